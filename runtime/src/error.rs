@@ -1,0 +1,88 @@
+//! The one error type of the library. Every room may import it; it knows none of them.
+//!
+//! Parsers do not know where their bytes came from: they build errors with [`Error::malformed`], and the edge that
+//! opened the file adds its name with [`Error::at`].
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong. Each variant is one kind of remedy for the caller; the text names file, field and cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused: no such file, no permission, no space, a read that failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder in question.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's bytes contradict themselves or its format: truncated, corrupted or hostile.
+    #[error("{}{field}: {reason}", prefix(path))]
+    Malformed {
+        /// The file, where it is known.
+        path: Option<PathBuf>,
+        /// The key, tensor or table in question.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A well-formed input that this version cannot run (an architecture, a tensor type, a tokenizer).
+    #[error("{}{what}", prefix(path))]
+    Unsupported {
+        /// The file, where it is known.
+        path: Option<PathBuf>,
+        /// What is not supported, and what is.
+        what: String,
+    },
+    /// A caller's option or argument makes no sense; the text says what would.
+    #[error("{0}")]
+    Invalid(String),
+    /// A chat template failed to parse or to render.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// The prompt or the conversation does not fit the context.
+    #[error("the context is full: {needed} tokens are needed and {limit} fit; shorten the prompt, start a new conversation, or open the session with a larger context")]
+    ContextFull {
+        /// Tokens that the call needs in the KV cache.
+        needed: usize,
+        /// Tokens that the KV cache holds.
+        limit: usize,
+    },
+    /// The caller cancelled a long operation that has nothing to return.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn prefix(path: &Option<PathBuf>) -> String {
+    path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display()))
+}
+
+impl Error {
+    /// An error about bytes whose file is not known here; [`Error::at`] adds it.
+    pub fn malformed(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Malformed { path: None, field: field.into(), reason: reason.into() }
+    }
+
+    /// An input that is sound but that this version cannot run; `what` lists what it can.
+    pub fn unsupported(what: impl Into<String>) -> Self {
+        Error::Unsupported { path: None, what: what.into() }
+    }
+
+    /// What the system said about `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Error::Io { path: path.into(), source }
+    }
+
+    /// Names the file that the bytes came from, unless a deeper call already did.
+    #[must_use]
+    pub fn at(mut self, file: impl AsRef<Path>) -> Self {
+        if let Error::Malformed { path, .. } | Error::Unsupported { path, .. } = &mut self {
+            path.get_or_insert_with(|| file.as_ref().to_path_buf());
+        }
+        self
+    }
+}
