@@ -1,0 +1,212 @@
+//! Bit-nested weights: one code of up to 8 bits per weight, stored as planes, of which any prefix is a complete
+//! lower-precision matrix.
+//!
+//! This room owns the codec: what the bits mean ([`layout`], [`decode`]), how they are found ([`encode`]), and the
+//! matrix types that kernels read. The scalar code here is the specification; `kernels` must agree with it.
+//!
+//! # The code
+//! A matrix `[rows, cols]` is cut along its columns (the input dimension) into groups of 32 or 64 weights; a last
+//! partial group is padded. Every weight has an 8-bit code; level `b` sees its top `b` bits `t`. A group has one scale
+//! `s` (f16) and one zero point `z` (u8, in steps of the 8-bit code), and a matrix has one pair `(alpha, beta)` per
+//! level, so that
+//!
+//! ```text
+//! w_b = s · (alpha_b · ((t << (8 − b)) − z) + beta_b)
+//! ```
+//!
+//! `beta_b` is close to the middle of the truncated cell (half of `2^(8−b)`), `alpha_b` to 1; both are fitted by least
+//! squares. Everything but the two corrections is an integer, so a group's dot product with 8-bit activations `q` is
+//! `dot(t, q)` and `sum(q)`, whatever the level.
+
+mod layout;
+
+pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape};
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// A precision at which a nested matrix can be read: the number of code bits that are present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Level {
+    /// 2 bits: plane 0 alone.
+    B2 = 2,
+    /// 3 bits: planes 0–1.
+    B3 = 3,
+    /// 4 bits: planes 0–2. Codes are anchored here.
+    B4 = 4,
+    /// 6 bits: planes 0–3.
+    B6 = 6,
+    /// 8 bits: all planes.
+    B8 = 8,
+}
+
+impl Level {
+    /// Every level, lowest first; `ALL[p]` is the level that plane `p` completes.
+    pub const ALL: [Level; PLANES] = [Level::B2, Level::B3, Level::B4, Level::B6, Level::B8];
+
+    /// The level of `bits` code bits; `None` if there is no such level.
+    pub fn from_bits(bits: u8) -> Option<Level> {
+        Level::ALL.into_iter().find(|l| l.bits() == bits)
+    }
+
+    /// Code bits per weight, without metadata.
+    pub const fn bits(self) -> u8 {
+        self as u8
+    }
+
+    /// How many planes are present at this level (1–5).
+    pub const fn planes(self) -> usize {
+        match self {
+            Level::B2 => 1,
+            Level::B3 => 2,
+            Level::B4 => 3,
+            Level::B6 => 4,
+            Level::B8 => 5,
+        }
+    }
+
+    /// Position in [`Level::ALL`].
+    pub const fn index(self) -> usize {
+        self.planes() - 1
+    }
+
+    /// How far a code of this level is shifted to stand among 8-bit codes: `8 − bits`.
+    pub const fn shift(self) -> u32 {
+        8 - self.bits() as u32
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.bits())
+    }
+}
+
+/// The per-matrix correction of one level; see the module's formula.
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Fit {
+    /// Multiplies the centred code.
+    pub alpha: f32,
+    /// Added in steps of the 8-bit code.
+    pub beta: f32,
+}
+
+/// The corrections of all levels, in the order of [`Level::ALL`].
+pub type Fits = [Fit; PLANES];
+
+/// A nested matrix `[rows, cols]` as kernels read it: the planes of one level, wherever their bytes live.
+#[derive(Clone, Debug)]
+pub struct Nested {
+    shape: Shape,
+    level: Level,
+    planes: Vec<Bytes>,
+    fits: Fits,
+}
+
+impl Nested {
+    /// A matrix at the level that `planes` complete.
+    ///
+    /// # Errors
+    /// `Malformed` where a plane is missing or has another length than [`Shape::plane`] says, or a fit is not finite.
+    pub fn new(shape: Shape, planes: Vec<Bytes>, fits: Fits) -> Result<Nested> {
+        let level = *planes
+            .len()
+            .checked_sub(1)
+            .and_then(|last| Level::ALL.get(last))
+            .ok_or_else(|| Error::malformed("planes", format!("{} planes; 1 to {PLANES} make a matrix", planes.len())))?;
+        for (p, plane) in planes.iter().enumerate() {
+            let want = shape.plane(p).len;
+            if plane.len() != want {
+                return Err(Error::malformed(
+                    format!("plane {p}"),
+                    format!("{} bytes where a {shape} matrix has {want}", plane.len()),
+                ));
+            }
+        }
+        if !fits.iter().all(|f| f.alpha.is_finite() && f.beta.is_finite()) {
+            return Err(Error::malformed("fit", "a correction is not a finite number"));
+        }
+        Ok(Nested { shape, level, planes, fits })
+    }
+
+    /// Rows, columns and group size.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The level this value is read at.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The correction of the level this value is read at.
+    pub fn fit(&self) -> Fit {
+        self.fits[self.level.index()]
+    }
+
+    /// The same weights read at `level`, where that is not above the planes present (R4: a plane set is a prefix).
+    pub fn at(&self, level: Level) -> Option<Nested> {
+        let planes = self.planes.get(..level.planes())?.to_vec();
+        Some(Nested { shape: self.shape, level, planes, fits: self.fits })
+    }
+
+    /// The codes of plane `p`, rows one after another; empty above the level.
+    pub fn codes(&self, p: usize) -> &[u8] {
+        self.planes.get(p).map_or(&[], |plane| &plane[self.shape.plane(p).codes])
+    }
+
+    /// The group scales as f16 bits in little-endian order, 2 bytes each, `[rows, groups]`.
+    pub fn scales(&self) -> &[u8] {
+        &self.planes[0][self.shape.plane(0).scales]
+    }
+
+    /// The group zero points, `[rows, groups]`.
+    pub fn zeros(&self) -> &[u8] {
+        &self.planes[0][self.shape.plane(0).zeros]
+    }
+}
+
+/// A weight matrix `[rows, cols]`: `y = W x` for a column `x` of `cols` activations.
+#[derive(Clone, Debug)]
+pub enum Matrix {
+    /// Unquantized, row-major: the reference path.
+    F32 {
+        /// Output features.
+        rows: usize,
+        /// Input features.
+        cols: usize,
+        /// `rows · cols` values.
+        data: Arc<[f32]>,
+    },
+    /// Bit-nested.
+    Nested(Nested),
+}
+
+impl Matrix {
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        match self {
+            Matrix::F32 { rows, .. } => *rows,
+            Matrix::Nested(n) => n.shape.rows,
+        }
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        match self {
+            Matrix::F32 { cols, .. } => *cols,
+            Matrix::Nested(n) => n.shape.cols,
+        }
+    }
+
+    /// Bytes that a product with this matrix reads.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Matrix::F32 { data, .. } => data.len() * 4,
+            Matrix::Nested(n) => n.planes.iter().map(|p| p.len()).sum(),
+        }
+    }
+}
