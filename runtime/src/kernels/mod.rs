@@ -98,6 +98,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..]` to `dst`, after everything before it has finished.
     fn download(&self, src: &Self::Buf, at: usize, dst: &mut [f32]) -> Result<()>;
 
+    /// Copies `src[at..at + len]` to the start of `dst`.
+    fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
+
     /// An empty cache for `capacity` positions of `width` values (`kv_heads · head_dim`) each for keys and values.
     fn alloc_kv(&self, capacity: usize, width: usize) -> Result<Self::Kv>;
 

@@ -1,0 +1,272 @@
+//! The forward pass, top to bottom like the papers.
+//!
+//! [`Model`] is immutable and shared; [`State`] is one timeline's cache and scratch, all of it allocated when it is
+//! made. A call takes a chunk of tokens (a prompt's part, or one token) through every layer.
+
+use super::config::Config;
+use super::weights::{Ffn, Layer, Moe, Weights};
+use crate::error::Result;
+use crate::experts::{ExpertSource, Wanted};
+use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
+
+/// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies.
+const LOGIT_ROWS: usize = 16;
+
+/// Weights and everything fixed about them.
+pub struct Model {
+    /// Hyper-parameters.
+    pub config: Config,
+    /// Always-used weights.
+    pub weights: Weights,
+    /// Provider of routed experts.
+    pub experts: Box<dyn ExpertSource>,
+}
+
+/// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.
+pub struct State<B: Backend> {
+    capacity: usize,
+    chunk: usize,
+    rope: RopeTable,
+    kv: Vec<B::Kv>,
+    /// Residual stream, `[chunk, d]`.
+    x: B::Buf,
+    /// Normed input of a sub-block, `[chunk, d]`.
+    h: B::Buf,
+    /// Output of a sub-block, `[chunk, d]`.
+    y: B::Buf,
+    /// `[chunk, heads · head_dim]`.
+    q: B::Buf,
+    /// `[chunk, kv_heads · head_dim]`.
+    k: B::Buf,
+    /// `[chunk, kv_heads · head_dim]`.
+    v: B::Buf,
+    /// `[chunk, heads · head_dim]`.
+    attn: B::Buf,
+    /// `[LOGIT_ROWS, vocab]`.
+    logits: B::Buf,
+    moe: Option<MoeScratch<B>>,
+}
+
+/// Scratch of the routed layers.
+struct MoeScratch<B: Backend> {
+    /// `[chunk, experts]`.
+    router: B::Buf,
+    /// `[chunk · top_k, d]`.
+    slots: B::Buf,
+    /// `[chunk, 1]`.
+    shared_gate: B::Buf,
+    choices: Vec<Choice>,
+    /// For each expert, the slots that chose it.
+    by_expert: Vec<Vec<u32>>,
+    wanted: Vec<Wanted>,
+}
+
+/// Which positions of a chunk the caller wants logits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: a prompt's earlier chunk.
+    Nothing,
+    /// The last position's.
+    Last,
+    /// Every position's.
+    All,
+}
+
+impl<B: Backend> State<B> {
+    /// Memory for `capacity` positions, taken in chunks of up to `chunk` tokens.
+    pub fn new(backend: &B, model: &Model, capacity: usize, chunk: usize) -> Result<State<B>> {
+        let (c, w) = (&model.config, &model.weights);
+        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_width());
+        let moe = match c.router {
+            None => None,
+            Some(Router { experts, top_k, .. }) => Some(MoeScratch {
+                router: backend.alloc(chunk * experts)?,
+                slots: backend.alloc(chunk * top_k * c.d)?,
+                shared_gate: backend.alloc(chunk)?,
+                choices: Vec::with_capacity(chunk * top_k),
+                by_expert: vec![Vec::new(); experts],
+                wanted: Vec::with_capacity(experts),
+            }),
+        };
+        Ok(State {
+            capacity,
+            chunk,
+            rope: c.rope.table(capacity, w.rope_factors.as_deref()),
+            kv: (0..c.layers).map(|_| backend.alloc_kv(capacity, kv_width)).collect::<Result<_>>()?,
+            x: backend.alloc(chunk * c.d)?,
+            h: backend.alloc(chunk * c.d)?,
+            y: backend.alloc(chunk * c.d)?,
+            q: backend.alloc(chunk * q_width)?,
+            k: backend.alloc(chunk * kv_width)?,
+            v: backend.alloc(chunk * kv_width)?,
+            attn: backend.alloc(chunk * q_width)?,
+            logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
+            moe,
+        })
+    }
+
+    /// Positions that the cache holds.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens that one call may take.
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
+}
+
+impl Model {
+    /// Takes `tokens` at positions `pos..` through the model and hands the logits of the wanted positions to `each`,
+    /// in order, with their index in `tokens`.
+    ///
+    /// # Panics
+    /// Where the tokens are none or more than a chunk, do not fit the cache, or are not in the vocabulary: the session
+    /// checks.
+    pub fn forward<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        tokens: &[u32],
+        pos: usize,
+        want: Want,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let (c, w, n) = (&self.config, &self.weights, tokens.len());
+        assert!(n > 0 && n <= s.chunk && pos + n <= s.capacity, "{n} tokens at {pos}: chunk {}, capacity {}", s.chunk, s.capacity);
+        assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
+
+        b.embed(&w.embed, tokens, &mut s.x);
+        for (i, layer) in w.layers.iter().enumerate() {
+            b.rms_norm(&s.x, &layer.attn_norm, c.norm_eps, n, &mut s.h);
+            self.attention(b, s, layer, i, pos, n);
+            b.add(&mut s.x, &s.y, n * c.d);
+
+            b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
+            match &layer.ffn {
+                Ffn::Dense(ffn) => b.ffn(&s.h, n, ffn, &mut s.y),
+                Ffn::Moe(moe) => self.moe(b, s, moe, i, n)?,
+            }
+            b.add(&mut s.x, &s.y, n * c.d);
+        }
+        self.logits(b, s, n, want, each)
+    }
+
+    /// `y = o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed input `h`.
+    fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
+        let c = &self.config;
+        let kv_width = c.kv_width();
+        b.linear(
+            &s.h,
+            n,
+            &mut [
+                Linear { matrix: &layer.q.matrix, bias: layer.q.bias.as_deref(), out: &mut s.q },
+                Linear { matrix: &layer.k.matrix, bias: layer.k.bias.as_deref(), out: &mut s.k },
+                Linear { matrix: &layer.v.matrix, bias: layer.v.bias.as_deref(), out: &mut s.v },
+            ],
+        );
+        // A norm as long as a head runs over each head, one as long as the row over the row.
+        if let Some(weight) = &layer.q_norm {
+            b.rms_norm_in_place(&mut s.q, weight, c.norm_eps, n * c.heads * c.head_dim / weight.len());
+        }
+        if let Some(weight) = &layer.k_norm {
+            b.rms_norm_in_place(&mut s.k, weight, c.norm_eps, n * kv_width / weight.len());
+        }
+        if let Some(limit) = c.clip_qkv {
+            b.clamp(&mut s.q, n * c.heads * c.head_dim, limit);
+            b.clamp(&mut s.k, n * kv_width, limit);
+            b.clamp(&mut s.v, n * kv_width, limit);
+        }
+        b.rope(&mut s.q, pos, n, c.heads, c.head_dim, &s.rope);
+        b.rope(&mut s.k, pos, n, c.kv_heads, c.head_dim, &s.rope);
+        b.write_kv(&mut s.kv[i], pos, n, &s.k, &s.v);
+        let shape = Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            window: c.windows[i],
+        };
+        b.attention(&s.q, &s.kv[i], pos, n, &shape, &mut s.attn);
+        b.linear(
+            &s.attn,
+            n,
+            &mut [Linear { matrix: &layer.o.matrix, bias: layer.o.bias.as_deref(), out: &mut s.y }],
+        );
+    }
+
+    /// `y = Σ gate · expert(h)`, plus the shared expert.
+    fn moe<B: Backend>(&self, b: &B, s: &mut State<B>, moe: &Moe, layer: usize, n: usize) -> Result<()> {
+        let (c, State { h, x, y, moe: scratch, .. }) = (&self.config, s);
+        let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
+        b.linear(h, n, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
+        b.route(&m.router, n, router, &mut m.choices)?;
+
+        group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
+        let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
+        self.experts.serve(layer, wanted, &mut |batch| {
+            let jobs: Vec<_> = batch
+                .iter()
+                .map(|&(i, expert)| ExpertJob { expert, slots: &by_expert[wanted[i].expert as usize] })
+                .collect();
+            b.experts(h, router.top_k, &jobs, slots);
+            Ok(())
+        })?;
+        // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
+        b.combine(&m.slots, &m.choices, router.top_k, c.d, y);
+
+        if let Some(shared) = &moe.shared {
+            // The residual is added first: that frees `y` for the shared expert's output.
+            b.add(x, y, n * c.d);
+            b.ffn(h, n, shared, y);
+            if let Some(gate) = &moe.shared_gate {
+                b.linear(h, n, &mut [Linear { matrix: gate, bias: None, out: &mut m.shared_gate }]);
+                b.gate_rows(y, &m.shared_gate, n, c.d);
+            }
+        }
+        Ok(())
+    }
+
+    /// Final norm and output head of the wanted positions.
+    fn logits<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        n: usize,
+        want: Want,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let (c, w) = (&self.config, &self.weights);
+        let mut first = match want {
+            Want::Nothing => return Ok(()),
+            Want::Last => n - 1,
+            Want::All => 0,
+        };
+        let mut host = vec![0.0; w.vocab()];
+        while first < n {
+            let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
+            b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
+            b.rms_norm(&s.h, &w.norm, c.norm_eps, rows, &mut s.y);
+            b.linear(&s.y, rows, &mut [Linear { matrix: &w.head, bias: None, out: &mut s.logits }]);
+            for row in 0..rows {
+                b.download(&s.logits, row * w.vocab(), &mut host)?;
+                each(first + row, &host);
+            }
+            first += rows;
+        }
+        Ok(())
+    }
+}
+
+/// Sorts the chosen slots by expert; `wanted` lists the experts that were chosen, in index order.
+fn group_by_expert(choices: &[Choice], by_expert: &mut [Vec<u32>], wanted: &mut Vec<Wanted>) {
+    by_expert.iter_mut().for_each(Vec::clear);
+    wanted.clear();
+    for (slot, choice) in choices.iter().enumerate() {
+        by_expert[choice.expert as usize].push(slot as u32);
+    }
+    for (expert, slots) in by_expert.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+        let gate = slots.iter().map(|&s| choices[s as usize].gate).sum();
+        wanted.push(Wanted { expert: expert as u32, gate, tokens: slots.len() as u32 });
+    }
+}

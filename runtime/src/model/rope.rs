@@ -1,0 +1,173 @@
+//! Rotary position embedding: inverse frequencies under every scaling, and the table of cosines and sines.
+//!
+//! Formulas follow `transformers` (`modeling_rope_utils.py`), which the goldens come from: frequencies are rounded to
+//! f32 and angles are f32 products, because at thousands of positions another rounding is another angle.
+
+use crate::kernels::RopeTable;
+use std::f64::consts::PI;
+
+/// How positions turn into angles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Rotated dimensions of a head (even).
+    pub dims: usize,
+    /// θ: the wavelength base.
+    pub base: f32,
+    /// Stretching beyond the trained context.
+    pub scaling: Scaling,
+}
+
+/// Frequency scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scaling {
+    /// As trained.
+    None,
+    /// All frequencies divided by `factor` (position interpolation).
+    Linear {
+        /// Stretch.
+        factor: f32,
+    },
+    /// Llama 3.1: long wavelengths divided, short ones kept, a ramp between.
+    Llama3 {
+        /// Stretch.
+        factor: f32,
+        /// Wavelengths above `original_context / low_freq_factor` are divided.
+        low_freq_factor: f32,
+        /// Wavelengths below `original_context / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// Context before stretching.
+        original_context: f32,
+    },
+    /// YaRN (arXiv 2309.00071): a ramp over dimensions, and sharper attention.
+    Yarn {
+        /// Stretch.
+        factor: f32,
+        /// Context before stretching.
+        original_context: f32,
+        /// Rotations at which a dimension counts as fast.
+        beta_fast: f32,
+        /// Rotations at which a dimension counts as slow.
+        beta_slow: f32,
+        /// Multiplies cosines and sines; by default `0.1 ln(factor) + 1`.
+        attention_factor: Option<f32>,
+        /// With `mscale_all_dim`, another way to give the attention factor.
+        mscale: Option<f32>,
+        /// See `mscale`.
+        mscale_all_dim: Option<f32>,
+        /// Round the ramp's ends to whole dimensions.
+        truncate: bool,
+    },
+}
+
+impl RopeConfig {
+    /// Inverse frequencies `[dims / 2]` and the factor on cosines and sines.
+    fn frequencies(&self) -> (Vec<f32>, f32) {
+        let dims = self.dims as f64;
+        let base = f64::from(self.base);
+        let plain = |i: usize| 1.0 / base.powf(2.0 * i as f64 / dims);
+        let half = 0..self.dims / 2;
+        match &self.scaling {
+            Scaling::None => (half.map(|i| plain(i) as f32).collect(), 1.0),
+            Scaling::Linear { factor } => (half.map(|i| (plain(i) / f64::from(*factor)) as f32).collect(), 1.0),
+            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let (factor, low, high) = (f64::from(*factor), f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+                let context = f64::from(*original_context);
+                let stretch = |inv: f64| {
+                    let wavelength = 2.0 * PI / inv;
+                    if wavelength > context / low {
+                        inv / factor
+                    } else if wavelength < context / high {
+                        inv
+                    } else {
+                        let smooth = (context / wavelength - low) / (high - low);
+                        (1.0 - smooth) * inv / factor + smooth * inv
+                    }
+                };
+                (half.map(|i| stretch(plain(i)) as f32).collect(), 1.0)
+            }
+            Scaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                mscale,
+                mscale_all_dim,
+                truncate,
+            } => {
+                let factor = f64::from(*factor);
+                // The dimension that turns `rotations` times over the original context.
+                let dimension = |rotations: f32| {
+                    dims * (f64::from(*original_context) / (f64::from(rotations) * 2.0 * PI)).ln() / (2.0 * base.ln())
+                };
+                let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dims - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let stretch = |i: usize| {
+                    let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    let kept = 1.0 - ramp;
+                    plain(i) / factor * (1.0 - kept) + plain(i) * kept
+                };
+                let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+                let attention = match (attention_factor, mscale, mscale_all_dim) {
+                    (Some(a), _, _) => f64::from(*a),
+                    (None, Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => {
+                        scale(f64::from(*m)) / scale(f64::from(*all))
+                    }
+                    _ => scale(1.0),
+                };
+                (half.map(|i| stretch(i) as f32).collect(), attention as f32)
+            }
+        }
+    }
+
+    /// The table for positions `0..positions`. `factors` (`[dims / 2]`, a GGUF's `rope_freqs.weight`) divide the
+    /// frequencies.
+    pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> RopeTable {
+        let (mut inv, attention) = self.frequencies();
+        if let Some(factors) = factors {
+            inv.iter_mut().zip(factors).for_each(|(inv, f)| *inv /= f);
+        }
+        let mut table = RopeTable { dims: self.dims, cos: Vec::new(), sin: Vec::new() };
+        table.cos.reserve_exact(positions * inv.len());
+        table.sin.reserve_exact(positions * inv.len());
+        for position in 0..positions {
+            for inv in &inv {
+                let (sin, cos) = (position as f32 * inv).sin_cos();
+                table.cos.push(cos * attention);
+                table.sin.push(sin * attention);
+            }
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(scaling: Scaling) -> RopeConfig {
+        RopeConfig { dims: 16, base: 10_000.0, scaling }
+    }
+
+    #[test]
+    fn linear_scaling_is_a_stretch_of_positions() {
+        let plain = rope(Scaling::None).table(4, None);
+        let slow = rope(Scaling::Linear { factor: 2.0 }).table(7, None);
+        for (a, b) in plain.cos[3 * 8..].iter().zip(&slow.cos[6 * 8..]) {
+            assert!((a - b).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn factors_of_one_change_nothing_and_a_table_has_every_position() {
+        let config = rope(Scaling::None);
+        assert_eq!(config.table(5, None), config.table(5, Some(&[1.0; 8])));
+        assert_eq!(config.table(5, None).cos.len(), 5 * 8);
+    }
+}
