@@ -18,8 +18,15 @@
 //! squares. Everything but the two corrections is an integer, so a group's dot product with 8-bit activations `q` is
 //! `dot(t, q)` and `sum(q)`, whatever the level.
 
+mod decode;
+mod encode;
+mod fit;
+mod keep;
 mod layout;
 
+pub use decode::{QuantizedRow, cell_middle};
+pub use encode::{Encoded, EncodedRows, encode, encode_rows};
+pub use keep::{keep_rows, keeps};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape};
 
 use crate::bytes::Bytes;

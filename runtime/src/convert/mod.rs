@@ -1,0 +1,2 @@
+//! Import.
+pub mod source;

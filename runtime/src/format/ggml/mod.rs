@@ -1,0 +1,134 @@
+//! The element encodings of GGUF tensors: sizes, and dequantization to f32.
+//!
+//! The values are exactly those of the `gguf` Python package's `quants.dequantize` (`tests/goldens/ggml`).
+
+mod blocks;
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+macro_rules! types {
+    ($($variant:ident = $id:literal, $name:literal, $len:literal, $bytes:literal, $doc:literal;)*) => {
+        /// An element encoding that this version reads.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(non_camel_case_types)]
+        pub enum GgmlType { $(#[doc = $doc] $variant),* }
+
+        impl GgmlType {
+            /// Every type.
+            pub const ALL: &'static [GgmlType] = &[$(GgmlType::$variant),*];
+
+            /// The number in a GGUF directory.
+            pub const fn id(self) -> u32 { match self { $(GgmlType::$variant => $id),* } }
+
+            /// The name that GGUF tools print.
+            pub const fn name(self) -> &'static str { match self { $(GgmlType::$variant => $name),* } }
+
+            /// Elements per block.
+            pub const fn block_len(self) -> usize { match self { $(GgmlType::$variant => $len),* } }
+
+            /// Bytes per block.
+            pub const fn block_bytes(self) -> usize { match self { $(GgmlType::$variant => $bytes),* } }
+        }
+    };
+}
+
+types! {
+    F32 = 0, "F32", 1, 4, "IEEE single.";
+    F16 = 1, "F16", 1, 2, "IEEE half.";
+    Q4_0 = 2, "Q4_0", 32, 18, "4 bits, symmetric, f16 scale.";
+    Q4_1 = 3, "Q4_1", 32, 20, "4 bits, f16 scale and minimum.";
+    Q5_0 = 6, "Q5_0", 32, 22, "5 bits, symmetric, f16 scale.";
+    Q5_1 = 7, "Q5_1", 32, 24, "5 bits, f16 scale and minimum.";
+    Q8_0 = 8, "Q8_0", 32, 34, "8 bits, symmetric, f16 scale.";
+    Q2_K = 10, "Q2_K", 256, 84, "2 bits, groups of 16, 4-bit scales and minima.";
+    Q3_K = 11, "Q3_K", 256, 110, "3 bits, groups of 16, 6-bit scales.";
+    Q4_K = 12, "Q4_K", 256, 144, "4 bits, groups of 32, 6-bit scales and minima.";
+    Q5_K = 13, "Q5_K", 256, 176, "5 bits, groups of 32, 6-bit scales and minima.";
+    Q6_K = 14, "Q6_K", 256, 210, "6 bits, groups of 16, 8-bit scales.";
+    IQ4_NL = 20, "IQ4_NL", 32, 18, "4-bit index into a fixed non-linear table, f16 scale.";
+    I8 = 24, "I8", 1, 1, "Bytes; Dollop's planes.";
+    I32 = 26, "I32", 1, 4, "Integers; Dollop's checksums.";
+    BF16 = 30, "BF16", 1, 2, "The upper half of an IEEE single.";
+    MXFP4 = 39, "MXFP4", 32, 17, "4-bit floats (E2M1) with a shared power of two.";
+}
+
+/// Encodings that exist but are not read, so that the message can name them.
+const OTHERS: [(u32, &str); 17] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (25, "I16"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+];
+
+impl GgmlType {
+    /// The type with this number, or a message that names it and lists what is supported.
+    pub fn from_id(id: u32) -> Result<GgmlType, String> {
+        GgmlType::ALL.iter().copied().find(|t| t.id() == id).ok_or_else(|| {
+            let known = OTHERS.iter().find(|(i, _)| *i == id).map_or_else(|| format!("number {id}"), |(_, n)| n.to_string());
+            let names: Vec<_> = GgmlType::ALL.iter().map(|t| t.name()).collect();
+            format!("element type {known} is not supported; supported are {}", names.join(", "))
+        })
+    }
+
+    /// Bytes of a row of `n` elements, where `n` is a whole number of blocks.
+    pub fn row_bytes(self, n: usize) -> Option<usize> {
+        (n % self.block_len() == 0).then(|| n / self.block_len())?.checked_mul(self.block_bytes())
+    }
+
+    /// Whether the elements are weights (rather than bytes or integers).
+    pub fn is_float(self) -> bool {
+        !matches!(self, GgmlType::I8 | GgmlType::I32)
+    }
+
+    /// Decodes `bytes` into `out`.
+    ///
+    /// # Errors
+    /// `Malformed` where the lengths do not belong together, `Invalid` for integer types.
+    pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        if self.row_bytes(out.len()) != Some(bytes.len()) {
+            let reason = format!("{} bytes of {self} are not {} elements", bytes.len(), out.len());
+            return Err(Error::malformed("tensor data", reason));
+        }
+        match self {
+            GgmlType::F32 => blocks::f32s(bytes, out),
+            GgmlType::F16 => blocks::f16s(bytes, out),
+            GgmlType::BF16 => blocks::bf16s(bytes, out),
+            GgmlType::Q4_0 => blocks::q4_0(bytes, out),
+            GgmlType::Q4_1 => blocks::q4_1(bytes, out),
+            GgmlType::Q5_0 => blocks::q5_0(bytes, out),
+            GgmlType::Q5_1 => blocks::q5_1(bytes, out),
+            GgmlType::Q8_0 => blocks::q8_0(bytes, out),
+            GgmlType::Q2_K => blocks::q2_k(bytes, out),
+            GgmlType::Q3_K => blocks::q3_k(bytes, out),
+            GgmlType::Q4_K => blocks::q4_k(bytes, out),
+            GgmlType::Q5_K => blocks::q5_k(bytes, out),
+            GgmlType::Q6_K => blocks::q6_k(bytes, out),
+            GgmlType::IQ4_NL => blocks::iq4_nl(bytes, out),
+            GgmlType::MXFP4 => blocks::mxfp4(bytes, out),
+            GgmlType::I8 | GgmlType::I32 => return Err(Error::Invalid(format!("{self} elements are no weights"))),
+        }
+        Ok(())
+    }
+}
+
+pub use blocks::{k_scale_min, le_f16};
+
+impl fmt::Display for GgmlType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

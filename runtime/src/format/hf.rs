@@ -1,0 +1,320 @@
+//! Hugging Face models in GGUF's words: `config.json` becomes GGUF keys, tensor names become GGUF names.
+//!
+//! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
+//! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
+
+use super::value::Metadata;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value as Json};
+
+/// `model_type` and the GGUF architecture it becomes.
+const FAMILIES: [(&str, &str); 8] = [
+    ("olmoe", "olmoe"),
+    ("qwen3_moe", "qwen3moe"),
+    ("qwen2_moe", "qwen2moe"),
+    ("mixtral", "llama"),
+    ("llama", "llama"),
+    ("mistral", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+];
+
+const MAX_LAYERS: u64 = 1024;
+
+struct Config {
+    json: Map<String, Json>,
+}
+
+impl Config {
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.json.get(key).filter(|v| !v.is_null())
+    }
+
+    fn wrong(key: &str, want: &str) -> Error {
+        Error::malformed(format!("config.json: {key}"), format!("{want} is expected"))
+    }
+
+    fn u64(&self, key: &str) -> Result<Option<u64>> {
+        self.get(key).map(|v| v.as_u64().ok_or_else(|| Self::wrong(key, "a non-negative integer"))).transpose()
+    }
+
+    fn require_u64(&self, key: &str) -> Result<u64> {
+        self.u64(key)?.ok_or_else(|| Error::malformed(format!("config.json: {key}"), "the key is missing"))
+    }
+
+    fn f64(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key).map(|v| v.as_f64().ok_or_else(|| Self::wrong(key, "a number"))).transpose()
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key).map(|v| v.as_bool().ok_or_else(|| Self::wrong(key, "true or false"))).transpose()
+    }
+
+    fn str(&self, key: &str) -> Result<Option<&str>> {
+        self.get(key).map(|v| v.as_str().ok_or_else(|| Self::wrong(key, "a string"))).transpose()
+    }
+
+    /// The rope parameters of either spelling.
+    fn rope(&self) -> Result<Config> {
+        let mut json = Map::new();
+        for key in ["rope_scaling", "rope_parameters"] {
+            match self.get(key) {
+                None => {}
+                Some(Json::Object(o)) => json.extend(o.iter().map(|(k, v)| (k.clone(), v.clone()))),
+                Some(_) => return Err(Self::wrong(key, "an object")),
+            }
+        }
+        if let (None, Some(theta)) = (json.get("rope_theta"), self.get("rope_theta")) {
+            json.insert("rope_theta".into(), theta.clone());
+        }
+        Ok(Config { json })
+    }
+}
+
+/// GGUF keys for a `config.json`.
+///
+/// # Errors
+/// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for other families and features.
+pub fn metadata_from_config(text: &str) -> Result<Metadata> {
+    let json: Json = serde_json::from_str(text).map_err(|e| Error::malformed("config.json", e.to_string()))?;
+    let Json::Object(json) = json else { return Err(Error::malformed("config.json", "an object is expected")) };
+    let c = Config { json };
+    let family = c.str("model_type")?.ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
+    let Some(&(_, arch)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
+        let names: Vec<_> = FAMILIES.iter().map(|f| f.0).collect();
+        let what = format!("model_type `{family}` is not supported; supported are {}", names.join(", "));
+        return Err(Error::unsupported(what));
+    };
+    if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
+        return Err(Error::unsupported(format!("config.json: hidden_act `{act}` is not supported; `silu` is")));
+    }
+
+    let mut m = Metadata::new();
+    m.insert("general.architecture", arch);
+    let key = |name: &str| format!("{arch}.{name}");
+    let mut number = |m: &mut Metadata, name: &str, value: Option<u64>| -> Result<()> {
+        if let Some(v) = value {
+            let v = u32::try_from(v).map_err(|_| Error::malformed(format!("config.json: {name}"), "is absurdly large"))?;
+            m.insert(key(name), v);
+        }
+        Ok(())
+    };
+    let layers = c.require_u64("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(Error::malformed("config.json: num_hidden_layers", format!("{layers} is more than {MAX_LAYERS}")));
+    }
+    let (d, heads) = (c.require_u64("hidden_size")?, c.require_u64("num_attention_heads")?);
+    number(&mut m, "block_count", Some(layers))?;
+    number(&mut m, "context_length", Some(c.require_u64("max_position_embeddings")?))?;
+    number(&mut m, "embedding_length", Some(d))?;
+    number(&mut m, "feed_forward_length", c.u64("intermediate_size")?)?;
+    number(&mut m, "attention.head_count", Some(heads))?;
+    number(&mut m, "attention.head_count_kv", Some(c.u64("num_key_value_heads")?.unwrap_or(heads)))?;
+    let head_dim = match c.u64("head_dim")? {
+        Some(n) => n,
+        None => d.checked_div(heads).ok_or_else(|| Config::wrong("num_attention_heads", "a number above zero"))?,
+    };
+    number(&mut m, "attention.key_length", Some(head_dim))?;
+    number(&mut m, "attention.value_length", Some(head_dim))?;
+    number(&mut m, "rope.dimension_count", Some(head_dim))?;
+    m.insert(key("attention.layer_norm_rms_epsilon"), c.f64("rms_norm_eps")?.unwrap_or(1e-6) as f32);
+    if let Some(clip) = c.f64("clip_qkv")? {
+        m.insert(key("attention.clamp_kqv"), clip as f32);
+    }
+
+    let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
+    let moe = arch.ends_with("moe") || family == "mixtral";
+    if let Some(experts) = experts.filter(|_| moe) {
+        number(&mut m, "expert_count", Some(experts))?;
+        number(&mut m, "expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
+        number(&mut m, "expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
+        number(&mut m, "expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
+        let renormalize = match family {
+            "mixtral" => true,
+            _ => c.bool("norm_topk_prob")?.unwrap_or(false),
+        };
+        m.insert("dollop.router.renormalize", renormalize);
+    }
+    windows(&c, family, layers, &mut m, arch)?;
+    rope(&c.rope()?, &mut m, arch)?;
+    Ok(m)
+}
+
+/// Which layers have a sliding window: each family says it in its own way.
+fn windows(c: &Config, family: &str, layers: u64, m: &mut Metadata, arch: &str) -> Result<()> {
+    let Some(window) = c.u64("sliding_window")?.filter(|&w| w > 0) else { return Ok(()) };
+    let listed = match c.get("layer_types") {
+        None => None,
+        Some(Json::Array(all)) => Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>()),
+        Some(_) => return Err(Config::wrong("layer_types", "an array")),
+    };
+    let on = match family {
+        // Always, where a window is given at all.
+        "mixtral" | "mistral" => listed.unwrap_or_else(|| vec![true; layers as usize]),
+        "llama" | "olmoe" => return Ok(()),
+        _ if !c.bool("use_sliding_window")?.unwrap_or(false) => return Ok(()),
+        // The mixture-of-experts families of Qwen have no per-layer list: the window is for all of them.
+        "qwen3_moe" => vec![true; layers as usize],
+        _ => listed.map_or_else(
+            || -> Result<_> {
+                let edge = c.u64("max_window_layers")?.unwrap_or(layers);
+                let on = |i: u64| if family == "qwen2_moe" { i % 2 == 0 && i < edge } else { i >= edge };
+                Ok((0..layers).map(on).collect())
+            },
+            Ok,
+        )?,
+    };
+    m.insert(format!("{arch}.attention.sliding_window"), window.min(u32::MAX.into()) as u32);
+    m.insert("dollop.attention.window_layers", on);
+    Ok(())
+}
+
+fn rope(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
+    let key = |name: &str| format!("{arch}.rope.{name}");
+    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(10_000.0) as f32);
+    if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
+        return Err(Error::unsupported(format!("config.json: partial_rotary_factor {part} is not supported; 1 is")));
+    }
+    let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
+    let mut copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
+        if let Some(v) = c.f64(from)? {
+            m.insert(to, v as f32);
+        }
+        Ok(())
+    };
+    match kind {
+        "default" => {}
+        "linear" | "yarn" => {
+            m.insert(key("scaling.type"), kind);
+            copy(m, "factor", key("scaling.factor"))?;
+            if kind == "yarn" {
+                copy(m, "original_max_position_embeddings", key("scaling.original_context_length"))?;
+                copy(m, "beta_fast", key("scaling.yarn_beta_fast"))?;
+                copy(m, "beta_slow", key("scaling.yarn_beta_slow"))?;
+                for name in ["attention_factor", "mscale", "mscale_all_dim"] {
+                    copy(m, name, format!("dollop.rope.yarn.{name}"))?;
+                }
+                if let Some(truncate) = c.bool("truncate")? {
+                    m.insert("dollop.rope.yarn.truncate", truncate);
+                }
+            }
+        }
+        "llama3" => {
+            for name in ["factor", "low_freq_factor", "high_freq_factor"] {
+                copy(m, name, format!("dollop.rope.llama3.{name}"))?;
+            }
+            copy(m, "original_max_position_embeddings", "dollop.rope.llama3.original_context_length".into())?;
+        }
+        other => {
+            let what = format!("config.json: rope_type `{other}` is not supported; default, linear, llama3 and yarn are");
+            return Err(Error::unsupported(what));
+        }
+    }
+    Ok(())
+}
+
+/// The place of a Hugging Face tensor among the canonical ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// GGUF name.
+    pub name: String,
+    /// The expert, where the tensor holds one of a stack.
+    pub expert: Option<usize>,
+}
+
+/// The canonical places of a tensor: one, or two for a stacked `gate_up_proj` (gate in the first half of the rows of
+/// each expert, up in the second). Empty for buffers that carry no weights; `None` for names of no known family.
+pub fn places(name: &str) -> Option<Vec<Place>> {
+    let one = |name: String, expert| Some(vec![Place { name, expert }]);
+    match name {
+        "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
+        "model.norm.weight" => return one("output_norm.weight".into(), None),
+        "lm_head.weight" => return one("output.weight".into(), None),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let blk = |part: &str| format!("blk.{layer}.{part}");
+    let (module, leaf) = rest.rsplit_once('.')?;
+    if rest.starts_with("self_attn.rotary_emb") {
+        return Some(Vec::new());
+    }
+    let plain = match module {
+        "input_layernorm" => Some("attn_norm"),
+        "post_attention_layernorm" => Some("ffn_norm"),
+        "self_attn.q_proj" => Some("attn_q"),
+        "self_attn.k_proj" => Some("attn_k"),
+        "self_attn.v_proj" => Some("attn_v"),
+        "self_attn.o_proj" => Some("attn_output"),
+        "self_attn.q_norm" => Some("attn_q_norm"),
+        "self_attn.k_norm" => Some("attn_k_norm"),
+        "mlp.gate_proj" => Some("ffn_gate"),
+        "mlp.up_proj" => Some("ffn_up"),
+        "mlp.down_proj" => Some("ffn_down"),
+        "mlp.gate" | "block_sparse_moe.gate" => Some("ffn_gate_inp"),
+        "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
+        "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
+        "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
+        "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
+        _ => None,
+    };
+    if let Some(part) = plain {
+        return one(blk(&format!("{part}.{leaf}")), None);
+    }
+    let experts = rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
+    match experts {
+        "gate_up_proj" => {
+            let place = |part: &str| Place { name: blk(part), expert: None };
+            return Some(vec![place("ffn_gate_exps.weight"), place("ffn_up_exps.weight")]);
+        }
+        "down_proj" => return one(blk("ffn_down_exps.weight"), None),
+        _ => {}
+    }
+    let (expert, part) = experts.split_once('.')?;
+    let part = match part {
+        "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",
+        "up_proj.weight" | "w3.weight" => "ffn_up_exps.weight",
+        "down_proj.weight" | "w2.weight" => "ffn_down_exps.weight",
+        _ => return None,
+    };
+    one(blk(part), Some(expert.parse().ok()?))
+}
+
+/// Copies the ids and flags of `tokenizer_config.json`, `config.json` and `generation_config.json` that GGUF has keys
+/// for. `token_id` looks a token's text up in the tokenizer.
+pub fn special_tokens(m: &mut Metadata, config: &str, tokenizer: Option<&str>, generation: Option<&str>, token_id: &dyn Fn(&str) -> Option<u32>) {
+    let parse = |t: &str| serde_json::from_str::<Json>(t).ok();
+    let (config, tokenizer, generation) = (parse(config), tokenizer.and_then(parse), generation.and_then(parse));
+    let id = |v: &Json| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    for (key, token, flag) in [("bos", "bos_token", "add_bos_token"), ("eos", "eos_token", "add_eos_token")] {
+        let named = tokenizer.as_ref().and_then(|t| {
+            let token = &t[token];
+            token.as_str().or_else(|| token["content"].as_str()).and_then(token_id)
+        });
+        let field = format!("{key}_token_id");
+        let listed = [&generation, &config].into_iter().flatten().find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
+        if let Some(n) = named.or(listed) {
+            m.insert(format!("tokenizer.ggml.{field}"), n);
+        }
+        if let Some(add) = tokenizer.as_ref().and_then(|t| t[flag].as_bool()) {
+            m.insert(format!("tokenizer.ggml.{flag}"), add);
+        }
+    }
+    let ends = [&generation, &config].into_iter().flatten().find_map(|c| match &c["eos_token_id"] {
+        Json::Array(all) => all.iter().map(|v| id(v).map(u64::from)).collect::<Option<Vec<_>>>(),
+        one => id(one).map(|n| vec![n.into()]),
+    });
+    if let Some(ends) = ends {
+        m.insert("dollop.tokenizer.eot_token_ids", ends);
+    }
+}
+
+/// The chat template of a `tokenizer_config.json`: a text, or the one named `default` of a list.
+pub fn chat_template(tokenizer_config: &str) -> Option<String> {
+    let json: Json = serde_json::from_str(tokenizer_config).ok()?;
+    match &json["chat_template"] {
+        Json::String(s) => Some(s.clone()),
+        Json::Array(all) => all.iter().find(|t| t["name"] == "default")?["template"].as_str().map(str::to_owned),
+        _ => None,
+    }
+}

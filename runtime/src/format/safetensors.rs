@@ -1,0 +1,80 @@
+//! The safetensors container and its sharded index. Locates tensors; reads none.
+
+use super::ggml::GgmlType;
+use crate::error::{Error, Result};
+use ::safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+
+/// Where one tensor lies in its file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Name in the file.
+    pub name: String,
+    /// Sizes, slowest-varying first (a matrix is `[rows, cols]`).
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub ty: GgmlType,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub n_bytes: u64,
+}
+
+/// The tensors of one file. `bytes` is the whole file: the header is checked against its length.
+///
+/// # Errors
+/// `Malformed` for a header that contradicts itself or the file, `Unsupported` for element types that are no weights.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
+    let malformed = |e: ::safetensors::SafeTensorError| Error::malformed("safetensors header", e.to_string());
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let data_start = (header + 8) as u64;
+    let mut entries = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let ty = match info.dtype {
+            Dtype::F32 => GgmlType::F32,
+            Dtype::F16 => GgmlType::F16,
+            Dtype::BF16 => GgmlType::BF16,
+            other => {
+                let what = format!("tensor `{name}`: element type {other:?} is not supported; F32, F16 and BF16 are");
+                return Err(Error::unsupported(what));
+            }
+        };
+        let (from, to) = info.data_offsets;
+        let end = data_start.checked_add(to as u64).filter(|&end| end <= bytes.len() as u64);
+        if end.is_none() || from > to {
+            return Err(Error::malformed(format!("tensor `{name}`"), "lies past the end of the file; is the download complete?"));
+        }
+        entries.push(Entry {
+            name: name.clone(),
+            shape: info.shape.clone(),
+            ty,
+            offset: data_start + from as u64,
+            n_bytes: (to - from) as u64,
+        });
+    }
+    entries.sort_by_key(|e| e.offset);
+    Ok(entries)
+}
+
+/// The shard files that `model.safetensors.index.json` names, in order, each once. Names are plain file names: an index
+/// cannot point out of its folder.
+///
+/// # Errors
+/// `Malformed` where the text is no index.
+pub fn shards(index: &str) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    const FIELD: &str = "model.safetensors.index.json";
+    let index: Index = serde_json::from_str(index).map_err(|e| Error::malformed(FIELD, e.to_string()))?;
+    let mut files: Vec<String> = index.weight_map.into_values().collect();
+    files.sort();
+    files.dedup();
+    for file in &files {
+        if file.is_empty() || file.contains(['/', '\\']) || file == ".." {
+            return Err(Error::malformed(FIELD, format!("`{file}` is no file name")));
+        }
+    }
+    Ok(files)
+}

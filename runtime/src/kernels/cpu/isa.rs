@@ -1,0 +1,102 @@
+//! Which instructions this machine has, and running code with them.
+//!
+//! An [`Isa`] beyond the scalar one is only made after detection ([`Isa::available`]); holding one is the permission to
+//! call its functions.
+#![allow(unsafe_code)]
+
+use std::fmt;
+
+/// An instruction set that this machine has and that kernels exist for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+/// Every instruction set, whether or not this machine has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Whatever the compiler's baseline is; the reference.
+    Scalar,
+    /// x86-64 with AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// x86-64 with AVX-512 (F, BW, VL, VNNI).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AArch64 with the dot-product extension.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+}
+
+impl Isa {
+    /// What this machine can run, slowest first.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut all = vec![Isa(Kind::Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                all.push(Isa(Kind::Avx2));
+                if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni") {
+                    all.push(Isa(Kind::Avx512));
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            all.push(Isa(Kind::Dotprod));
+        }
+        all
+    }
+
+    /// The fastest.
+    pub fn best() -> Isa {
+        *Isa::available().last().expect("scalar is always there")
+    }
+
+    /// The instruction set of this name (as [`fmt::Display`] prints it), if this machine has it.
+    pub fn named(name: &str) -> Option<Isa> {
+        Isa::available().into_iter().find(|isa| isa.to_string() == name)
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        self.0
+    }
+
+    /// Runs `f`, compiled with this instruction set as far as it is inlined.
+    #[inline]
+    pub(super) fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2<R>(f: impl FnOnce() -> R) -> R {
+                f()
+            }
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+            fn avx512<R>(f: impl FnOnce() -> R) -> R {
+                f()
+            }
+            match self.0 {
+                Kind::Scalar => {}
+                // SAFETY: the value exists only where detection found the features that the function enables.
+                Kind::Avx2 => return unsafe { avx2(f) },
+                // SAFETY: as above.
+                Kind::Avx512 => return unsafe { avx512(f) },
+            }
+        }
+        f()
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Dotprod => "dotprod",
+        })
+    }
+}

@@ -1,0 +1,303 @@
+//! The CPU backend.
+
+mod attention;
+mod isa;
+mod math;
+mod nested;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pool;
+mod product;
+mod scalar;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use isa::Isa;
+
+use super::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::quant::Matrix;
+use isa::Kind;
+use nested::Activations;
+use pool::Pool;
+use product::{Input, Out, Product};
+use std::sync::{Mutex, PoisonError};
+
+/// Slots of routed experts computed together: bounds the scratch of a prefill.
+const SLOTS_AT_ONCE: usize = 1024;
+
+/// How a [`CpuBackend`] is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller's included; 0 for one per core.
+    pub threads: usize,
+    /// Instruction set; by default the best that the machine has.
+    pub isa: Option<Isa>,
+}
+
+/// The processor.
+pub struct CpuBackend {
+    pool: Pool,
+    isa: Isa,
+    scratch: Mutex<Scratch>,
+}
+
+/// Keys and values of a layer, `[capacity, width]` each.
+pub struct CpuKv {
+    pub(super) width: usize,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    by_32: Activations,
+    by_64: Activations,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    tokens: Vec<u32>,
+}
+
+impl CpuBackend {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// `Invalid` for an absurd number of threads.
+    pub fn new(options: CpuOptions) -> Result<CpuBackend> {
+        const MAX_THREADS: usize = 1024;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if options.threads == 0 { cores() } else { options.threads };
+        if threads > MAX_THREADS {
+            return Err(Error::Invalid(format!("{threads} threads: up to {MAX_THREADS} are supported")));
+        }
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        Ok(CpuBackend { pool: Pool::new(threads), isa, scratch: Mutex::default() })
+    }
+
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `f(row, values)` for every row of `width` values, on all threads.
+    fn each_row(&self, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        attention::each_row(&self.pool, x, width, &|row, values| self.isa.run(#[inline(always)] || f(row, values)));
+    }
+
+    /// Several products of one input, all at once. The callers pass exclusively borrowed, distinct outputs.
+    #[allow(unsafe_code)]
+    fn products(&self, s: (&mut Activations, &mut Activations), x: &[f32], tokens: usize, cols: usize, products: &[Product]) {
+        for (group, activations) in [(32, &mut *s.0), (64, &mut *s.1)] {
+            let used = |p: &Product| matches!(p.matrix, Matrix::Nested(m) if m.shape().group == group);
+            if products.iter().any(used) {
+                activations.quantize(self.isa, x, tokens, cols, group);
+            }
+        }
+        let input = Input { plain: x, by_32: s.0, by_64: s.1 };
+        // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
+        // one product per buffer, or products whose destination rows (slots) are disjoint.
+        unsafe { product::run(&self.pool, self.isa, &input, products) }
+    }
+
+    /// Gate, up, activation and down of several experts, each over its own tokens.
+    fn feed_forward(&self, x: &[f32], rows: usize, top_k: usize, jobs: &[ExpertJob], out: &mut [f32]) {
+        let Some(first) = jobs.first() else { return };
+        let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { by_32, by_64, gate, up, tokens } = &mut *scratch;
+        let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
+        gate.resize(slots * ff, 0.0);
+        up.resize(slots * ff, 0.0);
+        // Each job's tokens, and the rows of `gate` and `up` that it owns.
+        tokens.clear();
+        tokens.extend(jobs.iter().flat_map(|j| j.slots).map(|&s| s / top_k as u32));
+        tokens.extend(0..slots as u32);
+        let (token_of, row_of) = tokens.split_at(slots);
+
+        let (gate_out, up_out) = (Out::new(gate, ff), Out::new(up, ff));
+        let mut products = Vec::with_capacity(2 * jobs.len());
+        let mut at = 0;
+        for job in jobs {
+            let (tokens, to) = (&token_of[at..][..job.slots.len()], Some(&row_of[at..][..job.slots.len()]));
+            products.push(Product { matrix: &job.expert.gate, tokens, bias: None, to, out: gate_out });
+            products.push(Product { matrix: &job.expert.up, tokens, bias: None, to, out: up_out });
+            at += job.slots.len();
+        }
+        self.products((by_32, by_64), x, rows, d, &products);
+
+        let up: &[f32] = up;
+        self.each_row(gate, ff, &|row, gate| math::swiglu(gate, &up[row * ff..][..ff]));
+
+        let down_out = Out::new(out, d);
+        products.clear();
+        let mut at = 0;
+        for job in jobs {
+            let tokens = &row_of[at..][..job.slots.len()];
+            products.push(Product { matrix: &job.expert.down, tokens, bias: None, to: Some(job.slots), out: down_out });
+            at += job.slots.len();
+        }
+        self.products((by_32, by_64), gate, slots, ff, &products);
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buf = Vec<f32>;
+    type Kv = CpuKv;
+
+    fn name(&self) -> String {
+        let threads = self.threads();
+        format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn alloc(&self, len: usize) -> Result<Vec<f32>> {
+        let mut buffer = Vec::new();
+        let failed = |_| Error::Invalid(format!("no memory for a buffer of {} MB; ask for a smaller context", len >> 18));
+        buffer.try_reserve_exact(len).map_err(failed)?;
+        buffer.resize(len, 0.0);
+        Ok(buffer)
+    }
+
+    fn upload(&self, dst: &mut Vec<f32>, at: usize, src: &[f32]) {
+        dst[at..at + src.len()].copy_from_slice(src);
+    }
+
+    fn download(&self, src: &Vec<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
+        dst.copy_from_slice(&src[at..at + dst.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, src: &Vec<f32>, at: usize, len: usize, dst: &mut Vec<f32>) {
+        dst[..len].copy_from_slice(&src[at..at + len]);
+    }
+
+    fn alloc_kv(&self, capacity: usize, width: usize) -> Result<CpuKv> {
+        let len = capacity * width;
+        Ok(CpuKv { width, k: self.alloc(len)?, v: self.alloc(len)? })
+    }
+
+    fn write_kv(&self, kv: &mut CpuKv, pos: usize, tokens: usize, k: &Vec<f32>, v: &Vec<f32>) {
+        let (at, len) = (pos * kv.width, tokens * kv.width);
+        kv.k[at..at + len].copy_from_slice(&k[..len]);
+        kv.v[at..at + len].copy_from_slice(&v[..len]);
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
+        let cols = table.cols();
+        for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(cols)) {
+            match table {
+                Matrix::F32 { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
+                Matrix::Nested(m) => m.dequantize_row(token as usize, out),
+            }
+        }
+    }
+
+    fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
+        let n = weight.len();
+        self.each_row(&mut out[..rows * n], n, &|row, out| math::rms_norm(&x[row * n..][..n], weight, eps, out));
+    }
+
+    fn rms_norm_in_place(&self, x: &mut Vec<f32>, weight: &[f32], eps: f32, rows: usize) {
+        let n = weight.len();
+        self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
+    }
+
+    fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
+        let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { by_32, by_64, tokens: all, .. } = &mut *scratch;
+        all.clear();
+        all.extend(0..tokens as u32);
+        let parts: Vec<_> =
+            outs.iter_mut().map(|l| (l.matrix, l.bias, Out::new(l.out, l.matrix.rows()))).collect();
+        let products: Vec<_> =
+            parts.iter().map(|&(matrix, bias, out)| Product { matrix, tokens: all, bias, to: None, out }).collect();
+        self.products((by_32, by_64), x, tokens, cols, &products);
+    }
+
+    fn clamp(&self, x: &mut Vec<f32>, len: usize, limit: f32) {
+        x[..len].iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
+    }
+
+    fn rope(&self, x: &mut Vec<f32>, pos: usize, tokens: usize, heads: usize, head_dim: usize, table: &RopeTable) {
+        let half = table.dims / 2;
+        self.each_row(&mut x[..tokens * heads * head_dim], heads * head_dim, &|t, row| {
+            let at = (pos + t) * half;
+            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+            row.chunks_exact_mut(head_dim).for_each(|head| math::rotate(head, cos, sin));
+        });
+    }
+
+    fn attention(&self, q: &Vec<f32>, kv: &CpuKv, pos: usize, tokens: usize, shape: &Attention, out: &mut Vec<f32>) {
+        match self.isa.kind() {
+            Kind::Scalar => attention::attend::<false>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
+            _ => attention::attend::<true>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
+        }
+    }
+
+    fn route(&self, logits: &Vec<f32>, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+        out.clear();
+        let mut weights = vec![0.0; router.experts];
+        let mut order: Vec<u32> = Vec::with_capacity(router.experts);
+        for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
+            weights.copy_from_slice(logits);
+            math::softmax(&mut weights);
+            order.clear();
+            order.extend(0..router.experts as u32);
+            // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
+            order.sort_unstable_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+            order.truncate(router.top_k);
+            let sum: f32 = order.iter().map(|&e| weights[e as usize]).sum();
+            let scale = if router.renormalize && sum > 0.0 { router.scale / sum } else { router.scale };
+            out.extend(order.iter().map(|&expert| Choice { expert, gate: weights[expert as usize] * scale }));
+        }
+        Ok(())
+    }
+
+    fn ffn(&self, x: &Vec<f32>, tokens: usize, expert: &Expert, out: &mut Vec<f32>) {
+        let slots: Vec<u32> = (0..tokens as u32).collect();
+        for slots in slots.chunks(SLOTS_AT_ONCE) {
+            self.feed_forward(x, tokens, 1, &[ExpertJob { expert, slots }], out);
+        }
+    }
+
+    fn experts(&self, x: &Vec<f32>, top_k: usize, jobs: &[ExpertJob<'_>], slots: &mut Vec<f32>) {
+        let Some(first) = jobs.first() else { return };
+        let rows = x.len() / first.expert.gate.cols();
+        let highest = |j: &ExpertJob| j.slots.last().map_or(0, |&s| s as usize / top_k + 1);
+        let rows = jobs.iter().map(highest).max().unwrap_or(0).min(rows);
+        let mut from = 0;
+        while from < jobs.len() {
+            let (mut to, mut n) = (from, 0);
+            while to < jobs.len() && (to == from || n + jobs[to].slots.len() <= SLOTS_AT_ONCE) {
+                n += jobs[to].slots.len();
+                to += 1;
+            }
+            self.feed_forward(x, rows, top_k, &jobs[from..to], slots);
+            from = to;
+        }
+    }
+
+    fn combine(&self, slots: &Vec<f32>, choices: &[Choice], top_k: usize, d: usize, out: &mut Vec<f32>) {
+        let tokens = choices.len() / top_k;
+        self.each_row(&mut out[..tokens * d], d, &|t, out| {
+            out.fill(0.0);
+            for slot in t * top_k..(t + 1) * top_k {
+                math::axpy::<false>(choices[slot].gate, &slots[slot * d..][..d], out);
+            }
+        });
+    }
+
+    fn gate_rows(&self, x: &mut Vec<f32>, gate: &Vec<f32>, rows: usize, d: usize) {
+        for (x, gate) in x[..rows * d].chunks_exact_mut(d).zip(gate) {
+            let factor = 1.0 / (1.0 + (-gate).exp());
+            x.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+
+    fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
+        x[..len].iter_mut().zip(&y[..len]).for_each(|(x, y)| *x += y);
+    }
+}

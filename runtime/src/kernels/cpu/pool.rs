@@ -1,0 +1,180 @@
+//! A small thread pool for operations of tens of microseconds: workers spin briefly for the next job, then park.
+//!
+//! Work is claimed in single tasks from a shared counter, so an uneven task does not hold up a static partition; each
+//! output element belongs to one task, hence results do not depend on who computes it.
+#![allow(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// Looks at the job counter this often before parking: about as long as the gap between two operations of a token,
+/// and short enough for an idle phone.
+const SPINS: usize = 4000;
+
+type Task = dyn Fn(usize) + Sync;
+
+/// The job in hand. `task` is only dereferenced between its publication and the end of [`Pool::run`].
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const Task,
+    tasks: usize,
+}
+
+// SAFETY: the pointer is to a `Sync` closure, and `Pool::run` keeps it alive until every worker is done with it.
+unsafe impl Send for Job {}
+
+struct Shared {
+    job: Mutex<Option<Job>>,
+    wake: Condvar,
+    /// Number of jobs ever published; a worker that sees it move has work.
+    epoch: AtomicUsize,
+    next: AtomicUsize,
+    /// Workers that have not finished the job in hand.
+    busy: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// Threads that run jobs together with the caller.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One job at a time, whichever thread brings it.
+    turn: Mutex<()>,
+}
+
+impl Pool {
+    /// `threads` in all, the caller's included.
+    pub fn new(threads: usize) -> Pool {
+        let shared = Arc::new(Shared {
+            job: Mutex::new(None),
+            wake: Condvar::new(),
+            epoch: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        // A thread that the system refuses is one helper fewer, not a failure.
+        let spawn = |i| {
+            let shared = shared.clone();
+            thread::Builder::new().name(format!("dollop-{i}")).spawn(move || work(&shared)).ok()
+        };
+        let workers = (1..threads.max(1)).filter_map(spawn).collect();
+        Pool { shared, workers, turn: Mutex::new(()) }
+    }
+
+    /// Threads that share the work, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` for every number below `tasks`, on all threads, and returns when all have returned.
+    ///
+    /// # Panics
+    /// Where a task panicked.
+    pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if tasks <= 1 || self.workers.is_empty() {
+            return (0..tasks).for_each(task);
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let s = &*self.shared;
+        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before `busy` is back at zero, and no
+        // worker touches the pointer after it has lowered `busy` for this job.
+        let task: *const Task = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
+        let job = Job { task, tasks };
+        s.next.store(0, Ordering::Relaxed);
+        s.busy.store(self.workers.len(), Ordering::Relaxed);
+        {
+            let mut published = s.job.lock().unwrap_or_else(PoisonError::into_inner);
+            *published = Some(job);
+            s.epoch.fetch_add(1, Ordering::Release);
+        }
+        s.wake.notify_all();
+        let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job)));
+        let mut spins = 0usize;
+        while s.busy.load(Ordering::Acquire) != 0 {
+            spins += 1;
+            if spins % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        if let Err(panic) = mine {
+            s.panicked.store(false, Ordering::Relaxed);
+            resume_unwind(panic);
+        }
+        assert!(!s.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
+    }
+}
+
+fn claim(s: &Shared, job: Job) {
+    // SAFETY: see `Pool::run`: the closure outlives the job.
+    let task = unsafe { &*job.task };
+    loop {
+        let i = s.next.fetch_add(1, Ordering::Relaxed);
+        if i >= job.tasks {
+            return;
+        }
+        task(i);
+    }
+}
+
+fn work(s: &Shared) {
+    let mut seen = 0;
+    loop {
+        let mut spins = 0;
+        while s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Relaxed) {
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+                continue;
+            }
+            let job = s.job.lock().unwrap_or_else(PoisonError::into_inner);
+            // The epoch moves under this lock: no wake-up can be missed between the check and the wait.
+            let idle = |_: &mut Option<Job>| s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Relaxed);
+            drop(s.wake.wait_while(job, idle));
+        }
+        if s.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        seen += 1;
+        let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = job {
+            if catch_unwind(AssertUnwindSafe(|| claim(s, job))).is_err() {
+                s.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        s.busy.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        {
+            let _job = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.stop.store(true, Ordering::Relaxed);
+        }
+        self.shared.wake.notify_all();
+        self.workers.drain(..).for_each(|w| drop(w.join()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_and_the_pool_survives_a_panic() {
+        let pool = Pool::new(3);
+        for tasks in [0, 1, 2, 100, 1000] {
+            let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(tasks, &|i| { counts[i].fetch_add(1, Ordering::Relaxed); });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+        let bad = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert_ne!(i, 7))));
+        assert!(bad.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(10, &|i| { sum.fetch_add(i, Ordering::Relaxed); });
+        assert_eq!(sum.into_inner(), 45);
+    }
+}

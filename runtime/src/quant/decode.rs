@@ -1,0 +1,105 @@
+//! The scalar specification: what codes stand for, and what a dot product with quantized activations is.
+//!
+//! Slow and plain on purpose. Kernels are compared with this file.
+
+use super::{Level, Nested, PLANE_BITS};
+use half::f16;
+
+/// Code bits of weight `i` of a group of `group` in plane `p`, from that group's bytes of the plane.
+pub(super) fn plane_bits(p: usize, group: usize, bytes: &[u8], i: usize) -> u8 {
+    match PLANE_BITS[p] {
+        2 => bytes[i % (group / 4)] >> (2 * (i / (group / 4))) & 3,
+        _ => bytes[i / 8] >> (i % 8) & 1,
+    }
+}
+
+impl Nested {
+    /// The codes of group `g` of `row` at this level: `level` bits each, right-aligned.
+    pub fn group_codes(&self, row: usize, g: usize, out: &mut [u8]) {
+        let (shape, planes) = (self.shape(), self.level().planes());
+        out.fill(0);
+        for (p, &bits) in PLANE_BITS[..planes].iter().enumerate() {
+            let bytes = shape.group * bits as usize / 8;
+            let from = row * shape.row_bytes(p) + g * bytes;
+            let plane = &self.codes(p)[from..from + bytes];
+            for (i, code) in out.iter_mut().enumerate() {
+                *code = *code << bits | plane_bits(p, shape.group, plane, i);
+            }
+        }
+    }
+
+    /// Scale and zero point of group `g` of `row`.
+    pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
+        let at = row * self.shape().groups() + g;
+        let scale = f16::from_le_bytes([self.scales()[2 * at], self.scales()[2 * at + 1]]);
+        (scale.to_f32(), self.zeros()[at])
+    }
+
+    /// The weights of one row, `[cols]`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
+        let mut codes = [0u8; 64];
+        for (g, out) in out[..shape.cols].chunks_mut(shape.group).enumerate() {
+            let (scale, zero) = self.group_params(row, g);
+            self.group_codes(row, g, &mut codes[..shape.group]);
+            for (w, code) in out.iter_mut().zip(codes) {
+                let centred = (i32::from(code) << shift) - i32::from(zero);
+                *w = scale * (fit.alpha * centred as f32 + fit.beta);
+            }
+        }
+    }
+
+    /// The dot product of a row with quantized activations of the same group size.
+    ///
+    /// Per group, with `D = Σ code · q` and `A = Σ q` exact integers: `s · a · ((D << shift) + (β/α − z) · A)`, summed
+    /// over groups and multiplied by `α`. Kernels may sum groups in another order.
+    pub fn dot(&self, row: usize, x: &QuantizedRow) -> f32 {
+        let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
+        let mut codes = [0u8; 64];
+        let mut sum = 0.0f32;
+        for g in 0..shape.groups() {
+            let (scale, zero) = self.group_params(row, g);
+            self.group_codes(row, g, &mut codes[..shape.group]);
+            let q = &x.q[g * shape.group..][..shape.group];
+            let dot: i32 = codes.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum();
+            let centre = fit.beta / fit.alpha - f32::from(zero);
+            sum += scale * x.scale[g] * ((dot << shift) as f32 + centre * x.sum[g] as f32);
+        }
+        fit.alpha * sum
+    }
+}
+
+/// A row of activations in 8 bits: `x ≈ scale · q` per group.
+#[derive(Clone, Debug, Default)]
+pub struct QuantizedRow {
+    /// `[padded cols]`, −127 to 127; zero in the padding.
+    pub q: Vec<i8>,
+    /// `[groups]`.
+    pub scale: Vec<f32>,
+    /// Sum of `q` over each group.
+    pub sum: Vec<i32>,
+}
+
+impl QuantizedRow {
+    /// Quantizes `x` in groups: `scale = max|x| / 127`, `q = x / scale` rounded to nearest, ties to even.
+    pub fn new(x: &[f32], group: usize) -> QuantizedRow {
+        let mut row = QuantizedRow::default();
+        for x in x.chunks(group) {
+            let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+            let q = x.iter().map(|v| (v * inverse).round_ties_even() as i8);
+            let from = row.q.len();
+            row.q.extend(q);
+            row.q.resize(from + group, 0);
+            row.scale.push(max / 127.0);
+            row.sum.push(row.q[from..].iter().map(|&q| i32::from(q)).sum());
+        }
+        row
+    }
+}
+
+/// The middle of a truncated cell in steps of the 8-bit code: what `beta` would be without a fit.
+pub fn cell_middle(level: Level) -> f32 {
+    ((1u32 << level.shift()) - 1) as f32 / 2.0
+}
+

@@ -1,0 +1,286 @@
+//! Finding the codes of a matrix.
+//!
+//! Codes are anchored at 4 bits: a group's scale and zero point are those of the best 4-bit codes that a short search
+//! finds, under the weights of its inputs if those are known. The 8-bit code is the nearest step of the same lattice,
+//! so every lower level is the nearest cell by plain truncation.
+//!
+//! The search: a few shrinkings of the group's range, then alternating least squares (fix the codes, solve for scale
+//! and offset, recode), which finds in three steps what a fine grid finds in a hundred. Inner loops are over fixed
+//! arrays without branches: conversion is bound by them, and the baseline instruction set must do.
+
+use super::fit::FitSums;
+use super::{Fits, Level, Nested, PLANE_BITS, PLANES, Shape};
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use half::f16;
+
+/// The search runs on groups padded to this length, by repeating nothing: padding has weight zero.
+const LANES: usize = 64;
+
+/// Ranges tried, as parts of the group's own.
+const SHRINKS: [f32; 6] = [1.0, 0.93, 0.87, 0.81, 0.75, 0.68];
+
+/// Rounds of alternating least squares after that.
+const REFINEMENTS: usize = 3;
+
+/// Rows between those that enter the least-squares sums of a large matrix: two numbers per level do not need millions
+/// of samples.
+const FIT_STRIDE: usize = 4;
+const FIT_ALL_BELOW: usize = 256;
+
+/// A run of encoded rows.
+#[derive(Clone, Debug)]
+pub struct EncodedRows {
+    pub(super) codes: Vec<Vec<u8>>,
+    pub(super) scales: Vec<u8>,
+    pub(super) zeros: Vec<u8>,
+    pub(super) sums: FitSums,
+}
+
+impl EncodedRows {
+    pub(super) fn new(max: Level) -> EncodedRows {
+        EncodedRows { codes: vec![Vec::new(); max.planes()], scales: Vec::new(), zeros: Vec::new(), sums: FitSums::default() }
+    }
+
+    /// Appends groups encoded elsewhere.
+    pub(super) fn append(&mut self, other: &EncodedRows) {
+        self.codes.iter_mut().zip(&other.codes).for_each(|(a, b)| a.extend_from_slice(b));
+        self.scales.extend_from_slice(&other.scales);
+        self.zeros.extend_from_slice(&other.zeros);
+        self.sums.merge(&other.sums);
+    }
+
+    /// Appends one group's codes and parameters.
+    pub(super) fn push_group(&mut self, group: usize, codes: &[u8; LANES], scale: f16, zero: u8) {
+        let mut shift = 8;
+        for (plane, bits) in self.codes.iter_mut().zip(PLANE_BITS) {
+            shift -= u32::from(bits);
+            if bits == 2 {
+                let n = group / 4;
+                let bit = |i: usize| codes[i] >> shift & 3;
+                plane.extend((0..n).map(|j| bit(j) | bit(j + n) << 2 | bit(j + 2 * n) << 4 | bit(j + 3 * n) << 6));
+            } else {
+                plane.extend(codes[..group].chunks_exact(8).map(|c| {
+                    c.iter().enumerate().fold(0, |byte, (i, code)| byte | (code >> shift & 1) << i)
+                }));
+            }
+        }
+        self.scales.extend_from_slice(&scale.to_le_bytes());
+        self.zeros.push(zero);
+    }
+}
+
+/// A matrix in planes.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Size.
+    pub shape: Shape,
+    /// Planes as [`Shape::plane`] lays them out.
+    pub planes: Vec<Vec<u8>>,
+    /// Corrections per level.
+    pub fits: Fits,
+    /// Squared error of each level relative to the weights' energy (under the importance, if there was one).
+    pub errors: [f32; PLANES],
+}
+
+impl Encoded {
+    /// Joins runs of rows, in order, that together are the whole matrix.
+    ///
+    /// # Panics
+    /// Where they are not.
+    pub fn join(shape: Shape, parts: &[EncodedRows]) -> Encoded {
+        let mut sums = FitSums::default();
+        parts.iter().for_each(|p| sums.merge(&p.sums));
+        let planes = (0..parts[0].codes.len()).map(|p| {
+            let layout = shape.plane(p);
+            let mut plane = vec![0; layout.len];
+            let fill = |plane: &mut [u8], part: &dyn Fn(&EncodedRows) -> &[u8]| {
+                let mut at = 0;
+                for bytes in parts.iter().map(part) {
+                    plane[at..at + bytes.len()].copy_from_slice(bytes);
+                    at += bytes.len();
+                }
+                assert_eq!(at, plane.len(), "the parts are not the whole matrix");
+            };
+            fill(&mut plane[layout.codes], &|part| &part.codes[p]);
+            if p == 0 {
+                fill(&mut plane[layout.scales], &|part| &part.scales);
+                fill(&mut plane[layout.zeros], &|part| &part.zeros);
+            }
+            plane
+        });
+        let (fits, errors) = sums.solve();
+        Encoded { shape, planes: planes.collect(), fits, errors }
+    }
+
+    /// The matrix as kernels read it.
+    ///
+    /// # Errors
+    /// None for what [`Encoded::join`] made.
+    pub fn into_nested(self) -> Result<Nested> {
+        Nested::new(self.shape, self.planes.into_iter().map(Bytes::from).collect(), self.fits)
+    }
+}
+
+/// Encodes a whole matrix (`rows · cols` values) up to level `max`. `importance` (`[cols]`) is E[x²] of the inputs.
+///
+/// # Errors
+/// As [`encode_rows`].
+pub fn encode(shape: Shape, weights: &[f32], importance: Option<&[f32]>, max: Level) -> Result<Encoded> {
+    Ok(Encoded::join(shape, &[encode_rows(shape, 0, weights, importance, max)?]))
+}
+
+/// Encodes the rows from `first_row` on that `weights` holds. Runs of a matrix may be encoded on several threads.
+///
+/// # Errors
+/// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
+pub fn encode_rows(
+    shape: Shape,
+    first_row: usize,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    max: Level,
+) -> Result<EncodedRows> {
+    assert!(weights.len() % shape.cols == 0 && importance.is_none_or(|v| v.len() == shape.cols));
+    let mut out = EncodedRows::new(max);
+    for (i, row) in weights.chunks_exact(shape.cols).enumerate() {
+        let row_number = first_row + i;
+        let fit = shape.rows < FIT_ALL_BELOW || row_number % FIT_STRIDE == 0;
+        for (g, w) in row.chunks(shape.group).enumerate() {
+            let importance = importance.map(|v| &v[g * shape.group..][..w.len()]);
+            let group = Group::new(w, importance)
+                .ok_or_else(|| Error::malformed(format!("row {row_number}"), "a weight is infinite, not a number or beyond 8 million"))?;
+            let (scale, zero) = group.search();
+            group.emit(shape.group, scale, zero, fit.then_some(importance), &mut out);
+        }
+    }
+    Ok(out)
+}
+
+/// One group, padded.
+struct Group {
+    len: usize,
+    w: [f32; LANES],
+    /// Importance, zero in the padding.
+    v: [f32; LANES],
+}
+
+/// Beyond this the scale of a group would overflow f16.
+const MAX_WEIGHT: f32 = 8e6;
+
+/// `x` rounded to the nearest integer, for `|x| < 2²²`: the addition leaves no fraction bits. Vectorises anywhere,
+/// unlike `round`.
+#[inline(always)]
+fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
+    (x + MAGIC) - MAGIC
+}
+
+impl Group {
+    fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group> {
+        let mut group = Group { len: w.len(), w: [0.0; LANES], v: [0.0; LANES] };
+        group.w[..w.len()].copy_from_slice(w);
+        match importance {
+            // A group without any importance is still encoded, as if all mattered alike.
+            Some(v) if v.iter().any(|&v| v > 0.0) => {
+                for (to, &v) in group.v.iter_mut().zip(v) {
+                    *to = if v.is_finite() { v.max(0.0) } else { 0.0 };
+                }
+            }
+            _ => group.v[..w.len()].fill(1.0),
+        }
+        // NaN fails the comparison as well.
+        w.iter().all(|w| w.abs() <= MAX_WEIGHT).then_some(group)
+    }
+
+    /// Scale and zero point.
+    fn search(&self) -> (f16, u8) {
+        let (lo, hi) = self.w.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
+        if hi - lo < 1e-30 {
+            return (f16::ZERO, 0);
+        }
+        // `step` is one 4-bit cell, `low` the lower edge of the first.
+        let mut best = (f32::INFINITY, 0.0, 0.0);
+        for shrink in SHRINKS {
+            let (step, low) = (shrink * (hi - lo) / 16.0, lo * shrink);
+            let error = self.error(step, low);
+            if error < best.0 {
+                best = (error, step, low);
+            }
+        }
+        for _ in 0..REFINEMENTS {
+            let Some((step, low)) = self.solve(best.1, best.2) else { break };
+            let error = self.error(step, low);
+            if error >= best.0 {
+                break;
+            }
+            best = (error, step, low);
+        }
+        let scale = f16::from_f32(best.1 / 16.0);
+        // Tiny groups: below f16's subnormals everything is zero, as it is beside any other weight.
+        if scale == f16::ZERO {
+            return (f16::ZERO, 0);
+        }
+        // Code 0 stands for the first cell's lower edge plus half a step of 8 bits.
+        let zero = (-best.2 / scale.to_f32() - 0.5).round().clamp(0.0, 255.0) as u8;
+        (scale, zero)
+    }
+
+    /// Weighted squared error of the 4-bit codes with this step and lower edge.
+    #[inline]
+    fn error(&self, step: f32, low: f32) -> f32 {
+        let inverse = 1.0 / step;
+        let offset = -low * inverse - 0.5;
+        let mut sums = [0.0f32; 8];
+        for (w, v) in self.w.chunks_exact(8).zip(self.v.chunks_exact(8)) {
+            for i in 0..8 {
+                let t = w[i] * inverse + offset;
+                let r = t - round(t.clamp(0.0, 15.0));
+                sums[i] += v[i] * r * r;
+            }
+        }
+        sums.iter().sum::<f32>() * step * step
+    }
+
+    /// The step and lower edge that suit the present codes best.
+    fn solve(&self, step: f32, low: f32) -> Option<(f32, f32)> {
+        let inverse = 1.0 / step;
+        let offset = -low * inverse - 0.5;
+        let (mut one, mut q1, mut qq, mut w1, mut qw) = ([0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8]);
+        for (w, v) in self.w.chunks_exact(8).zip(self.v.chunks_exact(8)) {
+            for i in 0..8 {
+                let q = round((w[i] * inverse + offset).clamp(0.0, 15.0));
+                let vq = v[i] * q;
+                one[i] += v[i];
+                q1[i] += vq;
+                qq[i] += vq * q;
+                w1[i] += v[i] * w[i];
+                qw[i] += vq * w[i];
+            }
+        }
+        let sum = |s: [f32; 8]| s.iter().sum::<f32>();
+        let (one, q1, qq, w1, qw) = (sum(one), sum(q1), sum(qq), sum(w1), sum(qw));
+        let det = one * qq - q1 * q1;
+        let step = (one * qw - q1 * w1) / det;
+        let centre = (w1 - step * q1) / one;
+        let low = centre - 0.5 * step;
+        // The zero point must be expressible: the lattice has to contain zero.
+        (step.is_finite() && step > 0.0 && low <= 0.0 && low + 16.0 * step >= 0.0).then_some((step, low))
+    }
+
+    /// Codes with the final parameters.
+    fn emit(&self, group: usize, scale: f16, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
+        let s = scale.to_f32();
+        let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
+        let z = f32::from(zero);
+        let (mut x, mut codes) = ([0.0f32; LANES], [0u8; LANES]);
+        for i in 0..LANES {
+            x[i] = self.w[i] * inverse + z;
+            codes[i] = round(x[i].clamp(0.0, 255.0)) as u8;
+        }
+        out.push_group(group, &codes, scale, zero);
+        if let Some(importance) = fit {
+            out.sums.add_group(&x[..self.len], &codes[..self.len], zero, s, importance);
+        }
+    }
+}

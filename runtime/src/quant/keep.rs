@@ -1,0 +1,112 @@
+//! Import of matrices that are already uniform codes in groups of 32: the codes are kept, not fitted again.
+//!
+//! A Q4_0 weight `d·(q − 8)` is code `16q + 8` with scale `d/16` and zero point 136, at 8 bits and at 4 bits alike; a
+//! Q8_0 weight `d·q` is code `q + 128` with scale `d` and zero point 128. Types with a minimum (Q4_1, Q5_1, Q4_K, Q5_K)
+//! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
+//! encoded like any other.
+
+use super::encode::{EncodedRows, encode_rows};
+use super::{Level, Shape};
+use crate::error::Result;
+use crate::format::GgmlType;
+use crate::format::ggml::{k_scale_min, le_f16};
+use half::f16;
+
+/// Whether matrices of this type are kept.
+pub fn keeps(ty: GgmlType) -> bool {
+    use GgmlType::*;
+    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K)
+}
+
+/// One group of 32 as the source has it: `w = scale · code − min`, codes of `bits` bits.
+struct Uniform {
+    bits: u32,
+    codes: [u8; 32],
+    scale: f32,
+    min: f32,
+}
+
+/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32.
+///
+/// # Errors
+/// `Malformed` where a scale is not finite.
+pub fn keep_rows(shape: Shape, first_row: usize, ty: GgmlType, raw: &[u8], max: Level) -> Result<EncodedRows> {
+    assert!(keeps(ty) && shape.group == 32 && shape.cols % ty.block_len() == 0);
+    let mut out = EncodedRows::new(max);
+    let per_row = shape.cols / ty.block_len();
+    let groups = ty.block_len() / 32;
+    for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
+        let row = first_row + i / per_row;
+        for g in 0..groups {
+            keep_group(shape, row, &read_group(ty, block, g), max, &mut out)?;
+        }
+    }
+    Ok(out)
+}
+
+fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut EncodedRows) -> Result<()> {
+    // Code `q` of b bits becomes the middle (rounded up) of its 8-bit cell, so that level b and level 8 agree exactly.
+    let (shift, middle) = (8 - u.bits, (1u32 << (8 - u.bits)) >> 1);
+    let flip = u.scale < 0.0;
+    let top = (1u32 << u.bits) - 1;
+    let (scale, min) = if flip { (-u.scale, u.min - u.scale * top as f32) } else { (u.scale, u.min) };
+    let code = |q: u8| {
+        let q = u32::from(q);
+        ((if flip { top - q } else { q }) << shift) + middle
+    };
+    let step = f16::from_f32(scale / (1u32 << shift) as f32);
+    let zero = if step == f16::ZERO { f32::NAN } else { (min / step.to_f32() + middle as f32).round() };
+    if !(step.is_finite() && step.is_normal() && (0.0..=255.0).contains(&zero)) {
+        let w: Vec<f32> = u.codes.iter().map(|&q| u.scale * f32::from(q) - u.min).collect();
+        let group = Shape { rows: shape.rows, cols: 32, group: 32 };
+        let one = encode_rows(group, row, &w, None, max)?;
+        out.append(&one);
+        return Ok(());
+    }
+    let zero = zero as u8;
+    let (mut codes, mut x) = ([0u8; 64], [0f32; 32]);
+    for (i, &q) in u.codes.iter().enumerate() {
+        codes[i] = code(q) as u8;
+        x[i] = (u.scale * f32::from(q) - u.min) / step.to_f32() + f32::from(zero);
+    }
+    out.push_group(32, &codes, step, zero);
+    out.sums.add_group(&x, &codes[..32], zero, step.to_f32(), None);
+    Ok(())
+}
+
+fn nibbles(bytes: &[u8]) -> [u8; 32] {
+    std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
+}
+
+fn read_group(ty: GgmlType, b: &[u8], g: usize) -> Uniform {
+    let fifth = |bits: &[u8], i: usize| (bits[i / 8] >> (i % 8) & 1) << 4;
+    match ty {
+        GgmlType::Q4_0 => Uniform { bits: 4, codes: nibbles(&b[2..]), scale: le_f16(b), min: 8.0 * le_f16(b) },
+        GgmlType::Q4_1 => Uniform { bits: 4, codes: nibbles(&b[4..]), scale: le_f16(b), min: -le_f16(&b[2..]) },
+        GgmlType::Q5_0 => {
+            let low = nibbles(&b[6..]);
+            let codes = std::array::from_fn(|i| low[i] | fifth(&b[2..6], i));
+            Uniform { bits: 5, codes, scale: le_f16(b), min: 16.0 * le_f16(b) }
+        }
+        GgmlType::Q5_1 => {
+            let low = nibbles(&b[8..]);
+            let codes = std::array::from_fn(|i| low[i] | fifth(&b[4..8], i));
+            Uniform { bits: 5, codes, scale: le_f16(b), min: -le_f16(&b[2..]) }
+        }
+        GgmlType::Q8_0 => {
+            let codes = std::array::from_fn(|i| b[2 + i] ^ 0x80);
+            Uniform { bits: 8, codes, scale: le_f16(b), min: 128.0 * le_f16(b) }
+        }
+        _ => {
+            let (s, m) = k_scale_min(&b[4..16], g);
+            let five = ty == GgmlType::Q5_K;
+            let qs = &b[if five { 48 } else { 16 } + 32 * (g / 2)..][..32];
+            let codes = std::array::from_fn(|i| {
+                let low = qs[i] >> (g % 2 * 4) & 15;
+                if five { low | (b[16 + i] >> g & 1) << 4 } else { low }
+            });
+            let scale = le_f16(b) * f32::from(s);
+            Uniform { bits: if five { 5 } else { 4 }, codes, scale, min: le_f16(&b[2..]) * f32::from(m) }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Generation: a prompt in, events out.
+
+use super::stop::StopFilter;
+use super::timeline::Session;
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, Sampling};
+use crate::telemetry::CancelToken;
+use std::time::Instant;
+
+/// How to continue a prompt.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Most tokens to generate; 0 only processes the prompt.
+    pub max_tokens: usize,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-turn token (benchmarks).
+    pub ignore_eos: bool,
+    /// Stops the generation from another thread; what was generated so far is kept.
+    pub cancel: CancelToken,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_tokens: 512,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            cancel: CancelToken::new(),
+        }
+    }
+}
+
+/// What happens during a generation, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Prompt tokens computed so far, of those that were not in the cache.
+    Prefill {
+        /// Done.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// A token was generated; `text` is what became showable, perhaps nothing (part of a character, or the possible
+    /// beginning of a stop string).
+    Token {
+        /// Its id.
+        id: u32,
+        /// Whole characters.
+        text: String,
+    },
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model ended its turn.
+    EndOfTurn,
+    /// A stop string was met.
+    StopString,
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// The caller cancelled.
+    Cancelled,
+    /// The KV cache is full.
+    ContextFull,
+}
+
+/// A finished generation.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// The answer, without stop strings and end-of-turn tokens.
+    pub text: String,
+    /// The generated ids, an end-of-turn token excluded.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of those, found in the cache.
+    pub reused_tokens: usize,
+    /// Seconds for the rest of the prompt.
+    pub prefill_s: f64,
+    /// Seconds for the generated tokens.
+    pub decode_s: f64,
+}
+
+impl Outcome {
+    /// Prompt tokens computed per second.
+    pub fn prefill_tps(&self) -> f64 {
+        rate(self.prompt_tokens - self.reused_tokens, self.prefill_s)
+    }
+
+    /// Generated tokens per second. The first one comes from the prompt's logits and is not counted.
+    pub fn decode_tps(&self) -> f64 {
+        rate(self.tokens.len().saturating_sub(1), self.decode_s)
+    }
+}
+
+fn rate(n: usize, seconds: f64) -> f64 {
+    if n == 0 || seconds <= 0.0 { 0.0 } else { n as f64 / seconds }
+}
+
+impl Session {
+    /// Makes the timeline read `prompt` and continues it. Whatever the cache already holds of the prompt's beginning is
+    /// reused, the rest of the cache is forgotten; afterwards the cache holds the prompt and all but the last of the
+    /// generated tokens.
+    ///
+    /// # Errors
+    /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt or bad options. Cancellation is no
+    /// error. After an error the session is usable.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Outcome> {
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        self.generate_with(prompt, options, &mut sampler, on_event)
+    }
+
+    /// [`Session::generate`] with a sampler that outlives the call.
+    pub(super) fn generate_with(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        sampler: &mut Sampler,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Outcome> {
+        if prompt.is_empty() {
+            return Err(Error::Invalid("the prompt is empty: there is nothing to continue".into()));
+        }
+        if prompt.len() > self.context() {
+            return Err(Error::ContextFull { needed: prompt.len(), limit: self.context() });
+        }
+        // The last prompt token is always computed: its logits are where the answer begins.
+        let same = self.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let reused = same.min(prompt.len() - 1);
+        self.rewind(reused);
+
+        let mut outcome = Outcome {
+            text: String::new(),
+            tokens: Vec::new(),
+            stop: StopReason::MaxTokens,
+            prompt_tokens: prompt.len(),
+            reused_tokens: reused,
+            prefill_s: 0.0,
+            decode_s: 0.0,
+        };
+        let fresh = &prompt[reused..];
+        let start = Instant::now();
+        let mut logits = Vec::new();
+        let read = self.append(
+            fresh,
+            false,
+            &options.cancel,
+            &mut |done| on_event(Event::Prefill { done, total: fresh.len() }),
+            &mut |_, last| logits.extend_from_slice(last),
+        );
+        outcome.prefill_s = start.elapsed().as_secs_f64();
+        match read {
+            Err(Error::Cancelled) => {
+                outcome.stop = StopReason::Cancelled;
+                return Ok(outcome);
+            }
+            other => other?,
+        }
+        prompt.iter().for_each(|&t| sampler.accept(t));
+        let start = Instant::now();
+        self.decode(&mut logits, options, sampler, on_event, &mut outcome)?;
+        outcome.decode_s = start.elapsed().as_secs_f64();
+        Ok(outcome)
+    }
+
+    /// Samples, shows and appends tokens until something ends the answer.
+    fn decode(
+        &mut self,
+        logits: &mut Vec<f32>,
+        options: &GenerateOptions,
+        sampler: &mut Sampler,
+        on_event: &mut dyn FnMut(Event),
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let engine = self.engine().clone();
+        let mut detokenizer = engine.tokenizer().ok().map(|t| t.stream());
+        let mut filter = StopFilter::new(&options.stop);
+        outcome.stop = loop {
+            if outcome.tokens.len() == options.max_tokens {
+                break StopReason::MaxTokens;
+            }
+            if options.cancel.is_cancelled() {
+                break StopReason::Cancelled;
+            }
+            let id = sampler.sample(logits);
+            if engine.special_tokens().ends_turn(id) && !options.ignore_eos {
+                break StopReason::EndOfTurn;
+            }
+            sampler.accept(id);
+            outcome.tokens.push(id);
+            let piece = detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
+            let (text, met) = filter.push(&piece);
+            on_event(Event::Token { id, text });
+            if met {
+                break StopReason::StopString;
+            }
+            if outcome.tokens.len() == options.max_tokens {
+                break StopReason::MaxTokens;
+            }
+            if self.tokens().len() == self.context() {
+                break StopReason::ContextFull;
+            }
+            logits.clear();
+            self.append(&[id], false, &CancelToken::new(), &mut |_| (), &mut |_, l| logits.extend_from_slice(l))?;
+        };
+        if outcome.stop != StopReason::StopString {
+            let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());
+            rest = filter.push(&rest).0 + &filter.finish();
+            if let (false, Some(&id)) = (rest.is_empty(), outcome.tokens.last()) {
+                on_event(Event::Token { id, text: rest });
+            }
+        }
+        outcome.text = filter.text;
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! The composition root: a loaded model ([`Engine`]), one timeline of it ([`Session`]), and a conversation on a
+//! timeline ([`Chat`]).
+//!
+//! This is the only room that knows all others. It prints nothing, reads no environment and starts no thread that
+//! outlives its engine.
+
+mod chat;
+mod engine;
+mod generate;
+mod stop;
+mod tensors;
+mod timeline;
+
+pub use chat::{Chat, Overflow};
+pub use engine::{Engine, EngineOptions, ModelInfo, SpecialTokens};
+pub use generate::{Event, GenerateOptions, Outcome, StopReason};
+pub use timeline::{Session, SessionOptions};

@@ -1,0 +1,138 @@
+//! One timeline: a KV cache, the tokens in it, and how many were ever computed.
+
+use super::engine::Engine;
+use crate::error::{Error, Result};
+use crate::kernels::cpu::CpuBackend;
+use crate::model::State;
+use crate::model::forward::Want;
+use crate::telemetry::CancelToken;
+
+/// The context a session gets unless asked otherwise (or the model's, where that is shorter): enough for a long chat,
+/// small enough for a phone.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Tokens of a prompt taken through the layers at once unless asked otherwise.
+const DEFAULT_CHUNK: usize = 512;
+
+/// How a [`Session`] is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionOptions {
+    /// Positions in the KV cache; by default the model's context, at most 4096.
+    pub context: Option<usize>,
+    /// Tokens of a prompt that pass through the layers together; by default 512. Results do not depend on it.
+    pub chunk: Option<usize>,
+}
+
+/// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
+pub struct Session {
+    engine: Engine,
+    state: State<CpuBackend>,
+    tokens: Vec<u32>,
+    processed: u64,
+}
+
+impl Engine {
+    /// An empty timeline.
+    ///
+    /// # Errors
+    /// `Invalid` for a context of zero or beyond what the model was made for.
+    pub fn session(&self, options: SessionOptions) -> Result<Session> {
+        let limit = self.model().config.context;
+        let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
+        if context == 0 || context > limit {
+            return Err(Error::Invalid(format!("a context of {context} tokens: this model takes 1 to {limit}")));
+        }
+        let chunk = match options.chunk {
+            Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
+            chunk => chunk.unwrap_or(DEFAULT_CHUNK).min(context),
+        };
+        let state = State::new(self.backend(), self.model(), context, chunk)?;
+        Ok(Session { engine: self.clone(), state, tokens: Vec::with_capacity(context), processed: 0 })
+    }
+}
+
+impl Session {
+    /// The model.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The tokens in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Positions that the cache holds.
+    pub fn context(&self) -> usize {
+        self.state.capacity()
+    }
+
+    /// Tokens computed since the session was made, whether or not they are still in the cache: what reuse of the cache
+    /// saves does not appear here.
+    pub fn processed_tokens(&self) -> u64 {
+        self.processed
+    }
+
+    /// Forgets everything after the first `len` tokens.
+    pub fn rewind(&mut self, len: usize) {
+        self.tokens.truncate(len);
+    }
+
+    /// Appends `tokens` and returns the logits (`[vocab]`, unnormalised log probabilities of the next token) at each.
+    ///
+    /// # Errors
+    /// As [`Session::for_each_logits`].
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let mut all = Vec::with_capacity(tokens.len());
+        self.for_each_logits(tokens, &mut |_, logits| all.push(logits.to_vec()))?;
+        Ok(all)
+    }
+
+    /// Appends `tokens` and hands the logits at each to `each`, with the token's index in `tokens`.
+    ///
+    /// # Errors
+    /// `ContextFull` where they do not fit, `Invalid` for a token outside the vocabulary; nothing is appended then.
+    pub fn for_each_logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        self.append(tokens, true, &CancelToken::new(), &mut |_| (), each)
+    }
+
+    /// Appends `tokens` chunk by chunk; `each` gets the logits of all of them or of the last. `progress` hears how many
+    /// are done after each chunk. On cancellation the chunks done stay.
+    pub(super) fn append(
+        &mut self,
+        tokens: &[u32],
+        all: bool,
+        cancel: &CancelToken,
+        progress: &mut dyn FnMut(usize),
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let needed = self.tokens.len() + tokens.len();
+        if needed > self.context() {
+            return Err(Error::ContextFull { needed, limit: self.context() });
+        }
+        let vocab = self.engine.model().weights.vocab();
+        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
+            return Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")));
+        }
+        let mut done = 0;
+        for chunk in tokens.chunks(self.state.chunk()) {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let want = match (all, done + chunk.len() == tokens.len()) {
+                (true, _) => Want::All,
+                (false, true) => Want::Last,
+                (false, false) => Want::Nothing,
+            };
+            let (engine, pos) = (self.engine.clone(), self.tokens.len());
+            engine.model().forward(engine.backend(), &mut self.state, chunk, pos, want, &mut |i, logits| {
+                each(done + i, logits);
+            })?;
+            self.tokens.extend_from_slice(chunk);
+            self.processed += chunk.len() as u64;
+            done += chunk.len();
+            progress(done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! What the operating system is asked for. One of the few rooms with unsafe code: a mapping is memory that others can
+//! change.
+#![allow(unsafe_code)]
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use memmap2::MmapOptions;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Maps a whole file for reading.
+///
+/// # Errors
+/// `Io` where it cannot be opened or mapped, `Malformed` where it is empty.
+pub fn map(path: &Path) -> Result<Bytes> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Err(Error::malformed("file", "this is not a file of weights").at(path));
+    }
+    if meta.len() == 0 {
+        return Err(Error::malformed("file", "is empty; is the download complete?").at(path));
+    }
+    // SAFETY: the mapping is private and read-only, and `Bytes` only ever lends shared slices of it. The one hazard left
+    // is the one that every user of mmap accepts: another process that truncates or rewrites the file meanwhile. The
+    // readers stay memory-safe for changed bytes, because all parsing is bounds-checked against the length mapped and
+    // weights are plain numbers; a truncation raises SIGBUS, which ends the process rather than corrupting it.
+    let map = unsafe { MmapOptions::new().map(&file) }.map_err(|e| Error::io(path, e))?;
+    Ok(Bytes::new(Arc::new(map)))
+}
+
+/// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: a conversion of a file
+/// larger than memory would otherwise push everything else out.
+pub fn release(bytes: &[u8]) {
+    #[cfg(unix)]
+    {
+        // Only whole pages may be named; a partial page at either end may still be in use by a neighbour.
+        let page = rustix::param::page_size();
+        let start = (bytes.as_ptr() as usize).next_multiple_of(page);
+        let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
+        if start < end {
+            // SAFETY: the pages lie within `bytes`, which is borrowed for the call, and `MADV_PAGEOUT` only moves pages
+            // out of memory: what is read there next is the same bytes, whatever kind of memory it is.
+            let _ = unsafe {
+                rustix::mm::madvise(start as *mut _, end - start, rustix::mm::Advice::LinuxPageOut)
+            };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
