@@ -21,8 +21,10 @@ impl Bytes {
 
     /// Part of these bytes, or `None` where `range` is not inside them.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
-        let (start, end) = (self.range.start.checked_add(range.start)?, self.range.start.checked_add(range.end)?);
-        (start <= end && end <= self.range.end).then(|| Bytes { owner: self.owner.clone(), range: start..end })
+        let (start, end) =
+            (self.range.start.checked_add(range.start)?, self.range.start.checked_add(range.end)?);
+        (start <= end && end <= self.range.end)
+            .then(|| Bytes { owner: self.owner.clone(), range: start..end })
     }
 }
 

@@ -42,7 +42,9 @@ pub enum Error {
     #[error("chat template: {0}")]
     Template(String),
     /// The prompt or the conversation does not fit the context.
-    #[error("the context is full: {needed} tokens are needed and {limit} fit; shorten the prompt, start a new conversation, or open the session with a larger context")]
+    #[error(
+        "the context is full: {needed} tokens are needed and {limit} fit; shorten the prompt, start a new conversation, or open the session with a larger context"
+    )]
     ContextFull {
         /// Tokens that the call needs in the KV cache.
         needed: usize,

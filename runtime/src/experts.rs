@@ -77,7 +77,8 @@ impl ExpertSource for AllResident {
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
     ) -> Result<()> {
         let experts = &self.layers[layer];
-        let batch: Vec<_> = wanted.iter().enumerate().map(|(i, w)| (i, &experts[w.expert as usize])).collect();
+        let batch: Vec<_> =
+            wanted.iter().enumerate().map(|(i, w)| (i, &experts[w.expert as usize])).collect();
         compute(&batch)
     }
 

@@ -181,7 +181,13 @@ impl Collector {
             (Some(&at), Some(_)) => at,
             (None, _) => {
                 self.index.insert(place.name.clone(), self.tensors.len());
-                let tensor = Tensor { name: place.name.clone(), shape: shape.clone(), ty, pieces: Vec::new(), interleaved: None };
+                let tensor = Tensor {
+                    name: place.name.clone(),
+                    shape: shape.clone(),
+                    ty,
+                    pieces: Vec::new(),
+                    interleaved: None,
+                };
                 self.tensors.push(tensor);
                 self.tensors.len() - 1
             }
@@ -202,7 +208,12 @@ impl Collector {
         Ok(())
     }
 
-    fn finish(mut self, metadata: Metadata, files: Vec<(PathBuf, Bytes)>, others: Vec<PathBuf>) -> Result<Source> {
+    fn finish(
+        mut self,
+        metadata: Metadata,
+        files: Vec<(PathBuf, Bytes)>,
+        others: Vec<PathBuf>,
+    ) -> Result<Source> {
         for (at, stack) in self.stacks {
             let t = &mut self.tensors[at];
             let n = stack.len();
@@ -225,7 +236,11 @@ fn open_gguf(path: &Path) -> Result<Source> {
     let mut parsed = Vec::new();
     for shard in shards {
         let bytes = if shard == path { first.clone() } else { store::map(&shard)? };
-        parsed.push(if shard == path { gguf.clone() } else { Gguf::parse(&bytes).map_err(|e| e.at(&shard))? });
+        parsed.push(if shard == path {
+            gguf.clone()
+        } else {
+            Gguf::parse(&bytes).map_err(|e| e.at(&shard))?
+        });
         files.push((shard, bytes));
     }
     // The first shard has all keys; the others only say which shard they are.
@@ -234,7 +249,8 @@ fn open_gguf(path: &Path) -> Result<Source> {
     ["split.no", "split.count", "split.tensors.count"].iter().for_each(|k| drop(metadata.remove(k)));
     let found: usize = parsed.iter().map(|g| g.tensors.len()).sum();
     if total.is_some_and(|t| t != found as u64) {
-        let what = format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
+        let what =
+            format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
         return Err(Error::malformed("split.tensors.count", what).at(path));
     }
     let mut collector = Collector::default();
@@ -264,7 +280,12 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
         .filter(|s| s.len() > 6)
         .and_then(|s| s.split_at_checked(s.len() - 6))
         .filter(|(_, no)| no.starts_with('-') && no[1..].bytes().all(|b| b.is_ascii_digit()))
-        .ok_or_else(|| Error::malformed("split.count", format!("one of {count} shards, but not named …-00001-of-{count:05}.gguf")))?
+        .ok_or_else(|| {
+            Error::malformed(
+                "split.count",
+                format!("one of {count} shards, but not named …-00001-of-{count:05}.gguf"),
+            )
+        })?
         .0;
     Ok((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
 }
@@ -274,7 +295,9 @@ fn add_gguf(collector: &mut Collector, file: usize, t: &crate::format::TensorInf
     // Old Mixtral files have one tensor per expert: `blk.0.ffn_gate.3.weight`.
     let parts: Vec<_> = t.name.split('.').collect();
     let place = match parts[..] {
-        ["blk", layer, part @ ("ffn_gate" | "ffn_up" | "ffn_down"), expert, "weight"] if expert.parse::<usize>().is_ok() => {
+        ["blk", layer, part @ ("ffn_gate" | "ffn_up" | "ffn_down"), expert, "weight"]
+            if expert.parse::<usize>().is_ok() =>
+        {
             Place { name: format!("blk.{layer}.{part}_exps.weight"), expert: expert.parse().ok() }
         }
         _ => Place { name: t.name.clone(), expert: None },
@@ -294,14 +317,18 @@ fn mark_interleaved(source: &mut Source) -> Result<()> {
     let heads = source.metadata.u64("llama.attention.head_count")?.unwrap_or(0) as usize;
     let kv_heads = source.metadata.u64("llama.attention.head_count_kv")?.map_or(heads, |n| n as usize);
     for t in &mut source.tensors {
-        let heads = match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {
-            "attn_q" => heads,
-            "attn_k" => kv_heads,
-            _ => continue,
-        };
+        let heads =
+            match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {
+                "attn_q" => heads,
+                "attn_k" => kv_heads,
+                _ => continue,
+            };
         let rows = if t.shape.len() == 1 { t.shape[0] } else { t.shape[0] };
         if heads == 0 || rows % (2 * heads) != 0 {
-            return Err(Error::malformed(format!("tensor `{}`", t.name), format!("{rows} rows for {heads} heads")));
+            return Err(Error::malformed(
+                format!("tensor `{}`", t.name),
+                format!("{rows} rows for {heads} heads"),
+            ));
         }
         if t.shape.len() == 1 {
             // A bias: read as a matrix of one column, so that its values are rows to reorder.
@@ -317,7 +344,9 @@ fn read_text(path: &Path) -> Result<Option<String>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, e)),
         Ok(m) if m.len() > MAX_JSON_BYTES => {
-            return Err(Error::malformed("file", format!("{} bytes are too many for this file", m.len())).at(path));
+            return Err(
+                Error::malformed("file", format!("{} bytes are too many for this file", m.len())).at(path)
+            );
         }
         Ok(_) => {}
     }
@@ -329,7 +358,11 @@ fn open_folder(folder: &Path) -> Result<Source> {
     let file = |name: &str| folder.join(name);
     let config_path = file("config.json");
     let config = read_text(&config_path)?.ok_or_else(|| {
-        Error::malformed("folder", "has no config.json; a Hugging Face model folder or a GGUF file is expected").at(folder)
+        Error::malformed(
+            "folder",
+            "has no config.json; a Hugging Face model folder or a GGUF file is expected",
+        )
+        .at(folder)
     })?;
     let mut metadata = hf::metadata_from_config(&config).map_err(|e| e.at(folder))?;
     let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
@@ -388,7 +421,9 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
 fn added_tokens(json: &str) -> HashMap<String, u32> {
     let Ok(json) = serde_json::from_str::<serde_json::Value>(json) else { return HashMap::new() };
     let added = json["added_tokens"].as_array().map_or(&[][..], |a| a);
-    let entry = |t: &serde_json::Value| Some((t["content"].as_str()?.to_owned(), u32::try_from(t["id"].as_u64()?).ok()?));
+    let entry = |t: &serde_json::Value| {
+        Some((t["content"].as_str()?.to_owned(), u32::try_from(t["id"].as_u64()?).ok()?))
+    };
     added.iter().filter_map(entry).collect()
 }
 
@@ -418,7 +453,9 @@ fn add_safetensors(collector: &mut Collector, file: usize, entry: safetensors::E
             shape[1] /= 2;
             let len = len / (2 * shape[0]);
             for (half, place) in halves.iter().enumerate() {
-                let pieces = (0..shape[0]).map(|e| Piece { file, offset: offset + (2 * e + half) * len, len }).collect();
+                let pieces = (0..shape[0])
+                    .map(|e| Piece { file, offset: offset + (2 * e + half) * len, len })
+                    .collect();
                 collector.add(place.clone(), shape.clone(), entry.ty, pieces)?;
             }
             Ok(())

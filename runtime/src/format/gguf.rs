@@ -67,9 +67,15 @@ impl Gguf {
         match version {
             2 | 3 => {}
             _ if matches!(version.swap_bytes(), 1..=3) => {
-                return Err(Error::unsupported("big-endian GGUF files are not supported; convert it on a little-endian machine"));
+                return Err(Error::unsupported(
+                    "big-endian GGUF files are not supported; convert it on a little-endian machine",
+                ));
             }
-            _ => return Err(Error::unsupported(format!("GGUF version {version} is not supported; 2 and 3 are"))),
+            _ => {
+                return Err(Error::unsupported(format!(
+                    "GGUF version {version} is not supported; 2 and 3 are"
+                )));
+            }
         }
         let n_tensors = r.count("tensor count", MAX_TENSORS, MIN_TENSOR_BYTES)?;
         let n_keys = r.count("key count", MAX_KEYS, MIN_KEY_BYTES)?;
@@ -108,13 +114,17 @@ fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, file_len: 
     let field = |t: &TensorInfo| format!("tensor `{}`", t.name);
     for t in tensors.iter_mut() {
         if t.offset % alignment != 0 {
-            return Err(Error::malformed(field(t), format!("offset {} is not a multiple of {alignment}", t.offset)));
+            return Err(Error::malformed(
+                field(t),
+                format!("offset {} is not a multiple of {alignment}", t.offset),
+            ));
         }
         let end = data_start.checked_add(t.offset).and_then(|o| o.checked_add(t.n_bytes));
         match end {
             Some(end) if end <= file_len => t.offset += data_start,
             Some(end) => {
-                let reason = format!("{} bytes past the end of the file; is the download complete?", end - file_len);
+                let reason =
+                    format!("{} bytes past the end of the file; is the download complete?", end - file_len);
                 return Err(Error::malformed(field(t), reason));
             }
             None => return Err(Error::malformed(field(t), "the offset is absurd")),
@@ -142,7 +152,8 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, n: u64) -> Result<&'a [u8]> {
         if n > self.left() {
-            let reason = format!("the file ends {} bytes early, at byte {}", n - self.left(), self.bytes.len());
+            let reason =
+                format!("the file ends {} bytes early, at byte {}", n - self.left(), self.bytes.len());
             return Err(Error::malformed("header", reason));
         }
         let from = self.at;
@@ -170,7 +181,10 @@ impl<'a> Reader<'a> {
             return Err(Error::malformed(what, format!("{n} is more than the {max} that are supported")));
         }
         if n.saturating_mul(each) > self.left() {
-            return Err(Error::malformed(what, format!("{n} entries do not fit the {} bytes left", self.left())));
+            return Err(Error::malformed(
+                what,
+                format!("{n} entries do not fit the {} bytes left", self.left()),
+            ));
         }
         Ok(n)
     }
@@ -268,7 +282,10 @@ impl<'a> Reader<'a> {
         let field = format!("tensor `{name}`");
         let n_dims = self.u32(&field)?;
         if n_dims > MAX_DIMS {
-            return Err(Error::malformed(field, format!("{n_dims} dimensions; up to {MAX_DIMS} are supported")));
+            return Err(Error::malformed(
+                field,
+                format!("{n_dims} dimensions; up to {MAX_DIMS} are supported"),
+            ));
         }
         let shape = (0..n_dims).map(|_| self.u64(&field)).collect::<Result<Vec<_>>>()?;
         let ty = self.u32(&field)?;
@@ -280,7 +297,8 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| Error::malformed(&field, format!("the shape {shape:?} is absurd")))
             .and_then(|n| {
                 let row = shape.first().copied().unwrap_or(1);
-                let reason = || format!("rows of {row} are no whole number of {ty} blocks of {}", ty.block_len());
+                let reason =
+                    || format!("rows of {row} are no whole number of {ty} blocks of {}", ty.block_len());
                 if row % ty.block_len() as u64 != 0 {
                     return Err(Error::malformed(&field, reason()));
                 }

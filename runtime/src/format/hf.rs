@@ -35,7 +35,9 @@ impl Config {
     }
 
     fn u64(&self, key: &str) -> Result<Option<u64>> {
-        self.get(key).map(|v| v.as_u64().ok_or_else(|| Self::wrong(key, "a non-negative integer"))).transpose()
+        self.get(key)
+            .map(|v| v.as_u64().ok_or_else(|| Self::wrong(key, "a non-negative integer")))
+            .transpose()
     }
 
     fn require_u64(&self, key: &str) -> Result<u64> {
@@ -76,17 +78,24 @@ impl Config {
 /// # Errors
 /// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for other families and features.
 pub fn metadata_from_config(text: &str) -> Result<Metadata> {
-    let json: Json = serde_json::from_str(text).map_err(|e| Error::malformed("config.json", e.to_string()))?;
-    let Json::Object(json) = json else { return Err(Error::malformed("config.json", "an object is expected")) };
+    let json: Json =
+        serde_json::from_str(text).map_err(|e| Error::malformed("config.json", e.to_string()))?;
+    let Json::Object(json) = json else {
+        return Err(Error::malformed("config.json", "an object is expected"));
+    };
     let c = Config { json };
-    let family = c.str("model_type")?.ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
+    let family = c
+        .str("model_type")?
+        .ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
     let Some(&(_, arch)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
         let names: Vec<_> = FAMILIES.iter().map(|f| f.0).collect();
         let what = format!("model_type `{family}` is not supported; supported are {}", names.join(", "));
         return Err(Error::unsupported(what));
     };
     if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
-        return Err(Error::unsupported(format!("config.json: hidden_act `{act}` is not supported; `silu` is")));
+        return Err(Error::unsupported(format!(
+            "config.json: hidden_act `{act}` is not supported; `silu` is"
+        )));
     }
 
     let mut m = Metadata::new();
@@ -94,14 +103,18 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
     let key = |name: &str| format!("{arch}.{name}");
     let mut number = |m: &mut Metadata, name: &str, value: Option<u64>| -> Result<()> {
         if let Some(v) = value {
-            let v = u32::try_from(v).map_err(|_| Error::malformed(format!("config.json: {name}"), "is absurdly large"))?;
+            let v = u32::try_from(v)
+                .map_err(|_| Error::malformed(format!("config.json: {name}"), "is absurdly large"))?;
             m.insert(key(name), v);
         }
         Ok(())
     };
     let layers = c.require_u64("num_hidden_layers")?;
     if layers > MAX_LAYERS {
-        return Err(Error::malformed("config.json: num_hidden_layers", format!("{layers} is more than {MAX_LAYERS}")));
+        return Err(Error::malformed(
+            "config.json: num_hidden_layers",
+            format!("{layers} is more than {MAX_LAYERS}"),
+        ));
     }
     let (d, heads) = (c.require_u64("hidden_size")?, c.require_u64("num_attention_heads")?);
     number(&mut m, "block_count", Some(layers))?;
@@ -112,7 +125,9 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
     number(&mut m, "attention.head_count_kv", Some(c.u64("num_key_value_heads")?.unwrap_or(heads)))?;
     let head_dim = match c.u64("head_dim")? {
         Some(n) => n,
-        None => d.checked_div(heads).ok_or_else(|| Config::wrong("num_attention_heads", "a number above zero"))?,
+        None => {
+            d.checked_div(heads).ok_or_else(|| Config::wrong("num_attention_heads", "a number above zero"))?
+        }
     };
     number(&mut m, "attention.key_length", Some(head_dim))?;
     number(&mut m, "attention.value_length", Some(head_dim))?;
@@ -145,7 +160,9 @@ fn windows(c: &Config, family: &str, layers: u64, m: &mut Metadata, arch: &str) 
     let Some(window) = c.u64("sliding_window")?.filter(|&w| w > 0) else { return Ok(()) };
     let listed = match c.get("layer_types") {
         None => None,
-        Some(Json::Array(all)) => Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>()),
+        Some(Json::Array(all)) => {
+            Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>())
+        }
         Some(_) => return Err(Config::wrong("layer_types", "an array")),
     };
     let on = match family {
@@ -173,7 +190,9 @@ fn rope(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     let key = |name: &str| format!("{arch}.rope.{name}");
     m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(10_000.0) as f32);
     if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
-        return Err(Error::unsupported(format!("config.json: partial_rotary_factor {part} is not supported; 1 is")));
+        return Err(Error::unsupported(format!(
+            "config.json: partial_rotary_factor {part} is not supported; 1 is"
+        )));
     }
     let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
     let mut copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
@@ -206,7 +225,9 @@ fn rope(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
             copy(m, "original_max_position_embeddings", "dollop.rope.llama3.original_context_length".into())?;
         }
         other => {
-            let what = format!("config.json: rope_type `{other}` is not supported; default, linear, llama3 and yarn are");
+            let what = format!(
+                "config.json: rope_type `{other}` is not supported; default, linear, llama3 and yarn are"
+            );
             return Err(Error::unsupported(what));
         }
     }
@@ -261,7 +282,8 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
     if let Some(part) = plain {
         return one(blk(&format!("{part}.{leaf}")), None);
     }
-    let experts = rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
+    let experts =
+        rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
     match experts {
         "gate_up_proj" => {
             let place = |part: &str| Place { name: blk(part), expert: None };
@@ -282,9 +304,16 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
 
 /// Copies the ids and flags of `tokenizer_config.json`, `config.json` and `generation_config.json` that GGUF has keys
 /// for. `token_id` looks a token's text up in the tokenizer.
-pub fn special_tokens(m: &mut Metadata, config: &str, tokenizer: Option<&str>, generation: Option<&str>, token_id: &dyn Fn(&str) -> Option<u32>) {
+pub fn special_tokens(
+    m: &mut Metadata,
+    config: &str,
+    tokenizer: Option<&str>,
+    generation: Option<&str>,
+    token_id: &dyn Fn(&str) -> Option<u32>,
+) {
     let parse = |t: &str| serde_json::from_str::<Json>(t).ok();
-    let (config, tokenizer, generation) = (parse(config), tokenizer.and_then(parse), generation.and_then(parse));
+    let (config, tokenizer, generation) =
+        (parse(config), tokenizer.and_then(parse), generation.and_then(parse));
     let id = |v: &Json| v.as_u64().and_then(|n| u32::try_from(n).ok());
     for (key, token, flag) in [("bos", "bos_token", "add_bos_token"), ("eos", "eos_token", "add_eos_token")] {
         let named = tokenizer.as_ref().and_then(|t| {
@@ -292,7 +321,10 @@ pub fn special_tokens(m: &mut Metadata, config: &str, tokenizer: Option<&str>, g
             token.as_str().or_else(|| token["content"].as_str()).and_then(token_id)
         });
         let field = format!("{key}_token_id");
-        let listed = [&generation, &config].into_iter().flatten().find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
+        let listed = [&generation, &config]
+            .into_iter()
+            .flatten()
+            .find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
         if let Some(n) = named.or(listed) {
             m.insert(format!("tokenizer.ggml.{field}"), n);
         }
@@ -314,7 +346,9 @@ pub fn chat_template(tokenizer_config: &str) -> Option<String> {
     let json: Json = serde_json::from_str(tokenizer_config).ok()?;
     match &json["chat_template"] {
         Json::String(s) => Some(s.clone()),
-        Json::Array(all) => all.iter().find(|t| t["name"] == "default")?["template"].as_str().map(str::to_owned),
+        Json::Array(all) => {
+            all.iter().find(|t| t["name"] == "default")?["template"].as_str().map(str::to_owned)
+        }
         _ => None,
     }
 }

@@ -35,14 +35,19 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
             Dtype::F16 => GgmlType::F16,
             Dtype::BF16 => GgmlType::BF16,
             other => {
-                let what = format!("tensor `{name}`: element type {other:?} is not supported; F32, F16 and BF16 are");
+                let what = format!(
+                    "tensor `{name}`: element type {other:?} is not supported; F32, F16 and BF16 are"
+                );
                 return Err(Error::unsupported(what));
             }
         };
         let (from, to) = info.data_offsets;
         let end = data_start.checked_add(to as u64).filter(|&end| end <= bytes.len() as u64);
         if end.is_none() || from > to {
-            return Err(Error::malformed(format!("tensor `{name}`"), "lies past the end of the file; is the download complete?"));
+            return Err(Error::malformed(
+                format!("tensor `{name}`"),
+                "lies past the end of the file; is the download complete?",
+            ));
         }
         entries.push(Entry {
             name: name.clone(),

@@ -165,7 +165,12 @@ impl Metadata {
         self.entries.is_empty()
     }
 
-    fn typed<T>(&self, key: &str, want: &str, convert: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>> {
+    fn typed<T>(
+        &self,
+        key: &str,
+        want: &str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match convert(value) {
             Some(v) => Ok(Some(v)),
@@ -193,9 +198,11 @@ impl Metadata {
             Value::Unsigned(n, _) => Some(*n),
             Value::Signed(n, _) => u64::try_from(*n).ok(),
             Value::Array(Array::Unsigned(all)) => all.first().copied().filter(|f| all.iter().all(|v| v == f)),
-            Value::Array(Array::Signed(all)) => {
-                all.first().copied().filter(|f| all.iter().all(|v| v == f)).and_then(|f| u64::try_from(f).ok())
-            }
+            Value::Array(Array::Signed(all)) => all
+                .first()
+                .copied()
+                .filter(|f| all.iter().all(|v| v == f))
+                .and_then(|f| u64::try_from(f).ok()),
             _ => None,
         })
     }
@@ -224,7 +231,9 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::String(v))) => Ok(Some(v)),
-            Some(other) => Err(Error::malformed(key, format!("is {}; an array of strings is expected", other.kind()))),
+            Some(other) => {
+                Err(Error::malformed(key, format!("is {}; an array of strings is expected", other.kind())))
+            }
         }
     }
 
@@ -233,7 +242,9 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::F32(v))) => Ok(Some(v)),
-            Some(other) => Err(Error::malformed(key, format!("is {}; an array of floats is expected", other.kind()))),
+            Some(other) => {
+                Err(Error::malformed(key, format!("is {}; an array of floats is expected", other.kind())))
+            }
         }
     }
 
@@ -242,7 +253,9 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::Bool(v))) => Ok(Some(v)),
-            Some(other) => Err(Error::malformed(key, format!("is {}; an array of booleans is expected", other.kind()))),
+            Some(other) => {
+                Err(Error::malformed(key, format!("is {}; an array of booleans is expected", other.kind())))
+            }
         }
     }
 

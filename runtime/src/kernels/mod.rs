@@ -123,7 +123,15 @@ pub trait Backend: Send + Sync + 'static {
     fn clamp(&self, x: &mut Self::Buf, len: usize, limit: f32);
 
     /// Rotates `heads` heads of `head_dim` values of `tokens` rows, which stand at positions `pos..`.
-    fn rope(&self, x: &mut Self::Buf, pos: usize, tokens: usize, heads: usize, head_dim: usize, table: &RopeTable);
+    fn rope(
+        &self,
+        x: &mut Self::Buf,
+        pos: usize,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+        table: &RopeTable,
+    );
 
     /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
     fn attention(

@@ -91,7 +91,9 @@ mod tests {
     #[test]
     fn tensors_that_would_be_ignored_are_not_known() {
         assert!(knows_tensor("blk.12.ffn_up_exps.weight"));
-        for name in ["blk.0.ffn_gate.bias", "blk..attn_q.weight", "blk.x.attn_q.weight", "v.patch_embd.weight"] {
+        for name in
+            ["blk.0.ffn_gate.bias", "blk..attn_q.weight", "blk.x.attn_q.weight", "v.patch_embd.weight"]
+        {
             assert!(!knows_tensor(name), "{name}");
         }
     }

@@ -58,7 +58,9 @@ impl Keys<'_> {
     fn optional(&self, name: &str, max: u64) -> Result<Option<usize>> {
         let key = self.key(name);
         match self.meta.u64(&key)? {
-            Some(v) if v > max => Err(Error::malformed(key, format!("{v} is more than the {max} that are supported"))),
+            Some(v) if v > max => {
+                Err(Error::malformed(key, format!("{v} is more than the {max} that are supported")))
+            }
             other => Ok(other.map(|v| v as usize)),
         }
     }
@@ -107,15 +109,23 @@ impl Config {
         let head_dim = match keys.optional("attention.key_length", MAX_WIDTH)? {
             Some(0) | None if d % heads == 0 => d / heads,
             Some(0) | None => {
-                return Err(Error::malformed(keys.key("attention.head_count"), format!("{heads} heads do not divide {d}")));
+                return Err(Error::malformed(
+                    keys.key("attention.head_count"),
+                    format!("{heads} heads do not divide {d}"),
+                ));
             }
             Some(n) => n,
         };
         if keys.optional("attention.value_length", MAX_WIDTH)?.is_some_and(|v| v != head_dim) {
-            return Err(Error::unsupported("values of another length than keys (`attention.value_length`) are not supported"));
+            return Err(Error::unsupported(
+                "values of another length than keys (`attention.value_length`) are not supported",
+            ));
         }
         if heads * head_dim > MAX_WIDTH as usize {
-            return Err(Error::malformed(keys.key("attention.key_length"), format!("{heads} heads of {head_dim} are too wide")));
+            return Err(Error::malformed(
+                keys.key("attention.key_length"),
+                format!("{heads} heads of {head_dim} are too wide"),
+            ));
         }
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
@@ -206,7 +216,10 @@ fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
         };
         let (low, high) = (get("low_freq_factor")?, get("high_freq_factor")?);
         if high <= low {
-            return Err(Error::malformed("dollop.rope.llama3.high_freq_factor", "must be above low_freq_factor"));
+            return Err(Error::malformed(
+                "dollop.rope.llama3.high_freq_factor",
+                "must be above low_freq_factor",
+            ));
         }
         return Ok(Scaling::Llama3 {
             factor: get("factor")?,
@@ -231,7 +244,9 @@ fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
         "linear" => Ok(Scaling::Linear { factor: need(factor)? }),
         "yarn" => Ok(Scaling::Yarn {
             factor: need(factor)?,
-            original_context: keys.positive("rope.scaling.original_context_length")?.unwrap_or(context as f32),
+            original_context: keys
+                .positive("rope.scaling.original_context_length")?
+                .unwrap_or(context as f32),
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,

@@ -133,7 +133,12 @@ impl Model {
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
         let (c, w, n) = (&self.config, &self.weights, tokens.len());
-        assert!(n > 0 && n <= s.chunk && pos + n <= s.capacity, "{n} tokens at {pos}: chunk {}, capacity {}", s.chunk, s.capacity);
+        assert!(
+            n > 0 && n <= s.chunk && pos + n <= s.capacity,
+            "{n} tokens at {pos}: chunk {}, capacity {}",
+            s.chunk,
+            s.capacity
+        );
         assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
 
         b.embed(&w.embed, tokens, &mut s.x);

@@ -68,9 +68,12 @@ impl RopeConfig {
         let half = 0..self.dims / 2;
         match &self.scaling {
             Scaling::None => (half.map(|i| plain(i) as f32).collect(), 1.0),
-            Scaling::Linear { factor } => (half.map(|i| (plain(i) / f64::from(*factor)) as f32).collect(), 1.0),
+            Scaling::Linear { factor } => {
+                (half.map(|i| (plain(i) / f64::from(*factor)) as f32).collect(), 1.0)
+            }
             Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                let (factor, low, high) = (f64::from(*factor), f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+                let (factor, low, high) =
+                    (f64::from(*factor), f64::from(*low_freq_factor), f64::from(*high_freq_factor));
                 let context = f64::from(*original_context);
                 let stretch = |inv: f64| {
                     let wavelength = 2.0 * PI / inv;
@@ -98,7 +101,8 @@ impl RopeConfig {
                 let factor = f64::from(*factor);
                 // The dimension that turns `rotations` times over the original context.
                 let dimension = |rotations: f32| {
-                    dims * (f64::from(*original_context) / (f64::from(rotations) * 2.0 * PI)).ln() / (2.0 * base.ln())
+                    dims * (f64::from(*original_context) / (f64::from(rotations) * 2.0 * PI)).ln()
+                        / (2.0 * base.ln())
                 };
                 let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
                 if *truncate {

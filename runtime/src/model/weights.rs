@@ -150,7 +150,10 @@ impl Reader<'_> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::malformed(format!("tensor `{name}`"), "the file has no such tensor; was it cut short or made for another model?")
+    Error::malformed(
+        format!("tensor `{name}`"),
+        "the file has no such tensor; was it cut short or made for another model?",
+    )
 }
 
 fn check_shape(name: &str, m: &Matrix, rows: usize, cols: usize) -> Result<()> {
@@ -167,11 +170,16 @@ impl Weights {
     ///
     /// # Errors
     /// `Malformed` where a tensor is missing or has another shape than the config says.
-    pub fn load(config: &Config, tensors: &dyn Tensors, level: Option<Level>) -> Result<(Weights, Vec<Vec<Expert>>)> {
+    pub fn load(
+        config: &Config,
+        tensors: &dyn Tensors,
+        level: Option<Level>,
+    ) -> Result<(Weights, Vec<Vec<Expert>>)> {
         let read = Reader { tensors };
         let embed = tensors.matrix("token_embd.weight")?.ok_or_else(|| missing("token_embd.weight"))?;
         check_shape("token_embd.weight", &embed, embed.rows(), config.d)?;
-        let head = read.optional_matrix("output.weight", embed.rows(), config.d)?.unwrap_or_else(|| embed.clone());
+        let head =
+            read.optional_matrix("output.weight", embed.rows(), config.d)?.unwrap_or_else(|| embed.clone());
         let mut layers = Vec::with_capacity(config.layers);
         let mut experts = Vec::with_capacity(config.layers);
         for i in 0..config.layers {
@@ -182,7 +190,10 @@ impl Weights {
         let norm = read.vector("output_norm.weight", config.d)?;
         let rope_factors = read.optional_vector("rope_freqs.weight", &[config.rope.dims / 2])?;
         if rope_factors.iter().flatten().any(|f| !f.is_finite() || *f <= 0.0) {
-            return Err(Error::malformed("tensor `rope_freqs.weight`", "a factor is not a number above zero"));
+            return Err(Error::malformed(
+                "tensor `rope_freqs.weight`",
+                "a factor is not a number above zero",
+            ));
         }
         Ok((Weights { embed, layers, norm, head, rope_factors }, experts))
     }
@@ -193,7 +204,12 @@ impl Weights {
     }
 }
 
-fn load_layer(config: &Config, read: &Reader, i: usize, level: Option<Level>) -> Result<(Layer, Vec<Expert>)> {
+fn load_layer(
+    config: &Config,
+    read: &Reader,
+    i: usize,
+    level: Option<Level>,
+) -> Result<(Layer, Vec<Expert>)> {
     let name = |part: &str| format!("blk.{i}.{part}");
     let (d, q_width, kv_width) = (config.d, config.heads * config.head_dim, config.kv_width());
     let routed = read.tensors.experts(i, level)?.unwrap_or_default();
@@ -208,7 +224,10 @@ fn load_layer(config: &Config, read: &Reader, i: usize, level: Option<Level>) ->
             })
         }
         (None, false) => {
-            return Err(Error::malformed(name("ffn_gate_exps.weight"), "the file has experts but its config has none"));
+            return Err(Error::malformed(
+                name("ffn_gate_exps.weight"),
+                "the file has experts but its config has none",
+            ));
         }
         (_, true) => Ffn::Dense(read.ffn(i, "", d)?.ok_or_else(|| missing(&name("ffn_gate.weight")))?),
     };

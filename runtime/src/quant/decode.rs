@@ -102,4 +102,3 @@ impl QuantizedRow {
 pub fn cell_middle(level: Level) -> f32 {
     ((1u32 << level.shift()) - 1) as f32 / 2.0
 }
-

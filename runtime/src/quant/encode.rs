@@ -39,7 +39,12 @@ pub struct EncodedRows {
 
 impl EncodedRows {
     pub(super) fn new(max: Level) -> EncodedRows {
-        EncodedRows { codes: vec![Vec::new(); max.planes()], scales: Vec::new(), zeros: Vec::new(), sums: FitSums::default() }
+        EncodedRows {
+            codes: vec![Vec::new(); max.planes()],
+            scales: Vec::new(),
+            zeros: Vec::new(),
+            sums: FitSums::default(),
+        }
     }
 
     /// Appends groups encoded elsewhere.
@@ -58,7 +63,9 @@ impl EncodedRows {
             if bits == 2 {
                 let n = group / 4;
                 let bit = |i: usize| codes[i] >> shift & 3;
-                plane.extend((0..n).map(|j| bit(j) | bit(j + n) << 2 | bit(j + 2 * n) << 4 | bit(j + 3 * n) << 6));
+                plane.extend(
+                    (0..n).map(|j| bit(j) | bit(j + n) << 2 | bit(j + 2 * n) << 4 | bit(j + 3 * n) << 6),
+                );
             } else {
                 plane.extend(codes[..group].chunks_exact(8).map(|c| {
                     c.iter().enumerate().fold(0, |byte, (i, code)| byte | (code >> shift & 1) << i)
@@ -148,8 +155,12 @@ pub fn encode_rows(
         let fit = shape.rows < FIT_ALL_BELOW || row_number % FIT_STRIDE == 0;
         for (g, w) in row.chunks(shape.group).enumerate() {
             let importance = importance.map(|v| &v[g * shape.group..][..w.len()]);
-            let group = Group::new(w, importance)
-                .ok_or_else(|| Error::malformed(format!("row {row_number}"), "a weight is infinite, not a number or beyond 8 million"))?;
+            let group = Group::new(w, importance).ok_or_else(|| {
+                Error::malformed(
+                    format!("row {row_number}"),
+                    "a weight is infinite, not a number or beyond 8 million",
+                )
+            })?;
             let (scale, zero) = group.search();
             group.emit(shape.group, scale, zero, fit.then_some(importance), &mut out);
         }
@@ -246,7 +257,8 @@ impl Group {
     fn solve(&self, step: f32, low: f32) -> Option<(f32, f32)> {
         let inverse = 1.0 / step;
         let offset = -low * inverse - 0.5;
-        let (mut one, mut q1, mut qq, mut w1, mut qw) = ([0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8]);
+        let (mut one, mut q1, mut qq, mut w1, mut qw) =
+            ([0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8]);
         for (w, v) in self.w.chunks_exact(8).zip(self.v.chunks_exact(8)) {
             for i in 0..8 {
                 let q = round((w[i] * inverse + offset).clamp(0.0, 15.0));

@@ -28,7 +28,14 @@ pub struct FitSums {
 
 impl FitSums {
     /// Adds one group: `x` are its weights in code steps plus the zero point (`w/s + z`), `codes` its 8-bit codes.
-    pub(super) fn add_group(&mut self, x: &[f32], codes: &[u8], zero: u8, scale: f32, importance: Option<&[f32]>) {
+    pub(super) fn add_group(
+        &mut self,
+        x: &[f32],
+        codes: &[u8],
+        zero: u8,
+        scale: f32,
+        importance: Option<&[f32]>,
+    ) {
         let s2 = f64::from(scale) * f64::from(scale);
         let zero = f32::from(zero);
         let weight = |i: usize| importance.map_or(1.0, |v| v[i]);

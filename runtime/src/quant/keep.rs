@@ -30,7 +30,13 @@ struct Uniform {
 ///
 /// # Errors
 /// `Malformed` where a scale is not finite.
-pub fn keep_rows(shape: Shape, first_row: usize, ty: GgmlType, raw: &[u8], max: Level) -> Result<EncodedRows> {
+pub fn keep_rows(
+    shape: Shape,
+    first_row: usize,
+    ty: GgmlType,
+    raw: &[u8],
+    max: Level,
+) -> Result<EncodedRows> {
     assert!(keeps(ty) && shape.group == 32 && shape.cols % ty.block_len() == 0);
     let mut out = EncodedRows::new(max);
     let per_row = shape.cols / ty.block_len();
@@ -81,8 +87,12 @@ fn nibbles(bytes: &[u8]) -> [u8; 32] {
 fn read_group(ty: GgmlType, b: &[u8], g: usize) -> Uniform {
     let fifth = |bits: &[u8], i: usize| (bits[i / 8] >> (i % 8) & 1) << 4;
     match ty {
-        GgmlType::Q4_0 => Uniform { bits: 4, codes: nibbles(&b[2..]), scale: le_f16(b), min: 8.0 * le_f16(b) },
-        GgmlType::Q4_1 => Uniform { bits: 4, codes: nibbles(&b[4..]), scale: le_f16(b), min: -le_f16(&b[2..]) },
+        GgmlType::Q4_0 => {
+            Uniform { bits: 4, codes: nibbles(&b[2..]), scale: le_f16(b), min: 8.0 * le_f16(b) }
+        }
+        GgmlType::Q4_1 => {
+            Uniform { bits: 4, codes: nibbles(&b[4..]), scale: le_f16(b), min: -le_f16(&b[2..]) }
+        }
         GgmlType::Q5_0 => {
             let low = nibbles(&b[6..]);
             let codes = std::array::from_fn(|i| low[i] | fifth(&b[2..6], i));

@@ -50,10 +50,16 @@ impl Shape {
     /// `Malformed` where a side is zero or absurd, or the group is neither 32 nor 64.
     pub fn new(rows: usize, cols: usize, group: usize) -> Result<Shape> {
         if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
-            return Err(Error::malformed("shape", format!("{rows} x {cols}: each side must be 1 to {MAX_SIDE}")));
+            return Err(Error::malformed(
+                "shape",
+                format!("{rows} x {cols}: each side must be 1 to {MAX_SIDE}"),
+            ));
         }
         if group != 32 && group != 64 {
-            return Err(Error::malformed("group", format!("{group} weights a group; 32 and 64 are supported")));
+            return Err(Error::malformed(
+                "group",
+                format!("{group} weights a group; 32 and 64 are supported"),
+            ));
         }
         Ok(Shape { rows, cols, group })
     }

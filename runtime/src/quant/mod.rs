@@ -119,11 +119,9 @@ impl Nested {
     /// # Errors
     /// `Malformed` where a plane is missing or has another length than [`Shape::plane`] says, or a fit is not finite.
     pub fn new(shape: Shape, planes: Vec<Bytes>, fits: Fits) -> Result<Nested> {
-        let level = *planes
-            .len()
-            .checked_sub(1)
-            .and_then(|last| Level::ALL.get(last))
-            .ok_or_else(|| Error::malformed("planes", format!("{} planes; 1 to {PLANES} make a matrix", planes.len())))?;
+        let level = *planes.len().checked_sub(1).and_then(|last| Level::ALL.get(last)).ok_or_else(|| {
+            Error::malformed("planes", format!("{} planes; 1 to {PLANES} make a matrix", planes.len()))
+        })?;
         for (p, plane) in planes.iter().enumerate() {
             let want = shape.plane(p).len;
             if plane.len() != want {

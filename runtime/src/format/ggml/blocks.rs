@@ -10,7 +10,11 @@ pub fn le_f16(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-fn each<const BYTES: usize, const LEN: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn(&[u8; BYTES], &mut [f32; LEN])) {
+fn each<const BYTES: usize, const LEN: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    f: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
     for (b, o) in bytes.chunks_exact(BYTES).zip(out.chunks_exact_mut(LEN)) {
         f(b.try_into().expect("exact chunk"), o.try_into().expect("exact chunk"));
     }
@@ -108,7 +112,8 @@ pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
             let scale = d * f32::from(scale);
             let (from, shift, bit) = (g / 8 * 32 + g % 2 * 16, g % 8 / 2 * 2, g / 2);
             for j in 0..16 {
-                let q = (qs[from + j] >> shift & 3) as i8 - if high[g % 2 * 16 + j] >> bit & 1 == 0 { 4 } else { 0 };
+                let q = (qs[from + j] >> shift & 3) as i8
+                    - if high[g % 2 * 16 + j] >> bit & 1 == 0 { 4 } else { 0 };
                 o[j] = scale * f32::from(q);
             }
         }

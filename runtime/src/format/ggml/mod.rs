@@ -78,7 +78,10 @@ impl GgmlType {
     /// The type with this number, or a message that names it and lists what is supported.
     pub fn from_id(id: u32) -> Result<GgmlType, String> {
         GgmlType::ALL.iter().copied().find(|t| t.id() == id).ok_or_else(|| {
-            let known = OTHERS.iter().find(|(i, _)| *i == id).map_or_else(|| format!("number {id}"), |(_, n)| n.to_string());
+            let known = OTHERS
+                .iter()
+                .find(|(i, _)| *i == id)
+                .map_or_else(|| format!("number {id}"), |(_, n)| n.to_string());
             let names: Vec<_> = GgmlType::ALL.iter().map(|t| t.name()).collect();
             format!("element type {known} is not supported; supported are {}", names.join(", "))
         })
@@ -119,7 +122,9 @@ impl GgmlType {
             GgmlType::Q6_K => blocks::q6_k(bytes, out),
             GgmlType::IQ4_NL => blocks::iq4_nl(bytes, out),
             GgmlType::MXFP4 => blocks::mxfp4(bytes, out),
-            GgmlType::I8 | GgmlType::I32 => return Err(Error::Invalid(format!("{self} elements are no weights"))),
+            GgmlType::I8 | GgmlType::I32 => {
+                return Err(Error::Invalid(format!("{self} elements are no weights")));
+            }
         }
         Ok(())
     }

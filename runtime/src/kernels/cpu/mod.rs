@@ -3,9 +3,9 @@
 mod attention;
 mod isa;
 mod math;
-mod nested;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod nested;
 mod pool;
 mod product;
 mod scalar;
@@ -84,12 +84,24 @@ impl CpuBackend {
 
     /// Calls `f(row, values)` for every row of `width` values, on all threads.
     fn each_row(&self, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        attention::each_row(&self.pool, x, width, &|row, values| self.isa.run(#[inline(always)] || f(row, values)));
+        attention::each_row(&self.pool, x, width, &|row, values| {
+            self.isa.run(
+                #[inline(always)]
+                || f(row, values),
+            )
+        });
     }
 
     /// Several products of one input, all at once. The callers pass exclusively borrowed, distinct outputs.
     #[allow(unsafe_code)]
-    fn products(&self, s: (&mut Activations, &mut Activations), x: &[f32], tokens: usize, cols: usize, products: &[Product]) {
+    fn products(
+        &self,
+        s: (&mut Activations, &mut Activations),
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        products: &[Product],
+    ) {
         for (group, activations) in [(32, &mut *s.0), (64, &mut *s.1)] {
             let used = |p: &Product| matches!(p.matrix, Matrix::Nested(m) if m.shape().group == group);
             if products.iter().any(used) {
@@ -136,7 +148,13 @@ impl CpuBackend {
         let mut at = 0;
         for job in jobs {
             let tokens = &row_of[at..][..job.slots.len()];
-            products.push(Product { matrix: &job.expert.down, tokens, bias: None, to: Some(job.slots), out: down_out });
+            products.push(Product {
+                matrix: &job.expert.down,
+                tokens,
+                bias: None,
+                to: Some(job.slots),
+                out: down_out,
+            });
             at += job.slots.len();
         }
         self.products((by_32, by_64), gate, slots, ff, &products);
@@ -154,7 +172,9 @@ impl Backend for CpuBackend {
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = Vec::new();
-        let failed = |_| Error::Invalid(format!("no memory for a buffer of {} MB; ask for a smaller context", len >> 18));
+        let failed = |_| {
+            Error::Invalid(format!("no memory for a buffer of {} MB; ask for a smaller context", len >> 18))
+        };
         buffer.try_reserve_exact(len).map_err(failed)?;
         buffer.resize(len, 0.0);
         Ok(buffer)
@@ -196,7 +216,9 @@ impl Backend for CpuBackend {
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
         let n = weight.len();
-        self.each_row(&mut out[..rows * n], n, &|row, out| math::rms_norm(&x[row * n..][..n], weight, eps, out));
+        self.each_row(&mut out[..rows * n], n, &|row, out| {
+            math::rms_norm(&x[row * n..][..n], weight, eps, out)
+        });
     }
 
     fn rms_norm_in_place(&self, x: &mut Vec<f32>, weight: &[f32], eps: f32, rows: usize) {
@@ -212,8 +234,10 @@ impl Backend for CpuBackend {
         all.extend(0..tokens as u32);
         let parts: Vec<_> =
             outs.iter_mut().map(|l| (l.matrix, l.bias, Out::new(l.out, l.matrix.rows()))).collect();
-        let products: Vec<_> =
-            parts.iter().map(|&(matrix, bias, out)| Product { matrix, tokens: all, bias, to: None, out }).collect();
+        let products: Vec<_> = parts
+            .iter()
+            .map(|&(matrix, bias, out)| Product { matrix, tokens: all, bias, to: None, out })
+            .collect();
         self.products((by_32, by_64), x, tokens, cols, &products);
     }
 
@@ -221,7 +245,15 @@ impl Backend for CpuBackend {
         x[..len].iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
     }
 
-    fn rope(&self, x: &mut Vec<f32>, pos: usize, tokens: usize, heads: usize, head_dim: usize, table: &RopeTable) {
+    fn rope(
+        &self,
+        x: &mut Vec<f32>,
+        pos: usize,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+        table: &RopeTable,
+    ) {
         let half = table.dims / 2;
         self.each_row(&mut x[..tokens * heads * head_dim], heads * head_dim, &|t, row| {
             let at = (pos + t) * half;
@@ -230,7 +262,15 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn attention(&self, q: &Vec<f32>, kv: &CpuKv, pos: usize, tokens: usize, shape: &Attention, out: &mut Vec<f32>) {
+    fn attention(
+        &self,
+        q: &Vec<f32>,
+        kv: &CpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &mut Vec<f32>,
+    ) {
         match self.isa.kind() {
             Kind::Scalar => attention::attend::<false>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
             _ => attention::attend::<true>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
@@ -247,7 +287,8 @@ impl Backend for CpuBackend {
             order.clear();
             order.extend(0..router.experts as u32);
             // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
-            order.sort_unstable_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+            order
+                .sort_unstable_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
             order.truncate(router.top_k);
             let sum: f32 = order.iter().map(|&e| weights[e as usize]).sum();
             let scale = if router.renormalize && sum > 0.0 { router.scale / sum } else { router.scale };

@@ -83,7 +83,8 @@ impl Pool {
         let s = &*self.shared;
         // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before `busy` is back at zero, and no
         // worker touches the pointer after it has lowered `busy` for this job.
-        let task: *const Task = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
+        let task: *const Task =
+            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
         let job = Job { task, tasks };
         s.next.store(0, Ordering::Relaxed);
         s.busy.store(self.workers.len(), Ordering::Relaxed);
@@ -131,7 +132,9 @@ fn work(s: &Shared) {
             }
             let job = s.job.lock().unwrap_or_else(PoisonError::into_inner);
             // The epoch moves under this lock: no wake-up can be missed between the check and the wait.
-            let idle = |_: &mut Option<Job>| s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Relaxed);
+            let idle = |_: &mut Option<Job>| {
+                s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Relaxed)
+            };
             drop(s.wake.wait_while(job, idle));
         }
         if s.stop.load(Ordering::Relaxed) {
@@ -168,13 +171,17 @@ mod tests {
         let pool = Pool::new(3);
         for tasks in [0, 1, 2, 100, 1000] {
             let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(tasks, &|i| { counts[i].fetch_add(1, Ordering::Relaxed); });
+            pool.run(tasks, &|i| {
+                counts[i].fetch_add(1, Ordering::Relaxed);
+            });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
         }
         let bad = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert_ne!(i, 7))));
         assert!(bad.is_err());
         let sum = AtomicUsize::new(0);
-        pool.run(10, &|i| { sum.fetch_add(i, Ordering::Relaxed); });
+        pool.run(10, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
         assert_eq!(sum.into_inner(), 45);
     }
 }

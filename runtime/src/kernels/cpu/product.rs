@@ -84,7 +84,9 @@ pub(super) unsafe fn run(pool: &Pool, isa: Isa, input: &Input, products: &[Produ
                     unsafe { p.out.set(to, row, value + bias) }
                 };
                 match p.matrix {
-                    Matrix::F32 { cols, data, .. } => plain(isa, rows, *cols, data, input.plain, p.tokens, &put),
+                    Matrix::F32 { cols, data, .. } => {
+                        plain(isa, rows, *cols, data, input.plain, p.tokens, &put)
+                    }
                     Matrix::Nested(m) => {
                         let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
                         nested(isa, rows, m, x, p.tokens, &put);
@@ -97,7 +99,14 @@ pub(super) unsafe fn run(pool: &Pool, isa: Isa, input: &Input, products: &[Produ
     });
 }
 
-fn nested(isa: Isa, rows: std::ops::Range<usize>, m: &Nested, x: &Activations, tokens: &[u32], put: &dyn Fn(usize, usize, f32)) {
+fn nested(
+    isa: Isa,
+    rows: std::ops::Range<usize>,
+    m: &Nested,
+    x: &Activations,
+    tokens: &[u32],
+    put: &dyn Fn(usize, usize, f32),
+) {
     ROW.with_borrow_mut(|buffer| {
         for row in rows {
             row_times(isa, m, row, x, tokens, buffer, &mut |n, value| put(row, n, value));
@@ -105,7 +114,15 @@ fn nested(isa: Isa, rows: std::ops::Range<usize>, m: &Nested, x: &Activations, t
     });
 }
 
-fn plain(isa: Isa, rows: std::ops::Range<usize>, cols: usize, w: &[f32], x: &[f32], tokens: &[u32], put: &dyn Fn(usize, usize, f32)) {
+fn plain(
+    isa: Isa,
+    rows: std::ops::Range<usize>,
+    cols: usize,
+    w: &[f32],
+    x: &[f32],
+    tokens: &[u32],
+    put: &dyn Fn(usize, usize, f32),
+) {
     isa.run(
         #[inline(always)]
         || match isa.kind() {

@@ -24,7 +24,10 @@ fn products_agree_with_the_specification_at_every_level() {
     let mut checked = 0;
     for isa in Isa::available() {
         let b = backend(isa, 2);
-        assert!(b.name().contains(&isa.to_string()), "the instruction set asked for is not the one that runs");
+        assert!(
+            b.name().contains(&isa.to_string()),
+            "the instruction set asked for is not the one that runs"
+        );
         for (rows, cols) in [(1, 1), (3, 31), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 576)] {
             for group in [32, 64] {
                 let shape = Shape::new(rows, cols, group).unwrap();
@@ -43,7 +46,10 @@ fn products_agree_with_the_specification_at_every_level() {
                                 let want = nested.dot(r, &x);
                                 let got = out[t * rows + r];
                                 let bound = 2e-5 * (1.0 + want.abs()) * (cols as f32).sqrt();
-                                assert!((got - want).abs() <= bound, "{isa} {shape} level {level} token {t} row {r}: {got} {want}");
+                                assert!(
+                                    (got - want).abs() <= bound,
+                                    "{isa} {shape} level {level} token {t} row {r}: {got} {want}"
+                                );
                                 checked += 1;
                             }
                         }
@@ -59,7 +65,8 @@ fn products_agree_with_the_specification_at_every_level() {
 fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
     for isa in Isa::available() {
         let shape = Shape::new(100, 320, 64).unwrap();
-        let nested = quant::encode(shape, &values(100 * 320, 1), None, Level::B4).unwrap().into_nested().unwrap();
+        let nested =
+            quant::encode(shape, &values(100 * 320, 1), None, Level::B4).unwrap().into_nested().unwrap();
         let plain = Matrix::F32 { rows: 100, cols: 320, data: values(100 * 320, 2).into() };
         let x = values(7 * 320, 3);
         for matrix in [Matrix::Nested(nested), plain] {
@@ -113,7 +120,8 @@ fn attention_is_the_formula() {
                 };
                 let total: f64 = seen.clone().map(|p| score(p).exp()).sum();
                 for i in 0..6 {
-                    let want: f64 = seen.clone().map(|p| score(p).exp() / total * f64::from(v[at(p) + i])).sum();
+                    let want: f64 =
+                        seen.clone().map(|p| score(p).exp() / total * f64::from(v[at(p) + i])).sum();
                     assert!((f64::from(out[t * 24 + h * 6 + i]) - want).abs() < 1e-5, "{isa} {t} {h} {i}");
                 }
             }

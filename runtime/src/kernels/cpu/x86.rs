@@ -17,7 +17,14 @@ fn one_bit(plane: &[u8], run: usize) -> u64 {
     u64::from_le_bytes(plane[8 * run..][..8].try_into().expect("8 bytes"))
 }
 
-pub(super) fn unpack_avx512(isa: Isa, group: usize, planes: &[&[u8]; 5], n: usize, run: usize, out: &mut [u8; RUN]) {
+pub(super) fn unpack_avx512(
+    isa: Isa,
+    group: usize,
+    planes: &[&[u8]; 5],
+    n: usize,
+    run: usize,
+    out: &mut [u8; RUN],
+) {
     assert!(isa.kind() == Kind::Avx512);
     // SAFETY: an `Isa` of this kind exists only where the features were detected.
     unsafe { unpack512(group, planes, n, run, out) }
@@ -93,7 +100,14 @@ unsafe fn dot512(group: usize, runs: usize, codes: &[u8], scale: &[f32], x: &Tok
     _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
 }
 
-pub(super) fn unpack_avx2(isa: Isa, group: usize, planes: &[&[u8]; 5], n: usize, run: usize, out: &mut [u8; RUN]) {
+pub(super) fn unpack_avx2(
+    isa: Isa,
+    group: usize,
+    planes: &[&[u8]; 5],
+    n: usize,
+    run: usize,
+    out: &mut [u8; RUN],
+) {
     assert!(isa.kind() == Kind::Avx2);
     // SAFETY: an `Isa` of this kind exists only where the features were detected.
     unsafe { unpack256(group, planes, n, run, out) }
@@ -119,7 +133,8 @@ fn unpack256(group: usize, planes: &[&[u8]; 5], n: usize, run: usize, out: &mut 
         let bits = |plane: &[u8]| {
             let word = (one_bit(plane, run) >> (32 * half)) as i32;
             let lanes = _mm256_setr_epi8(
-                0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3,
+                0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3,
+                3,
             );
             let select = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             let v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), lanes), select);
