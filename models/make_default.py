@@ -194,7 +194,7 @@ def split_all(model, dense, rows):
         print(f"layer {i}: relative error {error:.3f}", flush=True)
 
 
-def distil(model, dense, rows, minutes, batch=8, rate=2e-4):
+def distil(model, teacher, rows, minutes, batch=8, rate=2e-4):
     """Trains towards the dense model's distribution; bf16 products, f32 weights."""
     for p in model.parameters():
         p.requires_grad_(True)
@@ -207,11 +207,13 @@ def distil(model, dense, rows, minutes, batch=8, rate=2e-4):
         ids = torch.tensor(rows[:batch])
         for g in optimizer.param_groups:
             g["lr"] = rate * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * part))
+        # The vocabulary's softmax costs as much as the layers: compare a third of the positions.
+        at = torch.randperm(ids.numel())[:ids.numel() // 3]
+        hidden = lambda m: m.model(ids, use_cache=False).last_hidden_state.flatten(0, 1)[at]
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                want = dense.model(ids).last_hidden_state
-                want = F.linear(want, dense.lm_head.weight).float().log_softmax(-1)
-            got = F.linear(model.model(ids).last_hidden_state, model.lm_head.weight).float().log_softmax(-1)
+                want = F.linear(hidden(teacher), teacher.lm_head.weight).float().log_softmax(-1)
+            got = F.linear(hidden(model), model.lm_head.weight).float().log_softmax(-1)
         loss = (want.exp() * (want - got)).sum(-1).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(groups, 1.0)
@@ -306,7 +308,7 @@ def main():
     split_all(model, dense, calibration)
     report(model, dense, tok, valid)
     mix = 3 * rows["chat"] + rows["wiki"] + rows["austen"] + rows["bible"][:500] + rows["glosses"][:300]
-    distil(model, dense, mix, args.minutes)
+    distil(model, fast, mix, args.minutes)
     exported = export(model, tok, template, args.out)
     report(exported, dense, tok, valid)
     for q in ["What is the capital of France?", "Hello!", "What is gravity?", "Write a short story about a dog.", "How do I make tea?",

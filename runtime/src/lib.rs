@@ -6,12 +6,21 @@ pub mod convert;
 mod error;
 mod experts;
 pub mod format;
+pub mod inspect;
 pub mod kernels;
 pub mod model;
 pub mod quant;
+pub mod sampler;
+mod session;
 mod store;
 mod telemetry;
+pub mod template;
+pub mod tokenizer;
 
 pub use bytes::Bytes;
 pub use error::{Error, Result};
+pub use session::{
+    Chat, Engine, EngineOptions, Event, GenerateOptions, ModelInfo, Outcome, Overflow, Session,
+    SessionOptions, SpecialTokens, StopReason,
+};
 pub use telemetry::{CancelToken, Progress};

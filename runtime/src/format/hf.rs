@@ -101,7 +101,7 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
     let key = |name: &str| format!("{arch}.{name}");
-    let mut number = |m: &mut Metadata, name: &str, value: Option<u64>| -> Result<()> {
+    let number = |m: &mut Metadata, name: &str, value: Option<u64>| -> Result<()> {
         if let Some(v) = value {
             let v = u32::try_from(v)
                 .map_err(|_| Error::malformed(format!("config.json: {name}"), "is absurdly large"))?;
@@ -195,7 +195,7 @@ fn rope(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
         )));
     }
     let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
-    let mut copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
+    let copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
         if let Some(v) = c.f64(from)? {
             m.insert(to, v as f32);
         }

@@ -3,6 +3,7 @@
 //! Pure parsing and writing. Nothing here opens files, and nothing here trusts what it reads: every count is bounded
 //! by the bytes that are really there before memory is taken for it.
 
+pub mod dollop;
 pub mod ggml;
 pub mod gguf;
 pub mod hf;

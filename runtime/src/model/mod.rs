@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod config;
+pub mod file;
 pub mod forward;
 pub mod rope;
 pub mod weights;

@@ -52,6 +52,11 @@ pub enum Event {
         /// Whole characters.
         text: String,
     },
+    /// The end of the text, where something was held back until it was certain that nothing follows.
+    Rest {
+        /// Whole characters.
+        text: String,
+    },
 }
 
 /// Why a generation ended.
@@ -214,13 +219,15 @@ impl Session {
                 break StopReason::ContextFull;
             }
             logits.clear();
-            self.append(&[id], false, &CancelToken::new(), &mut |_| (), &mut |_, l| logits.extend_from_slice(l))?;
+            self.append(&[id], false, &CancelToken::new(), &mut |_| (), &mut |_, l| {
+                logits.extend_from_slice(l)
+            })?;
         };
         if outcome.stop != StopReason::StopString {
             let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());
             rest = filter.push(&rest).0 + &filter.finish();
-            if let (false, Some(&id)) = (rest.is_empty(), outcome.tokens.last()) {
-                on_event(Event::Token { id, text: rest });
+            if !rest.is_empty() {
+                on_event(Event::Rest { text: rest });
             }
         }
         outcome.text = filter.text;

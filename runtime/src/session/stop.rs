@@ -41,7 +41,11 @@ impl StopFilter {
     /// Length of the longest end of the held text that begins a stop string.
     fn undecided(&self) -> usize {
         let starts = |tail: &str| self.stops.iter().any(|s| s.starts_with(tail));
-        self.held.char_indices().map(|(i, _)| self.held.len() - i).find(|n| starts(&self.held[self.held.len() - n..])).unwrap_or(0)
+        self.held
+            .char_indices()
+            .map(|(i, _)| self.held.len() - i)
+            .find(|n| starts(&self.held[self.held.len() - n..]))
+            .unwrap_or(0)
     }
 }
 
@@ -66,7 +70,10 @@ mod tests {
     #[test]
     fn a_stop_string_across_pieces_is_never_shown() {
         let (shown, stopped, text) = run(&["END"], &["one E", "N", "D two"]);
-        assert_eq!((shown, stopped, text.as_str()), (vec!["one ".into(), String::new(), String::new()], true, "one "));
+        assert_eq!(
+            (shown, stopped, text.as_str()),
+            (vec!["one ".into(), String::new(), String::new()], true, "one ")
+        );
     }
 
     #[test]

@@ -40,7 +40,9 @@ impl Engine {
         let limit = self.model().config.context;
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         if context == 0 || context > limit {
-            return Err(Error::Invalid(format!("a context of {context} tokens: this model takes 1 to {limit}")));
+            return Err(Error::Invalid(format!(
+                "a context of {context} tokens: this model takes 1 to {limit}"
+            )));
         }
         let chunk = match options.chunk {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
@@ -125,9 +127,16 @@ impl Session {
                 (false, false) => Want::Nothing,
             };
             let (engine, pos) = (self.engine.clone(), self.tokens.len());
-            engine.model().forward(engine.backend(), &mut self.state, chunk, pos, want, &mut |i, logits| {
-                each(done + i, logits);
-            })?;
+            engine.model().forward(
+                engine.backend(),
+                &mut self.state,
+                chunk,
+                pos,
+                want,
+                &mut |i, logits| {
+                    each(done + i, logits);
+                },
+            )?;
             self.tokens.extend_from_slice(chunk);
             self.processed += chunk.len() as u64;
             done += chunk.len();

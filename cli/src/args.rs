@@ -1,0 +1,304 @@
+//! The command line, and what `--help` says of it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dollop::quant::Level;
+use std::path::PathBuf;
+
+/// Runs Mixture-of-Experts language models, a dollop at a time.
+///
+/// MODEL is a Dollop file, a GGUF file, or a Hugging Face folder. The last two are converted once into the cache folder
+/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop) and open at once from then on. Where MODEL may be left out, the small
+/// model that comes with Dollop is used.
+#[derive(Parser)]
+#[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Chat(ChatArgs),
+    Run(RunArgs),
+    Convert(ConvertArgs),
+    Inspect(InspectArgs),
+    Eval(EvalArgs),
+    Bench(BenchArgs),
+}
+
+/// Talks with a model.
+///
+/// Type a message and press Enter; end a line with \ to go on on the next. ^C stops an answer, ^D or /exit leaves, /help
+/// lists the commands. When the input is not a terminal, each line is a turn and only the answers are printed.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop chat\n  dollop chat OLMoE-1B-7B-Q4_K_M.gguf --system 'You answer in one sentence.'\n  echo 'What is the capital of France?' | dollop chat"
+)]
+pub struct ChatArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub model: Option<PathBuf>,
+    /// System prompt [default: the template's own]
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Most tokens of one answer
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    pub max_tokens: usize,
+    /// When the context is full: say so, or forget the oldest turns
+    #[arg(long, value_enum, default_value = "error")]
+    pub overflow: OverflowArg,
+    /// Continue a conversation written by /save
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum OverflowArg {
+    Error,
+    Slide,
+}
+
+/// Answers one prompt, or continues one text, and exits.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop run -p 'What is the capital of France?'\n  dollop run model.gguf -f question.txt --json\n  dollop run --raw -p 'Once upon a time' -n 64 --temp 0"
+)]
+pub struct RunArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub model: Option<PathBuf>,
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "file")]
+    pub prompt: Option<String>,
+    /// Read the prompt from a file (- for standard input)
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
+    /// System prompt [default: the template's own]
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Most tokens to generate; 0 only reads the prompt
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Continue the text as it is, without the chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Print one JSON object: text, ids, counts, speeds, peak memory, mode
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Converts a model into a Dollop file.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6"
+)]
+pub struct ConvertArgs {
+    /// GGUF file (any shard of a split one) or Hugging Face folder
+    pub source: PathBuf,
+    /// The file to write [default: beside the source, NAME.dollop.gguf]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub how: ConvertHow,
+    /// Print what was done as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct ConvertHow {
+    /// Bits of dense weights (attention, embedding, shared experts): 2, 3, 4, 6 or 8
+    #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
+    pub level_dense: Level,
+    /// Most bits of an expert that are stored: 2, 3, 4, 6 or 8
+    #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
+    pub max_level: Level,
+    /// Weights per scale; auto keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K as they are
+    #[arg(long, value_enum, default_value = "auto")]
+    pub group: GroupArg,
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum GroupArg {
+    Auto,
+    #[value(name = "32")]
+    G32,
+    #[value(name = "64")]
+    G64,
+}
+
+/// Shows what a model file holds, without loading it.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Compare the checksums of a Dollop file with its bytes
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Measures a model: logits of given tokens, or perplexity of a text.
+///
+/// A text is cut into windows of up to 512 tokens; the first token of each window is not scored. Bits per byte count the
+/// bytes of the scored tokens.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf"
+)]
+pub struct EvalArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub model: Option<PathBuf>,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "logits", conflicts_with = "text")]
+    pub tokens: Vec<u32>,
+    /// Where to write the logits of every position, as JSON (- for standard output)
+    #[arg(long, value_name = "FILE", requires = "tokens")]
+    pub logits: Option<PathBuf>,
+    /// Text to measure the perplexity of
+    #[arg(long, value_name = "FILE", required_unless_present = "tokens")]
+    pub text: Option<PathBuf>,
+    /// Compute from the unquantized source weights in f32
+    #[arg(long)]
+    pub reference: bool,
+    /// Compare with the unquantized weights of this model: KL divergence and agreement
+    #[arg(long, value_name = "REF", requires = "text")]
+    pub against: Option<PathBuf>,
+    /// Tokens taken through the layers at once; 1 computes token by token
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Measures speed, as llama-bench does: tokens per second of a prompt and of generation.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub model: Option<PathBuf>,
+    /// Tokens of the prompt test; 0 for none
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens of the generation test; 0 for none
+    #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
+    pub generate: usize,
+    /// Runs of each test
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    pub repeat: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Model")]
+pub struct EngineArgs {
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+    /// Context in tokens [default: the model's, at most 4096]
+    #[arg(short, long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// Read experts at this many bits [default: the most that are stored]
+    #[arg(long, value_name = "B", value_parser = level)]
+    pub level: Option<Level>,
+    /// Instruction set [default: the best there is]
+    #[arg(long, value_name = "NAME", value_parser = isa)]
+    pub isa: Option<dollop::kernels::cpu::Isa>,
+}
+
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token
+    #[arg(long = "temp", value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Only the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Only tokens at least this part as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub min_p: f32,
+    /// Penalty on what was said lately; 1 for none
+    #[arg(long, value_name = "X", default_value_t = 1.1)]
+    pub repeat_penalty: f32,
+    /// How many tokens back is lately
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub repeat_last_n: usize,
+    /// Subtracted from the logit of what was said lately
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub presence_penalty: f32,
+    /// Start of the random sequence
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// A text that ends the answer; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    text.parse().ok().and_then(Level::from_bits).ok_or_else(|| "levels are 2, 3, 4, 6 and 8 bits".into())
+}
+
+fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
+    use dollop::kernels::cpu::Isa;
+    let known = || Isa::available().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Isa::named(name).ok_or_else(|| format!("this machine has {}", known()))
+}
+
+impl EngineArgs {
+    pub fn options(&self) -> dollop::EngineOptions {
+        dollop::EngineOptions { threads: self.threads, level: self.level, isa: self.isa }
+    }
+}
+
+impl SamplingArgs {
+    pub fn options(&self, max_tokens: usize, cancel: dollop::CancelToken) -> dollop::GenerateOptions {
+        let sampling = dollop::sampler::Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            presence_penalty: self.presence_penalty,
+            seed: self.seed,
+        };
+        dollop::GenerateOptions { max_tokens, sampling, stop: self.stop.clone(), ignore_eos: false, cancel }
+    }
+}
+
+impl ConvertHow {
+    pub fn options(&self) -> dollop::convert::ConvertOptions {
+        use dollop::convert::Group;
+        dollop::convert::ConvertOptions {
+            level_dense: self.level_dense,
+            max_level: self.max_level,
+            group: match self.group {
+                GroupArg::Auto => Group::Auto,
+                GroupArg::G32 => Group::G32,
+                GroupArg::G64 => Group::G64,
+            },
+            threads: self.threads,
+            ..Default::default()
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `dollop bench`: tokens per second, in the manner of llama-bench.
+
+use crate::args::BenchArgs;
+use crate::output::{bytes, count};
+use crate::{Failure, locate};
+use dollop::sampler::Sampling;
+use dollop::{GenerateOptions, Session, SessionOptions};
+use serde::Serialize;
+use std::io::Write;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Row {
+    test: String,
+    mean_tps: f64,
+    sd_tps: f64,
+    tps: Vec<f64>,
+}
+
+pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    if args.repeat == 0 || args.prompt + args.generate == 0 {
+        return Err("there is nothing to measure: -r and one of -p and -n must be above zero".into());
+    }
+    let engine = locate::open(args.model.as_deref(), &args.engine)?;
+    let info = engine.info();
+    let context = args.prompt.max(args.generate + 1);
+    let mut session =
+        engine.session(SessionOptions { context: Some(args.engine.ctx.unwrap_or(context)), chunk: None })?;
+    // Tokens spread over the vocabulary, so that routing sees different inputs.
+    let tokens: Vec<u32> = (0..args.prompt.max(1) as u64)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)
+        .collect();
+    let mut rows = Vec::new();
+    for (name, n) in [("pp", args.prompt), ("tg", args.generate)] {
+        if n == 0 {
+            continue;
+        }
+        let mut tps = Vec::new();
+        // The first run warms caches and is not counted.
+        for run in 0..=args.repeat {
+            let seconds =
+                if name == "pp" { prompt(&mut session, &tokens)? } else { generate(&mut session, n)? };
+            if run > 0 {
+                tps.push(n as f64 / seconds);
+            }
+        }
+        let mean = tps.iter().sum::<f64>() / tps.len() as f64;
+        let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
+        rows.push(Row { test: format!("{name}{n}"), mean_tps: mean, sd_tps: variance.sqrt(), tps });
+    }
+    let mut out = std::io::stdout();
+    if args.json {
+        let json = serde_json::json!({ "model": info, "tests": rows });
+        writeln!(out, "{json}")?;
+        return Ok(());
+    }
+    writeln!(out, "| model | size | params | active | backend | mode | test | t/s |")?;
+    writeln!(out, "|---|---:|---:|---:|---|---|---|---:|")?;
+    for row in rows {
+        writeln!(
+            out,
+            "| {} {} | {} | {} | {} | {} | {} | {} | {:.2} ± {:.2} |",
+            info.architecture,
+            info.name,
+            bytes(info.bytes),
+            count(info.parameters),
+            count(info.active_parameters),
+            info.backend,
+            info.mode,
+            row.test,
+            row.mean_tps,
+            row.sd_tps
+        )?;
+    }
+    Ok(())
+}
+
+fn prompt(session: &mut Session, tokens: &[u32]) -> Result<f64, Failure> {
+    session.rewind(0);
+    let options =
+        GenerateOptions { max_tokens: 0, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+    Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
+}
+
+fn generate(session: &mut Session, n: usize) -> Result<f64, Failure> {
+    session.rewind(0);
+    let options = GenerateOptions {
+        max_tokens: n,
+        sampling: Sampling::greedy(),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let start = Instant::now();
+    session.generate(&[0], &options, &mut |_| ())?;
+    Ok(start.elapsed().as_secs_f64())
+}

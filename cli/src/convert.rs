@@ -1,0 +1,43 @@
+//! `dollop convert`.
+
+use crate::args::ConvertArgs;
+use crate::output::{Bar, bytes, peak_memory};
+use crate::{Failure, interrupt};
+use std::io::Write;
+
+pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
+    let out = args.out.clone().unwrap_or_else(|| {
+        let mut name = args.source.file_stem().unwrap_or(args.source.as_os_str()).to_os_string();
+        name.push(".dollop.gguf");
+        args.source.with_file_name(name)
+    });
+    if out.is_dir() {
+        return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
+    }
+    let (cancel, _guard) = interrupt::cancellable();
+    let mut bar = Bar::new();
+    let report =
+        dollop::convert::convert(&args.source, &out, &args.how.options(), &cancel, &mut |p| bar.show(p))?;
+    drop(bar);
+    let rate = report.bytes_in as f64 / report.seconds.max(1e-9);
+    let peak = peak_memory();
+    let mut stdout = std::io::stdout();
+    if args.json {
+        let mut json = serde_json::to_value(&report).map_err(|e| e.to_string())?;
+        json["out"] = out.to_string_lossy().into();
+        json["peak_memory_bytes"] = peak.into();
+        writeln!(stdout, "{json}")?;
+    } else {
+        writeln!(stdout, "{}", out.display())?;
+        let bits = report.bytes_out as f64 * 8.0 / report.weights as f64;
+        eprintln!(
+            "{} -> {} ({bits:.2} bits per weight) in {:.1} s, {}/s{}",
+            bytes(report.bytes_in),
+            bytes(report.bytes_out),
+            report.seconds,
+            bytes(rate as u64),
+            peak.map_or_else(String::new, |p| format!(", peak memory {} with the mapped source", bytes(p))),
+        );
+    }
+    Ok(())
+}

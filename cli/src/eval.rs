@@ -1,0 +1,149 @@
+//! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text.
+
+use crate::args::EvalArgs;
+use crate::output::read_text;
+use crate::{Failure, locate};
+use dollop::{Engine, SessionOptions};
+use serde::Serialize;
+use std::io::Write;
+
+/// Tokens per window of a text.
+const WINDOW: usize = 512;
+
+pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    let engine = if args.reference {
+        let model = args
+            .model
+            .as_deref()
+            .ok_or("--reference needs the source model: a Hugging Face folder or a GGUF file")?;
+        Engine::open_reference(model, &args.engine.options())?
+    } else {
+        locate::open(args.model.as_deref(), &args.engine)?
+    };
+    match (&args.text, &args.logits) {
+        (Some(path), _) => text(args, &engine, &read_text(path)?),
+        (None, Some(out)) => logits(args, &engine, out),
+        (None, None) => unreachable!("clap asks for one of them"),
+    }
+}
+
+fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Logits<'a> {
+        tokens: &'a [u32],
+        logits: Vec<Vec<f32>>,
+    }
+    let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: args.chunk })?;
+    let logits = session.logits(&args.tokens)?;
+    let json = serde_json::to_string(&Logits { tokens: &args.tokens, logits }).map_err(|e| e.to_string())?;
+    if out.as_os_str() == "-" {
+        writeln!(std::io::stdout(), "{json}")?;
+        return Ok(());
+    }
+    std::fs::write(out, json + "\n").map_err(|e| Failure(format!("{}: {e}", out.display())))
+}
+
+/// What was measured on a text.
+#[derive(Default, Serialize)]
+struct Measured {
+    tokens: usize,
+    bytes: usize,
+    perplexity: f64,
+    bits_per_byte: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_mean: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_p99: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top1_agreement: Option<f64>,
+    mode: String,
+}
+
+fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
+    let tokenizer = engine.tokenizer()?;
+    let ids = tokenizer.encode(text, false)?;
+    let reference = match &args.against {
+        Some(path) => Some(Engine::open_reference(path, &args.engine.options())?),
+        None => None,
+    };
+    let window = args.engine.ctx.unwrap_or(WINDOW).min(engine.info().context);
+    let options = SessionOptions { context: Some(window), chunk: args.chunk };
+    let mut session = engine.session(options)?;
+    let mut other = reference.as_ref().map(|r| r.session(options)).transpose()?;
+    let (mut nll, mut scored, mut bytes, mut agreed) = (0.0f64, 0usize, 0usize, 0usize);
+    let mut divergences = Vec::new();
+    for (n, window) in ids.chunks(window).enumerate() {
+        let Some((_, targets)) = window.split_first().filter(|(_, t)| !t.is_empty()) else { continue };
+        session.rewind(0);
+        let mut ours = Vec::new();
+        session.for_each_logits(&window[..targets.len()], &mut |i, logits| {
+            let mut row = logits.to_vec();
+            log_softmax(&mut row);
+            nll -= f64::from(row[targets[i] as usize]);
+            // Rows are kept only where something is compared with them: a vocabulary of f32 each.
+            if reference.is_some() {
+                ours.push(row);
+            }
+        })?;
+        if let Some(other) = &mut other {
+            other.rewind(0);
+            other.for_each_logits(&window[..targets.len()], &mut |i, logits| {
+                let mut theirs = logits.to_vec();
+                log_softmax(&mut theirs);
+                let kl: f64 =
+                    theirs.iter().zip(&ours[i]).map(|(p, q)| f64::from(p.exp()) * f64::from(p - q)).sum();
+                divergences.push(kl.max(0.0));
+                agreed += usize::from(dollop::sampler::argmax(&theirs) == dollop::sampler::argmax(&ours[i]));
+            })?;
+        }
+        scored += targets.len();
+        bytes += tokenizer.decode(window, false).len() - tokenizer.decode(&window[..1], false).len();
+        if n % 8 == 7 {
+            eprintln!(
+                "{} of {} tokens, bits per byte so far {:.4}",
+                (n + 1) * window.len(),
+                ids.len(),
+                nll / bytes as f64 / std::f64::consts::LN_2
+            );
+        }
+    }
+    if scored == 0 {
+        return Err("the text is too short: two tokens are the least that can be scored".into());
+    }
+    let mut m = Measured {
+        tokens: scored,
+        bytes,
+        perplexity: (nll / scored as f64).exp(),
+        bits_per_byte: nll / bytes as f64 / std::f64::consts::LN_2,
+        mode: engine.info().mode.clone(),
+        ..Measured::default()
+    };
+    if !divergences.is_empty() {
+        divergences.sort_by(f64::total_cmp);
+        m.kl_mean = Some(divergences.iter().sum::<f64>() / divergences.len() as f64);
+        m.kl_p99 = Some(divergences[(divergences.len() - 1) * 99 / 100]);
+        m.top1_agreement = Some(agreed as f64 / divergences.len() as f64);
+    }
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&m).map_err(|e| e.to_string())?)?;
+        return Ok(());
+    }
+    writeln!(out, "{}", m.mode)?;
+    writeln!(out, "tokens         {}", m.tokens)?;
+    writeln!(out, "perplexity     {:.4}", m.perplexity)?;
+    writeln!(out, "bits per byte  {:.4}", m.bits_per_byte)?;
+    if let (Some(mean), Some(p99), Some(top)) = (m.kl_mean, m.kl_p99, m.top1_agreement) {
+        writeln!(out, "KL mean        {mean:.5}")?;
+        writeln!(out, "KL 99%         {p99:.5}")?;
+        writeln!(out, "top-1 agrees   {:.2} %", 100.0 * top)?;
+    }
+    Ok(())
+}
+
+fn log_softmax(x: &mut [f32]) {
+    let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    let sum: f64 = x.iter().map(|v| f64::from(v - max).exp()).sum();
+    let shift = (f64::from(max) + sum.ln()) as f32;
+    x.iter_mut().for_each(|v| *v -= shift);
+}

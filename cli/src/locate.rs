@@ -1,0 +1,90 @@
+//! From what was typed to a model that can be opened.
+
+use crate::args::EngineArgs;
+use crate::output::Bar;
+use crate::{Failure, interrupt};
+use dollop::Engine;
+use dollop::convert::{ConvertOptions, cached};
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The file name of the model that comes with Dollop.
+const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
+
+/// Opens a model, converting it first if it is a foreign one.
+pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<Engine, Failure> {
+    let path = dollop_file(model)?;
+    Ok(Engine::open(&path, &args.options())?)
+}
+
+/// The Dollop file for what was typed.
+pub fn dollop_file(model: Option<&Path>) -> Result<PathBuf, Failure> {
+    let path = match model {
+        Some(path) => path.to_path_buf(),
+        None => return default_model(),
+    };
+    if !path.exists() {
+        return Err(format!("{}: there is no such file or folder", path.display()).into());
+    }
+    if path.is_file() && is_dollop(&path)? {
+        return Ok(path);
+    }
+    let (cancel, _guard) = interrupt::cancellable();
+    let mut bar = Bar::new();
+    let folder = cache_folder()?;
+    let mut told = false;
+    let file = cached(&path, &folder, &ConvertOptions::default(), &cancel, &mut |p| {
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("converting {} once, into {}", path.display(), folder.display());
+        }
+        bar.show(p);
+    })?;
+    Ok(file)
+}
+
+/// Whether a file is ours already: its header says so.
+fn is_dollop(path: &Path) -> Result<bool, Failure> {
+    Ok(dollop::inspect::kind(path)? == dollop::inspect::Kind::Dollop)
+}
+
+fn default_model() -> Result<PathBuf, Failure> {
+    let mut places = Vec::new();
+    if let Some(path) = env::var_os("DOLLOP_MODEL") {
+        places.push(PathBuf::from(path));
+    }
+    // A clone: the working directory or the build's folder lies somewhere below its root.
+    let program = env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
+    let here = env::current_dir().unwrap_or_default();
+    for start in [&here, &program] {
+        places.extend(start.ancestors().map(|up| up.join("models").join(DEFAULT_MODEL)));
+    }
+    // An installation: beside the program, or in the data folders.
+    if let Some(folder) = program.parent() {
+        places.push(folder.join(DEFAULT_MODEL));
+        places.push(folder.join("../share/dollop").join(DEFAULT_MODEL));
+    }
+    places.extend(home_folder("XDG_DATA_HOME", ".local/share").map(|p| p.join("dollop").join(DEFAULT_MODEL)));
+    // Where this program was built, for a build that was moved out of its clone.
+    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(DEFAULT_MODEL));
+    places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
+        Failure(format!(
+            "the model that comes with Dollop ({DEFAULT_MODEL}) was not found in a `models` folder above {} or beside {}; name a model, or set DOLLOP_MODEL to its path",
+            here.display(),
+            program.display()
+        ))
+    })
+}
+
+/// A folder of the XDG base directory specification.
+pub fn home_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |v: std::ffi::OsString| Some(PathBuf::from(v)).filter(|p| p.is_absolute());
+    env::var_os(variable)
+        .and_then(absolute)
+        .or_else(|| env::var_os("HOME").and_then(absolute).map(|h| h.join(below_home)))
+}
+
+fn cache_folder() -> Result<PathBuf, Failure> {
+    home_folder("XDG_CACHE_HOME", ".cache")
+        .map(|p| p.join("dollop"))
+        .ok_or_else(|| "there is no folder for converted models: set HOME or XDG_CACHE_HOME, or convert with `dollop convert` first".into())
+}

@@ -1,0 +1,69 @@
+//! `dollop`: chat with a model, run it, convert it, look into it, measure it.
+//!
+//! Results go to stdout and nothing else does; progress, notes and errors go to stderr. Exit status: 0 for success, 1
+//! for a failure, 2 for a wrong command line. Only this program reads the environment and the clock.
+
+mod args;
+mod bench;
+mod chat;
+mod convert;
+mod eval;
+mod inspect;
+mod interrupt;
+mod locate;
+mod output;
+mod run;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// What a command fails with: one line for people.
+#[derive(Debug)]
+struct Failure(String);
+
+impl From<dollop::Error> for Failure {
+    fn from(e: dollop::Error) -> Self {
+        Failure(e.to_string())
+    }
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Failure(text)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(text: &str) -> Self {
+        Failure(text.to_owned())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        // Whoever read our output has what it wanted: `dollop run … | head` is no failure.
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        Failure(e.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Chat(args) => chat::chat(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Convert(args) => convert::convert(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Eval(args) => eval::eval(&args),
+        Command::Bench(args) => bench::bench(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What people see while they wait, and how numbers are written.
+
+use dollop::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// A progress bar with rate and time left; plain lines where stderr is no terminal. Appears only if the work takes
+/// longer than a moment.
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    start: Instant,
+    last: Instant,
+}
+
+impl Bar {
+    pub fn new() -> Bar {
+        let now = Instant::now();
+        Bar { bar: None, start: now, last: now }
+    }
+
+    pub fn show(&mut self, p: Progress) {
+        if self.start.elapsed() < Duration::from_millis(300) {
+            return;
+        }
+        if std::io::stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| {
+                let style = "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+                let bar = ProgressBar::new(p.total).with_elapsed(self.start.elapsed());
+                bar.set_style(
+                    ProgressStyle::with_template(style)
+                        .expect("the template is a constant")
+                        .progress_chars("=> "),
+                );
+                bar
+            });
+            bar.set_message(p.stage);
+            bar.set_position(p.done);
+        } else if self.last.elapsed() > Duration::from_secs(10) {
+            self.last = Instant::now();
+            let rate = p.done as f64 / self.start.elapsed().as_secs_f64();
+            let left = (p.total - p.done) as f64 / rate.max(1.0);
+            eprintln!(
+                "{}: {} of {}, {}/s, {left:.0} s left",
+                p.stage,
+                bytes(p.done),
+                bytes(p.total),
+                bytes(rate as u64)
+            );
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `1.5 GB`, in powers of 1000.
+pub fn bytes(n: u64) -> String {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.iter().find(|(size, _)| n as f64 >= *size) {
+        Some((size, unit)) => format!("{:.2} {unit}", n as f64 / size),
+        None => format!("{n} B"),
+    }
+}
+
+/// `6.9 B`: how many weights.
+pub fn count(n: u64) -> String {
+    if n >= 1_000_000_000 { format!("{:.2} B", n as f64 / 1e9) } else { format!("{:.1} M", n as f64 / 1e6) }
+}
+
+/// The most memory that this process ever held, and the most of it that no file backs, in bytes; where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Text from a file (`-`: standard input), which must be UTF-8.
+pub fn read_text(path: &std::path::Path) -> Result<String, crate::Failure> {
+    let name = path.display();
+    let bytes = if path.as_os_str() == "-" {
+        let mut all = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin(), &mut all)
+            .map_err(|e| format!("standard input: {e}"))?;
+        all
+    } else {
+        std::fs::read(path).map_err(|e| format!("{name}: {e}"))?
+    };
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        format!("{name}: byte {at} is not UTF-8; convert the text first (for example with iconv)").into()
+    })
+}

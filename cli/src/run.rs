@@ -1,0 +1,77 @@
+//! `dollop run`.
+
+use crate::args::RunArgs;
+use crate::output::{peak_memory, read_text};
+use crate::{Failure, interrupt, locate};
+use dollop::{Chat, Event, Outcome, Overflow, SessionOptions, StopReason};
+use std::io::Write;
+
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let prompt = match (&args.prompt, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_text(path)?,
+        (None, None) => unreachable!("clap asks for one of them"),
+    };
+    let engine = locate::open(args.model.as_deref(), &args.engine)?;
+    let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
+    let (cancel, _guard) = interrupt::cancellable();
+    let options = args.sampling.options(args.max_tokens, cancel);
+    let mut stdout = std::io::stdout().lock();
+    let mut broken = None;
+    let mut show = |event: Event| {
+        let (Event::Token { text, .. } | Event::Rest { text }) = event else { return };
+        if !args.json && broken.is_none() {
+            broken = write!(stdout, "{text}").and_then(|()| stdout.flush()).err();
+            if broken.is_some() {
+                options.cancel.cancel();
+            }
+        }
+    };
+    let outcome = if args.raw {
+        let ids = engine.encode_text(&prompt)?;
+        session.generate(&ids, &options, &mut show)?
+    } else {
+        let mut chat = Chat::new(session, args.system.clone(), Overflow::Error)?;
+        chat.send(&prompt, &options, &mut show)?
+    };
+    if let Some(e) = broken {
+        return Err(e.into());
+    }
+    if args.json {
+        writeln!(stdout, "{}", json(&engine, &outcome)?)?;
+        return Ok(());
+    }
+    writeln!(stdout)?;
+    eprintln!("{}", footer(&outcome));
+    Ok(())
+}
+
+fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value, Failure> {
+    let mut json = serde_json::to_value(outcome).map_err(|e| e.to_string())?;
+    json["generated_tokens"] = outcome.tokens.len().into();
+    json["prefill_tps"] = outcome.prefill_tps().into();
+    json["decode_tps"] = outcome.decode_tps().into();
+    json["peak_memory_bytes"] = peak_memory().into();
+    json["mode"] = engine.info().mode.clone().into();
+    json["backend"] = engine.info().backend.clone().into();
+    Ok(json)
+}
+
+/// One line about an answer.
+pub fn footer(o: &Outcome) -> String {
+    let why = match o.stop {
+        StopReason::EndOfTurn => "",
+        StopReason::StopString => ", stop string",
+        StopReason::MaxTokens => ", token limit (-n)",
+        StopReason::Cancelled => ", cancelled",
+        StopReason::ContextFull => ", context full",
+    };
+    format!(
+        "[prompt {} tokens, {} from cache, {:.0} tok/s | answer {} tokens, {:.1} tok/s{why}]",
+        o.prompt_tokens,
+        o.reused_tokens,
+        o.prefill_tps(),
+        o.tokens.len(),
+        o.decode_tps(),
+    )
+}

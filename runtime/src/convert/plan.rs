@@ -1,0 +1,234 @@
+//! What a conversion will write: every tensor with its size, before the first byte.
+
+use super::ConvertOptions;
+use super::source::Source;
+use crate::error::{Error, Result};
+use crate::format::dollop::{self, MatrixEntry, PARTS, part_name, slabs_name};
+use crate::format::{GgmlType, Metadata, TensorDecl, Value};
+use crate::quant::{self, Level, PLANE_BITS, Shape};
+
+/// Weights that share a scale and a zero point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Group {
+    /// 32 where the source has uniform codes in groups of 32, which are then kept as they are; else 64.
+    #[default]
+    Auto,
+    /// 32: 0.75 bits per weight of metadata.
+    G32,
+    /// 64: 0.375 bits per weight of metadata.
+    G64,
+}
+
+/// Slabs of plane 0 from this size on are aligned for direct reads in 16 KiB; padding would drown smaller ones.
+const LARGE_SLAB_BYTES: usize = 256 << 10;
+const LARGE_ALIGNMENT: u64 = 16384;
+const SMALL_ALIGNMENT: u64 = 512;
+
+/// One thing to write, in the order of the file.
+pub(super) enum Target {
+    Plain {
+        name: String,
+        index: usize,
+    },
+    Dense {
+        name: String,
+        shape: Shape,
+        level: Level,
+        index: usize,
+    },
+    /// `planes`: tensor index and slab stride of each.
+    Experts {
+        names: [String; 3],
+        shapes: [Shape; 3],
+        experts: usize,
+        level: Level,
+        planes: Vec<(usize, usize)>,
+    },
+}
+
+pub(super) struct Plan {
+    pub(super) metadata: Metadata,
+    pub(super) tensors: Vec<TensorDecl>,
+    pub(super) targets: Vec<Target>,
+    /// Indices of fits, errors and checksums.
+    pub(super) tables: [usize; 3],
+    pub(super) alignment: u64,
+    pub(super) weights: u64,
+}
+
+/// Small things that stay f32: norms, biases, routers, rope factors.
+fn stays_f32(name: &str, shape: &[usize]) -> bool {
+    shape.len() == 1 || name.contains("ffn_gate_inp") || name.ends_with(".bias")
+}
+
+impl Plan {
+    pub(super) fn new(source: &Source, options: &ConvertOptions) -> Result<Plan> {
+        let alignment = alignment(source, options);
+        let mut plan = Plan {
+            metadata: keys(source),
+            tensors: Vec::new(),
+            targets: Vec::new(),
+            tables: [0; 3],
+            alignment,
+            weights: 0,
+        };
+        let mut entries = Vec::new();
+        let mut checksums = 0;
+        for name in source.names() {
+            let shape = source.shape(name).expect("names have shapes");
+            match (name.split_once(".ffn_gate_exps."), shape) {
+                (Some((block, _)), &[experts, ..]) => {
+                    checksums += plan.experts(source, options, block, experts, &mut entries)?;
+                }
+                _ if name.contains("_exps.") => {}
+                _ if stays_f32(name, shape) => {
+                    let index = plan.declare(
+                        name.to_owned(),
+                        vec![shape.iter().product::<usize>() as u64],
+                        GgmlType::F32,
+                    );
+                    plan.targets.push(Target::Plain { name: name.to_owned(), index });
+                }
+                (_, &[rows, cols]) => {
+                    let (shape, level) = (shape_of(source, options, name, rows, cols)?, options.level_dense);
+                    let entry = entry(name, shape, 0, level);
+                    let bytes = (0..level.planes()).map(|p| shape.plane(p).len as u64).sum();
+                    let index = plan.declare(entry.planes_name(), vec![bytes], GgmlType::I8);
+                    plan.weights += (rows * cols) as u64;
+                    plan.targets.push(Target::Dense { name: name.to_owned(), shape, level, index });
+                    entries.push(entry);
+                    checksums += 1;
+                }
+                _ => {
+                    return Err(Error::malformed(
+                        format!("tensor `{name}`"),
+                        format!("shape {shape:?} is not that of a matrix"),
+                    ));
+                }
+            }
+        }
+        let total = entries.iter().map(MatrixEntry::count).sum::<usize>() as u64;
+        let levels = PLANE_BITS.len() as u64;
+        plan.tables = [
+            plan.declare("dollop.fits".into(), vec![2, levels, total], GgmlType::F32),
+            plan.declare("dollop.errors".into(), vec![levels, total], GgmlType::F32),
+            plan.declare("dollop.checksums".into(), vec![checksums as u64], GgmlType::I32),
+        ];
+        table(&mut plan.metadata, &entries);
+        Ok(plan)
+    }
+
+    /// The size of the file, within its padding.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.n_bytes().next_multiple_of(self.alignment)).sum()
+    }
+
+    fn declare(&mut self, name: String, shape: Vec<u64>, ty: GgmlType) -> usize {
+        self.tensors.push(TensorDecl { name, shape, ty });
+        self.tensors.len() - 1
+    }
+
+    /// Returns how many slabs were planned.
+    fn experts(
+        &mut self,
+        source: &Source,
+        options: &ConvertOptions,
+        block: &str,
+        experts: usize,
+        entries: &mut Vec<MatrixEntry>,
+    ) -> Result<usize> {
+        let layer: usize = block.strip_prefix("blk.").and_then(|n| n.parse().ok()).ok_or_else(|| {
+            Error::malformed(format!("tensor `{block}.ffn_gate_exps.weight`"), "belongs to no layer")
+        })?;
+        let names = PARTS.map(|part| part_name(layer, part));
+        let level = options.max_level;
+        let mut shapes = Vec::new();
+        for name in &names {
+            let field = || format!("tensor `{name}`");
+            match source.shape(name) {
+                Some(&[n, rows, cols]) if n == experts => {
+                    shapes.push(shape_of(source, options, name, rows, cols)?)
+                }
+                Some(shape) => {
+                    return Err(Error::malformed(field(), format!("shape {shape:?} for {experts} experts")));
+                }
+                None => return Err(Error::malformed(field(), "the file has no such tensor")),
+            }
+        }
+        let shapes: [Shape; 3] = shapes.try_into().expect("three parts");
+        let planes = (0..level.planes()).map(|p| {
+            let slab: usize = shapes.iter().map(|s| s.plane(p).len).sum();
+            let stride = slab.next_multiple_of(self.alignment as usize);
+            (self.declare(slabs_name(layer, p), vec![stride as u64, experts as u64], GgmlType::I8), stride)
+        });
+        let planes: Vec<_> = planes.collect();
+        for (name, shape) in names.iter().zip(shapes) {
+            self.weights += (experts * shape.rows * shape.cols) as u64;
+            entries.push(entry(name, shape, experts, level));
+        }
+        let slabs = planes.len() * experts;
+        self.targets.push(Target::Experts { names, shapes, experts, level, planes });
+        Ok(slabs)
+    }
+}
+
+fn entry(name: &str, shape: Shape, experts: usize, level: Level) -> MatrixEntry {
+    MatrixEntry {
+        name: name.to_owned(),
+        rows: shape.rows,
+        cols: shape.cols,
+        experts,
+        group: shape.group,
+        level: level.bits(),
+    }
+}
+
+fn shape_of(
+    source: &Source,
+    options: &ConvertOptions,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> Result<Shape> {
+    let kept = source.dtype(name).is_some_and(quant::keeps) && !options.importance.contains_key(name);
+    let group = match options.group {
+        Group::Auto if kept => 32,
+        Group::Auto | Group::G64 => 64,
+        Group::G32 => 32,
+    };
+    Shape::new(rows, cols, group)
+}
+
+fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
+    let slab = source.names().filter(|n| n.contains(".ffn_gate_exps.")).find_map(|name| {
+        let &[_, rows, cols] = source.shape(name)? else { return None };
+        Some(3 * shape_of(source, options, name, rows, cols).ok()?.plane(0).len)
+    });
+    if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
+}
+
+/// The source's keys without those that describe its own encoding.
+fn keys(source: &Source) -> Metadata {
+    let mut m = source.metadata().clone();
+    for key in ["general.file_type", "general.quantization_version", "general.alignment"] {
+        m.remove(key);
+    }
+    m.insert("dollop.version", dollop::VERSION);
+    m.insert("dollop.plane_bits", PLANE_BITS.map(u64::from).to_vec());
+    let name = source.files().next().and_then(|f| f.file_name()).map(|n| n.to_string_lossy().into_owned());
+    m.insert("dollop.source", name.unwrap_or_default());
+    m.insert("dollop.converted_by", concat!("dollop ", env!("CARGO_PKG_VERSION")));
+    m
+}
+
+fn table(m: &mut Metadata, entries: &[MatrixEntry]) {
+    let column = |get: fn(&MatrixEntry) -> usize| -> Value {
+        entries.iter().map(|e| get(e) as u64).collect::<Vec<_>>().into()
+    };
+    m.insert("dollop.matrix.names", entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>());
+    m.insert("dollop.matrix.rows", column(|e| e.rows));
+    m.insert("dollop.matrix.cols", column(|e| e.cols));
+    m.insert("dollop.matrix.experts", column(|e| e.experts));
+    m.insert("dollop.matrix.group", column(|e| e.group));
+    m.insert("dollop.matrix.level", column(|e| e.level.into()));
+}

@@ -1,0 +1,180 @@
+//! The directory of a Dollop file: which matrices it holds, where their planes lie, and the plan by which a converter
+//! lays them out.
+//!
+//! A Dollop file is a GGUF file (version 3) with
+//! - the keys of its source, and `dollop.*`: version, plane widths, and the table of matrices as parallel arrays
+//!   (`dollop.matrix.{names,rows,cols,experts,group,level}`);
+//! - per dense matrix `X.weight` one byte tensor `X.planes`: its planes one behind the other;
+//! - per layer with experts and per plane `p` one byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs, one per expert:
+//!   the plane's gate, up and down parts, contiguous, each slab aligned so that one direct read fetches it;
+//! - norms, biases and routers as F32 under their own names;
+//! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
+//!   every dense planes tensor and of every slab, in the order of the file).
+//!
+//! This file knows numbers only; what the planes mean is `quant`'s.
+
+use super::{GgmlType, Gguf, Metadata, TensorInfo};
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Version of the layout that this code reads and writes.
+pub const VERSION: u32 = 1;
+
+const MAX_MATRICES: usize = 1 << 20;
+const MAX_EXPERTS: u64 = 4096;
+const MAX_SIDE: u64 = 1 << 24;
+
+/// The parts of an expert, in the order in which they lie in a slab.
+pub const PARTS: [&str; 3] = ["gate", "up", "down"];
+
+/// One matrix, or one stack of expert matrices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatrixEntry {
+    /// Canonical name, ending in `.weight`.
+    pub name: String,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Matrices in the stack; 0 for a dense matrix.
+    pub experts: usize,
+    /// Weights per group.
+    pub group: usize,
+    /// Highest level stored, in bits.
+    pub level: u8,
+}
+
+impl MatrixEntry {
+    /// How many matrices the entry stands for.
+    pub fn count(&self) -> usize {
+        self.experts.max(1)
+    }
+
+    /// The name of a dense matrix's tensor.
+    pub fn planes_name(&self) -> String {
+        format!("{}.planes", self.name.strip_suffix(".weight").unwrap_or(&self.name))
+    }
+}
+
+/// The name of the tensor with plane `p` of a layer's experts.
+pub fn slabs_name(layer: usize, p: usize) -> String {
+    format!("blk.{layer}.ffn_exps.plane{p}")
+}
+
+/// The name of one part of a layer's experts.
+pub fn part_name(layer: usize, part: &str) -> String {
+    format!("blk.{layer}.ffn_{part}_exps.weight")
+}
+
+/// Whether these keys are a Dollop file's.
+pub fn is_dollop(metadata: &Metadata) -> bool {
+    metadata.get("dollop.version").is_some()
+}
+
+/// A parsed Dollop file.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    /// The container.
+    pub gguf: Gguf,
+    /// The table of matrices.
+    pub matrices: Vec<MatrixEntry>,
+    index: HashMap<String, usize>,
+    /// Position of each entry's first matrix in `dollop.fits` and `dollop.errors`.
+    first: Vec<usize>,
+}
+
+impl Directory {
+    /// # Errors
+    /// `Malformed` where the file contradicts itself, `Unsupported` for another version.
+    pub fn parse(bytes: &[u8]) -> Result<Directory> {
+        let gguf = Gguf::parse(bytes)?;
+        let meta = &gguf.metadata;
+        match meta.u64("dollop.version")? {
+            Some(v) if v == u64::from(VERSION) => {}
+            Some(v) => {
+                let what = format!(
+                    "this is a Dollop file of version {v}, and version {VERSION} is supported; convert the model again"
+                );
+                return Err(Error::unsupported(what));
+            }
+            None => {
+                return Err(Error::malformed("dollop.version", "the key is missing: this is no Dollop file"));
+            }
+        }
+        let names = meta.strings("dollop.matrix.names")?.unwrap_or_default();
+        if names.len() > MAX_MATRICES {
+            return Err(Error::malformed("dollop.matrix.names", format!("{} matrices", names.len())));
+        }
+        let column = |key: &str, max: u64| -> Result<Vec<u64>> {
+            let key = format!("dollop.matrix.{key}");
+            let values = meta.u64s(&key)?.unwrap_or_default();
+            if values.len() != names.len() {
+                return Err(Error::malformed(
+                    key,
+                    format!("{} entries for {} matrices", values.len(), names.len()),
+                ));
+            }
+            match values.iter().find(|&&v| v > max) {
+                Some(v) => Err(Error::malformed(key, format!("{v} is more than {max}"))),
+                None => Ok(values),
+            }
+        };
+        let (rows, cols) = (column("rows", MAX_SIDE)?, column("cols", MAX_SIDE)?);
+        let (experts, group, level) =
+            (column("experts", MAX_EXPERTS)?, column("group", 256)?, column("level", 8)?);
+        let mut matrices = Vec::with_capacity(names.len());
+        let mut index = HashMap::with_capacity(names.len());
+        let mut first = Vec::with_capacity(names.len());
+        let mut total = 0;
+        for (i, name) in names.iter().enumerate() {
+            if index.insert(name.clone(), i).is_some() {
+                return Err(Error::malformed("dollop.matrix.names", format!("`{name}` appears twice")));
+            }
+            let entry = MatrixEntry {
+                name: name.clone(),
+                rows: rows[i] as usize,
+                cols: cols[i] as usize,
+                experts: experts[i] as usize,
+                group: group[i] as usize,
+                level: level[i] as u8,
+            };
+            first.push(total);
+            total += entry.count();
+            matrices.push(entry);
+        }
+        Ok(Directory { gguf, matrices, index, first })
+    }
+
+    /// A matrix by canonical name, with its position in the tables of fits and errors.
+    pub fn matrix(&self, name: &str) -> Option<(&MatrixEntry, usize)> {
+        let &i = self.index.get(name)?;
+        Some((&self.matrices[i], self.first[i]))
+    }
+
+    /// Number of matrices, experts counted singly.
+    pub fn total(&self) -> usize {
+        self.matrices.iter().map(MatrixEntry::count).sum()
+    }
+
+    /// The bytes of a tensor of type `ty`, as a range of the file.
+    ///
+    /// # Errors
+    /// `Malformed` where it is missing or of another type or length.
+    pub fn tensor(&self, name: &str, ty: GgmlType, n_bytes: Option<usize>) -> Result<Range<usize>> {
+        let wrong = |what: String| Error::malformed(format!("tensor `{name}`"), what);
+        let t: &TensorInfo = self
+            .gguf
+            .tensor(name)
+            .ok_or_else(|| wrong("is missing; was the conversion cut short?".into()))?;
+        if t.ty != ty {
+            return Err(wrong(format!("is {}; {ty} is expected", t.ty)));
+        }
+        match n_bytes {
+            Some(n) if n as u64 != t.n_bytes => {
+                Err(wrong(format!("has {} bytes; {n} are expected", t.n_bytes)))
+            }
+            _ => Ok(t.offset as usize..(t.offset + t.n_bytes) as usize),
+        }
+    }
+}

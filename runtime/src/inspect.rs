@@ -1,0 +1,222 @@
+//! What a model file holds, without loading it.
+
+use crate::convert::source::Source;
+use crate::error::{Error, Result};
+use crate::format::{GgmlType, Metadata, dollop};
+use crate::model::file::NestedFile;
+use crate::model::{Config, Tensors};
+use crate::quant::{Level, PLANE_BITS};
+use crate::store;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What kind of model a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A Dollop file.
+    Dollop,
+    /// Another GGUF file.
+    Gguf,
+    /// A folder with `config.json` and safetensors.
+    HuggingFace,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Dollop => "Dollop file",
+            Kind::Gguf => "GGUF",
+            Kind::HuggingFace => "Hugging Face folder",
+        })
+    }
+}
+
+/// The tensors of one element type.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TypeTotal {
+    /// Element type.
+    pub ty: String,
+    /// How many tensors.
+    pub tensors: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One plane of all experts together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlaneTotal {
+    /// Number, from 0.
+    pub plane: usize,
+    /// Bits that it adds.
+    pub bits: u8,
+    /// The level that it completes.
+    pub level: u8,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Bits per weight up to and with this plane, all metadata included.
+    pub bits_per_weight: f64,
+}
+
+/// A model file in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inspection {
+    /// Kind of file.
+    pub kind: Kind,
+    /// `general.name`.
+    pub name: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Longest context, in tokens.
+    pub context: usize,
+    /// Experts per routed layer; 0 for a dense model.
+    pub experts: usize,
+    /// Experts per token.
+    pub experts_used: usize,
+    /// Weights in matrices.
+    pub weights: u64,
+    /// Of those, in routed experts.
+    pub expert_weights: u64,
+    /// Bytes on disk, of all shards.
+    pub file_bytes: u64,
+    /// Tensors by element type.
+    pub types: Vec<TypeTotal>,
+    /// Planes of the experts; empty for foreign files.
+    pub planes: Vec<PlaneTotal>,
+    /// Bits per weight of dense matrices; for Dollop files.
+    pub dense_bits_per_weight: Option<f64>,
+    /// Kind of tokenizer and size of its vocabulary.
+    pub tokenizer: Option<String>,
+    /// First line of the chat template.
+    pub chat_template: Option<String>,
+    /// What a Dollop file was made from.
+    pub source: Option<String>,
+}
+
+/// The kind of model at a path.
+///
+/// # Errors
+/// `Io`, or `Malformed` where the header does not parse.
+pub fn kind(path: &Path) -> Result<Kind> {
+    if path.is_dir() || path.file_name().is_some_and(|n| n == "config.json") {
+        return Ok(Kind::HuggingFace);
+    }
+    let bytes = store::map(path)?;
+    let gguf = crate::format::Gguf::parse(&bytes).map_err(|e| e.at(path))?;
+    Ok(if dollop::is_dollop(&gguf.metadata) { Kind::Dollop } else { Kind::Gguf })
+}
+
+/// Compares the checksums of a Dollop file with its bytes.
+///
+/// # Errors
+/// `Malformed`, naming the tensor that differs; `Unsupported` for files that have no checksums.
+pub fn verify(path: &Path) -> Result<()> {
+    if kind(path)? != Kind::Dollop {
+        return Err(Error::unsupported("only Dollop files have checksums").at(path));
+    }
+    NestedFile::new(store::map(path)?).and_then(|f| f.verify()).map_err(|e| e.at(path))
+}
+
+/// Looks into a Dollop file, a GGUF file or a Hugging Face folder.
+///
+/// # Errors
+/// `Io`, `Malformed` or `Unsupported`, naming the file.
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    let kind = kind(path)?;
+    if kind == Kind::Dollop {
+        let bytes = store::map(path)?;
+        let size = bytes.len() as u64;
+        return NestedFile::new(bytes).and_then(|file| of_dollop(&file, size)).map_err(|e| e.at(path));
+    }
+    let source = Source::open(path)?;
+    let mut file_bytes = 0;
+    for file in source.files() {
+        file_bytes += std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
+    }
+    let mut i = common(kind, source.metadata(), file_bytes).map_err(|e| e.at(path))?;
+    let mut types = BTreeMap::new();
+    for name in source.names() {
+        let (shape, ty) =
+            (source.shape(name).unwrap_or_default(), source.dtype(name).unwrap_or(GgmlType::F32));
+        add_type(&mut types, ty, source.tensor_bytes(name));
+        if shape.len() > 1 {
+            let n = shape.iter().product::<usize>() as u64;
+            i.weights += n;
+            i.expert_weights += if shape.len() == 3 { n } else { 0 };
+        }
+    }
+    i.types = types.into_values().collect();
+    Ok(i)
+}
+
+fn of_dollop(file: &NestedFile, file_bytes: u64) -> Result<Inspection> {
+    let mut i = common(Kind::Dollop, file.metadata(), file_bytes)?;
+    let sizes = file.sizes();
+    (i.weights, i.expert_weights) = (sizes.weights, sizes.expert_weights);
+    let dense = sizes.weights - sizes.expert_weights;
+    i.dense_bits_per_weight = (dense > 0).then(|| sizes.dense_bytes as f64 * 8.0 / dense as f64);
+    let mut sum = 0;
+    for (p, (bytes, level)) in
+        sizes.plane_bytes.into_iter().zip(Level::ALL).enumerate().filter(|(_, (b, _))| *b > 0)
+    {
+        sum += bytes;
+        let bits_per_weight = sum as f64 * 8.0 / sizes.expert_weights as f64;
+        i.planes.push(PlaneTotal {
+            plane: p,
+            bits: PLANE_BITS[p],
+            level: level.bits(),
+            bytes,
+            bits_per_weight,
+        });
+    }
+    let mut types = BTreeMap::new();
+    file.directory().gguf.tensors.iter().for_each(|t| add_type(&mut types, t.ty, t.n_bytes));
+    i.types = types.into_values().collect();
+    i.source = file.metadata().str("dollop.source")?.map(str::to_owned);
+    Ok(i)
+}
+
+fn add_type(types: &mut BTreeMap<u32, TypeTotal>, ty: GgmlType, bytes: u64) {
+    let total =
+        types.entry(ty.id()).or_insert_with(|| TypeTotal { ty: ty.to_string(), tensors: 0, bytes: 0 });
+    total.tensors += 1;
+    total.bytes += bytes;
+}
+
+fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
+    let c = Config::from_metadata(meta)?;
+    let tokens = meta.strings("tokenizer.ggml.tokens")?.map(<[String]>::len);
+    let tokenizer = match (meta.str("tokenizer.ggml.model")?, tokens) {
+        _ if meta.get("tokenizer.huggingface.json").is_some() => Some("tokenizer.json".to_owned()),
+        (Some(model), Some(n)) => {
+            let pre = meta.str("tokenizer.ggml.pre")?.map_or_else(String::new, |p| format!(" ({p})"));
+            Some(format!("{model}{pre}, {n} tokens"))
+        }
+        _ => None,
+    };
+    let template = meta.str("tokenizer.chat_template")?.and_then(|t| t.lines().next());
+    Ok(Inspection {
+        kind,
+        name: c.name.clone(),
+        architecture: c.family.name.to_owned(),
+        layers: c.layers,
+        width: c.d,
+        context: c.context,
+        experts: c.router.map_or(0, |r| r.experts),
+        experts_used: c.router.map_or(0, |r| r.top_k),
+        weights: 0,
+        expert_weights: 0,
+        file_bytes,
+        types: Vec::new(),
+        planes: Vec::new(),
+        dense_bits_per_weight: None,
+        tokenizer,
+        chat_template: template.map(|line| line.chars().take(100).collect()),
+        source: None,
+    })
+}

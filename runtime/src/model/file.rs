@@ -1,0 +1,219 @@
+//! A Dollop file as a source of tensors: matrices are views of the mapping, nothing is copied.
+
+use super::weights::Tensors;
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::format::dollop::{Directory, MatrixEntry, PARTS, part_name, slabs_name};
+use crate::format::{GgmlType, Metadata};
+use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
+
+/// A mapped Dollop file whose tables have been checked against the codec.
+#[derive(Debug)]
+pub struct NestedFile {
+    bytes: Bytes,
+    directory: Directory,
+    fits: Vec<Fits>,
+    errors: Vec<[f32; PLANES]>,
+}
+
+/// How many bytes of a file are what.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Sizes {
+    /// Weights in nested matrices.
+    pub weights: u64,
+    /// Of those, weights of routed experts.
+    pub expert_weights: u64,
+    /// Bytes of dense matrices, metadata included.
+    pub dense_bytes: u64,
+    /// Bytes of the experts' planes, without padding between slabs.
+    pub plane_bytes: [u64; PLANES],
+}
+
+/// The level and shape that an entry claims, checked.
+fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
+    let at = |e: Error| match e {
+        Error::Malformed { reason, field, .. } => {
+            Error::malformed(format!("matrix `{}`: {field}", entry.name), reason)
+        }
+        other => other,
+    };
+    let shape = Shape::new(entry.rows, entry.cols, entry.group).map_err(at)?;
+    let level = Level::from_bits(entry.level).ok_or_else(|| {
+        Error::malformed(
+            format!("matrix `{}`: level", entry.name),
+            format!("{} bits are no level", entry.level),
+        )
+    })?;
+    Ok((shape, level))
+}
+
+impl NestedFile {
+    /// # Errors
+    /// `Malformed` or `Unsupported` where the file is no Dollop file, is of another version or contradicts itself.
+    pub fn new(bytes: Bytes) -> Result<NestedFile> {
+        let directory = Directory::parse(&bytes)?;
+        for entry in &directory.matrices {
+            shape(entry)?;
+        }
+        let floats = |name: &str, per: usize| -> Result<Vec<f32>> {
+            let range = directory.tensor(name, GgmlType::F32, Some(4 * per * directory.total()))?;
+            Ok(bytes[range].chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect())
+        };
+        let fits = floats("dollop.fits", 2 * PLANES)?;
+        let fit = |f: &[f32]| std::array::from_fn(|i| Fit { alpha: f[2 * i], beta: f[2 * i + 1] });
+        let fits = fits.chunks_exact(2 * PLANES).map(fit).collect();
+        let errors = floats("dollop.errors", PLANES)?;
+        let errors = errors.chunks_exact(PLANES).map(|e| std::array::from_fn(|i| e[i])).collect();
+        Ok(NestedFile { bytes, directory, fits, errors })
+    }
+
+    /// The tables.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Squared error of every level relative to the weights' energy: of a matrix, or of one expert of a stack.
+    pub fn errors(&self, name: &str, expert: usize) -> Option<[f32; PLANES]> {
+        let (entry, first) = self.directory.matrix(name)?;
+        (expert < entry.count()).then(|| self.errors[first + expert])
+    }
+
+    fn slice(&self, name: &str, n_bytes: Option<usize>) -> Result<Bytes> {
+        let range = self.directory.tensor(name, GgmlType::I8, n_bytes)?;
+        Ok(self.bytes.slice(range).expect("the directory is within the file"))
+    }
+
+    /// Sizes by kind.
+    pub fn sizes(&self) -> Sizes {
+        let mut sizes = Sizes::default();
+        for entry in &self.directory.matrices {
+            let Ok((shape, level)) = shape(entry) else { continue };
+            let weights = (entry.rows * entry.cols * entry.count()) as u64;
+            sizes.weights += weights;
+            for p in 0..level.planes() {
+                let bytes = (shape.plane(p).len * entry.count()) as u64;
+                if entry.experts == 0 {
+                    sizes.dense_bytes += bytes;
+                } else {
+                    sizes.plane_bytes[p] += bytes;
+                }
+            }
+            if entry.experts > 0 {
+                sizes.expert_weights += weights;
+            }
+        }
+        sizes
+    }
+
+    /// Compares every checksum with the bytes.
+    ///
+    /// # Errors
+    /// `Malformed`, naming the first tensor that differs.
+    pub fn verify(&self) -> Result<()> {
+        let parts = self.checked_parts()?;
+        let table = self.directory.tensor("dollop.checksums", GgmlType::I32, Some(4 * parts.len()))?;
+        for ((name, bytes), want) in parts.iter().zip(self.bytes[table].chunks_exact(4)) {
+            if crc32fast::hash(bytes).to_le_bytes() != *want {
+                let reason = "the bytes are not those that were written; copy or convert the file again";
+                return Err(Error::malformed(format!("tensor `{name}`"), reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the checksums are of, in their order: dense planes and slabs as they lie in the file.
+    fn checked_parts(&self) -> Result<Vec<(String, Bytes)>> {
+        let mut parts = Vec::new();
+        for t in self.directory.gguf.tensors.iter().filter(|t| t.ty == GgmlType::I8) {
+            let bytes = self.slice(&t.name, None)?;
+            let slabs = if t.name.contains(".ffn_exps.plane") {
+                t.shape.get(1).copied().unwrap_or(1).max(1) as usize
+            } else {
+                1
+            };
+            let len = bytes.len() / slabs;
+            parts.extend(
+                (0..slabs).filter_map(|e| Some((t.name.clone(), bytes.slice(e * len..(e + 1) * len)?))),
+            );
+        }
+        Ok(parts)
+    }
+}
+
+impl Tensors for NestedFile {
+    fn metadata(&self) -> &Metadata {
+        &self.directory.gguf.metadata
+    }
+
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        if self.directory.gguf.tensor(name).is_none() {
+            return Ok(None);
+        }
+        let range = self.directory.tensor(name, GgmlType::F32, None)?;
+        let mut out = vec![0.0; range.len() / 4];
+        GgmlType::F32.dequantize(&self.bytes[range], &mut out)?;
+        Ok(Some(out))
+    }
+
+    fn matrix(&self, name: &str) -> Result<Option<Matrix>> {
+        let Some((entry, first)) = self.directory.matrix(name).filter(|(e, _)| e.experts == 0) else {
+            return Ok(None);
+        };
+        let (shape, level) = shape(entry)?;
+        let lens: Vec<usize> = (0..level.planes()).map(|p| shape.plane(p).len).collect();
+        let all = self.slice(&entry.planes_name(), Some(lens.iter().sum()))?;
+        let mut at = 0;
+        let planes = lens.iter().map(|len| {
+            at += len;
+            all.slice(at - len..at).expect("the sum was checked")
+        });
+        Ok(Some(Matrix::Nested(Nested::new(shape, planes.collect(), self.fits[first])?)))
+    }
+
+    fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
+        let parts = PARTS.map(|part| self.directory.matrix(&part_name(layer, part)));
+        let [Some(gate), Some(up), Some(down)] = parts else { return Ok(None) };
+        let parts = [gate, up, down];
+        let shapes = [shape(gate.0)?, shape(up.0)?, shape(down.0)?];
+        let (count, stored) = (gate.0.count(), shapes[0].1);
+        if parts.iter().any(|p| p.0.experts != count) || shapes.iter().any(|s| s.1 != stored) {
+            return Err(Error::malformed(
+                part_name(layer, "gate"),
+                "gate, up and down differ in experts or level",
+            ));
+        }
+        let level = level.unwrap_or(stored);
+        if level > stored {
+            let what = format!(
+                "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level"
+            );
+            return Err(Error::Invalid(what));
+        }
+        let mut planes = Vec::new();
+        for p in 0..level.planes() {
+            let lens = shapes.map(|(shape, _)| shape.plane(p).len);
+            let all = self.slice(&slabs_name(layer, p), None)?;
+            let stride = all.len() / count;
+            if stride * count != all.len() || stride < lens.iter().sum() {
+                return Err(Error::malformed(
+                    slabs_name(layer, p),
+                    format!("{} bytes for {count} experts", all.len()),
+                ));
+            }
+            planes.push((all, stride, lens));
+        }
+        let matrix = |e: usize, m: usize| -> Result<Matrix> {
+            let part = |(all, stride, lens): &(Bytes, usize, [usize; 3])| {
+                let from = e * stride + lens[..m].iter().sum::<usize>();
+                all.slice(from..from + lens[m]).expect("the stride was checked")
+            };
+            let planes = planes.iter().map(part).collect();
+            Ok(Matrix::Nested(Nested::new(shapes[m].0, planes, self.fits[parts[m].1 + e])?))
+        };
+        (0..count)
+            .map(|e| Ok(Expert { gate: matrix(e, 0)?, up: matrix(e, 1)?, down: matrix(e, 2)? }))
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+}

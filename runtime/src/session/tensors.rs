@@ -1,0 +1,62 @@
+//! The unquantized reference: weights of a foreign model in f32, as a source of tensors.
+
+use crate::convert::source::Source;
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::format::Metadata;
+use crate::format::dollop::{PARTS, part_name};
+use crate::model::Tensors;
+use crate::quant::{Level, Matrix};
+
+/// Reads a [`Source`] whole, in f32. For measuring: it takes four bytes a weight.
+pub(super) struct Reference(pub(super) Source);
+
+impl Reference {
+    fn read(&self, name: &str, expert: usize, rows: usize, cols: usize) -> Result<Matrix> {
+        let mut data = vec![0.0; rows * cols];
+        self.0.read_rows(name, expert, 0..rows, &mut data)?;
+        Ok(Matrix::F32 { rows, cols, data: data.into() })
+    }
+}
+
+impl Tensors for Reference {
+    fn metadata(&self) -> &Metadata {
+        self.0.metadata()
+    }
+
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(shape) = self.0.shape(name) else { return Ok(None) };
+        let rows = if shape.len() == 1 { 1 } else { shape[0] };
+        let mut out = vec![0.0; shape.iter().product()];
+        self.0.read_rows(name, 0, 0..rows, &mut out)?;
+        Ok(Some(out))
+    }
+
+    fn matrix(&self, name: &str) -> Result<Option<Matrix>> {
+        match self.0.shape(name) {
+            None => Ok(None),
+            Some(&[rows, cols]) => self.read(name, 0, rows, cols).map(Some),
+            Some(shape) => Err(Error::malformed(
+                format!("tensor `{name}`"),
+                format!("shape {shape:?} is not that of a matrix"),
+            )),
+        }
+    }
+
+    fn experts(&self, layer: usize, _level: Option<Level>) -> Result<Option<Vec<Expert>>> {
+        let names = PARTS.map(|part| part_name(layer, part));
+        let shapes = names.each_ref().map(|n| self.0.shape(n));
+        if shapes.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let part = |m: usize, e: usize| match shapes[m] {
+            Some(&[n, rows, cols]) if e < n => self.read(&names[m], e, rows, cols),
+            _ => Err(Error::malformed(format!("tensor `{}`", names[m]), "is missing or no stack of experts")),
+        };
+        let count = shapes[0].map_or(0, |s| s[0]);
+        (0..count)
+            .map(|e| Ok(Expert { gate: part(0, e)?, up: part(1, e)?, down: part(2, e)? }))
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+}

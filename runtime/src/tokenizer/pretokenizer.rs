@@ -1,0 +1,111 @@
+//! How a text is cut before byte-level BPE, by the name that GGUF files give (`tokenizer.ggml.pre`).
+//!
+//! The expressions are those of the models' own `tokenizer.json` files.
+
+use crate::error::{Error, Result};
+use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence, split::Split};
+use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
+
+/// One way of cutting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    names: &'static [&'static str],
+    cut: Cut,
+    /// Whole words that are tokens are taken as they are, whatever the merges say.
+    pub(super) ignore_merges: bool,
+    /// Texts are composed (Unicode NFC) first.
+    pub(super) nfc: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// GPT-2's expression, built into the byte-level step.
+    Gpt2,
+    /// Every digit alone, then GPT-2's expression.
+    DigitsThenGpt2,
+    /// These expressions one after another, each match a piece.
+    Expressions(&'static [&'static str]),
+}
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const DEEPSEEK_V3: &[&str] = &[
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
+const DEEPSEEK_LLM: &[&str] = &[
+    r"[\r\n]",
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+];
+
+const STYLES: &[Style] = &[
+    Style { names: &["default", "gpt-2"], cut: Cut::Gpt2, ignore_merges: false, nfc: false },
+    Style { names: &["olmo", "olmoe", "dolma"], cut: Cut::Gpt2, ignore_merges: false, nfc: true },
+    Style { names: &["smollm"], cut: Cut::DigitsThenGpt2, ignore_merges: false, nfc: false },
+    Style {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        cut: Cut::Expressions(&[LLAMA3]),
+        ignore_merges: true,
+        nfc: false,
+    },
+    Style {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        cut: Cut::Expressions(&[QWEN2]),
+        ignore_merges: false,
+        nfc: true,
+    },
+    Style { names: &["gpt-4o"], cut: Cut::Expressions(&[GPT4O]), ignore_merges: true, nfc: false },
+    Style { names: &["deepseek-llm"], cut: Cut::Expressions(DEEPSEEK_LLM), ignore_merges: false, nfc: false },
+    Style { names: &["deepseek-v3"], cut: Cut::Expressions(DEEPSEEK_V3), ignore_merges: false, nfc: false },
+];
+
+/// The style of a name.
+///
+/// # Errors
+/// `Unsupported`, listing the names that are known.
+pub(super) fn find(name: &str) -> Result<Style> {
+    STYLES.iter().copied().find(|s| s.names.contains(&name)).ok_or_else(|| {
+        let known: Vec<_> = STYLES.iter().flat_map(|s| s.names).copied().collect();
+        Error::unsupported(format!(
+            "tokenizer.ggml.pre: pre-tokenizer `{name}` is not supported; supported are {}",
+            known.join(", ")
+        ))
+    })
+}
+
+impl Style {
+    pub(super) fn pre_tokenizer(self) -> PreTokenizerWrapper {
+        let bytes = |regex: bool| PreTokenizerWrapper::from(ByteLevel::new(false, true, regex));
+        match self.cut {
+            Cut::Gpt2 => bytes(true),
+            Cut::DigitsThenGpt2 => Sequence::new(vec![Digits::new(true).into(), bytes(true)]).into(),
+            Cut::Expressions(all) => {
+                let split = |e: &&str| {
+                    let pattern = tokenizers::pre_tokenizers::split::SplitPattern::Regex((*e).to_owned());
+                    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+                    PreTokenizerWrapper::from(split.expect("the expressions of this table are tested"))
+                };
+                Sequence::new(all.iter().map(split).chain([bytes(false)]).collect()).into()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_style_builds_and_an_unknown_one_is_told_what_there_is() {
+        for style in STYLES {
+            style.pre_tokenizer();
+        }
+        assert!(find("tekken").unwrap_err().to_string().contains("llama-bpe"));
+    }
+}
