@@ -9,7 +9,7 @@ use crate::format::hf::{self, Place};
 use crate::format::{GgmlType, Gguf, Metadata, safetensors};
 use crate::store;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,13 +25,44 @@ struct Tensor {
     /// `[n]`, `[rows, cols]` or `[experts, rows, cols]`.
     shape: Vec<usize>,
     ty: GgmlType,
-    /// One per expert, or one.
-    pieces: Vec<Piece>,
+    pieces: Pieces,
     /// Heads whose rows are interleaved (llama.cpp's `permute`), if they are.
     interleaved: Option<usize>,
 }
 
-#[derive(Clone, Debug)]
+/// Where the matrices of a tensor lie.
+#[derive(Debug)]
+enum Pieces {
+    /// `count` of them, the first at `first`, each `stride` bytes behind the one before. A dense tensor is one.
+    Even { first: Piece, stride: usize, count: usize },
+    /// One tensor of the file per expert.
+    Each(Vec<Piece>),
+}
+
+impl Pieces {
+    fn get(&self, expert: usize) -> Option<Piece> {
+        match self {
+            Pieces::Even { first, stride, count } => {
+                (expert < *count).then(|| Piece { offset: first.offset + expert * stride, ..*first })
+            }
+            Pieces::Each(all) => all.get(expert).copied(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Pieces::Even { count, .. } => *count,
+            Pieces::Each(all) => all.len(),
+        }
+    }
+
+    /// All of them have the same shape and type, so one length.
+    fn bytes(&self) -> u64 {
+        self.get(0).map_or(0, |p| p.len as u64 * self.count() as u64)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Piece {
     file: usize,
     /// Where the rows of this piece begin in the file, and their length in bytes.
@@ -91,12 +122,12 @@ impl Source {
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().flat_map(|t| &t.pieces).map(|p| p.len as u64).sum()
+        self.tensors.iter().map(|t| t.pieces.bytes()).sum()
     }
 
     /// Bytes of one tensor.
     pub fn tensor_bytes(&self, name: &str) -> u64 {
-        self.find(name).map_or(0, |t| t.pieces.iter().map(|p| p.len as u64).sum())
+        self.find(name).map_or(0, |t| t.pieces.bytes())
     }
 
     fn find(&self, name: &str) -> Option<&Tensor> {
@@ -121,12 +152,17 @@ impl Source {
             return Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes]));
         };
         // llama.cpp stores the row pairs that rotate together side by side; rotation here wants half a head between.
-        let head = total / heads;
-        let mut out = Vec::with_capacity(rows.len() * row_bytes);
-        for row in rows {
+        // Of a bias, the elements move as the rows of its matrix do.
+        let (unit, moved) = match t.shape.len() {
+            1 => (t.ty.block_bytes(), rows.start * cols..rows.end * cols),
+            _ => (row_bytes, rows),
+        };
+        let head = t.shape[0] / heads;
+        let mut out = Vec::with_capacity(moved.len() * unit);
+        for row in moved {
             let (h, i) = (row / head, row % head);
             let stored = h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
-            out.extend_from_slice(&data[stored * row_bytes..(stored + 1) * row_bytes]);
+            out.extend_from_slice(&data[stored * unit..(stored + 1) * unit]);
         }
         Ok(Cow::Owned(out))
     }
@@ -143,10 +179,13 @@ impl Source {
 
     /// Tells the system that a tensor's pages are no longer needed.
     pub fn release(&self, name: &str) {
-        for piece in self.find(name).map_or(&[][..], |t| &t.pieces) {
-            if let Some(bytes) = self.files[piece.file].1.slice(piece.offset..piece.offset + piece.len) {
-                store::release(&bytes);
-            }
+        let Some(t) = self.find(name) else { return };
+        let (pieces, len) = match &t.pieces {
+            Pieces::Even { first, stride, count } if *stride == first.len => (1, first.len * count),
+            pieces => (pieces.count(), pieces.get(0).map_or(0, |p| p.len)),
+        };
+        for piece in (0..pieces).filter_map(|e| t.pieces.get(e)) {
+            store::release(&self.files[piece.file].1[piece.offset..piece.offset + len]);
         }
     }
 }
@@ -166,46 +205,53 @@ impl Tensor {
 struct Collector {
     tensors: Vec<Tensor>,
     index: HashMap<String, usize>,
-    /// Pieces of stacks by expert, behind the position in `tensors`.
-    stacks: HashMap<usize, Vec<Option<Piece>>>,
+    /// Experts that came one by one, behind the position in `tensors`. Maps rather than lists: a hostile name can claim
+    /// any number of an expert, and must not cost memory for those below it.
+    stacks: BTreeMap<usize, BTreeMap<usize, Piece>>,
 }
 
 impl Collector {
-    fn add(&mut self, place: Place, shape: Vec<usize>, ty: GgmlType, pieces: Vec<Piece>) -> Result<()> {
+    /// Adds a tensor; where `place` names an expert, `pieces` is that expert's one matrix.
+    fn add(&mut self, place: Place, shape: Vec<usize>, ty: GgmlType, pieces: Pieces) -> Result<()> {
         let wrong = |what: String| Err(Error::malformed(format!("tensor `{}`", place.name), what));
-        if shape.is_empty() || shape.len() > 3 || !ty.is_float() {
+        if shape.is_empty() || shape.len() > 3 || shape.contains(&0) || !ty.is_float() {
             return wrong(format!("shape {shape:?} of {ty} is not one of weights"));
         }
-        let at = match (self.index.get(&place.name), place.expert) {
-            (Some(_), None) => return wrong("appears twice".into()),
-            (Some(&at), Some(_)) => at,
-            (None, _) => {
-                self.index.insert(place.name.clone(), self.tensors.len());
-                let tensor = Tensor {
-                    name: place.name.clone(),
-                    shape: shape.clone(),
-                    ty,
-                    pieces: Vec::new(),
-                    interleaved: None,
-                };
-                self.tensors.push(tensor);
-                self.tensors.len() - 1
+        if pieces.count() > MAX_EXPERTS {
+            return wrong(format!("{} experts are more than the {MAX_EXPERTS} that are supported", pieces.count()));
+        }
+        let (Some(expert), Some(piece)) = (place.expert, pieces.get(0)) else {
+            if self.index.contains_key(&place.name) {
+                return wrong("appears twice".into());
             }
-        };
-        let tensor = &mut self.tensors[at];
-        let Some(expert) = place.expert else {
-            tensor.pieces = pieces;
+            self.push(place.name, shape, ty, pieces);
             return Ok(());
         };
-        if expert >= MAX_EXPERTS || shape.len() != 2 || tensor.shape != shape || tensor.ty != ty {
+        if expert >= MAX_EXPERTS {
+            return wrong(format!("expert {expert} is past the {MAX_EXPERTS} that are supported"));
+        }
+        let at = match self.index.get(&place.name) {
+            Some(&at) => at,
+            None => self.push(place.name.clone(), shape.clone(), ty, Pieces::Each(Vec::new())),
+        };
+        let tensor = &self.tensors[at];
+        if !matches!(tensor.pieces, Pieces::Each(_)) {
+            return wrong("appears whole and expert by expert".into());
+        }
+        if shape.len() != 2 || tensor.shape != shape || tensor.ty != ty {
             return wrong(format!("expert {expert} differs from the others in shape or type"));
         }
-        let stack = self.stacks.entry(at).or_default();
-        stack.resize(stack.len().max(expert + 1), None);
-        if stack[expert].replace(pieces[0].clone()).is_some() {
+        if self.stacks.entry(at).or_default().insert(expert, piece).is_some() {
             return wrong(format!("expert {expert} appears twice"));
         }
         Ok(())
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>, ty: GgmlType, pieces: Pieces) -> usize {
+        let at = self.tensors.len();
+        self.index.insert(name.clone(), at);
+        self.tensors.push(Tensor { name, shape, ty, pieces, interleaved: None });
+        at
     }
 
     fn finish(
@@ -216,12 +262,12 @@ impl Collector {
     ) -> Result<Source> {
         for (at, stack) in self.stacks {
             let t = &mut self.tensors[at];
-            let n = stack.len();
-            t.pieces = stack.into_iter().flatten().collect();
-            if t.pieces.len() != n {
-                let what = format!("{} of {n} experts are there", t.pieces.len());
+            let n = stack.last_key_value().map_or(0, |(&last, _)| last + 1);
+            if stack.len() != n {
+                let what = format!("{} of {n} experts are there; is the download complete?", stack.len());
                 return Err(Error::malformed(format!("tensor `{}`", t.name), what));
             }
+            t.pieces = Pieces::Each(stack.into_values().collect());
             t.shape.insert(0, n);
         }
         Ok(Source { metadata, tensors: self.tensors, index: self.index, files, others })
@@ -232,19 +278,26 @@ fn open_gguf(path: &Path) -> Result<Source> {
     let first = store::map(path)?;
     let gguf = Gguf::parse(&first).map_err(|e| e.at(path))?;
     let shards = shard_paths(path, &gguf).map_err(|e| e.at(path))?;
-    let mut files = Vec::new();
-    let mut parsed = Vec::new();
-    for shard in shards {
-        let bytes = if shard == path { first.clone() } else { store::map(&shard)? };
-        parsed.push(if shard == path {
-            gguf.clone()
-        } else {
-            Gguf::parse(&bytes).map_err(|e| e.at(&shard))?
-        });
+    let (mut files, mut parsed) = (Vec::new(), Vec::new());
+    let mut first = Some((first, gguf));
+    for (i, shard) in shards.into_iter().enumerate() {
+        let (bytes, gguf) = match first.take_if(|_| shard == path) {
+            Some(known) => known,
+            None => {
+                let bytes = store::map(&shard)?;
+                let gguf = Gguf::parse(&bytes).map_err(|e| e.at(&shard))?;
+                (bytes, gguf)
+            }
+        };
+        if let Some(no) = gguf.metadata.u64("split.no").map_err(|e| e.at(&shard))?.filter(|&no| no != i as u64) {
+            let what = format!("{no}, but the file's name says {i} (counted from 0)");
+            return Err(Error::malformed("split.no", what).at(&shard));
+        }
+        parsed.push(gguf);
         files.push((shard, bytes));
     }
     // The first shard has all keys; the others only say which shard they are.
-    let mut metadata = parsed[0].metadata.clone();
+    let mut metadata = std::mem::take(&mut parsed[0].metadata);
     let total = metadata.u64("split.tensors.count").ok().flatten();
     ["split.no", "split.count", "split.tensors.count"].iter().for_each(|k| drop(metadata.remove(k)));
     let found: usize = parsed.iter().map(|g| g.tensors.len()).sum();
@@ -306,10 +359,10 @@ fn add_gguf(collector: &mut Collector, file: usize, t: &crate::format::TensorInf
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
     }
-    let experts = if shape.len() == 3 { shape[0] } else { 1 };
-    let len = t.n_bytes as usize / experts.max(1);
-    let pieces = (0..experts).map(|e| Piece { file, offset: t.offset as usize + e * len, len }).collect();
-    collector.add(place, shape, t.ty, pieces)
+    let count = if shape.len() == 3 { shape[0] } else { 1 };
+    let len = t.n_bytes as usize / count;
+    let first = Piece { file, offset: t.offset as usize, len };
+    collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count })
 }
 
 /// llama.cpp permutes the query and key rows of the `llama` architecture (and of no other that is supported here).
@@ -323,16 +376,15 @@ fn mark_interleaved(source: &mut Source) -> Result<()> {
                 "attn_k" => kv_heads,
                 _ => continue,
             };
-        let rows = if t.shape.len() == 1 { t.shape[0] } else { t.shape[0] };
-        if heads == 0 || rows % (2 * heads) != 0 {
-            return Err(Error::malformed(
-                format!("tensor `{}`", t.name),
-                format!("{rows} rows for {heads} heads"),
-            ));
+        let rows = t.shape[0];
+        let whole = heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
+        if !whole || t.shape.len() > 2 {
+            let what = format!("shape {:?} for {heads} heads", t.shape);
+            return Err(Error::malformed(format!("tensor `{}`", t.name), what));
         }
-        if t.shape.len() == 1 {
-            // A bias: read as a matrix of one column, so that its values are rows to reorder.
-            t.shape.push(1);
+        if t.shape.len() == 1 && t.ty.block_len() != 1 {
+            let what = format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
+            return Err(Error::unsupported(what));
         }
         t.interleaved = Some(heads);
     }
@@ -372,7 +424,11 @@ fn open_folder(folder: &Path) -> Result<Source> {
     let index_path = file("model.safetensors.index.json");
     let shards = match read_text(&index_path)? {
         Some(index) => safetensors::shards(&index).map_err(|e| e.at(folder))?,
-        None => vec!["model.safetensors".to_owned()],
+        None if file("model.safetensors").exists() => vec!["model.safetensors".to_owned()],
+        None => {
+            let what = "has no model.safetensors and no model.safetensors.index.json; other weight files are not read";
+            return Err(Error::malformed("folder", what).at(folder));
+        }
     };
     let mut collector = Collector::default();
     let mut files = Vec::new();
@@ -417,14 +473,20 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
     Ok(others)
 }
 
-/// Ids of the added (special) tokens of a `tokenizer.json`.
+/// Ids of the added (special) tokens of a `tokenizer.json`. Only that list is kept: the rest is megabytes.
 fn added_tokens(json: &str) -> HashMap<String, u32> {
-    let Ok(json) = serde_json::from_str::<serde_json::Value>(json) else { return HashMap::new() };
-    let added = json["added_tokens"].as_array().map_or(&[][..], |a| a);
-    let entry = |t: &serde_json::Value| {
-        Some((t["content"].as_str()?.to_owned(), u32::try_from(t["id"].as_u64()?).ok()?))
-    };
-    added.iter().filter_map(entry).collect()
+    #[derive(serde::Deserialize)]
+    struct Added {
+        content: String,
+        id: u32,
+    }
+    #[derive(serde::Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    let tokens = serde_json::from_str::<Tokenizer>(json).map_or_else(|_| Vec::new(), |t| t.added_tokens);
+    tokens.into_iter().map(|t| (t.content, t.id)).collect()
 }
 
 fn add_safetensors(collector: &mut Collector, file: usize, entry: safetensors::Entry) -> Result<()> {
@@ -440,22 +502,21 @@ fn add_safetensors(collector: &mut Collector, file: usize, entry: safetensors::E
             if shape.len() == 2 && shape[0] == 1 && place.expert.is_none() {
                 shape.remove(0);
             }
-            let experts = if shape.len() == 3 { shape[0].max(1) } else { 1 };
-            let len = len / experts;
-            let pieces = (0..experts).map(|e| Piece { file, offset: offset + e * len, len }).collect();
+            let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
+            let len = len / count;
+            let pieces = Pieces::Even { first: Piece { file, offset, len }, stride: len, count };
             collector.add(place.clone(), shape, entry.ty, pieces)
         }
         halves => {
             // `[experts, 2 · ff, d]`: gate rows, then up rows, of each expert.
-            if shape.len() != 3 || shape[0] == 0 || shape[1] % 2 != 0 {
+            if shape.len() != 3 || shape[0] == 0 || !shape[1].is_multiple_of(2) {
                 return Err(Error::malformed(format!("tensor `{}`", entry.name), format!("shape {shape:?}")));
             }
             shape[1] /= 2;
             let len = len / (2 * shape[0]);
             for (half, place) in halves.iter().enumerate() {
-                let pieces = (0..shape[0])
-                    .map(|e| Piece { file, offset: offset + (2 * e + half) * len, len })
-                    .collect();
+                let first = Piece { file, offset: offset + half * len, len };
+                let pieces = Pieces::Even { first, stride: 2 * len, count: shape[0] };
                 collector.add(place.clone(), shape.clone(), entry.ty, pieces)?;
             }
             Ok(())
