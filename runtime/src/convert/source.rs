@@ -218,7 +218,10 @@ impl Collector {
             return wrong(format!("shape {shape:?} of {ty} is not one of weights"));
         }
         if pieces.count() > MAX_EXPERTS {
-            return wrong(format!("{} experts are more than the {MAX_EXPERTS} that are supported", pieces.count()));
+            return wrong(format!(
+                "{} experts are more than the {MAX_EXPERTS} that are supported",
+                pieces.count()
+            ));
         }
         let (Some(expert), Some(piece)) = (place.expert, pieces.get(0)) else {
             if self.index.contains_key(&place.name) {
@@ -289,7 +292,9 @@ fn open_gguf(path: &Path) -> Result<Source> {
                 (bytes, gguf)
             }
         };
-        if let Some(no) = gguf.metadata.u64("split.no").map_err(|e| e.at(&shard))?.filter(|&no| no != i as u64) {
+        if let Some(no) =
+            gguf.metadata.u64("split.no").map_err(|e| e.at(&shard))?.filter(|&no| no != i as u64)
+        {
             let what = format!("{no}, but the file's name says {i} (counted from 0)");
             return Err(Error::malformed("split.no", what).at(&shard));
         }
@@ -377,13 +382,15 @@ fn mark_interleaved(source: &mut Source) -> Result<()> {
                 _ => continue,
             };
         let rows = t.shape[0];
-        let whole = heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
+        let whole =
+            heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
         if !whole || t.shape.len() > 2 {
             let what = format!("shape {:?} for {heads} heads", t.shape);
             return Err(Error::malformed(format!("tensor `{}`", t.name), what));
         }
         if t.shape.len() == 1 && t.ty.block_len() != 1 {
-            let what = format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
+            let what =
+                format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
             return Err(Error::unsupported(what));
         }
         t.interleaved = Some(heads);
@@ -523,3 +530,6 @@ fn add_safetensors(collector: &mut Collector, file: usize, entry: safetensors::E
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

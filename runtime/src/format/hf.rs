@@ -151,7 +151,9 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
         m.insert("dollop.router.renormalize", renormalize);
     }
     windows(&c, family, layers, &mut m, arch)?;
-    rope(&c.rope()?, &mut m, arch)?;
+    // The default of the family's class, for configs that leave it out.
+    let base = if family == "mixtral" { 1e6 } else { 1e4 };
+    rope(&c.rope()?, &mut m, arch, base)?;
     Ok(m)
 }
 
@@ -175,7 +177,8 @@ fn windows(c: &Config, family: &str, layers: u64, m: &mut Metadata, arch: &str) 
         _ => listed.map_or_else(
             || -> Result<_> {
                 let edge = c.u64("max_window_layers")?.unwrap_or(layers);
-                let on = |i: u64| if family == "qwen2_moe" { i % 2 == 0 && i < edge } else { i >= edge };
+                let on =
+                    |i: u64| if family == "qwen2_moe" { i.is_multiple_of(2) && i < edge } else { i >= edge };
                 Ok((0..layers).map(on).collect())
             },
             Ok,
@@ -186,9 +189,9 @@ fn windows(c: &Config, family: &str, layers: u64, m: &mut Metadata, arch: &str) 
     Ok(())
 }
 
-fn rope(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
+fn rope(c: &Config, m: &mut Metadata, arch: &str, base: f64) -> Result<()> {
     let key = |name: &str| format!("{arch}.rope.{name}");
-    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(10_000.0) as f32);
+    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(base) as f32);
     if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
         return Err(Error::unsupported(format!(
             "config.json: partial_rotary_factor {part} is not supported; 1 is"

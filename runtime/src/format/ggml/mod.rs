@@ -89,7 +89,7 @@ impl GgmlType {
 
     /// Bytes of a row of `n` elements, where `n` is a whole number of blocks.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
-        (n % self.block_len() == 0).then(|| n / self.block_len())?.checked_mul(self.block_bytes())
+        n.is_multiple_of(self.block_len()).then(|| n / self.block_len())?.checked_mul(self.block_bytes())
     }
 
     /// Whether the elements are weights (rather than bytes or integers).
@@ -135,5 +135,53 @@ pub use blocks::{k_scale_min, le_f16};
 impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of every type with the values that the `gguf` package gives them (`tests/goldens/ggml/make.py`).
+    const GOLDEN: &[u8] = include_bytes!("../../../../tests/goldens/ggml/blocks.bin");
+
+    #[test]
+    fn values_are_those_of_the_gguf_package_bit_for_bit() {
+        let (mut rest, mut seen) = (GOLDEN, Vec::new());
+        while let Some((head, tail)) = rest.split_first_chunk::<12>() {
+            let word = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+            let ty = GgmlType::from_id(word(0)).unwrap();
+            let (blocks, tail) = tail.split_at(word(4) as usize);
+            let (values, tail) = tail.split_at(4 * word(8) as usize);
+            let mut out = vec![f32::NAN; word(8) as usize];
+            ty.dequantize(blocks, &mut out).unwrap();
+            for (i, (got, want)) in out.iter().zip(values.chunks_exact(4)).enumerate() {
+                let want = f32::from_le_bytes([want[0], want[1], want[2], want[3]]);
+                assert_eq!(got.to_bits(), want.to_bits(), "{ty}: element {i} is {got}, not {want}");
+            }
+            seen.push(ty);
+            rest = tail;
+        }
+        assert!(rest.is_empty());
+        for ty in GgmlType::ALL.iter().filter(|t| t.is_float()) {
+            assert!(seen.contains(ty), "the golden file has no {ty}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_belong_together_are_errors() {
+        let mut out = [0.0; 64];
+        assert!(GgmlType::Q8_0.dequantize(&[0; 34], &mut out).is_err());
+        assert!(GgmlType::Q8_0.dequantize(&[0; 33], &mut out[..32]).is_err());
+        assert!(GgmlType::Q4_K.dequantize(&[0; 36], &mut out).is_err());
+        assert!(GgmlType::I8.dequantize(&[0; 64], &mut out).is_err());
+        assert_eq!(GgmlType::F32.row_bytes(usize::MAX), None);
+    }
+
+    #[test]
+    fn unknown_types_are_named_and_the_known_listed() {
+        let text = GgmlType::from_id(23).unwrap_err();
+        assert!(text.contains("IQ4_XS") && text.contains("Q4_K"), "{text}");
+        assert!(GgmlType::from_id(4).unwrap_err().contains("number 4"));
     }
 }

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Logits of tiny models from `transformers`, one file per configuration (pip install torch transformers safetensors).
+
+Weights are not stored: they come from a counter-based generator that the tests repeat (see `values`), so a golden is the
+config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
+ids, and the logits of every position. Norms and biases are randomised too: ones and zeros would hide mistakes.
+
+NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
+"""
+import json, pathlib, tempfile, zlib
+import numpy as np, torch, transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+HERE = pathlib.Path(__file__).parent
+TOKENS = [(i * 37 + i * i * 11) % 251 + 3 for i in range(48)]
+BASE = dict(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            tie_word_embeddings=False)
+MOE = dict(num_experts=8, num_experts_per_tok=2)
+Q2 = dict(**MOE, moe_intermediate_size=64, shared_expert_intermediate_size=80)
+Q3 = dict(**MOE, moe_intermediate_size=64, head_dim=32)
+rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
+MODELS = {  # name: (class prefix, changes, style of config.json)
+    "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
+    "olmoe-gqa-norm": ("Olmoe", dict(**MOE, norm_topk_prob=True), "new"),
+    "olmoe-clip": ("Olmoe", dict(**MOE, clip_qkv=0.8), "old"),
+    "mixtral": ("Mixtral", dict(num_local_experts=8, num_experts_per_tok=2, **rope("default", 1e6)), "new"),
+    "mixtral-window": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=16), "old"),
+    "qwen2moe": ("Qwen2Moe", Q2, "new"),
+    "qwen2moe-norm-tied": ("Qwen2Moe", dict(**(Q2 | dict(tie_word_embeddings=True)), norm_topk_prob=True), "old"),
+    "qwen2moe-sparse-step": ("Qwen2Moe", dict(**Q2, num_hidden_layers=4, decoder_sparse_step=2), "old"),
+    "qwen2moe-mlp-only-window": ("Qwen2Moe", dict(**Q2, num_hidden_layers=3, mlp_only_layers=[1], use_sliding_window=True,
+                                                  sliding_window=12, max_window_layers=2), "new"),
+    "qwen3moe": ("Qwen3Moe", dict(**Q3, norm_topk_prob=True), "old"),
+    "qwen3moe-plain": ("Qwen3Moe", dict(**Q3, norm_topk_prob=False, **rope("default", 5e5)), "new"),
+    "qwen3moe-mlp-only": ("Qwen3Moe", dict(**Q3, norm_topk_prob=True, num_hidden_layers=3, mlp_only_layers=[0]), "new"),
+    "qwen3moe-window": ("Qwen3Moe", dict(**Q3, norm_topk_prob=True, use_sliding_window=True, sliding_window=10), "old"),
+    "llama": ("Llama", {}, "old"),
+    "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
+    "llama-bias": ("Llama", dict(attention_bias=True), "new"),
+    "llama-linear": ("Llama", rope("linear", factor=4.0), "old"),
+    "llama-llama3": ("Llama", rope("llama3", 500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                   original_max_position_embeddings=32), "old"),
+    "llama-yarn": ("Llama", rope("yarn", factor=4.0, original_max_position_embeddings=32), "new"),
+    "mistral-window": ("Mistral", dict(sliding_window=7), "new"),
+    "qwen2": ("Qwen2", {}, "old"),
+    "qwen2-window-tied": ("Qwen2", dict(tie_word_embeddings=True, num_hidden_layers=3, use_sliding_window=True,
+                                        sliding_window=9, max_window_layers=1), "old"),
+    "qwen3": ("Qwen3", dict(head_dim=32), "new"),
+    "qwen3-yarn": ("Qwen3", dict(head_dim=16, **rope("yarn", 1e6, factor=2.0, original_max_position_embeddings=64,
+                                                     beta_fast=16.0, beta_slow=2.0)), "old"),
+}
+
+
+def values(name, shape, scale, offset):
+    """offset + scale · u, u uniform in [-1, 1): SplitMix64 of (CRC-32 of the name << 32) + index, upper 24 bits, in f32."""
+    n = int(np.prod(shape))
+    with np.errstate(over="ignore"):
+        z = np.arange(n, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)
+        z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    u = (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
+    return (np.float32(offset) + np.float32(scale) * u).reshape(shape)
+
+
+def old_style(config):
+    """The keys that transformers 4 wrote."""
+    c = dict(config)
+    r = dict(c.pop("rope_parameters", None) or {})
+    c["rope_theta"] = r.pop("rope_theta", 10000.0)
+    c["rope_scaling"] = None if r.get("rope_type", "default") == "default" else r
+    c["torch_dtype"] = c.pop("dtype", "float32")
+    for key in ("layer_types",):
+        c.pop(key, None)
+    return c
+
+
+def make(name, prefix, changes, style):
+    config = getattr(transformers, prefix + "Config")(**{**BASE, **changes})
+    model = getattr(transformers, prefix + "ForCausalLM")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        model(config).float().save_pretrained(folder)
+        tensors, arrays = [], {}
+        with safe_open(folder / "model.safetensors", "np") as f:
+            for key in sorted(f.keys()):
+                shape = list(f.get_slice(key).get_shape())
+                norm, bias = "norm" in key, key.endswith("bias")
+                scale = 0.3 if norm else 0.2 if bias else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
+                offset = 1.0 if norm else 0.0
+                tensors.append([key, shape, scale, offset])
+                arrays[key] = values(key, shape, scale, offset)
+        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+        written = json.loads((folder / "config.json").read_text())
+        if style == "old":
+            written = old_style(written)
+            (folder / "config.json").write_text(json.dumps(written))
+        m, info = model.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
+        with torch.no_grad():
+            logits = m.eval().float()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    (HERE / f"{name}.json").write_text(json.dumps(dict(config=written, tensors=tensors, tokens=TOKENS)))
+    logits.astype("<f4").tofile(HERE / f"{name}.f32")
+    print(f"{name}: {len(tensors)} tensors, logits {logits.min():.2f} to {logits.max():.2f}, spread {logits.std():.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, (prefix, changes, style) in MODELS.items():
+        make(name, prefix, changes, style)

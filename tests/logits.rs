@@ -1,0 +1,62 @@
+//! Gate 1: logits agree with `transformers`, at f32, at every position: from the safetensors folder and from a GGUF, as
+//! one prefill, in chunks, and token by token; and with every instruction set.
+
+use dollop::kernels::cpu::Isa;
+use dollop::{Engine, EngineOptions, SessionOptions};
+use dollop_tests::tiny::{self, Tiny};
+use std::path::Path;
+
+const BOUND: f32 = 1e-4;
+
+fn logits(path: &Path, tiny: &Tiny, chunk: usize, isa: Option<Isa>) -> Vec<Vec<f32>> {
+    let engine = Engine::open_reference(path, &EngineOptions { threads: 2, isa, level: None }).unwrap();
+    let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+    session.logits(&tiny.tokens).unwrap()
+}
+
+fn compare(what: &str, got: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
+    assert_eq!(got.len(), want.len(), "{what}: positions");
+    let mut worst = 0.0f32;
+    for (position, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.len(), want.len(), "{what}: vocabulary");
+        for (token, (g, w)) in got.iter().zip(want).enumerate() {
+            let difference = (g - w).abs();
+            assert!(difference <= BOUND, "{what}: position {position}, token {token}: {g} instead of {w}");
+            worst = worst.max(difference);
+        }
+    }
+    worst
+}
+
+#[test]
+fn every_family_and_variant_agrees_with_transformers() {
+    let names = tiny::names();
+    assert!(names.len() >= 24, "only {} goldens were found", names.len());
+    let families = ["olmoe", "mixtral", "qwen2moe", "qwen3moe", "llama", "qwen2", "qwen3"];
+    assert!(families.iter().all(|f| names.iter().any(|n| n.starts_with(f))));
+    let mut worst = 0.0f32;
+    for name in &names {
+        let tiny = Tiny::load(name);
+        let spread = tiny.logits.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(spread > 3.0, "{name}: logits this flat would agree with anything");
+        let folder = tempfile::tempdir().unwrap();
+        tiny.write_folder(folder.path());
+        let gguf = folder.path().join("model.gguf");
+        tiny.write_gguf(&gguf);
+        for path in [folder.path(), &gguf] {
+            for chunk in [1, 7, 128] {
+                let got = logits(path, &tiny, chunk, None);
+                worst = worst.max(compare(
+                    &format!("{name}, {}, chunk {chunk}", path.display()),
+                    &got,
+                    &tiny.logits,
+                ));
+            }
+        }
+        for isa in Isa::available() {
+            let got = logits(folder.path(), &tiny, 16, Some(isa));
+            compare(&format!("{name}, {isa}"), &got, &tiny.logits);
+        }
+    }
+    println!("{} goldens, largest difference {worst:e}", names.len());
+}

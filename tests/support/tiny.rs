@@ -1,0 +1,159 @@
+//! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
+//! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
+
+use dollop::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+/// One golden.
+pub struct Tiny {
+    /// Its name.
+    pub name: String,
+    /// `config.json`.
+    pub config: Json,
+    /// Tensors under their Hugging Face names.
+    pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+    /// Input ids.
+    pub tokens: Vec<u32>,
+    /// Logits of every position.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// Names of all goldens, sorted.
+pub fn names() -> Vec<String> {
+    let folder = crate::golden("models");
+    let files = std::fs::read_dir(&folder).expect("the goldens are in the clone");
+    let stem = |f: std::fs::DirEntry| Some(f.file_name().to_str()?.strip_suffix(".f32")?.to_owned());
+    let mut names: Vec<_> = files.flatten().filter_map(stem).collect();
+    names.sort();
+    names
+}
+
+/// `offset + scale · u` as make.py has it.
+fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<f32> {
+    let base = u64::from(crc32(name.as_bytes())) << 32;
+    let value = |i: u64| {
+        let mut z = (base + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        offset + scale * ((z >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
+    };
+    (0..n as u64).map(value).collect()
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |mut crc, &b| {
+        crc ^= u32::from(b);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+        }
+        crc
+    })
+}
+
+impl Tiny {
+    /// Reads a golden and makes its weights.
+    pub fn load(name: &str) -> Tiny {
+        let read = |ext: &str| {
+            std::fs::read(crate::golden("models").join(format!("{name}.{ext}")))
+                .expect("the golden is in the clone")
+        };
+        let json: Json = serde_json::from_slice(&read("json")).expect("make.py wrote JSON");
+        let tensors = json["tensors"].as_array().expect("tensors").iter().map(|t| {
+            let name = t[0].as_str().expect("name").to_owned();
+            let shape: Vec<usize> =
+                t[1].as_array().expect("shape").iter().map(|n| n.as_u64().expect("size") as usize).collect();
+            let number = |i: usize| t[i].as_f64().expect("number") as f32;
+            let data = values(&name, shape.iter().product(), number(2), number(3));
+            (name, shape, data)
+        });
+        let tokens: Vec<u32> = json["tokens"]
+            .as_array()
+            .expect("tokens")
+            .iter()
+            .map(|t| t.as_u64().expect("id") as u32)
+            .collect();
+        let raw = read("f32");
+        let vocab = raw.len() / 4 / tokens.len();
+        let floats: Vec<f32> =
+            raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Tiny {
+            name: name.to_owned(),
+            config: json["config"].clone(),
+            tensors: tensors.collect(),
+            logits: floats.chunks_exact(vocab).map(<[f32]>::to_vec).collect(),
+            tokens,
+        }
+    }
+
+    /// Writes `config.json` and `model.safetensors`.
+    pub fn write_folder(&self, folder: &Path) {
+        std::fs::write(folder.join("config.json"), self.config.to_string()).expect("the folder is writable");
+        let bytes: Vec<Vec<u8>> = self.tensors.iter().map(|t| le_bytes(&t.2)).collect();
+        let views: BTreeMap<&str, TensorView> = (self.tensors.iter().zip(&bytes))
+            .map(|(t, b)| (t.0.as_str(), TensorView::new(Dtype::F32, t.1.clone(), b).expect("sizes agree")))
+            .collect();
+        safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))
+            .expect("the folder is writable");
+    }
+
+    /// Writes an F32 GGUF as llama.cpp's converter would: experts stacked, and for the `llama` architecture the rows of
+    /// queries and keys interleaved.
+    pub fn write_gguf(&self, path: &Path) {
+        let meta = hf::metadata_from_config(&self.config.to_string()).expect("the family is supported");
+        self.write_gguf_with(path, &meta);
+    }
+
+    /// [`Tiny::write_gguf`] with other keys.
+    pub fn write_gguf_with(&self, path: &Path, meta: &Metadata) {
+        let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
+        let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
+        let llama = meta.require_str("general.architecture").expect("is there") == "llama";
+        let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();
+        for (name, shape, data) in &self.tensors {
+            let places = hf::places(name).expect("the tensor is known");
+            let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
+            let mut data = data.clone();
+            let cols = if shape.len() == 2 { shape[1] } else { 1 };
+            match place.name.as_str() {
+                n if llama && n.contains("attn_q.") => data = interleave(&data, heads, cols),
+                n if llama && n.contains("attn_k.") => data = interleave(&data, kv_heads, cols),
+                _ => {}
+            }
+            let stack = stacks.entry(place.name.clone()).or_insert_with(|| (shape.clone(), BTreeMap::new()));
+            stack.1.insert(place.expert.unwrap_or(0), data);
+        }
+        let decls: Vec<TensorDecl> = (stacks.iter())
+            .map(|(name, (shape, parts))| {
+                let mut shape: Vec<u64> = shape.iter().rev().map(|&n| n as u64).collect();
+                if name.contains("_exps.") {
+                    shape.push(parts.len() as u64);
+                }
+                TensorDecl { name: name.clone(), shape, ty: GgmlType::F32 }
+            })
+            .collect();
+        let mut w =
+            GgufWriter::new(File::create(path).expect("writable"), meta, &decls, 32).expect("writable");
+        for (i, (_, parts)) in stacks.values().enumerate() {
+            let all: Vec<f32> = parts.values().flatten().copied().collect();
+            w.write(i, 0, &le_bytes(&all)).expect("writable");
+        }
+        w.finish().expect("writable");
+    }
+}
+
+/// llama.cpp's `permute`: rows `i` and `i + half` of each head become neighbours.
+fn interleave(rows: &[f32], heads: usize, cols: usize) -> Vec<f32> {
+    let n = rows.len() / cols;
+    let head = n / heads;
+    let from = |to: usize| to / head * head + to % head / 2 + to % 2 * (head / 2);
+    (0..n).flat_map(|to| rows[from(to) * cols..][..cols].to_vec()).collect()
+}
+
+fn le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
