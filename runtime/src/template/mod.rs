@@ -34,6 +34,65 @@ impl Message {
     }
 }
 
+/// A day of the Gregorian calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Date {
+    /// Year.
+    pub year: i32,
+    /// Month, from 1.
+    pub month: u8,
+    /// Day, from 1.
+    pub day: u8,
+}
+
+impl Date {
+    /// The day of a Unix time (seconds since 1970, UTC), by Howard Hinnant's civil-from-days.
+    pub fn from_unix(seconds: u64) -> Date {
+        let z = (seconds / 86_400) as i64 + 719_468;
+        let (era, doe) = (z / 146_097, z % 146_097);
+        let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+        let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+        let mp = (5 * doy + 2) / 153;
+        let month = if mp < 10 { mp + 3 } else { mp - 9 };
+        let year = yoe + era * 400 + i64::from(month <= 2);
+        Date { year: year as i32, month: month as u8, day: (doy - (153 * mp + 2) / 5 + 1) as u8 }
+    }
+
+    /// As C's `strftime`, for the fields that templates use: `%Y %m %d %b %B %y %%`.
+    fn format(self, format: &str) -> String {
+        const MONTHS: [&str; 12] = [
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ];
+        let month = MONTHS.get(usize::from(self.month).wrapping_sub(1)).copied().unwrap_or_default();
+        let mut out = String::new();
+        let mut chars = format.chars();
+        while let Some(c) = chars.next() {
+            match if c == '%' { chars.next() } else { None } {
+                Some('Y') => out += &self.year.to_string(),
+                Some('y') => out += &format!("{:02}", self.year.rem_euclid(100)),
+                Some('m') => out += &format!("{:02}", self.month),
+                Some('d') => out += &format!("{:02}", self.day),
+                Some('b') => out += month.get(..3).unwrap_or_default(),
+                Some('B') => out += month,
+                Some(other) => out.push(other),
+                None => out.push(c),
+            }
+        }
+        out
+    }
+}
+
 /// What a template sees beside the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderContext {
@@ -45,8 +104,8 @@ pub struct RenderContext {
     pub add_generation_prompt: bool,
     /// Tools that the model may call, as JSON.
     pub tools: Option<serde_json::Value>,
-    /// What `strftime_now` answers whatever it is asked: the library reads no clock.
-    pub date: Option<String>,
+    /// Today, for templates that say so: the library reads no clock.
+    pub date: Option<Date>,
 }
 
 /// A parsed template.
@@ -91,8 +150,9 @@ impl ChatTemplate {
     /// # Errors
     /// `Template` where the template refuses the messages, fails, or does not end.
     pub fn render(&self, messages: &[Message], with: &RenderContext) -> Result<String> {
-        let date = with.date.clone();
-        let now = Value::from_function(move |_format: String| date.clone().unwrap_or_default());
+        let date = with.date;
+        let now =
+            Value::from_function(move |format: String| date.map_or_else(String::new, |d| d.format(&format)));
         let template = self.environment.get_template(NAME).map_err(describe)?;
         let values = context! {
             messages => Value::from(Serde(messages)),
@@ -100,7 +160,8 @@ impl ChatTemplate {
             eos_token => &with.eos_token,
             add_generation_prompt => with.add_generation_prompt,
             tools => Value::from(Serde(&with.tools)),
-            strftime_now => now,
+            // Templates ask whether the function is there.
+            strftime_now => if date.is_some() { now } else { Value::UNDEFINED },
         };
         let mut out = Limited(Vec::new());
         template.render_captured_to(values, &mut out).map_err(describe)?;
@@ -204,6 +265,14 @@ mod tests {
         ];
         for (source, want) in cases {
             assert_eq!(render(source).unwrap(), want, "{source}");
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (unix, want) in [(0, "01 Jan 1970"), (951_782_400, "29 Feb 2000"), (1_795_478_399, "23 Nov 2026")]
+        {
+            assert_eq!(Date::from_unix(unix).format("%d %b %Y"), want);
         }
     }
 

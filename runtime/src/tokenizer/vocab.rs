@@ -82,7 +82,8 @@ impl Vocab {
                 .filter(move |(t, s)| **t == wanted && !s.is_empty())
                 .map(|(_, s)| s)
         };
-        let special: Vec<_> = of_type(CONTROL).map(|t| AddedToken::from(t.clone(), true)).collect();
+        let special: Vec<_> =
+            of_type(CONTROL).chain(of_type(UNKNOWN)).map(|t| AddedToken::from(t.clone(), true)).collect();
         let defined: Vec<_> =
             of_type(USER_DEFINED).map(|t| AddedToken::from(t.clone(), false).normalized(false)).collect();
         let failed = |e: tokenizers::Error| Error::malformed(field, e.to_string());

