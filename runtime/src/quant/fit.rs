@@ -6,6 +6,12 @@
 use super::decode::cell_middle;
 use super::{Fit, Fits, Level, PLANES};
 
+/// Sums run in this many lanes.
+const LANES: usize = 8;
+
+/// Longest group.
+const MAX_GROUP: usize = 64;
+
 /// Sums for one level over weights with `u = (t << shift) − z`, `r = w/s − u − middle`, weighted by `importance · s²`.
 #[derive(Clone, Copy, Debug, Default)]
 struct LevelSums {
@@ -38,31 +44,45 @@ impl FitSums {
     ) {
         let s2 = f64::from(scale) * f64::from(scale);
         let zero = f32::from(zero);
-        let weight = |i: usize| importance.map_or(1.0, |v| v[i]);
-        let (mut one, mut energy) = (0.0f32, 0.0f32);
-        for (i, x) in x.iter().enumerate() {
-            one += weight(i);
-            energy += weight(i) * (x - zero) * (x - zero);
+        // Padded to whole lanes, padding without weight: the loops below then vectorise.
+        let (mut v, mut xs, mut cs) = ([0.0f32; MAX_GROUP], [0.0f32; MAX_GROUP], [0u8; MAX_GROUP]);
+        match importance {
+            Some(importance) => v[..x.len()].copy_from_slice(importance),
+            None => v[..x.len()].fill(1.0),
         }
-        self.one += s2 * f64::from(one);
-        self.energy += s2 * f64::from(energy);
+        xs[..x.len()].copy_from_slice(x);
+        cs[..x.len()].copy_from_slice(codes);
+        let blocks = x.len().div_ceil(LANES);
+        let (mut one, mut energy) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for at in (0..blocks * LANES).step_by(LANES) {
+            for i in 0..LANES {
+                let w = xs[at + i] - zero;
+                one[i] += v[at + i];
+                energy[i] += v[at + i] * w * w;
+            }
+        }
+        let total = |lanes: [f32; LANES]| s2 * f64::from(lanes.iter().sum::<f32>());
+        self.one += total(one);
+        self.energy += total(energy);
         for (sums, level) in self.levels.iter_mut().zip(Level::ALL) {
             let (mask, middle) = (0xffu8 << level.shift(), cell_middle(level));
-            let (mut uu, mut u1, mut rr, mut ru, mut r1) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-            for (i, (&x, &code)) in x.iter().zip(codes).enumerate() {
-                let (v, t) = (weight(i), f32::from(code & mask));
-                let (u, r) = (t - zero, x - t - middle);
-                uu += v * u * u;
-                u1 += v * u;
-                rr += v * r * r;
-                ru += v * r * u;
-                r1 += v * r;
+            let [mut uu, mut u1, mut rr, mut ru, mut r1] = [[0.0f32; LANES]; 5];
+            for at in (0..blocks * LANES).step_by(LANES) {
+                for i in 0..LANES {
+                    let (x, v, t) = (xs[at + i], v[at + i], f32::from(cs[at + i] & mask));
+                    let (u, r) = (t - zero, x - t - middle);
+                    uu[i] += v * u * u;
+                    u1[i] += v * u;
+                    rr[i] += v * r * r;
+                    ru[i] += v * r * u;
+                    r1[i] += v * r;
+                }
             }
-            sums.uu += s2 * f64::from(uu);
-            sums.u += s2 * f64::from(u1);
-            sums.rr += s2 * f64::from(rr);
-            sums.ru += s2 * f64::from(ru);
-            sums.r += s2 * f64::from(r1);
+            sums.uu += total(uu);
+            sums.u += total(u1);
+            sums.rr += total(rr);
+            sums.ru += total(ru);
+            sums.r += total(r1);
         }
     }
 

@@ -5,7 +5,7 @@
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
 
-use super::encode::{EncodedRows, encode_rows};
+use super::encode::{EncodedRows, encode_rows, fits_row};
 use super::{Level, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
@@ -76,7 +76,9 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
         x[i] = (u.scale * f32::from(q) - u.min) / step.to_f32() + f32::from(zero);
     }
     out.push_group(32, &codes, step, zero);
-    out.sums.add_group(&x, &codes[..32], zero, step.to_f32(), None);
+    if fits_row(shape, row) {
+        out.sums.add_group(&x, &codes[..32], zero, step.to_f32(), None);
+    }
     Ok(())
 }
 
