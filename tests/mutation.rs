@@ -1,1 +1,354 @@
-//! Later.
+//! Gate: files that were cut, flipped or overwritten are refused in one line. Tens of thousands of mutants of real small
+//! files go through every parser of untrusted bytes: none may panic, take long, or allocate more than a small multiple
+//! of what the file has (R5).
+//!
+//! The mutants are the same in every run; a failure names the seed that makes the one mutant again.
+#![allow(unsafe_code)] // The allocator below counts, and hands everything on to the system's.
+
+use dollop::convert::source::Source;
+use dollop::convert::{ConvertOptions, convert};
+use dollop::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
+use dollop::format::{dollop::Directory, hf, safetensors};
+use dollop::model::file::NestedFile;
+use dollop::model::{Config, Weights};
+use dollop::{Bytes, CancelToken};
+use dollop_tests::tiny::Tiny;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// The most that parsing may allocate: this many times the input, and a little for tables of fixed size.
+const ALLOC_FACTOR: usize = 24;
+const ALLOC_FIXED: usize = 1 << 16;
+/// Far above what any mutant takes, on a busy machine: this finds loops, not slowness.
+const MUTANT_TIME: Duration = Duration::from_secs(5);
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: `at` came from `System.alloc` with this layout.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+/// Values that break arithmetic which is not checked.
+const ABSURD: [u64; 14] = [
+    0,
+    1,
+    3,
+    255,
+    4096,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_ffff,
+    1 << 33,
+    1 << 48,
+    u64::MAX >> 1,
+    1 << 63,
+    u64::MAX - 31,
+    u64::MAX,
+];
+
+/// Changes `bytes` within its first `head` bytes, one to four times, and sometimes cuts it.
+fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
+    for _ in 0..1 + rng.below(4) {
+        let head = head.min(bytes.len());
+        if head == 0 {
+            return;
+        }
+        let at = rng.below(head);
+        match rng.below(10) {
+            0 | 1 => bytes[at] ^= 1 << rng.below(8),
+            2 => bytes[at] = rng.next() as u8,
+            3 | 4 => {
+                let value = ABSURD[rng.below(ABSURD.len())].to_le_bytes();
+                let n = [4, 8][rng.below(2)].min(bytes.len() - at);
+                bytes[at..at + n].copy_from_slice(&value[..n]);
+            }
+            // A small change to a number that was sensible: off by one finds other bugs than absurdity does.
+            5 => bytes[at] = bytes[at].wrapping_add([1, 255, 2, 254][rng.below(4)]),
+            6 => {
+                let (from, n) = (rng.below(head), 1 + rng.below(24));
+                let n = n.min(bytes.len() - at).min(bytes.len() - from);
+                bytes.copy_within(from..from + n, at);
+            }
+            7 => {
+                let n = (1 + rng.below(16)).min(bytes.len() - at);
+                bytes.drain(at..at + n);
+            }
+            8 => {
+                let n = (1 + rng.below(16)).min(bytes.len() - at);
+                let copy = bytes[at..at + n].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            _ => {
+                // Cuts are mostly within the header, where each one is a different error.
+                let keep = if rng.below(4) == 0 { rng.below(bytes.len()) } else { at };
+                bytes.truncate(keep);
+            }
+        }
+    }
+}
+
+/// Replaces numbers, words and punctuation of a JSON text, so that most mutants still parse as JSON.
+fn mutate_json(text: &mut Vec<u8>, rng: &mut Rng) {
+    const WORDS: [&str; 12] = [
+        "0",
+        "-1",
+        "1e400",
+        "18446744073709551615",
+        "4294967296",
+        "0.5",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "\"x\"",
+        "[[1]]",
+    ];
+    for _ in 0..1 + rng.below(3) {
+        let number = |b: u8| b.is_ascii_digit() || b == b'.' || b == b'-';
+        let starts: Vec<usize> =
+            (1..text.len()).filter(|&i| number(text[i]) && !number(text[i - 1])).collect();
+        if starts.is_empty() {
+            return;
+        }
+        let at = starts[rng.below(starts.len())];
+        let end = (at..text.len()).find(|&i| !number(text[i])).unwrap_or(text.len());
+        let word = WORDS[rng.below(WORDS.len())].bytes();
+        text.splice(at..end, word);
+    }
+}
+
+/// Counts of what happened to the mutants of one kind.
+#[derive(Default)]
+struct Tally {
+    mutants: usize,
+    refused: usize,
+    most_bytes: usize,
+    slowest: Duration,
+}
+
+/// Runs `parse` on `n` mutants of `original`. `parse` says whether the bytes were accepted; its errors must be texts.
+fn torment(
+    name: &str,
+    original: &[u8],
+    n: usize,
+    mutate: &dyn Fn(&mut Vec<u8>, &mut Rng),
+    parse: &dyn Fn(Vec<u8>) -> Result<(), dollop::Error>,
+) {
+    parse(original.to_vec()).unwrap_or_else(|e| panic!("{name}: the original is refused: {e}"));
+    let mut tally = Tally::default();
+    let start = Instant::now();
+    for i in 0..n {
+        let seed = (i as u64) << 8 | name.len() as u64;
+        let mut bytes = original.to_vec();
+        mutate(&mut bytes, &mut Rng(seed));
+        let len = bytes.len().max(1);
+        let before = LIVE.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        let clock = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| parse(bytes)));
+        let (took, used) = (clock.elapsed(), PEAK.load(Relaxed).saturating_sub(before));
+        let result = result.unwrap_or_else(|_| panic!("{name}: mutant {seed:#x} panicked"));
+        assert!(took < MUTANT_TIME, "{name}: mutant {seed:#x} took {took:?}");
+        assert!(
+            used <= ALLOC_FACTOR * len + ALLOC_FIXED,
+            "{name}: mutant {seed:#x} of {len} bytes allocated {used}"
+        );
+        if let Err(e) = result {
+            let text = e.to_string();
+            assert!(!text.is_empty() && text.len() < 4096 + len, "{name}: mutant {seed:#x}: {text}");
+            tally.refused += 1;
+        }
+        tally.mutants += 1;
+        tally.most_bytes = tally.most_bytes.max(used);
+        tally.slowest = tally.slowest.max(took);
+    }
+    println!(
+        "{name}: {} mutants of {} bytes, {} refused, at most {} bytes allocated, slowest {:?}, all {:?}",
+        tally.mutants,
+        original.len(),
+        tally.refused,
+        tally.most_bytes,
+        tally.slowest,
+        start.elapsed()
+    );
+    assert_eq!(tally.mutants, n);
+    // Mutants that change nothing that matters exist; a parser that refuses few of them checks little.
+    assert!(tally.refused * 5 > n, "{name}: only {} of {n} mutants were refused", tally.refused);
+}
+
+/// Keys of every kind, among them a small vocabulary, on top of a real model's.
+fn with_all_kinds(tiny: &Tiny) -> Metadata {
+    let mut meta = hf::metadata_from_config(&tiny.config.to_string()).unwrap();
+    meta.insert("test.f64", Value::F64(0.25));
+    meta.insert("test.i64", Value::Signed(-7, Width::W64));
+    meta.insert("test.u8", Value::Unsigned(7, Width::W8));
+    meta.insert("test.bools", vec![true, false, true]);
+    meta.insert("test.texts", (0..60).map(|i| format!("token {i}")).collect::<Vec<_>>());
+    meta.insert("test.scores", Value::Array(Array::F32(vec![0.5; 60])));
+    meta.insert("test.types", vec![1u64; 60]);
+    meta
+}
+
+/// A GGUF file with a few blocks of every element type.
+fn every_type(meta: &Metadata) -> Vec<u8> {
+    let decl = |ty: &GgmlType| TensorDecl {
+        name: format!("blk.0.{ty}.weight"),
+        shape: vec![ty.block_len() as u64, 2],
+        ty: *ty,
+    };
+    let decls: Vec<_> = GgmlType::ALL.iter().map(decl).collect();
+    let mut w = GgufWriter::new(std::io::Cursor::new(Vec::new()), meta, &decls, 32).unwrap();
+    for (i, t) in decls.iter().enumerate() {
+        w.write(i, 0, &vec![0x3c; t.n_bytes() as usize]).unwrap();
+    }
+    w.finish().unwrap().into_inner()
+}
+
+/// What a runner does with a GGUF before it touches weights.
+fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
+    let gguf = Gguf::parse(bytes)?;
+    for t in &gguf.tensors {
+        let data = &bytes[t.offset as usize..(t.offset + t.n_bytes) as usize];
+        if t.ty.is_float() {
+            let n = (data.len() / t.ty.block_bytes()).min(4);
+            t.ty.dequantize(&data[..n * t.ty.block_bytes()], &mut vec![0.0; n * t.ty.block_len()])?;
+        }
+    }
+    Config::from_metadata(&gguf.metadata).map(drop)
+}
+
+// One test, so that nothing else allocates meanwhile.
+#[test]
+fn mutants_are_refused_in_one_line() {
+    let before = LIVE.load(Relaxed);
+    drop(std::hint::black_box(vec![1u8; 1 << 20]));
+    assert!(PEAK.load(Relaxed) >= before + (1 << 20), "the allocator does not count");
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let tiny = Tiny::load("olmoe");
+    tiny.write_gguf_with(&at("m.gguf"), &with_all_kinds(&tiny));
+    tiny.write_folder(folder.path());
+    let options = ConvertOptions { threads: 1, ..Default::default() };
+    convert(&at("m.gguf"), &at("m.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
+    let read = |name: &str| std::fs::read(at(name)).unwrap();
+
+    // All header and hardly any data, so that the bound on memory is tight; then the file of a real model.
+    let small = every_type(&with_all_kinds(&tiny));
+    torment("small gguf", &small, 40_000, &|b, r| mutate(b, usize::MAX, r), &|b| parse_gguf(&b));
+    let gguf = read("m.gguf");
+    let data = Gguf::parse(&gguf).unwrap().data_start as usize;
+    torment("gguf", &gguf, 6_000, &|b, r| mutate(b, data, r), &|b| parse_gguf(&b));
+
+    let nested = read("m.dollop");
+    let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
+    torment("dollop file", &nested, 6_000, &|b, r| mutate(b, head, r), &|b| {
+        let file = NestedFile::new(Bytes::from(b))?;
+        let config = Config::from_metadata(&file.directory().gguf.metadata)?;
+        let (weights, experts) = Weights::load(&config, &file, None)?;
+        assert!(weights.vocab() > 0 && experts.len() == config.layers);
+        file.sizes();
+        file.verify()
+    });
+
+    let tensors = read("model.safetensors");
+    let head = 8 + u64::from_le_bytes(tensors[..8].try_into().unwrap()) as usize;
+    let parse = |b: Vec<u8>| {
+        for entry in safetensors::parse(&b)? {
+            let data = &b[entry.offset as usize..(entry.offset + entry.n_bytes) as usize];
+            assert_eq!(entry.ty.row_bytes(entry.shape.iter().product()), Some(data.len()));
+            hf::places(&entry.name);
+        }
+        Ok(())
+    };
+    torment("safetensors", &tensors, 5_000, &|b, r| mutate(b, head, r), &parse);
+    let numbers = |b: &mut Vec<u8>, r: &mut Rng| {
+        let mut header = b[8..head].to_vec();
+        mutate_json(&mut header, r);
+        b.splice(8..head, header.iter().copied());
+        b[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
+    };
+    torment("safetensors numbers", &tensors, 5_000, &numbers, &parse);
+
+    let index: String = (tiny.tensors.iter().enumerate())
+        .map(|(i, t)| format!("\"{}\":\"model-0000{}-of-00002.safetensors\",", t.0, 1 + i % 2))
+        .collect();
+    let index =
+        format!("{{\"metadata\":{{\"total_size\":1}},\"weight_map\":{{{}}}}}", index.trim_end_matches(','));
+    torment("safetensors index", index.as_bytes(), 6_000, &|b, r| mutate(b, usize::MAX, r), &|b| {
+        let files = safetensors::shards(&String::from_utf8_lossy(&b))?;
+        assert!(files.iter().all(|f| !f.contains(['/', '\\']) && f != ".."));
+        Ok(())
+    });
+
+    for golden in ["olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"] {
+        let config = Tiny::load(golden).config.to_string();
+        let parse = |b: Vec<u8>| {
+            let meta = hf::metadata_from_config(&String::from_utf8_lossy(&b))?;
+            Config::from_metadata(&meta).map(drop)
+        };
+        torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
+        torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
+    }
+
+    // The same through files, with every row read: a view that opens must be readable to its last byte.
+    for (name, original, head) in [("file.gguf", &gguf, data), ("model.safetensors", &tensors, head)] {
+        let target = if name == "file.gguf" { at(name) } else { folder.path().to_path_buf() };
+        torment(name, original, 600, &|b, r| mutate(b, head, r), &|b| {
+            std::fs::write(at(name), b).unwrap();
+            let source = Source::open(&target)?;
+            let names: Vec<String> = source.names().map(str::to_owned).collect();
+            for tensor in &names {
+                let (experts, rows) = match *source.shape(tensor).unwrap() {
+                    [experts, rows, _] => (experts, rows),
+                    [rows, _] => (1, rows),
+                    _ => (1, 1),
+                };
+                for expert in [0, experts - 1] {
+                    source.raw_rows(tensor, expert, 0..rows)?;
+                    assert!(source.raw_rows(tensor, expert, rows..rows + 1).is_err());
+                }
+                assert!(source.raw_rows(tensor, experts, 0..1).is_err());
+                source.release(tensor);
+            }
+            Ok(())
+        });
+    }
+}
