@@ -68,21 +68,35 @@ impl EncodedRows {
         let mut shift = 8;
         for (plane, bits) in self.codes.iter_mut().zip(PLANE_BITS) {
             shift -= u32::from(bits);
-            if bits == 2 {
-                let n = group / 4;
-                let bit = |i: usize| codes[i] >> shift & 3;
-                plane.extend(
-                    (0..n).map(|j| bit(j) | bit(j + n) << 2 | bit(j + 2 * n) << 4 | bit(j + 3 * n) << 6),
-                );
-            } else {
-                plane.extend(codes[..group].chunks_exact(8).map(|c| {
-                    c.iter().enumerate().fold(0, |byte, (i, code)| byte | (code >> shift & 1) << i)
-                }));
+            match (bits, group) {
+                (2, 64) => plane.extend_from_slice(&quarters::<16>(codes, shift)),
+                (2, _) => plane.extend_from_slice(&quarters::<8>(codes, shift)),
+                _ => plane.extend(codes[..group].chunks_exact(8).map(|c| eight_bits(c, shift))),
             }
         }
         self.scales.extend_from_slice(&scale.to_le_bytes());
         self.zeros.push(zero);
     }
+}
+
+/// Two bits of each of `4 N` codes, from bit `shift` on, as a 2-bit plane has them.
+#[inline(always)]
+fn quarters<const N: usize>(codes: &[u8; LANES], shift: u32) -> [u8; N] {
+    let mut out = [0; N];
+    for (k, codes) in codes[..4 * N].chunks_exact(N).enumerate() {
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out |= (code >> shift & 3) << (2 * k);
+        }
+    }
+    out
+}
+
+/// Bit `shift` of eight codes in one byte, the first lowest: the product moves bit 8k of the word to bit 56 + k, and no
+/// two of its terms meet.
+#[inline(always)]
+fn eight_bits(codes: &[u8], shift: u32) -> u8 {
+    let word = u64::from_le_bytes(codes.try_into().expect("eight codes"));
+    ((word >> shift & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
 }
 
 /// A matrix in planes.

@@ -56,10 +56,6 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
     let flip = u.scale < 0.0;
     let top = (1u32 << u.bits) - 1;
     let (scale, min) = if flip { (-u.scale, u.min - u.scale * top as f32) } else { (u.scale, u.min) };
-    let code = |q: u8| {
-        let q = u32::from(q);
-        ((if flip { top - q } else { q }) << shift) + middle
-    };
     let step = f16::from_f32(scale / (1u32 << shift) as f32);
     let zero = if step == f16::ZERO { f32::NAN } else { (min / step.to_f32() + middle as f32).round() };
     if !(step.is_finite() && step.is_normal() && (0.0..=255.0).contains(&zero)) {
@@ -70,13 +66,17 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
         return Ok(());
     }
     let zero = zero as u8;
-    let (mut codes, mut x) = ([0u8; 64], [0f32; 32]);
-    for (i, &q) in u.codes.iter().enumerate() {
-        codes[i] = code(q) as u8;
-        x[i] = (u.scale * f32::from(q) - u.min) / step.to_f32() + f32::from(zero);
+    let mut codes = [0u8; 64];
+    // A negative scale counts downwards: code q stands where top − q would.
+    let (start, sign) = if flip { (top as u8, u8::MAX) } else { (0, 1) };
+    for (code, &q) in codes.iter_mut().zip(&u.codes) {
+        *code = (start.wrapping_add(q.wrapping_mul(sign)) << shift) + middle as u8;
     }
     out.push_group(32, &codes, step, zero);
     if fits_row(shape, row) {
+        let inverse = 1.0 / step.to_f32();
+        let x: [f32; 32] =
+            std::array::from_fn(|i| (u.scale * f32::from(u.codes[i]) - u.min) * inverse + f32::from(zero));
         out.sums.add_group(&x, &codes[..32], zero, step.to_f32(), None);
     }
     Ok(())
