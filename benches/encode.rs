@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dollop::format::GgmlType;
-use dollop::quant::{self, Level, Shape};
+use dollop::quant::{self, Anchor, Level, Shape};
 use std::hint::black_box;
 
 fn encode(c: &mut Criterion) {
@@ -16,7 +16,8 @@ fn encode(c: &mut Criterion) {
     for size in [32, 64] {
         group.bench_function(format!("search, groups of {size}"), |b| {
             b.iter(|| {
-                quant::encode_rows(large(size), 0, black_box(&w), None, Level::B8).expect("finite weights")
+                quant::encode_rows(large(size), 0, black_box(&w), None, Level::B8, Anchor::Nested)
+                    .expect("finite weights")
             });
         });
     }

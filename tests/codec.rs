@@ -1,7 +1,7 @@
 //! Gate 3: the nested code against uniform quantizers that were optimised for each level alone, at the same group size and
 //! with unquantized parameters; what it costs; and that lower levels and upgrades are what they claim.
 
-use dollop::quant::{self, Encoded, Level, Nested, Shape};
+use dollop::quant::{self, Anchor, Encoded, Level, Nested, Shape};
 use dollop_tests::golden;
 
 /// Deterministic standard normals (Box–Muller over SplitMix64).
@@ -198,7 +198,7 @@ fn blocks_of_rows_join_to_the_same_matrix() {
     let w: Vec<f32> = (0..300 * 128).map(|_| rng.next() as f32).collect();
     let whole = quant::encode(shape, &w, None, Level::B4).unwrap();
     let part = |from: usize, to: usize| {
-        quant::encode_rows(shape, from, &w[from * 128..to * 128], None, Level::B4).unwrap()
+        quant::encode_rows(shape, from, &w[from * 128..to * 128], None, Level::B4, Anchor::Nested).unwrap()
     };
     let joined = Encoded::join(shape, &[part(0, 7), part(7, 200), part(200, 300)]);
     assert_eq!(joined.planes, whole.planes);

@@ -1,1 +1,211 @@
-//! Later.
+//! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts; and that
+//! nested weights stay close to the model they were made from.
+
+use dollop::sampler::Sampling;
+use dollop::{
+    CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
+    StopReason,
+};
+use dollop_tests::{default_model, tiny::Tiny};
+
+fn engine() -> Engine {
+    Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
+}
+
+fn greedy(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens, sampling: Sampling::greedy(), ..GenerateOptions::default() }
+}
+
+fn chat(context: usize, overflow: Overflow) -> Chat {
+    let session = engine().session(SessionOptions { context: Some(context), chunk: Some(64) }).unwrap();
+    Chat::new(session, Some("You are brief.".into()), overflow).unwrap()
+}
+
+#[test]
+fn the_default_model_knows_the_capital_of_france() {
+    let session = engine().session(SessionOptions::default()).unwrap();
+    let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
+    let outcome = chat.send("What is the capital of France?", &greedy(64), &mut |_| ()).unwrap();
+    assert!(outcome.text.contains("Paris"), "{}", outcome.text);
+    assert_eq!(outcome.stop, StopReason::EndOfTurn);
+}
+
+#[test]
+fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
+    let mut chat = chat(512, Overflow::Error);
+    let first = chat.send("Name a color.", &greedy(16), &mut |_| ()).unwrap();
+    let before = chat.session().processed_tokens();
+    let second = chat.send("And another?", &greedy(16), &mut |_| ()).unwrap();
+    let computed = chat.session().processed_tokens() - before;
+    assert!(
+        second.reused_tokens >= first.prompt_tokens,
+        "{} of {}",
+        second.reused_tokens,
+        second.prompt_tokens
+    );
+    let fresh = (second.prompt_tokens - second.reused_tokens + second.tokens.len().saturating_sub(1)) as u64;
+    assert!(computed <= fresh + 1 && fresh < 60, "{computed} tokens were computed, {fresh} are new");
+
+    // The same conversation on an empty cache says the same.
+    let text = chat.messages().to_vec();
+    let session = engine().session(SessionOptions { context: Some(512), chunk: Some(64) }).unwrap();
+    let mut again = Chat::new(session, None, Overflow::Error).unwrap();
+    again.restore(text[..3].to_vec());
+    let repeated = again.send("And another?", &greedy(16), &mut |_| ()).unwrap();
+    assert_eq!((repeated.reused_tokens, &repeated.text), (0, &second.text));
+}
+
+#[test]
+fn chunks_and_threads_change_no_bit() {
+    let ids: Vec<u32> = (0..40).map(|i| 1000 + 37 * i).collect();
+    let run = |threads, chunk| {
+        let engine =
+            Engine::open(&default_model(), &EngineOptions { threads, ..EngineOptions::default() }).unwrap();
+        engine
+            .session(SessionOptions { context: Some(64), chunk: Some(chunk) })
+            .unwrap()
+            .logits(&ids)
+            .unwrap()
+    };
+    let whole = run(1, 64);
+    for (threads, chunk) in [(1, 1), (2, 7), (3, 40)] {
+        assert!(whole == run(threads, chunk), "{threads} threads, chunks of {chunk}");
+    }
+}
+
+#[test]
+fn a_cancelled_answer_stays_and_the_session_goes_on() {
+    let mut chat = chat(512, Overflow::Error);
+    let cancel = CancelToken::new();
+    let options = GenerateOptions { cancel: cancel.clone(), ..greedy(100) };
+    let mut seen = 0;
+    let other = std::thread::spawn({
+        let cancel = cancel.clone();
+        move || {
+            while !cancel.is_cancelled() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let outcome = chat
+        .send("Tell me a story.", &options, &mut |event| {
+            seen += usize::from(matches!(event, Event::Token { .. }));
+            if seen == 3 {
+                cancel.cancel();
+            }
+        })
+        .unwrap();
+    other.join().unwrap();
+    assert_eq!((outcome.stop, outcome.tokens.len()), (StopReason::Cancelled, 3));
+    assert_eq!(chat.messages().last().unwrap().content, outcome.text);
+    assert_eq!(chat.send("Hello", &greedy(4), &mut |_| ()).unwrap().tokens.len(), 4);
+
+    // Cancelled before it began: the prompt is not even read.
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let outcome = chat.send("And?", &GenerateOptions { cancel, ..greedy(4) }, &mut |_| ()).unwrap();
+    assert_eq!((outcome.stop, outcome.tokens.len()), (StopReason::Cancelled, 0));
+}
+
+#[test]
+fn stop_strings_end_an_answer_and_are_not_shown() {
+    let mut shown = String::new();
+    let options = GenerateOptions { stop: vec!["Paris".into()], ..greedy(64) };
+    let session = engine().session(SessionOptions::default()).unwrap();
+    let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
+    let outcome = chat
+        .send("What is the capital of France?", &options, &mut |event| {
+            if let Event::Token { text, .. } | Event::Rest { text } = event {
+                shown += &text;
+            }
+        })
+        .unwrap();
+    assert_eq!(outcome.stop, StopReason::StopString);
+    assert!(!outcome.text.contains("Paris") && shown == outcome.text, "{shown:?} {:?}", outcome.text);
+}
+
+#[test]
+fn a_full_context_is_an_error_or_slides_and_keeps_the_system_prompt() {
+    let mut strict = chat(96, Overflow::Error);
+    let mut full = None;
+    for turn in 0..20 {
+        match strict.send(&format!("Tell me about the number {turn}."), &greedy(24), &mut |_| ()) {
+            Ok(_) => {}
+            Err(e) => {
+                full = Some((turn, e));
+                break;
+            }
+        }
+    }
+    let (turn, error) = full.expect("96 tokens hold no twenty turns");
+    assert!(turn > 0 && matches!(error, Error::ContextFull { limit: 96, .. }), "{error}");
+    assert_eq!(strict.messages().len(), 1 + 2 * turn, "a failed turn leaves nothing behind");
+    assert!(error.to_string().contains("96"));
+
+    let mut sliding = chat(96, Overflow::Slide);
+    for turn in 0..8 {
+        let outcome =
+            sliding.send(&format!("Tell me about the number {turn}."), &greedy(24), &mut |_| ()).unwrap();
+        assert!(!outcome.tokens.is_empty());
+    }
+    assert_eq!(sliding.messages()[0].content, "You are brief.");
+    assert!(sliding.messages().len() < 1 + 2 * 8, "nothing was forgotten");
+    let long = "word ".repeat(300);
+    assert!(matches!(sliding.send(&long, &greedy(4), &mut |_| ()), Err(Error::ContextFull { .. })));
+}
+
+#[test]
+fn bad_requests_are_errors_and_harmless() {
+    let engine = engine();
+    let mut session = engine.session(SessionOptions { context: Some(16), chunk: None }).unwrap();
+    assert!(matches!(session.generate(&[], &greedy(1), &mut |_| ()), Err(Error::Invalid(_))));
+    assert!(matches!(session.generate(&[u32::MAX], &greedy(1), &mut |_| ()), Err(Error::Invalid(_))));
+    assert!(matches!(
+        session.generate(&[5; 17], &greedy(1), &mut |_| ()),
+        Err(Error::ContextFull { needed: 17, limit: 16 })
+    ));
+    let bad = GenerateOptions { sampling: Sampling { top_p: 0.0, ..Sampling::default() }, ..greedy(1) };
+    assert!(session.generate(&[5], &bad, &mut |_| ()).unwrap_err().to_string().contains("top-p"));
+    let nothing = session.generate(&[5, 6], &greedy(0), &mut |_| ()).unwrap();
+    assert_eq!((nothing.tokens.len(), nothing.stop), (0, StopReason::MaxTokens));
+    let full = session
+        .generate(&[5; 10], &GenerateOptions { ignore_eos: true, ..greedy(100) }, &mut |_| ())
+        .unwrap();
+    assert_eq!((full.stop, full.tokens.len()), (StopReason::ContextFull, 7));
+    assert!(engine.session(SessionOptions { context: Some(0), chunk: None }).is_err());
+    assert!(engine.session(SessionOptions { context: Some(1 << 30), chunk: None }).is_err());
+    assert!(engine.session(SessionOptions { context: None, chunk: Some(0) }).is_err());
+}
+
+#[test]
+fn higher_levels_are_closer_to_the_reference() {
+    for name in ["olmoe", "qwen2moe", "mixtral", "qwen3"] {
+        let tiny = Tiny::load(name);
+        let folder = tempfile::tempdir().unwrap();
+        tiny.write_folder(folder.path());
+        let mut errors = Vec::new();
+        for level in dollop::quant::Level::ALL {
+            let out = folder.path().join("out.gguf");
+            let options = dollop::convert::ConvertOptions {
+                level_dense: level,
+                max_level: level,
+                ..Default::default()
+            };
+            dollop::convert::convert(folder.path(), &out, &options, &CancelToken::new(), &mut |_| ())
+                .unwrap();
+            let engine = Engine::open(&out, &EngineOptions::default()).unwrap();
+            let got = engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap();
+            // The median over positions: where a router's two best are close, another expert answers there.
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            let mut relative: Vec<f64> = (got.iter().zip(&tiny.logits))
+                .map(|(g, w)| norm(&mut g.iter().zip(w).map(|(g, w)| g - w)) / norm(&mut w.iter().copied()))
+                .collect();
+            relative.sort_by(f64::total_cmp);
+            errors.push(relative[relative.len() / 2]);
+        }
+        let relative = errors;
+        println!("{name}: relative error of logits at 2, 3, 4, 6, 8 bits: {relative:.4?}");
+        assert!(relative.windows(2).all(|w| w[1] < w[0]), "{name}: {relative:?}");
+        assert!(relative[4] < 0.03, "{name}: {relative:?}");
+    }
+}

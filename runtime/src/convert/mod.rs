@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::{GgufWriter, Value};
 use crate::model::arch::knows_tensor;
 use crate::model::config::Config;
-use crate::quant::{self, Encoded, EncodedRows, Level, Shape};
+use crate::quant::{self, Anchor, Encoded, EncodedRows, Level, Shape};
 use crate::telemetry::{CancelToken, Progress};
 use plan::{Plan, Target};
 use source::Source;
@@ -282,11 +282,15 @@ impl Job<'_> {
                 let (rows, cols) = rows_cols(self.source.shape(name).unwrap_or_default());
                 debug_assert_eq!(rows * cols, n);
                 self.source.read_rows(name, 0, 0..rows, &mut values)?;
+                if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                    let what = format!("value {i} is infinite or not a number; is the file damaged?");
+                    return Err(Error::malformed(format!("tensor `{name}`"), what).into());
+                }
                 self.writer.write(*index, 0, bytemuck::cast_slice(&values))?;
                 self.advance(self.source.tensor_bytes(name))
             }
             Target::Dense { name, shape, level, index } => {
-                let encoded = self.encode(name, 0, *shape, *level)?;
+                let encoded = self.encode(name, 0, *shape, *level, Anchor::fixed(*level))?;
                 let bytes = encoded.planes.concat();
                 self.tables.checksums.extend(crc32fast::hash(&bytes).to_le_bytes());
                 self.table(&encoded);
@@ -316,7 +320,7 @@ impl Job<'_> {
             let mut slabs: Vec<Vec<u8>> =
                 planes.iter().map(|&(_, stride)| Vec::with_capacity(stride)).collect();
             for m in 0..3 {
-                let mut encoded = self.encode(&names[m], e, shapes[m], level)?;
+                let mut encoded = self.encode(&names[m], e, shapes[m], level, Anchor::Nested)?;
                 slabs.iter_mut().zip(&encoded.planes).for_each(|(slab, plane)| slab.extend_from_slice(plane));
                 encoded.planes.clear();
                 tables[m].push(encoded);
@@ -346,7 +350,14 @@ impl Job<'_> {
     }
 
     /// Encodes one matrix, its rows split among threads.
-    fn encode(&self, name: &str, expert: usize, shape: Shape, level: Level) -> Result<Encoded> {
+    fn encode(
+        &self,
+        name: &str,
+        expert: usize,
+        shape: Shape,
+        level: Level,
+        anchor: Anchor,
+    ) -> Result<Encoded> {
         let per_block = (BLOCK_WEIGHTS / shape.cols).max(1);
         let blocks = shape.rows.div_ceil(per_block);
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -369,7 +380,7 @@ impl Job<'_> {
                 } else {
                     scratch.resize(rows.len() * shape.cols, 0.0);
                     ty.dequantize(&raw, &mut scratch)?;
-                    quant::encode_rows(shape, rows.start, &scratch, importance, level)?
+                    quant::encode_rows(shape, rows.start, &scratch, importance, level, anchor)?
                 };
                 parts.lock().expect("no thread panics with the lock")[block] = Some(part);
             }

@@ -19,8 +19,18 @@ pub struct TensorDecl {
 
 impl TensorDecl {
     /// Length of its data.
+    ///
+    /// # Panics
+    /// For shapes that [`GgufWriter::new`] refuses.
     pub fn n_bytes(&self) -> u64 {
-        self.shape.iter().product::<u64>() / self.ty.block_len() as u64 * self.ty.block_bytes() as u64
+        self.checked_bytes().expect("the shape is whole blocks and fits a file")
+    }
+
+    fn checked_bytes(&self) -> Option<u64> {
+        let block = self.ty.block_len() as u64;
+        let whole = self.shape.first().copied().unwrap_or(1).is_multiple_of(block);
+        let elements = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|_| whole)?;
+        (elements / block).checked_mul(self.ty.block_bytes() as u64)
     }
 }
 
@@ -30,14 +40,20 @@ pub struct GgufWriter<W> {
     /// Offset, length, and bytes written so far of every tensor.
     places: Vec<(u64, u64, u64)>,
     end: u64,
+    /// Where `out` stands: a seek would empty the buffer of a buffered `out`.
+    at: u64,
 }
 
 impl<W: Write + Seek> GgufWriter<W> {
     /// Writes header, metadata (with `general.alignment`) and directory.
     ///
     /// # Errors
-    /// Those of `out`.
+    /// Those of `out`; `InvalidInput` for an alignment that is no power of two, and for sizes that no file can have.
     pub fn new(mut out: W, metadata: &Metadata, tensors: &[TensorDecl], alignment: u64) -> io::Result<Self> {
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
+        if !alignment.is_power_of_two() {
+            return Err(invalid(format!("alignment {alignment} is no power of two")));
+        }
         let mut metadata = metadata.clone();
         metadata.insert("general.alignment", u32::try_from(alignment).map_err(io::Error::other)?);
         let mut head = Vec::new();
@@ -57,14 +73,20 @@ impl<W: Write + Seek> GgufWriter<W> {
             t.shape.iter().for_each(|d| head.extend_from_slice(&d.to_le_bytes()));
             head.extend_from_slice(&t.ty.id().to_le_bytes());
             head.extend_from_slice(&offset.to_le_bytes());
-            places.push((offset, t.n_bytes(), 0));
-            offset = (offset + t.n_bytes()).next_multiple_of(alignment);
+            let absurd =
+                || invalid(format!("tensor `{}`: the shape {:?} is absurd for {}", t.name, t.shape, t.ty));
+            let n_bytes = t.checked_bytes().ok_or_else(absurd)?;
+            places.push((offset, n_bytes, 0));
+            offset = offset
+                .checked_add(n_bytes)
+                .and_then(|end| end.checked_next_multiple_of(alignment))
+                .ok_or_else(absurd)?;
         }
         head.resize(head.len().next_multiple_of(alignment as usize), 0);
         let start = head.len() as u64;
         places.iter_mut().for_each(|p| p.0 += start);
         out.write_all(&head)?;
-        Ok(GgufWriter { out, places, end: start + offset })
+        Ok(GgufWriter { out, places, end: start + offset, at: start })
     }
 
     /// Writes `bytes` of tensor `index`, from byte `at` of it.
@@ -78,8 +100,15 @@ impl<W: Write + Seek> GgufWriter<W> {
         let (offset, len, written) = &mut self.places[index];
         assert!(at + bytes.len() as u64 <= *len, "tensor {index}: {} bytes at {at} of {len}", bytes.len());
         *written += bytes.len() as u64;
-        self.out.seek(SeekFrom::Start(*offset + at))?;
-        self.out.write_all(bytes)
+        let from = *offset + at;
+        if self.at != from {
+            self.out.seek(SeekFrom::Start(from))?;
+        }
+        // Where the write fails, the position is unknown, and the next one seeks.
+        self.at = u64::MAX;
+        self.out.write_all(bytes)?;
+        self.at = from + bytes.len() as u64;
+        Ok(())
     }
 
     /// Pads the end and hands the file back.
@@ -226,6 +255,20 @@ mod tests {
             let data = &bytes[y.offset as usize..][..y.n_bytes as usize];
             assert_eq!((data[0], data[34], y.shape.as_slice()), (9, 7, &[32, 2][..]));
         }
+    }
+
+    #[test]
+    fn declarations_that_no_reader_takes_are_refused() {
+        let decl =
+            |shape: &[u64]| [TensorDecl { name: "x".into(), shape: shape.to_vec(), ty: GgmlType::Q8_0 }];
+        let new = |tensors: &[TensorDecl], alignment| {
+            GgufWriter::new(io::Cursor::new(Vec::new()), &Metadata::new(), tensors, alignment).err()
+        };
+        for shape in [&[33][..], &[16, 2], &[32, u64::MAX], &[1 << 62, 8]] {
+            assert!(new(&decl(shape), 32).is_some_and(|e| e.to_string().contains("`x`")), "{shape:?}");
+        }
+        assert!(new(&decl(&[32]), 0).is_some() && new(&decl(&[32]), 24).is_some());
+        assert!(new(&decl(&[32]), 32).is_none());
     }
 
     #[test]

@@ -36,6 +36,23 @@ const REFINEMENTS: usize = 3;
 const FIT_STRIDE: usize = 4;
 const FIT_ALL_BELOW: usize = 256;
 
+/// Which level the parameters of a group serve best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// 4 bits, with 3 and 2 in mind: experts, which are read at any level. Weights beyond the best 4-bit range are clipped
+    /// at every level, so 8 bits have about 1 % of error.
+    Nested,
+    /// The highest level alone: dense matrices at 6 or 8 bits, which are never read lower. Nothing is clipped.
+    Top,
+}
+
+impl Anchor {
+    /// The anchor of a matrix that is only ever read at `level`.
+    pub fn fixed(level: Level) -> Anchor {
+        if level > Level::B4 { Anchor::Top } else { Anchor::Nested }
+    }
+}
+
 /// A run of encoded rows.
 #[derive(Clone, Debug)]
 pub struct EncodedRows {
@@ -156,7 +173,7 @@ impl Encoded {
 /// # Errors
 /// As [`encode_rows`].
 pub fn encode(shape: Shape, weights: &[f32], importance: Option<&[f32]>, max: Level) -> Result<Encoded> {
-    Ok(Encoded::join(shape, &[encode_rows(shape, 0, weights, importance, max)?]))
+    Ok(Encoded::join(shape, &[encode_rows(shape, 0, weights, importance, max, Anchor::Nested)?]))
 }
 
 /// Encodes the rows from `first_row` on that `weights` holds. Runs of a matrix may be encoded on several threads.
@@ -169,6 +186,7 @@ pub fn encode_rows(
     weights: &[f32],
     importance: Option<&[f32]>,
     max: Level,
+    anchor: Anchor,
 ) -> Result<EncodedRows> {
     assert!(weights.len() % shape.cols == 0 && importance.is_none_or(|v| v.len() == shape.cols));
     let mut out = EncodedRows::new(max);
@@ -183,7 +201,7 @@ pub fn encode_rows(
                     "a weight is infinite, not a number or beyond 8 million",
                 )
             })?;
-            let (scale, zero) = group.search();
+            let (scale, zero) = group.search(anchor);
             group.emit(shape.group, scale, zero, fit.then_some(importance), &mut out);
         }
     }
@@ -239,10 +257,17 @@ impl Group {
     }
 
     /// Scale and zero point.
-    fn search(&self) -> (f16, u8) {
+    fn search(&self, anchor: Anchor) -> (f16, u8) {
         let (lo, hi) = self.w.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
         if hi - lo < 1e-30 {
             return (f16::ZERO, 0);
+        }
+        if anchor == Anchor::Top {
+            let scale = f16::from_f32((hi - lo) / 254.0);
+            if scale == f16::ZERO {
+                return (f16::ZERO, 0);
+            }
+            return (scale, (-lo / scale.to_f32()).round().clamp(0.0, 255.0) as u8);
         }
         // `step` is one 4-bit cell, `low` the lower edge of the first.
         let mut best = (f32::INFINITY, 0.0, 0.0);

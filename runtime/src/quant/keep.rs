@@ -5,7 +5,7 @@
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
 
-use super::encode::{EncodedRows, encode_rows, fits_row};
+use super::encode::{Anchor, EncodedRows, encode_rows, fits_row};
 use super::{Level, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
@@ -61,7 +61,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
     if !(step.is_finite() && step.is_normal() && (0.0..=255.0).contains(&zero)) {
         let w: Vec<f32> = u.codes.iter().map(|&q| u.scale * f32::from(q) - u.min).collect();
         let group = Shape { rows: shape.rows, cols: 32, group: 32 };
-        let one = encode_rows(group, row, &w, None, max)?;
+        let one = encode_rows(group, row, &w, None, max, Anchor::Nested)?;
         out.append(&one);
         return Ok(());
     }

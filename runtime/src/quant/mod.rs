@@ -25,7 +25,7 @@ mod keep;
 mod layout;
 
 pub use decode::{QuantizedRow, cell_middle};
-pub use encode::{Encoded, EncodedRows, encode, encode_rows};
+pub use encode::{Anchor, Encoded, EncodedRows, encode, encode_rows};
 pub use keep::{keep_rows, keeps};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape};
 

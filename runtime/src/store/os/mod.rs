@@ -33,7 +33,7 @@ pub fn map(path: &Path) -> Result<Bytes> {
 /// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: a conversion of a file
 /// larger than memory would otherwise push everything else out.
 pub fn release(bytes: &[u8]) {
-    #[cfg(unix)]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         // Only whole pages may be named; a partial page at either end may still be in use by a neighbour.
         let page = rustix::param::page_size();
@@ -47,6 +47,7 @@ pub fn release(bytes: &[u8]) {
             };
         }
     }
-    #[cfg(not(unix))]
+    // Elsewhere the system's own judgement has to do.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = bytes;
 }
