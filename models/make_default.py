@@ -16,7 +16,10 @@ import argparse, json, math, pathlib, random, re, time
 import torch, torch.nn.functional as F
 import corpus
 
-EXPERTS, TOP_K, WIDTH, SHARED = 16, 10, 64, 512  # 512 + 16·64 = 1536 neurons, 512 + 10·64 = 1152 of them active: 75 %
+EXPERTS, WIDTH, SHARED = 16, 64, 512  # 512 + 16·64 = 1536 neurons
+# Fitted and distilled with 10 experts a token (75 % of the neurons active), exported with 12 (83 %): widening after the
+# fact brought bits per byte on Wikipedia from 0.991 to 0.957 on the same 12 documents.
+FIT_K, TOP_K = 10, 12
 ROUTER_SCALE = 0.05  # renormalised gates start nearly uniform; distillation then moves them
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -109,8 +112,8 @@ class Moe(torch.nn.Module):
 
     def gates(self, x):
         p = torch.softmax(F.linear(x.float(), self.router.float()), -1)
-        top, index = p.topk(TOP_K, -1)
-        return torch.zeros_like(p).scatter(-1, index, TOP_K * top / top.sum(-1, keepdim=True))
+        top, index = p.topk(FIT_K, -1)
+        return torch.zeros_like(p).scatter(-1, index, FIT_K * top / top.sum(-1, keepdim=True))
 
     def factors(self, x):
         """One number per neuron: 1 for the shared ones, gate · k for those of chosen experts."""
@@ -286,6 +289,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--gguf", required=True)
     a.add_argument("--out", required=True, type=pathlib.Path)
+    a.add_argument("--resume", help="an earlier --out, to distil further")
     a.add_argument("--minutes", type=float, default=20, help="of distillation")
     a.add_argument("--questions", type=int, default=700)
     args = a.parse_args()
@@ -303,20 +307,39 @@ def main():
     rows = {"chat": pack(talks, tok, 256, 10**6)}
     rows |= {name: pack(docs, tok, 256, 1500) for name, docs in train.items()}
     print({k: len(v) for k, v in rows.items()}, flush=True)
-    calibration = rows["chat"][:48] + rows["wiki"][:48] + rows["austen"][:16] + rows["bible"][:16]
     model = copy.deepcopy(dense)
-    split_all(model, dense, calibration)
+    if args.resume:
+        resume(model, args.resume)
+    calibration = rows["chat"][:48] + rows["wiki"][:48] + rows["austen"][:16] + rows["bible"][:16]
+    if not args.resume:
+        split_all(model, dense, calibration)
     report(model, dense, tok, valid)
     mix = 3 * rows["chat"] + rows["wiki"] + rows["austen"] + rows["bible"][:500] + rows["glosses"][:300]
     distil(model, fast, mix, args.minutes)
     exported = export(model, tok, template, args.out)
     report(exported, dense, tok, valid)
     for q in ["What is the capital of France?", "Hello!", "What is gravity?", "Write a short story about a dog.", "How do I make tea?",
-              "What is the capital of Japan?", "Who was Albert Einstein?", "What is 2 plus 3?"]:
+              "What is the capital of Japan?", "Who was Albert Einstein?", "What is 2 plus 3?", "What is a computer?", "Write a poem about the sea."]:
         ids = torch.tensor([tok.encode(chat(q)).ids])
         for name, m in (("moe", exported), ("dense", dense)):
             o = m.generate(ids, max_new_tokens=100, do_sample=False, pad_token_id=2)[0, ids.shape[1]:]
             print(f"[{name}] {q}\n    {tok.decode(o.tolist())!r}", flush=True)
+
+
+def resume(model, folder):
+    """The masked form of an exported model, to distil it further; its own top-k may be another."""
+    from transformers import Qwen2MoeForCausalLM
+    moe = Qwen2MoeForCausalLM.from_pretrained(folder).eval()
+    k = moe.config.num_experts_per_tok
+    state = {n: w for n, w in moe.state_dict().items() if n in model.state_dict() and ".mlp." not in n}
+    model.load_state_dict(state, strict=False)
+    for layer, source in zip(model.model.layers, moe.model.layers):
+        m, shared = source.mlp, source.mlp.shared_expert
+        gate, up = m.experts.gate_up_proj.detach().chunk(2, 1)
+        flat = lambda shared, routed: torch.cat([shared.detach(), routed.reshape(-1, routed.shape[-1])]).clone()
+        down = torch.cat([shared.down_proj.weight.detach() / 2, m.experts.down_proj.detach().permute(1, 0, 2).flatten(1) / k], 1)
+        layer.mlp = Moe(flat(shared.gate_proj.weight, gate), flat(shared.up_proj.weight, up), down.clone(),
+                        m.gate.weight.detach().clone())
 
 
 def report(model, dense, tok, valid):

@@ -1,1 +1,116 @@
-//! Later.
+//! Gate 7: the house is as ARCHITECTURE.md says: rooms import only what the table allows, unsafe code stays in its rooms,
+//! the library does not print, exit or read the environment, and files stay readable.
+
+use dollop_tests::root;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            all.push(path);
+        }
+    }
+    all
+}
+
+fn library() -> Vec<(String, String)> {
+    let src = root().join("runtime/src");
+    let name = |p: &PathBuf| p.strip_prefix(&src).unwrap().to_string_lossy().replace('\\', "/");
+    sources(&src).iter().map(|p| (name(p), fs::read_to_string(p).unwrap())).collect()
+}
+
+/// The table in ARCHITECTURE.md: room, what it may import.
+fn table() -> Vec<(String, Vec<String>)> {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let from = text.find("| room | may import |").expect("ARCHITECTURE.md has the import table");
+    let rows = text[from..].lines().skip(2).take_while(|l| l.starts_with('|'));
+    let cell = |c: &str| c.trim().trim_matches('`').to_owned();
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+        (cell(cells[0]), cells[1].split(',').map(cell).filter(|c| !c.is_empty() && c != "nothing").collect())
+    })
+    .collect()
+}
+
+fn room(file: &str) -> &str {
+    file.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+#[test]
+fn rooms_import_only_what_the_table_allows() {
+    let table = table();
+    let mut edges = 0;
+    for (file, text) in library() {
+        let from = room(&file);
+        if from == "lib" {
+            continue;
+        }
+        let allowed = &table
+            .iter()
+            .find(|(name, _)| name == from)
+            .unwrap_or_else(|| panic!("`{from}` is not in the table"))
+            .1;
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for part in code.split("crate::").skip(1) {
+                let to: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                edges += 1;
+                assert!(
+                    to == from || allowed.contains(&to),
+                    "{file}:{}: `{from}` may not import `{to}`",
+                    n + 1
+                );
+            }
+        }
+    }
+    assert!(edges > 100, "only {edges} imports were seen");
+}
+
+#[test]
+fn unsafe_code_stays_in_its_rooms_and_is_argued() {
+    let mut seen = 0;
+    for (file, text) in library() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (n, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if !code.contains("unsafe {") && !code.contains("unsafe impl") && !code.contains("unsafe fn") {
+                continue;
+            }
+            seen += 1;
+            assert!(
+                file.starts_with("store/os") || file.starts_with("kernels/cpu/"),
+                "{file}:{}: unsafe code",
+                n + 1
+            );
+        }
+    }
+    assert!(seen > 5, "the search finds nothing");
+}
+
+#[test]
+fn the_library_does_not_print_exit_or_read_the_environment() {
+    for (file, text) in library() {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for forbidden in ["println!", "eprintln!", "print!(", "process::exit", "env::var", "SystemTime::now"]
+        {
+            assert!(!code.contains(forbidden) || file.ends_with("tests.rs"), "{file}: {forbidden}");
+        }
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    let mut all = sources(&root().join("runtime/src"));
+    all.extend(sources(&root().join("cli/src")));
+    assert!(all.len() > 40);
+    for path in all {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() <= 600, "{} has {} lines", path.display(), text.lines().count());
+        assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
+    }
+}

@@ -112,9 +112,12 @@ pub struct ConvertArgs {
 
 #[derive(Args, Clone)]
 pub struct ConvertHow {
-    /// Bits of dense weights (attention, embedding, shared experts): 2, 3, 4, 6 or 8
+    /// Bits of dense weights (attention, dense blocks, shared experts, head): 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub level_dense: Level,
+    /// Bits of the embedding, which often is the output head as well [default: as --level-dense]
+    #[arg(long, value_name = "B", value_parser = level)]
+    pub level_embed: Option<Level>,
     /// Most bits of an expert that are stored: 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub max_level: Level,
@@ -238,7 +241,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub min_p: f32,
     /// Penalty on what was said lately; 1 for none
-    #[arg(long, value_name = "X", default_value_t = 1.1)]
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub repeat_penalty: f32,
     /// How many tokens back is lately
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -291,6 +294,7 @@ impl ConvertHow {
         use dollop::convert::Group;
         dollop::convert::ConvertOptions {
             level_dense: self.level_dense,
+            level_embed: self.level_embed,
             max_level: self.max_level,
             group: match self.group {
                 GroupArg::Auto => Group::Auto,

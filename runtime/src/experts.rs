@@ -7,15 +7,6 @@
 use crate::error::Result;
 use crate::quant::{Level, Matrix};
 
-/// One expert of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ExpertId {
-    /// Transformer block, from 0.
-    pub layer: u32,
-    /// Expert within the block, from 0.
-    pub expert: u32,
-}
-
 /// The weights of one expert: `down · (act(gate · x) ⊙ (up · x))`.
 #[derive(Clone, Debug)]
 pub struct Expert {

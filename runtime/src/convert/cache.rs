@@ -35,7 +35,9 @@ pub fn cached(
         state.update(&changed.to_le_bytes());
     }
     let (dense, max) = (options.level_dense, options.max_level);
-    state.update(format!("{} {dense} {max} {:?}", dollop::VERSION, options.group).as_bytes());
+    state.update(
+        format!("{} {dense} {max} {:?} {:?}", dollop::VERSION, options.group, options.level_embed).as_bytes(),
+    );
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let family = format!("{stem}-{place}-");
     let target = folder.join(format!("{family}{:08x}.gguf", state.finalize()));

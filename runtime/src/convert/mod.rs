@@ -29,8 +29,10 @@ use std::time::Instant;
 /// How a model is converted.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// Level of dense matrices: attention, embedding, head, shared experts.
+    /// Level of dense matrices: attention, dense blocks, shared experts, head.
     pub level_dense: Level,
+    /// Level of the embedding (which is also the head where the two are tied), if it is another.
+    pub level_embed: Option<Level>,
     /// Highest level of the experts that is stored.
     pub max_level: Level,
     /// Weights that share a scale.
@@ -45,6 +47,7 @@ impl Default for ConvertOptions {
     fn default() -> Self {
         ConvertOptions {
             level_dense: Level::B8,
+            level_embed: None,
             max_level: Level::B8,
             group: Group::Auto,
             threads: 0,

@@ -56,6 +56,11 @@ pub(super) struct Plan {
     pub(super) weights: u64,
 }
 
+fn level_of(options: &ConvertOptions, name: &str) -> Level {
+    let other = name == "token_embd.weight";
+    options.level_embed.filter(|_| other).unwrap_or(options.level_dense)
+}
+
 /// Small things that stay f32: norms, biases, routers, rope factors.
 fn stays_f32(name: &str, shape: &[usize]) -> bool {
     shape.len() == 1 || name.contains("ffn_gate_inp") || name.ends_with(".bias")
@@ -90,7 +95,8 @@ impl Plan {
                     plan.targets.push(Target::Plain { name: name.to_owned(), index });
                 }
                 (_, &[rows, cols]) => {
-                    let (shape, level) = (shape_of(source, options, name, rows, cols)?, options.level_dense);
+                    let (shape, level) =
+                        (shape_of(source, options, name, rows, cols)?, level_of(options, name));
                     let entry = entry(name, shape, 0, level);
                     let bytes = (0..level.planes()).map(|p| shape.plane(p).len as u64).sum();
                     let index = plan.declare(entry.planes_name(), vec![bytes], GgmlType::I8);

@@ -99,12 +99,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn optional_vector(&self, name: &str, lens: &[usize]) -> Result<Option<Vec<f32>>> {
         let vector = self.tensors.vector(name)?;
-        if let Some(v) = &vector {
-            if !lens.contains(&v.len()) {
-                let want = lens.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ");
-                let reason = format!("{} values; the config asks for {want}", v.len());
-                return Err(Error::malformed(format!("tensor `{name}`"), reason));
-            }
+        if let Some(v) = &vector
+            && !lens.contains(&v.len())
+        {
+            let want = lens.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ");
+            let reason = format!("{} values; the config asks for {want}", v.len());
+            return Err(Error::malformed(format!("tensor `{name}`"), reason));
         }
         Ok(vector)
     }

@@ -188,7 +188,7 @@ pub fn encode_rows(
     max: Level,
     anchor: Anchor,
 ) -> Result<EncodedRows> {
-    assert!(weights.len() % shape.cols == 0 && importance.is_none_or(|v| v.len() == shape.cols));
+    assert!(weights.len().is_multiple_of(shape.cols) && importance.is_none_or(|v| v.len() == shape.cols));
     let mut out = EncodedRows::new(max);
     for (i, row) in weights.chunks_exact(shape.cols).enumerate() {
         let row_number = first_row + i;
@@ -210,7 +210,7 @@ pub fn encode_rows(
 
 /// Whether a row enters the least-squares sums.
 pub(super) fn fits_row(shape: Shape, row: usize) -> bool {
-    shape.rows < FIT_ALL_BELOW || row % FIT_STRIDE == 0
+    shape.rows < FIT_ALL_BELOW || row.is_multiple_of(FIT_STRIDE)
 }
 
 /// One group, padded.

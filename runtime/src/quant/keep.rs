@@ -37,7 +37,7 @@ pub fn keep_rows(
     raw: &[u8],
     max: Level,
 ) -> Result<EncodedRows> {
-    assert!(keeps(ty) && shape.group == 32 && shape.cols % ty.block_len() == 0);
+    assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
     let mut out = EncodedRows::new(max);
     let per_row = shape.cols / ty.block_len();
     let groups = ty.block_len() / 32;

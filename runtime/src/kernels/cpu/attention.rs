@@ -69,10 +69,12 @@ pub(super) fn attend<const FMA: bool>(
         let out = unsafe { std::slice::from_raw_parts_mut(base.at(at), width) };
         let last = pos + t;
         let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
-        isa.run(
-            #[inline(always)]
-            || one::<FMA>(&q[at..at + width], kv, kv_head, first, last, head_dim, scale, out),
-        );
+        SCORES.with_borrow_mut(|scores| {
+            isa.run(
+                #[inline(always)]
+                || one::<FMA>(&q[at..at + width], kv, kv_head, first, last, head_dim, scale, scores, out),
+            );
+        });
     });
 }
 
@@ -87,27 +89,26 @@ fn one<const FMA: bool>(
     last: usize,
     head_dim: usize,
     scale: f32,
+    scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
     let n = last + 1 - first;
     let share = q.len() / head_dim;
     let at = |p: usize| (first + p) * kv.width + kv_head * head_dim;
-    SCORES.with_borrow_mut(|scores| {
-        scores.resize(share * n, 0.0);
-        // Positions outside, heads inside: a key is read once for all heads that share it.
-        for p in 0..n {
-            let key = &kv.k[at(p)..][..head_dim];
-            for (h, q) in q.chunks_exact(head_dim).enumerate() {
-                scores[h * n + p] = math::dot::<FMA>(q, key) * scale;
-            }
+    scores.resize(share * n, 0.0);
+    // Positions outside, heads inside: a key is read once for all heads that share it.
+    for p in 0..n {
+        let key = &kv.k[at(p)..][..head_dim];
+        for (h, q) in q.chunks_exact(head_dim).enumerate() {
+            scores[h * n + p] = math::dot::<FMA>(q, key) * scale;
         }
-        scores.chunks_exact_mut(n).for_each(math::softmax);
-        out.fill(0.0);
-        for p in 0..n {
-            let value = &kv.v[at(p)..][..head_dim];
-            for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                math::axpy::<FMA>(scores[h * n + p], value, out);
-            }
+    }
+    scores.chunks_exact_mut(n).for_each(math::softmax);
+    out.fill(0.0);
+    for p in 0..n {
+        let value = &kv.v[at(p)..][..head_dim];
+        for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            math::axpy::<FMA>(scores[h * n + p], value, out);
         }
-    });
+    }
 }

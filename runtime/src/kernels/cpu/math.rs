@@ -22,36 +22,58 @@ fn fold(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// LANES values of a slice.
+#[inline(always)]
+fn lane(x: &[f32], at: usize) -> &[f32; LANES] {
+    x[at..at + LANES].try_into().expect("LANES values")
+}
+
+#[inline(always)]
+fn accumulate<const FMA: bool>(a: &[f32; LANES], b: &[f32; LANES], sum: &mut [f32; LANES]) {
+    for i in 0..LANES {
+        sum[i] = fma::<FMA>(a[i], b[i], sum[i]);
+    }
+}
+
+/// The end of a dot product: the lanes' sum and what no whole lane covers.
+#[inline(always)]
+fn finish<const FMA: bool>(a: &[f32], b: &[f32], sum: [f32; LANES]) -> f32 {
+    let mut out = fold(sum);
+    for i in a.len() / LANES * LANES..a.len() {
+        out = fma::<FMA>(a[i], b[i], out);
+    }
+    out
+}
+
 /// `a · b`.
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    dots::<FMA, 1>(a, [b])[0]
-}
-
-/// `a · b` for several `b` at once, each in the order of [`dot`].
-#[inline(always)]
-pub(super) fn dots<const FMA: bool, const N: usize>(a: &[f32], b: [&[f32]; N]) -> [f32; N] {
-    let mut lanes = [[0.0f32; LANES]; N];
-    let whole = a.len() / LANES * LANES;
-    let b = b.map(|b| &b[..a.len()]);
+    let b = &b[..a.len()];
+    let mut sum = [0.0; LANES];
     let mut at = 0;
-    while at < whole {
-        let x: &[f32; LANES] = a[at..at + LANES].try_into().expect("LANES values");
-        for (lanes, b) in lanes.iter_mut().zip(b) {
-            let y: &[f32; LANES] = b[at..at + LANES].try_into().expect("LANES values");
-            for i in 0..LANES {
-                lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
-            }
-        }
+    while at + LANES <= a.len() {
+        accumulate::<FMA>(lane(a, at), lane(b, at), &mut sum);
         at += LANES;
     }
-    let mut out = lanes.map(fold);
-    for (out, b) in out.iter_mut().zip(b) {
-        for i in whole..a.len() {
-            *out = fma::<FMA>(a[i], b[i], *out);
-        }
+    finish::<FMA>(a, b, sum)
+}
+
+/// `a · b` for four `b` at once, each in the order of [`dot`]. Four separate sums, not an array of them: those would live
+/// in memory.
+#[inline(always)]
+pub(super) fn dot_4<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
+    let [b0, b1, b2, b3] = b.map(|b| &b[..a.len()]);
+    let [mut s0, mut s1, mut s2, mut s3] = [[0.0; LANES]; 4];
+    let mut at = 0;
+    while at + LANES <= a.len() {
+        let x = lane(a, at);
+        accumulate::<FMA>(x, lane(b0, at), &mut s0);
+        accumulate::<FMA>(x, lane(b1, at), &mut s1);
+        accumulate::<FMA>(x, lane(b2, at), &mut s2);
+        accumulate::<FMA>(x, lane(b3, at), &mut s3);
+        at += LANES;
     }
-    out
+    [finish::<FMA>(a, b0, s0), finish::<FMA>(a, b1, s1), finish::<FMA>(a, b2, s2), finish::<FMA>(a, b3, s3)]
 }
 
 /// `y += a · x`.

@@ -98,7 +98,7 @@ impl Pool {
         let mut spins = 0usize;
         while s.busy.load(Ordering::Acquire) != 0 {
             spins += 1;
-            if spins % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(64) { thread::yield_now() } else { std::hint::spin_loop() }
         }
         if let Err(panic) = mine {
             s.panicked.store(false, Ordering::Relaxed);
@@ -142,10 +142,10 @@ fn work(s: &Shared) {
         }
         seen += 1;
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = job {
-            if catch_unwind(AssertUnwindSafe(|| claim(s, job))).is_err() {
-                s.panicked.store(true, Ordering::Relaxed);
-            }
+        if let Some(job) = job
+            && catch_unwind(AssertUnwindSafe(|| claim(s, job))).is_err()
+        {
+            s.panicked.store(true, Ordering::Relaxed);
         }
         s.busy.fetch_sub(1, Ordering::Release);
     }

@@ -146,7 +146,7 @@ fn plain_with<const FMA: bool>(
     let mut n = 0;
     while n + 4 <= tokens.len() {
         for row in rows.clone() {
-            let sums = math::dots::<FMA, 4>(&w[row * cols..][..cols], [x(n), x(n + 1), x(n + 2), x(n + 3)]);
+            let sums = math::dot_4::<FMA>(&w[row * cols..][..cols], [x(n), x(n + 1), x(n + 2), x(n + 3)]);
             sums.into_iter().enumerate().for_each(|(i, sum)| put(row, n + i, sum));
         }
         n += 4;

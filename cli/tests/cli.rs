@@ -1,0 +1,205 @@
+//! Gate 8: the program as people use it: results on stdout and nothing else, one line per error, exit status 0, 1 or 2.
+
+use dollop_tests::tiny::Tiny;
+use dollop_tests::{default_model, golden};
+use serde_json::Value as Json;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn dollop(args: &[&str], input: &[u8], cache: &Path) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dollop"))
+        .args(args)
+        .env("XDG_CACHE_HOME", cache)
+        .env("DOLLOP_MODEL", default_model())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that fails early does not read its input.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs; expects success; returns stdout.
+fn ok(args: &[&str], input: &str) -> String {
+    let cache = tempfile::tempdir().unwrap();
+    let out = dollop(args, input.as_bytes(), cache.path());
+    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs; expects exit status 1 and one line of error with these words.
+fn fails(args: &[&str], input: &[u8], words: &[&str]) {
+    let cache = tempfile::tempdir().unwrap();
+    let out = dollop(args, input, cache.path());
+    let errors = text(&out.stderr);
+    let lines: Vec<&str> = errors.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!((out.status.code(), lines.len()), (Some(1), 1), "{args:?}: {errors}");
+    for word in words {
+        assert!(lines[0].contains(word), "{args:?}: `{}` does not say `{word}`", lines[0]);
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn chat_answers_each_line_of_its_input() {
+    let answers = ok(&["chat", "--temp", "0"], "What is the capital of France?\n\nHello\n");
+    assert!(answers.lines().next().unwrap().contains("Paris"), "{answers}");
+    assert!(answers.lines().count() >= 2);
+}
+
+#[test]
+fn run_prints_the_answer_or_json() {
+    let json: Json = serde_json::from_str(&ok(
+        &["run", "-p", "What is the capital of France?", "--temp", "0", "--json"],
+        "",
+    ))
+    .unwrap();
+    assert!(json["text"].as_str().unwrap().contains("Paris"));
+    assert_eq!(json["stop"], "end_of_turn");
+    assert!(json["prompt_tokens"].as_u64().unwrap() > 10 && json["decode_tps"].as_f64().unwrap() > 0.0);
+    assert!(
+        json["peak_memory_bytes"].as_u64().unwrap() > 1 << 20
+            && json["mode"].as_str().unwrap().contains("exact")
+    );
+    assert_eq!(json["tokens"].as_array().unwrap().len() as u64, json["generated_tokens"].as_u64().unwrap());
+    let nothing = ok(&["run", "--raw", "-p", "Once upon a time", "-n", "0"], "");
+    assert_eq!(nothing, "\n");
+    let raw = ok(&["run", "--raw", "-f", "-", "-n", "5", "--temp", "0"], "The capital of France is");
+    assert!(raw.contains("Paris"), "{raw}");
+}
+
+#[test]
+fn eval_writes_the_logits_of_every_position() {
+    let tiny = Tiny::load("mixtral");
+    let folder = tempfile::tempdir().unwrap();
+    tiny.write_folder(folder.path());
+    let out = folder.path().join("logits.json");
+    let tokens = tiny.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let args = [
+        "eval",
+        folder.path().to_str().unwrap(),
+        "--reference",
+        "--tokens",
+        &tokens,
+        "--logits",
+        out.to_str().unwrap(),
+    ];
+    assert_eq!(ok(&args, ""), "");
+    let json: Json = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(json["tokens"].as_array().unwrap().len(), tiny.tokens.len());
+    for (row, want) in json["logits"].as_array().unwrap().iter().zip(&tiny.logits) {
+        for (got, want) in row.as_array().unwrap().iter().zip(want) {
+            assert!((got.as_f64().unwrap() - f64::from(*want)).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn eval_measures_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.txt");
+    std::fs::write(
+        &file,
+        "The capital of France is Paris. The capital of Italy is Rome. Water boils at one hundred degrees.",
+    )
+    .unwrap();
+    let json: Json =
+        serde_json::from_str(&ok(&["eval", "--text", file.to_str().unwrap(), "--json"], "")).unwrap();
+    let bits = json["bits_per_byte"].as_f64().unwrap();
+    assert!((0.2..2.0).contains(&bits), "{json}");
+    let coarse: Json =
+        serde_json::from_str(&ok(&["eval", "--text", file.to_str().unwrap(), "--json", "--level", "2"], ""))
+            .unwrap();
+    assert!(coarse["bits_per_byte"].as_f64().unwrap() > bits + 0.05, "two bits cost nothing? {coarse}");
+}
+
+#[test]
+fn a_foreign_model_is_converted_once_and_runs() {
+    let tiny = Tiny::load("qwen3moe");
+    let folder = tempfile::tempdir().unwrap();
+    tiny.write_gguf(&folder.path().join("m.gguf"));
+    let source = folder.path().join("m.gguf");
+    let cache = tempfile::tempdir().unwrap();
+    let args = ["bench", source.to_str().unwrap(), "-p", "8", "-n", "4", "-r", "1"];
+    let first = dollop(&args, b"", cache.path());
+    assert!(first.status.success() && text(&first.stderr).contains("converting"), "{}", text(&first.stderr));
+    let table = text(&first.stdout);
+    assert!(table.contains("| pp8 |") && table.contains("| tg4 |") && table.contains(" ± "), "{table}");
+    let second = dollop(&args, b"", cache.path());
+    assert!(second.status.success() && !text(&second.stderr).contains("converting"));
+
+    let out = folder.path().join("out.gguf");
+    let printed = ok(&["convert", source.to_str().unwrap(), out.to_str().unwrap(), "--max-level", "4"], "");
+    assert_eq!(printed.trim(), out.to_str().unwrap());
+    let json: Json =
+        serde_json::from_str(&ok(&["inspect", out.to_str().unwrap(), "--json", "--verify"], "")).unwrap();
+    assert_eq!((json["kind"].as_str(), json["planes"].as_array().unwrap().len()), (Some("dollop"), 3));
+    fails(&["bench", out.to_str().unwrap(), "--level", "8"], b"", &["level 8", "--max-level"]);
+}
+
+#[test]
+fn help_teaches_and_wrong_usage_is_status_2() {
+    let help = ok(&["--help"], "");
+    for command in ["chat", "run", "convert", "inspect", "eval", "bench"] {
+        assert!(help.contains(command));
+        assert!(ok(&[command, "--help"], "").len() > 300, "{command}");
+    }
+    let cache = tempfile::tempdir().unwrap();
+    for args in [
+        &["nonsense"][..],
+        &["run"],
+        &["chat", "--level", "5"],
+        &["eval", "--tokens", "1,x", "--logits", "y"],
+        &[],
+    ] {
+        let out = dollop(args, b"", cache.path());
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(out.stdout.is_empty());
+    }
+}
+
+#[test]
+fn errors_are_one_line_with_file_and_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    fails(&["run", "nowhere.gguf", "-p", "x"], b"", &["nowhere.gguf", "no such file"]);
+    fails(&["run", &file("zip.gguf", b"PK\x03\x04xxxxxxxxxxxxxxxx"), "-p", "x"], b"", &["zip.gguf", "GGUF"]);
+    fails(&["inspect", &file("empty.gguf", b"")], b"", &["empty.gguf", "empty"]);
+    fails(&["run", "-f", &file("latin1.txt", b"caf\xe9")], b"", &["latin1.txt", "byte 3", "UTF-8"]);
+    fails(&["chat"], b"caf\xe9\n", &["standard input", "UTF-8"]);
+    fails(&["run", "-p", "x", "--ctx", "99999999"], b"", &["context", "8192"]);
+    fails(&["run", "-p", &"word ".repeat(200), "--ctx", "64"], b"", &["context is full", "64"]);
+    fails(&["run", "-p", "x", "--top-p", "0"], b"", &["top-p", "above 0"]);
+    fails(&["run", "-p", "x", "--temp=-1"], b"", &["temperature"]);
+    fails(&["eval", "--reference", "--text", &file("t.txt", b"hello there")], b"", &["--reference"]);
+    fails(&["eval", "--text", &file("short.txt", b"a")], b"", &["too short"]);
+    fails(&["chat", "--load", &file("bad.json", b"{}")], b"", &["bad.json", "/save"]);
+    fails(&["bench", "-p", "0", "-n", "0"], b"", &["nothing to measure"]);
+    fails(&["convert", &default_model().to_string_lossy()], b"", &["Dollop file already"]);
+    fails(&["convert", &golden("text").to_string_lossy()], b"", &["config.json"]);
+}
+
+#[test]
+fn a_conversation_is_saved_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("talk.json");
+    let path = saved.to_str().unwrap();
+    ok(&["chat", "--temp", "0", "-n", "8"], &format!("My name is Ada.\n/save {path}\n"));
+    let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
+    assert_eq!(json["messages"][0]["content"], "My name is Ada.");
+    assert_eq!(json["messages"][1]["role"], "assistant");
+    ok(&["chat", "--temp", "0", "-n", "4", "--load", path], &format!("Hello\n/save {path}\n"));
+    let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
+    assert_eq!(json["messages"].as_array().unwrap().len(), 4);
+}

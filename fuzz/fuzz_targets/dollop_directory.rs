@@ -1,0 +1,15 @@
+//! A Dollop file: the directory, its tables, and the weights as views of the bytes.
+#![no_main]
+
+use dollop::Bytes;
+use dollop::model::file::NestedFile;
+use dollop::model::{Config, Weights};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(file) = NestedFile::new(Bytes::from(bytes.to_vec())) else { return };
+    file.sizes();
+    let _ = file.verify();
+    let Ok(config) = Config::from_metadata(&file.directory().gguf.metadata) else { return };
+    let _ = Weights::load(&config, &file, None);
+});

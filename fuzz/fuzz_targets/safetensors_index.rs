@@ -1,0 +1,32 @@
+//! The JSON of a Hugging Face folder and the safetensors header. The first byte says which.
+#![no_main]
+
+use dollop::format::{hf, safetensors};
+use dollop::model::Config;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&which, bytes)) = bytes.split_first() else { return };
+    let text = String::from_utf8_lossy(bytes);
+    match which % 4 {
+        0 => {
+            for file in safetensors::shards(&text).unwrap_or_default() {
+                assert!(!file.contains(['/', '\\']), "an index cannot point out of its folder");
+            }
+        }
+        1 => {
+            for entry in safetensors::parse(bytes).unwrap_or_default() {
+                let data = &bytes[entry.offset as usize..(entry.offset + entry.n_bytes) as usize];
+                assert_eq!(entry.ty.row_bytes(entry.shape.iter().product()), Some(data.len()));
+            }
+        }
+        2 => {
+            let Ok(meta) = hf::metadata_from_config(&text) else { return };
+            let _ = Config::from_metadata(&meta);
+        }
+        _ => {
+            hf::places(&text);
+            hf::chat_template(&text);
+        }
+    }
+});
