@@ -255,12 +255,12 @@ mod tests {
                 "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
                 "2",
             ),
-            ("{{ 'a-b'.split('-')[1].strip() }}{{ 'x'.startswith('x') }}", "btrue"),
+            ("{{ 'a-b'.split('-')[1].strip() }}{{ 'x'.startswith('x') }}", "bTrue"),
             (
                 "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
                 "yes",
             ),
-            ("{{ tools is none }}{{ True }}", "truetrue"),
+            ("{{ tools is none }}{{ True }}", "TrueTrue"),
             ("{% generation %}x{% endgeneration %}", "x"),
         ];
         for (source, want) in cases {
