@@ -280,6 +280,10 @@ impl Collector {
 fn open_gguf(path: &Path) -> Result<Source> {
     let first = store::map(path)?;
     let gguf = Gguf::parse(&first).map_err(|e| e.at(path))?;
+    if crate::format::dollop::is_dollop(&gguf.metadata) {
+        let what = "this is a Dollop file already; it runs as it is (as a reference, name its source)";
+        return Err(Error::malformed("dollop.version", what).at(path));
+    }
     let shards = shard_paths(path, &gguf).map_err(|e| e.at(path))?;
     let (mut files, mut parsed) = (Vec::new(), Vec::new());
     let mut first = Some((first, gguf));
