@@ -1,10 +1,14 @@
 //! Dollop runs Mixture-of-Experts language models.
-#![cfg_attr(not(test), warn(missing_docs))]
+//!
+//! [`convert::convert`] makes a Dollop file of a foreign model; [`Engine::open`] opens it; [`Engine::session`] gives a
+//! timeline with its KV cache, and [`Chat`] holds a conversation on one.
+// Rooms' headers point at their own private files: they are for who reads the source.
+#![allow(rustdoc::private_intra_doc_links)]
 
 mod bytes;
 pub mod convert;
 mod error;
-mod experts;
+pub mod experts;
 pub mod format;
 pub mod inspect;
 pub mod kernels;

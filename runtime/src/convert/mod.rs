@@ -39,7 +39,7 @@ pub struct ConvertOptions {
     pub group: Group,
     /// Threads; 0 for one per core.
     pub threads: usize,
-    /// E[x²] of a matrix's inputs (`[cols]`) by its canonical name, where a calibration has measured them.
+    /// E(x²) of a matrix's inputs (`[cols]`) by its canonical name, where a calibration has measured them.
     pub importance: HashMap<String, Vec<f32>>,
 }
 

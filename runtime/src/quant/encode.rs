@@ -168,7 +168,7 @@ impl Encoded {
     }
 }
 
-/// Encodes a whole matrix (`rows · cols` values) up to level `max`. `importance` (`[cols]`) is E[x²] of the inputs.
+/// Encodes a whole matrix (`rows · cols` values) up to level `max`. `importance` (`[cols]`) is E(x²) of the inputs.
 ///
 /// # Errors
 /// As [`encode_rows`].
