@@ -18,7 +18,8 @@ fn products(c: &mut Criterion) {
         let x = dollop_benches::values(tokens * cols, 2);
         let mut out = vec![0.0; tokens * rows];
         for isa in Isa::available() {
-            let backend = CpuBackend::new(CpuOptions { threads: 1, isa: Some(isa) }).expect("one thread");
+            let backend = CpuBackend::new(CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() })
+                .expect("one thread");
             let mut group = c.benchmark_group(format!("{isa}, {tokens} tokens"));
             group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
             let mut run = |name: String, matrix: &Matrix| {

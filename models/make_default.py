@@ -9,17 +9,16 @@ Each feed-forward block (1536 neurons) becomes a shared expert of the neurons th
 experts of the rest, clustered by which tokens they fire on (MoEfication, arXiv 2110.01786; ToMoE, arXiv 2501.15316). A
 linear router is fitted by ridge regression to each expert's contribution; `down_proj` is then refitted in closed form to
 what the dense model would have put out. Layers are done in order on the stream that the earlier ones really produce.
-Finally the whole model is distilled from the dense one for some minutes, on answers of the dense model to simple
-questions and on plain text. The result is a Qwen2MoE model that `transformers` loads as it is.
+Finally the whole model is distilled from the dense one, on answers of the dense model to simple questions and on plain
+text. While it learns, every matrix is seen as the 4-bit codes that the file will hold (straight-through gradients; the
+embedding at 6 bits, fixed): what quantization costs is learned away, not added at the end. The result is a Qwen2MoE model that `transformers` loads as it is.
 """
 import argparse, json, math, pathlib, random, re, time
 import torch, torch.nn.functional as F
 import corpus
 
-EXPERTS, WIDTH, SHARED = 16, 64, 512  # 512 + 16·64 = 1536 neurons
-# Fitted and distilled with 10 experts a token (75 % of the neurons active), exported with 12 (83 %): widening after the
-# fact brought bits per byte on Wikipedia from 0.991 to 0.957 on the same 12 documents.
-FIT_K, TOP_K = 10, 12
+EXPERTS, TOP_K, WIDTH, SHARED = 16, 12, 64, 512  # 512 + 16·64 = 1536 neurons, 512 + 12·64 = 1280 of them active: 83 %
+GROUP = 64  # weights that share a scale in the file
 ROUTER_SCALE = 0.05  # renormalised gates start nearly uniform; distillation then moves them
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -73,7 +72,7 @@ def chat(question, answer=""):
 
 
 @torch.no_grad()
-def answers(model, tok, prompts, tokens=120, temperature=0.0, batch=48):
+def answers(model, tok, prompts, tokens=120, temperature=0.0, batch=96):
     """Continuations of chat prompts, in batches of like length; every row ends with <|im_end|> where the model did."""
     rows = sorted((tok.encode(chat(p)).ids for p in prompts), key=len)
     done = []
@@ -103,6 +102,60 @@ def pack(docs, tok, length, limit):
     return rows
 
 
+class Rounded(torch.autograd.Function):
+    """A matrix as its 4-bit codes would give it back; the gradient passes as if nothing had happened."""
+
+    @staticmethod
+    def forward(ctx, w, step, low):
+        g = w.reshape(-1, GROUP)
+        codes = ((g - low) / step - 0.5).round_().clamp_(0, 15)
+        return codes.add_(0.5).mul_(step).add_(low).reshape(w.shape).to(torch.bfloat16)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.float(), None, None
+
+
+@torch.no_grad()
+def ranges(w, bits=4):
+    """Per group, the step and lower edge with the least squared error among some shrinkings of the range."""
+    g = w.reshape(-1, GROUP)
+    lo, hi = g.amin(1, keepdim=True).clamp(max=0), g.amax(1, keepdim=True).clamp(min=0)
+    best = None
+    for shrink in (1.06, 0.98, 0.9, 0.82, 0.74):
+        half, top = shrink * (hi - lo) / 2, 2 ** bits
+        step = (2 * half / top).clamp(min=1e-8)
+        low = (lo + hi) / 2 - half
+        error = (g - (((g - low) / step - 0.5).round().clamp(0, top - 1) + 0.5) * step - low).square().sum(1, keepdim=True)
+        if best is None:
+            best = [error, step, low]
+        else:
+            better = error < best[0]
+            best = [torch.where(better, new, old) for new, old in zip((error, step, low), best)]
+    return best[1], best[2]
+
+
+REFRESH = 20  # steps between two searches for a matrix's ranges: weights move little meanwhile
+
+
+def rounded(module, name):
+    """The parameter `name` of `module`, rounded while it trains."""
+    w = getattr(module, name)
+    if not getattr(module, "quantized", False):
+        return w
+    cache = module.__dict__.setdefault("ranges", {})
+    at, age = cache.get(name, (None, REFRESH))
+    if age >= REFRESH:
+        at, age = ranges(w), 0
+    cache[name] = (at, age + 1)
+    return Rounded.apply(w, *at)
+
+
+class RoundedLinear(torch.nn.Linear):
+    def forward(self, x):
+        return F.linear(x, rounded(self, "weight"), self.bias)
+
+
 class Moe(torch.nn.Module):
     """The masked form of a split block: all neurons are computed, those of experts not chosen count nothing."""
 
@@ -112,8 +165,8 @@ class Moe(torch.nn.Module):
 
     def gates(self, x):
         p = torch.softmax(F.linear(x.float(), self.router.float()), -1)
-        top, index = p.topk(FIT_K, -1)
-        return torch.zeros_like(p).scatter(-1, index, FIT_K * top / top.sum(-1, keepdim=True))
+        top, index = p.topk(TOP_K, -1)
+        return torch.zeros_like(p).scatter(-1, index, TOP_K * top / top.sum(-1, keepdim=True))
 
     def factors(self, x):
         """One number per neuron: 1 for the shared ones, gate · k for those of chosen experts."""
@@ -121,8 +174,8 @@ class Moe(torch.nn.Module):
         return torch.cat([torch.ones_like(g[..., :1]).expand(*g.shape[:-1], SHARED), g], -1)
 
     def forward(self, x):
-        h = F.silu(F.linear(x, self.gate)) * F.linear(x, self.up)
-        return F.linear(h * self.factors(x).to(h.dtype), self.down)
+        h = F.silu(F.linear(x, rounded(self, "gate"))) * F.linear(x, rounded(self, "up"))
+        return F.linear(h * self.factors(x).to(h.dtype), rounded(self, "down"))
 
 
 def cluster(features, size, rounds=6):
@@ -197,8 +250,17 @@ def split_all(model, dense, rows):
         print(f"layer {i}: relative error {error:.3f}", flush=True)
 
 
-def distil(model, teacher, rows, minutes, batch=8, rate=2e-4):
-    """Trains towards the dense model's distribution; bf16 products, f32 weights."""
+def distil(model, teacher, rows, minutes, out, batch=8, rate=2e-4):
+    """Trains towards the dense model's distribution; bf16 products, f32 weights that the products see rounded."""
+    for m in model.modules():
+        if type(m) is torch.nn.Linear and m is not model.lm_head:
+            m.__class__ = RoundedLinear
+        m.quantized = isinstance(m, (Moe, RoundedLinear))
+    with torch.no_grad():
+        table = model.model.embed_tokens.weight
+        step, low = ranges(table, 6)
+        codes = ((table.reshape(-1, GROUP) - low) / step - 0.5).round().clamp(0, 63)
+        table.copy_(((codes + 0.5) * step + low).reshape(table.shape))
     for p in model.parameters():
         p.requires_grad_(True)
     model.model.embed_tokens.weight.requires_grad_(False)
@@ -226,6 +288,10 @@ def distil(model, teacher, rows, minutes, batch=8, rate=2e-4):
         if step % 20 == 0:
             print(f"step {step}: KL {running / 20:.4f}, {time.time() - start:.0f} s", flush=True)
             running = 0.0
+        if step % 100 == 0:
+            torch.save(model.state_dict(), out.with_suffix(".pt"))  # in case of a kill: see --weights
+    for m in model.modules():
+        m.quantized = False
     model.eval()
 
 
@@ -290,6 +356,7 @@ def main():
     a.add_argument("--gguf", required=True)
     a.add_argument("--out", required=True, type=pathlib.Path)
     a.add_argument("--resume", help="an earlier --out, to distil further")
+    a.add_argument("--weights", help="the .pt file of a distillation that was killed")
     a.add_argument("--minutes", type=float, default=20, help="of distillation")
     a.add_argument("--questions", type=int, default=700)
     args = a.parse_args()
@@ -301,7 +368,13 @@ def main():
     start = time.time()
     fast = copy.deepcopy(dense).to(torch.bfloat16)
     asked = corpus.questions(args.questions)
-    talks = answers(fast, tok, asked) + answers(fast, tok, asked, temperature=0.7)
+    saved = args.out.with_suffix(".talks.json")
+    if saved.exists():
+        talks = json.loads(saved.read_text())
+    else:
+        talks = answers(fast, tok, asked) + answers(fast, tok, asked[:len(asked) // 2], temperature=0.7)
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        saved.write_text(json.dumps(talks))
     print(f"{len(talks)} answers, {sum(map(len, talks))} tokens, {time.time() - start:.0f} s", flush=True)
     random.shuffle(talks)
     rows = {"chat": pack(talks, tok, 256, 10**6)}
@@ -315,7 +388,11 @@ def main():
         split_all(model, dense, calibration)
     report(model, dense, tok, valid)
     mix = 3 * rows["chat"] + rows["wiki"] + rows["austen"] + rows["bible"][:500] + rows["glosses"][:300]
-    distil(model, fast, mix, args.minutes)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.weights:
+        model.load_state_dict(torch.load(args.weights))
+    if args.minutes > 0:
+        distil(model, fast, mix, args.minutes, args.out)
     exported = export(model, tok, template, args.out)
     report(exported, dense, tok, valid)
     for q in ["What is the capital of France?", "Hello!", "What is gravity?", "Write a short story about a dog.", "How do I make tea?",

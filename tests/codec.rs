@@ -142,19 +142,20 @@ fn a_level_costs_its_bits_and_at_most_two_thirds_of_one_more() {
 /// The value of a code by the formula in `quant`'s documentation, from the planes' bits one by one.
 fn by_hand(e: &Encoded, level: Level, row: usize, col: usize) -> f64 {
     let s = e.shape;
-    let (g, i) = (row * s.groups() + col / s.group, col % s.group);
+    // The layout, written out once more: tiles of 16 rows, units of 32 columns, vectors of 4 columns.
+    let units = s.groups() * s.group / 32;
+    let (unit, vector, byte) = (row / 16 * units + col / 32, col % 32 / 4, row % 16 * 4 + col % 4);
     let mut code = 0u32;
     for (p, bits) in quant::PLANE_BITS.iter().enumerate().take(level.planes()) {
-        let group = &e.planes[p][g * s.group * *bits as usize / 8..];
-        let quarter = s.group / 4;
         let part = if *bits == 2 {
-            group[i % quarter] >> (i / quarter * 2) & 3
+            e.planes[p][unit * 128 + vector % 2 * 64 + byte] >> (vector / 2 * 2) & 3
         } else {
-            group[i / 8] >> (i % 8) & 1
+            e.planes[p][unit * 64 + byte] >> vector & 1
         };
         code = code << bits | u32::from(part);
     }
     let layout = s.plane(0);
+    let g = (row / 16 * s.groups() + col / s.group) * 16 + row % 16;
     let mut scale = [0.0];
     dollop::format::GgmlType::F16
         .dequantize(&e.planes[0][layout.scales][2 * g..2 * g + 2], &mut scale)
@@ -200,7 +201,7 @@ fn blocks_of_rows_join_to_the_same_matrix() {
     let part = |from: usize, to: usize| {
         quant::encode_rows(shape, from, &w[from * 128..to * 128], None, Level::B4, Anchor::Nested).unwrap()
     };
-    let joined = Encoded::join(shape, &[part(0, 7), part(7, 200), part(200, 300)]);
+    let joined = Encoded::join(shape, &[part(0, 16), part(16, 208), part(208, 300)]);
     assert_eq!(joined.planes, whole.planes);
     for (a, b) in joined.fits.iter().zip(&whole.fits) {
         assert!((a.alpha - b.alpha).abs() < 1e-5 && (a.beta - b.beta).abs() < 1e-4);

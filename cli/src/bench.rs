@@ -15,7 +15,13 @@ struct Row {
     mean_tps: f64,
     sd_tps: f64,
     tps: Vec<f64>,
+    /// Bytes of weights per second, for decoding: those that a token touches times tokens per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_bytes_per_second: Option<f64>,
 }
+
+/// What the read test reads: more than the caches of most machines.
+const READ_TEST: usize = 1 << 30;
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.repeat == 0 || args.prompt + args.generate == 0 {
@@ -46,17 +52,21 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         }
         let mean = tps.iter().sum::<f64>() / tps.len() as f64;
         let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
-        rows.push(Row { test: format!("{name}{n}"), mean_tps: mean, sd_tps: variance.sqrt(), tps });
+        let rate = (name == "tg").then_some(mean * info.active_bytes as f64);
+        let test = format!("{name}{n}");
+        rows.push(Row { test, mean_tps: mean, sd_tps: variance.sqrt(), tps, weight_bytes_per_second: rate });
     }
+    let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
+    let ceiling = if decoded { Some(engine.read_bandwidth(READ_TEST)?) } else { None };
     let mut out = std::io::stdout();
     if args.json {
-        let json = serde_json::json!({ "model": info, "tests": rows });
+        let json = serde_json::json!({ "model": info, "tests": rows, "read_bytes_per_second": ceiling });
         writeln!(out, "{json}")?;
         return Ok(());
     }
     writeln!(out, "| model | size | params | active | backend | mode | test | t/s |")?;
     writeln!(out, "|---|---:|---:|---:|---|---|---|---:|")?;
-    for row in rows {
+    for row in &rows {
         writeln!(
             out,
             "| {} {} | {} | {} | {} | {} | {} | {} | {:.2} ± {:.2} |",
@@ -70,6 +80,18 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             row.test,
             row.mean_tps,
             row.sd_tps
+        )?;
+    }
+    let rate = rows.iter().find_map(|row| row.weight_bytes_per_second);
+    if let (Some(rate), Some(ceiling)) = (rate, ceiling) {
+        writeln!(
+            out,
+            "\ndecoding reads {:.1} GB/s of weights, {:.0} % of the {:.1} GB/s that {} thread{} read from memory",
+            rate / 1e9,
+            100.0 * rate / ceiling,
+            ceiling / 1e9,
+            engine.threads(),
+            if engine.threads() == 1 { "" } else { "s" }
         )?;
     }
     Ok(())

@@ -68,9 +68,16 @@ impl ExpertSource for AllResident {
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
     ) -> Result<()> {
         let experts = &self.layers[layer];
-        let batch: Vec<_> =
-            wanted.iter().enumerate().map(|(i, w)| (i, &experts[w.expert as usize])).collect();
-        compute(&batch)
+        // Lists on the stack: decoding allocates nothing.
+        const BATCH: usize = 64;
+        for (n, wanted) in wanted.chunks(BATCH).enumerate() {
+            let mut batch = [(0, &experts[wanted[0].expert as usize]); BATCH];
+            for (i, (to, wanted)) in batch.iter_mut().zip(wanted).enumerate() {
+                *to = (n * BATCH + i, &experts[wanted.expert as usize]);
+            }
+            compute(&batch[..wanted.len()])?;
+        }
+        Ok(())
     }
 
     fn level(&self) -> Option<Level> {

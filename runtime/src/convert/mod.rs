@@ -361,7 +361,7 @@ impl Job<'_> {
         level: Level,
         anchor: Anchor,
     ) -> Result<Encoded> {
-        let per_block = (BLOCK_WEIGHTS / shape.cols).max(1);
+        let per_block = (BLOCK_WEIGHTS / shape.cols).max(1).next_multiple_of(quant::TILE_ROWS);
         let blocks = shape.rows.div_ceil(per_block);
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if self.options.threads == 0 { cores() } else { self.options.threads }.min(blocks);

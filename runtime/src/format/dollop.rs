@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// Version of the layout that this code reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAX_MATRICES: usize = 1 << 20;
 const MAX_EXPERTS: u64 = 4096;

@@ -72,6 +72,7 @@ pub struct Choice {
 }
 
 /// The work of one expert: the (token, rank) slots that chose it. Slot `s` belongs to token `s / top_k`.
+#[derive(Clone, Copy)]
 pub struct ExpertJob<'a> {
     /// Its weights.
     pub expert: &'a Expert,
@@ -101,8 +102,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..at + len]` to the start of `dst`.
     fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
 
-    /// An empty cache for `capacity` positions of `width` values (`kv_heads · head_dim`) each for keys and values.
-    fn alloc_kv(&self, capacity: usize, width: usize) -> Result<Self::Kv>;
+    /// An empty cache for `capacity` positions of keys and values, `heads` of `head_dim` values each.
+    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
 
     /// Writes keys and values of `tokens` positions from `pos` on.
     fn write_kv(&self, kv: &mut Self::Kv, pos: usize, tokens: usize, k: &Self::Buf, v: &Self::Buf);

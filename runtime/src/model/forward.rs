@@ -12,6 +12,9 @@ use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, R
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies.
 const LOGIT_ROWS: usize = 16;
 
+/// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
+const JOBS: usize = 64;
+
 /// Weights and everything fixed about them.
 pub struct Model {
     /// Hyper-parameters.
@@ -44,6 +47,8 @@ pub struct State<B: Backend> {
     attn: B::Buf,
     /// `[LOGIT_ROWS, vocab]`.
     logits: B::Buf,
+    /// One row of logits, where the caller can read it.
+    host: Vec<f32>,
     moe: Option<MoeScratch<B>>,
 }
 
@@ -92,7 +97,9 @@ impl<B: Backend> State<B> {
             capacity,
             chunk,
             rope: c.rope.table(capacity, w.rope_factors.as_deref()),
-            kv: (0..c.layers).map(|_| backend.alloc_kv(capacity, kv_width)).collect::<Result<_>>()?,
+            kv: (0..c.layers)
+                .map(|_| backend.alloc_kv(capacity, c.kv_heads, c.head_dim))
+                .collect::<Result<_>>()?,
             x: backend.alloc(chunk * c.d)?,
             h: backend.alloc(chunk * c.d)?,
             y: backend.alloc(chunk * c.d)?,
@@ -101,6 +108,7 @@ impl<B: Backend> State<B> {
             v: backend.alloc(chunk * kv_width)?,
             attn: backend.alloc(chunk * q_width)?,
             logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
+            host: vec![0.0; w.vocab()],
             moe,
         })
     }
@@ -210,11 +218,16 @@ impl Model {
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
         self.experts.serve(layer, wanted, &mut |batch| {
-            let jobs: Vec<_> = batch
-                .iter()
-                .map(|&(i, expert)| ExpertJob { expert, slots: &by_expert[wanted[i].expert as usize] })
-                .collect();
-            b.experts(h, router.top_k, &jobs, slots);
+            for batch in batch.chunks(JOBS) {
+                let job = |&(i, expert): &(usize, _)| ExpertJob {
+                    expert,
+                    slots: &by_expert[wanted[i].expert as usize],
+                };
+                let Some(first) = batch.first().map(job) else { break };
+                let mut jobs = [first; JOBS];
+                jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
+                b.experts(h, router.top_k, &jobs[..batch.len()], slots);
+            }
             Ok(())
         })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
@@ -247,15 +260,14 @@ impl Model {
             Want::Last => n - 1,
             Want::All => 0,
         };
-        let mut host = vec![0.0; w.vocab()];
         while first < n {
             let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
             b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
             b.rms_norm(&s.h, &w.norm, c.norm_eps, rows, &mut s.y);
             b.linear(&s.y, rows, &mut [Linear { matrix: &w.head, bias: None, out: &mut s.logits }]);
             for row in 0..rows {
-                b.download(&s.logits, row * w.vocab(), &mut host)?;
-                each(first + row, &host);
+                b.download(&s.logits, row * w.vocab(), &mut s.host)?;
+                each(first + row, &s.host);
             }
             first += rows;
         }

@@ -5,32 +5,22 @@
 use super::{Level, Nested, PLANE_BITS};
 use half::f16;
 
-/// Code bits of weight `i` of a group of `group` in plane `p`, from that group's bytes of the plane.
-pub(super) fn plane_bits(p: usize, group: usize, bytes: &[u8], i: usize) -> u8 {
-    match PLANE_BITS[p] {
-        2 => bytes[i % (group / 4)] >> (2 * (i / (group / 4))) & 3,
-        _ => bytes[i / 8] >> (i % 8) & 1,
-    }
-}
-
 impl Nested {
     /// The codes of group `g` of `row` at this level: `level` bits each, right-aligned.
     pub fn group_codes(&self, row: usize, g: usize, out: &mut [u8]) {
         let (shape, planes) = (self.shape(), self.level().planes());
         out.fill(0);
         for (p, &bits) in PLANE_BITS[..planes].iter().enumerate() {
-            let bytes = shape.group * bits as usize / 8;
-            let from = row * shape.row_bytes(p) + g * bytes;
-            let plane = &self.codes(p)[from..from + bytes];
             for (i, code) in out.iter_mut().enumerate() {
-                *code = *code << bits | plane_bits(p, shape.group, plane, i);
+                let (byte, shift) = shape.place(p, row, g * shape.group + i);
+                *code = *code << bits | (self.codes(p)[byte] >> shift & ((1 << bits) - 1));
             }
         }
     }
 
     /// Scale and zero point of group `g` of `row`.
     pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
-        let at = row * self.shape().groups() + g;
+        let at = self.shape().param(row, g);
         let scale = f16::from_le_bytes([self.scales()[2 * at], self.scales()[2 * at + 1]]);
         (scale.to_f32(), self.zeros()[at])
     }

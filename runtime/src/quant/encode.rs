@@ -9,7 +9,8 @@
 //! arrays without branches: conversion is bound by them, and the baseline instruction set must do.
 
 use super::fit::FitSums;
-use super::{Fits, Level, Nested, PLANE_BITS, PLANES, Shape};
+use super::layout::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
+use super::{Fits, Level, Nested, PLANES, Shape};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use half::f16;
@@ -21,6 +22,16 @@ const LANES: usize = 64;
 const SHRINKS: [f32; 6] = [1.06, 0.99, 0.93, 0.87, 0.81, 0.74];
 /// Shifts tried of the best, in 4-bit cells.
 const SHIFTS: [f32; 4] = [-0.3, 0.3, -0.15, 0.15];
+
+/// How hard to look for a group's parameters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// All ranges and shifts.
+    Full,
+    /// A few ranges: for uniform codes of another format whose zero lies outside our lattice (`keep`), where any search
+    /// ends near the range itself.
+    Quick,
+}
 
 /// How much the errors of the same parameters at 3 and at 2 bits count beside the one at 4 (they are 4 and 16 times as
 /// large by nature). Measured: without, 3 bits are 1.14 of the best 3-bit quantizer and 2 bits 1.26; with more, 4 and 6
@@ -53,67 +64,108 @@ impl Anchor {
     }
 }
 
-/// A run of encoded rows.
+/// A run of encoded rows, tile after tile as the planes have them.
 #[derive(Clone, Debug)]
 pub struct EncodedRows {
-    pub(super) codes: Vec<Vec<u8>>,
-    pub(super) scales: Vec<u8>,
-    pub(super) zeros: Vec<u8>,
+    shape: Shape,
+    codes: Vec<Vec<u8>>,
+    scales: Vec<u8>,
+    zeros: Vec<u8>,
     pub(super) sums: FitSums,
+    /// 8-bit codes of the tile in hand, `[16, padded cols]`, and its parameters, `[16, groups]`.
+    tile: Vec<u8>,
+    params: Vec<(f16, u8)>,
 }
 
 impl EncodedRows {
-    pub(super) fn new(max: Level) -> EncodedRows {
+    pub(super) fn new(shape: Shape, max: Level) -> EncodedRows {
         EncodedRows {
+            shape,
             codes: vec![Vec::new(); max.planes()],
             scales: Vec::new(),
             zeros: Vec::new(),
             sums: FitSums::default(),
+            tile: Vec::with_capacity(TILE_ROWS * shape.padded_cols()),
+            params: Vec::with_capacity(TILE_ROWS * shape.groups()),
         }
     }
 
-    /// Appends groups encoded elsewhere.
-    pub(super) fn append(&mut self, other: &EncodedRows) {
-        self.codes.iter_mut().zip(&other.codes).for_each(|(a, b)| a.extend_from_slice(b));
-        self.scales.extend_from_slice(&other.scales);
-        self.zeros.extend_from_slice(&other.zeros);
-        self.sums.merge(&other.sums);
+    /// Appends one group's codes and parameters: groups in order, row after row.
+    #[inline(always)]
+    pub(super) fn push_group(&mut self, codes: &[u8; LANES], scale: f16, zero: u8) {
+        self.tile.extend_from_slice(&codes[..self.shape.group]);
+        self.params.push((scale, zero));
+        if self.params.len() == TILE_ROWS * self.shape.groups() {
+            self.pack();
+        }
     }
 
-    /// Appends one group's codes and parameters.
-    pub(super) fn push_group(&mut self, group: usize, codes: &[u8; LANES], scale: f16, zero: u8) {
-        let mut shift = 8;
-        for (plane, bits) in self.codes.iter_mut().zip(PLANE_BITS) {
-            shift -= u32::from(bits);
-            match (bits, group) {
-                (2, 64) => plane.extend_from_slice(&quarters::<16>(codes, shift)),
-                (2, _) => plane.extend_from_slice(&quarters::<8>(codes, shift)),
-                _ => plane.extend(codes[..group].chunks_exact(8).map(|c| eight_bits(c, shift))),
+    /// Pads a last, partial tile.
+    pub(super) fn finish(mut self) -> EncodedRows {
+        if !self.params.is_empty() {
+            self.tile.resize(TILE_ROWS * self.shape.padded_cols(), 0);
+            self.params.resize(TILE_ROWS * self.shape.groups(), (f16::ZERO, 0));
+            self.pack();
+        }
+        self
+    }
+
+    /// The tile in hand, as planes.
+    #[inline(always)]
+    fn pack(&mut self) {
+        let (cols, groups) = (self.shape.padded_cols(), self.shape.groups());
+        for unit in (0..cols).step_by(UNIT_COLS) {
+            let mut vectors = [[0u8; VECTOR]; VECTORS];
+            for row in 0..TILE_ROWS {
+                let codes = &self.tile[row * cols + unit..][..UNIT_COLS];
+                for (vector, codes) in vectors.iter_mut().zip(codes.chunks_exact(4)) {
+                    vector[4 * row..4 * row + 4].copy_from_slice(codes);
+                }
+            }
+            for (p, plane) in self.codes.iter_mut().enumerate() {
+                match p {
+                    0 => plane.extend_from_slice(&two_bits::<6>(&vectors)),
+                    1 => plane.extend_from_slice(&one_bit::<5>(&vectors)),
+                    2 => plane.extend_from_slice(&one_bit::<4>(&vectors)),
+                    3 => plane.extend_from_slice(&two_bits::<2>(&vectors)),
+                    _ => plane.extend_from_slice(&two_bits::<0>(&vectors)),
+                }
             }
         }
-        self.scales.extend_from_slice(&scale.to_le_bytes());
-        self.zeros.push(zero);
+        for g in 0..groups {
+            for row in 0..TILE_ROWS {
+                let (scale, zero) = self.params[row * groups + g];
+                self.scales.extend_from_slice(&scale.to_le_bytes());
+                self.zeros.push(zero);
+            }
+        }
+        self.tile.clear();
+        self.params.clear();
     }
 }
 
-/// Two bits of each of `4 N` codes, from bit `shift` on, as a 2-bit plane has them.
+/// Bits `SHIFT` and `SHIFT + 1` of a unit's codes, as a 2-bit plane has them.
 #[inline(always)]
-fn quarters<const N: usize>(codes: &[u8; LANES], shift: u32) -> [u8; N] {
-    let mut out = [0; N];
-    for (k, codes) in codes[..4 * N].chunks_exact(N).enumerate() {
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out |= (code >> shift & 3) << (2 * k);
+fn two_bits<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; 2 * VECTOR] {
+    let mut out = [0; 2 * VECTOR];
+    for (j, vector) in vectors.iter().enumerate() {
+        for (out, code) in out[VECTOR * (j % 2)..][..VECTOR].iter_mut().zip(vector) {
+            *out |= (code >> SHIFT & 3) << (j / 2 * 2);
         }
     }
     out
 }
 
-/// Bit `shift` of eight codes in one byte, the first lowest: the product moves bit 8k of the word to bit 56 + k, and no
-/// two of its terms meet.
+/// Bit `SHIFT` of a unit's codes, as a 1-bit plane has them.
 #[inline(always)]
-fn eight_bits(codes: &[u8], shift: u32) -> u8 {
-    let word = u64::from_le_bytes(codes.try_into().expect("eight codes"));
-    ((word >> shift & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+fn one_bit<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; VECTOR] {
+    let mut out = [0; VECTOR];
+    for (j, vector) in vectors.iter().enumerate() {
+        for (out, code) in out.iter_mut().zip(vector) {
+            *out |= (code >> SHIFT & 1) << j;
+        }
+    }
+    out
 }
 
 /// A matrix in planes.
@@ -176,7 +228,8 @@ pub fn encode(shape: Shape, weights: &[f32], importance: Option<&[f32]>, max: Le
     Ok(Encoded::join(shape, &[encode_rows(shape, 0, weights, importance, max, Anchor::Nested)?]))
 }
 
-/// Encodes the rows from `first_row` on that `weights` holds. Runs of a matrix may be encoded on several threads.
+/// Encodes the rows from `first_row` on that `weights` holds. Runs of a matrix may be encoded on several threads; all but
+/// the last are of whole tiles.
 ///
 /// # Errors
 /// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
@@ -189,23 +242,65 @@ pub fn encode_rows(
     anchor: Anchor,
 ) -> Result<EncodedRows> {
     assert!(weights.len().is_multiple_of(shape.cols) && importance.is_none_or(|v| v.len() == shape.cols));
-    let mut out = EncodedRows::new(max);
+    // Everything inside is inlined, and so compiled for the best instruction set of the machine; none of it fuses
+    // multiplications and additions, so the codes are the same on all.
+    best_instructions(
+        #[inline(always)]
+        || encode_with(shape, first_row, weights, importance, max, anchor),
+    )
+}
+
+/// Runs `f`, compiled for the best instruction set of the machine as far as it is inlined.
+pub(super) fn best_instructions<R>(f: impl FnOnce() -> R) -> R {
+    struct Call<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Call<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Call(f))
+}
+
+#[inline(always)]
+fn encode_with(
+    shape: Shape,
+    first_row: usize,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    max: Level,
+    anchor: Anchor,
+) -> Result<EncodedRows> {
+    let mut out = EncodedRows::new(shape, max);
     for (i, row) in weights.chunks_exact(shape.cols).enumerate() {
         let row_number = first_row + i;
         let fit = fits_row(shape, row_number);
         for (g, w) in row.chunks(shape.group).enumerate() {
             let importance = importance.map(|v| &v[g * shape.group..][..w.len()]);
-            let group = Group::new(w, importance).ok_or_else(|| {
-                Error::malformed(
-                    format!("row {row_number}"),
-                    "a weight is infinite, not a number or beyond 8 million",
-                )
-            })?;
-            let (scale, zero) = group.search(anchor);
-            group.emit(shape.group, scale, zero, fit.then_some(importance), &mut out);
+            encode_group(row_number, w, importance, (anchor, Effort::Full), fit, &mut out)?;
         }
     }
-    Ok(out)
+    Ok(out.finish())
+}
+
+/// Finds the codes of one group and appends them.
+#[inline(always)]
+pub(super) fn encode_group(
+    row: usize,
+    w: &[f32],
+    importance: Option<&[f32]>,
+    (anchor, effort): (Anchor, Effort),
+    fit: bool,
+    out: &mut EncodedRows,
+) -> Result<()> {
+    let group = Group::new(w, importance).ok_or_else(|| {
+        Error::malformed(format!("row {row}"), "a weight is infinite, not a number or beyond 8 million")
+    })?;
+    let (scale, zero) = group.search(anchor, effort);
+    group.emit(scale, zero, fit.then_some(importance), out);
+    Ok(())
 }
 
 /// Whether a row enters the least-squares sums.
@@ -240,6 +335,7 @@ fn rounded_byte(x: f32) -> u8 {
 }
 
 impl Group {
+    #[inline(always)]
     fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group> {
         let mut group = Group { len: w.len(), w: [0.0; LANES], v: [0.0; LANES] };
         group.w[..w.len()].copy_from_slice(w);
@@ -257,7 +353,8 @@ impl Group {
     }
 
     /// Scale and zero point.
-    fn search(&self, anchor: Anchor) -> (f16, u8) {
+    #[inline(always)]
+    fn search(&self, anchor: Anchor, effort: Effort) -> (f16, u8) {
         let (lo, hi) = self.w.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
         if hi - lo < 1e-30 {
             return (f16::ZERO, 0);
@@ -278,21 +375,25 @@ impl Group {
             }
         };
         let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
-        for shrink in SHRINKS {
+        let (shrinks, shifts, refinements) = match effort {
+            Effort::Full => (&SHRINKS[..], &SHIFTS[..], REFINEMENTS),
+            Effort::Quick => (&SHRINKS[1..3], &[][..], 1),
+        };
+        for &shrink in shrinks {
             let (step, low) = (shrink * half / 8.0, middle - shrink * half);
             consider(step, low);
             if let Some((step, low)) = self.solve(step, low) {
                 consider(step, low);
             }
         }
-        for shift in SHIFTS {
+        for &shift in shifts {
             let (step, low) = (best.1, best.2 + shift * best.1);
             let error = self.error(step, low);
             if error < best.0 {
                 best = (error, step, low);
             }
         }
-        for _ in 0..REFINEMENTS {
+        for _ in 0..refinements {
             let Some((step, low)) = self.solve(best.1, best.2) else { break };
             let error = self.error(step, low);
             if error >= best.0 {
@@ -311,7 +412,7 @@ impl Group {
     }
 
     /// Weighted squared error of the 4-bit codes with this step and lower edge.
-    #[inline]
+    #[inline(always)]
     fn error(&self, step: f32, low: f32) -> f32 {
         let inverse = 1.0 / step;
         let offset = -low * inverse - 0.5;
@@ -330,6 +431,7 @@ impl Group {
     }
 
     /// The step and lower edge that suit the present codes best.
+    #[inline(always)]
     fn solve(&self, step: f32, low: f32) -> Option<(f32, f32)> {
         let inverse = 1.0 / step;
         let offset = -low * inverse - 0.5;
@@ -357,7 +459,8 @@ impl Group {
     }
 
     /// Codes with the final parameters.
-    fn emit(&self, group: usize, scale: f16, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
+    #[inline(always)]
+    fn emit(&self, scale: f16, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
         let s = scale.to_f32();
         let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
         let z = f32::from(zero);
@@ -366,7 +469,7 @@ impl Group {
             x[i] = self.w[i] * inverse + z;
             codes[i] = rounded_byte(x[i].clamp(0.0, 255.0));
         }
-        out.push_group(group, &codes, scale, zero);
+        out.push_group(&codes, scale, zero);
         if let Some(importance) = fit {
             out.sums.add_group(&x[..self.len], &codes[..self.len], zero, s, importance);
         }

@@ -34,6 +34,7 @@ pub struct FitSums {
 
 impl FitSums {
     /// Adds one group: `x` are its weights in code steps plus the zero point (`w/s + z`), `codes` its 8-bit codes.
+    #[inline(always)]
     pub(super) fn add_group(
         &mut self,
         x: &[f32],

@@ -5,7 +5,7 @@
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
 
-use super::encode::{Anchor, EncodedRows, encode_rows, fits_row};
+use super::encode::{Anchor, Effort, EncodedRows, best_instructions, encode_group, fits_row};
 use super::{Level, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
@@ -38,19 +38,28 @@ pub fn keep_rows(
     max: Level,
 ) -> Result<EncodedRows> {
     assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
-    let mut out = EncodedRows::new(max);
+    best_instructions(
+        #[inline(always)]
+        || keep_with(shape, first_row, ty, raw, max),
+    )
+}
+
+#[inline(always)]
+fn keep_with(shape: Shape, first_row: usize, ty: GgmlType, raw: &[u8], max: Level) -> Result<EncodedRows> {
+    let mut out = EncodedRows::new(shape, max);
     let per_row = shape.cols / ty.block_len();
     let groups = ty.block_len() / 32;
     for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
         let row = first_row + i / per_row;
         for g in 0..groups {
-            keep_group(shape, row, &read_group(ty, block, g), max, &mut out)?;
+            keep_group(shape, row, &read_group(ty, block, g), &mut out)?;
         }
     }
-    Ok(out)
+    Ok(out.finish())
 }
 
-fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut EncodedRows) -> Result<()> {
+#[inline(always)]
+fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> Result<()> {
     // Code `q` of b bits becomes the middle (rounded up) of its 8-bit cell, so that level b and level 8 agree exactly.
     let (shift, middle) = (8 - u.bits, (1u32 << (8 - u.bits)) >> 1);
     let flip = u.scale < 0.0;
@@ -60,10 +69,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
     let zero = if step == f16::ZERO { f32::NAN } else { (min / step.to_f32() + middle as f32).round() };
     if !(step.is_finite() && step.is_normal() && (0.0..=255.0).contains(&zero)) {
         let w: Vec<f32> = u.codes.iter().map(|&q| u.scale * f32::from(q) - u.min).collect();
-        let group = Shape { rows: shape.rows, cols: 32, group: 32 };
-        let one = encode_rows(group, row, &w, None, max, Anchor::Nested)?;
-        out.append(&one);
-        return Ok(());
+        return encode_group(row, &w, None, (Anchor::Nested, Effort::Quick), fits_row(shape, row), out);
     }
     let zero = zero as u8;
     let mut codes = [0u8; 64];
@@ -72,7 +78,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
     for (code, &q) in codes.iter_mut().zip(&u.codes) {
         *code = (start.wrapping_add(q.wrapping_mul(sign)) << shift) + middle as u8;
     }
-    out.push_group(32, &codes, step, zero);
+    out.push_group(&codes, step, zero);
     if fits_row(shape, row) {
         let inverse = 1.0 / step.to_f32();
         let x: [f32; 32] =
@@ -82,10 +88,12 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, max: Level, out: &mut Encod
     Ok(())
 }
 
+#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
     std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
 }
 
+#[inline(always)]
 fn read_group(ty: GgmlType, b: &[u8], g: usize) -> Uniform {
     let fifth = |bits: &[u8], i: usize| (bits[i / 8] >> (i % 8) & 1) << 4;
     match ty {

@@ -1,9 +1,16 @@
 //! Where the bits of a nested matrix lie. Pure arithmetic; knows nothing of files or kernels.
 //!
-//! Within a group of `G` weights a 2-bit plane has `G/4` bytes, and byte `j` holds weights `j`, `j + G/4`, `j + G/2`,
-//! `j + 3G/4` from its low bits up: four shifts and masks of one vector give four runs of weights in order. A 1-bit
-//! plane has `G/8` bytes, bit `i` (little-endian) for weight `i`: on AVX-512 that *is* a mask register. Rows follow one
-//! another without padding; every array begins at a multiple of [`ALIGN`] within its plane.
+//! Rows are taken in *tiles* of 16, the columns of a tile in *units* of 32: 512 codes, cut into 8 vectors of 64 bytes,
+//! one byte per code, of which vector `j` has columns `4j .. 4j+4` of every row (byte `4·row + column mod 4`). That is
+//! what integer dot products want: each 32-bit lane is four neighbouring columns of one row, so a lane's sum belongs to
+//! one row, a group's scales are one vector of 16, and nothing is added across lanes.
+//!
+//! A plane keeps its part of the 8 vectors in as few bytes: the 1-bit plane has 64 bytes a unit, bit `j` of byte `b`
+//! for byte `b` of vector `j`; a 2-bit plane has twice 64, first for the even vectors, then for the odd ones, and bits
+//! `2f, 2f+1` are for vector `2f` (or `2f+1`). So whole registers of planes are merged by shifts and selects before
+//! they are spread to bytes: three instructions per 64 codes at 4 bits.
+//!
+//! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -14,6 +21,18 @@ pub const PLANE_BITS: [u8; PLANES] = [2, 1, 1, 2, 2];
 
 /// Number of planes.
 pub const PLANES: usize = 5;
+
+/// Rows of a tile.
+pub const TILE_ROWS: usize = 16;
+
+/// Columns of a unit.
+pub const UNIT_COLS: usize = 32;
+
+/// Bytes of a unit's vector, and of its part of a 1-bit plane.
+pub const VECTOR: usize = 64;
+
+/// Vectors of a unit.
+pub const VECTORS: usize = 8;
 
 /// Alignment of the arrays within a plane, in bytes: a cache line, and an AVX-512 register.
 pub const ALIGN: usize = 64;
@@ -35,11 +54,11 @@ pub struct Shape {
 /// The arrays of one plane of one matrix, as byte ranges within it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaneLayout {
-    /// Codes, `rows · groups · group · bits / 8` bytes.
+    /// Codes, `tiles` times [`Shape::tile_bytes`].
     pub codes: Range<usize>,
-    /// f16 scales (plane 0 only).
+    /// f16 scales (plane 0 only), `[tiles, groups, 16]`.
     pub scales: Range<usize>,
-    /// u8 zero points (plane 0 only).
+    /// u8 zero points (plane 0 only), `[tiles, groups, 16]`.
     pub zeros: Range<usize>,
     /// Total length, a multiple of [`ALIGN`].
     pub len: usize,
@@ -64,6 +83,11 @@ impl Shape {
         Ok(Shape { rows, cols, group })
     }
 
+    /// Tiles; the last may be partial.
+    pub fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
     /// Groups per row; the last may be partial.
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group)
@@ -74,18 +98,18 @@ impl Shape {
         self.groups() * self.group
     }
 
-    /// Bytes of one row's codes in plane `p`.
-    pub fn row_bytes(&self, p: usize) -> usize {
-        self.padded_cols() * PLANE_BITS[p] as usize / 8
+    /// Bytes of one tile's codes in plane `p`.
+    pub fn tile_bytes(&self, p: usize) -> usize {
+        self.padded_cols() / UNIT_COLS * unit_bytes(p)
     }
 
     /// The arrays of plane `p` (0–4).
     pub fn plane(&self, p: usize) -> PlaneLayout {
-        let codes = 0..self.rows * self.row_bytes(p);
+        let codes = 0..self.tiles() * self.tile_bytes(p);
         let mut end = codes.end.next_multiple_of(ALIGN);
         let (mut scales, mut zeros) = (end..end, end..end);
         if p == 0 {
-            let params = self.rows * self.groups();
+            let params = self.tiles() * self.groups() * TILE_ROWS;
             scales = end..end + 2 * params;
             end = scales.end.next_multiple_of(ALIGN);
             zeros = end..end + params;
@@ -93,6 +117,27 @@ impl Shape {
         }
         PlaneLayout { codes, scales, zeros, len: end }
     }
+
+    /// Where plane `p` has its bits of a code: the byte, and the lowest bit in it.
+    pub fn place(&self, p: usize, row: usize, col: usize) -> (usize, u32) {
+        let (vector, lane) = (col % UNIT_COLS / 4, 4 * (row % TILE_ROWS) + col % 4);
+        let unit = row / TILE_ROWS * (self.padded_cols() / UNIT_COLS) + col / UNIT_COLS;
+        let start = unit * unit_bytes(p) + lane;
+        match PLANE_BITS[p] {
+            2 => (start + VECTOR * (vector % 2), 2 * (vector as u32 / 2)),
+            _ => (start, vector as u32),
+        }
+    }
+
+    /// Where the scale and zero point of a group are among all of them.
+    pub fn param(&self, row: usize, group: usize) -> usize {
+        (row / TILE_ROWS * self.groups() + group) * TILE_ROWS + row % TILE_ROWS
+    }
+}
+
+/// Bytes of a unit in plane `p`.
+pub const fn unit_bytes(p: usize) -> usize {
+    VECTOR * PLANE_BITS[p] as usize
 }
 
 impl fmt::Display for Shape {

@@ -27,7 +27,7 @@ mod layout;
 pub use decode::{QuantizedRow, cell_middle};
 pub use encode::{Anchor, Encoded, EncodedRows, encode, encode_rows};
 pub use keep::{keep_rows, keeps};
-pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape};
+pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
@@ -158,17 +158,17 @@ impl Nested {
         Some(Nested { shape: self.shape, level, planes, fits: self.fits })
     }
 
-    /// The codes of plane `p`, rows one after another; empty above the level.
+    /// The codes of plane `p`, tiles one after another; empty above the level.
     pub fn codes(&self, p: usize) -> &[u8] {
         self.planes.get(p).map_or(&[], |plane| &plane[self.shape.plane(p).codes])
     }
 
-    /// The group scales as f16 bits in little-endian order, 2 bytes each, `[rows, groups]`.
+    /// The group scales as f16 bits in little-endian order, 2 bytes each, `[tiles, groups, 16]`.
     pub fn scales(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).scales]
     }
 
-    /// The group zero points, `[rows, groups]`.
+    /// The group zero points, `[tiles, groups, 16]`.
     pub fn zeros(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).zeros]
     }

@@ -127,7 +127,9 @@ impl Engine {
             crate::quant::Matrix::Nested(n) => Some(n.level()),
             crate::quant::Matrix::F32 { .. } => None,
         });
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa })?;
+        // Unquantized weights are there to be measured against: their keys and values are not rounded either.
+        let kv_single = matches!(weights.embed, crate::quant::Matrix::F32 { .. });
+        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa, kv_single })?;
         let tokenizer = tokenizer(meta)?;
         let special = special_tokens(meta, tokenizer.as_ref())?;
         let mut info = ModelInfo {
@@ -157,6 +159,30 @@ impl Engine {
 
     pub(super) fn backend(&self) -> &CpuBackend {
         &self.0.backend
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.backend().threads()
+    }
+
+    /// Bytes per second that this engine's threads read from memory when they do nothing else: the ceiling of decoding.
+    /// The best of five passes over a buffer of `bytes`, which should be larger than the caches.
+    ///
+    /// # Errors
+    /// `Invalid` where there is no memory for the buffer.
+    pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
+        let len = bytes / 8;
+        let mut words = Vec::new();
+        words.try_reserve_exact(len).map_err(|_| Error::Invalid("no memory for the read test".into()))?;
+        words.extend(0..len as u64);
+        let mut best = 0.0f64;
+        for _ in 0..5 {
+            let start = std::time::Instant::now();
+            std::hint::black_box(self.backend().read(&words));
+            best = best.max((len * 8) as f64 / start.elapsed().as_secs_f64());
+        }
+        Ok(best)
     }
 
     /// The model in numbers.

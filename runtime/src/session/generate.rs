@@ -162,7 +162,7 @@ impl Session {
         let read = self.append(
             fresh,
             false,
-            &options.cancel,
+            Some(&options.cancel),
             &mut |done| on_event(Event::Prefill { done, total: fresh.len() }),
             &mut |_, last| logits.extend_from_slice(last),
         );
@@ -219,9 +219,7 @@ impl Session {
                 break StopReason::ContextFull;
             }
             logits.clear();
-            self.append(&[id], false, &CancelToken::new(), &mut |_| (), &mut |_, l| {
-                logits.extend_from_slice(l)
-            })?;
+            self.append(&[id], false, None, &mut |_| (), &mut |_, l| logits.extend_from_slice(l))?;
         };
         if outcome.stop != StopReason::StopString {
             let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());

@@ -95,7 +95,7 @@ impl Session {
     /// # Errors
     /// `ContextFull` where they do not fit, `Invalid` for a token outside the vocabulary; nothing is appended then.
     pub fn for_each_logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.append(tokens, true, &CancelToken::new(), &mut |_| (), each)
+        self.append(tokens, true, None, &mut |_| (), each)
     }
 
     /// Appends `tokens` chunk by chunk; `each` gets the logits of all of them or of the last. `progress` hears how many
@@ -104,7 +104,7 @@ impl Session {
         &mut self,
         tokens: &[u32],
         all: bool,
-        cancel: &CancelToken,
+        cancel: Option<&CancelToken>,
         progress: &mut dyn FnMut(usize),
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
@@ -118,7 +118,7 @@ impl Session {
         }
         let mut done = 0;
         for chunk in tokens.chunks(self.state.chunk()) {
-            if cancel.is_cancelled() {
+            if cancel.is_some_and(CancelToken::is_cancelled) {
                 return Err(Error::Cancelled);
             }
             let want = match (all, done + chunk.len() == tokens.len()) {

@@ -1,55 +1,219 @@
-//! Causal attention, and the splitting of row-wise work among threads.
+//! The KV cache and causal attention over it.
+//!
+//! Keys lie transposed in blocks of 16 positions, so that 16 scores are one vector and nothing is summed across lanes;
+//! values lie position after position. The softmax runs online over tiles of 64 positions, at absolute places: every
+//! query row sees the same sequence of operations whether it comes alone or among others, and a tile that it may not
+//! see changes nothing. Long caches are cut in chunks, which a lone token's threads share; their results are merged in
+//! order.
 #![allow(unsafe_code)]
 
-use super::CpuKv;
-use super::isa::Isa;
+use super::isa::{Isa, Kind};
 use super::math;
 use super::pool::Pool;
+use super::rows::Rows;
+use crate::error::{Error, Result};
 use crate::kernels::Attention;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
 
-/// Rows shorter than this in all are not worth waking anybody for.
-const SERIAL_VALUES: usize = 16 * 1024;
+/// Positions of a block of keys: one vector of scores.
+pub(super) const BLOCK: usize = 16;
 
-struct Rows(*mut f32);
+/// Positions of a tile.
+const TILE: usize = 64;
 
-// SAFETY: tasks make disjoint slices of it only, see `each_row`.
-unsafe impl Sync for Rows {}
+/// Positions of a chunk, a multiple of `TILE`.
+const CHUNK: usize = 1024;
 
-impl Rows {
-    /// A method, so that closures capture the whole and not the bare pointer.
-    fn at(&self, i: usize) -> *mut f32 {
-        self.0.wrapping_add(i)
+/// Query rows (tokens times heads that share a key head) taken together.
+const ROWS: usize = 32;
+
+/// Rows that share a load of keys or values.
+const SHARED: usize = 4;
+
+/// A stored number.
+pub(super) trait Cell: Copy + Send + Sync + 'static {
+    /// Half precision, or else single.
+    const HALF: bool;
+}
+
+impl Cell for f16 {
+    const HALF: bool = true;
+}
+
+impl Cell for f32 {
+    const HALF: bool = false;
+}
+
+/// Sixteen floats in the registers of some instruction set.
+///
+/// # Safety
+/// Of every method: the machine has the instructions; pointers are good for 16 numbers.
+pub(super) trait Lanes: Copy {
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load<T: Cell>(at: *const T) -> Self;
+    unsafe fn store(self, at: *mut f32);
+    /// `self · x + sum`.
+    unsafe fn times_plus(self, x: f32, sum: Self) -> Self;
+}
+
+/// Keys and values of a layer, for a fixed number of positions.
+pub struct CpuKv {
+    heads: usize,
+    head_dim: usize,
+    /// Positions, whole tiles.
+    capacity: usize,
+    store: Store,
+}
+
+/// `[heads, capacity / 16, head_dim, 16]` keys and `[heads, capacity, head_dim]` values.
+enum Store {
+    Half { k: Vec<f16>, v: Vec<f16> },
+    Single { k: Vec<f32>, v: Vec<f32> },
+}
+
+impl CpuKv {
+    pub(super) fn new(capacity: usize, heads: usize, head_dim: usize, single: bool) -> Result<CpuKv> {
+        let capacity = capacity.next_multiple_of(TILE);
+        let len = capacity * heads * head_dim;
+        let store = if single {
+            Store::Single { k: zeroed(len)?, v: zeroed(len)? }
+        } else {
+            Store::Half { k: zeroed(len)?, v: zeroed(len)? }
+        };
+        Ok(CpuKv { heads, head_dim, capacity, store })
+    }
+
+    /// Writes `tokens` rows from `pos` on.
+    pub(super) fn write(&mut self, pos: usize, tokens: usize, k: &[f32], v: &[f32]) {
+        let (heads, dim, capacity) = (self.heads, self.head_dim, self.capacity);
+        let width = heads * dim;
+        for t in 0..tokens {
+            let (k, v, pos) = (&k[t * width..][..width], &v[t * width..][..width], pos + t);
+            match &mut self.store {
+                Store::Half { k: ks, v: vs } => HALVES.with_borrow_mut(|halves| {
+                    halves.resize(width, f16::ZERO);
+                    halves.convert_from_f32_slice(k);
+                    place(halves, heads, dim, capacity, pos, ks);
+                    for (h, v) in v.chunks_exact(dim).enumerate() {
+                        vs[(h * capacity + pos) * dim..][..dim].convert_from_f32_slice(v);
+                    }
+                }),
+                Store::Single { k: ks, v: vs } => {
+                    place(k, heads, dim, capacity, pos, ks);
+                    for (h, v) in v.chunks_exact(dim).enumerate() {
+                        vs[(h * capacity + pos) * dim..][..dim].copy_from_slice(v);
+                    }
+                }
+            }
+        }
     }
 }
 
-/// Calls `f(row, values)` for every row of `width` values of `x`.
-pub(super) fn each_row(pool: &Pool, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-    if x.len() < SERIAL_VALUES {
-        return x.chunks_exact_mut(width).enumerate().for_each(|(row, values)| f(row, values));
-    }
-    let rows = x.len() / width;
-    let per_task = rows.div_ceil(4 * pool.threads()).max(1);
-    let base = Rows(x.as_mut_ptr());
-    pool.run(rows.div_ceil(per_task), &|task| {
-        for row in task * per_task..((task + 1) * per_task).min(rows) {
-            // SAFETY: rows do not overlap, each belongs to one task, all lie within `x`, and `x` is borrowed for the call.
-            let values = unsafe { std::slice::from_raw_parts_mut(base.at(row * width), width) };
-            f(row, values);
+/// Writes one position's keys.
+fn place<T: Copy>(keys: &[T], heads: usize, dim: usize, capacity: usize, pos: usize, to: &mut [T]) {
+    for (h, keys) in keys.chunks_exact(dim).enumerate().take(heads) {
+        let block = &mut to[h * capacity * dim + pos / BLOCK * BLOCK * dim..][..BLOCK * dim];
+        for (to, &key) in block.iter_mut().skip(pos % BLOCK).step_by(BLOCK).zip(keys) {
+            *to = key;
         }
-    });
+    }
+}
+
+/// Zeros that the system provides as they are touched.
+pub(super) fn zeroed<T: bytemuck::Zeroable + Copy>(len: usize) -> Result<Vec<T>> {
+    let mut probe = Vec::<T>::new();
+    probe.try_reserve_exact(len).map_err(|_| {
+        let mb = (len * size_of::<T>()) >> 20;
+        Error::Invalid(format!("no memory for a buffer of {mb} MB; ask for a smaller context"))
+    })?;
+    drop(probe);
+    Ok(bytemuck::zeroed_vec(len))
 }
 
 thread_local! {
-    /// Scores of the query heads that share a key head, one row of positions each.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static HALVES: RefCell<Vec<f16>> = const { RefCell::new(Vec::new()) };
+    static WORK: RefCell<Work> = RefCell::default();
 }
+
+/// What a thread needs for one block of rows.
+#[derive(Default)]
+struct Work {
+    /// Queries times the scale, `[ROWS, head_dim]`.
+    q: Vec<f32>,
+    /// Scores, then weights, `[ROWS, TILE]`.
+    scores: Vec<f32>,
+    chunk: State,
+    total: State,
+}
+
+/// An unfinished softmax: per row the greatest score, the sum of weights relative to it, and the weighted values.
+#[derive(Default)]
+struct State {
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    /// `[rows, head_dim]`.
+    acc: Vec<f32>,
+}
+
+impl State {
+    fn reset(&mut self, rows: usize, dim: usize) {
+        self.max.clear();
+        self.max.resize(rows, f32::NEG_INFINITY);
+        self.sum.clear();
+        self.sum.resize(rows, 0.0);
+        self.acc.clear();
+        self.acc.resize(rows * dim, 0.0);
+    }
+}
+
+/// Merges a chunk's row into the whole.
+#[inline(always)]
+fn merge(max: &mut f32, sum: &mut f32, acc: &mut [f32], other: (f32, f32, &[f32])) {
+    let (other_max, other_sum, other_acc) = other;
+    if other_max == f32::NEG_INFINITY {
+        return;
+    }
+    let top = if other_max > *max { other_max } else { *max };
+    let (mine, theirs) = (math::exp(*max - top), math::exp(other_max - top));
+    *max = top;
+    *sum = *sum * mine + other_sum * theirs;
+    for (a, b) in acc.iter_mut().zip(other_acc) {
+        *a = *a * mine + b * theirs;
+    }
+}
+
+/// One operation, as the tasks see it.
+struct Call<'a> {
+    q: &'a [f32],
+    kv: &'a CpuKv,
+    pos: usize,
+    shape: Attention,
+}
+
+impl Call<'_> {
+    fn share(&self) -> usize {
+        self.shape.heads / self.shape.kv_heads
+    }
+
+    /// First and last position that token `t` sees.
+    fn seen(&self, t: usize) -> (usize, usize) {
+        let last = self.pos + t;
+        (self.shape.window.map_or(0, |w| (last + 1).saturating_sub(w)), last)
+    }
+}
+
+/// Unfinished results of a lone token, one per (key head, chunk): `[head_dim + 2]` for each of its rows.
+#[derive(Default)]
+pub(super) struct Partials(Vec<f32>);
 
 /// `out[t, h] = Σ_p softmax_p(q[t, h] · k[p] · scale) v[p]`.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn attend<const FMA: bool>(
+pub(super) fn attend(
     pool: &Pool,
     isa: Isa,
+    partials: &mut Partials,
     q: &[f32],
     kv: &CpuKv,
     pos: usize,
@@ -57,58 +221,341 @@ pub(super) fn attend<const FMA: bool>(
     shape: &Attention,
     out: &mut [f32],
 ) {
-    let &Attention { heads, kv_heads, head_dim, scale, window } = shape;
-    let share = heads / kv_heads;
-    let width = share * head_dim;
-    let base = Rows(out.as_mut_ptr());
-    assert!(out.len() >= tokens * heads * head_dim);
-    pool.run(tokens * kv_heads, &|task| {
-        let (t, kv_head) = (task / kv_heads, task % kv_heads);
-        let at = t * heads * head_dim + kv_head * width;
-        // SAFETY: (token, key head) pairs own disjoint runs of `out`, which is borrowed for the call and long enough.
-        let out = unsafe { std::slice::from_raw_parts_mut(base.at(at), width) };
-        let last = pos + t;
-        let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
-        SCORES.with_borrow_mut(|scores| {
-            isa.run(
-                #[inline(always)]
-                || one::<FMA>(&q[at..at + width], kv, kv_head, first, last, head_dim, scale, scores, out),
-            );
+    let call = Call { q, kv, pos, shape: *shape };
+    let (dim, share) = (shape.head_dim, call.share());
+    assert!(out.len() >= tokens * shape.heads * dim && q.len() >= tokens * shape.heads * dim);
+    assert!(pos + tokens <= kv.capacity && kv.heads == shape.kv_heads && kv.head_dim == dim);
+    let (first, last) = call.seen(0);
+    let chunks = first / CHUNK..last / CHUNK + 1;
+    let rows = Rows::new(out, share * dim);
+    if tokens == 1 && chunks.len() > 1 {
+        let width = share * (dim + 2);
+        partials.0.resize(shape.kv_heads * chunks.len() * width, 0.0);
+        let parts = Rows::new(&mut partials.0, width);
+        pool.run(shape.kv_heads * chunks.len(), &|task| {
+            let (head, chunk) = (task / chunks.len(), task % chunks.len());
+            // SAFETY: every task has a row of its own.
+            let part = unsafe { parts.row(task) };
+            WORK.with_borrow_mut(|w| {
+                load(&call, head, 0, 1, w);
+                w.chunk.reset(share, dim);
+                run_chunk(isa, &call, head, (0, 1), chunks.start + chunk, w);
+                let (maxes, rest) = part.split_at_mut(share);
+                let (sums, acc) = rest.split_at_mut(share);
+                maxes.copy_from_slice(&w.chunk.max);
+                sums.copy_from_slice(&w.chunk.sum);
+                acc.copy_from_slice(&w.chunk.acc);
+            });
+        });
+        for head in 0..shape.kv_heads {
+            // SAFETY: the tasks are over.
+            let out = unsafe { rows.row(head) };
+            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+                let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+                out.fill(0.0);
+                for chunk in 0..chunks.len() {
+                    let part = &partials.0[(head * chunks.len() + chunk) * width..][..width];
+                    let acc = &part[2 * share + row * dim..][..dim];
+                    isa.run(
+                        #[inline(always)]
+                        || merge(&mut max, &mut sum, out, (part[row], part[share + row], acc)),
+                    );
+                }
+                out.iter_mut().for_each(|x| *x /= sum);
+            }
+        }
+        return;
+    }
+    let per_block = (ROWS / share).max(1);
+    let blocks = tokens.div_ceil(per_block);
+    pool.run(blocks * shape.kv_heads, &|task| {
+        // The last blocks see most: they go first.
+        let (block, head) = (blocks - 1 - task / shape.kv_heads, task % shape.kv_heads);
+        let (from, to) = (block * per_block, ((block + 1) * per_block).min(tokens));
+        WORK.with_borrow_mut(|w| {
+            let n = (to - from) * share;
+            load(&call, head, from, to, w);
+            w.total.reset(n, dim);
+            let (first, last) = (call.seen(from).0, call.seen(to - 1).1);
+            for chunk in first / CHUNK..last / CHUNK + 1 {
+                w.chunk.reset(n, dim);
+                run_chunk(isa, &call, head, (from, to), chunk, w);
+                let (total, part) = (&mut w.total, &w.chunk);
+                isa.run(
+                    #[inline(always)]
+                    || {
+                        for row in 0..n {
+                            let other = (part.max[row], part.sum[row], &part.acc[row * dim..][..dim]);
+                            let acc = &mut total.acc[row * dim..][..dim];
+                            merge(&mut total.max[row], &mut total.sum[row], acc, other);
+                        }
+                    },
+                );
+            }
+            for t in from..to {
+                // SAFETY: (token, key head) pairs own disjoint rows, each of one task.
+                let out = unsafe { rows.row(t * shape.kv_heads + head) };
+                for (h, out) in out.chunks_exact_mut(dim).enumerate() {
+                    let row = (t - from) * share + h;
+                    let acc = &w.total.acc[row * dim..][..dim];
+                    out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / w.total.sum[row]);
+                }
+            }
         });
     });
 }
 
-/// The query heads of one token that share a key head.
-#[allow(clippy::too_many_arguments)]
+/// The queries of tokens `from..to` for a key head, scaled.
+fn load(call: &Call, head: usize, from: usize, to: usize, w: &mut Work) {
+    let (share, dim, heads) = (call.share(), call.shape.head_dim, call.shape.heads);
+    w.q.clear();
+    for t in from..to {
+        let q = &call.q[t * heads * dim + head * share * dim..][..share * dim];
+        w.q.extend(q.iter().map(|q| q * call.shape.scale));
+    }
+    // Whole runs of SHARED rows are computed; the last ones' surplus is thrown away.
+    let rows = ((to - from) * share).next_multiple_of(SHARED);
+    w.q.resize(rows * dim, 0.0);
+    w.scores.resize(rows.max(ROWS) * TILE, 0.0);
+}
+
+fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: usize, w: &mut Work) {
+    macro_rules! with {
+        ($lanes:ty) => {{
+            let at = head * call.kv.capacity * call.kv.head_dim;
+            isa.run(
+                #[inline(always)]
+                || match &call.kv.store {
+                    // SAFETY: the instruction set is there; `attend` has compared the sizes.
+                    Store::Half { k, v } => unsafe {
+                        chunk_with::<$lanes, f16>(call, &k[at..], &v[at..], tokens, chunk, w)
+                    },
+                    // SAFETY: as above.
+                    Store::Single { k, v } => unsafe {
+                        chunk_with::<$lanes, f32>(call, &k[at..], &v[at..], tokens, chunk, w)
+                    },
+                },
+            )
+        }};
+    }
+    match isa.kind() {
+        Kind::Scalar => with!(super::scalar::Lanes16),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => with!(super::avx2::Lanes16),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => with!(std::arch::x86_64::__m512),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Dotprod => with!(super::neon::Lanes16),
+    }
+}
+
+/// Tokens `from..to` over one chunk, into `w.chunk`.
+///
+/// # Safety
+/// The machine has the instructions of `L`; `k` and `v` are those of one key head, of a cache that has the chunk's
+/// positions; `w` was loaded for these tokens.
 #[inline(always)]
-fn one<const FMA: bool>(
-    q: &[f32],
-    kv: &CpuKv,
-    kv_head: usize,
-    first: usize,
-    last: usize,
-    head_dim: usize,
-    scale: f32,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
+unsafe fn chunk_with<L: Lanes, T: Cell>(
+    call: &Call,
+    k: &[T],
+    v: &[T],
+    (from, to): (usize, usize),
+    chunk: usize,
+    w: &mut Work,
 ) {
-    let n = last + 1 - first;
-    let share = q.len() / head_dim;
-    let at = |p: usize| (first + p) * kv.width + kv_head * head_dim;
-    scores.resize(share * n, 0.0);
-    // Positions outside, heads inside: a key is read once for all heads that share it.
-    for p in 0..n {
-        let key = &kv.k[at(p)..][..head_dim];
-        for (h, q) in q.chunks_exact(head_dim).enumerate() {
-            scores[h * n + p] = math::dot::<FMA>(q, key) * scale;
+    let (share, dim) = (call.share(), call.shape.head_dim);
+    let rows = (to - from) * share;
+    let end = ((chunk + 1) * CHUNK).min(call.seen(to - 1).1 + 1);
+    let start = (chunk * CHUNK).max(call.seen(from).0) / TILE * TILE;
+    let State { max, sum, acc } = &mut w.chunk;
+    assert!(k.len() >= end.next_multiple_of(TILE) * dim && v.len() >= end * dim);
+    assert!(w.q.len() >= rows.next_multiple_of(SHARED) * dim && acc.len() >= rows * dim);
+    for tile in (start..end).step_by(TILE) {
+        let n = TILE.min(end - tile);
+        let keys = k[tile * dim..].as_ptr();
+        let mut row = 0;
+        while row < rows {
+            let q = w.q[row * dim..].as_ptr();
+            let out = w.scores[row * TILE..].as_mut_ptr();
+            // SAFETY: rows of `q` and `scores` are there up to a multiple of SHARED, keys up to a whole tile.
+            unsafe {
+                if rows - row >= 2 {
+                    scores::<L, T, SHARED>(q, keys, dim, out);
+                    row += SHARED;
+                } else {
+                    scores::<L, T, 1>(q, keys, dim, out);
+                    row += 1;
+                }
+            }
+        }
+        for row in 0..rows {
+            let scores = &mut w.scores[row * TILE..][..TILE];
+            let (first, last) = call.seen(from + row / share);
+            if first > tile || last < tile + TILE - 1 {
+                for (i, score) in scores.iter_mut().enumerate() {
+                    if tile + i < first || tile + i > last {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let factor = weights(scores, &mut max[row], &mut sum[row]);
+            if factor != 1.0 {
+                acc[row * dim..][..dim].iter_mut().for_each(|a| *a *= factor);
+            }
+        }
+        let values = v[tile * dim..].as_ptr();
+        let mut row = 0;
+        while row < rows {
+            let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * dim..].as_mut_ptr());
+            // SAFETY: as above; values are there for `n` positions.
+            unsafe {
+                if rows - row >= SHARED {
+                    mix::<L, T, SHARED>(p, values, dim, n, acc);
+                    row += SHARED;
+                } else {
+                    mix::<L, T, 1>(p, values, dim, n, acc);
+                    row += 1;
+                }
+            }
         }
     }
-    scores.chunks_exact_mut(n).for_each(math::softmax);
-    out.fill(0.0);
-    for p in 0..n {
-        let value = &kv.v[at(p)..][..head_dim];
-        for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            math::axpy::<FMA>(scores[h * n + p], value, out);
+}
+
+/// `out[r, p] = q[r] · k[p]` for R rows and a tile's positions.
+#[inline(always)]
+unsafe fn scores<L: Lanes, T: Cell, const R: usize>(q: *const f32, k: *const T, dim: usize, out: *mut f32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[L::splat(0.0); TILE / BLOCK]; R];
+        for d in 0..dim {
+            let mut keys = [L::splat(0.0); TILE / BLOCK];
+            for (b, keys) in keys.iter_mut().enumerate() {
+                *keys = L::load(k.add((b * dim + d) * BLOCK));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let q = *q.add(r * dim + d);
+                for (sum, keys) in sums.iter_mut().zip(keys) {
+                    *sum = keys.times_plus(q, *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                sum.store(out.add(r * TILE + b * BLOCK));
+            }
+        }
+    }
+}
+
+/// Turns scores into weights relative to the greatest so far; what earlier weights are to be multiplied with.
+#[inline(always)]
+fn weights(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; BLOCK];
+    for scores in scores.chunks_exact(BLOCK) {
+        for i in 0..BLOCK {
+            lanes[i] = if scores[i] > lanes[i] { scores[i] } else { lanes[i] };
+        }
+    }
+    let top = lanes.into_iter().fold(*max, |m, s| if s > m { s } else { m });
+    if top == f32::NEG_INFINITY {
+        scores.fill(0.0);
+        return 1.0;
+    }
+    let factor = math::exp(*max - top);
+    let mut total = [0.0; BLOCK];
+    for scores in scores.chunks_exact_mut(BLOCK) {
+        for i in 0..BLOCK {
+            scores[i] = math::exp(scores[i] - top);
+            total[i] += scores[i];
+        }
+    }
+    *max = top;
+    *sum = *sum * factor + math::fold(total);
+    factor
+}
+
+/// `acc[r] += Σ_p w[r, p] · v[p]` for R rows and `n` positions.
+#[inline(always)]
+unsafe fn mix<L: Lanes, T: Cell, const R: usize>(
+    w: *const f32,
+    v: *const T,
+    dim: usize,
+    n: usize,
+    acc: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut d = 0;
+        while d + 4 * BLOCK <= dim {
+            mix_part::<L, T, R, 4>(w, v.add(d), dim, n, acc.add(d));
+            d += 4 * BLOCK;
+        }
+        while d + BLOCK <= dim {
+            mix_part::<L, T, R, 1>(w, v.add(d), dim, n, acc.add(d));
+            d += BLOCK;
+        }
+        if d < dim {
+            // The end of a head whose length is no multiple of 16: through padded copies of one vector.
+            for r in 0..R {
+                let mut sums = [0.0f32; BLOCK];
+                for p in 0..n {
+                    let weight = *w.add(r * TILE + p);
+                    let at = v.add(p * dim + d);
+                    for (i, sum) in sums.iter_mut().enumerate().take(dim - d) {
+                        *sum += weight * wide(*at.add(i));
+                    }
+                }
+                for (i, sum) in sums.into_iter().enumerate().take(dim - d) {
+                    *acc.add(r * dim + d + i) += sum;
+                }
+            }
+        }
+    }
+}
+
+fn wide<T: Cell>(x: T) -> f32 {
+    // SAFETY: the two types of cell are told apart by their size.
+    unsafe {
+        if T::HALF {
+            std::mem::transmute_copy::<T, f16>(&x).to_f32()
+        } else {
+            std::mem::transmute_copy::<T, f32>(&x)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mix_part<L: Lanes, T: Cell, const R: usize, const N: usize>(
+    w: *const f32,
+    v: *const T,
+    dim: usize,
+    n: usize,
+    acc: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[L::splat(0.0); N]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(acc.add(r * dim + i * BLOCK).cast_const());
+            }
+        }
+        for p in 0..n {
+            let mut values = [L::splat(0.0); N];
+            for (i, values) in values.iter_mut().enumerate() {
+                *values = L::load(v.add(p * dim + i * BLOCK));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let weight = *w.add(r * TILE + p);
+                for (sum, values) in sums.iter_mut().zip(values) {
+                    *sum = values.times_plus(weight, *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                sum.store(acc.add(r * dim + i * BLOCK));
+            }
         }
     }
 }

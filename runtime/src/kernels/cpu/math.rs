@@ -9,8 +9,9 @@ fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Sum of the lanes, in a fixed order.
 #[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
+pub(super) fn fold(lanes: [f32; LANES]) -> f32 {
     let mut n = LANES / 2;
     let mut lanes = lanes;
     while n > 0 {
@@ -108,13 +109,35 @@ fn rms_scale(x: &[f32], eps: f32) -> f32 {
     (1.0 / (sum / x.len() as f64 + f64::from(eps)).sqrt()) as f32
 }
 
+/// `e^x` to within two units in the last place; 0 below −87.3, and `exp(0)` is 1. In plain operations, so that loops over
+/// it vectorise (after Cephes' `expf`).
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN2_HIGH: f32 = 0.693_359_4; // 355/512
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
+    let y = if x > 88.0 { 88.0 } else { x };
+    let y = if y < -87.3 { -87.3 } else { y };
+    let shifted = y * LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = y - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_2e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let p = p * (r * r) + r + 1.0;
+    let power = f32::from_bits(((shifted.to_bits() as i32 - MAGIC.to_bits() as i32 + 127) << 23) as u32);
+    if x < -87.3 { 0.0 } else { p * power }
+}
+
 /// Softmax in place; returns nothing useful for an empty row.
 #[inline(always)]
 pub(super) fn softmax(x: &mut [f32]) {
     let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
     let mut sum = 0.0;
     for v in x.iter_mut() {
-        *v = (*v - max).exp();
+        *v = exp(*v - max);
         sum += *v;
     }
     let inverse = 1.0 / sum;
@@ -125,7 +148,7 @@ pub(super) fn softmax(x: &mut [f32]) {
 #[inline(always)]
 pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + (-*g).exp()) * u;
+        *g = *g / (1.0 + exp(-*g)) * u;
     }
 }
 

@@ -1,6 +1,10 @@
 //! The CPU backend.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod isa;
 mod math;
 #[cfg(target_arch = "aarch64")]
@@ -8,11 +12,10 @@ mod neon;
 mod nested;
 mod pool;
 mod product;
+mod rows;
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 pub use isa::Isa;
 
@@ -20,10 +23,12 @@ use super::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
-use isa::Kind;
+pub use attention::CpuKv;
+use attention::Partials;
 use nested::Activations;
 use pool::Pool;
 use product::{Input, Out, Product};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Slots of routed experts computed together: bounds the scratch of a prefill.
@@ -36,30 +41,35 @@ pub struct CpuOptions {
     pub threads: usize,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
+    /// Keys and values in single precision: the reference. Otherwise in half.
+    pub kv_single: bool,
 }
 
 /// The processor.
 pub struct CpuBackend {
     pool: Pool,
     isa: Isa,
+    kv_single: bool,
     scratch: Mutex<Scratch>,
-}
-
-/// Keys and values of a layer, `[capacity, width]` each.
-pub struct CpuKv {
-    pub(super) width: usize,
-    pub(super) k: Vec<f32>,
-    pub(super) v: Vec<f32>,
+    /// `0..tokens` of a dense block.
+    slots: Mutex<Vec<u32>>,
 }
 
 #[derive(Default)]
 struct Scratch {
     by_32: Activations,
     by_64: Activations,
+    /// Activated inputs of the down projections, `[slots, ff]`.
     gate: Vec<f32>,
-    up: Vec<f32>,
     tokens: Vec<u32>,
+    partials: Partials,
+    /// For routing: weights of a token's experts, and their order.
+    weights: Vec<f32>,
+    order: Vec<u32>,
 }
+
+/// Products of one operation at most: their number is not known to be small, but nearly always is.
+const OUTS: usize = 4;
 
 impl CpuBackend {
     /// Starts the threads.
@@ -74,7 +84,14 @@ impl CpuBackend {
             return Err(Error::Invalid(format!("{threads} threads: up to {MAX_THREADS} are supported")));
         }
         let isa = options.isa.unwrap_or_else(Isa::best);
-        Ok(CpuBackend { pool: Pool::new(threads), isa, scratch: Mutex::default() })
+        let kv_single = options.kv_single;
+        Ok(CpuBackend {
+            pool: Pool::new(threads),
+            isa,
+            kv_single,
+            scratch: Mutex::default(),
+            slots: Mutex::default(),
+        })
     }
 
     /// Threads that share the work.
@@ -82,9 +99,30 @@ impl CpuBackend {
         self.pool.threads()
     }
 
+    /// Reads all of `words` once, on all threads, and returns their sum: what memory gives to code that does nothing else.
+    pub fn read(&self, words: &[u64]) -> u64 {
+        const PART: usize = 64 << 10;
+        let total = AtomicU64::new(0);
+        self.pool.run(words.len().div_ceil(PART), &|task| {
+            let part = &words[task * PART..((task + 1) * PART).min(words.len())];
+            let sum = self.isa.run(
+                #[inline(always)]
+                || {
+                    let mut lanes = [0u64; 32];
+                    for words in part.chunks_exact(32) {
+                        lanes.iter_mut().zip(words).for_each(|(lane, word)| *lane = lane.wrapping_add(*word));
+                    }
+                    lanes.into_iter().fold(0, u64::wrapping_add)
+                },
+            );
+            total.fetch_add(sum, Ordering::Relaxed);
+        });
+        total.into_inner()
+    }
+
     /// Calls `f(row, values)` for every row of `width` values, on all threads.
     fn each_row(&self, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        attention::each_row(&self.pool, x, width, &|row, values| {
+        rows::each_row(&self.pool, x, width, &|row, values| {
             self.isa.run(
                 #[inline(always)]
                 || f(row, values),
@@ -94,24 +132,25 @@ impl CpuBackend {
 
     /// Several products of one input, all at once. The callers pass exclusively borrowed, distinct outputs.
     #[allow(unsafe_code)]
-    fn products(
+    fn products<'a>(
         &self,
         s: (&mut Activations, &mut Activations),
         x: &[f32],
         tokens: usize,
         cols: usize,
-        products: &[Product],
+        count: usize,
+        product: &(dyn Fn(usize) -> Product<'a> + Sync),
     ) {
         for (group, activations) in [(32, &mut *s.0), (64, &mut *s.1)] {
-            let used = |p: &Product| matches!(p.matrix, Matrix::Nested(m) if m.shape().group == group);
-            if products.iter().any(used) {
-                activations.quantize(self.isa, x, tokens, cols, group);
+            let used = |m: &Matrix| matches!(m, Matrix::Nested(m) if m.shape().group == group);
+            if (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used)) {
+                product::quantize(&self.pool, self.isa, activations, x, tokens, cols, group);
             }
         }
         let input = Input { plain: x, by_32: s.0, by_64: s.1 };
         // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
         // one product per buffer, or products whose destination rows (slots) are disjoint.
-        unsafe { product::run(&self.pool, self.isa, &input, products) }
+        unsafe { product::run(&self.pool, self.isa, &input, count, product) }
     }
 
     /// Gate, up, activation and down of several experts, each over its own tokens.
@@ -119,45 +158,37 @@ impl CpuBackend {
         let Some(first) = jobs.first() else { return };
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, gate, up, tokens } = &mut *scratch;
+        let Scratch { by_32, by_64, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.resize(slots * ff, 0.0);
-        up.resize(slots * ff, 0.0);
-        // Each job's tokens, and the rows of `gate` and `up` that it owns.
+        // Each job's tokens, and the rows of `gate` that it owns.
         tokens.clear();
         tokens.extend(jobs.iter().flat_map(|j| j.slots).map(|&s| s / top_k as u32));
         tokens.extend(0..slots as u32);
         let (token_of, row_of) = tokens.split_at(slots);
+        let range = |i: usize| {
+            let from: usize = jobs[..i].iter().map(|j| j.slots.len()).sum();
+            from..from + jobs[i].slots.len()
+        };
 
-        let (gate_out, up_out) = (Out::new(gate, ff), Out::new(up, ff));
-        let mut products = Vec::with_capacity(2 * jobs.len());
-        let mut at = 0;
-        for job in jobs {
-            let (tokens, to) = (&token_of[at..][..job.slots.len()], Some(&row_of[at..][..job.slots.len()]));
-            products.push(Product { matrix: &job.expert.gate, tokens, bias: None, to, out: gate_out });
-            products.push(Product { matrix: &job.expert.up, tokens, bias: None, to, out: up_out });
-            at += job.slots.len();
-        }
-        self.products((by_32, by_64), x, rows, d, &products);
-
-        let up: &[f32] = up;
-        self.each_row(gate, ff, &|row, gate| math::swiglu(gate, &up[row * ff..][..ff]));
-
+        let gate_out = Out::new(gate, ff);
+        self.products((by_32, by_64), x, rows, d, jobs.len(), &|i| Product {
+            matrix: &jobs[i].expert.gate,
+            up: Some(&jobs[i].expert.up),
+            tokens: &token_of[range(i)],
+            bias: None,
+            to: Some(&row_of[range(i)]),
+            out: gate_out,
+        });
         let down_out = Out::new(out, d);
-        products.clear();
-        let mut at = 0;
-        for job in jobs {
-            let tokens = &row_of[at..][..job.slots.len()];
-            products.push(Product {
-                matrix: &job.expert.down,
-                tokens,
-                bias: None,
-                to: Some(job.slots),
-                out: down_out,
-            });
-            at += job.slots.len();
-        }
-        self.products((by_32, by_64), gate, slots, ff, &products);
+        self.products((by_32, by_64), gate, slots, ff, jobs.len(), &|i| Product {
+            matrix: &jobs[i].expert.down,
+            up: None,
+            tokens: &row_of[range(i)],
+            bias: None,
+            to: Some(jobs[i].slots),
+            out: down_out,
+        });
     }
 }
 
@@ -171,13 +202,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>> {
-        let mut buffer = Vec::new();
-        let failed = |_| {
-            Error::Invalid(format!("no memory for a buffer of {} MB; ask for a smaller context", len >> 18))
-        };
-        buffer.try_reserve_exact(len).map_err(failed)?;
-        buffer.resize(len, 0.0);
-        Ok(buffer)
+        attention::zeroed(len)
     }
 
     fn upload(&self, dst: &mut Vec<f32>, at: usize, src: &[f32]) {
@@ -193,25 +218,20 @@ impl Backend for CpuBackend {
         dst[..len].copy_from_slice(&src[at..at + len]);
     }
 
-    fn alloc_kv(&self, capacity: usize, width: usize) -> Result<CpuKv> {
-        let len = capacity * width;
-        Ok(CpuKv { width, k: self.alloc(len)?, v: self.alloc(len)? })
+    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<CpuKv> {
+        CpuKv::new(capacity, heads, head_dim, self.kv_single)
     }
 
     fn write_kv(&self, kv: &mut CpuKv, pos: usize, tokens: usize, k: &Vec<f32>, v: &Vec<f32>) {
-        let (at, len) = (pos * kv.width, tokens * kv.width);
-        kv.k[at..at + len].copy_from_slice(&k[..len]);
-        kv.v[at..at + len].copy_from_slice(&v[..len]);
+        kv.write(pos, tokens, k, v);
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
         let cols = table.cols();
-        for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(cols)) {
-            match table {
-                Matrix::F32 { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
-                Matrix::Nested(m) => m.dequantize_row(token as usize, out),
-            }
-        }
+        self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| match table {
+            Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
+            Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
+        });
     }
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
@@ -232,13 +252,17 @@ impl Backend for CpuBackend {
         let Scratch { by_32, by_64, tokens: all, .. } = &mut *scratch;
         all.clear();
         all.extend(0..tokens as u32);
-        let parts: Vec<_> =
-            outs.iter_mut().map(|l| (l.matrix, l.bias, Out::new(l.out, l.matrix.rows()))).collect();
-        let products: Vec<_> = parts
-            .iter()
-            .map(|&(matrix, bias, out)| Product { matrix, tokens: all, bias, to: None, out })
-            .collect();
-        self.products((by_32, by_64), x, tokens, cols, &products);
+        for outs in outs.chunks_mut(OUTS) {
+            let mut parts = [None; OUTS];
+            for (part, l) in parts.iter_mut().zip(&mut *outs) {
+                *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
+            }
+            let (count, all): (_, &[u32]) = (outs.len(), all);
+            self.products((by_32, by_64), x, tokens, cols, count, &|i| {
+                let (matrix, bias, out) = parts[i].expect("one part for each output");
+                Product { matrix, up: None, tokens: all, bias, to: None, out }
+            });
+        }
     }
 
     fn clamp(&self, x: &mut Vec<f32>, len: usize, limit: f32) {
@@ -271,19 +295,21 @@ impl Backend for CpuBackend {
         shape: &Attention,
         out: &mut Vec<f32>,
     ) {
-        match self.isa.kind() {
-            Kind::Scalar => attention::attend::<false>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
-            _ => attention::attend::<true>(&self.pool, self.isa, q, kv, pos, tokens, shape, out),
-        }
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        attention::attend(&self.pool, self.isa, &mut scratch.partials, q, kv, pos, tokens, shape, out);
     }
 
     fn route(&self, logits: &Vec<f32>, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
         out.clear();
-        let mut weights = vec![0.0; router.experts];
-        let mut order: Vec<u32> = Vec::with_capacity(router.experts);
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { weights, order, .. } = &mut *scratch;
+        weights.resize(router.experts, 0.0);
         for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
             weights.copy_from_slice(logits);
-            math::softmax(&mut weights);
+            self.isa.run(
+                #[inline(always)]
+                || math::softmax(weights),
+            );
             order.clear();
             order.extend(0..router.experts as u32);
             // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
@@ -298,7 +324,9 @@ impl Backend for CpuBackend {
     }
 
     fn ffn(&self, x: &Vec<f32>, tokens: usize, expert: &Expert, out: &mut Vec<f32>) {
-        let slots: Vec<u32> = (0..tokens as u32).collect();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clear();
+        slots.extend(0..tokens as u32);
         for slots in slots.chunks(SLOTS_AT_ONCE) {
             self.feed_forward(x, tokens, 1, &[ExpertJob { expert, slots }], out);
         }

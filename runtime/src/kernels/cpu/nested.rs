@@ -1,212 +1,176 @@
 //! Products of nested matrices with activations in 8 bits.
 //!
-//! One algorithm for every instruction set: a row's planes are unpacked to one byte per code, once for all tokens in
-//! hand, and each token's dot product runs over those bytes. Only [`unpack`] and [`dot`] differ between machines. The
-//! order of the float operations of an output element is fixed by its instruction set alone: it is the same for one
-//! token as for many, and for any number of threads, so that decoding repeats what a prefill would have computed.
+//! One algorithm for every instruction set: a tile (16 rows) is taken group by group; a group's planes are merged to
+//! one byte per code once for all tokens in hand, and each token adds its integer dot products, one per row, scaled.
+//! Only [`tile_times`] differs between machines. The order of the float operations of an output element is fixed by its
+//! instruction set alone: it is the same for one token as for many, and for any number of threads, so that decoding
+//! repeats what a prefill would have computed.
 
 use super::isa::{Isa, Kind};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
-use crate::quant::Nested;
-use half::f16;
+use super::{avx2, avx512};
+use crate::quant::{Nested, TILE_ROWS};
 
-/// Codes are unpacked and dotted in runs of this many, whatever the group.
-pub(super) const RUN: usize = 64;
-
-/// Activations of some tokens, quantized in groups.
+/// Activations of some tokens, quantized in groups. Group-major: a product visits all its tokens for one group.
 #[derive(Default)]
 pub(super) struct Activations {
     group: usize,
-    /// Values per token in `q`: the columns, padded to whole runs with zeros.
-    stride: usize,
-    /// Groups per token, padded to whole runs with zero scales.
-    groups: usize,
+    tokens: usize,
+    /// `[groups, tokens, group]`, padded with zeros.
     q: Vec<i8>,
+    /// `[groups, tokens]`.
     scale: Vec<f32>,
-    /// Scale times the sum of `q`.
+    /// Scale times the sum of `q`, `[groups, tokens]`.
     sum: Vec<f32>,
 }
 
 impl Activations {
-    /// Quantizes `tokens` rows of `cols` values. The same rounding as `quant::QuantizedRow`.
-    pub(super) fn quantize(&mut self, isa: Isa, x: &[f32], tokens: usize, cols: usize, group: usize) {
-        self.group = group;
-        self.stride = cols.next_multiple_of(RUN);
-        self.groups = self.stride / group;
-        // Shrinking and growing keeps the allocation; every value used is written below.
-        self.q.resize(tokens * self.stride, 0);
-        self.scale.resize(tokens * self.groups, 0.0);
-        self.sum.resize(tokens * self.groups, 0.0);
-        isa.run(
-            #[inline(always)]
-            || {
-                for (t, x) in x[..tokens * cols].chunks_exact(cols).enumerate() {
-                    let q = &mut self.q[t * self.stride..][..self.stride];
-                    let scale = &mut self.scale[t * self.groups..][..self.groups];
-                    let sum = &mut self.sum[t * self.groups..][..self.groups];
-                    quantize_row(x, group, q, scale, sum);
-                }
-            },
-        );
+    /// Makes room for `tokens` rows of `cols` values. Shrinking and growing keeps the allocation.
+    pub(super) fn reserve(&mut self, tokens: usize, cols: usize, group: usize) {
+        let groups = cols.div_ceil(group);
+        (self.group, self.tokens) = (group, tokens);
+        self.q.resize(groups * tokens * group, 0);
+        self.scale.resize(groups * tokens, 0.0);
+        self.sum.resize(groups * tokens, 0.0);
     }
 
-    fn token(&self, t: usize) -> Token<'_> {
-        Token {
-            q: &self.q[t * self.stride..][..self.stride],
-            scale: &self.scale[t * self.groups..][..self.groups],
-            sum: &self.sum[t * self.groups..][..self.groups],
+    /// Quantizes group `g` of every token of `x`, rows of `cols` values. The same rounding as `quant::QuantizedRow`.
+    #[inline(always)]
+    pub(super) fn quantize_group(part: Part<'_>, x: &[f32], cols: usize, g: usize, group: usize) {
+        let (from, to) = (g * group, (g * group + group).min(cols));
+        for (t, q) in part.q.chunks_exact_mut(group).enumerate() {
+            let x = &x[t * cols + from..t * cols + to];
+            (part.scale[t], part.sum[t]) = if group == 64 && x.len() == 64 {
+                let x: &[f32; 64] = x.try_into().expect("64 values");
+                quantize(x, q.try_into().expect("64 codes"))
+            } else if group == 32 && x.len() == 32 {
+                let x: &[f32; 32] = x.try_into().expect("32 values");
+                quantize(x, q.try_into().expect("32 codes"))
+            } else {
+                let (mut values, mut codes) = ([0.0; 64], [0; 64]);
+                values[..x.len()].copy_from_slice(x);
+                let params = quantize(&values, &mut codes);
+                q.copy_from_slice(&codes[..group]);
+                params
+            };
         }
     }
+
+    /// The parts of the groups, in order.
+    pub(super) fn parts(&mut self) -> impl Iterator<Item = Part<'_>> {
+        let tokens = self.tokens.max(1);
+        let params = self.scale.chunks_exact_mut(tokens).zip(self.sum.chunks_exact_mut(tokens));
+        let q = self.q.chunks_exact_mut(tokens * self.group.max(1));
+        q.zip(params).map(|(q, (scale, sum))| Part { q, scale, sum })
+    }
+
+    /// Group `g` of all tokens: codes, scales, sums.
+    #[inline(always)]
+    pub(super) fn group(&self, g: usize) -> (&[i8], &[f32], &[f32]) {
+        let (n, at) = (self.tokens, g * self.tokens);
+        (&self.q[at * self.group..][..n * self.group], &self.scale[at..][..n], &self.sum[at..][..n])
+    }
+}
+
+/// One group of all tokens, to be written.
+pub(super) struct Part<'a> {
+    q: &'a mut [i8],
+    scale: &'a mut [f32],
+    sum: &'a mut [f32],
 }
 
 #[inline(always)]
-fn quantize_row(x: &[f32], group: usize, q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) {
+fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer, ties to even
-    q[x.len()..].fill(0);
-    scale.fill(0.0);
-    sum.fill(0.0);
-    for (g, x) in x.chunks(group).enumerate() {
-        let max = x.iter().fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
-        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-        let mut total = 0i32;
-        for (q, x) in q[g * group..].iter_mut().zip(x) {
-            let rounded = (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-            *q = rounded as i8;
-            total += rounded;
+    let mut lanes = [0.0f32; 16];
+    for x in x.chunks_exact(16) {
+        for i in 0..16 {
+            let v = x[i].abs();
+            lanes[i] = if v > lanes[i] { v } else { lanes[i] };
         }
-        scale[g] = max / 127.0;
-        sum[g] = scale[g] * total as f32;
+    }
+    let max = lanes.iter().fold(0.0f32, |m, &v| if v > m { v } else { m });
+    let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+    let mut total = [0i32; 16];
+    for (q, x) in q.chunks_exact_mut(16).zip(x.chunks_exact(16)) {
+        for i in 0..16 {
+            let rounded = (x[i] * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+            q[i] = rounded as i8;
+            total[i] += rounded;
+        }
+    }
+    let scale = max / 127.0;
+    (scale, scale * total.iter().sum::<i32>() as f32)
+}
+
+/// One tile of a matrix, as its kernels read it.
+pub(super) struct Tile<'a> {
+    /// Codes of each plane, empty above the level.
+    pub(super) planes: [&'a [u8]; 5],
+    /// f16 scales, `[groups, 16]`.
+    pub(super) scales: &'a [u8],
+    /// `[groups, 16]`.
+    pub(super) zeros: &'a [u8],
+    /// Weights a group: 32 or 64.
+    pub(super) group: usize,
+    /// β/α: what a code stands for beside its own value.
+    pub(super) middle: f32,
+    /// Codes of this level times this are codes of 8 bits.
+    pub(super) step: f32,
+    /// Number of planes.
+    pub(super) level: usize,
+}
+
+impl<'a> Tile<'a> {
+    fn new(m: &'a Nested, tile: usize) -> Tile<'a> {
+        let shape = m.shape();
+        let params = shape.groups() * TILE_ROWS;
+        let fit = m.fit();
+        Tile {
+            planes: std::array::from_fn(|p| {
+                let bytes = shape.tile_bytes(p);
+                m.codes(p).get(tile * bytes..(tile + 1) * bytes).unwrap_or(&[])
+            }),
+            scales: &m.scales()[2 * tile * params..][..2 * params],
+            zeros: &m.zeros()[tile * params..][..params],
+            group: shape.group,
+            middle: fit.beta / fit.alpha,
+            step: (1u32 << m.level().shift()) as f32,
+            level: m.level().planes(),
+        }
     }
 }
 
-/// One token's activations.
-pub(super) struct Token<'a> {
-    pub(super) q: &'a [i8],
-    pub(super) scale: &'a [f32],
-    sum: &'a [f32],
-}
-
-/// A row unpacked, with room for the longest row so far.
-#[derive(Default)]
-pub(super) struct Row {
-    /// One byte per code, padded to whole runs with zeros.
-    codes: Vec<u8>,
-    /// `[groups]`.
-    scale: Vec<f32>,
-    /// Scale times (β/α − zero point), `[groups]`.
-    centre: Vec<f32>,
-}
-
-/// `row · x_t` for each `t` of `tokens`, handed to `each` with its position in the list.
-pub(super) fn row_times(
+/// Products of a tile's rows with some tokens: `sums[n][r] = row r · token tokens[n]`.
+pub(super) fn times(
     isa: Isa,
     m: &Nested,
-    row: usize,
+    tile: usize,
     x: &Activations,
     tokens: &[u32],
-    buffer: &mut Row,
-    each: &mut dyn FnMut(usize, f32),
+    sums: &mut [[f32; TILE_ROWS]],
 ) {
-    debug_assert_eq!(x.group, m.shape().group);
-    buffer.read(isa, m, row, x.groups, x.stride);
-    let (fit, shift) = (m.fit(), (1u32 << m.level().shift()) as f32);
-    for (n, &t) in tokens.iter().enumerate() {
-        let token = x.token(t as usize);
-        let main = dot(isa, x.group, &buffer.codes, &buffer.scale, &token);
-        let centre: f32 = sum_of_products(&buffer.centre, token.sum);
-        each(n, fit.alpha * (main * shift + centre));
-    }
-}
-
-#[inline(always)]
-fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let (heads, tails) = (a.chunks_exact(8).zip(b.chunks_exact(8)), (a.len() / 8 * 8)..a.len());
-    for (a, b) in heads {
-        for i in 0..8 {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    tails.map(|i| a[i] * b[i]).sum::<f32>() + lanes.iter().sum::<f32>()
-}
-
-impl Row {
-    fn read(&mut self, isa: Isa, m: &Nested, row: usize, groups: usize, stride: usize) {
-        let (shape, fit) = (m.shape(), m.fit());
-        let own = shape.groups();
-        self.scale.resize(groups, 0.0);
-        self.centre.resize(groups, 0.0);
-        self.scale[own..].fill(0.0);
-        self.centre[own..].fill(0.0);
-        let middle = fit.beta / fit.alpha + code_bias(isa, m);
-        let scales = &m.scales()[2 * row * own..][..2 * own];
-        let zeros = &m.zeros()[row * own..][..own];
-        for (g, (bits, &zero)) in scales.chunks_exact(2).zip(zeros).enumerate() {
-            let scale = f16::from_le_bytes([bits[0], bits[1]]).to_f32();
-            self.scale[g] = scale;
-            self.centre[g] = scale * (middle - f32::from(zero));
-        }
-        self.codes.resize(stride, 0);
-        let planes: [&[u8]; 5] = std::array::from_fn(|p| {
-            let bytes = shape.row_bytes(p);
-            m.codes(p).get(row * bytes..(row + 1) * bytes).unwrap_or(&[])
-        });
-        let whole = shape.padded_cols() / RUN;
-        for run in 0..whole {
-            unpack(isa, shape.group, &planes, m.level().planes(), run, &mut self.codes[run * RUN..][..RUN]);
-        }
-        if whole * RUN < shape.padded_cols() {
-            // Half a run (groups of 32, an odd number of them): unpack from a padded copy.
-            let mut copies = [[0u8; 16]; 5];
-            for (p, plane) in planes.iter().enumerate() {
-                let from = whole * RUN * plane.len() / shape.padded_cols();
-                copies[p][..plane.len() - from].copy_from_slice(&plane[from..]);
-            }
-            let padded: [&[u8]; 5] = std::array::from_fn(|p| &copies[p][..]);
-            unpack(isa, shape.group, &padded, m.level().planes(), 0, &mut self.codes[whole * RUN..]);
-        }
-    }
-}
-
-/// Codes above 127 do not fit the signed dot product of some machines, which subtract 128; this is added back.
-fn code_bias(isa: Isa, m: &Nested) -> f32 {
+    let t = Tile::new(m, tile);
+    assert!(
+        x.group == t.group
+            && x.scale.len() * TILE_ROWS == t.zeros.len() * x.tokens
+            && sums.len() == tokens.len()
+            && tokens.iter().all(|&n| (n as usize) < x.tokens),
+        "activations that do not fit the matrix"
+    );
+    sums.fill([0.0; TILE_ROWS]);
     match isa.kind() {
+        Kind::Scalar => scalar::tile_times(&t, x, tokens, sums),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2::tile_times(isa, &t, x, tokens, sums),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => avx512::tile_times(isa, &t, x, tokens, sums),
         #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod if m.level().bits() == 8 => 128.0,
-        _ => {
-            let _ = m;
-            0.0
-        }
+        Kind::Dotprod => neon::tile_times(isa, &t, x, tokens, sums),
     }
-}
-
-/// Run `run` (64 weights) of a row, one byte per code. `planes` are the row's bytes.
-fn unpack(isa: Isa, group: usize, planes: &[&[u8]; 5], n: usize, run: usize, out: &mut [u8]) {
-    let out: &mut [u8; RUN] = out.try_into().expect("a whole run");
-    match isa.kind() {
-        Kind::Scalar => scalar::unpack(group, planes, n, run, out),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => x86::unpack_avx2(isa, group, planes, n, run, out),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => x86::unpack_avx512(isa, group, planes, n, run, out),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod => neon::unpack(group, planes, n, run, out),
-    }
-}
-
-/// `Σ_g scale_g · x.scale_g · Σ codes · q`.
-fn dot(isa: Isa, group: usize, codes: &[u8], scale: &[f32], x: &Token) -> f32 {
-    match isa.kind() {
-        Kind::Scalar => scalar::dot(group, codes, scale, x),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => x86::dot_avx2(isa, group, codes, scale, x),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => x86::dot_avx512(isa, group, codes, scale, x),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod => neon::dot(isa, group, codes, scale, x),
-    }
+    let alpha = m.fit().alpha;
+    sums.iter_mut().flatten().for_each(|sum| *sum *= alpha);
 }

@@ -1,18 +1,25 @@
 //! Matrix products: many matrices, many tokens, one job for the pool.
 //!
-//! A [`Product`] says which rows of an input go through a matrix and where the results go. Rows of the matrix are cut
-//! into tasks; a task writes the elements of its rows for every token and nothing else.
+//! A [`Product`] says which rows of an input go through a matrix and where the results go. Its matrix is cut into tasks of
+//! some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
 #![allow(unsafe_code)]
 
 use super::isa::{Isa, Kind};
 use super::math;
-use super::nested::{Activations, Row, row_times};
+use super::nested::{self, Activations};
 use super::pool::Pool;
-use crate::quant::{Matrix, Nested};
-use std::cell::RefCell;
+use crate::quant::{Matrix, TILE_ROWS};
+use std::sync::{Mutex, PoisonError};
 
-/// Rows of a matrix that are one task: long enough to hide the claim, short enough to balance.
-const TASK_ROWS: usize = 32;
+/// Weight bytes of a task, at least: long enough to hide the claim, short enough to balance.
+const TASK_BYTES: usize = 48 << 10;
+
+/// Tasks per thread where the work is small.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Tokens that a tile is multiplied with at a time: their activations stay in the second-level cache from one tile to
+/// the next, and merging a tile's planes again for each block costs little beside the products.
+const TOKEN_BLOCK: usize = 64;
 
 /// Activations that products read: plain, and quantized in the group sizes that the matrices in hand use.
 pub(super) struct Input<'a> {
@@ -21,15 +28,58 @@ pub(super) struct Input<'a> {
     pub(super) by_64: &'a Activations,
 }
 
+/// Values below this are quantized without waking anybody.
+const SERIAL_VALUES: usize = 16 << 10;
+
+/// Quantizes `tokens` rows of `cols` values, groups split among threads.
+pub(super) fn quantize(
+    pool: &Pool,
+    isa: Isa,
+    to: &mut Activations,
+    x: &[f32],
+    tokens: usize,
+    cols: usize,
+    group: usize,
+) {
+    to.reserve(tokens, cols, group);
+    let x = &x[..tokens * cols];
+    let one = |g: usize, part| {
+        isa.run(
+            #[inline(always)]
+            || Activations::quantize_group(part, x, cols, g, group),
+        )
+    };
+    if x.len() < SERIAL_VALUES {
+        return to.parts().enumerate().for_each(|(g, part)| one(g, part));
+    }
+    let parts: Vec<_> = to.parts().map(|part| Mutex::new(Some(part))).collect();
+    pool.run(parts.len(), &|g| {
+        let part = parts[g].lock().unwrap_or_else(PoisonError::into_inner).take();
+        part.into_iter().for_each(|part| one(g, part));
+    });
+}
+
 /// One matrix times some rows of an input.
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
+    /// With another matrix of the same size: the result is `silu(matrix · x) · (up · x)`.
+    pub(super) up: Option<&'a Matrix>,
     /// Rows of the input.
     pub(super) tokens: &'a [u32],
     pub(super) bias: Option<&'a [f32]>,
     /// Where the result of the n-th token goes: row `to[n]` of the output, or row n.
     pub(super) to: Option<&'a [u32]>,
     pub(super) out: Out,
+}
+
+impl Product<'_> {
+    fn tiles(&self) -> usize {
+        self.matrix.rows().div_ceil(TILE_ROWS)
+    }
+
+    fn bytes(&self) -> usize {
+        self.matrix.bytes() * (1 + usize::from(self.up.is_some()))
+    }
 }
 
 /// An output buffer that several tasks write disjoint elements of.
@@ -53,107 +103,126 @@ impl Out {
     }
 
     /// # Safety
-    /// The buffer is still borrowed for this `Out`, and nobody else touches the element meanwhile.
-    unsafe fn set(&self, row: usize, col: usize, value: f32) {
+    /// The buffer is still borrowed for this `Out`, and nobody else touches the elements meanwhile.
+    unsafe fn set(&self, row: usize, col: usize, values: &[f32]) {
         let i = row * self.stride + col;
-        assert!(i < self.len && col < self.stride, "element {col} of row {row} is outside the output");
+        assert!(
+            i + values.len() <= self.len && col + values.len() <= self.stride,
+            "columns {col}.. of row {row} are outside the output"
+        );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { *self.at.add(i) = value }
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()) }
     }
 }
 
-thread_local! {
-    static ROW: RefCell<Row> = RefCell::default();
-}
-
-/// Computes all products.
+/// Computes products `0..count`.
 ///
 /// # Safety
 /// Every `out` is a live, exclusively borrowed buffer, and no two (product, token) pairs write the same row of one.
-pub(super) unsafe fn run(pool: &Pool, isa: Isa, input: &Input, products: &[Product]) {
-    let tasks = |p: &Product| p.matrix.rows().div_ceil(TASK_ROWS);
-    let total = products.iter().map(tasks).sum();
+pub(super) unsafe fn run<'a>(
+    pool: &Pool,
+    isa: Isa,
+    input: &Input,
+    count: usize,
+    product: &(dyn Fn(usize) -> Product<'a> + Sync),
+) {
+    let (mut bytes, mut tiles) = (0, 0);
+    for p in (0..count).map(product) {
+        bytes += p.bytes();
+        tiles += p.tiles();
+    }
+    if tiles == 0 {
+        return;
+    }
+    let by_size = (TASK_BYTES * tiles).div_ceil(bytes.max(1));
+    let per_task = by_size.min(tiles.div_ceil(TASKS_PER_THREAD * pool.threads())).max(1);
+    let total = (0..count).map(|i| product(i).tiles().div_ceil(per_task)).sum();
     pool.run(total, &|mut task| {
-        for p in products {
-            if task < tasks(p) {
-                let rows = task * TASK_ROWS..((task + 1) * TASK_ROWS).min(p.matrix.rows());
-                let put = |row: usize, n: usize, value: f32| {
-                    let bias = p.bias.map_or(0.0, |b| b[row]);
-                    let to = p.to.map_or(n, |to| to[n] as usize);
-                    // SAFETY: the caller's promise; this task alone has these rows of the matrix.
-                    unsafe { p.out.set(to, row, value + bias) }
-                };
-                match p.matrix {
-                    Matrix::F32 { cols, data, .. } => {
-                        plain(isa, rows, *cols, data, input.plain, p.tokens, &put)
-                    }
-                    Matrix::Nested(m) => {
-                        let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
-                        nested(isa, rows, m, x, p.tokens, &put);
-                    }
-                }
-                return;
+        for p in (0..count).map(product) {
+            let tasks = p.tiles().div_ceil(per_task);
+            if task < tasks {
+                let tiles = task * per_task..((task + 1) * per_task).min(p.tiles());
+                // SAFETY: the caller's promise; this task alone has these rows of the matrix.
+                return isa.run(
+                    #[inline(always)]
+                    || unsafe { rows(isa, input, &p, tiles) },
+                );
             }
-            task -= tasks(p);
+            task -= tasks;
         }
     });
 }
 
-fn nested(
-    isa: Isa,
-    rows: std::ops::Range<usize>,
-    m: &Nested,
-    x: &Activations,
-    tokens: &[u32],
-    put: &dyn Fn(usize, usize, f32),
-) {
-    ROW.with_borrow_mut(|buffer| {
-        for row in rows {
-            row_times(isa, m, row, x, tokens, buffer, &mut |n, value| put(row, n, value));
+/// # Safety
+/// As [`run`], and nobody else computes these tiles.
+#[inline(always)]
+unsafe fn rows(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
+    let mut sums = [[0.0; TILE_ROWS]; TOKEN_BLOCK];
+    let mut ups = [[0.0; TILE_ROWS]; TOKEN_BLOCK];
+    for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
+        for tile in tiles.clone() {
+            let (sums, ups) = (&mut sums[..tokens.len()], &mut ups[..tokens.len()]);
+            tile_times(isa, input, p.matrix, tile, tokens, sums);
+            let first = tile * TILE_ROWS;
+            let n = TILE_ROWS.min(p.matrix.rows() - first);
+            if let Some(up) = p.up {
+                tile_times(isa, input, up, tile, tokens, ups);
+                sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
+            }
+            if let Some(bias) = p.bias {
+                let bias = &bias[first..first + n];
+                sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                let i = block * TOKEN_BLOCK + i;
+                let to = p.to.map_or(i, |to| to[i] as usize);
+                // SAFETY: the caller's promise.
+                unsafe { p.out.set(to, first, &sums[..n]) }
+            }
         }
-    });
-}
-
-fn plain(
-    isa: Isa,
-    rows: std::ops::Range<usize>,
-    cols: usize,
-    w: &[f32],
-    x: &[f32],
-    tokens: &[u32],
-    put: &dyn Fn(usize, usize, f32),
-) {
-    isa.run(
-        #[inline(always)]
-        || match isa.kind() {
-            Kind::Scalar => plain_with::<false>(rows, cols, w, x, tokens, put),
-            _ => plain_with::<true>(rows, cols, w, x, tokens, put),
-        },
-    );
+    }
 }
 
 #[inline(always)]
-fn plain_with<const FMA: bool>(
-    rows: std::ops::Range<usize>,
-    cols: usize,
-    w: &[f32],
-    x: &[f32],
+fn tile_times(
+    isa: Isa,
+    input: &Input,
+    matrix: &Matrix,
+    tile: usize,
     tokens: &[u32],
-    put: &dyn Fn(usize, usize, f32),
+    sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let x = |n: usize| &x[tokens[n] as usize * cols..][..cols];
-    // Four tokens share a pass over a row; the rows of the task stay in cache from one four to the next.
-    let mut n = 0;
-    while n + 4 <= tokens.len() {
-        for row in rows.clone() {
-            let sums = math::dot_4::<FMA>(&w[row * cols..][..cols], [x(n), x(n + 1), x(n + 2), x(n + 3)]);
-            sums.into_iter().enumerate().for_each(|(i, sum)| put(row, n + i, sum));
+    match matrix {
+        Matrix::Nested(m) => {
+            let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
+            nested::times(isa, m, tile, x, tokens, sums);
         }
-        n += 4;
+        Matrix::F32 { rows, cols, data } => {
+            let first = tile * TILE_ROWS;
+            let n = TILE_ROWS.min(rows - first);
+            let w = &data[first * cols..(first + n) * cols];
+            match isa.kind() {
+                Kind::Scalar => plain::<false>(w, *cols, input.plain, tokens, sums),
+                _ => plain::<true>(w, *cols, input.plain, tokens, sums),
+            }
+        }
     }
-    for n in n..tokens.len() {
-        for row in rows.clone() {
-            put(row, n, math::dot::<FMA>(&w[row * cols..][..cols], x(n)));
+}
+
+#[inline(always)]
+fn plain<const FMA: bool>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+    let x = |n: u32| &x[n as usize * cols..][..cols];
+    // Four tokens share a pass over a row; the rows stay in cache from one four to the next.
+    let (mut tokens, mut sums) = (tokens.chunks_exact(4), sums.chunks_exact_mut(4));
+    for (t, sums) in tokens.by_ref().zip(sums.by_ref()) {
+        for (row, w) in w.chunks_exact(cols).enumerate() {
+            let four = math::dot_4::<FMA>(w, [x(t[0]), x(t[1]), x(t[2]), x(t[3])]);
+            sums.iter_mut().zip(four).for_each(|(sums, value)| sums[row] = value);
+        }
+    }
+    for (&t, sums) in tokens.remainder().iter().zip(sums.into_remainder()) {
+        for (row, w) in w.chunks_exact(cols).enumerate() {
+            sums[row] = math::dot::<FMA>(w, x(t));
         }
     }
 }

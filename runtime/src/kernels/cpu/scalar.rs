@@ -1,39 +1,115 @@
-//! Unpacking and dot products without special instructions: what every other instruction set must agree with.
+//! Tile products without special instructions: what every other instruction set must agree with. Written in loops that
+//! compilers vectorise, for machines that have nothing better.
 
-use super::nested::{RUN, Token};
-use crate::quant::PLANE_BITS;
+#![allow(unsafe_code)]
 
-/// One byte per code of run `run`.
-pub(super) fn unpack(group: usize, planes: &[&[u8]; 5], n: usize, run: usize, out: &mut [u8; RUN]) {
-    out.fill(0);
-    for (plane, bits) in planes[..n].iter().zip(PLANE_BITS) {
-        let bytes = &plane[run * RUN * bits as usize / 8..][..RUN * bits as usize / 8];
-        if bits == 2 {
-            let quarter = group / 4;
-            for (out, bytes) in out.chunks_exact_mut(group).zip(bytes.chunks_exact(quarter)) {
-                for (k, out) in out.chunks_exact_mut(quarter).enumerate() {
-                    for (code, byte) in out.iter_mut().zip(bytes) {
-                        *code = *code << 2 | byte >> (2 * k) & 3;
-                    }
-                }
-            }
-        } else {
-            for (out, byte) in out.chunks_exact_mut(8).zip(bytes) {
-                for (i, code) in out.iter_mut().enumerate() {
-                    *code = *code << 1 | byte >> i & 1;
-                }
+use super::attention::{Cell, Lanes};
+use super::nested::{Activations, Tile};
+use crate::quant::{PLANE_BITS, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// The codes of unit `u`, one byte each.
+pub(super) fn unpack(t: &Tile, u: usize, out: &mut [[u8; VECTOR]; VECTORS]) {
+    *out = [[0; VECTOR]; VECTORS];
+    for (p, bits) in PLANE_BITS.into_iter().enumerate().take(t.level) {
+        let bytes = &t.planes[p][u * unit_bytes(p)..][..unit_bytes(p)];
+        for (j, out) in out.iter_mut().enumerate() {
+            if bits == 2 {
+                let half = &bytes[VECTOR * (j % 2)..][..VECTOR];
+                out.iter_mut().zip(half).for_each(|(c, b)| *c = *c << 2 | b >> (j / 2 * 2) & 3);
+            } else {
+                out.iter_mut().zip(bytes).for_each(|(c, b)| *c = *c << 1 | b >> j & 1);
             }
         }
     }
 }
 
-/// `Σ_g scale_g · x.scale_g · Σ codes · q`, groups in order.
-pub(super) fn dot(group: usize, codes: &[u8], scale: &[f32], x: &Token) -> f32 {
-    let groups = codes.chunks_exact(group).zip(x.q.chunks_exact(group));
-    let mut sum = 0.0;
-    for ((codes, q), (s, a)) in groups.zip(scale.iter().zip(x.scale)) {
-        let dot: i32 = codes.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum();
-        sum += s * a * dot as f32;
+/// Adds `Σ codes · q` of a unit to each row's sum.
+#[inline(always)]
+pub(super) fn dots(codes: &[[u8; VECTOR]; VECTORS], q: &[i8], dots: &mut [i32; TILE_ROWS]) {
+    for (codes, q) in codes.iter().zip(q.chunks_exact(4)) {
+        for row in 0..TILE_ROWS {
+            for c in 0..4 {
+                dots[row] += i32::from(codes[4 * row + c]) * i32::from(q[c]);
+            }
+        }
     }
-    sum
+}
+
+/// Adds a group's dot products to the sums: `s · (step · a · dot + (middle − zero) · sum)`.
+#[inline(always)]
+pub(super) fn add(
+    t: &Tile,
+    g: usize,
+    dots: &[i32; TILE_ROWS],
+    a: f32,
+    sum: f32,
+    sums: &mut [f32; TILE_ROWS],
+) {
+    let (scales, zeros) =
+        (&t.scales[2 * g * TILE_ROWS..][..2 * TILE_ROWS], &t.zeros[g * TILE_ROWS..][..TILE_ROWS]);
+    for row in 0..TILE_ROWS {
+        let scale = f16::from_le_bytes([scales[2 * row], scales[2 * row + 1]]).to_f32();
+        let centre = (t.middle - f32::from(zeros[row])) * sum;
+        sums[row] += scale * (dots[row] as f32 * (t.step * a) + centre);
+    }
+}
+
+pub(super) fn tile_times(t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+    let units = t.group / UNIT_COLS;
+    let mut codes = [[[0u8; VECTOR]; VECTORS]; 2];
+    for g in 0..t.zeros.len() / TILE_ROWS {
+        codes[..units].iter_mut().enumerate().for_each(|(u, codes)| unpack(t, g * units + u, codes));
+        let (q, scale, sum) = x.group(g);
+        for (&n, sums) in tokens.iter().zip(&mut *sums) {
+            let n = n as usize;
+            let q = &q[n * t.group..][..t.group];
+            let mut total = [0i32; TILE_ROWS];
+            codes[..units]
+                .iter()
+                .zip(q.chunks_exact(UNIT_COLS))
+                .for_each(|(codes, q)| dots(codes, q, &mut total));
+            add(t, g, &total, scale[n], sum[n], sums);
+        }
+    }
+}
+
+/// Sixteen floats, for compilers to vectorise.
+#[derive(Clone, Copy)]
+pub(super) struct Lanes16([f32; 16]);
+
+impl Lanes for Lanes16 {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Lanes16([x; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn load<T: Cell>(at: *const T) -> Self {
+        // SAFETY: sixteen numbers of either type, by the caller's promise.
+        unsafe {
+            if T::HALF {
+                let halves = at.cast::<[f16; 16]>().read_unaligned();
+                let mut out = [0.0; 16];
+                halves.convert_to_f32_slice(&mut out);
+                Lanes16(out)
+            } else {
+                Lanes16(at.cast::<[f32; 16]>().read_unaligned())
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<[f32; 16]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_plus(self, x: f32, sum: Self) -> Self {
+        let mut out = sum;
+        out.0.iter_mut().zip(self.0).for_each(|(o, a)| *o += a * x);
+        out
+    }
 }

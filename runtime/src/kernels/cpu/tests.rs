@@ -16,7 +16,7 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
 }
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+    CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true }).unwrap()
 }
 
 #[test]
@@ -100,33 +100,72 @@ fn plain_products_add_their_bias() {
     }
 }
 
+/// Attention in f64, position by position.
+fn attention_formula(
+    shape: &Attention,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    pos: usize,
+    t: usize,
+) -> Vec<f64> {
+    let (dim, share) = (shape.head_dim, shape.heads / shape.kv_heads);
+    let seen = shape.window.map_or(0, |w| (pos + t + 1).saturating_sub(w))..=pos + t;
+    let mut out = Vec::new();
+    for h in 0..shape.heads {
+        let at = |p: usize| p * shape.kv_heads * dim + h / share * dim;
+        let q = &q[(t * shape.heads + h) * dim..][..dim];
+        let dot = |p: usize| -> f64 { (0..dim).map(|i| f64::from(q[i]) * f64::from(k[at(p) + i])).sum() };
+        let weights: Vec<f64> = seen.clone().map(|p| (dot(p) * f64::from(shape.scale)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for i in 0..dim {
+            let sum: f64 = seen.clone().zip(&weights).map(|(p, w)| w * f64::from(v[at(p) + i])).sum();
+            out.push(sum / total);
+        }
+    }
+    out
+}
+
 #[test]
-fn attention_is_the_formula() {
-    let shape = Attention { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, window: Some(3) };
-    let (pos, tokens) = (2, 4);
-    let (q, k, v) = (values(tokens * 24, 1), values(6 * 12, 2), values(6 * 12, 3));
-    for isa in Isa::available() {
-        let b = backend(isa, 2);
-        let mut kv = b.alloc_kv(8, 12).unwrap();
-        b.write_kv(&mut kv, 0, 6, &k, &v);
-        let mut out = vec![0.0; tokens * 24];
-        b.attention(&q, &kv, pos, tokens, &shape, &mut out);
-        for t in 0..tokens {
-            for h in 0..4 {
-                let seen = (pos + t).saturating_sub(2)..=pos + t;
-                let at = |p: usize| p * 12 + h / 2 * 6;
-                let score = |p: usize| -> f64 {
-                    (0..6).map(|i| f64::from(q[t * 24 + h * 6 + i] * k[at(p) + i])).sum::<f64>() * 0.4
-                };
-                let total: f64 = seen.clone().map(|p| score(p).exp()).sum();
-                for i in 0..6 {
-                    let want: f64 =
-                        seen.clone().map(|p| score(p).exp() / total * f64::from(v[at(p) + i])).sum();
-                    assert!((f64::from(out[t * 24 + h * 6 + i]) - want).abs() < 1e-5, "{isa} {t} {h} {i}");
+fn attention_is_the_formula_alone_and_among_others() {
+    let mut chunked = 0;
+    for (heads, kv_heads, head_dim, window, pos, tokens) in [
+        (4, 2, 6, Some(3), 2, 4),
+        (2, 2, 16, None, 0, 70),
+        (4, 1, 80, None, 61, 5),
+        (3, 3, 64, Some(100), 1000, 33),
+        (8, 1, 24, None, 2100, 3),
+    ] {
+        let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window };
+        let (all, width) = (pos + tokens, kv_heads * head_dim);
+        let (k, v) = (values(all * width, 2), values(all * width, 3));
+        let q = values(tokens * heads * head_dim, 1);
+        for isa in Isa::available() {
+            for single in [true, false] {
+                let options = CpuOptions { threads: 2, isa: Some(isa), kv_single: single };
+                let b = CpuBackend::new(options).unwrap();
+                let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
+                b.write_kv(&mut kv, 0, all, &k, &v);
+                let mut out = vec![f32::NAN; q.len()];
+                b.attention(&q, &kv, pos, tokens, &shape, &mut out);
+                let bound = if single { 1e-5 } else { 4e-3 };
+                for (t, out) in out.chunks_exact(heads * head_dim).enumerate() {
+                    let want = attention_formula(&shape, (&q, &k, &v), pos, t);
+                    for (got, want) in out.iter().zip(want) {
+                        assert!(
+                            (f64::from(*got) - want).abs() < bound,
+                            "{isa} {shape:?} token {t}: {got} {want}"
+                        );
+                    }
+                    // A lone token's threads share the chunks of a long cache: the same numbers to the last bit.
+                    let mut one = vec![f32::NAN; heads * head_dim];
+                    let q = q[t * heads * head_dim..][..heads * head_dim].to_vec();
+                    b.attention(&q, &kv, pos + t, 1, &shape, &mut one);
+                    assert_eq!(one, out, "{isa} {shape:?} token {t}");
+                    chunked += usize::from(pos + t > 1024);
                 }
             }
         }
     }
+    assert!(chunked > 0, "no case was longer than a chunk");
 }
 
 #[test]
