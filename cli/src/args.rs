@@ -1,5 +1,6 @@
 //! The command line, and what `--help` says of it.
 
+use crate::streaming::StreamArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dollop::quant::Level;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub enum Command {
     Run(RunArgs),
     Convert(ConvertArgs),
     Inspect(InspectArgs),
+    Plan(PlanArgs),
     Eval(EvalArgs),
     Bench(BenchArgs),
 }
@@ -151,6 +153,21 @@ pub struct InspectArgs {
     pub verify: bool,
 }
 
+/// Shows how a memory budget would be spent, before anything is loaded: what fits, and how much a token would read.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json"
+)]
+pub struct PlanArgs {
+    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    pub model: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
 /// Measures a model: logits of given tokens, or perplexity of a text.
 ///
 /// A text is cut into windows of up to 512 tokens; the first token of each window is not scored. Bits per byte count the
@@ -223,6 +240,8 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
+    #[command(flatten)]
+    pub stream: StreamArgs,
 }
 
 #[derive(Args, Clone)]
@@ -257,7 +276,7 @@ pub struct SamplingArgs {
     pub stop: Vec<String>,
 }
 
-fn level(text: &str) -> Result<Level, String> {
+pub fn level(text: &str) -> Result<Level, String> {
     text.parse().ok().and_then(Level::from_bits).ok_or_else(|| "levels are 2, 3, 4, 6 and 8 bits".into())
 }
 
@@ -269,7 +288,15 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
 
 impl EngineArgs {
     pub fn options(&self) -> dollop::EngineOptions {
-        dollop::EngineOptions { threads: self.threads, level: self.level, isa: self.isa }
+        let mut options = dollop::EngineOptions {
+            threads: self.threads,
+            level: self.level,
+            isa: self.isa,
+            context: self.ctx,
+            ..Default::default()
+        };
+        self.stream.apply(&mut options);
+        options
     }
 }
 
@@ -285,7 +312,14 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             seed: self.seed,
         };
-        dollop::GenerateOptions { max_tokens, sampling, stop: self.stop.clone(), ignore_eos: false, cancel }
+        dollop::GenerateOptions {
+            max_tokens,
+            sampling,
+            stop: self.stop.clone(),
+            ignore_eos: false,
+            target_tps: None,
+            cancel,
+        }
     }
 }
 

@@ -27,11 +27,12 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.repeat == 0 || args.prompt + args.generate == 0 {
         return Err("there is nothing to measure: -r and one of -p and -n must be above zero".into());
     }
-    let engine = locate::open(args.model.as_deref(), &args.engine)?;
+    let context = args.engine.ctx.unwrap_or(args.prompt.max(args.generate + 1));
+    let mut options = args.engine.options();
+    options.context = Some(context);
+    let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
     let info = engine.info();
-    let context = args.prompt.max(args.generate + 1);
-    let mut session =
-        engine.session(SessionOptions { context: Some(args.engine.ctx.unwrap_or(context)), chunk: None })?;
+    let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;
     // Tokens spread over the vocabulary, so that routing sees different inputs.
     let tokens: Vec<u32> = (0..args.prompt.max(1) as u64)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)

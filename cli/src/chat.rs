@@ -3,6 +3,7 @@
 use crate::args::{ChatArgs, OverflowArg};
 use crate::output::{bytes, count, peak_memory, read_text};
 use crate::run::footer;
+use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::template::Message;
 use dollop::{Chat, Event, Outcome, Overflow, SessionOptions};
@@ -31,12 +32,14 @@ struct Saved {
 struct Talk<'a> {
     args: &'a ChatArgs,
     chat: Chat,
+    /// Where the last answer began to stream.
+    mark: Option<Mark>,
     last: Option<Outcome>,
     answers: usize,
 }
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let engine = locate::open(args.model.as_deref(), &args.engine)?;
+    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine)?;
     let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let overflow = match args.overflow {
         OverflowArg::Error => Overflow::Error,
@@ -52,8 +55,9 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         }
         chat.restore(saved.messages);
     }
-    let talk = Talk { args, chat, last: None, answers: 0 };
-    if std::io::stdin().is_terminal() { talk.interactive() } else { talk.lines() }
+    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0 };
+    if std::io::stdin().is_terminal() { talk.interactive() } else { talk.lines() }?;
+    watch.finish()
 }
 
 impl Talk<'_> {
@@ -109,7 +113,7 @@ impl Talk<'_> {
                         false => Ok(false),
                     };
                     let done = match done {
-                        Ok(false) => self.say(line).map(|outcome| eprintln!("{}", footer(&outcome))),
+                        Ok(false) => self.say(line).map(|outcome| eprintln!("{}", self.footer(&outcome))),
                         Ok(true) => Ok(()),
                         Err(e) => Err(e),
                     };
@@ -144,6 +148,8 @@ impl Talk<'_> {
         let mut options = self.args.sampling.options(self.args.max_tokens, cancel);
         // A fixed seed must not give every turn the same dice.
         options.sampling.seed = options.sampling.seed.wrapping_add(self.answers as u64);
+        options.target_tps = self.args.engine.stream.target_tps;
+        self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = std::io::stdout().lock();
         let mut broken = None;
         let outcome = ask(&mut self.chat, &options, &mut |event| {
@@ -185,6 +191,16 @@ impl Talk<'_> {
         Ok(true)
     }
 
+    /// One line about an answer, with what streaming did.
+    fn footer(&self, outcome: &Outcome) -> String {
+        let line = footer(outcome);
+        let tokens = outcome.prompt_tokens - outcome.reused_tokens + outcome.tokens.len();
+        match &self.mark {
+            Some(mark) => format!("{line} {}", mark.line(self.chat.session().engine(), tokens)),
+            None => line,
+        }
+    }
+
     fn stats(&self) {
         let session = self.chat.session();
         let info = session.engine().info();
@@ -201,6 +217,10 @@ impl Talk<'_> {
         }
         if let Some(last) = &self.last {
             eprintln!("last answer: {}", footer(last));
+            let tokens = last.prompt_tokens - last.reused_tokens + last.tokens.len();
+            if let Some(mark) = &self.mark {
+                eprintln!("{}", mark.report(session.engine(), tokens));
+            }
         }
     }
 

@@ -11,20 +11,25 @@ use std::io::Write;
 const WINDOW: usize = 512;
 
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
-    let engine = if args.reference {
+    let mut options = args.engine.options();
+    options.context = options.context.or(args.text.as_ref().map(|_| WINDOW)).or(Some(args.tokens.len()));
+    let (engine, watch) = if args.reference {
         let model = args
             .model
             .as_deref()
             .ok_or("--reference needs the source model: a Hugging Face folder or a GGUF file")?;
-        Engine::open_reference(model, &args.engine.options())?
+        let engine = Engine::open_reference(model, &options)?;
+        let watch = args.engine.stream.watch(&engine, &options)?;
+        (engine, watch)
     } else {
-        locate::open(args.model.as_deref(), &args.engine)?
+        locate::open_with(args.model.as_deref(), &args.engine, options)?
     };
     match (&args.text, &args.logits) {
         (Some(path), _) => text(args, &engine, &read_text(path)?),
         (None, Some(out)) => logits(args, &engine, out),
         (None, None) => unreachable!("clap asks for one of them"),
-    }
+    }?;
+    watch.finish()
 }
 
 fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(), Failure> {

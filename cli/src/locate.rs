@@ -2,19 +2,31 @@
 
 use crate::args::EngineArgs;
 use crate::output::Bar;
+use crate::streaming::Watch;
 use crate::{Failure, interrupt};
-use dollop::Engine;
 use dollop::convert::{ConvertOptions, cached};
+use dollop::{Engine, EngineOptions};
 use std::env;
 use std::path::{Path, PathBuf};
 
 /// The file name of the model that comes with Dollop.
 const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
 
-/// Opens a model, converting it first if it is a foreign one.
-pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<Engine, Failure> {
+/// Opens a model, converting it first if it is a foreign one. The second part writes what was asked for at the end.
+pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<(Engine, Watch), Failure> {
+    open_with(model, args, args.options())
+}
+
+/// [`open`] with options that differ from what was typed.
+pub fn open_with(
+    model: Option<&Path>,
+    args: &EngineArgs,
+    options: EngineOptions,
+) -> Result<(Engine, Watch), Failure> {
     let path = dollop_file(model)?;
-    Ok(Engine::open(&path, &args.options())?)
+    let engine = Engine::open(&path, &options)?;
+    let watch = args.stream.watch(&engine, &options)?;
+    Ok((engine, watch))
 }
 
 /// The Dollop file for what was typed.

@@ -12,7 +12,9 @@ mod inspect;
 mod interrupt;
 mod locate;
 mod output;
+mod plan;
 mod run;
+mod streaming;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args),
     };

@@ -2,6 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::output::{peak_memory, read_text};
+use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::{Chat, Event, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::Write;
@@ -12,10 +13,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         (None, Some(path)) => read_text(path)?,
         (None, None) => unreachable!("clap asks for one of them"),
     };
-    let engine = locate::open(args.model.as_deref(), &args.engine)?;
+    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine)?;
     let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let (cancel, _guard) = interrupt::cancellable();
-    let options = args.sampling.options(args.max_tokens, cancel);
+    let mut options = args.sampling.options(args.max_tokens, cancel);
+    options.target_tps = args.engine.stream.target_tps;
+    let mark = Mark::now(&engine);
     let mut stdout = std::io::stdout().lock();
     let mut broken = None;
     let mut show = |event: Event| {
@@ -37,13 +40,21 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if let Some(e) = broken {
         return Err(e.into());
     }
+    let tokens = outcome.prompt_tokens - outcome.reused_tokens + outcome.tokens.len();
     if args.json {
-        writeln!(stdout, "{}", json(&engine, &outcome)?)?;
-        return Ok(());
+        let mut json = json(&engine, &outcome)?;
+        if let Some(mark) = &mark {
+            json["stream"] = mark.json(&engine, tokens);
+        }
+        writeln!(stdout, "{json}")?;
+        return watch.finish();
     }
     writeln!(stdout)?;
     eprintln!("{}", footer(&outcome));
-    Ok(())
+    if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
+        eprintln!("{}\n{}", engine.info().mode, mark.report(&engine, tokens));
+    }
+    watch.finish()
 }
 
 fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value, Failure> {

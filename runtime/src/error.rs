@@ -51,6 +51,18 @@ pub enum Error {
         /// Tokens that the KV cache holds.
         limit: usize,
     },
+    /// The memory budget cannot work for this model.
+    #[error(
+        "a memory budget of {} is too small: {} are needed at least{hint}", mega(*budget), mega(*smallest)
+    )]
+    Budget {
+        /// Bytes that were given.
+        budget: u64,
+        /// The smallest budget that works, in bytes.
+        smallest: u64,
+        /// What would lower it, for people; begins with punctuation or is empty.
+        hint: String,
+    },
     /// The caller cancelled a long operation that has nothing to return.
     #[error("cancelled")]
     Cancelled,
@@ -58,6 +70,11 @@ pub enum Error {
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn mega(bytes: u64) -> String {
+    // Rounded up: a number that is asked for must be enough.
+    format!("{}M", bytes.div_ceil(1 << 20))
+}
 
 fn prefix(path: &Option<PathBuf>) -> String {
     path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display()))

@@ -1,11 +1,12 @@
-//! The port between the model and whatever provides experts.
+//! The port between the model and whatever provides experts, and where experts lie in a file.
 //!
 //! The model asks for the experts of a layer and computes each one when the source hands it over; it never learns
 //! whether the weights were resident, mapped or just read. [`AllResident`] is the trivial source and, because results
 //! may not depend on the source (R2), the oracle for every other one.
 
+use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::quant::{Level, Matrix};
+use crate::quant::{Fits, Level, Matrix, Nested, PLANES, Shape};
 
 /// The weights of one expert: `down · (act(gate · x) ⊙ (up · x))`.
 #[derive(Clone, Debug)]
@@ -23,8 +24,10 @@ pub struct Expert {
 pub struct Wanted {
     /// The expert within the layer.
     pub expert: u32,
-    /// Its gate weights summed over those tokens: how much its precision matters.
+    /// Its gate weights summed over those tokens.
     pub gate: f32,
+    /// The squares of its gate weights summed over those tokens: how much its error counts in the layer's output.
+    pub energy: f32,
     /// How many of the tokens chose it.
     pub tokens: u32,
 }
@@ -45,6 +48,105 @@ pub trait ExpertSource: Send + Sync {
 
     /// The level at which `serve` hands out experts, where that is one fixed level.
     fn level(&self) -> Option<Level>;
+
+    /// Whether each expert of a layer could be handed out without reading anything. All of them, unless said otherwise.
+    fn resident(&self, layer: usize, out: &mut [bool]) {
+        let _ = layer;
+        out.fill(true);
+    }
+
+    /// What the next call for `layer` will probably want. Changes no result, only what is in memory by then.
+    fn hint(&self, layer: usize, wanted: &[Wanted]) {
+        let _ = (layer, wanted);
+    }
+}
+
+impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
+    fn serve(
+        &self,
+        layer: usize,
+        wanted: &[Wanted],
+        compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+    ) -> Result<()> {
+        (**self).serve(layer, wanted, compute)
+    }
+
+    fn level(&self) -> Option<Level> {
+        (**self).level()
+    }
+
+    fn resident(&self, layer: usize, out: &mut [bool]) {
+        (**self).resident(layer, out);
+    }
+
+    fn hint(&self, layer: usize, wanted: &[Wanted]) {
+        (**self).hint(layer, wanted);
+    }
+}
+
+/// One plane of all experts of a layer, as it lies in a file.
+#[derive(Clone, Debug)]
+pub struct PlaneSlabs {
+    /// Where the slab of expert 0 begins.
+    pub offset: u64,
+    /// From one slab to the next: the bytes of a slab, padding included.
+    pub stride: usize,
+    /// CRC-32 of every expert's slab, padding included.
+    pub checksums: Vec<u32>,
+}
+
+/// Where the experts of one layer lie, and what their bits mean.
+#[derive(Clone, Debug)]
+pub struct LayerExperts {
+    /// Of gate, up and down, which lie in a slab in this order.
+    pub shapes: [Shape; 3],
+    /// Corrections of every expert's gate, up and down.
+    pub fits: Vec<[Fits; 3]>,
+    /// Squared error of every expert at every level, relative to its weights' energy, averaged over its three matrices.
+    pub errors: Vec<[f32; PLANES]>,
+    /// The planes stored, lowest first.
+    pub planes: Vec<PlaneSlabs>,
+}
+
+impl LayerExperts {
+    /// Number of experts.
+    pub fn count(&self) -> usize {
+        self.fits.len()
+    }
+
+    /// The highest level stored.
+    pub fn level(&self) -> Level {
+        Level::ALL[self.planes.len() - 1]
+    }
+
+    /// Bytes of one expert's plane `p` in memory.
+    pub fn plane_bytes(&self, p: usize) -> usize {
+        self.planes[p].stride
+    }
+
+    /// Bytes of one expert at `level`.
+    pub fn expert_bytes(&self, level: Level) -> usize {
+        (0..level.planes()).map(|p| self.plane_bytes(p)).sum()
+    }
+
+    /// An expert whose slabs are in memory, at the level that they complete.
+    ///
+    /// # Errors
+    /// `Malformed` where a slab is too short.
+    pub fn view(&self, expert: usize, slabs: &[Bytes]) -> Result<Expert> {
+        let matrix = |m: usize| -> Result<Matrix> {
+            let planes = slabs.iter().enumerate().map(|(p, slab)| {
+                let lens = self.shapes.map(|shape| shape.plane(p).len);
+                let from: usize = lens[..m].iter().sum();
+                slab.slice(from..from + lens[m]).ok_or_else(|| {
+                    crate::error::Error::malformed(format!("plane {p}"), "a slab is too short")
+                })
+            });
+            let planes = planes.collect::<Result<_>>()?;
+            Ok(Matrix::Nested(Nested::new(self.shapes[m], planes, self.fits[expert][m])?))
+        };
+        Ok(Expert { gate: matrix(0)?, up: matrix(1)?, down: matrix(2)? })
+    }
 }
 
 /// Every expert of every layer, in memory or mapped.

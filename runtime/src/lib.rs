@@ -6,6 +6,7 @@
 #![allow(rustdoc::private_intra_doc_links)]
 
 mod bytes;
+mod cache;
 pub mod convert;
 mod error;
 pub mod experts;
@@ -15,16 +16,18 @@ pub mod kernels;
 pub mod model;
 pub mod quant;
 pub mod sampler;
+pub mod sched;
 mod session;
-mod store;
+pub mod store;
 mod telemetry;
 pub mod template;
 pub mod tokenizer;
 
 pub use bytes::Bytes;
 pub use error::{Error, Result};
+pub use model::routing::Routing;
 pub use session::{
-    Chat, Engine, EngineOptions, Event, GenerateOptions, ModelInfo, Outcome, Overflow, Session,
-    SessionOptions, SpecialTokens, StopReason,
+    Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow,
+    Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
 };
-pub use telemetry::{CancelToken, Progress};
+pub use telemetry::{CancelToken, Progress, StreamStats, Trace, Track};

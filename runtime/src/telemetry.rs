@@ -1,7 +1,8 @@
-//! How long work reports on itself and is stopped. Knows nothing of the work.
+//! How long work reports on itself and is stopped: progress, counters, traces. Knows nothing of the work.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Asks a running operation to stop; may be used from any thread, any number of times. Clones share the request.
 #[derive(Clone, Debug, Default)]
@@ -33,4 +34,163 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
+}
+
+/// What a streaming engine has done since it was opened. Differences of two snapshots describe what lies between.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct StreamStats {
+    /// Layers served, and of those, in how many every expert was there already.
+    pub servings: u64,
+    /// See `servings`.
+    pub servings_without_reads: u64,
+    /// Planes wanted, lowest first.
+    pub planes_wanted: [u64; 5],
+    /// Of those, resident.
+    pub planes_hit: [u64; 5],
+    /// Bytes read because they were wanted.
+    pub bytes_wanted: u64,
+    /// Bytes read ahead of need.
+    pub bytes_ahead: u64,
+    /// Reads of planes that added to an expert already in part resident.
+    pub upgrades: u64,
+    /// Planes given up above the base.
+    pub downgrades: u64,
+    /// Bases given up.
+    pub evictions: u64,
+    /// Bytes moved to bring free pieces together.
+    pub bytes_moved: u64,
+    /// Gate mass, and gate mass times bits: their quotient is the mean precision.
+    pub gate_mass: f64,
+    /// See `gate_mass`.
+    pub gate_mass_bits: f64,
+    /// Nanoseconds spent computing experts.
+    pub compute_ns: u64,
+    /// Nanoseconds in which computing waited for reads.
+    pub wait_ns: u64,
+    /// Nanoseconds that lanes spent reading, summed over lanes.
+    pub lane_ns: u64,
+    /// Reads that had to be repeated.
+    pub retries: u64,
+    /// A hash of every decision made: equal for equal inputs (R3).
+    pub decisions: u64,
+}
+
+impl StreamStats {
+    /// Mean bits of the experts computed, by gate mass.
+    pub fn mean_bits(&self) -> f64 {
+        if self.gate_mass > 0.0 { self.gate_mass_bits / self.gate_mass } else { 0.0 }
+    }
+
+    /// Share of the planes wanted that were resident.
+    pub fn hit_rate(&self) -> f64 {
+        let sum = |planes: &[u64; 5]| planes.iter().sum::<u64>() as f64;
+        let wanted = sum(&self.planes_wanted);
+        if wanted > 0.0 { sum(&self.planes_hit) / wanted } else { 1.0 }
+    }
+
+    /// What was done since an earlier snapshot. The hash of decisions is the later one.
+    #[must_use]
+    pub fn since(&self, earlier: &StreamStats) -> StreamStats {
+        let planes = |now: &[u64; 5], then: &[u64; 5]| std::array::from_fn(|p| now[p] - then[p]);
+        StreamStats {
+            servings: self.servings - earlier.servings,
+            servings_without_reads: self.servings_without_reads - earlier.servings_without_reads,
+            planes_wanted: planes(&self.planes_wanted, &earlier.planes_wanted),
+            planes_hit: planes(&self.planes_hit, &earlier.planes_hit),
+            bytes_wanted: self.bytes_wanted - earlier.bytes_wanted,
+            bytes_ahead: self.bytes_ahead - earlier.bytes_ahead,
+            upgrades: self.upgrades - earlier.upgrades,
+            downgrades: self.downgrades - earlier.downgrades,
+            evictions: self.evictions - earlier.evictions,
+            bytes_moved: self.bytes_moved - earlier.bytes_moved,
+            gate_mass: self.gate_mass - earlier.gate_mass,
+            gate_mass_bits: self.gate_mass_bits - earlier.gate_mass_bits,
+            compute_ns: self.compute_ns - earlier.compute_ns,
+            wait_ns: self.wait_ns - earlier.wait_ns,
+            lane_ns: self.lane_ns - earlier.lane_ns,
+            retries: self.retries - earlier.retries,
+            decisions: self.decisions,
+        }
+    }
+}
+
+/// Where a span of a trace is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Track {
+    /// A thread that computes.
+    Compute(usize),
+    /// An I/O lane.
+    Lane(usize),
+}
+
+impl Track {
+    fn id(self) -> usize {
+        match self {
+            Track::Compute(i) => i,
+            Track::Lane(i) => 1000 + i,
+        }
+    }
+}
+
+struct Span {
+    track: Track,
+    name: String,
+    start: Duration,
+    length: Duration,
+}
+
+/// Spans kept at most: a trace that is forgotten must not fill the memory (about 100 bytes each).
+const MAX_SPANS: usize = 1 << 18;
+
+/// A record of who did what when, for a trace viewer.
+pub struct Trace {
+    start: Instant,
+    spans: Mutex<Vec<Span>>,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Trace { start: Instant::now(), spans: Mutex::default() }
+    }
+}
+
+impl Trace {
+    /// Records what `track` has done from `from` until now.
+    pub fn span(&self, track: Track, from: Instant, name: impl FnOnce() -> String) {
+        let length = from.elapsed();
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        if spans.len() < MAX_SPANS {
+            spans.push(Span {
+                track,
+                name: name(),
+                start: from.saturating_duration_since(self.start),
+                length,
+            });
+        }
+    }
+
+    /// The spans in Chrome's trace event format, which Perfetto opens.
+    pub fn to_json(&self) -> String {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tracks: Vec<Track> = Vec::new();
+        for span in spans.iter() {
+            if !tracks.contains(&span.track) {
+                tracks.push(span.track);
+            }
+        }
+        let names = tracks.iter().map(|track| {
+            let name = match track {
+                Track::Compute(i) => format!("compute {i}"),
+                Track::Lane(i) => format!("I/O lane {i}"),
+            };
+            serde_json::json!({"ph": "M", "name": "thread_name", "pid": 1, "tid": track.id(), "args": {"name": name}})
+        });
+        let micros = |d: Duration| d.as_nanos() as f64 / 1000.0;
+        let spans = spans.iter().map(|s| {
+            serde_json::json!({
+                "ph": "X", "name": s.name, "pid": 1, "tid": s.track.id(), "ts": micros(s.start), "dur": micros(s.length),
+            })
+        });
+        serde_json::json!({ "traceEvents": names.chain(spans).collect::<Vec<_>>() }).to_string()
+    }
 }

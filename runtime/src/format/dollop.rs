@@ -22,7 +22,8 @@ use std::ops::Range;
 pub const VERSION: u32 = 2;
 
 const MAX_MATRICES: usize = 1 << 20;
-const MAX_EXPERTS: u64 = 4096;
+/// Experts of a layer at most.
+pub const MAX_EXPERTS: u64 = 4096;
 const MAX_SIDE: u64 = 1 << 24;
 
 /// The parts of an expert, in the order in which they lie in a slab.

@@ -3,10 +3,11 @@
 use super::weights::Tensors;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::experts::Expert;
-use crate::format::dollop::{Directory, MatrixEntry, PARTS, part_name, slabs_name};
+use crate::experts::{Expert, LayerExperts, PlaneSlabs};
+use crate::format::dollop::{Directory, MAX_EXPERTS, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata};
-use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
+use crate::quant::{self, Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
+use std::collections::HashMap;
 
 /// A mapped Dollop file whose tables have been checked against the codec.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct NestedFile {
     directory: Directory,
     fits: Vec<Fits>,
     errors: Vec<[f32; PLANES]>,
+    /// CRC-32 of every dense matrix's planes and of every slab, by tensor.
+    checksums: HashMap<String, Vec<u32>>,
 }
 
 /// How many bytes of a file are what.
@@ -65,7 +68,9 @@ impl NestedFile {
         let fits = fits.chunks_exact(2 * PLANES).map(fit).collect();
         let errors = floats("dollop.errors", PLANES)?;
         let errors = errors.chunks_exact(PLANES).map(|e| std::array::from_fn(|i| e[i])).collect();
-        Ok(NestedFile { bytes, directory, fits, errors })
+        let mut file = NestedFile { bytes, directory, fits, errors, checksums: HashMap::new() };
+        file.checksums = file.read_checksums()?;
+        Ok(file)
     }
 
     /// The tables.
@@ -106,18 +111,72 @@ impl NestedFile {
         sizes
     }
 
+    /// Where the experts of a layer lie; `None` where it has none.
+    ///
+    /// # Errors
+    /// `Malformed` where the tables contradict each other.
+    pub fn layer_experts(&self, layer: usize) -> Result<Option<LayerExperts>> {
+        let parts = PARTS.map(|part| self.directory.matrix(&part_name(layer, part)));
+        let [Some(gate), Some(up), Some(down)] = parts else { return Ok(None) };
+        let parts = [gate, up, down];
+        let shapes = [shape(gate.0)?, shape(up.0)?, shape(down.0)?];
+        let (count, stored) = (gate.0.experts, shapes[0].1);
+        if count == 0 || parts.iter().any(|p| p.0.experts != count) || shapes.iter().any(|s| s.1 != stored) {
+            return Err(Error::malformed(
+                part_name(layer, "gate"),
+                "gate, up and down differ in experts or level",
+            ));
+        }
+        let mut planes = Vec::new();
+        for p in 0..stored.planes() {
+            let name = slabs_name(layer, p);
+            let range = self.directory.tensor(&name, GgmlType::I8, None)?;
+            let stride = range.len() / count;
+            let least: usize = shapes.iter().map(|(shape, _)| shape.plane(p).len).sum();
+            let sums = self.checksums.get(&name).filter(|sums| sums.len() == count);
+            let (Some(sums), true) = (sums, stride * count == range.len() && stride >= least) else {
+                return Err(Error::malformed(name, format!("{} bytes for {count} experts", range.len())));
+            };
+            planes.push(PlaneSlabs { offset: range.start as u64, stride, checksums: sums.clone() });
+        }
+        let per_expert = |e: usize| parts.map(|(_, first)| first + e);
+        Ok(Some(LayerExperts {
+            shapes: shapes.map(|(shape, _)| shape),
+            fits: (0..count).map(|e| per_expert(e).map(|i| self.fits[i])).collect(),
+            errors: (0..count)
+                .map(|e| {
+                    let of = per_expert(e).map(|i| self.errors[i]);
+                    std::array::from_fn(|level| of.iter().map(|e| e[level]).sum::<f32>() / 3.0)
+                })
+                .collect(),
+            planes,
+        }))
+    }
+
+    /// Checksums by tensor: one of a dense matrix, one per slab of a layer's plane.
+    fn read_checksums(&self) -> Result<HashMap<String, Vec<u32>>> {
+        let parts = self.checked_parts()?;
+        let table = self.directory.tensor("dollop.checksums", GgmlType::I32, Some(4 * parts.len()))?;
+        let mut sums: HashMap<String, Vec<u32>> = HashMap::new();
+        for ((name, _), sum) in parts.into_iter().zip(self.bytes[table].chunks_exact(4)) {
+            sums.entry(name).or_default().push(u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]]));
+        }
+        Ok(sums)
+    }
+
     /// Compares every checksum with the bytes.
     ///
     /// # Errors
     /// `Malformed`, naming the first tensor that differs.
     pub fn verify(&self) -> Result<()> {
-        let parts = self.checked_parts()?;
-        let table = self.directory.tensor("dollop.checksums", GgmlType::I32, Some(4 * parts.len()))?;
-        for ((name, bytes), want) in parts.iter().zip(self.bytes[table].chunks_exact(4)) {
-            if crc32fast::hash(bytes).to_le_bytes() != *want {
+        let mut nth: HashMap<&str, usize> = HashMap::new();
+        for (name, bytes) in &self.checked_parts()? {
+            let n = nth.entry(name).or_default();
+            if self.checksums[name][*n] != crc32fast::hash(bytes) {
                 let reason = "the bytes are not those that were written; copy or convert the file again";
                 return Err(Error::malformed(format!("tensor `{name}`"), reason));
             }
+            *n += 1;
         }
         Ok(())
     }
@@ -132,6 +191,9 @@ impl NestedFile {
             } else {
                 1
             };
+            if slabs > MAX_EXPERTS as usize {
+                return Err(Error::malformed(format!("tensor `{}`", t.name), format!("{slabs} experts")));
+            }
             let len = bytes.len() / slabs;
             parts.extend(
                 (0..slabs).filter_map(|e| Some((t.name.clone(), bytes.slice(e * len..(e + 1) * len)?))),
@@ -172,48 +234,18 @@ impl Tensors for NestedFile {
     }
 
     fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
-        let parts = PARTS.map(|part| self.directory.matrix(&part_name(layer, part)));
-        let [Some(gate), Some(up), Some(down)] = parts else { return Ok(None) };
-        let parts = [gate, up, down];
-        let shapes = [shape(gate.0)?, shape(up.0)?, shape(down.0)?];
-        let (count, stored) = (gate.0.count(), shapes[0].1);
-        if parts.iter().any(|p| p.0.experts != count) || shapes.iter().any(|s| s.1 != stored) {
-            return Err(Error::malformed(
-                part_name(layer, "gate"),
-                "gate, up and down differ in experts or level",
-            ));
-        }
+        let Some(table) = self.layer_experts(layer)? else { return Ok(None) };
+        let stored = table.level();
         let level = level.unwrap_or(stored);
-        if level > stored {
-            let what = format!(
-                "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level"
-            );
-            return Err(Error::Invalid(what));
-        }
-        let mut planes = Vec::new();
-        for p in 0..level.planes() {
-            let lens = shapes.map(|(shape, _)| shape.plane(p).len);
-            let all = self.slice(&slabs_name(layer, p), None)?;
-            let stride = all.len() / count;
-            if stride * count != all.len() || stride < lens.iter().sum() {
-                return Err(Error::malformed(
-                    slabs_name(layer, p),
-                    format!("{} bytes for {count} experts", all.len()),
-                ));
-            }
-            planes.push((all, stride, lens));
-        }
-        let matrix = |e: usize, m: usize| -> Result<Matrix> {
-            let part = |(all, stride, lens): &(Bytes, usize, [usize; 3])| {
-                let from = e * stride + lens[..m].iter().sum::<usize>();
-                all.slice(from..from + lens[m]).expect("the stride was checked")
+        quant::check_level(level, stored)?;
+        let expert = |e: usize| {
+            let slab = |plane: &PlaneSlabs| {
+                let from = plane.offset as usize + e * plane.stride;
+                self.bytes.slice(from..from + plane.stride).expect("the directory is within the file")
             };
-            let planes = planes.iter().map(part).collect();
-            Ok(Matrix::Nested(Nested::new(shapes[m].0, planes, self.fits[parts[m].1 + e])?))
+            let slabs: Vec<Bytes> = table.planes[..level.planes()].iter().map(slab).collect();
+            table.view(e, &slabs)
         };
-        (0..count)
-            .map(|e| Ok(Expert { gate: matrix(e, 0)?, up: matrix(e, 1)?, down: matrix(e, 2)? }))
-            .collect::<Result<_>>()
-            .map(Some)
+        (0..table.count()).map(expert).collect::<Result<_>>().map(Some)
     }
 }

@@ -4,6 +4,7 @@
 //! made. A call takes a chunk of tokens (a prompt's part, or one token) through every layer.
 
 use super::config::Config;
+use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
 use crate::experts::{ExpertSource, Wanted};
@@ -23,6 +24,10 @@ pub struct Model {
     pub weights: Weights,
     /// Provider of routed experts.
     pub experts: Box<dyn ExpertSource>,
+    /// Departures from the router's choice.
+    pub routing: Routing,
+    /// How often they happened.
+    pub counters: RoutingCounters,
 }
 
 /// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.
@@ -61,6 +66,9 @@ struct MoeScratch<B: Backend> {
     /// `[chunk, 1]`.
     shared_gate: B::Buf,
     choices: Vec<Choice>,
+    /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
+    logits: Vec<f32>,
+    resident: Vec<bool>,
     /// For each expert, the slots that chose it.
     by_expert: Vec<Vec<u32>>,
     wanted: Vec<Wanted>,
@@ -89,6 +97,8 @@ impl<B: Backend> State<B> {
                 slots: backend.alloc(chunk * top_k * c.d)?,
                 shared_gate: backend.alloc(chunk)?,
                 choices: Vec::with_capacity(chunk * top_k),
+                logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
+                resident: vec![true; experts],
                 by_expert: vec![Vec::new(); experts],
                 wanted: Vec::with_capacity(experts),
             }),
@@ -111,6 +121,18 @@ impl<B: Backend> State<B> {
             host: vec![0.0; w.vocab()],
             moe,
         })
+    }
+
+    /// Bytes of [`State::new`] without the KV cache and what the backend keeps for itself.
+    pub fn bytes(config: &Config, vocab: usize, capacity: usize, chunk: usize) -> usize {
+        let c = config;
+        let stream = chunk * (3 * c.d + 2 * c.heads * c.head_dim + 2 * c.kv_width());
+        let moe = c.router.map_or(0, |r| {
+            // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
+            chunk * (2 * r.experts + r.top_k * c.d + 1) + 6 * chunk * r.top_k + 16 * r.experts
+        });
+        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab;
+        4 * (stream + moe + logits + capacity * (c.rope.dims + 1))
     }
 
     /// Positions that the cache holds.
@@ -214,6 +236,10 @@ impl Model {
         let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
         b.linear(h, n, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
         b.route(&m.router, n, router, &mut m.choices)?;
+        self.depart(b, m, router, layer, n)?;
+        if self.routing.lookahead && n == 1 {
+            self.look_ahead(b, x, y, m, router, layer)?;
+        }
 
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
@@ -242,6 +268,60 @@ impl Model {
                 b.gate_rows(y, &m.shared_gate, n, c.d);
             }
         }
+        Ok(())
+    }
+
+    /// Changes the choices as the options ask.
+    fn depart<B: Backend>(
+        &self,
+        b: &B,
+        m: &mut MoeScratch<B>,
+        router: &Router,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
+        let Routing { skip_cold, cache_prior, .. } = self.routing;
+        if skip_cold > 0.0 || cache_prior > 0.0 {
+            self.experts.resident(layer, &mut m.resident);
+        }
+        if cache_prior > 0.0 {
+            let logits = &mut m.logits[..n * router.experts];
+            b.download(&m.router, 0, logits)?;
+            routing::prefer_resident(
+                logits,
+                router,
+                &m.resident,
+                cache_prior,
+                &mut m.choices,
+                &self.counters,
+            );
+        }
+        if skip_cold > 0.0 {
+            routing::drop_cold(&mut m.choices, router.top_k, &m.resident, skip_cold, &self.counters);
+        }
+        Ok(())
+    }
+
+    /// Tells the source what the next layer's router says of the stream as it is now: right for four of five experts.
+    fn look_ahead<B: Backend>(
+        &self,
+        b: &B,
+        x: &B::Buf,
+        y: &mut B::Buf,
+        m: &mut MoeScratch<B>,
+        router: &Router,
+        layer: usize,
+    ) -> Result<()> {
+        let Some(next) = self.weights.layers.get(layer + 1) else { return Ok(()) };
+        let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
+        let own = std::mem::take(&mut m.choices);
+        // `y` is free until the experts' sum is written to it.
+        b.rms_norm(x, &next.ffn_norm, self.config.norm_eps, 1, y);
+        b.linear(y, 1, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
+        b.route(&m.router, 1, router, &mut m.choices)?;
+        group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
+        self.experts.hint(layer + 1, &m.wanted);
+        m.choices = own;
         Ok(())
     }
 
@@ -279,11 +359,13 @@ impl Model {
 fn group_by_expert(choices: &[Choice], by_expert: &mut [Vec<u32>], wanted: &mut Vec<Wanted>) {
     by_expert.iter_mut().for_each(Vec::clear);
     wanted.clear();
-    for (slot, choice) in choices.iter().enumerate() {
+    // A gate of zero is an expert that was dropped.
+    for (slot, choice) in choices.iter().enumerate().filter(|(_, c)| c.gate != 0.0) {
         by_expert[choice.expert as usize].push(slot as u32);
     }
     for (expert, slots) in by_expert.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
-        let gate = slots.iter().map(|&s| choices[s as usize].gate).sum();
-        wanted.push(Wanted { expert: expert as u32, gate, tokens: slots.len() as u32 });
+        let gates = || slots.iter().map(|&s| choices[s as usize].gate);
+        let (gate, energy) = (gates().sum(), gates().map(|g| g * g).sum());
+        wanted.push(Wanted { expert: expert as u32, gate, energy, tokens: slots.len() as u32 });
     }
 }

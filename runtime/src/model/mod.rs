@@ -9,6 +9,7 @@ pub mod config;
 pub mod file;
 pub mod forward;
 pub mod rope;
+pub mod routing;
 pub mod weights;
 
 pub use config::Config;

@@ -198,6 +198,27 @@ impl Weights {
         Ok((Weights { embed, layers, norm, head, rope_factors }, experts))
     }
 
+    /// Every matrix, the head last and only where it is not the embedding once more (`tied`).
+    pub fn matrices_mut(&mut self, tied: bool) -> Vec<&mut Matrix> {
+        let mut all = vec![&mut self.embed];
+        for layer in &mut self.layers {
+            all.extend([&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o].map(|p| &mut p.matrix));
+            let always = match &mut layer.ffn {
+                Ffn::Dense(e) => Some(e),
+                Ffn::Moe(moe) => {
+                    all.push(&mut moe.router);
+                    all.extend(&mut moe.shared_gate);
+                    moe.shared.as_mut()
+                }
+            };
+            all.extend(always.into_iter().flat_map(|e| [&mut e.gate, &mut e.up, &mut e.down]));
+        }
+        if !tied {
+            all.push(&mut self.head);
+        }
+        all
+    }
+
     /// Vocabulary size.
     pub fn vocab(&self) -> usize {
         self.embed.rows()

@@ -91,6 +91,18 @@ impl std::fmt::Display for Level {
     }
 }
 
+/// # Errors
+/// `Invalid` where more bits are asked for than the file has.
+pub(crate) fn check_level(level: Level, stored: Level) -> Result<()> {
+    if level > stored {
+        let what = format!(
+            "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level"
+        );
+        return Err(Error::Invalid(what));
+    }
+    Ok(())
+}
+
 /// The per-matrix correction of one level; see the module's formula.
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -156,6 +168,15 @@ impl Nested {
     pub fn at(&self, level: Level) -> Option<Nested> {
         let planes = self.planes.get(..level.planes())?.to_vec();
         Some(Nested { shape: self.shape, level, planes, fits: self.fits })
+    }
+
+    /// The same matrix with its planes' bytes elsewhere.
+    ///
+    /// # Errors
+    /// Those of `copy`, and as [`Nested::new`].
+    pub fn try_map(&self, copy: impl FnMut(&Bytes) -> Result<Bytes>) -> Result<Nested> {
+        let planes = self.planes.iter().map(copy).collect::<Result<_>>()?;
+        Nested::new(self.shape, planes, self.fits)
     }
 
     /// The codes of plane `p`, tiles one after another; empty above the level.

@@ -1,49 +1,86 @@
 //! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
 
+use super::parts::{Parts, Shape};
+use super::plan::MemoryPlan;
+use super::streaming;
 use super::tensors::Reference;
+use super::tokens::SpecialTokens;
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
-use crate::experts::AllResident;
-use crate::format::{Metadata, dollop};
-use crate::kernels::Backend;
-use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use crate::format::dollop;
+use crate::kernels::cpu::{CpuBackend, Isa};
+use crate::model::Model;
 use crate::model::file::NestedFile;
-use crate::model::{Config, Model, Tensors, Weights, weights::Ffn};
+use crate::model::routing::Routing;
 use crate::quant::Level;
+use crate::sched::{Order, Precision, Streamer};
 use crate::store;
+use crate::telemetry::{StreamStats, Trace};
 use crate::template::ChatTemplate;
-use crate::tokenizer::{Tokenizer, Vocab};
+use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a model is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct EngineOptions {
     /// Threads, the caller's included; 0 for one per core.
     pub threads: usize,
-    /// Level at which experts are read; by default the highest stored.
+    /// Level at which experts are read where they are all resident; by default the highest stored. The same as
+    /// `precision` with [`Precision::Exact`].
     pub level: Option<Level>,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
+    /// Bytes of memory that this engine and one session of it may take together. Where the model needs more, its experts
+    /// are streamed. Without one, everything is resident.
+    pub memory: Option<u64>,
+    /// Precision of experts. By default the highest level stored where everything fits, else adaptive.
+    pub precision: Option<Precision>,
+    /// Positions of the KV cache that the budget is planned for; by default the model's context, at most 4096.
+    pub context: Option<usize>,
+    /// Prefill chunk that the budget is planned for; by default what the budget allows, at most 512.
+    pub chunk: Option<usize>,
+    /// Departures from the router's choice.
+    pub routing: Routing,
+    /// How streaming works.
+    pub streaming: StreamingOptions,
 }
 
-/// Ids with a meaning.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpecialTokens {
-    /// Beginning of text.
-    pub bos: Option<u32>,
-    /// Whether texts that are no chat begin with it.
-    pub add_bos: bool,
-    /// End of text.
-    pub eos: Option<u32>,
-    /// All ids that end an answer.
-    pub ends: Vec<u32>,
+/// How experts are streamed, where they are.
+#[derive(Clone)]
+pub struct StreamingOptions {
+    /// I/O lanes.
+    pub lanes: usize,
+    /// Compute while reads are under way.
+    pub overlap: bool,
+    /// Compare checksums of what is read.
+    pub verify: bool,
+    /// In which order refinements are bought.
+    pub order: Order,
+    /// Bytes that a layer of a token may read for refinements, in place of a price: for comparisons.
+    pub refinement_bytes: Option<usize>,
+    /// Tokens after which half of an expert's heat is gone.
+    pub half_life: f32,
+    /// Records who did what when.
+    pub trace: Option<Arc<Trace>>,
+    /// Reads through this in place of the file itself: for tests that inject faults.
+    pub storage: Option<Arc<dyn store::Storage>>,
 }
 
-impl SpecialTokens {
-    /// Whether this id ends an answer.
-    pub fn ends_turn(&self, id: u32) -> bool {
-        self.ends.contains(&id)
+impl Default for StreamingOptions {
+    fn default() -> Self {
+        let o = crate::sched::StreamOptions::default();
+        StreamingOptions {
+            lanes: o.lanes,
+            overlap: o.overlap,
+            verify: o.verify,
+            order: o.order,
+            refinement_bytes: None,
+            half_life: o.half_life,
+            trace: None,
+            storage: None,
+        }
     }
 }
 
@@ -60,6 +97,8 @@ pub struct ModelInfo {
     pub experts: usize,
     /// Experts per token.
     pub experts_used: usize,
+    /// Hidden width of a routed expert; 0 for a dense model.
+    pub expert_width: usize,
     /// Longest context the model was made for, in tokens.
     pub context: usize,
     /// Vocabulary.
@@ -78,13 +117,17 @@ pub struct ModelInfo {
     pub backend: String,
 }
 
-struct Inner {
-    model: Model,
-    backend: CpuBackend,
-    tokenizer: Option<Tokenizer>,
-    template: Option<String>,
-    special: SpecialTokens,
-    info: ModelInfo,
+pub(super) struct Inner {
+    pub(super) model: Model,
+    pub(super) backend: CpuBackend,
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) template: Option<String>,
+    pub(super) special: SpecialTokens,
+    pub(super) info: ModelInfo,
+    pub(super) plan: MemoryPlan,
+    pub(super) streamer: Option<Arc<Streamer>>,
+    /// Bytes of sessions that are open.
+    pub(super) sessions: AtomicU64,
 }
 
 /// A loaded model. Cheap to clone, usable from any thread.
@@ -92,18 +135,39 @@ struct Inner {
 pub struct Engine(Arc<Inner>);
 
 impl Engine {
-    /// Opens a Dollop file. Weights are read from the mapping: nothing is loaded.
+    /// Opens a Dollop file. Where everything fits the budget, or there is none, weights are read from the mapping and
+    /// nothing is loaded; otherwise the always-used weights are loaded and the experts streamed.
     ///
     /// # Errors
-    /// `Malformed`, `Unsupported` or `Io`, naming the file.
+    /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
+    /// options that contradict each other.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
-        if path.is_dir() {
-            let what = "this is a folder; convert the model in it first (`dollop convert`)";
-            return Err(Error::unsupported(what).at(path));
-        }
-        let bytes = store::map(path)?;
-        let file = NestedFile::new(bytes).map_err(|e| e.at(path))?;
-        Engine::from_tensors(&file, options).map_err(|e| e.at(path))
+        let file = map(path)?;
+        let inner = || {
+            let parts = Parts::new(&file, options)?;
+            let tables = streaming::tables(&file, parts.layers())?;
+            let plan = parts.plan(options, &tables)?;
+            if plan.streaming {
+                let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
+                parts.streamed(&file, options, plan, streamer)
+            } else {
+                parts.resident(&file, options, plan)
+            }
+        };
+        Ok(Engine(Arc::new(inner().map_err(|e| e.at(path))?)))
+    }
+
+    /// What [`Engine::open`] would do with the memory, without loading anything.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
+        let file = map(path)?;
+        let plan = || {
+            let parts = Parts::new(&file, options)?;
+            parts.plan(options, &streaming::tables(&file, parts.layers())?)
+        };
+        plan().map_err(|e| e.at(path))
     }
 
     /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
@@ -116,41 +180,14 @@ impl Engine {
             let what = "the reference is computed from unquantized weights; name the source model, not its Dollop file";
             return Err(Error::unsupported(what).at(path));
         }
-        Engine::from_tensors(&Reference(source), options).map_err(|e| e.at(path))
-    }
-
-    fn from_tensors(tensors: &dyn Tensors, options: &EngineOptions) -> Result<Engine> {
-        let meta = tensors.metadata();
-        let config = Config::from_metadata(meta)?;
-        let (weights, experts) = Weights::load(&config, tensors, options.level)?;
-        let level = experts.iter().flatten().find_map(|e| match &e.gate {
-            crate::quant::Matrix::Nested(n) => Some(n.level()),
-            crate::quant::Matrix::F32 { .. } => None,
-        });
-        // Unquantized weights are there to be measured against: their keys and values are not rounded either.
-        let kv_single = matches!(weights.embed, crate::quant::Matrix::F32 { .. });
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa, kv_single })?;
-        let tokenizer = tokenizer(meta)?;
-        let special = special_tokens(meta, tokenizer.as_ref())?;
-        let mut info = ModelInfo {
-            name: config.name.clone(),
-            architecture: config.family.name.to_owned(),
-            layers: config.layers,
-            experts: config.router.map_or(0, |r| r.experts),
-            experts_used: config.router.map_or(0, |r| r.top_k),
-            context: config.context,
-            vocab: weights.vocab(),
-            parameters: 0,
-            active_parameters: 0,
-            active_bytes: 0,
-            bytes: 0,
-            mode: mode(&weights, level),
-            backend: backend.name(),
+        let options = EngineOptions { memory: None, ..options.clone() };
+        let tensors = Reference(source);
+        let open = || {
+            let parts = Parts::new(&tensors, &options)?;
+            let plan = parts.plan(&options, &[])?;
+            parts.resident(&tensors, &options, plan)
         };
-        count(&mut info, &config, &weights, &experts);
-        let model = Model { config, weights, experts: Box::new(AllResident::new(experts, level)) };
-        let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
-        Ok(Engine(Arc::new(Inner { model, backend, tokenizer, template, special, info })))
+        Ok(Engine(Arc::new(open().map_err(|e| e.at(path))?)))
     }
 
     pub(super) fn model(&self) -> &Model {
@@ -183,6 +220,53 @@ impl Engine {
             best = best.max((len * 8) as f64 / start.elapsed().as_secs_f64());
         }
         Ok(best)
+    }
+
+    /// What the memory is spent on.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.0.plan
+    }
+
+    /// What streaming has done since the engine was opened; `None` where everything is resident.
+    pub fn stream_stats(&self) -> Option<StreamStats> {
+        Some(self.0.streamer.as_ref()?.stats())
+    }
+
+    /// The streamer, where experts are streamed.
+    pub fn streamer(&self) -> Option<&Streamer> {
+        self.0.streamer.as_deref()
+    }
+
+    /// Choices of the router that were dropped, and that went to another expert, since the engine was opened.
+    pub fn routing_departures(&self) -> (u64, u64) {
+        let counters = &self.0.model.counters;
+        (counters.dropped.load(Ordering::Relaxed), counters.redirected.load(Ordering::Relaxed))
+    }
+
+    /// Takes memory for a session out of the budget.
+    pub(super) fn book(&self, context: usize, chunk: usize) -> Result<Booking> {
+        let plan = &self.0.plan;
+        let bytes = self.session_bytes(context, chunk);
+        let planned = plan.kv_bytes + plan.scratch_bytes;
+        let mut open = self.0.sessions.load(Ordering::Relaxed);
+        loop {
+            if plan.streaming && open + bytes > planned {
+                return Err(Error::Invalid(format!(
+                    "a session with a context of {context} tokens needs {} MB, and the budget was planned for {} MB of sessions; open the model with a larger context (--ctx) or budget (--memory)",
+                    bytes.div_ceil(1 << 20),
+                    (planned - open.min(planned)) >> 20
+                )));
+            }
+            match self.0.sessions.compare_exchange(open, open + bytes, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(Booking { engine: self.clone(), bytes }),
+                Err(now) => open = now,
+            }
+        }
+    }
+
+    fn session_bytes(&self, context: usize, chunk: usize) -> u64 {
+        let shape = Shape::of(&self.0.model, self.0.info.expert_width);
+        shape.kv(context) + shape.scratch(context, chunk, self.threads())
     }
 
     /// The model in numbers.
@@ -227,117 +311,22 @@ impl Engine {
     }
 }
 
-fn mode(weights: &Weights, level: Option<Level>) -> String {
-    match (level, &weights.embed) {
-        (Some(level), _) => format!("resident, exact level {level}"),
-        (None, crate::quant::Matrix::Nested(n)) => format!("resident, dense, exact level {}", n.level()),
-        (None, _) => "resident, reference f32".to_owned(),
+/// Memory of a session, given back when it ends.
+pub(super) struct Booking {
+    engine: Engine,
+    bytes: u64,
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.engine.0.sessions.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-fn count(info: &mut ModelInfo, config: &Config, w: &Weights, routed: &[Vec<crate::experts::Expert>]) {
-    let size = |m: &crate::quant::Matrix| ((m.rows() * m.cols()) as u64, m.bytes() as u64);
-    let mut all = (0, 0);
-    let mut active = (0, 0);
-    let add = |to: &mut (u64, u64), (n, bytes): (u64, u64)| *to = (to.0 + n, to.1 + bytes);
-    let expert = |e: &crate::experts::Expert| {
-        let parts = [&e.gate, &e.up, &e.down].map(size);
-        parts.iter().fold((0, 0), |s, p| (s.0 + p.0, s.1 + p.1))
-    };
-    for (layer, experts) in w.layers.iter().zip(routed) {
-        for p in [&layer.q, &layer.k, &layer.v, &layer.o] {
-            add(&mut all, size(&p.matrix));
-            add(&mut active, size(&p.matrix));
-        }
-        let always = match &layer.ffn {
-            Ffn::Dense(e) => Some(e),
-            Ffn::Moe(moe) => {
-                add(&mut all, size(&moe.router));
-                add(&mut active, size(&moe.router));
-                moe.shared.as_ref()
-            }
-        };
-        if let Some(e) = always {
-            add(&mut all, expert(e));
-            add(&mut active, expert(e));
-        }
-        experts.iter().for_each(|e| add(&mut all, expert(e)));
-        let used = config.router.map_or(0, |r| r.top_k);
-        experts.iter().take(used).for_each(|e| add(&mut active, expert(e)));
+fn map(path: &Path) -> Result<NestedFile> {
+    if path.is_dir() {
+        let what = "this is a folder; convert the model in it first (`dollop convert`)";
+        return Err(Error::unsupported(what).at(path));
     }
-    let (embed, head) = (size(&w.embed), size(&w.head));
-    add(&mut all, embed);
-    add(&mut active, head);
-    // A tied head is the embedding once more, not more weights.
-    let tied = std::ptr::eq(&w.embed, &w.head) || same(&w.embed, &w.head);
-    if !tied {
-        add(&mut all, head);
-    }
-    (info.parameters, info.bytes) = all;
-    (info.active_parameters, info.active_bytes) = active;
-}
-
-/// Whether two matrices are the same bytes in memory.
-fn same(a: &crate::quant::Matrix, b: &crate::quant::Matrix) -> bool {
-    use crate::quant::Matrix::{F32, Nested};
-    match (a, b) {
-        (F32 { data: a, .. }, F32 { data: b, .. }) => std::sync::Arc::ptr_eq(a, b),
-        (Nested(a), Nested(b)) => std::ptr::eq(a.codes(0), b.codes(0)),
-        _ => false,
-    }
-}
-
-fn id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
-    meta.u64(key)?
-        .map(|v| u32::try_from(v).map_err(|_| Error::malformed(key, format!("{v} is no token"))))
-        .transpose()
-}
-
-fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
-    if let Some(json) = meta.str("tokenizer.huggingface.json")? {
-        return Tokenizer::from_json(json).map(Some);
-    }
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let (Some(model), Some(tokens)) = (meta.str(&key("model"))?, meta.strings(&key("tokens"))?) else {
-        return Ok(None);
-    };
-    let vocab = Vocab {
-        model: model.to_owned(),
-        pre: meta.str(&key("pre"))?.map(str::to_owned),
-        tokens: tokens.to_vec(),
-        scores: meta.f32s(&key("scores"))?.unwrap_or_default().to_vec(),
-        types: meta.i64s(&key("token_type"))?.unwrap_or_default(),
-        merges: meta.strings(&key("merges"))?.unwrap_or_default().to_vec(),
-        bos: id(meta, &key("bos_token_id"))?,
-        eos: id(meta, &key("eos_token_id"))?,
-        add_bos: meta.bool(&key("add_bos_token"))?,
-        add_eos: meta.bool(&key("add_eos_token"))?,
-        add_space_prefix: meta.bool(&key("add_space_prefix"))?,
-    };
-    Tokenizer::from_vocab(&vocab).map(Some)
-}
-
-/// Tokens that end a turn in the templates of many models, whatever the file calls its end of text.
-const TURN_ENDS: [&str; 7] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<|return|>",
-    "<｜end▁of▁sentence｜>",
-];
-
-fn special_tokens(meta: &Metadata, tokenizer: Option<&Tokenizer>) -> Result<SpecialTokens> {
-    let (bos, eos) = (id(meta, "tokenizer.ggml.bos_token_id")?, id(meta, "tokenizer.ggml.eos_token_id")?);
-    let mut ends: Vec<u32> = eos.into_iter().chain(id(meta, "tokenizer.ggml.eot_token_id")?).collect();
-    let listed = meta.u64s("dollop.tokenizer.eot_token_ids")?.unwrap_or_default();
-    ends.extend(listed.into_iter().filter_map(|v| u32::try_from(v).ok()));
-    ends.extend(TURN_ENDS.iter().filter_map(|t| tokenizer?.token_id(t)));
-    ends.sort_unstable();
-    ends.dedup();
-    let add_bos = meta
-        .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(meta.str("tokenizer.ggml.model")? == Some("llama"));
-    Ok(SpecialTokens { bos, add_bos, eos, ends })
+    NestedFile::new(store::map(path)?).map_err(|e| e.at(path))
 }

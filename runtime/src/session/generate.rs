@@ -18,6 +18,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on after an end-of-turn token (benchmarks).
     pub ignore_eos: bool,
+    /// Where experts are streamed adaptively: the quality is lowered or raised from token to token to reach this many
+    /// tokens per second. Results then depend on the machine's speed.
+    pub target_tps: Option<f64>,
     /// Stops the generation from another thread; what was generated so far is kept.
     pub cancel: CancelToken,
 }
@@ -29,6 +32,7 @@ impl Default for GenerateOptions {
             sampling: Sampling::default(),
             stop: Vec::new(),
             ignore_eos: false,
+            target_tps: None,
             cancel: CancelToken::new(),
         }
     }
@@ -108,6 +112,21 @@ impl Outcome {
 
 fn rate(n: usize, seconds: f64) -> f64 {
     if n == 0 || seconds <= 0.0 { 0.0 } else { n as f64 / seconds }
+}
+
+/// Moves the quality against the time that a token took, as a multiple of the time it should take. Half a bit is about
+/// an eighth of a token's bytes; small steps do not swing.
+fn steer(streamer: &crate::sched::Streamer, taken: f64) {
+    let step = if taken > 1.05 {
+        -0.1
+    } else if taken < 0.9 {
+        0.05
+    } else {
+        0.0
+    };
+    if step != 0.0 {
+        streamer.set_quality(streamer.quality() + step);
+    }
 }
 
 impl Session {
@@ -219,7 +238,11 @@ impl Session {
                 break StopReason::ContextFull;
             }
             logits.clear();
+            let start = Instant::now();
             self.append(&[id], false, None, &mut |_| (), &mut |_, l| logits.extend_from_slice(l))?;
+            if let (Some(target), Some(streamer)) = (options.target_tps, engine.streamer()) {
+                steer(streamer, target * start.elapsed().as_secs_f64());
+            }
         };
         if outcome.stop != StopReason::StopString {
             let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());

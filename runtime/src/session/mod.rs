@@ -7,11 +7,17 @@
 mod chat;
 mod engine;
 mod generate;
+mod parts;
+mod plan;
 mod stop;
+mod streaming;
 mod tensors;
 mod timeline;
+mod tokens;
 
 pub use chat::{Chat, Overflow};
-pub use engine::{Engine, EngineOptions, ModelInfo, SpecialTokens};
+pub use engine::{Engine, EngineOptions, ModelInfo, StreamingOptions};
 pub use generate::{Event, GenerateOptions, Outcome, StopReason};
+pub use plan::{LevelFit, MemoryPlan};
 pub use timeline::{Session, SessionOptions};
+pub use tokens::SpecialTokens;

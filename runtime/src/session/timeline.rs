@@ -1,6 +1,6 @@
 //! One timeline: a KV cache, the tokens in it, and how many were ever computed.
 
-use super::engine::Engine;
+use super::engine::{Booking, Engine};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::CpuBackend;
 use crate::model::State;
@@ -9,7 +9,7 @@ use crate::telemetry::CancelToken;
 
 /// The context a session gets unless asked otherwise (or the model's, where that is shorter): enough for a long chat,
 /// small enough for a phone.
-const DEFAULT_CONTEXT: usize = 4096;
+pub(super) const DEFAULT_CONTEXT: usize = 4096;
 
 /// Tokens of a prompt taken through the layers at once unless asked otherwise.
 const DEFAULT_CHUNK: usize = 512;
@@ -29,28 +29,38 @@ pub struct Session {
     state: State<CpuBackend>,
     tokens: Vec<u32>,
     processed: u64,
+    /// Its part of the budget.
+    _booking: Booking,
 }
 
 impl Engine {
     /// An empty timeline.
     ///
     /// # Errors
-    /// `Invalid` for a context of zero or beyond what the model was made for.
+    /// `Invalid` for a context of zero or beyond what the model was made for or the budget planned for.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
-        let limit = self.model().config.context;
-        let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
-        if context == 0 || context > limit {
-            return Err(Error::Invalid(format!(
-                "a context of {context} tokens: this model takes 1 to {limit}"
-            )));
-        }
+        let (limit, plan) = (self.model().config.context, self.memory_plan());
+        // A plan's session is the default one.
+        let context = options.context.unwrap_or(plan.context);
+        check_context(context, limit)?;
         let chunk = match options.chunk {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
-            chunk => chunk.unwrap_or(DEFAULT_CHUNK).min(context),
+            chunk => chunk.unwrap_or(if plan.streaming { plan.chunk } else { DEFAULT_CHUNK }).min(context),
         };
+        let booking = self.book(context, chunk)?;
         let state = State::new(self.backend(), self.model(), context, chunk)?;
-        Ok(Session { engine: self.clone(), state, tokens: Vec::with_capacity(context), processed: 0 })
+        let tokens = Vec::with_capacity(context);
+        Ok(Session { engine: self.clone(), state, tokens, processed: 0, _booking: booking })
     }
+}
+
+/// # Errors
+/// `Invalid` for a context of zero or beyond what the model was made for.
+pub(super) fn check_context(context: usize, limit: usize) -> Result<()> {
+    if context == 0 || context > limit {
+        return Err(Error::Invalid(format!("a context of {context} tokens: this model takes 1 to {limit}")));
+    }
+    Ok(())
 }
 
 impl Session {

@@ -1,5 +1,8 @@
-//! Access to files of weights. Today: read-only mappings; positioned and direct reads come with streaming.
+//! Access to files of weights: read-only mappings, positioned reads past the page cache, and the memory that such reads
+//! fill. Knows bytes only.
 
+mod file;
 mod os;
 
-pub use os::{map, release};
+pub use file::{Access, FileStorage, Storage, read_exact};
+pub use os::{Arena, Slab, anonymous_bytes, available_bytes, map, release};

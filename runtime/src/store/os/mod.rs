@@ -2,6 +2,12 @@
 //! change.
 #![allow(unsafe_code)]
 
+mod arena;
+mod memory;
+
+pub use arena::{Arena, Slab};
+pub use memory::{anonymous_bytes, available_bytes};
+
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use memmap2::MmapOptions;
@@ -50,4 +56,46 @@ pub fn release(bytes: &[u8]) {
     // Elsewhere the system's own judgement has to do.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = bytes;
+}
+
+/// Opens a file for reads that do not pass through the page cache; they must be aligned. `None` where the system or the
+/// file system has no such thing.
+pub(super) fn open_direct(path: &Path) -> Option<File> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        std::fs::OpenOptions::new().read(true).custom_flags(direct).open(path).ok()
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let file = File::open(path).ok()?;
+        rustix::fs::fcntl_nocache(&file, true).ok()?;
+        Some(file)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+/// Reads at an offset without moving a file position.
+pub(super) fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Result<usize> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_at(file, to, offset);
+    #[cfg(windows)]
+    return std::os::windows::fs::FileExt::seek_read(file, to, offset);
+}
+
+/// Tells the system that a part of a file that was just read will not be read again soon.
+pub(super) fn forget(file: &File, offset: u64, len: u64) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // A hint: what the system does with it is its own affair.
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (file, offset, len);
 }

@@ -1,0 +1,57 @@
+//! `dollop plan`.
+
+use crate::args::PlanArgs;
+use crate::output::bytes;
+use crate::{Failure, locate};
+use dollop::Engine;
+use std::io::Write;
+
+pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
+    let path = locate::dollop_file(args.model.as_deref())?;
+    let plan = Engine::plan(&path, &args.engine.options())?;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&plan).map_err(|e| e.to_string())?)?;
+        return Ok(());
+    }
+    let budget = plan.budget.map_or("no limit".to_owned(), bytes);
+    writeln!(out, "budget              {budget}")?;
+    writeln!(out, "  program, tables   {:>10}", bytes(plan.overhead_bytes))?;
+    writeln!(out, "  dense weights     {:>10}", bytes(plan.dense_bytes))?;
+    writeln!(out, "  KV cache          {:>10}  for {} tokens", bytes(plan.kv_bytes), plan.context)?;
+    writeln!(
+        out,
+        "  scratch           {:>10}  for chunks of {} tokens",
+        bytes(plan.scratch_bytes),
+        plan.chunk
+    )?;
+    let what = if plan.streaming { "expert cache" } else { "experts, mapped" };
+    writeln!(out, "  {what:<17} {:>10}", bytes(plan.expert_bytes))?;
+    writeln!(out, "  in all            {:>10}", bytes(plan.total_bytes()))?;
+    writeln!(out, "smallest budget     {:>12}", bytes(plan.smallest_bytes))?;
+    if plan.levels.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    writeln!(out, "| level | experts | in memory | a token touches | and reads at most about |")?;
+    writeln!(out, "|---:|---:|---:|---:|---:|")?;
+    for l in &plan.levels {
+        writeln!(
+            out,
+            "| {} | {} | {:.0} % | {} | {} |",
+            l.bits,
+            bytes(l.expert_bytes),
+            100.0 * l.resident,
+            bytes(l.touched_bytes),
+            bytes(l.read_bytes)
+        )?;
+    }
+    writeln!(out)?;
+    let verdict = if plan.streaming {
+        "Experts will be streamed. Reads are what equally likely experts would need; real routing reads less."
+    } else {
+        "Everything fits: nothing will be streamed."
+    };
+    writeln!(out, "{verdict}")?;
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! What the command line says of memory, precision and streaming, and how it shows what streaming did.
+
+use crate::Failure;
+use crate::output::bytes;
+use clap::Args;
+use dollop::quant::Level;
+use dollop::sched::Precision;
+use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Memory and streaming")]
+pub struct StreamArgs {
+    /// Memory that may be used in all, e.g. 4G or 900M; experts that do not fit are read when a token asks for them. `all` reads
+    /// everything from the mapping, whatever it takes [default: what the machine has left, less a margin]
+    #[arg(long, value_name = "SIZE", value_parser = budget)]
+    pub memory: Option<Budget>,
+    /// exact:B computes every expert at B bits; adaptive[:Q] reads as many bits as are worth their bytes, Q for an
+    /// average expert [default: exact where everything fits, else adaptive]
+    #[arg(long, value_name = "P", value_parser = precision, conflicts_with = "level")]
+    pub precision: Option<Precision>,
+    /// Fewest bits of adaptive precision [default: 3; 2-bit experts break the syntax of JSON and tool calls]
+    #[arg(long, value_name = "B", value_parser = crate::args::level)]
+    pub floor: Option<Level>,
+    /// Show what streaming did
+    #[arg(long)]
+    pub stats: bool,
+    /// Write a trace of reads and computation that ui.perfetto.dev opens
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Load the experts that were hot when this file was last written, and write it at the end
+    #[arg(long, value_name = "FILE")]
+    pub heat: Option<PathBuf>,
+    /// Guess the next layer's experts and read them ahead on idle lanes; changes no result
+    #[arg(long)]
+    pub lookahead: bool,
+    /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub skip_cold: f32,
+    /// Prefer experts that are in memory by this part of the router's range of logits (lossy)
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub cache_prior: f32,
+    /// Experts per token, fewer than the model's (lossy)
+    #[arg(long, value_name = "K")]
+    pub experts_used: Option<usize>,
+    /// Lower or raise the quality of adaptive precision while generating, to reach this speed (not reproducible)
+    #[arg(long, value_name = "TPS")]
+    pub target_tps: Option<f64>,
+    /// I/O lanes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
+    pub lanes: u8,
+    /// Wait for all reads of a layer before computing (for comparison)
+    #[arg(long)]
+    pub no_overlap: bool,
+    /// Do not compare checksums of what is read
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+/// What `--memory` says.
+#[derive(Clone, Copy)]
+pub enum Budget {
+    Bytes(u64),
+    All,
+}
+
+fn budget(text: &str) -> Result<Budget, String> {
+    if text == "all" {
+        return Ok(Budget::All);
+    }
+    let wrong = || format!("`{text}` is no size; write for example 4G, 1.5G, 900M or all");
+    let upper = text.to_ascii_uppercase();
+    let digits = upper.trim_end_matches('B').trim_end_matches('I');
+    let (number, unit) = match digits.chars().last() {
+        Some('K') => (&digits[..digits.len() - 1], 1u64 << 10),
+        Some('M') => (&digits[..digits.len() - 1], 1 << 20),
+        Some('G') => (&digits[..digits.len() - 1], 1 << 30),
+        _ => (digits, 1),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let size = number * unit as f64;
+    if size.is_finite() && (1.0..1e18).contains(&size) {
+        Ok(Budget::Bytes(size as u64))
+    } else {
+        Err(wrong())
+    }
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    text.parse::<Precision>().map_err(|e| e.to_string())
+}
+
+impl StreamArgs {
+    /// Adds what was asked for to the engine's options.
+    pub fn apply(&self, options: &mut EngineOptions) {
+        options.memory = match self.memory {
+            Some(Budget::Bytes(n)) => Some(n),
+            Some(Budget::All) => None,
+            None => {
+                dollop::store::available_bytes().map(|free| free - (free / 10).max(256 << 20).min(free / 2))
+            }
+        };
+        options.precision = match (self.precision, self.floor) {
+            (Some(Precision::Adaptive { quality, .. }), Some(floor)) => {
+                Some(Precision::Adaptive { quality, floor })
+            }
+            (None, Some(floor)) => {
+                Some(Precision::Adaptive { quality: dollop::sched::DEFAULT_QUALITY, floor })
+            }
+            (other, _) => other,
+        };
+        options.routing = Routing {
+            top_k: self.experts_used,
+            skip_cold: self.skip_cold,
+            cache_prior: self.cache_prior,
+            lookahead: self.lookahead,
+        };
+        let s = &mut options.streaming;
+        s.lanes = self.lanes.into();
+        s.overlap = !self.no_overlap;
+        s.verify = !self.no_verify;
+        s.trace = self.trace.as_ref().map(|_| Arc::new(Trace::default()));
+    }
+
+    /// What is to be done after opening and before leaving.
+    pub fn watch(&self, engine: &Engine, options: &EngineOptions) -> Result<Watch, Failure> {
+        let watch =
+            Watch { args: self.clone(), engine: engine.clone(), trace: options.streaming.trace.clone() };
+        if let (Some(path), Some(streamer)) = (self.heat.as_ref().filter(|p| p.exists()), engine.streamer()) {
+            let failed = |e: String| Failure(format!("{}: {e}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+            let heat: Heat =
+                serde_json::from_str(&text).map_err(|e| failed(format!("this is no file of --heat: {e}")))?;
+            streamer.warm_start(&heat.heat).map_err(|e| failed(e.to_string()))?;
+        }
+        Ok(watch)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Heat {
+    model: String,
+    heat: Vec<Vec<f32>>,
+}
+
+/// Writes traces and heat when a command is done.
+pub struct Watch {
+    args: StreamArgs,
+    engine: Engine,
+    trace: Option<Arc<Trace>>,
+}
+
+impl Watch {
+    pub fn finish(&self) -> Result<(), Failure> {
+        if let (Some(path), Some(trace)) = (&self.args.trace, &self.trace) {
+            write(path, &trace.to_json())?;
+            eprintln!("trace written to {}; open it at ui.perfetto.dev", path.display());
+        }
+        if let (Some(path), Some(streamer)) = (&self.args.heat, self.engine.streamer()) {
+            let heat = Heat { model: self.engine.info().name.clone(), heat: streamer.heat() };
+            write(path, &serde_json::to_string(&heat).map_err(|e| e.to_string())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whole or not at all: beside, then renamed.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
+    std::fs::write(&partial, text).map_err(failed)?;
+    std::fs::rename(&partial, path).map_err(failed)
+}
+
+/// A point in time, to count from.
+pub struct Mark {
+    stats: StreamStats,
+    departures: (u64, u64),
+    at: Instant,
+}
+
+impl Mark {
+    /// Now; `None` where nothing is streamed.
+    pub fn now(engine: &Engine) -> Option<Mark> {
+        let stats = engine.stream_stats()?;
+        Some(Mark { stats, departures: engine.routing_departures(), at: Instant::now() })
+    }
+
+    /// What was done since, as JSON.
+    pub fn json(&self, engine: &Engine, tokens: usize) -> serde_json::Value {
+        let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
+        let mut json = serde_json::to_value(&s).unwrap_or_default();
+        let departures = engine.routing_departures();
+        json["mean_bits"] = s.mean_bits().into();
+        json["hit_rate"] = s.hit_rate().into();
+        json["bytes_per_token"] = ((s.bytes_wanted + s.bytes_ahead) as f64 / tokens.max(1) as f64).into();
+        json["wall_s"] = self.at.elapsed().as_secs_f64().into();
+        json["choices_dropped"] = (departures.0 - self.departures.0).into();
+        json["choices_redirected"] = (departures.1 - self.departures.1).into();
+        json["access"] = serde_json::to_value(engine.streamer().map(|s| s.access())).unwrap_or_default();
+        json
+    }
+
+    /// One line: bits, hits, bytes per token.
+    pub fn line(&self, engine: &Engine, tokens: usize) -> String {
+        let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
+        let read = (s.bytes_wanted + s.bytes_ahead) / tokens.max(1) as u64;
+        format!("{:.2} bits, {:.0} % hits, {}/token", s.mean_bits(), 100.0 * s.hit_rate(), bytes(read))
+    }
+
+    /// Several lines for people.
+    pub fn report(&self, engine: &Engine, tokens: usize) -> String {
+        let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
+        let wall = self.at.elapsed().as_nanos() as f64;
+        let share = |ns: u64| 100.0 * ns as f64 / wall.max(1.0);
+        let (compute, wait) = (share(s.compute_ns), share(s.wait_ns));
+        let hits: Vec<String> = (s.planes_wanted.iter().zip(&s.planes_hit))
+            .zip(Level::ALL)
+            .filter(|((wanted, _), _)| **wanted > 0)
+            .map(|((wanted, hit), level)| {
+                format!("{:.0} % to {level} bits", 100.0 * *hit as f64 / *wanted as f64)
+            })
+            .collect();
+        let read = s.bytes_wanted + s.bytes_ahead;
+        let lanes = s.lane_ns as f64 / 1e9;
+        let rate = if lanes > 0.0 { read as f64 / lanes } else { 0.0 };
+        let access =
+            engine.streamer().map(|s| format!("{:?}", s.access()).to_lowercase()).unwrap_or_default();
+        let departures = engine.routing_departures();
+        let mut text = format!(
+            "experts    {:.2} bits on average; planes in memory: {}\n\
+             reads      {} in all, {} a token, {} reads of {}/s per lane; {} ahead of need, {} repeated\n\
+             time       {compute:.0} % computing experts, {wait:.0} % waiting for reads, {:.0} % other\n\
+             cache      {} bases and {} refinements given up, {} upgrades, {} moved",
+            s.mean_bits(),
+            hits.join(", "),
+            bytes(read),
+            bytes(read / tokens.max(1) as u64),
+            access,
+            bytes(rate as u64),
+            bytes(s.bytes_ahead),
+            s.retries,
+            (100.0 - compute - wait).max(0.0),
+            s.evictions,
+            s.downgrades,
+            s.upgrades,
+            bytes(s.bytes_moved),
+        );
+        let (dropped, redirected) = (departures.0 - self.departures.0, departures.1 - self.departures.1);
+        if dropped + redirected > 0 {
+            text += &format!("\nrouting    {dropped} choices dropped, {redirected} redirected");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let size = |text: &str| match budget(text) {
+            Ok(Budget::Bytes(n)) => Some(n),
+            _ => None,
+        };
+        assert_eq!(size("2G"), Some(2 << 30));
+        assert_eq!(size("1.5g"), Some(3 << 29));
+        assert_eq!(size("900MB"), Some(900 << 20));
+        assert_eq!(size("512MiB"), Some(512 << 20));
+        assert_eq!(size("1000000"), Some(1_000_000));
+        assert!(matches!(budget("all"), Ok(Budget::All)));
+        for bad in ["", "G", "-1G", "0", "NaN", "1T4", "inf"] {
+            assert!(budget(bad).is_err(), "{bad}");
+        }
+    }
+}

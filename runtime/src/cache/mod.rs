@@ -1,0 +1,132 @@
+//! Which planes of a layer's experts are in memory, how hot each expert is, and what gives way.
+//!
+//! Book-keeping only: no memory, no I/O, no clock. One [`LayerCache`] per layer, each with its own share of the bytes:
+//! decoding sweeps the layers in order, and a cache common to all that is smaller than a token's working set would evict
+//! every expert just before it is wanted again. Decisions are functions of the calls made (R3); what is resident of an
+//! expert is always a prefix of its planes (R4).
+
+use crate::quant::PLANES;
+
+/// How a plane counts beside its expert's heat when something must go: bytes saved on the next use per byte held. 1 for
+/// a plane that will be read again, less for one that the policy can do without.
+pub type Worth = [f32; PLANES];
+
+/// One layer's experts.
+#[derive(Clone, Debug)]
+pub struct LayerCache {
+    capacity: usize,
+    used: usize,
+    plane_bytes: Vec<usize>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    planes: usize,
+    heat: f32,
+    worth: Worth,
+}
+
+impl LayerCache {
+    /// An empty cache of `capacity` bytes for experts with planes of `plane_bytes`, and the worth of each expert's.
+    pub fn new(capacity: usize, plane_bytes: Vec<usize>, worth: Vec<Worth>) -> LayerCache {
+        let entries = worth.into_iter().map(|worth| Entry { planes: 0, heat: 0.0, worth }).collect();
+        LayerCache { capacity, used: 0, plane_bytes, entries }
+    }
+
+    /// Bytes that may be resident.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes that are not in use.
+    pub fn free(&self) -> usize {
+        self.capacity - self.used
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many planes of an expert are resident.
+    pub fn planes(&self, expert: usize) -> usize {
+        self.entries[expert].planes
+    }
+
+    /// Bytes of planes `from..to` of an expert.
+    pub fn bytes(&self, from: usize, to: usize) -> usize {
+        self.plane_bytes.get(from..to).map_or(0, |planes| planes.iter().sum())
+    }
+
+    /// The decayed gate mass of an expert.
+    pub fn heat(&self, expert: usize) -> f32 {
+        self.entries[expert].heat
+    }
+
+    /// Sets the heat of an expert: a warm start.
+    pub fn set_heat(&mut self, expert: usize, heat: f32) {
+        self.entries[expert].heat = heat;
+    }
+
+    /// Lets all heat cool down, once for every use of the layer.
+    pub fn cool(&mut self, decay: f32) {
+        self.entries.iter_mut().for_each(|e| e.heat *= decay);
+    }
+
+    /// Adds gate mass to an expert.
+    pub fn warm(&mut self, expert: usize, mass: f32) {
+        self.entries[expert].heat += mass;
+    }
+
+    /// What holding plane `p` of an expert is worth.
+    pub fn value(&self, expert: usize, p: usize) -> f32 {
+        let e = &self.entries[expert];
+        e.heat * e.worth[p]
+    }
+
+    /// The plane to give up first, with its value: a top plane of the least value, of an expert that has more planes than
+    /// `keep` says. Ties go to the higher plane, then to the higher expert.
+    pub fn coldest(&self, keep: &[u8]) -> Option<(usize, usize, f32)> {
+        let mut best: Option<(usize, usize, f32)> = None;
+        for (i, e) in self.entries.iter().enumerate() {
+            if e.planes <= usize::from(keep[i]) {
+                continue;
+            }
+            let (p, value) = (e.planes - 1, e.heat * e.worth[e.planes - 1]);
+            if best.is_none_or(|(_, q, least)| value < least || (value == least && p >= q)) {
+                best = Some((i, p, value));
+            }
+        }
+        best
+    }
+
+    /// Gives up the top plane of an expert and returns which it was.
+    ///
+    /// # Panics
+    /// Where the expert has none.
+    pub fn drop_top(&mut self, expert: usize) -> usize {
+        let e = &mut self.entries[expert];
+        assert!(e.planes > 0, "expert {expert} has no plane to give up");
+        e.planes -= 1;
+        self.used -= self.plane_bytes[e.planes];
+        e.planes
+    }
+
+    /// Adds the next plane of an expert and returns which it is.
+    ///
+    /// # Panics
+    /// Where all are there, or there is no room.
+    pub fn add_next(&mut self, expert: usize) -> usize {
+        let e = &mut self.entries[expert];
+        assert!(e.planes < self.plane_bytes.len(), "expert {expert} has all its planes");
+        let bytes = self.plane_bytes[e.planes];
+        assert!(self.used + bytes <= self.capacity, "the cache is over its share");
+        self.used += bytes;
+        e.planes += 1;
+        e.planes - 1
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+//! Experts served from storage through a cache, most worth first.
+//!
+//! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread: it decides what is computed
+//! with how many bits, what gives way and what is read; hands the reads to the lanes; computes what is there, and then
+//! every expert as its planes land. All decisions are functions of what was asked so far, never of time (R3): a plane
+//! counts as resident from the moment its read is decided, and where it has not come yet, the serving waits. In exact
+//! mode the weights handed out are those of the level named, so results do not depend on any of this (R2).
+
+mod home;
+mod lanes;
+mod policy;
+mod wave;
+
+pub use lanes::MAX_LANES;
+pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
+
+use crate::cache::Worth;
+use crate::error::{Error, Result};
+use crate::experts::{Expert, ExpertSource, LayerExperts, Wanted};
+use crate::quant::Level;
+use crate::store::{Access, Storage};
+use crate::telemetry::{StreamStats, Trace};
+use home::Home;
+use lanes::{Landed, Lanes, Request};
+use policy::Ask;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How experts are streamed.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// At which precision they are computed.
+    pub precision: Precision,
+    /// Bytes of memory for planes, in all layers together.
+    pub cache_bytes: usize,
+    /// I/O lanes.
+    pub lanes: usize,
+    /// Compute while reads are under way; otherwise wait for all of them first.
+    pub overlap: bool,
+    /// Compare the checksum of every plane that is read.
+    pub verify: bool,
+    /// Tokens after which half of an expert's heat is gone.
+    pub half_life: f32,
+    /// In which order refinements are bought.
+    pub order: Order,
+    /// Bytes that a serving may read for refinements, in place of a price: for comparisons at equal bytes.
+    pub refinement_bytes: Option<usize>,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        StreamOptions {
+            precision: Precision::Exact(Level::B4),
+            cache_bytes: 0,
+            lanes: 2,
+            overlap: true,
+            verify: true,
+            half_life: 32.0,
+            order: Order::Worth,
+            refinement_bytes: None,
+        }
+    }
+}
+
+/// The experts of a model on storage.
+pub struct Streamer {
+    path: PathBuf,
+    access: Access,
+    lanes: Lanes,
+    options: StreamOptions,
+    top_k: usize,
+    trace: Option<Arc<Trace>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// By layer; `None` where a layer is dense.
+    homes: Vec<Option<Home>>,
+    stats: StreamStats,
+    /// Reads under way.
+    pending: usize,
+    /// Reads that failed and whose planes are not taken back yet: (layer, expert, plane).
+    failed: Vec<(usize, usize, usize)>,
+    quality: f32,
+}
+
+/// A read that failed.
+struct Fault {
+    layer: usize,
+    expert: usize,
+    offset: u64,
+    source: io::Error,
+}
+
+impl Streamer {
+    /// Experts `tables` (by layer) of the file at `path`, read through `storage`. `granule` is what slabs are aligned to.
+    ///
+    /// # Errors
+    /// `Invalid` where the cache cannot hold even one expert of every layer, or the options make no sense.
+    pub fn new(
+        path: PathBuf,
+        storage: Arc<dyn Storage>,
+        tables: Vec<Option<LayerExperts>>,
+        granule: usize,
+        top_k: usize,
+        options: StreamOptions,
+        trace: Option<Arc<Trace>>,
+    ) -> Result<Streamer> {
+        let routed = tables.iter().flatten().count().max(1);
+        let share = options.cache_bytes / routed;
+        let floor = options.precision.floor();
+        let mut homes = Vec::with_capacity(tables.len());
+        for table in tables {
+            let Some(table) = table else {
+                homes.push(None);
+                continue;
+            };
+            crate::quant::check_level(floor, table.level())?;
+            let worth: Vec<Worth> = table.errors.iter().map(|e| options.precision.worth(e)).collect();
+            let home = Home::new(table, share, granule, worth)?;
+            if home.bytes(floor) > home.cache.capacity() {
+                return Err(Error::Invalid(format!(
+                    "a cache of {share} bytes a layer does not hold one expert of {} bytes",
+                    home.bytes(floor)
+                )));
+            }
+            homes.push(Some(home));
+        }
+        let access = storage.access();
+        let lanes = Lanes::new(options.lanes, storage, trace.clone())
+            .map_err(|e| Error::Invalid(format!("no threads for {} I/O lanes: {e}", options.lanes)))?;
+        let quality = match options.precision {
+            Precision::Exact(_) => 0.0,
+            Precision::Adaptive { quality, .. } => quality,
+        };
+        let state = State { homes, stats: StreamStats::default(), pending: 0, failed: Vec::new(), quality };
+        Ok(Streamer { path, access, lanes, options, top_k, trace, state: Mutex::new(state) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A computation that panicked leaves the book-keeping as it was between two steps.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was done since the start.
+    pub fn stats(&self) -> StreamStats {
+        let mut stats = self.lock().stats.clone();
+        (stats.lane_ns, stats.retries) = self.lanes.counters();
+        stats
+    }
+
+    /// How the file is read.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Changes the quality of adaptive precision from the next serving on.
+    pub fn set_quality(&self, quality: f32) {
+        self.lock().quality = quality.clamp(2.0, 8.0);
+    }
+
+    /// The quality in force.
+    pub fn quality(&self) -> f32 {
+        self.lock().quality
+    }
+
+    /// The heat of every expert, by layer: what a warm start restores.
+    pub fn heat(&self) -> Vec<Vec<f32>> {
+        let state = self.lock();
+        let of = |home: &Home| (0..home.cache.experts()).map(|e| home.cache.heat(e)).collect();
+        state.homes.iter().map(|home| home.as_ref().map_or_else(Vec::new, of)).collect()
+    }
+
+    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full.
+    ///
+    /// # Errors
+    /// `Invalid` where `heat` is another model's, and those of reading.
+    pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
+        let mut state = self.lock();
+        let fits = state.homes.len() == heat.len()
+            && (state.homes.iter().zip(heat)).all(|(home, heat)| {
+                home.as_ref().map_or(0, |h| h.cache.experts()) == heat.len()
+                    && heat.iter().all(|h| h.is_finite() && *h >= 0.0)
+            });
+        if !fits {
+            return Err(Error::Invalid("this heat is another model's; leave it out".into()));
+        }
+        for (layer, heat) in heat.iter().enumerate().filter(|(_, heat)| !heat.is_empty()) {
+            self.load_hottest(&mut state, layer, heat)?;
+        }
+        Ok(())
+    }
+
+    /// What has landed, without waiting. Failures come to the surface when the plane is wanted.
+    fn collect(&self, state: &mut State) {
+        while let Some(landed) = self.lanes.poll() {
+            let _ = state.land(landed);
+        }
+        self.take_back(state);
+    }
+
+    /// Waits for one read.
+    fn wait(&self, state: &mut State) -> Result<(), Fault> {
+        let start = std::time::Instant::now();
+        let landed = self.lanes.wait();
+        state.stats.wait_ns += start.elapsed().as_nanos() as u64;
+        state.land(landed)
+    }
+
+    /// After failures: waits for everything under way, then takes back the planes that did not come.
+    fn take_back(&self, state: &mut State) {
+        if state.failed.is_empty() {
+            return;
+        }
+        while state.pending > 0 {
+            let _ = self.wait(state);
+        }
+        // From the top: a plane is taken back before those it rests on.
+        let mut failed = std::mem::take(&mut state.failed);
+        failed.sort_by_key(|&(_, _, plane)| std::cmp::Reverse(plane));
+        for (layer, expert, plane) in failed {
+            state.home(layer).failed(expert, plane);
+        }
+    }
+
+    fn read_error(&self, offset: u64, e: io::Error) -> Error {
+        Error::io(&self.path, io::Error::new(e.kind(), format!("reading experts at byte {offset}: {e}")))
+    }
+}
+
+impl State {
+    fn home(&mut self, layer: usize) -> &mut Home {
+        self.homes[layer].as_mut().expect("a routed layer has experts")
+    }
+
+    /// Puts what a lane brings where it belongs.
+    fn land(&mut self, landed: Landed) -> Result<(), Fault> {
+        let Landed { request, result } = landed;
+        let Request { layer, expert, plane, offset, slab, .. } = request;
+        self.pending -= 1;
+        match result {
+            Ok(()) => {
+                self.home(layer).landed(expert, plane, slab);
+                Ok(())
+            }
+            Err(e) => {
+                self.failed.push((layer, expert, plane));
+                Err(Fault { layer, expert, offset, source: e })
+            }
+        }
+    }
+
+    /// Adds to the hash of decisions (FNV-1a over words).
+    fn note(&mut self, values: [usize; 3]) {
+        let mut hash = if self.stats.decisions == 0 { 0xcbf2_9ce4_8422_2325 } else { self.stats.decisions };
+        for v in values {
+            hash = (hash ^ v as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        self.stats.decisions = hash;
+    }
+}
+
+impl ExpertSource for Streamer {
+    fn serve(
+        &self,
+        layer: usize,
+        wanted: &[Wanted],
+        compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        self.collect(state);
+        self.heat_up(state.home(layer), wanted);
+        let home = state.home(layer);
+        let mut asks: Vec<Ask> = match self.options.precision {
+            Precision::Exact(level) => policy::asks(wanted, |_| level.planes()),
+            // What is resident costs nothing.
+            Precision::Adaptive { floor, .. } => {
+                policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
+            }
+        };
+        state.stats.servings += 1;
+        let reads = state.stats.bytes_wanted;
+        let mut rest = &mut asks[..];
+        while !rest.is_empty() {
+            let fit = self.fit(state.home(layer), rest);
+            let (now, later) = rest.split_at_mut(fit);
+            self.wave(state, layer, now, compute)?;
+            rest = later;
+        }
+        state.stats.servings_without_reads += u64::from(state.stats.bytes_wanted == reads);
+        Ok(())
+    }
+
+    fn level(&self) -> Option<Level> {
+        match self.options.precision {
+            Precision::Exact(level) => Some(level),
+            Precision::Adaptive { .. } => None,
+        }
+    }
+
+    fn resident(&self, layer: usize, out: &mut [bool]) {
+        let mut state = self.lock();
+        let planes = self.options.precision.floor().planes();
+        let home = state.home(layer);
+        out.iter_mut().enumerate().for_each(|(e, out)| *out = home.cache.planes(e) >= planes);
+    }
+
+    fn hint(&self, layer: usize, wanted: &[Wanted]) {
+        let mut state = self.lock();
+        if state.homes.get(layer).is_some_and(Option::is_some) {
+            self.read_ahead(&mut state, layer, wanted);
+        }
+    }
+}

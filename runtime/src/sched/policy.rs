@@ -1,0 +1,249 @@
+//! How many bits of which expert are worth their bytes. Pure arithmetic on gates and error tables (R3).
+//!
+//! For a token, plane `p` of expert `e` takes `gate² · Δerror(e, p)` off the squared error of the layer's output and costs
+//! its bytes if it is not resident. [`Precision::Adaptive`] buys what takes off more per bit than a price, most worth
+//! first, a base always before its refinements: D²MoE's hottest-expert-bit-first order (arXiv 2504.15299) and its bit-width
+//! router at once, without training one.
+
+use crate::cache::Worth;
+use crate::error::{Error, Result};
+use crate::experts::Wanted;
+use crate::quant::{Level, PLANE_BITS, PLANES};
+use std::fmt;
+use std::str::FromStr;
+
+/// At which precision experts are computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Precision {
+    /// Every expert at one level: byte-identical to the model held whole.
+    Exact(Level),
+    /// As many bits as are worth their bytes.
+    Adaptive {
+        /// Bits that an expert of average gate weight gets if it has to be read: 2 to 8. Hotter experts get more, colder
+        /// ones fewer, and what is resident anyway is used.
+        quality: f32,
+        /// No expert is computed with fewer bits.
+        floor: Level,
+    },
+}
+
+/// Quality of `adaptive` where none is named.
+pub const DEFAULT_QUALITY: f32 = 3.5;
+
+/// 2-bit experts break the syntax of JSON and tool calls; fewer bits than this are for those who ask.
+pub const DEFAULT_FLOOR: Level = Level::B3;
+
+impl Precision {
+    /// Planes that every expert needs.
+    pub fn floor(&self) -> Level {
+        match *self {
+            Precision::Exact(level) => level,
+            Precision::Adaptive { floor, .. } => floor,
+        }
+    }
+
+    /// Gain per bit from which on a plane is bought for an expert of hotness 1.
+    ///
+    /// The squared error of `b` bits is about `2.2 · 4⁻ᵇ` of the weights' energy (benches/records/nested-codec.md), so the
+    /// step from `b` to `b + 1` gains three quarters of that; the price lies half way between two steps.
+    fn price(quality: f32) -> f32 {
+        0.75 * 2.2 * 4f32.powf(0.5 - quality)
+    }
+
+    /// What a plane is worth to the cache; see [`Worth`].
+    pub(super) fn worth(&self, errors: &[f32; PLANES]) -> Worth {
+        match *self {
+            Precision::Exact(_) => [1.0; PLANES],
+            Precision::Adaptive { quality, floor } => std::array::from_fn(|p| {
+                if p < floor.planes() { 1.0 } else { (gain(errors, p) / Self::price(quality)).min(1.0) }
+            }),
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Precision> {
+        let wrong = || {
+            Error::Invalid(format!(
+                "precision `{text}`: exact:B (B is 2, 3, 4, 6 or 8), adaptive, or adaptive:Q (bits of an average expert, 2 to 8)"
+            ))
+        };
+        match text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest))) {
+            ("exact", Some(bits)) => {
+                bits.parse().ok().and_then(Level::from_bits).map(Precision::Exact).ok_or_else(wrong)
+            }
+            ("adaptive", quality) => {
+                let quality = quality.map_or(Ok(DEFAULT_QUALITY), |q| q.parse().map_err(|_| wrong()))?;
+                if !(2.0..=8.0).contains(&quality) {
+                    return Err(wrong());
+                }
+                Ok(Precision::Adaptive { quality, floor: DEFAULT_FLOOR })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Precision::Exact(level) => write!(f, "exact:{level}"),
+            Precision::Adaptive { quality, floor } => write!(f, "adaptive:{quality} (floor {floor})"),
+        }
+    }
+}
+
+/// In which order refinements are bought. Everything but [`Order::Worth`] is there to be compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Most error taken off per byte first.
+    #[default]
+    Worth,
+    /// Experts as the router lists them, all bits of one before the next.
+    Arrival,
+    /// The largest gate first, all its bits before the next.
+    Gate,
+}
+
+/// Error taken off per bit of plane `p`.
+pub(super) fn gain(errors: &[f32; PLANES], p: usize) -> f32 {
+    let before = if p == 0 { 1.0 } else { errors[p - 1] };
+    (before - errors[p]).max(0.0) / f32::from(PLANE_BITS[p])
+}
+
+/// One expert's part in a serving.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    /// Index into the wanted list.
+    pub(super) index: usize,
+    pub(super) expert: usize,
+    /// Planes that it is computed with.
+    pub(super) planes: usize,
+    /// Its share of the gates' energy, as a multiple of what one slot has on average: a prefill's expert that serves a
+    /// hundred tokens counts as a hundred.
+    pub(super) hotness: f32,
+    pub(super) gate: f32,
+}
+
+/// The wanted experts, hottest first, at their least precision.
+pub(super) fn asks(wanted: &[Wanted], planes: impl Fn(usize) -> usize) -> Vec<Ask> {
+    let energy: f32 = wanted.iter().map(|w| w.energy).sum();
+    let slots: u32 = wanted.iter().map(|w| w.tokens).sum();
+    let scale = if energy > 0.0 { slots as f32 / energy } else { 0.0 };
+    let mut asks: Vec<Ask> = (wanted.iter().enumerate())
+        .map(|(index, w)| Ask {
+            index,
+            expert: w.expert as usize,
+            planes: planes(w.expert as usize),
+            hotness: w.energy * scale,
+            gate: w.gate,
+        })
+        .collect();
+    asks.sort_by(|a, b| b.hotness.total_cmp(&a.hotness).then(a.expert.cmp(&b.expert)));
+    asks
+}
+
+/// A plane that could be bought.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Offer {
+    /// Position in the asks.
+    pub(super) ask: usize,
+    pub(super) plane: usize,
+    pub(super) worth: f32,
+}
+
+/// What could be bought beyond the planes that the asks have, in the order in which it should be.
+pub(super) fn offers(
+    asks: &[Ask],
+    stored: usize,
+    order: Order,
+    quality: f32,
+    unlimited: bool,
+    errors: impl Fn(usize) -> [f32; PLANES],
+) -> Vec<Offer> {
+    let price = if unlimited { 0.0 } else { Precision::price(quality) };
+    let mut offers = Vec::new();
+    for (i, ask) in asks.iter().enumerate() {
+        let errors = errors(ask.expert);
+        // A higher plane is never worth more than the one below it: it is of no use without.
+        let mut worth = f32::INFINITY;
+        for plane in ask.planes..stored {
+            worth = worth.min(ask.hotness * gain(&errors, plane));
+            if worth < price || worth <= 0.0 {
+                break;
+            }
+            offers.push(Offer { ask: i, plane, worth });
+        }
+    }
+    match order {
+        Order::Worth => offers.sort_by(|a, b| b.worth.total_cmp(&a.worth).then(a.plane.cmp(&b.plane))),
+        Order::Arrival => offers.sort_by_key(|o| (asks[o.ask].index, o.plane)),
+        Order::Gate => offers.sort_by(|a, b| {
+            let gate = |o: &Offer| asks[o.ask].gate;
+            gate(b).total_cmp(&gate(a)).then(a.ask.cmp(&b.ask)).then(a.plane.cmp(&b.plane))
+        }),
+    }
+    offers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ERRORS: [f32; PLANES] = [0.138, 0.042, 0.012, 0.001, 0.0001];
+
+    fn wanted(energies: &[f32]) -> Vec<Wanted> {
+        let one =
+            |(i, &energy): (usize, &f32)| Wanted { expert: i as u32, gate: energy.sqrt(), energy, tokens: 1 };
+        energies.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn quality_is_the_bits_of_an_average_expert() {
+        for (quality, planes) in [(2.0, 1), (3.0, 2), (4.0, 3), (6.0, 4)] {
+            let asks = asks(&wanted(&[1.0; 4]), |_| 1);
+            let offers = offers(&asks, PLANES, Order::Worth, quality, false, |_| ERRORS);
+            for i in 0..4 {
+                assert_eq!(1 + offers.iter().filter(|o| o.ask == i).count(), planes, "quality {quality}");
+            }
+        }
+    }
+
+    #[test]
+    fn hotter_experts_get_more_bits_first_and_bases_come_before_refinements() {
+        let asks = asks(&wanted(&[0.01, 4.0, 1.0]), |_| 1);
+        assert_eq!(asks.iter().map(|a| a.expert).collect::<Vec<_>>(), [1, 2, 0]);
+        let offers = offers(&asks, PLANES, Order::Worth, 3.5, true, |_| ERRORS);
+        assert_eq!((offers[0].ask, offers[0].plane), (0, 1));
+        assert!(offers.windows(2).all(|w| w[0].worth >= w[1].worth));
+        for i in 0..3 {
+            let planes: Vec<_> = offers.iter().filter(|o| o.ask == i).map(|o| o.plane).collect();
+            assert_eq!(planes, (1..PLANES).collect::<Vec<_>>(), "a prefix, in order");
+        }
+    }
+
+    #[test]
+    fn other_orders_finish_one_expert_before_the_next() {
+        let asks = asks(&wanted(&[0.5, 2.0]), |_| 2);
+        let by = |order| -> Vec<(usize, usize)> {
+            offers(&asks, 4, order, 8.0, true, |_| ERRORS)
+                .iter()
+                .map(|o| (asks[o.ask].expert, o.plane))
+                .collect()
+        };
+        assert_eq!(by(Order::Arrival), [(0, 2), (0, 3), (1, 2), (1, 3)]);
+        assert_eq!(by(Order::Gate), [(1, 2), (1, 3), (0, 2), (0, 3)]);
+    }
+
+    #[test]
+    fn precisions_are_read_and_nonsense_is_refused() {
+        assert_eq!("exact:4".parse::<Precision>().unwrap(), Precision::Exact(Level::B4));
+        let adaptive = "adaptive:3".parse::<Precision>().unwrap();
+        assert_eq!(adaptive, Precision::Adaptive { quality: 3.0, floor: Level::B3 });
+        for bad in ["", "exact", "exact:5", "adaptive:1", "adaptive:NaN", "adaptive:x", "best"] {
+            assert!(bad.parse::<Precision>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! One wave of a serving: the experts that fit the layer's share of the cache together are brought in and computed.
+//!
+//! Runs on the model's thread, with the state locked. Everything is decided before the first read is handed over.
+
+use super::home::Home;
+use super::policy::{Ask, Precision, offers};
+use super::{Request, State, Streamer};
+use crate::error::{Error, Result};
+use crate::experts::{Expert, Wanted};
+use crate::quant::{Level, PLANES};
+use crate::telemetry::Track;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Experts handed out to be computed together at most: a list on the stack.
+const BATCH: usize = 64;
+
+impl Streamer {
+    /// Cools the layer down by the tokens in hand and adds their gate mass.
+    pub(super) fn heat_up(&self, home: &mut Home, wanted: &[Wanted]) {
+        let slots: u32 = wanted.iter().map(|w| w.tokens).sum();
+        let tokens = (slots as f32 / self.top_k.max(1) as f32).max(1.0);
+        let decay = 0.5f32.powf(tokens / self.options.half_life);
+        home.cache.cool(decay);
+        // What a steady stream of these tokens would have left: a long prompt is not hotter than a short one.
+        let weight = (1.0 - decay) / (1.0 - 0.5f32.powf(1.0 / self.options.half_life)) / tokens;
+        for w in wanted {
+            home.cache.warm(w.expert as usize, w.gate * weight);
+        }
+    }
+
+    /// How many of the asks, from the first on, fit the layer's share together.
+    pub(super) fn fit(&self, home: &Home, asks: &[Ask]) -> usize {
+        let floor = self.options.precision.floor().planes();
+        let mut bytes = 0;
+        let mut n = 0;
+        for ask in asks {
+            // An expert that has more planes than it must may lose them again.
+            bytes += home.cache.bytes(0, ask.planes.min(floor));
+            if bytes > home.cache.capacity() {
+                break;
+            }
+            n += 1;
+        }
+        n.max(1)
+    }
+
+    /// Brings `asks` in and computes them.
+    pub(super) fn wave(
+        &self,
+        state: &mut State,
+        layer: usize,
+        asks: &mut [Ask],
+        compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+    ) -> Result<()> {
+        let floor = self.options.precision.floor().planes();
+        let reads = self.bring_in(state, layer, asks, floor);
+        self.account(state, layer, asks, floor, &reads);
+        state.stats.bytes_wanted += self.submit(state, layer, &reads, false)?;
+        self.compute(state, layer, asks, compute)
+    }
+
+    /// Makes room for everything that the wave needs, and lists the (expert, plane) to read.
+    fn bring_in(
+        &self,
+        state: &mut State,
+        layer: usize,
+        asks: &mut [Ask],
+        floor: usize,
+    ) -> Vec<(usize, usize)> {
+        let mut reads = Vec::new();
+        let home = state.home(layer);
+        home.keep.fill(0);
+        asks.iter().for_each(|ask| home.keep[ask.expert] = floor as u8);
+        for ask in asks.iter() {
+            while state.home(layer).cache.planes(ask.expert) < floor {
+                let room = self.make_room(state, layer, ask.expert, f32::INFINITY);
+                assert!(room, "a wave was cut to fit");
+                reads.push((ask.expert, self.expect(state, layer, ask.expert)));
+            }
+        }
+        if let Precision::Adaptive { .. } = self.options.precision {
+            self.keep_what_is_there(state.home(layer), asks, floor);
+            self.buy(state, layer, asks, &mut reads);
+        }
+        reads
+    }
+
+    /// Counts a plane in.
+    fn expect(&self, state: &mut State, layer: usize, expert: usize) -> usize {
+        let plane = state.home(layer).expect(expert);
+        state.stats.upgrades += u64::from(plane > 0);
+        state.note([layer, expert, plane]);
+        plane
+    }
+
+    /// Hands reads to the lanes and returns their bytes.
+    fn submit(&self, state: &mut State, layer: usize, reads: &[(usize, usize)], ahead: bool) -> Result<u64> {
+        let mut moved = 0;
+        let slabs = loop {
+            if let Some(slabs) = state.home(layer).slabs(reads, &mut moved) {
+                break slabs;
+            }
+            if state.pending == 0 {
+                state.failed.extend(reads.iter().map(|&(expert, plane)| (layer, expert, plane)));
+                self.take_back(state);
+                return Err(Error::Invalid(
+                    "the cache lost track of its memory; open the model again".into(),
+                ));
+            }
+            self.wait_for_any(state);
+        };
+        state.stats.bytes_moved += moved;
+        let verify = self.options.verify;
+        let table = &state.home(layer).table;
+        let requests: Vec<Request> = (reads.iter().zip(slabs))
+            .map(|(&(expert, plane), slab)| {
+                let slabs = &table.planes[plane];
+                Request {
+                    layer,
+                    expert,
+                    plane,
+                    offset: slabs.offset + (expert * slabs.stride) as u64,
+                    checksum: verify.then(|| slabs.checksums[expert]),
+                    slab: Arc::new(slab),
+                }
+            })
+            .collect();
+        let bytes = requests.iter().map(|r| r.slab.len() as u64).sum();
+        state.pending += requests.len();
+        self.lanes.submit(requests, ahead);
+        Ok(bytes)
+    }
+
+    /// Planes that are resident anyway are used, as far as making room for the floor has left them.
+    fn keep_what_is_there(&self, home: &mut Home, asks: &mut [Ask], floor: usize) {
+        for ask in asks {
+            ask.planes = home.cache.planes(ask.expert).max(floor);
+            home.keep[ask.expert] = ask.planes as u8;
+        }
+    }
+
+    /// Buys refinements, most worth first, as long as they are worth more than what must give way.
+    fn buy(&self, state: &mut State, layer: usize, asks: &mut [Ask], reads: &mut Vec<(usize, usize)>) {
+        let (quality, limit) = (state.quality, self.options.refinement_bytes);
+        let home = state.home(layer);
+        let stored = home.table.planes.len();
+        let list =
+            offers(asks, stored, self.options.order, quality, limit.is_some(), |e| home.table.errors[e]);
+        let mut bytes = 0u64;
+        for offer in list {
+            let ask = &mut asks[offer.ask];
+            let home = state.home(layer);
+            let cost = home.cache.bytes(offer.plane, offer.plane + 1) as u64;
+            if ask.planes != offer.plane || limit.is_some_and(|limit| bytes + cost > limit as u64) {
+                continue;
+            }
+            let value = home.cache.value(ask.expert, offer.plane);
+            if !self.make_room(state, layer, ask.expert, value) {
+                continue;
+            }
+            reads.push((ask.expert, self.expect(state, layer, ask.expert)));
+            bytes += cost;
+            ask.planes += 1;
+            state.home(layer).keep[ask.expert] = ask.planes as u8;
+        }
+    }
+
+    /// Makes planes of less than `value` give way until the next plane of an expert fits; `false` where they do not do.
+    fn make_room(&self, state: &mut State, layer: usize, expert: usize, value: f32) -> bool {
+        loop {
+            let home = state.home(layer);
+            let have = home.cache.planes(expert);
+            if home.cache.free() >= home.cache.bytes(have, have + 1) {
+                return true;
+            }
+            let Some((victim, plane, least)) = home.cache.coldest(&home.keep) else { return false };
+            if least >= value {
+                return false;
+            }
+            if home.reading(victim, plane) {
+                // It was read ahead and has not come yet.
+                self.wait_for_any(state);
+                continue;
+            }
+            home.give_up(victim);
+            state.note([layer, victim, plane]);
+            if plane == 0 {
+                state.stats.evictions += 1;
+            } else {
+                state.stats.downgrades += 1;
+            }
+        }
+    }
+
+    /// Waits for a read of another serving; a failure of it is that serving's affair.
+    fn wait_for_any(&self, state: &mut State) {
+        if self.wait(state).is_err() {
+            self.take_back(state);
+        }
+    }
+
+    /// Counts hits and the precision used.
+    fn account(&self, state: &mut State, layer: usize, asks: &[Ask], floor: usize, reads: &[(usize, usize)]) {
+        for ask in asks {
+            let read = reads.iter().filter(|r| r.0 == ask.expert).count();
+            let used = ask.planes.max(floor);
+            for p in 0..used {
+                state.stats.planes_wanted[p] += 1;
+                state.stats.planes_hit[p] += u64::from(p + read < used);
+            }
+            let mass = f64::from(ask.gate);
+            state.stats.gate_mass += mass;
+            state.stats.gate_mass_bits += mass * f64::from(Level::ALL[used - 1].bits());
+            state.note([layer, ask.expert, used + 16]);
+        }
+    }
+
+    /// Computes what is there at once, and the rest as it lands. Whatever happens, nothing is under way afterwards that
+    /// this wave asked for.
+    fn compute(
+        &self,
+        state: &mut State,
+        layer: usize,
+        asks: &[Ask],
+        compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+    ) -> Result<()> {
+        let mut left: Vec<&Ask> = asks.iter().collect();
+        let mut failure: Option<Error> = None;
+        loop {
+            let all_here = left.iter().all(|a| state.home(layer).loaded(a.expert, a.planes));
+            if self.options.overlap || all_here {
+                let home = state.home(layer);
+                let (ready, later): (Vec<&Ask>, Vec<&Ask>) =
+                    left.iter().partition(|a| home.loaded(a.expert, a.planes));
+                left = later;
+                if failure.is_none() {
+                    failure = self.hand_out(state, layer, &ready, compute).err();
+                }
+            }
+            if left.is_empty() || failure.is_some() {
+                break;
+            }
+            if state.pending == 0 {
+                let gone = std::io::Error::other("a plane that was read ahead did not come");
+                failure = Some(self.read_error(0, gone));
+                break;
+            }
+            let mut landed = self.wait(state);
+            // Whatever else has landed by now is computed in one go.
+            loop {
+                if let Err(fault) = landed
+                    && fault.layer == layer
+                    && asks.iter().any(|a| a.expert == fault.expert)
+                {
+                    failure.get_or_insert_with(|| self.read_error(fault.offset, fault.source));
+                }
+                let Some(next) = self.lanes.poll() else { break };
+                landed = state.land(next);
+            }
+        }
+        match failure {
+            None => Ok(()),
+            Some(e) => {
+                while state.pending > 0 {
+                    let _ = self.wait(state);
+                }
+                self.take_back(state);
+                Err(e)
+            }
+        }
+    }
+
+    fn hand_out(
+        &self,
+        state: &mut State,
+        layer: usize,
+        ready: &[&Ask],
+        compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+    ) -> Result<()> {
+        for ready in ready.chunks(BATCH) {
+            let home = state.home(layer);
+            for ask in ready {
+                home.prepare(ask.expert, ask.planes)?;
+            }
+            let first = (ready[0].index, home.view(ready[0].expert));
+            let mut batch = [first; BATCH];
+            for (to, ask) in batch.iter_mut().zip(ready) {
+                *to = (ask.index, home.view(ask.expert));
+            }
+            let start = Instant::now();
+            compute(&batch[..ready.len()])?;
+            let n = ready.len();
+            state.stats.compute_ns += start.elapsed().as_nanos() as u64;
+            if let Some(trace) = &self.trace {
+                trace.span(Track::Compute(0), start, || format!("layer {layer}: {n} experts"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the floor of experts that will probably be wanted, where that displaces only what is colder.
+    pub(super) fn read_ahead(&self, state: &mut State, layer: usize, wanted: &[Wanted]) {
+        self.collect(state);
+        let floor = self.options.precision.floor().planes();
+        let home = state.home(layer);
+        home.keep.fill(0);
+        for w in wanted {
+            home.keep[w.expert as usize] = PLANES as u8;
+        }
+        let mut reads = Vec::new();
+        'all: for w in wanted {
+            let expert = w.expert as usize;
+            while state.home(layer).cache.planes(expert) < floor {
+                // Worth what its gate says if the guess is right.
+                let value = w.gate + state.home(layer).cache.heat(expert);
+                if !self.make_room(state, layer, expert, value) {
+                    continue 'all;
+                }
+                reads.push((expert, self.expect(state, layer, expert)));
+            }
+        }
+        // What goes wrong here will be met again by whoever wants the planes.
+        if let Ok(bytes) = self.submit(state, layer, &reads, true) {
+            state.stats.bytes_ahead += bytes;
+        }
+    }
+
+    /// Loads experts at the floor, hottest first, until the layer's share is full.
+    pub(super) fn load_hottest(&self, state: &mut State, layer: usize, heat: &[f32]) -> Result<()> {
+        let floor = self.options.precision.floor().planes();
+        let mut order: Vec<usize> = (0..heat.len()).collect();
+        order.sort_by(|&a, &b| heat[b].total_cmp(&heat[a]).then(a.cmp(&b)));
+        let home = state.home(layer);
+        home.keep.fill(PLANES as u8);
+        heat.iter().enumerate().for_each(|(e, &h)| home.cache.set_heat(e, h));
+        let mut reads = Vec::new();
+        for e in order.into_iter().filter(|&e| heat[e] > 0.0) {
+            let have = state.home(layer).cache.planes(e);
+            if have >= floor {
+                continue;
+            }
+            if state.home(layer).cache.free() < state.home(layer).cache.bytes(have, floor) {
+                break;
+            }
+            for _ in have..floor {
+                reads.push((e, self.expect(state, layer, e)));
+            }
+        }
+        state.stats.bytes_ahead += self.submit(state, layer, &reads, false)?;
+        let mut failure = None;
+        while state.pending > 0 {
+            if let Err(fault) = self.wait(state) {
+                failure.get_or_insert_with(|| self.read_error(fault.offset, fault.source));
+            }
+        }
+        self.take_back(state);
+        failure.map_or(Ok(()), Err)
+    }
+}

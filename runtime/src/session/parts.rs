@@ -1,0 +1,357 @@
+//! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
+
+use super::engine::{EngineOptions, Inner, ModelInfo};
+use super::plan::{MemoryPlan, Request};
+use super::timeline::DEFAULT_CONTEXT;
+use super::tokens;
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
+use crate::kernels::Backend;
+use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
+use crate::model::routing::RoutingCounters;
+use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
+use crate::quant::{self, Level, Matrix};
+use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Streamer};
+use crate::store::{self, Arena};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// Bytes between matrices in memory: a cache line.
+const LINE: usize = 64;
+
+pub(super) struct Parts {
+    pub(super) config: Config,
+    weights: Weights,
+    experts: Vec<Vec<Expert>>,
+    /// Highest level of the experts in the file; `None` where they are not nested or there are none.
+    stored: Option<Level>,
+    tied: bool,
+}
+
+/// What the memory of a session depends on.
+pub(super) struct Shape<'a> {
+    config: &'a Config,
+    vocab: usize,
+    ff_routed: usize,
+    ff_dense: usize,
+    single: bool,
+}
+
+impl Shape<'_> {
+    pub(super) fn of(model: &Model, ff_routed: usize) -> Shape<'_> {
+        Shape::new(&model.config, &model.weights, ff_routed)
+    }
+
+    fn new<'a>(config: &'a Config, weights: &Weights, ff_routed: usize) -> Shape<'a> {
+        let always = weights.layers.iter().filter_map(|l| match &l.ffn {
+            Ffn::Dense(e) => Some(e),
+            Ffn::Moe(moe) => moe.shared.as_ref(),
+        });
+        Shape {
+            config,
+            vocab: weights.vocab(),
+            ff_routed,
+            ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
+            single: matches!(weights.embed, Matrix::F32 { .. }),
+        }
+    }
+
+    /// Bytes of a KV cache.
+    pub(super) fn kv(&self, context: usize) -> u64 {
+        let c = self.config;
+        (c.layers * CpuBackend::kv_bytes(context, c.kv_heads, c.head_dim, self.single)) as u64
+    }
+
+    /// Bytes of everything else that a session makes the engine allocate.
+    pub(super) fn scratch(&self, context: usize, chunk: usize, threads: usize) -> u64 {
+        let c = self.config;
+        let router = c.router.as_ref();
+        let backend = CpuBackend::scratch_bytes(&ScratchShape {
+            chunk,
+            d: c.d,
+            widest: c.d.max(c.heads * c.head_dim),
+            ff_routed: self.ff_routed,
+            ff_dense: self.ff_dense,
+            top_k: router.map_or(0, |r| r.top_k),
+            experts: router.map_or(0, |r| r.experts),
+            heads: c.heads,
+            head_dim: c.head_dim,
+            context,
+            threads,
+        });
+        (backend + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
+    }
+}
+
+impl Parts {
+    /// Weights as views.
+    ///
+    /// # Errors
+    /// `Malformed` where the file contradicts its config; `Invalid` for options that contradict each other or the model.
+    pub(super) fn new(tensors: &dyn Tensors, options: &EngineOptions) -> Result<Parts> {
+        let mut config = Config::from_metadata(tensors.metadata())?;
+        if let Some(router) = &mut config.router {
+            options.routing.check(router)?;
+            router.top_k = options.routing.top_k.unwrap_or(router.top_k);
+        }
+        let level = exact_level(options);
+        if options.precision.is_some_and(|p| matches!(p, Precision::Exact(_))) && options.routing.is_lossy() {
+            return Err(Error::Invalid(
+                "exact precision excludes --top-k, --skip-cold and --cache-prior: they change results".into(),
+            ));
+        }
+        let (weights, mut experts) = Weights::load(&config, tensors, None)?;
+        let stored = level_of(&experts);
+        if let (Some(level), Some(stored)) = (level, stored) {
+            quant::check_level(level, stored)?;
+            for expert in experts.iter_mut().flatten() {
+                for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+                    if let Matrix::Nested(n) = m {
+                        *n = n.at(level).expect("the level is stored");
+                    }
+                }
+            }
+        }
+        let tied = same(&weights.embed, &weights.head);
+        Ok(Parts { config, weights, experts, stored, tied })
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.config.layers
+    }
+
+    /// The precision of streamed experts.
+    pub(super) fn precision(&self, options: &EngineOptions) -> Precision {
+        let stored = self.stored.unwrap_or(Level::B8);
+        match (options.precision, options.level) {
+            (Some(Precision::Adaptive { quality, floor }), _) => {
+                Precision::Adaptive { quality, floor: floor.min(stored) }
+            }
+            (Some(exact), _) => exact,
+            (None, Some(level)) => Precision::Exact(level),
+            (None, None) => {
+                Precision::Adaptive { quality: DEFAULT_QUALITY, floor: DEFAULT_FLOOR.min(stored) }
+            }
+        }
+    }
+
+    /// # Errors
+    /// `Budget`; `Invalid` for a context or chunk that the model does not have.
+    pub(super) fn plan(
+        &self,
+        options: &EngineOptions,
+        tables: &[Option<LayerExperts>],
+    ) -> Result<MemoryPlan> {
+        let limit = self.config.context;
+        let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
+        super::timeline::check_context(context, limit)?;
+        let shape = Shape::new(&self.config, &self.weights, self.ff_routed());
+        let threads = options.threads;
+        let stored = self.stored.unwrap_or(Level::B8);
+        MemoryPlan::new(&Request {
+            vocab: self.weights.vocab(),
+            dense_bytes: self.dense_bytes(),
+            tables,
+            budget: options.memory,
+            context,
+            chunk: options.chunk,
+            whole: exact_level(options).unwrap_or(stored),
+            floor: self.precision(options).floor(),
+            top_k: self.config.router.map_or(0, |r| r.top_k),
+            scratch: &|context, chunk| shape.scratch(context, chunk, threads),
+            kv: &|context| shape.kv(context),
+        })
+    }
+
+    fn ff_routed(&self) -> usize {
+        self.experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0)
+    }
+
+    /// Bytes of always-used weights in memory.
+    fn dense_bytes(&self) -> u64 {
+        let planes = self.matrices().map(|m| (m.bytes() + LINE * quant::PLANES) as u64).sum::<u64>();
+        let norms = self.config.layers * (2 * self.config.d + 4 * self.config.head_dim) + self.config.d;
+        planes + 4 * norms as u64
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let head = (!self.tied).then_some(&self.weights.head);
+        [&self.weights.embed]
+            .into_iter()
+            .chain(head)
+            .chain(self.weights.layers.iter().flat_map(layer_matrices))
+    }
+
+    /// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
+    /// experts, and come back one fault at a time.
+    fn load_dense(&mut self) -> Result<()> {
+        let nested = |m: &Matrix| match m {
+            Matrix::Nested(n) => {
+                (0..n.level().planes()).map(|p| n.shape().plane(p).len.next_multiple_of(LINE)).sum()
+            }
+            Matrix::F32 { .. } => 0,
+        };
+        let bytes: usize = self.matrices().map(nested).sum();
+        let arena = Arena::new(bytes, LINE)?;
+        for matrix in self.weights.matrices_mut(self.tied) {
+            let Matrix::Nested(n) = matrix else { continue };
+            let copy = n.try_map(|plane| {
+                let mut slab = arena.alloc(plane.len()).expect("the arena was made for these planes");
+                slab.copy_from_slice(plane);
+                store::release(plane);
+                Ok(Bytes::new(Arc::new(slab)))
+            })?;
+            *n = copy;
+        }
+        if self.tied {
+            self.weights.head = self.weights.embed.clone();
+        }
+        Ok(())
+    }
+
+    /// An engine with everything in memory or mapped.
+    pub(super) fn resident(
+        mut self,
+        tensors: &dyn Tensors,
+        options: &EngineOptions,
+        plan: MemoryPlan,
+    ) -> Result<Inner> {
+        let level = level_of(&self.experts);
+        let mode = match (level, &self.weights.embed) {
+            (Some(level), _) => format!("resident, exact level {level}"),
+            (None, Matrix::Nested(n)) => format!("resident, dense, exact level {}", n.level()),
+            (None, _) => "resident, reference f32".to_owned(),
+        };
+        let info = self.info(mode);
+        let source = AllResident::new(std::mem::take(&mut self.experts), level);
+        self.assemble(tensors, options, plan, info, Box::new(source), None)
+    }
+
+    /// An engine whose experts are streamed.
+    pub(super) fn streamed(
+        mut self,
+        tensors: &dyn Tensors,
+        options: &EngineOptions,
+        plan: MemoryPlan,
+        streamer: Streamer,
+    ) -> Result<Inner> {
+        let precision = self.precision(options);
+        let all: u64 =
+            plan.levels.iter().find(|l| l.bits == precision.floor().bits()).map_or(0, |l| l.expert_bytes);
+        let mode = format!(
+            "streaming, {precision}, cache of {} MB for {} MB of experts at {} bits",
+            plan.expert_bytes >> 20,
+            all >> 20,
+            precision.floor()
+        );
+        let info = self.info(mode);
+        self.experts = Vec::new();
+        self.load_dense()?;
+        let streamer = Arc::new(streamer);
+        let source = Box::new(streamer.clone());
+        self.assemble(tensors, options, plan, info, source, Some(streamer))
+    }
+
+    fn assemble(
+        self,
+        tensors: &dyn Tensors,
+        options: &EngineOptions,
+        plan: MemoryPlan,
+        mut info: ModelInfo,
+        experts: Box<dyn ExpertSource>,
+        streamer: Option<Arc<Streamer>>,
+    ) -> Result<Inner> {
+        let meta = tensors.metadata();
+        // Unquantized weights are there to be measured against: their keys and values are not rounded either.
+        let kv_single = matches!(self.weights.embed, Matrix::F32 { .. });
+        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa, kv_single })?;
+        info.backend = backend.name();
+        let tokenizer = tokens::tokenizer(meta)?;
+        let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
+        let model = Model {
+            config: self.config,
+            weights: self.weights,
+            experts,
+            routing: options.routing,
+            counters: RoutingCounters::default(),
+        };
+        let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
+        let sessions = AtomicU64::new(0);
+        Ok(Inner { model, backend, tokenizer, template, special, info, plan, streamer, sessions })
+    }
+
+    fn info(&self, mode: String) -> ModelInfo {
+        let (config, w) = (&self.config, &self.weights);
+        let mut info = ModelInfo {
+            name: config.name.clone(),
+            architecture: config.family.name.to_owned(),
+            layers: config.layers,
+            experts: config.router.map_or(0, |r| r.experts),
+            experts_used: config.router.map_or(0, |r| r.top_k),
+            context: config.context,
+            vocab: w.vocab(),
+            expert_width: self.ff_routed(),
+            parameters: 0,
+            active_parameters: 0,
+            active_bytes: 0,
+            bytes: 0,
+            mode,
+            backend: String::new(),
+        };
+        let used = info.experts_used;
+        let mut add = |m: &Matrix, whole: bool, active: bool| {
+            let (n, bytes) = ((m.rows() * m.cols()) as u64, m.bytes() as u64);
+            info.parameters += if whole { n } else { 0 };
+            info.bytes += if whole { bytes } else { 0 };
+            info.active_parameters += if active { n } else { 0 };
+            info.active_bytes += if active { bytes } else { 0 };
+        };
+        w.layers.iter().flat_map(layer_matrices).for_each(|m| add(m, true, true));
+        for experts in &self.experts {
+            for (i, e) in experts.iter().enumerate() {
+                [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));
+            }
+        }
+        // A tied head is the embedding once more, not more weights. Of the embedding a token reads one row.
+        add(&w.embed, true, false);
+        add(&w.head, !self.tied, true);
+        info
+    }
+}
+
+/// The exact level that the options ask for.
+fn exact_level(options: &EngineOptions) -> Option<Level> {
+    match options.precision {
+        Some(Precision::Exact(level)) => Some(level),
+        Some(Precision::Adaptive { .. }) => None,
+        None => options.level,
+    }
+}
+
+fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
+    experts.iter().flatten().find_map(|e| match &e.gate {
+        Matrix::Nested(n) => Some(n.level()),
+        Matrix::F32 { .. } => None,
+    })
+}
+
+/// The always-used matrices of a layer.
+fn layer_matrices(layer: &crate::model::weights::Layer) -> impl Iterator<Item = &Matrix> {
+    let (moe, always) = match &layer.ffn {
+        Ffn::Dense(e) => (None, Some(e)),
+        Ffn::Moe(moe) => (Some(moe), moe.shared.as_ref()),
+    };
+    let attention = [&layer.q, &layer.k, &layer.v, &layer.o].map(|p| &p.matrix);
+    let routing = moe.into_iter().flat_map(|m| [Some(&m.router), m.shared_gate.as_ref()]).flatten();
+    attention.into_iter().chain(routing).chain(always.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]))
+}
+
+/// Whether two matrices are the same bytes in memory.
+fn same(a: &Matrix, b: &Matrix) -> bool {
+    match (a, b) {
+        (Matrix::F32 { data: a, .. }, Matrix::F32 { data: b, .. }) => Arc::ptr_eq(a, b),
+        (Matrix::Nested(a), Matrix::Nested(b)) => std::ptr::eq(a.codes(0), b.codes(0)),
+        _ => false,
+    }
+}

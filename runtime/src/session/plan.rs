@@ -1,0 +1,167 @@
+//! What a budget of memory is spent on, worked out before anything is loaded (R1).
+//!
+//! Everything the process allocates is in the plan: the always-used weights, the KV cache and scratch of one session, what
+//! the library needs besides, and the expert cache, which gets the rest. The plan depends on the file, the budget and the
+//! options alone, never on what the machine happens to be doing.
+
+use crate::error::{Error, Result};
+use crate::experts::LayerExperts;
+use crate::quant::Level;
+use serde::Serialize;
+
+/// Code, allocator and standard library: what a process with an open model holds besides what is listed.
+const BASE_BYTES: u64 = 24 << 20;
+
+/// A tokenizer's tables, per token of the vocabulary (measured: benches/records/streaming.md).
+const BYTES_PER_TOKEN: u64 = 700;
+
+/// The chunk sizes that a plan chooses among, largest first.
+const CHUNKS: [usize; 5] = [512, 256, 128, 64, 32];
+
+/// How a budget is spent, in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MemoryPlan {
+    /// What may be used; `None` where nobody set a limit and the system names none.
+    pub budget: Option<u64>,
+    /// Whether experts are streamed; otherwise everything is resident.
+    pub streaming: bool,
+    /// Positions of the KV cache that is planned for.
+    pub context: usize,
+    /// Tokens of a prompt taken through the layers together.
+    pub chunk: usize,
+    /// Program, tokenizer, tables.
+    pub overhead_bytes: u64,
+    /// Always-used weights.
+    pub dense_bytes: u64,
+    /// KV cache.
+    pub kv_bytes: u64,
+    /// Activations and other scratch of one session.
+    pub scratch_bytes: u64,
+    /// Memory for experts: the cache, or all of them.
+    pub expert_bytes: u64,
+    /// The smallest budget that works, with the smallest chunk and one expert per layer.
+    pub smallest_bytes: u64,
+    /// What each level that is stored would mean.
+    pub levels: Vec<LevelFit>,
+}
+
+/// One level under a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LevelFit {
+    /// Bits.
+    pub bits: u8,
+    /// All experts at this level.
+    pub expert_bytes: u64,
+    /// The part of them that the cache holds.
+    pub resident: f64,
+    /// Expert bytes that a token touches.
+    pub touched_bytes: u64,
+    /// Bytes that a token reads if all experts are equally likely: real routing reads less.
+    pub read_bytes: u64,
+}
+
+/// What a plan is made from.
+pub(super) struct Request<'a> {
+    pub(super) vocab: usize,
+    pub(super) dense_bytes: u64,
+    /// By layer.
+    pub(super) tables: &'a [Option<LayerExperts>],
+    pub(super) budget: Option<u64>,
+    pub(super) context: usize,
+    pub(super) chunk: Option<usize>,
+    /// Level that everything must fit at to be resident, and that one expert must fit at to be streamed.
+    pub(super) whole: Level,
+    pub(super) floor: Level,
+    pub(super) top_k: usize,
+    /// Bytes of the session's buffers for (context, chunk): the backend knows.
+    pub(super) scratch: &'a dyn Fn(usize, usize) -> u64,
+    pub(super) kv: &'a dyn Fn(usize) -> u64,
+}
+
+impl MemoryPlan {
+    /// # Errors
+    /// `Budget`, naming the smallest that works.
+    pub(super) fn new(r: &Request) -> Result<MemoryPlan> {
+        let routed = || r.tables.iter().flatten();
+        let overhead = BASE_BYTES + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
+        let kv = (r.kv)(r.context);
+        let fixed = overhead + r.dense_bytes + kv;
+        let one_each: u64 = routed().map(|t| t.expert_bytes(r.floor) as u64).sum();
+        let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
+        let smallest = fixed + (r.scratch)(r.context, least_chunk) + one_each;
+        let all = |level: Level| -> u64 {
+            routed().map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
+        };
+        let largest = r.chunk.unwrap_or(CHUNKS[0]).min(r.context);
+        let whole = fixed + (r.scratch)(r.context, largest) + all(r.whole);
+        let streaming = r.budget.is_some_and(|budget| budget < whole) && one_each > 0;
+        let chunk = match (r.budget, r.chunk) {
+            (Some(budget), None) if streaming => {
+                // A chunk's scratch is worth having as long as it does not eat the cache: an eighth of what is left.
+                let left = budget.saturating_sub(fixed + one_each);
+                let fits = |chunk: usize| (r.scratch)(r.context, chunk.min(r.context)) <= left / 8;
+                CHUNKS.into_iter().find(|&c| fits(c)).unwrap_or(least_chunk).min(r.context)
+            }
+            _ => largest,
+        };
+        let scratch = (r.scratch)(r.context, chunk);
+        if let Some(budget) = r.budget
+            && budget < smallest
+        {
+            let hint = match (r.context > 512, one_each > 0) {
+                (true, _) => format!(
+                    " (with a context of {} tokens, which takes {} MB; --ctx lowers it)",
+                    r.context,
+                    kv >> 20
+                ),
+                (false, true) => String::new(),
+                (false, false) => " (the model has no experts that could be streamed)".to_owned(),
+            };
+            return Err(Error::Budget { budget, smallest, hint });
+        }
+        let expert_bytes = match r.budget {
+            Some(budget) if streaming => budget - fixed - scratch,
+            _ => all(r.whole),
+        };
+        let layers = routed().count().max(1) as u64;
+        let fit = |level: Level| {
+            let (whole, share) = (all(level), expert_bytes / layers);
+            let resident =
+                if streaming { (share as f64 * layers as f64 / whole as f64).min(1.0) } else { 1.0 };
+            let touched: u64 = routed().map(|t| (t.expert_bytes(level) * r.top_k) as u64).sum();
+            LevelFit {
+                bits: level.bits(),
+                expert_bytes: whole,
+                resident,
+                touched_bytes: touched,
+                read_bytes: ((1.0 - resident) * touched as f64) as u64,
+            }
+        };
+        let stored = routed().map(LayerExperts::level).min();
+        let levels = Level::ALL.into_iter().filter(|&l| stored.is_some_and(|s| l <= s)).map(fit).collect();
+        Ok(MemoryPlan {
+            budget: r.budget,
+            streaming,
+            context: r.context,
+            chunk,
+            overhead_bytes: overhead,
+            dense_bytes: r.dense_bytes,
+            kv_bytes: kv,
+            scratch_bytes: scratch,
+            expert_bytes,
+            smallest_bytes: smallest,
+            levels,
+        })
+    }
+
+    /// Everything together.
+    pub fn total_bytes(&self) -> u64 {
+        self.overhead_bytes + self.dense_bytes + self.kv_bytes + self.scratch_bytes + self.expert_bytes
+    }
+}
+
+/// What the tables and the book-keeping of a streamed model take.
+fn table_bytes(tables: &[Option<LayerExperts>]) -> u64 {
+    const PER_EXPERT: usize = 1200;
+    tables.iter().flatten().map(|t| (t.count() * PER_EXPERT) as u64).sum()
+}
