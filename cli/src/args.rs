@@ -191,7 +191,7 @@ pub struct EvalArgs {
     /// Compute from the unquantized source weights in f32
     #[arg(long)]
     pub reference: bool,
-    /// Compare with the unquantized weights of this model: KL divergence and agreement
+    /// Compare with this model, KL divergence and agreement: a foreign model unquantized, a Dollop file at its highest level
     #[arg(long, value_name = "REF", requires = "text")]
     pub against: Option<PathBuf>,
     /// Tokens taken through the layers at once; 1 computes token by token

@@ -1,6 +1,7 @@
 //! `dollop chat`.
 
 use crate::args::{ChatArgs, OverflowArg};
+use crate::live::Live;
 use crate::output::{bytes, count, peak_memory, read_text};
 use crate::run::footer;
 use crate::streaming::Mark;
@@ -11,6 +12,7 @@ use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 const HELP: &str = "\
 /help           this list
@@ -36,6 +38,11 @@ struct Talk<'a> {
     mark: Option<Mark>,
     last: Option<Outcome>,
     answers: usize,
+    interactive: bool,
+}
+
+fn speed(tokens: usize, start: Instant) -> String {
+    format!("{:.1} tok/s", tokens as f64 / start.elapsed().as_secs_f64().max(1e-3))
 }
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
@@ -55,8 +62,9 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         }
         chat.restore(saved.messages);
     }
-    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0 };
-    if std::io::stdin().is_terminal() { talk.interactive() } else { talk.lines() }?;
+    let interactive = std::io::stdin().is_terminal();
+    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0, interactive };
+    if interactive { talk.interactive() } else { talk.lines() }?;
     watch.finish()
 }
 
@@ -152,7 +160,18 @@ impl Talk<'_> {
         self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = std::io::stdout().lock();
         let mut broken = None;
+        let mut live = if self.interactive { Live::new() } else { None };
+        let (engine, mark) = (self.chat.session().engine().clone(), &self.mark);
+        let (start, mut tokens) = (Instant::now(), 0);
         let outcome = ask(&mut self.chat, &options, &mut |event| {
+            if let Some(live) = &mut live {
+                tokens += usize::from(matches!(event, Event::Token { .. }));
+                live.update(|| match (&event, mark) {
+                    (Event::Prefill { done, total }, _) => format!("reading {done} of {total} tokens"),
+                    (_, None) => speed(tokens, start),
+                    (_, Some(mark)) => format!("{}, {}", speed(tokens, start), mark.line(&engine, tokens)),
+                });
+            }
             if let (Event::Token { text, .. } | Event::Rest { text }, None) = (event, &broken) {
                 broken = write!(stdout, "{text}").and_then(|()| stdout.flush()).err();
                 if broken.is_some() {
@@ -160,6 +179,7 @@ impl Talk<'_> {
                 }
             }
         })?;
+        drop(live);
         broken.map_or(Ok(()), Err)?;
         writeln!(stdout)?;
         self.answers += 1;

@@ -2,8 +2,9 @@
 
 use crate::args::EvalArgs;
 use crate::output::read_text;
+use crate::streaming::Mark;
 use crate::{Failure, locate};
-use dollop::{Engine, SessionOptions};
+use dollop::{Engine, EngineOptions, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
 
@@ -48,6 +49,16 @@ fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(),
     std::fs::write(out, json + "\n").map_err(|e| Failure(format!("{}: {e}", out.display())))
 }
 
+/// What `--against` names: a foreign model unquantized, or a Dollop file at its highest level, whole.
+fn reference(path: &std::path::Path, args: &EvalArgs) -> Result<Engine, Failure> {
+    let plain =
+        EngineOptions { threads: args.engine.threads, isa: args.engine.isa, ..EngineOptions::default() };
+    Ok(match dollop::inspect::kind(path)? {
+        dollop::inspect::Kind::Dollop => Engine::open(path, &plain)?,
+        _ => Engine::open_reference(path, &plain)?,
+    })
+}
+
 /// What was measured on a text.
 #[derive(Default, Serialize)]
 struct Measured {
@@ -62,15 +73,15 @@ struct Measured {
     #[serde(skip_serializing_if = "Option::is_none")]
     top1_agreement: Option<f64>,
     mode: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<serde_json::Value>,
 }
 
 fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
     let tokenizer = engine.tokenizer()?;
     let ids = tokenizer.encode(text, false)?;
-    let reference = match &args.against {
-        Some(path) => Some(Engine::open_reference(path, &args.engine.options())?),
-        None => None,
-    };
+    let reference = args.against.as_deref().map(|path| reference(path, args)).transpose()?;
+    let mark = Mark::now(engine);
     let window = args.engine.ctx.unwrap_or(WINDOW).min(engine.info().context);
     let options = SessionOptions { context: Some(window), chunk: args.chunk };
     let mut session = engine.session(options)?;
@@ -121,6 +132,7 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         perplexity: (nll / scored as f64).exp(),
         bits_per_byte: nll / bytes as f64 / std::f64::consts::LN_2,
         mode: engine.info().mode.clone(),
+        stream: mark.as_ref().map(|mark| mark.json(engine, scored)),
         ..Measured::default()
     };
     if !divergences.is_empty() {
@@ -142,6 +154,9 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         writeln!(out, "KL mean        {mean:.5}")?;
         writeln!(out, "KL 99%         {p99:.5}")?;
         writeln!(out, "top-1 agrees   {:.2} %", 100.0 * top)?;
+    }
+    if let Some(mark) = mark {
+        writeln!(out, "{}", mark.report(engine, scored))?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod convert;
 mod eval;
 mod inspect;
 mod interrupt;
+mod live;
 mod locate;
 mod output;
 mod plan;

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::output::bytes;
 use clap::Args;
 use dollop::quant::Level;
-use dollop::sched::Precision;
+use dollop::sched::{Order, Precision};
 use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -58,6 +58,22 @@ pub struct StreamArgs {
     /// Do not compare checksums of what is read
     #[arg(long)]
     pub no_verify: bool,
+    /// In which order refinements are bought (for comparison)
+    #[arg(long, value_enum, default_value = "worth", hide = true)]
+    pub order: OrderArg,
+    /// Bytes a layer may read for refinements, in place of a price (for comparison)
+    #[arg(long, value_name = "N", hide = true)]
+    pub refinement_bytes: Option<usize>,
+    /// Tokens after which half of an expert's heat is gone
+    #[arg(long, value_name = "N", default_value_t = 32.0, hide = true)]
+    pub half_life: f32,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum OrderArg {
+    Worth,
+    Arrival,
+    Gate,
 }
 
 /// What `--memory` says.
@@ -122,6 +138,13 @@ impl StreamArgs {
         s.lanes = self.lanes.into();
         s.overlap = !self.no_overlap;
         s.verify = !self.no_verify;
+        s.order = match self.order {
+            OrderArg::Worth => Order::Worth,
+            OrderArg::Arrival => Order::Arrival,
+            OrderArg::Gate => Order::Gate,
+        };
+        s.refinement_bytes = self.refinement_bytes;
+        s.half_life = self.half_life.max(0.1);
         s.trace = self.trace.as_ref().map(|_| Arc::new(Trace::default()));
     }
 

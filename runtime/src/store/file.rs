@@ -93,6 +93,10 @@ impl FileStorage {
             }
             (bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64())
         };
+        // What happens to be in the page cache says nothing about the disk.
+        for &(offset, len) in probes {
+            os::forget(&storage.buffered, offset, len as u64);
+        }
         let direct = storage.direct.take();
         let buffered = rate(&storage, &probes[half..]);
         storage.direct = direct;

@@ -1,0 +1,52 @@
+//! A status line at the bottom of the terminal while an answer streams above it.
+//!
+//! The last row is taken out of the scrolling region, so that text and status do not meet. Only on terminals; elsewhere
+//! nothing is written.
+
+use console::Term;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Between two updates: often enough to look alive.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// The line, as long as it is shown.
+pub struct Live {
+    term: Term,
+    rows: u16,
+    last: Option<Instant>,
+}
+
+impl Live {
+    /// Makes room at the bottom; `None` where there is no terminal to draw on.
+    pub fn new() -> Option<Live> {
+        let term = Term::stderr();
+        let (rows, _) = term.size_checked()?;
+        if rows < 5 || !std::io::stdout().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let live = Live { term, rows, last: None };
+        // A line feed and back: the cursor must not stand in the row that is taken. Setting the region moves it home.
+        live.write(&format!("\n\x1b[1A\x1b7\x1b[1;{}r\x1b8", rows - 1));
+        Some(live)
+    }
+
+    /// Shows what `line` says, where it is time for it.
+    pub fn update(&mut self, line: impl FnOnce() -> String) {
+        if self.last.is_none_or(|last| last.elapsed() >= EVERY) {
+            self.last = Some(Instant::now());
+            self.write(&format!("\x1b7\x1b[{};1H\x1b[2K\x1b[2m{}\x1b[0m\x1b8", self.rows, line()));
+        }
+    }
+
+    fn write(&self, text: &str) {
+        // A status that cannot be shown is no failure.
+        let _ = (&self.term).write_all(text.as_bytes()).and_then(|()| (&self.term).flush());
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.write(&format!("\x1b7\x1b[r\x1b[{};1H\x1b[2K\x1b8", self.rows));
+    }
+}
