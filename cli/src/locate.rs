@@ -3,8 +3,8 @@
 use crate::args::EngineArgs;
 use crate::output::Bar;
 use crate::{Failure, interrupt};
-use dollop::Engine;
 use dollop::convert::{ConvertOptions, cached};
+use dollop::{Chat, Engine, Error, Overflow, Session};
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,22 @@ const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
 pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<Engine, Failure> {
     let path = dollop_file(model)?;
     Ok(Engine::open(&path, &args.options())?)
+}
+
+/// Begins a conversation. A template that does not parse is the model's fault, so the message names the model.
+pub fn converse(
+    session: Session,
+    system: Option<String>,
+    overflow: Overflow,
+    model: Option<&Path>,
+) -> Result<Chat, Failure> {
+    Chat::new(session, system, overflow).map_err(|e| match (e, model) {
+        (e @ Error::Template(_), Some(model)) => Failure(format!(
+            "{}: {e}; mend the model's template, or continue plain text with `dollop run --raw`",
+            model.display()
+        )),
+        (e, _) => e.into(),
+    })
 }
 
 /// The Dollop file for what was typed.
