@@ -93,7 +93,9 @@ fn nothing_is_left_under_the_final_name_after_a_failure() {
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&model, bytes).unwrap();
     let text = run(folder.path(), &target, &ConvertOptions::default()).unwrap_err().to_string();
-    assert!(text.contains("tensor") && text.contains("not a number"), "{text}");
+    for word in ["model.safetensors", "tensor", "not a number"] {
+        assert!(text.contains(word), "{text}");
+    }
     assert_eq!(files(out.path()), ["m.gguf"]);
     assert_eq!(fs::read_to_string(&target).unwrap(), "older");
 
@@ -182,6 +184,11 @@ fn bad_sources_are_refused_with_file_field_and_remedy() {
         "more layers than tensors",
         &edit("config.json", "\"num_hidden_layers\":2", "\"num_hidden_layers\":3"),
         &["blk.2", "no such tensor"],
+    );
+    refuse(
+        "another width of the experts",
+        &edit("config.json", "\"intermediate_size\":96", "\"intermediate_size\":4096"),
+        &["ffn_up_exps", "4096"],
     );
     refuse("no weights", &|f| fs::remove_file(f.join("model.safetensors")).unwrap(), &["model.safetensors"]);
     refuse("no config", &|f| fs::remove_file(f.join("config.json")).unwrap(), &["config.json"]);

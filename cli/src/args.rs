@@ -174,7 +174,7 @@ pub struct PlanArgs {
 /// bytes of the scored tokens.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf"
+    after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf\n  dollop eval changed-weights.gguf --reference --text wiki.txt --against model.gguf"
 )]
 pub struct EvalArgs {
     /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]

@@ -52,7 +52,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         OverflowArg::Error => Overflow::Error,
         OverflowArg::Slide => Overflow::Slide,
     };
-    let mut chat = Chat::new(session, args.system.clone(), overflow)?;
+    let mut chat = locate::converse(session, args.system.clone(), overflow, args.model.as_deref())?;
     if let Some(path) = &args.load {
         let text = read_text(path)?;
         let saved: Saved = serde_json::from_str(&text)

@@ -5,7 +5,7 @@ use crate::output::Bar;
 use crate::streaming::Watch;
 use crate::{Failure, interrupt};
 use dollop::convert::{ConvertOptions, cached};
-use dollop::{Engine, EngineOptions};
+use dollop::{Chat, Engine, EngineOptions, Error, Overflow, Session};
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,22 @@ pub fn open_with(
     let engine = Engine::open(&path, &options)?;
     let watch = args.stream.watch(&engine, &options)?;
     Ok((engine, watch))
+}
+
+/// Begins a conversation. A template that does not parse is the model's fault, so the message names the model.
+pub fn converse(
+    session: Session,
+    system: Option<String>,
+    overflow: Overflow,
+    model: Option<&Path>,
+) -> Result<Chat, Failure> {
+    Chat::new(session, system, overflow).map_err(|e| match (e, model) {
+        (e @ Error::Template(_), Some(model)) => Failure(format!(
+            "{}: {e}; mend the model's template, or continue plain text with `dollop run --raw`",
+            model.display()
+        )),
+        (e, _) => e.into(),
+    })
 }
 
 /// The Dollop file for what was typed.

@@ -4,7 +4,7 @@ use crate::args::RunArgs;
 use crate::output::{peak_memory, read_text};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
-use dollop::{Chat, Event, Outcome, Overflow, SessionOptions, StopReason};
+use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::Write;
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
@@ -34,7 +34,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let ids = engine.encode_text(&prompt)?;
         session.generate(&ids, &options, &mut show)?
     } else {
-        let mut chat = Chat::new(session, args.system.clone(), Overflow::Error)?;
+        let mut chat =
+            locate::converse(session, args.system.clone(), Overflow::Error, args.model.as_deref())?;
         chat.send(&prompt, &options, &mut show)?
     };
     if let Some(e) = broken {

@@ -188,6 +188,21 @@ fn errors_are_one_line_with_file_and_remedy() {
 }
 
 #[test]
+fn a_template_that_does_not_parse_names_the_model() {
+    let mut bytes = std::fs::read(default_model()).unwrap();
+    let key = b"tokenizer.chat_template";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    let tag = at + bytes[at..].windows(2).position(|w| w == b"{%").unwrap();
+    bytes[tag..tag + 4].copy_from_slice(b"{%%%");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("template.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let words = ["template.gguf", "chat template", "--raw"];
+    fails(&["run", path.to_str().unwrap(), "-p", "x"], b"", &words);
+    fails(&["chat", path.to_str().unwrap()], b"x\n", &words);
+}
+
+#[test]
 fn a_conversation_is_saved_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let saved = folder.path().join("talk.json");

@@ -1,9 +1,11 @@
 //! From foreign models to Dollop files.
 //!
-//! A conversion streams: it holds one matrix (or one layer's experts, one at a time) in memory, encodes its rows on all
-//! cores, and writes to a temporary name that becomes the final one only when everything is there (R6).
+//! A conversion streams: every core holds one block of rows in memory, encodes it and writes it to its place under a
+//! temporary name that becomes the final one only when everything is there (R6).
 
 mod cache;
+mod check;
+mod encode;
 mod plan;
 pub mod source;
 
@@ -12,18 +14,17 @@ pub use plan::Group;
 
 use crate::error::{Error, Result};
 use crate::format::{GgufWriter, Value};
-use crate::model::arch::knows_tensor;
-use crate::model::config::Config;
-use crate::quant::{self, Anchor, Encoded, EncodedRows, Level, Shape};
+use crate::quant::{Anchor, Level, Shape};
 use crate::telemetry::{CancelToken, Progress};
+use crc32fast::Hasher;
+use encode::{Encoder, Summary, Work};
 use plan::{Plan, Target};
 use source::Source;
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek, Write};
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// How a model is converted.
@@ -69,9 +70,6 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Weights of a block of rows that one thread encodes at a time: bounds the f32 scratch to 1 MB a thread.
-const BLOCK_WEIGHTS: usize = 1 << 18;
-
 /// Converts the model at `source` into a Dollop file `out`.
 ///
 /// # Errors
@@ -95,7 +93,7 @@ pub(crate) fn convert_source(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
     let start = Instant::now();
-    check(source)?;
+    check::check(source)?;
     let plan = Plan::new(source, options)?;
     let temporary = Temporary::new(out)?;
     let file = File::create(&temporary.path).map_err(|e| Error::io(&temporary.path, e))?;
@@ -114,14 +112,9 @@ pub(crate) fn convert_source(
         "dollop.calibration",
         Value::from(if options.importance.is_empty() { "none" } else { "input energies" }),
     );
-    let writer =
-        GgufWriter::new(BufWriter::with_capacity(1 << 20, file), &metadata, &plan.tensors, plan.alignment)
-            .map_err(failed)?;
+    let writer = GgufWriter::new(file, &metadata, &plan.tensors, plan.alignment).map_err(failed)?;
     let mut job = Job {
-        source,
-        options,
-        cancel,
-        writer,
+        encoder: Encoder { source, options, cancel, writer: Mutex::new(writer) },
         done: 0,
         total: source.bytes(),
         progress,
@@ -133,15 +126,15 @@ pub(crate) fn convert_source(
             JobError::Other(e) => e,
         })?;
     }
-    let Job { mut writer, tables, .. } = job;
+    let Job { encoder, tables, .. } = job;
+    let mut writer = encoder.writer.into_inner().expect("no thread panicked with the lock");
     for (index, bytes) in plan.tables.iter().zip([tables.fits, tables.errors, tables.checksums]) {
         writer.write(*index, 0, &bytes).map_err(failed)?;
     }
-    let mut buffered = writer.finish().map_err(failed)?;
-    buffered.flush().map_err(failed)?;
-    let bytes_out = buffered.stream_position().map_err(failed)?;
-    buffered.get_ref().sync_all().map_err(failed)?;
-    drop(buffered);
+    let mut file = writer.finish().map_err(failed)?;
+    let bytes_out = file.stream_position().map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    drop(file);
     temporary.keep(out)?;
     Ok(Report {
         bytes_in: source.bytes(),
@@ -149,53 +142,6 @@ pub(crate) fn convert_source(
         weights: plan.weights,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// What can be known to be wrong before anything is written.
-fn check(source: &Source) -> Result<()> {
-    let file = source.files().next().unwrap_or(Path::new("model")).to_path_buf();
-    let at = |e: Error| e.at(&file);
-    if crate::format::dollop::is_dollop(source.metadata()) {
-        return Err(at(Error::malformed(
-            "dollop.version",
-            "this is a Dollop file already; it runs as it is",
-        )));
-    }
-    let config = Config::from_metadata(source.metadata()).map_err(at)?;
-    for name in source.names() {
-        if !knows_tensor(name) {
-            let what =
-                format!("tensor `{name}` is no part of a `{}` model that is supported", config.family.name);
-            return Err(at(Error::unsupported(what)));
-        }
-    }
-    let expect = |name: String, shape: &[usize]| match source.shape(&name) {
-        None => Err(at(Error::malformed(
-            format!("tensor `{name}`"),
-            "the file has no such tensor; is the download complete?",
-        ))),
-        Some(found) if !found.ends_with(shape) => {
-            let reason = format!("has shape {found:?}; the config asks for {shape:?}");
-            Err(at(Error::malformed(format!("tensor `{name}`"), reason)))
-        }
-        Some(_) => Ok(()),
-    };
-    expect("token_embd.weight".into(), &[config.d])?;
-    expect("output_norm.weight".into(), &[config.d])?;
-    for i in 0..config.layers {
-        let q = config.heads * config.head_dim;
-        for (part, shape) in [
-            ("attn_norm", &[config.d][..]),
-            ("ffn_norm", &[config.d]),
-            ("attn_q", &[q, config.d]),
-            ("attn_k", &[config.kv_width(), config.d]),
-            ("attn_v", &[config.kv_width(), config.d]),
-            ("attn_output", &[config.d, q]),
-        ] {
-            expect(format!("blk.{i}.{part}.weight"), shape)?;
-        }
-    }
-    Ok(())
 }
 
 /// A file under a temporary name, deleted unless kept.
@@ -266,10 +212,7 @@ struct Tables {
 }
 
 struct Job<'a> {
-    source: &'a Source,
-    options: &'a ConvertOptions,
-    cancel: &'a CancelToken,
-    writer: GgufWriter<BufWriter<File>>,
+    encoder: Encoder<'a>,
     done: u64,
     total: u64,
     progress: &'a mut dyn FnMut(Progress),
@@ -280,26 +223,35 @@ impl Job<'_> {
     fn target(&mut self, target: &Target) -> Result<(), JobError> {
         match target {
             Target::Plain { name, index } => {
-                let n = self.source.shape(name).map_or(0, |s| s.iter().product());
+                let source = self.encoder.source;
+                let n = source.shape(name).map_or(0, |s| s.iter().product());
                 let mut values = vec![0.0f32; n];
-                let (rows, cols) = rows_cols(self.source.shape(name).unwrap_or_default());
+                let (rows, cols) = rows_cols(source.shape(name).unwrap_or_default());
                 debug_assert_eq!(rows * cols, n);
-                self.source.read_rows(name, 0, 0..rows, &mut values)?;
+                source.read_rows(name, 0, 0..rows, &mut values)?;
                 if let Some(i) = values.iter().position(|v| !v.is_finite()) {
                     let what = format!("value {i} is infinite or not a number; is the file damaged?");
-                    return Err(Error::malformed(format!("tensor `{name}`"), what).into());
+                    let error = Error::malformed(format!("tensor `{name}`"), what);
+                    return Err(error.at(source.file(name, 0).unwrap_or(Path::new("model"))).into());
                 }
-                self.writer.write(*index, 0, bytemuck::cast_slice(&values))?;
-                self.advance(self.source.tensor_bytes(name))
+                let writer = self.encoder.writer.get_mut().expect("no thread panicked with the lock");
+                writer.write(*index, 0, bytemuck::cast_slice(&values))?;
+                self.advance(source.tensor_bytes(name))
             }
             Target::Dense { name, shape, level, index } => {
-                let encoded = self.encode(name, 0, *shape, *level, Anchor::fixed(*level))?;
-                let bytes = encoded.planes.concat();
-                self.tables.checksums.extend(crc32fast::hash(&bytes).to_le_bytes());
-                self.table(&encoded);
-                self.writer.write(*index, 0, &bytes)?;
-                self.advance(self.source.tensor_bytes(name))?;
-                self.source.release(name);
+                let mut end = 0;
+                let places = (0..level.planes()).map(|p| {
+                    let start = end;
+                    end += shape.plane(p).len as u64;
+                    (*index, start)
+                });
+                let (anchor, places) = (Anchor::fixed(*level), places.collect());
+                let work = Work { name, expert: 0, shape: *shape, level: *level, anchor, places };
+                let summaries = self.encode(&[work])?;
+                self.table(&summaries[0]);
+                self.checksum(&summaries[0].checksums);
+                self.advance(self.encoder.source.tensor_bytes(name))?;
+                self.encoder.source.release(name);
                 Ok(())
             }
             Target::Experts { names, shapes, experts, level, planes } => {
@@ -316,96 +268,65 @@ impl Job<'_> {
         level: Level,
         planes: &[(usize, usize)],
     ) -> Result<(), JobError> {
-        let mut sums = vec![0u8; 4 * experts * planes.len()];
-        let mut tables: [Vec<Encoded>; 3] = Default::default();
-        let bytes = names.each_ref().map(|n| self.source.tensor_bytes(n) / experts as u64);
-        for e in 0..experts {
-            let mut slabs: Vec<Vec<u8>> =
-                planes.iter().map(|&(_, stride)| Vec::with_capacity(stride)).collect();
-            for m in 0..3 {
-                let mut encoded = self.encode(&names[m], e, shapes[m], level, Anchor::Nested)?;
-                slabs.iter_mut().zip(&encoded.planes).for_each(|(slab, plane)| slab.extend_from_slice(plane));
-                encoded.planes.clear();
-                tables[m].push(encoded);
-                self.advance(bytes[m])?;
-            }
-            for (p, (slab, &(index, stride))) in slabs.iter_mut().zip(planes).enumerate() {
-                slab.resize(stride, 0);
-                sums[4 * (p * experts + e)..][..4].copy_from_slice(&crc32fast::hash(slab).to_le_bytes());
-                self.writer.write(index, (e * stride) as u64, slab)?;
+        // Expert by expert: a slab's parts are written close to one another.
+        let part = |p: usize, m: usize| shapes[..m].iter().map(|s| s.plane(p).len).sum::<usize>();
+        let works: Vec<Work> = (0..3 * experts)
+            .map(|i| {
+                let (expert, m) = (i / 3, i % 3);
+                let place = |(p, &(index, stride))| (index, (expert * stride + part(p, m)) as u64);
+                let places = planes.iter().enumerate().map(place).collect();
+                Work { name: &names[m], expert, shape: shapes[m], level, anchor: Anchor::Nested, places }
+            })
+            .collect();
+        let summaries = self.encode(&works)?;
+        for (p, &(index, stride)) in planes.iter().enumerate() {
+            for (e, parts) in summaries.chunks_exact(3).enumerate() {
+                let mut slab = Hasher::new();
+                parts.iter().for_each(|part| slab.combine(&part.checksums[p]));
+                self.encoder.pad((index, (e * stride) as u64), part(p, 3)..stride, &mut slab)?;
+                self.checksum(&[slab]);
             }
         }
-        tables.iter().flatten().for_each(|encoded| self.table(encoded));
-        self.tables.checksums.extend(sums);
-        names.iter().for_each(|n| self.source.release(n));
+        (0..3).flat_map(|m| summaries.iter().skip(m).step_by(3)).for_each(|summary| self.table(summary));
+        self.advance(names.iter().map(|n| self.encoder.source.tensor_bytes(n)).sum())?;
+        names.iter().for_each(|n| self.encoder.source.release(n));
         Ok(())
     }
 
-    fn table(&mut self, encoded: &Encoded) {
-        self.tables.fits.extend_from_slice(bytemuck::cast_slice(&encoded.fits));
-        self.tables.errors.extend_from_slice(bytemuck::cast_slice(&encoded.errors));
+    fn encode(&mut self, works: &[Work]) -> Result<Vec<Summary>, JobError> {
+        let (before, total, cancel) = (self.done, self.total, self.encoder.cancel);
+        let progress = &mut self.progress;
+        self.encoder.run(works, &mut |bytes| tell(*progress, before + bytes, total, cancel))
+    }
+
+    fn table(&mut self, of: &Summary) {
+        self.tables.fits.extend_from_slice(bytemuck::cast_slice(&of.fits));
+        self.tables.errors.extend_from_slice(bytemuck::cast_slice(&of.errors));
+    }
+
+    /// Of one slab, or of the planes of a dense matrix that follow one another.
+    fn checksum(&mut self, parts: &[Hasher]) {
+        let mut all = Hasher::new();
+        parts.iter().for_each(|part| all.combine(part));
+        self.tables.checksums.extend(all.finalize().to_le_bytes());
     }
 
     fn advance(&mut self, bytes: u64) -> Result<(), JobError> {
         self.done += bytes;
-        (self.progress)(Progress { stage: "converting", done: self.done.min(self.total), total: self.total });
-        if self.cancel.is_cancelled() { Err(Error::Cancelled.into()) } else { Ok(()) }
+        tell(self.progress, self.done, self.total, self.encoder.cancel)
     }
+}
 
-    /// Encodes one matrix, its rows split among threads.
-    fn encode(
-        &self,
-        name: &str,
-        expert: usize,
-        shape: Shape,
-        level: Level,
-        anchor: Anchor,
-    ) -> Result<Encoded> {
-        let per_block = (BLOCK_WEIGHTS / shape.cols).max(1).next_multiple_of(quant::TILE_ROWS);
-        let blocks = shape.rows.div_ceil(per_block);
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if self.options.threads == 0 { cores() } else { self.options.threads }.min(blocks);
-        let ty = self.source.dtype(name).expect("the plan is made of tensors that exist");
-        let importance = self.options.importance.get(name).map(Vec::as_slice);
-        let keep = shape.group == 32 && quant::keeps(ty) && importance.is_none();
-        let (next, parts) = (AtomicUsize::new(0), Mutex::new(vec![None; blocks]));
-        let work = || -> Result<()> {
-            let mut scratch = Vec::new();
-            loop {
-                let block = next.fetch_add(1, Ordering::Relaxed);
-                if block >= blocks || self.cancel.is_cancelled() {
-                    return Ok(());
-                }
-                let rows = block * per_block..((block + 1) * per_block).min(shape.rows);
-                let raw = self.source.raw_rows(name, expert, rows.clone())?;
-                let part: EncodedRows = if keep {
-                    quant::keep_rows(shape, rows.start, ty, &raw, level)?
-                } else {
-                    scratch.resize(rows.len() * shape.cols, 0.0);
-                    ty.dequantize(&raw, &mut scratch)?;
-                    quant::encode_rows(shape, rows.start, &scratch, importance, level, anchor)?
-                };
-                parts.lock().expect("no thread panics with the lock")[block] = Some(part);
-            }
-        };
-        let at = |e: Error| match e {
-            Error::Malformed { path, field, reason } => {
-                Error::Malformed { path, field: format!("tensor `{name}`: {field}"), reason }
-            }
-            other => other,
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let all = others.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-            all.chain([mine]).collect::<Result<Vec<()>>>()
-        })
-        .map_err(at)?;
-        let parts: Option<Vec<EncodedRows>> =
-            parts.into_inner().expect("no thread panicked").into_iter().collect();
-        // A block is missing only where the others stopped for a cancellation.
-        Ok(Encoded::join(shape, &parts.ok_or(Error::Cancelled)?))
+fn tell(
+    progress: &mut dyn FnMut(Progress),
+    done: u64,
+    total: u64,
+    cancel: &CancelToken,
+) -> Result<(), JobError> {
+    if !cancel.is_cancelled() {
+        progress(Progress { stage: "converting", done: done.min(total), total });
     }
+    if cancel.is_cancelled() { Err(Error::Cancelled.into()) } else { Ok(()) }
 }
 
 fn rows_cols(shape: &[usize]) -> (usize, usize) {

@@ -120,6 +120,12 @@ impl Source {
         self.files.iter().map(|(p, _)| p.as_path()).chain(self.others.iter().map(PathBuf::as_path))
     }
 
+    /// The file that a tensor (of one expert) lies in.
+    pub(super) fn file(&self, name: &str, expert: usize) -> Option<&Path> {
+        let piece = self.find(name)?.pieces.get(expert)?;
+        Some(&self.files[piece.file].0)
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.pieces.bytes()).sum()

@@ -61,7 +61,10 @@ impl Gguf {
     pub fn parse(bytes: &[u8]) -> Result<Gguf> {
         let mut r = Reader { bytes, at: 0 };
         if r.take(4).ok() != Some(MAGIC) {
-            return Err(Error::malformed("header", "this is no GGUF file (it does not begin with `GGUF`)"));
+            return Err(Error::malformed(
+                "header",
+                "this is no GGUF file (it does not begin with `GGUF`); name a GGUF file or a Hugging Face folder",
+            ));
         }
         let version = r.u32("version")?;
         match version {
@@ -162,7 +165,9 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        let taken = self.take(N as u64).map_err(|_| Error::malformed(what, "the file ends here"))?;
+        let taken = self
+            .take(N as u64)
+            .map_err(|_| Error::malformed(what, "the file ends here; is the download complete?"))?;
         Ok(taken.try_into().expect("N bytes were taken"))
     }
 
@@ -183,7 +188,10 @@ impl<'a> Reader<'a> {
         if n.saturating_mul(each) > self.left() {
             return Err(Error::malformed(
                 what,
-                format!("{n} entries do not fit the {} bytes left", self.left()),
+                format!(
+                    "{n} entries do not fit the {} bytes left; the file is cut short or damaged",
+                    self.left()
+                ),
             ));
         }
         Ok(n)

@@ -4,9 +4,9 @@
 //! finds, under the weights of its inputs if those are known. The 8-bit code is the nearest step of the same lattice,
 //! so every lower level is the nearest cell by plain truncation.
 //!
-//! The search: a few shrinkings of the group's range, then alternating least squares (fix the codes, solve for scale
-//! and offset, recode), which finds in three steps what a fine grid finds in a hundred. Inner loops are over fixed
-//! arrays without branches: conversion is bound by them, and the baseline instruction set must do.
+//! The search: a few shrinkings of the group's range, each with one step of least squares (fix the codes, solve for
+//! scale and offset, recode), a few shifts of the best, and two steps more, which find what a fine grid finds in a
+//! hundred. Inner loops are over fixed arrays without branches: conversion is bound by them.
 
 use super::fit::FitSums;
 use super::layout::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
@@ -15,11 +15,8 @@ use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use half::f16;
 
-/// The search runs on groups padded to this length, by repeating nothing: padding has weight zero.
-const LANES: usize = 64;
-
 /// Ranges tried, as parts of the group's own.
-const SHRINKS: [f32; 6] = [1.06, 0.99, 0.93, 0.87, 0.81, 0.74];
+const SHRINKS: [f32; 4] = [1.0, 0.91, 0.82, 0.73];
 /// Shifts tried of the best, in 4-bit cells.
 const SHIFTS: [f32; 4] = [-0.3, 0.3, -0.15, 0.15];
 
@@ -28,7 +25,7 @@ const SHIFTS: [f32; 4] = [-0.3, 0.3, -0.15, 0.15];
 pub(super) enum Effort {
     /// All ranges and shifts.
     Full,
-    /// A few ranges: for uniform codes of another format whose zero lies outside our lattice (`keep`), where any search
+    /// One range: for uniform codes of another format whose zero lies outside our lattice (`keep`), where any search
     /// ends near the range itself.
     Quick,
 }
@@ -39,8 +36,9 @@ pub(super) enum Effort {
 const SHARE_3: f32 = 0.12;
 const SHARE_2: f32 = 0.025;
 
-/// Rounds of alternating least squares after that.
-const REFINEMENTS: usize = 3;
+/// Rounds of alternating least squares after that. More ranges and rounds cost twice the time for 1 % of the error at 4
+/// bits (`benches/records/convert.md`).
+const REFINEMENTS: usize = 2;
 
 /// Rows between those that enter the least-squares sums of a large matrix: two numbers per level do not need millions
 /// of samples.
@@ -78,22 +76,44 @@ pub struct EncodedRows {
 }
 
 impl EncodedRows {
-    pub(super) fn new(shape: Shape, max: Level) -> EncodedRows {
+    pub(super) fn new(shape: Shape, rows: usize, max: Level) -> EncodedRows {
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let params = tiles * shape.groups() * TILE_ROWS;
         EncodedRows {
             shape,
-            codes: vec![Vec::new(); max.planes()],
-            scales: Vec::new(),
-            zeros: Vec::new(),
+            codes: (0..max.planes()).map(|p| Vec::with_capacity(tiles * shape.tile_bytes(p))).collect(),
+            scales: Vec::with_capacity(2 * params),
+            zeros: Vec::with_capacity(params),
             sums: FitSums::default(),
             tile: Vec::with_capacity(TILE_ROWS * shape.padded_cols()),
             params: Vec::with_capacity(TILE_ROWS * shape.groups()),
         }
     }
 
-    /// Appends one group's codes and parameters: groups in order, row after row.
+    /// What these rows have in plane `p`.
+    pub(crate) fn codes(&self, p: usize) -> &[u8] {
+        &self.codes[p]
+    }
+
+    /// Scales of these rows' groups.
+    pub(crate) fn scales(&self) -> &[u8] {
+        &self.scales
+    }
+
+    /// Zero points of these rows' groups.
+    pub(crate) fn zeros(&self) -> &[u8] {
+        &self.zeros
+    }
+
+    /// What the corrections of the matrix need of these rows.
+    pub(crate) fn sums(&self) -> &FitSums {
+        &self.sums
+    }
+
+    /// Appends one whole group's codes and parameters: groups in order, row after row.
     #[inline(always)]
-    pub(super) fn push_group(&mut self, codes: &[u8; LANES], scale: f16, zero: u8) {
-        self.tile.extend_from_slice(&codes[..self.shape.group]);
+    pub(super) fn push_group(&mut self, codes: &[u8], scale: f16, zero: u8) {
+        self.tile.extend_from_slice(codes);
         self.params.push((scale, zero));
         if self.params.len() == TILE_ROWS * self.shape.groups() {
             self.pack();
@@ -273,7 +293,7 @@ fn encode_with(
     max: Level,
     anchor: Anchor,
 ) -> Result<EncodedRows> {
-    let mut out = EncodedRows::new(shape, max);
+    let mut out = EncodedRows::new(shape, weights.len() / shape.cols, max);
     for (i, row) in weights.chunks_exact(shape.cols).enumerate() {
         let row_number = first_row + i;
         let fit = fits_row(shape, row_number);
@@ -295,12 +315,34 @@ pub(super) fn encode_group(
     fit: bool,
     out: &mut EncodedRows,
 ) -> Result<()> {
-    let group = Group::new(w, importance).ok_or_else(|| {
+    let encoded = match out.shape.group {
+        32 => encode_padded::<32>(w, importance, (anchor, effort), fit, out),
+        _ => encode_padded::<64>(w, importance, (anchor, effort), fit, out),
+    };
+    encoded.ok_or_else(|| {
         Error::malformed(format!("row {row}"), "a weight is infinite, not a number or beyond 8 million")
-    })?;
+    })
+}
+
+#[inline(always)]
+fn encode_padded<const N: usize>(
+    w: &[f32],
+    importance: Option<&[f32]>,
+    (anchor, effort): (Anchor, Effort),
+    fit: bool,
+    out: &mut EncodedRows,
+) -> Option<()> {
+    let group = Group::<N>::new(w, importance)?;
     let (scale, zero) = group.search(anchor, effort);
     group.emit(scale, zero, fit.then_some(importance), out);
-    Ok(())
+    Some(())
+}
+
+/// `t` within the 4-bit codes; a comparison each, as registers have it.
+#[inline(always)]
+fn clamp_code(t: f32) -> f32 {
+    let t = if t > 0.0 { t } else { 0.0 };
+    if t < 15.0 { t } else { 15.0 }
 }
 
 /// Whether a row enters the least-squares sums.
@@ -308,36 +350,48 @@ pub(super) fn fits_row(shape: Shape, row: usize) -> bool {
     shape.rows < FIT_ALL_BELOW || row.is_multiple_of(FIT_STRIDE)
 }
 
-/// One group, padded.
-struct Group {
+/// One group of up to `N` weights (32 or 64), padded. `VECTORS` of [`SUMS`] lanes, so that the loops below are over
+/// whole registers.
+struct Group<const N: usize> {
     len: usize,
-    w: [f32; LANES],
+    w: [f32; N],
     /// Importance, zero in the padding.
-    v: [f32; LANES],
+    v: [f32; N],
+    /// Whether `v` is one throughout.
+    plain: bool,
+    /// Σ v and Σ v · w.
+    one: f32,
+    w1: f32,
 }
 
 /// Beyond this the scale of a group would overflow f16.
 const MAX_WEIGHT: f32 = 8e6;
 
-/// `x` rounded to the nearest integer, for `|x| < 2²²`: the addition leaves no fraction bits. Vectorises anywhere,
-/// unlike `round`.
-#[inline(always)]
-fn round(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
-    (x + MAGIC) - MAGIC
-}
+/// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
+const SUMS: usize = 8;
 
-/// [`round`] to an integer below 256: the sum's lowest bits are the integer.
+/// Adding this to `0 ≤ x < 2²²` rounds to the nearest integer, which then stands in the lowest bits. Vectorises
+/// anywhere, unlike `round`.
+const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
+
+/// `x` rounded to a byte.
 #[inline(always)]
 fn rounded_byte(x: f32) -> u8 {
-    const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC).to_bits() as u8
 }
 
-impl Group {
+/// In pairs: half the latency of adding one after the other.
+#[inline(always)]
+fn sum(s: [f32; SUMS]) -> f32 {
+    ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+}
+
+impl<const N: usize> Group<N> {
     #[inline(always)]
-    fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group> {
-        let mut group = Group { len: w.len(), w: [0.0; LANES], v: [0.0; LANES] };
+    fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group<N>> {
+        // NaN fails the comparison as well.
+        let sound = w.iter().fold(true, |sound, w| sound & (w.abs() <= MAX_WEIGHT));
+        let mut group = Group { len: w.len(), w: [0.0; N], v: [0.0; N], plain: false, one: 0.0, w1: 0.0 };
         group.w[..w.len()].copy_from_slice(w);
         match importance {
             // A group without any importance is still encoded, as if all mattered alike.
@@ -346,16 +400,33 @@ impl Group {
                     *to = if v.is_finite() { v.max(0.0) } else { 0.0 };
                 }
             }
-            _ => group.v[..w.len()].fill(1.0),
+            _ => {
+                group.v[..w.len()].fill(1.0);
+                group.plain = w.len() == N;
+            }
         }
-        // NaN fails the comparison as well.
-        w.iter().all(|w| w.abs() <= MAX_WEIGHT).then_some(group)
+        let (mut one, mut w1) = ([0.0; SUMS], [0.0; SUMS]);
+        for (w, v) in group.w.as_chunks::<SUMS>().0.iter().zip(group.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                one[i] += v[i];
+                w1[i] += v[i] * w[i];
+            }
+        }
+        (group.one, group.w1) = (sum(one), sum(w1));
+        sound.then_some(group)
     }
 
     /// Scale and zero point.
     #[inline(always)]
     fn search(&self, anchor: Anchor, effort: Effort) -> (f16, u8) {
-        let (lo, hi) = self.w.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
+        let (mut lows, mut highs) = ([0.0f32; SUMS], [0.0f32; SUMS]);
+        for w in self.w.as_chunks::<SUMS>().0 {
+            for i in 0..SUMS {
+                lows[i] = if w[i] < lows[i] { w[i] } else { lows[i] };
+                highs[i] = if w[i] > highs[i] { w[i] } else { highs[i] };
+            }
+        }
+        let (lo, hi) = (lows.into_iter().fold(0.0, f32::min), highs.into_iter().fold(0.0, f32::max));
         if hi - lo < 1e-30 {
             return (f16::ZERO, 0);
         }
@@ -366,90 +437,98 @@ impl Group {
             }
             return (scale, (-lo / scale.to_f32()).round().clamp(0.0, 255.0) as u8);
         }
-        // `step` is one 4-bit cell, `low` the lower edge of the first.
-        let mut best = (f32::INFINITY, 0.0, 0.0);
-        let mut consider = |step: f32, low: f32| {
-            let error = self.error(step, low);
-            if error < best.0 {
-                best = (error, step, low);
-            }
+        let (step, low) = if self.plain {
+            self.best_4_bits::<true>(lo, hi, effort)
+        } else {
+            self.best_4_bits::<false>(lo, hi, effort)
         };
-        let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
-        let (shrinks, shifts, refinements) = match effort {
-            Effort::Full => (&SHRINKS[..], &SHIFTS[..], REFINEMENTS),
-            Effort::Quick => (&SHRINKS[1..3], &[][..], 1),
-        };
-        for &shrink in shrinks {
-            let (step, low) = (shrink * half / 8.0, middle - shrink * half);
-            consider(step, low);
-            if let Some((step, low)) = self.solve(step, low) {
-                consider(step, low);
-            }
-        }
-        for &shift in shifts {
-            let (step, low) = (best.1, best.2 + shift * best.1);
-            let error = self.error(step, low);
-            if error < best.0 {
-                best = (error, step, low);
-            }
-        }
-        for _ in 0..refinements {
-            let Some((step, low)) = self.solve(best.1, best.2) else { break };
-            let error = self.error(step, low);
-            if error >= best.0 {
-                break;
-            }
-            best = (error, step, low);
-        }
-        let scale = f16::from_f32(best.1 / 16.0);
+        let scale = f16::from_f32(step / 16.0);
         // Tiny groups: below f16's subnormals everything is zero, as it is beside any other weight.
         if scale == f16::ZERO {
             return (f16::ZERO, 0);
         }
         // Code 0 stands for the first cell's lower edge plus half a step of 8 bits.
-        let zero = (-best.2 / scale.to_f32() - 0.5).round().clamp(0.0, 255.0) as u8;
+        let zero = (-low / scale.to_f32() - 0.5).round().clamp(0.0, 255.0) as u8;
         (scale, zero)
     }
 
-    /// Weighted squared error of the 4-bit codes with this step and lower edge.
+    /// The step (one 4-bit cell) and the lower edge of the first cell that serve 4 bits best, with 3 and 2 in mind.
     #[inline(always)]
-    fn error(&self, step: f32, low: f32) -> f32 {
-        let inverse = 1.0 / step;
-        let offset = -low * inverse - 0.5;
-        let mut sums = [0.0f32; 8];
-        for (w, v) in self.w.chunks_exact(8).zip(self.v.chunks_exact(8)) {
-            for i in 0..8 {
-                let t = w[i] * inverse + offset;
-                let r = t - round(t.clamp(0.0, 15.0));
-                // The same at 3 and 2 bits, whose cells are two and four of these.
-                let r3 = t - (2.0 * round((t * 0.5 - 0.25).clamp(0.0, 7.0)) + 0.5);
-                let r2 = t - (4.0 * round((t * 0.25 - 0.375).clamp(0.0, 3.0)) + 1.5);
-                sums[i] += v[i] * (r * r + SHARE_3 * r3 * r3 + SHARE_2 * r2 * r2);
+    fn best_4_bits<const PLAIN: bool>(&self, lo: f32, hi: f32, effort: Effort) -> (f32, f32) {
+        let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
+        let mut best = (f32::INFINITY, half / 8.0, lo);
+        let (shrinks, refinements) = match effort {
+            Effort::Full => (&SHRINKS[..], REFINEMENTS),
+            Effort::Quick => (&SHRINKS[..1], 1),
+        };
+        for &shrink in shrinks {
+            // Where least squares leaves the lattice without zero, the range itself is tried.
+            let start = (shrink * half / 8.0, middle - shrink * half);
+            let (step, low) = self.solve::<PLAIN>(start.0, start.1).unwrap_or(start);
+            let error = self.error::<PLAIN>(step, low);
+            if error < best.0 {
+                best = (error, step, low);
             }
         }
-        sums.iter().sum::<f32>() * step * step
+        if effort == Effort::Full {
+            for shift in SHIFTS {
+                let (step, low) = (best.1, best.2 + shift * best.1);
+                let error = self.error::<PLAIN>(step, low);
+                if error < best.0 {
+                    best = (error, step, low);
+                }
+            }
+        }
+        for _ in 0..refinements {
+            let Some((step, low)) = self.solve::<PLAIN>(best.1, best.2) else { break };
+            let error = self.error::<PLAIN>(step, low);
+            if error >= best.0 {
+                break;
+            }
+            best = (error, step, low);
+        }
+        (best.1, best.2)
+    }
+
+    /// Weighted squared error of the 4-bit codes with this step and lower edge, and a share of those at 3 and 2 bits.
+    #[inline(always)]
+    fn error<const PLAIN: bool>(&self, step: f32, low: f32) -> f32 {
+        let inverse = 1.0 / step;
+        let offset = -low * inverse - 0.5;
+        let mut sums = [0.0f32; SUMS];
+        for (w, v) in self.w.as_chunks::<SUMS>().0.iter().zip(self.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                let t = w[i] * inverse + offset;
+                let rounded = clamp_code(t) + MAGIC;
+                let r = t - (rounded - MAGIC);
+                // Cells of 3 and 2 bits are two and four of these; a cell's middle is as far as the cut bits say.
+                let bits = rounded.to_bits();
+                let r3 = r + ((bits & 1) as i32 as f32 - 0.5);
+                let r2 = r + ((bits & 3) as i32 as f32 - 1.5);
+                let e = r * r + SHARE_3 * (r3 * r3) + SHARE_2 * (r2 * r2);
+                sums[i] += if PLAIN { e } else { v[i] * e };
+            }
+        }
+        sum(sums) * step * step
     }
 
     /// The step and lower edge that suit the present codes best.
     #[inline(always)]
-    fn solve(&self, step: f32, low: f32) -> Option<(f32, f32)> {
+    fn solve<const PLAIN: bool>(&self, step: f32, low: f32) -> Option<(f32, f32)> {
         let inverse = 1.0 / step;
         let offset = -low * inverse - 0.5;
-        let (mut one, mut q1, mut qq, mut w1, mut qw) =
-            ([0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8], [0.0f32; 8]);
-        for (w, v) in self.w.chunks_exact(8).zip(self.v.chunks_exact(8)) {
-            for i in 0..8 {
-                let q = round((w[i] * inverse + offset).clamp(0.0, 15.0));
-                let vq = v[i] * q;
-                one[i] += v[i];
+        let (mut q1, mut qq, mut qw) = ([0.0f32; SUMS], [0.0f32; SUMS], [0.0f32; SUMS]);
+        for (w, v) in self.w.as_chunks::<SUMS>().0.iter().zip(self.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                let q = clamp_code(w[i] * inverse + offset) + MAGIC - MAGIC;
+                let vq = if PLAIN { q } else { v[i] * q };
                 q1[i] += vq;
                 qq[i] += vq * q;
-                w1[i] += v[i] * w[i];
                 qw[i] += vq * w[i];
             }
         }
-        let sum = |s: [f32; 8]| s.iter().sum::<f32>();
-        let (one, q1, qq, w1, qw) = (sum(one), sum(q1), sum(qq), sum(w1), sum(qw));
+        let (one, w1) = (self.one, self.w1);
+        let (q1, qq, qw) = (sum(q1), sum(qq), sum(qw));
         let det = one * qq - q1 * q1;
         let step = (one * qw - q1 * w1) / det;
         let centre = (w1 - step * q1) / one;
@@ -464,8 +543,8 @@ impl Group {
         let s = scale.to_f32();
         let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
         let z = f32::from(zero);
-        let (mut x, mut codes) = ([0.0f32; LANES], [0u8; LANES]);
-        for i in 0..LANES {
+        let (mut x, mut codes) = ([0.0f32; N], [0u8; N]);
+        for i in 0..N {
             x[i] = self.w[i] * inverse + z;
             codes[i] = rounded_byte(x[i].clamp(0.0, 255.0));
         }

@@ -46,8 +46,8 @@ pub fn keep_rows(
 
 #[inline(always)]
 fn keep_with(shape: Shape, first_row: usize, ty: GgmlType, raw: &[u8], max: Level) -> Result<EncodedRows> {
-    let mut out = EncodedRows::new(shape, max);
     let per_row = shape.cols / ty.block_len();
+    let mut out = EncodedRows::new(shape, raw.len() / ty.block_bytes() / per_row, max);
     let groups = ty.block_len() / 32;
     for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
         let row = first_row + i / per_row;
@@ -72,7 +72,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> R
         return encode_group(row, &w, None, (Anchor::Nested, Effort::Quick), fits_row(shape, row), out);
     }
     let zero = zero as u8;
-    let mut codes = [0u8; 64];
+    let mut codes = [0u8; 32];
     // A negative scale counts downwards: code q stands where top − q would.
     let (start, sign) = if flip { (top as u8, u8::MAX) } else { (0, 1) };
     for (code, &q) in codes.iter_mut().zip(&u.codes) {
@@ -83,7 +83,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> R
         let inverse = 1.0 / step.to_f32();
         let x: [f32; 32] =
             std::array::from_fn(|i| (u.scale * f32::from(u.codes[i]) - u.min) * inverse + f32::from(zero));
-        out.sums.add_group(&x, &codes[..32], zero, step.to_f32(), None);
+        out.sums.add_group(&x, &codes, zero, step.to_f32(), None);
     }
     Ok(())
 }

@@ -10,10 +10,10 @@ use crate::quant::Level;
 use serde::Serialize;
 
 /// Code, allocator and standard library: what a process with an open model holds besides what is listed.
-const BASE_BYTES: u64 = 24 << 20;
+const BASE_BYTES: u64 = 10 << 20;
 
 /// A tokenizer's tables, per token of the vocabulary (measured: benches/records/streaming.md).
-const BYTES_PER_TOKEN: u64 = 700;
+const BYTES_PER_TOKEN: u64 = 400;
 
 /// The chunk sizes that a plan chooses among, largest first.
 const CHUNKS: [usize; 5] = [512, 256, 128, 64, 32];

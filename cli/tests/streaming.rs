@@ -1,0 +1,131 @@
+//! Streaming as a user meets it: a budget that is kept (R1), a plan that says so beforehand, stats, traces, warm starts.
+
+use serde_json::Value as Json;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+fn dollop(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dollop"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    dollop(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(args: &[&str]) -> Json {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The most memory that no file backs which a command ever held, and how often that was looked at.
+#[cfg(target_os = "linux")]
+fn most_anonymous(args: &[&str]) -> (u64, usize) {
+    let mut child = dollop(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut most, mut samples) = (0, 0);
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        if let Some(kb) = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()) {
+            most = most.max(kb << 10);
+            samples += 1;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{args:?}: {status}");
+            return (most, samples);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_budget_is_kept_and_used() {
+    let plan = ["plan", "--ctx", "512", "--precision", "exact:4", "--json"];
+    let Output { status, stderr, .. } = run(&[&plan[..], &["--memory", "10M"]].concat());
+    assert_eq!(status.code(), Some(1));
+    let least = text(&stderr);
+    let least: u64 =
+        least.split_whitespace().find_map(|w| w.strip_suffix('M')?.parse().ok().filter(|&n| n > 10)).unwrap();
+    for budget in [least, least + 12] {
+        let memory = format!("{budget}M");
+        let plan = json(&[&plan[..], &["--memory", &memory]].concat());
+        assert_eq!(plan["streaming"], true);
+        assert!(plan["smallest_bytes"].as_u64().unwrap().div_ceil(1 << 20) <= budget, "{plan}");
+        let (most, samples) = most_anonymous(&[
+            "run", "-p", "Tell me of the sea.", "-n", "24", "--ctx", "512", "--precision", "exact:4", "--memory", &memory,
+        ]);
+        println!("budget {budget} MB: {} MB at most in {samples} samples", most >> 20);
+        assert!(samples > 10 && most > 20 << 20, "{most} in {samples}");
+        assert!(most <= budget << 20, "{most} bytes under a budget of {budget} MB");
+    }
+}
+
+#[test]
+fn an_answer_does_not_depend_on_the_budget() {
+    let ask = ["run", "-p", "What is the capital of France?", "-n", "8", "--ctx", "256", "--json"];
+    let resident = json(&[&ask[..], &["--memory", "all"]].concat());
+    assert!(resident["mode"].as_str().unwrap().starts_with("resident") && resident["stream"].is_null());
+    let streamed = json(&[&ask[..], &["--memory", "105M", "--precision", "exact:4"]].concat());
+    assert!(streamed["mode"].as_str().unwrap().starts_with("streaming"), "{}", streamed["mode"]);
+    assert_eq!(resident["text"], streamed["text"]);
+    assert!(streamed["text"].as_str().unwrap().contains("Paris"));
+    assert!(streamed["stream"]["bytes_wanted"].as_u64().unwrap() > 0, "{streamed}");
+}
+
+#[test]
+fn stats_trace_and_heat_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trace, heat) = (folder.path().join("t.json"), folder.path().join("h.json"));
+    let (trace_name, heat_name) = (trace.to_str().unwrap(), heat.to_str().unwrap());
+    let args = [
+        "run", "-p", "Hi", "-n", "4", "--ctx", "256", "--memory", "105M", "--precision", "exact:4", "--stats", "--trace",
+        trace_name, "--heat", heat_name,
+    ];
+    let output = run(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for part in ["experts", "reads", "time", "cache"] {
+        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+    }
+    let events: Json = serde_json::from_str(&std::fs::read_to_string(&trace).unwrap()).unwrap();
+    let events = events["traceEvents"].as_array().unwrap();
+    let names = |ph: &str| -> Vec<String> {
+        let of = events.iter().filter(|e| e["ph"] == ph);
+        of.map(|e| e["args"]["name"].as_str().or(e["name"].as_str()).unwrap().to_owned()).collect()
+    };
+    let tracks = names("M");
+    assert!(tracks.iter().any(|t| t.contains("I/O lane")) && tracks.iter().any(|t| t.contains("compute")), "{tracks:?}");
+    let spans = names("X");
+    assert!(spans.iter().any(|s| s.contains("read layer 0 expert")) && spans.len() > 100, "{}", spans.len());
+    assert!(events.iter().filter(|e| e["ph"] == "X").all(|e| e["dur"].as_f64().unwrap() >= 0.0));
+
+    // The second start finds the heat; a damaged file is refused.
+    assert!(run(&args).status.success());
+    std::fs::write(&heat, "{}").unwrap();
+    let refused = run(&args);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("h.json"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn contradictions_are_refused_in_one_line() {
+    for (args, says) in [
+        (&["--precision", "exact:4", "--skip-cold", "0.1"][..], "exact"),
+        (&["--precision", "exact:5"], "exact:B"),
+        (&["--memory", "lots"], "no size"),
+        (&["--precision", "adaptive:9"], "2 to 8"),
+        (&["--memory", "1M"], "too small"),
+        (&["--experts-used", "99"], "experts per token"),
+    ] {
+        let output = run(&[&["run", "-p", "hi", "-n", "1"][..], args].concat());
+        let message = text(&output.stderr);
+        assert!(!output.status.success() && message.contains(says), "{args:?}: {message}");
+        assert!(output.stdout.is_empty());
+    }
+}

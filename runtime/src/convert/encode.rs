@@ -1,0 +1,219 @@
+//! Encoding a run of matrices on all cores, each block of rows straight into the file.
+//!
+//! Threads take blocks in order and write what they made at its place, so reading, encoding and writing overlap without
+//! queues, and memory is a block a thread whatever the size of a matrix. What depends on the whole matrix (corrections,
+//! errors, checksums) is joined in the order of blocks afterwards: the file is the same whatever the threads.
+
+use super::source::Source;
+use super::{ConvertOptions, JobError};
+use crate::error::{Error, Result};
+use crate::format::GgufWriter;
+use crate::quant::{self, Anchor, EncodedRows, FitSums, Fits, Level, PLANES, Shape};
+use crate::telemetry::CancelToken;
+use crc32fast::Hasher;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Weights of a block of rows that one thread encodes at a time: its f32 scratch and planes stay in the second cache.
+const BLOCK_WEIGHTS: usize = 1 << 17;
+
+/// One matrix to encode, and where it goes.
+pub(super) struct Work<'a> {
+    pub(super) name: &'a str,
+    pub(super) expert: usize,
+    pub(super) shape: Shape,
+    pub(super) level: Level,
+    pub(super) anchor: Anchor,
+    /// Of every plane: the tensor of the file, and the first byte in it.
+    pub(super) places: Vec<(usize, u64)>,
+}
+
+/// What the tables of the file say of a matrix.
+pub(super) struct Summary {
+    pub(super) fits: Fits,
+    pub(super) errors: [f32; PLANES],
+    /// Checksum of every plane.
+    pub(super) checksums: Vec<Hasher>,
+}
+
+/// What remains of a block once its bytes are in the file.
+#[derive(Clone)]
+struct Written {
+    sums: FitSums,
+    codes: Vec<Hasher>,
+    scales: Hasher,
+    zeros: Hasher,
+}
+
+/// Who does the work, and where it goes.
+pub(super) struct Encoder<'a> {
+    pub(super) source: &'a Source,
+    pub(super) options: &'a ConvertOptions,
+    pub(super) cancel: &'a CancelToken,
+    pub(super) writer: Mutex<GgufWriter<File>>,
+}
+
+impl Work<'_> {
+    fn rows_per_block(&self) -> usize {
+        (BLOCK_WEIGHTS / self.shape.cols).max(1).next_multiple_of(quant::TILE_ROWS)
+    }
+
+    fn blocks(&self) -> usize {
+        self.shape.rows.div_ceil(self.rows_per_block())
+    }
+
+    fn rows(&self, block: usize) -> Range<usize> {
+        let per_block = self.rows_per_block();
+        block * per_block..((block + 1) * per_block).min(self.shape.rows)
+    }
+}
+
+impl Encoder<'_> {
+    /// Encodes and writes all of `works`. `done` is told, on this thread, how many bytes of the source are behind.
+    pub(super) fn run(
+        &self,
+        works: &[Work],
+        done: &mut dyn FnMut(u64) -> Result<(), JobError>,
+    ) -> Result<Vec<Summary>, JobError> {
+        let blocks: Vec<(usize, usize)> =
+            works.iter().enumerate().flat_map(|(w, work)| (0..work.blocks()).map(move |b| (w, b))).collect();
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if self.options.threads == 0 { cores() } else { self.options.threads };
+        let (next, read, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let written: Mutex<Vec<Option<Written>>> = Mutex::new(vec![None; blocks.len()]);
+        let step = |scratch: &mut Vec<f32>| -> Result<bool, JobError> {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&(w, b)) = blocks.get(at).filter(|_| !failed.load(Ordering::Relaxed)) else {
+                return Ok(false);
+            };
+            let (block, bytes) = self.block(&works[w], works[w].rows(b), scratch)?;
+            read.fetch_add(bytes, Ordering::Relaxed);
+            written.lock().expect("no thread panics with the lock")[at] = Some(block);
+            Ok(true)
+        };
+        let work = |after: &mut dyn FnMut() -> Result<(), JobError>| -> Result<(), JobError> {
+            let mut scratch = Vec::new();
+            let mut all = || {
+                while step(&mut scratch)? {
+                    after()?;
+                }
+                Ok(())
+            };
+            all().inspect_err(|_| failed.store(true, Ordering::Relaxed))
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..threads.min(blocks.len())).map(|_| scope.spawn(|| work(&mut || Ok(())))).collect();
+            let mine = work(&mut || done(read.load(Ordering::Relaxed)));
+            let all = others.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+            [mine].into_iter().chain(all).collect::<Result<Vec<()>, JobError>>()
+        })?;
+        let written = written.into_inner().expect("no thread panicked");
+        let mut written = written.into_iter().map(|w| w.expect("no thread failed"));
+        works.iter().map(|work| self.join(work, written.by_ref().take(work.blocks()))).collect()
+    }
+
+    /// Encodes rows of a matrix and writes them to their places. Returns also the bytes of the source they were.
+    fn block(
+        &self,
+        work: &Work,
+        rows: Range<usize>,
+        scratch: &mut Vec<f32>,
+    ) -> Result<(Written, u64), JobError> {
+        let at = |e: Error| {
+            let e = match e {
+                Error::Malformed { path, field, reason } => {
+                    Error::Malformed { path, field: format!("tensor `{}`: {field}", work.name), reason }
+                }
+                other => other,
+            };
+            e.at(self.source.file(work.name, work.expert).unwrap_or(Path::new("model")))
+        };
+        let shape = work.shape;
+        let raw = self.source.raw_rows(work.name, work.expert, rows.clone())?;
+        let part = self.encode(work, rows.clone(), &raw, scratch).map_err(at)?;
+        let tile = rows.start / quant::TILE_ROWS;
+        let params = tile * shape.groups() * quant::TILE_ROWS;
+        // Hashed before the lock is taken: only copies into the page cache are done one at a time.
+        let hashed = |bytes: &[u8]| {
+            let mut hasher = Hasher::new();
+            hasher.update(bytes);
+            hasher
+        };
+        let written = Written {
+            codes: (0..work.places.len()).map(|p| hashed(part.codes(p))).collect(),
+            scales: hashed(part.scales()),
+            zeros: hashed(part.zeros()),
+            sums: part.sums().clone(),
+        };
+        let mut writer = self.writer.lock().expect("no thread panics with the lock");
+        for (p, &(tensor, from)) in work.places.iter().enumerate() {
+            writer.write(tensor, from + (tile * shape.tile_bytes(p)) as u64, part.codes(p))?;
+        }
+        let (layout, (tensor, from)) = (shape.plane(0), work.places[0]);
+        writer.write(tensor, from + (layout.scales.start + 2 * params) as u64, part.scales())?;
+        writer.write(tensor, from + (layout.zeros.start + params) as u64, part.zeros())?;
+        Ok((written, raw.len() as u64))
+    }
+
+    fn encode(
+        &self,
+        work: &Work,
+        rows: Range<usize>,
+        raw: &[u8],
+        scratch: &mut Vec<f32>,
+    ) -> Result<EncodedRows> {
+        let ty = self.source.dtype(work.name).expect("the plan is made of tensors that exist");
+        let importance = self.options.importance.get(work.name).map(Vec::as_slice);
+        if work.shape.group == 32 && quant::keeps(ty) && importance.is_none() {
+            return quant::keep_rows(work.shape, rows.start, ty, raw, work.level);
+        }
+        scratch.resize(rows.len() * work.shape.cols, 0.0);
+        ty.dequantize(raw, scratch)?;
+        quant::encode_rows(work.shape, rows.start, scratch, importance, work.level, work.anchor)
+    }
+
+    /// Joins what is known of a matrix's blocks, and writes the padding between its arrays.
+    fn join(&self, work: &Work, blocks: impl Iterator<Item = Written>) -> Result<Summary, JobError> {
+        let mut sums = FitSums::default();
+        let mut codes = vec![Hasher::new(); work.places.len()];
+        let (mut scales, mut zeros) = (Hasher::new(), Hasher::new());
+        for block in blocks {
+            sums.merge(&block.sums);
+            codes.iter_mut().zip(&block.codes).for_each(|(all, part)| all.combine(part));
+            scales.combine(&block.scales);
+            zeros.combine(&block.zeros);
+        }
+        for (p, hasher) in codes.iter_mut().enumerate() {
+            let layout = work.shape.plane(p);
+            self.pad(work.places[p], layout.codes.end..layout.scales.start, hasher)?;
+            if p == 0 {
+                hasher.combine(&scales);
+                self.pad(work.places[p], layout.scales.end..layout.zeros.start, hasher)?;
+                hasher.combine(&zeros);
+            }
+            self.pad(work.places[p], layout.zeros.end..layout.len, hasher)?;
+        }
+        let (fits, errors) = sums.solve();
+        Ok(Summary { fits, errors, checksums: codes })
+    }
+
+    /// Writes zeros to a part of a tensor, from `place` on, and adds them to its checksum.
+    pub(super) fn pad(
+        &self,
+        (tensor, from): (usize, u64),
+        range: Range<usize>,
+        hasher: &mut Hasher,
+    ) -> Result<(), JobError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let zeros = vec![0; range.len()];
+        hasher.update(&zeros);
+        let mut writer = self.writer.lock().expect("no thread panics with the lock");
+        Ok(writer.write(tensor, from + range.start as u64, &zeros)?)
+    }
+}
