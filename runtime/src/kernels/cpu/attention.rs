@@ -11,6 +11,7 @@ use super::isa::{Isa, Kind};
 use super::math;
 use super::pool::Pool;
 use super::rows::Rows;
+use super::scratch::grow;
 use crate::error::{Error, Result};
 use crate::kernels::Attention;
 use half::f16;
@@ -93,7 +94,7 @@ impl CpuKv {
             let (k, v, pos) = (&k[t * width..][..width], &v[t * width..][..width], pos + t);
             match &mut self.store {
                 Store::Half { k: ks, v: vs } => HALVES.with_borrow_mut(|halves| {
-                    halves.resize(width, f16::ZERO);
+                    grow(halves, width);
                     halves.convert_from_f32_slice(k);
                     place(halves, heads, dim, capacity, pos, ks);
                     for (h, v) in v.chunks_exact(dim).enumerate() {
@@ -159,12 +160,17 @@ struct State {
 
 impl State {
     fn reset(&mut self, rows: usize, dim: usize) {
-        self.max.clear();
-        self.max.resize(rows, f32::NEG_INFINITY);
-        self.sum.clear();
-        self.sum.resize(rows, 0.0);
-        self.acc.clear();
-        self.acc.resize(rows * dim, 0.0);
+        grow(&mut self.max, rows);
+        self.max.fill(f32::NEG_INFINITY);
+        grow(&mut self.sum, rows);
+        self.sum.fill(0.0);
+        grow(&mut self.acc, rows * dim);
+        self.acc.fill(0.0);
+    }
+
+    #[cfg(test)]
+    fn held(&self) -> usize {
+        4 * (self.max.capacity() + self.sum.capacity() + self.acc.capacity())
     }
 }
 
@@ -208,6 +214,30 @@ impl Call<'_> {
 #[derive(Default)]
 pub(super) struct Partials(Vec<f32>);
 
+impl Partials {
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        4 * self.0.capacity()
+    }
+}
+
+/// What the partial results of `heads` heads, and each of `threads` threads, take at most.
+pub(super) fn scratch_bytes(heads: usize, dim: usize, context: usize, threads: usize) -> usize {
+    let partials = heads * (context.div_ceil(CHUNK) + 1) * (dim + 2);
+    let rows = ROWS.max(heads).next_multiple_of(SHARED);
+    let work = rows * dim + rows * TILE + 2 * rows * (dim + 2);
+    let halves = 2 * heads * dim;
+    4 * partials + threads * (4 * work + halves)
+}
+
+/// What this thread has of that for itself.
+#[cfg(test)]
+pub(super) fn held_by_thread() -> usize {
+    let work =
+        WORK.with_borrow(|w| 4 * (w.q.capacity() + w.scores.capacity()) + w.chunk.held() + w.total.held());
+    work + HALVES.with_borrow(|h| 2 * h.capacity())
+}
+
 /// `out[t, h] = Σ_p softmax_p(q[t, h] · k[p] · scale) v[p]`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn attend(
@@ -230,7 +260,7 @@ pub(super) fn attend(
     let rows = Rows::new(out, share * dim);
     if tokens == 1 && chunks.len() > 1 {
         let width = share * (dim + 2);
-        partials.0.resize(shape.kv_heads * chunks.len() * width, 0.0);
+        grow(&mut partials.0, shape.kv_heads * chunks.len() * width);
         let parts = Rows::new(&mut partials.0, width);
         pool.run(shape.kv_heads * chunks.len(), &|task| {
             let (head, chunk) = (task / chunks.len(), task % chunks.len());
@@ -308,15 +338,16 @@ pub(super) fn attend(
 /// The queries of tokens `from..to` for a key head, scaled.
 fn load(call: &Call, head: usize, from: usize, to: usize, w: &mut Work) {
     let (share, dim, heads) = (call.share(), call.shape.head_dim, call.shape.heads);
+    // Whole runs of SHARED rows are computed; the last ones' surplus is thrown away.
+    let rows = ((to - from) * share).next_multiple_of(SHARED);
     w.q.clear();
+    w.q.reserve_exact(rows * dim);
     for t in from..to {
         let q = &call.q[t * heads * dim + head * share * dim..][..share * dim];
         w.q.extend(q.iter().map(|q| q * call.shape.scale));
     }
-    // Whole runs of SHARED rows are computed; the last ones' surplus is thrown away.
-    let rows = ((to - from) * share).next_multiple_of(SHARED);
-    w.q.resize(rows * dim, 0.0);
-    w.scores.resize(rows.max(ROWS) * TILE, 0.0);
+    grow(&mut w.q, rows * dim);
+    grow(&mut w.scores, rows.max(ROWS) * TILE);
 }
 
 fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: usize, w: &mut Work) {

@@ -14,6 +14,7 @@ mod pool;
 mod product;
 mod rows;
 mod scalar;
+mod scratch;
 #[cfg(test)]
 mod tests;
 
@@ -24,10 +25,11 @@ use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
 pub use attention::CpuKv;
-use attention::Partials;
 use nested::Activations;
 use pool::Pool;
 use product::{Input, Out, Product};
+pub use scratch::ScratchShape;
+use scratch::{Scratch, grow};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -55,21 +57,12 @@ pub struct CpuBackend {
     slots: Mutex<Vec<u32>>,
 }
 
-#[derive(Default)]
-struct Scratch {
-    by_32: Activations,
-    by_64: Activations,
-    /// Activated inputs of the down projections, `[slots, ff]`.
-    gate: Vec<f32>,
-    tokens: Vec<u32>,
-    partials: Partials,
-    /// For routing: weights of a token's experts, and their order.
-    weights: Vec<f32>,
-    order: Vec<u32>,
-}
-
 /// Products of one operation at most: their number is not known to be small, but nearly always is.
 const OUTS: usize = 4;
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 impl CpuBackend {
     /// Starts the threads.
@@ -78,7 +71,6 @@ impl CpuBackend {
     /// `Invalid` for an absurd number of threads.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
         const MAX_THREADS: usize = 1024;
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
         if threads > MAX_THREADS {
             return Err(Error::Invalid(format!("{threads} threads: up to {MAX_THREADS} are supported")));
@@ -160,9 +152,10 @@ impl CpuBackend {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
-        gate.resize(slots * ff, 0.0);
+        grow(gate, slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
         tokens.clear();
+        tokens.reserve_exact(2 * slots);
         tokens.extend(jobs.iter().flat_map(|j| j.slots).map(|&s| s / top_k as u32));
         tokens.extend(0..slots as u32);
         let (token_of, row_of) = tokens.split_at(slots);
@@ -251,6 +244,7 @@ impl Backend for CpuBackend {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, tokens: all, .. } = &mut *scratch;
         all.clear();
+        all.reserve_exact(tokens);
         all.extend(0..tokens as u32);
         for outs in outs.chunks_mut(OUTS) {
             let mut parts = [None; OUTS];
@@ -303,7 +297,9 @@ impl Backend for CpuBackend {
         out.clear();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { weights, order, .. } = &mut *scratch;
-        weights.resize(router.experts, 0.0);
+        grow(weights, router.experts);
+        order.clear();
+        order.reserve_exact(router.experts);
         for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
             weights.copy_from_slice(logits);
             self.isa.run(
@@ -326,6 +322,7 @@ impl Backend for CpuBackend {
     fn ffn(&self, x: &Vec<f32>, tokens: usize, expert: &Expert, out: &mut Vec<f32>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.clear();
+        slots.reserve_exact(tokens);
         slots.extend(0..tokens as u32);
         for slots in slots.chunks(SLOTS_AT_ONCE) {
             self.feed_forward(x, tokens, 1, &[ExpertJob { expert, slots }], out);

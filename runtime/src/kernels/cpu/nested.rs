@@ -10,6 +10,7 @@ use super::isa::{Isa, Kind};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::scalar;
+use super::scratch::grow;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::quant::{Nested, TILE_ROWS};
@@ -32,9 +33,19 @@ impl Activations {
     pub(super) fn reserve(&mut self, tokens: usize, cols: usize, group: usize) {
         let groups = cols.div_ceil(group);
         (self.group, self.tokens) = (group, tokens);
-        self.q.resize(groups * tokens * group, 0);
-        self.scale.resize(groups * tokens, 0.0);
-        self.sum.resize(groups * tokens, 0.0);
+        grow(&mut self.q, groups * tokens * group);
+        grow(&mut self.scale, groups * tokens);
+        grow(&mut self.sum, groups * tokens);
+    }
+
+    /// Bytes that [`Activations::reserve`] takes.
+    pub(super) fn bytes(tokens: usize, cols: usize, group: usize) -> usize {
+        cols.div_ceil(group) * tokens * (group + 8)
+    }
+
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.q.capacity() + 4 * (self.scale.capacity() + self.sum.capacity())
     }
 
     /// Quantizes group `g` of every token of `x`, rows of `cols` values. The same rounding as `quant::QuantizedRow`.

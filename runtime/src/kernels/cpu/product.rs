@@ -52,10 +52,11 @@ pub(super) fn quantize(
     if x.len() < SERIAL_VALUES {
         return to.parts().enumerate().for_each(|(g, part)| one(g, part));
     }
-    let parts: Vec<_> = to.parts().map(|part| Mutex::new(Some(part))).collect();
-    pool.run(parts.len(), &|g| {
-        let part = parts[g].lock().unwrap_or_else(PoisonError::into_inner).take();
-        part.into_iter().for_each(|part| one(g, part));
+    let groups = cols.div_ceil(group);
+    let parts = Mutex::new(to.parts().enumerate());
+    pool.run(groups, &|_| {
+        let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        next.into_iter().for_each(|(g, part)| one(g, part));
     });
 }
 

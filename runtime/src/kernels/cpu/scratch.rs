@@ -1,0 +1,105 @@
+//! What the CPU backend keeps between operations, and how many bytes that can ever be: the memory planner counts on it.
+//!
+//! Scratch grows to what an operation needs and stays. It grows to the exact size ([`grow`]), so that the bound of
+//! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
+
+use super::attention::{self, Partials};
+use super::nested::Activations;
+use super::{CpuBackend, SLOTS_AT_ONCE};
+
+/// What bounds the scratch of a [`CpuBackend`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScratchShape {
+    /// Most tokens of one call.
+    pub chunk: usize,
+    /// Width of the residual stream.
+    pub d: usize,
+    /// Columns of the widest matrix that reads the residual stream or attention's output, down projections left out.
+    pub widest: usize,
+    /// Hidden width of a routed expert; 0 where there is none.
+    pub ff_routed: usize,
+    /// Hidden width of the widest dense block or shared expert; 0 where there is none.
+    pub ff_dense: usize,
+    /// Routed experts per token.
+    pub top_k: usize,
+    /// Routed experts per layer.
+    pub experts: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Positions of the longest cache.
+    pub context: usize,
+    /// Threads, as in [`super::CpuOptions::threads`]: 0 for one per core.
+    pub threads: usize,
+}
+
+/// What operations leave behind for the next.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) by_32: Activations,
+    pub(super) by_64: Activations,
+    /// Activated inputs of the down projections, `[slots, ff]`.
+    pub(super) gate: Vec<f32>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) partials: Partials,
+    /// For routing: weights of a token's experts, and their order.
+    pub(super) weights: Vec<f32>,
+    pub(super) order: Vec<u32>,
+}
+
+impl Scratch {
+    /// Bytes allocated.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        let floats = self.gate.capacity() + self.weights.capacity();
+        let ids = self.tokens.capacity() + self.order.capacity();
+        self.by_32.held() + self.by_64.held() + self.partials.held() + 4 * (floats + ids)
+    }
+}
+
+/// Makes `v` exactly `len` long, without the spare room that `Vec` takes when it grows by itself.
+pub(super) fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) {
+    v.reserve_exact(len.saturating_sub(v.len()));
+    v.resize(len, T::default());
+}
+
+impl CpuBackend {
+    /// An upper bound of the bytes that a backend's own scratch takes, whatever is computed with a model of this shape
+    /// in chunks of this size: quantized activations, hidden values of feed-forward blocks, routing, and per thread what
+    /// attention works in. Buffers and caches that the caller allocates are not in it, nor are stacks.
+    pub fn scratch_bytes(shape: &ScratchShape) -> usize {
+        let s = shape;
+        // An expert is chosen once per token at most, so one job alone has no more slots than tokens.
+        let slots = (s.chunk * s.top_k).min(SLOTS_AT_ONCE.max(s.chunk));
+        let dense = s.chunk.min(SLOTS_AT_ONCE);
+        let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
+        let activations = |group| {
+            let most = inputs.iter().map(|&(tokens, cols)| Activations::bytes(tokens, cols, group));
+            most.max().unwrap_or(0)
+        };
+        let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
+        let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
+        let routing = 8 * s.experts;
+        let threads = if s.threads == 0 { super::cores() } else { s.threads };
+        let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
+        activations(32) + activations(64) + gate + ids + routing + attention
+    }
+
+    /// Bytes that it takes now, those of its threads included.
+    #[cfg(test)]
+    pub(super) fn scratch_held(&self) -> usize {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::sync::{Barrier, PoisonError};
+        let here = Barrier::new(self.threads());
+        let threads = AtomicUsize::new(0);
+        // Nobody takes a second task before everybody has one.
+        self.pool.run(self.threads(), &|_| {
+            here.wait();
+            threads.fetch_add(attention::held_by_thread(), Ordering::Relaxed);
+        });
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        scratch.held() + 4 * slots.capacity() + threads.into_inner()
+    }
+}
