@@ -9,7 +9,8 @@ use std::path::Path;
 const BOUND: f32 = 1e-4;
 
 fn logits(path: &Path, tiny: &Tiny, chunk: usize, isa: Option<Isa>) -> Vec<Vec<f32>> {
-    let engine = Engine::open_reference(path, &EngineOptions { threads: 2, isa, level: None }).unwrap();
+    let engine =
+        Engine::open_reference(path, &EngineOptions { threads: 2, isa, ..EngineOptions::default() }).unwrap();
     let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
     session.logits(&tiny.tokens).unwrap()
 }

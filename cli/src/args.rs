@@ -198,6 +198,9 @@ pub struct BenchArgs {
     /// Tokens of the generation test; 0 for none
     #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
     pub generate: usize,
+    /// Tokens in the context before each test
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
     /// Runs of each test
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
@@ -223,6 +226,9 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
+    /// Cores to run on, such as 4,5,6,7 for a phone's big ones [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cores: Option<Vec<usize>>,
 }
 
 #[derive(Args, Clone)]
@@ -269,7 +275,12 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
 
 impl EngineArgs {
     pub fn options(&self) -> dollop::EngineOptions {
-        dollop::EngineOptions { threads: self.threads, level: self.level, isa: self.isa }
+        dollop::EngineOptions {
+            threads: self.threads,
+            level: self.level,
+            isa: self.isa,
+            cores: self.cores.clone(),
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use dollop::sampler::Sampling;
 use dollop::{GenerateOptions, Session, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
-use std::time::Instant;
 
 #[derive(Serialize)]
 struct Row {
@@ -29,13 +28,17 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     }
     let engine = locate::open(args.model.as_deref(), &args.engine)?;
     let info = engine.info();
-    let context = args.prompt.max(args.generate + 1);
+    let context = args.depth + args.prompt.max(args.generate + 1);
     let mut session =
         engine.session(SessionOptions { context: Some(args.engine.ctx.unwrap_or(context)), chunk: None })?;
     // Tokens spread over the vocabulary, so that routing sees different inputs.
-    let tokens: Vec<u32> = (0..args.prompt.max(1) as u64)
+    let tokens: Vec<u32> = (0..(args.depth + args.prompt).max(1) as u64)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)
         .collect();
+    let before = &tokens[..args.depth];
+    if !before.is_empty() {
+        prompt(&mut session, 0, before)?;
+    }
     let mut rows = Vec::new();
     for (name, n) in [("pp", args.prompt), ("tg", args.generate)] {
         if n == 0 {
@@ -44,8 +47,11 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let mut tps = Vec::new();
         // The first run warms caches and is not counted.
         for run in 0..=args.repeat {
-            let seconds =
-                if name == "pp" { prompt(&mut session, &tokens)? } else { generate(&mut session, n)? };
+            let seconds = if name == "pp" {
+                prompt(&mut session, args.depth, &tokens)?
+            } else {
+                generate(&mut session, before, n)?
+            };
             if run > 0 {
                 tps.push(n as f64 / seconds);
             }
@@ -53,7 +59,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let mean = tps.iter().sum::<f64>() / tps.len() as f64;
         let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
         let rate = (name == "tg").then_some(mean * info.active_bytes as f64);
-        let test = format!("{name}{n}");
+        let test = if args.depth > 0 { format!("{name}{n} @ d{}", args.depth) } else { format!("{name}{n}") };
         rows.push(Row { test, mean_tps: mean, sd_tps: variance.sqrt(), tps, weight_bytes_per_second: rate });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
@@ -97,22 +103,24 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn prompt(session: &mut Session, tokens: &[u32]) -> Result<f64, Failure> {
-    session.rewind(0);
+/// Seconds that the tokens beyond the first `depth`, which are in the cache, take.
+fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Failure> {
+    session.rewind(depth);
     let options =
         GenerateOptions { max_tokens: 0, sampling: Sampling::greedy(), ..GenerateOptions::default() };
     Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
 }
 
-fn generate(session: &mut Session, n: usize) -> Result<f64, Failure> {
-    session.rewind(0);
+/// Seconds that `n` tokens one by one take after `before`, which is in the cache.
+fn generate(session: &mut Session, before: &[u32], n: usize) -> Result<f64, Failure> {
+    session.rewind(before.len());
     let options = GenerateOptions {
         max_tokens: n,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
     };
-    let start = Instant::now();
-    session.generate(&[0], &options, &mut |_| ())?;
-    Ok(start.elapsed().as_secs_f64())
+    let tokens = [before, &[0]].concat();
+    let outcome = session.generate(&tokens, &options, &mut |_| ())?;
+    Ok(outcome.prefill_s + outcome.decode_s)
 }

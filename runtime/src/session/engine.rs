@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How a model is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
     /// Threads, the caller's included; 0 for one per core.
     pub threads: usize,
@@ -25,6 +25,8 @@ pub struct EngineOptions {
     pub level: Option<Level>,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
+    /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
+    pub cores: Option<Vec<usize>>,
 }
 
 /// Ids with a meaning.
@@ -129,7 +131,12 @@ impl Engine {
         });
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
         let kv_single = matches!(weights.embed, crate::quant::Matrix::F32 { .. });
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa, kv_single })?;
+        let backend = CpuBackend::new(CpuOptions {
+            threads: options.threads,
+            isa: options.isa,
+            cores: options.cores.clone(),
+            kv_single,
+        })?;
         let tokenizer = tokenizer(meta)?;
         let special = special_tokens(meta, tokenizer.as_ref())?;
         let mut info = ModelInfo {
