@@ -1,9 +1,11 @@
-//! Products at every level and with every instruction set of the machine: bytes of weights per second on one thread.
+//! Every kind of operation, with every instruction set of the machine, on one thread. Products at every level: bytes of
+//! weights per second for one token, products per second for many. The sizes are those of a model of 7 billion weights.
 #![allow(missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use dollop::experts::Expert;
 use dollop::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::kernels::{Backend, Linear};
+use dollop::kernels::{Attention, Backend, ExpertJob, Linear, Router};
 use dollop::quant::{self, Level, Matrix, Shape};
 use std::hint::black_box;
 
@@ -51,5 +53,81 @@ fn products(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products);
+/// A backend of one thread for every instruction set.
+fn backends() -> impl Iterator<Item = (Isa, CpuBackend)> {
+    Isa::available().into_iter().map(|isa| {
+        let options = CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() };
+        (isa, CpuBackend::new(options).expect("one thread"))
+    })
+}
+
+/// One token at a depth: bytes of keys and values per second. Four query heads share a key head.
+fn attention(c: &mut Criterion) {
+    let shape = Attention { heads: 16, kv_heads: 4, head_dim: 128, scale: 0.09, window: None };
+    let width = shape.kv_heads * shape.head_dim;
+    let q = dollop_benches::values(shape.heads * shape.head_dim, 1);
+    let mut out = vec![0.0; q.len()];
+    for (isa, backend) in backends() {
+        let mut group = c.benchmark_group(format!("{isa}, attention of one token"));
+        group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
+        for depth in [128, 4096, 16384] {
+            let mut kv = backend.alloc_kv(depth, shape.kv_heads, shape.head_dim).expect("memory");
+            let (k, v) = (dollop_benches::values(depth * width, 2), dollop_benches::values(depth * width, 3));
+            backend.write_kv(&mut kv, 0, depth, &k, &v);
+            group.throughput(Throughput::Bytes((2 * depth * width * 2) as u64));
+            group.bench_function(BenchmarkId::from_parameter(depth), |b| {
+                b.iter(|| backend.attention(black_box(&q), &kv, depth - 1, 1, &shape, &mut out));
+            });
+        }
+        group.finish();
+    }
+}
+
+/// What stands between products: norms, routing, and a feed-forward block (two quantizations of activations, SwiGLU).
+fn between(c: &mut Criterion) {
+    let (d, ff) = (2048, 1024);
+    let matrix = |rows: usize, cols: usize, seed| {
+        let shape = Shape::new(rows, cols, 64).expect("a sound shape");
+        let w = dollop_benches::values(rows * cols, seed);
+        let encoded = quant::encode(shape, &w, None, Level::B4).expect("finite weights");
+        Matrix::Nested(encoded.into_nested().expect("planes that belong together"))
+    };
+    let expert = Expert { gate: matrix(ff, d, 1), up: matrix(ff, d, 2), down: matrix(d, ff, 3) };
+    // A matrix so small that quantizing its input is most of the work.
+    let small = matrix(16, d, 4);
+    let weight = dollop_benches::values(d, 5);
+    for (isa, backend) in backends() {
+        for tokens in [1usize, 64] {
+            let x = dollop_benches::values(tokens * d, 6);
+            let mut out = vec![0.0; tokens * d];
+            let mut group = c.benchmark_group(format!("{isa}, {tokens} tokens, beside products"));
+            group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
+            group.throughput(Throughput::Elements((tokens * d) as u64));
+            group.bench_function("rms_norm", |b| {
+                b.iter(|| backend.rms_norm(black_box(&x), &weight, 1e-5, tokens, &mut out));
+            });
+            group.bench_function("quantize activations", |b| {
+                let x = black_box(&x);
+                b.iter(|| {
+                    backend.linear(x, tokens, &mut [Linear { matrix: &small, bias: None, out: &mut out }])
+                });
+            });
+            let router = Router { experts: 64, top_k: 8, renormalize: false, scale: 1.0 };
+            let mut choices = Vec::new();
+            group.bench_function("route", |b| {
+                b.iter(|| {
+                    backend.route(black_box(&x), tokens, &router, &mut choices).expect("the same machine")
+                });
+            });
+            let slots: Vec<u32> = (0..tokens as u32).collect();
+            group.bench_function("feed-forward", |b| {
+                let job = ExpertJob { expert: &expert, slots: &slots };
+                b.iter(|| backend.experts(black_box(&x), 1, &[job], &mut out));
+            });
+            group.finish();
+        }
+    }
+}
+
+criterion_group!(benches, products, attention, between);
 criterion_main!(benches);

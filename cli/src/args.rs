@@ -215,6 +215,9 @@ pub struct BenchArgs {
     /// Tokens of the generation test; 0 for none
     #[arg(short = 'n', long = "generate", value_name = "N", default_value_t = 128)]
     pub generate: usize,
+    /// Tokens in the context before each test
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
     /// Runs of each test
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
@@ -242,6 +245,9 @@ pub struct EngineArgs {
     pub isa: Option<dollop::kernels::cpu::Isa>,
     #[command(flatten)]
     pub stream: StreamArgs,
+    /// Cores to run on, such as 4,5,6,7 for a phone's big ones [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cores: Option<Vec<usize>>,
 }
 
 #[derive(Args, Clone)]
@@ -292,6 +298,7 @@ impl EngineArgs {
             threads: self.threads,
             level: self.level,
             isa: self.isa,
+            cores: self.cores.clone(),
             context: self.ctx,
             ..Default::default()
         };

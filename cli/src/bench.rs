@@ -2,8 +2,9 @@
 
 use crate::args::BenchArgs;
 use crate::output::{bytes, count};
+use crate::streaming::Mark;
 use crate::{Failure, locate};
-use dollop::sampler::Sampling;
+use dollop::sampler::{Sampling, argmax};
 use dollop::{GenerateOptions, Session, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
@@ -18,6 +19,9 @@ struct Row {
     /// Bytes of weights per second, for decoding: those that a token touches times tokens per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes_per_second: Option<f64>,
+    /// What streaming did in all runs of the test, the first one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<serde_json::Value>,
 }
 
 /// What the read test reads: more than the caches of most machines.
@@ -27,26 +31,34 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.repeat == 0 || args.prompt + args.generate == 0 {
         return Err("there is nothing to measure: -r and one of -p and -n must be above zero".into());
     }
-    let context = args.engine.ctx.unwrap_or(args.prompt.max(args.generate + 1));
+    let context = args.engine.ctx.unwrap_or(args.depth + args.prompt.max(args.generate + 1));
     let mut options = args.engine.options();
     options.context = Some(context);
     let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
     let info = engine.info();
     let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;
     // Tokens spread over the vocabulary, so that routing sees different inputs.
-    let tokens: Vec<u32> = (0..args.prompt.max(1) as u64)
+    let tokens: Vec<u32> = (0..(args.depth + args.prompt).max(1) as u64)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)
         .collect();
+    let before = &tokens[..args.depth];
+    if !before.is_empty() {
+        prompt(&mut session, 0, before)?;
+    }
     let mut rows = Vec::new();
     for (name, n) in [("pp", args.prompt), ("tg", args.generate)] {
         if n == 0 {
             continue;
         }
         let mut tps = Vec::new();
+        let mark = Mark::now(&engine);
         // The first run warms caches and is not counted.
         for run in 0..=args.repeat {
-            let seconds =
-                if name == "pp" { prompt(&mut session, &tokens)? } else { generate(&mut session, n)? };
+            let seconds = if name == "pp" {
+                prompt(&mut session, args.depth, &tokens)?
+            } else {
+                generate(&mut session, before, n)?
+            };
             if run > 0 {
                 tps.push(n as f64 / seconds);
             }
@@ -54,16 +66,33 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let mean = tps.iter().sum::<f64>() / tps.len() as f64;
         let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
         let rate = (name == "tg").then_some(mean * info.active_bytes as f64);
-        let test = format!("{name}{n}");
-        rows.push(Row { test, mean_tps: mean, sd_tps: variance.sqrt(), tps, weight_bytes_per_second: rate });
+        let test = if args.depth > 0 { format!("{name}{n} @ d{}", args.depth) } else { format!("{name}{n}") };
+        let done = n * (args.repeat + 1);
+        let stream = mark.as_ref().map(|mark| mark.json(&engine, done));
+        if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
+            eprintln!("{test}:\n{}", mark.report(&engine, done));
+        }
+        rows.push(Row {
+            test,
+            mean_tps: mean,
+            sd_tps: variance.sqrt(),
+            tps,
+            weight_bytes_per_second: rate,
+            stream,
+        });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
-    let ceiling = if decoded { Some(engine.read_bandwidth(READ_TEST)?) } else { None };
+    // The read test takes memory that a budget does not have.
+    let ceiling = if decoded && !engine.memory_plan().streaming {
+        Some(engine.read_bandwidth(READ_TEST)?)
+    } else {
+        None
+    };
     let mut out = std::io::stdout();
     if args.json {
         let json = serde_json::json!({ "model": info, "tests": rows, "read_bytes_per_second": ceiling });
         writeln!(out, "{json}")?;
-        return Ok(());
+        return watch.finish();
     }
     writeln!(out, "| model | size | params | active | backend | mode | test | t/s |")?;
     writeln!(out, "|---|---:|---:|---:|---|---|---|---:|")?;
@@ -95,25 +124,28 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             if engine.threads() == 1 { "" } else { "s" }
         )?;
     }
-    Ok(())
+    watch.finish()
 }
 
-fn prompt(session: &mut Session, tokens: &[u32]) -> Result<f64, Failure> {
-    session.rewind(0);
+/// Seconds that the tokens beyond the first `depth`, which are in the cache, take.
+fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Failure> {
+    session.rewind(depth);
     let options =
         GenerateOptions { max_tokens: 0, sampling: Sampling::greedy(), ..GenerateOptions::default() };
     Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
 }
 
-fn generate(session: &mut Session, n: usize) -> Result<f64, Failure> {
-    session.rewind(0);
-    let options = GenerateOptions {
-        max_tokens: n,
-        sampling: Sampling::greedy(),
-        ignore_eos: true,
-        ..GenerateOptions::default()
-    };
+/// Seconds that `n` tokens one by one take after `before`, which is in the cache. They are spread over the vocabulary: what
+/// a model of random weights says to itself soon repeats, and with it the experts it asks for.
+fn generate(session: &mut Session, before: &[u32], n: usize) -> Result<f64, Failure> {
+    session.rewind(before.len());
+    let vocab = session.engine().info().vocab as u64;
     let start = Instant::now();
-    session.generate(&[0], &options, &mut |_| ())?;
+    for i in 0..n as u64 {
+        let id = (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % vocab;
+        session.for_each_logits(&[id as u32], &mut |_, logits| {
+            std::hint::black_box(argmax(logits));
+        })?;
+    }
     Ok(start.elapsed().as_secs_f64())
 }

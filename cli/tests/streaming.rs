@@ -59,7 +59,17 @@ fn a_budget_is_kept_and_used() {
         assert_eq!(plan["streaming"], true);
         assert!(plan["smallest_bytes"].as_u64().unwrap().div_ceil(1 << 20) <= budget, "{plan}");
         let (most, samples) = most_anonymous(&[
-            "run", "-p", "Tell me of the sea.", "-n", "24", "--ctx", "512", "--precision", "exact:4", "--memory", &memory,
+            "run",
+            "-p",
+            "Tell me of the sea.",
+            "-n",
+            "24",
+            "--ctx",
+            "512",
+            "--precision",
+            "exact:4",
+            "--memory",
+            &memory,
         ]);
         println!("budget {budget} MB: {} MB at most in {samples} samples", most >> 20);
         assert!(samples > 10 && most > 20 << 20, "{most} in {samples}");
@@ -85,8 +95,22 @@ fn stats_trace_and_heat_are_written() {
     let (trace, heat) = (folder.path().join("t.json"), folder.path().join("h.json"));
     let (trace_name, heat_name) = (trace.to_str().unwrap(), heat.to_str().unwrap());
     let args = [
-        "run", "-p", "Hi", "-n", "4", "--ctx", "256", "--memory", "105M", "--precision", "exact:4", "--stats", "--trace",
-        trace_name, "--heat", heat_name,
+        "run",
+        "-p",
+        "Hi",
+        "-n",
+        "4",
+        "--ctx",
+        "256",
+        "--memory",
+        "105M",
+        "--precision",
+        "exact:4",
+        "--stats",
+        "--trace",
+        trace_name,
+        "--heat",
+        heat_name,
     ];
     let output = run(&args);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -100,7 +124,10 @@ fn stats_trace_and_heat_are_written() {
         of.map(|e| e["args"]["name"].as_str().or(e["name"].as_str()).unwrap().to_owned()).collect()
     };
     let tracks = names("M");
-    assert!(tracks.iter().any(|t| t.contains("I/O lane")) && tracks.iter().any(|t| t.contains("compute")), "{tracks:?}");
+    assert!(
+        tracks.iter().any(|t| t.contains("I/O lane")) && tracks.iter().any(|t| t.contains("compute")),
+        "{tracks:?}"
+    );
     let spans = names("X");
     assert!(spans.iter().any(|s| s.contains("read layer 0 expert")) && spans.len() > 100, "{}", spans.len());
     assert!(events.iter().filter(|e| e["ph"] == "X").all(|e| e["dur"].as_f64().unwrap() >= 0.0));

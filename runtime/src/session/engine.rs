@@ -45,6 +45,8 @@ pub struct EngineOptions {
     pub routing: Routing,
     /// How streaming works.
     pub streaming: StreamingOptions,
+    /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
+    pub cores: Option<Vec<usize>>,
 }
 
 /// How experts are streamed, where they are.

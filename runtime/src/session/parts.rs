@@ -147,7 +147,7 @@ impl Parts {
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         super::timeline::check_context(context, limit)?;
         let shape = Shape::new(&self.config, &self.weights, self.ff_routed());
-        let threads = options.threads;
+        let threads = options.cores.as_ref().map_or(options.threads, |c| options.threads.max(c.len()));
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
@@ -265,7 +265,12 @@ impl Parts {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
         let kv_single = matches!(self.weights.embed, Matrix::F32 { .. });
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.isa, kv_single })?;
+        let backend = CpuBackend::new(CpuOptions {
+            threads: options.threads,
+            isa: options.isa,
+            cores: options.cores.clone(),
+            kv_single,
+        })?;
         info.backend = backend.name();
         let tokenizer = tokens::tokenizer(meta)?;
         let special = tokens::special_tokens(meta, tokenizer.as_ref())?;

@@ -52,6 +52,8 @@ impl Cell for f32 {
 /// # Safety
 /// Of every method: the machine has the instructions; pointers are good for 16 numbers.
 pub(super) trait Lanes: Copy {
+    /// Whether sixteen of these stay in registers beside what they are made of; otherwise four do.
+    const MANY: bool;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load<T: Cell>(at: *const T) -> Self;
     unsafe fn store(self, at: *mut f32);
@@ -264,6 +266,11 @@ pub(super) fn attend(
     let (first, last) = call.seen(0);
     let chunks = first / CHUNK..last / CHUNK + 1;
     let rows = Rows::new(out, share * dim);
+    // For the whole cache at once, so that no token has to wait for memory when the context grows.
+    if kv.capacity > CHUNK {
+        partials.0.clear();
+        partials.0.reserve_exact(shape.heads * kv.capacity.div_ceil(CHUNK) * (dim + 2));
+    }
     if tokens == 1 && chunks.len() > 1 {
         let width = share * (dim + 2);
         grow(&mut partials.0, shape.kv_heads * chunks.len() * width);
@@ -416,13 +423,19 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             let out = w.scores[row * TILE..].as_mut_ptr();
             // SAFETY: rows of `q` and `scores` are there up to a multiple of SHARED, keys up to a whole tile.
             unsafe {
-                if rows - row >= 2 {
-                    scores::<L, T, SHARED>(q, keys, dim, out);
-                    row += SHARED;
-                } else {
-                    scores::<L, T, 1>(q, keys, dim, out);
+                if rows - row < 2 {
+                    scores::<L, T, 1, { TILE / BLOCK }>(q, keys, dim, out);
                     row += 1;
+                    continue;
                 }
+                if L::MANY {
+                    scores::<L, T, SHARED, { TILE / BLOCK }>(q, keys, dim, out);
+                } else {
+                    for b in 0..TILE / BLOCK {
+                        scores::<L, T, SHARED, 1>(q, keys.add(b * dim * BLOCK), dim, out.add(b * BLOCK));
+                    }
+                }
+                row += SHARED;
             }
         }
         for row in 0..rows {
@@ -458,14 +471,19 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
     }
 }
 
-/// `out[r, p] = q[r] · k[p]` for R rows and a tile's positions.
+/// `out[r, p] = q[r] · k[p]` for R rows and B blocks of a tile's positions.
 #[inline(always)]
-unsafe fn scores<L: Lanes, T: Cell, const R: usize>(q: *const f32, k: *const T, dim: usize, out: *mut f32) {
+unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
+    q: *const f32,
+    k: *const T,
+    dim: usize,
+    out: *mut f32,
+) {
     // SAFETY: the caller's.
     unsafe {
-        let mut sums = [[L::splat(0.0); TILE / BLOCK]; R];
+        let mut sums = [[L::splat(0.0); B]; R];
         for d in 0..dim {
-            let mut keys = [L::splat(0.0); TILE / BLOCK];
+            let mut keys = [L::splat(0.0); B];
             for (b, keys) in keys.iter_mut().enumerate() {
                 *keys = L::load(k.add((b * dim + d) * BLOCK));
             }
@@ -523,7 +541,7 @@ unsafe fn mix<L: Lanes, T: Cell, const R: usize>(
     // SAFETY: the caller's.
     unsafe {
         let mut d = 0;
-        while d + 4 * BLOCK <= dim {
+        while (L::MANY || R == 1) && d + 4 * BLOCK <= dim {
             mix_part::<L, T, R, 4>(w, v.add(d), dim, n, acc.add(d));
             d += 4 * BLOCK;
         }

@@ -1,135 +1,55 @@
 //! Tile products with AVX2: half a tile (8 rows) is one register of lanes.
 //!
 //! `maddubs` adds pairs of products in 16 bits. Codes of up to 4 bits leave room to add the eight of a unit before they
-//! are widened, 6 bits for two; 8-bit codes are multiplied as two nibbles.
+//! are widened, 6 bits for two; 8-bit codes are multiplied as two nibbles. Integers are exact however they are grouped;
+//! the float operations of a group ([`add_group`]) are the same for one token and for many.
 #![allow(unsafe_code)]
+
+mod unpack;
 
 use super::attention::{Cell, Lanes};
 use super::isa::{Isa, Kind};
 use super::nested::{Activations, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
+use unpack::{Half, unpack};
 
-/// The codes of half a unit's rows, one register a vector.
-type Half = [__m256i; VECTORS];
+/// Plane bytes are asked for this far ahead of their use.
+const AHEAD: usize = 2048;
 
+/// Four activations in every lane.
 #[inline(always)]
-fn select(mask: i32, a: __m256i, b: __m256i) -> __m256i {
-    // SAFETY: inlined into functions that enable the feature, and nowhere else used.
-    unsafe {
-        let mask = _mm256_set1_epi8(mask as i8);
-        _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b))
-    }
+unsafe fn four(q: *const i8) -> __m256i {
+    // SAFETY: the caller vouches for 4 values of `q`, and for the features.
+    unsafe { _mm256_set1_epi32(q.cast::<i32>().read_unaligned()) }
 }
 
-macro_rules! shift {
-    ($x:expr, left $n:literal) => {
-        _mm256_slli_epi16::<$n>($x)
-    };
-    ($x:expr, right $n:literal) => {
-        _mm256_srli_epi16::<$n>($x)
-    };
-}
-
+/// Pairs of 16-bit sums as 32-bit sums.
 #[inline(always)]
-fn and(x: __m256i, bits: i32) -> __m256i {
+fn widen(x: __m256i) -> __m256i {
     // SAFETY: as in `select`.
-    unsafe { _mm256_and_si256(x, _mm256_set1_epi8(bits as i8)) }
+    unsafe { _mm256_madd_epi16(x, _mm256_set1_epi16(1)) }
 }
 
-/// Two 2-bit planes as nibbles: fields 0 and 2 of `high` over those of `low`, and fields 1 and 3.
+/// `Σ codes · q` of a unit for 8 rows, in 16 bits: for codes of up to 4 bits.
 #[inline(always)]
-fn nibbles(high: __m256i, low: __m256i) -> (__m256i, __m256i) {
-    // SAFETY: as in `select`.
-    unsafe { (select(0x33, low, shift!(high, left 2)), select(0x33, shift!(low, right 2), high)) }
-}
-
-/// Low and high nibbles of four registers, as the eight vectors.
-#[inline(always)]
-fn spread(x: [__m256i; 4], bits: i32) -> Half {
-    let mut out = [x[0]; VECTORS];
-    for (j, x) in x.into_iter().enumerate() {
-        // SAFETY: as in `select`.
-        (out[j], out[j + 4]) = (and(x, bits), and(unsafe { shift!(x, right 4) }, bits));
-    }
-    out
-}
-
-/// The codes of 8 rows of unit `u`: whole, or at 8 bits the upper nibbles and the lower.
-#[inline(always)]
-unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> (Half, Half) {
-    // SAFETY: the caller vouches for unit `u` in the first N planes, and for the features.
-    unsafe {
-        let load = |p: usize, half: usize| {
-            let at = planes[p].add(u * unit_bytes(p) + half * VECTOR + 4 * rows);
-            _mm256_loadu_si256(at.cast())
-        };
-        let none = [_mm256_setzero_si256(); VECTORS];
-        let base = [load(0, 0), load(0, 1)];
-        if N == 1 {
-            let mut out = none;
-            for (half, x) in base.into_iter().enumerate() {
-                out[half] = and(x, 3);
-                out[half + 2] = and(shift!(x, right 2), 3);
-                out[half + 4] = and(shift!(x, right 4), 3);
-                out[half + 6] = and(shift!(x, right 6), 3);
-            }
-            return (out, none);
-        }
-        let first = load(1, 0);
-        if N == 2 {
-            let pairs = [
-                select(0x66, shift!(base[0], left 1), first),
-                select(0x66, shift!(base[1], left 1), shift!(first, right 1)),
-                select(0x66, shift!(base[0], right 1), shift!(first, right 2)),
-                select(0x66, shift!(base[1], right 1), shift!(first, right 3)),
-            ];
-            return (spread(pairs, 7), none);
-        }
-        let second = load(2, 0);
-        let odd = select(0xaa, first, shift!(second, right 1));
-        let even = select(0xaa, shift!(first, left 1), second);
-        let ((n0, n2), (n1, n3)) = (nibbles(base[0], even), nibbles(base[1], odd));
-        let top = spread([n0, n1, n2, n3], 15);
-        if N == 3 {
-            return (top, none);
-        }
-        let third = [load(3, 0), load(3, 1)];
-        if N == 4 {
-            let mut out = none;
-            for (half, low) in third.into_iter().enumerate() {
-                let lows = [low, shift!(low, right 2), shift!(low, right 4), shift!(low, right 6)];
-                for (f, low) in lows.into_iter().enumerate() {
-                    let j = half + 2 * f;
-                    out[j] = _mm256_or_si256(shift!(top[j], left 2), and(low, 3));
-                }
-            }
-            return (out, none);
-        }
-        let last = [load(4, 0), load(4, 1)];
-        let ((n0, n2), (n1, n3)) = (nibbles(third[0], last[0]), nibbles(third[1], last[1]));
-        (top, spread([n0, n1, n2, n3], 15))
-    }
-}
-
-/// `Σ codes · q` of a unit for 8 rows.
-#[inline(always)]
-unsafe fn dots<const WIDE: bool>(codes: &Half, q: *const i8) -> __m256i {
+unsafe fn narrow_dots(codes: &Half, q: *const i8) -> __m256i {
     // SAFETY: the caller vouches for 32 values of `q`, and for the features.
     unsafe {
-        let product = |j: usize| {
-            let four = _mm256_set1_epi32(q.add(4 * j).cast::<i32>().read_unaligned());
-            _mm256_maddubs_epi16(codes[j], four)
-        };
+        let product = |j: usize| _mm256_maddubs_epi16(codes[j], four(q.add(4 * j)));
         let pair = |j: usize| _mm256_add_epi16(product(j), product(j + 1));
-        let widen = |x| _mm256_madd_epi16(x, _mm256_set1_epi16(1));
-        if WIDE {
-            let low = _mm256_add_epi32(widen(pair(0)), widen(pair(2)));
-            _mm256_add_epi32(low, _mm256_add_epi32(widen(pair(4)), widen(pair(6))))
-        } else {
-            let (low, high) = (_mm256_add_epi16(pair(0), pair(2)), _mm256_add_epi16(pair(4), pair(6)));
-            widen(_mm256_add_epi16(low, high))
-        }
+        _mm256_add_epi16(_mm256_add_epi16(pair(0), pair(2)), _mm256_add_epi16(pair(4), pair(6)))
+    }
+}
+
+/// The same in 32 bits, for codes of 6 bits.
+#[inline(always)]
+unsafe fn wide_dots(codes: &Half, q: *const i8) -> __m256i {
+    // SAFETY: as above.
+    unsafe {
+        let product = |j: usize| _mm256_maddubs_epi16(codes[j], four(q.add(4 * j)));
+        let pair = |j: usize| widen(_mm256_add_epi16(product(j), product(j + 1)));
+        _mm256_add_epi32(_mm256_add_epi32(pair(0), pair(2)), _mm256_add_epi32(pair(4), pair(6)))
     }
 }
 
@@ -138,54 +58,257 @@ pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, tokens: &[u32], su
     // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrix, activations, tokens and sums.
     unsafe {
-        match t.level {
-            1 => times::<1>(t, x, tokens, sums),
-            2 => times::<2>(t, x, tokens, sums),
-            3 => times::<3>(t, x, tokens, sums),
-            4 => times::<4>(t, x, tokens, sums),
-            _ => times::<5>(t, x, tokens, sums),
+        match (t.level, t.group) {
+            (1, 64) => times::<1, 2>(t, x, tokens, sums),
+            (2, 64) => times::<2, 2>(t, x, tokens, sums),
+            (3, 64) => times::<3, 2>(t, x, tokens, sums),
+            (4, 64) => times::<4, 2>(t, x, tokens, sums),
+            (_, 64) => times::<5, 2>(t, x, tokens, sums),
+            (1, _) => times::<1, 1>(t, x, tokens, sums),
+            (2, _) => times::<2, 1>(t, x, tokens, sums),
+            (3, _) => times::<3, 1>(t, x, tokens, sums),
+            (4, _) => times::<4, 1>(t, x, tokens, sums),
+            (_, _) => times::<5, 1>(t, x, tokens, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes; `x` has its groups, and `sums` a row for each of `tokens`, all of
-/// which are in `x`.
+/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x` has its groups, and `sums` a row for
+/// each of `tokens`, all of which are in `x`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn times<const N: usize>(t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+unsafe fn times<const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    tokens: &[u32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tokens {
+            [token] => one::<N, UNITS>(t, x, *token as usize, &mut sums[0]),
+            _ => many::<N, UNITS>(t, x, tokens, sums),
+        }
+    }
+}
+
+/// Scales of 8 rows, and what their codes are to be raised by.
+#[inline(always)]
+unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
+    // SAFETY: the caller vouches for group g, and for the features.
+    unsafe {
+        let zeros = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS + rows).cast());
+        let zeros = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(zeros));
+        let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
+        (_mm256_cvtph_ps(scales), _mm256_sub_ps(_mm256_set1_ps(t.middle), zeros))
+    }
+}
+
+/// Adds a group to the sums of 8 rows.
+#[inline(always)]
+fn add_group((scale, centre): (__m256, __m256), dot: __m256i, a: f32, sum: f32, out: __m256) -> __m256 {
+    // SAFETY: as in `select`.
+    unsafe {
+        let centre = _mm256_mul_ps(centre, _mm256_set1_ps(sum));
+        let value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(a), centre);
+        _mm256_fmadd_ps(scale, value, out)
+    }
+}
+
+/// One token: codes go from the planes to the products without leaving the registers.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn one<const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    n: usize,
+    sums: &mut [f32; TILE_ROWS],
+) {
     let planes = t.planes.map(<[u8]>::as_ptr);
-    let units = t.group / UNIT_COLS;
-    for g in 0..t.zeros.len() / TILE_ROWS {
-        let (q, a, sum) = x.group(g);
-        for rows in [0, 8] {
-            // SAFETY: group g has its units in every plane of the level, and 16 scales and zero points.
-            let (codes, scale, centre) = unsafe {
-                let first = unpack::<N>(&planes, g * units, rows);
-                let second = if units == 2 { unpack::<N>(&planes, g * units + 1, rows) } else { first };
-                let zeros = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS + rows).cast());
-                let zeros = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(zeros));
-                let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
-                ([first, second], _mm256_cvtph_ps(scales), _mm256_sub_ps(_mm256_set1_ps(t.middle), zeros))
-            };
-            for (&n, out) in tokens.iter().zip(&mut *sums) {
-                let n = n as usize;
-                // SAFETY: every token is in `x`, whose groups are `units · 32` long.
-                unsafe {
-                    let mut dot = _mm256_setzero_si256();
-                    for (u, (codes, low)) in codes[..units].iter().enumerate() {
-                        let q = q.as_ptr().add(n * t.group + u * UNIT_COLS);
-                        let mut part = if N == 4 { dots::<true>(codes, q) } else { dots::<false>(codes, q) };
+    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
+    // and its activations.
+    unsafe {
+        let mut out = [_mm256_setzero_ps(); 2];
+        for g in 0..t.zeros.len() / TILE_ROWS {
+            let (q, a, sum) = x.group(g);
+            let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
+            let (a, sum) = (*a.get_unchecked(n) * t.step, *sum.get_unchecked(n));
+            prefetch::<N, UNITS>(t, &planes, g);
+            for (half, out) in out.iter_mut().enumerate() {
+                let mut dot = _mm256_setzero_si256();
+                let mut narrow = _mm256_setzero_si256();
+                for u in 0..UNITS {
+                    let q = q.add(u * UNIT_COLS);
+                    let (codes, low) = unpack::<N>(&planes, g * UNITS + u, 8 * half);
+                    if N <= 2 {
+                        // Codes of 2 and 3 bits leave room for a whole group in 16 bits.
+                        narrow = _mm256_add_epi16(narrow, narrow_dots(&codes, q));
+                    } else if N == 4 {
+                        dot = _mm256_add_epi32(dot, wide_dots(&codes, q));
+                    } else {
+                        let mut part = widen(narrow_dots(&codes, q));
                         if N == 5 {
-                            part = _mm256_add_epi32(_mm256_slli_epi32::<4>(part), dots::<false>(low, q));
+                            part = _mm256_slli_epi32::<4>(part);
+                            part = _mm256_add_epi32(part, widen(narrow_dots(&low, q)));
                         }
                         dot = _mm256_add_epi32(dot, part);
                     }
-                    let centre = _mm256_mul_ps(centre, _mm256_set1_ps(*sum.get_unchecked(n)));
-                    let a = _mm256_set1_ps(*a.get_unchecked(n) * t.step);
-                    let value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), a, centre);
-                    let out = out[rows..rows + 8].as_mut_ptr();
-                    _mm256_storeu_ps(out, _mm256_fmadd_ps(scale, value, _mm256_loadu_ps(out)));
                 }
+                if N <= 2 {
+                    dot = widen(narrow);
+                }
+                *out = add_group(params(t, g, 8 * half), dot, a, sum, *out);
+            }
+        }
+        _mm256_storeu_ps(sums.as_mut_ptr(), out[0]);
+        _mm256_storeu_ps(sums.as_mut_ptr().add(8), out[1]);
+    }
+}
+
+/// Asks for what is needed some groups later. The hardware's prefetcher follows too few streams, and stops at pages.
+#[inline(always)]
+unsafe fn prefetch<const N: usize, const UNITS: usize>(t: &Tile, planes: &[*const u8; 5], g: usize) {
+    // SAFETY: a prefetch of any address is allowed.
+    unsafe {
+        for (p, plane) in planes.iter().enumerate().take(N) {
+            for line in 0..UNITS * unit_bytes(p) / VECTOR {
+                let at = plane.wrapping_add(g * UNITS * unit_bytes(p) + line * VECTOR + AHEAD);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+            }
+        }
+        let (scales, zeros) = (t.scales.as_ptr(), t.zeros.as_ptr());
+        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(2 * g * TILE_ROWS + AHEAD / 8).cast());
+        _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(g * TILE_ROWS + AHEAD / 16).cast());
+    }
+}
+
+/// The vectors of a group's units, 8 rows and 8 rows.
+type Group = [[__m256i; 2]; 2 * VECTORS];
+
+/// Several tokens: a group is unpacked once, and tokens take it four at a time.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn many<const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    tokens: &[u32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    let planes = t.planes.map(<[u8]>::as_ptr);
+    // SAFETY: as in `one`, for every token.
+    unsafe {
+        let mut codes: Group = [[_mm256_setzero_si256(); 2]; 2 * VECTORS];
+        let mut lows = codes;
+        for g in 0..t.zeros.len() / TILE_ROWS {
+            for u in 0..UNITS {
+                for half in 0..2 {
+                    let (code, low) = unpack::<N>(&planes, g * UNITS + u, 8 * half);
+                    for j in 0..VECTORS {
+                        codes[u * VECTORS + j][half] = code[j];
+                        if N == 5 {
+                            lows[u * VECTORS + j][half] = low[j];
+                        }
+                    }
+                }
+            }
+            let group = (&codes, &lows, [params(t, g, 0), params(t, g, 8)]);
+            let (mut tokens, mut sums) = (tokens.chunks_exact(4), sums.chunks_exact_mut(4));
+            for (tokens, sums) in tokens.by_ref().zip(sums.by_ref()) {
+                block::<N, UNITS, 4>(t.step, group, x, g, tokens, sums);
+            }
+            for (token, sums) in tokens.remainder().chunks(1).zip(sums.into_remainder().chunks_mut(1)) {
+                block::<N, UNITS, 1>(t.step, group, x, g, token, sums);
+            }
+        }
+    }
+}
+
+/// Sums of 8 rows and 8 rows, for each of T tokens.
+type Sums<const T: usize> = [[__m256i; 2]; T];
+
+/// `Σ codes · q` of some vectors in 16 bits: two registers of codes and four activations at a time serve 2T products.
+/// Left a loop, so that all sums stay in registers.
+#[inline(always)]
+unsafe fn products<const T: usize>(codes: &[[__m256i; 2]], at: &[*const i8; T], first: usize) -> Sums<T> {
+    // SAFETY: the caller vouches for the activations of `codes` from vector `first` on, and for the features.
+    unsafe {
+        let mut sums = [[_mm256_setzero_si256(); 2]; T];
+        for (j, code) in codes.iter().enumerate() {
+            for (sums, at) in sums.iter_mut().zip(at) {
+                let four = four(at.add(4 * (first + j)));
+                for (sum, code) in sums.iter_mut().zip(code) {
+                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(*code, four));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The dot products of a group in 32 bits.
+#[inline(always)]
+unsafe fn group_dots<const N: usize, const UNITS: usize, const T: usize>(
+    codes: &Group,
+    at: &[*const i8; T],
+) -> Sums<T> {
+    // What 16 bits hold: a group of codes of 2 or 3 bits, a unit of 4 bits, two vectors of 6 bits.
+    let at_once = match N {
+        1 | 2 => UNITS * VECTORS,
+        4 => 2,
+        _ => VECTORS,
+    };
+    // SAFETY: the caller vouches for the group's activations, and for the features.
+    unsafe {
+        let mut dots = [[_mm256_setzero_si256(); 2]; T];
+        for (n, codes) in codes[..UNITS * VECTORS].chunks_exact(at_once).enumerate() {
+            let sums = products(codes, at, n * at_once);
+            for (dots, sums) in dots.iter_mut().zip(sums) {
+                for (dot, sum) in dots.iter_mut().zip(sums) {
+                    *dot = _mm256_add_epi32(*dot, widen(sum));
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// A group times T tokens.
+#[inline(always)]
+unsafe fn block<const N: usize, const UNITS: usize, const T: usize>(
+    step: f32,
+    (codes, lows, params): (&Group, &Group, [(__m256, __m256); 2]),
+    x: &Activations,
+    g: usize,
+    tokens: &[u32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: the caller vouches for T tokens, their activations and sums, and for the features.
+    unsafe {
+        let (q, a, sum) = x.group(g);
+        let mut at = [q.as_ptr(); T];
+        for (at, token) in at.iter_mut().zip(tokens) {
+            *at = at.add(*token as usize * UNITS * UNIT_COLS);
+        }
+        let mut dots = group_dots::<N, UNITS, T>(codes, &at);
+        if N == 5 {
+            let lows = group_dots::<N, UNITS, T>(lows, &at);
+            for (dots, lows) in dots.iter_mut().zip(lows) {
+                for (dot, low) in dots.iter_mut().zip(lows) {
+                    *dot = _mm256_add_epi32(_mm256_slli_epi32::<4>(*dot), low);
+                }
+            }
+        }
+        for ((token, dots), out) in tokens.iter().zip(dots).zip(sums) {
+            let n = *token as usize;
+            let (a, sum) = (*a.get_unchecked(n) * step, *sum.get_unchecked(n));
+            for half in 0..2 {
+                let out = out.as_mut_ptr().add(8 * half);
+                let total = add_group(params[half], dots[half], a, sum, _mm256_loadu_ps(out));
+                _mm256_storeu_ps(out, total);
             }
         }
     }
@@ -196,6 +319,8 @@ unsafe fn times<const N: usize>(t: &Tile, x: &Activations, tokens: &[u32], sums:
 pub(super) struct Lanes16(__m256, __m256);
 
 impl Lanes for Lanes16 {
+    const MANY: bool = false;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         // SAFETY: the caller's promise, here and below.

@@ -175,6 +175,8 @@ unsafe fn times<const N: usize, const UNITS: usize>(
 }
 
 impl Lanes for __m512 {
+    const MANY: bool = true;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         // SAFETY: the caller's promise, here and below.

@@ -5,6 +5,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod cores;
 mod isa;
 mod math;
 #[cfg(target_arch = "aarch64")]
@@ -37,12 +38,15 @@ use std::sync::{Mutex, PoisonError};
 const SLOTS_AT_ONCE: usize = 1024;
 
 /// How a [`CpuBackend`] is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
-    /// Threads, the caller's included; 0 for one per core.
+    /// Threads, the caller's included; 0 for one per core (of the list, if there is one).
     pub threads: usize,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
+    /// Cores to run on, by the system's numbers: the backend's threads, and every thread that calls it, from its first
+    /// operation on. Linux and Android only.
+    pub cores: Option<Vec<usize>>,
     /// Keys and values in single precision: the reference. Otherwise in half.
     pub kv_single: bool,
 }
@@ -60,7 +64,8 @@ pub struct CpuBackend {
 /// Products of one operation at most: their number is not known to be small, but nearly always is.
 const OUTS: usize = 4;
 
-fn cores() -> usize {
+/// Cores that the system lets us use.
+fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -68,17 +73,22 @@ impl CpuBackend {
     /// Starts the threads.
     ///
     /// # Errors
-    /// `Invalid` for an absurd number of threads.
+    /// `Invalid` for an absurd number of threads or a core that is not there; `Unsupported` for a list of cores where the
+    /// system cannot bind threads.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
         const MAX_THREADS: usize = 1024;
-        let threads = if options.threads == 0 { cores() } else { options.threads };
+        if let Some(list) = &options.cores {
+            cores::check(list)?;
+        }
+        let all = || options.cores.as_ref().map_or_else(available, Vec::len);
+        let threads = if options.threads == 0 { all() } else { options.threads };
         if threads > MAX_THREADS {
             return Err(Error::Invalid(format!("{threads} threads: up to {MAX_THREADS} are supported")));
         }
         let isa = options.isa.unwrap_or_else(Isa::best);
         let kv_single = options.kv_single;
         Ok(CpuBackend {
-            pool: Pool::new(threads),
+            pool: Pool::new(threads, options.cores),
             isa,
             kv_single,
             scratch: Mutex::default(),
@@ -309,9 +319,13 @@ impl Backend for CpuBackend {
             order.clear();
             order.extend(0..router.experts as u32);
             // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
-            order
-                .sort_unstable_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+            let by_logit =
+                |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+            if router.top_k < order.len() {
+                order.select_nth_unstable_by(router.top_k, by_logit);
+            }
             order.truncate(router.top_k);
+            order.sort_unstable_by(by_logit);
             let sum: f32 = order.iter().map(|&e| weights[e as usize]).sum();
             let scale = if router.renormalize && sum > 0.0 { router.scale / sum } else { router.scale };
             out.extend(order.iter().map(|&expert| Choice { expert, gate: weights[expert as usize] * scale }));
@@ -365,6 +379,13 @@ impl Backend for CpuBackend {
     }
 
     fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
-        x[..len].iter_mut().zip(&y[..len]).for_each(|(x, y)| *x += y);
+        // Pieces for the threads; what is short or of an odd length stays whole.
+        const PIECE: usize = 1024;
+        let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };
+        if len > 0 {
+            self.each_row(&mut x[..len], piece, &|i, x| {
+                x.iter_mut().zip(&y[i * piece..][..piece]).for_each(|(x, y)| *x += y);
+            });
+        }
     }
 }

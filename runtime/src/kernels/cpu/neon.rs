@@ -168,6 +168,8 @@ unsafe fn times<const N: usize>(t: &Tile, x: &Activations, tokens: &[u32], sums:
 pub(super) struct Lanes16([float32x4_t; 4]);
 
 impl Lanes for Lanes16 {
+    const MANY: bool = false;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         // SAFETY: NEON is AArch64's baseline, here and below.

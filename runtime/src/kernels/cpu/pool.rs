@@ -4,6 +4,8 @@
 //! output element belongs to one task, hence results do not depend on who computes it.
 #![allow(unsafe_code)]
 
+use super::cores;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -35,6 +37,23 @@ struct Shared {
     busy: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
+    cores: Option<Vec<usize>>,
+}
+
+thread_local! {
+    /// The pool whose cores this thread was bound to last, by its address.
+    static BOUND: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Shared {
+    /// Binds the calling thread to the pool's cores, if it has any and the thread is not bound yet.
+    fn bind(&self) {
+        if let Some(list) = &self.cores
+            && BOUND.replace(std::ptr::from_ref(self).addr()) != std::ptr::from_ref(self).addr()
+        {
+            cores::bind(list);
+        }
+    }
 }
 
 /// Threads that run jobs together with the caller.
@@ -46,8 +65,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `threads` in all, the caller's included.
-    pub fn new(threads: usize) -> Pool {
+    /// `threads` in all, the caller's included, on these cores.
+    pub fn new(threads: usize, cores: Option<Vec<usize>>) -> Pool {
         let shared = Arc::new(Shared {
             job: Mutex::new(None),
             wake: Condvar::new(),
@@ -56,6 +75,7 @@ impl Pool {
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            cores,
         });
         // A thread that the system refuses is one helper fewer, not a failure.
         let spawn = |i| {
@@ -76,6 +96,7 @@ impl Pool {
     /// # Panics
     /// Where a task panicked.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.shared.bind();
         if tasks <= 1 || self.workers.is_empty() {
             return (0..tasks).for_each(task);
         }
@@ -121,6 +142,7 @@ fn claim(s: &Shared, job: Job) {
 }
 
 fn work(s: &Shared) {
+    s.bind();
     let mut seen = 0;
     loop {
         let mut spins = 0;
@@ -168,7 +190,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_and_the_pool_survives_a_panic() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3, None);
         for tasks in [0, 1, 2, 100, 1000] {
             let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             pool.run(tasks, &|i| {

@@ -80,6 +80,8 @@ pub(super) fn tile_times(t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [
 pub(super) struct Lanes16([f32; 16]);
 
 impl Lanes for Lanes16 {
+    const MANY: bool = false;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Lanes16([x; 16])

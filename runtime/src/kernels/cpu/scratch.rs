@@ -81,7 +81,7 @@ impl CpuBackend {
         let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
         let routing = 8 * s.experts;
-        let threads = if s.threads == 0 { super::cores() } else { s.threads };
+        let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
         activations(32) + activations(64) + gate + ids + routing + attention
     }

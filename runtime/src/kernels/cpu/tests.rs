@@ -16,7 +16,7 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
 }
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true }).unwrap()
+    CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None }).unwrap()
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn attention_is_the_formula_alone_and_among_others() {
         let q = values(tokens * heads * head_dim, 1);
         for isa in Isa::available() {
             for single in [true, false] {
-                let options = CpuOptions { threads: 2, isa: Some(isa), kv_single: single };
+                let options = CpuOptions { threads: 2, isa: Some(isa), kv_single: single, cores: None };
                 let b = CpuBackend::new(options).unwrap();
                 let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
                 b.write_kv(&mut kv, 0, all, &k, &v);
@@ -244,6 +244,33 @@ fn scratch_stays_within_its_bound() {
             assert!(held <= CpuBackend::scratch_bytes(&shape), "{tokens} tokens: {held} bytes");
         }
         assert!(2 * held > CpuBackend::scratch_bytes(&shape), "a bound of twice what is held bounds little");
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_run_on_the_cores_that_were_named() {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    use std::sync::Barrier;
+    let options = |cores| CpuOptions { threads: 3, cores: Some(cores), ..CpuOptions::default() };
+    for bad in [vec![], vec![CpuSet::MAX_CPU], vec![usize::MAX]] {
+        assert!(CpuBackend::new(options(bad)).is_err());
+    }
+    // On a thread of its own: the caller is bound as well.
+    std::thread::spawn(move || {
+        let all = sched_getaffinity(None).unwrap();
+        let core = (0..CpuSet::MAX_CPU).rfind(|&core| all.is_set(core)).unwrap();
+        let b = CpuBackend::new(options(vec![core])).unwrap();
+        assert_eq!(b.threads(), 3);
+        // Nobody takes a second task before everybody has one.
+        let everybody = Barrier::new(3);
+        b.pool.run(3, &|_| {
+            everybody.wait();
+            let set = sched_getaffinity(None).unwrap();
+            assert!(set.count() == 1 && set.is_set(core));
+        });
     })
     .join()
     .unwrap();
