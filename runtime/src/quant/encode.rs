@@ -33,8 +33,8 @@ pub(super) enum Effort {
 /// How much the errors of the same parameters at 3 and at 2 bits count beside the one at 4 (they are 4 and 16 times as
 /// large by nature). Measured: without, 3 bits are 1.14 of the best 3-bit quantizer and 2 bits 1.26; with more, 4 and 6
 /// bits suffer.
-const SHARE_3: f32 = 0.12;
-const SHARE_2: f32 = 0.025;
+const SHARE_3: f32 = 0.10;
+const SHARE_2: f32 = 0.02;
 
 /// Rounds of alternating least squares after that. More ranges and rounds cost twice the time for 1 % of the error at 4
 /// bits (`benches/records/convert.md`).
