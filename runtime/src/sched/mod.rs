@@ -280,6 +280,9 @@ impl ExpertSource for Streamer {
                 policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
             }
         };
+        // Where not all fit together, those that are there are computed before others push them out.
+        let floor = self.options.precision.floor().planes();
+        asks.sort_by_key(|ask| home.cache.planes(ask.expert) < floor);
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;
         let mut rest = &mut asks[..];
