@@ -57,7 +57,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             let seconds = if name == "pp" {
                 prompt(&mut session, args.depth, &tokens)?
             } else {
-                generate(&mut session, before, n)?
+                generate(&mut session, before, n, run)?
             };
             if run > 0 {
                 tps.push(n as f64 / seconds);
@@ -136,12 +136,12 @@ fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Fa
 }
 
 /// Seconds that `n` tokens one by one take after `before`, which is in the cache. They are spread over the vocabulary: what
-/// a model of random weights says to itself soon repeats, and with it the experts it asks for.
-fn generate(session: &mut Session, before: &[u32], n: usize) -> Result<f64, Failure> {
+/// a model of random weights says to itself soon repeats, and with it the experts it asks for. Every run has others.
+fn generate(session: &mut Session, before: &[u32], n: usize, run: usize) -> Result<f64, Failure> {
     session.rewind(before.len());
     let vocab = session.engine().info().vocab as u64;
     let start = Instant::now();
-    for i in 0..n as u64 {
+    for i in (0..n as u64).map(|i| i + (run * n) as u64) {
         let id = (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % vocab;
         session.for_each_logits(&[id as u32], &mut |_, logits| {
             std::hint::black_box(argmax(logits));

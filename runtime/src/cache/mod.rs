@@ -7,8 +7,8 @@
 
 use crate::quant::PLANES;
 
-/// How a plane counts beside its expert's heat when something must go: bytes saved on the next use per byte held. 1 for
-/// a plane that will be read again, less for one that the policy can do without.
+/// How a plane counts beside its expert's heat when something must go: 1 for a plane that would be read again on the next
+/// use, less for one that the policy can do without.
 pub type Worth = [f32; PLANES];
 
 /// One layer's experts.

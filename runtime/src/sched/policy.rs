@@ -50,14 +50,16 @@ impl Precision {
         0.75 * 2.2 * 4f32.powf(0.5 - quality)
     }
 
-    /// What a plane is worth to the cache; see [`Worth`].
+    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1. A
+    /// refinement counts by the error that it takes off per bit, relative to the plane below it, whatever the price:
+    /// where memory is short, third bits should not give way to other experts' fourth ones because both are affordable.
     pub(super) fn worth(&self, errors: &[f32; PLANES]) -> Worth {
-        match *self {
-            Precision::Exact(_) => [1.0; PLANES],
-            Precision::Adaptive { quality, floor } => std::array::from_fn(|p| {
-                if p < floor.planes() { 1.0 } else { (gain(errors, p) / Self::price(quality)).min(1.0) }
-            }),
-        }
+        let floor = match *self {
+            Precision::Exact(_) => PLANES,
+            Precision::Adaptive { floor, .. } => floor.planes(),
+        };
+        let base = gain(errors, floor - 1).max(f32::MIN_POSITIVE);
+        std::array::from_fn(|p| if p < floor { 1.0 } else { (gain(errors, p) / base).min(1.0) })
     }
 }
 
