@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn both_ways_read_the_same_bytes_and_the_end_is_an_error() {
         let path = std::env::temp_dir().join(format!("dollop-storage-{}", std::process::id()));
-        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let arena = super::super::Arena::new(1 << 16, 4096).unwrap();
         let mut slab = arena.alloc(8192).unwrap();

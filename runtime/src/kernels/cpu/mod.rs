@@ -7,6 +7,7 @@ mod avx2;
 mod avx512;
 mod cores;
 mod isa;
+mod kv;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -25,7 +26,7 @@ use super::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
-pub use attention::CpuKv;
+pub use kv::CpuKv;
 use nested::Activations;
 use pool::Pool;
 use product::{Input, Out, Product};
@@ -205,7 +206,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>> {
-        attention::zeroed(len)
+        kv::zeroed(len)
     }
 
     fn upload(&self, dst: &mut Vec<f32>, at: usize, src: &[f32]) {

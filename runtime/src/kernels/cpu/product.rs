@@ -146,7 +146,13 @@ pub(super) unsafe fn run<'a>(
                 // SAFETY: the caller's promise; this task alone has these rows of the matrix.
                 return isa.run(
                     #[inline(always)]
-                    || unsafe { rows(isa, input, &p, tiles) },
+                    || unsafe {
+                        match p.tokens {
+                            // Decoding: no room for a block's sums has to be cleared.
+                            [_] => rows::<1>(isa, input, &p, tiles),
+                            _ => rows::<TOKEN_BLOCK>(isa, input, &p, tiles),
+                        }
+                    },
                 );
             }
             task -= tasks;
@@ -154,13 +160,15 @@ pub(super) unsafe fn run<'a>(
     });
 }
 
+/// Takes BLOCK tokens at a time.
+///
 /// # Safety
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
-unsafe fn rows(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
-    let mut sums = [[0.0; TILE_ROWS]; TOKEN_BLOCK];
-    let mut ups = [[0.0; TILE_ROWS]; TOKEN_BLOCK];
-    for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
+unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
+    let mut sums = [[0.0; TILE_ROWS]; BLOCK];
+    let mut ups = [[0.0; TILE_ROWS]; BLOCK];
+    for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
         for tile in tiles.clone() {
             let (sums, ups) = (&mut sums[..tokens.len()], &mut ups[..tokens.len()]);
             tile_times(isa, input, p.matrix, tile, tokens, sums);
@@ -175,7 +183,7 @@ unsafe fn rows(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usiz
                 sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
             }
             for (i, sums) in sums.iter().enumerate() {
-                let i = block * TOKEN_BLOCK + i;
+                let i = block * BLOCK + i;
                 let to = p.to.map_or(i, |to| to[i] as usize);
                 // SAFETY: the caller's promise.
                 unsafe { p.out.set(to, first, &sums[..n]) }

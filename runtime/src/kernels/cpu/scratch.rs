@@ -88,7 +88,7 @@ impl CpuBackend {
 
     /// Bytes of the keys and values of one layer.
     pub fn kv_bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-        attention::CpuKv::bytes(capacity, heads, head_dim, single)
+        super::CpuKv::bytes(capacity, heads, head_dim, single)
     }
 
     /// Bytes that it takes now, those of its threads included.
