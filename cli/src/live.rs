@@ -4,7 +4,7 @@
 //! nothing is written.
 
 use console::Term;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Between two updates: often enough to look alive.
@@ -41,7 +41,7 @@ impl Live {
 
     fn write(&self, text: &str) {
         // A status that cannot be shown is no failure.
-        let _ = (&self.term).write_all(text.as_bytes()).and_then(|()| (&self.term).flush());
+        let _ = self.term.write_str(text);
     }
 }
 

@@ -18,7 +18,7 @@ pub struct StreamArgs {
     /// everything from the mapping, whatever it takes [default: what the machine has left, less a margin]
     #[arg(long, value_name = "SIZE", value_parser = budget)]
     pub memory: Option<Budget>,
-    /// exact:B computes every expert at B bits; adaptive[:Q] reads as many bits as are worth their bytes, Q for an
+    /// exact:B computes every expert at B bits; adaptive or adaptive:Q reads as many bits as are worth their bytes, Q for an
     /// average expert [default: exact where everything fits, else adaptive]
     #[arg(long, value_name = "P", value_parser = precision, conflicts_with = "level")]
     pub precision: Option<Precision>,
