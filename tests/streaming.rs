@@ -3,7 +3,7 @@
 //! asserts that what it is about has happened.
 
 use dollop::quant::Level;
-use dollop::sched::{Order, Precision};
+use dollop::sched::{Order, Precision, Verify};
 use dollop::store::{Access, FileStorage, Storage};
 use dollop::{
     Engine, EngineOptions, Error, MemoryPlan, Routing, SessionOptions, StreamStats, StreamingOptions,
@@ -177,7 +177,8 @@ fn faulty(o: &EngineOptions, kind: fn(u64, &mut [u8], usize) -> io::Result<usize
 
 #[test]
 fn gate_15_transient_faults_are_retried_and_change_nothing() {
-    let o = with_share(options(Precision::Exact(Level::B4)), 0.4);
+    let mut o = with_share(options(Precision::Exact(Level::B4)), 0.4);
+    o.streaming.verify = Verify::Always;
     let want = logits(&open(&o));
     let kinds: [(&str, fn(u64, &mut [u8], usize) -> io::Result<usize>, bool); 4] = [
         ("short reads", |n, _, got| Ok(if n % 3 == 0 { (got / 2).max(1) } else { got }), false),
@@ -226,6 +227,7 @@ fn gate_15_lasting_faults_are_errors_and_the_session_goes_on() {
     ];
     for precision in [Precision::Exact(Level::B4), Precision::Adaptive { quality: 3.5, floor: Level::B3 }] {
         let mut o = with_share(options(precision), 0.4);
+        o.streaming.verify = Verify::Always;
         let want = logits(&open(&o));
         o.routing.lookahead = matches!(precision, Precision::Exact(_));
         for (name, says, kind) in kinds {
@@ -274,6 +276,26 @@ fn gate_15_a_file_that_is_cut_while_open_is_an_error() {
     let text = session.logits(&ids[2..26]).unwrap_err().to_string();
     assert!(text.contains("cut.gguf") && text.contains("ends here"), "{text}");
     assert_eq!(session.tokens().len(), 2);
+}
+
+#[test]
+fn gate_15_a_file_that_is_damaged_on_disk_is_found_at_the_first_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.gguf");
+    let mut bytes = std::fs::read(default_model()).unwrap();
+    let directory = dollop::format::dollop::Directory::parse(&bytes).unwrap();
+    let slabs = directory.gguf.tensors.iter().find(|t| t.name == "blk.3.ffn_exps.plane1").unwrap();
+    (0..slabs.n_bytes).step_by(1000).for_each(|i| bytes[(slabs.offset + i) as usize] ^= 1);
+    std::fs::write(&path, &bytes).unwrap();
+    let o = with_share(options(Precision::Exact(Level::B4)), 0.4);
+    assert_eq!(o.streaming.verify, Verify::First);
+    let session =
+        |o: &EngineOptions| Engine::open(&path, o).unwrap().session(SessionOptions::default()).unwrap();
+    let text = session(&o).logits(&tokens()[..4]).unwrap_err().to_string();
+    assert!(text.contains("damaged.gguf") && text.contains("checksum"), "{text}");
+    let mut never = o.clone();
+    never.streaming.verify = Verify::Never;
+    session(&never).logits(&tokens()[..4]).unwrap();
 }
 
 #[test]

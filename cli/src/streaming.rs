@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::output::bytes;
 use clap::Args;
 use dollop::quant::Level;
-use dollop::sched::{Order, Precision};
+use dollop::sched::{Order, Precision, Verify};
 use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -55,9 +55,9 @@ pub struct StreamArgs {
     /// Wait for all reads of a layer before computing (for comparison)
     #[arg(long)]
     pub no_overlap: bool,
-    /// Do not compare checksums of what is read
-    #[arg(long)]
-    pub no_verify: bool,
+    /// When the checksum of a plane that was read is compared: the first time, always, or never
+    #[arg(long, value_enum, default_value = "first")]
+    pub verify: VerifyArg,
     /// In which order refinements are bought (for comparison)
     #[arg(long, value_enum, default_value = "worth", hide = true)]
     pub order: OrderArg,
@@ -67,6 +67,13 @@ pub struct StreamArgs {
     /// Tokens after which half of an expert's heat is gone
     #[arg(long, value_name = "N", default_value_t = 32.0, hide = true)]
     pub half_life: f32,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum VerifyArg {
+    First,
+    Always,
+    Never,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -137,7 +144,11 @@ impl StreamArgs {
         let s = &mut options.streaming;
         s.lanes = self.lanes.into();
         s.overlap = !self.no_overlap;
-        s.verify = !self.no_verify;
+        s.verify = match self.verify {
+            VerifyArg::First => Verify::First,
+            VerifyArg::Always => Verify::Always,
+            VerifyArg::Never => Verify::Never,
+        };
         s.order = match self.order {
             OrderArg::Worth => Order::Worth,
             OrderArg::Arrival => Order::Arrival,

@@ -28,6 +28,8 @@ pub(super) struct Home {
     pub(super) keep: Vec<u8>,
     arena: Arena,
     slots: Vec<[Slot; PLANES]>,
+    /// By expert, one bit for every plane that was read successfully.
+    seen: Vec<u8>,
     /// Experts as kernels read them, with the number of planes seen; made when first needed and kept until a plane of
     /// theirs changes.
     views: Vec<Option<(usize, Expert)>>,
@@ -49,6 +51,7 @@ impl Home {
             keep: vec![0; count],
             arena: Arena::new(capacity, granule)?,
             slots: (0..count).map(|_| std::array::from_fn(|_| Slot::Empty)).collect(),
+            seen: vec![0; count],
             views: vec![None; count],
             table,
         })
@@ -114,10 +117,16 @@ impl Home {
         planes.iter().map(|&(_, p)| self.arena.alloc(self.table.plane_bytes(p))).collect()
     }
 
+    /// Whether a plane has never been read yet.
+    pub(super) fn first_read(&self, expert: usize, plane: usize) -> bool {
+        self.seen[expert] & 1 << plane == 0
+    }
+
     /// A plane has been read.
     pub(super) fn landed(&mut self, expert: usize, plane: usize, slab: Arc<Slab>) {
         debug_assert!(self.reading(expert, plane));
         self.slots[expert][plane] = Slot::Loaded(slab);
+        self.seen[expert] |= 1 << plane;
     }
 
     /// A plane could not be read: it and those above it are not there. None of them may be under way.

@@ -38,14 +38,26 @@ pub struct StreamOptions {
     pub lanes: usize,
     /// Compute while reads are under way; otherwise wait for all of them first.
     pub overlap: bool,
-    /// Compare the checksum of every plane that is read.
-    pub verify: bool,
+    /// When checksums of planes are compared.
+    pub verify: Verify,
     /// Tokens after which half of an expert's heat is gone.
     pub half_life: f32,
     /// In which order refinements are bought.
     pub order: Order,
     /// Bytes that a serving may read for refinements, in place of a price: for comparisons at equal bytes.
     pub refinement_bytes: Option<usize>,
+}
+
+/// When the checksum of a plane that was read is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Every time.
+    Always,
+    /// The first time that a plane is read: a damaged file is found, at a cost that ends.
+    #[default]
+    First,
+    /// Not at all.
+    Never,
 }
 
 impl Default for StreamOptions {
@@ -55,7 +67,7 @@ impl Default for StreamOptions {
             cache_bytes: 0,
             lanes: 2,
             overlap: true,
-            verify: true,
+            verify: Verify::First,
             half_life: 32.0,
             order: Order::Worth,
             refinement_bytes: None,

@@ -28,7 +28,7 @@ pub enum Precision {
 }
 
 /// Quality of `adaptive` where none is named.
-pub const DEFAULT_QUALITY: f32 = 3.5;
+pub const DEFAULT_QUALITY: f32 = 4.0;
 
 /// 2-bit experts break the syntax of JSON and tool calls; fewer bits than this are for those who ask.
 pub const DEFAULT_FLOOR: Level = Level::B3;
@@ -50,18 +50,22 @@ impl Precision {
         0.75 * 2.2 * 4f32.powf(0.5 - quality)
     }
 
-    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1. A
-    /// refinement counts by the error that it takes off per bit, relative to the plane below it, whatever the price:
-    /// where memory is short, third bits should not give way to other experts' fourth ones because both are affordable.
+    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1. The
+    /// first refinement counts as far as it would be bought again at this price, the next ones by the error that they take
+    /// off per bit beside it: where memory is short, third bits should not give way to other experts' fourth ones because
+    /// both are affordable.
     pub(super) fn worth(&self, errors: &[f32; PLANES]) -> Worth {
-        let floor = match *self {
-            Precision::Exact(_) => PLANES,
-            Precision::Adaptive { floor, .. } => floor.planes(),
-        };
-        let base = gain(errors, floor - 1).max(f32::MIN_POSITIVE);
-        std::array::from_fn(|p| if p < floor { 1.0 } else { (gain(errors, p) / base).min(1.0) })
+        let Precision::Adaptive { quality, floor } = *self else { return [1.0; PLANES] };
+        let floor = floor.planes();
+        let first = gain(errors, floor.min(PLANES - 1)).max(f32::MIN_POSITIVE);
+        let bought = REFINEMENT * (first / Self::price(quality)).min(1.0);
+        std::array::from_fn(|p| if p < floor { 1.0 } else { bought * (gain(errors, p) / first).min(1.0) })
     }
 }
+
+/// A refinement displaces a plane that must be read again only where its expert is this much hotter: what is lost is certain
+/// to cost bytes, what is won is only precision (measured: benches/records/streaming.md).
+const REFINEMENT: f32 = 0.5;
 
 impl FromStr for Precision {
     type Err = Error;

@@ -4,7 +4,7 @@
 
 use super::home::Home;
 use super::policy::{Ask, Precision, offers};
-use super::{Request, State, Streamer};
+use super::{Request, State, Streamer, Verify};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Wanted};
 use crate::quant::{Level, PLANES};
@@ -111,10 +111,17 @@ impl Streamer {
             self.wait_for_any(state);
         };
         state.stats.bytes_moved += moved;
-        let verify = self.options.verify;
-        let table = &state.home(layer).table;
-        let requests: Vec<Request> = (reads.iter().zip(slabs))
-            .map(|(&(expert, plane), slab)| {
+        let home = state.home(layer);
+        let verify: Vec<bool> = (reads.iter())
+            .map(|&(expert, plane)| match self.options.verify {
+                Verify::Always => true,
+                Verify::First => home.first_read(expert, plane),
+                Verify::Never => false,
+            })
+            .collect();
+        let table = &home.table;
+        let requests: Vec<Request> = (reads.iter().zip(slabs).zip(verify))
+            .map(|((&(expert, plane), slab), verify)| {
                 let slabs = &table.planes[plane];
                 Request {
                     layer,

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::model::file::NestedFile;
 use crate::model::routing::Routing;
 use crate::quant::Level;
-use crate::sched::{Order, Precision, Streamer};
+use crate::sched::{Order, Precision, Streamer, Verify};
 use crate::store;
 use crate::telemetry::{StreamStats, Trace};
 use crate::template::ChatTemplate;
@@ -56,8 +56,8 @@ pub struct StreamingOptions {
     pub lanes: usize,
     /// Compute while reads are under way.
     pub overlap: bool,
-    /// Compare checksums of what is read.
-    pub verify: bool,
+    /// When checksums of what is read are compared.
+    pub verify: Verify,
     /// In which order refinements are bought.
     pub order: Order,
     /// Bytes that a layer of a token may read for refinements, in place of a price: for comparisons.
