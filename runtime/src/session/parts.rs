@@ -270,6 +270,7 @@ impl Parts {
             isa: options.isa,
             cores: options.cores.clone(),
             kv_single,
+            trace: options.streaming.trace.clone(),
         })?;
         info.backend = backend.name();
         let tokenizer = tokens::tokenizer(meta)?;
