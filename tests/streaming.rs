@@ -296,6 +296,15 @@ fn gate_15_a_file_that_is_damaged_on_disk_is_found_at_the_first_read() {
     let mut never = o.clone();
     never.streaming.verify = Verify::Never;
     session(&never).logits(&tokens()[..4]).unwrap();
+
+    // What is always used is compared when it is loaded.
+    let mut bytes = std::fs::read(default_model()).unwrap();
+    let dense = directory.gguf.tensors.iter().find(|t| t.name == "blk.5.attn_v.planes").unwrap();
+    bytes[(dense.offset + dense.n_bytes / 2) as usize] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+    let text = Engine::open(&path, &o).err().unwrap().to_string();
+    assert!(text.contains("damaged.gguf") && text.contains("blk.5.attn_v.planes"), "{text}");
+    session(&never).logits(&tokens()[..4]).unwrap();
 }
 
 #[test]

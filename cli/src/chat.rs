@@ -3,7 +3,7 @@
 use crate::args::{ChatArgs, OverflowArg};
 use crate::live::Live;
 use crate::output::{bytes, count, peak_memory, read_text};
-use crate::run::footer;
+use crate::run::{footer, something_to_say};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::template::Message;
@@ -46,6 +46,7 @@ fn speed(tokens: usize, start: Instant) -> String {
 }
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
+    something_to_say(args.max_tokens)?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine)?;
     let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let overflow = match args.overflow {

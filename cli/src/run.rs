@@ -7,7 +7,18 @@ use crate::{Failure, interrupt, locate};
 use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::Write;
 
+/// An answer of no tokens is a mistake rather than a wish.
+pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
+    if max_tokens == 0 {
+        let remedy =
+            "ask for 1 token or more; `dollop eval` and `dollop bench -n 0` process text without answering";
+        return Err(format!("-n 0: nothing would be generated; {remedy}").into());
+    }
+    Ok(())
+}
+
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    something_to_say(args.max_tokens)?;
     let prompt = match (&args.prompt, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => read_text(path)?,

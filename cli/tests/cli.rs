@@ -69,8 +69,6 @@ fn run_prints_the_answer_or_json() {
             && json["mode"].as_str().unwrap().contains("exact")
     );
     assert_eq!(json["tokens"].as_array().unwrap().len() as u64, json["generated_tokens"].as_u64().unwrap());
-    let nothing = ok(&["run", "--raw", "-p", "Once upon a time", "-n", "0"], "");
-    assert_eq!(nothing, "\n");
     let raw = ok(&["run", "--raw", "-f", "-", "-n", "5", "--temp", "0"], "The capital of France is");
     assert!(raw.contains("Paris"), "{raw}");
 }
@@ -182,6 +180,8 @@ fn errors_are_one_line_with_file_and_remedy() {
     fails(&["eval", "--reference", "--text", &file("t.txt", b"hello there")], b"", &["--reference"]);
     fails(&["eval", "--text", &file("short.txt", b"a")], b"", &["too short"]);
     fails(&["chat", "--load", &file("bad.json", b"{}")], b"", &["bad.json", "/save"]);
+    fails(&["run", "-p", "x", "-n", "0"], b"", &["-n 0", "1 token"]);
+    fails(&["chat", "-n", "0"], b"hi\n", &["-n 0", "1 token"]);
     fails(&["bench", "-p", "0", "-n", "0"], b"", &["nothing to measure"]);
     fails(&["convert", &default_model().to_string_lossy()], b"", &["Dollop file already"]);
     fails(&["convert", &golden("text").to_string_lossy()], b"", &["config.json"]);

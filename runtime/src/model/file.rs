@@ -9,6 +9,9 @@ use crate::format::{GgmlType, Metadata};
 use crate::quant::{self, Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
 use std::collections::HashMap;
 
+/// What the names of the experts' planes contain.
+const EXPERT_PLANE: &str = ".ffn_exps.plane";
+
 /// A mapped Dollop file whose tables have been checked against the codec.
 #[derive(Debug)]
 pub struct NestedFile {
@@ -172,13 +175,24 @@ impl NestedFile {
         let mut nth: HashMap<&str, usize> = HashMap::new();
         for (name, bytes) in &self.checked_parts()? {
             let n = nth.entry(name).or_default();
-            if self.checksums[name][*n] != crc32fast::hash(bytes) {
-                let reason = "the bytes are not those that were written; copy or convert the file again";
-                return Err(Error::malformed(format!("tensor `{name}`"), reason));
-            }
+            compare(name, self.checksums[name][*n], crc32fast::hash(bytes))?;
             *n += 1;
         }
         Ok(())
+    }
+
+    /// The checksums of dense matrices.
+    ///
+    /// # Errors
+    /// `Malformed`.
+    pub fn dense_sums(&self) -> Result<DenseSums> {
+        let dense = (self.checked_parts()?.into_iter()).filter(|(name, _)| !name.contains(EXPERT_PLANE)).map(
+            |(name, bytes)| {
+                let sum = self.checksums[&name][0];
+                (bytes.as_ptr().addr(), (bytes.len(), sum, name))
+            },
+        );
+        Ok(DenseSums(dense.collect()))
     }
 
     /// What the checksums are of, in their order: dense planes and slabs as they lie in the file.
@@ -186,7 +200,7 @@ impl NestedFile {
         let mut parts = Vec::new();
         for t in self.directory.gguf.tensors.iter().filter(|t| t.ty == GgmlType::I8) {
             let bytes = self.slice(&t.name, None)?;
-            let slabs = if t.name.contains(".ffn_exps.plane") {
+            let slabs = if t.name.contains(EXPERT_PLANE) {
                 t.shape.get(1).copied().unwrap_or(1).max(1) as usize
             } else {
                 1
@@ -201,6 +215,46 @@ impl NestedFile {
         }
         Ok(parts)
     }
+}
+
+/// Dense matrices by where their planes begin in memory: length in bytes, checksum, name.
+#[derive(Default)]
+pub struct DenseSums(HashMap<usize, (usize, u32, String)>);
+
+/// The checksum of a matrix whose planes are copied one by one.
+#[derive(Default)]
+pub struct DenseCheck {
+    start: Option<usize>,
+    len: usize,
+    hasher: crc32fast::Hasher,
+}
+
+impl DenseCheck {
+    /// The next plane, as it was copied from `address`.
+    pub fn add(&mut self, address: usize, copy: &[u8]) {
+        self.start.get_or_insert(address);
+        self.len += copy.len();
+        self.hasher.update(copy);
+    }
+
+    /// Compares, where `sums` knows the matrix. One that is held at fewer planes than the file has cannot be compared.
+    ///
+    /// # Errors
+    /// `Malformed`, naming the tensor.
+    pub fn finish(self, sums: &DenseSums) -> Result<()> {
+        match self.start.and_then(|start| sums.0.get(&start)) {
+            Some((len, sum, name)) if *len == self.len => compare(name, *sum, self.hasher.finalize()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn compare(name: &str, written: u32, read: u32) -> Result<()> {
+    if written == read {
+        return Ok(());
+    }
+    let reason = "the bytes are not those that were written; copy or convert the file again";
+    Err(Error::malformed(format!("tensor `{name}`"), reason))
 }
 
 impl Tensors for NestedFile {

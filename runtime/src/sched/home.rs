@@ -9,7 +9,8 @@ use crate::cache::{LayerCache, Worth};
 use crate::error::Result;
 use crate::experts::{Expert, LayerExperts};
 use crate::quant::{Level, PLANES};
-use crate::store::{Arena, Slab};
+use crate::store::{Arena, End, Slab};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Where a plane is.
@@ -18,6 +19,13 @@ enum Slot {
     /// A lane has the slab.
     Reading,
     Loaded(Arc<Slab>),
+}
+
+/// Whose slab lies somewhere.
+#[derive(Clone, Copy)]
+enum Place {
+    Loaded(usize, usize),
+    New(usize),
 }
 
 /// One layer's experts in memory.
@@ -88,33 +96,48 @@ impl Home {
     /// Slabs for planes that were announced by [`Home::expect`], in their order. `None` where planes that a lane has stand
     /// between the free pieces; there are enough of them otherwise. `moved` counts bytes that had to be moved.
     pub(super) fn slabs(&mut self, planes: &[(usize, usize)], moved: &mut u64) -> Option<Vec<Slab>> {
-        if let Some(slabs) = self.alloc(planes) {
-            return Some(slabs);
+        let mut slabs = Vec::with_capacity(planes.len());
+        for &(_, plane) in planes {
+            let len = self.table.plane_bytes(plane);
+            // Bases from below, refinements from above: each find again what their like has left.
+            let end = if plane == 0 { End::Low } else { End::High };
+            let slab = match self.arena.alloc(len, end) {
+                Some(slab) => slab,
+                None => {
+                    self.make_room(len, &mut slabs, moved)?;
+                    self.arena.alloc(len, end)?
+                }
+            };
+            slabs.push(slab);
         }
-        // Bring the free pieces together: then what is free in all is free in one.
-        let mut order = Vec::new();
+        Some(slabs)
+    }
+
+    /// Brings free pieces together until `len` bytes fit, moving as little as can be: slabs that are loaded, and `more`,
+    /// which are not read into yet.
+    fn make_room(&mut self, len: usize, more: &mut [Slab], moved: &mut u64) -> Option<()> {
+        let mut places: HashMap<usize, Place> =
+            more.iter().enumerate().map(|(i, slab)| (slab.offset(), Place::New(i))).collect();
         for (e, slots) in self.slots.iter().enumerate() {
             for (p, slot) in slots.iter().enumerate() {
                 if let Slot::Loaded(slab) = slot {
-                    order.push((slab.offset(), e, p));
+                    places.insert(slab.offset(), Place::Loaded(e, p));
                 }
             }
         }
-        order.sort_unstable();
-        for (offset, e, p) in order {
-            self.views[e] = None;
-            let Slot::Loaded(slab) = &mut self.slots[e][p] else { continue };
-            let slab = Arc::get_mut(slab).expect("nothing is computed while room is made");
-            slab.slide();
-            if slab.offset() != offset {
-                *moved += slab.len() as u64;
+        for offset in self.arena.room_by_sliding(len, &|at| places.contains_key(&at))? {
+            match places[&offset] {
+                Place::New(i) => more[i].slide(),
+                Place::Loaded(e, p) => {
+                    self.views[e] = None;
+                    let Slot::Loaded(slab) = &mut self.slots[e][p] else { continue };
+                    let slab = Arc::get_mut(slab).expect("nothing is computed while room is made");
+                    slab.slide();
+                    *moved += slab.len() as u64;
+                }
             }
         }
-        self.alloc(planes)
-    }
-
-    fn alloc(&self, planes: &[(usize, usize)]) -> Option<Vec<Slab>> {
-        planes.iter().map(|&(_, p)| self.arena.alloc(self.table.plane_bytes(p))).collect()
+        Some(())
     }
 
     /// Whether a plane has never been read yet.

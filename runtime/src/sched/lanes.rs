@@ -1,7 +1,8 @@
 //! I/O lanes: threads that fill slabs with what storage holds, and nothing else.
 //!
-//! Requests are taken in the order given; those made ahead of need wait behind all others. A lane owns a request's slab
-//! while it writes it. What was read lands in one mailbox, which the caller empties when it wants to.
+//! Requests are taken in the order given; those made ahead of need wait behind all others. A long one is read in parts by
+//! several lanes, for often it is the only one. A lane owns the part of a slab that it writes; whoever reads the last part
+//! joins them and compares the checksum. What was read lands in one mailbox, which the caller empties when it wants to.
 
 use crate::store::{Slab, Storage, read_exact};
 use crate::telemetry::{Trace, Track};
@@ -16,7 +17,7 @@ use std::time::Instant;
 pub const MAX_LANES: usize = 32;
 
 /// Lanes where nothing was measured.
-pub const DEFAULT_LANES: usize = 2;
+pub const DEFAULT_LANES: usize = 4;
 
 /// A failed read is tried again this often: a device that hiccups is not a device that is gone.
 const RETRIES: usize = 2;
@@ -29,19 +30,49 @@ pub(super) struct Request {
     pub(super) offset: u64,
     /// CRC-32 that the bytes must have, where that is checked.
     pub(super) checksum: Option<u32>,
-    pub(super) slab: Arc<Slab>,
+    pub(super) slab: Slab,
 }
 
 /// A request that was dealt with.
 pub(super) struct Landed {
-    pub(super) request: Request,
-    pub(super) result: io::Result<()>,
+    pub(super) layer: usize,
+    pub(super) expert: usize,
+    pub(super) plane: usize,
+    pub(super) offset: u64,
+    pub(super) result: io::Result<Slab>,
+}
+
+/// Bytes that are worth a read of their own: shorter reads get less out of a disk.
+const PART: usize = 512 << 10;
+
+/// A request whose parts are under way.
+struct Whole {
+    layer: usize,
+    expert: usize,
+    plane: usize,
+    offset: u64,
+    checksum: Option<u32>,
+    done: Mutex<Done>,
+}
+
+struct Done {
+    /// Parts that are not read yet.
+    left: usize,
+    parts: Vec<Option<Slab>>,
+    failure: Option<io::Error>,
+}
+
+struct Part {
+    whole: Arc<Whole>,
+    index: usize,
+    offset: u64,
+    slab: Slab,
 }
 
 #[derive(Default)]
 struct Queue {
-    wanted: VecDeque<Request>,
-    ahead: VecDeque<Request>,
+    wanted: VecDeque<Part>,
+    ahead: VecDeque<Part>,
     stop: bool,
 }
 
@@ -101,7 +132,21 @@ impl Lanes {
     pub(super) fn submit(&self, requests: impl IntoIterator<Item = Request>, ahead: bool) {
         let mut queue = lock(&self.shared.queue);
         let to = if ahead { &mut queue.ahead } else { &mut queue.wanted };
-        to.extend(requests);
+        for request in requests {
+            let Request { layer, expert, plane, offset, checksum, slab } = request;
+            let start = slab.offset();
+            let cut = self.threads.len() > 1 && slab.len() >= 2 * PART;
+            let slabs = if cut { slab.cut(PART) } else { vec![slab] };
+            let parts = slabs.iter().map(|_| None).collect();
+            let done = Mutex::new(Done { left: slabs.len(), parts, failure: None });
+            let whole = Arc::new(Whole { layer, expert, plane, offset, checksum, done });
+            to.extend(slabs.into_iter().enumerate().map(|(index, slab)| Part {
+                whole: whole.clone(),
+                index,
+                offset: offset + (slab.offset() - start) as u64,
+                slab,
+            }));
+        }
         drop(queue);
         self.shared.wake.notify_all();
     }
@@ -139,36 +184,65 @@ impl Drop for Lanes {
 fn work(shared: &Shared, lane: usize) {
     loop {
         let mut queue = lock(&shared.queue);
-        let mut request = loop {
+        let part = loop {
             if queue.stop {
                 return;
             }
             let Queue { wanted, ahead, .. } = &mut *queue;
-            if let Some(request) = wanted.pop_front().or_else(|| ahead.pop_front()) {
-                break request;
+            if let Some(part) = wanted.pop_front().or_else(|| ahead.pop_front()) {
+                break part;
             }
             queue = shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         };
         drop(queue);
         let start = Instant::now();
-        let result = fill(shared, &mut request);
+        let whole = part.whole.clone();
+        let landed = read_part(shared, part);
         shared.busy_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         if let Some(trace) = &shared.trace {
-            let Request { layer, expert, plane, .. } = request;
+            let Whole { layer, expert, plane, .. } = *whole;
             trace.span(Track::Lane(lane), start, || {
                 format!("read layer {layer} expert {expert} plane {plane}")
             });
         }
-        lock(&shared.mailbox).push_back(Landed { request, result });
-        shared.landed.notify_one();
+        if let Some(landed) = landed {
+            lock(&shared.mailbox).push_back(landed);
+            shared.landed.notify_one();
+        }
     }
 }
 
-fn fill(shared: &Shared, request: &mut Request) -> io::Result<()> {
-    let slab = Arc::get_mut(&mut request.slab).expect("a slab under way belongs to its lane");
+/// Reads a part; the whole, where it was the last.
+fn read_part(shared: &Shared, part: Part) -> Option<Landed> {
+    let Part { whole, index, offset, mut slab } = part;
+    let read = fill(shared, offset, &mut slab, None);
+    let mut done = lock(&whole.done);
+    done.parts[index] = Some(slab);
+    done.failure = done.failure.take().or(read.err());
+    done.left -= 1;
+    if done.left > 0 {
+        return None;
+    }
+    let mut slab = Slab::join(done.parts.drain(..).flatten().collect());
+    let failure = done.failure.take();
+    drop(done);
+    let Whole { layer, expert, plane, offset, checksum, .. } = *whole;
+    let result = match (failure, checksum) {
+        (Some(e), _) => Err(e),
+        (None, Some(sum)) if crc32fast::hash(&slab) != sum => {
+            // Once more, in one piece.
+            shared.retries.fetch_add(1, Ordering::Relaxed);
+            fill(shared, offset, &mut slab, Some(sum))
+        }
+        _ => Ok(()),
+    };
+    Some(Landed { layer, expert, plane, offset, result: result.map(|()| slab) })
+}
+
+fn fill(shared: &Shared, offset: u64, slab: &mut Slab, checksum: Option<u32>) -> io::Result<()> {
     let mut tries = 0;
     loop {
-        let read = read_exact(&*shared.storage, request.offset, slab).and_then(|()| match request.checksum {
+        let read = read_exact(&*shared.storage, offset, slab).and_then(|()| match checksum {
             Some(sum) if crc32fast::hash(slab) != sum => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the checksum is not that of the bytes written; copy or convert the file again",

@@ -264,12 +264,11 @@ impl State {
 
     /// Puts what a lane brings where it belongs.
     fn land(&mut self, landed: Landed) -> Result<(), Fault> {
-        let Landed { request, result } = landed;
-        let Request { layer, expert, plane, offset, slab, .. } = request;
+        let Landed { layer, expert, plane, offset, result } = landed;
         self.pending -= 1;
         match result {
-            Ok(()) => {
-                self.home(layer).landed(expert, plane, slab);
+            Ok(slab) => {
+                self.home(layer).landed(expert, plane, Arc::new(slab));
                 Ok(())
             }
             Err(e) => {

@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::experts::{Expert, Wanted};
 use crate::quant::{Level, PLANES};
 use crate::telemetry::Track;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Experts handed out to be computed together at most: a list on the stack.
@@ -129,7 +128,7 @@ impl Streamer {
                     plane,
                     offset: slabs.offset + (expert * slabs.stride) as u64,
                     checksum: verify.then(|| slabs.checksums[expert]),
-                    slab: Arc::new(slab),
+                    slab,
                 }
             })
             .collect();

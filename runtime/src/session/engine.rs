@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::kernels::cpu::{CpuBackend, Isa};
 use crate::model::Model;
-use crate::model::file::NestedFile;
+use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::Routing;
 use crate::quant::Level;
 use crate::sched::{Order, Precision, Streamer, Verify};
@@ -151,7 +151,11 @@ impl Engine {
             let plan = parts.plan(options, &tables)?;
             if plan.streaming {
                 let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
-                parts.streamed(&file, options, plan, streamer)
+                let sums = match options.streaming.verify {
+                    Verify::Never => DenseSums::default(),
+                    Verify::First | Verify::Always => file.dense_sums()?,
+                };
+                parts.streamed(&file, options, plan, streamer, &sums)
             } else {
                 parts.resident(&file, options, plan)
             }

@@ -9,11 +9,12 @@ use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
 use crate::kernels::Backend;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
+use crate::model::file::{DenseCheck, DenseSums};
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Streamer};
-use crate::store::{self, Arena};
+use crate::store::{self, Arena, End};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -98,7 +99,8 @@ impl Parts {
         let level = exact_level(options);
         if options.precision.is_some_and(|p| matches!(p, Precision::Exact(_))) && options.routing.is_lossy() {
             return Err(Error::Invalid(
-                "exact precision excludes --top-k, --skip-cold and --cache-prior: they change results".into(),
+                "exact precision excludes --experts-used, --skip-cold and --cache-prior: they change results"
+                    .into(),
             ));
         }
         let (weights, mut experts) = Weights::load(&config, tensors, None)?;
@@ -185,7 +187,8 @@ impl Parts {
 
     /// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
     /// experts, and come back one fault at a time.
-    fn load_dense(&mut self) -> Result<()> {
+    /// What has a checksum in `sums` is compared with it.
+    fn load_dense(&mut self, sums: &DenseSums) -> Result<()> {
         let nested = |m: &Matrix| match m {
             Matrix::Nested(n) => {
                 (0..n.level().planes()).map(|p| n.shape().plane(p).len.next_multiple_of(LINE)).sum()
@@ -196,12 +199,16 @@ impl Parts {
         let arena = Arena::new(bytes, LINE)?;
         for matrix in self.weights.matrices_mut(self.tied) {
             let Matrix::Nested(n) = matrix else { continue };
+            let mut check = DenseCheck::default();
             let copy = n.try_map(|plane| {
-                let mut slab = arena.alloc(plane.len()).expect("the arena was made for these planes");
+                let mut slab =
+                    arena.alloc(plane.len(), End::Low).expect("the arena was made for these planes");
                 slab.copy_from_slice(plane);
+                check.add(plane.as_ptr().addr(), &slab);
                 store::release(plane);
                 Ok(Bytes::new(Arc::new(slab)))
             })?;
+            check.finish(sums)?;
             *n = copy;
         }
         if self.tied {
@@ -235,6 +242,7 @@ impl Parts {
         options: &EngineOptions,
         plan: MemoryPlan,
         streamer: Streamer,
+        sums: &DenseSums,
     ) -> Result<Inner> {
         let precision = self.precision(options);
         let all: u64 =
@@ -247,7 +255,7 @@ impl Parts {
         );
         let info = self.info(mode);
         self.experts = Vec::new();
-        self.load_dense()?;
+        self.load_dense(sums)?;
         let streamer = Arc::new(streamer);
         let source = Box::new(streamer.clone());
         self.assemble(tensors, options, plan, info, source, Some(streamer))

@@ -3,7 +3,7 @@
 //! [`Storage`] is the port between whoever streams and where bytes come from; tests put faults in between. A
 //! [`FileStorage`] may be read from any number of threads at once. It does not retry: `sched` does.
 
-use super::os::{self, Arena, Slab};
+use super::os::{self, Arena, End, Slab};
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io;
@@ -72,8 +72,9 @@ pub struct FileStorage {
     measured: Option<Measured>,
 }
 
-/// Numbers of reads at a time that are tried.
-const LANES: [usize; 3] = [1, 2, 4];
+/// Numbers of reads at a time that are tried, the one that wins a tie first. One leaves the disk idle between reads; more
+/// than four never gave more (benches/records/streaming.md).
+const LANES: [usize; 2] = [4, 2];
 
 /// Direct reads must begin and end at multiples of this, in the file and in memory. Disks with larger blocks refuse, and
 /// the read is done buffered.
@@ -92,8 +93,7 @@ impl FileStorage {
 
     /// Opens a file and decides by measurement how to read it, and with how many reads at a time (`lanes`, if that is
     /// not for us to decide): `probes` (offset, length) are read in all the ways there are, each part by one of them
-    /// only. Direct reads win unless they are clearly slower, because they leave the page cache to others; fewer reads at
-    /// a time win unless more are clearly faster, because each costs a thread.
+    /// only. Direct reads win unless they are clearly slower, because they leave the page cache to others.
     ///
     /// # Errors
     /// `Io`; `Invalid` where there is no memory to read into.
@@ -124,9 +124,9 @@ impl FileStorage {
         if direct {
             best = rates(&storage, counts)?;
         }
-        // Through the page cache in one way only: two reads at a time where they are ours to choose.
+        // Through the page cache with one number of lanes only.
         let file = storage.direct.take();
-        let buffered = rates(&storage, if direct { &counts[counts.len() / 2..][..1] } else { counts })?;
+        let buffered = rates(&storage, if direct { &counts[..1] } else { counts })?;
         match (best, buffered) {
             (Some(d), Some(b)) if d.bytes_per_second < 0.5 * b.bytes_per_second => best = buffered,
             (Some(_), _) => storage.direct = file,
@@ -140,7 +140,7 @@ impl FileStorage {
     fn rate(&self, probes: &[(u64, usize)], lanes: usize) -> Result<Option<f64>> {
         let longest = probes.iter().map(|p| p.1).max().unwrap_or(0).next_multiple_of(4096);
         let arena = Arena::new(lanes * longest, 4096)?;
-        let slabs: Vec<Slab> = (0..lanes).filter_map(|_| arena.alloc(longest)).collect();
+        let slabs: Vec<Slab> = (0..lanes).filter_map(|_| arena.alloc(longest, End::Low)).collect();
         let (next, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let start = Instant::now();
         std::thread::scope(|scope| {
@@ -204,7 +204,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let arena = super::super::Arena::new(1 << 16, 4096).unwrap();
-        let mut slab = arena.alloc(8192).unwrap();
+        let mut slab = arena.alloc(8192, End::Low).unwrap();
         for direct in [true, false] {
             let storage = FileStorage::open(&path, direct).unwrap();
             read_exact(&storage, 4096, &mut slab).unwrap();

@@ -52,10 +52,10 @@ impl Arena {
         Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, taken: Mutex::default() })))
     }
 
-    /// A slab of `len` bytes in the smallest free piece that takes it (slabs come in few sizes, so that pieces fit again);
-    /// `None` where it fits nowhere.
-    pub fn alloc(&self, len: usize) -> Option<Slab> {
-        let size = len.checked_next_multiple_of(self.0.granule)?.max(self.0.granule);
+    /// A slab of `len` bytes in the smallest free piece that takes it (slabs come in few sizes, so that pieces fit again),
+    /// at its `end`; `None` where it fits nowhere.
+    pub fn alloc(&self, len: usize, end: End) -> Option<Slab> {
+        let size = self.size(len)?;
         let mut taken = self.0.taken();
         let mut best: Option<(usize, usize)> = None;
         let mut at = 0;
@@ -66,16 +66,69 @@ impl Arena {
             }
             at = start + n;
         }
-        let (_, offset) = best?;
+        let (room, start) = best?;
+        let offset = match end {
+            End::Low => start,
+            End::High => start + room - size,
+        };
         taken.insert(offset, size);
         drop(taken);
         Some(Slab { arena: self.0.clone(), offset, len, size })
+    }
+
+    /// `len` in whole granules.
+    fn size(&self, len: usize) -> Option<usize> {
+        Some(len.checked_next_multiple_of(self.0.granule)?.max(self.0.granule))
+    }
+
+    /// The cheapest way to make room for `len` bytes in one piece: slabs, by their offsets in ascending order, that are
+    /// to [`Slab::slide`]. Only those that are `movable` are moved. `None` where no moves make room.
+    pub fn room_by_sliding(&self, len: usize, movable: &dyn Fn(usize) -> bool) -> Option<Vec<usize>> {
+        let size = self.size(len)?;
+        let taken = self.0.taken();
+        let slabs: Vec<(usize, usize)> = taken.iter().map(|(&start, &n)| (start, n)).collect();
+        // The piece before slab `i`; the last one is at the end of the arena.
+        let gap = |i: usize| {
+            let from = if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
+            slabs.get(i).map_or(self.0.len, |s| s.0) - from
+        };
+        // Windows of movable slabs `from..to` with the pieces around them; both ends only ever grow.
+        let mut best: Option<(usize, usize, usize)> = None;
+        let (mut from, mut room, mut cost) = (0, gap(0), 0);
+        for to in 0..=slabs.len() {
+            if to > 0 {
+                if !movable(slabs[to - 1].0) {
+                    (from, room, cost) = (to, gap(to), 0);
+                } else {
+                    room += gap(to);
+                    cost += slabs[to - 1].1;
+                }
+            }
+            while from < to && room - gap(from) >= size {
+                room -= gap(from);
+                cost -= slabs[from].1;
+                from += 1;
+            }
+            if room >= size && best.is_none_or(|(least, ..)| cost < least) {
+                best = Some((cost, from, to));
+            }
+        }
+        best.map(|(_, from, to)| slabs[from..to].iter().map(|s| s.0).collect())
     }
 
     /// Bytes that no slab owns, perhaps in several pieces.
     pub fn free_bytes(&self) -> usize {
         self.0.len - self.0.taken().values().sum::<usize>()
     }
+}
+
+/// At which end of a free piece a slab is put. Those of one size at one end leave pieces that fit the next of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The lower.
+    Low,
+    /// The upper.
+    High,
 }
 
 /// Exclusively owned bytes of an arena; dropping it gives them back.
@@ -93,8 +146,7 @@ impl Slab {
         self.offset
     }
 
-    /// Moves the slab, contents and all, down to the end of the one before it. Doing so with all slabs of an arena in
-    /// ascending order brings the free pieces together.
+    /// Moves the slab, contents and all, down to the end of the one before it.
     pub fn slide(&mut self) {
         let mut taken = self.arena.taken();
         let to = taken.range(..self.offset).next_back().map_or(0, |(start, len)| start + len);
@@ -111,9 +163,51 @@ impl Slab {
     }
 }
 
+impl Slab {
+    /// Cuts the slab into pieces of `len` bytes (or whole granules, if those are longer), the last one shorter, that
+    /// different threads may own.
+    pub fn cut(mut self, len: usize) -> Vec<Slab> {
+        let len = len.max(1).next_multiple_of(self.arena.granule);
+        let mut taken = self.arena.taken();
+        let piece = |at: usize| {
+            let size = if at + len < self.len { len } else { self.size - at };
+            taken.insert(self.offset + at, size);
+            Slab { arena: self.arena.clone(), offset: self.offset + at, len: len.min(self.len - at), size }
+        };
+        let pieces = (0..self.len.max(1)).step_by(len).map(piece).collect();
+        drop(taken);
+        // The pieces own its range now.
+        self.size = 0;
+        pieces
+    }
+
+    /// Makes one slab of the pieces that [`Slab::cut`] made, in their order.
+    ///
+    /// # Panics
+    /// Where they do not lie one after another.
+    pub fn join(pieces: Vec<Slab>) -> Slab {
+        let mut pieces = pieces.into_iter();
+        let mut whole = pieces.next().expect("a slab has pieces");
+        for mut piece in pieces {
+            let mut taken = whole.arena.taken();
+            assert!(Arc::ptr_eq(&whole.arena, &piece.arena) && piece.offset == whole.offset + whole.size);
+            taken.remove(&piece.offset);
+            whole.len = whole.size + piece.len;
+            whole.size += piece.size;
+            taken.insert(whole.offset, whole.size);
+            drop(taken);
+            piece.size = 0;
+        }
+        whole
+    }
+}
+
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.arena.taken().remove(&self.offset);
+        // Where the size is zero, the range has gone over to others.
+        if self.size > 0 {
+            self.arena.taken().remove(&self.offset);
+        }
     }
 }
 
@@ -149,24 +243,67 @@ mod tests {
         let arena = Arena::new(8 * 512, 512).unwrap();
         let mut slabs: Vec<Slab> = (1..=4u8)
             .map(|i| {
-                let mut s = arena.alloc(700).unwrap();
+                let mut s = arena.alloc(700, End::Low).unwrap();
                 s.fill(i);
                 s
             })
             .collect();
-        assert!(arena.alloc(1).is_none() && arena.free_bytes() == 0);
+        assert!(arena.alloc(1, End::Low).is_none() && arena.free_bytes() == 0);
         drop(slabs.remove(2));
         drop(slabs.remove(0));
-        assert!(arena.free_bytes() == 2048 && arena.alloc(1025).is_none(), "two holes, not one");
+        assert!(arena.free_bytes() == 2048 && arena.alloc(1025, End::Low).is_none(), "two holes, not one");
         slabs.iter_mut().for_each(Slab::slide);
-        let mut big = arena.alloc(2048).unwrap();
+        let mut big = arena.alloc(2048, End::Low).unwrap();
         big.fill(9);
         assert!(slabs[0].iter().all(|&b| b == 2) && slabs[1].iter().all(|&b| b == 4));
         assert_eq!((slabs[0].offset(), slabs[1].offset(), big.offset()), (0, 1024, 2048));
         drop(slabs);
         drop(big);
         assert_eq!(arena.free_bytes(), 8 * 512);
-        assert!(arena.alloc(8 * 512).is_some());
-        assert!(arena.alloc(usize::MAX / 2).is_none());
+        assert!(arena.alloc(8 * 512, End::High).is_some());
+        assert!(arena.alloc(usize::MAX / 2, End::Low).is_none());
+    }
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let arena = Arena::new(8 * 512, 512).unwrap();
+        let below = arena.alloc(512, End::Low).unwrap();
+        let mut whole = arena.alloc(1700, End::Low).unwrap();
+        whole.fill(7);
+        let mut pieces = whole.cut(512);
+        assert_eq!(pieces.iter().map(|p| p.len()).collect::<Vec<_>>(), [512, 512, 512, 164]);
+        assert_eq!(arena.free_bytes(), 3 * 512);
+        pieces[3].fill(8);
+        let whole = Slab::join(pieces);
+        assert_eq!((whole.offset(), whole.len(), arena.free_bytes()), (512, 1700, 3 * 512));
+        assert!(whole[..1536].iter().all(|&b| b == 7) && whole[1536..].iter().all(|&b| b == 8));
+        // A piece that is lost gives its own range back.
+        drop(whole.cut(1024).remove(0));
+        assert_eq!(arena.free_bytes(), 7 * 512);
+        drop(below);
+        assert_eq!(arena.free_bytes(), 8 * 512);
+    }
+
+    #[test]
+    fn room_is_made_by_moving_least() {
+        let arena = Arena::new(12 * 512, 512).unwrap();
+        // Pieces of 2, 1, 1, 3, 2, 3 granules; the second, fourth and last are given back.
+        let mut slabs: Vec<Option<Slab>> =
+            [2, 1, 1, 3, 2, 3].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
+        slabs[1] = None;
+        slabs[3] = None;
+        slabs[5] = None;
+        let all = |_: usize| true;
+        assert_eq!(arena.room_by_sliding(3 * 512, &all), Some(vec![]), "it fits as it is");
+        // Four: past the single granule between, rather than past the two.
+        assert_eq!(arena.room_by_sliding(4 * 512, &all), Some(vec![3 * 512]));
+        // Where that one may not move, past the two: three and three.
+        assert_eq!(arena.room_by_sliding(4 * 512, &|at| at != 3 * 512), Some(vec![7 * 512]));
+        assert_eq!(arena.room_by_sliding(7 * 512, &all), Some(vec![3 * 512, 7 * 512]));
+        assert_eq!(arena.room_by_sliding(7 * 512, &|at| at != 7 * 512), None);
+        assert_eq!(arena.room_by_sliding(8 * 512, &all), None);
+        slabs[2].as_mut().unwrap().slide();
+        let four = arena.alloc(4 * 512, End::High).unwrap();
+        assert_eq!((four.offset(), arena.free_bytes()), (3 * 512, 3 * 512));
     }
 }
