@@ -2,20 +2,21 @@
 
 use super::parts::{Parts, Shape};
 use super::plan::MemoryPlan;
+use super::processor::{BackendChoice, Processor};
 use super::streaming;
 use super::tensors::Reference;
 use super::tokens::SpecialTokens;
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop;
-use crate::kernels::cpu::{CpuBackend, Isa};
+use crate::kernels::cpu::Isa;
 use crate::model::Model;
 use crate::model::file::NestedFile;
 use crate::model::routing::Routing;
 use crate::quant::Level;
 use crate::sched::{Order, Precision, Streamer, Verify};
 use crate::store;
-use crate::telemetry::{StreamStats, Trace};
+use crate::telemetry::{GpuStats, StreamStats, Trace};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
@@ -25,6 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How a model is opened.
 #[derive(Clone, Default)]
 pub struct EngineOptions {
+    /// What to compute on; by default the CPU.
+    pub backend: BackendChoice,
     /// Threads, the caller's included; 0 for one per core.
     pub threads: usize,
     /// Level at which experts are read where they are all resident; by default the highest stored. The same as
@@ -121,7 +124,7 @@ pub struct ModelInfo {
 
 pub(super) struct Inner {
     pub(super) model: Model,
-    pub(super) backend: CpuBackend,
+    pub(super) processor: Processor,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
@@ -196,21 +199,27 @@ impl Engine {
         &self.0.model
     }
 
-    pub(super) fn backend(&self) -> &CpuBackend {
-        &self.0.backend
+    pub(super) fn processor(&self) -> &Processor {
+        &self.0.processor
     }
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
-        self.backend().threads()
+        self.processor().threads()
+    }
+
+    /// What the GPU was given to do since the engine was opened; `None` where it computes on the CPU.
+    pub fn gpu_stats(&self) -> Option<GpuStats> {
+        self.processor().gpu_stats()
     }
 
     /// Bytes per second that this engine's threads read from memory when they do nothing else: the ceiling of decoding.
     /// The best of five passes over a buffer of `bytes`, which should be larger than the caches.
     ///
     /// # Errors
-    /// `Invalid` where there is no memory for the buffer.
+    /// `Invalid` where there is no memory for the buffer, `Device` where no threads compute.
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
+        let cpu = self.processor().cpu()?;
         let len = bytes / 8;
         let mut words = Vec::new();
         words.try_reserve_exact(len).map_err(|_| Error::Invalid("no memory for the read test".into()))?;
@@ -218,7 +227,7 @@ impl Engine {
         let mut best = 0.0f64;
         for _ in 0..5 {
             let start = std::time::Instant::now();
-            std::hint::black_box(self.backend().read(&words));
+            std::hint::black_box(cpu.read(&words));
             best = best.max((len * 8) as f64 / start.elapsed().as_secs_f64());
         }
         Ok(best)

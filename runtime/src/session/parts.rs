@@ -2,13 +2,13 @@
 
 use super::engine::{EngineOptions, Inner, ModelInfo};
 use super::plan::{MemoryPlan, Request};
+use super::processor::{Needs, Processor};
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
-use crate::kernels::Backend;
-use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
+use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
@@ -265,13 +265,14 @@ impl Parts {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
         let kv_single = matches!(self.weights.embed, Matrix::F32 { .. });
-        let backend = CpuBackend::new(CpuOptions {
-            threads: options.threads,
-            isa: options.isa,
-            cores: options.cores.clone(),
+        let needs = Needs {
             kv_single,
-        })?;
-        info.backend = backend.name();
+            routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
+            level: exact_level(options).or(self.stored).unwrap_or(Level::B8),
+            expert_bytes: None,
+        };
+        let processor = Processor::open(options.backend.resolve()?, options, &needs)?;
+        info.backend = processor.name();
         let tokenizer = tokens::tokenizer(meta)?;
         let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
         let model = Model {
@@ -283,7 +284,7 @@ impl Parts {
         };
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
         let sessions = AtomicU64::new(0);
-        Ok(Inner { model, backend, tokenizer, template, special, info, plan, streamer, sessions })
+        Ok(Inner { model, processor, tokenizer, template, special, info, plan, streamer, sessions })
     }
 
     fn info(&self, mode: String) -> ModelInfo {

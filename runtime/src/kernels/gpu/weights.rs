@@ -1,0 +1,207 @@
+//! Weights on the device: matrices, uploaded once and named by where their bytes lie on the host, and vectors.
+//!
+//! A nested matrix has the bytes of `quant/layout.rs`, plane after plane; an unquantized one is rearranged into the same
+//! tiles, so that kernels walk both alike. What a kernel cannot bind at once is cut along its rows.
+
+use super::device::{Device, Memory};
+use super::recorder::MAX_GROUPS;
+use crate::error::Result;
+use crate::quant::{Matrix, Nested, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Rows of a matrix on the device.
+#[derive(Clone)]
+pub(super) struct Placed {
+    pub(super) memory: Arc<Memory>,
+    pub(super) form: Form,
+    /// The first of its rows, a whole tile.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
+/// How kernels read a matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Form {
+    /// Word at which it begins.
+    pub(super) base: u32,
+    /// 0 where it is unquantized.
+    pub(super) planes: u32,
+    pub(super) group: u32,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+impl Form {
+    pub(super) fn of(m: &Matrix, base: u32) -> Form {
+        match m {
+            Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, beta: 0.0 },
+            Matrix::Nested(n) => Form {
+                base,
+                planes: n.level().planes() as u32,
+                group: n.shape().group as u32,
+                alpha: n.fit().alpha,
+                beta: n.fit().beta,
+            },
+        }
+    }
+}
+
+/// Bytes of `tiles` tiles of a matrix on the device.
+pub(super) fn bytes(m: &Matrix, tiles: usize) -> usize {
+    match m {
+        Matrix::F32 { cols, .. } => tiles * TILE_ROWS * cols.next_multiple_of(UNIT_COLS) * 4,
+        Matrix::Nested(n) => {
+            let shape = Shape { rows: tiles * TILE_ROWS, ..n.shape() };
+            (0..n.level().planes()).map(|p| shape.plane(p).len).sum()
+        }
+    }
+}
+
+pub(super) fn tiles(m: &Matrix) -> usize {
+    m.rows().div_ceil(TILE_ROWS)
+}
+
+/// Appends `count` tiles from `first` on as [`bytes`] says.
+pub(super) fn pack(m: &Matrix, first: usize, count: usize, out: &mut Vec<u8>) {
+    match m {
+        Matrix::F32 { rows, cols, data } => pack_plain(data, *rows, *cols, first, count, out),
+        Matrix::Nested(n) => (0..n.level().planes()).for_each(|p| pack_plane(n, p, first, count, out)),
+    }
+}
+
+fn pack_plain(data: &[f32], rows: usize, cols: usize, first: usize, count: usize, out: &mut Vec<u8>) {
+    let units = cols.div_ceil(UNIT_COLS);
+    let value = |row: usize, col: usize| if row < rows && col < cols { data[row * cols + col] } else { 0.0 };
+    out.reserve(count * TILE_ROWS * units * UNIT_COLS * 4);
+    for tile in first..first + count {
+        for vector in 0..units * VECTORS {
+            for row in tile * TILE_ROWS..(tile + 1) * TILE_ROWS {
+                (0..4).for_each(|c| out.extend(value(row, 4 * vector + c).to_le_bytes()));
+            }
+        }
+    }
+}
+
+/// Appends plane `p` of some tiles.
+pub(super) fn pack_plane(n: &Nested, p: usize, first: usize, count: usize, out: &mut Vec<u8>) {
+    let shape = n.shape();
+    let layout = Shape { rows: count * TILE_ROWS, ..shape }.plane(p);
+    let start = out.len();
+    out.resize(start + layout.len, 0);
+    let out = &mut out[start..];
+    let tile = shape.tile_bytes(p);
+    out[layout.codes].copy_from_slice(&n.codes(p)[first * tile..(first + count) * tile]);
+    if p == 0 {
+        let params = shape.groups() * TILE_ROWS;
+        out[layout.scales].copy_from_slice(&n.scales()[2 * first * params..2 * (first + count) * params]);
+        out[layout.zeros].copy_from_slice(&n.zeros()[first * params..(first + count) * params]);
+    }
+}
+
+/// Where a matrix's bytes lie on the host, and how many planes of them are meant.
+type Key = (usize, usize);
+
+fn key(m: &Matrix) -> Key {
+    match m {
+        Matrix::F32 { data, .. } => (data.as_ptr() as usize, 0),
+        Matrix::Nested(n) => (n.codes(0).as_ptr() as usize, n.level().planes()),
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Weights {
+    /// With the host's matrix, which keeps its bytes where they are.
+    matrices: HashMap<Key, (Vec<Placed>, Matrix)>,
+    vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
+    pub(super) uploaded_bytes: u64,
+}
+
+impl Weights {
+    /// The rows of every matrix. Those that are new share a buffer where they fit one.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Vec<Placed>>> {
+        let new: Vec<&Matrix> =
+            matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
+        let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
+        if new.len() > 1 && total as u64 <= gpu.max_binding && new.iter().all(|m| tiles(m) <= MAX_TILES) {
+            self.upload_together(gpu, &new)?;
+        } else {
+            for m in new {
+                let parts = self.upload_in_parts(gpu, m)?;
+                self.matrices.insert(key(m), (parts, m.clone()));
+            }
+        }
+        Ok(matrices.iter().map(|m| self.matrices[&key(m)].0.clone()).collect())
+    }
+
+    fn upload(&mut self, gpu: &Device, bytes: &[u8]) -> Result<Arc<Memory>> {
+        let memory = gpu.memory(bytes.len() as u64, "weights")?;
+        gpu.queue.write_buffer(&memory.buffer, 0, bytes);
+        // Hands the staged bytes over, so that they are not all held until the first product.
+        gpu.queue.submit([]);
+        self.uploaded_bytes += bytes.len() as u64;
+        Ok(Arc::new(memory))
+    }
+
+    fn upload_together(&mut self, gpu: &Device, new: &[&Matrix]) -> Result<()> {
+        let mut all = Vec::new();
+        let mut forms = Vec::new();
+        for m in new {
+            forms.push(Form::of(m, (all.len() / 4) as u32));
+            pack(m, 0, tiles(m), &mut all);
+        }
+        let memory = self.upload(gpu, &all)?;
+        for (m, form) in new.iter().zip(forms) {
+            let placed = Placed { memory: memory.clone(), form, first: 0, rows: m.rows() };
+            self.matrices.insert(key(m), (vec![placed], (*m).clone()));
+        }
+        Ok(())
+    }
+
+    fn upload_in_parts(&mut self, gpu: &Device, m: &Matrix) -> Result<Vec<Placed>> {
+        // The arrays of a plane are padded to a line: a few hundred bytes that a tile's share does not show.
+        let most = (gpu.max_binding as usize).saturating_sub(1024) / bytes(m, 1).max(1);
+        let most = most.clamp(1, MAX_TILES);
+        let mut parts = Vec::new();
+        for first in (0..tiles(m)).step_by(most) {
+            let count = most.min(tiles(m) - first);
+            let mut packed = Vec::new();
+            pack(m, first, count, &mut packed);
+            let memory = self.upload(gpu, &packed)?;
+            let rows = (m.rows() - first * TILE_ROWS).min(count * TILE_ROWS);
+            parts.push(Placed { memory, form: Form::of(m, 0), first: first * TILE_ROWS, rows });
+        }
+        Ok(parts)
+    }
+
+    /// A vector on the device, made by `make` where it is new. `name` is the host's slice that it comes from.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn vector(
+        &mut self,
+        gpu: &Device,
+        name: &[f32],
+        make: impl FnOnce() -> Vec<f32>,
+    ) -> Result<Arc<Memory>> {
+        let key = (name.as_ptr() as usize, name.len());
+        if let Some((memory, was)) = self.vectors.get(&key) {
+            debug_assert!(same(was, name), "weights may not change or move");
+            return Ok(memory.clone());
+        }
+        let memory = self.upload(gpu, bytemuck::cast_slice(&make()))?;
+        let copy = if cfg!(debug_assertions) { name.to_vec() } else { Vec::new() };
+        self.vectors.insert(key, (memory.clone(), copy));
+        Ok(memory)
+    }
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Tiles of one dispatch.
+const MAX_TILES: usize = MAX_GROUPS as usize;

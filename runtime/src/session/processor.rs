@@ -1,0 +1,194 @@
+//! Which processor an engine computes on. The one place that knows them all: everything else sees a `Backend`.
+
+use super::engine::EngineOptions;
+use crate::error::{Error, Result};
+use crate::kernels::Backend;
+use crate::kernels::cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu::{GpuBackend, GpuOptions, adapters};
+use crate::model::forward::Want;
+use crate::model::{Model, State};
+use crate::telemetry::GpuStats;
+
+/// The processor that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A GPU where there is one that is no software, else the CPU.
+    Auto,
+    /// A GPU, software or not: this one of [`crate::kernels::gpu::adapters`], or the first usable one.
+    Gpu(Option<usize>),
+}
+
+impl BackendChoice {
+    /// What to open: an adapter, or `None` for the CPU.
+    ///
+    /// # Errors
+    /// `Device` where a GPU is demanded and this build has no GPU kernels.
+    pub(super) fn resolve(self) -> Result<Option<Adapter>> {
+        match self {
+            BackendChoice::Cpu => Ok(None),
+            #[cfg(feature = "gpu")]
+            BackendChoice::Gpu(index) => Ok(Some(Adapter(index))),
+            #[cfg(feature = "gpu")]
+            BackendChoice::Auto => {
+                let real = adapters().into_iter().find(|a| !a.software && a.missing.is_none());
+                Ok(real.map(|a| Adapter(Some(a.index))))
+            }
+            #[cfg(not(feature = "gpu"))]
+            BackendChoice::Auto => Ok(None),
+            #[cfg(not(feature = "gpu"))]
+            BackendChoice::Gpu(_) => Err(no_gpu()),
+        }
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+fn no_gpu() -> Error {
+    Error::Device("this build has no GPU kernels (feature `gpu`)".into())
+}
+
+/// An adapter to open: its index, or the first usable one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Adapter(#[cfg_attr(not(feature = "gpu"), allow(dead_code))] pub(super) Option<usize>);
+
+/// What the processor must know of the model.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+pub(super) struct Needs {
+    /// Keys and values in single precision.
+    pub(super) kv_single: bool,
+    /// Layers with routed experts.
+    pub(super) routed_layers: usize,
+    /// The highest level that routed experts are read at.
+    pub(super) level: crate::quant::Level,
+    /// Bytes that routed experts may take on a device; `None` for no limit.
+    pub(super) expert_bytes: Option<u64>,
+}
+
+/// An open processor.
+pub(super) enum Processor {
+    Cpu(CpuBackend),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<GpuBackend>),
+}
+
+/// A timeline's memory on its processor.
+pub(super) enum Timeline {
+    Cpu(State<CpuBackend>),
+    #[cfg(feature = "gpu")]
+    Gpu(State<GpuBackend>),
+}
+
+impl Processor {
+    pub(super) fn open(adapter: Option<Adapter>, options: &EngineOptions, needs: &Needs) -> Result<Self> {
+        match adapter {
+            None => {
+                let cpu = CpuOptions {
+                    threads: options.threads,
+                    isa: options.isa,
+                    cores: options.cores.clone(),
+                    kv_single: needs.kv_single,
+                };
+                Ok(Processor::Cpu(CpuBackend::new(cpu)?))
+            }
+            #[cfg(feature = "gpu")]
+            Some(Adapter(index)) => {
+                let gpu = GpuOptions {
+                    adapter: index,
+                    kv_single: needs.kv_single,
+                    expert_bytes: needs.expert_bytes,
+                    routed_layers: needs.routed_layers,
+                    level: needs.level,
+                };
+                Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
+            }
+            #[cfg(not(feature = "gpu"))]
+            Some(_) => Err(no_gpu()),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        match self {
+            Processor::Cpu(cpu) => cpu.name(),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.name(),
+        }
+    }
+
+    /// Threads that compute: one, where they only talk to a device.
+    pub(super) fn threads(&self) -> usize {
+        match self {
+            Processor::Cpu(cpu) => cpu.threads(),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => 1,
+        }
+    }
+
+    pub(super) fn cpu(&self) -> Result<&CpuBackend> {
+        match self {
+            Processor::Cpu(cpu) => Ok(cpu),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => Err(Error::Device("this engine computes on a GPU".into())),
+        }
+    }
+
+    pub(super) fn gpu_stats(&self) -> Option<GpuStats> {
+        match self {
+            Processor::Cpu(_) => None,
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => Some(gpu.stats()),
+        }
+    }
+
+    /// Memory for a timeline.
+    pub(super) fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Timeline> {
+        Ok(match self {
+            Processor::Cpu(cpu) => Timeline::Cpu(State::new(cpu, model, context, chunk)?),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => Timeline::Gpu(State::new(&**gpu, model, context, chunk)?),
+        })
+    }
+
+    /// [`Model::forward`] on a timeline of this processor.
+    pub(super) fn forward(
+        &self,
+        model: &Model,
+        timeline: &mut Timeline,
+        tokens: &[u32],
+        pos: usize,
+        want: Want,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        match (self, timeline) {
+            (Processor::Cpu(cpu), Timeline::Cpu(state)) => model.forward(cpu, state, tokens, pos, want, each),
+            #[cfg(feature = "gpu")]
+            (Processor::Gpu(gpu), Timeline::Gpu(state)) => {
+                model.forward(&**gpu, state, tokens, pos, want, each)
+            }
+            #[cfg(feature = "gpu")]
+            _ => unreachable!("a timeline belongs to the processor that made it"),
+        }
+    }
+}
+
+impl Timeline {
+    /// Positions that the cache holds.
+    pub(super) fn capacity(&self) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.capacity(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.capacity(),
+        }
+    }
+
+    /// Tokens that one call may take.
+    pub(super) fn chunk(&self) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.chunk(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.chunk(),
+        }
+    }
+}
