@@ -27,6 +27,9 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     )?;
     let what = if plan.streaming { "expert cache" } else { "experts, mapped" };
     writeln!(out, "  {what:<17} {:>10}", bytes(plan.expert_bytes))?;
+    if plan.device_expert_bytes > 0 {
+        writeln!(out, "  experts on GPU    {:>10}", bytes(plan.device_expert_bytes))?;
+    }
     writeln!(out, "  in all            {:>10}", bytes(plan.total_bytes()))?;
     writeln!(out, "smallest budget     {:>12}", bytes(plan.smallest_bytes))?;
     if plan.levels.is_empty() {

@@ -1,5 +1,5 @@
 // slots[slot] = down · hidden[slot] of the slots of each job; with SUM, out[token] += Σ gate · down · hidden over the
-// token's jobs in the order of their ranks. One workgroup: 16 rows of one job, or of one token.
+// token's jobs in the order of their ranks, the gate being the job's or, GATED, the sigmoid of the token's. One workgroup: 16 rows of one job, or of one token.
 
 #import product
 #import job
@@ -11,10 +11,12 @@ struct Params {
     top_k: u32, // with SUM, jobs per token
     first: u32,
     place: u32,
+    gated: u32, // with SUM
 }
 
 @group(0) @binding(1) var<storage, read> hidden: array<f32>;    // [slots, ff]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [slots, d]; with SUM [tokens, d]
+@group(0) @binding(4) var<storage, read> gates: array<f32>;     // [tokens]
 var<immediate> p: Params;
 
 var<private> job: u32;
@@ -45,7 +47,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         count = 1u;
         for (var rank = 0u; rank < p.top_k; rank++) {
             job = p.first + id.y * p.top_k + rank;
-            sum = fma(job_gate(job), product_of(id.x, lane), sum);
+            var gate = job_gate(job);
+            if (p.gated == 1u) {
+                gate = 1.0 / (1.0 + exp(-gates[id.y]));
+            }
+            sum = fma(gate, product_of(id.x, lane), sum);
         }
         if (lane < 16u && row < p.d) {
             out[id.y * p.d + row] += sum;

@@ -223,6 +223,25 @@ pub trait Backend: Send + Sync + 'static {
     /// Feed-forward (SwiGLU) of `x` (`[tokens, d]`) through one expert or dense block.
     fn ffn(&self, x: &Self::Buf, tokens: usize, expert: &Expert, out: &mut Self::Buf);
 
+    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
+    /// `[tokens, 1]`.
+    fn ffn_add(
+        &self,
+        h: &Self::Buf,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&Self::Buf>,
+        y: &mut Self::Buf,
+        x: &mut Self::Buf,
+    ) {
+        let d = expert.down.rows();
+        self.ffn(h, tokens, expert, y);
+        if let Some(gate) = gate {
+            self.gate_rows(y, gate, tokens, d);
+        }
+        self.add(x, y, tokens * d);
+    }
+
     /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
     fn experts(&self, x: &Self::Buf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Self::Buf);
 

@@ -179,8 +179,7 @@ impl Model {
             match &layer.ffn {
                 Ffn::Dense(ffn) => {
                     b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
-                    b.ffn(&s.h, n, ffn, &mut s.y);
-                    b.add(&mut s.x, &s.y, n * c.d);
+                    b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);
                 }
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
@@ -239,7 +238,14 @@ impl Model {
         let (c, State { h, x, y, moe: scratch, .. }) = (&self.config, s);
         let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
         let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
-        b.norm_linear(x, norm, n, h, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
+        let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
+        match &moe.shared_gate {
+            Some(matrix) => {
+                let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
+                b.norm_linear(x, norm, n, h, &mut [logits, gate]);
+            }
+            None => b.norm_linear(x, norm, n, h, &mut [logits]),
+        }
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
         let done = match self.experts.all(layer) {
             Some(all) => b.routed(h, &m.router, n, router, layer, all, x)?,
@@ -250,12 +256,8 @@ impl Model {
             b.add(x, y, n * c.d);
         }
         if let Some(shared) = &moe.shared {
-            b.ffn(h, n, shared, y);
-            if let Some(gate) = &moe.shared_gate {
-                b.linear(h, n, &mut [Linear { matrix: gate, bias: None, out: &mut m.shared_gate }]);
-                b.gate_rows(y, &m.shared_gate, n, c.d);
-            }
-            b.add(x, y, n * c.d);
+            let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
+            b.ffn_add(h, n, shared, gate, y, x);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::parts::{Parts, Shape};
 use super::plan::MemoryPlan;
-use super::processor::{BackendChoice, Processor};
+use super::processor::{self, Adapter, BackendChoice, Processor};
 use super::streaming;
 use super::tensors::Reference;
 use super::tokens::SpecialTokens;
@@ -125,6 +125,8 @@ pub struct ModelInfo {
 pub(super) struct Inner {
     pub(super) model: Model,
     pub(super) processor: Processor,
+    /// Why it is not another.
+    pub(super) note: Option<String>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
@@ -145,21 +147,23 @@ impl Engine {
     ///
     /// # Errors
     /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
-    /// options that contradict each other.
+    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
         let file = map(path)?;
-        let inner = || {
+        let inner = |adapter| {
             let parts = Parts::new(&file, options)?;
             let tables = streaming::tables(&file, parts.layers())?;
-            let plan = parts.plan(options, &tables)?;
+            let plan = parts.plan(options, adapter, &tables)?;
             if plan.streaming {
                 let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
-                parts.streamed(&file, options, plan, streamer)
+                parts.streamed(&file, options, adapter, plan, streamer)
             } else {
-                parts.resident(&file, options, plan)
+                let inner = parts.resident(&file, options, adapter, plan)?;
+                inner.processor.warm_up(&inner.model)?;
+                Ok(inner)
             }
         };
-        Ok(Engine(Arc::new(inner().map_err(|e| e.at(path))?)))
+        Engine::on(options, inner).map_err(|e| e.at(path))
     }
 
     /// What [`Engine::open`] would do with the memory, without loading anything.
@@ -168,11 +172,11 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
         let file = map(path)?;
-        let plan = || {
+        let plan = |adapter| {
             let parts = Parts::new(&file, options)?;
-            parts.plan(options, &streaming::tables(&file, parts.layers())?)
+            parts.plan(options, adapter, &streaming::tables(&file, parts.layers())?)
         };
-        plan().map_err(|e| e.at(path))
+        Ok(processor::choose(options.backend, plan).map_err(|e| e.at(path))?.0)
     }
 
     /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
@@ -187,12 +191,26 @@ impl Engine {
         }
         let options = EngineOptions { memory: None, ..options.clone() };
         let tensors = Reference(source);
-        let open = || {
+        let open = |adapter| {
             let parts = Parts::new(&tensors, &options)?;
-            let plan = parts.plan(&options, &[])?;
-            parts.resident(&tensors, &options, plan)
+            let plan = parts.plan(&options, adapter, &[])?;
+            let inner = parts.resident(&tensors, &options, adapter, plan)?;
+            inner.processor.warm_up(&inner.model)?;
+            Ok(inner)
         };
-        Ok(Engine(Arc::new(open().map_err(|e| e.at(path))?)))
+        Engine::on(&options, open).map_err(|e| e.at(path))
+    }
+
+    /// An engine on the processor that the options ask for.
+    fn on(options: &EngineOptions, open: impl Fn(Option<Adapter>) -> Result<Inner>) -> Result<Engine> {
+        let (mut inner, note) = processor::choose(options.backend, open)?;
+        inner.note = note;
+        Ok(Engine(Arc::new(inner)))
+    }
+
+    /// Why the CPU computes, in one line, where [`BackendChoice::Auto`] would have preferred a GPU.
+    pub fn note(&self) -> Option<&str> {
+        self.0.note.as_deref()
     }
 
     pub(super) fn model(&self) -> &Model {
@@ -276,7 +294,7 @@ impl Engine {
     }
 
     fn session_bytes(&self, context: usize, chunk: usize) -> u64 {
-        let shape = Shape::of(&self.0.model, self.0.info.expert_width);
+        let shape = Shape::of(&self.0.model, self.0.info.expert_width, self.processor().is_gpu());
         shape.kv(context) + shape.scratch(context, chunk, self.threads())
     }
 

@@ -3,9 +3,9 @@
 use super::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::kernels::Backend;
-use crate::kernels::cpu::{CpuBackend, CpuOptions};
+use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
-use crate::kernels::gpu::{GpuBackend, GpuOptions, adapters};
+use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters};
 use crate::model::forward::Want;
 use crate::model::{Model, State};
 use crate::telemetry::GpuStats;
@@ -22,32 +22,62 @@ pub enum BackendChoice {
     Gpu(Option<usize>),
 }
 
-impl BackendChoice {
-    /// What to open: an adapter, or `None` for the CPU.
-    ///
-    /// # Errors
-    /// `Device` where a GPU is demanded and this build has no GPU kernels.
-    pub(super) fn resolve(self) -> Result<Option<Adapter>> {
-        match self {
-            BackendChoice::Cpu => Ok(None),
-            #[cfg(feature = "gpu")]
-            BackendChoice::Gpu(index) => Ok(Some(Adapter(index))),
-            #[cfg(feature = "gpu")]
-            BackendChoice::Auto => {
-                let real = adapters().into_iter().find(|a| !a.software && a.missing.is_none());
-                Ok(real.map(|a| Adapter(Some(a.index))))
-            }
-            #[cfg(not(feature = "gpu"))]
-            BackendChoice::Auto => Ok(None),
-            #[cfg(not(feature = "gpu"))]
-            BackendChoice::Gpu(_) => Err(no_gpu()),
+/// Calls `open` with the adapter to compute on, or `None` for the CPU. Where a GPU cannot be had that was not demanded, the
+/// CPU computes, and the second part says why.
+///
+/// # Errors
+/// Those of `open`, and `Device` where a GPU is demanded and this build has no GPU kernels.
+pub(super) fn choose<T>(
+    choice: BackendChoice,
+    open: impl Fn(Option<Adapter>) -> Result<T>,
+) -> Result<(T, Option<String>)> {
+    match choice {
+        BackendChoice::Cpu => Ok((open(None)?, None)),
+        #[cfg(feature = "gpu")]
+        BackendChoice::Gpu(index) => Ok((open(Some(Adapter(index)))?, None)),
+        #[cfg(feature = "gpu")]
+        BackendChoice::Auto => {
+            let all = adapters();
+            let why = match all.iter().find(|a| !a.software && a.missing.is_none()) {
+                Some(real) => match open(Some(Adapter(Some(real.index)))) {
+                    Err(Error::Device(what)) => format!("{}: {what}", real.name),
+                    other => return Ok((other?, None)),
+                },
+                None if all.is_empty() => "no GPU was found".to_owned(),
+                None => "no GPU was found but software".to_owned(),
+            };
+            Ok((open(None)?, Some(format!("{why}; computing on the CPU"))))
         }
+        #[cfg(not(feature = "gpu"))]
+        BackendChoice::Auto => Ok((open(None)?, None)),
+        #[cfg(not(feature = "gpu"))]
+        BackendChoice::Gpu(_) => Err(no_gpu()),
     }
 }
 
 #[cfg(not(feature = "gpu"))]
 fn no_gpu() -> Error {
     Error::Device("this build has no GPU kernels (feature `gpu`)".into())
+}
+
+/// Bytes of the keys and values of one layer.
+pub(super) fn kv_bytes(gpu: bool, context: usize, heads: usize, head_dim: usize, single: bool) -> usize {
+    #[cfg(feature = "gpu")]
+    if gpu {
+        return GpuKv::bytes(context, heads, head_dim, single);
+    }
+    let _ = gpu;
+    CpuBackend::kv_bytes(context, heads, head_dim, single)
+}
+
+/// Bytes of what a backend keeps for itself.
+pub(super) fn scratch_bytes(gpu: bool, shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
+    #[cfg(feature = "gpu")]
+    if gpu {
+        return GpuBackend::scratch_bytes(shape, vocab, rope_dims);
+    }
+    let _ = (gpu, vocab, rope_dims);
+    CpuBackend::scratch_bytes(shape)
 }
 
 /// An adapter to open: its index, or the first usable one.
@@ -126,6 +156,10 @@ impl Processor {
         }
     }
 
+    pub(super) fn is_gpu(&self) -> bool {
+        !matches!(self, Processor::Cpu(_))
+    }
+
     pub(super) fn cpu(&self) -> Result<&CpuBackend> {
         match self {
             Processor::Cpu(cpu) => Ok(cpu),
@@ -140,6 +174,19 @@ impl Processor {
             #[cfg(feature = "gpu")]
             Processor::Gpu(gpu) => Some(gpu.stats()),
         }
+    }
+
+    /// Brings all weights to a device and finds out whether it can compute with them: a token through the model. Nothing
+    /// for the CPU.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn warm_up(&self, model: &Model) -> Result<()> {
+        if self.is_gpu() {
+            let mut timeline = self.timeline(model, 1, 1)?;
+            self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
+        }
+        Ok(())
     }
 
     /// Memory for a timeline.

@@ -76,6 +76,9 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
 const IMMEDIATE_BYTES: u32 = 128;
 const STORAGE_BUFFERS: u32 = 8;
 
+/// Bytes of weights on their way at most.
+pub(super) const STAGED_BYTES: usize = 16 << 20;
+
 /// The adapters of this machine, the strongest kind first: discrete, integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterInfo> {
     found().iter().enumerate().map(|(i, a)| describe(i, a)).collect()
@@ -115,6 +118,8 @@ pub(super) struct Device {
     pub(super) max_binding: u64,
     shared: Arc<Shared>,
     ids: AtomicU64,
+    /// Bytes on their way since the device was last waited for.
+    staged: AtomicU64,
 }
 
 impl Device {
@@ -154,7 +159,15 @@ impl Device {
         let faults = shared.clone();
         device.set_device_lost_callback(move |_, why| note(&faults, format!("the device was lost: {why}")));
         let max_binding = chosen.max_binding_bytes.min(u64::from(u32::MAX)) & !255;
-        Ok(Device { device, queue, info: chosen.clone(), max_binding, shared, ids: AtomicU64::new(1) })
+        Ok(Device {
+            device,
+            queue,
+            info: chosen.clone(),
+            max_binding,
+            shared,
+            ids: AtomicU64::new(1),
+            staged: AtomicU64::new(0),
+        })
     }
 
     /// # Errors
@@ -204,6 +217,23 @@ impl Device {
         self.shared.held.fetch_add(size, Ordering::Relaxed);
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         Ok(Memory { buffer, id, bytes: size, shared: self.shared.clone() })
+    }
+
+    /// Copies bytes (whole words) to memory, before the commands of the next submission. Of what was copied no more than
+    /// [`STAGED_BYTES`] are held a second time.
+    pub(super) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
+        for (i, piece) in bytes.chunks(STAGED_BYTES / 2).enumerate() {
+            let at = at + (i * (STAGED_BYTES / 2)) as u64;
+            let staged = self.staged.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if staged + piece.len() as u64 > STAGED_BYTES as u64 {
+                self.queue.submit([]);
+                if let Err(e) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
+                    self.fail(format!("waiting for the device: {e}"));
+                }
+                self.staged.store(piece.len() as u64, Ordering::Relaxed);
+            }
+            self.queue.write_buffer(&to.buffer, at, piece);
+        }
     }
 
     /// Bytes allocated on the device.

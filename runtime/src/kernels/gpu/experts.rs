@@ -8,11 +8,11 @@
 use super::device::{Device, Memory};
 use super::params::{ENTRY_WORDS, JOB_WORDS, place};
 use super::recorder::Recorder;
-use super::weights::{Form, bytes, pack, tiles};
+use super::weights::{Form, bytes, pieces, tiles};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Routed};
-use crate::quant::{Level, Matrix, Nested, PLANES, Shape};
+use crate::quant::{Level, Matrix, Nested, Shape};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -65,6 +65,9 @@ pub(super) struct Experts {
 /// Entries of the table: experts of all layers together at most.
 const TABLE_ENTRIES: usize = 1 << 16;
 
+/// Bytes of the table.
+pub(super) const TABLE_BYTES: usize = TABLE_ENTRIES * ENTRY_WORDS * 4;
+
 /// One matrix of an expert with room for the planes up to `level`.
 fn reserved(m: &Matrix, level: Level) -> usize {
     match m {
@@ -92,7 +95,7 @@ fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
 
 impl Experts {
     pub(super) fn new(gpu: &Device, room: Room) -> Result<Experts> {
-        let table = gpu.memory((TABLE_ENTRIES * ENTRY_WORDS * 4) as u64, "the table of experts")?;
+        let table = gpu.memory(TABLE_BYTES as u64, "the table of experts")?;
         Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0, clock: 0 })
     }
 
@@ -105,11 +108,8 @@ impl Experts {
         let slot_bytes: usize = sizes.iter().sum();
         let share = self.room.bytes.map(|b| b as usize / self.room.layers.max(1));
         let slots = share.map_or(of.experts, |share| (share / slot_bytes).min(of.experts));
-        if slots < of.top_k.min(of.experts) {
-            return Err(Error::Device(format!(
-                "memory for {slots} experts of layer {}, and a token takes {}",
-                of.layer, of.top_k
-            )));
+        if slots == 0 {
+            return Err(Error::Device(format!("memory for no expert of layer {}", of.layer)));
         }
         let slots_per_bank = (gpu.max_binding as usize / slot_bytes).min(slots);
         if slots_per_bank == 0 {
@@ -249,23 +249,14 @@ impl Layer {
         let (entry, bank) = self.entry(slot, expert);
         let start = slot as usize % self.slots_per_bank * self.slot_bytes;
         for (m, matrix) in matrices(expert).into_iter().enumerate() {
-            let mut packed = Vec::new();
-            let mut skip = 0;
-            match matrix {
-                Matrix::F32 { .. } => pack(matrix, 0, tiles(matrix), &mut packed),
-                Matrix::Nested(n) => {
-                    skip = (0..have).map(|p| device_plane(n, p)).sum();
-                    (have..wanted.min(PLANES))
-                        .for_each(|p| super::weights::pack_plane(n, p, 0, n.shape().tiles(), &mut packed));
-                }
-            }
-            recorder.write(gpu, &self.banks[bank], (start + self.at[m] + skip) as u64, &packed);
+            let base = (start + self.at[m]) as u64;
+            pieces(matrix, 0, tiles(matrix), have, &mut |at, bytes| {
+                recorder.write(gpu, &self.banks[bank], base + at as u64, bytes);
+            });
         }
         let at = (self.table as usize + index as usize) * ENTRY_WORDS * 4;
         recorder.write(gpu, table, at as u64, bytemuck::cast_slice(&entry));
         self.slots[slot as usize].planes = wanted;
-        // Staged bytes are handed over now, lest a layer's experts be held twice.
-        gpu.queue.submit([]);
         gpu.check()
     }
 

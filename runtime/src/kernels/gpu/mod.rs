@@ -6,6 +6,7 @@
 
 mod device;
 mod experts;
+mod feed_forward;
 mod kv;
 mod operations;
 mod params;
@@ -17,6 +18,7 @@ mod weights;
 pub use device::{AdapterInfo, adapters};
 pub use kv::{GpuBuf, GpuKv};
 
+use super::cpu::ScratchShape;
 use super::{Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, Router};
 use crate::error::Result;
 use crate::experts::Expert;
@@ -110,6 +112,17 @@ impl GpuBackend {
             jobs: Grown::default(),
         };
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
+    }
+
+    /// An upper bound of the bytes, on the device and on the host, that a backend's own memory takes, whatever is computed
+    /// with a model of this shape in chunks of this size: hidden values, choices, tables, what is on its way. Weights,
+    /// buffers and caches that the caller allocates are not in it, nor is what the driver takes for itself.
+    pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
+        let s = shape;
+        let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
+        let choices = 2 * s.chunk * s.top_k + s.top_k * JOB_WORDS;
+        let words = hidden + choices + vocab + s.context * rope_dims;
+        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
     /// The adapter.
@@ -240,6 +253,19 @@ impl Backend for GpuBackend {
         self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, &out.memory));
     }
 
+    fn ffn_add(
+        &self,
+        h: &GpuBuf,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&GpuBuf>,
+        y: &mut GpuBuf,
+        x: &mut GpuBuf,
+    ) {
+        let gate = gate.map(|g| &g.memory);
+        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, &y.memory, &x.memory));
+    }
+
     fn experts(&self, x: &GpuBuf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
         self.note(self.lock().experts(&self.gpu, &x.memory, of, jobs, &slots.memory));
     }
@@ -267,9 +293,7 @@ impl Backend for GpuBackend {
     }
 
     fn gate_rows(&self, x: &mut GpuBuf, gate: &GpuBuf, rows: usize, d: usize) {
-        let memory = [&gate.memory, &x.memory];
-        let params = GateRowsParams { d: d as u32 };
-        self.lock().recorder.run(&self.gpu, Variant::default(), &params, &memory, [groups(d), rows]);
+        self.lock().gate_rows(&self.gpu, &gate.memory, rows, d, &x.memory);
     }
 
     fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {

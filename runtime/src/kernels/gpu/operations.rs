@@ -7,38 +7,13 @@ use super::recorder::{MAX_GROUPS, PUT_WORDS};
 use super::weights::{Form, Placed};
 use super::{State, by_tokens, groups};
 use crate::error::{Error, Result};
-use crate::experts::Expert;
-use crate::kernels::{Attention, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, Router};
+use crate::kernels::{Attention, Choice, Linear, Norm, Placing, Projected, Router};
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{MANY, Variant};
+use dollop_shaders::Variant;
 use std::sync::Arc;
 
 /// Matrices of one dispatch of `linear`.
 const PARTS: usize = 3;
-
-/// What feed-forward dispatches have in common.
-struct FeedForward {
-    d: usize,
-    ff: usize,
-    /// Group sizes of gate and up, and of down.
-    groups: [u32; 2],
-    top_k: usize,
-}
-
-impl FeedForward {
-    fn of(e: &Expert, top_k: usize) -> Result<FeedForward> {
-        let group = |m: &Matrix| Form::of(m, 0).group;
-        if group(&e.gate) != group(&e.up) {
-            return Err(Error::Device("gate and up differ in their groups".into()));
-        }
-        Ok(FeedForward {
-            d: e.gate.cols(),
-            ff: e.gate.rows(),
-            groups: [group(&e.gate), group(&e.down)],
-            top_k,
-        })
-    }
-}
 
 impl State {
     pub(super) fn elementwise(
@@ -249,7 +224,7 @@ impl State {
     }
 
     /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs.
-    fn route_on(
+    pub(super) fn route_on(
         &mut self,
         gpu: &Device,
         logits: &Memory,
@@ -299,146 +274,9 @@ impl State {
         }
     }
 
-    pub(super) fn ffn(
-        &mut self,
-        gpu: &Device,
-        x: &Memory,
-        tokens: usize,
-        expert: &Expert,
-        out: &Memory,
-    ) -> Result<()> {
-        let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
-        let one = placed.iter().all(|p| p.len() == 1 && Arc::ptr_eq(&p[0].memory, &placed[0][0].memory));
-        if !one {
-            return Err(Error::Device(format!(
-                "a feed-forward block of {}x{} is more than the adapter's kernels can read at once",
-                expert.gate.rows(),
-                expert.gate.cols()
-            )));
-        }
-        let mut words = [0; JOB_WORDS];
-        for (m, p) in placed.iter().enumerate() {
-            let form = p[0].form;
-            words[m] = form.base;
-            words[3] = place(0, form.planes);
-            words[4 + 2 * m] = form.alpha.to_bits();
-            words[5 + 2 * m] = form.beta.to_bits();
-        }
-        let planes = |m: usize| placed[m][0].form.planes;
-        if planes(0) != planes(1) || planes(0) != planes(2) {
-            return Err(Error::Device("gate, up and down differ in their levels".into()));
-        }
-        let slots: Vec<u32> = (0..tokens as u32).collect();
-        let shape = FeedForward::of(expert, 1)?;
-        let jobs = [(words, placed[0][0].memory.clone())];
-        self.feed_forward(gpu, x, &shape, &jobs, &[&slots], tokens, out)
-    }
-
-    pub(super) fn experts(
-        &mut self,
-        gpu: &Device,
-        x: &Memory,
-        of: Routed,
-        jobs: &[ExpertJob<'_>],
-        out: &Memory,
-    ) -> Result<()> {
-        let Some(first) = jobs.first() else { return Ok(()) };
-        let shape = FeedForward::of(first.expert, of.top_k)?;
-        let highest = jobs.iter().flat_map(|j| j.slots.last()).max().map_or(0, |&s| s as usize + 1);
-        let at_once = self.experts.slots(gpu, of, first.expert)?;
-        for jobs in jobs.chunks(at_once) {
-            let named: Vec<(u32, &Expert)> = jobs.iter().map(|j| (j.index, j.expert)).collect();
-            self.experts.load(gpu, &mut self.recorder, of, &named)?;
-            let prepared: Vec<_> = jobs.iter().map(|j| self.experts.job(of.layer, j)).collect();
-            let slots: Vec<&[u32]> = jobs.iter().map(|j| j.slots).collect();
-            self.feed_forward(gpu, x, &shape, &prepared, &slots, highest, out)?;
-        }
-        Ok(())
-    }
-
-    /// Gate, up, activation and down of several jobs, each over its own slots, into rows of `out`.
-    #[allow(clippy::too_many_arguments)]
-    fn feed_forward(
-        &mut self,
-        gpu: &Device,
-        x: &Memory,
-        shape: &FeedForward,
-        jobs: &[([u32; JOB_WORDS], Arc<Memory>)],
-        slots: &[&[u32]],
-        rows: usize,
-        out: &Memory,
-    ) -> Result<()> {
-        self.hidden.at_least(gpu, rows * shape.ff, "hidden values")?;
-        // Jobs of one buffer and one level make a dispatch; they are told apart by the word that says so.
-        let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
-        for (words, memory) in jobs {
-            if !places.iter().any(|p| p.0 == words[3]) {
-                places.push((words[3], memory));
-            }
-        }
-        let many = if slots.iter().all(|s| s.len() == 1) { 1 } else { MANY as usize };
-        for (at, memory) in places {
-            let mut words = Vec::new();
-            for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[3] == at) {
-                for slots in slots.chunks(many) {
-                    let mut job = *job;
-                    job[10] = slots.len() as u32;
-                    job[12..12 + slots.len()].copy_from_slice(slots);
-                    words.extend(job);
-                }
-            }
-            const AT_ONCE: usize = PUT_WORDS / JOB_WORDS;
-            for words in words.chunks(AT_ONCE * JOB_WORDS) {
-                let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
-                let count = words.len() / JOB_WORDS;
-                let variant = Variant { planes: at & 255, tokens: many as u32, ..Variant::default() };
-                let hidden = self.hidden.memory.as_ref().expect("was made above");
-                let (d, ff, top_k) = (shape.d as u32, shape.ff as u32, shape.top_k as u32);
-                let [group, group_down] = shape.groups;
-                let up = GateUpParams { d, ff, group, top_k, first, place: at };
-                let grid = [shape.ff.div_ceil(TILE_ROWS), count];
-                self.recorder.run_with_ring(gpu, variant, &up, &[memory, x, hidden], 2, grid);
-                let down = DownParams { d, ff, group: group_down, top_k, first, place: at };
-                let grid = [shape.d.div_ceil(TILE_ROWS), count];
-                self.recorder.run_with_ring(gpu, variant, &down, &[memory, hidden, out], 2, grid);
-            }
-        }
-        Ok(())
-    }
-
-    /// One token's experts without a word to the host.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn routed(
-        &mut self,
-        gpu: &Device,
-        h: &Memory,
-        logits: &Memory,
-        router: &Router,
-        of: Routed,
-        experts: &[Expert],
-        x: &Memory,
-    ) -> Result<bool> {
-        let Some(first) = experts.first() else { return Ok(false) };
-        let Some((table, bank)) = self.experts.load_all(gpu, &mut self.recorder, of, experts)? else {
-            return Ok(false);
-        };
-        let shape = FeedForward::of(first, of.top_k)?;
-        self.route_on(gpu, logits, 1, router, Some(table))?;
-        let hidden = self.hidden.at_least(gpu, of.top_k * shape.ff, "hidden values")?;
-        let jobs = self.jobs.memory.as_ref().expect("was made for the router");
-        let planes = Form::of(&first.gate, 0).planes;
-        let (d, ff, top_k) = (shape.d as u32, shape.ff as u32, shape.top_k as u32);
-        let [group, group_down] = shape.groups;
-        let at = place(0, planes);
-        let variant = Variant { planes, ..Variant::default() };
-        let up = GateUpParams { d, ff, group, top_k, first: 0, place: at };
-        let grid = [shape.ff.div_ceil(TILE_ROWS), of.top_k];
-        self.recorder.run(gpu, variant, &up, &[&bank, h, jobs, hidden], grid);
-        let down = DownParams { d, ff, group: group_down, top_k, first: 0, place: at };
-        let variant = Variant { sum: true, ..variant };
-        let grid = [shape.d.div_ceil(TILE_ROWS), 1];
-        self.recorder.run(gpu, variant, &down, &[&bank, hidden, jobs, x], grid);
-        Ok(true)
+    pub(super) fn gate_rows(&mut self, gpu: &Device, gate: &Memory, rows: usize, d: usize, x: &Memory) {
+        let params = GateRowsParams { d: d as u32 };
+        self.recorder.run(gpu, Variant::default(), &params, &[gate, x], [groups(d), rows]);
     }
 
     pub(super) fn combine(

@@ -59,7 +59,7 @@ params!(
 
 params!(
     /// `down.wgsl`.
-    Down, DownParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32 }
+    Down, DownParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32, gated: u32 }
 );
 
 params!(

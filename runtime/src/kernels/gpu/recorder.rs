@@ -11,6 +11,9 @@ use std::collections::HashMap;
 /// Words of the ring.
 const RING_WORDS: usize = 1 << 19;
 
+/// Bytes of the ring.
+pub(super) const RING_BYTES: usize = 4 * RING_WORDS;
+
 /// The most words that one [`Recorder::put`] may take.
 pub(super) const PUT_WORDS: usize = RING_WORDS / 2;
 
@@ -50,7 +53,7 @@ impl Recorder {
             groups: HashMap::new(),
             encoder: None,
             pass: None,
-            ring: gpu.memory(4 * RING_WORDS as u64, "the ring")?,
+            ring: gpu.memory(RING_BYTES as u64, "the ring")?,
             ring_at: 0,
             landing: None,
             landing_bytes: 0,
@@ -202,7 +205,7 @@ impl Recorder {
         if self.encoder.is_some() {
             self.submit(gpu);
         }
-        gpu.queue.write_buffer(&to.buffer, at_bytes, bytes);
+        gpu.stage(to, at_bytes, bytes);
         self.stats.uploaded_bytes += bytes.len() as u64;
     }
 

@@ -394,6 +394,20 @@ fn experts_are_their_formula_however_they_are_reached() {
         for (t, got) in get(&b, &out).chunks_exact(d).enumerate() {
             close("a block", got, &feed_forward(&all[1], &x[t * d..][..d]), 2e-4);
         }
+        // The same, gated and added.
+        let gates = values(tokens, 8);
+        let (mut y, mut sum) = (b.alloc(tokens * d).unwrap(), put(&b, &x));
+        b.ffn_add(&input, tokens, &all[1], Some(&put(&b, &gates)), &mut y, &mut sum);
+        let (sum, blocks) = (get(&b, &sum), get(&b, &out));
+        for t in 0..tokens {
+            let x = &x[t * d..][..d];
+            let mut one = put(&b, x);
+            b.ffn_add(&put(&b, x), 1, &all[1], Some(&put(&b, &gates[t..=t])), &mut y, &mut one);
+            assert_eq!(get(&b, &one), sum[t * d..][..d], "level {level:?}, token {t}");
+            let gate = 1.0 / (1.0 + (-gates[t]).exp());
+            let want: Vec<f32> = x.iter().zip(&blocks[t * d..]).map(|(x, y)| x + gate * y).collect();
+            close("a gated block", &get(&b, &one), &want, 1e-5);
+        }
     }
 }
 
@@ -464,4 +478,18 @@ fn what_does_not_fit_is_an_error_and_not_a_crash() {
     let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0 };
     let logits = b.alloc(5000).unwrap();
     assert!(b.route(&logits, 1, &wide, &mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(b) = gpu() else { return };
+    let x = put(&b, &values(64, 1));
+    assert_eq!(get(&b, &x), values(64, 1));
+    let mut out = b.alloc(64).unwrap();
+    b.gpu.device.destroy();
+    b.copy(&x, 0, 64, &mut out);
+    let mut back = vec![0.0; 64];
+    assert!(matches!(b.download(&x, 0, &mut back), Err(crate::Error::Device(_))));
+    assert!(matches!(b.download(&x, 0, &mut back), Err(crate::Error::Device(_))));
+    assert!(b.alloc(16).is_err());
 }

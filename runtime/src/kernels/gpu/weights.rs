@@ -6,7 +6,7 @@
 use super::device::{Device, Memory};
 use super::recorder::MAX_GROUPS;
 use crate::error::Result;
-use crate::quant::{Matrix, Nested, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use crate::quant::{Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -62,40 +62,68 @@ pub(super) fn tiles(m: &Matrix) -> usize {
     m.rows().div_ceil(TILE_ROWS)
 }
 
-/// Appends `count` tiles from `first` on as [`bytes`] says.
-pub(super) fn pack(m: &Matrix, first: usize, count: usize, out: &mut Vec<u8>) {
+/// Calls `write` with the bytes of `count` tiles from `first` on and where they go, as [`bytes`] says. Of a nested matrix
+/// only the planes from `plane` on, which go where they would beside the others.
+pub(super) fn pieces(
+    m: &Matrix,
+    first: usize,
+    count: usize,
+    plane: usize,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
     match m {
-        Matrix::F32 { rows, cols, data } => pack_plain(data, *rows, *cols, first, count, out),
-        Matrix::Nested(n) => (0..n.level().planes()).for_each(|p| pack_plane(n, p, first, count, out)),
-    }
-}
-
-fn pack_plain(data: &[f32], rows: usize, cols: usize, first: usize, count: usize, out: &mut Vec<u8>) {
-    let units = cols.div_ceil(UNIT_COLS);
-    let value = |row: usize, col: usize| if row < rows && col < cols { data[row * cols + col] } else { 0.0 };
-    out.reserve(count * TILE_ROWS * units * UNIT_COLS * 4);
-    for tile in first..first + count {
-        for vector in 0..units * VECTORS {
-            for row in tile * TILE_ROWS..(tile + 1) * TILE_ROWS {
-                (0..4).for_each(|c| out.extend(value(row, 4 * vector + c).to_le_bytes()));
+        Matrix::F32 { rows, cols, data } => plain_pieces(data, *rows, *cols, first, count, write),
+        Matrix::Nested(n) => {
+            let mut at = 0;
+            for p in 0..n.level().planes() {
+                let layout = Shape { rows: count * TILE_ROWS, ..n.shape() }.plane(p);
+                let len = layout.len;
+                if p >= plane {
+                    plane_pieces(n, p, first, count, layout, &mut |offset, bytes| write(at + offset, bytes));
+                }
+                at += len;
             }
         }
     }
 }
 
-/// Appends plane `p` of some tiles.
-pub(super) fn pack_plane(n: &Nested, p: usize, first: usize, count: usize, out: &mut Vec<u8>) {
-    let shape = n.shape();
-    let layout = Shape { rows: count * TILE_ROWS, ..shape }.plane(p);
-    let start = out.len();
-    out.resize(start + layout.len, 0);
-    let out = &mut out[start..];
+/// Tile after tile, a unit's vectors with all rows.
+fn plain_pieces(
+    data: &[f32],
+    rows: usize,
+    cols: usize,
+    first: usize,
+    count: usize,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
+    let vectors = cols.div_ceil(UNIT_COLS) * VECTORS;
+    let value = |row: usize, col: usize| if row < rows && col < cols { data[row * cols + col] } else { 0.0 };
+    let mut tile = vec![0.0f32; vectors * TILE_ROWS * 4];
+    for t in 0..count {
+        for (i, to) in tile.iter_mut().enumerate() {
+            let (vector, row, c) = (i / (4 * TILE_ROWS), i / 4 % TILE_ROWS, i % 4);
+            *to = value((first + t) * TILE_ROWS + row, 4 * vector + c);
+        }
+        write(4 * t * tile.len(), bytemuck::cast_slice(&tile));
+    }
+}
+
+/// Some tiles of plane `p`, straight from where they lie.
+fn plane_pieces(
+    n: &Nested,
+    p: usize,
+    first: usize,
+    count: usize,
+    layout: PlaneLayout,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
+    let (shape, end) = (n.shape(), first + count);
     let tile = shape.tile_bytes(p);
-    out[layout.codes].copy_from_slice(&n.codes(p)[first * tile..(first + count) * tile]);
+    write(layout.codes.start, &n.codes(p)[first * tile..end * tile]);
     if p == 0 {
         let params = shape.groups() * TILE_ROWS;
-        out[layout.scales].copy_from_slice(&n.scales()[2 * first * params..2 * (first + count) * params]);
-        out[layout.zeros].copy_from_slice(&n.zeros()[first * params..(first + count) * params]);
+        write(layout.scales.start, &n.scales()[2 * first * params..2 * end * params]);
+        write(layout.zeros.start, &n.zeros()[first * params..end * params]);
     }
 }
 
@@ -137,26 +165,23 @@ impl Weights {
         Ok(matrices.iter().map(|m| self.matrices[&key(m)].0.clone()).collect())
     }
 
-    fn upload(&mut self, gpu: &Device, bytes: &[u8]) -> Result<Arc<Memory>> {
-        let memory = gpu.memory(bytes.len() as u64, "weights")?;
-        gpu.queue.write_buffer(&memory.buffer, 0, bytes);
-        // Hands the staged bytes over, so that they are not all held until the first product.
-        gpu.queue.submit([]);
-        self.uploaded_bytes += bytes.len() as u64;
-        Ok(Arc::new(memory))
+    fn upload(&mut self, gpu: &Device, to: &Memory, base: usize, m: &Matrix, first: usize, count: usize) {
+        pieces(m, first, count, 0, &mut |at, bytes| {
+            gpu.stage(to, (base + at) as u64, bytes);
+            self.uploaded_bytes += bytes.len() as u64;
+        });
     }
 
     fn upload_together(&mut self, gpu: &Device, new: &[&Matrix]) -> Result<()> {
-        let mut all = Vec::new();
-        let mut forms = Vec::new();
+        let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
+        let memory = Arc::new(gpu.memory(total as u64, "weights")?);
+        let mut base = 0;
         for m in new {
-            forms.push(Form::of(m, (all.len() / 4) as u32));
-            pack(m, 0, tiles(m), &mut all);
-        }
-        let memory = self.upload(gpu, &all)?;
-        for (m, form) in new.iter().zip(forms) {
+            self.upload(gpu, &memory, base, m, 0, tiles(m));
+            let form = Form::of(m, (base / 4) as u32);
             let placed = Placed { memory: memory.clone(), form, first: 0, rows: m.rows() };
             self.matrices.insert(key(m), (vec![placed], (*m).clone()));
+            base += bytes(m, tiles(m));
         }
         Ok(())
     }
@@ -168,9 +193,8 @@ impl Weights {
         let mut parts = Vec::new();
         for first in (0..tiles(m)).step_by(most) {
             let count = most.min(tiles(m) - first);
-            let mut packed = Vec::new();
-            pack(m, first, count, &mut packed);
-            let memory = self.upload(gpu, &packed)?;
+            let memory = Arc::new(gpu.memory(bytes(m, count) as u64, "weights")?);
+            self.upload(gpu, &memory, 0, m, first, count);
             let rows = (m.rows() - first * TILE_ROWS).min(count * TILE_ROWS);
             parts.push(Placed { memory, form: Form::of(m, 0), first: first * TILE_ROWS, rows });
         }
@@ -192,7 +216,10 @@ impl Weights {
             debug_assert!(same(was, name), "weights may not change or move");
             return Ok(memory.clone());
         }
-        let memory = self.upload(gpu, bytemuck::cast_slice(&make()))?;
+        let values = make();
+        let memory = Arc::new(gpu.memory(4 * values.len() as u64, "a vector")?);
+        gpu.stage(&memory, 0, bytemuck::cast_slice(&values));
+        self.uploaded_bytes += 4 * values.len() as u64;
         let copy = if cfg!(debug_assertions) { name.to_vec() } else { Vec::new() };
         self.vectors.insert(key, (memory.clone(), copy));
         Ok(memory)
