@@ -86,27 +86,43 @@ fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
     ]
 }
 
-#[test]
-fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() {
-    if !has_gpu() {
-        return;
-    }
-    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
-    let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
+/// Launches of a token, which must be one submission and one read-back and allocate nothing.
+fn launches(engine: &Engine) -> u64 {
+    let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
     session.logits(&[1, 2, 3]).unwrap();
     session.logits(&[4]).unwrap();
+    let mut most = 0;
     for token in [5, 6, 7] {
         let before = engine.gpu_stats().unwrap();
         session.logits(&[token]).unwrap();
         let after = engine.gpu_stats().unwrap();
         let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
-        let layers = engine.info().layers as u64;
-        // The default model's shared expert takes two more. Besides the layers: the embedding, a copy, and the head.
-        assert!(dispatches <= 10 * layers + 3, "{dispatches} launches for {layers} layers");
         assert_eq!((submits, readbacks, uploaded), (1, 1, 0));
         assert_eq!(before.held_bytes, after.held_bytes, "decoding allocates");
         assert_eq!(before.pipelines, after.pipelines);
+        most = most.max(dispatches);
     }
+    most
+}
+
+#[test]
+fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() {
+    if !has_gpu() {
+        return;
+    }
+    // Besides the layers: the embedding, a copy, and the head.
+    const REST: u64 = 3;
+    for name in ["olmoe", "mixtral", "qwen3moe", "llama"] {
+        let folder = tempfile::tempdir().unwrap();
+        Tiny::load(name).write_folder(folder.path());
+        let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
+        let (n, layers) = (launches(&engine), engine.info().layers as u64);
+        assert!(n <= 8 * layers + REST && n > 6 * layers, "{name}: {n} launches for {layers} layers");
+    }
+    // A shared expert takes two more.
+    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
+    let (n, layers) = (launches(&engine), engine.info().layers as u64);
+    assert!(n <= 10 * layers + REST, "{n} launches for {layers} layers");
 }
 
 #[test]

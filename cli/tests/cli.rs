@@ -215,3 +215,41 @@ fn a_conversation_is_saved_and_goes_on() {
     let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
     assert_eq!(json["messages"].as_array().unwrap().len(), 4);
 }
+
+#[test]
+fn backends_are_chosen_and_listed() {
+    fails(&["run", "-p", "x", "--backend", "gpu:1000"], b"", &["GPU", "no adapter 1000"]);
+    let devices: Json = serde_json::from_str(&ok(&["devices", "--json"], "")).unwrap();
+    let run = |backend: &str| -> Json {
+        let args = [
+            "run",
+            "-p",
+            "What is the capital of France?",
+            "-n",
+            "8",
+            "--ctx",
+            "64",
+            "--json",
+            "--backend",
+            backend,
+        ];
+        serde_json::from_str(&ok(&args, "")).unwrap()
+    };
+    let cpu = run("cpu");
+    assert!(cpu["backend"].as_str().unwrap().starts_with("CPU") && cpu["gpu"].is_null());
+    if !dollop_tests::has_gpu() {
+        assert!(devices.as_array().unwrap().iter().all(|d| !d["missing"].is_null()));
+        return;
+    }
+    assert!(!ok(&["devices"], "").is_empty());
+    let gpu = run("gpu");
+    assert!(gpu["text"].as_str().unwrap().contains("Paris"), "{gpu}");
+    assert!(
+        gpu["backend"].as_str().unwrap().starts_with("GPU") && gpu["gpu"]["dispatches"].as_u64() > Some(0)
+    );
+    let answers = ok(
+        &["chat", "--backend", "gpu", "--temp", "0", "-n", "8", "--ctx", "128"],
+        "What is the capital of France?\n",
+    );
+    assert!(answers.contains("Paris"), "{answers}");
+}

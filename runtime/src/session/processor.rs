@@ -99,16 +99,16 @@ pub(super) struct Needs {
 
 /// An open processor.
 pub(super) enum Processor {
-    Cpu(CpuBackend),
+    Cpu(Box<CpuBackend>),
     #[cfg(feature = "gpu")]
     Gpu(Box<GpuBackend>),
 }
 
 /// A timeline's memory on its processor.
 pub(super) enum Timeline {
-    Cpu(State<CpuBackend>),
+    Cpu(Box<State<CpuBackend>>),
     #[cfg(feature = "gpu")]
-    Gpu(State<GpuBackend>),
+    Gpu(Box<State<GpuBackend>>),
 }
 
 impl Processor {
@@ -121,7 +121,7 @@ impl Processor {
                     cores: options.cores.clone(),
                     kv_single: needs.kv_single,
                 };
-                Ok(Processor::Cpu(CpuBackend::new(cpu)?))
+                Ok(Processor::Cpu(Box::new(CpuBackend::new(cpu)?)))
             }
             #[cfg(feature = "gpu")]
             Some(Adapter(index)) => {
@@ -192,9 +192,9 @@ impl Processor {
     /// Memory for a timeline.
     pub(super) fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Timeline> {
         Ok(match self {
-            Processor::Cpu(cpu) => Timeline::Cpu(State::new(cpu, model, context, chunk)?),
+            Processor::Cpu(cpu) => Timeline::Cpu(Box::new(State::new(&**cpu, model, context, chunk)?)),
             #[cfg(feature = "gpu")]
-            Processor::Gpu(gpu) => Timeline::Gpu(State::new(&**gpu, model, context, chunk)?),
+            Processor::Gpu(gpu) => Timeline::Gpu(Box::new(State::new(&**gpu, model, context, chunk)?)),
         })
     }
 
@@ -209,7 +209,9 @@ impl Processor {
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
         match (self, timeline) {
-            (Processor::Cpu(cpu), Timeline::Cpu(state)) => model.forward(cpu, state, tokens, pos, want, each),
+            (Processor::Cpu(cpu), Timeline::Cpu(state)) => {
+                model.forward(&**cpu, state, tokens, pos, want, each)
+            }
             #[cfg(feature = "gpu")]
             (Processor::Gpu(gpu), Timeline::Gpu(state)) => {
                 model.forward(&**gpu, state, tokens, pos, want, each)

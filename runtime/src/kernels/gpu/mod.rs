@@ -20,7 +20,7 @@ pub use kv::{GpuBuf, GpuKv};
 
 use super::cpu::ScratchShape;
 use super::{Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, Router};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::{Level, Matrix};
 use crate::telemetry::GpuStats;
@@ -148,7 +148,7 @@ impl GpuBackend {
     fn note(&self, result: Result<()>) {
         if let Err(e) = result {
             self.gpu.fail(match e {
-                crate::Error::Device(what) => what,
+                Error::Device(what) => what,
                 other => other.to_string(),
             });
         }

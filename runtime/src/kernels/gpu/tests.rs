@@ -472,9 +472,9 @@ fn what_is_elementwise() {
 #[test]
 fn what_does_not_fit_is_an_error_and_not_a_crash() {
     let Some(b) = gpu() else { return };
-    assert!(matches!(b.alloc(usize::MAX / 8), Err(crate::Error::Device(_))));
+    assert!(matches!(b.alloc(usize::MAX / 8), Err(Error::Device(_))));
     let huge = GpuBackend::new(&GpuOptions { adapter: Some(1000), ..GpuOptions::default() });
-    assert!(matches!(huge, Err(crate::Error::Device(_))));
+    assert!(matches!(huge, Err(Error::Device(_))));
     let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0 };
     let logits = b.alloc(5000).unwrap();
     assert!(b.route(&logits, 1, &wide, &mut Vec::new()).is_err());
@@ -489,7 +489,7 @@ fn a_lost_device_is_an_error_from_then_on() {
     b.gpu.device.destroy();
     b.copy(&x, 0, 64, &mut out);
     let mut back = vec![0.0; 64];
-    assert!(matches!(b.download(&x, 0, &mut back), Err(crate::Error::Device(_))));
-    assert!(matches!(b.download(&x, 0, &mut back), Err(crate::Error::Device(_))));
+    assert!(matches!(b.download(&x, 0, &mut back), Err(Error::Device(_))));
+    assert!(matches!(b.download(&x, 0, &mut back), Err(Error::Device(_))));
     assert!(b.alloc(16).is_err());
 }
