@@ -8,14 +8,14 @@ use std::{env, fs};
 
 include!("variants.rs");
 
-/// The values of a variant: planes, tokens, half, sum, copy.
+/// The values of a variant: planes, tokens, half, sum, operation.
 #[derive(Clone, Copy, Default)]
 struct Variant {
     planes: u32,
     tokens: u32,
     half: bool,
     sum: bool,
-    copy: bool,
+    op: u32,
 }
 
 fn variants(axes: &[Axis]) -> Vec<Variant> {
@@ -29,7 +29,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 // Experts are added up for one token at a time.
                 Axis::Sum if v.tokens > 1 => vec![v],
                 Axis::Sum => [false, true].map(|sum| Variant { sum, ..v }).to_vec(),
-                Axis::Copy => [false, true].map(|copy| Variant { copy, ..v }).to_vec(),
+                Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
             }
         };
         all = all.into_iter().flat_map(spread).collect();
@@ -74,15 +74,15 @@ fn source(kernel: &str, axes: &[Axis], v: &Variant) -> String {
     let cols = TOKENS.iter().find(|t| t.0 == v.tokens).expect("is listed").1;
     constant(Axis::Tokens, "COLS", cols);
     constant(Axis::Sum, "SUM", v.sum.into());
-    constant(Axis::Copy, "COPY", v.copy.into());
+    constant(Axis::Op, "OP", v.op);
     text + &expand(&Path::new("wgsl").join(format!("{kernel}.wgsl")), v, &mut Vec::new())
 }
 
 /// Writes one shader as a Rust expression.
 fn describe(kernel: &str, v: &Variant, source: &str) -> String {
     let label = format!(
-        "{kernel} (planes {}, tokens {}, half {}, sum {}, copy {})",
-        v.planes, v.tokens, v.half, v.sum, v.copy
+        "{kernel} (planes {}, tokens {}, half {}, sum {}, op {})",
+        v.planes, v.tokens, v.half, v.sum, v.op
     );
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
@@ -119,9 +119,9 @@ fn describe(kernel: &str, v: &Variant, source: &str) -> String {
     let writable: Vec<bool> = bindings.iter().map(|b| b.1).collect();
     let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
     format!(
-        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, copy: {} }}, \
+        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, op: {} }}, \
          source: {source:?}, entry: {:?}, workgroup: {:?}, writable: &{writable:?}, params: &[{params}], params_size: {size} }},\n",
-        v.planes, v.tokens, v.half, v.sum, v.copy, entry.name, entry.workgroup_size
+        v.planes, v.tokens, v.half, v.sum, v.op, entry.name, entry.workgroup_size
     )
 }
 

@@ -11,8 +11,8 @@ enum Axis {
     Half,
     /// `down` adds up a token's experts.
     Sum,
-    /// `add` copies.
-    Copy,
+    /// What `elementwise` does.
+    Op,
 }
 
 const KERNELS: &[(&str, &[Axis])] = &[
@@ -25,9 +25,12 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("attention", &[Axis::Half]),
     ("route", &[]),
     ("combine", &[]),
-    ("add", &[Axis::Copy]),
+    ("elementwise", &[Axis::Op]),
     ("gate_rows", &[]),
 ];
+
+/// Operations of `elementwise`: add, copy, SwiGLU.
+const OPS: u32 = 3;
 
 /// The code bits that so many planes make; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];

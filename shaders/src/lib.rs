@@ -16,15 +16,22 @@ pub struct Variant {
     pub half: bool,
     /// `down`: adds up a token's experts.
     pub sum: bool,
-    /// `add`: copies.
-    pub copy: bool,
+    /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
+    pub op: u32,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Variant { planes: 0, tokens: 1, half: false, sum: false, copy: false }
+        Variant { planes: 0, tokens: 1, half: false, sum: false, op: ADD }
     }
 }
+
+/// `x += y`.
+pub const ADD: u32 = 0;
+/// `x = y`.
+pub const COPY: u32 = 1;
+/// `x = silu(x) · y`.
+pub const SWIGLU: u32 = 2;
 
 /// Tokens of a workgroup where there are many.
 pub const MANY: u32 = 8;

@@ -13,7 +13,7 @@ use crate::kernels::cpu::Isa;
 use crate::model::Model;
 use crate::model::file::NestedFile;
 use crate::model::routing::Routing;
-use crate::quant::Level;
+use crate::quant::{Level, Matrix};
 use crate::sched::{Order, Precision, Streamer, Verify};
 use crate::store;
 use crate::telemetry::{GpuStats, StreamStats, Trace};
@@ -158,8 +158,11 @@ impl Engine {
                 let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
                 parts.streamed(&file, options, adapter, plan, streamer)
             } else {
-                let inner = parts.resident(&file, options, adapter, plan)?;
+                let mut inner = parts.resident(&file, options, adapter, plan)?;
                 inner.processor.warm_up(&inner.model)?;
+                if adapter.is_some() {
+                    release(&mut inner.model);
+                }
                 Ok(inner)
             }
         };
@@ -350,6 +353,20 @@ impl Drop for Booking {
     fn drop(&mut self) {
         self.engine.0.sessions.fetch_sub(self.bytes, Ordering::Relaxed);
     }
+}
+
+/// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
+fn release(model: &mut Model) {
+    let planes = |m: &Matrix| {
+        if let Matrix::Nested(n) = m {
+            n.planes().iter().for_each(|plane| store::release(plane));
+        }
+    };
+    for layer in 0..model.config.layers {
+        let experts = model.experts.all(layer).unwrap_or_default();
+        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(planes);
+    }
+    model.weights.matrices_mut(false).into_iter().for_each(|m| planes(m));
 }
 
 fn map(path: &Path) -> Result<NestedFile> {

@@ -131,6 +131,7 @@ impl Processor {
                     expert_bytes: needs.expert_bytes,
                     routed_layers: needs.routed_layers,
                     level: needs.level,
+                    binding_bytes: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
             }

@@ -3,14 +3,15 @@
 
 use super::State;
 use super::device::{Device, Memory};
+use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
-use super::weights::Form;
+use super::weights::{Form, Placed};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
-use crate::kernels::{ExpertJob, Routed, Router};
+use crate::kernels::{ExpertJob, Linear, Routed, Router};
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{MANY, Variant};
+use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer that its matrices lie in.
@@ -58,29 +59,26 @@ impl FeedForward {
 }
 
 impl State {
-    /// The job of a block that every token goes through.
-    fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Prepared> {
+    /// The job of a block that every token goes through; `None` where its matrices do not fit one buffer, or differ in
+    /// their levels.
+    fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
         let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
-        let one = placed.iter().all(|p| p.len() == 1 && Arc::ptr_eq(&p[0].memory, &placed[0][0].memory));
-        if !one {
-            return Err(Error::Device(format!(
-                "a feed-forward block of {}x{} is more than the adapter's kernels can read at once",
-                expert.gate.rows(),
-                expert.gate.cols()
-            )));
+        let first = &placed[0][0];
+        let alike = |p: &Placed| Arc::ptr_eq(&p.memory, &first.memory) && p.form.planes == first.form.planes;
+        if !placed.iter().all(|p| p.len() == 1 && alike(&p[0]))
+            || placed[0][0].form.group != placed[1][0].form.group
+        {
+            return Ok(None);
         }
         let mut words = [0; JOB_WORDS];
         for (m, p) in placed.iter().enumerate() {
             let form = p[0].form;
-            if form.planes != placed[0][0].form.planes {
-                return Err(Error::Device("gate, up and down differ in their levels".into()));
-            }
             words[m] = form.base;
             words[3] = place(0, form.planes);
             words[4 + 2 * m] = form.alpha.to_bits();
             words[5 + 2 * m] = form.beta.to_bits();
         }
-        Ok((words, placed[0][0].memory.clone()))
+        Ok(Some((words, first.memory.clone())))
     }
 
     pub(super) fn ffn(
@@ -89,12 +87,41 @@ impl State {
         x: &Memory,
         tokens: usize,
         expert: &Expert,
-        out: &Memory,
+        out: &mut GpuBuf,
     ) -> Result<()> {
-        let job = self.block(gpu, expert)?;
+        let Some(job) = self.block(gpu, expert)? else {
+            return self.ffn_by_matrix(gpu, x, tokens, expert, out);
+        };
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let shape = FeedForward::of(expert, 1)?;
-        self.feed_forward(gpu, x, &shape, &[job], &[&slots], tokens, out)
+        self.feed_forward(gpu, x, &shape, &[job], &[&slots], tokens, &out.memory)
+    }
+
+    /// A block whose matrices are dispatched one by one.
+    fn ffn_by_matrix(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        tokens: usize,
+        expert: &Expert,
+        out: &mut GpuBuf,
+    ) -> Result<()> {
+        let len = tokens * expert.gate.rows();
+        self.hidden.at_least(gpu, len, "hidden values")?;
+        self.ups.at_least(gpu, len, "hidden values")?;
+        let (Some(mut hidden), Some(mut ups)) = (self.hidden.0.take(), self.ups.0.take()) else {
+            unreachable!("both were just made");
+        };
+        let mut outs = [
+            Linear { matrix: &expert.gate, bias: None, out: &mut hidden },
+            Linear { matrix: &expert.up, bias: None, out: &mut ups },
+        ];
+        let first = self.linear(gpu, x, None, tokens, &mut outs, false);
+        self.elementwise(gpu, SWIGLU, &ups.memory, 0, len, &hidden.memory);
+        let mut outs = [Linear { matrix: &expert.down, bias: None, out }];
+        let second = self.linear(gpu, &hidden.memory, None, tokens, &mut outs, false);
+        (self.hidden.0, self.ups.0) = (Some(hidden), Some(ups));
+        first.and(second)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -105,19 +132,20 @@ impl State {
         tokens: usize,
         expert: &Expert,
         gate: Option<&Memory>,
-        y: &Memory,
+        y: &mut GpuBuf,
         x: &Memory,
     ) -> Result<()> {
-        let shape = FeedForward::of(expert, 1)?;
-        if tokens > 1 {
+        let block = if tokens == 1 { self.block(gpu, expert)? } else { None };
+        let Some((mut job, memory)) = block else {
+            let d = expert.down.rows();
             self.ffn(gpu, h, tokens, expert, y)?;
             if let Some(gate) = gate {
-                self.gate_rows(gpu, gate, tokens, shape.d, y);
+                self.gate_rows(gpu, gate, tokens, d, &y.memory);
             }
-            self.elementwise(gpu, false, y, 0, tokens * shape.d, x);
+            self.elementwise(gpu, ADD, &y.memory, 0, tokens * d, x);
             return Ok(());
-        }
-        let (mut job, memory) = self.block(gpu, expert)?;
+        };
+        let shape = FeedForward::of(expert, 1)?;
         job[10] = 1;
         job[11] = 1.0f32.to_bits();
         let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
@@ -191,7 +219,7 @@ impl State {
                 let count = words.len() / JOB_WORDS;
                 let (up, down, planes) = shape.params(first, at);
                 let variant = Variant { planes, tokens: many as u32, ..Variant::default() };
-                let hidden = self.hidden.memory.as_ref().expect("was made above");
+                let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
                 self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count));
                 let memory = [memory[0], hidden, out, &self.spare[0]];
@@ -220,7 +248,7 @@ impl State {
         let shape = FeedForward::of(first, of.top_k)?;
         self.route_on(gpu, logits, 1, router, Some(table))?;
         let hidden = self.hidden.at_least(gpu, of.top_k * shape.ff, "hidden values")?;
-        let jobs = self.jobs.memory.as_ref().expect("was made for the router");
+        let jobs = self.jobs.get();
         let at = place(0, Form::of(&first.gate, 0).planes);
         let (up, down, planes) = shape.params(0, at);
         let variant = Variant { planes, ..Variant::default() };

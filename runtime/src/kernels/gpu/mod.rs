@@ -25,7 +25,7 @@ use crate::experts::Expert;
 use crate::quant::{Level, Matrix};
 use crate::telemetry::GpuStats;
 use device::{Device, Memory};
-use dollop_shaders::{MANY, Variant, WORKGROUP};
+use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
 use experts::{Experts, Room};
 use params::*;
 use recorder::Recorder;
@@ -45,11 +45,20 @@ pub struct GpuOptions {
     pub routed_layers: usize,
     /// The highest level that routed experts are read at.
     pub level: Level,
+    /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
+    pub binding_bytes: Option<u64>,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        GpuOptions { adapter: None, kv_single: false, expert_bytes: None, routed_layers: 1, level: Level::B8 }
+        GpuOptions {
+            adapter: None,
+            kv_single: false,
+            expert_bytes: None,
+            routed_layers: 1,
+            level: Level::B8,
+            binding_bytes: None,
+        }
     }
 }
 
@@ -69,6 +78,8 @@ struct State {
     spare: [Memory; 4],
     /// Hidden values of feed-forward blocks, `[slots, ff]`.
     hidden: Grown,
+    /// The same of `up` alone, where a block does not fit one dispatch.
+    ups: Grown,
     /// `[tokens, top_k, 2]`.
     choices: Grown,
     /// `[top_k]` jobs of one token.
@@ -77,19 +88,20 @@ struct State {
 
 /// Memory that grows to what is asked for.
 #[derive(Default)]
-struct Grown {
-    memory: Option<Memory>,
-    words: usize,
-}
+struct Grown(Option<GpuBuf>);
 
 impl Grown {
-    fn at_least(&mut self, gpu: &Device, words: usize, what: &str) -> Result<&Memory> {
-        if self.memory.is_none() || self.words < words {
-            self.memory = None;
-            self.memory = Some(gpu.memory(4 * words as u64, what)?);
-            self.words = words;
+    fn at_least(&mut self, gpu: &Device, len: usize, what: &str) -> Result<&Memory> {
+        if self.0.as_ref().is_none_or(|b| b.len < len) {
+            self.0 = None;
+            self.0 = Some(GpuBuf { memory: gpu.memory(4 * len as u64, what)?, len });
         }
-        Ok(self.memory.as_ref().expect("was just made"))
+        Ok(self.get())
+    }
+
+    /// What [`Grown::at_least`] made.
+    fn get(&self) -> &Memory {
+        &self.0.as_ref().expect("was asked for before").memory
     }
 }
 
@@ -99,7 +111,7 @@ impl GpuBackend {
     /// # Errors
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
-        let gpu = Device::open(options.adapter)?;
+        let mut gpu = Device::open(options.adapter)?;
         let room = Room { bytes: options.expert_bytes, layers: options.routed_layers, level: options.level };
         let spare = || gpu.memory(16, "a spare");
         let state = State {
@@ -108,9 +120,11 @@ impl GpuBackend {
             experts: Experts::new(&gpu, room)?,
             spare: [spare()?, spare()?, spare()?, spare()?],
             hidden: Grown::default(),
+            ups: Grown::default(),
             choices: Grown::default(),
             jobs: Grown::default(),
         };
+        gpu.max_binding = gpu.max_binding.min(options.binding_bytes.unwrap_or(u64::MAX) & !255);
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
     }
 
@@ -185,7 +199,7 @@ impl Backend for GpuBackend {
     }
 
     fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {
-        self.lock().elementwise(&self.gpu, true, &src.memory, at, len, &dst.memory);
+        self.lock().elementwise(&self.gpu, COPY, &src.memory, at, len, &dst.memory);
     }
 
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
@@ -250,7 +264,7 @@ impl Backend for GpuBackend {
     }
 
     fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
-        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, &out.memory));
+        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
     }
 
     fn ffn_add(
@@ -263,7 +277,7 @@ impl Backend for GpuBackend {
         x: &mut GpuBuf,
     ) {
         let gate = gate.map(|g| &g.memory);
-        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, &y.memory, &x.memory));
+        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
     }
 
     fn experts(&self, x: &GpuBuf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
@@ -297,7 +311,7 @@ impl Backend for GpuBackend {
     }
 
     fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
-        self.lock().elementwise(&self.gpu, false, &y.memory, 0, len, &x.memory);
+        self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
     }
 }
 

@@ -16,10 +16,11 @@ use std::sync::Arc;
 const PARTS: usize = 3;
 
 impl State {
+    /// One of the operations of `elementwise.wgsl`, `from` being taken from `at` on.
     pub(super) fn elementwise(
         &mut self,
         gpu: &Device,
-        copy: bool,
+        op: u32,
         from: &Memory,
         at: usize,
         len: usize,
@@ -27,8 +28,8 @@ impl State {
     ) {
         let n = groups(len);
         let x = n.min(MAX_GROUPS as usize);
-        let params = AddParams { len: len as u32, at: at as u32 };
-        let variant = Variant { copy, ..Variant::default() };
+        let params = ElementwiseParams { len: len as u32, at: at as u32 };
+        let variant = Variant { op, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
     }
 
@@ -109,7 +110,7 @@ impl State {
         let mut params = LinearParams {
             cols: of.matrix.cols() as u32,
             tokens: tokens as u32,
-            flags: if add { ADD } else { 0 },
+            flags: if add { ADDED } else { 0 },
             eps: 0.0,
             parts: parts.len() as u32,
             bias: (first.first / TILE_ROWS) as u32,
@@ -263,8 +264,7 @@ impl State {
     ) -> Result<()> {
         self.route_on(gpu, logits, tokens, router, None)?;
         let mut words = vec![0u32; 2 * tokens * router.top_k];
-        let choices = self.choices.memory.as_ref().expect("was just written");
-        self.recorder.read(gpu, choices, 0, bytemuck::cast_slice_mut(&mut words))?;
+        self.recorder.read(gpu, self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))?;
         out.clear();
         out.extend(words.chunks_exact(2).map(|w| Choice { expert: w[0], gate: f32::from_bits(w[1]) }));
         // What came back from a device is not to be trusted with an index.

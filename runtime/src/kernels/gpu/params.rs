@@ -49,8 +49,10 @@ params!(
 
 /// Bits of [`LinearParams::flags`].
 pub(super) const NORM: u32 = 1;
+/// See [`NORM`].
 pub(super) const BIAS: u32 = 2;
-pub(super) const ADD: u32 = 4;
+/// See [`NORM`].
+pub(super) const ADDED: u32 = 4;
 
 params!(
     /// `gate_up.wgsl`.
@@ -100,8 +102,8 @@ params!(
 );
 
 params!(
-    /// `add.wgsl`.
-    Add, AddParams { len: u32, at: u32 }
+    /// `elementwise.wgsl`.
+    Elementwise, ElementwiseParams { len: u32, at: u32 }
 );
 
 params!(

@@ -1,4 +1,8 @@
-// x += y, or x = y from `at` on (COPY). One invocation: one value.
+// OP: x += y, x = y, or x = silu(x) · y, y being taken from `at` on. One invocation: one value.
+
+const ADD = 0u;
+const COPY = 1u;
+const SWIGLU = 2u;
 
 struct Params {
     len: u32,
@@ -19,9 +23,12 @@ fn main(
     if (i >= p.len) {
         return;
     }
-    if (COPY == 1u) {
-        x[i] = y[p.at + i];
+    let value = y[p.at + i];
+    if (OP == ADD) {
+        x[i] += value;
+    } else if (OP == COPY) {
+        x[i] = value;
     } else {
-        x[i] += y[p.at + i];
+        x[i] = x[i] / (1.0 + exp(-x[i])) * value;
     }
 }
