@@ -11,6 +11,8 @@ fn dollop(args: &[&str], input: &[u8], cache: &Path) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dollop"))
         .args(args)
         .env("XDG_CACHE_HOME", cache)
+        // Without one, a library below Vulkan writes an error of its own.
+        .env("XDG_RUNTIME_DIR", cache)
         .env("DOLLOP_MODEL", default_model())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Backend;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
-use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters};
+use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
 use crate::model::forward::Want;
 use crate::model::{Model, State};
 use crate::telemetry::GpuStats;
@@ -37,7 +37,7 @@ pub(super) fn choose<T>(
         BackendChoice::Gpu(index) => Ok((open(Some(Adapter(index)))?, None)),
         #[cfg(feature = "gpu")]
         BackendChoice::Auto => {
-            let all = adapters();
+            let all = if worth_asking() { adapters() } else { Vec::new() };
             let why = match all.iter().find(|a| !a.software && a.missing.is_none()) {
                 Some(real) => match open(Some(Adapter(Some(real.index)))) {
                     Err(Error::Device(what)) => format!("{}: {what}", real.name),

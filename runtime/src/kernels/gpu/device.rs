@@ -48,6 +48,14 @@ fn found() -> Vec<wgpu::Adapter> {
     all
 }
 
+/// Whether there may be a GPU that is no software. Loading a driver to learn that it is one takes time and memory, and
+/// some write to standard error.
+pub(crate) fn worth_asking() -> bool {
+    // Where Linux has a GPU it has a node for it: Mesa's drivers, NVIDIA's, Windows' below WSL, phones' own.
+    const NODES: [&str; 5] = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
+    !cfg!(target_os = "linux") || NODES.iter().any(|node| std::path::Path::new(node).exists())
+}
+
 fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let missing = if !adapter.features().contains(wgpu::Features::IMMEDIATES) {

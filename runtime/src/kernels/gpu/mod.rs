@@ -15,6 +15,7 @@ mod recorder;
 mod tests;
 mod weights;
 
+pub(crate) use device::worth_asking;
 pub use device::{AdapterInfo, adapters};
 pub use kv::{GpuBuf, GpuKv};
 
