@@ -189,3 +189,31 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
     }
     assert!(adapted[0] == adapted[1], "the same input from the same state gives another output");
 }
+
+#[test]
+fn two_threads_share_an_engine() {
+    if !has_gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny::load("qwen2moe");
+    tiny.write_folder(folder.path());
+    let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
+    let all = |chunk: usize| {
+        let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+        session.logits(&tiny.tokens).unwrap()
+    };
+    let want = all(16);
+    std::thread::scope(|scope| {
+        let threads = [1, 5, 16].map(|chunk| {
+            let all = &all;
+            scope.spawn(move || all(chunk))
+        });
+        for thread in threads {
+            assert!(thread.join().unwrap() == want, "another session's work shows");
+        }
+    });
+    let held = engine.gpu_stats().unwrap().held_bytes;
+    all(16);
+    assert_eq!(engine.gpu_stats().unwrap().held_bytes, held, "a session leaves memory behind");
+}

@@ -26,6 +26,8 @@ const CHUNKS: [usize; 5] = [512, 256, 128, 64, 32];
 pub struct MemoryPlan {
     /// What may be used; `None` where nobody set a limit and the system names none.
     pub budget: Option<u64>,
+    /// Whether a GPU computes: its memory is in the plan like any other.
+    pub gpu: bool,
     /// Whether experts are streamed; otherwise everything is resident.
     pub streaming: bool,
     /// Positions of the KV cache that is planned for.
@@ -155,6 +157,7 @@ impl MemoryPlan {
         let levels = Level::ALL.into_iter().filter(|&l| stored.is_some_and(|s| l <= s)).map(fit).collect();
         Ok(MemoryPlan {
             budget: r.budget,
+            gpu: r.gpu,
             streaming,
             context: r.context,
             chunk,

@@ -168,10 +168,7 @@ impl State {
     ) -> Result<()> {
         assert!(how.head_dim <= MAX_HEAD, "heads of {} values: up to {MAX_HEAD}", how.head_dim);
         let half = how.rope.dims / 2;
-        let rope = self.weights.vector(gpu, &how.rope.cos, || {
-            let rows = how.rope.cos.chunks_exact(half).zip(how.rope.sin.chunks_exact(half));
-            rows.flat_map(|(c, s)| [c, s].concat()).collect()
-        })?;
+        let rope = self.weights.rope(gpu, how.rope)?;
         let name = how.q_norm.or(how.k_norm);
         let norms = match name {
             Some(name) => {

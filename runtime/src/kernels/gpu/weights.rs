@@ -6,6 +6,7 @@
 use super::device::{Device, Memory};
 use super::recorder::MAX_GROUPS;
 use crate::error::Result;
+use crate::kernels::RopeTable;
 use crate::quant::{Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -142,6 +143,8 @@ pub(super) struct Weights {
     /// With the host's matrix, which keeps its bytes where they are.
     matrices: HashMap<Key, (Vec<Placed>, Matrix)>,
     vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
+    /// The longest table of rotations so far, with its values per position: a shorter one is its beginning.
+    rope: Option<(Arc<Memory>, usize, usize)>,
     pub(super) uploaded_bytes: u64,
 }
 
@@ -222,6 +225,26 @@ impl Weights {
         self.uploaded_bytes += 4 * values.len() as u64;
         let copy = if cfg!(debug_assertions) { name.to_vec() } else { Vec::new() };
         self.vectors.insert(key, (memory.clone(), copy));
+        Ok(memory)
+    }
+
+    /// `[positions, 2, half]`: cosines and sines of at least the positions of `table`.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn rope(&mut self, gpu: &Device, table: &RopeTable) -> Result<Arc<Memory>> {
+        let half = table.dims / 2;
+        if let Some((memory, len, dims)) = &self.rope
+            && *len >= table.cos.len()
+            && *dims == table.dims
+        {
+            return Ok(memory.clone());
+        }
+        let rows = table.cos.chunks_exact(half).zip(table.sin.chunks_exact(half));
+        let values: Vec<f32> = rows.flat_map(|(c, s)| c.iter().chain(s).copied()).collect();
+        let memory = Arc::new(gpu.memory(4 * values.len() as u64, "rotations")?);
+        gpu.stage(&memory, 0, bytemuck::cast_slice(&values));
+        self.rope = Some((memory.clone(), table.cos.len(), table.dims));
         Ok(memory)
     }
 }
