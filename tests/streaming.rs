@@ -76,8 +76,8 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             ("most of it", 0.8, |_| ()),
             ("half", 0.5, |_| ()),
             ("one expert a layer", 0.0, |_| ()),
-            ("one lane", 0.3, |o| o.streaming.lanes = 1),
-            ("four lanes", 0.3, |o| o.streaming.lanes = 4),
+            ("one lane", 0.3, |o| o.streaming.lanes = Some(1)),
+            ("four lanes", 0.3, |o| o.streaming.lanes = Some(4)),
             ("no overlap", 0.3, |o| o.streaming.overlap = false),
             ("lookahead", 0.5, |o| o.routing.lookahead = true),
             ("one thread, short memory", 0.3, |o| (o.threads, o.streaming.half_life) = (1, 1.0)),
@@ -107,7 +107,7 @@ fn gate_13_adaptive_decisions_repeat_and_refinements_are_bought() {
         let s = stats(&first);
         assert!(s.mean_bits() > 2.05 && s.mean_bits() < 4.0 && s.downgrades > 0 && s.upgrades > 0, "{s:?}");
         for (lanes, overlap) in [(1, true), (4, false)] {
-            (o.streaming.lanes, o.streaming.overlap) = (lanes, overlap);
+            (o.streaming.lanes, o.streaming.overlap) = (Some(lanes), overlap);
             let again = open(&o);
             assert!(logits(&again) == want, "{lanes} lanes changed an adaptive result");
             assert_eq!(stats(&again).decisions, s.decisions);

@@ -19,13 +19,19 @@ struct Row {
     /// Bytes of weights per second, for decoding: those that a token touches times tokens per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes_per_second: Option<f64>,
-    /// What streaming did in all runs of the test, the first one included.
+    /// What streaming did in the runs that count.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<serde_json::Value>,
+    /// Bytes per second that these runs read from storage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_bytes_per_second: Option<f64>,
 }
 
 /// What the read test reads: more than the caches of most machines.
 const READ_TEST: usize = 1 << 30;
+
+/// What the read test of storage reads at most.
+const STORAGE_TEST: u64 = 1 << 30;
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.repeat == 0 || args.prompt + args.generate == 0 {
@@ -51,9 +57,12 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             continue;
         }
         let mut tps = Vec::new();
-        let mark = Mark::now(&engine);
+        let mut mark = None;
         // The first run warms caches and is not counted.
         for run in 0..=args.repeat {
+            if run == 1 {
+                mark = Mark::now(&engine);
+            }
             let seconds = if name == "pp" {
                 prompt(&mut session, args.depth, &tokens)?
             } else {
@@ -67,8 +76,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
         let rate = (name == "tg").then_some(mean * info.active_bytes as f64);
         let test = if args.depth > 0 { format!("{name}{n} @ d{}", args.depth) } else { format!("{name}{n}") };
-        let done = n * (args.repeat + 1);
+        let done = n * args.repeat;
         let stream = mark.as_ref().map(|mark| mark.json(&engine, done));
+        let storage_rate = mark.as_ref().map(|mark| mark.read_rate(&engine));
         if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
             eprintln!("{test}:\n{}", mark.report(&engine, done));
         }
@@ -79,6 +89,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             tps,
             weight_bytes_per_second: rate,
             stream,
+            storage_bytes_per_second: storage_rate,
         });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
@@ -88,9 +99,15 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     } else {
         None
     };
+    let storage = engine.streamer().map(|s| s.read_bandwidth(STORAGE_TEST)).transpose()?.flatten();
     let mut out = std::io::stdout();
     if args.json {
-        let json = serde_json::json!({ "model": info, "tests": rows, "read_bytes_per_second": ceiling });
+        let json = serde_json::json!({
+            "model": info,
+            "tests": rows,
+            "read_bytes_per_second": ceiling,
+            "storage_bytes_per_second": storage,
+        });
         writeln!(out, "{json}")?;
         return watch.finish();
     }
@@ -123,6 +140,18 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             engine.threads(),
             if engine.threads() == 1 { "" } else { "s" }
         )?;
+    }
+    for row in &rows {
+        if let (Some(rate), Some(storage)) = (row.storage_bytes_per_second, storage) {
+            writeln!(
+                out,
+                "\n{} reads {:.2} GB/s of experts, {:.0} % of the {:.2} GB/s that storage gives when nothing else is done",
+                row.test,
+                rate / 1e9,
+                100.0 * rate / storage,
+                storage / 1e9
+            )?;
+        }
     }
     watch.finish()
 }

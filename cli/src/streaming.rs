@@ -49,9 +49,9 @@ pub struct StreamArgs {
     /// Lower or raise the quality of adaptive precision while generating, to reach this speed (not reproducible)
     #[arg(long, value_name = "TPS")]
     pub target_tps: Option<f64>,
-    /// I/O lanes
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
-    pub lanes: u8,
+    /// I/O lanes [default: as many as prove best when the model is opened]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
+    pub lanes: Option<u8>,
     /// Wait for all reads of a layer before computing (for comparison)
     #[arg(long)]
     pub no_overlap: bool,
@@ -65,7 +65,7 @@ pub struct StreamArgs {
     #[arg(long, value_name = "N", hide = true)]
     pub refinement_bytes: Option<usize>,
     /// Tokens after which half of an expert's heat is gone
-    #[arg(long, value_name = "N", default_value_t = 32.0, hide = true)]
+    #[arg(long, value_name = "N", default_value_t = 4.0, hide = true)]
     pub half_life: f32,
 }
 
@@ -142,7 +142,7 @@ impl StreamArgs {
             lookahead: self.lookahead,
         };
         let s = &mut options.streaming;
-        s.lanes = self.lanes.into();
+        s.lanes = self.lanes.map(usize::from);
         s.overlap = !self.no_overlap;
         s.verify = match self.verify {
             VerifyArg::First => Verify::First,
@@ -192,6 +192,9 @@ impl Watch {
         if let (Some(path), Some(trace)) = (&self.args.trace, &self.trace) {
             write(path, &trace.to_json())?;
             eprintln!("trace written to {}; open it at ui.perfetto.dev", path.display());
+            if trace.dropped() > 0 {
+                eprintln!("trace: the last {} spans found no room; trace a shorter run", trace.dropped());
+            }
         }
         if let (Some(path), Some(streamer)) = (&self.args.heat, self.engine.streamer()) {
             let heat = Heat { model: self.engine.info().name.clone(), heat: streamer.heat() };
@@ -236,8 +239,18 @@ impl Mark {
         json["wall_s"] = self.at.elapsed().as_secs_f64().into();
         json["choices_dropped"] = (departures.0 - self.departures.0).into();
         json["choices_redirected"] = (departures.1 - self.departures.1).into();
-        json["access"] = serde_json::to_value(engine.streamer().map(|s| s.access())).unwrap_or_default();
+        if let Some(streamer) = engine.streamer() {
+            json["access"] = serde_json::to_value(streamer.access()).unwrap_or_default();
+            json["lanes"] = streamer.lanes().into();
+            json["measured_at_open"] = serde_json::to_value(streamer.measured()).unwrap_or_default();
+        }
         json
+    }
+
+    /// Bytes per second read since.
+    pub fn read_rate(&self, engine: &Engine) -> f64 {
+        let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
+        (s.bytes_wanted + s.bytes_ahead) as f64 / self.at.elapsed().as_secs_f64()
     }
 
     /// One line: bits, hits, bytes per token.
@@ -263,19 +276,23 @@ impl Mark {
         let read = s.bytes_wanted + s.bytes_ahead;
         let lanes = s.lane_ns as f64 / 1e9;
         let rate = if lanes > 0.0 { read as f64 / lanes } else { 0.0 };
-        let access =
-            engine.streamer().map(|s| format!("{:?}", s.access()).to_lowercase()).unwrap_or_default();
+        let access = engine.streamer().map(|s| {
+            let at_open = s.measured().map_or_else(String::new, |m| {
+                format!(" ({}/s at open with {})", bytes(m.bytes_per_second as u64), m.lanes)
+            });
+            format!("{} {:?} lanes{at_open}", s.lanes(), s.access()).to_lowercase()
+        });
         let departures = engine.routing_departures();
         let mut text = format!(
             "experts    {:.2} bits on average; planes in memory: {}\n\
-             reads      {} in all, {} a token, {} reads of {}/s per lane; {} ahead of need, {} repeated\n\
+             reads      {} in all, {} a token, {}: {}/s each; {} ahead of need, {} repeated\n\
              time       {compute:.0} % computing experts, {wait:.0} % waiting for reads, {:.0} % other\n\
              cache      {} bases and {} refinements given up, {} upgrades, {} moved",
             s.mean_bits(),
             hits.join(", "),
             bytes(read),
             bytes(read / tokens.max(1) as u64),
-            access,
+            access.unwrap_or_default(),
             bytes(rate as u64),
             bytes(s.bytes_ahead),
             s.retries,

@@ -106,6 +106,8 @@ fn stats_trace_and_heat_are_written() {
         "105M",
         "--precision",
         "exact:4",
+        "-t",
+        "2",
         "--stats",
         "--trace",
         trace_name,
@@ -128,7 +130,11 @@ fn stats_trace_and_heat_are_written() {
         tracks.iter().any(|t| t.contains("I/O lane")) && tracks.iter().any(|t| t.contains("compute")),
         "{tracks:?}"
     );
+    assert!(tracks.iter().filter(|t| t.contains("compute")).count() == 2, "one for each thread: {tracks:?}");
     let spans = names("X");
+    for part in ["attention", "gate and up", "down", "dense product", "waiting for reads"] {
+        assert!(spans.iter().any(|s| s == part), "no span of {part}");
+    }
     assert!(spans.iter().any(|s| s.contains("read layer 0 expert")) && spans.len() > 100, "{}", spans.len());
     assert!(events.iter().filter(|e| e["ph"] == "X").all(|e| e["dur"].as_f64().unwrap() >= 0.0));
 

@@ -1,6 +1,6 @@
 //! How long work reports on itself and is stopped: progress, counters, traces. Knows nothing of the work.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -149,6 +149,7 @@ impl Track {
     }
 }
 
+#[derive(Debug)]
 struct Span {
     track: Track,
     name: String,
@@ -160,14 +161,17 @@ struct Span {
 const MAX_SPANS: usize = 1 << 18;
 
 /// A record of who did what when, for a trace viewer.
+#[derive(Debug)]
 pub struct Trace {
     start: Instant,
     spans: Mutex<Vec<Span>>,
+    /// Spans that found no room.
+    dropped: AtomicU64,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        Trace { start: Instant::now(), spans: Mutex::default() }
+        Trace { start: Instant::now(), spans: Mutex::default(), dropped: AtomicU64::new(0) }
     }
 }
 
@@ -183,7 +187,14 @@ impl Trace {
                 start: from.saturating_duration_since(self.start),
                 length,
             });
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Spans that found no room: what happened last is missing.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// The spans in Chrome's trace event format, which Perfetto opens.

@@ -15,6 +15,9 @@ use std::time::Instant;
 /// Lanes at most.
 pub const MAX_LANES: usize = 32;
 
+/// Lanes where nothing was measured.
+pub const DEFAULT_LANES: usize = 2;
+
 /// A failed read is tried again this often: a device that hiccups is not a device that is gone.
 const RETRIES: usize = 2;
 
@@ -87,6 +90,11 @@ impl Lanes {
             lanes.threads.push(thread.spawn(move || work(&shared, i))?);
         }
         Ok(lanes)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.threads.len()
     }
 
     /// Hands over requests: `ahead` of need, or wanted now.

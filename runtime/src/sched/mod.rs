@@ -6,26 +6,28 @@
 //! counts as resident from the moment its read is decided, and where it has not come yet, the serving waits. In exact
 //! mode the weights handed out are those of the level named, so results do not depend on any of this (R2).
 
+mod ceiling;
 mod home;
 mod lanes;
 mod policy;
 mod wave;
 
-pub use lanes::MAX_LANES;
+pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
 
 use crate::cache::Worth;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, ExpertSource, LayerExperts, Wanted};
 use crate::quant::Level;
-use crate::store::{Access, Storage};
-use crate::telemetry::{StreamStats, Trace};
+use crate::store::{Access, Measured, Storage};
+use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// How experts are streamed.
 #[derive(Clone, Debug)]
@@ -65,10 +67,10 @@ impl Default for StreamOptions {
         StreamOptions {
             precision: Precision::Exact(Level::B4),
             cache_bytes: 0,
-            lanes: 2,
+            lanes: DEFAULT_LANES,
             overlap: true,
             verify: Verify::First,
-            half_life: 32.0,
+            half_life: 4.0,
             order: Order::Worth,
             refinement_bytes: None,
         }
@@ -79,6 +81,7 @@ impl Default for StreamOptions {
 pub struct Streamer {
     path: PathBuf,
     access: Access,
+    measured: Option<Measured>,
     lanes: Lanes,
     options: StreamOptions,
     top_k: usize,
@@ -139,7 +142,7 @@ impl Streamer {
             }
             homes.push(Some(home));
         }
-        let access = storage.access();
+        let (access, measured) = (storage.access(), storage.measured());
         let lanes = Lanes::new(options.lanes, storage, trace.clone())
             .map_err(|e| Error::Invalid(format!("no threads for {} I/O lanes: {e}", options.lanes)))?;
         let quality = match options.precision {
@@ -147,7 +150,7 @@ impl Streamer {
             Precision::Adaptive { quality, .. } => quality,
         };
         let state = State { homes, stats: StreamStats::default(), pending: 0, failed: Vec::new(), quality };
-        Ok(Streamer { path, access, lanes, options, top_k, trace, state: Mutex::new(state) })
+        Ok(Streamer { path, access, measured, lanes, options, top_k, trace, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -165,6 +168,16 @@ impl Streamer {
     /// How the file is read.
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// I/O lanes.
+    pub fn lanes(&self) -> usize {
+        self.lanes.count()
+    }
+
+    /// How fast the file proved to be when it was opened.
+    pub fn measured(&self) -> Option<Measured> {
+        self.measured
     }
 
     /// Changes the quality of adaptive precision from the next serving on.
@@ -214,9 +227,12 @@ impl Streamer {
 
     /// Waits for one read.
     fn wait(&self, state: &mut State) -> Result<(), Fault> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let landed = self.lanes.wait();
         state.stats.wait_ns += start.elapsed().as_nanos() as u64;
+        if let Some(trace) = &self.trace {
+            trace.span(Track::Compute(0), start, || "waiting for reads".into());
+        }
         state.land(landed)
     }
 

@@ -55,8 +55,8 @@ pub struct EngineOptions {
 /// How experts are streamed, where they are.
 #[derive(Clone)]
 pub struct StreamingOptions {
-    /// I/O lanes.
-    pub lanes: usize,
+    /// I/O lanes; by default as many as prove best when the file is opened.
+    pub lanes: Option<usize>,
     /// Compute while reads are under way.
     pub overlap: bool,
     /// When checksums of what is read are compared.
@@ -77,7 +77,7 @@ impl Default for StreamingOptions {
     fn default() -> Self {
         let o = crate::sched::StreamOptions::default();
         StreamingOptions {
-            lanes: o.lanes,
+            lanes: None,
             overlap: o.overlap,
             verify: o.verify,
             order: o.order,

@@ -120,6 +120,7 @@ impl Processor {
                     isa: options.isa,
                     cores: options.cores.clone(),
                     kv_single: needs.kv_single,
+                    trace: options.streaming.trace.clone(),
                 };
                 Ok(Processor::Cpu(Box::new(CpuBackend::new(cpu)?)))
             }

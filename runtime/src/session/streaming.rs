@@ -6,13 +6,16 @@ use super::plan::MemoryPlan;
 use crate::error::Result;
 use crate::experts::LayerExperts;
 use crate::model::file::NestedFile;
-use crate::sched::{StreamOptions, Streamer};
-use crate::store::{Arena, FileStorage, Storage};
+use crate::sched::{DEFAULT_LANES, StreamOptions, Streamer};
+use crate::store::{FileStorage, Storage};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Slabs that are read to find out how the file is best read: enough for a clear answer, a few milliseconds' worth.
-const PROBES: usize = 8;
+/// Slabs that are read to find out how the file is best read, and bytes of each at most: enough for a clear answer, some
+/// tens of milliseconds' worth.
+const PROBES: usize = 48;
+const PROBE_BYTES: usize = 2 << 20;
 
 /// Where the experts of every layer lie.
 pub(super) fn tables(file: &NestedFile, layers: usize) -> Result<Vec<Option<LayerExperts>>> {
@@ -31,12 +34,12 @@ pub(super) fn open(
     let s = &options.streaming;
     let storage: Arc<dyn Storage> = match &s.storage {
         Some(storage) => storage.clone(),
-        None => Arc::new(measured(path, &tables)?),
+        None => Arc::new(measured(path, &tables, s.lanes)?),
     };
     let how = StreamOptions {
         precision: parts.precision(options),
         cache_bytes: usize::try_from(plan.expert_bytes).unwrap_or(usize::MAX),
-        lanes: s.lanes,
+        lanes: s.lanes.or(storage.measured().map(|m| m.lanes)).unwrap_or(DEFAULT_LANES),
         overlap: s.overlap,
         verify: s.verify,
         half_life: s.half_life,
@@ -48,20 +51,19 @@ pub(super) fn open(
     Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())
 }
 
-/// The file, read in the way that proves faster on slabs spread over it.
-fn measured(path: &Path, tables: &[Option<LayerExperts>]) -> Result<FileStorage> {
+/// The file, read in the way that proves fastest on slabs spread over it.
+fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) -> Result<FileStorage> {
     let routed: Vec<&LayerExperts> = tables.iter().flatten().collect();
+    // One after another from all over the file, so that each way of reading gets what the others get.
     let probe = |i: usize| {
-        let table = routed.get(i * routed.len() / PROBES)?;
+        let table = routed.get(i * 7 % routed.len().max(1))?;
         let slabs = &table.planes[0];
-        let expert = i * 7 % table.count();
-        Some((slabs.offset + (expert * slabs.stride) as u64, slabs.stride))
+        let expert = i * 11 % table.count();
+        Some((slabs.offset + (expert * slabs.stride) as u64, slabs.stride.min(PROBE_BYTES)))
     };
     let mut probes: Vec<(u64, usize)> = (0..PROBES).filter_map(probe).collect();
-    // The two halves are read in different ways: both should be spread over the file.
-    probes.sort_by_key(|&(offset, _)| (offset >> 20) % 2);
-    let longest = probes.iter().map(|p| p.1).max().unwrap_or(0);
-    let arena = Arena::new(longest, 4096)?;
-    let mut scratch = arena.alloc(longest).expect("the arena is as long");
-    Ok(FileStorage::open_measured(path, &probes, &mut scratch)?.0)
+    // Nothing is read twice: the second time it might come from a cache of the disk.
+    let mut seen = HashSet::new();
+    probes.retain(|p| seen.insert(p.0));
+    FileStorage::open_measured(path, &probes, lanes)
 }

@@ -3,11 +3,12 @@
 //! [`Storage`] is the port between whoever streams and where bytes come from; tests put faults in between. A
 //! [`FileStorage`] may be read from any number of threads at once. It does not retry: `sched` does.
 
-use super::os;
+use super::os::{self, Arena, Slab};
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Bytes at offsets.
@@ -20,6 +21,11 @@ pub trait Storage: Send + Sync {
 
     /// How it reads, for people.
     fn access(&self) -> Access;
+
+    /// How fast it proved to be, where that was measured.
+    fn measured(&self) -> Option<Measured> {
+        None
+    }
 }
 
 /// How a file is read.
@@ -30,6 +36,15 @@ pub enum Access {
     Direct,
     /// Through the page cache, which is told to forget what was read.
     Buffered,
+}
+
+/// How fast storage proved to be when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Measured {
+    /// Reads at a time.
+    pub lanes: usize,
+    /// With so many.
+    pub bytes_per_second: f64,
 }
 
 /// Fills `to`.
@@ -54,7 +69,11 @@ pub struct FileStorage {
     path: PathBuf,
     buffered: File,
     direct: Option<File>,
+    measured: Option<Measured>,
 }
+
+/// Numbers of reads at a time that are tried.
+const LANES: [usize; 3] = [1, 2, 4];
 
 /// Direct reads must begin and end at multiples of this, in the file and in memory. Disks with larger blocks refuse, and
 /// the read is done buffered.
@@ -68,50 +87,77 @@ impl FileStorage {
     pub fn open(path: &Path, direct: bool) -> Result<FileStorage> {
         let buffered = File::open(path).map_err(|e| Error::io(path, e))?;
         let direct = if direct { os::open_direct(path) } else { None };
-        Ok(FileStorage { path: path.to_path_buf(), buffered, direct })
+        Ok(FileStorage { path: path.to_path_buf(), buffered, direct, measured: None })
     }
 
-    /// Opens a file and decides by measurement how to read it: `probes` (offset, length) are read both ways, each part
-    /// by one of them only, into `scratch`. Direct reads win unless they are clearly slower, because they leave the
-    /// page cache to others. Returns bytes per second of the way taken as well.
+    /// Opens a file and decides by measurement how to read it, and with how many reads at a time (`lanes`, if that is
+    /// not for us to decide): `probes` (offset, length) are read in all the ways there are, each part by one of them
+    /// only. Direct reads win unless they are clearly slower, because they leave the page cache to others; fewer reads at
+    /// a time win unless more are clearly faster, because each costs a thread.
     ///
     /// # Errors
-    /// `Io`.
-    pub fn open_measured(
-        path: &Path,
-        probes: &[(u64, usize)],
-        scratch: &mut [u8],
-    ) -> Result<(FileStorage, Option<f64>)> {
+    /// `Io`; `Invalid` where there is no memory to read into.
+    pub fn open_measured(path: &Path, probes: &[(u64, usize)], lanes: Option<usize>) -> Result<FileStorage> {
         let mut storage = FileStorage::open(path, true)?;
-        let half = probes.len() / 2;
-        let mut rate = |storage: &FileStorage, probes: &[(u64, usize)]| {
-            let (start, mut bytes) = (Instant::now(), 0);
-            for &(offset, len) in probes {
-                let part = scratch.get_mut(..len)?;
-                read_exact(storage, offset, part).ok()?;
-                bytes += len;
-            }
-            (bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64())
+        let counts: &[usize] = match &lanes {
+            Some(n) => std::slice::from_ref(n),
+            None => &LANES,
         };
+        let direct = storage.direct.is_some();
+        let part = (probes.len() / (counts.len() + usize::from(direct))).max(1);
+        let mut parts = probes.chunks(part);
         // What happens to be in the page cache says nothing about the disk.
         for &(offset, len) in probes {
             os::forget(&storage.buffered, offset, len as u64);
         }
-        let direct = storage.direct.take();
-        let buffered = rate(&storage, &probes[half..]);
-        storage.direct = direct;
-        let direct = storage.direct.is_some().then(|| rate(&storage, &probes[..half])).flatten();
-        Ok(match (direct, buffered) {
-            (Some(d), Some(b)) if d < 0.5 * b => {
-                storage.direct = None;
-                (storage, Some(b))
+        let mut best: Option<Measured> = None;
+        let mut rates = |storage: &FileStorage, counts: &[usize]| -> Result<Option<Measured>> {
+            let mut best: Option<Measured> = None;
+            for &lanes in counts {
+                let Some(rate) = storage.rate(parts.next().unwrap_or(&[]), lanes)? else { continue };
+                if best.is_none_or(|b| rate > 1.15 * b.bytes_per_second) {
+                    best = Some(Measured { lanes, bytes_per_second: rate });
+                }
             }
-            (Some(d), _) => (storage, Some(d)),
-            (None, b) => {
-                storage.direct = None;
-                (storage, b)
+            Ok(best)
+        };
+        if direct {
+            best = rates(&storage, counts)?;
+        }
+        // Through the page cache in one way only: two reads at a time where they are ours to choose.
+        let file = storage.direct.take();
+        let buffered = rates(&storage, if direct { &counts[counts.len() / 2..][..1] } else { counts })?;
+        match (best, buffered) {
+            (Some(d), Some(b)) if d.bytes_per_second < 0.5 * b.bytes_per_second => best = buffered,
+            (Some(_), _) => storage.direct = file,
+            (None, _) => best = buffered,
+        }
+        storage.measured = best;
+        Ok(storage)
+    }
+
+    /// Bytes per second of reading `probes` with `lanes` reads at a time; `None` where nothing was read.
+    fn rate(&self, probes: &[(u64, usize)], lanes: usize) -> Result<Option<f64>> {
+        let longest = probes.iter().map(|p| p.1).max().unwrap_or(0).next_multiple_of(4096);
+        let arena = Arena::new(lanes * longest, 4096)?;
+        let slabs: Vec<Slab> = (0..lanes).filter_map(|_| arena.alloc(longest)).collect();
+        let (next, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for mut slab in slabs {
+                let (next, bytes) = (&next, &bytes);
+                // A thread that the system refuses is one lane fewer.
+                let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, move || {
+                    while let Some(&(offset, len)) = probes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if read_exact(self, offset, &mut slab[..len]).is_ok() {
+                            bytes.fetch_add(len, Ordering::Relaxed);
+                        }
+                    }
+                });
             }
-        })
+        });
+        let bytes = bytes.into_inner();
+        Ok((bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64()))
     }
 
     /// The file.
@@ -142,6 +188,10 @@ impl Storage for FileStorage {
     fn access(&self) -> Access {
         if self.direct.is_some() { Access::Direct } else { Access::Buffered }
     }
+
+    fn measured(&self) -> Option<Measured> {
+        self.measured
+    }
 }
 
 #[cfg(test)]
@@ -166,9 +216,13 @@ mod tests {
             let end = read_exact(&storage, 99_000, &mut [0; 4096]).unwrap_err();
             assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
         }
-        let (storage, rate) =
-            FileStorage::open_measured(&path, &[(0, 4096), (8192, 4096)], &mut slab).unwrap();
-        assert!(rate.unwrap() > 0.0 && storage.path() == path);
+        let probes: Vec<(u64, usize)> = (0..8).map(|i| (i * 8192, 4096)).collect();
+        for lanes in [None, Some(3)] {
+            let storage = FileStorage::open_measured(&path, &probes, lanes).unwrap();
+            let measured = storage.measured().unwrap();
+            assert!(measured.bytes_per_second > 0.0 && storage.path() == path);
+            assert!(lanes.map_or(LANES.contains(&measured.lanes), |n| n == measured.lanes), "{measured:?}");
+        }
         std::fs::remove_file(&path).unwrap();
     }
 }

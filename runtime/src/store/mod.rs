@@ -4,5 +4,5 @@
 mod file;
 mod os;
 
-pub use file::{Access, FileStorage, Storage, read_exact};
+pub use file::{Access, FileStorage, Measured, Storage, read_exact};
 pub use os::{Arena, Slab, anonymous_bytes, available_bytes, map, release};

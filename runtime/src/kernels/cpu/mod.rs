@@ -26,6 +26,7 @@ use super::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, R
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
+use crate::telemetry::Trace;
 pub use kv::CpuKv;
 use nested::Activations;
 use pool::Pool;
@@ -33,7 +34,7 @@ use product::{Input, Out, Product};
 pub use scratch::ScratchShape;
 use scratch::{Scratch, grow};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Slots of routed experts computed together: bounds the scratch of a prefill.
 const SLOTS_AT_ONCE: usize = 1024;
@@ -50,6 +51,8 @@ pub struct CpuOptions {
     pub cores: Option<Vec<usize>>,
     /// Keys and values in single precision: the reference. Otherwise in half.
     pub kv_single: bool,
+    /// Where to record what each thread does.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// The processor.
@@ -89,7 +92,7 @@ impl CpuBackend {
         let isa = options.isa.unwrap_or_else(Isa::best);
         let kv_single = options.kv_single;
         Ok(CpuBackend {
-            pool: Pool::new(threads, options.cores),
+            pool: Pool::new(threads, options.cores, options.trace),
             isa,
             kv_single,
             scratch: Mutex::default(),
@@ -175,6 +178,7 @@ impl CpuBackend {
             from..from + jobs[i].slots.len()
         };
 
+        self.pool.operation("gate and up");
         let gate_out = Out::new(gate, ff);
         self.products((by_32, by_64), x, rows, d, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
@@ -184,6 +188,7 @@ impl CpuBackend {
             to: Some(&row_of[range(i)]),
             out: gate_out,
         });
+        self.pool.operation("down");
         let down_out = Out::new(out, d);
         self.products((by_32, by_64), gate, slots, ff, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.down,
@@ -203,6 +208,7 @@ impl CpuBackend {
     /// The norm of each row, in place.
     fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32, rows: usize) {
         let n = weight.len();
+        self.pool.operation("norm");
         self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
     }
 
@@ -217,6 +223,7 @@ impl CpuBackend {
         table: &RopeTable,
     ) {
         let half = table.dims / 2;
+        self.pool.operation("rope");
         self.each_row(&mut x[..tokens * heads * head_dim], heads * head_dim, &|t, row| {
             let at = (pos + t) * half;
             let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
@@ -262,6 +269,7 @@ impl Backend for CpuBackend {
 
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
         let cols = table.cols();
+        self.pool.operation("embedding");
         self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| match table {
             Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
             Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
@@ -270,6 +278,7 @@ impl Backend for CpuBackend {
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
         let n = weight.len();
+        self.pool.operation("norm");
         self.each_row(&mut out[..rows * n], n, &|row, out| {
             math::rms_norm(&x[row * n..][..n], weight, eps, out)
         });
@@ -277,6 +286,7 @@ impl Backend for CpuBackend {
 
     fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
         let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
+        self.pool.operation("dense product");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, tokens: all, .. } = &mut *scratch;
         all.clear();
@@ -333,6 +343,7 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.operation("attention");
         attention::attend(&self.pool, self.isa, &mut scratch.partials, q, kv, pos, tokens, shape, out);
     }
 
@@ -396,6 +407,7 @@ impl Backend for CpuBackend {
 
     fn combine(&self, slots: &Vec<f32>, choices: &[Choice], top_k: usize, d: usize, out: &mut Vec<f32>) {
         let tokens = choices.len() / top_k;
+        self.pool.operation("weighted sum");
         self.each_row(&mut out[..tokens * d], d, &|t, out| {
             out.fill(0.0);
             // A gate of zero is an expert that was not computed: its row holds whatever was there.
@@ -417,6 +429,7 @@ impl Backend for CpuBackend {
         const PIECE: usize = 1024;
         let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };
         if len > 0 {
+            self.pool.operation("residual");
             self.each_row(&mut x[..len], piece, &|i, x| {
                 x.iter_mut().zip(&y[i * piece..][..piece]).for_each(|(x, y)| *x += y);
             });

@@ -5,11 +5,13 @@
 #![allow(unsafe_code)]
 
 use super::cores;
+use crate::telemetry::{Trace, Track};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 /// Looks at the job counter this often before parking: about as long as the gap between two operations of a token,
 /// and short enough for an idle phone.
@@ -38,6 +40,14 @@ struct Shared {
     panicked: AtomicBool,
     stop: AtomicBool,
     cores: Option<Vec<usize>>,
+    traced: Option<Traced>,
+}
+
+/// Where to record what each thread does.
+struct Traced {
+    trace: Arc<Trace>,
+    /// The operation in hand.
+    operation: Mutex<&'static str>,
 }
 
 thread_local! {
@@ -54,6 +64,19 @@ impl Shared {
             cores::bind(list);
         }
     }
+
+    /// Calls `f`, which returns how many tasks it did, and records that where it was any.
+    fn record(&self, thread: usize, f: impl FnOnce() -> usize) {
+        let Some(traced) = &self.traced else {
+            f();
+            return;
+        };
+        let start = Instant::now();
+        if f() > 0 {
+            let operation = *traced.operation.lock().unwrap_or_else(PoisonError::into_inner);
+            traced.trace.span(Track::Compute(thread), start, || operation.to_owned());
+        }
+    }
 }
 
 /// Threads that run jobs together with the caller.
@@ -65,8 +88,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `threads` in all, the caller's included, on these cores.
-    pub fn new(threads: usize, cores: Option<Vec<usize>>) -> Pool {
+    /// `threads` in all, the caller's included, on these cores; what each of them does goes to `trace`.
+    pub fn new(threads: usize, cores: Option<Vec<usize>>, trace: Option<Arc<Trace>>) -> Pool {
         let shared = Arc::new(Shared {
             job: Mutex::new(None),
             wake: Condvar::new(),
@@ -76,11 +99,12 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             cores,
+            traced: trace.map(|trace| Traced { trace, operation: Mutex::new("") }),
         });
         // A thread that the system refuses is one helper fewer, not a failure.
         let spawn = |i| {
             let shared = shared.clone();
-            thread::Builder::new().name(format!("dollop-{i}")).spawn(move || work(&shared)).ok()
+            thread::Builder::new().name(format!("dollop-{i}")).spawn(move || work(&shared, i)).ok()
         };
         let workers = (1..threads.max(1)).filter_map(spawn).collect();
         Pool { shared, workers, turn: Mutex::new(()) }
@@ -91,6 +115,13 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Says what the jobs to come belong to, for traces.
+    pub fn operation(&self, name: &'static str) {
+        if let Some(traced) = &self.shared.traced {
+            *traced.operation.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        }
+    }
+
     /// Calls `task` for every number below `tasks`, on all threads, and returns when all have returned.
     ///
     /// # Panics
@@ -98,7 +129,10 @@ impl Pool {
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.shared.bind();
         if tasks <= 1 || self.workers.is_empty() {
-            return (0..tasks).for_each(task);
+            return self.shared.record(0, || {
+                (0..tasks).for_each(task);
+                tasks
+            });
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
@@ -115,7 +149,7 @@ impl Pool {
             s.epoch.fetch_add(1, Ordering::Release);
         }
         s.wake.notify_all();
-        let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job)));
+        let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job, 0)));
         let mut spins = 0usize;
         while s.busy.load(Ordering::Acquire) != 0 {
             spins += 1;
@@ -129,19 +163,22 @@ impl Pool {
     }
 }
 
-fn claim(s: &Shared, job: Job) {
+fn claim(s: &Shared, job: Job, thread: usize) {
     // SAFETY: see `Pool::run`: the closure outlives the job.
     let task = unsafe { &*job.task };
-    loop {
-        let i = s.next.fetch_add(1, Ordering::Relaxed);
-        if i >= job.tasks {
-            return;
+    s.record(thread, || {
+        for done in 0.. {
+            let i = s.next.fetch_add(1, Ordering::Relaxed);
+            if i >= job.tasks {
+                return done;
+            }
+            task(i);
         }
-        task(i);
-    }
+        unreachable!("there are fewer tasks than numbers")
+    });
 }
 
-fn work(s: &Shared) {
+fn work(s: &Shared, thread: usize) {
     s.bind();
     let mut seen = 0;
     loop {
@@ -165,7 +202,7 @@ fn work(s: &Shared) {
         seen += 1;
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
-            && catch_unwind(AssertUnwindSafe(|| claim(s, job))).is_err()
+            && catch_unwind(AssertUnwindSafe(|| claim(s, job, thread))).is_err()
         {
             s.panicked.store(true, Ordering::Relaxed);
         }
@@ -190,7 +227,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_and_the_pool_survives_a_panic() {
-        let pool = Pool::new(3, None);
+        let pool = Pool::new(3, None, None);
         for tasks in [0, 1, 2, 100, 1000] {
             let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             pool.run(tasks, &|i| {

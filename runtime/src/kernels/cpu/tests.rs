@@ -16,7 +16,8 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
 }
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None }).unwrap()
+    CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None, trace: None })
+        .unwrap()
 }
 
 #[test]
@@ -140,7 +141,8 @@ fn attention_is_the_formula_alone_and_among_others() {
         let q = values(tokens * heads * head_dim, 1);
         for isa in Isa::available() {
             for single in [true, false] {
-                let options = CpuOptions { threads: 2, isa: Some(isa), kv_single: single, cores: None };
+                let options =
+                    CpuOptions { threads: 2, isa: Some(isa), kv_single: single, cores: None, trace: None };
                 let b = CpuBackend::new(options).unwrap();
                 let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
                 b.write_kv(&mut kv, 0, all, &k, &v);

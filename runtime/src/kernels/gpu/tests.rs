@@ -24,7 +24,7 @@ fn gpu() -> Option<GpuBackend> {
 
 fn cpu() -> CpuBackend {
     let isa = Some(Isa::available()[0]);
-    CpuBackend::new(CpuOptions { threads: 1, isa, kv_single: true, cores: None }).unwrap()
+    CpuBackend::new(CpuOptions { threads: 1, isa, kv_single: true, ..CpuOptions::default() }).unwrap()
 }
 
 /// Deterministic values with a few outliers.

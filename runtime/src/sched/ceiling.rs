@@ -1,0 +1,47 @@
+//! What storage gives when nothing is computed: the ceiling of streaming.
+
+use super::Streamer;
+use crate::error::Result;
+use crate::experts::{ExpertSource, Wanted};
+use std::time::Instant;
+
+impl Streamer {
+    /// Bytes per second of filling the cache with other experts, layer by layer, with nothing computed: about `bytes` in
+    /// all. What is in the cache afterwards is of no use to anybody, so this comes after what is to be measured against
+    /// it. `None` where the cache holds all experts and nothing is read.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn read_bandwidth(&self, bytes: u64) -> Result<Option<f64>> {
+        let floor = self.options.precision.floor();
+        // As many experts at a time as a layer holds, so that the lanes always have something to do.
+        let layers: Vec<(usize, usize, usize)> = (self.lock().homes.iter().enumerate())
+            .filter_map(|(layer, home)| {
+                let home = home.as_ref()?;
+                Some((layer, home.cache.experts(), home.cache.capacity() / home.bytes(floor).max(1)))
+            })
+            .collect();
+        let read = || self.lock().stats.bytes_wanted;
+        let (before, start) = (read(), Instant::now());
+        'all: for round in 0..2 * layers.iter().map(|l| l.1).max().unwrap_or(0) {
+            for &(layer, experts, fit) in &layers {
+                let fit = fit.clamp(1, experts);
+                let mut wanted: Vec<Wanted> = (0..fit)
+                    .map(|i| Wanted {
+                        expert: ((round * fit + i) % experts) as u32,
+                        gate: 1.0,
+                        energy: 1.0,
+                        tokens: 1,
+                    })
+                    .collect();
+                wanted.sort_by_key(|w| w.expert);
+                self.serve(layer, &wanted, &mut |_| Ok(()))?;
+                if read() - before >= bytes {
+                    break 'all;
+                }
+            }
+        }
+        let read = read() - before;
+        Ok((read > 0).then(|| read as f64 / start.elapsed().as_secs_f64()))
+    }
+}
