@@ -24,6 +24,7 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("place", &[Axis::Half]),
     ("attention", &[Axis::Half]),
     ("route", &[]),
+    ("group", &[]),
     ("combine", &[]),
     ("elementwise", &[Axis::Op]),
     ("gate_rows", &[]),

@@ -118,6 +118,11 @@ fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() 
         let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
         let (n, layers) = (launches(&engine), engine.info().layers as u64);
         assert!(n <= 8 * layers + REST && n > 6 * layers, "{name}: {n} launches for {layers} layers");
+        // A prompt's choices stay on the device as well: nothing is read back but logits.
+        let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+        let before = engine.gpu_stats().unwrap();
+        let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
+        assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
     }
     // A shared expert takes two more.
     let engine = Engine::open(&default_model(), &on_gpu()).unwrap();

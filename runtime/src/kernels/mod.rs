@@ -124,6 +124,20 @@ pub struct Routed {
     pub top_k: usize,
 }
 
+/// What [`Backend::routed`] works on.
+pub struct RoutedBufs<'a, Buf> {
+    /// Normed input, `[tokens, d]`.
+    pub h: &'a Buf,
+    /// The router's, `[tokens, experts]`.
+    pub logits: &'a Buf,
+    /// Scratch, `[tokens · top_k, d]`.
+    pub slots: &'a mut Buf,
+    /// Scratch, `[tokens, d]`.
+    pub y: &'a mut Buf,
+    /// Residual stream, `[tokens, d]`.
+    pub x: &'a mut Buf,
+}
+
 /// The work of one expert: the (token, rank) slots that chose it. Slot `s` belongs to token `s / top_k`.
 #[derive(Clone, Copy)]
 pub struct ExpertJob<'a> {
@@ -247,22 +261,19 @@ pub trait Backend: Send + Sync + 'static {
     fn experts(&self, x: &Self::Buf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Self::Buf);
 
     /// Routing, experts and their weighted sum, added to `x`, without a word to the host. `false`, and nothing done, where
-    /// the backend cannot or it would be no gain: the caller then routes and serves. Results are the same either way.
+    /// the backend cannot: the caller then routes and serves. Results are the same either way.
     ///
     /// # Errors
     /// `Device` where the experts do not fit the device.
-    #[allow(clippy::too_many_arguments)]
     fn routed(
         &self,
-        h: &Self::Buf,
-        logits: &Self::Buf,
+        bufs: RoutedBufs<'_, Self::Buf>,
         tokens: usize,
         router: &Router,
         layer: usize,
         experts: &[Expert],
-        x: &mut Self::Buf,
     ) -> Result<bool> {
-        let _ = (h, logits, tokens, router, layer, experts, x);
+        let _ = (bufs, tokens, router, layer, experts);
         Ok(false)
     }
 

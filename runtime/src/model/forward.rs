@@ -9,7 +9,8 @@ use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
 use crate::experts::{ExpertSource, Wanted};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, Router,
+    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
+    Router,
 };
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies.
@@ -248,7 +249,10 @@ impl Model {
         }
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
         let done = match self.experts.all(layer) {
-            Some(all) => b.routed(h, &m.router, n, router, layer, all, x)?,
+            Some(all) => {
+                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x };
+                b.routed(bufs, n, router, layer, all)?
+            }
             None => false,
         };
         if !done {

@@ -162,6 +162,15 @@ impl Processor {
         !matches!(self, Processor::Cpu(_))
     }
 
+    /// The most tokens that one call may take.
+    pub(super) fn longest_chunk(&self) -> usize {
+        match self {
+            Processor::Cpu(_) => usize::MAX,
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => crate::kernels::gpu::MAX_TOKENS,
+        }
+    }
+
     pub(super) fn cpu(&self) -> Result<&CpuBackend> {
         match self {
             Processor::Cpu(cpu) => Ok(cpu),

@@ -46,6 +46,7 @@ impl Engine {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
             chunk => chunk.unwrap_or(if plan.streaming { plan.chunk } else { DEFAULT_CHUNK }).min(context),
         };
+        let chunk = chunk.min(self.processor().longest_chunk());
         let booking = self.book(context, chunk)?;
         let state = self.processor().timeline(self.model(), context, chunk)?;
         let tokens = Vec::with_capacity(context);

@@ -1,21 +1,27 @@
-//! Feed-forward blocks as dispatches: dense ones, routed experts with the host's jobs, and a token's experts by the jobs
-//! that `route` writes.
+//! Feed-forward blocks as dispatches: dense ones, routed experts with the host's jobs, and those whose jobs are written on
+//! the device, by `route` for a token and by `group` for many.
 
-use super::State;
 use super::device::{Device, Memory};
 use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
+use super::{State, groups};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
-use crate::kernels::{ExpertJob, Linear, Routed, Router};
+use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
 use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer that its matrices lie in.
 type Prepared = ([u32; JOB_WORDS], Arc<Memory>);
+
+/// Jobs that the choices of so many tokens make at most: every expert that is chosen may have one that is not full.
+pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
+    let slots = tokens * top_k;
+    (experts.min(slots) + slots / MANY as usize).min(slots)
+}
 
 /// What feed-forward dispatches have in common.
 struct FeedForward {
@@ -229,33 +235,50 @@ impl State {
         Ok(())
     }
 
-    /// One token's experts without a word to the host.
-    #[allow(clippy::too_many_arguments)]
+    /// Routing and experts without a word to the host.
     pub(super) fn routed(
         &mut self,
         gpu: &Device,
-        h: &Memory,
-        logits: &Memory,
+        bufs: RoutedBufs<'_, GpuBuf>,
+        tokens: usize,
         router: &Router,
         of: Routed,
         experts: &[Expert],
-        x: &Memory,
     ) -> Result<bool> {
+        let RoutedBufs { h, logits, slots, y, x } = bufs;
         let Some(first) = experts.first() else { return Ok(false) };
         let Some((table, bank)) = self.experts.load_all(gpu, &mut self.recorder, of, experts)? else {
             return Ok(false);
         };
         let shape = FeedForward::of(first, of.top_k)?;
-        self.route_on(gpu, logits, 1, router, Some(table))?;
-        let hidden = self.hidden.at_least(gpu, of.top_k * shape.ff, "hidden values")?;
-        let jobs = self.jobs.get();
-        let at = place(0, Form::of(&first.gate, 0).planes);
-        let (up, down, planes) = shape.params(0, at);
-        let variant = Variant { planes, ..Variant::default() };
-        self.recorder.run(gpu, variant, &up, &[&bank, h, jobs, hidden], shape.gate_grid(of.top_k));
-        let variant = Variant { sum: true, ..variant };
-        let memory = [&*bank, hidden, jobs, x, &self.spare[0]];
-        self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(1));
+        self.route_on(gpu, &logits.memory, tokens, router, Some(table).filter(|_| tokens == 1))?;
+        let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
+        let (choices, jobs) = (self.choices.get(), self.jobs.get());
+        let (up, down, planes) = shape.params(0, place(0, Form::of(&first.gate, 0).planes));
+        let none = &self.spare[0];
+        if tokens == 1 {
+            let variant = Variant { planes, ..Variant::default() };
+            let memory = [&*bank, &h.memory, jobs, hidden];
+            self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(of.top_k));
+            let variant = Variant { sum: true, ..variant };
+            let memory = [&*bank, hidden, jobs, &x.memory, none];
+            self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(1));
+            return Ok(true);
+        }
+        let count = most_jobs(of.experts, tokens, of.top_k);
+        let plain = Variant::default();
+        let (experts, top_k) = (of.experts as u32, of.top_k as u32);
+        let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
+        self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
+        let variant = Variant { planes, tokens: MANY, ..plain };
+        let memory = [&*bank, &h.memory, jobs, hidden];
+        self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(count));
+        let memory = [&*bank, hidden, jobs, &slots.memory, none];
+        self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(count));
+        let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
+        let grid = [groups(shape.d), tokens];
+        self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
+        self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
         Ok(true)
     }
 }

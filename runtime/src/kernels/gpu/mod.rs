@@ -20,7 +20,9 @@ pub use device::{AdapterInfo, adapters};
 pub use kv::{GpuBuf, GpuKv};
 
 use super::cpu::ScratchShape;
-use super::{Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, Router};
+use super::{
+    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, RoutedBufs, Router,
+};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::{Level, Matrix};
@@ -62,6 +64,9 @@ impl Default for GpuOptions {
         }
     }
 }
+
+/// The most tokens that one call may take: their tables fit the ring, and their number a dispatch.
+pub const MAX_TOKENS: usize = 2048;
 
 /// A GPU.
 pub struct GpuBackend {
@@ -135,7 +140,8 @@ impl GpuBackend {
     pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
         let s = shape;
         let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
-        let choices = 2 * s.chunk * s.top_k + s.top_k * JOB_WORDS;
+        let choices =
+            2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
         let words = hidden + choices + vocab + s.context * rope_dims;
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
@@ -287,20 +293,14 @@ impl Backend for GpuBackend {
 
     fn routed(
         &self,
-        h: &GpuBuf,
-        logits: &GpuBuf,
+        bufs: RoutedBufs<'_, GpuBuf>,
         tokens: usize,
         router: &Router,
         layer: usize,
         experts: &[Expert],
-        x: &mut GpuBuf,
     ) -> Result<bool> {
-        if tokens > 1 {
-            // A prompt's tokens share experts: they are worth sorting, which is the caller's to do.
-            return Ok(false);
-        }
         let of = Routed { layer, experts: router.experts, top_k: router.top_k };
-        self.lock().routed(&self.gpu, &h.memory, &logits.memory, router, of, experts, &x.memory)
+        self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
     }
 
     fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {

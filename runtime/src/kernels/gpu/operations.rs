@@ -1,11 +1,12 @@
 //! Operations as dispatches.
 
 use super::device::{Device, Memory};
+use super::feed_forward::most_jobs;
 use super::kv::{GpuBuf, GpuKv};
 use super::params::*;
 use super::recorder::{MAX_GROUPS, PUT_WORDS};
 use super::weights::{Form, Placed};
-use super::{State, by_tokens, groups};
+use super::{MAX_TOKENS, State, by_tokens, groups};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Choice, Linear, Norm, Placing, Projected, Router};
 use crate::quant::{Matrix, TILE_ROWS};
@@ -36,7 +37,7 @@ impl State {
     pub(super) fn embed(&mut self, gpu: &Device, table: &Matrix, tokens: &[u32], out: &Memory) -> Result<()> {
         let parts = self.weights.place(gpu, &[table])?.remove(0);
         let cols = table.cols();
-        assert!(tokens.len() <= PUT_WORDS.min(MAX_GROUPS as usize), "{} tokens at once", tokens.len());
+        assert!(tokens.len() <= MAX_TOKENS, "{} tokens at once", tokens.len());
         let ids = self.recorder.put(gpu, tokens, 1);
         for Placed { memory, form, first, rows } in &parts {
             let Form { base, planes, group, alpha, beta } = *form;
@@ -245,7 +246,7 @@ impl State {
             table: table.unwrap_or(0),
         };
         let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
-        let jobs = self.jobs.at_least(gpu, top_k * JOB_WORDS, "jobs")?;
+        let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;
         let memory = [logits, &self.experts.table, choices, jobs];
         self.recorder.run(gpu, Variant::default(), &params, &memory, [tokens, 1]);
         Ok(())
@@ -285,6 +286,7 @@ impl State {
         d: usize,
         out: &Memory,
     ) {
+        assert!(2 * choices.len() <= PUT_WORDS, "{} choices at once", choices.len());
         let words: Vec<u32> = choices.iter().flat_map(|c| [c.expert, c.gate.to_bits()]).collect();
         let at = self.recorder.put(gpu, &words, 2);
         let params = CombineParams { d: d as u32, top_k: top_k as u32, at };

@@ -97,6 +97,11 @@ params!(
 );
 
 params!(
+    /// `group.wgsl`.
+    Group, GroupParams { experts: u32, slots: u32, jobs: u32, table: u32 }
+);
+
+params!(
     /// `combine.wgsl`.
     Combine, CombineParams { d: u32, top_k: u32, at: u32 }
 );

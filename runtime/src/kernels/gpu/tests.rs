@@ -123,6 +123,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<PlaceParams>(),
         check::<AttentionParams>(),
         check::<RouteParams>(),
+        check::<GroupParams>(),
         check::<CombineParams>(),
         check::<ElementwiseParams>(),
         check::<GateRowsParams>(),
@@ -379,15 +380,21 @@ fn experts_are_their_formula_however_they_are_reached() {
             let want = feed_forward(&all[choices[s].expert as usize], &x[s / top_k * d..][..d]);
             close(&format!("level {level:?}, slot {s}"), got, &want, 2e-4);
         }
-        // One token at a time, chosen and summed on the device: the same to the last bit.
+        // Chosen, sorted and summed on the device, one token at a time or all together: the same to the last bit.
+        let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
+            let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
+            let mut x = put(&b, &vec![0.0; tokens * d]);
+            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x };
+            assert!(b.routed(bufs, tokens, &router, 3, &all).unwrap());
+            get(&b, &x)
+        };
         let before = b.stats();
         for t in 0..tokens {
             let (h, l) = (put(&b, &x[t * d..][..d]), put(&b, &logits[t * experts..][..experts]));
-            let mut out = put(&b, &vec![0.0; d]);
-            assert!(b.routed(&h, &l, 1, &router, 3, &all, &mut out).unwrap());
-            assert_eq!(get(&b, &out), sum[t * d..][..d], "level {level:?}, token {t}");
+            assert_eq!(on_device(1, &h, &l), sum[t * d..][..d], "level {level:?}, token {t}");
         }
         assert_eq!(b.stats().dispatches - before.dispatches, 3 * tokens as u64);
+        assert_eq!(on_device(tokens, &input, &routed), sum, "level {level:?}");
         // As one block of every token.
         let mut out = b.alloc(tokens * d).unwrap();
         b.ffn(&input, tokens, &all[1], &mut out);
@@ -444,10 +451,11 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
             }
         }
     }
-    let mut out = b.alloc(d).unwrap();
+    let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
     let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
     let logits = put(&b, &values(experts as usize, 1));
-    assert!(!b.routed(&input, &logits, 1, &router, 0, &all, &mut out).unwrap(), "not all of them fit");
+    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out };
+    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
 }
 
 #[test]
@@ -536,10 +544,9 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let input = put(&b, &x[..96]);
     let mut out = b.alloc(96).unwrap();
     let logits = put(&b, &values(5, 2));
-    assert!(
-        !b.routed(&input, &logits, 1, &router, 0, &experts, &mut out).unwrap(),
-        "they lie in several buffers"
-    );
+    let (mut two, mut y) = (b.alloc(2 * 96).unwrap(), b.alloc(96).unwrap());
+    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out };
+    assert!(!b.routed(bufs, 1, &router, 0, &experts).unwrap(), "they lie in several buffers");
     let slots: Vec<u32> = (0..5).collect();
     let jobs: Vec<ExpertJob> =
         (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
