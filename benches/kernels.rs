@@ -5,7 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dollop::experts::Expert;
 use dollop::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::kernels::{Attention, Backend, ExpertJob, Linear, Router};
+use dollop::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
 use dollop::quant::{self, Level, Matrix, Shape};
 use std::hint::black_box;
 
@@ -121,8 +121,9 @@ fn between(c: &mut Criterion) {
             });
             let slots: Vec<u32> = (0..tokens as u32).collect();
             group.bench_function("feed-forward", |b| {
-                let job = ExpertJob { expert: &expert, slots: &slots };
-                b.iter(|| backend.experts(black_box(&x), 1, &[job], &mut out));
+                let job = ExpertJob { index: 0, expert: &expert, slots: &slots };
+                let of = Routed { layer: 0, experts: 1, top_k: 1 };
+                b.iter(|| backend.experts(black_box(&x), of, &[job], &mut out));
             });
             group.finish();
         }

@@ -93,6 +93,36 @@ fn unsafe_code_stays_in_its_rooms_and_is_argued() {
 }
 
 #[test]
+fn only_the_gpu_backend_knows_wgpu() {
+    let mut seen = 0;
+    for (file, text) in library() {
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("wgpu::") || code.contains("dollop_shaders") {
+                seen += 1;
+                assert!(file.starts_with("kernels/gpu/"), "{file}:{}: the GPU's libraries", n + 1);
+            }
+        }
+    }
+    assert!(seen > 20, "the search finds nothing");
+}
+
+#[test]
+fn kernels_stay_readable() {
+    let mut seen = 0;
+    let root = root().join("shaders/wgsl");
+    for folder in [root.clone(), root.join("shared")] {
+        for path in fs::read_dir(folder).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_file()) {
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.lines().count() <= 200, "{} has {} lines", path.display(), text.lines().count());
+            assert!(text.starts_with("//"), "{} does not say what it is for", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 15);
+}
+
+#[test]
 fn the_library_does_not_print_exit_or_read_the_environment() {
     for (file, text) in library() {
         let code = text.split("#[cfg(test)]").next().unwrap();
@@ -107,6 +137,7 @@ fn the_library_does_not_print_exit_or_read_the_environment() {
 fn files_stay_readable() {
     let mut all = sources(&root().join("runtime/src"));
     all.extend(sources(&root().join("cli/src")));
+    all.extend(sources(&root().join("shaders/src")));
     assert!(all.len() > 40);
     for path in all {
         let text = fs::read_to_string(&path).unwrap();

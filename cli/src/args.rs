@@ -26,6 +26,7 @@ pub enum Command {
     Plan(PlanArgs),
     Eval(EvalArgs),
     Bench(BenchArgs),
+    Devices(DevicesArgs),
 }
 
 /// Talks with a model.
@@ -228,9 +229,20 @@ pub struct BenchArgs {
     pub engine: EngineArgs,
 }
 
+/// Lists the GPUs that --backend gpu:N can name.
+#[derive(Args)]
+pub struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct EngineArgs {
+    /// What to compute on: auto (a GPU, unless there is none but software), cpu, gpu, or gpu:N of `dollop devices`
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend)]
+    pub backend: dollop::BackendChoice,
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
@@ -292,9 +304,21 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
     Isa::named(name).ok_or_else(|| format!("this machine has {}", known()))
 }
 
+fn backend(name: &str) -> Result<dollop::BackendChoice, String> {
+    use dollop::BackendChoice as B;
+    match (name, name.strip_prefix("gpu:").map(str::parse)) {
+        ("auto", _) => Ok(B::Auto),
+        ("cpu", _) => Ok(B::Cpu),
+        ("gpu", _) => Ok(B::Gpu(None)),
+        (_, Some(Ok(index))) => Ok(B::Gpu(Some(index))),
+        _ => Err("backends are auto, cpu, gpu and gpu:N".into()),
+    }
+}
+
 impl EngineArgs {
     pub fn options(&self) -> dollop::EngineOptions {
         let mut options = dollop::EngineOptions {
+            backend: self.backend,
             threads: self.threads,
             level: self.level,
             isa: self.isa,

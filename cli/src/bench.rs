@@ -93,8 +93,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
-    // The read test takes memory that a budget does not have.
-    let ceiling = if decoded && !engine.memory_plan().streaming {
+    // The read test takes memory that a budget does not have, and measures the processor's.
+    let ceiling = if decoded && !engine.memory_plan().streaming && engine.gpu_stats().is_none() {
         Some(engine.read_bandwidth(READ_TEST)?)
     } else {
         None

@@ -51,8 +51,12 @@ fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(),
 
 /// What `--against` names: a foreign model unquantized, or a Dollop file at its highest level, whole.
 fn reference(path: &std::path::Path, args: &EvalArgs) -> Result<Engine, Failure> {
-    let plain =
-        EngineOptions { threads: args.engine.threads, isa: args.engine.isa, ..EngineOptions::default() };
+    let plain = EngineOptions {
+        backend: args.engine.backend,
+        threads: args.engine.threads,
+        isa: args.engine.isa,
+        ..EngineOptions::default()
+    };
     Ok(match dollop::inspect::kind(path)? {
         dollop::inspect::Kind::Dollop => Engine::open(path, &plain)?,
         _ => Engine::open_reference(path, &plain)?,

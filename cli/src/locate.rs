@@ -25,6 +25,9 @@ pub fn open_with(
 ) -> Result<(Engine, Watch), Failure> {
     let path = dollop_file(model)?;
     let engine = Engine::open(&path, &options)?;
+    if let Some(note) = engine.note() {
+        eprintln!("{note}");
+    }
     let watch = args.stream.watch(&engine, &options)?;
     Ok((engine, watch))
 }

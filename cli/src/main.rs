@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod chat;
 mod convert;
+mod devices;
 mod eval;
 mod inspect;
 mod interrupt;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::plan(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Devices(args) => devices::devices(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,8 +25,15 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         bytes(plan.scratch_bytes),
         plan.chunk
     )?;
-    let what = if plan.streaming { "expert cache" } else { "experts, mapped" };
+    let what = match (plan.streaming, plan.gpu) {
+        (true, _) => "expert cache",
+        (false, true) => "experts on GPU",
+        (false, false) => "experts, mapped",
+    };
     writeln!(out, "  {what:<17} {:>10}", bytes(plan.expert_bytes))?;
+    if plan.device_expert_bytes > 0 {
+        writeln!(out, "  experts on GPU    {:>10}", bytes(plan.device_expert_bytes))?;
+    }
     writeln!(out, "  in all            {:>10}", bytes(plan.total_bytes()))?;
     writeln!(out, "smallest budget     {:>12}", bytes(plan.smallest_bytes))?;
     if plan.levels.is_empty() {

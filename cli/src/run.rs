@@ -77,6 +77,7 @@ fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value,
     json["peak_memory_bytes"] = peak_memory().into();
     json["mode"] = engine.info().mode.clone().into();
     json["backend"] = engine.info().backend.clone().into();
+    json["gpu"] = serde_json::to_value(engine.gpu_stats()).map_err(|e| e.to_string())?;
     Ok(json)
 }
 

@@ -11,6 +11,8 @@ fn dollop(args: &[&str], input: &[u8], cache: &Path) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dollop"))
         .args(args)
         .env("XDG_CACHE_HOME", cache)
+        // Without one, a library below Vulkan writes an error of its own.
+        .env("XDG_RUNTIME_DIR", cache)
         .env("DOLLOP_MODEL", default_model())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -214,4 +216,42 @@ fn a_conversation_is_saved_and_goes_on() {
     ok(&["chat", "--temp", "0", "-n", "4", "--load", path], &format!("Hello\n/save {path}\n"));
     let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
     assert_eq!(json["messages"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn backends_are_chosen_and_listed() {
+    fails(&["run", "-p", "x", "--backend", "gpu:1000"], b"", &["GPU", "no adapter 1000"]);
+    let devices: Json = serde_json::from_str(&ok(&["devices", "--json"], "")).unwrap();
+    let run = |backend: &str| -> Json {
+        let args = [
+            "run",
+            "-p",
+            "What is the capital of France?",
+            "-n",
+            "8",
+            "--ctx",
+            "64",
+            "--json",
+            "--backend",
+            backend,
+        ];
+        serde_json::from_str(&ok(&args, "")).unwrap()
+    };
+    let cpu = run("cpu");
+    assert!(cpu["backend"].as_str().unwrap().starts_with("CPU") && cpu["gpu"].is_null());
+    if !dollop_tests::has_gpu() {
+        assert!(devices.as_array().unwrap().iter().all(|d| !d["missing"].is_null()));
+        return;
+    }
+    assert!(!ok(&["devices"], "").is_empty());
+    let gpu = run("gpu");
+    assert!(gpu["text"].as_str().unwrap().contains("Paris"), "{gpu}");
+    assert!(
+        gpu["backend"].as_str().unwrap().starts_with("GPU") && gpu["gpu"]["dispatches"].as_u64() > Some(0)
+    );
+    let answers = ok(
+        &["chat", "--backend", "gpu", "--temp", "0", "-n", "8", "--ctx", "128"],
+        "What is the capital of France?\n",
+    );
+    assert!(answers.contains("Paris"), "{answers}");
 }

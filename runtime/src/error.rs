@@ -66,6 +66,10 @@ pub enum Error {
     /// The caller cancelled a long operation that has nothing to return.
     #[error("cancelled")]
     Cancelled,
+    /// The GPU is missing, was lost, is out of memory or refused what was asked of it. What is on it is gone; the model
+    /// can be opened again, on this device or on the CPU.
+    #[error("GPU: {0}")]
+    Device(String),
 }
 
 /// The library's result.

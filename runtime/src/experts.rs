@@ -55,6 +55,13 @@ pub trait ExpertSource: Send + Sync {
         out.fill(true);
     }
 
+    /// All experts of a layer, where every one is in memory at one level for good: a backend may then choose and compute
+    /// them without asking.
+    fn all(&self, layer: usize) -> Option<&[Expert]> {
+        let _ = layer;
+        None
+    }
+
     /// What the next call for `layer` will probably want. Changes no result, only what is in memory by then.
     fn hint(&self, layer: usize, wanted: &[Wanted]) {
         let _ = (layer, wanted);
@@ -77,6 +84,10 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
 
     fn resident(&self, layer: usize, out: &mut [bool]) {
         (**self).resident(layer, out);
+    }
+
+    fn all(&self, layer: usize) -> Option<&[Expert]> {
+        (**self).all(layer)
     }
 
     fn hint(&self, layer: usize, wanted: &[Wanted]) {
@@ -184,5 +195,9 @@ impl ExpertSource for AllResident {
 
     fn level(&self) -> Option<Level> {
         self.level
+    }
+
+    fn all(&self, layer: usize) -> Option<&[Expert]> {
+        self.layers.get(layer).map(Vec::as_slice)
     }
 }

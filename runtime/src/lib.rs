@@ -27,7 +27,7 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
-    Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow,
-    Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
+    BackendChoice, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo,
+    Outcome, Overflow, Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
 };
-pub use telemetry::{CancelToken, Progress, StreamStats, Trace, Track};
+pub use telemetry::{CancelToken, GpuStats, Progress, StreamStats, Trace, Track};

@@ -114,6 +114,23 @@ impl StreamStats {
     }
 }
 
+/// What a GPU has been given to do since it was opened. Differences of two snapshots describe what lies between.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct GpuStats {
+    /// Kernels launched.
+    pub dispatches: u64,
+    /// Command buffers submitted.
+    pub submits: u64,
+    /// Waits for a result.
+    pub readbacks: u64,
+    /// Pipelines made.
+    pub pipelines: u64,
+    /// Bytes of weights copied to the device.
+    pub uploaded_bytes: u64,
+    /// Bytes allocated on the device now.
+    pub held_bytes: u64,
+}
+
 /// Where a span of a trace is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Track {

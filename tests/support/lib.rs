@@ -18,3 +18,13 @@ pub fn golden(name: &str) -> PathBuf {
 pub fn default_model() -> PathBuf {
     root().join("models/smollm2-moe.gguf")
 }
+
+/// Whether there is an adapter to test with. Where `DOLLOP_TEST_GPU` is set, as `./check` does, there must be.
+pub fn has_gpu() -> bool {
+    let found = dollop::kernels::gpu::adapters().iter().any(|a| a.missing.is_none());
+    assert!(
+        found || std::env::var_os("DOLLOP_TEST_GPU").is_none(),
+        "no adapter: is a Vulkan driver installed?"
+    );
+    found
+}

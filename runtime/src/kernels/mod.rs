@@ -8,6 +8,8 @@
 //! All buffers hold f32, row-major, one row per token.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 
 use crate::error::Result;
 use crate::experts::Expert;
@@ -21,6 +23,15 @@ pub struct Linear<'a, Buf> {
     pub bias: Option<&'a [f32]>,
     /// `[tokens, rows]`.
     pub out: &'a mut Buf,
+}
+
+/// An RMS norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[values of a row]`.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
 }
 
 /// The shape of one attention operation.
@@ -49,6 +60,37 @@ pub struct RopeTable {
     pub sin: Vec<f32>,
 }
 
+/// The projections of some tokens.
+pub struct Projected<'a, Buf> {
+    /// `[tokens, heads · head_dim]`.
+    pub q: &'a mut Buf,
+    /// `[tokens, kv_heads · head_dim]`.
+    pub k: &'a mut Buf,
+    /// `[tokens, kv_heads · head_dim]`.
+    pub v: &'a mut Buf,
+}
+
+/// What stands between projections and attention, in this order: norms of queries and keys, limits, rope.
+#[derive(Clone, Copy, Debug)]
+pub struct Placing<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Over each head, where it is as long as a head, else over the row.
+    pub q_norm: Option<&'a [f32]>,
+    /// Likewise.
+    pub k_norm: Option<&'a [f32]>,
+    /// Of both norms.
+    pub eps: f32,
+    /// Queries, keys and values are limited to `±limit`.
+    pub limit: Option<f32>,
+    /// Rotation of queries and keys.
+    pub rope: &'a RopeTable,
+}
+
 /// How router logits become gate weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
@@ -71,9 +113,36 @@ pub struct Choice {
     pub gate: f32,
 }
 
+/// The routed experts of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// The layer. With the expert's index it names the expert's weights: a backend may keep them under that name.
+    pub layer: usize,
+    /// Experts in the layer.
+    pub experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+}
+
+/// What [`Backend::routed`] works on.
+pub struct RoutedBufs<'a, Buf> {
+    /// Normed input, `[tokens, d]`.
+    pub h: &'a Buf,
+    /// The router's, `[tokens, experts]`.
+    pub logits: &'a Buf,
+    /// Scratch, `[tokens · top_k, d]`.
+    pub slots: &'a mut Buf,
+    /// Scratch, `[tokens, d]`.
+    pub y: &'a mut Buf,
+    /// Residual stream, `[tokens, d]`.
+    pub x: &'a mut Buf,
+}
+
 /// The work of one expert: the (token, rank) slots that chose it. Slot `s` belongs to token `s / top_k`.
 #[derive(Clone, Copy)]
 pub struct ExpertJob<'a> {
+    /// Expert within the layer.
+    pub index: u32,
     /// Its weights.
     pub expert: &'a Expert,
     /// Slots in ascending order.
@@ -81,6 +150,11 @@ pub struct ExpertJob<'a> {
 }
 
 /// A processor that can run a transformer.
+///
+/// Weights are named by where they lie: what is passed as a matrix, norm, bias or table must not change or make room for
+/// another while the backend is in use, so that a device may keep what it has copied; of two rope tables the shorter is the
+/// other's beginning. Operations without a result that
+/// fail say so at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
     type Buf: Send;
@@ -105,33 +179,45 @@ pub trait Backend: Send + Sync + 'static {
     /// An empty cache for `capacity` positions of keys and values, `heads` of `head_dim` values each.
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
 
-    /// Writes keys and values of `tokens` positions from `pos` on.
-    fn write_kv(&self, kv: &mut Self::Kv, pos: usize, tokens: usize, k: &Self::Buf, v: &Self::Buf);
-
     /// `out[i] = table[tokens[i]]`, dequantized.
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Self::Buf);
 
     /// `out = x / sqrt(mean(x²) + eps) · weight` over each of `rows` rows of `weight.len()` values.
     fn rms_norm(&self, x: &Self::Buf, weight: &[f32], eps: f32, rows: usize, out: &mut Self::Buf);
 
-    /// [`Backend::rms_norm`] where input and output are one buffer.
-    fn rms_norm_in_place(&self, x: &mut Self::Buf, weight: &[f32], eps: f32, rows: usize);
-
     /// Several products of the same `x` (`[tokens, cols]`).
     fn linear(&self, x: &Self::Buf, tokens: usize, outs: &mut [Linear<'_, Self::Buf>]);
 
-    /// Limits the first `len` values to `±limit`.
-    fn clamp(&self, x: &mut Self::Buf, len: usize, limit: f32);
-
-    /// Rotates `heads` heads of `head_dim` values of `tokens` rows, which stand at positions `pos..`.
-    fn rope(
+    /// `h = rms_norm(x)`, and several products of `h`.
+    fn norm_linear(
         &self,
-        x: &mut Self::Buf,
+        x: &Self::Buf,
+        norm: Norm<'_>,
+        tokens: usize,
+        h: &mut Self::Buf,
+        outs: &mut [Linear<'_, Self::Buf>],
+    ) {
+        self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+        self.linear(h, tokens, outs);
+    }
+
+    /// `x += matrix · y + bias`, by way of `linear.out` where the backend needs it.
+    fn linear_add(&self, y: &Self::Buf, tokens: usize, linear: Linear<'_, Self::Buf>, x: &mut Self::Buf) {
+        let Linear { matrix, bias, out } = linear;
+        self.linear(y, tokens, &mut [Linear { matrix, bias, out: &mut *out }]);
+        self.add(x, out, tokens * matrix.rows());
+    }
+
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
+    /// keys and values to the cache. The projections are used up.
+    fn place(
+        &self,
+        x: Projected<'_, Self::Buf>,
+        how: &Placing<'_>,
         pos: usize,
         tokens: usize,
-        heads: usize,
-        head_dim: usize,
-        table: &RopeTable,
+        kv: &mut Self::Kv,
+        rotated: &mut Self::Buf,
     );
 
     /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
@@ -152,8 +238,44 @@ pub trait Backend: Send + Sync + 'static {
     /// Feed-forward (SwiGLU) of `x` (`[tokens, d]`) through one expert or dense block.
     fn ffn(&self, x: &Self::Buf, tokens: usize, expert: &Expert, out: &mut Self::Buf);
 
+    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
+    /// `[tokens, 1]`.
+    fn ffn_add(
+        &self,
+        h: &Self::Buf,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&Self::Buf>,
+        y: &mut Self::Buf,
+        x: &mut Self::Buf,
+    ) {
+        let d = expert.down.rows();
+        self.ffn(h, tokens, expert, y);
+        if let Some(gate) = gate {
+            self.gate_rows(y, gate, tokens, d);
+        }
+        self.add(x, y, tokens * d);
+    }
+
     /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
-    fn experts(&self, x: &Self::Buf, top_k: usize, jobs: &[ExpertJob<'_>], slots: &mut Self::Buf);
+    fn experts(&self, x: &Self::Buf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Self::Buf);
+
+    /// Routing, experts and their weighted sum, added to `x`, without a word to the host. `false`, and nothing done, where
+    /// the backend cannot: the caller then routes and serves. Results are the same either way.
+    ///
+    /// # Errors
+    /// `Device` where the experts do not fit the device.
+    fn routed(
+        &self,
+        bufs: RoutedBufs<'_, Self::Buf>,
+        tokens: usize,
+        router: &Router,
+        layer: usize,
+        experts: &[Expert],
+    ) -> Result<bool> {
+        let _ = (bufs, tokens, router, layer, experts);
+        Ok(false)
+    }
 
     /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
     fn combine(&self, slots: &Self::Buf, choices: &[Choice], top_k: usize, d: usize, out: &mut Self::Buf);

@@ -8,7 +8,10 @@ use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
 use crate::experts::{ExpertSource, Wanted};
-use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
+use crate::kernels::{
+    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
+    Router,
+};
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies.
 const LOGIT_ROWS: usize = 16;
@@ -173,48 +176,44 @@ impl Model {
 
         b.embed(&w.embed, tokens, &mut s.x);
         for (i, layer) in w.layers.iter().enumerate() {
-            b.rms_norm(&s.x, &layer.attn_norm, c.norm_eps, n, &mut s.h);
             self.attention(b, s, layer, i, pos, n);
-            b.add(&mut s.x, &s.y, n * c.d);
-
-            b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
             match &layer.ffn {
-                Ffn::Dense(ffn) => b.ffn(&s.h, n, ffn, &mut s.y),
-                Ffn::Moe(moe) => self.moe(b, s, moe, i, n)?,
+                Ffn::Dense(ffn) => {
+                    b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
+                    b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);
+                }
+                Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
-            b.add(&mut s.x, &s.y, n * c.d);
         }
         self.logits(b, s, n, want, each)
     }
 
-    /// `y = o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed input `h`.
+    /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
     fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
         let c = &self.config;
-        let kv_width = c.kv_width();
-        b.linear(
-            &s.h,
+        b.norm_linear(
+            &s.x,
+            Norm { weight: &layer.attn_norm, eps: c.norm_eps },
             n,
+            &mut s.h,
             &mut [
                 Linear { matrix: &layer.q.matrix, bias: layer.q.bias.as_deref(), out: &mut s.q },
                 Linear { matrix: &layer.k.matrix, bias: layer.k.bias.as_deref(), out: &mut s.k },
                 Linear { matrix: &layer.v.matrix, bias: layer.v.bias.as_deref(), out: &mut s.v },
             ],
         );
-        // A norm as long as a head runs over each head, one as long as the row over the row.
-        if let Some(weight) = &layer.q_norm {
-            b.rms_norm_in_place(&mut s.q, weight, c.norm_eps, n * c.heads * c.head_dim / weight.len());
-        }
-        if let Some(weight) = &layer.k_norm {
-            b.rms_norm_in_place(&mut s.k, weight, c.norm_eps, n * kv_width / weight.len());
-        }
-        if let Some(limit) = c.clip_qkv {
-            b.clamp(&mut s.q, n * c.heads * c.head_dim, limit);
-            b.clamp(&mut s.k, n * kv_width, limit);
-            b.clamp(&mut s.v, n * kv_width, limit);
-        }
-        b.rope(&mut s.q, pos, n, c.heads, c.head_dim, &s.rope);
-        b.rope(&mut s.k, pos, n, c.kv_heads, c.head_dim, &s.rope);
-        b.write_kv(&mut s.kv[i], pos, n, &s.k, &s.v);
+        let how = Placing {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            q_norm: layer.q_norm.as_deref(),
+            k_norm: layer.k_norm.as_deref(),
+            eps: c.norm_eps,
+            limit: c.clip_qkv,
+            rope: &s.rope,
+        };
+        let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
+        b.place(projected, &how, pos, n, &mut s.kv[i], &mut s.attn);
         let shape = Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -222,19 +221,61 @@ impl Model {
             scale: 1.0 / (c.head_dim as f32).sqrt(),
             window: c.windows[i],
         };
-        b.attention(&s.q, &s.kv[i], pos, n, &shape, &mut s.attn);
-        b.linear(
-            &s.attn,
-            n,
-            &mut [Linear { matrix: &layer.o.matrix, bias: layer.o.bias.as_deref(), out: &mut s.y }],
-        );
+        b.attention(&s.attn, &s.kv[i], pos, n, &shape, &mut s.q);
+        let o = Linear { matrix: &layer.o.matrix, bias: layer.o.bias.as_deref(), out: &mut s.y };
+        b.linear_add(&s.q, n, o, &mut s.x);
     }
 
-    /// `y = Σ gate · expert(h)`, plus the shared expert.
-    fn moe<B: Backend>(&self, b: &B, s: &mut State<B>, moe: &Moe, layer: usize, n: usize) -> Result<()> {
+    /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`.
+    fn moe<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        moe: &Moe,
+        norms: &Layer,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
         let (c, State { h, x, y, moe: scratch, .. }) = (&self.config, s);
         let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
-        b.linear(h, n, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
+        let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
+        let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
+        match &moe.shared_gate {
+            Some(matrix) => {
+                let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
+                b.norm_linear(x, norm, n, h, &mut [logits, gate]);
+            }
+            None => b.norm_linear(x, norm, n, h, &mut [logits]),
+        }
+        // With all experts resident there is nothing to decide on the way: no departure changes anything.
+        let done = match self.experts.all(layer) {
+            Some(all) => {
+                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x };
+                b.routed(bufs, n, router, layer, all)?
+            }
+            None => false,
+        };
+        if !done {
+            self.serve(b, (h, x, y), m, router, layer, n)?;
+            b.add(x, y, n * c.d);
+        }
+        if let Some(shared) = &moe.shared {
+            let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
+            b.ffn_add(h, n, shared, gate, y, x);
+        }
+        Ok(())
+    }
+
+    /// `y = Σ gate · expert(h)`, the experts as their source hands them over.
+    fn serve<B: Backend>(
+        &self,
+        b: &B,
+        (h, x, y): (&B::Buf, &B::Buf, &mut B::Buf),
+        m: &mut MoeScratch<B>,
+        router: &Router,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
         b.route(&m.router, n, router, &mut m.choices)?;
         self.depart(b, m, router, layer, n)?;
         if self.routing.lookahead && n == 1 {
@@ -242,32 +283,24 @@ impl Model {
         }
 
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k };
         let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
         self.experts.serve(layer, wanted, &mut |batch| {
             for batch in batch.chunks(JOBS) {
                 let job = |&(i, expert): &(usize, _)| ExpertJob {
+                    index: wanted[i].expert,
                     expert,
                     slots: &by_expert[wanted[i].expert as usize],
                 };
                 let Some(first) = batch.first().map(job) else { break };
                 let mut jobs = [first; JOBS];
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
-                b.experts(h, router.top_k, &jobs[..batch.len()], slots);
+                b.experts(h, of, &jobs[..batch.len()], slots);
             }
             Ok(())
         })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
-        b.combine(&m.slots, &m.choices, router.top_k, c.d, y);
-
-        if let Some(shared) = &moe.shared {
-            // The residual is added first: that frees `y` for the shared expert's output.
-            b.add(x, y, n * c.d);
-            b.ffn(h, n, shared, y);
-            if let Some(gate) = &moe.shared_gate {
-                b.linear(h, n, &mut [Linear { matrix: gate, bias: None, out: &mut m.shared_gate }]);
-                b.gate_rows(y, &m.shared_gate, n, c.d);
-            }
-        }
+        b.combine(&m.slots, &m.choices, router.top_k, self.config.d, y);
         Ok(())
     }
 
@@ -316,8 +349,8 @@ impl Model {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
         let own = std::mem::take(&mut m.choices);
         // `y` is free until the experts' sum is written to it.
-        b.rms_norm(x, &next.ffn_norm, self.config.norm_eps, 1, y);
-        b.linear(y, 1, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
+        let norm = Norm { weight: &next.ffn_norm, eps: self.config.norm_eps };
+        b.norm_linear(x, norm, 1, y, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
         b.route(&m.router, 1, router, &mut m.choices)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         self.experts.hint(layer + 1, &m.wanted);
@@ -343,8 +376,9 @@ impl Model {
         while first < n {
             let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
             b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
-            b.rms_norm(&s.h, &w.norm, c.norm_eps, rows, &mut s.y);
-            b.linear(&s.y, rows, &mut [Linear { matrix: &w.head, bias: None, out: &mut s.logits }]);
+            let norm = Norm { weight: &w.norm, eps: c.norm_eps };
+            let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
+            b.norm_linear(&s.h, norm, rows, &mut s.y, &mut [head]);
             for row in 0..rows {
                 b.download(&s.logits, row * w.vocab(), &mut s.host)?;
                 each(first + row, &s.host);

@@ -180,6 +180,11 @@ impl Nested {
         Nested::new(self.shape, planes, self.fits)
     }
 
+    /// The planes, lowest first.
+    pub fn planes(&self) -> &[Bytes] {
+        &self.planes
+    }
+
     /// The codes of plane `p`, tiles one after another; empty above the level.
     pub fn codes(&self, p: usize) -> &[u8] {
         self.planes.get(p).map_or(&[], |plane| &plane[self.shape.plane(p).codes])

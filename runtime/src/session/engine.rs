@@ -2,20 +2,21 @@
 
 use super::parts::{Parts, Shape};
 use super::plan::MemoryPlan;
+use super::processor::{self, Adapter, BackendChoice, Processor};
 use super::streaming;
 use super::tensors::Reference;
 use super::tokens::SpecialTokens;
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop;
-use crate::kernels::cpu::{CpuBackend, Isa};
+use crate::kernels::cpu::Isa;
 use crate::model::Model;
 use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::Routing;
-use crate::quant::Level;
+use crate::quant::{Level, Matrix};
 use crate::sched::{Order, Precision, Streamer, Verify};
 use crate::store;
-use crate::telemetry::{StreamStats, Trace};
+use crate::telemetry::{GpuStats, StreamStats, Trace};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
@@ -25,6 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How a model is opened.
 #[derive(Clone, Default)]
 pub struct EngineOptions {
+    /// What to compute on; by default the CPU.
+    pub backend: BackendChoice,
     /// Threads, the caller's included; 0 for one per core.
     pub threads: usize,
     /// Level at which experts are read where they are all resident; by default the highest stored. The same as
@@ -121,7 +124,9 @@ pub struct ModelInfo {
 
 pub(super) struct Inner {
     pub(super) model: Model,
-    pub(super) backend: CpuBackend,
+    pub(super) processor: Processor,
+    /// Why it is not another.
+    pub(super) note: Option<String>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
@@ -142,25 +147,30 @@ impl Engine {
     ///
     /// # Errors
     /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
-    /// options that contradict each other.
+    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
         let file = map(path)?;
-        let inner = || {
+        let inner = |adapter| {
             let parts = Parts::new(&file, options)?;
             let tables = streaming::tables(&file, parts.layers())?;
-            let plan = parts.plan(options, &tables)?;
+            let plan = parts.plan(options, adapter, &tables)?;
             if plan.streaming {
                 let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
                 let sums = match options.streaming.verify {
                     Verify::Never => DenseSums::default(),
                     Verify::First | Verify::Always => file.dense_sums()?,
                 };
-                parts.streamed(&file, options, plan, streamer, &sums)
+                parts.streamed(&file, options, adapter, plan, streamer, &sums)
             } else {
-                parts.resident(&file, options, plan)
+                let mut inner = parts.resident(&file, options, adapter, plan)?;
+                inner.processor.warm_up(&inner.model)?;
+                if adapter.is_some() {
+                    release(&mut inner.model);
+                }
+                Ok(inner)
             }
         };
-        Ok(Engine(Arc::new(inner().map_err(|e| e.at(path))?)))
+        Engine::on(options, inner).map_err(|e| e.at(path))
     }
 
     /// What [`Engine::open`] would do with the memory, without loading anything.
@@ -169,11 +179,11 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
         let file = map(path)?;
-        let plan = || {
+        let plan = |adapter| {
             let parts = Parts::new(&file, options)?;
-            parts.plan(options, &streaming::tables(&file, parts.layers())?)
+            parts.plan(options, adapter, &streaming::tables(&file, parts.layers())?)
         };
-        plan().map_err(|e| e.at(path))
+        Ok(processor::choose(options.backend, plan).map_err(|e| e.at(path))?.0)
     }
 
     /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
@@ -188,33 +198,53 @@ impl Engine {
         }
         let options = EngineOptions { memory: None, ..options.clone() };
         let tensors = Reference(source);
-        let open = || {
+        let open = |adapter| {
             let parts = Parts::new(&tensors, &options)?;
-            let plan = parts.plan(&options, &[])?;
-            parts.resident(&tensors, &options, plan)
+            let plan = parts.plan(&options, adapter, &[])?;
+            let inner = parts.resident(&tensors, &options, adapter, plan)?;
+            inner.processor.warm_up(&inner.model)?;
+            Ok(inner)
         };
-        Ok(Engine(Arc::new(open().map_err(|e| e.at(path))?)))
+        Engine::on(&options, open).map_err(|e| e.at(path))
+    }
+
+    /// An engine on the processor that the options ask for.
+    fn on(options: &EngineOptions, open: impl Fn(Option<Adapter>) -> Result<Inner>) -> Result<Engine> {
+        let (mut inner, note) = processor::choose(options.backend, open)?;
+        inner.note = note;
+        Ok(Engine(Arc::new(inner)))
+    }
+
+    /// Why the CPU computes, in one line, where [`BackendChoice::Auto`] would have preferred a GPU.
+    pub fn note(&self) -> Option<&str> {
+        self.0.note.as_deref()
     }
 
     pub(super) fn model(&self) -> &Model {
         &self.0.model
     }
 
-    pub(super) fn backend(&self) -> &CpuBackend {
-        &self.0.backend
+    pub(super) fn processor(&self) -> &Processor {
+        &self.0.processor
     }
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
-        self.backend().threads()
+        self.processor().threads()
+    }
+
+    /// What the GPU was given to do since the engine was opened; `None` where it computes on the CPU.
+    pub fn gpu_stats(&self) -> Option<GpuStats> {
+        self.processor().gpu_stats()
     }
 
     /// Bytes per second that this engine's threads read from memory when they do nothing else: the ceiling of decoding.
     /// The best of five passes over a buffer of `bytes`, which should be larger than the caches.
     ///
     /// # Errors
-    /// `Invalid` where there is no memory for the buffer.
+    /// `Invalid` where there is no memory for the buffer, `Device` where no threads compute.
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
+        let cpu = self.processor().cpu()?;
         let len = bytes / 8;
         let mut words = Vec::new();
         words.try_reserve_exact(len).map_err(|_| Error::Invalid("no memory for the read test".into()))?;
@@ -222,7 +252,7 @@ impl Engine {
         let mut best = 0.0f64;
         for _ in 0..5 {
             let start = std::time::Instant::now();
-            std::hint::black_box(self.backend().read(&words));
+            std::hint::black_box(cpu.read(&words));
             best = best.max((len * 8) as f64 / start.elapsed().as_secs_f64());
         }
         Ok(best)
@@ -271,7 +301,7 @@ impl Engine {
     }
 
     fn session_bytes(&self, context: usize, chunk: usize) -> u64 {
-        let shape = Shape::of(&self.0.model, self.0.info.expert_width);
+        let shape = Shape::of(&self.0.model, self.0.info.expert_width, self.processor().is_gpu());
         shape.kv(context) + shape.scratch(context, chunk, self.threads())
     }
 
@@ -327,6 +357,20 @@ impl Drop for Booking {
     fn drop(&mut self) {
         self.engine.0.sessions.fetch_sub(self.bytes, Ordering::Relaxed);
     }
+}
+
+/// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
+fn release(model: &mut Model) {
+    let planes = |m: &Matrix| {
+        if let Matrix::Nested(n) = m {
+            n.planes().iter().for_each(|plane| store::release(plane));
+        }
+    };
+    for layer in 0..model.config.layers {
+        let experts = model.experts.all(layer).unwrap_or_default();
+        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(planes);
+    }
+    model.weights.matrices_mut(false).into_iter().for_each(|m| planes(m));
 }
 
 fn map(path: &Path) -> Result<NestedFile> {

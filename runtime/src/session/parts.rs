@@ -2,13 +2,13 @@
 
 use super::engine::{EngineOptions, Inner, ModelInfo};
 use super::plan::{MemoryPlan, Request};
+use super::processor::{self, Adapter, Needs, Processor};
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
-use crate::kernels::Backend;
-use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
+use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::file::{DenseCheck, DenseSums};
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
@@ -37,14 +37,16 @@ pub(super) struct Shape<'a> {
     ff_routed: usize,
     ff_dense: usize,
     single: bool,
+    /// Whether a GPU computes.
+    gpu: bool,
 }
 
 impl Shape<'_> {
-    pub(super) fn of(model: &Model, ff_routed: usize) -> Shape<'_> {
-        Shape::new(&model.config, &model.weights, ff_routed)
+    pub(super) fn of(model: &Model, ff_routed: usize, gpu: bool) -> Shape<'_> {
+        Shape::new(&model.config, &model.weights, ff_routed, gpu)
     }
 
-    fn new<'a>(config: &'a Config, weights: &Weights, ff_routed: usize) -> Shape<'a> {
+    fn new<'a>(config: &'a Config, weights: &Weights, ff_routed: usize, gpu: bool) -> Shape<'a> {
         let always = weights.layers.iter().filter_map(|l| match &l.ffn {
             Ffn::Dense(e) => Some(e),
             Ffn::Moe(moe) => moe.shared.as_ref(),
@@ -55,20 +57,21 @@ impl Shape<'_> {
             ff_routed,
             ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
             single: matches!(weights.embed, Matrix::F32 { .. }),
+            gpu,
         }
     }
 
     /// Bytes of a KV cache.
     pub(super) fn kv(&self, context: usize) -> u64 {
         let c = self.config;
-        (c.layers * CpuBackend::kv_bytes(context, c.kv_heads, c.head_dim, self.single)) as u64
+        (c.layers * processor::kv_bytes(self.gpu, context, c.kv_heads, c.head_dim, self.single)) as u64
     }
 
     /// Bytes of everything else that a session makes the engine allocate.
     pub(super) fn scratch(&self, context: usize, chunk: usize, threads: usize) -> u64 {
         let c = self.config;
         let router = c.router.as_ref();
-        let backend = CpuBackend::scratch_bytes(&ScratchShape {
+        let shape = ScratchShape {
             chunk,
             d: c.d,
             widest: c.d.max(c.heads * c.head_dim),
@@ -80,7 +83,8 @@ impl Shape<'_> {
             head_dim: c.head_dim,
             context,
             threads,
-        });
+        };
+        let backend = processor::scratch_bytes(self.gpu, &shape, self.vocab, c.rope.dims);
         (backend + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
     }
 }
@@ -143,17 +147,20 @@ impl Parts {
     pub(super) fn plan(
         &self,
         options: &EngineOptions,
+        adapter: Option<Adapter>,
         tables: &[Option<LayerExperts>],
     ) -> Result<MemoryPlan> {
         let limit = self.config.context;
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         super::timeline::check_context(context, limit)?;
-        let shape = Shape::new(&self.config, &self.weights, self.ff_routed());
+        let gpu = adapter.is_some();
+        let shape = Shape::new(&self.config, &self.weights, self.ff_routed(), gpu);
         let threads = options.cores.as_ref().map_or(options.threads, |c| options.threads.max(c.len()));
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
             dense_bytes: self.dense_bytes(),
+            gpu,
             tables,
             budget: options.memory,
             context,
@@ -222,6 +229,7 @@ impl Parts {
         mut self,
         tensors: &dyn Tensors,
         options: &EngineOptions,
+        adapter: Option<Adapter>,
         plan: MemoryPlan,
     ) -> Result<Inner> {
         let level = level_of(&self.experts);
@@ -232,7 +240,7 @@ impl Parts {
         };
         let info = self.info(mode);
         let source = AllResident::new(std::mem::take(&mut self.experts), level);
-        self.assemble(tensors, options, plan, info, Box::new(source), None)
+        self.assemble(tensors, options, adapter, plan, info, Box::new(source), None)
     }
 
     /// An engine whose experts are streamed.
@@ -240,6 +248,7 @@ impl Parts {
         mut self,
         tensors: &dyn Tensors,
         options: &EngineOptions,
+        adapter: Option<Adapter>,
         plan: MemoryPlan,
         streamer: Streamer,
         sums: &DenseSums,
@@ -255,16 +264,21 @@ impl Parts {
         );
         let info = self.info(mode);
         self.experts = Vec::new();
-        self.load_dense(sums)?;
+        // A device has its own copy, made once.
+        if adapter.is_none() {
+            self.load_dense(sums)?;
+        }
         let streamer = Arc::new(streamer);
         let source = Box::new(streamer.clone());
-        self.assemble(tensors, options, plan, info, source, Some(streamer))
+        self.assemble(tensors, options, adapter, plan, info, source, Some(streamer))
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn assemble(
         self,
         tensors: &dyn Tensors,
         options: &EngineOptions,
+        adapter: Option<Adapter>,
         plan: MemoryPlan,
         mut info: ModelInfo,
         experts: Box<dyn ExpertSource>,
@@ -273,14 +287,14 @@ impl Parts {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
         let kv_single = matches!(self.weights.embed, Matrix::F32 { .. });
-        let backend = CpuBackend::new(CpuOptions {
-            threads: options.threads,
-            isa: options.isa,
-            cores: options.cores.clone(),
+        let needs = Needs {
             kv_single,
-            trace: options.streaming.trace.clone(),
-        })?;
-        info.backend = backend.name();
+            routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
+            level: exact_level(options).or(self.stored).unwrap_or(Level::B8),
+            expert_bytes: plan.streaming.then_some(plan.device_expert_bytes),
+        };
+        let processor = Processor::open(adapter, options, &needs)?;
+        info.backend = processor.name();
         let tokenizer = tokens::tokenizer(meta)?;
         let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
         let model = Model {
@@ -292,7 +306,18 @@ impl Parts {
         };
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
         let sessions = AtomicU64::new(0);
-        Ok(Inner { model, backend, tokenizer, template, special, info, plan, streamer, sessions })
+        Ok(Inner {
+            model,
+            processor,
+            note: None,
+            tokenizer,
+            template,
+            special,
+            info,
+            plan,
+            streamer,
+            sessions,
+        })
     }
 
     fn info(&self, mode: String) -> ModelInfo {

@@ -12,6 +12,9 @@ use serde::Serialize;
 /// Code, allocator and standard library: what a process with an open model holds besides what is listed.
 const BASE_BYTES: u64 = 10 << 20;
 
+/// What a GPU's driver takes on the host beside what is asked of it.
+const GPU_BASE_BYTES: u64 = 96 << 20;
+
 /// A tokenizer's tables, per token of the vocabulary (measured: benches/records/streaming.md).
 const BYTES_PER_TOKEN: u64 = 400;
 
@@ -23,6 +26,8 @@ const CHUNKS: [usize; 5] = [512, 256, 128, 64, 32];
 pub struct MemoryPlan {
     /// What may be used; `None` where nobody set a limit and the system names none.
     pub budget: Option<u64>,
+    /// Whether a GPU computes: its memory is in the plan like any other.
+    pub gpu: bool,
     /// Whether experts are streamed; otherwise everything is resident.
     pub streaming: bool,
     /// Positions of the KV cache that is planned for.
@@ -39,6 +44,9 @@ pub struct MemoryPlan {
     pub scratch_bytes: u64,
     /// Memory for experts: the cache, or all of them.
     pub expert_bytes: u64,
+    /// Memory for experts on a GPU, where one computes and they are streamed: as much as the cache has, which it mirrors.
+    /// Where all experts are resident on a GPU, they are `expert_bytes`, and the host has only the file's mapping.
+    pub device_expert_bytes: u64,
     /// The smallest budget that works, with the smallest chunk and one expert per layer.
     pub smallest_bytes: u64,
     /// What each level that is stored would mean.
@@ -64,6 +72,8 @@ pub struct LevelFit {
 pub(super) struct Request<'a> {
     pub(super) vocab: usize,
     pub(super) dense_bytes: u64,
+    /// Whether a GPU computes: streamed experts are then held twice.
+    pub(super) gpu: bool,
     /// By layer.
     pub(super) tables: &'a [Option<LayerExperts>],
     pub(super) budget: Option<u64>,
@@ -83,10 +93,16 @@ impl MemoryPlan {
     /// `Budget`, naming the smallest that works.
     pub(super) fn new(r: &Request) -> Result<MemoryPlan> {
         let routed = || r.tables.iter().flatten();
-        let overhead = BASE_BYTES + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
+        let base = BASE_BYTES + if r.gpu { GPU_BASE_BYTES } else { 0 };
+        let overhead = base + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
         let kv = (r.kv)(r.context);
         let fixed = overhead + r.dense_bytes + kv;
-        let one_each: u64 = routed().map(|t| t.expert_bytes(r.floor) as u64).sum();
+        // On a GPU an expert's slot has room for every plane that may come.
+        let on_device =
+            |t: &LayerExperts| if r.gpu { t.expert_bytes(r.whole.min(t.level())) as u64 } else { 0 };
+        let one_each: u64 = routed().map(|t| (t.expert_bytes(r.floor) as u64).max(on_device(t))).sum();
+        let copies = if r.gpu { 2 } else { 1 };
+        let one_each = copies * one_each;
         let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
         let smallest = fixed + (r.scratch)(r.context, least_chunk) + one_each;
         let all = |level: Level| -> u64 {
@@ -120,7 +136,7 @@ impl MemoryPlan {
             return Err(Error::Budget { budget, smallest, hint });
         }
         let expert_bytes = match r.budget {
-            Some(budget) if streaming => budget - fixed - scratch,
+            Some(budget) if streaming => (budget - fixed - scratch) / copies,
             _ => all(r.whole),
         };
         let layers = routed().count().max(1) as u64;
@@ -141,6 +157,7 @@ impl MemoryPlan {
         let levels = Level::ALL.into_iter().filter(|&l| stored.is_some_and(|s| l <= s)).map(fit).collect();
         Ok(MemoryPlan {
             budget: r.budget,
+            gpu: r.gpu,
             streaming,
             context: r.context,
             chunk,
@@ -149,6 +166,7 @@ impl MemoryPlan {
             kv_bytes: kv,
             scratch_bytes: scratch,
             expert_bytes,
+            device_expert_bytes: if r.gpu && streaming { expert_bytes } else { 0 },
             smallest_bytes: smallest,
             levels,
         })
@@ -156,7 +174,12 @@ impl MemoryPlan {
 
     /// Everything together.
     pub fn total_bytes(&self) -> u64 {
-        self.overhead_bytes + self.dense_bytes + self.kv_bytes + self.scratch_bytes + self.expert_bytes
+        self.overhead_bytes
+            + self.dense_bytes
+            + self.kv_bytes
+            + self.scratch_bytes
+            + self.expert_bytes
+            + self.device_expert_bytes
     }
 }
 

@@ -1,9 +1,8 @@
 //! One timeline: a KV cache, the tokens in it, and how many were ever computed.
 
 use super::engine::{Booking, Engine};
+use super::processor::Timeline;
 use crate::error::{Error, Result};
-use crate::kernels::cpu::CpuBackend;
-use crate::model::State;
 use crate::model::forward::Want;
 use crate::telemetry::CancelToken;
 
@@ -26,7 +25,7 @@ pub struct SessionOptions {
 /// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
 pub struct Session {
     engine: Engine,
-    state: State<CpuBackend>,
+    state: Timeline,
     tokens: Vec<u32>,
     processed: u64,
     /// Its part of the budget.
@@ -47,8 +46,9 @@ impl Engine {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
             chunk => chunk.unwrap_or(if plan.streaming { plan.chunk } else { DEFAULT_CHUNK }).min(context),
         };
+        let chunk = chunk.min(self.processor().longest_chunk());
         let booking = self.book(context, chunk)?;
-        let state = State::new(self.backend(), self.model(), context, chunk)?;
+        let state = self.processor().timeline(self.model(), context, chunk)?;
         let tokens = Vec::with_capacity(context);
         Ok(Session { engine: self.clone(), state, tokens, processed: 0, _booking: booking })
     }
@@ -137,8 +137,8 @@ impl Session {
                 (false, false) => Want::Nothing,
             };
             let (engine, pos) = (self.engine.clone(), self.tokens.len());
-            engine.model().forward(
-                engine.backend(),
+            engine.processor().forward(
+                engine.model(),
                 &mut self.state,
                 chunk,
                 pos,

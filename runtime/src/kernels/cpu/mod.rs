@@ -22,7 +22,7 @@ mod tests;
 
 pub use isa::Isa;
 
-use super::{Attention, Backend, Choice, ExpertJob, Linear, RopeTable, Router};
+use super::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, RopeTable, Routed, Router};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
@@ -199,6 +199,42 @@ impl CpuBackend {
             out: down_out,
         });
     }
+
+    /// Writes keys and values of `tokens` positions from `pos` on.
+    pub fn write_kv(&self, kv: &mut CpuKv, pos: usize, tokens: usize, k: &[f32], v: &[f32]) {
+        kv.write(pos, tokens, k, v);
+    }
+
+    /// The norm of each row, in place.
+    fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32, rows: usize) {
+        let n = weight.len();
+        self.pool.operation("norm");
+        self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
+    }
+
+    /// Rotates `heads` heads of `head_dim` values of `tokens` rows, which stand at positions `pos..`.
+    fn rope(
+        &self,
+        x: &mut [f32],
+        pos: usize,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+        table: &RopeTable,
+    ) {
+        let half = table.dims / 2;
+        self.pool.operation("rope");
+        self.each_row(&mut x[..tokens * heads * head_dim], heads * head_dim, &|t, row| {
+            let at = (pos + t) * half;
+            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+            row.chunks_exact_mut(head_dim).for_each(|head| math::rotate(head, cos, sin));
+        });
+    }
+}
+
+/// Limits values to `±limit`.
+fn clamp(x: &mut [f32], limit: f32) {
+    x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
 }
 
 impl Backend for CpuBackend {
@@ -231,10 +267,6 @@ impl Backend for CpuBackend {
         CpuKv::new(capacity, heads, head_dim, self.kv_single)
     }
 
-    fn write_kv(&self, kv: &mut CpuKv, pos: usize, tokens: usize, k: &Vec<f32>, v: &Vec<f32>) {
-        kv.write(pos, tokens, k, v);
-    }
-
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
         let cols = table.cols();
         self.pool.operation("embedding");
@@ -250,12 +282,6 @@ impl Backend for CpuBackend {
         self.each_row(&mut out[..rows * n], n, &|row, out| {
             math::rms_norm(&x[row * n..][..n], weight, eps, out)
         });
-    }
-
-    fn rms_norm_in_place(&self, x: &mut Vec<f32>, weight: &[f32], eps: f32, rows: usize) {
-        let n = weight.len();
-        self.pool.operation("norm");
-        self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
     }
 
     fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
@@ -279,26 +305,32 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn clamp(&self, x: &mut Vec<f32>, len: usize, limit: f32) {
-        x[..len].iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
-    }
-
-    fn rope(
+    fn place(
         &self,
-        x: &mut Vec<f32>,
+        x: Projected<'_, Vec<f32>>,
+        how: &Placing<'_>,
         pos: usize,
         tokens: usize,
-        heads: usize,
-        head_dim: usize,
-        table: &RopeTable,
+        kv: &mut CpuKv,
+        rotated: &mut Vec<f32>,
     ) {
-        let half = table.dims / 2;
-        self.pool.operation("rope");
-        self.each_row(&mut x[..tokens * heads * head_dim], heads * head_dim, &|t, row| {
-            let at = (pos + t) * half;
-            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
-            row.chunks_exact_mut(head_dim).for_each(|head| math::rotate(head, cos, sin));
-        });
+        let Projected { q, k, v } = x;
+        let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
+        if let Some(weight) = how.q_norm {
+            self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
+        }
+        if let Some(weight) = how.k_norm {
+            self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
+        }
+        if let Some(limit) = how.limit {
+            clamp(&mut q[..q_len], limit);
+            clamp(&mut k[..kv_len], limit);
+            clamp(&mut v[..kv_len], limit);
+        }
+        self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
+        self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
+        self.write_kv(kv, pos, tokens, k, v);
+        std::mem::swap(q, rotated);
     }
 
     fn attention(
@@ -351,11 +383,12 @@ impl Backend for CpuBackend {
         slots.reserve_exact(tokens);
         slots.extend(0..tokens as u32);
         for slots in slots.chunks(SLOTS_AT_ONCE) {
-            self.feed_forward(x, tokens, 1, &[ExpertJob { expert, slots }], out);
+            self.feed_forward(x, tokens, 1, &[ExpertJob { index: 0, expert, slots }], out);
         }
     }
 
-    fn experts(&self, x: &Vec<f32>, top_k: usize, jobs: &[ExpertJob<'_>], slots: &mut Vec<f32>) {
+    fn experts(&self, x: &Vec<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Vec<f32>) {
+        let top_k = of.top_k;
         let Some(first) = jobs.first() else { return };
         let rows = x.len() / first.expert.gate.cols();
         let highest = |j: &ExpertJob| j.slots.last().map_or(0, |&s| s as usize / top_k + 1);

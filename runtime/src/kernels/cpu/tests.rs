@@ -226,8 +226,10 @@ fn scratch_stays_within_its_bound() {
                 let ranks: Vec<Vec<u32>> = (0..shape.top_k)
                     .map(|r| (0..tokens).map(|t| (t * shape.top_k + r) as u32).collect())
                     .collect();
-                let jobs: Vec<_> = ranks.iter().map(|slots| ExpertJob { expert: &expert, slots }).collect();
-                b.experts(&x, shape.top_k, &jobs, &mut out);
+                let jobs: Vec<_> =
+                    ranks.iter().map(|slots| ExpertJob { index: 0, expert: &expert, slots }).collect();
+                let of = Routed { layer: 0, experts: shape.experts, top_k: shape.top_k };
+                b.experts(&x, of, &jobs, &mut out);
             }
             let router = Router { experts: shape.experts, top_k: shape.top_k, renormalize: true, scale: 1.0 };
             b.route(&x, tokens, &router, &mut Vec::new()).unwrap();

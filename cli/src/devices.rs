@@ -1,0 +1,34 @@
+//! `dollop devices`.
+
+use crate::Failure;
+use crate::args::DevicesArgs;
+
+#[cfg(feature = "gpu")]
+pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
+    use crate::output::bytes;
+    use std::io::Write;
+
+    let all = dollop::kernels::gpu::adapters();
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&all).map_err(|e| e.to_string())?)?;
+        return Ok(());
+    }
+    for a in &all {
+        let kind = if a.software { ", software: --backend auto leaves it alone" } else { "" };
+        writeln!(out, "gpu:{}  {} ({}; {}{kind})", a.index, a.name, a.api, a.driver)?;
+        match &a.missing {
+            Some(missing) => writeln!(out, "       cannot run the kernels: it lacks {missing}")?,
+            None => writeln!(out, "       up to {} in one buffer", bytes(a.max_binding_bytes))?,
+        }
+    }
+    if all.is_empty() {
+        eprintln!("no GPU was found (Vulkan, Metal or DirectX 12); models run on the CPU");
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "gpu"))]
+pub fn devices(_: &DevicesArgs) -> Result<(), Failure> {
+    Err("this build has no GPU kernels (feature `gpu`)".into())
+}

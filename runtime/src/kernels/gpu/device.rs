@@ -1,0 +1,256 @@
+//! Adapters, and a device opened on one: limits, memory, what went wrong.
+//!
+//! wgpu reports most errors through a callback, some calls later. The first one is kept ([`Device::check`]) and comes to
+//! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
+
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A GPU, or something that poses as one.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct AdapterInfo {
+    /// Its place in the list.
+    pub index: usize,
+    /// What it calls itself.
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub api: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Whether the processor does the work.
+    pub software: bool,
+    /// Whether kernels can run on it; if not, what is missing.
+    pub missing: Option<String>,
+    /// The largest buffer that a kernel can read, in bytes.
+    pub max_binding_bytes: u64,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut how = wgpu::InstanceDescriptor::new_without_display_handle();
+    how.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // No validation layers: they belong to the driver's developers, and the environment is not ours to read.
+    how.flags = wgpu::InstanceFlags::empty();
+    wgpu::Instance::new(how)
+}
+
+fn found() -> Vec<wgpu::Adapter> {
+    let all = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+    let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    let mut all = all;
+    all.sort_by_key(rank);
+    all
+}
+
+/// Whether there may be a GPU that is no software. Loading a driver to learn that it is one takes time and memory, and
+/// some write to standard error.
+pub(crate) fn worth_asking() -> bool {
+    // Where Linux has a GPU it has a node for it: Mesa's drivers, NVIDIA's, Windows' below WSL, phones' own.
+    const NODES: [&str; 5] = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
+    !cfg!(target_os = "linux") || NODES.iter().any(|node| std::path::Path::new(node).exists())
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let missing = if !adapter.features().contains(wgpu::Features::IMMEDIATES) {
+        Some("immediates (push constants)".to_owned())
+    } else if limits.max_immediate_size < IMMEDIATE_BYTES {
+        Some(format!("{IMMEDIATE_BYTES} bytes of immediates"))
+    } else if limits.max_storage_buffers_per_shader_stage < STORAGE_BUFFERS {
+        Some(format!("{STORAGE_BUFFERS} storage buffers"))
+    } else if limits.max_compute_invocations_per_workgroup < dollop_shaders::WORKGROUP {
+        Some(format!("workgroups of {}", dollop_shaders::WORKGROUP))
+    } else {
+        None
+    };
+    AdapterInfo {
+        index,
+        name: info.name,
+        api: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        missing,
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+    }
+}
+
+/// What every kernel fits into.
+const IMMEDIATE_BYTES: u32 = 128;
+const STORAGE_BUFFERS: u32 = 8;
+
+/// Bytes of weights on their way at most.
+pub(super) const STAGED_BYTES: usize = 16 << 20;
+
+/// The adapters of this machine, the strongest kind first: discrete, integrated, virtual, software.
+pub fn adapters() -> Vec<AdapterInfo> {
+    found().iter().enumerate().map(|(i, a)| describe(i, a)).collect()
+}
+
+/// Memory on the device.
+pub(super) struct Memory {
+    pub(super) buffer: wgpu::Buffer,
+    /// Distinct among all memory of the device, ever.
+    pub(super) id: u64,
+    bytes: u64,
+    shared: Arc<Shared>,
+}
+
+/// What outlives a borrow of the device.
+#[derive(Default)]
+struct Shared {
+    fault: Mutex<Option<String>>,
+    /// Ids of memory that is gone.
+    gone: Mutex<Vec<u64>>,
+    held: AtomicU64,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.shared.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+    }
+}
+
+/// An open device.
+pub(super) struct Device {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) info: AdapterInfo,
+    /// Largest binding, in bytes.
+    pub(super) max_binding: u64,
+    shared: Arc<Shared>,
+    ids: AtomicU64,
+    /// Bytes on their way since the device was last waited for.
+    staged: AtomicU64,
+}
+
+impl Device {
+    /// Opens adapter `index` of [`adapters`], or the first usable one.
+    ///
+    /// # Errors
+    /// `Device` where there is none, or it cannot run the kernels.
+    pub(super) fn open(index: Option<usize>) -> Result<Device> {
+        let all = found();
+        let infos: Vec<AdapterInfo> = all.iter().enumerate().map(|(i, a)| describe(i, a)).collect();
+        let chosen = match index {
+            Some(i) => infos.get(i).ok_or_else(|| {
+                Error::Device(format!("there is no adapter {i}; this machine has {}", infos.len()))
+            })?,
+            None => infos.iter().find(|i| i.missing.is_none()).or(infos.first()).ok_or_else(|| {
+                Error::Device("this machine has no adapter (Vulkan, Metal or DirectX 12)".into())
+            })?,
+        };
+        if let Some(missing) = &chosen.missing {
+            return Err(Error::Device(format!("{}: the adapter lacks {missing}", chosen.name)));
+        }
+        let adapter = &all[chosen.index];
+        let open = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("dollop"),
+            required_features: wgpu::Features::IMMEDIATES,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        });
+        let (device, queue) =
+            pollster::block_on(open).map_err(|e| Error::Device(format!("{}: {e}", chosen.name)))?;
+        let shared = Arc::new(Shared::default());
+        let note = |shared: &Shared, what: String| {
+            shared.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+        };
+        let faults = shared.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&faults, e.to_string())));
+        let faults = shared.clone();
+        device.set_device_lost_callback(move |_, why| note(&faults, format!("the device was lost: {why}")));
+        let max_binding = chosen.max_binding_bytes.min(u64::from(u32::MAX)) & !255;
+        Ok(Device {
+            device,
+            queue,
+            info: chosen.clone(),
+            max_binding,
+            shared,
+            ids: AtomicU64::new(1),
+            staged: AtomicU64::new(0),
+        })
+    }
+
+    /// # Errors
+    /// `Device` where something has gone wrong since the device was opened.
+    pub(super) fn check(&self) -> Result<()> {
+        match &*self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(what) => Err(Error::Device(what.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps an error of an operation that returns nothing.
+    pub(super) fn fail(&self, what: impl Into<String>) {
+        self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what.into());
+    }
+
+    /// Memory of `bytes`, zeroed, for kernels to read and write.
+    ///
+    /// # Errors
+    /// `Device` where there is not so much, or no kernel could bind it.
+    pub(super) fn memory(&self, bytes: u64, what: &str) -> Result<Memory> {
+        use wgpu::BufferUsages as U;
+        if bytes > self.max_binding {
+            return Err(Error::Device(format!(
+                "{what} takes {} MB, and this adapter's kernels can read {} MB at once",
+                bytes.div_ceil(1 << 20),
+                self.max_binding >> 20
+            )));
+        }
+        self.raw(bytes.max(16).next_multiple_of(16), U::STORAGE | U::COPY_DST | U::COPY_SRC, what)
+    }
+
+    /// A buffer of any kind.
+    pub(super) fn raw(&self, size: u64, usage: wgpu::BufferUsages, what: &str) -> Result<Memory> {
+        self.check()?;
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        let buffer = self.device.create_buffer(&descriptor);
+        if pollster::block_on(scope.pop()).is_some() {
+            let held = self.held() >> 20;
+            return Err(Error::Device(format!(
+                "out of memory: no {} MB for {what} beside the {held} MB in use",
+                size.div_ceil(1 << 20)
+            )));
+        }
+        self.check()?;
+        self.shared.held.fetch_add(size, Ordering::Relaxed);
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        Ok(Memory { buffer, id, bytes: size, shared: self.shared.clone() })
+    }
+
+    /// Copies bytes (whole words) to memory, before the commands of the next submission. Of what was copied no more than
+    /// [`STAGED_BYTES`] are held a second time.
+    pub(super) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
+        for (i, piece) in bytes.chunks(STAGED_BYTES / 2).enumerate() {
+            let at = at + (i * (STAGED_BYTES / 2)) as u64;
+            let staged = self.staged.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if staged + piece.len() as u64 > STAGED_BYTES as u64 {
+                self.queue.submit([]);
+                if let Err(e) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
+                    self.fail(format!("waiting for the device: {e}"));
+                }
+                self.staged.store(piece.len() as u64, Ordering::Relaxed);
+            }
+            self.queue.write_buffer(&to.buffer, at, piece);
+        }
+    }
+
+    /// Bytes allocated on the device.
+    pub(super) fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
+    }
+
+    /// Ids of memory that is gone since the last call.
+    pub(super) fn gone(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

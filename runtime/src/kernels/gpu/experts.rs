@@ -1,0 +1,276 @@
+//! Routed experts on the device: for every layer, slots of equal size in as few buffers as can be bound, and a table by
+//! which `route` turns a choice into a job without asking the host.
+//!
+//! An expert is named by its layer and index; its bytes are those of the file whatever slab of the host they come from,
+//! so a name and a number of planes say what is there. Planes are added behind those that are there. Where a layer has
+//! fewer slots than experts, the one used longest ago gives way.
+
+use super::device::{Device, Memory};
+use super::params::{ENTRY_WORDS, JOB_WORDS, place};
+use super::recorder::Recorder;
+use super::weights::{Form, bytes, pieces, tiles};
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::kernels::{ExpertJob, Routed};
+use crate::quant::{Level, Matrix, Nested, Shape};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The matrices of an expert in a slot: gate, up, down.
+const MATRICES: usize = 3;
+
+/// How much may be held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Bytes for all layers together; `None` for whatever is asked for.
+    pub(super) bytes: Option<u64>,
+    /// Routed layers, among which they are shared.
+    pub(super) layers: usize,
+    /// The highest level that an expert is read at.
+    pub(super) level: Level,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// Who is in it.
+    expert: Option<u32>,
+    /// Of the expert's planes; 1 for one that is unquantized.
+    planes: usize,
+    used: u64,
+}
+
+struct Layer {
+    /// Its experts' first entry in the table.
+    table: u32,
+    banks: Vec<Arc<Memory>>,
+    slots_per_bank: usize,
+    slot_bytes: usize,
+    /// Where each matrix begins in a slot.
+    at: [usize; MATRICES],
+    slots: Vec<Slot>,
+    /// By expert.
+    slot_of: Vec<Option<u32>>,
+    /// Planes that every expert has, once all are there.
+    complete: Option<usize>,
+}
+
+pub(super) struct Experts {
+    room: Room,
+    layers: HashMap<usize, Layer>,
+    pub(super) table: Memory,
+    table_entries: usize,
+    clock: u64,
+}
+
+/// Entries of the table: experts of all layers together at most.
+const TABLE_ENTRIES: usize = 1 << 16;
+
+/// Bytes of the table.
+pub(super) const TABLE_BYTES: usize = TABLE_ENTRIES * ENTRY_WORDS * 4;
+
+/// One matrix of an expert with room for the planes up to `level`.
+fn reserved(m: &Matrix, level: Level) -> usize {
+    match m {
+        Matrix::F32 { .. } => bytes(m, tiles(m)),
+        Matrix::Nested(n) => (0..level.planes()).map(|p| device_plane(n, p)).sum(),
+    }
+}
+
+/// Bytes of plane `p` on the device, where tiles are whole.
+fn device_plane(n: &Nested, p: usize) -> usize {
+    let shape = n.shape();
+    Shape { rows: shape.tiles() * crate::quant::TILE_ROWS, ..shape }.plane(p).len
+}
+
+fn planes(e: &Expert) -> usize {
+    match &e.gate {
+        Matrix::F32 { .. } => 1,
+        Matrix::Nested(n) => n.level().planes(),
+    }
+}
+
+fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
+    [&e.gate, &e.up, &e.down]
+}
+
+impl Experts {
+    pub(super) fn new(gpu: &Device, room: Room) -> Result<Experts> {
+        let table = gpu.memory(TABLE_BYTES as u64, "the table of experts")?;
+        Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0, clock: 0 })
+    }
+
+    /// A layer's slots, made when it is first seen.
+    fn open(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<()> {
+        if self.layers.contains_key(&of.layer) {
+            return Ok(());
+        }
+        let sizes = matrices(first).map(|m| reserved(m, self.room.level.max(level(first))));
+        let slot_bytes: usize = sizes.iter().sum();
+        let share = self.room.bytes.map(|b| b as usize / self.room.layers.max(1));
+        let slots = share.map_or(of.experts, |share| (share / slot_bytes).min(of.experts));
+        if slots == 0 {
+            return Err(Error::Device(format!("memory for no expert of layer {}", of.layer)));
+        }
+        let slots_per_bank = (gpu.max_binding as usize / slot_bytes).min(slots);
+        if slots_per_bank == 0 {
+            return Err(Error::Device(format!(
+                "an expert of {} MB is more than the adapter's kernels can read at once",
+                slot_bytes >> 20
+            )));
+        }
+        if self.table_entries + of.experts > TABLE_ENTRIES {
+            return Err(Error::Device(format!("more than {TABLE_ENTRIES} experts")));
+        }
+        let banks = (0..slots.div_ceil(slots_per_bank))
+            .map(|bank| {
+                let n = slots_per_bank.min(slots - bank * slots_per_bank);
+                gpu.memory((n * slot_bytes) as u64, "experts").map(Arc::new)
+            })
+            .collect::<Result<_>>()?;
+        let layer = Layer {
+            table: self.table_entries as u32,
+            banks,
+            slots_per_bank,
+            slot_bytes,
+            at: [0, sizes[0], sizes[0] + sizes[1]],
+            slots: vec![Slot::default(); slots],
+            slot_of: vec![None; of.experts],
+            complete: None,
+        };
+        self.table_entries += of.experts;
+        self.layers.insert(of.layer, layer);
+        Ok(())
+    }
+
+    /// Slots of a layer: how many experts may be asked for at once.
+    pub(super) fn slots(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<usize> {
+        self.open(gpu, of, first)?;
+        Ok(self.layers[&of.layer].slots.len())
+    }
+
+    /// Brings some experts of a layer to the device, at most as many as it has slots.
+    pub(super) fn load(
+        &mut self,
+        gpu: &Device,
+        recorder: &mut Recorder,
+        of: Routed,
+        experts: &[(u32, &Expert)],
+    ) -> Result<()> {
+        let Some(first) = experts.first() else { return Ok(()) };
+        self.open(gpu, of, first.1)?;
+        self.clock += 1;
+        let layer = self.layers.get_mut(&of.layer).expect("was just opened");
+        for &(index, _) in experts {
+            if let Some(slot) = layer.slot_of[index as usize] {
+                layer.slots[slot as usize].used = self.clock;
+            }
+        }
+        for &(index, expert) in experts {
+            layer.bring(gpu, recorder, index, expert, self.clock, &self.table)?;
+        }
+        Ok(())
+    }
+
+    /// Brings all experts of a layer; the number of their table's first entry and their buffer, where they share one.
+    pub(super) fn load_all(
+        &mut self,
+        gpu: &Device,
+        recorder: &mut Recorder,
+        of: Routed,
+        experts: &[Expert],
+    ) -> Result<Option<(u32, Arc<Memory>)>> {
+        let Some(first) = experts.first() else { return Ok(None) };
+        if self.slots(gpu, of, first)? < experts.len() || self.layers[&of.layer].banks.len() > 1 {
+            return Ok(None);
+        }
+        if self.layers[&of.layer].complete != Some(planes(first)) {
+            let all: Vec<(u32, &Expert)> = (0..).zip(experts).collect();
+            self.load(gpu, recorder, of, &all)?;
+            self.layers.get_mut(&of.layer).expect("is open").complete = Some(planes(first));
+        }
+        let layer = &self.layers[&of.layer];
+        Ok(Some((layer.table, layer.banks[0].clone())))
+    }
+
+    /// A job of an expert that was loaded: its first words, and its buffer.
+    pub(super) fn job(&self, layer: usize, job: &ExpertJob) -> ([u32; JOB_WORDS], Arc<Memory>) {
+        let layer = &self.layers[&layer];
+        let slot = layer.slot_of[job.index as usize].expect("was loaded");
+        let (entry, bank) = layer.entry(slot, job.expert);
+        let mut words = [0; JOB_WORDS];
+        words[..ENTRY_WORDS].copy_from_slice(&entry);
+        (words, layer.banks[bank].clone())
+    }
+}
+
+fn level(e: &Expert) -> Level {
+    match &e.gate {
+        Matrix::F32 { .. } => Level::B2,
+        Matrix::Nested(n) => n.level(),
+    }
+}
+
+impl Layer {
+    /// The entry of an expert in `slot`, read at the level of `expert`, and its bank.
+    fn entry(&self, slot: u32, expert: &Expert) -> ([u32; ENTRY_WORDS], usize) {
+        let (bank, in_bank) = (slot as usize / self.slots_per_bank, slot as usize % self.slots_per_bank);
+        let mut words = [0; ENTRY_WORDS];
+        for (m, matrix) in matrices(expert).into_iter().enumerate() {
+            let base = (in_bank * self.slot_bytes + self.at[m]) / 4;
+            let form = Form::of(matrix, base as u32);
+            words[m] = form.base;
+            words[3] = place(bank as u32, form.planes);
+            words[4 + 2 * m] = form.alpha.to_bits();
+            words[5 + 2 * m] = form.beta.to_bits();
+        }
+        (words, bank)
+    }
+
+    /// Makes an expert's planes present.
+    fn bring(
+        &mut self,
+        gpu: &Device,
+        recorder: &mut Recorder,
+        index: u32,
+        expert: &Expert,
+        clock: u64,
+        table: &Memory,
+    ) -> Result<()> {
+        let wanted = planes(expert);
+        let slot = match self.slot_of[index as usize] {
+            Some(slot) => slot,
+            None => self.make_room(index)?,
+        };
+        let have = self.slots[slot as usize].planes;
+        self.slots[slot as usize].used = clock;
+        if have >= wanted {
+            return Ok(());
+        }
+        let (entry, bank) = self.entry(slot, expert);
+        let start = slot as usize % self.slots_per_bank * self.slot_bytes;
+        for (m, matrix) in matrices(expert).into_iter().enumerate() {
+            let base = (start + self.at[m]) as u64;
+            pieces(matrix, 0, tiles(matrix), have, &mut |at, bytes| {
+                recorder.write(gpu, &self.banks[bank], base + at as u64, bytes);
+            });
+        }
+        let at = (self.table as usize + index as usize) * ENTRY_WORDS * 4;
+        recorder.write(gpu, table, at as u64, bytemuck::cast_slice(&entry));
+        self.slots[slot as usize].planes = wanted;
+        gpu.check()
+    }
+
+    /// A slot for an expert that has none: a free one, or that of the expert used longest ago.
+    fn make_room(&mut self, index: u32) -> Result<u32> {
+        let (slot, _) = (self.slots.iter().enumerate())
+            .min_by_key(|(_, s)| (s.expert.is_some(), s.used))
+            .ok_or_else(|| Error::Device("a layer without slots".into()))?;
+        if let Some(old) = self.slots[slot].expert {
+            self.slot_of[old as usize] = None;
+            self.complete = None;
+        }
+        self.slots[slot] = Slot { expert: Some(index), planes: 0, used: 0 };
+        self.slot_of[index as usize] = Some(slot as u32);
+        Ok(slot as u32)
+    }
+}

@@ -1,0 +1,284 @@
+//! Feed-forward blocks as dispatches: dense ones, routed experts with the host's jobs, and those whose jobs are written on
+//! the device, by `route` for a token and by `group` for many.
+
+use super::device::{Device, Memory};
+use super::kv::GpuBuf;
+use super::params::*;
+use super::recorder::PUT_WORDS;
+use super::weights::{Form, Placed};
+use super::{State, groups};
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
+use crate::quant::{Matrix, TILE_ROWS};
+use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
+use std::sync::Arc;
+
+/// A job without slots, and the buffer that its matrices lie in.
+type Prepared = ([u32; JOB_WORDS], Arc<Memory>);
+
+/// Jobs that the choices of so many tokens make at most: every expert that is chosen may have one that is not full.
+pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
+    let slots = tokens * top_k;
+    (experts.min(slots) + slots / MANY as usize).min(slots)
+}
+
+/// What feed-forward dispatches have in common.
+struct FeedForward {
+    d: usize,
+    ff: usize,
+    /// Group sizes of gate and up, and of down.
+    groups: [u32; 2],
+    top_k: usize,
+}
+
+impl FeedForward {
+    fn of(e: &Expert, top_k: usize) -> Result<FeedForward> {
+        let group = |m: &Matrix| Form::of(m, 0).group;
+        if group(&e.gate) != group(&e.up) {
+            return Err(Error::Device("gate and up differ in their groups".into()));
+        }
+        Ok(FeedForward {
+            d: e.gate.cols(),
+            ff: e.gate.rows(),
+            groups: [group(&e.gate), group(&e.down)],
+            top_k,
+        })
+    }
+
+    /// Parameters of `gate_up` and `down`, and the planes that are read.
+    fn params(&self, first: u32, place: u32) -> (GateUpParams, DownParams, u32) {
+        let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
+        let [group, group_down] = self.groups;
+        let up = GateUpParams { d, ff, group, top_k, first, place };
+        let down = DownParams { d, ff, group: group_down, top_k, first, place, gated: 0 };
+        (up, down, place & 255)
+    }
+
+    fn gate_grid(&self, jobs: usize) -> [usize; 2] {
+        [self.ff.div_ceil(TILE_ROWS), jobs]
+    }
+
+    fn down_grid(&self, jobs: usize) -> [usize; 2] {
+        [self.d.div_ceil(TILE_ROWS), jobs]
+    }
+}
+
+impl State {
+    /// The job of a block that every token goes through; `None` where its matrices do not fit one buffer, or differ in
+    /// their levels.
+    fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
+        let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
+        let first = &placed[0][0];
+        let alike = |p: &Placed| Arc::ptr_eq(&p.memory, &first.memory) && p.form.planes == first.form.planes;
+        if !placed.iter().all(|p| p.len() == 1 && alike(&p[0]))
+            || placed[0][0].form.group != placed[1][0].form.group
+        {
+            return Ok(None);
+        }
+        let mut words = [0; JOB_WORDS];
+        for (m, p) in placed.iter().enumerate() {
+            let form = p[0].form;
+            words[m] = form.base;
+            words[3] = place(0, form.planes);
+            words[4 + 2 * m] = form.alpha.to_bits();
+            words[5 + 2 * m] = form.beta.to_bits();
+        }
+        Ok(Some((words, first.memory.clone())))
+    }
+
+    pub(super) fn ffn(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        tokens: usize,
+        expert: &Expert,
+        out: &mut GpuBuf,
+    ) -> Result<()> {
+        let Some(job) = self.block(gpu, expert)? else {
+            return self.ffn_by_matrix(gpu, x, tokens, expert, out);
+        };
+        let slots: Vec<u32> = (0..tokens as u32).collect();
+        let shape = FeedForward::of(expert, 1)?;
+        self.feed_forward(gpu, x, &shape, &[job], &[&slots], tokens, &out.memory)
+    }
+
+    /// A block whose matrices are dispatched one by one.
+    fn ffn_by_matrix(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        tokens: usize,
+        expert: &Expert,
+        out: &mut GpuBuf,
+    ) -> Result<()> {
+        let len = tokens * expert.gate.rows();
+        self.hidden.at_least(gpu, len, "hidden values")?;
+        self.ups.at_least(gpu, len, "hidden values")?;
+        let (Some(mut hidden), Some(mut ups)) = (self.hidden.0.take(), self.ups.0.take()) else {
+            unreachable!("both were just made");
+        };
+        let mut outs = [
+            Linear { matrix: &expert.gate, bias: None, out: &mut hidden },
+            Linear { matrix: &expert.up, bias: None, out: &mut ups },
+        ];
+        let first = self.linear(gpu, x, None, tokens, &mut outs, false);
+        self.elementwise(gpu, SWIGLU, &ups.memory, 0, len, &hidden.memory);
+        let mut outs = [Linear { matrix: &expert.down, bias: None, out }];
+        let second = self.linear(gpu, &hidden.memory, None, tokens, &mut outs, false);
+        (self.hidden.0, self.ups.0) = (Some(hidden), Some(ups));
+        first.and(second)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn ffn_add(
+        &mut self,
+        gpu: &Device,
+        h: &Memory,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&Memory>,
+        y: &mut GpuBuf,
+        x: &Memory,
+    ) -> Result<()> {
+        let block = if tokens == 1 { self.block(gpu, expert)? } else { None };
+        let Some((mut job, memory)) = block else {
+            let d = expert.down.rows();
+            self.ffn(gpu, h, tokens, expert, y)?;
+            if let Some(gate) = gate {
+                self.gate_rows(gpu, gate, tokens, d, &y.memory);
+            }
+            self.elementwise(gpu, ADD, &y.memory, 0, tokens * d, x);
+            return Ok(());
+        };
+        let shape = FeedForward::of(expert, 1)?;
+        job[10] = 1;
+        job[11] = 1.0f32.to_bits();
+        let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
+        let hidden = self.hidden.at_least(gpu, shape.ff, "hidden values")?;
+        let (up, mut down, planes) = shape.params(first, job[3]);
+        down.gated = gate.is_some().into();
+        let variant = Variant { planes, ..Variant::default() };
+        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1));
+        let variant = Variant { sum: true, ..variant };
+        let memory = [&*memory, hidden, x, gate.unwrap_or(&self.spare[0])];
+        self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(1));
+        Ok(())
+    }
+
+    pub(super) fn experts(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        of: Routed,
+        jobs: &[ExpertJob<'_>],
+        out: &Memory,
+    ) -> Result<()> {
+        let Some(first) = jobs.first() else { return Ok(()) };
+        let shape = FeedForward::of(first.expert, of.top_k)?;
+        let highest = jobs.iter().flat_map(|j| j.slots.last()).max().map_or(0, |&s| s as usize + 1);
+        let at_once = self.experts.slots(gpu, of, first.expert)?;
+        for jobs in jobs.chunks(at_once) {
+            let named: Vec<(u32, &Expert)> = jobs.iter().map(|j| (j.index, j.expert)).collect();
+            self.experts.load(gpu, &mut self.recorder, of, &named)?;
+            let prepared: Vec<_> = jobs.iter().map(|j| self.experts.job(of.layer, j)).collect();
+            let slots: Vec<&[u32]> = jobs.iter().map(|j| j.slots).collect();
+            self.feed_forward(gpu, x, &shape, &prepared, &slots, highest, out)?;
+        }
+        Ok(())
+    }
+
+    /// Gate, up, activation and down of several jobs, each over its own slots, into rows of `out`.
+    #[allow(clippy::too_many_arguments)]
+    fn feed_forward(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        shape: &FeedForward,
+        jobs: &[Prepared],
+        slots: &[&[u32]],
+        rows: usize,
+        out: &Memory,
+    ) -> Result<()> {
+        self.hidden.at_least(gpu, rows * shape.ff, "hidden values")?;
+        // Jobs of one buffer and one level make a dispatch; they are told apart by the word that says so.
+        let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
+        for (words, memory) in jobs {
+            if !places.iter().any(|p| p.0 == words[3]) {
+                places.push((words[3], memory));
+            }
+        }
+        let many = if slots.iter().all(|s| s.len() == 1) { 1 } else { MANY as usize };
+        for (at, memory) in places {
+            let mut words = Vec::new();
+            for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[3] == at) {
+                for slots in slots.chunks(many) {
+                    let mut job = *job;
+                    job[10] = slots.len() as u32;
+                    job[12..12 + slots.len()].copy_from_slice(slots);
+                    words.extend(job);
+                }
+            }
+            const AT_ONCE: usize = PUT_WORDS / JOB_WORDS;
+            for words in words.chunks(AT_ONCE * JOB_WORDS) {
+                let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
+                let count = words.len() / JOB_WORDS;
+                let (up, down, planes) = shape.params(first, at);
+                let variant = Variant { planes, tokens: many as u32, ..Variant::default() };
+                let hidden = self.hidden.get();
+                let memory = [&**memory, x, hidden];
+                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count));
+                let memory = [memory[0], hidden, out, &self.spare[0]];
+                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(count));
+            }
+        }
+        Ok(())
+    }
+
+    /// Routing and experts without a word to the host.
+    pub(super) fn routed(
+        &mut self,
+        gpu: &Device,
+        bufs: RoutedBufs<'_, GpuBuf>,
+        tokens: usize,
+        router: &Router,
+        of: Routed,
+        experts: &[Expert],
+    ) -> Result<bool> {
+        let RoutedBufs { h, logits, slots, y, x } = bufs;
+        let Some(first) = experts.first() else { return Ok(false) };
+        let Some((table, bank)) = self.experts.load_all(gpu, &mut self.recorder, of, experts)? else {
+            return Ok(false);
+        };
+        let shape = FeedForward::of(first, of.top_k)?;
+        self.route_on(gpu, &logits.memory, tokens, router, Some(table).filter(|_| tokens == 1))?;
+        let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
+        let (choices, jobs) = (self.choices.get(), self.jobs.get());
+        let (up, down, planes) = shape.params(0, place(0, Form::of(&first.gate, 0).planes));
+        let none = &self.spare[0];
+        if tokens == 1 {
+            let variant = Variant { planes, ..Variant::default() };
+            let memory = [&*bank, &h.memory, jobs, hidden];
+            self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(of.top_k));
+            let variant = Variant { sum: true, ..variant };
+            let memory = [&*bank, hidden, jobs, &x.memory, none];
+            self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(1));
+            return Ok(true);
+        }
+        let count = most_jobs(of.experts, tokens, of.top_k);
+        let plain = Variant::default();
+        let (experts, top_k) = (of.experts as u32, of.top_k as u32);
+        let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
+        self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
+        let variant = Variant { planes, tokens: MANY, ..plain };
+        let memory = [&*bank, &h.memory, jobs, hidden];
+        self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(count));
+        let memory = [&*bank, hidden, jobs, &slots.memory, none];
+        self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(count));
+        let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
+        let grid = [groups(shape.d), tokens];
+        self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
+        self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+        Ok(true)
+    }
+}

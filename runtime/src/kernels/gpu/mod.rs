@@ -1,0 +1,323 @@
+//! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, the only place that knows it.
+//!
+//! Operations are recorded and reach the device when somebody reads a result. Weights are uploaded when they are first
+//! used and stay. Activations are f32 and are not quantized. An operation's result does not depend on what else is in the
+//! call: the kernels for one token and for many add in the same order.
+
+mod device;
+mod experts;
+mod feed_forward;
+mod kv;
+mod operations;
+mod params;
+mod recorder;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub(crate) use device::worth_asking;
+pub use device::{AdapterInfo, adapters};
+pub use kv::{GpuBuf, GpuKv};
+
+use super::cpu::ScratchShape;
+use super::{
+    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, RoutedBufs, Router,
+};
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::quant::{Level, Matrix};
+use crate::telemetry::GpuStats;
+use device::{Device, Memory};
+use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
+use experts::{Experts, Room};
+use params::*;
+use recorder::Recorder;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use weights::Weights;
+
+/// How a [`GpuBackend`] is made.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// Which of [`adapters`]; by default the first usable one.
+    pub adapter: Option<usize>,
+    /// Keys and values in single precision: the reference. Otherwise in half.
+    pub kv_single: bool,
+    /// Bytes for routed experts; by default as many as are used.
+    pub expert_bytes: Option<u64>,
+    /// Layers with routed experts.
+    pub routed_layers: usize,
+    /// The highest level that routed experts are read at.
+    pub level: Level,
+    /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
+    pub binding_bytes: Option<u64>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        GpuOptions {
+            adapter: None,
+            kv_single: false,
+            expert_bytes: None,
+            routed_layers: 1,
+            level: Level::B8,
+            binding_bytes: None,
+        }
+    }
+}
+
+/// The most tokens that one call may take: their tables fit the ring, and their number a dispatch.
+pub const MAX_TOKENS: usize = 2048;
+
+/// A GPU.
+pub struct GpuBackend {
+    gpu: Device,
+    kv_single: bool,
+    state: Mutex<State>,
+}
+
+/// What operations change.
+struct State {
+    recorder: Recorder,
+    weights: Weights,
+    experts: Experts,
+    /// Bound where a kernel has no use for a buffer: the first to be read, the others to be written.
+    spare: [Memory; 4],
+    /// Hidden values of feed-forward blocks, `[slots, ff]`.
+    hidden: Grown,
+    /// The same of `up` alone, where a block does not fit one dispatch.
+    ups: Grown,
+    /// `[tokens, top_k, 2]`.
+    choices: Grown,
+    /// `[top_k]` jobs of one token.
+    jobs: Grown,
+}
+
+/// Memory that grows to what is asked for.
+#[derive(Default)]
+struct Grown(Option<GpuBuf>);
+
+impl Grown {
+    fn at_least(&mut self, gpu: &Device, len: usize, what: &str) -> Result<&Memory> {
+        if self.0.as_ref().is_none_or(|b| b.len < len) {
+            self.0 = None;
+            self.0 = Some(GpuBuf { memory: gpu.memory(4 * len as u64, what)?, len });
+        }
+        Ok(self.get())
+    }
+
+    /// What [`Grown::at_least`] made.
+    fn get(&self) -> &Memory {
+        &self.0.as_ref().expect("was asked for before").memory
+    }
+}
+
+impl GpuBackend {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// `Device` where there is none, or it lacks what the kernels need.
+    pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
+        let mut gpu = Device::open(options.adapter)?;
+        let room = Room { bytes: options.expert_bytes, layers: options.routed_layers, level: options.level };
+        let spare = || gpu.memory(16, "a spare");
+        let state = State {
+            recorder: Recorder::new(&gpu)?,
+            weights: Weights::default(),
+            experts: Experts::new(&gpu, room)?,
+            spare: [spare()?, spare()?, spare()?, spare()?],
+            hidden: Grown::default(),
+            ups: Grown::default(),
+            choices: Grown::default(),
+            jobs: Grown::default(),
+        };
+        gpu.max_binding = gpu.max_binding.min(options.binding_bytes.unwrap_or(u64::MAX) & !255);
+        Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
+    }
+
+    /// An upper bound of the bytes, on the device and on the host, that a backend's own memory takes, whatever is computed
+    /// with a model of this shape in chunks of this size: hidden values, choices, tables, what is on its way. Weights,
+    /// buffers and caches that the caller allocates are not in it, nor is what the driver takes for itself.
+    pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
+        let s = shape;
+        let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
+        let choices =
+            2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
+        let words = hidden + choices + vocab + s.context * rope_dims;
+        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &AdapterInfo {
+        &self.gpu.info
+    }
+
+    /// What was done since it was opened.
+    pub fn stats(&self) -> GpuStats {
+        let state = self.lock();
+        let mut stats = state.recorder.stats.clone();
+        stats.uploaded_bytes += state.weights.uploaded_bytes;
+        stats.held_bytes = self.gpu.held();
+        stats
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked left a recording between two commands.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what cannot return an error; the next operation that can will.
+    fn note(&self, result: Result<()>) {
+        if let Err(e) = result {
+            self.gpu.fail(match e {
+                Error::Device(what) => what,
+                other => other.to_string(),
+            });
+        }
+    }
+}
+
+/// Workgroups for so many invocations.
+fn groups(invocations: usize) -> usize {
+    invocations.div_ceil(WORKGROUP as usize)
+}
+
+impl Backend for GpuBackend {
+    type Buf = GpuBuf;
+    type Kv = GpuKv;
+
+    fn name(&self) -> String {
+        let info = &self.gpu.info;
+        format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
+    }
+
+    fn alloc(&self, len: usize) -> Result<GpuBuf> {
+        Ok(GpuBuf { memory: self.gpu.memory(4 * len as u64, "a buffer of activations")?, len })
+    }
+
+    fn upload(&self, dst: &mut GpuBuf, at: usize, src: &[f32]) {
+        assert!(at + src.len() <= dst.len, "{} values at {at} of {}", src.len(), dst.len);
+        self.lock().recorder.write(&self.gpu, &dst.memory, 4 * at as u64, bytemuck::cast_slice(src));
+    }
+
+    fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
+        assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+        let bytes = bytemuck::cast_slice_mut(dst);
+        self.lock().recorder.read(&self.gpu, &src.memory, 4 * at as u64, bytes)
+    }
+
+    fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {
+        self.lock().elementwise(&self.gpu, COPY, &src.memory, at, len, &dst.memory);
+    }
+
+    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
+        GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut GpuBuf) {
+        self.note(self.lock().embed(&self.gpu, table, tokens, &out.memory));
+    }
+
+    fn rms_norm(&self, x: &GpuBuf, weight: &[f32], eps: f32, rows: usize, out: &mut GpuBuf) {
+        self.note(self.lock().rms_norm(&self.gpu, &x.memory, weight, eps, rows, &out.memory));
+    }
+
+    fn linear(&self, x: &GpuBuf, tokens: usize, outs: &mut [Linear<'_, GpuBuf>]) {
+        self.note(self.lock().linear(&self.gpu, &x.memory, None, tokens, outs, false));
+    }
+
+    fn norm_linear(
+        &self,
+        x: &GpuBuf,
+        norm: Norm<'_>,
+        tokens: usize,
+        h: &mut GpuBuf,
+        outs: &mut [Linear<'_, GpuBuf>],
+    ) {
+        self.note(self.lock().linear(&self.gpu, &x.memory, Some((norm, &h.memory)), tokens, outs, false));
+    }
+
+    fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
+        let Linear { matrix, bias, .. } = linear;
+        let mut outs = [Linear { matrix, bias, out: x }];
+        self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
+    }
+
+    fn place(
+        &self,
+        x: Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &mut GpuKv,
+        rotated: &mut GpuBuf,
+    ) {
+        self.note(self.lock().place(&self.gpu, x, how, pos, tokens, kv, &rotated.memory));
+    }
+
+    fn attention(
+        &self,
+        q: &GpuBuf,
+        kv: &GpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &mut GpuBuf,
+    ) {
+        self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory);
+    }
+
+    fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+        self.lock().route(&self.gpu, &logits.memory, tokens, router, out)
+    }
+
+    fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
+        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
+    }
+
+    fn ffn_add(
+        &self,
+        h: &GpuBuf,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&GpuBuf>,
+        y: &mut GpuBuf,
+        x: &mut GpuBuf,
+    ) {
+        let gate = gate.map(|g| &g.memory);
+        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
+    }
+
+    fn experts(&self, x: &GpuBuf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
+        self.note(self.lock().experts(&self.gpu, &x.memory, of, jobs, &slots.memory));
+    }
+
+    fn routed(
+        &self,
+        bufs: RoutedBufs<'_, GpuBuf>,
+        tokens: usize,
+        router: &Router,
+        layer: usize,
+        experts: &[Expert],
+    ) -> Result<bool> {
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k };
+        self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
+    }
+
+    fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {
+        self.lock().combine(&self.gpu, &slots.memory, choices, top_k, d, &out.memory);
+    }
+
+    fn gate_rows(&self, x: &mut GpuBuf, gate: &GpuBuf, rows: usize, d: usize) {
+        self.lock().gate_rows(&self.gpu, &gate.memory, rows, d, &x.memory);
+    }
+
+    fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
+        self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
+    }
+}
+
+/// The variant for so many tokens, and how many workgroups they make.
+fn by_tokens(planes: u32, tokens: usize) -> (Variant, usize) {
+    let tokens_each = if tokens == 1 { 1 } else { MANY };
+    (Variant { planes, tokens: tokens_each, ..Variant::default() }, tokens.div_ceil(tokens_each as usize))
+}

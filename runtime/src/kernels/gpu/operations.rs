@@ -1,0 +1,308 @@
+//! Operations as dispatches.
+
+use super::device::{Device, Memory};
+use super::feed_forward::most_jobs;
+use super::kv::{GpuBuf, GpuKv};
+use super::params::*;
+use super::recorder::{MAX_GROUPS, PUT_WORDS};
+use super::weights::{Form, Placed};
+use super::{MAX_TOKENS, State, by_tokens, groups};
+use crate::error::{Error, Result};
+use crate::kernels::{Attention, Choice, Linear, Norm, Placing, Projected, Router};
+use crate::quant::{Matrix, TILE_ROWS};
+use dollop_shaders::Variant;
+use std::sync::Arc;
+
+/// Matrices of one dispatch of `linear`.
+const PARTS: usize = 3;
+
+impl State {
+    /// One of the operations of `elementwise.wgsl`, `from` being taken from `at` on.
+    pub(super) fn elementwise(
+        &mut self,
+        gpu: &Device,
+        op: u32,
+        from: &Memory,
+        at: usize,
+        len: usize,
+        to: &Memory,
+    ) {
+        let n = groups(len);
+        let x = n.min(MAX_GROUPS as usize);
+        let params = ElementwiseParams { len: len as u32, at: at as u32 };
+        let variant = Variant { op, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
+    }
+
+    pub(super) fn embed(&mut self, gpu: &Device, table: &Matrix, tokens: &[u32], out: &Memory) -> Result<()> {
+        let parts = self.weights.place(gpu, &[table])?.remove(0);
+        let cols = table.cols();
+        assert!(tokens.len() <= MAX_TOKENS, "{} tokens at once", tokens.len());
+        let ids = self.recorder.put(gpu, tokens, 1);
+        for Placed { memory, form, first, rows } in &parts {
+            let Form { base, planes, group, alpha, beta } = *form;
+            let (first, rows, cols) = (*first as u32, *rows as u32, cols as u32);
+            let params = EmbedParams { base, first, rows, cols, group, alpha, beta, ids };
+            let variant = Variant { planes, ..Variant::default() };
+            let grid = [groups(cols.div_ceil(4) as usize), tokens.len()];
+            self.recorder.run_with_ring(gpu, variant, &params, &[memory, out], 1, grid);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rms_norm(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        weight: &[f32],
+        eps: f32,
+        rows: usize,
+        out: &Memory,
+    ) -> Result<()> {
+        let norm = self.weights.vector(gpu, weight, || weight.to_vec())?;
+        let params = RmsNormParams { cols: weight.len() as u32, eps };
+        self.recorder.run(gpu, Variant::default(), &params, &[x, &norm, out], [rows, 1]);
+        Ok(())
+    }
+
+    pub(super) fn linear(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        norm: Option<(Norm<'_>, &Memory)>,
+        tokens: usize,
+        outs: &mut [Linear<'_, GpuBuf>],
+        add: bool,
+    ) -> Result<()> {
+        for outs in outs.chunks_mut(PARTS) {
+            let matrices: Vec<&Matrix> = outs.iter().map(|l| l.matrix).collect();
+            let placed = self.weights.place(gpu, &matrices)?;
+            let together = placed.iter().all(|p| {
+                p.len() == 1
+                    && Arc::ptr_eq(&p[0].memory, &placed[0][0].memory)
+                    && p[0].form.planes == placed[0][0].form.planes
+            });
+            if together {
+                let parts: Vec<(&Placed, &Linear<'_, GpuBuf>)> =
+                    placed.iter().map(|p| &p[0]).zip(&*outs).collect();
+                self.linear_parts(gpu, x, norm, tokens, &parts, add)?;
+            } else {
+                for (placed, out) in placed.iter().zip(&*outs) {
+                    for placed in placed {
+                        self.linear_parts(gpu, x, norm, tokens, &[(placed, out)], add)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One dispatch.
+    fn linear_parts(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        norm: Option<(Norm<'_>, &Memory)>,
+        tokens: usize,
+        parts: &[(&Placed, &Linear<'_, GpuBuf>)],
+        add: bool,
+    ) -> Result<()> {
+        let (first, of) = parts[0];
+        let mut params = LinearParams {
+            cols: of.matrix.cols() as u32,
+            tokens: tokens as u32,
+            flags: if add { ADDED } else { 0 },
+            eps: 0.0,
+            parts: parts.len() as u32,
+            bias: (first.first / TILE_ROWS) as u32,
+            part: Default::default(),
+        };
+        let mut tiles = 0;
+        for (part, (placed, linear)) in params.part.iter_mut().zip(parts) {
+            let Form { base, group, alpha, beta, .. } = placed.form;
+            let (rows, at) = (placed.rows as u32, placed.first as u32);
+            *part = Part { base, rows, group, tiles, alpha, beta, at, stride: linear.matrix.rows() as u32 };
+            tiles += rows.div_ceil(TILE_ROWS as u32);
+        }
+        let bias = match parts.iter().find_map(|(_, l)| l.bias) {
+            Some(name) => {
+                params.flags |= BIAS;
+                Some(self.weights.vector(gpu, name, || padded_biases(parts))?)
+            }
+            None => None,
+        };
+        let weight = match norm {
+            Some((norm, _)) => {
+                params.flags |= NORM;
+                params.eps = norm.eps;
+                Some(self.weights.vector(gpu, norm.weight, || norm.weight.to_vec())?)
+            }
+            None => None,
+        };
+        let [none, spare @ ..] = &self.spare;
+        let out = |i: usize| parts.get(i).map_or(&spare[i], |(_, l)| &l.out.memory);
+        let memory = [
+            &*first.memory,
+            x,
+            weight.as_deref().unwrap_or(none),
+            bias.as_deref().unwrap_or(none),
+            out(0),
+            out(1),
+            out(2),
+            norm.map_or(&spare[0], |(_, h)| h),
+        ];
+        let (variant, blocks) = by_tokens(first.form.planes, tokens);
+        self.recorder.run(gpu, variant, &params, &memory, [tiles as usize, blocks]);
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn place(
+        &mut self,
+        gpu: &Device,
+        x: Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &GpuKv,
+        rotated: &Memory,
+    ) -> Result<()> {
+        assert!(how.head_dim <= MAX_HEAD, "heads of {} values: up to {MAX_HEAD}", how.head_dim);
+        let half = how.rope.dims / 2;
+        let rope = self.weights.rope(gpu, how.rope)?;
+        let name = how.q_norm.or(how.k_norm);
+        let norms = match name {
+            Some(name) => {
+                let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
+                Some(self.weights.vector(gpu, name, both)?)
+            }
+            None => None,
+        };
+        let params = PlaceParams {
+            heads: how.heads as u32,
+            kv_heads: how.kv_heads as u32,
+            head_dim: how.head_dim as u32,
+            half: half as u32,
+            pos: pos as u32,
+            capacity: kv.capacity as u32,
+            q_norm: how.q_norm.map_or(0, <[f32]>::len) as u32,
+            k_norm: how.k_norm.map_or(0, <[f32]>::len) as u32,
+            eps: how.eps,
+            limit: how.limit.unwrap_or(0.0),
+        };
+        let norms = norms.as_deref().unwrap_or(&self.spare[0]);
+        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
+        let memory = [q, k, v, norms, &rope, &kv.keys, &kv.values, rotated];
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &memory, [how.heads + 2 * how.kv_heads, tokens]);
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attention(
+        &mut self,
+        gpu: &Device,
+        q: &Memory,
+        kv: &GpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &Memory,
+    ) {
+        let params = AttentionParams {
+            heads: shape.heads as u32,
+            kv_heads: shape.kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            capacity: kv.capacity as u32,
+            pos: pos as u32,
+            window: shape.window.unwrap_or(0) as u32,
+            scale: shape.scale,
+        };
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &[q, &kv.keys, &kv.values, out], [shape.heads, tokens]);
+    }
+
+    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs.
+    pub(super) fn route_on(
+        &mut self,
+        gpu: &Device,
+        logits: &Memory,
+        tokens: usize,
+        router: &Router,
+        table: Option<u32>,
+    ) -> Result<()> {
+        let Router { experts, top_k, renormalize, scale } = *router;
+        if experts > MAX_EXPERTS || top_k > MAX_TOP_K {
+            return Err(Error::Device(format!(
+                "{top_k} of {experts} experts: kernels choose up to {MAX_TOP_K} of {MAX_EXPERTS}"
+            )));
+        }
+        let params = RouteParams {
+            experts: experts as u32,
+            top_k: top_k as u32,
+            renormalize: renormalize.into(),
+            scale,
+            jobs: table.is_some().into(),
+            table: table.unwrap_or(0),
+        };
+        let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
+        let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;
+        let memory = [logits, &self.experts.table, choices, jobs];
+        self.recorder.run(gpu, Variant::default(), &params, &memory, [tokens, 1]);
+        Ok(())
+    }
+
+    pub(super) fn route(
+        &mut self,
+        gpu: &Device,
+        logits: &Memory,
+        tokens: usize,
+        router: &Router,
+        out: &mut Vec<Choice>,
+    ) -> Result<()> {
+        self.route_on(gpu, logits, tokens, router, None)?;
+        let mut words = vec![0u32; 2 * tokens * router.top_k];
+        self.recorder.read(gpu, self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))?;
+        out.clear();
+        out.extend(words.chunks_exact(2).map(|w| Choice { expert: w[0], gate: f32::from_bits(w[1]) }));
+        // What came back from a device is not to be trusted with an index.
+        match out.iter().find(|c| c.expert as usize >= router.experts) {
+            Some(c) => Err(Error::Device(format!("the router chose expert {}", c.expert))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn gate_rows(&mut self, gpu: &Device, gate: &Memory, rows: usize, d: usize, x: &Memory) {
+        let params = GateRowsParams { d: d as u32 };
+        self.recorder.run(gpu, Variant::default(), &params, &[gate, x], [groups(d), rows]);
+    }
+
+    pub(super) fn combine(
+        &mut self,
+        gpu: &Device,
+        slots: &Memory,
+        choices: &[Choice],
+        top_k: usize,
+        d: usize,
+        out: &Memory,
+    ) {
+        assert!(2 * choices.len() <= PUT_WORDS, "{} choices at once", choices.len());
+        let words: Vec<u32> = choices.iter().flat_map(|c| [c.expert, c.gate.to_bits()]).collect();
+        let at = self.recorder.put(gpu, &words, 2);
+        let params = CombineParams { d: d as u32, top_k: top_k as u32, at };
+        let grid = [groups(d), choices.len() / top_k];
+        self.recorder.run_with_ring(gpu, Variant::default(), &params, &[slots, out], 1, grid);
+    }
+}
+
+/// The biases of some parts, zero where a part has none, each padded to whole tiles.
+fn padded_biases(parts: &[(&Placed, &Linear<'_, GpuBuf>)]) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (_, linear) in parts {
+        let rows = linear.matrix.rows();
+        let end = all.len() + rows.next_multiple_of(TILE_ROWS);
+        all.extend(linear.bias.map_or_else(|| vec![0.0; rows], <[f32]>::to_vec));
+        all.resize(end, 0.0);
+    }
+    all
+}

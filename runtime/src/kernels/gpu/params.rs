@@ -1,0 +1,136 @@
+//! The parameters of every kernel as the host writes them. `tests.rs` compares names and offsets with what the kernels'
+//! sources say.
+
+use dollop_shaders::Kernel;
+
+/// Parameters of a kernel.
+pub(super) trait Params: bytemuck::NoUninit {
+    /// Whose they are.
+    const KERNEL: Kernel;
+    /// Members with their offsets.
+    const FIELDS: &'static [(&'static str, usize)];
+}
+
+macro_rules! params {
+    ($(#[$doc:meta])* $kernel:ident, $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, bytemuck::NoUninit)]
+        #[repr(C)]
+        pub(super) struct $name {
+            $(pub(super) $field: $ty),*
+        }
+
+        impl Params for $name {
+            const KERNEL: Kernel = Kernel::$kernel;
+            const FIELDS: &'static [(&'static str, usize)] =
+                &[$((stringify!($field), std::mem::offset_of!($name, $field))),*];
+        }
+    };
+}
+
+/// One matrix of a `linear`.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct Part {
+    pub(super) base: u32,
+    pub(super) rows: u32,
+    pub(super) group: u32,
+    pub(super) tiles: u32,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+    pub(super) at: u32,
+    pub(super) stride: u32,
+}
+
+params!(
+    /// `linear.wgsl`.
+    Linear, LinearParams { cols: u32, tokens: u32, flags: u32, eps: f32, parts: u32, bias: u32, part: [Part; 3] }
+);
+
+/// Bits of [`LinearParams::flags`].
+pub(super) const NORM: u32 = 1;
+/// See [`NORM`].
+pub(super) const BIAS: u32 = 2;
+/// See [`NORM`].
+pub(super) const ADDED: u32 = 4;
+
+params!(
+    /// `gate_up.wgsl`.
+    GateUp, GateUpParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32 }
+);
+
+params!(
+    /// `down.wgsl`.
+    Down, DownParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32, gated: u32 }
+);
+
+params!(
+    /// `embed.wgsl`.
+    Embed, EmbedParams {
+        base: u32, first: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32, ids: u32,
+    }
+);
+
+params!(
+    /// `rms_norm.wgsl`.
+    RmsNorm, RmsNormParams { cols: u32, eps: f32 }
+);
+
+params!(
+    /// `place.wgsl`.
+    Place, PlaceParams {
+        heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
+        eps: f32, limit: f32,
+    }
+);
+
+params!(
+    /// `attention.wgsl`.
+    Attention, AttentionParams {
+        heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, window: u32, scale: f32,
+    }
+);
+
+params!(
+    /// `route.wgsl`.
+    Route, RouteParams { experts: u32, top_k: u32, renormalize: u32, scale: f32, jobs: u32, table: u32 }
+);
+
+params!(
+    /// `group.wgsl`.
+    Group, GroupParams { experts: u32, slots: u32, jobs: u32, table: u32 }
+);
+
+params!(
+    /// `combine.wgsl`.
+    Combine, CombineParams { d: u32, top_k: u32, at: u32 }
+);
+
+params!(
+    /// `elementwise.wgsl`.
+    Elementwise, ElementwiseParams { len: u32, at: u32 }
+);
+
+params!(
+    /// `gate_rows.wgsl`.
+    GateRows, GateRowsParams { d: u32 }
+);
+
+/// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, the number of slots, the
+/// gate of a lone slot, the slots.
+pub(super) const JOB_WORDS: usize = 24;
+
+/// Words of an expert in the table (`route.wgsl`): the beginning of a job.
+pub(super) const ENTRY_WORDS: usize = 12;
+
+/// Most experts of a layer, most of a token, and longest head, that the kernels have room for.
+pub(super) const MAX_EXPERTS: usize = 1024;
+/// See [`MAX_EXPERTS`].
+pub(super) const MAX_TOP_K: usize = 64;
+/// See [`MAX_EXPERTS`].
+pub(super) const MAX_HEAD: usize = 512;
+
+/// A buffer's number among those of a layer, and the planes that are read: what one dispatch has in common.
+pub(super) fn place(bank: u32, planes: u32) -> u32 {
+    bank << 8 | planes
+}

@@ -1,0 +1,255 @@
+//! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
+//! somebody reads a result back or the ring is full.
+
+use super::device::{Device, Memory};
+use super::params::Params;
+use crate::error::{Error, Result};
+use crate::telemetry::GpuStats;
+use dollop_shaders::{SHADERS, Shader, Variant, find};
+use std::collections::HashMap;
+
+/// Words of the ring.
+const RING_WORDS: usize = 1 << 19;
+
+/// Bytes of the ring.
+pub(super) const RING_BYTES: usize = 4 * RING_WORDS;
+
+/// The most words that one [`Recorder::put`] may take.
+pub(super) const PUT_WORDS: usize = RING_WORDS / 2;
+
+/// Workgroups of a dispatch in one dimension.
+pub(super) const MAX_GROUPS: u32 = 65_535;
+
+/// Bindings of a kernel at most.
+const BINDINGS: usize = 8;
+
+type GroupKey = (usize, [u64; BINDINGS]);
+
+pub(super) struct Recorder {
+    pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+    groups: HashMap<GroupKey, wgpu::BindGroup>,
+    encoder: Option<wgpu::CommandEncoder>,
+    /// Ends before `encoder` does.
+    pass: Option<wgpu::ComputePass<'static>>,
+    /// Small tables that kernels read: ids, jobs, gates. Never written where a waiting command reads.
+    ring: Memory,
+    ring_at: usize,
+    landing: Option<Memory>,
+    landing_bytes: u64,
+    pub(super) stats: GpuStats,
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // A pass must end before its encoder.
+        self.pass = None;
+    }
+}
+
+impl Recorder {
+    pub(super) fn new(gpu: &Device) -> Result<Recorder> {
+        Ok(Recorder {
+            pipelines: vec![None; SHADERS.len()],
+            groups: HashMap::new(),
+            encoder: None,
+            pass: None,
+            ring: gpu.memory(RING_BYTES as u64, "the ring")?,
+            ring_at: 0,
+            landing: None,
+            landing_bytes: 0,
+            stats: GpuStats::default(),
+        })
+    }
+
+    fn pipeline(&mut self, gpu: &Device, index: usize) {
+        let Shader { source, entry, writable, params_size, .. } = SHADERS[index];
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0u32..)
+            .zip(writable)
+            .map(|(binding, &writable)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: !writable },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let device = &gpu.device;
+        let group = device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&group)],
+            immediate_size: params_size,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(entry),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(entry),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some(entry),
+            // Every kernel writes its workgroup memory before it reads it.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        self.pipelines[index] = Some((pipeline, group));
+        self.stats.pipelines += 1;
+    }
+
+    /// Records one dispatch. Nothing is done for an empty grid.
+    pub(super) fn run<P: Params>(
+        &mut self,
+        gpu: &Device,
+        variant: Variant,
+        params: &P,
+        memory: &[&Memory],
+        grid: [usize; 2],
+    ) {
+        self.dispatch(gpu, variant, params, memory, None, grid);
+    }
+
+    /// [`Recorder::run`] with the ring as binding `at`, between the others.
+    pub(super) fn run_with_ring<P: Params>(
+        &mut self,
+        gpu: &Device,
+        variant: Variant,
+        params: &P,
+        memory: &[&Memory],
+        at: usize,
+        grid: [usize; 2],
+    ) {
+        self.dispatch(gpu, variant, params, memory, Some(at), grid);
+    }
+
+    fn dispatch<P: Params>(
+        &mut self,
+        gpu: &Device,
+        variant: Variant,
+        params: &P,
+        others: &[&Memory],
+        ring: Option<usize>,
+        grid: [usize; 2],
+    ) {
+        if grid.contains(&0) {
+            return;
+        }
+        let groups = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        assert!(groups.iter().all(|&n| n <= MAX_GROUPS), "{:?}: {grid:?} workgroups", P::KERNEL);
+        let index =
+            find(P::KERNEL, variant).unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL));
+        if self.pipelines[index].is_none() {
+            let theirs = SHADERS[index].params.iter().map(|&(name, at)| (name, at as usize));
+            assert!(theirs.eq(P::FIELDS.iter().copied()), "{:?}: parameters", P::KERNEL);
+            self.pipeline(gpu, index);
+        }
+        let gone = gpu.gone();
+        if !gone.is_empty() {
+            self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
+        }
+        let count = others.len() + usize::from(ring.is_some());
+        assert_eq!(count, SHADERS[index].writable.len(), "{:?}: bindings", P::KERNEL);
+        let mut memory = [&self.ring; BINDINGS];
+        let mut rest = others.iter();
+        for (i, to) in memory[..count].iter_mut().enumerate().filter(|&(i, _)| ring != Some(i)) {
+            *to = rest.next().unwrap_or_else(|| panic!("binding {i} is missing"));
+        }
+        let memory = &memory[..count];
+        let mut ids = [0; BINDINGS];
+        ids.iter_mut().zip(memory).for_each(|(id, m)| *id = m.id);
+        let (pipeline, layout) = self.pipelines[index].as_ref().expect("was just made");
+        let group = self.groups.entry((index, ids)).or_insert_with(|| {
+            let entries: Vec<wgpu::BindGroupEntry> = (0u32..)
+                .zip(memory)
+                .map(|(binding, m)| wgpu::BindGroupEntry { binding, resource: m.buffer.as_entire_binding() })
+                .collect();
+            let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+            gpu.device.create_bind_group(&descriptor)
+        });
+        let encoder =
+            self.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
+        let pass = self
+            .pass
+            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        pass.set_pipeline(pipeline);
+        pass.set_bind_group(0, &*group, &[]);
+        pass.set_immediates(0, bytemuck::bytes_of(params));
+        pass.dispatch_workgroups(groups[0], groups[1], 1);
+        self.stats.dispatches += 1;
+    }
+
+    /// Puts words where kernels can read them ([`Recorder::run_with_ring`]), and returns at which word they begin, a
+    /// multiple of `unit`. Their reader is to be recorded before anything else is put.
+    pub(super) fn put(&mut self, gpu: &Device, words: &[u32], unit: usize) -> u32 {
+        assert!(words.len() <= PUT_WORDS, "{} words for the ring", words.len());
+        let mut at = self.ring_at.next_multiple_of(unit);
+        if at + words.len() > RING_WORDS {
+            self.submit(gpu);
+            at = 0;
+        }
+        gpu.queue.write_buffer(&self.ring.buffer, 4 * at as u64, bytemuck::cast_slice(words));
+        self.ring_at = at + words.len();
+        at as u32
+    }
+
+    /// Writes to memory after all commands recorded so far.
+    pub(super) fn write(&mut self, gpu: &Device, to: &Memory, at_bytes: u64, bytes: &[u8]) {
+        // The queue's writes come before the commands of the next submission.
+        if self.encoder.is_some() {
+            self.submit(gpu);
+        }
+        gpu.stage(to, at_bytes, bytes);
+        self.stats.uploaded_bytes += bytes.len() as u64;
+    }
+
+    /// Hands what was recorded to the device.
+    pub(super) fn submit(&mut self, gpu: &Device) {
+        self.pass = None;
+        self.ring_at = 0;
+        if let Some(encoder) = self.encoder.take() {
+            gpu.queue.submit([encoder.finish()]);
+            self.stats.submits += 1;
+        }
+    }
+
+    /// Waits for everything recorded and copies `out.len()` bytes from `from`.
+    pub(super) fn read(&mut self, gpu: &Device, from: &Memory, at_bytes: u64, out: &mut [u8]) -> Result<()> {
+        use wgpu::BufferUsages as U;
+        if out.is_empty() {
+            return gpu.check();
+        }
+        let bytes = out.len() as u64;
+        if bytes > self.landing_bytes {
+            self.landing = None;
+            self.landing =
+                Some(gpu.raw(bytes.next_multiple_of(16), U::MAP_READ | U::COPY_DST, "a read-back")?);
+            self.landing_bytes = bytes;
+        }
+        self.pass = None;
+        let landing = self.landing.as_ref().expect("was just made");
+        let encoder =
+            self.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
+        encoder.copy_buffer_to_buffer(&from.buffer, at_bytes, &landing.buffer, 0, bytes);
+        self.submit(gpu);
+        self.stats.readbacks += 1;
+        let landing = self.landing.as_ref().expect("was just made");
+        landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
+        let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
+        gpu.check()?;
+        waited.map_err(|e| Error::Device(format!("waiting for the device: {e}")))?;
+        {
+            let view = landing.buffer.get_mapped_range(..bytes);
+            let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;
+            out.copy_from_slice(&view);
+        }
+        landing.buffer.unmap();
+        Ok(())
+    }
+}

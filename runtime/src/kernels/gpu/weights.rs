@@ -1,0 +1,257 @@
+//! Weights on the device: matrices, uploaded once and named by where their bytes lie on the host, and vectors.
+//!
+//! A nested matrix has the bytes of `quant/layout.rs`, plane after plane; an unquantized one is rearranged into the same
+//! tiles, so that kernels walk both alike. What a kernel cannot bind at once is cut along its rows.
+
+use super::device::{Device, Memory};
+use super::recorder::MAX_GROUPS;
+use crate::error::Result;
+use crate::kernels::RopeTable;
+use crate::quant::{Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Rows of a matrix on the device.
+#[derive(Clone)]
+pub(super) struct Placed {
+    pub(super) memory: Arc<Memory>,
+    pub(super) form: Form,
+    /// The first of its rows, a whole tile.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
+/// How kernels read a matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Form {
+    /// Word at which it begins.
+    pub(super) base: u32,
+    /// 0 where it is unquantized.
+    pub(super) planes: u32,
+    pub(super) group: u32,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+impl Form {
+    pub(super) fn of(m: &Matrix, base: u32) -> Form {
+        match m {
+            Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, beta: 0.0 },
+            Matrix::Nested(n) => Form {
+                base,
+                planes: n.level().planes() as u32,
+                group: n.shape().group as u32,
+                alpha: n.fit().alpha,
+                beta: n.fit().beta,
+            },
+        }
+    }
+}
+
+/// Bytes of `tiles` tiles of a matrix on the device.
+pub(super) fn bytes(m: &Matrix, tiles: usize) -> usize {
+    match m {
+        Matrix::F32 { cols, .. } => tiles * TILE_ROWS * cols.next_multiple_of(UNIT_COLS) * 4,
+        Matrix::Nested(n) => {
+            let shape = Shape { rows: tiles * TILE_ROWS, ..n.shape() };
+            (0..n.level().planes()).map(|p| shape.plane(p).len).sum()
+        }
+    }
+}
+
+pub(super) fn tiles(m: &Matrix) -> usize {
+    m.rows().div_ceil(TILE_ROWS)
+}
+
+/// Calls `write` with the bytes of `count` tiles from `first` on and where they go, as [`bytes`] says. Of a nested matrix
+/// only the planes from `plane` on, which go where they would beside the others.
+pub(super) fn pieces(
+    m: &Matrix,
+    first: usize,
+    count: usize,
+    plane: usize,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
+    match m {
+        Matrix::F32 { rows, cols, data } => plain_pieces(data, *rows, *cols, first, count, write),
+        Matrix::Nested(n) => {
+            let mut at = 0;
+            for p in 0..n.level().planes() {
+                let layout = Shape { rows: count * TILE_ROWS, ..n.shape() }.plane(p);
+                let len = layout.len;
+                if p >= plane {
+                    plane_pieces(n, p, first, count, layout, &mut |offset, bytes| write(at + offset, bytes));
+                }
+                at += len;
+            }
+        }
+    }
+}
+
+/// Tile after tile, a unit's vectors with all rows.
+fn plain_pieces(
+    data: &[f32],
+    rows: usize,
+    cols: usize,
+    first: usize,
+    count: usize,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
+    let vectors = cols.div_ceil(UNIT_COLS) * VECTORS;
+    let value = |row: usize, col: usize| if row < rows && col < cols { data[row * cols + col] } else { 0.0 };
+    let mut tile = vec![0.0f32; vectors * TILE_ROWS * 4];
+    for t in 0..count {
+        for (i, to) in tile.iter_mut().enumerate() {
+            let (vector, row, c) = (i / (4 * TILE_ROWS), i / 4 % TILE_ROWS, i % 4);
+            *to = value((first + t) * TILE_ROWS + row, 4 * vector + c);
+        }
+        write(4 * t * tile.len(), bytemuck::cast_slice(&tile));
+    }
+}
+
+/// Some tiles of plane `p`, straight from where they lie.
+fn plane_pieces(
+    n: &Nested,
+    p: usize,
+    first: usize,
+    count: usize,
+    layout: PlaneLayout,
+    write: &mut dyn FnMut(usize, &[u8]),
+) {
+    let (shape, end) = (n.shape(), first + count);
+    let tile = shape.tile_bytes(p);
+    write(layout.codes.start, &n.codes(p)[first * tile..end * tile]);
+    if p == 0 {
+        let params = shape.groups() * TILE_ROWS;
+        write(layout.scales.start, &n.scales()[2 * first * params..2 * end * params]);
+        write(layout.zeros.start, &n.zeros()[first * params..end * params]);
+    }
+}
+
+/// Where a matrix's bytes lie on the host, and how many planes of them are meant.
+type Key = (usize, usize);
+
+fn key(m: &Matrix) -> Key {
+    match m {
+        Matrix::F32 { data, .. } => (data.as_ptr() as usize, 0),
+        Matrix::Nested(n) => (n.codes(0).as_ptr() as usize, n.level().planes()),
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Weights {
+    /// With the host's matrix, which keeps its bytes where they are.
+    matrices: HashMap<Key, (Vec<Placed>, Matrix)>,
+    vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
+    /// The longest table of rotations so far, with its values per position: a shorter one is its beginning.
+    rope: Option<(Arc<Memory>, usize, usize)>,
+    pub(super) uploaded_bytes: u64,
+}
+
+impl Weights {
+    /// The rows of every matrix. Those that are new share a buffer where they fit one.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Vec<Placed>>> {
+        let new: Vec<&Matrix> =
+            matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
+        let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
+        if new.len() > 1 && total as u64 <= gpu.max_binding && new.iter().all(|m| tiles(m) <= MAX_TILES) {
+            self.upload_together(gpu, &new)?;
+        } else {
+            for m in new {
+                let parts = self.upload_in_parts(gpu, m)?;
+                self.matrices.insert(key(m), (parts, m.clone()));
+            }
+        }
+        Ok(matrices.iter().map(|m| self.matrices[&key(m)].0.clone()).collect())
+    }
+
+    fn upload(&mut self, gpu: &Device, to: &Memory, base: usize, m: &Matrix, first: usize, count: usize) {
+        pieces(m, first, count, 0, &mut |at, bytes| {
+            gpu.stage(to, (base + at) as u64, bytes);
+            self.uploaded_bytes += bytes.len() as u64;
+        });
+    }
+
+    fn upload_together(&mut self, gpu: &Device, new: &[&Matrix]) -> Result<()> {
+        let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
+        let memory = Arc::new(gpu.memory(total as u64, "weights")?);
+        let mut base = 0;
+        for m in new {
+            self.upload(gpu, &memory, base, m, 0, tiles(m));
+            let form = Form::of(m, (base / 4) as u32);
+            let placed = Placed { memory: memory.clone(), form, first: 0, rows: m.rows() };
+            self.matrices.insert(key(m), (vec![placed], (*m).clone()));
+            base += bytes(m, tiles(m));
+        }
+        Ok(())
+    }
+
+    fn upload_in_parts(&mut self, gpu: &Device, m: &Matrix) -> Result<Vec<Placed>> {
+        // The arrays of a plane are padded to a line: a few hundred bytes that a tile's share does not show.
+        let most = (gpu.max_binding as usize).saturating_sub(1024) / bytes(m, 1).max(1);
+        let most = most.clamp(1, MAX_TILES);
+        let mut parts = Vec::new();
+        for first in (0..tiles(m)).step_by(most) {
+            let count = most.min(tiles(m) - first);
+            let memory = Arc::new(gpu.memory(bytes(m, count) as u64, "weights")?);
+            self.upload(gpu, &memory, 0, m, first, count);
+            let rows = (m.rows() - first * TILE_ROWS).min(count * TILE_ROWS);
+            parts.push(Placed { memory, form: Form::of(m, 0), first: first * TILE_ROWS, rows });
+        }
+        Ok(parts)
+    }
+
+    /// A vector on the device, made by `make` where it is new. `name` is the host's slice that it comes from.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn vector(
+        &mut self,
+        gpu: &Device,
+        name: &[f32],
+        make: impl FnOnce() -> Vec<f32>,
+    ) -> Result<Arc<Memory>> {
+        let key = (name.as_ptr() as usize, name.len());
+        if let Some((memory, was)) = self.vectors.get(&key) {
+            debug_assert!(same(was, name), "weights may not change or move");
+            return Ok(memory.clone());
+        }
+        let values = make();
+        let memory = Arc::new(gpu.memory(4 * values.len() as u64, "a vector")?);
+        gpu.stage(&memory, 0, bytemuck::cast_slice(&values));
+        self.uploaded_bytes += 4 * values.len() as u64;
+        let copy = if cfg!(debug_assertions) { name.to_vec() } else { Vec::new() };
+        self.vectors.insert(key, (memory.clone(), copy));
+        Ok(memory)
+    }
+
+    /// `[positions, 2, half]`: cosines and sines of at least the positions of `table`.
+    ///
+    /// # Errors
+    /// `Device` where the device has no room.
+    pub(super) fn rope(&mut self, gpu: &Device, table: &RopeTable) -> Result<Arc<Memory>> {
+        let half = table.dims / 2;
+        if let Some((memory, len, dims)) = &self.rope
+            && *len >= table.cos.len()
+            && *dims == table.dims
+        {
+            return Ok(memory.clone());
+        }
+        let rows = table.cos.chunks_exact(half).zip(table.sin.chunks_exact(half));
+        let values: Vec<f32> = rows.flat_map(|(c, s)| c.iter().chain(s).copied()).collect();
+        let memory = Arc::new(gpu.memory(4 * values.len() as u64, "rotations")?);
+        gpu.stage(&memory, 0, bytemuck::cast_slice(&values));
+        self.rope = Some((memory.clone(), table.cos.len(), table.dims));
+        Ok(memory)
+    }
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Tiles of one dispatch.
+const MAX_TILES: usize = MAX_GROUPS as usize;

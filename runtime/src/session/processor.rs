@@ -1,0 +1,254 @@
+//! Which processor an engine computes on. The one place that knows them all: everything else sees a `Backend`.
+
+use super::engine::EngineOptions;
+use crate::error::{Error, Result};
+use crate::kernels::Backend;
+use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
+use crate::model::forward::Want;
+use crate::model::{Model, State};
+use crate::telemetry::GpuStats;
+
+/// The processor that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A GPU where there is one that is no software, else the CPU.
+    Auto,
+    /// A GPU, software or not: this one of [`crate::kernels::gpu::adapters`], or the first usable one.
+    Gpu(Option<usize>),
+}
+
+/// Calls `open` with the adapter to compute on, or `None` for the CPU. Where a GPU cannot be had that was not demanded, the
+/// CPU computes, and the second part says why.
+///
+/// # Errors
+/// Those of `open`, and `Device` where a GPU is demanded and this build has no GPU kernels.
+pub(super) fn choose<T>(
+    choice: BackendChoice,
+    open: impl Fn(Option<Adapter>) -> Result<T>,
+) -> Result<(T, Option<String>)> {
+    match choice {
+        BackendChoice::Cpu => Ok((open(None)?, None)),
+        #[cfg(feature = "gpu")]
+        BackendChoice::Gpu(index) => Ok((open(Some(Adapter(index)))?, None)),
+        #[cfg(feature = "gpu")]
+        BackendChoice::Auto => {
+            let all = if worth_asking() { adapters() } else { Vec::new() };
+            let why = match all.iter().find(|a| !a.software && a.missing.is_none()) {
+                Some(real) => match open(Some(Adapter(Some(real.index)))) {
+                    Err(Error::Device(what)) => format!("{}: {what}", real.name),
+                    other => return Ok((other?, None)),
+                },
+                None if all.is_empty() => "no GPU was found".to_owned(),
+                None => "no GPU was found but software".to_owned(),
+            };
+            Ok((open(None)?, Some(format!("{why}; computing on the CPU"))))
+        }
+        #[cfg(not(feature = "gpu"))]
+        BackendChoice::Auto => Ok((open(None)?, None)),
+        #[cfg(not(feature = "gpu"))]
+        BackendChoice::Gpu(_) => Err(no_gpu()),
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+fn no_gpu() -> Error {
+    Error::Device("this build has no GPU kernels (feature `gpu`)".into())
+}
+
+/// Bytes of the keys and values of one layer.
+pub(super) fn kv_bytes(gpu: bool, context: usize, heads: usize, head_dim: usize, single: bool) -> usize {
+    #[cfg(feature = "gpu")]
+    if gpu {
+        return GpuKv::bytes(context, heads, head_dim, single);
+    }
+    let _ = gpu;
+    CpuBackend::kv_bytes(context, heads, head_dim, single)
+}
+
+/// Bytes of what a backend keeps for itself.
+pub(super) fn scratch_bytes(gpu: bool, shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
+    #[cfg(feature = "gpu")]
+    if gpu {
+        return GpuBackend::scratch_bytes(shape, vocab, rope_dims);
+    }
+    let _ = (gpu, vocab, rope_dims);
+    CpuBackend::scratch_bytes(shape)
+}
+
+/// An adapter to open: its index, or the first usable one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Adapter(#[cfg_attr(not(feature = "gpu"), allow(dead_code))] pub(super) Option<usize>);
+
+/// What the processor must know of the model.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+pub(super) struct Needs {
+    /// Keys and values in single precision.
+    pub(super) kv_single: bool,
+    /// Layers with routed experts.
+    pub(super) routed_layers: usize,
+    /// The highest level that routed experts are read at.
+    pub(super) level: crate::quant::Level,
+    /// Bytes that routed experts may take on a device; `None` for no limit.
+    pub(super) expert_bytes: Option<u64>,
+}
+
+/// An open processor.
+pub(super) enum Processor {
+    Cpu(Box<CpuBackend>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<GpuBackend>),
+}
+
+/// A timeline's memory on its processor.
+pub(super) enum Timeline {
+    Cpu(Box<State<CpuBackend>>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<State<GpuBackend>>),
+}
+
+impl Processor {
+    pub(super) fn open(adapter: Option<Adapter>, options: &EngineOptions, needs: &Needs) -> Result<Self> {
+        match adapter {
+            None => {
+                let cpu = CpuOptions {
+                    threads: options.threads,
+                    isa: options.isa,
+                    cores: options.cores.clone(),
+                    kv_single: needs.kv_single,
+                    trace: options.streaming.trace.clone(),
+                };
+                Ok(Processor::Cpu(Box::new(CpuBackend::new(cpu)?)))
+            }
+            #[cfg(feature = "gpu")]
+            Some(Adapter(index)) => {
+                let gpu = GpuOptions {
+                    adapter: index,
+                    kv_single: needs.kv_single,
+                    expert_bytes: needs.expert_bytes,
+                    routed_layers: needs.routed_layers,
+                    level: needs.level,
+                    binding_bytes: None,
+                };
+                Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
+            }
+            #[cfg(not(feature = "gpu"))]
+            Some(_) => Err(no_gpu()),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        match self {
+            Processor::Cpu(cpu) => cpu.name(),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.name(),
+        }
+    }
+
+    /// Threads that compute: one, where they only talk to a device.
+    pub(super) fn threads(&self) -> usize {
+        match self {
+            Processor::Cpu(cpu) => cpu.threads(),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => 1,
+        }
+    }
+
+    pub(super) fn is_gpu(&self) -> bool {
+        !matches!(self, Processor::Cpu(_))
+    }
+
+    /// The most tokens that one call may take.
+    pub(super) fn longest_chunk(&self) -> usize {
+        match self {
+            Processor::Cpu(_) => usize::MAX,
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => crate::kernels::gpu::MAX_TOKENS,
+        }
+    }
+
+    pub(super) fn cpu(&self) -> Result<&CpuBackend> {
+        match self {
+            Processor::Cpu(cpu) => Ok(cpu),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(_) => Err(Error::Device("this engine computes on a GPU".into())),
+        }
+    }
+
+    pub(super) fn gpu_stats(&self) -> Option<GpuStats> {
+        match self {
+            Processor::Cpu(_) => None,
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => Some(gpu.stats()),
+        }
+    }
+
+    /// Brings all weights to a device and finds out whether it can compute with them: a token through the model. Nothing
+    /// for the CPU.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn warm_up(&self, model: &Model) -> Result<()> {
+        if self.is_gpu() {
+            let mut timeline = self.timeline(model, 1, 1)?;
+            self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
+        }
+        Ok(())
+    }
+
+    /// Memory for a timeline.
+    pub(super) fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Timeline> {
+        Ok(match self {
+            Processor::Cpu(cpu) => Timeline::Cpu(Box::new(State::new(&**cpu, model, context, chunk)?)),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => Timeline::Gpu(Box::new(State::new(&**gpu, model, context, chunk)?)),
+        })
+    }
+
+    /// [`Model::forward`] on a timeline of this processor.
+    pub(super) fn forward(
+        &self,
+        model: &Model,
+        timeline: &mut Timeline,
+        tokens: &[u32],
+        pos: usize,
+        want: Want,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        match (self, timeline) {
+            (Processor::Cpu(cpu), Timeline::Cpu(state)) => {
+                model.forward(&**cpu, state, tokens, pos, want, each)
+            }
+            #[cfg(feature = "gpu")]
+            (Processor::Gpu(gpu), Timeline::Gpu(state)) => {
+                model.forward(&**gpu, state, tokens, pos, want, each)
+            }
+            #[cfg(feature = "gpu")]
+            _ => unreachable!("a timeline belongs to the processor that made it"),
+        }
+    }
+}
+
+impl Timeline {
+    /// Positions that the cache holds.
+    pub(super) fn capacity(&self) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.capacity(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.capacity(),
+        }
+    }
+
+    /// Tokens that one call may take.
+    pub(super) fn chunk(&self) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.chunk(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.chunk(),
+        }
+    }
+}

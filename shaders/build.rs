@@ -1,0 +1,145 @@
+//! Puts the kernels' parts together, validates every variant, and writes what binds where as Rust.
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess, TypeInner};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{env, fs};
+
+include!("variants.rs");
+
+/// The values of a variant: planes, tokens, half, sum, operation.
+#[derive(Clone, Copy, Default)]
+struct Variant {
+    planes: u32,
+    tokens: u32,
+    half: bool,
+    sum: bool,
+    op: u32,
+}
+
+fn variants(axes: &[Axis]) -> Vec<Variant> {
+    let mut all = vec![Variant { tokens: 1, ..Variant::default() }];
+    for axis in axes {
+        let spread = |v: Variant| -> Vec<Variant> {
+            match axis {
+                Axis::Planes => (0..BITS.len() as u32).map(|planes| Variant { planes, ..v }).collect(),
+                Axis::Tokens => TOKENS.iter().map(|&(tokens, _)| Variant { tokens, ..v }).collect(),
+                Axis::Half => [false, true].map(|half| Variant { half, ..v }).to_vec(),
+                // Experts are added up for one token at a time.
+                Axis::Sum if v.tokens > 1 => vec![v],
+                Axis::Sum => [false, true].map(|sum| Variant { sum, ..v }).to_vec(),
+                Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
+            }
+        };
+        all = all.into_iter().flat_map(spread).collect();
+    }
+    all
+}
+
+/// A file with its imports in place of their lines, each file once.
+fn expand(path: &Path, v: &Variant, seen: &mut Vec<String>) -> String {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut out = String::new();
+    for line in text.lines() {
+        let Some(name) = line.strip_prefix("#import ") else {
+            out += line;
+            out.push('\n');
+            continue;
+        };
+        let weights = if v.planes == 0 { "f32" } else { "nested" };
+        let name = match name {
+            "weights" | "unit" => format!("{name}_{weights}"),
+            "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
+            name => name.to_owned(),
+        };
+        if !seen.contains(&name) {
+            seen.push(name.clone());
+            out += &expand(&Path::new("wgsl/shared").join(format!("{name}.wgsl")), v, seen);
+        }
+    }
+    out
+}
+
+fn source(kernel: &str, axes: &[Axis], v: &Variant) -> String {
+    let mut text = String::new();
+    let mut constant = |axis: Axis, name: &str, value: u32| {
+        if axes.contains(&axis) {
+            writeln!(text, "const {name} = {value}u;").expect("a string grows");
+        }
+    };
+    constant(Axis::Planes, "PLANES", v.planes);
+    constant(Axis::Planes, "BITS", BITS[v.planes as usize]);
+    constant(Axis::Tokens, "TOKENS", v.tokens);
+    let cols = TOKENS.iter().find(|t| t.0 == v.tokens).expect("is listed").1;
+    constant(Axis::Tokens, "COLS", cols);
+    constant(Axis::Sum, "SUM", v.sum.into());
+    constant(Axis::Op, "OP", v.op);
+    text + &expand(&Path::new("wgsl").join(format!("{kernel}.wgsl")), v, &mut Vec::new())
+}
+
+/// Writes one shader as a Rust expression.
+fn describe(kernel: &str, v: &Variant, source: &str) -> String {
+    let label = format!(
+        "{kernel} (planes {}, tokens {}, half {}, sum {}, op {})",
+        v.planes, v.tokens, v.half, v.sum, v.op
+    );
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
+    // Immediates are all that goes beyond WebGPU: a kernel that needs more than every adapter has fails here.
+    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
+    let [entry] = &module.entry_points[..] else { panic!("{label}: one entry point") };
+    let (mut bindings, mut params, mut size) = (Vec::new(), String::new(), 0);
+    for (_, g) in module.global_variables.iter() {
+        match g.space {
+            AddressSpace::Storage { access } => {
+                let at = g.binding.as_ref().expect("a buffer is bound");
+                assert_eq!(at.group, 0, "{label}: one group");
+                bindings.push((at.binding, access.contains(StorageAccess::STORE)));
+            }
+            AddressSpace::Immediate => {
+                let TypeInner::Struct { members, span } = &module.types[g.ty].inner else {
+                    panic!("{label}: parameters are a struct")
+                };
+                size = *span;
+                for m in members {
+                    let name = m.name.as_deref().expect("members have names");
+                    write!(params, "({name:?}, {}), ", m.offset).expect("a string grows");
+                }
+            }
+            _ => {}
+        }
+    }
+    bindings.sort_unstable();
+    assert!(bindings.iter().enumerate().all(|(i, b)| b.0 == i as u32), "{label}: bindings from 0 on");
+    assert!(bindings.len() <= 8 && size <= 128, "{label}: more than every adapter has");
+    let writable: Vec<bool> = bindings.iter().map(|b| b.1).collect();
+    let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+    format!(
+        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, op: {} }}, \
+         source: {source:?}, entry: {:?}, workgroup: {:?}, writable: &{writable:?}, params: &[{params}], params_size: {size} }},\n",
+        v.planes, v.tokens, v.half, v.sum, v.op, entry.name, entry.workgroup_size
+    )
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=wgsl");
+    println!("cargo::rerun-if-changed=variants.rs");
+    let (mut names, mut shaders) = (String::new(), String::new());
+    for (kernel, axes) in KERNELS {
+        let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+        writeln!(names, "/// `wgsl/{kernel}.wgsl`.\n{name},").expect("a string grows");
+        for v in variants(axes) {
+            shaders += &describe(kernel, &v, &source(kernel, axes, &v));
+        }
+    }
+    let text = format!(
+        "/// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
+         /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n"
+    );
+    let out = env::var_os("OUT_DIR").expect("cargo sets it");
+    fs::write(Path::new(&out).join("shaders.rs"), text).expect("the folder is writable");
+}

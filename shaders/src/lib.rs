@@ -1,0 +1,82 @@
+//! The WGSL kernels of Dollop: sources put together and validated when this crate is built, and what each binds.
+//!
+//! One kernel is one file of `wgsl/`; parts they share are in `wgsl/shared` and named by `#import` lines; what a kernel
+//! varies in is data (`variants.rs`). Knows nothing of any GPU library.
+
+include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
+
+/// What a kernel was varied in; what it does not vary in has its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Planes of nested weights, 0 for unquantized ones.
+    pub planes: u32,
+    /// Tokens of a workgroup, 1 or [`MANY`].
+    pub tokens: u32,
+    /// Keys and values in half precision.
+    pub half: bool,
+    /// `down`: adds up a token's experts.
+    pub sum: bool,
+    /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
+    pub op: u32,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Variant { planes: 0, tokens: 1, half: false, sum: false, op: ADD }
+    }
+}
+
+/// `x += y`.
+pub const ADD: u32 = 0;
+/// `x = y`.
+pub const COPY: u32 = 1;
+/// `x = silu(x) · y`.
+pub const SWIGLU: u32 = 2;
+
+/// Tokens of a workgroup where there are many.
+pub const MANY: u32 = 8;
+
+/// Invocations of every kernel's workgroup.
+pub const WORKGROUP: u32 = 128;
+
+/// One variant of a kernel.
+#[derive(Debug)]
+pub struct Shader {
+    /// The file.
+    pub kernel: Kernel,
+    /// What it was varied in.
+    pub variant: Variant,
+    /// WGSL.
+    pub source: &'static str,
+    /// The entry point.
+    pub entry: &'static str,
+    /// Invocations of a workgroup.
+    pub workgroup: [u32; 3],
+    /// For each binding of group 0, from 0 on: whether the kernel writes it. All are storage buffers.
+    pub writable: &'static [bool],
+    /// Members of the immediates with their offsets in bytes.
+    pub params: &'static [(&'static str, u32)],
+    /// Bytes of the immediates.
+    pub params_size: u32,
+}
+
+/// The index in [`SHADERS`] of a kernel's variant.
+pub fn find(kernel: Kernel, variant: Variant) -> Option<usize> {
+    SHADERS.iter().position(|s| s.kernel == kernel && s.variant == variant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_is_there_once_and_has_the_common_workgroup() {
+        assert!(SHADERS.len() > 40);
+        for (i, s) in SHADERS.iter().enumerate() {
+            assert_eq!(find(s.kernel, s.variant), Some(i));
+            assert_eq!(s.workgroup, [WORKGROUP, 1, 1], "{:?}", s.kernel);
+            assert!(s.variant.tokens == 1 || s.variant.tokens == MANY);
+            assert!(s.params_size > 0 && s.params_size.is_multiple_of(4));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+// Causal attention with an online softmax over tiles of 128 positions. One workgroup: one query head of one token. Tiles
+// begin at the first position that the token sees, so its result does not depend on what else is in the call.
+
+#import kv
+#import reduce
+
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    capacity: u32,
+    pos: u32,
+    window: u32, // 0 for none
+    scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]
+@group(0) @binding(1) var<storage, read> keys: array<Cell>;     // [kv_heads, head_dim / 4, capacity]
+@group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, head_dim / 4]
+@group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · head_dim]
+var<immediate> p: Params;
+
+const MAX_CELLS = 128u;
+var<workgroup> query: array<vec4<f32>, MAX_CELLS>;
+var<workgroup> weight: array<f32, 128>;
+var<workgroup> parts: array<vec4<f32>, 128>;
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let cells = (p.head_dim + 3u) / 4u;
+    let at = (id.y * p.heads + id.x) * p.head_dim;
+    let kv_head = id.x / (p.heads / p.kv_heads);
+    if (lane < cells) {
+        var cell = vec4<f32>();
+        for (var i = 0u; i < min(4u, p.head_dim - 4u * lane); i++) {
+            cell[i] = q[at + 4u * lane + i] * p.scale;
+        }
+        query[lane] = cell;
+    }
+    workgroupBarrier();
+
+    let last = p.pos + id.y;
+    var first = 0u;
+    if (p.window > 0u && last + 1u > p.window) {
+        first = last + 1u - p.window;
+    }
+    // For the values, invocations stand in groups of a head's cells, each group taking every so many positions.
+    let groups = 128u / cells;
+    let cell = lane % cells;
+    let group = lane / cells;
+    var highest = -3.0e38;
+    var total = 0.0;
+    var sum = vec4<f32>();
+    for (var tile = first; tile <= last; tile += 128u) {
+        let pos = tile + lane;
+        var score = -3.0e38;
+        if (pos <= last) {
+            var dots = 0.0;
+            for (var i = 0u; i < cells; i++) {
+                dots += dot(query[i], unpack(keys[(kv_head * cells + i) * p.capacity + pos]));
+            }
+            score = dots;
+        }
+        let above = max(highest, max_of_all(score, lane));
+        var w = 0.0;
+        if (pos <= last) {
+            w = exp(score - above);
+        }
+        let shrink = exp(highest - above);
+        highest = above;
+        total = total * shrink + sum_of_all(w, lane);
+        weight[lane] = w;
+        workgroupBarrier();
+        sum = sum * shrink;
+        if (group < groups) {
+            let n = min(128u, last + 1u - tile);
+            for (var i = group; i < n; i += groups) {
+                sum += weight[i] * unpack(values[(kv_head * p.capacity + tile + i) * cells + cell]);
+            }
+        }
+        workgroupBarrier();
+    }
+    parts[lane] = sum;
+    workgroupBarrier();
+    if (lane < cells) {
+        var value = vec4<f32>();
+        for (var g = 0u; g < groups; g++) {
+            value += parts[g * cells + lane];
+        }
+        value = value / total;
+        for (var i = 0u; i < min(4u, p.head_dim - 4u * lane); i++) {
+            out[at + 4u * lane + i] = value[i];
+        }
+    }
+}

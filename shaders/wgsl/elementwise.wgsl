@@ -1,0 +1,34 @@
+// OP: x += y, x = y, or x = silu(x) · y, y being taken from `at` on. One invocation: one value.
+
+const ADD = 0u;
+const COPY = 1u;
+const SWIGLU = 2u;
+
+struct Params {
+    len: u32,
+    at: u32,
+}
+
+@group(0) @binding(0) var<storage, read> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+var<immediate> p: Params;
+
+@compute @workgroup_size(128)
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) n: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (id.y * n.x + id.x) * 128u + lane;
+    if (i >= p.len) {
+        return;
+    }
+    let value = y[p.at + i];
+    if (OP == ADD) {
+        x[i] += value;
+    } else if (OP == COPY) {
+        x[i] = value;
+    } else {
+        x[i] = x[i] / (1.0 + exp(-x[i])) * value;
+    }
+}

@@ -1,0 +1,27 @@
+// out = x / sqrt(mean(x²) + eps) · weight. One workgroup: one row.
+
+#import reduce
+
+struct Params {
+    cols: u32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;         // [rows, cols]
+@group(0) @binding(1) var<storage, read> weight: array<f32>;    // [cols]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>; // [rows, cols]
+var<immediate> p: Params;
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = id.x * p.cols;
+    var squares = 0.0;
+    for (var col = lane; col < p.cols; col += 128u) {
+        let value = x[at + col];
+        squares = fma(value, value, squares);
+    }
+    let scale = 1.0 / sqrt(sum_of_all(squares, lane) / f32(p.cols) + p.eps);
+    for (var col = lane; col < p.cols; col += 128u) {
+        out[at + col] = x[at + col] * scale * weight[col];
+    }
+}

@@ -1,0 +1,30 @@
+// The work of one expert as the host or `route` writes it: where its matrices lie, how they are corrected, and up to
+// TOKENS slots, each a (token, rank) that chose it.
+
+const JOB_WORDS = 24u;
+
+@group(0) @binding(2) var<storage, read> jobs: array<u32>; // [jobs, JOB_WORDS]
+
+fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
+    let at = job * JOB_WORDS;
+    let alpha = bitcast<f32>(jobs[at + 4u + 2u * m]);
+    let beta = bitcast<f32>(jobs[at + 5u + 2u * m]);
+    return matrix(jobs[at + m], rows, cols, group, alpha, beta);
+}
+
+// Which buffer the matrices lie in, and how many of their planes are used.
+fn job_place(job: u32) -> u32 {
+    return jobs[job * JOB_WORDS + 3u];
+}
+
+fn job_slots(job: u32) -> u32 {
+    return jobs[job * JOB_WORDS + 10u];
+}
+
+fn job_gate(job: u32) -> f32 {
+    return bitcast<f32>(jobs[job * JOB_WORDS + 11u]);
+}
+
+fn job_slot(job: u32, i: u32) -> u32 {
+    return jobs[job * JOB_WORDS + 12u + i];
+}

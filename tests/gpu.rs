@@ -1,0 +1,224 @@
+//! Gates 20–24: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU; results
+//! depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
+
+use dollop::quant::Level;
+use dollop::sampler::Sampling;
+use dollop::sched::Precision;
+use dollop::{
+    BackendChoice, Chat, Engine, EngineOptions, Error, GenerateOptions, GpuStats, Overflow, SessionOptions,
+};
+use dollop_tests::tiny::{self, Tiny};
+use dollop_tests::{default_model, has_gpu};
+use std::path::Path;
+
+const BOUND: f32 = 2e-3;
+
+fn on_gpu() -> EngineOptions {
+    EngineOptions { backend: BackendChoice::Gpu(None), ..EngineOptions::default() }
+}
+
+#[test]
+fn gate_20_every_family_and_variant_agrees_with_transformers() {
+    if !has_gpu() {
+        return;
+    }
+    let names = tiny::names();
+    assert!(names.len() >= 24, "only {} goldens were found", names.len());
+    let mut worst = 0.0f32;
+    for name in &names {
+        let tiny = Tiny::load(name);
+        let folder = tempfile::tempdir().unwrap();
+        tiny.write_folder(folder.path());
+        let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
+        assert!(engine.info().backend.starts_with("GPU"), "{}", engine.info().backend);
+        let mut whole = Vec::new();
+        for chunk in [128, 7, 1] {
+            let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+            let got = session.logits(&tiny.tokens).unwrap();
+            assert_eq!(got.len(), tiny.logits.len());
+            for (position, (got, want)) in got.iter().zip(&tiny.logits).enumerate() {
+                for (token, (g, w)) in got.iter().zip(want).enumerate() {
+                    let difference = (g - w).abs();
+                    let at = format!("{name}, chunks of {chunk}, position {position}, token {token}");
+                    assert!(difference <= BOUND, "{at}: {g} instead of {w}");
+                    worst = worst.max(difference);
+                }
+            }
+            if chunk == 128 {
+                whole = got;
+            } else {
+                assert_eq!(whole, got, "{name}: chunks of {chunk} change bits");
+            }
+        }
+    }
+    println!("{} goldens, largest difference {worst:e}", names.len());
+}
+
+fn paris(options: &EngineOptions) -> (String, Engine) {
+    let engine = Engine::open(&default_model(), options).unwrap();
+    let session = engine.session(SessionOptions { context: Some(128), chunk: None }).unwrap();
+    let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
+    let options =
+        GenerateOptions { max_tokens: 12, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+    (chat.send("What is the capital of France?", &options, &mut |_| ()).unwrap().text, engine)
+}
+
+#[test]
+fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
+    if !has_gpu() {
+        return;
+    }
+    let (text, engine) = paris(&on_gpu());
+    assert!(text.contains("Paris"), "{text}");
+    let stats = engine.gpu_stats().unwrap();
+    assert!(stats.dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
+    let (on_cpu, engine) = paris(&EngineOptions { threads: 2, ..EngineOptions::default() });
+    assert!(engine.gpu_stats().is_none());
+    assert_eq!(text, on_cpu);
+}
+
+fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
+    [
+        now.dispatches - then.dispatches,
+        now.submits - then.submits,
+        now.readbacks - then.readbacks,
+        now.uploaded_bytes - then.uploaded_bytes,
+    ]
+}
+
+/// Launches of a token, which must be one submission and one read-back and allocate nothing.
+fn launches(engine: &Engine) -> u64 {
+    let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+    session.logits(&[1, 2, 3]).unwrap();
+    session.logits(&[4]).unwrap();
+    let mut most = 0;
+    for token in [5, 6, 7] {
+        let before = engine.gpu_stats().unwrap();
+        session.logits(&[token]).unwrap();
+        let after = engine.gpu_stats().unwrap();
+        let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
+        assert_eq!((submits, readbacks, uploaded), (1, 1, 0));
+        assert_eq!(before.held_bytes, after.held_bytes, "decoding allocates");
+        assert_eq!(before.pipelines, after.pipelines);
+        most = most.max(dispatches);
+    }
+    most
+}
+
+#[test]
+fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() {
+    if !has_gpu() {
+        return;
+    }
+    // Besides the layers: the embedding, a copy, and the head.
+    const REST: u64 = 3;
+    for name in ["olmoe", "mixtral", "qwen3moe", "llama"] {
+        let folder = tempfile::tempdir().unwrap();
+        Tiny::load(name).write_folder(folder.path());
+        let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
+        let (n, layers) = (launches(&engine), engine.info().layers as u64);
+        assert!(n <= 8 * layers + REST && n > 6 * layers, "{name}: {n} launches for {layers} layers");
+        // A prompt's choices stay on the device as well: nothing is read back but logits.
+        let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+        let before = engine.gpu_stats().unwrap();
+        let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
+        assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
+    }
+    // A shared expert takes two more.
+    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
+    let (n, layers) = (launches(&engine), engine.info().layers as u64);
+    assert!(n <= 10 * layers + REST, "{n} launches for {layers} layers");
+}
+
+#[test]
+fn gate_23_what_cannot_be_had_is_an_error() {
+    let missing = EngineOptions { backend: BackendChoice::Gpu(Some(1000)), ..EngineOptions::default() };
+    let open = |o: &EngineOptions| Engine::open(Path::new(&default_model()), o);
+    assert!(matches!(open(&missing), Err(Error::Device(_))));
+    // Software that poses as a GPU is no gain: left to itself the engine takes the CPU.
+    let auto = EngineOptions { backend: BackendChoice::Auto, ..EngineOptions::default() };
+    let engine = open(&auto).unwrap();
+    let real = dollop::kernels::gpu::adapters().iter().any(|a| !a.software && a.missing.is_none());
+    assert_eq!((engine.gpu_stats().is_some(), engine.note().is_none()), (real, real));
+}
+
+/// A budget that leaves each copy of the experts about `share` of what they take at the floor.
+fn streaming(precision: Precision, share: f64) -> EngineOptions {
+    let mut o = EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() };
+    let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
+    let bits = precision.floor().bits();
+    let levels = plan(smallest).unwrap().levels;
+    let experts = levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes as f64;
+    let memory = smallest + (2.0 * share * experts) as u64;
+    assert!(plan(memory).unwrap().streaming);
+    o.memory = Some(memory);
+    o
+}
+
+/// Logits of a prompt taken at once, then token by token.
+fn logits(engine: &Engine) -> Vec<Vec<f32>> {
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids: Vec<u32> = (0..16u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
+    let mut all = session.logits(&ids[..12]).unwrap();
+    ids[12..].iter().for_each(|&id| all.extend(session.logits(&[id]).unwrap()));
+    all
+}
+
+#[test]
+fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
+    if !has_gpu() {
+        return;
+    }
+    let exact = Precision::Exact(Level::B3);
+    let whole = Engine::open(
+        &default_model(),
+        &EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() },
+    );
+    let whole = whole.unwrap();
+    let want = logits(&whole);
+    let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
+    let mut adapted = Vec::new();
+    for (precision, share) in [(exact, 0.3), (adaptive, 0.5), (adaptive, 0.5)] {
+        let engine = Engine::open(&default_model(), &streaming(precision, share)).unwrap();
+        let got = logits(&engine);
+        let (stats, gpu, plan) =
+            (engine.stream_stats().unwrap(), engine.gpu_stats().unwrap(), engine.memory_plan());
+        assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
+        let planned = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes + plan.device_expert_bytes;
+        assert!(gpu.held_bytes <= planned, "{} bytes on the device, {planned} planned", gpu.held_bytes);
+        match precision {
+            Precision::Exact(_) => assert!(got == want, "streaming changes bits"),
+            Precision::Adaptive { .. } => adapted.push(got),
+        }
+    }
+    assert!(adapted[0] == adapted[1], "the same input from the same state gives another output");
+}
+
+#[test]
+fn two_threads_share_an_engine() {
+    if !has_gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny::load("qwen2moe");
+    tiny.write_folder(folder.path());
+    let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
+    let all = |chunk: usize| {
+        let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+        session.logits(&tiny.tokens).unwrap()
+    };
+    let want = all(16);
+    std::thread::scope(|scope| {
+        let threads = [1, 5, 16].map(|chunk| {
+            let all = &all;
+            scope.spawn(move || all(chunk))
+        });
+        for thread in threads {
+            assert!(thread.join().unwrap() == want, "another session's work shows");
+        }
+    });
+    let held = engine.gpu_stats().unwrap().held_bytes;
+    all(16);
+    assert_eq!(engine.gpu_stats().unwrap().held_bytes, held, "a session leaves memory behind");
+}
