@@ -6,7 +6,7 @@
 
 use super::isa::{Isa, Kind};
 use super::math;
-use super::nested::{self, Activations};
+use super::nested::{self, Activations, Part};
 use super::pool::Pool;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +19,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// Tokens that a tile is multiplied with at a time: their activations stay in the second-level cache from one tile to
 /// the next, and merging a tile's planes again for each block costs little beside the products.
-const TOKEN_BLOCK: usize = 64;
+const TOKEN_BLOCK: usize = 128;
 
 /// Activations that products read: plain, and quantized in the group sizes that the matrices in hand use.
 pub(super) struct Input<'a> {
@@ -31,32 +31,69 @@ pub(super) struct Input<'a> {
 /// Values below this are quantized without waking anybody.
 const SERIAL_VALUES: usize = 16 << 10;
 
-/// Quantizes `tokens` rows of `cols` values, groups split among threads.
-pub(super) fn quantize(
-    pool: &Pool,
-    isa: Isa,
-    to: &mut Activations,
-    x: &[f32],
-    tokens: usize,
-    cols: usize,
-    group: usize,
-) {
-    to.reserve(tokens, cols, group);
-    let x = &x[..tokens * cols];
-    let one = |g: usize, part| {
-        isa.run(
-            #[inline(always)]
-            || Activations::quantize_group(part, x, cols, g, group),
-        )
-    };
-    if x.len() < SERIAL_VALUES {
-        return to.parts().enumerate().for_each(|(g, part)| one(g, part));
+/// Activations in groups of one size: of the tokens as they came, and in the order in which experts take them.
+#[derive(Default)]
+pub(super) struct Quantized {
+    tokens: Activations,
+    ordered: Activations,
+}
+
+impl Quantized {
+    /// Quantizes `tokens` rows of `cols` values and puts them in order, if there is one. A token of several experts is
+    /// quantized once and copied.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn fill(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        group: usize,
+        order: Option<&[u32]>,
+    ) {
+        let x = &x[..tokens * cols];
+        self.tokens.reserve(tokens, cols, group);
+        each_part(pool, &mut self.tokens, x.len(), &|g, part| {
+            isa.run(
+                #[inline(always)]
+                || Activations::quantize_group(part, x, cols, g, group),
+            )
+        });
+        if let Some(order) = order {
+            self.ordered.reserve(order.len(), cols, group);
+            let from = &self.tokens;
+            each_part(pool, &mut self.ordered, order.len() * cols, &|g, part| part.gather(from, g, order));
+        }
     }
-    let groups = cols.div_ceil(group);
+
+    /// What products read: in order, or as the tokens came.
+    pub(super) fn read(&self, in_order: bool) -> &Activations {
+        if in_order { &self.ordered } else { &self.tokens }
+    }
+
+    /// Most bytes that it takes for tokens of `cols` values, and for `ordered` of them.
+    pub(super) fn bytes(tokens: usize, ordered: usize, cols: usize, group: usize) -> usize {
+        let ordered = if ordered == 0 { 0 } else { Activations::bytes(ordered, cols, group) };
+        Activations::bytes(tokens, cols, group) + ordered
+    }
+
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.tokens.held() + self.ordered.held()
+    }
+}
+
+/// Calls `f` for every group, on all threads where there is enough to do.
+fn each_part(pool: &Pool, to: &mut Activations, values: usize, f: &(dyn Fn(usize, Part) + Sync)) {
+    if values < SERIAL_VALUES {
+        return to.parts().enumerate().for_each(|(g, part)| f(g, part));
+    }
+    let groups = to.groups();
     let parts = Mutex::new(to.parts().enumerate());
     pool.run(groups, &|_| {
         let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-        next.into_iter().for_each(|(g, part)| one(g, part));
+        next.into_iter().for_each(|(g, part)| f(g, part));
     });
 }
 
@@ -65,8 +102,10 @@ pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
     /// With another matrix of the same size: the result is `silu(matrix · x) · (up · x)`.
     pub(super) up: Option<&'a Matrix>,
-    /// Rows of the input.
+    /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
+    /// The first of as many rows of the quantized input, which lie in a row.
+    pub(super) first: usize,
     pub(super) bias: Option<&'a [f32]>,
     /// Where the result of the n-th token goes: row `to[n]` of the output, or row n.
     pub(super) to: Option<&'a [u32]>,
@@ -112,7 +151,13 @@ impl Out {
             "columns {col}.. of row {row} are outside the output"
         );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()) }
+        unsafe {
+            match <&[f32; TILE_ROWS]>::try_from(values) {
+                // A whole tile's rows: a few moves instead of a call.
+                Ok(values) => self.at.add(i).cast::<[f32; TILE_ROWS]>().write_unaligned(*values),
+                Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()),
+            }
+        }
     }
 }
 
@@ -171,11 +216,12 @@ unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: 
     for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
         for tile in tiles.clone() {
             let (sums, ups) = (&mut sums[..tokens.len()], &mut ups[..tokens.len()]);
-            tile_times(isa, input, p.matrix, tile, tokens, sums);
+            let from = (p.first + block * BLOCK, tokens);
+            tile_times(isa, input, p.matrix, tile, from, sums);
             let first = tile * TILE_ROWS;
             let n = TILE_ROWS.min(p.matrix.rows() - first);
             if let Some(up) = p.up {
-                tile_times(isa, input, up, tile, tokens, ups);
+                tile_times(isa, input, up, tile, from, ups);
                 sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
             }
             if let Some(bias) = p.bias {
@@ -198,13 +244,13 @@ fn tile_times(
     input: &Input,
     matrix: &Matrix,
     tile: usize,
-    tokens: &[u32],
+    (first, tokens): (usize, &[u32]),
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     match matrix {
         Matrix::Nested(m) => {
             let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
-            nested::times(isa, m, tile, x, tokens, sums);
+            nested::times(isa, m, tile, x, first, sums);
         }
         Matrix::F32 { rows, cols, data } => {
             let first = tile * TILE_ROWS;
