@@ -71,28 +71,6 @@ impl Activations {
         self.q.capacity() + 4 * (self.scale.capacity() + self.sum.capacity())
     }
 
-    /// Quantizes group `g` of every token of `x`, rows of `cols` values. The same rounding as `quant::QuantizedRow`.
-    #[inline(always)]
-    pub(super) fn quantize_group(part: Part<'_>, x: &[f32], cols: usize, g: usize, group: usize) {
-        let (from, to) = (g * group, (g * group + group).min(cols));
-        for (t, q) in part.q.chunks_exact_mut(group).enumerate() {
-            let x = &x[t * cols + from..t * cols + to];
-            (part.scale[t], part.sum[t]) = if group == 64 && x.len() == 64 {
-                let x: &[f32; 64] = x.try_into().expect("64 values");
-                quantize(x, q.try_into().expect("64 codes"))
-            } else if group == 32 && x.len() == 32 {
-                let x: &[f32; 32] = x.try_into().expect("32 values");
-                quantize(x, q.try_into().expect("32 codes"))
-            } else {
-                let (mut values, mut codes) = ([0.0; 64], [0; 64]);
-                values[..x.len()].copy_from_slice(x);
-                let params = quantize(&values, &mut codes);
-                q.copy_from_slice(&codes[..group]);
-                params
-            };
-        }
-    }
-
     /// The parts of the groups, in order.
     pub(super) fn parts(&mut self) -> impl Iterator<Item = Part<'_>> {
         let (stride, tokens, group) = (self.stride.max(1), self.tokens, self.group);
@@ -121,8 +99,28 @@ pub(super) struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// Quantizes group `g` of token `t`, which is `x`. The same rounding as `quant::QuantizedRow`.
+    #[inline(always)]
+    pub(super) fn quantize(&mut self, t: usize, x: &[f32], g: usize, group: usize) {
+        let x = &x[g * group..(g * group + group).min(x.len())];
+        let q = &mut self.q[t * group..][..group];
+        (self.scale[t], self.sum[t]) = if group == 64 && x.len() == 64 {
+            let x: &[f32; 64] = x.try_into().expect("64 values");
+            quantize(x, q.try_into().expect("64 codes"))
+        } else if group == 32 && x.len() == 32 {
+            let x: &[f32; 32] = x.try_into().expect("32 values");
+            quantize(x, q.try_into().expect("32 codes"))
+        } else {
+            let (mut values, mut codes) = ([0.0; 64], [0; 64]);
+            values[..x.len()].copy_from_slice(x);
+            let params = quantize(&values, &mut codes);
+            q.copy_from_slice(&codes[..group]);
+            params
+        };
+    }
+
     /// Copies group `g` of the named tokens of `from`, in their order.
-    pub(super) fn gather(self, from: &Activations, g: usize, tokens: &[u32]) {
+    pub(super) fn gather(&mut self, from: &Activations, g: usize, tokens: &[u32]) {
         let (q, scale, sum) = from.group(g);
         for (i, (to, &t)) in self.q.chunks_exact_mut(from.group).zip(tokens).enumerate() {
             let t = t as usize;
@@ -194,7 +192,8 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// Products of a tile's rows with the tokens `first..`, one for each of `sums`: `sums[n][r] = row r · token first + n`.
+/// Products of a tile's rows with the tokens `first..`, one for each of `sums`, which are zeros:
+/// `sums[n][r] = row r · token first + n`.
 pub(super) fn times(
     isa: Isa,
     m: &Nested,
@@ -210,7 +209,6 @@ pub(super) fn times(
             && first.checked_add(sums.len()).is_some_and(|end| end <= x.tokens),
         "activations that do not fit the matrix"
     );
-    sums.fill([0.0; TILE_ROWS]);
     match isa.kind() {
         Kind::Scalar => scalar::tile_times(&t, x, first, sums),
         #[cfg(target_arch = "x86_64")]

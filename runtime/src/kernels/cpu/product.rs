@@ -9,6 +9,7 @@ use super::math;
 use super::nested::{self, Activations, Part};
 use super::pool::Pool;
 use crate::quant::{Matrix, TILE_ROWS};
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 /// Weight bytes of a task, at least: long enough to hide the claim, short enough to balance.
@@ -52,18 +53,28 @@ impl Quantized {
         group: usize,
         order: Option<&[u32]>,
     ) {
-        let x = &x[..tokens * cols];
+        let rows = |t: usize| &x[t * cols..][..cols];
         self.tokens.reserve(tokens, cols, group);
-        each_part(pool, &mut self.tokens, x.len(), &|g, part| {
+        each_part(pool, &mut self.tokens, tokens * cols, &|parts| {
             isa.run(
                 #[inline(always)]
-                || Activations::quantize_group(part, x, cols, g, group),
+                || {
+                    for t in 0..tokens {
+                        for (g, part) in parts.iter_mut().flatten() {
+                            part.quantize(t, rows(t), *g, group);
+                        }
+                    }
+                },
             )
         });
         if let Some(order) = order {
             self.ordered.reserve(order.len(), cols, group);
             let from = &self.tokens;
-            each_part(pool, &mut self.ordered, order.len() * cols, &|g, part| part.gather(from, g, order));
+            each_part(pool, &mut self.ordered, order.len() * cols, &|parts| {
+                for (g, part) in parts.iter_mut().flatten() {
+                    part.gather(from, *g, order);
+                }
+            });
         }
     }
 
@@ -84,17 +95,26 @@ impl Quantized {
     }
 }
 
-/// Calls `f` for every group, on all threads where there is enough to do.
-fn each_part(pool: &Pool, to: &mut Activations, values: usize, f: &(dyn Fn(usize, Part) + Sync)) {
-    if values < SERIAL_VALUES {
-        return to.parts().enumerate().for_each(|(g, part)| f(g, part));
-    }
-    let groups = to.groups();
-    let parts = Mutex::new(to.parts().enumerate());
-    pool.run(groups, &|_| {
-        let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-        next.into_iter().for_each(|(g, part)| f(g, part));
-    });
+/// Neighbouring groups of a task: a kilobyte of a token is a run that memory reads ahead.
+const GROUPS_AT_ONCE: usize = 4;
+
+/// Calls `f` for some groups at a time, on all threads where there is enough to do.
+fn each_part(
+    pool: &Pool,
+    to: &mut Activations,
+    values: usize,
+    f: &(dyn Fn(&mut [Option<(usize, Part)>; GROUPS_AT_ONCE]) + Sync),
+) {
+    let tasks = to.groups().div_ceil(GROUPS_AT_ONCE);
+    let all = Mutex::new(to.parts().enumerate());
+    let some = |_| {
+        let mut parts = {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            std::array::from_fn(|_| all.next())
+        };
+        f(&mut parts);
+    };
+    if values < SERIAL_VALUES { (0..tasks).for_each(some) } else { pool.run(tasks, &some) }
 }
 
 /// One matrix times some rows of an input.
@@ -205,22 +225,33 @@ pub(super) unsafe fn run<'a>(
     });
 }
 
+/// Zeros, where there was nothing: room for the most tokens costs as much as for those that come.
+#[inline(always)]
+fn cleared(sums: &mut [MaybeUninit<[f32; TILE_ROWS]>]) -> &mut [[f32; TILE_ROWS]] {
+    sums.iter_mut().for_each(|sums| {
+        sums.write([0.0; TILE_ROWS]);
+    });
+    // SAFETY: every element was written a moment ago.
+    unsafe { sums.assume_init_mut() }
+}
+
 /// Takes BLOCK tokens at a time.
 ///
 /// # Safety
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
 unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
-    let mut sums = [[0.0; TILE_ROWS]; BLOCK];
-    let mut ups = [[0.0; TILE_ROWS]; BLOCK];
+    let mut sums = [const { MaybeUninit::uninit() }; BLOCK];
+    let mut ups = [const { MaybeUninit::uninit() }; BLOCK];
     for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
         for tile in tiles.clone() {
-            let (sums, ups) = (&mut sums[..tokens.len()], &mut ups[..tokens.len()]);
+            let sums = cleared(&mut sums[..tokens.len()]);
             let from = (p.first + block * BLOCK, tokens);
             tile_times(isa, input, p.matrix, tile, from, sums);
             let first = tile * TILE_ROWS;
             let n = TILE_ROWS.min(p.matrix.rows() - first);
             if let Some(up) = p.up {
+                let ups = cleared(&mut ups[..tokens.len()]);
                 tile_times(isa, input, up, tile, from, ups);
                 sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
             }
