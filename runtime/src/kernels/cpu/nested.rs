@@ -57,6 +57,7 @@ impl Activations {
     }
 
     /// Tokens from one group to the next.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn stride(&self) -> usize {
         self.stride
     }
