@@ -12,10 +12,13 @@ use std::hint::black_box;
 fn products(c: &mut Criterion) {
     let (rows, cols) = (2048, 2048);
     let w = dollop_benches::values(rows * cols, 1);
-    let shape = Shape::new(rows, cols, 64).expect("a sound shape");
-    let nested = quant::encode(shape, &w, None, Level::B8)
-        .and_then(quant::Encoded::into_nested)
-        .expect("finite weights");
+    let nested = |size| {
+        let shape = Shape::new(rows, cols, size).expect("a sound shape");
+        quant::encode(shape, &w, None, Level::B8)
+            .and_then(quant::Encoded::into_nested)
+            .expect("finite weights")
+    };
+    let (by_64, by_32) = (nested(64), nested(32));
     for tokens in [1, 64] {
         let x = dollop_benches::values(tokens * cols, 2);
         let mut out = vec![0.0; tokens * rows];
@@ -44,9 +47,10 @@ fn products(c: &mut Criterion) {
             for level in Level::ALL {
                 run(
                     format!("level {level}"),
-                    &Matrix::Nested(nested.at(level).expect("all planes are there")),
+                    &Matrix::Nested(by_64.at(level).expect("all planes are there")),
                 );
             }
+            run("level 4, groups of 32".into(), &Matrix::Nested(by_32.at(Level::B4).expect("all planes")));
             run("f32".into(), &Matrix::F32 { rows, cols, data: w.clone().into() });
             group.finish();
         }

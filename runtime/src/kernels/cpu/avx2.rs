@@ -54,41 +54,41 @@ unsafe fn wide_dots(codes: &Half, q: *const i8) -> __m256i {
     }
 }
 
-pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     assert!(isa.kind() == Kind::Avx2);
     // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::times`) has
-    // compared the sizes of matrix, activations, tokens and sums.
+    // compared the sizes of matrix, activations and sums.
     unsafe {
         match (t.level, t.group) {
-            (1, 64) => times::<1, 2>(t, x, tokens, sums),
-            (2, 64) => times::<2, 2>(t, x, tokens, sums),
-            (3, 64) => times::<3, 2>(t, x, tokens, sums),
-            (4, 64) => times::<4, 2>(t, x, tokens, sums),
-            (_, 64) => times::<5, 2>(t, x, tokens, sums),
-            (1, _) => times::<1, 1>(t, x, tokens, sums),
-            (2, _) => times::<2, 1>(t, x, tokens, sums),
-            (3, _) => times::<3, 1>(t, x, tokens, sums),
-            (4, _) => times::<4, 1>(t, x, tokens, sums),
-            (_, _) => times::<5, 1>(t, x, tokens, sums),
+            (1, 64) => times::<1, 2>(t, x, first, sums),
+            (2, 64) => times::<2, 2>(t, x, first, sums),
+            (3, 64) => times::<3, 2>(t, x, first, sums),
+            (4, 64) => times::<4, 2>(t, x, first, sums),
+            (_, 64) => times::<5, 2>(t, x, first, sums),
+            (1, _) => times::<1, 1>(t, x, first, sums),
+            (2, _) => times::<2, 1>(t, x, first, sums),
+            (3, _) => times::<3, 1>(t, x, first, sums),
+            (4, _) => times::<4, 1>(t, x, first, sums),
+            (_, _) => times::<5, 1>(t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x` has its groups, and `sums` a row for
-/// each of `tokens`, all of which are in `x`.
+/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x` has its groups, and the tokens
+/// `first..`, one for each of `sums`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn times<const N: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
-    tokens: &[u32],
+    first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match tokens {
-            [token] => one::<N, UNITS>(t, x, *token as usize, &mut sums[0]),
-            _ => many::<N, UNITS>(t, x, tokens, sums),
+        match sums {
+            [sums] => one::<N, UNITS>(t, x, first, sums),
+            _ => many::<N, UNITS>(t, x, first, sums),
         }
     }
 }
@@ -196,7 +196,7 @@ type Group = [[__m256i; 2]; 2 * VECTORS];
 unsafe fn many<const N: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
-    tokens: &[u32],
+    first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let planes = t.planes.map(<[u8]>::as_ptr);
@@ -217,12 +217,13 @@ unsafe fn many<const N: usize, const UNITS: usize>(
                 }
             }
             let group = (&codes, &lows, [params(t, g, 0), params(t, g, 8)]);
-            let (mut tokens, mut sums) = (tokens.chunks_exact(4), sums.chunks_exact_mut(4));
-            for (tokens, sums) in tokens.by_ref().zip(sums.by_ref()) {
-                block::<N, UNITS, 4>(t.step, group, x, g, tokens, sums);
+            let (mut fours, mut n) = (sums.chunks_exact_mut(4), first);
+            for sums in fours.by_ref() {
+                block::<N, UNITS, 4>(t.step, group, x, g, n, sums);
+                n += 4;
             }
-            for (token, sums) in tokens.remainder().chunks(1).zip(sums.into_remainder().chunks_mut(1)) {
-                block::<N, UNITS, 1>(t.step, group, x, g, token, sums);
+            for (i, sums) in fours.into_remainder().chunks_mut(1).enumerate() {
+                block::<N, UNITS, 1>(t.step, group, x, g, n + i, sums);
             }
         }
     }
@@ -353,22 +354,22 @@ unsafe fn group_dots<const N: usize, const UNITS: usize, const T: usize>(
     }
 }
 
-/// A group times T tokens.
+/// A group times T tokens from `first` on.
 #[inline(always)]
 unsafe fn block<const N: usize, const UNITS: usize, const T: usize>(
     step: f32,
     (codes, lows, params): (&Group, &Group, [(__m256, __m256); 2]),
     x: &Activations,
     g: usize,
-    tokens: &[u32],
+    first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     // SAFETY: the caller vouches for T tokens, their activations and sums, and for the features.
     unsafe {
         let (q, a, sum) = x.group(g);
         let mut at = [q.as_ptr(); T];
-        for (at, token) in at.iter_mut().zip(tokens) {
-            *at = at.add(*token as usize * UNITS * UNIT_COLS);
+        for (n, at) in at.iter_mut().enumerate() {
+            *at = at.add((first + n) * UNITS * UNIT_COLS);
         }
         let mut dots = group_dots::<N, UNITS, T>(codes, &at);
         if N == 5 {
@@ -379,8 +380,7 @@ unsafe fn block<const N: usize, const UNITS: usize, const T: usize>(
                 }
             }
         }
-        for ((token, dots), out) in tokens.iter().zip(dots).zip(sums) {
-            let n = *token as usize;
+        for ((n, dots), out) in (first..).zip(dots).zip(sums) {
             let (a, sum) = (*a.get_unchecked(n) * step, *sum.get_unchecked(n));
             for half in 0..2 {
                 let out = out.as_mut_ptr().add(8 * half);

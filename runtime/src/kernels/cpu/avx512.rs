@@ -1,176 +1,280 @@
 //! Tile products with AVX-512 and VNNI: a vector of codes is a register, a row is a lane.
+//!
+//! One token's codes go from the planes to the products without leaving the registers. For several tokens a stretch of
+//! the tile is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: with
+//! VNNI eight, with AMX sixteen at a time. The integer products are exact, and the float operations of a group
+//! ([`add_group`]) are the same in each.
 #![allow(unsafe_code)]
+
+mod amx;
+mod unpack;
 
 use super::attention::{Cell, Lanes};
 use super::isa::{Isa, Kind};
-use super::nested::{Activations, Tile};
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes};
+use super::nested::{Activations, SPARE_TOKENS, Tile};
+use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use unpack::{AHEAD, raised, unpack};
 
-/// Plane bytes are asked for this far ahead of their use. The hardware prefetcher stops at every page; this does not.
-const AHEAD: usize = 4096;
+pub(super) use amx::available as amx_available;
 
-/// Where the bits come from: `a` where the mask is set, else `b`.
-#[inline(always)]
-fn select(mask: i32, a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: inlined into functions that enable the feature, and nowhere else used.
-    unsafe { _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(mask as i8), a, b) }
-}
+/// Units unpacked at a time: 16 KB of codes, to leave room for the activations in the first-level cache.
+const STRETCH: usize = 32;
 
-macro_rules! shift {
-    ($x:expr, left $n:literal) => {
-        _mm512_slli_epi16::<$n>($x)
-    };
-    ($x:expr, right $n:literal) => {
-        _mm512_srli_epi16::<$n>($x)
-    };
-}
+/// Tokens of a block with VNNI: their sums and the totals of their rows are sixteen registers.
+const BLOCK: usize = 8;
 
-/// Two 2-bit planes as nibbles, of which byte vector `2f` is the low (f = 0, 1 of the first pair) ...: `high` gives the
-/// upper two bits, `low` the lower. The first result has fields 0 and 2 in its low and high nibbles, the second 1 and 3.
-#[inline(always)]
-fn nibbles(high: __m512i, low: __m512i) -> (__m512i, __m512i) {
-    // SAFETY: as in `select`.
-    unsafe { (select(0x33, low, shift!(high, left 2)), select(0x33, shift!(low, right 2), high)) }
-}
+const _: () = assert!(BLOCK <= SPARE_TOKENS + 1 && amx::BLOCK <= SPARE_TOKENS + 1);
 
-/// The codes of unit `u`, one byte each: see `quant::layout` for what lies where.
-#[inline(always)]
-unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, out: &mut [__m512i]) {
-    // SAFETY: the caller vouches for unit `u` in the first N planes, and for the features.
-    unsafe {
-        let load = |p: usize, half: usize| {
-            let at = planes[p].add(u * unit_bytes(p) + half * VECTOR);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-            _mm512_loadu_si512(at.cast())
-        };
-        let set = |bits: i32| _mm512_set1_epi8(bits as i8);
-        let and = |x, bits| _mm512_and_si512(x, set(bits));
-        let base = [load(0, 0), load(0, 1)];
-        if N == 1 {
-            for (half, x) in base.into_iter().enumerate() {
-                out[half] = and(x, 3);
-                out[half + 2] = and(shift!(x, right 2), 3);
-                out[half + 4] = and(shift!(x, right 4), 3);
-                out[half + 6] = and(shift!(x, right 6), 3);
-            }
-            return;
-        }
-        let first = load(1, 0);
-        if N == 2 {
-            // Nibbles `0ppb`: two bits of plane 0 above one of plane 1.
-            let pairs = [
-                select(0x66, shift!(base[0], left 1), first),
-                select(0x66, shift!(base[1], left 1), shift!(first, right 1)),
-                select(0x66, shift!(base[0], right 1), shift!(first, right 2)),
-                select(0x66, shift!(base[1], right 1), shift!(first, right 3)),
-            ];
-            for (j, x) in pairs.into_iter().enumerate() {
-                out[j] = and(x, 7);
-                out[j + 4] = and(shift!(x, right 4), 7);
-            }
-            return;
-        }
-        let second = load(2, 0);
-        // The two 1-bit planes as one of two bits, for the even vectors and for the odd ones.
-        let odd = select(0xaa, first, shift!(second, right 1));
-        let even = select(0xaa, shift!(first, left 1), second);
-        let ((n0, n2), (n1, n3)) = (nibbles(base[0], even), nibbles(base[1], odd));
-        let top = [n0, n1, n2, n3];
-        if N == 3 {
-            for (j, x) in top.into_iter().enumerate() {
-                out[j] = and(x, 15);
-                out[j + 4] = and(shift!(x, right 4), 15);
-            }
-            return;
-        }
-        let third = [load(3, 0), load(3, 1)];
-        if N == 4 {
-            for half in 0..2 {
-                let (x, y, low) = (top[half], top[half + 2], third[half]);
-                out[half] = and(select(3, low, shift!(x, left 2)), 63);
-                out[half + 2] = and(select(3, shift!(low, right 2), shift!(y, left 2)), 63);
-                out[half + 4] = and(select(3, shift!(low, right 4), shift!(x, right 2)), 63);
-                out[half + 6] = and(select(3, shift!(low, right 6), shift!(y, right 2)), 63);
-            }
-            return;
-        }
-        let last = [load(4, 0), load(4, 1)];
-        let ((n0, n2), (n1, n3)) = (nibbles(third[0], last[0]), nibbles(third[1], last[1]));
-        for (j, (x, low)) in top.into_iter().zip([n0, n1, n2, n3]).enumerate() {
-            out[j] = select(15, low, shift!(x, left 4));
-            out[j + 4] = select(15, shift!(low, right 4), x);
-        }
-    }
-}
-
-pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
-    assert!(isa.kind() == Kind::Avx512);
-    // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::times`) has
-    // compared the sizes of matrix, activations, tokens and sums.
+pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
+    let amx = isa.kind() == Kind::Amx;
+    assert!(amx || isa.kind() == Kind::Avx512);
+    // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
+    // compared the sizes of matrix, activations and sums.
     unsafe {
         match (t.level, t.group) {
-            (1, 64) => times::<1, 2>(t, x, tokens, sums),
-            (2, 64) => times::<2, 2>(t, x, tokens, sums),
-            (3, 64) => times::<3, 2>(t, x, tokens, sums),
-            (4, 64) => times::<4, 2>(t, x, tokens, sums),
-            (_, 64) => times::<5, 2>(t, x, tokens, sums),
-            (1, _) => times::<1, 1>(t, x, tokens, sums),
-            (2, _) => times::<2, 1>(t, x, tokens, sums),
-            (3, _) => times::<3, 1>(t, x, tokens, sums),
-            (4, _) => times::<4, 1>(t, x, tokens, sums),
-            (_, _) => times::<5, 1>(t, x, tokens, sums),
+            (1, 64) => times::<1, 2>(amx, t, x, first, sums),
+            (2, 64) => times::<2, 2>(amx, t, x, first, sums),
+            (3, 64) => times::<3, 2>(amx, t, x, first, sums),
+            (4, 64) => times::<4, 2>(amx, t, x, first, sums),
+            (_, 64) => times::<5, 2>(amx, t, x, first, sums),
+            (1, _) => times::<1, 1>(amx, t, x, first, sums),
+            (2, _) => times::<2, 1>(amx, t, x, first, sums),
+            (3, _) => times::<3, 1>(amx, t, x, first, sums),
+            (4, _) => times::<4, 1>(amx, t, x, first, sums),
+            (_, _) => times::<5, 1>(amx, t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x` has its groups, and `sums` a row for
-/// each of `tokens`, all of which are in `x`.
+/// The machine has the features, AMX among them where it is asked for; `t` has N planes and groups of `UNITS · 32`; `x`
+/// has its groups, and the tokens `first..`, one for each of `sums`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
 unsafe fn times<const N: usize, const UNITS: usize>(
+    amx: bool,
     t: &Tile,
     x: &Activations,
-    tokens: &[u32],
+    first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let planes = t.planes.map(<[u8]>::as_ptr);
-    let (middle, step) = (_mm512_set1_ps(t.middle), t.step);
-    let mut codes = [_mm512_setzero_si512(); 16];
-    for g in 0..t.zeros.len() / TILE_ROWS {
-        // SAFETY: group g has its units in every plane of the level, and 16 scales and zero points.
-        let (scale, centre) = unsafe {
-            for u in 0..UNITS {
-                unpack::<N>(&planes, g * UNITS + u, &mut codes[8 * u..8 * u + 8]);
-            }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match sums {
+            [sums] => one::<N, UNITS>(t, x, first, sums),
+            _ => many::<N, UNITS>(amx, t, x, first, sums),
+        }
+    }
+}
+
+/// What turns a group's integers into floats, for each row: the scale, and what every code is to be raised by. Both in
+/// steps of the level's codes; a step is a power of two, so nothing is rounded.
+#[derive(Clone, Copy)]
+struct Params {
+    scale: __m512,
+    centre: __m512,
+}
+
+impl Params {
+    #[inline(always)]
+    unsafe fn load(t: &Tile, g: usize) -> Params {
+        // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+        unsafe {
             let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
             let zeros = t.zeros.as_ptr().add(g * TILE_ROWS);
             _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
             _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
             let zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())));
-            (_mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())), _mm512_sub_ps(middle, zeros))
-        };
-        let (q, a, sum) = x.group(g);
-        for (&n, out) in tokens.iter().zip(&mut *sums) {
-            let n = n as usize;
-            // SAFETY: every token is in `x`, whose groups are `UNITS · 32` long.
-            unsafe {
-                let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
-                let four = |j: usize| _mm512_set1_epi32(q.add(4 * j).cast::<i32>().read_unaligned());
-                // Four sums, so that one product need not wait for the last.
-                let mut dots = [_mm512_setzero_si512(); 4];
-                for j in 0..8 * UNITS {
-                    dots[j % 4] = _mm512_dpbusd_epi32(dots[j % 4], codes[j], four(j));
-                }
-                let dot =
-                    _mm512_add_epi32(_mm512_add_epi32(dots[0], dots[1]), _mm512_add_epi32(dots[2], dots[3]));
-                let centre = _mm512_mul_ps(centre, _mm512_set1_ps(*sum.get_unchecked(n)));
-                let a = _mm512_set1_ps(*a.get_unchecked(n) * step);
-                let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), a, centre);
-                let total = _mm512_fmadd_ps(scale, value, _mm512_loadu_ps(out.as_ptr()));
-                _mm512_storeu_ps(out.as_mut_ptr(), total);
+            let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+            let centre = _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros);
+            Params {
+                scale: _mm512_mul_ps(scale, _mm512_set1_ps(t.step)),
+                centre: _mm512_mul_ps(centre, _mm512_set1_ps(1.0 / t.step)),
             }
         }
+    }
+}
+
+/// Adds a group's products with one token, whose scale is `a` and whose sum is `sum`, to the totals of its rows.
+#[inline(always)]
+fn add_group(p: Params, dot: __m512i, a: f32, sum: f32, total: __m512) -> __m512 {
+    // SAFETY: inlined into functions that enable the features, and nowhere else used.
+    unsafe {
+        let centre = _mm512_mul_ps(p.centre, _mm512_set1_ps(sum));
+        let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(a), centre);
+        _mm512_fmadd_ps(p.scale, value, total)
+    }
+}
+
+/// Four activations in every lane.
+#[inline(always)]
+unsafe fn four(q: *const i8) -> __m512i {
+    // SAFETY: the caller vouches for 4 values of `q`, and for the features.
+    unsafe { _mm512_set1_epi32(q.cast::<i32>().read_unaligned()) }
+}
+
+/// One token.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn one<const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    n: usize,
+    sums: &mut [f32; TILE_ROWS],
+) {
+    let planes = t.planes.map(<[u8]>::as_ptr);
+    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
+    // and its activations.
+    unsafe {
+        let mut total = _mm512_setzero_ps();
+        for g in 0..t.zeros.len() / TILE_ROWS {
+            let (q, a, sum) = x.group(g);
+            let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
+            // One sum for each field, which are raised by different powers of two.
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for u in 0..UNITS {
+                let codes = unpack::<N, true>(&planes, g * UNITS + u);
+                for (j, codes) in codes.into_iter().enumerate() {
+                    dots[j / 2] = _mm512_dpbusd_epi32(dots[j / 2], codes, four(q.add(u * UNIT_COLS + 4 * j)));
+                }
+            }
+            let dot = lower::<N>(dots);
+            total = add_group(Params::load(t, g), dot, *a.get_unchecked(n), *sum.get_unchecked(n), total);
+        }
+        _mm512_storeu_ps(sums.as_mut_ptr(), total);
+    }
+}
+
+/// The sum of the fields' products, brought down from where they were raised to: exactly, being whole multiples.
+#[inline(always)]
+fn lower<const N: usize>(dots: [__m512i; 4]) -> __m512i {
+    // SAFETY: as in `add_group`.
+    unsafe {
+        let [a, b, c, d] = dots;
+        let sum = |x, y| _mm512_add_epi32(x, y);
+        let down = |x, f| {
+            let bits = const { [raised::<N>(0), raised::<N>(1), raised::<N>(2), raised::<N>(3)] }[f];
+            if bits == 0 { x } else { _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
+        };
+        if N >= 3 {
+            return sum(sum(a, b), down(sum(c, d), 2));
+        }
+        sum(sum(down(a, 0), down(b, 1)), sum(down(c, 2), down(d, 3)))
+    }
+}
+
+/// A stretch of a tile, unpacked.
+struct Stretch {
+    codes: [MaybeUninit<[__m512i; VECTORS]>; STRETCH],
+    params: [MaybeUninit<Params>; STRETCH],
+    groups: usize,
+}
+
+/// Several tokens.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn many<const N: usize, const UNITS: usize>(
+    amx: bool,
+    t: &Tile,
+    x: &Activations,
+    first: usize,
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    let planes = t.planes.map(<[u8]>::as_ptr);
+    let groups = t.zeros.len() / TILE_ROWS;
+    // SAFETY: the caller's promise; the values before this one are gone.
+    let tiles = amx.then(|| unsafe { amx::Tiles::<UNITS>::new() });
+    let mut s = Stretch {
+        codes: [const { MaybeUninit::uninit() }; STRETCH],
+        params: [const { MaybeUninit::uninit() }; STRETCH],
+        groups: 0,
+    };
+    for from in (0..groups).step_by(STRETCH / UNITS) {
+        s.groups = (STRETCH / UNITS).min(groups - from);
+        // SAFETY: the caller's promise; a stretch is complete before it is used, and tokens beyond the last are spare.
+        unsafe {
+            for g in 0..s.groups {
+                for u in 0..UNITS {
+                    s.codes[g * UNITS + u].write(unpack::<N, false>(&planes, (from + g) * UNITS + u));
+                }
+                s.params[g].write(Params::load(t, from + g));
+            }
+            let (mut n, mut rest) = (first, &mut *sums);
+            while !rest.is_empty() {
+                let block = rest.len().min(if amx { amx::BLOCK } else { BLOCK });
+                let (now, later) = rest.split_at_mut(block);
+                match (block, &tiles) {
+                    (1, _) => tokens::<UNITS, 1>(&s, x, from, n, now),
+                    (2..=4, _) => tokens::<UNITS, 4>(&s, x, from, n, now),
+                    (_, Some(tiles)) => tiles.tokens(&s, x, from, n, now),
+                    (_, None) => tokens::<UNITS, BLOCK>(&s, x, from, n, now),
+                }
+                (n, rest) = (n + block, later);
+            }
+        }
+    }
+}
+
+/// The totals so far; zeros for the tokens beyond.
+#[inline(always)]
+unsafe fn totals<const T: usize>(sums: &[[f32; TILE_ROWS]]) -> [__m512; T] {
+    // SAFETY: the caller vouches for the features.
+    unsafe {
+        let mut totals = [_mm512_setzero_ps(); T];
+        for (total, sums) in totals.iter_mut().zip(sums) {
+            *total = _mm512_loadu_ps(sums.as_ptr());
+        }
+        totals
+    }
+}
+
+#[inline(always)]
+unsafe fn keep<const T: usize>(totals: [__m512; T], sums: &mut [[f32; TILE_ROWS]]) {
+    for (total, sums) in totals.into_iter().zip(sums) {
+        // SAFETY: the caller vouches for the features.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) }
+    }
+}
+
+/// A stretch, whose first group is `from`, times up to T tokens from `first` on.
+///
+/// # Safety
+/// The machine has the features; the stretch is filled, `x` has its groups, the tokens, and T − 1 beyond the last.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
+unsafe fn tokens<const UNITS: usize, const T: usize>(
+    s: &Stretch,
+    x: &Activations,
+    from: usize,
+    first: usize,
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut totals = totals::<T>(sums);
+        for g in 0..s.groups {
+            let (q, a, sum) = x.group(from + g);
+            let q = q.as_ptr().add(first * UNITS * UNIT_COLS);
+            let codes = s.codes.as_ptr().add(g * UNITS).cast::<__m512i>();
+            let mut dots = [_mm512_setzero_si512(); T];
+            for j in 0..UNITS * VECTORS {
+                let codes = _mm512_load_si512(codes.add(j));
+                for (n, dot) in dots.iter_mut().enumerate() {
+                    *dot = _mm512_dpbusd_epi32(*dot, codes, four(q.add(n * UNITS * UNIT_COLS + 4 * j)));
+                }
+            }
+            let p = s.params.get_unchecked(g).assume_init();
+            for (n, (total, dot)) in totals.iter_mut().zip(dots).enumerate() {
+                let (a, sum) = (*a.get_unchecked(first + n), *sum.get_unchecked(first + n));
+                *total = add_group(p, dot, a, sum, *total);
+            }
+        }
+        keep(totals, sums);
     }
 }
 

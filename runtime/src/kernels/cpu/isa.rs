@@ -21,6 +21,9 @@ pub(super) enum Kind {
     /// x86-64 with AVX-512 (F, BW, VL, VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with tile registers for bytes (AMX), which products of many tokens use.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// AArch64 with the dot-product extension.
     #[cfg(target_arch = "aarch64")]
     Dotprod,
@@ -38,6 +41,9 @@ impl Isa {
                 all.push(Isa(Kind::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni") {
                     all.push(Isa(Kind::Avx512));
+                    if super::avx512::amx_available() {
+                        all.push(Isa(Kind::Amx));
+                    }
                 }
             }
         }
@@ -80,7 +86,7 @@ impl Isa {
                 // SAFETY: the value exists only where detection found the features that the function enables.
                 Kind::Avx2 => return unsafe { avx2(f) },
                 // SAFETY: as above.
-                Kind::Avx512 => return unsafe { avx512(f) },
+                Kind::Avx512 | Kind::Amx => return unsafe { avx512(f) },
             }
         }
         f()
@@ -95,6 +101,8 @@ impl fmt::Display for Isa {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
             Kind::Dotprod => "dotprod",
         })

@@ -28,9 +28,8 @@ use crate::experts::Expert;
 use crate::quant::Matrix;
 use crate::telemetry::Trace;
 pub use kv::CpuKv;
-use nested::Activations;
 use pool::Pool;
-use product::{Input, Out, Product};
+use product::{Input, Out, Product, Quantized};
 pub use scratch::ScratchShape;
 use scratch::{Scratch, grow};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -140,20 +139,19 @@ impl CpuBackend {
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
-        s: (&mut Activations, &mut Activations),
-        x: &[f32],
-        tokens: usize,
-        cols: usize,
+        s: (&mut Quantized, &mut Quantized),
+        (x, tokens, cols): (&[f32], usize, usize),
+        order: Option<&[u32]>,
         count: usize,
         product: &(dyn Fn(usize) -> Product<'a> + Sync),
     ) {
-        for (group, activations) in [(32, &mut *s.0), (64, &mut *s.1)] {
+        for (group, quantized) in [(32, &mut *s.0), (64, &mut *s.1)] {
             let used = |m: &Matrix| matches!(m, Matrix::Nested(m) if m.shape().group == group);
             if (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used)) {
-                product::quantize(&self.pool, self.isa, activations, x, tokens, cols, group);
+                quantized.fill(&self.pool, self.isa, x, tokens, cols, group, order);
             }
         }
-        let input = Input { plain: x, by_32: s.0, by_64: s.1 };
+        let input = Input { plain: x, by_32: s.0.read(order.is_some()), by_64: s.1.read(order.is_some()) };
         // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
         // one product per buffer, or products whose destination rows (slots) are disjoint.
         unsafe { product::run(&self.pool, self.isa, &input, count, product) }
@@ -179,21 +177,30 @@ impl CpuBackend {
         };
 
         self.pool.operation("gate and up");
+        // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs.
+        let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
+        let order = if (0..jobs.len()).all(in_a_row) { None } else { Some(token_of) };
         let gate_out = Out::new(gate, ff);
-        self.products((by_32, by_64), x, rows, d, jobs.len(), &|i| Product {
+        self.products((by_32, by_64), (x, rows, d), order, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
             up: Some(&jobs[i].expert.up),
             tokens: &token_of[range(i)],
+            first: if order.is_some() {
+                range(i).start
+            } else {
+                token_of[range(i)].first().map_or(0, |&t| t as usize)
+            },
             bias: None,
             to: Some(&row_of[range(i)]),
             out: gate_out,
         });
         self.pool.operation("down");
         let down_out = Out::new(out, d);
-        self.products((by_32, by_64), gate, slots, ff, jobs.len(), &|i| Product {
+        self.products((by_32, by_64), (gate, slots, ff), None, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.down,
             up: None,
             tokens: &row_of[range(i)],
+            first: range(i).start,
             bias: None,
             to: Some(jobs[i].slots),
             out: down_out,
@@ -298,9 +305,9 @@ impl Backend for CpuBackend {
                 *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
             }
             let (count, all): (_, &[u32]) = (outs.len(), all);
-            self.products((by_32, by_64), x, tokens, cols, count, &|i| {
+            self.products((by_32, by_64), (x, tokens, cols), None, count, &|i| {
                 let (matrix, bias, out) = parts[i].expect("one part for each output");
-                Product { matrix, up: None, tokens: all, bias, to: None, out }
+                Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
             });
         }
     }

@@ -97,25 +97,24 @@ macro_rules! sdot {
     };
 }
 
-pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     assert!(isa.kind() == Kind::Dotprod);
     // SAFETY: an `Isa` of this kind exists only where the extension was detected; the caller (`nested::times`) has
-    // compared the sizes of matrix, activations, tokens and sums.
+    // compared the sizes of matrix, activations and sums.
     unsafe {
         match t.level {
-            1 => times::<1>(t, x, tokens, sums),
-            2 => times::<2>(t, x, tokens, sums),
-            3 => times::<3>(t, x, tokens, sums),
-            4 => times::<4>(t, x, tokens, sums),
-            _ => times::<5>(t, x, tokens, sums),
+            1 => times::<1>(t, x, first, sums),
+            2 => times::<2>(t, x, first, sums),
+            3 => times::<3>(t, x, first, sums),
+            4 => times::<4>(t, x, first, sums),
+            _ => times::<5>(t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the extension; `t` has N planes; `x` has its groups, and `sums` a row for each of `tokens`, all of
-/// which are in `x`.
-unsafe fn times<const N: usize>(t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+/// The machine has the extension; `t` has N planes; `x` has its groups, and the tokens `first..`, one for each of `sums`.
+unsafe fn times<const N: usize>(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     let planes = t.planes.map(<[u8]>::as_ptr);
     let units = t.group / UNIT_COLS;
     // Codes less 128 stand 128 higher.
@@ -133,8 +132,7 @@ unsafe fn times<const N: usize>(t: &Tile, x: &Activations, tokens: &[u32], sums:
                 }
             }
         }
-        for (&n, sums) in tokens.iter().zip(&mut *sums) {
-            let n = n as usize;
+        for (n, sums) in (first..).zip(&mut *sums) {
             let mut dots = [0i32; TILE_ROWS];
             // SAFETY: every token is in `x`, whose groups are `units · 32` long; the machine has the extension.
             unsafe {

@@ -15,32 +15,56 @@ use super::scratch::grow;
 use super::{avx2, avx512};
 use crate::quant::{Nested, TILE_ROWS};
 
+/// Kernels that take a block of tokens may read this many beyond the last: memory that is there, whatever is in it.
+pub(super) const SPARE_TOKENS: usize = 15;
+
 /// Activations of some tokens, quantized in groups. Group-major: a product visits all its tokens for one group.
 #[derive(Default)]
 pub(super) struct Activations {
     group: usize,
+    groups: usize,
     tokens: usize,
-    /// `[groups, tokens, group]`, padded with zeros.
+    /// Tokens from one group to the next.
+    stride: usize,
+    /// `[groups, stride, group]`, a last partial group padded with zeros; then SPARE_TOKENS.
     q: Vec<i8>,
-    /// `[groups, tokens]`.
+    /// `[groups, stride]`; then SPARE_TOKENS.
     scale: Vec<f32>,
-    /// Scale times the sum of `q`, `[groups, tokens]`.
+    /// Scale times the sum of `q`, as `scale`.
     sum: Vec<f32>,
+}
+
+/// The distance between groups for so many tokens: an odd number of sixteens. A power of two would put the groups of a
+/// block of tokens in the same few sets of a cache.
+fn stride(tokens: usize) -> usize {
+    if tokens < 16 { tokens } else { (tokens.div_ceil(16) | 1) * 16 }
 }
 
 impl Activations {
     /// Makes room for `tokens` rows of `cols` values. Shrinking and growing keeps the allocation.
     pub(super) fn reserve(&mut self, tokens: usize, cols: usize, group: usize) {
-        let groups = cols.div_ceil(group);
-        (self.group, self.tokens) = (group, tokens);
-        grow(&mut self.q, groups * tokens * group);
-        grow(&mut self.scale, groups * tokens);
-        grow(&mut self.sum, groups * tokens);
+        (self.group, self.groups, self.tokens) = (group, cols.div_ceil(group), tokens);
+        self.stride = stride(tokens);
+        let params = self.groups * self.stride + SPARE_TOKENS;
+        grow(&mut self.q, params * group);
+        grow(&mut self.scale, params);
+        grow(&mut self.sum, params);
     }
 
     /// Bytes that [`Activations::reserve`] takes.
     pub(super) fn bytes(tokens: usize, cols: usize, group: usize) -> usize {
-        cols.div_ceil(group) * tokens * (group + 8)
+        (cols.div_ceil(group) * stride(tokens) + SPARE_TOKENS) * (group + 8)
+    }
+
+    /// Tokens from one group to the next.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Groups of a token.
+    pub(super) fn groups(&self) -> usize {
+        self.groups
     }
 
     #[cfg(test)]
@@ -48,40 +72,22 @@ impl Activations {
         self.q.capacity() + 4 * (self.scale.capacity() + self.sum.capacity())
     }
 
-    /// Quantizes group `g` of every token of `x`, rows of `cols` values. The same rounding as `quant::QuantizedRow`.
-    #[inline(always)]
-    pub(super) fn quantize_group(part: Part<'_>, x: &[f32], cols: usize, g: usize, group: usize) {
-        let (from, to) = (g * group, (g * group + group).min(cols));
-        for (t, q) in part.q.chunks_exact_mut(group).enumerate() {
-            let x = &x[t * cols + from..t * cols + to];
-            (part.scale[t], part.sum[t]) = if group == 64 && x.len() == 64 {
-                let x: &[f32; 64] = x.try_into().expect("64 values");
-                quantize(x, q.try_into().expect("64 codes"))
-            } else if group == 32 && x.len() == 32 {
-                let x: &[f32; 32] = x.try_into().expect("32 values");
-                quantize(x, q.try_into().expect("32 codes"))
-            } else {
-                let (mut values, mut codes) = ([0.0; 64], [0; 64]);
-                values[..x.len()].copy_from_slice(x);
-                let params = quantize(&values, &mut codes);
-                q.copy_from_slice(&codes[..group]);
-                params
-            };
-        }
-    }
-
     /// The parts of the groups, in order.
     pub(super) fn parts(&mut self) -> impl Iterator<Item = Part<'_>> {
-        let tokens = self.tokens.max(1);
-        let params = self.scale.chunks_exact_mut(tokens).zip(self.sum.chunks_exact_mut(tokens));
-        let q = self.q.chunks_exact_mut(tokens * self.group.max(1));
-        q.zip(params).map(|(q, (scale, sum))| Part { q, scale, sum })
+        let (stride, tokens, group) = (self.stride.max(1), self.tokens, self.group);
+        let params = self.scale.chunks_exact_mut(stride).zip(self.sum.chunks_exact_mut(stride));
+        let q = self.q.chunks_exact_mut(stride * group.max(1)).take(self.groups);
+        q.zip(params).map(move |(q, (scale, sum))| Part {
+            q: &mut q[..tokens * group],
+            scale: &mut scale[..tokens],
+            sum: &mut sum[..tokens],
+        })
     }
 
-    /// Group `g` of all tokens: codes, scales, sums.
+    /// Group `g` of all tokens: codes, scales, sums. Each goes on for SPARE_TOKENS more.
     #[inline(always)]
     pub(super) fn group(&self, g: usize) -> (&[i8], &[f32], &[f32]) {
-        let (n, at) = (self.tokens, g * self.tokens);
+        let (at, n) = (g * self.stride, self.tokens + SPARE_TOKENS);
         (&self.q[at * self.group..][..n * self.group], &self.scale[at..][..n], &self.sum[at..][..n])
     }
 }
@@ -91,6 +97,38 @@ pub(super) struct Part<'a> {
     q: &'a mut [i8],
     scale: &'a mut [f32],
     sum: &'a mut [f32],
+}
+
+impl Part<'_> {
+    /// Quantizes group `g` of token `t`, which is `x`. The same rounding as `quant::QuantizedRow`.
+    #[inline(always)]
+    pub(super) fn quantize(&mut self, t: usize, x: &[f32], g: usize, group: usize) {
+        let x = &x[g * group..(g * group + group).min(x.len())];
+        let q = &mut self.q[t * group..][..group];
+        (self.scale[t], self.sum[t]) = if group == 64 && x.len() == 64 {
+            let x: &[f32; 64] = x.try_into().expect("64 values");
+            quantize(x, q.try_into().expect("64 codes"))
+        } else if group == 32 && x.len() == 32 {
+            let x: &[f32; 32] = x.try_into().expect("32 values");
+            quantize(x, q.try_into().expect("32 codes"))
+        } else {
+            let (mut values, mut codes) = ([0.0; 64], [0; 64]);
+            values[..x.len()].copy_from_slice(x);
+            let params = quantize(&values, &mut codes);
+            q.copy_from_slice(&codes[..group]);
+            params
+        };
+    }
+
+    /// Copies group `g` of the named tokens of `from`, in their order.
+    pub(super) fn gather(&mut self, from: &Activations, g: usize, tokens: &[u32]) {
+        let (q, scale, sum) = from.group(g);
+        for (i, (to, &t)) in self.q.chunks_exact_mut(from.group).zip(tokens).enumerate() {
+            let t = t as usize;
+            to.copy_from_slice(&q[t * from.group..][..from.group]);
+            (self.scale[i], self.sum[i]) = (scale[t], sum[t]);
+        }
+    }
 }
 
 #[inline(always)]
@@ -155,32 +193,31 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// Products of a tile's rows with some tokens: `sums[n][r] = row r · token tokens[n]`.
+/// Products of a tile's rows with the tokens `first..`, one for each of `sums`, which are zeros:
+/// `sums[n][r] = row r · token first + n`.
 pub(super) fn times(
     isa: Isa,
     m: &Nested,
     tile: usize,
     x: &Activations,
-    tokens: &[u32],
+    first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let t = Tile::new(m, tile);
     assert!(
         x.group == t.group
-            && x.scale.len() * TILE_ROWS == t.zeros.len() * x.tokens
-            && sums.len() == tokens.len()
-            && tokens.iter().all(|&n| (n as usize) < x.tokens),
+            && x.groups * TILE_ROWS == t.zeros.len()
+            && first.checked_add(sums.len()).is_some_and(|end| end <= x.tokens),
         "activations that do not fit the matrix"
     );
-    sums.fill([0.0; TILE_ROWS]);
     match isa.kind() {
-        Kind::Scalar => scalar::tile_times(&t, x, tokens, sums),
+        Kind::Scalar => scalar::tile_times(&t, x, first, sums),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => avx2::tile_times(isa, &t, x, tokens, sums),
+        Kind::Avx2 => avx2::tile_times(isa, &t, x, first, sums),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => avx512::tile_times(isa, &t, x, tokens, sums),
+        Kind::Avx512 | Kind::Amx => avx512::tile_times(isa, &t, x, first, sums),
         #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod => neon::tile_times(isa, &t, x, tokens, sums),
+        Kind::Dotprod => neon::tile_times(isa, &t, x, first, sums),
     }
     let alpha = m.fit().alpha;
     sums.iter_mut().flatten().for_each(|sum| *sum *= alpha);

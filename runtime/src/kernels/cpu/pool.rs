@@ -1,7 +1,8 @@
 //! A small thread pool for operations of tens of microseconds: workers spin briefly for the next job, then park.
 //!
-//! Work is claimed in single tasks from a shared counter, so an uneven task does not hold up a static partition; each
-//! output element belongs to one task, hence results do not depend on who computes it.
+//! Every thread has a range of the tasks and takes them in order, so that what it reads of memory is one run, which is
+//! read ahead to good effect; whoever is done helps the others, so that an uneven task holds nobody up. Each output
+//! element belongs to one task, hence results do not depend on who computes it.
 #![allow(unsafe_code)]
 
 use super::cores;
@@ -29,12 +30,18 @@ struct Job {
 // SAFETY: the pointer is to a `Sync` closure, and `Pool::run` keeps it alive until every worker is done with it.
 unsafe impl Send for Job {}
 
+/// A counter on a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Next(AtomicUsize);
+
 struct Shared {
     job: Mutex<Option<Job>>,
     wake: Condvar,
     /// Number of jobs ever published; a worker that sees it move has work.
     epoch: AtomicUsize,
-    next: AtomicUsize,
+    /// For each thread the first task of its range that nobody has taken.
+    next: Vec<Next>,
     /// Workers that have not finished the job in hand.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -56,6 +63,11 @@ thread_local! {
 }
 
 impl Shared {
+    /// The first task of thread `i`'s range.
+    fn start(&self, job: Job, i: usize) -> usize {
+        job.tasks * i / self.next.len()
+    }
+
     /// Binds the calling thread to the pool's cores, if it has any and the thread is not bound yet.
     fn bind(&self) {
         if let Some(list) = &self.cores
@@ -94,7 +106,7 @@ impl Pool {
             job: Mutex::new(None),
             wake: Condvar::new(),
             epoch: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -141,7 +153,7 @@ impl Pool {
         let task: *const Task =
             unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
         let job = Job { task, tasks };
-        s.next.store(0, Ordering::Relaxed);
+        (0..s.next.len()).for_each(|i| s.next[i].0.store(s.start(job, i), Ordering::Relaxed));
         s.busy.store(self.workers.len(), Ordering::Relaxed);
         {
             let mut published = s.job.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,22 +175,29 @@ impl Pool {
     }
 }
 
-fn claim(s: &Shared, job: Job, thread: usize) {
+/// Takes tasks of thread `me`'s range, then of those after it.
+fn claim(s: &Shared, job: Job, me: usize) {
     // SAFETY: see `Pool::run`: the closure outlives the job.
     let task = unsafe { &*job.task };
-    s.record(thread, || {
-        for done in 0.. {
-            let i = s.next.fetch_add(1, Ordering::Relaxed);
-            if i >= job.tasks {
-                return done;
+    let threads = s.next.len();
+    s.record(me, || {
+        let mut done = 0;
+        for owner in (me..me + threads).map(|i| i % threads) {
+            let end = s.start(job, owner + 1);
+            loop {
+                let i = s.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                if i >= end {
+                    break;
+                }
+                task(i);
+                done += 1;
             }
-            task(i);
         }
-        unreachable!("there are fewer tasks than numbers")
+        done
     });
 }
 
-fn work(s: &Shared, thread: usize) {
+fn work(s: &Shared, me: usize) {
     s.bind();
     let mut seen = 0;
     loop {
@@ -202,7 +221,7 @@ fn work(s: &Shared, thread: usize) {
         seen += 1;
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
-            && catch_unwind(AssertUnwindSafe(|| claim(s, job, thread))).is_err()
+            && catch_unwind(AssertUnwindSafe(|| claim(s, job, me))).is_err()
         {
             s.panicked.store(true, Ordering::Relaxed);
         }

@@ -6,9 +6,10 @@
 
 use super::isa::{Isa, Kind};
 use super::math;
-use super::nested::{self, Activations};
+use super::nested::{self, Activations, Part};
 use super::pool::Pool;
 use crate::quant::{Matrix, TILE_ROWS};
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 /// Weight bytes of a task, at least: long enough to hide the claim, short enough to balance.
@@ -19,7 +20,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// Tokens that a tile is multiplied with at a time: their activations stay in the second-level cache from one tile to
 /// the next, and merging a tile's planes again for each block costs little beside the products.
-const TOKEN_BLOCK: usize = 64;
+const TOKEN_BLOCK: usize = 128;
 
 /// Activations that products read: plain, and quantized in the group sizes that the matrices in hand use.
 pub(super) struct Input<'a> {
@@ -31,33 +32,89 @@ pub(super) struct Input<'a> {
 /// Values below this are quantized without waking anybody.
 const SERIAL_VALUES: usize = 16 << 10;
 
-/// Quantizes `tokens` rows of `cols` values, groups split among threads.
-pub(super) fn quantize(
-    pool: &Pool,
-    isa: Isa,
-    to: &mut Activations,
-    x: &[f32],
-    tokens: usize,
-    cols: usize,
-    group: usize,
-) {
-    to.reserve(tokens, cols, group);
-    let x = &x[..tokens * cols];
-    let one = |g: usize, part| {
-        isa.run(
-            #[inline(always)]
-            || Activations::quantize_group(part, x, cols, g, group),
-        )
-    };
-    if x.len() < SERIAL_VALUES {
-        return to.parts().enumerate().for_each(|(g, part)| one(g, part));
+/// Activations in groups of one size: of the tokens as they came, and in the order in which experts take them.
+#[derive(Default)]
+pub(super) struct Quantized {
+    tokens: Activations,
+    ordered: Activations,
+}
+
+impl Quantized {
+    /// Quantizes `tokens` rows of `cols` values and puts them in order, if there is one. A token of several experts is
+    /// quantized once and copied.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn fill(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        group: usize,
+        order: Option<&[u32]>,
+    ) {
+        let rows = |t: usize| &x[t * cols..][..cols];
+        self.tokens.reserve(tokens, cols, group);
+        each_part(pool, &mut self.tokens, tokens * cols, &|parts| {
+            isa.run(
+                #[inline(always)]
+                || {
+                    for t in 0..tokens {
+                        for (g, part) in parts.iter_mut().flatten() {
+                            part.quantize(t, rows(t), *g, group);
+                        }
+                    }
+                },
+            )
+        });
+        if let Some(order) = order {
+            self.ordered.reserve(order.len(), cols, group);
+            let from = &self.tokens;
+            each_part(pool, &mut self.ordered, order.len() * cols, &|parts| {
+                for (g, part) in parts.iter_mut().flatten() {
+                    part.gather(from, *g, order);
+                }
+            });
+        }
     }
-    let groups = cols.div_ceil(group);
-    let parts = Mutex::new(to.parts().enumerate());
-    pool.run(groups, &|_| {
-        let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-        next.into_iter().for_each(|(g, part)| one(g, part));
-    });
+
+    /// What products read: in order, or as the tokens came.
+    pub(super) fn read(&self, in_order: bool) -> &Activations {
+        if in_order { &self.ordered } else { &self.tokens }
+    }
+
+    /// Most bytes that it takes for tokens of `cols` values, and for `ordered` of them.
+    pub(super) fn bytes(tokens: usize, ordered: usize, cols: usize, group: usize) -> usize {
+        let ordered = if ordered == 0 { 0 } else { Activations::bytes(ordered, cols, group) };
+        Activations::bytes(tokens, cols, group) + ordered
+    }
+
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.tokens.held() + self.ordered.held()
+    }
+}
+
+/// Neighbouring groups of a task: a kilobyte of a token is a run that memory reads ahead.
+const GROUPS_AT_ONCE: usize = 4;
+
+/// Calls `f` for some groups at a time, on all threads where there is enough to do.
+fn each_part(
+    pool: &Pool,
+    to: &mut Activations,
+    values: usize,
+    f: &(dyn Fn(&mut [Option<(usize, Part)>; GROUPS_AT_ONCE]) + Sync),
+) {
+    let tasks = to.groups().div_ceil(GROUPS_AT_ONCE);
+    let all = Mutex::new(to.parts().enumerate());
+    let some = |_| {
+        let mut parts = {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            std::array::from_fn(|_| all.next())
+        };
+        f(&mut parts);
+    };
+    if values < SERIAL_VALUES { (0..tasks).for_each(some) } else { pool.run(tasks, &some) }
 }
 
 /// One matrix times some rows of an input.
@@ -65,8 +122,10 @@ pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
     /// With another matrix of the same size: the result is `silu(matrix · x) · (up · x)`.
     pub(super) up: Option<&'a Matrix>,
-    /// Rows of the input.
+    /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
+    /// The first of as many rows of the quantized input, which lie in a row.
+    pub(super) first: usize,
     pub(super) bias: Option<&'a [f32]>,
     /// Where the result of the n-th token goes: row `to[n]` of the output, or row n.
     pub(super) to: Option<&'a [u32]>,
@@ -112,7 +171,13 @@ impl Out {
             "columns {col}.. of row {row} are outside the output"
         );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()) }
+        unsafe {
+            match <&[f32; TILE_ROWS]>::try_from(values) {
+                // A whole tile's rows: a few moves instead of a call.
+                Ok(values) => self.at.add(i).cast::<[f32; TILE_ROWS]>().write_unaligned(*values),
+                Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()),
+            }
+        }
     }
 }
 
@@ -160,22 +225,34 @@ pub(super) unsafe fn run<'a>(
     });
 }
 
+/// Zeros, where there was nothing: room for the most tokens costs as much as for those that come.
+#[inline(always)]
+fn cleared(sums: &mut [MaybeUninit<[f32; TILE_ROWS]>]) -> &mut [[f32; TILE_ROWS]] {
+    sums.iter_mut().for_each(|sums| {
+        sums.write([0.0; TILE_ROWS]);
+    });
+    // SAFETY: every element was written a moment ago.
+    unsafe { sums.assume_init_mut() }
+}
+
 /// Takes BLOCK tokens at a time.
 ///
 /// # Safety
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
 unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
-    let mut sums = [[0.0; TILE_ROWS]; BLOCK];
-    let mut ups = [[0.0; TILE_ROWS]; BLOCK];
+    let mut sums = [const { MaybeUninit::uninit() }; BLOCK];
+    let mut ups = [const { MaybeUninit::uninit() }; BLOCK];
     for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
         for tile in tiles.clone() {
-            let (sums, ups) = (&mut sums[..tokens.len()], &mut ups[..tokens.len()]);
-            tile_times(isa, input, p.matrix, tile, tokens, sums);
+            let sums = cleared(&mut sums[..tokens.len()]);
+            let from = (p.first + block * BLOCK, tokens);
+            tile_times(isa, input, p.matrix, tile, from, sums);
             let first = tile * TILE_ROWS;
             let n = TILE_ROWS.min(p.matrix.rows() - first);
             if let Some(up) = p.up {
-                tile_times(isa, input, up, tile, tokens, ups);
+                let ups = cleared(&mut ups[..tokens.len()]);
+                tile_times(isa, input, up, tile, from, ups);
                 sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
             }
             if let Some(bias) = p.bias {
@@ -198,13 +275,13 @@ fn tile_times(
     input: &Input,
     matrix: &Matrix,
     tile: usize,
-    tokens: &[u32],
+    (first, tokens): (usize, &[u32]),
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     match matrix {
         Matrix::Nested(m) => {
             let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
-            nested::times(isa, m, tile, x, tokens, sums);
+            nested::times(isa, m, tile, x, first, sums);
         }
         Matrix::F32 { rows, cols, data } => {
             let first = tile * TILE_ROWS;

@@ -56,14 +56,13 @@ pub(super) fn add(
     }
 }
 
-pub(super) fn tile_times(t: &Tile, x: &Activations, tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+pub(super) fn tile_times(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     let units = t.group / UNIT_COLS;
     let mut codes = [[[0u8; VECTOR]; VECTORS]; 2];
     for g in 0..t.zeros.len() / TILE_ROWS {
         codes[..units].iter_mut().enumerate().for_each(|(u, codes)| unpack(t, g * units + u, codes));
         let (q, scale, sum) = x.group(g);
-        for (&n, sums) in tokens.iter().zip(&mut *sums) {
-            let n = n as usize;
+        for (n, sums) in (first..).zip(&mut *sums) {
             let q = &q[n * t.group..][..t.group];
             let mut total = [0i32; TILE_ROWS];
             codes[..units]

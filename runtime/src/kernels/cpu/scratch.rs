@@ -4,7 +4,7 @@
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
 use super::attention::{self, Partials};
-use super::nested::Activations;
+use super::product::Quantized;
 use super::{CpuBackend, SLOTS_AT_ONCE};
 
 /// What bounds the scratch of a [`CpuBackend`].
@@ -37,8 +37,8 @@ pub struct ScratchShape {
 /// What operations leave behind for the next.
 #[derive(Default)]
 pub(super) struct Scratch {
-    pub(super) by_32: Activations,
-    pub(super) by_64: Activations,
+    pub(super) by_32: Quantized,
+    pub(super) by_64: Quantized,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Vec<f32>,
     pub(super) tokens: Vec<u32>,
@@ -74,9 +74,10 @@ impl CpuBackend {
         let slots = (s.chunk * s.top_k).min(SLOTS_AT_ONCE.max(s.chunk));
         let dense = s.chunk.min(SLOTS_AT_ONCE);
         let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
+        let ordered = if s.ff_routed > 0 { slots } else { 0 };
         let activations = |group| {
-            let most = inputs.iter().map(|&(tokens, cols)| Activations::bytes(tokens, cols, group));
-            most.max().unwrap_or(0)
+            let most = inputs.iter().map(|&(tokens, cols)| Quantized::bytes(tokens, 0, cols, group));
+            most.max().unwrap_or(0) + Quantized::bytes(0, ordered, s.d, group)
         };
         let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);

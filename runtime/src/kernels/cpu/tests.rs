@@ -37,7 +37,7 @@ fn products_agree_with_the_specification_at_every_level() {
                 for level in Level::ALL {
                     let nested = nested.at(level).unwrap();
                     let matrix = Matrix::Nested(nested.clone());
-                    for tokens in [1, 2, 5, 9] {
+                    for tokens in [1, 2, 5, 9, 35] {
                         let x = values(tokens * cols, 7);
                         let mut out = vec![f32::NAN; tokens * rows];
                         b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
@@ -64,21 +64,27 @@ fn products_agree_with_the_specification_at_every_level() {
 
 #[test]
 fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
-    for isa in Isa::available() {
-        let shape = Shape::new(100, 320, 64).unwrap();
-        let nested =
-            quant::encode(shape, &values(100 * 320, 1), None, Level::B4).unwrap().into_nested().unwrap();
-        let plain = Matrix::F32 { rows: 100, cols: 320, data: values(100 * 320, 2).into() };
-        let x = values(7 * 320, 3);
-        for matrix in [Matrix::Nested(nested), plain] {
-            let mut all = vec![0.0; 7 * 100];
-            backend(isa, 3).linear(&x, 7, &mut [Linear { matrix: &matrix, bias: None, out: &mut all }]);
+    let (rows, cols) = (50, 1120);
+    for tokens in [7, 20, 140] {
+        let x = values(tokens * cols, 3);
+        let w = values(rows * cols, 1);
+        let mut matrices = vec![Matrix::F32 { rows, cols, data: w.clone().into() }];
+        for group in [32, 64] {
+            let shape = Shape::new(rows, cols, group).unwrap();
+            let nested = quant::encode(shape, &w, None, Level::B8).unwrap().into_nested().unwrap();
+            matrices.extend(Level::ALL.map(|level| Matrix::Nested(nested.at(level).unwrap())));
+        }
+        for (isa, matrix) in
+            Isa::available().into_iter().flat_map(|isa| matrices.iter().map(move |m| (isa, m)))
+        {
+            let mut all = vec![0.0; tokens * rows];
+            backend(isa, 3).linear(&x, tokens, &mut [Linear { matrix, bias: None, out: &mut all }]);
             let one_thread = backend(isa, 1);
-            for t in 0..7 {
-                let mut one = vec![0.0; 100];
-                let x = x[t * 320..][..320].to_vec();
-                one_thread.linear(&x, 1, &mut [Linear { matrix: &matrix, bias: None, out: &mut one }]);
-                assert_eq!(one, all[t * 100..][..100], "{isa} token {t}");
+            for t in 0..tokens {
+                let mut one = vec![0.0; rows];
+                let x = x[t * cols..][..cols].to_vec();
+                one_thread.linear(&x, 1, &mut [Linear { matrix, bias: None, out: &mut one }]);
+                assert_eq!(one, all[t * rows..][..rows], "{isa} token {t} of {tokens}");
             }
         }
     }
