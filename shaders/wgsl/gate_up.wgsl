@@ -6,7 +6,8 @@
 struct Params {
     d: u32,
     ff: u32,
-    group: u32,
+    group: u32,    // of gate
+    group_up: u32,
     top_k: u32, // slots per token
     first: u32, // the first job
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
@@ -34,7 +35,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     job = p.first + id.y;
     count = job_slots(job);
     let gate = job_matrix(job, 0u, p.ff, p.d, p.group);
-    let up = job_matrix(job, 1u, p.ff, p.d, p.group);
+    let up = job_matrix(job, 1u, p.ff, p.d, p.group_up);
     var gates: Sums;
     var ups: Sums;
     for (var first = 0u; first < p.d; first += COLS) {

@@ -7,10 +7,10 @@ use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{State, groups};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
-use crate::quant::{Matrix, TILE_ROWS};
+use crate::quant::TILE_ROWS;
 use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
@@ -27,30 +27,22 @@ pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
 struct FeedForward {
     d: usize,
     ff: usize,
-    /// Group sizes of gate and up, and of down.
-    groups: [u32; 2],
+    /// Group sizes of gate, up and down.
+    groups: [u32; 3],
     top_k: usize,
 }
 
 impl FeedForward {
-    fn of(e: &Expert, top_k: usize) -> Result<FeedForward> {
-        let group = |m: &Matrix| Form::of(m, 0).group;
-        if group(&e.gate) != group(&e.up) {
-            return Err(Error::Device("gate and up differ in their groups".into()));
-        }
-        Ok(FeedForward {
-            d: e.gate.cols(),
-            ff: e.gate.rows(),
-            groups: [group(&e.gate), group(&e.down)],
-            top_k,
-        })
+    fn of(e: &Expert, top_k: usize) -> FeedForward {
+        let groups = [&e.gate, &e.up, &e.down].map(|m| Form::of(m, 0).group);
+        FeedForward { d: e.gate.cols(), ff: e.gate.rows(), groups, top_k }
     }
 
     /// Parameters of `gate_up` and `down`, and the planes that are read.
     fn params(&self, first: u32, place: u32) -> (GateUpParams, DownParams, u32) {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
-        let [group, group_down] = self.groups;
-        let up = GateUpParams { d, ff, group, top_k, first, place };
+        let [group, group_up, group_down] = self.groups;
+        let up = GateUpParams { d, ff, group, group_up, top_k, first, place };
         let down = DownParams { d, ff, group: group_down, top_k, first, place, gated: 0 };
         (up, down, place & 255)
     }
@@ -71,9 +63,7 @@ impl State {
         let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
         let first = &placed[0][0];
         let alike = |p: &Placed| Arc::ptr_eq(&p.memory, &first.memory) && p.form.planes == first.form.planes;
-        if !placed.iter().all(|p| p.len() == 1 && alike(&p[0]))
-            || placed[0][0].form.group != placed[1][0].form.group
-        {
+        if !placed.iter().all(|p| p.len() == 1 && alike(&p[0])) {
             return Ok(None);
         }
         let mut words = [0; JOB_WORDS];
@@ -99,7 +89,7 @@ impl State {
             return self.ffn_by_matrix(gpu, x, tokens, expert, out);
         };
         let slots: Vec<u32> = (0..tokens as u32).collect();
-        let shape = FeedForward::of(expert, 1)?;
+        let shape = FeedForward::of(expert, 1);
         self.feed_forward(gpu, x, &shape, &[job], &[&slots], tokens, &out.memory)
     }
 
@@ -151,7 +141,7 @@ impl State {
             self.elementwise(gpu, ADD, &y.memory, 0, tokens * d, x);
             return Ok(());
         };
-        let shape = FeedForward::of(expert, 1)?;
+        let shape = FeedForward::of(expert, 1);
         job[10] = 1;
         job[11] = 1.0f32.to_bits();
         let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
@@ -175,7 +165,7 @@ impl State {
         out: &Memory,
     ) -> Result<()> {
         let Some(first) = jobs.first() else { return Ok(()) };
-        let shape = FeedForward::of(first.expert, of.top_k)?;
+        let shape = FeedForward::of(first.expert, of.top_k);
         let highest = jobs.iter().flat_map(|j| j.slots.last()).max().map_or(0, |&s| s as usize + 1);
         let at_once = self.experts.slots(gpu, of, first.expert)?;
         for jobs in jobs.chunks(at_once) {
@@ -250,7 +240,7 @@ impl State {
         let Some((table, bank)) = self.experts.load_all(gpu, &mut self.recorder, of, experts)? else {
             return Ok(false);
         };
-        let shape = FeedForward::of(first, of.top_k)?;
+        let shape = FeedForward::of(first, of.top_k);
         self.route_on(gpu, &logits.memory, tokens, router, Some(table).filter(|_| tokens == 1))?;
         let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
         let (choices, jobs) = (self.choices.get(), self.jobs.get());

@@ -56,7 +56,7 @@ pub(super) const ADDED: u32 = 4;
 
 params!(
     /// `gate_up.wgsl`.
-    GateUp, GateUpParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32 }
+    GateUp, GateUpParams { d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32 }
 );
 
 params!(
