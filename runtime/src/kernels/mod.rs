@@ -10,6 +10,8 @@
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(test)]
+mod testing;
 
 use crate::error::Result;
 use crate::experts::Expert;
@@ -153,8 +155,7 @@ pub struct ExpertJob<'a> {
 ///
 /// Weights are named by where they lie: what is passed as a matrix, norm, bias or table must not change or make room for
 /// another while the backend is in use, so that a device may keep what it has copied; of two rope tables the shorter is the
-/// other's beginning. Operations without a result that
-/// fail say so at the next operation that returns one.
+/// other's beginning. Operations without a result that fail say so at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
     type Buf: Send;

@@ -263,3 +263,6 @@ fn fill(shared: &Shared, offset: u64, slab: &mut Slab, checksum: Option<u32>) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Slabs that are read to find out how the file is best read, and bytes of each at most: enough for a clear answer, some
-/// tens of milliseconds' worth.
+/// Slabs that may be read to find out how the file is best read, and bytes of each at most.
 const PROBES: usize = 48;
 const PROBE_BYTES: usize = 2 << 20;
 
@@ -56,7 +55,7 @@ fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) 
     let routed: Vec<&LayerExperts> = tables.iter().flatten().collect();
     // One after another from all over the file, so that each way of reading gets what the others get.
     let probe = |i: usize| {
-        let table = routed.get(i * 7 % routed.len().max(1))?;
+        let table = routed.get(i % routed.len().max(1))?;
         let slabs = &table.planes[0];
         let expert = i * 11 % table.count();
         Some((slabs.offset + (expert * slabs.stride) as u64, slabs.stride.min(PROBE_BYTES)))

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes at offsets.
 pub trait Storage: Send + Sync {
@@ -75,6 +75,9 @@ pub struct FileStorage {
 /// Numbers of reads at a time that are tried, the one that wins a tie first. One leaves the disk idle between reads; more
 /// than four never gave more (benches/records/streaming.md).
 const LANES: [usize; 2] = [4, 2];
+
+/// No more probes are begun after this long: opening a model from a slow card should not take seconds.
+const PROBE_TIME: Duration = Duration::from_millis(50);
 
 /// Direct reads must begin and end at multiples of this, in the file and in memory. Disks with larger blocks refuse, and
 /// the read is done buffered.
@@ -148,9 +151,13 @@ impl FileStorage {
                 let (next, bytes) = (&next, &bytes);
                 // A thread that the system refuses is one lane fewer.
                 let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, move || {
+                    // The first probe is read however slow the disk is.
                     while let Some(&(offset, len)) = probes.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if read_exact(self, offset, &mut slab[..len]).is_ok() {
                             bytes.fetch_add(len, Ordering::Relaxed);
+                        }
+                        if start.elapsed() > PROBE_TIME {
+                            break;
                         }
                     }
                 });

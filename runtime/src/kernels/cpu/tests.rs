@@ -1,19 +1,8 @@
 //! Every instruction set of this machine against the scalar specification in `quant`.
 
 use super::*;
+use crate::kernels::testing::values;
 use crate::quant::{self, Level, QuantizedRow, Shape};
-
-/// Deterministic values with a few outliers.
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).max(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / u32::MAX as f32 - 0.5
-    };
-    (0..n).map(|i| (next() + next() + next()) * if i % 97 == 0 { 4.0 } else { 1.0 }).collect()
-}
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None, trace: None })

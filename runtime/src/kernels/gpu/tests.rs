@@ -5,6 +5,7 @@
 use super::*;
 use crate::kernels::RopeTable;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use crate::kernels::testing::values;
 use crate::quant::{self, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
@@ -25,18 +26,6 @@ fn gpu() -> Option<GpuBackend> {
 fn cpu() -> CpuBackend {
     let isa = Some(Isa::available()[0]);
     CpuBackend::new(CpuOptions { threads: 1, isa, kv_single: true, ..CpuOptions::default() }).unwrap()
-}
-
-/// Deterministic values with a few outliers.
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).max(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / u32::MAX as f32 - 0.5
-    };
-    (0..n).map(|i| (next() + next() + next()) * if i % 97 == 0 { 4.0 } else { 1.0 }).collect()
 }
 
 fn nested(rows: usize, cols: usize, group: usize, level: Level, seed: u32) -> Matrix {

@@ -1,0 +1,13 @@
+//! What the tests of all backends share.
+
+/// Deterministic values with a few outliers.
+pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / u32::MAX as f32 - 0.5
+    };
+    (0..n).map(|i| (next() + next() + next()) * if i % 97 == 0 { 4.0 } else { 1.0 }).collect()
+}

@@ -1,0 +1,142 @@
+//! Long requests: read in parts by several lanes, whole when they land, whatever happens to a part.
+
+use super::*;
+use crate::store::{Access, Arena, End};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+/// Bytes in memory as storage, which counts how it is read and fails as it is told.
+struct Bytes {
+    bytes: Vec<u8>,
+    reads: AtomicUsize,
+    reading: AtomicUsize,
+    most: AtomicUsize,
+    /// Two reads wait for each other, if not for long.
+    meet: AtomicBool,
+    places: Mutex<HashSet<u64>>,
+    fault: fn(first: bool, to: &mut [u8]) -> io::Result<usize>,
+}
+
+impl Storage for Bytes {
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let now = self.reading.fetch_add(1, Ordering::AcqRel) + 1;
+        self.most.fetch_max(now, Ordering::AcqRel);
+        let start = Instant::now();
+        while self.meet.load(Ordering::Acquire) && start.elapsed() < Duration::from_secs(5) {
+            if self.most.load(Ordering::Acquire) > 1 {
+                self.meet.store(false, Ordering::Release);
+            }
+            thread::yield_now();
+        }
+        let from = &self.bytes[(offset as usize).min(self.bytes.len())..];
+        let n = from.len().min(to.len());
+        to[..n].copy_from_slice(&from[..n]);
+        let first = lock(&self.places).insert(offset);
+        let result = (self.fault)(first, &mut to[..n]);
+        self.reading.fetch_sub(1, Ordering::AcqRel);
+        result
+    }
+
+    fn access(&self) -> Access {
+        Access::Buffered
+    }
+}
+
+const OFFSET: usize = 4096;
+const LEN: usize = 3 * PART + 700;
+
+struct Tried {
+    result: io::Result<Vec<u8>>,
+    want: Vec<u8>,
+    reads: usize,
+    most: usize,
+    retries: u64,
+}
+
+/// Reads `LEN` bytes with their checksum through `count` lanes.
+fn read(count: usize, stored: usize, fault: fn(bool, &mut [u8]) -> io::Result<usize>) -> Tried {
+    let bytes: Vec<u8> = (0..stored).map(|i| ((i * 31) >> 4) as u8).collect();
+    let want = bytes[OFFSET..(OFFSET + LEN).min(stored)].to_vec();
+    let storage = Arc::new(Bytes {
+        bytes,
+        reads: AtomicUsize::new(0),
+        reading: AtomicUsize::new(0),
+        most: AtomicUsize::new(0),
+        meet: AtomicBool::new(count > 1),
+        places: Mutex::default(),
+        fault,
+    });
+    let arena = Arena::new(2 * LEN, 4096).unwrap();
+    let lanes = Lanes::new(count, storage.clone(), None).unwrap();
+    let slab = arena.alloc(LEN, End::High).unwrap();
+    let checksum = Some(crc32fast::hash(&want));
+    lanes.submit([Request { layer: 1, expert: 2, plane: 3, offset: OFFSET as u64, checksum, slab }], false);
+    let landed = lanes.wait();
+    assert_eq!((landed.layer, landed.expert, landed.plane, landed.offset), (1, 2, 3, OFFSET as u64));
+    assert!(lanes.poll().is_none(), "a request lands once");
+    let result = landed.result.map(|slab| {
+        assert_eq!(slab.len(), LEN);
+        slab.to_vec()
+    });
+    assert_eq!(arena.free_bytes(), (2 * LEN).next_multiple_of(4096), "every part came back");
+    Tried {
+        result,
+        want,
+        reads: storage.reads.load(Ordering::Relaxed),
+        most: storage.most.load(Ordering::Relaxed),
+        retries: lanes.counters().1,
+    }
+}
+
+#[test]
+fn a_long_request_is_read_in_parts_by_several_lanes() {
+    for (count, reads) in [(1, 1), (2, 4), (4, 4)] {
+        let t = read(count, OFFSET + LEN + 99, |_, to| Ok(to.len()));
+        assert!(t.result.unwrap() == t.want, "{count} lanes");
+        assert_eq!((t.reads, t.retries), (reads, 0), "{count} lanes");
+        assert_eq!(t.most > 1, count > 1, "{count} lanes read {} parts at a time", t.most);
+    }
+}
+
+#[test]
+fn parts_that_fail_once_are_read_again() {
+    for count in [1, 3] {
+        let failing =
+            read(
+                count,
+                OFFSET + LEN,
+                |first, to| {
+                    if first { Err(io::Error::other("EIO")) } else { Ok(to.len()) }
+                },
+            );
+        assert!(failing.result.unwrap() == failing.want);
+        assert_eq!(failing.retries, if count == 1 { 1 } else { 4 });
+        let short = read(count, OFFSET + LEN, |_, to| Ok((to.len() / 2).max(1)));
+        assert!(short.result.unwrap() == short.want);
+        let damaged = read(count, OFFSET + LEN, |first, to| {
+            if first {
+                to[0] ^= 1;
+            }
+            Ok(to.len())
+        });
+        assert!(damaged.result.unwrap() == damaged.want && damaged.retries > 0);
+    }
+}
+
+#[test]
+fn what_stays_wrong_is_an_error() {
+    for count in [1, 3] {
+        let kind = |t: Tried| t.result.unwrap_err().kind();
+        let gone = read(count, OFFSET + LEN, |_, _| Err(io::Error::other("EIO")));
+        assert_eq!(kind(gone), io::ErrorKind::Other);
+        let damaged = read(count, OFFSET + LEN, |_, to| {
+            to[to.len() / 2] ^= 4;
+            Ok(to.len())
+        });
+        assert_eq!(kind(damaged), io::ErrorKind::InvalidData);
+        let cut = read(count, OFFSET + PART + 5, |_, to| Ok(to.len()));
+        assert_eq!(kind(cut), io::ErrorKind::UnexpectedEof);
+    }
+}
