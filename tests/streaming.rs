@@ -80,7 +80,7 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             ("one lane", 0.3, |o| o.streaming.lanes = Some(1)),
             ("four lanes", 0.3, |o| o.streaming.lanes = Some(4)),
             ("no overlap", 0.3, |o| o.streaming.overlap = false),
-            ("lookahead", 0.5, |o| o.routing.lookahead = true),
+            ("lookahead", 0.5, |o| o.routing.lookahead = 2),
             ("one thread, short memory", 0.3, |o| (o.threads, o.streaming.half_life) = (1, 1.0)),
         ];
         for (name, share, change) in variants {
@@ -91,7 +91,7 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             let s = stats(&engine);
             assert!(s.bytes_wanted > 0 && s.evictions > 0 && s.upgrades > 0, "{name}: {s:?}");
             assert!((s.mean_bits() - f64::from(level.bits())).abs() < 1e-6, "{name}: {s:?}");
-            assert_eq!(s.bytes_ahead > 0, o.routing.lookahead, "{name}: {s:?}");
+            assert_eq!(s.bytes_ahead > 0, o.routing.lookahead > 0, "{name}: {s:?}");
             assert!(share < 0.2 || s.planes_hit[0] > 0, "{name}: nothing was ever found: {s:?}");
         }
     }
@@ -100,7 +100,7 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
 #[test]
 fn gate_13_adaptive_decisions_repeat_and_refinements_are_bought() {
     let adaptive = Precision::Adaptive { quality: 3.2, floor: Level::B2 };
-    for (share, lookahead) in [(1.3, false), (0.9, true)] {
+    for (share, lookahead) in [(1.3, 0), (0.9, 8)] {
         let mut o = with_share(options(adaptive), share);
         o.routing.lookahead = lookahead;
         let first = open(&o);
@@ -241,7 +241,7 @@ fn gate_15_lasting_faults_are_errors_and_the_session_goes_on() {
         let mut o = with_share(options(precision), 0.4);
         o.streaming.verify = Verify::Always;
         let want = logits(&open(&o));
-        o.routing.lookahead = matches!(precision, Precision::Exact(_));
+        o.routing.lookahead = if matches!(precision, Precision::Exact(_)) { 8 } else { 0 };
         for (name, says, kind) in kinds {
             let (engine, storage) = faulty(&o, kind);
             storage.on.store(false, Ordering::Relaxed);

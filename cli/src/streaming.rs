@@ -34,9 +34,9 @@ pub struct StreamArgs {
     /// Load the experts that were hot when this file was last written, and write it at the end
     #[arg(long, value_name = "FILE")]
     pub heat: Option<PathBuf>,
-    /// Guess the next layer's experts and read them ahead on idle lanes; changes no result
-    #[arg(long)]
-    pub lookahead: bool,
+    /// Guess the next layer's experts and read up to N of them ahead on idle lanes; changes no result
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
+    pub lookahead: usize,
     /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub skip_cold: f32,

@@ -32,18 +32,23 @@ pub struct Wanted {
     pub tokens: u32,
 }
 
+/// Appends what the next layer will probably want.
+pub type Guess<'a> = &'a mut dyn FnMut(&mut Vec<Wanted>) -> Result<()>;
+
 /// Provides experts to the model.
 pub trait ExpertSource: Send + Sync {
     /// Calls `compute` with the index into `wanted` and the weights, once for every wanted expert, in batches as they
-    /// become usable. The weights stay valid for the duration of the call only.
+    /// become usable. The weights stay valid for the duration of the call only. A source that reads ahead may call `guess`
+    /// once: it changes no result, only what is in memory by then.
     ///
     /// # Errors
-    /// Those of `compute`, and of reading weights from storage.
+    /// Those of `compute` and `guess`, and of reading weights from storage.
     fn serve(
         &self,
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        guess: Option<Guess>,
     ) -> Result<()>;
 
     /// The level at which `serve` hands out experts, where that is one fixed level.
@@ -61,11 +66,6 @@ pub trait ExpertSource: Send + Sync {
         let _ = layer;
         None
     }
-
-    /// What the next call for `layer` will probably want. Changes no result, only what is in memory by then.
-    fn hint(&self, layer: usize, wanted: &[Wanted]) {
-        let _ = (layer, wanted);
-    }
 }
 
 impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
@@ -74,8 +74,9 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        guess: Option<Guess>,
     ) -> Result<()> {
-        (**self).serve(layer, wanted, compute)
+        (**self).serve(layer, wanted, compute, guess)
     }
 
     fn level(&self) -> Option<Level> {
@@ -88,10 +89,6 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
 
     fn all(&self, layer: usize) -> Option<&[Expert]> {
         (**self).all(layer)
-    }
-
-    fn hint(&self, layer: usize, wanted: &[Wanted]) {
-        (**self).hint(layer, wanted);
     }
 }
 
@@ -179,6 +176,7 @@ impl ExpertSource for AllResident {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        _: Option<Guess>,
     ) -> Result<()> {
         let experts = &self.layers[layer];
         // Lists on the stack: decoding allocates nothing.

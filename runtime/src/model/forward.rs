@@ -7,7 +7,7 @@ use super::config::Config;
 use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
-use crate::experts::{ExpertSource, Wanted};
+use crate::experts::{Expert, ExpertSource, Guess, Wanted};
 use crate::kernels::{
     Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
     Router,
@@ -72,6 +72,8 @@ struct MoeScratch<B: Backend> {
     /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
     logits: Vec<f32>,
     resident: Vec<bool>,
+    /// What the next layer's router says of this layer's input, where it is asked.
+    guess: Vec<Choice>,
     /// For each expert, the slots that chose it.
     by_expert: Vec<Vec<u32>>,
     wanted: Vec<Wanted>,
@@ -102,6 +104,7 @@ impl<B: Backend> State<B> {
                 choices: Vec::with_capacity(chunk * top_k),
                 logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
                 resident: vec![true; experts],
+                guess: Vec::with_capacity(top_k),
                 by_expert: vec![Vec::new(); experts],
                 wanted: Vec::with_capacity(experts),
             }),
@@ -278,14 +281,18 @@ impl Model {
     ) -> Result<()> {
         b.route(&m.router, n, router, &mut m.choices)?;
         self.depart(b, m, router, layer, n)?;
-        if self.routing.lookahead && n == 1 {
-            self.look_ahead(b, x, y, m, router, layer)?;
-        }
-
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         let of = Routed { layer, experts: router.experts, top_k: router.top_k };
-        let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
-        self.experts.serve(layer, wanted, &mut |batch| {
+        let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
+        let (by_expert, wanted) = (&*by_expert, &*wanted);
+        let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
+        // `y` is free until the experts' sum is written to it.
+        let mut guess = |out: &mut Vec<Wanted>| match next {
+            Some(next) => self.guess(b, (x, &mut *y), (&mut *logits, &mut *choices), router, next, out),
+            None => Ok(()),
+        };
+        let guess: Option<Guess> = next.map(|_| &mut guess as _);
+        let mut compute = |batch: &[(usize, &Expert)]| {
             for batch in batch.chunks(JOBS) {
                 let job = |&(i, expert): &(usize, _)| ExpertJob {
                     index: wanted[i].expert,
@@ -298,7 +305,8 @@ impl Model {
                 b.experts(h, of, &jobs[..batch.len()], slots);
             }
             Ok(())
-        })?;
+        };
+        self.experts.serve(layer, wanted, &mut compute, guess)?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
         b.combine(&m.slots, &m.choices, router.top_k, self.config.d, y);
         Ok(())
@@ -335,26 +343,23 @@ impl Model {
         Ok(())
     }
 
-    /// Tells the source what the next layer's router says of the stream as it is now: right for four of five experts.
-    fn look_ahead<B: Backend>(
+    /// What the next layer's router says of the stream as it is now: right for four of five experts.
+    fn guess<B: Backend>(
         &self,
         b: &B,
-        x: &B::Buf,
-        y: &mut B::Buf,
-        m: &mut MoeScratch<B>,
+        (x, h): (&B::Buf, &mut B::Buf),
+        (logits, choices): (&mut B::Buf, &mut Vec<Choice>),
         router: &Router,
-        layer: usize,
+        next: &Layer,
+        out: &mut Vec<Wanted>,
     ) -> Result<()> {
-        let Some(next) = self.weights.layers.get(layer + 1) else { return Ok(()) };
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
-        let own = std::mem::take(&mut m.choices);
-        // `y` is free until the experts' sum is written to it.
         let norm = Norm { weight: &next.ffn_norm, eps: self.config.norm_eps };
-        b.norm_linear(x, norm, 1, y, &mut [Linear { matrix: &moe.router, bias: None, out: &mut m.router }]);
-        b.route(&m.router, 1, router, &mut m.choices)?;
-        group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
-        self.experts.hint(layer + 1, &m.wanted);
-        m.choices = own;
+        b.norm_linear(x, norm, 1, h, &mut [Linear { matrix: &moe.router, bias: None, out: logits }]);
+        b.route(logits, 1, router, choices)?;
+        let wanted =
+            |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };
+        out.extend(choices.iter().map(wanted));
         Ok(())
     }
 

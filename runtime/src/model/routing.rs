@@ -14,8 +14,9 @@ pub struct Routing {
     /// Resident experts are ranked as if their logit were higher by this part of the logits' range (the cache prior of
     /// arXiv 2412.00099). Gate weights stay the router's.
     pub cache_prior: f32,
-    /// Guess the next layer's experts from this layer's input and read them ahead on idle lanes. Changes no result.
-    pub lookahead: bool,
+    /// Guess the next layer's experts from this layer's input and read up to this many ahead on idle lanes. Changes no
+    /// result.
+    pub lookahead: usize,
 }
 
 impl Routing {

@@ -35,7 +35,7 @@ impl Streamer {
                     })
                     .collect();
                 wanted.sort_by_key(|w| w.expert);
-                self.serve(layer, &wanted, &mut |_| Ok(()))?;
+                self.serve(layer, &wanted, &mut |_| Ok(()), None)?;
                 if read() - before >= bytes {
                     break 'all;
                 }

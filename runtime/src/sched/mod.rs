@@ -1,8 +1,8 @@
 //! Experts served from storage through a cache, most worth first.
 //!
 //! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread: it decides what is computed
-//! with how many bits, what gives way and what is read; hands the reads to the lanes; computes what is there, and then
-//! every expert as its planes land. All decisions are functions of what was asked so far, never of time (R3): a plane
+//! with how many bits, what gives way and what is read; hands the reads to the lanes; guesses what the next layer will
+//! want, if asked to; computes what is there, and then every expert as its planes land. All decisions are functions of what was asked so far, never of time (R3): a plane
 //! counts as resident from the moment its read is decided, and where it has not come yet, the serving waits. In exact
 //! mode the weights handed out are those of the level named, so results do not depend on any of this (R2).
 
@@ -17,7 +17,7 @@ pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
 
 use crate::cache::Worth;
 use crate::error::{Error, Result};
-use crate::experts::{Expert, ExpertSource, LayerExperts, Wanted};
+use crate::experts::{Expert, ExpertSource, Guess, LayerExperts, Wanted};
 use crate::quant::Level;
 use crate::store::{Access, Measured, Storage};
 use crate::telemetry::{StreamStats, Trace, Track};
@@ -48,6 +48,8 @@ pub struct StreamOptions {
     pub order: Order,
     /// Bytes that a serving may read for refinements, in place of a price: for comparisons at equal bytes.
     pub refinement_bytes: Option<usize>,
+    /// Experts of the next layer that may be read ahead, where its router was asked early.
+    pub lookahead: usize,
 }
 
 /// When the checksum of a plane that was read is compared.
@@ -73,6 +75,7 @@ impl Default for StreamOptions {
             half_life: 4.0,
             order: Order::Worth,
             refinement_bytes: None,
+            lookahead: 0,
         }
     }
 }
@@ -98,6 +101,8 @@ struct State {
     /// Reads that failed and whose planes are not taken back yet: (layer, expert, plane).
     failed: Vec<(usize, usize, usize)>,
     quality: f32,
+    /// What the next layer's router was guessed to choose.
+    guess: Vec<Wanted>,
 }
 
 /// A read that failed.
@@ -149,7 +154,14 @@ impl Streamer {
             Precision::Exact(_) => 0.0,
             Precision::Adaptive { quality, .. } => quality,
         };
-        let state = State { homes, stats: StreamStats::default(), pending: 0, failed: Vec::new(), quality };
+        let state = State {
+            homes,
+            stats: StreamStats::default(),
+            pending: 0,
+            failed: Vec::new(),
+            quality,
+            guess: Vec::new(),
+        };
         Ok(Streamer { path, access, measured, lanes, options, top_k, trace, state: Mutex::new(state) })
     }
 
@@ -294,6 +306,7 @@ impl ExpertSource for Streamer {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        mut guess: Option<Guess>,
     ) -> Result<()> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -316,7 +329,7 @@ impl ExpertSource for Streamer {
         while !rest.is_empty() {
             let fit = self.fit(state.home(layer), rest);
             let (now, later) = rest.split_at_mut(fit);
-            self.wave(state, layer, now, compute)?;
+            self.wave(state, layer, now, compute, guess.take())?;
             rest = later;
         }
         state.stats.servings_without_reads += u64::from(state.stats.bytes_wanted == reads);
@@ -335,12 +348,5 @@ impl ExpertSource for Streamer {
         let planes = self.options.precision.floor().planes();
         let home = state.home(layer);
         out.iter_mut().enumerate().for_each(|(e, out)| *out = home.cache.planes(e) >= planes);
-    }
-
-    fn hint(&self, layer: usize, wanted: &[Wanted]) {
-        let mut state = self.lock();
-        if state.homes.get(layer).is_some_and(Option::is_some) {
-            self.read_ahead(&mut state, layer, wanted);
-        }
     }
 }

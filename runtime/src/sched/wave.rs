@@ -6,7 +6,7 @@ use super::home::Home;
 use super::policy::{Ask, Precision, offers};
 use super::{Request, State, Streamer, Verify};
 use crate::error::{Error, Result};
-use crate::experts::{Expert, Wanted};
+use crate::experts::{Expert, Guess, Wanted};
 use crate::quant::{Level, PLANES};
 use crate::telemetry::Track;
 use std::time::Instant;
@@ -51,12 +51,16 @@ impl Streamer {
         layer: usize,
         asks: &mut [Ask],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        guess: Option<Guess>,
     ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let reads = self.bring_in(state, layer, asks, floor);
         self.account(state, layer, asks, floor, &reads);
         state.stats.bytes_wanted += self.submit(state, layer, &reads, false)?;
-        self.compute(state, layer, asks, compute)
+        // While the lanes are at it; what is read ahead comes after all that is wanted now.
+        let guessed = guess.map_or(Ok(()), |guess| self.look_ahead(state, layer + 1, guess));
+        self.compute(state, layer, asks, compute)?;
+        guessed
     }
 
     /// Makes room for everything that the wave needs, and lists the (expert, plane) to read.
@@ -305,17 +309,24 @@ impl Streamer {
         Ok(())
     }
 
-    /// Reads the floor of experts that will probably be wanted, where that displaces only what is colder.
-    pub(super) fn read_ahead(&self, state: &mut State, layer: usize, wanted: &[Wanted]) {
-        self.collect(state);
+    /// Reads the floor of experts that the next layer will probably want, where that displaces only what is colder.
+    fn look_ahead(&self, state: &mut State, layer: usize, guess: Guess) -> Result<()> {
+        if state.homes.get(layer).is_none_or(Option::is_none) {
+            return Ok(());
+        }
+        let mut wanted = std::mem::take(&mut state.guess);
+        wanted.clear();
+        guess(&mut wanted)?;
+        wanted.sort_by(|a, b| b.gate.total_cmp(&a.gate).then(a.expert.cmp(&b.expert)));
         let floor = self.options.precision.floor().planes();
         let home = state.home(layer);
         home.keep.fill(0);
-        for w in wanted {
-            home.keep[w.expert as usize] = PLANES as u8;
-        }
+        wanted.iter().for_each(|w| home.keep[w.expert as usize] = PLANES as u8);
         let mut reads = Vec::new();
-        'all: for w in wanted {
+        let missing = |w: &&Wanted| home.cache.planes(w.expert as usize) < floor;
+        let missing: Vec<Wanted> =
+            wanted.iter().filter(missing).take(self.options.lookahead).copied().collect();
+        'all: for w in missing {
             let expert = w.expert as usize;
             while state.home(layer).cache.planes(expert) < floor {
                 // Worth what its gate says if the guess is right.
@@ -326,10 +337,12 @@ impl Streamer {
                 reads.push((expert, self.expect(state, layer, expert)));
             }
         }
+        state.guess = wanted;
         // What goes wrong here will be met again by whoever wants the planes.
         if let Ok(bytes) = self.submit(state, layer, &reads, true) {
             state.stats.bytes_ahead += bytes;
         }
+        Ok(())
     }
 
     /// Loads experts at the floor, hottest first, until the layer's share is full.

@@ -44,6 +44,7 @@ pub(super) fn open(
         half_life: s.half_life,
         order: s.order,
         refinement_bytes: s.refinement_bytes,
+        lookahead: options.routing.lookahead,
     };
     let granule = file.directory().gguf.alignment.next_power_of_two() as usize;
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
