@@ -283,7 +283,7 @@ impl Model {
         }
 
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
-        let of = Routed { layer, experts: router.experts, top_k: router.top_k };
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n };
         let (slots, by_expert, wanted) = (&mut m.slots, &m.by_expert, &m.wanted);
         self.experts.serve(layer, wanted, &mut |batch| {
             for batch in batch.chunks(JOBS) {
