@@ -4,7 +4,7 @@
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
 use super::attention::{self, Partials};
-use super::halves::Halves;
+use super::halves::{Halves, MANY};
 use super::product::Quantized;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
 
@@ -77,20 +77,25 @@ impl CpuBackend {
         let dense = s.chunk.min(SLOTS_AT_ONCE);
         let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
         let ordered = if s.ff_routed > 0 { slots } else { 0 };
-        let activations = |group| {
-            let most = inputs.iter().map(|&(tokens, cols)| Quantized::bytes(tokens, 0, cols, group));
-            most.max().unwrap_or(0) + Quantized::bytes(0, ordered, s.d, group)
+        // Activations of calls of up to `tokens`, quantized.
+        let quantized = |tokens: usize| -> usize {
+            let group = |group| {
+                let bytes = |&(n, cols): &(usize, usize)| Quantized::bytes(n.min(tokens), 0, cols, group);
+                let most = inputs.iter().map(bytes).max().unwrap_or(0);
+                most + Quantized::bytes(0, ordered.min(tokens), s.d, group)
+            };
+            group(32) + group(64)
         };
-        // Where the machine computes in bfloat16; quantized activations are for less than MANY tokens then.
+        // In bfloat16, where the machine computes calls of many tokens so; then only those of few are quantized.
         let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
-        let halves = halves.max(Halves::bytes(ordered, s.d));
-        let halves = if Isa::best().halves() { halves } else { 0 };
+        let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
+        let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
         let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
         let routing = 8 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
-        activations(32) + activations(64) + halves + gate + ids + routing + attention
+        activations + gate + ids + routing + attention
     }
 
     /// Bytes of the keys and values of one layer.
