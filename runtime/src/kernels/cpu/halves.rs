@@ -23,6 +23,7 @@ struct Line([u16; UNIT_COLS]);
 
 /// Some tokens, in rows.
 #[derive(Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Halves {
     cols: usize,
     tokens: usize,
@@ -87,6 +88,7 @@ impl Halves {
     }
 
     /// Whether it has tokens `first..first + n` of `cols` columns.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn has(&self, cols: usize, first: usize, n: usize) -> bool {
         self.cols == cols && first.checked_add(n).is_some_and(|end| end <= self.tokens)
     }
