@@ -35,7 +35,7 @@ pub(super) struct Halves {
 
 /// An odd number of lines, so that neighbouring tokens lie in different sets of a cache; room for groups of 64.
 const fn stride(cols: usize) -> usize {
-    2 * cols.div_ceil(2 * UNIT_COLS) | 1
+    (2 * cols.div_ceil(2 * UNIT_COLS)) | 1
 }
 
 /// Round to nearest, ties to even; NaN stays NaN.
@@ -107,10 +107,7 @@ fn convert(x: &[f32], row: &mut [Line]) {
     let mut units = x.chunks_exact(UNIT_COLS);
     let mut lines = row.iter_mut();
     for (x, line) in units.by_ref().zip(lines.by_ref()) {
-        let x: &[f32; UNIT_COLS] = x.try_into().expect("a unit");
-        for i in 0..UNIT_COLS {
-            line.0[i] = half(x[i]);
-        }
+        line.0.iter_mut().zip(x).for_each(|(to, x)| *to = half(*x));
     }
     let mut rest = units.remainder();
     for line in lines {

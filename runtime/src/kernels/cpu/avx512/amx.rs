@@ -236,7 +236,7 @@ unsafe fn fill<const N: usize, const UNITS: usize>(t: &Tile, from: usize, n: usi
         let mut p = Params::load::<N>(t, from / UNITS);
         for (i, to) in to.0[..n].iter_mut().enumerate() {
             let unit = from + i;
-            if unit % UNITS == 0 {
+            if unit.is_multiple_of(UNITS) {
                 p = Params::load::<N>(t, unit / UNITS);
             }
             let to = to.as_mut_ptr().cast::<__m512i>();
