@@ -124,6 +124,8 @@ pub struct Routed {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
+    /// Tokens of the call, whichever experts they chose.
+    pub tokens: usize,
 }
 
 /// What [`Backend::routed`] works on.

@@ -282,7 +282,7 @@ impl Model {
         b.route(&m.router, n, router, &mut m.choices)?;
         self.depart(b, m, router, layer, n)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
-        let of = Routed { layer, experts: router.experts, top_k: router.top_k };
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n };
         let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
         let (by_expert, wanted) = (&*by_expert, &*wanted);
         let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);

@@ -3,6 +3,7 @@
 use super::engine::{Booking, Engine};
 use super::processor::Timeline;
 use crate::error::{Error, Result};
+use crate::kernels::cpu::MANY;
 use crate::model::forward::Want;
 use crate::telemetry::CancelToken;
 
@@ -127,7 +128,9 @@ impl Session {
             return Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")));
         }
         let mut done = 0;
-        for chunk in tokens.chunks(self.state.chunk()) {
+        while done < tokens.len() {
+            let rest = &tokens[done..];
+            let chunk = &rest[..piece(rest.len(), self.state.chunk())];
             if cancel.is_some_and(CancelToken::is_cancelled) {
                 return Err(Error::Cancelled);
             }
@@ -153,5 +156,40 @@ impl Session {
             progress(done);
         }
         Ok(())
+    }
+}
+
+/// How many of `left` tokens to take at once, where up to `chunk` can be. The last piece of a longer prompt is not left
+/// shorter than what counts as many tokens, whose products some processors compute in another precision: so it is the
+/// prompt that decides, whatever chunk a budget allows.
+fn piece(left: usize, chunk: usize) -> usize {
+    let rest = left.saturating_sub(chunk);
+    if rest == 0 {
+        left
+    } else if rest < MANY && chunk >= 2 * MANY {
+        left - MANY
+    } else {
+        chunk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_piece_of_many_tokens_is_few() {
+        for chunk in [32, 64, 100, 512] {
+            for tokens in 1..1200 {
+                let (mut left, mut least) = (tokens, tokens);
+                while left > 0 {
+                    let n = piece(left, chunk);
+                    assert!((1..=chunk).contains(&n));
+                    (left, least) = (left - n, least.min(n));
+                }
+                assert!(least >= MANY.min(tokens), "{tokens} tokens in chunks of {chunk}: {least}");
+            }
+        }
+        assert_eq!([piece(10, 4), piece(2, 4)], [4, 2], "a chunk shorter than that is what was asked for");
     }
 }

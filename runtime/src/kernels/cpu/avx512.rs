@@ -1,15 +1,16 @@
 //! Tile products with AVX-512 and VNNI: a vector of codes is a register, a row is a lane.
 //!
 //! One token's codes go from the planes to the products without leaving the registers. For several tokens a stretch of
-//! the tile is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: with
-//! VNNI eight, with AMX sixteen at a time. The integer products are exact, and the float operations of a group
-//! ([`add_group`]) are the same in each.
+//! the tile is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: eight at
+//! a time. The integer products are exact, and the float operations of a group ([`add_group`]) are the same in each.
+//! Where there is AMX, calls of many tokens go another way: [`amx`].
 #![allow(unsafe_code)]
 
 mod amx;
 mod unpack;
 
 use super::attention::{Cell, Lanes};
+use super::halves::Halves;
 use super::isa::{Isa, Kind};
 use super::nested::{Activations, SPARE_TOKENS, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
@@ -17,7 +18,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use unpack::{AHEAD, raised, unpack};
 
-pub(super) use amx::available as amx_available;
+pub(super) use amx::{Sums, available as amx_available};
 
 /// Units unpacked at a time: 16 KB of codes, to leave room for the activations in the first-level cache.
 const STRETCH: usize = 32;
@@ -25,35 +26,62 @@ const STRETCH: usize = 32;
 /// Tokens of a block with VNNI: their sums and the totals of their rows are sixteen registers.
 const BLOCK: usize = 8;
 
-const _: () = assert!(BLOCK <= SPARE_TOKENS + 1 && amx::BLOCK <= SPARE_TOKENS + 1);
+const _: () = assert!(BLOCK <= SPARE_TOKENS + 1);
 
 pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
-    let amx = isa.kind() == Kind::Amx;
-    assert!(amx || isa.kind() == Kind::Avx512);
+    assert!(matches!(isa.kind(), Kind::Avx512 | Kind::Amx));
     // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrix, activations and sums.
     unsafe {
         match (t.level, t.group) {
-            (1, 64) => times::<1, 2>(amx, t, x, first, sums),
-            (2, 64) => times::<2, 2>(amx, t, x, first, sums),
-            (3, 64) => times::<3, 2>(amx, t, x, first, sums),
-            (4, 64) => times::<4, 2>(amx, t, x, first, sums),
-            (_, 64) => times::<5, 2>(amx, t, x, first, sums),
-            (1, _) => times::<1, 1>(amx, t, x, first, sums),
-            (2, _) => times::<2, 1>(amx, t, x, first, sums),
-            (3, _) => times::<3, 1>(amx, t, x, first, sums),
-            (4, _) => times::<4, 1>(amx, t, x, first, sums),
-            (_, _) => times::<5, 1>(amx, t, x, first, sums),
+            (1, 64) => times::<1, 2>(t, x, first, sums),
+            (2, 64) => times::<2, 2>(t, x, first, sums),
+            (3, 64) => times::<3, 2>(t, x, first, sums),
+            (4, 64) => times::<4, 2>(t, x, first, sums),
+            (_, 64) => times::<5, 2>(t, x, first, sums),
+            (1, _) => times::<1, 1>(t, x, first, sums),
+            (2, _) => times::<2, 1>(t, x, first, sums),
+            (3, _) => times::<3, 1>(t, x, first, sums),
+            (4, _) => times::<4, 1>(t, x, first, sums),
+            (_, _) => times::<5, 1>(t, x, first, sums),
+        }
+    }
+}
+
+/// Two tiles of one shape times tokens `first..first + tokens` in bfloat16.
+pub(super) fn pair_times<const TOKENS: usize>(
+    isa: Isa,
+    t: [&Tile; 2],
+    x: &Halves,
+    tokens: (usize, usize),
+    sums: &mut [Sums<TOKENS>; 2],
+) {
+    assert!(isa.kind() == Kind::Amx);
+    let [a, b] = sums;
+    let s = [a, b];
+    // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::pair_times`) has
+    // compared the shapes of matrices and activations.
+    unsafe {
+        match (t[0].level, t[0].group) {
+            (1, 64) => amx::times::<1, 2, TOKENS>(t, x, tokens, s),
+            (2, 64) => amx::times::<2, 2, TOKENS>(t, x, tokens, s),
+            (3, 64) => amx::times::<3, 2, TOKENS>(t, x, tokens, s),
+            (4, 64) => amx::times::<4, 2, TOKENS>(t, x, tokens, s),
+            (_, 64) => amx::times::<5, 2, TOKENS>(t, x, tokens, s),
+            (1, _) => amx::times::<1, 1, TOKENS>(t, x, tokens, s),
+            (2, _) => amx::times::<2, 1, TOKENS>(t, x, tokens, s),
+            (3, _) => amx::times::<3, 1, TOKENS>(t, x, tokens, s),
+            (4, _) => amx::times::<4, 1, TOKENS>(t, x, tokens, s),
+            (_, _) => amx::times::<5, 1, TOKENS>(t, x, tokens, s),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features, AMX among them where it is asked for; `t` has N planes and groups of `UNITS · 32`; `x`
+/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x`
 /// has its groups, and the tokens `first..`, one for each of `sums`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
 unsafe fn times<const N: usize, const UNITS: usize>(
-    amx: bool,
     t: &Tile,
     x: &Activations,
     first: usize,
@@ -63,7 +91,7 @@ unsafe fn times<const N: usize, const UNITS: usize>(
     unsafe {
         match sums {
             [sums] => one::<N, UNITS>(t, x, first, sums),
-            _ => many::<N, UNITS>(amx, t, x, first, sums),
+            _ => many::<N, UNITS>(t, x, first, sums),
         }
     }
 }
@@ -179,7 +207,6 @@ struct Stretch {
 /// As [`times`].
 #[inline(always)]
 unsafe fn many<const N: usize, const UNITS: usize>(
-    amx: bool,
     t: &Tile,
     x: &Activations,
     first: usize,
@@ -187,8 +214,6 @@ unsafe fn many<const N: usize, const UNITS: usize>(
 ) {
     let planes = t.planes.map(<[u8]>::as_ptr);
     let groups = t.zeros.len() / TILE_ROWS;
-    // SAFETY: the caller's promise; the values before this one are gone.
-    let tiles = amx.then(|| unsafe { amx::Tiles::<UNITS>::new() });
     let mut s = Stretch {
         codes: [const { MaybeUninit::uninit() }; STRETCH],
         params: [const { MaybeUninit::uninit() }; STRETCH],
@@ -206,13 +231,12 @@ unsafe fn many<const N: usize, const UNITS: usize>(
             }
             let (mut n, mut rest) = (first, &mut *sums);
             while !rest.is_empty() {
-                let block = rest.len().min(if amx { amx::BLOCK } else { BLOCK });
+                let block = rest.len().min(BLOCK);
                 let (now, later) = rest.split_at_mut(block);
-                match (block, &tiles) {
-                    (1, _) => tokens::<UNITS, 1>(&s, x, from, n, now),
-                    (2..=4, _) => tokens::<UNITS, 4>(&s, x, from, n, now),
-                    (_, Some(tiles)) => tiles.tokens(&s, x, from, n, now),
-                    (_, None) => tokens::<UNITS, BLOCK>(&s, x, from, n, now),
+                match block {
+                    1 => tokens::<UNITS, 1>(&s, x, from, n, now),
+                    2..=4 => tokens::<UNITS, 4>(&s, x, from, n, now),
+                    _ => tokens::<UNITS, BLOCK>(&s, x, from, n, now),
                 }
                 (n, rest) = (n + block, later);
             }

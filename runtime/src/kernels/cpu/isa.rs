@@ -21,7 +21,7 @@ pub(super) enum Kind {
     /// x86-64 with AVX-512 (F, BW, VL, VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// The same with tile registers for bytes (AMX), which products of many tokens use.
+    /// The same with tile registers for bfloat16 (AMX), which products of many tokens use.
     #[cfg(target_arch = "x86_64")]
     Amx,
     /// AArch64 with the dot-product extension.
@@ -62,6 +62,14 @@ impl Isa {
     /// The instruction set of this name (as [`fmt::Display`] prints it), if this machine has it.
     pub fn named(name: &str) -> Option<Isa> {
         Isa::available().into_iter().find(|isa| isa.to_string() == name)
+    }
+
+    /// Whether products of many tokens are computed in bfloat16.
+    pub(super) fn halves(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     pub(super) fn kind(self) -> Kind {

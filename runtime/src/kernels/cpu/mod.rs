@@ -6,6 +6,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cores;
+mod halves;
 mod isa;
 mod kv;
 mod math;
@@ -20,6 +21,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use halves::MANY;
 pub use isa::Isa;
 
 use super::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, RopeTable, Routed, Router};
@@ -27,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::Matrix;
 use crate::telemetry::Trace;
+use halves::Halves;
 pub use kv::CpuKv;
 use pool::Pool;
 use product::{Input, Out, Product, Quantized};
@@ -139,30 +142,51 @@ impl CpuBackend {
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
-        s: (&mut Quantized, &mut Quantized),
+        s: (&mut Quantized, &mut Quantized, &mut Halves),
         (x, tokens, cols): (&[f32], usize, usize),
+        many: bool,
         order: Option<&[u32]>,
         count: usize,
         product: &(dyn Fn(usize) -> Product<'a> + Sync),
     ) {
+        let nested = |m: &Matrix| matches!(m, Matrix::Nested(_));
+        let halves = many && self.isa.halves();
+        if halves && (0..count).map(product).any(|p| nested(p.matrix) || p.up.is_some_and(nested)) {
+            s.2.fill(&self.pool, self.isa, x, tokens, cols, order);
+        }
         for (group, quantized) in [(32, &mut *s.0), (64, &mut *s.1)] {
+            if halves {
+                break;
+            }
             let used = |m: &Matrix| matches!(m, Matrix::Nested(m) if m.shape().group == group);
             if (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used)) {
                 quantized.fill(&self.pool, self.isa, x, tokens, cols, group, order);
             }
         }
-        let input = Input { plain: x, by_32: s.0.read(order.is_some()), by_64: s.1.read(order.is_some()) };
+        let input = Input {
+            plain: x,
+            by_32: s.0.read(order.is_some()),
+            by_64: s.1.read(order.is_some()),
+            halves: halves.then_some(&*s.2),
+        };
         // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
         // one product per buffer, or products whose destination rows (slots) are disjoint.
         unsafe { product::run(&self.pool, self.isa, &input, count, product) }
     }
 
     /// Gate, up, activation and down of several experts, each over its own tokens.
-    fn feed_forward(&self, x: &[f32], rows: usize, top_k: usize, jobs: &[ExpertJob], out: &mut [f32]) {
+    fn feed_forward(
+        &self,
+        x: &[f32],
+        (rows, many): (usize, bool),
+        top_k: usize,
+        jobs: &[ExpertJob],
+        out: &mut [f32],
+    ) {
         let Some(first) = jobs.first() else { return };
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, gate, tokens, .. } = &mut *scratch;
+        let Scratch { by_32, by_64, halves, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         grow(gate, slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
@@ -181,7 +205,7 @@ impl CpuBackend {
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
         let order = if (0..jobs.len()).all(in_a_row) { None } else { Some(token_of) };
         let gate_out = Out::new(gate, ff);
-        self.products((by_32, by_64), (x, rows, d), order, jobs.len(), &|i| Product {
+        self.products((by_32, by_64, halves), (x, rows, d), many, order, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
             up: Some(&jobs[i].expert.up),
             tokens: &token_of[range(i)],
@@ -196,7 +220,7 @@ impl CpuBackend {
         });
         self.pool.operation("down");
         let down_out = Out::new(out, d);
-        self.products((by_32, by_64), (gate, slots, ff), None, jobs.len(), &|i| Product {
+        self.products((by_32, by_64, halves), (gate, slots, ff), many, None, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.down,
             up: None,
             tokens: &row_of[range(i)],
@@ -295,7 +319,7 @@ impl Backend for CpuBackend {
         let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
         self.pool.operation("dense product");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, tokens: all, .. } = &mut *scratch;
+        let Scratch { by_32, by_64, halves, tokens: all, .. } = &mut *scratch;
         all.clear();
         all.reserve_exact(tokens);
         all.extend(0..tokens as u32);
@@ -305,7 +329,8 @@ impl Backend for CpuBackend {
                 *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
             }
             let (count, all): (_, &[u32]) = (outs.len(), all);
-            self.products((by_32, by_64), (x, tokens, cols), None, count, &|i| {
+            let many = tokens >= MANY;
+            self.products((by_32, by_64, halves), (x, tokens, cols), many, None, count, &|i| {
                 let (matrix, bias, out) = parts[i].expect("one part for each output");
                 Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
             });
@@ -390,7 +415,7 @@ impl Backend for CpuBackend {
         slots.reserve_exact(tokens);
         slots.extend(0..tokens as u32);
         for slots in slots.chunks(SLOTS_AT_ONCE) {
-            self.feed_forward(x, tokens, 1, &[ExpertJob { index: 0, expert, slots }], out);
+            self.feed_forward(x, (tokens, tokens >= MANY), 1, &[ExpertJob { index: 0, expert, slots }], out);
         }
     }
 
@@ -407,7 +432,7 @@ impl Backend for CpuBackend {
                 n += jobs[to].slots.len();
                 to += 1;
             }
-            self.feed_forward(x, rows, top_k, &jobs[from..to], slots);
+            self.feed_forward(x, (rows, of.tokens >= MANY), top_k, &jobs[from..to], slots);
             from = to;
         }
     }

@@ -6,6 +6,8 @@
 //! instruction set alone: it is the same for one token as for many, and for any number of threads, so that decoding
 //! repeats what a prefill would have computed.
 
+#[cfg(target_arch = "x86_64")]
+use super::halves::Halves;
 use super::isa::{Isa, Kind};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
@@ -54,12 +56,6 @@ impl Activations {
     /// Bytes that [`Activations::reserve`] takes.
     pub(super) fn bytes(tokens: usize, cols: usize, group: usize) -> usize {
         (cols.div_ceil(group) * stride(tokens) + SPARE_TOKENS) * (group + 8)
-    }
-
-    /// Tokens from one group to the next.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn stride(&self) -> usize {
-        self.stride
     }
 
     /// Groups of a token.
@@ -165,6 +161,8 @@ pub(super) struct Tile<'a> {
     pub(super) zeros: &'a [u8],
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
+    /// What all products are multiplied by in the end.
+    pub(super) alpha: f32,
     /// β/α: what a code stands for beside its own value.
     pub(super) middle: f32,
     /// Codes of this level times this are codes of 8 bits.
@@ -186,6 +184,7 @@ impl<'a> Tile<'a> {
             scales: &m.scales()[2 * tile * params..][..2 * params],
             zeros: &m.zeros()[tile * params..][..params],
             group: shape.group,
+            alpha: fit.alpha,
             middle: fit.beta / fit.alpha,
             step: (1u32 << m.level().shift()) as f32,
             level: m.level().planes(),
@@ -221,4 +220,33 @@ pub(super) fn times(
     }
     let alpha = m.fit().alpha;
     sums.iter_mut().flatten().for_each(|sum| *sum *= alpha);
+}
+
+/// Tokens that a pair of tiles is multiplied with at a time in bfloat16.
+#[cfg(target_arch = "x86_64")]
+pub(super) const TOKEN_BLOCK: usize = 128;
+
+/// Sums of a pair of tiles, `[tokens, rows]` each.
+#[cfg(target_arch = "x86_64")]
+pub(super) type Sums = avx512::Sums<TOKEN_BLOCK>;
+
+/// Products of two tiles of one shape with tokens `first..first + tokens` in bfloat16; the first `tokens` rows of `sums`
+/// are written.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pair_times(
+    isa: Isa,
+    m: [(&Nested, usize); 2],
+    x: &Halves,
+    (first, tokens): (usize, usize),
+    sums: &mut [Sums; 2],
+) {
+    let [a, b] = m.map(|(m, tile)| Tile::new(m, tile));
+    assert!(
+        m[0].0.shape() == m[1].0.shape()
+            && a.level == b.level
+            && x.has(m[0].0.shape().cols, first, tokens)
+            && tokens <= TOKEN_BLOCK,
+        "activations or matrices that do not fit"
+    );
+    avx512::pair_times(isa, [&a, &b], x, (first, tokens), sums);
 }

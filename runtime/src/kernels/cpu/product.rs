@@ -4,10 +4,13 @@
 //! some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
 #![allow(unsafe_code)]
 
+use super::halves::Halves;
 use super::isa::{Isa, Kind};
 use super::math;
 use super::nested::{self, Activations, Part};
 use super::pool::Pool;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::Nested;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +30,8 @@ pub(super) struct Input<'a> {
     pub(super) plain: &'a [f32],
     pub(super) by_32: &'a Activations,
     pub(super) by_64: &'a Activations,
+    /// In bfloat16, where nested matrices take it so.
+    pub(super) halves: Option<&'a Halves>,
 }
 
 /// Values below this are quantized without waking anybody.
@@ -137,6 +142,36 @@ impl Product<'_> {
         self.matrix.rows().div_ceil(TILE_ROWS)
     }
 
+    /// The matrix and the one whose tiles are taken along with its own: another of the same shape and level, or itself.
+    #[cfg(target_arch = "x86_64")]
+    fn nested(&self) -> Option<(&Nested, &Nested)> {
+        let Matrix::Nested(m) = self.matrix else { return None };
+        match self.up {
+            None => Some((m, m)),
+            Some(Matrix::Nested(up)) if up.shape() == m.shape() && up.level() == m.level() => Some((m, up)),
+            Some(_) => None,
+        }
+    }
+
+    /// Writes the sums of a tile's rows for tokens `from..`, the bias added.
+    ///
+    /// # Safety
+    /// As [`run`], and nobody else computes this tile.
+    #[inline(always)]
+    unsafe fn write(&self, tile: usize, from: usize, sums: &mut [[f32; TILE_ROWS]]) {
+        let first = tile * TILE_ROWS;
+        let n = TILE_ROWS.min(self.matrix.rows() - first);
+        if let Some(bias) = self.bias {
+            let bias = &bias[first..first + n];
+            sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
+        }
+        for (i, sums) in (from..).zip(sums.iter()) {
+            let to = self.to.map_or(i, |to| to[i] as usize);
+            // SAFETY: the caller's promise.
+            unsafe { self.out.set(to, first, &sums[..n]) }
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.matrix.bytes() * (1 + usize::from(self.up.is_some()))
     }
@@ -202,6 +237,8 @@ pub(super) unsafe fn run<'a>(
     }
     let by_size = (TASK_BYTES * tiles).div_ceil(bytes.max(1));
     let per_task = by_size.min(tiles.div_ceil(TASKS_PER_THREAD * pool.threads())).max(1);
+    // Pairs of tiles stay together.
+    let per_task = if input.halves.is_some() { per_task.next_multiple_of(2) } else { per_task };
     let total = (0..count).map(|i| product(i).tiles().div_ceil(per_task)).sum();
     pool.run(total, &|mut task| {
         for p in (0..count).map(product) {
@@ -212,6 +249,10 @@ pub(super) unsafe fn run<'a>(
                 return isa.run(
                     #[inline(always)]
                     || unsafe {
+                        #[cfg(target_arch = "x86_64")]
+                        if let Some((x, pair)) = input.halves.zip(p.nested()) {
+                            return pairs(isa, x, &p, pair, tiles);
+                        }
                         match p.tokens {
                             // Decoding: no room for a block's sums has to be cleared.
                             [_] => rows::<1>(isa, input, &p, tiles),
@@ -248,22 +289,55 @@ unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: 
             let sums = cleared(&mut sums[..tokens.len()]);
             let from = (p.first + block * BLOCK, tokens);
             tile_times(isa, input, p.matrix, tile, from, sums);
-            let first = tile * TILE_ROWS;
-            let n = TILE_ROWS.min(p.matrix.rows() - first);
             if let Some(up) = p.up {
                 let ups = cleared(&mut ups[..tokens.len()]);
                 tile_times(isa, input, up, tile, from, ups);
                 sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
             }
-            if let Some(bias) = p.bias {
-                let bias = &bias[first..first + n];
-                sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
+            // SAFETY: the caller's promise.
+            unsafe { p.write(tile, block * BLOCK, sums) }
+        }
+    }
+}
+
+/// The same in bfloat16, two tiles at a time: a tile of `up` beside its own, or else two neighbours.
+///
+/// # Safety
+/// As [`rows`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn pairs(
+    isa: Isa,
+    x: &Halves,
+    p: &Product,
+    (m, up): (&Nested, &Nested),
+    tiles: std::ops::Range<usize>,
+) {
+    use nested::{Sums, TOKEN_BLOCK};
+    let mut sums = [Sums::new(), Sums::new()];
+    for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
+        let n = tokens.len();
+        for tile in tiles.clone().step_by(if p.up.is_some() { 1 } else { 2 }) {
+            let next = if p.up.is_some() { tile } else { (tile + 1).min(tiles.end - 1) };
+            nested::pair_times(
+                isa,
+                [(m, tile), (up, next)],
+                x,
+                (p.first + block * TOKEN_BLOCK, n),
+                &mut sums,
+            );
+            let [a, b] = &mut sums;
+            // SAFETY: `pair_times` wrote so many of both.
+            let (a, b) = unsafe { (a.get(n), b.get(n)) };
+            if p.up.is_some() {
+                a.iter_mut().zip(b.iter()).for_each(|(gate, up)| math::swiglu(gate, up));
             }
-            for (i, sums) in sums.iter().enumerate() {
-                let i = block * BLOCK + i;
-                let to = p.to.map_or(i, |to| to[i] as usize);
-                // SAFETY: the caller's promise.
-                unsafe { p.out.set(to, first, &sums[..n]) }
+            // SAFETY: the caller's promise.
+            unsafe {
+                p.write(tile, block * TOKEN_BLOCK, a);
+                if p.up.is_none() && next > tile {
+                    p.write(next, block * TOKEN_BLOCK, b);
+                }
             }
         }
     }

@@ -4,8 +4,9 @@
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
 use super::attention::{self, Partials};
+use super::halves::{Halves, MANY};
 use super::product::Quantized;
-use super::{CpuBackend, SLOTS_AT_ONCE};
+use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
 
 /// What bounds the scratch of a [`CpuBackend`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub struct ScratchShape {
 pub(super) struct Scratch {
     pub(super) by_32: Quantized,
     pub(super) by_64: Quantized,
+    pub(super) halves: Halves,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Vec<f32>,
     pub(super) tokens: Vec<u32>,
@@ -54,7 +56,7 @@ impl Scratch {
     pub(super) fn held(&self) -> usize {
         let floats = self.gate.capacity() + self.weights.capacity();
         let ids = self.tokens.capacity() + self.order.capacity();
-        self.by_32.held() + self.by_64.held() + self.partials.held() + 4 * (floats + ids)
+        self.by_32.held() + self.by_64.held() + self.halves.held() + self.partials.held() + 4 * (floats + ids)
     }
 }
 
@@ -75,16 +77,25 @@ impl CpuBackend {
         let dense = s.chunk.min(SLOTS_AT_ONCE);
         let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
         let ordered = if s.ff_routed > 0 { slots } else { 0 };
-        let activations = |group| {
-            let most = inputs.iter().map(|&(tokens, cols)| Quantized::bytes(tokens, 0, cols, group));
-            most.max().unwrap_or(0) + Quantized::bytes(0, ordered, s.d, group)
+        // Activations of calls of up to `tokens`, quantized.
+        let quantized = |tokens: usize| -> usize {
+            let group = |group| {
+                let bytes = |&(n, cols): &(usize, usize)| Quantized::bytes(n.min(tokens), 0, cols, group);
+                let most = inputs.iter().map(bytes).max().unwrap_or(0);
+                most + Quantized::bytes(0, ordered.min(tokens), s.d, group)
+            };
+            group(32) + group(64)
         };
+        // In bfloat16, where the machine computes calls of many tokens so; then only those of few are quantized.
+        let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
+        let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
+        let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
         let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
         let routing = 8 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
-        activations(32) + activations(64) + gate + ids + routing + attention
+        activations + gate + ids + routing + attention
     }
 
     /// Bytes of the keys and values of one layer.

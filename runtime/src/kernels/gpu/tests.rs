@@ -359,7 +359,7 @@ fn experts_are_their_formula_however_they_are_reached() {
             .filter(|&e| !by_expert[e].is_empty())
             .map(|e| ExpertJob { index: e as u32, expert: &all[e], slots: &by_expert[e] })
             .collect();
-        let of = Routed { layer: 3, experts, top_k };
+        let of = Routed { layer: 3, experts, top_k, tokens };
         let mut slots = b.alloc(tokens * top_k * d).unwrap();
         b.experts(&input, of, &jobs, &mut slots);
         let mut sum = b.alloc(tokens * d).unwrap();
@@ -417,7 +417,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let Some(b) = gpu_with(&GpuOptions { expert_bytes: room, ..GpuOptions::default() }) else { return };
     let x = values(d, 5);
     let input = put(&b, &x);
-    let of = Routed { layer: 0, experts: experts as usize, top_k: 2 };
+    let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1 };
     let mut slots = b.alloc(2 * d).unwrap();
     for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
         for pair in [[0, 1], [2, 0], [5, 3], [3, 4]] {
@@ -540,7 +540,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let jobs: Vec<ExpertJob> =
         (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
     let mut rows = b.alloc(5 * 96).unwrap();
-    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5 }, &jobs, &mut rows);
+    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5, tokens: 1 }, &jobs, &mut rows);
     for (i, got) in get(&b, &rows).chunks_exact(96).enumerate() {
         close(&format!("expert {i}"), got, &feed_forward(&experts[i], &x[..96]), 2e-4);
     }

@@ -1,24 +1,30 @@
-//! Sixteen tokens at a time with AMX: a group of a tile's codes is a tile register as it is.
+//! Products of many tokens with AMX in bfloat16: two tiles of weights with sixteen tokens and sixteen tokens.
+//!
+//! A stretch of both tiles is turned into bfloat16 in the first-level cache, scale and zero point applied; all tokens of a
+//! block pass over it, and their sums stay in single precision over all columns. A unit of a tile is a tile register of
+//! pairs of columns in the order in which its codes lie: lane r of a vector is row r.
 
-use super::{Params, Stretch, add_group, keep, totals};
-use crate::kernels::cpu::nested::Activations;
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR};
+use super::unpack::{AHEAD, unpack};
+use crate::kernels::cpu::halves::Halves;
+use crate::kernels::cpu::nested::Tile;
+use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-/// Tokens of a block: the rows of a tile register.
-pub(super) const BLOCK: usize = 16;
+/// Tokens of a tile register.
+const ROWS: usize = 16;
 
 /// Whether the processor has it and the system lets this process use it: tile registers are 8 KB more of every thread's
 /// state, which Linux saves for those only that asked.
 pub(in crate::kernels::cpu) fn available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
-        const TILES_AND_INT8: u32 = 3 << 24;
-        let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES_AND_INT8 == TILES_AND_INT8;
-        has && permission()
+        use std::arch::is_x86_feature_detected as has;
+        const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
+        let tiles = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES_AND_BF16 == TILES_AND_BF16;
+        tiles && has!("avx512bf16") && has!("avx512vbmi") && permission()
     })
 }
 
@@ -48,7 +54,7 @@ fn permission() -> bool {
     false
 }
 
-/// What the tile registers hold: 0 to 3 the products of as many groups; 4 and 6 activations; 5 and 7 codes.
+/// All tile registers are of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights.
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -58,145 +64,280 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Groups in flight: a product takes 52 cycles, of which 16 until the next may begin.
-const AT_ONCE: usize = 4;
+const CONFIG: Config = Config {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
 
-impl Config {
-    const fn new(units: usize) -> Config {
-        let mut c = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut tile = 0;
-        while tile < 8 {
-            (c.rows[tile], c.row_bytes[tile]) = match tile {
-                0..AT_ONCE => (BLOCK as u8, 4 * TILE_ROWS as u16),
-                4 | 6 => (BLOCK as u8, (units * UNIT_COLS) as u16),
-                _ => ((units * UNIT_COLS / 4) as u8, VECTOR as u16),
-            };
-            tile += 1;
-        }
-        c
-    }
-}
+/// This thread's tile registers, set up, and given back in the end.
+struct Tiles(());
 
-/// This thread's tile registers, set up for groups of `UNITS · 32`, and given back in the end.
-pub(super) struct Tiles<const UNITS: usize>(());
-
-/// The products of a group, `[BLOCK, TILE_ROWS]`.
-#[repr(C, align(64))]
-struct Dots(MaybeUninit<[[i32; TILE_ROWS]; BLOCK]>);
-
-macro_rules! products {
-    ($sum:literal, $q:literal, $codes:literal, $at:expr) => {
-        asm!(
-            concat!("tileloadd tmm", $q, ", [{q} + {stride}]"),
-            concat!("tileloadd tmm", $codes, ", [{codes} + {vector}]"),
-            concat!("tilezero tmm", $sum),
-            concat!("tdpbsud tmm", $sum, ", tmm", $q, ", tmm", $codes),
-            q = in(reg) $at.0,
-            stride = in(reg) UNITS * UNIT_COLS,
-            codes = in(reg) $at.1,
-            vector = in(reg) VECTOR,
-            options(nostack, preserves_flags, readonly),
-        )
-    };
-}
-
-macro_rules! store {
-    ($sum:literal, $to:expr) => {
-        asm!(
-            concat!("tilestored [{to} + {vector}], tmm", $sum),
-            to = in(reg) $to,
-            vector = in(reg) VECTOR,
-            options(nostack, preserves_flags),
-        )
-    };
-}
-
-impl<const UNITS: usize> Tiles<UNITS> {
+impl Tiles {
     /// # Safety
     /// The machine has AMX, this process may use it, and this thread has no other `Tiles`.
-    pub(super) unsafe fn new() -> Self {
-        let config = const { &Config::new(UNITS) };
+    unsafe fn new() -> Self {
+        let config = &const { CONFIG };
         // SAFETY: the caller's promise; the configuration is a valid one, and nothing else uses tile registers.
         unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, preserves_flags, readonly)) };
         Tiles(())
     }
+}
 
-    /// The products of groups with BLOCK tokens.
-    ///
-    /// # Safety
-    /// Every pointer of `q` is to the activations of BLOCK tokens, which lie in a row, every one of `codes` to a group.
-    #[inline(always)]
-    unsafe fn products(
-        &self,
-        q: [*const i8; AT_ONCE],
-        codes: [*const u8; AT_ONCE],
-        to: &mut [Dots; AT_ONCE],
-    ) {
-        // SAFETY: reads what the caller promises, and writes all of `to`; the registers are ours.
-        unsafe {
-            products!(0, 4, 5, (q[0], codes[0]));
-            products!(1, 6, 7, (q[1], codes[1]));
-            products!(2, 4, 5, (q[2], codes[2]));
-            products!(3, 6, 7, (q[3], codes[3]));
-            store!(0, &mut to[0]);
-            store!(1, &mut to[1]);
-            store!(2, &mut to[2]);
-            store!(3, &mut to[3]);
-        }
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: nothing is in the registers that anybody wants.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
+
+/// Units unpacked at a time: 16 KB of each of two tiles.
+const STRETCH: usize = 16;
+
+/// A stretch of a tile's weights: per unit 16 pairs of columns, per pair 16 rows.
+#[repr(C, align(64))]
+struct Weights([MaybeUninit<[__m512i; 2 * VECTORS]>; STRETCH]);
+
+/// Sums of a block of tokens, each a row of a tile register.
+#[repr(C, align(64))]
+pub(in crate::kernels::cpu) struct Sums<const TOKENS: usize>(
+    pub(super) [MaybeUninit<[f32; TILE_ROWS]>; TOKENS],
+);
+
+impl<const TOKENS: usize> Sums<TOKENS> {
+    /// Room for sums.
+    pub(in crate::kernels::cpu) fn new() -> Self {
+        Sums([const { MaybeUninit::uninit() }; TOKENS])
     }
 
-    /// A stretch, whose first group is `from`, times up to BLOCK tokens from `first` on.
+    /// The first sums.
     ///
     /// # Safety
-    /// The machine has the features; the stretch is filled, `x` has its groups, the tokens, and BLOCK − 1 beyond the
-    /// last.
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
-    pub(super) unsafe fn tokens(
-        &self,
-        s: &Stretch,
-        x: &Activations,
-        from: usize,
-        first: usize,
-        sums: &mut [[f32; TILE_ROWS]],
-    ) {
-        let mut dots = [const { Dots(MaybeUninit::uninit()) }; AT_ONCE];
-        let (q, a, sum) = x.group(from);
-        // Bytes of a token's group, and from one group to the next.
-        let (row, stride) = (UNITS * UNIT_COLS, x.stride() * UNITS * UNIT_COLS);
-        // SAFETY: the caller's promise; a prefetch of any address is allowed.
-        unsafe {
-            let (q, a, sum) =
-                (q.as_ptr().add(first * UNITS * UNIT_COLS), a.as_ptr().add(first), sum.as_ptr().add(first));
-            let mut totals = totals::<BLOCK>(sums);
-            for g in (0..s.groups).step_by(AT_ONCE) {
-                // Where fewer are left, the last is computed again.
-                let at: [usize; AT_ONCE] = std::array::from_fn(|i| (g + i).min(s.groups - 1));
-                let codes = at.map(|g| s.codes.as_ptr().add(g * UNITS).cast::<u8>());
-                self.products(at.map(|g| q.add(g * stride)), codes, &mut dots);
-                // What comes next, these tokens' next groups or the next tokens' first, is in the second-level cache:
-                // products waited for it half of their time.
-                let next = if g + AT_ONCE < s.groups { (g + AT_ONCE) * stride } else { row * BLOCK };
-                for (g, (i, dots)) in (g..s.groups).zip(dots.iter().enumerate()) {
-                    let next = q.wrapping_add(next + i * stride);
-                    let (a, sum) = (a.add(g * x.stride()), sum.add(g * x.stride()));
-                    let p: Params = s.params.get_unchecked(g).assume_init();
-                    let dots = dots.0.as_ptr().cast::<i32>();
-                    for (n, total) in totals.iter_mut().enumerate() {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(n * row));
-                        let dot = _mm512_load_si512(dots.add(n * TILE_ROWS).cast());
-                        *total = add_group(p, dot, *a.add(n), *sum.add(n), *total);
-                    }
-                }
+    /// So many were written.
+    #[inline(always)]
+    pub(in crate::kernels::cpu) unsafe fn get(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
+        // SAFETY: the caller's promise.
+        unsafe { self.0[..tokens].assume_init_mut() }
+    }
+}
+
+/// `sums[i][n][r] = row r of tile i · token first + n`, for `tokens` tokens.
+///
+/// # Safety
+/// The machine has the features and AMX; both tiles are N planes of one shape in groups of `UNITS · 32`, `x` has the
+/// tokens and their columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16,f16c,avx2,fma")]
+pub(super) unsafe fn times<const N: usize, const UNITS: usize, const TOKENS: usize>(
+    t: [&Tile; 2],
+    x: &Halves,
+    (first, tokens): (usize, usize),
+    sums: [&mut Sums<TOKENS>; 2],
+) {
+    assert!(tokens.div_ceil(ROWS) * ROWS <= TOKENS);
+    let units = t[0].zeros.len() / TILE_ROWS * UNITS;
+    let mut weights = [const { Weights([const { MaybeUninit::uninit() }; STRETCH]) }; 2];
+    let (x, stride) = x.token(first);
+    let sums = sums.map(|s| s.0.as_mut_ptr().cast::<u8>());
+    // SAFETY: the caller's promise. A stretch is complete before it is used; rows of activations beyond the last token
+    // are spare, and those of sums are there by the assertion; a unit's activations are a line of the token's row.
+    unsafe {
+        let _tiles = Tiles::new();
+        for from in (0..units).step_by(STRETCH) {
+            let n = STRETCH.min(units - from);
+            for (t, weights) in t.iter().zip(&mut weights) {
+                fill::<N, UNITS>(t, from, n, weights);
             }
-            keep(totals, sums);
+            let w = [weights[0].0.as_ptr().cast::<u8>(), weights[1].0.as_ptr().cast::<u8>()];
+            let mut row = 0;
+            while row < tokens {
+                let two = row + ROWS < tokens;
+                let x = x.add(row * stride + from * VECTOR);
+                let sums = sums.map(|s| s.add(row * VECTOR));
+                match two {
+                    true => block::<true>(x, stride, w, n, from == 0, sums),
+                    false => block::<false>(x, stride, w, n, from == 0, sums),
+                }
+                row += if two { 2 * ROWS } else { ROWS };
+            }
         }
     }
 }
 
-impl<const UNITS: usize> Drop for Tiles<UNITS> {
-    fn drop(&mut self) {
-        // SAFETY: nothing is in the registers that anybody wants.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+/// What makes a weight of a code: both for rows 0 to 7 and rows 8 to 15, each twice, as pairs of columns lie.
+#[derive(Clone, Copy)]
+struct Params {
+    scale: [__m512; 2],
+    offset: [__m512; 2],
+}
+
+/// Codes become floats by standing in the mantissa of this number, which the offset takes away again. With codes of up
+/// to 7 bits in the third byte it is 128: the offset's rounding is 2⁻¹⁷ of a code's step. Codes of 8 bits go to the
+/// second, in the mantissa of 2¹⁵: 2⁻⁹ of the finest step there is.
+const fn magic<const N: usize>() -> (f32, usize) {
+    if N == 5 { (32768.0, 1) } else { (128.0, 2) }
+}
+
+impl Params {
+    #[inline(always)]
+    unsafe fn load<const N: usize>(t: &Tile, g: usize) -> Params {
+        // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+        unsafe {
+            let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
+            let zeros = t.zeros.as_ptr().add(g * TILE_ROWS);
+            _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
+            _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
+            let zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())));
+            let unit =
+                _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())), _mm512_set1_ps(t.alpha));
+            let scale = _mm512_mul_ps(unit, _mm512_set1_ps(t.step));
+            let centre = _mm512_mul_ps(unit, _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros));
+            let offset = _mm512_fnmadd_ps(_mm512_set1_ps(magic::<N>().0), scale, centre);
+            let low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+            let rows = [low, _mm512_add_epi32(low, _mm512_set1_epi32(8))];
+            Params {
+                scale: rows.map(|rows| _mm512_permutexvar_ps(rows, scale)),
+                offset: rows.map(|rows| _mm512_permutexvar_ps(rows, offset)),
+            }
+        }
+    }
+}
+
+/// Which byte of a vector of codes goes to byte `at` of every lane, for pair `pair` of its columns and half `half` of its
+/// rows.
+const fn places(at: usize, pair: usize, half: usize) -> [u8; VECTOR] {
+    let mut places = [0; VECTOR];
+    let mut lane = 0;
+    while lane < 16 {
+        places[4 * lane + at] = (32 * half + 4 * (lane / 2) + 2 * pair + lane % 2) as u8;
+        lane += 1;
+    }
+    places
+}
+
+/// Units `from..from + n` as weights.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn fill<const N: usize, const UNITS: usize>(t: &Tile, from: usize, n: usize, to: &mut Weights) {
+    let planes = t.planes.map(<[u8]>::as_ptr);
+    let (number, at) = const { magic::<N>() };
+    let mask = 0x1111_1111_1111_1111 << at;
+    // SAFETY: the caller's promise; tables are a register long.
+    unsafe {
+        let places = const {
+            let at = magic::<N>().1;
+            [[places(at, 0, 0), places(at, 0, 1)], [places(at, 1, 0), places(at, 1, 1)]]
+        };
+        let places = places.map(|p| p.map(|p| _mm512_loadu_si512(p.as_ptr().cast())));
+        let number = _mm512_castps_si512(_mm512_set1_ps(number));
+        let mut p = Params::load::<N>(t, from / UNITS);
+        for (i, to) in to.0[..n].iter_mut().enumerate() {
+            let unit = from + i;
+            if unit.is_multiple_of(UNITS) {
+                p = Params::load::<N>(t, unit / UNITS);
+            }
+            let to = to.as_mut_ptr().cast::<__m512i>();
+            for (j, codes) in unpack::<N, false>(&planes, unit).into_iter().enumerate() {
+                for (pair, places) in places.iter().enumerate() {
+                    let value = |half: usize| {
+                        let code = _mm512_mask_permutexvar_epi8(number, mask, places[half], codes);
+                        _mm512_fmadd_ps(_mm512_castsi512_ps(code), p.scale[half], p.offset[half])
+                    };
+                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(value(1), value(0)));
+                    _mm512_store_si512(to.add(2 * j + pair), both);
+                }
+            }
+        }
+    }
+}
+
+/// `n` units of both tiles times sixteen tokens, or twice sixteen.
+///
+/// # Safety
+/// As [`times`]; `x` and `sums` are those of the first token.
+#[inline(always)]
+unsafe fn block<const TWO: bool>(
+    x: *const u8,
+    stride: usize,
+    w: [*const u8; 2],
+    n: usize,
+    anew: bool,
+    sums: [*mut u8; 2],
+) {
+    // Asked for so many units before they are used.
+    const BEFORE: usize = 2;
+    const UNIT_BYTES: usize = UNIT_COLS * TILE_ROWS * 2;
+    let below = ROWS * VECTOR;
+    // SAFETY: the caller's promise; tile registers are ours, and the compiler does not know them, so that they keep their
+    // values from one block of assembly to the next. A prefetch of any address is allowed.
+    unsafe {
+        if anew {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        } else {
+            asm!(
+                "tileloadd tmm0, [{a} + {v}]",
+                "tileloadd tmm1, [{b} + {v}]",
+                a = in(reg) sums[0], b = in(reg) sums[1], v = in(reg) VECTOR,
+                options(nostack, preserves_flags, readonly),
+            );
+            if TWO {
+                asm!(
+                    "tileloadd tmm2, [{a} + {v}]",
+                    "tileloadd tmm3, [{b} + {v}]",
+                    a = in(reg) sums[0].add(below), b = in(reg) sums[1].add(below), v = in(reg) VECTOR,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+        for u in 0..n {
+            let (a, b) = (w[0].add(u * UNIT_BYTES), w[1].add(u * UNIT_BYTES));
+            let x = x.add(u * VECTOR);
+            if TWO {
+                asm!(
+                    "tileloadd tmm4, [{x} + {s}]",
+                    "tileloadd tmm6, [{a} + {v}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {v}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{y} + {s}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    x = in(reg) x, y = in(reg) x.add(ROWS * stride), s = in(reg) stride,
+                    a = in(reg) a, b = in(reg) b, v = in(reg) VECTOR,
+                    options(nostack, preserves_flags, readonly),
+                );
+            } else {
+                asm!(
+                    "tileloadd tmm4, [{x} + {s}]",
+                    "tileloadd tmm6, [{a} + {v}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {v}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    x = in(reg) x, s = in(reg) stride,
+                    a = in(reg) a, b = in(reg) b, v = in(reg) VECTOR,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+            for row in 0..if TWO { 2 * ROWS } else { ROWS } {
+                _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(row * stride + BEFORE * VECTOR).cast());
+            }
+        }
+        asm!(
+            "tilestored [{a} + {v}], tmm0",
+            "tilestored [{b} + {v}], tmm1",
+            a = in(reg) sums[0], b = in(reg) sums[1], v = in(reg) VECTOR,
+            options(nostack, preserves_flags),
+        );
+        if TWO {
+            asm!(
+                "tilestored [{a} + {v}], tmm2",
+                "tilestored [{b} + {v}], tmm3",
+                a = in(reg) sums[0].add(below), b = in(reg) sums[1].add(below), v = in(reg) VECTOR,
+                options(nostack, preserves_flags),
+            );
+        }
     }
 }

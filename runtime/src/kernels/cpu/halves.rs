@@ -1,0 +1,118 @@
+//! Activations in bfloat16, for products of many tokens: what tile registers take. A row is converted as it is; there
+//! are no groups, no scales, and nothing about a token depends on its neighbours.
+
+use super::isa::Isa;
+use super::nested::SPARE_TOKENS;
+use super::pool::Pool;
+use super::scratch::grow;
+use crate::quant::UNIT_COLS;
+use std::sync::{Mutex, PoisonError};
+
+/// Calls of so many tokens are computed in bfloat16 where the processor has it, every product of theirs, so that what
+/// an expert computes does not depend on how many tokens chose it. The session cuts prompts so that no piece of a longer
+/// one is shorter.
+pub(crate) const MANY: usize = 16;
+
+/// Tokens of a task.
+const ROWS_AT_ONCE: usize = 16;
+
+/// A unit of one token, in a cache line of its own.
+#[derive(Clone, Default)]
+#[repr(C, align(64))]
+struct Line([u16; UNIT_COLS]);
+
+/// Some tokens, in rows.
+#[derive(Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) struct Halves {
+    cols: usize,
+    tokens: usize,
+    /// Lines from one token to the next.
+    stride: usize,
+    /// `[tokens + SPARE_TOKENS, stride]`; zeros beyond a token's columns.
+    lines: Vec<Line>,
+}
+
+/// An odd number of lines, so that neighbouring tokens lie in different sets of a cache; room for groups of 64.
+const fn stride(cols: usize) -> usize {
+    (2 * cols.div_ceil(2 * UNIT_COLS)) | 1
+}
+
+/// Round to nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+fn half(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    ((if x.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16) as u16
+}
+
+impl Halves {
+    /// Converts rows of `cols` values: the first `tokens`, or those named.
+    pub(super) fn fill(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        x: &[f32],
+        tokens: usize,
+        cols: usize,
+        order: Option<&[u32]>,
+    ) {
+        (self.cols, self.stride) = (cols, stride(cols));
+        self.tokens = order.map_or(tokens, <[u32]>::len);
+        grow(&mut self.lines, (self.tokens + SPARE_TOKENS) * self.stride);
+        let (stride, tokens) = (self.stride, self.tokens);
+        let all = Mutex::new(self.lines[..tokens * stride].chunks_mut(ROWS_AT_ONCE * stride).enumerate());
+        pool.run(tokens.div_ceil(ROWS_AT_ONCE), &|_| {
+            let Some((i, rows)) = all.lock().unwrap_or_else(PoisonError::into_inner).next() else { return };
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (n, row) in rows.chunks_exact_mut(stride).enumerate() {
+                        let t = i * ROWS_AT_ONCE + n;
+                        let t = order.map_or(t, |order| order[t] as usize);
+                        convert(&x[t * cols..][..cols], row);
+                    }
+                },
+            );
+        });
+    }
+
+    /// Bytes that so many tokens take.
+    pub(super) fn bytes(tokens: usize, cols: usize) -> usize {
+        (tokens + SPARE_TOKENS) * stride(cols) * size_of::<Line>()
+    }
+
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.lines.capacity() * size_of::<Line>()
+    }
+
+    /// Whether it has tokens `first..first + n` of `cols` columns.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has(&self, cols: usize, first: usize, n: usize) -> bool {
+        self.cols == cols && first.checked_add(n).is_some_and(|end| end <= self.tokens)
+    }
+
+    /// Where token `t` begins, whose units follow each other, and the bytes from one token to the next. SPARE_TOKENS
+    /// follow the last.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn token(&self, t: usize) -> (*const u8, usize) {
+        assert!(t < self.tokens);
+        (self.lines[t * self.stride..].as_ptr().cast(), self.stride * size_of::<Line>())
+    }
+}
+
+#[inline(always)]
+fn convert(x: &[f32], row: &mut [Line]) {
+    let mut units = x.chunks_exact(UNIT_COLS);
+    let mut lines = row.iter_mut();
+    for (x, line) in units.by_ref().zip(lines.by_ref()) {
+        line.0.iter_mut().zip(x).for_each(|(to, x)| *to = half(*x));
+    }
+    let mut rest = units.remainder();
+    for line in lines {
+        line.0.fill(0);
+        line.0.iter_mut().zip(rest).for_each(|(to, x)| *to = half(*x));
+        rest = &[];
+    }
+}
