@@ -54,11 +54,16 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         )?;
     }
     writeln!(out)?;
-    let verdict = if plan.streaming {
-        "Experts will be streamed. Reads are what equally likely experts would need; real routing reads less."
+    let bits = plan.levels.last().map_or(0, |l| l.bits);
+    if plan.streaming {
+        writeln!(
+            out,
+            "Experts will be streamed. Reads are what equally likely experts would need; real routing reads less."
+        )?;
+    } else if plan.lowered {
+        writeln!(out, "All experts fit at {bits} bits, and are used at that: nothing will be streamed.")?;
     } else {
-        "Everything fits: nothing will be streamed."
-    };
-    writeln!(out, "{verdict}")?;
+        writeln!(out, "Everything fits: nothing will be streamed.")?;
+    }
     Ok(())
 }

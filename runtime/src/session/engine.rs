@@ -286,7 +286,7 @@ impl Engine {
         let planned = plan.kv_bytes + plan.scratch_bytes;
         let mut open = self.0.sessions.load(Ordering::Relaxed);
         loop {
-            if plan.streaming && open + bytes > planned {
+            if plan.is_tight() && open + bytes > planned {
                 return Err(Error::Invalid(format!(
                     "a session with a context of {context} tokens needs {} MB, and the budget was planned for {} MB of sessions; open the model with a larger context (--ctx) or budget (--memory)",
                     bytes.div_ceil(1 << 20),

@@ -107,20 +107,26 @@ impl Parts {
                     .into(),
             ));
         }
-        let (weights, mut experts) = Weights::load(&config, tensors, None)?;
+        let (weights, experts) = Weights::load(&config, tensors, None)?;
         let stored = level_of(&experts);
+        let tied = same(&weights.embed, &weights.head);
+        let mut parts = Parts { config, weights, experts, stored, tied };
         if let (Some(level), Some(stored)) = (level, stored) {
             quant::check_level(level, stored)?;
-            for expert in experts.iter_mut().flatten() {
-                for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
-                    if let Matrix::Nested(n) = m {
-                        *n = n.at(level).expect("the level is stored");
-                    }
+            parts.cut(level);
+        }
+        Ok(parts)
+    }
+
+    /// Reads experts at a level that is stored.
+    fn cut(&mut self, level: Level) {
+        for expert in self.experts.iter_mut().flatten() {
+            for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+                if let Matrix::Nested(n) = m {
+                    *n = n.at(level).expect("the level is stored");
                 }
             }
         }
-        let tied = same(&weights.embed, &weights.head);
-        Ok(Parts { config, weights, experts, stored, tied })
     }
 
     pub(super) fn layers(&self) -> usize {
@@ -166,6 +172,7 @@ impl Parts {
             context,
             chunk: options.chunk,
             whole: exact_level(options).unwrap_or(stored),
+            may_lower: gpu && exact_level(options).is_none(),
             floor: self.precision(options).floor(),
             top_k: self.config.router.map_or(0, |r| r.top_k),
             scratch: &|context, chunk| shape.scratch(context, chunk, threads),
@@ -232,8 +239,12 @@ impl Parts {
         adapter: Option<Adapter>,
         plan: MemoryPlan,
     ) -> Result<Inner> {
+        plan.lowered_level().into_iter().for_each(|level| self.cut(level));
         let level = level_of(&self.experts);
         let mode = match (level, &self.weights.embed) {
+            (Some(level), _) if plan.lowered => {
+                format!("resident, {}, level {level}: the highest that fits", self.precision(options))
+            }
             (Some(level), _) => format!("resident, exact level {level}"),
             (None, Matrix::Nested(n)) => format!("resident, dense, exact level {}", n.level()),
             (None, _) => "resident, reference f32".to_owned(),
@@ -290,7 +301,7 @@ impl Parts {
         let needs = Needs {
             kv_single,
             routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
-            level: exact_level(options).or(self.stored).unwrap_or(Level::B8),
+            level: plan.lowered_level().or(exact_level(options)).or(self.stored).unwrap_or(Level::B8),
             expert_bytes: plan.streaming.then_some(plan.device_expert_bytes),
         };
         let processor = Processor::open(adapter, options, &needs)?;

@@ -30,6 +30,9 @@ pub struct MemoryPlan {
     pub gpu: bool,
     /// Whether experts are streamed; otherwise everything is resident.
     pub streaming: bool,
+    /// Whether experts are resident at fewer bits than are stored, because a GPU computes with adaptive precision and the
+    /// budget holds no more: it then never waits for a choice of the router.
+    pub lowered: bool,
     /// Positions of the KV cache that is planned for.
     pub context: usize,
     /// Tokens of a prompt taken through the layers together.
@@ -81,6 +84,8 @@ pub(super) struct Request<'a> {
     pub(super) chunk: Option<usize>,
     /// Level that everything must fit at to be resident, and that one expert must fit at to be streamed.
     pub(super) whole: Level,
+    /// Whether a lower one, down to `floor`, will do to be resident.
+    pub(super) may_lower: bool,
     pub(super) floor: Level,
     pub(super) top_k: usize,
     /// Bytes of the session's buffers for (context, chunk): the backend knows.
@@ -109,8 +114,12 @@ impl MemoryPlan {
             routed().map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
         };
         let largest = r.chunk.unwrap_or(CHUNKS[0]).min(r.context);
-        let whole = fixed + (r.scratch)(r.context, largest) + all(r.whole);
-        let streaming = r.budget.is_some_and(|budget| budget < whole) && one_each > 0;
+        let rest = fixed + (r.scratch)(r.context, largest);
+        let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
+        let mut levels = Level::ALL.into_iter().rev().filter(|l| (lowest..=r.whole).contains(l));
+        let held = levels.find(|&l| r.budget.is_none_or(|budget| rest + all(l) <= budget));
+        let streaming = held.is_none() && one_each > 0;
+        let held = held.unwrap_or(r.whole);
         let chunk = match (r.budget, r.chunk) {
             (Some(budget), None) if streaming => {
                 // A chunk's scratch is worth having as long as it does not eat the cache: an eighth of what is left.
@@ -137,7 +146,7 @@ impl MemoryPlan {
         }
         let expert_bytes = match r.budget {
             Some(budget) if streaming => (budget - fixed - scratch) / copies,
-            _ => all(r.whole),
+            _ => all(held),
         };
         let layers = routed().count().max(1) as u64;
         let fit = |level: Level| {
@@ -154,11 +163,13 @@ impl MemoryPlan {
             }
         };
         let stored = routed().map(LayerExperts::level).min();
-        let levels = Level::ALL.into_iter().filter(|&l| stored.is_some_and(|s| l <= s)).map(fit).collect();
+        let listed = |l: &Level| stored.is_some_and(|s| *l <= s) && (*l <= held || held == r.whole);
+        let levels = Level::ALL.into_iter().filter(listed).map(fit).collect();
         Ok(MemoryPlan {
             budget: r.budget,
             gpu: r.gpu,
             streaming,
+            lowered: held < r.whole,
             context: r.context,
             chunk,
             overhead_bytes: overhead,
@@ -170,6 +181,17 @@ impl MemoryPlan {
             smallest_bytes: smallest,
             levels,
         })
+    }
+
+    /// Whether the plan leaves nothing for more than it says: streamed experts and lowered ones take all they can get.
+    pub(super) fn is_tight(&self) -> bool {
+        self.streaming || self.lowered
+    }
+
+    /// The level at which experts are resident, where it is lower than what is stored.
+    pub(super) fn lowered_level(&self) -> Option<Level> {
+        let bits = self.levels.last().filter(|_| self.lowered)?.bits;
+        Level::from_bits(bits)
     }
 
     /// Everything together.

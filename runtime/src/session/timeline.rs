@@ -45,7 +45,7 @@ impl Engine {
         check_context(context, limit)?;
         let chunk = match options.chunk {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
-            chunk => chunk.unwrap_or(if plan.streaming { plan.chunk } else { DEFAULT_CHUNK }).min(context),
+            chunk => chunk.unwrap_or(if plan.is_tight() { plan.chunk } else { DEFAULT_CHUNK }).min(context),
         };
         let chunk = chunk.min(self.processor().longest_chunk());
         let booking = self.book(context, chunk)?;
