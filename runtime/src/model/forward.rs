@@ -13,8 +13,10 @@ use crate::kernels::{
     Router,
 };
 
-/// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies.
-const LOGIT_ROWS: usize = 16;
+/// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
+/// than what the CPU computes in another way, so that a position's logits do not depend on which others are wanted.
+const LOGIT_ROWS: usize = 8;
+const _: () = assert!(LOGIT_ROWS < crate::kernels::cpu::MANY);
 
 /// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
 const JOBS: usize = 64;
