@@ -10,7 +10,7 @@ mod ceiling;
 mod home;
 mod lanes;
 mod policy;
-mod wave;
+mod serving;
 
 pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
@@ -306,7 +306,7 @@ impl ExpertSource for Streamer {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        mut guess: Option<Guess>,
+        guess: Option<Guess>,
     ) -> Result<()> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -320,18 +320,9 @@ impl ExpertSource for Streamer {
                 policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
             }
         };
-        // Where not all fit together, those that are there are computed before others push them out.
-        let floor = self.options.precision.floor().planes();
-        asks.sort_by_key(|ask| home.cache.planes(ask.expert) < floor);
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;
-        let mut rest = &mut asks[..];
-        while !rest.is_empty() {
-            let fit = self.fit(state.home(layer), rest);
-            let (now, later) = rest.split_at_mut(fit);
-            self.wave(state, layer, now, compute, guess.take())?;
-            rest = later;
-        }
+        self.bring_and_compute(state, layer, &mut asks, compute, guess)?;
         state.stats.servings_without_reads += u64::from(state.stats.bytes_wanted == reads);
         Ok(())
     }

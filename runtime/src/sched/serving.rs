@@ -1,6 +1,7 @@
-//! One wave of a serving: the experts that fit the layer's share of the cache together are brought in and computed.
+//! One serving: the experts that a layer wants are brought in and computed.
 //!
-//! Runs on the model's thread, with the state locked. Everything is decided before the first read is handed over.
+//! Runs on the model's thread, with the state locked. Where all that is wanted fits the layer's share of the cache, everything
+//! is decided before the first read is handed over.
 
 use super::home::Home;
 use super::policy::{Ask, Precision, offers};
@@ -9,10 +10,18 @@ use crate::error::{Error, Result};
 use crate::experts::{Expert, Guess, Wanted};
 use crate::quant::{Level, PLANES};
 use crate::telemetry::Track;
+use std::io;
 use std::time::Instant;
 
 /// Experts handed out to be computed together at most: a list on the stack.
 const BATCH: usize = 64;
+
+/// Steps in which what is in memory is computed where more is wanted than fits: the fewer, the longer the lanes have
+/// nothing to do at first; the more, the fewer experts the threads share out among themselves.
+const STEPS: usize = 4;
+
+/// The part of a layer's share that such reads may take at a time: what was computed first is hottest and should stay.
+const WINDOW: usize = 3;
 
 impl Streamer {
     /// Cools the layer down by the tokens in hand and adds their gate mass.
@@ -28,42 +37,84 @@ impl Streamer {
         }
     }
 
-    /// How many of the asks, from the first on, fit the layer's share together.
-    pub(super) fn fit(&self, home: &Home, asks: &[Ask]) -> usize {
-        let floor = self.options.precision.floor().planes();
-        let mut bytes = 0;
-        let mut n = 0;
-        for ask in asks {
-            // An expert that has more planes than it must may lose them again.
-            bytes += home.cache.bytes(0, ask.planes.min(floor));
-            if bytes > home.cache.capacity() {
-                break;
-            }
-            n += 1;
-        }
-        n.max(1)
-    }
-
-    /// Brings `asks` in and computes them.
-    pub(super) fn wave(
+    /// Brings `asks` in and computes them, those that are in memory first. Where not all fit together, what was computed
+    /// makes room for what comes next while others are computed. Who gives way for whom follows from the order, not from
+    /// time (R3). Whatever happens, nothing is under way afterwards that was asked for.
+    pub(super) fn bring_and_compute(
         &self,
         state: &mut State,
         layer: usize,
         asks: &mut [Ask],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        guess: Option<Guess>,
+        mut guess: Option<Guess>,
     ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
-        let reads = self.bring_in(state, layer, asks, floor);
-        self.account(state, layer, asks, floor, &reads);
-        state.stats.bytes_wanted += self.submit(state, layer, &reads, false)?;
-        // While the lanes are at it; what is read ahead comes after all that is wanted now.
-        let guessed = guess.map_or(Ok(()), |guess| self.look_ahead(state, layer + 1, guess));
-        self.compute(state, layer, asks, compute)?;
-        guessed
+        let home = state.home(layer);
+        asks.sort_by_key(|ask| home.cache.planes(ask.expert) < floor);
+        let here = asks.iter().take_while(|ask| home.cache.planes(ask.expert) >= floor).count();
+        let all: usize = asks.iter().map(|ask| home.cache.bytes(0, ask.planes.min(floor))).sum();
+        let all_fit = all <= home.cache.capacity();
+        let mut steps = || {
+            // Those before `begun` are in memory or under way, those before `done` are computed and may give way.
+            let (mut begun, mut done) = (0, 0);
+            while done < asks.len() {
+                let to = match (all_fit, begun < here) {
+                    (true, _) => asks.len(),
+                    (false, true) => here,
+                    (false, false) => begun + self.fit(state.home(layer), asks, done, begun, here),
+                };
+                self.begin(state, layer, &mut asks[done..to], begun - done)?;
+                begun = to;
+                if let Some(guess) = guess.take() {
+                    self.look_ahead(state, layer + 1, guess)?;
+                }
+                let step = if begun < asks.len() { (begun - done).div_ceil(STEPS) } else { begun - done };
+                self.compute(state, layer, &asks[done..done + step], &asks[done..begun], compute)?;
+                done += step;
+            }
+            Ok(())
+        };
+        let result = steps();
+        if result.is_err() {
+            while state.pending > 0 {
+                let _ = self.wait(state);
+            }
+            self.take_back(state);
+        }
+        result
     }
 
-    /// Makes room for everything that the wave needs, and lists the (expert, plane) to read.
+    /// How many of the asks from `begun` on may be read beside those that are not computed yet, of which those from `here`
+    /// on had to be read as well: one at least, where nothing else is left.
+    fn fit(&self, home: &Home, asks: &[Ask], done: usize, begun: usize, here: usize) -> usize {
+        let floor = self.options.precision.floor().planes();
+        let bytes = |asks: &[Ask]| -> usize { asks.iter().map(|ask| home.cache.bytes(0, ask.planes)).sum() };
+        let one = home.cache.bytes(0, floor);
+        let reading = bytes(&asks[begun.min(done.max(here))..begun]);
+        let window = (home.cache.capacity() / WINDOW).saturating_sub(reading);
+        let free = home.cache.capacity() - bytes(&asks[done..begun]);
+        let fit = (window.min(free) / one).min(asks.len() - begun);
+        if begun == done { fit.max(1) } else { fit }
+    }
+
+    /// Brings in all but the first `begun` of `asks`, which are not given up.
+    fn begin(&self, state: &mut State, layer: usize, asks: &mut [Ask], begun: usize) -> Result<()> {
+        if asks.len() == begun {
+            return Ok(());
+        }
+        let floor = self.options.precision.floor().planes();
+        let home = state.home(layer);
+        home.keep.fill(0);
+        let (old, new) = asks.split_at_mut(begun);
+        old.iter().for_each(|ask| home.keep[ask.expert] = ask.planes as u8);
+        new.iter().for_each(|ask| home.keep[ask.expert] = floor as u8);
+        let reads = self.bring_in(state, layer, new, floor);
+        self.account(state, layer, new, floor, &reads);
+        state.stats.bytes_wanted += self.submit(state, layer, &reads, false)?;
+        Ok(())
+    }
+
+    /// Makes room for everything that `asks` need, and lists the (expert, plane) to read.
     fn bring_in(
         &self,
         state: &mut State,
@@ -72,13 +123,10 @@ impl Streamer {
         floor: usize,
     ) -> Vec<(usize, usize)> {
         let mut reads = Vec::new();
-        let home = state.home(layer);
-        home.keep.fill(0);
-        asks.iter().for_each(|ask| home.keep[ask.expert] = floor as u8);
         for ask in asks.iter() {
             while state.home(layer).cache.planes(ask.expert) < floor {
                 let room = self.make_room(state, layer, ask.expert, f32::INFINITY);
-                assert!(room, "a wave was cut to fit");
+                assert!(room, "the asks were cut to fit");
                 reads.push((ask.expert, self.expect(state, layer, ask.expert)));
             }
         }
@@ -226,17 +274,16 @@ impl Streamer {
         }
     }
 
-    /// Computes what is there at once, and the rest as it lands. Whatever happens, nothing is under way afterwards that
-    /// this wave asked for.
+    /// Computes `asks`: what is there at once, and the rest as it lands. `begun` are those whose reads may fail by now.
     fn compute(
         &self,
         state: &mut State,
         layer: usize,
         asks: &[Ask],
+        begun: &[Ask],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
     ) -> Result<()> {
         let mut left: Vec<&Ask> = asks.iter().collect();
-        let mut failure: Option<Error> = None;
         loop {
             let all_here = left.iter().all(|a| state.home(layer).loaded(a.expert, a.planes));
             if self.options.overlap || all_here {
@@ -244,39 +291,25 @@ impl Streamer {
                 let (ready, later): (Vec<&Ask>, Vec<&Ask>) =
                     left.iter().partition(|a| home.loaded(a.expert, a.planes));
                 left = later;
-                if failure.is_none() {
-                    failure = self.hand_out(state, layer, &ready, compute).err();
-                }
+                self.hand_out(state, layer, &ready, compute)?;
             }
-            if left.is_empty() || failure.is_some() {
-                break;
+            if left.is_empty() {
+                return Ok(());
             }
             if state.pending == 0 {
-                let gone = std::io::Error::other("a plane that was read ahead did not come");
-                failure = Some(self.read_error(0, gone));
-                break;
+                return Err(self.read_error(0, io::Error::other("a plane that was read ahead did not come")));
             }
             let mut landed = self.wait(state);
             // Whatever else has landed by now is computed in one go.
             loop {
                 if let Err(fault) = landed
                     && fault.layer == layer
-                    && asks.iter().any(|a| a.expert == fault.expert)
+                    && begun.iter().any(|a| a.expert == fault.expert)
                 {
-                    failure.get_or_insert_with(|| self.read_error(fault.offset, fault.source));
+                    return Err(self.read_error(fault.offset, fault.source));
                 }
                 let Some(next) = self.lanes.poll() else { break };
                 landed = state.land(next);
-            }
-        }
-        match failure {
-            None => Ok(()),
-            Some(e) => {
-                while state.pending > 0 {
-                    let _ = self.wait(state);
-                }
-                self.take_back(state);
-                Err(e)
             }
         }
     }
