@@ -162,6 +162,7 @@ pub(super) struct Tile<'a> {
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
     /// What all products are multiplied by in the end.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX reads it"))]
     pub(super) alpha: f32,
     /// β/α: what a code stands for beside its own value.
     pub(super) middle: f32,
