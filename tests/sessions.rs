@@ -1,6 +1,7 @@
 //! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts; and that
 //! nested weights stay close to the model they were made from.
 
+use dollop::kernels::cpu::Isa;
 use dollop::sampler::Sampling;
 use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
@@ -58,16 +59,24 @@ fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
 #[test]
 fn chunks_and_threads_change_no_bit() {
     let ids: Vec<u32> = (0..40).map(|i| 1000 + 37 * i).collect();
-    let run = |threads, chunk| {
-        let engine =
-            Engine::open(&default_model(), &EngineOptions { threads, ..EngineOptions::default() }).unwrap();
+    let on = |isa, threads, chunk| {
+        let options = EngineOptions { threads, isa, ..EngineOptions::default() };
+        let engine = Engine::open(&default_model(), &options).unwrap();
         engine
             .session(SessionOptions { context: Some(64), chunk: Some(chunk) })
             .unwrap()
             .logits(&ids)
             .unwrap()
     };
-    // A prompt of many tokens has other products on some processors than one that is asked for in chunks of few.
+    // Without AMX, whatever the chunk.
+    for isa in Isa::available().into_iter().filter(|isa| isa.to_string() != "amx") {
+        let whole = on(Some(isa), 1, 64);
+        for (threads, chunk) in [(1, 1), (2, 7), (3, 40)] {
+            assert!(whole == on(Some(isa), threads, chunk), "{isa}, {threads} threads, chunks of {chunk}");
+        }
+    }
+    // With it, a prompt of many tokens has other products than one that is asked for in chunks of few.
+    let run = |threads, chunk| on(None, threads, chunk);
     let whole = run(1, 64);
     for (threads, chunk) in [(2, 32), (3, 40)] {
         assert!(whole == run(threads, chunk), "{threads} threads, chunks of {chunk}");
