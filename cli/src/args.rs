@@ -255,6 +255,9 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
+    /// Makes the GPU fail after so many submissions (for tests)
+    #[arg(long, value_name = "N", hide = true)]
+    pub lose_gpu: Option<u64>,
     #[command(flatten)]
     pub stream: StreamArgs,
     /// Cores to run on, such as 4,5,6,7 for a phone's big ones [default: all]

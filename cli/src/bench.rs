@@ -82,6 +82,10 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
             eprintln!("{test}:\n{}", mark.report(&engine, done));
         }
+        if let Some(note) = engine.lost() {
+            let remedy = "run it again, or with --backend cpu";
+            return Err(format!("{note}: figures of two processors are none; {remedy}").into());
+        }
         rows.push(Row {
             test,
             mean_tps: mean,

@@ -3,7 +3,7 @@
 use crate::args::{ChatArgs, OverflowArg};
 use crate::live::Live;
 use crate::output::{bytes, count, peak_memory, read_text};
-use crate::run::{footer, something_to_say};
+use crate::run::{footer, gpu_lost, something_to_say};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::template::Message;
@@ -165,6 +165,9 @@ impl Talk<'_> {
         let (engine, mark) = (self.chat.session().engine().clone(), &self.mark);
         let (start, mut tokens) = (Instant::now(), 0);
         let outcome = ask(&mut self.chat, &options, &mut |event| {
+            if let Event::GpuLost { note } = &event {
+                gpu_lost(note);
+            }
             if let Some(live) = &mut live {
                 tokens += usize::from(matches!(event, Event::Token { .. }));
                 live.update(|| match (&event, mark) {

@@ -30,6 +30,9 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         (None, Some(out)) => logits(args, &engine, out),
         (None, None) => unreachable!("clap asks for one of them"),
     }?;
+    if let Some(note) = engine.lost() {
+        eprintln!("{note}");
+    }
     watch.finish()
 }
 

@@ -28,6 +28,9 @@ pub fn open_with(
     if let Some(note) = engine.note() {
         eprintln!("{note}");
     }
+    if let Some(submissions) = args.lose_gpu {
+        engine.lose_gpu(submissions, dollop::GpuFault::Lost);
+    }
     let watch = args.stream.watch(&engine, &options)?;
     Ok((engine, watch))
 }

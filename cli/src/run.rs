@@ -5,7 +5,7 @@ use crate::output::{peak_memory, read_text};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// An answer of no tokens is a mistake rather than a wish.
 pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
@@ -33,6 +33,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let mut broken = None;
     let mut show = |event: Event| {
+        if let Event::GpuLost { note } = &event {
+            gpu_lost(note);
+        }
         let (Event::Token { text, .. } | Event::Rest { text }) = event else { return };
         if !args.json && broken.is_none() {
             broken = write!(stdout, "{text}").and_then(|()| stdout.flush()).err();
@@ -69,6 +72,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     watch.finish()
 }
 
+/// Says in the middle of an answer, on a line of its own, that the GPU is gone.
+pub fn gpu_lost(note: &str) {
+    let shared = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+    eprintln!("{}{note}", if shared { "\n" } else { "" });
+}
+
 fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value, Failure> {
     let mut json = serde_json::to_value(outcome).map_err(|e| e.to_string())?;
     json["generated_tokens"] = outcome.tokens.len().into();
@@ -77,6 +86,7 @@ fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value,
     json["peak_memory_bytes"] = peak_memory().into();
     json["mode"] = engine.info().mode.clone().into();
     json["backend"] = engine.info().backend.clone().into();
+    json["gpu_lost"] = engine.lost().into();
     json["gpu"] = serde_json::to_value(engine.gpu_stats()).map_err(|e| e.to_string())?;
     Ok(json)
 }

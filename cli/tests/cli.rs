@@ -255,3 +255,28 @@ fn backends_are_chosen_and_listed() {
     );
     assert!(answers.contains("Paris"), "{answers}");
 }
+
+#[test]
+fn a_gpu_that_is_lost_is_said_once_and_not_measured() {
+    if !dollop_tests::has_gpu() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let gpu = ["--backend", "gpu", "--ctx", "64", "--lose-gpu", "4"];
+    let run = ["run", "-p", "What is the capital of France?", "-n", "8", "--json"];
+    let out = dollop(&[&run[..], &gpu].concat(), b"", cache.path());
+    let (json, errors) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success(), "{errors}");
+    let json: Json = serde_json::from_str(&json).unwrap();
+    assert!(json["text"].as_str().unwrap().contains("Paris"), "{json}");
+    assert!(json["backend"].as_str().unwrap().starts_with("CPU"), "{json}");
+    let said = |line: &&str| line.starts_with("the GPU was lost (") && line.ends_with("from here on");
+    assert_eq!(errors.lines().filter(said).count(), 1, "{errors}");
+    assert_eq!(json["gpu_lost"], errors.lines().find(said).unwrap());
+
+    let bench = ["bench", "-p", "4", "-n", "4", "-r", "2"];
+    let out = dollop(&[&bench[..], &gpu].concat(), b"", cache.path());
+    let errors = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{errors}");
+    assert!(out.stdout.is_empty() && errors.contains("error: the GPU was lost ("), "{errors}");
+}

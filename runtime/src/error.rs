@@ -66,8 +66,8 @@ pub enum Error {
     /// The caller cancelled a long operation that has nothing to return.
     #[error("cancelled")]
     Cancelled,
-    /// The GPU is missing, was lost, is out of memory or refused what was asked of it. What is on it is gone; the model
-    /// can be opened again, on this device or on the CPU.
+    /// The GPU is missing, was lost, is out of memory or refused what was asked of it. What is on it is gone; an engine
+    /// that was open goes on on the CPU by itself, and a model that could not be opened can be opened there.
     #[error("GPU: {0}")]
     Device(String),
 }

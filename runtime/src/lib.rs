@@ -30,4 +30,6 @@ pub use session::{
     BackendChoice, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo,
     Outcome, Overflow, Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
 };
+#[doc(hidden)]
+pub use telemetry::GpuFault;
 pub use telemetry::{CancelToken, GpuStats, Progress, StreamStats, Trace, Track};

@@ -131,6 +131,18 @@ pub struct GpuStats {
     pub held_bytes: u64,
 }
 
+/// How a GPU may fail: for tests that make it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuFault {
+    /// The device is lost.
+    Lost,
+    /// An allocation is refused for want of memory.
+    OutOfMemory,
+    /// The driver's layer refuses a command.
+    Invalid,
+}
+
 /// Where a span of a trace is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Track {

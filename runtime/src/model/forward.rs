@@ -12,6 +12,7 @@ use crate::kernels::{
     Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
     Router,
 };
+use std::sync::Arc;
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
 /// than what the CPU computes in another way, so that a position's logits do not depend on which others are wanted.
@@ -21,18 +22,19 @@ const _: () = assert!(LOGIT_ROWS < crate::kernels::cpu::MANY);
 /// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
 const JOBS: usize = 64;
 
-/// Weights and everything fixed about them.
+/// Weights and everything fixed about them. A clone shares experts, counters and the bytes of matrices.
+#[derive(Clone)]
 pub struct Model {
     /// Hyper-parameters.
     pub config: Config,
     /// Always-used weights.
     pub weights: Weights,
     /// Provider of routed experts.
-    pub experts: Box<dyn ExpertSource>,
+    pub experts: Arc<dyn ExpertSource>,
     /// Departures from the router's choice.
     pub routing: Routing,
     /// How often they happened.
-    pub counters: RoutingCounters,
+    pub counters: Arc<RoutingCounters>,
 }
 
 /// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.

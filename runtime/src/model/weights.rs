@@ -25,7 +25,7 @@ pub trait Tensors {
 }
 
 /// A projection with its bias.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Projection {
     /// `[rows, cols]`.
     pub matrix: Matrix,
@@ -34,7 +34,7 @@ pub struct Projection {
 }
 
 /// The feed-forward half of a block.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Ffn {
     /// One block for every token.
     Dense(Expert),
@@ -43,7 +43,7 @@ pub enum Ffn {
 }
 
 /// Routing and the shared expert; the routed experts come through `ExpertSource`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Moe {
     /// `[experts, d]`, f32.
     pub router: Matrix,
@@ -54,7 +54,7 @@ pub struct Moe {
 }
 
 /// One block.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layer {
     /// `[d]`.
     pub attn_norm: Vec<f32>,
@@ -76,8 +76,8 @@ pub struct Layer {
     pub ffn: Ffn,
 }
 
-/// Everything but the routed experts.
-#[derive(Debug)]
+/// Everything but the routed experts. A clone shares the matrices' bytes.
+#[derive(Clone, Debug)]
 pub struct Weights {
     /// `[vocab, d]`.
     pub embed: Matrix,

@@ -1,8 +1,9 @@
 //! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
 
-use super::parts::{Parts, Shape};
+use super::parts::Parts;
 use super::plan::MemoryPlan;
 use super::processor::{self, Adapter, BackendChoice, Processor};
+use super::processors::{Computing, Processors};
 use super::streaming;
 use super::tensors::Reference;
 use super::tokens::SpecialTokens;
@@ -16,12 +17,12 @@ use crate::model::routing::Routing;
 use crate::quant::{Level, Matrix};
 use crate::sched::{Order, Precision, Streamer, Verify};
 use crate::store;
-use crate::telemetry::{GpuStats, StreamStats, Trace};
+use crate::telemetry::{GpuFault, GpuStats, StreamStats, Trace};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// How a model is opened.
 #[derive(Clone, Default)]
@@ -123,18 +124,13 @@ pub struct ModelInfo {
 }
 
 pub(super) struct Inner {
-    pub(super) model: Model,
-    pub(super) processor: Processor,
-    /// Why it is not another.
+    pub(super) processors: Processors,
+    /// Why the CPU computes, where a GPU would have been preferred.
     pub(super) note: Option<String>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
-    pub(super) info: ModelInfo,
-    pub(super) plan: MemoryPlan,
     pub(super) streamer: Option<Arc<Streamer>>,
-    /// Bytes of sessions that are open.
-    pub(super) sessions: AtomicU64,
 }
 
 /// A loaded model. Cheap to clone, usable from any thread.
@@ -160,12 +156,13 @@ impl Engine {
                     Verify::Never => DenseSums::default(),
                     Verify::First | Verify::Always => file.dense_sums()?,
                 };
-                parts.streamed(&file, options, adapter, plan, streamer, &sums)
+                parts.streamed(&file, options, adapter, plan, streamer, sums)
             } else {
                 let mut inner = parts.resident(&file, options, adapter, plan)?;
-                inner.processor.warm_up(&inner.model)?;
+                let first = &mut inner.processors.first;
+                first.processor.warm_up(&first.model)?;
                 if adapter.is_some() {
-                    release(&mut inner.model);
+                    release(&mut first.model);
                 }
                 Ok(inner)
             }
@@ -202,7 +199,8 @@ impl Engine {
             let parts = Parts::new(&tensors, &options)?;
             let plan = parts.plan(&options, adapter, &[])?;
             let inner = parts.resident(&tensors, &options, adapter, plan)?;
-            inner.processor.warm_up(&inner.model)?;
+            let first = &inner.processors.first;
+            first.processor.warm_up(&first.model)?;
             Ok(inner)
         };
         Engine::on(&options, open).map_err(|e| e.at(path))
@@ -215,17 +213,37 @@ impl Engine {
         Ok(Engine(Arc::new(inner)))
     }
 
-    /// Why the CPU computes, in one line, where [`BackendChoice::Auto`] would have preferred a GPU.
+    /// Why the CPU computes, in one line, where [`BackendChoice::Auto`] would have preferred a GPU or the GPU was lost.
     pub fn note(&self) -> Option<&str> {
-        self.0.note.as_deref()
+        self.lost().or(self.0.note.as_deref())
+    }
+
+    /// What became of the GPU, in one line, where it failed after the engine was opened: was lost, ran out of memory or
+    /// refused what was asked of it. Sessions then go on on the CPU, if the budget allows.
+    pub fn lost(&self) -> Option<&str> {
+        self.processors().lost()
+    }
+
+    /// For tests: the GPU fails as `fault` says after so many more submissions. Nothing where there is none.
+    #[doc(hidden)]
+    pub fn lose_gpu(&self, submissions: u64, fault: GpuFault) {
+        self.processors().first.processor.lose_after(submissions, fault);
+    }
+
+    pub(super) fn processors(&self) -> &Processors {
+        &self.0.processors
+    }
+
+    fn now(&self) -> &Computing {
+        self.processors().now()
     }
 
     pub(super) fn model(&self) -> &Model {
-        &self.0.model
+        &self.now().model
     }
 
-    pub(super) fn processor(&self) -> &Processor {
-        &self.0.processor
+    fn processor(&self) -> &Processor {
+        &self.now().processor
     }
 
     /// Threads that compute.
@@ -260,7 +278,7 @@ impl Engine {
 
     /// What the memory is spent on.
     pub fn memory_plan(&self) -> &MemoryPlan {
-        &self.0.plan
+        &self.now().plan
     }
 
     /// What streaming has done since the engine was opened; `None` where everything is resident.
@@ -275,39 +293,13 @@ impl Engine {
 
     /// Choices of the router that were dropped, and that went to another expert, since the engine was opened.
     pub fn routing_departures(&self) -> (u64, u64) {
-        let counters = &self.0.model.counters;
+        let counters = &self.model().counters;
         (counters.dropped.load(Ordering::Relaxed), counters.redirected.load(Ordering::Relaxed))
-    }
-
-    /// Takes memory for a session out of the budget.
-    pub(super) fn book(&self, context: usize, chunk: usize) -> Result<Booking> {
-        let plan = &self.0.plan;
-        let bytes = self.session_bytes(context, chunk);
-        let planned = plan.kv_bytes + plan.scratch_bytes;
-        let mut open = self.0.sessions.load(Ordering::Relaxed);
-        loop {
-            if plan.is_tight() && open + bytes > planned {
-                return Err(Error::Invalid(format!(
-                    "a session with a context of {context} tokens needs {} MB, and the budget was planned for {} MB of sessions; open the model with a larger context (--ctx) or budget (--memory)",
-                    bytes.div_ceil(1 << 20),
-                    (planned - open.min(planned)) >> 20
-                )));
-            }
-            match self.0.sessions.compare_exchange(open, open + bytes, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Ok(Booking { engine: self.clone(), bytes }),
-                Err(now) => open = now,
-            }
-        }
-    }
-
-    fn session_bytes(&self, context: usize, chunk: usize) -> u64 {
-        let shape = Shape::of(&self.0.model, self.0.info.expert_width, self.processor().is_gpu());
-        shape.kv(context) + shape.scratch(context, chunk, self.threads())
     }
 
     /// The model in numbers.
     pub fn info(&self) -> &ModelInfo {
-        &self.0.info
+        &self.now().info
     }
 
     /// Ids with a meaning.
@@ -344,18 +336,6 @@ impl Engine {
     /// As [`Tokenizer::encode`].
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer()?.encode(text, true)
-    }
-}
-
-/// Memory of a session, given back when it ends.
-pub(super) struct Booking {
-    engine: Engine,
-    bytes: u64,
-}
-
-impl Drop for Booking {
-    fn drop(&mut self) {
-        self.engine.0.sessions.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

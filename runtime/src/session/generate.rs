@@ -1,7 +1,7 @@
 //! Generation: a prompt in, events out.
 
 use super::stop::StopFilter;
-use super::timeline::Session;
+use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Sampling};
 use crate::telemetry::CancelToken;
@@ -55,6 +55,11 @@ pub enum Event {
         id: u32,
         /// Whole characters.
         text: String,
+    },
+    /// The GPU failed and the CPU goes on in its place, reading again what was lost: no token is lost or repeated.
+    GpuLost {
+        /// What happened, in one line.
+        note: String,
     },
     /// The end of the text, where something was held back until it was certain that nothing follows.
     Rest {
@@ -178,13 +183,11 @@ impl Session {
         let fresh = &prompt[reused..];
         let start = Instant::now();
         let mut logits = Vec::new();
-        let read = self.append(
-            fresh,
-            false,
-            Some(&options.cancel),
-            &mut |done| on_event(Event::Prefill { done, total: fresh.len() }),
-            &mut |_, last| logits.extend_from_slice(last),
-        );
+        let read = self.append(fresh, Wish::Last, Some(&options.cancel), &mut |step| match step {
+            Step::Read(done) => on_event(Event::Prefill { done, total: fresh.len() }),
+            Step::Logits(_, last) => logits.extend_from_slice(last),
+            Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
+        });
         outcome.prefill_s = start.elapsed().as_secs_f64();
         match read {
             Err(Error::Cancelled) => {
@@ -239,7 +242,15 @@ impl Session {
             }
             logits.clear();
             let start = Instant::now();
-            self.append(&[id], false, None, &mut |_| (), &mut |_, l| logits.extend_from_slice(l))?;
+            let read = self.append(&[id], Wish::Last, Some(&options.cancel), &mut |step| match step {
+                Step::Read(_) => {}
+                Step::Logits(_, last) => logits.extend_from_slice(last),
+                Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
+            });
+            match read {
+                Err(Error::Cancelled) => break StopReason::Cancelled,
+                other => other?,
+            }
             if let (Some(target), Some(streamer)) = (options.target_tps, engine.streamer()) {
                 steer(streamer, target * start.elapsed().as_secs_f64());
             }

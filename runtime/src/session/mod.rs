@@ -10,6 +10,7 @@ mod generate;
 mod parts;
 mod plan;
 mod processor;
+mod processors;
 mod stop;
 mod streaming;
 mod tensors;

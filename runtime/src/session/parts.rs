@@ -3,6 +3,7 @@
 use super::engine::{EngineOptions, Inner, ModelInfo};
 use super::plan::{MemoryPlan, Request};
 use super::processor::{self, Adapter, Needs, Processor};
+use super::processors::{Computing, Processors};
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
 use crate::bytes::Bytes;
@@ -16,7 +17,6 @@ use crate::quant::{self, Level, Matrix};
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Streamer};
 use crate::store::{self, Arena, End};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 /// Bytes between matrices in memory: a cache line.
 const LINE: usize = 64;
@@ -199,38 +199,6 @@ impl Parts {
             .chain(self.weights.layers.iter().flat_map(layer_matrices))
     }
 
-    /// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
-    /// experts, and come back one fault at a time.
-    /// What has a checksum in `sums` is compared with it.
-    fn load_dense(&mut self, sums: &DenseSums) -> Result<()> {
-        let nested = |m: &Matrix| match m {
-            Matrix::Nested(n) => {
-                (0..n.level().planes()).map(|p| n.shape().plane(p).len.next_multiple_of(LINE)).sum()
-            }
-            Matrix::F32 { .. } => 0,
-        };
-        let bytes: usize = self.matrices().map(nested).sum();
-        let arena = Arena::new(bytes, LINE)?;
-        for matrix in self.weights.matrices_mut(self.tied) {
-            let Matrix::Nested(n) = matrix else { continue };
-            let mut check = DenseCheck::default();
-            let copy = n.try_map(|plane| {
-                let mut slab =
-                    arena.alloc(plane.len(), End::Low).expect("the arena was made for these planes");
-                slab.copy_from_slice(plane);
-                check.add(plane.as_ptr().addr(), &slab);
-                store::release(plane);
-                Ok(Bytes::new(Arc::new(slab)))
-            })?;
-            check.finish(sums)?;
-            *n = copy;
-        }
-        if self.tied {
-            self.weights.head = self.weights.embed.clone();
-        }
-        Ok(())
-    }
-
     /// An engine with everything in memory or mapped.
     pub(super) fn resident(
         mut self,
@@ -251,7 +219,8 @@ impl Parts {
         };
         let info = self.info(mode);
         let source = AllResident::new(std::mem::take(&mut self.experts), level);
-        self.assemble(tensors, options, adapter, plan, info, Box::new(source), None)
+        let sums = DenseSums::default();
+        self.assemble(tensors, options, adapter, plan, info, Arc::new(source), None, sums)
     }
 
     /// An engine whose experts are streamed.
@@ -262,7 +231,7 @@ impl Parts {
         adapter: Option<Adapter>,
         plan: MemoryPlan,
         streamer: Streamer,
-        sums: &DenseSums,
+        sums: DenseSums,
     ) -> Result<Inner> {
         let precision = self.precision(options);
         let all: u64 =
@@ -277,11 +246,11 @@ impl Parts {
         self.experts = Vec::new();
         // A device has its own copy, made once.
         if adapter.is_none() {
-            self.load_dense(sums)?;
+            copy_dense(&mut self.weights, self.tied, &sums)?;
         }
         let streamer = Arc::new(streamer);
-        let source = Box::new(streamer.clone());
-        self.assemble(tensors, options, adapter, plan, info, source, Some(streamer))
+        let source = streamer.clone();
+        self.assemble(tensors, options, adapter, plan, info, source, Some(streamer), sums)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -292,8 +261,9 @@ impl Parts {
         adapter: Option<Adapter>,
         plan: MemoryPlan,
         mut info: ModelInfo,
-        experts: Box<dyn ExpertSource>,
+        experts: Arc<dyn ExpertSource>,
         streamer: Option<Arc<Streamer>>,
+        sums: DenseSums,
     ) -> Result<Inner> {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
@@ -313,22 +283,12 @@ impl Parts {
             weights: self.weights,
             experts,
             routing: options.routing,
-            counters: RoutingCounters::default(),
+            counters: Arc::new(RoutingCounters::default()),
         };
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
-        let sessions = AtomicU64::new(0);
-        Ok(Inner {
-            model,
-            processor,
-            note: None,
-            tokenizer,
-            template,
-            special,
-            info,
-            plan,
-            streamer,
-            sessions,
-        })
+        let first = Computing::new(model, processor, info, plan);
+        let processors = Processors::new(first, processor::cpu_options(options, kv_single), sums);
+        Ok(Inner { processors, note: None, tokenizer, template, special, streamer })
     }
 
     fn info(&self, mode: String) -> ModelInfo {
@@ -397,8 +357,39 @@ fn layer_matrices(layer: &crate::model::weights::Layer) -> impl Iterator<Item = 
     attention.into_iter().chain(routing).chain(always.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]))
 }
 
+/// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
+/// experts, and come back one fault at a time.
+/// What has a checksum in `sums` is compared with it.
+pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) -> Result<()> {
+    let nested = |m: &&mut Matrix| match m {
+        Matrix::Nested(n) => {
+            (0..n.level().planes()).map(|p| n.shape().plane(p).len.next_multiple_of(LINE)).sum()
+        }
+        Matrix::F32 { .. } => 0,
+    };
+    let bytes: usize = weights.matrices_mut(tied).iter().map(nested).sum();
+    let arena = Arena::new(bytes, LINE)?;
+    for matrix in weights.matrices_mut(tied) {
+        let Matrix::Nested(n) = matrix else { continue };
+        let mut check = DenseCheck::default();
+        let copy = n.try_map(|plane| {
+            let mut slab = arena.alloc(plane.len(), End::Low).expect("the arena was made for these planes");
+            slab.copy_from_slice(plane);
+            check.add(plane.as_ptr().addr(), &slab);
+            store::release(plane);
+            Ok(Bytes::new(Arc::new(slab)))
+        })?;
+        check.finish(sums)?;
+        *n = copy;
+    }
+    if tied {
+        weights.head = weights.embed.clone();
+    }
+    Ok(())
+}
+
 /// Whether two matrices are the same bytes in memory.
-fn same(a: &Matrix, b: &Matrix) -> bool {
+pub(super) fn same(a: &Matrix, b: &Matrix) -> bool {
     match (a, b) {
         (Matrix::F32 { data: a, .. }, Matrix::F32 { data: b, .. }) => Arc::ptr_eq(a, b),
         (Matrix::Nested(a), Matrix::Nested(b)) => std::ptr::eq(a.codes(0), b.codes(0)),

@@ -8,7 +8,7 @@ use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
 use crate::model::forward::Want;
 use crate::model::{Model, State};
-use crate::telemetry::GpuStats;
+use crate::telemetry::{GpuFault, GpuStats};
 
 /// The processor that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,21 +109,32 @@ pub(super) enum Timeline {
     Cpu(Box<State<CpuBackend>>),
     #[cfg(feature = "gpu")]
     Gpu(Box<State<GpuBackend>>),
+    /// It was on a device that was lost.
+    Gone {
+        capacity: usize,
+        chunk: usize,
+    },
+}
+
+/// The CPU as the options ask for it.
+pub(super) fn cpu_options(options: &EngineOptions, kv_single: bool) -> CpuOptions {
+    CpuOptions {
+        threads: options.threads,
+        isa: options.isa,
+        cores: options.cores.clone(),
+        kv_single,
+        trace: options.streaming.trace.clone(),
+    }
 }
 
 impl Processor {
+    pub(super) fn cpu_with(options: CpuOptions) -> Result<Self> {
+        Ok(Processor::Cpu(Box::new(CpuBackend::new(options)?)))
+    }
+
     pub(super) fn open(adapter: Option<Adapter>, options: &EngineOptions, needs: &Needs) -> Result<Self> {
         match adapter {
-            None => {
-                let cpu = CpuOptions {
-                    threads: options.threads,
-                    isa: options.isa,
-                    cores: options.cores.clone(),
-                    kv_single: needs.kv_single,
-                    trace: options.streaming.trace.clone(),
-                };
-                Ok(Processor::Cpu(Box::new(CpuBackend::new(cpu)?)))
-            }
+            None => Self::cpu_with(cpu_options(options, needs.kv_single)),
             #[cfg(feature = "gpu")]
             Some(Adapter(index)) => {
                 let gpu = GpuOptions {
@@ -187,6 +198,32 @@ impl Processor {
         }
     }
 
+    /// Lets go of a device and all that this backend keeps on it.
+    pub(super) fn abandon(&self) {
+        #[cfg(feature = "gpu")]
+        if let Processor::Gpu(gpu) = self {
+            gpu.abandon();
+        }
+    }
+
+    /// For tests: makes a device fail after so many more submissions.
+    pub(super) fn lose_after(&self, submissions: u64, fault: GpuFault) {
+        #[cfg(feature = "gpu")]
+        if let Processor::Gpu(gpu) = self {
+            gpu.lose_after(submissions, fault);
+        }
+        let _ = (submissions, fault);
+    }
+
+    /// Whether a device has failed: nothing can be computed on it any more.
+    pub(super) fn failed(&self) -> bool {
+        match self {
+            Processor::Cpu(_) => false,
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.failed(),
+        }
+    }
+
     /// Brings all weights to a device and finds out whether it can compute with them: a token through the model. Nothing
     /// for the CPU.
     ///
@@ -227,7 +264,6 @@ impl Processor {
             (Processor::Gpu(gpu), Timeline::Gpu(state)) => {
                 model.forward(&**gpu, state, tokens, pos, want, each)
             }
-            #[cfg(feature = "gpu")]
             _ => unreachable!("a timeline belongs to the processor that made it"),
         }
     }
@@ -240,6 +276,7 @@ impl Timeline {
             Timeline::Cpu(state) => state.capacity(),
             #[cfg(feature = "gpu")]
             Timeline::Gpu(state) => state.capacity(),
+            Timeline::Gone { capacity, .. } => *capacity,
         }
     }
 
@@ -249,6 +286,12 @@ impl Timeline {
             Timeline::Cpu(state) => state.chunk(),
             #[cfg(feature = "gpu")]
             Timeline::Gpu(state) => state.chunk(),
+            Timeline::Gone { chunk, .. } => *chunk,
         }
+    }
+
+    /// Whether a device holds it.
+    pub(super) fn is_gpu(&self) -> bool {
+        !matches!(self, Timeline::Cpu(_) | Timeline::Gone { .. })
     }
 }

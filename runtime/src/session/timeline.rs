@@ -1,7 +1,8 @@
 //! One timeline: a KV cache, the tokens in it, and how many were ever computed.
 
-use super::engine::{Booking, Engine};
+use super::engine::Engine;
 use super::processor::Timeline;
+use super::processors::{Booking, Computing};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::MANY;
 use crate::model::forward::Want;
@@ -28,9 +29,30 @@ pub struct Session {
     engine: Engine,
     state: Timeline,
     tokens: Vec<u32>,
+    /// How many of them the cache holds: all, but for those that were lost with a device and are to be read again.
+    held: usize,
     processed: u64,
     /// Its part of the budget.
-    _booking: Booking,
+    booking: Option<Booking>,
+}
+
+/// What the caller of [`Session::append`] wants of the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Those of every token.
+    All,
+    /// Those of the last one.
+    Last,
+}
+
+/// What happens while tokens are appended.
+pub(super) enum Step<'a> {
+    /// So many of them are done.
+    Read(usize),
+    /// Logits at a token, by its index.
+    Logits(usize, &'a [f32]),
+    /// The GPU is gone, for the reason given in one line; the CPU reads again what was lost with it, and goes on.
+    Moved(&'a str),
 }
 
 impl Engine {
@@ -47,12 +69,25 @@ impl Engine {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
             chunk => chunk.unwrap_or(if plan.is_tight() { plan.chunk } else { DEFAULT_CHUNK }).min(context),
         };
-        let chunk = chunk.min(self.processor().longest_chunk());
-        let booking = self.book(context, chunk)?;
-        let state = self.processor().timeline(self.model(), context, chunk)?;
-        let tokens = Vec::with_capacity(context);
-        Ok(Session { engine: self.clone(), state, tokens, processed: 0, _booking: booking })
+        let on = if self.lost().is_some() { self.processors().take_over()? } else { self.processors().now() };
+        let (booking, state) = match place(on, context, chunk) {
+            // Nobody has noticed yet. A device that only has no room for one more goes on with those it has.
+            Err(Error::Device(why)) if on.processor.failed() => {
+                self.processors().lose(&why);
+                place(self.processors().take_over()?, context, chunk)?
+            }
+            other => other?,
+        };
+        let (tokens, booking) = (Vec::with_capacity(context), Some(booking));
+        Ok(Session { engine: self.clone(), state, tokens, held: 0, processed: 0, booking })
     }
+}
+
+/// Memory for a timeline, and its part of the budget.
+fn place(on: &Computing, context: usize, chunk: usize) -> Result<(Booking, Timeline)> {
+    let chunk = chunk.min(on.processor.longest_chunk());
+    let booking = on.book(context, chunk)?;
+    Ok((booking, on.processor.timeline(&on.model, context, chunk)?))
 }
 
 /// # Errors
@@ -70,7 +105,7 @@ impl Session {
         &self.engine
     }
 
-    /// The tokens in the cache.
+    /// The tokens so far: those in the cache, and after an error of a GPU those that were in its cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -89,6 +124,7 @@ impl Session {
     /// Forgets everything after the first `len` tokens.
     pub fn rewind(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.held = self.held.min(len);
     }
 
     /// Appends `tokens` and returns the logits (`[vocab]`, unnormalised log probabilities of the next token) at each.
@@ -105,19 +141,24 @@ impl Session {
     ///
     /// # Errors
     /// `ContextFull` where they do not fit, `Invalid` for a token outside the vocabulary; nothing is appended then.
+    /// `Budget` where a GPU was lost and the budget has no room for the CPU in its place: the session knows its tokens
+    /// still, but can compute no more.
     pub fn for_each_logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.append(tokens, true, None, &mut |_| (), each)
+        self.append(tokens, Wish::All, None, &mut |step| {
+            if let Step::Logits(i, logits) = step {
+                each(i, logits);
+            }
+        })
     }
 
-    /// Appends `tokens` chunk by chunk; `each` gets the logits of all of them or of the last. `progress` hears how many
-    /// are done after each chunk. On cancellation the chunks done stay.
+    /// Appends `tokens` chunk by chunk. On cancellation the chunks done stay. Where a GPU fails, the CPU takes the
+    /// timeline over in the middle of it: no step is heard twice.
     pub(super) fn append(
         &mut self,
         tokens: &[u32],
-        all: bool,
+        wish: Wish,
         cancel: Option<&CancelToken>,
-        progress: &mut dyn FnMut(usize),
-        each: &mut dyn FnMut(usize, &[f32]),
+        hear: &mut dyn FnMut(Step),
     ) -> Result<()> {
         let needed = self.tokens.len() + tokens.len();
         if needed > self.context() {
@@ -127,36 +168,80 @@ impl Session {
         if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
             return Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")));
         }
-        let mut done = 0;
+        // Tokens done, and tokens whose logits were heard: more, where a device fails between two rows of them.
+        let (mut done, mut heard) = (0, 0);
         while done < tokens.len() {
+            self.catch_up(cancel, hear)?;
+            check(cancel)?;
             let rest = &tokens[done..];
             let chunk = &rest[..piece(rest.len(), self.state.chunk())];
-            if cancel.is_some_and(CancelToken::is_cancelled) {
-                return Err(Error::Cancelled);
-            }
-            let want = match (all, done + chunk.len() == tokens.len()) {
-                (true, _) => Want::All,
-                (false, true) => Want::Last,
-                (false, false) => Want::Nothing,
+            let want = match (wish, done + chunk.len() == tokens.len()) {
+                (Wish::All, _) => Want::All,
+                (Wish::Last, true) => Want::Last,
+                (Wish::Last, false) => Want::Nothing,
             };
-            let (engine, pos) = (self.engine.clone(), self.tokens.len());
-            engine.processor().forward(
-                engine.model(),
-                &mut self.state,
-                chunk,
-                pos,
-                want,
-                &mut |i, logits| {
-                    each(done + i, logits);
-                },
-            )?;
+            let computed = self.forward(chunk, want, &mut |i, logits| {
+                if done + i >= heard {
+                    heard = done + i + 1;
+                    hear(Step::Logits(done + i, logits));
+                }
+            });
+            if !self.stays(computed)? {
+                continue;
+            }
             self.tokens.extend_from_slice(chunk);
-            self.processed += chunk.len() as u64;
+            self.held = self.tokens.len();
             done += chunk.len();
-            progress(done);
+            hear(Step::Read(done));
         }
         Ok(())
     }
+
+    /// Takes `chunk` through the model behind what the cache holds.
+    fn forward(&mut self, chunk: &[u32], want: Want, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let engine = self.engine.clone();
+        let on = engine.processors().of(self.state.is_gpu());
+        on.processor.forward(&on.model, &mut self.state, chunk, self.held, want, each)?;
+        self.processed += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Whether something was computed where this timeline lies. Where the device has failed, that is nowhere any more.
+    fn stays(&mut self, computed: Result<()>) -> Result<bool> {
+        match computed {
+            Err(Error::Device(why)) if self.state.is_gpu() => {
+                self.engine.processors().lose(&why);
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Moves to the CPU, if the GPU that held this timeline is lost, and reads again what was lost with it.
+    fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: &mut dyn FnMut(Step)) -> Result<()> {
+        let engine = self.engine.clone();
+        if let Some(why) = engine.lost().filter(|_| !matches!(self.state, Timeline::Cpu(_))) {
+            let (capacity, chunk) = (self.state.capacity(), self.state.chunk());
+            // What it had is given back first.
+            self.state = Timeline::Gone { capacity, chunk };
+            (self.held, self.booking) = (0, None);
+            let (booking, state) = place(engine.processors().take_over()?, capacity, chunk)?;
+            (self.booking, self.state) = (Some(booking), state);
+            hear(Step::Moved(why));
+        }
+        while self.held < self.tokens.len() {
+            check(cancel)?;
+            let n = piece(self.tokens.len() - self.held, self.state.chunk());
+            let chunk = self.tokens[self.held..self.held + n].to_vec();
+            self.forward(&chunk, Want::Nothing, &mut |_, _| ())?;
+            self.held += n;
+        }
+        Ok(())
+    }
+}
+
+fn check(cancel: Option<&CancelToken>) -> Result<()> {
+    if cancel.is_some_and(CancelToken::is_cancelled) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// How many of `left` tokens to take at once, where up to `chunk` can be. The last piece of a longer prompt is not left

@@ -4,6 +4,7 @@
 //! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
 
 use crate::error::{Error, Result};
+use crate::telemetry::GpuFault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -190,6 +191,22 @@ impl Device {
     /// Keeps an error of an operation that returns nothing.
     pub(super) fn fail(&self, what: impl Into<String>) {
         self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what.into());
+    }
+
+    /// Goes wrong, for tests, in the way that a driver would.
+    pub(super) fn suffer(&self, fault: GpuFault) {
+        use wgpu::BufferUsages as U;
+        match fault {
+            GpuFault::Lost => self.device.destroy(),
+            // As an operation that returns nothing says it.
+            GpuFault::OutOfMemory => self.fail("out of memory: no 1 MB for a test"),
+            GpuFault::Invalid => {
+                // No backend maps what kernels bind.
+                let usage = U::MAP_READ | U::MAP_WRITE | U::STORAGE;
+                let what = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+                drop(self.device.create_buffer(&what));
+            }
+        }
     }
 
     /// Memory of `bytes`, zeroed, for kernels to read and write.

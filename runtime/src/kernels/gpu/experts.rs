@@ -99,6 +99,12 @@ impl Experts {
         Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0, clock: 0 })
     }
 
+    /// Lets go of all experts.
+    pub(super) fn forget(&mut self) {
+        self.layers.clear();
+        self.table_entries = 0;
+    }
+
     /// A layer's slots, made when it is first seen.
     fn open(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<()> {
         if self.layers.contains_key(&of.layer) {

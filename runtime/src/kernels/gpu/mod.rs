@@ -26,7 +26,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::quant::{Level, Matrix};
-use crate::telemetry::GpuStats;
+use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
 use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
 use experts::{Experts, Room};
@@ -158,6 +158,31 @@ impl GpuBackend {
         stats.uploaded_bytes += state.weights.uploaded_bytes;
         stats.held_bytes = self.gpu.held();
         stats
+    }
+
+    /// Gives up the device with everything that this backend keeps on it. Operations that can fail do from now on.
+    pub fn abandon(&self) {
+        self.gpu.fail("the device was given up");
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.recorder.forget();
+        state.weights = Weights::default();
+        state.experts.forget();
+        for grown in [&mut state.hidden, &mut state.ups, &mut state.choices, &mut state.jobs] {
+            *grown = Grown::default();
+        }
+        self.gpu.device.destroy();
+    }
+
+    /// Whether something has gone wrong for good.
+    pub fn failed(&self) -> bool {
+        self.gpu.check().is_err()
+    }
+
+    /// For tests: the device fails as `fault` says after so many more submissions.
+    #[doc(hidden)]
+    pub fn lose_after(&self, submissions: u64, fault: GpuFault) {
+        self.lock().recorder.fault = Some((submissions, fault));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -4,7 +4,7 @@
 use super::device::{Device, Memory};
 use super::params::Params;
 use crate::error::{Error, Result};
-use crate::telemetry::GpuStats;
+use crate::telemetry::{GpuFault, GpuStats};
 use dollop_shaders::{SHADERS, Shader, Variant, find};
 use std::collections::HashMap;
 
@@ -37,6 +37,8 @@ pub(super) struct Recorder {
     landing: Option<Memory>,
     landing_bytes: u64,
     pub(super) stats: GpuStats,
+    /// What goes wrong after how many more submissions, in tests.
+    pub(super) fault: Option<(u64, GpuFault)>,
 }
 
 impl Drop for Recorder {
@@ -58,6 +60,7 @@ impl Recorder {
             landing: None,
             landing_bytes: 0,
             stats: GpuStats::default(),
+            fault: None,
         })
     }
 
@@ -214,9 +217,24 @@ impl Recorder {
         self.pass = None;
         self.ring_at = 0;
         if let Some(encoder) = self.encoder.take() {
+            match &mut self.fault {
+                Some((0, fault)) => {
+                    gpu.suffer(*fault);
+                    self.fault = None;
+                }
+                Some((left, _)) => *left -= 1,
+                None => {}
+            }
             gpu.queue.submit([encoder.finish()]);
             self.stats.submits += 1;
         }
+    }
+
+    /// Drops what was recorded, and the bind groups, which hold on to memory.
+    pub(super) fn forget(&mut self) {
+        self.pass = None;
+        self.encoder = None;
+        self.groups.clear();
     }
 
     /// Waits for everything recorded and copies `out.len()` bytes from `from`.

@@ -1,0 +1,154 @@
+//! What an engine computes on: the processor that it was opened on and, where that is a GPU and fails, the CPU in its place.
+//!
+//! The device's weights and caches are gone then, and what the CPU needs instead takes their part of the budget. This
+//! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
+
+use super::engine::ModelInfo;
+use super::parts::{Shape, copy_dense, same};
+use super::plan::MemoryPlan;
+use super::processor::Processor;
+use crate::error::{Error, Result};
+use crate::kernels::cpu::CpuOptions;
+use crate::model::Model;
+use crate::model::file::DenseSums;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// A processor, the model as it reads it, and the memory that both were promised.
+pub(super) struct Computing {
+    pub(super) model: Model,
+    pub(super) processor: Processor,
+    pub(super) info: ModelInfo,
+    pub(super) plan: MemoryPlan,
+    /// Bytes of sessions that are open.
+    sessions: Arc<AtomicU64>,
+}
+
+pub(super) struct Processors {
+    pub(super) first: Computing,
+    /// How the CPU is opened, should it have to take over.
+    cpu: CpuOptions,
+    /// Checksums of the always-used weights, which the CPU copies where experts are streamed.
+    sums: DenseSums,
+    /// What became of the GPU, in one line.
+    lost: OnceLock<String>,
+    second: OnceLock<Computing>,
+    /// Held while `second` is made.
+    making: Mutex<()>,
+}
+
+impl Computing {
+    pub(super) fn new(model: Model, processor: Processor, info: ModelInfo, plan: MemoryPlan) -> Computing {
+        Computing { model, processor, info, plan, sessions: Arc::default() }
+    }
+
+    /// Takes memory for a session out of the budget.
+    pub(super) fn book(&self, context: usize, chunk: usize) -> Result<Booking> {
+        let shape = Shape::of(&self.model, self.info.expert_width, self.processor.is_gpu());
+        let bytes = shape.kv(context) + shape.scratch(context, chunk, self.processor.threads());
+        let planned = self.plan.kv_bytes + self.plan.scratch_bytes;
+        let mut open = self.sessions.load(Ordering::Relaxed);
+        loop {
+            if self.plan.is_tight() && open + bytes > planned {
+                return Err(Error::Invalid(format!(
+                    "a session with a context of {context} tokens needs {} MB, and the budget was planned for {} MB of sessions; open the model with a larger context (--ctx) or budget (--memory)",
+                    bytes.div_ceil(1 << 20),
+                    (planned - open.min(planned)) >> 20
+                )));
+            }
+            let sum = open + bytes;
+            match self.sessions.compare_exchange(open, sum, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(Booking { sessions: self.sessions.clone(), bytes }),
+                Err(now) => open = now,
+            }
+        }
+    }
+}
+
+/// Memory of a session, given back when it ends.
+pub(super) struct Booking {
+    sessions: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.sessions.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Processors {
+    pub(super) fn new(first: Computing, cpu: CpuOptions, sums: DenseSums) -> Processors {
+        let (lost, second, making) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        Processors { first, cpu, sums, lost, second, making }
+    }
+
+    /// What computes now.
+    pub(super) fn now(&self) -> &Computing {
+        self.second.get().unwrap_or(&self.first)
+    }
+
+    /// What computes a timeline that lies on a GPU, or does not.
+    pub(super) fn of(&self, gpu: bool) -> &Computing {
+        if gpu { &self.first } else { self.now() }
+    }
+
+    /// What became of the GPU, in one line, where it failed.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    /// Gives the GPU up, and with it the memory that it takes.
+    pub(super) fn lose(&self, why: &str) {
+        // A driver's message may have several lines.
+        let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.lost.get_or_init(|| format!("the GPU was lost ({why}); computing on the CPU from here on"));
+        self.first.processor.abandon();
+    }
+
+    /// The CPU in the place of the GPU that was lost.
+    ///
+    /// # Errors
+    /// `Budget` where the budget does not hold what the CPU needs; those of opening it and of reading weights. It may be
+    /// tried again.
+    pub(super) fn take_over(&self) -> Result<&Computing> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(second) = self.second.get() {
+            return Ok(second);
+        }
+        let first = &self.first;
+        let plan = self.plan()?;
+        let mut model = first.model.clone();
+        if plan.streaming {
+            let tied = same(&model.weights.embed, &model.weights.head);
+            copy_dense(&mut model.weights, tied, &self.sums)?;
+        }
+        let processor = Processor::cpu_with(self.cpu.clone())?;
+        let info = ModelInfo { backend: processor.name(), ..first.info.clone() };
+        Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
+    }
+
+    /// The plan with the CPU's keys, values and scratch in the place of the device's, and no experts there. What the
+    /// driver took on the host stays counted: it may not give that back.
+    fn plan(&self) -> Result<MemoryPlan> {
+        let Computing { model, info, plan, .. } = &self.first;
+        let shape = Shape::of(model, info.expert_width, false);
+        let threads = self.cpu.cores.as_ref().map_or(self.cpu.threads, |c| self.cpu.threads.max(c.len()));
+        let plan = MemoryPlan {
+            gpu: false,
+            kv_bytes: shape.kv(plan.context),
+            scratch_bytes: shape.scratch(plan.context, plan.chunk, threads),
+            device_expert_bytes: 0,
+            ..plan.clone()
+        };
+        let smallest = plan.total_bytes();
+        match plan.budget {
+            Some(budget) if budget < smallest => {
+                let lost = self.lost().unwrap_or_default();
+                let hint = format!(" to compute on the CPU ({lost}); the session's tokens are kept");
+                Err(Error::Budget { budget, smallest, hint })
+            }
+            _ => Ok(plan),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Gates 40–42: a GPU that fails in the middle of a session. The CPU reads again what was lost and goes on; no token is lost
+//! or repeated; what a budget cannot hold is refused and the tokens are kept.
+
+use dollop::quant::Level;
+use dollop::sampler::Sampling;
+use dollop::sched::Precision;
+use dollop::{
+    BackendChoice, Engine, EngineOptions, Error, Event, GenerateOptions, GpuFault, Outcome, Session,
+    SessionOptions,
+};
+use dollop_tests::{default_model, has_gpu};
+
+fn on_gpu() -> EngineOptions {
+    EngineOptions {
+        backend: BackendChoice::Gpu(None),
+        threads: 2,
+        context: Some(96),
+        chunk: Some(16),
+        ..EngineOptions::default()
+    }
+}
+
+fn open(options: &EngineOptions) -> Engine {
+    Engine::open(&default_model(), options).unwrap()
+}
+
+/// Tokens of an answer.
+const TOKENS: usize = 12;
+
+/// Continued with clear margins: the CPU, which rounds activations, says what the GPU says.
+const PROMPT: &str = "The capital of France is Paris, a city on the river Seine. The capital of Italy is Rome. The capital of Spain is";
+
+/// When the GPU fails.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    Never,
+    /// After so many more submissions than opening took.
+    Submissions(u64),
+    /// When so many tokens were generated.
+    Tokens(usize),
+}
+
+/// Generates greedily; returns the answer, the ids that were heard, and how often the GPU was said to be lost.
+fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -> (Outcome, Vec<u32>, usize) {
+    let options = GenerateOptions {
+        max_tokens: TOKENS,
+        sampling: Sampling::greedy(),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let prompt = engine.encode_text(PROMPT).unwrap();
+    assert!(prompt.len() > 16, "a prompt of more than a chunk");
+    if let When::Submissions(n) = when {
+        engine.lose_gpu(n, fault);
+    }
+    let (mut ids, mut moved) = (Vec::new(), 0);
+    let outcome = session.generate(&prompt, &options, &mut |event| match event {
+        Event::Token { id, .. } => {
+            ids.push(id);
+            if matches!(when, When::Tokens(n) if n == ids.len()) {
+                engine.lose_gpu(0, fault);
+            }
+        }
+        Event::GpuLost { note } => {
+            assert!(note.contains("the GPU was lost (") && !note.contains('\n'), "{note}");
+            moved += 1;
+        }
+        _ => {}
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.tokens, ids, "a token is lost or repeated");
+    assert_eq!(ids.len(), TOKENS);
+    assert_eq!(session.tokens(), [&prompt[..], &ids[..TOKENS - 1]].concat());
+    (outcome, ids, moved)
+}
+
+fn session(engine: &Engine) -> Session {
+    engine.session(SessionOptions { context: Some(96), chunk: Some(16) }).unwrap()
+}
+
+/// The CPU's answer with what the options ask for.
+fn on_cpu(options: &EngineOptions) -> Vec<u32> {
+    let engine = open(&EngineOptions { backend: BackendChoice::Cpu, ..options.clone() });
+    answer(&engine, &mut session(&engine), When::Never, GpuFault::Lost).1
+}
+
+/// Loses the GPU at some points of a session; afterwards the CPU computes, for a second session as well.
+fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuFault)]) {
+    for &(when, fault) in points {
+        let engine = open(options);
+        assert!(engine.gpu_stats().is_some());
+        let (kv, mut first) = (engine.memory_plan().kv_bytes, session(&engine));
+        let (_, ids, moved) = answer(&engine, &mut first, when, fault);
+        let at = format!("{when:?}, {fault:?}");
+        assert_eq!(moved, 1, "{at}: the GPU was not lost");
+        assert!(engine.note().is_some_and(|n| n.contains("computing on the CPU")), "{at}");
+        assert!(engine.gpu_stats().is_none() && engine.info().backend.starts_with("CPU"), "{at}");
+        assert!(!engine.memory_plan().gpu && kv > 0);
+        if let Some(want) = want {
+            assert_eq!(ids, want, "{at}: another text than the CPU's");
+        }
+        drop(first);
+        let (_, again, moved) = answer(&engine, &mut session(&engine), When::Never, fault);
+        assert_eq!(moved, 0, "{at}: a session that never was on the GPU");
+        if let Some(want) = want {
+            assert_eq!(again, want, "{at}: the second session");
+        }
+    }
+}
+
+/// A budget that leaves each copy of the experts about a third of what they take at the floor.
+fn streamed(precision: Precision) -> EngineOptions {
+    let mut o = EngineOptions { precision: Some(precision), ..on_gpu() };
+    let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
+    let bits = precision.floor().bits();
+    let levels = plan(smallest).unwrap().levels;
+    let experts = levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
+    let memory = smallest + 2 * experts / 3;
+    assert!(plan(memory).unwrap().streaming);
+    o.memory = Some(memory);
+    o
+}
+
+#[test]
+fn gate_40_a_session_goes_on_on_the_cpu_when_the_gpu_fails() {
+    if !has_gpu() {
+        return;
+    }
+    let options = on_gpu();
+    let want = on_cpu(&options);
+    let lost = GpuFault::Lost;
+    let points = [
+        (When::Tokens(9), lost),
+        (When::Tokens(5), GpuFault::OutOfMemory),
+        (When::Tokens(1), GpuFault::Invalid),
+        // In the prompt: its first submission, and one after a chunk is done.
+        (When::Submissions(0), lost),
+    ];
+    survives(&options, Some(&want), &points);
+}
+
+#[test]
+fn gate_40_in_streaming_too() {
+    if !has_gpu() {
+        return;
+    }
+    let options = streamed(Precision::Exact(Level::B4));
+    let want = on_cpu(&options);
+    // A layer of a prompt's chunk is a submission and more: in the first chunk, in the second, and in an answer.
+    let points = [When::Submissions(3), When::Submissions(70), When::Tokens(7)];
+    survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
+    let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
+    survives(&options, None, &[(When::Submissions(3), GpuFault::Lost)]);
+    // What adaptive precision decides is a function of the tokens and of where the GPU was lost (R3).
+    let again = || {
+        let engine = open(&options);
+        answer(&engine, &mut session(&engine), When::Tokens(7), GpuFault::Lost).1
+    };
+    assert_eq!(again(), again());
+}
+
+#[test]
+fn gate_41_sessions_beside_it_move_as_well_and_logits_come_once() {
+    if !has_gpu() {
+        return;
+    }
+    let engine = open(&on_gpu());
+    let ids: Vec<u32> = (0..40u32).map(|i| 1000 + 37 * i).collect();
+    let mut sessions = [session(&engine), session(&engine)];
+    for s in &mut sessions {
+        s.logits(&ids[..20]).unwrap();
+    }
+    // Between two rows of logits of one call.
+    engine.lose_gpu(3, GpuFault::Lost);
+    for s in &mut sessions {
+        let mut heard = Vec::new();
+        s.for_each_logits(&ids[20..], &mut |i, logits| {
+            assert!(logits.iter().all(|x| x.is_finite()));
+            heard.push(i);
+        })
+        .unwrap();
+        assert_eq!(heard, (0..20).collect::<Vec<_>>());
+        assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 60));
+    }
+    assert!(engine.lost().is_some());
+    let cpu = open(&EngineOptions { backend: BackendChoice::Cpu, ..on_gpu() });
+    let mut whole = session(&cpu);
+    whole.logits(&ids).unwrap();
+    let want = whole.logits(&[7]).unwrap();
+    for s in &mut sessions {
+        assert!(s.logits(&[7]).unwrap() == want, "a timeline that was read again is another");
+    }
+}
+
+#[test]
+fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
+    if !has_gpu() {
+        return;
+    }
+    // All experts at the lowest level, to the byte; the threads that would take over need more room to attend in than
+    // the driver's part of the scratch leaves.
+    let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
+    let mut o = EngineOptions { threads: 1024, context: Some(4096), ..adaptive };
+    let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
+    let small = plan(smallest).unwrap();
+    let rest = small.total_bytes() - small.expert_bytes - small.device_expert_bytes;
+    o.memory = Some(rest + small.levels.iter().find(|l| l.bits == 2).unwrap().expert_bytes);
+    let engine = open(&o);
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids: Vec<u32> = (0..20u32).map(|i| 1000 + 37 * i).collect();
+    session.logits(&ids[..12]).unwrap();
+    engine.lose_gpu(1, GpuFault::Lost);
+    for _ in 0..2 {
+        let error = session.logits(&ids[12..]).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Budget { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("the GPU was lost (") && text.contains("tokens are kept"), "{text}");
+        assert_eq!(session.tokens(), &ids[..12]);
+    }
+    assert!(matches!(engine.session(SessionOptions::default()), Err(Error::Budget { .. })));
+}
