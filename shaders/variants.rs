@@ -28,6 +28,8 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("combine", &[]),
     ("elementwise", &[Axis::Op]),
     ("gate_rows", &[]),
+    ("argmax", &[]),
+    ("top_k", &[]),
 ];
 
 /// Operations of `elementwise`: add, copy, SwiGLU.

@@ -1,14 +1,15 @@
-//! Gates 20–25: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU; results
+//! Gates 20–25 and 43: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU; results
 //! depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
 use dollop::quant::Level;
 use dollop::sampler::Sampling;
 use dollop::sched::Precision;
 use dollop::{
-    BackendChoice, Chat, Engine, EngineOptions, Error, GenerateOptions, GpuStats, Overflow, SessionOptions,
+    BackendChoice, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, GpuStats, Overflow,
+    SessionOptions,
 };
 use dollop_tests::tiny::{self, Tiny};
-use dollop_tests::{default_model, has_gpu};
+use dollop_tests::{chosen_among_all, default_model, has_gpu};
 use std::path::Path;
 
 const BOUND: f32 = 2e-3;
@@ -236,6 +237,45 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     // The CPU, which stops for nobody, gives every expert the bits that it is worth.
     o.backend = BackendChoice::Cpu;
     assert!(!Engine::plan(&default_model(), &o).unwrap().lowered);
+}
+
+#[test]
+fn gate_43_a_token_is_chosen_on_the_device_and_costs_eight_bytes_a_candidate() {
+    if !has_gpu() {
+        return;
+    }
+    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
+    let options = SessionOptions { context: Some(64), chunk: None };
+    let prompt = engine.encode_text("Once upon a time there was").unwrap();
+    let seeded = Sampling { temperature: 1.5, seed: 7, ..Sampling::default() };
+    let penalized = Sampling { repeat_penalty: 1.3, ..Sampling::greedy() };
+    let whole = 4 * engine.info().vocab as u64;
+    for (sampling, bytes) in [(Sampling::greedy(), 8), (seeded, 8 * 40), (penalized, whole)] {
+        let generate = GenerateOptions {
+            max_tokens: 5,
+            sampling: sampling.clone(),
+            ignore_eos: true,
+            ..GenerateOptions::default()
+        };
+        let mut session = engine.session(options).unwrap();
+        // Buffers grow to what this sampling needs.
+        session.generate(&prompt, &generate, &mut |_| ()).unwrap();
+        let mut before = engine.gpu_stats().unwrap();
+        let mut tokens = 0;
+        let outcome = session.generate(&prompt, &generate, &mut |event| {
+            let Event::Token { .. } = event else { return };
+            let after = engine.gpu_stats().unwrap();
+            let [_, submits, readbacks, uploaded] = since(&after, &before);
+            assert_eq!((submits, readbacks, uploaded), (1, 1, 0), "{sampling:?}");
+            assert_eq!(after.read_bytes - before.read_bytes, bytes, "{sampling:?}");
+            assert_eq!((after.held_bytes, after.pipelines), (before.held_bytes, before.pipelines));
+            (before, tokens) = (after, tokens + 1);
+        });
+        assert_eq!(tokens, 5);
+        let mut session = engine.session(options).unwrap();
+        let want = chosen_among_all(&mut session, &prompt, &sampling, 5);
+        assert_eq!(outcome.unwrap().tokens, want, "{sampling:?}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
 };
-use dollop_tests::{default_model, tiny::Tiny};
+use dollop_tests::{chosen_among_all, default_model, tiny::Tiny};
 
 fn engine() -> Engine {
     Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
@@ -164,6 +164,34 @@ fn a_full_context_is_an_error_or_slides_and_keeps_the_system_prompt() {
     assert!(sliding.messages().len() < 1 + 2 * 8, "nothing was forgotten");
     let long = "word ".repeat(300);
     assert!(matches!(sliding.send(&long, &greedy(4), &mut |_| ()), Err(Error::ContextFull { .. })));
+}
+
+#[test]
+fn the_likeliest_tokens_are_enough_to_choose_among() {
+    let engine = engine();
+    let options = SessionOptions { context: Some(64), chunk: None };
+    let prompt = engine.encode_text("Once upon a time there was").unwrap();
+    let seeded = |with: Sampling| Sampling { temperature: 1.5, seed: 7, ..with };
+    let few = seeded(Sampling { top_k: 30, ..Sampling::default() });
+    let penalized = seeded(Sampling { repeat_penalty: 1.3, ..Sampling::default() });
+    for sampling in [Sampling::greedy(), few, penalized, seeded(Sampling { top_k: 0, ..Sampling::default() })]
+    {
+        let generate = GenerateOptions { sampling: sampling.clone(), ignore_eos: true, ..greedy(20) };
+        let mut session = engine.session(options).unwrap();
+        let tokens = session.generate(&prompt, &generate, &mut |_| ()).unwrap().tokens;
+        let mut session = engine.session(options).unwrap();
+        assert_eq!(tokens, chosen_among_all(&mut session, &prompt, &sampling, 20), "{sampling:?}");
+    }
+    let mut session = engine.session(options).unwrap();
+    let best = session.best(&prompt, 5).unwrap();
+    session.rewind(0);
+    let logits = session.logits(&prompt).unwrap().pop().unwrap();
+    assert!(best.len() == 5 && best.iter().all(|&(id, logit)| logits[id as usize] == logit));
+    assert_eq!(best[0].0, dollop::sampler::argmax(&logits));
+    for k in [0, dollop::kernels::MAX_BEST + 1] {
+        assert!(matches!(session.best(&[1], k), Err(Error::Invalid(_))));
+    }
+    assert!(matches!(session.best(&[], 1), Err(Error::Invalid(_))));
 }
 
 #[test]

@@ -123,6 +123,8 @@ pub struct GpuStats {
     pub submits: u64,
     /// Waits for a result.
     pub readbacks: u64,
+    /// Bytes of those results.
+    pub read_bytes: u64,
     /// Pipelines made.
     pub pipelines: u64,
     /// Bytes of weights copied to the device.

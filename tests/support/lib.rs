@@ -1,8 +1,27 @@
 //! What several gates share: the tiny models of `goldens/models`, rebuilt from their generator.
 
+use dollop::Session;
+use dollop::sampler::{Sampler, Sampling};
 use std::path::{Path, PathBuf};
 
 pub mod tiny;
+
+/// Tokens that `sampling` chooses after `prompt` among whole logits: what a generation must say that sees only the likeliest.
+pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling.clone()).expect("the numbers make sense");
+    prompt.iter().for_each(|&id| sampler.accept(id));
+    let mut tokens = Vec::new();
+    let mut next = prompt.to_vec();
+    while tokens.len() < n {
+        let mut logits =
+            session.logits(&next).expect("the context is long enough").pop().expect("of the last");
+        let id = sampler.sample(&mut logits);
+        sampler.accept(id);
+        tokens.push(id);
+        next = vec![id];
+    }
+    tokens
+}
 
 /// The root of the clone.
 pub fn root() -> PathBuf {

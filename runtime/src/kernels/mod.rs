@@ -7,11 +7,14 @@
 //!
 //! All buffers hold f32, row-major, one row per token.
 
+mod best;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(test)]
 mod testing;
+
+pub use best::{MAX_BEST, best_of, from_bits};
 
 use crate::error::Result;
 use crate::experts::Expert;
@@ -176,6 +179,15 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..]` to `dst`, after everything before it has finished.
     fn download(&self, src: &Self::Buf, at: usize, dst: &mut [f32]) -> Result<()>;
 
+    /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
+    /// index and value as the bits of values, to be read by [`from_bits`]). `host` is scratch of as many values as `x` has.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn best(&self, x: &Self::Buf, len: usize, k: usize, host: &mut [f32], out: &mut Self::Buf) -> Result<()> {
+        best_on_host(self, x, len, k, host, out)
+    }
+
     /// Copies `src[at..at + len]` to the start of `dst`.
     fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
 
@@ -288,4 +300,18 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `x[..len] += y[..len]`.
     fn add(&self, x: &mut Self::Buf, y: &Self::Buf, len: usize);
+}
+
+/// [`Backend::best`] where the values are brought to the host for it.
+fn best_on_host<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Buf,
+    len: usize,
+    k: usize,
+    host: &mut [f32],
+    out: &mut B::Buf,
+) -> Result<()> {
+    b.download(x, 0, &mut host[..len])?;
+    b.upload(out, 0, &best::best_bits(&host[..len], k)[..2 * k]);
+    Ok(())
 }

@@ -9,8 +9,8 @@ use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
 use crate::experts::{Expert, ExpertSource, Guess, Wanted};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
-    Router,
+    Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable, Routed,
+    RoutedBufs, Router, from_bits,
 };
 use std::sync::Arc;
 
@@ -61,6 +61,10 @@ pub struct State<B: Backend> {
     logits: B::Buf,
     /// One row of logits, where the caller can read it.
     host: Vec<f32>,
+    /// `[MAX_BEST, 2]`: the likeliest tokens and their logits, as the backend writes them; the same on the host; read.
+    best: B::Buf,
+    best_bits: Vec<f32>,
+    likeliest: Vec<(u32, f32)>,
     moe: Option<MoeScratch<B>>,
 }
 
@@ -90,6 +94,8 @@ pub enum Want {
     Nothing,
     /// The last position's.
     Last,
+    /// Of the last position's only so many of the greatest, at most [`MAX_BEST`], in [`State::likeliest`].
+    Best(usize),
     /// Every position's.
     All,
 }
@@ -129,6 +135,9 @@ impl<B: Backend> State<B> {
             attn: backend.alloc(chunk * q_width)?,
             logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
             host: vec![0.0; w.vocab()],
+            best: backend.alloc(2 * MAX_BEST)?,
+            best_bits: vec![0.0; 2 * MAX_BEST],
+            likeliest: Vec::with_capacity(MAX_BEST),
             moe,
         })
     }
@@ -141,13 +150,18 @@ impl<B: Backend> State<B> {
             // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
             chunk * (2 * r.experts + r.top_k * c.d + 1) + 6 * chunk * r.top_k + 16 * r.experts
         });
-        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab;
+        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST;
         4 * (stream + moe + logits + capacity * (c.rope.dims + 1))
     }
 
     /// Positions that the cache holds.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// The greatest logits that the last call was asked for ([`Want::Best`]), with their tokens, greatest first.
+    pub fn likeliest(&self) -> &[(u32, f32)] {
+        &self.likeliest
     }
 
     /// Tokens that one call may take.
@@ -379,7 +393,7 @@ impl Model {
         let (c, w) = (&self.config, &self.weights);
         let mut first = match want {
             Want::Nothing => return Ok(()),
-            Want::Last => n - 1,
+            Want::Last | Want::Best(_) => n - 1,
             Want::All => 0,
         };
         while first < n {
@@ -388,6 +402,13 @@ impl Model {
             let norm = Norm { weight: &w.norm, eps: c.norm_eps };
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
             b.norm_linear(&s.h, norm, rows, &mut s.y, &mut [head]);
+            if let Want::Best(k) = want {
+                b.best(&s.logits, w.vocab(), k, &mut s.host, &mut s.best)?;
+                let bits = &mut s.best_bits[..2 * k];
+                b.download(&s.best, 0, bits)?;
+                from_bits(bits, &mut s.likeliest);
+                return Ok(());
+            }
             for row in 0..rows {
                 b.download(&s.logits, row * w.vocab(), &mut s.host)?;
                 each(first + row, &s.host);

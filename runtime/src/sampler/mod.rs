@@ -103,6 +103,27 @@ impl Sampler {
         self.last.push_back(token);
     }
 
+    /// How many of the likeliest tokens are enough to choose among ([`Sampler::sample_best`]); `None` where it takes all
+    /// logits.
+    pub fn enough(&self) -> Option<usize> {
+        match (self.penalizes(), self.with.temperature == 0.0, self.with.top_k) {
+            (false, true, _) => Some(1),
+            (false, false, k) if k > 0 => Some(k),
+            _ => None,
+        }
+    }
+
+    /// The next token, chosen among the [`Sampler::enough`] likeliest, which are listed with their logits, likeliest first
+    /// (of equals the lower id first), NaN left out. The same as [`Sampler::sample`] says.
+    pub fn sample_best(&mut self, best: &[(u32, f32)]) -> u32 {
+        if self.with.temperature == 0.0 {
+            return best.first().filter(|b| b.1 > f32::NEG_INFINITY).map_or(0, |b| b.0);
+        }
+        self.candidates.clear();
+        self.candidates.extend_from_slice(best);
+        self.choose()
+    }
+
     /// The next token. Penalties are applied to `logits` in place.
     ///
     /// # Panics
@@ -115,15 +136,25 @@ impl Sampler {
         self.candidates.clear();
         let finite = |(i, &x): (usize, &f32)| (!x.is_nan()).then_some((i as u32, x));
         self.candidates.extend(logits.iter().enumerate().filter_map(finite));
-        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        // Zeros are equal, as they are to `argmax`.
+        let descending =
+            |a: &(u32, f32), b: &(u32, f32)| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0));
         let k = self.with.top_k;
         if k > 0 && k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, descending);
             self.candidates.truncate(k);
         }
         self.candidates.sort_unstable_by(descending);
-        let Some(&(best, max)) = self.candidates.first().filter(|c| c.1.is_finite()) else {
-            return argmax(logits);
+        self.choose()
+    }
+
+    /// One of the candidates, which are in order.
+    fn choose(&mut self) -> u32 {
+        let (best, max) = match self.candidates.first() {
+            Some(&first) if first.1.is_finite() => first,
+            // Nothing can be weighed against infinity.
+            Some(&(best, f32::INFINITY)) => return best,
+            _ => return 0,
         };
         let mut sum = 0.0f64;
         for (_, x) in &mut self.candidates {
@@ -150,11 +181,16 @@ impl Sampler {
         best
     }
 
+    fn penalizes(&self) -> bool {
+        let Sampling { repeat_penalty, repeat_last_n, presence_penalty, .. } = self.with;
+        repeat_last_n > 0 && (repeat_penalty != 1.0 || presence_penalty != 0.0)
+    }
+
     fn penalize(&self, logits: &mut [f32]) {
-        let Sampling { repeat_penalty, presence_penalty, .. } = self.with;
-        if repeat_penalty == 1.0 && presence_penalty == 0.0 {
+        if !self.penalizes() {
             return;
         }
+        let Sampling { repeat_penalty, presence_penalty, .. } = self.with;
         let mut seen: Vec<u32> = self.last.iter().copied().collect();
         seen.sort_unstable();
         seen.dedup();
@@ -229,6 +265,37 @@ mod tests {
         forgetful.accept(1);
         forgetful.accept(2);
         assert_eq!(forgetful.sample(&mut [1.0, 1.5, -1.0]), 1);
+    }
+
+    #[test]
+    fn the_likeliest_are_enough_where_it_says_so() {
+        let logits: Vec<f32> = (0..300).map(|i| (4.0 * (i as f32 * 0.7).sin()).round() / 4.0).collect();
+        let broken = [
+            vec![f32::NAN; 5],
+            vec![f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY],
+            vec![1.0, f32::INFINITY, f32::INFINITY, f32::NAN],
+            vec![f32::NAN, -0.0, 0.0],
+        ];
+        for with in [Sampling::greedy(), Sampling::default(), Sampling { top_k: 1, ..open() }] {
+            let mut whole = Sampler::new(with).unwrap();
+            let mut few = whole.clone();
+            let k = few.enough().unwrap();
+            for logits in std::iter::repeat_n(&logits, 50).chain(&broken) {
+                let mut best: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+                best.retain(|b| !b.1.is_nan());
+                best.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+                best.truncate(k);
+                assert_eq!(whole.sample(&mut logits.clone()), few.sample_best(&best));
+            }
+        }
+        let enough = |with| Sampler::new(with).unwrap().enough();
+        assert_eq!((enough(open()), enough(Sampling::default())), (None, Some(40)));
+        assert_eq!(enough(Sampling { repeat_penalty: 1.1, ..Sampling::greedy() }), None);
+        assert_eq!(enough(Sampling { presence_penalty: 0.5, ..Sampling::default() }), None);
+        assert_eq!(
+            enough(Sampling { presence_penalty: 0.5, repeat_last_n: 0, ..Sampling::greedy() }),
+            Some(1)
+        );
     }
 
     #[test]

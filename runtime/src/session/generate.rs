@@ -3,6 +3,7 @@
 use super::stop::StopFilter;
 use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
+use crate::kernels::MAX_BEST;
 use crate::sampler::{Sampler, Sampling};
 use crate::telemetry::CancelToken;
 use std::time::Instant;
@@ -134,6 +135,36 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     }
 }
 
+/// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
+struct Next {
+    wish: Wish,
+    logits: Vec<f32>,
+    best: Vec<(u32, f32)>,
+}
+
+impl Next {
+    fn new(sampler: &Sampler) -> Next {
+        let wish = sampler.enough().filter(|&k| k <= MAX_BEST).map_or(Wish::Last, Wish::Best);
+        Next { wish, logits: Vec::new(), best: Vec::new() }
+    }
+
+    fn hear(&mut self, step: Step, on_event: &mut dyn FnMut(Event)) {
+        match step {
+            Step::Read(_) => {}
+            Step::Logits(_, last) => last.clone_into(&mut self.logits),
+            Step::Best(best) => best.clone_into(&mut self.best),
+            Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
+        }
+    }
+
+    fn sample(&mut self, sampler: &mut Sampler) -> u32 {
+        match self.wish {
+            Wish::Best(_) => sampler.sample_best(&self.best),
+            Wish::All | Wish::Last => sampler.sample(&mut self.logits),
+        }
+    }
+}
+
 impl Session {
     /// Makes the timeline read `prompt` and continues it. Whatever the cache already holds of the prompt's beginning is
     /// reused, the rest of the cache is forgotten; afterwards the cache holds the prompt and all but the last of the
@@ -182,11 +213,12 @@ impl Session {
         };
         let fresh = &prompt[reused..];
         let start = Instant::now();
-        let mut logits = Vec::new();
-        let read = self.append(fresh, Wish::Last, Some(&options.cancel), &mut |step| match step {
-            Step::Read(done) => on_event(Event::Prefill { done, total: fresh.len() }),
-            Step::Logits(_, last) => logits.extend_from_slice(last),
-            Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
+        let mut next = Next::new(sampler);
+        let read = self.append(fresh, next.wish, Some(&options.cancel), &mut |step| {
+            if let Step::Read(done) = step {
+                on_event(Event::Prefill { done, total: fresh.len() });
+            }
+            next.hear(step, on_event);
         });
         outcome.prefill_s = start.elapsed().as_secs_f64();
         match read {
@@ -198,7 +230,7 @@ impl Session {
         }
         prompt.iter().for_each(|&t| sampler.accept(t));
         let start = Instant::now();
-        self.decode(&mut logits, options, sampler, on_event, &mut outcome)?;
+        self.decode(next, options, sampler, on_event, &mut outcome)?;
         outcome.decode_s = start.elapsed().as_secs_f64();
         Ok(outcome)
     }
@@ -206,7 +238,7 @@ impl Session {
     /// Samples, shows and appends tokens until something ends the answer.
     fn decode(
         &mut self,
-        logits: &mut Vec<f32>,
+        mut next: Next,
         options: &GenerateOptions,
         sampler: &mut Sampler,
         on_event: &mut dyn FnMut(Event),
@@ -222,7 +254,7 @@ impl Session {
             if options.cancel.is_cancelled() {
                 break StopReason::Cancelled;
             }
-            let id = sampler.sample(logits);
+            let id = next.sample(sampler);
             if engine.special_tokens().ends_turn(id) && !options.ignore_eos {
                 break StopReason::EndOfTurn;
             }
@@ -240,13 +272,9 @@ impl Session {
             if self.tokens().len() == self.context() {
                 break StopReason::ContextFull;
             }
-            logits.clear();
             let start = Instant::now();
-            let read = self.append(&[id], Wish::Last, Some(&options.cancel), &mut |step| match step {
-                Step::Read(_) => {}
-                Step::Logits(_, last) => logits.extend_from_slice(last),
-                Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
-            });
+            let (wish, cancel) = (next.wish, Some(&options.cancel));
+            let read = self.append(&[id], wish, cancel, &mut |step| next.hear(step, on_event));
             match read {
                 Err(Error::Cancelled) => break StopReason::Cancelled,
                 other => other?,

@@ -290,6 +290,16 @@ impl Timeline {
         }
     }
 
+    /// What the last call with [`Want::Best`] found.
+    pub(super) fn likeliest(&self) -> &[(u32, f32)] {
+        match self {
+            Timeline::Cpu(state) => state.likeliest(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.likeliest(),
+            Timeline::Gone { .. } => &[],
+        }
+    }
+
     /// Whether a device holds it.
     pub(super) fn is_gpu(&self) -> bool {
         !matches!(self, Timeline::Cpu(_) | Timeline::Gone { .. })

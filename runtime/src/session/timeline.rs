@@ -4,6 +4,7 @@ use super::engine::Engine;
 use super::processor::Timeline;
 use super::processors::{Booking, Computing};
 use crate::error::{Error, Result};
+use crate::kernels::MAX_BEST;
 use crate::kernels::cpu::MANY;
 use crate::model::forward::Want;
 use crate::telemetry::CancelToken;
@@ -43,6 +44,8 @@ pub(super) enum Wish {
     All,
     /// Those of the last one.
     Last,
+    /// So many of the greatest of the last one.
+    Best(usize),
 }
 
 /// What happens while tokens are appended.
@@ -51,6 +54,8 @@ pub(super) enum Step<'a> {
     Read(usize),
     /// Logits at a token, by its index.
     Logits(usize, &'a [f32]),
+    /// The greatest logits at the last token, with the tokens that they are of.
+    Best(&'a [(u32, f32)]),
     /// The GPU is gone, for the reason given in one line; the CPU reads again what was lost with it, and goes on.
     Moved(&'a str),
 }
@@ -151,6 +156,25 @@ impl Session {
         })
     }
 
+    /// Appends `tokens` and returns the `k` likeliest next tokens with their logits, likeliest first: what a device sends
+    /// back is then no whole vocabulary. Fewer where not so many logits are numbers.
+    ///
+    /// # Errors
+    /// As [`Session::for_each_logits`]; `Invalid` for a `k` of zero or above [`MAX_BEST`], and for no tokens.
+    pub fn best(&mut self, tokens: &[u32], k: usize) -> Result<Vec<(u32, f32)>> {
+        if k == 0 || k > MAX_BEST || tokens.is_empty() {
+            let what = format!("the {k} likeliest after {} tokens", tokens.len());
+            return Err(Error::Invalid(format!("{what}: ask for 1 to {MAX_BEST}, after one token or more")));
+        }
+        let mut best = Vec::with_capacity(k);
+        self.append(tokens, Wish::Best(k), None, &mut |step| {
+            if let Step::Best(found) = step {
+                best.extend_from_slice(found);
+            }
+        })?;
+        Ok(best)
+    }
+
     /// Appends `tokens` chunk by chunk. On cancellation the chunks done stay. Where a GPU fails, the CPU takes the
     /// timeline over in the middle of it: no step is heard twice.
     pub(super) fn append(
@@ -178,7 +202,8 @@ impl Session {
             let want = match (wish, done + chunk.len() == tokens.len()) {
                 (Wish::All, _) => Want::All,
                 (Wish::Last, true) => Want::Last,
-                (Wish::Last, false) => Want::Nothing,
+                (Wish::Best(k), true) => Want::Best(k),
+                (_, false) => Want::Nothing,
             };
             let computed = self.forward(chunk, want, &mut |i, logits| {
                 if done + i >= heard {
@@ -188,6 +213,9 @@ impl Session {
             });
             if !self.stays(computed)? {
                 continue;
+            }
+            if let Want::Best(_) = want {
+                hear(Step::Best(self.state.likeliest()));
             }
             self.tokens.extend_from_slice(chunk);
             self.held = self.tokens.len();

@@ -4,6 +4,7 @@
 //! used and stay. Activations are f32 and are not quantized. An operation's result does not depend on what else is in the
 //! call: the kernels for one token and for many add in the same order.
 
+mod best;
 mod device;
 mod experts;
 mod feed_forward;
@@ -21,7 +22,8 @@ pub use kv::{GpuBuf, GpuKv};
 
 use super::cpu::ScratchShape;
 use super::{
-    Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, RoutedBufs, Router,
+    Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs,
+    Router, best_on_host,
 };
 use crate::error::{Error, Result};
 use crate::experts::Expert;
@@ -90,6 +92,8 @@ struct State {
     choices: Grown,
     /// `[top_k]` jobs of one token.
     jobs: Grown,
+    /// Pairs on the way to the likeliest tokens.
+    best: [Grown; 2],
 }
 
 /// Memory that grows to what is asked for.
@@ -129,6 +133,7 @@ impl GpuBackend {
             ups: Grown::default(),
             choices: Grown::default(),
             jobs: Grown::default(),
+            best: Default::default(),
         };
         gpu.max_binding = gpu.max_binding.min(options.binding_bytes.unwrap_or(u64::MAX) & !255);
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
@@ -142,7 +147,7 @@ impl GpuBackend {
         let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
         let choices =
             2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
-        let words = hidden + choices + vocab + s.context * rope_dims;
+        let words = hidden + choices + vocab + best::most_words(vocab) + s.context * rope_dims;
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
@@ -168,6 +173,7 @@ impl GpuBackend {
         state.recorder.forget();
         state.weights = Weights::default();
         state.experts.forget();
+        state.best = Default::default();
         for grown in [&mut state.hidden, &mut state.ups, &mut state.choices, &mut state.jobs] {
             *grown = Grown::default();
         }
@@ -228,6 +234,14 @@ impl Backend for GpuBackend {
         assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
         let bytes = bytemuck::cast_slice_mut(dst);
         self.lock().recorder.read(&self.gpu, &src.memory, 4 * at as u64, bytes)
+    }
+
+    fn best(&self, x: &GpuBuf, len: usize, k: usize, host: &mut [f32], out: &mut GpuBuf) -> Result<()> {
+        assert!(len <= x.len && (1..=MAX_BEST).contains(&k) && 2 * k <= out.len, "{k} of {len} values");
+        if !best::fits(len, k) {
+            return best_on_host(self, x, len, k, host, out);
+        }
+        self.lock().best(&self.gpu, &x.memory, len, k, &out.memory)
     }
 
     fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {

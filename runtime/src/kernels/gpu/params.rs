@@ -116,6 +116,16 @@ params!(
     GateRows, GateRowsParams { d: u32 }
 );
 
+params!(
+    /// `argmax.wgsl`.
+    Argmax, ArgmaxParams { len: u32, pairs: u32 }
+);
+
+params!(
+    /// `top_k.wgsl`.
+    TopK, TopKParams { len: u32, pairs: u32, k: u32 }
+);
+
 /// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, the number of slots, the
 /// gate of a lone slot, the slots.
 pub(super) const JOB_WORDS: usize = 24;

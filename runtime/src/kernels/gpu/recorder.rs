@@ -257,6 +257,7 @@ impl Recorder {
         encoder.copy_buffer_to_buffer(&from.buffer, at_bytes, &landing.buffer, 0, bytes);
         self.submit(gpu);
         self.stats.readbacks += 1;
+        self.stats.read_bytes += bytes;
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
         let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());

@@ -1,0 +1,137 @@
+//! Routing and routed experts.
+
+use super::*;
+
+#[test]
+fn routing_orders_by_weight_and_breaks_ties_by_index() {
+    let Some(b) = gpu() else { return };
+    let cpu = cpu();
+    for (experts, top_k, tokens) in [(4, 2, 2), (8, 8, 1), (64, 8, 5), (200, 6, 3)] {
+        let mut logits = values(tokens * experts, 3);
+        logits[1] = logits[2];
+        for renormalize in [false, true] {
+            let router = Router { experts, top_k, renormalize, scale: 1.5 };
+            let (mut got, mut want) = (Vec::new(), Vec::new());
+            b.route(&put(&b, &logits), tokens, &router, &mut got).unwrap();
+            cpu.route(&logits, tokens, &router, &mut want).unwrap();
+            let ids = |c: &[Choice]| c.iter().map(|c| c.expert).collect::<Vec<_>>();
+            assert_eq!(ids(&got), ids(&want));
+            let gates = |c: &[Choice]| c.iter().map(|c| c.gate).collect::<Vec<_>>();
+            close("gates", &gates(&got), &gates(&want), 1e-5);
+        }
+    }
+    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0 };
+    let mut out = Vec::new();
+    b.route(&put(&b, &[0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]), 2, &router, &mut out).unwrap();
+    assert_eq!(out[..2].iter().map(|c| c.expert).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(out.len(), 4, "a NaN must not lose a choice");
+}
+
+#[test]
+fn experts_are_their_formula_however_they_are_reached() {
+    let (d, ff, experts, top_k) = (72, 40, 5, 3);
+    for level in [None, Some(Level::B2), Some(Level::B3), Some(Level::B4), Some(Level::B6), Some(Level::B8)] {
+        let level_options = GpuOptions { level: level.unwrap_or(Level::B8), ..GpuOptions::default() };
+        let Some(b) = gpu_with(&level_options) else { return };
+        let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, level, 10 * i as u32 + 1)).collect();
+        let tokens = 23;
+        let x = values(tokens * d, 99);
+        let logits = values(tokens * experts, 7);
+        let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
+        let (input, routed) = (put(&b, &x), put(&b, &logits));
+        let mut choices = Vec::new();
+        b.route(&routed, tokens, &router, &mut choices).unwrap();
+        let by_expert: Vec<Vec<u32>> = (0..experts as u32)
+            .map(|e| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect())
+            .collect();
+        let jobs: Vec<ExpertJob> = (0..experts)
+            .filter(|&e| !by_expert[e].is_empty())
+            .map(|e| ExpertJob { index: e as u32, expert: &all[e], slots: &by_expert[e] })
+            .collect();
+        let of = Routed { layer: 3, experts, top_k, tokens };
+        let mut slots = b.alloc(tokens * top_k * d).unwrap();
+        b.experts(&input, of, &jobs, &mut slots);
+        let mut sum = b.alloc(tokens * d).unwrap();
+        b.combine(&slots, &choices, top_k, d, &mut sum);
+        let sum = get(&b, &sum);
+        for (s, got) in get(&b, &slots).chunks_exact(d).enumerate() {
+            let want = feed_forward(&all[choices[s].expert as usize], &x[s / top_k * d..][..d]);
+            close(&format!("level {level:?}, slot {s}"), got, &want, 2e-4);
+        }
+        // Chosen, sorted and summed on the device, one token at a time or all together: the same to the last bit.
+        let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
+            let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
+            let mut x = put(&b, &vec![0.0; tokens * d]);
+            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x };
+            assert!(b.routed(bufs, tokens, &router, 3, &all).unwrap());
+            get(&b, &x)
+        };
+        let before = b.stats();
+        for t in 0..tokens {
+            let (h, l) = (put(&b, &x[t * d..][..d]), put(&b, &logits[t * experts..][..experts]));
+            assert_eq!(on_device(1, &h, &l), sum[t * d..][..d], "level {level:?}, token {t}");
+        }
+        assert_eq!(b.stats().dispatches - before.dispatches, 3 * tokens as u64);
+        assert_eq!(on_device(tokens, &input, &routed), sum, "level {level:?}");
+        // As one block of every token.
+        let mut out = b.alloc(tokens * d).unwrap();
+        b.ffn(&input, tokens, &all[1], &mut out);
+        for (t, got) in get(&b, &out).chunks_exact(d).enumerate() {
+            close("a block", got, &feed_forward(&all[1], &x[t * d..][..d]), 2e-4);
+        }
+        // The same, gated and added.
+        let gates = values(tokens, 8);
+        let (mut y, mut sum) = (b.alloc(tokens * d).unwrap(), put(&b, &x));
+        b.ffn_add(&input, tokens, &all[1], Some(&put(&b, &gates)), &mut y, &mut sum);
+        let (sum, blocks) = (get(&b, &sum), get(&b, &out));
+        for t in 0..tokens {
+            let x = &x[t * d..][..d];
+            let mut one = put(&b, x);
+            b.ffn_add(&put(&b, x), 1, &all[1], Some(&put(&b, &gates[t..=t])), &mut y, &mut one);
+            assert_eq!(get(&b, &one), sum[t * d..][..d], "level {level:?}, token {t}");
+            let gate = 1.0 / (1.0 + (-gates[t]).exp());
+            let want: Vec<f32> = x.iter().zip(&blocks[t * d..]).map(|(x, y)| x + gate * y).collect();
+            close("a gated block", &get(&b, &one), &want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn experts_that_do_not_all_fit_give_way_and_grow() {
+    let (d, ff, experts) = (64, 32, 6);
+    let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, Some(Level::B8), 10 * i + 1)).collect();
+    let bytes = |m: &Matrix| weights::bytes(m, weights::tiles(m));
+    let slot: usize = [&all[0].gate, &all[0].up, &all[0].down].map(bytes).iter().sum();
+    let room = Some(2 * slot as u64 + 1);
+    let Some(b) = gpu_with(&GpuOptions { expert_bytes: room, ..GpuOptions::default() }) else { return };
+    let x = values(d, 5);
+    let input = put(&b, &x);
+    let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1 };
+    let mut slots = b.alloc(2 * d).unwrap();
+    for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
+        for pair in [[0, 1], [2, 0], [5, 3], [3, 4]] {
+            let at = |m: &Matrix| match m {
+                Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
+                other => other.clone(),
+            };
+            let now = pair.map(|i: usize| Expert {
+                gate: at(&all[i].gate),
+                up: at(&all[i].up),
+                down: at(&all[i].down),
+            });
+            let ranks = [[0u32], [1]];
+            let jobs: Vec<ExpertJob> = (0..2)
+                .map(|i| ExpertJob { index: pair[i] as u32, expert: &now[i], slots: &ranks[i] })
+                .collect();
+            b.experts(&input, of, &jobs, &mut slots);
+            for (i, got) in get(&b, &slots).chunks_exact(d).enumerate() {
+                close(&format!("round {round}, {pair:?}"), got, &feed_forward(&now[i], &x), 2e-4);
+            }
+        }
+    }
+    let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
+    let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
+    let logits = put(&b, &values(experts as usize, 1));
+    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out };
+    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
+}

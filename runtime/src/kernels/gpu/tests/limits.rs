@@ -1,0 +1,83 @@
+//! What a device does not have: room, the adapter asked for, the device itself, bindings as large as a matrix.
+
+use super::*;
+
+#[test]
+fn what_does_not_fit_is_an_error_and_not_a_crash() {
+    let Some(b) = gpu() else { return };
+    assert!(matches!(b.alloc(usize::MAX / 8), Err(Error::Device(_))));
+    let huge = GpuBackend::new(&GpuOptions { adapter: Some(1000), ..GpuOptions::default() });
+    assert!(matches!(huge, Err(Error::Device(_))));
+    let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0 };
+    let logits = b.alloc(5000).unwrap();
+    assert!(b.route(&logits, 1, &wide, &mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(b) = gpu() else { return };
+    let x = put(&b, &values(64, 1));
+    assert_eq!(get(&b, &x), values(64, 1));
+    let mut out = b.alloc(64).unwrap();
+    b.gpu.device.destroy();
+    b.copy(&x, 0, 64, &mut out);
+    let mut back = vec![0.0; 64];
+    assert!(matches!(b.download(&x, 0, &mut back), Err(Error::Device(_))));
+    assert!(matches!(b.download(&x, 0, &mut back), Err(Error::Device(_))));
+    assert!(b.alloc(16).is_err());
+}
+
+#[test]
+fn what_no_kernel_can_read_at_once_is_cut() {
+    // Less than the table, a layer's experts or the larger matrices take.
+    let binding_bytes = Some(64 << 10);
+    let Some(whole) = gpu() else { return };
+    let small = GpuOptions { kv_single: true, binding_bytes, ..GpuOptions::default() };
+    let Some(b) = gpu_with(&small) else { return };
+    for matrix in [nested(700, 576, 64, Level::B8, 1), plain(100, 576, 2)] {
+        for tokens in [1, 9] {
+            let x = values(tokens * 576, 3);
+            let bias = values(matrix.rows(), 4);
+            let weight = values(576, 5);
+            let on = |b: &GpuBackend| {
+                let input = put(b, &x);
+                let (mut h, mut out) =
+                    (b.alloc(tokens * 576).unwrap(), b.alloc(tokens * matrix.rows()).unwrap());
+                let linear = Linear { matrix: &matrix, bias: Some(&bias), out: &mut out };
+                let norm = Norm { weight: &weight, eps: 1e-5 };
+                b.norm_linear(&input, norm, tokens, &mut h, &mut [linear]);
+                let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 97 % matrix.rows() as u32).collect();
+                let mut rows = b.alloc(tokens * 576).unwrap();
+                b.embed(&matrix, &ids, &mut rows);
+                [get(b, &out), get(b, &h), get(b, &rows)]
+            };
+            assert_eq!(on(&b), on(&whole), "a cut matrix gives other bits");
+        }
+    }
+    let expert = an_expert(288, 200, Some(Level::B8), 7);
+    let x = values(3 * 288, 9);
+    let mut outs = Vec::new();
+    for b in [&b, &whole] {
+        let mut out = b.alloc(3 * 288).unwrap();
+        b.ffn(&put(b, &x), 3, &expert, &mut out);
+        outs.push(get(b, &out));
+    }
+    assert_eq!(outs[0], outs[1], "a block by matrix gives other bits");
+
+    let experts: Vec<Expert> = (0..5).map(|i| an_expert(96, 64, Some(Level::B8), 20 * i + 1)).collect();
+    let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0 };
+    let input = put(&b, &x[..96]);
+    let mut out = b.alloc(96).unwrap();
+    let logits = put(&b, &values(5, 2));
+    let (mut two, mut y) = (b.alloc(2 * 96).unwrap(), b.alloc(96).unwrap());
+    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out };
+    assert!(!b.routed(bufs, 1, &router, 0, &experts).unwrap(), "they lie in several buffers");
+    let slots: Vec<u32> = (0..5).collect();
+    let jobs: Vec<ExpertJob> =
+        (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
+    let mut rows = b.alloc(5 * 96).unwrap();
+    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5, tokens: 1 }, &jobs, &mut rows);
+    for (i, got) in get(&b, &rows).chunks_exact(96).enumerate() {
+        close(&format!("expert {i}"), got, &feed_forward(&experts[i], &x[..96]), 2e-4);
+    }
+}

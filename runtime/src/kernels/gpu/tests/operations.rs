@@ -1,0 +1,196 @@
+//! Products, embeddings, attention and what is elementwise.
+
+use super::*;
+
+/// Every kind of matrix of a shape.
+fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
+    let mut all = vec![(format!("f32 {rows}x{cols}"), plain(rows, cols, 5))];
+    for group in [32, 64] {
+        for level in Level::ALL {
+            let name = format!("{rows}x{cols}, groups of {group}, level {level}");
+            all.push((name, nested(rows, cols, group, level, (rows + cols) as u32)));
+        }
+    }
+    all
+}
+
+#[test]
+fn products_agree_with_the_specification_at_every_level() {
+    let Some(b) = gpu() else { return };
+    let mut checked = 0;
+    for (rows, cols) in [(1, 1), (3, 31), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 2100)] {
+        for (name, matrix) in kinds(rows, cols) {
+            let weights = dense(&matrix);
+            let x = values(9 * cols, 7);
+            let bias = values(rows, 9);
+            let mut alone = Vec::new();
+            for tokens in [1, 2, 8, 9] {
+                let input = put(&b, &x[..tokens * cols]);
+                let mut out = b.alloc(tokens * rows).unwrap();
+                let bias = Some(&bias[..]).filter(|_| tokens != 2);
+                b.linear(&input, tokens, &mut [Linear { matrix: &matrix, bias, out: &mut out }]);
+                let got = get(&b, &out);
+                for (t, got) in got.chunks_exact(rows).enumerate() {
+                    let mut want = product(&weights, cols, &x[t * cols..][..cols]);
+                    if let Some(bias) = bias {
+                        want.iter_mut().zip(bias).for_each(|(w, b)| w.0 += f64::from(*b));
+                    }
+                    near(&format!("{name}, token {t} of {tokens}"), got, &want, SUMS);
+                    checked += rows;
+                }
+                if tokens == 1 {
+                    alone = got;
+                } else if tokens > 2 {
+                    assert_eq!(alone, got[..rows], "{name}: a token alone and among {tokens}");
+                }
+            }
+        }
+    }
+    assert!(checked > 20_000);
+}
+
+#[test]
+fn a_norm_before_several_products_and_a_sum_after_one() {
+    let Some(b) = gpu() else { return };
+    let cols = 200;
+    for level in [Level::B4, Level::B8] {
+        // Two of one level in one dispatch, and one more of another kind.
+        let matrices = [nested(33, cols, 64, level, 1), nested(20, cols, 32, level, 2), plain(7, cols, 3)];
+        let weight = values(cols, 4);
+        let norm = Norm { weight: &weight, eps: 1e-5 };
+        for tokens in [1, 11] {
+            let x = values(tokens * cols, 6);
+            let input = put(&b, &x);
+            let mut h = b.alloc(tokens * cols).unwrap();
+            let mut outs: Vec<GpuBuf> =
+                matrices.iter().map(|m| b.alloc(tokens * m.rows()).unwrap()).collect();
+            for used in [2, 3] {
+                let mut linears: Vec<Linear<GpuBuf>> = (matrices.iter().zip(&mut outs).take(used))
+                    .map(|(matrix, out)| Linear { matrix, bias: None, out })
+                    .collect();
+                b.norm_linear(&input, norm, tokens, &mut h, &mut linears);
+            }
+            let cpu = cpu();
+            let mut normed = vec![0.0; tokens * cols];
+            cpu.rms_norm(&x, &weight, 1e-5, tokens, &mut normed);
+            close("the norm", &get(&b, &h), &normed, 1e-5);
+            let mut alone = b.alloc(tokens * cols).unwrap();
+            b.rms_norm(&input, &weight, 1e-5, tokens, &mut alone);
+            close("the norm alone", &get(&b, &alone), &normed, 1e-5);
+            for (m, out) in matrices.iter().zip(&outs) {
+                let weights = dense(m);
+                for (got, x) in get(&b, out).chunks_exact(m.rows()).zip(normed.chunks_exact(cols)) {
+                    near("a product of the norm", got, &product(&weights, cols, x), 2.0 * SUMS);
+                }
+            }
+            let before = get(&b, &outs[0]);
+            let mut scratch = b.alloc(tokens * 33).unwrap();
+            let linear = Linear { matrix: &matrices[0], bias: None, out: &mut scratch };
+            b.linear_add(&h, tokens, linear, &mut outs[0]);
+            let twice: Vec<f32> = before.iter().map(|x| 2.0 * x).collect();
+            close("a sum", &get(&b, &outs[0]), &twice, 1e-3);
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_rows() {
+    let Some(b) = gpu() else { return };
+    for cols in [31, 64, 576] {
+        for (name, table) in kinds(70, cols) {
+            let ids = [0, 69, 17, 17, 33];
+            let mut out = b.alloc(ids.len() * cols).unwrap();
+            b.embed(&table, &ids, &mut out);
+            let mut want = vec![0.0; ids.len() * cols];
+            cpu().embed(&table, &ids, &mut want);
+            close(&name, &get(&b, &out), &want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn places_and_attends() {
+    for (heads, kv_heads, head_dim, window, pos, tokens) in [
+        (4, 2, 6, Some(3), 2, 4),
+        (2, 2, 16, None, 0, 70),
+        (4, 1, 80, None, 61, 5),
+        (3, 3, 64, Some(100), 300, 33),
+        (8, 2, 128, None, 500, 3),
+    ] {
+        for (norm, limit, single) in
+            [("", None, true), ("head", Some(0.5), true), ("row", None, true), ("row", None, false)]
+        {
+            let Some(b) = gpu_with(&GpuOptions { kv_single: single, ..GpuOptions::default() }) else {
+                return;
+            };
+            let cpu = cpu();
+            let all = pos + tokens;
+            let half = head_dim / 2;
+            let rope = RopeTable { dims: 2 * half, cos: values(all * half, 11), sin: values(all * half, 12) };
+            let len = |n: usize| if norm == "head" { head_dim } else { n * head_dim };
+            let (q_norm, k_norm) = (values(len(heads), 13), values(len(kv_heads), 14));
+            let how = Placing {
+                heads,
+                kv_heads,
+                head_dim,
+                q_norm: Some(&q_norm[..]).filter(|_| !norm.is_empty()),
+                k_norm: Some(&k_norm[..]).filter(|_| !norm.is_empty()),
+                eps: 1e-5,
+                limit,
+                rope: &rope,
+            };
+            let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window };
+            let (mut kv, mut cpu_kv) = (
+                b.alloc_kv(all, kv_heads, head_dim).unwrap(),
+                cpu.alloc_kv(all, kv_heads, head_dim).unwrap(),
+            );
+            let mut outs = (Vec::new(), Vec::new());
+            // What came before, then the tokens in question.
+            for (pos, tokens) in [(0, pos), (pos, tokens)].into_iter().filter(|p| p.1 > 0) {
+                let (mut q, mut k) =
+                    (values(tokens * heads * head_dim, 1), values(tokens * kv_heads * head_dim, 2));
+                let mut v = values(tokens * kv_heads * head_dim, 3);
+                let (mut gq, mut gk, mut gv) = (put(&b, &q), put(&b, &k), put(&b, &v));
+                let mut rotated = b.alloc(q.len()).unwrap();
+                let x = Projected { q: &mut gq, k: &mut gk, v: &mut gv };
+                b.place(x, &how, pos, tokens, &mut kv, &mut rotated);
+                let mut out = b.alloc(q.len()).unwrap();
+                b.attention(&rotated, &kv, pos, tokens, &shape, &mut out);
+                outs.0 = get(&b, &out);
+                let mut turned = vec![0.0; q.len()];
+                let x = Projected { q: &mut q, k: &mut k, v: &mut v };
+                cpu.place(x, &how, pos, tokens, &mut cpu_kv, &mut turned);
+                close("queries", &get(&b, &rotated), &turned, 1e-5);
+                outs.1 = vec![0.0; turned.len()];
+                cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut outs.1);
+                // Alone it gets what it gets among others.
+                let width = heads * head_dim;
+                let last = put(&b, &get(&b, &rotated)[(tokens - 1) * width..]);
+                let mut one = b.alloc(width).unwrap();
+                b.attention(&last, &kv, pos + tokens - 1, 1, &shape, &mut one);
+                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
+            }
+            let bound = if single { 2e-5 } else { 4e-3 };
+            close(&format!("{shape:?}, norm {norm}"), &outs.0, &outs.1, bound);
+        }
+    }
+}
+
+#[test]
+fn what_is_elementwise() {
+    let Some(b) = gpu() else { return };
+    let (x, y) = (values(1000, 1), values(1000, 2));
+    let mut gx = put(&b, &x);
+    let gy = put(&b, &y);
+    b.add(&mut gx, &gy, 999);
+    let want: Vec<f32> = (0..1000).map(|i| if i < 999 { x[i] + y[i] } else { x[i] }).collect();
+    assert_eq!(get(&b, &gx), want);
+    let mut part = b.alloc(500).unwrap();
+    b.copy(&gy, 300, 400, &mut part);
+    assert_eq!(get(&b, &part)[..400], y[300..700]);
+    let gate = values(10, 3);
+    let (mut gated, mut want) = (put(&b, &x), x.clone());
+    b.gate_rows(&mut gated, &put(&b, &gate), 10, 100);
+    cpu().gate_rows(&mut want, &gate, 10, 100);
+    close("gated rows", &get(&b, &gated), &want, 1e-6);
+}
