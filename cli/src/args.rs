@@ -240,7 +240,8 @@ pub struct DevicesArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct EngineArgs {
-    /// What to compute on: auto (a GPU, unless there is none but software), cpu, gpu, or gpu:N of `dollop devices`
+    /// What to compute on: auto (a GPU, unless there is none but software), cpu, gpu, or gpu:N of `dollop devices`. A GPU's
+    /// compiled kernels are kept in the cache folder
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend)]
     pub backend: dollop::BackendChoice,
     /// Threads [default: one per core]

@@ -21,9 +21,11 @@ pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<(Engine, Watch), 
 pub fn open_with(
     model: Option<&Path>,
     args: &EngineArgs,
-    options: EngineOptions,
+    mut options: EngineOptions,
 ) -> Result<(Engine, Watch), Failure> {
     let path = dollop_file(model)?;
+    // Without a folder to keep them in, kernels are compiled every time.
+    options.pipelines = cache_folder().ok();
     let engine = Engine::open(&path, &options)?;
     if let Some(note) = engine.note() {
         eprintln!("{note}");

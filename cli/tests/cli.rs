@@ -249,6 +249,18 @@ fn backends_are_chosen_and_listed() {
     assert!(
         gpu["backend"].as_str().unwrap().starts_with("GPU") && gpu["gpu"]["dispatches"].as_u64() > Some(0)
     );
+    // Compiled kernels are kept, where the adapter can.
+    let cache = tempfile::tempdir().unwrap();
+    let again = || -> Json {
+        let args = ["run", "-p", "Hi", "-n", "2", "--ctx", "64", "--json", "--backend", "gpu"];
+        let out = dollop(&args, b"", cache.path());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    assert_eq!(again()["gpu"]["pipelines_read_bytes"], 0);
+    let kept = std::fs::read_dir(cache.path().join("dollop")).map_or(0, Iterator::count);
+    assert!(kept <= 1);
+    assert_eq!(again()["gpu"]["pipelines_read_bytes"].as_u64().unwrap() > 0, kept == 1);
     let answers = ok(
         &["chat", "--backend", "gpu", "--temp", "0", "-n", "8", "--ctx", "128"],
         "What is the capital of France?\n",

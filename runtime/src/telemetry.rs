@@ -127,6 +127,8 @@ pub struct GpuStats {
     pub read_bytes: u64,
     /// Pipelines made.
     pub pipelines: u64,
+    /// Bytes of compiled kernels that were found in a file.
+    pub pipelines_read_bytes: u64,
     /// Bytes of weights copied to the device.
     pub uploaded_bytes: u64,
     /// Bytes allocated on the device now.

@@ -20,7 +20,7 @@ use crate::store;
 use crate::telemetry::{GpuFault, GpuStats, StreamStats, Trace};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -49,6 +49,9 @@ pub struct EngineOptions {
     pub routing: Routing,
     /// How streaming works.
     pub streaming: StreamingOptions,
+    /// A folder where a GPU's compiled kernels are looked for, and written by [`Engine::save_pipelines`]: opening is then
+    /// quicker where the driver keeps none of its own. By default none.
+    pub pipelines: Option<PathBuf>,
     /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }
@@ -222,6 +225,15 @@ impl Engine {
     /// refused what was asked of it. Sessions then go on on the CPU, if the budget allows.
     pub fn lost(&self) -> Option<&str> {
         self.processors().lost()
+    }
+
+    /// Writes the kernels that a GPU's driver has compiled to the folder that the options named, for the next time. `false`
+    /// where there is nothing to write: no GPU, no folder, an adapter that keeps nothing, or nothing new.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn save_pipelines(&self) -> Result<bool> {
+        self.processor().save_pipelines()
     }
 
     /// For tests: the GPU fails as `fault` says after so many more submissions. Nothing where there is none.

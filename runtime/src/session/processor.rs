@@ -143,6 +143,7 @@ impl Processor {
                     expert_bytes: needs.expert_bytes,
                     routed_layers: needs.routed_layers,
                     level: needs.level,
+                    pipelines: options.pipelines.clone(),
                     binding_bytes: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
@@ -195,6 +196,15 @@ impl Processor {
             Processor::Cpu(_) => None,
             #[cfg(feature = "gpu")]
             Processor::Gpu(gpu) => Some(gpu.stats()),
+        }
+    }
+
+    /// Writes kernels that were compiled, where the options named a folder for them.
+    pub(super) fn save_pipelines(&self) -> Result<bool> {
+        match self {
+            Processor::Cpu(_) => Ok(false),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.save_pipelines(),
         }
     }
 

@@ -3,10 +3,12 @@
 //! wgpu reports most errors through a callback, some calls later. The first one is kept ([`Device::check`]) and comes to
 //! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
 
+use super::pipelines::Pipelines;
 use crate::error::{Error, Result};
 use crate::telemetry::GpuFault;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A GPU, or something that poses as one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -127,16 +129,18 @@ pub(super) struct Device {
     pub(super) max_binding: u64,
     shared: Arc<Shared>,
     ids: AtomicU64,
+    /// Compiled kernels of earlier runs, and of this one.
+    pipelines: Mutex<Option<Pipelines>>,
     /// Bytes on their way since the device was last waited for.
     staged: AtomicU64,
 }
 
 impl Device {
-    /// Opens adapter `index` of [`adapters`], or the first usable one.
+    /// Opens adapter `index` of [`adapters`], or the first usable one, with the compiled kernels that are in a folder.
     ///
     /// # Errors
     /// `Device` where there is none, or it cannot run the kernels.
-    pub(super) fn open(index: Option<usize>) -> Result<Device> {
+    pub(super) fn open(index: Option<usize>, kept: Option<&Path>) -> Result<Device> {
         let all = found();
         let infos: Vec<AdapterInfo> = all.iter().enumerate().map(|(i, a)| describe(i, a)).collect();
         let chosen = match index {
@@ -151,9 +155,13 @@ impl Device {
             return Err(Error::Device(format!("{}: the adapter lacks {missing}", chosen.name)));
         }
         let adapter = &all[chosen.index];
+        let keeping = match kept {
+            Some(_) => adapter.features() & wgpu::Features::PIPELINE_CACHE,
+            None => wgpu::Features::empty(),
+        };
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
-            required_features: wgpu::Features::IMMEDIATES,
+            required_features: wgpu::Features::IMMEDIATES | keeping,
             required_limits: adapter.limits(),
             ..Default::default()
         });
@@ -167,6 +175,7 @@ impl Device {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&faults, e.to_string())));
         let faults = shared.clone();
         device.set_device_lost_callback(move |_, why| note(&faults, format!("the device was lost: {why}")));
+        let pipelines = kept.and_then(|folder| Pipelines::open(&device, &adapter.get_info(), folder));
         let max_binding = chosen.max_binding_bytes.min(u64::from(u32::MAX)) & !255;
         Ok(Device {
             device,
@@ -174,6 +183,7 @@ impl Device {
             info: chosen.clone(),
             max_binding,
             shared,
+            pipelines: Mutex::new(pipelines),
             ids: AtomicU64::new(1),
             staged: AtomicU64::new(0),
         })
@@ -186,6 +196,11 @@ impl Device {
             Some(what) => Err(Error::Device(what.clone())),
             None => Ok(()),
         }
+    }
+
+    /// What is kept of compiled kernels.
+    pub(super) fn pipelines(&self) -> MutexGuard<'_, Option<Pipelines>> {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an error of an operation that returns nothing.

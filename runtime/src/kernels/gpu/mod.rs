@@ -11,6 +11,7 @@ mod feed_forward;
 mod kv;
 mod operations;
 mod params;
+mod pipelines;
 mod recorder;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,9 @@ use device::{Device, Memory};
 use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
 use experts::{Experts, Room};
 use params::*;
+use pipelines::Pipelines;
 use recorder::Recorder;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use weights::Weights;
 
@@ -50,6 +53,8 @@ pub struct GpuOptions {
     pub routed_layers: usize,
     /// The highest level that routed experts are read at.
     pub level: Level,
+    /// A folder in which compiled kernels are kept ([`GpuBackend::save_pipelines`]); by default none.
+    pub pipelines: Option<PathBuf>,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
     pub binding_bytes: Option<u64>,
 }
@@ -62,6 +67,7 @@ impl Default for GpuOptions {
             expert_bytes: None,
             routed_layers: 1,
             level: Level::B8,
+            pipelines: None,
             binding_bytes: None,
         }
     }
@@ -121,7 +127,7 @@ impl GpuBackend {
     /// # Errors
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
-        let mut gpu = Device::open(options.adapter)?;
+        let mut gpu = Device::open(options.adapter, options.pipelines.as_deref())?;
         let room = Room { bytes: options.expert_bytes, layers: options.routed_layers, level: options.level };
         let spare = || gpu.memory(16, "a spare");
         let state = State {
@@ -162,7 +168,20 @@ impl GpuBackend {
         let mut stats = state.recorder.stats.clone();
         stats.uploaded_bytes += state.weights.uploaded_bytes;
         stats.held_bytes = self.gpu.held();
+        stats.pipelines_read_bytes = self.gpu.pipelines().as_ref().map_or(0, Pipelines::loaded_bytes);
         stats
+    }
+
+    /// Writes the kernels that were compiled so far to the folder of [`GpuOptions::pipelines`], for the next to be opened on
+    /// this adapter. `false` where there is nothing new, no folder, or an adapter that keeps nothing.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn save_pipelines(&self) -> Result<bool> {
+        match &mut *self.gpu.pipelines() {
+            Some(pipelines) if !self.failed() => pipelines.save(),
+            _ => Ok(false),
+        }
     }
 
     /// Gives up the device with everything that this backend keeps on it. Operations that can fail do from now on.

@@ -101,7 +101,7 @@ impl Recorder {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: gpu.pipelines().as_ref().map(|kept| &kept.cache),
         });
         self.pipelines[index] = Some((pipeline, group));
         self.stats.pipelines += 1;

@@ -81,3 +81,54 @@ fn what_no_kernel_can_read_at_once_is_cut() {
         close(&format!("expert {i}"), got, &feed_forward(&experts[i], &x[..96]), 2e-4);
     }
 }
+
+#[test]
+fn compiled_kernels_are_kept_and_damaged_ones_ignored() {
+    let folder = std::env::temp_dir().join(format!("dollop-pipelines-{}", std::process::id()));
+    let options = GpuOptions {
+        kv_single: true,
+        pipelines: Some(folder.clone()),
+        binding_bytes: None,
+        ..GpuOptions::default()
+    };
+    let Some(first) = gpu_with(&options) else { return };
+    let x = values(200, 1);
+    let doubled = |b: &GpuBackend| {
+        let (mut to, from) = (put(b, &x), put(b, &x));
+        b.add(&mut to, &from, x.len());
+        get(b, &to)
+    };
+    let want = doubled(&first);
+    assert_eq!(first.stats().pipelines_read_bytes, 0);
+    assert!(!folder.exists(), "written without being asked to");
+    if !first.gpu.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        assert!(!first.save_pipelines().unwrap());
+        return;
+    }
+    assert!(first.save_pipelines().unwrap());
+    assert!(!first.save_pipelines().unwrap(), "nothing is new");
+    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().map(|f| f.path()).collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    let second = gpu_with(&options).unwrap();
+    assert!(second.stats().pipelines_read_bytes > 0);
+    assert_eq!(doubled(&second), want);
+    // Damaged, cut, empty, and something else.
+    let whole = std::fs::read(file).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    for bytes in [&damaged[..], &whole[..whole.len() / 2], b"", &[0xff; 5000]] {
+        std::fs::write(file, bytes).unwrap();
+        let b = gpu_with(&options).unwrap();
+        assert_eq!(b.stats().pipelines_read_bytes, 0);
+        assert_eq!(doubled(&b), want);
+        assert!(!b.failed());
+        assert!(b.save_pipelines().unwrap(), "what is no use is replaced");
+    }
+    std::fs::remove_file(file).unwrap();
+    std::fs::create_dir(file).unwrap();
+    let b = gpu_with(&options).unwrap();
+    assert_eq!(doubled(&b), want);
+    assert!(matches!(b.save_pipelines(), Err(Error::Io { .. })));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "half a file is left");
+    std::fs::remove_dir_all(&folder).unwrap();
+}

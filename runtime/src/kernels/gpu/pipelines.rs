@@ -1,0 +1,136 @@
+//! Compiled kernels from one run to the next, where the adapter lets a program keep them (Vulkan) and the caller names a
+//! folder: one file for each adapter, driver and set of kernels. Nothing is written but on request, and a file that is
+//! damaged or another's is as good as none.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// How a file begins; the last byte counts versions of its form.
+const MAGIC: [u8; 8] = *b"dollopP\x01";
+
+/// The longest file that is read.
+const MAX_BYTES: u64 = 64 << 20;
+
+pub(super) struct Pipelines {
+    pub(super) cache: wgpu::PipelineCache,
+    path: PathBuf,
+    identity: String,
+    /// What the file held that was taken from it.
+    loaded: Vec<u8>,
+}
+
+impl Pipelines {
+    /// Opens what `folder` has for this adapter; `None` where the device keeps nothing.
+    pub(super) fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, folder: &Path) -> Option<Pipelines> {
+        if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let identity = identity(info)?;
+        let name = format!("kernels-{:08x}.bin", crc32fast::hash(identity.as_bytes()));
+        let path = folder.join(name);
+        let loaded = read(&path).and_then(|file| contents(&file, &identity)).unwrap_or_default();
+        let (cache, loaded) = match cache(device, &loaded) {
+            Some(cache) => (cache, loaded),
+            None => (cache(device, &[])?, Vec::new()),
+        };
+        Some(Pipelines { cache, path, identity, loaded })
+    }
+
+    /// Bytes that were taken from a file.
+    pub(super) fn loaded_bytes(&self) -> u64 {
+        self.loaded.len() as u64
+    }
+
+    /// Writes what there is now, unless the file holds it already. Whole or not at all: beside, then renamed.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn save(&mut self) -> Result<bool> {
+        let Some(data) = self.cache.get_data().filter(|data| *data != self.loaded) else { return Ok(false) };
+        let failed = |e| Error::io(&self.path, e);
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        // Of another name in every process: two may write at once.
+        let partial = self.path.with_extension(format!("partial-{}", std::process::id()));
+        let written = fs::write(&partial, wrap(&data, &self.identity));
+        if let Err(e) = written.and_then(|()| fs::rename(&partial, &self.path)) {
+            // What cannot be removed either is no second error.
+            let _ = fs::remove_file(&partial);
+            return Err(failed(e));
+        }
+        self.loaded = data;
+        Ok(true)
+    }
+}
+
+/// A cache that begins with `data`, or empty.
+fn cache(device: &wgpu::Device, data: &[u8]) -> Option<wgpu::PipelineCache> {
+    let data = Some(data).filter(|data| !data.is_empty());
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let how = wgpu::PipelineCacheDescriptor { label: Some("kernels"), data, fallback: true };
+    // SAFETY: data must come from `PipelineCache::get_data`. It does: `contents` took it out of a file whose checksum is
+    // right and that names this adapter, the version of its driver and these kernels, so `Pipelines::save` wrote it for
+    // this device. What a driver has changed without a new version it recognises itself, as wgpu does. Who forges a file,
+    // checksum and all, can write to the folder that the program trusts with what it runs.
+    let cache = unsafe { device.create_pipeline_cache(&how) };
+    pollster::block_on(scope.pop()).is_none().then_some(cache)
+}
+
+/// What a file must be for: adapter, driver, kernels.
+fn identity(info: &wgpu::AdapterInfo) -> Option<String> {
+    let mut kernels = crc32fast::Hasher::new();
+    dollop_shaders::SHADERS.iter().for_each(|s| kernels.update(s.source.as_bytes()));
+    let adapter = wgpu::util::pipeline_cache_key(info)?;
+    let (name, driver, version) = (&info.name, &info.driver, &info.driver_info);
+    Some(format!("{adapter}\n{name}\n{driver}\n{version}\n{:08x}", kernels.finalize()))
+}
+
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let mut file = Vec::new();
+    fs::File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut file).ok()?;
+    Some(file)
+}
+
+/// A file: how it begins, a checksum of the rest, the length of the identity, the identity, the data.
+fn wrap(data: &[u8], identity: &str) -> Vec<u8> {
+    let length = (identity.len() as u32).to_le_bytes();
+    let rest = [&length, identity.as_bytes(), data].concat();
+    [&MAGIC, &crc32fast::hash(&rest).to_le_bytes()[..], &rest].concat()
+}
+
+/// The data of a file that is whole and for `identity`.
+fn contents(file: &[u8], identity: &str) -> Option<Vec<u8>> {
+    let (sum, rest) = file.strip_prefix(&MAGIC)?.split_first_chunk()?;
+    if u32::from_le_bytes(*sum) != crc32fast::hash(rest) {
+        return None;
+    }
+    let (length, rest) = rest.split_first_chunk()?;
+    let (theirs, data) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    (theirs == identity.as_bytes()).then(|| data.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_file_of_the_same_identity_is_taken() {
+        let file = wrap(b"compiled", "this adapter");
+        assert_eq!(contents(&file, "this adapter").unwrap(), b"compiled");
+        assert_eq!(contents(&file, "another"), None);
+        for len in 0..file.len() {
+            assert_eq!(contents(&file[..len], "this adapter"), None, "cut to {len}");
+        }
+        for at in 0..file.len() {
+            for bit in 0..8 {
+                let mut damaged = file.clone();
+                damaged[at] ^= 1 << bit;
+                assert_eq!(contents(&damaged, "this adapter"), None, "bit {bit} of byte {at}");
+            }
+        }
+    }
+}
