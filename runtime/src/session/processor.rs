@@ -145,6 +145,7 @@ impl Processor {
                     level: needs.level,
                     pipelines: options.pipelines.clone(),
                     binding_bytes: None,
+                    max_groups: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
             }

@@ -3,7 +3,6 @@
 use super::State;
 use super::device::{Device, Memory};
 use super::params::{ArgmaxParams, Params, TopKParams};
-use super::recorder::MAX_GROUPS;
 use crate::error::Result;
 use dollop_shaders::Variant;
 
@@ -29,8 +28,8 @@ pub(super) fn most_words(len: usize) -> usize {
 }
 
 /// Whether so many values are not too many for a dispatch.
-pub(super) fn fits(len: usize, k: usize) -> bool {
-    len.div_ceil(span(k)) <= MAX_GROUPS as usize
+pub(super) fn fits(gpu: &Device, len: usize, k: usize) -> bool {
+    len.div_ceil(span(k)) <= gpu.max_groups
 }
 
 impl State {

@@ -61,17 +61,7 @@ pub(crate) fn worth_asking() -> bool {
 
 fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
-    let missing = if !adapter.features().contains(wgpu::Features::IMMEDIATES) {
-        Some("immediates (push constants)".to_owned())
-    } else if limits.max_immediate_size < IMMEDIATE_BYTES {
-        Some(format!("{IMMEDIATE_BYTES} bytes of immediates"))
-    } else if limits.max_storage_buffers_per_shader_stage < STORAGE_BUFFERS {
-        Some(format!("{STORAGE_BUFFERS} storage buffers"))
-    } else if limits.max_compute_invocations_per_workgroup < dollop_shaders::WORKGROUP {
-        Some(format!("workgroups of {}", dollop_shaders::WORKGROUP))
-    } else {
-        None
-    };
+    let missing = missing(adapter.features(), &limits);
     AdapterInfo {
         index,
         name: info.name,
@@ -86,6 +76,41 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
 /// What every kernel fits into.
 const IMMEDIATE_BYTES: u32 = 128;
 const STORAGE_BUFFERS: u32 = 8;
+const WORKGROUP_BYTES: u32 = 16 << 10;
+
+/// Workgroups of a dispatch in one dimension.
+const GROUPS: u32 = 65_535;
+
+/// The limits that a device is opened with: buffers as large as the adapter has them, and of everything else what kernels need
+/// and no more, so that one that needs more fails on every machine and not on a small one.
+fn needed(limits: wgpu::Limits) -> wgpu::Limits {
+    wgpu::Limits {
+        max_immediate_size: IMMEDIATE_BYTES,
+        max_storage_buffers_per_shader_stage: STORAGE_BUFFERS,
+        max_compute_invocations_per_workgroup: dollop_shaders::WORKGROUP,
+        max_compute_workgroup_size_x: dollop_shaders::WORKGROUP,
+        max_compute_workgroup_storage_size: WORKGROUP_BYTES,
+        max_compute_workgroups_per_dimension: GROUPS,
+        ..limits
+    }
+}
+
+/// What an adapter lacks to run the kernels.
+fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
+    if !features.contains(wgpu::Features::IMMEDIATES) {
+        return Some("immediates (push constants)".to_owned());
+    }
+    let needs = needed(has.clone());
+    let most = |get: fn(&wgpu::Limits) -> u32, what: &str| {
+        (get(has) < get(&needs)).then(|| format!("{} {what} (it has {})", get(&needs), get(has)))
+    };
+    most(|l| l.max_immediate_size, "bytes of immediates")
+        .or_else(|| most(|l| l.max_storage_buffers_per_shader_stage, "storage buffers"))
+        .or_else(|| most(|l| l.max_compute_invocations_per_workgroup, "invocations in a workgroup"))
+        .or_else(|| most(|l| l.max_compute_workgroup_size_x, "invocations in a workgroup's row"))
+        .or_else(|| most(|l| l.max_compute_workgroup_storage_size, "bytes of workgroup memory"))
+        .or_else(|| most(|l| l.max_compute_workgroups_per_dimension, "workgroups in a dispatch"))
+}
 
 /// Bytes of weights on their way at most.
 pub(super) const STAGED_BYTES: usize = 16 << 20;
@@ -127,6 +152,8 @@ pub(super) struct Device {
     pub(super) info: AdapterInfo,
     /// Largest binding, in bytes.
     pub(super) max_binding: u64,
+    /// Workgroups of a dispatch in one dimension.
+    pub(super) max_groups: usize,
     shared: Arc<Shared>,
     ids: AtomicU64,
     /// Compiled kernels of earlier runs, and of this one.
@@ -162,7 +189,7 @@ impl Device {
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
             required_features: wgpu::Features::IMMEDIATES | keeping,
-            required_limits: adapter.limits(),
+            required_limits: needed(adapter.limits()),
             ..Default::default()
         });
         let (device, queue) =
@@ -182,6 +209,7 @@ impl Device {
             queue,
             info: chosen.clone(),
             max_binding,
+            max_groups: GROUPS as usize,
             shared,
             pipelines: Mutex::new(pipelines),
             ids: AtomicU64::new(1),
@@ -284,5 +312,32 @@ impl Device {
     /// Ids of memory that is gone since the last call.
     pub(super) fn gone(&self) -> Vec<u64> {
         std::mem::take(&mut *self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_lacks_something_is_told_what() {
+        let all = wgpu::Features::IMMEDIATES;
+        let enough = needed(wgpu::Limits::default());
+        assert_eq!(missing(all, &enough), None);
+        assert!(missing(wgpu::Features::empty(), &enough).unwrap().contains("immediates"));
+        let lacks: [(fn(&mut wgpu::Limits), &str); 6] = [
+            (|l| l.max_immediate_size = 64, "128 bytes of immediates (it has 64)"),
+            (|l| l.max_storage_buffers_per_shader_stage = 4, "8 storage buffers (it has 4)"),
+            (|l| l.max_compute_invocations_per_workgroup = 64, "128 invocations"),
+            (|l| l.max_compute_workgroup_size_x = 64, "128 invocations"),
+            (|l| l.max_compute_workgroup_storage_size = 8192, "16384 bytes of workgroup memory"),
+            (|l| l.max_compute_workgroups_per_dimension = 1024, "65535 workgroups"),
+        ];
+        for (lower, what) in lacks {
+            let mut limits = enough.clone();
+            lower(&mut limits);
+            let said = missing(all, &limits).unwrap_or_default();
+            assert!(said.contains(what), "`{said}` does not say `{what}`");
+        }
     }
 }

@@ -57,6 +57,8 @@ pub struct GpuOptions {
     pub pipelines: Option<PathBuf>,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
     pub binding_bytes: Option<u64>,
+    /// Workgroups of a dispatch in one dimension at most, where they are to be fewer than every adapter allows.
+    pub max_groups: Option<usize>,
 }
 
 impl Default for GpuOptions {
@@ -69,6 +71,7 @@ impl Default for GpuOptions {
             level: Level::B8,
             pipelines: None,
             binding_bytes: None,
+            max_groups: None,
         }
     }
 }
@@ -142,6 +145,7 @@ impl GpuBackend {
             best: Default::default(),
         };
         gpu.max_binding = gpu.max_binding.min(options.binding_bytes.unwrap_or(u64::MAX) & !255);
+        gpu.max_groups = gpu.max_groups.min(options.max_groups.unwrap_or(usize::MAX)).max(1);
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
     }
 
@@ -257,7 +261,7 @@ impl Backend for GpuBackend {
 
     fn best(&self, x: &GpuBuf, len: usize, k: usize, host: &mut [f32], out: &mut GpuBuf) -> Result<()> {
         assert!(len <= x.len && (1..=MAX_BEST).contains(&k) && 2 * k <= out.len, "{k} of {len} values");
-        if !best::fits(len, k) {
+        if !best::fits(&self.gpu, len, k) {
             return best_on_host(self, x, len, k, host, out);
         }
         self.lock().best(&self.gpu, &x.memory, len, k, &out.memory)

@@ -4,7 +4,7 @@ use super::device::{Device, Memory};
 use super::feed_forward::most_jobs;
 use super::kv::{GpuBuf, GpuKv};
 use super::params::*;
-use super::recorder::{MAX_GROUPS, PUT_WORDS};
+use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups};
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ impl State {
         to: &Memory,
     ) {
         let n = groups(len);
-        let x = n.min(MAX_GROUPS as usize);
+        let x = n.min(gpu.max_groups);
         let params = ElementwiseParams { len: len as u32, at: at as u32 };
         let variant = Variant { op, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
@@ -167,7 +167,10 @@ impl State {
         kv: &GpuKv,
         rotated: &Memory,
     ) -> Result<()> {
-        assert!(how.head_dim <= MAX_HEAD, "heads of {} values: up to {MAX_HEAD}", how.head_dim);
+        if how.head_dim > MAX_HEAD {
+            let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
+            return Err(Error::Device(what));
+        }
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
         let name = how.q_norm.or(how.k_norm);

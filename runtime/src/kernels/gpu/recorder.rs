@@ -17,9 +17,6 @@ pub(super) const RING_BYTES: usize = 4 * RING_WORDS;
 /// The most words that one [`Recorder::put`] may take.
 pub(super) const PUT_WORDS: usize = RING_WORDS / 2;
 
-/// Workgroups of a dispatch in one dimension.
-pub(super) const MAX_GROUPS: u32 = 65_535;
-
 /// Bindings of a kernel at most.
 const BINDINGS: usize = 8;
 
@@ -145,7 +142,10 @@ impl Recorder {
             return;
         }
         let groups = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        assert!(groups.iter().all(|&n| n <= MAX_GROUPS), "{:?}: {grid:?} workgroups", P::KERNEL);
+        if grid.iter().any(|&n| n > gpu.max_groups) {
+            gpu.fail(format!("{:?}: {grid:?} workgroups, and there are up to {}", P::KERNEL, gpu.max_groups));
+            return;
+        }
         let index =
             find(P::KERNEL, variant).unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL));
         if self.pipelines[index].is_none() {

@@ -4,7 +4,6 @@
 //! tiles, so that kernels walk both alike. What a kernel cannot bind at once is cut along its rows.
 
 use super::device::{Device, Memory};
-use super::recorder::MAX_GROUPS;
 use crate::error::Result;
 use crate::kernels::RopeTable;
 use crate::quant::{Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
@@ -157,7 +156,9 @@ impl Weights {
         let new: Vec<&Matrix> =
             matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
         let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
-        if new.len() > 1 && total as u64 <= gpu.max_binding && new.iter().all(|m| tiles(m) <= MAX_TILES) {
+        // One dispatch takes the tiles of all that share a buffer.
+        let groups: usize = new.iter().map(|m| tiles(m)).sum();
+        if new.len() > 1 && total as u64 <= gpu.max_binding && groups <= gpu.max_groups {
             self.upload_together(gpu, &new)?;
         } else {
             for m in new {
@@ -192,7 +193,7 @@ impl Weights {
     fn upload_in_parts(&mut self, gpu: &Device, m: &Matrix) -> Result<Vec<Placed>> {
         // The arrays of a plane are padded to a line: a few hundred bytes that a tile's share does not show.
         let most = (gpu.max_binding as usize).saturating_sub(1024) / bytes(m, 1).max(1);
-        let most = most.clamp(1, MAX_TILES);
+        let most = most.clamp(1, gpu.max_groups);
         let mut parts = Vec::new();
         for first in (0..tiles(m)).step_by(most) {
             let count = most.min(tiles(m) - first);
@@ -252,6 +253,3 @@ impl Weights {
 fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
-
-/// Tiles of one dispatch.
-const MAX_TILES: usize = MAX_GROUPS as usize;

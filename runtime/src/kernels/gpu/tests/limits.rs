@@ -27,13 +27,8 @@ fn a_lost_device_is_an_error_from_then_on() {
     assert!(b.alloc(16).is_err());
 }
 
-#[test]
-fn what_no_kernel_can_read_at_once_is_cut() {
-    // Less than the table, a layer's experts or the larger matrices take.
-    let binding_bytes = Some(64 << 10);
-    let Some(whole) = gpu() else { return };
-    let small = GpuOptions { kv_single: true, binding_bytes, ..GpuOptions::default() };
-    let Some(b) = gpu_with(&small) else { return };
+/// Products and rows of matrices that are more than `b` can do at once.
+fn cut_matrices_give_the_same_bits(b: &GpuBackend, whole: &GpuBackend) {
     for matrix in [nested(700, 576, 64, Level::B8, 1), plain(100, 576, 2)] {
         for tokens in [1, 9] {
             let x = values(tokens * 576, 3);
@@ -51,9 +46,19 @@ fn what_no_kernel_can_read_at_once_is_cut() {
                 b.embed(&matrix, &ids, &mut rows);
                 [get(b, &out), get(b, &h), get(b, &rows)]
             };
-            assert_eq!(on(&b), on(&whole), "a cut matrix gives other bits");
+            assert_eq!(on(b), on(whole), "a cut matrix gives other bits");
         }
     }
+}
+
+#[test]
+fn what_no_kernel_can_read_at_once_is_cut() {
+    // Less than the table, a layer's experts or the larger matrices take.
+    let binding_bytes = Some(64 << 10);
+    let Some(whole) = gpu() else { return };
+    let small = GpuOptions { kv_single: true, binding_bytes, ..GpuOptions::default() };
+    let Some(b) = gpu_with(&small) else { return };
+    cut_matrices_give_the_same_bits(&b, &whole);
     let expert = an_expert(288, 200, Some(Level::B8), 7);
     let x = values(3 * 288, 9);
     let mut outs = Vec::new();
@@ -131,4 +136,90 @@ fn compiled_kernels_are_kept_and_damaged_ones_ignored() {
     assert!(matches!(b.save_pipelines(), Err(Error::Io { .. })));
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "half a file is left");
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
+    let Some(whole) = gpu() else { return };
+    // Rows of 700 are 44 tiles.
+    let few = GpuOptions { kv_single: true, max_groups: Some(20), ..GpuOptions::default() };
+    let Some(b) = gpu_with(&few) else { return };
+    cut_matrices_give_the_same_bits(&b, &whole);
+    // Two that would share a dispatch if it had room for the tiles of both.
+    let matrices = [nested(200, 64, 64, Level::B4, 1), nested(201, 64, 64, Level::B4, 2)];
+    let x = values(64, 3);
+    let both = |b: &GpuBackend| {
+        let mut outs: Vec<GpuBuf> = matrices.iter().map(|m| b.alloc(m.rows()).unwrap()).collect();
+        let mut linears: Vec<Linear<GpuBuf>> =
+            matrices.iter().zip(&mut outs).map(|(matrix, out)| Linear { matrix, bias: None, out }).collect();
+        let before = b.stats().dispatches;
+        b.linear(&put(b, &x), 1, &mut linears);
+        let results = outs.iter().map(|out| get(b, out)).collect::<Vec<_>>();
+        (results, b.stats().dispatches - before)
+    };
+    let (cut, together) = (both(&b), both(&whole));
+    assert_eq!((cut.1, together.1), (2, 1));
+    assert_eq!(cut.0, together.0);
+    // 5000 values are 40 workgroups: two rows of them.
+    let x = values(5000, 4);
+    let (mut sum, copy) = (put(&b, &x), put(&b, &x));
+    b.add(&mut sum, &copy, x.len());
+    assert_eq!(get(&b, &sum), x.iter().map(|x| x + x).collect::<Vec<_>>());
+    // More candidates than a dispatch takes are chosen among on the host.
+    let x = values(30_000, 5);
+    let best = |b: &GpuBackend| {
+        let (mut host, mut out) = (vec![0.0; x.len()], b.alloc(80).unwrap());
+        let before = b.stats().dispatches;
+        b.best(&put(b, &x), x.len(), 40, &mut host, &mut out).unwrap();
+        (get(b, &out), b.stats().dispatches - before)
+    };
+    let (host, device) = (best(&b), best(&whole));
+    assert!(host.1 == 0 && device.1 == 3, "{} and {} dispatches", host.1, device.1);
+    assert!(host.0.iter().map(|x| x.to_bits()).eq(device.0.iter().map(|x| x.to_bits())));
+    assert!(!b.failed());
+    // What cannot be cut is an error when somebody reads, and no panic.
+    let mut out = b.alloc(21 * 8).unwrap();
+    b.rms_norm(&put(&b, &values(21 * 8, 6)), &values(8, 7), 1e-5, 21, &mut out);
+    assert!(
+        matches!(b.download(&out, 0, &mut [0.0; 8]), Err(Error::Device(what)) if what.contains("workgroups"))
+    );
+}
+
+#[test]
+fn what_cannot_be_cut_is_an_error_and_no_panic() {
+    let small = GpuOptions { kv_single: true, binding_bytes: Some(32 << 10), ..GpuOptions::default() };
+    let failed = |b: &GpuBackend| {
+        assert!(b.failed());
+        let mut out = [0.0; 4];
+        matches!(b.alloc(4).and_then(|buf| b.download(&buf, 0, &mut out)), Err(Error::Device(_)))
+    };
+    let Some(b) = gpu_with(&small) else { return };
+    assert!(matches!(b.alloc(10_000), Err(Error::Device(_))), "activations");
+    assert!(matches!(b.alloc_kv(1000, 4, 64), Err(Error::Device(_))), "a cache");
+    assert!(!b.failed(), "nothing is wrong with the device");
+    let expert = an_expert(288, 200, Some(Level::B8), 7);
+    let job = [ExpertJob { index: 0, expert: &expert, slots: &[0] }];
+    let mut slots = b.alloc(288).unwrap();
+    let of = Routed { layer: 0, experts: 1, top_k: 1, tokens: 1 };
+    b.experts(&put(&b, &values(288, 1)), of, &job, &mut slots);
+    assert!(failed(&b), "an expert");
+    // Heads longer than kernels have room for.
+    let b = gpu().unwrap();
+    let wide = MAX_HEAD + 2;
+    let rope = RopeTable { dims: 2, cos: vec![1.0; 4], sin: vec![0.0; 4] };
+    let how = Placing {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: wide,
+        q_norm: None,
+        k_norm: None,
+        eps: 1e-5,
+        limit: None,
+        rope: &rope,
+    };
+    let buf = || put(&b, &vec![0.5; wide]);
+    let (mut q, mut k, mut v, mut rotated) = (buf(), buf(), buf(), buf());
+    let mut kv = b.alloc_kv(4, 1, wide).unwrap();
+    b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, 1, &mut kv, &mut rotated);
+    assert!(failed(&b), "a head");
 }
