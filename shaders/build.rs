@@ -93,6 +93,7 @@ fn describe(kernel: &str, v: &Variant, source: &str) -> String {
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     let [entry] = &module.entry_points[..] else { panic!("{label}: one entry point") };
     let (mut bindings, mut params, mut size) = (Vec::new(), String::new(), 0);
+    let mut shared = 0;
     for (_, g) in module.global_variables.iter() {
         match g.space {
             AddressSpace::Storage { access } => {
@@ -110,12 +111,14 @@ fn describe(kernel: &str, v: &Variant, source: &str) -> String {
                     write!(params, "({name:?}, {}), ", m.offset).expect("a string grows");
                 }
             }
+            AddressSpace::WorkGroup => shared += module.types[g.ty].inner.size(module.to_ctx()),
             _ => {}
         }
     }
     bindings.sort_unstable();
     assert!(bindings.iter().enumerate().all(|(i, b)| b.0 == i as u32), "{label}: bindings from 0 on");
-    assert!(bindings.len() <= 8 && size <= 128, "{label}: more than every adapter has");
+    let least = bindings.len() <= 8 && size <= 128 && shared <= 16 << 10;
+    assert!(least, "{label}: more than every adapter has");
     let writable: Vec<bool> = bindings.iter().map(|b| b.1).collect();
     let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
     format!(
