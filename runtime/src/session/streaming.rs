@@ -14,6 +14,10 @@ use std::sync::Arc;
 
 /// Slabs that may be read to find out how the file is best read, and bytes of each at most.
 const PROBES: usize = 48;
+
+/// Ways of reading that they are divided among, so that no way takes more memory than a base plane for every layer: the
+/// smallest cache holds more.
+const WAYS: usize = 3;
 const PROBE_BYTES: usize = 2 << 20;
 
 /// Where the experts of every layer lie.
@@ -61,7 +65,7 @@ fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) 
         let expert = i * 11 % table.count();
         Some((slabs.offset + (expert * slabs.stride) as u64, slabs.stride.min(PROBE_BYTES)))
     };
-    let mut probes: Vec<(u64, usize)> = (0..PROBES).filter_map(probe).collect();
+    let mut probes: Vec<(u64, usize)> = (0..PROBES.min(WAYS * routed.len())).filter_map(probe).collect();
     // Nothing is read twice: the second time it might come from a cache of the disk.
     let mut seen = HashSet::new();
     probes.retain(|p| seen.insert(p.0));

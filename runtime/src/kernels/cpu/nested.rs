@@ -130,25 +130,14 @@ impl Part<'_> {
 #[inline(always)]
 fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer, ties to even
-    let mut lanes = [0.0f32; 16];
-    for x in x.chunks_exact(16) {
-        for i in 0..16 {
-            let v = x[i].abs();
-            lanes[i] = if v > lanes[i] { v } else { lanes[i] };
-        }
-    }
-    let max = lanes.iter().fold(0.0f32, |m, &v| if v > m { v } else { m });
+    // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into gathers. Magnitudes
+    // compare as their bits do.
+    let max = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0));
     let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-    let mut total = [0i32; 16];
-    for (q, x) in q.chunks_exact_mut(16).zip(x.chunks_exact(16)) {
-        for i in 0..16 {
-            let rounded = (x[i] * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-            q[i] = rounded as i8;
-            total[i] += rounded;
-        }
-    }
+    let rounded = x.map(|x| (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32);
+    *q = rounded.map(|r| r as i8);
     let scale = max / 127.0;
-    (scale, scale * total.iter().sum::<i32>() as f32)
+    (scale, scale * rounded.iter().sum::<i32>() as f32)
 }
 
 /// One tile of a matrix, as its kernels read it.
