@@ -95,6 +95,8 @@ pub(super) struct Needs {
     pub(super) level: crate::quant::Level,
     /// Bytes that routed experts may take on a device; `None` for no limit.
     pub(super) expert_bytes: Option<u64>,
+    /// Of every layer, experts that may have one plane more on a device.
+    pub(super) refinements: usize,
 }
 
 /// An open processor.
@@ -132,6 +134,7 @@ impl Processor {
                     expert_bytes: needs.expert_bytes,
                     routed_layers: needs.routed_layers,
                     level: needs.level,
+                    refinements: needs.refinements,
                     binding_bytes: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))

@@ -11,6 +11,7 @@ mod kv;
 mod operations;
 mod params;
 mod recorder;
+mod refinements;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -24,7 +25,7 @@ use super::{
     Attention, Backend, Choice, ExpertJob, Linear, Norm, Placing, Projected, Routed, RoutedBufs, Router,
 };
 use crate::error::{Error, Result};
-use crate::experts::Expert;
+use crate::experts::{Expert, Refinement};
 use crate::quant::{Level, Matrix};
 use crate::telemetry::GpuStats;
 use device::{Device, Memory};
@@ -48,6 +49,8 @@ pub struct GpuOptions {
     pub routed_layers: usize,
     /// The highest level that routed experts are read at.
     pub level: Level,
+    /// Of every layer, how many experts may have one plane more ([`Backend::refine`]).
+    pub refinements: usize,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
     pub binding_bytes: Option<u64>,
 }
@@ -60,6 +63,7 @@ impl Default for GpuOptions {
             expert_bytes: None,
             routed_layers: 1,
             level: Level::B8,
+            refinements: 0,
             binding_bytes: None,
         }
     }
@@ -118,7 +122,8 @@ impl GpuBackend {
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
         let mut gpu = Device::open(options.adapter)?;
-        let room = Room { bytes: options.expert_bytes, layers: options.routed_layers, level: options.level };
+        let GpuOptions { expert_bytes, routed_layers, level, refinements, .. } = *options;
+        let room = Room { bytes: expert_bytes, layers: routed_layers, level, refinements };
         let spare = || gpu.memory(16, "a spare");
         let state = State {
             recorder: Recorder::new(&gpu)?,
@@ -202,7 +207,17 @@ impl Backend for GpuBackend {
     fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
         assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
         let bytes = bytemuck::cast_slice_mut(dst);
-        self.lock().recorder.read(&self.gpu, &src.memory, 4 * at as u64, bytes)
+        self.lock().recorder.read(&self.gpu, &mut [(&src.memory, 4 * at as u64, bytes)])
+    }
+
+    fn download_together(&self, parts: &mut [(&GpuBuf, usize, &mut [f32])]) -> Result<()> {
+        let mut parts: Vec<(&Memory, u64, &mut [u8])> = (parts.iter_mut())
+            .map(|(src, at, dst)| {
+                assert!(*at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+                (&src.memory, 4 * *at as u64, bytemuck::cast_slice_mut(dst))
+            })
+            .collect();
+        self.lock().recorder.read(&self.gpu, &mut parts)
     }
 
     fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {
@@ -301,6 +316,11 @@ impl Backend for GpuBackend {
     ) -> Result<bool> {
         let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens };
         self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
+    }
+
+    fn refine(&self, refinement: &Refinement) -> Result<()> {
+        let State { recorder, experts, .. } = &mut *self.lock();
+        experts.refine(&self.gpu, recorder, refinement)
     }
 
     fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {

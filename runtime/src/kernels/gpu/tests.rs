@@ -373,7 +373,7 @@ fn experts_are_their_formula_however_they_are_reached() {
         let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
-            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x };
+            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
             assert!(b.routed(bufs, tokens, &router, 3, &all).unwrap());
             get(&b, &x)
         };
@@ -443,7 +443,8 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
     let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
     let logits = put(&b, &values(experts as usize, 1));
-    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out };
+    let bufs =
+        RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
     assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
 }
 
@@ -534,7 +535,8 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let mut out = b.alloc(96).unwrap();
     let logits = put(&b, &values(5, 2));
     let (mut two, mut y) = (b.alloc(2 * 96).unwrap(), b.alloc(96).unwrap());
-    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out };
+    let bufs =
+        RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
     assert!(!b.routed(bufs, 1, &router, 0, &experts).unwrap(), "they lie in several buffers");
     let slots: Vec<u32> = (0..5).collect();
     let jobs: Vec<ExpertJob> =
