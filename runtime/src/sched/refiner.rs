@@ -26,9 +26,11 @@ use std::time::Instant;
 /// Calls from a decision to its effect: one to read the plane in, and the one that it is there for.
 const DELAY: u64 = 2;
 
-/// Planes that a call may ask for in all layers together: what is read and copied beside a token stays a small part of what
-/// the token reads itself.
+/// Planes that a call may ask for in all layers together, and bytes of them, where one is not more already: what is read and
+/// copied beside a token stays a small part of what the token reads itself.
 const SWAPS: usize = 8;
+/// See [`SWAPS`].
+const SWAP_BYTES: usize = 8 << 20;
 
 /// A plane gives way to one that is worth so many times more: experts of about the same heat do not take it from each other
 /// in turns.
@@ -71,6 +73,8 @@ struct State {
     pending: usize,
     /// What planes are read into.
     arena: Arena,
+    /// Planes that a call may ask for.
+    swaps: usize,
     /// Calls begun.
     call: u64,
     stats: StreamStats,
@@ -125,7 +129,7 @@ impl Refiner {
         options: RefineOptions,
         trace: Option<Arc<Trace>>,
     ) -> Result<Refiner> {
-        let slabs = Refiner::staging_bytes(&tables, options.level) as usize;
+        let (swaps, slab) = staging(&tables, options.level);
         let plane = options.level.planes();
         let layer = |table: LayerExperts| Layer::new(table, plane, options.slots);
         let layers = tables.into_iter().map(|t| t.filter(|t| t.planes.len() > plane).map(layer)).collect();
@@ -135,9 +139,10 @@ impl Refiner {
         let state = State {
             on: false,
             layers,
-            coming: VecDeque::with_capacity(SWAPS * DELAY as usize),
+            coming: VecDeque::with_capacity(swaps * DELAY as usize),
             pending: 0,
-            arena: Arena::new(slabs, granule)?,
+            arena: Arena::new(swaps * DELAY as usize * slab.next_multiple_of(granule), granule)?,
+            swaps,
             call: 0,
             stats: StreamStats::default(),
         };
@@ -146,9 +151,8 @@ impl Refiner {
 
     /// Bytes of what planes beyond `level` are read into.
     pub fn staging_bytes(tables: &[Option<LayerExperts>], level: Level) -> u64 {
-        let plane = level.planes();
-        let slab = tables.iter().flatten().filter(|t| t.planes.len() > plane).map(|t| t.plane_bytes(plane));
-        slab.max().unwrap_or(0) as u64 * SWAPS as u64 * DELAY
+        let (swaps, slab) = staging(tables, level);
+        (swaps * slab) as u64 * DELAY
     }
 
     /// From now on choices count: those before were of a token that warmed a device up.
@@ -225,7 +229,7 @@ impl Refiner {
         let mut offers: Vec<Option<Offer>> =
             state.layers.iter().map(|layer| layer.as_ref().and_then(Layer::offer)).collect();
         let mut requests = Vec::new();
-        while requests.len() < SWAPS {
+        while requests.len() < state.swaps {
             let best = (offers.iter().enumerate())
                 .filter_map(|(layer, offer)| Some((layer, offer.as_ref()?.gain)))
                 .max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
@@ -257,6 +261,14 @@ impl Refiner {
         state.coming.push_back(Coming { due, layer, expert, slot, loser, offset, plane: None });
         Some(Request { layer, expert, plane, offset, checksum, slab })
     }
+}
+
+/// Planes that a call may ask for, and the bytes of the largest.
+fn staging(tables: &[Option<LayerExperts>], level: Level) -> (usize, usize) {
+    let plane = level.planes();
+    let slabs = tables.iter().flatten().filter(|t| t.planes.len() > plane).map(|t| t.plane_bytes(plane));
+    let slab = slabs.max().unwrap_or(0);
+    ((SWAP_BYTES / slab.max(1)).clamp(1, SWAPS), slab)
 }
 
 impl State {
@@ -425,3 +437,6 @@ impl ExpertSource for Refiner {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@ use crate::kernels::testing::values;
 use crate::quant::{self, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
+mod mixed;
+
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     match GpuBackend::new(options) {
         Ok(b) => Some(b),
