@@ -1,9 +1,10 @@
 //! Experts that are all on a device at one level, the hottest of them with a plane more.
 //!
-//! [`Refiner`] never stops a token for what its routers choose. Choices come back with a token's logits; from them it keeps
-//! heat, and decides who should have one of the layer's places for planes. A plane that was decided upon is read by a lane
-//! while the next token is computed, and takes effect [`DELAY`] calls later: always then, and a call whose plane has not come
-//! yet waits for it (R3). Runs on the model's thread, except for the lanes.
+//! [`Refiner`] never stops a token for what its routers choose. When a model is opened, every place for a plane goes to
+//! whom it takes most error off. From then on choices, which come back with a token's logits, make heat, and heat decides
+//! who should have a place in another's stead. A plane that was decided upon is read by a lane while the next token is
+//! computed, and takes effect [`DELAY`] calls later: always then, and a call whose plane has not come yet waits for it (R3).
+//! Runs on the model's thread, except for the lanes.
 //!
 //! What a plane is worth is its expert's heat times the error that it takes off; whoever is to give way for another must be
 //! worth clearly less. Book-keeping is [`LayerCache`]'s, which counts places: a place is a plane of one byte to it.
@@ -155,9 +156,32 @@ impl Refiner {
         (swaps * slab) as u64 * DELAY
     }
 
-    /// From now on choices count: those before were of a token that warmed a device up.
-    pub fn start(&self) {
-        self.lock().on = true;
+    /// Fills all places: as nothing is known of heat, with the planes that take most error off. From then on choices count;
+    /// those before were of a token that warmed a device up.
+    ///
+    /// # Errors
+    /// As [`Refine::begin`].
+    pub fn start(&self, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let heat = |state: &mut State, heat: f32| {
+            for cache in state.layers.iter_mut().flatten().map(|layer| &mut layer.cache) {
+                (0..cache.experts()).for_each(|e| cache.set_heat(e, heat));
+            }
+        };
+        heat(state, 1.0);
+        loop {
+            self.decide(state);
+            if state.coming.is_empty() {
+                break;
+            }
+            state.call += DELAY;
+            self.take_effect(state, apply)?;
+        }
+        heat(state, 0.0);
+        state.stats = StreamStats { bytes_ahead: state.stats.bytes_wanted, ..StreamStats::default() };
+        state.on = true;
+        Ok(())
     }
 
     /// What was done since the start.
@@ -180,6 +204,30 @@ impl Refiner {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A computation that panicked leaves the book-keeping as it was between two steps.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands over the planes whose time has come.
+    fn take_effect(&self, state: &mut State, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()> {
+        self.await_due(state);
+        let failed = |c: &Coming| matches!(c.plane, Some(Err(_)));
+        if state.coming.iter().any(failed)
+            && let Some(error) = self.take_back(state)
+        {
+            return Err(error);
+        }
+        let level = self.options.level.planes();
+        while let Some(coming) = state.coming.pop_front_if(|c| c.due <= state.call) {
+            let Some(Ok(plane)) = &coming.plane else { unreachable!("it was waited for") };
+            let (layer, slot, expert) = (coming.layer, coming.slot, coming.expert);
+            let fits = state.layer(layer).table.fits[expert].map(|fits| fits[level]);
+            let applied = apply(&Refinement { layer, slot, expert: expert as u32, fits, plane });
+            if applied.is_err() {
+                state.cancel(&coming);
+                return applied;
+            }
+            state.effect(&coming);
+        }
+        Ok(())
     }
 
     /// Waits for the planes that take effect now.
@@ -358,26 +406,7 @@ impl Refine for Refiner {
         let mut state = self.lock();
         let state = &mut *state;
         state.call += 1;
-        self.await_due(state);
-        let failed = |c: &Coming| matches!(c.plane, Some(Err(_)));
-        if state.coming.iter().any(failed)
-            && let Some(error) = self.take_back(state)
-        {
-            return Err(error);
-        }
-        let level = self.options.level.planes();
-        while let Some(coming) = state.coming.pop_front_if(|c| c.due <= state.call) {
-            let Some(Ok(plane)) = &coming.plane else { unreachable!("it was waited for") };
-            let (layer, slot, expert) = (coming.layer, coming.slot, coming.expert);
-            let fits = state.layer(layer).table.fits[expert].map(|fits| fits[level]);
-            let applied = apply(&Refinement { layer, slot, expert: expert as u32, fits, plane });
-            if applied.is_err() {
-                state.cancel(&coming);
-                return applied;
-            }
-            state.effect(&coming);
-        }
-        Ok(())
+        self.take_effect(state, apply)
     }
 
     fn end(&self, tokens: usize, seen: usize, chosen: &mut dyn Iterator<Item = Chosen>) {

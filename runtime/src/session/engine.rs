@@ -182,7 +182,7 @@ impl Engine {
                     release(&mut inner.model);
                 }
                 if let Served::Refined(refiner) = &inner.served {
-                    refiner.start();
+                    refiner.start(&mut |refinement| inner.processor.refine(refinement))?;
                 }
                 Ok(inner)
             }

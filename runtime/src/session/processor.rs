@@ -2,6 +2,7 @@
 
 use super::engine::EngineOptions;
 use crate::error::{Error, Result};
+use crate::experts::Refinement;
 use crate::kernels::Backend;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
@@ -201,6 +202,15 @@ impl Processor {
             self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
         }
         Ok(())
+    }
+
+    /// [`Backend::refine`].
+    pub(super) fn refine(&self, refinement: &Refinement) -> Result<()> {
+        match self {
+            Processor::Cpu(cpu) => cpu.refine(refinement),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.refine(refinement),
+        }
     }
 
     /// Memory for a timeline.

@@ -83,11 +83,22 @@ fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
     Ok(changes)
 }
 
+/// One whose places, as nobody is hot, went to the first experts.
 fn started(slots: usize) -> (Refiner, Arc<Slabs>) {
     let storage = Arc::new(Slabs::default());
     let r = refiner(slots, storage.clone());
     assert!(token(&r, &[(5, 1.0)]).unwrap().is_empty());
-    r.start();
+    let mut filled = Vec::new();
+    r.start(&mut |c| {
+        filled.push((c.layer, c.slot, c.expert as usize));
+        Ok(())
+    })
+    .unwrap();
+    filled.sort_unstable();
+    let all: Vec<_> = (1..=LAYERS).flat_map(|l| (0..slots).map(move |e| (l, e, e))).collect();
+    assert_eq!(filled, all);
+    let stats = r.stats();
+    assert_eq!((stats.bytes_ahead, stats.bytes_wanted), ((all.len() * STRIDE) as u64, 0));
     (r, storage)
 }
 
@@ -97,13 +108,14 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
     assert!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap().is_empty());
     assert!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap().is_empty(), "a call too early");
     let stats = r.stats();
-    assert_eq!((stats.upgrades, stats.mean_bits()), (0, 2.0), "{stats:?}");
-    // Hottest first; what warmed up before the start is not among them.
-    assert_eq!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap(), [(0, 3), (1, 1)]);
+    assert_eq!(stats.upgrades, 0);
+    assert!((stats.mean_bits() - 2.3).abs() < 1e-6, "{stats:?}");
+    // The colder of the first two gave way; what warmed up before the start is not among the hot.
+    assert_eq!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap(), [(0, 3)]);
     let stats = r.stats().since(&stats);
-    assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (2, 0, 3.0), "{stats:?}");
+    assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (1, 1, 3.0), "{stats:?}");
     assert_eq!((stats.planes_wanted, stats.planes_hit), ([2, 2, 0, 0, 0], [2, 2, 0, 0, 0]));
-    assert_eq!(r.stats().bytes_wanted, 2 * STRIDE as u64);
+    assert_eq!(r.stats().bytes_wanted, STRIDE as u64);
 }
 
 #[test]
@@ -114,12 +126,12 @@ fn gate_26_places_go_to_who_is_clearly_hotter_and_do_not_flap() {
     for i in 0..24u32 {
         changes.extend(token(&r, &[(i % 2, 0.5), (2, 0.1)]).unwrap());
     }
-    assert_eq!(changes, [(0, 0)]);
+    assert_eq!(changes, []);
     // Another takes over.
     for _ in 0..12 {
         changes.extend(token(&r, &[(4, 0.9)]).unwrap());
     }
-    assert_eq!(changes, [(0, 0), (0, 4)]);
+    assert_eq!(changes, [(0, 4)]);
     assert_eq!(r.stats().downgrades, 1);
     // Calls that brought no choices back only cool: nothing changes.
     for _ in 0..4 {
@@ -153,15 +165,15 @@ fn gate_26_decisions_do_not_depend_on_when_reads_land() {
 fn gate_26_a_late_plane_is_waited_for_and_counted() {
     let (r, storage) = started(2);
     storage.hold(true);
-    token(&r, &[(0, 1.0)]).unwrap();
-    token(&r, &[(0, 1.0)]).unwrap();
+    token(&r, &[(5, 1.0)]).unwrap();
+    token(&r, &[(5, 1.0)]).unwrap();
     assert_eq!(r.stats().stalls, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(30));
             storage.hold(false);
         });
-        assert_eq!(token(&r, &[(0, 1.0)]).unwrap(), [(0, 0)]);
+        assert_eq!(token(&r, &[(5, 1.0)]).unwrap(), [(1, 5)]);
     });
     let stats = r.stats();
     assert!(stats.stalls == 1 && stats.wait_ns > 1_000_000, "{stats:?}");
@@ -206,16 +218,16 @@ fn gate_26_what_cannot_be_read_is_an_error_once_and_the_place_stays_whose_it_was
         }
         r.end(1, 1, &mut [Chosen { layer: 1, expert: 3, gate: 1.0 }].into_iter());
     }
-    assert_eq!((tries, r.stats().upgrades), (1, 2));
+    assert_eq!((tries, r.stats().upgrades), (1, 1));
 }
 
 #[test]
 fn gate_26_numbers_that_are_none_change_nothing() {
     let (r, _) = started(2);
     for _ in 0..4 {
-        let nan = [(0, f32::NAN), (1, f32::INFINITY), (2, 0.5)];
+        let nan = [(4, f32::NAN), (5, f32::INFINITY), (3, 0.5)];
         let changes = token(&r, &nan).unwrap();
-        assert!(changes.iter().all(|c| c.1 == 2));
+        assert!(changes.iter().all(|c| c.1 == 3));
     }
     assert!(r.stats().gate_mass.is_finite() && r.stats().upgrades == 1);
 }
