@@ -45,9 +45,9 @@ impl<B: Backend> Noted<B> {
         })
     }
 
-    /// Bytes of [`Noted::new`].
+    /// Bytes of [`Noted::new`], on the device and on the host, and of where they land between the two.
     pub(super) fn bytes(layers: usize, top_k: usize, chunk: usize) -> usize {
-        2 * 4 * layers * layer_values(top_k, chunk) + layers
+        3 * 4 * layers * layer_values(top_k, chunk) + layers
     }
 
     /// A call of so many tokens begins.
