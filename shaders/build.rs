@@ -8,13 +8,14 @@ use std::{env, fs};
 
 include!("variants.rs");
 
-/// The values of a variant: planes, tokens, half, sum, operation.
+/// The values of a variant: planes, tokens, half, sum, mixed, operation.
 #[derive(Clone, Copy, Default)]
 struct Variant {
     planes: u32,
     tokens: u32,
     half: bool,
     sum: bool,
+    mixed: bool,
     op: u32,
 }
 
@@ -29,6 +30,9 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 // Experts are added up for one token at a time.
                 Axis::Sum if v.tokens > 1 => vec![v],
                 Axis::Sum => [false, true].map(|sum| Variant { sum, ..v }).to_vec(),
+                // The first plane is everybody's.
+                Axis::Mixed if v.planes < 2 => vec![v],
+                Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
                 Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
             }
         };
@@ -51,6 +55,7 @@ fn expand(path: &Path, v: &Variant, seen: &mut Vec<String>) -> String {
         let name = match name {
             "weights" | "unit" => format!("{name}_{weights}"),
             "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
+            "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
             name => name.to_owned(),
         };
         if !seen.contains(&name) {
@@ -81,8 +86,8 @@ fn source(kernel: &str, axes: &[Axis], v: &Variant) -> String {
 /// Writes one shader as a Rust expression.
 fn describe(kernel: &str, v: &Variant, source: &str) -> String {
     let label = format!(
-        "{kernel} (planes {}, tokens {}, half {}, sum {}, op {})",
-        v.planes, v.tokens, v.half, v.sum, v.op
+        "{kernel} (planes {}, tokens {}, half {}, sum {}, mixed {}, op {})",
+        v.planes, v.tokens, v.half, v.sum, v.mixed, v.op
     );
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
@@ -122,9 +127,9 @@ fn describe(kernel: &str, v: &Variant, source: &str) -> String {
     let writable: Vec<bool> = bindings.iter().map(|b| b.1).collect();
     let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
     format!(
-        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, op: {} }}, \
+        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, mixed: {}, op: {} }}, \
          source: {source:?}, entry: {:?}, workgroup: {:?}, writable: &{writable:?}, params: &[{params}], params_size: {size} }},\n",
-        v.planes, v.tokens, v.half, v.sum, v.op, entry.name, entry.workgroup_size
+        v.planes, v.tokens, v.half, v.sum, v.mixed, v.op, entry.name, entry.workgroup_size
     )
 }
 

@@ -11,14 +11,16 @@ enum Axis {
     Half,
     /// `down` adds up a token's experts.
     Sum,
+    /// The last plane lies elsewhere, and not every expert has it.
+    Mixed,
     /// What `elementwise` does.
     Op,
 }
 
 const KERNELS: &[(&str, &[Axis])] = &[
     ("linear", &[Axis::Planes, Axis::Tokens]),
-    ("gate_up", &[Axis::Planes, Axis::Tokens]),
-    ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum]),
+    ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed]),
+    ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum, Axis::Mixed]),
     ("embed", &[Axis::Planes]),
     ("rms_norm", &[]),
     ("place", &[Axis::Half]),

@@ -34,6 +34,11 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     if plan.device_expert_bytes > 0 {
         writeln!(out, "  experts on GPU    {:>10}", bytes(plan.device_expert_bytes))?;
     }
+    if let Some(r) = &plan.refinements {
+        let of = format!("their {} bits, for {:.0} % of them at a time", r.bits, 100.0 * r.share);
+        writeln!(out, "  refinements       {:>10}  {of}", bytes(r.bytes))?;
+        writeln!(out, "  on their way      {:>10}", bytes(r.staging_bytes))?;
+    }
     writeln!(out, "  in all            {:>10}", bytes(plan.total_bytes()))?;
     writeln!(out, "smallest budget     {:>12}", bytes(plan.smallest_bytes))?;
     if plan.levels.is_empty() {
@@ -59,6 +64,13 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         writeln!(
             out,
             "Experts will be streamed. Reads are what equally likely experts would need; real routing reads less."
+        )?;
+    } else if let Some(r) = &plan.refinements {
+        writeln!(
+            out,
+            "All experts fit at {bits} bits, and {:.0} % of them at {}: the hottest get those while tokens are computed, and no token waits.",
+            100.0 * r.share,
+            r.bits
         )?;
     } else if plan.lowered {
         writeln!(out, "All experts fit at {bits} bits, and are used at that: nothing will be streamed.")?;

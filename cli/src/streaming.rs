@@ -242,6 +242,10 @@ impl Mark {
         json["wall_s"] = self.at.elapsed().as_secs_f64().into();
         json["choices_dropped"] = (departures.0 - self.departures.0).into();
         json["choices_redirected"] = (departures.1 - self.departures.1).into();
+        if let Some(refiner) = engine.refiner() {
+            json["access"] = serde_json::to_value(refiner.access()).unwrap_or_default();
+            json["lanes"] = refiner.lanes().into();
+        }
         if let Some(streamer) = engine.streamer() {
             json["access"] = serde_json::to_value(streamer.access()).unwrap_or_default();
             json["lanes"] = streamer.lanes().into();
@@ -279,6 +283,24 @@ impl Mark {
         let read = s.bytes_wanted + s.bytes_ahead;
         let lanes = s.lane_ns as f64 / 1e9;
         let rate = if lanes > 0.0 { read as f64 / lanes } else { 0.0 };
+        if let Some(refiner) = engine.refiner() {
+            return format!(
+                "experts    {:.2} bits on average; planes in memory: {}\n\
+                 reads      {} in all, {} a token, {} {} lanes: {}/s each; {} repeated\n\
+                 upgrades   {} planes came, {} gave way; {} times a token waited for one, {wait:.1} % of the time",
+                s.mean_bits(),
+                hits.join(", "),
+                bytes(read),
+                bytes(read / tokens.max(1) as u64),
+                refiner.lanes(),
+                format!("{:?}", refiner.access()).to_lowercase(),
+                bytes(rate as u64),
+                s.retries,
+                s.upgrades,
+                s.downgrades,
+                s.stalls,
+            );
+        }
         let access = engine.streamer().map(|s| {
             let at_open = s.measured().map_or_else(String::new, |m| {
                 format!(" ({}/s at open with {})", bytes(m.bytes_per_second as u64), m.lanes)

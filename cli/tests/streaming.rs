@@ -86,6 +86,28 @@ fn a_budget_is_kept_on_a_gpu() {
     }
 }
 
+/// All experts on a GPU at one level, some with a plane more: also within the budget, and `plan`, mode and stats say so.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_budget_is_kept_where_experts_are_refined() {
+    if !dollop_tests::has_gpu() {
+        return;
+    }
+    let common = ["--backend", "gpu", "--ctx", "512", "--precision", "adaptive", "--memory", "256M"];
+    let plan = json(&[&["plan", "--json"][..], &common].concat());
+    assert_eq!((&plan["streaming"], &plan["lowered"]), (&false.into(), &true.into()), "{plan}");
+    assert!(plan["refinements"]["bits"] == 4 && plan["refinements"]["slots"].as_u64() > Some(0), "{plan}");
+    let ask = ["run", "-p", "Tell me of the sea.", "-n", "12", "--json"];
+    let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
+    println!("refined: {} MB at most in {samples} samples", most >> 20);
+    assert!(samples > 10 && most > 20 << 20 && most <= 256 << 20, "{most} in {samples}");
+    let run = json(&[&ask[..], &common].concat());
+    assert!(run["mode"].as_str().unwrap().contains("4 for"), "{}", run["mode"]);
+    let stream = &run["stream"];
+    assert!(stream["mean_bits"].as_f64() > Some(3.0) && stream["lanes"].as_u64() > Some(0), "{stream}");
+    assert!(stream["upgrades"].as_u64() > Some(0) && stream["bytes_ahead"].is_u64(), "{stream}");
+}
+
 #[test]
 fn an_answer_does_not_depend_on_the_budget() {
     let ask = ["run", "-p", "What is the capital of France?", "-n", "8", "--ctx", "256", "--json"];

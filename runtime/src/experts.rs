@@ -6,7 +6,7 @@
 
 use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::quant::{Fits, Level, Matrix, Nested, PLANES, Shape};
+use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
 
 /// The weights of one expert: `down · (act(gate · x) ⊙ (up · x))`.
 #[derive(Clone, Debug)]
@@ -66,6 +66,51 @@ pub trait ExpertSource: Send + Sync {
         let _ = layer;
         None
     }
+
+    /// Who gives some of [`ExpertSource::all`] a plane more, where somebody does.
+    fn refine(&self) -> Option<&dyn Refine> {
+        None
+    }
+}
+
+/// Gives the hottest of a layer's experts, which a device holds all at one level, their next plane. Nothing waits for it:
+/// what the router chose is learned when a token's logits are read back, and what follows from that takes effect some
+/// tokens later.
+pub trait Refine: Send + Sync {
+    /// Before some tokens are computed: hands over what is to change, in order.
+    ///
+    /// # Errors
+    /// Those of `apply`, and of reading planes. Whoever should have had a plane that could not be read goes on without it.
+    fn begin(&self, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()>;
+
+    /// After `tokens` tokens were computed: what the last `seen` of them chose, in all layers.
+    fn end(&self, tokens: usize, seen: usize, chosen: &mut dyn Iterator<Item = Chosen>);
+}
+
+/// An expert gets one plane more than all experts of its layer have.
+#[derive(Clone, Copy, Debug)]
+pub struct Refinement<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// Where the layer keeps the plane, among as many places as it has for such. Whoever had this place has it no longer.
+    pub slot: usize,
+    /// The expert.
+    pub expert: u32,
+    /// Corrections of gate, up and down at the level that it then has.
+    pub fits: [Fit; 3],
+    /// The plane: gate, up, down.
+    pub plane: &'a [u8],
+}
+
+/// A choice of a layer's router.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    /// The layer.
+    pub layer: usize,
+    /// The expert within the layer.
+    pub expert: u32,
+    /// Its weight in the sum.
+    pub gate: f32,
 }
 
 impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
@@ -89,6 +134,10 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
 
     fn all(&self, layer: usize) -> Option<&[Expert]> {
         (**self).all(layer)
+    }
+
+    fn refine(&self) -> Option<&dyn Refine> {
+        (**self).refine()
     }
 }
 

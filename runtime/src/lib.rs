@@ -28,7 +28,7 @@ pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
     BackendChoice, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo,
-    Outcome, Overflow, Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
+    Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
 };
 #[doc(hidden)]
 pub use telemetry::GpuFault;

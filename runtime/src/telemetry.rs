@@ -67,6 +67,8 @@ pub struct StreamStats {
     pub compute_ns: u64,
     /// Nanoseconds in which computing waited for reads.
     pub wait_ns: u64,
+    /// Calls that had to wait for a refinement which should have been there by then.
+    pub stalls: u64,
     /// Nanoseconds that lanes spent reading, summed over lanes.
     pub lane_ns: u64,
     /// Reads that had to be repeated.
@@ -76,6 +78,15 @@ pub struct StreamStats {
 }
 
 impl StreamStats {
+    /// Adds to the hash of decisions (FNV-1a over words).
+    pub(crate) fn note(&mut self, values: [usize; 3]) {
+        let mut hash = if self.decisions == 0 { 0xcbf2_9ce4_8422_2325 } else { self.decisions };
+        for v in values {
+            hash = (hash ^ v as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        self.decisions = hash;
+    }
+
     /// Mean bits of the experts computed, by gate mass.
     pub fn mean_bits(&self) -> f64 {
         if self.gate_mass > 0.0 { self.gate_mass_bits / self.gate_mass } else { 0.0 }
@@ -107,6 +118,7 @@ impl StreamStats {
             gate_mass_bits: self.gate_mass_bits - earlier.gate_mass_bits,
             compute_ns: self.compute_ns - earlier.compute_ns,
             wait_ns: self.wait_ns - earlier.wait_ns,
+            stalls: self.stalls - earlier.stalls,
             lane_ns: self.lane_ns - earlier.lane_ns,
             retries: self.retries - earlier.retries,
             decisions: self.decisions,

@@ -16,13 +16,15 @@ pub struct Variant {
     pub half: bool,
     /// `down`: adds up a token's experts.
     pub sum: bool,
+    /// The last of the planes lies in a buffer of its own, for experts that have it; the others have none of its bits.
+    pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
     pub op: u32,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Variant { planes: 0, tokens: 1, half: false, sum: false, op: ADD }
+        Variant { planes: 0, tokens: 1, half: false, sum: false, mixed: false, op: ADD }
     }
 }
 

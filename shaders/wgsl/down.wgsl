@@ -4,6 +4,8 @@
 #import product
 #import job
 
+const REFINEMENTS = 5u; // binding
+
 struct Params {
     d: u32,
     ff: u32,

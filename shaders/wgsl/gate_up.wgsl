@@ -3,6 +3,8 @@
 #import product
 #import job
 
+const REFINEMENTS = 4u; // binding
+
 struct Params {
     d: u32,
     ff: u32,

@@ -10,7 +10,7 @@ struct Params {
 
 const MANY = 8u;
 const JOB_WORDS = 24u;
-const ENTRY_WORDS = 12u;
+const ENTRY_WORDS = 13u;
 const MAX_EXPERTS = 1024u;
 const NOWHERE = 0xffffffffu;
 
@@ -47,10 +47,10 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         let count = atomicLoad(&counts[e]);
         for (var i = 0u; i * MANY < count; i++) {
             let at = (first_job[e] + i) * JOB_WORDS;
-            for (var w = 0u; w < 10u; w++) {
+            for (var w = 0u; w < ENTRY_WORDS; w++) {
                 jobs[at + w] = table[(p.table + e) * ENTRY_WORDS + w];
             }
-            jobs[at + 10u] = min(MANY, count - i * MANY);
+            jobs[at + 13u] = min(MANY, count - i * MANY);
         }
     }
     workgroupBarrier();
@@ -61,6 +61,6 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     for (var slot = lane; slot < p.slots; slot += 128u) {
         let e = choices[2u * slot];
         let i = atomicAdd(&counts[e], 1u);
-        jobs[(first_job[e] + i / MANY) * JOB_WORDS + 12u + i % MANY] = slot;
+        jobs[(first_job[e] + i / MANY) * JOB_WORDS + 16u + i % MANY] = slot;
     }
 }

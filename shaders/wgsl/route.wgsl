@@ -1,5 +1,6 @@
 // Softmax of the router's logits and the best experts of each token, best first; ties go to the lower index. With a
-// table of the layer's experts, writes the job of every slot as well. One workgroup: one token.
+// table of the layer's experts, writes the job of every slot as well. What the last tokens chose goes to a history that
+// the host reads when it reads their logits. One workgroup: one token.
 
 struct Params {
     experts: u32,
@@ -8,10 +9,12 @@ struct Params {
     scale: f32,
     jobs: u32,  // whether to write jobs
     table: u32, // the layer's first expert in the table
+    at: u32,    // where the layer's part of the history begins
+    first: u32, // the first token that goes there
 }
 
 const JOB_WORDS = 24u;
-const ENTRY_WORDS = 12u;
+const ENTRY_WORDS = 13u;
 const MAX_EXPERTS = 1024u;
 const MAX_TOP_K = 64u;
 
@@ -19,6 +22,7 @@ const MAX_TOP_K = 64u;
 @group(0) @binding(1) var<storage, read> table: array<u32>;         // [experts of all layers, ENTRY_WORDS]
 @group(0) @binding(2) var<storage, read_write> choices: array<u32>; // [tokens, top_k, 2]: expert, gate
 @group(0) @binding(3) var<storage, read_write> jobs: array<u32>;    // [tokens, top_k, JOB_WORDS]
+@group(0) @binding(4) var<storage, read_write> history: array<u32>; // [layers, tokens, top_k, 2]: expert, gate
 var<immediate> p: Params;
 
 var<workgroup> bits: array<u32, MAX_EXPERTS>;
@@ -76,14 +80,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let slot = id.x * p.top_k + r;
         choices[2u * slot] = chosen[r];
         choices[2u * slot + 1u] = bitcast<u32>(gates[r]);
+        if (id.x >= p.first) {
+            let at = p.at + 2u * (slot - p.first * p.top_k);
+            history[at] = chosen[r];
+            history[at + 1u] = bitcast<u32>(gates[r]);
+        }
         if (p.jobs == 1u) {
             let entry = (p.table + chosen[r]) * ENTRY_WORDS;
-            for (var i = 0u; i < 10u; i++) {
+            for (var i = 0u; i < ENTRY_WORDS; i++) {
                 jobs[slot * JOB_WORDS + i] = table[entry + i];
             }
-            jobs[slot * JOB_WORDS + 10u] = 1u;
-            jobs[slot * JOB_WORDS + 11u] = bitcast<u32>(gates[r]);
-            jobs[slot * JOB_WORDS + 12u] = slot;
+            jobs[slot * JOB_WORDS + 13u] = 1u;
+            jobs[slot * JOB_WORDS + 14u] = bitcast<u32>(gates[r]);
+            jobs[slot * JOB_WORDS + 16u] = slot;
         }
     }
 }

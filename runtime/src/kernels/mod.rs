@@ -17,7 +17,7 @@ mod testing;
 pub use best::{MAX_BEST, best_of, from_bits};
 
 use crate::error::Result;
-use crate::experts::Expert;
+use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 
 /// One product of several that share their input: `out[t] = matrix · x[t] + bias`.
@@ -143,6 +143,18 @@ pub struct RoutedBufs<'a, Buf> {
     pub y: &'a mut Buf,
     /// Residual stream, `[tokens, d]`.
     pub x: &'a mut Buf,
+    /// Where choices are noted for whoever reads a result back later.
+    pub history: Option<History<'a, Buf>>,
+}
+
+/// What the last tokens of a call have chosen in one layer.
+pub struct History<'a, Buf> {
+    /// `[layers, tokens, top_k, 2]`: expert and gate, as the bits of values.
+    pub buf: &'a mut Buf,
+    /// Where the layer's part begins.
+    pub at: usize,
+    /// How many of the last tokens are noted.
+    pub tokens: usize,
 }
 
 /// The work of one expert: the (token, rank) slots that chose it. Slot `s` belongs to token `s / top_k`.
@@ -178,6 +190,14 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Copies `src[at..]` to `dst`, after everything before it has finished.
     fn download(&self, src: &Self::Buf, at: usize, dst: &mut [f32]) -> Result<()>;
+
+    /// Several downloads with one wait.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn download_together(&self, parts: &mut [(&Self::Buf, usize, &mut [f32])]) -> Result<()> {
+        parts.iter_mut().try_for_each(|(src, at, dst)| self.download(src, *at, dst))
+    }
 
     /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
     /// index and value as the bits of values, to be read by [`from_bits`]). `host` is scratch of as many values as `x` has.
@@ -290,6 +310,16 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<bool> {
         let _ = (bufs, tokens, router, layer, experts);
         Ok(false)
+    }
+
+    /// Gives an expert that [`Backend::routed`] computes a plane more, from its next call on. Nothing where the backend does
+    /// not compute experts that way, or has no room for planes beside them.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn refine(&self, refinement: &Refinement) -> Result<()> {
+        let _ = refinement;
+        Ok(())
     }
 
     /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.

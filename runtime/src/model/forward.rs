@@ -4,6 +4,7 @@
 //! made. A call takes a chunk of tokens (a prompt's part, or one token) through every layer.
 
 use super::config::Config;
+use super::history::Noted;
 use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
@@ -66,6 +67,8 @@ pub struct State<B: Backend> {
     best_bits: Vec<f32>,
     likeliest: Vec<(u32, f32)>,
     moe: Option<MoeScratch<B>>,
+    /// What the routers chose, where somebody learns from it.
+    noted: Option<Noted<B>>,
 }
 
 /// Scratch of the routed layers.
@@ -139,6 +142,10 @@ impl<B: Backend> State<B> {
             best_bits: vec![0.0; 2 * MAX_BEST],
             likeliest: Vec::with_capacity(MAX_BEST),
             moe,
+            noted: match (c.router, model.experts.refine()) {
+                (Some(router), Some(_)) => Some(Noted::new(backend, c.layers, router, chunk)?),
+                _ => None,
+            },
         })
     }
 
@@ -152,6 +159,11 @@ impl<B: Backend> State<B> {
         });
         let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST;
         4 * (stream + moe + logits + capacity * (c.rope.dims + 1))
+    }
+
+    /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.
+    pub fn noted_bytes(config: &Config, chunk: usize) -> usize {
+        config.router.map_or(0, |r| Noted::<B>::bytes(config.layers, r.top_k, chunk))
     }
 
     /// Positions that the cache holds.
@@ -195,6 +207,10 @@ impl Model {
         );
         assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
 
+        if let Some((refine, noted)) = self.experts.refine().zip(s.noted.as_mut()) {
+            refine.begin(&mut |refinement| b.refine(refinement))?;
+            noted.begin(n);
+        }
         b.embed(&w.embed, tokens, &mut s.x);
         for (i, layer) in w.layers.iter().enumerate() {
             self.attention(b, s, layer, i, pos, n);
@@ -206,7 +222,11 @@ impl Model {
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
         }
-        self.logits(b, s, n, want, each)
+        self.logits(b, s, n, want, each)?;
+        match (self.experts.refine(), &s.noted) {
+            (Some(refine), Some(noted)) => noted.end(refine, n),
+            _ => Ok(()),
+        }
     }
 
     /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
@@ -257,7 +277,7 @@ impl Model {
         layer: usize,
         n: usize,
     ) -> Result<()> {
-        let (c, State { h, x, y, moe: scratch, .. }) = (&self.config, s);
+        let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.config, s);
         let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
         let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
         let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
@@ -271,11 +291,15 @@ impl Model {
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
         let done = match self.experts.all(layer) {
             Some(all) => {
-                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x };
+                let history = noted.as_mut().map(|noted| noted.of(layer));
+                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x, history };
                 b.routed(bufs, n, router, layer, all)?
             }
             None => false,
         };
+        if let Some(noted) = noted.as_mut().filter(|_| done) {
+            noted.done(layer);
+        }
         if !done {
             self.serve(b, (h, x, y), m, router, layer, n)?;
             b.add(x, y, n * c.d);
@@ -410,7 +434,11 @@ impl Model {
                 return Ok(());
             }
             for row in 0..rows {
-                b.download(&s.logits, row * w.vocab(), &mut s.host)?;
+                let logits = (&s.logits, row * w.vocab(), &mut s.host[..]);
+                match s.noted.as_mut().and_then(Noted::unread) {
+                    Some(choices) => b.download_together(&mut [logits, choices])?,
+                    None => b.download(logits.0, logits.1, logits.2)?,
+                }
                 each(first + row, &s.host);
             }
             first += rows;

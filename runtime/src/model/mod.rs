@@ -8,6 +8,7 @@ pub mod arch;
 pub mod config;
 pub mod file;
 pub mod forward;
+mod history;
 pub mod rope;
 pub mod routing;
 pub mod weights;

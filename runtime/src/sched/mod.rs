@@ -10,10 +10,12 @@ mod ceiling;
 mod home;
 mod lanes;
 mod policy;
+mod refiner;
 mod serving;
 
 pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
+pub use refiner::{RefineOptions, Refiner};
 
 use crate::cache::Worth;
 use crate::error::{Error, Result};
@@ -288,15 +290,6 @@ impl State {
                 Err(Fault { layer, expert, offset, source: e })
             }
         }
-    }
-
-    /// Adds to the hash of decisions (FNV-1a over words).
-    fn note(&mut self, values: [usize; 3]) {
-        let mut hash = if self.stats.decisions == 0 { 0xcbf2_9ce4_8422_2325 } else { self.stats.decisions };
-        for v in values {
-            hash = (hash ^ v as u64).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        self.stats.decisions = hash;
     }
 }
 

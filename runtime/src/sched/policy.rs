@@ -5,7 +5,7 @@
 //! first, a base always before its refinements: D²MoE's hottest-expert-bit-first order (arXiv 2504.15299) and its bit-width
 //! router at once, without training one.
 
-use crate::cache::Worth;
+use crate::cache::{LayerCache, Worth};
 use crate::error::{Error, Result};
 use crate::experts::Wanted;
 use crate::quant::{Level, PLANE_BITS, PLANES};
@@ -111,6 +111,14 @@ pub enum Order {
     Arrival,
     /// The largest gate first, all its bits before the next.
     Gate,
+}
+
+/// Lets a layer cool down by some tokens, and returns how many tokens' gate mass counts as theirs together: what a steady
+/// stream of them would have left, for a long prompt is not hotter than a short one.
+pub(super) fn cool(cache: &mut LayerCache, tokens: f32, half_life: f32) -> f32 {
+    let decay = 0.5f32.powf(tokens / half_life);
+    cache.cool(decay);
+    (1.0 - decay) / (1.0 - 0.5f32.powf(1.0 / half_life))
 }
 
 /// Error taken off per bit of plane `p`.

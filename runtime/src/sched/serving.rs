@@ -4,7 +4,7 @@
 //! is decided before the first read is handed over.
 
 use super::home::Home;
-use super::policy::{Ask, Precision, offers};
+use super::policy::{self, Ask, Precision, offers};
 use super::{Request, State, Streamer, Verify};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Guess, Wanted};
@@ -28,10 +28,7 @@ impl Streamer {
     pub(super) fn heat_up(&self, home: &mut Home, wanted: &[Wanted]) {
         let slots: u32 = wanted.iter().map(|w| w.tokens).sum();
         let tokens = (slots as f32 / self.top_k.max(1) as f32).max(1.0);
-        let decay = 0.5f32.powf(tokens / self.options.half_life);
-        home.cache.cool(decay);
-        // What a steady stream of these tokens would have left: a long prompt is not hotter than a short one.
-        let weight = (1.0 - decay) / (1.0 - 0.5f32.powf(1.0 / self.options.half_life)) / tokens;
+        let weight = policy::cool(&mut home.cache, tokens, self.options.half_life) / tokens;
         for w in wanted {
             home.cache.warm(w.expert as usize, w.gate * weight);
         }
@@ -141,7 +138,7 @@ impl Streamer {
     fn expect(&self, state: &mut State, layer: usize, expert: usize) -> usize {
         let plane = state.home(layer).expect(expert);
         state.stats.upgrades += u64::from(plane > 0);
-        state.note([layer, expert, plane]);
+        state.stats.note([layer, expert, plane]);
         plane
     }
 
@@ -242,7 +239,7 @@ impl Streamer {
                 continue;
             }
             home.give_up(victim);
-            state.note([layer, victim, plane]);
+            state.stats.note([layer, victim, plane]);
             if plane == 0 {
                 state.stats.evictions += 1;
             } else {
@@ -270,7 +267,7 @@ impl Streamer {
             let mass = f64::from(ask.gate);
             state.stats.gate_mass += mass;
             state.stats.gate_mass_bits += mass * f64::from(Level::ALL[used - 1].bits());
-            state.note([layer, ask.expert, used + 16]);
+            state.stats.note([layer, ask.expert, used + 16]);
         }
     }
 

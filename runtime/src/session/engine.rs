@@ -1,7 +1,7 @@
 //! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
 
 use super::parts::Parts;
-use super::plan::MemoryPlan;
+use super::plan::{MemoryPlan, RefinementPlan};
 use super::processor::{self, Adapter, BackendChoice, Processor};
 use super::processors::{Computing, Processors};
 use super::streaming;
@@ -15,7 +15,7 @@ use crate::model::Model;
 use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::Routing;
 use crate::quant::{Level, Matrix};
-use crate::sched::{Order, Precision, Streamer, Verify};
+use crate::sched::{Order, Precision, Refiner, Streamer, Verify};
 use crate::store;
 use crate::telemetry::{GpuFault, GpuStats, StreamStats, Trace};
 use crate::template::ChatTemplate;
@@ -133,7 +133,17 @@ pub(super) struct Inner {
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
-    pub(super) streamer: Option<Arc<Streamer>>,
+    pub(super) served: Served,
+}
+
+/// Who provides experts.
+pub(super) enum Served {
+    /// All are in memory for good.
+    Resident,
+    /// All are on a device, some with a plane more.
+    Refined(Arc<Refiner>),
+    /// They are read when they are wanted.
+    Streamed(Arc<Streamer>),
 }
 
 /// A loaded model. Cheap to clone, usable from any thread.
@@ -161,11 +171,18 @@ impl Engine {
                 };
                 parts.streamed(&file, options, adapter, plan, streamer, sums)
             } else {
-                let mut inner = parts.resident(&file, options, adapter, plan)?;
+                let refine = |all, refinements: RefinementPlan, level| {
+                    let granule = streaming::granule(&file);
+                    streaming::refiner(path, granule, tables, all, refinements, level, options)
+                };
+                let mut inner = parts.resident(&file, options, adapter, plan, refine)?;
                 let first = &mut inner.processors.first;
                 first.processor.warm_up(&first.model)?;
                 if adapter.is_some() {
                     release(&mut first.model);
+                }
+                if let Served::Refined(refiner) = &inner.served {
+                    refiner.start(&mut |refinement| first.processor.refine(refinement))?;
                 }
                 Ok(inner)
             }
@@ -201,7 +218,8 @@ impl Engine {
         let open = |adapter| {
             let parts = Parts::new(&tensors, &options)?;
             let plan = parts.plan(&options, adapter, &[])?;
-            let inner = parts.resident(&tensors, &options, adapter, plan)?;
+            let refine = |_, _, _| unreachable!("without a budget nothing is lowered");
+            let inner = parts.resident(&tensors, &options, adapter, plan, refine)?;
             let first = &inner.processors.first;
             first.processor.warm_up(&first.model)?;
             Ok(inner)
@@ -293,14 +311,29 @@ impl Engine {
         &self.now().plan
     }
 
-    /// What streaming has done since the engine was opened; `None` where everything is resident.
+    /// What streaming has done since the engine was opened; `None` where everything is resident for good.
     pub fn stream_stats(&self) -> Option<StreamStats> {
-        Some(self.0.streamer.as_ref()?.stats())
+        match &self.0.served {
+            Served::Resident => None,
+            Served::Refined(refiner) => Some(refiner.stats()),
+            Served::Streamed(streamer) => Some(streamer.stats()),
+        }
     }
 
     /// The streamer, where experts are streamed.
     pub fn streamer(&self) -> Option<&Streamer> {
-        self.0.streamer.as_deref()
+        match &self.0.served {
+            Served::Streamed(streamer) => Some(streamer),
+            Served::Resident | Served::Refined(_) => None,
+        }
+    }
+
+    /// Who gives some experts a plane more, where that is done.
+    pub fn refiner(&self) -> Option<&Refiner> {
+        match &self.0.served {
+            Served::Refined(refiner) => Some(refiner),
+            Served::Resident | Served::Streamed(_) => None,
+        }
     }
 
     /// Choices of the router that were dropped, and that went to another expert, since the engine was opened.

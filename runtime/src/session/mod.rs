@@ -20,7 +20,7 @@ mod tokens;
 pub use chat::{Chat, Overflow};
 pub use engine::{Engine, EngineOptions, ModelInfo, StreamingOptions};
 pub use generate::{Event, GenerateOptions, Outcome, StopReason};
-pub use plan::{LevelFit, MemoryPlan};
+pub use plan::{LevelFit, MemoryPlan, RefinementPlan};
 pub use processor::BackendChoice;
 pub use timeline::{Session, SessionOptions};
 pub use tokens::SpecialTokens;

@@ -1,7 +1,7 @@
 //! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
 
-use super::engine::{EngineOptions, Inner, ModelInfo};
-use super::plan::{MemoryPlan, Request};
+use super::engine::{EngineOptions, Inner, ModelInfo, Served};
+use super::plan::{MemoryPlan, RefinementPlan, Request};
 use super::processor::{self, Adapter, Needs, Processor};
 use super::processors::{Computing, Processors};
 use super::timeline::DEFAULT_CONTEXT;
@@ -14,7 +14,7 @@ use crate::model::file::{DenseCheck, DenseSums};
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
-use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Streamer};
+use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner, Streamer};
 use crate::store::{self, Arena, End};
 use std::sync::Arc;
 
@@ -85,7 +85,8 @@ impl Shape<'_> {
             threads,
         };
         let backend = processor::scratch_bytes(self.gpu, &shape, self.vocab, c.rope.dims);
-        (backend + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
+        let noted = if self.gpu { State::<CpuBackend>::noted_bytes(c, chunk) } else { 0 };
+        (backend + noted + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
     }
 }
 
@@ -199,28 +200,43 @@ impl Parts {
             .chain(self.weights.layers.iter().flat_map(layer_matrices))
     }
 
-    /// An engine with everything in memory or mapped.
+    /// An engine with everything in memory or mapped. Where some experts get a plane more, `refine` makes out of all of them
+    /// who sees to it.
     pub(super) fn resident(
         mut self,
         tensors: &dyn Tensors,
         options: &EngineOptions,
         adapter: Option<Adapter>,
         plan: MemoryPlan,
+        refine: impl FnOnce(AllResident, RefinementPlan, Level) -> Result<Refiner>,
     ) -> Result<Inner> {
         plan.lowered_level().into_iter().for_each(|level| self.cut(level));
         let level = level_of(&self.experts);
         let mode = match (level, &self.weights.embed) {
             (Some(level), _) if plan.lowered => {
-                format!("resident, {}, level {level}: the highest that fits", self.precision(options))
+                let precision = self.precision(options);
+                match plan.refinements {
+                    Some(RefinementPlan { bits, share, .. }) => format!(
+                        "resident, {precision}, level {level} for all experts and {bits} for {:.0} % of them, on the device",
+                        100.0 * share
+                    ),
+                    None => format!("resident, {precision}, level {level}: the highest that fits"),
+                }
             }
             (Some(level), _) => format!("resident, exact level {level}"),
             (None, Matrix::Nested(n)) => format!("resident, dense, exact level {}", n.level()),
             (None, _) => "resident, reference f32".to_owned(),
         };
         let info = self.info(mode);
-        let source = AllResident::new(std::mem::take(&mut self.experts), level);
-        let sums = DenseSums::default();
-        self.assemble(tensors, options, adapter, plan, info, Arc::new(source), None, sums)
+        let all = AllResident::new(std::mem::take(&mut self.experts), level);
+        let (source, served): (Arc<dyn ExpertSource>, Served) = match plan.refinements.zip(level) {
+            Some((refinements, level)) => {
+                let refiner = Arc::new(refine(all, refinements, level)?);
+                (refiner.clone(), Served::Refined(refiner))
+            }
+            None => (Arc::new(all), Served::Resident),
+        };
+        self.assemble(tensors, options, adapter, plan, info, source, served, DenseSums::default())
     }
 
     /// An engine whose experts are streamed.
@@ -250,7 +266,7 @@ impl Parts {
         }
         let streamer = Arc::new(streamer);
         let source = streamer.clone();
-        self.assemble(tensors, options, adapter, plan, info, source, Some(streamer), sums)
+        self.assemble(tensors, options, adapter, plan, info, source, Served::Streamed(streamer), sums)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -262,7 +278,7 @@ impl Parts {
         plan: MemoryPlan,
         mut info: ModelInfo,
         experts: Arc<dyn ExpertSource>,
-        streamer: Option<Arc<Streamer>>,
+        served: Served,
         sums: DenseSums,
     ) -> Result<Inner> {
         let meta = tensors.metadata();
@@ -273,6 +289,7 @@ impl Parts {
             routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
             level: plan.lowered_level().or(exact_level(options)).or(self.stored).unwrap_or(Level::B8),
             expert_bytes: plan.streaming.then_some(plan.device_expert_bytes),
+            refinements: plan.refinements.map_or(0, |r| r.slots),
         };
         let processor = Processor::open(adapter, options, &needs)?;
         info.backend = processor.name();
@@ -288,7 +305,7 @@ impl Parts {
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
         let first = Computing::new(model, processor, info, plan);
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), sums);
-        Ok(Inner { processors, note: None, tokenizer, template, special, streamer })
+        Ok(Inner { processors, note: None, tokenizer, template, special, served })
     }
 
     fn info(&self, mode: String) -> ModelInfo {

@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::experts::LayerExperts;
 use crate::quant::Level;
+use crate::sched::Refiner;
 use serde::Serialize;
 
 /// Code, allocator and standard library: what a process with an open model holds besides what is listed.
@@ -33,6 +34,8 @@ pub struct MemoryPlan {
     /// Whether experts are resident at fewer bits than are stored, because a GPU computes with adaptive precision and the
     /// budget holds no more: it then never waits for a choice of the router.
     pub lowered: bool,
+    /// Where experts are lowered and the budget leaves something: what it is spent on.
+    pub refinements: Option<RefinementPlan>,
     /// Positions of the KV cache that is planned for.
     pub context: usize,
     /// Tokens of a prompt taken through the layers together.
@@ -54,6 +57,21 @@ pub struct MemoryPlan {
     pub smallest_bytes: u64,
     /// What each level that is stored would mean.
     pub levels: Vec<LevelFit>,
+}
+
+/// Experts that are resident with one plane more than all are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RefinementPlan {
+    /// Their bits.
+    pub bits: u8,
+    /// How many experts of each layer may have them at a time.
+    pub slots: usize,
+    /// The same as a part of all experts.
+    pub share: f64,
+    /// Their planes, on the GPU.
+    pub bytes: u64,
+    /// What planes are read into on their way.
+    pub staging_bytes: u64,
 }
 
 /// One level under a plan.
@@ -170,6 +188,10 @@ impl MemoryPlan {
             gpu: r.gpu,
             streaming,
             lowered: held < r.whole,
+            refinements: r
+                .budget
+                .filter(|_| held < r.whole)
+                .and_then(|budget| RefinementPlan::new(r.tables, held, budget - rest - all(held))),
             context: r.context,
             chunk,
             overhead_bytes: overhead,
@@ -202,6 +224,28 @@ impl MemoryPlan {
             + self.scratch_bytes
             + self.expert_bytes
             + self.device_expert_bytes
+            + self.refinements.map_or(0, |r| r.bytes + r.staging_bytes)
+    }
+}
+
+impl RefinementPlan {
+    /// What `left` bytes beside experts at `level` are good for: places for their next plane, as many in every layer.
+    fn new(tables: &[Option<LayerExperts>], level: Level, left: u64) -> Option<RefinementPlan> {
+        let plane = level.planes();
+        let finer = || tables.iter().flatten().filter(|t| t.planes.len() > plane);
+        let staging_bytes = Refiner::staging_bytes(tables, level);
+        let slot: u64 = finer().map(|t| t.plane_bytes(plane) as u64).sum();
+        let most = finer().map(LayerExperts::count).max()?;
+        let slots = (left.checked_sub(staging_bytes)? / slot.max(1)).min(most as u64) as usize;
+        let refined: usize = finer().map(|t| slots.min(t.count())).sum();
+        let experts: usize = tables.iter().flatten().map(LayerExperts::count).sum();
+        (slots > 0).then(|| RefinementPlan {
+            bits: Level::ALL[plane].bits(),
+            slots,
+            share: refined as f64 / experts as f64,
+            bytes: slots as u64 * slot,
+            staging_bytes,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::engine::EngineOptions;
 use crate::error::{Error, Result};
+use crate::experts::Refinement;
 use crate::kernels::Backend;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
@@ -95,6 +96,8 @@ pub(super) struct Needs {
     pub(super) level: crate::quant::Level,
     /// Bytes that routed experts may take on a device; `None` for no limit.
     pub(super) expert_bytes: Option<u64>,
+    /// Of every layer, experts that may have one plane more on a device.
+    pub(super) refinements: usize,
 }
 
 /// An open processor.
@@ -143,6 +146,7 @@ impl Processor {
                     expert_bytes: needs.expert_bytes,
                     routed_layers: needs.routed_layers,
                     level: needs.level,
+                    refinements: needs.refinements,
                     pipelines: options.pipelines.clone(),
                     binding_bytes: None,
                     max_groups: None,
@@ -246,6 +250,15 @@ impl Processor {
             self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
         }
         Ok(())
+    }
+
+    /// [`Backend::refine`].
+    pub(super) fn refine(&self, refinement: &Refinement) -> Result<()> {
+        match self {
+            Processor::Cpu(cpu) => cpu.refine(refinement),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(gpu) => gpu.refine(refinement),
+        }
     }
 
     /// Memory for a timeline.

@@ -1,12 +1,14 @@
-//! Opens the streaming of experts: where they lie in the file, how the file is best read, the cache that the plan allows.
+//! Opens the streaming of experts, or of refinements: where they lie in the file, how the file is best read, the cache or the
+//! places that the plan allows.
 
 use super::engine::EngineOptions;
 use super::parts::Parts;
-use super::plan::MemoryPlan;
+use super::plan::{MemoryPlan, RefinementPlan};
 use crate::error::Result;
-use crate::experts::LayerExperts;
+use crate::experts::{AllResident, LayerExperts};
 use crate::model::file::NestedFile;
-use crate::sched::{DEFAULT_LANES, StreamOptions, Streamer};
+use crate::quant::Level;
+use crate::sched::{DEFAULT_LANES, RefineOptions, Refiner, StreamOptions, Streamer};
 use crate::store::{FileStorage, Storage};
 use std::collections::HashSet;
 use std::path::Path;
@@ -50,9 +52,42 @@ pub(super) fn open(
         refinement_bytes: s.refinement_bytes,
         lookahead: options.routing.lookahead,
     };
-    let granule = file.directory().gguf.alignment.next_power_of_two() as usize;
+    let granule = granule(file);
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
     Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())
+}
+
+/// Lanes that read refinements: few planes a token, which have as long as the token takes.
+const REFINING_LANES: usize = 2;
+
+/// Who refines what `all` have at `level`, as far as `plan` allows.
+pub(super) fn refiner(
+    path: &Path,
+    granule: usize,
+    tables: Vec<Option<LayerExperts>>,
+    all: AllResident,
+    plan: RefinementPlan,
+    level: Level,
+    options: &EngineOptions,
+) -> Result<Refiner> {
+    let s = &options.streaming;
+    let storage: Arc<dyn Storage> = match &s.storage {
+        Some(storage) => storage.clone(),
+        None => Arc::new(FileStorage::open(path, true)?),
+    };
+    let how = RefineOptions {
+        level,
+        slots: plan.slots,
+        lanes: s.lanes.unwrap_or(REFINING_LANES),
+        verify: s.verify,
+        half_life: s.half_life,
+    };
+    Refiner::new(path.to_path_buf(), storage, tables, all, granule, how, s.trace.clone())
+}
+
+/// What slabs of a file are aligned to.
+pub(super) fn granule(file: &NestedFile) -> usize {
+    file.directory().gguf.alignment.next_power_of_two() as usize
 }
 
 /// The file, read in the way that proves fastest on slabs spread over it.

@@ -1,5 +1,5 @@
-// The work of one expert as the host or `route` writes it: where its matrices lie, how they are corrected, and up to
-// TOKENS slots, each a (token, rank) that chose it.
+// The work of one expert as the host or `route` writes it: where its matrices lie, how they are corrected, where its
+// refinements lie, and up to TOKENS slots, each a (token, rank) that chose it.
 
 const JOB_WORDS = 24u;
 
@@ -9,22 +9,24 @@ fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
     let at = job * JOB_WORDS;
     let alpha = bitcast<f32>(jobs[at + 4u + 2u * m]);
     let beta = bitcast<f32>(jobs[at + 5u + 2u * m]);
-    return matrix(jobs[at + m], rows, cols, group, alpha, beta);
+    var found = matrix(jobs[at + m], rows, cols, group, alpha, beta);
+    found.top = jobs[at + 10u + m];
+    return found;
 }
 
-// Which buffer the matrices lie in, and how many of their planes are used.
+// Which buffer the matrices lie in, and how many of their planes every expert has.
 fn job_place(job: u32) -> u32 {
     return jobs[job * JOB_WORDS + 3u];
 }
 
 fn job_slots(job: u32) -> u32 {
-    return jobs[job * JOB_WORDS + 10u];
+    return jobs[job * JOB_WORDS + 13u];
 }
 
 fn job_gate(job: u32) -> f32 {
-    return bitcast<f32>(jobs[job * JOB_WORDS + 11u]);
+    return bitcast<f32>(jobs[job * JOB_WORDS + 14u]);
 }
 
 fn job_slot(job: u32, i: u32) -> u32 {
-    return jobs[job * JOB_WORDS + 12u + i];
+    return jobs[job * JOB_WORDS + 16u + i];
 }

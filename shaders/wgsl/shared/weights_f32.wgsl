@@ -6,10 +6,11 @@
 struct Matrix {
     base: u32,
     units: u32,
+    top: u32, // not used: unquantized weights have no planes
 }
 
 fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) -> Matrix {
-    return Matrix(base / 4u, (cols + 31u) / 32u);
+    return Matrix(base / 4u, (cols + 31u) / 32u, 0u);
 }
 
 // Four columns of a row.

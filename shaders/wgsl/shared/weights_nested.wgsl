@@ -2,6 +2,8 @@
 // units of 32 columns. A word holds bits of 4 neighbouring columns of one row in its 4 bytes; a 2-bit plane has a word
 // for the even vectors of a unit and one for the odd ones, a 1-bit plane one word for all eight.
 
+#import word
+
 @group(0) @binding(0) var<storage, read> weights: array<u32>; // planes of one or more matrices
 
 struct Matrix {
@@ -9,6 +11,7 @@ struct Matrix {
     scales: u32, // f16, [tiles, groups, 16]
     zeros: u32,  // u8, [tiles, groups, 16]
     rest: u32,   // word of plane 1
+    top: u32,    // where the last plane lies elsewhere: its word there, or NOWHERE
     cells: u32,  // tiles · units
     units: u32,
     groups: u32,
@@ -53,18 +56,18 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, row: u32) -> Bits {
     var b: Bits;
     b.p0 = vec2(weights[m.base + wide], weights[m.base + wide + 16u]);
     if (PLANES > 1u) {
-        b.p1 = weights[m.rest + narrow];
+        b.p1 = word(m, 1u, m.rest, narrow);
     }
     if (PLANES > 2u) {
-        b.p2 = weights[m.rest + 16u * m.cells + narrow];
+        b.p2 = word(m, 2u, m.rest + 16u * m.cells, narrow);
     }
     if (PLANES > 3u) {
-        let at = m.rest + 32u * m.cells + wide;
-        b.p3 = vec2(weights[at], weights[at + 16u]);
+        let plane = m.rest + 32u * m.cells;
+        b.p3 = vec2(word(m, 3u, plane, wide), word(m, 3u, plane, wide + 16u));
     }
     if (PLANES > 4u) {
-        let at = m.rest + 64u * m.cells + wide;
-        b.p4 = vec2(weights[at], weights[at + 16u]);
+        let plane = m.rest + 64u * m.cells;
+        b.p4 = vec2(word(m, 4u, plane, wide), word(m, 4u, plane, wide + 16u));
     }
     return b;
 }

@@ -304,6 +304,11 @@ impl Device {
         }
     }
 
+    /// Everything that was on its way has arrived: the device was waited for.
+    pub(super) fn settled(&self) {
+        self.staged.store(0, Ordering::Relaxed);
+    }
+
     /// Bytes allocated on the device.
     pub(super) fn held(&self) -> u64 {
         self.shared.held.load(Ordering::Relaxed)

@@ -3,21 +3,23 @@
 //!
 //! An expert is named by its layer and index; its bytes are those of the file whatever slab of the host they come from,
 //! so a name and a number of planes say what is there. Planes are added behind those that are there. Where a layer has
-//! fewer slots than experts, the one used longest ago gives way.
+//! fewer slots than experts, the one used longest ago gives way. Where it has them all, some may have a plane more, which
+//! lies elsewhere (`refinements.rs`).
 
 use super::device::{Device, Memory};
-use super::params::{ENTRY_WORDS, JOB_WORDS, place};
+use super::params::*;
 use super::recorder::Recorder;
+use super::refinements::Refinements;
 use super::weights::{Form, bytes, pieces, tiles};
 use crate::error::{Error, Result};
-use crate::experts::Expert;
+use crate::experts::{Expert, Refinement};
 use crate::kernels::{ExpertJob, Routed};
 use crate::quant::{Level, Matrix, Nested, Shape};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The matrices of an expert in a slot: gate, up, down.
-const MATRICES: usize = 3;
+pub(super) const MATRICES: usize = 3;
 
 /// How much may be held.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,17 @@ pub(super) struct Room {
     pub(super) layers: usize,
     /// The highest level that an expert is read at.
     pub(super) level: Level,
+    /// Of every layer, experts that may have a plane more, where all are here.
+    pub(super) refinements: usize,
+}
+
+/// A layer with all its experts.
+pub(super) struct Loaded {
+    /// The number of their first entry in the table.
+    pub(super) table: u32,
+    pub(super) bank: Arc<Memory>,
+    /// Where some of them have their next plane.
+    pub(super) refinements: Option<Arc<Memory>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -52,6 +65,8 @@ struct Layer {
     slot_of: Vec<Option<u32>>,
     /// Planes that every expert has, once all are there.
     complete: Option<usize>,
+    /// Where there is room for them.
+    refinements: Option<Refinements>,
 }
 
 pub(super) struct Experts {
@@ -61,6 +76,9 @@ pub(super) struct Experts {
     table_entries: usize,
     clock: u64,
 }
+
+/// An expert in the table.
+pub(super) type Entry = [u32; ENTRY_WORDS];
 
 /// Entries of the table: experts of all layers together at most.
 const TABLE_ENTRIES: usize = 1 << 16;
@@ -77,7 +95,7 @@ fn reserved(m: &Matrix, level: Level) -> usize {
 }
 
 /// Bytes of plane `p` on the device, where tiles are whole.
-fn device_plane(n: &Nested, p: usize) -> usize {
+pub(super) fn device_plane(n: &Nested, p: usize) -> usize {
     let shape = n.shape();
     Shape { rows: shape.tiles() * crate::quant::TILE_ROWS, ..shape }.plane(p).len
 }
@@ -89,7 +107,7 @@ fn planes(e: &Expert) -> usize {
     }
 }
 
-fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
+pub(super) fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
     [&e.gate, &e.up, &e.down]
 }
 
@@ -132,7 +150,12 @@ impl Experts {
                 let n = slots_per_bank.min(slots - bank * slots_per_bank);
                 gpu.memory((n * slot_bytes) as u64, "experts").map(Arc::new)
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        let room = self.room.refinements.min(of.experts);
+        let refinements = match slots == of.experts && banks.len() == 1 {
+            true => Refinements::new(gpu, first, room, of.experts)?,
+            false => None,
+        };
         let layer = Layer {
             table: self.table_entries as u32,
             banks,
@@ -142,6 +165,7 @@ impl Experts {
             slots: vec![Slot::default(); slots],
             slot_of: vec![None; of.experts],
             complete: None,
+            refinements,
         };
         self.table_entries += of.experts;
         self.layers.insert(of.layer, layer);
@@ -177,14 +201,14 @@ impl Experts {
         Ok(())
     }
 
-    /// Brings all experts of a layer; the number of their table's first entry and their buffer, where they share one.
+    /// Brings all experts of a layer, where they share a buffer.
     pub(super) fn load_all(
         &mut self,
         gpu: &Device,
         recorder: &mut Recorder,
         of: Routed,
         experts: &[Expert],
-    ) -> Result<Option<(u32, Arc<Memory>)>> {
+    ) -> Result<Option<Loaded>> {
         let Some(first) = experts.first() else { return Ok(None) };
         if self.slots(gpu, of, first)? < experts.len() || self.layers[&of.layer].banks.len() > 1 {
             return Ok(None);
@@ -195,7 +219,32 @@ impl Experts {
             self.layers.get_mut(&of.layer).expect("is open").complete = Some(planes(first));
         }
         let layer = &self.layers[&of.layer];
-        Ok(Some((layer.table, layer.banks[0].clone())))
+        let refinements = layer.refinements.as_ref().map(|r| r.memory.clone());
+        Ok(Some(Loaded { table: layer.table, bank: layer.banks[0].clone(), refinements }))
+    }
+
+    /// Gives an expert of a layer that has them all a plane more, and takes it from whoever had it in this place.
+    ///
+    /// Everything is written before the commands of the next submission and after those of earlier ones: what was
+    /// recorded is submitted first. So no token sees a part of it: one that is under way still finds the old plane, and the
+    /// table is changed for the loser before the plane is, and for the winner after.
+    pub(super) fn refine(&mut self, gpu: &Device, recorder: &mut Recorder, r: &Refinement) -> Result<()> {
+        let layer = self.layers.get_mut(&r.layer);
+        let Some((refinements, first)) = layer.and_then(|l| Some((l.refinements.as_mut()?, l.table))) else {
+            return Ok(());
+        };
+        let table = &self.table;
+        let enter = |recorder: &mut Recorder, expert: u32, entry: &Entry| {
+            let at = (first + expert) as usize * ENTRY_WORDS * 4;
+            recorder.write(gpu, table, at as u64, bytemuck::cast_slice(entry));
+        };
+        if let Some((loser, entry)) = refinements.leave(r.slot) {
+            enter(recorder, loser, &entry);
+        }
+        let (at, plane) = refinements.place(r)?;
+        recorder.write(gpu, &refinements.memory, at, plane);
+        enter(recorder, r.expert, &refinements.enter(r));
+        gpu.check()
     }
 
     /// A job of an expert that was loaded: its first words, and its buffer.
@@ -218,16 +267,17 @@ fn level(e: &Expert) -> Level {
 
 impl Layer {
     /// The entry of an expert in `slot`, read at the level of `expert`, and its bank.
-    fn entry(&self, slot: u32, expert: &Expert) -> ([u32; ENTRY_WORDS], usize) {
+    fn entry(&self, slot: u32, expert: &Expert) -> (Entry, usize) {
         let (bank, in_bank) = (slot as usize / self.slots_per_bank, slot as usize % self.slots_per_bank);
         let mut words = [0; ENTRY_WORDS];
         for (m, matrix) in matrices(expert).into_iter().enumerate() {
             let base = (in_bank * self.slot_bytes + self.at[m]) / 4;
             let form = Form::of(matrix, base as u32);
             words[m] = form.base;
-            words[3] = place(bank as u32, form.planes);
-            words[4 + 2 * m] = form.alpha.to_bits();
-            words[5 + 2 * m] = form.beta.to_bits();
+            words[JOB_PLACE] = place(bank as u32, form.planes);
+            words[JOB_FITS + 2 * m] = form.alpha.to_bits();
+            words[JOB_FITS + 2 * m + 1] = form.beta.to_bits();
+            words[JOB_TOPS + m] = NOWHERE;
         }
         (words, bank)
     }
@@ -262,6 +312,9 @@ impl Layer {
         }
         let at = (self.table as usize + index as usize) * ENTRY_WORDS * 4;
         recorder.write(gpu, table, at as u64, bytemuck::cast_slice(&entry));
+        if let Some(refinements) = &mut self.refinements {
+            refinements.base(index, entry);
+        }
         self.slots[slot as usize].planes = wanted;
         gpu.check()
     }

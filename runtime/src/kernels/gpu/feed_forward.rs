@@ -2,6 +2,7 @@
 //! the device, by `route` for a token and by `group` for many.
 
 use super::device::{Device, Memory};
+use super::experts::Loaded;
 use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
@@ -70,9 +71,10 @@ impl State {
         for (m, p) in placed.iter().enumerate() {
             let form = p[0].form;
             words[m] = form.base;
-            words[3] = place(0, form.planes);
-            words[4 + 2 * m] = form.alpha.to_bits();
-            words[5 + 2 * m] = form.beta.to_bits();
+            words[JOB_PLACE] = place(0, form.planes);
+            words[JOB_FITS + 2 * m] = form.alpha.to_bits();
+            words[JOB_FITS + 2 * m + 1] = form.beta.to_bits();
+            words[JOB_TOPS + m] = NOWHERE;
         }
         Ok(Some((words, first.memory.clone())))
     }
@@ -142,11 +144,11 @@ impl State {
             return Ok(());
         };
         let shape = FeedForward::of(expert, 1);
-        job[10] = 1;
-        job[11] = 1.0f32.to_bits();
+        job[JOB_COUNT] = 1;
+        job[JOB_GATE] = 1.0f32.to_bits();
         let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
         let hidden = self.hidden.at_least(gpu, shape.ff, "hidden values")?;
-        let (up, mut down, planes) = shape.params(first, job[3]);
+        let (up, mut down, planes) = shape.params(first, job[JOB_PLACE]);
         down.gated = gate.is_some().into();
         let variant = Variant { planes, ..Variant::default() };
         self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1));
@@ -194,18 +196,18 @@ impl State {
         // Jobs of one buffer and one level make a dispatch; they are told apart by the word that says so.
         let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
         for (words, memory) in jobs {
-            if !places.iter().any(|p| p.0 == words[3]) {
-                places.push((words[3], memory));
+            if !places.iter().any(|p| p.0 == words[JOB_PLACE]) {
+                places.push((words[JOB_PLACE], memory));
             }
         }
         let many = if slots.iter().all(|s| s.len() == 1) { 1 } else { MANY as usize };
         for (at, memory) in places {
             let mut words = Vec::new();
-            for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[3] == at) {
+            for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[JOB_PLACE] == at) {
                 for slots in slots.chunks(many) {
                     let mut job = *job;
-                    job[10] = slots.len() as u32;
-                    job[12..12 + slots.len()].copy_from_slice(slots);
+                    job[JOB_COUNT] = slots.len() as u32;
+                    job[JOB_SLOTS..JOB_SLOTS + slots.len()].copy_from_slice(slots);
                     words.extend(job);
                 }
             }
@@ -235,24 +237,33 @@ impl State {
         of: Routed,
         experts: &[Expert],
     ) -> Result<bool> {
-        let RoutedBufs { h, logits, slots, y, x } = bufs;
+        let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let Some(first) = experts.first() else { return Ok(false) };
-        let Some((table, bank)) = self.experts.load_all(gpu, &mut self.recorder, of, experts)? else {
+        let Some(Loaded { table, bank, refinements }) =
+            self.experts.load_all(gpu, &mut self.recorder, of, experts)?
+        else {
             return Ok(false);
         };
         let shape = FeedForward::of(first, of.top_k);
-        self.route_on(gpu, &logits.memory, tokens, router, Some(table).filter(|_| tokens == 1))?;
+        let jobs_of = Some(table).filter(|_| tokens == 1);
+        self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
         let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
         let (choices, jobs) = (self.choices.get(), self.jobs.get());
         let (up, down, planes) = shape.params(0, place(0, Form::of(&first.gate, 0).planes));
         let none = &self.spare[0];
+        // Where some experts have a plane more, all are computed in one dispatch, as if they had.
+        let mixed = refinements.is_some();
+        let refinements = refinements.as_deref().unwrap_or(none);
+        let variant = Variant { planes: planes + u32::from(mixed), mixed, ..Variant::default() };
+        let up_memory = [&*bank, &h.memory, jobs, hidden, refinements];
+        let up_memory = &up_memory[..4 + usize::from(mixed)];
+        let down_memory = |out| [&*bank, hidden, jobs, out, none, refinements];
+        let bindings = 5 + usize::from(mixed);
         if tokens == 1 {
-            let variant = Variant { planes, ..Variant::default() };
-            let memory = [&*bank, &h.memory, jobs, hidden];
-            self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(of.top_k));
+            self.recorder.run(gpu, variant, &up, up_memory, shape.gate_grid(of.top_k));
             let variant = Variant { sum: true, ..variant };
-            let memory = [&*bank, hidden, jobs, &x.memory, none];
-            self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(1));
+            let memory = down_memory(&x.memory);
+            self.recorder.run(gpu, variant, &down, &memory[..bindings], shape.down_grid(1));
             return Ok(true);
         }
         let count = most_jobs(of.experts, tokens, of.top_k);
@@ -260,11 +271,10 @@ impl State {
         let (experts, top_k) = (of.experts as u32, of.top_k as u32);
         let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
         self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
-        let variant = Variant { planes, tokens: MANY, ..plain };
-        let memory = [&*bank, &h.memory, jobs, hidden];
-        self.recorder.run(gpu, variant, &up, &memory, shape.gate_grid(count));
-        let memory = [&*bank, hidden, jobs, &slots.memory, none];
-        self.recorder.run(gpu, variant, &down, &memory, shape.down_grid(count));
+        let variant = Variant { tokens: MANY, ..variant };
+        self.recorder.run(gpu, variant, &up, up_memory, shape.gate_grid(count));
+        let memory = down_memory(&slots.memory);
+        self.recorder.run(gpu, variant, &down, &memory[..bindings], shape.down_grid(count));
         let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
         let grid = [groups(shape.d), tokens];
         self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);

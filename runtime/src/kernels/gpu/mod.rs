@@ -13,6 +13,7 @@ mod operations;
 mod params;
 mod pipelines;
 mod recorder;
+mod refinements;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -27,7 +28,7 @@ use super::{
     Router, best_on_host,
 };
 use crate::error::{Error, Result};
-use crate::experts::Expert;
+use crate::experts::{Expert, Refinement};
 use crate::quant::{Level, Matrix};
 use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
@@ -53,6 +54,8 @@ pub struct GpuOptions {
     pub routed_layers: usize,
     /// The highest level that routed experts are read at.
     pub level: Level,
+    /// Of every layer, how many experts may have one plane more ([`Backend::refine`]).
+    pub refinements: usize,
     /// A folder in which compiled kernels are kept ([`GpuBackend::save_pipelines`]); by default none.
     pub pipelines: Option<PathBuf>,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
@@ -69,6 +72,7 @@ impl Default for GpuOptions {
             expert_bytes: None,
             routed_layers: 1,
             level: Level::B8,
+            refinements: 0,
             pipelines: None,
             binding_bytes: None,
             max_groups: None,
@@ -131,7 +135,8 @@ impl GpuBackend {
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
         let mut gpu = Device::open(options.adapter, options.pipelines.as_deref())?;
-        let room = Room { bytes: options.expert_bytes, layers: options.routed_layers, level: options.level };
+        let GpuOptions { expert_bytes, routed_layers, level, refinements, .. } = *options;
+        let room = Room { bytes: expert_bytes, layers: routed_layers, level, refinements };
         let spare = || gpu.memory(16, "a spare");
         let state = State {
             recorder: Recorder::new(&gpu)?,
@@ -256,7 +261,17 @@ impl Backend for GpuBackend {
     fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
         assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
         let bytes = bytemuck::cast_slice_mut(dst);
-        self.lock().recorder.read(&self.gpu, &src.memory, 4 * at as u64, bytes)
+        self.lock().recorder.read(&self.gpu, &mut [(&src.memory, 4 * at as u64, bytes)])
+    }
+
+    fn download_together(&self, parts: &mut [(&GpuBuf, usize, &mut [f32])]) -> Result<()> {
+        let mut parts: Vec<(&Memory, u64, &mut [u8])> = (parts.iter_mut())
+            .map(|(src, at, dst)| {
+                assert!(*at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+                (&src.memory, 4 * *at as u64, bytemuck::cast_slice_mut(dst))
+            })
+            .collect();
+        self.lock().recorder.read(&self.gpu, &mut parts)
     }
 
     fn best(&self, x: &GpuBuf, len: usize, k: usize, host: &mut [f32], out: &mut GpuBuf) -> Result<()> {
@@ -363,6 +378,11 @@ impl Backend for GpuBackend {
     ) -> Result<bool> {
         let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens };
         self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
+    }
+
+    fn refine(&self, refinement: &Refinement) -> Result<()> {
+        let State { recorder, experts, .. } = &mut *self.lock();
+        experts.refine(&self.gpu, recorder, refinement)
     }
 
     fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {

@@ -8,7 +8,7 @@ use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups};
 use crate::error::{Error, Result};
-use crate::kernels::{Attention, Choice, Linear, Norm, Placing, Projected, Router};
+use crate::kernels::{Attention, Choice, History, Linear, Norm, Placing, Projected, Router};
 use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::Variant;
 use std::sync::Arc;
@@ -225,7 +225,7 @@ impl State {
         self.recorder.run(gpu, variant, &params, &[q, &kv.keys, &kv.values, out], [shape.heads, tokens]);
     }
 
-    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs.
+    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
     pub(super) fn route_on(
         &mut self,
         gpu: &Device,
@@ -233,6 +233,7 @@ impl State {
         tokens: usize,
         router: &Router,
         table: Option<u32>,
+        history: Option<&History<'_, GpuBuf>>,
     ) -> Result<()> {
         let Router { experts, top_k, renormalize, scale } = *router;
         if experts > MAX_EXPERTS || top_k > MAX_TOP_K {
@@ -247,10 +248,13 @@ impl State {
             scale,
             jobs: table.is_some().into(),
             table: table.unwrap_or(0),
+            at: history.map_or(0, |h| h.at) as u32,
+            first: (tokens - history.map_or(0, |h| h.tokens)) as u32,
         };
         let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
         let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;
-        let memory = [logits, &self.experts.table, choices, jobs];
+        let history = history.map_or(&self.spare[0], |h| &h.buf.memory);
+        let memory = [logits, &self.experts.table, choices, jobs, history];
         self.recorder.run(gpu, Variant::default(), &params, &memory, [tokens, 1]);
         Ok(())
     }
@@ -263,9 +267,9 @@ impl State {
         router: &Router,
         out: &mut Vec<Choice>,
     ) -> Result<()> {
-        self.route_on(gpu, logits, tokens, router, None)?;
+        self.route_on(gpu, logits, tokens, router, None, None)?;
         let mut words = vec![0u32; 2 * tokens * router.top_k];
-        self.recorder.read(gpu, self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))?;
+        self.recorder.read(gpu, &mut [(self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))])?;
         out.clear();
         out.extend(words.chunks_exact(2).map(|w| Choice { expert: w[0], gate: f32::from_bits(w[1]) }));
         // What came back from a device is not to be trusted with an index.

@@ -93,7 +93,7 @@ params!(
 
 params!(
     /// `route.wgsl`.
-    Route, RouteParams { experts: u32, top_k: u32, renormalize: u32, scale: f32, jobs: u32, table: u32 }
+    Route, RouteParams { experts: u32, top_k: u32, renormalize: u32, scale: f32, jobs: u32, table: u32, at: u32, first: u32 }
 );
 
 params!(
@@ -126,12 +126,28 @@ params!(
     TopK, TopKParams { len: u32, pairs: u32, k: u32 }
 );
 
-/// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, the number of slots, the
-/// gate of a lone slot, the slots.
+/// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, where their refinements
+/// begin or [`NOWHERE`], the number of slots, the gate of a lone slot, the slots.
 pub(super) const JOB_WORDS: usize = 24;
 
 /// Words of an expert in the table (`route.wgsl`): the beginning of a job.
-pub(super) const ENTRY_WORDS: usize = 12;
+pub(super) const ENTRY_WORDS: usize = 13;
+
+/// Where a job has its parts.
+pub(super) const JOB_PLACE: usize = 3;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_FITS: usize = 4;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_TOPS: usize = 10;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_COUNT: usize = 13;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_GATE: usize = 14;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_SLOTS: usize = 16;
+
+/// Where a matrix's refinement lies that is not there.
+pub(super) const NOWHERE: u32 = u32::MAX;
 
 /// Most experts of a layer, most of a token, and longest head, that the kernels have room for.
 pub(super) const MAX_EXPERTS: usize = 1024;

@@ -237,38 +237,51 @@ impl Recorder {
         self.groups.clear();
     }
 
-    /// Waits for everything recorded and copies `out.len()` bytes from `from`.
-    pub(super) fn read(&mut self, gpu: &Device, from: &Memory, at_bytes: u64, out: &mut [u8]) -> Result<()> {
+    /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
+    pub(super) fn read(&mut self, gpu: &Device, parts: &mut [(&Memory, u64, &mut [u8])]) -> Result<()> {
         use wgpu::BufferUsages as U;
-        if out.is_empty() {
+        let bytes: u64 = parts.iter().map(|(.., out)| landing_bytes(out)).sum();
+        if bytes == 0 {
             return gpu.check();
         }
-        let bytes = out.len() as u64;
         if bytes > self.landing_bytes {
             self.landing = None;
-            self.landing =
-                Some(gpu.raw(bytes.next_multiple_of(16), U::MAP_READ | U::COPY_DST, "a read-back")?);
+            self.landing = Some(gpu.raw(bytes, U::MAP_READ | U::COPY_DST, "a read-back")?);
             self.landing_bytes = bytes;
         }
         self.pass = None;
         let landing = self.landing.as_ref().expect("was just made");
         let encoder =
             self.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
-        encoder.copy_buffer_to_buffer(&from.buffer, at_bytes, &landing.buffer, 0, bytes);
+        let mut at = 0;
+        for (from, at_bytes, out) in parts.iter() {
+            encoder.copy_buffer_to_buffer(&from.buffer, *at_bytes, &landing.buffer, at, out.len() as u64);
+            at += landing_bytes(out);
+        }
         self.submit(gpu);
         self.stats.readbacks += 1;
-        self.stats.read_bytes += bytes;
+        self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
         let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
         gpu.check()?;
         waited.map_err(|e| Error::Device(format!("waiting for the device: {e}")))?;
+        gpu.settled();
         {
             let view = landing.buffer.get_mapped_range(..bytes);
             let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;
-            out.copy_from_slice(&view);
+            let mut at = 0;
+            for (.., out) in parts {
+                out.copy_from_slice(&view[at..at + out.len()]);
+                at += landing_bytes(out) as usize;
+            }
         }
         landing.buffer.unmap();
         Ok(())
     }
+}
+
+/// What a part of a read-back takes where it lands.
+fn landing_bytes(out: &[u8]) -> u64 {
+    out.len().next_multiple_of(16) as u64
 }

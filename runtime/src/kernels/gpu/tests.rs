@@ -12,6 +12,7 @@ use dollop_shaders::{Kernel, SHADERS};
 mod best;
 mod experts;
 mod limits;
+mod mixed;
 mod operations;
 
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {

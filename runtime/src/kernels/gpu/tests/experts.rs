@@ -62,7 +62,7 @@ fn experts_are_their_formula_however_they_are_reached() {
         let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
-            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x };
+            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
             assert!(b.routed(bufs, tokens, &router, 3, &all).unwrap());
             get(&b, &x)
         };
@@ -132,6 +132,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
     let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
     let logits = put(&b, &values(experts as usize, 1));
-    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out };
+    let bufs =
+        RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
     assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
 }

@@ -75,7 +75,8 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let mut out = b.alloc(96).unwrap();
     let logits = put(&b, &values(5, 2));
     let (mut two, mut y) = (b.alloc(2 * 96).unwrap(), b.alloc(96).unwrap());
-    let bufs = RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out };
+    let bufs =
+        RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
     assert!(!b.routed(bufs, 1, &router, 0, &experts).unwrap(), "they lie in several buffers");
     let slots: Vec<u32> = (0..5).collect();
     let jobs: Vec<ExpertJob> =

@@ -1,0 +1,177 @@
+//! Gate 27: experts of a layer of which some have a plane more, in a buffer of its own: each is computed with the bits that
+//! it has, as if it lay there whole.
+
+use super::*;
+use crate::experts::Refinement;
+use crate::kernels::History;
+
+const EXPERTS: usize = 6;
+const TOP_K: usize = 3;
+
+/// Sides that fill no tile, unit or group.
+const D: usize = 72;
+const FF: usize = 40;
+
+fn at(e: &Expert, level: Level) -> Expert {
+    let at = |m: &Matrix| match m {
+        Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
+        other => other.clone(),
+    };
+    Expert { gate: at(&e.gate), up: at(&e.up), down: at(&e.down) }
+}
+
+fn nested_of(e: &Expert) -> [&quant::Nested; 3] {
+    crate::kernels::gpu::experts::matrices(e).map(|m| match m {
+        Matrix::Nested(n) => n,
+        Matrix::F32 { .. } => panic!("these are nested"),
+    })
+}
+
+/// Puts plane `level` of `whole` in a place.
+fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level) {
+    let [gate, up, down] = nested_of(whole);
+    let plane = [gate, up, down].map(|n| n.planes()[level.index()].to_vec()).concat();
+    // What is behind the plane is padding of the file.
+    let plane = [plane, vec![0xff; 64]].concat();
+    let refined = at(whole, level);
+    let fits = nested_of(&refined).map(|n| n.fit());
+    b.refine(&Refinement { layer: 2, slot, expert: index, fits, plane: &plane }).unwrap();
+}
+
+struct Inputs {
+    tokens: usize,
+    x: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+const ROUTER: Router = Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0 };
+
+/// What `routed` adds to nothing, for all tokens together, having compared it with what it does for each alone; and what
+/// it notes of the last ones.
+fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
+    const LAST: usize = 4;
+    let call = |x: &[f32], logits: &[f32], last: usize| {
+        let tokens = x.len() / D;
+        let (h, logits) = (put(b, x), put(b, logits));
+        let (mut slots, mut y) = (b.alloc(tokens * TOP_K * D).unwrap(), b.alloc(tokens * D).unwrap());
+        let (mut out, mut noted) = (put(b, &vec![0.0; tokens * D]), b.alloc(2 * LAST * TOP_K + 6).unwrap());
+        let history = Some(History { buf: &mut noted, at: 6, tokens: last });
+        let bufs = RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history };
+        let before = b.stats();
+        assert!(b.routed(bufs, tokens, &ROUTER, 2, all).unwrap());
+        let launches = b.stats().dispatches - before.dispatches;
+        assert_eq!(launches, if tokens == 1 { 3 } else { 6 }, "both levels in one launch");
+        let (mut sum, mut choices) = (vec![0.0; tokens * D], vec![0.0; 2 * last * TOP_K]);
+        let before = b.stats();
+        b.download_together(&mut [(&out, 0, &mut sum[..]), (&noted, 6, &mut choices[..])]).unwrap();
+        let after = b.stats();
+        assert_eq!((after.readbacks - before.readbacks, after.submits - before.submits), (1, 1));
+        let choice = |c: &[f32]| Choice { expert: c[0].to_bits(), gate: c[1] };
+        (sum, choices.chunks_exact(2).map(choice).collect::<Vec<_>>())
+    };
+    let (sum, choices) = call(&inputs.x, &inputs.logits, LAST);
+    for t in 0..inputs.tokens {
+        let (alone, chosen) = call(&inputs.x[t * D..][..D], &inputs.logits[t * EXPERTS..][..EXPERTS], 1);
+        assert_eq!(alone, sum[t * D..][..D], "token {t} alone and among others");
+        if let Some(last) = (t + LAST).checked_sub(inputs.tokens) {
+            assert_eq!(chosen, choices[last * TOP_K..][..TOP_K], "token {t}");
+        }
+    }
+    (sum, choices)
+}
+
+/// The same from experts that the host hands over, each whole at its level.
+fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
+    let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
+    let mut choices = Vec::new();
+    b.route(&logits, inputs.tokens, &ROUTER, &mut choices).unwrap();
+    let slots_of = |e: u32| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect();
+    let by_expert: Vec<Vec<u32>> = (0..EXPERTS as u32).map(slots_of).collect();
+    assert!(by_expert.iter().all(|slots| !slots.is_empty()), "an expert is not tried");
+    let job = |e: usize| ExpertJob { index: e as u32, expert: &all[e], slots: &by_expert[e] };
+    let jobs: Vec<ExpertJob> = (0..EXPERTS).map(job).collect();
+    let of = Routed { layer: 2, experts: EXPERTS, top_k: TOP_K, tokens: inputs.tokens };
+    let (mut slots, mut sum) =
+        (b.alloc(inputs.tokens * TOP_K * D).unwrap(), b.alloc(inputs.tokens * D).unwrap());
+    b.experts(&h, of, &jobs, &mut slots);
+    b.combine(&slots, &choices, TOP_K, D, &mut sum);
+    for (s, got) in get(b, &slots).chunks_exact(D).enumerate() {
+        let want = feed_forward(&all[choices[s].expert as usize], &inputs.x[s / TOP_K * D..][..D]);
+        close(&format!("slot {s}"), got, &want, 2e-4);
+    }
+    (get(b, &sum), choices)
+}
+
+#[test]
+fn gate_27_experts_of_two_levels_in_one_launch_are_what_they_are_alone() {
+    let tokens = 23;
+    let inputs = Inputs { tokens, x: values(tokens * D, 99), logits: values(tokens * EXPERTS, 7) };
+    let finest: Vec<Expert> =
+        (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
+    for pair in Level::ALL.windows(2) {
+        let (low, high) = (pair[0], pair[1]);
+        let base: Vec<Expert> = finest.iter().map(|e| at(e, low)).collect();
+        let mixed = |slots| GpuOptions { level: low, refinements: slots, ..GpuOptions::default() };
+        let Some(b) = gpu_with(&mixed(EXPERTS)) else { return };
+        let plain = gpu_with(&mixed(0)).unwrap();
+        // Nobody has more: what it is without places for more, to the last bit.
+        let (none, choices) = routed(&b, &inputs, &base);
+        assert_eq!(routed(&plain, &inputs, &base), (none.clone(), choices.clone()), "{low}");
+        let uploaded = b.stats().uploaded_bytes;
+
+        // Some have more, others not; then a place changes hands, twice.
+        let levels = |refined: &[usize]| -> Vec<Expert> {
+            (0..EXPERTS).map(|e| at(&finest[e], if refined.contains(&e) { high } else { low })).collect()
+        };
+        let mut results = vec![none];
+        let steps: [(&[(usize, u32)], &[usize]); 4] = [
+            (&[(4, 1), (0, 3)], &[1, 3]),
+            (&[(4, 5)], &[3, 5]),
+            // One that has a plane gets another place: the old one is nobody's, and may be given away.
+            (&[(2, 3)], &[3, 5]),
+            (&[(0, 0), (4, 1)], &[0, 1, 3]),
+        ];
+        for (changes, refined) in steps {
+            for &(slot, e) in changes {
+                refine(&b, slot, e, &finest[e as usize], high);
+            }
+            // A fresh device for every set: what was handed over at a higher level stays there at that.
+            let reference = gpu_with(&GpuOptions { level: high, ..GpuOptions::default() }).unwrap();
+            let (want, chosen) = whole(&reference, &inputs, &levels(refined));
+            let (got, noted) = routed(&b, &inputs, &base);
+            assert_eq!(got, want, "{low} and {high}: {refined:?}");
+            assert_eq!(noted, chosen[chosen.len() - noted.len()..]);
+            results.push(got);
+        }
+        assert!(b.stats().uploaded_bytes > uploaded);
+        results.dedup();
+        assert_eq!(results.len(), 4, "a refinement changes nothing");
+
+        // All have more: the next level, to the last bit.
+        (0..EXPERTS).for_each(|e| refine(&b, e, e as u32, &finest[e], high));
+        let next: Vec<Expert> = finest.iter().map(|e| at(e, high)).collect();
+        let exact = gpu_with(&GpuOptions { level: high, ..GpuOptions::default() }).unwrap();
+        assert_eq!(routed(&b, &inputs, &base), routed(&exact, &inputs, &next), "{high}");
+    }
+}
+
+#[test]
+fn gate_27_a_plane_that_is_none_is_an_error() {
+    let Some(b) = gpu_with(&GpuOptions { level: Level::B2, refinements: 2, ..GpuOptions::default() }) else {
+        return;
+    };
+    let finest: Vec<Expert> =
+        (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
+    let base: Vec<Expert> = finest.iter().map(|e| at(e, Level::B2)).collect();
+    let fits = [quant::Fit { alpha: 1.0, beta: 0.0 }; 3];
+    let plane = [0; 10];
+    // A layer that nobody has computed has no places.
+    b.refine(&Refinement { layer: 2, slot: 0, expert: 0, fits, plane: &plane }).unwrap();
+    let inputs = Inputs { tokens: 5, x: values(5 * D, 9), logits: values(5 * EXPERTS, 7) };
+    let before = routed(&b, &inputs, &base);
+    for (slot, plane) in [(0, &plane[..]), (2, &[0; 1 << 16][..])] {
+        let refined = b.refine(&Refinement { layer: 2, slot, expert: 0, fits, plane });
+        assert!(matches!(refined, Err(Error::Device(_))));
+    }
+    assert_eq!(routed(&b, &inputs, &base), before);
+}

@@ -1,0 +1,233 @@
+//! Gate 26: who gets a plane more is a function of what was chosen, takes effect when it should, is kept while another is
+//! not clearly worth more, and what cannot be read is an error once and changes nothing else.
+
+use super::*;
+use crate::experts::PlaneSlabs;
+use crate::quant::{Fit, Shape};
+use std::sync::Condvar;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const EXPERTS: usize = 6;
+const LAYERS: usize = 2;
+const STRIDE: usize = 4096;
+
+/// Slabs that say whose they are; every read waits while it is held, takes its time or fails while it should.
+#[derive(Default)]
+struct Slabs {
+    held: Mutex<bool>,
+    let_go: Condvar,
+    slow: AtomicBool,
+    fails: AtomicBool,
+}
+
+impl Slabs {
+    fn hold(&self, held: bool) {
+        *self.held.lock().unwrap() = held;
+        self.let_go.notify_all();
+    }
+}
+
+impl Storage for Slabs {
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
+        drop(self.let_go.wait_while(self.held.lock().unwrap(), |held| *held).unwrap());
+        if self.slow.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(3));
+        }
+        if self.fails.load(Ordering::Relaxed) {
+            return Err(io::Error::other("EIO"));
+        }
+        to.fill((offset / STRIDE as u64) as u8);
+        Ok(to.len())
+    }
+
+    fn access(&self) -> Access {
+        Access::Buffered
+    }
+}
+
+/// Layer 0 is dense, the others have experts whose planes 0 to 2 are all alike.
+fn tables() -> Vec<Option<LayerExperts>> {
+    let layer = |layer: usize| LayerExperts {
+        shapes: [Shape::new(16, 32, 32).unwrap(); 3],
+        fits: vec![[[Fit { alpha: 1.0, beta: 0.5 }; PLANES]; 3]; EXPERTS],
+        errors: vec![[0.1, 0.03, 0.01, 0.0, 0.0]; EXPERTS],
+        planes: (0..3)
+            .map(|_| PlaneSlabs {
+                offset: (layer * EXPERTS * STRIDE) as u64,
+                stride: STRIDE,
+                checksums: (0..EXPERTS)
+                    .map(|e| crc32fast::hash(&[(layer * EXPERTS + e) as u8; STRIDE]))
+                    .collect(),
+            })
+            .collect(),
+    };
+    [None].into_iter().chain((0..LAYERS).map(|l| Some(layer(l)))).collect()
+}
+
+fn refiner(slots: usize, storage: Arc<Slabs>) -> Refiner {
+    let how = RefineOptions { level: Level::B2, slots, lanes: 2, verify: Verify::Always, half_life: 4.0 };
+    let base = AllResident::new(vec![Vec::new(); LAYERS + 1], Some(Level::B2));
+    Refiner::new("file".into(), storage, tables(), base, 512, how, None).unwrap()
+}
+
+/// A call of one token that chose these experts of layer 1: what took effect before it, as (slot, expert).
+fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
+    let mut changes = Vec::new();
+    r.begin(&mut |c| {
+        assert_eq!(c.layer, 1);
+        assert!(c.plane.iter().all(|&b| b == c.expert as u8) && c.plane.len() == STRIDE);
+        changes.push((c.slot, c.expert));
+        Ok(())
+    })?;
+    r.end(1, 1, &mut chosen.iter().map(|&(expert, gate)| Chosen { layer: 1, expert, gate }));
+    Ok(changes)
+}
+
+/// One whose places, as nobody is hot, went to the first experts.
+fn started(slots: usize) -> (Refiner, Arc<Slabs>) {
+    let storage = Arc::new(Slabs::default());
+    let r = refiner(slots, storage.clone());
+    assert!(token(&r, &[(5, 1.0)]).unwrap().is_empty());
+    let mut filled = Vec::new();
+    r.start(&mut |c| {
+        filled.push((c.layer, c.slot, c.expert as usize));
+        Ok(())
+    })
+    .unwrap();
+    filled.sort_unstable();
+    let all: Vec<_> = (1..=LAYERS).flat_map(|l| (0..slots).map(move |e| (l, e, e))).collect();
+    assert_eq!(filled, all);
+    let stats = r.stats();
+    assert_eq!((stats.bytes_ahead, stats.bytes_wanted), ((all.len() * STRIDE) as u64, 0));
+    (r, storage)
+}
+
+#[test]
+fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
+    let (r, _) = started(2);
+    assert!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap().is_empty());
+    assert!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap().is_empty(), "a call too early");
+    let stats = r.stats();
+    assert_eq!(stats.upgrades, 0);
+    assert!((stats.mean_bits() - 2.3).abs() < 1e-6, "{stats:?}");
+    // The colder of the first two gave way; what warmed up before the start is not among the hot.
+    assert_eq!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap(), [(0, 3)]);
+    let stats = r.stats().since(&stats);
+    assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (1, 1, 3.0), "{stats:?}");
+    assert_eq!((stats.planes_wanted, stats.planes_hit), ([2, 2, 0, 0, 0], [2, 2, 0, 0, 0]));
+    assert_eq!(r.stats().bytes_wanted, STRIDE as u64);
+}
+
+#[test]
+fn gate_26_places_go_to_who_is_clearly_hotter_and_do_not_flap() {
+    let (r, _) = started(1);
+    let mut changes = Vec::new();
+    // Two take turns: one of them has the place, and keeps it.
+    for i in 0..24u32 {
+        changes.extend(token(&r, &[(i % 2, 0.5), (2, 0.1)]).unwrap());
+    }
+    assert_eq!(changes, []);
+    // Another takes over.
+    for _ in 0..12 {
+        changes.extend(token(&r, &[(4, 0.9)]).unwrap());
+    }
+    assert_eq!(changes, [(0, 4)]);
+    assert_eq!(r.stats().downgrades, 1);
+    // Calls that brought no choices back only cool: nothing changes.
+    for _ in 0..4 {
+        r.begin(&mut |_| panic!("nothing was decided")).unwrap();
+        r.end(100, 0, &mut std::iter::empty());
+    }
+}
+
+#[test]
+fn gate_26_decisions_do_not_depend_on_when_reads_land() {
+    let run = |slow: bool| {
+        let (r, storage) = started(3);
+        storage.slow.store(slow, Ordering::Relaxed);
+        let (mut changes, mut seed) = (Vec::new(), 1u32);
+        for _ in 0..60 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let hot = (seed >> 28) % EXPERTS as u32;
+            let chosen = [(hot, 0.6), ((hot + 1) % 6, 0.4)];
+            changes.push(token(&r, &chosen).unwrap());
+        }
+        let stats = r.stats();
+        assert!(stats.stalls > 0 || !slow, "{stats:?}");
+        (changes, stats.decisions, stats.gate_mass_bits.to_bits())
+    };
+    let (quick, slow) = (run(false), run(true));
+    assert_eq!(quick, slow);
+    assert!(quick.0.concat().len() > 6 && quick.1 != 0);
+}
+
+#[test]
+fn gate_26_a_late_plane_is_waited_for_and_counted() {
+    let (r, storage) = started(2);
+    storage.hold(true);
+    token(&r, &[(5, 1.0)]).unwrap();
+    token(&r, &[(5, 1.0)]).unwrap();
+    assert_eq!(r.stats().stalls, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            storage.hold(false);
+        });
+        assert_eq!(token(&r, &[(5, 1.0)]).unwrap(), [(1, 5)]);
+    });
+    let stats = r.stats();
+    assert!(stats.stalls == 1 && stats.wait_ns > 1_000_000, "{stats:?}");
+}
+
+#[test]
+fn gate_26_what_cannot_be_read_is_an_error_once_and_the_place_stays_whose_it_was() {
+    let (r, storage) = started(1);
+    for _ in 0..3 {
+        token(&r, &[(0, 1.0)]).unwrap();
+    }
+    storage.fails.store(true, Ordering::Relaxed);
+    let mut errors = Vec::new();
+    for _ in 0..10 {
+        match token(&r, &[(1, 1.0)]) {
+            Ok(changes) => assert!(changes.is_empty()),
+            Err(e) => errors.push(e.to_string()),
+        }
+    }
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("file") && errors[0].contains("EIO"), "{errors:?}");
+    let before = r.stats();
+    // The disk is back: others are refined, in the same place, and the first had its plane until then.
+    storage.fails.store(false, Ordering::Relaxed);
+    token(&r, &[(0, 1.0)]).unwrap();
+    assert!(r.stats().since(&before).mean_bits() > 2.9, "{:?}", r.stats());
+    let mut changes = Vec::new();
+    for _ in 0..12 {
+        changes.extend(token(&r, &[(2, 1.0)]).unwrap());
+    }
+    assert_eq!(changes, [(0, 2)]);
+    // A device that fails is the same.
+    let mut tries = 0;
+    for _ in 0..12 {
+        let failed = r.begin(&mut |_| {
+            tries += 1;
+            Err(Error::Device("gone".into()))
+        });
+        assert_eq!(failed.is_err(), tries == 1);
+        if tries == 1 {
+            break;
+        }
+        r.end(1, 1, &mut [Chosen { layer: 1, expert: 3, gate: 1.0 }].into_iter());
+    }
+    assert_eq!((tries, r.stats().upgrades), (1, 1));
+}
+
+#[test]
+fn gate_26_numbers_that_are_none_change_nothing() {
+    let (r, _) = started(2);
+    for _ in 0..4 {
+        let nan = [(4, f32::NAN), (5, f32::INFINITY), (3, 0.5)];
+        let changes = token(&r, &nan).unwrap();
+        assert!(changes.iter().all(|c| c.1 == 3));
+    }
+    assert!(r.stats().gate_mass.is_finite() && r.stats().upgrades == 1);
+}

@@ -1,0 +1,17 @@
+// Planes of which the last is a refinement: it lies in a buffer of its own, and only some experts have it. The others
+// get zeros for its bits, which is their code one level lower, in the same place among 8-bit codes. Whether a matrix has
+// it is the same for the whole workgroup.
+
+const NOWHERE = 0xffffffffu;
+
+@group(0) @binding(REFINEMENTS) var<storage, read> refinements: array<u32>; // [slots]: gate, up, down
+
+fn word(m: Matrix, plane: u32, first: u32, at: u32) -> u32 {
+    if (plane + 1u < PLANES) {
+        return weights[first + at];
+    }
+    if (m.top == NOWHERE) {
+        return 0u;
+    }
+    return refinements[m.top + at];
+}
