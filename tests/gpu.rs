@@ -10,7 +10,7 @@ use dollop::{
     SessionOptions, StreamStats, StreamingOptions,
 };
 use dollop_tests::tiny::{self, Tiny};
-use dollop_tests::{chosen_among_all, default_model, has_gpu};
+use dollop_tests::{chosen_among_all, default_model, has_gpu, with_refinements};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -253,18 +253,7 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
 
 /// Adaptive precision with a budget for all experts at 3 bits, and for about `share` of the fourth ones.
 fn refined(share: f64) -> EngineOptions {
-    let mut o = streaming(Precision::Adaptive { quality: 4.0, floor: Level::B2 }, 0.3);
-    let plan = |memory| {
-        Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() }).unwrap()
-    };
-    let small = plan(o.memory.unwrap());
-    let at = |bits: u8| small.levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
-    let all = small.total_bytes() - small.expert_bytes - small.device_expert_bytes + at(3);
-    let next = at(4) - at(3);
-    // Half of the fourth bits pays for some, and for the memory that they pass through.
-    let staging = plan(all + next / 2).refinements.unwrap().staging_bytes;
-    o.memory = Some(all + staging + (share * next as f64) as u64);
-    o
+    with_refinements(streaming(Precision::Adaptive { quality: 4.0, floor: Level::B2 }, 0.3), share)
 }
 
 /// What people write: of 56 tokens, the first 20 are a prompt.
@@ -439,6 +428,39 @@ fn gate_43_a_token_is_chosen_on_the_device_and_costs_eight_bytes_a_candidate() {
         let want = chosen_among_all(&mut session, &prompt, &sampling, 5);
         assert_eq!(outcome.unwrap().tokens, want, "{sampling:?}");
     }
+}
+
+#[test]
+fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_wait() {
+    if !has_gpu() {
+        return;
+    }
+    let o = refined(0.3);
+    let open = || Engine::open(&default_model(), &o).unwrap();
+    let (engine, whole) = (open(), open());
+    let options = SessionOptions { context: Some(64), chunk: None };
+    let prompt = &text(&engine)[..20];
+    let generate = GenerateOptions {
+        max_tokens: 32,
+        sampling: Sampling::greedy(),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let mut session = engine.session(options).unwrap();
+    let (mut before, mut tokens) = (engine.gpu_stats().unwrap(), 0);
+    let outcome = session.generate(prompt, &generate, &mut |event| {
+        let Event::Token { .. } = event else { return };
+        let after = engine.gpu_stats().unwrap();
+        let [_, submits, readbacks, _] = since(&after, &before);
+        // The first comes with the prompt, of which a read-back is the only one as well.
+        assert_eq!((submits, readbacks), (1, 1), "token {tokens}");
+        assert!(after.read_bytes - before.read_bytes < 4 * engine.info().vocab as u64);
+        (before, tokens) = (after, tokens + 1);
+    });
+    let stats = engine.stream_stats().unwrap();
+    assert!(stats.upgrades > 0 && stats.mean_bits() > 3.0, "{stats:?}");
+    let want = chosen_among_all(&mut whole.session(options).unwrap(), prompt, &Sampling::greedy(), 32);
+    assert_eq!((outcome.unwrap().tokens, tokens), (want, 32), "another choice from whole logits");
 }
 
 #[test]

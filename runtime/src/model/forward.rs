@@ -429,21 +429,25 @@ impl Model {
             if let Want::Best(k) = want {
                 b.best(&s.logits, w.vocab(), k, &mut s.host, &mut s.best)?;
                 let bits = &mut s.best_bits[..2 * k];
-                b.download(&s.best, 0, bits)?;
+                read(b, &mut s.noted, (&s.best, 0, bits))?;
                 from_bits(bits, &mut s.likeliest);
                 return Ok(());
             }
             for row in 0..rows {
-                let logits = (&s.logits, row * w.vocab(), &mut s.host[..]);
-                match s.noted.as_mut().and_then(Noted::unread) {
-                    Some(choices) => b.download_together(&mut [logits, choices])?,
-                    None => b.download(logits.0, logits.1, logits.2)?,
-                }
+                read(b, &mut s.noted, (&s.logits, row * w.vocab(), &mut s.host[..]))?;
                 each(first + row, &s.host);
             }
             first += rows;
         }
         Ok(())
+    }
+}
+
+/// Downloads a result, and with the first of a call what its routers chose: one wait for both.
+fn read<B: Backend>(b: &B, noted: &mut Option<Noted<B>>, result: (&B::Buf, usize, &mut [f32])) -> Result<()> {
+    match noted.as_mut().and_then(Noted::unread) {
+        Some(choices) => b.download_together(&mut [result, choices]),
+        None => b.download(result.0, result.1, result.2),
     }
 }
 
