@@ -8,7 +8,7 @@ use dollop::{
     BackendChoice, Engine, EngineOptions, Error, Event, GenerateOptions, GpuFault, Outcome, Session,
     SessionOptions,
 };
-use dollop_tests::{default_model, has_gpu};
+use dollop_tests::{default_model, has_gpu, with_refinements};
 
 fn on_gpu() -> EngineOptions {
     EngineOptions {
@@ -158,6 +158,49 @@ fn gate_40_in_streaming_too() {
         answer(&engine, &mut session(&engine), When::Tokens(7), GpuFault::Lost).1
     };
     assert_eq!(again(), again());
+}
+
+#[test]
+fn gate_40_with_refined_experts_too() {
+    if !has_gpu() {
+        return;
+    }
+    let options = with_refinements(streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 }), 0.3);
+    // The level that all experts have is what the CPU goes on with.
+    let low = EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() };
+    let low = on_cpu(&low);
+    for (when, fault) in [
+        (When::Submissions(0), GpuFault::Lost),
+        (When::Tokens(6), GpuFault::Lost),
+        (When::Tokens(9), GpuFault::OutOfMemory),
+    ] {
+        let engine = open(&options);
+        let first_plan = engine.memory_plan().clone();
+        assert!(first_plan.lowered && first_plan.refinements.is_some(), "{first_plan:?}");
+        let mut first = session(&engine);
+        let (_, ids, moved) = answer(&engine, &mut first, when, fault);
+        let at = format!("{when:?}, {fault:?}");
+        assert_eq!(moved, 1, "{at}: the GPU was not lost");
+        if matches!(when, When::Submissions(_)) {
+            assert_eq!(ids, low, "{at}: another text than the CPU's");
+        }
+        first.logits(&[7]).unwrap();
+        drop(first);
+        // Their planes and what those passed through are given back; nothing is read any more.
+        let plan = engine.memory_plan();
+        assert!(plan.refinements.is_none() && plan.lowered && !plan.gpu, "{at}: {plan:?}");
+        assert_eq!(plan.expert_bytes, first_plan.expert_bytes);
+        assert!(plan.total_bytes() <= plan.budget.unwrap(), "{at}: {plan:?}");
+        let mode = &engine.info().mode;
+        assert!(mode.ends_with("level 3 for all experts"), "{mode}");
+        let stats = engine.stream_stats().unwrap();
+        if !matches!(when, When::Submissions(_)) {
+            assert!(stats.planes_wanted[0] > 0 && stats.bytes_wanted > 0, "{at}: {stats:?}");
+        }
+        let (_, again, moved) = answer(&engine, &mut session(&engine), When::Never, fault);
+        assert_eq!((moved, &again), (0, &low), "{at}: the second session");
+        assert_eq!(engine.stream_stats().unwrap(), stats, "{at}: somebody goes on refining");
+    }
 }
 
 #[test]

@@ -85,6 +85,10 @@ pub trait Refine: Send + Sync {
 
     /// After `tokens` tokens were computed: what the last `seen` of them chose, in all layers.
     fn end(&self, tokens: usize, seen: usize, chosen: &mut dyn Iterator<Item = Chosen>);
+
+    /// The device is gone: nothing is read or decided any more, and the memory that planes passed through is given back.
+    /// [`ExpertSource::refine`] is `None` from now on.
+    fn stop(&self);
 }
 
 /// An expert gets one plane more than all experts of its layer have.

@@ -4,7 +4,7 @@
 //! whom it takes most error off. From then on choices, which come back with a token's logits, make heat, and heat decides
 //! who should have a place in another's stead. A plane that was decided upon is read by a lane while the next token is
 //! computed, and takes effect [`DELAY`] calls later: always then, and a call whose plane has not come yet waits for it (R3).
-//! Runs on the model's thread, except for the lanes.
+//! Runs on the model's thread, except for the lanes. It ends with the device: the planes are gone with that.
 //!
 //! What a plane is worth is its expert's heat times the error that it takes off; whoever is to give way for another must be
 //! worth clearly less. Book-keeping is [`LayerCache`]'s, which counts places: a place is a plane of one byte to it.
@@ -21,6 +21,7 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -60,6 +61,8 @@ pub struct Refiner {
     lanes: Lanes,
     options: RefineOptions,
     trace: Option<Arc<Trace>>,
+    /// Whether the device that had the planes is gone.
+    stopped: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -72,8 +75,8 @@ struct State {
     coming: VecDeque<Coming>,
     /// Reads under way.
     pending: usize,
-    /// What planes are read into.
-    arena: Arena,
+    /// What planes are read into; `None` once nothing is read any more.
+    arena: Option<Arena>,
     /// Planes that a call may ask for.
     swaps: usize,
     /// Calls begun.
@@ -142,12 +145,13 @@ impl Refiner {
             layers,
             coming: VecDeque::with_capacity(swaps * DELAY as usize),
             pending: 0,
-            arena: Arena::new(swaps * DELAY as usize * slab.next_multiple_of(granule), granule)?,
+            arena: Some(Arena::new(swaps * DELAY as usize * slab.next_multiple_of(granule), granule)?),
             swaps,
             call: 0,
             stats: StreamStats::default(),
         };
-        Ok(Refiner { path, access, base, lanes, options, trace, state: Mutex::new(state) })
+        let (stopped, state) = (AtomicBool::new(false), Mutex::new(state));
+        Ok(Refiner { path, access, base, lanes, options, trace, stopped, state })
     }
 
     /// Bytes of what planes beyond `level` are read into.
@@ -297,7 +301,7 @@ impl Refiner {
         let (plane, verify) = (self.options.level.planes(), self.options.verify);
         let of = state.layers[layer].as_mut().expect("a layer that made an offer");
         let slabs = &of.table.planes[plane];
-        let slab = state.arena.alloc(slabs.stride, End::Low)?;
+        let slab = state.arena.as_ref()?.alloc(slabs.stride, End::Low)?;
         let &Offer { winner: expert, loser, .. } = offer;
         let offset = slabs.offset + (expert * slabs.stride) as u64;
         let compare = verify == Verify::Always || verify == Verify::First && !of.seen[expert];
@@ -441,6 +445,19 @@ impl Refine for Refiner {
             self.decide(state);
         }
     }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.on = false;
+        // What lanes are filling cannot be given back.
+        while state.pending > 0 {
+            state.land(self.lanes.wait());
+        }
+        state.coming.clear();
+        state.arena = None;
+    }
 }
 
 impl ExpertSource for Refiner {
@@ -463,7 +480,7 @@ impl ExpertSource for Refiner {
     }
 
     fn refine(&self) -> Option<&dyn Refine> {
-        Some(self)
+        (!self.stopped.load(Ordering::Relaxed)).then_some(self)
     }
 }
 

@@ -216,9 +216,9 @@ impl Parts {
             (Some(level), _) if plan.lowered => {
                 let precision = self.precision(options);
                 match plan.refinements {
-                    Some(RefinementPlan { bits, share, .. }) => format!(
-                        "resident, {precision}, level {level} for all experts and {bits} for {:.0} % of them, on the device",
-                        100.0 * share
+                    Some(refinements) => format!(
+                        "resident, {precision}, level {level} for all experts{}",
+                        refinements.described()
                     ),
                     None => format!("resident, {precision}, level {level}: the highest that fits"),
                 }

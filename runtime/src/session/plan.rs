@@ -229,6 +229,11 @@ impl MemoryPlan {
 }
 
 impl RefinementPlan {
+    /// What they are, behind the level that all have.
+    pub(super) fn described(&self) -> String {
+        format!(" and {} for {:.0} % of them, on the device", self.bits, 100.0 * self.share)
+    }
+
     /// What `left` bytes beside experts at `level` are good for: places for their next plane, as many in every layer.
     fn new(tables: &[Option<LayerExperts>], level: Level, left: u64) -> Option<RefinementPlan> {
         let plane = level.planes();

@@ -103,6 +103,9 @@ impl Processors {
         // A driver's message may have several lines.
         let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
         self.lost.get_or_init(|| format!("the GPU was lost ({why}); computing on the CPU from here on"));
+        if let Some(refine) = self.first.model.experts.refine() {
+            refine.stop();
+        }
         self.first.processor.abandon();
     }
 
@@ -124,12 +127,16 @@ impl Processors {
             copy_dense(&mut model.weights, tied, &self.sums)?;
         }
         let processor = Processor::cpu_with(self.cpu.clone())?;
-        let info = ModelInfo { backend: processor.name(), ..first.info.clone() };
+        let mut info = ModelInfo { backend: processor.name(), ..first.info.clone() };
+        if let Some(refinements) = &first.plan.refinements {
+            info.mode = info.mode.replace(&refinements.described(), "");
+        }
         Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
     }
 
-    /// The plan with the CPU's keys, values and scratch in the place of the device's, and no experts there. What the
-    /// driver took on the host stays counted: it may not give that back.
+    /// The plan with the CPU's keys, values and scratch in the place of the device's, and no experts there: those that had
+    /// a plane more have the level of all, which the CPU reads from the mapping. What the driver took on the host stays
+    /// counted: it may not give that back.
     fn plan(&self) -> Result<MemoryPlan> {
         let Computing { model, info, plan, .. } = &self.first;
         let shape = Shape::of(model, info.expert_width, false);
@@ -139,6 +146,7 @@ impl Processors {
             kv_bytes: shape.kv(plan.context),
             scratch_bytes: shape.scratch(plan.context, plan.chunk, threads),
             device_expert_bytes: 0,
+            refinements: None,
             ..plan.clone()
         };
         let smallest = plan.total_bytes();

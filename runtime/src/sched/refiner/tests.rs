@@ -5,7 +5,6 @@ use super::*;
 use crate::experts::PlaneSlabs;
 use crate::quant::{Fit, Shape};
 use std::sync::Condvar;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const EXPERTS: usize = 6;
 const LAYERS: usize = 2;
@@ -230,4 +229,27 @@ fn gate_26_numbers_that_are_none_change_nothing() {
         assert!(changes.iter().all(|c| c.1 == 3));
     }
     assert!(r.stats().gate_mass.is_finite() && r.stats().upgrades == 1);
+}
+
+#[test]
+fn gate_26_whoever_stops_waits_for_its_reads_and_asks_for_no_more() {
+    let (r, slabs) = started(1);
+    for _ in 0..4 {
+        token(&r, &[(3, 1.0)]).unwrap();
+    }
+    // One is on its way.
+    slabs.slow.store(true, Ordering::Relaxed);
+    token(&r, &[(5, 1.0)]).unwrap();
+    token(&r, &[(5, 1.0)]).unwrap();
+    let stats = r.stats();
+    r.stop();
+    assert!(r.refine().is_none() && r.lock().pending == 0 && r.lock().arena.is_none());
+    // A token that was under way elsewhere changes nothing.
+    slabs.fails.store(true, Ordering::Relaxed);
+    for _ in 0..4 {
+        assert_eq!(token(&r, &[(0, 1.0)]).unwrap(), []);
+    }
+    let StreamStats { upgrades, bytes_wanted, decisions, .. } = r.stats();
+    assert_eq!((upgrades, bytes_wanted, decisions), (stats.upgrades, stats.bytes_wanted, stats.decisions));
+    r.stop();
 }
