@@ -1,0 +1,183 @@
+//! Gate 28, and gate 43 with it: experts on a GPU of which the hottest have a plane more. Tokens repeat, cost one submission and
+//! one read-back, and survive reads that fail.
+
+use super::*;
+use dollop::store::{Access, FileStorage, Storage};
+use dollop::{StreamStats, StreamingOptions};
+use dollop_tests::with_refinements;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Adaptive precision with a budget for all experts at 3 bits, and for about `share` of the fourth ones.
+fn refined(share: f64) -> EngineOptions {
+    with_refinements(streaming(Precision::Adaptive { quality: 4.0, floor: Level::B2 }, 0.3), share)
+}
+
+/// What people write: of 56 tokens, the first 20 are a prompt.
+fn text(engine: &Engine) -> Vec<u32> {
+    let text = "Water boils at one hundred degrees Celsius at sea level. On top of a mountain the air is thinner, and it \
+                boils at a lower temperature, so that potatoes take longer to cook. A pressure cooker does the opposite: \
+                the steam cannot leave, the pressure rises, and the water becomes hotter than one hundred degrees.";
+    let mut ids = engine.encode_text(text).unwrap();
+    assert!(ids.len() >= 56, "{} tokens", ids.len());
+    ids.truncate(56);
+    ids
+}
+
+/// Tokens one by one after a prompt: logits, and what the engine has done.
+fn decoded(engine: &Engine) -> (Vec<Vec<f32>>, StreamStats) {
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids = text(engine);
+    let mut all = session.logits(&ids[..20]).unwrap();
+    ids[20..].iter().for_each(|&id| all.extend(session.logits(&[id]).unwrap()));
+    (all, engine.stream_stats().unwrap())
+}
+
+/// A file of which, on demand, a read takes longer than some tokens, or every read fails.
+struct Faulty {
+    file: FileStorage,
+    fails: AtomicBool,
+    slow: AtomicBool,
+}
+
+impl Storage for Faulty {
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
+        if self.fails.load(Ordering::Relaxed) {
+            return Err(io::Error::other("EIO"));
+        }
+        if self.slow.swap(false, Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_secs(5));
+        }
+        self.file.read_at(offset, to)
+    }
+
+    fn access(&self) -> Access {
+        self.file.access()
+    }
+}
+
+/// An engine whose refinements come from such a file.
+fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
+    let file = FileStorage::open(&default_model(), true).unwrap();
+    let faulty = Arc::new(Faulty { file, fails: false.into(), slow: false.into() });
+    let streaming = StreamingOptions { storage: Some(faulty.clone()), ..o.streaming.clone() };
+    let o = EngineOptions { streaming, ..o.clone() };
+    (Engine::open(&default_model(), &o).unwrap(), faulty)
+}
+
+#[test]
+fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_router() {
+    if !has_gpu() {
+        return;
+    }
+    let o = refined(0.3);
+    let opened = |o: &EngineOptions| Engine::open(&default_model(), o).unwrap();
+    let engine = opened(&o);
+    let plan = engine.memory_plan();
+    let refinements = plan.refinements.unwrap();
+    assert!(plan.lowered && !plan.streaming && plan.total_bytes() <= plan.budget.unwrap());
+    assert!(refinements.bits == 4 && refinements.share > 0.2 && refinements.share < 0.4, "{refinements:?}");
+    let mode = &engine.info().mode;
+    assert!(mode.contains("level 3 for all experts and 4 for") && mode.contains("on the device"), "{mode}");
+    let planned =
+        plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes + plan.expert_bytes + refinements.bytes;
+    let held = engine.gpu_stats().unwrap().held_bytes;
+    assert!(
+        held > plan.expert_bytes + refinements.bytes && held <= planned,
+        "{held} held, {planned} planned"
+    );
+
+    // The same from the same state, however long reads take.
+    let (want, stats) = decoded(&engine);
+    assert!(stats.upgrades > 0 && stats.downgrades > 0 && stats.bytes_wanted > 0, "{stats:?}");
+    assert!(stats.mean_bits() > 3.05 && stats.mean_bits() < 4.0 && stats.decisions != 0, "{stats:?}");
+    let (slow, storage) = with_faults(&o);
+    storage.slow.store(true, Ordering::Relaxed);
+    for (engine, stalls) in [(opened(&o), false), (slow, true)] {
+        let (again, repeated) = decoded(&engine);
+        assert!(again == want, "the same input from the same state gives another output");
+        assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, stalls), "{repeated:?}");
+    }
+
+    // `launches_and_uploads` asserts one submission and one read-back a token. A shared expert takes two of ten launches.
+    let ((n, uploaded), layers) = (launches_and_uploads(&engine), engine.info().layers as u64);
+    assert!(n <= 10 * layers + 3 && n > 8 * layers, "{n} launches for {layers} layers");
+    assert!(uploaded > 0);
+
+    // It differs from the level that all have, and is closer to the next one.
+    let exact = |level| {
+        let o = EngineOptions { precision: Some(Precision::Exact(level)), memory: None, ..o.clone() };
+        let engine = opened(&o);
+        engine.session(SessionOptions::default()).unwrap().logits(&text(&engine)).unwrap()
+    };
+    let (low, high) = (exact(Level::B3), exact(Level::B4));
+    let distance = |a: &[Vec<f32>]| -> f64 {
+        let squares = a[20..].iter().flatten().zip(high[20..].iter().flatten());
+        squares.map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    };
+    let (far, near) = (distance(&low), distance(&want));
+    println!("squared distance from 4 bits: {far:.0} at 3 bits, {near:.0} at {:.2}", stats.mean_bits());
+    assert!(near < far && near > 0.0, "{near} of {far}");
+
+    // What cannot be read is an error, and never another token: all experts go on at the levels that they have.
+    let (engine, storage) = with_faults(&o);
+    storage.fails.store(true, Ordering::Relaxed);
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids = text(&engine);
+    let mut failures = 0;
+    let mut run = |failures: &mut usize| {
+        session.rewind(0);
+        let mut got: Vec<Vec<f32>> = Vec::new();
+        while got.len() < 32 {
+            let next = if got.is_empty() { 0..20 } else { got.len()..got.len() + 1 };
+            match session.logits(&ids[next]) {
+                Ok(logits) => got.extend(logits),
+                Err(e @ Error::Io { .. }) => {
+                    let text = e.to_string();
+                    assert!(text.contains("EIO") && text.contains("smollm2-moe"), "{text}");
+                    *failures += 1;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        got
+    };
+    let got = run(&mut failures);
+    let stats = engine.stream_stats().unwrap();
+    assert!(failures > 1 && stats.upgrades == 0 && stats.mean_bits() > 3.0, "{failures} failures, {stats:?}");
+    assert!(got[..20] == want[..20] && got == run(&mut failures), "a failed read shows in a result");
+}
+
+#[test]
+fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_wait() {
+    if !has_gpu() {
+        return;
+    }
+    let o = refined(0.3);
+    let open = || Engine::open(&default_model(), &o).unwrap();
+    let (engine, whole) = (open(), open());
+    let options = SessionOptions { context: Some(64), chunk: None };
+    let prompt = &text(&engine)[..20];
+    let generate = GenerateOptions {
+        max_tokens: 32,
+        sampling: Sampling::greedy(),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let mut session = engine.session(options).unwrap();
+    let (mut before, mut tokens) = (engine.gpu_stats().unwrap(), 0);
+    let outcome = session.generate(prompt, &generate, &mut |event| {
+        let Event::Token { .. } = event else { return };
+        let after = engine.gpu_stats().unwrap();
+        let [_, submits, readbacks, _] = since(&after, &before);
+        // The first comes with the prompt, of which a read-back is the only one as well.
+        assert_eq!((submits, readbacks), (1, 1), "token {tokens}");
+        assert!(after.read_bytes - before.read_bytes < 4 * engine.info().vocab as u64);
+        (before, tokens) = (after, tokens + 1);
+    });
+    let stats = engine.stream_stats().unwrap();
+    assert!(stats.upgrades > 0 && stats.mean_bits() > 3.0, "{stats:?}");
+    let want = chosen_among_all(&mut whole.session(options).unwrap(), prompt, &Sampling::greedy(), 32);
+    assert_eq!((outcome.unwrap().tokens, tokens), (want, 32), "another choice from whole logits");
+}
