@@ -4,6 +4,7 @@
 //! several lanes, for often it is the only one. A lane owns the part of a slab that it writes; whoever reads the last part
 //! joins them and compares the checksum. What was read lands in one mailbox, which the caller empties when it wants to.
 
+use crate::error::{Error, Result};
 use crate::store::{Slab, Storage, read_exact};
 use crate::telemetry::{Trace, Track};
 use std::collections::VecDeque;
@@ -99,11 +100,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lanes {
     /// Starts `count` lanes.
-    pub(super) fn new(
-        count: usize,
-        storage: Arc<dyn Storage>,
-        trace: Option<Arc<Trace>>,
-    ) -> io::Result<Lanes> {
+    ///
+    /// # Errors
+    /// `Invalid` where the system has no thread for one.
+    pub(super) fn new(count: usize, storage: Arc<dyn Storage>, trace: Option<Arc<Trace>>) -> Result<Lanes> {
         let shared = Arc::new(Shared {
             storage,
             queue: Mutex::default(),
@@ -118,7 +118,8 @@ impl Lanes {
         for i in 0..count.clamp(1, MAX_LANES) {
             let shared = lanes.shared.clone();
             let thread = thread::Builder::new().name(format!("dollop-io-{i}")).stack_size(256 << 10);
-            lanes.threads.push(thread.spawn(move || work(&shared, i))?);
+            let failed = |e| Error::Invalid(format!("no threads for {count} I/O lanes: {e}"));
+            lanes.threads.push(thread.spawn(move || work(&shared, i)).map_err(failed)?);
         }
         Ok(lanes)
     }

@@ -150,8 +150,7 @@ impl Streamer {
             homes.push(Some(home));
         }
         let (access, measured) = (storage.access(), storage.measured());
-        let lanes = Lanes::new(options.lanes, storage, trace.clone())
-            .map_err(|e| Error::Invalid(format!("no threads for {} I/O lanes: {e}", options.lanes)))?;
+        let lanes = Lanes::new(options.lanes, storage, trace.clone())?;
         let quality = match options.precision {
             Precision::Exact(_) => 0.0,
             Precision::Adaptive { quality, .. } => quality,

@@ -138,8 +138,7 @@ impl Refiner {
         let layer = |table: LayerExperts| Layer::new(table, plane, options.slots);
         let layers = tables.into_iter().map(|t| t.filter(|t| t.planes.len() > plane).map(layer)).collect();
         let access = storage.access();
-        let lanes = Lanes::new(options.lanes, storage, trace.clone())
-            .map_err(|e| Error::Invalid(format!("no threads for {} I/O lanes: {e}", options.lanes)))?;
+        let lanes = Lanes::new(options.lanes, storage, trace.clone())?;
         let state = State {
             on: false,
             layers,

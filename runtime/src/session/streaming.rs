@@ -17,8 +17,7 @@ use std::sync::Arc;
 /// Slabs that may be read to find out how the file is best read, and bytes of each at most.
 const PROBES: usize = 48;
 
-/// Ways of reading that they are divided among, so that no way takes more memory than a base plane for every layer: the
-/// smallest cache holds more.
+/// Ways of reading that they are divided among at most.
 const WAYS: usize = 3;
 const PROBE_BYTES: usize = 2 << 20;
 
@@ -104,5 +103,6 @@ fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) 
     // Nothing is read twice: the second time it might come from a cache of the disk.
     let mut seen = HashSet::new();
     probes.retain(|p| seen.insert(p.0));
-    FileStorage::open_measured(path, &probes, lanes)
+    // The smallest cache holds a base plane for every layer: probing takes no more memory than that.
+    FileStorage::open_measured(path, &probes, routed.len(), lanes)
 }

@@ -97,18 +97,23 @@ impl FileStorage {
 
     /// Opens a file and decides by measurement how to read it, and with how many reads at a time (`lanes`, if that is
     /// not for us to decide): `probes` (offset, length) are read in all the ways there are, each part by one of them
-    /// only. Direct reads win unless they are clearly slower, because they leave the page cache to others.
+    /// only, and `at_once` at most, each of which has memory of its own. Direct reads win unless they are clearly slower, because they leave the page cache to others.
     ///
     /// # Errors
     /// `Io`; `Invalid` where there is no memory to read into.
-    pub fn open_measured(path: &Path, probes: &[(u64, usize)], lanes: Option<usize>) -> Result<FileStorage> {
+    pub fn open_measured(
+        path: &Path,
+        probes: &[(u64, usize)],
+        at_once: usize,
+        lanes: Option<usize>,
+    ) -> Result<FileStorage> {
         let mut storage = FileStorage::open(path, true)?;
         let counts: &[usize] = match &lanes {
             Some(n) => std::slice::from_ref(n),
             None => &LANES,
         };
         let direct = storage.direct.is_some();
-        let part = (probes.len() / (counts.len() + usize::from(direct))).max(1);
+        let part = (probes.len() / (counts.len() + usize::from(direct))).min(at_once).max(1);
         let mut parts = probes.chunks(part);
         // What happens to be in the page cache says nothing about the disk.
         for &(offset, len) in probes {
@@ -230,7 +235,7 @@ mod tests {
         }
         let probes: Vec<(u64, usize)> = (0..8).map(|i| (i * 8192, 4096)).collect();
         for lanes in [None, Some(3)] {
-            let storage = FileStorage::open_measured(&path, &probes, lanes).unwrap();
+            let storage = FileStorage::open_measured(&path, &probes, 3, lanes).unwrap();
             let measured = storage.measured().unwrap();
             assert!(measured.bytes_per_second > 0.0 && storage.path() == path);
             assert!(lanes.map_or(LANES.contains(&measured.lanes), |n| n == measured.lanes), "{measured:?}");
