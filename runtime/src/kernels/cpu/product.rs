@@ -45,8 +45,8 @@ pub(super) struct Quantized {
 }
 
 impl Quantized {
-    /// Quantizes `tokens` rows of `cols` values and puts them in order, if there is one. A token of several experts is
-    /// quantized once and copied.
+    /// Quantizes `tokens` rows of `cols` values and puts them in order, if there is one: a token of several experts is
+    /// quantized once and copied, unless so few are named that quantizing just these is less.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn fill(
         &mut self,
@@ -59,20 +59,26 @@ impl Quantized {
         order: Option<&[u32]>,
     ) {
         let rows = |t: usize| &x[t * cols..][..cols];
-        self.tokens.reserve(tokens, cols, group);
-        each_part(pool, &mut self.tokens, tokens * cols, &|parts| {
+        let few = order.filter(|order| order.len() < tokens);
+        let (to, tokens) = match few {
+            Some(order) => (&mut self.ordered, order.len()),
+            None => (&mut self.tokens, tokens),
+        };
+        to.reserve(tokens, cols, group);
+        each_part(pool, to, tokens * cols, &|parts| {
             isa.run(
                 #[inline(always)]
                 || {
                     for t in 0..tokens {
+                        let row = rows(few.map_or(t, |order| order[t] as usize));
                         for (g, part) in parts.iter_mut().flatten() {
-                            part.quantize(t, rows(t), *g, group);
+                            part.quantize(t, row, *g, group);
                         }
                     }
                 },
             )
         });
-        if let Some(order) = order {
+        if let Some(order) = order.filter(|_| few.is_none()) {
             self.ordered.reserve(order.len(), cols, group);
             let from = &self.tokens;
             each_part(pool, &mut self.ordered, order.len() * cols, &|parts| {
