@@ -141,6 +141,7 @@ fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
 }
 
 /// One tile of a matrix, as its kernels read it.
+#[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     /// Codes of each plane, empty above the level.
     pub(super) planes: [&'a [u8]; 5],
@@ -151,7 +152,6 @@ pub(super) struct Tile<'a> {
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
     /// What all products are multiplied by in the end.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX reads it"))]
     pub(super) alpha: f32,
     /// β/α: what a code stands for beside its own value.
     pub(super) middle: f32,
@@ -161,23 +161,48 @@ pub(super) struct Tile<'a> {
     pub(super) level: usize,
 }
 
-impl<'a> Tile<'a> {
-    fn new(m: &'a Nested, tile: usize) -> Tile<'a> {
-        let shape = m.shape();
-        let params = shape.groups() * TILE_ROWS;
-        let fit = m.fit();
+/// A matrix that tiles are taken of: where its parts lie is found once, not for every tile.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    /// All tiles, as one.
+    all: Tile<'a>,
+    /// Columns.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX reads it"))]
+    cols: usize,
+    /// Bytes of a tile in each plane of the level.
+    bytes: [usize; 5],
+    /// Groups of a tile, times its rows.
+    params: usize,
+}
+
+impl<'a> Tiles<'a> {
+    pub(super) fn new(m: &'a Nested) -> Tiles<'a> {
+        let (shape, fit, level) = (m.shape(), m.fit(), m.level());
+        Tiles {
+            all: Tile {
+                planes: std::array::from_fn(|p| m.codes(p)),
+                scales: m.scales(),
+                zeros: m.zeros(),
+                group: shape.group,
+                alpha: fit.alpha,
+                middle: fit.beta / fit.alpha,
+                step: (1u32 << level.shift()) as f32,
+                level: level.planes(),
+            },
+            cols: shape.cols,
+            bytes: std::array::from_fn(|p| if p < level.planes() { shape.tile_bytes(p) } else { 0 }),
+            params: shape.groups() * TILE_ROWS,
+        }
+    }
+
+    #[inline(always)]
+    fn at(&self, tile: usize) -> Tile<'a> {
+        let (all, params) = (&self.all, self.params);
         Tile {
-            planes: std::array::from_fn(|p| {
-                let bytes = shape.tile_bytes(p);
-                m.codes(p).get(tile * bytes..(tile + 1) * bytes).unwrap_or(&[])
-            }),
-            scales: &m.scales()[2 * tile * params..][..2 * params],
-            zeros: &m.zeros()[tile * params..][..params],
-            group: shape.group,
-            alpha: fit.alpha,
-            middle: fit.beta / fit.alpha,
-            step: (1u32 << m.level().shift()) as f32,
-            level: m.level().planes(),
+            planes: std::array::from_fn(|p| &all.planes[p][tile * self.bytes[p]..][..self.bytes[p]]),
+            scales: &all.scales[2 * tile * params..][..2 * params],
+            zeros: &all.zeros[tile * params..][..params],
+            ..*all
         }
     }
 }
@@ -186,13 +211,13 @@ impl<'a> Tile<'a> {
 /// `sums[n][r] = row r · token first + n`.
 pub(super) fn times(
     isa: Isa,
-    m: &Nested,
+    m: &Tiles,
     tile: usize,
     x: &Activations,
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let t = Tile::new(m, tile);
+    let t = m.at(tile);
     assert!(
         x.group == t.group
             && x.groups * TILE_ROWS == t.zeros.len()
@@ -208,8 +233,7 @@ pub(super) fn times(
         #[cfg(target_arch = "aarch64")]
         Kind::Dotprod => neon::tile_times(isa, &t, x, first, sums),
     }
-    let alpha = m.fit().alpha;
-    sums.iter_mut().flatten().for_each(|sum| *sum *= alpha);
+    sums.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
 }
 
 /// Tokens that a pair of tiles is multiplied with at a time in bfloat16.
@@ -225,16 +249,17 @@ pub(super) type Sums = avx512::Sums<TOKEN_BLOCK>;
 #[cfg(target_arch = "x86_64")]
 pub(super) fn pair_times(
     isa: Isa,
-    m: [(&Nested, usize); 2],
+    m: [(&Tiles, usize); 2],
     x: &Halves,
     (first, tokens): (usize, usize),
     sums: &mut [Sums; 2],
 ) {
-    let [a, b] = m.map(|(m, tile)| Tile::new(m, tile));
+    let [a, b] = m.map(|(m, tile)| m.at(tile));
     assert!(
-        m[0].0.shape() == m[1].0.shape()
+        a.group == b.group
+            && a.zeros.len() == b.zeros.len()
             && a.level == b.level
-            && x.has(m[0].0.shape().cols, first, tokens)
+            && x.has(m[0].0.cols, first, tokens)
             && tokens <= TOKEN_BLOCK,
         "activations or matrices that do not fit"
     );

@@ -7,16 +7,14 @@
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
 use super::math;
-use super::nested::{self, Activations, Part};
+use super::nested::{self, Activations, Part, Tiles};
 use super::pool::Pool;
-#[cfg(target_arch = "x86_64")]
-use crate::quant::Nested;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
-/// Weight bytes of a task, at least: long enough to hide the claim, short enough to balance.
-const TASK_BYTES: usize = 48 << 10;
+/// Weight bytes of a task, at least: long enough to hide what it costs to begin one, short enough to balance.
+const TASK_BYTES: usize = 128 << 10;
 
 /// Tasks per thread where the work is small.
 const TASKS_PER_THREAD: usize = 4;
@@ -150,11 +148,13 @@ impl Product<'_> {
 
     /// The matrix and the one whose tiles are taken along with its own: another of the same shape and level, or itself.
     #[cfg(target_arch = "x86_64")]
-    fn nested(&self) -> Option<(&Nested, &Nested)> {
+    fn nested(&self) -> Option<(Tiles<'_>, Tiles<'_>)> {
         let Matrix::Nested(m) = self.matrix else { return None };
         match self.up {
-            None => Some((m, m)),
-            Some(Matrix::Nested(up)) if up.shape() == m.shape() && up.level() == m.level() => Some((m, up)),
+            None => Some((Tiles::new(m), Tiles::new(m))),
+            Some(Matrix::Nested(up)) if up.shape() == m.shape() && up.level() == m.level() => {
+                Some((Tiles::new(m), Tiles::new(up)))
+            }
             Some(_) => None,
         }
     }
@@ -245,30 +245,40 @@ pub(super) unsafe fn run<'a>(
     let per_task = by_size.min(tiles.div_ceil(TASKS_PER_THREAD * pool.threads())).max(1);
     // Pairs of tiles stay together.
     let per_task = if input.halves.is_some() { per_task.next_multiple_of(2) } else { per_task };
-    let total = (0..count).map(|i| product(i).tiles().div_ceil(per_task)).sum();
-    pool.run(total, &|mut task| {
-        for p in (0..count).map(product) {
-            let tasks = p.tiles().div_ceil(per_task);
-            if task < tasks {
-                let tiles = task * per_task..((task + 1) * per_task).min(p.tiles());
-                // SAFETY: the caller's promise; this task alone has these rows of the matrix.
-                return isa.run(
-                    #[inline(always)]
-                    || unsafe {
-                        #[cfg(target_arch = "x86_64")]
-                        if let Some((x, pair)) = input.halves.zip(p.nested()) {
-                            return pairs(isa, x, &p, pair, tiles);
-                        }
-                        match p.tokens {
-                            // Decoding: no room for a block's sums has to be cleared.
-                            [_] => rows::<1>(isa, input, &p, tiles),
-                            _ => rows::<TOKEN_BLOCK>(isa, input, &p, tiles),
-                        }
-                    },
-                );
-            }
-            task -= tasks;
+    let tasks = |i: usize| product(i).tiles().div_ceil(per_task);
+    let total = (0..count).map(tasks).sum();
+    // Experts are of one size, which tells a task's product without a search; other products are few.
+    let each = tasks(0);
+    let alike = (1..count).all(|i| tasks(i) == each);
+    let find = |mut task: usize| {
+        let mut i = 0;
+        if alike {
+            (i, task) = (task / each, task % each);
         }
+        while task >= tasks(i) {
+            (i, task) = (i + 1, task - tasks(i));
+        }
+        (i, task)
+    };
+    pool.run(total, &|task| {
+        let (i, task) = find(task);
+        let p = product(i);
+        let tiles = task * per_task..((task + 1) * per_task).min(p.tiles());
+        // SAFETY: the caller's promise; this task alone has these rows of the matrix.
+        isa.run(
+            #[inline(always)]
+            || unsafe {
+                #[cfg(target_arch = "x86_64")]
+                if let Some((x, pair)) = input.halves.zip(p.nested()) {
+                    return pairs(isa, x, &p, &pair, tiles);
+                }
+                match p.tokens {
+                    // Decoding: no room for a block's sums has to be cleared.
+                    [_] => rows::<1>(isa, input, &p, tiles),
+                    _ => rows::<TOKEN_BLOCK>(isa, input, &p, tiles),
+                }
+            },
+        );
     });
 }
 
@@ -288,16 +298,17 @@ fn cleared(sums: &mut [MaybeUninit<[f32; TILE_ROWS]>]) -> &mut [[f32; TILE_ROWS]
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
 unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
+    let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| Weights::new(input, up)));
     let mut sums = [const { MaybeUninit::uninit() }; BLOCK];
     let mut ups = [const { MaybeUninit::uninit() }; BLOCK];
     for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
         for tile in tiles.clone() {
             let sums = cleared(&mut sums[..tokens.len()]);
             let from = (p.first + block * BLOCK, tokens);
-            tile_times(isa, input, p.matrix, tile, from, sums);
-            if let Some(up) = p.up {
+            matrix.tile_times(isa, tile, from, sums);
+            if let Some(up) = &up {
                 let ups = cleared(&mut ups[..tokens.len()]);
-                tile_times(isa, input, up, tile, from, ups);
+                up.tile_times(isa, tile, from, ups);
                 sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
             }
             // SAFETY: the caller's promise.
@@ -312,13 +323,7 @@ unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: 
 /// As [`rows`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn pairs(
-    isa: Isa,
-    x: &Halves,
-    p: &Product,
-    (m, up): (&Nested, &Nested),
-    tiles: std::ops::Range<usize>,
-) {
+unsafe fn pairs(isa: Isa, x: &Halves, p: &Product, (m, up): &(Tiles, Tiles), tiles: std::ops::Range<usize>) {
     use nested::{Sums, TOKEN_BLOCK};
     let mut sums = [Sums::new(), Sums::new()];
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
@@ -349,27 +354,42 @@ unsafe fn pairs(
     }
 }
 
-#[inline(always)]
-fn tile_times(
-    isa: Isa,
-    input: &Input,
-    matrix: &Matrix,
-    tile: usize,
-    (first, tokens): (usize, &[u32]),
-    sums: &mut [[f32; TILE_ROWS]],
-) {
-    match matrix {
-        Matrix::Nested(m) => {
-            let x = if m.shape().group == 32 { input.by_32 } else { input.by_64 };
-            nested::times(isa, m, tile, x, first, sums);
+/// A matrix and the input that it takes, ready for tile after tile.
+enum Weights<'a> {
+    Nested(Tiles<'a>, &'a Activations),
+    F32 { rows: usize, cols: usize, data: &'a [f32], x: &'a [f32] },
+}
+
+impl<'a> Weights<'a> {
+    fn new(input: &Input<'a>, matrix: &'a Matrix) -> Weights<'a> {
+        match matrix {
+            Matrix::Nested(m) => {
+                Weights::Nested(Tiles::new(m), if m.shape().group == 32 { input.by_32 } else { input.by_64 })
+            }
+            Matrix::F32 { rows, cols, data } => {
+                Weights::F32 { rows: *rows, cols: *cols, data, x: input.plain }
+            }
         }
-        Matrix::F32 { rows, cols, data } => {
-            let first = tile * TILE_ROWS;
-            let n = TILE_ROWS.min(rows - first);
-            let w = &data[first * cols..(first + n) * cols];
-            match isa.kind() {
-                Kind::Scalar => plain::<false>(w, *cols, input.plain, tokens, sums),
-                _ => plain::<true>(w, *cols, input.plain, tokens, sums),
+    }
+
+    #[inline(always)]
+    fn tile_times(
+        &self,
+        isa: Isa,
+        tile: usize,
+        (first, tokens): (usize, &[u32]),
+        sums: &mut [[f32; TILE_ROWS]],
+    ) {
+        match *self {
+            Weights::Nested(ref m, x) => nested::times(isa, m, tile, x, first, sums),
+            Weights::F32 { rows, cols, data, x } => {
+                let first = tile * TILE_ROWS;
+                let n = TILE_ROWS.min(rows - first);
+                let w = &data[first * cols..(first + n) * cols];
+                match isa.kind() {
+                    Kind::Scalar => plain::<false>(w, cols, x, tokens, sums),
+                    _ => plain::<true>(w, cols, x, tokens, sums),
+                }
             }
         }
     }
