@@ -165,7 +165,10 @@ fn gate_40_with_refined_experts_too() {
     if !has_gpu() {
         return;
     }
-    let options = with_refinements(streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 }), 0.3);
+    let options = {
+        let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
+        with_refinements(&default_model(), EngineOptions { precision, ..on_gpu() }, 0.3)
+    };
     // The level that all experts have is what the CPU goes on with.
     let low = EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() };
     let low = on_cpu(&low);
