@@ -41,9 +41,9 @@ fn decoded(engine: &Engine) -> (Vec<Vec<f32>>, StreamStats) {
 }
 
 /// A file of which, on demand, a read takes longer than some tokens, or every read fails.
-struct Faulty {
+pub(super) struct Faulty {
     file: FileStorage,
-    fails: AtomicBool,
+    pub(super) fails: AtomicBool,
     slow: AtomicBool,
 }
 
@@ -63,8 +63,8 @@ impl Storage for Faulty {
     }
 }
 
-/// An engine whose refinements come from such a file.
-fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
+/// An engine whose experts or refinements come from such a file.
+pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
     let file = FileStorage::open(&default_model(), true).unwrap();
     let faulty = Arc::new(Faulty { file, fails: false.into(), slow: false.into() });
     let streaming = StreamingOptions { storage: Some(faulty.clone()), ..o.streaming.clone() };

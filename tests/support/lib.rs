@@ -32,7 +32,7 @@ pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> Engine
     let small = plan(smallest);
     let at =
         |bits: u8| small.levels.iter().find(|l| l.bits == bits).expect("a level that is stored").expert_bytes;
-    let all = small.total_bytes() - small.expert_bytes - small.device_expert_bytes + at(3);
+    let all = small.total_bytes() - small.expert_bytes - small.staging_bytes + at(3);
     let next = at(4) - at(3);
     // Half of the fourth bits pays for some, and for the memory that they pass through.
     let staging = plan(all + next / 2).refinements.expect("some are refined").staging_bytes;

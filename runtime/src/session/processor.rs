@@ -119,6 +119,12 @@ pub(super) enum Timeline {
     },
 }
 
+/// Threads that the CPU computes with at most where so many, and these cores, are asked for: as far as that is known before it
+/// is opened.
+pub(super) fn most_threads(threads: usize, cores: Option<&[usize]>) -> usize {
+    cores.map_or(threads, |cores| threads.max(cores.len()))
+}
+
 /// The CPU as the options ask for it.
 pub(super) fn cpu_options(options: &EngineOptions, kv_single: bool) -> CpuOptions {
     CpuOptions {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::experts::{AllResident, LayerExperts};
 use crate::model::file::NestedFile;
 use crate::quant::Level;
-use crate::sched::{DEFAULT_LANES, RefineOptions, Refiner, StreamOptions, Streamer};
+use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer};
 use crate::store::{FileStorage, Storage};
 use std::collections::HashSet;
 use std::path::Path;
@@ -43,6 +43,10 @@ pub(super) fn open(
     let how = StreamOptions {
         precision: parts.precision(options),
         cache_bytes: usize::try_from(plan.expert_bytes).unwrap_or(usize::MAX),
+        device: plan.gpu.then(|| DeviceOptions {
+            level: parts.device_level(options),
+            staging_bytes: usize::try_from(plan.staging_bytes).unwrap_or(usize::MAX),
+        }),
         lanes: s.lanes.or(storage.measured().map(|m| m.lanes)).unwrap_or(DEFAULT_LANES),
         overlap: s.overlap,
         verify: s.verify,
