@@ -93,7 +93,9 @@ fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuF
         let (_, ids, moved) = answer(&engine, &mut first, when, fault);
         let at = format!("{when:?}, {fault:?}");
         assert_eq!(moved, 1, "{at}: the GPU was not lost");
-        assert!(engine.note().is_some_and(|n| n.contains("computing on the CPU")), "{at}");
+        let note = engine.note().unwrap_or_default();
+        assert!(note.contains("computing on the CPU"), "{at}: {note}");
+        assert_eq!(note.contains("not answered"), matches!(fault, GpuFault::Hung), "{at}: {note}");
         assert!(engine.gpu_stats().is_none() && engine.info().backend.starts_with("CPU"), "{at}");
         assert!(!engine.memory_plan().gpu && kv > 0);
         if let Some(want) = want {
@@ -134,6 +136,7 @@ fn gate_40_a_session_goes_on_on_the_cpu_when_the_gpu_fails() {
         (When::Tokens(9), lost),
         (When::Tokens(5), GpuFault::OutOfMemory),
         (When::Tokens(1), GpuFault::Invalid),
+        (When::Tokens(3), GpuFault::Hung),
         // In the prompt: its first submission, and one after a chunk is done.
         (When::Submissions(0), lost),
     ];

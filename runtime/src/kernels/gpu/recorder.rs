@@ -240,9 +240,10 @@ impl Recorder {
     /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
     pub(super) fn read(&mut self, gpu: &Device, parts: &mut [(&Memory, u64, &mut [u8])]) -> Result<()> {
         use wgpu::BufferUsages as U;
+        gpu.check()?;
         let bytes: u64 = parts.iter().map(|(.., out)| landing_bytes(out)).sum();
         if bytes == 0 {
-            return gpu.check();
+            return Ok(());
         }
         if bytes > self.landing_bytes {
             self.landing = None;
@@ -263,10 +264,7 @@ impl Recorder {
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
-        let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
-        gpu.check()?;
-        waited.map_err(|e| Error::Device(format!("waiting for the device: {e}")))?;
-        gpu.settled();
+        gpu.wait()?;
         {
             let view = landing.buffer.get_mapped_range(..bytes);
             let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;
