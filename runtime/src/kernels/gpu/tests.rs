@@ -6,7 +6,7 @@ use super::*;
 use crate::kernels::RopeTable;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::values;
-use crate::quant::{self, Shape};
+use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
 mod best;
