@@ -52,6 +52,21 @@ fn gate_30_streamed_experts_are_held_once() {
         }
     }
 
+    // A warm start brings the hottest to the device, and leaves nothing on the host either.
+    let o = streaming(exact, 0.5);
+    let open = || Engine::open(&default_model(), &o).unwrap();
+    let (cold, warm) = (open(), open());
+    logits(&cold);
+    warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
+    let (start, host) = (warm.stream_stats().unwrap(), held(&warm)[0]);
+    assert!(
+        start.bytes_ahead > host && start.bytes_wanted == 0 && start.planes_wanted == [0; 5],
+        "{start:?}"
+    );
+    assert!(logits(&warm) == want);
+    let (cold, warm) = (cold.stream_stats().unwrap(), warm.stream_stats().unwrap());
+    assert!(warm.bytes_wanted < cold.bytes_wanted, "{warm:?} {cold:?}");
+
     // A read that fails is an error, and leaves neither a part of an expert on the device nor anything on the host.
     let o = streaming(exact, 0.3);
     let (engine, storage) = with_faults(&o);

@@ -28,7 +28,7 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
-use staging::Staging;
+use staging::{Send, Staging};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -215,11 +215,11 @@ impl Streamer {
     }
 
     /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. Where that is on a
-    /// device, only the heat is set.
+    /// device, `send` brings experts of a layer there.
     ///
     /// # Errors
-    /// `Invalid` where `heat` is another model's, and those of reading.
-    pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
+    /// `Invalid` where `heat` is another model's; those of reading and of `send`.
+    pub(crate) fn warm_start(&self, heat: &[Vec<f32>], send: Send) -> Result<()> {
         let mut state = self.lock();
         let fits = state.homes.len() == heat.len()
             && (state.homes.iter().zip(heat)).all(|(home, heat)| {
@@ -230,7 +230,7 @@ impl Streamer {
             return Err(Error::Invalid("this heat is another model's; leave it out".into()));
         }
         for (layer, heat) in heat.iter().enumerate().filter(|(_, heat)| !heat.is_empty()) {
-            self.load_hottest(&mut state, layer, heat)?;
+            self.load_hottest(&mut state, layer, heat, send)?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use super::home::Home;
 use super::policy::{self, Ask, Precision, offers};
+use super::staging::Send;
 use super::{Request, State, Streamer};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Guess, Wanted};
@@ -365,7 +366,13 @@ impl Streamer {
     }
 
     /// Loads experts at the floor, hottest first, until the layer's share is full.
-    pub(super) fn load_hottest(&self, state: &mut State, layer: usize, heat: &[f32]) -> Result<()> {
+    pub(super) fn load_hottest(
+        &self,
+        state: &mut State,
+        layer: usize,
+        heat: &[f32],
+        send: Send,
+    ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let mut order: Vec<usize> = (0..heat.len()).collect();
         order.sort_by(|&a, &b| heat[b].total_cmp(&heat[a]).then(a.cmp(&b)));
@@ -373,7 +380,8 @@ impl Streamer {
         home.keep.fill(PLANES as u8);
         heat.iter().enumerate().for_each(|(e, &h)| home.cache.set_heat(e, h));
         if state.staging.is_some() {
-            return Ok(());
+            order.retain(|&e| heat[e] > 0.0);
+            return self.send_hottest(state, layer, &order, send);
         }
         let mut reads = Vec::new();
         for e in order.into_iter().filter(|&e| heat[e] > 0.0) {

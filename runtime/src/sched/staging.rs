@@ -6,13 +6,14 @@
 //! queue can always be finished. After a serving, nothing is left on the host.
 
 use super::home::Home;
-use super::policy::Ask;
+use super::policy::{self, Ask};
 use super::{Request, State, StreamOptions, Streamer};
 use crate::cache::Worth;
 use crate::error::{Error, Result};
-use crate::experts::LayerExperts;
+use crate::experts::{Expert, LayerExperts, Wanted};
 use crate::quant::{self, Level};
 use crate::store::{Arena, End};
+use crate::telemetry::StreamStats;
 use std::collections::VecDeque;
 
 /// Experts in a device's memory.
@@ -23,6 +24,9 @@ pub struct DeviceOptions {
     /// Bytes of host memory that planes pass through.
     pub staging_bytes: usize,
 }
+
+/// Brings some experts of a layer to a device, for later.
+pub(super) type Send<'a> = &'a mut dyn FnMut(usize, &[(u32, &Expert)]) -> Result<()>;
 
 /// What planes pass through.
 pub(super) struct Staging {
@@ -139,6 +143,32 @@ impl Streamer {
             state.pending += requests.len();
             self.lanes.submit(requests, false);
         }
+    }
+
+    /// Brings the first experts of `order`, as many as there are places, to a device, each at the floor.
+    pub(super) fn send_hottest(
+        &self,
+        state: &mut State,
+        layer: usize,
+        order: &[usize],
+        send: Send,
+    ) -> Result<()> {
+        let floor = self.options.precision.floor();
+        let home = state.home(layer);
+        let places = home.cache.capacity() / home.bytes(floor);
+        let wanted = |&e: &usize| Wanted { expert: e as u32, gate: 0.0, energy: 0.0, tokens: 1 };
+        let wanted: Vec<Wanted> = order.iter().take(places).map(wanted).collect();
+        let mut asks = policy::asks(&wanted, |_| floor.planes());
+        let mut send = |batch: &[(usize, &Expert)]| {
+            let named: Vec<_> = batch.iter().map(|&(i, expert)| (wanted[i].expert, expert)).collect();
+            send(layer, &named)
+        };
+        // Nothing was wanted yet.
+        let before = state.stats.clone();
+        let sent = self.bring_and_compute(state, layer, &mut asks, &mut send, None);
+        let read = state.stats.bytes_wanted - before.bytes_wanted;
+        state.stats = StreamStats { bytes_ahead: before.bytes_ahead + read, ..before };
+        sent
     }
 
     /// A device has what was computed: its slabs make room for others.

@@ -240,7 +240,7 @@ impl Engine {
         &self.now().model
     }
 
-    fn processor(&self) -> &Processor {
+    pub(super) fn processor(&self) -> &Processor {
         &self.now().processor
     }
 

@@ -155,6 +155,16 @@ impl GpuBackend {
         }
     }
 
+    /// Brings some experts of a layer to the device before they are used.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn bring(&self, of: Routed, experts: &[(u32, &Expert)]) -> Result<()> {
+        let State { recorder, experts: held, .. } = &mut *self.lock();
+        held.load(&self.gpu, recorder, of, experts)?;
+        self.gpu.check()
+    }
+
     /// Gives up the device with everything that this backend keeps on it. Operations that can fail do from now on.
     pub fn abandon(&self) {
         self.gpu.fail("the device was given up");
