@@ -137,6 +137,11 @@ fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() 
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
+        // Of one in several chunks, each begins while the next is recorded.
+        let mut session = engine.session(SessionOptions { context: Some(32), chunk: Some(3) }).unwrap();
+        let before = engine.gpu_stats().unwrap();
+        session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 1).unwrap();
+        assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [3, 1, 0], "{name}");
     }
     // A shared expert takes two more.
     let engine = Engine::open(&default_model(), &on_gpu()).unwrap();

@@ -199,6 +199,15 @@ pub trait Backend: Send + Sync + 'static {
         parts.iter_mut().try_for_each(|(src, at, dst)| self.download(src, *at, dst))
     }
 
+    /// A part of a longer computation is complete, and nobody reads a result of it: the processor may begin, and the caller is
+    /// kept from getting far ahead.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn hand_over(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
     /// index and value as the bits of values, to be read by [`from_bits`]). `false`, and nothing done, where the backend does
     /// not choose: the caller then reads the values and does.

@@ -416,7 +416,7 @@ impl Model {
     ) -> Result<()> {
         let (c, w) = (&self.config, &self.weights);
         let mut first = match want {
-            Want::Nothing => return Ok(()),
+            Want::Nothing => return b.hand_over(),
             Want::Last | Want::Best(_) => n - 1,
             Want::All => 0,
         };

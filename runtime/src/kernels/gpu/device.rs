@@ -307,25 +307,26 @@ impl Device {
             if staged + piece.len() as u64 > STAGED_BYTES as u64 {
                 self.queue.submit([]);
                 // What goes wrong is kept for the next operation that returns something.
-                let _ = self.wait();
+                let _ = self.wait(None);
                 self.staged.store(piece.len() as u64, Ordering::Relaxed);
             }
             self.queue.write_buffer(&to.buffer, at, piece);
         }
     }
 
-    /// Waits for everything that was submitted.
+    /// Waits for a submission, or for everything that was submitted.
     ///
     /// # Errors
     /// `Device` where something has gone wrong since the device was opened, or it does not answer.
-    pub(super) fn wait(&self) -> Result<()> {
+    pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited =
-            self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(patience) });
+        let all = submission_index.is_none();
+        let waited = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
         self.check()?;
         match waited {
-            Ok(_) => self.staged.store(0, Ordering::Relaxed),
+            Ok(_) if all => self.staged.store(0, Ordering::Relaxed),
+            Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
                 // Closing a device waits for it, and not with patience: it is left open.
                 std::mem::forget((self.device.clone(), self.queue.clone()));

@@ -246,6 +246,10 @@ impl Backend for GpuBackend {
         self.lock().recorder.read(&self.gpu, &mut parts)
     }
 
+    fn hand_over(&self) -> Result<()> {
+        self.lock().recorder.hand_over(&self.gpu)
+    }
+
     fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {
         assert!(len <= x.len && (1..=MAX_BEST).contains(&k) && 2 * k <= out.len, "{k} of {len} values");
         if !best::fits(&self.gpu, len, k) {
