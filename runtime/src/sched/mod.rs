@@ -28,7 +28,7 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
-use staging::{Send, Staging};
+use staging::{Staging, ToDevice};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -219,7 +219,7 @@ impl Streamer {
     ///
     /// # Errors
     /// `Invalid` where `heat` is another model's; those of reading and of `send`.
-    pub(crate) fn warm_start(&self, heat: &[Vec<f32>], send: Send) -> Result<()> {
+    pub(crate) fn warm_start(&self, heat: &[Vec<f32>], send: ToDevice) -> Result<()> {
         let mut state = self.lock();
         let fits = state.homes.len() == heat.len()
             && (state.homes.iter().zip(heat)).all(|(home, heat)| {

@@ -5,7 +5,7 @@
 
 use super::home::Home;
 use super::policy::{self, Ask, Precision, offers};
-use super::staging::Send;
+use super::staging::ToDevice;
 use super::{Request, State, Streamer};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Guess, Wanted};
@@ -371,7 +371,7 @@ impl Streamer {
         state: &mut State,
         layer: usize,
         heat: &[f32],
-        send: Send,
+        send: ToDevice,
     ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let mut order: Vec<usize> = (0..heat.len()).collect();

@@ -26,7 +26,7 @@ pub struct DeviceOptions {
 }
 
 /// Brings some experts of a layer to a device, for later.
-pub(super) type Send<'a> = &'a mut dyn FnMut(usize, &[(u32, &Expert)]) -> Result<()>;
+pub(super) type ToDevice<'a> = &'a mut dyn FnMut(usize, &[(u32, &Expert)]) -> Result<()>;
 
 /// What planes pass through.
 pub(super) struct Staging {
@@ -37,7 +37,9 @@ pub(super) struct Staging {
 
 impl Staging {
     pub(super) fn new(options: &DeviceOptions, granule: usize) -> Result<Staging> {
-        Ok(Staging { arena: Arena::new(options.staging_bytes, granule)?, queue: VecDeque::new() })
+        // No more than was planned; the planes of one expert are whole granules.
+        let bytes = options.staging_bytes / granule * granule;
+        Ok(Staging { arena: Arena::new(bytes, granule)?, queue: VecDeque::new() })
     }
 
     /// Its size in bytes.
@@ -151,7 +153,7 @@ impl Streamer {
         state: &mut State,
         layer: usize,
         order: &[usize],
-        send: Send,
+        send: ToDevice,
     ) -> Result<()> {
         let floor = self.options.precision.floor();
         let home = state.home(layer);
