@@ -1,4 +1,4 @@
-//! Gates 20–25, 28 and 43: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
+//! Gates 20–25, 28–30 and 43: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
 //! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
 use dollop::quant::Level;
@@ -12,6 +12,8 @@ use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{chosen_among_all, default_model, has_gpu};
 use std::path::Path;
 
+#[path = "gpu/once.rs"]
+mod once;
 #[path = "gpu/refined.rs"]
 mod refined;
 
@@ -135,6 +137,11 @@ fn gate_22_a_token_is_eight_launches_a_layer_one_submission_and_one_read_back() 
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
+        // Of one in several chunks, each begins while the next is recorded.
+        let mut session = engine.session(SessionOptions { context: Some(32), chunk: Some(3) }).unwrap();
+        let before = engine.gpu_stats().unwrap();
+        session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 1).unwrap();
+        assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [3, 1, 0], "{name}");
     }
     // A shared expert takes two more.
     let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
@@ -154,7 +161,7 @@ fn gate_23_what_cannot_be_had_is_an_error() {
     assert_eq!((engine.gpu_stats().is_some(), engine.note().is_none()), (real, real));
 }
 
-/// A budget that leaves each copy of the experts about `share` of what they take at the floor.
+/// A budget that leaves a cache of about `share` of what all experts take at the floor.
 fn streaming(precision: Precision, share: f64) -> EngineOptions {
     let mut o = EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() };
     let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
@@ -162,7 +169,7 @@ fn streaming(precision: Precision, share: f64) -> EngineOptions {
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
     let experts = levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes as f64;
-    let memory = smallest + (2.0 * share * experts) as u64;
+    let memory = smallest + (share * experts) as u64;
     assert!(plan(memory).unwrap().streaming);
     o.memory = Some(memory);
     o
@@ -197,7 +204,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
         let (stats, gpu, plan) =
             (engine.stream_stats().unwrap(), engine.gpu_stats().unwrap(), engine.memory_plan());
         assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
-        let planned = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes + plan.device_expert_bytes;
+        let planned = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes + plan.expert_bytes;
         assert!(gpu.held_bytes <= planned, "{} bytes on the device, {planned} planned", gpu.held_bytes);
         match precision {
             Precision::Exact(_) => assert!(got == want, "streaming changes bits"),
@@ -218,11 +225,11 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     // One copy of all experts at 3 bits, and not enough for places to refine some of them in.
     let small = Engine::plan(&default_model(), &o).unwrap();
     let at = |bits: u8| small.levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
-    let rest = small.total_bytes() - small.expert_bytes - small.device_expert_bytes;
+    let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;
     o.memory = Some(rest + at(3) + 1000);
     let engine = opened(&o);
     let plan = engine.memory_plan();
-    assert!(plan.lowered && !plan.streaming && plan.device_expert_bytes == 0 && plan.refinements.is_none());
+    assert!(plan.lowered && !plan.streaming && plan.staging_bytes == 0 && plan.refinements.is_none());
     assert_eq!(plan.expert_bytes, at(3));
     assert!(plan.total_bytes() <= plan.budget.unwrap());
     assert!(engine.info().mode.contains("level 3"), "{}", engine.info().mode);

@@ -398,9 +398,9 @@ fn a_warm_start_loads_what_was_hot() {
     let cold = stats(&open(&o));
     assert_eq!(cold.bytes_ahead, 0);
     let warm = open(&o);
-    warm.streamer().unwrap().warm_start(&heat).unwrap();
+    warm.warm_start(&heat).unwrap();
     assert!(stats(&warm).bytes_ahead > 0);
     assert!(logits(&warm) == want);
     assert!(stats(&warm).bytes_wanted < stats(&engine).bytes_wanted);
-    assert!(warm.streamer().unwrap().warm_start(&heat[1..]).is_err(), "another model's heat");
+    assert!(warm.warm_start(&heat[1..]).is_err(), "another model's heat");
 }

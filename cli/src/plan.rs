@@ -26,13 +26,14 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         plan.chunk
     )?;
     let what = match (plan.streaming, plan.gpu) {
-        (true, _) => "expert cache",
+        (true, true) => "cache on GPU",
+        (true, false) => "expert cache",
         (false, true) => "experts on GPU",
         (false, false) => "experts, mapped",
     };
     writeln!(out, "  {what:<17} {:>10}", bytes(plan.expert_bytes))?;
-    if plan.device_expert_bytes > 0 {
-        writeln!(out, "  experts on GPU    {:>10}", bytes(plan.device_expert_bytes))?;
+    if plan.staging_bytes > 0 {
+        writeln!(out, "  on their way      {:>10}", bytes(plan.staging_bytes))?;
     }
     if let Some(r) = &plan.refinements {
         let of = format!("their {} bits, for {:.0} % of them at a time", r.bits, 100.0 * r.share);

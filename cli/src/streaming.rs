@@ -163,12 +163,12 @@ impl StreamArgs {
     pub fn watch(&self, engine: &Engine, options: &EngineOptions) -> Result<Watch, Failure> {
         let watch =
             Watch { args: self.clone(), engine: engine.clone(), trace: options.streaming.trace.clone() };
-        if let (Some(path), Some(streamer)) = (self.heat.as_ref().filter(|p| p.exists()), engine.streamer()) {
+        if let (Some(path), Some(_)) = (self.heat.as_ref().filter(|p| p.exists()), engine.streamer()) {
             let failed = |e: String| Failure(format!("{}: {e}", path.display()));
             let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
             let heat: Heat =
                 serde_json::from_str(&text).map_err(|e| failed(format!("this is no file of --heat: {e}")))?;
-            streamer.warm_start(&heat.heat).map_err(|e| failed(e.to_string()))?;
+            engine.warm_start(&heat.heat).map_err(|e| failed(e.to_string()))?;
         }
         Ok(watch)
     }

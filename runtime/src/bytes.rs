@@ -28,6 +28,13 @@ impl Bytes {
     }
 }
 
+impl Default for Bytes {
+    /// None at all.
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         Bytes::new(Arc::new(bytes))

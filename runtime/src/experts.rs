@@ -17,6 +17,9 @@ pub struct Expert {
     pub up: Matrix,
     /// `[d, ff]`.
     pub down: Matrix,
+    /// Where a device keeps it, among as many places as its layer has there, if whoever provides it decides that: the device
+    /// has whatever planes are not here.
+    pub place: Option<u32>,
 }
 
 /// What the router wants of one expert for the tokens in hand.
@@ -70,6 +73,16 @@ pub trait ExpertSource: Send + Sync {
     /// Who gives some of [`ExpertSource::all`] a plane more, where somebody does.
     fn refine(&self) -> Option<&dyn Refine> {
         None
+    }
+
+    /// The device that kept the experts is gone: from now on they are kept on the host, in `bytes` of memory, of which nothing
+    /// is in use at first. Nothing where they are there anyway.
+    ///
+    /// # Errors
+    /// `Invalid` where that is too little, or the system has no such memory.
+    fn keep_on_host(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
     }
 }
 
@@ -143,6 +156,10 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
     fn refine(&self) -> Option<&dyn Refine> {
         (**self).refine()
     }
+
+    fn keep_on_host(&self, bytes: u64) -> Result<()> {
+        (**self).keep_on_host(bytes)
+    }
 }
 
 /// One plane of all experts of a layer, as it lies in a file.
@@ -190,13 +207,30 @@ impl LayerExperts {
         (0..level.planes()).map(|p| self.plane_bytes(p)).sum()
     }
 
+    /// Bytes of one expert at `level` on a device, where nothing is padded.
+    pub fn device_bytes(&self, level: Level) -> usize {
+        let planes = |shape: &Shape| -> usize { (0..level.planes()).map(|p| shape.plane(p).len).sum() };
+        self.shapes.iter().map(planes).sum()
+    }
+
     /// An expert whose slabs are in memory, at the level that they complete.
     ///
     /// # Errors
     /// `Malformed` where a slab is too short.
     pub fn view(&self, expert: usize, slabs: &[Bytes]) -> Result<Expert> {
+        self.view_at(expert, slabs, None)
+    }
+
+    /// [`LayerExperts::view`] of an expert that may have a place on a device, and has there whatever slabs are empty.
+    ///
+    /// # Errors
+    /// As [`LayerExperts::view`].
+    pub fn view_at(&self, expert: usize, slabs: &[Bytes], place: Option<u32>) -> Result<Expert> {
         let matrix = |m: usize| -> Result<Matrix> {
             let planes = slabs.iter().enumerate().map(|(p, slab)| {
+                if slab.is_empty() && place.is_some() {
+                    return Ok(Bytes::default());
+                }
                 let lens = self.shapes.map(|shape| shape.plane(p).len);
                 let from: usize = lens[..m].iter().sum();
                 slab.slice(from..from + lens[m]).ok_or_else(|| {
@@ -204,9 +238,9 @@ impl LayerExperts {
                 })
             });
             let planes = planes.collect::<Result<_>>()?;
-            Ok(Matrix::Nested(Nested::new(self.shapes[m], planes, self.fits[expert][m])?))
+            Ok(Matrix::Nested(Nested::partly(self.shapes[m], planes, self.fits[expert][m])?))
         };
-        Ok(Expert { gate: matrix(0)?, up: matrix(1)?, down: matrix(2)? })
+        Ok(Expert { gate: matrix(0)?, up: matrix(1)?, down: matrix(2)?, place })
     }
 }
 

@@ -157,6 +157,8 @@ pub enum GpuFault {
     OutOfMemory,
     /// The driver's layer refuses a command.
     Invalid,
+    /// The device does not answer as long as somebody waits.
+    Hung,
 }
 
 /// Where a span of a trace is drawn.

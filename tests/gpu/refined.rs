@@ -1,4 +1,4 @@
-//! Gate 28, and gate 43 with it: experts on a GPU of which the hottest have a plane more. Tokens repeat, cost one submission and
+//! Gates 28 and 29, and gate 43 with them: experts on a GPU of which the hottest have a plane more. Tokens repeat, cost one submission and
 //! one read-back, and survive reads that fail.
 
 use super::*;
@@ -11,7 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Adaptive precision with a budget for all experts at 3 bits, and for about `share` of the fourth ones.
 fn refined(share: f64) -> EngineOptions {
-    with_refinements(streaming(Precision::Adaptive { quality: 4.0, floor: Level::B2 }, 0.3), share)
+    refined_of(&default_model(), share)
+}
+
+fn refined_of(path: &Path, share: f64) -> EngineOptions {
+    let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
+    let o = EngineOptions { precision, context: Some(64), chunk: Some(32), ..on_gpu() };
+    with_refinements(path, o, share)
 }
 
 /// What people write: of 56 tokens, the first 20 are a prompt.
@@ -35,9 +41,9 @@ fn decoded(engine: &Engine) -> (Vec<Vec<f32>>, StreamStats) {
 }
 
 /// A file of which, on demand, a read takes longer than some tokens, or every read fails.
-struct Faulty {
+pub(super) struct Faulty {
     file: FileStorage,
-    fails: AtomicBool,
+    pub(super) fails: AtomicBool,
     slow: AtomicBool,
 }
 
@@ -57,8 +63,8 @@ impl Storage for Faulty {
     }
 }
 
-/// An engine whose refinements come from such a file.
-fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
+/// An engine whose experts or refinements come from such a file.
+pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
     let file = FileStorage::open(&default_model(), true).unwrap();
     let faulty = Arc::new(Faulty { file, fails: false.into(), slow: false.into() });
     let streaming = StreamingOptions { storage: Some(faulty.clone()), ..o.streaming.clone() };
@@ -180,4 +186,45 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
     assert!(stats.upgrades > 0 && stats.mean_bits() > 3.0, "{stats:?}");
     let want = chosen_among_all(&mut whole.session(options).unwrap(), prompt, &Sampling::greedy(), 32);
     assert_eq!((outcome.unwrap().tokens, tokens), (want, 32), "another choice from whole logits");
+}
+
+#[test]
+fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer_and_one_read_back() {
+    if !has_gpu() {
+        return;
+    }
+    // Without a shared expert, which takes two launches more.
+    let folder = tempfile::tempdir().unwrap();
+    Tiny::load("olmoe").with_experts(64).write_folder(folder.path());
+    let tiny = folder.path().join("tiny.gguf");
+    let convert = dollop::convert::convert;
+    convert(folder.path(), &tiny, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    for (path, share, launches) in [(tiny, 0.4, 8), (default_model(), 0.3, 10)] {
+        let engine = Engine::open(&path, &refined_of(&path, share)).unwrap();
+        let info = engine.info();
+        assert!(
+            engine.memory_plan().refinements.is_some() && info.mode.contains("and 4 for"),
+            "{}",
+            info.mode
+        );
+        let (layers, vocab) = (info.layers as u64, info.vocab as u32);
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let mut token = |id: u32| session.logits(&[id % vocab]).unwrap();
+        (1..4).for_each(|id| drop(token(id)));
+        let (mut counted, mut before) = (0, engine.gpu_stats().unwrap());
+        for id in 4..40 {
+            let upgrades = engine.stream_stats().unwrap().upgrades;
+            token(id * 37);
+            let after = engine.gpu_stats().unwrap();
+            let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
+            let upgraded = engine.stream_stats().unwrap().upgrades > upgrades;
+            assert_eq!((submits, readbacks, uploaded > 0), (1, 1, upgraded), "token {id}");
+            // Besides the layers: the embedding, a copy, and the head.
+            assert!(dispatches <= launches * layers + 3, "{dispatches} launches for {layers} layers");
+            assert_eq!((before.held_bytes, before.pipelines), (after.held_bytes, after.pipelines));
+            (counted, before) = (counted + u64::from(upgraded), after);
+        }
+        let stats = engine.stream_stats().unwrap();
+        assert!(counted > 1 && stats.mean_bits() > 3.0, "{counted} tokens with refinements: {stats:?}");
+    }
 }

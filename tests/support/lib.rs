@@ -1,7 +1,7 @@
 //! What several gates share: the tiny models of `goldens/models`, rebuilt from their generator.
 
 use dollop::sampler::{Sampler, Sampling};
-use dollop::{Engine, EngineOptions, Session};
+use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 
 pub mod tiny;
@@ -23,16 +23,16 @@ pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampli
     tokens
 }
 
-/// `o`, whose budget makes it stream, with one for all experts at 3 bits and for about `share` of the fourth ones.
-pub fn with_refinements(mut o: EngineOptions, share: f64) -> EngineOptions {
-    let plan = |memory| {
-        Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() })
-            .expect("a larger budget than one that works")
-    };
-    let small = plan(o.memory.expect("a budget"));
+/// Options under which nothing but a budget is missing, with one for all experts at 3 bits and for about `share` of the fourth
+/// ones.
+pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> EngineOptions {
+    let plan = |memory| Engine::plan(path, &EngineOptions { memory: Some(memory), ..o.clone() });
+    let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("planned for one byte") };
+    let plan = |memory| plan(memory).expect("a budget that works");
+    let small = plan(smallest);
     let at =
         |bits: u8| small.levels.iter().find(|l| l.bits == bits).expect("a level that is stored").expert_bytes;
-    let all = small.total_bytes() - small.expert_bytes - small.device_expert_bytes + at(3);
+    let all = small.total_bytes() - small.expert_bytes - small.staging_bytes + at(3);
     let next = at(4) - at(3);
     // Half of the fourth bits pays for some, and for the memory that they pass through.
     let staging = plan(all + next / 2).refinements.expect("some are refined").staging_bytes;

@@ -90,6 +90,27 @@ impl Tiny {
         }
     }
 
+    /// The same with so many experts in every layer, of which nobody has computed the logits.
+    pub fn with_experts(mut self, count: usize) -> Tiny {
+        self.config["num_experts"] = count.into();
+        self.logits.clear();
+        let mut more = Vec::new();
+        for (name, shape, data) in &mut self.tensors {
+            if name.ends_with("mlp.gate.weight") {
+                shape[0] = count;
+                *data = values(name, count * shape[1], 0.275, 0.0);
+            } else if name.contains(".experts.0.") {
+                let name = |i: usize| name.replace(".experts.0.", &format!(".experts.{i}."));
+                more.extend(
+                    (1..count).map(|i| (name(i), shape.clone(), values(&name(i), data.len(), 0.25, 0.0))),
+                );
+            }
+        }
+        self.tensors.retain(|t| !t.0.contains(".experts.") || t.0.contains(".experts.0."));
+        self.tensors.extend(more);
+        self
+    }
+
     /// Writes `config.json` and `model.safetensors`.
     pub fn write_folder(&self, folder: &Path) {
         std::fs::write(folder.join("config.json"), self.config.to_string()).expect("the folder is writable");

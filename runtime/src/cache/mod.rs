@@ -49,6 +49,11 @@ impl LayerCache {
         self.entries.len()
     }
 
+    /// Planes that an expert may have.
+    pub fn planes_most(&self) -> usize {
+        self.plane_bytes.len()
+    }
+
     /// How many planes of an expert are resident.
     pub fn planes(&self, expert: usize) -> usize {
         self.entries[expert].planes

@@ -26,18 +26,6 @@ pub fn best_of(values: &[f32], out: &mut [(u32, f32)]) -> usize {
     n
 }
 
-/// [`best_of`] as the bits of values: `[k, 2]`, index and value.
-pub(super) fn best_bits(values: &[f32], k: usize) -> [f32; 2 * MAX_BEST] {
-    // On the stack: decoding allocates nothing.
-    let mut pairs = [(0, 0.0); MAX_BEST];
-    let n = best_of(values, &mut pairs[..k]);
-    let mut bits = [f32::from_bits(NOWHERE); 2 * MAX_BEST];
-    for (to, (i, x)) in bits.chunks_exact_mut(2).zip(&pairs[..n]) {
-        to.copy_from_slice(&[f32::from_bits(*i), *x]);
-    }
-    bits
-}
-
 /// What [`super::Backend::best`] wrote, up to the first that is nowhere.
 pub fn from_bits(bits: &[f32], out: &mut Vec<(u32, f32)>) {
     out.clear();
@@ -64,7 +52,10 @@ mod tests {
             want.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
             want.truncate(k);
             assert_eq!(pairs[..n], want);
-            from_bits(&best_bits(&x, k)[..2 * k], &mut out);
+            // As a device writes them, with nothing behind.
+            let mut bits: Vec<f32> = want.iter().flat_map(|&(i, x)| [f32::from_bits(i), x]).collect();
+            bits.resize(2 * k, f32::from_bits(NOWHERE));
+            from_bits(&bits, &mut out);
             assert_eq!(out, want);
         }
         let mut pairs = [(9, 0.0); 3];

@@ -199,13 +199,24 @@ pub trait Backend: Send + Sync + 'static {
         parts.iter_mut().try_for_each(|(src, at, dst)| self.download(src, *at, dst))
     }
 
-    /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
-    /// index and value as the bits of values, to be read by [`from_bits`]). `host` is scratch of as many values as `x` has.
+    /// A part of a longer computation is complete, and nobody reads a result of it: the processor may begin, and the caller is
+    /// kept from getting far ahead.
     ///
     /// # Errors
     /// As [`Backend::download`].
-    fn best(&self, x: &Self::Buf, len: usize, k: usize, host: &mut [f32], out: &mut Self::Buf) -> Result<()> {
-        best_on_host(self, x, len, k, host, out)
+    fn hand_over(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
+    /// index and value as the bits of values, to be read by [`from_bits`]). `false`, and nothing done, where the backend does
+    /// not choose: the caller then reads the values and does.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn best(&self, x: &Self::Buf, len: usize, k: usize, out: &mut Self::Buf) -> Result<bool> {
+        let _ = (x, len, k, out);
+        Ok(false)
     }
 
     /// Copies `src[at..at + len]` to the start of `dst`.
@@ -330,18 +341,4 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `x[..len] += y[..len]`.
     fn add(&self, x: &mut Self::Buf, y: &Self::Buf, len: usize);
-}
-
-/// [`Backend::best`] where the values are brought to the host for it.
-fn best_on_host<B: Backend + ?Sized>(
-    b: &B,
-    x: &B::Buf,
-    len: usize,
-    k: usize,
-    host: &mut [f32],
-    out: &mut B::Buf,
-) -> Result<()> {
-    b.download(x, 0, &mut host[..len])?;
-    b.upload(out, 0, &best::best_bits(&host[..len], k)[..2 * k]);
-    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::experts::{Expert, ExpertSource, Guess, Wanted};
 use crate::kernels::{
     Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable, Routed,
-    RoutedBufs, Router, from_bits,
+    RoutedBufs, Router, best_of, from_bits,
 };
 use std::sync::Arc;
 
@@ -416,7 +416,7 @@ impl Model {
     ) -> Result<()> {
         let (c, w) = (&self.config, &self.weights);
         let mut first = match want {
-            Want::Nothing => return Ok(()),
+            Want::Nothing => return b.hand_over(),
             Want::Last | Want::Best(_) => n - 1,
             Want::All => 0,
         };
@@ -427,10 +427,16 @@ impl Model {
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
             b.norm_linear(&s.h, norm, rows, &mut s.y, &mut [head]);
             if let Want::Best(k) = want {
-                b.best(&s.logits, w.vocab(), k, &mut s.host, &mut s.best)?;
-                let bits = &mut s.best_bits[..2 * k];
-                read(b, &mut s.noted, (&s.best, 0, bits))?;
-                from_bits(bits, &mut s.likeliest);
+                if b.best(&s.logits, w.vocab(), k, &mut s.best)? {
+                    let bits = &mut s.best_bits[..2 * k];
+                    read(b, &mut s.noted, (&s.best, 0, bits))?;
+                    from_bits(bits, &mut s.likeliest);
+                } else {
+                    read(b, &mut s.noted, (&s.logits, 0, &mut s.host[..]))?;
+                    s.likeliest.resize(k, (0, 0.0));
+                    let n = best_of(&s.host, &mut s.likeliest);
+                    s.likeliest.truncate(n);
+                }
                 return Ok(());
             }
             for row in 0..rows {

@@ -139,7 +139,7 @@ impl Reader<'_> {
         check_shape(&name("gate"), &gate, ff, d)?;
         let up = self.matrix(&name("up"), ff, d)?;
         let down = self.matrix(&name("down"), d, ff)?;
-        Ok(Some(Expert { gate, up, down }))
+        Ok(Some(Expert { gate, up, down, place: None }))
     }
 
     /// A small matrix that stays f32: `[rows, cols]`.

@@ -132,12 +132,24 @@ impl Nested {
     /// # Errors
     /// `Malformed` where a plane is missing or has another length than [`Shape::plane`] says, or a fit is not finite.
     pub fn new(shape: Shape, planes: Vec<Bytes>, fits: Fits) -> Result<Nested> {
+        match planes.iter().position(|plane| plane.is_empty()) {
+            Some(p) => Err(Error::malformed(format!("plane {p}"), "it has no bytes")),
+            None => Nested::partly(shape, planes, fits),
+        }
+    }
+
+    /// [`Nested::new`] of a matrix that a device has: planes that are empty are there alone ([`Nested::has`]), and no kernel of
+    /// the host may read them.
+    ///
+    /// # Errors
+    /// As [`Nested::new`].
+    pub fn partly(shape: Shape, planes: Vec<Bytes>, fits: Fits) -> Result<Nested> {
         let level = *planes.len().checked_sub(1).and_then(|last| Level::ALL.get(last)).ok_or_else(|| {
             Error::malformed("planes", format!("{} planes; 1 to {PLANES} make a matrix", planes.len()))
         })?;
         for (p, plane) in planes.iter().enumerate() {
             let want = shape.plane(p).len;
-            if plane.len() != want {
+            if plane.len() != want && !plane.is_empty() {
                 return Err(Error::malformed(
                     format!("plane {p}"),
                     format!("{} bytes where a {shape} matrix has {want}", plane.len()),
@@ -183,6 +195,11 @@ impl Nested {
     /// The planes, lowest first.
     pub fn planes(&self) -> &[Bytes] {
         &self.planes
+    }
+
+    /// Whether the bytes of plane `p` are on the host.
+    pub fn has(&self, p: usize) -> bool {
+        self.planes.get(p).is_some_and(|plane| !plane.is_empty())
     }
 
     /// The codes of plane `p`, tiles one after another; empty above the level.

@@ -42,6 +42,7 @@ impl Streamer {
             }
         }
         let read = read() - before;
+        self.forget_unless_on_host();
         Ok((read > 0).then(|| read as f64 / start.elapsed().as_secs_f64()))
     }
 }

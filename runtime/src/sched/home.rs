@@ -2,8 +2,11 @@
 //!
 //! Says nothing about what should be resident; [`LayerCache`] counts and `sched` decides. A slab that is being read
 //! belongs to a lane, a slab that is computed with is lent out through `views`: neither can be given up or moved, and the
-//! types see to it.
+//! types see to it. Where the memory is a device's, an expert has a place there with room for all its planes, and slabs are
+//! what planes pass through (`staging.rs`).
 
+use super::Verify;
+use super::lanes::Request;
 use crate::bytes::Bytes;
 use crate::cache::{LayerCache, Worth};
 use crate::error::Result;
@@ -19,6 +22,18 @@ enum Slot {
     /// A lane has the slab.
     Reading,
     Loaded(Arc<Slab>),
+    /// A device has it, and nobody else.
+    Sent,
+}
+
+/// Where the planes are kept.
+enum Memory {
+    Host(Arena),
+    Device {
+        /// By expert, its place.
+        places: Vec<Option<u32>>,
+        free: Vec<u32>,
+    },
 }
 
 /// Whose slab lies somewhere.
@@ -34,7 +49,9 @@ pub(super) struct Home {
     pub(super) cache: LayerCache,
     /// Planes of each expert that may not be given up now.
     pub(super) keep: Vec<u8>,
-    arena: Arena,
+    /// Planes that an expert may have.
+    pub(super) most: usize,
+    memory: Memory,
     slots: Vec<[Slot; PLANES]>,
     /// By expert, one bit for every plane that was read successfully.
     seen: Vec<u8>,
@@ -51,18 +68,53 @@ impl Home {
         granule: usize,
         worth: Vec<Worth>,
     ) -> Result<Home> {
-        let count = table.count();
         let bytes = (0..table.planes.len()).map(|p| table.plane_bytes(p).next_multiple_of(granule)).collect();
         let capacity = capacity / granule * granule;
-        Ok(Home {
-            cache: LayerCache::new(capacity, bytes, worth),
+        let memory = Memory::Host(Arena::new(capacity, granule)?);
+        Ok(Home::with(table, LayerCache::new(capacity, bytes, worth), memory))
+    }
+
+    /// A layer whose experts are on a device, in `capacity` bytes there, with planes up to `level`. A base has a place with
+    /// room for all planes, so that those beyond it take nothing; and as all are lost with the place, all are worth the same.
+    pub(super) fn on_device(table: LayerExperts, capacity: usize, level: Level) -> Home {
+        let (count, planes) = (table.count(), level.planes().min(table.planes.len()));
+        let places = (capacity / table.device_bytes(level)).min(count);
+        let mut bytes = vec![0; planes];
+        bytes[0] = table.device_bytes(level);
+        let cache = LayerCache::new(places * bytes[0], bytes, vec![[1.0; PLANES]; count]);
+        let free = (0..places as u32).rev().collect();
+        Home::with(table, cache, Memory::Device { places: vec![None; count], free })
+    }
+
+    fn with(table: LayerExperts, cache: LayerCache, memory: Memory) -> Home {
+        let count = table.count();
+        Home {
+            most: cache.planes_most(),
+            cache,
             keep: vec![0; count],
-            arena: Arena::new(capacity, granule)?,
+            memory,
             slots: (0..count).map(|_| std::array::from_fn(|_| Slot::Empty)).collect(),
             seen: vec![0; count],
             views: vec![None; count],
             table,
-        })
+        }
+    }
+
+    /// Bytes of memory on the host.
+    pub(super) fn host_bytes(&self) -> usize {
+        match &self.memory {
+            Memory::Host(arena) => arena.bytes(),
+            Memory::Device { .. } => 0,
+        }
+    }
+
+    /// Planes that an expert which is wanted at `floor` may not lose while room is made for others: where losing those above
+    /// makes none, all.
+    pub(super) fn kept(&self, floor: usize) -> u8 {
+        match self.memory {
+            Memory::Host(_) => floor as u8,
+            Memory::Device { .. } => PLANES as u8,
+        }
     }
 
     /// Whether a plane is being read.
@@ -72,7 +124,36 @@ impl Home {
 
     /// Whether the first `planes` of an expert are all in memory.
     pub(super) fn loaded(&self, expert: usize, planes: usize) -> bool {
-        self.slots[expert][..planes].iter().all(|slot| matches!(slot, Slot::Loaded(_)))
+        self.slots[expert][..planes].iter().all(|slot| matches!(slot, Slot::Loaded(_) | Slot::Sent))
+    }
+
+    /// A device has the first `planes` of an expert now; their slabs are given back.
+    pub(super) fn sent(&mut self, expert: usize, planes: usize) {
+        for slot in &mut self.slots[expert][..planes] {
+            if matches!(slot, Slot::Loaded(_)) {
+                *slot = Slot::Sent;
+                self.views[expert] = None;
+            }
+        }
+    }
+
+    /// Gives up every plane that no device has, and those above it. None may be under way.
+    pub(super) fn give_up_unsent(&mut self) {
+        for expert in 0..self.slots.len() {
+            let sent = self.slots[expert].iter().take_while(|slot| matches!(slot, Slot::Sent)).count();
+            while self.cache.planes(expert) > sent {
+                self.give_up(expert);
+            }
+        }
+    }
+
+    /// Gives up everything. Nothing may be under way.
+    pub(super) fn clear(&mut self) {
+        for expert in 0..self.slots.len() {
+            while self.cache.planes(expert) > 0 {
+                self.give_up(expert);
+            }
+        }
     }
 
     /// Gives up the top plane of an expert, which must not be under way, and returns which it was.
@@ -81,6 +162,9 @@ impl Home {
         self.views[expert] = None;
         assert!(!self.reading(expert, plane), "a plane under way is not given up");
         self.slots[expert][plane] = Slot::Empty;
+        if let (0, Memory::Device { places, free }) = (plane, &mut self.memory) {
+            free.extend(places[expert].take());
+        }
         plane
     }
 
@@ -90,6 +174,9 @@ impl Home {
         let plane = self.cache.add_next(expert);
         self.views[expert] = None;
         self.slots[expert][plane] = Slot::Reading;
+        if let (0, Memory::Device { places, free }) = (plane, &mut self.memory) {
+            places[expert] = free.pop();
+        }
         plane
     }
 
@@ -98,14 +185,16 @@ impl Home {
     pub(super) fn slabs(&mut self, planes: &[(usize, usize)], moved: &mut u64) -> Option<Vec<Slab>> {
         let mut slabs = Vec::with_capacity(planes.len());
         for &(_, plane) in planes {
+            let Memory::Host(arena) = &self.memory else { return None };
             let len = self.table.plane_bytes(plane);
             // Bases from below, refinements from above: each find again what their like has left.
             let end = if plane == 0 { End::Low } else { End::High };
-            let slab = match self.arena.alloc(len, end) {
+            let slab = match arena.alloc(len, end) {
                 Some(slab) => slab,
                 None => {
                     self.make_room(len, &mut slabs, moved)?;
-                    self.arena.alloc(len, end)?
+                    let Memory::Host(arena) = &self.memory else { return None };
+                    arena.alloc(len, end)?
                 }
             };
             slabs.push(slab);
@@ -125,7 +214,8 @@ impl Home {
                 }
             }
         }
-        for offset in self.arena.room_by_sliding(len, &|at| places.contains_key(&at))? {
+        let Memory::Host(arena) = &self.memory else { return None };
+        for offset in arena.room_by_sliding(len, &|at| places.contains_key(&at))? {
             match places[&offset] {
                 Place::New(i) => more[i].slide(),
                 Place::Loaded(e, p) => {
@@ -143,6 +233,31 @@ impl Home {
     /// Whether a plane has never been read yet.
     pub(super) fn first_read(&self, expert: usize, plane: usize) -> bool {
         self.seen[expert] & 1 << plane == 0
+    }
+
+    /// The read of a plane into a slab.
+    pub(super) fn request(
+        &self,
+        layer: usize,
+        expert: usize,
+        plane: usize,
+        slab: Slab,
+        verify: Verify,
+    ) -> Request {
+        let verify = match verify {
+            Verify::Always => true,
+            Verify::First => self.first_read(expert, plane),
+            Verify::Never => false,
+        };
+        let slabs = &self.table.planes[plane];
+        Request {
+            layer,
+            expert,
+            plane,
+            offset: slabs.offset + (expert * slabs.stride) as u64,
+            checksum: verify.then(|| slabs.checksums[expert]),
+            slab,
+        }
     }
 
     /// A plane has been read.
@@ -168,11 +283,16 @@ impl Home {
             let slabs: Vec<Bytes> = (self.slots[expert][..planes].iter())
                 .filter_map(|slot| match slot {
                     Slot::Loaded(slab) => Some(Bytes::new(slab.clone())),
-                    _ => None,
+                    Slot::Sent => Some(Bytes::default()),
+                    Slot::Reading | Slot::Empty => None,
                 })
                 .collect();
             assert_eq!(slabs.len(), planes, "an expert is computed when its planes are there");
-            self.views[expert] = Some((planes, self.table.view(expert, &slabs)?));
+            let place = match &self.memory {
+                Memory::Host(_) => None,
+                Memory::Device { places, .. } => places[expert],
+            };
+            self.views[expert] = Some((planes, self.table.view_at(expert, &slabs, place)?));
         }
         Ok(())
     }

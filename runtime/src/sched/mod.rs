@@ -12,12 +12,14 @@ mod lanes;
 mod policy;
 mod refiner;
 mod serving;
+mod staging;
 
 pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
 pub use refiner::{RefineOptions, Refiner};
+pub use staging::DeviceOptions;
+pub(crate) use staging::staging_bytes;
 
-use crate::cache::Worth;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, ExpertSource, Guess, LayerExperts, Wanted};
 use crate::quant::Level;
@@ -26,6 +28,7 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
+use staging::{Staging, ToDevice};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +41,8 @@ pub struct StreamOptions {
     pub precision: Precision,
     /// Bytes of memory for planes, in all layers together.
     pub cache_bytes: usize,
+    /// Where that memory is a device's; by default it is the host's.
+    pub device: Option<DeviceOptions>,
     /// I/O lanes.
     pub lanes: usize,
     /// Compute while reads are under way; otherwise wait for all of them first.
@@ -71,6 +76,7 @@ impl Default for StreamOptions {
         StreamOptions {
             precision: Precision::Exact(Level::B4),
             cache_bytes: 0,
+            device: None,
             lanes: DEFAULT_LANES,
             overlap: true,
             verify: Verify::First,
@@ -89,6 +95,8 @@ pub struct Streamer {
     measured: Option<Measured>,
     lanes: Lanes,
     options: StreamOptions,
+    /// What slabs are aligned to.
+    granule: usize,
     top_k: usize,
     trace: Option<Arc<Trace>>,
     state: Mutex<State>,
@@ -97,6 +105,8 @@ pub struct Streamer {
 struct State {
     /// By layer; `None` where a layer is dense.
     homes: Vec<Option<Home>>,
+    /// What planes pass through where a device keeps the experts.
+    staging: Option<Staging>,
     stats: StreamStats,
     /// Reads under way.
     pending: usize,
@@ -129,26 +139,8 @@ impl Streamer {
         options: StreamOptions,
         trace: Option<Arc<Trace>>,
     ) -> Result<Streamer> {
-        let routed = tables.iter().flatten().count().max(1);
-        let share = options.cache_bytes / routed;
-        let floor = options.precision.floor();
-        let mut homes = Vec::with_capacity(tables.len());
-        for table in tables {
-            let Some(table) = table else {
-                homes.push(None);
-                continue;
-            };
-            crate::quant::check_level(floor, table.level())?;
-            let worth: Vec<Worth> = table.errors.iter().map(|e| options.precision.worth(e)).collect();
-            let home = Home::new(table, share, granule, worth)?;
-            if home.bytes(floor) > home.cache.capacity() {
-                return Err(Error::Invalid(format!(
-                    "a cache of {share} bytes a layer does not hold one expert of {} bytes",
-                    home.bytes(floor)
-                )));
-            }
-            homes.push(Some(home));
-        }
+        let homes = staging::homes(tables, options.cache_bytes, granule, &options)?;
+        let staging = options.device.as_ref().map(|device| Staging::new(device, granule)).transpose()?;
         let (access, measured) = (storage.access(), storage.measured());
         let lanes = Lanes::new(options.lanes, storage, trace.clone())?;
         let quality = match options.precision {
@@ -157,13 +149,24 @@ impl Streamer {
         };
         let state = State {
             homes,
+            staging,
             stats: StreamStats::default(),
             pending: 0,
             failed: Vec::new(),
             quality,
             guess: Vec::new(),
         };
-        Ok(Streamer { path, access, measured, lanes, options, top_k, trace, state: Mutex::new(state) })
+        Ok(Streamer {
+            path,
+            access,
+            measured,
+            lanes,
+            options,
+            granule,
+            top_k,
+            trace,
+            state: Mutex::new(state),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -193,7 +196,8 @@ impl Streamer {
         self.measured
     }
 
-    /// Changes the quality of adaptive precision from the next serving on.
+    /// Changes the quality of adaptive precision from the next serving on. On a device no expert gets more planes than its place
+    /// has room for.
     pub fn set_quality(&self, quality: f32) {
         self.lock().quality = quality.clamp(2.0, 8.0);
     }
@@ -210,11 +214,12 @@ impl Streamer {
         state.homes.iter().map(|home| home.as_ref().map_or_else(Vec::new, of)).collect()
     }
 
-    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full.
+    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. Where that is on a
+    /// device, `send` brings experts of a layer there.
     ///
     /// # Errors
-    /// `Invalid` where `heat` is another model's, and those of reading.
-    pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
+    /// `Invalid` where `heat` is another model's; those of reading and of `send`.
+    pub(crate) fn warm_start(&self, heat: &[Vec<f32>], send: ToDevice) -> Result<()> {
         let mut state = self.lock();
         let fits = state.homes.len() == heat.len()
             && (state.homes.iter().zip(heat)).all(|(home, heat)| {
@@ -225,7 +230,7 @@ impl Streamer {
             return Err(Error::Invalid("this heat is another model's; leave it out".into()));
         }
         for (layer, heat) in heat.iter().enumerate().filter(|(_, heat)| !heat.is_empty()) {
-            self.load_hottest(&mut state, layer, heat)?;
+            self.load_hottest(&mut state, layer, heat, send)?;
         }
         Ok(())
     }
@@ -303,6 +308,7 @@ impl ExpertSource for Streamer {
         let mut state = self.lock();
         let state = &mut *state;
         self.collect(state);
+        self.unstage(state);
         self.heat_up(state.home(layer), wanted);
         let home = state.home(layer);
         let mut asks: Vec<Ask> = match self.options.precision {
@@ -312,6 +318,8 @@ impl ExpertSource for Streamer {
                 policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
             }
         };
+        // Asking a router early costs a device one wait more a layer: nothing is read ahead to it.
+        let guess = guess.filter(|_| state.staging.is_none());
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;
         self.bring_and_compute(state, layer, &mut asks, compute, guess)?;
@@ -324,6 +332,10 @@ impl ExpertSource for Streamer {
             Precision::Exact(level) => Some(level),
             Precision::Adaptive { .. } => None,
         }
+    }
+
+    fn keep_on_host(&self, bytes: u64) -> Result<()> {
+        self.move_to_host(bytes)
     }
 
     fn resident(&self, layer: usize, out: &mut [bool]) {

@@ -7,16 +7,15 @@
 //! Runs on the model's thread, except for the lanes. It ends with the device: the planes are gone with that.
 //!
 //! What a plane is worth is its expert's heat times the error that it takes off; whoever is to give way for another must be
-//! worth clearly less. Book-keeping is [`LayerCache`]'s, which counts places: a place is a plane of one byte to it.
+//! worth clearly less. Book-keeping is [`crate::cache::LayerCache`]'s, which counts places: a place is a plane of one byte to it.
 
-use super::lanes::{Landed, Lanes, Request};
+use super::lanes::{Lanes, Request};
 use super::{Verify, policy};
-use crate::cache::{LayerCache, Worth};
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Chosen, Expert, ExpertSource, Guess, LayerExperts};
 use crate::experts::{Refine, Refinement, Wanted};
-use crate::quant::{Level, PLANES};
-use crate::store::{Access, Arena, End, Slab, Storage};
+use crate::quant::Level;
+use crate::store::{Access, Arena, End, Storage};
 use crate::telemetry::{StreamStats, Trace, Track};
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +23,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+mod state;
+
+use state::{Coming, Layer, Offer, State};
 
 /// Calls from a decision to its effect: one to read the plane in, and the one that it is there for.
 const DELAY: u64 = 2;
@@ -64,58 +67,6 @@ pub struct Refiner {
     /// Whether the device that had the planes is gone.
     stopped: AtomicBool,
     state: Mutex<State>,
-}
-
-struct State {
-    /// Whether anything is learned and decided.
-    on: bool,
-    /// By layer; `None` where a layer is dense or has no such plane.
-    layers: Vec<Option<Layer>>,
-    /// Planes on their way, in the order in which they take effect.
-    coming: VecDeque<Coming>,
-    /// Reads under way.
-    pending: usize,
-    /// What planes are read into; `None` once nothing is read any more.
-    arena: Option<Arena>,
-    /// Planes that a call may ask for.
-    swaps: usize,
-    /// Calls begun.
-    call: u64,
-    stats: StreamStats,
-}
-
-struct Layer {
-    table: LayerExperts,
-    /// Who has a place, from the decision on.
-    cache: LayerCache,
-    /// Places that nobody has.
-    free: Vec<usize>,
-    /// By expert, its place while its plane is in effect.
-    at: Vec<Option<usize>>,
-    /// By expert: 1 while its plane is on its way, and may not give way.
-    keep: Vec<u8>,
-    /// Whose plane was read once, and whose could not be read: it is not asked for again.
-    seen: Vec<bool>,
-    broken: Vec<bool>,
-}
-
-/// A plane that was decided upon.
-struct Coming {
-    /// The call that it takes effect before.
-    due: u64,
-    layer: usize,
-    expert: usize,
-    slot: usize,
-    loser: Option<usize>,
-    offset: u64,
-    plane: Option<io::Result<Slab>>,
-}
-
-/// Who should have a place, at whose cost.
-struct Offer {
-    winner: usize,
-    loser: Option<usize>,
-    gain: f32,
 }
 
 impl Refiner {
@@ -320,88 +271,6 @@ fn staging(tables: &[Option<LayerExperts>], level: Level) -> (usize, usize) {
     let slabs = tables.iter().flatten().filter(|t| t.planes.len() > plane).map(|t| t.plane_bytes(plane));
     let slab = slabs.max().unwrap_or(0);
     ((SWAP_BYTES / slab.max(1)).clamp(1, SWAPS), slab)
-}
-
-impl State {
-    fn layer(&mut self, layer: usize) -> &mut Layer {
-        self.layers[layer].as_mut().expect("a layer with planes to add")
-    }
-
-    fn land(&mut self, landed: Landed) {
-        self.pending -= 1;
-        let of = |c: &&mut Coming| c.layer == landed.layer && c.expert == landed.expert;
-        self.coming.iter_mut().find(of).expect("what lands was asked for").plane = Some(landed.result);
-    }
-
-    /// A plane takes effect.
-    fn effect(&mut self, coming: &Coming) {
-        let layer = self.layer(coming.layer);
-        layer.keep[coming.expert] = 0;
-        layer.at[coming.expert] = Some(coming.slot);
-        layer.seen[coming.expert] = true;
-        if let Some(loser) = coming.loser {
-            layer.at[loser] = None;
-            self.stats.downgrades += 1;
-        }
-        self.stats.upgrades += 1;
-    }
-
-    /// A plane does not come: everything stays as it was.
-    fn cancel(&mut self, coming: &Coming) {
-        let layer = self.layer(coming.layer);
-        layer.keep[coming.expert] = 0;
-        layer.cache.drop_top(coming.expert);
-        match coming.loser {
-            Some(loser) => drop(layer.cache.add_next(loser)),
-            None => layer.free.push(coming.slot),
-        }
-    }
-}
-
-impl Layer {
-    fn new(table: LayerExperts, plane: usize, slots: usize) -> Layer {
-        let count = table.count();
-        let worth = |e: &[f32; PLANES]| -> Worth { [policy::gain(e, plane), 0.0, 0.0, 0.0, 0.0] };
-        let slots = slots.min(count);
-        Layer {
-            cache: LayerCache::new(slots, vec![1], table.errors.iter().map(worth).collect()),
-            table,
-            free: (0..slots).rev().collect(),
-            at: vec![None; count],
-            keep: vec![0; count],
-            seen: vec![false; count],
-            broken: vec![false; count],
-        }
-    }
-
-    /// The best that could be done next.
-    fn offer(&self) -> Option<Offer> {
-        let value = |e: usize| self.cache.value(e, 0);
-        // Whoever is about to lose its plane does not ask for it before that.
-        let without = |&e: &usize| self.cache.planes(e) == 0 && self.at[e].is_none() && !self.broken[e];
-        let best = |a: &usize, b: &usize| value(*a).total_cmp(&value(*b)).then(b.cmp(a));
-        let winner = (0..self.cache.experts()).filter(without).max_by(best)?;
-        let value = value(winner);
-        if self.cache.free() > 0 {
-            return (value > 0.0).then_some(Offer { winner, loser: None, gain: value });
-        }
-        let (loser, _, least) = self.cache.coldest(&self.keep)?;
-        (value > HYSTERESIS * least).then_some(Offer { winner, loser: Some(loser), gain: value - least })
-    }
-
-    /// Gives an expert a place: that of `loser`, or a free one.
-    fn take(&mut self, expert: usize, loser: Option<usize>) -> usize {
-        let slot = match loser {
-            Some(loser) => {
-                self.cache.drop_top(loser);
-                self.at[loser].expect("who may give way has its plane")
-            }
-            None => self.free.pop().expect("there is a free place"),
-        };
-        self.cache.add_next(expert);
-        self.keep[expert] = 1;
-        slot
-    }
 }
 
 impl Refine for Refiner {

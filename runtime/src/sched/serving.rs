@@ -5,7 +5,8 @@
 
 use super::home::Home;
 use super::policy::{self, Ask, Precision, offers};
-use super::{Request, State, Streamer, Verify};
+use super::staging::ToDevice;
+use super::{Request, State, Streamer};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Guess, Wanted};
 use crate::quant::{Level, PLANES};
@@ -77,6 +78,7 @@ impl Streamer {
                 let _ = self.wait(state);
             }
             self.take_back(state);
+            self.unstage(state);
         }
         result
     }
@@ -104,10 +106,13 @@ impl Streamer {
         home.keep.fill(0);
         let (old, new) = asks.split_at_mut(begun);
         old.iter().for_each(|ask| home.keep[ask.expert] = ask.planes as u8);
-        new.iter().for_each(|ask| home.keep[ask.expert] = floor as u8);
+        new.iter().for_each(|ask| home.keep[ask.expert] = home.kept(floor));
         let reads = self.bring_in(state, layer, new, floor);
         self.account(state, layer, new, floor, &reads);
-        state.stats.bytes_wanted += self.submit(state, layer, &reads, false)?;
+        state.stats.bytes_wanted += match state.staging {
+            Some(_) => self.queue(state, layer, new, &reads),
+            None => self.submit(state, layer, &reads, false)?,
+        };
         Ok(())
     }
 
@@ -160,26 +165,9 @@ impl Streamer {
         };
         state.stats.bytes_moved += moved;
         let home = state.home(layer);
-        let verify: Vec<bool> = (reads.iter())
-            .map(|&(expert, plane)| match self.options.verify {
-                Verify::Always => true,
-                Verify::First => home.first_read(expert, plane),
-                Verify::Never => false,
-            })
-            .collect();
-        let table = &home.table;
-        let requests: Vec<Request> = (reads.iter().zip(slabs).zip(verify))
-            .map(|((&(expert, plane), slab), verify)| {
-                let slabs = &table.planes[plane];
-                Request {
-                    layer,
-                    expert,
-                    plane,
-                    offset: slabs.offset + (expert * slabs.stride) as u64,
-                    checksum: verify.then(|| slabs.checksums[expert]),
-                    slab,
-                }
-            })
+        let verify = self.options.verify;
+        let requests: Vec<Request> = (reads.iter().zip(slabs))
+            .map(|(&(expert, plane), slab)| home.request(layer, expert, plane, slab, verify))
             .collect();
         let bytes = requests.iter().map(|r| r.slab.len() as u64).sum();
         state.pending += requests.len();
@@ -199,14 +187,14 @@ impl Streamer {
     fn buy(&self, state: &mut State, layer: usize, asks: &mut [Ask], reads: &mut Vec<(usize, usize)>) {
         let (quality, limit) = (state.quality, self.options.refinement_bytes);
         let home = state.home(layer);
-        let stored = home.table.planes.len();
+        let stored = home.most;
         let list =
             offers(asks, stored, self.options.order, quality, limit.is_some(), |e| home.table.errors[e]);
         let mut bytes = 0u64;
         for offer in list {
             let ask = &mut asks[offer.ask];
             let home = state.home(layer);
-            let cost = home.cache.bytes(offer.plane, offer.plane + 1) as u64;
+            let cost = home.table.plane_bytes(offer.plane) as u64;
             if ask.planes != offer.plane || limit.is_some_and(|limit| bytes + cost > limit as u64) {
                 continue;
             }
@@ -283,7 +271,8 @@ impl Streamer {
         let mut left: Vec<&Ask> = asks.iter().collect();
         loop {
             let all_here = left.iter().all(|a| state.home(layer).loaded(a.expert, a.planes));
-            if self.options.overlap || all_here {
+            // What planes pass through to a device may not hold them all.
+            if self.options.overlap || all_here || state.staging.is_some() {
                 let home = state.home(layer);
                 let (ready, later): (Vec<&Ask>, Vec<&Ask>) =
                     left.iter().partition(|a| home.loaded(a.expert, a.planes));
@@ -331,6 +320,7 @@ impl Streamer {
             let start = Instant::now();
             compute(&batch[..ready.len()])?;
             let n = ready.len();
+            self.sent(state, layer, ready);
             state.stats.compute_ns += start.elapsed().as_nanos() as u64;
             if let Some(trace) = &self.trace {
                 trace.span(Track::Compute(0), start, || format!("layer {layer}: {n} experts"));
@@ -376,13 +366,23 @@ impl Streamer {
     }
 
     /// Loads experts at the floor, hottest first, until the layer's share is full.
-    pub(super) fn load_hottest(&self, state: &mut State, layer: usize, heat: &[f32]) -> Result<()> {
+    pub(super) fn load_hottest(
+        &self,
+        state: &mut State,
+        layer: usize,
+        heat: &[f32],
+        send: ToDevice,
+    ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let mut order: Vec<usize> = (0..heat.len()).collect();
         order.sort_by(|&a, &b| heat[b].total_cmp(&heat[a]).then(a.cmp(&b)));
         let home = state.home(layer);
         home.keep.fill(PLANES as u8);
         heat.iter().enumerate().for_each(|(e, &h)| home.cache.set_heat(e, h));
+        if state.staging.is_some() {
+            order.retain(|&e| heat[e] > 0.0);
+            return self.send_hottest(state, layer, &order, send);
+        }
         let mut reads = Vec::new();
         for e in order.into_iter().filter(|&e| heat[e] > 0.0) {
             let have = state.home(layer).cache.planes(e);

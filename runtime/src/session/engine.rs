@@ -1,5 +1,6 @@
 //! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
 
+use super::info::ModelInfo;
 use super::parts::Parts;
 use super::plan::{MemoryPlan, RefinementPlan};
 use super::processor::{self, Adapter, BackendChoice, Processor};
@@ -91,39 +92,6 @@ impl Default for StreamingOptions {
             storage: None,
         }
     }
-}
-
-/// A model in numbers.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct ModelInfo {
-    /// `general.name`.
-    pub name: String,
-    /// `general.architecture`.
-    pub architecture: String,
-    /// Transformer blocks.
-    pub layers: usize,
-    /// Experts per routed layer; 0 for a dense model.
-    pub experts: usize,
-    /// Experts per token.
-    pub experts_used: usize,
-    /// Hidden width of a routed expert; 0 for a dense model.
-    pub expert_width: usize,
-    /// Longest context the model was made for, in tokens.
-    pub context: usize,
-    /// Vocabulary.
-    pub vocab: usize,
-    /// Weights in matrices.
-    pub parameters: u64,
-    /// Weights in matrices that one token passes through (of the embedding, one row).
-    pub active_parameters: u64,
-    /// Bytes of those weights at the level in use: what a token reads.
-    pub active_bytes: u64,
-    /// Bytes of all weights at the level in use.
-    pub bytes: u64,
-    /// How it runs, for people: residency, mode, level.
-    pub mode: String,
-    /// What it runs on, for people.
-    pub backend: String,
 }
 
 pub(super) struct Inner {
@@ -272,7 +240,7 @@ impl Engine {
         &self.now().model
     }
 
-    fn processor(&self) -> &Processor {
+    pub(super) fn processor(&self) -> &Processor {
         &self.now().processor
     }
 

@@ -7,6 +7,7 @@
 mod chat;
 mod engine;
 mod generate;
+mod info;
 mod parts;
 mod plan;
 mod processor;
@@ -18,8 +19,9 @@ mod timeline;
 mod tokens;
 
 pub use chat::{Chat, Overflow};
-pub use engine::{Engine, EngineOptions, ModelInfo, StreamingOptions};
+pub use engine::{Engine, EngineOptions, StreamingOptions};
 pub use generate::{Event, GenerateOptions, Outcome, StopReason};
+pub use info::ModelInfo;
 pub use plan::{LevelFit, MemoryPlan, RefinementPlan};
 pub use processor::BackendChoice;
 pub use timeline::{Session, SessionOptions};

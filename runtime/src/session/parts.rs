@@ -1,9 +1,10 @@
 //! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
 
-use super::engine::{EngineOptions, Inner, ModelInfo, Served};
+use super::engine::{EngineOptions, Inner, Served};
+use super::info::{Manner, ModelInfo};
 use super::plan::{MemoryPlan, RefinementPlan, Request};
 use super::processor::{self, Adapter, Needs, Processor};
-use super::processors::{Computing, Processors};
+use super::processors::{Computing, Fallback, Processors};
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
 use crate::bytes::Bytes;
@@ -149,6 +150,31 @@ impl Parts {
         }
     }
 
+    /// The highest level that streamed experts have on a device. All of them have room for it, so with adaptive precision this is
+    /// not what is stored but the first level above the bits of an average expert: more room would mean fewer experts.
+    pub(super) fn device_level(&self, options: &EngineOptions) -> Level {
+        let stored = self.stored.unwrap_or(Level::B8);
+        match self.precision(options) {
+            Precision::Exact(level) => level,
+            Precision::Adaptive { quality, floor } => {
+                let above = |l: &Level| *l > floor && f32::from(l.bits()) > quality;
+                Level::ALL.into_iter().find(above).unwrap_or(stored).min(stored)
+            }
+        }
+    }
+
+    fn manner(&self, options: &EngineOptions, level: Option<Level>) -> Manner {
+        let dense = match &self.weights.embed {
+            Matrix::Nested(n) => Some(n.level()),
+            Matrix::F32 { .. } => None,
+        };
+        Manner { precision: self.precision(options), level, dense }
+    }
+
+    fn info(&self, manner: &Manner, plan: &MemoryPlan) -> ModelInfo {
+        ModelInfo::new(&self.config, &self.weights, &self.experts, self.tied, manner.described(plan))
+    }
+
     /// # Errors
     /// `Budget`; `Invalid` for a context or chunk that the model does not have.
     pub(super) fn plan(
@@ -162,12 +188,13 @@ impl Parts {
         super::timeline::check_context(context, limit)?;
         let gpu = adapter.is_some();
         let shape = Shape::new(&self.config, &self.weights, self.ff_routed(), gpu);
-        let threads = options.cores.as_ref().map_or(options.threads, |c| options.threads.max(c.len()));
+        let threads = processor::most_threads(options.threads, options.cores.as_deref());
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
             dense_bytes: self.dense_bytes(),
             gpu,
+            device_level: self.device_level(options),
             tables,
             budget: options.memory,
             context,
@@ -212,22 +239,8 @@ impl Parts {
     ) -> Result<Inner> {
         plan.lowered_level().into_iter().for_each(|level| self.cut(level));
         let level = level_of(&self.experts);
-        let mode = match (level, &self.weights.embed) {
-            (Some(level), _) if plan.lowered => {
-                let precision = self.precision(options);
-                match plan.refinements {
-                    Some(refinements) => format!(
-                        "resident, {precision}, level {level} for all experts{}",
-                        refinements.described()
-                    ),
-                    None => format!("resident, {precision}, level {level}: the highest that fits"),
-                }
-            }
-            (Some(level), _) => format!("resident, exact level {level}"),
-            (None, Matrix::Nested(n)) => format!("resident, dense, exact level {}", n.level()),
-            (None, _) => "resident, reference f32".to_owned(),
-        };
-        let info = self.info(mode);
+        let manner = self.manner(options, level);
+        let info = self.info(&manner, &plan);
         let all = AllResident::new(std::mem::take(&mut self.experts), level);
         let (source, served): (Arc<dyn ExpertSource>, Served) = match plan.refinements.zip(level) {
             Some((refinements, level)) => {
@@ -236,7 +249,8 @@ impl Parts {
             }
             None => (Arc::new(all), Served::Resident),
         };
-        self.assemble(tensors, options, adapter, plan, info, source, served, DenseSums::default())
+        let fallback = Fallback { manner, least_cache: 0, sums: DenseSums::default() };
+        self.assemble(tensors, options, adapter, plan, info, source, served, fallback)
     }
 
     /// An engine whose experts are streamed.
@@ -249,16 +263,8 @@ impl Parts {
         streamer: Streamer,
         sums: DenseSums,
     ) -> Result<Inner> {
-        let precision = self.precision(options);
-        let all: u64 =
-            plan.levels.iter().find(|l| l.bits == precision.floor().bits()).map_or(0, |l| l.expert_bytes);
-        let mode = format!(
-            "streaming, {precision}, cache of {} MB for {} MB of experts at {} bits",
-            plan.expert_bytes >> 20,
-            all >> 20,
-            precision.floor()
-        );
-        let info = self.info(mode);
+        let manner = self.manner(options, None);
+        let info = self.info(&manner, &plan);
         self.experts = Vec::new();
         // A device has its own copy, made once.
         if adapter.is_none() {
@@ -266,7 +272,8 @@ impl Parts {
         }
         let streamer = Arc::new(streamer);
         let source = streamer.clone();
-        self.assemble(tensors, options, adapter, plan, info, source, Served::Streamed(streamer), sums)
+        let fallback = Fallback { manner, least_cache: streamer.least_host_bytes(), sums };
+        self.assemble(tensors, options, adapter, plan, info, source, Served::Streamed(streamer), fallback)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -279,7 +286,7 @@ impl Parts {
         mut info: ModelInfo,
         experts: Arc<dyn ExpertSource>,
         served: Served,
-        sums: DenseSums,
+        fallback: Fallback,
     ) -> Result<Inner> {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
@@ -287,8 +294,11 @@ impl Parts {
         let needs = Needs {
             kv_single,
             routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
-            level: plan.lowered_level().or(exact_level(options)).or(self.stored).unwrap_or(Level::B8),
-            expert_bytes: plan.streaming.then_some(plan.device_expert_bytes),
+            level: match plan.streaming {
+                true => self.device_level(options),
+                false => plan.lowered_level().or(exact_level(options)).or(self.stored).unwrap_or(Level::B8),
+            },
+            expert_bytes: plan.streaming.then_some(plan.expert_bytes),
             refinements: plan.refinements.map_or(0, |r| r.slots),
         };
         let processor = Processor::open(adapter, options, &needs)?;
@@ -304,46 +314,8 @@ impl Parts {
         };
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
         let first = Computing::new(model, processor, info, plan);
-        let processors = Processors::new(first, processor::cpu_options(options, kv_single), sums);
+        let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
         Ok(Inner { processors, note: None, tokenizer, template, special, served })
-    }
-
-    fn info(&self, mode: String) -> ModelInfo {
-        let (config, w) = (&self.config, &self.weights);
-        let mut info = ModelInfo {
-            name: config.name.clone(),
-            architecture: config.family.name.to_owned(),
-            layers: config.layers,
-            experts: config.router.map_or(0, |r| r.experts),
-            experts_used: config.router.map_or(0, |r| r.top_k),
-            context: config.context,
-            vocab: w.vocab(),
-            expert_width: self.ff_routed(),
-            parameters: 0,
-            active_parameters: 0,
-            active_bytes: 0,
-            bytes: 0,
-            mode,
-            backend: String::new(),
-        };
-        let used = info.experts_used;
-        let mut add = |m: &Matrix, whole: bool, active: bool| {
-            let (n, bytes) = ((m.rows() * m.cols()) as u64, m.bytes() as u64);
-            info.parameters += if whole { n } else { 0 };
-            info.bytes += if whole { bytes } else { 0 };
-            info.active_parameters += if active { n } else { 0 };
-            info.active_bytes += if active { bytes } else { 0 };
-        };
-        w.layers.iter().flat_map(layer_matrices).for_each(|m| add(m, true, true));
-        for experts in &self.experts {
-            for (i, e) in experts.iter().enumerate() {
-                [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));
-            }
-        }
-        // A tied head is the embedding once more, not more weights. Of the embedding a token reads one row.
-        add(&w.embed, true, false);
-        add(&w.head, !self.tied, true);
-        info
     }
 }
 
@@ -364,7 +336,7 @@ fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
 }
 
 /// The always-used matrices of a layer.
-fn layer_matrices(layer: &crate::model::weights::Layer) -> impl Iterator<Item = &Matrix> {
+pub(super) fn layer_matrices(layer: &crate::model::weights::Layer) -> impl Iterator<Item = &Matrix> {
     let (moe, always) = match &layer.ffn {
         Ffn::Dense(e) => (None, Some(e)),
         Ffn::Moe(moe) => (Some(moe), moe.shared.as_ref()),

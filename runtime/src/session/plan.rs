@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::experts::LayerExperts;
 use crate::quant::Level;
-use crate::sched::Refiner;
+use crate::sched::{self, Refiner};
 use serde::Serialize;
 
 /// Code, allocator and standard library: what a process with an open model holds besides what is listed.
@@ -48,11 +48,10 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Activations and other scratch of one session.
     pub scratch_bytes: u64,
-    /// Memory for experts: the cache, or all of them.
+    /// Memory for experts: the cache, or all of them. Where a GPU computes it is there, and the host has only the file's mapping.
     pub expert_bytes: u64,
-    /// Memory for experts on a GPU, where one computes and they are streamed: as much as the cache has, which it mirrors.
-    /// Where all experts are resident on a GPU, they are `expert_bytes`, and the host has only the file's mapping.
-    pub device_expert_bytes: u64,
+    /// Memory on the host that streamed experts pass through on their way to a GPU.
+    pub staging_bytes: u64,
     /// The smallest budget that works, with the smallest chunk and one expert per layer.
     pub smallest_bytes: u64,
     /// What each level that is stored would mean.
@@ -93,8 +92,10 @@ pub struct LevelFit {
 pub(super) struct Request<'a> {
     pub(super) vocab: usize,
     pub(super) dense_bytes: u64,
-    /// Whether a GPU computes: streamed experts are then held twice.
+    /// Whether a GPU computes.
     pub(super) gpu: bool,
+    /// The highest level that a streamed expert may have there: every one has a place with room for it.
+    pub(super) device_level: Level,
     /// By layer.
     pub(super) tables: &'a [Option<LayerExperts>],
     pub(super) budget: Option<u64>,
@@ -120,12 +121,16 @@ impl MemoryPlan {
         let overhead = base + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
         let kv = (r.kv)(r.context);
         let fixed = overhead + r.dense_bytes + kv;
-        // On a GPU an expert's slot has room for every plane that may come.
-        let on_device =
-            |t: &LayerExperts| if r.gpu { t.expert_bytes(r.whole.min(t.level())) as u64 } else { 0 };
-        let one_each: u64 = routed().map(|t| (t.expert_bytes(r.floor) as u64).max(on_device(t))).sum();
-        let copies = if r.gpu { 2 } else { 1 };
-        let one_each = copies * one_each;
+        let place = |t: &LayerExperts| match r.gpu {
+            true => t.device_bytes(r.device_level) as u64,
+            false => t.expert_bytes(r.floor) as u64,
+        };
+        let (one_staged, well_staged) = match r.gpu {
+            true => sched::staging_bytes(r.tables, r.device_level, r.top_k),
+            false => (0, 0),
+        };
+        // Every layer gets the same share.
+        let one_each = routed().map(place).max().unwrap_or(0) * routed().count() as u64 + one_staged;
         let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
         let smallest = fixed + (r.scratch)(r.context, least_chunk) + one_each;
         let all = |level: Level| -> u64 {
@@ -162,15 +167,28 @@ impl MemoryPlan {
             };
             return Err(Error::Budget { budget, smallest, hint });
         }
-        let expert_bytes = match r.budget {
-            Some(budget) if streaming => (budget - fixed - scratch) / copies,
-            _ => all(held),
+        // What experts pass through is, like a chunk's scratch, worth having as long as it does not eat the cache.
+        let (expert_bytes, staging_bytes) = match r.budget {
+            Some(budget) if streaming => {
+                let left = budget - fixed - scratch;
+                let staging = well_staged.min((left - one_each) / 8).max(one_staged);
+                (left - staging, staging)
+            }
+            _ => (all(held), 0),
         };
         let layers = routed().count().max(1) as u64;
+        let share = expert_bytes / layers;
+        let places = |t: &LayerExperts| (share / place(t).max(1)).min(t.count() as u64);
+        let count = |t: &LayerExperts| t.count() as u64;
         let fit = |level: Level| {
-            let (whole, share) = (all(level), expert_bytes / layers);
-            let resident =
-                if streaming { (share as f64 * layers as f64 / whole as f64).min(1.0) } else { 1.0 };
+            let whole = all(level);
+            let resident = match (streaming, r.gpu) {
+                (false, _) => 1.0,
+                (true, false) => (share as f64 * layers as f64 / whole as f64).min(1.0),
+                (true, true) => {
+                    routed().map(places).sum::<u64>() as f64 / routed().map(count).sum::<u64>() as f64
+                }
+            };
             let touched: u64 = routed().map(|t| (t.expert_bytes(level) * r.top_k) as u64).sum();
             LevelFit {
                 bits: level.bits(),
@@ -199,7 +217,7 @@ impl MemoryPlan {
             kv_bytes: kv,
             scratch_bytes: scratch,
             expert_bytes,
-            device_expert_bytes: if r.gpu && streaming { expert_bytes } else { 0 },
+            staging_bytes,
             smallest_bytes: smallest,
             levels,
         })
@@ -216,6 +234,33 @@ impl MemoryPlan {
         Level::from_bits(bits)
     }
 
+    /// The same on the CPU, whose session takes so much, in the place of a GPU that was lost: experts are as many as were there
+    /// at one level, or cached in what is left, at least `least` bytes.
+    ///
+    /// # Errors
+    /// How much it would take.
+    pub(super) fn on_cpu(&self, kv_bytes: u64, scratch_bytes: u64, least: u64) -> Result<MemoryPlan, u64> {
+        let mut plan = MemoryPlan {
+            gpu: false,
+            kv_bytes,
+            scratch_bytes,
+            staging_bytes: 0,
+            refinements: None,
+            ..self.clone()
+        };
+        if plan.streaming {
+            let rest = plan.total_bytes() - plan.expert_bytes;
+            let left = plan.budget.map_or(plan.expert_bytes, |budget| budget.saturating_sub(rest));
+            plan.expert_bytes = left.max(least);
+            for level in &mut plan.levels {
+                level.resident = (left as f64 / level.expert_bytes as f64).min(1.0);
+                level.read_bytes = ((1.0 - level.resident) * level.touched_bytes as f64) as u64;
+            }
+        }
+        let total = plan.total_bytes();
+        if plan.budget.is_some_and(|budget| budget < total) { Err(total) } else { Ok(plan) }
+    }
+
     /// Everything together.
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes
@@ -223,7 +268,7 @@ impl MemoryPlan {
             + self.kv_bytes
             + self.scratch_bytes
             + self.expert_bytes
-            + self.device_expert_bytes
+            + self.staging_bytes
             + self.refinements.map_or(0, |r| r.bytes + r.staging_bytes)
     }
 }

@@ -2,11 +2,11 @@
 
 use super::engine::EngineOptions;
 use crate::error::{Error, Result};
-use crate::experts::Refinement;
-use crate::kernels::Backend;
+use crate::experts::{Expert, Refinement};
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
 use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
+use crate::kernels::{Backend, Routed};
 use crate::model::forward::Want;
 use crate::model::{Model, State};
 use crate::telemetry::{GpuFault, GpuStats};
@@ -117,6 +117,12 @@ pub(super) enum Timeline {
         capacity: usize,
         chunk: usize,
     },
+}
+
+/// Threads that the CPU computes with at most where so many, and these cores, are asked for: as far as that is known before it
+/// is opened.
+pub(super) fn most_threads(threads: usize, cores: Option<&[usize]>) -> usize {
+    cores.map_or(threads, |cores| threads.max(cores.len()))
 }
 
 /// The CPU as the options ask for it.
@@ -249,6 +255,19 @@ impl Processor {
             let mut timeline = self.timeline(model, 1, 1)?;
             self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
         }
+        Ok(())
+    }
+
+    /// Brings some experts of a layer to a device before they are used. Nothing for the CPU.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn bring(&self, of: Routed, experts: &[(u32, &Expert)]) -> Result<()> {
+        #[cfg(feature = "gpu")]
+        if let Processor::Gpu(gpu) = self {
+            return gpu.bring(of, experts);
+        }
+        let _ = (of, experts);
         Ok(())
     }
 

@@ -3,10 +3,10 @@
 //! The device's weights and caches are gone then, and what the CPU needs instead takes their part of the budget. This
 //! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
 
-use super::engine::ModelInfo;
+use super::info::{Manner, ModelInfo};
 use super::parts::{Shape, copy_dense, same};
 use super::plan::MemoryPlan;
-use super::processor::Processor;
+use super::processor::{Processor, most_threads};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::CpuOptions;
 use crate::model::Model;
@@ -28,13 +28,21 @@ pub(super) struct Processors {
     pub(super) first: Computing,
     /// How the CPU is opened, should it have to take over.
     cpu: CpuOptions,
-    /// Checksums of the always-used weights, which the CPU copies where experts are streamed.
-    sums: DenseSums,
+    fallback: Fallback,
     /// What became of the GPU, in one line.
     lost: OnceLock<String>,
     second: OnceLock<Computing>,
     /// Held while `second` is made.
     making: Mutex<()>,
+}
+
+/// What the CPU must know to take over.
+pub(super) struct Fallback {
+    pub(super) manner: Manner,
+    /// The smallest cache for streamed experts.
+    pub(super) least_cache: u64,
+    /// Checksums of the always-used weights, which the CPU copies where experts are streamed.
+    pub(super) sums: DenseSums,
 }
 
 impl Computing {
@@ -78,9 +86,9 @@ impl Drop for Booking {
 }
 
 impl Processors {
-    pub(super) fn new(first: Computing, cpu: CpuOptions, sums: DenseSums) -> Processors {
+    pub(super) fn new(first: Computing, cpu: CpuOptions, fallback: Fallback) -> Processors {
         let (lost, second, making) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        Processors { first, cpu, sums, lost, second, making }
+        Processors { first, cpu, fallback, lost, second, making }
     }
 
     /// What computes now.
@@ -124,39 +132,27 @@ impl Processors {
         let mut model = first.model.clone();
         if plan.streaming {
             let tied = same(&model.weights.embed, &model.weights.head);
-            copy_dense(&mut model.weights, tied, &self.sums)?;
+            copy_dense(&mut model.weights, tied, &self.fallback.sums)?;
+            model.experts.keep_on_host(plan.expert_bytes)?;
         }
         let processor = Processor::cpu_with(self.cpu.clone())?;
-        let mut info = ModelInfo { backend: processor.name(), ..first.info.clone() };
-        if let Some(refinements) = &first.plan.refinements {
-            info.mode = info.mode.replace(&refinements.described(), "");
-        }
+        let mode = self.fallback.manner.described(&plan);
+        let info = ModelInfo { backend: processor.name(), mode, ..first.info.clone() };
         Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
     }
 
-    /// The plan with the CPU's keys, values and scratch in the place of the device's, and no experts there: those that had
-    /// a plane more have the level of all, which the CPU reads from the mapping. What the driver took on the host stays
-    /// counted: it may not give that back.
+    /// The plan with the CPU's keys, values and scratch in the place of the device's, and its experts: all at the level that all
+    /// had, read from the mapping, or an empty cache. What the driver took on the host stays counted: it may not give that
+    /// back.
     fn plan(&self) -> Result<MemoryPlan> {
         let Computing { model, info, plan, .. } = &self.first;
         let shape = Shape::of(model, info.expert_width, false);
-        let threads = self.cpu.cores.as_ref().map_or(self.cpu.threads, |c| self.cpu.threads.max(c.len()));
-        let plan = MemoryPlan {
-            gpu: false,
-            kv_bytes: shape.kv(plan.context),
-            scratch_bytes: shape.scratch(plan.context, plan.chunk, threads),
-            device_expert_bytes: 0,
-            refinements: None,
-            ..plan.clone()
-        };
-        let smallest = plan.total_bytes();
-        match plan.budget {
-            Some(budget) if budget < smallest => {
-                let lost = self.lost().unwrap_or_default();
-                let hint = format!(" to compute on the CPU ({lost}); the session's tokens are kept");
-                Err(Error::Budget { budget, smallest, hint })
-            }
-            _ => Ok(plan),
-        }
+        let threads = most_threads(self.cpu.threads, self.cpu.cores.as_deref());
+        let (kv, scratch) = (shape.kv(plan.context), shape.scratch(plan.context, plan.chunk, threads));
+        plan.on_cpu(kv, scratch, self.fallback.least_cache).map_err(|smallest| {
+            let lost = self.lost().unwrap_or_default();
+            let hint = format!(" to compute on the CPU ({lost}); the session's tokens are kept");
+            Error::Budget { budget: plan.budget.unwrap_or(smallest), smallest, hint }
+        })
     }
 }

@@ -1,14 +1,15 @@
 //! Opens the streaming of experts, or of refinements: where they lie in the file, how the file is best read, the cache or the
 //! places that the plan allows.
 
-use super::engine::EngineOptions;
+use super::engine::{Engine, EngineOptions};
 use super::parts::Parts;
 use super::plan::{MemoryPlan, RefinementPlan};
 use crate::error::Result;
 use crate::experts::{AllResident, LayerExperts};
+use crate::kernels::{Routed, Router};
 use crate::model::file::NestedFile;
 use crate::quant::Level;
-use crate::sched::{DEFAULT_LANES, RefineOptions, Refiner, StreamOptions, Streamer};
+use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer};
 use crate::store::{FileStorage, Storage};
 use std::collections::HashSet;
 use std::path::Path;
@@ -43,6 +44,10 @@ pub(super) fn open(
     let how = StreamOptions {
         precision: parts.precision(options),
         cache_bytes: usize::try_from(plan.expert_bytes).unwrap_or(usize::MAX),
+        device: plan.gpu.then(|| DeviceOptions {
+            level: parts.device_level(options),
+            staging_bytes: usize::try_from(plan.staging_bytes).unwrap_or(usize::MAX),
+        }),
         lanes: s.lanes.or(storage.measured().map(|m| m.lanes)).unwrap_or(DEFAULT_LANES),
         overlap: s.overlap,
         verify: s.verify,
@@ -54,6 +59,23 @@ pub(super) fn open(
     let granule = granule(file);
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
     Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())
+}
+
+impl Engine {
+    /// Where experts are streamed: sets the heat of every expert (of [`Streamer::heat`]) and loads the hottest, each at the floor,
+    /// until the cache is full.
+    ///
+    /// # Errors
+    /// `Invalid` where `heat` is another model's; those of reading, and `Device`.
+    pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
+        let (Some(streamer), Some(router)) = (self.streamer(), self.model().config.router) else {
+            return Ok(());
+        };
+        let (processor, Router { experts, top_k, .. }) = (self.processor(), router);
+        streamer.warm_start(heat, &mut |layer, hottest| {
+            processor.bring(Routed { layer, experts, top_k, tokens: 1 }, hottest)
+        })
+    }
 }
 
 /// Lanes that read refinements: few planes a token, which have as long as the token takes.

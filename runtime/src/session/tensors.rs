@@ -55,7 +55,7 @@ impl Tensors for Reference {
         };
         let count = shapes[0].map_or(0, |s| s[0]);
         (0..count)
-            .map(|e| Ok(Expert { gate: part(0, e)?, up: part(1, e)?, down: part(2, e)? }))
+            .map(|e| Ok(Expert { gate: part(0, e)?, up: part(1, e)?, down: part(2, e)?, place: None }))
             .collect::<Result<_>>()
             .map(Some)
     }

@@ -267,6 +267,7 @@ fn scratch_stays_within_its_bound() {
         gate: nested(ff, d, group),
         up: nested(ff, d, group),
         down: nested(d, ff, group),
+        place: None,
     };
     // On a thread of its own: what attention works in belongs to threads.
     std::thread::spawn(move || {

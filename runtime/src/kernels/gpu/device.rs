@@ -9,6 +9,7 @@ use crate::telemetry::GpuFault;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A GPU, or something that poses as one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -115,6 +116,13 @@ fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
 /// Bytes of weights on their way at most.
 pub(super) const STAGED_BYTES: usize = 16 << 20;
 
+/// As long as a wait for the device may take: longer than any chunk of a prompt, and than drivers give a kernel that hangs.
+/// Whoever waits longer would wait forever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Software is slower by more than this, and hangs less.
+const SOFTWARE_PATIENCE: u32 = 20;
+
 /// The adapters of this machine, the strongest kind first: discrete, integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterInfo> {
     found().iter().enumerate().map(|(i, a)| describe(i, a)).collect()
@@ -160,6 +168,7 @@ pub(super) struct Device {
     pipelines: Mutex<Option<Pipelines>>,
     /// Bytes on their way since the device was last waited for.
     staged: AtomicU64,
+    patience: Mutex<Duration>,
 }
 
 impl Device {
@@ -214,6 +223,7 @@ impl Device {
             pipelines: Mutex::new(pipelines),
             ids: AtomicU64::new(1),
             staged: AtomicU64::new(0),
+            patience: Mutex::new(PATIENCE * if chosen.software { SOFTWARE_PATIENCE } else { 1 }),
         })
     }
 
@@ -241,6 +251,7 @@ impl Device {
         use wgpu::BufferUsages as U;
         match fault {
             GpuFault::Lost => self.device.destroy(),
+            GpuFault::Hung => *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = Duration::ZERO,
             // As an operation that returns nothing says it.
             GpuFault::OutOfMemory => self.fail("out of memory: no 1 MB for a test"),
             GpuFault::Invalid => {
@@ -295,18 +306,35 @@ impl Device {
             let staged = self.staged.fetch_add(piece.len() as u64, Ordering::Relaxed);
             if staged + piece.len() as u64 > STAGED_BYTES as u64 {
                 self.queue.submit([]);
-                if let Err(e) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
-                    self.fail(format!("waiting for the device: {e}"));
-                }
+                // What goes wrong is kept for the next operation that returns something.
+                let _ = self.wait(None);
                 self.staged.store(piece.len() as u64, Ordering::Relaxed);
             }
             self.queue.write_buffer(&to.buffer, at, piece);
         }
     }
 
-    /// Everything that was on its way has arrived: the device was waited for.
-    pub(super) fn settled(&self) {
-        self.staged.store(0, Ordering::Relaxed);
+    /// Waits for a submission, or for everything that was submitted.
+    ///
+    /// # Errors
+    /// `Device` where something has gone wrong since the device was opened, or it does not answer.
+    pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        self.check()?;
+        let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = submission_index.is_none();
+        let waited = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
+        self.check()?;
+        match waited {
+            Ok(_) if all => self.staged.store(0, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(wgpu::PollError::Timeout) => {
+                // Closing a device waits for it, and not with patience: it is left open.
+                std::mem::forget((self.device.clone(), self.queue.clone()));
+                self.fail(format!("it has not answered for {} s", patience.as_secs()));
+            }
+            Err(e) => self.fail(format!("waiting for the device: {e}")),
+        }
+        self.check()
     }
 
     /// Bytes allocated on the device.

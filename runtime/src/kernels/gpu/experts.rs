@@ -3,8 +3,8 @@
 //!
 //! An expert is named by its layer and index; its bytes are those of the file whatever slab of the host they come from,
 //! so a name and a number of planes say what is there. Planes are added behind those that are there. Where a layer has
-//! fewer slots than experts, the one used longest ago gives way. Where it has them all, some may have a plane more, which
-//! lies elsewhere (`refinements.rs`).
+//! fewer slots than experts, whoever provides them says who is in which ([`Expert::place`]); otherwise an expert's index is
+//! its slot. Where a layer has them all, some may have a plane more, which lies elsewhere (`refinements.rs`).
 
 use super::device::{Device, Memory};
 use super::params::*;
@@ -49,7 +49,6 @@ struct Slot {
     expert: Option<u32>,
     /// Of the expert's planes; 1 for one that is unquantized.
     planes: usize,
-    used: u64,
 }
 
 struct Layer {
@@ -74,7 +73,6 @@ pub(super) struct Experts {
     layers: HashMap<usize, Layer>,
     pub(super) table: Memory,
     table_entries: usize,
-    clock: u64,
 }
 
 /// An expert in the table.
@@ -114,7 +112,7 @@ pub(super) fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
 impl Experts {
     pub(super) fn new(gpu: &Device, room: Room) -> Result<Experts> {
         let table = gpu.memory(TABLE_BYTES as u64, "the table of experts")?;
-        Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0, clock: 0 })
+        Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0 })
     }
 
     /// Lets go of all experts.
@@ -172,13 +170,13 @@ impl Experts {
         Ok(())
     }
 
-    /// Slots of a layer: how many experts may be asked for at once.
-    pub(super) fn slots(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<usize> {
+    /// Slots of a layer.
+    fn slots(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<usize> {
         self.open(gpu, of, first)?;
         Ok(self.layers[&of.layer].slots.len())
     }
 
-    /// Brings some experts of a layer to the device, at most as many as it has slots.
+    /// Brings some experts of a layer to the device, each into a slot of its own.
     pub(super) fn load(
         &mut self,
         gpu: &Device,
@@ -188,17 +186,8 @@ impl Experts {
     ) -> Result<()> {
         let Some(first) = experts.first() else { return Ok(()) };
         self.open(gpu, of, first.1)?;
-        self.clock += 1;
         let layer = self.layers.get_mut(&of.layer).expect("was just opened");
-        for &(index, _) in experts {
-            if let Some(slot) = layer.slot_of[index as usize] {
-                layer.slots[slot as usize].used = self.clock;
-            }
-        }
-        for &(index, expert) in experts {
-            layer.bring(gpu, recorder, index, expert, self.clock, &self.table)?;
-        }
-        Ok(())
+        experts.iter().try_for_each(|&(index, expert)| layer.bring(gpu, recorder, index, expert, &self.table))
     }
 
     /// Brings all experts of a layer, where they share a buffer.
@@ -289,18 +278,20 @@ impl Layer {
         recorder: &mut Recorder,
         index: u32,
         expert: &Expert,
-        clock: u64,
         table: &Memory,
     ) -> Result<()> {
         let wanted = planes(expert);
-        let slot = match self.slot_of[index as usize] {
-            Some(slot) => slot,
-            None => self.make_room(index)?,
-        };
+        let slot = expert.place.unwrap_or(index);
+        self.settle(index, slot)?;
         let have = self.slots[slot as usize].planes;
-        self.slots[slot as usize].used = clock;
         if have >= wanted {
             return Ok(());
+        }
+        let lacks = |m: &Matrix| matches!(m, Matrix::Nested(n) if (have..wanted).any(|p| !n.has(p)));
+        if matrices(expert).into_iter().any(lacks) {
+            return Err(Error::Device(format!(
+                "planes of expert {index} are neither here nor on the device"
+            )));
         }
         let (entry, bank) = self.entry(slot, expert);
         let start = slot as usize % self.slots_per_bank * self.slot_bytes;
@@ -319,17 +310,24 @@ impl Layer {
         gpu.check()
     }
 
-    /// A slot for an expert that has none: a free one, or that of the expert used longest ago.
-    fn make_room(&mut self, index: u32) -> Result<u32> {
-        let (slot, _) = (self.slots.iter().enumerate())
-            .min_by_key(|(_, s)| (s.expert.is_some(), s.used))
-            .ok_or_else(|| Error::Device("a layer without slots".into()))?;
-        if let Some(old) = self.slots[slot].expert {
-            self.slot_of[old as usize] = None;
+    /// Gives an expert a slot. Whoever was there, or wherever it was, is forgotten.
+    fn settle(&mut self, index: u32, slot: u32) -> Result<()> {
+        let count = self.slots.len();
+        let there = self
+            .slots
+            .get_mut(slot as usize)
+            .ok_or_else(|| Error::Device(format!("slot {slot} for expert {index}: the layer has {count}")))?;
+        if there.expert == Some(index) {
+            return Ok(());
+        }
+        let loser = std::mem::replace(there, Slot { expert: Some(index), planes: 0 }).expert;
+        if let Some(loser) = loser {
+            self.slot_of[loser as usize] = None;
             self.complete = None;
         }
-        self.slots[slot] = Slot { expert: Some(index), planes: 0, used: 0 };
-        self.slot_of[index as usize] = Some(slot as u32);
-        Ok(slot as u32)
+        if let Some(old) = self.slot_of[index as usize].replace(slot) {
+            self.slots[old as usize] = Slot::default();
+        }
+        Ok(())
     }
 }

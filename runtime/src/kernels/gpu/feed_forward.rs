@@ -169,15 +169,11 @@ impl State {
         let Some(first) = jobs.first() else { return Ok(()) };
         let shape = FeedForward::of(first.expert, of.top_k);
         let highest = jobs.iter().flat_map(|j| j.slots.last()).max().map_or(0, |&s| s as usize + 1);
-        let at_once = self.experts.slots(gpu, of, first.expert)?;
-        for jobs in jobs.chunks(at_once) {
-            let named: Vec<(u32, &Expert)> = jobs.iter().map(|j| (j.index, j.expert)).collect();
-            self.experts.load(gpu, &mut self.recorder, of, &named)?;
-            let prepared: Vec<_> = jobs.iter().map(|j| self.experts.job(of.layer, j)).collect();
-            let slots: Vec<&[u32]> = jobs.iter().map(|j| j.slots).collect();
-            self.feed_forward(gpu, x, &shape, &prepared, &slots, highest, out)?;
-        }
-        Ok(())
+        let named: Vec<(u32, &Expert)> = jobs.iter().map(|j| (j.index, j.expert)).collect();
+        self.experts.load(gpu, &mut self.recorder, of, &named)?;
+        let prepared: Vec<_> = jobs.iter().map(|j| self.experts.job(of.layer, j)).collect();
+        let slots: Vec<&[u32]> = jobs.iter().map(|j| j.slots).collect();
+        self.feed_forward(gpu, x, &shape, &prepared, &slots, highest, out)
     }
 
     /// Gate, up, activation and down of several jobs, each over its own slots, into rows of `out`.

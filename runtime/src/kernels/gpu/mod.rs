@@ -10,6 +10,7 @@ mod experts;
 mod feed_forward;
 mod kv;
 mod operations;
+mod options;
 mod params;
 mod pipelines;
 mod recorder;
@@ -21,15 +22,16 @@ mod weights;
 pub(crate) use device::worth_asking;
 pub use device::{AdapterInfo, adapters};
 pub use kv::{GpuBuf, GpuKv};
+pub use options::GpuOptions;
 
 use super::cpu::ScratchShape;
 use super::{
     Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs,
-    Router, best_on_host,
+    Router,
 };
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
-use crate::quant::{Level, Matrix};
+use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
 use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
@@ -37,48 +39,8 @@ use experts::{Experts, Room};
 use params::*;
 use pipelines::Pipelines;
 use recorder::Recorder;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use weights::Weights;
-
-/// How a [`GpuBackend`] is made.
-#[derive(Clone, Debug)]
-pub struct GpuOptions {
-    /// Which of [`adapters`]; by default the first usable one.
-    pub adapter: Option<usize>,
-    /// Keys and values in single precision: the reference. Otherwise in half.
-    pub kv_single: bool,
-    /// Bytes for routed experts; by default as many as are used.
-    pub expert_bytes: Option<u64>,
-    /// Layers with routed experts.
-    pub routed_layers: usize,
-    /// The highest level that routed experts are read at.
-    pub level: Level,
-    /// Of every layer, how many experts may have one plane more ([`Backend::refine`]).
-    pub refinements: usize,
-    /// A folder in which compiled kernels are kept ([`GpuBackend::save_pipelines`]); by default none.
-    pub pipelines: Option<PathBuf>,
-    /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
-    pub binding_bytes: Option<u64>,
-    /// Workgroups of a dispatch in one dimension at most, where they are to be fewer than every adapter allows.
-    pub max_groups: Option<usize>,
-}
-
-impl Default for GpuOptions {
-    fn default() -> Self {
-        GpuOptions {
-            adapter: None,
-            kv_single: false,
-            expert_bytes: None,
-            routed_layers: 1,
-            level: Level::B8,
-            refinements: 0,
-            pipelines: None,
-            binding_bytes: None,
-            max_groups: None,
-        }
-    }
-}
 
 /// The most tokens that one call may take: their tables fit the ring, and their number a dispatch.
 pub const MAX_TOKENS: usize = 2048;
@@ -193,6 +155,16 @@ impl GpuBackend {
         }
     }
 
+    /// Brings some experts of a layer to the device before they are used.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn bring(&self, of: Routed, experts: &[(u32, &Expert)]) -> Result<()> {
+        let State { recorder, experts: held, .. } = &mut *self.lock();
+        held.load(&self.gpu, recorder, of, experts)?;
+        self.gpu.check()
+    }
+
     /// Gives up the device with everything that this backend keeps on it. Operations that can fail do from now on.
     pub fn abandon(&self) {
         self.gpu.fail("the device was given up");
@@ -274,12 +246,16 @@ impl Backend for GpuBackend {
         self.lock().recorder.read(&self.gpu, &mut parts)
     }
 
-    fn best(&self, x: &GpuBuf, len: usize, k: usize, host: &mut [f32], out: &mut GpuBuf) -> Result<()> {
+    fn hand_over(&self) -> Result<()> {
+        self.lock().recorder.hand_over(&self.gpu)
+    }
+
+    fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {
         assert!(len <= x.len && (1..=MAX_BEST).contains(&k) && 2 * k <= out.len, "{k} of {len} values");
         if !best::fits(&self.gpu, len, k) {
-            return best_on_host(self, x, len, k, host, out);
+            return Ok(false);
         }
-        self.lock().best(&self.gpu, &x.memory, len, k, &out.memory)
+        self.lock().best(&self.gpu, &x.memory, len, k, &out.memory).map(|()| true)
     }
 
     fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {

@@ -33,6 +33,8 @@ pub(super) struct Recorder {
     ring_at: usize,
     landing: Option<Memory>,
     landing_bytes: u64,
+    /// What was handed over last while nobody waited.
+    handed_over: Option<wgpu::SubmissionIndex>,
     pub(super) stats: GpuStats,
     /// What goes wrong after how many more submissions, in tests.
     pub(super) fault: Option<(u64, GpuFault)>,
@@ -56,6 +58,7 @@ impl Recorder {
             ring_at: 0,
             landing: None,
             landing_bytes: 0,
+            handed_over: None,
             stats: GpuStats::default(),
             fault: None,
         })
@@ -212,11 +215,21 @@ impl Recorder {
         self.stats.uploaded_bytes += bytes.len() as u64;
     }
 
+    /// Hands what was recorded to the device, and waits for what was handed over this way before: of a long prompt, the host is
+    /// at most two chunks ahead, so that no wait is for much, and whoever cancels it is heard.
+    pub(super) fn hand_over(&mut self, gpu: &Device) -> Result<()> {
+        let now = self.submit(gpu);
+        match std::mem::replace(&mut self.handed_over, now) {
+            Some(before) => gpu.wait(Some(before)),
+            None => gpu.check(),
+        }
+    }
+
     /// Hands what was recorded to the device.
-    pub(super) fn submit(&mut self, gpu: &Device) {
+    pub(super) fn submit(&mut self, gpu: &Device) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.ring_at = 0;
-        if let Some(encoder) = self.encoder.take() {
+        self.encoder.take().map(|encoder| {
             match &mut self.fault {
                 Some((0, fault)) => {
                     gpu.suffer(*fault);
@@ -225,24 +238,26 @@ impl Recorder {
                 Some((left, _)) => *left -= 1,
                 None => {}
             }
-            gpu.queue.submit([encoder.finish()]);
             self.stats.submits += 1;
-        }
+            gpu.queue.submit([encoder.finish()])
+        })
     }
 
     /// Drops what was recorded, and the bind groups, which hold on to memory.
     pub(super) fn forget(&mut self) {
         self.pass = None;
         self.encoder = None;
+        self.handed_over = None;
         self.groups.clear();
     }
 
     /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
     pub(super) fn read(&mut self, gpu: &Device, parts: &mut [(&Memory, u64, &mut [u8])]) -> Result<()> {
         use wgpu::BufferUsages as U;
+        gpu.check()?;
         let bytes: u64 = parts.iter().map(|(.., out)| landing_bytes(out)).sum();
         if bytes == 0 {
-            return gpu.check();
+            return Ok(());
         }
         if bytes > self.landing_bytes {
             self.landing = None;
@@ -263,10 +278,8 @@ impl Recorder {
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
-        let waited = gpu.device.poll(wgpu::PollType::wait_indefinitely());
-        gpu.check()?;
-        waited.map_err(|e| Error::Device(format!("waiting for the device: {e}")))?;
-        gpu.settled();
+        gpu.wait(None)?;
+        self.handed_over = None;
         {
             let view = landing.buffer.get_mapped_range(..bytes);
             let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;

@@ -6,7 +6,7 @@ use super::*;
 use crate::kernels::RopeTable;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::values;
-use crate::quant::{self, Shape};
+use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
 mod best;
@@ -138,11 +138,17 @@ fn feed_forward(e: &Expert, x: &[f32]) -> Vec<f32> {
 
 fn an_expert(d: usize, ff: usize, level: Option<Level>, seed: u32) -> Expert {
     match level {
-        None => Expert { gate: plain(ff, d, seed), up: plain(ff, d, seed + 1), down: plain(d, ff, seed + 2) },
+        None => Expert {
+            gate: plain(ff, d, seed),
+            up: plain(ff, d, seed + 1),
+            down: plain(d, ff, seed + 2),
+            place: None,
+        },
         Some(level) => Expert {
             gate: nested(ff, d, 64, level, seed),
             up: nested(ff, d, 32, level, seed + 1),
             down: nested(d, ff, 32, level, seed + 2),
+            place: None,
         },
     }
 }

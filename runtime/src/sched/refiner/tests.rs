@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::experts::PlaneSlabs;
-use crate::quant::{Fit, Shape};
+use crate::quant::{Fit, PLANES, Shape};
 use std::sync::Condvar;
 
 const EXPERTS: usize = 6;

@@ -116,6 +116,11 @@ impl Arena {
         best.map(|(_, from, to)| slabs[from..to].iter().map(|s| s.0).collect())
     }
 
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.len
+    }
+
     /// Bytes that no slab owns, perhaps in several pieces.
     pub fn free_bytes(&self) -> usize {
         self.0.len - self.0.taken().values().sum::<usize>()

@@ -1,6 +1,8 @@
 //! Routing and routed experts.
 
 use super::*;
+use crate::bytes::Bytes;
+use crate::quant::Nested;
 
 #[test]
 fn routing_orders_by_weight_and_breaks_ties_by_index() {
@@ -109,15 +111,17 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1 };
     let mut slots = b.alloc(2 * d).unwrap();
     for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
-        for pair in [[0, 1], [2, 0], [5, 3], [3, 4]] {
+        // Who gives way for whom is for others to say; an expert may come back elsewhere.
+        for (pair, places) in
+            [([0, 1], [0, 1]), ([2, 0], [1, 0]), ([5, 3], [0, 1]), ([3, 4], [1, 0]), ([4, 0], [1, 0])]
+        {
             let at = |m: &Matrix| match m {
                 Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
                 other => other.clone(),
             };
-            let now = pair.map(|i: usize| Expert {
-                gate: at(&all[i].gate),
-                up: at(&all[i].up),
-                down: at(&all[i].down),
+            let now: [Expert; 2] = std::array::from_fn(|i| {
+                let Expert { gate, up, down, .. } = &all[pair[i]];
+                Expert { gate: at(gate), up: at(up), down: at(down), place: Some(places[i]) }
             });
             let ranks = [[0u32], [1]];
             let jobs: Vec<ExpertJob> = (0..2)
@@ -134,5 +138,30 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let logits = put(&b, &values(experts as usize, 1));
     let bufs =
         RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
-    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
+    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit"); // What is on the device need not be on the host; what is on neither is an error.
+    let before = b.stats().uploaded_bytes;
+    let gone = |i: usize, place| {
+        let there = |m: &Matrix| match m {
+            Matrix::Nested(n) => {
+                let fits = [n.fit(); crate::quant::PLANES];
+                Matrix::Nested(Nested::partly(n.shape(), vec![Bytes::default(); 5], fits).unwrap())
+            }
+            other => other.clone(),
+        };
+        let Expert { gate, up, down, .. } = &all[i];
+        Expert { gate: there(gate), up: there(up), down: there(down), place: Some(place) }
+    };
+    let mut slots = b.alloc(2 * d).unwrap();
+    let run = |b: &GpuBackend, expert: &Expert, index, slots: &mut GpuBuf| {
+        b.experts(&input, of, &[ExpertJob { index, expert, slots: &[0] }], slots);
+    };
+    run(&b, &Expert { place: Some(1), ..all[2].clone() }, 2, &mut slots);
+    let want = get(&b, &slots)[..d].to_vec();
+    let uploaded = b.stats().uploaded_bytes;
+    assert!(uploaded > before);
+    run(&b, &gone(2, 1), 2, &mut slots);
+    assert_eq!((get(&b, &slots)[..d].to_vec(), b.stats().uploaded_bytes), (want, uploaded));
+    run(&b, &gone(3, 0), 3, &mut slots);
+    let error = b.download(&slots, 0, &mut [0.0]).unwrap_err();
+    assert!(error.to_string().contains("neither here nor on the device"), "{error}");
 }

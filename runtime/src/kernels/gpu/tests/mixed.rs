@@ -17,7 +17,7 @@ fn at(e: &Expert, level: Level) -> Expert {
         Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
         other => other.clone(),
     };
-    Expert { gate: at(&e.gate), up: at(&e.up), down: at(&e.down) }
+    Expert { gate: at(&e.gate), up: at(&e.up), down: at(&e.down), place: None }
 }
 
 fn nested_of(e: &Expert) -> [&quant::Nested; 3] {

@@ -1,0 +1,121 @@
+//! What there is to say about a loaded model: its numbers, and how it runs.
+
+use super::parts::layer_matrices;
+use super::plan::MemoryPlan;
+use crate::experts::Expert;
+use crate::model::{Config, Weights};
+use crate::quant::{Level, Matrix};
+use crate::sched::Precision;
+
+/// A model in numbers.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ModelInfo {
+    /// `general.name`.
+    pub name: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Experts per routed layer; 0 for a dense model.
+    pub experts: usize,
+    /// Experts per token.
+    pub experts_used: usize,
+    /// Hidden width of a routed expert; 0 for a dense model.
+    pub expert_width: usize,
+    /// Longest context the model was made for, in tokens.
+    pub context: usize,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Weights in matrices.
+    pub parameters: u64,
+    /// Weights in matrices that one token passes through (of the embedding, one row).
+    pub active_parameters: u64,
+    /// Bytes of those weights at the level in use: what a token reads.
+    pub active_bytes: u64,
+    /// Bytes of all weights at the level in use.
+    pub bytes: u64,
+    /// How it runs, for people: residency, mode, level.
+    pub mode: String,
+    /// What it runs on, for people.
+    pub backend: String,
+}
+
+impl ModelInfo {
+    /// Of a model with routed experts by layer; what it runs on comes later.
+    pub(super) fn new(
+        config: &Config,
+        weights: &Weights,
+        experts: &[Vec<Expert>],
+        tied: bool,
+        mode: String,
+    ) -> ModelInfo {
+        let mut info = ModelInfo {
+            name: config.name.clone(),
+            architecture: config.family.name.to_owned(),
+            layers: config.layers,
+            experts: config.router.map_or(0, |r| r.experts),
+            experts_used: config.router.map_or(0, |r| r.top_k),
+            context: config.context,
+            vocab: weights.vocab(),
+            expert_width: experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0),
+            parameters: 0,
+            active_parameters: 0,
+            active_bytes: 0,
+            bytes: 0,
+            mode,
+            backend: String::new(),
+        };
+        let used = info.experts_used;
+        let mut add = |m: &Matrix, whole: bool, active: bool| {
+            let (n, bytes) = ((m.rows() * m.cols()) as u64, m.bytes() as u64);
+            info.parameters += if whole { n } else { 0 };
+            info.bytes += if whole { bytes } else { 0 };
+            info.active_parameters += if active { n } else { 0 };
+            info.active_bytes += if active { bytes } else { 0 };
+        };
+        weights.layers.iter().flat_map(layer_matrices).for_each(|m| add(m, true, true));
+        for experts in experts {
+            for (i, e) in experts.iter().enumerate() {
+                [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));
+            }
+        }
+        // A tied head is the embedding once more, not more weights. Of the embedding a token reads one row.
+        add(&weights.embed, true, false);
+        add(&weights.head, !tied, true);
+        info
+    }
+}
+
+/// What a model's mode is described by, beside the plan of whoever computes.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) precision: Precision,
+    /// The level of routed experts that are resident, where they are quantized.
+    pub(super) level: Option<Level>,
+    /// The same of the always-used weights.
+    pub(super) dense: Option<Level>,
+}
+
+impl Manner {
+    pub(super) fn described(&self, plan: &MemoryPlan) -> String {
+        let precision = self.precision;
+        if plan.streaming {
+            let floor = precision.floor();
+            let all = plan.levels.iter().find(|l| l.bits == floor.bits()).map_or(0, |l| l.expert_bytes);
+            let (cache, all) = (plan.expert_bytes >> 20, all >> 20);
+            let at = if plan.gpu { " on the device" } else { "" };
+            return format!(
+                "streaming, {precision}, cache of {cache} MB{at} for {all} MB of experts at {floor} bits"
+            );
+        }
+        match (self.level, self.dense) {
+            (Some(level), _) if plan.lowered => {
+                let refined = plan.refinements.map_or_else(String::new, |r| r.described());
+                format!("resident, {precision}, level {level} for all experts{refined}")
+            }
+            (Some(level), _) => format!("resident, exact level {level}"),
+            (None, Some(level)) => format!("resident, dense, exact level {level}"),
+            (None, None) => "resident, reference f32".to_owned(),
+        }
+    }
+}

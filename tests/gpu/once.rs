@@ -1,0 +1,107 @@
+//! Gate 30: experts that are streamed to a GPU are held once, there. The host holds what is on its way, as much as was planned;
+//! reads that fail leave nothing behind; and when the GPU is lost, what it had is read again.
+
+use super::refined::with_faults;
+use super::*;
+use dollop::GpuFault;
+use std::sync::atomic::Ordering;
+
+/// What experts take on the host, what everything takes on the device, and what both may.
+fn held(engine: &Engine) -> [u64; 3] {
+    let host = engine.streamer().unwrap().host_bytes() as u64;
+    let plan = engine.memory_plan();
+    let rest = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes;
+    [host, engine.gpu_stats().map_or(0, |s| s.held_bytes), plan.budget.unwrap() - plan.overhead_bytes - rest]
+}
+
+#[test]
+fn gate_30_streamed_experts_are_held_once() {
+    if !has_gpu() {
+        return;
+    }
+    let exact = Precision::Exact(Level::B3);
+    let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
+    let whole = EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() };
+    let want = logits(&Engine::open(&default_model(), &whole).unwrap());
+    for (precision, share) in [(exact, 0.0), (exact, 0.3), (exact, 0.8), (adaptive, 0.5)] {
+        let o = streaming(precision, share);
+        let engine = Engine::open(&default_model(), &o).unwrap();
+        let plan = engine.memory_plan().clone();
+        assert!(plan.total_bytes() <= plan.budget.unwrap());
+        let at = format!("{precision}, {share}: {plan:?}");
+        // Not a second cache: a few experts in all layers together, and much less than the device has.
+        let one = plan.levels.last().unwrap();
+        let one = one.touched_bytes / (engine.info().experts_used * engine.info().layers) as u64;
+        let [host, _, experts] = held(&engine);
+        assert!(plan.staging_bytes <= (experts / 8).max(2 * one), "{at}");
+        assert!(plan.expert_bytes + plan.staging_bytes <= experts, "{at}");
+        assert!(host > 0 && host <= plan.staging_bytes, "{host} bytes, {at}");
+        let got = logits(&engine);
+        let [after, device, experts] = held(&engine);
+        let others = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes;
+        assert!(after == host && host + device <= experts + others, "{host} and {device} bytes, {at}");
+        let stats = engine.stream_stats().unwrap();
+        assert!(stats.evictions > 0 && stats.bytes_wanted > host, "{stats:?}");
+        // Whatever was found was found on the device: the host has it no more.
+        assert!(stats.planes_hit[0] > 0 || share == 0.0, "{stats:?}");
+        match precision {
+            Precision::Exact(_) => assert!(got == want, "{at}: another result than the resident model's"),
+            Precision::Adaptive { .. } => {
+                assert!(stats.mean_bits() > 2.05 && stats.mean_bits() < 6.0, "{stats:?}")
+            }
+        }
+    }
+
+    // A warm start brings the hottest to the device, and leaves nothing on the host either.
+    let o = streaming(exact, 0.5);
+    let open = || Engine::open(&default_model(), &o).unwrap();
+    let (cold, warm) = (open(), open());
+    logits(&cold);
+    warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
+    let (start, host) = (warm.stream_stats().unwrap(), held(&warm)[0]);
+    assert!(
+        start.bytes_ahead > host && start.bytes_wanted == 0 && start.planes_wanted == [0; 5],
+        "{start:?}"
+    );
+    assert!(logits(&warm) == want);
+    let (cold, warm) = (cold.stream_stats().unwrap(), warm.stream_stats().unwrap());
+    assert!(warm.bytes_wanted < cold.bytes_wanted, "{warm:?} {cold:?}");
+
+    // A read that fails is an error, and leaves neither a part of an expert on the device nor anything on the host.
+    let o = streaming(exact, 0.3);
+    let (engine, storage) = with_faults(&o);
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids: Vec<u32> = (0..16u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
+    let mut got = Vec::new();
+    while got.len() < ids.len() {
+        let next = if got.is_empty() { 0..12 } else { got.len()..got.len() + 1 };
+        storage.fails.store(true, Ordering::Relaxed);
+        match session.logits(&ids[next.clone()]) {
+            // Everything was there already.
+            Ok(logits) => got.extend(logits),
+            Err(e) => {
+                assert!(matches!(e, Error::Io { .. }), "{e}");
+                storage.fails.store(false, Ordering::Relaxed);
+                got.extend(session.logits(&ids[next]).unwrap());
+            }
+        }
+    }
+    assert!(got == want, "a failed read shows in a result");
+
+    // The device is lost: an empty cache on the host, in all that the budget leaves, and reads from the file.
+    drop(session);
+    let engine = Engine::open(&default_model(), &o).unwrap();
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    session.logits(&ids[..12]).unwrap();
+    let (before, planned) = (engine.stream_stats().unwrap(), engine.memory_plan().clone());
+    engine.lose_gpu(1, GpuFault::Lost);
+    session.logits(&ids[12..]).unwrap();
+    let (plan, after) = (engine.memory_plan(), engine.stream_stats().unwrap());
+    assert!(engine.lost().is_some() && !plan.gpu && plan.staging_bytes == 0, "{plan:?}");
+    assert!(plan.total_bytes() <= plan.budget.unwrap() && planned.staging_bytes > 0);
+    let [host, device, experts] = held(&engine);
+    assert!(device == 0 && host > planned.staging_bytes && host <= experts, "{host} bytes, {plan:?}");
+    // The tokens before were read again, with experts that were all read again.
+    assert!(after.bytes_wanted > before.bytes_wanted + planned.staging_bytes, "{before:?} {after:?}");
+    assert!(!engine.info().mode.contains("on the device"), "{}", engine.info().mode);
+}
