@@ -5,6 +5,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod backend;
 mod cores;
 mod halves;
 mod isa;
@@ -24,9 +25,8 @@ mod tests;
 pub(crate) use halves::MANY;
 pub use isa::Isa;
 
-use super::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, RopeTable, Routed, Router};
+use super::{ExpertJob, RopeTable};
 use crate::error::{Error, Result};
-use crate::experts::Expert;
 use crate::quant::Matrix;
 use crate::telemetry::Trace;
 use halves::Halves;
@@ -66,9 +66,6 @@ pub struct CpuBackend {
     /// `0..tokens` of a dense block.
     slots: Mutex<Vec<u32>>,
 }
-
-/// Products of one operation at most: their number is not known to be small, but nearly always is.
-const OUTS: usize = 4;
 
 /// Cores that the system lets us use.
 fn available() -> usize {
@@ -264,211 +261,5 @@ impl CpuBackend {
             let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
             row.chunks_exact_mut(head_dim).for_each(|head| math::rotate(head, cos, sin));
         });
-    }
-}
-
-/// Limits values to `±limit`.
-fn clamp(x: &mut [f32], limit: f32) {
-    x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
-}
-
-impl Backend for CpuBackend {
-    type Buf = Vec<f32>;
-    type Kv = CpuKv;
-
-    fn name(&self) -> String {
-        let threads = self.threads();
-        format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
-    }
-
-    fn alloc(&self, len: usize) -> Result<Vec<f32>> {
-        kv::zeroed(len)
-    }
-
-    fn upload(&self, dst: &mut Vec<f32>, at: usize, src: &[f32]) {
-        dst[at..at + src.len()].copy_from_slice(src);
-    }
-
-    fn download(&self, src: &Vec<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
-        dst.copy_from_slice(&src[at..at + dst.len()]);
-        Ok(())
-    }
-
-    fn copy(&self, src: &Vec<f32>, at: usize, len: usize, dst: &mut Vec<f32>) {
-        dst[..len].copy_from_slice(&src[at..at + len]);
-    }
-
-    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<CpuKv> {
-        CpuKv::new(capacity, heads, head_dim, self.kv_single)
-    }
-
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
-        let cols = table.cols();
-        self.pool.operation("embedding");
-        self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| match table {
-            Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
-            Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
-        });
-    }
-
-    fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
-        let n = weight.len();
-        self.pool.operation("norm");
-        self.each_row(&mut out[..rows * n], n, &|row, out| {
-            math::rms_norm(&x[row * n..][..n], weight, eps, out)
-        });
-    }
-
-    fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
-        let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
-        self.pool.operation("dense product");
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, halves, tokens: all, .. } = &mut *scratch;
-        all.clear();
-        all.reserve_exact(tokens);
-        all.extend(0..tokens as u32);
-        for outs in outs.chunks_mut(OUTS) {
-            let mut parts = [None; OUTS];
-            for (part, l) in parts.iter_mut().zip(&mut *outs) {
-                *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
-            }
-            let (count, all): (_, &[u32]) = (outs.len(), all);
-            let many = tokens >= MANY;
-            self.products((by_32, by_64, halves), (x, tokens, cols), many, None, count, &|i| {
-                let (matrix, bias, out) = parts[i].expect("one part for each output");
-                Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
-            });
-        }
-    }
-
-    fn place(
-        &self,
-        x: Projected<'_, Vec<f32>>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &mut CpuKv,
-        rotated: &mut Vec<f32>,
-    ) {
-        let Projected { q, k, v } = x;
-        let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
-        if let Some(weight) = how.q_norm {
-            self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
-        }
-        if let Some(weight) = how.k_norm {
-            self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
-        }
-        if let Some(limit) = how.limit {
-            clamp(&mut q[..q_len], limit);
-            clamp(&mut k[..kv_len], limit);
-            clamp(&mut v[..kv_len], limit);
-        }
-        self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
-        self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
-        self.write_kv(kv, pos, tokens, k, v);
-        std::mem::swap(q, rotated);
-    }
-
-    fn attention(
-        &self,
-        q: &Vec<f32>,
-        kv: &CpuKv,
-        pos: usize,
-        tokens: usize,
-        shape: &Attention,
-        out: &mut Vec<f32>,
-    ) {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.pool.operation("attention");
-        attention::attend(&self.pool, self.isa, &mut scratch.partials, q, kv, pos, tokens, shape, out);
-    }
-
-    fn route(&self, logits: &Vec<f32>, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
-        out.clear();
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { weights, order, .. } = &mut *scratch;
-        grow(weights, router.experts);
-        order.clear();
-        order.reserve_exact(router.experts);
-        for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
-            weights.copy_from_slice(logits);
-            self.isa.run(
-                #[inline(always)]
-                || math::softmax(weights),
-            );
-            order.clear();
-            order.extend(0..router.experts as u32);
-            // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
-            let by_logit =
-                |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-            if router.top_k < order.len() {
-                order.select_nth_unstable_by(router.top_k, by_logit);
-            }
-            order.truncate(router.top_k);
-            order.sort_unstable_by(by_logit);
-            let sum: f32 = order.iter().map(|&e| weights[e as usize]).sum();
-            let scale = if router.renormalize && sum > 0.0 { router.scale / sum } else { router.scale };
-            out.extend(order.iter().map(|&expert| Choice { expert, gate: weights[expert as usize] * scale }));
-        }
-        Ok(())
-    }
-
-    fn ffn(&self, x: &Vec<f32>, tokens: usize, expert: &Expert, out: &mut Vec<f32>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.clear();
-        slots.reserve_exact(tokens);
-        slots.extend(0..tokens as u32);
-        for slots in slots.chunks(SLOTS_AT_ONCE) {
-            self.feed_forward(x, (tokens, tokens >= MANY), 1, &[ExpertJob { index: 0, expert, slots }], out);
-        }
-    }
-
-    fn experts(&self, x: &Vec<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Vec<f32>) {
-        let top_k = of.top_k;
-        let Some(first) = jobs.first() else { return };
-        let rows = x.len() / first.expert.gate.cols();
-        let highest = |j: &ExpertJob| j.slots.last().map_or(0, |&s| s as usize / top_k + 1);
-        let rows = jobs.iter().map(highest).max().unwrap_or(0).min(rows);
-        let mut from = 0;
-        while from < jobs.len() {
-            let (mut to, mut n) = (from, 0);
-            while to < jobs.len() && (to == from || n + jobs[to].slots.len() <= SLOTS_AT_ONCE) {
-                n += jobs[to].slots.len();
-                to += 1;
-            }
-            self.feed_forward(x, (rows, of.tokens >= MANY), top_k, &jobs[from..to], slots);
-            from = to;
-        }
-    }
-
-    fn combine(&self, slots: &Vec<f32>, choices: &[Choice], top_k: usize, d: usize, out: &mut Vec<f32>) {
-        let tokens = choices.len() / top_k;
-        self.pool.operation("weighted sum");
-        self.each_row(&mut out[..tokens * d], d, &|t, out| {
-            out.fill(0.0);
-            // A gate of zero is an expert that was not computed: its row holds whatever was there.
-            for slot in (t * top_k..(t + 1) * top_k).filter(|&slot| choices[slot].gate != 0.0) {
-                math::axpy::<false>(choices[slot].gate, &slots[slot * d..][..d], out);
-            }
-        });
-    }
-
-    fn gate_rows(&self, x: &mut Vec<f32>, gate: &Vec<f32>, rows: usize, d: usize) {
-        for (x, gate) in x[..rows * d].chunks_exact_mut(d).zip(gate) {
-            let factor = 1.0 / (1.0 + (-gate).exp());
-            x.iter_mut().for_each(|x| *x *= factor);
-        }
-    }
-
-    fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
-        // Pieces for the threads; what is short or of an odd length stays whole.
-        const PIECE: usize = 1024;
-        let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };
-        if len > 0 {
-            self.pool.operation("residual");
-            self.each_row(&mut x[..len], piece, &|i, x| {
-                x.iter_mut().zip(&y[i * piece..][..piece]).for_each(|(x, y)| *x += y);
-            });
-        }
     }
 }

@@ -1,7 +1,9 @@
 //! Every instruction set of this machine against the scalar specification in `quant`.
 
 use super::*;
+use crate::experts::Expert;
 use crate::kernels::testing::values;
+use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
 use crate::quant::{self, Level, QuantizedRow, Shape};
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {

@@ -1,0 +1,178 @@
+//! The inner loops of attention: a tile's scores, their weights, and the values' sums, over the registers of whatever
+//! instruction set inlines them.
+
+use super::{BLOCK, TILE};
+use crate::kernels::cpu::math;
+use half::f16;
+
+/// A stored number.
+pub(in crate::kernels::cpu) trait Cell: Copy + Send + Sync + 'static {
+    /// Half precision, or else single.
+    const HALF: bool;
+}
+
+impl Cell for f16 {
+    const HALF: bool = true;
+}
+
+impl Cell for f32 {
+    const HALF: bool = false;
+}
+
+/// Sixteen floats in the registers of some instruction set.
+///
+/// # Safety
+/// Of every method: the machine has the instructions; pointers are good for 16 numbers.
+pub(in crate::kernels::cpu) trait Lanes: Copy {
+    /// Whether sixteen of these stay in registers beside what they are made of; otherwise four do.
+    const MANY: bool;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load<T: Cell>(at: *const T) -> Self;
+    unsafe fn store(self, at: *mut f32);
+    /// `self · x + sum`.
+    unsafe fn times_plus(self, x: f32, sum: Self) -> Self;
+}
+
+/// `out[r, p] = q[r] · k[p]` for R rows and B blocks of a tile's positions.
+#[inline(always)]
+pub(super) unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
+    q: *const f32,
+    k: *const T,
+    dim: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[L::splat(0.0); B]; R];
+        for d in 0..dim {
+            let mut keys = [L::splat(0.0); B];
+            for (b, keys) in keys.iter_mut().enumerate() {
+                *keys = L::load(k.add((b * dim + d) * BLOCK));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let q = *q.add(r * dim + d);
+                for (sum, keys) in sums.iter_mut().zip(keys) {
+                    *sum = keys.times_plus(q, *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                sum.store(out.add(r * TILE + b * BLOCK));
+            }
+        }
+    }
+}
+
+/// Turns scores into weights relative to the greatest so far; what earlier weights are to be multiplied with.
+#[inline(always)]
+pub(super) fn weights(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; BLOCK];
+    for scores in scores.chunks_exact(BLOCK) {
+        for i in 0..BLOCK {
+            lanes[i] = if scores[i] > lanes[i] { scores[i] } else { lanes[i] };
+        }
+    }
+    let top = lanes.into_iter().fold(*max, |m, s| if s > m { s } else { m });
+    if top == f32::NEG_INFINITY {
+        scores.fill(0.0);
+        return 1.0;
+    }
+    let factor = math::exp(*max - top);
+    let mut total = [0.0; BLOCK];
+    for scores in scores.chunks_exact_mut(BLOCK) {
+        for i in 0..BLOCK {
+            scores[i] = math::exp(scores[i] - top);
+            total[i] += scores[i];
+        }
+    }
+    *max = top;
+    *sum = *sum * factor + math::fold(total);
+    factor
+}
+
+/// `acc[r] += Σ_p w[r, p] · v[p]` for R rows and `n` positions.
+#[inline(always)]
+pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize>(
+    w: *const f32,
+    v: *const T,
+    dim: usize,
+    n: usize,
+    acc: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut d = 0;
+        while (L::MANY || R == 1) && d + 4 * BLOCK <= dim {
+            mix_part::<L, T, R, 4>(w, v.add(d), dim, n, acc.add(d));
+            d += 4 * BLOCK;
+        }
+        while d + BLOCK <= dim {
+            mix_part::<L, T, R, 1>(w, v.add(d), dim, n, acc.add(d));
+            d += BLOCK;
+        }
+        if d < dim {
+            // The end of a head whose length is no multiple of 16: through padded copies of one vector.
+            for r in 0..R {
+                let mut sums = [0.0f32; BLOCK];
+                for p in 0..n {
+                    let weight = *w.add(r * TILE + p);
+                    let at = v.add(p * dim + d);
+                    for (i, sum) in sums.iter_mut().enumerate().take(dim - d) {
+                        *sum += weight * wide(*at.add(i));
+                    }
+                }
+                for (i, sum) in sums.into_iter().enumerate().take(dim - d) {
+                    *acc.add(r * dim + d + i) += sum;
+                }
+            }
+        }
+    }
+}
+
+fn wide<T: Cell>(x: T) -> f32 {
+    // SAFETY: the two types of cell are told apart by their size.
+    unsafe {
+        if T::HALF {
+            std::mem::transmute_copy::<T, f16>(&x).to_f32()
+        } else {
+            std::mem::transmute_copy::<T, f32>(&x)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mix_part<L: Lanes, T: Cell, const R: usize, const N: usize>(
+    w: *const f32,
+    v: *const T,
+    dim: usize,
+    n: usize,
+    acc: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[L::splat(0.0); N]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(acc.add(r * dim + i * BLOCK).cast_const());
+            }
+        }
+        for p in 0..n {
+            let mut values = [L::splat(0.0); N];
+            for (i, values) in values.iter_mut().enumerate() {
+                *values = L::load(v.add(p * dim + i * BLOCK));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let weight = *w.add(r * TILE + p);
+                for (sum, values) in sums.iter_mut().zip(values) {
+                    *sum = values.times_plus(weight, *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                sum.store(acc.add(r * dim + i * BLOCK));
+            }
+        }
+    }
+}
