@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// How a [`super::GpuBackend`] is made.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// Which of [`adapters`]; by default the first usable one.
+    /// Which of [`super::adapters`]; by default the first usable one.
     pub adapter: Option<usize>,
     /// Keys and values in single precision: the reference. Otherwise in half.
     pub kv_single: bool,
