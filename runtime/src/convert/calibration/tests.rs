@@ -1,3 +1,5 @@
+//! What few tokens are worth, and what is no energy.
+
 use super::*;
 
 fn inputs(sums: &[f32], counts: &[f32]) -> Inputs {
