@@ -91,6 +91,8 @@ fn an_importance_matrix_is_used_and_named() {
     };
     assert_eq!((said("plain").as_str(), said("with").as_str()), ("none", matrix().description()));
     open("with").verify().unwrap();
+    let shown = dollop::inspect::inspect(&at("with")).unwrap();
+    assert_eq!(shown.calibration.as_deref(), Some(matrix().description()));
 
     // Of another model, or of none.
     let other = tempfile::tempdir().unwrap();
@@ -101,7 +103,10 @@ fn an_importance_matrix_is_used_and_named() {
         convert(source, &at("no"), &options, &CancelToken::new(), &mut |_| ()).unwrap_err().to_string()
     };
     let text = refused(matrix(), other.path());
-    assert!(text.contains("another model") && text.contains("columns"), "{text}");
+    assert!(
+        text.contains("another model") && text.contains("small.gguf") && text.contains("columns"),
+        "{text}"
+    );
     let mut alien = Calibration::new("a picture");
     alien.insert("v.blk.0.weight", Inputs { sums: vec![1.0], counts: vec![1.0] }).unwrap();
     let text = refused(alien, folder.path());

@@ -108,11 +108,11 @@ pub struct ConvertArgs {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: ConvertHow,
-    #[command(flatten)]
-    pub calibration: crate::convert::CalibrationArgs,
     /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub calibration: crate::convert::CalibrationArgs,
 }
 
 #[derive(Args, Clone)]
