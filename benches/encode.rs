@@ -34,7 +34,9 @@ fn encode(c: &mut Criterion) {
         };
         let raw: Vec<u8> = (0..blocks).flat_map(block).collect();
         group.bench_function(format!("keep {ty}"), |b| {
-            b.iter(|| quant::keep_rows(large(32), 0, ty, black_box(&raw), Level::B8).expect("sound blocks"));
+            b.iter(|| {
+                quant::keep_rows(large(32), 0, ty, black_box(&raw), None, Level::B8).expect("sound blocks")
+            });
         });
         group.bench_function(format!("dequantize {ty}"), |b| {
             let mut out = vec![0.0; rows * cols];

@@ -6,12 +6,13 @@
 #![allow(unsafe_code)] // The allocator below counts, and hands everything on to the system's.
 
 use dollop::convert::source::Source;
-use dollop::convert::{ConvertOptions, convert};
+use dollop::convert::{ConvertOptions, convert, imatrix};
 use dollop::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
 use dollop::format::{dollop::Directory, hf, safetensors};
 use dollop::model::file::NestedFile;
 use dollop::model::{Config, Weights};
 use dollop::{Bytes, CancelToken};
+use dollop_tests::golden;
 use dollop_tests::tiny::Tiny;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -326,6 +327,12 @@ fn mutants_are_refused_in_one_line() {
         };
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
+    }
+
+    for (name, original) in [("imatrix", "small.gguf"), ("imatrix dat", "small.dat")] {
+        let bytes = std::fs::read(golden("imatrix").join(original)).unwrap();
+        // Half of the older kind's mutants only change an energy: its names and numbers are few.
+        torment(name, &bytes, 6_000, &|b, r| mutate(b, 4096, r), &|b| imatrix::parse(&b, original).map(drop));
     }
 
     // The same through files, with every row read: a view that opens must be readable to its last byte.

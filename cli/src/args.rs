@@ -99,7 +99,7 @@ pub struct RunArgs {
 /// Converts a model into a Dollop file.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6"
+    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt"
 )]
 pub struct ConvertArgs {
     /// GGUF file (any shard of a split one) or Hugging Face folder
@@ -111,6 +111,8 @@ pub struct ConvertArgs {
     /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub calibration: crate::convert::CalibrationArgs,
 }
 
 #[derive(Args, Clone)]

@@ -1,9 +1,44 @@
 //! `dollop convert`.
 
 use crate::args::ConvertArgs;
-use crate::output::{Bar, bytes, peak_memory};
+use crate::output::{Bar, bytes, peak_memory, read_text};
 use crate::{Failure, interrupt};
+use clap::Args;
+use dollop::convert::{Calibration, imatrix};
+use dollop::{CalibrateOptions, CancelToken};
 use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where to lose the least: both lower the error of 2 and 3 bits where the model's inputs are large.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationArgs {
+    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as publishers of GGUF files give away
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub imatrix: Option<PathBuf>,
+    /// Run the source in f32 over this text first, and measure the inputs of its matrices (- for standard input)
+    #[arg(long, value_name = "TEXT")]
+    pub calibrate: Option<PathBuf>,
+    /// Tokens of the text that are run, in windows spread evenly over it
+    #[arg(long, value_name = "N", default_value_t = CalibrateOptions::default().tokens, requires = "calibrate")]
+    pub calibrate_tokens: usize,
+}
+
+/// What the arguments say of the inputs of the source's matrices.
+fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
+    let CalibrationArgs { imatrix, calibrate, calibrate_tokens } = &args.calibration;
+    if let Some(path) = imatrix {
+        return Ok(Some(imatrix::read(path)?));
+    }
+    let Some(path) = calibrate else { return Ok(None) };
+    let text = read_text(path)?;
+    let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
+    let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads };
+    let mut bar = Bar::new();
+    let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| bar.show(p))?;
+    Ok(Some(measured))
+}
 
 pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let out = args.out.clone().unwrap_or_else(|| {
@@ -15,9 +50,10 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
     }
     let (cancel, _guard) = interrupt::cancellable();
+    let mut options = args.how.options();
+    options.calibration = calibration(args, &cancel)?.map(Arc::new);
     let mut bar = Bar::new();
-    let report =
-        dollop::convert::convert(&args.source, &out, &args.how.options(), &cancel, &mut |p| bar.show(p))?;
+    let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| bar.show(p))?;
     drop(bar);
     let rate = report.bytes_in as f64 / report.seconds.max(1e-9);
     let peak = peak_memory();
@@ -29,6 +65,10 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         writeln!(stdout, "{json}")?;
     } else {
         writeln!(stdout, "{}", out.display())?;
+        if let Some(calibration) = &options.calibration {
+            let of = (report.calibrated, report.matrices);
+            eprintln!("{}: {} of {} matrices", calibration.description(), of.0, of.1);
+        }
         let bits = report.bytes_out as f64 * 8.0 / report.weights as f64;
         eprintln!(
             "{} -> {} ({bits:.2} bits per weight) in {:.1} s, {}/s{}",

@@ -49,6 +49,9 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(dense) = i.dense_bits_per_weight {
         writeln!(out, "  dense: {dense:.3} bits per weight")?;
     }
+    if let Some(calibration) = &i.calibration {
+        writeln!(out, "calibration    {calibration}")?;
+    }
     match &i.tokenizer {
         Some(t) => writeln!(out, "tokenizer      {t}")?,
         None => writeln!(out, "tokenizer      none")?,

@@ -96,6 +96,8 @@ pub struct Inspection {
     pub chat_template: Option<String>,
     /// What a Dollop file was made from.
     pub source: Option<String>,
+    /// What was known of the inputs of its matrices when it was made.
+    pub calibration: Option<String>,
 }
 
 /// The kind of model at a path.
@@ -178,6 +180,7 @@ fn of_dollop(file: &NestedFile, file_bytes: u64) -> Result<Inspection> {
     file.directory().gguf.tensors.iter().for_each(|t| add_type(&mut types, t.ty, t.n_bytes));
     i.types = types.into_values().collect();
     i.source = file.metadata().str("dollop.source")?.map(str::to_owned);
+    i.calibration = file.metadata().str("dollop.calibration")?.map(str::to_owned);
     Ok(i)
 }
 
@@ -218,5 +221,6 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         tokenizer,
         chat_template: template.map(|line| line.chars().take(100).collect()),
         source: None,
+        calibration: None,
     })
 }

@@ -27,8 +27,9 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
-    BackendChoice, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit, MemoryPlan, ModelInfo,
-    Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions,
+    BackendChoice, CalibrateOptions, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit,
+    MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens,
+    StopReason, StreamingOptions, calibrate, calibrate_tokens,
 };
 #[doc(hidden)]
 pub use telemetry::GpuFault;

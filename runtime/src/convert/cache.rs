@@ -38,6 +38,9 @@ pub fn cached(
     state.update(
         format!("{} {dense} {max} {:?} {:?}", dollop::VERSION, options.group, options.level_embed).as_bytes(),
     );
+    if let Some(calibration) = &options.calibration {
+        state.update(&calibration.fingerprint().to_le_bytes());
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let family = format!("{stem}-{place}-");
     let target = folder.join(format!("{family}{:08x}.gguf", state.finalize()));

@@ -4,6 +4,7 @@
 //! queues, and memory is a block a thread whatever the size of a matrix. What depends on the whole matrix (corrections,
 //! errors, checksums) is joined in the order of blocks afterwards: the file is the same whatever the threads.
 
+use super::calibration::Importance;
 use super::source::Source;
 use super::{ConvertOptions, JobError};
 use crate::error::{Error, Result};
@@ -52,6 +53,7 @@ struct Written {
 pub(super) struct Encoder<'a> {
     pub(super) source: &'a Source,
     pub(super) options: &'a ConvertOptions,
+    pub(super) importance: Importance<'a>,
     pub(super) cancel: &'a CancelToken,
     pub(super) writer: Mutex<GgufWriter<File>>,
 }
@@ -167,9 +169,10 @@ impl Encoder<'_> {
         scratch: &mut Vec<f32>,
     ) -> Result<EncodedRows> {
         let ty = self.source.dtype(work.name).expect("the plan is made of tensors that exist");
-        let importance = self.options.importance.get(work.name).map(Vec::as_slice);
-        if work.shape.group == 32 && quant::keeps(ty) && importance.is_none() {
-            return quant::keep_rows(work.shape, rows.start, ty, raw, work.level);
+        let importance = self.importance.of(work.name, work.expert);
+        let importance = importance.as_deref();
+        if work.shape.group == 32 && quant::keeps(ty) {
+            return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level);
         }
         scratch.resize(rows.len() * work.shape.cols, 0.0);
         ty.dequantize(raw, scratch)?;

@@ -124,6 +124,18 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Names of the nested matrices, one for the experts of a layer.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &str> {
+        self.targets
+            .iter()
+            .flat_map(|target| match target {
+                Target::Plain { .. } => &[][..],
+                Target::Dense { name, .. } => std::slice::from_ref(name),
+                Target::Experts { names, .. } => names,
+            })
+            .map(String::as_str)
+    }
+
     /// The size of the file, within its padding.
     pub(super) fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.n_bytes().next_multiple_of(self.alignment)).sum()
@@ -196,7 +208,7 @@ fn shape_of(
     rows: usize,
     cols: usize,
 ) -> Result<Shape> {
-    let kept = source.dtype(name).is_some_and(quant::keeps) && !options.importance.contains_key(name);
+    let kept = source.dtype(name).is_some_and(quant::keeps);
     let group = match options.group {
         Group::Auto if kept => 32,
         Group::Auto | Group::G64 => 64,

@@ -11,10 +11,12 @@ mod best;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod observe;
 #[cfg(test)]
 mod testing;
 
 pub use best::{MAX_BEST, best_of, from_bits};
+pub use observe::Observer;
 
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};

@@ -26,7 +26,8 @@ struct Uniform {
     min: f32,
 }
 
-/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32.
+/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32. `importance` (`[cols]`) weighs the fits of
+/// the levels.
 ///
 /// # Errors
 /// `Malformed` where a scale is not finite.
@@ -35,31 +36,47 @@ pub fn keep_rows(
     first_row: usize,
     ty: GgmlType,
     raw: &[u8],
+    importance: Option<&[f32]>,
     max: Level,
 ) -> Result<EncodedRows> {
     assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
     best_instructions(
         #[inline(always)]
-        || keep_with(shape, first_row, ty, raw, max),
+        || keep_with(shape, first_row, ty, raw, importance, max),
     )
 }
 
 #[inline(always)]
-fn keep_with(shape: Shape, first_row: usize, ty: GgmlType, raw: &[u8], max: Level) -> Result<EncodedRows> {
+fn keep_with(
+    shape: Shape,
+    first_row: usize,
+    ty: GgmlType,
+    raw: &[u8],
+    importance: Option<&[f32]>,
+    max: Level,
+) -> Result<EncodedRows> {
     let per_row = shape.cols / ty.block_len();
     let mut out = EncodedRows::new(shape, raw.len() / ty.block_bytes() / per_row, max);
     let groups = ty.block_len() / 32;
     for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
         let row = first_row + i / per_row;
         for g in 0..groups {
-            keep_group(shape, row, &read_group(ty, block, g), &mut out)?;
+            let at = 32 * (i % per_row * groups + g);
+            let importance = importance.map(|v| &v[at..at + 32]);
+            keep_group(shape, row, &read_group(ty, block, g), importance, &mut out)?;
         }
     }
     Ok(out.finish())
 }
 
 #[inline(always)]
-fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> Result<()> {
+fn keep_group(
+    shape: Shape,
+    row: usize,
+    u: &Uniform,
+    importance: Option<&[f32]>,
+    out: &mut EncodedRows,
+) -> Result<()> {
     // Code `q` of b bits becomes the middle (rounded up) of its 8-bit cell, so that level b and level 8 agree exactly.
     let (shift, middle) = (8 - u.bits, (1u32 << (8 - u.bits)) >> 1);
     let flip = u.scale < 0.0;
@@ -69,7 +86,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> R
     let zero = if step == f16::ZERO { f32::NAN } else { (min / step.to_f32() + middle as f32).round() };
     if !(step.is_finite() && step.is_normal() && (0.0..=255.0).contains(&zero)) {
         let w: Vec<f32> = u.codes.iter().map(|&q| u.scale * f32::from(q) - u.min).collect();
-        return encode_group(row, &w, None, (Anchor::Nested, Effort::Quick), fits_row(shape, row), out);
+        return encode_group(row, &w, importance, (Anchor::Nested, Effort::Quick), fits_row(shape, row), out);
     }
     let zero = zero as u8;
     let mut codes = [0u8; 32];
@@ -83,7 +100,7 @@ fn keep_group(shape: Shape, row: usize, u: &Uniform, out: &mut EncodedRows) -> R
         let inverse = 1.0 / step.to_f32();
         let x: [f32; 32] =
             std::array::from_fn(|i| (u.scale * f32::from(u.codes[i]) - u.min) * inverse + f32::from(zero));
-        out.sums.add_group(&x, &codes, zero, step.to_f32(), None);
+        out.sums.add_group(&x, &codes, zero, step.to_f32(), importance);
     }
     Ok(())
 }

@@ -251,6 +251,14 @@ impl Matrix {
         }
     }
 
+    /// Where its values lie in memory: tells matrices that are held apart from one another. Clones have the same.
+    pub fn address(&self) -> usize {
+        match self {
+            Matrix::F32 { data, .. } => data.as_ptr().addr(),
+            Matrix::Nested(n) => n.codes(0).as_ptr().addr(),
+        }
+    }
+
     /// Bytes that a product with this matrix reads.
     pub fn bytes(&self) -> usize {
         match self {

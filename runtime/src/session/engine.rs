@@ -11,10 +11,11 @@ use super::tokens::SpecialTokens;
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop;
+use crate::kernels::Observer;
 use crate::kernels::cpu::Isa;
-use crate::model::Model;
 use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::Routing;
+use crate::model::{Model, Tensors};
 use crate::quant::{Level, Matrix};
 use crate::sched::{Order, Precision, Refiner, Streamer, Verify};
 use crate::store;
@@ -181,13 +182,17 @@ impl Engine {
             let what = "the reference is computed from unquantized weights; name the source model, not its Dollop file";
             return Err(Error::unsupported(what).at(path));
         }
+        Engine::of_tensors(&Reference(source), path, options)
+    }
+
+    /// An engine of whatever has tensors, all of them in memory.
+    pub(super) fn of_tensors(tensors: &dyn Tensors, path: &Path, options: &EngineOptions) -> Result<Engine> {
         let options = EngineOptions { memory: None, ..options.clone() };
-        let tensors = Reference(source);
         let open = |adapter| {
-            let parts = Parts::new(&tensors, &options)?;
+            let parts = Parts::new(tensors, &options)?;
             let plan = parts.plan(&options, adapter, &[])?;
             let refine = |_, _, _| unreachable!("without a budget nothing is lowered");
-            let inner = parts.resident(&tensors, &options, adapter, plan, refine)?;
+            let inner = parts.resident(tensors, &options, adapter, plan, refine)?;
             let first = &inner.processors.first;
             first.processor.warm_up(&first.model)?;
             Ok(inner)
@@ -226,6 +231,15 @@ impl Engine {
     #[doc(hidden)]
     pub fn lose_gpu(&self, submissions: u64, fault: GpuFault) {
         self.processors().first.processor.lose_after(submissions, fault);
+    }
+
+    /// Shows `observer` the inputs of every product from now on.
+    ///
+    /// # Errors
+    /// `Device` where a GPU computes.
+    pub(super) fn observe(&self, observer: Arc<dyn Observer>) -> Result<()> {
+        self.processor().cpu()?.observe(observer);
+        Ok(())
     }
 
     pub(super) fn processors(&self) -> &Processors {

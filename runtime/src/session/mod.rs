@@ -4,6 +4,7 @@
 //! This is the only room that knows all others. It prints nothing, reads no environment and starts no thread that
 //! outlives its engine.
 
+mod calibrate;
 mod chat;
 mod engine;
 mod generate;
@@ -18,6 +19,7 @@ mod tensors;
 mod timeline;
 mod tokens;
 
+pub use calibrate::{CalibrateOptions, calibrate, calibrate_tokens};
 pub use chat::{Chat, Overflow};
 pub use engine::{Engine, EngineOptions, StreamingOptions};
 pub use generate::{Event, GenerateOptions, Outcome, StopReason};

@@ -66,6 +66,9 @@ impl Backend for CpuBackend {
 
     fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
         let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
+        if let Some(observer) = self.observer.get() {
+            outs.iter().for_each(|l| observer.inputs(l.matrix, x, &mut (0..tokens)));
+        }
         self.pool.operation("dense product");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, halves, tokens: all, .. } = &mut *scratch;

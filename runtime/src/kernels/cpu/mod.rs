@@ -25,7 +25,7 @@ mod tests;
 pub(crate) use halves::MANY;
 pub use isa::Isa;
 
-use super::{ExpertJob, RopeTable};
+use super::{ExpertJob, Observer, RopeTable};
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::telemetry::Trace;
@@ -36,7 +36,7 @@ use product::{Input, Out, Product, Quantized};
 pub use scratch::ScratchShape;
 use scratch::{Scratch, grow};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Slots of routed experts computed together: bounds the scratch of a prefill.
 const SLOTS_AT_ONCE: usize = 1024;
@@ -65,6 +65,7 @@ pub struct CpuBackend {
     scratch: Mutex<Scratch>,
     /// `0..tokens` of a dense block.
     slots: Mutex<Vec<u32>>,
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 /// Cores that the system lets us use.
@@ -96,7 +97,13 @@ impl CpuBackend {
             kv_single,
             scratch: Mutex::default(),
             slots: Mutex::default(),
+            observer: OnceLock::new(),
         })
+    }
+
+    /// Shows `observer` the inputs of every product from now on. The first one stays.
+    pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
     }
 
     /// Threads that share the work.
@@ -201,6 +208,11 @@ impl CpuBackend {
             from..from + jobs[i].slots.len()
         };
 
+        if let Some(observer) = self.observer.get() {
+            for (i, job) in jobs.iter().enumerate() {
+                observer.inputs(&job.expert.gate, x, &mut token_of[range(i)].iter().map(|&t| t as usize));
+            }
+        }
         self.pool.operation("gate and up");
         // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs.
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
@@ -219,6 +231,11 @@ impl CpuBackend {
             to: Some(&row_of[range(i)]),
             out: gate_out,
         });
+        if let Some(observer) = self.observer.get() {
+            for (i, job) in jobs.iter().enumerate() {
+                observer.inputs(&job.expert.down, gate, &mut range(i));
+            }
+        }
         self.pool.operation("down");
         let down_out = Out::new(out, d);
         self.products((by_32, by_64, halves), (gate, slots, ff), many, None, jobs.len(), &|i| Product {
