@@ -5,7 +5,7 @@
 
 use super::attention::{self, Partials};
 use super::halves::{Halves, MANY};
-use super::product::Quantized;
+use super::quantized::Quantized;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
 
 /// What bounds the scratch of a [`CpuBackend`].
