@@ -34,7 +34,8 @@ pub struct StreamArgs {
     /// Load the experts that were hot when this file was last written, and write it at the end
     #[arg(long, value_name = "FILE")]
     pub heat: Option<PathBuf>,
-    /// Guess the next layer's experts and read up to N of them ahead on idle lanes; changes no result
+    /// Guess the next layer's experts and read up to N of them ahead on idle lanes; changes no result (CPU only: a GPU
+    /// would have to wait for the guess)
     #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
     pub lookahead: usize,
     /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
@@ -52,7 +53,7 @@ pub struct StreamArgs {
     /// I/O lanes [default: as many as prove best when the model is opened]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
     pub lanes: Option<u8>,
-    /// Wait for all reads of a layer before computing (for comparison)
+    /// Wait for all reads of a layer before computing (for comparison; CPU only)
     #[arg(long)]
     pub no_overlap: bool,
     /// When the checksum of a plane that was read is compared: the first time, always, or never

@@ -49,8 +49,6 @@ pub(super) struct Home {
     pub(super) cache: LayerCache,
     /// Planes of each expert that may not be given up now.
     pub(super) keep: Vec<u8>,
-    /// Planes that an expert may have.
-    pub(super) most: usize,
     memory: Memory,
     slots: Vec<[Slot; PLANES]>,
     /// By expert, one bit for every plane that was read successfully.
@@ -89,7 +87,6 @@ impl Home {
     fn with(table: LayerExperts, cache: LayerCache, memory: Memory) -> Home {
         let count = table.count();
         Home {
-            most: cache.planes_most(),
             cache,
             keep: vec![0; count],
             memory,

@@ -187,7 +187,7 @@ impl Streamer {
     fn buy(&self, state: &mut State, layer: usize, asks: &mut [Ask], reads: &mut Vec<(usize, usize)>) {
         let (quality, limit) = (state.quality, self.options.refinement_bytes);
         let home = state.home(layer);
-        let stored = home.most;
+        let stored = home.cache.planes_most();
         let list =
             offers(asks, stored, self.options.order, quality, limit.is_some(), |e| home.table.errors[e]);
         let mut bytes = 0u64;

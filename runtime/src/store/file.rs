@@ -97,7 +97,8 @@ impl FileStorage {
 
     /// Opens a file and decides by measurement how to read it, and with how many reads at a time (`lanes`, if that is
     /// not for us to decide): `probes` (offset, length) are read in all the ways there are, each part by one of them
-    /// only, and `at_once` at most, each of which has memory of its own. Direct reads win unless they are clearly slower, because they leave the page cache to others.
+    /// only, and `at_once` at most, each of which has memory of its own. Direct reads win unless they are clearly slower,
+    /// because they leave the page cache to others.
     ///
     /// # Errors
     /// `Io`; `Invalid` where there is no memory to read into.

@@ -72,14 +72,6 @@ mod tests {
     fn the_system_says_what_there_is() {
         let available = available_bytes().unwrap();
         assert!(available > 1 << 20);
-        // Of the whole process, in which other tests give memory back at the same time: one of some tries is undisturbed.
-        let grown = || {
-            let before = anonymous_bytes().unwrap();
-            let block = std::hint::black_box(vec![1u8; 64 << 20]);
-            let after = anonymous_bytes().unwrap();
-            after >= before + (60 << 20) && block.len() == 64 << 20
-        };
-        assert!((0..20).any(|_| grown()));
     }
 
     #[test]
