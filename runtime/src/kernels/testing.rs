@@ -1,5 +1,7 @@
 //! What the tests of all backends share.
 
+use super::Backend;
+
 /// Deterministic values with a few outliers.
 pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).max(1);
@@ -10,4 +12,11 @@ pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {
         state as f32 / u32::MAX as f32 - 0.5
     };
     (0..n).map(|i| (next() + next() + next()) * if i % 97 == 0 { 4.0 } else { 1.0 }).collect()
+}
+
+/// A buffer with these values.
+pub(super) fn put<B: Backend>(b: &B, x: &[f32]) -> B::Buf {
+    let mut buf = b.alloc(x.len()).unwrap();
+    b.upload(&mut buf, 0, x);
+    buf
 }

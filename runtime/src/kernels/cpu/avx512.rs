@@ -1,7 +1,7 @@
 //! Tile products with AVX-512 and VNNI: a vector of codes is a register, a row is a lane.
 //!
 //! One token's codes go from the planes to the products without leaving the registers. For several tokens a stretch of
-//! the tile is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: eight at
+//! two tiles is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: eight at
 //! a time. The integer products are exact, and the float operations of a group ([`add_group`]) are the same in each.
 //! Where there is AMX, calls of many tokens go another way: [`amx`].
 #![allow(unsafe_code)]
@@ -12,50 +12,50 @@ mod unpack;
 use super::attention::{Cell, Lanes};
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
-use super::nested::{Activations, SPARE_TOKENS, Tile};
+use super::nested::{Activations, Sums, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use unpack::{AHEAD, raised, unpack};
 
-pub(super) use amx::{Sums, available as amx_available};
+pub(super) use amx::available as amx_available;
 
-/// Units unpacked at a time: 16 KB of codes, to leave room for the activations in the first-level cache.
-const STRETCH: usize = 32;
+/// Units unpacked at a time: 8 KB of codes of each of two tiles, to leave room for the activations in the first-level cache.
+const STRETCH: usize = 16;
 
-/// Tokens of a block with VNNI: their sums and the totals of their rows are sixteen registers.
+/// Tokens of a block with VNNI: their sums with two tiles are sixteen registers.
 const BLOCK: usize = 8;
 
-const _: () = assert!(BLOCK <= SPARE_TOKENS + 1);
-
-pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
+/// Tiles of one shape times tokens `first..`, one for each of their sums.
+pub(super) fn tile_times<const TILES: usize>(
+    isa: Isa,
+    t: [&Tile; TILES],
+    x: &Activations,
+    first: usize,
+    sums: [&mut [[f32; TILE_ROWS]]; TILES],
+) {
     assert!(matches!(isa.kind(), Kind::Avx512 | Kind::Amx));
     // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
-    // compared the sizes of matrix, activations and sums.
+    // compared the sizes of matrices, activations and sums.
     unsafe {
-        match (t.level, t.group) {
-            (1, 64) => times::<1, 2>(t, x, first, sums),
-            (2, 64) => times::<2, 2>(t, x, first, sums),
-            (3, 64) => times::<3, 2>(t, x, first, sums),
-            (4, 64) => times::<4, 2>(t, x, first, sums),
-            (_, 64) => times::<5, 2>(t, x, first, sums),
-            (1, _) => times::<1, 1>(t, x, first, sums),
-            (2, _) => times::<2, 1>(t, x, first, sums),
-            (3, _) => times::<3, 1>(t, x, first, sums),
-            (4, _) => times::<4, 1>(t, x, first, sums),
-            (_, _) => times::<5, 1>(t, x, first, sums),
+        match (t[0].level, t[0].group) {
+            (1, 64) => times::<1, 2, TILES>(t, x, first, sums),
+            (2, 64) => times::<2, 2, TILES>(t, x, first, sums),
+            (3, 64) => times::<3, 2, TILES>(t, x, first, sums),
+            (4, 64) => times::<4, 2, TILES>(t, x, first, sums),
+            (_, 64) => times::<5, 2, TILES>(t, x, first, sums),
+            (1, _) => times::<1, 1, TILES>(t, x, first, sums),
+            (2, _) => times::<2, 1, TILES>(t, x, first, sums),
+            (3, _) => times::<3, 1, TILES>(t, x, first, sums),
+            (4, _) => times::<4, 1, TILES>(t, x, first, sums),
+            (_, _) => times::<5, 1, TILES>(t, x, first, sums),
         }
     }
 }
 
 /// Two tiles of one shape times tokens `first..first + tokens` in bfloat16.
-pub(super) fn pair_times<const TOKENS: usize>(
-    isa: Isa,
-    t: [&Tile; 2],
-    x: &Halves,
-    tokens: (usize, usize),
-    sums: &mut [Sums<TOKENS>; 2],
-) {
+pub(super) fn pair_times(isa: Isa, t: [&Tile; 2], x: &Halves, tokens: (usize, usize), sums: &mut [Sums; 2]) {
     assert!(isa.kind() == Kind::Amx);
     let [a, b] = sums;
     let s = [a, b];
@@ -63,35 +63,37 @@ pub(super) fn pair_times<const TOKENS: usize>(
     // compared the shapes of matrices and activations.
     unsafe {
         match (t[0].level, t[0].group) {
-            (1, 64) => amx::times::<1, 2, TOKENS>(t, x, tokens, s),
-            (2, 64) => amx::times::<2, 2, TOKENS>(t, x, tokens, s),
-            (3, 64) => amx::times::<3, 2, TOKENS>(t, x, tokens, s),
-            (4, 64) => amx::times::<4, 2, TOKENS>(t, x, tokens, s),
-            (_, 64) => amx::times::<5, 2, TOKENS>(t, x, tokens, s),
-            (1, _) => amx::times::<1, 1, TOKENS>(t, x, tokens, s),
-            (2, _) => amx::times::<2, 1, TOKENS>(t, x, tokens, s),
-            (3, _) => amx::times::<3, 1, TOKENS>(t, x, tokens, s),
-            (4, _) => amx::times::<4, 1, TOKENS>(t, x, tokens, s),
-            (_, _) => amx::times::<5, 1, TOKENS>(t, x, tokens, s),
+            (1, 64) => amx::times::<1, 2>(t, x, tokens, s),
+            (2, 64) => amx::times::<2, 2>(t, x, tokens, s),
+            (3, 64) => amx::times::<3, 2>(t, x, tokens, s),
+            (4, 64) => amx::times::<4, 2>(t, x, tokens, s),
+            (_, 64) => amx::times::<5, 2>(t, x, tokens, s),
+            (1, _) => amx::times::<1, 1>(t, x, tokens, s),
+            (2, _) => amx::times::<2, 1>(t, x, tokens, s),
+            (3, _) => amx::times::<3, 1>(t, x, tokens, s),
+            (4, _) => amx::times::<4, 1>(t, x, tokens, s),
+            (_, _) => amx::times::<5, 1>(t, x, tokens, s),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x`
-/// has its groups, and the tokens `first..`, one for each of `sums`.
+/// The machine has the features; all of `t` have N planes and groups of `UNITS · 32`; `x` has their groups, and the tokens
+/// `first..`, one for each of every tile's `sums`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
-unsafe fn times<const N: usize, const UNITS: usize>(
-    t: &Tile,
+unsafe fn times<const N: usize, const UNITS: usize, const TILES: usize>(
+    t: [&Tile; TILES],
     x: &Activations,
     first: usize,
-    sums: &mut [[f32; TILE_ROWS]],
+    mut sums: [&mut [[f32; TILE_ROWS]]; TILES],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match sums {
-            [sums] => one::<N, UNITS>(t, x, first, sums),
-            _ => many::<N, UNITS>(t, x, first, sums),
+        if sums[0].len() > 1 {
+            return many::<N, UNITS, TILES>(t, x, first, sums);
+        }
+        for (t, sums) in t.iter().zip(&mut sums) {
+            sums.iter_mut().for_each(|sums| one::<N, UNITS>(t, x, first, sums));
         }
     }
 }
@@ -198,7 +200,6 @@ fn lower<const N: usize>(dots: [__m512i; 4]) -> __m512i {
 struct Stretch {
     codes: [MaybeUninit<[__m512i; VECTORS]>; STRETCH],
     params: [MaybeUninit<Params>; STRETCH],
-    groups: usize,
 }
 
 /// Several tokens.
@@ -206,99 +207,93 @@ struct Stretch {
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn many<const N: usize, const UNITS: usize>(
-    t: &Tile,
+unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
+    t: [&Tile; TILES],
     x: &Activations,
     first: usize,
-    sums: &mut [[f32; TILE_ROWS]],
+    mut sums: [&mut [[f32; TILE_ROWS]]; TILES],
 ) {
-    let planes = t.planes.map(<[u8]>::as_ptr);
-    let groups = t.zeros.len() / TILE_ROWS;
-    let mut s = Stretch {
-        codes: [const { MaybeUninit::uninit() }; STRETCH],
-        params: [const { MaybeUninit::uninit() }; STRETCH],
-        groups: 0,
+    let groups = t[0].zeros.len() / TILE_ROWS;
+    let mut s = [const {
+        Stretch {
+            codes: [const { MaybeUninit::uninit() }; STRETCH],
+            params: [const { MaybeUninit::uninit() }; STRETCH],
+        }
+    }; TILES];
+    let kernel = const {
+        [
+            tokens::<UNITS, TILES, 1>,
+            tokens::<UNITS, TILES, 2>,
+            tokens::<UNITS, TILES, 3>,
+            tokens::<UNITS, TILES, 4>,
+            tokens::<UNITS, TILES, 5>,
+            tokens::<UNITS, TILES, 6>,
+            tokens::<UNITS, TILES, 7>,
+            tokens::<UNITS, TILES, BLOCK>,
+        ]
     };
     for from in (0..groups).step_by(STRETCH / UNITS) {
-        s.groups = (STRETCH / UNITS).min(groups - from);
-        // SAFETY: the caller's promise; a stretch is complete before it is used, and tokens beyond the last are spare.
+        let stretch = from..groups.min(from + STRETCH / UNITS);
+        // SAFETY: the caller's promise; a stretch is complete before it is used.
         unsafe {
-            for g in 0..s.groups {
-                for u in 0..UNITS {
-                    s.codes[g * UNITS + u].write(unpack::<N, false>(&planes, (from + g) * UNITS + u));
+            for (t, s) in t.iter().zip(&mut s) {
+                let planes = t.planes.map(<[u8]>::as_ptr);
+                for (i, g) in stretch.clone().enumerate() {
+                    for u in 0..UNITS {
+                        s.codes[i * UNITS + u].write(unpack::<N, false>(&planes, g * UNITS + u));
+                    }
+                    s.params[i].write(Params::load(t, g));
                 }
-                s.params[g].write(Params::load(t, from + g));
             }
-            let (mut n, mut rest) = (first, &mut *sums);
-            while !rest.is_empty() {
-                let block = rest.len().min(BLOCK);
-                let (now, later) = rest.split_at_mut(block);
-                match block {
-                    1 => tokens::<UNITS, 1>(&s, x, from, n, now),
-                    2..=4 => tokens::<UNITS, 4>(&s, x, from, n, now),
-                    _ => tokens::<UNITS, BLOCK>(&s, x, from, n, now),
-                }
-                (n, rest) = (n + block, later);
+            let tokens = sums[0].len();
+            for n in (0..tokens).step_by(BLOCK) {
+                let block = BLOCK.min(tokens - n);
+                let sums = sums.each_mut().map(|sums| sums[n..].as_mut_ptr());
+                kernel[block - 1](&s, x, &stretch, first + n, sums);
             }
         }
     }
 }
 
-/// The totals so far; zeros for the tokens beyond.
-#[inline(always)]
-unsafe fn totals<const T: usize>(sums: &[[f32; TILE_ROWS]]) -> [__m512; T] {
-    // SAFETY: the caller vouches for the features.
-    unsafe {
-        let mut totals = [_mm512_setzero_ps(); T];
-        for (total, sums) in totals.iter_mut().zip(sums) {
-            *total = _mm512_loadu_ps(sums.as_ptr());
-        }
-        totals
-    }
-}
-
-#[inline(always)]
-unsafe fn keep<const T: usize>(totals: [__m512; T], sums: &mut [[f32; TILE_ROWS]]) {
-    for (total, sums) in totals.into_iter().zip(sums) {
-        // SAFETY: the caller vouches for the features.
-        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) }
-    }
-}
-
-/// A stretch, whose first group is `from`, times up to T tokens from `first` on.
+/// Adds a stretch of groups times T tokens from `first` on to their sums. With two tiles an activation that was loaded serves
+/// twice: loads, of which each product of one tile needs its own, would bound the pace.
 ///
 /// # Safety
-/// The machine has the features; the stretch is filled, `x` has its groups, the tokens, and T − 1 beyond the last.
+/// The machine has the features; the stretches are filled, `x` has their groups and the tokens, `sums` T rows of each tile.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
-unsafe fn tokens<const UNITS: usize, const T: usize>(
-    s: &Stretch,
+unsafe fn tokens<const UNITS: usize, const TILES: usize, const T: usize>(
+    s: &[Stretch; TILES],
     x: &Activations,
-    from: usize,
+    stretch: &Range<usize>,
     first: usize,
-    sums: &mut [[f32; TILE_ROWS]],
+    sums: [*mut [f32; TILE_ROWS]; TILES],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut totals = totals::<T>(sums);
-        for g in 0..s.groups {
-            let (q, a, sum) = x.group(from + g);
+        for (i, g) in stretch.clone().enumerate() {
+            let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(first * UNITS * UNIT_COLS);
-            let codes = s.codes.as_ptr().add(g * UNITS).cast::<__m512i>();
-            let mut dots = [_mm512_setzero_si512(); T];
+            let codes = s.each_ref().map(|s| s.codes.as_ptr().add(i * UNITS).cast::<__m512i>());
+            let mut dots = [[_mm512_setzero_si512(); T]; TILES];
             for j in 0..UNITS * VECTORS {
-                let codes = _mm512_load_si512(codes.add(j));
-                for (n, dot) in dots.iter_mut().enumerate() {
-                    *dot = _mm512_dpbusd_epi32(*dot, codes, four(q.add(n * UNITS * UNIT_COLS + 4 * j)));
+                let codes = codes.map(|codes| _mm512_load_si512(codes.add(j)));
+                for n in 0..T {
+                    let four = four(q.add(n * UNITS * UNIT_COLS + 4 * j));
+                    for (dots, codes) in dots.iter_mut().zip(codes) {
+                        dots[n] = _mm512_dpbusd_epi32(dots[n], codes, four);
+                    }
                 }
             }
-            let p = s.params.get_unchecked(g).assume_init();
-            for (n, (total, dot)) in totals.iter_mut().zip(dots).enumerate() {
-                let (a, sum) = (*a.get_unchecked(first + n), *sum.get_unchecked(first + n));
-                *total = add_group(p, dot, a, sum, *total);
+            for ((s, dots), sums) in s.iter().zip(dots).zip(sums) {
+                let p = s.params.get_unchecked(i).assume_init();
+                for (n, dot) in dots.into_iter().enumerate() {
+                    let (a, sum) = (*a.get_unchecked(first + n), *sum.get_unchecked(first + n));
+                    let total = sums.add(n).cast::<f32>();
+                    _mm512_storeu_ps(total, add_group(p, dot, a, sum, _mm512_loadu_ps(total)));
+                }
             }
         }
-        keep(totals, sums);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The operations that a model asks for, as tasks of the pool.
 
+use super::aligned::Aligned;
 use super::product::{Out, Product};
 use super::scratch::{Scratch, grow};
-use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, kv, math};
+use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, Routed, Router};
@@ -18,7 +19,7 @@ fn clamp(x: &mut [f32], limit: f32) {
 }
 
 impl Backend for CpuBackend {
-    type Buf = Vec<f32>;
+    type Buf = Aligned<f32>;
     type Kv = CpuKv;
 
     fn name(&self) -> String {
@@ -26,20 +27,20 @@ impl Backend for CpuBackend {
         format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
     }
 
-    fn alloc(&self, len: usize) -> Result<Vec<f32>> {
-        kv::zeroed(len)
+    fn alloc(&self, len: usize) -> Result<Aligned<f32>> {
+        Aligned::zeroed(len)
     }
 
-    fn upload(&self, dst: &mut Vec<f32>, at: usize, src: &[f32]) {
+    fn upload(&self, dst: &mut Aligned<f32>, at: usize, src: &[f32]) {
         dst[at..at + src.len()].copy_from_slice(src);
     }
 
-    fn download(&self, src: &Vec<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
+    fn download(&self, src: &Aligned<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
         dst.copy_from_slice(&src[at..at + dst.len()]);
         Ok(())
     }
 
-    fn copy(&self, src: &Vec<f32>, at: usize, len: usize, dst: &mut Vec<f32>) {
+    fn copy(&self, src: &Aligned<f32>, at: usize, len: usize, dst: &mut Aligned<f32>) {
         dst[..len].copy_from_slice(&src[at..at + len]);
     }
 
@@ -47,7 +48,7 @@ impl Backend for CpuBackend {
         CpuKv::new(capacity, heads, head_dim, self.kv_single)
     }
 
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Vec<f32>) {
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Aligned<f32>) {
         let cols = table.cols();
         self.pool.operation("embedding");
         self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| match table {
@@ -56,7 +57,7 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rms_norm(&self, x: &Vec<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Vec<f32>) {
+    fn rms_norm(&self, x: &Aligned<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Aligned<f32>) {
         let n = weight.len();
         self.pool.operation("norm");
         self.each_row(&mut out[..rows * n], n, &|row, out| {
@@ -64,7 +65,7 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn linear(&self, x: &Vec<f32>, tokens: usize, outs: &mut [Linear<'_, Vec<f32>>]) {
+    fn linear(&self, x: &Aligned<f32>, tokens: usize, outs: &mut [Linear<'_, Aligned<f32>>]) {
         let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
         if let Some(observer) = self.observer.get() {
             outs.iter().for_each(|l| observer.inputs(l.matrix, x, &mut (0..tokens)));
@@ -91,12 +92,12 @@ impl Backend for CpuBackend {
 
     fn place(
         &self,
-        x: Projected<'_, Vec<f32>>,
+        x: Projected<'_, Aligned<f32>>,
         how: &Placing<'_>,
         pos: usize,
         tokens: usize,
         kv: &mut CpuKv,
-        rotated: &mut Vec<f32>,
+        rotated: &mut Aligned<f32>,
     ) {
         let Projected { q, k, v } = x;
         let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
@@ -119,19 +120,25 @@ impl Backend for CpuBackend {
 
     fn attention(
         &self,
-        q: &Vec<f32>,
+        q: &Aligned<f32>,
         kv: &CpuKv,
         pos: usize,
         tokens: usize,
         shape: &Attention,
-        out: &mut Vec<f32>,
+        out: &mut Aligned<f32>,
     ) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.pool.operation("attention");
         attention::attend(&self.pool, self.isa, &mut scratch.partials, q, kv, pos, tokens, shape, out);
     }
 
-    fn route(&self, logits: &Vec<f32>, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+    fn route(
+        &self,
+        logits: &Aligned<f32>,
+        tokens: usize,
+        router: &Router,
+        out: &mut Vec<Choice>,
+    ) -> Result<()> {
         out.clear();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { weights, order, .. } = &mut *scratch;
@@ -161,7 +168,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn ffn(&self, x: &Vec<f32>, tokens: usize, expert: &Expert, out: &mut Vec<f32>) {
+    fn ffn(&self, x: &Aligned<f32>, tokens: usize, expert: &Expert, out: &mut Aligned<f32>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.clear();
         slots.reserve_exact(tokens);
@@ -171,7 +178,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn experts(&self, x: &Vec<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Vec<f32>) {
+    fn experts(&self, x: &Aligned<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Aligned<f32>) {
         let top_k = of.top_k;
         let Some(first) = jobs.first() else { return };
         let rows = x.len() / first.expert.gate.cols();
@@ -189,7 +196,14 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn combine(&self, slots: &Vec<f32>, choices: &[Choice], top_k: usize, d: usize, out: &mut Vec<f32>) {
+    fn combine(
+        &self,
+        slots: &Aligned<f32>,
+        choices: &[Choice],
+        top_k: usize,
+        d: usize,
+        out: &mut Aligned<f32>,
+    ) {
         let tokens = choices.len() / top_k;
         self.pool.operation("weighted sum");
         self.each_row(&mut out[..tokens * d], d, &|t, out| {
@@ -201,14 +215,14 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn gate_rows(&self, x: &mut Vec<f32>, gate: &Vec<f32>, rows: usize, d: usize) {
-        for (x, gate) in x[..rows * d].chunks_exact_mut(d).zip(gate) {
+    fn gate_rows(&self, x: &mut Aligned<f32>, gate: &Aligned<f32>, rows: usize, d: usize) {
+        for (x, gate) in x[..rows * d].chunks_exact_mut(d).zip(gate.iter()) {
             let factor = 1.0 / (1.0 + (-gate).exp());
             x.iter_mut().for_each(|x| *x *= factor);
         }
     }
 
-    fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
+    fn add(&self, x: &mut Aligned<f32>, y: &Aligned<f32>, len: usize) {
         // Pieces for the threads; what is short or of an odd length stays whole.
         const PIECE: usize = 1024;
         let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };

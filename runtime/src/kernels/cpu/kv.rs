@@ -1,8 +1,9 @@
 //! The KV cache of a layer: keys transposed in blocks of 16 positions, values position after position (`attention` says why).
 
+use super::aligned::Aligned;
 use super::attention::{BLOCK, TILE};
 use super::scratch::grow;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
@@ -18,8 +19,8 @@ pub struct CpuKv {
 
 /// `[heads, capacity / 16, head_dim, 16]` keys and `[heads, capacity, head_dim]` values.
 pub(super) enum Store {
-    Half { k: Vec<f16>, v: Vec<f16> },
-    Single { k: Vec<f32>, v: Vec<f32> },
+    Half { k: Aligned<f16>, v: Aligned<f16> },
+    Single { k: Aligned<f32>, v: Aligned<f32> },
 }
 
 impl CpuKv {
@@ -27,17 +28,17 @@ impl CpuKv {
         let capacity = capacity.next_multiple_of(TILE);
         let len = capacity * heads * head_dim;
         let store = if single {
-            Store::Single { k: zeroed(len)?, v: zeroed(len)? }
+            Store::Single { k: Aligned::zeroed(len)?, v: Aligned::zeroed(len)? }
         } else {
-            Store::Half { k: zeroed(len)?, v: zeroed(len)? }
+            Store::Half { k: Aligned::zeroed(len)?, v: Aligned::zeroed(len)? }
         };
         Ok(CpuKv { heads, head_dim, capacity, store })
     }
 
     /// Bytes of a cache made by [`CpuKv::new`].
     pub(super) fn bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-        let cell = if single { size_of::<f32>() } else { size_of::<f16>() };
-        2 * capacity.next_multiple_of(TILE) * heads * head_dim * cell
+        let len = capacity.next_multiple_of(TILE) * heads * head_dim;
+        2 * if single { Aligned::<f32>::bytes(len) } else { Aligned::<f16>::bytes(len) }
     }
 
     /// Writes `tokens` rows from `pos` on.
@@ -74,17 +75,6 @@ fn place<T: Copy>(keys: &[T], heads: usize, dim: usize, capacity: usize, pos: us
             *to = key;
         }
     }
-}
-
-/// Zeros that the system provides as they are touched.
-pub(super) fn zeroed<T: bytemuck::Zeroable + Copy>(len: usize) -> Result<Vec<T>> {
-    let mut probe = Vec::<T>::new();
-    probe.try_reserve_exact(len).map_err(|_| {
-        let mb = (len * size_of::<T>()) >> 20;
-        Error::Invalid(format!("no memory for a buffer of {mb} MB; ask for a smaller context"))
-    })?;
-    drop(probe);
-    Ok(bytemuck::zeroed_vec(len))
 }
 
 thread_local! {

@@ -1,5 +1,6 @@
 //! The CPU backend.
 
+mod aligned;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,8 +36,8 @@ pub use kv::CpuKv;
 use pool::Pool;
 use product::{Input, Out, Product};
 use quantized::Quantized;
+use scratch::Scratch;
 pub use scratch::ScratchShape;
-use scratch::{Scratch, grow};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -198,7 +199,7 @@ impl CpuBackend {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, halves, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
-        grow(gate, slots * ff);
+        gate.reserve(slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
         tokens.clear();
         tokens.reserve_exact(2 * slots);

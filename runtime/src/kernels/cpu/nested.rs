@@ -5,17 +5,19 @@
 //! Only [`tile_times`] differs between machines. The order of the float operations of an output element is fixed by its
 //! instruction set alone: it is the same for one token as for many, and for any number of threads, so that decoding
 //! repeats what a prefill would have computed.
+#![allow(unsafe_code)]
 
+use super::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::scalar;
-use super::scratch::grow;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::quant::{Nested, TILE_ROWS};
+use std::mem::MaybeUninit;
 
 /// Kernels that take a block of tokens may read this many beyond the last: memory that is there, whatever is in it.
 pub(super) const SPARE_TOKENS: usize = 15;
@@ -29,11 +31,11 @@ pub(super) struct Activations {
     /// Tokens from one group to the next.
     stride: usize,
     /// `[groups, stride, group]`, a last partial group padded with zeros; then SPARE_TOKENS.
-    q: Vec<i8>,
+    q: Aligned<i8>,
     /// `[groups, stride]`; then SPARE_TOKENS.
-    scale: Vec<f32>,
+    scale: Aligned<f32>,
     /// Scale times the sum of `q`, as `scale`.
-    sum: Vec<f32>,
+    sum: Aligned<f32>,
 }
 
 /// The distance between groups for so many tokens: an odd number of sixteens. A power of two would put the groups of a
@@ -43,19 +45,20 @@ fn stride(tokens: usize) -> usize {
 }
 
 impl Activations {
-    /// Makes room for `tokens` rows of `cols` values. Shrinking and growing keeps the allocation.
+    /// Makes room for `tokens` rows of `cols` values. Memory never shrinks.
     pub(super) fn reserve(&mut self, tokens: usize, cols: usize, group: usize) {
         (self.group, self.groups, self.tokens) = (group, cols.div_ceil(group), tokens);
         self.stride = stride(tokens);
         let params = self.groups * self.stride + SPARE_TOKENS;
-        grow(&mut self.q, params * group);
-        grow(&mut self.scale, params);
-        grow(&mut self.sum, params);
+        self.q.reserve(params * group);
+        self.scale.reserve(params);
+        self.sum.reserve(params);
     }
 
     /// Bytes that [`Activations::reserve`] takes.
     pub(super) fn bytes(tokens: usize, cols: usize, group: usize) -> usize {
-        (cols.div_ceil(group) * stride(tokens) + SPARE_TOKENS) * (group + 8)
+        let params = cols.div_ceil(group) * stride(tokens) + SPARE_TOKENS;
+        Aligned::<i8>::bytes(params * group) + 2 * Aligned::<f32>::bytes(params)
     }
 
     /// Groups of a token.
@@ -65,7 +68,7 @@ impl Activations {
 
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.q.capacity() + 4 * (self.scale.capacity() + self.sum.capacity())
+        self.q.held() + self.scale.held() + self.sum.held()
     }
 
     /// The parts of the groups, in order.
@@ -119,20 +122,29 @@ impl Part<'_> {
     /// Copies group `g` of the named tokens of `from`, in their order.
     pub(super) fn gather(&mut self, from: &Activations, g: usize, tokens: &[u32]) {
         let (q, scale, sum) = from.group(g);
-        for (i, (to, &t)) in self.q.chunks_exact_mut(from.group).zip(tokens).enumerate() {
-            let t = t as usize;
-            to.copy_from_slice(&q[t * from.group..][..from.group]);
-            (self.scale[i], self.sum[i]) = (scale[t], sum[t]);
+        match from.group {
+            // Known here, a copy is a move or two instead of a call.
+            32 => copy_rows::<32>(self.q, q, tokens),
+            _ => copy_rows::<64>(self.q, q, tokens),
+        }
+        for (i, &t) in tokens.iter().enumerate() {
+            (self.scale[i], self.sum[i]) = (scale[t as usize], sum[t as usize]);
         }
     }
+}
+
+/// Row `tokens[i]` of `from` as row i of `to`.
+fn copy_rows<const N: usize>(to: &mut [i8], from: &[i8], tokens: &[u32]) {
+    let (to, from) = (to.as_chunks_mut::<N>().0, from.as_chunks::<N>().0);
+    to.iter_mut().zip(tokens).for_each(|(to, &t)| *to = from[t as usize]);
 }
 
 #[inline(always)]
 fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer, ties to even
     // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into gathers. Magnitudes
-    // compare as their bits do.
-    let max = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0));
+    // compare as their bits do. A fold: `max` begins with the first of them, and what is left is no whole register.
+    let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.abs().to_bits())));
     let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
     let rounded = x.map(|x| (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32);
     *q = rounded.map(|r| r as i8);
@@ -167,7 +179,6 @@ pub(super) struct Tiles<'a> {
     /// All tiles, as one.
     all: Tile<'a>,
     /// Columns.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX reads it"))]
     cols: usize,
     /// Bytes of a tile in each plane of the level.
     bytes: [usize; 5],
@@ -195,6 +206,12 @@ impl<'a> Tiles<'a> {
         }
     }
 
+    /// Whether tiles of both can be taken together.
+    pub(super) fn alike(&self, other: &Tiles) -> bool {
+        let key = |t: &Tiles| (t.all.group, t.all.level, t.cols, t.params);
+        key(self) == key(other)
+    }
+
     #[inline(always)]
     fn at(&self, tile: usize) -> Tile<'a> {
         let (all, params) = (&self.all, self.params);
@@ -204,6 +221,48 @@ impl<'a> Tiles<'a> {
             zeros: &all.zeros[tile * params..][..params],
             ..*all
         }
+    }
+}
+
+/// Tokens that tiles are multiplied with at a time: their activations stay in the second-level cache from one tile to
+/// the next, and merging a tile's planes again for each block costs little beside the products.
+pub(super) const TOKEN_BLOCK: usize = 128;
+
+/// Sums of a tile's rows for a block of tokens, `[tokens, rows]`, each token's in a cache line.
+#[repr(C, align(64))]
+pub(super) struct Sums([MaybeUninit<[f32; TILE_ROWS]>; TOKEN_BLOCK]);
+
+impl Sums {
+    /// Room for sums.
+    pub(super) fn new() -> Self {
+        Sums([const { MaybeUninit::uninit() }; TOKEN_BLOCK])
+    }
+
+    /// So many, zeros.
+    #[inline(always)]
+    pub(super) fn cleared(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
+        let sums = &mut self.0[..tokens];
+        sums.iter_mut().for_each(|sums| {
+            sums.write([0.0; TILE_ROWS]);
+        });
+        // SAFETY: every element was written a moment ago.
+        unsafe { sums.assume_init_mut() }
+    }
+
+    /// The first sums.
+    ///
+    /// # Safety
+    /// So many were written.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) unsafe fn get(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
+        // SAFETY: the caller's promise.
+        unsafe { self.0[..tokens].assume_init_mut() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn as_mut_ptr(&mut self) -> *mut [f32; TILE_ROWS] {
+        self.0.as_mut_ptr().cast()
     }
 }
 
@@ -229,20 +288,41 @@ pub(super) fn times(
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => avx2::tile_times(isa, &t, x, first, sums),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => avx512::tile_times(isa, &t, x, first, sums),
+        Kind::Avx512 | Kind::Amx => avx512::tile_times(isa, [&t], x, first, [&mut *sums]),
         #[cfg(target_arch = "aarch64")]
         Kind::Dotprod => neon::tile_times(isa, &t, x, first, sums),
     }
     sums.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
 }
 
-/// Tokens that a pair of tiles is multiplied with at a time in bfloat16.
-#[cfg(target_arch = "x86_64")]
-pub(super) const TOKEN_BLOCK: usize = 128;
-
-/// Sums of a pair of tiles, `[tokens, rows]` each.
-#[cfg(target_arch = "x86_64")]
-pub(super) type Sums = avx512::Sums<TOKEN_BLOCK>;
+/// The same of two matrices of one shape and level, or of two tiles of one. Some instruction sets take them together.
+#[inline(always)]
+pub(super) fn times_two(
+    isa: Isa,
+    m: [(&Tiles, usize); 2],
+    x: &Activations,
+    first: usize,
+    sums: [&mut [[f32; TILE_ROWS]]; 2],
+) {
+    let [a, b] = sums;
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa.kind(), Kind::Avx512 | Kind::Amx) {
+        let [t, u] = m.map(|(m, tile)| m.at(tile));
+        assert!(
+            x.group == t.group
+                && x.groups * TILE_ROWS == t.zeros.len()
+                && m[0].0.alike(m[1].0)
+                && first.checked_add(a.len()).is_some_and(|end| end <= x.tokens)
+                && a.len() == b.len(),
+            "activations or matrices that do not fit"
+        );
+        avx512::tile_times(isa, [&t, &u], x, first, [&mut *a, &mut *b]);
+        a.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
+        return b.iter_mut().flatten().for_each(|sum| *sum *= u.alpha);
+    }
+    times(isa, m[0].0, m[0].1, x, first, a);
+    times(isa, m[1].0, m[1].1, x, first, b);
+}
 
 /// Products of two tiles of one shape with tokens `first..first + tokens` in bfloat16; the first `tokens` rows of `sums`
 /// are written.
@@ -256,11 +336,7 @@ pub(super) fn pair_times(
 ) {
     let [a, b] = m.map(|(m, tile)| m.at(tile));
     assert!(
-        a.group == b.group
-            && a.zeros.len() == b.zeros.len()
-            && a.level == b.level
-            && x.has(m[0].0.cols, first, tokens)
-            && tokens <= TOKEN_BLOCK,
+        m[0].0.alike(m[1].0) && x.has(m[0].0.cols, first, tokens) && tokens <= TOKEN_BLOCK,
         "activations or matrices that do not fit"
     );
     avx512::pair_times(isa, [&a, &b], x, (first, tokens), sums);

@@ -7,20 +7,16 @@
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
 use super::math;
-use super::nested::{self, Activations, Tiles};
+use super::nested::{self, Activations, Sums, TOKEN_BLOCK, Tiles};
 use super::pool::Pool;
 use crate::quant::{Matrix, TILE_ROWS};
-use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Weight bytes of a task, at least: long enough to hide what it costs to begin one, short enough to balance.
 const TASK_BYTES: usize = 128 << 10;
 
 /// Tasks per thread where the work is small.
 const TASKS_PER_THREAD: usize = 4;
-
-/// Tokens that a tile is multiplied with at a time: their activations stay in the second-level cache from one tile to
-/// the next, and merging a tile's planes again for each block costs little beside the products.
-const TOKEN_BLOCK: usize = 128;
 
 /// Activations that products read: plain, and quantized in the group sizes that the matrices in hand use.
 pub(super) struct Input<'a> {
@@ -51,19 +47,6 @@ impl Product<'_> {
         self.matrix.rows().div_ceil(TILE_ROWS)
     }
 
-    /// The matrix and the one whose tiles are taken along with its own: another of the same shape and level, or itself.
-    #[cfg(target_arch = "x86_64")]
-    fn nested(&self) -> Option<(Tiles<'_>, Tiles<'_>)> {
-        let Matrix::Nested(m) = self.matrix else { return None };
-        match self.up {
-            None => Some((Tiles::new(m), Tiles::new(m))),
-            Some(Matrix::Nested(up)) if up.shape() == m.shape() && up.level() == m.level() => {
-                Some((Tiles::new(m), Tiles::new(up)))
-            }
-            Some(_) => None,
-        }
-    }
-
     /// Writes the sums of a tile's rows for tokens `from..`, the bias added.
     ///
     /// # Safety
@@ -76,10 +59,12 @@ impl Product<'_> {
             let bias = &bias[first..first + n];
             sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
         }
+        // A whole tile's rows, nearly always: their number is known here, and copying them is a move instead of a call.
+        let whole = n == TILE_ROWS;
         for (i, sums) in (from..).zip(sums.iter()) {
             let to = self.to.map_or(i, |to| to[i] as usize);
             // SAFETY: the caller's promise.
-            unsafe { self.out.set(to, first, &sums[..n]) }
+            unsafe { if whole { self.out.set(to, first, sums) } else { self.out.set(to, first, &sums[..n]) } }
         }
     }
 
@@ -110,6 +95,7 @@ impl Out {
 
     /// # Safety
     /// The buffer is still borrowed for this `Out`, and nobody else touches the elements meanwhile.
+    #[inline(always)]
     unsafe fn set(&self, row: usize, col: usize, values: &[f32]) {
         let i = row * self.stride + col;
         assert!(
@@ -117,13 +103,7 @@ impl Out {
             "columns {col}.. of row {row} are outside the output"
         );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe {
-            match <&[f32; TILE_ROWS]>::try_from(values) {
-                // A whole tile's rows: a few moves instead of a call.
-                Ok(values) => self.at.add(i).cast::<[f32; TILE_ROWS]>().write_unaligned(*values),
-                Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()),
-            }
-        }
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()) }
     }
 }
 
@@ -138,10 +118,11 @@ pub(super) unsafe fn run<'a>(
     count: usize,
     product: &(dyn Fn(usize) -> Product<'a> + Sync),
 ) {
-    let (mut bytes, mut tiles) = (0, 0);
+    let (mut bytes, mut tiles, mut many) = (0, 0, false);
     for p in (0..count).map(product) {
         bytes += p.bytes();
         tiles += p.tiles();
+        many |= p.tokens.len() > 1;
     }
     if tiles == 0 {
         return;
@@ -149,7 +130,7 @@ pub(super) unsafe fn run<'a>(
     let by_size = (TASK_BYTES * tiles).div_ceil(bytes.max(1));
     let per_task = by_size.min(tiles.div_ceil(TASKS_PER_THREAD * pool.threads())).max(1);
     // Pairs of tiles stay together.
-    let per_task = if input.halves.is_some() { per_task.next_multiple_of(2) } else { per_task };
+    let per_task = if many { per_task.next_multiple_of(2) } else { per_task };
     let tasks = |i: usize| product(i).tiles().div_ceil(per_task);
     let total = (0..count).map(tasks).sum();
     // Experts are of one size, which tells a task's product without a search; other products are few.
@@ -173,89 +154,118 @@ pub(super) unsafe fn run<'a>(
         isa.run(
             #[inline(always)]
             || unsafe {
-                #[cfg(target_arch = "x86_64")]
-                if let Some((x, pair)) = input.halves.zip(p.nested()) {
-                    return pairs(isa, x, &p, &pair, tiles);
-                }
                 match p.tokens {
-                    // Decoding: no room for a block's sums has to be cleared.
-                    [_] => rows::<1>(isa, input, &p, tiles),
-                    _ => rows::<TOKEN_BLOCK>(isa, input, &p, tiles),
+                    // Decoding: no room for a block's sums has to be there.
+                    [_] if input.halves.is_none() => one(isa, input, &p, tiles),
+                    _ => pairs(isa, input, &p, tiles),
                 }
             },
         );
     });
 }
 
-/// Zeros, where there was nothing: room for the most tokens costs as much as for those that come.
-#[inline(always)]
-fn cleared(sums: &mut [MaybeUninit<[f32; TILE_ROWS]>]) -> &mut [[f32; TILE_ROWS]] {
-    sums.iter_mut().for_each(|sums| {
-        sums.write([0.0; TILE_ROWS]);
-    });
-    // SAFETY: every element was written a moment ago.
-    unsafe { sums.assume_init_mut() }
-}
-
-/// Takes BLOCK tokens at a time.
+/// One token.
 ///
 /// # Safety
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
-unsafe fn rows<const BLOCK: usize>(isa: Isa, input: &Input, p: &Product, tiles: std::ops::Range<usize>) {
+unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
     let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| Weights::new(input, up)));
-    let mut sums = [const { MaybeUninit::uninit() }; BLOCK];
-    let mut ups = [const { MaybeUninit::uninit() }; BLOCK];
-    for (block, tokens) in p.tokens.chunks(BLOCK).enumerate() {
-        for tile in tiles.clone() {
-            let sums = cleared(&mut sums[..tokens.len()]);
-            let from = (p.first + block * BLOCK, tokens);
-            matrix.tile_times(isa, tile, from, sums);
-            if let Some(up) = &up {
-                let ups = cleared(&mut ups[..tokens.len()]);
-                up.tile_times(isa, tile, from, ups);
-                sums.iter_mut().zip(ups).for_each(|(gate, up)| math::swiglu(gate, up));
-            }
-            // SAFETY: the caller's promise.
-            unsafe { p.write(tile, block * BLOCK, sums) }
+    let from = (p.first, p.tokens);
+    for tile in tiles {
+        let mut sums = [[0.0; TILE_ROWS]];
+        matrix.tile_times(isa, tile, from, &mut sums);
+        if let Some(up) = &up {
+            let mut ups = [[0.0; TILE_ROWS]];
+            up.tile_times(isa, tile, from, &mut ups);
+            math::swiglu(&mut sums[0], &ups[0]);
         }
+        // SAFETY: the caller's promise.
+        unsafe { p.write(tile, 0, &mut sums) }
     }
 }
 
-/// The same in bfloat16, two tiles at a time: a tile of `up` beside its own, or else two neighbours.
+/// Several tokens, two tiles at a time: a tile of `up` beside its own, or else two neighbours.
 ///
 /// # Safety
-/// As [`rows`].
-#[cfg(target_arch = "x86_64")]
+/// As [`one`].
 #[inline(always)]
-unsafe fn pairs(isa: Isa, x: &Halves, p: &Product, (m, up): &(Tiles, Tiles), tiles: std::ops::Range<usize>) {
-    use nested::{Sums, TOKEN_BLOCK};
+unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
+    let pair = Pair::new(input, p.matrix, p.up.unwrap_or(p.matrix));
     let mut sums = [Sums::new(), Sums::new()];
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
-        let n = tokens.len();
+        let first = block * TOKEN_BLOCK;
         for tile in tiles.clone().step_by(if p.up.is_some() { 1 } else { 2 }) {
             let next = if p.up.is_some() { tile } else { (tile + 1).min(tiles.end - 1) };
-            nested::pair_times(
-                isa,
-                [(m, tile), (up, next)],
-                x,
-                (p.first + block * TOKEN_BLOCK, n),
-                &mut sums,
-            );
-            let [a, b] = &mut sums;
-            // SAFETY: `pair_times` wrote so many of both.
-            let (a, b) = unsafe { (a.get(n), b.get(n)) };
+            let (a, b) = pair.times(isa, [tile, next], (p.first + first, tokens), &mut sums);
             if p.up.is_some() {
                 a.iter_mut().zip(b.iter()).for_each(|(gate, up)| math::swiglu(gate, up));
             }
             // SAFETY: the caller's promise.
             unsafe {
-                p.write(tile, block * TOKEN_BLOCK, a);
+                p.write(tile, first, a);
                 if p.up.is_none() && next > tile {
-                    p.write(next, block * TOKEN_BLOCK, b);
+                    p.write(next, first, b);
                 }
             }
         }
+    }
+}
+
+/// Two matrices whose tiles are taken together, or one twice.
+enum Pair<'a> {
+    /// In bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Halves([Tiles<'a>; 2], &'a Halves),
+    Nested([Tiles<'a>; 2], &'a Activations),
+    Each(Weights<'a>, Weights<'a>),
+}
+
+impl<'a> Pair<'a> {
+    fn new(input: &Input<'a>, matrix: &'a Matrix, other: &'a Matrix) -> Self {
+        match (Weights::new(input, matrix), Weights::new(input, other)) {
+            (Weights::Nested(m, x), Weights::Nested(other, _)) if m.alike(&other) => {
+                #[cfg(target_arch = "x86_64")]
+                if let Some(x) = input.halves {
+                    return Pair::Halves([m, other], x);
+                }
+                Pair::Nested([m, other], x)
+            }
+            (m, other) => Pair::Each(m, other),
+        }
+    }
+
+    /// The sums of both tiles.
+    #[inline(always)]
+    fn times<'s>(
+        &self,
+        isa: Isa,
+        tiles: [usize; 2],
+        (first, tokens): (usize, &[u32]),
+        sums: &'s mut [Sums; 2],
+    ) -> (&'s mut [[f32; TILE_ROWS]], &'s mut [[f32; TILE_ROWS]]) {
+        let n = tokens.len();
+        #[cfg(target_arch = "x86_64")]
+        if let Pair::Halves([m, other], x) = self {
+            nested::pair_times(isa, [(m, tiles[0]), (other, tiles[1])], x, (first, n), sums);
+            let [a, b] = sums;
+            // SAFETY: `pair_times` wrote so many of both.
+            return unsafe { (a.get(n), b.get(n)) };
+        }
+        let [a, b] = sums;
+        let (a, b) = (a.cleared(n), b.cleared(n));
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Pair::Halves(..) => unreachable!("returned above"),
+            Pair::Nested([m, other], x) => {
+                nested::times_two(isa, [(m, tiles[0]), (other, tiles[1])], x, first, [&mut *a, &mut *b]);
+            }
+            Pair::Each(m, other) => {
+                m.tile_times(isa, tiles[0], (first, tokens), a);
+                other.tile_times(isa, tiles[1], (first, tokens), b);
+            }
+        }
+        (a, b)
     }
 }
 

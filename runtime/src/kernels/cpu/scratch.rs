@@ -3,6 +3,7 @@
 //! Scratch grows to what an operation needs and stays. It grows to the exact size ([`grow`]), so that the bound of
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
+use super::aligned::Aligned;
 use super::attention::{self, Partials};
 use super::halves::{Halves, MANY};
 use super::quantized::Quantized;
@@ -42,7 +43,7 @@ pub(super) struct Scratch {
     pub(super) by_64: Quantized,
     pub(super) halves: Halves,
     /// Activated inputs of the down projections, `[slots, ff]`.
-    pub(super) gate: Vec<f32>,
+    pub(super) gate: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
     pub(super) partials: Partials,
     /// For routing: weights of a token's experts, and their order.
@@ -54,9 +55,14 @@ impl Scratch {
     /// Bytes allocated.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        let floats = self.gate.capacity() + self.weights.capacity();
+        let floats = self.weights.capacity();
         let ids = self.tokens.capacity() + self.order.capacity();
-        self.by_32.held() + self.by_64.held() + self.halves.held() + self.partials.held() + 4 * (floats + ids)
+        self.by_32.held()
+            + self.by_64.held()
+            + self.gate.held()
+            + self.halves.held()
+            + self.partials.held()
+            + 4 * (floats + ids)
     }
 }
 
@@ -90,7 +96,7 @@ impl CpuBackend {
         let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
         let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
         let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
-        let gate = 4 * (slots * s.ff_routed).max(dense * s.ff_dense);
+        let gate = Aligned::<f32>::bytes((slots * s.ff_routed).max(dense * s.ff_dense));
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
         let routing = 8 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };

@@ -1,14 +1,19 @@
 //! Every instruction set of this machine against the scalar specification in `quant`.
 
+use super::aligned::Aligned;
 use super::*;
 use crate::experts::Expert;
-use crate::kernels::testing::values;
+use crate::kernels::testing::{put, values};
 use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
 use crate::quant::{self, Level, QuantizedRow, Shape};
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None, trace: None })
         .unwrap()
+}
+
+fn buffer(x: impl AsRef<[f32]>) -> Aligned<f32> {
+    put(&backend(Isa::best(), 1), x.as_ref())
 }
 
 #[test]
@@ -29,8 +34,8 @@ fn products_agree_with_the_specification_at_every_level() {
                     let nested = nested.at(level).unwrap();
                     let matrix = Matrix::Nested(nested.clone());
                     for tokens in [1, 2, 5, 9, 35] {
-                        let x = values(tokens * cols, 7);
-                        let mut out = vec![f32::NAN; tokens * rows];
+                        let x = buffer(values(tokens * cols, 7));
+                        let mut out = buffer(vec![f32::NAN; tokens * rows]);
                         b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
                         for (t, x) in x.chunks_exact(cols).enumerate() {
                             let x = QuantizedRow::new(x, group);
@@ -61,7 +66,7 @@ fn products_agree_with_the_specification_at_every_level() {
 fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
     let (rows, cols) = (50, 1120);
     for tokens in [7, 20, 140] {
-        let x = values(tokens * cols, 3);
+        let x = buffer(values(tokens * cols, 3));
         let w = values(rows * cols, 1);
         let mut matrices = vec![Matrix::F32 { rows, cols, data: w.clone().into() }];
         for group in [32, 64] {
@@ -74,14 +79,14 @@ fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
             .filter(|isa| tokens < MANY || !isa.halves())
             .flat_map(|isa| matrices.iter().map(move |m| (isa, m)))
         {
-            let mut all = vec![0.0; tokens * rows];
+            let mut all = buffer(vec![0.0; tokens * rows]);
             backend(isa, 3).linear(&x, tokens, &mut [Linear { matrix, bias: None, out: &mut all }]);
             let one_thread = backend(isa, 1);
             for t in 0..tokens {
-                let mut one = vec![0.0; rows];
-                let x = x[t * cols..][..cols].to_vec();
+                let mut one = buffer(vec![0.0; rows]);
+                let x = buffer(&x[t * cols..][..cols]);
                 one_thread.linear(&x, 1, &mut [Linear { matrix, bias: None, out: &mut one }]);
-                assert_eq!(one, all[t * rows..][..rows], "{isa} token {t} of {tokens}");
+                assert_eq!(one[..], all[t * rows..][..rows], "{isa} token {t} of {tokens}");
             }
         }
     }
@@ -110,10 +115,10 @@ fn many_tokens_err_less_than_eight_bits_do() {
                         let x = values(tokens * cols, 7);
                         let product = |x: &[f32], threads| {
                             let n = x.len() / cols;
-                            let mut out = vec![f32::NAN; n * rows];
+                            let mut out = buffer(vec![f32::NAN; n * rows]);
                             let mut outs = [Linear { matrix: &matrix, bias: None, out: &mut out }];
-                            backend(isa, threads).linear(&x.to_vec(), n, &mut outs);
-                            out
+                            backend(isa, threads).linear(&buffer(x), n, &mut outs);
+                            out.to_vec()
                         };
                         let out = product(&x, 2);
                         // As long as a call is one of many tokens, neither their number nor the threads matter.
@@ -148,11 +153,11 @@ fn many_tokens_err_less_than_eight_bits_do() {
 #[test]
 fn plain_products_add_their_bias() {
     let w = values(5 * 37, 1);
-    let x = values(6 * 37, 2);
+    let x = buffer(values(6 * 37, 2));
     let bias = values(5, 3);
     let matrix = Matrix::F32 { rows: 5, cols: 37, data: w.clone().into() };
     for isa in Isa::available() {
-        let mut out = vec![0.0; 30];
+        let mut out = buffer(vec![0.0; 30]);
         backend(isa, 2).linear(&x, 6, &mut [Linear { matrix: &matrix, bias: Some(&bias), out: &mut out }]);
         for (i, got) in out.iter().enumerate() {
             let (t, r) = (i / 5, i % 5);
@@ -199,7 +204,7 @@ fn attention_is_the_formula_alone_and_among_others() {
         let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window };
         let (all, width) = (pos + tokens, kv_heads * head_dim);
         let (k, v) = (values(all * width, 2), values(all * width, 3));
-        let q = values(tokens * heads * head_dim, 1);
+        let q = buffer(values(tokens * heads * head_dim, 1));
         for isa in Isa::available() {
             for single in [true, false] {
                 let options =
@@ -207,7 +212,7 @@ fn attention_is_the_formula_alone_and_among_others() {
                 let b = CpuBackend::new(options).unwrap();
                 let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
                 b.write_kv(&mut kv, 0, all, &k, &v);
-                let mut out = vec![f32::NAN; q.len()];
+                let mut out = buffer(vec![f32::NAN; q.len()]);
                 b.attention(&q, &kv, pos, tokens, &shape, &mut out);
                 let bound = if single { 1e-5 } else { 4e-3 };
                 for (t, out) in out.chunks_exact(heads * head_dim).enumerate() {
@@ -219,10 +224,10 @@ fn attention_is_the_formula_alone_and_among_others() {
                         );
                     }
                     // A lone token's threads share the chunks of a long cache: the same numbers to the last bit.
-                    let mut one = vec![f32::NAN; heads * head_dim];
-                    let q = q[t * heads * head_dim..][..heads * head_dim].to_vec();
+                    let mut one = buffer(vec![f32::NAN; heads * head_dim]);
+                    let q = buffer(&q[t * heads * head_dim..][..heads * head_dim]);
                     b.attention(&q, &kv, pos + t, 1, &shape, &mut one);
-                    assert_eq!(one, out, "{isa} {shape:?} token {t}");
+                    assert_eq!(one[..], *out, "{isa} {shape:?} token {t}");
                     chunked += usize::from(pos + t > 1024);
                 }
             }
@@ -234,7 +239,7 @@ fn attention_is_the_formula_alone_and_among_others() {
 #[test]
 fn routing_orders_by_weight_and_breaks_ties_by_index() {
     let b = backend(Isa::best(), 1);
-    let logits = vec![0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5];
+    let logits = buffer([0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]);
     let mut out = Vec::new();
     let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0 };
     b.route(&logits, 1, &router, &mut out).unwrap();
@@ -274,8 +279,8 @@ fn scratch_stays_within_its_bound() {
     // On a thread of its own: what attention works in belongs to threads.
     std::thread::spawn(move || {
         let b = backend(Isa::best(), shape.threads);
-        let x = values(chunk * shape.widest, 2);
-        let mut out = vec![0.0; chunk * shape.top_k * shape.widest];
+        let x = buffer(values(chunk * shape.widest, 2));
+        let mut out = buffer(vec![0.0; chunk * shape.top_k * shape.widest]);
         let mut kv = b.alloc_kv(shape.context, 4, shape.head_dim).unwrap();
         let mut held = 0;
         // Sizes that grow, so that a buffer that doubled would show.

@@ -5,7 +5,7 @@
 use super::*;
 use crate::kernels::RopeTable;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use crate::kernels::testing::values;
+use crate::kernels::testing::{put, values};
 use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
@@ -66,12 +66,6 @@ fn product(m: &[f64], cols: usize, x: &[f32]) -> Vec<(f64, f64)> {
         terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()))
     };
     m.chunks_exact(cols).map(row).collect()
-}
-
-fn put(b: &GpuBackend, x: &[f32]) -> GpuBuf {
-    let mut buf = b.alloc(x.len()).unwrap();
-    b.upload(&mut buf, 0, x);
-    buf
 }
 
 fn get(b: &GpuBackend, buf: &GpuBuf) -> Vec<f32> {

@@ -6,7 +6,7 @@
 
 use super::unpack::{AHEAD, unpack};
 use crate::kernels::cpu::halves::Halves;
-use crate::kernels::cpu::nested::Tile;
+use crate::kernels::cpu::nested::{Sums, TOKEN_BLOCK, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -100,46 +100,23 @@ const STRETCH: usize = 16;
 #[repr(C, align(64))]
 struct Weights([MaybeUninit<[__m512i; 2 * VECTORS]>; STRETCH]);
 
-/// Sums of a block of tokens, each a row of a tile register.
-#[repr(C, align(64))]
-pub(in crate::kernels::cpu) struct Sums<const TOKENS: usize>(
-    pub(super) [MaybeUninit<[f32; TILE_ROWS]>; TOKENS],
-);
-
-impl<const TOKENS: usize> Sums<TOKENS> {
-    /// Room for sums.
-    pub(in crate::kernels::cpu) fn new() -> Self {
-        Sums([const { MaybeUninit::uninit() }; TOKENS])
-    }
-
-    /// The first sums.
-    ///
-    /// # Safety
-    /// So many were written.
-    #[inline(always)]
-    pub(in crate::kernels::cpu) unsafe fn get(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
-        // SAFETY: the caller's promise.
-        unsafe { self.0[..tokens].assume_init_mut() }
-    }
-}
-
 /// `sums[i][n][r] = row r of tile i · token first + n`, for `tokens` tokens.
 ///
 /// # Safety
 /// The machine has the features and AMX; both tiles are N planes of one shape in groups of `UNITS · 32`, `x` has the
 /// tokens and their columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16,f16c,avx2,fma")]
-pub(super) unsafe fn times<const N: usize, const UNITS: usize, const TOKENS: usize>(
+pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
     t: [&Tile; 2],
     x: &Halves,
     (first, tokens): (usize, usize),
-    sums: [&mut Sums<TOKENS>; 2],
+    sums: [&mut Sums; 2],
 ) {
-    assert!(tokens.div_ceil(ROWS) * ROWS <= TOKENS);
+    assert!(tokens.div_ceil(ROWS) * ROWS <= TOKEN_BLOCK);
     let units = t[0].zeros.len() / TILE_ROWS * UNITS;
     let mut weights = [const { Weights([const { MaybeUninit::uninit() }; STRETCH]) }; 2];
     let (x, stride) = x.token(first);
-    let sums = sums.map(|s| s.0.as_mut_ptr().cast::<u8>());
+    let sums = sums.map(|s| s.as_mut_ptr().cast::<u8>());
     // SAFETY: the caller's promise. A stretch is complete before it is used; rows of activations beyond the last token
     // are spare, and those of sums are there by the assertion; a unit's activations are a line of the token's row.
     unsafe {

@@ -15,7 +15,7 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
             let router = Router { experts, top_k, renormalize, scale: 1.5 };
             let (mut got, mut want) = (Vec::new(), Vec::new());
             b.route(&put(&b, &logits), tokens, &router, &mut got).unwrap();
-            cpu.route(&logits, tokens, &router, &mut want).unwrap();
+            cpu.route(&put(&cpu, &logits), tokens, &router, &mut want).unwrap();
             let ids = |c: &[Choice]| c.iter().map(|c| c.expert).collect::<Vec<_>>();
             assert_eq!(ids(&got), ids(&want));
             let gates = |c: &[Choice]| c.iter().map(|c| c.gate).collect::<Vec<_>>();

@@ -71,8 +71,8 @@ fn a_norm_before_several_products_and_a_sum_after_one() {
                 b.norm_linear(&input, norm, tokens, &mut h, &mut linears);
             }
             let cpu = cpu();
-            let mut normed = vec![0.0; tokens * cols];
-            cpu.rms_norm(&x, &weight, 1e-5, tokens, &mut normed);
+            let mut normed = cpu.alloc(tokens * cols).unwrap();
+            cpu.rms_norm(&put(&cpu, &x), &weight, 1e-5, tokens, &mut normed);
             close("the norm", &get(&b, &h), &normed, 1e-5);
             let mut alone = b.alloc(tokens * cols).unwrap();
             b.rms_norm(&input, &weight, 1e-5, tokens, &mut alone);
@@ -101,8 +101,9 @@ fn embeddings_are_rows() {
             let ids = [0, 69, 17, 17, 33];
             let mut out = b.alloc(ids.len() * cols).unwrap();
             b.embed(&table, &ids, &mut out);
-            let mut want = vec![0.0; ids.len() * cols];
-            cpu().embed(&table, &ids, &mut want);
+            let cpu = cpu();
+            let mut want = cpu.alloc(ids.len() * cols).unwrap();
+            cpu.embed(&table, &ids, &mut want);
             close(&name, &get(&b, &out), &want, 1e-5);
         }
     }
@@ -147,9 +148,8 @@ fn places_and_attends() {
             let mut outs = (Vec::new(), Vec::new());
             // What came before, then the tokens in question.
             for (pos, tokens) in [(0, pos), (pos, tokens)].into_iter().filter(|p| p.1 > 0) {
-                let (mut q, mut k) =
-                    (values(tokens * heads * head_dim, 1), values(tokens * kv_heads * head_dim, 2));
-                let mut v = values(tokens * kv_heads * head_dim, 3);
+                let value = |heads, seed| put(&cpu, &values(tokens * heads * head_dim, seed));
+                let (mut q, mut k, mut v) = (value(heads, 1), value(kv_heads, 2), value(kv_heads, 3));
                 let (mut gq, mut gk, mut gv) = (put(&b, &q), put(&b, &k), put(&b, &v));
                 let mut rotated = b.alloc(q.len()).unwrap();
                 let x = Projected { q: &mut gq, k: &mut gk, v: &mut gv };
@@ -157,12 +157,13 @@ fn places_and_attends() {
                 let mut out = b.alloc(q.len()).unwrap();
                 b.attention(&rotated, &kv, pos, tokens, &shape, &mut out);
                 outs.0 = get(&b, &out);
-                let mut turned = vec![0.0; q.len()];
+                let mut turned = cpu.alloc(q.len()).unwrap();
                 let x = Projected { q: &mut q, k: &mut k, v: &mut v };
                 cpu.place(x, &how, pos, tokens, &mut cpu_kv, &mut turned);
                 close("queries", &get(&b, &rotated), &turned, 1e-5);
-                outs.1 = vec![0.0; turned.len()];
-                cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut outs.1);
+                let mut mixed = cpu.alloc(turned.len()).unwrap();
+                cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut mixed);
+                outs.1 = mixed.to_vec();
                 // Alone it gets what it gets among others.
                 let width = heads * head_dim;
                 let last = put(&b, &get(&b, &rotated)[(tokens - 1) * width..]);
@@ -189,8 +190,9 @@ fn what_is_elementwise() {
     b.copy(&gy, 300, 400, &mut part);
     assert_eq!(get(&b, &part)[..400], y[300..700]);
     let gate = values(10, 3);
-    let (mut gated, mut want) = (put(&b, &x), x.clone());
+    let cpu = cpu();
+    let (mut gated, mut want) = (put(&b, &x), put(&cpu, &x));
     b.gate_rows(&mut gated, &put(&b, &gate), 10, 100);
-    cpu().gate_rows(&mut want, &gate, 10, 100);
+    cpu.gate_rows(&mut want, &put(&cpu, &gate), 10, 100);
     close("gated rows", &get(&b, &gated), &want, 1e-6);
 }

@@ -1,0 +1,91 @@
+//! Memory that begins with a cache line. What the allocator gives lies 16 bytes off one as a rule, and then every store of
+//! a register of 64 bytes touches two.
+
+use crate::error::{Error, Result};
+use bytemuck::Zeroable;
+use std::ops::{Deref, DerefMut};
+
+/// Bytes of a cache line, and of the widest register.
+const LINE: usize = 64;
+
+/// Values that begin at a multiple of LINE bytes.
+#[derive(Default)]
+pub struct Aligned<T> {
+    /// With room to begin later.
+    values: Vec<T>,
+    first: usize,
+    len: usize,
+}
+
+impl<T: Zeroable + Copy> Aligned<T> {
+    /// Values of memory beside those asked for.
+    const SPARE: usize = LINE / size_of::<T>() - 1;
+
+    /// Zeros that the system provides as they are touched.
+    pub(super) fn zeroed(len: usize) -> Result<Self> {
+        let mut probe = Vec::<T>::new();
+        probe.try_reserve_exact(len + Self::SPARE).map_err(|_| {
+            let mb = (len * size_of::<T>()) >> 20;
+            Error::Invalid(format!("no memory for a buffer of {mb} MB; ask for a smaller context"))
+        })?;
+        drop(probe);
+        let values: Vec<T> = bytemuck::zeroed_vec(len + Self::SPARE);
+        // A platform that cannot tell gives `usize::MAX`: alignment is for speed alone.
+        let first = values.as_ptr().align_offset(LINE).min(Self::SPARE);
+        Ok(Aligned { values, first, len })
+    }
+
+    /// Room for `len` values, whatever is in them, and more if there was more.
+    pub(super) fn reserve(&mut self, len: usize) {
+        if self.len < len {
+            // The old memory goes before the new comes: bounds of scratch count one of them.
+            drop(std::mem::take(&mut self.values));
+            *self = Self::zeroed(len).expect("memory for scratch that the plan counted");
+        }
+    }
+
+    /// Bytes of so many values.
+    pub(super) const fn bytes(len: usize) -> usize {
+        (len + Self::SPARE) * size_of::<T>()
+    }
+
+    /// Bytes allocated.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.values.capacity() * size_of::<T>()
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[self.first..][..self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[self.first..][..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn begins_a_line_and_keeps_what_there_is() {
+        for len in [1, 15, 16, 100, 1 << 16] {
+            let mut x = Aligned::<f32>::zeroed(len).unwrap();
+            assert_eq!((x.as_ptr() as usize % LINE, x.len()), (0, len));
+            x[len - 1] = 1.0;
+            x.reserve(len / 2);
+            assert_eq!((x.len(), x[len - 1]), (len, 1.0));
+            x.reserve(2 * len);
+            assert_eq!((x.as_ptr() as usize % LINE, x.len(), x[len - 1]), (0, 2 * len, 0.0));
+            assert_eq!(x.held(), Aligned::<f32>::bytes(2 * len));
+        }
+        assert!(Aligned::<f32>::zeroed(usize::MAX / 8).is_err());
+    }
+}
