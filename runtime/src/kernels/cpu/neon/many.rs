@@ -41,37 +41,56 @@ pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
                     C::put(unit, r, codes::<C, N>(&planes, g * UNITS + u, 4 * r));
                 }
             }
-            let p = params(t, g);
-            for (i, sums) in sums.chunks_mut(BLOCK).enumerate() {
-                let n = first + i * BLOCK;
-                match sums.len() {
-                    1 | 2 => block::<C, UNITS, 2>((&group, &p), x, g, n, sums),
-                    _ => block::<C, UNITS, BLOCK>((&group, &p), x, g, n, sums),
-                }
-            }
+            group_times::<C, UNITS>((&group, &params(t, g)), x, g, first, sums);
         }
     }
 }
 
-/// A group times up to T tokens from `first` on.
+/// A group times the tokens from `first` on. Not inlined: beside the code that unpacks, fewer registers were left.
 ///
 /// # Safety
-/// The machine has the instructions of `C`; `x` has the group, the tokens, and T − 1 beyond the last.
+/// The machine has the instructions of `C`; `x` has group g, the tokens, and BLOCK − 1 beyond the last.
 #[inline(never)]
-unsafe fn block<C: Core, const UNITS: usize, const T: usize>(
-    (codes, params): (&Group, &Params),
+unsafe fn group_times<C: Core, const UNITS: usize>(
+    group: (&Group, &Params),
     x: &Activations,
     g: usize,
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let (q, a, sum) = x.group(g);
+    let from = |n: usize| (&q[n * UNITS * UNIT_COLS..], &a[n..], &sum[n..]);
     // SAFETY: the caller's promise.
     unsafe {
-        let dots = C::dots::<UNITS, T>(codes, q.as_ptr().add(first * UNITS * UNIT_COLS));
+        let (mut n, mut blocks) = (first, sums.chunks_exact_mut(BLOCK));
+        for sums in blocks.by_ref() {
+            block::<C, UNITS, BLOCK>(group, from(n), sums);
+            n += BLOCK;
+        }
+        match blocks.into_remainder() {
+            [] => {}
+            sums @ ([_] | [_, _]) => block::<C, UNITS, 2>(group, from(n), sums),
+            sums => block::<C, UNITS, BLOCK>(group, from(n), sums),
+        }
+    }
+}
+
+/// A group times T tokens, of which as many count as there are sums.
+///
+/// # Safety
+/// The machine has the instructions of `C`; codes, scales and sums of activations are there for T tokens.
+#[inline(always)]
+unsafe fn block<C: Core, const UNITS: usize, const T: usize>(
+    (codes, params): (&Group, &Params),
+    (q, a, sum): (&[i8], &[f32], &[f32]),
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let dots = C::dots::<UNITS, T>(codes, q.as_ptr());
         for (n, dots) in dots.into_iter().enumerate() {
             let Some(sums) = sums.get_mut(n) else { break };
-            let (a, sum) = (*a.get_unchecked(first + n), *sum.get_unchecked(first + n));
+            let (a, sum) = (*a.get_unchecked(n), *sum.get_unchecked(n));
             for (r, (p, dot)) in params.iter().zip(dots).enumerate() {
                 let to = sums.as_mut_ptr().add(4 * r);
                 vst1q_f32(to, add_group(*p, dot, a, sum, vld1q_f32(to)));
