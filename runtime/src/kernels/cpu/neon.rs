@@ -25,7 +25,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use unpack::{Quarter, unpack};
 
-/// A core's way to multiply codes with activations. Its functions are called only on machines that have its instructions.
+/// A core's way to multiply codes with activations.
 trait Core {
     /// Whether 8-bit codes are multiplied as signed bytes: less 128, which the zero point makes good. Shorter ones fit as
     /// they are.
@@ -36,12 +36,19 @@ trait Core {
     const DOT: &'static str;
 
     /// Adds to each lane of `sum` the products of four codes with the `LANE`-th four of `q`.
+    ///
+    /// # Safety
+    /// The machine has the core's instructions.
     unsafe fn dot<const LANE: usize>(sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t;
 
     /// Puts the codes of rows `4 r ..` to where [`Core::dots`] wants them.
-    unsafe fn put(unit: &mut Unit, r: usize, codes: Quarter);
+    fn put(unit: &mut Unit, r: usize, codes: Quarter);
 
-    /// A group's products with T tokens, an even number: `q` has `UNITS · 32` activations of each.
+    /// A group's products with T tokens, an even number, for a tile's rows four by four. A register of codes serves all
+    /// of them, and their sums stay in registers.
+    ///
+    /// # Safety
+    /// The machine has the core's instructions; `q` has `UNITS · 32` activations of each token.
     unsafe fn dots<const UNITS: usize, const T: usize>(codes: &Group, q: *const i8) -> Dots<T>;
 }
 

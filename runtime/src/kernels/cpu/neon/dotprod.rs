@@ -34,7 +34,7 @@ impl Core for Dotprod {
 
     /// Vector after vector.
     #[inline(always)]
-    unsafe fn put(unit: &mut Unit, r: usize, codes: Quarter) {
+    fn put(unit: &mut Unit, r: usize, codes: Quarter) {
         unit.chunks_exact_mut(4).zip(codes).for_each(|(vector, codes)| vector[r] = codes);
     }
 

@@ -1,5 +1,8 @@
 //! The extension for matrices of bytes: `usmmla` multiplies 2 rows of 8 unsigned codes with 8 activations of 2 tokens,
 //! and `usdot` is the dot product of unsigned codes.
+//!
+//! For 16 columns of a tile and 4 tokens that is 32 `usmmla` for 16 registers of codes and 4 of activations, where the dot
+//! product needs 64 instructions (`benches/records/cpu-zen5.md`, counted, not timed).
 
 use super::Core;
 use super::many::{Dots, Group, Unit};
@@ -52,7 +55,7 @@ impl Core for I8mm {
 
     /// Eight columns after eight columns: two vectors have four each of a row, which belong beside each other.
     #[inline(always)]
-    unsafe fn put(unit: &mut Unit, r: usize, codes: Quarter) {
+    fn put(unit: &mut Unit, r: usize, codes: Quarter) {
         for (eight, codes) in unit.chunks_exact_mut(8).zip(codes.chunks_exact(2)) {
             // SAFETY: NEON is AArch64's baseline.
             unsafe {

@@ -46,7 +46,8 @@ pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
     }
 }
 
-/// A group times the tokens from `first` on. Not inlined: beside the code that unpacks, fewer registers were left.
+/// A group times the tokens from `first` on. Not inlined: what it reads lies in memory, and all
+/// levels share it.
 ///
 /// # Safety
 /// The machine has the instructions of `C`; `x` has group g, the tokens, and BLOCK − 1 beyond the last.
