@@ -285,7 +285,7 @@ fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: 
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 | Kind::Amx => with!(std::arch::x86_64::__m512),
         #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod => with!(super::neon::Lanes16),
+        Kind::Dotprod | Kind::I8mm => with!(super::neon::Lanes16),
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) enum Kind {
     /// AArch64 with the dot-product extension.
     #[cfg(target_arch = "aarch64")]
     Dotprod,
+    /// AArch64 with the extension for matrices of bytes.
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 impl Isa {
@@ -48,8 +51,14 @@ impl Isa {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            all.push(Isa(Kind::Dotprod));
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("dotprod") {
+                all.push(Isa(Kind::Dotprod));
+            }
+            if has!("i8mm") {
+                all.push(Isa(Kind::I8mm));
+            }
         }
         all
     }
@@ -113,6 +122,8 @@ impl fmt::Display for Isa {
             Kind::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
             Kind::Dotprod => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::I8mm => "i8mm",
         })
     }
 }

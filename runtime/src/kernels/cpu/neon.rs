@@ -1,162 +1,222 @@
-//! Tile products for AArch64 with the dot-product extension: a quarter of a tile (4 rows) is one register of lanes.
+//! Tile products for AArch64 cores with the dot-product extension, and with the one for matrices of bytes (i8mm): a
+//! quarter of a tile (4 rows) is one register of lanes.
 //!
-//! `sdot` multiplies signed bytes, so 8-bit codes are taken less 128 (shorter ones fit as they are), which the zero
-//! point makes good. The instruction is written as assembly because its intrinsic is not stable.
+//! One token's codes go from the planes to the products without leaving the registers ([`one`]). For several tokens a
+//! group is unpacked once, and they pass over it four at a time ([`many`]). What differs between the cores is a
+//! [`Core`]. Integers are exact however they are grouped; the float operations of a group ([`add_group`]) are the same
+//! for one token and for many. Instructions whose intrinsics are not stable are written as assembly.
 #![allow(unsafe_code)]
+
+mod dotprod;
+mod i8mm;
+mod many;
+#[cfg(test)]
+mod tests;
+mod unpack;
 
 use super::attention::{Cell, Lanes};
 use super::isa::{Isa, Kind};
 use super::nested::{Activations, Tile};
-use super::scalar;
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
+use crate::quant::{TILE_ROWS, UNIT_COLS};
+use dotprod::Dotprod;
+use i8mm::I8mm;
+use many::{Dots, Group, Unit, many};
 use std::arch::aarch64::*;
 use std::arch::asm;
+use unpack::{Quarter, unpack};
 
-/// The codes of 4 rows of a unit, one register a vector.
-type Quarter = [uint8x16_t; VECTORS];
+/// A core's way to multiply codes with activations.
+trait Core {
+    /// Whether 8-bit codes are multiplied as signed bytes: less 128, which the zero point makes good. Shorter ones fit as
+    /// they are.
+    const SIGNED: bool;
 
-/// The codes of 4 rows of unit `u`: see `quant::layout` for what lies where.
-#[inline(always)]
-unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> Quarter {
-    // SAFETY: NEON is AArch64's baseline; the caller vouches for unit `u` in the first N planes.
-    unsafe {
-        let load =
-            |p: usize, half: usize| vld1q_u8(planes[p].add(u * unit_bytes(p) + half * VECTOR + 4 * rows));
-        let mut out = [vdupq_n_u8(0); VECTORS];
-        // The two bits of each vector in a 2-bit plane.
-        let two = |p: usize| -> Quarter {
-            let (x, y, three) = (load(p, 0), load(p, 1), vdupq_n_u8(3));
-            [
-                vandq_u8(x, three),
-                vandq_u8(y, three),
-                vandq_u8(vshrq_n_u8::<2>(x), three),
-                vandq_u8(vshrq_n_u8::<2>(y), three),
-                vandq_u8(vshrq_n_u8::<4>(x), three),
-                vandq_u8(vshrq_n_u8::<4>(y), three),
-                vshrq_n_u8::<6>(x),
-                vshrq_n_u8::<6>(y),
-            ]
-        };
-        if N == 1 {
-            return two(0);
-        }
-        let (x, y, first) = (load(0, 0), load(0, 1), load(1, 0));
-        let mask = |bits: u8| vdupq_n_u8(bits);
-        if N == 2 {
-            let pairs = [
-                vbslq_u8(mask(0x66), vshlq_n_u8::<1>(x), first),
-                vbslq_u8(mask(0x66), vshlq_n_u8::<1>(y), vshrq_n_u8::<1>(first)),
-                vbslq_u8(mask(0x66), vshrq_n_u8::<1>(x), vshrq_n_u8::<2>(first)),
-                vbslq_u8(mask(0x66), vshrq_n_u8::<1>(y), vshrq_n_u8::<3>(first)),
-            ];
-            for (j, x) in pairs.into_iter().enumerate() {
-                out[j] = vandq_u8(x, mask(7));
-                out[j + 4] = vandq_u8(vshrq_n_u8::<4>(x), mask(7));
-            }
-            return out;
-        }
-        let second = load(2, 0);
-        let odd = vbslq_u8(mask(0xaa), first, vshrq_n_u8::<1>(second));
-        let even = vbslq_u8(mask(0xaa), vshlq_n_u8::<1>(first), second);
-        // Shift and insert: fields 0 and 2 of `high` over those of `low`, and fields 1 and 3.
-        let nibbles = |high: uint8x16_t, low: uint8x16_t| {
-            (
-                vbslq_u8(mask(0x33), low, vshlq_n_u8::<2>(high)),
-                vbslq_u8(mask(0x33), vshrq_n_u8::<2>(low), high),
-            )
-        };
-        let ((n0, n2), (n1, n3)) = (nibbles(x, even), nibbles(y, odd));
-        for (j, x) in [n0, n1, n2, n3].into_iter().enumerate() {
-            out[j] = vandq_u8(x, mask(15));
-            out[j + 4] = vshrq_n_u8::<4>(x);
-        }
-        for p in 3..N {
-            let low = two(p);
-            for j in 0..VECTORS {
-                out[j] = vorrq_u8(vshlq_n_u8::<2>(out[j]), low[j]);
-            }
-        }
-        if N == 5 {
-            out = out.map(|codes| veorq_u8(codes, mask(0x80)));
-        }
-        out
-    }
-}
+    /// The instruction of [`Core::dot`].
+    #[cfg(test)]
+    const DOT: &'static str;
 
-/// Adds to each lane of `sum` the products of four codes with the `LANE`-th four of `q`.
-macro_rules! sdot {
-    ($sum:ident, $codes:expr, $q:expr, $lane:literal) => {
-        asm!(
-            ".arch_extension dotprod",
-            concat!("sdot {sum:v}.4s, {a:v}.16b, {b:v}.4b[", $lane, "]"),
-            sum = inout(vreg) $sum,
-            a = in(vreg) $codes,
-            b = in(vreg) $q,
-            options(pure, nomem, nostack, preserves_flags)
-        )
-    };
+    /// Adds to each lane of `sum` the products of four codes with the `LANE`-th four of `q`.
+    ///
+    /// # Safety
+    /// The machine has the core's instructions.
+    unsafe fn dot<const LANE: usize>(sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t;
+
+    /// Puts the codes of rows `4 r ..` to where [`Core::dots`] wants them.
+    fn put(unit: &mut Unit, r: usize, codes: Quarter);
+
+    /// A group's products with T tokens, an even number, for a tile's rows four by four. A register of codes serves all
+    /// of them, and their sums stay in registers.
+    ///
+    /// # Safety
+    /// The machine has the core's instructions; `q` has `UNITS · 32` activations of each token.
+    unsafe fn dots<const UNITS: usize, const T: usize>(codes: &Group, q: *const i8) -> Dots<T>;
 }
 
 pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
-    assert!(isa.kind() == Kind::Dotprod);
-    // SAFETY: an `Isa` of this kind exists only where the extension was detected; the caller (`nested::times`) has
+    // SAFETY: an `Isa` of these kinds exists only where the extensions were detected; the caller (`nested::times`) has
     // compared the sizes of matrix, activations and sums.
     unsafe {
-        match t.level {
-            1 => times::<1>(t, x, first, sums),
-            2 => times::<2>(t, x, first, sums),
-            3 => times::<3>(t, x, first, sums),
-            4 => times::<4>(t, x, first, sums),
-            _ => times::<5>(t, x, first, sums),
+        match isa.kind() {
+            Kind::Scalar => unreachable!("the scalar kernel needs no extension"),
+            Kind::Dotprod => any_level::<Dotprod>(t, x, first, sums),
+            Kind::I8mm => any_level::<I8mm>(t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the extension; `t` has N planes; `x` has its groups, and the tokens `first..`, one for each of `sums`.
-unsafe fn times<const N: usize>(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
-    let planes = t.planes.map(<[u8]>::as_ptr);
-    let units = t.group / UNIT_COLS;
+/// The machine has the instructions of `C`; `x` has the groups of `t`, and the tokens `first..`, one for each of `sums`.
+unsafe fn any_level<C: Core>(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (t.level, t.group) {
+            (1, 64) => times::<C, 1, 2>(t, x, first, sums),
+            (2, 64) => times::<C, 2, 2>(t, x, first, sums),
+            (3, 64) => times::<C, 3, 2>(t, x, first, sums),
+            (4, 64) => times::<C, 4, 2>(t, x, first, sums),
+            (_, 64) => times::<C, 5, 2>(t, x, first, sums),
+            (1, _) => times::<C, 1, 1>(t, x, first, sums),
+            (2, _) => times::<C, 2, 1>(t, x, first, sums),
+            (3, _) => times::<C, 3, 1>(t, x, first, sums),
+            (4, _) => times::<C, 4, 1>(t, x, first, sums),
+            (_, _) => times::<C, 5, 1>(t, x, first, sums),
+        }
+    }
+}
+
+/// # Safety
+/// As [`any_level`]; `t` has N planes and groups of `UNITS · 32`.
+unsafe fn times<C: Core, const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    first: usize,
+    sums: &mut [[f32; TILE_ROWS]],
+) {
     // Codes less 128 stand 128 higher.
-    let t = &Tile { middle: if N == 5 { t.middle + 128.0 } else { t.middle }, ..*t };
-    for g in 0..t.zeros.len() / TILE_ROWS {
-        let (q, a, sum) = x.group(g);
-        let mut codes = [[[0u8; VECTOR]; VECTORS]; 2];
-        for (u, codes) in codes[..units].iter_mut().enumerate() {
-            for rows in (0..TILE_ROWS).step_by(4) {
-                // SAFETY: group g has its units in every plane of the level; each store is 16 of a vector's 64 bytes.
-                unsafe {
-                    for (codes, x) in codes.iter_mut().zip(unpack::<N>(&planes, g * units + u, rows)) {
-                        vst1q_u8(codes.as_mut_ptr().add(4 * rows), x);
+    let middle = if C::SIGNED && N == 5 { t.middle + 128.0 } else { t.middle };
+    let t = &Tile { middle, ..*t };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match sums {
+            [sums] => one::<C, N, UNITS>(t, x, first, sums),
+            _ => many::<C, N, UNITS>(t, x, first, sums),
+        }
+    }
+}
+
+/// The codes of 4 rows of unit `u`, as `C` multiplies them.
+#[inline(always)]
+unsafe fn codes<C: Core, const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> Quarter {
+    // SAFETY: NEON is AArch64's baseline; the caller vouches for unit `u` in the first N planes.
+    unsafe {
+        let codes = unpack::<N>(planes, u, rows);
+        if C::SIGNED && N == 5 { codes.map(|codes| veorq_u8(codes, vdupq_n_u8(0x80))) } else { codes }
+    }
+}
+
+/// What turns the integers of some rows into floats: the scale, and what every code is to be raised by. Both in steps of
+/// the level's codes; a step is a power of two, so nothing is rounded.
+#[derive(Clone, Copy)]
+struct Affine {
+    scale: float32x4_t,
+    centre: float32x4_t,
+}
+
+/// That of a group's rows, four by four.
+type Params = [Affine; 4];
+
+#[inline(always)]
+unsafe fn params(t: &Tile, g: usize) -> Params {
+    // SAFETY: NEON is AArch64's baseline; the caller vouches for group g.
+    unsafe {
+        let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
+        let zeros = vld1q_u8(t.zeros.as_ptr().add(g * TILE_ROWS));
+        let (low, high) = (vmovl_u8(vget_low_u8(zeros)), vmovl_high_u8(zeros));
+        let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
+        let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
+        let affine = |scale, zeros| Affine {
+            scale: vmulq_n_f32(scale, t.step),
+            centre: vmulq_n_f32(vsubq_f32(vdupq_n_f32(t.middle), vcvtq_f32_u32(zeros)), 1.0 / t.step),
+        };
+        [
+            affine(s0, vmovl_u16(vget_low_u16(low))),
+            affine(s1, vmovl_high_u16(low)),
+            affine(s2, vmovl_u16(vget_low_u16(high))),
+            affine(s3, vmovl_high_u16(high)),
+        ]
+    }
+}
+
+/// Eight floats of half precision in single.
+#[inline(always)]
+fn singles(halves: uint16x8_t) -> [float32x4_t; 2] {
+    let (low, high);
+    // SAFETY: NEON is AArch64's baseline; writes two registers.
+    unsafe {
+        asm!(
+            "fcvtl {low:v}.4s, {x:v}.4h",
+            "fcvtl2 {high:v}.4s, {x:v}.8h",
+            low = out(vreg) low,
+            high = lateout(vreg) high,
+            x = in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    [low, high]
+}
+
+/// Adds a group's products with one token, whose scale is `a` and whose sum is `sum`, to the totals of its rows.
+#[inline(always)]
+fn add_group(p: Affine, dot: int32x4_t, a: f32, sum: f32, total: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is AArch64's baseline.
+    unsafe {
+        let value = vfmaq_n_f32(vmulq_n_f32(p.centre, sum), vcvtq_f32_s32(dot), a);
+        vfmaq_f32(total, p.scale, value)
+    }
+}
+
+/// One token.
+///
+/// # Safety
+/// As [`times`].
+#[inline(always)]
+unsafe fn one<C: Core, const N: usize, const UNITS: usize>(
+    t: &Tile,
+    x: &Activations,
+    n: usize,
+    sums: &mut [f32; TILE_ROWS],
+) {
+    let planes = t.planes.map(<[u8]>::as_ptr);
+    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
+    // and its activations.
+    unsafe {
+        let mut totals = [vdupq_n_f32(0.0); 4];
+        for g in 0..t.zeros.len() / TILE_ROWS {
+            #[cfg(test)]
+            tests::uses(C::DOT);
+            let (q, a, sum) = x.group(g);
+            let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
+            let mut dots = [vdupq_n_s32(0); 4];
+            for u in 0..UNITS {
+                let q = q.add(u * UNIT_COLS);
+                let q = [vld1q_s8(q), vld1q_s8(q.add(16))];
+                for (r, dot) in dots.iter_mut().enumerate() {
+                    let codes = codes::<C, N>(&planes, g * UNITS + u, 4 * r);
+                    for (codes, q) in codes.chunks_exact(4).zip(q) {
+                        *dot = C::dot::<0>(*dot, codes[0], q);
+                        *dot = C::dot::<1>(*dot, codes[1], q);
+                        *dot = C::dot::<2>(*dot, codes[2], q);
+                        *dot = C::dot::<3>(*dot, codes[3], q);
                     }
                 }
+            }
+            let (a, sum) = (*a.get_unchecked(n), *sum.get_unchecked(n));
+            for ((p, dot), total) in params(t, g).into_iter().zip(dots).zip(&mut totals) {
+                *total = add_group(p, dot, a, sum, *total);
             }
         }
-        for (n, sums) in (first..).zip(&mut *sums) {
-            let mut dots = [0i32; TILE_ROWS];
-            // SAFETY: every token is in `x`, whose groups are `units · 32` long; the machine has the extension.
-            unsafe {
-                let mut lanes = [vdupq_n_s32(0); 4];
-                for (u, codes) in codes[..units].iter().enumerate() {
-                    let q = q.as_ptr().add(n * t.group + u * UNIT_COLS);
-                    for (half, codes) in codes.chunks_exact(4).enumerate() {
-                        let q = vld1q_s8(q.add(16 * half));
-                        for (r, lane) in lanes.iter_mut().enumerate() {
-                            let mut total = *lane;
-                            let rows = |j: usize| vld1q_u8(codes[j].as_ptr().add(16 * r));
-                            sdot!(total, rows(0), q, "0");
-                            sdot!(total, rows(1), q, "1");
-                            sdot!(total, rows(2), q, "2");
-                            sdot!(total, rows(3), q, "3");
-                            *lane = total;
-                        }
-                    }
-                }
-                for (r, lane) in lanes.into_iter().enumerate() {
-                    vst1q_s32(dots.as_mut_ptr().add(4 * r), lane);
-                }
-            }
-            scalar::add(t, g, &dots, *a.get(n).unwrap_or(&0.0), *sum.get(n).unwrap_or(&0.0), sums);
+        for (r, total) in totals.into_iter().enumerate() {
+            vst1q_f32(sums.as_mut_ptr().add(4 * r), total);
         }
     }
 }
@@ -181,16 +241,7 @@ impl Lanes for Lanes16 {
             let mut out = Self::splat(0.0);
             if T::HALF {
                 for half in 0..2 {
-                    let halves = vld1q_u16(at.cast::<u16>().add(8 * half));
-                    let (low, high): (float32x4_t, float32x4_t);
-                    asm!(
-                        "fcvtl {low:v}.4s, {x:v}.4h",
-                        "fcvtl2 {high:v}.4s, {x:v}.8h",
-                        low = out(vreg) low,
-                        high = lateout(vreg) high,
-                        x = in(vreg) halves,
-                        options(pure, nomem, nostack, preserves_flags)
-                    );
+                    let [low, high] = singles(vld1q_u16(at.cast::<u16>().add(8 * half)));
                     (out.0[2 * half], out.0[2 * half + 1]) = (low, high);
                 }
             } else {

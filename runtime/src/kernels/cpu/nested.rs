@@ -290,7 +290,7 @@ pub(super) fn times(
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 | Kind::Amx => avx512::tile_times(isa, [&t], x, first, [&mut *sums]),
         #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod => neon::tile_times(isa, &t, x, first, sums),
+        Kind::Dotprod | Kind::I8mm => neon::tile_times(isa, &t, x, first, sums),
     }
     sums.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
 }

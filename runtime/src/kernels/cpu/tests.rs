@@ -16,6 +16,14 @@ fn buffer(x: impl AsRef<[f32]>) -> Aligned<f32> {
     put(&backend(Isa::best(), 1), x.as_ref())
 }
 
+/// Where a lane knows which processor it runs on, it says what must have been detected: all other tests pass without.
+#[test]
+fn the_best_instruction_set_is_the_one_that_the_lane_expects() {
+    if let Ok(expected) = std::env::var("DOLLOP_TEST_ISA") {
+        assert_eq!(Isa::best().to_string(), expected);
+    }
+}
+
 #[test]
 fn products_agree_with_the_specification_at_every_level() {
     let mut checked = 0;
