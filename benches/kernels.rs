@@ -20,11 +20,9 @@ fn products(c: &mut Criterion) {
     };
     let (by_64, by_32) = (nested(64), nested(32));
     for tokens in [1, 64] {
-        let x = dollop_benches::values(tokens * cols, 2);
-        let mut out = vec![0.0; tokens * rows];
-        for isa in Isa::available() {
-            let backend = CpuBackend::new(CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() })
-                .expect("one thread");
+        for (isa, backend) in backends() {
+            let x = buffer(&backend, tokens * cols, 2);
+            let mut out = backend.alloc(tokens * rows).expect("memory");
             let mut group = c.benchmark_group(format!("{isa}, {tokens} tokens"));
             group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
             let mut run = |name: String, matrix: &Matrix| {
@@ -65,13 +63,20 @@ fn backends() -> impl Iterator<Item = (Isa, CpuBackend)> {
     })
 }
 
+/// A buffer of so many values.
+fn buffer(backend: &CpuBackend, len: usize, seed: u32) -> <CpuBackend as Backend>::Buf {
+    let mut buffer = backend.alloc(len).expect("memory");
+    backend.upload(&mut buffer, 0, &dollop_benches::values(len, seed));
+    buffer
+}
+
 /// One token at a depth: bytes of keys and values per second. Four query heads share a key head.
 fn attention(c: &mut Criterion) {
     let shape = Attention { heads: 16, kv_heads: 4, head_dim: 128, scale: 0.09, window: None };
     let width = shape.kv_heads * shape.head_dim;
-    let q = dollop_benches::values(shape.heads * shape.head_dim, 1);
-    let mut out = vec![0.0; q.len()];
     for (isa, backend) in backends() {
+        let q = buffer(&backend, shape.heads * shape.head_dim, 1);
+        let mut out = backend.alloc(q.len()).expect("memory");
         let mut group = c.benchmark_group(format!("{isa}, attention of one token"));
         group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
         for depth in [128, 4096, 16384] {
@@ -102,8 +107,8 @@ fn between(c: &mut Criterion) {
     let weight = dollop_benches::values(d, 5);
     for (isa, backend) in backends() {
         for tokens in [1usize, 64] {
-            let x = dollop_benches::values(tokens * d, 6);
-            let mut out = vec![0.0; tokens * d];
+            let x = buffer(&backend, tokens * d, 6);
+            let mut out = backend.alloc(tokens * d).expect("memory");
             let mut group = c.benchmark_group(format!("{isa}, {tokens} tokens, beside products"));
             group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
             group.throughput(Throughput::Elements((tokens * d) as u64));
