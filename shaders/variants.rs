@@ -15,16 +15,18 @@ enum Axis {
     Mixed,
     /// What `elementwise` does.
     Op,
+    /// Sums and maxima over a workgroup by subgroups.
+    Subgroups,
 }
 
 const KERNELS: &[(&str, &[Axis])] = &[
-    ("linear", &[Axis::Planes, Axis::Tokens]),
+    ("linear", &[Axis::Planes, Axis::Tokens, Axis::Subgroups]),
     ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed]),
     ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum, Axis::Mixed]),
     ("embed", &[Axis::Planes]),
-    ("rms_norm", &[]),
-    ("place", &[Axis::Half]),
-    ("attention", &[Axis::Half]),
+    ("rms_norm", &[Axis::Subgroups]),
+    ("place", &[Axis::Half, Axis::Subgroups]),
+    ("attention", &[Axis::Half, Axis::Subgroups]),
     ("route", &[]),
     ("group", &[]),
     ("combine", &[]),

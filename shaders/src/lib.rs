@@ -20,11 +20,14 @@ pub struct Variant {
     pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
     pub op: u32,
+    /// Sums and maxima over a workgroup by subgroups, of which the adapter must have the operations. The bits are those
+    /// without.
+    pub subgroups: bool,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Variant { planes: 0, tokens: 1, half: false, sum: false, mixed: false, op: ADD }
+        Variant { planes: 0, tokens: 1, half: false, sum: false, mixed: false, op: ADD, subgroups: false }
     }
 }
 
@@ -48,8 +51,8 @@ pub struct Shader {
     pub kernel: Kernel,
     /// What it was varied in.
     pub variant: Variant,
-    /// WGSL.
-    pub source: &'static str,
+    /// WGSL, in parts that variants share.
+    pub source: &'static [&'static str],
     /// The entry point.
     pub entry: &'static str,
     /// Invocations of a workgroup.
