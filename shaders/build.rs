@@ -19,6 +19,7 @@ struct Variant {
     mixed: bool,
     op: u32,
     subgroups: bool,
+    inputs: u32,
 }
 
 fn variants(axes: &[Axis]) -> Vec<Variant> {
@@ -27,7 +28,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
         let spread = |v: Variant| -> Vec<Variant> {
             match axis {
                 Axis::Planes => (0..BITS.len() as u32).map(|planes| Variant { planes, ..v }).collect(),
-                Axis::Tokens => TOKENS.iter().map(|&(tokens, _)| Variant { tokens, ..v }).collect(),
+                Axis::Tokens => TOKENS.iter().map(|&tokens| Variant { tokens, ..v }).collect(),
                 Axis::Half => [false, true].map(|half| Variant { half, ..v }).to_vec(),
                 // Experts are added up for one token at a time.
                 Axis::Sum if v.tokens > 1 => vec![v],
@@ -36,6 +37,11 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 Axis::Mixed if v.planes < 2 => vec![v],
                 Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
                 Axis::Subgroups => [false, true].map(|subgroups| Variant { subgroups, ..v }).to_vec(),
+                Axis::Inputs => (SINGLE..=BYTES)
+                    // One token's products wait for weights, whatever its inputs take; whole numbers need codes.
+                    .filter(|&i| (i != HALF || v.tokens > 1) && (i != BYTES || v.planes > 0))
+                    .map(|inputs| Variant { inputs, ..v })
+                    .collect(),
                 Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
             }
         };
@@ -48,7 +54,9 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
 fn imported(name: &str, v: &Variant) -> String {
     let weights = if v.planes == 0 { "f32" } else { "nested" };
     let name = match name {
-        "weights" | "unit" => format!("{name}_{weights}"),
+        "weights" => format!("weights_{weights}"),
+        "unit" => format!("unit_{weights}{}", ["", "_half", "_bytes"][v.inputs as usize]),
+        "inputs" => format!("inputs_{}", ["single", "half", "bytes"][v.inputs as usize]),
         "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
         "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
         "reduce" => format!("reduce_{}", if v.subgroups { "subgroup" } else { "tree" }),
@@ -96,7 +104,8 @@ fn constant(file: &str) -> String {
 
 /// What a variant is, as WGSL.
 fn head(axes: &[Axis], v: &Variant) -> String {
-    let mut text = String::new();
+    // A directive, which must come first.
+    let mut text = if v.inputs == HALF { "enable f16;\n".to_owned() } else { String::new() };
     let mut constant = |axis: Axis, name: &str, value: u32| {
         if axes.contains(&axis) {
             writeln!(text, "const {name} = {value}u;").expect("a string grows");
@@ -105,8 +114,7 @@ fn head(axes: &[Axis], v: &Variant) -> String {
     constant(Axis::Planes, "PLANES", v.planes);
     constant(Axis::Planes, "BITS", BITS[v.planes as usize]);
     constant(Axis::Tokens, "TOKENS", v.tokens);
-    let cols = TOKENS.iter().find(|t| t.0 == v.tokens).expect("is listed").1;
-    constant(Axis::Tokens, "COLS", cols);
+    constant(Axis::Tokens, "COLS", columns(v.tokens, v.inputs));
     constant(Axis::Sum, "SUM", v.sum.into());
     constant(Axis::Op, "OP", v.op);
     text
@@ -124,6 +132,7 @@ fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> Stri
     // variants that are made for what only some have.
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, v.subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16, v.inputs == HALF);
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));

@@ -258,7 +258,8 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
-    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups, or plain for none
+    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; half or
+    /// bytes for what products keep their inputs in; plain for none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
     pub gpu_kernels: dollop::kernels::GpuVariants,
     /// Makes the GPU fail after so many submissions (for tests)
@@ -314,12 +315,15 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
 }
 
 fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
+    use dollop::kernels::GpuInputs;
     let mut variants = dollop::kernels::GpuVariants::PLAIN;
     for name in list.split(',') {
         match name {
             "plain" => {}
             "subgroups" => variants.subgroups = true,
-            _ => return Err("variants are subgroups, or plain for none".into()),
+            "half" => variants.inputs = GpuInputs::Half,
+            "bytes" => variants.inputs = GpuInputs::Bytes,
+            _ => return Err("variants are subgroups, half, bytes, and plain for none".into()),
         }
     }
     Ok(variants)

@@ -28,6 +28,8 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
                     Some([least, most]) => writeln!(out, "       subgroups of {least} to {most}: used")?,
                     None => writeln!(out, "       no subgroups that kernels can use")?,
                 }
+                let f16 = if a.f16 { "f16: --gpu-kernels subgroups,half" } else { "no f16" };
+                writeln!(out, "       {f16}; products of bytes: --gpu-kernels subgroups,bytes")?;
             }
         }
     }

@@ -18,7 +18,7 @@ mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
 pub use observe::Observer;
-pub use variants::GpuVariants;
+pub use variants::{GpuInputs, GpuVariants};
 
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};

@@ -5,15 +5,30 @@
 pub struct GpuVariants {
     /// Sums over a workgroup by subgroups, to the same bits.
     pub subgroups: bool,
+    /// What products keep their inputs in.
+    pub inputs: GpuInputs,
+}
+
+/// How a GPU's products keep their inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuInputs {
+    /// In single precision.
+    #[default]
+    Single,
+    /// In half precision where several tokens are computed at once, and four columns at a time are multiplied in it. A
+    /// token's bits then depend on whether it is alone.
+    Half,
+    /// In 8 bits where weights are nested, as the CPU does: integer products.
+    Bytes,
 }
 
 impl GpuVariants {
     /// What every adapter can run.
-    pub const PLAIN: GpuVariants = GpuVariants { subgroups: false };
+    pub const PLAIN: GpuVariants = GpuVariants { subgroups: false, inputs: GpuInputs::Single };
 }
 
 impl Default for GpuVariants {
     fn default() -> Self {
-        GpuVariants { subgroups: true }
+        GpuVariants { subgroups: true, ..Self::PLAIN }
     }
 }

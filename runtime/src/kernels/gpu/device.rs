@@ -6,7 +6,7 @@
 use super::pipelines::Pipelines;
 use super::variants;
 use crate::error::{Error, Result};
-use crate::kernels::GpuVariants;
+use crate::kernels::{GpuInputs, GpuVariants};
 use crate::telemetry::GpuFault;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,12 +32,20 @@ pub struct AdapterInfo {
     pub max_binding_bytes: u64,
     /// The least and the largest size of its subgroups, where kernels can use them.
     pub subgroups: Option<[u32; 2]>,
+    /// Whether kernels can compute in half precision.
+    pub f16: bool,
 }
 
 impl AdapterInfo {
     /// Of some variants of kernels those that it has what they need for.
     pub fn of(&self, variants: GpuVariants) -> GpuVariants {
-        GpuVariants { subgroups: variants.subgroups && self.subgroups.is_some() }
+        GpuVariants {
+            subgroups: variants.subgroups && self.subgroups.is_some(),
+            inputs: match variants.inputs {
+                GpuInputs::Half if !self.f16 => GpuInputs::Single,
+                inputs => inputs,
+            },
+        }
     }
 }
 
@@ -84,6 +92,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
         missing,
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         subgroups,
+        f16: adapter.features().contains(wgpu::Features::SHADER_F16),
     }
 }
 

@@ -6,7 +6,7 @@ use super::params::Params;
 use super::variants::choose;
 use crate::error::{Error, Result};
 use crate::telemetry::{GpuFault, GpuStats};
-use dollop_shaders::{SHADERS, Shader, Variant};
+use dollop_shaders::{BYTES, HALF, SHADERS, Shader, Variant};
 use std::collections::HashMap;
 
 /// Words of the ring.
@@ -190,7 +190,10 @@ impl Recorder {
         pass.set_immediates(0, bytemuck::bytes_of(params));
         pass.dispatch_workgroups(groups[0], groups[1], 1);
         self.stats.dispatches += 1;
-        self.stats.subgroup_dispatches += u64::from(SHADERS[index].variant.subgroups);
+        let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
+        self.stats.subgroup_dispatches += u64::from(subgroups);
+        self.stats.half_dispatches += u64::from(inputs == HALF);
+        self.stats.byte_dispatches += u64::from(inputs == BYTES);
     }
 
     /// Puts words where kernels can read them ([`Recorder::run_with_ring`]), and returns at which word they begin, a

@@ -1,7 +1,7 @@
 //! What an adapter has beyond what every kernel needs, and which variants of the kernels are used because of it.
 
-use crate::kernels::GpuVariants;
-use dollop_shaders::{Kernel, Variant, WORKGROUP, find};
+use crate::kernels::{GpuInputs, GpuVariants};
+use dollop_shaders::{BYTES, HALF, Kernel, SINGLE, Variant, WORKGROUP, find};
 
 /// Sizes of subgroups that kernels can use: any power of two that makes whole subgroups of a workgroup, and none so small
 /// that passing on a value of each would not end.
@@ -18,13 +18,21 @@ pub(super) fn subgroups(features: wgpu::Features, info: &wgpu::AdapterInfo) -> O
 pub(super) fn features(used: GpuVariants) -> wgpu::Features {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SUBGROUP, used.subgroups);
+    features.set(wgpu::Features::SHADER_F16, used.inputs == GpuInputs::Half);
     features
 }
 
 /// The index of a kernel's variant that uses what may be used, as far as the kernel has one that does.
 pub(super) fn choose(kernel: Kernel, plain: Variant, used: GpuVariants) -> Option<usize> {
-    let by_subgroups = Variant { subgroups: true, ..plain };
-    used.subgroups.then(|| find(kernel, by_subgroups)).flatten().or_else(|| find(kernel, plain))
+    let inputs = match used.inputs {
+        GpuInputs::Single => SINGLE,
+        GpuInputs::Half => HALF,
+        GpuInputs::Bytes => BYTES,
+    };
+    let wanted = [inputs, SINGLE]
+        .into_iter()
+        .flat_map(|inputs| [used.subgroups, false].map(|subgroups| Variant { inputs, subgroups, ..plain }));
+    wanted.into_iter().find_map(|variant| find(kernel, variant))
 }
 
 #[cfg(test)]
@@ -50,15 +58,41 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_variant_runs_as_it_is() {
-        let used = GpuVariants { subgroups: true };
+        let one = Variant { planes: 3, ..Variant::default() };
+        let many = Variant { tokens: dollop_shaders::MANY, ..one };
         let plain = Variant::default();
-        for kernel in [Kernel::Route, Kernel::Combine] {
-            assert_eq!(choose(kernel, plain, used), find(kernel, plain));
-        }
-        for kernel in [Kernel::Linear, Kernel::RmsNorm, Kernel::Place, Kernel::Attention] {
-            let index = choose(kernel, plain, used).unwrap();
-            assert!(dollop_shaders::SHADERS[index].variant.subgroups);
-            assert_eq!(choose(kernel, plain, GpuVariants::PLAIN), find(kernel, plain));
+        let chosen =
+            |kernel, variant, used| dollop_shaders::SHADERS[choose(kernel, variant, used).unwrap()].variant;
+        for inputs in [GpuInputs::Single, GpuInputs::Half, GpuInputs::Bytes] {
+            let used = GpuVariants { subgroups: true, inputs };
+            let [half, bytes] = [GpuInputs::Half, GpuInputs::Bytes].map(|i| i == inputs);
+            for kernel in [Kernel::Route, Kernel::Combine] {
+                assert_eq!(chosen(kernel, plain, used), plain);
+            }
+            for kernel in [Kernel::RmsNorm, Kernel::Place, Kernel::Attention] {
+                assert_eq!(chosen(kernel, plain, used), Variant { subgroups: true, ..plain });
+            }
+            for (kernel, subgroups) in
+                [(Kernel::Linear, true), (Kernel::GateUp, false), (Kernel::Down, false)]
+            {
+                let is = |variant, inputs| {
+                    assert_eq!(chosen(kernel, variant, used), Variant { subgroups, inputs, ..variant });
+                };
+                is(one, if bytes { BYTES } else { SINGLE });
+                is(
+                    many,
+                    if bytes {
+                        BYTES
+                    } else if half {
+                        HALF
+                    } else {
+                        SINGLE
+                    },
+                );
+                is(Variant { planes: 0, ..one }, SINGLE);
+                is(Variant { planes: 0, ..many }, if half { HALF } else { SINGLE });
+                assert_eq!(chosen(kernel, many, GpuVariants::PLAIN), many);
+            }
         }
     }
 }
