@@ -321,9 +321,9 @@ fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
         match name {
             "plain" => {}
             "subgroups" => variants.subgroups = true,
-            "half" => variants.inputs = GpuInputs::Half,
-            "bytes" => variants.inputs = GpuInputs::Bytes,
-            _ => return Err("variants are subgroups, half, bytes, and plain for none".into()),
+            "half" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Half,
+            "bytes" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Bytes,
+            _ => return Err("variants are subgroups, half or bytes, and plain for none".into()),
         }
     }
     Ok(variants)
