@@ -2,14 +2,15 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
 include!("variants.rs");
 
-/// The values of a variant: planes, tokens, half, sum, mixed, operation.
-#[derive(Clone, Copy, Default)]
+/// The values of a variant, as `Variant` of the library has them.
+#[derive(Clone, Copy, Debug, Default)]
 struct Variant {
     planes: u32,
     tokens: u32,
@@ -17,6 +18,8 @@ struct Variant {
     sum: bool,
     mixed: bool,
     op: u32,
+    subgroups: bool,
+    inputs: u32,
 }
 
 fn variants(axes: &[Axis]) -> Vec<Variant> {
@@ -25,7 +28,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
         let spread = |v: Variant| -> Vec<Variant> {
             match axis {
                 Axis::Planes => (0..BITS.len() as u32).map(|planes| Variant { planes, ..v }).collect(),
-                Axis::Tokens => TOKENS.iter().map(|&(tokens, _)| Variant { tokens, ..v }).collect(),
+                Axis::Tokens => TOKENS.iter().map(|&tokens| Variant { tokens, ..v }).collect(),
                 Axis::Half => [false, true].map(|half| Variant { half, ..v }).to_vec(),
                 // Experts are added up for one token at a time.
                 Axis::Sum if v.tokens > 1 => vec![v],
@@ -33,6 +36,12 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 // The first plane is everybody's.
                 Axis::Mixed if v.planes < 2 => vec![v],
                 Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
+                Axis::Subgroups => [false, true].map(|subgroups| Variant { subgroups, ..v }).to_vec(),
+                Axis::Inputs => (SINGLE..=BYTES)
+                    // One token's products wait for weights, whatever its inputs take; whole numbers need codes.
+                    .filter(|&i| (i != HALF || v.tokens > 1) && (i != BYTES || v.planes > 0))
+                    .map(|inputs| Variant { inputs, ..v })
+                    .collect(),
                 Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
             }
         };
@@ -41,33 +50,62 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
     all
 }
 
-/// A file with its imports in place of their lines, each file once.
-fn expand(path: &Path, v: &Variant, seen: &mut Vec<String>) -> String {
-    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut out = String::new();
-    for line in text.lines() {
-        let Some(name) = line.strip_prefix("#import ") else {
-            out += line;
-            out.push('\n');
-            continue;
-        };
-        let weights = if v.planes == 0 { "f32" } else { "nested" };
-        let name = match name {
-            "weights" | "unit" => format!("{name}_{weights}"),
-            "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
-            "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
-            name => name.to_owned(),
-        };
-        if !seen.contains(&name) {
-            seen.push(name.clone());
-            out += &expand(&Path::new("wgsl/shared").join(format!("{name}.wgsl")), v, seen);
-        }
-    }
-    out
+/// The file that an import means.
+fn imported(name: &str, v: &Variant) -> String {
+    let weights = if v.planes == 0 { "f32" } else { "nested" };
+    let name = match name {
+        "weights" => format!("weights_{weights}"),
+        "unit" => format!("unit_{weights}{}", ["", "_half", "_bytes"][v.inputs as usize]),
+        "inputs" => format!("inputs_{}", ["single", "half", "bytes"][v.inputs as usize]),
+        "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
+        "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
+        "reduce" => format!("reduce_{}", if v.subgroups { "subgroup" } else { "tree" }),
+        name => name.to_owned(),
+    };
+    format!("shared/{name}")
 }
 
-fn source(kernel: &str, axes: &[Axis], v: &Variant) -> String {
-    let mut text = String::new();
+/// Adds a file behind those that it imports, each once.
+fn expand(file: &str, v: &Variant, files: &mut Files, parts: &mut Vec<String>) {
+    let text = files.text(file);
+    for name in text.lines().filter_map(|line| line.strip_prefix("#import ")) {
+        let name = imported(name, v);
+        if !parts.contains(&name) {
+            expand(&name, v, files, parts);
+        }
+    }
+    parts.push(file.to_owned());
+}
+
+/// The files of `wgsl/` that were read. A source is a list of them, so that the library has each once.
+#[derive(Default)]
+struct Files(BTreeMap<String, String>);
+
+impl Files {
+    fn text(&mut self, file: &str) -> String {
+        let read = || {
+            let path = Path::new("wgsl").join(format!("{file}.wgsl"));
+            fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        };
+        self.0.entry(file.to_owned()).or_insert_with(read).clone()
+    }
+
+    /// A file without its imports.
+    fn part(&self, file: &str) -> String {
+        let lines = self.0[file].lines().filter(|line| !line.starts_with("#import "));
+        lines.flat_map(|line| [line, "\n"]).collect()
+    }
+}
+
+/// The name of a file's text in what is written.
+fn constant(file: &str) -> String {
+    file.replace('/', "_").to_uppercase()
+}
+
+/// What a variant is, as WGSL.
+fn head(axes: &[Axis], v: &Variant) -> String {
+    // A directive, which must come first.
+    let mut text = if v.inputs == HALF { "enable f16;\n".to_owned() } else { String::new() };
     let mut constant = |axis: Axis, name: &str, value: u32| {
         if axes.contains(&axis) {
             writeln!(text, "const {name} = {value}u;").expect("a string grows");
@@ -76,23 +114,25 @@ fn source(kernel: &str, axes: &[Axis], v: &Variant) -> String {
     constant(Axis::Planes, "PLANES", v.planes);
     constant(Axis::Planes, "BITS", BITS[v.planes as usize]);
     constant(Axis::Tokens, "TOKENS", v.tokens);
-    let cols = TOKENS.iter().find(|t| t.0 == v.tokens).expect("is listed").1;
-    constant(Axis::Tokens, "COLS", cols);
+    constant(Axis::Tokens, "COLS", columns(v.tokens, v.inputs));
     constant(Axis::Sum, "SUM", v.sum.into());
     constant(Axis::Op, "OP", v.op);
-    text + &expand(&Path::new("wgsl").join(format!("{kernel}.wgsl")), v, &mut Vec::new())
+    text
 }
 
 /// Writes one shader as a Rust expression.
-fn describe(kernel: &str, v: &Variant, source: &str) -> String {
-    let label = format!(
-        "{kernel} (planes {}, tokens {}, half {}, sum {}, mixed {}, op {})",
-        v.planes, v.tokens, v.half, v.sum, v.mixed, v.op
-    );
+fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> String {
+    let label = format!("{kernel}, {v:?}");
+    let (head, mut parts) = (head(axes, v), Vec::new());
+    expand(kernel, v, files, &mut parts);
+    let source = &(head.clone() + &parts.iter().map(|file| files.part(file)).collect::<String>());
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    // Immediates are all that goes beyond WebGPU: a kernel that needs more than every adapter has fails here.
-    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Immediates are all that goes beyond WebGPU: a kernel that needs more than every adapter has fails here, but for
+    // variants that are made for what only some have.
+    let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SUBGROUP, v.subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16, v.inputs == HALF);
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
@@ -125,28 +165,36 @@ fn describe(kernel: &str, v: &Variant, source: &str) -> String {
     let least = bindings.len() <= 8 && size <= 128 && shared <= 16 << 10;
     assert!(least, "{label}: more than every adapter has");
     let writable: Vec<bool> = bindings.iter().map(|b| b.1).collect();
-    let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+    let names: Vec<String> = parts.iter().map(|file| constant(file)).collect();
     format!(
-        "Shader {{ kernel: Kernel::{name}, variant: Variant {{ planes: {}, tokens: {}, half: {}, sum: {}, mixed: {}, op: {} }}, \
-         source: {source:?}, entry: {:?}, workgroup: {:?}, writable: &{writable:?}, params: &[{params}], params_size: {size} }},\n",
-        v.planes, v.tokens, v.half, v.sum, v.mixed, v.op, entry.name, entry.workgroup_size
+        "Shader {{ kernel: Kernel::{}, variant: {v:?}, source: &[{head:?}, {}], entry: {:?}, workgroup: {:?}, \
+         writable: &{writable:?}, params: &[{params}], params_size: {size} }},\n",
+        camel(kernel),
+        names.join(", "),
+        entry.name,
+        entry.workgroup_size
     )
+}
+
+fn camel(kernel: &str) -> String {
+    kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect()
 }
 
 fn main() {
     println!("cargo::rerun-if-changed=wgsl");
     println!("cargo::rerun-if-changed=variants.rs");
-    let (mut names, mut shaders) = (String::new(), String::new());
+    let (mut names, mut shaders, mut files) = (String::new(), String::new(), Files::default());
     for (kernel, axes) in KERNELS {
-        let name: String = kernel.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
-        writeln!(names, "/// `wgsl/{kernel}.wgsl`.\n{name},").expect("a string grows");
+        writeln!(names, "/// `wgsl/{kernel}.wgsl`.\n{},", camel(kernel)).expect("a string grows");
         for v in variants(axes) {
-            shaders += &describe(kernel, &v, &source(kernel, axes, &v));
+            shaders += &describe(kernel, axes, &v, &mut files);
         }
     }
+    let texts = files.0.keys().map(|f| format!("const {}: &str = {:?};\n", constant(f), files.part(f)));
+    let texts: String = texts.collect();
     let text = format!(
         "/// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
-         /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n"
+         /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n\n{texts}"
     );
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
     fs::write(Path::new(&out).join("shaders.rs"), text).expect("the folder is writable");

@@ -15,16 +15,20 @@ enum Axis {
     Mixed,
     /// What `elementwise` does.
     Op,
+    /// Sums and maxima over a workgroup by subgroups.
+    Subgroups,
+    /// How products keep their inputs in workgroup memory.
+    Inputs,
 }
 
 const KERNELS: &[(&str, &[Axis])] = &[
-    ("linear", &[Axis::Planes, Axis::Tokens]),
-    ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed]),
-    ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum, Axis::Mixed]),
+    ("linear", &[Axis::Planes, Axis::Tokens, Axis::Subgroups, Axis::Inputs]),
+    ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
+    ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum, Axis::Mixed, Axis::Inputs]),
     ("embed", &[Axis::Planes]),
-    ("rms_norm", &[]),
-    ("place", &[Axis::Half]),
-    ("attention", &[Axis::Half]),
+    ("rms_norm", &[Axis::Subgroups]),
+    ("place", &[Axis::Half, Axis::Subgroups]),
+    ("attention", &[Axis::Half, Axis::Subgroups]),
     ("route", &[]),
     ("group", &[]),
     ("combine", &[]),
@@ -40,6 +44,20 @@ const OPS: u32 = 3;
 /// The code bits that so many planes make; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];
 
-/// Tokens of a workgroup, and the columns of each that it has in workgroup memory (16 KiB at most, with what else is
-/// there).
-const TOKENS: [(u32, u32); 2] = [(1, 2048), (8, 256)];
+/// Tokens of a workgroup.
+const TOKENS: [u32; 2] = [1, 8];
+
+/// How inputs are kept: f32; f16 in parts of their unit's greatest; 8 bits.
+const SINGLE: u32 = 0;
+const HALF: u32 = 1;
+const BYTES: u32 = 2;
+
+/// The columns of each of so many tokens that a workgroup has in its memory (16 KiB at most, with what else is there).
+fn columns(tokens: u32, inputs: u32) -> u32 {
+    match (tokens, inputs) {
+        (1, BYTES) => 4096,
+        (1, _) => 2048,
+        (_, HALF | BYTES) => 512,
+        _ => 256,
+    }
+}

@@ -258,6 +258,10 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
+    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; half or
+    /// bytes for what products keep their inputs in; plain for none
+    #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
+    pub gpu_kernels: dollop::kernels::GpuVariants,
     /// Makes the GPU fail after so many submissions (for tests)
     #[arg(long, value_name = "N", hide = true)]
     pub lose_gpu: Option<u64>,
@@ -310,6 +314,21 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
     Isa::named(name).ok_or_else(|| format!("this machine has {}", known()))
 }
 
+fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
+    use dollop::kernels::GpuInputs;
+    let mut variants = dollop::kernels::GpuVariants::PLAIN;
+    for name in list.split(',') {
+        match name {
+            "plain" => {}
+            "subgroups" => variants.subgroups = true,
+            "half" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Half,
+            "bytes" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Bytes,
+            _ => return Err("variants are subgroups, half or bytes, and plain for none".into()),
+        }
+    }
+    Ok(variants)
+}
+
 fn backend(name: &str) -> Result<dollop::BackendChoice, String> {
     use dollop::BackendChoice as B;
     match (name, name.strip_prefix("gpu:").map(str::parse)) {
@@ -328,6 +347,7 @@ impl EngineArgs {
             threads: self.threads,
             level: self.level,
             isa: self.isa,
+            gpu_variants: self.gpu_kernels,
             cores: self.cores.clone(),
             context: self.ctx,
             ..Default::default()

@@ -19,7 +19,18 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
         writeln!(out, "gpu:{}  {} ({}; {}{kind})", a.index, a.name, a.api, a.driver)?;
         match &a.missing {
             Some(missing) => writeln!(out, "       cannot run the kernels: it lacks {missing}")?,
-            None => writeln!(out, "       up to {} in one buffer", bytes(a.max_binding_bytes))?,
+            None => {
+                writeln!(out, "       up to {} in one buffer", bytes(a.max_binding_bytes))?;
+                match a.subgroups {
+                    Some([least, most]) if least == most => {
+                        writeln!(out, "       subgroups of {most}: used")?
+                    }
+                    Some([least, most]) => writeln!(out, "       subgroups of {least} to {most}: used")?,
+                    None => writeln!(out, "       no subgroups that kernels can use")?,
+                }
+                let f16 = if a.f16 { "f16: --gpu-kernels subgroups,half" } else { "no f16" };
+                writeln!(out, "       {f16}; products of bytes: --gpu-kernels subgroups,bytes")?;
+            }
         }
     }
     if all.is_empty() {

@@ -58,6 +58,7 @@ fn reference(path: &std::path::Path, args: &EvalArgs) -> Result<Engine, Failure>
         backend: args.engine.backend,
         threads: args.engine.threads,
         isa: args.engine.isa,
+        gpu_variants: args.engine.gpu_kernels,
         ..EngineOptions::default()
     };
     Ok(match dollop::inspect::kind(path)? {

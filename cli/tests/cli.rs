@@ -249,6 +249,21 @@ fn backends_are_chosen_and_listed() {
     assert!(
         gpu["backend"].as_str().unwrap().starts_with("GPU") && gpu["gpu"]["dispatches"].as_u64() > Some(0)
     );
+    // Variants of kernels are used as far as the adapter goes; which those are, the list says.
+    let both = dollop(&["run", "--gpu-kernels", "half,bytes"], b"", std::path::Path::new("."));
+    assert_eq!(both.status.code(), Some(2), "{}", text(&both.stderr));
+    let usable = devices.as_array().unwrap().iter().find(|d| d["missing"].is_null()).unwrap();
+    let of = |json: &Json, what: &str| json["gpu"][what].as_u64().unwrap() > 0;
+    assert_eq!(of(&gpu, "subgroup_dispatches"), !usable["subgroups"].is_null());
+    assert!(!of(&gpu, "half_dispatches") && !of(&gpu, "byte_dispatches"));
+    for (kernels, half, bytes) in [("plain", false, false), ("half", true, false), ("bytes", false, true)] {
+        let args = ["run", "-p", "Hi", "-n", "1", "--ctx", "64", "--json", "--backend", "gpu"];
+        let other =
+            serde_json::from_str(&ok(&[&args[..], &["--gpu-kernels", kernels]].concat(), "")).unwrap();
+        assert!(!of(&other, "subgroup_dispatches"));
+        assert_eq!(of(&other, "half_dispatches"), half && usable["f16"].as_bool().unwrap());
+        assert_eq!(of(&other, "byte_dispatches"), bytes);
+    }
     // Compiled kernels are kept, where the adapter can.
     let cache = tempfile::tempdir().unwrap();
     let again = || -> Json {

@@ -131,6 +131,12 @@ impl StreamStats {
 pub struct GpuStats {
     /// Kernels launched.
     pub dispatches: u64,
+    /// Of these, kernels that use subgroups.
+    pub subgroup_dispatches: u64,
+    /// Products whose inputs were in half precision.
+    pub half_dispatches: u64,
+    /// Products whose inputs were in 8 bits.
+    pub byte_dispatches: u64,
     /// Command buffers submitted.
     pub submits: u64,
     /// Waits for a result.

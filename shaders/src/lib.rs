@@ -20,11 +20,26 @@ pub struct Variant {
     pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
     pub op: u32,
+    /// Sums and maxima over a workgroup by subgroups, of which the adapter must have the operations. The bits are those
+    /// without.
+    pub subgroups: bool,
+    /// How products keep their inputs in workgroup memory: [`SINGLE`]; [`HALF`] where there are [`MANY`] tokens and the
+    /// adapter has f16; [`BYTES`] where weights are nested.
+    pub inputs: u32,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Variant { planes: 0, tokens: 1, half: false, sum: false, mixed: false, op: ADD }
+        Variant {
+            planes: 0,
+            tokens: 1,
+            half: false,
+            sum: false,
+            mixed: false,
+            op: ADD,
+            subgroups: false,
+            inputs: SINGLE,
+        }
     }
 }
 
@@ -34,6 +49,13 @@ pub const ADD: u32 = 0;
 pub const COPY: u32 = 1;
 /// `x = silu(x) · y`.
 pub const SWIGLU: u32 = 2;
+
+/// Inputs in single precision.
+pub const SINGLE: u32 = 0;
+/// Inputs in half precision, as parts of the greatest of their unit.
+pub const HALF: u32 = 1;
+/// Inputs as whole numbers of 8 bits, with a scale for every unit.
+pub const BYTES: u32 = 2;
 
 /// Tokens of a workgroup where there are many.
 pub const MANY: u32 = 8;
@@ -48,8 +70,8 @@ pub struct Shader {
     pub kernel: Kernel,
     /// What it was varied in.
     pub variant: Variant,
-    /// WGSL.
-    pub source: &'static str,
+    /// WGSL, in parts that variants share.
+    pub source: &'static [&'static str],
     /// The entry point.
     pub entry: &'static str,
     /// Invocations of a workgroup.

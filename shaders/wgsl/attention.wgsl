@@ -26,7 +26,8 @@ var<workgroup> weight: array<f32, 128>;
 var<workgroup> parts: array<vec4<f32>, 128>;
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
     let cells = (p.head_dim + 3u) / 4u;
     let at = (id.y * p.heads + id.x) * p.head_dim;
     let kv_head = id.x / (p.heads / p.kv_heads);

@@ -64,7 +64,8 @@ fn norm_scale(t: u32, lane: u32) -> f32 {
 }
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
     first_token = id.y * TOKENS;
     var which = 0u;
     if (p.parts > 1u && id.x >= p.part[1].tiles) {

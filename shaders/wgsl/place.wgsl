@@ -45,7 +45,8 @@ fn source(role: u32, i: u32) -> f32 {
 }
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
     var role = QUERY;
     var h = id.x;
     var heads = p.heads;

@@ -13,7 +13,8 @@ struct Params {
 var<immediate> p: Params;
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
     let at = id.x * p.cols;
     var squares = 0.0;
     for (var col = lane; col < p.cols; col += 128u) {

@@ -14,9 +14,11 @@ pub mod gpu;
 mod observe;
 #[cfg(test)]
 mod testing;
+mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
 pub use observe::Observer;
+pub use variants::{GpuInputs, GpuVariants};
 
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};

@@ -11,8 +11,8 @@ use super::tokens::SpecialTokens;
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop;
-use crate::kernels::Observer;
 use crate::kernels::cpu::Isa;
+use crate::kernels::{GpuVariants, Observer};
 use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::Routing;
 use crate::model::{Model, Tensors};
@@ -54,6 +54,8 @@ pub struct EngineOptions {
     /// A folder where a GPU's compiled kernels are looked for, and written by [`Engine::save_pipelines`]: opening is then
     /// quicker where the driver keeps none of its own. By default none.
     pub pipelines: Option<PathBuf>,
+    /// Variants of its kernels that a GPU may use.
+    pub gpu_variants: GpuVariants,
     /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }

@@ -154,6 +154,7 @@ impl Processor {
                     level: needs.level,
                     refinements: needs.refinements,
                     pipelines: options.pipelines.clone(),
+                    variants: options.gpu_variants,
                     binding_bytes: None,
                     max_groups: None,
                 };

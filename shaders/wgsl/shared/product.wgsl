@@ -1,39 +1,18 @@
 // Products of 16 rows of a matrix with TOKENS inputs: 8 slices of 16 invocations, a slice takes every eighth unit of 32
 // columns. The order of summation does not depend on TOKENS, so one token alone gets what it gets among others.
 //
-// Whoever imports this defines `fn input(t: u32, col: u32) -> f32`, zero beyond the last column.
+// Whoever imports this defines `fn input(t: u32, col: u32) -> f32`, zero beyond the last column, and calls `stage` (of
+// `inputs`), which brings COLS columns into workgroup memory, before it accumulates products with them.
 
 #import weights
+#import inputs
 #import unit
 
 const SLICES = 8u;
 
-var<workgroup> x_tile: array<vec4<f32>, TOKENS * COLS / 4u>;
-var<workgroup> x_sums: array<f32, TOKENS * COLS / 32u>;
 var<workgroup> slices: array<f32, TOKENS * 128u>;
 
 alias Sums = array<f32, TOKENS>;
-
-// Brings COLS columns from `first` on into workgroup memory.
-fn stage(first: u32, lane: u32) {
-    workgroupBarrier();
-    for (var i = lane; i < TOKENS * COLS / 4u; i += 128u) {
-        let t = i / (COLS / 4u);
-        let col = first + i % (COLS / 4u) * 4u;
-        x_tile[i] = vec4(input(t, col), input(t, col + 1u), input(t, col + 2u), input(t, col + 3u));
-    }
-    workgroupBarrier();
-    if (PLANES > 0u) {
-        for (var i = lane; i < TOKENS * COLS / 32u; i += 128u) {
-            var sum = vec4<f32>();
-            for (var j = 0u; j < 8u; j++) {
-                sum += x_tile[8u * i + j];
-            }
-            x_sums[i] = (sum.x + sum.y) + (sum.z + sum.w);
-        }
-        workgroupBarrier();
-    }
-}
 
 // Adds the products with the staged columns.
 fn accumulate(m: Matrix, tile: u32, first: u32, lane: u32, sums: ptr<function, Sums>) {

@@ -72,8 +72,8 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, row: u32) -> Bits {
     return b;
 }
 
-// The codes of vector `j`, where they stand among 8-bit codes.
-fn codes(b: Bits, j: u32) -> vec4<f32> {
+// The codes of vector `j` in the bytes of a word, where they stand among 8-bit codes.
+fn packed(b: Bits, j: u32) -> u32 {
     let shift = j & 6u;
     let odd = (j & 1u) == 1u;
     var c = select(b.p0.x, b.p0.y, odd) >> shift & 0x03030303u;
@@ -89,16 +89,26 @@ fn codes(b: Bits, j: u32) -> vec4<f32> {
     if (PLANES > 4u) {
         c = c << 2u | (select(b.p4.x, b.p4.y, odd) >> shift & 0x03030303u);
     }
-    return vec4<f32>(unpack4xU8(c << (8u - BITS)));
+    return c << (8u - BITS);
 }
 
-// What multiplies the codes of a row's unit, and what is added for every one.
-fn affine(m: Matrix, tile: u32, unit: u32, row: u32) -> vec2<f32> {
+fn codes(b: Bits, j: u32) -> vec4<f32> {
+    return vec4<f32>(unpack4xU8(packed(b, j)));
+}
+
+// The scale of a row's unit, and the code that stands for nothing.
+fn scale_and_zero(m: Matrix, tile: u32, unit: u32, row: u32) -> vec2<f32> {
     let at = (tile * m.groups + unit / m.per_group) * 16u + row;
     let pair = unpack2x16float(weights[m.scales + at / 2u]);
     let scale = select(pair.x, pair.y, (at & 1u) == 1u);
     let zero = weights[m.zeros + at / 4u] >> (8u * (at & 3u)) & 255u;
-    return vec2(scale * m.alpha, scale * (m.beta - m.alpha * f32(zero)));
+    return vec2(scale, f32(zero));
+}
+
+// What multiplies the codes of a row's unit, and what is added for every one.
+fn affine(m: Matrix, tile: u32, unit: u32, row: u32) -> vec2<f32> {
+    let a = scale_and_zero(m, tile, unit, row);
+    return vec2(a.x * m.alpha, a.x * (m.beta - m.alpha * a.y));
 }
 
 // Four columns of a row.

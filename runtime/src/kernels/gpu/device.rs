@@ -4,7 +4,9 @@
 //! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
 
 use super::pipelines::Pipelines;
+use super::variants;
 use crate::error::{Error, Result};
+use crate::kernels::{GpuInputs, GpuVariants};
 use crate::telemetry::GpuFault;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +30,23 @@ pub struct AdapterInfo {
     pub missing: Option<String>,
     /// The largest buffer that a kernel can read, in bytes.
     pub max_binding_bytes: u64,
+    /// The least and the largest size of its subgroups, where kernels can use them.
+    pub subgroups: Option<[u32; 2]>,
+    /// Whether kernels can compute in half precision.
+    pub f16: bool,
+}
+
+impl AdapterInfo {
+    /// Of some variants of kernels those that it has what they need for.
+    pub fn of(&self, variants: GpuVariants) -> GpuVariants {
+        GpuVariants {
+            subgroups: variants.subgroups && self.subgroups.is_some(),
+            inputs: match variants.inputs {
+                GpuInputs::Half if !self.f16 => GpuInputs::Single,
+                inputs => inputs,
+            },
+        }
+    }
 }
 
 fn instance() -> wgpu::Instance {
@@ -63,6 +82,7 @@ pub(crate) fn worth_asking() -> bool {
 fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let missing = missing(adapter.features(), &limits);
+    let subgroups = variants::subgroups(adapter.features(), &info);
     AdapterInfo {
         index,
         name: info.name,
@@ -71,6 +91,8 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
         software: info.device_type == wgpu::DeviceType::Cpu,
         missing,
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        subgroups,
+        f16: adapter.features().contains(wgpu::Features::SHADER_F16),
     }
 }
 
@@ -158,6 +180,8 @@ pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) info: AdapterInfo,
+    /// Variants of kernels that are used.
+    pub(super) variants: GpuVariants,
     /// Largest binding, in bytes.
     pub(super) max_binding: u64,
     /// Workgroups of a dispatch in one dimension.
@@ -172,11 +196,12 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Opens adapter `index` of [`adapters`], or the first usable one, with the compiled kernels that are in a folder.
+    /// Opens adapter `index` of [`adapters`], or the first usable one, with the compiled kernels that are in a folder and
+    /// those variants of them that it has what they need for.
     ///
     /// # Errors
     /// `Device` where there is none, or it cannot run the kernels.
-    pub(super) fn open(index: Option<usize>, kept: Option<&Path>) -> Result<Device> {
+    pub(super) fn open(index: Option<usize>, kept: Option<&Path>, wanted: GpuVariants) -> Result<Device> {
         let all = found();
         let infos: Vec<AdapterInfo> = all.iter().enumerate().map(|(i, a)| describe(i, a)).collect();
         let chosen = match index {
@@ -195,9 +220,10 @@ impl Device {
             Some(_) => adapter.features() & wgpu::Features::PIPELINE_CACHE,
             None => wgpu::Features::empty(),
         };
+        let variants = chosen.of(wanted);
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
-            required_features: wgpu::Features::IMMEDIATES | keeping,
+            required_features: wgpu::Features::IMMEDIATES | keeping | variants::features(variants),
             required_limits: needed(adapter.limits()),
             ..Default::default()
         });
@@ -217,6 +243,7 @@ impl Device {
             device,
             queue,
             info: chosen.clone(),
+            variants,
             max_binding,
             max_groups: GROUPS as usize,
             shared,

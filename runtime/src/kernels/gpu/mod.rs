@@ -17,6 +17,7 @@ mod recorder;
 mod refinements;
 #[cfg(test)]
 mod tests;
+mod variants;
 mod weights;
 
 pub(crate) use device::worth_asking;
@@ -96,7 +97,7 @@ impl GpuBackend {
     /// # Errors
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
-        let mut gpu = Device::open(options.adapter, options.pipelines.as_deref())?;
+        let mut gpu = Device::open(options.adapter, options.pipelines.as_deref(), options.variants)?;
         let GpuOptions { expert_bytes, routed_layers, level, refinements, .. } = *options;
         let room = Room { bytes: expert_bytes, layers: routed_layers, level, refinements };
         let spare = || gpu.memory(16, "a spare");

@@ -1,5 +1,6 @@
 //! How a GPU is opened, and what may be kept on it.
 
+use crate::kernels::GpuVariants;
 use crate::quant::Level;
 use std::path::PathBuf;
 
@@ -20,6 +21,8 @@ pub struct GpuOptions {
     pub refinements: usize,
     /// A folder in which compiled kernels are kept ([`super::GpuBackend::save_pipelines`]); by default none.
     pub pipelines: Option<PathBuf>,
+    /// Variants of kernels that may be used.
+    pub variants: GpuVariants,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
     pub binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension at most, where they are to be fewer than every adapter allows.
@@ -36,6 +39,7 @@ impl Default for GpuOptions {
             level: Level::B8,
             refinements: 0,
             pipelines: None,
+            variants: GpuVariants::default(),
             binding_bytes: None,
             max_groups: None,
         }

@@ -83,7 +83,7 @@ fn cache(device: &wgpu::Device, data: &[u8]) -> Option<wgpu::PipelineCache> {
 /// What a file must be for: adapter, driver, kernels.
 fn identity(info: &wgpu::AdapterInfo) -> Option<String> {
     let mut kernels = crc32fast::Hasher::new();
-    dollop_shaders::SHADERS.iter().for_each(|s| kernels.update(s.source.as_bytes()));
+    dollop_shaders::SHADERS.iter().flat_map(|s| s.source).for_each(|part| kernels.update(part.as_bytes()));
     let adapter = wgpu::util::pipeline_cache_key(info)?;
     let (name, driver, version) = (&info.name, &info.driver, &info.driver_info);
     Some(format!("{adapter}\n{name}\n{driver}\n{version}\n{:08x}", kernels.finalize()))

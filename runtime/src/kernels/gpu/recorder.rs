@@ -3,9 +3,10 @@
 
 use super::device::{Device, Memory};
 use super::params::Params;
+use super::variants::choose;
 use crate::error::{Error, Result};
 use crate::telemetry::{GpuFault, GpuStats};
-use dollop_shaders::{SHADERS, Shader, Variant, find};
+use dollop_shaders::{BYTES, HALF, SHADERS, Shader, Variant};
 use std::collections::HashMap;
 
 /// Words of the ring.
@@ -89,7 +90,7 @@ impl Recorder {
         });
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
+            source: wgpu::ShaderSource::Wgsl(source.concat().into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(entry),
@@ -149,8 +150,8 @@ impl Recorder {
             gpu.fail(format!("{:?}: {grid:?} workgroups, and there are up to {}", P::KERNEL, gpu.max_groups));
             return;
         }
-        let index =
-            find(P::KERNEL, variant).unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL));
+        let index = choose(P::KERNEL, variant, gpu.variants)
+            .unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL));
         if self.pipelines[index].is_none() {
             let theirs = SHADERS[index].params.iter().map(|&(name, at)| (name, at as usize));
             assert!(theirs.eq(P::FIELDS.iter().copied()), "{:?}: parameters", P::KERNEL);
@@ -189,6 +190,10 @@ impl Recorder {
         pass.set_immediates(0, bytemuck::bytes_of(params));
         pass.dispatch_workgroups(groups[0], groups[1], 1);
         self.stats.dispatches += 1;
+        let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
+        self.stats.subgroup_dispatches += u64::from(subgroups);
+        self.stats.half_dispatches += u64::from(inputs == HALF);
+        self.stats.byte_dispatches += u64::from(inputs == BYTES);
     }
 
     /// Puts words where kernels can read them ([`Recorder::run_with_ring`]), and returns at which word they begin, a

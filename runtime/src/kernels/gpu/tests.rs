@@ -14,6 +14,7 @@ mod experts;
 mod limits;
 mod mixed;
 mod operations;
+mod variants;
 
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     match GpuBackend::new(options) {

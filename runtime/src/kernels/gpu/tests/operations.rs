@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every kind of matrix of a shape.
-fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
+pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
     let mut all = vec![(format!("f32 {rows}x{cols}"), plain(rows, cols, 5))];
     for group in [32, 64] {
         for level in Level::ALL {

@@ -1,0 +1,96 @@
+//! Gate 49: what products lose by inputs in half precision or in 8 bits, in logits. That is
+//! far more than sums in another order lose, so neither is used unless a program asks for it.
+
+use super::*;
+use dollop::kernels::{GpuInputs, GpuVariants};
+
+fn with(inputs: GpuInputs) -> EngineOptions {
+    EngineOptions { gpu_variants: GpuVariants { inputs, ..GpuVariants::default() }, ..on_gpu() }
+}
+
+fn has_f16() -> bool {
+    dollop::kernels::gpu::adapters().iter().find(|a| a.missing.is_none()).is_some_and(|a| a.f16)
+}
+
+/// Products of the engine's so far with inputs in half precision, and in 8 bits.
+fn products(engine: &Engine) -> (u64, u64) {
+    let stats = engine.gpu_stats().unwrap();
+    (stats.half_dispatches, stats.byte_dispatches)
+}
+
+fn farthest(got: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
+    let pairs = got.iter().flatten().zip(want.iter().flatten());
+    pairs.map(|(g, w)| (g - w).abs()).fold(0.0, f32::max)
+}
+
+/// The mean of KL(want ‖ got) over positions.
+fn divergence(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
+    let log_sum = |x: &[f32]| {
+        let most = x.iter().fold(f32::MIN, |m, &x| m.max(x));
+        f64::from(most) + x.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln()
+    };
+    let of = |(got, want): (&Vec<f32>, &Vec<f32>)| -> f64 {
+        let (g, w) = (log_sum(got), log_sum(want));
+        let terms = got.iter().zip(want).map(|(&x, &y)| {
+            let (x, y) = (f64::from(x) - g, f64::from(y) - w);
+            y.exp() * (y - x)
+        });
+        terms.sum()
+    };
+    got.iter().zip(want).map(of).sum::<f64>() / want.len() as f64
+}
+
+/// What logits of the goldens may be off by with inputs in half precision; those in single precision keep [`BOUND`].
+const HALF_BOUND: f32 = 3e-2;
+
+#[test]
+fn gate_49_goldens_with_inputs_in_half_precision() {
+    if !has_gpu() || !has_f16() {
+        return;
+    }
+    let mut worst = (0.0, String::new());
+    for name in tiny::names() {
+        let tiny = Tiny::load(&name);
+        let folder = tempfile::tempdir().unwrap();
+        tiny.write_folder(folder.path());
+        let engine = Engine::open_reference(folder.path(), &with(GpuInputs::Half)).unwrap();
+        let mut session = engine.session(SessionOptions { context: None, chunk: Some(7) }).unwrap();
+        let difference = farthest(&session.logits(&tiny.tokens).unwrap(), &tiny.logits);
+        assert!(difference <= HALF_BOUND, "{name}: off by {difference}");
+        if difference > worst.0 {
+            worst = (difference, name.clone());
+        }
+        let (half, bytes) = products(&engine);
+        assert!(half > 0 && bytes == 0, "{name}: {half} products in half precision, {bytes} of bytes");
+    }
+    println!("inputs in half precision: largest difference {worst:?}");
+}
+
+#[test]
+fn gate_49_the_default_model_with_other_inputs() {
+    if !has_gpu() {
+        return;
+    }
+    let ids: Vec<u32> = (0..24u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
+    let run = |inputs| {
+        let engine = Engine::open(&default_model(), &with(inputs)).unwrap();
+        let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
+        let mut all = session.logits(&ids[..23]).unwrap();
+        all.extend(session.logits(&ids[23..]).unwrap());
+        (all, products(&engine))
+    };
+    let (single, none) = run(GpuInputs::Single);
+    assert_eq!(none, (0, 0));
+    // Random tokens are hard on a router: a logit says little where another expert was chosen, so distributions are compared.
+    for (inputs, bound) in [(GpuInputs::Half, 0.02), (GpuInputs::Bytes, 0.1)] {
+        let (got, (half, bytes)) = run(inputs);
+        let (off, divergence) = (farthest(&got, &single), divergence(&got, &single));
+        println!("{inputs:?}: logits off by up to {off}, KL {divergence}");
+        assert_eq!(
+            (half > 0, bytes > 0),
+            (inputs == GpuInputs::Half && has_f16(), inputs == GpuInputs::Bytes)
+        );
+        assert!(divergence <= bound, "{inputs:?}: KL {divergence}");
+        assert_eq!(off > 0.0, half + bytes > 0, "{inputs:?}");
+    }
+}
