@@ -12,7 +12,7 @@ use crate::cache::{LayerCache, Worth};
 use crate::error::Result;
 use crate::experts::{Expert, LayerExperts};
 use crate::quant::{Level, PLANES};
-use crate::store::{Arena, End, Slab};
+use crate::store::{Arena, End, Room, Slab};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -212,17 +212,19 @@ impl Home {
             }
         }
         let Memory::Host(arena) = &self.memory else { return None };
-        for offset in arena.room_by_sliding(len, &|at| places.contains_key(&at))? {
-            match places[&offset] {
-                Place::New(i) => more[i].slide(),
-                Place::Loaded(e, p) => {
-                    self.views[e] = None;
-                    let Slot::Loaded(slab) = &mut self.slots[e][p] else { continue };
-                    let slab = Arc::get_mut(slab).expect("nothing is computed while room is made");
-                    slab.slide();
-                    *moved += slab.len() as u64;
-                }
+        let mut change = |offset: usize, change: &dyn Fn(&mut Slab)| match places[&offset] {
+            Place::New(i) => change(&mut more[i]),
+            Place::Loaded(e, p) => {
+                self.views[e] = None;
+                let Slot::Loaded(slab) = &mut self.slots[e][p] else { return };
+                let slab = Arc::get_mut(slab).expect("nothing is computed while room is made");
+                change(slab);
+                *moved += slab.len() as u64;
             }
+        };
+        match arena.room(len, &|at| places.contains_key(&at))? {
+            Room::Slide(slabs) => slabs.into_iter().for_each(|offset| change(offset, &Slab::slide)),
+            Room::Jump { slab, to } => change(slab, &|slab| slab.jump(to)),
         }
         Some(())
     }

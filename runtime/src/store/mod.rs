@@ -5,4 +5,4 @@ mod file;
 mod os;
 
 pub use file::{Access, FileStorage, Measured, Storage, read_exact};
-pub use os::{Arena, End, Slab, anonymous_bytes, available_bytes, map, release};
+pub use os::{Arena, End, Room, Slab, anonymous_bytes, available_bytes, map, release};

@@ -81,17 +81,16 @@ impl Arena {
         Some(len.checked_next_multiple_of(self.0.granule)?.max(self.0.granule))
     }
 
-    /// The cheapest way to make room for `len` bytes in one piece: slabs, by their offsets in ascending order, that are
-    /// to [`Slab::slide`]. Only those that are `movable` are moved. `None` where no moves make room.
-    pub fn room_by_sliding(&self, len: usize, movable: &dyn Fn(usize) -> bool) -> Option<Vec<usize>> {
+    /// The cheapest way to make room for `len` bytes in one piece. Only slabs that are `movable` (by their offsets) are
+    /// moved. `None` where no moves make room.
+    pub fn room(&self, len: usize, movable: &dyn Fn(usize) -> bool) -> Option<Room> {
         let size = self.size(len)?;
         let taken = self.0.taken();
         let slabs: Vec<(usize, usize)> = taken.iter().map(|(&start, &n)| (start, n)).collect();
-        // The piece before slab `i`; the last one is at the end of the arena.
-        let gap = |i: usize| {
-            let from = if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
-            slabs.get(i).map_or(self.0.len, |s| s.0) - from
-        };
+        drop(taken);
+        // Where the piece before slab `i` begins, and its length; the last one is at the end of the arena.
+        let begin = |i: usize| if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
+        let gap = |i: usize| slabs.get(i).map_or(self.0.len, |s| s.0) - begin(i);
         // Windows of movable slabs `from..to` with the pieces around them; both ends only ever grow.
         let mut best: Option<(usize, usize, usize)> = None;
         let (mut from, mut room, mut cost) = (0, gap(0), 0);
@@ -113,7 +112,19 @@ impl Arena {
                 best = Some((cost, from, to));
             }
         }
-        best.map(|(_, from, to)| slabs[from..to].iter().map(|s| s.0).collect())
+        // One slab between two pieces that make room without it, and the smallest piece elsewhere that takes it.
+        let jumps =
+            (0..slabs.len()).filter(|&i| movable(slabs[i].0) && gap(i) + slabs[i].1 + gap(i + 1) >= size);
+        let jump = jumps.min_by_key(|&i| slabs[i].1).and_then(|i| {
+            let others = (0..=slabs.len()).filter(|&g| g != i && g != i + 1 && gap(g) >= slabs[i].1);
+            let to = others.min_by_key(|&g| gap(g))?;
+            Some((slabs[i].1, Room::Jump { slab: slabs[i].0, to: begin(to) + gap(to) - slabs[i].1 }))
+        });
+        match (best, jump) {
+            (Some((cost, ..)), Some((less, jump))) if less < cost => Some(jump),
+            (None, jump) => jump.map(|(_, jump)| jump),
+            (Some((_, from, to)), _) => Some(Room::Slide(slabs[from..to].iter().map(|s| s.0).collect())),
+        }
     }
 
     /// Its size in bytes.
@@ -125,6 +136,20 @@ impl Arena {
     pub fn free_bytes(&self) -> usize {
         self.0.len - self.0.taken().values().sum::<usize>()
     }
+}
+
+/// What makes room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Slabs, by their offsets in ascending order, that are to [`Slab::slide`].
+    Slide(Vec<usize>),
+    /// The slab at this offset is to [`Slab::jump`] there.
+    Jump {
+        /// Its offset now.
+        slab: usize,
+        /// Its offset then.
+        to: usize,
+    },
 }
 
 /// At which end of a free piece a slab is put. Those of one size at one end leave pieces that fit the next of them.
@@ -166,9 +191,27 @@ impl Slab {
         unsafe { std::ptr::copy(self.arena.start.add(self.offset), self.arena.start.add(to), self.len) };
         self.offset = to;
     }
-}
 
-impl Slab {
+    /// Moves the slab, contents and all, to a free piece that begins at `to` or before and takes all of it.
+    ///
+    /// # Panics
+    /// Where somebody owns a part of that.
+    pub fn jump(&mut self, to: usize) {
+        let mut taken = self.arena.taken();
+        let below = taken.range(..to + self.size).next_back().map_or(0, |(start, len)| start + len);
+        assert!(below <= to && to + self.size <= self.arena.len, "a slab jumps to where nothing is");
+        taken.remove(&self.offset);
+        taken.insert(to, self.size);
+        // SAFETY: source and destination are within the mapping and, as the assertion found nobody's bytes in the
+        // destination, apart. The source is this slab's own range, borrowed exclusively by `&mut self`; the lock is held,
+        // so nobody can come to own the destination meanwhile.
+        unsafe {
+            let start = self.arena.start;
+            std::ptr::copy_nonoverlapping(start.add(self.offset), start.add(to), self.len);
+        }
+        self.offset = to;
+    }
+
     /// Cuts the slab into pieces of `len` bytes (or whole granules, if those are longer), the last one shorter, that
     /// different threads may own.
     pub fn cut(mut self, len: usize) -> Vec<Slab> {
@@ -299,16 +342,44 @@ mod tests {
         slabs[3] = None;
         slabs[5] = None;
         let all = |_: usize| true;
-        assert_eq!(arena.room_by_sliding(3 * 512, &all), Some(vec![]), "it fits as it is");
+        assert_eq!(arena.room(3 * 512, &all), Some(Room::Slide(vec![])), "it fits as it is");
+        let slide = |slabs: &[usize]| Some(Room::Slide(slabs.iter().map(|s| s * 512).collect()));
         // Four: past the single granule between, rather than past the two.
-        assert_eq!(arena.room_by_sliding(4 * 512, &all), Some(vec![3 * 512]));
+        assert_eq!(arena.room(4 * 512, &all), slide(&[3]));
         // Where that one may not move, past the two: three and three.
-        assert_eq!(arena.room_by_sliding(4 * 512, &|at| at != 3 * 512), Some(vec![7 * 512]));
-        assert_eq!(arena.room_by_sliding(7 * 512, &all), Some(vec![3 * 512, 7 * 512]));
-        assert_eq!(arena.room_by_sliding(7 * 512, &|at| at != 7 * 512), None);
-        assert_eq!(arena.room_by_sliding(8 * 512, &all), None);
+        assert_eq!(arena.room(4 * 512, &|at| at != 3 * 512), slide(&[7]));
+        assert_eq!(arena.room(7 * 512, &all), slide(&[3, 7]));
+        assert_eq!(arena.room(7 * 512, &|at| at != 7 * 512), None);
+        assert_eq!(arena.room(8 * 512, &all), None);
         slabs[2].as_mut().unwrap().slide();
         let four = arena.alloc(4 * 512, End::High).unwrap();
         assert_eq!((four.offset(), arena.free_bytes()), (3 * 512, 3 * 512));
+    }
+
+    #[test]
+    fn a_slab_jumps_where_sliding_would_move_more() {
+        let arena = Arena::new(9 * 512, 512).unwrap();
+        // Granules of 1, 1, 5, 1, 1: the second and the last are given back, four slabs apart.
+        let mut slabs: Vec<Option<Slab>> =
+            [1, 1, 5, 1, 1].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
+        slabs[3].as_mut().unwrap().fill(7);
+        slabs[1] = None;
+        slabs[4] = None;
+        // Sliding: the five and the one behind them.
+        assert_eq!(arena.room(2 * 512, &|_| true), Some(Room::Jump { slab: 0, to: 8 * 512 }));
+        assert_eq!(
+            arena.room(2 * 512, &|at| at != 0),
+            Some(Room::Jump { slab: 7 * 512, to: 512 }),
+            "the first may not move"
+        );
+        slabs[3].as_mut().unwrap().jump(512);
+        assert!(slabs[3].as_ref().unwrap().iter().all(|&b| b == 7));
+        assert_eq!(arena.alloc(2 * 512, End::High).unwrap().offset(), 7 * 512);
+        let into_others = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            slabs[0].as_mut().unwrap().jump(2 * 512);
+        }));
+        assert!(into_others.is_err());
+        drop(slabs);
+        assert_eq!(arena.free_bytes(), 9 * 512);
     }
 }

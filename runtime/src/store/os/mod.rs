@@ -5,7 +5,7 @@
 mod arena;
 mod memory;
 
-pub use arena::{Arena, End, Slab};
+pub use arena::{Arena, End, Room, Slab};
 pub use memory::{anonymous_bytes, available_bytes};
 
 use crate::bytes::Bytes;
