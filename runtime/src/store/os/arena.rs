@@ -52,21 +52,22 @@ impl Arena {
         Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, taken: Mutex::default() })))
     }
 
-    /// A slab of `len` bytes in the smallest free piece that takes it (slabs come in few sizes, so that pieces fit again),
-    /// at its `end`; `None` where it fits nowhere.
+    /// A slab of `len` bytes at the `end` of the free piece nearest that end of the arena that takes it; `None` where it fits
+    /// nowhere. Slabs of one size that are always put at one end lie together, so that what they leave fits the next of
+    /// them, be it one piece or several that have become one.
     pub fn alloc(&self, len: usize, end: End) -> Option<Slab> {
         let size = self.size(len)?;
         let mut taken = self.0.taken();
-        let mut best: Option<(usize, usize)> = None;
+        let mut found: Option<(usize, usize)> = None;
         let mut at = 0;
         for (start, n) in taken.iter().map(|(&start, &n)| (start, n)).chain([(self.0.len, 0)]) {
             let room = start - at;
-            if room >= size && best.is_none_or(|(least, _)| room < least) {
-                best = Some((room, at));
+            if room >= size && (end == End::High || found.is_none()) {
+                found = Some((room, at));
             }
             at = start + n;
         }
-        let (room, start) = best?;
+        let (room, start) = found?;
         let offset = match end {
             End::Low => start,
             End::High => start + room - size,
