@@ -5,7 +5,6 @@
 //! Only [`tile_times`] differs between machines. The order of the float operations of an output element is fixed by its
 //! instruction set alone: it is the same for one token as for many, and for any number of threads, so that decoding
 //! repeats what a prefill would have computed.
-#![allow(unsafe_code)]
 
 use super::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
@@ -17,7 +16,6 @@ use super::scalar;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::quant::{Nested, TILE_ROWS};
-use std::mem::MaybeUninit;
 
 /// Kernels that take a block of tokens may read this many beyond the last: memory that is there, whatever is in it.
 pub(super) const SPARE_TOKENS: usize = 15;
@@ -206,6 +204,13 @@ impl<'a> Tiles<'a> {
         }
     }
 
+    /// Whether `tokens` tokens from `first` on are there, in the groups that tiles take.
+    fn fit(&self, x: &Activations, first: usize, tokens: usize) -> bool {
+        x.group == self.all.group
+            && x.groups * TILE_ROWS == self.params
+            && first.checked_add(tokens).is_some_and(|end| end <= x.tokens)
+    }
+
     /// Whether tiles of both can be taken together.
     pub(super) fn alike(&self, other: &Tiles) -> bool {
         let key = |t: &Tiles| (t.all.group, t.all.level, t.cols, t.params);
@@ -228,41 +233,22 @@ impl<'a> Tiles<'a> {
 /// the next, and merging a tile's planes again for each block costs little beside the products.
 pub(super) const TOKEN_BLOCK: usize = 128;
 
-/// Sums of a tile's rows for a block of tokens, `[tokens, rows]`, each token's in a cache line.
+/// Sums of a tile's rows for a block of tokens, each token's in a cache line.
 #[repr(C, align(64))]
-pub(super) struct Sums([MaybeUninit<[f32; TILE_ROWS]>; TOKEN_BLOCK]);
+pub(super) struct Sums(pub(super) [[f32; TILE_ROWS]; TOKEN_BLOCK]);
 
 impl Sums {
     /// Room for sums.
     pub(super) fn new() -> Self {
-        Sums([const { MaybeUninit::uninit() }; TOKEN_BLOCK])
+        Sums([[0.0; TILE_ROWS]; TOKEN_BLOCK])
     }
 
     /// So many, zeros.
     #[inline(always)]
     pub(super) fn cleared(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
         let sums = &mut self.0[..tokens];
-        sums.iter_mut().for_each(|sums| {
-            sums.write([0.0; TILE_ROWS]);
-        });
-        // SAFETY: every element was written a moment ago.
-        unsafe { sums.assume_init_mut() }
-    }
-
-    /// The first sums.
-    ///
-    /// # Safety
-    /// So many were written.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(super) unsafe fn get(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
-        // SAFETY: the caller's promise.
-        unsafe { self.0[..tokens].assume_init_mut() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn as_mut_ptr(&mut self) -> *mut [f32; TILE_ROWS] {
-        self.0.as_mut_ptr().cast()
+        sums.fill([0.0; TILE_ROWS]);
+        sums
     }
 }
 
@@ -277,12 +263,7 @@ pub(super) fn times(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let t = m.at(tile);
-    assert!(
-        x.group == t.group
-            && x.groups * TILE_ROWS == t.zeros.len()
-            && first.checked_add(sums.len()).is_some_and(|end| end <= x.tokens),
-        "activations that do not fit the matrix"
-    );
+    assert!(m.fit(x, first, sums.len()), "activations that do not fit the matrix");
     match isa.kind() {
         Kind::Scalar => scalar::tile_times(&t, x, first, sums),
         #[cfg(target_arch = "x86_64")]
@@ -309,11 +290,7 @@ pub(super) fn times_two(
     if matches!(isa.kind(), Kind::Avx512 | Kind::Amx) {
         let [t, u] = m.map(|(m, tile)| m.at(tile));
         assert!(
-            x.group == t.group
-                && x.groups * TILE_ROWS == t.zeros.len()
-                && m[0].0.alike(m[1].0)
-                && first.checked_add(a.len()).is_some_and(|end| end <= x.tokens)
-                && a.len() == b.len(),
+            m[0].0.fit(x, first, a.len()) && m[0].0.alike(m[1].0) && a.len() == b.len(),
             "activations or matrices that do not fit"
         );
         avx512::tile_times(isa, [&t, &u], x, first, [&mut *a, &mut *b]);

@@ -196,15 +196,17 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
         let first = block * TOKEN_BLOCK;
         for tile in tiles.clone().step_by(if p.up.is_some() { 1 } else { 2 }) {
-            let next = if p.up.is_some() { tile } else { (tile + 1).min(tiles.end - 1) };
-            let (a, b) = pair.times(isa, [tile, next], (p.first + first, tokens), &mut sums);
+            // The last of an odd number has no neighbour.
+            let next =
+                if p.up.is_some() { Some(tile) } else { Some(tile + 1).filter(|&next| next < tiles.end) };
+            let (a, b) = pair.times(isa, (tile, next), (p.first + first, tokens), &mut sums);
             if p.up.is_some() {
                 a.iter_mut().zip(b.iter()).for_each(|(gate, up)| math::swiglu(gate, up));
             }
             // SAFETY: the caller's promise.
             unsafe {
                 p.write(tile, first, a);
-                if p.up.is_none() && next > tile {
+                if let (None, Some(next)) = (p.up, next) {
                     p.write(next, first, b);
                 }
             }
@@ -235,34 +237,38 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// The sums of both tiles.
+    /// The sums of a tile, and of one of the other matrix if there is one.
     #[inline(always)]
     fn times<'s>(
         &self,
         isa: Isa,
-        tiles: [usize; 2],
+        (tile, next): (usize, Option<usize>),
         (first, tokens): (usize, &[u32]),
         sums: &'s mut [Sums; 2],
     ) -> (&'s mut [[f32; TILE_ROWS]], &'s mut [[f32; TILE_ROWS]]) {
         let n = tokens.len();
         #[cfg(target_arch = "x86_64")]
         if let Pair::Halves([m, other], x) = self {
-            nested::pair_times(isa, [(m, tiles[0]), (other, tiles[1])], x, (first, n), sums);
+            nested::pair_times(isa, [(m, tile), (other, next.unwrap_or(tile))], x, (first, n), sums);
             let [a, b] = sums;
-            // SAFETY: `pair_times` wrote so many of both.
-            return unsafe { (a.get(n), b.get(n)) };
+            return (&mut a.0[..n], &mut b.0[..n]);
         }
         let [a, b] = sums;
         let (a, b) = (a.cleared(n), b.cleared(n));
         match self {
             #[cfg(target_arch = "x86_64")]
             Pair::Halves(..) => unreachable!("returned above"),
-            Pair::Nested([m, other], x) => {
-                nested::times_two(isa, [(m, tiles[0]), (other, tiles[1])], x, first, [&mut *a, &mut *b]);
-            }
+            Pair::Nested([m, other], x) => match next {
+                Some(next) => {
+                    nested::times_two(isa, [(m, tile), (other, next)], x, first, [&mut *a, &mut *b]);
+                }
+                None => nested::times(isa, m, tile, x, first, a),
+            },
             Pair::Each(m, other) => {
-                m.tile_times(isa, tiles[0], (first, tokens), a);
-                other.tile_times(isa, tiles[1], (first, tokens), b);
+                m.tile_times(isa, tile, (first, tokens), a);
+                if let Some(next) = next {
+                    other.tile_times(isa, next, (first, tokens), b);
+                }
             }
         }
         (a, b)

@@ -116,7 +116,7 @@ pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
     let units = t[0].zeros.len() / TILE_ROWS * UNITS;
     let mut weights = [const { Weights([const { MaybeUninit::uninit() }; STRETCH]) }; 2];
     let (x, stride) = x.token(first);
-    let sums = sums.map(|s| s.as_mut_ptr().cast::<u8>());
+    let sums = sums.map(|s| s.0.as_mut_ptr().cast::<u8>());
     // SAFETY: the caller's promise. A stretch is complete before it is used; rows of activations beyond the last token
     // are spare, and those of sums are there by the assertion; a unit's activations are a line of the token's row.
     unsafe {
