@@ -11,6 +11,7 @@ mod cores;
 mod halves;
 mod isa;
 mod kv;
+mod lines;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;

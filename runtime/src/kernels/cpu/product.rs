@@ -6,6 +6,7 @@
 
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
+use super::lines;
 use super::math;
 use super::nested::{self, Activations, Sums, TOKEN_BLOCK, Tiles};
 use super::pool::Pool;
@@ -14,6 +15,9 @@ use std::ops::Range;
 
 /// Weight bytes of a task, at least: long enough to hide what it costs to begin one, short enough to balance.
 const TASK_BYTES: usize = 128 << 10;
+
+/// Results of an operation that a core's caches do not keep until they are read: so many are written past them.
+pub(super) const PAST_BYTES: usize = 2 << 20;
 
 /// Tasks per thread where the work is small.
 const TASKS_PER_THREAD: usize = 4;
@@ -47,12 +51,12 @@ impl Product<'_> {
         self.matrix.rows().div_ceil(TILE_ROWS)
     }
 
-    /// Writes the sums of a tile's rows for tokens `from..`, the bias added.
+    /// Writes the sums of a tile's rows for tokens `from..`, the bias added; `past` the caches if so asked.
     ///
     /// # Safety
     /// As [`run`], and nobody else computes this tile.
     #[inline(always)]
-    unsafe fn write(&self, tile: usize, from: usize, sums: &mut [[f32; TILE_ROWS]]) {
+    unsafe fn write(&self, tile: usize, from: usize, sums: &mut [[f32; TILE_ROWS]], past: bool) {
         let first = tile * TILE_ROWS;
         let n = TILE_ROWS.min(self.matrix.rows() - first);
         if let Some(bias) = self.bias {
@@ -64,7 +68,12 @@ impl Product<'_> {
         for (i, sums) in (from..).zip(sums.iter()) {
             let to = self.to.map_or(i, |to| to[i] as usize);
             // SAFETY: the caller's promise.
-            unsafe { if whole { self.out.set(to, first, sums) } else { self.out.set(to, first, &sums[..n]) } }
+            unsafe {
+                match whole {
+                    true => self.out.set(to, first, sums, past),
+                    false => self.out.set(to, first, &sums[..n], past),
+                }
+            }
         }
     }
 
@@ -96,14 +105,20 @@ impl Out {
     /// # Safety
     /// The buffer is still borrowed for this `Out`, and nobody else touches the elements meanwhile.
     #[inline(always)]
-    unsafe fn set(&self, row: usize, col: usize, values: &[f32]) {
+    unsafe fn set(&self, row: usize, col: usize, values: &[f32], past: bool) {
         let i = row * self.stride + col;
         assert!(
             i + values.len() <= self.len && col + values.len() <= self.stride,
             "columns {col}.. of row {row} are outside the output"
         );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(i), values.len()) }
+        unsafe {
+            let to = self.at.add(i);
+            match <&[f32; TILE_ROWS]>::try_from(values) {
+                Ok(line) if past => lines::store_past(to, line),
+                _ => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
+            }
+        }
     }
 }
 
@@ -118,10 +133,11 @@ pub(super) unsafe fn run<'a>(
     count: usize,
     product: &(dyn Fn(usize) -> Product<'a> + Sync),
 ) {
-    let (mut bytes, mut tiles, mut many) = (0, 0, false);
+    let (mut bytes, mut tiles, mut many, mut results) = (0, 0, false, 0);
     for p in (0..count).map(product) {
         bytes += p.bytes();
         tiles += p.tiles();
+        results += p.tokens.len() * p.matrix.rows() * size_of::<f32>();
         many |= p.tokens.len() > 1;
     }
     if tiles == 0 {
@@ -129,6 +145,7 @@ pub(super) unsafe fn run<'a>(
     }
     let by_size = (TASK_BYTES * tiles).div_ceil(bytes.max(1));
     let per_task = by_size.min(tiles.div_ceil(TASKS_PER_THREAD * pool.threads())).max(1);
+    let past = results >= PAST_BYTES;
     // Pairs of tiles stay together.
     let per_task = if many { per_task.next_multiple_of(2) } else { per_task };
     let tasks = |i: usize| product(i).tiles().div_ceil(per_task);
@@ -157,10 +174,13 @@ pub(super) unsafe fn run<'a>(
                 match p.tokens {
                     // Decoding: no room for a block's sums has to be there.
                     [_] if input.halves.is_none() => one(isa, input, &p, tiles),
-                    _ => pairs(isa, input, &p, tiles),
+                    _ => pairs(isa, input, &p, tiles, past),
                 }
             },
         );
+        if past {
+            lines::written();
+        }
     });
 }
 
@@ -181,7 +201,7 @@ unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
             math::swiglu(&mut sums[0], &ups[0]);
         }
         // SAFETY: the caller's promise.
-        unsafe { p.write(tile, 0, &mut sums) }
+        unsafe { p.write(tile, 0, &mut sums, false) }
     }
 }
 
@@ -190,7 +210,7 @@ unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
 /// # Safety
 /// As [`one`].
 #[inline(always)]
-unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
+unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past: bool) {
     let pair = Pair::new(input, p.matrix, p.up.unwrap_or(p.matrix));
     let mut sums = [Sums::new(), Sums::new()];
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
@@ -205,9 +225,9 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
             }
             // SAFETY: the caller's promise.
             unsafe {
-                p.write(tile, first, a);
+                p.write(tile, first, a, past);
                 if let (None, Some(next)) = (p.up, next) {
-                    p.write(next, first, b);
+                    p.write(next, first, b, past);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Activations quantized for products: on all threads, in the order in which products take them.
 
 use super::isa::Isa;
+use super::lines::ask;
 use super::nested::{Activations, Part};
 use super::pool::Pool;
 use std::sync::{Mutex, PoisonError};
@@ -29,8 +30,8 @@ impl Quantized {
         group: usize,
         order: Option<&[u32]>,
     ) {
-        let rows = |t: usize| &x[t * cols..][..cols];
         let few = order.filter(|order| order.len() < tokens);
+        let row = |t: usize| &x[few.map_or(t, |order| order[t] as usize) * cols..][..cols];
         let (to, tokens) = match few {
             Some(order) => (&mut self.ordered, order.len()),
             None => (&mut self.tokens, tokens),
@@ -41,7 +42,12 @@ impl Quantized {
                 #[inline(always)]
                 || {
                     for t in 0..tokens {
-                        let row = rows(few.map_or(t, |order| order[t] as usize));
+                        // A row is far from the one before: no prefetcher knows where it will be.
+                        if let (Some((g, _)), true) = (&parts[0], t + AHEAD < tokens) {
+                            let row = &row(t + AHEAD)[g * group..];
+                            ask(&row[..row.len().min(GROUPS_AT_ONCE * group)]);
+                        }
+                        let row = row(t);
                         for (g, part) in parts.iter_mut().flatten() {
                             part.quantize(t, row, *g, group);
                         }
@@ -79,6 +85,9 @@ impl Quantized {
 
 /// Neighbouring groups of a task: a kilobyte of a token is a run that memory reads ahead.
 const GROUPS_AT_ONCE: usize = 4;
+
+/// Tokens that a task asks for values ahead.
+const AHEAD: usize = 2;
 
 /// Calls `f` for some groups at a time, on all threads where there is enough to do.
 fn each_part(

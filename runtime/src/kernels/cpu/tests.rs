@@ -158,6 +158,36 @@ fn many_tokens_err_less_than_eight_bits_do() {
     }
 }
 
+/// Results of more bytes than caches keep are written past them: whole lines, and rows that begin within one.
+#[test]
+fn results_past_the_caches_are_those_of_smaller_calls() {
+    const COLS: usize = 32;
+    for rows in [1024, 1028] {
+        let (tokens, w) = (super::product::PAST_BYTES / 4096 + 8, values(rows * COLS, 1));
+        let x = values(tokens * COLS, 2);
+        let shape = Shape::new(rows, COLS, 32).unwrap();
+        let matrix =
+            Matrix::Nested(quant::encode(shape, &w, None, Level::B4).unwrap().into_nested().unwrap());
+        for isa in Isa::available() {
+            let mut all = buffer(vec![0.0; tokens * rows]);
+            let backend = backend(isa, 2);
+            let linear = |x: &[f32], out: &mut Aligned<f32>| {
+                let n = x.len() / COLS;
+                backend.linear(&buffer(x), n, &mut [Linear { matrix: &matrix, bias: None, out }]);
+            };
+            linear(&x, &mut all);
+            let few = MANY.max(64);
+            for from in (0..tokens).step_by(few) {
+                // The last is as long as the others: calls of few tokens may take another way.
+                let from = from.min(tokens - few);
+                let mut some = buffer(vec![0.0; few * rows]);
+                linear(&x[from * COLS..][..few * COLS], &mut some);
+                assert_eq!(some[..], all[from * rows..][..few * rows], "{isa}, {rows} rows from {from} on");
+            }
+        }
+    }
+}
+
 #[test]
 fn plain_products_add_their_bias() {
     let w = values(5 * 37, 1);
