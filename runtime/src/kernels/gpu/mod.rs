@@ -1,6 +1,6 @@
 //! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, the only place that knows it.
 //!
-//! Operations are recorded and reach the device when somebody reads a result. Weights are uploaded when they are first
+//! Operations are recorded and reach the device when somebody reads a result, or says that more will be some time coming. Weights are uploaded when they are first
 //! used and stay. Activations are f32 and are not quantized. An operation's result does not depend on what else is in the
 //! call: the kernels for one token and for many add in the same order.
 
@@ -249,6 +249,11 @@ impl Backend for GpuBackend {
 
     fn hand_over(&self) -> Result<()> {
         self.lock().recorder.hand_over(&self.gpu)
+    }
+
+    fn start(&self) -> Result<()> {
+        self.lock().recorder.submit(&self.gpu);
+        self.gpu.check()
     }
 
     fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {
