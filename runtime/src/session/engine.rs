@@ -56,6 +56,9 @@ pub struct EngineOptions {
     pub pipelines: Option<PathBuf>,
     /// Variants of its kernels that a GPU may use.
     pub gpu_variants: GpuVariants,
+    /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
+    #[doc(hidden)]
+    pub gpu_binding_bytes: Option<u64>,
     /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }

@@ -155,7 +155,7 @@ impl Processor {
                     refinements: needs.refinements,
                     pipelines: options.pipelines.clone(),
                     variants: options.gpu_variants,
-                    binding_bytes: None,
+                    binding_bytes: options.gpu_binding_bytes,
                     max_groups: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
