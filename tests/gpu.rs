@@ -1,4 +1,4 @@
-//! Gates 20–25, 28–30, 43, 49, 52 and 53: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
+//! Gates 20–25, 28–30, 43, 49 and 52 to 54: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
 //! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
 use dollop::quant::Level;

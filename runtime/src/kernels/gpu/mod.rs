@@ -129,6 +129,11 @@ impl GpuBackend {
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
+    /// Bytes of a matrix on the device.
+    pub fn matrix_bytes(m: &Matrix) -> usize {
+        weights::bytes(m, weights::tiles(m))
+    }
+
     /// The adapter.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.gpu.info
@@ -154,6 +159,15 @@ impl GpuBackend {
             Some(pipelines) if !self.failed() => pipelines.save(),
             _ => Ok(false),
         }
+    }
+
+    /// Brings matrices that one operation takes together to the device before they are used.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn bring_matrices(&self, together: &[&Matrix]) -> Result<()> {
+        self.lock().weights.place(&self.gpu, together)?;
+        self.gpu.check()
     }
 
     /// Brings some experts of a layer to the device before they are used.
