@@ -150,17 +150,9 @@ impl Parts {
         }
     }
 
-    /// The highest level that streamed experts have on a device. All of them have room for it, so with adaptive precision this is
-    /// not what is stored but the first level above the bits of an average expert: more room would mean fewer experts.
+    /// The highest level that streamed experts have on a device, where all of them have room for it.
     pub(super) fn device_level(&self, options: &EngineOptions) -> Level {
-        let stored = self.stored.unwrap_or(Level::B8);
-        match self.precision(options) {
-            Precision::Exact(level) => level,
-            Precision::Adaptive { quality, floor } => {
-                let above = |l: &Level| *l > floor && f32::from(l.bits()) > quality;
-                Level::ALL.into_iter().find(above).unwrap_or(stored).min(stored)
-            }
-        }
+        self.precision(options).place_level(self.stored.unwrap_or(Level::B8))
     }
 
     fn manner(&self, options: &EngineOptions, level: Option<Level>) -> Manner {
