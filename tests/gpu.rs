@@ -1,4 +1,4 @@
-//! Gates 20–25, 28–30, 43 and 49: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
+//! Gates 20–25, 28–30, 43, 49 and 52 to 54: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
 //! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
 use dollop::quant::Level;
@@ -12,10 +12,14 @@ use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{chosen_among_all, default_model, has_gpu};
 use std::path::Path;
 
+#[path = "gpu/banks.rs"]
+mod banks;
 #[path = "gpu/inputs.rs"]
 mod inputs;
 #[path = "gpu/once.rs"]
 mod once;
+#[path = "gpu/overlap.rs"]
+mod overlap;
 #[path = "gpu/refined.rs"]
 mod refined;
 

@@ -36,6 +36,8 @@ enum When {
     Never,
     /// After so many more submissions than opening took.
     Submissions(u64),
+    /// Soon after so many tokens of the prompt were computed.
+    Prompt(usize),
     /// When so many tokens were generated.
     Tokens(usize),
 }
@@ -60,6 +62,9 @@ fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -
             if matches!(when, When::Tokens(n) if n == ids.len()) {
                 engine.lose_gpu(0, fault);
             }
+        }
+        Event::Prefill { done, .. } if matches!(when, When::Prompt(n) if n == done) => {
+            engine.lose_gpu(3, fault)
         }
         Event::GpuLost { note } => {
             assert!(note.contains("the GPU was lost (") && !note.contains('\n'), "{note}");
@@ -150,8 +155,8 @@ fn gate_40_in_streaming_too() {
     }
     let options = streamed(Precision::Exact(Level::B4));
     let want = on_cpu(&options);
-    // A layer of a prompt's chunk is a submission and more: in the first chunk, in the second, and in an answer.
-    let points = [When::Submissions(3), When::Submissions(70), When::Tokens(7)];
+    // A layer of a prompt's chunk is some submissions: in the first chunk, in the second, and in an answer.
+    let points = [When::Submissions(3), When::Prompt(16), When::Tokens(7)];
     survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
     let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     survives(&options, None, &[(When::Submissions(3), GpuFault::Lost)]);

@@ -1,5 +1,6 @@
 //! Gate 30: experts that are streamed to a GPU are held once, there. The host holds what is on its way, as much as was planned;
-//! reads that fail leave nothing behind; and when the GPU is lost, what it had is read again.
+//! reads that fail leave nothing behind; and when the GPU is lost, what it had is read again. Gate 54: so are the weights beside
+//! them, and what both hold is counted for both.
 
 use super::refined::with_faults;
 use super::*;
@@ -104,4 +105,63 @@ fn gate_30_streamed_experts_are_held_once() {
     // The tokens before were read again, with experts that were all read again.
     assert!(after.bytes_wanted > before.bytes_wanted + planned.staging_bytes, "{before:?} {after:?}");
     assert!(!engine.info().mode.contains("on the device"), "{}", engine.info().mode);
+}
+
+/// Bytes of a file's mapping that are in memory.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn mapped(path: &Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut bytes, mut inside, mut seen) = (0, false, 0);
+    for line in maps.lines() {
+        // The first line of a mapping begins with its addresses.
+        if line.split_once('-').is_some_and(|(start, _)| u64::from_str_radix(start, 16).is_ok()) {
+            inside = line.ends_with(path.to_str().unwrap());
+            seen += usize::from(inside);
+        } else if let Some(kb) = line.strip_prefix("Rss:").filter(|_| inside) {
+            bytes += kb.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        }
+    }
+    assert!(seen > 0, "{} is not mapped", path.display());
+    bytes
+}
+
+#[test]
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn gate_54_weights_beside_streamed_experts_are_held_once() {
+    if !has_gpu() {
+        return;
+    }
+    // A file that no other test maps: pages of several mappings stay where they are.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(default_model(), &path).unwrap();
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    let engine = Engine::open(&path, &streaming(Precision::Exact(Level::B3), 0.3)).unwrap();
+    let (dense, device) = (engine.memory_plan().dense_bytes, engine.gpu_stats().unwrap().held_bytes);
+    let opened = mapped(&path);
+    logits(&engine);
+    let after = mapped(&path);
+    println!("of {dense} bytes {opened} are mapped when the model is open, {after} after some tokens");
+    assert!(device > dense / 2, "{device} bytes on the device");
+    assert!(opened < dense / 4 && after < dense / 4, "{opened} and {after} bytes of {dense} are mapped");
+}
+
+#[test]
+fn gate_54_weights_that_host_and_device_have_are_counted_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let tiny = Tiny::load("olmoe").with_experts(64);
+    tiny.write_folder(folder.path());
+    let convert = dollop::convert::convert;
+    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let dense = |backend| {
+        let o = EngineOptions { backend, ..EngineOptions::default() };
+        Engine::plan(&path, &o).unwrap().dense_bytes
+    };
+    // Routers and norms stay f32.
+    let small = |name: &str| name.ends_with("mlp.gate.weight") || name.ends_with("norm.weight");
+    let values: usize = tiny.tensors.iter().filter(|t| small(&t.0)).map(|t| t.2.len()).sum();
+    assert!(values > 2 * 64 * 64, "{values} values");
+    let (device, host) = (dense(BackendChoice::Gpu(None)), dense(BackendChoice::Cpu));
+    assert!(device >= host + 4 * values as u64, "{device} bytes with a device, {host} without");
 }

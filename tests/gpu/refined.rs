@@ -40,11 +40,12 @@ fn decoded(engine: &Engine) -> (Vec<Vec<f32>>, StreamStats) {
     (all, engine.stream_stats().unwrap())
 }
 
-/// A file of which, on demand, a read takes longer than some tokens, or every read fails.
+/// A file of which, on demand, a read takes longer than some tokens, or every read fails, or is held until it is let go.
 pub(super) struct Faulty {
     file: FileStorage,
     pub(super) fails: AtomicBool,
     slow: AtomicBool,
+    pub(super) holds: AtomicBool,
 }
 
 impl Storage for Faulty {
@@ -54,6 +55,9 @@ impl Storage for Faulty {
         }
         if self.slow.swap(false, Ordering::Relaxed) {
             std::thread::sleep(std::time::Duration::from_secs(5));
+        }
+        while self.holds.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         self.file.read_at(offset, to)
     }
@@ -66,7 +70,8 @@ impl Storage for Faulty {
 /// An engine whose experts or refinements come from such a file.
 pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<Faulty>) {
     let file = FileStorage::open(&default_model(), true).unwrap();
-    let faulty = Arc::new(Faulty { file, fails: false.into(), slow: false.into() });
+    let (fails, slow, holds) = (false.into(), false.into(), false.into());
+    let faulty = Arc::new(Faulty { file, fails, slow, holds });
     let streaming = StreamingOptions { storage: Some(faulty.clone()), ..o.streaming.clone() };
     let o = EngineOptions { streaming, ..o.clone() };
     (Engine::open(&default_model(), &o).unwrap(), faulty)

@@ -212,6 +212,15 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
+    /// More will follow of what a caller waits for elsewhere, as for weights from storage: the processor may begin with what it
+    /// has, and nobody waits for it.
+    ///
+    /// # Errors
+    /// `Device` where something has gone wrong before.
+    fn start(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
     /// index and value as the bits of values, to be read by [`from_bits`]). `false`, and nothing done, where the backend does
     /// not choose: the caller then reads the values and does.

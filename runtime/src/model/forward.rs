@@ -334,7 +334,9 @@ impl Model {
             None => Ok(()),
         };
         let guess: Option<Guess> = next.map(|_| &mut guess as _);
+        let mut left = wanted.len();
         let mut compute = |batch: &[(usize, &Expert)]| {
+            left -= batch.len();
             for batch in batch.chunks(JOBS) {
                 let job = |&(i, expert): &(usize, _)| ExpertJob {
                     index: wanted[i].expert,
@@ -346,7 +348,9 @@ impl Model {
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
                 b.experts(h, of, &jobs[..batch.len()], slots);
             }
-            Ok(())
+            // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
+            // is told by whoever reads a result.
+            if left > 0 { b.start() } else { Ok(()) }
         };
         self.experts.serve(layer, wanted, &mut compute, guess)?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).

@@ -76,6 +76,30 @@ pub struct Layer {
     pub ffn: Ffn,
 }
 
+impl Layer {
+    /// Its matrices but those of routed experts, as [`Weights::matrices`].
+    pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
+        let Layer { q, k, v, o, ffn, .. } = self;
+        let mut all = vec![vec![&q.matrix, &k.matrix, &v.matrix], vec![&o.matrix]];
+        let always = match ffn {
+            Ffn::Dense(e) => Some(e),
+            Ffn::Moe(moe) => {
+                all.push([&moe.router].into_iter().chain(&moe.shared_gate).collect());
+                moe.shared.as_ref()
+            }
+        };
+        all.extend(always.map(|e| vec![&e.gate, &e.up, &e.down]));
+        all
+    }
+
+    fn vectors(&self) -> impl Iterator<Item = &[f32]> {
+        let Layer { q, k, v, o, .. } = self;
+        let biases = [q, k, v, o].into_iter().filter_map(|p| p.bias.as_deref());
+        let norms = [&self.q_norm, &self.k_norm].into_iter().filter_map(|n| n.as_deref());
+        [&self.attn_norm[..], &self.ffn_norm].into_iter().chain(biases).chain(norms)
+    }
+}
+
 /// Everything but the routed experts. A clone shares the matrices' bytes.
 #[derive(Clone, Debug)]
 pub struct Weights {
@@ -217,6 +241,19 @@ impl Weights {
             all.push(&mut self.head);
         }
         all
+    }
+
+    /// Every matrix, those together that one operation of the forward pass multiplies with; the head last, whether or not it is
+    /// the embedding once more.
+    pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
+        let layers = self.layers.iter().flat_map(Layer::matrices);
+        [vec![&self.embed]].into_iter().chain(layers).chain([vec![&self.head]]).collect()
+    }
+
+    /// Every vector: norms, biases, factors of the rope.
+    pub fn vectors(&self) -> impl Iterator<Item = &[f32]> {
+        let layers = self.layers.iter().flat_map(Layer::vectors);
+        layers.chain([&self.norm[..]]).chain(self.rope_factors.as_deref())
     }
 
     /// Vocabulary size.

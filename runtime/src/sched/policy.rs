@@ -42,6 +42,18 @@ impl Precision {
         }
     }
 
+    /// The highest level that an expert may have on a device, where all have places with room for it: the first with the bits of
+    /// an average expert. More would serve the hottest alone, and be paid for with fewer experts.
+    pub(crate) fn place_level(&self, stored: Level) -> Level {
+        match *self {
+            Precision::Exact(level) => level,
+            Precision::Adaptive { quality, floor } => {
+                let enough = |l: &Level| *l >= floor && f32::from(l.bits()) >= quality;
+                Level::ALL.into_iter().find(enough).unwrap_or(stored).min(stored)
+            }
+        }
+    }
+
     /// Gain per bit from which on a plane is bought for an expert of hotness 1.
     ///
     /// The squared error of `b` bits is about `2.2 · 4⁻ᵇ` of the weights' energy (benches/records/nested-codec.md), so the
@@ -223,6 +235,19 @@ mod tests {
                 assert_eq!(1 + offers.iter().filter(|o| o.ask == i).count(), planes, "quality {quality}");
             }
         }
+    }
+
+    #[test]
+    fn places_have_room_for_the_bits_of_an_average_expert_and_no_more() {
+        let level = |quality, floor, stored| Precision::Adaptive { quality, floor }.place_level(stored);
+        assert_eq!(level(DEFAULT_QUALITY, DEFAULT_FLOOR, Level::B8), Level::B4);
+        assert_eq!(level(3.2, Level::B2, Level::B8), Level::B4);
+        assert_eq!(level(4.1, Level::B3, Level::B8), Level::B6);
+        assert_eq!(level(8.0, Level::B3, Level::B8), Level::B8);
+        // Never less than the floor, nor more than is stored.
+        assert_eq!(level(2.0, Level::B3, Level::B8), Level::B3);
+        assert_eq!(level(6.0, Level::B3, Level::B4), Level::B4);
+        assert_eq!(Precision::Exact(Level::B6).place_level(Level::B8), Level::B6);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct EngineOptions {
     pub pipelines: Option<PathBuf>,
     /// Variants of its kernels that a GPU may use.
     pub gpu_variants: GpuVariants,
+    /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
+    #[doc(hidden)]
+    pub gpu_binding_bytes: Option<u64>,
     /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }
@@ -140,17 +143,21 @@ impl Engine {
                     Verify::Never => DenseSums::default(),
                     Verify::First | Verify::Always => file.dense_sums()?,
                 };
-                parts.streamed(&file, options, adapter, plan, streamer, sums)
+                let inner = parts.streamed(&file, options, adapter, plan, streamer, sums)?;
+                if adapter.is_some() {
+                    upload(&inner.processors.first)?;
+                }
+                Ok(inner)
             } else {
                 let refine = |all, refinements: RefinementPlan, level| {
                     let granule = streaming::granule(&file);
                     streaming::refiner(path, granule, tables, all, refinements, level, options)
                 };
-                let mut inner = parts.resident(&file, options, adapter, plan, refine)?;
-                let first = &mut inner.processors.first;
+                let inner = parts.resident(&file, options, adapter, plan, refine)?;
+                let first = &inner.processors.first;
                 first.processor.warm_up(&first.model)?;
                 if adapter.is_some() {
-                    release(&mut first.model);
+                    release(&first.model);
                 }
                 if let Served::Refined(refiner) = &inner.served {
                     refiner.start(&mut |refinement| first.processor.refine(refinement))?;
@@ -368,18 +375,29 @@ impl Engine {
     }
 }
 
+/// Brings the always-used weights to a device, and lets go of the mapping's pages as they get there: beside experts that are
+/// streamed there is no memory to hold anything twice. No token is needed for it, which would read experts.
+fn upload(first: &Computing) -> Result<()> {
+    for together in first.model.weights.matrices() {
+        first.processor.bring_matrices(&together)?;
+        together.into_iter().for_each(release_matrix);
+    }
+    Ok(())
+}
+
 /// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
-fn release(model: &mut Model) {
-    let planes = |m: &Matrix| {
-        if let Matrix::Nested(n) = m {
-            n.planes().iter().for_each(|plane| store::release(plane));
-        }
-    };
+fn release(model: &Model) {
     for layer in 0..model.config.layers {
         let experts = model.experts.all(layer).unwrap_or_default();
-        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(planes);
+        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(release_matrix);
     }
-    model.weights.matrices_mut(false).into_iter().for_each(|m| planes(m));
+    model.weights.matrices().into_iter().flatten().for_each(release_matrix);
+}
+
+fn release_matrix(m: &Matrix) {
+    if let Matrix::Nested(n) = m {
+        n.planes().iter().for_each(|plane| store::release(plane));
+    }
 }
 
 fn map(path: &Path) -> Result<NestedFile> {

@@ -1,8 +1,8 @@
 //! What there is to say about a loaded model: its numbers, and how it runs.
 
-use super::parts::layer_matrices;
 use super::plan::MemoryPlan;
 use crate::experts::Expert;
+use crate::model::weights::Layer;
 use crate::model::{Config, Weights};
 use crate::quant::{Level, Matrix};
 use crate::sched::Precision;
@@ -73,7 +73,7 @@ impl ModelInfo {
             info.active_parameters += if active { n } else { 0 };
             info.active_bytes += if active { bytes } else { 0 };
         };
-        weights.layers.iter().flat_map(layer_matrices).for_each(|m| add(m, true, true));
+        weights.layers.iter().flat_map(Layer::matrices).flatten().for_each(|m| add(m, true, true));
         for experts in experts {
             for (i, e) in experts.iter().enumerate() {
                 [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));

@@ -150,17 +150,9 @@ impl Parts {
         }
     }
 
-    /// The highest level that streamed experts have on a device. All of them have room for it, so with adaptive precision this is
-    /// not what is stored but the first level above the bits of an average expert: more room would mean fewer experts.
+    /// The highest level that streamed experts have on a device, where all of them have room for it.
     pub(super) fn device_level(&self, options: &EngineOptions) -> Level {
-        let stored = self.stored.unwrap_or(Level::B8);
-        match self.precision(options) {
-            Precision::Exact(level) => level,
-            Precision::Adaptive { quality, floor } => {
-                let above = |l: &Level| *l > floor && f32::from(l.bits()) > quality;
-                Level::ALL.into_iter().find(above).unwrap_or(stored).min(stored)
-            }
-        }
+        self.precision(options).place_level(self.stored.unwrap_or(Level::B8))
     }
 
     fn manner(&self, options: &EngineOptions, level: Option<Level>) -> Manner {
@@ -192,7 +184,7 @@ impl Parts {
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
-            dense_bytes: self.dense_bytes(),
+            dense_bytes: dense_bytes(&self.weights, gpu),
             gpu,
             device_level: self.device_level(options),
             tables,
@@ -210,21 +202,6 @@ impl Parts {
 
     fn ff_routed(&self) -> usize {
         self.experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0)
-    }
-
-    /// Bytes of always-used weights in memory.
-    fn dense_bytes(&self) -> u64 {
-        let planes = self.matrices().map(|m| (m.bytes() + LINE * quant::PLANES) as u64).sum::<u64>();
-        let norms = self.config.layers * (2 * self.config.d + 4 * self.config.head_dim) + self.config.d;
-        planes + 4 * norms as u64
-    }
-
-    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let head = (!self.tied).then_some(&self.weights.head);
-        [&self.weights.embed]
-            .into_iter()
-            .chain(head)
-            .chain(self.weights.layers.iter().flat_map(layer_matrices))
     }
 
     /// An engine with everything in memory or mapped. Where some experts get a plane more, `refine` makes out of all of them
@@ -335,15 +312,21 @@ fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
     })
 }
 
-/// The always-used matrices of a layer.
-pub(super) fn layer_matrices(layer: &crate::model::weights::Layer) -> impl Iterator<Item = &Matrix> {
-    let (moe, always) = match &layer.ffn {
-        Ffn::Dense(e) => (None, Some(e)),
-        Ffn::Moe(moe) => (Some(moe), moe.shared.as_ref()),
+/// Bytes of always-used weights in memory. A device has a copy of all: of what is mapped the only one, of what is f32 (routers,
+/// norms, biases) one beside the host's.
+pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
+    let mut matrices: Vec<&Matrix> = weights.matrices().into_iter().flatten().collect();
+    if same(&weights.embed, &weights.head) {
+        matrices.pop();
+    }
+    let matrix = |m: &Matrix| match (gpu, m) {
+        (false, m) => m.bytes(),
+        (true, Matrix::Nested(_)) => processor::matrix_bytes(m),
+        (true, Matrix::F32 { .. }) => m.bytes() + processor::matrix_bytes(m),
     };
-    let attention = [&layer.q, &layer.k, &layer.v, &layer.o].map(|p| &p.matrix);
-    let routing = moe.into_iter().flat_map(|m| [Some(&m.router), m.shared_gate.as_ref()]).flatten();
-    attention.into_iter().chain(routing).chain(always.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]))
+    let matrices: usize = matrices.into_iter().map(|m| matrix(m) + LINE * quant::PLANES).sum();
+    let vectors: usize = weights.vectors().map(|v| 4 * v.len() + LINE).sum();
+    (matrices + if gpu { 2 * vectors } else { vectors }) as u64
 }
 
 /// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of

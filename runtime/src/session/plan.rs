@@ -234,14 +234,21 @@ impl MemoryPlan {
         Level::from_bits(bits)
     }
 
-    /// The same on the CPU, whose session takes so much, in the place of a GPU that was lost: experts are as many as were there
+    /// The same on the CPU, whose weights and session take so much, in the place of a GPU that was lost: experts are as many as were there
     /// at one level, or cached in what is left, at least `least` bytes.
     ///
     /// # Errors
     /// How much it would take.
-    pub(super) fn on_cpu(&self, kv_bytes: u64, scratch_bytes: u64, least: u64) -> Result<MemoryPlan, u64> {
+    pub(super) fn on_cpu(
+        &self,
+        dense_bytes: u64,
+        kv_bytes: u64,
+        scratch_bytes: u64,
+        least: u64,
+    ) -> Result<MemoryPlan, u64> {
         let mut plan = MemoryPlan {
             gpu: false,
+            dense_bytes,
             kv_bytes,
             scratch_bytes,
             staging_bytes: 0,

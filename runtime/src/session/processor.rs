@@ -9,6 +9,7 @@ use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking}
 use crate::kernels::{Backend, Routed};
 use crate::model::forward::Want;
 use crate::model::{Model, State};
+use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
 
 /// The processor that is asked for.
@@ -79,6 +80,14 @@ pub(super) fn scratch_bytes(gpu: bool, shape: &ScratchShape, vocab: usize, rope_
     }
     let _ = (gpu, vocab, rope_dims);
     CpuBackend::scratch_bytes(shape)
+}
+
+/// Bytes of a matrix on a device.
+pub(super) fn matrix_bytes(m: &Matrix) -> usize {
+    #[cfg(feature = "gpu")]
+    return GpuBackend::matrix_bytes(m);
+    #[cfg(not(feature = "gpu"))]
+    m.bytes()
 }
 
 /// An adapter to open: its index, or the first usable one.
@@ -155,7 +164,7 @@ impl Processor {
                     refinements: needs.refinements,
                     pipelines: options.pipelines.clone(),
                     variants: options.gpu_variants,
-                    binding_bytes: None,
+                    binding_bytes: options.gpu_binding_bytes,
                     max_groups: None,
                 };
                 Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
@@ -256,6 +265,19 @@ impl Processor {
             let mut timeline = self.timeline(model, 1, 1)?;
             self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
         }
+        Ok(())
+    }
+
+    /// Brings matrices that one operation takes together to a device before they are used. Nothing for the CPU.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn bring_matrices(&self, together: &[&Matrix]) -> Result<()> {
+        #[cfg(feature = "gpu")]
+        if let Processor::Gpu(gpu) = self {
+            return gpu.bring_matrices(together);
+        }
+        let _ = together;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
 
 use super::info::{Manner, ModelInfo};
-use super::parts::{Shape, copy_dense, same};
+use super::parts::{Shape, copy_dense, dense_bytes, same};
 use super::plan::MemoryPlan;
 use super::processor::{Processor, most_threads};
 use crate::error::{Error, Result};
@@ -141,7 +141,7 @@ impl Processors {
         Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
     }
 
-    /// The plan with the CPU's keys, values and scratch in the place of the device's, and its experts: all at the level that all
+    /// The plan with the CPU's weights, keys, values and scratch in the place of the device's, and its experts: all at the level that all
     /// had, read from the mapping, or an empty cache. What the driver took on the host stays counted: it may not give that
     /// back.
     fn plan(&self) -> Result<MemoryPlan> {
@@ -149,10 +149,12 @@ impl Processors {
         let shape = Shape::of(model, info.expert_width, false);
         let threads = most_threads(self.cpu.threads, self.cpu.cores.as_deref());
         let (kv, scratch) = (shape.kv(plan.context), shape.scratch(plan.context, plan.chunk, threads));
-        plan.on_cpu(kv, scratch, self.fallback.least_cache).map_err(|smallest| {
-            let lost = self.lost().unwrap_or_default();
-            let hint = format!(" to compute on the CPU ({lost}); the session's tokens are kept");
-            Error::Budget { budget: plan.budget.unwrap_or(smallest), smallest, hint }
-        })
+        plan.on_cpu(dense_bytes(&model.weights, false), kv, scratch, self.fallback.least_cache).map_err(
+            |smallest| {
+                let lost = self.lost().unwrap_or_default();
+                let hint = format!(" to compute on the CPU ({lost}); the session's tokens are kept");
+                Error::Budget { budget: plan.budget.unwrap_or(smallest), smallest, hint }
+            },
+        )
     }
 }

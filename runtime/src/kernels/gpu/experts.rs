@@ -38,9 +38,33 @@ pub(super) struct Room {
 pub(super) struct Loaded {
     /// The number of their first entry in the table.
     pub(super) table: u32,
-    pub(super) bank: Arc<Memory>,
+    pub(super) banks: Banks,
     /// Where some of them have their next plane.
-    pub(super) refinements: Option<Arc<Memory>>,
+    pub(super) refinements: Option<Banks>,
+}
+
+/// The buffers of a layer's slots.
+pub(super) type Banks = Arc<[Arc<Memory>]>;
+
+/// Buffers for so many slots, and how many each has room for: as many as kernels can bind at once.
+///
+/// # Errors
+/// `Device` where there is no room, or they cannot bind even one.
+pub(super) fn banks(gpu: &Device, slots: usize, slot_bytes: usize, what: &str) -> Result<(Banks, usize)> {
+    let each = (gpu.max_binding as usize / slot_bytes).min(slots);
+    if each == 0 {
+        return Err(Error::Device(format!(
+            "{what}: one takes {} MB, more than the adapter's kernels can read at once",
+            slot_bytes >> 20
+        )));
+    }
+    let count = slots.div_ceil(each);
+    if count > MAX_BANKS {
+        return Err(Error::Device(format!("{what}: {count} buffers; there may be {MAX_BANKS}")));
+    }
+    let bank = |n: usize| gpu.memory((n * slot_bytes) as u64, what).map(Arc::new);
+    let banks = (0..count).map(|i| bank(each.min(slots - i * each))).collect::<Result<_>>()?;
+    Ok((banks, each))
 }
 
 #[derive(Clone, Copy, Default)]
@@ -54,7 +78,7 @@ struct Slot {
 struct Layer {
     /// Its experts' first entry in the table.
     table: u32,
-    banks: Vec<Arc<Memory>>,
+    banks: Banks,
     slots_per_bank: usize,
     slot_bytes: usize,
     /// Where each matrix begins in a slot.
@@ -133,24 +157,12 @@ impl Experts {
         if slots == 0 {
             return Err(Error::Device(format!("memory for no expert of layer {}", of.layer)));
         }
-        let slots_per_bank = (gpu.max_binding as usize / slot_bytes).min(slots);
-        if slots_per_bank == 0 {
-            return Err(Error::Device(format!(
-                "an expert of {} MB is more than the adapter's kernels can read at once",
-                slot_bytes >> 20
-            )));
-        }
         if self.table_entries + of.experts > TABLE_ENTRIES {
             return Err(Error::Device(format!("more than {TABLE_ENTRIES} experts")));
         }
-        let banks = (0..slots.div_ceil(slots_per_bank))
-            .map(|bank| {
-                let n = slots_per_bank.min(slots - bank * slots_per_bank);
-                gpu.memory((n * slot_bytes) as u64, "experts").map(Arc::new)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let (banks, slots_per_bank) = banks(gpu, slots, slot_bytes, "experts")?;
         let room = self.room.refinements.min(of.experts);
-        let refinements = match slots == of.experts && banks.len() == 1 {
+        let refinements = match slots == of.experts {
             true => Refinements::new(gpu, first, room, of.experts)?,
             false => None,
         };
@@ -190,7 +202,7 @@ impl Experts {
         experts.iter().try_for_each(|&(index, expert)| layer.bring(gpu, recorder, index, expert, &self.table))
     }
 
-    /// Brings all experts of a layer, where they share a buffer.
+    /// Brings all experts of a layer, where there is room for all.
     pub(super) fn load_all(
         &mut self,
         gpu: &Device,
@@ -199,7 +211,7 @@ impl Experts {
         experts: &[Expert],
     ) -> Result<Option<Loaded>> {
         let Some(first) = experts.first() else { return Ok(None) };
-        if self.slots(gpu, of, first)? < experts.len() || self.layers[&of.layer].banks.len() > 1 {
+        if self.slots(gpu, of, first)? < experts.len() {
             return Ok(None);
         }
         if self.layers[&of.layer].complete != Some(planes(first)) {
@@ -208,8 +220,8 @@ impl Experts {
             self.layers.get_mut(&of.layer).expect("is open").complete = Some(planes(first));
         }
         let layer = &self.layers[&of.layer];
-        let refinements = layer.refinements.as_ref().map(|r| r.memory.clone());
-        Ok(Some(Loaded { table: layer.table, bank: layer.banks[0].clone(), refinements }))
+        let refinements = layer.refinements.as_ref().map(|r| r.banks.clone());
+        Ok(Some(Loaded { table: layer.table, banks: layer.banks.clone(), refinements }))
     }
 
     /// Gives an expert of a layer that has them all a plane more, and takes it from whoever had it in this place.
@@ -230,8 +242,8 @@ impl Experts {
         if let Some((loser, entry)) = refinements.leave(r.slot) {
             enter(recorder, loser, &entry);
         }
-        let (at, plane) = refinements.place(r)?;
-        recorder.write(gpu, &refinements.memory, at, plane);
+        let (memory, at, plane) = refinements.place(r)?;
+        recorder.write(gpu, memory, at, plane);
         enter(recorder, r.expert, &refinements.enter(r));
         gpu.check()
     }
@@ -263,7 +275,7 @@ impl Layer {
             let base = (in_bank * self.slot_bytes + self.at[m]) / 4;
             let form = Form::of(matrix, base as u32);
             words[m] = form.base;
-            words[JOB_PLACE] = place(bank as u32, form.planes);
+            words[JOB_PLACE] = place(bank, 0, form.planes);
             words[JOB_FITS + 2 * m] = form.alpha.to_bits();
             words[JOB_FITS + 2 * m + 1] = form.beta.to_bits();
             words[JOB_TOPS + m] = NOWHERE;

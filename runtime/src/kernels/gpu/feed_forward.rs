@@ -71,7 +71,7 @@ impl State {
         for (m, p) in placed.iter().enumerate() {
             let form = p[0].form;
             words[m] = form.base;
-            words[JOB_PLACE] = place(0, form.planes);
+            words[JOB_PLACE] = place(0, 0, form.planes);
             words[JOB_FITS + 2 * m] = form.alpha.to_bits();
             words[JOB_FITS + 2 * m + 1] = form.beta.to_bits();
             words[JOB_TOPS + m] = NOWHERE;
@@ -235,7 +235,7 @@ impl State {
     ) -> Result<bool> {
         let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let Some(first) = experts.first() else { return Ok(false) };
-        let Some(Loaded { table, bank, refinements }) =
+        let Some(Loaded { table, banks, refinements }) =
             self.experts.load_all(gpu, &mut self.recorder, of, experts)?
         else {
             return Ok(false);
@@ -244,37 +244,48 @@ impl State {
         let jobs_of = Some(table).filter(|_| tokens == 1);
         self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
         let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
-        let (choices, jobs) = (self.choices.get(), self.jobs.get());
-        let (up, down, planes) = shape.params(0, place(0, Form::of(&first.gate, 0).planes));
-        let none = &self.spare[0];
-        // Where some experts have a plane more, all are computed in one dispatch, as if they had.
-        let mixed = refinements.is_some();
-        let refinements = refinements.as_deref().unwrap_or(none);
-        let variant = Variant { planes: planes + u32::from(mixed), mixed, ..Variant::default() };
-        let up_memory = [&*bank, &h.memory, jobs, hidden, refinements];
-        let up_memory = &up_memory[..4 + usize::from(mixed)];
-        let down_memory = |out| [&*bank, hidden, jobs, out, none, refinements];
-        let bindings = 5 + usize::from(mixed);
-        if tokens == 1 {
-            self.recorder.run(gpu, variant, &up, up_memory, shape.gate_grid(of.top_k));
-            let variant = Variant { sum: true, ..variant };
-            let memory = down_memory(&x.memory);
-            self.recorder.run(gpu, variant, &down, &memory[..bindings], shape.down_grid(1));
-            return Ok(true);
-        }
-        let count = most_jobs(of.experts, tokens, of.top_k);
-        let plain = Variant::default();
+        let (choices, jobs, none) = (self.choices.get(), self.jobs.get(), &self.spare[0]);
         let (experts, top_k) = (of.experts as u32, of.top_k as u32);
-        let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
-        self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
-        let variant = Variant { tokens: MANY, ..variant };
-        self.recorder.run(gpu, variant, &up, up_memory, shape.gate_grid(count));
-        let memory = down_memory(&slots.memory);
-        self.recorder.run(gpu, variant, &down, &memory[..bindings], shape.down_grid(count));
-        let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
-        let grid = [groups(shape.d), tokens];
-        self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
-        self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+        let plain = Variant::default();
+        let (count, each) = match tokens {
+            1 => (of.top_k, 1),
+            _ => {
+                let count = most_jobs(of.experts, tokens, of.top_k);
+                let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
+                self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
+                (count, MANY)
+            }
+        };
+        // Where some experts have a plane more, all are computed as if they had, and those that have not find zeros.
+        let mixed = refinements.is_some();
+        let planes = Form::of(&first.gate, 0).planes;
+        let variant =
+            Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
+        let finer = refinements.as_deref().unwrap_or_default();
+        // A token's experts that one launch can reach are added up by it.
+        let at_once = tokens == 1 && banks.len() == 1 && finer.len() <= 1;
+        for (i, bank) in banks.iter().enumerate() {
+            for j in 0..finer.len().max(1) {
+                let finer = finer.get(j).map_or(none, |memory| memory);
+                let (up, down, _) = shape.params(0, place(i, j, planes));
+                let memory = [bank, &h.memory, jobs, hidden, finer];
+                let memory = &memory[..4 + usize::from(mixed)];
+                self.recorder.run(gpu, variant, &up, memory, shape.gate_grid(count));
+                let (sum, out, rows) = match at_once {
+                    true => (true, &x.memory, 1),
+                    false => (false, &slots.memory, count),
+                };
+                let memory = [bank, hidden, jobs, out, none, finer];
+                let memory = &memory[..5 + usize::from(mixed)];
+                self.recorder.run(gpu, Variant { sum, ..variant }, &down, memory, shape.down_grid(rows));
+            }
+        }
+        if !at_once {
+            let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
+            let grid = [groups(shape.d), tokens];
+            self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
+            self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+        }
         Ok(true)
     }
 }

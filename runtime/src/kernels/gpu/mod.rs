@@ -1,6 +1,6 @@
 //! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, the only place that knows it.
 //!
-//! Operations are recorded and reach the device when somebody reads a result. Weights are uploaded when they are first
+//! Operations are recorded and reach the device when somebody reads a result, or says that more will be some time coming. Weights are uploaded when they are first
 //! used and stay. Activations are f32 and are not quantized. An operation's result does not depend on what else is in the
 //! call: the kernels for one token and for many add in the same order.
 
@@ -129,6 +129,11 @@ impl GpuBackend {
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
+    /// Bytes of a matrix on the device.
+    pub fn matrix_bytes(m: &Matrix) -> usize {
+        weights::bytes(m, weights::tiles(m))
+    }
+
     /// The adapter.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.gpu.info
@@ -154,6 +159,15 @@ impl GpuBackend {
             Some(pipelines) if !self.failed() => pipelines.save(),
             _ => Ok(false),
         }
+    }
+
+    /// Brings matrices that one operation takes together to the device before they are used.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn bring_matrices(&self, together: &[&Matrix]) -> Result<()> {
+        self.lock().weights.place(&self.gpu, together)?;
+        self.gpu.check()
     }
 
     /// Brings some experts of a layer to the device before they are used.
@@ -249,6 +263,11 @@ impl Backend for GpuBackend {
 
     fn hand_over(&self) -> Result<()> {
         self.lock().recorder.hand_over(&self.gpu)
+    }
+
+    fn start(&self) -> Result<()> {
+        self.lock().recorder.submit(&self.gpu);
+        self.gpu.check()
     }
 
     fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {

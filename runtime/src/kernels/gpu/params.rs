@@ -156,7 +156,12 @@ pub(super) const MAX_TOP_K: usize = 64;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_HEAD: usize = 512;
 
-/// A buffer's number among those of a layer, and the planes that are read: what one dispatch has in common.
-pub(super) fn place(bank: u32, planes: u32) -> u32 {
-    bank << 8 | planes
+/// Buffers that the experts of a layer lie in at most, and their refinements: as many as [`place`] has numbers for.
+pub(super) const MAX_BANKS: usize = 1 << 12;
+
+/// What one dispatch has in common: the number of the buffer among those of a layer that experts lie in, the same of their
+/// refinements, and the planes that are read.
+pub(super) fn place(bank: usize, refinements: usize, planes: u32) -> u32 {
+    debug_assert!(bank < MAX_BANKS && refinements < MAX_BANKS && planes < 1 << 8);
+    (refinements as u32) << 20 | (bank as u32) << 8 | planes
 }

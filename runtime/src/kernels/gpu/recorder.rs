@@ -1,5 +1,5 @@
 //! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
-//! somebody reads a result back or the ring is full.
+//! somebody reads a result back, has to wait for something else, or the ring is full.
 
 use super::device::{Device, Memory};
 use super::params::Params;

@@ -1,19 +1,19 @@
-//! Planes that some experts of a layer have beyond those that all have: places of equal size in a buffer of their own, and
-//! who has which. A buffer of its own is never larger than the one that holds all experts, so kernels can bind both.
+//! Planes that some experts of a layer have beyond those that all have: places of equal size in as few buffers as can be
+//! bound, and who has which.
 //!
 //! What an expert without one looks like in the table is kept, to be written again when it loses its plane. Who should
 //! have a plane is decided elsewhere.
 
 use super::device::{Device, Memory};
-use super::experts::{Entry, MATRICES, device_plane, matrices};
-use super::params::{ENTRY_WORDS, JOB_FITS, JOB_TOPS};
+use super::experts::{Banks, Entry, MATRICES, banks, device_plane, matrices};
+use super::params::{ENTRY_WORDS, JOB_FITS, JOB_PLACE, JOB_TOPS, place};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
 use crate::quant::{Matrix, PLANES};
-use std::sync::Arc;
 
 pub(super) struct Refinements {
-    pub(super) memory: Arc<Memory>,
+    pub(super) banks: Banks,
+    slots_per_bank: usize,
     slot_bytes: usize,
     /// Where each matrix begins in a place.
     at: [usize; MATRICES],
@@ -43,10 +43,10 @@ impl Refinements {
             *size = device_plane(n, n.level().planes());
         }
         let slot_bytes: usize = sizes.iter().sum();
-        let memory = Arc::new(gpu.memory((slots * slot_bytes) as u64, "refinements")?);
+        let (banks, slots_per_bank) = banks(gpu, slots, slot_bytes, "refinements")?;
         let at = [0, sizes[0], sizes[0] + sizes[1]];
         let (holders, bases) = (vec![None; slots], vec![[0; ENTRY_WORDS]; experts]);
-        Ok(Some(Refinements { memory, slot_bytes, at, holders, bases }))
+        Ok(Some(Refinements { banks, slots_per_bank, slot_bytes, at, holders, bases }))
     }
 
     /// An expert's entry without a refinement.
@@ -60,13 +60,21 @@ impl Refinements {
         Some((loser, self.bases[loser as usize]))
     }
 
+    /// Where a place lies: the number of its buffer, and the byte at which it begins there.
+    fn find(&self, slot: usize) -> (usize, usize) {
+        (slot / self.slots_per_bank, slot % self.slots_per_bank * self.slot_bytes)
+    }
+
     /// Where a plane goes, and its bytes.
     ///
     /// # Errors
     /// `Device` where it is shorter than its experts' planes are, or there is no such place.
-    pub(super) fn place<'a>(&self, r: &Refinement<'a>) -> Result<(u64, &'a [u8])> {
+    pub(super) fn place<'a>(&self, r: &Refinement<'a>) -> Result<(&Memory, u64, &'a [u8])> {
         match r.plane.get(..self.slot_bytes) {
-            Some(plane) if r.slot < self.holders.len() => Ok(((r.slot * self.slot_bytes) as u64, plane)),
+            Some(plane) if r.slot < self.holders.len() => {
+                let (bank, at) = self.find(r.slot);
+                Ok((&self.banks[bank], at as u64, plane))
+            }
             _ => Err(Error::Device(format!(
                 "{} bytes for refinement {} of layer {}: there are {} places of {} bytes",
                 r.plane.len(),
@@ -84,10 +92,12 @@ impl Refinements {
         self.holders.iter_mut().filter(|h| **h == Some(r.expert)).for_each(|h| *h = None);
         self.holders[r.slot] = Some(r.expert);
         let mut entry = self.bases[r.expert as usize];
+        let (bank, start) = self.find(r.slot);
+        entry[JOB_PLACE] |= place(0, bank, 0);
         for (m, fit) in r.fits.iter().enumerate() {
             entry[JOB_FITS + 2 * m] = fit.alpha.to_bits();
             entry[JOB_FITS + 2 * m + 1] = fit.beta.to_bits();
-            entry[JOB_TOPS + m] = ((r.slot * self.slot_bytes + self.at[m]) / 4) as u32;
+            entry[JOB_TOPS + m] = ((start + self.at[m]) / 4) as u32;
         }
         entry
     }

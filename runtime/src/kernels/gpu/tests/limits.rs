@@ -72,12 +72,22 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let experts: Vec<Expert> = (0..5).map(|i| an_expert(96, 64, Some(Level::B8), 20 * i + 1)).collect();
     let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0 };
     let input = put(&b, &x[..96]);
-    let mut out = b.alloc(96).unwrap();
-    let logits = put(&b, &values(5, 2));
-    let (mut two, mut y) = (b.alloc(2 * 96).unwrap(), b.alloc(96).unwrap());
-    let bufs =
-        RoutedBufs { h: &input, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
-    assert!(!b.routed(bufs, 1, &router, 0, &experts).unwrap(), "they lie in several buffers");
+    // Those of a token that lie in several buffers take two launches for each, and a sum.
+    for tokens in [1, 9] {
+        let on = |b: &GpuBackend| {
+            let (h, logits) = (put(b, &values(tokens * 96, 8)), put(b, &values(tokens * 5, 2)));
+            let (mut two, mut y) = (b.alloc(tokens * 2 * 96).unwrap(), b.alloc(tokens * 96).unwrap());
+            let mut out = put(b, &values(tokens * 96, 3));
+            let bufs =
+                RoutedBufs { h: &h, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
+            let before = b.stats().dispatches;
+            assert!(b.routed(bufs, tokens, &router, 0, &experts).unwrap());
+            (get(b, &out), b.stats().dispatches - before)
+        };
+        let ((cut, launches), (want, one)) = (on(&b), on(&whole));
+        assert_eq!((launches, one), if tokens == 1 { (9, 3) } else { (10, 6) });
+        assert_eq!(cut, want, "experts in several buffers give other bits");
+    }
     let slots: Vec<u32> = (0..5).collect();
     let jobs: Vec<ExpertJob> =
         (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
