@@ -20,7 +20,7 @@ use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
 pub(super) use lanes::{Cell, Lanes};
-use lanes::{ask, mix, scores, weights};
+use lanes::{ask, mix, parts, weights};
 use std::cell::RefCell;
 
 /// Positions of a block of keys: one vector of scores.
@@ -35,8 +35,9 @@ const CHUNK: usize = 1024;
 /// Query rows (tokens times heads that share a key head) taken together.
 const ROWS: usize = 32;
 
-/// Rows that share a load of keys or values.
-const SHARED: usize = 4;
+/// Rows that share a load of keys or values, most and a few: the more do, the less often a half becomes a float.
+const SHARED: usize = 8;
+const FEW: usize = 4;
 
 thread_local! {
     static WORK: RefCell<Work> = RefCell::default();
@@ -322,19 +323,12 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             let out = w.scores[row * TILE..].as_mut_ptr();
             // SAFETY: rows of `q` and `scores` are there up to a multiple of SHARED, keys up to a whole tile.
             unsafe {
-                if rows - row < 2 {
-                    scores::<L, T, 1, { TILE / BLOCK }>(q, keys, dim, out);
-                    row += 1;
-                    continue;
-                }
-                if L::MANY {
-                    scores::<L, T, SHARED, { TILE / BLOCK }>(q, keys, dim, out);
-                } else {
-                    for b in 0..TILE / BLOCK {
-                        scores::<L, T, SHARED, 1>(q, keys.add(b * dim * BLOCK), dim, out.add(b * BLOCK));
-                    }
-                }
-                row += SHARED;
+                row += match rows - row {
+                    1 => parts::<L, T, 1, { TILE / BLOCK }>(q, keys, dim, out),
+                    2.. if !L::MANY => parts::<L, T, FEW, 1>(q, keys, dim, out),
+                    n if n <= FEW => parts::<L, T, FEW, { TILE / BLOCK }>(q, keys, dim, out),
+                    _ => parts::<L, T, SHARED, 2>(q, keys, dim, out),
+                };
             }
         }
         for row in 0..rows {
@@ -361,13 +355,12 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * dim..].as_mut_ptr());
             // SAFETY: as above; values are there for `n` positions.
             unsafe {
-                if rows - row >= SHARED {
-                    mix::<L, T, SHARED>(p, values, dim, n, acc);
-                    row += SHARED;
-                } else {
-                    mix::<L, T, 1>(p, values, dim, n, acc);
-                    row += 1;
-                }
+                row += match rows - row {
+                    SHARED.. if L::MANY => mix::<L, T, SHARED, 2>(p, values, dim, n, acc),
+                    FEW.. if L::MANY => mix::<L, T, FEW, 4>(p, values, dim, n, acc),
+                    FEW.. => mix::<L, T, FEW, 1>(p, values, dim, n, acc),
+                    _ => mix::<L, T, 1, 4>(p, values, dim, n, acc),
+                };
             }
         }
     }

@@ -44,9 +44,24 @@ pub(super) fn ask<L: Lanes, T: Cell>(cells: &[T]) {
     cells.chunks(LINE / size_of::<T>()).for_each(|line| L::ask(line.as_ptr()));
 }
 
+/// The scores of R rows with a tile's positions, B blocks at a time. Returns R.
+#[inline(always)]
+pub(super) unsafe fn parts<L: Lanes, T: Cell, const R: usize, const B: usize>(
+    q: *const f32,
+    k: *const T,
+    dim: usize,
+    out: *mut f32,
+) -> usize {
+    for b in (0..TILE / BLOCK).step_by(B) {
+        // SAFETY: the caller's.
+        unsafe { scores::<L, T, R, B>(q, k.add(b * dim * BLOCK), dim, out.add(b * BLOCK)) }
+    }
+    R
+}
+
 /// `out[r, p] = q[r] · k[p]` for R rows and B blocks of a tile's positions.
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
+unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
     q: *const f32,
     k: *const T,
     dim: usize,
@@ -102,21 +117,21 @@ pub(super) fn weights(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
     factor
 }
 
-/// `acc[r] += Σ_p w[r, p] · v[p]` for R rows and `n` positions.
+/// `acc[r] += Σ_p w[r, p] · v[p]` for R rows and `n` positions, N vectors of a head at a time. Returns R.
 #[inline(always)]
-pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize>(
+pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize, const N: usize>(
     w: *const f32,
     v: *const T,
     dim: usize,
     n: usize,
     acc: *mut f32,
-) {
+) -> usize {
     // SAFETY: the caller's.
     unsafe {
         let mut d = 0;
-        while (L::MANY || R == 1) && d + 4 * BLOCK <= dim {
-            mix_part::<L, T, R, 4>(w, v.add(d), dim, n, acc.add(d));
-            d += 4 * BLOCK;
+        while N > 1 && d + N * BLOCK <= dim {
+            mix_part::<L, T, R, N>(w, v.add(d), dim, n, acc.add(d));
+            d += N * BLOCK;
         }
         while d + BLOCK <= dim {
             mix_part::<L, T, R, 1>(w, v.add(d), dim, n, acc.add(d));
@@ -139,6 +154,7 @@ pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize>(
             }
         }
     }
+    R
 }
 
 fn wide<T: Cell>(x: T) -> f32 {
