@@ -98,7 +98,7 @@ fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
     ]
 }
 
-/// Launches of a token, which must be one submission and one read-back and allocate nothing.
+/// Launches of a token, which must be one submission and one read-back, and make no memory, pipeline or bind group.
 fn launches(engine: &Engine) -> u64 {
     let (most, uploaded) = launches_and_uploads(engine);
     assert_eq!(uploaded, 0);
@@ -111,6 +111,7 @@ fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
     session.logits(&[1, 2, 3]).unwrap();
     session.logits(&[4]).unwrap();
     let (mut most, mut all_uploaded) = (0, 0);
+    assert!(engine.gpu_stats().unwrap().bind_groups > 0);
     for token in [5, 6, 7] {
         let before = engine.gpu_stats().unwrap();
         session.logits(&[token]).unwrap();
@@ -118,7 +119,7 @@ fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
         let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
         assert_eq!((submits, readbacks), (1, 1));
         assert_eq!(before.held_bytes, after.held_bytes, "decoding allocates");
-        assert_eq!(before.pipelines, after.pipelines);
+        assert_eq!((before.pipelines, before.bind_groups), (after.pipelines, after.bind_groups));
         most = most.max(dispatches);
         all_uploaded += uploaded;
     }

@@ -145,6 +145,8 @@ pub struct GpuStats {
     pub read_bytes: u64,
     /// Pipelines made.
     pub pipelines: u64,
+    /// Bind groups made: what kernels and memory have in common is kept, so a token like the last makes none.
+    pub bind_groups: u64,
     /// Bytes of compiled kernels that were found in a file.
     pub pipelines_read_bytes: u64,
     /// Bytes of weights copied to the device.

@@ -178,6 +178,7 @@ impl Recorder {
                 .map(|(binding, m)| wgpu::BindGroupEntry { binding, resource: m.buffer.as_entire_binding() })
                 .collect();
             let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+            self.stats.bind_groups += 1;
             gpu.device.create_bind_group(&descriptor)
         });
         let encoder =

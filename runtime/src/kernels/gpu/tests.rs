@@ -14,6 +14,7 @@ mod experts;
 mod limits;
 mod mixed;
 mod operations;
+mod translations;
 mod variants;
 
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
