@@ -10,7 +10,7 @@ use dollop::{
 };
 use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{chosen_among_all, default_model, has_gpu};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[path = "gpu/banks.rs"]
 mod banks;
@@ -27,6 +27,16 @@ const BOUND: f32 = 2e-3;
 
 fn on_gpu() -> EngineOptions {
     EngineOptions { backend: BackendChoice::Gpu(None), ..EngineOptions::default() }
+}
+
+/// A model as a Dollop file, which is there as long as its folder is held.
+fn file_of(tiny: &Tiny) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    tiny.write_folder(folder.path());
+    let path = folder.path().join("tiny.gguf");
+    let convert = dollop::convert::convert;
+    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    (folder, path)
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn a_budget_is_kept_where_experts_are_refined() {
     let ask = ["run", "-p", "Tell me of the sea.", "-n", "12", "--json"];
     let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
     println!("refined: {} MB at most in {samples} samples", most >> 20);
-    assert!(samples > 10 && most > 20 << 20 && most <= 260 << 20, "{most} in {samples}");
+    assert!(samples > 10 && most > 20 << 20 && most <= 256 << 20, "{most} in {samples}");
     let run = json(&[&ask[..], &common].concat());
     assert!(run["mode"].as_str().unwrap().contains("4 for"), "{}", run["mode"]);
     let stream = &run["stream"];

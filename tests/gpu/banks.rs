@@ -9,11 +9,7 @@ fn gate_53_experts_in_several_buffers_are_those_in_one_and_stop_for_nobody() {
     if !has_gpu() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::load("olmoe").with_experts(64).write_folder(folder.path());
-    let path = folder.path().join("tiny.gguf");
-    let convert = dollop::convert::convert;
-    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let (_folder, path) = file_of(&Tiny::load("olmoe").with_experts(64));
     // Small chunks, so that experts are what needs the largest buffers.
     let o = EngineOptions { context: Some(32), chunk: Some(4), ..on_gpu() };
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };

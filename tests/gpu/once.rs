@@ -148,12 +148,8 @@ fn gate_54_weights_beside_streamed_experts_are_held_once() {
 
 #[test]
 fn gate_54_weights_that_host_and_device_have_are_counted_twice() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.gguf");
     let tiny = Tiny::load("olmoe").with_experts(64);
-    tiny.write_folder(folder.path());
-    let convert = dollop::convert::convert;
-    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let (_folder, path) = file_of(&tiny);
     let dense = |backend| {
         let o = EngineOptions { backend, ..EngineOptions::default() };
         Engine::plan(&path, &o).unwrap().dense_bytes

@@ -199,11 +199,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer
         return;
     }
     // Without a shared expert, which takes two launches more.
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::load("olmoe").with_experts(64).write_folder(folder.path());
-    let tiny = folder.path().join("tiny.gguf");
-    let convert = dollop::convert::convert;
-    convert(folder.path(), &tiny, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let (_folder, tiny) = file_of(&Tiny::load("olmoe").with_experts(64));
     for (path, share, launches) in [(tiny, 0.4, 8), (default_model(), 0.3, 10)] {
         let engine = Engine::open(&path, &refined_of(&path, share)).unwrap();
         let info = engine.info();

@@ -13,6 +13,7 @@ use super::isa::{Isa, Kind};
 #[cfg(test)]
 use super::kv;
 use super::kv::{CpuKv, Store};
+use super::lines::ask;
 use super::math;
 use super::pool::Pool;
 use super::rows::Rows;
@@ -20,7 +21,7 @@ use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
 pub(super) use lanes::{Cell, Lanes};
-use lanes::{ask, mix, parts, weights};
+use lanes::{mix, parts, weights};
 use std::cell::RefCell;
 
 /// Positions of a block of keys: one vector of scores.
@@ -316,7 +317,7 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
         let keys = k[tile * dim..].as_ptr();
         // While scores are computed values come, and the next keys while values are mixed: left to the hardware, which
         // stops at every page, a long cache comes at half the pace.
-        ask::<L, T>(&v[tile * dim..(tile + n) * dim]);
+        ask(&v[tile * dim..(tile + n) * dim]);
         let mut row = 0;
         while row < rows {
             let q = w.q[row * dim..].as_ptr();
@@ -347,7 +348,7 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             }
         }
         if tile + TILE < end {
-            ask::<L, T>(&k[(tile + TILE) * dim..(tile + 2 * TILE) * dim]);
+            ask(&k[(tile + TILE) * dim..(tile + 2 * TILE) * dim]);
         }
         let values = v[tile * dim..].as_ptr();
         let mut row = 0;

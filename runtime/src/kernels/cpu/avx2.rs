@@ -229,10 +229,4 @@ impl Lanes for Lanes16 {
             Lanes16(_mm256_fmadd_ps(self.0, x, sum.0), _mm256_fmadd_ps(self.1, x, sum.1))
         }
     }
-
-    #[inline(always)]
-    fn ask<T>(at: *const T) {
-        // SAFETY: a prefetch of any address is allowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
 }

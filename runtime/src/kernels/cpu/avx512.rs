@@ -325,10 +325,4 @@ impl Lanes for __m512 {
         // SAFETY: as above.
         unsafe { _mm512_fmadd_ps(self, _mm512_set1_ps(x), sum) }
     }
-
-    #[inline(always)]
-    fn ask<T>(at: *const T) {
-        // SAFETY: a prefetch of any address is allowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
 }

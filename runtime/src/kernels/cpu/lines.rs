@@ -10,9 +10,9 @@ type Line = [f32; TILE_ROWS];
 
 /// Asks memory for values that will be read soon.
 #[inline(always)]
-pub(super) fn ask(x: &[f32]) {
+pub(super) fn ask<T>(x: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in x.chunks(TILE_ROWS) {
+    for line in x.chunks(size_of::<Line>() / size_of::<T>()) {
         // SAFETY: every x86-64 has the instruction, and may be given any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }

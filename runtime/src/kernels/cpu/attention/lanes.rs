@@ -31,17 +31,6 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     unsafe fn store(self, at: *mut f32);
     /// `self · x + sum`.
     unsafe fn times_plus(self, x: f32, sum: Self) -> Self;
-    /// Has the cache line brought in that holds `at`, which may be any address.
-    fn ask<T>(_at: *const T) {}
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// Has some cells brought in.
-#[inline(always)]
-pub(super) fn ask<L: Lanes, T: Cell>(cells: &[T]) {
-    cells.chunks(LINE / size_of::<T>()).for_each(|line| L::ask(line.as_ptr()));
 }
 
 /// The scores of R rows with a tile's positions, B blocks at a time. Returns R.
