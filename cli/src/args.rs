@@ -227,6 +227,9 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Show how long every kernel of a GPU takes. Everything waits for the clock, so tokens per second are fewer
+    #[arg(long)]
+    pub gpu_clock: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
 }

@@ -5,7 +5,7 @@ use crate::output::{bytes, count};
 use crate::streaming::Mark;
 use crate::{Failure, locate};
 use dollop::sampler::Sampling;
-use dollop::{GenerateOptions, Session, SessionOptions};
+use dollop::{Engine, GenerateOptions, GpuKernelTime, Session, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
@@ -25,6 +25,9 @@ struct Row {
     /// Bytes per second that these runs read from storage.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage_bytes_per_second: Option<f64>,
+    /// How long a GPU's kernels took in these runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kernels: Vec<GpuKernelTime>,
 }
 
 /// What the read test reads: more than the caches of most machines.
@@ -40,6 +43,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let context = args.engine.ctx.unwrap_or(args.depth + args.prompt.max(args.generate + 1));
     let mut options = args.engine.options();
     options.context = Some(context);
+    options.gpu_clock = args.gpu_clock;
     let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
     let info = engine.info();
     let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;
@@ -58,10 +62,12 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         }
         let mut tps = Vec::new();
         let mut mark = None;
+        let mut kernels = Vec::new();
         // The first run warms caches and is not counted.
         for run in 0..=args.repeat {
             if run == 1 {
                 mark = Mark::now(&engine);
+                kernels = kernel_times(&engine);
             }
             let seconds = if name == "pp" {
                 prompt(&mut session, args.depth, &tokens)?
@@ -82,6 +88,10 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
             eprintln!("{test}:\n{}", mark.report(&engine, done));
         }
+        let kernels = since(&kernels, kernel_times(&engine));
+        if args.gpu_clock && !args.json {
+            report_kernels(&test, &kernels, done)?;
+        }
         if let Some(note) = engine.lost() {
             let remedy = "run it again, or with --backend cpu";
             return Err(format!("{note}: figures of two processors are none; {remedy}").into());
@@ -94,6 +104,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             weight_bytes_per_second: rate,
             stream,
             storage_bytes_per_second: storage_rate,
+            kernels,
         });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
@@ -159,6 +170,48 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             )?;
         }
     }
+    Ok(())
+}
+
+fn kernel_times(engine: &Engine) -> Vec<GpuKernelTime> {
+    engine.gpu_stats().map(|stats| stats.kernels).unwrap_or_default()
+}
+
+/// What was added to times since an earlier look at them.
+fn since(before: &[GpuKernelTime], now: Vec<GpuKernelTime>) -> Vec<GpuKernelTime> {
+    let less = |mut k: GpuKernelTime| {
+        let same = |b: &&GpuKernelTime| b.kernel == k.kernel && b.workgroups == k.workgroups;
+        if let Some(b) = before.iter().find(same) {
+            k.launches -= b.launches;
+            k.nanoseconds -= b.nanoseconds;
+        }
+        (k.launches > 0).then_some(k)
+    };
+    let mut all: Vec<GpuKernelTime> = now.into_iter().filter_map(less).collect();
+    all.sort_by_key(|k| std::cmp::Reverse(k.nanoseconds));
+    all
+}
+
+fn report_kernels(test: &str, kernels: &[GpuKernelTime], tokens: usize) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    let all = kernels.iter().map(|k| k.nanoseconds).sum::<u64>() as f64;
+    let per_token = 1e-3 * all / tokens as f64;
+    writeln!(out, "{test}: {per_token:.1} µs of kernels per token\n")?;
+    writeln!(out, "| kernel | workgroups | launches per token | µs each | % |")?;
+    writeln!(out, "|---|---:|---:|---:|---:|")?;
+    for k in kernels {
+        writeln!(
+            out,
+            "| {} | {}x{} | {:.2} | {:.2} | {:.1} |",
+            k.kernel,
+            k.workgroups[0],
+            k.workgroups[1],
+            k.launches as f64 / tokens as f64,
+            1e-3 * k.nanoseconds as f64 / k.launches as f64,
+            100.0 * k.nanoseconds as f64 / all
+        )?;
+    }
+    writeln!(out)?;
     Ok(())
 }
 

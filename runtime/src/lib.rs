@@ -33,4 +33,4 @@ pub use session::{
 };
 #[doc(hidden)]
 pub use telemetry::GpuFault;
-pub use telemetry::{CancelToken, GpuStats, Progress, StreamStats, Trace, Track};
+pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats, Trace, Track};

@@ -153,6 +153,22 @@ pub struct GpuStats {
     pub uploaded_bytes: u64,
     /// Bytes allocated on the device now.
     pub held_bytes: u64,
+    /// How long kernels took, the longest first, where [`crate::EngineOptions::gpu_clock`] asked for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<GpuKernelTime>,
+}
+
+/// How long launches of a kernel took on a GPU, each from the end of what was before to its own end.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct GpuKernelTime {
+    /// The kernel, and what tells it from its variants.
+    pub kernel: String,
+    /// Workgroups of a launch.
+    pub workgroups: [u32; 2],
+    /// Launches.
+    pub launches: u64,
+    /// Nanoseconds of all of them.
+    pub nanoseconds: u64,
 }
 
 /// How a GPU may fail: for tests that make it.

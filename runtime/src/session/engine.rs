@@ -56,6 +56,9 @@ pub struct EngineOptions {
     pub pipelines: Option<PathBuf>,
     /// Variants of its kernels that a GPU may use.
     pub gpu_variants: GpuVariants,
+    /// Time every kernel of a GPU ([`crate::telemetry::GpuStats::kernels`]). Everything waits for it: for finding out what
+    /// takes long, and not how long all of it does.
+    pub gpu_clock: bool,
     /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
     #[doc(hidden)]
     pub gpu_binding_bytes: Option<u64>,

@@ -164,6 +164,7 @@ impl Processor {
                     refinements: needs.refinements,
                     pipelines: options.pipelines.clone(),
                     variants: options.gpu_variants,
+                    clock: options.gpu_clock,
                     binding_bytes: options.gpu_binding_bytes,
                     max_groups: None,
                 };

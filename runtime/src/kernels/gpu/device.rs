@@ -4,11 +4,10 @@
 //! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
 
 use super::pipelines::Pipelines;
-use super::variants;
+use super::{GpuOptions, clock, variants};
 use crate::error::{Error, Result};
 use crate::kernels::{GpuInputs, GpuVariants};
 use crate::telemetry::GpuFault;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -196,15 +195,16 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Opens adapter `index` of [`adapters`], or the first usable one, with the compiled kernels that are in a folder and
-    /// those variants of them that it has what they need for.
+    /// Opens the adapter that is asked for, or the first usable one, with the compiled kernels that are in a folder and those
+    /// variants of them that it has what they need for.
     ///
     /// # Errors
     /// `Device` where there is none, or it cannot run the kernels.
-    pub(super) fn open(index: Option<usize>, kept: Option<&Path>, wanted: GpuVariants) -> Result<Device> {
+    pub(super) fn open(options: &GpuOptions) -> Result<Device> {
+        let kept = options.pipelines.as_deref();
         let all = found();
         let infos: Vec<AdapterInfo> = all.iter().enumerate().map(|(i, a)| describe(i, a)).collect();
-        let chosen = match index {
+        let chosen = match options.adapter {
             Some(i) => infos.get(i).ok_or_else(|| {
                 Error::Device(format!("there is no adapter {i}; this machine has {}", infos.len()))
             })?,
@@ -220,10 +220,11 @@ impl Device {
             Some(_) => adapter.features() & wgpu::Features::PIPELINE_CACHE,
             None => wgpu::Features::empty(),
         };
-        let variants = chosen.of(wanted);
+        let variants = chosen.of(options.variants);
+        let clock = if options.clock { adapter.features() & clock::features() } else { wgpu::Features::empty() };
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
-            required_features: wgpu::Features::IMMEDIATES | keeping | variants::features(variants),
+            required_features: wgpu::Features::IMMEDIATES | keeping | clock | variants::features(variants),
             required_limits: needed(adapter.limits()),
             ..Default::default()
         });

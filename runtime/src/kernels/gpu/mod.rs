@@ -5,6 +5,7 @@
 //! call: the kernels for one token and for many add in the same order.
 
 mod best;
+mod clock;
 mod device;
 mod experts;
 mod feed_forward;
@@ -97,12 +98,12 @@ impl GpuBackend {
     /// # Errors
     /// `Device` where there is none, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
-        let mut gpu = Device::open(options.adapter, options.pipelines.as_deref(), options.variants)?;
+        let mut gpu = Device::open(options)?;
         let GpuOptions { expert_bytes, routed_layers, level, refinements, .. } = *options;
         let room = Room { bytes: expert_bytes, layers: routed_layers, level, refinements };
         let spare = || gpu.memory(16, "a spare");
         let state = State {
-            recorder: Recorder::new(&gpu)?,
+            recorder: Recorder::new(&gpu, options.clock)?,
             weights: Weights::default(),
             experts: Experts::new(&gpu, room)?,
             spare: [spare()?, spare()?, spare()?, spare()?],
@@ -142,7 +143,7 @@ impl GpuBackend {
     /// What was done since it was opened.
     pub fn stats(&self) -> GpuStats {
         let state = self.lock();
-        let mut stats = state.recorder.stats.clone();
+        let mut stats = state.recorder.stats();
         stats.uploaded_bytes += state.weights.uploaded_bytes;
         stats.held_bytes = self.gpu.held();
         stats.pipelines_read_bytes = self.gpu.pipelines().as_ref().map_or(0, Pipelines::loaded_bytes);

@@ -23,6 +23,8 @@ pub struct GpuOptions {
     pub pipelines: Option<PathBuf>,
     /// Variants of kernels that may be used.
     pub variants: GpuVariants,
+    /// Time every kernel ([`crate::telemetry::GpuStats::kernels`]).
+    pub clock: bool,
     /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
     pub binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension at most, where they are to be fewer than every adapter allows.
@@ -40,6 +42,7 @@ impl Default for GpuOptions {
             refinements: 0,
             pipelines: None,
             variants: GpuVariants::default(),
+            clock: false,
             binding_bytes: None,
             max_groups: None,
         }

@@ -1,6 +1,7 @@
 //! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
 //! somebody reads a result back, has to wait for something else, or the ring is full.
 
+use super::clock::Clock;
 use super::device::{Device, Memory};
 use super::params::Params;
 use super::variants::choose;
@@ -36,7 +37,8 @@ pub(super) struct Recorder {
     landing_bytes: u64,
     /// What was handed over last while nobody waited.
     handed_over: Option<wgpu::SubmissionIndex>,
-    pub(super) stats: GpuStats,
+    stats: GpuStats,
+    clock: Option<Clock>,
     /// What goes wrong after how many more submissions, in tests.
     pub(super) fault: Option<(u64, GpuFault)>,
 }
@@ -49,7 +51,7 @@ impl Drop for Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(gpu: &Device) -> Result<Recorder> {
+    pub(super) fn new(gpu: &Device, clock: bool) -> Result<Recorder> {
         Ok(Recorder {
             pipelines: vec![None; SHADERS.len()],
             groups: HashMap::new(),
@@ -61,8 +63,14 @@ impl Recorder {
             landing_bytes: 0,
             handed_over: None,
             stats: GpuStats::default(),
+            clock: if clock { Some(Clock::new(gpu)?) } else { None },
             fault: None,
         })
+    }
+
+    pub(super) fn stats(&self) -> GpuStats {
+        let kernels = self.clock.as_ref().map(Clock::times).unwrap_or_default();
+        GpuStats { kernels, ..self.stats.clone() }
     }
 
     fn pipeline(&mut self, gpu: &Device, index: usize) {
@@ -157,6 +165,9 @@ impl Recorder {
             assert!(theirs.eq(P::FIELDS.iter().copied()), "{:?}: parameters", P::KERNEL);
             self.pipeline(gpu, index);
         }
+        if self.clock.as_ref().is_some_and(Clock::full) {
+            self.submit(gpu);
+        }
         let gone = gpu.gone();
         if !gone.is_empty() {
             self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
@@ -186,10 +197,16 @@ impl Recorder {
         let pass = self
             .pass
             .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        if let Some(clock) = &self.clock {
+            clock.begin(pass);
+        }
         pass.set_pipeline(pipeline);
         pass.set_bind_group(0, &*group, &[]);
         pass.set_immediates(0, bytemuck::bytes_of(params));
         pass.dispatch_workgroups(groups[0], groups[1], 1);
+        if let Some(clock) = &mut self.clock {
+            clock.end(pass, index, groups);
+        }
         self.stats.dispatches += 1;
         let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
         self.stats.subgroup_dispatches += u64::from(subgroups);
@@ -235,7 +252,7 @@ impl Recorder {
     pub(super) fn submit(&mut self, gpu: &Device) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.ring_at = 0;
-        self.encoder.take().map(|encoder| {
+        self.encoder.take().map(|mut encoder| {
             match &mut self.fault {
                 Some((0, fault)) => {
                     gpu.suffer(*fault);
@@ -245,7 +262,15 @@ impl Recorder {
                 None => {}
             }
             self.stats.submits += 1;
-            gpu.queue.submit([encoder.finish()])
+            if let Some(clock) = &mut self.clock {
+                clock.resolve(&mut encoder);
+            }
+            let index = gpu.queue.submit([encoder.finish()]);
+            if let Some(clock) = &mut self.clock {
+                // What goes wrong is kept for the next operation that returns something.
+                let _ = clock.collect(gpu);
+            }
+            index
         })
     }
 

@@ -1,0 +1,130 @@
+//! How long every kernel takes, where a program asks: the device writes the time after each dispatch, and whoever submits
+//! waits and adds up. Commands and their results are those without; the waits are not, so speeds are measured without.
+
+use super::device::{Device, Memory};
+use crate::error::{Error, Result};
+use crate::telemetry::GpuKernelTime;
+use dollop_shaders::{SHADERS, Shader};
+use std::collections::BTreeMap;
+
+/// Times of one submission at most.
+const STAMPS: u32 = 4096;
+const BYTES: u64 = 8 * STAMPS as u64;
+
+/// A kernel's variant, and the workgroups that it was launched with.
+type Launch = (usize, [u32; 2]);
+
+pub(super) struct Clock {
+    set: wgpu::QuerySet,
+    resolved: Memory,
+    landing: Memory,
+    /// Nanoseconds of a tick.
+    period: f64,
+    /// What stands between a time and the next, in this submission.
+    launches: Vec<Launch>,
+    /// Launches and ticks.
+    total: BTreeMap<Launch, (u64, u64)>,
+}
+
+/// What a device needs for it.
+pub(super) fn features() -> wgpu::Features {
+    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
+}
+
+impl Clock {
+    /// # Errors
+    /// `Device` where the adapter has no clock.
+    pub(super) fn new(gpu: &Device) -> Result<Clock> {
+        use wgpu::BufferUsages as U;
+        if !gpu.device.features().contains(features()) {
+            return Err(Error::Device("the adapter does not say how long kernels take".into()));
+        }
+        Ok(Clock {
+            set: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count: STAMPS,
+            }),
+            resolved: gpu.raw(BYTES, U::QUERY_RESOLVE | U::COPY_SRC, "times")?,
+            landing: gpu.raw(BYTES, U::MAP_READ | U::COPY_DST, "times")?,
+            period: gpu.queue.get_timestamp_period().into(),
+            launches: Vec::new(),
+            total: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the submission has to end before the next launch.
+    pub(super) fn full(&self) -> bool {
+        self.launches.len() + 1 >= STAMPS as usize
+    }
+
+    /// Before the first launch of a submission.
+    pub(super) fn begin(&self, pass: &mut wgpu::ComputePass<'static>) {
+        if self.launches.is_empty() {
+            pass.write_timestamp(&self.set, 0);
+        }
+    }
+
+    /// After every launch.
+    pub(super) fn end(&mut self, pass: &mut wgpu::ComputePass<'static>, index: usize, grid: [u32; 2]) {
+        self.launches.push((index, grid));
+        pass.write_timestamp(&self.set, self.launches.len() as u32);
+    }
+
+    /// The last command of a submission.
+    pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        if self.launches.is_empty() {
+            return;
+        }
+        let count = self.launches.len() as u32 + 1;
+        encoder.resolve_query_set(&self.set, 0..count, &self.resolved.buffer, 0);
+        let bytes = 8 * u64::from(count);
+        encoder.copy_buffer_to_buffer(&self.resolved.buffer, 0, &self.landing.buffer, 0, bytes);
+    }
+
+    /// Waits for the submission.
+    pub(super) fn collect(&mut self, gpu: &Device) -> Result<()> {
+        let launches = std::mem::take(&mut self.launches);
+        if launches.is_empty() {
+            return Ok(());
+        }
+        let bytes = 8 * (launches.len() as u64 + 1);
+        self.landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
+        gpu.wait(None)?;
+        {
+            let view = self.landing.buffer.get_mapped_range(..bytes);
+            let view = view.map_err(|e| Error::Device(format!("reading times: {e}")))?;
+            let times: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
+            for (launch, pair) in launches.into_iter().zip(times.windows(2)) {
+                let (count, ticks) = self.total.entry(launch).or_default();
+                *count += 1;
+                *ticks += pair[1].saturating_sub(pair[0]);
+            }
+        }
+        self.landing.buffer.unmap();
+        Ok(())
+    }
+
+    /// What was added up so far, the longest first.
+    pub(super) fn times(&self) -> Vec<GpuKernelTime> {
+        let time = |(&(index, workgroups), &(launches, ticks)): (&Launch, &(u64, u64))| GpuKernelTime {
+            kernel: name(&SHADERS[index]),
+            workgroups,
+            launches,
+            nanoseconds: (ticks as f64 * self.period) as u64,
+        };
+        let mut all: Vec<GpuKernelTime> = self.total.iter().map(time).collect();
+        all.sort_by_key(|k| std::cmp::Reverse(k.nanoseconds));
+        all
+    }
+}
+
+/// A kernel and what tells it from its variants.
+fn name(s: &Shader) -> String {
+    let v = s.variant;
+    let planes = if v.planes > 0 { format!(", {} planes", v.planes) } else { String::new() };
+    let tokens = if v.tokens > 1 { format!(", {} tokens", v.tokens) } else { String::new() };
+    let sum = if v.sum { ", summing" } else { "" };
+    let mixed = if v.mixed { ", refined" } else { "" };
+    format!("{:?}{planes}{tokens}{sum}{mixed}", s.kernel)
+}
