@@ -15,7 +15,6 @@ struct Variant {
     planes: u32,
     tokens: u32,
     half: bool,
-    sum: bool,
     mixed: bool,
     op: u32,
     subgroups: bool,
@@ -30,9 +29,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 Axis::Planes => (0..BITS.len() as u32).map(|planes| Variant { planes, ..v }).collect(),
                 Axis::Tokens => TOKENS.iter().map(|&tokens| Variant { tokens, ..v }).collect(),
                 Axis::Half => [false, true].map(|half| Variant { half, ..v }).to_vec(),
-                // Experts are added up for one token at a time.
-                Axis::Sum if v.tokens > 1 => vec![v],
-                Axis::Sum => [false, true].map(|sum| Variant { sum, ..v }).to_vec(),
+                Axis::One => vec![v],
                 // The first plane is everybody's.
                 Axis::Mixed if v.planes < 2 => vec![v],
                 Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
@@ -56,7 +53,11 @@ fn imported(name: &str, v: &Variant) -> String {
     let name = match name {
         "weights" => format!("weights_{weights}"),
         "unit" => format!("unit_{weights}{}", ["", "_half", "_bytes"][v.inputs as usize]),
-        "inputs" => format!("inputs_{}", ["single", "half", "bytes"][v.inputs as usize]),
+        "inputs" => {
+            let whose = if v.tokens == 1 { "own" } else { "inputs" };
+            format!("{whose}_{}", ["single", "half", "bytes"][v.inputs as usize])
+        }
+        "product" => format!("product_{}", if v.tokens == 1 { "one" } else { "many" }),
         "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
         "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
         "reduce" => format!("reduce_{}", if v.subgroups { "subgroup" } else { "tree" }),
@@ -113,9 +114,11 @@ fn head(axes: &[Axis], v: &Variant) -> String {
     };
     constant(Axis::Planes, "PLANES", v.planes);
     constant(Axis::Planes, "BITS", BITS[v.planes as usize]);
-    constant(Axis::Tokens, "TOKENS", v.tokens);
-    constant(Axis::Tokens, "COLS", columns(v.tokens, v.inputs));
-    constant(Axis::Sum, "SUM", v.sum.into());
+    for axis in [Axis::Tokens, Axis::One] {
+        constant(axis, "TOKENS", v.tokens);
+        constant(axis, "ROWS", rows(v.tokens));
+        constant(axis, "COLS", columns(v.inputs));
+    }
     constant(Axis::Op, "OP", v.op);
     text
 }
@@ -193,8 +196,12 @@ fn main() {
     let texts = files.0.keys().map(|f| format!("const {}: &str = {:?};\n", constant(f), files.part(f)));
     let texts: String = texts.collect();
     let text = format!(
-        "/// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
-         /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n\n{texts}"
+        "/// Rows of a matrix that a workgroup multiplies with one token.\npub const ROWS: u32 = {};\n\n\
+         /// The same with [`MANY`].\npub const MANY_ROWS: u32 = {};\n\n\
+         /// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
+         /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n\n{texts}",
+        rows(TOKENS[0]),
+        rows(TOKENS[1])
     );
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
     fs::write(Path::new(&out).join("shaders.rs"), text).expect("the folder is writable");

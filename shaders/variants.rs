@@ -9,8 +9,8 @@ enum Axis {
     Tokens,
     /// Keys and values in half precision.
     Half,
-    /// `down` adds up a token's experts.
-    Sum,
+    /// None of these: one token at a time.
+    One,
     /// The last plane lies elsewhere, and not every expert has it.
     Mixed,
     /// What `elementwise` does.
@@ -24,12 +24,13 @@ enum Axis {
 const KERNELS: &[(&str, &[Axis])] = &[
     ("linear", &[Axis::Planes, Axis::Tokens, Axis::Subgroups, Axis::Inputs]),
     ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
-    ("down", &[Axis::Planes, Axis::Tokens, Axis::Sum, Axis::Mixed, Axis::Inputs]),
+    ("down", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
+    ("down_sum", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Inputs]),
     ("embed", &[Axis::Planes]),
     ("rms_norm", &[Axis::Subgroups]),
     ("place", &[Axis::Half, Axis::Subgroups]),
     ("attention", &[Axis::Half, Axis::Subgroups]),
-    ("route", &[]),
+    ("route", &[Axis::Subgroups]),
     ("group", &[]),
     ("combine", &[]),
     ("elementwise", &[Axis::Op]),
@@ -52,12 +53,15 @@ const SINGLE: u32 = 0;
 const HALF: u32 = 1;
 const BYTES: u32 = 2;
 
-/// The columns of each of so many tokens that a workgroup has in its memory (16 KiB at most, with what else is there).
-fn columns(tokens: u32, inputs: u32) -> u32 {
-    match (tokens, inputs) {
-        (1, BYTES) => 4096,
-        (1, _) => 2048,
-        (_, HALF | BYTES) => 512,
+/// The columns of each of many tokens that a workgroup has in its memory (16 KiB at most, with what else is there).
+fn columns(inputs: u32) -> u32 {
+    match inputs {
+        HALF | BYTES => 512,
         _ => 256,
     }
+}
+
+/// The rows of a matrix that a workgroup multiplies with so many tokens.
+const fn rows(tokens: u32) -> u32 {
+    if tokens == 1 { 16 } else { 64 }
 }

@@ -14,8 +14,6 @@ pub struct Variant {
     pub tokens: u32,
     /// Keys and values in half precision.
     pub half: bool,
-    /// `down`: adds up a token's experts.
-    pub sum: bool,
     /// The last of the planes lies in a buffer of its own, for experts that have it; the others have none of its bits.
     pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
@@ -34,7 +32,6 @@ impl Default for Variant {
             planes: 0,
             tokens: 1,
             half: false,
-            sum: false,
             mixed: false,
             op: ADD,
             subgroups: false,

@@ -25,6 +25,26 @@ var<workgroup> query: array<vec4<f32>, MAX_CELLS>;
 var<workgroup> weight: array<f32, 128>;
 var<workgroup> parts: array<vec4<f32>, 128>;
 
+// Cells that are read before the first of them is used.
+const AT_ONCE = 8u;
+
+// The query times the key of a position, whose cells begin at `first`.
+fn score_of(first: u32, cells: u32, pos: u32) -> f32 {
+    var dots = 0.0;
+    for (var i = 0u; i < cells; i += AT_ONCE) {
+        var some: array<Cell, AT_ONCE>;
+        for (var j = 0u; j < AT_ONCE; j++) {
+            some[j] = keys[(first + min(i + j, cells - 1u)) * p.capacity + pos];
+        }
+        for (var j = 0u; j < AT_ONCE; j++) {
+            if (i + j < cells) {
+                dots += dot(query[i + j], unpack(some[j]));
+            }
+        }
+    }
+    return dots;
+}
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
@@ -56,11 +76,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         let pos = tile + lane;
         var score = -3.0e38;
         if (pos <= last) {
-            var dots = 0.0;
-            for (var i = 0u; i < cells; i++) {
-                dots += dot(query[i], unpack(keys[(kv_head * cells + i) * p.capacity + pos]));
-            }
-            score = dots;
+            score = score_of(kv_head * cells, cells, pos);
         }
         let above = max(highest, max_of_all(score, lane));
         var w = 0.0;
@@ -75,8 +91,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         sum = sum * shrink;
         if (group < groups) {
             let n = min(128u, last + 1u - tile);
-            for (var i = group; i < n; i += groups) {
-                sum += weight[i] * unpack(values[(kv_head * p.capacity + tile + i) * cells + cell]);
+            for (var i = group; i < n; i += groups * AT_ONCE) {
+                var some: array<Cell, AT_ONCE>;
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    let at = min(i + j * groups, n - 1u);
+                    some[j] = values[(kv_head * p.capacity + tile + at) * cells + cell];
+                }
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    if (i + j * groups < n) {
+                        sum = fma(vec4(weight[i + j * groups]), unpack(some[j]), sum);
+                    }
+                }
             }
         }
         workgroupBarrier();

@@ -1,9 +1,11 @@
-// hidden[slot] = silu(gate · x[token]) ⊙ (up · x[token]) of the slots of each job. One workgroup: 16 rows of one job.
+// hidden[slot] = silu(gate · x[token]) ⊙ (up · x[token]) of the slots of each job. One workgroup: ROWS rows of one job.
 
 #import product
 #import job
+#import x
 
 const REFINEMENTS = 4u; // binding
+const MATRICES = 2u;
 
 struct Params {
     d: u32,
@@ -15,18 +17,17 @@ struct Params {
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
 }
 
-@group(0) @binding(1) var<storage, read> x: array<f32>;            // [tokens, d]
 @group(0) @binding(3) var<storage, read_write> hidden: array<f32>; // [slots, ff]
 var<immediate> p: Params;
 
 var<private> job: u32;
 var<private> count: u32;
 
-fn input(t: u32, col: u32) -> f32 {
+fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.d || t >= count) {
-        return 0.0;
+        return vec4<f32>();
     }
-    return x[job_slot(job, t) / p.top_k * p.d + col];
+    return before(x_at(job_slot(job, t) / p.top_k * p.d + col), col, p.d);
 }
 
 @compute @workgroup_size(128)
@@ -38,18 +39,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     count = job_slots(job);
     let gate = job_matrix(job, 0u, p.ff, p.d, p.group);
     let up = job_matrix(job, 1u, p.ff, p.d, p.group_up);
-    var gates: Sums;
-    var ups: Sums;
-    for (var first = 0u; first < p.d; first += COLS) {
-        stage(first, lane);
-        accumulate(gate, id.x, first, lane, &gates);
-        accumulate(up, id.x, first, lane, &ups);
-    }
-    let g = total(&gates, lane);
-    let u = total(&ups, lane);
-    let t = lane / 16u;
-    let row = id.x * 16u + lane % 16u;
-    if (t < count && row < p.ff) {
-        hidden[job_slot(job, t) * p.ff + row] = g / (1.0 + exp(-g)) * u;
+    let results = multiply(gate, up, p.d, id.x, lane);
+    for (var i = 0u; i < RESULTS; i++) {
+        let t = token_of(i, lane);
+        let row = id.x * ROWS + row_of(i, lane);
+        if (t < count && row < p.ff) {
+            let g = results[i].x;
+            hidden[job_slot(job, t) * p.ff + row] = g / (1.0 + exp(-g)) * results[i].y;
+        }
     }
 }

@@ -1,18 +1,20 @@
 // out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x
-// (which is then written to `h`), optionally added to `out`. One workgroup: 16 rows, TOKENS tokens.
+// (which is then written to `h`), optionally added to `out`. One workgroup: ROWS rows, TOKENS tokens.
 
 #import product
 #import reduce
+#import x
 
 const NORM = 1u;
 const BIAS = 2u;
 const ADD = 4u;
+const MATRICES = 1u;
 
 struct Part {
     base: u32,  // word where the matrix begins
     rows: u32,
     group: u32,
-    tiles: u32, // tiles of the parts before
+    tiles: u32, // of the parts before
     alpha: f32,
     beta: f32,
     at: u32,    // where its first row goes
@@ -29,8 +31,7 @@ struct Params {
     part: array<Part, 3>,
 }
 
-@group(0) @binding(1) var<storage, read> x: array<f32>;          // [tokens, cols]
-@group(0) @binding(2) var<storage, read> norm: array<f32>;       // [cols]
+@group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>; // [cols]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;       // [tiles, 16]
 @group(0) @binding(4) var<storage, read_write> out0: array<f32>; // [tokens, stride]
 @group(0) @binding(5) var<storage, read_write> out1: array<f32>;
@@ -39,28 +40,55 @@ struct Params {
 var<immediate> p: Params;
 
 var<private> first_token: u32;
+var<workgroup> scales: array<f32, TOKENS>;
 
-fn input(t: u32, col: u32) -> f32 {
+fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.cols || first_token + t >= p.tokens) {
-        return 0.0;
+        return vec4<f32>();
     }
-    let value = x[(first_token + t) * p.cols + col];
+    var value = x_at((first_token + t) * p.cols + col);
     if ((p.flags & NORM) != 0u) {
-        return value * norm[col];
+        value = value * norm[col / 4u];
     }
-    return value;
+    return before(value, col, p.cols);
 }
 
 // 1 / the root mean square of a token.
 fn norm_scale(t: u32, lane: u32) -> f32 {
-    var squares = 0.0;
+    var squares = vec4<f32>();
     if (t < p.tokens) {
-        for (var col = lane; col < p.cols; col += 128u) {
-            let value = x[t * p.cols + col];
+        for (var col = 4u * lane; col < p.cols; col += 512u) {
+            let value = before(x_at(t * p.cols + col), col, p.cols);
             squares = fma(value, value, squares);
         }
     }
-    return 1.0 / sqrt(sum_of_all(squares, lane) / f32(p.cols) + p.eps);
+    let sum = sum_of_all((squares.x + squares.y) + (squares.z + squares.w), lane);
+    return 1.0 / sqrt(sum / f32(p.cols) + p.eps);
+}
+
+// Norms of the workgroup's tokens, which the first of all writes.
+fn take_norms(first: bool, lane: u32) {
+    for (var t = 0u; t < TOKENS; t++) {
+        let token = first_token + t;
+        let scale = norm_scale(token, lane);
+        if (lane == 0u) {
+            scales[t] = scale;
+        }
+        if (first && token < p.tokens) {
+            for (var col = 4u * lane; col < p.cols; col += 512u) {
+                let at = token * p.cols + col;
+                let value = x_at(at) * scale * norm[col / 4u];
+                for (var i = 0u; i < min(4u, p.cols - col); i++) {
+                    h[at + i] = value[i];
+                }
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+fn blocks(rows: u32) -> u32 {
+    return (rows + ROWS - 1u) / ROWS;
 }
 
 @compute @workgroup_size(128)
@@ -68,57 +96,47 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     first_token = id.y * TOKENS;
     var which = 0u;
-    if (p.parts > 1u && id.x >= p.part[1].tiles) {
+    var block = id.x;
+    if (p.parts > 1u && block >= blocks(p.part[0].rows)) {
         which = 1u;
-    }
-    if (p.parts > 2u && id.x >= p.part[2].tiles) {
-        which = 2u;
+        block -= blocks(p.part[0].rows);
+        if (p.parts > 2u && block >= blocks(p.part[1].rows)) {
+            which = 2u;
+            block -= blocks(p.part[1].rows);
+        }
     }
     let part = p.part[which];
-    let tile = id.x - part.tiles;
     let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.beta);
 
-    var scale = 1.0;
+    let results = multiply(m, m, p.cols, block, lane);
     if ((p.flags & NORM) != 0u) {
-        for (var t = 0u; t < TOKENS; t++) {
-            let s = norm_scale(first_token + t, lane);
-            if (lane / 16u == t) {
-                scale = s;
-            }
-            // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
-            if (id.x == 0u && part.at == 0u && first_token + t < p.tokens) {
-                let at = (first_token + t) * p.cols;
-                for (var col = lane; col < p.cols; col += 128u) {
-                    h[at + col] = x[at + col] * s * norm[col];
-                }
-            }
+        // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
+        take_norms(id.x == 0u && part.at == 0u, lane);
+    }
+    for (var i = 0u; i < RESULTS; i++) {
+        let t = token_of(i, lane);
+        let token = first_token + t;
+        let row = block * ROWS + row_of(i, lane);
+        if (t >= TOKENS || token >= p.tokens || row >= part.rows) {
+            continue;
         }
-    }
-
-    var sums: Sums;
-    for (var first = 0u; first < p.cols; first += COLS) {
-        stage(first, lane);
-        accumulate(m, tile, first, lane, &sums);
-    }
-    var value = total(&sums, lane) * scale;
-
-    let t = first_token + lane / 16u;
-    let row = tile * 16u + lane % 16u;
-    if (lane >= 16u * TOKENS || t >= p.tokens || row >= part.rows) {
-        return;
-    }
-    if ((p.flags & BIAS) != 0u) {
-        value += bias[(p.bias + id.x) * 16u + lane % 16u];
-    }
-    let at = t * part.stride + part.at + row;
-    if (which == 0u) {
-        if ((p.flags & ADD) != 0u) {
-            value += out0[at];
+        var value = results[i].x;
+        if ((p.flags & NORM) != 0u) {
+            value = value * scales[t];
         }
-        out0[at] = value;
-    } else if (which == 1u) {
-        out1[at] = value;
-    } else {
-        out2[at] = value;
+        if ((p.flags & BIAS) != 0u) {
+            value += bias[(p.bias + part.tiles) * 16u + row];
+        }
+        let at = token * part.stride + part.at + row;
+        if (which == 0u) {
+            if ((p.flags & ADD) != 0u) {
+                value += out0[at];
+            }
+            out0[at] = value;
+        } else if (which == 1u) {
+            out1[at] = value;
+        } else {
+            out2[at] = value;
+        }
     }
 }

@@ -2,6 +2,8 @@
 // table of the layer's experts, writes the job of every slot as well. What the last tokens chose goes to a history that
 // the host reads when it reads their logits. One workgroup: one token.
 
+#import reduce
+
 struct Params {
     experts: u32,
     top_k: u32,
@@ -26,7 +28,6 @@ const MAX_TOP_K = 64u;
 var<immediate> p: Params;
 
 var<workgroup> bits: array<u32, MAX_EXPERTS>;
-var<workgroup> exps: array<f32, MAX_EXPERTS>;
 var<workgroup> chosen: array<u32, MAX_TOP_K>;
 var<workgroup> gates: array<f32, MAX_TOP_K>;
 
@@ -36,63 +37,62 @@ fn ordered(b: u32) -> u32 {
 }
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
+    var high = -3.4e38;
     for (var e = lane; e < p.experts; e += 128u) {
-        bits[e] = logits[id.x * p.experts + e];
+        let logit = logits[id.x * p.experts + e];
+        bits[e] = ordered(logit);
+        high = max(high, bitcast<f32>(logit));
     }
+    let highest = max_of_all(high, lane);
     workgroupBarrier();
-    var high = 0u;
-    for (var e = 0u; e < p.experts; e++) {
-        high = max(high, ordered(bits[e]));
-    }
-    let highest = bitcast<f32>(select(~high, high & 0x7fffffffu, (high >> 31u) == 1u));
+    var exps = 0.0;
     for (var e = lane; e < p.experts; e += 128u) {
-        exps[e] = exp(bitcast<f32>(bits[e]) - highest);
         // An expert's rank is the number of those before it.
-        let own = ordered(bits[e]);
+        let own = bits[e];
         var rank = 0u;
         for (var other = 0u; other < p.experts; other++) {
-            let key = ordered(bits[other]);
+            let key = bits[other];
             rank += u32(key > own || (key == own && other < e));
         }
+        let key = select(~own, own & 0x7fffffffu, (own >> 31u) == 1u);
+        let weight = exp(bitcast<f32>(key) - highest);
+        exps += weight;
         if (rank < p.top_k) {
             chosen[rank] = e;
+            gates[rank] = weight;
         }
     }
+    let total = sum_of_all(exps, lane);
     workgroupBarrier();
-    if (lane == 0u) {
-        var total = 0.0;
-        for (var e = 0u; e < p.experts; e++) {
-            total += exps[e];
-        }
-        var sum = 0.0;
-        for (var r = 0u; r < p.top_k; r++) {
-            gates[r] = exps[chosen[r]] / total;
-            sum += gates[r];
-        }
-        let scale = select(p.scale, p.scale / sum, p.renormalize == 1u && sum > 0.0);
-        for (var r = 0u; r < p.top_k; r++) {
-            gates[r] = gates[r] * scale;
-        }
+    var sum = 0.0;
+    for (var r = 0u; r < p.top_k; r++) {
+        sum += gates[r] / total;
     }
-    workgroupBarrier();
+    let scale = select(p.scale, p.scale / sum, p.renormalize == 1u && sum > 0.0);
     for (var r = lane; r < p.top_k; r += 128u) {
         let slot = id.x * p.top_k + r;
+        let gate = bitcast<u32>(gates[r] / total * scale);
         choices[2u * slot] = chosen[r];
-        choices[2u * slot + 1u] = bitcast<u32>(gates[r]);
+        choices[2u * slot + 1u] = gate;
         if (id.x >= p.first) {
             let at = p.at + 2u * (slot - p.first * p.top_k);
             history[at] = chosen[r];
-            history[at + 1u] = bitcast<u32>(gates[r]);
+            history[at + 1u] = gate;
         }
         if (p.jobs == 1u) {
-            let entry = (p.table + chosen[r]) * ENTRY_WORDS;
-            for (var i = 0u; i < ENTRY_WORDS; i++) {
-                jobs[slot * JOB_WORDS + i] = table[entry + i];
-            }
             jobs[slot * JOB_WORDS + 13u] = 1u;
-            jobs[slot * JOB_WORDS + 14u] = bitcast<u32>(gates[r]);
+            jobs[slot * JOB_WORDS + 14u] = gate;
             jobs[slot * JOB_WORDS + 16u] = slot;
+        }
+    }
+    if (p.jobs == 1u) {
+        for (var i = lane; i < p.top_k * ENTRY_WORDS; i += 128u) {
+            let r = i / ENTRY_WORDS;
+            let word = i % ENTRY_WORDS;
+            let entry = (p.table + chosen[r]) * ENTRY_WORDS;
+            jobs[(id.x * p.top_k + r) * JOB_WORDS + word] = table[entry + word];
         }
     }
 }

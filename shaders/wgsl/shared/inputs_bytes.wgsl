@@ -1,5 +1,4 @@
-// Inputs of products as whole numbers of 8 bits, four a word, with a scale for every unit: those of the CPU's products
-// (kernels/cpu/nested.rs), which has groups of 32 or 64 where there are units of 32 here.
+// Inputs of products as whole numbers of 8 bits, four a word, with a scale for every unit.
 
 #import inputs_unit
 
@@ -11,16 +10,26 @@ var<workgroup> x_sums: array<i32, TOKENS * COLS / 32u>; // of the whole numbers
 fn stage(first: u32, lane: u32) {
     workgroupBarrier();
     for (var i = lane; i < TOKENS * COLS / 32u; i += 128u) {
-        let unit = read_unit(first, i);
-        let inverse = select(0.0, 127.0 / unit.most, unit.most > 0.0);
-        var sum = vec4<i32>();
+        let unit = read_unit(i / (COLS / 32u), first + i % (COLS / 32u) * 32u);
+        let bytes = bytes_of(unit);
         for (var j = 0u; j < 8u; j++) {
-            let q = vec4<i32>(round(unit.x[j] * inverse));
-            sum += q;
-            x_tile[8u * i + j] = pack4xI8(q);
+            x_tile[8u * i + j] = bytes.words[j];
         }
-        x_scales[i] = unit.most / 127.0;
-        x_sums[i] = (sum.x + sum.y) + (sum.z + sum.w);
+        x_scales[i] = bytes.scale;
+        x_sums[i] = bytes.sum;
     }
     workgroupBarrier();
+}
+
+// Four columns of the staged unit `at`.
+fn word_of(t: u32, at: u32, j: u32) -> u32 {
+    return x_tile[t * (COLS / 4u) + 8u * at + j];
+}
+
+fn scale_of(t: u32, at: u32) -> f32 {
+    return x_scales[t * (COLS / 32u) + at];
+}
+
+fn sum_of(t: u32, at: u32) -> i32 {
+    return x_sums[t * (COLS / 32u) + at];
 }

@@ -7,9 +7,7 @@ var<workgroup> x_sums: array<f32, TOKENS * COLS / 32u>;
 fn stage(first: u32, lane: u32) {
     workgroupBarrier();
     for (var i = lane; i < TOKENS * COLS / 4u; i += 128u) {
-        let t = i / (COLS / 4u);
-        let col = first + i % (COLS / 4u) * 4u;
-        x_tile[i] = vec4(input(t, col), input(t, col + 1u), input(t, col + 2u), input(t, col + 3u));
+        x_tile[i] = input(i / (COLS / 4u), first + i % (COLS / 4u) * 4u);
     }
     workgroupBarrier();
     if (PLANES > 0u) {
@@ -22,4 +20,13 @@ fn stage(first: u32, lane: u32) {
         }
         workgroupBarrier();
     }
+}
+
+// Four columns of the staged unit `at`.
+fn vector_of(t: u32, at: u32, j: u32) -> vec4<f32> {
+    return x_tile[t * (COLS / 4u) + 8u * at + j];
+}
+
+fn sum_of(t: u32, at: u32) -> f32 {
+    return x_sums[t * (COLS / 32u) + at];
 }

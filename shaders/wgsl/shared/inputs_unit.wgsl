@@ -5,15 +5,12 @@ struct Unit {
     most: f32, // the greatest magnitude, or 0 for one that is as good as none
 }
 
-// The `i`th of the units from column `first` on, token after token.
-fn read_unit(first: u32, i: u32) -> Unit {
-    let t = i / (COLS / 32u);
-    let col = first + i % (COLS / 32u) * 32u;
+// Those of a token from column `col` on.
+fn read_unit(t: u32, col: u32) -> Unit {
     var unit: Unit;
     var most = vec4<f32>();
     for (var j = 0u; j < 8u; j++) {
-        let at = col + 4u * j;
-        let x = vec4(input(t, at), input(t, at + 1u), input(t, at + 2u), input(t, at + 3u));
+        let x = input(t, col + 4u * j);
         unit.x[j] = x;
         most = max(most, abs(x));
     }
@@ -23,4 +20,27 @@ fn read_unit(first: u32, i: u32) -> Unit {
         unit.most = 0.0;
     }
     return unit;
+}
+
+// A unit as whole numbers of 8 bits: those of the CPU's products (kernels/cpu/nested.rs), which has groups of 32 or 64 where
+// there are units of 32 here.
+struct Bytes {
+    words: array<u32, 8>,
+    scale: f32,
+    sum: i32, // of the whole numbers
+}
+
+fn bytes_of(unit: Unit) -> Bytes {
+    let inverse = select(0.0, 127.0 / unit.most, unit.most > 0.0);
+    var x = unit.x;
+    var bytes: Bytes;
+    var sum = vec4<i32>();
+    for (var j = 0u; j < 8u; j++) {
+        let q = vec4<i32>(round(x[j] * inverse));
+        sum += q;
+        bytes.words[j] = pack4xI8(q);
+    }
+    bytes.scale = unit.most / 127.0;
+    bytes.sum = (sum.x + sum.y) + (sum.z + sum.w);
+    return bytes;
 }

@@ -10,7 +10,8 @@ fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
     let alpha = bitcast<f32>(jobs[at + 4u + 2u * m]);
     let beta = bitcast<f32>(jobs[at + 5u + 2u * m]);
     var found = matrix(jobs[at + m], rows, cols, group, alpha, beta);
-    found.top = jobs[at + 10u + m];
+    let top = jobs[at + 10u + m];
+    found.top = select(top / 4u, top, top == 0xffffffffu);
     return found;
 }
 

@@ -1,15 +1,19 @@
-// One unit of unquantized weights times the staged inputs in half precision. Weights stay as they are: what is not
-// quantized is to be precise.
+// One unit of unquantized weights times inputs in half precision. Weights stay as they are: what is not quantized is to be
+// precise.
 
-fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, row: u32, sums: ptr<function, Sums>) {
+fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let w = four(m, tile, unit, j, row);
+        let w = square(m, tile, unit, j, quad);
         for (var t = 0u; t < TOKENS; t++) {
-            dots[t] += dot(w, vec4<f32>(x_tile[t * (COLS / 4u) + 8u * at + j]));
+            let x = vec4<f32>(vector_of(t, at, j));
+            var d = fma(w[0], vec4(x.x), dots[t]);
+            d = fma(w[1], vec4(x.y), d);
+            d = fma(w[2], vec4(x.z), d);
+            dots[t] = fma(w[3], vec4(x.w), d);
         }
     }
     for (var t = 0u; t < TOKENS; t++) {
-        (*sums)[t] = fma(x_scales[t * (COLS / 32u) + at], dots[t], (*sums)[t]);
+        (*sums)[t] += scale_of(t, at) * dots[t];
     }
 }

@@ -1,17 +1,29 @@
-// One unit of nested weights times the staged inputs. A group's zero point counts once per sum of inputs.
+// One unit of nested weights times inputs. A group's zero point counts once per sum of inputs.
 
-// A row's unit times the staged unit `at` of every input.
-fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, row: u32, sums: ptr<function, Sums>) {
-    let bits = load_bits(m, tile, unit, row);
-    let a = affine(m, tile, unit, row);
+// A quad's unit times the unit `at` of every token's inputs. What a unit adds is rounded before it is added, so that it is the
+// same where another invocation adds it: a compiler may put a product and a sum into one operation, but no sum and a sum.
+fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
+    let bits = load_bits(m, tile, unit, quad);
+    let codes = load_codes(m, tile, unit, quad);
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let w = codes(bits, j);
+        let c = packed(bits, j);
+        let w0 = column(c, 0u);
+        let w1 = column(c, 1u);
+        let w2 = column(c, 2u);
+        let w3 = column(c, 3u);
         for (var t = 0u; t < TOKENS; t++) {
-            dots[t] += dot(w, x_tile[t * (COLS / 4u) + 8u * at + j]);
+            let x = vector_of(t, at, j);
+            var d = fma(w0, vec4(x.x), dots[t]);
+            d = fma(w1, vec4(x.y), d);
+            d = fma(w2, vec4(x.z), d);
+            dots[t] = fma(w3, vec4(x.w), d);
         }
     }
+    let scale = codes.scale * m.alpha;
+    let zero = vec4(m.centre) - codes.zero;
     for (var t = 0u; t < TOKENS; t++) {
-        (*sums)[t] = fma(a.x, dots[t], fma(a.y, x_sums[t * (COLS / 32u) + at], (*sums)[t]));
+        let product = fma(zero, vec4(sum_of(t, at)), dots[t]);
+        (*sums)[t] += fma(scale, product, vec4(m.nothing));
     }
 }

@@ -4,14 +4,14 @@
 
 const NOWHERE = 0xffffffffu;
 
-@group(0) @binding(REFINEMENTS) var<storage, read> refinements: array<u32>; // [slots]: gate, up, down
+@group(0) @binding(REFINEMENTS) var<storage, read> refinements: array<vec4<u32>>; // [slots]: gate, up, down
 
-fn word(m: Matrix, plane: u32, first: u32, at: u32) -> u32 {
+fn word(m: Matrix, plane: u32, first: u32, at: u32) -> vec4<u32> {
     if (plane + 1u < PLANES) {
         return weights[first + at];
     }
     if (m.top == NOWHERE) {
-        return 0u;
+        return vec4<u32>();
     }
     return refinements[m.top + at];
 }

@@ -1,5 +1,7 @@
 // Planes of an expert that has all of them, one after another.
 
-fn word(m: Matrix, plane: u32, first: u32, at: u32) -> u32 {
+const NOWHERE = 0xffffffffu;
+
+fn word(m: Matrix, plane: u32, first: u32, at: u32) -> vec4<u32> {
     return weights[first + at];
 }

@@ -124,7 +124,6 @@ fn name(s: &Shader) -> String {
     let v = s.variant;
     let planes = if v.planes > 0 { format!(", {} planes", v.planes) } else { String::new() };
     let tokens = if v.tokens > 1 { format!(", {} tokens", v.tokens) } else { String::new() };
-    let sum = if v.sum { ", summing" } else { "" };
     let mixed = if v.mixed { ", refined" } else { "" };
-    format!("{:?}{planes}{tokens}{sum}{mixed}", s.kernel)
+    format!("{:?}{planes}{tokens}{mixed}", s.kernel)
 }

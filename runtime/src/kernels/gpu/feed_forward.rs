@@ -7,11 +7,10 @@ use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
-use super::{State, groups};
+use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
-use crate::quant::TILE_ROWS;
 use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
@@ -39,21 +38,32 @@ impl FeedForward {
         FeedForward { d: e.gate.cols(), ff: e.gate.rows(), groups, top_k }
     }
 
-    /// Parameters of `gate_up` and `down`, and the planes that are read.
-    fn params(&self, first: u32, place: u32) -> (GateUpParams, DownParams, u32) {
+    /// Parameters of `gate_up`.
+    fn gate_up(&self, first: u32, place: u32) -> GateUpParams {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
-        let [group, group_up, group_down] = self.groups;
-        let up = GateUpParams { d, ff, group, group_up, top_k, first, place };
-        let down = DownParams { d, ff, group: group_down, top_k, first, place, gated: 0 };
-        (up, down, place & 255)
+        let [group, group_up, _] = self.groups;
+        GateUpParams { d, ff, group, group_up, top_k, first, place }
     }
 
-    fn gate_grid(&self, jobs: usize) -> [usize; 2] {
-        [self.ff.div_ceil(TILE_ROWS), jobs]
+    /// Parameters of `down`.
+    fn down(&self, first: u32, place: u32) -> DownParams {
+        DownParams { d: self.d as u32, ff: self.ff as u32, group: self.groups[2], first, place }
     }
 
-    fn down_grid(&self, jobs: usize) -> [usize; 2] {
-        [self.d.div_ceil(TILE_ROWS), jobs]
+    /// Parameters of `down_sum`.
+    fn down_sum(&self, first: u32, gated: bool) -> DownSumParams {
+        let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
+        DownSumParams { d, ff, group: self.groups[2], top_k, first, gated: gated.into() }
+    }
+
+    /// Workgroups of `gate_up` for jobs of up to so many slots.
+    fn gate_grid(&self, jobs: usize, each: usize) -> [usize; 2] {
+        [row_blocks(self.ff, each), jobs]
+    }
+
+    /// Workgroups of `down` for jobs of up to so many slots, and of `down_sum` for tokens.
+    fn down_grid(&self, jobs: usize, each: usize) -> [usize; 2] {
+        [row_blocks(self.d, each), jobs]
     }
 }
 
@@ -148,13 +158,12 @@ impl State {
         job[JOB_GATE] = 1.0f32.to_bits();
         let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
         let hidden = self.hidden.at_least(gpu, shape.ff, "hidden values")?;
-        let (up, mut down, planes) = shape.params(first, job[JOB_PLACE]);
-        down.gated = gate.is_some().into();
-        let variant = Variant { planes, ..Variant::default() };
-        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1));
-        let variant = Variant { sum: true, ..variant };
+        let up = shape.gate_up(first, job[JOB_PLACE]);
+        let down = shape.down_sum(first, gate.is_some());
+        let variant = Variant { planes: planes_of(job[JOB_PLACE]), ..Variant::default() };
+        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1, 1));
         let memory = [&*memory, hidden, x, gate.unwrap_or(&self.spare[0])];
-        self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(1));
+        self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(1, 1));
         Ok(())
     }
 
@@ -211,13 +220,14 @@ impl State {
             for words in words.chunks(AT_ONCE * JOB_WORDS) {
                 let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
                 let count = words.len() / JOB_WORDS;
-                let (up, down, planes) = shape.params(first, at);
-                let variant = Variant { planes, tokens: many as u32, ..Variant::default() };
+                let (up, down) = (shape.gate_up(first, at), shape.down(first, at));
+                let variant =
+                    Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
                 let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
-                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count));
-                let memory = [memory[0], hidden, out, &self.spare[0]];
-                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(count));
+                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count, many));
+                let memory = [memory[0], hidden, out];
+                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(count, many));
             }
         }
         Ok(())
@@ -267,17 +277,22 @@ impl State {
         for (i, bank) in banks.iter().enumerate() {
             for j in 0..finer.len().max(1) {
                 let finer = finer.get(j).map_or(none, |memory| memory);
-                let (up, down, _) = shape.params(0, place(i, j, planes));
+                let at = place(i, j, planes);
                 let memory = [bank, &h.memory, jobs, hidden, finer];
                 let memory = &memory[..4 + usize::from(mixed)];
-                self.recorder.run(gpu, variant, &up, memory, shape.gate_grid(count));
-                let (sum, out, rows) = match at_once {
-                    true => (true, &x.memory, 1),
-                    false => (false, &slots.memory, count),
-                };
-                let memory = [bank, hidden, jobs, out, none, finer];
-                let memory = &memory[..5 + usize::from(mixed)];
-                self.recorder.run(gpu, Variant { sum, ..variant }, &down, memory, shape.down_grid(rows));
+                let grid = shape.gate_grid(count, each as usize);
+                self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);
+                if at_once {
+                    let memory = [bank, hidden, jobs, &x.memory, none, finer];
+                    let memory = &memory[..5 + usize::from(mixed)];
+                    let down = shape.down_sum(0, false);
+                    self.recorder.run(gpu, variant, &down, memory, shape.down_grid(1, 1));
+                } else {
+                    let memory = [bank, hidden, jobs, &slots.memory, finer];
+                    let memory = &memory[..4 + usize::from(mixed)];
+                    let grid = shape.down_grid(count, each as usize);
+                    self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
+                }
             }
         }
         if !at_once {

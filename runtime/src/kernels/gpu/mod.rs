@@ -36,7 +36,7 @@ use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
-use dollop_shaders::{ADD, COPY, MANY, Variant, WORKGROUP};
+use dollop_shaders::{ADD, COPY, MANY, MANY_ROWS, ROWS, Variant, WORKGROUP};
 use experts::{Experts, Room};
 use params::*;
 use pipelines::Pipelines;
@@ -393,6 +393,11 @@ impl Backend for GpuBackend {
     fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
         self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
     }
+}
+
+/// Workgroups that so many rows of a matrix make with so many tokens.
+fn row_blocks(rows: usize, tokens: usize) -> usize {
+    rows.div_ceil(if tokens == 1 { ROWS } else { MANY_ROWS } as usize)
 }
 
 /// The variant for so many tokens, and how many workgroups they make.

@@ -6,7 +6,7 @@ use super::kv::{GpuBuf, GpuKv};
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
-use super::{MAX_TOKENS, State, by_tokens, groups};
+use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Choice, History, Linear, Norm, Placing, Projected, Router};
 use crate::quant::{Matrix, TILE_ROWS};
@@ -152,7 +152,8 @@ impl State {
             norm.map_or(&spare[0], |(_, h)| h),
         ];
         let (variant, blocks) = by_tokens(first.form.planes, tokens);
-        self.recorder.run(gpu, variant, &params, &memory, [tiles as usize, blocks]);
+        let rows = parts.iter().map(|(placed, _)| row_blocks(placed.rows, tokens)).sum();
+        self.recorder.run(gpu, variant, &params, &memory, [rows, blocks]);
         Ok(())
     }
 

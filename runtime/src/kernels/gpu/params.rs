@@ -61,7 +61,12 @@ params!(
 
 params!(
     /// `down.wgsl`.
-    Down, DownParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, place: u32, gated: u32 }
+    Down, DownParams { d: u32, ff: u32, group: u32, first: u32, place: u32 }
+);
+
+params!(
+    /// `down_sum.wgsl`.
+    DownSum, DownSumParams { d: u32, ff: u32, group: u32, top_k: u32, first: u32, gated: u32 }
 );
 
 params!(
@@ -158,6 +163,11 @@ pub(super) const MAX_HEAD: usize = 512;
 
 /// Buffers that the experts of a layer lie in at most, and their refinements: as many as [`place`] has numbers for.
 pub(super) const MAX_BANKS: usize = 1 << 12;
+
+/// The planes that are read of what lies in a [`place`].
+pub(super) fn planes_of(place: u32) -> u32 {
+    place & 255
+}
 
 /// What one dispatch has in common: the number of the buffer among those of a layer that experts lie in, the same of their
 /// refinements, and the planes that are read.

@@ -4,6 +4,7 @@
 use super::clock::Clock;
 use super::device::{Device, Memory};
 use super::params::Params;
+use super::pipelines;
 use super::variants::choose;
 use crate::error::{Error, Result};
 use crate::telemetry::{GpuFault, GpuStats};
@@ -96,10 +97,7 @@ impl Recorder {
             bind_group_layouts: &[Some(&group)],
             immediate_size: params_size,
         });
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(entry),
-            source: wgpu::ShaderSource::Wgsl(source.concat().into()),
-        });
+        let module = pipelines::module(device, source.concat(), entry);
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(entry),
             layout: Some(&layout),

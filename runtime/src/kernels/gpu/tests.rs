@@ -109,6 +109,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<LinearParams>(),
         check::<GateUpParams>(),
         check::<DownParams>(),
+        check::<DownSumParams>(),
         check::<EmbedParams>(),
         check::<RmsNormParams>(),
         check::<PlaceParams>(),

@@ -66,10 +66,8 @@ mod tests {
         for inputs in [GpuInputs::Single, GpuInputs::Half, GpuInputs::Bytes] {
             let used = GpuVariants { subgroups: true, inputs };
             let [half, bytes] = [GpuInputs::Half, GpuInputs::Bytes].map(|i| i == inputs);
-            for kernel in [Kernel::Route, Kernel::Combine] {
-                assert_eq!(chosen(kernel, plain, used), plain);
-            }
-            for kernel in [Kernel::RmsNorm, Kernel::Place, Kernel::Attention] {
+            assert_eq!(chosen(Kernel::Combine, plain, used), plain);
+            for kernel in [Kernel::RmsNorm, Kernel::Place, Kernel::Attention, Kernel::Route] {
                 assert_eq!(chosen(kernel, plain, used), Variant { subgroups: true, ..plain });
             }
             for (kernel, subgroups) in

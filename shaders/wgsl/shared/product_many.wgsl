@@ -1,0 +1,72 @@
+// Products of 64 rows of one or two matrices with TOKENS tokens' inputs, which go through workgroup memory: 8 slices of 16
+// invocations, each with a quad of rows and all tokens; a slice takes every eighth unit of 32 columns. See product_one.wgsl.
+
+#import weights
+#import inputs
+#import unit
+
+const SLICES = 8u;
+const RESULTS = TOKENS * ROWS / 128u;
+
+var<workgroup> products: array<vec4<f32>, 256>; // [2 tokens, slices, quads]
+
+alias Sums = array<vec4<f32>, TOKENS>;
+
+// Of matrix `a` and, where there are two, `b`.
+alias Results = array<vec2<f32>, RESULTS>;
+
+// Sums over slices: every invocation gets two tokens' rows after another.
+fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
+    var all: array<f32, RESULTS>;
+    let row = lane % 64u;
+    for (var i = 0u; i < RESULTS; i++) {
+        products[lane] = (*sums)[2u * i];
+        products[128u + lane] = (*sums)[2u * i + 1u];
+        workgroupBarrier();
+        for (var s = 0u; s < SLICES; s++) {
+            all[i] += products[128u * (lane / 64u) + 16u * s + row / 4u][row % 4u];
+        }
+        workgroupBarrier();
+    }
+    return all;
+}
+
+// Products with the rows from ROWS · block on.
+fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
+    let units = (cols + 31u) / 32u;
+    // Whose rows are beyond the last computes some others' again.
+    let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);
+    var of_a: Sums;
+    var of_b: Sums;
+    for (var first = 0u; first < cols; first += COLS) {
+        stage(first, lane);
+        let end = min(COLS / 32u, units - first / 32u);
+        for (var u = lane / 16u; u < end; u += SLICES) {
+            add_unit(a, tile, first / 32u + u, u, lane % 4u, &of_a);
+            if (MATRICES > 1u) {
+                add_unit(b, tile, first / 32u + u, u, lane % 4u, &of_b);
+            }
+        }
+    }
+    var results: Results;
+    var sums = add_slices(&of_a, lane);
+    for (var i = 0u; i < RESULTS; i++) {
+        results[i].x = sums[i];
+    }
+    if (MATRICES > 1u) {
+        sums = add_slices(&of_b, lane);
+        for (var i = 0u; i < RESULTS; i++) {
+            results[i].y = sums[i];
+        }
+    }
+    return results;
+}
+
+// Which token and which of the rows an invocation's result is of.
+fn token_of(i: u32, lane: u32) -> u32 {
+    return 2u * i + lane / 64u;
+}
+
+fn row_of(i: u32, lane: u32) -> u32 {
+    return lane % 64u;
+}

@@ -1,0 +1,25 @@
+// The inputs of products.
+
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+
+// Four values from `at` on.
+fn x_at(at: u32) -> vec4<f32> {
+    let i = at / 4u;
+    if (at % 4u == 0u) {
+        return x[i];
+    }
+    let a = x[i];
+    let b = x[i + 1u];
+    if (at % 4u == 1u) {
+        return vec4(a.yzw, b.x);
+    }
+    if (at % 4u == 2u) {
+        return vec4(a.zw, b.xy);
+    }
+    return vec4(a.w, b.xyz);
+}
+
+// Of four columns from `col` on those before `cols`; the others are zero.
+fn before(v: vec4<f32>, col: u32, cols: u32) -> vec4<f32> {
+    return select(vec4<f32>(), v, vec4(col) + vec4(0u, 1u, 2u, 3u) < vec4(cols));
+}
