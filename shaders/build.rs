@@ -198,6 +198,7 @@ fn main() {
     let text = format!(
         "/// Rows of a matrix that a workgroup multiplies with one token.\npub const ROWS: u32 = {};\n\n\
          /// The same with [`MANY`].\npub const MANY_ROWS: u32 = {};\n\n\
+         /// The same of `down_sum`.\npub const SUM_ROWS: u32 = {SUM_ROWS};\n\n\
          /// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
          /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n\n{texts}",
         rows(TOKENS[0]),

@@ -30,6 +30,7 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("rms_norm", &[Axis::Subgroups]),
     ("place", &[Axis::Half, Axis::Subgroups]),
     ("attention", &[Axis::Half, Axis::Subgroups]),
+    ("attend_one", &[Axis::Half, Axis::Subgroups]),
     ("route", &[Axis::Subgroups]),
     ("group", &[]),
     ("combine", &[]),
@@ -63,5 +64,8 @@ fn columns(inputs: u32) -> u32 {
 
 /// The rows of a matrix that a workgroup multiplies with so many tokens.
 const fn rows(tokens: u32) -> u32 {
-    if tokens == 1 { 16 } else { 64 }
+    if tokens == 1 { 8 } else { 64 }
 }
+
+/// The rows of a workgroup of `down_sum`.
+const SUM_ROWS: u32 = 4;

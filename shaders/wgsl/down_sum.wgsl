@@ -1,12 +1,15 @@
 // out[token] += Σ gate · down · hidden[slot] over the token's jobs, in the order of their ranks; the gate is the job's or,
-// where it says so, the sigmoid of the token's. One workgroup: 16 rows of one token. Several ranks are under way at once.
+// where it says so, the sigmoid of the token's. One workgroup: a quad of rows of one token, with four ranks and 32 units of
+// each under way; with 128 units of one, where a token has fewer jobs than that.
 
-#import product
+#import weights
+#import inputs
+#import unit
 #import job
 #import x
 
 const REFINEMENTS = 5u; // binding
-const MATRICES = 1u;
+const SLICES = 8u;
 
 struct Params {
     d: u32,
@@ -21,8 +24,12 @@ struct Params {
 @group(0) @binding(4) var<storage, read> gates: array<f32>;     // [tokens]
 var<immediate> p: Params;
 
+alias Sums = array<vec4<f32>, 1>;
+
 var<private> job: u32;
-var<workgroup> rows: array<f32, PARTS * 16u>; // [ranks, 16]
+var<workgroup> products: array<vec4<f32>, 128>; // [ranks, units]
+var<workgroup> slices: array<f32, 128>; // [ranks, slices, 4 rows]
+var<workgroup> rows: array<f32, 16>; // [ranks, 4 rows]
 
 fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.ff) {
@@ -33,53 +40,55 @@ fn input(t: u32, col: u32) -> vec4<f32> {
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let ranks = select(1u, 4u, p.top_k >= 4u);
+    let at_once = 128u / ranks;
     let units = (p.ff + 31u) / 32u;
+    // What an invocation multiplies, and what it adds up: of one rank, the units of a slice in one row.
+    let own = lane / at_once;
+    let begin = select(lane / 32u * 32u, 0u, ranks == 1u);
+    let slice = lane % 32u / 4u;
+    let row = lane % 4u;
     var sum = 0.0;
-    for (var first = 0u; first < p.top_k; first += PARTS) {
-        let ranks = min(PARTS, p.top_k - first);
+    for (var first = 0u; first < p.top_k; first += ranks) {
         let jobs = p.first + id.y * p.top_k + first;
-        // A slice's sums, of one rank each.
-        var slices = vec4<f32>();
-        for (var base = 0u; base < units; base += 32u) {
-            let unit = base + lane / 4u;
-            for (var r = 0u; r < PARTS; r++) {
-                if (r < ranks) {
-                    job = jobs + r;
-                    let m = job_matrix(job, 2u, p.d, p.ff, p.group);
-                    if (unit < units) {
-                        take_unit(unit);
-                    }
-                    products[128u * r + lane] = product_of(m, id.x, unit, unit < units, lane);
-                }
+        job = jobs + own;
+        let there = first + own < p.top_k;
+        var so_far = 0.0;
+        for (var base = 0u; base < units; base += at_once) {
+            let unit = base + lane % at_once;
+            var product: Sums;
+            if (there && unit < units) {
+                let m = job_matrix(job, 2u, p.d, p.ff, p.group);
+                take_unit(unit);
+                add_unit(m, id.x / 4u, unit, 0u, id.x % 4u, &product);
             }
+            products[lane] = product[0];
             workgroupBarrier();
-            for (var r = 0u; r < PARTS; r++) {
-                if (r < ranks) {
-                    slices[r] = add_slice(r, lane, slices[r]);
-                }
+            for (var u = slice; u < at_once; u += SLICES) {
+                so_far += products[begin + u][row];
             }
             workgroupBarrier();
         }
-        products[lane] = slices;
+        slices[lane] = so_far;
         workgroupBarrier();
-        if (lane < PARTS * 16u) {
+        if (lane < 16u) {
             var all = 0.0;
             for (var s = 0u; s < SLICES; s++) {
-                all += products[16u * s + lane % 16u][lane / 16u];
+                all += slices[lane / 4u * 32u + 4u * s + lane % 4u];
             }
             rows[lane] = all;
         }
         workgroupBarrier();
-        for (var r = 0u; r < ranks; r++) {
+        for (var r = 0u; r < min(ranks, p.top_k - first); r++) {
             var gate = job_gate(jobs + r);
             if (p.gated == 1u) {
                 gate = 1.0 / (1.0 + exp(-gates[id.y]));
             }
-            sum = fma(gate, rows[16u * r + lane % 16u], sum);
+            sum = fma(gate, rows[4u * r + row], sum);
         }
     }
-    let row = id.x * 16u + lane;
-    if (lane < 16u && row < p.d) {
-        out[id.y * p.d + row] += sum;
+    let to = 4u * id.x + lane;
+    if (lane < 4u && to < p.d) {
+        out[id.y * p.d + to] += sum;
     }
 }

@@ -290,6 +290,24 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Buf,
     );
 
+    /// [`Backend::place`], and [`Backend::attention`] of the queries, which goes to `out`.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        x: Projected<'_, Self::Buf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &mut Self::Kv,
+        shape: &Attention,
+        out: &mut Self::Buf,
+    ) {
+        let Projected { q, k, v } = x;
+        self.place(Projected { q, k, v }, how, pos, tokens, kv, out);
+        self.attention(out, kv, pos, tokens, shape, q);
+        std::mem::swap(q, out);
+    }
+
     /// Softmax of `logits` (`[tokens, experts]`) and the `top_k` best per token, best first (ties: lower index), in
     /// `out`: `tokens · top_k` choices. Reads back from the device.
     fn route(&self, logits: &Self::Buf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()>;

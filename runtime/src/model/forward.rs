@@ -254,7 +254,6 @@ impl Model {
             rope: &s.rope,
         };
         let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
-        b.place(projected, &how, pos, n, &mut s.kv[i], &mut s.attn);
         let shape = Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -262,9 +261,9 @@ impl Model {
             scale: 1.0 / (c.head_dim as f32).sqrt(),
             window: c.windows[i],
         };
-        b.attention(&s.attn, &s.kv[i], pos, n, &shape, &mut s.q);
+        b.attend(projected, &how, pos, n, &mut s.kv[i], &shape, &mut s.attn);
         let o = Linear { matrix: &layer.o.matrix, bias: layer.o.bias.as_deref(), out: &mut s.y };
-        b.linear_add(&s.q, n, o, &mut s.x);
+        b.linear_add(&s.attn, n, o, &mut s.x);
     }
 
     /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`.

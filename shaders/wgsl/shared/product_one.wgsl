@@ -1,5 +1,6 @@
-// Products of 16 rows of one or two matrices with one token's inputs. Every unit of 32 columns has four invocations, each
-// with a quad of rows: 32 units at a time, and several such parts before anybody waits, so that many reads are under way.
+// Products of 8 rows of one or two matrices with one token's inputs. A unit of 32 columns has two invocations, each with a
+// quad of rows: 64 units at a time. What an invocation does is short, as one token has few: many invocations with little
+// to do wait for memory together, where few with much would wait one read after another.
 //
 // Sums are in the order of product_many.wgsl: 8 slices, of which each adds every eighth unit, and then the slices. A
 // token alone gets what it gets among others.
@@ -14,78 +15,64 @@
 const SLICES = 8u;
 const RESULTS = 1u;
 
-// Products with 32 units.
-const PARTS = 4u;
-var<workgroup> products: array<vec4<f32>, PARTS * 128u>; // [parts, units, quads]
+// Products of a quad with a unit.
+var<workgroup> products: array<vec4<f32>, MATRICES * 128u>; // [matrices, 64 units, 2 quads]
+var<workgroup> slices: array<f32, 128>; // [matrices, slices, 8 rows]
 
 alias Sums = array<vec4<f32>, 1>;
 
 // Of matrix `a` and, where there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
-// An invocation's unit times its quad; nothing for one that is not there.
-fn product_of(m: Matrix, tile: u32, unit: u32, there: bool, lane: u32) -> vec4<f32> {
-    var sums: Sums;
-    if (there) {
-        add_unit(m, tile, unit, 0u, lane % 4u, &sums);
-    }
-    return sums[0];
-}
-
-// Adds a part's products with the units of an invocation's slice to its row.
-fn add_slice(part: u32, lane: u32, so_far: f32) -> f32 {
-    let row = lane % 16u;
-    var sum = so_far;
-    for (var u = lane / 16u; u < 32u; u += SLICES) {
-        sum += products[128u * part + 4u * u + row / 4u][row % 4u];
-    }
-    return sum;
-}
-
-// In lane `row`: the sum of the row's slices.
-fn add_slices(sum: vec2<f32>, lane: u32) -> vec2<f32> {
-    products[lane] = vec4(sum, 0.0, 0.0);
-    workgroupBarrier();
-    var all = vec2<f32>();
-    for (var s = 0u; s < SLICES; s++) {
-        all += products[16u * s + lane % 16u].xy;
-    }
-    workgroupBarrier();
-    return all;
-}
-
 // Products with the rows from ROWS · block on.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
     let units = (cols + 31u) / 32u;
-    var sum = vec2<f32>();
-    for (var first = 0u; first < units; first += 32u * PARTS / MATRICES) {
-        for (var part = 0u; part < PARTS; part += MATRICES) {
-            let unit = first + 32u * part / MATRICES + lane / 4u;
-            if (unit < units) {
-                take_unit(unit);
-            }
-            products[128u * part + lane] = product_of(a, block, unit, unit < units, lane);
+    let tile = block / 2u;
+    let quad = 2u * (block % 2u) + lane % 2u;
+    // What an invocation adds up: of one matrix, the units of a slice in one row.
+    let matrix = lane / 64u;
+    let slice = lane % 64u / 8u;
+    let row = lane % 8u;
+    var sum = 0.0;
+    for (var first = 0u; first < units; first += 64u) {
+        let unit = first + lane / 2u;
+        var of_a: Sums;
+        var of_b: Sums;
+        if (unit < units) {
+            take_unit(unit);
+            add_unit(a, tile, unit, 0u, quad, &of_a);
             if (MATRICES > 1u) {
-                products[128u * part + 128u + lane] = product_of(b, block, unit, unit < units, lane);
+                add_unit(b, tile, unit, 0u, quad, &of_b);
             }
         }
+        products[lane] = of_a[0];
+        if (MATRICES > 1u) {
+            products[(MATRICES - 1u) * 128u + lane] = of_b[0];
+        }
         workgroupBarrier();
-        for (var part = 0u; part < PARTS; part += MATRICES) {
-            sum.x = add_slice(part, lane, sum.x);
-            if (MATRICES > 1u) {
-                sum.y = add_slice(part + 1u, lane, sum.y);
+        if (matrix < MATRICES) {
+            for (var u = slice; u < 64u; u += SLICES) {
+                sum += products[128u * matrix + 2u * u + row / 4u][row % 4u];
             }
         }
         workgroupBarrier();
     }
-    return Results(add_slices(sum, lane));
+    slices[lane] = sum;
+    workgroupBarrier();
+    var all = vec2<f32>();
+    if (lane < 8u) {
+        for (var s = 0u; s < SLICES; s++) {
+            all += vec2(slices[8u * s + lane], slices[64u + 8u * s + lane]);
+        }
+    }
+    return Results(all);
 }
 
 // Which token and which of the rows an invocation's result is of.
 fn token_of(i: u32, lane: u32) -> u32 {
-    return lane / 16u;
+    return lane / 8u;
 }
 
 fn row_of(i: u32, lane: u32) -> u32 {
-    return lane % 16u;
+    return lane % 8u;
 }

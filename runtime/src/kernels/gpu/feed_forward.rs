@@ -11,7 +11,7 @@ use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
-use dollop_shaders::{ADD, MANY, SWIGLU, Variant};
+use dollop_shaders::{ADD, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer that its matrices lie in.
@@ -61,9 +61,14 @@ impl FeedForward {
         [row_blocks(self.ff, each), jobs]
     }
 
-    /// Workgroups of `down` for jobs of up to so many slots, and of `down_sum` for tokens.
+    /// Workgroups of `down` for jobs of up to so many slots.
     fn down_grid(&self, jobs: usize, each: usize) -> [usize; 2] {
         [row_blocks(self.d, each), jobs]
+    }
+
+    /// Workgroups of `down_sum` for one token.
+    fn sum_grid(&self) -> [usize; 2] {
+        [self.d.div_ceil(SUM_ROWS as usize), 1]
     }
 }
 
@@ -163,7 +168,7 @@ impl State {
         let variant = Variant { planes: planes_of(job[JOB_PLACE]), ..Variant::default() };
         self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1, 1));
         let memory = [&*memory, hidden, x, gate.unwrap_or(&self.spare[0])];
-        self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(1, 1));
+        self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.sum_grid());
         Ok(())
     }
 
@@ -286,7 +291,7 @@ impl State {
                     let memory = [bank, hidden, jobs, &x.memory, none, finer];
                     let memory = &memory[..5 + usize::from(mixed)];
                     let down = shape.down_sum(0, false);
-                    self.recorder.run(gpu, variant, &down, memory, shape.down_grid(1, 1));
+                    self.recorder.run(gpu, variant, &down, memory, shape.sum_grid());
                 } else {
                     let memory = [bank, hidden, jobs, &slots.memory, finer];
                     let memory = &memory[..4 + usize::from(mixed)];

@@ -157,30 +157,21 @@ impl State {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn place(
-        &mut self,
-        gpu: &Device,
-        x: Projected<'_, GpuBuf>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &GpuKv,
-        rotated: &Memory,
-    ) -> Result<()> {
+    /// The memory that `place` and `attend_one` read from beside the projections, and their parameters.
+    fn placing(&mut self, gpu: &Device, how: &Placing<'_>, pos: usize, kv: &GpuKv) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
         if how.head_dim > MAX_HEAD {
             let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
             return Err(Error::Device(what));
         }
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
-        let name = how.q_norm.or(how.k_norm);
-        let norms = match name {
+        let norms = match how.q_norm.or(how.k_norm) {
             Some(name) => {
                 let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
-                Some(self.weights.vector(gpu, name, both)?)
+                self.weights.vector(gpu, name, both)?
             }
-            None => None,
+            // There are none, and something is to be bound.
+            None => rope.clone(),
         };
         let params = PlaceParams {
             heads: how.heads as u32,
@@ -194,11 +185,59 @@ impl State {
             eps: how.eps,
             limit: how.limit.unwrap_or(0.0),
         };
-        let norms = norms.as_deref().unwrap_or(&self.spare[0]);
+        Ok((params, [norms, rope]))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn place(
+        &mut self,
+        gpu: &Device,
+        x: Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &GpuKv,
+        rotated: &Memory,
+    ) -> Result<()> {
+        let (params, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
-        let memory = [q, k, v, norms, &rope, &kv.keys, &kv.values, rotated];
+        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, rotated];
         let variant = Variant { half: kv.half, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &memory, [how.heads + 2 * how.kv_heads, tokens]);
+        Ok(())
+    }
+
+    /// `place` and `attention` of one token.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attend_one(
+        &mut self,
+        gpu: &Device,
+        x: &Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &GpuKv,
+        shape: &Attention,
+        out: &Memory,
+    ) -> Result<()> {
+        let (p, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let params = AttendOneParams {
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            half: p.half,
+            pos: p.pos,
+            capacity: p.capacity,
+            q_norm: p.q_norm,
+            k_norm: p.k_norm,
+            eps: p.eps,
+            limit: p.limit,
+            window: window(shape),
+            scale: shape.scale,
+        };
+        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
+        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, out];
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &memory, [how.heads, 1]);
         Ok(())
     }
 
@@ -219,7 +258,7 @@ impl State {
             head_dim: shape.head_dim as u32,
             capacity: kv.capacity as u32,
             pos: pos as u32,
-            window: shape.window.unwrap_or(0) as u32,
+            window: window(shape),
             scale: shape.scale,
         };
         let variant = Variant { half: kv.half, ..Variant::default() };
@@ -301,6 +340,11 @@ impl State {
         let grid = [groups(d), choices.len() / top_k];
         self.recorder.run_with_ring(gpu, Variant::default(), &params, &[slots, out], 1, grid);
     }
+}
+
+/// How far back a token sees, 0 for without end.
+fn window(shape: &Attention) -> u32 {
+    shape.window.unwrap_or(0) as u32
 }
 
 /// The biases of some parts, zero where a part has none, each padded to whole tiles.

@@ -97,6 +97,14 @@ params!(
 );
 
 params!(
+    /// `attend_one.wgsl`.
+    AttendOne, AttendOneParams {
+        heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
+        eps: f32, limit: f32, window: u32, scale: f32,
+    }
+);
+
+params!(
     /// `route.wgsl`.
     Route, RouteParams { experts: u32, top_k: u32, renormalize: u32, scale: f32, jobs: u32, table: u32, at: u32, first: u32 }
 );

@@ -114,6 +114,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<RmsNormParams>(),
         check::<PlaceParams>(),
         check::<AttentionParams>(),
+        check::<AttendOneParams>(),
         check::<RouteParams>(),
         check::<GroupParams>(),
         check::<CombineParams>(),

@@ -170,6 +170,20 @@ fn places_and_attends() {
                 let mut one = b.alloc(width).unwrap();
                 b.attention(&last, &kv, pos + tokens - 1, 1, &shape, &mut one);
                 assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
+                // So it does placed and attended at once, and leaves the same in the cache.
+                let own = |heads: usize, seed| {
+                    let all = values(tokens * heads * head_dim, seed);
+                    put(&b, &all[(tokens - 1) * heads * head_dim..])
+                };
+                let (mut q, mut k, mut v) = (own(heads, 1), own(kv_heads, 2), own(kv_heads, 3));
+                b.upload(&mut one, 0, &vec![0.0; width]);
+                let x = Projected { q: &mut q, k: &mut k, v: &mut v };
+                let before = b.stats().dispatches;
+                b.attend(x, &how, pos + tokens - 1, 1, &mut kv, &shape, &mut one);
+                assert_eq!(b.stats().dispatches - before, 1);
+                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
+                b.attention(&last, &kv, pos + tokens - 1, 1, &shape, &mut one);
+                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
             }
             let bound = if single { 2e-5 } else { 4e-3 };
             close(&format!("{shape:?}, norm {norm}"), &outs.0, &outs.1, bound);

@@ -1,0 +1,87 @@
+// `place` and `attention` of one token at once: what every head needs of the token itself is made anew for each, and what goes
+// to the cache is written by the first of the query heads that share it. One workgroup: one query head.
+
+#import attend
+#import placed
+
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    half: u32,   // rotated pairs
+    pos: u32,
+    capacity: u32,
+    q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
+    k_norm: u32,
+    eps: f32,
+    limit: f32,  // 0 for none
+    window: u32, // 0 for none
+    scale: f32,
+}
+
+@group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]
+@group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, head_dim / 4]
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · head_dim]
+var<immediate> p: Params;
+
+// The token's own, which other workgroups may not have written yet.
+const OWN = 1u;
+var<workgroup> key: array<Cell, MAX_CELLS>;
+var<workgroup> value: array<Cell, MAX_CELLS>;
+
+fn own_key(i: u32) -> Cell {
+    return key[i];
+}
+
+fn own_value(i: u32) -> Cell {
+    return value[i];
+}
+
+fn key_place(kv_head: u32, i: u32, pos: u32) -> u32 {
+    return (kv_head * ((p.head_dim + 3u) / 4u) + i) * p.capacity + pos;
+}
+
+fn value_place(kv_head: u32, i: u32, pos: u32) -> u32 {
+    return (kv_head * p.capacity + pos) * ((p.head_dim + 3u) / 4u) + i;
+}
+
+fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell {
+    return keys[key_place(kv_head, i, pos)];
+}
+
+fn value_at(kv_head: u32, i: u32, pos: u32) -> Cell {
+    return values[value_place(kv_head, i, pos)];
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+    let lane = lane_of(own);
+    let cells = (p.head_dim + 3u) / 4u;
+    let group = p.heads / p.kv_heads;
+    let kv_head = id.x / group;
+    let writes = id.x % group == 0u;
+    take_head(QUERY, id.x, 0u, p.pos, lane);
+    if (lane < cells) {
+        query[lane] = cell_of(lane) * p.scale;
+    }
+    workgroupBarrier();
+    take_head(KEY, kv_head, 0u, p.pos, lane);
+    if (lane < cells) {
+        let cell = pack(cell_of(lane));
+        key[lane] = cell;
+        if (writes) {
+            keys[key_place(kv_head, lane, p.pos)] = cell;
+        }
+    }
+    workgroupBarrier();
+    take_head(VALUE, kv_head, 0u, p.pos, lane);
+    if (lane < cells) {
+        let cell = pack(cell_of(lane));
+        value[lane] = cell;
+        if (writes) {
+            values[value_place(kv_head, lane, p.pos)] = cell;
+        }
+    }
+    workgroupBarrier();
+    attend(kv_head, p.pos, id.x * p.head_dim, lane);
+}

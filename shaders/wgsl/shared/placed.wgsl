@@ -1,0 +1,85 @@
+// A head of queries, keys or values as it goes to attention: normed, limited, rotated.
+//
+// Whoever imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
+// of a norm: 0 for none, a head or the whole row), `eps` and `limit` (0 for none).
+
+#import reduce
+
+@group(0) @binding(0) var<storage, read> q: array<f32>;             // [tokens, heads · head_dim]
+@group(0) @binding(1) var<storage, read> k: array<f32>;             // [tokens, kv_heads · head_dim]
+@group(0) @binding(2) var<storage, read> v: array<f32>;             // [tokens, kv_heads · head_dim]
+@group(0) @binding(3) var<storage, read> norms: array<f32>;         // [q_norm + k_norm]
+@group(0) @binding(4) var<storage, read> rope: array<f32>;          // [positions, 2, half]: cosines, sines
+
+const MAX_HEAD = 512u;
+var<workgroup> head: array<f32, MAX_HEAD>;
+
+const QUERY = 0u;
+const KEY = 1u;
+const VALUE = 2u;
+
+fn source(role: u32, i: u32) -> f32 {
+    if (role == QUERY) {
+        return q[i];
+    }
+    if (role == KEY) {
+        return k[i];
+    }
+    return v[i];
+}
+
+// Brings head `h` of a token at a position into `head`, padded with zeros to whole cells.
+fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
+    let row = token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
+    let at = row + h * p.head_dim;
+    var span = 0u;
+    var weights = 0u;
+    if (role == QUERY) {
+        span = p.q_norm;
+    } else if (role == KEY) {
+        span = p.k_norm;
+        weights = p.q_norm;
+    }
+    // A norm as long as a head runs over the head, a longer one over the row.
+    let whole = span > p.head_dim;
+    var scale = 1.0;
+    if (span > 0u) {
+        let begin = select(at, row, whole);
+        var squares = 0.0;
+        for (var i = lane; i < span; i += 128u) {
+            let value = source(role, begin + i);
+            squares = fma(value, value, squares);
+        }
+        scale = 1.0 / sqrt(sum_of_all(squares, lane) / f32(span) + p.eps);
+    }
+    for (var i = lane; i < (p.head_dim + 3u) / 4u * 4u; i += 128u) {
+        var value = 0.0;
+        if (i < p.head_dim) {
+            value = source(role, at + i);
+            if (span > 0u) {
+                value = value * scale * norms[weights + select(0u, h * p.head_dim, whole) + i];
+            }
+            if (p.limit > 0.0) {
+                value = clamp(value, -p.limit, p.limit);
+            }
+        }
+        head[i] = value;
+    }
+    workgroupBarrier();
+    if (role != VALUE) {
+        for (var i = lane; i < p.half; i += 128u) {
+            let c = rope[pos * 2u * p.half + i];
+            let s = rope[pos * 2u * p.half + p.half + i];
+            let a = head[i];
+            let b = head[i + p.half];
+            head[i] = a * c - b * s;
+            head[i + p.half] = b * c + a * s;
+        }
+        workgroupBarrier();
+    }
+}
+
+// A cell of `head`.
+fn cell_of(i: u32) -> vec4<f32> {
+    return vec4(head[4u * i], head[4u * i + 1u], head[4u * i + 2u], head[4u * i + 3u]);
+}
