@@ -1,5 +1,5 @@
 // out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x
-// (which is then written to `h`), optionally added to `out`. One workgroup: ROWS rows, TOKENS tokens.
+// (which is then written to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS tokens.
 
 #import product
 #import reduce
@@ -28,6 +28,7 @@ struct Params {
     eps: f32,
     parts: u32,
     bias: u32, // tiles before the first bias
+    each: u32, // blocks of rows of a workgroup
     part: array<Part, 3>,
 }
 
@@ -95,8 +96,25 @@ fn blocks(rows: u32) -> u32 {
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     first_token = id.y * TOKENS;
+    if ((p.flags & NORM) != 0u) {
+        // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
+        take_norms(id.x == 0u && p.part[0].at == 0u, lane);
+    }
+    var all = blocks(p.part[0].rows);
+    if (p.parts > 1u) {
+        all += blocks(p.part[1].rows);
+    }
+    if (p.parts > 2u) {
+        all += blocks(p.part[2].rows);
+    }
+    for (var block = id.x * p.each; block < min(all, (id.x + 1u) * p.each); block++) {
+        rows_of(block, lane);
+    }
+}
+
+fn rows_of(of_all: u32, lane: u32) {
     var which = 0u;
-    var block = id.x;
+    var block = of_all;
     if (p.parts > 1u && block >= blocks(p.part[0].rows)) {
         which = 1u;
         block -= blocks(p.part[0].rows);
@@ -109,10 +127,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.beta);
 
     let results = multiply(m, m, p.cols, block, lane);
-    if ((p.flags & NORM) != 0u) {
-        // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
-        take_norms(id.x == 0u && part.at == 0u, lane);
-    }
     for (var i = 0u; i < RESULTS; i++) {
         let t = token_of(i, lane);
         let token = first_token + t;

@@ -13,6 +13,9 @@ use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::Variant;
 use std::sync::Arc;
 
+/// Workgroups that keep any adapter busy.
+const ENOUGH: usize = 1024;
+
 /// Matrices of one dispatch of `linear`.
 const PARTS: usize = 3;
 
@@ -115,6 +118,7 @@ impl State {
             eps: 0.0,
             parts: parts.len() as u32,
             bias: (first.first / TILE_ROWS) as u32,
+            each: 1,
             part: Default::default(),
         };
         let mut tiles = 0;
@@ -152,8 +156,11 @@ impl State {
             norm.map_or(&spare[0], |(_, h)| h),
         ];
         let (variant, blocks) = by_tokens(first.form.planes, tokens);
-        let rows = parts.iter().map(|(placed, _)| row_blocks(placed.rows, tokens)).sum();
-        self.recorder.run(gpu, variant, &params, &memory, [rows, blocks]);
+        let rows: usize = parts.iter().map(|(placed, _)| row_blocks(placed.rows, tokens)).sum();
+        // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
+        let each = if tokens == 1 { (rows / ENOUGH).max(1) } else { 1 };
+        params.each = each as u32;
+        self.recorder.run(gpu, variant, &params, &memory, [rows.div_ceil(each), blocks]);
         Ok(())
     }
 

@@ -44,7 +44,7 @@ pub(super) struct Part {
 
 params!(
     /// `linear.wgsl`.
-    Linear, LinearParams { cols: u32, tokens: u32, flags: u32, eps: f32, parts: u32, bias: u32, part: [Part; 3] }
+    Linear, LinearParams { cols: u32, tokens: u32, flags: u32, eps: f32, parts: u32, bias: u32, each: u32, part: [Part; 3] }
 );
 
 /// Bits of [`LinearParams::flags`].
