@@ -139,6 +139,8 @@ pub struct GpuStats {
     pub byte_dispatches: u64,
     /// Command buffers submitted.
     pub submits: u64,
+    /// Of these, command buffers that were made while the device computed the token before.
+    pub ahead: u64,
     /// Waits for a result.
     pub readbacks: u64,
     /// Bytes of those results.

@@ -7,21 +7,17 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
     let codes = load_codes(m, tile, unit, quad);
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let c = packed(bits, j);
-        let w0 = column(c, 0u);
-        let w1 = column(c, 1u);
-        let w2 = column(c, 2u);
-        let w3 = column(c, 3u);
+        let w = columns(packed(bits, j));
         for (var t = 0u; t < TOKENS; t++) {
             let x = vector_of(t, at, j);
-            var d = fma(w0, vec4(x.x), dots[t]);
-            d = fma(w1, vec4(x.y), d);
-            d = fma(w2, vec4(x.z), d);
-            dots[t] = fma(w3, vec4(x.w), d);
+            var d = fma(w[0], vec4(x.x), dots[t]);
+            d = fma(w[1], vec4(x.y), d);
+            d = fma(w[2], vec4(x.z), d);
+            dots[t] = fma(w[3], vec4(x.w), d);
         }
     }
     let scale = codes.scale * m.alpha;
-    let zero = vec4(m.centre) - codes.zero;
+    let zero = vec4(m.centre - RAISED) - codes.zero;
     for (var t = 0u; t < TOKENS; t++) {
         let product = fma(zero, vec4(sum_of(t, at)), dots[t]);
         (*sums)[t] += fma(scale, product, vec4(m.nothing));

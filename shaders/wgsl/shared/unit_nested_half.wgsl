@@ -5,14 +5,14 @@
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     let bits = load_bits(m, tile, unit, quad);
     let codes = load_codes(m, tile, unit, quad);
-    let zero = vec4<f16>(codes.zero);
+    let zero = vec4<f16>(codes.zero + RAISED);
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let c = packed(bits, j);
-        let w0 = vec4<f16>(column(c, 0u)) - zero;
-        let w1 = vec4<f16>(column(c, 1u)) - zero;
-        let w2 = vec4<f16>(column(c, 2u)) - zero;
-        let w3 = vec4<f16>(column(c, 3u)) - zero;
+        let w = columns(packed(bits, j));
+        let w0 = vec4<f16>(w[0]) - zero;
+        let w1 = vec4<f16>(w[1]) - zero;
+        let w2 = vec4<f16>(w[2]) - zero;
+        let w3 = vec4<f16>(w[3]) - zero;
         for (var t = 0u; t < TOKENS; t++) {
             let x = vector_of(t, at, j);
             let half = fma(w3, vec4(x.w), fma(w2, vec4(x.z), fma(w1, vec4(x.y), w0 * vec4(x.x))));

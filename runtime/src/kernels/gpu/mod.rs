@@ -4,6 +4,7 @@
 //! used and stay. Activations are f32 and are not quantized. An operation's result does not depend on what else is in the
 //! call: the kernels for one token and for many add in the same order.
 
+mod ahead;
 mod best;
 mod clock;
 mod device;
@@ -238,6 +239,8 @@ impl Backend for GpuBackend {
     }
 
     fn alloc(&self, len: usize) -> Result<GpuBuf> {
+        // What was made for buffers that are gone goes before others come.
+        self.lock().recorder.forget_gone(&self.gpu);
         Ok(GpuBuf { memory: self.gpu.memory(4 * len as u64, "a buffer of activations")?, len })
     }
 
@@ -284,6 +287,7 @@ impl Backend for GpuBackend {
     }
 
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
+        self.lock().recorder.forget_gone(&self.gpu);
         GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
     }
 

@@ -1,6 +1,7 @@
 //! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
 //! somebody reads a result back, has to wait for something else, or the ring is full.
 
+use super::ahead::{self, Ahead, BINDINGS, Launch, Launches, Part};
 use super::clock::Clock;
 use super::device::{Device, Memory};
 use super::params::Params;
@@ -20,9 +21,6 @@ pub(super) const RING_BYTES: usize = 4 * RING_WORDS;
 /// The most words that one [`Recorder::put`] may take.
 pub(super) const PUT_WORDS: usize = RING_WORDS / 2;
 
-/// Bindings of a kernel at most.
-const BINDINGS: usize = 8;
-
 type GroupKey = (usize, [u64; BINDINGS]);
 
 pub(super) struct Recorder {
@@ -40,6 +38,7 @@ pub(super) struct Recorder {
     handed_over: Option<wgpu::SubmissionIndex>,
     stats: GpuStats,
     clock: Option<Clock>,
+    ahead: Ahead,
     /// What goes wrong after how many more submissions, in tests.
     pub(super) fault: Option<(u64, GpuFault)>,
 }
@@ -65,6 +64,7 @@ impl Recorder {
             handed_over: None,
             stats: GpuStats::default(),
             clock: if clock { Some(Clock::new(gpu)?) } else { None },
+            ahead: Ahead::default(),
             fault: None,
         })
     }
@@ -166,13 +166,11 @@ impl Recorder {
         if self.clock.as_ref().is_some_and(Clock::full) {
             self.submit(gpu);
         }
-        let gone = gpu.gone();
-        if !gone.is_empty() {
-            self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
-        }
+        self.forget_gone(gpu);
         let count = others.len() + usize::from(ring.is_some());
         assert_eq!(count, SHADERS[index].writable.len(), "{:?}: bindings", P::KERNEL);
-        let mut memory = [&self.ring; BINDINGS];
+        let ring_memory = &self.ring;
+        let mut memory = [ring_memory; BINDINGS];
         let mut rest = others.iter();
         for (i, to) in memory[..count].iter_mut().enumerate().filter(|&(i, _)| ring != Some(i)) {
             *to = rest.next().unwrap_or_else(|| panic!("binding {i} is missing"));
@@ -180,7 +178,16 @@ impl Recorder {
         let memory = &memory[..count];
         let mut ids = [0; BINDINGS];
         ids.iter_mut().zip(memory).for_each(|(id, m)| *id = m.id);
-        let (pipeline, layout) = self.pipelines[index].as_ref().expect("was just made");
+        let launch = Launch::new(index, ids, groups, bytemuck::bytes_of(params));
+        self.stats.dispatches += 1;
+        let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
+        self.stats.subgroup_dispatches += u64::from(subgroups);
+        self.stats.half_dispatches += u64::from(inputs == HALF);
+        self.stats.byte_dispatches += u64::from(inputs == BYTES);
+        if self.ahead.meets(&launch) {
+            return;
+        }
+        let (_, layout) = self.pipelines[index].as_ref().expect("was just made");
         let group = self.groups.entry((index, ids)).or_insert_with(|| {
             let entries: Vec<wgpu::BindGroupEntry> = (0u32..)
                 .zip(memory)
@@ -190,6 +197,32 @@ impl Recorder {
             self.stats.bind_groups += 1;
             gpu.device.create_bind_group(&descriptor)
         });
+        let group = group.clone();
+        self.give_up(gpu);
+        self.record(gpu, launch, group);
+    }
+
+    /// Forgets what names memory that is gone, and so keeps it.
+    pub(super) fn forget_gone(&mut self, gpu: &Device) {
+        let gone = gpu.gone();
+        if gone.is_empty() {
+            return;
+        }
+        self.groups.retain(|(_, ids), _| !ids.iter().any(|id| gone.contains(id)));
+        if self.ahead.names(&gone) {
+            self.give_up(gpu);
+        }
+    }
+
+    /// Records the launches that came as guessed, where not all did.
+    fn give_up(&mut self, gpu: &Device) {
+        for (launch, group) in self.ahead.give_up() {
+            self.record(gpu, launch, group);
+        }
+    }
+
+    /// Records a launch.
+    fn record(&mut self, gpu: &Device, launch: Launch, group: wgpu::BindGroup) {
         let encoder =
             self.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
         let pass = self
@@ -198,18 +231,11 @@ impl Recorder {
         if let Some(clock) = &self.clock {
             clock.begin(pass);
         }
-        pass.set_pipeline(pipeline);
-        pass.set_bind_group(0, &*group, &[]);
-        pass.set_immediates(0, bytemuck::bytes_of(params));
-        pass.dispatch_workgroups(groups[0], groups[1], 1);
-        if let Some(clock) = &mut self.clock {
-            clock.end(pass, index, groups);
+        launch_in(pass, &self.pipelines, &launch, &group);
+        match &mut self.clock {
+            Some(clock) => clock.end(pass, launch.index, launch.workgroups),
+            None => self.ahead.record(launch, group),
         }
-        self.stats.dispatches += 1;
-        let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
-        self.stats.subgroup_dispatches += u64::from(subgroups);
-        self.stats.half_dispatches += u64::from(inputs == HALF);
-        self.stats.byte_dispatches += u64::from(inputs == BYTES);
     }
 
     /// Puts words where kernels can read them ([`Recorder::run_with_ring`]), and returns at which word they begin, a
@@ -229,7 +255,7 @@ impl Recorder {
     /// Writes to memory after all commands recorded so far.
     pub(super) fn write(&mut self, gpu: &Device, to: &Memory, at_bytes: u64, bytes: &[u8]) {
         // The queue's writes come before the commands of the next submission.
-        if self.encoder.is_some() {
+        if self.encoder.is_some() || self.ahead.pending() {
             self.submit(gpu);
         }
         gpu.stage(to, at_bytes, bytes);
@@ -248,28 +274,35 @@ impl Recorder {
 
     /// Hands what was recorded to the device.
     pub(super) fn submit(&mut self, gpu: &Device) -> Option<wgpu::SubmissionIndex> {
+        if self.ahead.pending() {
+            self.give_up(gpu);
+        }
         self.pass = None;
         self.ring_at = 0;
-        self.encoder.take().map(|mut encoder| {
-            match &mut self.fault {
-                Some((0, fault)) => {
-                    gpu.suffer(*fault);
-                    self.fault = None;
-                }
-                Some((left, _)) => *left -= 1,
-                None => {}
+        let mut encoder = self.encoder.take()?;
+        self.ahead.handed_over();
+        if let Some(clock) = &mut self.clock {
+            clock.resolve(&mut encoder);
+        }
+        let index = self.submit_commands(gpu, encoder.finish());
+        if let Some(clock) = &mut self.clock {
+            // What goes wrong is kept for the next operation that returns something.
+            let _ = clock.collect(gpu);
+        }
+        Some(index)
+    }
+
+    fn submit_commands(&mut self, gpu: &Device, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
+        match &mut self.fault {
+            Some((0, fault)) => {
+                gpu.suffer(*fault);
+                self.fault = None;
             }
-            self.stats.submits += 1;
-            if let Some(clock) = &mut self.clock {
-                clock.resolve(&mut encoder);
-            }
-            let index = gpu.queue.submit([encoder.finish()]);
-            if let Some(clock) = &mut self.clock {
-                // What goes wrong is kept for the next operation that returns something.
-                let _ = clock.collect(gpu);
-            }
-            index
-        })
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
+        self.stats.submits += 1;
+        gpu.queue.submit([commands])
     }
 
     /// Drops what was recorded, and the bind groups, which hold on to memory.
@@ -277,7 +310,37 @@ impl Recorder {
         self.pass = None;
         self.encoder = None;
         self.handed_over = None;
+        self.ahead.forget();
         self.groups.clear();
+    }
+
+    /// Copies the parts of a read-back to where they land.
+    fn land(&self, encoder: &mut wgpu::CommandEncoder, parts: &[(&Memory, u64, &mut [u8])]) {
+        let landing = self.landing.as_ref().expect("was made for them");
+        let mut at = 0;
+        for (from, at_bytes, out) in parts {
+            encoder.copy_buffer_to_buffer(&from.buffer, *at_bytes, &landing.buffer, at, out.len() as u64);
+            at += landing_bytes(out);
+        }
+    }
+
+    /// Makes the commands of launches that are guessed, and of the same read-back.
+    fn prepare(
+        &mut self,
+        gpu: &Device,
+        launches: Launches,
+        copies: Vec<Part>,
+        parts: &[(&Memory, u64, &mut [u8])],
+    ) {
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
+        for (launch, group) in &launches {
+            launch_in(&mut pass, &self.pipelines, launch, group);
+        }
+        drop(pass);
+        self.land(&mut encoder, parts);
+        let landing = self.landing.as_ref().expect("was made for them").id;
+        self.ahead.keep(launches, copies, landing, encoder.finish());
     }
 
     /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
@@ -293,22 +356,40 @@ impl Recorder {
             self.landing = Some(gpu.raw(bytes, U::MAP_READ | U::COPY_DST, "a read-back")?);
             self.landing_bytes = bytes;
         }
-        self.pass = None;
-        let landing = self.landing.as_ref().expect("was just made");
-        let encoder =
-            self.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
-        let mut at = 0;
-        for (from, at_bytes, out) in parts.iter() {
-            encoder.copy_buffer_to_buffer(&from.buffer, *at_bytes, &landing.buffer, at, out.len() as u64);
-            at += landing_bytes(out);
-        }
-        self.submit(gpu);
+        let landing = self.landing.as_ref().expect("was just made").id;
+        let copies: Vec<Part> = parts.iter().map(|(from, at, out)| (from.id, *at, out.len() as u64)).collect();
+        let launches = match self.ahead.take(&copies, landing) {
+            Some((commands, launches)) => {
+                self.ring_at = 0;
+                self.submit_commands(gpu, commands);
+                self.stats.ahead += 1;
+                self.ahead.end();
+                Some(launches)
+            }
+            None => {
+                self.give_up(gpu);
+                let launches = self.ahead.end();
+                self.pass = None;
+                let mut encoder =
+                    self.encoder.take().unwrap_or_else(|| gpu.device.create_command_encoder(&Default::default()));
+                self.land(&mut encoder, parts);
+                self.encoder = Some(encoder);
+                self.submit(gpu);
+                self.ahead.end();
+                launches
+            }
+        };
         self.stats.readbacks += 1;
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
+        // While the device computes.
+        if let Some(launches) = launches.as_ref().and_then(ahead::next) {
+            self.prepare(gpu, launches, copies, parts);
+        }
         gpu.wait(None)?;
         self.handed_over = None;
+        let landing = self.landing.as_ref().expect("was just made");
         {
             let view = landing.buffer.get_mapped_range(..bytes);
             let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;
@@ -321,6 +402,20 @@ impl Recorder {
         landing.buffer.unmap();
         Ok(())
     }
+}
+
+/// One launch in a pass.
+fn launch_in(
+    pass: &mut wgpu::ComputePass<'static>,
+    pipelines: &[Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>],
+    launch: &Launch,
+    group: &wgpu::BindGroup,
+) {
+    let (pipeline, _) = pipelines[launch.index].as_ref().expect("was made for it");
+    pass.set_pipeline(pipeline);
+    pass.set_bind_group(0, group, &[]);
+    pass.set_immediates(0, launch.params());
+    pass.dispatch_workgroups(launch.workgroups[0], launch.workgroups[1], 1);
 }
 
 /// What a part of a read-back takes where it lands.

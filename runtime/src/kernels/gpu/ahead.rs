@@ -1,0 +1,176 @@
+//! The commands of a token, made while the device computes the token before: making them takes the host about as long as a
+//! large device needs for half of them.
+//!
+//! What the next token launches is what this one did, with every position one further. That is a guess, and nothing is
+//! done because of it: as launches come they are compared with the guess one by one, and only if all of them and the
+//! read-back are as guessed are the commands handed over that are there. Otherwise those that have come are recorded
+//! again, and the rest as ever.
+
+use dollop_shaders::{Kernel, SHADERS};
+
+/// Bindings of a kernel at most.
+pub(super) const BINDINGS: usize = 8;
+
+/// Bytes of a kernel's parameters at most.
+const PARAMS: usize = 128;
+
+/// Launches of a token that are remembered at most.
+const LAUNCHES: usize = 4096;
+
+/// A launch.
+#[derive(Clone)]
+pub(super) struct Launch {
+    /// Among `SHADERS`.
+    pub(super) index: usize,
+    /// Of its memory.
+    pub(super) ids: [u64; BINDINGS],
+    pub(super) workgroups: [u32; 2],
+    params: [u8; PARAMS],
+    params_len: usize,
+}
+
+impl Launch {
+    pub(super) fn new(index: usize, ids: [u64; BINDINGS], workgroups: [u32; 2], params: &[u8]) -> Launch {
+        let mut launch = Launch { index, ids, workgroups, params: [0; PARAMS], params_len: params.len() };
+        launch.params[..params.len()].copy_from_slice(params);
+        launch
+    }
+
+    pub(super) fn params(&self) -> &[u8] {
+        &self.params[..self.params_len]
+    }
+
+    fn is(&self, other: &Launch) -> bool {
+        self.index == other.index
+            && self.ids == other.ids
+            && self.workgroups == other.workgroups
+            && self.params() == other.params()
+    }
+
+    /// Where its position is among its parameters, if it is of one token.
+    fn position(&self) -> Option<usize> {
+        let shader = &SHADERS[self.index];
+        let pos = shader.params.iter().find(|(name, _)| *name == "pos")?;
+        (shader.kernel == Kernel::AttendOne).then_some(pos.1 as usize)
+    }
+
+    /// The same for the next token.
+    fn next(&self) -> Launch {
+        let mut next = self.clone();
+        if let Some(at) = self.position() {
+            let mut pos = [0; 4];
+            pos.copy_from_slice(&self.params[at..at + 4]);
+            next.params[at..at + 4].copy_from_slice(&(u32::from_ne_bytes(pos).wrapping_add(1)).to_ne_bytes());
+        }
+        next
+    }
+}
+
+/// A part of a read-back: whose memory, from which byte on, how many.
+pub(super) type Part = (u64, u64, u64);
+
+/// A token's launches with the bind groups that they take.
+pub(super) type Launches = Vec<(Launch, wgpu::BindGroup)>;
+
+/// Commands that wait to be asked for.
+struct Ready {
+    launches: Launches,
+    parts: Vec<Part>,
+    landing: u64,
+    commands: wgpu::CommandBuffer,
+    /// Launches that have come as guessed.
+    met: usize,
+}
+
+/// What is known of the token at hand, and what is ready.
+#[derive(Default)]
+pub(super) struct Ahead {
+    /// Launches that were recorded since the last read-back.
+    recorded: Launches,
+    /// Some were handed over before, or are too many: no guess comes of these.
+    broken: bool,
+    ready: Option<Ready>,
+}
+
+impl Ahead {
+    /// Whether a launch is the next that was guessed: then it is done.
+    pub(super) fn meets(&mut self, launch: &Launch) -> bool {
+        match &mut self.ready {
+            Some(ready) if ready.launches.get(ready.met).is_some_and(|(guess, _)| guess.is(launch)) => {
+                ready.met += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Launches that came as guessed and are in no encoder.
+    pub(super) fn pending(&self) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.met > 0)
+    }
+
+    /// Gives up the guess: the launches that have come are to be recorded.
+    pub(super) fn give_up(&mut self) -> Launches {
+        let Some(Ready { mut launches, met, .. }) = self.ready.take() else { return Vec::new() };
+        launches.truncate(met);
+        launches
+    }
+
+    /// A launch was recorded.
+    pub(super) fn record(&mut self, launch: Launch, group: wgpu::BindGroup) {
+        if self.recorded.len() < LAUNCHES {
+            self.recorded.push((launch, group));
+        } else {
+            self.broken = true;
+        }
+    }
+
+    /// What was recorded was handed over without a read-back.
+    pub(super) fn handed_over(&mut self) {
+        self.broken = true;
+        self.recorded.clear();
+    }
+
+    /// Whether memory that is gone is named by what is ready.
+    pub(super) fn names(&self, gone: &[u64]) -> bool {
+        let launches = self.ready.iter().flat_map(|ready| &ready.launches);
+        launches.flat_map(|(launch, _)| launch.ids).any(|id| gone.contains(&id))
+    }
+
+    /// The commands, if all launches and this read-back are as guessed, and their launches.
+    pub(super) fn take(&mut self, parts: &[Part], landing: u64) -> Option<(wgpu::CommandBuffer, Launches)> {
+        let all = |ready: &Ready| {
+            ready.met == ready.launches.len() && ready.parts == parts && ready.landing == landing
+        };
+        let ready = self.ready.take_if(|ready| all(ready))?;
+        Some((ready.commands, ready.launches))
+    }
+
+    /// The launches of a token that ends with a read-back, if they are all known.
+    pub(super) fn end(&mut self) -> Option<Launches> {
+        let launches = std::mem::take(&mut self.recorded);
+        let whole = !std::mem::take(&mut self.broken);
+        (whole && !launches.is_empty()).then_some(launches)
+    }
+
+    /// Keeps commands for launches that are guessed.
+    pub(super) fn keep(
+        &mut self,
+        launches: Launches,
+        parts: Vec<Part>,
+        landing: u64,
+        commands: wgpu::CommandBuffer,
+    ) {
+        self.ready = Some(Ready { launches, parts, landing, commands, met: 0 });
+    }
+
+    pub(super) fn forget(&mut self) {
+        *self = Ahead::default();
+    }
+}
+
+/// The launches of the token after one with these; `None` where they are not a token's.
+pub(super) fn next(launches: &Launches) -> Option<Launches> {
+    let of_a_token = launches.iter().any(|(launch, _)| launch.position().is_some());
+    of_a_token.then(|| launches.iter().map(|(launch, group)| (launch.next(), group.clone())).collect())
+}
