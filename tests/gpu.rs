@@ -1,4 +1,4 @@
-//! Gates 20–25, 28–30, 43, 49 and 52 to 54: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
+//! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
 //! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
 use dollop::quant::Level;
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "gpu/banks.rs"]
 mod banks;
+#[path = "gpu/greedy.rs"]
+mod greedy;
 #[path = "gpu/inputs.rs"]
 mod inputs;
 #[path = "gpu/once.rs"]
@@ -74,29 +76,6 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
         }
     }
     println!("{} goldens, largest difference {worst:e}", names.len());
-}
-
-fn paris(options: &EngineOptions) -> (String, Engine) {
-    let engine = Engine::open(&default_model(), options).unwrap();
-    let session = engine.session(SessionOptions { context: Some(128), chunk: None }).unwrap();
-    let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
-    let options =
-        GenerateOptions { max_tokens: 12, sampling: Sampling::greedy(), ..GenerateOptions::default() };
-    (chat.send("What is the capital of France?", &options, &mut |_| ()).unwrap().text, engine)
-}
-
-#[test]
-fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
-    if !has_gpu() {
-        return;
-    }
-    let (text, engine) = paris(&on_gpu());
-    assert!(text.contains("Paris"), "{text}");
-    let stats = engine.gpu_stats().unwrap();
-    assert!(stats.dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
-    let (on_cpu, engine) = paris(&EngineOptions { threads: 2, ..EngineOptions::default() });
-    assert!(engine.gpu_stats().is_none());
-    assert_eq!(text, on_cpu);
 }
 
 fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
