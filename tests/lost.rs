@@ -15,7 +15,7 @@ fn on_gpu() -> EngineOptions {
         backend: BackendChoice::Gpu(None),
         threads: 2,
         context: Some(96),
-        chunk: Some(16),
+        chunk: Some(CHUNK),
         ..EngineOptions::default()
     }
 }
@@ -24,8 +24,9 @@ fn open(options: &EngineOptions) -> Engine {
     Engine::open(&default_model(), options).unwrap()
 }
 
-/// Tokens of an answer.
-const TOKENS: usize = 12;
+/// Tokens of an answer, and of a prompt that are computed at once.
+const TOKENS: usize = 8;
+const CHUNK: usize = 16;
 
 /// Continued with clear margins: the CPU, which rounds activations, says what the GPU says.
 const PROMPT: &str = "The capital of France is Paris, a city on the river Seine. The capital of Italy is Rome. The capital of Spain is";
@@ -51,7 +52,7 @@ fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -
         ..GenerateOptions::default()
     };
     let prompt = engine.encode_text(PROMPT).unwrap();
-    assert!(prompt.len() > 16, "a prompt of more than a chunk");
+    assert!(prompt.len() > CHUNK, "a prompt of more than a chunk");
     if let When::Submissions(n) = when {
         engine.lose_gpu(n, fault);
     }
@@ -80,7 +81,7 @@ fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -
 }
 
 fn session(engine: &Engine) -> Session {
-    engine.session(SessionOptions { context: Some(96), chunk: Some(16) }).unwrap()
+    engine.session(SessionOptions { context: Some(96), chunk: Some(CHUNK) }).unwrap()
 }
 
 /// The CPU's answer with what the options ask for.
@@ -138,8 +139,8 @@ fn gate_40_a_session_goes_on_on_the_cpu_when_the_gpu_fails() {
     let want = on_cpu(&options);
     let lost = GpuFault::Lost;
     let points = [
-        (When::Tokens(9), lost),
-        (When::Tokens(5), GpuFault::OutOfMemory),
+        (When::Tokens(7), lost),
+        (When::Tokens(4), GpuFault::OutOfMemory),
         (When::Tokens(1), GpuFault::Invalid),
         (When::Tokens(3), GpuFault::Hung),
         // In the prompt: its first submission, and one after a chunk is done.
@@ -156,14 +157,14 @@ fn gate_40_in_streaming_too() {
     let options = streamed(Precision::Exact(Level::B4));
     let want = on_cpu(&options);
     // A layer of a prompt's chunk is some submissions: in the first chunk, in the second, and in an answer.
-    let points = [When::Submissions(3), When::Prompt(16), When::Tokens(7)];
+    let points = [When::Submissions(3), When::Prompt(CHUNK), When::Tokens(5)];
     survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
     let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     survives(&options, None, &[(When::Submissions(3), GpuFault::Lost)]);
     // What adaptive precision decides is a function of the tokens and of where the GPU was lost (R3).
     let again = || {
         let engine = open(&options);
-        answer(&engine, &mut session(&engine), When::Tokens(7), GpuFault::Lost).1
+        answer(&engine, &mut session(&engine), When::Tokens(5), GpuFault::Lost).1
     };
     assert_eq!(again(), again());
 }
@@ -182,8 +183,8 @@ fn gate_40_with_refined_experts_too() {
     let low = on_cpu(&low);
     for (when, fault) in [
         (When::Submissions(0), GpuFault::Lost),
-        (When::Tokens(6), GpuFault::Lost),
-        (When::Tokens(9), GpuFault::OutOfMemory),
+        (When::Tokens(4), GpuFault::Lost),
+        (When::Tokens(6), GpuFault::OutOfMemory),
     ] {
         let engine = open(&options);
         let first_plan = engine.memory_plan().clone();
@@ -220,27 +221,27 @@ fn gate_41_sessions_beside_it_move_as_well_and_logits_come_once() {
         return;
     }
     let engine = open(&on_gpu());
-    let ids: Vec<u32> = (0..40u32).map(|i| 1000 + 37 * i).collect();
+    let ids: Vec<u32> = (0..24u32).map(|i| 1000 + 37 * i).collect();
     let mut sessions = [session(&engine), session(&engine)];
     for s in &mut sessions {
-        s.logits(&ids[..20]).unwrap();
+        s.best(&ids[..12], 1).unwrap();
     }
     // Between two rows of logits of one call.
     engine.lose_gpu(3, GpuFault::Lost);
     for s in &mut sessions {
         let mut heard = Vec::new();
-        s.for_each_logits(&ids[20..], &mut |i, logits| {
+        s.for_each_logits(&ids[12..], &mut |i, logits| {
             assert!(logits.iter().all(|x| x.is_finite()));
             heard.push(i);
         })
         .unwrap();
-        assert_eq!(heard, (0..20).collect::<Vec<_>>());
-        assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 60));
+        assert_eq!(heard, (0..12).collect::<Vec<_>>());
+        assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 36));
     }
     assert!(engine.lost().is_some());
     let cpu = open(&EngineOptions { backend: BackendChoice::Cpu, ..on_gpu() });
     let mut whole = session(&cpu);
-    whole.logits(&ids).unwrap();
+    whole.best(&ids, 1).unwrap();
     let want = whole.logits(&[7]).unwrap();
     for s in &mut sessions {
         assert!(s.logits(&[7]).unwrap() == want, "a timeline that was read again is another");
@@ -264,7 +265,7 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     let engine = open(&o);
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let ids: Vec<u32> = (0..20u32).map(|i| 1000 + 37 * i).collect();
-    session.logits(&ids[..12]).unwrap();
+    session.best(&ids[..12], 1).unwrap();
     engine.lose_gpu(1, GpuFault::Lost);
     for _ in 0..2 {
         let error = session.logits(&ids[12..]).map(|_| ()).unwrap_err();

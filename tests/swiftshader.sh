@@ -16,4 +16,4 @@ if [ ! -f "$icd" ]; then
 fi
 # Both names: older loaders know the first.
 VK_ICD_FILENAMES=$icd VK_DRIVER_FILES=$icd XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp} DOLLOP_TEST_GPU=1 \
-  cargo test -p dollop --lib --quiet -- kernels::gpu
+  cargo test --workspace --lib --quiet -- kernels::gpu

@@ -23,6 +23,17 @@ pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampli
     tokens
 }
 
+/// Below this the two best logits are too close for backends, which add in other orders, to agree on the better one.
+pub const MARGIN: f32 = 0.02;
+
+/// The likeliest token after `tokens`, which the session takes in, and by how much its logit exceeds the next one's.
+pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
+    match session.best(tokens, 2).expect("the context is long enough")[..] {
+        [(id, best), (_, next)] => (id, best - next),
+        ref other => panic!("two numbers among the logits: {other:?}"),
+    }
+}
+
 /// Options under which nothing but a budget is missing, with one for all experts at 3 bits and for about `share` of the fourth
 /// ones.
 pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> EngineOptions {

@@ -10,10 +10,12 @@ use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
 mod best;
+mod choices;
 mod experts;
 mod limits;
 mod mixed;
 mod operations;
+mod sides;
 mod translations;
 mod variants;
 
@@ -76,6 +78,14 @@ fn get(b: &GpuBackend, buf: &GpuBuf) -> Vec<f32> {
     out
 }
 
+/// What an operation left in memory of the backend's own.
+fn left(b: &GpuBackend, of: fn(&mut State) -> &mut Grown) -> Vec<f32> {
+    let buf = of(&mut b.lock()).0.take().expect("an operation has used it");
+    let values = get(b, &buf);
+    of(&mut b.lock()).0 = Some(buf);
+    values
+}
+
 /// The part of the magnitudes that f32 sums may be off by: codes reach 255 where weights are centred, which costs a few
 /// bits.
 const SUMS: f64 = 3e-5;
@@ -126,12 +136,38 @@ fn parameters_are_what_the_kernels_read() {
     assert!(SHADERS.iter().all(|s| checked.contains(&s.kernel)), "a kernel's parameters are not compared");
 }
 
+/// `silu(gate · x) ⊙ up · x` of both products, with the magnitudes of which the error is a part: a product's counts as often
+/// as the other factor multiplies it.
+fn gated(gate: Vec<(f64, f64)>, up: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let both = gate.into_iter().zip(up);
+    both.map(|((g, all_g), (u, all_u))| {
+        let silu = g / (1.0 + (-g).exp());
+        // The slope of silu is 1.1 at most.
+        (silu * u, 1.1 * all_g * u.abs() + silu.abs() * all_u)
+    })
+    .collect()
+}
+
 /// `down · (silu(gate · x) ⊙ up · x)` in f64.
 fn feed_forward(e: &Expert, x: &[f32]) -> Vec<f32> {
-    let (gate, up, down) = (dense(&e.gate), dense(&e.up), dense(&e.down));
-    let (g, u) = (product(&gate, x.len(), x), product(&up, x.len(), x));
-    let hidden: Vec<f32> = g.iter().zip(u).map(|(g, u)| (g.0 / (1.0 + (-g.0).exp()) * u.0) as f32).collect();
-    product(&down, hidden.len(), &hidden).iter().map(|d| d.0 as f32).collect()
+    let [gate, up] = [&e.gate, &e.up].map(|m| product(&dense(m), x.len(), x));
+    let hidden = gated(gate, up);
+    let hidden: Vec<f32> = hidden.iter().map(|h| h.0 as f32).collect();
+    product(&dense(&e.down), hidden.len(), &hidden).iter().map(|d| d.0 as f32).collect()
+}
+
+/// A matrix read at a lower level.
+fn at_level(m: &Matrix, level: Level) -> Matrix {
+    match m {
+        Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
+        other => other.clone(),
+    }
+}
+
+/// An expert read at a lower level.
+fn expert_at(e: &Expert, level: Level) -> Expert {
+    let [gate, up, down] = [&e.gate, &e.up, &e.down].map(|m| at_level(m, level));
+    Expert { gate, up, down, place: None }
 }
 
 fn an_expert(d: usize, ff: usize, level: Option<Level>, seed: u32) -> Expert {

@@ -115,14 +115,8 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
         for (pair, places) in
             [([0, 1], [0, 1]), ([2, 0], [1, 0]), ([5, 3], [0, 1]), ([3, 4], [1, 0]), ([4, 0], [1, 0])]
         {
-            let at = |m: &Matrix| match m {
-                Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
-                other => other.clone(),
-            };
-            let now: [Expert; 2] = std::array::from_fn(|i| {
-                let Expert { gate, up, down, .. } = &all[pair[i]];
-                Expert { gate: at(gate), up: at(up), down: at(down), place: Some(places[i]) }
-            });
+            let now: [Expert; 2] =
+                std::array::from_fn(|i| Expert { place: Some(places[i]), ..expert_at(&all[pair[i]], level) });
             let ranks = [[0u32], [1]];
             let jobs: Vec<ExpertJob> = (0..2)
                 .map(|i| ExpertJob { index: pair[i] as u32, expert: &now[i], slots: &ranks[i] })
@@ -138,7 +132,8 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let logits = put(&b, &values(experts as usize, 1));
     let bufs =
         RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
-    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit"); // What is on the device need not be on the host; what is on neither is an error.
+    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
+    // What is on the device need not be on the host; what is on neither is an error.
     let before = b.stats().uploaded_bytes;
     let gone = |i: usize, place| {
         let there = |m: &Matrix| match m {

@@ -15,14 +15,6 @@ const BINDING: u64 = 20 << 10;
 const D: usize = 72;
 const FF: usize = 40;
 
-fn at(e: &Expert, level: Level) -> Expert {
-    let at = |m: &Matrix| match m {
-        Matrix::Nested(n) => Matrix::Nested(n.at(level).unwrap()),
-        other => other.clone(),
-    };
-    Expert { gate: at(&e.gate), up: at(&e.up), down: at(&e.down), place: None }
-}
-
 fn nested_of(e: &Expert) -> [&quant::Nested; 3] {
     crate::kernels::gpu::experts::matrices(e).map(|m| match m {
         Matrix::Nested(n) => n,
@@ -36,7 +28,7 @@ fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level)
     let plane = [gate, up, down].map(|n| n.planes()[level.index()].to_vec()).concat();
     // What is behind the plane is padding of the file.
     let plane = [plane, vec![0xff; 64]].concat();
-    let refined = at(whole, level);
+    let refined = expert_at(whole, level);
     let fits = nested_of(&refined).map(|n| n.fit());
     b.refine(&Refinement { layer: 2, slot, expert: index, fits, plane: &plane }).unwrap();
 }
@@ -139,7 +131,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
         (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
     for pair in Level::ALL.windows(2) {
         let (low, high) = (pair[0], pair[1]);
-        let base: Vec<Expert> = finest.iter().map(|e| at(e, low)).collect();
+        let base: Vec<Expert> = finest.iter().map(|e| expert_at(e, low)).collect();
         let mixed = |slots| GpuOptions { refinements: slots, binding_bytes, ..options(low) };
         let Some(b) = gpu_with(&mixed(EXPERTS)) else { return };
         let plain = gpu_with(&mixed(0)).unwrap();
@@ -150,7 +142,9 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
 
         // Some have more, others not; then a place changes hands, twice.
         let levels = |refined: &[usize]| -> Vec<Expert> {
-            (0..EXPERTS).map(|e| at(&finest[e], if refined.contains(&e) { high } else { low })).collect()
+            (0..EXPERTS)
+                .map(|e| expert_at(&finest[e], if refined.contains(&e) { high } else { low }))
+                .collect()
         };
         let mut results = vec![none];
         let steps: [(&[(usize, u32)], &[usize]); 4] = [
@@ -178,7 +172,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
 
         // All have more: the next level, to the last bit.
         (0..EXPERTS).for_each(|e| refine(&b, e, e as u32, &finest[e], high));
-        let next: Vec<Expert> = finest.iter().map(|e| at(e, high)).collect();
+        let next: Vec<Expert> = finest.iter().map(|e| expert_at(e, high)).collect();
         let exact = gpu_with(&options(high)).unwrap();
         assert_eq!(routed(&b, &inputs, &base), routed(&exact, &inputs, &next), "{high}");
     }
@@ -191,7 +185,7 @@ fn gate_27_a_plane_that_is_none_is_an_error() {
     };
     let finest: Vec<Expert> =
         (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
-    let base: Vec<Expert> = finest.iter().map(|e| at(e, Level::B2)).collect();
+    let base: Vec<Expert> = finest.iter().map(|e| expert_at(e, Level::B2)).collect();
     let fits = [quant::Fit { alpha: 1.0, beta: 0.0 }; 3];
     let plane = [0; 10];
     // A layer that nobody has computed has no places.

@@ -125,19 +125,13 @@ fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInp
     assert!(others > 50, "{others} products have other bits");
 }
 
-/// `down · (silu(gate · x) ⊙ up · x)` of rounded inputs, with the magnitudes of which the error is a part: those of the sums
-/// of gate and up count as often as down multiplies them.
+/// `down · (silu(gate · x) ⊙ up · x)` of rounded inputs, with the magnitudes of which the error is a part: those of hidden
+/// values count as often as down multiplies them.
 fn block_of_rounded(matrices: &[Vec<f64>; 3], x: &[f32], inputs: GpuInputs) -> Vec<(f64, f64)> {
     let [gate, up, down] = matrices;
     let x = rounded(x, inputs);
-    let both = product(gate, x.len(), &x).into_iter().zip(product(up, x.len(), &x));
-    let (hidden, magnitudes): (Vec<f32>, Vec<f64>) = both
-        .map(|((g, all_g), (u, all_u))| {
-            let silu = g / (1.0 + (-g).exp());
-            // The slope of silu is 1.1 at most.
-            ((silu * u) as f32, 1.1 * all_g * u.abs() + silu.abs() * all_u)
-        })
-        .unzip();
+    let hidden = gated(product(gate, x.len(), &x), product(up, x.len(), &x)).into_iter();
+    let (hidden, magnitudes): (Vec<f32>, Vec<f64>) = hidden.map(|(h, all)| (h as f32, all)).unzip();
     let hidden_rounded = rounded(&hidden, inputs);
     let sums = product(down, hidden.len(), &hidden_rounded).into_iter().zip(down.chunks_exact(hidden.len()));
     sums.map(|((d, all), w)| (d, all + w.iter().zip(&magnitudes).map(|(w, m)| w.abs() * m).sum::<f64>()))

@@ -1,0 +1,135 @@
+//! Products whose sides are around those at which the kernels' loops turn: a unit of 32 columns, the 256 columns that a
+//! workgroup stages of each of several tokens and the 2048 that it stages of one, tiles of 16 rows. Each kernel is compared
+//! with f64 by itself, `down` with products of what `gate_up` left on the device.
+
+use super::*;
+
+/// One less than a turn, a turn, and one more; and two turns.
+const COLS: [usize; 12] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049, 4095, 4096, 4097];
+
+/// Rows that make many tiles, the last of them all but full, full, and new.
+const ROWS: [usize; 9] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049];
+
+/// The kernels for one token, and those for eight: with room left, without, and twice.
+const TOKENS: [usize; 4] = [1, 3, 8, 9];
+
+/// The part of its terms' magnitudes that a product may be off by. A column's term is rounded in the sum of its unit (12
+/// times), of its slice (twice for each of 17 units) and of 8 slices, by up to 2⁻²⁴; silu and hidden values are some more.
+const TERMS: f64 = 5e-6;
+
+/// A matrix in f64, and what its weights are made of: codes times a scale, and as much for every code as stands for
+/// nothing. A weight near zero is a small difference of both, so that magnitudes of weights would say little of the error.
+struct Terms {
+    cols: usize,
+    weights: Vec<f64>,
+    magnitudes: Vec<f64>,
+}
+
+impl Terms {
+    fn of(m: &Matrix) -> Terms {
+        let (cols, weights) = (m.cols(), dense(m));
+        let offset = |i: usize| match m {
+            Matrix::F32 { .. } => 0.0,
+            Matrix::Nested(n) => {
+                let (row, col) = (i / cols, i % cols);
+                let at = (row / 16 * n.shape().groups() + col / n.shape().group) * 16 + row % 16;
+                let scale = half::f16::from_le_bytes([n.scales()[2 * at], n.scales()[2 * at + 1]]).to_f64();
+                let quant::Fit { alpha, beta } = n.fit();
+                scale * (f64::from(beta) - f64::from(alpha) * f64::from(n.zeros()[at]))
+            }
+        };
+        let all = |(i, w): (usize, &f64)| (w - offset(i)).abs() + offset(i).abs();
+        let magnitudes = weights.iter().enumerate().map(all).collect();
+        Terms { cols, weights, magnitudes }
+    }
+
+    /// The product, and the magnitudes of which its error is a part.
+    fn times(&self, x: &[f32]) -> Vec<(f64, f64)> {
+        let sums = |of: &[f64], f: fn(f64) -> f64| -> Vec<f64> {
+            let row = |w: &[f64]| w.iter().zip(x).map(|(w, &x)| w * f(f64::from(x))).sum();
+            of.chunks_exact(self.cols).map(row).collect()
+        };
+        let products = sums(&self.weights, |x| x).into_iter();
+        products.zip(sums(&self.magnitudes, f64::abs)).collect()
+    }
+}
+
+/// A row less than a tile has, a tile, and a row more, in turn.
+fn few(i: usize) -> usize {
+    15 + i % 3
+}
+
+#[test]
+fn products_agree_where_their_loops_turn() {
+    let Some(b) = gpu() else { return };
+    let wide = COLS.iter().enumerate().map(|(i, &cols)| (few(i), cols));
+    let tall = ROWS.iter().enumerate().map(|(i, &rows)| (rows, COLS[i % 3]));
+    let mut ran = 0;
+    for (rows, cols) in wide.chain(tall) {
+        let mut kinds = vec![("f32".to_owned(), plain(rows, cols, 5))];
+        for group in [32, 64] {
+            let finest = nested(rows, cols, group, Level::B8, (rows + cols) as u32);
+            let at = |level| (format!("groups of {group}, level {level}"), at_level(&finest, level));
+            kinds.extend(Level::ALL.map(at));
+        }
+        let x = values(9 * cols, 7);
+        for (name, matrix) in &kinds {
+            let terms = Terms::of(matrix);
+            let want: Vec<_> = x.chunks_exact(cols).map(|x| terms.times(x)).collect();
+            let mut alone = Vec::new();
+            for tokens in TOKENS {
+                let mut out = b.alloc(tokens * rows).unwrap();
+                let linear = Linear { matrix, bias: None, out: &mut out };
+                b.linear(&put(&b, &x[..tokens * cols]), tokens, &mut [linear]);
+                let got = get(&b, &out);
+                for (t, got) in got.chunks_exact(rows).enumerate() {
+                    near(&format!("{rows}x{cols}, {name}, token {t} of {tokens}"), got, &want[t], TERMS);
+                }
+                if tokens == 1 {
+                    alone = got;
+                } else {
+                    assert_eq!(alone, got[..rows], "{rows}x{cols}, {name}: alone and among {tokens}");
+                }
+                ran += 1;
+            }
+        }
+    }
+    assert_eq!(b.stats().dispatches, ran, "a product is one launch");
+}
+
+#[test]
+fn gate_up_and_down_agree_where_their_loops_turn() {
+    let Some(b) = gpu() else { return };
+    // What is the columns of gate and up is the rows of down, and the other way round.
+    let wide = COLS.iter().enumerate().map(|(i, &d)| (d, few(i)));
+    let deep = COLS.iter().enumerate().map(|(i, &ff)| (few(i), ff));
+    let mut ran = 0;
+    for (d, ff) in wide.chain(deep) {
+        let finest = an_expert(d, ff, Some(Level::B8), (d + ff) as u32);
+        let nested = Level::ALL.map(|level| (format!("level {level}"), expert_at(&finest, level)));
+        let plain = ("f32".to_owned(), an_expert(d, ff, None, (d + ff) as u32));
+        let x = values(9 * d, 7);
+        for (name, expert) in nested.iter().chain([&plain]) {
+            let [gate, up, down] = [&expert.gate, &expert.up, &expert.down].map(Terms::of);
+            let want: Vec<_> = x.chunks_exact(d).map(|x| gated(gate.times(x), up.times(x))).collect();
+            let mut alone = Vec::new();
+            for tokens in TOKENS {
+                let mut out = b.alloc(tokens * d).unwrap();
+                b.ffn(&put(&b, &x[..tokens * d]), tokens, expert, &mut out);
+                let (got, hidden) = (get(&b, &out), left(&b, |s| &mut s.hidden));
+                for (t, (got, hidden)) in got.chunks_exact(d).zip(hidden.chunks_exact(ff)).enumerate() {
+                    let at = format!("{d} to {ff}, {name}, token {t} of {tokens}");
+                    near(&format!("gate and up, {at}"), hidden, &want[t], TERMS);
+                    near(&format!("down, {at}"), got, &down.times(hidden), TERMS);
+                }
+                if tokens == 1 {
+                    alone = got;
+                } else {
+                    assert_eq!(alone, got[..d], "{d} to {ff}, {name}: alone and among {tokens}");
+                }
+                ran += 2;
+            }
+        }
+    }
+    assert_eq!(b.stats().dispatches, ran, "a block is two launches");
+}

@@ -1,0 +1,83 @@
+//! Gates 21 and 55: what is chosen greedily. The default model says on a GPU what it says on the CPU, and a real model straight
+//! from its GGUF what `transformers` says of the same weights, wherever the two best logits are not all but equal.
+
+use super::*;
+use dollop_tests::{MARGIN, best_and_margin, golden, root};
+use serde_json::Value as Json;
+
+#[test]
+fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
+    if !has_gpu() {
+        return;
+    }
+    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
+    let options = SessionOptions { context: Some(128), chunk: None };
+    let mut chat = Chat::new(engine.session(options).unwrap(), None, Overflow::Error).unwrap();
+    let generate =
+        GenerateOptions { max_tokens: 12, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+    let said = chat.send("What is the capital of France?", &generate, &mut |_| ()).unwrap();
+    assert!(said.text.contains("Paris"), "{}", said.text);
+    let stats = engine.gpu_stats().unwrap();
+    assert!(stats.dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
+
+    // The CPU hears what the GPU said, token by token, and would have said the same.
+    let on_cpu =
+        Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    assert!(on_cpu.gpu_stats().is_none());
+    let mut session = on_cpu.session(options).unwrap();
+    let mut next = chat.session().tokens()[..said.prompt_tokens].to_vec();
+    let mut clear = 0;
+    for (i, &id) in said.tokens.iter().enumerate() {
+        let (best, margin) = best_and_margin(&mut session, &next);
+        assert!(best == id || margin <= MARGIN, "token {i} is {id}, on the CPU {best} by {margin}");
+        clear += usize::from(margin > MARGIN);
+        next = vec![id];
+    }
+    assert!(clear >= 6, "of {} tokens {clear} are clear", said.tokens.len());
+}
+
+/// What margins of the goldens may be off by: both logits by [`BOUND`].
+const MARGINS: f32 = 2.0 * BOUND;
+
+#[test]
+fn gate_55_a_real_model_says_what_transformers_says() {
+    if !has_gpu() {
+        return;
+    }
+    // Prompts, and how much of each answer: software that poses as a GPU takes seconds for either.
+    const PROMPTS: usize = 4;
+    const TOKENS: usize = 5;
+    let path = root().join("target/goldens/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.exists(), "{} is missing: run tests/goldens/fetch.sh (./check does)", path.display());
+    let engine = Engine::open_reference(&path, &on_gpu()).unwrap();
+    let text = std::fs::read_to_string(golden("smollm2/expected.json")).unwrap();
+    let expected: Json = serde_json::from_str(&text).unwrap();
+    let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
+    let (mut clear, mut worst) = (0, 0.0f32);
+    let before = engine.gpu_stats().unwrap();
+    for prompt in expected["prompts"].as_array().unwrap().iter().take(PROMPTS) {
+        let ids = |key: &str| serde_json::from_value::<Vec<u32>>(prompt[key].clone()).unwrap();
+        let margins: Vec<f32> = serde_json::from_value(prompt["margins"].clone()).unwrap();
+        // Prompts begin alike, and what a session has it need not compute again.
+        let prompted = ids("ids");
+        let same = session.tokens().iter().zip(&prompted).take_while(|(a, b)| a == b).count();
+        session.rewind(same);
+        let mut next = prompted[same..].to_vec();
+        // It hears the reference's answer, so that every token is tried, whatever the one before was.
+        for (i, (&id, &margin)) in ids("greedy").iter().zip(&margins).take(TOKENS).enumerate() {
+            let (best, ours) = best_and_margin(&mut session, &next);
+            let at = format!("{}: token {i} is {id} by {margin}", prompt["message"]);
+            if margin > MARGIN {
+                assert_eq!(best, id, "{at}, here by {ours}");
+                assert!((ours - margin).abs() <= MARGINS, "{at}, here by {ours}");
+                worst = worst.max((ours - margin).abs());
+                clear += 1;
+            }
+            next = vec![id];
+        }
+    }
+    println!("{clear} clear tokens, margins off by up to {worst:e}");
+    assert_eq!(clear, PROMPTS * TOKENS, "all of these are clear");
+    let [launches, _, readbacks, _] = since(&engine.gpu_stats().unwrap(), &before);
+    assert!(launches > 0 && readbacks == clear as u64, "{launches} launches, {readbacks} read-backs");
+}
