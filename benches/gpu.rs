@@ -23,14 +23,14 @@ fn nested(rows: usize, cols: usize, level: Level) -> Result<Matrix, Failure> {
     Ok(Matrix::Nested(encoded.into_nested()?))
 }
 
-/// Prints how long one of `count` launches takes that `launch` records, the least of three runs.
+/// Prints how long one of `count` launches takes that `launch` records, the least of many runs, the first of which raise the clock.
 fn time(b: &GpuBackend, name: &str, count: usize, bytes: usize, mut launch: impl FnMut()) -> Result<(), Failure> {
     if !std::env::args().skip(1).all(|part| name.contains(&part)) {
         return Ok(());
     }
     let probe = b.alloc(4)?;
     let (mut record, mut best) = (f64::MAX, f64::MAX);
-    for _ in 0..4 {
+    for _ in 0..30 {
         let start = Instant::now();
         (0..count).for_each(|_| launch());
         b.start()?;

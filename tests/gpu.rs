@@ -103,6 +103,7 @@ fn launches(engine: &Engine) -> u64 {
 fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
     let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
     session.logits(&[1, 2, 3]).unwrap();
+    assert_eq!(engine.gpu_stats().unwrap().ahead, 0, "a prompt says nothing of what comes next");
     session.logits(&[4]).unwrap();
     let (mut most, mut all_uploaded) = (0, 0);
     assert!(engine.gpu_stats().unwrap().bind_groups > 0);
@@ -112,6 +113,7 @@ fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
         let after = engine.gpu_stats().unwrap();
         let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
         assert_eq!((submits, readbacks), (1, 1));
+        assert_eq!(after.ahead - before.ahead, 1, "a token's commands are made while the one before is computed");
         assert_eq!(kept(&before), kept(&after), "decoding allocates");
         most = most.max(dispatches);
         all_uploaded += uploaded;

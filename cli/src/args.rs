@@ -227,6 +227,9 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Ask a GPU for every layer what its router chose, also where nobody has to know, to see what that costs
+    #[arg(long)]
+    pub ask_router: bool,
     /// Show how long every kernel of a GPU takes. Everything waits for the clock, so tokens per second are fewer
     #[arg(long)]
     pub gpu_clock: bool,

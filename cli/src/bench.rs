@@ -44,6 +44,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let mut options = args.engine.options();
     options.context = Some(context);
     options.gpu_clock = args.gpu_clock;
+    options.routing.ask = args.ask_router;
     let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
     let info = engine.info();
     let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;

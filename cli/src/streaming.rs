@@ -141,6 +141,7 @@ impl StreamArgs {
             skip_cold: self.skip_cold,
             cache_prior: self.cache_prior,
             lookahead: self.lookahead,
+            ask: false,
         };
         let s = &mut options.streaming;
         s.lanes = self.lanes.map(usize::from);

@@ -25,7 +25,7 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.ff || t >= count) {
         return vec4<f32>();
     }
-    return before(x_at(job_slot(job, t) * p.ff + col), col, p.ff);
+    return x_of(job_slot(job, t), col, p.ff);
 }
 
 @compute @workgroup_size(128)

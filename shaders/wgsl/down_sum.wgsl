@@ -26,7 +26,7 @@ var<immediate> p: Params;
 
 alias Sums = array<vec4<f32>, 1>;
 
-var<private> job: u32;
+var<private> slot: u32;
 var<workgroup> products: array<vec4<f32>, 128>; // [ranks, units]
 var<workgroup> slices: array<f32, 128>; // [ranks, slices, 4 rows]
 var<workgroup> rows: array<f32, 16>; // [ranks, 4 rows]
@@ -35,7 +35,7 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.ff) {
         return vec4<f32>();
     }
-    return before(x_at(job_slot(job, 0u) * p.ff + col), col, p.ff);
+    return x_of(slot, col, p.ff);
 }
 
 @compute @workgroup_size(128)
@@ -51,14 +51,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var sum = 0.0;
     for (var first = 0u; first < p.top_k; first += ranks) {
         let jobs = p.first + id.y * p.top_k + first;
-        job = jobs + own;
+        let job = jobs + own;
         let there = first + own < p.top_k;
+        let m = job_matrix(job, 2u, p.d, p.ff, p.group);
+        slot = job_slot(job, 0u);
         var so_far = 0.0;
         for (var base = 0u; base < units; base += at_once) {
             let unit = base + lane % at_once;
             var product: Sums;
             if (there && unit < units) {
-                let m = job_matrix(job, 2u, p.d, p.ff, p.group);
                 take_unit(unit);
                 add_unit(m, id.x / 4u, unit, 0u, id.x % 4u, &product);
             }

@@ -27,7 +27,7 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.d || t >= count) {
         return vec4<f32>();
     }
-    return before(x_at(job_slot(job, t) / p.top_k * p.d + col), col, p.d);
+    return x_of(job_slot(job, t) / p.top_k, col, p.d);
 }
 
 @compute @workgroup_size(128)

@@ -47,11 +47,11 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.cols || first_token + t >= p.tokens) {
         return vec4<f32>();
     }
-    var value = x_at((first_token + t) * p.cols + col);
+    let value = x_of(first_token + t, col, p.cols);
     if ((p.flags & NORM) != 0u) {
-        value = value * norm[col / 4u];
+        return value * before(norm[col / 4u], col, p.cols);
     }
-    return before(value, col, p.cols);
+    return value;
 }
 
 // 1 / the root mean square of a token.
@@ -59,7 +59,7 @@ fn norm_scale(t: u32, lane: u32) -> f32 {
     var squares = vec4<f32>();
     if (t < p.tokens) {
         for (var col = 4u * lane; col < p.cols; col += 512u) {
-            let value = before(x_at(t * p.cols + col), col, p.cols);
+            let value = x_of(t, col, p.cols);
             squares = fma(value, value, squares);
         }
     }

@@ -288,7 +288,7 @@ impl Model {
             None => b.norm_linear(x, norm, n, h, &mut [logits]),
         }
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
-        let done = match self.experts.all(layer) {
+        let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
                 let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x, history };

@@ -17,6 +17,9 @@ pub struct Routing {
     /// Guess the next layer's experts from this layer's input and read up to this many ahead on idle lanes. Changes no
     /// result.
     pub lookahead: usize,
+    /// Ask for every layer what its router chose, also where nobody has to know: what that costs, for measurements. Changes no
+    /// result.
+    pub ask: bool,
 }
 
 impl Routing {

@@ -17,7 +17,7 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
         }
     }
     let scale = codes.scale * m.alpha;
-    let zero = vec4(m.centre - RAISED) - codes.zero;
+    let zero = vec4(m.centre) - codes.zero;
     for (var t = 0u; t < TOKENS; t++) {
         let product = fma(zero, vec4(sum_of(t, at)), dots[t]);
         (*sums)[t] += fma(scale, product, vec4(m.nothing));

@@ -7,7 +7,7 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
     let centre = vec4(128) - vec4<i32>(codes.zero);
     var dots: array<vec4<i32>, TOKENS>;
     for (var j = 0u; j < 8u; j++) {
-        let w = (packed(bits, j) << vec4(8u - BITS)) ^ vec4(0x80808080u);
+        let w = packed(bits, j) ^ vec4(0x80808080u);
         for (var t = 0u; t < TOKENS; t++) {
             let x = word_of(t, at, j);
             dots[t] += vec4(

@@ -5,7 +5,7 @@
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     let bits = load_bits(m, tile, unit, quad);
     let codes = load_codes(m, tile, unit, quad);
-    let zero = vec4<f16>(codes.zero + RAISED);
+    let zero = vec4<f16>(codes.zero);
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
         let w = columns(packed(bits, j));

@@ -18,7 +18,7 @@ struct Matrix {
     cells: u32,  // tiles · units
     units: u32,
     groups: u32,
-    per_group: u32, // units
+    halves: u32, // the logarithm of a group's units
     alpha: f32,
     beta: f32,
     centre: f32,  // beta / alpha
@@ -47,9 +47,10 @@ struct Codes {
 fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) -> Matrix {
     var m: Matrix;
     m.tiles = (rows + 15u) / 16u;
-    m.groups = (cols + group - 1u) / group;
-    m.per_group = group / 32u;
-    m.units = m.groups * m.per_group;
+    // Groups are of 32 or 64 columns: shifts, where divisions would take longer than a unit's product.
+    m.halves = group / 64u;
+    m.groups = (cols + group - 1u) >> (5u + m.halves);
+    m.units = m.groups << m.halves;
     m.cells = m.tiles * m.units;
     m.base = base / 4u;
     m.scales = m.base + 8u * m.cells;
@@ -96,7 +97,7 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
     return b;
 }
 
-// The codes of vector `j` in the bytes of a word for each row.
+// The codes of vector `j` in the bytes of a word for each row, where they stand among 8-bit codes.
 fn packed(b: Bits, j: u32) -> vec4<u32> {
     let pair = vec4(j & 6u);
     let bit = vec4(j);
@@ -116,31 +117,22 @@ fn packed(b: Bits, j: u32) -> vec4<u32> {
     if (PLANES > 4u) {
         c = (c << vec4(2u)) | ((select(b.p4_even, b.p4_odd, odd) >> pair) & twos);
     }
-    return c;
+    return c << vec4(8u - BITS);
 }
 
-// What codes are greater by in `columns`.
-const RAISED = 256.0;
-
-// The codes of a vector's four columns, where they stand among 8-bit codes, and RAISED. Halves of 1 to 2 times 2⁸ that have
-// the codes in their mantissas become floats two at a time, where conversions of whole numbers go one by one and slowly.
+// The codes of a vector's four columns.
 fn columns(packed: vec4<u32>) -> array<vec4<f32>, 4> {
-    let even = ((packed << vec4(10u - BITS)) & vec4(0x03fc03fcu)) | vec4(0x5c005c00u);
-    let odd = ((packed >> vec4(BITS - 2u)) & vec4(0x03fc03fcu)) | vec4(0x5c005c00u);
-    let e = array(
-        unpack2x16float(even.x), unpack2x16float(even.y), unpack2x16float(even.z), unpack2x16float(even.w)
-    );
-    let o = array(unpack2x16float(odd.x), unpack2x16float(odd.y), unpack2x16float(odd.z), unpack2x16float(odd.w));
+    let byte = vec4(255u);
     return array(
-        vec4(e[0].x, e[1].x, e[2].x, e[3].x),
-        vec4(o[0].x, o[1].x, o[2].x, o[3].x),
-        vec4(e[0].y, e[1].y, e[2].y, e[3].y),
-        vec4(o[0].y, o[1].y, o[2].y, o[3].y)
+        vec4<f32>(packed & byte),
+        vec4<f32>((packed >> vec4(8u)) & byte),
+        vec4<f32>((packed >> vec4(16u)) & byte),
+        vec4<f32>(packed >> vec4(24u))
     );
 }
 
 fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
-    let at = tile * m.groups + unit / m.per_group;
+    let at = tile * m.groups + (unit >> m.halves);
     let scales = weights[m.scales + 2u * at + quad / 2u];
     let pairs = select(scales.xy, scales.zw, (quad & 1u) == 1u);
     let zeros = weights[m.zeros + at];
@@ -153,6 +145,6 @@ fn four(m: Matrix, tile: u32, unit: u32, j: u32, row: u32) -> vec4<f32> {
     let c = load_codes(m, tile, unit, row / 4u);
     let scale = c.scale[row % 4u];
     let zero = c.zero[row % 4u];
-    let codes = vec4<f32>(unpack4xU8(packed(load_bits(m, tile, unit, row / 4u), j)[row % 4u] << (8u - BITS)));
+    let codes = vec4<f32>(unpack4xU8(packed(load_bits(m, tile, unit, row / 4u), j)[row % 4u]));
     return scale * m.alpha * codes + scale * (m.beta - m.alpha * zero);
 }

@@ -158,7 +158,8 @@ impl State {
         let (variant, blocks) = by_tokens(first.form.planes, tokens);
         let rows: usize = parts.iter().map(|(placed, _)| row_blocks(placed.rows, tokens)).sum();
         // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
-        let each = if tokens == 1 { (rows / ENOUGH).max(1) } else { 1 };
+        let each = if tokens == 1 { rows / ENOUGH } else { 1 };
+        let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
         params.each = each as u32;
         self.recorder.run(gpu, variant, &params, &memory, [rows.div_ceil(each), blocks]);
         Ok(())
