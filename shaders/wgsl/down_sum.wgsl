@@ -1,6 +1,6 @@
 // out[token] += Σ gate · down · hidden[slot] over the token's jobs, in the order of their ranks; the gate is the job's or,
-// where it says so, the sigmoid of the token's. One workgroup: a quad of rows of one token, with four ranks and 32 units of
-// each under way; with 128 units of one, where a token has fewer jobs than that.
+// where it says so, the sigmoid of the token's. One workgroup: a quad of rows of one token, with twice four ranks and 32 units
+// of each under way; with 128 units of one, where a token has fewer jobs than that.
 
 #import weights
 #import inputs
@@ -27,9 +27,9 @@ var<immediate> p: Params;
 alias Sums = array<vec4<f32>, 1>;
 
 var<private> slot: u32;
-var<workgroup> products: array<vec4<f32>, 128>; // [ranks, units]
-var<workgroup> slices: array<f32, 128>; // [ranks, slices, 4 rows]
-var<workgroup> rows: array<f32, 16>; // [ranks, 4 rows]
+var<workgroup> products: array<vec4<f32>, 2u * 128u>; // [2, ranks, units]
+var<workgroup> slices: array<f32, 2u * 128u>; // [2, ranks, slices, 4 rows]
+var<workgroup> rows: array<f32, 2u * 16u>; // [2, ranks, 4 rows]
 
 fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.ff) {
@@ -49,30 +49,33 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let slice = lane % 32u / 4u;
     let row = lane % 4u;
     var sum = 0.0;
-    for (var first = 0u; first < p.top_k; first += ranks) {
+    for (var first = 0u; first < p.top_k; first += 2u * ranks) {
         let jobs = p.first + id.y * p.top_k + first;
-        let job = jobs + own;
-        let there = first + own < p.top_k;
-        let m = job_matrix(job, 2u, p.d, p.ff, p.group);
-        slot = job_slot(job, 0u);
-        var so_far = 0.0;
+        let left = p.top_k - first;
+        var so_far = vec2<f32>();
         for (var base = 0u; base < units; base += at_once) {
             let unit = base + lane % at_once;
-            var product: Sums;
-            if (there && unit < units) {
-                take_unit(unit);
-                add_unit(m, id.x / 4u, unit, 0u, id.x % 4u, &product);
+            for (var i = 0u; i < 2u; i++) {
+                let rank = i * ranks + own;
+                var product: Sums;
+                if (rank < left && unit < units) {
+                    let m = job_matrix(jobs + rank, 2u, p.d, p.ff, p.group);
+                    slot = job_slot(jobs + rank, 0u);
+                    take_unit(unit);
+                    add_unit(m, id.x / 4u, unit, 0u, id.x % 4u, &product);
+                }
+                products[128u * i + lane] = product[0];
             }
-            products[lane] = product[0];
             workgroupBarrier();
             for (var u = slice; u < at_once; u += SLICES) {
-                so_far += products[begin + u][row];
+                so_far += vec2(products[begin + u][row], products[128u + begin + u][row]);
             }
             workgroupBarrier();
         }
-        slices[lane] = so_far;
+        slices[lane] = so_far.x;
+        slices[128u + lane] = so_far.y;
         workgroupBarrier();
-        if (lane < 16u) {
+        if (lane < 32u) {
             var all = 0.0;
             for (var s = 0u; s < SLICES; s++) {
                 all += slices[lane / 4u * 32u + 4u * s + lane % 4u];
@@ -80,12 +83,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             rows[lane] = all;
         }
         workgroupBarrier();
-        for (var r = 0u; r < min(ranks, p.top_k - first); r++) {
+        for (var r = 0u; r < min(2u * ranks, left); r++) {
             var gate = job_gate(jobs + r);
             if (p.gated == 1u) {
                 gate = 1.0 / (1.0 + exp(-gates[id.y]));
             }
-            sum = fma(gate, rows[4u * r + row], sum);
+            sum = fma(gate, rows[16u * (r / ranks) + 4u * (r % ranks) + row], sum);
         }
     }
     let to = 4u * id.x + lane;

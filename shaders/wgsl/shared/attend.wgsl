@@ -14,7 +14,7 @@ var<workgroup> weight: array<f32, 128>;
 var<workgroup> parts: array<vec4<f32>, 128>;
 
 // Cells that are read before the first of them is used.
-const AT_ONCE = 8u;
+const AT_ONCE = 16u;
 
 // The query times the key of a position.
 fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {

@@ -42,7 +42,7 @@ impl State {
         let cols = table.cols();
         assert!(tokens.len() <= MAX_TOKENS, "{} tokens at once", tokens.len());
         let ids = self.recorder.put(gpu, tokens, 1);
-        for Placed { memory, form, first, rows } in &parts {
+        for Placed { memory, form, first, rows } in parts.iter() {
             let Form { base, planes, group, alpha, beta } = *form;
             let (first, rows, cols) = (*first as u32, *rows as u32, cols as u32);
             let params = EmbedParams { base, first, rows, cols, group, alpha, beta, ids };
@@ -91,7 +91,7 @@ impl State {
                 self.linear_parts(gpu, x, norm, tokens, &parts, add)?;
             } else {
                 for (placed, out) in placed.iter().zip(&*outs) {
-                    for placed in placed {
+                    for placed in placed.iter() {
                         self.linear_parts(gpu, x, norm, tokens, &[(placed, out)], add)?;
                     }
                 }

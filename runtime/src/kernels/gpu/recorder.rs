@@ -9,7 +9,7 @@ use super::pipelines;
 use super::variants::choose;
 use crate::error::{Error, Result};
 use crate::telemetry::{GpuFault, GpuStats};
-use dollop_shaders::{BYTES, HALF, SHADERS, Shader, Variant};
+use dollop_shaders::{BYTES, HALF, Kernel, SHADERS, Shader, Variant};
 use std::collections::HashMap;
 
 /// Words of the ring.
@@ -25,6 +25,8 @@ type GroupKey = (usize, [u64; BINDINGS]);
 
 pub(super) struct Recorder {
     pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+    /// Indices of variants that were asked for: looking through all of them takes longer than the rest of a launch.
+    chosen: HashMap<(Kernel, Variant), usize>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
     encoder: Option<wgpu::CommandEncoder>,
     /// Ends before `encoder` does.
@@ -54,6 +56,7 @@ impl Recorder {
     pub(super) fn new(gpu: &Device, clock: bool) -> Result<Recorder> {
         Ok(Recorder {
             pipelines: vec![None; SHADERS.len()],
+            chosen: HashMap::new(),
             groups: HashMap::new(),
             encoder: None,
             pass: None,
@@ -156,8 +159,10 @@ impl Recorder {
             gpu.fail(format!("{:?}: {grid:?} workgroups, and there are up to {}", P::KERNEL, gpu.max_groups));
             return;
         }
-        let index = choose(P::KERNEL, variant, gpu.variants)
-            .unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL));
+        let index = *self.chosen.entry((P::KERNEL, variant)).or_insert_with(|| {
+            choose(P::KERNEL, variant, gpu.variants)
+                .unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL))
+        });
         if self.pipelines[index].is_none() {
             let theirs = SHADERS[index].params.iter().map(|&(name, at)| (name, at as usize));
             assert!(theirs.eq(P::FIELDS.iter().copied()), "{:?}: parameters", P::KERNEL);

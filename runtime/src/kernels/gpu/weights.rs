@@ -140,7 +140,7 @@ fn key(m: &Matrix) -> Key {
 #[derive(Default)]
 pub(super) struct Weights {
     /// With the host's matrix, which keeps its bytes where they are.
-    matrices: HashMap<Key, (Vec<Placed>, Matrix)>,
+    matrices: HashMap<Key, (Arc<[Placed]>, Matrix)>,
     vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
     /// The longest table of rotations so far, with its values per position: a shorter one is its beginning.
     rope: Option<(Arc<Memory>, usize, usize)>,
@@ -152,7 +152,7 @@ impl Weights {
     ///
     /// # Errors
     /// `Device` where the device has no room.
-    pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Vec<Placed>>> {
+    pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Arc<[Placed]>>> {
         let new: Vec<&Matrix> =
             matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
         let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
@@ -163,7 +163,7 @@ impl Weights {
         } else {
             for m in new {
                 let parts = self.upload_in_parts(gpu, m)?;
-                self.matrices.insert(key(m), (parts, m.clone()));
+                self.matrices.insert(key(m), (parts.into(), m.clone()));
             }
         }
         Ok(matrices.iter().map(|m| self.matrices[&key(m)].0.clone()).collect())
@@ -184,7 +184,7 @@ impl Weights {
             self.upload(gpu, &memory, base, m, 0, tiles(m));
             let form = Form::of(m, (base / 4) as u32);
             let placed = Placed { memory: memory.clone(), form, first: 0, rows: m.rows() };
-            self.matrices.insert(key(m), (vec![placed], (*m).clone()));
+            self.matrices.insert(key(m), ([placed].into(), (*m).clone()));
             base += bytes(m, tiles(m));
         }
         Ok(())
