@@ -31,6 +31,7 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("place", &[Axis::Half, Axis::Subgroups]),
     ("attention", &[Axis::Half, Axis::Subgroups]),
     ("attend_one", &[Axis::Half, Axis::Subgroups]),
+    ("attend_merge", &[]),
     ("route", &[Axis::Subgroups]),
     ("group", &[]),
     ("combine", &[]),

@@ -1,5 +1,6 @@
 // `place` and `attention` of one token at once: what every head needs of the token itself is made anew for each, and what goes
-// to the cache is written by the first of the query heads that share it. One workgroup: one query head.
+// to the cache is written by the first of the query heads that share it. One workgroup: one query head and, where there are
+// several, one tile of positions, which `attend_merge` puts together.
 
 #import attend
 #import placed
@@ -17,11 +18,12 @@ struct Params {
     limit: f32,  // 0 for none
     window: u32, // 0 for none
     scale: f32,
+    tiles: u32,
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]
 @group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, head_dim / 4]
-@group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · head_dim]
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · head_dim]; or see attend_merge.wgsl
 var<immediate> p: Params;
 
 // The token's own, which other workgroups may not have written yet.
@@ -59,29 +61,49 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let cells = (p.head_dim + 3u) / 4u;
     let group = p.heads / p.kv_heads;
     let kv_head = id.x / group;
+    // The workgroup that sees the token itself.
+    let last = id.y + 1u == p.tiles;
     let writes = id.x % group == 0u;
     take_head(QUERY, id.x, 0u, p.pos, lane);
     if (lane < cells) {
         query[lane] = cell_of(lane) * p.scale;
     }
     workgroupBarrier();
-    take_head(KEY, kv_head, 0u, p.pos, lane);
+    if (last) {
+        take_head(KEY, kv_head, 0u, p.pos, lane);
+        if (lane < cells) {
+            let cell = pack(cell_of(lane));
+            key[lane] = cell;
+            if (writes) {
+                keys[key_place(kv_head, lane, p.pos)] = cell;
+            }
+        }
+        workgroupBarrier();
+        take_head(VALUE, kv_head, 0u, p.pos, lane);
+        if (lane < cells) {
+            let cell = pack(cell_of(lane));
+            value[lane] = cell;
+            if (writes) {
+                values[value_place(kv_head, lane, p.pos)] = cell;
+            }
+        }
+        workgroupBarrier();
+    }
+    let tile = attend(kv_head, first_seen(p.pos) + 128u * id.y, p.pos, lane);
+    if (p.tiles == 1u) {
+        if (lane < cells) {
+            write_cell(put_together(nothing(), tile), lane, id.x * p.head_dim);
+        }
+        return;
+    }
+    let at = 4u * (id.x * p.tiles + id.y) * (cells + 1u);
     if (lane < cells) {
-        let cell = pack(cell_of(lane));
-        key[lane] = cell;
-        if (writes) {
-            keys[key_place(kv_head, lane, p.pos)] = cell;
+        for (var i = 0u; i < 4u; i++) {
+            out[at + 4u * lane + i] = tile.sum[i];
         }
     }
-    workgroupBarrier();
-    take_head(VALUE, kv_head, 0u, p.pos, lane);
-    if (lane < cells) {
-        let cell = pack(cell_of(lane));
-        value[lane] = cell;
-        if (writes) {
-            values[value_place(kv_head, lane, p.pos)] = cell;
-        }
+    if (lane == 0u) {
+        out[at + 4u * cells] = tile.highest;
+        out[at + 4u * cells + 1u] = tile.total;
     }
-    workgroupBarrier();
-    attend(kv_head, p.pos, id.x * p.head_dim, lane);
 }

@@ -49,5 +49,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         query[lane] = cell;
     }
     workgroupBarrier();
-    attend(id.x / (p.heads / p.kv_heads), p.pos + id.y, at, lane);
+    let last = p.pos + id.y;
+    var all = nothing();
+    for (var tile = first_seen(last); tile <= last; tile += 128u) {
+        all = put_together(all, attend(id.x / (p.heads / p.kv_heads), tile, last, lane));
+    }
+    if (lane < (p.head_dim + 3u) / 4u) {
+        write_cell(all, lane, at);
+    }
 }

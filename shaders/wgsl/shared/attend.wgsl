@@ -1,12 +1,14 @@
-// Attention of one query head, which is in `query`, over the positions up to `last`: an online softmax over tiles of 128
-// positions. Tiles begin at the first position that is seen, so the result does not depend on what else is in the call.
+// Attention of one query head, which is in `query`, over a tile of 128 positions. What a tile gives does not depend on what other
+// workgroups do, and tiles are put together in their order, so it is one whether a workgroup goes through all of them or
+// each has its own.
 //
-// Whoever imports this has parameters `head_dim` and `window` (0 for none), an array `out`, `fn key_at(kv_head: u32, i: u32, pos:
-// u32) -> Cell` and `fn value_at`, cell `i` of a position's key and value, and where OWN is 1 those of the last position,
-// which are not in the cache: `fn own_key(i: u32) -> Cell` and `fn own_value`.
+// Whoever imports this has a parameter `head_dim`, `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
+// of a position's key and value, and where OWN is 1 those of the last position, which are not in the cache:
+// `fn own_key(i: u32) -> Cell` and `fn own_value`.
 
 #import kv
 #import reduce
+#import softmax
 
 const MAX_CELLS = 128u;
 var<workgroup> query: array<vec4<f32>, MAX_CELLS>;
@@ -33,75 +35,69 @@ fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
     return dots;
 }
 
-// Writes the head's result to `out` from `at` on.
-fn attend(kv_head: u32, last: u32, at: u32, lane: u32) {
+// The tile that begins at position `tile`, up to `last`: in lane `cell`, that cell of the values' weighted sum.
+fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     let cells = (p.head_dim + 3u) / 4u;
     // Positions in the cache.
     let end = last + 1u - OWN;
-    var first = 0u;
-    if (p.window > 0u && last + 1u > p.window) {
-        first = last + 1u - p.window;
+    let pos = tile + lane;
+    var score = -3.0e38;
+    if (pos < end) {
+        score = score_of(kv_head, cells, pos);
+    } else if (pos == last) {
+        score = 0.0;
+        for (var i = 0u; i < cells; i++) {
+            score += dot(query[i], unpack(own_key(i)));
+        }
     }
+    var result: Tile;
+    result.highest = max_of_all(score, lane);
+    var w = 0.0;
+    if (pos <= last) {
+        w = exp(score - result.highest);
+    }
+    result.total = sum_of_all(w, lane);
+    weight[lane] = w;
+    workgroupBarrier();
     // For the values, invocations stand in groups of a head's cells, each group taking every so many positions.
     let groups = 128u / cells;
     let cell = lane % cells;
     let group = lane / cells;
-    var highest = -3.0e38;
-    var total = 0.0;
     var sum = vec4<f32>();
-    for (var tile = first; tile <= last; tile += 128u) {
-        let pos = tile + lane;
-        var score = -3.0e38;
-        if (pos < end) {
-            score = score_of(kv_head, cells, pos);
-        } else if (pos == last) {
-            score = 0.0;
-            for (var i = 0u; i < cells; i++) {
-                score += dot(query[i], unpack(own_key(i)));
+    if (group < groups) {
+        let n = min(128u, end - tile);
+        for (var i = group; i < n; i += groups * AT_ONCE) {
+            var some: array<Cell, AT_ONCE>;
+            for (var j = 0u; j < AT_ONCE; j++) {
+                let at = min(i + j * groups, n - 1u);
+                some[j] = value_at(kv_head, cell, tile + at);
             }
-        }
-        let above = max(highest, max_of_all(score, lane));
-        var w = 0.0;
-        if (pos <= last) {
-            w = exp(score - above);
-        }
-        let shrink = exp(highest - above);
-        highest = above;
-        total = total * shrink + sum_of_all(w, lane);
-        weight[lane] = w;
-        workgroupBarrier();
-        sum = sum * shrink;
-        if (group < groups) {
-            let n = min(128u, end - tile);
-            for (var i = group; i < n; i += groups * AT_ONCE) {
-                var some: array<Cell, AT_ONCE>;
-                for (var j = 0u; j < AT_ONCE; j++) {
-                    let at = min(i + j * groups, n - 1u);
-                    some[j] = value_at(kv_head, cell, tile + at);
-                }
-                for (var j = 0u; j < AT_ONCE; j++) {
-                    if (i + j * groups < n) {
-                        sum = fma(vec4(weight[i + j * groups]), unpack(some[j]), sum);
-                    }
+            for (var j = 0u; j < AT_ONCE; j++) {
+                if (i + j * groups < n) {
+                    sum = fma(vec4(weight[i + j * groups]), unpack(some[j]), sum);
                 }
             }
-            // The last of all comes last in its group as well.
-            if (OWN == 1u && last - tile < 128u && (last - tile) % groups == group) {
-                sum = fma(vec4(weight[last - tile]), unpack(own_value(cell)), sum);
-            }
         }
-        workgroupBarrier();
+        // The last of all comes last in its group as well.
+        if (OWN == 1u && last - tile < 128u && (last - tile) % groups == group) {
+            sum = fma(vec4(weight[last - tile]), unpack(own_value(cell)), sum);
+        }
     }
     parts[lane] = sum;
     workgroupBarrier();
     if (lane < cells) {
-        var value = vec4<f32>();
         for (var g = 0u; g < groups; g++) {
-            value += parts[g * cells + lane];
-        }
-        value = value / total;
-        for (var i = 0u; i < min(4u, p.head_dim - 4u * lane); i++) {
-            out[at + 4u * lane + i] = value[i];
+            result.sum += parts[g * cells + lane];
         }
     }
+    workgroupBarrier();
+    return result;
+}
+
+// The first position that `last` sees.
+fn first_seen(last: u32) -> u32 {
+    if (p.window > 0u && last + 1u > p.window) {
+        return last + 1u - p.window;
+    }
+    return 0u;
 }

@@ -70,6 +70,8 @@ struct State {
     choices: Grown,
     /// `[top_k]` jobs of one token.
     jobs: Grown,
+    /// What attention leaves of tiles, `[heads, tiles, values]`.
+    partials: Grown,
     /// Pairs on the way to the likeliest tokens.
     best: [Grown; 2],
 }
@@ -112,6 +114,7 @@ impl GpuBackend {
             ups: Grown::default(),
             choices: Grown::default(),
             jobs: Grown::default(),
+            partials: Grown::default(),
             best: Default::default(),
         };
         gpu.max_binding = gpu.max_binding.min(options.binding_bytes.unwrap_or(u64::MAX) & !255);
@@ -127,7 +130,8 @@ impl GpuBackend {
         let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
         let choices =
             2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
-        let words = hidden + choices + vocab + best::most_words(vocab) + s.context * rope_dims;
+        let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
+        let words = hidden + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
@@ -191,7 +195,9 @@ impl GpuBackend {
         state.weights = Weights::default();
         state.experts.forget();
         state.best = Default::default();
-        for grown in [&mut state.hidden, &mut state.ups, &mut state.choices, &mut state.jobs] {
+        for grown in
+            [&mut state.hidden, &mut state.ups, &mut state.choices, &mut state.jobs, &mut state.partials]
+        {
             *grown = Grown::default();
         }
         self.gpu.device.destroy();

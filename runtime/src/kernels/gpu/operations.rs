@@ -215,7 +215,7 @@ impl State {
         Ok(())
     }
 
-    /// `place` and `attention` of one token.
+    /// `place` and `attention` of one token: one launch, or two where it sees several tiles of positions.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn attend_one(
         &mut self,
@@ -228,6 +228,8 @@ impl State {
         out: &Memory,
     ) -> Result<()> {
         let (p, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let seen = shape.window.unwrap_or(usize::MAX).min(pos + 1);
+        let tiles = seen.div_ceil(TILE);
         let params = AttendOneParams {
             heads: p.heads,
             kv_heads: p.kv_heads,
@@ -241,11 +243,22 @@ impl State {
             limit: p.limit,
             window: window(shape),
             scale: shape.scale,
+            tiles: tiles as u32,
         };
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
-        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, out];
+        // As much as the whole cache may take: what grew with it would be made again and again.
+        let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(how.head_dim);
+        let to = match tiles {
+            1 => out,
+            _ => self.partials.at_least(gpu, most, "attention's tiles")?,
+        };
+        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, to];
         let variant = Variant { half: kv.half, ..Variant::default() };
-        self.recorder.run(gpu, variant, &params, &memory, [how.heads, 1]);
+        self.recorder.run(gpu, variant, &params, &memory, [how.heads, tiles]);
+        if tiles > 1 {
+            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32 };
+            self.recorder.run(gpu, Variant::default(), &params, &[to, out], [how.heads, 1]);
+        }
         Ok(())
     }
 

@@ -100,9 +100,22 @@ params!(
     /// `attend_one.wgsl`.
     AttendOne, AttendOneParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        eps: f32, limit: f32, window: u32, scale: f32,
+        eps: f32, limit: f32, window: u32, scale: f32, tiles: u32,
     }
 );
+
+params!(
+    /// `attend_merge.wgsl`.
+    AttendMerge, AttendMergeParams { head_dim: u32, tiles: u32 }
+);
+
+/// Positions of a tile (`shared/attend.wgsl`).
+pub(super) const TILE: usize = 128;
+
+/// Values that `attend_one` leaves of a tile of a head.
+pub(super) fn partial_values(head_dim: usize) -> usize {
+    4 * (head_dim.div_ceil(4) + 1)
+}
 
 params!(
     /// `route.wgsl`.

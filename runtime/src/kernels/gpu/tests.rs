@@ -125,6 +125,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<PlaceParams>(),
         check::<AttentionParams>(),
         check::<AttendOneParams>(),
+        check::<AttendMergeParams>(),
         check::<RouteParams>(),
         check::<GroupParams>(),
         check::<CombineParams>(),

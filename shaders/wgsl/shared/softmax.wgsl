@@ -1,0 +1,27 @@
+// A softmax's parts, and how they are put together.
+
+struct Tile {
+    highest: f32,   // score
+    total: f32,     // of weights, which are relative to it
+    sum: vec4<f32>, // of values by their weights
+}
+
+fn nothing() -> Tile {
+    return Tile(-3.0e38, 0.0, vec4<f32>());
+}
+
+// Adds the tile behind those in `all`.
+fn put_together(all: Tile, tile: Tile) -> Tile {
+    let highest = max(all.highest, tile.highest);
+    let a = exp(all.highest - highest);
+    let b = exp(tile.highest - highest);
+    return Tile(highest, fma(all.total, a, tile.total * b), fma(all.sum, vec4(a), tile.sum * b));
+}
+
+// Writes a cell of a head's result to `out`, as much of it as the head has.
+fn write_cell(all: Tile, cell: u32, at: u32) {
+    let value = all.sum / all.total;
+    for (var i = 0u; i < min(4u, p.head_dim - 4u * cell); i++) {
+        out[at + 4u * cell + i] = value[i];
+    }
+}
