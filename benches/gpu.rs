@@ -24,7 +24,13 @@ fn nested(rows: usize, cols: usize, level: Level) -> Result<Matrix, Failure> {
 }
 
 /// Prints how long one of `count` launches takes that `launch` records, the least of many runs, the first of which raise the clock.
-fn time(b: &GpuBackend, name: &str, count: usize, bytes: usize, mut launch: impl FnMut()) -> Result<(), Failure> {
+fn time(
+    b: &GpuBackend,
+    name: &str,
+    count: usize,
+    bytes: usize,
+    mut launch: impl FnMut(),
+) -> Result<(), Failure> {
     if !std::env::args().skip(1).all(|part| name.contains(&part)) {
         return Ok(());
     }
@@ -65,7 +71,9 @@ fn main() -> Result<(), Failure> {
         let outs = &mut [Linear { matrix: &router, bias: None, out: &mut logits }];
         b.norm_linear(&x, Norm { weight: &weight, eps: 1e-5 }, 1, &mut h, outs);
     })?;
-    for (rows, level) in [(D, Level::B4), (3 * D, Level::B4), (16384, Level::B4), (16384, Level::B3), (16384, Level::B8)] {
+    for (rows, level) in
+        [(D, Level::B4), (3 * D, Level::B4), (16384, Level::B4), (16384, Level::B3), (16384, Level::B8)]
+    {
         let matrix = nested(rows, D, level)?;
         let mut out = buf(rows)?;
         let bytes = GpuBackend::matrix_bytes(&matrix);

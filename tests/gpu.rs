@@ -113,7 +113,11 @@ fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
         let after = engine.gpu_stats().unwrap();
         let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
         assert_eq!((submits, readbacks), (1, 1));
-        assert_eq!(after.ahead - before.ahead, 1, "a token's commands are made while the one before is computed");
+        assert_eq!(
+            after.ahead - before.ahead,
+            1,
+            "a token's commands are made while the one before is computed"
+        );
         assert_eq!(kept(&before), kept(&after), "decoding allocates");
         most = most.max(dispatches);
         all_uploaded += uploaded;

@@ -28,15 +28,7 @@ pub struct Variant {
 
 impl Default for Variant {
     fn default() -> Self {
-        Variant {
-            planes: 0,
-            tokens: 1,
-            half: false,
-            mixed: false,
-            op: ADD,
-            subgroups: false,
-            inputs: SINGLE,
-        }
+        Variant { planes: 0, tokens: 1, half: false, mixed: false, op: ADD, subgroups: false, inputs: SINGLE }
     }
 }
 

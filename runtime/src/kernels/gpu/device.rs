@@ -221,7 +221,8 @@ impl Device {
             None => wgpu::Features::empty(),
         };
         let variants = chosen.of(options.variants);
-        let clock = if options.clock { adapter.features() & clock::features() } else { wgpu::Features::empty() };
+        let clock =
+            if options.clock { adapter.features() & clock::features() } else { wgpu::Features::empty() };
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
             required_features: wgpu::Features::IMMEDIATES | keeping | clock | variants::features(variants),

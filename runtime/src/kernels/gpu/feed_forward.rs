@@ -226,8 +226,7 @@ impl State {
                 let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
                 let count = words.len() / JOB_WORDS;
                 let (up, down) = (shape.gate_up(first, at), shape.down(first, at));
-                let variant =
-                    Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
+                let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
                 let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
                 self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count, many));

@@ -166,7 +166,13 @@ impl State {
     }
 
     /// The memory that `place` and `attend_one` read from beside the projections, and their parameters.
-    fn placing(&mut self, gpu: &Device, how: &Placing<'_>, pos: usize, kv: &GpuKv) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
+    fn placing(
+        &mut self,
+        gpu: &Device,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &GpuKv,
+    ) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
         if how.head_dim > MAX_HEAD {
             let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
             return Err(Error::Device(what));

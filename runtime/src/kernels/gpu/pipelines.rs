@@ -1,6 +1,6 @@
-//! What is handed to the driver's compiler, and compiled kernels from one run to the next, where the adapter lets a program keep them (Vulkan) and the caller names a
-//! folder: one file for each adapter, driver and set of kernels. Nothing is written but on request, and a file that is
-//! damaged or another's is as good as none.
+//! What is handed to the driver's compiler, and compiled kernels from one run to the next, where the adapter lets a program
+//! keep them (Vulkan) and the caller names a folder: one file for each adapter, driver and set of kernels. Nothing is
+//! written but on request, and a file that is damaged or another's is as good as none.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -70,10 +70,8 @@ impl Pipelines {
 /// A kernel's WGSL on its way to the driver, without what wgpu would add to every loop to make it end: a counter, because of
 /// which compilers do not unroll.
 pub(super) fn module(device: &wgpu::Device, source: String, entry: &str) -> wgpu::ShaderModule {
-    let module = wgpu::ShaderModuleDescriptor {
-        label: Some(entry),
-        source: wgpu::ShaderSource::Wgsl(source.into()),
-    };
+    let module =
+        wgpu::ShaderModuleDescriptor { label: Some(entry), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..Default::default() };
     // SAFETY: kernels must have no loop that does not end. They are this crate's own (`dollop-shaders`), and every loop of
     // theirs counts, in steps of at least one, to a constant or to a parameter, which the host writes: nothing that is read

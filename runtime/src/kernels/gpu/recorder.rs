@@ -362,7 +362,8 @@ impl Recorder {
             self.landing_bytes = bytes;
         }
         let landing = self.landing.as_ref().expect("was just made").id;
-        let copies: Vec<Part> = parts.iter().map(|(from, at, out)| (from.id, *at, out.len() as u64)).collect();
+        let copies: Vec<Part> =
+            parts.iter().map(|(from, at, out)| (from.id, *at, out.len() as u64)).collect();
         let launches = match self.ahead.take(&copies, landing) {
             Some((commands, launches)) => {
                 self.ring_at = 0;
@@ -375,8 +376,10 @@ impl Recorder {
                 self.give_up(gpu);
                 let launches = self.ahead.end();
                 self.pass = None;
-                let mut encoder =
-                    self.encoder.take().unwrap_or_else(|| gpu.device.create_command_encoder(&Default::default()));
+                let mut encoder = self
+                    .encoder
+                    .take()
+                    .unwrap_or_else(|| gpu.device.create_command_encoder(&Default::default()));
                 self.land(&mut encoder, parts);
                 self.encoder = Some(encoder);
                 self.submit(gpu);
