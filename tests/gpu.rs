@@ -12,6 +12,8 @@ use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{chosen_among_all, default_model, has_gpu};
 use std::path::{Path, PathBuf};
 
+#[path = "gpu/ahead.rs"]
+mod ahead;
 #[path = "gpu/banks.rs"]
 mod banks;
 #[path = "gpu/greedy.rs"]
