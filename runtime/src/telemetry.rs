@@ -153,6 +153,8 @@ pub struct GpuStats {
     pub pipelines_read_bytes: u64,
     /// Bytes of weights copied to the device.
     pub uploaded_bytes: u64,
+    /// Waits for the device to copy them, because it had not come to any of the 16 MB that may be on their way.
+    pub upload_waits: u64,
     /// Bytes allocated on the device now.
     pub held_bytes: u64,
     /// How long kernels took, the longest first, where [`crate::EngineOptions::gpu_clock`] asked for it.

@@ -4,6 +4,7 @@
 //! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
 
 use super::pipelines::Pipelines;
+use super::staging::Staging;
 use super::{GpuOptions, clock, variants};
 use crate::error::{Error, Result};
 use crate::kernels::{GpuInputs, GpuVariants};
@@ -134,9 +135,6 @@ fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
         .or_else(|| most(|l| l.max_compute_workgroups_per_dimension, "workgroups in a dispatch"))
 }
 
-/// Bytes of weights on their way at most.
-pub(super) const STAGED_BYTES: usize = 16 << 20;
-
 /// As long as a wait for the device may take: longer than any chunk of a prompt, and than drivers give a kernel that hangs.
 /// Whoever waits longer would wait forever.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -189,8 +187,8 @@ pub(super) struct Device {
     ids: AtomicU64,
     /// Compiled kernels of earlier runs, and of this one.
     pipelines: Mutex<Option<Pipelines>>,
-    /// Bytes on their way since the device was last waited for.
-    staged: AtomicU64,
+    /// Bytes on their way.
+    pub(super) staging: Mutex<Staging>,
     patience: Mutex<Duration>,
 }
 
@@ -251,7 +249,7 @@ impl Device {
             shared,
             pipelines: Mutex::new(pipelines),
             ids: AtomicU64::new(1),
-            staged: AtomicU64::new(0),
+            staging: Mutex::default(),
             patience: Mutex::new(PATIENCE * if chosen.software { SOFTWARE_PATIENCE } else { 1 }),
         })
     }
@@ -327,22 +325,6 @@ impl Device {
         Ok(Memory { buffer, id, bytes: size, shared: self.shared.clone() })
     }
 
-    /// Copies bytes (whole words) to memory, before the commands of the next submission. Of what was copied no more than
-    /// [`STAGED_BYTES`] are held a second time.
-    pub(super) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
-        for (i, piece) in bytes.chunks(STAGED_BYTES / 2).enumerate() {
-            let at = at + (i * (STAGED_BYTES / 2)) as u64;
-            let staged = self.staged.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            if staged + piece.len() as u64 > STAGED_BYTES as u64 {
-                self.queue.submit([]);
-                // What goes wrong is kept for the next operation that returns something.
-                let _ = self.wait(None);
-                self.staged.store(piece.len() as u64, Ordering::Relaxed);
-            }
-            self.queue.write_buffer(&to.buffer, at, piece);
-        }
-    }
-
     /// Waits for a submission, or for everything that was submitted.
     ///
     /// # Errors
@@ -350,11 +332,9 @@ impl Device {
     pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = submission_index.is_none();
         let waited = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
         self.check()?;
         match waited {
-            Ok(_) if all => self.staged.store(0, Ordering::Relaxed),
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
                 // Closing a device waits for it, and not with patience: it is left open.

@@ -17,6 +17,7 @@ mod params;
 mod pipelines;
 mod recorder;
 mod refinements;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod variants;
@@ -132,7 +133,7 @@ impl GpuBackend {
             2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
         let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
         let words = hidden + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
-        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
+        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + staging::STAGED_BYTES
     }
 
     /// Bytes of a matrix on the device.
@@ -150,6 +151,7 @@ impl GpuBackend {
         let state = self.lock();
         let mut stats = state.recorder.stats();
         stats.uploaded_bytes += state.weights.uploaded_bytes;
+        stats.upload_waits = self.gpu.upload_waits();
         stats.held_bytes = self.gpu.held();
         stats.pipelines_read_bytes = self.gpu.pipelines().as_ref().map_or(0, Pipelines::loaded_bytes);
         stats
@@ -192,6 +194,7 @@ impl GpuBackend {
         let mut state = self.lock();
         let state = &mut *state;
         state.recorder.forget();
+        self.gpu.forget_staged();
         state.weights = Weights::default();
         state.experts.forget();
         state.best = Default::default();

@@ -252,6 +252,7 @@ impl Recorder {
             self.submit(gpu);
             at = 0;
         }
+        // The queue's own writes come before what is staged. Nothing is staged for the ring, so that no order is lost.
         gpu.queue.write_buffer(&self.ring.buffer, 4 * at as u64, bytemuck::cast_slice(words));
         self.ring_at = at + words.len();
         at as u32
@@ -259,7 +260,7 @@ impl Recorder {
 
     /// Writes to memory after all commands recorded so far.
     pub(super) fn write(&mut self, gpu: &Device, to: &Memory, at_bytes: u64, bytes: &[u8]) {
-        // The queue's writes come before the commands of the next submission.
+        // What is staged comes before the commands of the next submission.
         if self.encoder.is_some() || self.ahead.pending() {
             self.submit(gpu);
         }
@@ -307,7 +308,7 @@ impl Recorder {
             None => {}
         }
         self.stats.submits += 1;
-        gpu.queue.submit([commands])
+        gpu.submit(commands)
     }
 
     /// Drops what was recorded, and the bind groups, which hold on to memory.

@@ -16,6 +16,7 @@ mod limits;
 mod mixed;
 mod operations;
 mod sides;
+mod staging;
 mod translations;
 mod variants;
 
