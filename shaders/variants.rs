@@ -9,7 +9,7 @@ enum Axis {
     Tokens,
     /// Keys and values in half precision.
     Half,
-    /// None of these: one token at a time.
+    /// No axis: products of one token at a time, with the constants that [`Axis::Tokens`] gives them.
     One,
     /// The last plane lies elsewhere, and not every expert has it.
     Mixed,
@@ -63,10 +63,10 @@ fn columns(inputs: u32) -> u32 {
     }
 }
 
-/// The rows of a matrix that a workgroup multiplies with so many tokens.
+/// The rows of a matrix that a workgroup multiplies with so many tokens: what `product_one` and `product_many` are written for.
 const fn rows(tokens: u32) -> u32 {
     if tokens == 1 { 8 } else { 64 }
 }
 
-/// The rows of a workgroup of `down_sum`.
+/// The rows of a workgroup of `down_sum`: a quad.
 const SUM_ROWS: u32 = 4;

@@ -290,6 +290,21 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Buf,
     );
 
+    /// [`Backend::attend`] of one token at once, where a backend can.
+    #[allow(clippy::too_many_arguments)]
+    fn attend_one(
+        &self,
+        x: &Projected<'_, Self::Buf>,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &mut Self::Kv,
+        shape: &Attention,
+        out: &mut Self::Buf,
+    ) -> bool {
+        let _ = (x, how, pos, kv, shape, out);
+        false
+    }
+
     /// [`Backend::place`], and [`Backend::attention`] of the queries, which goes to `out`.
     #[allow(clippy::too_many_arguments)]
     fn attend(
@@ -302,6 +317,9 @@ pub trait Backend: Send + Sync + 'static {
         shape: &Attention,
         out: &mut Self::Buf,
     ) {
+        if tokens == 1 && self.attend_one(&x, how, pos, kv, shape, out) {
+            return;
+        }
         let Projected { q, k, v } = x;
         self.place(Projected { q, k, v }, how, pos, tokens, kv, out);
         self.attention(out, kv, pos, tokens, shape, q);

@@ -18,7 +18,6 @@ const PARAMS: usize = 128;
 const LAUNCHES: usize = 4096;
 
 /// A launch.
-#[derive(Clone)]
 pub(super) struct Launch {
     /// Among `SHADERS`.
     pub(super) index: usize,
@@ -50,19 +49,17 @@ impl Launch {
     /// Where its position is among its parameters, if it is of one token.
     fn position(&self) -> Option<usize> {
         let shader = &SHADERS[self.index];
-        let pos = shader.params.iter().find(|(name, _)| *name == "pos")?;
-        (shader.kernel == Kernel::AttendOne).then_some(pos.1 as usize)
+        let attends = shader.kernel == Kernel::AttendOne;
+        let at = shader.params.iter().find(|(name, _)| attends && *name == "pos")?.1;
+        Some(at as usize)
     }
 
-    /// The same for the next token.
-    fn next(&self) -> Launch {
-        let mut next = self.clone();
+    /// Makes it the same launch for the next token.
+    fn advance(&mut self) {
         if let Some(at) = self.position() {
-            let mut pos = [0; 4];
-            pos.copy_from_slice(&self.params[at..at + 4]);
-            next.params[at..at + 4].copy_from_slice(&(u32::from_ne_bytes(pos).wrapping_add(1)).to_ne_bytes());
+            let pos: u32 = bytemuck::pod_read_unaligned(&self.params[at..at + 4]);
+            self.params[at..at + 4].copy_from_slice(bytemuck::bytes_of(&pos.wrapping_add(1)));
         }
-        next
     }
 }
 
@@ -146,11 +143,16 @@ impl Ahead {
         Some((ready.commands, ready.launches))
     }
 
-    /// The launches of a token that ends with a read-back, if they are all known.
-    pub(super) fn end(&mut self) -> Option<Launches> {
+    /// Takes the launches since the last read-back, if they are all known.
+    pub(super) fn whole(&mut self) -> Option<Launches> {
         let launches = std::mem::take(&mut self.recorded);
-        let whole = !std::mem::take(&mut self.broken);
-        (whole && !launches.is_empty()).then_some(launches)
+        (!self.broken).then_some(launches)
+    }
+
+    /// A read-back was handed over: what is recorded from now on is of what comes next.
+    pub(super) fn begin(&mut self) {
+        self.recorded.clear();
+        self.broken = false;
     }
 
     /// Keeps commands for launches that are guessed.
@@ -169,8 +171,60 @@ impl Ahead {
     }
 }
 
-/// The launches of the token after one with these; `None` where they are not a token's.
-pub(super) fn next(launches: &Launches) -> Option<Launches> {
-    let of_a_token = launches.iter().any(|(launch, _)| launch.position().is_some());
-    of_a_token.then(|| launches.iter().map(|(launch, group)| (launch.next(), group.clone())).collect())
+/// The launches of the token after one with these; `None` where they are not one token's, from its embedding to its logits:
+/// where routers' choices are read back on the way, no two read-backs in a row have the same launches before them.
+pub(super) fn next(mut launches: Launches) -> Option<Launches> {
+    if !is_a_token(launches.iter().map(|(launch, _)| launch)) {
+        return None;
+    }
+    launches.iter_mut().for_each(|(launch, _)| launch.advance());
+    Some(launches)
+}
+
+fn is_a_token<'a>(mut launches: impl DoubleEndedIterator<Item = &'a Launch> + Clone) -> bool {
+    let is = |launch: Option<&Launch>, kernel| launch.is_some_and(|l| SHADERS[l.index].kernel == kernel);
+    launches.clone().any(|launch| launch.position().is_some())
+        && is(launches.next(), Kernel::Embed)
+        && !is(launches.next_back(), Kernel::Route)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch(kernel: Kernel) -> Launch {
+        let index = SHADERS.iter().position(|s| s.kernel == kernel).unwrap();
+        let size = SHADERS[index].params_size as usize;
+        Launch::new(index, [0; BINDINGS], [1, 1], &vec![1; size])
+    }
+
+    #[test]
+    fn only_a_token_from_its_embedding_to_its_logits_says_what_comes_next() {
+        use Kernel::{AttendOne, Attention, Embed, Linear, Route};
+        let is = |kernels: &[Kernel]| {
+            let launches: Vec<Launch> = kernels.iter().map(|&k| launch(k)).collect();
+            is_a_token(launches.iter())
+        };
+        assert!(is(&[Embed, Linear, AttendOne, Linear, Route, Linear]));
+        // A prompt, and the pieces of a token whose routers are asked.
+        assert!(!is(&[Embed, Linear, Attention, Linear]));
+        assert!(!is(&[Embed, Linear, AttendOne, Linear, Route]));
+        assert!(!is(&[Linear, AttendOne, Linear, Route]));
+        assert!(!is(&[Linear, AttendOne, Linear]));
+        assert!(!is(&[]));
+    }
+
+    #[test]
+    fn the_next_launch_differs_in_its_position_alone() {
+        let (before, mut after) = (launch(Kernel::AttendOne), launch(Kernel::AttendOne));
+        after.advance();
+        let at = before.position().unwrap();
+        assert!(!before.is(&after) && before.params()[..at] == after.params()[..at]);
+        assert_eq!(before.params()[at + 4..], after.params()[at + 4..]);
+        let pos = |l: &Launch| bytemuck::pod_read_unaligned::<u32>(&l.params()[at..at + 4]);
+        assert_eq!(pos(&after), pos(&before) + 1);
+        let (before, mut after) = (launch(Kernel::Linear), launch(Kernel::Linear));
+        after.advance();
+        assert!(before.is(&after));
+    }
 }

@@ -353,23 +353,17 @@ impl Backend for GpuBackend {
         self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory);
     }
 
-    fn attend(
+    fn attend_one(
         &self,
-        x: Projected<'_, GpuBuf>,
+        x: &Projected<'_, GpuBuf>,
         how: &Placing<'_>,
         pos: usize,
-        tokens: usize,
         kv: &mut GpuKv,
         shape: &Attention,
         out: &mut GpuBuf,
-    ) {
-        if tokens == 1 {
-            return self.note(self.lock().attend_one(&self.gpu, &x, how, pos, kv, shape, &out.memory));
-        }
-        let Projected { q, k, v } = x;
-        self.place(Projected { q, k, v }, how, pos, tokens, kv, out);
-        self.attention(out, kv, pos, tokens, shape, q);
-        std::mem::swap(q, out);
+    ) -> bool {
+        self.note(self.lock().attend_one(&self.gpu, x, how, pos, kv, shape, &out.memory));
+        true
     }
 
     fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {

@@ -174,8 +174,7 @@ impl Recorder {
         self.forget_gone(gpu);
         let count = others.len() + usize::from(ring.is_some());
         assert_eq!(count, SHADERS[index].writable.len(), "{:?}: bindings", P::KERNEL);
-        let ring_memory = &self.ring;
-        let mut memory = [ring_memory; BINDINGS];
+        let mut memory = [&self.ring; BINDINGS];
         let mut rest = others.iter();
         for (i, to) in memory[..count].iter_mut().enumerate().filter(|&(i, _)| ring != Some(i)) {
             *to = rest.next().unwrap_or_else(|| panic!("binding {i} is missing"));
@@ -370,12 +369,11 @@ impl Recorder {
                 self.ring_at = 0;
                 self.submit_commands(gpu, commands);
                 self.stats.ahead += 1;
-                self.ahead.end();
                 Some(launches)
             }
             None => {
                 self.give_up(gpu);
-                let launches = self.ahead.end();
+                let launches = self.ahead.whole();
                 self.pass = None;
                 let mut encoder = self
                     .encoder
@@ -384,16 +382,16 @@ impl Recorder {
                 self.land(&mut encoder, parts);
                 self.encoder = Some(encoder);
                 self.submit(gpu);
-                self.ahead.end();
                 launches
             }
         };
+        self.ahead.begin();
         self.stats.readbacks += 1;
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         let landing = self.landing.as_ref().expect("was just made");
         landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
         // While the device computes.
-        if let Some(launches) = launches.as_ref().and_then(ahead::next) {
+        if let Some(launches) = launches.and_then(ahead::next) {
             self.prepare(gpu, launches, copies, parts);
         }
         gpu.wait(None)?;

@@ -1,5 +1,5 @@
 //! Products whose sides are around those at which the kernels' loops turn: a unit of 32 columns, the 256 columns that a
-//! workgroup stages of each of several tokens and the 2048 that it stages of one, tiles of 16 rows. Each kernel is compared
+//! workgroup stages of each of several tokens and the 2048 (64 units) that it has under way of one, tiles of 16 rows. Each kernel is compared
 //! with f64 by itself, `down` with products of what `gate_up` left on the device.
 
 use super::*;
