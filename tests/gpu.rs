@@ -184,13 +184,9 @@ fn streaming(precision: Precision, share: f64) -> EngineOptions {
     o
 }
 
-/// What comes of one token, all logits, and of several the likeliest next ones with theirs: a row of the default model's logits
-/// takes as many weights as nine of its layers, and what came before shows in the rows that follow.
+/// All logits of all tokens.
 fn outcome(session: &mut Session, ids: &[u32]) -> dollop::Result<Vec<f32>> {
-    match ids {
-        [_] => Ok(session.logits(ids)?.remove(0)),
-        _ => Ok(session.best(ids, 8)?.into_iter().flat_map(|(id, logit)| [id as f32, logit]).collect()),
-    }
+    Ok(session.logits(ids)?.concat())
 }
 
 /// Tokens that nobody would write.
