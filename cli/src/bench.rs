@@ -46,6 +46,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     options.gpu_clock = args.gpu_clock;
     options.routing.ask = args.ask_router;
     let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
+    if (args.gpu_clock || args.ask_router) && engine.gpu_stats().is_none() {
+        return Err("--gpu-clock and --ask-router are about a GPU: name one with --backend gpu".into());
+    }
     let info = engine.info();
     let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;
     // Tokens spread over the vocabulary, so that routing sees different inputs.
