@@ -62,11 +62,15 @@ fn chunks_and_threads_change_no_bit() {
     let on = |isa, threads, chunk| {
         let options = EngineOptions { threads, isa, ..EngineOptions::default() };
         let engine = Engine::open(&default_model(), &options).unwrap();
-        engine
-            .session(SessionOptions { context: Some(64), chunk: Some(chunk) })
-            .unwrap()
-            .logits(&ids)
-            .unwrap()
+        let mut session = engine.session(SessionOptions { context: Some(64), chunk: Some(chunk) }).unwrap();
+        let mut all = session.logits(&ids).unwrap();
+        all.extend(session.logits(&[7]).unwrap());
+        // Whoever wants the last position alone spares the others the last layer's feed-forward, and gets the same.
+        session.rewind(0);
+        let best = session.best(&ids, 8).unwrap();
+        assert!(best.iter().all(|&(id, logit)| all[ids.len() - 1][id as usize] == logit));
+        assert!(session.logits(&[7]).unwrap()[0] == all[ids.len()]);
+        all
     };
     // Without AMX, whatever the chunk.
     for isa in Isa::available().into_iter().filter(|isa| isa.to_string() != "amx") {

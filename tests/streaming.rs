@@ -4,7 +4,7 @@
 
 use dollop::quant::Level;
 use dollop::sched::{Order, Precision, Verify};
-use dollop::store::{Access, FileStorage, Storage};
+use dollop::store::{Access, FileStorage, Reads, Storage};
 use dollop::{
     Engine, EngineOptions, Error, MemoryPlan, Routing, SessionOptions, StreamStats, StreamingOptions,
 };
@@ -62,6 +62,12 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     all
 }
 
+/// Reads by the system itself, where it has such.
+fn ring() -> Reads {
+    let probe = FileStorage::open_measured(&default_model(), &[(0, 4096)], 1, None, Reads::Ring);
+    if probe.is_ok() { Reads::Ring } else { Reads::Measured }
+}
+
 fn stats(engine: &Engine) -> StreamStats {
     engine.stream_stats().expect("this engine streams")
 }
@@ -73,12 +79,15 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
         let resident = open(&exact);
         assert!(resident.stream_stats().is_none() && !resident.memory_plan().streaming);
         let want = logits(&resident);
-        let variants: [(&str, f64, fn(&mut EngineOptions)); 8] = [
+        let variants: [(&str, f64, fn(&mut EngineOptions)); 9] = [
             ("most of it", 0.8, |_| ()),
             ("half", 0.5, |_| ()),
             ("one expert a layer", 0.0, |_| ()),
             ("one lane", 0.3, |o| o.streaming.lanes = Some(1)),
-            ("four lanes", 0.3, |o| o.streaming.lanes = Some(4)),
+            ("two threads", 0.3, |o| (o.streaming.lanes, o.streaming.reads) = (Some(2), Reads::Threads)),
+            ("four lanes of the system's", 0.3, |o| {
+                (o.streaming.lanes, o.streaming.reads) = (Some(4), ring())
+            }),
             ("no overlap", 0.3, |o| o.streaming.overlap = false),
             ("lookahead", 0.5, |o| o.routing.lookahead = 2),
             ("one thread, short memory", 0.3, |o| (o.threads, o.streaming.half_life) = (1, 1.0)),
@@ -108,8 +117,8 @@ fn gate_13_adaptive_decisions_repeat_and_refinements_are_bought() {
         let s = stats(&first);
         assert!(s.mean_bits() > 2.05 && s.mean_bits() < 4.0 && s.downgrades > 0 && s.upgrades > 0, "{s:?}");
         assert!(s.bytes_moved > 0, "slabs of several sizes never had to be slid together: {s:?}");
-        for (lanes, overlap) in [(1, true), (4, false)] {
-            (o.streaming.lanes, o.streaming.overlap) = (Some(lanes), overlap);
+        for (lanes, overlap, reads) in [(1, true, Reads::Threads), (4, false, ring())] {
+            (o.streaming.lanes, o.streaming.overlap, o.streaming.reads) = (Some(lanes), overlap, reads);
             let again = open(&o);
             assert!(logits(&again) == want, "{lanes} lanes changed an adaptive result");
             assert_eq!(stats(&again).decisions, s.decisions);
@@ -279,15 +288,22 @@ fn gate_15_a_file_that_is_cut_while_open_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.gguf");
     std::fs::copy(default_model(), &path).unwrap();
-    let o = with_share(options(Precision::Exact(Level::B4)), 0.3);
-    let engine = Engine::open(&path, &o).unwrap();
-    let mut session = engine.session(SessionOptions::default()).unwrap();
-    let ids = tokens();
-    session.logits(&ids[..2]).unwrap();
-    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
-    let text = session.logits(&ids[2..26]).unwrap_err().to_string();
-    assert!(text.contains("cut.gguf") && text.contains("ends here"), "{text}");
-    assert_eq!(session.tokens().len(), 2);
+    let mut o = with_share(options(Precision::Exact(Level::B4)), 0.3);
+    let whole = std::fs::metadata(&path).unwrap().len();
+    for reads in [Reads::Threads, ring()] {
+        o.streaming.reads = reads;
+        let engine = Engine::open(&path, &o).unwrap();
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let ids = tokens();
+        session.logits(&ids[..2]).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let text = session.logits(&ids[2..26]).unwrap_err().to_string();
+        assert!(text.contains("cut.gguf") && text.contains("ends here"), "{text}");
+        assert_eq!(session.tokens().len(), 2);
+        file.set_len(whole).unwrap();
+        std::fs::copy(default_model(), &path).unwrap();
+    }
 }
 
 #[test]
@@ -303,8 +319,12 @@ fn gate_15_a_file_that_is_damaged_on_disk_is_found_at_the_first_read() {
     assert_eq!(o.streaming.verify, Verify::First);
     let session =
         |o: &EngineOptions| Engine::open(&path, o).unwrap().session(SessionOptions::default()).unwrap();
-    let text = session(&o).logits(&tokens()[..4]).unwrap_err().to_string();
-    assert!(text.contains("damaged.gguf") && text.contains("checksum"), "{text}");
+    for reads in [Reads::Threads, ring()] {
+        let mut o = o.clone();
+        o.streaming.reads = reads;
+        let text = session(&o).logits(&tokens()[..4]).unwrap_err().to_string();
+        assert!(text.contains("damaged.gguf") && text.contains("checksum"), "{text}");
+    }
     let mut never = o.clone();
     never.streaming.verify = Verify::Never;
     session(&never).logits(&tokens()[..4]).unwrap();

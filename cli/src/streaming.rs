@@ -5,6 +5,7 @@ use crate::output::bytes;
 use clap::Args;
 use dollop::quant::Level;
 use dollop::sched::{Order, Precision, Verify};
+use dollop::store::Reads;
 use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -50,7 +51,11 @@ pub struct StreamArgs {
     /// Lower or raise the quality of adaptive precision while generating, to reach this speed (not reproducible)
     #[arg(long, value_name = "TPS")]
     pub target_tps: Option<f64>,
-    /// I/O lanes [default: as many as prove best when the model is opened]
+    /// Who reads experts: the system itself (io_uring, where Linux has it) or threads [default: whoever proves faster when the
+    /// model is opened]
+    #[arg(long, value_enum, value_name = "WHO")]
+    pub reads: Option<ReadsArg>,
+    /// Reads at a time [default: as many as prove best when the model is opened]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
     pub lanes: Option<u8>,
     /// Wait for all reads of a layer before computing (for comparison; CPU only)
@@ -75,6 +80,12 @@ pub enum VerifyArg {
     First,
     Always,
     Never,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum ReadsArg {
+    Ring,
+    Threads,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -145,6 +156,11 @@ impl StreamArgs {
         };
         let s = &mut options.streaming;
         s.lanes = self.lanes.map(usize::from);
+        s.reads = match self.reads {
+            None => Reads::Measured,
+            Some(ReadsArg::Ring) => Reads::Ring,
+            Some(ReadsArg::Threads) => Reads::Threads,
+        };
         s.overlap = !self.no_overlap;
         s.verify = match self.verify {
             VerifyArg::First => Verify::First,

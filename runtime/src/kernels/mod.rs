@@ -305,6 +305,13 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Of a call's tokens, how many of the last have to be computed together for the last one's results to be what they are
+    /// among all. `None` where the backend had better take all.
+    fn tail(&self, tokens: usize) -> Option<usize> {
+        let _ = tokens;
+        None
+    }
+
     /// [`Backend::place`], and [`Backend::attention`] of the queries, which goes to `out`.
     #[allow(clippy::too_many_arguments)]
     fn attend(

@@ -212,9 +212,22 @@ impl Model {
             noted.begin(n);
         }
         b.embed(&w.embed, tokens, &mut s.x);
+        // Behind the last layer's keys and values only those positions count whose logits are wanted.
+        let needed = match want {
+            Want::All => n,
+            Want::Last | Want::Best(_) => b.tail(n).unwrap_or(n),
+            Want::Nothing => b.tail(n).map_or(n, |_| 0),
+        };
+        let (mut n, before) = (n, n - needed);
         for (i, layer) in w.layers.iter().enumerate() {
             self.attention(b, s, layer, i, pos, n);
+            if i + 1 == w.layers.len() && needed < n {
+                b.copy(&s.x, before * c.d, needed * c.d, &mut s.h);
+                std::mem::swap(&mut s.x, &mut s.h);
+                n = needed;
+            }
             match &layer.ffn {
+                _ if n == 0 => {}
                 Ffn::Dense(ffn) => {
                     b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
                     b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);
@@ -222,7 +235,7 @@ impl Model {
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
         }
-        self.logits(b, s, n, want, each)?;
+        self.logits(b, s, n, want, &mut |i, logits| each(before + i, logits))?;
         match (self.experts.refine(), &s.noted) {
             (Some(refine), Some(noted)) => noted.end(refine, n),
             _ => Ok(()),

@@ -69,8 +69,10 @@ pub struct EngineOptions {
 /// How experts are streamed, where they are.
 #[derive(Clone)]
 pub struct StreamingOptions {
-    /// I/O lanes; by default as many as prove best when the file is opened.
+    /// Reads at a time; by default as many as prove best when the file is opened.
     pub lanes: Option<usize>,
+    /// Who reads; by default whoever proves faster when the file is opened.
+    pub reads: store::Reads,
     /// Compute while reads are under way.
     pub overlap: bool,
     /// When checksums of what is read are compared.
@@ -92,6 +94,7 @@ impl Default for StreamingOptions {
         let o = crate::sched::StreamOptions::default();
         StreamingOptions {
             lanes: None,
+            reads: store::Reads::default(),
             overlap: o.overlap,
             verify: o.verify,
             order: o.order,

@@ -10,7 +10,7 @@ use crate::kernels::{Routed, Router};
 use crate::model::file::NestedFile;
 use crate::quant::Level;
 use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer};
-use crate::store::{FileStorage, Storage};
+use crate::store::{FileStorage, Reads, Storage};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 const PROBES: usize = 48;
 
 /// Ways of reading that they are divided among at most.
-const WAYS: usize = 3;
+const WAYS: usize = 4;
 const PROBE_BYTES: usize = 2 << 20;
 
 /// Where the experts of every layer lie.
@@ -39,7 +39,7 @@ pub(super) fn open(
     let s = &options.streaming;
     let storage: Arc<dyn Storage> = match &s.storage {
         Some(storage) => storage.clone(),
-        None => Arc::new(measured(path, &tables, s.lanes)?),
+        None => Arc::new(measured(path, &tables, s.lanes, s.reads)?),
     };
     let how = StreamOptions {
         precision: parts.precision(options),
@@ -112,7 +112,12 @@ pub(super) fn granule(file: &NestedFile) -> usize {
 }
 
 /// The file, read in the way that proves fastest on slabs spread over it.
-fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) -> Result<FileStorage> {
+fn measured(
+    path: &Path,
+    tables: &[Option<LayerExperts>],
+    lanes: Option<usize>,
+    reads: Reads,
+) -> Result<FileStorage> {
     let routed: Vec<&LayerExperts> = tables.iter().flatten().collect();
     // One after another from all over the file, so that each way of reading gets what the others get.
     let probe = |i: usize| {
@@ -126,5 +131,5 @@ fn measured(path: &Path, tables: &[Option<LayerExperts>], lanes: Option<usize>) 
     let mut seen = HashSet::new();
     probes.retain(|p| seen.insert(p.0));
     // The smallest cache holds a base plane for every layer: probing takes no more memory than that.
-    FileStorage::open_measured(path, &probes, routed.len(), lanes)
+    FileStorage::open_measured(path, &probes, routed.len(), lanes, reads)
 }

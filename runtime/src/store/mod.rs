@@ -3,6 +3,7 @@
 
 mod file;
 mod os;
+mod probe;
 
-pub use file::{Access, FileStorage, Measured, Storage, read_exact};
-pub use os::{Arena, End, Room, Slab, anonymous_bytes, available_bytes, map, release};
+pub use file::{Access, FileStorage, Measured, PART_BYTES, Reads, Storage, read_exact};
+pub use os::{Arena, End, Ring, Room, Slab, anonymous_bytes, available_bytes, map, release};

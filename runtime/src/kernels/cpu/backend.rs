@@ -48,6 +48,13 @@ impl Backend for CpuBackend {
         CpuKv::new(capacity, heads, head_dim, self.kv_single)
     }
 
+    fn tail(&self, tokens: usize) -> Option<usize> {
+        // Whoever observes wants to see all.
+        let all = self.observer.get().is_some();
+        let least = if self.isa.halves() { MANY } else { 1 };
+        (!all).then_some(least.min(tokens))
+    }
+
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Aligned<f32>) {
         let cols = table.cols();
         self.pool.operation("embedding");

@@ -18,6 +18,9 @@ use std::time::Instant;
 /// and short enough for an idle phone.
 const SPINS: usize = 4000;
 
+/// The bit of [`Shared::door`] that says whether a job may be joined.
+const OPEN: usize = 1 << (usize::BITS - 1);
+
 type Task = dyn Fn(usize) + Sync;
 
 /// The job in hand. `task` is only dereferenced between its publication and the end of [`Pool::run`].
@@ -42,8 +45,8 @@ struct Shared {
     epoch: AtomicUsize,
     /// For each thread the first task of its range that nobody has taken.
     next: Vec<Next>,
-    /// Workers that have not finished the job in hand.
-    busy: AtomicUsize,
+    /// Workers at the job in hand, and [`OPEN`] while others may join them.
+    door: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     cores: Option<Vec<usize>>,
@@ -107,7 +110,7 @@ impl Pool {
             wake: Condvar::new(),
             epoch: AtomicUsize::new(0),
             next: (0..threads.max(1)).map(|_| Next::default()).collect(),
-            busy: AtomicUsize::new(0),
+            door: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             cores,
@@ -148,22 +151,24 @@ impl Pool {
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
-        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before `busy` is back at zero, and no
-        // worker touches the pointer after it has lowered `busy` for this job.
+        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before the door is shut and nobody is behind it;
+        // a worker touches the pointer only there.
         let task: *const Task =
             unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
         let job = Job { task, tasks };
         (0..s.next.len()).for_each(|i| s.next[i].0.store(s.start(job, i), Ordering::Relaxed));
-        s.busy.store(self.workers.len(), Ordering::Relaxed);
         {
             let mut published = s.job.lock().unwrap_or_else(PoisonError::into_inner);
             *published = Some(job);
+            s.door.store(OPEN, Ordering::Release);
             s.epoch.fetch_add(1, Ordering::Release);
         }
         s.wake.notify_all();
         let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job, 0)));
+        // All tasks are taken. Whoever is still asleep is not waited for: to wake up may take it longer than the job took.
+        s.door.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0usize;
-        while s.busy.load(Ordering::Acquire) != 0 {
+        while s.door.load(Ordering::Acquire) != 0 {
             spins += 1;
             if spins.is_multiple_of(64) { thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -218,14 +223,20 @@ fn work(s: &Shared, me: usize) {
         if s.stop.load(Ordering::Relaxed) {
             return;
         }
-        seen += 1;
+        // Jobs that were missed are done.
+        seen = s.epoch.load(Ordering::Acquire);
+        let open = |door: usize| (door & OPEN != 0).then_some(door + 1);
+        if s.door.fetch_update(Ordering::AcqRel, Ordering::Relaxed, open).is_err() {
+            continue;
+        }
+        // The door stays shut behind whoever is in: this is the job that was joined.
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
             && catch_unwind(AssertUnwindSafe(|| claim(s, job, me))).is_err()
         {
             s.panicked.store(true, Ordering::Relaxed);
         }
-        s.busy.fetch_sub(1, Ordering::Release);
+        s.door.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -1,10 +1,12 @@
 //! Long requests: read in parts by several lanes, whole when they land, whatever happens to a part.
 
 use super::*;
-use crate::store::{Access, Arena, End};
+use crate::store::{Access, Arena, End, PART_BYTES as PART, Ring};
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes in memory as storage, which counts how it is read and fails as it is told.
 struct Bytes {
@@ -16,6 +18,8 @@ struct Bytes {
     meet: AtomicBool,
     places: Mutex<HashSet<u64>>,
     fault: fn(first: bool, to: &mut [u8]) -> io::Result<usize>,
+    /// What the system reads by itself.
+    file: Option<File>,
 }
 
 impl Storage for Bytes {
@@ -42,6 +46,10 @@ impl Storage for Bytes {
     fn access(&self) -> Access {
         Access::Buffered
     }
+
+    fn ring(&self, depth: usize) -> Option<Ring> {
+        Ring::new(self.file.as_ref()?, depth).ok()
+    }
 }
 
 const OFFSET: usize = 4096;
@@ -67,6 +75,7 @@ fn read(count: usize, stored: usize, fault: fn(bool, &mut [u8]) -> io::Result<us
         meet: AtomicBool::new(count > 1),
         places: Mutex::default(),
         fault,
+        file: None,
     });
     let arena = Arena::new(2 * LEN, 4096).unwrap();
     let lanes = Lanes::new(count, storage.clone(), None).unwrap();
@@ -138,5 +147,80 @@ fn what_stays_wrong_is_an_error() {
         assert_eq!(kind(damaged), io::ErrorKind::InvalidData);
         let cut = read(count, OFFSET + PART + 5, |_, to| Ok(to.len()));
         assert_eq!(kind(cut), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+/// What the system reads by itself is `filed`; what it does not, is read from `stored`. `count` lanes read three requests, of
+/// which the second is short and the last ahead of need. `None` where the system has no such reads.
+fn flown(
+    count: usize,
+    (filed, stored): (&[u8], &[u8]),
+    sums: bool,
+) -> Option<(Vec<io::Result<Vec<u8>>>, usize)> {
+    let path = std::env::temp_dir().join(format!("dollop-flown-{}-{count}-{sums}", std::process::id()));
+    std::fs::write(&path, filed).unwrap();
+    let file = File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    Ring::new(&file, 1).ok()?;
+    let storage = Arc::new(Bytes {
+        bytes: stored.to_vec(),
+        reads: AtomicUsize::new(0),
+        reading: AtomicUsize::new(0),
+        most: AtomicUsize::new(0),
+        meet: AtomicBool::new(false),
+        places: Mutex::default(),
+        fault: |_, to| Ok(to.len()),
+        file: Some(file),
+    });
+    let arena = Arena::new(3 * LEN + 3 * 4096, 4096).unwrap();
+    let lanes = Lanes::new(count, storage.clone(), None).unwrap();
+    assert_eq!(lanes.count(), count);
+    let request = |expert: usize, len: usize| {
+        let offset = OFFSET + expert * LEN;
+        let checksum = sums.then(|| crc32fast::hash(&stored[offset..offset + len]));
+        let slab = arena.alloc(len, End::Low).unwrap();
+        Request { layer: 0, expert, plane: 0, offset: offset as u64, checksum, slab }
+    };
+    lanes.submit([request(0, LEN), request(1, 5000)], false);
+    lanes.submit([request(2, LEN)], true);
+    let mut all: Vec<Option<io::Result<Vec<u8>>>> = vec![None, None, None];
+    for _ in 0..3 {
+        let landed = lanes.wait();
+        let before = all[landed.expert].replace(landed.result.map(|slab| slab.to_vec()));
+        assert!(before.is_none(), "a request lands once");
+    }
+    assert!(lanes.poll().is_none() && arena.free_bytes() == arena.bytes(), "every part came back");
+    // Lanes that go while reads are under way leave nobody's memory to them.
+    lanes.submit([request(0, LEN), request(2, LEN)], false);
+    drop(lanes);
+    assert_eq!(arena.free_bytes(), arena.bytes());
+    let all = all.into_iter().flatten().collect();
+    Some((all, storage.reads.load(Ordering::Relaxed)))
+}
+
+#[test]
+fn the_system_reads_by_itself_and_what_it_does_not_is_read_again() {
+    let bytes: Vec<u8> = (0..OFFSET + 3 * LEN).map(|i| ((i * 31) >> 4) as u8).collect();
+    let want = |expert: usize, len: usize| &bytes[OFFSET + expert * LEN..][..len];
+    let whole = |all: &[io::Result<Vec<u8>>]| {
+        let lens = [LEN, 5000, LEN];
+        all.iter().enumerate().all(|(e, read)| read.as_deref().is_ok_and(|read| read == want(e, lens[e])))
+    };
+    for count in [1, 3, 8] {
+        for sums in [true, false] {
+            let Some((all, reads)) = flown(count, (&bytes, &bytes), sums) else { return };
+            assert!(whole(&all), "{count} lanes");
+            assert_eq!(reads, 0, "{count} lanes: nobody else has to read");
+        }
+        // A file that ends early, for the system only: what it leaves out is read by the caller.
+        let cut = &bytes[..OFFSET + LEN / 2];
+        let (all, reads) = flown(count, (cut, &bytes), true).unwrap();
+        assert!(whole(&all) && reads > 0, "{count} lanes");
+        // Damaged on the way: found by the checksum, and read again.
+        let mut damaged = bytes.clone();
+        damaged[OFFSET + PART + 9] ^= 1;
+        damaged[OFFSET + LEN + 17] ^= 1;
+        let (all, reads) = flown(count, (&damaged, &bytes), true).unwrap();
+        assert!(whole(&all) && reads == 2, "{count} lanes: {reads} reads");
     }
 }

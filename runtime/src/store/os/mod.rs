@@ -4,9 +4,11 @@
 
 mod arena;
 mod memory;
+mod ring;
 
 pub use arena::{Arena, End, Room, Slab};
 pub use memory::{anonymous_bytes, available_bytes};
+pub use ring::Ring;
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};

@@ -1,0 +1,240 @@
+//! Reads that the system works off by itself (Linux's io_uring): no thread waits for them, and many are under way at a time.
+//!
+//! A slab that is read into belongs to the [`Ring`] until the system says that it is done with it; whoever drops a ring
+//! waits for that. Where there is no such system, no ring can be made.
+
+#[cfg(target_os = "linux")]
+pub use linux::Ring;
+#[cfg(not(target_os = "linux"))]
+pub use none::Ring;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use crate::store::Slab;
+    use io_uring::squeue::Flags;
+    use io_uring::{IoUring, Probe, opcode, types};
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::AsRawFd;
+
+    /// Reads of one file, so many at a time.
+    pub struct Ring {
+        ring: IoUring,
+        file: File,
+        /// By place, what the system reads into.
+        flying: Vec<Option<Slab>>,
+        /// Places that are free.
+        free: Vec<usize>,
+    }
+
+    impl Ring {
+        /// A ring for up to `depth` reads at a time.
+        ///
+        /// # Errors
+        /// Where the system has none, or does not let us have one.
+        pub fn new(file: &File, depth: usize) -> io::Result<Ring> {
+            let depth = depth.clamp(1, 1024);
+            // Everything that was prepared is handed over, whatever becomes of one of them.
+            let ring = match IoUring::builder().setup_submit_all().build(depth as u32) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => IoUring::new(depth as u32)?,
+                other => other?,
+            };
+            let mut probe = Probe::new();
+            ring.submitter().register_probe(&mut probe)?;
+            if !probe.is_supported(opcode::Read::CODE) {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            let flying = (0..depth).map(|_| None).collect();
+            Ok(Ring { ring, file: file.try_clone()?, flying, free: (0..depth).rev().collect() })
+        }
+
+        /// Reads that may be prepared or under way at a time.
+        pub fn depth(&self) -> usize {
+            self.flying.len()
+        }
+
+        /// Reads prepared or under way.
+        pub fn flying(&self) -> usize {
+            self.flying.len() - self.free.len()
+        }
+
+        /// Prepares a read of the whole slab, which [`Ring::submit`] begins, and returns its place: nobody else's before
+        /// [`Ring::done`] has named it. The one that is prepared `next` is begun when this one is done, by the system.
+        ///
+        /// # Errors
+        /// The slab, where as many reads are under way as may be.
+        pub fn read(&mut self, offset: u64, mut slab: Slab, next: bool) -> Result<usize, Slab> {
+            let Some(place) = self.free.pop() else { return Err(slab) };
+            let len = u32::try_from(slab.len()).unwrap_or(u32::MAX);
+            // Whatever becomes of this read, the next one is not called off.
+            let flags = if next { Flags::IO_HARDLINK } else { Flags::empty() };
+            let read = opcode::Read::new(types::Fd(self.file.as_raw_fd()), slab.as_mut_ptr(), len)
+                .offset(offset)
+                .build()
+                .flags(flags)
+                .user_data(place as u64);
+            // SAFETY: the entry names a file that lives as long as the ring, and memory that the slab owns exclusively.
+            // `flying` keeps the slab, untouched, until the system has named the place in a completion; `drop` waits for
+            // that, or leaks the slab. Where the ring itself is leaked, so is the slab, which keeps its memory mapped.
+            match unsafe { self.ring.submission().push(&read) } {
+                Ok(()) => {
+                    self.flying[place] = Some(slab);
+                    Ok(place)
+                }
+                Err(_) => {
+                    self.free.push(place);
+                    Err(slab)
+                }
+            }
+        }
+
+        /// Begins what was prepared. What the system does not take now, for want of memory, it is offered again at the next call.
+        ///
+        /// # Errors
+        /// Where that can never be.
+        pub fn submit(&mut self) -> io::Result<()> {
+            passing(self.ring.submit())
+        }
+
+        /// Begins what was prepared and waits until a read is done. To be called while one is under way only.
+        ///
+        /// # Errors
+        /// Where that can never be.
+        pub fn wait(&mut self) -> io::Result<()> {
+            passing(self.ring.submit_and_wait(1))
+        }
+
+        /// A read that is done, if there is one: its place, its slab, and how many bytes were read.
+        pub fn done(&mut self) -> Option<(usize, Slab, io::Result<usize>)> {
+            let done = self.ring.completion().next()?;
+            let place = done.user_data() as usize;
+            let slab = self.flying.get_mut(place)?.take()?;
+            self.free.push(place);
+            let read = match done.result() {
+                n if n < 0 => Err(io::Error::from_raw_os_error(-n)),
+                n => Ok((n as usize).min(slab.len())),
+            };
+            Some((place, slab, read))
+        }
+    }
+
+    /// What goes away by itself is no error.
+    fn passing(result: io::Result<usize>) -> io::Result<()> {
+        use io::ErrorKind::{Interrupted, ResourceBusy, WouldBlock};
+        match result {
+            Err(e) if matches!(e.kind(), Interrupted | WouldBlock | ResourceBusy) => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    impl Drop for Ring {
+        fn drop(&mut self) {
+            while self.flying() > 0 {
+                if self.wait().is_err() {
+                    // The system may still write there: nobody else may have that memory.
+                    self.flying.drain(..).for_each(std::mem::forget);
+                    return;
+                }
+                while self.done().is_some() {}
+            }
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod none {
+    use crate::store::Slab;
+    use std::fs::File;
+    use std::io;
+
+    /// Nowhere to be had here.
+    pub enum Ring {}
+
+    #[allow(missing_docs, clippy::missing_errors_doc)]
+    impl Ring {
+        pub fn new(_: &File, _: usize) -> io::Result<Ring> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub fn depth(&self) -> usize {
+            match *self {}
+        }
+
+        pub fn flying(&self) -> usize {
+            match *self {}
+        }
+
+        pub fn read(&mut self, _: u64, _: Slab, _: bool) -> Result<usize, Slab> {
+            match *self {}
+        }
+
+        pub fn submit(&mut self) -> io::Result<()> {
+            match *self {}
+        }
+
+        pub fn wait(&mut self) -> io::Result<()> {
+            match *self {}
+        }
+
+        pub fn done(&mut self) -> Option<(usize, Slab, io::Result<usize>)> {
+            match *self {}
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::Ring;
+    use crate::store::{Arena, End};
+    use std::fs::File;
+
+    /// A system that allows none, as some containers do, has nothing to be tested.
+    fn ring(file: &File, depth: usize) -> Option<Ring> {
+        Ring::new(file, depth).ok()
+    }
+
+    #[test]
+    fn what_is_read_is_what_is_there_and_every_slab_comes_back() {
+        let path = std::env::temp_dir().join(format!("dollop-ring-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let arena = Arena::new(16 * 4096, 4096).unwrap();
+        let slab = || arena.alloc(4096, End::Low).unwrap();
+        let Some(mut r) = ring(&file, 3) else { return };
+        let at = [0, 50_000, 97_000];
+        let places: Vec<usize> =
+            at.iter().map(|&at| r.read(at, slab(), at != 97_000).ok().unwrap()).collect();
+        assert_eq!((r.depth(), r.flying()), (3, 3));
+        assert!(r.read(0, slab(), false).is_err(), "a fourth");
+        let mut seen = 0;
+        while seen < 3 {
+            r.wait().unwrap();
+            while let Some((place, slab, read)) = r.done() {
+                let at = at[places.iter().position(|&p| p == place).unwrap()] as usize;
+                let want = &bytes[at..(at + 4096).min(bytes.len())];
+                assert_eq!(read.unwrap(), want.len(), "short at the end of the file");
+                assert!(slab[..want.len()] == *want);
+                seen += 1;
+            }
+        }
+        assert_eq!((r.flying(), arena.free_bytes()), (0, 16 * 4096));
+        // Under way, or not even begun, when the ring goes.
+        for submit in [true, false] {
+            for _ in 0..3 {
+                assert!(r.read(4096, slab(), false).is_ok());
+            }
+            if submit {
+                r.submit().unwrap();
+            }
+            drop(std::mem::replace(&mut r, ring(&file, 3).unwrap()));
+            assert_eq!(arena.free_bytes(), 16 * 4096);
+        }
+        // A directory cannot be read.
+        let mut r = ring(&File::open(std::env::temp_dir()).unwrap(), 1).unwrap();
+        assert!(r.read(0, slab(), false).is_ok());
+        r.wait().unwrap();
+        assert!(r.done().unwrap().2.is_err());
+    }
+}
