@@ -25,7 +25,7 @@ fn open(options: &EngineOptions) -> Engine {
 }
 
 /// Tokens of an answer, and of a prompt that are computed at once.
-const TOKENS: usize = 8;
+const TOKENS: usize = 12;
 const CHUNK: usize = 16;
 
 /// Continued with clear margins: the CPU, which rounds activations, says what the GPU says.
@@ -139,8 +139,8 @@ fn gate_40_a_session_goes_on_on_the_cpu_when_the_gpu_fails() {
     let want = on_cpu(&options);
     let lost = GpuFault::Lost;
     let points = [
-        (When::Tokens(7), lost),
-        (When::Tokens(4), GpuFault::OutOfMemory),
+        (When::Tokens(9), lost),
+        (When::Tokens(5), GpuFault::OutOfMemory),
         (When::Tokens(1), GpuFault::Invalid),
         (When::Tokens(3), GpuFault::Hung),
         // In the prompt: its first submission, and one after a chunk is done.
@@ -157,14 +157,14 @@ fn gate_40_in_streaming_too() {
     let options = streamed(Precision::Exact(Level::B4));
     let want = on_cpu(&options);
     // A layer of a prompt's chunk is some submissions: in the first chunk, in the second, and in an answer.
-    let points = [When::Submissions(3), When::Prompt(CHUNK), When::Tokens(5)];
+    let points = [When::Submissions(3), When::Prompt(CHUNK), When::Tokens(7)];
     survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
     let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     survives(&options, None, &[(When::Submissions(3), GpuFault::Lost)]);
     // What adaptive precision decides is a function of the tokens and of where the GPU was lost (R3).
     let again = || {
         let engine = open(&options);
-        answer(&engine, &mut session(&engine), When::Tokens(5), GpuFault::Lost).1
+        answer(&engine, &mut session(&engine), When::Tokens(7), GpuFault::Lost).1
     };
     assert_eq!(again(), again());
 }
@@ -183,8 +183,8 @@ fn gate_40_with_refined_experts_too() {
     let low = on_cpu(&low);
     for (when, fault) in [
         (When::Submissions(0), GpuFault::Lost),
-        (When::Tokens(4), GpuFault::Lost),
-        (When::Tokens(6), GpuFault::OutOfMemory),
+        (When::Tokens(6), GpuFault::Lost),
+        (When::Tokens(9), GpuFault::OutOfMemory),
     ] {
         let engine = open(&options);
         let first_plan = engine.memory_plan().clone();
@@ -221,22 +221,22 @@ fn gate_41_sessions_beside_it_move_as_well_and_logits_come_once() {
         return;
     }
     let engine = open(&on_gpu());
-    let ids: Vec<u32> = (0..24u32).map(|i| 1000 + 37 * i).collect();
+    let ids: Vec<u32> = (0..40u32).map(|i| 1000 + 37 * i).collect();
     let mut sessions = [session(&engine), session(&engine)];
     for s in &mut sessions {
-        s.best(&ids[..12], 1).unwrap();
+        s.best(&ids[..20], 1).unwrap();
     }
     // Between two rows of logits of one call.
     engine.lose_gpu(3, GpuFault::Lost);
     for s in &mut sessions {
         let mut heard = Vec::new();
-        s.for_each_logits(&ids[12..], &mut |i, logits| {
+        s.for_each_logits(&ids[20..], &mut |i, logits| {
             assert!(logits.iter().all(|x| x.is_finite()));
             heard.push(i);
         })
         .unwrap();
-        assert_eq!(heard, (0..12).collect::<Vec<_>>());
-        assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 36));
+        assert_eq!(heard, (0..20).collect::<Vec<_>>());
+        assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 60));
     }
     assert!(engine.lost().is_some());
     let cpu = open(&EngineOptions { backend: BackendChoice::Cpu, ..on_gpu() });

@@ -71,12 +71,12 @@ fn gate_49_the_default_model_with_other_inputs() {
     if !has_gpu() {
         return;
     }
-    let ids = noise(13);
+    let ids = noise(24);
     let run = |inputs| {
         let engine = Engine::open(&default_model(), &with(inputs)).unwrap();
         let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
-        let mut all = session.logits(&ids[..12]).unwrap();
-        all.extend(session.logits(&ids[12..]).unwrap());
+        let mut all = session.logits(&ids[..23]).unwrap();
+        all.extend(session.logits(&ids[23..]).unwrap());
         (all, products(&engine))
     };
     let (single, none) = run(GpuInputs::Single);

@@ -21,8 +21,8 @@ fn refined_of(path: &Path, share: f64) -> EngineOptions {
 }
 
 /// Of what people write, the tokens of a prompt, and those that follow.
-const PROMPT: usize = 12;
-const TOKENS: usize = 28;
+const PROMPT: usize = 20;
+const TOKENS: usize = 56;
 
 /// What people write.
 fn text(engine: &Engine) -> Vec<u32> {
@@ -109,10 +109,11 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     assert!(stats.mean_bits() > 3.05 && stats.mean_bits() < 4.0 && stats.decisions != 0, "{stats:?}");
     let (slow, storage) = with_faults(&o);
     storage.slow.store(true, Ordering::Relaxed);
-    let (again, repeated) = decoded(&slow);
-    assert!(again == want, "the same input from the same state gives another output");
-    assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, true), "{repeated:?}");
-    assert_eq!(stats.stalls, 0, "{stats:?}");
+    for (engine, stalls) in [(opened(&o), false), (slow, true)] {
+        let (again, repeated) = decoded(&engine);
+        assert!(again == want, "the same input from the same state gives another output");
+        assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, stalls), "{repeated:?}");
+    }
 
     // `launches_and_uploads` asserts one submission and one read-back a token. A shared expert takes two of ten launches.
     let ((n, uploaded), layers) = (launches_and_uploads(&engine), engine.info().layers as u64);
@@ -145,7 +146,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     let mut run = |failures: &mut usize| {
         session.rewind(0);
         let (mut at, mut got) = (0, Vec::new());
-        while at < PROMPT + 4 {
+        while at < PROMPT + 12 {
             let next = if at == 0 { 0..PROMPT } else { at..at + 1 };
             match outcome(&mut session, &ids[next.clone()]) {
                 Ok(row) => {
@@ -177,9 +178,9 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
     let open = || Engine::open(&default_model(), &o).unwrap();
     let (engine, whole) = (open(), open());
     let options = SessionOptions { context: Some(64), chunk: None };
-    let prompt = &text(&engine)[..8];
+    let prompt = &text(&engine)[..20];
     let generate = GenerateOptions {
-        max_tokens: 16,
+        max_tokens: 32,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
@@ -201,8 +202,8 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
     });
     let stats = engine.stream_stats().unwrap();
     assert!(stats.upgrades > 0 && stats.mean_bits() > 3.0, "{stats:?}");
-    let want = chosen_among_all(&mut whole.session(options).unwrap(), prompt, &Sampling::greedy(), 16);
-    assert_eq!((outcome.unwrap().tokens, tokens), (want, 16), "another choice from whole logits");
+    let want = chosen_among_all(&mut whole.session(options).unwrap(), prompt, &Sampling::greedy(), 32);
+    assert_eq!((outcome.unwrap().tokens, tokens), (want, 32), "another choice from whole logits");
 }
 
 #[test]
@@ -212,7 +213,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer
     }
     // Without a shared expert, which takes two launches more.
     let (_folder, tiny) = file_of(&Tiny::load("olmoe").with_experts(64));
-    for (path, share, launches, end) in [(tiny, 0.4, 8, 40), (default_model(), 0.3, 10, 20)] {
+    for (path, share, launches) in [(tiny, 0.4, 8), (default_model(), 0.3, 10)] {
         let engine = Engine::open(&path, &refined_of(&path, share)).unwrap();
         let info = engine.info();
         assert!(
@@ -225,7 +226,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer
         let mut token = |id: u32| session.logits(&[id % vocab]).unwrap();
         (1..4).for_each(|id| drop(token(id)));
         let (mut counted, mut before) = (0, engine.gpu_stats().unwrap());
-        for id in 4..end {
+        for id in 4..40 {
             let upgrades = engine.stream_stats().unwrap().upgrades;
             token(id * 37);
             let after = engine.gpu_stats().unwrap();

@@ -47,6 +47,7 @@ pub(super) struct Landed {
 
 /// The lanes of one file.
 pub(super) struct Lanes {
+    count: usize,
     reader: Arc<Reader>,
     how: How,
 }
@@ -75,15 +76,12 @@ impl Lanes {
             }
             None => How::Threads(Threads::new(count, reader.clone(), trace)?),
         };
-        Ok(Lanes { reader, how })
+        Ok(Lanes { count, reader, how })
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        match &self.how {
-            How::Threads(threads) => threads.count(),
-            How::Flights(flights) => lock(flights).count(),
-        }
+        self.count
     }
 
     /// Hands over requests: `ahead` of need, or wanted now.

@@ -48,10 +48,6 @@ impl Flights {
         Flights { ring, reader, lanes, wanted, ahead, flying, mailbox, trace }
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.lanes.len()
-    }
-
     pub(super) fn submit(&mut self, requests: impl Iterator<Item = Request>, ahead: bool) {
         let to = if ahead { &mut self.ahead } else { &mut self.wanted };
         to.extend(requests.flat_map(|request| cut(request, self.lanes.len() == 1)));

@@ -151,13 +151,15 @@ fn what_stays_wrong_is_an_error() {
 }
 
 /// What the system reads by itself is `filed`; what it does not, is read from `stored`. `count` lanes read three requests, of
-/// which the second is short and the last ahead of need. `None` where the system has no such reads.
+/// which the second is short and the last ahead of need; whoever hands them over may be `gone` before they are done. `None` where the system has no such reads.
 fn flown(
     count: usize,
     (filed, stored): (&[u8], &[u8]),
     sums: bool,
+    gone: bool,
 ) -> Option<(Vec<io::Result<Vec<u8>>>, usize)> {
-    let path = std::env::temp_dir().join(format!("dollop-flown-{}-{count}-{sums}", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("dollop-flown-{}-{count}-{sums}-{gone}", std::process::id()));
     std::fs::write(&path, filed).unwrap();
     let file = File::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -181,8 +183,15 @@ fn flown(
         let slab = arena.alloc(len, End::Low).unwrap();
         Request { layer: 0, expert, plane: 0, offset: offset as u64, checksum, slab }
     };
-    lanes.submit([request(0, LEN), request(1, 5000)], false);
-    lanes.submit([request(2, LEN)], true);
+    let submit = || {
+        lanes.submit([request(0, LEN), request(1, 5000)], false);
+        lanes.submit([request(2, LEN)], true);
+    };
+    if gone {
+        thread::scope(|scope| scope.spawn(submit).join().unwrap())
+    } else {
+        submit()
+    }
     let mut all: Vec<Option<io::Result<Vec<u8>>>> = vec![None, None, None];
     for _ in 0..3 {
         let landed = lanes.wait();
@@ -208,19 +217,21 @@ fn the_system_reads_by_itself_and_what_it_does_not_is_read_again() {
     };
     for count in [1, 3, 8] {
         for sums in [true, false] {
-            let Some((all, reads)) = flown(count, (&bytes, &bytes), sums) else { return };
+            let Some((all, reads)) = flown(count, (&bytes, &bytes), sums, false) else { return };
             assert!(whole(&all), "{count} lanes");
             assert_eq!(reads, 0, "{count} lanes: nobody else has to read");
+            // What the system calls off is read again.
+            assert!(whole(&flown(count, (&bytes, &bytes), sums, true).unwrap().0), "{count} lanes");
         }
         // A file that ends early, for the system only: what it leaves out is read by the caller.
         let cut = &bytes[..OFFSET + LEN / 2];
-        let (all, reads) = flown(count, (cut, &bytes), true).unwrap();
+        let (all, reads) = flown(count, (cut, &bytes), true, false).unwrap();
         assert!(whole(&all) && reads > 0, "{count} lanes");
         // Damaged on the way: found by the checksum, and read again.
         let mut damaged = bytes.clone();
         damaged[OFFSET + PART + 9] ^= 1;
         damaged[OFFSET + LEN + 17] ^= 1;
-        let (all, reads) = flown(count, (&damaged, &bytes), true).unwrap();
+        let (all, reads) = flown(count, (&damaged, &bytes), true, false).unwrap();
         assert!(whole(&all) && reads == 2, "{count} lanes: {reads} reads");
     }
 }

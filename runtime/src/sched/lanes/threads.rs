@@ -53,10 +53,6 @@ impl Threads {
         Ok(threads)
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.threads.len()
-    }
-
     pub(super) fn submit(&self, requests: impl Iterator<Item = Request>, ahead: bool) {
         let mut queue = lock(&self.shared.queue);
         let to = if ahead { &mut queue.ahead } else { &mut queue.wanted };
