@@ -6,7 +6,7 @@ use dollop::quant::Level;
 use dollop::sched::{Order, Precision, Verify};
 use dollop::store::{Access, FileStorage, Reads, Storage};
 use dollop::{
-    Engine, EngineOptions, Error, MemoryPlan, Routing, SessionOptions, StreamStats, StreamingOptions,
+    Engine, EngineOptions, Error, MemoryPlan, Routing, SessionOptions, StreamStats, StreamingOptions, Trace,
 };
 use dollop_tests::default_model;
 use std::collections::HashSet;
@@ -104,6 +104,25 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             assert!(share < 0.2 || s.planes_hit[0] > 0, "{name}: nothing was ever found: {s:?}");
         }
     }
+}
+
+#[test]
+fn what_is_used_next_is_read_while_a_token_waits_for_its_experts() {
+    let mut o = with_share(options(Precision::Exact(Level::B4)), 0.3);
+    let trace = Arc::new(Trace::default());
+    o.streaming.trace = Some(trace.clone());
+    let engine = open(&o);
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let ids = tokens();
+    // The products of a prompt do not wait for memory.
+    session.logits(&ids[..20]).unwrap();
+    let read = || trace.to_json().contains("weights used next");
+    assert!(!read());
+    session.logits(&ids[20..21]).unwrap();
+    // Where the system does not tell how much its caches hold, nothing is read.
+    let told = |i: usize| Path::new(&format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size")).exists();
+    assert_eq!(read(), (0..5).any(told));
+    assert!(stats(&engine).wait_ns > 0);
 }
 
 #[test]

@@ -38,20 +38,28 @@ pub struct Wanted {
 /// Appends what the next layer will probably want.
 pub type Guess<'a> = &'a mut dyn FnMut(&mut Vec<Wanted>) -> Result<()>;
 
+/// What may be done while experts are read. It changes no result, only what is in memory or in a cache by then.
+#[derive(Default)]
+pub struct Meanwhile<'a> {
+    /// For whoever reads ahead; called once at most.
+    pub guess: Option<Guess<'a>>,
+    /// Called once at most, before the first wait: who computes has nothing else to do.
+    pub idle: Option<&'a mut dyn FnMut()>,
+}
+
 /// Provides experts to the model.
 pub trait ExpertSource: Send + Sync {
     /// Calls `compute` with the index into `wanted` and the weights, once for every wanted expert, in batches as they
-    /// become usable. The weights stay valid for the duration of the call only. A source that reads ahead may call `guess`
-    /// once: it changes no result, only what is in memory by then.
+    /// become usable. The weights stay valid for the duration of the call only.
     ///
     /// # Errors
-    /// Those of `compute` and `guess`, and of reading weights from storage.
+    /// Those of `compute` and `meanwhile`, and of reading weights from storage.
     fn serve(
         &self,
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        guess: Option<Guess>,
+        meanwhile: Meanwhile,
     ) -> Result<()>;
 
     /// The level at which `serve` hands out experts, where that is one fixed level.
@@ -136,9 +144,9 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        guess: Option<Guess>,
+        meanwhile: Meanwhile,
     ) -> Result<()> {
-        (**self).serve(layer, wanted, compute, guess)
+        (**self).serve(layer, wanted, compute, meanwhile)
     }
 
     fn level(&self) -> Option<Level> {
@@ -263,7 +271,7 @@ impl ExpertSource for AllResident {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        _: Option<Guess>,
+        _: Meanwhile,
     ) -> Result<()> {
         let experts = &self.layers[layer];
         // Lists on the stack: decoding allocates nothing.

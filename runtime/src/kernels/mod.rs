@@ -305,6 +305,11 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Weights that will be used next, in order, while there is nothing else to do: they may be brought nearer.
+    fn warm(&self, matrices: &mut dyn Iterator<Item = &Matrix>) {
+        let _ = matrices;
+    }
+
     /// Of a call's tokens, how many of the last have to be computed together for the last one's results to be what they are
     /// among all. `None` where the backend had better take all.
     fn tail(&self, tokens: usize) -> Option<usize> {

@@ -8,11 +8,12 @@ use super::history::Noted;
 use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
 use crate::error::Result;
-use crate::experts::{Expert, ExpertSource, Guess, Wanted};
+use crate::experts::{Expert, ExpertSource, Guess, Meanwhile, Wanted};
 use crate::kernels::{
     Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable, Routed,
     RoutedBufs, Router, best_of, from_bits,
 };
+use crate::quant::Matrix;
 use std::sync::Arc;
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
@@ -346,6 +347,9 @@ impl Model {
             None => Ok(()),
         };
         let guess: Option<Guess> = next.map(|_| &mut guess as _);
+        let mut idle = || b.warm(&mut self.soon(layer));
+        // The products of many tokens do not wait for memory.
+        let idle = if n == 1 { Some(&mut idle as _) } else { None };
         let mut left = wanted.len();
         let mut compute = |batch: &[(usize, &Expert)]| {
             left -= batch.len();
@@ -364,10 +368,26 @@ impl Model {
             // is told by whoever reads a result.
             if left > 0 { b.start() } else { Ok(()) }
         };
-        self.experts.serve(layer, wanted, &mut compute, guess)?;
+        self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
         b.combine(&m.slots, &m.choices, router.top_k, self.config.d, y);
         Ok(())
+    }
+
+    /// What is used behind a layer's routed experts, in order, up to the next ones.
+    fn soon(&self, layer: usize) -> impl Iterator<Item = &Matrix> {
+        let (here, next) = (&self.weights.layers[layer], self.weights.layers.get(layer + 1));
+        let shared = match &here.ffn {
+            Ffn::Moe(moe) => moe.shared.as_ref(),
+            Ffn::Dense(_) => None,
+        };
+        let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
+        let attention = next.into_iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]).map(|p| &p.matrix);
+        let first = next.map_or(&self.weights.head, |l| match &l.ffn {
+            Ffn::Moe(moe) => &moe.router,
+            Ffn::Dense(ffn) => &ffn.gate,
+        });
+        shared.chain(attention).chain([first])
     }
 
     /// Changes the choices as the options ask.

@@ -2,7 +2,7 @@
 
 use super::Streamer;
 use crate::error::Result;
-use crate::experts::{ExpertSource, Wanted};
+use crate::experts::{ExpertSource, Meanwhile, Wanted};
 use std::time::Instant;
 
 impl Streamer {
@@ -35,7 +35,7 @@ impl Streamer {
                     })
                     .collect();
                 wanted.sort_by_key(|w| w.expert);
-                self.serve(layer, &wanted, &mut |_| Ok(()), None)?;
+                self.serve(layer, &wanted, &mut |_| Ok(()), Meanwhile::default())?;
                 if read() - before >= bytes {
                     break 'all;
                 }

@@ -21,7 +21,7 @@ pub use staging::DeviceOptions;
 pub(crate) use staging::staging_bytes;
 
 use crate::error::{Error, Result};
-use crate::experts::{Expert, ExpertSource, Guess, LayerExperts, Wanted};
+use crate::experts::{Expert, ExpertSource, LayerExperts, Meanwhile, Wanted};
 use crate::quant::Level;
 use crate::store::{Access, Measured, Storage};
 use crate::telemetry::{StreamStats, Trace, Track};
@@ -303,7 +303,7 @@ impl ExpertSource for Streamer {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        guess: Option<Guess>,
+        mut meanwhile: Meanwhile,
     ) -> Result<()> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -319,10 +319,10 @@ impl ExpertSource for Streamer {
             }
         };
         // Asking a router early costs a device one wait more a layer: nothing is read ahead to it.
-        let guess = guess.filter(|_| state.staging.is_none());
+        meanwhile.guess = meanwhile.guess.filter(|_| state.staging.is_none());
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;
-        self.bring_and_compute(state, layer, &mut asks, compute, guess)?;
+        self.bring_and_compute(state, layer, &mut asks, compute, meanwhile)?;
         state.stats.servings_without_reads += u64::from(state.stats.bytes_wanted == reads);
         Ok(())
     }

@@ -12,7 +12,7 @@
 use super::lanes::{Lanes, Request};
 use super::{Verify, policy};
 use crate::error::{Error, Result};
-use crate::experts::{AllResident, Chosen, Expert, ExpertSource, Guess, LayerExperts};
+use crate::experts::{AllResident, Chosen, Expert, ExpertSource, LayerExperts, Meanwhile};
 use crate::experts::{Refine, Refinement, Wanted};
 use crate::quant::Level;
 use crate::store::{Access, Arena, End, Storage};
@@ -334,9 +334,9 @@ impl ExpertSource for Refiner {
         layer: usize,
         wanted: &[Wanted],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        guess: Option<Guess>,
+        meanwhile: Meanwhile,
     ) -> Result<()> {
-        self.base.serve(layer, wanted, compute, guess)
+        self.base.serve(layer, wanted, compute, meanwhile)
     }
 
     fn level(&self) -> Option<Level> {

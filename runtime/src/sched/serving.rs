@@ -8,7 +8,7 @@ use super::policy::{self, Ask, Precision, offers};
 use super::staging::ToDevice;
 use super::{Request, State, Streamer};
 use crate::error::{Error, Result};
-use crate::experts::{Expert, Guess, Wanted};
+use crate::experts::{Expert, Guess, Meanwhile, Wanted};
 use crate::quant::{Level, PLANES};
 use crate::telemetry::Track;
 use std::io;
@@ -44,7 +44,7 @@ impl Streamer {
         layer: usize,
         asks: &mut [Ask],
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
-        mut guess: Option<Guess>,
+        mut meanwhile: Meanwhile,
     ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let home = state.home(layer);
@@ -63,11 +63,12 @@ impl Streamer {
                 };
                 self.begin(state, layer, &mut asks[done..to], begun - done)?;
                 begun = to;
-                if let Some(guess) = guess.take() {
+                if let Some(guess) = meanwhile.guess.take() {
                     self.look_ahead(state, layer + 1, guess)?;
                 }
                 let step = if begun < asks.len() { (begun - done).div_ceil(STEPS) } else { begun - done };
-                self.compute(state, layer, &asks[done..done + step], &asks[done..begun], compute)?;
+                let (now, begun) = (&asks[done..done + step], &asks[done..begun]);
+                self.compute(state, layer, (now, begun), compute, &mut meanwhile.idle)?;
                 done += step;
             }
             Ok(())
@@ -259,14 +260,15 @@ impl Streamer {
         }
     }
 
-    /// Computes `asks`: what is there at once, and the rest as it lands. `begun` are those whose reads may fail by now.
+    /// Computes `asks`: what is there at once, and the rest as it lands. `begun` are those whose reads may fail by now. `idle` is
+    /// called before the first wait.
     fn compute(
         &self,
         state: &mut State,
         layer: usize,
-        asks: &[Ask],
-        begun: &[Ask],
+        (asks, begun): (&[Ask], &[Ask]),
         compute: &mut dyn FnMut(&[(usize, &Expert)]) -> Result<()>,
+        idle: &mut Option<&mut dyn FnMut()>,
     ) -> Result<()> {
         let mut left: Vec<&Ask> = asks.iter().collect();
         loop {
@@ -285,7 +287,18 @@ impl Streamer {
             if state.pending == 0 {
                 return Err(self.read_error(0, io::Error::other("a plane that was read ahead did not come")));
             }
-            let mut landed = self.wait(state);
+            let mut landed = match (self.lanes.poll(), idle.take()) {
+                (Some(landed), unused) => {
+                    *idle = unused;
+                    state.land(landed)
+                }
+                (None, idle) => {
+                    let start = Instant::now();
+                    idle.into_iter().for_each(|idle| idle());
+                    state.stats.wait_ns += start.elapsed().as_nanos() as u64;
+                    self.wait(state)
+                }
+            };
             // Whatever else has landed by now is computed in one go.
             loop {
                 if let Err(fault) = landed

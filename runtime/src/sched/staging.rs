@@ -10,7 +10,7 @@ use super::policy::{self, Ask};
 use super::{Request, State, StreamOptions, Streamer};
 use crate::cache::Worth;
 use crate::error::{Error, Result};
-use crate::experts::{Expert, LayerExperts, Wanted};
+use crate::experts::{Expert, LayerExperts, Meanwhile, Wanted};
 use crate::quant::{self, Level};
 use crate::store::{Arena, End};
 use crate::telemetry::StreamStats;
@@ -167,7 +167,7 @@ impl Streamer {
         };
         // Nothing was wanted yet.
         let before = state.stats.clone();
-        let sent = self.bring_and_compute(state, layer, &mut asks, &mut send, None);
+        let sent = self.bring_and_compute(state, layer, &mut asks, &mut send, Meanwhile::default());
         let read = state.stats.bytes_wanted - before.bytes_wanted;
         state.stats = StreamStats { bytes_ahead: before.bytes_ahead + read, ..before };
         sent

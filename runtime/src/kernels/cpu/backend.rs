@@ -3,7 +3,7 @@
 use super::aligned::Aligned;
 use super::product::{Out, Product};
 use super::scratch::{Scratch, grow};
-use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math};
+use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, Routed, Router};
@@ -46,6 +46,11 @@ impl Backend for CpuBackend {
 
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<CpuKv> {
         CpuKv::new(capacity, heads, head_dim, self.kv_single)
+    }
+
+    fn warm(&self, matrices: &mut dyn Iterator<Item = &Matrix>) {
+        self.pool.operation("weights used next");
+        warm::read(&self.pool, matrices, self.warm_bytes);
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {

@@ -24,6 +24,7 @@ mod scalar;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 pub(crate) use halves::MANY;
 pub use isa::Isa;
@@ -70,6 +71,8 @@ pub struct CpuBackend {
     /// `0..tokens` of a dense block.
     slots: Mutex<Vec<u32>>,
     observer: OnceLock<Arc<dyn Observer>>,
+    /// Bytes of weights that are worth bringing to the processor's last cache before they are used.
+    warm_bytes: usize,
 }
 
 /// Cores that the system lets us use.
@@ -102,6 +105,8 @@ impl CpuBackend {
             scratch: Mutex::default(),
             slots: Mutex::default(),
             observer: OnceLock::new(),
+            // The other half is for experts, which pass through.
+            warm_bytes: warm::last_cache_bytes() / 2,
         })
     }
 
