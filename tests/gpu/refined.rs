@@ -22,7 +22,7 @@ fn refined_of(path: &Path, share: f64) -> EngineOptions {
 
 /// Of what people write, the tokens of a prompt, and those that follow.
 const PROMPT: usize = 20;
-const TOKENS: usize = 56;
+const TOKENS: usize = 44;
 
 /// What people write.
 fn text(engine: &Engine) -> Vec<u32> {
@@ -109,11 +109,10 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     assert!(stats.mean_bits() > 3.05 && stats.mean_bits() < 4.0 && stats.decisions != 0, "{stats:?}");
     let (slow, storage) = with_faults(&o);
     storage.slow.store(true, Ordering::Relaxed);
-    for (engine, stalls) in [(opened(&o), false), (slow, true)] {
-        let (again, repeated) = decoded(&engine);
-        assert!(again == want, "the same input from the same state gives another output");
-        assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, stalls), "{repeated:?}");
-    }
+    let (again, repeated) = decoded(&slow);
+    assert!(again == want, "the same input from the same state gives another output");
+    assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, true), "{repeated:?}");
+    assert_eq!(stats.stalls, 0, "{stats:?}");
 
     // `launches_and_uploads` asserts one submission and one read-back a token. A shared expert takes two of ten launches.
     let ((n, uploaded), layers) = (launches_and_uploads(&engine), engine.info().layers as u64);
@@ -213,7 +212,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer
     }
     // Without a shared expert, which takes two launches more.
     let (_folder, tiny) = file_of(&Tiny::load("olmoe").with_experts(64));
-    for (path, share, launches) in [(tiny, 0.4, 8), (default_model(), 0.3, 10)] {
+    for (path, share, launches, end) in [(tiny, 0.4, 8, 40), (default_model(), 0.3, 10, 20)] {
         let engine = Engine::open(&path, &refined_of(&path, share)).unwrap();
         let info = engine.info();
         assert!(
@@ -226,7 +225,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_eight_launches_a_layer
         let mut token = |id: u32| session.logits(&[id % vocab]).unwrap();
         (1..4).for_each(|id| drop(token(id)));
         let (mut counted, mut before) = (0, engine.gpu_stats().unwrap());
-        for id in 4..40 {
+        for id in 4..end {
             let upgrades = engine.stream_stats().unwrap().upgrades;
             token(id * 37);
             let after = engine.gpu_stats().unwrap();
