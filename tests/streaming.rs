@@ -65,7 +65,11 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
 /// Reads by the system itself, where it has such.
 fn ring() -> Reads {
     let probe = FileStorage::open_measured(&default_model(), &[(0, 4096)], 1, None, Reads::Ring);
-    if probe.is_ok() { Reads::Ring } else { Reads::Measured }
+    if probe.is_ok() {
+        return Reads::Ring;
+    }
+    println!("no io_uring here: gates ran with threads alone");
+    Reads::Threads
 }
 
 fn stats(engine: &Engine) -> StreamStats {
@@ -97,6 +101,8 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             change(&mut o);
             let engine = open(&o);
             assert!(logits(&engine) == want, "{name}: logits differ at level {level}");
+            let (ring, reads) = (engine.streamer().unwrap().access() == Access::Ring, o.streaming.reads);
+            assert!(reads == Reads::Measured || ring == (reads == Reads::Ring), "{name}");
             let s = stats(&engine);
             assert!(s.bytes_wanted > 0 && s.evictions > 0 && s.upgrades > 0, "{name}: {s:?}");
             assert!((s.mean_bits() - f64::from(level.bits())).abs() < 1e-6, "{name}: {s:?}");
@@ -104,6 +110,25 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
             assert!(share < 0.2 || s.planes_hit[0] > 0, "{name}: nothing was ever found: {s:?}");
         }
     }
+}
+
+#[test]
+fn a_prompt_serves_the_last_layer_only_where_logits_are_wanted() {
+    let o = EngineOptions { chunk: Some(16), ..with_share(options(Precision::Exact(Level::B4)), 0.3) };
+    let ids: Vec<u32> = tokens().into_iter().cycle().take(48).collect();
+    let served = |all: bool| {
+        let engine = open(&o);
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        if all {
+            drop(session.logits(&ids).unwrap())
+        } else {
+            drop(session.best(&ids, 1).unwrap())
+        }
+        (stats(&engine).servings, engine.info().layers as u64)
+    };
+    let (all, layers) = served(true);
+    assert_eq!(all, 3 * layers, "three chunks");
+    assert_eq!(served(false).0, all - 2, "not of the first two");
 }
 
 #[test]

@@ -223,12 +223,14 @@ impl Model {
         for (i, layer) in w.layers.iter().enumerate() {
             self.attention(b, s, layer, i, pos, n);
             if i + 1 == w.layers.len() && needed < n {
+                if needed == 0 {
+                    break;
+                }
                 b.copy(&s.x, before * c.d, needed * c.d, &mut s.h);
                 std::mem::swap(&mut s.x, &mut s.h);
                 n = needed;
             }
             match &layer.ffn {
-                _ if n == 0 => {}
                 Ffn::Dense(ffn) => {
                     b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
                     b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);

@@ -151,8 +151,8 @@ impl Pool {
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
-        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before the door is shut and nobody is behind it;
-        // a worker touches the pointer only there.
+        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before the door is shut and nobody is in; a
+        // worker touches the pointer only while it is in.
         let task: *const Task =
             unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
         let job = Job { task, tasks };
@@ -229,7 +229,7 @@ fn work(s: &Shared, me: usize) {
         if s.door.fetch_update(Ordering::AcqRel, Ordering::Relaxed, open).is_err() {
             continue;
         }
-        // The door stays shut behind whoever is in: this is the job that was joined.
+        // `run` does not return, and so publishes no other job, while anybody is in: this is the one that was joined.
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
             && catch_unwind(AssertUnwindSafe(|| claim(s, job, me))).is_err()
@@ -272,5 +272,22 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 45);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_worker_that_does_not_wake_up() {
+        let mut pool = Pool::new(2, None, None);
+        // Its place is taken by one that never comes.
+        pool.shared.stop.store(true, Ordering::Relaxed);
+        drop(pool.shared.job.lock());
+        pool.shared.wake.notify_all();
+        pool.workers.drain(..).for_each(|w| w.join().unwrap());
+        pool.shared.stop.store(false, Ordering::Relaxed);
+        pool.workers.push(thread::spawn(|| ()));
+        let sum = AtomicUsize::new(0);
+        pool.run(100, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 4950, "the caller does what is left");
     }
 }

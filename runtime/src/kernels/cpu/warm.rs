@@ -1,5 +1,5 @@
 //! Weights that will be used next, brought to the processor's last cache while it waits for a disk: a token's products of the
-//! next layer, during which the disk has nothing to do, then take half the time (`benches/records/streaming.md`).
+//! next layer, during which the disk has nothing to do, then take three quarters of the time (`benches/records/streaming.md`).
 
 use super::pool::Pool;
 use crate::quant::Matrix;
