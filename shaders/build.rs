@@ -57,7 +57,8 @@ fn imported(name: &str, v: &Variant) -> String {
             let whose = if v.tokens == 1 { "own" } else { "inputs" };
             format!("{whose}_{}", ["single", "half", "bytes"][v.inputs as usize])
         }
-        "product" => format!("product_{}", if v.tokens == 1 { "one" } else { "many" }),
+        "product" if v.tokens > 1 => "product_many".to_owned(),
+        "product" => format!("product_{}", if v.planes == 0 { "row" } else { "one" }),
         "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
         "word" => format!("word_{}", if v.mixed { "mixed" } else { "whole" }),
         "reduce" => format!("reduce_{}", if v.subgroups { "subgroup" } else { "tree" }),
@@ -116,7 +117,7 @@ fn head(axes: &[Axis], v: &Variant) -> String {
     constant(Axis::Planes, "BITS", BITS[v.planes as usize]);
     for axis in [Axis::Tokens, Axis::One] {
         constant(axis, "TOKENS", v.tokens);
-        constant(axis, "ROWS", rows(v.tokens));
+        constant(axis, "ROWS", rows(v.tokens, v.planes));
         constant(axis, "COLS", columns(v.inputs));
     }
     constant(Axis::Op, "OP", v.op);
@@ -197,12 +198,14 @@ fn main() {
     let texts: String = texts.collect();
     let text = format!(
         "/// Rows of a matrix that a workgroup multiplies with one token.\npub const ROWS: u32 = {};\n\n\
+         /// The same of unquantized weights.\npub const PLAIN_ROWS: u32 = {};\n\n\
          /// The same with [`MANY`].\npub const MANY_ROWS: u32 = {};\n\n\
          /// The same of `down_sum`.\npub const SUM_ROWS: u32 = {SUM_ROWS};\n\n\
          /// A kernel: a file of `wgsl/`.\n#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\npub enum Kernel {{\n{names}}}\n\n\
          /// Every variant of every kernel.\npub static SHADERS: &[Shader] = &[\n{shaders}];\n\n{texts}",
-        rows(TOKENS[0]),
-        rows(TOKENS[1])
+        rows(TOKENS[0], 1),
+        rows(TOKENS[0], 0),
+        rows(TOKENS[1], 1)
     );
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
     fs::write(Path::new(&out).join("shaders.rs"), text).expect("the folder is writable");

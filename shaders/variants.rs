@@ -24,6 +24,7 @@ enum Axis {
 const KERNELS: &[(&str, &[Axis])] = &[
     ("linear", &[Axis::Planes, Axis::Tokens, Axis::Subgroups, Axis::Inputs]),
     ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
+    ("route_gate_up", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Subgroups, Axis::Inputs]),
     ("down", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
     ("down_sum", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Inputs]),
     ("embed", &[Axis::Planes]),
@@ -63,9 +64,14 @@ fn columns(inputs: u32) -> u32 {
     }
 }
 
-/// The rows of a matrix that a workgroup multiplies with so many tokens: what `product_one` and `product_many` are written for.
-const fn rows(tokens: u32) -> u32 {
-    if tokens == 1 { 8 } else { 64 }
+/// The rows of a matrix of so many planes that a workgroup multiplies with so many tokens: what `product_one`, `product_row` and
+/// `product_many` are written for.
+const fn rows(tokens: u32, planes: u32) -> u32 {
+    match (tokens, planes) {
+        (1, 0) => 2,
+        (1, _) => 8,
+        _ => 64,
+    }
 }
 
 /// The rows of a workgroup of `down_sum`: a quad.

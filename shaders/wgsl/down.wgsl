@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     job = p.first + id.y;
     count = job_slots(job);
     let m = job_matrix(job, 2u, p.d, p.ff, p.group);
-    let results = multiply(m, m, p.ff, id.x, lane);
+    let results = multiply(m, m, p.ff, id.x, true, lane);
     for (var i = 0u; i < RESULTS; i++) {
         let t = token_of(i, lane);
         let row = id.x * ROWS + row_of(i, lane);

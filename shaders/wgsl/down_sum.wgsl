@@ -61,7 +61,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
                 if (rank < left && unit < units) {
                     let m = job_matrix(jobs + rank, 2u, p.d, p.ff, p.group);
                     slot = job_slot(jobs + rank, 0u);
-                    take_unit(unit);
+                    var x: array<vec4<f32>, 8>;
+                    for (var j = 0u; j < 8u; j++) {
+                        x[j] = input(0u, 32u * unit + 4u * j);
+                    }
+                    take_unit(x);
                     add_unit(m, id.x / 4u, unit, 0u, id.x % 4u, &product);
                 }
                 products[128u * i + lane] = product[0];

@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     count = job_slots(job);
     let gate = job_matrix(job, 0u, p.ff, p.d, p.group);
     let up = job_matrix(job, 1u, p.ff, p.d, p.group_up);
-    let results = multiply(gate, up, p.d, id.x, lane);
+    let results = multiply(gate, up, p.d, id.x, true, lane);
     for (var i = 0u; i < RESULTS; i++) {
         let t = token_of(i, lane);
         let row = id.x * ROWS + row_of(i, lane);

@@ -42,6 +42,8 @@ var<immediate> p: Params;
 
 var<private> first_token: u32;
 var<workgroup> scales: array<f32, TOKENS>;
+// Of what this invocation brought of one token.
+var<private> squares: vec4<f32>;
 
 fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.cols || first_token + t >= p.tokens) {
@@ -49,40 +51,47 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     }
     let value = x_of(first_token + t, col, p.cols);
     if ((p.flags & NORM) != 0u) {
+        if (TOKENS == 1u) {
+            squares = fma(value, value, squares);
+        }
         return value * before(norm[col / 4u], col, p.cols);
     }
     return value;
 }
 
-// 1 / the root mean square of a token.
-fn norm_scale(t: u32, lane: u32) -> f32 {
-    var squares = vec4<f32>();
-    if (t < p.tokens) {
-        for (var col = 4u * lane; col < p.cols; col += 512u) {
-            let value = x_of(t, col, p.cols);
-            squares = fma(value, value, squares);
-        }
-    }
+// 1 / the root mean square of a token, of which this invocation has the squares of every 128th vector.
+fn norm_scale(squares: vec4<f32>, lane: u32) -> f32 {
     let sum = sum_of_all((squares.x + squares.y) + (squares.z + squares.w), lane);
     return 1.0 / sqrt(sum / f32(p.cols) + p.eps);
+}
+
+fn write_normed(token: u32, scale: f32, lane: u32) {
+    for (var col = 4u * lane; col < p.cols; col += 512u) {
+        let at = token * p.cols + col;
+        let value = x_at(at) * scale * norm[col / 4u];
+        for (var i = 0u; i < min(4u, p.cols - col); i++) {
+            h[at + i] = value[i];
+        }
+    }
 }
 
 // Norms of the workgroup's tokens, which the first of all writes.
 fn take_norms(first: bool, lane: u32) {
     for (var t = 0u; t < TOKENS; t++) {
         let token = first_token + t;
-        let scale = norm_scale(token, lane);
+        var squares = vec4<f32>();
+        if (token < p.tokens) {
+            for (var col = 4u * lane; col < p.cols; col += 512u) {
+                let value = x_of(token, col, p.cols);
+                squares = fma(value, value, squares);
+            }
+        }
+        let scale = norm_scale(squares, lane);
         if (lane == 0u) {
             scales[t] = scale;
         }
         if (first && token < p.tokens) {
-            for (var col = 4u * lane; col < p.cols; col += 512u) {
-                let at = token * p.cols + col;
-                let value = x_at(at) * scale * norm[col / 4u];
-                for (var i = 0u; i < min(4u, p.cols - col); i++) {
-                    h[at + i] = value[i];
-                }
-            }
+            write_normed(token, scale, lane);
         }
     }
     workgroupBarrier();
@@ -96,9 +105,10 @@ fn blocks(rows: u32) -> u32 {
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     first_token = id.y * TOKENS;
-    if ((p.flags & NORM) != 0u) {
-        // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
-        take_norms(id.x == 0u && p.part[0].at == 0u, lane);
+    // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
+    let writes = (p.flags & NORM) != 0u && id.x == 0u && p.part[0].at == 0u;
+    if (TOKENS > 1u && (p.flags & NORM) != 0u) {
+        take_norms(writes, lane);
     }
     var all = blocks(p.part[0].rows);
     if (p.parts > 1u) {
@@ -108,11 +118,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         all += blocks(p.part[2].rows);
     }
     for (var block = id.x * p.each; block < min(all, (id.x + 1u) * p.each); block++) {
-        rows_of(block, lane);
+        rows_of(block, block == id.x * p.each, lane);
+    }
+    if (TOKENS == 1u && writes) {
+        write_normed(0u, own_scale, lane);
     }
 }
 
-fn rows_of(of_all: u32, lane: u32) {
+// One token's, which is known when its inputs have been brought.
+var<private> own_scale: f32;
+
+fn rows_of(of_all: u32, fresh: bool, lane: u32) {
     var which = 0u;
     var block = of_all;
     if (p.parts > 1u && block >= blocks(p.part[0].rows)) {
@@ -126,7 +142,11 @@ fn rows_of(of_all: u32, lane: u32) {
     let part = p.part[which];
     let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.beta);
 
-    let results = multiply(m, m, p.cols, block, lane);
+    squares = vec4<f32>();
+    let results = multiply(m, m, p.cols, block, fresh, lane);
+    if (TOKENS == 1u && (p.flags & NORM) != 0u && fresh) {
+        own_scale = norm_scale(squares, lane);
+    }
     for (var i = 0u; i < RESULTS; i++) {
         let t = token_of(i, lane);
         let token = first_token + t;
@@ -136,7 +156,7 @@ fn rows_of(of_all: u32, lane: u32) {
         }
         var value = results[i].x;
         if ((p.flags & NORM) != 0u) {
-            value = value * scales[t];
+            value = value * select(scales[t], own_scale, TOKENS == 1u);
         }
         if ((p.flags & BIAS) != 0u) {
             value += bias[(p.bias + part.tiles) * 16u + row];

@@ -2,7 +2,7 @@
 // table of the layer's experts, writes the job of every slot as well. What the last tokens chose goes to a history that
 // the host reads when it reads their logits. One workgroup: one token.
 
-#import reduce
+#import choose
 
 struct Params {
     experts: u32,
@@ -18,7 +18,6 @@ struct Params {
 const JOB_WORDS = 24u;
 const ENTRY_WORDS = 13u;
 const MAX_EXPERTS = 1024u;
-const MAX_TOP_K = 64u;
 
 @group(0) @binding(0) var<storage, read> logits: array<u32>;        // [tokens, experts], f32
 @group(0) @binding(1) var<storage, read> table: array<u32>;         // [experts of all layers, ENTRY_WORDS]
@@ -27,53 +26,18 @@ const MAX_TOP_K = 64u;
 @group(0) @binding(4) var<storage, read_write> history: array<u32>; // [layers, tokens, top_k, 2]: expert, gate
 var<immediate> p: Params;
 
-var<workgroup> bits: array<u32, MAX_EXPERTS>;
-var<workgroup> chosen: array<u32, MAX_TOP_K>;
-var<workgroup> gates: array<f32, MAX_TOP_K>;
-
-// A total order of floats, NaN included, as unsigned numbers.
-fn ordered(b: u32) -> u32 {
-    return select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
+fn logit(token: u32, e: u32) -> u32 {
+    return logits[token * p.experts + e];
 }
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
-    var high = -3.4e38;
-    for (var e = lane; e < p.experts; e += 128u) {
-        let logit = logits[id.x * p.experts + e];
-        bits[e] = ordered(logit);
-        high = max(high, bitcast<f32>(logit));
-    }
-    let highest = max_of_all(high, lane);
-    workgroupBarrier();
-    var exps = 0.0;
-    for (var e = lane; e < p.experts; e += 128u) {
-        // An expert's rank is the number of those before it.
-        let own = bits[e];
-        var rank = 0u;
-        for (var other = 0u; other < p.experts; other++) {
-            let key = bits[other];
-            rank += u32(key > own || (key == own && other < e));
-        }
-        let key = select(~own, own & 0x7fffffffu, (own >> 31u) == 1u);
-        let weight = exp(bitcast<f32>(key) - highest);
-        exps += weight;
-        if (rank < p.top_k) {
-            chosen[rank] = e;
-            gates[rank] = weight;
-        }
-    }
-    let total = sum_of_all(exps, lane);
-    workgroupBarrier();
-    var sum = 0.0;
-    for (var r = 0u; r < p.top_k; r++) {
-        sum += gates[r] / total;
-    }
-    let scale = select(p.scale, p.scale / sum, p.renormalize == 1u && sum > 0.0);
+    choose(id.x, lane);
+    weigh(id.x, lane);
     for (var r = lane; r < p.top_k; r += 128u) {
         let slot = id.x * p.top_k + r;
-        let gate = bitcast<u32>(gates[r] / total * scale);
+        let gate = bitcast<u32>(gates[r]);
         choices[2u * slot] = chosen[r];
         choices[2u * slot + 1u] = gate;
         if (id.x >= p.first) {

@@ -5,14 +5,11 @@ struct Unit {
     most: f32, // the greatest magnitude, or 0 for one that is as good as none
 }
 
-// Those of a token from column `col` on.
-fn read_unit(t: u32, col: u32) -> Unit {
-    var unit: Unit;
+fn unit_of(x: array<vec4<f32>, 8>) -> Unit {
+    var unit = Unit(x, 0.0);
     var most = vec4<f32>();
     for (var j = 0u; j < 8u; j++) {
-        let x = input(t, col + 4u * j);
-        unit.x[j] = x;
-        most = max(most, abs(x));
+        most = max(most, abs(unit.x[j]));
     }
     unit.most = max(max(most.x, most.y), max(most.z, most.w));
     // What cannot be divided by without overflow.
@@ -20,6 +17,15 @@ fn read_unit(t: u32, col: u32) -> Unit {
         unit.most = 0.0;
     }
     return unit;
+}
+
+// That of a token from column `col` on.
+fn read_unit(t: u32, col: u32) -> Unit {
+    var x: array<vec4<f32>, 8>;
+    for (var j = 0u; j < 8u; j++) {
+        x[j] = input(t, col + 4u * j);
+    }
+    return unit_of(x);
 }
 
 // A unit as whole numbers of 8 bits: those of the CPU's products (kernels/cpu/nested.rs), which has groups of 32 or 64 where

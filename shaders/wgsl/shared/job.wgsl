@@ -1,18 +1,18 @@
 // The work of one expert as the host or `route` writes it: where its matrices lie, how they are corrected, where its
 // refinements lie, and up to TOKENS slots, each a (token, rank) that chose it.
 
+#import entry
+
 const JOB_WORDS = 24u;
 
 @group(0) @binding(2) var<storage, read> jobs: array<u32>; // [jobs, JOB_WORDS]
 
+fn entry_word(at: u32) -> u32 {
+    return jobs[at];
+}
+
 fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
-    let at = job * JOB_WORDS;
-    let alpha = bitcast<f32>(jobs[at + 4u + 2u * m]);
-    let beta = bitcast<f32>(jobs[at + 5u + 2u * m]);
-    var found = matrix(jobs[at + m], rows, cols, group, alpha, beta);
-    let top = jobs[at + 10u + m];
-    found.top = select(top / 4u, top, top == 0xffffffffu);
-    return found;
+    return entry_matrix(job * JOB_WORDS, m, rows, cols, group);
 }
 
 // Which buffer the matrices lie in, and how many of their planes every expert has.

@@ -1,11 +1,11 @@
-// Inputs of one token's products as whole numbers of 8 bits: every invocation rounds the units that it needs.
+// A unit of one token's inputs as whole numbers of 8 bits: every invocation rounds those that it needs.
 
 #import inputs_unit
 
 var<private> x_bytes: Bytes;
 
-fn take_unit(unit: u32) {
-    x_bytes = bytes_of(read_unit(0u, 32u * unit));
+fn take_unit(x: array<vec4<f32>, 8>) {
+    x_bytes = bytes_of(unit_of(x));
 }
 
 fn word_of(t: u32, at: u32, j: u32) -> u32 {

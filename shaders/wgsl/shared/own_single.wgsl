@@ -1,15 +1,15 @@
-// Inputs of one token's products as they are: every invocation reads the units that it needs, straight from memory.
+// A unit of one token's inputs as they are.
 
 var<private> x_unit: array<vec4<f32>, 8>;
 var<private> x_sum: f32;
 
-fn take_unit(unit: u32) {
+fn take_unit(x: array<vec4<f32>, 8>) {
+    var unit = x;
     var sum = vec4<f32>();
     for (var j = 0u; j < 8u; j++) {
-        let x = input(0u, 32u * unit + 4u * j);
-        x_unit[j] = x;
-        sum += x;
+        sum += unit[j];
     }
+    x_unit = unit;
     x_sum = (sum.x + sum.y) + (sum.z + sum.w);
 }
 

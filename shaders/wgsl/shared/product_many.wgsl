@@ -32,7 +32,7 @@ fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
 }
 
 // Products with the rows from ROWS · block on.
-fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
+fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     let units = (cols + 31u) / 32u;
     // Whose rows are beyond the last computes some others' again.
     let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);

@@ -5,10 +5,10 @@
 // Sums are in the order of product_many.wgsl: 8 slices, of which each adds every eighth unit, and then the slices. A
 // token alone gets what it gets among others.
 //
-// Whoever imports this says how many MATRICES there are and defines `fn input(t: u32, col: u32) -> vec4<f32>`, four columns
-// from `col` on, zero beyond the last.
+// Whoever imports this says how many MATRICES there are, and has what own_tile.wgsl asks for.
 
 #import weights
+#import own_tile
 #import inputs
 #import unit
 
@@ -24,8 +24,8 @@ alias Sums = array<vec4<f32>, 1>;
 // Of matrix `a` and, where there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
-// Products with the rows from ROWS · block on.
-fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
+// Products with the rows from ROWS · block on; inputs are `fresh` where none of them were multiplied with rows before.
+fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     let units = (cols + 31u) / 32u;
     let tile = block / 2u;
     let quad = 2u * (block % 2u) + lane % 2u;
@@ -34,15 +34,21 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
     let slice = lane % 64u / 8u;
     let row = lane % 8u;
     var sum = 0.0;
-    for (var first = 0u; first < units; first += 64u) {
-        let unit = first + lane / 2u;
+    for (var first = 0u; first < units; first += UNITS) {
+        let own = lane / 2u;
+        let unit = min(first + own, units - 1u);
+        let unit_a = load_unit(a, tile, unit, quad);
+        let unit_b = load_unit(b, tile, unit, quad);
+        if (fresh || units > UNITS) {
+            stage(first, lane);
+        }
         var of_a: Sums;
         var of_b: Sums;
-        if (unit < units) {
-            take_unit(unit);
-            add_unit(a, tile, unit, 0u, quad, &of_a);
+        if (first + own < units) {
+            take_unit(staged(own));
+            add_loaded(a, unit_a, 0u, &of_a);
             if (MATRICES > 1u) {
-                add_unit(b, tile, unit, 0u, quad, &of_b);
+                add_loaded(b, unit_b, 0u, &of_b);
             }
         }
         products[lane] = of_a[0];
@@ -51,7 +57,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, lane: u32) -> Results {
         }
         workgroupBarrier();
         if (matrix < MATRICES) {
-            for (var u = slice; u < 64u; u += SLICES) {
+            for (var u = slice; u < UNITS; u += SLICES) {
                 sum += products[128u * matrix + 2u * u + row / 4u][row % 4u];
             }
         }

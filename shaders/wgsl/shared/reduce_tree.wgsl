@@ -5,7 +5,7 @@ struct Own {
     @builtin(local_invocation_index) index: u32,
 }
 
-var<workgroup> lanes: array<f32, 128>;
+var<workgroup> lanes: array<vec2<f32>, 128>;
 
 // An invocation's place among the workgroup's.
 fn lane_of(own: Own) -> u32 {
@@ -13,13 +13,18 @@ fn lane_of(own: Own) -> u32 {
 }
 
 // Puts values where halving brings neighbours together first, and without conflicts of banks.
-fn lay_out(value: f32, lane: u32) {
+fn lay_out(value: vec2<f32>, lane: u32) {
     workgroupBarrier();
     lanes[reverseBits(lane) >> 25u] = value;
     workgroupBarrier();
 }
 
 fn sum_of_all(value: f32, lane: u32) -> f32 {
+    return sums_of_all(vec2(value, 0.0), lane).x;
+}
+
+// Two at once.
+fn sums_of_all(value: vec2<f32>, lane: u32) -> vec2<f32> {
     lay_out(value, lane);
     for (var half = 64u; half > 0u; half = half / 2u) {
         if (lane < half) {
@@ -31,12 +36,12 @@ fn sum_of_all(value: f32, lane: u32) -> f32 {
 }
 
 fn max_of_all(value: f32, lane: u32) -> f32 {
-    lay_out(value, lane);
+    lay_out(vec2(value, 0.0), lane);
     for (var half = 64u; half > 0u; half = half / 2u) {
         if (lane < half) {
-            lanes[lane] = max(lanes[lane], lanes[lane + half]);
+            lanes[lane].x = max(lanes[lane].x, lanes[lane + half].x);
         }
         workgroupBarrier();
     }
-    return lanes[0];
+    return lanes[0].x;
 }

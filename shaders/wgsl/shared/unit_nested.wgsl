@@ -2,9 +2,9 @@
 
 // A quad's unit times the unit `at` of every token's inputs. What a unit adds is rounded before it is added, so that it is the
 // same where another invocation adds it: a compiler may put a product and a sum into one operation, but no sum and a sum.
-fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
-    let bits = load_bits(m, tile, unit, quad);
-    let codes = load_codes(m, tile, unit, quad);
+fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
+    let bits = unit.bits;
+    let codes = unit.codes;
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
         let w = columns(packed(bits, j));
@@ -22,4 +22,8 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
         let product = fma(zero, vec4(sum_of(t, at)), dots[t]);
         (*sums)[t] += fma(scale, product, vec4(m.nothing));
     }
+}
+
+fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
+    add_loaded(m, load_unit(m, tile, unit, quad), at, sums);
 }

@@ -1,9 +1,9 @@
 // One unit of nested weights times inputs, both whole numbers. Codes less 128 are signed bytes at every level; what that
 // leaves out counts once per sum of inputs, as the zero point does. A unit's sum is below 2²¹, which f32 has.
 
-fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
-    let bits = load_bits(m, tile, unit, quad);
-    let codes = load_codes(m, tile, unit, quad);
+fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
+    let bits = unit.bits;
+    let codes = unit.codes;
     let centre = vec4(128) - vec4<i32>(codes.zero);
     var dots: array<vec4<i32>, TOKENS>;
     for (var j = 0u; j < 8u; j++) {
@@ -22,4 +22,8 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
         // Rounded by itself: see unit_nested.wgsl.
         (*sums)[t] += fma(codes.scale * scale_of(t, at), product, vec4(m.nothing));
     }
+}
+
+fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
+    add_loaded(m, load_unit(m, tile, unit, quad), at, sums);
 }

@@ -25,16 +25,11 @@ struct Matrix {
     nothing: f32, // zero, which compilers do not know
 }
 
-// A quad of a unit.
+// The codes of a quad of a unit, as nibbles of bytes: of vector `j` the upper nibble of an 8-bit code is in `upper[j % 4]`, in
+// the byte's lower half for the first four vectors and in its upper half for the others; `lower` likewise.
 struct Bits {
-    p0_even: vec4<u32>,
-    p0_odd: vec4<u32>,
-    p1: vec4<u32>,
-    p2: vec4<u32>,
-    p3_even: vec4<u32>,
-    p3_odd: vec4<u32>,
-    p4_even: vec4<u32>,
-    p4_odd: vec4<u32>,
+    upper: array<vec4<u32>, 4>,
+    lower: array<vec4<u32>, 4>,
 }
 
 // What turns a quad's codes into weights: code less zero, times the scale.
@@ -71,53 +66,64 @@ fn aligned(vectors: u32) -> u32 {
     return (vectors + 3u) / 4u * 4u;
 }
 
+// Where `mask` has ones the bits of `a`, elsewhere those of `b`.
+fn merged(a: vec4<u32>, b: vec4<u32>, mask: u32) -> vec4<u32> {
+    return (a & vec4(mask)) | (b & vec4(~mask));
+}
+
+// Two bits of eight vectors each, `high` above `low`, as nibbles.
+fn nibbles(high_even: vec4<u32>, high_odd: vec4<u32>, low_even: vec4<u32>, low_odd: vec4<u32>) -> array<vec4<u32>, 4> {
+    return array(
+        merged(high_even << vec4(2u), low_even, 0xccccccccu),
+        merged(high_odd << vec4(2u), low_odd, 0xccccccccu),
+        merged(high_even, low_even >> vec4(2u), 0xccccccccu),
+        merged(high_odd, low_odd >> vec4(2u), 0xccccccccu)
+    );
+}
+
 fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
     let cell = tile * m.units + unit;
     let wide = 8u * cell + quad;
     let narrow = 4u * cell + quad;
+    let p0_even = weights[m.base + wide];
+    let p0_odd = weights[m.base + wide + 4u];
+    var p1: vec4<u32>;
+    var p2: vec4<u32>;
     var b: Bits;
-    b.p0_even = weights[m.base + wide];
-    b.p0_odd = weights[m.base + wide + 4u];
     if (PLANES > 1u) {
-        b.p1 = word(m, 1u, m.rest, narrow);
+        p1 = word(m, 1u, m.rest, narrow);
     }
     if (PLANES > 2u) {
-        b.p2 = word(m, 2u, m.rest + 4u * m.cells, narrow);
+        p2 = word(m, 2u, m.rest + 4u * m.cells, narrow);
     }
     if (PLANES > 3u) {
         let plane = m.rest + 8u * m.cells;
-        b.p3_even = word(m, 3u, plane, wide);
-        b.p3_odd = word(m, 3u, plane, wide + 4u);
+        let p3_even = word(m, 3u, plane, wide);
+        let p3_odd = word(m, 3u, plane, wide + 4u);
+        var p4_even: vec4<u32>;
+        var p4_odd: vec4<u32>;
+        if (PLANES > 4u) {
+            let plane = m.rest + 16u * m.cells;
+            p4_even = word(m, 4u, plane, wide);
+            p4_odd = word(m, 4u, plane, wide + 4u);
+        }
+        b.lower = nibbles(p3_even, p3_odd, p4_even, p4_odd);
     }
-    if (PLANES > 4u) {
-        let plane = m.rest + 16u * m.cells;
-        b.p4_even = word(m, 4u, plane, wide);
-        b.p4_odd = word(m, 4u, plane, wide + 4u);
-    }
+    // Single bits of neighbouring vectors, put together, lie as those of the first plane do.
+    let even = merged(p1 << vec4(1u), p2, 0xaaaaaaaau);
+    let odd = merged(p1, p2 >> vec4(1u), 0xaaaaaaaau);
+    b.upper = nibbles(p0_even, p0_odd, even, odd);
     return b;
 }
 
 // The codes of vector `j` in the bytes of a word for each row, where they stand among 8-bit codes.
 fn packed(b: Bits, j: u32) -> vec4<u32> {
-    let pair = vec4(j & 6u);
-    let bit = vec4(j);
-    let odd = (j & 1u) == 1u;
-    let twos = vec4(0x03030303u);
-    let ones = vec4(0x01010101u);
-    var c = (select(b.p0_even, b.p0_odd, odd) >> pair) & twos;
-    if (PLANES > 1u) {
-        c = (c << vec4(1u)) | ((b.p1 >> bit) & ones);
-    }
-    if (PLANES > 2u) {
-        c = (c << vec4(1u)) | ((b.p2 >> bit) & ones);
-    }
+    let half = j & 4u;
+    let upper = b.upper[j & 3u] << vec4(4u - half);
     if (PLANES > 3u) {
-        c = (c << vec4(2u)) | ((select(b.p3_even, b.p3_odd, odd) >> pair) & twos);
+        return merged(upper, b.lower[j & 3u] >> vec4(half), 0xf0f0f0f0u);
     }
-    if (PLANES > 4u) {
-        c = (c << vec4(2u)) | ((select(b.p4_even, b.p4_odd, odd) >> pair) & twos);
-    }
-    return c << vec4(8u - BITS);
+    return upper & vec4(0xf0f0f0f0u);
 }
 
 // The codes of a vector's four columns.
@@ -138,6 +144,16 @@ fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     let zeros = weights[m.zeros + at];
     let four = select(select(zeros.x, zeros.y, quad == 1u), select(zeros.z, zeros.w, quad == 3u), quad > 1u);
     return Codes(vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y)), vec4<f32>(unpack4xU8(four)));
+}
+
+// A quad of a unit on its way.
+struct Loaded {
+    bits: Bits,
+    codes: Codes,
+}
+
+fn load_unit(m: Matrix, tile: u32, unit: u32, quad: u32) -> Loaded {
+    return Loaded(load_bits(m, tile, unit, quad), load_codes(m, tile, unit, quad));
 }
 
 // Four columns of a row.

@@ -4,6 +4,7 @@
 use super::device::{Device, Memory};
 use super::experts::Loaded;
 use super::kv::GpuBuf;
+use super::operations::can_choose;
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
@@ -57,13 +58,13 @@ impl FeedForward {
     }
 
     /// Workgroups of `gate_up` for jobs of up to so many slots.
-    fn gate_grid(&self, jobs: usize, each: usize) -> [usize; 2] {
-        [row_blocks(self.ff, each), jobs]
+    fn gate_grid(&self, planes: u32, jobs: usize, each: usize) -> [usize; 2] {
+        [row_blocks(self.ff, planes, each), jobs]
     }
 
     /// Workgroups of `down` for jobs of up to so many slots.
-    fn down_grid(&self, jobs: usize, each: usize) -> [usize; 2] {
-        [row_blocks(self.d, each), jobs]
+    fn down_grid(&self, planes: u32, jobs: usize, each: usize) -> [usize; 2] {
+        [row_blocks(self.d, planes, each), jobs]
     }
 
     /// Workgroups of `down_sum` for one token.
@@ -166,7 +167,7 @@ impl State {
         let up = shape.gate_up(first, job[JOB_PLACE]);
         let down = shape.down_sum(first, gate.is_some());
         let variant = Variant { planes: planes_of(job[JOB_PLACE]), ..Variant::default() };
-        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(1, 1));
+        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(variant.planes, 1, 1));
         let memory = [&*memory, hidden, x, gate.unwrap_or(&self.spare[0])];
         self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.sum_grid());
         Ok(())
@@ -229,9 +230,9 @@ impl State {
                 let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
                 let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
-                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(count, many));
+                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(variant.planes, count, many));
                 let memory = [memory[0], hidden, out];
-                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(count, many));
+                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(variant.planes, count, many));
             }
         }
         Ok(())
@@ -247,7 +248,6 @@ impl State {
         of: Routed,
         experts: &[Expert],
     ) -> Result<bool> {
-        let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let Some(first) = experts.first() else { return Ok(false) };
         let Some(Loaded { table, banks, refinements }) =
             self.experts.load_all(gpu, &mut self.recorder, of, experts)?
@@ -255,56 +255,96 @@ impl State {
             return Ok(false);
         };
         let shape = FeedForward::of(first, of.top_k);
+        let planes = Form::of(&first.gate, 0).planes;
+        // Where some experts have a plane more, all are computed as if they had, and those that have not find zeros.
+        let mixed = refinements.is_some();
+        let finer = refinements.as_deref().unwrap_or_default();
+        let each = if tokens == 1 { 1 } else { MANY };
+        let variant =
+            Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
+        // What one launch can reach is chosen and computed by it.
+        if tokens == 1 && banks.len() == 1 && finer.len() <= 1 && of.experts <= MAX_CHOSEN_AMONG {
+            self.routed_token(gpu, &bufs, router, &shape, table, variant, &banks[0], finer.first())?;
+            return Ok(true);
+        }
+        let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let jobs_of = Some(table).filter(|_| tokens == 1);
         self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
         let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
         let (choices, jobs, none) = (self.choices.get(), self.jobs.get(), &self.spare[0]);
         let (experts, top_k) = (of.experts as u32, of.top_k as u32);
         let plain = Variant::default();
-        let (count, each) = match tokens {
-            1 => (of.top_k, 1),
+        let count = match tokens {
+            1 => of.top_k,
             _ => {
                 let count = most_jobs(of.experts, tokens, of.top_k);
                 let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
                 self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
-                (count, MANY)
+                count
             }
         };
-        // Where some experts have a plane more, all are computed as if they had, and those that have not find zeros.
-        let mixed = refinements.is_some();
-        let planes = Form::of(&first.gate, 0).planes;
-        let variant =
-            Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
-        let finer = refinements.as_deref().unwrap_or_default();
-        // A token's experts that one launch can reach are added up by it.
-        let at_once = tokens == 1 && banks.len() == 1 && finer.len() <= 1;
         for (i, bank) in banks.iter().enumerate() {
             for j in 0..finer.len().max(1) {
                 let finer = finer.get(j).map_or(none, |memory| memory);
                 let at = place(i, j, planes);
                 let memory = [bank, &h.memory, jobs, hidden, finer];
                 let memory = &memory[..4 + usize::from(mixed)];
-                let grid = shape.gate_grid(count, each as usize);
+                let grid = shape.gate_grid(variant.planes, count, each as usize);
                 self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);
-                if at_once {
-                    let memory = [bank, hidden, jobs, &x.memory, none, finer];
-                    let memory = &memory[..5 + usize::from(mixed)];
-                    let down = shape.down_sum(0, false);
-                    self.recorder.run(gpu, variant, &down, memory, shape.sum_grid());
-                } else {
-                    let memory = [bank, hidden, jobs, &slots.memory, finer];
-                    let memory = &memory[..4 + usize::from(mixed)];
-                    let grid = shape.down_grid(count, each as usize);
-                    self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
-                }
+                let memory = [bank, hidden, jobs, &slots.memory, finer];
+                let memory = &memory[..4 + usize::from(mixed)];
+                let grid = shape.down_grid(variant.planes, count, each as usize);
+                self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
             }
         }
-        if !at_once {
-            let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
-            let grid = [groups(shape.d), tokens];
-            self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
-            self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
-        }
+        let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
+        let grid = [groups(shape.d), tokens];
+        self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
+        self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
         Ok(true)
+    }
+
+    /// One token's, whose experts all lie in one buffer.
+    #[allow(clippy::too_many_arguments)]
+    fn routed_token(
+        &mut self,
+        gpu: &Device,
+        bufs: &RoutedBufs<'_, GpuBuf>,
+        router: &Router,
+        shape: &FeedForward,
+        table: u32,
+        variant: Variant,
+        bank: &Memory,
+        finer: Option<&Arc<Memory>>,
+    ) -> Result<()> {
+        can_choose(router)?;
+        let [group, group_up, _] = shape.groups;
+        let up = RouteGateUpParams {
+            d: shape.d as u32,
+            ff: shape.ff as u32,
+            group,
+            group_up,
+            experts: router.experts as u32,
+            top_k: router.top_k as u32,
+            renormalize: router.renormalize.into(),
+            scale: router.scale,
+            table,
+            kept: bufs.history.as_ref().is_some_and(|h| h.tokens > 0).into(),
+            at: bufs.history.as_ref().map_or(0, |h| h.at) as u32,
+        };
+        let hidden = self.hidden.at_least(gpu, router.top_k * shape.ff, "hidden values")?;
+        let jobs = self.jobs.at_least(gpu, router.top_k * JOB_WORDS, "jobs")?;
+        let [none, unkept, ..] = &self.spare;
+        let history = bufs.history.as_ref().map_or(unkept, |h| &h.buf.memory);
+        let finer = finer.map_or(none, |memory| memory);
+        let mixed = usize::from(variant.mixed);
+        let memory =
+            [bank, &bufs.h.memory, &bufs.logits.memory, &self.experts.table, hidden, jobs, history, finer];
+        let grid = shape.gate_grid(variant.planes, router.top_k, 1);
+        self.recorder.run(gpu, variant, &up, &memory[..7 + mixed], grid);
+        let memory = [bank, hidden, jobs, &bufs.x.memory, none, finer];
+        let grid = shape.sum_grid();
+        self.recorder.run(gpu, variant, &shape.down_sum(0, false), &memory[..5 + mixed], grid);
+        Ok(())
     }
 }

@@ -38,7 +38,7 @@ use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
-use dollop_shaders::{ADD, COPY, MANY, MANY_ROWS, ROWS, Variant, WORKGROUP};
+use dollop_shaders::{ADD, COPY, MANY, MANY_ROWS, PLAIN_ROWS, ROWS, Variant, WORKGROUP};
 use experts::{Experts, Room};
 use params::*;
 use pipelines::Pipelines;
@@ -421,9 +421,14 @@ impl Backend for GpuBackend {
     }
 }
 
-/// Workgroups that so many rows of a matrix make with so many tokens.
-fn row_blocks(rows: usize, tokens: usize) -> usize {
-    rows.div_ceil(if tokens == 1 { ROWS } else { MANY_ROWS } as usize)
+/// Workgroups that so many rows of a matrix of so many planes make with so many tokens.
+fn row_blocks(rows: usize, planes: u32, tokens: usize) -> usize {
+    let each = match (tokens, planes) {
+        (1, 0) => PLAIN_ROWS,
+        (1, _) => ROWS,
+        _ => MANY_ROWS,
+    };
+    rows.div_ceil(each as usize)
 }
 
 /// The variant for so many tokens, and how many workgroups they make.

@@ -156,7 +156,7 @@ impl State {
             norm.map_or(&spare[0], |(_, h)| h),
         ];
         let (variant, blocks) = by_tokens(first.form.planes, tokens);
-        let rows: usize = parts.iter().map(|(placed, _)| row_blocks(placed.rows, tokens)).sum();
+        let rows: usize = parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
         // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
         let each = if tokens == 1 { rows / ENOUGH } else { 1 };
         let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
@@ -302,12 +302,8 @@ impl State {
         table: Option<u32>,
         history: Option<&History<'_, GpuBuf>>,
     ) -> Result<()> {
+        can_choose(router)?;
         let Router { experts, top_k, renormalize, scale } = *router;
-        if experts > MAX_EXPERTS || top_k > MAX_TOP_K {
-            return Err(Error::Device(format!(
-                "{top_k} of {experts} experts: kernels choose up to {MAX_TOP_K} of {MAX_EXPERTS}"
-            )));
-        }
         let params = RouteParams {
             experts: experts as u32,
             top_k: top_k as u32,
@@ -367,6 +363,17 @@ impl State {
         let grid = [groups(d), choices.len() / top_k];
         self.recorder.run_with_ring(gpu, Variant::default(), &params, &[slots, out], 1, grid);
     }
+}
+
+/// Whether kernels have room for so many experts.
+pub(super) fn can_choose(router: &Router) -> Result<()> {
+    let Router { experts, top_k, .. } = *router;
+    if experts > MAX_EXPERTS || top_k > MAX_TOP_K {
+        return Err(Error::Device(format!(
+            "{top_k} of {experts} experts: kernels choose up to {MAX_TOP_K} of {MAX_EXPERTS}"
+        )));
+    }
+    Ok(())
 }
 
 /// How far back a token sees, 0 for without end.

@@ -60,6 +60,14 @@ params!(
 );
 
 params!(
+    /// `route_gate_up.wgsl`.
+    RouteGateUp, RouteGateUpParams {
+        d: u32, ff: u32, group: u32, group_up: u32, experts: u32, top_k: u32, renormalize: u32, scale: f32, table: u32,
+        kept: u32, at: u32,
+    }
+);
+
+params!(
     /// `down.wgsl`.
     Down, DownParams { d: u32, ff: u32, group: u32, first: u32, place: u32 }
 );
@@ -181,6 +189,9 @@ pub(super) const MAX_EXPERTS: usize = 1024;
 pub(super) const MAX_TOP_K: usize = 64;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_HEAD: usize = 512;
+
+/// Most experts of a layer that are chosen among by whoever computes them.
+pub(super) const MAX_CHOSEN_AMONG: usize = 512;
 
 /// Buffers that the experts of a layer lie in at most, and their refinements: as many as [`place`] has numbers for.
 pub(super) const MAX_BANKS: usize = 1 << 12;

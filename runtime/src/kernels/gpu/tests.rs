@@ -119,6 +119,7 @@ fn parameters_are_what_the_kernels_read() {
     let checked = [
         check::<LinearParams>(),
         check::<GateUpParams>(),
+        check::<RouteGateUpParams>(),
         check::<DownParams>(),
         check::<DownSumParams>(),
         check::<EmbedParams>(),

@@ -1,0 +1,76 @@
+// The best experts of a token, and their gates.
+//
+// Whoever imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e: u32) -> u32`,
+// the router's logit as bits, and `MAX_EXPERTS`.
+
+#import reduce
+
+const MAX_TOP_K = 64u;
+
+var<workgroup> keys: array<vec4<u32>, MAX_EXPERTS / 4u>;
+var<workgroup> chosen: array<u32, MAX_TOP_K>;
+var<workgroup> gates: array<f32, MAX_TOP_K>;
+
+// A total order of floats, NaN included, as unsigned numbers.
+fn ordered(b: u32) -> u32 {
+    return select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
+}
+
+// Brings the best to `chosen`, best first; ties go to the lower index.
+fn choose(token: u32, lane: u32) {
+    let vectors = (p.experts + 3u) / 4u;
+    for (var i = lane; i < vectors; i += 128u) {
+        // What is no expert comes behind all that are.
+        var key = vec4<u32>();
+        for (var j = 0u; j < min(4u, p.experts - 4u * i); j++) {
+            key[j] = ordered(logit(token, 4u * i + j));
+        }
+        keys[i] = key;
+    }
+    workgroupBarrier();
+    for (var e = lane; e < p.experts; e += 128u) {
+        // An expert's rank is the number of those before it.
+        let own = vec4(keys[e / 4u][e % 4u]);
+        var before = vec4<u32>();
+        for (var i = 0u; i < vectors; i++) {
+            let key = keys[i];
+            let index = vec4(4u * i) + vec4(0u, 1u, 2u, 3u);
+            before += select(vec4(0u), vec4(1u), (key > own) | ((key == own) & (index < vec4(e))));
+        }
+        let rank = (before.x + before.y) + (before.z + before.w);
+        if (rank < p.top_k) {
+            chosen[rank] = e;
+        }
+    }
+    workgroupBarrier();
+}
+
+// Brings the gates of those in `chosen` to `gates`: their part of a softmax over all experts or, where that is asked for, over
+// the chosen ones.
+fn weigh(token: u32, lane: u32) {
+    var high = -3.4e38;
+    for (var e = lane; e < p.experts; e += 128u) {
+        high = max(high, bitcast<f32>(logit(token, e)));
+    }
+    let highest = max_of_all(high, lane);
+    var exps = 0.0;
+    for (var e = lane; e < p.experts; e += 128u) {
+        let weight = exp(bitcast<f32>(logit(token, e)) - highest);
+        exps += weight;
+    }
+    let total = sum_of_all(exps, lane);
+    for (var r = lane; r < p.top_k; r += 128u) {
+        gates[r] = exp(bitcast<f32>(logit(token, chosen[r])) - highest) / total;
+    }
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var r = 0u; r < p.top_k; r++) {
+        sum += gates[r];
+    }
+    let scale = select(p.scale, p.scale / sum, p.renormalize == 1u && sum > 0.0);
+    workgroupBarrier();
+    for (var r = lane; r < p.top_k; r += 128u) {
+        gates[r] *= scale;
+    }
+    workgroupBarrier();
+}

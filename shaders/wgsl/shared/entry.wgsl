@@ -1,0 +1,15 @@
+// Where an expert's matrices lie, how they are corrected, and where their refinements lie: words of a table or of a job.
+//
+// Whoever imports this defines `fn entry_word(at: u32) -> u32`.
+
+const ENTRY_WORDS = 13u;
+
+// Matrix `m` of the expert whose words begin at `at`: gate, up, down.
+fn entry_matrix(at: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
+    let alpha = bitcast<f32>(entry_word(at + 4u + 2u * m));
+    let beta = bitcast<f32>(entry_word(at + 5u + 2u * m));
+    var found = matrix(entry_word(at + m), rows, cols, group, alpha, beta);
+    let top = entry_word(at + 10u + m);
+    found.top = select(top / 4u, top, top == 0xffffffffu);
+    return found;
+}
