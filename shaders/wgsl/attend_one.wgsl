@@ -64,51 +64,46 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     // The workgroup that sees the token itself.
     let last = id.y + 1u == p.tiles;
     let writes = id.x % group == 0u;
-    let tile = first_seen(p.pos) + 128u * id.y;
-    let begun = begin(kv_head, tile, p.pos, lane);
-    // All at once, so that their reads are under way together.
-    bring_head(QUERY, id.x, 0u, lane);
-    var squares = vec2(squares_of(QUERY, id.x, 0u, lane), 0.0);
-    if (last) {
-        bring_head(KEY, kv_head, 0u, lane);
-        bring_head(VALUE, kv_head, 0u, lane);
-        squares.y = squares_of(KEY, kv_head, 0u, lane);
-    }
-    let sums = sums_of_all(squares, lane);
-    workgroupBarrier();
-    finish_head(QUERY, scale_of_head(QUERY, sums.x), p.pos, lane);
-    if (last) {
-        finish_head(KEY, scale_of_head(KEY, sums.y), p.pos, lane);
-        finish_head(VALUE, 1.0, p.pos, lane);
-    }
-    workgroupBarrier();
+    take_head(QUERY, id.x, 0u, p.pos, lane);
     if (lane < cells) {
-        query[lane] = cell_of(QUERY, lane) * p.scale;
-        if (last) {
-            key[lane] = pack(cell_of(KEY, lane));
-            value[lane] = pack(cell_of(VALUE, lane));
+        query[lane] = cell_of(lane) * p.scale;
+    }
+    workgroupBarrier();
+    if (last) {
+        take_head(KEY, kv_head, 0u, p.pos, lane);
+        if (lane < cells) {
+            let cell = pack(cell_of(lane));
+            key[lane] = cell;
             if (writes) {
-                keys[key_place(kv_head, lane, p.pos)] = key[lane];
-                values[value_place(kv_head, lane, p.pos)] = value[lane];
+                keys[key_place(kv_head, lane, p.pos)] = cell;
             }
         }
+        workgroupBarrier();
+        take_head(VALUE, kv_head, 0u, p.pos, lane);
+        if (lane < cells) {
+            let cell = pack(cell_of(lane));
+            value[lane] = cell;
+            if (writes) {
+                values[value_place(kv_head, lane, p.pos)] = cell;
+            }
+        }
+        workgroupBarrier();
     }
-    workgroupBarrier();
-    let result = attend(begun, kv_head, tile, p.pos, lane);
+    let tile = attend(kv_head, first_seen(p.pos) + 128u * id.y, p.pos, lane);
     if (p.tiles == 1u) {
         if (lane < cells) {
-            write_cell(put_together(nothing(), result), lane, id.x * p.head_dim);
+            write_cell(put_together(nothing(), tile), lane, id.x * p.head_dim);
         }
         return;
     }
     let at = 4u * (id.x * p.tiles + id.y) * (cells + 1u);
     if (lane < cells) {
         for (var i = 0u; i < 4u; i++) {
-            out[at + 4u * lane + i] = result.sum[i];
+            out[at + 4u * lane + i] = tile.sum[i];
         }
     }
     if (lane == 0u) {
-        out[at + 4u * cells] = result.highest;
-        out[at + 4u * cells + 1u] = result.total;
+        out[at + 4u * cells] = tile.highest;
+        out[at + 4u * cells + 1u] = tile.total;
     }
 }

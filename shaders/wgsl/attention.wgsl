@@ -52,9 +52,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let last = p.pos + id.y;
     var all = nothing();
     for (var tile = first_seen(last); tile <= last; tile += 128u) {
-        let kv_head = id.x / (p.heads / p.kv_heads);
-        let begun = begin(kv_head, tile, last, lane);
-        all = put_together(all, attend(begun, kv_head, tile, last, lane));
+        all = put_together(all, attend(id.x / (p.heads / p.kv_heads), tile, last, lane));
     }
     if (lane < (p.head_dim + 3u) / 4u) {
         write_cell(all, lane, at);

@@ -4,6 +4,7 @@
 
 #import weights
 #import inputs
+#import one
 #import unit
 #import job
 #import x
@@ -42,6 +43,7 @@ fn input(t: u32, col: u32) -> vec4<f32> {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let ranks = select(1u, 4u, p.top_k >= 4u);
     let at_once = 128u / ranks;
+    know_one(p.ff);
     let units = (p.ff + 31u) / 32u;
     // What an invocation multiplies, and what it adds up: of one rank, the units of a slice in one row.
     let own = lane / at_once;
@@ -72,7 +74,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             }
             workgroupBarrier();
             for (var u = slice; u < at_once; u += SLICES) {
-                so_far += vec2(products[begin + u][row], products[128u + begin + u][row]);
+                so_far.x = plus_single(so_far.x, products[begin + u][row]);
+                so_far.y = plus_single(so_far.y, products[128u + begin + u][row]);
             }
             workgroupBarrier();
         }
@@ -82,7 +85,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         if (lane < 32u) {
             var all = 0.0;
             for (var s = 0u; s < SLICES; s++) {
-                all += slices[lane / 4u * 32u + 4u * s + lane % 4u];
+                all = plus_single(all, slices[lane / 4u * 32u + 4u * s + lane % 4u]);
             }
             rows[lane] = all;
         }

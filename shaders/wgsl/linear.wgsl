@@ -42,8 +42,9 @@ var<immediate> p: Params;
 
 var<private> first_token: u32;
 var<workgroup> scales: array<f32, TOKENS>;
-// Of what this invocation brought of one token.
+// One token's: of what this invocation brought, and what is known when all has been brought.
 var<private> squares: vec4<f32>;
+var<private> own_scale: f32;
 
 fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.cols || first_token + t >= p.tokens) {
@@ -61,8 +62,8 @@ fn input(t: u32, col: u32) -> vec4<f32> {
 
 // 1 / the root mean square of a token, of which this invocation has the squares of every 128th vector.
 fn norm_scale(squares: vec4<f32>, lane: u32) -> f32 {
-    let sum = sum_of_all((squares.x + squares.y) + (squares.z + squares.w), lane);
-    return 1.0 / sqrt(sum / f32(p.cols) + p.eps);
+    let sum = sum_of_all(sum_of_four(squares), lane);
+    return 1.0 / sqrt(fma(sum, 1.0 / f32(p.cols), p.eps));
 }
 
 fn write_normed(token: u32, scale: f32, lane: u32) {
@@ -104,6 +105,7 @@ fn blocks(rows: u32) -> u32 {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
+    know_one(p.cols);
     first_token = id.y * TOKENS;
     // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
     let writes = (p.flags & NORM) != 0u && id.x == 0u && p.part[0].at == 0u;
@@ -124,9 +126,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         write_normed(0u, own_scale, lane);
     }
 }
-
-// One token's, which is known when its inputs have been brought.
-var<private> own_scale: f32;
 
 fn rows_of(of_all: u32, fresh: bool, lane: u32) {
     var which = 0u;
@@ -154,13 +153,16 @@ fn rows_of(of_all: u32, fresh: bool, lane: u32) {
         if (t >= TOKENS || token >= p.tokens || row >= part.rows) {
             continue;
         }
-        var value = results[i].x;
+        // In one operation, for whether a compiler makes one of two is its affair.
+        var scale = 1.0;
+        var add = 0.0;
         if ((p.flags & NORM) != 0u) {
-            value = value * select(scales[t], own_scale, TOKENS == 1u);
+            scale = select(scales[t], own_scale, TOKENS == 1u);
         }
         if ((p.flags & BIAS) != 0u) {
-            value += bias[(p.bias + part.tiles) * 16u + row];
+            add = bias[(p.bias + part.tiles) * 16u + row];
         }
+        var value = fma(results[i].x, scale, add);
         let at = token * part.stride + part.at + row;
         if (which == 0u) {
             if ((p.flags & ADD) != 0u) {

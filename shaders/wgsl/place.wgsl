@@ -36,19 +36,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         }
     }
     let pos = p.pos + id.y;
-    bring_head(role, h, id.y, lane);
-    let squares = sum_of_all(squares_of(role, h, id.y, lane), lane);
-    workgroupBarrier();
-    finish_head(role, scale_of_head(role, squares), pos, lane);
-    workgroupBarrier();
+    take_head(role, h, id.y, pos, lane);
     let cells = (p.head_dim + 3u) / 4u;
     if (role == QUERY) {
         for (var i = lane; i < p.head_dim; i += 128u) {
-            rotated[(id.y * p.heads + h) * p.head_dim + i] = heads[role][i];
+            rotated[(id.y * p.heads + h) * p.head_dim + i] = head[i];
         }
     } else {
         for (var i = lane; i < cells; i += 128u) {
-            let cell = pack(cell_of(role, i));
+            let cell = pack(cell_of(i));
             if (role == KEY) {
                 keys[(h * cells + i) * p.capacity + pos] = cell;
             } else {

@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         let value = x[at + col];
         squares = fma(value, value, squares);
     }
-    let scale = 1.0 / sqrt(sum_of_all(squares, lane) / f32(p.cols) + p.eps);
+    let scale = 1.0 / sqrt(fma(sum_of_all(squares, lane), 1.0 / f32(p.cols), p.eps));
     for (var col = lane; col < p.cols; col += 128u) {
         out[at + col] = x[at + col] * scale * weight[col];
     }

@@ -17,58 +17,14 @@ var<workgroup> parts: array<vec4<f32>, 128>;
 
 // Cells that are read before the first of them is used.
 const AT_ONCE = 16u;
-alias Some = array<Cell, AT_ONCE>;
 
-// Cells of a position's key from `first` on.
-fn some_keys(kv_head: u32, cells: u32, first: u32, pos: u32) -> Some {
-    var some: Some;
-    for (var j = 0u; j < AT_ONCE; j++) {
-        some[j] = key_at(kv_head, min(first + j, cells - 1u), pos);
-    }
-    return some;
-}
-
-// A cell of the values of every so many of `n` positions of a tile.
-fn some_values(kv_head: u32, cell: u32, tile: u32, first: u32, every: u32, n: u32) -> Some {
-    var some: Some;
-    for (var j = 0u; j < AT_ONCE; j++) {
-        some[j] = value_at(kv_head, cell, tile + min(first + j * every, n - 1u));
-    }
-    return some;
-}
-
-// The first of a tile's cells, which can be on their way before the query is known.
-struct Begun {
-    keys: Some,
-    values: Some,
-}
-
-// Positions of a tile that are in the cache.
-fn cached(tile: u32, last: u32) -> u32 {
-    return min(128u, last + 1u - OWN - tile);
-}
-
-fn begin(kv_head: u32, tile: u32, last: u32, lane: u32) -> Begun {
-    let cells = (p.head_dim + 3u) / 4u;
-    let n = cached(tile, last);
-    var begun: Begun;
-    if (lane < n) {
-        begun.keys = some_keys(kv_head, cells, 0u, tile + lane);
-    }
-    let groups = 128u / cells;
-    if (lane / cells < min(groups, n)) {
-        begun.values = some_values(kv_head, lane % cells, tile, lane / cells, groups, n);
-    }
-    return begun;
-}
-
-// The query times the key of a position, of which the first cells are there.
-fn score_of(begun: Some, kv_head: u32, cells: u32, pos: u32) -> f32 {
+// The query times the key of a position.
+fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
     var dots = 0.0;
-    var some = begun;
     for (var i = 0u; i < cells; i += AT_ONCE) {
-        if (i > 0u) {
-            some = some_keys(kv_head, cells, i, pos);
+        var some: array<Cell, AT_ONCE>;
+        for (var j = 0u; j < AT_ONCE; j++) {
+            some[j] = key_at(kv_head, min(i + j, cells - 1u), pos);
         }
         for (var j = 0u; j < AT_ONCE; j++) {
             if (i + j < cells) {
@@ -80,13 +36,14 @@ fn score_of(begun: Some, kv_head: u32, cells: u32, pos: u32) -> f32 {
 }
 
 // The tile that begins at position `tile`, up to `last`: in lane `cell`, that cell of the values' weighted sum.
-fn attend(begun: Begun, kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
+fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     let cells = (p.head_dim + 3u) / 4u;
-    let n = cached(tile, last);
+    // Positions in the cache.
+    let end = last + 1u - OWN;
     let pos = tile + lane;
     var score = -3.0e38;
-    if (lane < n) {
-        score = score_of(begun.keys, kv_head, cells, pos);
+    if (pos < end) {
+        score = score_of(kv_head, cells, pos);
     } else if (pos == last) {
         score = 0.0;
         for (var i = 0u; i < cells; i++) {
@@ -108,10 +65,12 @@ fn attend(begun: Begun, kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     let group = lane / cells;
     var sum = vec4<f32>();
     if (group < groups) {
-        var some = begun.values;
+        let n = min(128u, end - tile);
         for (var i = group; i < n; i += groups * AT_ONCE) {
-            if (i > group) {
-                some = some_values(kv_head, cell, tile, i, groups, n);
+            var some: array<Cell, AT_ONCE>;
+            for (var j = 0u; j < AT_ONCE; j++) {
+                let at = min(i + j * groups, n - 1u);
+                some[j] = value_at(kv_head, cell, tile + at);
             }
             for (var j = 0u; j < AT_ONCE; j++) {
                 if (i + j * groups < n) {

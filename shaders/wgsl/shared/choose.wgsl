@@ -11,9 +11,9 @@ var<workgroup> keys: array<vec4<u32>, MAX_EXPERTS / 4u>;
 var<workgroup> chosen: array<u32, MAX_TOP_K>;
 var<workgroup> gates: array<f32, MAX_TOP_K>;
 
-// A total order of floats, NaN included, as unsigned numbers.
+// A total order of floats, NaN included, as unsigned numbers, of which none is the greatest there is.
 fn ordered(b: u32) -> u32 {
-    return select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
+    return min(select(b | 0x80000000u, ~b, (b >> 31u) == 1u), 0xfffffffeu);
 }
 
 // Brings the best to `chosen`, best first; ties go to the lower index.
@@ -29,13 +29,20 @@ fn choose(token: u32, lane: u32) {
     }
     workgroupBarrier();
     for (var e = lane; e < p.experts; e += 128u) {
-        // An expert's rank is the number of those before it.
-        let own = vec4(keys[e / 4u][e % 4u]);
-        var before = vec4<u32>();
-        for (var i = 0u; i < vectors; i++) {
-            let key = keys[i];
-            let index = vec4(4u * i) + vec4(0u, 1u, 2u, 3u);
-            before += select(vec4(0u), vec4(1u), (key > own) | ((key == own) & (index < vec4(e))));
+        // An expert's rank is the number of those before it: greater ones, and equal ones of a lower index.
+        let quad = keys[e / 4u];
+        let own = quad[e % 4u];
+        var before = select(vec4(0u), vec4(1u), (quad == vec4(own)) & (vec4(0u, 1u, 2u, 3u) < vec4(e % 4u)));
+        for (var i = 0u; i < vectors; i += 4u) {
+            // Read together, the last ones perhaps again.
+            var some: array<vec4<u32>, 4>;
+            for (var j = 0u; j < 4u; j++) {
+                some[j] = keys[min(i + j, vectors - 1u)];
+            }
+            for (var j = 0u; j < 4u; j++) {
+                let least = select(own + select(1u, 0u, i + j < e / 4u), 0xffffffffu, i + j >= vectors);
+                before += select(vec4(0u), vec4(1u), some[j] >= vec4(least));
+            }
         }
         let rank = (before.x + before.y) + (before.z + before.w);
         if (rank < p.top_k) {

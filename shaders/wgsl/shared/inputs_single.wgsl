@@ -1,5 +1,7 @@
 // Inputs of products as they are.
 
+#import one
+
 var<workgroup> x_tile: array<vec4<f32>, TOKENS * COLS / 4u>;
 var<workgroup> x_sums: array<f32, TOKENS * COLS / 32u>;
 
@@ -14,9 +16,9 @@ fn stage(first: u32, lane: u32) {
         for (var i = lane; i < TOKENS * COLS / 32u; i += 128u) {
             var sum = vec4<f32>();
             for (var j = 0u; j < 8u; j++) {
-                sum += x_tile[8u * i + j];
+                sum = plus(sum, x_tile[8u * i + j]);
             }
-            x_sums[i] = (sum.x + sum.y) + (sum.z + sum.w);
+            x_sums[i] = sum_of_four(sum);
         }
         workgroupBarrier();
     }

@@ -1,5 +1,7 @@
 // A unit of one token's inputs as they are.
 
+#import one
+
 var<private> x_unit: array<vec4<f32>, 8>;
 var<private> x_sum: f32;
 
@@ -7,10 +9,10 @@ fn take_unit(x: array<vec4<f32>, 8>) {
     var unit = x;
     var sum = vec4<f32>();
     for (var j = 0u; j < 8u; j++) {
-        sum += unit[j];
+        sum = plus(sum, unit[j]);
     }
     x_unit = unit;
-    x_sum = (sum.x + sum.y) + (sum.z + sum.w);
+    x_sum = sum_of_four(sum);
 }
 
 fn vector_of(t: u32, at: u32, j: u32) -> vec4<f32> {

@@ -12,7 +12,7 @@
 @group(0) @binding(4) var<storage, read> rope: array<f32>;          // [positions, 2, half]: cosines, sines
 
 const MAX_HEAD = 512u;
-var<workgroup> heads: array<array<f32, MAX_HEAD>, 3>; // of each role
+var<workgroup> head: array<f32, MAX_HEAD>;
 
 const QUERY = 0u;
 const KEY = 1u;
@@ -28,73 +28,58 @@ fn source(role: u32, i: u32) -> f32 {
     return v[i];
 }
 
-// The length of the norm of a role's heads, 0 for none. One as long as a head runs over the head, a longer one over the row.
-fn norm_of(role: u32) -> u32 {
-    return select(select(0u, p.k_norm, role == KEY), p.q_norm, role == QUERY);
-}
-
-// Where a token's row of a role's heads begins.
-fn row_of_heads(role: u32, token: u32) -> u32 {
-    return token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
-}
-
-// An invocation's part of the squares that a head is normed by.
-fn squares_of(role: u32, h: u32, token: u32, lane: u32) -> f32 {
-    let span = norm_of(role);
-    let begin = row_of_heads(role, token) + select(h * p.head_dim, 0u, span > p.head_dim);
-    var squares = 0.0;
-    for (var i = lane; i < span; i += 128u) {
-        let value = source(role, begin + i);
-        squares = fma(value, value, squares);
+// Brings head `h` of a token at a position into `head`, padded with zeros to whole cells.
+fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
+    let row = token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
+    let at = row + h * p.head_dim;
+    var span = 0u;
+    var weights = 0u;
+    if (role == QUERY) {
+        span = p.q_norm;
+    } else if (role == KEY) {
+        span = p.k_norm;
+        weights = p.q_norm;
     }
-    return squares;
-}
-
-// What a head is to be multiplied with, by the sum of squares.
-fn scale_of_head(role: u32, squares: f32) -> f32 {
-    let span = norm_of(role);
-    return select(1.0, 1.0 / sqrt(squares / f32(span) + p.eps), span > 0u);
-}
-
-// Brings head `h` of a token into memory, but for its scale; padded with zeros to whole cells.
-fn bring_head(role: u32, h: u32, token: u32, lane: u32) {
-    let at = row_of_heads(role, token) + h * p.head_dim;
-    let span = norm_of(role);
-    let weights = select(0u, p.q_norm, role == KEY) + select(0u, h * p.head_dim, span > p.head_dim);
+    // A norm as long as a head runs over the head, a longer one over the row.
+    let whole = span > p.head_dim;
+    var scale = 1.0;
+    if (span > 0u) {
+        let begin = select(at, row, whole);
+        var squares = 0.0;
+        for (var i = lane; i < span; i += 128u) {
+            let value = source(role, begin + i);
+            squares = fma(value, value, squares);
+        }
+        scale = 1.0 / sqrt(fma(sum_of_all(squares, lane), 1.0 / f32(span), p.eps));
+    }
     for (var i = lane; i < (p.head_dim + 3u) / 4u * 4u; i += 128u) {
         var value = 0.0;
         if (i < p.head_dim) {
             value = source(role, at + i);
             if (span > 0u) {
-                value = value * norms[weights + i];
+                value = value * scale * norms[weights + select(0u, h * p.head_dim, whole) + i];
+            }
+            if (p.limit > 0.0) {
+                value = clamp(value, -p.limit, p.limit);
             }
         }
-        heads[role][i] = value;
+        head[i] = value;
+    }
+    workgroupBarrier();
+    if (role != VALUE) {
+        for (var i = lane; i < p.half; i += 128u) {
+            let c = rope[pos * 2u * p.half + i];
+            let s = rope[pos * 2u * p.half + p.half + i];
+            let a = head[i];
+            let b = head[i + p.half];
+            head[i] = a * c - b * s;
+            head[i + p.half] = b * c + a * s;
+        }
+        workgroupBarrier();
     }
 }
 
-fn scaled(role: u32, i: u32, scale: f32) -> f32 {
-    let value = heads[role][i] * scale;
-    return select(value, clamp(value, -p.limit, p.limit), p.limit > 0.0);
-}
-
-// Scales a head in memory, and rotates what is to be rotated.
-fn finish_head(role: u32, scale: f32, pos: u32, lane: u32) {
-    let half = select(p.half, 0u, role == VALUE);
-    for (var i = lane; i < half; i += 128u) {
-        let c = rope[pos * 2u * half + i];
-        let s = rope[pos * 2u * half + half + i];
-        let a = scaled(role, i, scale);
-        let b = scaled(role, i + half, scale);
-        heads[role][i] = a * c - b * s;
-        heads[role][i + half] = b * c + a * s;
-    }
-    for (var i = 2u * half + lane; i < p.head_dim; i += 128u) {
-        heads[role][i] = scaled(role, i, scale);
-    }
-}
-
-// A cell of a head in memory.
-fn cell_of(role: u32, i: u32) -> vec4<f32> {
-    return vec4(heads[role][4u * i], heads[role][4u * i + 1u], heads[role][4u * i + 2u], heads[role][4u * i + 3u]);
+// A cell of `head`.
+fn cell_of(i: u32) -> vec4<f32> {
+    return vec4(head[4u * i], head[4u * i + 1u], head[4u * i + 2u], head[4u * i + 3u]);
 }

@@ -3,6 +3,7 @@
 
 #import weights
 #import inputs
+#import one
 #import unit
 
 const SLICES = 8u;
@@ -24,7 +25,7 @@ fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
         products[128u + lane] = (*sums)[2u * i + 1u];
         workgroupBarrier();
         for (var s = 0u; s < SLICES; s++) {
-            all[i] += products[128u * (lane / 64u) + 16u * s + row / 4u][row % 4u];
+            all[i] = plus_single(all[i], products[128u * (lane / 64u) + 16u * s + row / 4u][row % 4u]);
         }
         workgroupBarrier();
     }
@@ -33,6 +34,7 @@ fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
 
 // Products with the rows from ROWS · block on.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
+    know_one(cols);
     let units = (cols + 31u) / 32u;
     // Whose rows are beyond the last computes some others' again.
     let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);

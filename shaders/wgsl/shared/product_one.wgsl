@@ -10,6 +10,7 @@
 #import weights
 #import own_tile
 #import inputs
+#import one
 #import unit
 
 const SLICES = 8u;
@@ -26,6 +27,7 @@ alias Results = array<vec2<f32>, RESULTS>;
 
 // Products with the rows from ROWS · block on; inputs are `fresh` where none of them were multiplied with rows before.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
+    know_one(cols);
     let units = (cols + 31u) / 32u;
     let tile = block / 2u;
     let quad = 2u * (block % 2u) + lane % 2u;
@@ -58,7 +60,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
         workgroupBarrier();
         if (matrix < MATRICES) {
             for (var u = slice; u < UNITS; u += SLICES) {
-                sum += products[128u * matrix + 2u * u + row / 4u][row % 4u];
+                sum = plus_single(sum, products[128u * matrix + 2u * u + row / 4u][row % 4u]);
             }
         }
         workgroupBarrier();
@@ -68,7 +70,8 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
     var all = vec2<f32>();
     if (lane < 8u) {
         for (var s = 0u; s < SLICES; s++) {
-            all += vec2(slices[8u * s + lane], slices[64u + 8u * s + lane]);
+            all.x = plus_single(all.x, slices[8u * s + lane]);
+            all.y = plus_single(all.y, slices[64u + 8u * s + lane]);
         }
     }
     return Results(all);

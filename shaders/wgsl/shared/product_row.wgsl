@@ -4,6 +4,7 @@
 #import weights
 #import own_tile
 #import inputs
+#import one
 
 const SLICES = 8u;
 const RESULTS = 1u;
@@ -39,6 +40,7 @@ fn product(row: Row) -> f32 {
 
 // Products with the rows from ROWS · block on; inputs are `fresh` where none of them were multiplied with rows before.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
+    know_one(cols);
     let units = (cols + 31u) / 32u;
     let own = lane / 2u;
     let row = 2u * block + lane % 2u;
@@ -66,7 +68,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
         workgroupBarrier();
         if (lane < 16u * MATRICES) {
             for (var u = lane % 16u / 2u; u < UNITS; u += SLICES) {
-                sum += products[128u * (lane / 16u) + 2u * u + lane % 2u];
+                sum = plus_single(sum, products[128u * (lane / 16u) + 2u * u + lane % 2u]);
             }
         }
         workgroupBarrier();
@@ -78,7 +80,8 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
     var all = vec2<f32>();
     if (lane < 2u) {
         for (var s = 0u; s < SLICES; s++) {
-            all += vec2(slices[2u * s + lane], slices[16u * (MATRICES - 1u) + 2u * s + lane]);
+            all.x = plus_single(all.x, slices[2u * s + lane]);
+            all.y = plus_single(all.y, slices[16u * (MATRICES - 1u) + 2u * s + lane]);
         }
     }
     return Results(all);

@@ -12,7 +12,7 @@ struct Own {
 }
 
 var<private> size: u32;
-var<workgroup> lanes: array<vec2<f32>, 128>;
+var<workgroup> lanes: array<f32, 128>;
 
 // An invocation's place among the workgroup's. How subgroups lie among local indices is the driver's affair: this one puts
 // a subgroup's invocations side by side.
@@ -23,7 +23,7 @@ fn lane_of(own: Own) -> u32 {
 
 // One of `left` values, of which every subgroup had `size`: lane by lane, and again from the first where there are fewer
 // of them than lanes.
-fn pass_on(value: vec2<f32>, left: u32, lane: u32) -> vec2<f32> {
+fn pass_on(value: f32, left: u32, lane: u32) -> f32 {
     workgroupBarrier();
     if (lane < left && lane % size == 0u) {
         lanes[lane / size] = value;
@@ -33,11 +33,6 @@ fn pass_on(value: vec2<f32>, left: u32, lane: u32) -> vec2<f32> {
 }
 
 fn sum_of_all(value: f32, lane: u32) -> f32 {
-    return sums_of_all(vec2(value, 0.0), lane).x;
-}
-
-// Two at once.
-fn sums_of_all(value: vec2<f32>, lane: u32) -> vec2<f32> {
     var sum = value;
     var left = 128u;
     loop {
@@ -56,7 +51,7 @@ fn sums_of_all(value: vec2<f32>, lane: u32) -> vec2<f32> {
 fn max_of_all(value: f32, lane: u32) -> f32 {
     var highest = subgroupMax(value);
     for (var left = 128u; left > size; left = left / size) {
-        highest = subgroupMax(pass_on(vec2(highest, 0.0), left, lane).x);
+        highest = subgroupMax(pass_on(highest, left, lane));
     }
     return highest;
 }

@@ -5,7 +5,7 @@ struct Own {
     @builtin(local_invocation_index) index: u32,
 }
 
-var<workgroup> lanes: array<vec2<f32>, 128>;
+var<workgroup> lanes: array<f32, 128>;
 
 // An invocation's place among the workgroup's.
 fn lane_of(own: Own) -> u32 {
@@ -13,18 +13,13 @@ fn lane_of(own: Own) -> u32 {
 }
 
 // Puts values where halving brings neighbours together first, and without conflicts of banks.
-fn lay_out(value: vec2<f32>, lane: u32) {
+fn lay_out(value: f32, lane: u32) {
     workgroupBarrier();
     lanes[reverseBits(lane) >> 25u] = value;
     workgroupBarrier();
 }
 
 fn sum_of_all(value: f32, lane: u32) -> f32 {
-    return sums_of_all(vec2(value, 0.0), lane).x;
-}
-
-// Two at once.
-fn sums_of_all(value: vec2<f32>, lane: u32) -> vec2<f32> {
     lay_out(value, lane);
     for (var half = 64u; half > 0u; half = half / 2u) {
         if (lane < half) {
@@ -36,12 +31,12 @@ fn sums_of_all(value: vec2<f32>, lane: u32) -> vec2<f32> {
 }
 
 fn max_of_all(value: f32, lane: u32) -> f32 {
-    lay_out(vec2(value, 0.0), lane);
+    lay_out(value, lane);
     for (var half = 64u; half > 0u; half = half / 2u) {
         if (lane < half) {
-            lanes[lane].x = max(lanes[lane].x, lanes[lane + half].x);
+            lanes[lane] = max(lanes[lane], lanes[lane + half]);
         }
         workgroupBarrier();
     }
-    return lanes[0].x;
+    return lanes[0];
 }

@@ -1,5 +1,7 @@
 // One unit of unquantized weights times inputs.
 
+#import one
+
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
@@ -13,6 +15,6 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
         }
     }
     for (var t = 0u; t < TOKENS; t++) {
-        (*sums)[t] += dots[t];
+        (*sums)[t] = plus((*sums)[t], dots[t]);
     }
 }

@@ -1,5 +1,7 @@
 // One unit of nested weights times inputs. A group's zero point counts once per sum of inputs.
 
+#import one
+
 // A quad's unit times the unit `at` of every token's inputs. What a unit adds is rounded before it is added, so that it is the
 // same where another invocation adds it: a compiler may put a product and a sum into one operation, but no sum and a sum.
 fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
@@ -20,7 +22,7 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let zero = vec4(m.centre) - codes.zero;
     for (var t = 0u; t < TOKENS; t++) {
         let product = fma(zero, vec4(sum_of(t, at)), dots[t]);
-        (*sums)[t] += fma(scale, product, vec4(m.nothing));
+        (*sums)[t] = plus((*sums)[t], fma(scale, product, vec4(m.nothing)));
     }
 }
 

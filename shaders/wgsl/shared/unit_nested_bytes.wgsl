@@ -1,6 +1,8 @@
 // One unit of nested weights times inputs, both whole numbers. Codes less 128 are signed bytes at every level; what that
 // leaves out counts once per sum of inputs, as the zero point does. A unit's sum is below 2²¹, which f32 has.
 
+#import one
+
 fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let bits = unit.bits;
     let codes = unit.codes;
@@ -20,7 +22,7 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
         let whole = vec4<f32>(dots[t] + centre * sum);
         let product = fma(vec4(m.alpha), whole, vec4(m.beta * f32(sum)));
         // Rounded by itself: see unit_nested.wgsl.
-        (*sums)[t] += fma(codes.scale * scale_of(t, at), product, vec4(m.nothing));
+        (*sums)[t] = plus((*sums)[t], fma(codes.scale * scale_of(t, at), product, vec4(m.nothing)));
     }
 }
 

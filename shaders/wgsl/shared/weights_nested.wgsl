@@ -55,9 +55,11 @@ fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) ->
     // What is divided by.
     m.alpha = select(alpha, 1.0e-20, alpha == 0.0);
     m.beta = beta;
-    m.centre = m.beta / m.alpha;
     // Groups are multiples of 32.
     m.nothing = bitcast<f32>(group & 31u);
+    // A division may end in a product, which with the zero point that is taken away from it may become one operation, in one
+    // kernel and not in another: with nothing added it is rounded in all.
+    m.centre = m.beta / m.alpha + m.nothing;
     return m;
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{GpuInputs, GpuVariants};
 use crate::telemetry::GpuFault;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// A GPU, or something that poses as one.
@@ -49,12 +49,16 @@ impl AdapterInfo {
     }
 }
 
-fn instance() -> wgpu::Instance {
-    let mut how = wgpu::InstanceDescriptor::new_without_display_handle();
-    how.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    // No validation layers: they belong to the driver's developers, and the environment is not ours to read.
-    how.flags = wgpu::InstanceFlags::empty();
-    wgpu::Instance::new(how)
+/// The one instance of the process: a driver that is loaded and unloaded again and again may at last not load, as NVIDIA's does.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut how = wgpu::InstanceDescriptor::new_without_display_handle();
+        how.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        // No validation layers: they belong to the driver's developers, and the environment is not ours to read.
+        how.flags = wgpu::InstanceFlags::empty();
+        wgpu::Instance::new(how)
+    })
 }
 
 fn found() -> Vec<wgpu::Adapter> {

@@ -167,7 +167,14 @@ impl State {
         let up = shape.gate_up(first, job[JOB_PLACE]);
         let down = shape.down_sum(first, gate.is_some());
         let variant = Variant { planes: planes_of(job[JOB_PLACE]), ..Variant::default() };
-        self.recorder.run_with_ring(gpu, variant, &up, &[&memory, h, hidden], 2, shape.gate_grid(variant.planes, 1, 1));
+        self.recorder.run_with_ring(
+            gpu,
+            variant,
+            &up,
+            &[&memory, h, hidden],
+            2,
+            shape.gate_grid(variant.planes, 1, 1),
+        );
         let memory = [&*memory, hidden, x, gate.unwrap_or(&self.spare[0])];
         self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.sum_grid());
         Ok(())
@@ -230,9 +237,23 @@ impl State {
                 let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
                 let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
-                self.recorder.run_with_ring(gpu, variant, &up, &memory, 2, shape.gate_grid(variant.planes, count, many));
+                self.recorder.run_with_ring(
+                    gpu,
+                    variant,
+                    &up,
+                    &memory,
+                    2,
+                    shape.gate_grid(variant.planes, count, many),
+                );
                 let memory = [memory[0], hidden, out];
-                self.recorder.run_with_ring(gpu, variant, &down, &memory, 2, shape.down_grid(variant.planes, count, many));
+                self.recorder.run_with_ring(
+                    gpu,
+                    variant,
+                    &down,
+                    &memory,
+                    2,
+                    shape.down_grid(variant.planes, count, many),
+                );
             }
         }
         Ok(())

@@ -156,7 +156,8 @@ impl State {
             norm.map_or(&spare[0], |(_, h)| h),
         ];
         let (variant, blocks) = by_tokens(first.form.planes, tokens);
-        let rows: usize = parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
+        let rows: usize =
+            parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
         // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
         let each = if tokens == 1 { rows / ENOUGH } else { 1 };
         let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
