@@ -1,7 +1,7 @@
 //! Puts the kernels' parts together, validates every variant, and writes what binds where as Rust.
 
-use naga::valid::{Capabilities, ValidationFlags, Validator};
-use naga::{AddressSpace, StorageAccess, TypeInner};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, BinaryOperator, Expression, Handle, Module, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -137,9 +137,12 @@ fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> Stri
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, v.subgroups);
     capabilities.set(Capabilities::SHADER_FLOAT16, v.inputs == HALF);
-    Validator::new(ValidationFlags::all(), capabilities)
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
+    if v.inputs != HALF {
+        fixed_sums(&label, &module, &info);
+    }
     let [entry] = &module.entry_points[..] else { panic!("{label}: one entry point") };
     let (mut bindings, mut params, mut size) = (Vec::new(), String::new(), 0);
     let mut shared = 0;
@@ -178,6 +181,43 @@ fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> Stri
         entry.name,
         entry.workgroup_size
     )
+}
+
+/// Functions whose sums are to be the same in every kernel.
+const FIXED: [&str; 8] =
+    ["multiply", "add_unit", "add_loaded", "add_slices", "take_unit", "stage", "product", "norm_scale"];
+
+/// Panics where a compiler would have a choice in them (`shared/one.wgsl`): where floats are added by anything but `fma`, or
+/// one is taken away from what was just multiplied or divided.
+fn fixed_sums(label: &str, module: &Module, info: &ModuleInfo) {
+    for (handle, function) in module.functions.iter() {
+        let name = function.name.as_deref().unwrap_or_default();
+        if !FIXED.contains(&name) {
+            continue;
+        }
+        let computed = |mut e: Handle<Expression>| {
+            while let Expression::Splat { value, .. } = function.expressions[e] {
+                e = value;
+            }
+            matches!(
+                function.expressions[e],
+                Expression::Binary { op: BinaryOperator::Multiply | BinaryOperator::Divide, .. }
+            )
+        };
+        for (e, expression) in function.expressions.iter() {
+            let Expression::Binary { op, left, right } = *expression else { continue };
+            let inner = info[handle][e].ty.inner_with(&module.types);
+            if inner.scalar_kind() != Some(ScalarKind::Float) {
+                continue;
+            }
+            let free = match op {
+                BinaryOperator::Add => true,
+                BinaryOperator::Subtract => computed(left) || computed(right),
+                _ => false,
+            };
+            assert!(!free, "{label}: a sum in {name} is not fixed");
+        }
+    }
 }
 
 fn camel(kernel: &str) -> String {

@@ -146,6 +146,12 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
+        // The last position alone spares the others the last layer's feed-forward, and is the same.
+        session.rewind(0);
+        let last = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().pop().unwrap();
+        session.rewind(0);
+        let best = session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 8).unwrap();
+        assert!(best.iter().all(|&(id, logit)| last[id as usize] == logit), "{name}: {best:?}");
         // Of one in several chunks, each begins while the next is recorded.
         let mut session = engine.session(SessionOptions { context: Some(32), chunk: Some(3) }).unwrap();
         let before = engine.gpu_stats().unwrap();
@@ -235,6 +241,16 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
         }
     }
     assert!(adapted[0] == adapted[1], "the same input from the same state gives another output");
+    // Where the last position alone is asked for, the last layer wants its experts alone.
+    let wanted = |ask: &dyn Fn(&mut Session)| {
+        let engine = Engine::open(&default_model(), &streaming(exact, 0.3)).unwrap();
+        ask(&mut engine.session(SessionOptions::default()).unwrap());
+        engine.stream_stats().unwrap().planes_wanted[0]
+    };
+    let ids = noise(PROMPT as u32);
+    let all = wanted(&|session| drop(session.logits(&ids).unwrap()));
+    let last = wanted(&|session| drop(session.best(&ids, 1).unwrap()));
+    assert!(last < all, "{last} experts for the last of {PROMPT} tokens, {all} for all");
 }
 
 #[test]

@@ -9,7 +9,7 @@ struct Params {
     cols: u32,
     group: u32,
     alpha: f32,
-    beta: f32,
+    centre: f32,
     ids: u32,   // where the ids begin
 }
 
@@ -25,7 +25,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }
     let row = token - p.first;
-    let m = matrix(p.base, p.rows, p.cols, p.group, p.alpha, p.beta);
+    let m = matrix(p.base, p.rows, p.cols, p.group, p.alpha, p.centre);
     let values = four(m, row / 16u, col / 32u, col % 32u / 4u, row % 16u);
     for (var i = 0u; i < min(4u, p.cols - col); i++) {
         out[id.y * p.cols + col + i] = values[i];

@@ -16,7 +16,7 @@ struct Part {
     group: u32,
     tiles: u32, // of the parts before
     alpha: f32,
-    beta: f32,
+    centre: f32,
     at: u32,    // where its first row goes
     stride: u32, // values per token in its output
 }
@@ -139,7 +139,7 @@ fn rows_of(of_all: u32, fresh: bool, lane: u32) {
         }
     }
     let part = p.part[which];
-    let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.beta);
+    let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.centre);
 
     squares = vec4<f32>();
     let results = multiply(m, m, p.cols, block, fresh, lane);

@@ -214,10 +214,12 @@ impl Model {
         }
         b.embed(&w.embed, tokens, &mut s.x);
         // Behind the last layer's keys and values only those positions count whose logits are wanted.
-        let needed = match want {
-            Want::All => n,
-            Want::Last | Want::Best(_) => b.tail(n).unwrap_or(n),
-            Want::Nothing => b.tail(n).map_or(n, |_| 0),
+        // Who notes choices learns from all.
+        let tail = if s.noted.is_some() { None } else { b.tail(n) };
+        let needed = match (want, tail) {
+            (Want::All, _) | (_, None) => n,
+            (Want::Last | Want::Best(_), Some(tail)) => tail,
+            (Want::Nothing, Some(_)) => 0,
         };
         let (mut n, before) = (n, n - needed);
         for (i, layer) in w.layers.iter().enumerate() {

@@ -6,7 +6,7 @@
 fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let bits = unit.bits;
     let codes = unit.codes;
-    let centre = vec4(128) - vec4<i32>(codes.zero);
+    let zero = vec4(128) - vec4<i32>(codes.zero);
     var dots: array<vec4<i32>, TOKENS>;
     for (var j = 0u; j < 8u; j++) {
         let w = packed(bits, j) ^ vec4(0x80808080u);
@@ -19,8 +19,8 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     }
     for (var t = 0u; t < TOKENS; t++) {
         let sum = sum_of(t, at);
-        let whole = vec4<f32>(dots[t] + centre * sum);
-        let product = fma(vec4(m.alpha), whole, vec4(m.beta * f32(sum)));
+        let whole = vec4<f32>(dots[t] + zero * sum);
+        let product = m.alpha * fma(vec4(m.centre), vec4(f32(sum)), whole);
         // Rounded by itself: see unit_nested.wgsl.
         (*sums)[t] = plus((*sums)[t], fma(codes.scale * scale_of(t, at), product, vec4(m.nothing)));
     }

@@ -20,7 +20,6 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
         }
     }
     for (var t = 0u; t < TOKENS; t++) {
-        let scale = m.alpha * scale_of(t, at);
-        (*sums)[t] += codes.scale * fma(vec4(scale), dots[t], vec4(m.beta * sum_of(t, at)));
+        (*sums)[t] += codes.scale * m.alpha * fma(vec4(scale_of(t, at)), dots[t], vec4(m.centre * sum_of(t, at)));
     }
 }

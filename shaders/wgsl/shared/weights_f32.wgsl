@@ -11,7 +11,7 @@ struct Matrix {
 }
 
 // `base` is a word.
-fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) -> Matrix {
+fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) -> Matrix {
     return Matrix(base / 4u, (rows + 15u) / 16u, (cols + 31u) / 32u, 0u);
 }
 

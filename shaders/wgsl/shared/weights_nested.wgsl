@@ -20,8 +20,7 @@ struct Matrix {
     groups: u32,
     halves: u32, // the logarithm of a group's units
     alpha: f32,
-    beta: f32,
-    centre: f32,  // beta / alpha
+    centre: f32,  // what is added to codes, but for their zero point
     nothing: f32, // zero, which compilers do not know
 }
 
@@ -39,7 +38,7 @@ struct Codes {
 }
 
 // `base` is a word.
-fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) -> Matrix {
+fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) -> Matrix {
     var m: Matrix;
     m.tiles = (rows + 15u) / 16u;
     // Groups are of 32 or 64 columns: shifts, where divisions would take longer than a unit's product.
@@ -52,14 +51,10 @@ fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32) ->
     m.zeros = m.scales + aligned(2u * m.tiles * m.groups);
     m.rest = m.zeros + aligned(m.tiles * m.groups);
     m.top = NOWHERE;
-    // What is divided by.
-    m.alpha = select(alpha, 1.0e-20, alpha == 0.0);
-    m.beta = beta;
+    m.alpha = alpha;
+    m.centre = centre;
     // Groups are multiples of 32.
     m.nothing = bitcast<f32>(group & 31u);
-    // A division may end in a product, which with the zero point that is taken away from it may become one operation, in one
-    // kernel and not in another: with nothing added it is rounded in all.
-    m.centre = m.beta / m.alpha + m.nothing;
     return m;
 }
 
@@ -164,5 +159,5 @@ fn four(m: Matrix, tile: u32, unit: u32, j: u32, row: u32) -> vec4<f32> {
     let scale = c.scale[row % 4u];
     let zero = c.zero[row % 4u];
     let codes = vec4<f32>(unpack4xU8(packed(load_bits(m, tile, unit, row / 4u), j)[row % 4u]));
-    return scale * m.alpha * codes + scale * (m.beta - m.alpha * zero);
+    return scale * m.alpha * (codes + (m.centre - zero));
 }

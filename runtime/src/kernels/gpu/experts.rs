@@ -277,7 +277,7 @@ impl Layer {
             words[m] = form.base;
             words[JOB_PLACE] = place(bank, 0, form.planes);
             words[JOB_FITS + 2 * m] = form.alpha.to_bits();
-            words[JOB_FITS + 2 * m + 1] = form.beta.to_bits();
+            words[JOB_FITS + 2 * m + 1] = form.centre.to_bits();
             words[JOB_TOPS + m] = NOWHERE;
         }
         (words, bank)

@@ -30,8 +30,8 @@ pub use options::GpuOptions;
 
 use super::cpu::ScratchShape;
 use super::{
-    Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs,
-    Router,
+    Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, Routed,
+    RoutedBufs, Router,
 };
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
@@ -298,6 +298,11 @@ impl Backend for GpuBackend {
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
         self.lock().recorder.forget_gone(&self.gpu);
         GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
+    }
+
+    fn tail(&self, tokens: usize) -> Option<usize> {
+        // In half precision a token alone is not what it is among others.
+        (self.gpu.variants.inputs != GpuInputs::Half).then_some(1.min(tokens))
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut GpuBuf) {

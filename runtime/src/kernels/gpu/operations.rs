@@ -43,9 +43,9 @@ impl State {
         assert!(tokens.len() <= MAX_TOKENS, "{} tokens at once", tokens.len());
         let ids = self.recorder.put(gpu, tokens, 1);
         for Placed { memory, form, first, rows } in parts.iter() {
-            let Form { base, planes, group, alpha, beta } = *form;
+            let Form { base, planes, group, alpha, centre } = *form;
             let (first, rows, cols) = (*first as u32, *rows as u32, cols as u32);
-            let params = EmbedParams { base, first, rows, cols, group, alpha, beta, ids };
+            let params = EmbedParams { base, first, rows, cols, group, alpha, centre, ids };
             let variant = Variant { planes, ..Variant::default() };
             let grid = [groups(cols.div_ceil(4) as usize), tokens.len()];
             self.recorder.run_with_ring(gpu, variant, &params, &[memory, out], 1, grid);
@@ -123,9 +123,9 @@ impl State {
         };
         let mut tiles = 0;
         for (part, (placed, linear)) in params.part.iter_mut().zip(parts) {
-            let Form { base, group, alpha, beta, .. } = placed.form;
+            let Form { base, group, alpha, centre, .. } = placed.form;
             let (rows, at) = (placed.rows as u32, placed.first as u32);
-            *part = Part { base, rows, group, tiles, alpha, beta, at, stride: linear.matrix.rows() as u32 };
+            *part = Part { base, rows, group, tiles, alpha, centre, at, stride: linear.matrix.rows() as u32 };
             tiles += rows.div_ceil(TILE_ROWS as u32);
         }
         let bias = match parts.iter().find_map(|(_, l)| l.bias) {

@@ -37,7 +37,7 @@ pub(super) struct Part {
     pub(super) group: u32,
     pub(super) tiles: u32,
     pub(super) alpha: f32,
-    pub(super) beta: f32,
+    pub(super) centre: f32,
     pub(super) at: u32,
     pub(super) stride: u32,
 }
@@ -80,7 +80,7 @@ params!(
 params!(
     /// `embed.wgsl`.
     Embed, EmbedParams {
-        base: u32, first: u32, rows: u32, cols: u32, group: u32, alpha: f32, beta: f32, ids: u32,
+        base: u32, first: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32, ids: u32,
     }
 );
 

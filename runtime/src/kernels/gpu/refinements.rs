@@ -7,6 +7,7 @@
 use super::device::{Device, Memory};
 use super::experts::{Banks, Entry, MATRICES, banks, device_plane, matrices};
 use super::params::{ENTRY_WORDS, JOB_FITS, JOB_PLACE, JOB_TOPS, place};
+use super::weights::centred;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
 use crate::quant::{Matrix, PLANES};
@@ -95,8 +96,7 @@ impl Refinements {
         let (bank, start) = self.find(r.slot);
         entry[JOB_PLACE] |= place(0, bank, 0);
         for (m, fit) in r.fits.iter().enumerate() {
-            entry[JOB_FITS + 2 * m] = fit.alpha.to_bits();
-            entry[JOB_FITS + 2 * m + 1] = fit.beta.to_bits();
+            entry[JOB_FITS + 2 * m..][..2].copy_from_slice(&centred(*fit).map(f32::to_bits));
             entry[JOB_TOPS + m] = ((start + self.at[m]) / 4) as u32;
         }
         entry

@@ -6,7 +6,7 @@
 use super::device::{Device, Memory};
 use crate::error::Result;
 use crate::kernels::RopeTable;
-use crate::quant::{Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use crate::quant::{Fit, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -29,20 +29,25 @@ pub(super) struct Form {
     pub(super) planes: u32,
     pub(super) group: u32,
     pub(super) alpha: f32,
-    pub(super) beta: f32,
+    pub(super) centre: f32,
+}
+
+/// A level's correction as kernels take it: what codes are multiplied with, and what is added to them before. They divide nothing:
+/// a compiler may make a quotient and a difference one operation, in one kernel and not in another.
+pub(super) fn centred(fit: Fit) -> [f32; 2] {
+    let alpha = if fit.alpha.abs() < 1e-20 { 1e-20 } else { fit.alpha };
+    [alpha, fit.beta / alpha]
 }
 
 impl Form {
     pub(super) fn of(m: &Matrix, base: u32) -> Form {
         match m {
-            Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, beta: 0.0 },
-            Matrix::Nested(n) => Form {
-                base,
-                planes: n.level().planes() as u32,
-                group: n.shape().group as u32,
-                alpha: n.fit().alpha,
-                beta: n.fit().beta,
-            },
+            Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, centre: 0.0 },
+            Matrix::Nested(n) => {
+                let [alpha, centre] = centred(n.fit());
+                let (planes, group) = (n.level().planes() as u32, n.shape().group as u32);
+                Form { base, planes, group, alpha, centre }
+            }
         }
     }
 }
