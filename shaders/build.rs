@@ -184,8 +184,21 @@ fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> Stri
 }
 
 /// Functions whose sums are to be the same in every kernel.
-const FIXED: [&str; 8] =
-    ["multiply", "add_unit", "add_loaded", "add_slices", "take_unit", "stage", "product", "norm_scale"];
+const FIXED: [&str; 13] = [
+    "multiply",
+    "add_unit",
+    "add_loaded",
+    "add_slices",
+    "take_unit",
+    "stage",
+    "product",
+    "norm_scale",
+    "take_head",
+    "score_of",
+    "attend",
+    "put_together",
+    "weigh",
+];
 
 /// Panics where a compiler would have a choice in them (`shared/one.wgsl`): where floats are added by anything but `fma`, or
 /// one is taken away from what was just multiplied or divided.

@@ -7,6 +7,7 @@
 // `fn own_key(i: u32) -> Cell` and `fn own_value`.
 
 #import kv
+#import one
 #import reduce
 #import softmax
 
@@ -28,7 +29,7 @@ fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
         }
         for (var j = 0u; j < AT_ONCE; j++) {
             if (i + j < cells) {
-                dots += dot(query[i + j], unpack(some[j]));
+                dots = plus_single(dots, fixed_dot(query[i + j], unpack(some[j])));
             }
         }
     }
@@ -37,6 +38,7 @@ fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
 
 // The tile that begins at position `tile`, up to `last`: in lane `cell`, that cell of the values' weighted sum.
 fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
+    know_one(p.head_dim);
     let cells = (p.head_dim + 3u) / 4u;
     // Positions in the cache.
     let end = last + 1u - OWN;
@@ -47,7 +49,7 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     } else if (pos == last) {
         score = 0.0;
         for (var i = 0u; i < cells; i++) {
-            score += dot(query[i], unpack(own_key(i)));
+            score = plus_single(score, fixed_dot(query[i], unpack(own_key(i))));
         }
     }
     var result: Tile;
@@ -87,7 +89,7 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     workgroupBarrier();
     if (lane < cells) {
         for (var g = 0u; g < groups; g++) {
-            result.sum += parts[g * cells + lane];
+            result.sum = plus(result.sum, parts[g * cells + lane]);
         }
     }
     workgroupBarrier();

@@ -3,6 +3,7 @@
 // Whoever imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e: u32) -> u32`,
 // the router's logit as bits, and `MAX_EXPERTS`.
 
+#import one
 #import reduce
 
 const MAX_TOP_K = 64u;
@@ -55,6 +56,7 @@ fn choose(token: u32, lane: u32) {
 // Brings the gates of those in `chosen` to `gates`: their part of a softmax over all experts or, where that is asked for, over
 // the chosen ones.
 fn weigh(token: u32, lane: u32) {
+    know_one(p.experts);
     var high = -3.4e38;
     for (var e = lane; e < p.experts; e += 128u) {
         high = max(high, bitcast<f32>(logit(token, e)));
@@ -62,8 +64,7 @@ fn weigh(token: u32, lane: u32) {
     let highest = max_of_all(high, lane);
     var exps = 0.0;
     for (var e = lane; e < p.experts; e += 128u) {
-        let weight = exp(bitcast<f32>(logit(token, e)) - highest);
-        exps += weight;
+        exps = plus_single(exps, exp(bitcast<f32>(logit(token, e)) - highest));
     }
     let total = sum_of_all(exps, lane);
     for (var r = lane; r < p.top_k; r += 128u) {
@@ -72,7 +73,7 @@ fn weigh(token: u32, lane: u32) {
     workgroupBarrier();
     var sum = 0.0;
     for (var r = 0u; r < p.top_k; r++) {
-        sum += gates[r];
+        sum = plus_single(sum, gates[r]);
     }
     let scale = select(p.scale, p.scale / sum, p.renormalize == 1u && sum > 0.0);
     workgroupBarrier();

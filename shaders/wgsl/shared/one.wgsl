@@ -21,3 +21,7 @@ fn sum_of_four(v: vec4<f32>) -> f32 {
     let pairs = fma(v.xz, vec2(one), v.yw);
     return fma(pairs.x, one, pairs.y);
 }
+
+fn fixed_dot(a: vec4<f32>, b: vec4<f32>) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, a.x * b.x)));
+}

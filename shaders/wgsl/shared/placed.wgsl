@@ -72,8 +72,8 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
             let s = rope[pos * 2u * p.half + p.half + i];
             let a = head[i];
             let b = head[i + p.half];
-            head[i] = a * c - b * s;
-            head[i + p.half] = b * c + a * s;
+            head[i] = fma(a, c, -(b * s));
+            head[i + p.half] = fma(b, c, a * s);
         }
         workgroupBarrier();
     }
