@@ -2,7 +2,7 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, BinaryOperator, Expression, Handle, Module, ScalarKind, StorageAccess, TypeInner};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
@@ -125,7 +125,13 @@ fn head(axes: &[Axis], v: &Variant) -> String {
 }
 
 /// Writes one shader as a Rust expression.
-fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> String {
+fn describe(
+    kernel: &str,
+    axes: &[Axis],
+    v: &Variant,
+    files: &mut Files,
+    fixed: &mut BTreeSet<&'static str>,
+) -> String {
     let label = format!("{kernel}, {v:?}");
     let (head, mut parts) = (head(axes, v), Vec::new());
     expand(kernel, v, files, &mut parts);
@@ -141,7 +147,7 @@ fn describe(kernel: &str, axes: &[Axis], v: &Variant, files: &mut Files) -> Stri
         .validate(&module)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     if v.inputs != HALF {
-        fixed_sums(&label, &module, &info);
+        fixed_sums(&label, &module, &info, fixed);
     }
     let [entry] = &module.entry_points[..] else { panic!("{label}: one entry point") };
     let (mut bindings, mut params, mut size) = (Vec::new(), String::new(), 0);
@@ -201,13 +207,13 @@ const FIXED: [&str; 13] = [
 ];
 
 /// Panics where a compiler would have a choice in them (`shared/one.wgsl`): where floats are added by anything but `fma`, or
-/// one is taken away from what was just multiplied or divided.
-fn fixed_sums(label: &str, module: &Module, info: &ModuleInfo) {
+/// one is taken away from what was just multiplied or divided. Notes which of them it has seen.
+fn fixed_sums(label: &str, module: &Module, info: &ModuleInfo, seen: &mut BTreeSet<&'static str>) {
     for (handle, function) in module.functions.iter() {
-        let name = function.name.as_deref().unwrap_or_default();
-        if !FIXED.contains(&name) {
+        let Some(&name) = FIXED.iter().find(|&&name| function.name.as_deref() == Some(name)) else {
             continue;
-        }
+        };
+        seen.insert(name);
         let computed = |mut e: Handle<Expression>| {
             while let Expression::Splat { value, .. } = function.expressions[e] {
                 e = value;
@@ -241,12 +247,15 @@ fn main() {
     println!("cargo::rerun-if-changed=wgsl");
     println!("cargo::rerun-if-changed=variants.rs");
     let (mut names, mut shaders, mut files) = (String::new(), String::new(), Files::default());
+    let mut fixed = BTreeSet::new();
     for (kernel, axes) in KERNELS {
         writeln!(names, "/// `wgsl/{kernel}.wgsl`.\n{},", camel(kernel)).expect("a string grows");
         for v in variants(axes) {
-            shaders += &describe(kernel, axes, &v, &mut files);
+            shaders += &describe(kernel, axes, &v, &mut files, &mut fixed);
         }
     }
+    // A function that has another name now would not be looked at.
+    assert_eq!(fixed, BTreeSet::from(FIXED), "functions whose sums were looked at");
     let texts = files.0.keys().map(|f| format!("const {}: &str = {:?};\n", constant(f), files.part(f)));
     let texts: String = texts.collect();
     let text = format!(
