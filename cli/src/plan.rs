@@ -17,7 +17,11 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let budget = plan.budget.map_or("no limit".to_owned(), bytes);
     writeln!(out, "budget              {budget}")?;
     writeln!(out, "  program, tables   {:>10}", bytes(plan.overhead_bytes))?;
-    writeln!(out, "  dense weights     {:>10}", bytes(plan.dense_bytes))?;
+    let unheld = match plan.unheld_embedding_bytes {
+        0 => String::new(),
+        n => format!("  without the embedding, {}, of which rows are read from the file", bytes(n)),
+    };
+    writeln!(out, "  dense weights     {:>10}{unheld}", bytes(plan.dense_bytes))?;
     writeln!(out, "  KV cache          {:>10}  for {} tokens", bytes(plan.kv_bytes), plan.context)?;
     writeln!(
         out,

@@ -345,6 +345,11 @@ impl Mark {
             s.upgrades,
             bytes(s.bytes_moved),
         );
+        if s.bytes_embedding > 0 {
+            let each = bytes(s.bytes_embedding / tokens.max(1) as u64);
+            text +=
+                &format!("\nembedding  not held; {} read in all, {each} a token", bytes(s.bytes_embedding));
+        }
         let (dropped, redirected) = (departures.0 - self.departures.0, departures.1 - self.departures.1);
         if dropped + redirected > 0 {
             text += &format!("\nrouting    {dropped} choices dropped, {redirected} redirected");

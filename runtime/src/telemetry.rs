@@ -51,6 +51,8 @@ pub struct StreamStats {
     pub bytes_wanted: u64,
     /// Bytes read ahead of need.
     pub bytes_ahead: u64,
+    /// Bytes read for rows of an embedding that is not held: of no expert, and in no other figure of bytes.
+    pub bytes_embedding: u64,
     /// Reads of planes that added to an expert already in part resident.
     pub upgrades: u64,
     /// Planes given up above the base.
@@ -110,6 +112,7 @@ impl StreamStats {
             planes_hit: planes(&self.planes_hit, &earlier.planes_hit),
             bytes_wanted: self.bytes_wanted - earlier.bytes_wanted,
             bytes_ahead: self.bytes_ahead - earlier.bytes_ahead,
+            bytes_embedding: self.bytes_embedding - earlier.bytes_embedding,
             upgrades: self.upgrades - earlier.upgrades,
             downgrades: self.downgrades - earlier.downgrades,
             evictions: self.evictions - earlier.evictions,

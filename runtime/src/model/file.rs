@@ -92,6 +92,17 @@ impl NestedFile {
         Ok(self.bytes.slice(range).expect("the directory is within the file"))
     }
 
+    /// Where in the file a dense matrix begins, whose planes follow one another.
+    ///
+    /// # Errors
+    /// `Malformed` where there is none of this name.
+    pub fn matrix_offset(&self, name: &str) -> Result<u64> {
+        let entry = self.directory.matrix(name).filter(|(entry, _)| entry.experts == 0);
+        let (entry, _) =
+            entry.ok_or_else(|| Error::malformed(format!("matrix `{name}`"), "there is none"))?;
+        Ok(self.directory.tensor(&entry.planes_name(), GgmlType::I8, None)?.start as u64)
+    }
+
     /// Sizes by kind.
     pub fn sizes(&self) -> Sizes {
         let mut sizes = Sizes::default();
@@ -221,7 +232,14 @@ impl NestedFile {
 #[derive(Default)]
 pub struct DenseSums(HashMap<usize, (usize, u32, String)>);
 
-/// The checksum of a matrix whose planes are copied one by one.
+impl DenseSums {
+    /// Whether nothing is compared.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The checksum of a matrix whose planes are read one by one.
 #[derive(Default)]
 pub struct DenseCheck {
     start: Option<usize>,
@@ -230,11 +248,11 @@ pub struct DenseCheck {
 }
 
 impl DenseCheck {
-    /// The next plane, as it was copied from `address`.
-    pub fn add(&mut self, address: usize, copy: &[u8]) {
+    /// What comes next, as it was read at `address`: a plane, or a part of one.
+    pub fn add(&mut self, address: usize, bytes: &[u8]) {
         self.start.get_or_insert(address);
-        self.len += copy.len();
-        self.hasher.update(copy);
+        self.len += bytes.len();
+        self.hasher.update(bytes);
     }
 
     /// Compares, where `sums` knows the matrix. One that is held at fewer planes than the file has cannot be compared.

@@ -4,6 +4,7 @@
 //! made. A call takes a chunk of tokens (a prompt's part, or one token) through every layer.
 
 use super::config::Config;
+use super::embedding::Embedding;
 use super::history::Noted;
 use super::routing::{self, Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Moe, Weights};
@@ -212,7 +213,12 @@ impl Model {
             refine.begin(&mut |refinement| b.refine(refinement))?;
             noted.begin(n);
         }
-        b.embed(&w.embed, tokens, &mut s.x);
+        match &w.embed {
+            Embedding::Held(table) => b.embed(table, tokens, &mut s.x),
+            Embedding::Read(rows) => {
+                rows.read(tokens, &mut |i, row| b.upload(&mut s.x, i * c.d, row))?;
+            }
+        }
         // Behind the last layer's keys and values only those positions count whose logits are wanted.
         // Who notes choices learns from all.
         let tail = if s.noted.is_some() { None } else { b.tail(n) };

@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod config;
+pub mod embedding;
 pub mod file;
 pub mod forward;
 mod history;

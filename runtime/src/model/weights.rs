@@ -4,10 +4,14 @@
 //! unquantized reference both implement it. Every shape is checked here, once, so that `forward` need not.
 
 use super::config::Config;
+use super::embedding::Embedding;
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::format::Metadata;
 use crate::quant::{Level, Matrix};
+
+/// The embedding's name.
+pub const EMBEDDING: &str = "token_embd.weight";
 
 /// A source of named tensors, under their canonical (GGUF) names.
 pub trait Tensors {
@@ -104,7 +108,7 @@ impl Layer {
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// `[vocab, d]`.
-    pub embed: Matrix,
+    pub embed: Embedding,
     /// Blocks, in order.
     pub layers: Vec<Layer>,
     /// `[d]`.
@@ -200,8 +204,8 @@ impl Weights {
         level: Option<Level>,
     ) -> Result<(Weights, Vec<Vec<Expert>>)> {
         let read = Reader { tensors };
-        let embed = tensors.matrix("token_embd.weight")?.ok_or_else(|| missing("token_embd.weight"))?;
-        check_shape("token_embd.weight", &embed, embed.rows(), config.d)?;
+        let embed = tensors.matrix(EMBEDDING)?.ok_or_else(|| missing(EMBEDDING))?;
+        check_shape(EMBEDDING, &embed, embed.rows(), config.d)?;
         let head =
             read.optional_matrix("output.weight", embed.rows(), config.d)?.unwrap_or_else(|| embed.clone());
         let mut layers = Vec::with_capacity(config.layers);
@@ -219,12 +223,16 @@ impl Weights {
                 "a factor is not a number above zero",
             ));
         }
+        let embed = Embedding::Held(embed);
         Ok((Weights { embed, layers, norm, head, rope_factors }, experts))
     }
 
-    /// Every matrix, the head last and only where it is not the embedding once more (`tied`).
+    /// Every matrix that is held, the head last and only where it is not the embedding once more (`tied`).
     pub fn matrices_mut(&mut self, tied: bool) -> Vec<&mut Matrix> {
-        let mut all = vec![&mut self.embed];
+        let mut all = Vec::new();
+        if let Embedding::Held(embed) = &mut self.embed {
+            all.push(embed);
+        }
         for layer in &mut self.layers {
             all.extend([&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o].map(|p| &mut p.matrix));
             let always = match &mut layer.ffn {
@@ -243,11 +251,12 @@ impl Weights {
         all
     }
 
-    /// Every matrix, those together that one operation of the forward pass multiplies with; the head last, whether or not it is
-    /// the embedding once more.
+    /// Every matrix that is held, those together that one operation of the forward pass multiplies with; the head last, whether
+    /// or not it is the embedding once more.
     pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
         let layers = self.layers.iter().flat_map(Layer::matrices);
-        [vec![&self.embed]].into_iter().chain(layers).chain([vec![&self.head]]).collect()
+        let embed = self.embed.held().map(|embed| vec![embed]);
+        embed.into_iter().chain(layers).chain([vec![&self.head]]).collect()
     }
 
     /// Every vector: norms, biases, factors of the rope.

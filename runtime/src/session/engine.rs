@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::kernels::cpu::Isa;
 use crate::kernels::{GpuVariants, Observer};
-use crate::model::file::{DenseSums, NestedFile};
+use crate::model::embedding::Embedding;
+use crate::model::file::NestedFile;
 use crate::model::routing::Routing;
 use crate::model::{Model, Tensors};
 use crate::quant::{Level, Matrix};
@@ -144,12 +145,8 @@ impl Engine {
             let tables = streaming::tables(&file, parts.layers())?;
             let plan = parts.plan(options, adapter, &tables)?;
             if plan.streaming {
-                let streamer = streaming::open(path, &file, tables, &parts, &plan, options)?;
-                let sums = match options.streaming.verify {
-                    Verify::Never => DenseSums::default(),
-                    Verify::First | Verify::Always => file.dense_sums()?,
-                };
-                let inner = parts.streamed(&file, options, adapter, plan, streamer, sums)?;
+                let streams = streaming::open(path, &file, tables, &parts, &plan, options)?;
+                let inner = parts.streamed(&file, options, adapter, plan, streams)?;
                 if adapter.is_some() {
                     upload(&inner.processors.first)?;
                 }
@@ -313,8 +310,19 @@ impl Engine {
         match &self.0.served {
             Served::Resident => None,
             Served::Refined(refiner) => Some(refiner.stats()),
-            Served::Streamed(streamer) => Some(streamer.stats()),
+            Served::Streamed(streamer) => Some(self.with_rows(streamer.stats())),
         }
+    }
+
+    /// Adds what reading rows of the embedding took.
+    fn with_rows(&self, mut stats: StreamStats) -> StreamStats {
+        if let Embedding::Read(rows) = &self.model().weights.embed {
+            let reads = rows.reads();
+            stats.bytes_embedding = reads.bytes;
+            stats.wait_ns += reads.wait_ns;
+            stats.retries += reads.retries;
+        }
+        stats
     }
 
     /// The streamer, where experts are streamed.

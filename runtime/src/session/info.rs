@@ -41,7 +41,7 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// Of a model with routed experts by layer; what it runs on comes later.
+    /// Of a model with routed experts by layer, and its embedding before it is let go of; what it runs on comes later.
     pub(super) fn new(
         config: &Config,
         weights: &Weights,
@@ -80,7 +80,9 @@ impl ModelInfo {
             }
         }
         // A tied head is the embedding once more, not more weights. Of the embedding a token reads one row.
-        add(&weights.embed, true, false);
+        if let Some(embed) = weights.embed.held() {
+            add(embed, true, false);
+        }
         add(&weights.head, !tied, true);
         info
     }

@@ -13,6 +13,7 @@ mod parts;
 mod plan;
 mod processor;
 mod processors;
+mod rows;
 mod stop;
 mod streaming;
 mod tensors;

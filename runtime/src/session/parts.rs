@@ -2,25 +2,31 @@
 
 use super::engine::{EngineOptions, Inner, Served};
 use super::info::{Manner, ModelInfo};
-use super::plan::{MemoryPlan, RefinementPlan, Request};
+use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
 use super::processor::{self, Adapter, Needs, Processor};
 use super::processors::{Computing, Fallback, Processors};
+use super::rows::FileRows;
+use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
+use crate::model::embedding::Embedding;
 use crate::model::file::{DenseCheck, DenseSums};
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
-use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner, Streamer};
+use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
 use crate::store::{self, Arena, End};
 use std::sync::Arc;
 
 /// Bytes between matrices in memory: a cache line.
 const LINE: usize = 64;
+
+/// What that costs a matrix at most.
+const PADDING: usize = LINE * quant::PLANES;
 
 pub(super) struct Parts {
     pub(super) config: Config,
@@ -57,7 +63,7 @@ impl Shape<'_> {
             vocab: weights.vocab(),
             ff_routed,
             ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
-            single: matches!(weights.embed, Matrix::F32 { .. }),
+            single: is_single(weights),
             gpu,
         }
     }
@@ -111,7 +117,7 @@ impl Parts {
         }
         let (weights, experts) = Weights::load(&config, tensors, None)?;
         let stored = level_of(&experts);
-        let tied = same(&weights.embed, &weights.head);
+        let tied = is_tied(&weights);
         let mut parts = Parts { config, weights, experts, stored, tied };
         if let (Some(level), Some(stored)) = (level, stored) {
             quant::check_level(level, stored)?;
@@ -155,10 +161,15 @@ impl Parts {
         self.precision(options).place_level(self.stored.unwrap_or(Level::B8))
     }
 
+    /// The embedding.
+    pub(super) fn embedding(&self) -> &Embedding {
+        &self.weights.embed
+    }
+
     fn manner(&self, options: &EngineOptions, level: Option<Level>) -> Manner {
-        let dense = match &self.weights.embed {
-            Matrix::Nested(n) => Some(n.level()),
-            Matrix::F32 { .. } => None,
+        let dense = match self.weights.embed.held() {
+            Some(Matrix::Nested(n)) => Some(n.level()),
+            _ => None,
         };
         Manner { precision: self.precision(options), level, dense }
     }
@@ -185,6 +196,7 @@ impl Parts {
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
             dense_bytes: dense_bytes(&self.weights, gpu),
+            embedding: self.unheld(gpu),
             gpu,
             device_level: self.device_level(options),
             tables,
@@ -198,6 +210,17 @@ impl Parts {
             scratch: &|context, chunk| shape.scratch(context, chunk, threads),
             kv: &|context| shape.kv(context),
         })
+    }
+
+    /// What an embedding takes that need not be held where experts are streamed: the CPU looks rows up, and the head is another
+    /// matrix. A device has its own copy, and no hand on the file.
+    fn unheld(&self, gpu: bool) -> Unheld {
+        match self.weights.embed.held() {
+            Some(embed @ Matrix::Nested(n)) if !gpu && !self.tied => {
+                Unheld { bytes: (embed.bytes() + PADDING) as u64, row_bytes: FileRows::memory(n) as u64 }
+            }
+            _ => Unheld::default(),
+        }
     }
 
     fn ff_routed(&self) -> usize {
@@ -230,19 +253,22 @@ impl Parts {
         self.assemble(tensors, options, adapter, plan, info, source, served, fallback)
     }
 
-    /// An engine whose experts are streamed.
+    /// An engine whose experts are streamed, and rows of the embedding where it is not held.
     pub(super) fn streamed(
         mut self,
         tensors: &dyn Tensors,
         options: &EngineOptions,
         adapter: Option<Adapter>,
         plan: MemoryPlan,
-        streamer: Streamer,
-        sums: DenseSums,
+        streams: Streams,
     ) -> Result<Inner> {
         let manner = self.manner(options, None);
         let info = self.info(&manner, &plan);
         self.experts = Vec::new();
+        let Streams { streamer, rows, sums } = streams;
+        if let Some(rows) = rows {
+            self.weights.embed = Embedding::Read(rows);
+        }
         // A device has its own copy, made once.
         if adapter.is_none() {
             copy_dense(&mut self.weights, self.tied, &sums)?;
@@ -267,7 +293,7 @@ impl Parts {
     ) -> Result<Inner> {
         let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
-        let kv_single = matches!(self.weights.embed, Matrix::F32 { .. });
+        let kv_single = is_single(&self.weights);
         let needs = Needs {
             kv_single,
             routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
@@ -316,7 +342,7 @@ fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
 /// norms, biases) one beside the host's.
 pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
     let mut matrices: Vec<&Matrix> = weights.matrices().into_iter().flatten().collect();
-    if same(&weights.embed, &weights.head) {
+    if is_tied(weights) {
         matrices.pop();
     }
     let matrix = |m: &Matrix| match (gpu, m) {
@@ -324,7 +350,7 @@ pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
         (true, Matrix::Nested(_)) => processor::matrix_bytes(m),
         (true, Matrix::F32 { .. }) => m.bytes() + processor::matrix_bytes(m),
     };
-    let matrices: usize = matrices.into_iter().map(|m| matrix(m) + LINE * quant::PLANES).sum();
+    let matrices: usize = matrices.into_iter().map(|m| matrix(m) + PADDING).sum();
     let vectors: usize = weights.vectors().map(|v| 4 * v.len() + LINE).sum();
     (matrices + if gpu { 2 * vectors } else { vectors }) as u64
 }
@@ -354,15 +380,21 @@ pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) ->
         check.finish(sums)?;
         *n = copy;
     }
-    if tied {
-        weights.head = weights.embed.clone();
+    if tied && let Some(embed) = weights.embed.held() {
+        weights.head = embed.clone();
     }
     Ok(())
 }
 
-/// Whether two matrices are the same bytes in memory.
-pub(super) fn same(a: &Matrix, b: &Matrix) -> bool {
-    match (a, b) {
+/// Whether weights are unquantized, all of them or none.
+fn is_single(weights: &Weights) -> bool {
+    matches!(weights.head, Matrix::F32 { .. })
+}
+
+/// Whether the head is the embedding once more: the same bytes in memory.
+pub(super) fn is_tied(weights: &Weights) -> bool {
+    let Some(embed) = weights.embed.held() else { return false };
+    match (embed, &weights.head) {
         (Matrix::F32 { data: a, .. }, Matrix::F32 { data: b, .. }) => Arc::ptr_eq(a, b),
         (Matrix::Nested(a), Matrix::Nested(b)) => std::ptr::eq(a.codes(0), b.codes(0)),
         _ => false,

@@ -44,6 +44,9 @@ pub struct MemoryPlan {
     pub overhead_bytes: u64,
     /// Always-used weights.
     pub dense_bytes: u64,
+    /// What the embedding would take beside them: where experts are streamed on a CPU, and the output head is another matrix, it is
+    /// not held, and tokens' rows are read from the file. 0 where it is held.
+    pub unheld_embedding_bytes: u64,
     /// KV cache.
     pub kv_bytes: u64,
     /// Activations and other scratch of one session.
@@ -88,10 +91,22 @@ pub struct LevelFit {
     pub read_bytes: u64,
 }
 
+/// An embedding that is not held.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Unheld {
+    /// What it would take.
+    pub(super) bytes: u64,
+    /// What its rows are read into.
+    pub(super) row_bytes: u64,
+}
+
 /// What a plan is made from.
 pub(super) struct Request<'a> {
     pub(super) vocab: usize,
+    /// All always-used weights.
     pub(super) dense_bytes: u64,
+    /// What of them is not held where experts are streamed.
+    pub(super) embedding: Unheld,
     /// Whether a GPU computes.
     pub(super) gpu: bool,
     /// The highest level that a streamed expert may have there: every one has a place with room for it.
@@ -132,7 +147,10 @@ impl MemoryPlan {
         // Every layer gets the same share.
         let one_each = routed().map(place).max().unwrap_or(0) * routed().count() as u64 + one_staged;
         let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
-        let smallest = fixed + (r.scratch)(r.context, least_chunk) + one_each;
+        // Either everything fits, the embedding with it, or experts are streamed and have what the embedding would take.
+        let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
+        let streamed = fixed - unheld.bytes + unheld.row_bytes;
+        let smallest = streamed + (r.scratch)(r.context, least_chunk) + one_each;
         let all = |level: Level| -> u64 {
             routed().map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
         };
@@ -146,7 +164,7 @@ impl MemoryPlan {
         let chunk = match (r.budget, r.chunk) {
             (Some(budget), None) if streaming => {
                 // A chunk's scratch is worth having as long as it does not eat the cache: an eighth of what is left.
-                let left = budget.saturating_sub(fixed + one_each);
+                let left = budget.saturating_sub(streamed + one_each);
                 let fits = |chunk: usize| (r.scratch)(r.context, chunk.min(r.context)) <= left / 8;
                 CHUNKS.into_iter().find(|&c| fits(c)).unwrap_or(least_chunk).min(r.context)
             }
@@ -170,12 +188,13 @@ impl MemoryPlan {
         // What experts pass through is, like a chunk's scratch, worth having as long as it does not eat the cache.
         let (expert_bytes, staging_bytes) = match r.budget {
             Some(budget) if streaming => {
-                let left = budget - fixed - scratch;
+                let left = budget - streamed - scratch;
                 let staging = well_staged.min((left - one_each) / 8).max(one_staged);
                 (left - staging, staging)
             }
             _ => (all(held), 0),
         };
+        let unheld = if streaming { unheld } else { Unheld::default() };
         let layers = routed().count().max(1) as u64;
         let share = expert_bytes / layers;
         let places = |t: &LayerExperts| (share / place(t).max(1)).min(t.count() as u64);
@@ -212,8 +231,9 @@ impl MemoryPlan {
                 .and_then(|budget| RefinementPlan::new(r.tables, held, budget - rest - all(held))),
             context: r.context,
             chunk,
-            overhead_bytes: overhead,
-            dense_bytes: r.dense_bytes,
+            overhead_bytes: overhead + unheld.row_bytes,
+            dense_bytes: r.dense_bytes - unheld.bytes,
+            unheld_embedding_bytes: unheld.bytes,
             kv_bytes: kv,
             scratch_bytes: scratch,
             expert_bytes,
@@ -249,6 +269,7 @@ impl MemoryPlan {
         let mut plan = MemoryPlan {
             gpu: false,
             dense_bytes,
+            unheld_embedding_bytes: 0,
             kv_bytes,
             scratch_bytes,
             staging_bytes: 0,

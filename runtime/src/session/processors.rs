@@ -4,7 +4,7 @@
 //! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
 
 use super::info::{Manner, ModelInfo};
-use super::parts::{Shape, copy_dense, dense_bytes, same};
+use super::parts::{Shape, copy_dense, dense_bytes, is_tied};
 use super::plan::MemoryPlan;
 use super::processor::{Processor, most_threads};
 use crate::error::{Error, Result};
@@ -131,7 +131,7 @@ impl Processors {
         let plan = self.plan()?;
         let mut model = first.model.clone();
         if plan.streaming {
-            let tied = same(&model.weights.embed, &model.weights.head);
+            let tied = is_tied(&model.weights);
             copy_dense(&mut model.weights, tied, &self.fallback.sums)?;
             model.experts.keep_on_host(plan.expert_bytes)?;
         }

@@ -4,12 +4,15 @@
 use super::engine::{Engine, EngineOptions};
 use super::parts::Parts;
 use super::plan::{MemoryPlan, RefinementPlan};
+use super::rows::{self, FileRows};
 use crate::error::Result;
 use crate::experts::{AllResident, LayerExperts};
 use crate::kernels::{Routed, Router};
-use crate::model::file::NestedFile;
-use crate::quant::Level;
-use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer};
+use crate::model::embedding::Rows;
+use crate::model::file::{DenseSums, NestedFile};
+use crate::model::weights::EMBEDDING;
+use crate::quant::{Level, Matrix};
+use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer, Verify};
 use crate::store::{FileStorage, Reads, Storage};
 use std::collections::HashSet;
 use std::path::Path;
@@ -27,7 +30,16 @@ pub(super) fn tables(file: &NestedFile, layers: usize) -> Result<Vec<Option<Laye
     (0..layers).map(|layer| file.layer_experts(layer)).collect()
 }
 
-/// The streamer that `plan` allows.
+/// What reads while a model runs.
+pub(super) struct Streams {
+    pub(super) streamer: Streamer,
+    /// The embedding's rows, where it is not held.
+    pub(super) rows: Option<Arc<dyn Rows>>,
+    /// Checksums of the always-used weights, where these are compared.
+    pub(super) sums: DenseSums,
+}
+
+/// The streamer that `plan` allows, and what goes with it.
 pub(super) fn open(
     path: &Path,
     file: &NestedFile,
@@ -35,7 +47,7 @@ pub(super) fn open(
     parts: &Parts,
     plan: &MemoryPlan,
     options: &EngineOptions,
-) -> Result<Streamer> {
+) -> Result<Streams> {
     let s = &options.streaming;
     let storage: Arc<dyn Storage> = match &s.storage {
         Some(storage) => storage.clone(),
@@ -58,7 +70,24 @@ pub(super) fn open(
     };
     let granule = granule(file);
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
-    Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())
+    let streamer = Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())?;
+    let sums = match s.verify {
+        Verify::Never => DenseSums::default(),
+        Verify::First | Verify::Always => file.dense_sums()?,
+    };
+    let rows: Option<Arc<dyn Rows>> = match parts.embedding().held() {
+        Some(Matrix::Nested(embed)) if plan.unheld_embedding_bytes > 0 => {
+            rows::check(embed, &sums)?;
+            let storage: Arc<dyn Storage> = match &s.storage {
+                Some(storage) => storage.clone(),
+                None => Arc::new(FileStorage::open_scattered(path)?),
+            };
+            let offset = file.matrix_offset(EMBEDDING)?;
+            Some(Arc::new(FileRows::new(path, storage, offset, embed, s.trace.clone())))
+        }
+        _ => None,
+    };
+    Ok(Streams { streamer, rows, sums })
 }
 
 impl Engine {

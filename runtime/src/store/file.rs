@@ -17,6 +17,12 @@ pub trait Storage: Send + Sync {
     /// Whatever the system says.
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize>;
 
+    /// Bytes that will be read soon: where the system can, it begins with that, and reads of many places do not wait for
+    /// one another.
+    fn will_read(&self, offset: u64, len: usize) {
+        let _ = (offset, len);
+    }
+
     /// How it reads, for people.
     fn access(&self) -> Access;
 
@@ -110,6 +116,16 @@ impl FileStorage {
         Ok(FileStorage { path: path.to_path_buf(), buffered, direct, ring: false, measured: None })
     }
 
+    /// Opens a file for short reads all over it, through the page cache: of what lies around them nothing is read.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open_scattered(path: &Path) -> Result<FileStorage> {
+        let storage = FileStorage::open(path, false)?;
+        os::scattered(&storage.buffered);
+        Ok(storage)
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -133,6 +149,12 @@ impl Storage for FileStorage {
         let n = os::read_at(&self.buffered, offset, to)?;
         os::forget(&self.buffered, offset, n as u64);
         Ok(n)
+    }
+
+    fn will_read(&self, offset: u64, len: usize) {
+        if self.direct.is_none() {
+            os::expect(&self.buffered, offset, len as u64);
+        }
     }
 
     fn access(&self) -> Access {
@@ -159,14 +181,16 @@ mod tests {
     use crate::store::{Arena, End};
 
     #[test]
-    fn both_ways_read_the_same_bytes_and_the_end_is_an_error() {
+    fn all_ways_read_the_same_bytes_and_the_end_is_an_error() {
         let path = std::env::temp_dir().join(format!("dollop-storage-{}", std::process::id()));
         let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let arena = Arena::new(1 << 16, 4096).unwrap();
         let mut slab = arena.alloc(8192, End::Low).unwrap();
-        for direct in [true, false] {
-            let storage = FileStorage::open(&path, direct).unwrap();
+        let open = |direct| FileStorage::open(&path, direct).unwrap();
+        for storage in [open(true), open(false), FileStorage::open_scattered(&path).unwrap()] {
+            // What does not lie in the file is no error before it is read.
+            [0, 4096, 99_999, 1 << 40].into_iter().for_each(|offset| storage.will_read(offset, 8192));
             read_exact(&storage, 4096, &mut slab).unwrap();
             assert!(slab[..] == bytes[4096..4096 + 8192]);
             // Not aligned.

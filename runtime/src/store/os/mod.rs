@@ -101,3 +101,24 @@ pub(super) fn forget(file: &File, offset: u64, len: u64) {
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = (file, offset, len);
 }
+
+/// Tells the system that what is read of a file lies all over it.
+pub(super) fn scattered(file: &File) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = file;
+}
+
+/// Tells the system that a part of a file will be read soon; it begins to, and does not wait for that.
+pub(super) fn expect(file: &File, offset: u64, len: u64) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (file, offset, len);
+}

@@ -1,0 +1,108 @@
+//! One tile of a nested matrix on its own: where its pieces lie among the matrix's planes, and the rows that they make. For who
+//! reads a few rows of a matrix that is nowhere in memory. Pure arithmetic; the reading is others'.
+
+use super::decode::Slices;
+use super::{Fit, Level, Nested, PLANES, Shape, TILE_ROWS};
+use std::ops::Range;
+
+/// What all tiles of a matrix have in common. The bytes of one are those of a matrix of so many rows: plane after plane, codes,
+/// and in the first plane scales and zero points.
+#[derive(Clone, Copy, Debug)]
+pub struct Tile {
+    whole: Shape,
+    level: Level,
+    fit: Fit,
+}
+
+impl Tile {
+    /// The tiles of a matrix.
+    pub fn of(matrix: &Nested) -> Tile {
+        Tile { whole: matrix.shape(), level: matrix.level(), fit: matrix.fit() }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape { rows: TILE_ROWS, ..self.whole }
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn matrix(&self) -> Shape {
+        self.whole
+    }
+
+    /// Bytes of a tile.
+    pub fn bytes(&self) -> usize {
+        (0..self.level.planes()).map(|p| self.shape().plane(p).len).sum()
+    }
+
+    /// The pieces of tile `index`: where they lie behind the beginning of the matrix's planes, which follow one another, and
+    /// where they go among the tile's bytes.
+    pub fn pieces(self, index: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let (mut from, mut to) = (0, 0);
+        (0..self.level.planes()).flat_map(move |p| {
+            let (whole, tile) = (self.whole.plane(p), self.shape().plane(p));
+            let (matrix, at) = (from, to);
+            (from, to) = (from + whole.len, to + tile.len);
+            let parts = [(whole.codes, tile.codes), (whole.scales, tile.scales), (whole.zeros, tile.zeros)];
+            let piece = move |(all, one): (Range<usize>, Range<usize>)| {
+                (matrix + all.start + index * one.len(), at + one.start..at + one.end)
+            };
+            parts.into_iter().map(piece).filter(|(_, piece)| !piece.is_empty())
+        })
+    }
+
+    /// Row `row` of the matrix, `[cols]`, of the bytes of its tile, `row / 16`: what [`Nested::dequantize_row`] says of it.
+    pub fn dequantize_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
+        let (shape, mut at) = (self.shape(), 0);
+        let planes = std::array::from_fn(|p| {
+            let len = if p < self.level.planes() { shape.plane(p).len } else { 0 };
+            at += len;
+            &bytes[at - len..at]
+        });
+        let _: &[&[u8]; PLANES] = &planes;
+        Slices { shape, level: self.level, fit: self.fit, planes }.dequantize_row(row % TILE_ROWS, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Bytes;
+
+    #[test]
+    fn a_tile_alone_has_the_rows_of_its_matrix() {
+        // Tails of rows, of columns and of groups; bytes of any value, but scales that are numbers.
+        for (rows, cols, group) in [(16, 32, 32), (37, 96, 64), (100, 65, 32), (5, 200, 64)] {
+            let shape = Shape::new(rows, cols, group).unwrap();
+            for level in Level::ALL {
+                let mut file = Vec::new();
+                let mut planes = Vec::new();
+                for p in 0..level.planes() {
+                    let layout = shape.plane(p);
+                    let mut plane: Vec<u8> =
+                        (0..layout.len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+                    plane[layout.scales].chunks_exact_mut(2).for_each(|s| s[1] &= 0x3b);
+                    file.extend_from_slice(&plane);
+                    planes.push(Bytes::from(plane));
+                }
+                let fits = [Fit { alpha: 1.01, beta: 0.4 }; PLANES];
+                let matrix = Nested::new(shape, planes, fits).unwrap();
+                let tile = Tile::of(&matrix);
+                let (mut bytes, mut one, mut want) =
+                    (vec![0; tile.bytes()], vec![0.0; cols], vec![0.0; cols]);
+                for row in 0..rows {
+                    bytes.fill(0xa5);
+                    let mut ends = 0;
+                    for (from, to) in tile.pieces(row / TILE_ROWS) {
+                        assert!(to.start >= ends, "pieces overlap");
+                        ends = to.end;
+                        bytes[to.clone()].copy_from_slice(&file[from..from + to.len()]);
+                    }
+                    tile.dequantize_row(&bytes, row, &mut one);
+                    matrix.dequantize_row(row, &mut want);
+                    assert_eq!(one, want, "row {row} of {shape} at level {level}");
+                    assert!(want.iter().all(|w| w.is_finite()) && want.iter().any(|w| *w != want[0]));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Rows of an embedding that is not held, read from the file when tokens need them.
+//!
+//! By positioned reads, for a mapping of a file that is cut ends the program, and through the page cache, which can be told of
+//! many short pieces beforehand: a row lies in six or so, all over the file. They are those of the tile that it is in, 16 rows;
+//! kernels take it apart no further. Runs on the thread that computes. Nothing is kept: what is read often is the system's to know.
+
+use crate::error::{Error, Result};
+use crate::model::embedding::{RowReads, Rows};
+use crate::model::file::{DenseCheck, DenseSums};
+use crate::quant::{Nested, TILE_ROWS, Tile};
+use crate::sched::read_again;
+use crate::store::{self, Storage};
+use crate::telemetry::{Trace, Track};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Tokens whose rows are asked of the system at a time: enough to keep a disk busy with what it can do side by side, and a few
+/// megabytes at most that it holds for us.
+const AT_ONCE: usize = 64;
+
+/// Bytes of an embedding that are compared with its checksum at a time, and then let go of.
+const CHECKED_BYTES: usize = 4 << 20;
+
+/// The embedding of a file.
+pub(super) struct FileRows {
+    path: PathBuf,
+    storage: Arc<dyn Storage>,
+    /// Where its planes begin.
+    offset: u64,
+    tile: Tile,
+    room: Mutex<Room>,
+    trace: Option<Arc<Trace>>,
+    bytes: AtomicU64,
+    wait_ns: AtomicU64,
+    retries: AtomicU64,
+}
+
+/// What is read into: decoding allocates nothing.
+struct Room {
+    /// A tile.
+    tile: Vec<u8>,
+    /// One of its rows.
+    row: Vec<f32>,
+}
+
+/// Compares the embedding with its checksum, where `sums` has one, as is done with weights that are copied. This is the only time:
+/// a row has no checksum of its own.
+///
+/// # Errors
+/// `Malformed`.
+pub(super) fn check(embed: &Nested, sums: &DenseSums) -> Result<()> {
+    if sums.is_empty() {
+        return Ok(());
+    }
+    let mut check = DenseCheck::default();
+    for piece in embed.planes().iter().flat_map(|plane| plane.chunks(CHECKED_BYTES)) {
+        check.add(piece.as_ptr().addr(), piece);
+        store::release(piece);
+    }
+    check.finish(sums)
+}
+
+impl FileRows {
+    /// Rows of `embed`, whose planes follow one another in `storage` from `offset` on.
+    pub(super) fn new(
+        path: &Path,
+        storage: Arc<dyn Storage>,
+        offset: u64,
+        embed: &Nested,
+        trace: Option<Arc<Trace>>,
+    ) -> FileRows {
+        let tile = Tile::of(embed);
+        let room = Room { tile: vec![0; tile.bytes()], row: vec![0.0; tile.matrix().cols] };
+        let (bytes, wait_ns, retries) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let (path, room) = (path.to_path_buf(), Mutex::new(room));
+        FileRows { path, storage, offset, tile, room, trace, bytes, wait_ns, retries }
+    }
+
+    /// Bytes that reading rows of `embed` takes.
+    pub(super) fn memory(embed: &Nested) -> usize {
+        Tile::of(embed).bytes() + 4 * embed.shape().cols
+    }
+
+    fn read_tile(&self, index: usize, to: &mut [u8]) -> Result<()> {
+        let start = Instant::now();
+        let mut bytes = 0;
+        for (from, piece) in self.tile.pieces(index) {
+            bytes += piece.len() as u64;
+            read_again(&*self.storage, self.offset + from as u64, &mut to[piece], None, &self.retries)
+                .map_err(|e| Error::io(&self.path, e))?;
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.wait_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Rows for FileRows {
+    fn count(&self) -> usize {
+        self.tile.matrix().rows
+    }
+
+    fn read(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let Room { tile: bytes, row } = &mut *room;
+        let start = Instant::now();
+        for (n, some) in tokens.chunks(AT_ONCE).enumerate() {
+            // In the order of the file, and every tile once.
+            let mut order: [u8; AT_ONCE] = std::array::from_fn(|i| i as u8);
+            let order = &mut order[..some.len()];
+            order.sort_unstable_by_key(|&i| some[usize::from(i)]);
+            let tile_of = |i: u8| some[usize::from(i)] as usize / TILE_ROWS;
+            let same = |a: &u8, b: &u8| tile_of(*a) == tile_of(*b);
+            for tile in order.chunk_by(same).map(|of| tile_of(of[0])) {
+                for (from, piece) in self.tile.pieces(tile) {
+                    self.storage.will_read(self.offset + from as u64, piece.len());
+                }
+            }
+            for of in order.chunk_by(same) {
+                self.read_tile(tile_of(of[0]), bytes)?;
+                for &i in of {
+                    let i = usize::from(i);
+                    self.tile.dequantize_row(bytes, some[i] as usize, row);
+                    each(n * AT_ONCE + i, row);
+                }
+            }
+        }
+        if let Some(trace) = &self.trace {
+            trace.span(Track::Compute(0), start, || "reading the embedding".into());
+        }
+        Ok(())
+    }
+
+    fn reads(&self) -> RowReads {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RowReads { bytes: of(&self.bytes), wait_ns: of(&self.wait_ns), retries: of(&self.retries) }
+    }
+}
