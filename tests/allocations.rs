@@ -2,8 +2,9 @@
 //! A binary of its own, because it counts what the whole process allocates.
 #![allow(unsafe_code)]
 
+use dollop::quant::Level;
 use dollop::{Engine, EngineOptions, SessionOptions};
-use dollop_tests::root;
+use dollop_tests::{root, tiny::Tiny};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -53,4 +54,41 @@ fn decoding_allocates_nothing() {
     // Over the edge of 1024 positions, where attention begins to share a token's work among threads.
     assert_eq!(decode(1004, 60), 0, "allocations in 60 tokens");
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > 0, "nothing was counted");
+    // Servings of streamed experts allocate a little; rows of an embedding that is not held add nothing to that. No test of its own:
+    // what it allocates would be counted here.
+    let ((read, bytes), (held, none)) = (streamed(false), streamed(true));
+    assert_eq!(read, held, "allocations with an embedding that is read, and with one that is held");
+    assert!(bytes > 0 && none == 0, "{bytes} bytes, and {none}");
+}
+
+/// Allocations of 60 streamed tokens with all experts in the cache, which are those of servings, and bytes that were read of the
+/// embedding meanwhile.
+fn streamed(tied: bool) -> (usize, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tiny = Tiny::load("olmoe");
+    if tied {
+        tiny.config["tie_word_embeddings"] = true.into();
+        tiny.tensors.retain(|t| t.0 != "lm_head.weight");
+    }
+    tiny.write_folder(folder.path());
+    let path = folder.path().join("tiny.gguf");
+    let convert = dollop::convert::convert;
+    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let mut options = EngineOptions { threads: 2, level: Some(Level::B8), ..EngineOptions::default() };
+    options.memory = Some(Engine::plan(&path, &options).unwrap().total_bytes() - 1);
+    let engine = Engine::open(&path, &options).unwrap();
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let mut decode = || {
+        session.rewind(0);
+        let before = (ALLOCATIONS.load(Ordering::Relaxed), engine.stream_stats().unwrap());
+        for i in 0..60 {
+            session.for_each_logits(&[i * 37 % 256], &mut |_, _| ()).unwrap();
+        }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before.0;
+        (allocations, engine.stream_stats().unwrap().since(&before.1))
+    };
+    decode();
+    let (allocations, stats) = decode();
+    assert!(stats.bytes_wanted == 0 && stats.servings > 0, "{stats:?}");
+    (allocations, stats.bytes_embedding)
 }

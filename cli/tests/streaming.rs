@@ -1,5 +1,6 @@
 //! Streaming as a user meets it: a budget that is kept (R1), a plan that says so beforehand, stats, traces, warm starts.
 
+use dollop_tests::tiny::Tiny;
 use serde_json::Value as Json;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -175,6 +176,43 @@ fn stats_trace_and_heat_are_written() {
     let refused = run(&args);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("h.json"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn an_embedding_that_is_not_held_is_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("m.gguf"), folder.path().join("out.gguf"));
+    Tiny::load("olmoe").with_experts(64).write_gguf(&source);
+    let (source, out) = (source.to_str().unwrap(), out.to_str().unwrap());
+    assert!(
+        Command::new(env!("CARGO_BIN_EXE_dollop")).args(["convert", source, out]).status().unwrap().success()
+    );
+    let common = ["--ctx", "64", "--precision", "exact:4"];
+    let plan = |memory: &str, json: bool| {
+        let output =
+            run(&[&["plan", out, "--memory", memory][..], &common, if json { &["--json"] } else { &[] }]
+                .concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let whole: Json = serde_json::from_str(&plan("all", true)).unwrap();
+    assert_eq!((&whole["streaming"], &whole["unheld_embedding_bytes"]), (&false.into(), &0.into()));
+    assert!(!plan("all", false).contains("rows are read"));
+    let parts = ["overhead_bytes", "dense_bytes", "kv_bytes", "scratch_bytes", "expert_bytes"];
+    let memory: u64 = parts.iter().map(|part| whole[part].as_u64().unwrap()).sum();
+    let memory = (memory - 1).to_string();
+    let streamed: Json = serde_json::from_str(&plan(&memory, true)).unwrap();
+    let unheld = streamed["unheld_embedding_bytes"].as_u64().unwrap();
+    assert!(unheld > 256 * 64, "{streamed}");
+    assert_eq!(streamed["dense_bytes"].as_u64().unwrap() + unheld, whole["dense_bytes"].as_u64().unwrap());
+    let table = plan(&memory, false);
+    assert!(table.contains("without the embedding") && table.contains("rows are read"), "{table}");
+
+    let bench = ["bench", out, "-p", "8", "-n", "4", "-r", "1", "--memory", &memory, "--stats"];
+    let output = run(&[&bench[..], &common].concat());
+    assert!(text(&output.stderr).contains("embedding  not held"), "{}", text(&output.stderr));
+    let tests = &json(&[&bench[..10], &common, &["--json"]].concat())["tests"];
+    assert!(tests[0]["stream"]["bytes_embedding"].as_u64() > Some(0), "{tests}");
 }
 
 #[test]

@@ -2,40 +2,32 @@
 //!
 //! Slow and plain on purpose. Kernels are compared with this file.
 
-use super::{Fit, Level, Nested, PLANE_BITS, PLANES, Shape};
+use super::{Level, Nested, PLANE_BITS};
 use half::f16;
 
-/// A nested matrix as slices, wherever they lie: those of a [`Nested`], or of a tile alone ([`super::Tile`]).
-#[derive(Clone, Copy)]
-pub(super) struct Slices<'a> {
-    pub(super) shape: Shape,
-    pub(super) level: Level,
-    pub(super) fit: Fit,
-    /// As many as the level has.
-    pub(super) planes: [&'a [u8]; PLANES],
-}
-
-impl Slices<'_> {
-    fn group_codes(&self, row: usize, g: usize, out: &mut [u8]) {
+impl Nested {
+    /// The codes of group `g` of `row` at this level: `level` bits each, right-aligned.
+    pub fn group_codes(&self, row: usize, g: usize, out: &mut [u8]) {
+        let (shape, planes) = (self.shape(), self.level().planes());
         out.fill(0);
-        for (p, &bits) in PLANE_BITS[..self.level.planes()].iter().enumerate() {
+        for (p, &bits) in PLANE_BITS[..planes].iter().enumerate() {
             for (i, code) in out.iter_mut().enumerate() {
-                let (byte, shift) = self.shape.place(p, row, g * self.shape.group + i);
-                *code = *code << bits | (self.planes[p][byte] >> shift & ((1 << bits) - 1));
+                let (byte, shift) = shape.place(p, row, g * shape.group + i);
+                *code = *code << bits | (self.codes(p)[byte] >> shift & ((1 << bits) - 1));
             }
         }
     }
 
-    fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
-        let (at, layout) = (self.shape.param(row, g), self.shape.plane(0));
-        let (scales, zeros) = (&self.planes[0][layout.scales], &self.planes[0][layout.zeros]);
-        let scale = f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]);
-        (scale.to_f32(), zeros[at])
+    /// Scale and zero point of group `g` of `row`.
+    pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
+        let at = self.shape().param(row, g);
+        let scale = f16::from_le_bytes([self.scales()[2 * at], self.scales()[2 * at + 1]]);
+        (scale.to_f32(), self.zeros()[at])
     }
 
-    /// [`Nested::dequantize_row`].
-    pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let (shape, fit, shift) = (self.shape, self.fit, self.level.shift());
+    /// The weights of one row, `[cols]`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
         let mut codes = [0u8; 64];
         for (g, out) in out[..shape.cols].chunks_mut(shape.group).enumerate() {
             let (scale, zero) = self.group_params(row, g);
@@ -45,28 +37,6 @@ impl Slices<'_> {
                 *w = scale * (fit.alpha * centred as f32 + fit.beta);
             }
         }
-    }
-}
-
-impl Nested {
-    fn slices(&self) -> Slices<'_> {
-        let planes = std::array::from_fn(|p| self.planes().get(p).map_or(&[][..], |plane| plane));
-        Slices { shape: self.shape(), level: self.level(), fit: self.fit(), planes }
-    }
-
-    /// The codes of group `g` of `row` at this level: `level` bits each, right-aligned.
-    pub fn group_codes(&self, row: usize, g: usize, out: &mut [u8]) {
-        self.slices().group_codes(row, g, out);
-    }
-
-    /// Scale and zero point of group `g` of `row`.
-    pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
-        self.slices().group_params(row, g)
-    }
-
-    /// The weights of one row, `[cols]`.
-    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        self.slices().dequantize_row(row, out);
     }
 
     /// The dot product of a row with quantized activations of the same group size.

@@ -1,8 +1,8 @@
 //! One tile of a nested matrix on its own: where its pieces lie among the matrix's planes, and the rows that they make. For who
 //! reads a few rows of a matrix that is nowhere in memory. Pure arithmetic; the reading is others'.
 
-use super::decode::Slices;
-use super::{Fit, Level, Nested, PLANES, Shape, TILE_ROWS};
+use super::{Fit, Level, Nested, PLANE_BITS, PLANES, Shape, TILE_ROWS, UNIT_COLS, unit_bytes};
+use half::f16;
 use std::ops::Range;
 
 /// What all tiles of a matrix have in common. The bytes of one are those of a matrix of so many rows: plane after plane, codes,
@@ -50,16 +50,35 @@ impl Tile {
         })
     }
 
-    /// Row `row` of the matrix, `[cols]`, of the bytes of its tile, `row / 16`: what [`Nested::dequantize_row`] says of it.
+    /// Row `row` of the matrix, `[cols]`, of the bytes of its tile, `row / 16`: to the bit what [`Nested::dequantize_row`] says of
+    /// it, and several times as fast, for nobody else computes meanwhile.
     pub fn dequantize_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
-        let (shape, mut at) = (self.shape(), 0);
-        let planes = std::array::from_fn(|p| {
-            let len = if p < self.level.planes() { shape.plane(p).len } else { 0 };
-            at += len;
-            &bytes[at - len..at]
-        });
-        let _: &[&[u8]; PLANES] = &planes;
-        Slices { shape, level: self.level, fit: self.fit, planes }.dequantize_row(row % TILE_ROWS, out);
+        let (shape, fit, shift, row) = (self.shape(), self.fit, self.level.shift(), row % TILE_ROWS);
+        // Where the planes are, and in the first unit of each the codes of the row: they are so in every unit.
+        let (mut planes, mut places) = ([&bytes[..0]; PLANES], [[(0, 0); UNIT_COLS]; PLANES]);
+        let mut at = 0;
+        for p in 0..self.level.planes() {
+            (planes[p], at) = (&bytes[at..at + shape.plane(p).len], at + shape.plane(p).len);
+            places[p] = std::array::from_fn(|col| shape.place(p, row, col));
+        }
+        let layout = shape.plane(0);
+        let (scales, zeros) = (&planes[0][layout.scales], &planes[0][layout.zeros]);
+        for (u, out) in out[..shape.cols].chunks_mut(UNIT_COLS).enumerate() {
+            let mut codes = [0u8; UNIT_COLS];
+            for (p, bits) in PLANE_BITS.into_iter().enumerate().take(self.level.planes()) {
+                let unit = &planes[p][u * unit_bytes(p)..][..unit_bytes(p)];
+                for (code, (byte, low)) in codes.iter_mut().zip(places[p]) {
+                    *code = *code << bits | (unit[byte] >> low & ((1 << bits) - 1));
+                }
+            }
+            let param = shape.param(row, u * UNIT_COLS / shape.group);
+            let scale = f16::from_le_bytes([scales[2 * param], scales[2 * param + 1]]).to_f32();
+            let zero = i32::from(zeros[param]);
+            for (w, code) in out.iter_mut().zip(codes) {
+                let centred = (i32::from(code) << shift) - zero;
+                *w = scale * (fit.alpha * centred as f32 + fit.beta);
+            }
+        }
     }
 }
 

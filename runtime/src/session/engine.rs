@@ -133,7 +133,8 @@ pub struct Engine(Arc<Inner>);
 
 impl Engine {
     /// Opens a Dollop file. Where everything fits the budget, or there is none, weights are read from the mapping and
-    /// nothing is loaded; otherwise the always-used weights are loaded and the experts streamed.
+    /// nothing is loaded; otherwise the always-used weights are loaded and the experts streamed, and on a CPU rows of an embedding
+    /// that is not the output head as well.
     ///
     /// # Errors
     /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
