@@ -8,9 +8,10 @@ use dollop::quant::Level;
 use dollop::sched::{Precision, Verify};
 use dollop::store::{Access, FileStorage, Storage};
 use dollop::{
-    BackendChoice, Engine, EngineOptions, Error, MemoryPlan, Session, SessionOptions, StreamStats, Trace,
+    BackendChoice, Engine, EngineOptions, Error, GpuFault, MemoryPlan, Session, SessionOptions, StreamStats,
+    Trace,
 };
-use dollop_tests::tiny::Tiny;
+use dollop_tests::{has_gpu, tiny::Tiny};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -223,6 +224,27 @@ fn gate_58_a_head_that_is_the_embedding_is_held_and_so_is_all_of_a_dense_model()
     let p = plan(&path, &o, Some(least)).unwrap();
     assert!(!p.streaming && p.unheld_embedding_bytes == 0, "{p:?}");
     assert_eq!(p.dense_bytes, plan(&path, &o, None).unwrap().dense_bytes);
+}
+
+#[test]
+fn gate_58_a_processor_that_takes_over_holds_it() {
+    if !has_gpu() {
+        return;
+    }
+    let (_folder, path) = converted(&model("olmoe"), &ConvertOptions::default());
+    let gpu = EngineOptions { backend: BackendChoice::Gpu(None), ..options() };
+    let engine = open(&path, &streamed_with(&path, 0.5, gpu));
+    assert!(engine.memory_plan().streaming && engine.gpu_stats().is_some());
+    let (ids, mut session) = (tokens(30), session(&engine));
+    session.logits(&ids[..20]).unwrap();
+    engine.lose_gpu(0, GpuFault::Lost);
+    let logits = session.logits(&ids[20..]).unwrap();
+    assert!(engine.lost().is_some());
+    let (p, whole) = (engine.memory_plan(), plan(&path, &options(), None).unwrap());
+    assert_eq!((p.unheld_embedding_bytes, p.dense_bytes), (0, whole.dense_bytes));
+    assert!(stats(&engine).bytes_embedding == 0 && stats(&engine).bytes_wanted > 0);
+    let want = self::session(&open(&path, &options())).logits(&ids).unwrap();
+    assert!(logits == want[20..]);
 }
 
 /// What may happen to reads of the embedding.

@@ -184,14 +184,12 @@ fn an_embedding_that_is_not_held_is_said_to_be() {
     let (source, out) = (folder.path().join("m.gguf"), folder.path().join("out.gguf"));
     Tiny::load("olmoe").with_experts(64).write_gguf(&source);
     let (source, out) = (source.to_str().unwrap(), out.to_str().unwrap());
-    assert!(
-        Command::new(env!("CARGO_BIN_EXE_dollop")).args(["convert", source, out]).status().unwrap().success()
-    );
+    let convert = Command::new(env!("CARGO_BIN_EXE_dollop")).args(["convert", source, out]).output().unwrap();
+    assert!(convert.status.success(), "{}", text(&convert.stderr));
     let common = ["--ctx", "64", "--precision", "exact:4"];
     let plan = |memory: &str, json: bool| {
-        let output =
-            run(&[&["plan", out, "--memory", memory][..], &common, if json { &["--json"] } else { &[] }]
-                .concat());
+        let json: &[&str] = if json { &["--json"] } else { &[] };
+        let output = run(&[&["plan", out, "--memory", memory][..], &common, json].concat());
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };

@@ -30,7 +30,7 @@ pub use encode::{Anchor, Encoded, EncodedRows, encode, encode_rows};
 pub(crate) use fit::FitSums;
 pub use keep::{keep_rows, keeps};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
-pub use tile::Tile;
+pub(crate) use tile::Tile;
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};

@@ -40,7 +40,7 @@ pub struct MemoryPlan {
     pub context: usize,
     /// Tokens of a prompt taken through the layers together.
     pub chunk: usize,
-    /// Program, tokenizer, tables.
+    /// Program, tokenizer, tables, and what rows of an embedding that is not held are read into.
     pub overhead_bytes: u64,
     /// Always-used weights.
     pub dense_bytes: u64,

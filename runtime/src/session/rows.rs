@@ -19,6 +19,7 @@ use std::time::Instant;
 /// Tokens whose rows are asked of the system at a time: enough to keep a disk busy with what it can do side by side, and a few
 /// megabytes at most that it holds for us.
 const AT_ONCE: usize = 64;
+const _: () = assert!(AT_ONCE <= 1 << u8::BITS);
 
 /// Bytes of an embedding that are compared with its checksum at a time, and then let go of.
 const CHECKED_BYTES: usize = 4 << 20;
