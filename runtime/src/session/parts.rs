@@ -266,6 +266,11 @@ impl Parts {
         let info = self.info(&manner, &plan);
         self.experts = Vec::new();
         let Streams { streamer, rows, sums } = streams;
+        assert_eq!(
+            rows.is_some(),
+            plan.unheld_embedding_bytes > 0,
+            "what the plan does not count is not held"
+        );
         if let Some(rows) = rows {
             self.weights.embed = Embedding::Read(rows);
         }
