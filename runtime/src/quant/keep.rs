@@ -5,7 +5,9 @@
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
 
-use super::encode::{Anchor, Effort, EncodedRows, best_instructions, encode_group, fits_row};
+use super::encode::{best_instructions, encode_group, fits_row};
+use super::encoded::EncodedRows;
+use super::search::{Anchor, Effort};
 use super::{Level, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
@@ -42,31 +44,21 @@ pub fn keep_rows(
     assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
     best_instructions(
         #[inline(always)]
-        || keep_with(shape, first_row, ty, raw, importance, max),
+        || {
+            let per_row = shape.cols / ty.block_len();
+            let mut out = EncodedRows::new(shape, raw.len() / ty.block_bytes() / per_row, max);
+            let groups = ty.block_len() / 32;
+            for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
+                let row = first_row + i / per_row;
+                for g in 0..groups {
+                    let at = 32 * (i % per_row * groups + g);
+                    let importance = importance.map(|v| &v[at..at + 32]);
+                    keep_group(shape, row, &read_group(ty, block, g), importance, &mut out)?;
+                }
+            }
+            Ok(out.finish())
+        },
     )
-}
-
-#[inline(always)]
-fn keep_with(
-    shape: Shape,
-    first_row: usize,
-    ty: GgmlType,
-    raw: &[u8],
-    importance: Option<&[f32]>,
-    max: Level,
-) -> Result<EncodedRows> {
-    let per_row = shape.cols / ty.block_len();
-    let mut out = EncodedRows::new(shape, raw.len() / ty.block_bytes() / per_row, max);
-    let groups = ty.block_len() / 32;
-    for (i, block) in raw.chunks_exact(ty.block_bytes()).enumerate() {
-        let row = first_row + i / per_row;
-        for g in 0..groups {
-            let at = 32 * (i % per_row * groups + g);
-            let importance = importance.map(|v| &v[at..at + 32]);
-            keep_group(shape, row, &read_group(ty, block, g), importance, &mut out)?;
-        }
-    }
-    Ok(out.finish())
 }
 
 #[inline(always)]

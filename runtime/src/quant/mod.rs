@@ -20,16 +20,20 @@
 
 mod decode;
 mod encode;
+mod encoded;
 mod fit;
 mod keep;
 mod layout;
+mod search;
 mod tile;
 
 pub use decode::{QuantizedRow, cell_middle};
-pub use encode::{Anchor, Encoded, EncodedRows, encode, encode_rows};
+pub use encode::{encode, encode_rows};
+pub use encoded::{Encoded, EncodedRows};
 pub(crate) use fit::FitSums;
 pub use keep::{keep_rows, keeps};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
+pub use search::Anchor;
 pub(crate) use tile::Tile;
 
 use crate::bytes::Bytes;

@@ -1,0 +1,280 @@
+//! The search for one group's scale and zero point.
+//!
+//! A few shrinkings of the group's range, each with one step of least squares (fix the codes, solve for scale and offset,
+//! recode), a few shifts of the best, and three steps more, which find what a fine grid finds in a hundred. Inner loops are
+//! over fixed arrays without branches: conversion is bound by them. Everything is inlined into what
+//! [`super::encode::best_instructions`] compiles.
+
+use super::Level;
+use super::encoded::EncodedRows;
+use half::f16;
+
+/// Ranges tried, as parts of the group's own.
+const SHRINKS: [f32; 6] = [1.06, 0.99, 0.93, 0.87, 0.81, 0.74];
+/// Shifts tried of the best, in 4-bit cells.
+const SHIFTS: [f32; 4] = [-0.3, 0.3, -0.15, 0.15];
+
+/// Rounds of alternating least squares after that. Fewer ranges and rounds clip heavy tails too much for 6 bits
+/// (`benches/records/convert.md`).
+const REFINEMENTS: usize = 3;
+
+/// How much the errors of the same parameters at 3 and at 2 bits count beside the one at 4 (they are 4 and 16 times as
+/// large by nature). Measured: without, 3 bits are 1.14 of the best 3-bit quantizer and 2 bits 1.26; with more, 4 and 6
+/// bits suffer.
+const SHARE_3: f32 = 0.12;
+const SHARE_2: f32 = 0.025;
+
+/// Beyond this the scale of a group would overflow f16.
+const MAX_WEIGHT: f32 = 8e6;
+
+/// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
+const SUMS: usize = 8;
+
+/// Adding this to `0 ≤ x < 2²²` rounds to the nearest integer, which then stands in the lowest bits. Vectorises
+/// anywhere, unlike `round`.
+const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
+
+/// Which level the parameters of a group serve best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// 4 bits, with 3 and 2 in mind: experts, which are read at any level. Weights beyond the best 4-bit range are clipped
+    /// at every level, so 8 bits have about 1 % of error.
+    Nested,
+    /// The highest level alone: dense matrices at 6 or 8 bits, which are never read lower. Nothing is clipped.
+    Top,
+}
+
+impl Anchor {
+    /// The anchor of a matrix that is only ever read at `level`.
+    pub fn fixed(level: Level) -> Anchor {
+        if level > Level::B4 { Anchor::Top } else { Anchor::Nested }
+    }
+}
+
+/// How hard to look for a group's parameters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// All ranges and shifts.
+    Full,
+    /// One range: for uniform codes of another format whose zero lies outside our lattice (`keep`), where any search
+    /// ends near the range itself.
+    Quick,
+}
+
+/// One group of up to `N` weights (32 or 64), padded. `VECTORS` of [`SUMS`] lanes, so that the loops below are over
+/// whole registers.
+pub(super) struct Group<const N: usize> {
+    len: usize,
+    w: [f32; N],
+    /// Importance, zero in the padding.
+    v: [f32; N],
+    /// Whether `v` is one throughout.
+    plain: bool,
+    /// Σ v and Σ v · w.
+    one: f32,
+    w1: f32,
+}
+
+impl<const N: usize> Group<N> {
+    /// Appends the best codes of one group's weights, which enter the least-squares sums if `fit`; `None` where a weight is
+    /// no finite number or too large.
+    #[inline(always)]
+    pub(super) fn encode(
+        w: &[f32],
+        importance: Option<&[f32]>,
+        (anchor, effort): (Anchor, Effort),
+        fit: bool,
+        out: &mut EncodedRows,
+    ) -> Option<()> {
+        let group = Group::<N>::new(w, importance)?;
+        let (scale, zero) = group.search(anchor, effort);
+        group.emit(scale, zero, fit.then_some(importance), out);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group<N>> {
+        // NaN fails the comparison as well.
+        let sound = w.iter().fold(true, |sound, w| sound & (w.abs() <= MAX_WEIGHT));
+        let mut group = Group { len: w.len(), w: [0.0; N], v: [0.0; N], plain: false, one: 0.0, w1: 0.0 };
+        group.w[..w.len()].copy_from_slice(w);
+        match importance {
+            // A group without any importance is still encoded, as if all mattered alike.
+            Some(v) if v.iter().any(|&v| v > 0.0) => {
+                for (to, &v) in group.v.iter_mut().zip(v) {
+                    *to = if v.is_finite() { v.max(0.0) } else { 0.0 };
+                }
+            }
+            _ => {
+                group.v[..w.len()].fill(1.0);
+                group.plain = w.len() == N;
+            }
+        }
+        let (mut one, mut w1) = ([0.0; SUMS], [0.0; SUMS]);
+        for (w, v) in group.w.as_chunks::<SUMS>().0.iter().zip(group.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                one[i] += v[i];
+                w1[i] += v[i] * w[i];
+            }
+        }
+        (group.one, group.w1) = (sum(one), sum(w1));
+        sound.then_some(group)
+    }
+
+    /// Scale and zero point.
+    #[inline(always)]
+    fn search(&self, anchor: Anchor, effort: Effort) -> (f16, u8) {
+        let (mut lows, mut highs) = ([0.0f32; SUMS], [0.0f32; SUMS]);
+        for w in self.w.as_chunks::<SUMS>().0 {
+            for i in 0..SUMS {
+                lows[i] = if w[i] < lows[i] { w[i] } else { lows[i] };
+                highs[i] = if w[i] > highs[i] { w[i] } else { highs[i] };
+            }
+        }
+        let (lo, hi) = (lows.into_iter().fold(0.0, f32::min), highs.into_iter().fold(0.0, f32::max));
+        if hi - lo < 1e-30 {
+            return (f16::ZERO, 0);
+        }
+        if anchor == Anchor::Top {
+            let scale = f16::from_f32((hi - lo) / 254.0);
+            if scale == f16::ZERO {
+                return (f16::ZERO, 0);
+            }
+            return (scale, (-lo / scale.to_f32()).round().clamp(0.0, 255.0) as u8);
+        }
+        let (step, low) = if self.plain {
+            self.best_4_bits::<true>(lo, hi, effort)
+        } else {
+            self.best_4_bits::<false>(lo, hi, effort)
+        };
+        let scale = f16::from_f32(step / 16.0);
+        // Tiny groups: below f16's subnormals everything is zero, as it is beside any other weight.
+        if scale == f16::ZERO {
+            return (f16::ZERO, 0);
+        }
+        // Code 0 stands for the first cell's lower edge plus half a step of 8 bits.
+        let zero = (-low / scale.to_f32() - 0.5).round().clamp(0.0, 255.0) as u8;
+        (scale, zero)
+    }
+
+    /// The step (one 4-bit cell) and the lower edge of the first cell that serve 4 bits best, with 3 and 2 in mind.
+    #[inline(always)]
+    fn best_4_bits<const PLAIN: bool>(&self, lo: f32, hi: f32, effort: Effort) -> (f32, f32) {
+        let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
+        let mut best = (f32::INFINITY, half / 8.0, lo);
+        let (shrinks, refinements) = match effort {
+            Effort::Full => (&SHRINKS[..], REFINEMENTS),
+            Effort::Quick => (&SHRINKS[1..2], 1),
+        };
+        for &shrink in shrinks {
+            // Where least squares leaves the lattice without zero, the range itself is tried.
+            let start = (shrink * half / 8.0, middle - shrink * half);
+            let (step, low) = self.solve::<PLAIN>(start.0, start.1).unwrap_or(start);
+            let error = self.error::<PLAIN>(step, low);
+            if error < best.0 {
+                best = (error, step, low);
+            }
+        }
+        if effort == Effort::Full {
+            for shift in SHIFTS {
+                let (step, low) = (best.1, best.2 + shift * best.1);
+                let error = self.error::<PLAIN>(step, low);
+                if error < best.0 {
+                    best = (error, step, low);
+                }
+            }
+        }
+        for _ in 0..refinements {
+            let Some((step, low)) = self.solve::<PLAIN>(best.1, best.2) else { break };
+            let error = self.error::<PLAIN>(step, low);
+            if error >= best.0 {
+                break;
+            }
+            best = (error, step, low);
+        }
+        (best.1, best.2)
+    }
+
+    /// Weighted squared error of the 4-bit codes with this step and lower edge, and a share of those at 3 and 2 bits.
+    #[inline(always)]
+    fn error<const PLAIN: bool>(&self, step: f32, low: f32) -> f32 {
+        let inverse = 1.0 / step;
+        let offset = -low * inverse - 0.5;
+        let mut sums = [0.0f32; SUMS];
+        for (w, v) in self.w.as_chunks::<SUMS>().0.iter().zip(self.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                let t = w[i] * inverse + offset;
+                let rounded = clamp_code(t) + MAGIC;
+                let r = t - (rounded - MAGIC);
+                // Cells of 3 and 2 bits are two and four of these; a cell's middle is as far as the cut bits say.
+                let bits = rounded.to_bits();
+                let r3 = r + ((bits & 1) as i32 as f32 - 0.5);
+                let r2 = r + ((bits & 3) as i32 as f32 - 1.5);
+                let e = r * r + SHARE_3 * (r3 * r3) + SHARE_2 * (r2 * r2);
+                sums[i] += if PLAIN { e } else { v[i] * e };
+            }
+        }
+        sum(sums) * step * step
+    }
+
+    /// The step and lower edge that suit the present codes best.
+    #[inline(always)]
+    fn solve<const PLAIN: bool>(&self, step: f32, low: f32) -> Option<(f32, f32)> {
+        let inverse = 1.0 / step;
+        let offset = -low * inverse - 0.5;
+        let (mut q1, mut qq, mut qw) = ([0.0f32; SUMS], [0.0f32; SUMS], [0.0f32; SUMS]);
+        for (w, v) in self.w.as_chunks::<SUMS>().0.iter().zip(self.v.as_chunks::<SUMS>().0) {
+            for i in 0..SUMS {
+                let q = clamp_code(w[i] * inverse + offset) + MAGIC - MAGIC;
+                let vq = if PLAIN { q } else { v[i] * q };
+                q1[i] += vq;
+                qq[i] += vq * q;
+                qw[i] += vq * w[i];
+            }
+        }
+        let (one, w1) = (self.one, self.w1);
+        let (q1, qq, qw) = (sum(q1), sum(qq), sum(qw));
+        let det = one * qq - q1 * q1;
+        let step = (one * qw - q1 * w1) / det;
+        let centre = (w1 - step * q1) / one;
+        let low = centre - 0.5 * step;
+        // The zero point must be expressible: the lattice has to contain zero.
+        (step.is_finite() && step > 0.0 && low <= 0.0 && low + 16.0 * step >= 0.0).then_some((step, low))
+    }
+
+    /// Codes with the final parameters.
+    #[inline(always)]
+    fn emit(&self, scale: f16, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
+        let s = scale.to_f32();
+        let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
+        let z = f32::from(zero);
+        let (mut x, mut codes) = ([0.0f32; N], [0u8; N]);
+        for i in 0..N {
+            x[i] = self.w[i] * inverse + z;
+            codes[i] = rounded_byte(x[i].clamp(0.0, 255.0));
+        }
+        out.push_group(&codes, scale, zero);
+        if let Some(importance) = fit {
+            out.sums.add_group(&x[..self.len], &codes[..self.len], zero, s, importance);
+        }
+    }
+}
+
+/// `t` within the 4-bit codes; a comparison each, as registers have it.
+#[inline(always)]
+fn clamp_code(t: f32) -> f32 {
+    let t = if t > 0.0 { t } else { 0.0 };
+    if t < 15.0 { t } else { 15.0 }
+}
+
+/// `x` rounded to a byte.
+#[inline(always)]
+fn rounded_byte(x: f32) -> u8 {
+    (x + MAGIC).to_bits() as u8
+}
+
+/// In pairs: half the latency of adding one after the other.
+#[inline(always)]
+fn sum(s: [f32; SUMS]) -> f32 {
+    ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+}
