@@ -4,7 +4,7 @@ use super::*;
 use crate::format::{GgufWriter, TensorDecl};
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
-use std::fs::File;
+use std::fs::{self, File};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A folder that goes when the test ends.

@@ -1,0 +1,97 @@
+//! What a foreign model has, collected tensor by tensor while its files are read.
+//!
+//! Names are canonical already, and not to be trusted: sizes and numbers are checked here, once for all formats. Experts that
+//! come one by one are stacked at the end.
+
+use super::{Piece, Pieces, Source, Tensor};
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::format::hf::Place;
+use crate::format::{GgmlType, Metadata};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+const MAX_EXPERTS: usize = 4096;
+
+/// Collects tensors while files are read; experts that come one by one are stacked at the end.
+#[derive(Default)]
+pub(super) struct Collector {
+    tensors: Vec<Tensor>,
+    index: HashMap<String, usize>,
+    /// Experts that came one by one, behind the position in `tensors`. Maps rather than lists: a hostile name can claim
+    /// any number of an expert, and must not cost memory for those below it.
+    stacks: BTreeMap<usize, BTreeMap<usize, Piece>>,
+}
+
+impl Collector {
+    /// Adds a tensor; where `place` names an expert, `pieces` is that expert's one matrix.
+    pub(super) fn add(
+        &mut self,
+        place: Place,
+        shape: Vec<usize>,
+        ty: GgmlType,
+        pieces: Pieces,
+    ) -> Result<()> {
+        let wrong = |what: String| Err(Error::malformed(format!("tensor `{}`", place.name), what));
+        if shape.is_empty() || shape.len() > 3 || shape.contains(&0) || !ty.is_float() {
+            return wrong(format!("shape {shape:?} of {ty} is not one of weights"));
+        }
+        if pieces.count() > MAX_EXPERTS {
+            return wrong(format!(
+                "{} experts are more than the {MAX_EXPERTS} that are supported",
+                pieces.count()
+            ));
+        }
+        let (Some(expert), Some(piece)) = (place.expert, pieces.get(0)) else {
+            if self.index.contains_key(&place.name) {
+                return wrong("appears twice".into());
+            }
+            self.push(place.name, shape, ty, pieces);
+            return Ok(());
+        };
+        if expert >= MAX_EXPERTS {
+            return wrong(format!("expert {expert} is past the {MAX_EXPERTS} that are supported"));
+        }
+        let at = match self.index.get(&place.name) {
+            Some(&at) => at,
+            None => self.push(place.name.clone(), shape.clone(), ty, Pieces::Each(Vec::new())),
+        };
+        let tensor = &self.tensors[at];
+        if !matches!(tensor.pieces, Pieces::Each(_)) {
+            return wrong("appears whole and expert by expert".into());
+        }
+        if shape.len() != 2 || tensor.shape != shape || tensor.ty != ty {
+            return wrong(format!("expert {expert} differs from the others in shape or type"));
+        }
+        if self.stacks.entry(at).or_default().insert(expert, piece).is_some() {
+            return wrong(format!("expert {expert} appears twice"));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>, ty: GgmlType, pieces: Pieces) -> usize {
+        let at = self.tensors.len();
+        self.index.insert(name.clone(), at);
+        self.tensors.push(Tensor { name, shape, ty, pieces, interleaved: None });
+        at
+    }
+
+    pub(super) fn finish(
+        mut self,
+        metadata: Metadata,
+        files: Vec<(PathBuf, Bytes)>,
+        others: Vec<PathBuf>,
+    ) -> Result<Source> {
+        for (at, stack) in self.stacks {
+            let t = &mut self.tensors[at];
+            let n = stack.last_key_value().map_or(0, |(&last, _)| last + 1);
+            if stack.len() != n {
+                let what = format!("{} of {n} experts are there; is the download complete?", stack.len());
+                return Err(Error::malformed(format!("tensor `{}`", t.name), what));
+            }
+            t.pieces = Pieces::Each(stack.into_values().collect());
+            t.shape.insert(0, n);
+        }
+        Ok(Source { metadata, tensors: self.tensors, index: self.index, files, others })
+    }
+}

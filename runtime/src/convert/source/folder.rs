@@ -1,0 +1,146 @@
+//! A Hugging Face folder as a source: its configuration, what it has of a tokenizer, and safetensors files.
+
+use super::collector::Collector;
+use super::{Piece, Pieces, Source};
+use crate::error::{Error, Result};
+use crate::format::{Metadata, hf, safetensors};
+use crate::store;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// Opens the folder: everything but its tensors' rows is read.
+pub(super) fn open(folder: &Path) -> Result<Source> {
+    let file = |name: &str| folder.join(name);
+    let config_path = file("config.json");
+    let config = read_text(&config_path)?.ok_or_else(|| {
+        Error::malformed(
+            "folder",
+            "has no config.json; a Hugging Face model folder or a GGUF file is expected",
+        )
+        .at(folder)
+    })?;
+    let mut metadata = hf::metadata_from_config(&config).map_err(|e| e.at(folder))?;
+    let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+    metadata.insert("general.name", name.unwrap_or_else(|| "model".into()));
+    let others = add_tokenizer(folder, &config, &mut metadata)?;
+
+    let index_path = file("model.safetensors.index.json");
+    let shards = match read_text(&index_path)? {
+        Some(index) => safetensors::shards(&index).map_err(|e| e.at(folder))?,
+        None if file("model.safetensors").exists() => vec!["model.safetensors".to_owned()],
+        None => {
+            let what = "has no model.safetensors and no model.safetensors.index.json; other weight files are not read";
+            return Err(Error::malformed("folder", what).at(folder));
+        }
+    };
+    let mut collector = Collector::default();
+    let mut files = Vec::new();
+    for shard in shards {
+        let path = file(&shard);
+        let bytes = store::map(&path)?;
+        for entry in safetensors::parse(&bytes).map_err(|e| e.at(&path))? {
+            add_tensor(&mut collector, files.len(), entry).map_err(|e| e.at(&path))?;
+        }
+        files.push((path, bytes));
+    }
+    // A tied head that some writers store all the same would be a second copy of the embedding; keeping it is harmless.
+    collector.finish(metadata, files, others).map_err(|e| e.at(folder))
+}
+
+fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result<Vec<PathBuf>> {
+    let mut others = vec![folder.join("config.json")];
+    let mut read = |name: &str| -> Result<Option<String>> {
+        let path = folder.join(name);
+        let text = read_text(&path)?;
+        if text.is_some() {
+            others.push(path);
+        }
+        Ok(text)
+    };
+    let tokenizer = read("tokenizer.json")?;
+    let tokenizer_config = read("tokenizer_config.json")?;
+    let generation = read("generation_config.json")?;
+    let template = match read("chat_template.jinja")? {
+        Some(t) => Some(t),
+        None => tokenizer_config.as_deref().and_then(hf::chat_template),
+    };
+    if let Some(template) = template {
+        metadata.insert("tokenizer.chat_template", template);
+    }
+    let ids = tokenizer.as_deref().map(added_tokens).unwrap_or_default();
+    let lookup = |token: &str| ids.get(token).copied();
+    hf::special_tokens(metadata, config, tokenizer_config.as_deref(), generation.as_deref(), &lookup);
+    if let Some(json) = tokenizer {
+        metadata.insert("tokenizer.huggingface.json", json);
+    }
+    Ok(others)
+}
+
+/// Ids of the added (special) tokens of a `tokenizer.json`. Only that list is kept: the rest is megabytes.
+fn added_tokens(json: &str) -> HashMap<String, u32> {
+    #[derive(serde::Deserialize)]
+    struct Added {
+        content: String,
+        id: u32,
+    }
+    #[derive(serde::Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    let tokens = serde_json::from_str::<Tokenizer>(json).map_or_else(|_| Vec::new(), |t| t.added_tokens);
+    tokens.into_iter().map(|t| (t.content, t.id)).collect()
+}
+
+fn add_tensor(collector: &mut Collector, file: usize, entry: safetensors::Entry) -> Result<()> {
+    let Some(places) = hf::places(&entry.name) else {
+        let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
+        return Err(Error::unsupported(what));
+    };
+    let mut shape = entry.shape;
+    let (offset, len) = (entry.offset as usize, entry.n_bytes as usize);
+    match &places[..] {
+        [] => Ok(()),
+        [place] => {
+            if shape.len() == 2 && shape[0] == 1 && place.expert.is_none() {
+                shape.remove(0);
+            }
+            let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
+            let len = len / count;
+            let pieces = Pieces::Even { first: Piece { file, offset, len }, stride: len, count };
+            collector.add(place.clone(), shape, entry.ty, pieces)
+        }
+        halves => {
+            // `[experts, 2 · ff, d]`: gate rows, then up rows, of each expert.
+            if shape.len() != 3 || shape[0] == 0 || !shape[1].is_multiple_of(2) {
+                return Err(Error::malformed(format!("tensor `{}`", entry.name), format!("shape {shape:?}")));
+            }
+            shape[1] /= 2;
+            let len = len / (2 * shape[0]);
+            for (half, place) in halves.iter().enumerate() {
+                let first = Piece { file, offset: offset + half * len, len };
+                let pieces = Pieces::Even { first, stride: 2 * len, count: shape[0] };
+                collector.add(place.clone(), shape.clone(), entry.ty, pieces)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<Option<String>> {
+    match fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+        Ok(m) if m.len() > MAX_JSON_BYTES => {
+            return Err(
+                Error::malformed("file", format!("{} bytes are too many for this file", m.len())).at(path)
+            );
+        }
+        Ok(_) => {}
+    }
+    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map(Some).map_err(|_| Error::malformed("file", "is not UTF-8").at(path))
+}

@@ -1,0 +1,138 @@
+//! A foreign GGUF file as a source: its shards, tensors of single experts, and rows that llama.cpp has interleaved.
+
+use super::collector::Collector;
+use super::{Piece, Pieces, Source};
+use crate::error::{Error, Result};
+use crate::format::dollop;
+use crate::format::hf::Place;
+use crate::format::{Gguf, TensorInfo};
+use crate::store;
+use std::path::{Path, PathBuf};
+
+const MAX_SHARDS: u64 = 1024;
+
+/// Opens the file and, where it is one of several shards, the others.
+pub(super) fn open(path: &Path) -> Result<Source> {
+    let first = store::map(path)?;
+    let gguf = Gguf::parse(&first).map_err(|e| e.at(path))?;
+    if dollop::is_dollop(&gguf.metadata) {
+        let what = "this is a Dollop file already; it runs as it is (as a reference, name its source)";
+        return Err(Error::malformed("dollop.version", what).at(path));
+    }
+    let shards = shard_paths(path, &gguf).map_err(|e| e.at(path))?;
+    let (mut files, mut parsed) = (Vec::new(), Vec::new());
+    let mut first = Some((first, gguf));
+    for (i, shard) in shards.into_iter().enumerate() {
+        let (bytes, gguf) = match first.take_if(|_| shard == path) {
+            Some(known) => known,
+            None => {
+                let bytes = store::map(&shard)?;
+                let gguf = Gguf::parse(&bytes).map_err(|e| e.at(&shard))?;
+                (bytes, gguf)
+            }
+        };
+        if let Some(no) =
+            gguf.metadata.u64("split.no").map_err(|e| e.at(&shard))?.filter(|&no| no != i as u64)
+        {
+            let what = format!("{no}, but the file's name says {i} (counted from 0)");
+            return Err(Error::malformed("split.no", what).at(&shard));
+        }
+        parsed.push(gguf);
+        files.push((shard, bytes));
+    }
+    // The first shard has all keys; the others only say which shard they are.
+    let mut metadata = std::mem::take(&mut parsed[0].metadata);
+    let total = metadata.u64("split.tensors.count").ok().flatten();
+    ["split.no", "split.count", "split.tensors.count"].iter().for_each(|k| drop(metadata.remove(k)));
+    let found: usize = parsed.iter().map(|g| g.tensors.len()).sum();
+    if total.is_some_and(|t| t != found as u64) {
+        let what =
+            format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
+        return Err(Error::malformed("split.tensors.count", what).at(path));
+    }
+    let mut collector = Collector::default();
+    for (file, gguf) in parsed.iter().enumerate() {
+        for t in &gguf.tensors {
+            add(&mut collector, file, t).map_err(|e| e.at(&files[file].0))?;
+        }
+    }
+    let mut source = collector.finish(metadata, files, Vec::new()).map_err(|e| e.at(path))?;
+    if source.metadata.require_str("general.architecture").map_err(|e| e.at(path))? == "llama" {
+        mark_interleaved(&mut source).map_err(|e| e.at(path))?;
+    }
+    Ok(source)
+}
+
+fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
+    let count = gguf.metadata.u64("split.count")?.unwrap_or(1);
+    if count <= 1 {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    if count > MAX_SHARDS {
+        return Err(Error::malformed("split.count", format!("{count} is more than {MAX_SHARDS}")));
+    }
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let stem = name
+        .strip_suffix(&format!("-of-{count:05}.gguf"))
+        .filter(|s| s.len() > 6)
+        .and_then(|s| s.split_at_checked(s.len() - 6))
+        .filter(|(_, no)| no.starts_with('-') && no[1..].bytes().all(|b| b.is_ascii_digit()))
+        .ok_or_else(|| {
+            Error::malformed(
+                "split.count",
+                format!("one of {count} shards, but not named …-00001-of-{count:05}.gguf"),
+            )
+        })?
+        .0;
+    Ok((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
+}
+
+fn add(collector: &mut Collector, file: usize, t: &TensorInfo) -> Result<()> {
+    let mut shape: Vec<usize> = t.shape.iter().rev().map(|&n| n as usize).collect();
+    // Old Mixtral files have one tensor per expert: `blk.0.ffn_gate.3.weight`.
+    let parts: Vec<_> = t.name.split('.').collect();
+    let place = match parts[..] {
+        ["blk", layer, part @ ("ffn_gate" | "ffn_up" | "ffn_down"), expert, "weight"]
+            if expert.parse::<usize>().is_ok() =>
+        {
+            Place { name: format!("blk.{layer}.{part}_exps.weight"), expert: expert.parse().ok() }
+        }
+        _ => Place { name: t.name.clone(), expert: None },
+    };
+    // A one-row matrix is stored as a vector by some writers and the other way round; both read alike.
+    if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
+        shape.remove(0);
+    }
+    let count = if shape.len() == 3 { shape[0] } else { 1 };
+    let len = t.n_bytes as usize / count;
+    let first = Piece { file, offset: t.offset as usize, len };
+    collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count })
+}
+
+/// llama.cpp permutes the query and key rows of the `llama` architecture (and of no other that is supported here).
+fn mark_interleaved(source: &mut Source) -> Result<()> {
+    let heads = source.metadata.u64("llama.attention.head_count")?.unwrap_or(0) as usize;
+    let kv_heads = source.metadata.u64("llama.attention.head_count_kv")?.map_or(heads, |n| n as usize);
+    for t in &mut source.tensors {
+        let heads =
+            match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {
+                "attn_q" => heads,
+                "attn_k" => kv_heads,
+                _ => continue,
+            };
+        let rows = t.shape[0];
+        let whole =
+            heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
+        if !whole || t.shape.len() > 2 {
+            let what = format!("shape {:?} for {heads} heads", t.shape);
+            return Err(Error::malformed(format!("tensor `{}`", t.name), what));
+        }
+        if t.shape.len() == 1 && t.ty.block_len() != 1 {
+            let what =
+                format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
+            return Err(Error::unsupported(what));
+        }
+        t.interleaved = Some(heads);
+    }
+    Ok(())
+}
