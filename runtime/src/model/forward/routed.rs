@@ -1,0 +1,235 @@
+//! A layer of routed experts: the router's choice, departures from it, and the experts as they are there or come.
+//!
+//! Where all experts are where the backend computes, the choice stays there too. Otherwise it is read back, and the port
+//! [`ExpertSource`](crate::experts::ExpertSource) hands experts over, in whatever order they come.
+
+use super::{Model, State};
+use crate::error::Result;
+use crate::experts::{Expert, Guess, Meanwhile, Wanted};
+use crate::kernels::{Backend, Choice, ExpertJob, Linear, Norm, Routed, RoutedBufs, Router};
+use crate::model::routing::{self, Routing};
+use crate::model::weights::{Ffn, Layer, Moe};
+use crate::quant::Matrix;
+
+/// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
+const JOBS: usize = 64;
+
+/// Scratch of the routed layers.
+pub(super) struct MoeScratch<B: Backend> {
+    /// `[chunk, experts]`.
+    router: B::Buf,
+    /// `[chunk · top_k, d]`.
+    slots: B::Buf,
+    /// `[chunk, 1]`.
+    shared_gate: B::Buf,
+    choices: Vec<Choice>,
+    /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
+    logits: Vec<f32>,
+    resident: Vec<bool>,
+    /// What the next layer's router says of this layer's input, where it is asked.
+    guess: Vec<Choice>,
+    /// For each expert, the slots that chose it.
+    by_expert: Vec<Vec<u32>>,
+    wanted: Vec<Wanted>,
+}
+
+impl<B: Backend> MoeScratch<B> {
+    pub(super) fn new(backend: &B, model: &Model, router: &Router, chunk: usize) -> Result<MoeScratch<B>> {
+        let &Router { experts, top_k, .. } = router;
+        Ok(MoeScratch {
+            router: backend.alloc(chunk * experts)?,
+            slots: backend.alloc(chunk * top_k * model.config.d)?,
+            shared_gate: backend.alloc(chunk)?,
+            choices: Vec::with_capacity(chunk * top_k),
+            logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
+            resident: vec![true; experts],
+            guess: Vec::with_capacity(top_k),
+            by_expert: vec![Vec::new(); experts],
+            wanted: Vec::with_capacity(experts),
+        })
+    }
+
+    /// Words of [`MoeScratch::new`].
+    pub(super) fn words(router: &Router, d: usize, chunk: usize) -> usize {
+        // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
+        chunk * (2 * router.experts + router.top_k * d + 1) + 6 * chunk * router.top_k + 16 * router.experts
+    }
+}
+
+impl Model {
+    /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`.
+    pub(super) fn moe<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        moe: &Moe,
+        norms: &Layer,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
+        let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.config, s);
+        let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
+        let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
+        let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
+        match &moe.shared_gate {
+            Some(matrix) => {
+                let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
+                b.norm_linear(x, norm, n, h, &mut [logits, gate]);
+            }
+            None => b.norm_linear(x, norm, n, h, &mut [logits]),
+        }
+        // With all experts resident there is nothing to decide on the way: no departure changes anything.
+        let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
+            Some(all) => {
+                let history = noted.as_mut().map(|noted| noted.of(layer));
+                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x, history };
+                b.routed(bufs, n, router, layer, all)?
+            }
+            None => false,
+        };
+        if let Some(noted) = noted.as_mut().filter(|_| done) {
+            noted.done(layer);
+        }
+        if !done {
+            self.serve(b, (h, x, y), m, router, layer, n)?;
+            b.add(x, y, n * c.d);
+        }
+        if let Some(shared) = &moe.shared {
+            let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
+            b.ffn_add(h, n, shared, gate, y, x);
+        }
+        Ok(())
+    }
+
+    /// `y = Σ gate · expert(h)`, the experts as their source hands them over.
+    fn serve<B: Backend>(
+        &self,
+        b: &B,
+        (h, x, y): (&B::Buf, &B::Buf, &mut B::Buf),
+        m: &mut MoeScratch<B>,
+        router: &Router,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
+        b.route(&m.router, n, router, &mut m.choices)?;
+        self.depart(b, m, router, layer, n)?;
+        group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n };
+        let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
+        let (by_expert, wanted) = (&*by_expert, &*wanted);
+        let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
+        // `y` is free until the experts' sum is written to it.
+        let mut guess = |out: &mut Vec<Wanted>| match next {
+            Some(next) => self.guess(b, (x, &mut *y), (&mut *logits, &mut *choices), router, next, out),
+            None => Ok(()),
+        };
+        let guess: Option<Guess> = next.map(|_| &mut guess as _);
+        let mut idle = || b.warm(&mut self.soon(layer));
+        // The products of many tokens do not wait for memory.
+        let idle = if n == 1 { Some(&mut idle as _) } else { None };
+        let mut left = wanted.len();
+        let mut compute = |batch: &[(usize, &Expert)]| {
+            left -= batch.len();
+            for batch in batch.chunks(JOBS) {
+                let job = |&(i, expert): &(usize, _)| ExpertJob {
+                    index: wanted[i].expert,
+                    expert,
+                    slots: &by_expert[wanted[i].expert as usize],
+                };
+                let Some(first) = batch.first().map(job) else { break };
+                let mut jobs = [first; JOBS];
+                jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
+                b.experts(h, of, &jobs[..batch.len()], slots);
+            }
+            // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
+            // is told by whoever reads a result.
+            if left > 0 { b.start() } else { Ok(()) }
+        };
+        self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
+        // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
+        b.combine(&m.slots, &m.choices, router.top_k, self.config.d, y);
+        Ok(())
+    }
+
+    /// What is used behind a layer's routed experts, in order, up to the next ones.
+    fn soon(&self, layer: usize) -> impl Iterator<Item = &Matrix> {
+        let (here, next) = (&self.weights.layers[layer], self.weights.layers.get(layer + 1));
+        let shared = match &here.ffn {
+            Ffn::Moe(moe) => moe.shared.as_ref(),
+            Ffn::Dense(_) => None,
+        };
+        let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
+        let attention = next.into_iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]).map(|p| &p.matrix);
+        let first = next.map_or(&self.weights.head, |l| match &l.ffn {
+            Ffn::Moe(moe) => &moe.router,
+            Ffn::Dense(ffn) => &ffn.gate,
+        });
+        shared.chain(attention).chain([first])
+    }
+
+    /// Changes the choices as the options ask.
+    fn depart<B: Backend>(
+        &self,
+        b: &B,
+        m: &mut MoeScratch<B>,
+        router: &Router,
+        layer: usize,
+        n: usize,
+    ) -> Result<()> {
+        let Routing { skip_cold, cache_prior, .. } = self.routing;
+        if skip_cold > 0.0 || cache_prior > 0.0 {
+            self.experts.resident(layer, &mut m.resident);
+        }
+        if cache_prior > 0.0 {
+            let logits = &mut m.logits[..n * router.experts];
+            b.download(&m.router, 0, logits)?;
+            routing::prefer_resident(
+                logits,
+                router,
+                &m.resident,
+                cache_prior,
+                &mut m.choices,
+                &self.counters,
+            );
+        }
+        if skip_cold > 0.0 {
+            routing::drop_cold(&mut m.choices, router.top_k, &m.resident, skip_cold, &self.counters);
+        }
+        Ok(())
+    }
+
+    /// What the next layer's router says of the stream as it is now: right for four of five experts.
+    fn guess<B: Backend>(
+        &self,
+        b: &B,
+        (x, h): (&B::Buf, &mut B::Buf),
+        (logits, choices): (&mut B::Buf, &mut Vec<Choice>),
+        router: &Router,
+        next: &Layer,
+        out: &mut Vec<Wanted>,
+    ) -> Result<()> {
+        let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
+        let norm = Norm { weight: &next.ffn_norm, eps: self.config.norm_eps };
+        b.norm_linear(x, norm, 1, h, &mut [Linear { matrix: &moe.router, bias: None, out: logits }]);
+        b.route(logits, 1, router, choices)?;
+        let wanted =
+            |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };
+        out.extend(choices.iter().map(wanted));
+        Ok(())
+    }
+}
+
+/// Sorts the chosen slots by expert; `wanted` lists the experts that were chosen, in index order.
+fn group_by_expert(choices: &[Choice], by_expert: &mut [Vec<u32>], wanted: &mut Vec<Wanted>) {
+    by_expert.iter_mut().for_each(Vec::clear);
+    wanted.clear();
+    // A gate of zero is an expert that was dropped.
+    for (slot, choice) in choices.iter().enumerate().filter(|(_, c)| c.gate != 0.0) {
+        by_expert[choice.expert as usize].push(slot as u32);
+    }
+    for (expert, slots) in by_expert.iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+        let gates = || slots.iter().map(|&s| choices[s as usize].gate);
+        let (gate, energy) = (gates().sum(), gates().map(|g| g * g).sum());
+        wanted.push(Wanted { expert: expert as u32, gate, energy, tokens: slots.len() as u32 });
+    }
+}
