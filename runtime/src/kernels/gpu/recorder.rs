@@ -1,13 +1,15 @@
 //! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
-//! somebody reads a result back, has to wait for something else, or the ring is full.
+//! somebody reads a result back (`readback`), has to wait for something else, or the ring is full.
 
-use super::ahead::{self, Ahead, BINDINGS, Launch, Launches, Part};
+mod readback;
+
+use super::ahead::{Ahead, BINDINGS, Launch};
 use super::clock::Clock;
 use super::device::{Device, Memory};
 use super::params::Params;
 use super::pipelines;
 use super::variants::choose;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::telemetry::{GpuFault, GpuStats};
 use dollop_shaders::{BYTES, HALF, Kernel, SHADERS, Shader, Variant};
 use std::collections::HashMap;
@@ -34,8 +36,8 @@ pub(super) struct Recorder {
     /// Small tables that kernels read: ids, jobs, gates. Never written where a waiting command reads.
     ring: Memory,
     ring_at: usize,
+    /// Where read-backs land.
     landing: Option<Memory>,
-    landing_bytes: u64,
     /// What was handed over last while nobody waited.
     handed_over: Option<wgpu::SubmissionIndex>,
     stats: GpuStats,
@@ -63,7 +65,6 @@ impl Recorder {
             ring: gpu.memory(RING_BYTES as u64, "the ring")?,
             ring_at: 0,
             landing: None,
-            landing_bytes: 0,
             handed_over: None,
             stats: GpuStats::default(),
             clock: if clock { Some(Clock::new(gpu)?) } else { None },
@@ -318,97 +319,6 @@ impl Recorder {
         self.ahead.forget();
         self.groups.clear();
     }
-
-    /// Copies the parts of a read-back to where they land.
-    fn land(&self, encoder: &mut wgpu::CommandEncoder, parts: &[(&Memory, u64, &mut [u8])]) {
-        let landing = self.landing.as_ref().expect("was made for them");
-        let mut at = 0;
-        for (from, at_bytes, out) in parts {
-            encoder.copy_buffer_to_buffer(&from.buffer, *at_bytes, &landing.buffer, at, out.len() as u64);
-            at += landing_bytes(out);
-        }
-    }
-
-    /// Makes the commands of launches that are guessed, and of the same read-back.
-    fn prepare(
-        &mut self,
-        gpu: &Device,
-        launches: Launches,
-        copies: Vec<Part>,
-        parts: &[(&Memory, u64, &mut [u8])],
-    ) {
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
-        for (launch, group) in &launches {
-            launch_in(&mut pass, &self.pipelines, launch, group);
-        }
-        drop(pass);
-        self.land(&mut encoder, parts);
-        let landing = self.landing.as_ref().expect("was made for them").id;
-        self.ahead.keep(launches, copies, landing, encoder.finish());
-    }
-
-    /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
-    pub(super) fn read(&mut self, gpu: &Device, parts: &mut [(&Memory, u64, &mut [u8])]) -> Result<()> {
-        use wgpu::BufferUsages as U;
-        gpu.check()?;
-        let bytes: u64 = parts.iter().map(|(.., out)| landing_bytes(out)).sum();
-        if bytes == 0 {
-            return Ok(());
-        }
-        if bytes > self.landing_bytes {
-            self.landing = None;
-            self.landing = Some(gpu.raw(bytes, U::MAP_READ | U::COPY_DST, "a read-back")?);
-            self.landing_bytes = bytes;
-        }
-        let landing = self.landing.as_ref().expect("was just made").id;
-        let copies: Vec<Part> =
-            parts.iter().map(|(from, at, out)| (from.id, *at, out.len() as u64)).collect();
-        let launches = match self.ahead.take(&copies, landing) {
-            Some((commands, launches)) => {
-                self.ring_at = 0;
-                self.submit_commands(gpu, commands);
-                self.stats.ahead += 1;
-                Some(launches)
-            }
-            None => {
-                self.give_up(gpu);
-                let launches = self.ahead.whole();
-                self.pass = None;
-                let mut encoder = self
-                    .encoder
-                    .take()
-                    .unwrap_or_else(|| gpu.device.create_command_encoder(&Default::default()));
-                self.land(&mut encoder, parts);
-                self.encoder = Some(encoder);
-                self.submit(gpu);
-                launches
-            }
-        };
-        self.ahead.begin();
-        self.stats.readbacks += 1;
-        self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
-        let landing = self.landing.as_ref().expect("was just made");
-        landing.buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
-        // While the device computes.
-        if let Some(launches) = launches.and_then(ahead::next) {
-            self.prepare(gpu, launches, copies, parts);
-        }
-        gpu.wait(None)?;
-        self.handed_over = None;
-        let landing = self.landing.as_ref().expect("was just made");
-        {
-            let view = landing.buffer.get_mapped_range(..bytes);
-            let view = view.map_err(|e| Error::Device(format!("reading back: {e}")))?;
-            let mut at = 0;
-            for (.., out) in parts {
-                out.copy_from_slice(&view[at..at + out.len()]);
-                at += landing_bytes(out) as usize;
-            }
-        }
-        landing.buffer.unmap();
-        Ok(())
-    }
 }
 
 /// One launch in a pass.
@@ -423,9 +333,4 @@ fn launch_in(
     pass.set_bind_group(0, group, &[]);
     pass.set_immediates(0, launch.params());
     pass.dispatch_workgroups(launch.workgroups[0], launch.workgroups[1], 1);
-}
-
-/// What a part of a read-back takes where it lands.
-fn landing_bytes(out: &[u8]) -> u64 {
-    out.len().next_multiple_of(16) as u64
 }
