@@ -31,7 +31,7 @@ impl GpuKv {
         Ok(GpuKv { keys, values, capacity, half: !single })
     }
 
-    /// Bytes of a cache made by [`super::Backend::alloc_kv`].
+    /// Bytes of a cache made by [`Backend::alloc_kv`](crate::kernels::Backend::alloc_kv).
     pub fn bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
         let cell = if single { 16 } else { 8 };
         2 * heads * head_dim.div_ceil(4) * capacity * cell

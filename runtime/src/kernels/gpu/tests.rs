@@ -3,9 +3,12 @@
 //! A machine without an adapter skips them, unless `DOLLOP_TEST_GPU` says that there is one: `./check` sets it.
 
 use super::*;
-use crate::kernels::RopeTable;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::{put, values};
+use crate::kernels::{
+    Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable, RoutedBufs,
+    Router,
+};
 use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 

@@ -1,0 +1,202 @@
+//! The port `Backend` on a GPU: every operation takes the lock and is recorded.
+//!
+//! Most operations cannot return an error; what goes wrong in them is noted, and the next one that can returns it.
+
+use super::device::Memory;
+use super::{GpuBackend, GpuBuf, GpuKv, State, best};
+use crate::error::Result;
+use crate::experts::{Expert, Refinement};
+use crate::kernels::{
+    Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, Routed,
+    RoutedBufs, Router,
+};
+use crate::quant::Matrix;
+use dollop_shaders::{ADD, COPY};
+
+impl Backend for GpuBackend {
+    type Buf = GpuBuf;
+    type Kv = GpuKv;
+
+    fn name(&self) -> String {
+        let info = &self.gpu.info;
+        format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
+    }
+
+    fn alloc(&self, len: usize) -> Result<GpuBuf> {
+        // What was made for buffers that are gone goes before others come.
+        self.lock().recorder.forget_gone(&self.gpu);
+        Ok(GpuBuf { memory: self.gpu.memory(4 * len as u64, "a buffer of activations")?, len })
+    }
+
+    fn upload(&self, dst: &mut GpuBuf, at: usize, src: &[f32]) {
+        assert!(at + src.len() <= dst.len, "{} values at {at} of {}", src.len(), dst.len);
+        self.lock().recorder.write(&self.gpu, &dst.memory, 4 * at as u64, bytemuck::cast_slice(src));
+    }
+
+    fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
+        assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+        let bytes = bytemuck::cast_slice_mut(dst);
+        self.lock().recorder.read(&self.gpu, &mut [(&src.memory, 4 * at as u64, bytes)])
+    }
+
+    fn download_together(&self, parts: &mut [(&GpuBuf, usize, &mut [f32])]) -> Result<()> {
+        let mut parts: Vec<(&Memory, u64, &mut [u8])> = (parts.iter_mut())
+            .map(|(src, at, dst)| {
+                assert!(*at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+                (&src.memory, 4 * *at as u64, bytemuck::cast_slice_mut(dst))
+            })
+            .collect();
+        self.lock().recorder.read(&self.gpu, &mut parts)
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        self.lock().recorder.hand_over(&self.gpu)
+    }
+
+    fn start(&self) -> Result<()> {
+        self.lock().recorder.submit(&self.gpu);
+        self.gpu.check()
+    }
+
+    fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {
+        assert!(len <= x.len && (1..=MAX_BEST).contains(&k) && 2 * k <= out.len, "{k} of {len} values");
+        if !best::fits(&self.gpu, len, k) {
+            return Ok(false);
+        }
+        self.lock().best(&self.gpu, &x.memory, len, k, &out.memory).map(|()| true)
+    }
+
+    fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {
+        self.lock().elementwise(&self.gpu, COPY, &src.memory, at, len, &dst.memory);
+    }
+
+    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
+        self.lock().recorder.forget_gone(&self.gpu);
+        GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
+    }
+
+    fn tail(&self, tokens: usize) -> Option<usize> {
+        // In half precision a token alone is not what it is among others.
+        (self.gpu.variants.inputs != GpuInputs::Half).then_some(1.min(tokens))
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut GpuBuf) {
+        self.note(self.lock().embed(&self.gpu, table, tokens, &out.memory));
+    }
+
+    fn rms_norm(&self, x: &GpuBuf, weight: &[f32], eps: f32, rows: usize, out: &mut GpuBuf) {
+        self.note(self.lock().rms_norm(&self.gpu, &x.memory, weight, eps, rows, &out.memory));
+    }
+
+    fn linear(&self, x: &GpuBuf, tokens: usize, outs: &mut [Linear<'_, GpuBuf>]) {
+        self.note(self.lock().linear(&self.gpu, &x.memory, None, tokens, outs, false));
+    }
+
+    fn norm_linear(
+        &self,
+        x: &GpuBuf,
+        norm: Norm<'_>,
+        tokens: usize,
+        h: &mut GpuBuf,
+        outs: &mut [Linear<'_, GpuBuf>],
+    ) {
+        self.note(self.lock().linear(&self.gpu, &x.memory, Some((norm, &h.memory)), tokens, outs, false));
+    }
+
+    fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
+        let Linear { matrix, bias, .. } = linear;
+        let mut outs = [Linear { matrix, bias, out: x }];
+        self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
+    }
+
+    fn place(
+        &self,
+        x: Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &mut GpuKv,
+        rotated: &mut GpuBuf,
+    ) {
+        self.note(self.lock().place(&self.gpu, x, how, pos, tokens, kv, &rotated.memory));
+    }
+
+    fn attention(
+        &self,
+        q: &GpuBuf,
+        kv: &GpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &mut GpuBuf,
+    ) {
+        self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory);
+    }
+
+    fn attend_one(
+        &self,
+        x: &Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &mut GpuKv,
+        shape: &Attention,
+        out: &mut GpuBuf,
+    ) -> bool {
+        self.note(self.lock().attend_one(&self.gpu, x, how, pos, kv, shape, &out.memory));
+        true
+    }
+
+    fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+        self.lock().route(&self.gpu, &logits.memory, tokens, router, out)
+    }
+
+    fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
+        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
+    }
+
+    fn ffn_add(
+        &self,
+        h: &GpuBuf,
+        tokens: usize,
+        expert: &Expert,
+        gate: Option<&GpuBuf>,
+        y: &mut GpuBuf,
+        x: &mut GpuBuf,
+    ) {
+        let gate = gate.map(|g| &g.memory);
+        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
+    }
+
+    fn experts(&self, x: &GpuBuf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
+        self.note(self.lock().experts(&self.gpu, &x.memory, of, jobs, &slots.memory));
+    }
+
+    fn routed(
+        &self,
+        bufs: RoutedBufs<'_, GpuBuf>,
+        tokens: usize,
+        router: &Router,
+        layer: usize,
+        experts: &[Expert],
+    ) -> Result<bool> {
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens };
+        self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
+    }
+
+    fn refine(&self, refinement: &Refinement) -> Result<()> {
+        let State { recorder, experts, .. } = &mut *self.lock();
+        experts.refine(&self.gpu, recorder, refinement)
+    }
+
+    fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {
+        self.lock().combine(&self.gpu, &slots.memory, choices, top_k, d, &out.memory);
+    }
+
+    fn gate_rows(&self, x: &mut GpuBuf, gate: &GpuBuf, rows: usize, d: usize) {
+        self.lock().gate_rows(&self.gpu, &gate.memory, rows, d, &x.memory);
+    }
+
+    fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
+        self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
+    }
+}
