@@ -4,7 +4,8 @@
 //! The source itself runs, in f32 on the CPU, as the reference does. Embedding and head are left out: the one has no
 //! inputs, and the other is stored at so many bits that it gains nothing.
 
-use super::engine::{Engine, EngineOptions};
+use super::engine::Engine;
+use super::options::EngineOptions;
 use super::tensors::Reference;
 use super::timeline::{SessionOptions, Step, Wish};
 use crate::convert::source::Source;

@@ -1,7 +1,8 @@
 //! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
 
-use super::engine::{EngineOptions, Inner, Served};
+use super::engine::{Inner, Served};
 use super::info::{Manner, ModelInfo};
+use super::options::EngineOptions;
 use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
 use super::processor::{self, Adapter, Needs, Processor};
 use super::processors::{Computing, Fallback, Processors};

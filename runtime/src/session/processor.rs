@@ -1,6 +1,6 @@
 //! Which processor an engine computes on. The one place that knows them all: everything else sees a `Backend`.
 
-use super::engine::EngineOptions;
+use super::options::EngineOptions;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};

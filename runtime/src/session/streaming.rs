@@ -1,7 +1,8 @@
 //! Opens the streaming of experts, or of refinements: where they lie in the file, how the file is best read, the cache or the
 //! places that the plan allows.
 
-use super::engine::{Engine, EngineOptions};
+use super::engine::Engine;
+use super::options::EngineOptions;
 use super::parts::Parts;
 use super::plan::{MemoryPlan, RefinementPlan};
 use super::rows::{self, FileRows};

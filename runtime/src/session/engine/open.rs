@@ -1,0 +1,147 @@
+//! From a file, or whatever has tensors, to an engine: a plan first, then what it says, on the processor that the options ask
+//! for or the one that is left.
+
+use super::{Engine, Inner, Served};
+use crate::convert::source::Source;
+use crate::error::{Error, Result};
+use crate::format::dollop;
+use crate::model::file::NestedFile;
+use crate::model::{Model, Tensors};
+use crate::quant::Matrix;
+use crate::session::options::EngineOptions;
+use crate::session::parts::Parts;
+use crate::session::plan::{MemoryPlan, RefinementPlan};
+use crate::session::processor::{self, Adapter};
+use crate::session::processors::Computing;
+use crate::session::streaming;
+use crate::session::tensors::Reference;
+use crate::store;
+use std::path::Path;
+use std::sync::Arc;
+
+impl Engine {
+    /// Opens a Dollop file. Where everything fits the budget, or there is none, weights are read from the mapping and
+    /// nothing is loaded; otherwise the always-used weights are loaded and the experts streamed, and on a CPU rows of an embedding
+    /// that is not the output head as well.
+    ///
+    /// # Errors
+    /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
+    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
+        let file = map(path)?;
+        let inner = |adapter| {
+            let parts = Parts::new(&file, options)?;
+            let tables = streaming::tables(&file, parts.layers())?;
+            let plan = parts.plan(options, adapter, &tables)?;
+            if plan.streaming {
+                let streams = streaming::open(path, &file, tables, &parts, &plan, options)?;
+                let inner = parts.streamed(&file, options, adapter, plan, streams)?;
+                if adapter.is_some() {
+                    upload(&inner.processors.first)?;
+                }
+                Ok(inner)
+            } else {
+                let refine = |all, refinements: RefinementPlan, level| {
+                    let granule = streaming::granule(&file);
+                    streaming::refiner(path, granule, tables, all, refinements, level, options)
+                };
+                let inner = parts.resident(&file, options, adapter, plan, refine)?;
+                let first = &inner.processors.first;
+                first.processor.warm_up(&first.model)?;
+                if adapter.is_some() {
+                    release(&first.model);
+                }
+                if let Served::Refined(refiner) = &inner.served {
+                    refiner.start(&mut |refinement| first.processor.refine(refinement))?;
+                }
+                Ok(inner)
+            }
+        };
+        Engine::on(options, inner).map_err(|e| e.at(path))
+    }
+
+    /// What [`Engine::open`] would do with the memory, without loading anything.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
+        let file = map(path)?;
+        let plan = |adapter| {
+            let parts = Parts::new(&file, options)?;
+            parts.plan(options, adapter, &streaming::tables(&file, parts.layers())?)
+        };
+        Ok(processor::choose(options.backend, plan).map_err(|e| e.at(path))?.0)
+    }
+
+    /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_reference(path: &Path, options: &EngineOptions) -> Result<Engine> {
+        let source = Source::open(path)?;
+        if dollop::is_dollop(source.metadata()) {
+            let what = "the reference is computed from unquantized weights; name the source model, not its Dollop file";
+            return Err(Error::unsupported(what).at(path));
+        }
+        Engine::of_tensors(&Reference(source), path, options)
+    }
+
+    /// An engine of whatever has tensors, all of them in memory.
+    pub(in crate::session) fn of_tensors(
+        tensors: &dyn Tensors,
+        path: &Path,
+        options: &EngineOptions,
+    ) -> Result<Engine> {
+        let options = EngineOptions { memory: None, ..options.clone() };
+        let open = |adapter| {
+            let parts = Parts::new(tensors, &options)?;
+            let plan = parts.plan(&options, adapter, &[])?;
+            let refine = |_, _, _| unreachable!("without a budget nothing is lowered");
+            let inner = parts.resident(tensors, &options, adapter, plan, refine)?;
+            let first = &inner.processors.first;
+            first.processor.warm_up(&first.model)?;
+            Ok(inner)
+        };
+        Engine::on(&options, open).map_err(|e| e.at(path))
+    }
+
+    /// An engine on the processor that the options ask for.
+    fn on(options: &EngineOptions, open: impl Fn(Option<Adapter>) -> Result<Inner>) -> Result<Engine> {
+        let (mut inner, note) = processor::choose(options.backend, open)?;
+        inner.note = note;
+        Ok(Engine(Arc::new(inner)))
+    }
+}
+
+/// Brings the always-used weights to a device, and lets go of the mapping's pages as they get there: beside experts that are
+/// streamed there is no memory to hold anything twice. No token is needed for it, which would read experts.
+fn upload(first: &Computing) -> Result<()> {
+    for together in first.model.weights.matrices() {
+        first.processor.bring_matrices(&together)?;
+        together.into_iter().for_each(release_matrix);
+    }
+    Ok(())
+}
+
+/// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
+fn release(model: &Model) {
+    for layer in 0..model.config.layers {
+        let experts = model.experts.all(layer).unwrap_or_default();
+        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(release_matrix);
+    }
+    model.weights.matrices().into_iter().flatten().for_each(release_matrix);
+}
+
+fn release_matrix(m: &Matrix) {
+    if let Matrix::Nested(n) = m {
+        n.planes().iter().for_each(|plane| store::release(plane));
+    }
+}
+
+fn map(path: &Path) -> Result<NestedFile> {
+    if path.is_dir() {
+        let what = "this is a folder; convert the model in it first (`dollop convert`)";
+        return Err(Error::unsupported(what).at(path));
+    }
+    NestedFile::new(store::map(path)?).map_err(|e| e.at(path))
+}

@@ -1,0 +1,93 @@
+//! What a program may say of how a model is opened.
+
+use super::processor::BackendChoice;
+use crate::kernels::GpuVariants;
+use crate::kernels::cpu::Isa;
+use crate::model::routing::Routing;
+use crate::quant::Level;
+use crate::sched::{Order, Precision, Verify};
+use crate::store;
+use crate::telemetry::Trace;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How a model is opened.
+#[derive(Clone, Default)]
+pub struct EngineOptions {
+    /// What to compute on; by default the CPU.
+    pub backend: BackendChoice,
+    /// Threads, the caller's included; 0 for one per core.
+    pub threads: usize,
+    /// Level at which experts are read where they are all resident; by default the highest stored. The same as
+    /// `precision` with [`Precision::Exact`].
+    pub level: Option<Level>,
+    /// Instruction set; by default the best that the machine has.
+    pub isa: Option<Isa>,
+    /// Bytes of memory that this engine and one session of it may take together. Where the model needs more, its experts
+    /// are streamed. Without one, everything is resident.
+    pub memory: Option<u64>,
+    /// Precision of experts. By default the highest level stored where everything fits, else adaptive.
+    pub precision: Option<Precision>,
+    /// Positions of the KV cache that the budget is planned for; by default the model's context, at most 4096.
+    pub context: Option<usize>,
+    /// Prefill chunk that the budget is planned for; by default what the budget allows, at most 512.
+    pub chunk: Option<usize>,
+    /// Departures from the router's choice.
+    pub routing: Routing,
+    /// How streaming works.
+    pub streaming: StreamingOptions,
+    /// A folder where a GPU's compiled kernels are looked for, and written by
+    /// [`Engine::save_pipelines`](super::Engine::save_pipelines): opening is then quicker where the driver keeps none of its own.
+    /// By default none.
+    pub pipelines: Option<PathBuf>,
+    /// Variants of its kernels that a GPU may use.
+    pub gpu_variants: GpuVariants,
+    /// Time every kernel of a GPU ([`crate::telemetry::GpuStats::kernels`]). Everything waits for it: for finding out what
+    /// takes long, and not how long all of it does.
+    pub gpu_clock: bool,
+    /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
+    #[doc(hidden)]
+    pub gpu_binding_bytes: Option<u64>,
+    /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
+    pub cores: Option<Vec<usize>>,
+}
+
+/// How experts are streamed, where they are.
+#[derive(Clone)]
+pub struct StreamingOptions {
+    /// Reads at a time; by default as many as prove best when the file is opened.
+    pub lanes: Option<usize>,
+    /// Who reads; by default whoever proves faster when the file is opened.
+    pub reads: store::Reads,
+    /// Compute while reads are under way.
+    pub overlap: bool,
+    /// When checksums of what is read are compared.
+    pub verify: Verify,
+    /// In which order refinements are bought.
+    pub order: Order,
+    /// Bytes that a layer of a token may read for refinements, in place of a price: for comparisons.
+    pub refinement_bytes: Option<usize>,
+    /// Tokens after which half of an expert's heat is gone.
+    pub half_life: f32,
+    /// Records who did what when.
+    pub trace: Option<Arc<Trace>>,
+    /// Reads through this in place of the file itself: for tests that inject faults.
+    pub storage: Option<Arc<dyn store::Storage>>,
+}
+
+impl Default for StreamingOptions {
+    fn default() -> Self {
+        let o = crate::sched::StreamOptions::default();
+        StreamingOptions {
+            lanes: None,
+            reads: store::Reads::default(),
+            overlap: o.overlap,
+            verify: o.verify,
+            order: o.order,
+            refinement_bytes: None,
+            half_life: o.half_life,
+            trace: None,
+            storage: None,
+        }
+    }
+}
