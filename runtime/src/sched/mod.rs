@@ -2,15 +2,18 @@
 //!
 //! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread: it decides what is computed
 //! with how many bits, what gives way and what is read; hands the reads to the lanes; guesses what the next layer will
-//! want, if asked to; computes what is there, and then every expert as its planes land. All decisions are functions of what was asked so far, never of time (R3): a plane
-//! counts as resident from the moment its read is decided, and where it has not come yet, the serving waits. In exact
-//! mode the weights handed out are those of the level named, so results do not depend on any of this (R2).
+//! want, if asked to; computes what is there, and then every expert as its planes land. All decisions are functions of what
+//! was asked so far, never of time (R3): a plane counts as resident from the moment its read is decided, and where it has
+//! not come yet, the serving waits. In exact mode the weights handed out are those of the level named, so results do not
+//! depend on any of this (R2).
 
+mod ahead;
 mod ceiling;
 mod home;
 mod lanes;
 mod policy;
 mod refiner;
+mod room;
 mod serving;
 mod staging;
 

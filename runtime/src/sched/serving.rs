@@ -1,15 +1,14 @@
 //! One serving: the experts that a layer wants are brought in and computed.
 //!
 //! Runs on the model's thread, with the state locked. Where all that is wanted fits the layer's share of the cache, everything
-//! is decided before the first read is handed over.
+//! is decided before the first read is handed over. What is decided is in `room`; this file is the order of events.
 
 use super::home::Home;
-use super::policy::{self, Ask, Precision, offers};
-use super::staging::ToDevice;
+use super::policy::{self, Ask};
 use super::{Request, State, Streamer};
 use crate::error::{Error, Result};
-use crate::experts::{Expert, Guess, Meanwhile, Wanted};
-use crate::quant::{Level, PLANES};
+use crate::experts::{Expert, Meanwhile, Wanted};
+use crate::quant::Level;
 use crate::telemetry::Track;
 use std::io;
 use std::time::Instant;
@@ -117,39 +116,14 @@ impl Streamer {
         Ok(())
     }
 
-    /// Makes room for everything that `asks` need, and lists the (expert, plane) to read.
-    fn bring_in(
+    /// Hands reads to the lanes and returns their bytes.
+    pub(super) fn submit(
         &self,
         state: &mut State,
         layer: usize,
-        asks: &mut [Ask],
-        floor: usize,
-    ) -> Vec<(usize, usize)> {
-        let mut reads = Vec::new();
-        for ask in asks.iter() {
-            while state.home(layer).cache.planes(ask.expert) < floor {
-                let room = self.make_room(state, layer, ask.expert, f32::INFINITY);
-                assert!(room, "the asks were cut to fit");
-                reads.push((ask.expert, self.expect(state, layer, ask.expert)));
-            }
-        }
-        if let Precision::Adaptive { .. } = self.options.precision {
-            self.keep_what_is_there(state.home(layer), asks, floor);
-            self.buy(state, layer, asks, &mut reads);
-        }
-        reads
-    }
-
-    /// Counts a plane in.
-    fn expect(&self, state: &mut State, layer: usize, expert: usize) -> usize {
-        let plane = state.home(layer).expect(expert);
-        state.stats.upgrades += u64::from(plane > 0);
-        state.stats.note([layer, expert, plane]);
-        plane
-    }
-
-    /// Hands reads to the lanes and returns their bytes.
-    fn submit(&self, state: &mut State, layer: usize, reads: &[(usize, usize)], ahead: bool) -> Result<u64> {
+        reads: &[(usize, usize)],
+        ahead: bool,
+    ) -> Result<u64> {
         let mut moved = 0;
         let slabs = loop {
             if let Some(slabs) = state.home(layer).slabs(reads, &mut moved) {
@@ -174,74 +148,6 @@ impl Streamer {
         state.pending += requests.len();
         self.lanes.submit(requests, ahead);
         Ok(bytes)
-    }
-
-    /// Planes that are resident anyway are used, as far as making room for the floor has left them.
-    fn keep_what_is_there(&self, home: &mut Home, asks: &mut [Ask], floor: usize) {
-        for ask in asks {
-            ask.planes = home.cache.planes(ask.expert).max(floor);
-            home.keep[ask.expert] = ask.planes as u8;
-        }
-    }
-
-    /// Buys refinements, most worth first, as long as they are worth more than what must give way.
-    fn buy(&self, state: &mut State, layer: usize, asks: &mut [Ask], reads: &mut Vec<(usize, usize)>) {
-        let (quality, limit) = (state.quality, self.options.refinement_bytes);
-        let home = state.home(layer);
-        let stored = home.cache.planes_most();
-        let list =
-            offers(asks, stored, self.options.order, quality, limit.is_some(), |e| home.table.errors[e]);
-        let mut bytes = 0u64;
-        for offer in list {
-            let ask = &mut asks[offer.ask];
-            let home = state.home(layer);
-            let cost = home.table.plane_bytes(offer.plane) as u64;
-            if ask.planes != offer.plane || limit.is_some_and(|limit| bytes + cost > limit as u64) {
-                continue;
-            }
-            let value = home.cache.value(ask.expert, offer.plane);
-            if !self.make_room(state, layer, ask.expert, value) {
-                continue;
-            }
-            reads.push((ask.expert, self.expect(state, layer, ask.expert)));
-            bytes += cost;
-            ask.planes += 1;
-            state.home(layer).keep[ask.expert] = ask.planes as u8;
-        }
-    }
-
-    /// Makes planes of less than `value` give way until the next plane of an expert fits; `false` where they do not do.
-    fn make_room(&self, state: &mut State, layer: usize, expert: usize, value: f32) -> bool {
-        loop {
-            let home = state.home(layer);
-            let have = home.cache.planes(expert);
-            if home.cache.free() >= home.cache.bytes(have, have + 1) {
-                return true;
-            }
-            let Some((victim, plane, least)) = home.cache.coldest(&home.keep) else { return false };
-            if least >= value {
-                return false;
-            }
-            if home.reading(victim, plane) {
-                // It was read ahead and has not come yet.
-                self.wait_for_any(state);
-                continue;
-            }
-            home.give_up(victim);
-            state.stats.note([layer, victim, plane]);
-            if plane == 0 {
-                state.stats.evictions += 1;
-            } else {
-                state.stats.downgrades += 1;
-            }
-        }
-    }
-
-    /// Waits for a read of another serving; a failure of it is that serving's affair.
-    fn wait_for_any(&self, state: &mut State) {
-        if self.wait(state).is_err() {
-            self.take_back(state);
-        }
     }
 
     /// Counts hits and the precision used.
@@ -340,83 +246,5 @@ impl Streamer {
             }
         }
         Ok(())
-    }
-
-    /// Reads the floor of experts that the next layer will probably want, where that displaces only what is colder.
-    fn look_ahead(&self, state: &mut State, layer: usize, guess: Guess) -> Result<()> {
-        if state.homes.get(layer).is_none_or(Option::is_none) {
-            return Ok(());
-        }
-        let mut wanted = std::mem::take(&mut state.guess);
-        wanted.clear();
-        guess(&mut wanted)?;
-        wanted.sort_by(|a, b| b.gate.total_cmp(&a.gate).then(a.expert.cmp(&b.expert)));
-        let floor = self.options.precision.floor().planes();
-        let home = state.home(layer);
-        home.keep.fill(0);
-        wanted.iter().for_each(|w| home.keep[w.expert as usize] = PLANES as u8);
-        let mut reads = Vec::new();
-        let missing = |w: &&Wanted| home.cache.planes(w.expert as usize) < floor;
-        let missing: Vec<Wanted> =
-            wanted.iter().filter(missing).take(self.options.lookahead).copied().collect();
-        'all: for w in missing {
-            let expert = w.expert as usize;
-            while state.home(layer).cache.planes(expert) < floor {
-                // Worth what its gate says if the guess is right.
-                let value = w.gate + state.home(layer).cache.heat(expert);
-                if !self.make_room(state, layer, expert, value) {
-                    continue 'all;
-                }
-                reads.push((expert, self.expect(state, layer, expert)));
-            }
-        }
-        state.guess = wanted;
-        // What goes wrong here will be met again by whoever wants the planes.
-        if let Ok(bytes) = self.submit(state, layer, &reads, true) {
-            state.stats.bytes_ahead += bytes;
-        }
-        Ok(())
-    }
-
-    /// Loads experts at the floor, hottest first, until the layer's share is full.
-    pub(super) fn load_hottest(
-        &self,
-        state: &mut State,
-        layer: usize,
-        heat: &[f32],
-        send: ToDevice,
-    ) -> Result<()> {
-        let floor = self.options.precision.floor().planes();
-        let mut order: Vec<usize> = (0..heat.len()).collect();
-        order.sort_by(|&a, &b| heat[b].total_cmp(&heat[a]).then(a.cmp(&b)));
-        let home = state.home(layer);
-        home.keep.fill(PLANES as u8);
-        heat.iter().enumerate().for_each(|(e, &h)| home.cache.set_heat(e, h));
-        if state.staging.is_some() {
-            order.retain(|&e| heat[e] > 0.0);
-            return self.send_hottest(state, layer, &order, send);
-        }
-        let mut reads = Vec::new();
-        for e in order.into_iter().filter(|&e| heat[e] > 0.0) {
-            let have = state.home(layer).cache.planes(e);
-            if have >= floor {
-                continue;
-            }
-            if state.home(layer).cache.free() < state.home(layer).cache.bytes(have, floor) {
-                break;
-            }
-            for _ in have..floor {
-                reads.push((e, self.expect(state, layer, e)));
-            }
-        }
-        state.stats.bytes_ahead += self.submit(state, layer, &reads, false)?;
-        let mut failure = None;
-        while state.pending > 0 {
-            if let Err(fault) = self.wait(state) {
-                failure.get_or_insert_with(|| self.read_error(fault.offset, fault.source));
-            }
-        }
-        self.take_back(state);
-        failure.map_or(Ok(()), Err)
     }
 }
