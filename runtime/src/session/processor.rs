@@ -20,7 +20,7 @@ pub enum BackendChoice {
     Cpu,
     /// A GPU where there is one that is no software, else the CPU.
     Auto,
-    /// A GPU, software or not: this one of [`crate::kernels::gpu::adapters`], or the first usable one.
+    /// A GPU, software or not: this one of `kernels::gpu::adapters`, or the first usable one.
     Gpu(Option<usize>),
 }
 
