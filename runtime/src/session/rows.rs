@@ -2,7 +2,8 @@
 //!
 //! By positioned reads, for a mapping of a file that is cut ends the program, and through the page cache, which can be told of
 //! many short pieces beforehand: a row lies in six or so, all over the file. They are those of the tile that it is in, 16 rows;
-//! kernels take it apart no further. Runs on the thread that computes. Nothing is kept: what is read often is the system's to know.
+//! kernels take it apart no further. Runs on the thread that computes. Nothing is kept, not by the system either, which is told
+//! to forget what was read: a token that comes again is read again.
 
 use crate::error::{Error, Result};
 use crate::model::embedding::{RowReads, Rows};
