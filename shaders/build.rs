@@ -39,6 +39,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                     .filter(|&i| (i != HALF || v.tokens > 1) && (i != BYTES || v.planes > 0))
                     .map(|inputs| Variant { inputs, ..v })
                     .collect(),
+                Axis::Forms => (SINGLE..=BYTES).map(|inputs| Variant { inputs, ..v }).collect(),
                 Axis::Op => (0..OPS).map(|op| Variant { op, ..v }).collect(),
             }
         };
@@ -50,13 +51,15 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
 /// The file that an import means.
 fn imported(name: &str, v: &Variant) -> String {
     let weights = if v.planes == 0 { "f32" } else { "nested" };
+    let inputs = ["single", "half", "bytes"][v.inputs as usize];
     let name = match name {
         "weights" => format!("weights_{weights}"),
         "unit" => format!("unit_{weights}{}", ["", "_half", "_bytes"][v.inputs as usize]),
-        "inputs" => {
-            let whose = if v.tokens == 1 { "own" } else { "inputs" };
-            format!("{whose}_{}", ["single", "half", "bytes"][v.inputs as usize])
-        }
+        "inputs" => format!("{}_{inputs}", if v.tokens == 1 { "own" } else { "inputs" }),
+        "form" => format!("form_{inputs}"),
+        "input" if v.tokens > 1 => "prepared".to_owned(),
+        "input" => "input_one".to_owned(),
+        "normed" | "hidden" => format!("{name}_{}", if v.tokens == 1 { "one" } else { "many" }),
         "product" if v.tokens > 1 => "product_many".to_owned(),
         "product" => format!("product_{}", if v.planes == 0 { "row" } else { "one" }),
         "kv" => format!("kv_{}", if v.half { "half" } else { "single" }),
@@ -190,18 +193,23 @@ fn describe(
 }
 
 /// Functions whose sums are to be the same in every kernel.
-const FIXED: [&str; 13] = [
+const FIXED: [&str; 18] = [
     "multiply",
     "add_unit",
     "add_loaded",
     "add_slices",
     "take_unit",
-    "stage",
+    "sum_of_unit",
+    "pack_unit",
     "product",
     "norm_scale",
     "take_head",
     "score_of",
     "attend",
+    "score_tile",
+    "weigh_tile",
+    "sum_values",
+    "put_tile",
     "put_together",
     "weigh",
 ];

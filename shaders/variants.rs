@@ -19,6 +19,8 @@ enum Axis {
     Subgroups,
     /// How products keep their inputs in workgroup memory.
     Inputs,
+    /// What inputs are prepared as: for each of [`Axis::Inputs`].
+    Forms,
 }
 
 const KERNELS: &[(&str, &[Axis])] = &[
@@ -27,10 +29,12 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("route_gate_up", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Subgroups, Axis::Inputs]),
     ("down", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
     ("down_sum", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Inputs]),
+    ("prepare", &[Axis::Forms, Axis::Subgroups]),
     ("embed", &[Axis::Planes]),
     ("rms_norm", &[Axis::Subgroups]),
     ("place", &[Axis::Half, Axis::Subgroups]),
     ("attention", &[Axis::Half, Axis::Subgroups]),
+    ("attention_many", &[Axis::Half]),
     ("attend_one", &[Axis::Half, Axis::Subgroups]),
     ("attend_merge", &[]),
     ("route", &[Axis::Subgroups]),

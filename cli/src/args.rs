@@ -264,8 +264,8 @@ pub struct EngineArgs {
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::kernels::cpu::Isa>,
-    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; half or
-    /// bytes for what products keep their inputs in; plain for none
+    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; single, half
+    /// or bytes for what products keep their inputs in, by default what suits the GPU; plain for none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
     pub gpu_kernels: dollop::kernels::GpuVariants,
     /// Makes the GPU fail after so many submissions (for tests)
@@ -322,17 +322,20 @@ fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
 
 fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
     use dollop::kernels::GpuInputs;
-    let mut variants = dollop::kernels::GpuVariants::PLAIN;
+    let mut subgroups = false;
+    let mut inputs = GpuInputs::Auto;
     for name in list.split(',') {
         match name {
-            "plain" => {}
-            "subgroups" => variants.subgroups = true,
-            "half" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Half,
-            "bytes" if variants.inputs == GpuInputs::Single => variants.inputs = GpuInputs::Bytes,
-            _ => return Err("variants are subgroups, half or bytes, and plain for none".into()),
+            "plain" | "single" if inputs == GpuInputs::Auto => inputs = GpuInputs::Single,
+            "half" if inputs == GpuInputs::Auto => inputs = GpuInputs::Half,
+            "bytes" if inputs == GpuInputs::Auto => inputs = GpuInputs::Bytes,
+            "subgroups" => subgroups = true,
+            _ => {
+                return Err("variants are subgroups, one of single, half and bytes, or plain for none".into());
+            }
         }
     }
-    Ok(variants)
+    Ok(dollop::kernels::GpuVariants { subgroups, inputs })
 }
 
 fn backend(name: &str) -> Result<dollop::BackendChoice, String> {

@@ -6,6 +6,7 @@ use crate::args::DevicesArgs;
 #[cfg(feature = "gpu")]
 pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
     use crate::output::bytes;
+    use dollop::kernels::{GpuInputs, GpuVariants};
     use std::io::Write;
 
     let all = dollop::kernels::gpu::adapters();
@@ -28,8 +29,15 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
                     Some([least, most]) => writeln!(out, "       subgroups of {least} to {most}: used")?,
                     None => writeln!(out, "       no subgroups that kernels can use")?,
                 }
-                let f16 = if a.f16 { "f16: --gpu-kernels subgroups,half" } else { "no f16" };
-                writeln!(out, "       {f16}; products of bytes: --gpu-kernels subgroups,bytes")?;
+                let own = match a.of(GpuVariants::default()).inputs {
+                    GpuInputs::Bytes => "8 bits",
+                    _ => "single precision",
+                };
+                let others = if a.f16 { "single, half, bytes" } else { "single, bytes (it has no f16)" };
+                writeln!(
+                    out,
+                    "       products in {own}; others with --gpu-kernels subgroups,NAME: {others}"
+                )?;
             }
         }
     }

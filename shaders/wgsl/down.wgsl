@@ -2,7 +2,7 @@
 
 #import product
 #import job
-#import x
+#import input
 
 const REFINEMENTS = 4u; // binding
 const MATRICES = 1u;
@@ -21,11 +21,12 @@ var<immediate> p: Params;
 var<private> job: u32;
 var<private> count: u32;
 
-fn input(t: u32, col: u32) -> vec4<f32> {
-    if (col >= p.ff || t >= count) {
-        return vec4<f32>();
-    }
-    return x_of(job_slot(job, t), col, p.ff);
+fn source(t: u32) -> u32 {
+    return job_slot(job, min(t, count - 1u));
+}
+
+fn input_cols() -> u32 {
+    return p.ff;
 }
 
 @compute @workgroup_size(128)

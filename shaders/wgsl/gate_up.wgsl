@@ -2,7 +2,8 @@
 
 #import product
 #import job
-#import x
+#import input
+#import hidden
 
 const REFINEMENTS = 4u; // binding
 const MATRICES = 2u;
@@ -17,17 +18,17 @@ struct Params {
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
 }
 
-@group(0) @binding(3) var<storage, read_write> hidden: array<f32>; // [slots, ff]
 var<immediate> p: Params;
 
 var<private> job: u32;
 var<private> count: u32;
 
-fn input(t: u32, col: u32) -> vec4<f32> {
-    if (col >= p.d || t >= count) {
-        return vec4<f32>();
-    }
-    return x_of(job_slot(job, t) / p.top_k, col, p.d);
+fn source(t: u32) -> u32 {
+    return job_slot(job, min(t, count - 1u)) / p.top_k;
+}
+
+fn input_cols() -> u32 {
+    return p.d;
 }
 
 @compute @workgroup_size(128)
@@ -40,12 +41,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let gate = job_matrix(job, 0u, p.ff, p.d, p.group);
     let up = job_matrix(job, 1u, p.ff, p.d, p.group_up);
     let results = multiply(gate, up, p.d, id.x, true, lane);
+    var values: array<f32, RESULTS>;
     for (var i = 0u; i < RESULTS; i++) {
-        let t = token_of(i, lane);
-        let row = id.x * ROWS + row_of(i, lane);
-        if (t < count && row < p.ff) {
-            let g = results[i].x;
-            hidden[job_slot(job, t) * p.ff + row] = g / (1.0 + exp(-g)) * results[i].y;
-        }
+        let g = results[i].x;
+        values[i] = g / (1.0 + exp(-g)) * results[i].y;
     }
+    write_hidden(values, id.x, lane);
 }

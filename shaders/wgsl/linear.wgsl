@@ -1,9 +1,9 @@
 // out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x
-// (which is then written to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS tokens.
+// (which one token's then writes to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS tokens.
 
 #import product
+#import normed
 #import reduce
-#import x
 
 const NORM = 1u;
 const BIAS = 2u;
@@ -32,71 +32,13 @@ struct Params {
     part: array<Part, 3>,
 }
 
-@group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>; // [cols]
-@group(0) @binding(3) var<storage, read> bias: array<f32>;       // [tiles, 16]
-@group(0) @binding(4) var<storage, read_write> out0: array<f32>; // [tokens, stride]
-@group(0) @binding(5) var<storage, read_write> out1: array<f32>;
-@group(0) @binding(6) var<storage, read_write> out2: array<f32>;
-@group(0) @binding(7) var<storage, read_write> h: array<f32>;    // [tokens, cols]
+@group(0) @binding(2) var<storage, read> bias: array<f32>;       // [tiles, 16]
+@group(0) @binding(3) var<storage, read_write> out0: array<f32>; // [tokens, stride]
+@group(0) @binding(4) var<storage, read_write> out1: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out2: array<f32>;
 var<immediate> p: Params;
 
 var<private> first_token: u32;
-var<workgroup> scales: array<f32, TOKENS>;
-// One token's: of what this invocation brought, and what is known when all has been brought.
-var<private> squares: vec4<f32>;
-var<private> own_scale: f32;
-
-fn input(t: u32, col: u32) -> vec4<f32> {
-    if (col >= p.cols || first_token + t >= p.tokens) {
-        return vec4<f32>();
-    }
-    let value = x_of(first_token + t, col, p.cols);
-    if ((p.flags & NORM) != 0u) {
-        if (TOKENS == 1u) {
-            squares = fma(value, value, squares);
-        }
-        return value * before(norm[col / 4u], col, p.cols);
-    }
-    return value;
-}
-
-// 1 / the root mean square of a token, of which this invocation has the squares of every 128th vector.
-fn norm_scale(squares: vec4<f32>, lane: u32) -> f32 {
-    let sum = sum_of_all(sum_of_four(squares), lane);
-    return 1.0 / sqrt(fma(sum, 1.0 / f32(p.cols), p.eps));
-}
-
-fn write_normed(token: u32, scale: f32, lane: u32) {
-    for (var col = 4u * lane; col < p.cols; col += 512u) {
-        let at = token * p.cols + col;
-        let value = x_at(at) * scale * norm[col / 4u];
-        for (var i = 0u; i < min(4u, p.cols - col); i++) {
-            h[at + i] = value[i];
-        }
-    }
-}
-
-// Norms of the workgroup's tokens, which the first of all writes.
-fn take_norms(first: bool, lane: u32) {
-    for (var t = 0u; t < TOKENS; t++) {
-        let token = first_token + t;
-        var squares = vec4<f32>();
-        if (token < p.tokens) {
-            for (var col = 4u * lane; col < p.cols; col += 512u) {
-                let value = x_of(token, col, p.cols);
-                squares = fma(value, value, squares);
-            }
-        }
-        let scale = norm_scale(squares, lane);
-        if (lane == 0u) {
-            scales[t] = scale;
-        }
-        if (first && token < p.tokens) {
-            write_normed(token, scale, lane);
-        }
-    }
-    workgroupBarrier();
-}
 
 fn blocks(rows: u32) -> u32 {
     return (rows + ROWS - 1u) / ROWS;
@@ -107,11 +49,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     know_one(p.cols);
     first_token = id.y * TOKENS;
-    // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
-    let writes = (p.flags & NORM) != 0u && id.x == 0u && p.part[0].at == 0u;
-    if (TOKENS > 1u && (p.flags & NORM) != 0u) {
-        take_norms(writes, lane);
-    }
     var all = blocks(p.part[0].rows);
     if (p.parts > 1u) {
         all += blocks(p.part[1].rows);
@@ -122,8 +59,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     for (var block = id.x * p.each; block < min(all, (id.x + 1u) * p.each); block++) {
         rows_of(block, block == id.x * p.each, lane);
     }
-    if (TOKENS == 1u && writes) {
-        write_normed(0u, own_scale, lane);
+    // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
+    if ((p.flags & NORM) != 0u && id.x == 0u && p.part[0].at == 0u) {
+        write_norm(lane);
     }
 }
 
@@ -140,12 +78,8 @@ fn rows_of(of_all: u32, fresh: bool, lane: u32) {
     }
     let part = p.part[which];
     let m = matrix(part.base, part.rows, p.cols, part.group, part.alpha, part.centre);
-
-    squares = vec4<f32>();
     let results = multiply(m, m, p.cols, block, fresh, lane);
-    if (TOKENS == 1u && (p.flags & NORM) != 0u && fresh) {
-        own_scale = norm_scale(squares, lane);
-    }
+    take_scale(fresh, lane);
     for (var i = 0u; i < RESULTS; i++) {
         let t = token_of(i, lane);
         let token = first_token + t;
@@ -157,7 +91,7 @@ fn rows_of(of_all: u32, fresh: bool, lane: u32) {
         var scale = 1.0;
         var add = 0.0;
         if ((p.flags & NORM) != 0u) {
-            scale = select(scales[t], own_scale, TOKENS == 1u);
+            scale = scale_of_token(t);
         }
         if ((p.flags & BIAS) != 0u) {
             add = bias[(p.bias + part.tiles) * 16u + row];

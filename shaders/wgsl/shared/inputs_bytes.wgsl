@@ -1,35 +1,35 @@
 // Inputs of products as whole numbers of 8 bits, four a word, with a scale for every unit.
 
-#import inputs_unit
+#import prepared
 
-var<workgroup> x_tile: array<u32, TOKENS * COLS / 4u>;
-var<workgroup> x_scales: array<f32, TOKENS * COLS / 32u>;
-var<workgroup> x_sums: array<i32, TOKENS * COLS / 32u>; // of the whole numbers
+var<workgroup> x_tile: array<array<vec4<u32>, 2>, TOKENS * UNITS>;
+var<workgroup> x_scales: array<f32, TOKENS * UNITS>;
+var<workgroup> x_sums: array<i32, TOKENS * UNITS>; // of the whole numbers
 
-// Brings COLS columns from `first` on into workgroup memory.
-fn stage(first: u32, lane: u32) {
+// Brings units from `first` on into workgroup memory.
+fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
-    for (var i = lane; i < TOKENS * COLS / 32u; i += 128u) {
-        let unit = read_unit(i / (COLS / 32u), first + i % (COLS / 32u) * 32u);
-        let bytes = bytes_of(unit);
-        for (var j = 0u; j < 8u; j++) {
-            x_tile[8u * i + j] = bytes.words[j];
-        }
-        x_scales[i] = bytes.scale;
-        x_sums[i] = bytes.sum;
+    for (var i = lane; i < 2u * TOKENS * UNITS; i += 128u) {
+        let unit = min(first + i / 2u % UNITS, units - 1u);
+        x_tile[i / 2u][i % 2u] = prepared_vector(i / (2u * UNITS), unit, i % 2u);
+    }
+    for (var i = lane; i < TOKENS * UNITS; i += 128u) {
+        let unit = min(first + i % UNITS, units - 1u);
+        x_scales[i] = bitcast<f32>(prepared_word(i / UNITS, units, unit, 0u));
+        x_sums[i] = bitcast<i32>(prepared_word(i / UNITS, units, unit, 1u));
     }
     workgroupBarrier();
 }
 
-// Four columns of the staged unit `at`.
-fn word_of(t: u32, at: u32, j: u32) -> u32 {
-    return x_tile[t * (COLS / 4u) + 8u * at + j];
+// Sixteen columns of the staged unit `at`, the first or the others.
+fn words_of(t: u32, at: u32, half: u32) -> vec4<u32> {
+    return x_tile[t * UNITS + at][half];
 }
 
 fn scale_of(t: u32, at: u32) -> f32 {
-    return x_scales[t * (COLS / 32u) + at];
+    return x_scales[t * UNITS + at];
 }
 
 fn sum_of(t: u32, at: u32) -> i32 {
-    return x_sums[t * (COLS / 32u) + at];
+    return x_sums[t * UNITS + at];
 }

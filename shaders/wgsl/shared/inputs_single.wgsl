@@ -1,34 +1,30 @@
 // Inputs of products as they are.
 
-#import one
+#import prepared
 
-var<workgroup> x_tile: array<vec4<f32>, TOKENS * COLS / 4u>;
-var<workgroup> x_sums: array<f32, TOKENS * COLS / 32u>;
+// A vector more than a unit has: units that are read together begin in different banks.
+var<workgroup> x_tile: array<array<vec4<f32>, 9>, TOKENS * UNITS>;
+var<workgroup> x_sums: array<f32, TOKENS * UNITS>;
 
-// Brings COLS columns from `first` on into workgroup memory.
-fn stage(first: u32, lane: u32) {
+// Brings units from `first` on into workgroup memory.
+fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
-    for (var i = lane; i < TOKENS * COLS / 4u; i += 128u) {
-        x_tile[i] = input(i / (COLS / 4u), first + i % (COLS / 4u) * 4u);
+    for (var i = lane; i < 8u * TOKENS * UNITS; i += 128u) {
+        let unit = min(first + i / 8u % UNITS, units - 1u);
+        x_tile[i / 8u][i % 8u] = bitcast<vec4<f32>>(prepared_vector(i / (8u * UNITS), unit, i % 8u));
+    }
+    if (PLANES > 0u && lane < TOKENS * UNITS) {
+        let unit = min(first + lane % UNITS, units - 1u);
+        x_sums[lane] = bitcast<f32>(prepared_word(lane / UNITS, units, unit, 0u));
     }
     workgroupBarrier();
-    if (PLANES > 0u) {
-        for (var i = lane; i < TOKENS * COLS / 32u; i += 128u) {
-            var sum = vec4<f32>();
-            for (var j = 0u; j < 8u; j++) {
-                sum = plus(sum, x_tile[8u * i + j]);
-            }
-            x_sums[i] = sum_of_four(sum);
-        }
-        workgroupBarrier();
-    }
 }
 
 // Four columns of the staged unit `at`.
 fn vector_of(t: u32, at: u32, j: u32) -> vec4<f32> {
-    return x_tile[t * (COLS / 4u) + 8u * at + j];
+    return x_tile[t * UNITS + at][j];
 }
 
 fn sum_of(t: u32, at: u32) -> f32 {
-    return x_sums[t * (COLS / 32u) + at];
+    return x_sums[t * UNITS + at];
 }

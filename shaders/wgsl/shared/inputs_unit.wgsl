@@ -19,15 +19,6 @@ fn unit_of(x: array<vec4<f32>, 8>) -> Unit {
     return unit;
 }
 
-// That of a token from column `col` on.
-fn read_unit(t: u32, col: u32) -> Unit {
-    var x: array<vec4<f32>, 8>;
-    for (var j = 0u; j < 8u; j++) {
-        x[j] = input(t, col + 4u * j);
-    }
-    return unit_of(x);
-}
-
 // A unit as whole numbers of 8 bits: those of the CPU's products (kernels/cpu/nested.rs), which has groups of 32 or 64 where
 // there are units of 32 here.
 struct Bytes {

@@ -22,6 +22,16 @@ fn sum_of_four(v: vec4<f32>) -> f32 {
     return fma(pairs.x, one, pairs.y);
 }
 
+// Of 32 values.
+fn sum_of_unit(x: array<vec4<f32>, 8>) -> f32 {
+    var unit = x;
+    var sum = vec4<f32>();
+    for (var j = 0u; j < 8u; j++) {
+        sum = plus(sum, unit[j]);
+    }
+    return sum_of_four(sum);
+}
+
 fn fixed_dot(a: vec4<f32>, b: vec4<f32>) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, a.x * b.x)));
 }

@@ -8,8 +8,9 @@ fn take_unit(x: array<vec4<f32>, 8>) {
     x_bytes = bytes_of(unit_of(x));
 }
 
-fn word_of(t: u32, at: u32, j: u32) -> u32 {
-    return x_bytes.words[j];
+fn words_of(t: u32, at: u32, half: u32) -> vec4<u32> {
+    let j = 4u * half;
+    return vec4(x_bytes.words[j], x_bytes.words[j + 1u], x_bytes.words[j + 2u], x_bytes.words[j + 3u]);
 }
 
 fn scale_of(t: u32, at: u32) -> f32 {

@@ -6,13 +6,8 @@ var<private> x_unit: array<vec4<f32>, 8>;
 var<private> x_sum: f32;
 
 fn take_unit(x: array<vec4<f32>, 8>) {
-    var unit = x;
-    var sum = vec4<f32>();
-    for (var j = 0u; j < 8u; j++) {
-        sum = plus(sum, unit[j]);
-    }
-    x_unit = unit;
-    x_sum = sum_of_four(sum);
+    x_unit = x;
+    x_sum = sum_of_unit(x);
 }
 
 fn vector_of(t: u32, at: u32, j: u32) -> vec4<f32> {

@@ -1,5 +1,7 @@
 // Products of 64 rows of one or two matrices with TOKENS tokens' inputs, which go through workgroup memory: 8 slices of 16
 // invocations, each with a quad of rows and all tokens; a slice takes every eighth unit of 32 columns. See product_one.wgsl.
+//
+// Whoever imports this says how many MATRICES there are, and has what prepared.wgsl asks for.
 
 #import weights
 #import inputs
@@ -32,33 +34,31 @@ fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
     return all;
 }
 
-// Products with the rows from ROWS · block on.
+// Products with the rows from ROWS · block on, of one matrix after the other: sums of both would take registers that other
+// workgroups can use.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     know_one(cols);
-    let units = (cols + 31u) / 32u;
+    let units = units_of(cols);
+    find_rows(cols, lane);
     // Whose rows are beyond the last computes some others' again.
     let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);
-    var of_a: Sums;
-    var of_b: Sums;
-    for (var first = 0u; first < cols; first += COLS) {
-        stage(first, lane);
-        let end = min(COLS / 32u, units - first / 32u);
-        for (var u = lane / 16u; u < end; u += SLICES) {
-            add_unit(a, tile, first / 32u + u, u, lane % 4u, &of_a);
-            if (MATRICES > 1u) {
-                add_unit(b, tile, first / 32u + u, u, lane % 4u, &of_b);
+    var results: Results;
+    for (var which = 0u; which < MATRICES; which++) {
+        var m = a;
+        if (which > 0u) {
+            m = b;
+        }
+        var sums: Sums;
+        for (var first = 0u; first < units; first += UNITS) {
+            stage(first, units, lane);
+            let end = min(UNITS, units - first);
+            for (var u = lane / 16u; u < end; u += SLICES) {
+                add_unit(m, tile, first + u, u, lane % 4u, &sums);
             }
         }
-    }
-    var results: Results;
-    var sums = add_slices(&of_a, lane);
-    for (var i = 0u; i < RESULTS; i++) {
-        results[i].x = sums[i];
-    }
-    if (MATRICES > 1u) {
-        sums = add_slices(&of_b, lane);
+        let all = add_slices(&sums, lane);
         for (var i = 0u; i < RESULTS; i++) {
-            results[i].y = sums[i];
+            results[i][which] = all[i];
         }
     }
     return results;

@@ -3,26 +3,33 @@
 
 #import one
 
+fn dots_of(w: vec4<u32>, x: u32) -> vec4<i32> {
+    return vec4(dot4I8Packed(w.x, x), dot4I8Packed(w.y, x), dot4I8Packed(w.z, x), dot4I8Packed(w.w, x));
+}
+
 fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let bits = unit.bits;
     let codes = unit.codes;
-    let zero = vec4(128) - vec4<i32>(codes.zero);
+    let scale = codes.scale * m.alpha;
+    let zero = plus(vec4(128.0) - codes.zero, vec4(m.centre));
     var dots: array<vec4<i32>, TOKENS>;
-    for (var j = 0u; j < 8u; j++) {
-        let w = packed(bits, j) ^ vec4(0x80808080u);
+    for (var half = 0u; half < 2u; half++) {
+        let w0 = packed(bits, 4u * half) ^ vec4(0x80808080u);
+        let w1 = packed(bits, 4u * half + 1u) ^ vec4(0x80808080u);
+        let w2 = packed(bits, 4u * half + 2u) ^ vec4(0x80808080u);
+        let w3 = packed(bits, 4u * half + 3u) ^ vec4(0x80808080u);
         for (var t = 0u; t < TOKENS; t++) {
-            let x = word_of(t, at, j);
-            dots[t] += vec4(
-                dot4I8Packed(w.x, x), dot4I8Packed(w.y, x), dot4I8Packed(w.z, x), dot4I8Packed(w.w, x)
-            );
+            let x = words_of(t, at, half);
+            dots[t] += dots_of(w0, x.x);
+            dots[t] += dots_of(w1, x.y);
+            dots[t] += dots_of(w2, x.z);
+            dots[t] += dots_of(w3, x.w);
         }
     }
     for (var t = 0u; t < TOKENS; t++) {
-        let sum = sum_of(t, at);
-        let whole = vec4<f32>(dots[t] + zero * sum);
-        let product = m.alpha * fma(vec4(m.centre), vec4(f32(sum)), whole);
+        let product = fma(zero, vec4(f32(sum_of(t, at))), vec4<f32>(dots[t]));
         // Rounded by itself: see unit_nested.wgsl.
-        (*sums)[t] = plus((*sums)[t], fma(codes.scale * scale_of(t, at), product, vec4(m.nothing)));
+        (*sums)[t] = plus((*sums)[t], fma(scale * scale_of(t, at), product, vec4(m.nothing)));
     }
 }
 

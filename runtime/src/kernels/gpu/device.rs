@@ -42,6 +42,10 @@ impl AdapterInfo {
         GpuVariants {
             subgroups: variants.subgroups && self.subgroups.is_some(),
             inputs: match variants.inputs {
+                GpuInputs::Auto if !self.software && ["Vulkan", "Dx12"].contains(&&*self.api) => {
+                    GpuInputs::Bytes
+                }
+                GpuInputs::Auto => GpuInputs::Single,
                 GpuInputs::Half if !self.f16 => GpuInputs::Single,
                 inputs => inputs,
             },

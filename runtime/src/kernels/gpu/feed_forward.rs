@@ -12,7 +12,7 @@ use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
-use dollop_shaders::{ADD, MANY, SUM_ROWS, SWIGLU, Variant};
+use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer that its matrices lie in.
@@ -210,7 +210,6 @@ impl State {
         rows: usize,
         out: &Memory,
     ) -> Result<()> {
-        self.hidden.at_least(gpu, rows * shape.ff, "hidden values")?;
         // Jobs of one buffer and one level make a dispatch; they are told apart by the word that says so.
         let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
         for (words, memory) in jobs {
@@ -219,7 +218,9 @@ impl State {
             }
         }
         let many = if slots.iter().all(|s| s.len() == 1) { 1 } else { MANY as usize };
+        let mut prepared = None;
         for (at, memory) in places {
+            let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
             let mut words = Vec::new();
             for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[JOB_PLACE] == at) {
                 for slots in slots.chunks(many) {
@@ -229,12 +230,23 @@ impl State {
                     words.extend(job);
                 }
             }
+            let form = self.recorder.form(gpu, Kernel::GateUp, variant);
+            self.hidden_rows(gpu, shape.ff, rows, Some(form).filter(|_| many > 1))?;
+            if many > 1 && prepared != Some(form) {
+                // Some calls have few of the tokens.
+                let mut of: Vec<u32> =
+                    slots.iter().copied().flatten().map(|slot| slot / shape.top_k as u32).collect();
+                of.sort_unstable();
+                of.dedup();
+                self.prepare(gpu, x, shape.d, rows.div_ceil(shape.top_k), Some(&of), None, form)?;
+                prepared = Some(form);
+            }
+            let x = if many == 1 { x } else { self.prepared.get() };
             const AT_ONCE: usize = PUT_WORDS / JOB_WORDS;
             for words in words.chunks(AT_ONCE * JOB_WORDS) {
                 let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
                 let count = words.len() / JOB_WORDS;
                 let (up, down) = (shape.gate_up(first, at), shape.down(first, at));
-                let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
                 let hidden = self.hidden.get();
                 let memory = [&**memory, x, hidden];
                 self.recorder.run_with_ring(
@@ -291,7 +303,13 @@ impl State {
         let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let jobs_of = Some(table).filter(|_| tokens == 1);
         self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
-        let hidden = self.hidden.at_least(gpu, tokens * of.top_k * shape.ff, "hidden values")?;
+        let form = self.recorder.form(gpu, Kernel::GateUp, variant);
+        self.hidden_rows(gpu, shape.ff, tokens * of.top_k, Some(form).filter(|_| tokens > 1))?;
+        if tokens > 1 {
+            self.prepare(gpu, &h.memory, shape.d, tokens, None, None, form)?;
+        }
+        let hidden = self.hidden.get();
+        let inputs = if tokens == 1 { &h.memory } else { self.prepared.get() };
         let (choices, jobs, none) = (self.choices.get(), self.jobs.get(), &self.spare[0]);
         let (experts, top_k) = (of.experts as u32, of.top_k as u32);
         let plain = Variant::default();
@@ -308,7 +326,7 @@ impl State {
             for j in 0..finer.len().max(1) {
                 let finer = finer.get(j).map_or(none, |memory| memory);
                 let at = place(i, j, planes);
-                let memory = [bank, &h.memory, jobs, hidden, finer];
+                let memory = [bank, inputs, jobs, hidden, finer];
                 let memory = &memory[..4 + usize::from(mixed)];
                 let grid = shape.gate_grid(variant.planes, count, each as usize);
                 self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);

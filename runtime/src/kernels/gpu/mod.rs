@@ -1,13 +1,15 @@
 //! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, the only place that knows it.
 //!
 //! Operations are recorded and reach the device when somebody reads a result, or says that more will be some time coming.
-//! Weights are uploaded when they are first used and stay. Activations are f32 and are not quantized. An operation's result
-//! does not depend on what else is in the call: the kernels for one token and for many add in the same order.
+//! Weights are uploaded when they are first used and stay. Activations are f32; what products make of them is a choice
+//! (`variants`). An operation's result does not depend on what else is in the call: the kernels for one token and for many
+//! add in the same order.
 //!
 //! This file owns a device and what is kept on it; the port's operations are in `backend`, how they are done in
-//! `operations`, `feed_forward` and `best`.
+//! `operations`, `attend`, `feed_forward` and `best`.
 
 mod ahead;
+mod attend;
 mod backend;
 mod best;
 mod clock;
@@ -19,6 +21,7 @@ mod operations;
 mod options;
 mod params;
 mod pipelines;
+mod prepare;
 mod recorder;
 mod refinements;
 mod staging;
@@ -39,7 +42,7 @@ use crate::experts::Expert;
 use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
 use device::{Device, Memory};
-use dollop_shaders::{MANY, MANY_ROWS, PLAIN_ROWS, ROWS, Variant, WORKGROUP};
+use dollop_shaders::{MANY, MANY_ROWS, PLAIN_ROWS, ROWS, SINGLE, Variant, WORKGROUP};
 use experts::{Experts, Room};
 use params::*;
 use pipelines::Pipelines;
@@ -64,7 +67,9 @@ struct State {
     experts: Experts,
     /// Bound where a kernel has no use for a buffer: the first to be read, the others to be written.
     spare: [Memory; 4],
-    /// Hidden values of feed-forward blocks, `[slots, ff]`.
+    /// What products of many tokens read.
+    prepared: Grown,
+    /// Hidden values of feed-forward blocks, `[slots, ff]`, of many tokens as they are prepared.
     hidden: Grown,
     /// The same of `up` alone, where a block does not fit one dispatch.
     ups: Grown,
@@ -112,6 +117,7 @@ impl GpuBackend {
             weights: Weights::default(),
             experts: Experts::new(&gpu, room)?,
             spare: [spare()?, spare()?, spare()?, spare()?],
+            prepared: Grown::default(),
             hidden: Grown::default(),
             ups: Grown::default(),
             choices: Grown::default(),
@@ -129,11 +135,15 @@ impl GpuBackend {
     /// buffers and caches that the caller allocates are not in it, nor is what the driver takes for itself.
     pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
         let s = shape;
-        let hidden = (s.chunk * s.top_k * s.ff_routed).max(s.chunk * s.ff_dense);
+        let rows = |cols: usize| prepare::row_words(cols, SINGLE);
+        let hidden = s.chunk * (s.top_k * rows(s.ff_routed)).max(rows(s.ff_dense));
+        // Those of a dense block that does not fit one dispatch are prepared as others are.
+        let prepared = s.chunk * rows(s.widest.max(s.ff_dense));
         let choices =
             2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
         let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
-        let words = hidden + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
+        let words =
+            hidden + prepared + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + staging::STAGED_BYTES
     }
 
@@ -199,9 +209,14 @@ impl GpuBackend {
         state.weights = Weights::default();
         state.experts.forget();
         state.best = Default::default();
-        for grown in
-            [&mut state.hidden, &mut state.ups, &mut state.choices, &mut state.jobs, &mut state.partials]
-        {
+        for grown in [
+            &mut state.prepared,
+            &mut state.hidden,
+            &mut state.ups,
+            &mut state.choices,
+            &mut state.jobs,
+            &mut state.partials,
+        ] {
             *grown = Grown::default();
         }
         self.gpu.device.destroy();

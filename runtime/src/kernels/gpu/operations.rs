@@ -2,15 +2,15 @@
 
 use super::device::{Device, Memory};
 use super::feed_forward::most_jobs;
-use super::kv::{GpuBuf, GpuKv};
+use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
-use crate::kernels::{Attention, Choice, History, Linear, Norm, Placing, Projected, Router};
+use crate::kernels::{Choice, History, Linear, Norm, Router};
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::Variant;
+use dollop_shaders::{Kernel, Variant};
 use std::sync::Arc;
 
 /// Workgroups that keep any adapter busy.
@@ -77,6 +77,8 @@ impl State {
         outs: &mut [Linear<'_, GpuBuf>],
         add: bool,
     ) -> Result<()> {
+        // The form that inputs of many tokens have been prepared in.
+        let mut form = None;
         for outs in outs.chunks_mut(PARTS) {
             let matrices: Vec<&Matrix> = outs.iter().map(|l| l.matrix).collect();
             let placed = self.weights.place(gpu, &matrices)?;
@@ -88,11 +90,11 @@ impl State {
             if together {
                 let parts: Vec<(&Placed, &Linear<'_, GpuBuf>)> =
                     placed.iter().map(|p| &p[0]).zip(&*outs).collect();
-                self.linear_parts(gpu, x, norm, tokens, &parts, add)?;
+                self.linear_parts(gpu, x, norm, tokens, &parts, add, &mut form)?;
             } else {
                 for (placed, out) in placed.iter().zip(&*outs) {
                     for placed in placed.iter() {
-                        self.linear_parts(gpu, x, norm, tokens, &[(placed, out)], add)?;
+                        self.linear_parts(gpu, x, norm, tokens, &[(placed, out)], add, &mut form)?;
                     }
                 }
             }
@@ -100,7 +102,8 @@ impl State {
         Ok(())
     }
 
-    /// One dispatch.
+    /// One dispatch, and before it what prepares the inputs of many tokens, unless they are prepared in the form it reads.
+    #[allow(clippy::too_many_arguments)]
     fn linear_parts(
         &mut self,
         gpu: &Device,
@@ -109,8 +112,15 @@ impl State {
         tokens: usize,
         parts: &[(&Placed, &Linear<'_, GpuBuf>)],
         add: bool,
+        prepared: &mut Option<u32>,
     ) -> Result<()> {
         let (first, of) = parts[0];
+        let (variant, blocks) = by_tokens(first.form.planes, tokens);
+        let form = self.recorder.form(gpu, Kernel::Linear, variant);
+        if tokens > 1 && *prepared != Some(form) {
+            self.prepare(gpu, x, of.matrix.cols(), tokens, None, norm, form)?;
+            *prepared = Some(form);
+        }
         let mut params = LinearParams {
             cols: of.matrix.cols() as u32,
             tokens: tokens as u32,
@@ -147,150 +157,24 @@ impl State {
         let out = |i: usize| parts.get(i).map_or(&spare[i], |(_, l)| &l.out.memory);
         let memory = [
             &*first.memory,
-            x,
-            weight.as_deref().unwrap_or(none),
+            if tokens == 1 { x } else { self.prepared.get() },
             bias.as_deref().unwrap_or(none),
             out(0),
             out(1),
             out(2),
+            weight.as_deref().unwrap_or(none),
             norm.map_or(&spare[0], |(_, h)| h),
         ];
-        let (variant, blocks) = by_tokens(first.form.planes, tokens);
+        // Those of many tokens have been normed before.
+        let memory = if tokens == 1 { &memory[..] } else { &memory[..6] };
         let rows: usize =
             parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
         // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
         let each = if tokens == 1 { rows / ENOUGH } else { 1 };
         let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
         params.each = each as u32;
-        self.recorder.run(gpu, variant, &params, &memory, [rows.div_ceil(each), blocks]);
+        self.recorder.run(gpu, variant, &params, memory, [rows.div_ceil(each), blocks]);
         Ok(())
-    }
-
-    /// The memory that `place` and `attend_one` read from beside the projections, and their parameters.
-    fn placing(
-        &mut self,
-        gpu: &Device,
-        how: &Placing<'_>,
-        pos: usize,
-        kv: &GpuKv,
-    ) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
-        if how.head_dim > MAX_HEAD {
-            let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
-            return Err(Error::Device(what));
-        }
-        let half = how.rope.dims / 2;
-        let rope = self.weights.rope(gpu, how.rope)?;
-        let norms = match how.q_norm.or(how.k_norm) {
-            Some(name) => {
-                let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
-                self.weights.vector(gpu, name, both)?
-            }
-            // There are none, and something is to be bound.
-            None => rope.clone(),
-        };
-        let params = PlaceParams {
-            heads: how.heads as u32,
-            kv_heads: how.kv_heads as u32,
-            head_dim: how.head_dim as u32,
-            half: half as u32,
-            pos: pos as u32,
-            capacity: kv.capacity as u32,
-            q_norm: how.q_norm.map_or(0, <[f32]>::len) as u32,
-            k_norm: how.k_norm.map_or(0, <[f32]>::len) as u32,
-            eps: how.eps,
-            limit: how.limit.unwrap_or(0.0),
-        };
-        Ok((params, [norms, rope]))
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn place(
-        &mut self,
-        gpu: &Device,
-        x: Projected<'_, GpuBuf>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &GpuKv,
-        rotated: &Memory,
-    ) -> Result<()> {
-        let (params, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
-        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
-        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, rotated];
-        let variant = Variant { half: kv.half, ..Variant::default() };
-        self.recorder.run(gpu, variant, &params, &memory, [how.heads + 2 * how.kv_heads, tokens]);
-        Ok(())
-    }
-
-    /// `place` and `attention` of one token: one launch, or two where it sees several tiles of positions.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn attend_one(
-        &mut self,
-        gpu: &Device,
-        x: &Projected<'_, GpuBuf>,
-        how: &Placing<'_>,
-        pos: usize,
-        kv: &GpuKv,
-        shape: &Attention,
-        out: &Memory,
-    ) -> Result<()> {
-        let (p, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
-        let seen = shape.window.unwrap_or(usize::MAX).min(pos + 1);
-        let tiles = seen.div_ceil(TILE);
-        let params = AttendOneParams {
-            heads: p.heads,
-            kv_heads: p.kv_heads,
-            head_dim: p.head_dim,
-            half: p.half,
-            pos: p.pos,
-            capacity: p.capacity,
-            q_norm: p.q_norm,
-            k_norm: p.k_norm,
-            eps: p.eps,
-            limit: p.limit,
-            window: window(shape),
-            scale: shape.scale,
-            tiles: tiles as u32,
-        };
-        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
-        // As much as the whole cache may take: what grew with it would be made again and again.
-        let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(how.head_dim);
-        let to = match tiles {
-            1 => out,
-            _ => self.partials.at_least(gpu, most, "attention's tiles")?,
-        };
-        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, to];
-        let variant = Variant { half: kv.half, ..Variant::default() };
-        self.recorder.run(gpu, variant, &params, &memory, [how.heads, tiles]);
-        if tiles > 1 {
-            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32 };
-            self.recorder.run(gpu, Variant::default(), &params, &[to, out], [how.heads, 1]);
-        }
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn attention(
-        &mut self,
-        gpu: &Device,
-        q: &Memory,
-        kv: &GpuKv,
-        pos: usize,
-        tokens: usize,
-        shape: &Attention,
-        out: &Memory,
-    ) {
-        let params = AttentionParams {
-            heads: shape.heads as u32,
-            kv_heads: shape.kv_heads as u32,
-            head_dim: shape.head_dim as u32,
-            capacity: kv.capacity as u32,
-            pos: pos as u32,
-            window: window(shape),
-            scale: shape.scale,
-        };
-        let variant = Variant { half: kv.half, ..Variant::default() };
-        self.recorder.run(gpu, variant, &params, &[q, &kv.keys, &kv.values, out], [shape.heads, tokens]);
     }
 
     /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
@@ -375,11 +259,6 @@ pub(super) fn can_choose(router: &Router) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// How far back a token sees, 0 for without end.
-fn window(shape: &Attention) -> u32 {
-    shape.window.unwrap_or(0) as u32
 }
 
 /// The biases of some parts, zero where a part has none, each padded to whole tiles.

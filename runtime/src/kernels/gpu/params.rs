@@ -55,6 +55,14 @@ pub(super) const BIAS: u32 = 2;
 pub(super) const ADDED: u32 = 4;
 
 params!(
+    /// `prepare.wgsl`.
+    Prepare, PrepareParams { cols: u32, rows: u32, flags: u32, eps: f32, first: u32 }
+);
+
+/// A bit of [`PrepareParams::flags`], beside [`NORM`].
+pub(super) const LISTED: u32 = 2;
+
+params!(
     /// `gate_up.wgsl`.
     GateUp, GateUpParams { d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32 }
 );
@@ -103,6 +111,20 @@ params!(
         heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, window: u32, scale: f32,
     }
 );
+
+params!(
+    /// `attention_many.wgsl`.
+    AttentionMany, AttentionManyParams {
+        heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, tokens: u32, queries: u32, scale: f32,
+    }
+);
+
+/// Queries of a workgroup of `attention_many`, for which it has memory.
+pub(super) fn queries_at_once(head_dim: usize) -> usize {
+    const MOST: usize = 16;
+    const CELLS: usize = 512;
+    (CELLS / head_dim.div_ceil(4) / 4 * 4).min(MOST)
+}
 
 params!(
     /// `attend_one.wgsl`.

@@ -143,6 +143,19 @@ impl Recorder {
         self.dispatch(gpu, variant, params, memory, Some(at), grid);
     }
 
+    /// Which variant is dispatched for one that is asked for.
+    fn chosen(&mut self, gpu: &Device, kernel: Kernel, variant: Variant) -> usize {
+        *self.chosen.entry((kernel, variant)).or_insert_with(|| {
+            choose(kernel, variant, gpu.variants)
+                .unwrap_or_else(|| panic!("{kernel:?} has no variant {variant:?}"))
+        })
+    }
+
+    /// The form of inputs that a kernel reads.
+    pub(super) fn form(&mut self, gpu: &Device, kernel: Kernel, variant: Variant) -> u32 {
+        SHADERS[self.chosen(gpu, kernel, variant)].variant.inputs
+    }
+
     fn dispatch<P: Params>(
         &mut self,
         gpu: &Device,
@@ -160,10 +173,7 @@ impl Recorder {
             gpu.fail(format!("{:?}: {grid:?} workgroups, and there are up to {}", P::KERNEL, gpu.max_groups));
             return;
         }
-        let index = *self.chosen.entry((P::KERNEL, variant)).or_insert_with(|| {
-            choose(P::KERNEL, variant, gpu.variants)
-                .unwrap_or_else(|| panic!("{:?} has no variant {variant:?}", P::KERNEL))
-        });
+        let index = self.chosen(gpu, P::KERNEL, variant);
         if self.pipelines[index].is_none() {
             let theirs = SHADERS[index].params.iter().map(|&(name, at)| (name, at as usize));
             assert!(theirs.eq(P::FIELDS.iter().copied()), "{:?}: parameters", P::KERNEL);
@@ -187,8 +197,9 @@ impl Recorder {
         self.stats.dispatches += 1;
         let Variant { subgroups, inputs, .. } = SHADERS[index].variant;
         self.stats.subgroup_dispatches += u64::from(subgroups);
-        self.stats.half_dispatches += u64::from(inputs == HALF);
-        self.stats.byte_dispatches += u64::from(inputs == BYTES);
+        let product = P::KERNEL != Kernel::Prepare;
+        self.stats.half_dispatches += u64::from(product && inputs == HALF);
+        self.stats.byte_dispatches += u64::from(product && inputs == BYTES);
         if self.ahead.meets(&launch) {
             return;
         }

@@ -6,8 +6,8 @@ use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::{put, values};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable, RoutedBufs,
-    Router,
+    Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable,
+    RoutedBufs, Router,
 };
 use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
@@ -23,8 +23,13 @@ mod staging;
 mod translations;
 mod variants;
 
+/// With inputs in single precision, on any GPU, unless the options say otherwise.
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
-    match GpuBackend::new(options) {
+    let mut options = options.clone();
+    if options.variants.inputs == GpuInputs::Auto {
+        options.variants.inputs = GpuInputs::Single;
+    }
+    match GpuBackend::new(&options) {
         Ok(b) => Some(b),
         Err(e) => {
             assert!(std::env::var_os("DOLLOP_TEST_GPU").is_none(), "{e}");
@@ -82,12 +87,13 @@ fn get(b: &GpuBackend, buf: &GpuBuf) -> Vec<f32> {
     out
 }
 
-/// What an operation left in memory of the backend's own.
-fn left(b: &GpuBackend, of: fn(&mut State) -> &mut Grown) -> Vec<f32> {
-    let buf = of(&mut b.lock()).0.take().expect("an operation has used it");
+/// The hidden values of every slot that feed-forward blocks of so many tokens left, prepared ones among them, in single precision.
+fn hidden(b: &GpuBackend, ff: usize, tokens: usize) -> Vec<f32> {
+    let buf = b.lock().hidden.0.take().expect("an operation has used it");
     let values = get(b, &buf);
-    of(&mut b.lock()).0 = Some(buf);
-    values
+    b.lock().hidden.0 = Some(buf);
+    let row = if tokens == 1 { ff } else { prepare::row_words(ff, dollop_shaders::SINGLE) };
+    values.chunks_exact(row).flat_map(|row| &row[..ff]).copied().collect()
 }
 
 /// The part of the magnitudes that f32 sums may be off by: codes reach 255 where weights are centred, which costs a few
@@ -121,6 +127,7 @@ fn parameters_are_what_the_kernels_read() {
     }
     let checked = [
         check::<LinearParams>(),
+        check::<PrepareParams>(),
         check::<GateUpParams>(),
         check::<RouteGateUpParams>(),
         check::<DownParams>(),
@@ -129,6 +136,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<RmsNormParams>(),
         check::<PlaceParams>(),
         check::<AttentionParams>(),
+        check::<AttentionManyParams>(),
         check::<AttendOneParams>(),
         check::<AttendMergeParams>(),
         check::<RouteParams>(),

@@ -25,7 +25,9 @@ pub(super) fn features(used: GpuVariants) -> wgpu::Features {
 /// The index of a kernel's variant that uses what may be used, as far as the kernel has one that does.
 pub(super) fn choose(kernel: Kernel, plain: Variant, used: GpuVariants) -> Option<usize> {
     let inputs = match used.inputs {
-        GpuInputs::Single => SINGLE,
+        // In which form they are prepared is for those to say who read them.
+        _ if kernel == Kernel::Prepare => plain.inputs,
+        GpuInputs::Auto | GpuInputs::Single => SINGLE,
         GpuInputs::Half => HALF,
         GpuInputs::Bytes => BYTES,
     };

@@ -213,15 +213,15 @@ fn a_tokens_experts_are_added_up_by_down() {
                 };
                 let before = b.stats().dispatches;
                 assert!(b.routed(bufs, tokens, &router, 0, &all).unwrap());
-                // Choice with gate and up, down that adds. With several tokens the choices are grouped, with too many experts
-                // they are made before, and slots are added in two steps.
+                // Choice with gate and up, down that adds. With several tokens the choices are grouped and inputs prepared,
+                // with too many experts they are made before, and slots are added in two steps.
                 let launches = match tokens {
                     1 if experts <= MAX_CHOSEN_AMONG => 2,
                     1 => 5,
-                    _ => 6,
+                    _ => 7,
                 };
                 assert_eq!(b.stats().dispatches - before, launches);
-                (get(&b, &sum), left(&b, |s| &mut s.hidden))
+                (get(&b, &sum), hidden(&b, ff, tokens))
             };
             let check = |what: &str, got: &[f32], hidden: &[f32], t: usize| {
                 let want = chosen(&logits[t * experts..][..experts], &router);

@@ -194,6 +194,70 @@ fn places_and_attends() {
 }
 
 #[test]
+fn tokens_that_attend_together_get_what_they_get_alone() {
+    let mut ran = [0, 0];
+    for (heads, kv_heads, head_dim, pos, tokens) in [
+        (3, 3, 6, 0, 50),
+        (2, 2, 16, 120, 20),
+        (8, 2, 64, 500, 37),
+        (4, 1, 72, 0, 33),
+        (2, 2, 128, 250, 40),
+        (4, 2, 200, 60, 70),
+        (2, 2, 512, 130, 9),
+    ] {
+        for single in [true, false] {
+            let Some(b) = gpu_with(&GpuOptions { kv_single: single, ..GpuOptions::default() }) else {
+                return;
+            };
+            let (all, width) = (pos + tokens, heads * head_dim);
+            let rope = RopeTable { dims: 2, cos: vec![1.0; all], sin: vec![0.0; all] };
+            let how = Placing {
+                heads,
+                kv_heads,
+                head_dim,
+                q_norm: None,
+                k_norm: None,
+                eps: 1e-5,
+                limit: None,
+                rope: &rope,
+            };
+            let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
+            let value = |heads, seed| put(&b, &values(all * heads * head_dim, seed));
+            let (mut q, mut k, mut v) = (value(heads, 1), value(kv_heads, 2), value(kv_heads, 3));
+            let mut rotated = b.alloc(all * width).unwrap();
+            b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, all, &mut kv, &mut rotated);
+            let rotated = get(&b, &rotated);
+            let attended = |window, pos: usize, tokens: usize| {
+                let shape = Attention { heads, kv_heads, head_dim, scale: 0.7, window };
+                let mut out = b.alloc(tokens * width).unwrap();
+                let q = put(&b, &rotated[pos * width..][..tokens * width]);
+                b.attention(&q, &kv, pos, tokens, &shape, &mut out);
+                get(&b, &out)
+            };
+            let kernels = || b.stats().pipelines;
+            let before = kernels();
+            let together = attended(None, pos, tokens);
+            assert_eq!(kernels() - before, 1);
+            for t in 0..tokens {
+                assert_eq!(
+                    attended(None, pos + t, 1),
+                    together[t * width..][..width],
+                    "{head_dim}, token {t}"
+                );
+            }
+            // Another kernel, but for heads that are alone as many as a workgroup takes.
+            ran[usize::from(kernels() - before == 2)] += 1;
+            // A window that hides nothing is none, one that does is as good for many tokens as for one.
+            assert_eq!(attended(Some(all), pos, tokens), together);
+            let behind = attended(Some(all - 1), pos, tokens);
+            assert_eq!(behind[..(tokens - 1) * width], together[..(tokens - 1) * width]);
+            assert_ne!(behind[(tokens - 1) * width..], together[(tokens - 1) * width..]);
+        }
+    }
+    assert_eq!(ran, [0, 14], "one kernel for many, another for one");
+}
+
+#[test]
 fn what_is_elementwise() {
     let Some(b) = gpu() else { return };
     let (x, y) = (values(1000, 1), values(1000, 2));

@@ -36,7 +36,8 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         limit: None,
         rope: &rope,
     };
-    let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window: None };
+    // Without a window none of these tokens would meet the kernel with subgroups.
+    let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window: Some(200) };
     let rows = |heads, seed| put(b, &values(tokens * heads * head_dim, seed));
     let (mut q, mut k, mut v) = (rows(heads, 1), rows(kv_heads, 2), rows(kv_heads, 3));
     let (mut rotated, mut out) = (rows(heads, 4), rows(heads, 5));
@@ -45,6 +46,33 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
     b.attention(&rotated, &kv, 0, tokens, &shape, &mut out);
     all.extend([get(b, &rotated), get(b, &out)]);
     all
+}
+
+#[test]
+fn inputs_are_what_suits_a_gpu_unless_a_program_says() {
+    for (api, software, suits) in [
+        ("Vulkan", false, GpuInputs::Bytes),
+        ("Dx12", false, GpuInputs::Bytes),
+        ("Metal", false, GpuInputs::Single),
+        ("Vulkan", true, GpuInputs::Single),
+    ] {
+        let adapter = AdapterInfo {
+            index: 0,
+            name: String::new(),
+            api: api.into(),
+            driver: String::new(),
+            software,
+            missing: None,
+            max_binding_bytes: 0,
+            subgroups: None,
+            f16: false,
+        };
+        let inputs = |inputs| adapter.of(GpuVariants { inputs, ..GpuVariants::default() }).inputs;
+        assert_eq!(adapter.of(GpuVariants::default()).inputs, suits, "{api}, in software: {software}");
+        assert_eq!(inputs(GpuInputs::Auto), suits);
+        assert_eq!([GpuInputs::Single, GpuInputs::Bytes].map(inputs), [GpuInputs::Single, GpuInputs::Bytes]);
+        assert_eq!(inputs(GpuInputs::Half), GpuInputs::Single, "it has no f16");
+    }
 }
 
 #[test]
@@ -66,7 +94,7 @@ fn rounded(x: &[f32], inputs: GpuInputs) -> Vec<f32> {
         let most = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let of = |x: &f32| match inputs {
             _ if most == 0.0 => 0.0,
-            GpuInputs::Single => *x,
+            GpuInputs::Auto | GpuInputs::Single => *x,
             GpuInputs::Half => half::f16::from_f32(x * (1.0 / most)).to_f32() * most,
             GpuInputs::Bytes => (x * (127.0 / most)).round_ties_even() * (most / 127.0),
         };

@@ -1,0 +1,165 @@
+//! Attention, and what stands between it and the projections, as dispatches.
+
+use super::State;
+use super::device::{Device, Memory};
+use super::kv::{GpuBuf, GpuKv};
+use super::params::*;
+use crate::error::{Error, Result};
+use crate::kernels::{Attention, Placing, Projected};
+use dollop_shaders::Variant;
+use std::sync::Arc;
+
+impl State {
+    /// The memory that `place` and `attend_one` read from beside the projections, and their parameters.
+    fn placing(
+        &mut self,
+        gpu: &Device,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &GpuKv,
+    ) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
+        if how.head_dim > MAX_HEAD {
+            let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
+            return Err(Error::Device(what));
+        }
+        let half = how.rope.dims / 2;
+        let rope = self.weights.rope(gpu, how.rope)?;
+        let norms = match how.q_norm.or(how.k_norm) {
+            Some(name) => {
+                let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
+                self.weights.vector(gpu, name, both)?
+            }
+            // There are none, and something is to be bound.
+            None => rope.clone(),
+        };
+        let params = PlaceParams {
+            heads: how.heads as u32,
+            kv_heads: how.kv_heads as u32,
+            head_dim: how.head_dim as u32,
+            half: half as u32,
+            pos: pos as u32,
+            capacity: kv.capacity as u32,
+            q_norm: how.q_norm.map_or(0, <[f32]>::len) as u32,
+            k_norm: how.k_norm.map_or(0, <[f32]>::len) as u32,
+            eps: how.eps,
+            limit: how.limit.unwrap_or(0.0),
+        };
+        Ok((params, [norms, rope]))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn place(
+        &mut self,
+        gpu: &Device,
+        x: Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &GpuKv,
+        rotated: &Memory,
+    ) -> Result<()> {
+        let (params, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
+        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, rotated];
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &memory, [how.heads + 2 * how.kv_heads, tokens]);
+        Ok(())
+    }
+
+    /// `place` and `attention` of one token: one launch, or two where it sees several tiles of positions.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attend_one(
+        &mut self,
+        gpu: &Device,
+        x: &Projected<'_, GpuBuf>,
+        how: &Placing<'_>,
+        pos: usize,
+        kv: &GpuKv,
+        shape: &Attention,
+        out: &Memory,
+    ) -> Result<()> {
+        let (p, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let seen = shape.window.unwrap_or(usize::MAX).min(pos + 1);
+        let tiles = seen.div_ceil(TILE);
+        let params = AttendOneParams {
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            half: p.half,
+            pos: p.pos,
+            capacity: p.capacity,
+            q_norm: p.q_norm,
+            k_norm: p.k_norm,
+            eps: p.eps,
+            limit: p.limit,
+            window: window(shape),
+            scale: shape.scale,
+            tiles: tiles as u32,
+        };
+        let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
+        // As much as the whole cache may take: what grew with it would be made again and again.
+        let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(how.head_dim);
+        let to = match tiles {
+            1 => out,
+            _ => self.partials.at_least(gpu, most, "attention's tiles")?,
+        };
+        let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, to];
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        self.recorder.run(gpu, variant, &params, &memory, [how.heads, tiles]);
+        if tiles > 1 {
+            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32 };
+            self.recorder.run(gpu, Variant::default(), &params, &[to, out], [how.heads, 1]);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attention(
+        &mut self,
+        gpu: &Device,
+        q: &Memory,
+        kv: &GpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &Memory,
+    ) {
+        let variant = Variant { half: kv.half, ..Variant::default() };
+        let memory = [q, &kv.keys, &kv.values, out];
+        let of_head = tokens * (shape.heads / shape.kv_heads);
+        let queries = queries_at_once(shape.head_dim);
+        // Where a window hides positions, tiles of neighbouring tokens begin at different ones; a few queries would leave most
+        // of a workgroup idle.
+        let hidden = shape.window.is_some_and(|window| window < pos + tokens);
+        if !hidden && of_head >= queries {
+            let params = AttentionManyParams {
+                heads: shape.heads as u32,
+                kv_heads: shape.kv_heads as u32,
+                head_dim: shape.head_dim as u32,
+                capacity: kv.capacity as u32,
+                pos: pos as u32,
+                tokens: tokens as u32,
+                queries: queries as u32,
+                scale: shape.scale,
+            };
+            let grid = [shape.kv_heads, of_head.div_ceil(queries)];
+            self.recorder.run(gpu, variant, &params, &memory, grid);
+            return;
+        }
+        let params = AttentionParams {
+            heads: shape.heads as u32,
+            kv_heads: shape.kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            capacity: kv.capacity as u32,
+            pos: pos as u32,
+            window: window(shape),
+            scale: shape.scale,
+        };
+        self.recorder.run(gpu, variant, &params, &memory, [shape.heads, tokens]);
+    }
+}
+
+/// How far back a token sees, 0 for without end.
+fn window(shape: &Attention) -> u32 {
+    shape.window.unwrap_or(0) as u32
+}

@@ -1,0 +1,247 @@
+// Causal attention of many tokens: the bits of attention.wgsl, where no window hides a position. One workgroup: up to 16 queries of
+// one key and value head, neighbours in the order of tokens and then of the heads that share it, for all of which every key and
+// value is read once.
+
+#import kv
+#import one
+#import softmax
+
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    capacity: u32,
+    pos: u32,
+    tokens: u32,
+    queries: u32, // of a workgroup: a multiple of 4, and no more than there is memory for
+    scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]
+@group(0) @binding(1) var<storage, read> keys: array<Cell>;     // [kv_heads, head_dim / 4, capacity]
+@group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, head_dim / 4]
+@group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · head_dim]
+var<immediate> p: Params;
+
+const MOST = 16u; // queries
+const TILE = 128u; // positions
+
+// Items of an invocation: cells of queries, of which there are 512 at most.
+const ITEMS = 4u;
+
+var<workgroup> query: array<vec4<f32>, 512>; // [queries, cells]
+// One after the other: scores and then weights, [128 positions, 16 queries]; what goes from one phase to the next; parts of sums
+// over values of four queries, [4, 128].
+var<workgroup> between: array<vec4<f32>, 512>;
+
+// What is the same for a workgroup.
+var<private> kv_head: u32;
+var<private> cells: u32;
+var<private> first: u32; // query
+var<private> count: u32; // of all queries of the head
+
+alias Items = array<Tile, ITEMS>;
+
+// The last position that a query sees.
+fn last_of(i: u32) -> u32 {
+    return p.pos + min(first + i, count - 1u) / (p.heads / p.kv_heads);
+}
+
+// Where a query begins in `q`, and its result in `out`.
+fn place_of(i: u32) -> u32 {
+    let group = p.heads / p.kv_heads;
+    return ((first + i) / group * p.heads + kv_head * group + (first + i) % group) * p.head_dim;
+}
+
+fn word(i: u32) -> f32 {
+    return between[i / 4u][i % 4u];
+}
+
+fn bring_queries(lane: u32) {
+    for (var i = lane; i < p.queries * cells; i += 128u) {
+        var cell = vec4<f32>();
+        if (first + i / cells < count) {
+            let at = place_of(i / cells) + 4u * (i % cells);
+            for (var c = 0u; c < min(4u, p.head_dim - 4u * (i % cells)); c++) {
+                cell[c] = q[at + c] * p.scale;
+            }
+        }
+        query[i] = cell;
+    }
+    workgroupBarrier();
+}
+
+// Scores of a tile: 32 invocations for every four queries, each with four positions.
+fn score_tile(tile: u32, last: u32, lane: u32) {
+    let four = lane / 32u;
+    if (4u * four < p.queries) {
+        var scores: array<vec4<f32>, 4>; // [positions, queries]
+        for (var i = 0u; i < cells; i += 4u) {
+            var some: array<Cell, 16>;
+            for (var j = 0u; j < 16u; j++) {
+                let pos = min(tile + lane % 32u + 32u * (j % 4u), last);
+                some[j] = keys[(kv_head * cells + min(i + j / 4u, cells - 1u)) * p.capacity + pos];
+            }
+            for (var j = 0u; j < 4u; j++) {
+                if (i + j < cells) {
+                    var key: array<vec4<f32>, 4>;
+                    for (var k = 0u; k < 4u; k++) {
+                        key[k] = unpack(some[4u * j + k]);
+                    }
+                    for (var t = 0u; t < 4u; t++) {
+                        let x = query[(4u * four + t) * cells + i + j];
+                        for (var k = 0u; k < 4u; k++) {
+                            scores[k][t] = plus_single(scores[k][t], fixed_dot(x, key[k]));
+                        }
+                    }
+                }
+            }
+        }
+        for (var k = 0u; k < 4u; k++) {
+            between[4u * (lane % 32u + 32u * k) + four] = scores[k];
+        }
+    }
+    workgroupBarrier();
+}
+
+// Turns scores into weights: an invocation for every 16 positions of a query. Sums are those of neighbours, of pairs, and so on, as
+// the reductions over a workgroup make them.
+fn weigh_tile(tile: u32, lane: u32) -> vec2<f32> {
+    let i = lane % MOST;
+    let chunk = lane / MOST;
+    let last = last_of(i);
+    var w: array<f32, 16>;
+    var highest = -3.0e38;
+    for (var j = 0u; j < 16u; j++) {
+        let pos = 16u * chunk + j;
+        w[j] = select(-3.0e38, between[4u * pos + i / 4u][i % 4u], tile + pos <= last);
+        highest = max(highest, w[j]);
+    }
+    workgroupBarrier();
+    between[lane / 4u][lane % 4u] = highest;
+    workgroupBarrier();
+    for (var c = 0u; c < 8u; c++) {
+        highest = max(highest, word(MOST * c + i));
+    }
+    workgroupBarrier();
+    var sums: array<f32, 16>;
+    for (var j = 0u; j < 16u; j++) {
+        w[j] = select(0.0, exp(w[j] - highest), tile + 16u * chunk + j <= last);
+        sums[j] = w[j];
+    }
+    for (var half = 8u; half > 0u; half = half / 2u) {
+        for (var j = 0u; j < half; j++) {
+            sums[j] = plus_single(sums[2u * j], sums[2u * j + 1u]);
+        }
+    }
+    between[lane / 4u][lane % 4u] = sums[0];
+    workgroupBarrier();
+    for (var c = 0u; c < 8u; c++) {
+        sums[c] = word(MOST * c + i);
+    }
+    for (var half = 4u; half > 0u; half = half / 2u) {
+        for (var j = 0u; j < half; j++) {
+            sums[j] = plus_single(sums[2u * j], sums[2u * j + 1u]);
+        }
+    }
+    workgroupBarrier();
+    for (var j = 0u; j < 16u; j++) {
+        between[4u * (16u * chunk + j) + i / 4u][i % 4u] = w[j];
+    }
+    workgroupBarrier();
+    return vec2(highest, sums[0]);
+}
+
+// Values that are read before the first of them is used.
+const AT_ONCE = 8u;
+
+// Weighted sums of a tile's values, for which invocations stand in groups of a head's cells, each group taking every so many
+// positions.
+fn sum_values(tile: u32, last: u32, lane: u32) -> array<vec4<f32>, MOST> {
+    let groups = 128u / cells;
+    let cell = lane % cells;
+    let group = lane / cells;
+    var sums: array<vec4<f32>, MOST>;
+    if (group < groups) {
+        let n = min(TILE, last + 1u - tile);
+        for (var i = group; i < n; i += groups * AT_ONCE) {
+            var some: array<Cell, AT_ONCE>;
+            for (var j = 0u; j < AT_ONCE; j++) {
+                let at = min(i + j * groups, n - 1u);
+                some[j] = values[(kv_head * p.capacity + tile + at) * cells + cell];
+            }
+            for (var j = 0u; j < AT_ONCE; j++) {
+                if (i + j * groups < n) {
+                    let value = unpack(some[j]);
+                    for (var four = 0u; four < 4u; four++) {
+                        let w = between[4u * (i + j * groups) + four];
+                        for (var t = 0u; t < 4u; t++) {
+                            sums[4u * four + t] = fma(vec4(w[t]), value, sums[4u * four + t]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    workgroupBarrier();
+    return sums;
+}
+
+// Adds a tile behind those in `all`, four queries after the other.
+fn put_tile(tile: u32, ends: vec2<f32>, of_values: array<vec4<f32>, MOST>, lane: u32, all: ptr<function, Items>) {
+    var sums = of_values;
+    if (lane < MOST) {
+        between[lane] = vec4(ends, 0.0, 0.0);
+    }
+    workgroupBarrier();
+    var ends_of: array<vec2<f32>, ITEMS>;
+    for (var m = 0u; m < ITEMS; m++) {
+        ends_of[m] = between[min((lane + 128u * m) / cells, MOST - 1u)].xy;
+    }
+    workgroupBarrier();
+    for (var four = 0u; four < 4u; four++) {
+        for (var t = 0u; t < 4u; t++) {
+            between[128u * t + lane] = sums[4u * four + t];
+        }
+        workgroupBarrier();
+        for (var m = 0u; m < ITEMS; m++) {
+            let i = (lane + 128u * m) / cells;
+            let cell = (lane + 128u * m) % cells;
+            if (i / 4u == four && i < p.queries && tile <= last_of(i)) {
+                var sum = vec4<f32>();
+                for (var g = 0u; g < 128u / cells; g++) {
+                    sum = plus(sum, between[128u * (i % 4u) + g * cells + cell]);
+                }
+                (*all)[m] = put_together((*all)[m], Tile(ends_of[m].x, ends_of[m].y, sum));
+            }
+        }
+        workgroupBarrier();
+    }
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    know_one(p.head_dim);
+    kv_head = id.x;
+    cells = (p.head_dim + 3u) / 4u;
+    first = id.y * p.queries;
+    count = p.tokens * (p.heads / p.kv_heads);
+    bring_queries(lane);
+    let last = last_of(p.queries - 1u);
+    var all: Items;
+    for (var m = 0u; m < ITEMS; m++) {
+        all[m] = nothing();
+    }
+    for (var tile = 0u; tile <= last; tile += TILE) {
+        score_tile(tile, last, lane);
+        let ends = weigh_tile(tile, lane);
+        let sums = sum_values(tile, last, lane);
+        put_tile(tile, ends, sums, lane, &all);
+    }
+    for (var m = 0u; m < ITEMS; m++) {
+        let i = (lane + 128u * m) / cells;
+        if (i < p.queries && first + i < count) {
+            write_cell(all[m], (lane + 128u * m) % cells, place_of(i));
+        }
+    }
+}

@@ -1,0 +1,25 @@
+// Hidden values of a job's slots, as `down` reads them.
+
+const TO = 3u; // binding
+
+#import write_prepared
+
+// Those of a block of rows, which are whole units.
+fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
+    var all = values;
+    for (var i = 0u; i < RESULTS; i++) {
+        let row = row_of(i, lane);
+        let value = select(0.0, all[i], ROWS * block + row < p.ff);
+        products[(token_of(i, lane) * ROWS + row) / 4u][row % 4u] = value;
+    }
+    workgroupBarrier();
+    let t = lane / (ROWS / 32u);
+    let unit = lane % (ROWS / 32u);
+    if (t < count && ROWS / 32u * block + unit < units_of(p.ff)) {
+        var x: array<vec4<f32>, 8>;
+        for (var j = 0u; j < 8u; j++) {
+            x[j] = products[(t * ROWS + 32u * unit) / 4u + j];
+        }
+        write_unit(job_slot(job, t), p.ff, ROWS / 32u * block + unit, x);
+    }
+}

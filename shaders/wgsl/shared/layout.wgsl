@@ -1,0 +1,20 @@
+// How prepared inputs lie in memory. Products of many tokens read every input once for 64 rows; what they make of it, sums and
+// roundings, is made once for all of them, by `prepare` and by `gate_up`. Row after row, each its units' VALUES vectors, their
+// STATS words, and a vector that begins with what the products are to be multiplied with, where inputs are normed.
+
+#import form
+
+struct Packed {
+    values: array<vec4<u32>, VALUES>,
+    stats: array<u32, STATS>,
+}
+
+fn units_of(cols: u32) -> u32 {
+    return (cols + 31u) / 32u;
+}
+
+// Vectors of a row before its last.
+fn row_vectors(cols: u32) -> u32 {
+    let units = units_of(cols);
+    return VALUES * units + (STATS * units + 3u) / 4u;
+}

@@ -1,0 +1,15 @@
+// Many tokens' inputs of `linear`, from where they were prepared, normed where they are to be.
+
+#import prepared
+
+fn source(t: u32) -> u32 {
+    return min(first_token + t, p.tokens - 1u);
+}
+
+fn take_scale(fresh: bool, lane: u32) {}
+
+fn scale_of_token(t: u32) -> f32 {
+    return prepared_scale(t, p.cols);
+}
+
+fn write_norm(lane: u32) {}
