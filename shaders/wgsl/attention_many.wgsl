@@ -42,6 +42,12 @@ var<private> count: u32; // of all queries of the head
 
 alias Items = array<Tile, ITEMS>;
 
+// A cell of weighted sums of values, of four queries each.
+alias Sums = array<mat4x4<f32>, MOST / 4u>;
+
+// Highest score and total of every item's query.
+alias Ends = array<vec2<f32>, ITEMS>;
+
 // The last position that a query sees.
 fn last_of(i: u32) -> u32 {
     return p.pos + min(first + i, count - 1u) / (p.heads / p.kv_heads);
@@ -153,15 +159,25 @@ fn weigh_tile(tile: u32, lane: u32) -> vec2<f32> {
 }
 
 // Values that are read before the first of them is used.
-const AT_ONCE = 8u;
+const AT_ONCE = 4u;
+
+// Adds a value to a cell's sums of four queries.
+fn add_value(w: vec4<f32>, value: vec4<f32>, sums: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4(
+        fma(vec4(w.x), value, sums[0]),
+        fma(vec4(w.y), value, sums[1]),
+        fma(vec4(w.z), value, sums[2]),
+        fma(vec4(w.w), value, sums[3])
+    );
+}
 
 // Weighted sums of a tile's values, for which invocations stand in groups of a head's cells, each group taking every so many
 // positions.
-fn sum_values(tile: u32, last: u32, lane: u32) -> array<vec4<f32>, MOST> {
+fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
     let groups = 128u / cells;
     let cell = lane % cells;
     let group = lane / cells;
-    var sums: array<vec4<f32>, MOST>;
+    var sums: Sums;
     if (group < groups) {
         let n = min(TILE, last + 1u - tile);
         for (var i = group; i < n; i += groups * AT_ONCE) {
@@ -172,13 +188,12 @@ fn sum_values(tile: u32, last: u32, lane: u32) -> array<vec4<f32>, MOST> {
             }
             for (var j = 0u; j < AT_ONCE; j++) {
                 if (i + j * groups < n) {
+                    let at = i + j * groups;
                     let value = unpack(some[j]);
-                    for (var four = 0u; four < 4u; four++) {
-                        let w = between[4u * (i + j * groups) + four];
-                        for (var t = 0u; t < 4u; t++) {
-                            sums[4u * four + t] = fma(vec4(w[t]), value, sums[4u * four + t]);
-                        }
-                    }
+                    sums[0] = add_value(between[4u * at], value, sums[0]);
+                    sums[1] = add_value(between[4u * at + 1u], value, sums[1]);
+                    sums[2] = add_value(between[4u * at + 2u], value, sums[2]);
+                    sums[3] = add_value(between[4u * at + 3u], value, sums[3]);
                 }
             }
         }
@@ -187,36 +202,44 @@ fn sum_values(tile: u32, last: u32, lane: u32) -> array<vec4<f32>, MOST> {
     return sums;
 }
 
-// Adds a tile behind those in `all`, four queries after the other.
-fn put_tile(tile: u32, ends: vec2<f32>, of_values: array<vec4<f32>, MOST>, lane: u32, all: ptr<function, Items>) {
-    var sums = of_values;
+// Adds a tile of four queries behind those in `all`.
+fn put_four(four: u32, tile: u32, sums: mat4x4<f32>, ends: Ends, lane: u32, all: ptr<function, Items>) {
+    between[lane] = sums[0];
+    between[128u + lane] = sums[1];
+    between[256u + lane] = sums[2];
+    between[384u + lane] = sums[3];
+    workgroupBarrier();
+    var ends_of = ends;
+    for (var m = 0u; m < ITEMS; m++) {
+        let i = (lane + 128u * m) / cells;
+        let cell = (lane + 128u * m) % cells;
+        if (i / 4u == four && i < p.queries && tile <= last_of(i)) {
+            var sum = vec4<f32>();
+            for (var g = 0u; g < 128u / cells; g++) {
+                sum = plus(sum, between[128u * (i % 4u) + g * cells + cell]);
+            }
+            (*all)[m] = put_together((*all)[m], Tile(ends_of[m].x, ends_of[m].y, sum));
+        }
+    }
+    workgroupBarrier();
+}
+
+// Adds a tile behind those in `all`, four queries after the other: written out, for compilers leave a loop with barriers as it is,
+// and keep what is indexed in it in memory.
+fn put_tile(tile: u32, ends: vec2<f32>, sums: Sums, lane: u32, all: ptr<function, Items>) {
     if (lane < MOST) {
         between[lane] = vec4(ends, 0.0, 0.0);
     }
     workgroupBarrier();
-    var ends_of: array<vec2<f32>, ITEMS>;
+    var ends_of: Ends;
     for (var m = 0u; m < ITEMS; m++) {
         ends_of[m] = between[min((lane + 128u * m) / cells, MOST - 1u)].xy;
     }
     workgroupBarrier();
-    for (var four = 0u; four < 4u; four++) {
-        for (var t = 0u; t < 4u; t++) {
-            between[128u * t + lane] = sums[4u * four + t];
-        }
-        workgroupBarrier();
-        for (var m = 0u; m < ITEMS; m++) {
-            let i = (lane + 128u * m) / cells;
-            let cell = (lane + 128u * m) % cells;
-            if (i / 4u == four && i < p.queries && tile <= last_of(i)) {
-                var sum = vec4<f32>();
-                for (var g = 0u; g < 128u / cells; g++) {
-                    sum = plus(sum, between[128u * (i % 4u) + g * cells + cell]);
-                }
-                (*all)[m] = put_together((*all)[m], Tile(ends_of[m].x, ends_of[m].y, sum));
-            }
-        }
-        workgroupBarrier();
-    }
+    put_four(0u, tile, sums[0], ends_of, lane, all);
+    put_four(1u, tile, sums[1], ends_of, lane, all);
+    put_four(2u, tile, sums[2], ends_of, lane, all);
+    put_four(3u, tile, sums[3], ends_of, lane, all);
 }
 
 @compute @workgroup_size(128)

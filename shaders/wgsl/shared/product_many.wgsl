@@ -18,20 +18,30 @@ alias Sums = array<vec4<f32>, TOKENS>;
 // Of matrix `a` and, where there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
-// Sums over slices: every invocation gets two tokens' rows after another.
-fn add_slices(sums: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
-    var all: array<f32, RESULTS>;
+// Sums over slices of two tokens: every invocation gets a row of one of them.
+fn add_two(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
+    products[lane] = first;
+    products[128u + lane] = second;
+    workgroupBarrier();
+    var all = 0.0;
     let row = lane % 64u;
-    for (var i = 0u; i < RESULTS; i++) {
-        products[lane] = (*sums)[2u * i];
-        products[128u + lane] = (*sums)[2u * i + 1u];
-        workgroupBarrier();
-        for (var s = 0u; s < SLICES; s++) {
-            all[i] = plus_single(all[i], products[128u * (lane / 64u) + 16u * s + row / 4u][row % 4u]);
-        }
-        workgroupBarrier();
+    for (var s = 0u; s < SLICES; s++) {
+        all = plus_single(all, products[128u * (lane / 64u) + 16u * s + row / 4u][row % 4u]);
     }
+    workgroupBarrier();
     return all;
+}
+
+// Sums over slices: every invocation gets two tokens' rows after another. Written out, for compilers leave a loop with barriers
+// as it is, and keep what is indexed in it in memory.
+fn add_slices(all: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
+    let sums = *all;
+    return array(
+        add_two(sums[0], sums[1], lane),
+        add_two(sums[2], sums[3], lane),
+        add_two(sums[4], sums[5], lane),
+        add_two(sums[6], sums[7], lane)
+    );
 }
 
 // Products with the rows from ROWS · block on, of one matrix after the other: sums of both would take registers that other
