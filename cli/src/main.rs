@@ -17,6 +17,7 @@ mod output;
 mod plan;
 mod run;
 mod streaming;
+mod values;
 
 use args::{Cli, Command};
 use clap::Parser;

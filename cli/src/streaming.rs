@@ -24,7 +24,7 @@ pub struct StreamArgs {
     #[arg(long, value_name = "P", value_parser = precision, conflicts_with = "level")]
     pub precision: Option<Precision>,
     /// Fewest bits of adaptive precision [default: 3; 2-bit experts break the syntax of JSON and tool calls]
-    #[arg(long, value_name = "B", value_parser = crate::args::level)]
+    #[arg(long, value_name = "B", value_parser = crate::values::level)]
     pub floor: Option<Level>,
     /// Show what streaming did
     #[arg(long)]

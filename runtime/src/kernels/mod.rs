@@ -12,165 +12,22 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod observe;
+mod operands;
 #[cfg(test)]
 mod testing;
 mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
 pub use observe::Observer;
+pub use operands::{
+    Attention, Choice, ExpertJob, History, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
+    Router,
+};
 pub use variants::{GpuInputs, GpuVariants};
 
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
-
-/// One product of several that share their input: `out[t] = matrix · x[t] + bias`.
-pub struct Linear<'a, Buf> {
-    /// `[rows, cols]`.
-    pub matrix: &'a Matrix,
-    /// `[rows]`.
-    pub bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`.
-    pub out: &'a mut Buf,
-}
-
-/// An RMS norm.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// `[values of a row]`.
-    pub weight: &'a [f32],
-    /// Added to the mean square.
-    pub eps: f32,
-}
-
-/// The shape of one attention operation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Values per head.
-    pub head_dim: usize,
-    /// Multiplies the scores.
-    pub scale: f32,
-    /// With `Some(w)`, position `p` sees `p − w + 1 ..= p`; otherwise `0 ..= p`.
-    pub window: Option<usize>,
-}
-
-/// Cosines and sines for rotary embedding, in half-split ("NeoX") order, any frequency scaling already applied.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RopeTable {
-    /// Rotated dimensions of a head, even; the rest of the head passes through.
-    pub dims: usize,
-    /// `[positions, dims / 2]`.
-    pub cos: Vec<f32>,
-    /// `[positions, dims / 2]`.
-    pub sin: Vec<f32>,
-}
-
-/// The projections of some tokens.
-pub struct Projected<'a, Buf> {
-    /// `[tokens, heads · head_dim]`.
-    pub q: &'a mut Buf,
-    /// `[tokens, kv_heads · head_dim]`.
-    pub k: &'a mut Buf,
-    /// `[tokens, kv_heads · head_dim]`.
-    pub v: &'a mut Buf,
-}
-
-/// What stands between projections and attention, in this order: norms of queries and keys, limits, rope.
-#[derive(Clone, Copy, Debug)]
-pub struct Placing<'a> {
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Values per head.
-    pub head_dim: usize,
-    /// Over each head, where it is as long as a head, else over the row.
-    pub q_norm: Option<&'a [f32]>,
-    /// Likewise.
-    pub k_norm: Option<&'a [f32]>,
-    /// Of both norms.
-    pub eps: f32,
-    /// Queries, keys and values are limited to `±limit`.
-    pub limit: Option<f32>,
-    /// Rotation of queries and keys.
-    pub rope: &'a RopeTable,
-}
-
-/// How router logits become gate weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Router {
-    /// Experts in the layer.
-    pub experts: usize,
-    /// Experts per token.
-    pub top_k: usize,
-    /// Softmax over all experts happens before the choice. Divide the chosen weights by their sum?
-    pub renormalize: bool,
-    /// Multiplies the final weights.
-    pub scale: f32,
-}
-
-/// One expert chosen for one token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// Expert within the layer.
-    pub expert: u32,
-    /// Its weight in the sum.
-    pub gate: f32,
-}
-
-/// The routed experts of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Routed {
-    /// The layer. With the expert's index it names the expert's weights: a backend may keep them under that name.
-    pub layer: usize,
-    /// Experts in the layer.
-    pub experts: usize,
-    /// Experts per token.
-    pub top_k: usize,
-    /// Tokens of the call, whichever experts they chose.
-    pub tokens: usize,
-}
-
-/// What [`Backend::routed`] works on.
-pub struct RoutedBufs<'a, Buf> {
-    /// Normed input, `[tokens, d]`.
-    pub h: &'a Buf,
-    /// The router's, `[tokens, experts]`.
-    pub logits: &'a Buf,
-    /// Scratch, `[tokens · top_k, d]`.
-    pub slots: &'a mut Buf,
-    /// Scratch, `[tokens, d]`.
-    pub y: &'a mut Buf,
-    /// Residual stream, `[tokens, d]`.
-    pub x: &'a mut Buf,
-    /// Where choices are noted for whoever reads a result back later.
-    pub history: Option<History<'a, Buf>>,
-}
-
-/// What the last tokens of a call have chosen in one layer.
-pub struct History<'a, Buf> {
-    /// `[layers, tokens, top_k, 2]`: expert and gate, as the bits of values.
-    pub buf: &'a mut Buf,
-    /// Where the layer's part begins.
-    pub at: usize,
-    /// How many of the last tokens are noted.
-    pub tokens: usize,
-}
-
-/// The work of one expert: the (token, rank) slots that chose it. Slot `s` belongs to token `s / top_k`.
-#[derive(Clone, Copy)]
-pub struct ExpertJob<'a> {
-    /// Expert within the layer.
-    pub index: u32,
-    /// Its weights.
-    pub expert: &'a Expert,
-    /// Slots in ascending order.
-    pub slots: &'a [u32],
-}
 
 /// A processor that can run a transformer.
 ///

@@ -9,8 +9,6 @@ mod flights;
 mod parts;
 mod threads;
 
-pub(crate) use parts::read_again;
-
 use crate::error::Result;
 use crate::store::{Slab, Storage};
 use crate::telemetry::Trace;

@@ -17,7 +17,6 @@ mod room;
 mod serving;
 mod staging;
 
-pub(crate) use lanes::read_again;
 pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
 pub use refiner::{RefineOptions, Refiner};

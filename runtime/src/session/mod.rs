@@ -6,6 +6,7 @@
 
 mod calibrate;
 mod chat;
+mod dense;
 mod engine;
 mod generate;
 mod info;

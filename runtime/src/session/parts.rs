@@ -1,5 +1,6 @@
 //! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
 
+use super::dense::{PADDING, copy_dense, dense_bytes, is_single, is_tied};
 use super::engine::{Inner, Served};
 use super::info::{Manner, ModelInfo};
 use super::options::EngineOptions;
@@ -10,24 +11,16 @@ use super::rows::FileRows;
 use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use super::tokens;
-use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
-use crate::model::file::{DenseCheck, DenseSums};
+use crate::model::file::DenseSums;
 use crate::model::routing::RoutingCounters;
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
-use crate::store::{self, Arena, End};
 use std::sync::Arc;
-
-/// Bytes between matrices in memory: a cache line.
-const LINE: usize = 64;
-
-/// What that costs a matrix at most.
-const PADDING: usize = LINE * quant::PLANES;
 
 pub(super) struct Parts {
     pub(super) config: Config,
@@ -342,67 +335,4 @@ fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
         Matrix::Nested(n) => Some(n.level()),
         Matrix::F32 { .. } => None,
     })
-}
-
-/// Bytes of always-used weights in memory. A device has a copy of all: of what is mapped the only one, of what is f32 (routers,
-/// norms, biases) one beside the host's.
-pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
-    let mut matrices: Vec<&Matrix> = weights.matrices().into_iter().flatten().collect();
-    if is_tied(weights) {
-        matrices.pop();
-    }
-    let matrix = |m: &Matrix| match (gpu, m) {
-        (false, m) => m.bytes(),
-        (true, Matrix::Nested(_)) => processor::matrix_bytes(m),
-        (true, Matrix::F32 { .. }) => m.bytes() + processor::matrix_bytes(m),
-    };
-    let matrices: usize = matrices.into_iter().map(|m| matrix(m) + PADDING).sum();
-    let vectors: usize = weights.vectors().map(|v| 4 * v.len() + LINE).sum();
-    (matrices + if gpu { 2 * vectors } else { vectors }) as u64
-}
-
-/// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
-/// experts, and come back one fault at a time.
-/// What has a checksum in `sums` is compared with it.
-pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) -> Result<()> {
-    let nested = |m: &&mut Matrix| match m {
-        Matrix::Nested(n) => {
-            (0..n.level().planes()).map(|p| n.shape().plane(p).len.next_multiple_of(LINE)).sum()
-        }
-        Matrix::F32 { .. } => 0,
-    };
-    let bytes: usize = weights.matrices_mut(tied).iter().map(nested).sum();
-    let arena = Arena::new(bytes, LINE)?;
-    for matrix in weights.matrices_mut(tied) {
-        let Matrix::Nested(n) = matrix else { continue };
-        let mut check = DenseCheck::default();
-        let copy = n.try_map(|plane| {
-            let mut slab = arena.alloc(plane.len(), End::Low).expect("the arena was made for these planes");
-            slab.copy_from_slice(plane);
-            check.add(plane.as_ptr().addr(), &slab);
-            store::release(plane);
-            Ok(Bytes::new(Arc::new(slab)))
-        })?;
-        check.finish(sums)?;
-        *n = copy;
-    }
-    if tied && let Some(embed) = weights.embed.held() {
-        weights.head = embed.clone();
-    }
-    Ok(())
-}
-
-/// Whether weights are unquantized, all of them or none.
-fn is_single(weights: &Weights) -> bool {
-    matches!(weights.head, Matrix::F32 { .. })
-}
-
-/// Whether the head is the embedding once more: the same bytes in memory.
-pub(super) fn is_tied(weights: &Weights) -> bool {
-    let Some(embed) = weights.embed.held() else { return false };
-    match (embed, &weights.head) {
-        (Matrix::F32 { data: a, .. }, Matrix::F32 { data: b, .. }) => Arc::ptr_eq(a, b),
-        (Matrix::Nested(a), Matrix::Nested(b)) => std::ptr::eq(a.codes(0), b.codes(0)),
-        _ => false,
-    }
 }

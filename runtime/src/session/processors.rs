@@ -3,8 +3,9 @@
 //! The device's weights and caches are gone then, and what the CPU needs instead takes their part of the budget. This
 //! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
 
+use super::dense::{copy_dense, dense_bytes, is_tied};
 use super::info::{Manner, ModelInfo};
-use super::parts::{Shape, copy_dense, dense_bytes, is_tied};
+use super::parts::Shape;
 use super::plan::MemoryPlan;
 use super::processor::{Processor, most_threads};
 use crate::error::{Error, Result};

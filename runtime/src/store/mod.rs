@@ -1,9 +1,11 @@
 //! Access to files of weights: read-only mappings, positioned reads past the page cache, and the memory that such reads
 //! fill. Knows bytes only.
 
+mod again;
 mod file;
 mod os;
 mod probe;
 
+pub(crate) use again::read_again;
 pub use file::{Access, FileStorage, Measured, PART_BYTES, Reads, Storage, read_exact};
 pub use os::{Arena, End, Ring, Room, Slab, anonymous_bytes, available_bytes, map, release};
