@@ -113,7 +113,7 @@ pub struct ConvertArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub calibration: crate::convert::CalibrationArgs,
+    pub calibration: CalibrationArgs,
 }
 
 #[derive(Args, Clone)]
@@ -277,6 +277,21 @@ pub struct EngineArgs {
     /// Cores to run on, such as 4,5,6,7 for a phone's big ones [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Option<Vec<usize>>,
+}
+
+/// Where to lose the least: both lower the error of 2 and 3 bits where the model's inputs are large.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationArgs {
+    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as publishers of GGUF files give away
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub imatrix: Option<PathBuf>,
+    /// Run the source in f32 over this text first, and measure the inputs of its matrices (- for standard input)
+    #[arg(long, value_name = "TEXT")]
+    pub calibrate: Option<PathBuf>,
+    /// Tokens of the text that are run, in windows spread evenly over it
+    #[arg(long, value_name = "N", default_value_t = dollop::CalibrateOptions::default().tokens, requires = "calibrate")]
+    pub calibrate_tokens: usize,
 }
 
 #[derive(Args, Clone)]

@@ -1,29 +1,12 @@
 //! `dollop convert`.
 
-use crate::args::ConvertArgs;
+use crate::args::{CalibrationArgs, ConvertArgs};
 use crate::output::{Bar, bytes, peak_memory, read_text};
 use crate::{Failure, interrupt};
-use clap::Args;
 use dollop::convert::{Calibration, imatrix};
 use dollop::{CalibrateOptions, CancelToken};
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Where to lose the least: both lower the error of 2 and 3 bits where the model's inputs are large.
-#[derive(Args, Clone)]
-#[command(next_help_heading = "Calibration")]
-pub struct CalibrationArgs {
-    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as publishers of GGUF files give away
-    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
-    pub imatrix: Option<PathBuf>,
-    /// Run the source in f32 over this text first, and measure the inputs of its matrices (- for standard input)
-    #[arg(long, value_name = "TEXT")]
-    pub calibrate: Option<PathBuf>,
-    /// Tokens of the text that are run, in windows spread evenly over it
-    #[arg(long, value_name = "N", default_value_t = CalibrateOptions::default().tokens, requires = "calibrate")]
-    pub calibrate_tokens: usize,
-}
 
 /// What the arguments say of the inputs of the source's matrices.
 fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {

@@ -4,7 +4,7 @@
 use super::device::{Device, Memory};
 use super::experts::Loaded;
 use super::kv::GpuBuf;
-use super::operations::can_choose;
+use super::operations::{can_choose, most_jobs};
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
@@ -17,12 +17,6 @@ use std::sync::Arc;
 
 /// A job without slots, and the buffer that its matrices lie in.
 type Prepared = ([u32; JOB_WORDS], Arc<Memory>);
-
-/// Jobs that the choices of so many tokens make at most: every expert that is chosen may have one that is not full.
-pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
-    let slots = tokens * top_k;
-    (experts.min(slots) + slots / MANY as usize).min(slots)
-}
 
 /// What feed-forward dispatches have in common.
 struct FeedForward {

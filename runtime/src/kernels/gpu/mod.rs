@@ -139,8 +139,7 @@ impl GpuBackend {
         let hidden = s.chunk * (s.top_k * rows(s.ff_routed)).max(rows(s.ff_dense));
         // Those of a dense block that does not fit one dispatch are prepared as others are.
         let prepared = s.chunk * rows(s.widest.max(s.ff_dense));
-        let choices =
-            2 * s.chunk * s.top_k + feed_forward::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
+        let choices = 2 * s.chunk * s.top_k + operations::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
         let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
         let words =
             hidden + prepared + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;

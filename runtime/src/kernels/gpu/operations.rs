@@ -1,7 +1,6 @@
 //! Operations as dispatches.
 
 use super::device::{Device, Memory};
-use super::feed_forward::most_jobs;
 use super::kv::GpuBuf;
 use super::params::*;
 use super::recorder::PUT_WORDS;
@@ -10,7 +9,7 @@ use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
 use crate::kernels::{Choice, History, Linear, Norm, Router};
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{Kernel, Variant};
+use dollop_shaders::{Kernel, MANY, Variant};
 use std::sync::Arc;
 
 /// Workgroups that keep any adapter busy.
@@ -248,6 +247,12 @@ impl State {
         let grid = [groups(d), choices.len() / top_k];
         self.recorder.run_with_ring(gpu, Variant::default(), &params, &[slots, out], 1, grid);
     }
+}
+
+/// Jobs that the choices of so many tokens make at most: every expert that is chosen may have one that is not full.
+pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
+    let slots = tokens * top_k;
+    (experts.min(slots) + slots / MANY as usize).min(slots)
 }
 
 /// Whether kernels have room for so many experts.

@@ -107,7 +107,12 @@ fn choices_are_sorted_into_jobs() {
             [("spread", &spread as &dyn Fn(usize) -> u32), ("crowded", &crowded), ("last", &last)]
         {
             let choices: Vec<u32> = (0..slots).map(|s| of(s) % experts as u32).collect();
-            let jobs = grouped(&b, &choices, experts, feed_forward::most_jobs(experts, tokens, top_k));
+            let jobs = grouped(
+                &b,
+                &choices,
+                experts,
+                crate::kernels::gpu::operations::most_jobs(experts, tokens, top_k),
+            );
             let at = format!("{what}, {top_k} of {experts}, {tokens} tokens");
             let mut seen = vec![false; slots];
             let (mut before, mut counts) = (None, vec![0; experts]);
