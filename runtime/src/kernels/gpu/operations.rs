@@ -144,14 +144,11 @@ impl State {
             }
             None => None,
         };
-        let weight = match norm {
-            Some((norm, _)) => {
-                params.flags |= NORM;
-                params.eps = norm.eps;
-                Some(self.weights.vector(gpu, norm.weight, || norm.weight.to_vec())?)
-            }
-            None => None,
-        };
+        if let Some((norm, _)) = norm {
+            params.flags |= NORM;
+            params.eps = norm.eps;
+        }
+        let weight = self.norm_weight(gpu, norm)?;
         let [none, spare @ ..] = &self.spare;
         let out = |i: usize| parts.get(i).map_or(&spare[i], |(_, l)| &l.out.memory);
         let memory = [

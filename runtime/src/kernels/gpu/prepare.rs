@@ -7,6 +7,7 @@ use super::recorder::PUT_WORDS;
 use crate::error::Result;
 use crate::kernels::Norm;
 use dollop_shaders::{BYTES, HALF, Variant};
+use std::sync::Arc;
 
 /// Words of a prepared row of so many columns, in a form of inputs (`dollop_shaders::SINGLE` and others).
 pub(super) fn row_words(cols: usize, form: u32) -> usize {
@@ -35,14 +36,11 @@ impl State {
     ) -> Result<()> {
         self.prepared.at_least(gpu, rows * row_words(cols, form), "prepared inputs")?;
         let mut params = PrepareParams { cols: cols as u32, rows: rows as u32, flags: 0, eps: 0.0, first: 0 };
-        let weight = match norm {
-            Some((norm, _)) => {
-                params.flags |= NORM;
-                params.eps = norm.eps;
-                Some(self.weights.vector(gpu, norm.weight, || norm.weight.to_vec())?)
-            }
-            None => None,
-        };
+        if let Some((norm, _)) = norm {
+            params.flags |= NORM;
+            params.eps = norm.eps;
+        }
+        let weight = self.norm_weight(gpu, norm)?;
         let weight = weight.as_deref().unwrap_or(&self.spare[0]);
         let h = norm.map_or(&self.spare[1], |(_, h)| h);
         let memory = [weight, x, self.prepared.get(), h];
@@ -59,6 +57,15 @@ impl State {
             self.recorder.run_with_ring(gpu, variant, &params, &memory, 4, grid(rows.len()));
         }
         Ok(())
+    }
+
+    /// A norm's weights on the device.
+    pub(super) fn norm_weight(
+        &mut self,
+        gpu: &Device,
+        norm: Option<(Norm<'_>, &Memory)>,
+    ) -> Result<Option<Arc<Memory>>> {
+        norm.map(|(norm, _)| self.weights.vector(gpu, norm.weight, || norm.weight.to_vec())).transpose()
     }
 
     /// Room for the hidden values of so many slots, as they are or in the form that `down` reads of many.
