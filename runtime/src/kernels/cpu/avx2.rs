@@ -222,11 +222,8 @@ impl Lanes for Lanes16 {
     }
 
     #[inline(always)]
-    unsafe fn times_plus(self, x: f32, sum: Self) -> Self {
+    unsafe fn times_plus(self, x: Self, sum: Self) -> Self {
         // SAFETY: as above.
-        unsafe {
-            let x = _mm256_set1_ps(x);
-            Lanes16(_mm256_fmadd_ps(self.0, x, sum.0), _mm256_fmadd_ps(self.1, x, sum.1))
-        }
+        unsafe { Lanes16(_mm256_fmadd_ps(self.0, x.0, sum.0), _mm256_fmadd_ps(self.1, x.1, sum.1)) }
     }
 }

@@ -12,8 +12,9 @@ mod unpack;
 use super::attention::{Cell, Lanes};
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
+use super::lines::Later;
 use super::nested::{Activations, Sums, Tile};
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
+use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -23,6 +24,12 @@ pub(super) use amx::available as amx_available;
 
 /// Units unpacked at a time: 8 KB of codes of each of two tiles, to leave room for the activations in the first-level cache.
 const STRETCH: usize = 16;
+
+/// Cache lines of a stretch of a tile in all planes, with its scales and zero points, at most.
+const STRETCH_LINES: usize = STRETCH * (8 * VECTOR + 3 * TILE_ROWS) / 64 + 7;
+
+/// The same of two tiles.
+type Next = Later<{ 2 * STRETCH_LINES }>;
 
 /// Tokens of a block with VNNI: their sums with two tiles are sixteen registers.
 const BLOCK: usize = 8;
@@ -107,14 +114,17 @@ struct Params {
 }
 
 impl Params {
+    /// ASK as with [`unpack`].
     #[inline(always)]
-    unsafe fn load(t: &Tile, g: usize) -> Params {
+    unsafe fn load<const ASK: bool>(t: &Tile, g: usize) -> Params {
         // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
         unsafe {
             let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
             let zeros = t.zeros.as_ptr().add(g * TILE_ROWS);
-            _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
-            _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
+            if ASK {
+                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
+                _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
+            }
             let zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())));
             let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
             let centre = _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros);
@@ -166,13 +176,14 @@ unsafe fn one<const N: usize, const UNITS: usize>(
             // One sum for each field, which are raised by different powers of two.
             let mut dots = [_mm512_setzero_si512(); 4];
             for u in 0..UNITS {
-                let codes = unpack::<N, true>(&planes, g * UNITS + u);
+                let codes = unpack::<N, true, true>(&planes, g * UNITS + u);
                 for (j, codes) in codes.into_iter().enumerate() {
                     dots[j / 2] = _mm512_dpbusd_epi32(dots[j / 2], codes, four(q.add(u * UNIT_COLS + 4 * j)));
                 }
             }
             let dot = lower::<N>(dots);
-            total = add_group(Params::load(t, g), dot, *a.get_unchecked(n), *sum.get_unchecked(n), total);
+            total =
+                add_group(Params::load::<true>(t, g), dot, *a.get_unchecked(n), *sum.get_unchecked(n), total);
         }
         _mm512_storeu_ps(sums.as_mut_ptr(), total);
     }
@@ -214,6 +225,7 @@ unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
     mut sums: [&mut [[f32; TILE_ROWS]]; TILES],
 ) {
     let groups = t[0].zeros.len() / TILE_ROWS;
+    let mut later = Next::none();
     let mut s = [const {
         Stretch {
             codes: [const { MaybeUninit::uninit() }; STRETCH],
@@ -240,19 +252,43 @@ unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
                 let planes = t.planes.map(<[u8]>::as_ptr);
                 for (i, g) in stretch.clone().enumerate() {
                     for u in 0..UNITS {
-                        s.codes[i * UNITS + u].write(unpack::<N, false>(&planes, g * UNITS + u));
+                        s.codes[i * UNITS + u].write(unpack::<N, false, false>(&planes, g * UNITS + u));
                     }
-                    s.params[i].write(Params::load(t, g));
+                    s.params[i].write(Params::load::<false>(t, g));
                 }
             }
             let tokens = sums[0].len();
+            later.take(
+                next::<N, UNITS, TILES>(&t, stretch.end % groups),
+                tokens.div_ceil(BLOCK) * stretch.len(),
+            );
             for n in (0..tokens).step_by(BLOCK) {
                 let block = BLOCK.min(tokens - n);
                 let sums = sums.each_mut().map(|sums| sums[n..].as_mut_ptr());
-                kernel[block - 1](&s, x, &stretch, first + n, sums);
+                kernel[block - 1](&s, x, &stretch, first + n, sums, &mut later);
             }
         }
     }
+}
+
+/// What is to be unpacked next, where it begins with group `from`: of the same tiles, or if that is the first, of those that
+/// follow. What follows a matrix is asked for in vain.
+#[inline(always)]
+fn next<const N: usize, const UNITS: usize, const TILES: usize>(
+    t: &[&Tile; TILES],
+    from: usize,
+) -> impl Iterator<Item = (*const u8, usize)> {
+    let n = (STRETCH / UNITS).min(t[0].zeros.len() / TILE_ROWS - from);
+    // Two tiles are neighbours in one matrix, or of two.
+    let neighbours = t[TILES - 1].zeros.as_ptr() == t[0].zeros.as_ptr_range().end;
+    let tiles = if from > 0 { 0 } else { 1 + usize::from(neighbours) };
+    let part = move |part: &[u8], group: usize| {
+        (part.as_ptr().wrapping_add(tiles * part.len() + from * group), n * group)
+    };
+    t.iter().flat_map(move |t| {
+        let params = [part(t.scales, 2 * TILE_ROWS), part(t.zeros, TILE_ROWS)];
+        (0..N).map(move |p| part(t.planes[p], UNITS * unit_bytes(p))).chain(params)
+    })
 }
 
 /// Adds a stretch of groups times T tokens from `first` on to their sums. With two tiles an activation that was loaded serves
@@ -268,10 +304,12 @@ unsafe fn tokens<const UNITS: usize, const TILES: usize, const T: usize>(
     stretch: &Range<usize>,
     first: usize,
     sums: [*mut [f32; TILE_ROWS]; TILES],
+    later: &mut Next,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         for (i, g) in stretch.clone().enumerate() {
+            later.ask();
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(first * UNITS * UNIT_COLS);
             let codes = s.each_ref().map(|s| s.codes.as_ptr().add(i * UNITS).cast::<__m512i>());
@@ -321,8 +359,8 @@ impl Lanes for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn times_plus(self, x: f32, sum: Self) -> Self {
+    unsafe fn times_plus(self, x: Self, sum: Self) -> Self {
         // SAFETY: as above.
-        unsafe { _mm512_fmadd_ps(self, _mm512_set1_ps(x), sum) }
+        unsafe { _mm512_fmadd_ps(self, x, sum) }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::quant::TILE_ROWS;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _mm_loadu_ps, _mm_prefetch, _mm_sfence, _mm_stream_ps};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_loadu_ps, _mm_prefetch, _mm_sfence, _mm_stream_ps};
 
 /// A line of values: what a tile's rows make of a token.
 type Line = [f32; TILE_ROWS];
@@ -18,6 +18,53 @@ pub(super) fn ask<T>(x: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
+}
+
+/// Lines that will be read after what is computed now: asked for a few at a time, into the second-level cache. All at once
+/// would wait for each other, and in the first level push out what is in use.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Later<const MOST: usize> {
+    at: [*const u8; MOST],
+    lines: usize,
+    next: usize,
+    each: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<const MOST: usize> Later<MOST> {
+    /// None.
+    #[inline(always)]
+    pub(super) fn none() -> Self {
+        Later { at: [std::ptr::null(); MOST], lines: 0, next: 0, each: 0 }
+    }
+
+    /// Takes lines of which all are to be asked for in so many calls of [`Later::ask`]: those of any number of stretches of
+    /// bytes, as far as there is room.
+    #[inline(always)]
+    pub(super) fn take(&mut self, stretches: impl Iterator<Item = (*const u8, usize)>, calls: usize) {
+        (self.lines, self.next) = (0, 0);
+        for (from, bytes) in stretches {
+            let skew = from.addr() % size_of::<Line>();
+            for at in (0..skew + bytes).step_by(size_of::<Line>()) {
+                if let Some(line) = self.at.get_mut(self.lines) {
+                    *line = from.wrapping_sub(skew).wrapping_add(at);
+                    self.lines += 1;
+                }
+            }
+        }
+        self.each = self.lines.div_ceil(calls.max(1));
+    }
+
+    /// Asks for some, in their order.
+    #[inline(always)]
+    pub(super) fn ask(&mut self) {
+        let some = self.next..self.lines.min(self.next + self.each);
+        self.next = some.end;
+        for line in &self.at[some] {
+            // SAFETY: every x86-64 has the instruction, and may be given any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+        }
+    }
 }
 
 /// Writes a line past the caches where it is a whole one of theirs: otherwise it would be read before it is written, and
@@ -47,5 +94,26 @@ pub(super) fn written() {
     // SAFETY: every x86-64 has the instruction, and it touches no memory.
     unsafe {
         _mm_sfence();
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_asked_for_in_so_many_calls_each_once() {
+        let bytes = [0u8; 1000];
+        let mut later = Later::<16>::none();
+        // Whatever address it has, 200 bytes from a line's last byte on touch five lines.
+        let from = bytes.as_ptr().wrapping_add(63 - bytes.as_ptr().addr() % 64);
+        later.take([(from, 100), (from.wrapping_add(100), 100)].into_iter(), 4);
+        assert_eq!(later.lines, 6, "the line in which one ends and the next begins is named twice");
+        assert!(later.at[..6].iter().all(|line| line.addr().is_multiple_of(64)));
+        assert_eq!((later.at[0].addr(), later.at[5].addr()), (from.addr() - 63, from.addr() + 193));
+        let asked: Vec<usize> = (0..4).map(|_| (later.ask(), later.next).1).collect();
+        assert_eq!(asked, [2, 4, 6, 6]);
+        later.take([(from, 64 * 100)].into_iter(), 1);
+        assert_eq!(later.lines, 16, "what does not fit is not asked for");
     }
 }

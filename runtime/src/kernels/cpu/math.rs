@@ -29,52 +29,24 @@ fn lane(x: &[f32], at: usize) -> &[f32; LANES] {
     x[at..at + LANES].try_into().expect("LANES values")
 }
 
+/// `a · b`, in the same order on every machine.
 #[inline(always)]
-fn accumulate<const FMA: bool>(a: &[f32; LANES], b: &[f32; LANES], sum: &mut [f32; LANES]) {
-    for i in 0..LANES {
-        sum[i] = fma::<FMA>(a[i], b[i], sum[i]);
-    }
-}
-
-/// The end of a dot product: the lanes' sum and what no whole lane covers.
-#[inline(always)]
-fn finish<const FMA: bool>(a: &[f32], b: &[f32], sum: [f32; LANES]) -> f32 {
-    let mut out = fold(sum);
-    for i in a.len() / LANES * LANES..a.len() {
-        out = fma::<FMA>(a[i], b[i], out);
-    }
-    out
-}
-
-/// `a · b`.
-#[inline(always)]
-pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+fn dot(a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
     let mut sum = [0.0; LANES];
     let mut at = 0;
     while at + LANES <= a.len() {
-        accumulate::<FMA>(lane(a, at), lane(b, at), &mut sum);
+        let (a, b) = (lane(a, at), lane(b, at));
+        for i in 0..LANES {
+            sum[i] += a[i] * b[i];
+        }
         at += LANES;
     }
-    finish::<FMA>(a, b, sum)
-}
-
-/// `a · b` for four `b` at once, each in the order of [`dot`]. Four separate sums, not an array of them: those would live
-/// in memory.
-#[inline(always)]
-pub(super) fn dot_4<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
-    let [b0, b1, b2, b3] = b.map(|b| &b[..a.len()]);
-    let [mut s0, mut s1, mut s2, mut s3] = [[0.0; LANES]; 4];
-    let mut at = 0;
-    while at + LANES <= a.len() {
-        let x = lane(a, at);
-        accumulate::<FMA>(x, lane(b0, at), &mut s0);
-        accumulate::<FMA>(x, lane(b1, at), &mut s1);
-        accumulate::<FMA>(x, lane(b2, at), &mut s2);
-        accumulate::<FMA>(x, lane(b3, at), &mut s3);
-        at += LANES;
+    let mut out = fold(sum);
+    for i in at..a.len() {
+        out += a[i] * b[i];
     }
-    [finish::<FMA>(a, b0, s0), finish::<FMA>(a, b1, s1), finish::<FMA>(a, b2, s2), finish::<FMA>(a, b3, s3)]
+    out
 }
 
 /// `y += a · x`.
@@ -105,7 +77,7 @@ pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
 
 #[inline(always)]
 fn rms_scale(x: &[f32], eps: f32) -> f32 {
-    let sum: f64 = x.chunks(64).map(|x| f64::from(dot::<false>(x, x))).sum();
+    let sum: f64 = x.chunks(64).map(|x| f64::from(dot(x, x))).sum();
     (1.0 / (sum / x.len() as f64 + f64::from(eps)).sqrt()) as f32
 }
 

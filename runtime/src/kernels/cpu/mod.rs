@@ -16,6 +16,7 @@ mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod nested;
+mod plain;
 mod pool;
 mod product;
 mod quantized;

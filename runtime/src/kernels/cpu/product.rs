@@ -5,10 +5,11 @@
 #![allow(unsafe_code)]
 
 use super::halves::Halves;
-use super::isa::{Isa, Kind};
+use super::isa::Isa;
 use super::lines;
 use super::math;
 use super::nested::{self, Activations, Sums, TOKEN_BLOCK, Tiles};
+use super::plain;
 use super::pool::Pool;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::ops::Range;
@@ -326,30 +327,8 @@ impl<'a> Weights<'a> {
             Weights::F32 { rows, cols, data, x } => {
                 let first = tile * TILE_ROWS;
                 let n = TILE_ROWS.min(rows - first);
-                let w = &data[first * cols..(first + n) * cols];
-                match isa.kind() {
-                    Kind::Scalar => plain::<false>(w, cols, x, tokens, sums),
-                    _ => plain::<true>(w, cols, x, tokens, sums),
-                }
+                plain::tile_times(isa, &data[first * cols..(first + n) * cols], cols, x, tokens, sums);
             }
-        }
-    }
-}
-
-#[inline(always)]
-fn plain<const FMA: bool>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
-    let x = |n: u32| &x[n as usize * cols..][..cols];
-    // Four tokens share a pass over a row; the rows stay in cache from one four to the next.
-    let (mut tokens, mut sums) = (tokens.chunks_exact(4), sums.chunks_exact_mut(4));
-    for (t, sums) in tokens.by_ref().zip(sums.by_ref()) {
-        for (row, w) in w.chunks_exact(cols).enumerate() {
-            let four = math::dot_4::<FMA>(w, [x(t[0]), x(t[1]), x(t[2]), x(t[3])]);
-            sums.iter_mut().zip(four).for_each(|(sums, value)| sums[row] = value);
-        }
-    }
-    for (&t, sums) in tokens.remainder().iter().zip(sums.into_remainder()) {
-        for (row, w) in w.chunks_exact(cols).enumerate() {
-            sums[row] = math::dot::<FMA>(w, x(t));
         }
     }
 }

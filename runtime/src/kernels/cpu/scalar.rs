@@ -108,9 +108,9 @@ impl Lanes for Lanes16 {
     }
 
     #[inline(always)]
-    unsafe fn times_plus(self, x: f32, sum: Self) -> Self {
+    unsafe fn times_plus(self, x: Self, sum: Self) -> Self {
         let mut out = sum;
-        out.0.iter_mut().zip(self.0).for_each(|(o, a)| *o += a * x);
+        out.0.iter_mut().zip(self.0).zip(x.0).for_each(|((o, a), x)| *o += a * x);
         out
     }
 }

@@ -30,7 +30,7 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     unsafe fn load<T: Cell>(at: *const T) -> Self;
     unsafe fn store(self, at: *mut f32);
     /// `self · x + sum`.
-    unsafe fn times_plus(self, x: f32, sum: Self) -> Self;
+    unsafe fn times_plus(self, x: Self, sum: Self) -> Self;
 }
 
 /// The scores of R rows with a tile's positions, B blocks at a time. Returns R.
@@ -65,7 +65,7 @@ unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
                 *keys = L::load(k.add((b * dim + d) * BLOCK));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let q = *q.add(r * dim + d);
+                let q = L::splat(*q.add(r * dim + d));
                 for (sum, keys) in sums.iter_mut().zip(keys) {
                     *sum = keys.times_plus(q, *sum);
                 }
@@ -179,7 +179,7 @@ unsafe fn mix_part<L: Lanes, T: Cell, const R: usize, const N: usize>(
                 *values = L::load(v.add(p * dim + i * BLOCK));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = *w.add(r * TILE + p);
+                let weight = L::splat(*w.add(r * TILE + p));
                 for (sum, values) in sums.iter_mut().zip(values) {
                     *sum = values.times_plus(weight, *sum);
                 }

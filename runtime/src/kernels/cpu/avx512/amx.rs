@@ -217,7 +217,7 @@ unsafe fn fill<const N: usize, const UNITS: usize>(t: &Tile, from: usize, n: usi
                 p = Params::load::<N>(t, unit / UNITS);
             }
             let to = to.as_mut_ptr().cast::<__m512i>();
-            for (j, codes) in unpack::<N, false>(&planes, unit).into_iter().enumerate() {
+            for (j, codes) in unpack::<N, false, true>(&planes, unit).into_iter().enumerate() {
                 for (pair, places) in places.iter().enumerate() {
                     let value = |half: usize| {
                         let code = _mm512_mask_permutexvar_epi8(number, mask, places[half], codes);

@@ -60,12 +60,12 @@ fn nibbles(high: __m512i, low: __m512i) -> (__m512i, __m512i) {
 }
 
 /// The codes of unit `u`, one byte each. RAISED saves the shifts that would bring every field to the low end of its byte:
-/// the vectors are [`raised`], and so is what is summed of them.
+/// the vectors are [`raised`], and so is what is summed of them. ASK asks memory for what follows in the planes.
 ///
 /// # Safety
 /// Unit `u` is in the first N planes, and the machine has the features.
 #[inline(always)]
-pub(super) unsafe fn unpack<const N: usize, const RAISED: bool>(
+pub(super) unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
     planes: &[*const u8; 5],
     u: usize,
 ) -> [__m512i; VECTORS] {
@@ -74,7 +74,9 @@ pub(super) unsafe fn unpack<const N: usize, const RAISED: bool>(
         unsafe {
             let at = planes[p].add(u * unit_bytes(p) + half * VECTOR);
             let ahead = if PLANE_BITS[p] == 1 { AHEAD_1 } else { AHEAD };
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
+            if ASK {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
+            }
             _mm512_loadu_si512(at.cast())
         }
     };

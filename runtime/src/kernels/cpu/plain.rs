@@ -1,0 +1,153 @@
+//! Products of matrices in single precision: routers, and whatever a file keeps so.
+//!
+//! An element's order of summation is the same in every block, so that one token has the values that many have.
+#![allow(unsafe_code)]
+
+use super::attention::Lanes;
+use super::isa::{Isa, Kind};
+use super::math;
+use crate::quant::TILE_ROWS;
+
+/// Numbers of a register of [`Lanes`].
+const WIDTH: usize = 16;
+
+/// Products of up to 16 rows of `cols` weights with the named rows of `x`: `sums[n][r] = row r · token n`.
+pub(super) fn tile_times(
+    isa: Isa,
+    w: &[f32],
+    cols: usize,
+    x: &[f32],
+    tokens: &[u32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    assert!(w.len().is_multiple_of(cols) && w.len() <= TILE_ROWS * cols && tokens.len() == sums.len());
+    macro_rules! with {
+        ($lanes:ty) => {
+            isa.run(
+                #[inline(always)]
+                // SAFETY: an `Isa` of a kind exists only where its instructions are.
+                || unsafe { rows::<$lanes>(w, cols, x, tokens, sums) },
+            )
+        };
+    }
+    match isa.kind() {
+        Kind::Scalar => with!(super::scalar::Lanes16),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => with!(super::avx2::Lanes16),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 | Kind::Amx => with!(std::arch::x86_64::__m512),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Dotprod | Kind::I8mm => with!(super::neon::Lanes16),
+    }
+}
+
+/// # Safety
+/// The machine has the instructions of `L`.
+#[inline(always)]
+unsafe fn rows<L: Lanes>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums: &mut [[f32; TILE_ROWS]]) {
+    let x = |n: u32| &x[n as usize * cols..][..cols];
+    let (fours, rest) = tokens.as_chunks::<4>();
+    let (sum_fours, sum_rest) = sums.as_chunks_mut::<4>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (t, sums) in fours.iter().zip(sum_fours) {
+            block::<L, 4>(w, cols, t.map(x), sums);
+        }
+        for (&t, sums) in rest.iter().zip(sum_rest) {
+            block::<L, 1>(w, cols, [x(t)], std::array::from_mut(sums));
+        }
+    }
+}
+
+/// All rows times T tokens, as many rows at a time as registers hold the sums of.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn block<L: Lanes, const T: usize>(
+    w: &[f32],
+    cols: usize,
+    x: [&[f32]; T],
+    sums: &mut [[f32; TILE_ROWS]; T],
+) {
+    let (mut row, rows) = (0, w.len() / cols);
+    while row < rows {
+        let w = &w[row * cols..];
+        // SAFETY: the caller's promise.
+        unsafe {
+            row += match rows - row {
+                4.. if L::MANY => some::<L, 4, T>(w, cols, x, row, sums),
+                _ => some::<L, 1, T>(w, cols, x, row, sums),
+            };
+        }
+    }
+}
+
+/// R rows, the first of `w`, times T tokens. Returns R.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn some<L: Lanes, const R: usize, const T: usize>(
+    w: &[f32],
+    cols: usize,
+    x: [&[f32]; T],
+    row: usize,
+    sums: &mut [[f32; TILE_ROWS]; T],
+) -> usize {
+    let w: [&[f32]; R] = std::array::from_fn(|r| &w[r * cols..][..cols]);
+    let x = x.map(|x| &x[..cols]);
+    // SAFETY: the caller's promise; every load is within a row, or of a padded copy.
+    unsafe {
+        let mut total = [[L::splat(0.0); T]; R];
+        let whole = cols / WIDTH * WIDTH;
+        for at in (0..whole).step_by(WIDTH) {
+            add::<L, R, T>(w.map(|w| w.as_ptr().add(at)), x.map(|x| x.as_ptr().add(at)), &mut total);
+        }
+        if whole < cols {
+            let (w, x) = (w.map(|w| padded(&w[whole..])), x.map(|x| padded(&x[whole..])));
+            add::<L, R, T>(w.each_ref().map(|w| w.as_ptr()), x.each_ref().map(|x| x.as_ptr()), &mut total);
+        }
+        for (r, total) in total.into_iter().enumerate() {
+            for (total, sums) in total.into_iter().zip(&mut *sums) {
+                let mut lanes = [0.0; WIDTH];
+                total.store(lanes.as_mut_ptr());
+                sums[row + r] = math::fold(lanes);
+            }
+        }
+    }
+    R
+}
+
+/// Adds the products of a register of each.
+///
+/// # Safety
+/// As [`rows`]; all pointers are good for a register.
+#[inline(always)]
+unsafe fn add<L: Lanes, const R: usize, const T: usize>(
+    w: [*const f32; R],
+    x: [*const f32; T],
+    total: &mut [[L; T]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut columns = [L::splat(0.0); T];
+        for (column, x) in columns.iter_mut().zip(x) {
+            *column = L::load(x);
+        }
+        for (w, total) in w.into_iter().zip(total) {
+            let w = L::load(w);
+            for (column, total) in columns.into_iter().zip(total) {
+                *total = w.times_plus(column, *total);
+            }
+        }
+    }
+}
+
+/// The end of a row, zeros behind it.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; WIDTH] {
+    let mut out = [0.0; WIDTH];
+    out[..x.len()].copy_from_slice(x);
+    out
+}
