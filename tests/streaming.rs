@@ -3,9 +3,13 @@
 //! asserts that what it is about has happened.
 
 use dollop::quant::Level;
+use dollop::sampler::Sampling;
 use dollop::sched::Precision;
 use dollop::store::{Access, FileStorage, Reads};
-use dollop::{Engine, EngineOptions, Error, MemoryPlan, SessionOptions, StreamStats, Trace};
+use dollop::{
+    CancelToken, Engine, EngineOptions, Error, Event, GenerateOptions, MemoryPlan, SessionOptions,
+    StopReason, StreamStats, Trace,
+};
 use dollop_tests::default_model;
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +133,46 @@ fn a_prompt_serves_the_last_layer_only_where_logits_are_wanted() {
     let (all, layers) = served(true);
     assert_eq!(all, 3 * layers, "three chunks");
     assert_eq!(served(false).0, all - 2, "not of the first two");
+}
+
+#[test]
+fn a_prompt_is_cancelled_between_layers_and_the_session_goes_on() {
+    let greedy = |cancel: &CancelToken| GenerateOptions {
+        max_tokens: 8,
+        sampling: Sampling::greedy(),
+        ignore_eos: true,
+        cancel: cancel.clone(),
+        ..GenerateOptions::default()
+    };
+    let ids = tokens();
+    let exact = options(Precision::Exact(Level::B4));
+    let mut resident = open(&exact).session(SessionOptions::default()).unwrap();
+    let want = resident.generate(&ids, &greedy(&CancelToken::new()), &mut |_| ()).unwrap().tokens;
+    for lookahead in [0, 2] {
+        let mut o = with_share(exact.clone(), 0.3);
+        o.routing.lookahead = lookahead;
+        let engine = open(&o);
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let (cancel, mut seen) = (CancelToken::new(), Vec::new());
+        let outcome = session.generate(&ids, &greedy(&cancel), &mut |event| {
+            let Event::Prefill { done, total } = event else { panic!("{event:?}") };
+            seen.push((done, total));
+            if done > total / 3 {
+                cancel.cancel();
+            }
+        });
+        let outcome = outcome.unwrap();
+        assert_eq!(
+            (outcome.stop, outcome.tokens.len(), session.tokens().len()),
+            (StopReason::Cancelled, 0, 0)
+        );
+        assert!(seen.len() > 1 && seen.is_sorted() && seen.iter().all(|&(done, total)| done < total));
+        let (served, layers) = (stats(&engine).servings, engine.info().layers as u64);
+        assert!(served < layers / 2, "{served} of {layers} layers were computed");
+        let again = session.generate(&ids, &greedy(&CancelToken::new()), &mut |_| ()).unwrap();
+        assert_eq!(again.tokens, want, "with lookahead {lookahead}");
+        assert!(lookahead == 0 || stats(&engine).bytes_ahead > 0);
+    }
 }
 
 #[test]

@@ -52,9 +52,19 @@ pub enum Want {
     All,
 }
 
+/// What is heard while tokens pass through a model.
+#[derive(Clone, Copy, Debug)]
+pub enum Passing<'a> {
+    /// So many layers are computed; on a GPU, told to it.
+    Layers(usize),
+    /// The logits of a wanted position, by its index in the tokens.
+    Logits(usize, &'a [f32]),
+}
+
 impl Model {
-    /// Takes `tokens` at positions `pos..` through the model and hands the logits of the wanted positions to `each`,
-    /// in order, with their index in `tokens`.
+    /// Takes `tokens` at positions `pos..` through the model and hands the logits of the wanted positions to `hear`, in order,
+    /// and between them how far it is. An error of `hear` ends the call: what the cache holds at these positions is then of no
+    /// use.
     ///
     /// # Panics
     /// Where the tokens are none or more than a chunk, do not fit the cache, or are not in the vocabulary: the session
@@ -66,7 +76,7 @@ impl Model {
         tokens: &[u32],
         pos: usize,
         want: Want,
-        each: &mut dyn FnMut(usize, &[f32]),
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         let (c, w, n) = (&self.config, &self.weights, tokens.len());
         assert!(
@@ -113,8 +123,9 @@ impl Model {
                 }
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
+            hear(Passing::Layers(i + 1))?;
         }
-        self.logits(b, s, n, want, &mut |i, logits| each(before + i, logits))?;
+        self.logits(b, s, n, want, &mut |i, logits| hear(Passing::Logits(before + i, logits)))?;
         match (self.experts.refine(), &s.noted) {
             (Some(refine), Some(noted)) => noted.end(refine, n),
             _ => Ok(()),
@@ -165,7 +176,7 @@ impl Model {
         s: &mut State<B>,
         n: usize,
         want: Want,
-        each: &mut dyn FnMut(usize, &[f32]),
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let (c, w) = (&self.config, &self.weights);
         let mut first = match want {
@@ -194,7 +205,7 @@ impl Model {
             }
             for row in 0..rows {
                 read(b, &mut s.noted, (&s.logits, row * w.vocab(), &mut s.host[..]))?;
-                each(first + row, &s.host);
+                each(first + row, &s.host)?;
             }
             first += rows;
         }

@@ -30,7 +30,8 @@ pub struct EngineOptions {
     pub precision: Option<Precision>,
     /// Positions of the KV cache that the budget is planned for; by default the model's context, at most 4096.
     pub context: Option<usize>,
-    /// Prefill chunk that the budget is planned for; by default what the budget allows, at most 512.
+    /// Prefill chunk that the budget is planned for; by default 512, and where experts are streamed what the budget allows, at
+    /// most 2048.
     pub chunk: Option<usize>,
     /// Departures from the router's choice.
     pub routing: Routing,

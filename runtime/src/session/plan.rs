@@ -19,8 +19,19 @@ const GPU_BASE_BYTES: u64 = 96 << 20;
 /// A tokenizer's tables, per token of the vocabulary (measured: benches/records/streaming.md).
 const BYTES_PER_TOKEN: u64 = 400;
 
-/// The chunk sizes that a plan chooses among, largest first.
-const CHUNKS: [usize; 5] = [512, 256, 128, 64, 32];
+/// Tokens of a prompt taken through the layers at once where everything is in memory: more would bring nothing.
+pub(super) const CHUNK: usize = 512;
+
+/// The chunk sizes that a plan chooses among where experts are streamed, largest first. Experts that do not fit are read once
+/// a chunk.
+const CHUNKS: [usize; 7] = [2048, 1024, CHUNK, 256, 128, 64, 32];
+
+/// The longest chunk whose scratch is worth having: as long as it does not eat the cache. Of what is `left` for both it may take
+/// an eighth, and a longer chunk than [`CHUNK`] a sixteenth: that makes long prompts faster, and every token behind them slower
+/// (measured: benches/records/streaming.md).
+fn longest_chunk(left: u64, scratch: &dyn Fn(usize) -> u64) -> Option<usize> {
+    CHUNKS.into_iter().find(|&chunk| scratch(chunk) <= left / if chunk > CHUNK { 16 } else { 8 })
+}
 
 /// How a budget is spent, in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -154,7 +165,7 @@ impl MemoryPlan {
         let all = |level: Level| -> u64 {
             routed().map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
         };
-        let largest = r.chunk.unwrap_or(CHUNKS[0]).min(r.context);
+        let largest = r.chunk.unwrap_or(CHUNK).min(r.context);
         let rest = fixed + (r.scratch)(r.context, largest);
         let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
         let mut levels = Level::ALL.into_iter().rev().filter(|l| (lowest..=r.whole).contains(l));
@@ -163,10 +174,9 @@ impl MemoryPlan {
         let held = held.unwrap_or(r.whole);
         let chunk = match (r.budget, r.chunk) {
             (Some(budget), None) if streaming => {
-                // A chunk's scratch is worth having as long as it does not eat the cache: an eighth of what is left.
                 let left = budget.saturating_sub(streamed + one_each);
-                let fits = |chunk: usize| (r.scratch)(r.context, chunk.min(r.context)) <= left / 8;
-                CHUNKS.into_iter().find(|&c| fits(c)).unwrap_or(least_chunk).min(r.context)
+                let scratch = |chunk: usize| (r.scratch)(r.context, chunk.min(r.context));
+                longest_chunk(left, &scratch).unwrap_or(least_chunk).min(r.context)
             }
             _ => largest,
         };
@@ -331,4 +341,21 @@ impl RefinementPlan {
 fn table_bytes(tables: &[Option<LayerExperts>]) -> u64 {
     const PER_EXPERT: usize = 1200;
     tables.iter().flatten().map(|t| (t.count() * PER_EXPERT) as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_takes_an_eighth_of_what_is_left_and_a_long_one_a_sixteenth() {
+        let scratch = |chunk: usize| 1000 * chunk as u64;
+        let at = |left: u64| longest_chunk(left, &scratch);
+        assert_eq!(at(8 * 32_000 - 1), None);
+        assert_eq!(at(8 * 32_000), Some(32));
+        assert_eq!(at(8 * 512_000), Some(512));
+        assert_eq!(at(16 * 1_024_000 - 1), Some(512));
+        assert_eq!(at(16 * 1_024_000), Some(1024));
+        assert_eq!(at(u64::MAX), Some(2048));
+    }
 }

@@ -7,7 +7,7 @@ use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
 use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
 use crate::kernels::{Backend, Routed};
-use crate::model::forward::Want;
+use crate::model::forward::{Passing, Want};
 use crate::model::{Model, State};
 use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
@@ -264,7 +264,7 @@ impl Processor {
     pub(super) fn warm_up(&self, model: &Model) -> Result<()> {
         if self.is_gpu() {
             let mut timeline = self.timeline(model, 1, 1)?;
-            self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_, _| ())?;
+            self.forward(model, &mut timeline, &[0], 0, Want::Last, &mut |_| Ok(()))?;
         }
         Ok(())
     }
@@ -321,15 +321,15 @@ impl Processor {
         tokens: &[u32],
         pos: usize,
         want: Want,
-        each: &mut dyn FnMut(usize, &[f32]),
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         match (self, timeline) {
             (Processor::Cpu(cpu), Timeline::Cpu(state)) => {
-                model.forward(&**cpu, state, tokens, pos, want, each)
+                model.forward(&**cpu, state, tokens, pos, want, hear)
             }
             #[cfg(feature = "gpu")]
             (Processor::Gpu(gpu), Timeline::Gpu(state)) => {
-                model.forward(&**gpu, state, tokens, pos, want, each)
+                model.forward(&**gpu, state, tokens, pos, want, hear)
             }
             _ => unreachable!("a timeline belongs to the processor that made it"),
         }

@@ -1,27 +1,26 @@
 //! One timeline: a KV cache, the tokens in it, and how many were ever computed.
 
 use super::engine::Engine;
+use super::plan::CHUNK;
 use super::processor::Timeline;
 use super::processors::{Booking, Computing};
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::kernels::cpu::MANY;
-use crate::model::forward::Want;
+use crate::model::forward::{Passing, Want};
 use crate::telemetry::CancelToken;
 
 /// The context a session gets unless asked otherwise (or the model's, where that is shorter): enough for a long chat,
 /// small enough for a phone.
 pub(super) const DEFAULT_CONTEXT: usize = 4096;
 
-/// Tokens of a prompt taken through the layers at once unless asked otherwise.
-const DEFAULT_CHUNK: usize = 512;
-
 /// How a [`Session`] is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionOptions {
     /// Positions in the KV cache; by default the model's context, at most 4096.
     pub context: Option<usize>,
-    /// Tokens of a prompt that pass through the layers together; by default 512. Results do not depend on it.
+    /// Tokens of a prompt that pass through the layers together; by default 512, or what the plan of a budget says. Results
+    /// do not depend on it.
     pub chunk: Option<usize>,
 }
 
@@ -50,7 +49,7 @@ pub(super) enum Wish {
 
 /// What happens while tokens are appended.
 pub(super) enum Step<'a> {
-    /// So many of them are done.
+    /// So many of them are done, or as much of all layers as these would be.
     Read(usize),
     /// Logits at a token, by its index.
     Logits(usize, &'a [f32]),
@@ -72,7 +71,7 @@ impl Engine {
         check_context(context, limit)?;
         let chunk = match options.chunk {
             Some(0) => return Err(Error::Invalid("a prefill chunk needs at least one token".into())),
-            chunk => chunk.unwrap_or(if plan.is_tight() { plan.chunk } else { DEFAULT_CHUNK }).min(context),
+            chunk => chunk.unwrap_or(if plan.is_tight() { plan.chunk } else { CHUNK }).min(context),
         };
         let on = if self.lost().is_some() { self.processors().take_over()? } else { self.processors().now() };
         let (booking, state) = match place(on, context, chunk) {
@@ -205,11 +204,26 @@ impl Session {
                 (Wish::Best(k), true) => Want::Best(k),
                 (_, false) => Want::Nothing,
             };
-            let computed = self.forward(chunk, want, &mut |i, logits| {
-                if done + i >= heard {
-                    heard = done + i + 1;
-                    hear(Step::Logits(done + i, logits));
+            let (layers, waits) = (self.engine.model().config.layers, !self.state.is_gpu());
+            let mut read = done;
+            let computed = self.forward(chunk, want, &mut |passing| {
+                match passing {
+                    // A long chunk may take minutes. What a GPU was told takes no time, and cannot be taken back.
+                    Passing::Layers(n) if waits => {
+                        check(cancel)?;
+                        let so_far = done + chunk.len() * n / layers;
+                        if so_far > read && n < layers {
+                            read = so_far;
+                            hear(Step::Read(read));
+                        }
+                    }
+                    Passing::Logits(i, logits) if done + i >= heard => {
+                        heard = done + i + 1;
+                        hear(Step::Logits(done + i, logits));
+                    }
+                    _ => {}
                 }
+                Ok(())
             });
             if !self.stays(computed)? {
                 continue;
@@ -226,10 +240,15 @@ impl Session {
     }
 
     /// Takes `chunk` through the model behind what the cache holds.
-    fn forward(&mut self, chunk: &[u32], want: Want, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+    fn forward(
+        &mut self,
+        chunk: &[u32],
+        want: Want,
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
+    ) -> Result<()> {
         let engine = self.engine.clone();
         let on = engine.processors().of(self.state.is_gpu());
-        on.processor.forward(&on.model, &mut self.state, chunk, self.held, want, each)?;
+        on.processor.forward(&on.model, &mut self.state, chunk, self.held, want, hear)?;
         self.processed += chunk.len() as u64;
         Ok(())
     }
@@ -261,7 +280,7 @@ impl Session {
             check(cancel)?;
             let n = piece(self.tokens.len() - self.held, self.state.chunk());
             let chunk = self.tokens[self.held..self.held + n].to_vec();
-            self.forward(&chunk, Want::Nothing, &mut |_, _| ())?;
+            self.forward(&chunk, Want::Nothing, &mut |_| check(cancel))?;
             self.held += n;
         }
         Ok(())
