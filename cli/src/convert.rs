@@ -1,7 +1,7 @@
 //! `dollop convert`.
 
 use crate::args::{CalibrationArgs, ConvertArgs};
-use crate::output::{Bar, bytes, peak_memory, read_text};
+use crate::output::{Bar, Unit, bytes, peak_memory, read_text};
 use crate::{Failure, interrupt};
 use dollop::convert::{Calibration, imatrix};
 use dollop::{CalibrateOptions, CancelToken};
@@ -18,7 +18,7 @@ fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibr
     let text = read_text(path)?;
     let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
     let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads };
-    let mut bar = Bar::new();
+    let mut bar = Bar::new(Unit::Bytes);
     let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| bar.show(p))?;
     Ok(Some(measured))
 }
@@ -35,7 +35,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();
     options.calibration = calibration(args, &cancel)?.map(Arc::new);
-    let mut bar = Bar::new();
+    let mut bar = Bar::new(Unit::Bytes);
     let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| bar.show(p))?;
     drop(bar);
     let rate = report.bytes_in as f64 / report.seconds.max(1e-9);

@@ -1,7 +1,7 @@
 //! From what was typed to a model that can be opened.
 
 use crate::args::EngineArgs;
-use crate::output::Bar;
+use crate::output::{Bar, Unit};
 use crate::streaming::Watch;
 use crate::{Failure, interrupt};
 use dollop::convert::{ConvertOptions, cached};
@@ -66,7 +66,7 @@ pub fn dollop_file(model: Option<&Path>) -> Result<PathBuf, Failure> {
         return Ok(path);
     }
     let (cancel, _guard) = interrupt::cancellable();
-    let mut bar = Bar::new();
+    let mut bar = Bar::new(Unit::Bytes);
     let folder = cache_folder()?;
     let mut told = false;
     let file = cached(&path, &folder, &ConvertOptions::default(), &cancel, &mut |p| {

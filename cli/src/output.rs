@@ -1,22 +1,46 @@
 //! What people see while they wait, and how numbers are written.
 
 use dollop::Progress;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// A progress bar with rate and time left; plain lines where stderr is no terminal. Appears only if the work takes
 /// longer than a moment.
 pub struct Bar {
+    unit: Unit,
     bar: Option<ProgressBar>,
     start: Instant,
     last: Instant,
 }
 
+/// What a bar counts.
+#[derive(Clone, Copy)]
+pub enum Unit {
+    Bytes,
+    Tokens,
+}
+
+impl Unit {
+    fn template(self) -> &'static str {
+        match self {
+            Unit::Bytes => "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+            Unit::Tokens => "{msg} [{bar:30}] {pos}/{len} tokens, {rate}, {eta} left",
+        }
+    }
+
+    fn show(self, n: u64) -> String {
+        match self {
+            Unit::Bytes => bytes(n),
+            Unit::Tokens => format!("{n} tok"),
+        }
+    }
+}
+
 impl Bar {
-    pub fn new() -> Bar {
+    pub fn new(unit: Unit) -> Bar {
         let now = Instant::now();
-        Bar { bar: None, start: now, last: now }
+        Bar { unit, bar: None, start: now, last: now }
     }
 
     pub fn show(&mut self, p: Progress) {
@@ -25,11 +49,14 @@ impl Bar {
         }
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| {
-                let style = "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
                 let bar = ProgressBar::new(p.total).with_elapsed(self.start.elapsed());
                 bar.set_style(
-                    ProgressStyle::with_template(style)
+                    ProgressStyle::with_template(self.unit.template())
                         .expect("the template is a constant")
+                        .with_key("rate", |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+                            // What cannot be shown is no failure.
+                            let _ = write!(to, "{:.0} tok/s", state.per_sec());
+                        })
                         .progress_chars("=> "),
                 );
                 bar
@@ -43,9 +70,9 @@ impl Bar {
             eprintln!(
                 "{}: {} of {}, {}/s, {left:.0} s left",
                 p.stage,
-                bytes(p.done),
-                bytes(p.total),
-                bytes(rate as u64)
+                self.unit.show(p.done),
+                self.unit.show(p.total),
+                self.unit.show(rate as u64),
             );
         }
     }

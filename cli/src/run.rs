@@ -1,10 +1,10 @@
 //! `dollop run`.
 
 use crate::args::RunArgs;
-use crate::output::{peak_memory, read_text};
+use crate::output::{Bar, Unit, peak_memory, read_text};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
-use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
+use dollop::{Event, Outcome, Overflow, Progress, SessionOptions, StopReason};
 use std::io::{IsTerminal, Write};
 
 /// An answer of no tokens is a mistake rather than a wish.
@@ -32,7 +32,17 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let mark = Mark::now(&engine);
     let mut stdout = std::io::stdout().lock();
     let mut broken = None;
+    let mut bar = Some(Bar::new(Unit::Tokens));
     let mut show = |event: Event| {
+        if let (Event::Prefill { done, total }, Some(bar)) = (&event, &mut bar) {
+            return bar.show(Progress {
+                stage: "reading the prompt",
+                done: *done as u64,
+                total: *total as u64,
+            });
+        }
+        // Whatever comes next is written where the bar was.
+        bar = None;
         if let Event::GpuLost { note } = &event {
             gpu_lost(note);
         }
@@ -52,6 +62,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             locate::converse(session, args.system.clone(), Overflow::Error, args.model.as_deref())?;
         chat.send(&prompt, &options, &mut show)?
     };
+    drop(bar);
     if let Some(e) = broken {
         return Err(e.into());
     }
