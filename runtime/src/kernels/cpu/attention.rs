@@ -7,12 +7,13 @@
 //! order.
 #![allow(unsafe_code)]
 
-mod lanes;
+mod loops;
 
-use super::isa::{Isa, Kind};
+use super::isa::Isa;
 #[cfg(test)]
 use super::kv;
 use super::kv::{CpuKv, Store};
+use super::lanes::{Cell, Lanes, with_lanes};
 use super::lines::ask;
 use super::math;
 use super::pool::Pool;
@@ -20,8 +21,7 @@ use super::rows::Rows;
 use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
-pub(super) use lanes::{Cell, Lanes};
-use lanes::{mix, parts, weights};
+use loops::{mix, parts, weights};
 use std::cell::RefCell;
 
 /// Positions of a block of keys: one vector of scores.
@@ -262,33 +262,16 @@ fn load(call: &Call, head: usize, from: usize, to: usize, w: &mut Work) {
 }
 
 fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: usize, w: &mut Work) {
-    macro_rules! with {
-        ($lanes:ty) => {{
-            let at = head * call.kv.capacity * call.kv.head_dim;
-            isa.run(
-                #[inline(always)]
-                || match &call.kv.store {
-                    // SAFETY: the instruction set is there; `attend` has compared the sizes.
-                    Store::Half { k, v } => unsafe {
-                        chunk_with::<$lanes, f16>(call, &k[at..], &v[at..], tokens, chunk, w)
-                    },
-                    // SAFETY: as above.
-                    Store::Single { k, v } => unsafe {
-                        chunk_with::<$lanes, f32>(call, &k[at..], &v[at..], tokens, chunk, w)
-                    },
-                },
-            )
-        }};
-    }
-    match isa.kind() {
-        Kind::Scalar => with!(super::scalar::Lanes16),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => with!(super::avx2::Lanes16),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => with!(std::arch::x86_64::__m512),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod | Kind::I8mm => with!(super::neon::Lanes16),
-    }
+    let at = head * call.kv.capacity * call.kv.head_dim;
+    with_lanes!(isa, L => isa.run(
+        #[inline(always)]
+        || match &call.kv.store {
+            // SAFETY: the instruction set is there; `attend` has compared the sizes.
+            Store::Half { k, v } => unsafe { chunk_with::<L, f16>(call, &k[at..], &v[at..], tokens, chunk, w) },
+            // SAFETY: as above.
+            Store::Single { k, v } => unsafe { chunk_with::<L, f32>(call, &k[at..], &v[at..], tokens, chunk, w) },
+        },
+    ));
 }
 
 /// Tokens `from..to` over one chunk, into `w.chunk`.

@@ -8,9 +8,10 @@
 mod many;
 mod unpack;
 
-use super::attention::{Cell, Lanes};
+use super::activations::Activations;
 use super::isa::{Isa, Kind};
-use super::nested::{Activations, Tile};
+use super::lanes::{Cell, Lanes};
+use super::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes};
 use many::many;
 use std::arch::x86_64::*;

@@ -9,11 +9,12 @@
 mod amx;
 mod unpack;
 
-use super::attention::{Cell, Lanes};
+use super::activations::Activations;
 use super::halves::Halves;
 use super::isa::{Isa, Kind};
+use super::lanes::{Cell, Lanes};
 use super::lines::Later;
-use super::nested::{Activations, Sums, Tile};
+use super::tiles::{Sums, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

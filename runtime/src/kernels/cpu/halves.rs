@@ -1,8 +1,8 @@
 //! Activations in bfloat16, for products of many tokens: what tile registers take. A row is converted as it is; there
 //! are no groups, no scales, and nothing about a token depends on its neighbours.
 
+use super::activations::SPARE_TOKENS;
 use super::isa::Isa;
-use super::nested::SPARE_TOKENS;
 use super::pool::Pool;
 use super::scratch::grow;
 use crate::quant::UNIT_COLS;

@@ -1,5 +1,6 @@
 //! The CPU backend.
 
+mod activations;
 mod aligned;
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -11,6 +12,7 @@ mod cores;
 mod halves;
 mod isa;
 mod kv;
+mod lanes;
 mod lines;
 mod math;
 #[cfg(target_arch = "aarch64")]
@@ -25,6 +27,7 @@ mod scalar;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod warm;
 
 pub(crate) use halves::MANY;

@@ -14,9 +14,10 @@ mod many;
 mod tests;
 mod unpack;
 
-use super::attention::{Cell, Lanes};
+use super::activations::Activations;
 use super::isa::{Isa, Kind};
-use super::nested::{Activations, Tile};
+use super::lanes::{Cell, Lanes};
+use super::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS};
 use dotprod::Dotprod;
 use i8mm::I8mm;

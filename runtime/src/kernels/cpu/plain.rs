@@ -3,8 +3,8 @@
 //! An element's order of summation is the same in every block, so that one token has the values that many have.
 #![allow(unsafe_code)]
 
-use super::attention::Lanes;
-use super::isa::{Isa, Kind};
+use super::isa::Isa;
+use super::lanes::{Lanes, with_lanes};
 use super::math;
 use crate::quant::TILE_ROWS;
 
@@ -21,24 +21,11 @@ pub(super) fn tile_times(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     assert!(w.len().is_multiple_of(cols) && w.len() <= TILE_ROWS * cols && tokens.len() == sums.len());
-    macro_rules! with {
-        ($lanes:ty) => {
-            isa.run(
-                #[inline(always)]
-                // SAFETY: an `Isa` of a kind exists only where its instructions are.
-                || unsafe { rows::<$lanes>(w, cols, x, tokens, sums) },
-            )
-        };
-    }
-    match isa.kind() {
-        Kind::Scalar => with!(super::scalar::Lanes16),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => with!(super::avx2::Lanes16),
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => with!(std::arch::x86_64::__m512),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Dotprod | Kind::I8mm => with!(super::neon::Lanes16),
-    }
+    with_lanes!(isa, L => isa.run(
+        #[inline(always)]
+        // SAFETY: an `Isa` of a kind exists only where its instructions are.
+        || unsafe { rows::<L>(w, cols, x, tokens, sums) },
+    ));
 }
 
 /// # Safety

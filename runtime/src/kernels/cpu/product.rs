@@ -4,13 +4,15 @@
 //! some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
 #![allow(unsafe_code)]
 
+use super::activations::Activations;
 use super::halves::Halves;
 use super::isa::Isa;
 use super::lines;
 use super::math;
-use super::nested::{self, Activations, Sums, TOKEN_BLOCK, Tiles};
+use super::nested;
 use super::plain;
 use super::pool::Pool;
+use super::tiles::{Sums, TOKEN_BLOCK, Tiles};
 use crate::quant::{Matrix, TILE_ROWS};
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Activations quantized for products: on all threads, in the order in which products take them.
 
+use super::activations::{Activations, Part};
 use super::isa::Isa;
 use super::lines::ask;
-use super::nested::{Activations, Part};
 use super::pool::Pool;
 use std::sync::{Mutex, PoisonError};
 

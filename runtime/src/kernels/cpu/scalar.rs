@@ -3,8 +3,9 @@
 
 #![allow(unsafe_code)]
 
-use super::attention::{Cell, Lanes};
-use super::nested::{Activations, Tile};
+use super::activations::Activations;
+use super::lanes::{Cell, Lanes};
+use super::tiles::Tile;
 use crate::quant::{PLANE_BITS, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 use half::f16;
 use half::slice::HalfFloatSliceExt;

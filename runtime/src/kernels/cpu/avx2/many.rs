@@ -3,7 +3,8 @@
 
 use super::unpack::unpack;
 use super::{add_group, four, params, widen};
-use crate::kernels::cpu::nested::{Activations, Tile};
+use crate::kernels::cpu::activations::Activations;
+use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -6,7 +6,7 @@
 
 use super::unpack::{AHEAD, unpack};
 use crate::kernels::cpu::halves::Halves;
-use crate::kernels::cpu::nested::{Sums, TOKEN_BLOCK, Tile};
+use crate::kernels::cpu::tiles::{Sums, TOKEN_BLOCK, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
 use std::arch::asm;
 use std::arch::x86_64::*;

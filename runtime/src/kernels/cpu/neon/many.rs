@@ -1,7 +1,8 @@
 //! Products of several tokens with NEON: a group is unpacked to the stack, and tokens pass over it four at a time.
 
 use super::{Core, Params, add_group, codes, params};
-use crate::kernels::cpu::nested::{Activations, SPARE_TOKENS, Tile};
+use crate::kernels::cpu::activations::{Activations, SPARE_TOKENS};
+use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
 use std::arch::aarch64::*;
 

@@ -2,36 +2,9 @@
 //! instruction set inlines them.
 
 use super::{BLOCK, TILE};
+use crate::kernels::cpu::lanes::{Cell, Lanes};
 use crate::kernels::cpu::math;
 use half::f16;
-
-/// A stored number.
-pub(in crate::kernels::cpu) trait Cell: Copy + Send + Sync + 'static {
-    /// Half precision, or else single.
-    const HALF: bool;
-}
-
-impl Cell for f16 {
-    const HALF: bool = true;
-}
-
-impl Cell for f32 {
-    const HALF: bool = false;
-}
-
-/// Sixteen floats in the registers of some instruction set.
-///
-/// # Safety
-/// Of every method: the machine has the instructions; pointers are good for 16 numbers.
-pub(in crate::kernels::cpu) trait Lanes: Copy {
-    /// Whether sixteen of these stay in registers beside what they are made of; otherwise four do.
-    const MANY: bool;
-    unsafe fn splat(x: f32) -> Self;
-    unsafe fn load<T: Cell>(at: *const T) -> Self;
-    unsafe fn store(self, at: *mut f32);
-    /// `self · x + sum`.
-    unsafe fn times_plus(self, x: Self, sum: Self) -> Self;
-}
 
 /// The scores of R rows with a tile's positions, B blocks at a time. Returns R.
 #[inline(always)]

@@ -1,0 +1,105 @@
+//! Tiles of nested matrices (16 rows), as their kernels read them, and the sums that these make.
+
+use super::activations::Activations;
+use crate::quant::{Nested, TILE_ROWS};
+
+/// One tile of a matrix, as its kernels read it.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    /// Codes of each plane, empty above the level.
+    pub(super) planes: [&'a [u8]; 5],
+    /// f16 scales, `[groups, 16]`.
+    pub(super) scales: &'a [u8],
+    /// `[groups, 16]`.
+    pub(super) zeros: &'a [u8],
+    /// Weights a group: 32 or 64.
+    pub(super) group: usize,
+    /// What all products are multiplied by in the end.
+    pub(super) alpha: f32,
+    /// β/α: what a code stands for beside its own value.
+    pub(super) middle: f32,
+    /// Codes of this level times this are codes of 8 bits.
+    pub(super) step: f32,
+    /// Number of planes.
+    pub(super) level: usize,
+}
+
+/// A matrix that tiles are taken of: where its parts lie is found once, not for every tile.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    /// All tiles, as one.
+    all: Tile<'a>,
+    /// Columns.
+    pub(super) cols: usize,
+    /// Bytes of a tile in each plane of the level.
+    bytes: [usize; 5],
+    /// Groups of a tile, times its rows.
+    params: usize,
+}
+
+impl<'a> Tiles<'a> {
+    pub(super) fn new(m: &'a Nested) -> Tiles<'a> {
+        let (shape, fit, level) = (m.shape(), m.fit(), m.level());
+        Tiles {
+            all: Tile {
+                planes: std::array::from_fn(|p| m.codes(p)),
+                scales: m.scales(),
+                zeros: m.zeros(),
+                group: shape.group,
+                alpha: fit.alpha,
+                middle: fit.beta / fit.alpha,
+                step: (1u32 << level.shift()) as f32,
+                level: level.planes(),
+            },
+            cols: shape.cols,
+            bytes: std::array::from_fn(|p| if p < level.planes() { shape.tile_bytes(p) } else { 0 }),
+            params: shape.groups() * TILE_ROWS,
+        }
+    }
+
+    /// Whether `tokens` tokens from `first` on are there, in the groups that tiles take.
+    pub(super) fn fit(&self, x: &Activations, first: usize, tokens: usize) -> bool {
+        x.has(self.all.group, self.params / TILE_ROWS, first, tokens)
+    }
+
+    /// Whether tiles of both can be taken together.
+    pub(super) fn alike(&self, other: &Tiles) -> bool {
+        let key = |t: &Tiles| (t.all.group, t.all.level, t.cols, t.params);
+        key(self) == key(other)
+    }
+
+    /// One of them.
+    #[inline(always)]
+    pub(super) fn at(&self, tile: usize) -> Tile<'a> {
+        let (all, params) = (&self.all, self.params);
+        Tile {
+            planes: std::array::from_fn(|p| &all.planes[p][tile * self.bytes[p]..][..self.bytes[p]]),
+            scales: &all.scales[2 * tile * params..][..2 * params],
+            zeros: &all.zeros[tile * params..][..params],
+            ..*all
+        }
+    }
+}
+
+/// Tokens that tiles are multiplied with at a time: their activations stay in the second-level cache from one tile to
+/// the next, and merging a tile's planes again for each block costs little beside the products.
+pub(super) const TOKEN_BLOCK: usize = 128;
+
+/// Sums of a tile's rows for a block of tokens, each token's in a cache line.
+#[repr(C, align(64))]
+pub(super) struct Sums(pub(super) [[f32; TILE_ROWS]; TOKEN_BLOCK]);
+
+impl Sums {
+    /// Room for sums.
+    pub(super) fn new() -> Self {
+        Sums([[0.0; TILE_ROWS]; TOKEN_BLOCK])
+    }
+
+    /// So many, zeros.
+    #[inline(always)]
+    pub(super) fn cleared(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
+        let sums = &mut self.0[..tokens];
+        sums.fill([0.0; TILE_ROWS]);
+        sums
+    }
+}
