@@ -112,6 +112,9 @@ pub struct Routed {
     pub top_k: usize,
     /// Tokens of the call, whichever experts they chose.
     pub tokens: usize,
+    /// Whether the call has the same inputs as the one before: a layer's experts may come in several. What was made of them
+    /// need not be made again.
+    pub again: bool,
 }
 
 /// What [`super::Backend::routed`] works on.

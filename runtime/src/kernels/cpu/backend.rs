@@ -3,7 +3,7 @@
 use super::aligned::Aligned;
 use super::product::{Out, Product};
 use super::scratch::{Scratch, grow};
-use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
+use super::{CpuBackend, CpuKv, Inputs, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, Routed, Router};
@@ -84,7 +84,7 @@ impl Backend for CpuBackend {
         }
         self.pool.operation("dense product");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, halves, tokens: all, .. } = &mut *scratch;
+        let Scratch { by_32, by_64, routed_32, routed_64, halves, tokens: all, .. } = &mut *scratch;
         all.clear();
         all.reserve_exact(tokens);
         all.extend(0..tokens as u32);
@@ -95,7 +95,8 @@ impl Backend for CpuBackend {
             }
             let (count, all): (_, &[u32]) = (outs.len(), all);
             let many = tokens >= MANY;
-            self.products((by_32, by_64, halves), (x, tokens, cols), many, None, count, &|i| {
+            let inputs = Inputs { by_32, by_64, routed_32, routed_64, halves };
+            self.products(inputs, (x, tokens, cols), many, None, count, &|i| {
                 let (matrix, bias, out) = parts[i].expect("one part for each output");
                 Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
             });
@@ -186,25 +187,28 @@ impl Backend for CpuBackend {
         slots.reserve_exact(tokens);
         slots.extend(0..tokens as u32);
         for slots in slots.chunks(SLOTS_AT_ONCE) {
-            self.feed_forward(x, (tokens, tokens >= MANY), 1, &[ExpertJob { index: 0, expert, slots }], out);
+            self.feed_forward(
+                x,
+                (tokens, tokens >= MANY, false),
+                1,
+                &[ExpertJob { index: 0, expert, slots }],
+                out,
+            );
         }
     }
 
     fn experts(&self, x: &Aligned<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Aligned<f32>) {
         let top_k = of.top_k;
-        let Some(first) = jobs.first() else { return };
-        let rows = x.len() / first.expert.gate.cols();
-        let highest = |j: &ExpertJob| j.slots.last().map_or(0, |&s| s as usize / top_k + 1);
-        let rows = jobs.iter().map(highest).max().unwrap_or(0).min(rows);
         let mut from = 0;
+        let mut again = of.again;
         while from < jobs.len() {
             let (mut to, mut n) = (from, 0);
             while to < jobs.len() && (to == from || n + jobs[to].slots.len() <= SLOTS_AT_ONCE) {
                 n += jobs[to].slots.len();
                 to += 1;
             }
-            self.feed_forward(x, (rows, of.tokens >= MANY), top_k, &jobs[from..to], slots);
-            from = to;
+            self.feed_forward(x, (of.tokens, of.tokens >= MANY, again), top_k, &jobs[from..to], slots);
+            (from, again) = (to, true);
         }
     }
 

@@ -30,6 +30,7 @@ mod tests;
 mod tiles;
 mod warm;
 
+use activations::Activations;
 pub(crate) use halves::MANY;
 pub use isa::Isa;
 
@@ -41,7 +42,7 @@ use halves::Halves;
 pub use kv::CpuKv;
 use pool::Pool;
 use product::{Input, Out, Product};
-use quantized::Quantized;
+use quantized::Ordered;
 use scratch::Scratch;
 pub use scratch::ScratchShape;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +78,23 @@ pub struct CpuBackend {
     observer: OnceLock<Arc<dyn Observer>>,
     /// Bytes of weights that are worth bringing to the processor's last cache before they are used.
     warm_bytes: usize,
+}
+
+/// What products' inputs are turned into.
+struct Inputs<'a> {
+    by_32: &'a mut Activations,
+    by_64: &'a mut Activations,
+    routed_32: &'a mut Ordered,
+    routed_64: &'a mut Ordered,
+    halves: &'a mut Halves,
+}
+
+impl Inputs<'_> {
+    /// For one more use.
+    fn again(&mut self) -> Inputs<'_> {
+        let Inputs { by_32, by_64, routed_32, routed_64, halves } = self;
+        Inputs { by_32, by_64, routed_32, routed_64, halves }
+    }
 }
 
 /// Cores that the system lets us use.
@@ -163,43 +181,48 @@ impl CpuBackend {
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
-        s: (&mut Quantized, &mut Quantized, &mut Halves),
-        (x, tokens, cols): (&[f32], usize, usize),
+        s: Inputs<'_>,
+        x: (&[f32], usize, usize),
         many: bool,
         order: Option<&[u32]>,
         count: usize,
         product: &(dyn Fn(usize) -> Product<'a> + Sync),
     ) {
-        let nested = |m: &Matrix| matches!(m, Matrix::Nested(_));
-        let halves = many && self.isa.halves();
-        if halves && (0..count).map(product).any(|p| nested(p.matrix) || p.up.is_some_and(nested)) {
-            s.2.fill(&self.pool, self.isa, x, tokens, cols, order);
+        let (pool, isa) = (&self.pool, self.isa);
+        let any = |used: &dyn Fn(&Matrix) -> bool| {
+            (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used))
+        };
+        let halves = many && isa.halves();
+        if halves && any(&|m| matches!(m, Matrix::Nested(_))) {
+            s.halves.fill(pool, isa, x.0, x.1, x.2, order);
         }
-        for (group, quantized) in [(32, &mut *s.0), (64, &mut *s.1)] {
-            if halves {
-                break;
+        for (group, plain, routed) in
+            [(32, &mut *s.by_32, &mut *s.routed_32), (64, &mut *s.by_64, &mut *s.routed_64)]
+        {
+            if halves || !any(&|m| matches!(m, Matrix::Nested(m) if m.shape().group == group)) {
+                continue;
             }
-            let used = |m: &Matrix| matches!(m, Matrix::Nested(m) if m.shape().group == group);
-            if (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used)) {
-                quantized.fill(&self.pool, self.isa, x, tokens, cols, group, order);
+            match order {
+                Some(order) => routed.put(pool, isa, x, group, order),
+                None => quantized::quantize(pool, isa, x, group, plain),
             }
         }
         let input = Input {
-            plain: x,
-            by_32: s.0.read(order.is_some()),
-            by_64: s.1.read(order.is_some()),
-            halves: halves.then_some(&*s.2),
+            plain: x.0,
+            by_32: if order.is_some() { s.routed_32.read() } else { s.by_32 },
+            by_64: if order.is_some() { s.routed_64.read() } else { s.by_64 },
+            halves: halves.then_some(&*s.halves),
         };
         // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
         // one product per buffer, or products whose destination rows (slots) are disjoint.
-        unsafe { product::run(&self.pool, self.isa, &input, count, product) }
+        unsafe { product::run(pool, isa, &input, count, product) }
     }
 
-    /// Gate, up, activation and down of several experts, each over its own tokens.
+    /// Gate, up, activation and down of several experts, each over its own tokens. `again` as in [`Routed`](super::Routed).
     fn feed_forward(
         &self,
         x: &[f32],
-        (rows, many): (usize, bool),
+        (rows, many, again): (usize, bool, bool),
         top_k: usize,
         jobs: &[ExpertJob],
         out: &mut [f32],
@@ -207,7 +230,12 @@ impl CpuBackend {
         let Some(first) = jobs.first() else { return };
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, halves, gate, tokens, .. } = &mut *scratch;
+        let Scratch { by_32, by_64, routed_32, routed_64, halves, gate, tokens, .. } = &mut *scratch;
+        if !again {
+            routed_32.forget();
+            routed_64.forget();
+        }
+        let mut inputs = Inputs { by_32, by_64, routed_32, routed_64, halves };
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.reserve(slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
@@ -231,7 +259,7 @@ impl CpuBackend {
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
         let order = if (0..jobs.len()).all(in_a_row) { None } else { Some(token_of) };
         let gate_out = Out::new(gate, ff);
-        self.products((by_32, by_64, halves), (x, rows, d), many, order, jobs.len(), &|i| Product {
+        self.products(inputs.again(), (x, rows, d), many, order, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
             up: Some(&jobs[i].expert.up),
             tokens: &token_of[range(i)],
@@ -251,7 +279,7 @@ impl CpuBackend {
         }
         self.pool.operation("down");
         let down_out = Out::new(out, d);
-        self.products((by_32, by_64, halves), (gate, slots, ff), many, None, jobs.len(), &|i| Product {
+        self.products(inputs.again(), (gate, slots, ff), many, None, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.down,
             up: None,
             tokens: &row_of[range(i)],

@@ -9,72 +9,82 @@ use std::sync::{Mutex, PoisonError};
 /// Values below this are quantized without waking anybody.
 const SERIAL_VALUES: usize = 16 << 10;
 
-/// Activations in groups of one size: of the tokens as they came, and in the order in which experts take them.
-#[derive(Default)]
-pub(super) struct Quantized {
-    tokens: Activations,
-    ordered: Activations,
+/// Quantizes `tokens` rows of `cols` values.
+pub(super) fn quantize(
+    pool: &Pool,
+    isa: Isa,
+    (x, tokens, cols): (&[f32], usize, usize),
+    group: usize,
+    to: &mut Activations,
+) {
+    let row = |t: usize| &x[t * cols..][..cols];
+    to.reserve(tokens, cols, group);
+    each_part(pool, to, tokens * cols, &|parts| {
+        isa.run(
+            #[inline(always)]
+            || {
+                for t in 0..tokens {
+                    // A row is far from the one before: no prefetcher knows where it will be.
+                    if let (Some((g, _)), true) = (&parts[0], t + AHEAD < tokens) {
+                        let row = &row(t + AHEAD)[g * group..];
+                        ask(&row[..row.len().min(GROUPS_AT_ONCE * group)]);
+                    }
+                    let row = row(t);
+                    for (g, part) in parts.iter_mut().flatten() {
+                        part.quantize(t, row, *g, group);
+                    }
+                }
+            },
+        )
+    });
 }
 
-impl Quantized {
-    /// Quantizes `tokens` rows of `cols` values and puts them in order, if there is one: a token of several experts is
-    /// quantized once and copied, unless so few are named that quantizing just these is less.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn fill(
+/// The inputs of a layer's routed experts: of the tokens as they came, which is made once, and in the order in which the
+/// experts of a call take them.
+#[derive(Default)]
+pub(super) struct Ordered {
+    tokens: Activations,
+    ordered: Activations,
+    /// Whether `tokens` are those of the inputs in hand.
+    made: bool,
+}
+
+impl Ordered {
+    /// There are other inputs now.
+    pub(super) fn forget(&mut self) {
+        self.made = false;
+    }
+
+    /// Puts rows of the inputs in order; the inputs are quantized unless they have been since [`Ordered::forget`].
+    pub(super) fn put(
         &mut self,
         pool: &Pool,
         isa: Isa,
-        x: &[f32],
-        tokens: usize,
-        cols: usize,
+        (x, tokens, cols): (&[f32], usize, usize),
         group: usize,
-        order: Option<&[u32]>,
+        order: &[u32],
     ) {
-        let few = order.filter(|order| order.len() < tokens);
-        let row = |t: usize| &x[few.map_or(t, |order| order[t] as usize) * cols..][..cols];
-        let (to, tokens) = match few {
-            Some(order) => (&mut self.ordered, order.len()),
-            None => (&mut self.tokens, tokens),
-        };
-        to.reserve(tokens, cols, group);
-        each_part(pool, to, tokens * cols, &|parts| {
-            isa.run(
-                #[inline(always)]
-                || {
-                    for t in 0..tokens {
-                        // A row is far from the one before: no prefetcher knows where it will be.
-                        if let (Some((g, _)), true) = (&parts[0], t + AHEAD < tokens) {
-                            let row = &row(t + AHEAD)[g * group..];
-                            ask(&row[..row.len().min(GROUPS_AT_ONCE * group)]);
-                        }
-                        let row = row(t);
-                        for (g, part) in parts.iter_mut().flatten() {
-                            part.quantize(t, row, *g, group);
-                        }
-                    }
-                },
-            )
-        });
-        if let Some(order) = order.filter(|_| few.is_none()) {
-            self.ordered.reserve(order.len(), cols, group);
-            let from = &self.tokens;
-            each_part(pool, &mut self.ordered, order.len() * cols, &|parts| {
-                for (g, part) in parts.iter_mut().flatten() {
-                    part.gather(from, *g, order);
-                }
-            });
+        if !self.made {
+            quantize(pool, isa, (x, tokens, cols), group, &mut self.tokens);
+            self.made = true;
         }
+        self.ordered.reserve(order.len(), cols, group);
+        let from = &self.tokens;
+        each_part(pool, &mut self.ordered, order.len() * cols, &|parts| {
+            for (g, part) in parts.iter_mut().flatten() {
+                part.gather(from, *g, order);
+            }
+        });
     }
 
-    /// What products read: in order, or as the tokens came.
-    pub(super) fn read(&self, in_order: bool) -> &Activations {
-        if in_order { &self.ordered } else { &self.tokens }
+    /// What products read.
+    pub(super) fn read(&self) -> &Activations {
+        &self.ordered
     }
 
     /// Most bytes that it takes for tokens of `cols` values, and for `ordered` of them.
     pub(super) fn bytes(tokens: usize, ordered: usize, cols: usize, group: usize) -> usize {
-        let ordered = if ordered == 0 { 0 } else { Activations::bytes(ordered, cols, group) };
-        Activations::bytes(tokens, cols, group) + ordered
+        Activations::bytes(tokens, cols, group) + Activations::bytes(ordered, cols, group)
     }
 
     #[cfg(test)]

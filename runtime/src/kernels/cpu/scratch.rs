@@ -3,10 +3,11 @@
 //! Scratch grows to what an operation needs and stays. It grows to the exact size ([`grow`]), so that the bound of
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
+use super::activations::Activations;
 use super::aligned::Aligned;
 use super::attention::{self, Partials};
 use super::halves::{Halves, MANY};
-use super::quantized::Quantized;
+use super::quantized::Ordered;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
 
 /// What bounds the scratch of a [`CpuBackend`].
@@ -39,8 +40,11 @@ pub struct ScratchShape {
 /// What operations leave behind for the next.
 #[derive(Default)]
 pub(super) struct Scratch {
-    pub(super) by_32: Quantized,
-    pub(super) by_64: Quantized,
+    pub(super) by_32: Activations,
+    pub(super) by_64: Activations,
+    /// Inputs of a layer's routed experts.
+    pub(super) routed_32: Ordered,
+    pub(super) routed_64: Ordered,
     pub(super) halves: Halves,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
@@ -59,6 +63,8 @@ impl Scratch {
         let ids = self.tokens.capacity() + self.order.capacity();
         self.by_32.held()
             + self.by_64.held()
+            + self.routed_32.held()
+            + self.routed_64.held()
             + self.gate.held()
             + self.halves.held()
             + self.partials.held()
@@ -86,9 +92,12 @@ impl CpuBackend {
         // Activations of calls of up to `tokens`, quantized.
         let quantized = |tokens: usize| -> usize {
             let group = |group| {
-                let bytes = |&(n, cols): &(usize, usize)| Quantized::bytes(n.min(tokens), 0, cols, group);
+                let bytes = |&(n, cols): &(usize, usize)| Activations::bytes(n.min(tokens), cols, group);
                 let most = inputs.iter().map(bytes).max().unwrap_or(0);
-                most + Quantized::bytes(0, ordered.min(tokens), s.d, group)
+                if ordered == 0 {
+                    return most;
+                }
+                most + Ordered::bytes(s.chunk.min(tokens), ordered.min(tokens), s.d, group)
             };
             group(32) + group(64)
         };

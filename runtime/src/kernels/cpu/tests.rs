@@ -328,12 +328,15 @@ fn scratch_stays_within_its_bound() {
                 b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
                 b.ffn(&x, tokens, &expert(shape.ff_dense, group), &mut out);
                 let expert = expert(shape.ff_routed, group);
-                let ranks: Vec<Vec<u32>> = (0..shape.top_k)
-                    .map(|r| (0..tokens).map(|t| (t * shape.top_k + r) as u32).collect())
+                // Every other token: what experts take of them has to be put in order.
+                let ranks: Vec<Vec<u32>> = (0..2 * shape.top_k)
+                    .map(|i| (i % 2, i / 2))
+                    .map(|(odd, r)| (odd..tokens).step_by(2).map(|t| (t * shape.top_k + r) as u32).collect())
                     .collect();
                 let jobs: Vec<_> =
                     ranks.iter().map(|slots| ExpertJob { index: 0, expert: &expert, slots }).collect();
-                let of = Routed { layer: 0, experts: shape.experts, top_k: shape.top_k, tokens };
+                let of =
+                    Routed { layer: 0, experts: shape.experts, top_k: shape.top_k, tokens, again: false };
                 b.experts(&x, of, &jobs, &mut out);
             }
             let router = Router { experts: shape.experts, top_k: shape.top_k, renormalize: true, scale: 1.0 };

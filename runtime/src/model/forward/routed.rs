@@ -114,7 +114,7 @@ impl Model {
         b.route(&m.router, n, router, &mut m.choices)?;
         self.depart(b, m, router, layer, n)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
-        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n };
+        let mut of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n, again: false };
         let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
         let (by_expert, wanted) = (&*by_expert, &*wanted);
         let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
@@ -140,6 +140,7 @@ impl Model {
                 let mut jobs = [first; JOBS];
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
                 b.experts(h, of, &jobs[..batch.len()], slots);
+                of.again = true;
             }
             // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
             // is told by whoever reads a result.
