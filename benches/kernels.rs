@@ -131,7 +131,7 @@ fn between(c: &mut Criterion) {
             let slots: Vec<u32> = (0..tokens as u32).collect();
             group.bench_function("feed-forward", |b| {
                 let job = ExpertJob { index: 0, expert: &expert, slots: &slots };
-                let of = Routed { layer: 0, experts: 1, top_k: 1, tokens, again: false };
+                let of = Routed { layer: 0, experts: 1, top_k: 1, tokens, inputs: 0 };
                 b.iter(|| backend.experts(black_box(&x), of, &[job], &mut out));
             });
             group.finish();

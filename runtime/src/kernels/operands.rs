@@ -112,9 +112,9 @@ pub struct Routed {
     pub top_k: usize,
     /// Tokens of the call, whichever experts they chose.
     pub tokens: usize,
-    /// Whether the call has the same inputs as the one before: a layer's experts may come in several. What was made of them
-    /// need not be made again.
-    pub again: bool,
+    /// A name of the inputs, which calls have in common that have the same: a layer's experts may come in several, and others
+    /// between them. What was made of inputs with this name need not be made again. 0 names none.
+    pub inputs: u64,
 }
 
 /// What [`super::Backend::routed`] works on.

@@ -103,7 +103,7 @@ impl Engine {
         };
         let (processor, Router { experts, top_k, .. }) = (self.processor(), router);
         streamer.warm_start(heat, &mut |layer, hottest| {
-            processor.bring(Routed { layer, experts, top_k, tokens: 1, again: false }, hottest)
+            processor.bring(Routed { layer, experts, top_k, tokens: 1, inputs: 0 }, hottest)
         })
     }
 }

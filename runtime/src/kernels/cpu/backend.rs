@@ -189,7 +189,7 @@ impl Backend for CpuBackend {
         for slots in slots.chunks(SLOTS_AT_ONCE) {
             self.feed_forward(
                 x,
-                (tokens, tokens >= MANY, false),
+                (tokens, tokens >= MANY, 0),
                 1,
                 &[ExpertJob { index: 0, expert, slots }],
                 out,
@@ -200,15 +200,14 @@ impl Backend for CpuBackend {
     fn experts(&self, x: &Aligned<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Aligned<f32>) {
         let top_k = of.top_k;
         let mut from = 0;
-        let mut again = of.again;
         while from < jobs.len() {
             let (mut to, mut n) = (from, 0);
             while to < jobs.len() && (to == from || n + jobs[to].slots.len() <= SLOTS_AT_ONCE) {
                 n += jobs[to].slots.len();
                 to += 1;
             }
-            self.feed_forward(x, (of.tokens, of.tokens >= MANY, again), top_k, &jobs[from..to], slots);
-            (from, again) = (to, true);
+            self.feed_forward(x, (of.tokens, of.tokens >= MANY, of.inputs), top_k, &jobs[from..to], slots);
+            from = to;
         }
     }
 

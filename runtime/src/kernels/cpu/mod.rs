@@ -184,7 +184,7 @@ impl CpuBackend {
         s: Inputs<'_>,
         x: (&[f32], usize, usize),
         many: bool,
-        order: Option<&[u32]>,
+        order: Option<(&[u32], u64)>,
         count: usize,
         product: &(dyn Fn(usize) -> Product<'a> + Sync),
     ) {
@@ -194,7 +194,7 @@ impl CpuBackend {
         };
         let halves = many && isa.halves();
         if halves && any(&|m| matches!(m, Matrix::Nested(_))) {
-            s.halves.fill(pool, isa, x.0, x.1, x.2, order);
+            s.halves.fill(pool, isa, x.0, x.1, x.2, order.map(|(order, _)| order));
         }
         for (group, plain, routed) in
             [(32, &mut *s.by_32, &mut *s.routed_32), (64, &mut *s.by_64, &mut *s.routed_64)]
@@ -218,11 +218,11 @@ impl CpuBackend {
         unsafe { product::run(pool, isa, &input, count, product) }
     }
 
-    /// Gate, up, activation and down of several experts, each over its own tokens. `again` as in [`Routed`](super::Routed).
+    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is that of the inputs, as in [`Routed`](super::Routed).
     fn feed_forward(
         &self,
         x: &[f32],
-        (rows, many, again): (usize, bool, bool),
+        (rows, many, name): (usize, bool, u64),
         top_k: usize,
         jobs: &[ExpertJob],
         out: &mut [f32],
@@ -231,10 +231,6 @@ impl CpuBackend {
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { by_32, by_64, routed_32, routed_64, halves, gate, tokens, .. } = &mut *scratch;
-        if !again {
-            routed_32.forget();
-            routed_64.forget();
-        }
         let mut inputs = Inputs { by_32, by_64, routed_32, routed_64, halves };
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.reserve(slots * ff);
@@ -259,7 +255,8 @@ impl CpuBackend {
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
         let order = if (0..jobs.len()).all(in_a_row) { None } else { Some(token_of) };
         let gate_out = Out::new(gate, ff);
-        self.products(inputs.again(), (x, rows, d), many, order, jobs.len(), &|i| Product {
+        let order_of = order.map(|order| (order, name));
+        self.products(inputs.again(), (x, rows, d), many, order_of, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
             up: Some(&jobs[i].expert.up),
             tokens: &token_of[range(i)],

@@ -45,28 +45,23 @@ pub(super) fn quantize(
 pub(super) struct Ordered {
     tokens: Activations,
     ordered: Activations,
-    /// Whether `tokens` are those of the inputs in hand.
-    made: bool,
+    /// The name of the inputs that `tokens` are of.
+    made: u64,
 }
 
 impl Ordered {
-    /// There are other inputs now.
-    pub(super) fn forget(&mut self) {
-        self.made = false;
-    }
-
-    /// Puts rows of the inputs in order; the inputs are quantized unless they have been since [`Ordered::forget`].
+    /// Puts rows of the inputs in order; the inputs are quantized unless the last ones had the same name.
     pub(super) fn put(
         &mut self,
         pool: &Pool,
         isa: Isa,
         (x, tokens, cols): (&[f32], usize, usize),
         group: usize,
-        order: &[u32],
+        (order, name): (&[u32], u64),
     ) {
-        if !self.made {
+        if name == 0 || self.made != name {
             quantize(pool, isa, (x, tokens, cols), group, &mut self.tokens);
-            self.made = true;
+            self.made = name;
         }
         self.ordered.reserve(order.len(), cols, group);
         let from = &self.tokens;

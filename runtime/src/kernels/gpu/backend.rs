@@ -179,7 +179,7 @@ impl Backend for GpuBackend {
         layer: usize,
         experts: &[Expert],
     ) -> Result<bool> {
-        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, again: false };
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, inputs: 0 };
         self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
     }
 

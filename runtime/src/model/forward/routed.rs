@@ -10,9 +10,13 @@ use crate::kernels::{Backend, Choice, ExpertJob, Linear, Norm, Routed, RoutedBuf
 use crate::model::routing::{self, Routing};
 use crate::model::weights::{Ffn, Layer, Moe};
 use crate::quant::Matrix;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
 const JOBS: usize = 64;
+
+/// Names of the inputs of layers of routed experts, whatever session they are of.
+static INPUTS: AtomicU64 = AtomicU64::new(1);
 
 /// Scratch of the routed layers.
 pub(super) struct MoeScratch<B: Backend> {
@@ -114,7 +118,13 @@ impl Model {
         b.route(&m.router, n, router, &mut m.choices)?;
         self.depart(b, m, router, layer, n)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
-        let mut of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens: n, again: false };
+        let of = Routed {
+            layer,
+            experts: router.experts,
+            top_k: router.top_k,
+            tokens: n,
+            inputs: INPUTS.fetch_add(1, Ordering::Relaxed),
+        };
         let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
         let (by_expert, wanted) = (&*by_expert, &*wanted);
         let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
@@ -140,7 +150,6 @@ impl Model {
                 let mut jobs = [first; JOBS];
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
                 b.experts(h, of, &jobs[..batch.len()], slots);
-                of.again = true;
             }
             // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
             // is told by whoever reads a result.

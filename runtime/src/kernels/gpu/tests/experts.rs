@@ -50,7 +50,7 @@ fn experts_are_their_formula_however_they_are_reached() {
             .filter(|&e| !by_expert[e].is_empty())
             .map(|e| ExpertJob { index: e as u32, expert: &all[e], slots: &by_expert[e] })
             .collect();
-        let of = Routed { layer: 3, experts, top_k, tokens, again: false };
+        let of = Routed { layer: 3, experts, top_k, tokens, inputs: 0 };
         let mut slots = b.alloc(tokens * top_k * d).unwrap();
         b.experts(&input, of, &jobs, &mut slots);
         let mut sum = b.alloc(tokens * d).unwrap();
@@ -108,7 +108,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let Some(b) = gpu_with(&GpuOptions { expert_bytes: room, ..GpuOptions::default() }) else { return };
     let x = values(d, 5);
     let input = put(&b, &x);
-    let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1, again: false };
+    let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1, inputs: 0 };
     let mut slots = b.alloc(2 * d).unwrap();
     for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
         // Who gives way for whom is for others to say; an expert may come back elsewhere.

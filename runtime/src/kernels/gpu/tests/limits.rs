@@ -92,7 +92,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let jobs: Vec<ExpertJob> =
         (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
     let mut rows = b.alloc(5 * 96).unwrap();
-    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5, tokens: 1, again: false }, &jobs, &mut rows);
+    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5, tokens: 1, inputs: 0 }, &jobs, &mut rows);
     for (i, got) in get(&b, &rows).chunks_exact(96).enumerate() {
         close(&format!("expert {i}"), got, &feed_forward(&experts[i], &x[..96]), 2e-4);
     }
@@ -209,7 +209,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     let expert = an_expert(288, 200, Some(Level::B8), 7);
     let job = [ExpertJob { index: 0, expert: &expert, slots: &[0] }];
     let mut slots = b.alloc(288).unwrap();
-    let of = Routed { layer: 0, experts: 1, top_k: 1, tokens: 1, again: false };
+    let of = Routed { layer: 0, experts: 1, top_k: 1, tokens: 1, inputs: 0 };
     b.experts(&put(&b, &values(288, 1)), of, &job, &mut slots);
     assert!(failed(&b), "an expert");
     // Heads longer than kernels have room for.

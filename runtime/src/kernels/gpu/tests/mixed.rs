@@ -92,7 +92,7 @@ fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choi
     assert!(by_expert.iter().all(|slots| !slots.is_empty()), "an expert is not tried");
     let job = |e: usize| ExpertJob { index: e as u32, expert: &all[e], slots: &by_expert[e] };
     let jobs: Vec<ExpertJob> = (0..EXPERTS).map(job).collect();
-    let of = Routed { layer: 2, experts: EXPERTS, top_k: TOP_K, tokens: inputs.tokens, again: false };
+    let of = Routed { layer: 2, experts: EXPERTS, top_k: TOP_K, tokens: inputs.tokens, inputs: 0 };
     let (mut slots, mut sum) =
         (b.alloc(inputs.tokens * TOP_K * D).unwrap(), b.alloc(inputs.tokens * D).unwrap());
     b.experts(&h, of, &jobs, &mut slots);

@@ -178,7 +178,7 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
         b.ffn(&put(b, &x), tokens, &expert, &mut out);
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let mut jobs = b.alloc(tokens * d).unwrap();
-        let of = Routed { layer: level.index(), experts: 1, top_k: 1, tokens, again: false };
+        let of = Routed { layer: level.index(), experts: 1, top_k: 1, tokens, inputs: 0 };
         b.experts(&put(b, &x), of, &[ExpertJob { index: 0, expert: &expert, slots: &slots }], &mut jobs);
         assert_eq!(get(b, &out), get(b, &jobs));
         for (t, got) in get(b, &out).chunks_exact(d).enumerate() {

@@ -1,0 +1,111 @@
+//! What is kept between operations: whose it is, and how much.
+
+use super::*;
+
+/// Calls for one layer's experts may have others between them, of another session: what was made of inputs is found by their
+/// name, and nothing else is taken for it.
+#[test]
+fn inputs_are_told_apart_by_their_names() {
+    let (d, ff, tokens) = (64, 32, 24);
+    let nested = |rows, cols, seed| {
+        let shape = Shape::new(rows, cols, 32).unwrap();
+        let w = values(rows * cols, seed);
+        Matrix::Nested(quant::encode(shape, &w, None, Level::B4).unwrap().into_nested().unwrap())
+    };
+    let expert = Expert { gate: nested(ff, d, 1), up: nested(ff, d, 2), down: nested(d, ff, 3), place: None };
+    // Every other token, in two calls of one layer.
+    let slots: Vec<Vec<u32>> = (0..2).map(|odd| (odd..tokens as u32).step_by(2).collect()).collect();
+    let call = |b: &CpuBackend, x: &Aligned<f32>, half: usize, inputs: u64| {
+        let mut out = buffer(vec![0.0; tokens * d]);
+        let of = Routed { layer: 0, experts: 2, top_k: 1, tokens, inputs };
+        b.experts(x, of, &[ExpertJob { index: 0, expert: &expert, slots: &slots[half] }], &mut out);
+        out.to_vec()
+    };
+    for isa in Isa::available() {
+        let (b, x, other) = (backend(isa, 2), buffer(values(tokens * d, 4)), buffer(values(tokens * d, 5)));
+        let want: Vec<_> = (0..2).map(|half| call(&b, &x, half, 0)).collect();
+        assert_ne!(want[0], call(&b, &other, 0, 0));
+        assert_eq!(call(&b, &x, 0, 7), want[0], "{isa}");
+        call(&b, &other, 0, 8);
+        assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after another session's call");
+        call(&b, &other, 0, 0);
+        assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after a call without a name");
+        // That a name is enough is seen by what is taken for it.
+        if !isa.halves() {
+            assert_eq!(call(&b, &other, 0, 7), want[0], "{isa}: made again");
+        }
+    }
+}
+
+#[test]
+fn scratch_stays_within_its_bound() {
+    let shape = ScratchShape {
+        chunk: 300,
+        d: 96,
+        widest: 128,
+        ff_routed: 64,
+        ff_dense: 160,
+        top_k: 4,
+        experts: 8,
+        heads: 8,
+        head_dim: 16,
+        context: 3000,
+        threads: 2,
+    };
+    let (chunk, d) = (shape.chunk, shape.d);
+    let nested = move |rows: usize, cols: usize, group| {
+        let shape = Shape::new(rows, cols, group).unwrap();
+        let encoded = quant::encode(shape, &values(rows * cols, 1), None, Level::B4).unwrap();
+        Matrix::Nested(encoded.into_nested().unwrap())
+    };
+    let expert = move |ff: usize, group| Expert {
+        gate: nested(ff, d, group),
+        up: nested(ff, d, group),
+        down: nested(d, ff, group),
+        place: None,
+    };
+    // On a thread of its own: what attention works in belongs to threads.
+    std::thread::spawn(move || {
+        let b = backend(Isa::best(), shape.threads);
+        let x = buffer(values(chunk * shape.widest, 2));
+        let mut out = buffer(vec![0.0; chunk * shape.top_k * shape.widest]);
+        let mut kv = b.alloc_kv(shape.context, 4, shape.head_dim).unwrap();
+        let mut held = 0;
+        // Sizes that grow, so that a buffer that doubled would show.
+        for tokens in [1, 150, 160, 200, chunk] {
+            for group in [32, 64] {
+                let matrix = nested(32, shape.widest, group);
+                b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
+                b.ffn(&x, tokens, &expert(shape.ff_dense, group), &mut out);
+                let expert = expert(shape.ff_routed, group);
+                // Every other token: what experts take of them has to be put in order.
+                let ranks: Vec<Vec<u32>> = (0..2 * shape.top_k)
+                    .map(|i| (i % 2, i / 2))
+                    .map(|(odd, r)| (odd..tokens).step_by(2).map(|t| (t * shape.top_k + r) as u32).collect())
+                    .collect();
+                let jobs: Vec<_> =
+                    ranks.iter().map(|slots| ExpertJob { index: 0, expert: &expert, slots }).collect();
+                let of = Routed { layer: 0, experts: shape.experts, top_k: shape.top_k, tokens, inputs: 0 };
+                b.experts(&x, of, &jobs, &mut out);
+            }
+            let router = Router { experts: shape.experts, top_k: shape.top_k, renormalize: true, scale: 1.0 };
+            b.route(&x, tokens, &router, &mut Vec::new()).unwrap();
+            let a = Attention {
+                heads: shape.heads,
+                kv_heads: 4,
+                head_dim: shape.head_dim,
+                scale: 1.0,
+                window: None,
+            };
+            b.write_kv(&mut kv, shape.context - tokens, tokens, &x, &x);
+            b.attention(&x, &kv, shape.context - tokens, tokens, &a, &mut out);
+            b.write_kv(&mut kv, shape.context - 1, 1, &x, &x);
+            b.attention(&x, &kv, shape.context - 1, 1, &a, &mut out);
+            held = b.scratch_held();
+            assert!(held <= CpuBackend::scratch_bytes(&shape), "{tokens} tokens: {held} bytes");
+        }
+        assert!(2 * held > CpuBackend::scratch_bytes(&shape), "a bound of twice what is held bounds little");
+    })
+    .join()
+    .unwrap();
+}
