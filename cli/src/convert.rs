@@ -19,7 +19,9 @@ fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibr
     let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
     let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads };
     let mut bar = Bar::new(Unit::Bytes);
-    let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| bar.show(p))?;
+    let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| {
+        bar.show(p.stage, p.done, p.total)
+    })?;
     Ok(Some(measured))
 }
 
@@ -36,7 +38,9 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let mut options = args.how.options();
     options.calibration = calibration(args, &cancel)?.map(Arc::new);
     let mut bar = Bar::new(Unit::Bytes);
-    let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| bar.show(p))?;
+    let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| {
+        bar.show(p.stage, p.done, p.total)
+    })?;
     drop(bar);
     let rate = report.bytes_in as f64 / report.seconds.max(1e-9);
     let peak = peak_memory();

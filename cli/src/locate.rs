@@ -73,7 +73,7 @@ pub fn dollop_file(model: Option<&Path>) -> Result<PathBuf, Failure> {
         if !std::mem::replace(&mut told, true) {
             eprintln!("converting {} once, into {}", path.display(), folder.display());
         }
-        bar.show(p);
+        bar.show(p.stage, p.done, p.total);
     })?;
     Ok(file)
 }

@@ -1,6 +1,5 @@
 //! What people see while they wait, and how numbers are written.
 
-use dollop::Progress;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -43,13 +42,14 @@ impl Bar {
         Bar { unit, bar: None, start: now, last: now }
     }
 
-    pub fn show(&mut self, p: Progress) {
+    /// What is being done, and how much of how much.
+    pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
         if self.start.elapsed() < Duration::from_millis(300) {
             return;
         }
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| {
-                let bar = ProgressBar::new(p.total).with_elapsed(self.start.elapsed());
+                let bar = ProgressBar::new(total).with_elapsed(self.start.elapsed());
                 bar.set_style(
                     ProgressStyle::with_template(self.unit.template())
                         .expect("the template is a constant")
@@ -61,17 +61,17 @@ impl Bar {
                 );
                 bar
             });
-            bar.set_message(p.stage);
-            bar.set_position(p.done);
+            bar.set_message(stage);
+            bar.set_position(done);
         } else if self.last.elapsed() > Duration::from_secs(10) {
             self.last = Instant::now();
-            let rate = p.done as f64 / self.start.elapsed().as_secs_f64();
-            let left = (p.total - p.done) as f64 / rate.max(1.0);
+            let rate = done as f64 / self.start.elapsed().as_secs_f64();
+            let left = (total - done) as f64 / rate.max(1.0);
             eprintln!(
                 "{}: {} of {}, {}/s, {left:.0} s left",
-                p.stage,
-                self.unit.show(p.done),
-                self.unit.show(p.total),
+                stage,
+                self.unit.show(done),
+                self.unit.show(total),
                 self.unit.show(rate as u64),
             );
         }

@@ -4,7 +4,7 @@ use crate::args::RunArgs;
 use crate::output::{Bar, Unit, peak_memory, read_text};
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
-use dollop::{Event, Outcome, Overflow, Progress, SessionOptions, StopReason};
+use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::{IsTerminal, Write};
 
 /// An answer of no tokens is a mistake rather than a wish.
@@ -35,11 +35,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let mut bar = Some(Bar::new(Unit::Tokens));
     let mut show = |event: Event| {
         if let (Event::Prefill { done, total }, Some(bar)) = (&event, &mut bar) {
-            return bar.show(Progress {
-                stage: "reading the prompt",
-                done: *done as u64,
-                total: *total as u64,
-            });
+            return bar.show("reading the prompt", *done as u64, *total as u64);
         }
         // Whatever comes next is written where the bar was.
         bar = None;

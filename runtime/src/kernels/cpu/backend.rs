@@ -3,7 +3,7 @@
 use super::aligned::Aligned;
 use super::product::{Out, Product};
 use super::scratch::{Scratch, grow};
-use super::{CpuBackend, CpuKv, Inputs, MANY, SLOTS_AT_ONCE, attention, math, warm};
+use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, Routed, Router};
@@ -84,7 +84,7 @@ impl Backend for CpuBackend {
         }
         self.pool.operation("dense product");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, routed_32, routed_64, halves, tokens: all, .. } = &mut *scratch;
+        let Scratch { inputs, tokens: all, .. } = &mut *scratch;
         all.clear();
         all.reserve_exact(tokens);
         all.extend(0..tokens as u32);
@@ -95,7 +95,6 @@ impl Backend for CpuBackend {
             }
             let (count, all): (_, &[u32]) = (outs.len(), all);
             let many = tokens >= MANY;
-            let inputs = Inputs { by_32, by_64, routed_32, routed_64, halves };
             self.products(inputs, (x, tokens, cols), many, None, count, &|i| {
                 let (matrix, bias, out) = parts[i].expect("one part for each output");
                 Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
@@ -225,7 +224,7 @@ impl Backend for CpuBackend {
             out.fill(0.0);
             // A gate of zero is an expert that was not computed: its row holds whatever was there.
             for slot in (t * top_k..(t + 1) * top_k).filter(|&slot| choices[slot].gate != 0.0) {
-                math::axpy::<false>(choices[slot].gate, &slots[slot * d..][..d], out);
+                math::axpy(choices[slot].gate, &slots[slot * d..][..d], out);
             }
         });
     }

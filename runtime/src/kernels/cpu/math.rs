@@ -1,13 +1,7 @@
 //! Float loops over slices. Written over small fixed arrays so that they vectorise under whatever instruction set
-//! [`super::isa::Isa::run`] compiles them for; `FMA` says whether fusing is one instruction there (it is a library call
-//! elsewhere). Orders of summation are fixed by the code, not by the data's split among threads or calls.
+//! [`super::isa::Isa::run`] compiles them for; nothing is fused. Orders of summation are fixed by the code, not by the data's split among threads or calls.
 
 const LANES: usize = 16;
-
-#[inline(always)]
-fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
 
 /// Sum of the lanes, in a fixed order.
 #[inline(always)]
@@ -51,9 +45,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `y += a · x`.
 #[inline(always)]
-pub(super) fn axpy<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
+pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y = fma::<FMA>(a, *x, *y);
+        *y += a * x;
     }
 }
 

@@ -30,7 +30,6 @@ mod tests;
 mod tiles;
 mod warm;
 
-use activations::Activations;
 pub(crate) use halves::MANY;
 pub use isa::Isa;
 
@@ -38,13 +37,11 @@ use super::{ExpertJob, Observer, RopeTable};
 use crate::error::{Error, Result};
 use crate::quant::Matrix;
 use crate::telemetry::Trace;
-use halves::Halves;
 pub use kv::CpuKv;
 use pool::Pool;
 use product::{Input, Out, Product};
-use quantized::Ordered;
-use scratch::Scratch;
 pub use scratch::ScratchShape;
+use scratch::{Inputs, Scratch};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -78,23 +75,6 @@ pub struct CpuBackend {
     observer: OnceLock<Arc<dyn Observer>>,
     /// Bytes of weights that are worth bringing to the processor's last cache before they are used.
     warm_bytes: usize,
-}
-
-/// What products' inputs are turned into.
-struct Inputs<'a> {
-    by_32: &'a mut Activations,
-    by_64: &'a mut Activations,
-    routed_32: &'a mut Ordered,
-    routed_64: &'a mut Ordered,
-    halves: &'a mut Halves,
-}
-
-impl Inputs<'_> {
-    /// For one more use.
-    fn again(&mut self) -> Inputs<'_> {
-        let Inputs { by_32, by_64, routed_32, routed_64, halves } = self;
-        Inputs { by_32, by_64, routed_32, routed_64, halves }
-    }
 }
 
 /// Cores that the system lets us use.
@@ -181,7 +161,7 @@ impl CpuBackend {
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
-        s: Inputs<'_>,
+        s: &mut Inputs,
         x: (&[f32], usize, usize),
         many: bool,
         order: Option<(&[u32], u64)>,
@@ -197,7 +177,7 @@ impl CpuBackend {
             s.halves.fill(pool, isa, x.0, x.1, x.2, order.map(|(order, _)| order));
         }
         for (group, plain, routed) in
-            [(32, &mut *s.by_32, &mut *s.routed_32), (64, &mut *s.by_64, &mut *s.routed_64)]
+            [(32, &mut s.by_32, &mut s.routed_32), (64, &mut s.by_64, &mut s.routed_64)]
         {
             if halves || !any(&|m| matches!(m, Matrix::Nested(m) if m.shape().group == group)) {
                 continue;
@@ -209,16 +189,17 @@ impl CpuBackend {
         }
         let input = Input {
             plain: x.0,
-            by_32: if order.is_some() { s.routed_32.read() } else { s.by_32 },
-            by_64: if order.is_some() { s.routed_64.read() } else { s.by_64 },
-            halves: halves.then_some(&*s.halves),
+            by_32: if order.is_some() { s.routed_32.read() } else { &s.by_32 },
+            by_64: if order.is_some() { s.routed_64.read() } else { &s.by_64 },
+            halves: halves.then_some(&s.halves),
         };
         // SAFETY: every caller in this file makes the outputs from `&mut` buffers that it holds across the call, with
         // one product per buffer, or products whose destination rows (slots) are disjoint.
         unsafe { product::run(pool, isa, &input, count, product) }
     }
 
-    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is that of the inputs, as in [`Routed`](super::Routed).
+    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is that of the inputs, as in
+    /// [`Routed`](super::Routed).
     fn feed_forward(
         &self,
         x: &[f32],
@@ -230,8 +211,7 @@ impl CpuBackend {
         let Some(first) = jobs.first() else { return };
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { by_32, by_64, routed_32, routed_64, halves, gate, tokens, .. } = &mut *scratch;
-        let mut inputs = Inputs { by_32, by_64, routed_32, routed_64, halves };
+        let Scratch { inputs, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.reserve(slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
@@ -251,12 +231,14 @@ impl CpuBackend {
             }
         }
         self.pool.operation("gate and up");
-        // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs.
+        // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs. Inputs with a
+        // name are always copied, be it a row, for they are not quantized again for it.
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
-        let order = if (0..jobs.len()).all(in_a_row) { None } else { Some(token_of) };
+        let plain = (name == 0 || rows == 1) && (0..jobs.len()).all(in_a_row);
+        let order = if plain { None } else { Some(token_of) };
         let gate_out = Out::new(gate, ff);
         let order_of = order.map(|order| (order, name));
-        self.products(inputs.again(), (x, rows, d), many, order_of, jobs.len(), &|i| Product {
+        self.products(inputs, (x, rows, d), many, order_of, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
             up: Some(&jobs[i].expert.up),
             tokens: &token_of[range(i)],
@@ -276,7 +258,7 @@ impl CpuBackend {
         }
         self.pool.operation("down");
         let down_out = Out::new(out, d);
-        self.products(inputs.again(), (gate, slots, ff), many, None, jobs.len(), &|i| Product {
+        self.products(inputs, (gate, slots, ff), many, None, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.down,
             up: None,
             tokens: &row_of[range(i)],

@@ -37,15 +37,21 @@ pub struct ScratchShape {
     pub threads: usize,
 }
 
-/// What operations leave behind for the next.
+/// What products' inputs are turned into.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct Inputs {
     pub(super) by_32: Activations,
     pub(super) by_64: Activations,
-    /// Inputs of a layer's routed experts.
+    /// Of a layer's routed experts.
     pub(super) routed_32: Ordered,
     pub(super) routed_64: Ordered,
     pub(super) halves: Halves,
+}
+
+/// What operations leave behind for the next.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) inputs: Inputs,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
@@ -61,12 +67,13 @@ impl Scratch {
     pub(super) fn held(&self) -> usize {
         let floats = self.weights.capacity();
         let ids = self.tokens.capacity() + self.order.capacity();
-        self.by_32.held()
-            + self.by_64.held()
-            + self.routed_32.held()
-            + self.routed_64.held()
+        let Inputs { by_32, by_64, routed_32, routed_64, halves } = &self.inputs;
+        by_32.held()
+            + by_64.held()
+            + routed_32.held()
+            + routed_64.held()
+            + halves.held()
             + self.gate.held()
-            + self.halves.held()
             + self.partials.held()
             + 4 * (floats + ids)
     }
