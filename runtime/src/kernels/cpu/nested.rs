@@ -2,9 +2,9 @@
 //!
 //! One algorithm for every instruction set: a tile (16 rows) is taken group by group; a group's planes are merged to
 //! one byte per code once for all tokens in hand, and each token adds its integer dot products, one per row, scaled.
-//! Only a kernel's `tile_times` differs between machines. The order of the float operations of an output element is fixed by its
-//! instruction set alone: it is the same for one token as for many, and for any number of threads, so that decoding
-//! repeats what a prefill would have computed.
+//! Only a kernel's `tile_times` differs between machines. The order of the float operations of an output element is
+//! fixed by its instruction set alone: it is the same for one token as for many, and for any number of threads, so that
+//! decoding repeats what a prefill would have computed.
 
 use super::activations::Activations;
 #[cfg(target_arch = "x86_64")]
