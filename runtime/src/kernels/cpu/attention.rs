@@ -10,8 +10,6 @@
 mod loops;
 
 use super::isa::Isa;
-#[cfg(test)]
-use super::kv;
 use super::kv::{CpuKv, Store};
 use super::lanes::{Cell, Lanes, with_lanes};
 use super::lines::ask;
@@ -22,7 +20,7 @@ use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
 use loops::{mix, parts, weights};
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 /// Positions of a block of keys: one vector of scores.
 pub(super) const BLOCK: usize = 16;
@@ -39,10 +37,6 @@ const ROWS: usize = 32;
 /// Rows that share a load of keys or values, most and a few: the more do, the less often a half becomes a float.
 const SHARED: usize = 8;
 const FEW: usize = 4;
-
-thread_local! {
-    static WORK: RefCell<Work> = RefCell::default();
-}
 
 /// What a thread needs for one block of rows.
 #[derive(Default)]
@@ -74,10 +68,22 @@ impl State {
         self.acc.fill(0.0);
     }
 
+    fn reserve(&mut self, rows: usize, dim: usize) {
+        at_least(&mut self.max, rows);
+        at_least(&mut self.sum, rows);
+        at_least(&mut self.acc, rows * dim);
+    }
+
     #[cfg(test)]
     fn held(&self) -> usize {
         4 * (self.max.capacity() + self.sum.capacity() + self.acc.capacity())
     }
+}
+
+/// Room for `len` values.
+fn at_least(v: &mut Vec<f32>, len: usize) {
+    let more = len.saturating_sub(v.len());
+    v.reserve_exact(more);
 }
 
 /// Merges a chunk's row into the whole.
@@ -116,14 +122,45 @@ impl Call<'_> {
     }
 }
 
-/// Unfinished results of a lone token, one per (key head, chunk): `[head_dim + 2]` for each of its rows.
-#[derive(Default)]
-pub(super) struct Partials(Vec<f32>);
+impl Work {
+    /// Makes room for a block of `rows` rows.
+    fn reserve(&mut self, rows: usize, dim: usize) {
+        let whole = rows.next_multiple_of(SHARED);
+        self.q.clear();
+        self.q.reserve_exact(whole * dim);
+        at_least(&mut self.scores, whole.max(ROWS) * TILE);
+        self.chunk.reserve(rows, dim);
+        self.total.reserve(rows, dim);
+    }
 
-impl Partials {
+    #[cfg(test)]
+    fn held(&self) -> usize {
+        4 * (self.q.capacity() + self.scores.capacity()) + self.chunk.held() + self.total.held()
+    }
+}
+
+/// What attention leaves behind for the next operation.
+#[derive(Default)]
+pub(super) struct Attending {
+    /// Unfinished results of a lone token, one per (key head, chunk): `[head_dim + 2]` for each of its rows.
+    partials: Vec<f32>,
+    /// By number of the thread.
+    work: Vec<Mutex<Work>>,
+}
+
+impl Attending {
+    /// Makes room for blocks of `rows` rows on every thread, whichever of them will have one.
+    fn reserve(&mut self, pool: &Pool, rows: usize, dim: usize) {
+        self.work.resize_with(pool.numbers(), Mutex::default);
+        for work in &mut self.work {
+            work.get_mut().unwrap_or_else(PoisonError::into_inner).reserve(rows, dim);
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        4 * self.0.capacity()
+        let work = |w: &Mutex<Work>| w.lock().unwrap_or_else(PoisonError::into_inner).held();
+        4 * self.partials.capacity() + self.work.iter().map(work).sum::<usize>()
     }
 }
 
@@ -136,20 +173,12 @@ pub(super) fn scratch_bytes(heads: usize, dim: usize, context: usize, threads: u
     4 * partials + threads * (4 * work + halves)
 }
 
-/// What this thread has of that for itself.
-#[cfg(test)]
-pub(super) fn held_by_thread() -> usize {
-    let work =
-        WORK.with_borrow(|w| 4 * (w.q.capacity() + w.scores.capacity()) + w.chunk.held() + w.total.held());
-    work + kv::held_by_thread()
-}
-
 /// `out[t, h] = Σ_p softmax_p(q[t, h] · k[p] · scale) v[p]`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn attend(
     pool: &Pool,
     isa: Isa,
-    partials: &mut Partials,
+    scratch: &mut Attending,
     q: &[f32],
     kv: &CpuKv,
     pos: usize,
@@ -166,27 +195,28 @@ pub(super) fn attend(
     let rows = Rows::new(out, share * dim);
     // For the whole cache at once, so that no token has to wait for memory when the context grows.
     if kv.capacity > CHUNK {
-        partials.0.clear();
-        partials.0.reserve_exact(shape.heads * kv.capacity.div_ceil(CHUNK) * (dim + 2));
+        scratch.partials.clear();
+        scratch.partials.reserve_exact(shape.heads * kv.capacity.div_ceil(CHUNK) * (dim + 2));
     }
+    let per_block = (ROWS / share).max(1);
+    scratch.reserve(pool, per_block.min(tokens) * share, dim);
+    let Attending { partials, work } = scratch;
     if tokens == 1 && chunks.len() > 1 {
         let width = share * (dim + 2);
-        grow(&mut partials.0, shape.kv_heads * chunks.len() * width);
-        let parts = Rows::new(&mut partials.0, width);
-        pool.run(shape.kv_heads * chunks.len(), &|task| {
+        grow(partials, shape.kv_heads * chunks.len() * width);
+        let parts = Rows::new(partials, width);
+        pool.run_with(shape.kv_heads * chunks.len(), work, &|task, w| {
             let (head, chunk) = (task / chunks.len(), task % chunks.len());
             // SAFETY: every task has a row of its own.
             let part = unsafe { parts.row(task) };
-            WORK.with_borrow_mut(|w| {
-                load(&call, head, 0, 1, w);
-                w.chunk.reset(share, dim);
-                run_chunk(isa, &call, head, (0, 1), chunks.start + chunk, w);
-                let (maxes, rest) = part.split_at_mut(share);
-                let (sums, acc) = rest.split_at_mut(share);
-                maxes.copy_from_slice(&w.chunk.max);
-                sums.copy_from_slice(&w.chunk.sum);
-                acc.copy_from_slice(&w.chunk.acc);
-            });
+            load(&call, head, 0, 1, w);
+            w.chunk.reset(share, dim);
+            run_chunk(isa, &call, head, (0, 1), chunks.start + chunk, w);
+            let (maxes, rest) = part.split_at_mut(share);
+            let (sums, acc) = rest.split_at_mut(share);
+            maxes.copy_from_slice(&w.chunk.max);
+            sums.copy_from_slice(&w.chunk.sum);
+            acc.copy_from_slice(&w.chunk.acc);
         });
         for head in 0..shape.kv_heads {
             // SAFETY: the tasks are over.
@@ -195,7 +225,7 @@ pub(super) fn attend(
                 let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
                 out.fill(0.0);
                 for chunk in 0..chunks.len() {
-                    let part = &partials.0[(head * chunks.len() + chunk) * width..][..width];
+                    let part = &partials[(head * chunks.len() + chunk) * width..][..width];
                     let acc = &part[2 * share + row * dim..][..dim];
                     isa.run(
                         #[inline(always)]
@@ -207,42 +237,39 @@ pub(super) fn attend(
         }
         return;
     }
-    let per_block = (ROWS / share).max(1);
     let blocks = tokens.div_ceil(per_block);
-    pool.run(blocks * shape.kv_heads, &|task| {
+    pool.run_with(blocks * shape.kv_heads, work, &|task, w| {
         // The last blocks see most: they go first.
         let (block, head) = (blocks - 1 - task / shape.kv_heads, task % shape.kv_heads);
         let (from, to) = (block * per_block, ((block + 1) * per_block).min(tokens));
-        WORK.with_borrow_mut(|w| {
-            let n = (to - from) * share;
-            load(&call, head, from, to, w);
-            w.total.reset(n, dim);
-            let (first, last) = (call.seen(from).0, call.seen(to - 1).1);
-            for chunk in first / CHUNK..last / CHUNK + 1 {
-                w.chunk.reset(n, dim);
-                run_chunk(isa, &call, head, (from, to), chunk, w);
-                let (total, part) = (&mut w.total, &w.chunk);
-                isa.run(
-                    #[inline(always)]
-                    || {
-                        for row in 0..n {
-                            let other = (part.max[row], part.sum[row], &part.acc[row * dim..][..dim]);
-                            let acc = &mut total.acc[row * dim..][..dim];
-                            merge(&mut total.max[row], &mut total.sum[row], acc, other);
-                        }
-                    },
-                );
+        let n = (to - from) * share;
+        load(&call, head, from, to, w);
+        w.total.reset(n, dim);
+        let (first, last) = (call.seen(from).0, call.seen(to - 1).1);
+        for chunk in first / CHUNK..last / CHUNK + 1 {
+            w.chunk.reset(n, dim);
+            run_chunk(isa, &call, head, (from, to), chunk, w);
+            let (total, part) = (&mut w.total, &w.chunk);
+            isa.run(
+                #[inline(always)]
+                || {
+                    for row in 0..n {
+                        let other = (part.max[row], part.sum[row], &part.acc[row * dim..][..dim]);
+                        let acc = &mut total.acc[row * dim..][..dim];
+                        merge(&mut total.max[row], &mut total.sum[row], acc, other);
+                    }
+                },
+            );
+        }
+        for t in from..to {
+            // SAFETY: (token, key head) pairs own disjoint rows, each of one task.
+            let out = unsafe { rows.row(t * shape.kv_heads + head) };
+            for (h, out) in out.chunks_exact_mut(dim).enumerate() {
+                let row = (t - from) * share + h;
+                let acc = &w.total.acc[row * dim..][..dim];
+                out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / w.total.sum[row]);
             }
-            for t in from..to {
-                // SAFETY: (token, key head) pairs own disjoint rows, each of one task.
-                let out = unsafe { rows.row(t * shape.kv_heads + head) };
-                for (h, out) in out.chunks_exact_mut(dim).enumerate() {
-                    let row = (t - from) * share + h;
-                    let acc = &w.total.acc[row * dim..][..dim];
-                    out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / w.total.sum[row]);
-                }
-            }
-        });
+        }
     });
 }
 

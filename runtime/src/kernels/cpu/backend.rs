@@ -141,7 +141,7 @@ impl Backend for CpuBackend {
     ) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.pool.operation("attention");
-        attention::attend(&self.pool, self.isa, &mut scratch.partials, q, kv, pos, tokens, shape, out);
+        attention::attend(&self.pool, self.isa, &mut scratch.attending, q, kv, pos, tokens, shape, out);
     }
 
     fn route(

@@ -10,7 +10,7 @@ use crate::telemetry::{Trace, Track};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -21,12 +21,13 @@ const SPINS: usize = 4000;
 /// The bit of [`Shared::door`] that says whether a job may be joined.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
-type Task = dyn Fn(usize) + Sync;
+/// Gets the number of the thread, and that of the task.
+type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 /// The job in hand. `task` is only dereferenced between its publication and the end of [`Pool::run`].
 #[derive(Clone, Copy)]
 struct Job {
-    task: *const Task,
+    task: *const Task<'static>,
     tasks: usize,
 }
 
@@ -105,6 +106,9 @@ pub struct Pool {
 impl Pool {
     /// `threads` in all, the caller's included, on these cores; what each of them does goes to `trace`.
     pub fn new(threads: usize, cores: Option<Vec<usize>>, trace: Option<Arc<Trace>>) -> Pool {
+        if let Some(trace) = &trace {
+            trace.threads(threads.max(1));
+        }
         let shared = Arc::new(Shared {
             job: Mutex::new(None),
             wake: Condvar::new(),
@@ -116,12 +120,20 @@ impl Pool {
             cores,
             traced: trace.map(|trace| Traced { trace, operation: Mutex::new("") }),
         });
+        let (starting, started) = mpsc::channel::<()>();
         // A thread that the system refuses is one helper fewer, not a failure.
         let spawn = |i| {
-            let shared = shared.clone();
-            thread::Builder::new().name(format!("dollop-{i}")).spawn(move || work(&shared, i)).ok()
+            let (shared, starting) = (shared.clone(), starting.clone());
+            let run = move || {
+                drop(starting);
+                work(&shared, i);
+            };
+            thread::Builder::new().name(format!("dollop-{i}")).spawn(run).ok()
         };
         let workers = (1..threads.max(1)).filter_map(spawn).collect();
+        // A thread allocates when it starts, which on a busy machine may be in the middle of a token: wait for all of them.
+        drop(starting);
+        let _ = started.recv();
         Pool { shared, workers, turn: Mutex::new(()) }
     }
 
@@ -142,10 +154,28 @@ impl Pool {
     /// # Panics
     /// Where a task panicked.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_numbered(tasks, &|_, i| task(i));
+    }
+
+    /// [`Pool::run`] where each thread has a `T` of its own, of which there are [`Pool::numbers`].
+    ///
+    /// The caller makes them as large as the tasks need: a thread that joins late, as on a busy machine, must not allocate then.
+    pub fn run_with<T: Send>(&self, tasks: usize, own: &[Mutex<T>], task: &(dyn Fn(usize, &mut T) + Sync)) {
+        self.run_numbered(tasks, &|thread, i| {
+            task(i, &mut own[thread].lock().unwrap_or_else(PoisonError::into_inner));
+        });
+    }
+
+    /// Numbers of threads, from 0, with those that the system refused.
+    pub fn numbers(&self) -> usize {
+        self.shared.next.len()
+    }
+
+    fn run_numbered(&self, tasks: usize, task: &Task<'_>) {
         self.shared.bind();
         if tasks <= 1 || self.workers.is_empty() {
             return self.shared.record(0, || {
-                (0..tasks).for_each(task);
+                (0..tasks).for_each(|i| task(0, i));
                 tasks
             });
         }
@@ -153,8 +183,8 @@ impl Pool {
         let s = &*self.shared;
         // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before the door is shut and nobody is in; a
         // worker touches the pointer only while it is in.
-        let task: *const Task =
-            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
+        let task: *const Task<'static> =
+            unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         let job = Job { task, tasks };
         (0..s.next.len()).for_each(|i| s.next[i].0.store(s.start(job, i), Ordering::Relaxed));
         {
@@ -194,7 +224,7 @@ fn claim(s: &Shared, job: Job, me: usize) {
                 if i >= end {
                     break;
                 }
-                task(i);
+                task(me, i);
                 done += 1;
             }
         }

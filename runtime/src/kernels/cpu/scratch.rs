@@ -5,7 +5,7 @@
 
 use super::activations::Activations;
 use super::aligned::Aligned;
-use super::attention::{self, Partials};
+use super::attention::{self, Attending};
 use super::halves::{Halves, MANY};
 use super::quantized::Ordered;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
@@ -55,7 +55,7 @@ pub(super) struct Scratch {
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
-    pub(super) partials: Partials,
+    pub(super) attending: Attending,
     /// For routing: weights of a token's experts, and their order.
     pub(super) weights: Vec<f32>,
     pub(super) order: Vec<u32>,
@@ -74,7 +74,7 @@ impl Scratch {
             + routed_64.held()
             + halves.held()
             + self.gate.held()
-            + self.partials.held()
+            + self.attending.held()
             + 4 * (floats + ids)
     }
 }
@@ -125,20 +125,12 @@ impl CpuBackend {
         super::CpuKv::bytes(capacity, heads, head_dim, single)
     }
 
-    /// Bytes that it takes now, those of its threads included.
+    /// Bytes that it takes now, with those that the calling thread keeps for it.
     #[cfg(test)]
     pub(super) fn scratch_held(&self) -> usize {
-        use std::sync::atomic::{AtomicUsize, Ordering};
-        use std::sync::{Barrier, PoisonError};
-        let here = Barrier::new(self.threads());
-        let threads = AtomicUsize::new(0);
-        // Nobody takes a second task before everybody has one.
-        self.pool.run(self.threads(), &|_| {
-            here.wait();
-            threads.fetch_add(attention::held_by_thread(), Ordering::Relaxed);
-        });
+        use std::sync::PoisonError;
         let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        scratch.held() + 4 * slots.capacity() + threads.into_inner()
+        scratch.held() + 4 * slots.capacity() + super::kv::held_by_thread()
     }
 }
