@@ -1,6 +1,6 @@
 //! How long work reports on itself and is stopped: progress, counters, traces. Knows nothing of the work.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -226,17 +226,25 @@ const MAX_SPANS: usize = 1 << 18;
 pub struct Trace {
     start: Instant,
     spans: Mutex<Vec<Span>>,
+    /// Compute threads that have a track, also where one of them never had a task.
+    threads: AtomicUsize,
     /// Spans that found no room.
     dropped: AtomicU64,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        Trace { start: Instant::now(), spans: Mutex::default(), dropped: AtomicU64::new(0) }
+        let (spans, threads, dropped) = Default::default();
+        Trace { start: Instant::now(), spans, threads, dropped }
     }
 }
 
 impl Trace {
+    /// Gives each of `count` compute threads a track.
+    pub fn threads(&self, count: usize) {
+        self.threads.fetch_max(count, Ordering::Relaxed);
+    }
+
     /// Records what `track` has done from `from` until now.
     pub fn span(&self, track: Track, from: Instant, name: impl FnOnce() -> String) {
         let length = from.elapsed();
@@ -261,7 +269,8 @@ impl Trace {
     /// The spans in Chrome's trace event format, which Perfetto opens.
     pub fn to_json(&self) -> String {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut tracks: Vec<Track> = Vec::new();
+        let threads = self.threads.load(Ordering::Relaxed);
+        let mut tracks: Vec<Track> = (0..threads).map(Track::Compute).collect();
         for span in spans.iter() {
             if !tracks.contains(&span.track) {
                 tracks.push(span.track);

@@ -15,7 +15,7 @@ use crate::telemetry::Trace;
 use flights::Flights;
 use parts::Reader;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use threads::Threads;
 
@@ -49,6 +49,7 @@ pub(super) struct Landed {
 pub(super) struct Lanes {
     count: usize,
     reader: Arc<Reader>,
+    waits: AtomicU64,
     how: How,
 }
 
@@ -76,7 +77,7 @@ impl Lanes {
             }
             None => How::Threads(Threads::new(count, reader.clone(), trace)?),
         };
-        Ok(Lanes { count, reader, how })
+        Ok(Lanes { count, reader, waits: AtomicU64::new(0), how })
     }
 
     /// How many there are.
@@ -103,10 +104,17 @@ impl Lanes {
 
     /// Waits for something to land. Only to be called while something is under way.
     pub(super) fn wait(&self) -> Landed {
+        self.waits.fetch_add(1, Ordering::Release);
         match &self.how {
             How::Threads(threads) => threads.wait(),
             How::Flights(flights) => lock(flights).wait(),
         }
+    }
+
+    /// How often something was waited for, counted when a wait begins. Takes no lock: a test that holds reads back sees by this when
+    /// to let them go.
+    pub(super) fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Acquire)
     }
 
     /// Nanoseconds that reads have taken, summed over lanes, and reads that had to be repeated.

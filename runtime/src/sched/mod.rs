@@ -189,6 +189,11 @@ impl Streamer {
         self.access
     }
 
+    /// How often a read was waited for, counted when the wait begins, and without a lock: also while one goes on.
+    pub fn waits(&self) -> u64 {
+        self.lanes.waits()
+    }
+
     /// I/O lanes.
     pub fn lanes(&self) -> usize {
         self.lanes.count()

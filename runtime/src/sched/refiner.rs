@@ -145,6 +145,11 @@ impl Refiner {
         stats
     }
 
+    /// How often a read was waited for, counted when the wait begins, and without a lock: also while one goes on.
+    pub fn waits(&self) -> u64 {
+        self.lanes.waits()
+    }
+
     /// How the file is read.
     pub fn access(&self) -> Access {
         self.access

@@ -14,7 +14,7 @@ struct Bytes {
     reads: AtomicUsize,
     reading: AtomicUsize,
     most: AtomicUsize,
-    /// Two reads wait for each other, if not for long.
+    /// Two reads wait for each other. The limit is for lanes that read one by one: a failure then, and no hang.
     meet: AtomicBool,
     places: Mutex<HashSet<u64>>,
     fault: fn(first: bool, to: &mut [u8]) -> io::Result<usize>,
@@ -28,7 +28,7 @@ impl Storage for Bytes {
         let now = self.reading.fetch_add(1, Ordering::AcqRel) + 1;
         self.most.fetch_max(now, Ordering::AcqRel);
         let start = Instant::now();
-        while self.meet.load(Ordering::Acquire) && start.elapsed() < Duration::from_secs(5) {
+        while self.meet.load(Ordering::Acquire) && start.elapsed() < Duration::from_secs(600) {
             if self.most.load(Ordering::Acquire) > 1 {
                 self.meet.store(false, Ordering::Release);
             }

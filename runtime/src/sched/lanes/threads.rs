@@ -7,7 +7,7 @@ use crate::store::Slab;
 use crate::telemetry::{Trace, Track};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -44,12 +44,20 @@ impl Threads {
             trace,
         });
         let mut threads = Threads { shared, threads: Vec::new() };
+        let (starting, started) = mpsc::channel::<()>();
         for i in 0..count {
-            let shared = threads.shared.clone();
+            let (shared, starting) = (threads.shared.clone(), starting.clone());
             let thread = thread::Builder::new().name(format!("dollop-io-{i}")).stack_size(256 << 10);
             let failed = |e| Error::Invalid(format!("no threads for {count} I/O lanes: {e}"));
-            threads.threads.push(thread.spawn(move || work(&shared, i)).map_err(failed)?);
+            let run = move || {
+                drop(starting);
+                work(&shared, i);
+            };
+            threads.threads.push(thread.spawn(run).map_err(failed)?);
         }
+        // What a thread allocates when it starts is allocated by now, also on a busy machine.
+        drop(starting);
+        let _ = started.recv();
         Ok(threads)
     }
 

@@ -5,17 +5,18 @@ use super::*;
 use crate::experts::PlaneSlabs;
 use crate::quant::{Fit, PLANES, Shape};
 use std::sync::Condvar;
+use std::thread;
+use std::time::Duration;
 
 const EXPERTS: usize = 6;
 const LAYERS: usize = 2;
 const STRIDE: usize = 4096;
 
-/// Slabs that say whose they are; every read waits while it is held, takes its time or fails while it should.
+/// Slabs that say whose they are; every read waits while it is held, or fails while it should.
 #[derive(Default)]
 struct Slabs {
     held: Mutex<bool>,
     let_go: Condvar,
-    slow: AtomicBool,
     fails: AtomicBool,
 }
 
@@ -28,10 +29,9 @@ impl Slabs {
 
 impl Storage for Slabs {
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
-        drop(self.let_go.wait_while(self.held.lock().unwrap(), |held| *held).unwrap());
-        if self.slow.load(Ordering::Relaxed) {
-            std::thread::sleep(std::time::Duration::from_millis(3));
-        }
+        // The limit makes a failure of what would be a hang.
+        let limit = Duration::from_secs(600);
+        drop(self.let_go.wait_timeout_while(self.held.lock().unwrap(), limit, |held| *held).unwrap());
         if self.fails.load(Ordering::Relaxed) {
             return Err(io::Error::other("EIO"));
         }
@@ -69,8 +69,8 @@ fn refiner(slots: usize, storage: Arc<Slabs>) -> Refiner {
     Refiner::new("file".into(), storage, tables(), base, 512, how, None).unwrap()
 }
 
-/// A call of one token that chose these experts of layer 1: what took effect before it, as (slot, expert).
-fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
+/// The beginning of a call: what takes effect before it, as (slot, expert).
+fn begin(r: &Refiner) -> Result<Vec<(usize, u32)>> {
     let mut changes = Vec::new();
     r.begin(&mut |c| {
         assert_eq!(c.layer, 1);
@@ -78,8 +78,49 @@ fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
         changes.push((c.slot, c.expert));
         Ok(())
     })?;
-    r.end(1, 1, &mut chosen.iter().map(|&(expert, gate)| Chosen { layer: 1, expert, gate }));
     Ok(changes)
+}
+
+/// The end of a call of one token that chose these experts of layer 1.
+fn end(r: &Refiner, chosen: &[(u32, f32)]) {
+    r.end(1, 1, &mut chosen.iter().map(|&(expert, gate)| Chosen { layer: 1, expert, gate }));
+}
+
+/// A call of one token: its choices, and what took effect before it.
+fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
+    let changes = begin(r)?;
+    end(r, chosen);
+    Ok(changes)
+}
+
+/// The same, where every read that was asked for is done before the call begins.
+fn prompt_token(r: &Refiner, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
+    let mut state = r.lock();
+    while state.pending > 0 {
+        let landed = r.lanes.wait();
+        state.land(landed);
+    }
+    drop(state);
+    token(r, chosen).unwrap()
+}
+
+/// The same, where no read is done before the call waits for it.
+fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
+    let before = r.waits();
+    let changes = thread::scope(|scope| {
+        let call = scope.spawn(|| begin(r));
+        while !call.is_finished() && r.waits() == before {
+            thread::yield_now();
+        }
+        // What the call does not wait for stays on its way.
+        if r.waits() > before {
+            slabs.hold(false);
+        }
+        call.join().unwrap().unwrap()
+    });
+    slabs.hold(true);
+    end(r, chosen);
+    changes
 }
 
 /// One whose places, as nobody is hot, went to the first experts.
@@ -141,23 +182,24 @@ fn gate_26_places_go_to_who_is_clearly_hotter_and_do_not_flap() {
 
 #[test]
 fn gate_26_decisions_do_not_depend_on_when_reads_land() {
-    let run = |slow: bool| {
+    let run = |late: bool| {
         let (r, storage) = started(3);
-        storage.slow.store(slow, Ordering::Relaxed);
+        storage.hold(late);
         let (mut changes, mut seed) = (Vec::new(), 1u32);
         for _ in 0..60 {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let hot = (seed >> 28) % EXPERTS as u32;
             let chosen = [(hot, 0.6), ((hot + 1) % 6, 0.4)];
-            changes.push(token(&r, &chosen).unwrap());
+            changes.push(if late { late_token(&r, &storage, &chosen) } else { prompt_token(&r, &chosen) });
         }
+        storage.hold(false);
         let stats = r.stats();
-        assert!(stats.stalls > 0 || !slow, "{stats:?}");
+        assert_eq!(stats.stalls > 0, late, "{stats:?}");
         (changes, stats.decisions, stats.gate_mass_bits.to_bits())
     };
-    let (quick, slow) = (run(false), run(true));
-    assert_eq!(quick, slow);
-    assert!(quick.0.concat().len() > 6 && quick.1 != 0);
+    let (prompt, late) = (run(false), run(true));
+    assert_eq!(prompt, late);
+    assert!(prompt.0.concat().len() > 6 && prompt.1 != 0);
 }
 
 #[test]
@@ -167,15 +209,10 @@ fn gate_26_a_late_plane_is_waited_for_and_counted() {
     token(&r, &[(5, 1.0)]).unwrap();
     token(&r, &[(5, 1.0)]).unwrap();
     assert_eq!(r.stats().stalls, 0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            storage.hold(false);
-        });
-        assert_eq!(token(&r, &[(5, 1.0)]).unwrap(), [(1, 5)]);
-    });
+    assert_eq!(late_token(&r, &storage, &[(5, 1.0)]), [(1, 5)]);
+    storage.hold(false);
     let stats = r.stats();
-    assert!(stats.stalls == 1 && stats.wait_ns > 1_000_000, "{stats:?}");
+    assert!(stats.stalls == 1 && stats.wait_ns > 0, "{stats:?}");
 }
 
 #[test]
@@ -238,11 +275,22 @@ fn gate_26_whoever_stops_waits_for_its_reads_and_asks_for_no_more() {
         token(&r, &[(3, 1.0)]).unwrap();
     }
     // One is on its way.
-    slabs.slow.store(true, Ordering::Relaxed);
-    token(&r, &[(5, 1.0)]).unwrap();
-    token(&r, &[(5, 1.0)]).unwrap();
-    let stats = r.stats();
-    r.stop();
+    slabs.hold(true);
+    let mut tokens = 0;
+    while r.lock().pending == 0 {
+        token(&r, &[(5, 1.0)]).unwrap();
+        tokens += 1;
+        assert!(tokens < 12, "nothing is read");
+    }
+    let (stats, before) = (r.stats(), r.waits());
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| r.stop());
+        while r.waits() == before {
+            assert!(!stop.is_finished(), "it did not wait");
+            thread::yield_now();
+        }
+        slabs.hold(false);
+    });
     assert!(r.refine().is_none() && r.lock().pending == 0 && r.lock().arena.is_none());
     // A token that was under way elsewhere changes nothing.
     slabs.fails.store(true, Ordering::Relaxed);
