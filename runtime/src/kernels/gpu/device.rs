@@ -340,7 +340,12 @@ impl Device {
     pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
+        let waited = if patience.is_zero() {
+            // `GpuFault::Hung`: asked late, as on a busy machine, a driver in software would be done and so not hang.
+            Err(wgpu::PollError::Timeout)
+        } else {
+            self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) })
+        };
         self.check()?;
         match waited {
             Ok(_) => {}
