@@ -8,7 +8,7 @@ use dollop::{
     BackendChoice, Engine, EngineOptions, Error, Event, GenerateOptions, GpuFault, Outcome, Session,
     SessionOptions,
 };
-use dollop_tests::{default_model, has_gpu, with_refinements};
+use dollop_tests::{has_gpu, short_model, with_refinements};
 
 fn on_gpu() -> EngineOptions {
     EngineOptions {
@@ -21,7 +21,7 @@ fn on_gpu() -> EngineOptions {
 }
 
 fn open(options: &EngineOptions) -> Engine {
-    Engine::open(&default_model(), options).unwrap()
+    Engine::open(&short_model(), options).unwrap()
 }
 
 /// Tokens of an answer, and of a prompt that are computed at once.
@@ -119,7 +119,7 @@ fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuF
 /// A budget that leaves a cache of about a third of what all experts take at the floor.
 fn streamed(precision: Precision) -> EngineOptions {
     let mut o = EngineOptions { precision: Some(precision), ..on_gpu() };
-    let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(&short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
@@ -176,7 +176,7 @@ fn gate_40_with_refined_experts_too() {
     }
     let options = {
         let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
-        with_refinements(&default_model(), EngineOptions { precision, ..on_gpu() }, 0.3)
+        with_refinements(&short_model(), EngineOptions { precision, ..on_gpu() }, 0.3)
     };
     // The level that all experts have is what the CPU goes on with.
     let low = EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() };
@@ -257,7 +257,7 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     // the driver's part of the scratch leaves.
     let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     let mut o = EngineOptions { threads: 1024, context: Some(4096), ..adaptive };
-    let plan = |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(&short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let small = plan(smallest).unwrap();
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;

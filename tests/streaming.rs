@@ -8,9 +8,9 @@ use dollop::sched::Precision;
 use dollop::store::{Access, FileStorage, Reads};
 use dollop::{
     CancelToken, Engine, EngineOptions, Error, Event, GenerateOptions, MemoryPlan, SessionOptions,
-    StopReason, StreamStats, Trace,
+    StopReason, StreamStats, StreamingOptions, Trace,
 };
-use dollop_tests::default_model;
+use dollop_tests::{HeldFile, default_model};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,6 +55,13 @@ fn with_share(mut o: EngineOptions, share: f64) -> EngineOptions {
 
 fn open(o: &EngineOptions) -> Engine {
     Engine::open(&default_model(), o).unwrap()
+}
+
+/// An engine whose reads are held back at will.
+fn open_held(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
+    let file = HeldFile::open(&default_model());
+    let streaming = StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() };
+    (open(&EngineOptions { streaming, ..o.clone() }), file)
 }
 
 /// Logits of a prompt taken in chunks, then token by token.
@@ -180,14 +187,17 @@ fn what_is_used_next_is_read_while_a_token_waits_for_its_experts() {
     let mut o = with_share(options(Precision::Exact(Level::B4)), 0.3);
     let trace = Arc::new(Trace::default());
     o.streaming.trace = Some(trace.clone());
-    let engine = open(&o);
+    let (engine, file) = open_held(&o);
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let ids = tokens();
     // The products of a prompt do not wait for memory.
     session.logits(&ids[..20]).unwrap();
     let read = || trace.to_json().contains("weights used next");
     assert!(!read());
-    session.logits(&ids[20..21]).unwrap();
+    let waits = || engine.streamer().unwrap().waits();
+    let mut waited = false;
+    file.late(&waits, || drop(session.logits(&ids[20..21]).unwrap()), || waited = true);
+    assert!(waited && trace.to_json().contains("waiting for reads"), "nothing was held back");
     // Where the system does not tell how much its caches hold, nothing is read.
     let told = |i: usize| Path::new(&format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size")).exists();
     assert_eq!(read(), (0..5).any(told));

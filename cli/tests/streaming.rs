@@ -45,7 +45,7 @@ fn most_anonymous(args: &[&str]) -> (u64, usize) {
             assert!(status.success(), "{args:?}: {status}");
             return (most, samples);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -164,7 +164,8 @@ fn stats_trace_and_heat_are_written() {
     );
     assert!(tracks.iter().filter(|t| t.contains("compute")).count() == 2, "one for each thread: {tracks:?}");
     let spans = names("X");
-    for part in ["attention", "gate and up", "down", "dense product", "waiting for reads"] {
+    // Whether a read was waited for is a matter of the clock: `tests/streaming.rs` sees to that.
+    for part in ["attention", "gate and up", "down", "dense product"] {
         assert!(spans.iter().any(|s| s == part), "no span of {part}");
     }
     assert!(spans.iter().any(|s| s.contains("read layer 0 expert")) && spans.len() > 100, "{}", spans.len());

@@ -5,7 +5,6 @@
 use super::refined::with_faults;
 use super::*;
 use dollop::GpuFault;
-use std::sync::atomic::Ordering;
 
 /// What experts take on the host, what everything takes on the device, and what both may.
 fn held(engine: &Engine) -> [u64; 3] {
@@ -23,11 +22,11 @@ fn gate_30_streamed_experts_are_held_once() {
     let exact = Precision::Exact(Level::B3);
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let whole = EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() };
-    let want = outcomes(&Engine::open(&default_model(), &whole).unwrap());
+    let want = outcomes(&Engine::open(&short_model(), &whole).unwrap());
     let mut last = None;
     for (precision, share) in [(exact, 0.0), (exact, 0.8), (adaptive, 0.5), (exact, 0.5)] {
         let o = streaming(precision, share);
-        let engine = Engine::open(&default_model(), &o).unwrap();
+        let engine = Engine::open(&short_model(), &o).unwrap();
         let plan = engine.memory_plan().clone();
         assert!(plan.total_bytes() <= plan.budget.unwrap());
         let at = format!("{precision}, {share}: {plan:?}");
@@ -57,7 +56,7 @@ fn gate_30_streamed_experts_are_held_once() {
 
     // A warm start brings the hottest to the device, and leaves nothing on the host either.
     let (o, cold) = last.unwrap();
-    let warm = Engine::open(&default_model(), &o).unwrap();
+    let warm = Engine::open(&short_model(), &o).unwrap();
     warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
     let (start, host) = (warm.stream_stats().unwrap(), held(&warm)[0]);
     assert!(
@@ -75,11 +74,11 @@ fn gate_30_streamed_experts_are_held_once() {
     let (ids, mut at, mut got) = (noise(TOKENS as u32), 0, Vec::new());
     while at < TOKENS {
         let next = if at == 0 { 0..PROMPT } else { at..at + 1 };
-        storage.fails.store(true, Ordering::Relaxed);
+        storage.fail(true);
         let result = outcome(&mut session, &ids[next.clone()]).or_else(|e| {
             assert!(matches!(e, Error::Io { .. }), "{e}");
             failures += 1;
-            storage.fails.store(false, Ordering::Relaxed);
+            storage.fail(false);
             outcome(&mut session, &ids[next.clone()])
         });
         // It may be that everything was there already.
@@ -91,7 +90,7 @@ fn gate_30_streamed_experts_are_held_once() {
 
     // The device is lost: an empty cache on the host, in all that the budget leaves, and reads from the file.
     drop(session);
-    let engine = Engine::open(&default_model(), &o).unwrap();
+    let engine = Engine::open(&short_model(), &o).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.best(&ids[..PROMPT], 1).unwrap();
     let (before, planned) = (engine.stream_stats().unwrap(), engine.memory_plan().clone());
@@ -134,7 +133,7 @@ fn gate_54_weights_beside_streamed_experts_are_held_once() {
     // A file that no other test maps: pages of several mappings stay where they are.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    std::fs::copy(default_model(), &path).unwrap();
+    std::fs::copy(short_model(), &path).unwrap();
     std::fs::File::open(&path).unwrap().sync_all().unwrap();
     let engine = Engine::open(&path, &streaming(Precision::Exact(Level::B3), 0.3)).unwrap();
     let (dense, device) = (engine.memory_plan().dense_bytes, engine.gpu_stats().unwrap().held_bytes);

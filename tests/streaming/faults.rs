@@ -2,7 +2,6 @@
 //! it was.
 
 use super::*;
-use dollop::StreamingOptions;
 use dollop::sched::Verify;
 use dollop::store::Storage;
 use std::collections::HashSet;
@@ -52,7 +51,7 @@ fn gate_15_transient_faults_are_retried_and_change_nothing() {
     let mut o = with_share(options(Precision::Exact(Level::B4)), 0.4);
     o.streaming.verify = Verify::Always;
     let want = logits(&open(&o));
-    let kinds: [(&str, Fault, bool); 4] = [
+    let kinds: [(&str, Fault, bool); 3] = [
         ("short reads", |n, _, got| Ok(if every(n, 3) { (got / 2).max(1) } else { got }), false),
         (
             "every seventh place fails",
@@ -69,22 +68,28 @@ fn gate_15_transient_faults_are_retried_and_change_nothing() {
             },
             true,
         ),
-        (
-            "a slow lane",
-            |n, _, got| {
-                if every(n, 50) {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                Ok(got)
-            },
-            false,
-        ),
     ];
     for (name, kind, retried) in kinds {
         let (engine, _) = faulty(&o, kind);
         assert!(logits(&engine) == want, "{name}");
         assert_eq!(stats(&engine).retries > 0, retried, "{name}: {:?}", stats(&engine));
     }
+}
+
+#[test]
+fn gate_15_reads_that_come_late_change_nothing() {
+    let o = with_share(options(Precision::Exact(Level::B4)), 0.4);
+    let want = logits(&open(&o));
+    let (engine, file) = open_held(&o);
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let (ids, waits) = (tokens(), || engine.streamer().unwrap().waits());
+    let (mut all, mut late) = (Vec::new(), 0);
+    for call in std::iter::once(&ids[..20]).chain(ids[20..].chunks(1)) {
+        all.extend(file.late(&waits, || session.logits(call).unwrap(), || late += 1));
+    }
+    file.hold(false);
+    assert!(all == want, "late reads change a result");
+    assert!(late > 4 && file.stopped() >= late, "{late} calls waited for reads that were held back");
 }
 
 #[test]

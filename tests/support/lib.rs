@@ -4,7 +4,12 @@ use dollop::sampler::{Sampler, Sampling};
 use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 
+mod held;
+mod short;
 pub mod tiny;
+
+pub use held::HeldFile;
+pub use short::short_model;
 
 /// Tokens that `sampling` chooses after `prompt` among whole logits: what a generation must say that sees only the likeliest.
 pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<u32> {
@@ -64,6 +69,11 @@ pub fn golden(name: &str) -> PathBuf {
 /// The model that comes with Dollop.
 pub fn default_model() -> PathBuf {
     root().join("models/smollm2-moe.gguf")
+}
+
+/// Whether gates are to try all that they can, as `./check --full` does, rather than what stands for it.
+pub fn full() -> bool {
+    std::env::var_os("DOLLOP_TEST_FULL").is_some()
 }
 
 /// Whether there is an adapter to test with. Where `DOLLOP_TEST_GPU` is set, as `./check` does, there must be.

@@ -38,6 +38,11 @@ fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     }
 }
 
+/// Whether to try all, as `./check --full` does, rather than what stands for it.
+fn full() -> bool {
+    std::env::var_os("DOLLOP_TEST_FULL").is_some()
+}
+
 fn gpu() -> Option<GpuBackend> {
     gpu_with(&GpuOptions { kv_single: true, ..GpuOptions::default() })
 }

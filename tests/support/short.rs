@@ -1,0 +1,80 @@
+//! The default model with its first layers alone: what gates of the GPU compute in software, where every layer costs seconds and the
+//! others show nothing new. Bytes and results of the layers that are left are the default model's.
+
+use crate::{default_model, root};
+use dollop::format::dollop::Directory;
+use dollop::format::{Array, GgufWriter, TensorDecl, Value};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// Layers that are left: enough for experts of some layers to give way to those of others.
+const LAYERS: u32 = 6;
+
+/// Tables with a row for each matrix, experts counted singly.
+const TABLES: [&str; 3] = ["dollop.fits", "dollop.errors", "dollop.checksums"];
+
+/// The file, written by each process that asks for it.
+pub fn short_model() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(write).clone()
+}
+
+/// Whether a tensor or matrix belongs to a layer that is left, or to none.
+fn stays(name: &str) -> bool {
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+    layer.is_none_or(|layer| layer.parse::<u32>().expect("a number") < LAYERS)
+}
+
+fn write() -> PathBuf {
+    let whole = std::fs::read(default_model()).expect("the default model is there");
+    let directory = Directory::parse(&whole).expect("it is a Dollop file");
+    let mut meta = directory.gguf.metadata.clone();
+    meta.insert("qwen2moe.block_count", LAYERS);
+    let kept: Vec<_> = directory.matrices.iter().map(|m| stays(&m.name)).collect();
+    for column in ["names", "rows", "cols", "experts", "group", "level"] {
+        let key = format!("dollop.matrix.{column}");
+        let value = meta.get(&key).expect("every file has it").clone();
+        meta.insert(&key, only(value, &kept));
+    }
+    // Rows of the tables that stay, as the matrices do.
+    let rows: Vec<bool> =
+        directory.matrices.iter().zip(&kept).flat_map(|(m, &kept)| vec![kept; m.count()]).collect();
+    let left = rows.iter().filter(|kept| **kept).count() as u64;
+    let mut parts: Vec<(TensorDecl, Vec<u8>)> = Vec::new();
+    for t in &directory.gguf.tensors {
+        let (mut shape, mut bytes) =
+            (t.shape.clone(), whole[t.offset as usize..(t.offset + t.n_bytes) as usize].to_vec());
+        if TABLES.contains(&t.name.as_str()) {
+            *shape.last_mut().expect("a table has rows") = left;
+            let row = bytes.len() / rows.len();
+            bytes = bytes.chunks(row).zip(&rows).filter(|r| *r.1).flat_map(|r| r.0.to_vec()).collect();
+        }
+        if stays(&t.name) {
+            parts.push((TensorDecl { name: t.name.clone(), shape, ty: t.ty }, bytes));
+        }
+    }
+    // Renamed when it is whole: other processes may read it.
+    let folder = root().join("target/short");
+    std::fs::create_dir_all(&folder).expect("the build folder is writable");
+    let (path, partial) = (folder.join("smollm2-moe.gguf"), folder.join(std::process::id().to_string()));
+    let decls: Vec<TensorDecl> = parts.iter().map(|p| p.0.clone()).collect();
+    let file = File::create(&partial).expect("the build folder is writable");
+    let mut w = GgufWriter::new(file, &meta, &decls, directory.gguf.alignment).expect("writable");
+    parts.iter().enumerate().for_each(|(i, p)| w.write(i, 0, &p.1).expect("writable"));
+    w.finish().expect("writable");
+    std::fs::rename(&partial, &path).expect("the build folder is writable");
+    path
+}
+
+/// The values of an array that stay.
+fn only(value: Value, kept: &[bool]) -> Value {
+    fn some<T: Clone>(all: &[T], kept: &[bool]) -> Vec<T> {
+        all.iter().zip(kept).filter(|v| *v.1).map(|v| v.0.clone()).collect()
+    }
+    match value {
+        Value::Array(Array::String(all)) => Value::Array(Array::String(some(&all, kept))),
+        Value::Array(Array::Unsigned(all)) => Value::Array(Array::Unsigned(some(&all, kept))),
+        other => panic!("no column of a table: {other:?}"),
+    }
+}
