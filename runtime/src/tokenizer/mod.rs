@@ -13,6 +13,7 @@ pub use vocab::Vocab;
 use crate::error::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use tokenizers::DecoderWrapper;
 
 /// More than any real `tokenizer.json` (the largest have some 35 MB).
 const MAX_JSON_BYTES: usize = 256 << 20;
@@ -23,12 +24,41 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     /// Ids put before and after a text, where the object itself does not do that.
     wrap: Wrap,
+    byte_tokens: ByteTokens,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Wrap {
     bos: Option<u32>,
     eos: Option<u32>,
+}
+
+/// Which tokens stand for bytes rather than for characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ByteTokens {
+    /// None, or a decoder of a kind that is not known here.
+    None,
+    /// Those spelled `<0x00>` to `<0xFF>` (SentencePiece with byte fallback).
+    Some,
+    /// All: byte-level BPE.
+    All,
+}
+
+impl ByteTokens {
+    fn of(decoder: Option<&DecoderWrapper>) -> ByteTokens {
+        match decoder {
+            Some(DecoderWrapper::ByteLevel(_)) => ByteTokens::All,
+            Some(DecoderWrapper::ByteFallback(_)) => ByteTokens::Some,
+            Some(DecoderWrapper::Sequence(steps)) => match steps.get_decoders() {
+                [one] => ByteTokens::of(Some(one)),
+                steps if steps.iter().any(|s| matches!(s, DecoderWrapper::ByteFallback(_))) => {
+                    ByteTokens::Some
+                }
+                _ => ByteTokens::None,
+            },
+            _ => ByteTokens::None,
+        }
+    }
 }
 
 impl Tokenizer {
@@ -42,10 +72,12 @@ impl Tokenizer {
             return Err(malformed(format!("{} bytes are more than any tokenizer has", json.len())));
         }
         // The crate indexes freely into what it reads; a file that makes it panic is a malformed file.
-        let inner = catch_unwind(|| json.parse::<tokenizers::Tokenizer>())
+        let mut inner = catch_unwind(|| json.parse::<tokenizers::Tokenizer>())
             .map_err(|_| malformed("contradicts itself".into()))?
             .map_err(|e| malformed(e.to_string()))?;
-        Ok(Tokenizer { inner: Arc::new(inner), wrap: Wrap::default() })
+        // What a trainer left of its batches. A prompt is tokenized whole, as `transformers` does unless told otherwise.
+        inner.with_truncation(None).map_err(|e| malformed(e.to_string()))?.with_padding(None);
+        Ok(Tokenizer::new(inner, Wrap::default()))
     }
 
     /// From the vocabulary of a GGUF file.
@@ -59,7 +91,12 @@ impl Tokenizer {
         };
         let inner = catch_unwind(AssertUnwindSafe(|| vocab.build()))
             .map_err(|_| Error::malformed("tokenizer.ggml.tokens", "the vocabulary contradicts itself"))??;
-        Ok(Tokenizer { inner: Arc::new(inner), wrap })
+        Ok(Tokenizer::new(inner, wrap))
+    }
+
+    fn new(inner: tokenizers::Tokenizer, wrap: Wrap) -> Tokenizer {
+        let byte_tokens = ByteTokens::of(inner.get_decoder());
+        Tokenizer { inner: Arc::new(inner), wrap, byte_tokens }
     }
 
     /// The ids of a text. Special tokens spelled out in it are recognised; `add_special` adds those that the model wants
@@ -98,6 +135,11 @@ impl Tokenizer {
     /// How the vocabulary spells an id.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Whether a token has a meaning and no text.
+    fn is_special(&self, token: &str) -> bool {
+        self.inner.get_added_vocabulary().is_special_token(token)
     }
 
     /// A decoder for ids that come one by one.
