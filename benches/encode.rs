@@ -35,7 +35,8 @@ fn encode(c: &mut Criterion) {
         let raw: Vec<u8> = (0..blocks).flat_map(block).collect();
         group.bench_function(format!("keep {ty}"), |b| {
             b.iter(|| {
-                quant::keep_rows(large(32), 0, ty, black_box(&raw), None, Level::B8).expect("sound blocks")
+                quant::keep_rows(large(32), 0, ty, black_box(&raw), None, Level::B8, 1.0)
+                    .expect("sound blocks")
             });
         });
         group.bench_function(format!("dequantize {ty}"), |b| {

@@ -52,8 +52,10 @@ fn uniform_blocks_keep_their_codes() {
     for g in goldens().into_iter().filter(|g| quant::keeps(g.ty)) {
         let (rows, cols) = (2048 / 256, 256);
         let shape = Shape::new(rows, cols, 32).unwrap();
-        let encoded =
-            Encoded::join(shape, &[quant::keep_rows(shape, 0, g.ty, &g.bytes, None, Level::B8).unwrap()]);
+        let encoded = Encoded::join(
+            shape,
+            &[quant::keep_rows(shape, 0, g.ty, &g.bytes, None, Level::B8, 1.0).unwrap()],
+        );
         let nested = encoded.into_nested().unwrap();
         let error = |level: Level| {
             let view = nested.at(level).unwrap();

@@ -44,6 +44,8 @@ pub(super) struct Summary {
 #[derive(Clone)]
 struct Written {
     sums: FitSums,
+    largest: f32,
+    faint: bool,
     codes: Vec<Hasher>,
     scales: Hasher,
     zeros: Hasher,
@@ -80,18 +82,48 @@ impl Encoder<'_> {
         works: &[Work],
         done: &mut dyn FnMut(u64) -> Result<(), JobError>,
     ) -> Result<Vec<Summary>, JobError> {
-        let blocks: Vec<(usize, usize)> =
-            works.iter().enumerate().flat_map(|(w, work)| (0..work.blocks()).map(move |b| (w, b))).collect();
+        let every: Vec<(usize, i32)> = (0..works.len()).map(|w| (w, 0)).collect();
+        let mut read = 0;
+        let mut written = self.pass(works, &every, &mut |bytes| {
+            read = bytes;
+            done(bytes)
+        })?;
+        // Matrices of very small weights are encoded once more, as a multiple of themselves. Rare, and known only now.
+        let faint = |blocks: &[Written]| blocks.iter().any(|b| b.faint);
+        let largest = |blocks: &[Written]| blocks.iter().fold(0.0f32, |m, b| m.max(b.largest));
+        let again: Vec<(usize, i32)> = (every.iter())
+            .filter(|&&(w, _)| faint(&written[w]))
+            .map(|&(w, _)| (w, quant::lift(largest(&written[w]))))
+            .filter(|&(_, lift)| lift > 0)
+            .collect();
+        for (&(w, _), blocks) in again.iter().zip(self.pass(works, &again, &mut |_| done(read))?) {
+            written[w] = blocks;
+        }
+        let mut lifts = vec![0; works.len()];
+        again.iter().for_each(|&(w, lift)| lifts[w] = lift);
+        let all = works.iter().zip(written).zip(lifts);
+        all.map(|((work, blocks), lift)| self.join(work, blocks, lift)).collect()
+    }
+
+    /// Encodes and writes some of `works`, each multiplied by 2 to the number with it. Returns what remains of their blocks.
+    fn pass(
+        &self,
+        works: &[Work],
+        which: &[(usize, i32)],
+        done: &mut dyn FnMut(u64) -> Result<(), JobError>,
+    ) -> Result<Vec<Vec<Written>>, JobError> {
+        let blocks: Vec<(usize, i32, usize)> =
+            (which.iter()).flat_map(|&(w, lift)| (0..works[w].blocks()).map(move |b| (w, lift, b))).collect();
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if self.options.threads == 0 { cores() } else { self.options.threads };
         let (next, read, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
         let written: Mutex<Vec<Option<Written>>> = Mutex::new(vec![None; blocks.len()]);
         let step = |scratch: &mut Vec<f32>| -> Result<bool, JobError> {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(w, b)) = blocks.get(at).filter(|_| !failed.load(Ordering::Relaxed)) else {
+            let Some(&(w, lift, b)) = blocks.get(at).filter(|_| !failed.load(Ordering::Relaxed)) else {
                 return Ok(false);
             };
-            let (block, bytes) = self.block(&works[w], works[w].rows(b), scratch)?;
+            let (block, bytes) = self.block(&works[w], works[w].rows(b), lift, scratch)?;
             read.fetch_add(bytes, Ordering::Relaxed);
             written.lock().expect("no thread panics with the lock")[at] = Some(block);
             Ok(true)
@@ -115,7 +147,7 @@ impl Encoder<'_> {
         })?;
         let written = written.into_inner().expect("no thread panicked");
         let mut written = written.into_iter().map(|w| w.expect("no thread failed"));
-        works.iter().map(|work| self.join(work, written.by_ref().take(work.blocks()))).collect()
+        Ok(which.iter().map(|&(w, _)| written.by_ref().take(works[w].blocks()).collect()).collect())
     }
 
     /// Encodes rows of a matrix and writes them to their places. Returns also the bytes of the source they were.
@@ -123,6 +155,7 @@ impl Encoder<'_> {
         &self,
         work: &Work,
         rows: Range<usize>,
+        lift: i32,
         scratch: &mut Vec<f32>,
     ) -> Result<(Written, u64), JobError> {
         let at = |e: Error| {
@@ -136,7 +169,7 @@ impl Encoder<'_> {
         };
         let shape = work.shape;
         let raw = self.source.raw_rows(work.name, work.expert, rows.clone())?;
-        let part = self.encode(work, rows.clone(), &raw, scratch).map_err(at)?;
+        let part = self.encode(work, rows.clone(), &raw, lift, scratch).map_err(at)?;
         let tile = rows.start / quant::TILE_ROWS;
         let params = tile * shape.groups() * quant::TILE_ROWS;
         // Hashed before the lock is taken: only copies into the page cache are done one at a time.
@@ -150,14 +183,21 @@ impl Encoder<'_> {
             scales: hashed(part.scales()),
             zeros: hashed(part.zeros()),
             sums: part.sums().clone(),
+            largest: part.largest(),
+            faint: part.faint(),
         };
         let mut writer = self.writer.lock().expect("no thread panics with the lock");
+        // A matrix is multiplied only where it was written before as it is.
+        let mut put = |tensor, at, bytes: &[u8]| match lift {
+            0 => writer.write(tensor, at, bytes),
+            _ => writer.rewrite(tensor, at, bytes),
+        };
         for (p, &(tensor, from)) in work.places.iter().enumerate() {
-            writer.write(tensor, from + (tile * shape.tile_bytes(p)) as u64, part.codes(p))?;
+            put(tensor, from + (tile * shape.tile_bytes(p)) as u64, part.codes(p))?;
         }
         let (layout, (tensor, from)) = (shape.plane(0), work.places[0]);
-        writer.write(tensor, from + (layout.scales.start + 2 * params) as u64, part.scales())?;
-        writer.write(tensor, from + (layout.zeros.start + params) as u64, part.zeros())?;
+        put(tensor, from + (layout.scales.start + 2 * params) as u64, part.scales())?;
+        put(tensor, from + (layout.zeros.start + params) as u64, part.zeros())?;
         Ok((written, raw.len() as u64))
     }
 
@@ -166,21 +206,26 @@ impl Encoder<'_> {
         work: &Work,
         rows: Range<usize>,
         raw: &[u8],
+        lift: i32,
         scratch: &mut Vec<f32>,
     ) -> Result<EncodedRows> {
+        let lift = 2f32.powi(lift);
         let ty = self.source.dtype(work.name).expect("the plan is made of tensors that exist");
         let importance = self.importance.of(work.name, work.expert);
         let importance = importance.as_deref();
         if work.shape.group == 32 && quant::keeps(ty) {
-            return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level);
+            return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level, lift);
         }
         scratch.resize(rows.len() * work.shape.cols, 0.0);
         ty.dequantize(raw, scratch)?;
+        if lift != 1.0 {
+            scratch.iter_mut().for_each(|w| *w *= lift);
+        }
         quant::encode_rows(work.shape, rows.start, scratch, importance, work.level, work.anchor)
     }
 
     /// Joins what is known of a matrix's blocks, and writes the padding between its arrays.
-    fn join(&self, work: &Work, blocks: impl Iterator<Item = Written>) -> Result<Summary, JobError> {
+    fn join(&self, work: &Work, blocks: Vec<Written>, lift: i32) -> Result<Summary, JobError> {
         let mut sums = FitSums::default();
         let mut codes = vec![Hasher::new(); work.places.len()];
         let (mut scales, mut zeros) = (Hasher::new(), Hasher::new());
@@ -201,6 +246,7 @@ impl Encoder<'_> {
             self.pad(work.places[p], layout.zeros.end..layout.len, hasher)?;
         }
         let (fits, errors) = sums.solve();
+        let fits = fits.map(|fit| fit.lowered(lift));
         Ok(Summary { fits, errors, checksums: codes })
     }
 

@@ -111,6 +111,19 @@ impl<W: Write + Seek> GgufWriter<W> {
         Ok(())
     }
 
+    /// [`GgufWriter::write`] over bytes that were written before.
+    ///
+    /// # Errors
+    /// Those of the file.
+    ///
+    /// # Panics
+    /// As [`GgufWriter::write`], and where fewer bytes were written.
+    pub fn rewrite(&mut self, index: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = &mut self.places[index].2;
+        *written = written.checked_sub(bytes.len() as u64).expect("these bytes were written before");
+        self.write(index, at, bytes)
+    }
+
     /// Pads the end and hands the file back.
     ///
     /// # Errors

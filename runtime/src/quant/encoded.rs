@@ -19,6 +19,10 @@ pub struct EncodedRows {
     scales: Vec<u8>,
     zeros: Vec<u8>,
     pub(super) sums: FitSums,
+    /// The largest weight's size, rounded up where codes are kept.
+    pub(super) largest: f32,
+    /// Whether a group's scale is so small that f16 has only a few bits for it, or none.
+    pub(super) faint: bool,
     /// 8-bit codes of the tile in hand, `[16, padded cols]`, and its parameters, `[16, groups]`.
     tile: Vec<u8>,
     params: Vec<(f16, u8)>,
@@ -34,6 +38,8 @@ impl EncodedRows {
             scales: Vec::with_capacity(2 * params),
             zeros: Vec::with_capacity(params),
             sums: FitSums::default(),
+            largest: 0.0,
+            faint: false,
             tile: Vec::with_capacity(TILE_ROWS * shape.padded_cols()),
             params: Vec::with_capacity(TILE_ROWS * shape.groups()),
         }
@@ -56,6 +62,16 @@ impl EncodedRows {
     /// Zero points of these rows' groups.
     pub(crate) fn zeros(&self) -> &[u8] {
         &self.zeros
+    }
+
+    /// The size of the largest weight.
+    pub(crate) fn largest(&self) -> f32 {
+        self.largest
+    }
+
+    /// Whether scales are too small for f16, so that the matrix should be encoded as a multiple of itself.
+    pub(crate) fn faint(&self) -> bool {
+        self.faint
     }
 
     /// What the corrections of the matrix need of these rows.

@@ -29,7 +29,7 @@ struct Uniform {
 }
 
 /// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32. `importance` (`[cols]`) weighs the fits of
-/// the levels.
+/// the levels. `lift` (a power of two) multiplies the weights, for matrices that are too small for f16 scales.
 ///
 /// # Errors
 /// `Malformed` where a scale is not finite.
@@ -40,6 +40,7 @@ pub fn keep_rows(
     raw: &[u8],
     importance: Option<&[f32]>,
     max: Level,
+    lift: f32,
 ) -> Result<EncodedRows> {
     assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
     best_instructions(
@@ -53,7 +54,9 @@ pub fn keep_rows(
                 for g in 0..groups {
                     let at = 32 * (i % per_row * groups + g);
                     let importance = importance.map(|v| &v[at..at + 32]);
-                    keep_group(shape, row, &read_group(ty, block, g), importance, &mut out)?;
+                    let mut group = read_group(ty, block, g);
+                    (group.scale, group.min) = (group.scale * lift, group.min * lift);
+                    keep_group(shape, row, &group, importance, &mut out)?;
                 }
             }
             Ok(out.finish())
@@ -88,6 +91,7 @@ fn keep_group(
         *code = (start.wrapping_add(q.wrapping_mul(sign)) << shift) + middle as u8;
     }
     out.push_group(&codes, step, zero);
+    out.largest = out.largest.max(min.abs().max((scale * top as f32 - min).abs()));
     if fits_row(shape, row) {
         let inverse = 1.0 / step.to_f32();
         let x: [f32; 32] =

@@ -120,6 +120,22 @@ pub struct Fit {
     pub beta: f32,
 }
 
+impl Fit {
+    /// The correction of weights that were multiplied by 2 to the `lift` before they were encoded.
+    #[must_use]
+    pub(crate) fn lowered(self, lift: i32) -> Fit {
+        let down = 0.5f32.powi(lift);
+        Fit { alpha: self.alpha * down, beta: self.beta * down }
+    }
+}
+
+/// The power of two by which a matrix whose largest weight is this is multiplied, where its scales are too small for f16: scales
+/// then begin at the top of f16's range, and reach down to 2⁻²⁸ of the largest without loss. At most 2⁶⁰, so that a
+/// correction stays an ordinary f32.
+pub(crate) fn lift(largest: f32) -> i32 {
+    (21 - largest.log2().floor() as i32).clamp(0, 60)
+}
+
 /// The corrections of all levels, in the order of [`Level::ALL`].
 pub type Fits = [Fit; PLANES];
 

@@ -27,6 +27,9 @@ const SHARE_2: f32 = 0.025;
 /// Beyond this the scale of a group would overflow f16.
 const MAX_WEIGHT: f32 = 8e6;
 
+/// Below this, f16 has six bits or fewer for a scale, and the error of a group grows.
+const FAINT: f16 = f16::from_bits(64); // 2⁻¹⁸
+
 /// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
 const SUMS: usize = 8;
 
@@ -88,6 +91,9 @@ impl<const N: usize> Group<N> {
     ) -> Option<()> {
         let group = Group::<N>::new(w, importance)?;
         let (scale, zero) = group.search(anchor, effort);
+        let largest = group.w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+        out.largest = out.largest.max(largest);
+        out.faint |= scale < FAINT && largest > 0.0;
         group.emit(scale, zero, fit.then_some(importance), out);
         Some(())
     }
