@@ -63,6 +63,14 @@ pub enum Error {
         /// What would lower it, for people; begins with punctuation or is empty.
         hint: String,
     },
+    /// The model computes values that are no finite numbers, so there is no next token.
+    #[error(
+        "the model's values are not finite numbers, first {place}: the file is damaged, or was badly merged or converted (`dollop inspect --verify` compares a Dollop file with its checksums)"
+    )]
+    NotFinite {
+        /// Where they begin: a layer (counted from 0) and a token's position.
+        place: String,
+    },
     /// The caller cancelled a long operation that has nothing to return.
     #[error("cancelled")]
     Cancelled,

@@ -13,7 +13,7 @@ use super::embedding::Embedding;
 use super::history::Noted;
 use super::routing::{Routing, RoutingCounters};
 use super::weights::{Ffn, Layer, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::experts::ExpertSource;
 use crate::kernels::{Attention, Backend, Linear, Norm, Placing, Projected, best_of, from_bits};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub enum Want {
     Best(usize),
     /// Every position's.
     All,
+    /// None, but after every layer a look at whether the values are still finite numbers: `NotFinite` where they are not.
+    Finite,
 }
 
 /// What is heard while tokens pass through a model.
@@ -101,11 +103,14 @@ impl Model {
         // Who notes choices learns from all.
         let tail = if s.noted.is_some() { None } else { b.tail(n) };
         let needed = match (want, tail) {
-            (Want::All, _) | (_, None) => n,
+            (Want::All | Want::Finite, _) | (_, None) => n,
             (Want::Last | Want::Best(_), Some(tail)) => tail,
             (Want::Nothing, Some(_)) => 0,
         };
         let (mut n, before) = (n, n - needed);
+        if want == Want::Finite {
+            finite(b, s, n, c.d, pos, || "in the embedding".into())?;
+        }
         for (i, layer) in w.layers.iter().enumerate() {
             self.attention(b, s, layer, i, pos, n);
             if i + 1 == w.layers.len() && needed < n {
@@ -122,6 +127,9 @@ impl Model {
                     b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);
                 }
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
+            }
+            if want == Want::Finite {
+                finite(b, s, n, c.d, pos, || format!("in layer {i}"))?;
             }
             hear(Passing::Layers(i + 1))?;
         }
@@ -180,7 +188,7 @@ impl Model {
     ) -> Result<()> {
         let (c, w) = (&self.config, &self.weights);
         let mut first = match want {
-            Want::Nothing => return b.hand_over(),
+            Want::Nothing | Want::Finite => return b.hand_over(),
             Want::Last | Want::Best(_) => n - 1,
             Want::All => 0,
         };
@@ -210,6 +218,26 @@ impl Model {
             first += rows;
         }
         Ok(())
+    }
+}
+
+/// Whether the first `n` rows of the residual stream are finite numbers.
+///
+/// # Errors
+/// `NotFinite`, with the place and the position of the first row that is not.
+fn finite<B: Backend>(
+    b: &B,
+    s: &State<B>,
+    n: usize,
+    d: usize,
+    pos: usize,
+    place: impl FnOnce() -> String,
+) -> Result<()> {
+    let mut rows = vec![0.0; n * d];
+    b.download(&s.x, 0, &mut rows)?;
+    match rows.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::NotFinite { place: format!("{} at token {}", place(), pos + at / d) }),
     }
 }
 

@@ -218,6 +218,7 @@ impl Session {
                         }
                     }
                     Passing::Logits(i, logits) if done + i >= heard => {
+                        numbers(logits.iter().copied())?;
                         heard = done + i + 1;
                         hear(Step::Logits(done + i, logits));
                     }
@@ -225,6 +226,14 @@ impl Session {
                 }
                 Ok(())
             });
+            let computed = match (computed, want) {
+                // Of these a device tells nothing but the greatest.
+                (Ok(()), Want::Best(k)) => self.likeliest_are_numbers(k.min(vocab)),
+                (computed, _) => computed,
+            };
+            if let Err(Error::NotFinite { .. }) = computed {
+                return Err(self.not_finite(tokens, done, cancel));
+            }
             if !self.stays(computed)? {
                 continue;
             }
@@ -237,6 +246,38 @@ impl Session {
             hear(Step::Read(done));
         }
         Ok(())
+    }
+
+    /// Whether the last call's `k` greatest logits are there, and are finite numbers. Where the stream of a token is not finite,
+    /// none of its logits is a number.
+    fn likeliest_are_numbers(&self, k: usize) -> Result<()> {
+        let found = self.state.likeliest();
+        if found.len() < k {
+            return numbers([f32::NAN]);
+        }
+        numbers(found.iter().map(|best| best.1))
+    }
+
+    /// Finds where values stopped being finite, among the tokens held and then those of `tokens` up to the chunk at `done`:
+    /// all are computed again, with a look after every layer. Forgets them afterwards, for keys and values that are no
+    /// numbers spoil every later token.
+    fn not_finite(&mut self, tokens: &[u32], done: usize, cancel: Option<&CancelToken>) -> Error {
+        let mut all = std::mem::take(&mut self.tokens);
+        self.held = 0;
+        let until = all.len() + piece(tokens.len() - done, self.state.chunk());
+        all.extend_from_slice(&tokens[done..]);
+        while self.held < until {
+            let n = piece(until - self.held, self.state.chunk());
+            let chunk = &all[self.held..self.held + n];
+            let seen = self.forward(chunk, Want::Finite, &mut |_| check(cancel));
+            if let Err(e) = seen {
+                self.held = 0;
+                return e;
+            }
+            self.held += n;
+        }
+        self.held = 0;
+        Error::NotFinite { place: "in the output head".into() }
     }
 
     /// Takes `chunk` through the model behind what the cache holds.
@@ -285,6 +326,15 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// # Errors
+/// `NotFinite` where a logit is not a finite number; the place is found afterwards.
+fn numbers(logits: impl IntoIterator<Item = f32>) -> Result<()> {
+    if logits.into_iter().all(f32::is_finite) {
+        return Ok(());
+    }
+    Err(Error::NotFinite { place: String::new() })
 }
 
 fn check(cancel: Option<&CancelToken>) -> Result<()> {

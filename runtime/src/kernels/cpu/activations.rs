@@ -139,5 +139,6 @@ fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     let rounded = x.map(|x| (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32);
     *q = rounded.map(|r| r as i8);
     let scale = max / 127.0;
-    (scale, scale * rounded.iter().sum::<i32>() as f32)
+    // Of inputs that are not finite the codes mean nothing, and the scale is no number: neither is what they become.
+    (scale, scale * rounded.iter().fold(0i32, |sum, r| sum.wrapping_add(*r)) as f32)
 }
