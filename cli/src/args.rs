@@ -33,7 +33,8 @@ pub enum Command {
 /// Talks with a model.
 ///
 /// Type a message and press Enter; end a line with \ to go on on the next. ^C stops an answer, ^D or /exit leaves, /help
-/// lists the commands. When the input is not a terminal, each line is a turn and only the answers are printed.
+/// lists the commands. When the input is not a terminal, each line is a turn, only said (commands are not obeyed: the text
+/// may come from elsewhere), and only the answers are printed.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop chat\n  dollop chat OLMoE-1B-7B-Q4_K_M.gguf --system 'You answer in one sentence.'\n  echo 'What is the capital of France?' | dollop chat"
@@ -42,7 +43,7 @@ pub struct ChatArgs {
     /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// System prompt [default: the template's own]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Most tokens of one answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
@@ -53,6 +54,10 @@ pub struct ChatArgs {
     /// Continue a conversation written by /save
     #[arg(long, value_name = "FILE")]
     pub load: Option<PathBuf>,
+    /// Obey commands such as /save also when the input is not a terminal. For input that you wrote yourself: they
+    /// write and read files
+    #[arg(long)]
+    pub commands: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
@@ -74,13 +79,13 @@ pub struct RunArgs {
     /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "file")]
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "file", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Read the prompt from a file (- for standard input)
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
     /// System prompt [default: the template's own]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Most tokens to generate; 0 only reads the prompt
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
@@ -298,31 +303,31 @@ pub struct CalibrationArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token
-    #[arg(long = "temp", value_name = "T", default_value_t = 0.0)]
+    #[arg(long = "temp", value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Only the K likeliest tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Only the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Only tokens at least this part as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
     pub min_p: f32,
     /// Penalty on what was said lately; 1 for none
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repeat_penalty: f32,
     /// How many tokens back is lately
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
     /// Subtracted from the logit of what was said lately
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub presence_penalty: f32,
     /// Start of the random sequence
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
     /// A text that ends the answer; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }
 

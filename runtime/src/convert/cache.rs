@@ -1,23 +1,40 @@
 //! Conversions that are done once: a folder of Dollop files, keyed by what they were made from.
 
+use super::partial::Turn;
 use super::source::Source;
-use super::{ConvertOptions, convert_source};
+use super::{ConvertOptions, check, convert_source, model_name};
 use crate::error::{Error, Result};
 use crate::format::dollop;
+use crate::model::file::NestedFile;
+use crate::store;
 use crate::telemetry::{CancelToken, Progress};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Between two looks at whether another process is done with the same conversion.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What a conversion is for: a model that cannot do it is refused before an hour is spent on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its weights: measuring, ids in and out, plain text.
+    Weights,
+    /// Conversations: it needs a tokenizer and a chat template.
+    Chat,
+}
 
 /// The Dollop file for a foreign model: an earlier conversion if the source is unchanged, else a new one in `folder`.
-/// Older conversions of the same source are removed once the new one is there.
+/// A damaged one (a disk was full, a machine crashed) is made again. Older conversions of the same source are removed once
+/// the new one is there. Where another process converts the same model into this folder, its result is waited for.
 ///
 /// # Errors
-/// As [`super::convert`].
+/// As [`super::convert`]; `Unsupported` or `Template` where the model does not serve the purpose.
 pub fn cached(
     source: &Path,
     folder: &Path,
     options: &ConvertOptions,
+    purpose: Purpose,
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PathBuf> {
@@ -41,10 +58,27 @@ pub fn cached(
     if let Some(calibration) = &options.calibration {
         state.update(&calibration.fingerprint().to_le_bytes());
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let family = format!("{stem}-{place}-");
+    let name = model_name(&path).unwrap_or_default();
+    let family = format!("{}-{place}-", name.to_string_lossy());
     let target = folder.join(format!("{family}{:08x}.gguf", state.finalize()));
-    if target.exists() {
+    if is_whole(&target) {
+        return Ok(target);
+    }
+    if purpose == Purpose::Chat {
+        check::can_chat(&opened).map_err(|e| e.at(source))?;
+    }
+    check::check(&opened)?;
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let total = opened.bytes();
+    let _turn = Turn::take(&target.with_extension("lock"), &mut || {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        progress(Progress { stage: "waiting for another conversion of this model", done: 0, total });
+        std::thread::sleep(PATIENCE);
+        Ok(())
+    })?;
+    if is_whole(&target) {
         return Ok(target);
     }
     convert_source(&opened, &target, options, cancel, progress)?;
@@ -56,4 +90,9 @@ pub fn cached(
         }
     }
     Ok(target)
+}
+
+/// Whether a conversion is there as it was written: its tables are read, which a file that was cut does not survive.
+fn is_whole(target: &Path) -> bool {
+    target.exists() && store::map(target).and_then(NestedFile::new).is_ok()
 }

@@ -6,13 +6,44 @@ use crate::error::{Error, Result};
 use crate::format::dollop::is_dollop;
 use crate::model::arch::knows_tensor;
 use crate::model::config::Config;
+use crate::model::tokens;
+use crate::template::ChatTemplate;
 use std::path::Path;
 
 /// # Errors
 /// `Malformed` or `Unsupported`, naming file and tensor.
 pub(super) fn check(source: &Source) -> Result<()> {
     let file = source.files().next().unwrap_or(Path::new("model")).to_path_buf();
-    all(source).map_err(|e| e.at(file))
+    all(source).map_err(|e| e.at(&file))?;
+    let json = source.files().find(|f| f.file_name().is_some_and(|n| n == "tokenizer.json"));
+    let tokenizer = tokens::tokenizer(source.metadata());
+    tokenizer
+        .and_then(|t| tokens::special_tokens(source.metadata(), t.as_ref()))
+        .map_err(|e| e.at(json.unwrap_or(&file)))?;
+    Ok(())
+}
+
+/// Whether a model can chat: it has a tokenizer, and a template that parses.
+///
+/// # Errors
+/// `Unsupported` or `Template`, as an engine with this model would say later.
+pub(super) fn can_chat(source: &Source) -> Result<()> {
+    let meta = source.metadata();
+    if !tokens::has_tokenizer(meta)? {
+        return Err(tokens::no_tokenizer());
+    }
+    ChatTemplate::parse(meta.str("tokenizer.chat_template")?.ok_or_else(tokens::no_template)?).map(drop)
+}
+
+/// # Errors
+/// `Invalid` where a conversion would replace a file that it reads, by whatever name or link.
+pub(super) fn not_a_source(source: &Source, out: &Path) -> Result<()> {
+    let Ok(place) = out.canonicalize() else { return Ok(()) };
+    if source.files().any(|f| f.canonicalize().is_ok_and(|f| f == place)) {
+        let what = "this file is part of the model that is read; name another file to write";
+        return Err(Error::Invalid(format!("{}: {what}", out.display())));
+    }
+    Ok(())
 }
 
 fn all(source: &Source) -> Result<()> {

@@ -8,11 +8,14 @@ mod calibration;
 mod check;
 mod encode;
 pub mod imatrix;
+mod name;
+mod partial;
 mod plan;
 pub mod source;
 
-pub use cache::cached;
+pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
+pub use name::model_name;
 pub use plan::Group;
 
 use crate::error::{Error, Result};
@@ -22,11 +25,11 @@ use crate::telemetry::{CancelToken, Progress};
 use calibration::Importance;
 use crc32fast::Hasher;
 use encode::{Encoder, Summary, Work};
+use partial::Partial;
 use plan::{Plan, Target};
 use source::Source;
-use std::fs::{self, File};
 use std::io::Seek;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -80,7 +83,8 @@ pub struct Report {
 /// Converts the model at `source` into a Dollop file `out`.
 ///
 /// # Errors
-/// Those of reading and writing; `Cancelled`. Nothing is left under `out` then, and an older file there is untouched.
+/// Those of reading and writing; `Invalid` where `out` is one of the files that are read; `Cancelled`. Nothing is left under
+/// `out` then, and an older file there is untouched.
 pub fn convert(
     source: &Path,
     out: &Path,
@@ -104,8 +108,9 @@ pub(crate) fn convert_source(
     let plan = Plan::new(source, options)?;
     let importance = Importance::new(options.calibration.as_deref(), source)?;
     let calibrated = plan.matrices().filter(|name| importance.has(name)).count();
-    let temporary = Temporary::new(out)?;
-    let file = File::create(&temporary.path).map_err(|e| Error::io(&temporary.path, e))?;
+    check::not_a_source(source, out)?;
+    let partial = Partial::new(out)?;
+    let file = partial.file()?;
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::StorageFull => Error::io(
             out,
@@ -144,7 +149,7 @@ pub(crate) fn convert_source(
     let bytes_out = file.stream_position().map_err(failed)?;
     file.sync_all().map_err(failed)?;
     drop(file);
-    temporary.keep(out)?;
+    partial.keep(out)?;
     Ok(Report {
         bytes_in: source.bytes(),
         bytes_out,
@@ -153,48 +158,6 @@ pub(crate) fn convert_source(
         calibrated,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// A file under a temporary name, deleted unless kept.
-struct Temporary {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Temporary {
-    /// Beside `out`, so that the rename stays within one file system. Leftovers of a conversion that was killed go.
-    fn new(out: &Path) -> Result<Temporary> {
-        let name =
-            out.file_name().ok_or_else(|| Error::Invalid(format!("{} is no file name", out.display())))?;
-        let stem = format!("{}.partial-", name.to_string_lossy());
-        let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
-            let name = entry.file_name();
-            let owner =
-                name.to_str().and_then(|n| n.strip_prefix(&stem)).and_then(|pid| pid.parse::<u32>().ok());
-            if owner.is_some_and(|pid| {
-                !Path::new("/proc").join(pid.to_string()).exists() || pid == std::process::id()
-            }) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-        Ok(Temporary { path: folder.join(format!("{stem}{}", std::process::id())), kept: false })
-    }
-
-    fn keep(mut self, out: &Path) -> Result<()> {
-        fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 enum JobError {

@@ -3,6 +3,7 @@
 //! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
 //! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
 
+use super::json;
 use super::value::Metadata;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value as Json};
@@ -20,6 +21,66 @@ const FAMILIES: [(&str, &str); 8] = [
 ];
 
 const MAX_LAYERS: u64 = 1024;
+
+/// Keys of `config.json` that are read, here or beside the tokenizer, or whose meaning the tensors show.
+const READ: [&str; 36] = [
+    "attention_bias",
+    "bos_token_id",
+    "clip_qkv",
+    "decoder_sparse_step",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "mlp_bias",
+    "mlp_only_layers",
+    "model_type",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "num_attention_heads",
+    "num_experts",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+    "partial_rotary_factor",
+    "qkv_bias",
+    "quantization_config",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "shared_expert_intermediate_size",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+    "vocab_size",
+    "pad_token_id",
+];
+
+/// Keys of `config.json` about training, other programs or the file itself.
+const DESCRIBING: [&str; 16] = [
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "dtype",
+    "initializer_range",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pretraining_tp",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "return_dict",
+];
 
 struct Config {
     json: Map<String, Json>,
@@ -66,8 +127,10 @@ impl Config {
                 Some(_) => return Err(Self::wrong(key, "an object")),
             }
         }
-        if let (None, Some(theta)) = (json.get("rope_theta"), self.get("rope_theta")) {
-            json.insert("rope_theta".into(), theta.clone());
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            if let (None, Some(value)) = (json.get(key), self.get(key)) {
+                json.insert(key.into(), value.clone());
+            }
         }
         Ok(Config { json })
     }
@@ -78,12 +141,7 @@ impl Config {
 /// # Errors
 /// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for other families and features.
 pub fn metadata_from_config(text: &str) -> Result<Metadata> {
-    let json: Json =
-        serde_json::from_str(text).map_err(|e| Error::malformed("config.json", e.to_string()))?;
-    let Json::Object(json) = json else {
-        return Err(Error::malformed("config.json", "an object is expected"));
-    };
-    let c = Config { json };
+    let c = Config { json: object("config.json", text)? };
     let family = c
         .str("model_type")?
         .ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
@@ -92,6 +150,13 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
         let what = format!("model_type `{family}` is not supported; supported are {}", names.join(", "));
         return Err(Error::unsupported(what));
     };
+    if let Some(how) = c.get("quantization_config") {
+        let method = how["quant_method"].as_str().unwrap_or("a method without a name");
+        let what = format!(
+            "config.json: weights quantized by {method} are not supported; take the unquantized model or a GGUF file of it"
+        );
+        return Err(Error::unsupported(what));
+    }
     if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
         return Err(Error::unsupported(format!(
             "config.json: hidden_act `{act}` is not supported; `silu` is"
@@ -154,7 +219,32 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
     // The default of the family's class, for configs that leave it out.
     let base = if family == "mixtral" { 1e6 } else { 1e4 };
     rope(&c.rope()?, &mut m, arch, base)?;
+    let unused: Vec<String> = c
+        .json
+        .keys()
+        .filter(|k| !READ.contains(&k.as_str()) && !DESCRIBING.contains(&k.as_str()))
+        .cloned()
+        .collect();
+    if !unused.is_empty() {
+        m.insert("dollop.source.unused", unused);
+    }
     Ok(m)
+}
+
+/// Whether a `config.json` says that embedding and output head are one matrix; `None` where it leaves that to the family.
+///
+/// # Errors
+/// As [`metadata_from_config`].
+pub fn is_tied(config: &str) -> Result<Option<bool>> {
+    Config { json: object("config.json", config)? }.bool("tie_word_embeddings")
+}
+
+/// A JSON file whose whole is an object. `name` is the file's.
+fn object(name: &str, text: &str) -> Result<Map<String, Json>> {
+    match json::parse(text).map_err(|e| Error::malformed(name, e.to_string()))? {
+        Json::Object(object) => Ok(object),
+        _ => Err(Error::malformed(name, "an object is expected")),
+    }
 }
 
 /// Which layers have a sliding window: each family says it in its own way.
@@ -305,53 +395,73 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
     one(blk(part), Some(expert.parse().ok()?))
 }
 
-/// Copies the ids and flags of `tokenizer_config.json`, `config.json` and `generation_config.json` that GGUF has keys
-/// for. `token_id` looks a token's text up in the tokenizer.
+/// The small files beside a model's weights, as far as they are there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SmallFiles<'a> {
+    /// `config.json`.
+    pub config: &'a str,
+    /// `tokenizer_config.json`.
+    pub tokenizer: Option<&'a str>,
+    /// `special_tokens_map.json`: what `tokenizer_config.json` leaves out.
+    pub special: Option<&'a str>,
+    /// `generation_config.json`.
+    pub generation: Option<&'a str>,
+}
+
+/// Copies the ids and flags of the small files that GGUF has keys for. `token_id` looks a token's text up in the tokenizer.
+///
+/// # Errors
+/// `Malformed`, naming the file, for one that is no JSON: ignored, it would take the end of every answer with it.
 pub fn special_tokens(
     m: &mut Metadata,
-    config: &str,
-    tokenizer: Option<&str>,
-    generation: Option<&str>,
+    files: SmallFiles<'_>,
     token_id: &dyn Fn(&str) -> Option<u32>,
-) {
-    let parse = |t: &str| serde_json::from_str::<Json>(t).ok();
-    let (config, tokenizer, generation) =
-        (parse(config), tokenizer.and_then(parse), generation.and_then(parse));
+) -> Result<()> {
+    let parse =
+        |name: &str, text: Option<&str>| text.map_or(Ok(Map::new()), |t| object(name, t)).map(Json::Object);
+    let config = parse("config.json", Some(files.config))?;
+    let tokenizer = parse("tokenizer_config.json", files.tokenizer)?;
+    let special = parse("special_tokens_map.json", files.special)?;
+    let generation = parse("generation_config.json", files.generation)?;
     let id = |v: &Json| v.as_u64().and_then(|n| u32::try_from(n).ok());
     for (key, token, flag) in [("bos", "bos_token", "add_bos_token"), ("eos", "eos_token", "add_eos_token")] {
-        let named = tokenizer.as_ref().and_then(|t| {
+        let named = [&tokenizer, &special].into_iter().find_map(|t| {
             let token = &t[token];
             token.as_str().or_else(|| token["content"].as_str()).and_then(token_id)
         });
         let field = format!("{key}_token_id");
-        let listed = [&generation, &config]
-            .into_iter()
-            .flatten()
-            .find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
+        let listed =
+            [&generation, &config].into_iter().find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
         if let Some(n) = named.or(listed) {
             m.insert(format!("tokenizer.ggml.{field}"), n);
         }
-        if let Some(add) = tokenizer.as_ref().and_then(|t| t[flag].as_bool()) {
+        if let Some(add) = tokenizer[flag].as_bool() {
             m.insert(format!("tokenizer.ggml.{flag}"), add);
         }
     }
-    let ends = [&generation, &config].into_iter().flatten().find_map(|c| match &c["eos_token_id"] {
+    let ends = [&generation, &config].into_iter().find_map(|c| match &c["eos_token_id"] {
         Json::Array(all) => all.iter().map(|v| id(v).map(u64::from)).collect::<Option<Vec<_>>>(),
         one => id(one).map(|n| vec![n.into()]),
     });
     if let Some(ends) = ends {
         m.insert("dollop.tokenizer.eot_token_ids", ends);
     }
+    Ok(())
 }
 
-/// The chat template of a `tokenizer_config.json`: a text, or the one named `default` of a list.
-pub fn chat_template(tokenizer_config: &str) -> Option<String> {
-    let json: Json = serde_json::from_str(tokenizer_config).ok()?;
-    match &json["chat_template"] {
-        Json::String(s) => Some(s.clone()),
-        Json::Array(all) => {
-            all.iter().find(|t| t["name"] == "default")?["template"].as_str().map(str::to_owned)
-        }
+/// The chat template of a `tokenizer_config.json` (or a `chat_template.json`): a text, or the one named `default` of a list.
+///
+/// # Errors
+/// `Malformed` where the text is no JSON.
+pub fn chat_template(name: &str, config: &str) -> Result<Option<String>> {
+    let json = object(name, config)?;
+    Ok(match json.get("chat_template") {
+        Some(Json::String(s)) => Some(s.clone()),
+        Some(Json::Array(all)) => all
+            .iter()
+            .find(|t| t["name"] == "default")
+            .and_then(|t| t["template"].as_str())
+            .map(str::to_owned),
         _ => None,
-    }
+    })
 }

@@ -7,6 +7,7 @@ pub mod dollop;
 pub mod ggml;
 pub mod gguf;
 pub mod hf;
+mod json;
 pub mod safetensors;
 pub mod value;
 pub mod write;

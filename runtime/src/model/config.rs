@@ -1,6 +1,7 @@
 //! The numbers of a model, read from GGUF keys and checked against each other. Knows no weights.
 
 use super::arch::Family;
+use super::keys;
 use super::rope::{RopeConfig, Scaling};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
@@ -127,6 +128,7 @@ impl Config {
                 format!("{heads} heads of {head_dim} are too wide"),
             ));
         }
+        keys::check(meta, family, head_dim)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
@@ -204,6 +206,19 @@ fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     }
 }
 
+/// llama.cpp writes −1 for "as usual".
+fn extrapolation(keys: &Keys) -> Result<f32> {
+    match keys.f32("rope.scaling.yarn_ext_factor")? {
+        None => Ok(1.0),
+        Some(v) if v < 0.0 => Ok(1.0),
+        Some(v) if v <= 1.0 => Ok(v),
+        Some(v) => {
+            let what = format!("{v}: it must be between 0 and 1");
+            Err(Error::malformed(keys.key("rope.scaling.yarn_ext_factor"), what))
+        }
+    }
+}
+
 fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
     if keys.meta.f32("dollop.rope.llama3.factor")?.is_some() {
         let get = |name: &str| -> Result<f32> {
@@ -253,6 +268,9 @@ fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
             mscale: keys.meta.f32("dollop.rope.yarn.mscale")?,
             mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?,
             truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(true),
+            gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
+                * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            extrapolation: extrapolation(keys)?,
         }),
         other => Err(Error::unsupported(format!(
             "rope scaling `{other}` is not supported; supported are none, linear, llama3 and yarn"

@@ -10,8 +10,10 @@ pub mod embedding;
 pub mod file;
 pub mod forward;
 mod history;
+pub mod keys;
 pub mod rope;
 pub mod routing;
+pub mod tokens;
 pub mod weights;
 
 pub use config::Config;

@@ -56,6 +56,11 @@ pub enum Scaling {
         mscale_all_dim: Option<f32>,
         /// Round the ramp's ends to whole dimensions.
         truncate: bool,
+        /// Multiplies cosines and sines once more (GGUF's `attn_factor` and `yarn_attn_factor`).
+        gain: f32,
+        /// How much of the ramp there is (GGUF's `yarn_ext_factor`): 0 stretches all frequencies alike, and then nothing
+        /// sharpens attention by itself.
+        extrapolation: f32,
     },
 }
 
@@ -97,6 +102,8 @@ impl RopeConfig {
                 mscale,
                 mscale_all_dim,
                 truncate,
+                gain,
+                extrapolation,
             } => {
                 let factor = f64::from(*factor);
                 // The dimension that turns `rotations` times over the original context.
@@ -114,18 +121,19 @@ impl RopeConfig {
                 }
                 let stretch = |i: usize| {
                     let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                    let kept = 1.0 - ramp;
+                    let kept = (1.0 - ramp) * f64::from(*extrapolation);
                     plain(i) / factor * (1.0 - kept) + plain(i) * kept
                 };
                 let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
                 let attention = match (attention_factor, mscale, mscale_all_dim) {
                     (Some(a), _, _) => f64::from(*a),
+                    _ if *extrapolation == 0.0 => 1.0,
                     (None, Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => {
                         scale(f64::from(*m)) / scale(f64::from(*all))
                     }
                     _ => scale(1.0),
                 };
-                (half.map(|i| stretch(i) as f32).collect(), attention as f32)
+                (half.map(|i| stretch(i) as f32).collect(), (attention * f64::from(*gain)) as f32)
             }
         }
     }
@@ -165,6 +173,41 @@ mod tests {
         let slow = rope(Scaling::Linear { factor: 2.0 }).table(7, None);
         for (a, b) in plain.cos[3 * 8..].iter().zip(&slow.cos[6 * 8..]) {
             assert!((a - b).abs() < 1e-6);
+        }
+    }
+
+    /// Values of ggml's `rope_yarn`, in Python: base 10000, 16 dimensions, factor 4, 64 positions before stretching, at dimension
+    /// pairs 0, 2 and 7 of position 5, `ramp · ext_factor` mixed in, and `attn_factor · (1 + 0.1 ln 4)`, the last only where
+    /// `ext_factor` is not 0.
+    #[test]
+    fn factors_of_yarn_are_those_of_ggml() {
+        let table = |gain, extrapolation| {
+            let yarn = Scaling::Yarn {
+                factor: 4.0,
+                original_context: 64.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: None,
+                mscale: None,
+                mscale_all_dim: None,
+                truncate: true,
+                gain,
+                extrapolation,
+            };
+            let table = rope(yarn).table(6, None);
+            [table.cos[5 * 8], table.cos[5 * 8 + 2], table.cos[5 * 8 + 7]]
+        };
+        let cases = [
+            (1.0, 1.0, [0.3229861, 1.1032322, 1.1386293]),
+            (2.0, 1.0, [0.6459722, 2.2064644, 2.2772587]),
+            (1.0, 0.0, [0.3153224, 0.9921977, 0.9999999]),
+            (2.0, 0.0, [0.6306447, 1.9843953, 1.9999998]),
+            (1.0, 0.5, [-1.1384727, 1.118_673, 1.1386293]),
+        ];
+        for (gain, extrapolation, want) in cases {
+            for (got, want) in table(gain, extrapolation).into_iter().zip(want) {
+                assert!((got - want).abs() < 2e-6, "{gain} {extrapolation}: {got} {want}");
+            }
         }
     }
 

@@ -8,11 +8,11 @@ use super::info::ModelInfo;
 use super::plan::MemoryPlan;
 use super::processor::Processor;
 use super::processors::{Computing, Processors};
-use super::tokens::SpecialTokens;
 use crate::error::{Error, Result};
 use crate::kernels::Observer;
 use crate::model::Model;
 use crate::model::embedding::Embedding;
+use crate::model::tokens::{self, SpecialTokens};
 use crate::sched::{Refiner, Streamer};
 use crate::telemetry::{GpuFault, GpuStats, StreamStats};
 use crate::template::ChatTemplate;
@@ -189,11 +189,7 @@ impl Engine {
     /// # Errors
     /// `Unsupported` for a model without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.0.tokenizer.as_ref().ok_or_else(|| {
-            Error::unsupported(
-                "the model has no tokenizer; put its tokenizer.json beside it and convert it again",
-            )
-        })
+        self.0.tokenizer.as_ref().ok_or_else(tokens::no_tokenizer)
     }
 
     /// The chat template, parsed.
@@ -201,10 +197,7 @@ impl Engine {
     /// # Errors
     /// `Unsupported` for a model without one, `Template` for one that does not parse.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        let source = self.0.template.as_deref().ok_or_else(|| {
-            Error::unsupported("the model has no chat template, so it cannot chat; continue plain text with `dollop run --raw`")
-        })?;
-        ChatTemplate::parse(source)
+        ChatTemplate::parse(self.0.template.as_deref().ok_or_else(tokens::no_template)?)
     }
 
     /// The ids of a text that is no chat: with the tokens that the model wants at its beginning.

@@ -20,8 +20,8 @@ mod stop;
 mod streaming;
 mod tensors;
 mod timeline;
-mod tokens;
 
+pub use crate::model::tokens::SpecialTokens;
 pub use calibrate::{CalibrateOptions, calibrate, calibrate_tokens};
 pub use chat::{Chat, Overflow};
 pub use engine::Engine;
@@ -31,4 +31,3 @@ pub use options::{EngineOptions, StreamingOptions};
 pub use plan::{LevelFit, MemoryPlan, RefinementPlan};
 pub use processor::BackendChoice;
 pub use timeline::{Session, SessionOptions};
-pub use tokens::SpecialTokens;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
+const HEAD: &str = "lm_head.weight";
+
 /// Opens the folder: everything but its tensors' rows is read.
 pub(super) fn open(folder: &Path) -> Result<Source> {
     let file = |name: &str| folder.join(name);
@@ -36,17 +38,34 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
             return Err(Error::malformed("folder", what).at(folder));
         }
     };
+    let adapter = file("adapter_config.json");
+    if adapter.exists() {
+        let what = "the folder holds an adapter beside the model, and adapters are not applied; merge it into the weights, or move it away";
+        return Err(Error::unsupported(what).at(&adapter));
+    }
+    let tied = hf::is_tied(&config).map_err(|e| e.at(&config_path))?;
+    let mut head = false;
     let mut collector = Collector::default();
     let mut files = Vec::new();
     for shard in shards {
         let path = file(&shard);
         let bytes = store::map(&path)?;
         for entry in safetensors::parse(&bytes).map_err(|e| e.at(&path))? {
+            if entry.name == HEAD {
+                head = true;
+                // Some writers store the head of a tied model all the same; `transformers` takes the embedding.
+                if tied == Some(true) {
+                    continue;
+                }
+            }
             add_tensor(&mut collector, files.len(), entry).map_err(|e| e.at(&path))?;
         }
         files.push((path, bytes));
     }
-    // A tied head that some writers store all the same would be a second copy of the embedding; keeping it is harmless.
+    if tied == Some(false) && !head {
+        let what = "the file has no such tensor, and `tie_word_embeddings` says that the embedding is not the head; is the download complete?";
+        return Err(Error::malformed(format!("tensor `{HEAD}`"), what).at(folder));
+    }
     collector.finish(metadata, files, others).map_err(|e| e.at(folder))
 }
 
@@ -62,17 +81,30 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
     };
     let tokenizer = read("tokenizer.json")?;
     let tokenizer_config = read("tokenizer_config.json")?;
+    let special = read("special_tokens_map.json")?;
     let generation = read("generation_config.json")?;
-    let template = match read("chat_template.jinja")? {
-        Some(t) => Some(t),
-        None => tokenizer_config.as_deref().and_then(hf::chat_template),
-    };
+    let mut template = read("chat_template.jinja")?;
+    // The first that has one: `chat_template.json` is what processors of pictures and sound write.
+    for (name, text) in [
+        ("tokenizer_config.json", tokenizer_config.clone()),
+        ("chat_template.json", read("chat_template.json")?),
+    ] {
+        if let (None, Some(text)) = (&template, text) {
+            template = hf::chat_template(name, &text).map_err(|e| e.at(folder.join(name)))?;
+        }
+    }
     if let Some(template) = template {
         metadata.insert("tokenizer.chat_template", template);
     }
     let ids = tokenizer.as_deref().map(added_tokens).unwrap_or_default();
     let lookup = |token: &str| ids.get(token).copied();
-    hf::special_tokens(metadata, config, tokenizer_config.as_deref(), generation.as_deref(), &lookup);
+    let files = hf::SmallFiles {
+        config,
+        tokenizer: tokenizer_config.as_deref(),
+        special: special.as_deref(),
+        generation: generation.as_deref(),
+    };
+    hf::special_tokens(metadata, files, &lookup).map_err(|e| e.at(folder))?;
     if let Some(json) = tokenizer {
         metadata.insert("tokenizer.huggingface.json", json);
     }

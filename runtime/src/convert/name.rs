@@ -1,0 +1,62 @@
+//! What a model is called after the file or folder that it lies in.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+/// The name of the model at `source`: a folder's name, whatever dots it has; a file's without `.gguf` and without the number
+/// of a shard. `.` and `..` have the names of the folders that they stand for. `None` for the root.
+pub fn model_name(source: &Path) -> Option<OsString> {
+    let folder = source.file_name().is_some_and(|n| n == "config.json").then(|| match source.parent() {
+        Some(up) if !up.as_os_str().is_empty() => up,
+        _ => Path::new("."),
+    });
+    let place = folder.unwrap_or(source);
+    let name = match place.file_name() {
+        Some(name) => name.to_os_string(),
+        None => place.canonicalize().ok()?.file_name()?.to_os_string(),
+    };
+    if folder.is_some() || source.is_dir() {
+        return Some(name);
+    }
+    let Some(text) = name.to_str() else { return Some(name) };
+    let stem = match text.len().checked_sub(".gguf".len()).and_then(|at| text.split_at_checked(at)) {
+        Some((stem, end)) if end.eq_ignore_ascii_case(".gguf") => stem,
+        _ => text,
+    };
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    let whole = stem
+        .rsplit_once("-of-")
+        .filter(|(_, of)| digits(of))
+        .and_then(|(rest, _)| rest.rsplit_once('-'))
+        .filter(|(_, no)| digits(no))
+        .map_or(stem, |(rest, _)| rest);
+    Some(if whole.is_empty() { name } else { whole.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("tiny-0.5B");
+        std::fs::create_dir_all(inside.join("sub")).unwrap();
+        let dots = format!("{}/sub/..", inside.display());
+        for (path, want) in [
+            (inside.to_str().unwrap(), "tiny-0.5B"),
+            (&format!("{}/", inside.display()), "tiny-0.5B"),
+            (&dots, "tiny-0.5B"),
+            (&format!("{}/config.json", inside.display()), "tiny-0.5B"),
+            ("a/Qwen3-0.6B.Q4_K_M.gguf", "Qwen3-0.6B.Q4_K_M"),
+            ("Qwen3-30B-00001-of-00003.GGUF", "Qwen3-30B"),
+            ("x-1-of-3.gguf", "x-1-of-3"),
+            ("model.v1", "model.v1"),
+            (".gguf", ".gguf"),
+            ("é.gguf", "é"),
+        ] {
+            assert_eq!(model_name(Path::new(path)).unwrap(), want, "{path}");
+        }
+        assert_eq!(model_name(Path::new("/")), None);
+    }
+}

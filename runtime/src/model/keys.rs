@@ -1,0 +1,198 @@
+//! What a file's keys say that this version does not compute. A key that changes results and is not understood is an error;
+//! the rest is told by `dollop inspect`.
+
+use super::arch::Family;
+use crate::error::{Error, Result};
+use crate::format::{Metadata, Value};
+
+/// Keys of an architecture (after `<arch>.`) that [`super::config`] reads.
+const READ: [&str; 27] = [
+    "attention.clamp_kqv",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "expert_used_count",
+    "expert_weights_scale",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+];
+
+/// Keys that describe the file, or say what its tensors show.
+const DESCRIBING: [&str; 6] = [
+    "expert_shared_count",
+    "leading_dense_block_count",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "vocab_size",
+    "decoder_sparse_step",
+];
+
+/// Keys whose computation is not there, and the values with which it changes nothing.
+const NEUTRAL: [(&str, &[f64]); 18] = [
+    ("attention.causal", &[1.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.shared_kv_layers", &[0.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("expert_gating_func", &[0.0, 1.0]),
+    ("expert_group_count", &[0.0, 1.0]),
+    ("expert_group_used_count", &[0.0, 1.0]),
+    ("expert_group_scale", &[0.0, 1.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("full_attention_interval", &[0.0, 1.0]),
+    ("interleave_moe_layer_step", &[0.0, 1.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("moe_every_n_layers", &[0.0, 1.0]),
+    ("nextn_predict_layers", &[0.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("rope.scaling.yarn_log_multiplier", &[0.0]),
+    ("use_parallel_residual", &[0.0]),
+];
+
+/// Other namespaces whose keys this version reads or that describe the file.
+const OTHERS: [&str; 6] = ["general.", "dollop.", "quantize.", "split.", "tokenizer.", "imatrix."];
+
+fn number(value: &Value) -> Option<f64> {
+    match *value {
+        Value::Unsigned(v, _) => Some(v as f64),
+        Value::Signed(v, _) => Some(v as f64),
+        Value::F32(v) => Some(v.into()),
+        Value::F64(v) => Some(v),
+        Value::Bool(v) => Some(v.into()),
+        Value::String(_) | Value::Array(_) => None,
+    }
+}
+
+/// Refuses keys of the architecture that would change results and are not understood.
+///
+/// # Errors
+/// `Unsupported`, naming the key.
+pub fn check(meta: &Metadata, family: Family, head_dim: usize) -> Result<()> {
+    let prefix = format!("{}.", family.name);
+    for (key, value) in meta.iter() {
+        let Some(name) = key.strip_prefix(&prefix) else { continue };
+        if READ.contains(&name) || DESCRIBING.contains(&name) {
+            continue;
+        }
+        let number = number(value);
+        let harmless = match name {
+            "expert_weights_norm" => number == Some(f64::from(u8::from(family.renormalize))),
+            "attention.scale" => {
+                number.is_some_and(|v| v == 0.0 || (v * (head_dim as f64).sqrt() - 1.0).abs() < 1e-5)
+            }
+            _ => NEUTRAL
+                .iter()
+                .find(|(known, _)| *known == name)
+                .is_some_and(|(_, neutral)| number.is_some_and(|v| neutral.contains(&v))),
+        };
+        if !harmless {
+            let what = number.map_or_else(String::new, |v| format!(" with the value {v}"));
+            return Err(Error::unsupported(format!(
+                "the key `{key}`{what} is not understood: without it the model would compute something else"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Keys that are not used, a line each, for people.
+///
+/// # Errors
+/// `Malformed` where a list of such keys is none.
+pub fn notes(meta: &Metadata) -> Result<Vec<String>> {
+    let arch = meta.str("general.architecture")?.unwrap_or_default();
+    let known = |key: &str| {
+        OTHERS.iter().any(|o| key.starts_with(o))
+            || key.strip_prefix(arch).is_some_and(|k| k.starts_with('.'))
+    };
+    let unused: Vec<&str> = meta.iter().map(|(key, _)| key).filter(|key| !known(key)).collect();
+    let mut notes = Vec::new();
+    if !unused.is_empty() {
+        notes.push(format!("keys that are not used: {}", unused.join(", ")));
+    }
+    if let Some(config) = meta.strings("dollop.source.unused")? {
+        notes.push(format!("keys of config.json that are not used: {}", config.join(", ")));
+    }
+    Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(key: &str, value: impl Into<Value>) -> Result<()> {
+        let mut meta = Metadata::new();
+        meta.insert(key, value);
+        check(&meta, Family::find("qwen3moe").unwrap(), 64)
+    }
+
+    #[test]
+    fn a_key_that_changes_results_is_understood_or_refused() {
+        for (key, value) in [
+            ("qwen3moe.final_logit_softcapping", 30.0),
+            ("qwen3moe.rope.scaling.yarn_log_multiplier", 0.1),
+            ("qwen3moe.expert_gating_func", 2.0),
+            ("qwen3moe.attention.scale", 0.5),
+            ("qwen3moe.something.new", 0.0),
+        ] {
+            let text = checked(key, value as f32).unwrap_err().to_string();
+            assert!(text.contains(key) && text.contains("not understood"), "{text}");
+            assert!(
+                checked(&key.replace("qwen3moe", "llama"), value as f32).is_ok(),
+                "another architecture's"
+            );
+        }
+        assert!(checked("qwen3moe.expert_weights_norm", false).is_err());
+        assert!(checked("qwen3moe.attention.causal", "yes").is_err());
+        for (key, value) in [
+            ("qwen3moe.final_logit_softcapping", 0.0),
+            ("qwen3moe.attention.scale", 0.125),
+            ("qwen3moe.logit_scale", 1.0),
+            ("qwen3moe.block_count", 3.0),
+            ("general.anything", 1.0),
+        ] {
+            checked(key, value as f32).unwrap();
+        }
+        checked("qwen3moe.expert_weights_norm", true).unwrap();
+        checked("qwen3moe.expert_gating_func", 1u32).unwrap();
+    }
+
+    #[test]
+    fn what_is_harmless_is_told() {
+        let mut meta = Metadata::new();
+        meta.insert("general.architecture", "llama");
+        meta.insert("general.author", "x");
+        meta.insert("llama.block_count", 1u32);
+        assert!(notes(&meta).unwrap().is_empty());
+        meta.insert("mradermacher.quantized", "x");
+        meta.insert("llamaX", 1u32);
+        meta.insert("dollop.source.unused", vec!["a".to_owned(), "b".into()]);
+        let notes = notes(&meta).unwrap();
+        assert_eq!(
+            notes,
+            [
+                "keys that are not used: mradermacher.quantized, llamaX",
+                "keys of config.json that are not used: a, b"
+            ]
+        );
+    }
+}
