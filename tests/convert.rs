@@ -1,7 +1,7 @@
 //! Gate 6: conversion: the same bytes whatever the threads, nothing under the final name after a failure, unchanged sources
 //! open at once, and every bad source gets a clear refusal.
 
-use dollop::convert::{ConvertOptions, cached, convert};
+use dollop::convert::{ConvertOptions, Purpose, cached, convert};
 use dollop::quant::Level;
 use dollop::{CancelToken, Engine, EngineOptions, Error, SessionOptions, inspect};
 use dollop_tests::tiny::Tiny;
@@ -112,7 +112,10 @@ fn an_unchanged_source_is_converted_once() {
     let cache = tempfile::tempdir().unwrap();
     let mut work = 0;
     let mut open = |options: &ConvertOptions| {
-        cached(folder.path(), cache.path(), options, &CancelToken::new(), &mut |_| work += 1).unwrap();
+        cached(folder.path(), cache.path(), options, Purpose::Weights, &CancelToken::new(), &mut |_| {
+            work += 1
+        })
+        .unwrap();
         std::mem::take(&mut work)
     };
     let options = ConvertOptions::default();

@@ -160,7 +160,8 @@ fn templates_render_what_transformers_renders() {
             let token = &config[key];
             token.as_str().or_else(|| token["content"].as_str()).unwrap_or_default().to_owned()
         };
-        let template = dollop::format::hf::chat_template(&config.to_string()).unwrap();
+        let template =
+            dollop::format::hf::chat_template("tokenizer_config.json", &config.to_string()).unwrap().unwrap();
         let template = ChatTemplate::parse(&template).unwrap();
         for (chat, want) in renderings.as_object().unwrap() {
             let messages = &file["chats"][chat.trim_end_matches("+prompt")];

@@ -1,9 +1,12 @@
 //! `dollop bench`: tokens per second, in the manner of llama-bench.
 
 use crate::args::BenchArgs;
+use crate::note;
 use crate::output::{bytes, count};
+use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, locate};
+use dollop::convert::Purpose;
 use dollop::sampler::Sampling;
 use dollop::{Engine, GenerateOptions, GpuKernelTime, Session, SessionOptions};
 use serde::Serialize;
@@ -45,7 +48,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     options.context = Some(context);
     options.gpu_clock = args.gpu_clock;
     options.routing.ask = args.ask_router;
-    let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options)?;
+    let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options, Purpose::Weights)?;
     if (args.gpu_clock || args.ask_router) && engine.gpu_stats().is_none() {
         return Err("--gpu-clock and --ask-router are about a GPU: name one with --backend gpu".into());
     }
@@ -90,7 +93,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let stream = mark.as_ref().map(|mark| mark.json(&engine, done));
         let storage_rate = mark.as_ref().map(|mark| mark.read_rate(&engine));
         if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
-            eprintln!("{test}:\n{}", mark.report(&engine, done));
+            note!("{test}:\n{}", mark.report(&engine, done));
         }
         let kernels = since(&kernels, kernel_times(&engine));
         if args.gpu_clock && !args.json {
@@ -121,7 +124,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     // Before the test of storage, which leaves neither heat nor cache as they were.
     watch.finish()?;
     let storage = engine.streamer().map(|s| s.read_bandwidth(STORAGE_TEST)).transpose()?.flatten();
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     if args.json {
         let json = serde_json::json!({
             "model": info,
@@ -129,7 +132,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             "read_bytes_per_second": ceiling,
             "storage_bytes_per_second": storage,
         });
-        writeln!(out, "{json}")?;
+        writeln!(out, "{}", screen::json(&json, false)?)?;
         return Ok(());
     }
     writeln!(out, "| model | size | params | active | backend | mode | test | t/s |")?;
@@ -197,7 +200,7 @@ fn since(before: &[GpuKernelTime], now: Vec<GpuKernelTime>) -> Vec<GpuKernelTime
 }
 
 fn report_kernels(test: &str, kernels: &[GpuKernelTime], tokens: usize) -> Result<(), Failure> {
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     let all = kernels.iter().map(|k| k.nanoseconds).sum::<u64>() as f64;
     let per_token = 1e-3 * all / tokens as f64;
     writeln!(out, "{test}: {per_token:.1} µs of kernels per token\n")?;

@@ -2,10 +2,13 @@
 
 use crate::args::{ChatArgs, OverflowArg};
 use crate::live::Live;
-use crate::output::{bytes, count, peak_memory, read_text};
+use crate::note;
+use crate::output::{bytes, count, peak_memory, read_text, write_file};
 use crate::run::{footer, gpu_lost, something_to_say};
+use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
+use dollop::convert::Purpose;
 use dollop::template::Message;
 use dollop::{Chat, Event, Outcome, Overflow, SessionOptions};
 use rustyline::error::ReadlineError;
@@ -22,7 +25,39 @@ const HELP: &str = "\
 /read FILE      say what a text file says
 /stats          speed, context and memory
 /save FILE      write the conversation, for `dollop chat --load FILE`
-/exit           leave (also ^D)";
+/exit           leave (also ^D)
+A line that is to be said although it looks like a command: a space before it";
+
+/// What [`HELP`] lists.
+const COMMANDS: [&str; 9] =
+    ["/help", "/reset", "/clear", "/system", "/regen", "/read", "/stats", "/save", "/exit"];
+
+/// What a typed line is.
+#[derive(Debug, PartialEq)]
+enum Line<'a> {
+    Nothing,
+    Say(&'a str),
+    Command(&'a str, &'a str),
+    /// Looks like a command, and is none: most likely a slip.
+    Slip(&'a str),
+}
+
+/// Only commands that exist are commands: lines may begin with a path or with `//`. A space before a line makes it a text.
+fn read_line(line: &str) -> Line<'_> {
+    let text = line.trim();
+    if text.is_empty() {
+        return Line::Nothing;
+    }
+    let (name, rest) = text.split_once(char::is_whitespace).map_or((text, ""), |(n, r)| (n, r.trim()));
+    if COMMANDS.contains(&name) && !line.starts_with(' ') {
+        return Line::Command(name, rest);
+    }
+    let word = name.strip_prefix('/').filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase()));
+    match word {
+        Some(_) if !line.starts_with(' ') => Line::Slip(name),
+        _ => Line::Say(text),
+    }
+}
 
 /// What `/save` writes.
 #[derive(Serialize, Deserialize)]
@@ -47,7 +82,7 @@ fn speed(tokens: usize, start: Instant) -> String {
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
-    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine)?;
+    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
     let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let overflow = match args.overflow {
         OverflowArg::Error => Overflow::Error,
@@ -59,7 +94,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         let saved: Saved = serde_json::from_str(&text)
             .map_err(|e| format!("{}: this is no conversation that /save wrote: {e}", path.display()))?;
         if saved.model != engine.info().name {
-            eprintln!("note: this conversation was held with {}", saved.model);
+            note!("note: this conversation was held with {}", saved.model);
         }
         chat.restore(saved.messages);
     }
@@ -70,7 +105,8 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
 }
 
 impl Talk<'_> {
-    /// Each line of the input is a turn. A turn that fails ends the run: what follows may build on it.
+    /// Each line of the input is a turn, and only said: it may come from elsewhere, and commands write and read files. A turn
+    /// that fails ends the run: what follows may build on it.
     fn lines(mut self) -> Result<(), Failure> {
         for (n, line) in std::io::stdin().lock().lines().enumerate() {
             let line = line.map_err(|e| match e.kind() {
@@ -79,13 +115,13 @@ impl Talk<'_> {
                 }
                 _ => Failure(format!("standard input: {e}")),
             })?;
-            match line.trim() {
-                "" => {}
-                "/exit" => break,
-                command if command.starts_with('/') && self.command(command)? => {}
-                _ => {
-                    self.say(&line)?;
-                }
+            match if self.args.commands { read_line(&line) } else { Line::Say(&line) } {
+                Line::Say(text) if text.trim().is_empty() => {}
+                Line::Say(_) => drop(self.say(&line)?),
+                Line::Nothing => {}
+                Line::Command("/exit", _) => break,
+                Line::Command(name, rest) => self.command(name, rest)?,
+                Line::Slip(name) => return Err(slip(name)),
             }
         }
         Ok(())
@@ -93,7 +129,7 @@ impl Talk<'_> {
 
     fn interactive(mut self) -> Result<(), Failure> {
         let info = self.chat.session().engine().info().clone();
-        eprintln!(
+        note!(
             "{}: {} weights, {} active; {}; {}",
             info.name,
             count(info.parameters),
@@ -101,7 +137,7 @@ impl Talk<'_> {
             info.mode,
             info.backend
         );
-        eprintln!("/help lists the commands, ^C stops an answer, ^D leaves");
+        note!("/help lists the commands, ^C stops an answer, ^D leaves");
         let mut editor = rustyline::DefaultEditor::new().map_err(|e| e.to_string())?;
         let history = history_file();
         if let Some(path) = &history {
@@ -110,27 +146,21 @@ impl Talk<'_> {
         }
         loop {
             match read_turn(&mut editor) {
-                Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
+                    // A history without this line is no failure.
                     let _ = editor.add_history_entry(&line);
-                    let line = line.trim();
-                    if line == "/exit" {
-                        break;
-                    }
-                    let done = match line.starts_with('/') {
-                        true => self.command(line),
-                        false => Ok(false),
-                    };
-                    let done = match done {
-                        Ok(false) => self.say(line).map(|outcome| eprintln!("{}", self.footer(&outcome))),
-                        Ok(true) => Ok(()),
-                        Err(e) => Err(e),
+                    let done = match read_line(&line) {
+                        Line::Nothing => Ok(()),
+                        Line::Command("/exit", _) => break,
+                        Line::Command(name, rest) => self.command(name, rest),
+                        Line::Slip(name) => Err(slip(name)),
+                        Line::Say(text) => self.say(text).map(|outcome| note!("{}", self.footer(&outcome))),
                     };
                     if let Err(Failure(text)) = done {
-                        eprintln!("error: {text}");
+                        note!("error: {}", screen::one_line(&text));
                     }
                 }
-                Err(ReadlineError::Interrupted) => eprintln!("(/exit or ^D leaves)"),
+                Err(ReadlineError::Interrupted) => note!("(/exit or ^D leaves)"),
                 Err(ReadlineError::Eof) => break,
                 Err(e) => return Err(e.to_string().into()),
             }
@@ -138,7 +168,7 @@ impl Talk<'_> {
         if let Some(path) = &history {
             let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| e.to_string());
             if let Err(e) = saved.and_then(|()| editor.save_history(path).map_err(|e| e.to_string())) {
-                eprintln!("note: {}: the history was not saved: {e}", path.display());
+                note!("note: {}: the history was not saved: {e}", path.display());
             }
         }
         Ok(())
@@ -159,7 +189,7 @@ impl Talk<'_> {
         options.sampling.seed = options.sampling.seed.wrapping_add(self.answers as u64);
         options.target_tps = self.args.engine.stream.target_tps;
         self.mark = Mark::now(self.chat.session().engine());
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = screen::answers();
         let mut broken = None;
         let mut live = if self.interactive { Live::new() } else { None };
         let (engine, mark) = (self.chat.session().engine().clone(), &self.mark);
@@ -191,16 +221,14 @@ impl Talk<'_> {
         Ok(outcome)
     }
 
-    /// Whether the line was a command.
-    fn command(&mut self, line: &str) -> Result<bool, Failure> {
-        let (name, rest) = line.split_once(char::is_whitespace).map_or((line, ""), |(n, r)| (n, r.trim()));
+    fn command(&mut self, name: &str, rest: &str) -> Result<(), Failure> {
         match name {
-            "/help" => eprintln!("{HELP}"),
+            "/help" => note!("{HELP}"),
             "/reset" | "/clear" => self.chat.reset(),
             "/system" => self.chat.set_system(Some(rest.to_owned()).filter(|t| !t.is_empty())),
             "/regen" => {
                 let outcome = self.answer(|chat, options, show| chat.regenerate(options, show))?;
-                eprintln!("{}", footer(&outcome));
+                note!("{}", footer(&outcome));
             }
             "/read" if rest.is_empty() => return Err("/read needs the name of a text file".into()),
             "/read" => {
@@ -210,9 +238,9 @@ impl Talk<'_> {
             "/stats" => self.stats(),
             "/save" if rest.is_empty() => return Err("/save needs the name of a file to write".into()),
             "/save" => self.save(Path::new(rest))?,
-            _ => return Err(format!("there is no command {name}; /help lists them").into()),
+            _ => return Err(slip(name)),
         }
-        Ok(true)
+        Ok(())
     }
 
     /// One line about an answer, with what streaming did.
@@ -228,22 +256,22 @@ impl Talk<'_> {
     fn stats(&self) {
         let session = self.chat.session();
         let info = session.engine().info();
-        eprintln!("{}; {}", info.mode, info.backend);
-        eprintln!(
+        note!("{}; {}", info.mode, info.backend);
+        note!(
             "context: {} of {} tokens; computed since the start: {}",
             session.tokens().len(),
             session.context(),
             session.processed_tokens()
         );
-        eprintln!("weights: {}, of which a token reads {}", bytes(info.bytes), bytes(info.active_bytes));
+        note!("weights: {}, of which a token reads {}", bytes(info.bytes), bytes(info.active_bytes));
         if let Some(peak) = peak_memory() {
-            eprintln!("peak memory with the mapped file: {}", bytes(peak));
+            note!("peak memory with the mapped file: {}", bytes(peak));
         }
         if let Some(last) = &self.last {
-            eprintln!("last answer: {}", footer(last));
+            note!("last answer: {}", footer(last));
             let tokens = last.prompt_tokens - last.reused_tokens + last.tokens.len();
             if let Some(mark) = &self.mark {
-                eprintln!("{}", mark.report(session.engine(), tokens));
+                note!("{}", mark.report(session.engine(), tokens));
             }
         }
     }
@@ -252,16 +280,19 @@ impl Talk<'_> {
         let model = self.chat.session().engine().info().name.clone();
         let saved = Saved { model, messages: self.chat.messages().to_vec() };
         let json = serde_json::to_string_pretty(&saved).map_err(|e| e.to_string())?;
-        // Written beside and renamed: an older conversation of this name is lost only to a whole new one.
-        let mut name = path.as_os_str().to_os_string();
-        name.push(".partial");
-        let partial = PathBuf::from(name);
-        let failed = |e: std::io::Error| format!("{}: {e}", path.display());
-        std::fs::write(&partial, json + "\n").map_err(failed)?;
-        std::fs::rename(&partial, path).map_err(failed)?;
-        eprintln!("saved {} messages to {}", self.chat.messages().len(), path.display());
+        // A slip of the keyboard must not cost a file of another kind.
+        if path.exists() && !std::fs::read(path).is_ok_and(|b| serde_json::from_slice::<Saved>(&b).is_ok()) {
+            return Err(format!("{}: this file is no conversation; name another file", path.display()).into());
+        }
+        write_file(path, &(json + "\n"), &[])?;
+        note!("saved {} messages to {}", self.chat.messages().len(), path.display());
         Ok(())
     }
+}
+
+fn slip(name: &str) -> Failure {
+    format!("there is no command {name}; /help lists them (to say the line as it is, put a space before it)")
+        .into()
 }
 
 /// A line, or several where each but the last ends with a backslash.
@@ -277,4 +308,30 @@ fn read_turn(editor: &mut rustyline::DefaultEditor) -> Result<String, ReadlineEr
 
 fn history_file() -> Option<PathBuf> {
     locate::home_folder("XDG_STATE_HOME", ".local/state").map(|p| p.join("dollop").join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_commands_that_exist_are_commands() {
+        for (line, want) in [
+            ("", Line::Nothing),
+            ("  \t", Line::Nothing),
+            ("/help", Line::Command("/help", "")),
+            ("/save  a b.json ", Line::Command("/save", "a b.json")),
+            (" /save x", Line::Say("/save x")),
+            ("/etc/hosts: what is that?", Line::Say("/etc/hosts: what is that?")),
+            ("// a comment", Line::Say("// a comment")),
+            ("/", Line::Say("/")),
+            ("/tmp", Line::Slip("/tmp")),
+            ("/sav x", Line::Slip("/sav")),
+            ("/Save x", Line::Say("/Save x")),
+            ("hello /exit", Line::Say("hello /exit")),
+        ] {
+            assert_eq!(read_line(line), want, "{line:?}");
+        }
+        assert!(COMMANDS.iter().all(|c| HELP.contains(c)));
+    }
 }

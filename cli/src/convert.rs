@@ -1,11 +1,14 @@
 //! `dollop convert`.
 
 use crate::args::{CalibrationArgs, ConvertArgs};
-use crate::output::{Bar, Unit, bytes, peak_memory, read_text};
+use crate::note;
+use crate::output::{Bar, Unit, bytes, not_an_input, peak_memory, read_text};
+use crate::screen;
 use crate::{Failure, interrupt};
-use dollop::convert::{Calibration, imatrix};
+use dollop::convert::{Calibration, imatrix, model_name};
 use dollop::{CalibrateOptions, CancelToken};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What the arguments say of the inputs of the source's matrices.
@@ -25,14 +28,37 @@ fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibr
     Ok(Some(measured))
 }
 
+/// The file beside the source that is named after it.
+fn default_out(source: &Path) -> Result<PathBuf, Failure> {
+    let mut name = model_name(source).ok_or_else(|| {
+        format!("{}: there is no name for the result; name a file to write", source.display())
+    })?;
+    name.push(".dollop.gguf");
+    let folder = if source.file_name().is_some_and(|n| n == "config.json") {
+        source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    } else {
+        source
+    };
+    // What has no name of its own (`.`) stands for a folder that has.
+    Ok(match folder.file_name() {
+        Some(_) => folder.with_file_name(name),
+        None => folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?.with_file_name(name),
+    })
+}
+
 pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
-    let out = args.out.clone().unwrap_or_else(|| {
-        let mut name = args.source.file_stem().unwrap_or(args.source.as_os_str()).to_os_string();
-        name.push(".dollop.gguf");
-        args.source.with_file_name(name)
-    });
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => default_out(&args.source)?,
+    };
     if out.is_dir() {
         return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
+    }
+    // The library looks at the files of the source itself.
+    let read = [&args.calibration.imatrix, &args.calibration.calibrate];
+    not_an_input(&out, &read.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    if out.exists() {
+        note!("{} will be replaced", out.display());
     }
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();
@@ -44,20 +70,20 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     drop(bar);
     let rate = report.bytes_in as f64 / report.seconds.max(1e-9);
     let peak = peak_memory();
-    let mut stdout = std::io::stdout();
+    let mut stdout = screen::answers();
     if args.json {
         let mut json = serde_json::to_value(&report).map_err(|e| e.to_string())?;
         json["out"] = out.to_string_lossy().into();
         json["peak_memory_bytes"] = peak.into();
-        writeln!(stdout, "{json}")?;
+        writeln!(stdout, "{}", screen::json(&json, false)?)?;
     } else {
         writeln!(stdout, "{}", out.display())?;
         if let Some(calibration) = &options.calibration {
             let of = (report.calibrated, report.matrices);
-            eprintln!("{}: {} of {} matrices", calibration.description(), of.0, of.1);
+            note!("{}: {} of {} matrices", calibration.description(), of.0, of.1);
         }
         let bits = report.bytes_out as f64 * 8.0 / report.weights as f64;
-        eprintln!(
+        note!(
             "{} -> {} ({bits:.2} bits per weight) in {:.1} s, {}/s{}",
             bytes(report.bytes_in),
             bytes(report.bytes_out),

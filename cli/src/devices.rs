@@ -6,13 +6,14 @@ use crate::args::DevicesArgs;
 #[cfg(feature = "gpu")]
 pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
     use crate::output::bytes;
+    use crate::{note, screen};
     use dollop::kernels::{GpuInputs, GpuVariants};
     use std::io::Write;
 
     let all = dollop::kernels::gpu::adapters();
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&all).map_err(|e| e.to_string())?)?;
+        writeln!(out, "{}", screen::json(&all, true)?)?;
         return Ok(());
     }
     for a in &all {
@@ -42,7 +43,7 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
         }
     }
     if all.is_empty() {
-        eprintln!("no GPU was found (Vulkan, Metal or DirectX 12); models run on the CPU");
+        note!("no GPU was found (Vulkan, Metal or DirectX 12); models run on the CPU");
     }
     Ok(())
 }

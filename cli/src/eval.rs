@@ -1,9 +1,12 @@
 //! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text.
 
 use crate::args::EvalArgs;
-use crate::output::read_text;
+use crate::note;
+use crate::output::{read_text, write_file};
+use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, locate};
+use dollop::convert::Purpose;
 use dollop::{Engine, EngineOptions, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
@@ -23,7 +26,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         let watch = args.engine.stream.watch(&engine, &options)?;
         (engine, watch)
     } else {
-        locate::open_with(args.model.as_deref(), &args.engine, options)?
+        locate::open_with(args.model.as_deref(), &args.engine, options, Purpose::Weights)?
     };
     match (&args.text, &args.logits) {
         (Some(path), _) => text(args, &engine, &read_text(path)?),
@@ -31,7 +34,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("clap asks for one of them"),
     }?;
     if let Some(note) = engine.lost() {
-        eprintln!("{note}");
+        note!("{note}");
     }
     watch.finish()
 }
@@ -46,10 +49,15 @@ fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(),
     let logits = session.logits(&args.tokens)?;
     let json = serde_json::to_string(&Logits { tokens: &args.tokens, logits }).map_err(|e| e.to_string())?;
     if out.as_os_str() == "-" {
-        writeln!(std::io::stdout(), "{json}")?;
+        writeln!(screen::stdout(), "{json}")?;
         return Ok(());
     }
-    std::fs::write(out, json + "\n").map_err(|e| Failure(format!("{}: {e}", out.display())))
+    write_file(out, &(json + "\n"), &inputs(args))
+}
+
+/// Files that the command reads: none is replaced by its results.
+fn inputs(args: &EvalArgs) -> Vec<&std::path::Path> {
+    [&args.model, &args.text, &args.against].into_iter().flatten().map(std::path::PathBuf::as_path).collect()
 }
 
 /// What `--against` names: a foreign model unquantized, or a Dollop file at its highest level, whole.
@@ -123,7 +131,7 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         scored += targets.len();
         bytes += tokenizer.decode(window, false).len() - tokenizer.decode(&window[..1], false).len();
         if n % 8 == 7 {
-            eprintln!(
+            note!(
                 "{} of {} tokens, bits per byte so far {:.4}",
                 (n + 1) * window.len(),
                 ids.len(),
@@ -149,9 +157,9 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         m.kl_p99 = Some(divergences[(divergences.len() - 1) * 99 / 100]);
         m.top1_agreement = Some(agreed as f64 / divergences.len() as f64);
     }
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&m).map_err(|e| e.to_string())?)?;
+        writeln!(out, "{}", screen::json(&m, false)?)?;
         return Ok(());
     }
     writeln!(out, "{}", m.mode)?;

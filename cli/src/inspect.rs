@@ -1,26 +1,29 @@
 //! `dollop inspect`.
 
 use crate::args::InspectArgs;
+use crate::note;
 use crate::output::{bytes, count};
+use crate::screen::{self, one_line};
 use crate::{Failure, locate};
+use dollop::convert::Purpose;
 use std::io::Write;
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let path = match &args.file {
         Some(path) => path.clone(),
-        None => locate::dollop_file(None)?,
+        None => locate::dollop_file(None, Purpose::Weights)?,
     };
     let i = dollop::inspect::inspect(&path)?;
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     if args.verify {
         dollop::inspect::verify(&path)?;
-        eprintln!("all checksums agree");
+        note!("all checksums agree");
     }
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&i).map_err(|e| e.to_string())?)?;
+        writeln!(out, "{}", screen::json(&i, true)?)?;
         return Ok(());
     }
-    writeln!(out, "{}: {} ({})", path.display(), i.name, i.kind)?;
+    writeln!(out, "{}: {} ({})", path.display(), one_line(&i.name), i.kind)?;
     writeln!(
         out,
         "architecture   {}, {} layers, width {}, context {}",
@@ -50,15 +53,18 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         writeln!(out, "  dense: {dense:.3} bits per weight")?;
     }
     if let Some(calibration) = &i.calibration {
-        writeln!(out, "calibration    {calibration}")?;
+        writeln!(out, "calibration    {}", one_line(calibration))?;
     }
     match &i.tokenizer {
-        Some(t) => writeln!(out, "tokenizer      {t}")?,
+        Some(t) => writeln!(out, "tokenizer      {}", one_line(t))?,
         None => writeln!(out, "tokenizer      none")?,
     }
     match &i.chat_template {
-        Some(first) => writeln!(out, "chat template  {first}")?,
+        Some(first) => writeln!(out, "chat template  {}", one_line(first))?,
         None => writeln!(out, "chat template  none")?,
+    }
+    for note in &i.notes {
+        writeln!(out, "note           {}", one_line(note))?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! From what was typed to a model that can be opened.
 
 use crate::args::EngineArgs;
+use crate::note;
 use crate::output::{Bar, Unit};
 use crate::streaming::Watch;
 use crate::{Failure, interrupt};
-use dollop::convert::{ConvertOptions, cached};
+use dollop::convert::{ConvertOptions, Purpose, cached};
 use dollop::{Chat, Engine, EngineOptions, Error, Overflow, Session};
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
 
 /// Opens a model, converting it first if it is a foreign one. The second part writes what was asked for at the end.
-pub fn open(model: Option<&Path>, args: &EngineArgs) -> Result<(Engine, Watch), Failure> {
-    open_with(model, args, args.options())
+pub fn open(model: Option<&Path>, args: &EngineArgs, purpose: Purpose) -> Result<(Engine, Watch), Failure> {
+    open_with(model, args, args.options(), purpose)
 }
 
 /// [`open`] with options that differ from what was typed.
@@ -22,13 +23,14 @@ pub fn open_with(
     model: Option<&Path>,
     args: &EngineArgs,
     mut options: EngineOptions,
+    purpose: Purpose,
 ) -> Result<(Engine, Watch), Failure> {
-    let path = dollop_file(model)?;
+    let path = dollop_file(model, purpose)?;
     // Without a folder to keep them in, kernels are compiled every time.
     options.pipelines = cache_folder().ok();
     let engine = Engine::open(&path, &options)?;
     if let Some(note) = engine.note() {
-        eprintln!("{note}");
+        note!("{note}");
     }
     if let Some(submissions) = args.lose_gpu {
         engine.lose_gpu(submissions, dollop::GpuFault::Lost);
@@ -44,17 +46,21 @@ pub fn converse(
     overflow: Overflow,
     model: Option<&Path>,
 ) -> Result<Chat, Failure> {
-    Chat::new(session, system, overflow).map_err(|e| match (e, model) {
+    Chat::new(session, system, overflow).map_err(|e| template_fault(e, model))
+}
+
+fn template_fault(e: Error, model: Option<&Path>) -> Failure {
+    match (e, model) {
         (e @ Error::Template(_), Some(model)) => Failure(format!(
             "{}: {e}; mend the model's template, or continue plain text with `dollop run --raw`",
             model.display()
         )),
         (e, _) => e.into(),
-    })
+    }
 }
 
 /// The Dollop file for what was typed.
-pub fn dollop_file(model: Option<&Path>) -> Result<PathBuf, Failure> {
+pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
     let path = match model {
         Some(path) => path.to_path_buf(),
         None => return default_model(),
@@ -69,12 +75,13 @@ pub fn dollop_file(model: Option<&Path>) -> Result<PathBuf, Failure> {
     let mut bar = Bar::new(Unit::Bytes);
     let folder = cache_folder()?;
     let mut told = false;
-    let file = cached(&path, &folder, &ConvertOptions::default(), &cancel, &mut |p| {
+    let file = cached(&path, &folder, &ConvertOptions::default(), purpose, &cancel, &mut |p| {
         if !std::mem::replace(&mut told, true) {
-            eprintln!("converting {} once, into {}", path.display(), folder.display());
+            note!("converting {} once, into {}", path.display(), folder.display());
         }
         bar.show(p.stage, p.done, p.total);
-    })?;
+    })
+    .map_err(|e| template_fault(e, model))?;
     Ok(file)
 }
 

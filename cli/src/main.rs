@@ -16,6 +16,7 @@ mod locate;
 mod output;
 mod plan;
 mod run;
+mod screen;
 mod streaming;
 mod values;
 
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(text)) => {
-            eprintln!("error: {text}");
+            note!("error: {}", screen::one_line(&text));
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,10 @@
 //! What people see while they wait, and how numbers are written.
 
+use crate::Failure;
+use crate::note;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A progress bar with rate and time left; plain lines where stderr is no terminal. Appears only if the work takes
@@ -67,7 +70,7 @@ impl Bar {
             self.last = Instant::now();
             let rate = done as f64 / self.start.elapsed().as_secs_f64();
             let left = (total - done) as f64 / rate.max(1.0);
-            eprintln!(
+            note!(
                 "{}: {} of {}, {}/s, {left:.0} s left",
                 stage,
                 self.unit.show(done),
@@ -107,8 +110,36 @@ pub fn peak_memory() -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
+/// Writes a result to a file, whole or not at all: beside, then renamed. A model is never replaced by one, nor is what the
+/// command reads.
+pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failure> {
+    not_an_input(path, inputs)?;
+    let mut start = [0; 4];
+    let is_model =
+        std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && &start == b"GGUF";
+    if is_model {
+        return Err(format!("{}: this file is a model; name another file to write", path.display()).into());
+    }
+    let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
+    // Programs may write files of one name at a time: each has a partial file of its own.
+    let mut name = path.as_os_str().to_os_string();
+    name.push(format!(".partial-{}", std::process::id()));
+    let partial = PathBuf::from(name);
+    let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path));
+    written.inspect_err(|_| drop(std::fs::remove_file(&partial))).map_err(failed)
+}
+
+/// Fails where a file to write is one of those that the command reads, or lies among the files of such a folder.
+pub fn not_an_input(out: &Path, inputs: &[&Path]) -> Result<(), Failure> {
+    let Ok(place) = out.canonicalize() else { return Ok(()) };
+    if inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| place.starts_with(input))) {
+        return Err(format!("{}: this file is read; name another file to write", out.display()).into());
+    }
+    Ok(())
+}
+
 /// Text from a file (`-`: standard input), which must be UTF-8.
-pub fn read_text(path: &std::path::Path) -> Result<String, crate::Failure> {
+pub fn read_text(path: &Path) -> Result<String, Failure> {
     let name = path.display();
     let bytes = if path.as_os_str() == "-" {
         let mut all = Vec::new();

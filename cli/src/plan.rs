@@ -2,16 +2,18 @@
 
 use crate::args::PlanArgs;
 use crate::output::bytes;
+use crate::screen;
 use crate::{Failure, locate};
 use dollop::Engine;
+use dollop::convert::Purpose;
 use std::io::Write;
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let path = locate::dollop_file(args.model.as_deref())?;
+    let path = locate::dollop_file(args.model.as_deref(), Purpose::Weights)?;
     let plan = Engine::plan(&path, &args.engine.options())?;
-    let mut out = std::io::stdout();
+    let mut out = screen::stdout();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&plan).map_err(|e| e.to_string())?)?;
+        writeln!(out, "{}", screen::json(&plan, true)?)?;
         return Ok(());
     }
     let budget = plan.budget.map_or("no limit".to_owned(), bytes);

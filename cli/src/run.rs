@@ -1,9 +1,12 @@
 //! `dollop run`.
 
 use crate::args::RunArgs;
+use crate::note;
 use crate::output::{Bar, Unit, peak_memory, read_text};
+use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
+use dollop::convert::Purpose;
 use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::{IsTerminal, Write};
 
@@ -24,13 +27,14 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         (None, Some(path)) => read_text(path)?,
         (None, None) => unreachable!("clap asks for one of them"),
     };
-    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine)?;
+    let purpose = if args.raw { Purpose::Weights } else { Purpose::Chat };
+    let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, purpose)?;
     let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.sampling.options(args.max_tokens, cancel);
     options.target_tps = args.engine.stream.target_tps;
     let mark = Mark::now(&engine);
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = screen::answers();
     let mut broken = None;
     let mut bar = Some(Bar::new(Unit::Tokens));
     let mut show = |event: Event| {
@@ -68,13 +72,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let Some(mark) = &mark {
             json["stream"] = mark.json(&engine, tokens);
         }
-        writeln!(stdout, "{json}")?;
+        writeln!(stdout, "{}", screen::json(&json, false)?)?;
         return watch.finish();
     }
     writeln!(stdout)?;
-    eprintln!("{}", footer(&outcome));
+    note!("{}", footer(&outcome));
     if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
-        eprintln!("{}\n{}", engine.info().mode, mark.report(&engine, tokens));
+        note!("{}\n{}", engine.info().mode, mark.report(&engine, tokens));
     }
     watch.finish()
 }
@@ -82,7 +86,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 /// Says in the middle of an answer, on a line of its own, that the GPU is gone.
 pub fn gpu_lost(note: &str) {
     let shared = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-    eprintln!("{}{note}", if shared { "\n" } else { "" });
+    note!("{}{note}", if shared { "\n" } else { "" });
 }
 
 fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value, Failure> {

@@ -1,14 +1,15 @@
 //! What the command line says of memory, precision and streaming, and how it shows what streaming did.
 
 use crate::Failure;
-use crate::output::bytes;
+use crate::note;
+use crate::output::{bytes, write_file};
 use clap::Args;
 use dollop::quant::Level;
 use dollop::sched::{Order, Precision, Verify};
 use dollop::store::Reads;
 use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,10 +41,10 @@ pub struct StreamArgs {
     #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
     pub lookahead: usize,
     /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub skip_cold: f32,
     /// Prefer experts that are in memory by this part of the router's range of logits (lossy)
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub cache_prior: f32,
     /// Experts per token, fewer than the model's (lossy)
     #[arg(long, value_name = "K")]
@@ -208,31 +209,21 @@ pub struct Watch {
 impl Watch {
     pub fn finish(&self) -> Result<(), Failure> {
         if let Err(e) = self.engine.save_pipelines() {
-            eprintln!("note: the GPU's compiled kernels were not kept: {e}");
+            note!("note: the GPU's compiled kernels were not kept: {e}");
         }
         if let (Some(path), Some(trace)) = (&self.args.trace, &self.trace) {
-            write(path, &trace.to_json())?;
-            eprintln!("trace written to {}; open it at ui.perfetto.dev", path.display());
+            write_file(path, &trace.to_json(), &[])?;
+            note!("trace written to {}; open it at ui.perfetto.dev", path.display());
             if trace.dropped() > 0 {
-                eprintln!("trace: the last {} spans found no room; trace a shorter run", trace.dropped());
+                note!("trace: the last {} spans found no room; trace a shorter run", trace.dropped());
             }
         }
         if let (Some(path), Some(streamer)) = (&self.args.heat, self.engine.streamer()) {
             let heat = Heat { model: self.engine.info().name.clone(), heat: streamer.heat() };
-            write(path, &serde_json::to_string(&heat).map_err(|e| e.to_string())?)?;
+            write_file(path, &serde_json::to_string(&heat).map_err(|e| e.to_string())?, &[])?;
         }
         Ok(())
     }
-}
-
-/// Whole or not at all: beside, then renamed.
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
-    std::fs::write(&partial, text).map_err(failed)?;
-    std::fs::rename(&partial, path).map_err(failed)
 }
 
 /// A point in time, to count from.

@@ -210,11 +210,11 @@ fn a_conversation_is_saved_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let saved = folder.path().join("talk.json");
     let path = saved.to_str().unwrap();
-    ok(&["chat", "--temp", "0", "-n", "8"], &format!("My name is Ada.\n/save {path}\n"));
+    ok(&["chat", "--commands", "--temp", "0", "-n", "8"], &format!("My name is Ada.\n/save {path}\n"));
     let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
     assert_eq!(json["messages"][0]["content"], "My name is Ada.");
     assert_eq!(json["messages"][1]["role"], "assistant");
-    ok(&["chat", "--temp", "0", "-n", "4", "--load", path], &format!("Hello\n/save {path}\n"));
+    ok(&["chat", "--commands", "--temp", "0", "-n", "4", "--load", path], &format!("Hello\n/save {path}\n"));
     let json: Json = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
     assert_eq!(json["messages"].as_array().unwrap().len(), 4);
 }

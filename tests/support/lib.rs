@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 mod held;
 mod short;
+pub mod talker;
 pub mod tiny;
 
 pub use held::HeldFile;

@@ -175,6 +175,6 @@ fn interleave(rows: &[f32], heads: usize, cols: usize) -> Vec<f32> {
     (0..n).flat_map(|to| rows[from(to) * cols..][..cols].to_vec()).collect()
 }
 
-fn le_bytes(values: &[f32]) -> Vec<u8> {
+pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -1,0 +1,135 @@
+//! What reaches the terminal. Text of model files, of answers and of file names comes from elsewhere, and a terminal
+//! obeys what it is sent: escape sequences could rewrite the screen or write the clipboard.
+//!
+//! Everything that the program prints passes here: notes and errors through [`note!`](crate::note), results through
+//! [`stdout`], answers through [`answers`], JSON through [`json`].
+
+use std::io::{IsTerminal, Stdout, Write};
+
+/// Prints a line to stderr, control characters as text.
+#[macro_export]
+macro_rules! note {
+    ($($arg:tt)*) => { $crate::screen::line(&format!($($arg)*)) };
+}
+
+/// [`note!`] writes through this.
+pub fn line(text: &str) {
+    // A message that cannot be shown is no failure.
+    let _ = writeln!(std::io::stderr(), "{}", visible(text));
+}
+
+/// Control characters as text (`\x1b`), line feeds and tabs as they are. Characters that change the direction of text are
+/// shown too: they can make a name look like another.
+pub fn visible(text: &str) -> String {
+    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t') || turns(c))
+}
+
+/// [`visible`] of a text that must stay one line.
+pub fn one_line(text: &str) -> String {
+    escaped(text, |c| c.is_control() || turns(c))
+}
+
+/// Bidirectional embeddings, overrides and isolates.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' if hidden(c) => out.push_str("\\n"),
+            '\t' if hidden(c) => out.push_str("\\t"),
+            '\r' if hidden(c) => out.push_str("\\r"),
+            c if hidden(c) && u32::from(c) < 0x100 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if hidden(c) => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Standard output for results: control characters as text, always.
+pub fn stdout() -> Screen<Stdout> {
+    Screen { to: std::io::stdout(), show: Some(visible) }
+}
+
+/// Standard output for answers: as they are into a pipe or a file; on a terminal control characters as text. Right-to-left
+/// marks are part of what people write, and stay; so do line ends of either kind.
+pub fn answers() -> Screen<Stdout> {
+    let to = std::io::stdout();
+    let show = to.is_terminal().then_some(answer as fn(&str) -> String);
+    Screen { to, show }
+}
+
+fn answer(text: &str) -> String {
+    escaped(&text.replace('\r', ""), |c| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// A writer of text that comes in whole characters.
+pub struct Screen<W> {
+    to: W,
+    show: Option<fn(&str) -> String>,
+}
+
+impl<W: Write> Write for Screen<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.show {
+            Some(show) => self.to.write_all(show(&String::from_utf8_lossy(bytes)).as_bytes())?,
+            None => self.to.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// JSON in one line, or in several. What some terminals obey and JSON leaves as it is (DEL, the upper control characters)
+/// is written as an escape, which is the same text to whatever reads it.
+pub fn json(value: &impl serde::Serialize, pretty: bool) -> Result<String, crate::Failure> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    let text = text.map_err(|e| e.to_string())?;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_control() && c != '\n' || turns(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_become_text() {
+        assert_eq!(visible("a\x1b[2J\u{9b}b\tc\nd\r\x07\x7f"), "a\\x1b[2J\\x9bb\tc\nd\\r\\x07\\x7f");
+        assert_eq!(visible("x\u{202e}y שלום é"), "x\\u{202e}y שלום é");
+        assert_eq!(one_line("a\nb\tc"), "a\\nb\\tc");
+        assert_eq!(answer("a\r\n\x1b]52;c;aGk=\x07\u{2067}"), "a\n\\x1b]52;c;aGk=\\x07\u{2067}");
+    }
+
+    #[test]
+    fn a_screen_shows_whole_lines_and_a_pipe_passes_bytes() {
+        let mut shown = Screen { to: Vec::new(), show: Some(visible) };
+        shown.write_all("\x1b-é\n".as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(shown.to).unwrap(), "\\x1b-é\n");
+        let mut raw = Screen { to: Vec::new(), show: None };
+        raw.write_all(b"\x1b\xff").unwrap();
+        assert_eq!(raw.to, b"\x1b\xff");
+    }
+
+    #[test]
+    fn json_means_the_same_and_holds_no_control_characters() {
+        let value = serde_json::json!({ "a": "\u{9b}31m\x7f\u{202e}\x1b é" });
+        for pretty in [false, true] {
+            let text = json(&value, pretty).unwrap();
+            assert!(text.chars().all(|c| !c.is_control() || c == '\n'), "{text:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        }
+    }
+}
