@@ -339,6 +339,22 @@ fn mutants_are_refused_in_one_line() {
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
     }
+    // The small files beside the weights, with numbers that only Python has.
+    let small = r#"{"eos_token": {"content": "<|end|>"}, "bos_token": "<s>", "add_bos_token": true, "model_max_length": Infinity,
+        "eos_token_id": [1, 2], "chat_template": [{"name": "default", "template": "{{ x }}"}], "x": NaN}"#;
+    let parse = |b: Vec<u8>| {
+        let text = String::from_utf8_lossy(&b);
+        let files = hf::SmallFiles {
+            config: "{}",
+            tokenizer: Some(&text),
+            special: Some(&text),
+            generation: Some(&text),
+        };
+        hf::special_tokens(&mut Metadata::new(), files, &|_| Some(1))?;
+        hf::chat_template("tokenizer_config.json", &text).map(drop)
+    };
+    torment("small files", small.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
+    torment("small files", small.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
 
     for (name, original) in [("imatrix", "small.gguf"), ("imatrix dat", "small.dat")] {
         let bytes = std::fs::read(golden("imatrix").join(original)).unwrap();

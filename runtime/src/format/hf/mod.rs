@@ -3,6 +3,12 @@
 //! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
 //! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
 
+mod places;
+mod small;
+
+pub use places::{Place, places};
+pub use small::{SmallFiles, chat_template, special_tokens};
+
 use super::json;
 use super::value::Metadata;
 use crate::error::{Error, Result};
@@ -325,143 +331,4 @@ fn rope(c: &Config, m: &mut Metadata, arch: &str, base: f64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The place of a Hugging Face tensor among the canonical ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// GGUF name.
-    pub name: String,
-    /// The expert, where the tensor holds one of a stack.
-    pub expert: Option<usize>,
-}
-
-/// The canonical places of a tensor: one, or two for a stacked `gate_up_proj` (gate in the first half of the rows of
-/// each expert, up in the second). Empty for buffers that carry no weights; `None` for names of no known family.
-pub fn places(name: &str) -> Option<Vec<Place>> {
-    let one = |name: String, expert| Some(vec![Place { name, expert }]);
-    match name {
-        "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
-        "model.norm.weight" => return one("output_norm.weight".into(), None),
-        "lm_head.weight" => return one("output.weight".into(), None),
-        _ => {}
-    }
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let blk = |part: &str| format!("blk.{layer}.{part}");
-    let (module, leaf) = rest.rsplit_once('.')?;
-    if rest.starts_with("self_attn.rotary_emb") {
-        return Some(Vec::new());
-    }
-    let plain = match module {
-        "input_layernorm" => Some("attn_norm"),
-        "post_attention_layernorm" => Some("ffn_norm"),
-        "self_attn.q_proj" => Some("attn_q"),
-        "self_attn.k_proj" => Some("attn_k"),
-        "self_attn.v_proj" => Some("attn_v"),
-        "self_attn.o_proj" => Some("attn_output"),
-        "self_attn.q_norm" => Some("attn_q_norm"),
-        "self_attn.k_norm" => Some("attn_k_norm"),
-        "mlp.gate_proj" => Some("ffn_gate"),
-        "mlp.up_proj" => Some("ffn_up"),
-        "mlp.down_proj" => Some("ffn_down"),
-        "mlp.gate" | "block_sparse_moe.gate" => Some("ffn_gate_inp"),
-        "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
-        "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
-        "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
-        "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
-        _ => None,
-    };
-    if let Some(part) = plain {
-        return one(blk(&format!("{part}.{leaf}")), None);
-    }
-    let experts =
-        rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
-    match experts {
-        "gate_up_proj" => {
-            let place = |part: &str| Place { name: blk(part), expert: None };
-            return Some(vec![place("ffn_gate_exps.weight"), place("ffn_up_exps.weight")]);
-        }
-        "down_proj" => return one(blk("ffn_down_exps.weight"), None),
-        _ => {}
-    }
-    let (expert, part) = experts.split_once('.')?;
-    let part = match part {
-        "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",
-        "up_proj.weight" | "w3.weight" => "ffn_up_exps.weight",
-        "down_proj.weight" | "w2.weight" => "ffn_down_exps.weight",
-        _ => return None,
-    };
-    one(blk(part), Some(expert.parse().ok()?))
-}
-
-/// The small files beside a model's weights, as far as they are there.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SmallFiles<'a> {
-    /// `config.json`.
-    pub config: &'a str,
-    /// `tokenizer_config.json`.
-    pub tokenizer: Option<&'a str>,
-    /// `special_tokens_map.json`: what `tokenizer_config.json` leaves out.
-    pub special: Option<&'a str>,
-    /// `generation_config.json`.
-    pub generation: Option<&'a str>,
-}
-
-/// Copies the ids and flags of the small files that GGUF has keys for. `token_id` looks a token's text up in the tokenizer.
-///
-/// # Errors
-/// `Malformed`, naming the file, for one that is no JSON: ignored, it would take the end of every answer with it.
-pub fn special_tokens(
-    m: &mut Metadata,
-    files: SmallFiles<'_>,
-    token_id: &dyn Fn(&str) -> Option<u32>,
-) -> Result<()> {
-    let parse =
-        |name: &str, text: Option<&str>| text.map_or(Ok(Map::new()), |t| object(name, t)).map(Json::Object);
-    let config = parse("config.json", Some(files.config))?;
-    let tokenizer = parse("tokenizer_config.json", files.tokenizer)?;
-    let special = parse("special_tokens_map.json", files.special)?;
-    let generation = parse("generation_config.json", files.generation)?;
-    let id = |v: &Json| v.as_u64().and_then(|n| u32::try_from(n).ok());
-    for (key, token, flag) in [("bos", "bos_token", "add_bos_token"), ("eos", "eos_token", "add_eos_token")] {
-        let named = [&tokenizer, &special].into_iter().find_map(|t| {
-            let token = &t[token];
-            token.as_str().or_else(|| token["content"].as_str()).and_then(token_id)
-        });
-        let field = format!("{key}_token_id");
-        let listed =
-            [&generation, &config].into_iter().find_map(|c| id(&c[&field]).or_else(|| id(&c[&field][0])));
-        if let Some(n) = named.or(listed) {
-            m.insert(format!("tokenizer.ggml.{field}"), n);
-        }
-        if let Some(add) = tokenizer[flag].as_bool() {
-            m.insert(format!("tokenizer.ggml.{flag}"), add);
-        }
-    }
-    let ends = [&generation, &config].into_iter().find_map(|c| match &c["eos_token_id"] {
-        Json::Array(all) => all.iter().map(|v| id(v).map(u64::from)).collect::<Option<Vec<_>>>(),
-        one => id(one).map(|n| vec![n.into()]),
-    });
-    if let Some(ends) = ends {
-        m.insert("dollop.tokenizer.eot_token_ids", ends);
-    }
-    Ok(())
-}
-
-/// The chat template of a `tokenizer_config.json` (or a `chat_template.json`): a text, or the one named `default` of a list.
-///
-/// # Errors
-/// `Malformed` where the text is no JSON.
-pub fn chat_template(name: &str, config: &str) -> Result<Option<String>> {
-    let json = object(name, config)?;
-    Ok(match json.get("chat_template") {
-        Some(Json::String(s)) => Some(s.clone()),
-        Some(Json::Array(all)) => all
-            .iter()
-            .find(|t| t["name"] == "default")
-            .and_then(|t| t["template"].as_str())
-            .map(str::to_owned),
-        _ => None,
-    })
 }
