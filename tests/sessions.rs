@@ -7,7 +7,7 @@ use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
 };
-use dollop_tests::{chosen_among_all, default_model, tiny::Tiny};
+use dollop_tests::{chosen_among_all, default_model, talker::Talker, tiny::Tiny};
 
 fn engine() -> Engine {
     Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
@@ -219,6 +219,28 @@ fn bad_requests_are_errors_and_harmless() {
     assert!(engine.session(SessionOptions { context: Some(0), chunk: None }).is_err());
     assert!(engine.session(SessionOptions { context: Some(1 << 30), chunk: None }).is_err());
     assert!(engine.session(SessionOptions { context: None, chunk: Some(0) }).is_err());
+}
+
+#[test]
+fn values_that_are_not_finite_are_an_error_and_harmless_afterwards() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut talker = Talker::new(b"ok", "{{ messages[-1].content }}");
+    talker.overflow = Some((1, b'h'));
+    talker.write(folder.path());
+    let engine = Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap();
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let mut ask = |prompt: &[u8]| {
+        let prompt: Vec<u32> = prompt.iter().map(|&b| b.into()).collect();
+        session.generate(&prompt, &greedy(4), &mut |_| ()).map(|outcome| outcome.reused_tokens)
+    };
+    assert_eq!(ask(b"abc").unwrap(), 0);
+    let error = ask(b"abchd").unwrap_err();
+    let Error::NotFinite { place } = &error else { panic!("{error}") };
+    assert_eq!(place, "in layer 1 at token 3");
+    assert_eq!(ask(b"abcd").unwrap(), 0, "keys and values that are no numbers are not kept");
+    assert_eq!(ask(b"abcde").unwrap(), 4);
+    let logits = session.logits(&[u32::from(b'h')]).unwrap_err();
+    assert!(matches!(logits, Error::NotFinite { .. }) && session.tokens().is_empty(), "{logits}");
 }
 
 #[test]

@@ -35,16 +35,18 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Runs `dollop` here, on the CPU where that can be said.
+    /// Runs `dollop` here, on the CPU where that can be said and nothing else is.
     fn run(&self, args: &[&str], input: &[u8]) -> Output {
         let mut all = args.to_vec();
-        if !matches!(args[0], "convert" | "inspect") {
+        if !matches!(args[0], "convert" | "inspect") && !args.contains(&"--backend") {
             all.extend(["--backend", "cpu", "-t", "1"]);
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_dollop"))
             .args(all)
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
+            // Without one, a library below Vulkan writes an error of its own.
+            .env("XDG_RUNTIME_DIR", self.folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -108,10 +110,17 @@ fn values_that_are_no_numbers_end_in_an_error_that_says_where() {
     ] {
         place.fails(args, &["not finite", "output head"]);
     }
-    let place = Place::with(b"ok", |t| (t.overflows_in, t.layers) = (Some(1), 3));
+    let place = Place::with(b"ok", |t| (t.overflow, t.layers) = (Some((1, b'h')), 3));
     place.fails(&["run", "m", "-p", "hi"], &["not finite", "in layer 1", "at token 0"]);
     // A prompt of several chunks: where it begins is in one whose logits nobody wants.
-    place.fails(&["run", "m", "-p", &"x".repeat(700)], &["not finite", "in layer 1", "at token 0"]);
+    place.fails(
+        &["run", "m", "-p", &format!("xh{}", "x".repeat(700))],
+        &["not finite", "in layer 1", "at token 1"],
+    );
+    if dollop_tests::has_gpu() {
+        let gpu = ["run", "m", "-p", "hi", "--backend", "gpu", "--ctx", "64"];
+        place.fails(&gpu, &["not finite", "in layer 1", "at token 0"]);
+    }
 }
 
 #[test]

@@ -28,8 +28,8 @@ pub struct Talker {
     pub head_scale: f32,
     /// The weights of the last norm.
     pub norm: f32,
-    /// The layer whose feed-forward overflows.
-    pub overflows_in: Option<usize>,
+    /// A layer whose feed-forward overflows, and the byte that makes it.
+    pub overflow: Option<(usize, u8)>,
     /// Layers.
     pub layers: usize,
 }
@@ -77,7 +77,7 @@ impl Talker {
             next,
             head_scale: 1.0,
             norm: 1.0,
-            overflows_in: None,
+            overflow: None,
             layers: 2,
         }
     }
@@ -119,15 +119,15 @@ impl Talker {
             for (part, shape) in
                 [("gate_proj", [32, VOCAB]), ("up_proj", [32, VOCAB]), ("down_proj", [VOCAB, 32])]
             {
-                // Gate and up are each about 1e26 behind the norm below, and their product is beyond f32.
-                let weight = if self.overflows_in == Some(layer) { 7e6 } else { 0.0 };
+                let weight = if self.overflow.is_some_and(|(l, _)| l == layer) { 1.0 } else { 0.0 };
                 tensors.push((name(&format!("mlp.{part}")), shape.to_vec(), vec![weight; 32 * VOCAB]));
             }
         }
-        if let Some(layer) = self.overflows_in {
+        if let Some((layer, byte)) = self.overflow {
             let norm = format!("model.layers.{layer}.post_attention_layernorm.weight");
             let found = tensors.iter_mut().find(|t| t.0 == norm).expect("every layer has one");
-            found.2.fill(1e18);
+            // Gate and up are about 1e21 each behind it, and their product is beyond f32.
+            found.2[usize::from(byte)] = 1e20;
         }
         let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| le_bytes(&t.2)).collect();
         let views: BTreeMap<&str, TensorView> = (tensors.iter().zip(&bytes))
