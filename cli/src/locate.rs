@@ -44,7 +44,12 @@ pub fn converse(
     overflow: Overflow,
     model: Option<&Path>,
 ) -> Result<Chat, Failure> {
-    Chat::new(session, system, overflow).map_err(|e| match (e, model) {
+    let chat = Chat::new(session, system, overflow).map(|mut chat| {
+        // Once a conversation: a date that changed would have its whole prompt read again.
+        chat.set_now(crate::clock::now());
+        chat
+    });
+    chat.map_err(|e| match (e, model) {
         (e @ Error::Template(_), Some(model)) => Failure(format!(
             "{}: {e}; mend the model's template, or continue plain text with `dollop run --raw`",
             model.display()

@@ -22,7 +22,17 @@ pub struct DateTime {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -75,7 +85,8 @@ impl DateTime {
     /// Day of the week, from 0 (Sunday).
     fn weekday(self) -> i64 {
         let y = i64::from(self.year) - 1;
-        (y * 365 + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + self.day_of_year() + 1).rem_euclid(7)
+        (y * 365 + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + self.day_of_year() + 1)
+            .rem_euclid(7)
     }
 
     /// ISO 8601's year and week.
@@ -141,8 +152,9 @@ impl DateTime {
         let half = if hour < 12 { "AM" } else { "PM" };
         let mut number = |n: i64, width: usize, pad: char| {
             let pad = flags.pad.unwrap_or(pad);
-            let width = if pad == '-' { 0 } else { width.max(flags.width) };
-            let _ = if pad == '_' { write!(out, "{n:width$}") } else { write!(out, "{n:0width$}") };
+            let width = if pad == '-' { flags.width } else { width.max(flags.width) };
+            let _ =
+                if pad == '_' || pad == '-' { write!(out, "{n:width$}") } else { write!(out, "{n:0width$}") };
             true
         };
         match kind {

@@ -9,6 +9,9 @@ use std::collections::BTreeSet;
 /// How deep expressions nest. minijinja's own bound is 150.
 const MAX_DEPTH: usize = 60;
 
+/// Filters and the like one behind another: each may put its value into one more list.
+const MAX_CHAIN: usize = 300;
+
 /// What may stand directly behind a piece of text.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Binds {
@@ -119,7 +122,8 @@ impl<'a> Parser<'a> {
                 }
                 is_tuple = true;
             }
-            let over = self.is_at_end() || self.is(")") || self.is("]") || self.is("}") || self.is_name("recursive");
+            let over =
+                self.is_at_end() || self.is(")") || self.is("]") || self.is("}") || self.is_name("recursive");
             if over {
                 break;
             }
@@ -149,7 +153,9 @@ impl<'a> Parser<'a> {
                     if namespace && p.skip(".") {
                         let name = p.name()?;
                         if name.starts_with('_') {
-                            return Err(fault("a namespace cannot have a name that begins with an underscore"));
+                            return Err(fault(
+                                "a namespace cannot have a name that begins with an underscore",
+                            ));
                         }
                         return Ok(format!("{out}.{name}"));
                     }
@@ -165,10 +171,11 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Parameters of a macro or a call block, without the parentheses.
-    pub fn parameters(&mut self) -> Result<Vec<String>> {
+    /// Parameters of a macro or a call block, without the parentheses; beside them the defaults that are no constants.
+    pub fn parameters(&mut self) -> Result<(Vec<String>, Vec<(String, String)>)> {
         self.expect("(")?;
         let mut out: Vec<String> = Vec::new();
+        let mut computed = Vec::new();
         while !self.skip(")") {
             if !out.is_empty() {
                 self.expect(",")?;
@@ -177,9 +184,24 @@ impl<'a> Parser<'a> {
                 }
             }
             let name = self.name()?;
-            out.push(if self.skip("=") { format!("{name}={}", self.expression()?) } else { name });
+            if !self.skip("=") {
+                out.push(name);
+                continue;
+            }
+            let start = self.at;
+            let default = self.expression()?;
+            let names = self.tokens[start..self.at].iter().any(|t| match t {
+                Token::Name(n) => !["true", "false", "none", "True", "False", "None"].contains(&n.as_str()),
+                _ => false,
+            });
+            if names {
+                out.push(format!("{name}=__undefined"));
+                computed.push((name, default));
+            } else {
+                out.push(format!("{name}={default}"));
+            }
         }
-        Ok(out)
+        Ok((out, computed))
     }
 
     fn nest<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -198,7 +220,11 @@ impl<'a> Parser<'a> {
             while p.skip_name("if") {
                 let test = p.or()?.text;
                 let text = out.at_least(Binds::Filtered);
-                let other = if p.skip_name("else") { format!(" else {}", p.conditional()?.at_least(Binds::Filtered)) } else { String::new() };
+                let other = if p.skip_name("else") {
+                    format!(" else {}", p.conditional()?.at_least(Binds::Filtered))
+                } else {
+                    String::new()
+                };
                 out = Text::new(format!("{text} if {test}{other}"), Binds::Loosely);
             }
             Ok(out)
@@ -233,7 +259,9 @@ impl<'a> Parser<'a> {
             let operator = match self.peek() {
                 Some(Token::Operator(o @ ("==" | "!=" | "<" | "<=" | ">" | ">="))) => *o,
                 Some(Token::Name(n)) if n == "in" => "in",
-                Some(Token::Name(n)) if n == "not" && self.tokens.get(self.at + 1) == Some(&Token::Name("in".into())) => {
+                Some(Token::Name(n))
+                    if n == "not" && self.tokens.get(self.at + 1) == Some(&Token::Name("in".into())) =>
+                {
                     self.at += 1;
                     "not in"
                 }
@@ -244,22 +272,38 @@ impl<'a> Parser<'a> {
         }
         Ok(match &rest[..] {
             [] => first,
-            [(operator @ ("==" | "!="), right)] => Text::new(format!("{} {operator} {right}", first.text), Binds::Loosely),
+            [(operator @ ("==" | "!="), right)] => {
+                Text::new(format!("{} {operator} {right}", first.text), Binds::Loosely)
+            }
             _ => {
                 let args: Vec<String> = rest.iter().map(|(o, right)| format!("\"{o}\", {right}")).collect();
-                Text::new(format!("{}|__compare({})", first.at_least(Binds::Filtered), args.join(", ")), Binds::Filtered)
+                Text::new(
+                    format!("{}|__compare({})", first.at_least(Binds::Filtered), args.join(", ")),
+                    Binds::Filtered,
+                )
             }
         })
     }
 
     fn sum(&mut self) -> Result<Text> {
         let mut out = self.concatenation()?;
-        while let Some(Token::Operator(o @ ("+" | "-"))) = self.peek() {
-            self.at += 1;
-            let right = self.concatenation()?.text;
-            out = Text::new(format!("{} {o} {right}", out.text), Binds::Loosely);
+        loop {
+            let mut added = Vec::new();
+            while self.skip("+") {
+                added.push(self.concatenation()?.text);
+            }
+            if !added.is_empty() {
+                out = Text::new(
+                    format!("{}|__add({})", out.at_least(Binds::Filtered), added.join(", ")),
+                    Binds::Filtered,
+                );
+            } else if self.skip("-") {
+                let right = self.concatenation()?.text;
+                out = Text::new(format!("{} - {right}", out.text), Binds::Loosely);
+            } else {
+                return Ok(out);
+            }
         }
-        Ok(out)
     }
 
     fn concatenation(&mut self) -> Result<Text> {
@@ -271,7 +315,10 @@ impl<'a> Parser<'a> {
         if more.is_empty() {
             return Ok(out);
         }
-        Ok(Text::new(format!("{}|__concat({})", out.at_least(Binds::Filtered), more.join(", ")), Binds::Filtered))
+        Ok(Text::new(
+            format!("{}|__concat({})", out.at_least(Binds::Filtered), more.join(", ")),
+            Binds::Filtered,
+        ))
     }
 
     fn product(&mut self) -> Result<Text> {
@@ -280,7 +327,14 @@ impl<'a> Parser<'a> {
             self.at += 1;
             let right = self.power()?;
             out = match *o {
-                "%" => Text::new(format!("{}|__mod({})", out.at_least(Binds::Filtered), right.text), Binds::Filtered),
+                "*" => Text::new(
+                    format!("{}|__mul({})", out.at_least(Binds::Filtered), right.text),
+                    Binds::Filtered,
+                ),
+                "%" => Text::new(
+                    format!("{}|__mod({})", out.at_least(Binds::Filtered), right.text),
+                    Binds::Filtered,
+                ),
                 o => Text::new(format!("{} {o} {}", out.text, right.text), Binds::Loosely),
             };
         }
@@ -299,7 +353,11 @@ impl<'a> Parser<'a> {
     fn unary(&mut self, filters: bool) -> Result<Text> {
         let mut out = if self.skip("-") {
             let inner = self.nest(|p| p.unary(false))?.at_least(Binds::Filtered);
-            Text::new(format!("(-{inner})"), Binds::Tightly)
+            let is_literal = inner.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+            Text::new(
+                if is_literal { format!("(-{inner})") } else { format!("({inner}|__negative)") },
+                Binds::Tightly,
+            )
         } else if self.skip("+") {
             let inner = self.nest(|p| p.unary(false))?.at_least(Binds::Filtered);
             Text::new(format!("({inner}|__positive)"), Binds::Tightly)
@@ -332,7 +390,11 @@ impl<'a> Parser<'a> {
             Token::Operator("(") => {
                 let inner = self.nest(|p| p.bare_tuple(true, true))?;
                 self.expect(")")?;
-                return Ok(if inner.binds == Binds::Tightly { inner } else { Text::new(format!("({})", inner.text), Binds::Tightly) });
+                return Ok(if inner.binds == Binds::Tightly {
+                    inner
+                } else {
+                    Text::new(format!("({})", inner.text), Binds::Tightly)
+                });
             }
             Token::Operator("[") => {
                 let mut items = Vec::new();
@@ -389,7 +451,9 @@ impl<'a> Parser<'a> {
     }
 
     fn attribute(&mut self, out: Text) -> Result<Text> {
-        let Some(Token::Name(name)) = self.peek() else { return Err(fault("expected a name or a number behind '.'")) };
+        let Some(Token::Name(name)) = self.peek() else {
+            return Err(fault("expected a name or a number behind '.'"));
+        };
         self.at += 1;
         let text = if may_be_method(name) && !self.is("(") {
             format!("({}|__attr({}))", out.at_least(Binds::Filtered), literal(name))
@@ -416,7 +480,11 @@ impl<'a> Parser<'a> {
                     if self.skip(":") {
                         let ends = |p: &Self| p.is("]") || p.is(",") || p.is(":");
                         let stop = if ends(self) { "none".to_owned() } else { self.expression()? };
-                        let step = if self.skip(":") && !ends(self) { self.expression()? } else { "none".to_owned() };
+                        let step = if self.skip(":") && !ends(self) {
+                            self.expression()?
+                        } else {
+                            "none".to_owned()
+                        };
                         slice = Some(format!("{start}, {stop}, {step}"));
                     }
                     items.push(start);
@@ -438,7 +506,8 @@ impl<'a> Parser<'a> {
     }
 
     fn call(&mut self, out: Text) -> Result<Text> {
-        let args = self.arguments()?;
+        // What a macro or a recursive loop hands down may grow with every level.
+        let args = self.arguments(out.binds == Binds::Tightly && !out.text.contains(['.', '(']))?;
         let text = if self.catching.contains(&out.text) {
             format!("__call({}{}{args})", out.text, if args.is_empty() { "" } else { ", " })
         } else {
@@ -447,7 +516,10 @@ impl<'a> Parser<'a> {
         Ok(Text::new(text, Binds::Tightly))
     }
 
-    fn arguments(&mut self) -> Result<String> {
+    fn arguments(&mut self, keep: bool) -> Result<String> {
+        let kept = |text: String| {
+            if keep && text.contains(['[', '{', ',', '|']) { format!("({text})|__keep") } else { text }
+        };
         self.expect("(")?;
         let mut out: Vec<String> = Vec::new();
         let mut named = false;
@@ -458,19 +530,27 @@ impl<'a> Parser<'a> {
                     break;
                 }
             }
-            let is_named = matches!(self.peek(), Some(Token::Name(_))) && self.tokens.get(self.at + 1) == Some(&Token::Operator("="));
+            let is_named = matches!(self.peek(), Some(Token::Name(_)))
+                && self.tokens.get(self.at + 1) == Some(&Token::Operator("="));
             if is_named {
                 let name = self.name()?;
                 self.expect("=")?;
                 named = true;
-                out.push(format!("{name}={}", self.expression()?));
+                out.push(format!("{name}={}", kept(self.expression()?)));
             } else {
-                let star = if self.skip("**") { "**" } else if self.skip("*") { "*" } else { "" };
+                let star = if self.skip("**") {
+                    "**"
+                } else if self.skip("*") {
+                    "*"
+                } else {
+                    ""
+                };
                 if named && star.is_empty() {
                     return Err(fault("an argument without a name stands behind one with a name"));
                 }
                 named |= star == "**";
-                out.push(format!("{star}{}", self.expression()?));
+                let text = self.expression()?;
+                out.push(format!("{star}{}", if star.is_empty() { kept(text) } else { text }));
             }
         }
         Ok(out.join(", "))
@@ -478,7 +558,7 @@ impl<'a> Parser<'a> {
 
     /// Filters, tests and calls behind an expression.
     fn filters(&mut self, mut out: Text) -> Result<Text> {
-        loop {
+        for _ in 0..MAX_CHAIN {
             if self.skip("|") {
                 let filter = self.filter()?;
                 out = Text::new(format!("{}|{filter}", out.at_least(Binds::Filtered)), Binds::Filtered);
@@ -490,6 +570,7 @@ impl<'a> Parser<'a> {
                 return Ok(out);
             }
         }
+        Err(fault("too many filters stand one behind another"))
     }
 
     fn dotted(&mut self) -> Result<String> {
@@ -506,7 +587,7 @@ impl<'a> Parser<'a> {
         if name.starts_with("__") {
             return Err(fault(&format!("there is no filter '{name}'")));
         }
-        Ok(if self.is("(") { format!("{name}({})", self.arguments()?) } else { name })
+        Ok(if self.is("(") { format!("{name}({})", self.arguments(false)?) } else { name })
     }
 
     fn test(&mut self, out: Text) -> Result<Text> {
@@ -520,7 +601,7 @@ impl<'a> Parser<'a> {
             token => token.is_some(),
         };
         let args = if self.is("(") {
-            format!("({})", self.arguments()?)
+            format!("({})", self.arguments(false)?)
         } else if begins {
             if self.is_name("is") {
                 return Err(fault("You cannot chain multiple tests with is"));
@@ -543,7 +624,7 @@ fn plain(name: &str) -> String {
     out
 }
 
-fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

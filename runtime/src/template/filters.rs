@@ -8,6 +8,9 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+/// Arguments of `map`, each of which may be another `map`.
+const MAX_NESTED: usize = 20;
+
 type Filter = fn(&mut State, &Value, &[Value]) -> Result<Value>;
 
 pub const FILTERS: [(&str, Filter); 32] = [
@@ -44,7 +47,9 @@ pub const FILTERS: [(&str, Filter); 32] = [
     ("sum", sum),
     ("unique", unique),
     // What expressions are rewritten to (`expression.rs`).
-    ("__attr", |_, value, args| super::python::get_attr(value, args[0].as_str().unwrap_or_default())),
+    ("__attr", |state, value, args| {
+        super::python::get_attr(state, value, args[0].as_str().unwrap_or_default())
+    }),
     ("__item", |state, value, args| get_item(state, value, &args[0])),
     ("__slice", |state, value, args| {
         let [start, stop, step] = bind(args, ["start", "stop", "step"])?;
@@ -54,9 +59,12 @@ pub const FILTERS: [(&str, Filter); 32] = [
 
 pub fn add_to(environment: &mut Environment) {
     for (name, filter) in FILTERS.into_iter().chain(super::text::FILTERS).chain(super::operators::FILTERS) {
-        environment.add_filter(name, move |state: &mut State, value: Value, args: Rest<Value>, named: Kwargs| {
-            filter(state, &value, &whole(args, named))
-        });
+        environment.add_filter(
+            name,
+            move |state: &mut State, value: Value, args: Rest<Value>, named: Kwargs| {
+                filter(state, &value, &whole(args, named))
+            },
+        );
     }
     // Those that minijinja has and Jinja has not.
     for name in ["bool", "chain", "lines", "split", "zip"] {
@@ -86,7 +94,7 @@ fn abs(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     }
 }
 
-fn attr(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
+fn attr(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [name] = bind(args, ["*name"])?;
     let name = name.unwrap_or_default();
     let name = name.as_str().unwrap_or_default();
@@ -94,8 +102,12 @@ fn attr(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         Py::Other | Py::Namespace | Py::Undefined => value.get_attr(name),
         // Items are no attributes.
         _ if super::python::may_be_method(name) => {
-            let found = super::python::get_attr(value, name)?;
-            Ok(if found.as_object().is_some_and(|o| o.downcast_ref::<value::Callable>().is_some()) { found } else { Value::UNDEFINED })
+            let found = super::python::get_attr(state, value, name)?;
+            Ok(if found.as_object().is_some_and(|o| o.downcast_ref::<value::Callable>().is_some()) {
+                found
+            } else {
+                Value::UNDEFINED
+            })
         }
         _ => Ok(Value::UNDEFINED),
     }
@@ -146,17 +158,20 @@ fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 
 fn length(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [] = bind(args, [])?;
-    let len = match Py::of(value) {
+    match length_of(value) {
+        Some(n) => Ok(Value::from(n)),
+        None => refuse(format!("object of type '{}' has no len()", Py::of(value).name())),
+    }
+}
+
+pub fn length_of(value: &Value) -> Option<usize> {
+    match Py::of(value) {
         Py::Undefined => Some(0),
         Py::Str(s) => Some(s.chars().count()),
         Py::List => value.len().or_else(|| Some(value.try_iter().ok()?.count())),
         Py::Tuple | Py::Dict | Py::Range => value.len(),
         Py::View => value.downcast_object_ref::<value::View>().map(|v| v.items.len()),
         _ => None,
-    };
-    match len {
-        Some(n) => Ok(Value::from(n)),
-        None => refuse(format!("object of type '{}' has no len()", Py::of(value).name())),
     }
 }
 
@@ -218,7 +233,11 @@ fn last(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 /// `float(text)`: underscores between digits, white space around, infinities and nan.
 fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim_matches(super::unicode::is_space);
-    let between = |i: usize| i > 0 && text.as_bytes()[i - 1].is_ascii_digit() && text.as_bytes().get(i + 1).is_some_and(u8::is_ascii_digit);
+    let between = |i: usize| {
+        i > 0
+            && text.as_bytes()[i - 1].is_ascii_digit()
+            && text.as_bytes().get(i + 1).is_some_and(u8::is_ascii_digit)
+    };
     if text.bytes().enumerate().any(|(i, b)| b == b'_' && !between(i)) {
         return None;
     }
@@ -228,6 +247,7 @@ fn parse_float(text: &str) -> Option<f64> {
 fn float(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [default] = bind(args, ["default"])?;
     let parsed = match Py::of(value) {
+        Py::Undefined => return refuse("a number of what is undefined"),
         Py::Str(s) => parse_float(s),
         Py::Huge => f64::try_from(value.clone()).ok(),
         other => other.number().map(Number::float),
@@ -249,9 +269,13 @@ fn parse_int(text: &str, base: i128) -> Option<i128> {
         None if base == 0 => (10, &lower[..]),
         None => (base, &lower[..]),
     };
-    let bad = digits.is_empty() || digits.starts_with(['+', '-', '_']) || digits.ends_with('_') || digits.contains("__");
+    let bad = digits.is_empty()
+        || digits.starts_with(['+', '-', '_'])
+        || digits.ends_with('_')
+        || digits.contains("__");
     // Without a prefix base 0 takes no leading zeros.
-    let zeros = base == 0 && prefix.is_none() && digits.starts_with('0') && digits.trim_matches(['0', '_']) != "";
+    let zeros =
+        base == 0 && prefix.is_none() && digits.starts_with('0') && digits.trim_matches(['0', '_']) != "";
     if bad || zeros || !(2..=36).contains(&radix) {
         return None;
     }
@@ -263,6 +287,7 @@ fn int(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let base = base.map_or(Some(10), |v| Py::of(&v).index()).unwrap_or(10);
     let whole = |f: f64| if f.is_finite() && f.abs() < 1e38 { Some(f.trunc() as i128) } else { None };
     let parsed = match Py::of(value) {
+        Py::Undefined => return refuse("a number of what is undefined"),
         Py::Huge => return Ok(value.clone()),
         Py::Str(s) => parse_int(s, base).or_else(|| parse_float(s).and_then(whole)),
         other => match other.number() {
@@ -323,7 +348,13 @@ fn at_path(state: &State, item: &Value, path: &Value, default: Option<&Value>) -
     Ok(found)
 }
 
-fn keys_at(state: &State, items: &[Value], path: Option<&Value>, case: bool, default: Option<&Value>) -> Result<Vec<Value>> {
+fn keys_at(
+    state: &State,
+    items: &[Value],
+    path: Option<&Value>,
+    case: bool,
+    default: Option<&Value>,
+) -> Result<Vec<Value>> {
     let path = path.filter(|p| !p.is_none());
     let key = |item: &Value| match path {
         Some(path) => at_path(state, item, path, default).map(|v| lowered(v, case)),
@@ -342,7 +373,8 @@ fn groupby(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
     for item in items {
         // The key as the first item of the group has it.
-        let key = keys_at(state, std::slice::from_ref(&item), path.as_ref(), true, default.as_ref())?.remove(0);
+        let key =
+            keys_at(state, std::slice::from_ref(&item), path.as_ref(), true, default.as_ref())?.remove(0);
         let folded = lowered(key.clone(), case);
         match groups.last_mut() {
             Some(group) if group.0 == folded => group.2.push(item),
@@ -357,12 +389,18 @@ fn items(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [] = bind(args, [])?;
     match Py::of(value) {
         Py::Undefined => Ok(Generator::value(Vec::new())),
-        Py::Dict => Ok(Generator::value(value::pairs(value).into_iter().map(|(k, v)| Value::from(Tuple::from([k, v]))).collect())),
+        Py::Dict => Ok(Generator::value(
+            value::pairs(value).into_iter().map(|(k, v)| Value::from(Tuple::from([k, v]))).collect(),
+        )),
         _ => refuse("Can only get item pairs from a mapping."),
     }
 }
 
 fn map(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
+    // As Jinja's, the filters `map`, `select` and their like take anything false for an empty list.
+    if !value.is_true() {
+        return Ok(Generator::value(Vec::new()));
+    }
     let items = value::items(state, value)?;
     let (positional, named) = split(args);
     let mut out = Vec::with_capacity(items.len());
@@ -375,6 +413,9 @@ fn map(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         return Ok(Generator::value(out));
     }
     let [name, ..] = positional else { return refuse("map requires a filter argument") };
+    if positional.len() > MAX_NESTED {
+        return refuse("map has too many arguments");
+    }
     let name = super::strings::string(Some(name))?.to_owned();
     for item in items {
         let args: Vec<Value> = std::iter::once(item).chain(args[1..].iter().cloned()).collect();
@@ -392,7 +433,8 @@ fn holds(state: &mut State, value: Value, test: &[Value]) -> Result<bool> {
 
 fn select(state: &mut State, value: &Value, args: &[Value], keep: bool) -> Result<Value> {
     let mut out = Vec::new();
-    for item in value::items(state, value)? {
+    let items = if value.is_true() { value::items(state, value)? } else { Vec::new() };
+    for item in items {
         if holds(state, item.clone(), args)? == keep {
             out.push(item);
         }
@@ -403,7 +445,8 @@ fn select(state: &mut State, value: &Value, args: &[Value], keep: bool) -> Resul
 fn select_attr(state: &mut State, value: &Value, args: &[Value], keep: bool) -> Result<Value> {
     let [path, test @ ..] = args else { return Err(Error::from(ErrorKind::MissingArgument)) };
     let mut out = Vec::new();
-    for item in value::items(state, value)? {
+    let items = if value.is_true() { value::items(state, value)? } else { Vec::new() };
+    for item in items {
         let at = at_path(state, &item, path, None)?;
         if holds(state, at, test)? == keep {
             out.push(item);
@@ -442,7 +485,9 @@ fn reverse(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 fn round(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [precision, method] = bind(args, ["precision", "method"])?;
     let precision = precision.map_or(Some(0), |v| Py::of(&v).index());
-    let Some(precision) = precision.filter(|p| p.abs() < 300) else { return refuse("round: the precision is an integer") };
+    let Some(precision) = precision.filter(|p| p.abs() < 300) else {
+        return refuse("round: the precision is an integer");
+    };
     let Some(n) = Py::of(value).number() else { return refuse("round takes a number") };
     let method = method.as_ref().map_or(Some("common"), Value::as_str);
     let scaled = |whole: fn(f64) -> f64| {
@@ -474,17 +519,17 @@ fn sort(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [reverse, case, path] = bind(args, ["reverse", "case_sensitive", "attribute"])?;
     let items = value::items(state, value)?;
     let case = flag(case);
-    let keys = match path.as_ref().and_then(Value::as_str).filter(|p| p.contains(',')) {
-        Some(paths) => {
-            let mut lists = vec![Vec::new(); items.len()];
-            for path in paths.split(',') {
-                let keys = keys_at(state, &items, Some(&Value::from(path)), case, None)?;
-                lists.iter_mut().zip(keys).for_each(|(list, key)| list.push(key));
-            }
-            lists.into_iter().map(Value::from).collect()
-        }
-        None => keys_at(state, &items, path.as_ref(), case, None)?,
+    let paths = match path.as_ref().and_then(Value::as_str) {
+        Some(paths) => paths.split(',').map(Value::from).collect(),
+        None => vec![path.unwrap_or_else(|| Value::from(()))],
     };
+    // Keys are lists, as Jinja's are: equal parts need no order.
+    let mut lists = vec![Vec::new(); items.len()];
+    for path in &paths {
+        let keys = keys_at(state, &items, Some(path), case, None)?;
+        lists.iter_mut().zip(keys).for_each(|(list, key)| list.push(key));
+    }
+    let keys = lists.into_iter().map(Value::from).collect();
     Ok(Value::from(sorted(state, items, keys, flag(reverse))?))
 }
 

@@ -23,7 +23,16 @@ struct Spec {
 
 impl Default for Spec {
     fn default() -> Self {
-        Spec { fill: ' ', align: None, sign: '-', alternate: false, width: 0, grouping: None, precision: None, kind: None }
+        Spec {
+            fill: ' ',
+            align: None,
+            sign: '-',
+            alternate: false,
+            width: 0,
+            grouping: None,
+            precision: None,
+            kind: None,
+        }
     }
 }
 
@@ -92,7 +101,11 @@ impl Spec {
         let Some(mark) = self.grouping else { return self.pad(&prefix, digits, '>') };
         let (whole, rest) = digits.split_at(digits.find(['.', 'e', '%']).unwrap_or(digits.len()));
         // Zeros in front of the number are grouped like its digits.
-        let room = if self.fill == '0' && self.align == Some('=') { self.width.saturating_sub(prefix.len() + rest.len()) } else { 0 };
+        let room = if self.fill == '0' && self.align == Some('=') {
+            self.width.saturating_sub(prefix.len() + rest.len())
+        } else {
+            0
+        };
         self.pad(&prefix, &(group(whole, mark, every, room) + rest), '>')
     }
 }
@@ -115,7 +128,8 @@ fn group(digits: &str, mark: char, every: usize, room: usize) -> String {
 }
 
 fn digits(chars: &[char], from: usize) -> Result<Option<(usize, usize)>> {
-    let text: String = chars.get(from..).unwrap_or_default().iter().take_while(|c| c.is_ascii_digit()).collect();
+    let text: String =
+        chars.get(from..).unwrap_or_default().iter().take_while(|c| c.is_ascii_digit()).collect();
     if text.is_empty() {
         return Ok(None);
     }
@@ -142,7 +156,8 @@ fn float_digits(f: f64, kind: char, precision: usize, alternate: bool) -> String
         'g' => {
             let precision = precision.max(1);
             let scientific = format!("{f:.*e}", precision - 1);
-            let exponent: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
+            let exponent: i32 =
+                scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
             let cut = |text: &str| match (alternate, text.contains('.')) {
                 (false, true) => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
                 (true, false) => format!("{text}."),
@@ -201,7 +216,11 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
                 return wrong(c);
             }
             let zero = spec.fill == '0' && spec.align == Some('=');
-            if spec.sign != '-' || spec.alternate || spec.grouping.is_some() || (spec.align == Some('=') && !zero) {
+            if spec.sign != '-'
+                || spec.alternate
+                || spec.grouping.is_some()
+                || (spec.align == Some('=') && !zero)
+            {
                 return refuse("this format is not allowed for strings");
             }
             let cut: String = s.chars().take(spec.precision.unwrap_or(usize::MAX)).collect();
@@ -222,7 +241,9 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
             let kind = spec.kind.unwrap_or('d');
             if kind == 'c' {
                 let c = u32::try_from(n).ok().and_then(char::from_u32);
-                let Some(c) = c.filter(|_| spec.sign == '-' && !spec.alternate) else { return refuse("%c arg not in range") };
+                let Some(c) = c.filter(|_| spec.sign == '-' && !spec.alternate) else {
+                    return refuse("%c arg not in range");
+                };
                 return Ok(spec.pad("", &c.to_string(), '<'));
             }
             let hex = base_prefix(kind) != "";
@@ -244,7 +265,8 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
                 Some(p) => {
                     let text = float_digits(f, 'g', p, spec.alternate);
                     let exponent = format!("{:.*e}", p.max(1) - 1, f.abs());
-                    let exponent: i32 = exponent.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
+                    let exponent: i32 =
+                        exponent.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
                     if text.contains(['.', 'e', 'n']) {
                         text
                     } else if exponent + 1 >= p.max(1) as i32 {
@@ -264,7 +286,8 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
 /// `format % values`.
 pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
     let python = Py::of(values);
-    let list: Vec<Value> = if python == Py::Tuple { value::items(state, values)? } else { vec![values.clone()] };
+    let list: Vec<Value> =
+        if python == Py::Tuple { value::items(state, values)? } else { vec![values.clone()] };
     let chars: Vec<char> = format.chars().collect();
     let mut next = list.iter();
     let mut out = String::new();
@@ -277,6 +300,7 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
             out.push(c);
             continue;
         }
+        let start = i;
         let mut spec = Spec::default();
         let mut by_name = None;
         if chars.get(i) == Some(&'(') {
@@ -331,6 +355,9 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
         let Some(&kind) = chars.get(i) else { return refuse("incomplete format") };
         i += 1;
         if kind == '%' {
+            if i > start + 1 {
+                return refuse("unsupported format character '%'");
+            }
             out.push('%');
             continue;
         }
@@ -347,7 +374,10 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
         }
     }
     // A dict or a list may be left over, as in Python.
-    if !named && next.next().is_some() && !matches!(python, Py::Dict | Py::List | Py::Range | Py::View | Py::Undefined) {
+    if !named
+        && next.next().is_some()
+        && !matches!(python, Py::Dict | Py::List | Py::Range | Py::View | Py::Undefined)
+    {
         return refuse("not all arguments converted during string formatting");
     }
     Ok(out)
@@ -374,7 +404,9 @@ fn conversion(state: &State, item: &Value, kind: char, spec: &Spec) -> Result<St
         'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
             let n = match python.number() {
                 Some(Number::Int(n)) => n,
-                Some(Number::Float(f)) if "diu".contains(kind) && f.is_finite() && f.abs() < 1e38 => f.trunc() as i128,
+                Some(Number::Float(f)) if "diu".contains(kind) && f.is_finite() && f.abs() < 1e38 => {
+                    f.trunc() as i128
+                }
                 _ => return refuse(format!("%{kind} format: a number is required, not {}", python.name())),
             };
             let mut digits = integer_digits(n.unsigned_abs(), kind);
@@ -421,7 +453,7 @@ enum Numbering {
 }
 
 fn expand(state: &State, format: &str, args: &[Value], at: &mut Numbering, depth: usize) -> Result<String> {
-    if depth > 1 {
+    if depth > 2 {
         return refuse("Max string recursion exceeded");
     }
     let chars: Vec<char> = format.chars().collect();
@@ -455,7 +487,13 @@ fn expand(state: &State, format: &str, args: &[Value], at: &mut Numbering, depth
 }
 
 /// One field, `name[.attribute|[item]]…[!conversion][:spec]`.
-fn replacement(state: &State, field: &str, args: &[Value], at: &mut Numbering, depth: usize) -> Result<String> {
+fn replacement(
+    state: &State,
+    field: &str,
+    args: &[Value],
+    at: &mut Numbering,
+    depth: usize,
+) -> Result<String> {
     let mut brackets = 0;
     let end = field.char_indices().find(|&(_, c)| {
         brackets += i32::from(c == '[') - i32::from(c == ']');
@@ -470,7 +508,8 @@ fn replacement(state: &State, field: &str, args: &[Value], at: &mut Numbering, d
         None => ("", rest.strip_prefix(':').unwrap_or_default()),
     };
     let value = lookup(state, name, args, at)?;
-    let spec = expand(state, spec, args, at, depth + 1)?;
+    let spec =
+        if spec.contains(['{', '}']) { expand(state, spec, args, at, depth + 1)? } else { spec.to_owned() };
     match (conversion, rest.starts_with('!')) {
         ("", false) => by_spec(state, &value, &spec),
         ("s", _) => by_spec(state, &Value::from(value::text(state, &value)?), &spec),
@@ -492,7 +531,9 @@ fn lookup(state: &State, name: &str, args: &[Value], at: &mut Numbering) -> Resu
         let n = match at {
             Numbering::Unknown => 0,
             Numbering::Automatic(n) => *n,
-            Numbering::Manual => return refuse("cannot switch from manual field specification to automatic field numbering"),
+            Numbering::Manual => {
+                return refuse("cannot switch from manual field specification to automatic field numbering");
+            }
         };
         *at = Numbering::Automatic(n + 1);
         by_index(n)?
@@ -511,11 +552,16 @@ fn lookup(state: &State, name: &str, args: &[Value], at: &mut Numbering) -> Resu
     while !rest.is_empty() {
         let key;
         if let Some(inner) = rest.strip_prefix('[') {
-            let Some((item, more)) = inner.split_once(']') else { return refuse("Missing ']' in format string") };
+            let Some((item, more)) = inner.split_once(']') else {
+                return refuse("Missing ']' in format string");
+            };
             (key, rest) = (item, more);
         } else {
-            // Attributes of Python's objects: the data of a template has none.
-            return refuse("attributes are not available in format strings");
+            let inner = rest.strip_prefix('.').unwrap_or_default();
+            let (name, more) = inner.split_at(inner.find(['.', '[']).unwrap_or(inner.len()));
+            value = super::python::get_attr(state, &value, name)?;
+            rest = more;
+            continue;
         }
         let key = key.parse::<i64>().map_or_else(|_| Value::from(key), Value::from);
         value = super::python::get_item(state, &value, &key)?;

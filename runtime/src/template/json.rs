@@ -20,7 +20,8 @@ struct Writer<'a> {
 
 /// `value | tojson(ensure_ascii, indent, separators, sort_keys)`.
 pub fn to_json(state: &State, value: Value, args: Rest<Value>) -> Result<String> {
-    let [ascii, indent, separators, sort] = bind(&args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
+    let [ascii, indent, separators, sort] =
+        bind(&args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let is_true = |v: Option<Value>| v.is_some_and(|v| v.is_true());
     let indent = match indent.as_ref().map(Py::of) {
         None | Some(Py::None) => None,
@@ -124,7 +125,9 @@ impl Writer<'_> {
             Py::Bool(b) => self.out.push_str(if b { "\"true\"" } else { "\"false\"" }),
             Py::Int(i) => self.out.push_str(&format!("\"{i}\"")),
             Py::Float(f) => self.out.push_str(&format!("\"{}\"", number(f))),
-            other => return refuse(format!("keys must be str, int, float, bool or None, not {}", other.name())),
+            other => {
+                return refuse(format!("keys must be str, int, float, bool or None, not {}", other.name()));
+            }
         }
         Ok(())
     }

@@ -25,8 +25,8 @@ pub struct Tag {
 }
 
 const OPERATORS: [&str; 29] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
-    ":", "|", ",", ";", "!", "@", "`",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
+    "=", ".", ":", "|", ",", ";", "!", "@", "`",
 ];
 
 /// Reads a tag's inside from `start` on, up to `close` (`}}` or `%}`).
@@ -71,7 +71,9 @@ pub fn tag(source: &str, start: usize, close: &str) -> Result<Tag> {
                 "(" => open.push(")"),
                 "[" => open.push("]"),
                 "{" => open.push("}"),
-                ")" | "]" | "}" if open.pop() != Some(operator) => return Err(fault(&format!("unexpected '{operator}'"))),
+                ")" | "]" | "}" if open.pop() != Some(operator) => {
+                    return Err(fault(&format!("unexpected '{operator}'")));
+                }
                 _ => {}
             }
             tokens.push(Token::Operator(operator));
@@ -98,7 +100,9 @@ fn number(rest: &str, behind_dot: bool) -> Result<(Token, usize)> {
     let run = |from: usize, radix: u32| {
         let mut end = from;
         while bytes.get(end).is_some_and(|b| char::from(*b).is_digit(radix))
-            || (end > from && bytes.get(end) == Some(&b'_') && bytes.get(end + 1).is_some_and(|b| char::from(*b).is_digit(radix)))
+            || (end > from
+                && bytes.get(end) == Some(&b'_')
+                && bytes.get(end + 1).is_some_and(|b| char::from(*b).is_digit(radix)))
         {
             end += 1;
         }
@@ -151,7 +155,9 @@ fn string(rest: &str, quote: char) -> Result<(String, usize)> {
         let Some((at, c)) = chars.next() else { break };
         let code = |n: usize, radix: u32| {
             let digits = rest.get(at + 1..at + 1 + n)?;
-            let n = u32::from_str_radix(digits, radix).ok().filter(|_| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            let n = u32::from_str_radix(digits, radix)
+                .ok()
+                .filter(|_| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
             char::from_u32(n)
         };
         let (hex, length) = match c {
@@ -165,7 +171,9 @@ fn string(rest: &str, quote: char) -> Result<(String, usize)> {
                 out.push(hex);
                 chars.by_ref().take(length).for_each(drop);
             }
-            ('x' | 'u' | 'U' | 'N', None) => return Err(fault("a string has a malformed or unsupported escape")),
+            ('x' | 'u' | 'U' | 'N', None) => {
+                return Err(fault("a string has a malformed or unsupported escape"));
+            }
             ('\n', _) => {}
             ('n', _) => out.push('\n'),
             ('t', _) => out.push('\t'),

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod date;
+mod depth;
 mod expression;
 mod filters;
 mod format;

@@ -13,8 +13,13 @@ use std::collections::BTreeMap;
 
 type Filter = fn(&mut State, &Value, &[Value]) -> Result<Value>;
 
-pub const FILTERS: [(&str, Filter); 5] = [
+pub const FILTERS: [(&str, Filter); 10] = [
     ("__mod", |state, left, args| remainder(state, left, &args[0])),
+    ("__add", add),
+    ("__keep", |state, value, _| super::depth::keep(state, value, false).map(|()| value.clone())),
+    ("__keep_part", |state, value, _| super::depth::keep(state, value, true).map(|()| value.clone())),
+    ("__mul", |state, left, args| multiply(state, left, &args[0])),
+    ("__negative", negative),
     ("__concat", concatenate),
     ("__compare", compare),
     ("__iterate", |state, value, _| Ok(Value::from(value::items(state, value)?))),
@@ -26,6 +31,18 @@ pub const FILTERS: [(&str, Filter); 5] = [
 ];
 
 fn remainder(state: &State, left: &Value, right: &Value) -> Result<Value> {
+    if let Some(format) = left.as_str().filter(|_| left.is_safe()) {
+        // What a safe text is made of is escaped.
+        let text = match Py::of(right) {
+            Py::Tuple => {
+                let items = value::items(state, right)?;
+                let items: Vec<Value> = items.iter().map(super::text::safe).collect();
+                format::percent(state, format, &Value::from(Tuple::from(items)))?
+            }
+            _ => format::percent(state, format, &super::text::safe(right))?,
+        };
+        return Ok(Value::from_safe_string(text));
+    }
     if let Some(format) = left.as_str() {
         return Ok(Value::from(format::percent(state, format, right)?));
     }
@@ -48,21 +65,92 @@ fn remainder(state: &State, left: &Value, right: &Value) -> Result<Value> {
                 rest => rest,
             }))
         }
-        _ => refuse(format!("unsupported operand types for %: '{}' and '{}'", Py::of(left).name(), Py::of(right).name())),
+        _ => refuse(format!(
+            "unsupported operand types for %: '{}' and '{}'",
+            Py::of(left).name(),
+            Py::of(right).name()
+        )),
     }
 }
 
-/// `a ~ b ~ …`: texts one behind another; with a safe one among them, the others are escaped.
+/// `a ~ b ~ …`: texts one behind another.
 fn concatenate(state: &mut State, first: &Value, args: &[Value]) -> Result<Value> {
-    let safe = first.is_safe() || args.iter().any(Value::is_safe);
     let mut out = String::new();
     for value in std::iter::once(first).chain(args) {
-        let value = if safe { state.apply_filter("e", std::slice::from_ref(value))? } else { value.clone() };
-        let text = value::text(state, &value)?;
+        let text = value::text(state, value)?;
         pay(state, out.len() + text.len())?;
         out.push_str(&text);
     }
-    Ok(if safe { Value::from_safe_string(out) } else { Value::from(out) })
+    Ok(Value::from(out))
+}
+
+/// `a + b + …`: lists are new ones; beside a safe text another is escaped.
+fn add(state: &mut State, first: &Value, args: &[Value]) -> Result<Value> {
+    let mut left = first.clone();
+    for right in args {
+        left = sum(state, &left, right)?;
+    }
+    Ok(left)
+}
+
+fn sum(state: &mut State, left: &Value, right: &Value) -> Result<Value> {
+    match (Py::of(left), Py::of(right)) {
+        (Py::Str(a), Py::Str(b)) => {
+            pay(state, a.len() + b.len())?;
+            if !left.is_safe() && !right.is_safe() {
+                return Ok(Value::from([a, b].concat()));
+            }
+            let (a, b) =
+                (state.apply_filter("e", &[left.clone()])?, state.apply_filter("e", &[right.clone()])?);
+            Ok(Value::from_safe_string(format!("{a}{b}")))
+        }
+        (a @ (Py::List | Py::Tuple), b) if a == b => {
+            let mut items = value::items(state, left)?;
+            items.extend(value::items(state, right)?);
+            Ok(if a == Py::Tuple { Value::from(Tuple::from(items)) } else { Value::from(items) })
+        }
+        (a, b) => match (a.number(), b.number()) {
+            (Some(Number::Int(a)), Some(Number::Int(b))) => match a.checked_add(b) {
+                Some(n) => Ok(filters::number(n)),
+                None => refuse("a number is too large"),
+            },
+            (Some(a), Some(b)) => Ok(Value::from(a.float() + b.float())),
+            _ => refuse(format!("unsupported operand types for +: '{}' and '{}'", a.name(), b.name())),
+        },
+    }
+}
+
+fn multiply(state: &State, left: &Value, right: &Value) -> Result<Value> {
+    let (a, b) = (Py::of(left), Py::of(right));
+    let repeated = |value: &Value, times: i128| {
+        let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+        let length = value.as_str().map_or_else(|| value.len().unwrap_or(0) * 8, str::len);
+        pay(state, length.saturating_mul(times))?;
+        if let Some(text) = value.as_str() {
+            return Ok(Value::from(text.repeat(times)));
+        }
+        let items = value::items(state, value)?;
+        let items: Vec<Value> = items.iter().cycle().take(items.len() * times).cloned().collect();
+        Ok(if Py::of(value) == Py::Tuple { Value::from(Tuple::from(items)) } else { Value::from(items) })
+    };
+    match (a, b, a.number(), b.number()) {
+        (_, _, Some(Number::Int(a)), Some(Number::Int(b))) => match a.checked_mul(b) {
+            Some(n) => Ok(filters::number(n)),
+            None => refuse("a number is too large"),
+        },
+        (_, _, Some(a), Some(b)) => Ok(Value::from(a.float() * b.float())),
+        (Py::Str(_) | Py::List | Py::Tuple, _, _, Some(Number::Int(n))) => repeated(left, n),
+        (_, Py::Str(_) | Py::List | Py::Tuple, Some(Number::Int(n)), _) => repeated(right, n),
+        _ => refuse(format!("unsupported operand types for *: '{}' and '{}'", a.name(), b.name())),
+    }
+}
+
+fn negative(_: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
+    match Py::of(value).number() {
+        Some(Number::Int(i)) => Ok(filters::number(i.saturating_neg())),
+        Some(Number::Float(f)) => Ok(Value::from(-f)),
+        None => refuse("bad operand type for unary -"),
+    }
 }
 
 /// A chain of comparisons, `a < b <= c`: each with its operator's name.
@@ -99,7 +187,9 @@ fn contains(state: &State, list: &Value, item: &Value) -> Result<bool> {
                 pay(state, s.len())?;
                 Ok(s.contains(part))
             }
-            None => refuse(format!("'in <string>' requires string as left operand, not {}", Py::of(item).name())),
+            None => {
+                refuse(format!("'in <string>' requires string as left operand, not {}", Py::of(item).name()))
+            }
         },
         Py::Dict => match Py::of(item) {
             Py::List | Py::Dict => refuse("unhashable type"),
@@ -114,7 +204,8 @@ pub fn call_macro(state: &mut State, called: &Value, args: &[Value]) -> Result<V
     let names = called.get_attr("arguments").ok().filter(|n| !n.is_undefined());
     let Some(names) = names else { return called.call(state, args) };
     let names: Vec<String> = names.try_iter()?.map(|n| n.to_string()).collect();
-    let (catches_more, catches_named) = (names.iter().any(|n| n == "varargs"), names.iter().any(|n| n == "kwargs"));
+    let (catches_more, catches_named) =
+        (names.iter().any(|n| n == "varargs"), names.iter().any(|n| n == "kwargs"));
     let declared: Vec<&String> = names.iter().filter(|n| *n != "varargs" && *n != "kwargs").collect();
     let (positional, named) = split(args);
     let mut given: Vec<Value> = positional.to_vec();
@@ -127,7 +218,11 @@ pub fn call_macro(state: &mut State, called: &Value, args: &[Value]) -> Result<V
     for key in named.iter().flat_map(Kwargs::args) {
         let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |n| n.peek(key))?;
         let known = key == "caller" || declared.iter().any(|d| *d == key);
-        if known || !catches_named { passed.push((key.to_owned(), value)) } else { others.push((key.to_owned(), value)) }
+        if known || !catches_named {
+            passed.push((key.to_owned(), value))
+        } else {
+            others.push((key.to_owned(), value))
+        }
     }
     if catches_named {
         passed.push(("kwargs".to_owned(), Value::from_pairs(others)));
@@ -140,7 +235,7 @@ pub fn call_macro(state: &mut State, called: &Value, args: &[Value]) -> Result<V
 
 type Test = fn(&State, &Value, &[Value]) -> Result<bool>;
 
-const TESTS: [(&str, Test); 34] = [
+const TESTS: [(&str, Test); 36] = [
     ("boolean", |_, v, _| Ok(matches!(Py::of(v), Py::Bool(_)))),
     ("callable", |_, v, _| Ok(is_callable(v))),
     ("divisibleby", |state, v, args| {
@@ -172,15 +267,35 @@ const TESTS: [(&str, Test); 34] = [
     ("iterable", |_, v, _| {
         Ok(matches!(
             Py::of(v),
-            Py::Undefined | Py::Str(_) | Py::List | Py::Tuple | Py::Dict | Py::Range | Py::View | Py::Generator
+            Py::Undefined
+                | Py::Str(_)
+                | Py::List
+                | Py::Tuple
+                | Py::Dict
+                | Py::Range
+                | Py::View
+                | Py::Generator
         ))
     }),
-    ("lower", |state, v, _| Ok(super::strings::call(state, &value::text(state, v)?, "islower", &[])?.is_some_and(|v| v.is_true()))),
-    ("upper", |state, v, _| Ok(super::strings::call(state, &value::text(state, v)?, "isupper", &[])?.is_some_and(|v| v.is_true()))),
+    ("lower", |state, v, _| {
+        Ok(super::strings::call(state, &value::text(state, v)?, "islower", &[])?.is_some_and(|v| v.is_true()))
+    }),
+    ("upper", |state, v, _| {
+        Ok(super::strings::call(state, &value::text(state, v)?, "isupper", &[])?.is_some_and(|v| v.is_true()))
+    }),
     ("mapping", |_, v, _| Ok(Py::of(v) == Py::Dict)),
     ("none", |_, v, _| Ok(v.is_none())),
     ("number", |_, v, _| Ok(matches!(Py::of(v), Py::Bool(_) | Py::Int(_) | Py::Huge | Py::Float(_)))),
-    ("sequence", |_, v, _| Ok(matches!(Py::of(v), Py::Undefined | Py::Str(_) | Py::List | Py::Tuple | Py::Dict | Py::Range))),
+    ("sequence", |_, v, _| {
+        Ok(matches!(Py::of(v), Py::Undefined | Py::Str(_) | Py::List | Py::Tuple | Py::Dict | Py::Range))
+    }),
+    ("filter", |state, v, _| {
+        Ok(hashable(v)?
+            && v.as_str().is_some_and(|n| !n.starts_with("__") && minijinja::tests::is_filter(state, n)))
+    }),
+    ("test", |state, v, _| {
+        Ok(hashable(v)? && v.as_str().is_some_and(|n| minijinja::tests::is_test(state, n)))
+    }),
     ("string", |_, v, _| Ok(v.as_str().is_some())),
     ("escaped", |_, v, _| Ok(v.is_safe())),
 ];
@@ -190,6 +305,10 @@ fn one(args: &[Value]) -> Result<&Value> {
         [one] => Ok(one),
         _ => refuse("a test takes one argument"),
     }
+}
+
+fn hashable(value: &Value) -> Result<bool> {
+    if matches!(Py::of(value), Py::List | Py::Dict) { refuse("unhashable type") } else { Ok(true) }
 }
 
 fn ordered(value: &Value, args: &[Value], wanted: &[Ordering]) -> Result<bool> {
@@ -205,10 +324,12 @@ fn parity(state: &State, value: &Value, rest: f64) -> Result<bool> {
 fn is_callable(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Undefined => true,
-        ValueKind::Plain => value.as_object().is_some_and(|o| {
-            o.downcast_ref::<Callable>().is_some() || !o.type_name().ends_with("::Cycler")
-        }),
-        ValueKind::Map => value.as_object().is_some_and(|o| o.type_name().contains("macro") || o.type_name().contains("loop")),
+        ValueKind::Plain => value
+            .as_object()
+            .is_some_and(|o| o.downcast_ref::<Callable>().is_some() || !o.type_name().ends_with("::Cycler")),
+        ValueKind::Map => value
+            .as_object()
+            .is_some_and(|o| o.type_name().contains("macro") || o.type_name().contains("loop")),
         _ => false,
     }
 }
@@ -226,17 +347,25 @@ pub fn add_to(environment: &mut Environment) {
         Some((called, args)) => call_macro(state, called, args),
         None => refuse("nothing is called"),
     };
-    environment.add_global("__call", Value::from_object(Callable { name: "call".into(), call: Box::new(call) }));
-    let builtin: BTreeMap<String, Value> =
-        environment.globals().filter(|(n, _)| *n == "namespace").map(|(n, v)| (n.to_owned(), v.clone())).collect();
+    environment
+        .add_global("__call", Value::from_object(Callable { name: "call".into(), call: Box::new(call) }));
+    let builtin: BTreeMap<String, Value> = environment
+        .globals()
+        .filter(|(n, _)| *n == "namespace")
+        .map(|(n, v)| (n.to_owned(), v.clone()))
+        .collect();
     if let Some(namespace) = builtin.get("namespace").cloned() {
         let call = move |state: &mut State, args: &[Value]| {
             let pairs = super::python::dict_pairs(state, args)?;
+            pairs.iter().try_for_each(|(_, item)| super::depth::keep(state, item, true))?;
             if pairs.iter().any(|(k, _)| k.as_str().is_some_and(|k| k.starts_with('_'))) {
                 return refuse("a namespace cannot have a name that begins with an underscore");
             }
             namespace.call(state, &[Value::from_pairs(pairs)])
         };
-        environment.add_global("namespace", Value::from_object(Callable { name: "namespace".into(), call: Box::new(call) }));
+        environment.add_global(
+            "namespace",
+            Value::from_object(Callable { name: "namespace".into(), call: Box::new(call) }),
+        );
     }
 }

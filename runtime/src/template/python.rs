@@ -3,8 +3,8 @@
 //! What would change a value is refused, as in Jinja's immutable sandbox.
 
 use super::arguments::{bind, split};
-use super::strings;
 use super::value::{self, Callable, MAX_RANGE, Py, Range, Result, View, pay, refuse};
+use super::{depth, strings};
 use minijinja::value::{Object, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,18 @@ const LIST: [&str; 3] = ["copy", "count", "index"];
 const TUPLE: [&str; 2] = ["count", "index"];
 /// The sandbox hides what changes a value: such an attribute is undefined, and a call of it an error.
 const CHANGING: [&str; 12] = [
-    "append", "clear", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort", "update", "add",
+    "append",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "remove",
+    "reverse",
+    "setdefault",
+    "sort",
+    "update",
+    "add",
 ];
 
 /// Whether an attribute of this name may be a method: only such ones are looked up by [`get_attr`].
@@ -37,8 +48,9 @@ fn methods(value: &Value) -> &'static [&'static str] {
 }
 
 /// `value.name` that is not called: a method before an item.
-pub fn get_attr(value: &Value, name: &str) -> Result<Value> {
+pub fn get_attr(state: &State, value: &Value, name: &str) -> Result<Value> {
     if methods(value).contains(&name) {
+        depth::keep(state, value, false)?;
         let (this, method) = (value.clone(), name.to_owned());
         return Ok(Value::from_object(Callable {
             name: format!("method {name} of {} object", Py::of(value).name()),
@@ -46,7 +58,8 @@ pub fn get_attr(value: &Value, name: &str) -> Result<Value> {
         }));
     }
     if name.starts_with("__") && Py::of(value) != Py::Dict {
-        return refuse(format!("access to attribute '{name}' is unsafe"));
+        // The sandbox's answer, which prints nothing.
+        return Ok(Value::UNDEFINED);
     }
     value.get_attr(name)
 }
@@ -61,7 +74,9 @@ pub fn get_item(state: &State, value: &Value, key: &Value) -> Result<Value> {
         (Py::Undefined, _) => value.get_item(key)?,
         (Py::Str(_) | Py::List | Py::Tuple | Py::Range, Some(i)) => {
             let list = match python {
-                Py::Str(_) | Py::List if value.len().is_none() || value.as_str().is_some() => Some(value::items(state, value)?),
+                Py::Str(_) | Py::List if value.len().is_none() || value.as_str().is_some() => {
+                    Some(value::items(state, value)?)
+                }
                 _ => None,
             };
             let length = list.as_ref().map_or_else(|| value.len().unwrap_or_default(), Vec::len) as i128;
@@ -78,7 +93,7 @@ pub fn get_item(state: &State, value: &Value, key: &Value) -> Result<Value> {
     };
     match key.as_str() {
         Some(name) if found.is_undefined() && !value.is_undefined() => match methods(value).contains(&name) {
-            true => get_attr(value, name),
+            true => get_attr(state, value, name),
             false => Ok(found),
         },
         _ => Ok(found),
@@ -86,7 +101,13 @@ pub fn get_item(state: &State, value: &Value, key: &Value) -> Result<Value> {
 }
 
 /// `value[start:stop:step]`.
-pub fn slice(state: &State, value: &Value, start: Option<Value>, stop: Option<Value>, step: Option<Value>) -> Result<Value> {
+pub fn slice(
+    state: &State,
+    value: &Value,
+    start: Option<Value>,
+    stop: Option<Value>,
+    step: Option<Value>,
+) -> Result<Value> {
     let python = Py::of(value);
     let bound = |v: Option<Value>| match v.filter(|v| !v.is_none()).map(|v| Py::of(&v).index()) {
         None => Ok(None),
@@ -98,11 +119,10 @@ pub fn slice(state: &State, value: &Value, start: Option<Value>, stop: Option<Va
         return value.get_item(&Value::from(0));
     }
     if !matches!(python, Py::Str(_) | Py::List | Py::Tuple | Py::Range) {
-        // Jinja takes the slice for a key that is not there.
-        return Ok(Value::UNDEFINED);
+        return refuse(format!("'{}' object cannot be sliced", python.name()));
     }
     if step == 0 {
-        return Ok(Value::UNDEFINED);
+        return refuse("slice step cannot be zero");
     }
     let items = value::items(state, value)?;
     let n = items.len() as i128;
@@ -114,7 +134,9 @@ pub fn slice(state: &State, value: &Value, start: Option<Value>, stop: Option<Va
     let at = (0..range.len()).map(|i| (start + step * i as i128) as usize);
     let picked = at.filter_map(|i| items.get(i).cloned());
     Ok(match (python, value.downcast_object_ref::<Range>()) {
-        (Py::Str(_), _) => Value::from(picked.filter_map(|c| c.as_str().map(str::to_owned)).collect::<String>()),
+        (Py::Str(_), _) => {
+            Value::from(picked.filter_map(|c| c.as_str().map(str::to_owned)).collect::<String>())
+        }
         (Py::Tuple, _) => Value::from(Tuple::from(picked.collect::<Vec<_>>())),
         (_, Some(of)) => Value::from_object(Range {
             start: of.start + of.step * start,
@@ -198,7 +220,9 @@ fn dict_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> 
 fn from_keys(state: &State, args: &[Value]) -> Result<Value> {
     let [keys, item] = bind(args, ["*/iterable", "/value"])?;
     let item = item.unwrap_or_else(|| Value::from(()));
-    Ok(Value::from_pairs(value::items(state, &keys.unwrap_or_default())?.into_iter().map(|k| (k, item.clone()))))
+    Ok(Value::from_pairs(
+        value::items(state, &keys.unwrap_or_default())?.into_iter().map(|k| (k, item.clone())),
+    ))
 }
 
 /// The pairs that `dict(…)` is made of: of a dict or of pairs, and of names.
@@ -207,6 +231,7 @@ pub fn dict_pairs(state: &State, args: &[Value]) -> Result<Vec<(Value, Value)>> 
     let mut pairs = match positional {
         [] => Vec::new(),
         [one] if matches!(Py::of(one), Py::Dict) => value::pairs(one),
+        [one] if one.is_undefined() => return refuse("a dict of what is undefined"),
         [one] => {
             let mut pairs = Vec::new();
             for item in value::items(state, one)? {
@@ -235,13 +260,16 @@ fn range(_: &State, args: &[Value]) -> Result<Value> {
         Some(Some(n)) if n.unsigned_abs() < 1 << 62 => Ok(n),
         Some(_) => refuse("range takes integers"),
     };
-    let (start, stop) = if second.is_some() { (number(&first, 0)?, number(&second, 0)?) } else { (0, number(&first, 0)?) };
+    let (start, stop) =
+        if second.is_some() { (number(&first, 0)?, number(&second, 0)?) } else { (0, number(&first, 0)?) };
     let range = Range { start, stop, step: number(&step, 1)? };
     if range.step == 0 {
         return refuse("range() arg 3 must not be zero");
     }
     if range.len() as i128 > MAX_RANGE {
-        return refuse(format!("Range too big. The sandbox blocks ranges larger than MAX_RANGE={MAX_RANGE}."));
+        return refuse(format!(
+            "Range too big. The sandbox blocks ranges larger than MAX_RANGE={MAX_RANGE}."
+        ));
     }
     Ok(Value::from_object(range))
 }
@@ -259,7 +287,12 @@ impl Object for DictClass {
         Ok(Value::from_pairs(dict_pairs(state, args)?))
     }
 
-    fn call_method(self: &Arc<Self>, state: &mut State<'_, '_>, method: &str, args: &[Value]) -> Result<Value> {
+    fn call_method(
+        self: &Arc<Self>,
+        state: &mut State<'_, '_>,
+        method: &str,
+        args: &[Value],
+    ) -> Result<Value> {
         if method == "fromkeys" { from_keys(state, args) } else { Err(Error::from(ErrorKind::UnknownMethod)) }
     }
 }
@@ -303,24 +336,37 @@ pub fn add_to(environment: &mut Environment) {
     environment.remove_global("debug");
     environment.add_global("range", function("range", |state, args| range(state, args)));
     environment.add_global("dict", Value::from_object(DictClass));
-    environment.add_global("raise_exception", function("raise_exception", |state, args| {
-        let [message] = bind(args, ["*message"])?;
-        refuse(value::text(state, &message.unwrap_or_default())?)
-    }));
-    environment.add_global("cycler", function("cycler", |_, args| match split(args).0 {
-        [] => refuse("at least one item has to be provided"),
-        items => Ok(Value::from_object(Cycler { items: items.to_vec(), at: Mutex::new(0) })),
-    }));
-    environment.add_global("joiner", function("joiner", |_, args| {
-        let [mark] = bind(args, ["sep"])?;
-        let (mark, used) = (mark.unwrap_or_else(|| Value::from(", ")), Mutex::new(false));
-        Ok(Value::from_object(Callable {
-            name: "joiner".into(),
-            call: Box::new(move |_, _| {
-                let before = std::mem::replace(&mut *used.lock().expect("no panic holds it"), true);
-                Ok(if before { mark.clone() } else { Value::from("") })
-            }),
-        }))
-    }));
+    environment.add_global(
+        "raise_exception",
+        function("raise_exception", |state, args| {
+            let [message] = bind(args, ["*message"])?;
+            refuse(value::text(state, &message.unwrap_or_default())?)
+        }),
+    );
+    environment.add_global(
+        "cycler",
+        function("cycler", |state, args| match split(args).0 {
+            [] => refuse("at least one item has to be provided"),
+            items => {
+                items.iter().try_for_each(|item| depth::keep(state, item, true))?;
+                Ok(Value::from_object(Cycler { items: items.to_vec(), at: Mutex::new(0) }))
+            }
+        }),
+    );
+    environment.add_global(
+        "joiner",
+        function("joiner", |state, args| {
+            let [mark] = bind(args, ["sep"])?;
+            depth::keep(state, mark.as_ref().unwrap_or(&Value::UNDEFINED), true)?;
+            let (mark, used) = (mark.unwrap_or_else(|| Value::from(", ")), Mutex::new(false));
+            Ok(Value::from_object(Callable {
+                name: "joiner".into(),
+                call: Box::new(move |_, _| {
+                    let before = std::mem::replace(&mut *used.lock().expect("no panic holds it"), true);
+                    Ok(if before { mark.clone() } else { Value::from("") })
+                }),
+            }))
+        }),
+    );
     environment.add_global("lipsum", function("lipsum", |_, _| refuse("lipsum is not supported")));
 }

@@ -3,7 +3,7 @@
 //! Tags are read by Jinja's rules and written again, with line numbers kept. Text between them, comments and raw blocks
 //! stay as they are.
 
-use super::expression::Parser;
+use super::expression::{Parser, literal};
 use super::lexer::{self, Tag, Token, fault};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -43,7 +43,8 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn run(source: &'a str, known: &'a BTreeSet<String>) -> Result<Writer<'a>> {
-        let mut writer = Writer { source, known, catching: BTreeSet::new(), open: Vec::new(), out: String::new() };
+        let mut writer =
+            Writer { source, known, catching: BTreeSet::new(), open: Vec::new(), out: String::new() };
         let mut at = 0;
         while let Some(found) = find_tag(source, at) {
             writer.out.push_str(&source[at..found]);
@@ -69,9 +70,18 @@ impl<'a> Writer<'a> {
             self.out.push_str(&rest[..end]);
             return Ok(start + end);
         }
-        if let Some(end) = raw_block(rest)? {
-            self.out.push_str(&rest[..end]);
-            return Ok(start + end);
+        if let Some(raw) = raw_block(rest)? {
+            // As a text that is printed: minijinja drops the line end behind the tag, Jinja does not.
+            let [left, _, _, right] = raw.signs;
+            self.out.push_str("{%");
+            self.out.extend(left);
+            self.out.push_str(" with -%}{{ ");
+            self.out.push_str(&literal(raw.text));
+            self.out.push_str(" }}{%- endwith ");
+            self.out.push_str(&"\n".repeat(rest[..raw.end].matches('\n').count()));
+            self.out.extend(right);
+            self.out.push_str("%}");
+            return Ok(start + raw.end);
         }
         let close = if rest.starts_with("{{") { "}}" } else { "%}" };
         let sign = rest[2..].chars().next().filter(|c| matches!(c, '-' | '+'));
@@ -142,7 +152,8 @@ impl<'a> Writer<'a> {
             "set" => {
                 let target = p.target(true)?;
                 if p.skip("=") {
-                    format!("set {target} = {}", p.tuple(true)?)
+                    let keep = if target.contains('.') { "__keep_part" } else { "__keep" };
+                    format!("set {target} = ({})|{keep}", p.tuple(true)?)
                 } else {
                     opens = Some("set");
                     let mut text = format!("set {target}");
@@ -168,14 +179,19 @@ impl<'a> Writer<'a> {
             "macro" => {
                 opens = Some("macro");
                 let macro_name = p.name()?;
-                let parameters = p.parameters()?;
+                let (parameters, defaults) = p.parameters()?;
                 let text = format!("macro {macro_name}({}", parameters.join(", "));
                 parameters_end = self.out.len() + text.len();
-                text + ")"
+                // A default may name parameters before it, which minijinja does not know in this place.
+                let set = |(name, default): (String, String)| {
+                    format!(" %}}{{% set {name} = {name} if {name} is defined else ({default})")
+                };
+                text + ")" + &defaults.into_iter().map(set).collect::<String>()
             }
             "call" => {
                 opens = Some("call");
-                let parameters = if p.is("(") { format!("({})", p.parameters()?.join(", ")) } else { String::new() };
+                let parameters =
+                    if p.is("(") { format!("({})", p.parameters()?.0.join(", ")) } else { String::new() };
                 format!("call{parameters} {}", p.expression()?)
             }
             "filter" => {
@@ -201,7 +217,9 @@ impl<'a> Writer<'a> {
                 opens = Some("generation");
                 "with".to_owned()
             }
-            "include" | "import" | "from" | "extends" => return Err(fault("a chat template has no other templates")),
+            "include" | "import" | "from" | "extends" => {
+                return Err(fault("a chat template has no other templates"));
+            }
             _ => match name.strip_prefix("end") {
                 Some(block) => {
                     self.close(block)?;
@@ -218,7 +236,10 @@ impl<'a> Writer<'a> {
         self.catch(caught);
         self.out.push_str(&text);
         if let Some(block) = opens {
-            let name = tag.tokens.get(1).map_or_else(String::new, |t| if let Token::Name(n) = t { n.clone() } else { String::new() });
+            let name = tag
+                .tokens
+                .get(1)
+                .map_or_else(String::new, |t| if let Token::Name(n) = t { n.clone() } else { String::new() });
             if self.open.len() == MAX_OPEN {
                 return Err(fault("blocks are nested too deep"));
             }
@@ -257,23 +278,44 @@ impl<'a> Writer<'a> {
 /// The next `{{`, `{%` or `{#`.
 fn find_tag(source: &str, from: usize) -> Option<usize> {
     let bytes = source.as_bytes();
-    (from..bytes.len().saturating_sub(1)).find(|&i| bytes[i] == b'{' && matches!(bytes[i + 1], b'{' | b'%' | b'#'))
+    (from..bytes.len().saturating_sub(1))
+        .find(|&i| bytes[i] == b'{' && matches!(bytes[i + 1], b'{' | b'%' | b'#'))
 }
 
-/// The length of a raw block that begins here, its end included.
-fn raw_block(rest: &str) -> Result<Option<usize>> {
-    let named = |text: &str, name: &str| -> Option<usize> {
+/// A raw block.
+struct Raw<'a> {
+    text: &'a str,
+    end: usize,
+    /// The signs of both tags, in order.
+    signs: [Option<char>; 4],
+}
+
+/// The raw block that begins here.
+fn raw_block(rest: &str) -> Result<Option<Raw<'_>>> {
+    let signed = |text: &str| text.chars().next().filter(|c| matches!(c, '-' | '+'));
+    let named = |text: &str, name: &str| -> Option<(usize, [Option<char>; 2])> {
         let inside = text.strip_prefix("{%")?;
-        let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_start();
-        let inside = inside.strip_prefix(name)?.trim_start();
-        let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
-        Some(text.len() - inside.strip_prefix("%}")?.len())
+        let left = signed(inside);
+        let inside = inside[left.map_or(0, char::len_utf8)..].trim_start().strip_prefix(name)?.trim_start();
+        let right = signed(inside);
+        let inside = inside[right.map_or(0, char::len_utf8)..].strip_prefix("%}")?;
+        Some((text.len() - inside.len(), [left, right]))
     };
-    let Some(begin) = named(rest, "raw") else { return Ok(None) };
+    let Some((begin, [a, b])) = named(rest, "raw") else { return Ok(None) };
     let mut at = begin;
     while let Some(found) = rest[at..].find("{%") {
-        if let Some(length) = named(&rest[at + found..], "endraw") {
-            return Ok(Some(at + found + length));
+        if let Some((length, [c, d])) = named(&rest[at + found..], "endraw") {
+            let mut text = &rest[begin..at + found];
+            if b == Some('-') {
+                text = text.trim_start();
+            }
+            let line = text.rfind('\n').map(|i| i + 1);
+            match (c, line) {
+                (Some('-'), _) => text = text.trim_end(),
+                (None, Some(line)) if text[line..].trim().is_empty() => text = &text[..line],
+                _ => {}
+            }
+            return Ok(Some(Raw { text, end: at + found + length, signs: [a, b, c, d] }));
         }
         at += found + 2;
     }

@@ -8,11 +8,53 @@ use minijinja::value::{Tuple, Value};
 
 /// Those that this file has, and those that give bytes or tables, which templates have no use for.
 pub const METHODS: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 
 /// `s.name(args)`, or `None` where a string has no such method.
@@ -48,7 +90,9 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
             chars.next().is_some_and(|c| c == '_' || c.is_alphabetic())
                 && chars.all(|c| c == '_' || c.is_alphanumeric())
         })?,
-        "islower" => test(&|s| s.chars().any(char::is_lowercase) && !s.chars().any(unicode::is_upper_or_title))?,
+        "islower" => {
+            test(&|s| s.chars().any(char::is_lowercase) && !s.chars().any(unicode::is_upper_or_title))?
+        }
         "isupper" => test(&|s| {
             s.chars().any(char::is_uppercase) && !s.chars().any(|c| c.is_lowercase() || unicode::is_title(c))
         })?,
@@ -136,7 +180,25 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
                 pairs.iter().filter_map(|(k, v)| Some((k.as_str()?.to_owned(), v.clone()))).collect();
             Value::from(format::braces(state, s, &[named.into()])?)
         }
-        "encode" | "maketrans" | "translate" => return refuse(format!("str.{name} is not supported")),
+        "translate" => {
+            let [table] = bind(args, ["*/table"])?;
+            let table = table.unwrap_or_default();
+            let mut out = String::new();
+            for c in s.chars() {
+                let found = table.as_object().and_then(|o| o.get_value(&Value::from(u32::from(c))));
+                match found.as_ref().map(|v| (v.as_str(), Py::of(v).index())) {
+                    None => out.push(c),
+                    Some((Some(text), _)) => out.push_str(text),
+                    Some((_, Some(n))) => out.extend(u32::try_from(n).ok().and_then(char::from_u32)),
+                    Some(_) => {}
+                }
+                if out.len() > MAX_TEXT_BYTES {
+                    return refuse("a text is too long");
+                }
+            }
+            Value::from(out)
+        }
+        "encode" | "maketrans" => return refuse(format!("str.{name} is not supported")),
         _ => return Ok(None),
     }))
 }
@@ -212,7 +274,8 @@ fn expand_tabs(state: &State, s: &str, size: i128) -> Result<Value> {
 /// The characters from `start` to `end`, and how many stand before; nothing where `start` lies behind the end.
 fn window<'a>(s: &'a str, start: Option<&Value>, end: Option<&Value>) -> Result<Option<(&'a str, usize)>> {
     let length = s.chars().count() as i128;
-    let bound = |v: Option<&Value>, missing: i128| match v.filter(|v| !v.is_none()).map(|v| Py::of(v).index()) {
+    let bound = |v: Option<&Value>, missing: i128| match v.filter(|v| !v.is_none()).map(|v| Py::of(v).index())
+    {
         None => Ok(missing),
         Some(Some(n)) => Ok(if n < 0 { (n + length).max(0) } else { n }),
         Some(None) => refuse("slice indices must be integers or None"),
@@ -251,7 +314,8 @@ fn affix(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Value> {
     let mut holds = false;
     for part in &any {
         let part = string(Some(part))?;
-        holds |= within.is_some_and(|(w, _)| if name == "startswith" { w.starts_with(part) } else { w.ends_with(part) });
+        holds |= within
+            .is_some_and(|(w, _)| if name == "startswith" { w.starts_with(part) } else { w.ends_with(part) });
     }
     Ok(Value::from(holds))
 }

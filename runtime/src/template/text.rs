@@ -26,8 +26,12 @@ pub const FILTERS: [(&str, Filter); 26] = [
         let text = value::text(state, value)?;
         let (positional, named) = split(args);
         let values = match named {
-            Some(_) if !positional.is_empty() => return refuse("can't handle positional and keyword arguments at the same time"),
-            Some(named) => Value::from_pairs(named.args().map(|k| Ok((k, named.peek::<Value>(k)?))).collect::<Result<Vec<_>>>()?),
+            Some(_) if !positional.is_empty() => {
+                return refuse("can't handle positional and keyword arguments at the same time");
+            }
+            Some(named) => Value::from_pairs(
+                named.args().map(|k| Ok((k, named.peek::<Value>(k)?))).collect::<Result<Vec<_>>>()?,
+            ),
             None => Value::from(Tuple::from(positional)),
         };
         Ok(Value::from(format::percent(state, &text, &values)?))
@@ -35,20 +39,28 @@ pub const FILTERS: [(&str, Filter); 26] = [
     ("indent", indent),
     ("join", join),
     ("lower", |state, value, args| method(state, value, "lower", args)),
-    ("pprint", |state, value, _| Ok(Value::from(value::repr(state, value)?))),
+    ("pprint", |state, value, _| {
+        let sorted = by_key(state, value, 0)?;
+        Ok(Value::from(value::repr(state, &sorted)?))
+    }),
     ("replace", |state, value, args| {
         let [old, new, count] = bind(args, ["*old", "*new", "count"])?;
-        let (old, new) = (value::text(state, &old.unwrap_or_default())?, value::text(state, &new.unwrap_or_default())?);
+        let (old, new) =
+            (value::text(state, &old.unwrap_or_default())?, value::text(state, &new.unwrap_or_default())?);
         let count = count.filter(|c| !c.is_none()).map_or(Some(-1), |c| Py::of(&c).index());
         let Some(count) = count else { return refuse("count is an integer") };
         let most = usize::try_from(count).unwrap_or(usize::MAX);
         Ok(Value::from(strings::replace(state, &value::text(state, value)?, &old, &new, most)?))
     }),
     ("safe", |state, value, _| Ok(Value::from_safe_string(value::text(state, value)?))),
-    ("string", |state, value, _| if value.as_str().is_some() { Ok(value.clone()) } else { Ok(Value::from(value::text(state, value)?)) }),
+    ("string", |state, value, _| {
+        if value.as_str().is_some() { Ok(value.clone()) } else { Ok(Value::from(value::text(state, value)?)) }
+    }),
     ("striptags", strip_tags),
     ("title", title),
-    ("tojson", |state, value, args| super::json::to_json(state, value.clone(), Rest(args.to_vec())).map(Value::from)),
+    ("tojson", |state, value, args| {
+        super::json::to_json(state, value.clone(), Rest(args.to_vec())).map(Value::from)
+    }),
     ("trim", |state, value, args| {
         let [chars] = bind(args, ["chars"])?;
         method(state, value, "strip", &[chars.unwrap_or_else(|| Value::from(()))])
@@ -59,12 +71,43 @@ pub const FILTERS: [(&str, Filter); 26] = [
     ("urlize", |_, _, _| refuse("the filter urlize is not supported")),
     ("wordcount", |state, value, _| {
         let text = value::text(state, value)?;
-        Ok(Value::from(text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count()))
+        Ok(Value::from(
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count(),
+        ))
     }),
     ("wordwrap", word_wrap),
     ("xmlattr", xml_attributes),
     ("__text", |state, value, _| Ok(Value::from(value::text(state, value)?))),
 ];
+
+/// The value with the keys of its dicts in order, as `pprint` shows them. Long values are not broken into lines here.
+fn by_key(state: &State, value: &Value, depth: usize) -> Result<Value> {
+    if depth > 50 {
+        return refuse("a value is nested too deep to print");
+    }
+    Ok(match Py::of(value) {
+        Py::Dict => {
+            let less = |a: &(Value, Value), b: &(Value, Value)| {
+                // Keys of different types go by the names of their types, about as in Python.
+                Ok(value::order(&a.0, &b.0, 0)
+                    .map_or(a.0.kind() < b.0.kind(), |o| o == Some(std::cmp::Ordering::Less)))
+            };
+            let pairs = value::sort(state, value::pairs(value), &less)?;
+            let pairs = pairs
+                .into_iter()
+                .map(|(k, v)| Ok((k, by_key(state, &v, depth + 1)?)))
+                .collect::<Result<Vec<_>>>()?;
+            Value::from_pairs(pairs)
+        }
+        Py::List => Value::from(
+            value::items(state, value)?
+                .iter()
+                .map(|v| by_key(state, v, depth + 1))
+                .collect::<Result<Vec<_>>>()?,
+        ),
+        _ => value.clone(),
+    })
+}
 
 /// A method of the value's text.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value> {
@@ -87,6 +130,14 @@ fn escaped(text: &str) -> Value {
     Value::from_safe_string(out)
 }
 
+/// A text that is not safe yet, escaped; other values as they are.
+pub fn safe(value: &Value) -> Value {
+    match value.as_str() {
+        Some(text) if !value.is_safe() => escaped(text),
+        _ => value.clone(),
+    }
+}
+
 fn escape(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     if value.is_safe() { Ok(value.clone()) } else { Ok(escaped(&value::text(state, value)?)) }
 }
@@ -98,9 +149,15 @@ fn file_size(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         Py::Str(s) => s.trim().parse().ok(),
         other => other.number().map(value::Number::float),
     };
-    let Some(bytes) = bytes.filter(|b: &f64| b.is_finite()) else { return refuse("filesizeformat takes a number") };
+    let Some(bytes) = bytes.filter(|b: &f64| b.is_finite()) else {
+        return refuse("filesizeformat takes a number");
+    };
     let base = if binary { 1024.0 } else { 1000.0 };
-    let prefixes = if binary { ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"] } else { ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"] };
+    let prefixes = if binary {
+        ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"]
+    } else {
+        ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"]
+    };
     if bytes == 1.0 {
         return Ok(Value::from("1 Byte"));
     }
@@ -177,7 +234,8 @@ fn strip_tags(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
         text = out;
     }
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&amp;", "&")];
+    let entities =
+        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&amp;", "&")];
     Ok(Value::from(entities.iter().fold(text, |text, (name, c)| text.replace(name, c))))
 }
 
@@ -200,9 +258,18 @@ fn title(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 
 fn truncate(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [length, kill, end, leeway] = bind(args, ["length", "killwords", "end", "leeway"])?;
-    let number = |v: Option<Value>, missing: i128| v.filter(|v| !v.is_none()).map_or(Some(missing), |v| Py::of(&v).index());
-    let (Some(length), Some(leeway)) = (number(length, 255), number(leeway, 5)) else { return refuse("truncate takes integers") };
+    let number = |v: Option<Value>, missing: i128| {
+        v.filter(|v| !v.is_none()).map_or(Some(missing), |v| Py::of(&v).index())
+    };
+    let (Some(length), Some(leeway)) = (number(length, 255), number(leeway, 5)) else {
+        return refuse("truncate takes integers");
+    };
     let end = end.unwrap_or_else(|| Value::from("..."));
+    if super::filters::length_of(value).is_some_and(|n| n as i128 <= length + leeway)
+        && string(Some(&end))?.chars().count() as i128 <= length
+    {
+        return Ok(value.clone());
+    }
     let (s, end) = (string(Some(value))?, string(Some(&end))?);
     let end_length = end.chars().count() as i128;
     if length < end_length || leeway < 0 {
@@ -212,7 +279,11 @@ fn truncate(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         return Ok(value.clone());
     }
     let cut: String = s.chars().take((length - end_length) as usize).collect();
-    let kept = if kill.is_some_and(|v| v.is_true()) { &cut[..] } else { cut.rsplit_once(' ').map_or(&cut[..], |(a, _)| a) };
+    let kept = if kill.is_some_and(|v| v.is_true()) {
+        &cut[..]
+    } else {
+        cut.rsplit_once(' ').map_or(&cut[..], |(a, _)| a)
+    };
     Ok(Value::from(format!("{kept}{end}")))
 }
 
@@ -221,7 +292,9 @@ fn url_encode(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
         let mut out = String::new();
         for b in text.bytes() {
             match b {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(char::from(b)),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => {
+                    out.push(char::from(b))
+                }
                 b'/' if !query => out.push('/'),
                 b' ' if query => out.push('+'),
                 b => out.push_str(&format!("%{b:02X}")),
@@ -245,19 +318,28 @@ fn url_encode(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     };
     let mut parts = Vec::new();
     for (k, v) in pairs {
-        parts.push(format!("{}={}", quote(&value::text(state, &k)?, true), quote(&value::text(state, &v)?, true)));
+        parts.push(format!(
+            "{}={}",
+            quote(&value::text(state, &k)?, true),
+            quote(&value::text(state, &v)?, true)
+        ));
     }
     Ok(Value::from(parts.join("&")))
 }
 
 /// Lines of at most `width` characters: words are broken where they are longer, white space where a line breaks is lost.
 fn word_wrap(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    let [width, long, mark, hyphens] = bind(args, ["width", "break_long_words", "wrapstring", "break_on_hyphens"])?;
+    let [width, long, mark, hyphens] =
+        bind(args, ["width", "break_long_words", "wrapstring", "break_on_hyphens"])?;
     let _ = hyphens;
-    let width = width.map_or(Some(79), |v| Py::of(&v).index()).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+    let width = width
+        .map_or(Some(79), |v| Py::of(&v).index())
+        .and_then(|n| usize::try_from(n).ok())
+        .filter(|n| *n > 0);
     let Some(width) = width else { return refuse("wordwrap: the width is a number") };
     let long = long.is_none_or(|v| v.is_true());
-    let mark = mark.filter(|m| !m.is_none()).map_or_else(|| Ok("\n".to_owned()), |m| value::text(state, &m))?;
+    let mark =
+        mark.filter(|m| !m.is_none()).map_or_else(|| Ok("\n".to_owned()), |m| value::text(state, &m))?;
     let text = string(Some(value))?;
     pay(state, text.len().saturating_mul(8 + mark.len()))?;
     let mut lines: Vec<String> = Vec::new();

@@ -96,7 +96,11 @@ pub fn title(s: &str) -> String {
     let mut out = String::new();
     let mut inside = false;
     for c in s.chars() {
-        if inside { out.extend(c.to_lowercase()) } else { title_start(c, &mut out) }
+        if inside {
+            out.extend(c.to_lowercase())
+        } else {
+            title_start(c, &mut out)
+        }
         inside = is_cased(c);
     }
     out

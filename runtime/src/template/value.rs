@@ -79,7 +79,9 @@ impl<'a> Py<'a> {
             return Py::Tuple;
         }
         let Some(object) = value.as_object() else { return Py::List };
-        if object.downcast_ref::<Range>().is_some() {
+        if object.downcast_ref::<super::filters::Group>().is_some() {
+            Py::Tuple
+        } else if object.downcast_ref::<Range>().is_some() {
             Py::Range
         } else if object.downcast_ref::<View>().is_some() {
             Py::View
@@ -199,6 +201,11 @@ impl Generator {
     pub fn value(items: Vec<Value>) -> Value {
         Value::from_object(Generator(Mutex::new(items)))
     }
+
+    /// Looks at the items and leaves them there.
+    pub fn peek<T>(&self, look: impl FnOnce(&[Value]) -> T) -> T {
+        look(&self.0.lock().expect("no panic holds it"))
+    }
 }
 
 impl Object for Generator {
@@ -207,7 +214,9 @@ impl Object for Generator {
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Iter(Box::new(std::mem::take(&mut *self.0.lock().expect("no panic holds it")).into_iter()))
+        Enumerator::Iter(Box::new(
+            std::mem::take(&mut *self.0.lock().expect("no panic holds it")).into_iter(),
+        ))
     }
 
     fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
@@ -295,7 +304,9 @@ fn is_printable(c: char) -> bool {
         ' ' => true,
         '\0'..='\x1f' | '\x7f'..='\u{a0}' | '\u{ad}' => false,
         _ if c.is_whitespace() || c.is_control() => false,
-        '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{200b}'..='\u{200f}' => false,
+        '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{200b}'..='\u{200f}' => {
+            false
+        }
         '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' => false,
         '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{10ffff}' | '\u{e0000}'..='\u{e0fff}' => false,
         _ => true,
@@ -458,9 +469,8 @@ pub fn order(a: &Value, b: &Value, depth: usize) -> Result<Option<Ordering>> {
                 }
             }
         }
-        (Py::Huge, Py::Huge | Py::Int(_) | Py::Bool(_) | Py::Float(_)) | (Py::Int(_) | Py::Bool(_) | Py::Float(_), Py::Huge) => {
-            Ok(Some(a.cmp(b)))
-        }
+        (Py::Huge, Py::Huge | Py::Int(_) | Py::Bool(_) | Py::Float(_))
+        | (Py::Int(_) | Py::Bool(_) | Py::Float(_), Py::Huge) => Ok(Some(a.cmp(b))),
         _ => refuse(format!("'<' not supported between instances of '{}' and '{}'", x.name(), y.name())),
     }
 }

