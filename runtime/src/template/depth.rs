@@ -5,7 +5,8 @@
 //! template stores is measured, and may hold nothing that changes later or cannot be measured.
 
 use super::filters::Group;
-use super::value::{Generator, Py, Result, View, refuse};
+use super::objects::{Generator, View};
+use super::value::{Py, Result, refuse};
 use minijinja::State;
 use minijinja::value::Value;
 

@@ -2,7 +2,6 @@
 //! becomes a filter of ours (`operators.rs`, `python.rs`).
 
 use super::lexer::{Token, fault};
-use super::python::may_be_method;
 use crate::error::Result;
 use std::collections::BTreeSet;
 
@@ -10,11 +9,11 @@ use std::collections::BTreeSet;
 const MAX_DEPTH: usize = 60;
 
 /// Filters and the like one behind another: each may put its value into one more list.
-const MAX_CHAIN: usize = 300;
+pub const MAX_CHAIN: usize = 300;
 
 /// What may stand directly behind a piece of text.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
-enum Binds {
+pub enum Binds {
     /// Filters after parentheses only.
     Loosely,
     /// A filter or test.
@@ -23,28 +22,29 @@ enum Binds {
     Tightly,
 }
 
-struct Text {
-    text: String,
-    binds: Binds,
+/// An expression written anew.
+pub struct Text {
+    pub text: String,
+    pub binds: Binds,
 }
 
 impl Text {
-    fn new(text: impl Into<String>, binds: Binds) -> Text {
+    pub fn new(text: impl Into<String>, binds: Binds) -> Text {
         Text { text: text.into(), binds }
     }
 
-    fn at_least(self, binds: Binds) -> String {
+    pub fn at_least(self, binds: Binds) -> String {
         if self.binds >= binds { self.text } else { format!("({})", self.text) }
     }
 }
 
 /// A parser over the tokens of one tag.
 pub struct Parser<'a> {
-    tokens: &'a [Token],
-    at: usize,
+    pub tokens: &'a [Token],
+    pub at: usize,
     depth: usize,
     /// Macros that take any arguments (`varargs`, `kwargs`).
-    catching: &'a BTreeSet<String>,
+    pub catching: &'a BTreeSet<String>,
     /// Which of `varargs` and `kwargs` occurred.
     pub caught: [bool; 2],
 }
@@ -54,7 +54,7 @@ impl<'a> Parser<'a> {
         Parser { tokens, at: 0, depth: 0, catching, caught: [false; 2] }
     }
 
-    fn peek(&self) -> Option<&'a Token> {
+    pub fn peek(&self) -> Option<&'a Token> {
         self.tokens.get(self.at)
     }
 
@@ -368,7 +368,7 @@ impl<'a> Parser<'a> {
         if filters { self.filters(out) } else { Ok(out) }
     }
 
-    fn primary(&mut self) -> Result<Text> {
+    pub fn primary(&mut self) -> Result<Text> {
         let token = self.peek().ok_or_else(|| fault("unexpected end of a tag"))?;
         self.at += 1;
         let text = match token {
@@ -428,190 +428,6 @@ impl<'a> Parser<'a> {
             Token::Operator(o) => return Err(fault(&format!("unexpected '{o}'"))),
         };
         Ok(Text::new(text, Binds::Tightly))
-    }
-
-    fn postfix(&mut self, mut out: Text) -> Result<Text> {
-        loop {
-            if self.skip(".") {
-                out = match self.peek() {
-                    Some(Token::Integer(i)) => {
-                        self.at += 1;
-                        Text::new(format!("{}[{i}]", out.at_least(Binds::Tightly)), Binds::Tightly)
-                    }
-                    _ => self.attribute(out)?,
-                };
-            } else if self.is("[") {
-                out = self.subscript(out)?;
-            } else if self.is("(") {
-                out = self.call(out)?;
-            } else {
-                return Ok(out);
-            }
-        }
-    }
-
-    fn attribute(&mut self, out: Text) -> Result<Text> {
-        let Some(Token::Name(name)) = self.peek() else {
-            return Err(fault("expected a name or a number behind '.'"));
-        };
-        self.at += 1;
-        let text = if may_be_method(name) && !self.is("(") {
-            format!("({}|__attr({}))", out.at_least(Binds::Filtered), literal(name))
-        } else if name.is_ascii() {
-            format!("{}.{name}", out.at_least(Binds::Tightly))
-        } else {
-            format!("{}[{}]", out.at_least(Binds::Tightly), literal(name))
-        };
-        Ok(Text::new(text, Binds::Tightly))
-    }
-
-    fn subscript(&mut self, out: Text) -> Result<Text> {
-        self.expect("[")?;
-        let text = match (self.peek(), self.tokens.get(self.at + 1)) {
-            (Some(Token::Text(key)), Some(Token::Operator("]"))) if !may_be_method(key) => {
-                self.at += 2;
-                format!("{}[{}]", out.at_least(Binds::Tightly), literal(key))
-            }
-            _ => {
-                let mut items = Vec::new();
-                let mut slice = None;
-                loop {
-                    let start = if self.is(":") { "none".to_owned() } else { self.expression()? };
-                    if self.skip(":") {
-                        let ends = |p: &Self| p.is("]") || p.is(",") || p.is(":");
-                        let stop = if ends(self) { "none".to_owned() } else { self.expression()? };
-                        let step = if self.skip(":") && !ends(self) {
-                            self.expression()?
-                        } else {
-                            "none".to_owned()
-                        };
-                        slice = Some(format!("{start}, {stop}, {step}"));
-                    }
-                    items.push(start);
-                    if !self.skip(",") {
-                        break;
-                    }
-                }
-                self.expect("]")?;
-                let object = out.at_least(Binds::Filtered);
-                match (slice, &items[..]) {
-                    (Some(slice), [_]) => format!("({object}|__slice({slice}))"),
-                    (None, [key]) => format!("({object}|__item({key}))"),
-                    (None, _) => format!("({object}|__item(({},)))", items.join(", ")),
-                    (Some(_), _) => return Err(fault("several slices are not supported")),
-                }
-            }
-        };
-        Ok(Text::new(text, Binds::Tightly))
-    }
-
-    fn call(&mut self, out: Text) -> Result<Text> {
-        // What a macro or a recursive loop hands down may grow with every level.
-        let args = self.arguments(out.binds == Binds::Tightly && !out.text.contains(['.', '(']))?;
-        let text = if self.catching.contains(&out.text) {
-            format!("__call({}{}{args})", out.text, if args.is_empty() { "" } else { ", " })
-        } else {
-            format!("{}({args})", out.at_least(Binds::Tightly))
-        };
-        Ok(Text::new(text, Binds::Tightly))
-    }
-
-    fn arguments(&mut self, keep: bool) -> Result<String> {
-        let kept = |text: String| {
-            if keep && text.contains(['[', '{', ',', '|']) { format!("({text})|__keep") } else { text }
-        };
-        self.expect("(")?;
-        let mut out: Vec<String> = Vec::new();
-        let mut named = false;
-        while !self.skip(")") {
-            if !out.is_empty() {
-                self.expect(",")?;
-                if self.skip(")") {
-                    break;
-                }
-            }
-            let is_named = matches!(self.peek(), Some(Token::Name(_)))
-                && self.tokens.get(self.at + 1) == Some(&Token::Operator("="));
-            if is_named {
-                let name = self.name()?;
-                self.expect("=")?;
-                named = true;
-                out.push(format!("{name}={}", kept(self.expression()?)));
-            } else {
-                let star = if self.skip("**") {
-                    "**"
-                } else if self.skip("*") {
-                    "*"
-                } else {
-                    ""
-                };
-                if named && star.is_empty() {
-                    return Err(fault("an argument without a name stands behind one with a name"));
-                }
-                named |= star == "**";
-                let text = self.expression()?;
-                out.push(format!("{star}{}", if star.is_empty() { kept(text) } else { text }));
-            }
-        }
-        Ok(out.join(", "))
-    }
-
-    /// Filters, tests and calls behind an expression.
-    fn filters(&mut self, mut out: Text) -> Result<Text> {
-        for _ in 0..MAX_CHAIN {
-            if self.skip("|") {
-                let filter = self.filter()?;
-                out = Text::new(format!("{}|{filter}", out.at_least(Binds::Filtered)), Binds::Filtered);
-            } else if self.skip_name("is") {
-                out = self.test(out)?;
-            } else if self.is("(") {
-                out = self.call(out)?;
-            } else {
-                return Ok(out);
-            }
-        }
-        Err(fault("too many filters stand one behind another"))
-    }
-
-    fn dotted(&mut self) -> Result<String> {
-        let mut name = self.name()?;
-        while self.skip(".") {
-            name = name + "." + &self.name()?;
-        }
-        Ok(name)
-    }
-
-    /// A filter's name and arguments.
-    pub fn filter(&mut self) -> Result<String> {
-        let name = self.dotted()?;
-        if name.starts_with("__") {
-            return Err(fault(&format!("there is no filter '{name}'")));
-        }
-        Ok(if self.is("(") { format!("{name}({})", self.arguments(false)?) } else { name })
-    }
-
-    fn test(&mut self, out: Text) -> Result<Text> {
-        let not = if self.skip_name("not") { "not " } else { "" };
-        // Operators are names of tests, but not in this place.
-        let name = self.dotted()?;
-        let ends = ["else", "or", "and"].iter().any(|n| self.is_name(n));
-        let begins = match self.peek() {
-            Some(Token::Name(_)) => !ends,
-            Some(Token::Operator(o)) => ["[", "{"].contains(o),
-            token => token.is_some(),
-        };
-        let args = if self.is("(") {
-            format!("({})", self.arguments(false)?)
-        } else if begins {
-            if self.is_name("is") {
-                return Err(fault("You cannot chain multiple tests with is"));
-            }
-            let primary = self.primary()?;
-            format!("({})", self.postfix(primary)?.text)
-        } else {
-            String::new()
-        };
-        Ok(Text::new(format!("({} is {not}{name}{args})", out.at_least(Binds::Filtered)), Binds::Tightly))
     }
 }
 

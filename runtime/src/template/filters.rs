@@ -1,8 +1,10 @@
-//! Jinja's filters for numbers and lists, as Jinja2 has them; those for text are in `text.rs`.
+//! Jinja's filters for lists and dicts, as Jinja2 has them; those for text are in `text.rs`, for numbers in `numbers.rs`.
 
 use super::arguments::{bind, split};
+use super::numbers::{self, number};
+use super::objects::{self, Generator, View};
 use super::python::get_item;
-use super::value::{self, Generator, Number, Py, Result, pay, refuse};
+use super::value::{self, Number, Py, Result, pay, refuse};
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::cmp::Ordering;
@@ -14,7 +16,7 @@ const MAX_NESTED: usize = 20;
 type Filter = fn(&mut State, &Value, &[Value]) -> Result<Value>;
 
 pub const FILTERS: [(&str, Filter); 32] = [
-    ("abs", abs),
+    ("abs", numbers::abs),
     ("attr", attr),
     ("batch", batch),
     ("count", length),
@@ -22,9 +24,9 @@ pub const FILTERS: [(&str, Filter); 32] = [
     ("default", default),
     ("dictsort", dictsort),
     ("first", first),
-    ("float", float),
+    ("float", numbers::float),
     ("groupby", groupby),
-    ("int", int),
+    ("int", numbers::int),
     ("items", items),
     ("last", last),
     ("length", length),
@@ -39,7 +41,7 @@ pub const FILTERS: [(&str, Filter); 32] = [
     ("reject", |state, value, args| select(state, value, args, false)),
     ("rejectattr", |state, value, args| select_attr(state, value, args, false)),
     ("reverse", reverse),
-    ("round", round),
+    ("round", numbers::round),
     ("select", |state, value, args| select(state, value, args, true)),
     ("selectattr", |state, value, args| select_attr(state, value, args, true)),
     ("slice", slice),
@@ -85,15 +87,6 @@ fn flag(value: Option<Value>) -> bool {
     value.is_some_and(|v| v.is_true())
 }
 
-fn abs(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    let [] = bind(args, [])?;
-    match Py::of(value).number() {
-        Some(Number::Int(i)) => Ok(Value::from(i.saturating_abs())),
-        Some(Number::Float(f)) => Ok(Value::from(f.abs())),
-        None => refuse("bad operand type for abs()"),
-    }
-}
-
 fn attr(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [name] = bind(args, ["*name"])?;
     let name = name.unwrap_or_default();
@@ -103,7 +96,7 @@ fn attr(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         // Items are no attributes.
         _ if super::python::may_be_method(name) => {
             let found = super::python::get_attr(state, value, name)?;
-            Ok(if found.as_object().is_some_and(|o| o.downcast_ref::<value::Callable>().is_some()) {
+            Ok(if found.as_object().is_some_and(|o| o.downcast_ref::<objects::Callable>().is_some()) {
                 found
             } else {
                 Value::UNDEFINED
@@ -170,7 +163,7 @@ pub fn length_of(value: &Value) -> Option<usize> {
         Py::Str(s) => Some(s.chars().count()),
         Py::List => value.len().or_else(|| Some(value.try_iter().ok()?.count())),
         Py::Tuple | Py::Dict | Py::Range => value.len(),
-        Py::View => value.downcast_object_ref::<value::View>().map(|v| v.items.len()),
+        Py::View => value.downcast_object_ref::<View>().map(|v| v.items.len()),
         _ => None,
     }
 }
@@ -228,81 +221,6 @@ fn last(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         return refuse("'generator' object is not reversible");
     }
     Ok(value::items(state, value)?.pop().unwrap_or_default())
-}
-
-/// `float(text)`: underscores between digits, white space around, infinities and nan.
-fn parse_float(text: &str) -> Option<f64> {
-    let text = text.trim_matches(super::unicode::is_space);
-    let between = |i: usize| {
-        i > 0
-            && text.as_bytes()[i - 1].is_ascii_digit()
-            && text.as_bytes().get(i + 1).is_some_and(u8::is_ascii_digit)
-    };
-    if text.bytes().enumerate().any(|(i, b)| b == b'_' && !between(i)) {
-        return None;
-    }
-    text.replace('_', "").parse().ok()
-}
-
-fn float(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    let [default] = bind(args, ["default"])?;
-    let parsed = match Py::of(value) {
-        Py::Undefined => return refuse("a number of what is undefined"),
-        Py::Str(s) => parse_float(s),
-        Py::Huge => f64::try_from(value.clone()).ok(),
-        other => other.number().map(Number::float),
-    };
-    Ok(parsed.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
-}
-
-fn parse_int(text: &str, base: i128) -> Option<i128> {
-    let text = text.trim_matches(super::unicode::is_space);
-    let (sign, digits) = match text.strip_prefix(['+', '-']) {
-        Some(rest) => (if text.starts_with('-') { -1 } else { 1 }, rest),
-        None => (1, text),
-    };
-    let lower = digits.to_ascii_lowercase();
-    let prefixes = [("0x", 16), ("0o", 8), ("0b", 2)];
-    let prefix = prefixes.iter().find(|(p, b)| lower.starts_with(p) && (base == 0 || base == *b));
-    let (radix, digits) = match prefix {
-        Some((p, b)) => (*b, lower[p.len()..].trim_start_matches('_')),
-        None if base == 0 => (10, &lower[..]),
-        None => (base, &lower[..]),
-    };
-    let bad = digits.is_empty()
-        || digits.starts_with(['+', '-', '_'])
-        || digits.ends_with('_')
-        || digits.contains("__");
-    // Without a prefix base 0 takes no leading zeros.
-    let zeros =
-        base == 0 && prefix.is_none() && digits.starts_with('0') && digits.trim_matches(['0', '_']) != "";
-    if bad || zeros || !(2..=36).contains(&radix) {
-        return None;
-    }
-    i128::from_str_radix(&digits.replace('_', ""), radix as u32).ok().map(|n| sign * n)
-}
-
-fn int(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    let [default, base] = bind(args, ["default", "base"])?;
-    let base = base.map_or(Some(10), |v| Py::of(&v).index()).unwrap_or(10);
-    let whole = |f: f64| if f.is_finite() && f.abs() < 1e38 { Some(f.trunc() as i128) } else { None };
-    let parsed = match Py::of(value) {
-        Py::Undefined => return refuse("a number of what is undefined"),
-        Py::Huge => return Ok(value.clone()),
-        Py::Str(s) => parse_int(s, base).or_else(|| parse_float(s).and_then(whole)),
-        other => match other.number() {
-            Some(Number::Int(i)) => Some(i),
-            Some(Number::Float(f)) if f.is_infinite() => None,
-            Some(Number::Float(f)) => whole(f),
-            None => None,
-        },
-    };
-    Ok(parsed.map_or_else(|| default.unwrap_or_else(|| Value::from(0)), number))
-}
-
-/// An integer in minijinja's smallest type.
-pub fn number(n: i128) -> Value {
-    i64::try_from(n).map_or_else(|_| Value::from(n), Value::from)
 }
 
 /// A group of `groupby`: a pair whose parts have names.
@@ -480,39 +398,6 @@ fn reverse(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         Py::Generator | Py::Undefined => Value::from(items),
         _ => Generator::value(items),
     })
-}
-
-fn round(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    let [precision, method] = bind(args, ["precision", "method"])?;
-    let precision = precision.map_or(Some(0), |v| Py::of(&v).index());
-    let Some(precision) = precision.filter(|p| p.abs() < 300) else {
-        return refuse("round: the precision is an integer");
-    };
-    let Some(n) = Py::of(value).number() else { return refuse("round takes a number") };
-    let method = method.as_ref().map_or(Some("common"), Value::as_str);
-    let scaled = |whole: fn(f64) -> f64| {
-        let power = 10f64.powi(precision as i32);
-        Ok(Value::from(whole(n.float() * power) / power))
-    };
-    match (method, n) {
-        (Some("common"), Number::Int(i)) if precision >= 0 => Ok(number(i)),
-        (Some("common"), Number::Int(i)) => {
-            let Some(unit) = 10i128.checked_pow(-precision as u32) else { return Ok(Value::from(0)) };
-            let (low, rest) = (i.div_euclid(unit), i.rem_euclid(unit));
-            let up = rest * 2 > unit || (rest * 2 == unit && low % 2 != 0);
-            Ok(number((low + i128::from(up)) * unit))
-        }
-        (Some("common"), Number::Float(f)) if precision >= 0 => {
-            Ok(Value::from(format!("{f:.*}", precision as usize).parse().unwrap_or(f)))
-        }
-        (Some("common"), Number::Float(f)) => {
-            let power = 10f64.powi(-precision as i32);
-            Ok(Value::from((f / power).round_ties_even() * power))
-        }
-        (Some("ceil"), _) => scaled(f64::ceil),
-        (Some("floor"), _) => scaled(f64::floor),
-        _ => refuse("method must be common, ceil or floor"),
-    }
 }
 
 fn sort(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {

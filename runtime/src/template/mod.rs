@@ -12,9 +12,13 @@ mod filters;
 mod format;
 mod json;
 mod lexer;
+mod numbers;
+mod objects;
 mod operators;
+mod postfix;
 mod python;
 mod source;
+mod spec;
 mod strings;
 mod text;
 mod unicode;
@@ -167,7 +171,7 @@ fn reasoned(message: &Json) -> Result<Json> {
 }
 
 fn strftime_now(now: DateTime) -> Value {
-    Value::from_object(value::Callable {
+    Value::from_object(objects::Callable {
         name: "function strftime_now".into(),
         call: Box::new(move |_, args| {
             let [format] = arguments::bind(args, ["*format"])?;

@@ -4,8 +4,9 @@
 //! name such a filter itself.
 
 use super::arguments::split;
-use super::value::{self, Callable, Number, Py, Result, pay, refuse};
-use super::{filters, format};
+use super::objects::Callable;
+use super::value::{self, Number, Py, Result, pay, refuse};
+use super::{filters, format, numbers};
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, State};
 use std::cmp::Ordering;
@@ -24,7 +25,7 @@ pub const FILTERS: [(&str, Filter); 10] = [
     ("__compare", compare),
     ("__iterate", |state, value, _| Ok(Value::from(value::items(state, value)?))),
     ("__positive", |_, value, _| match Py::of(value).number() {
-        Some(Number::Int(i)) => Ok(filters::number(i)),
+        Some(Number::Int(i)) => Ok(numbers::number(i)),
         Some(Number::Float(f)) => Ok(Value::from(f)),
         None => refuse("bad operand type for unary +"),
     }),
@@ -51,7 +52,7 @@ fn remainder(state: &State, left: &Value, right: &Value) -> Result<Value> {
         (Some(Number::Int(_)), Some(Number::Int(0))) => zero(),
         (Some(Number::Int(a)), Some(Number::Int(b))) => {
             let rest = a.checked_rem(b).unwrap_or(0);
-            Ok(filters::number(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }))
+            Ok(numbers::number(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }))
         }
         (Some(a), Some(b)) => {
             let (a, b) = (a.float(), b.float());
@@ -111,7 +112,7 @@ fn sum(state: &mut State, left: &Value, right: &Value) -> Result<Value> {
         }
         (a, b) => match (a.number(), b.number()) {
             (Some(Number::Int(a)), Some(Number::Int(b))) => match a.checked_add(b) {
-                Some(n) => Ok(filters::number(n)),
+                Some(n) => Ok(numbers::number(n)),
                 None => refuse("a number is too large"),
             },
             (Some(a), Some(b)) => Ok(Value::from(a.float() + b.float())),
@@ -135,7 +136,7 @@ fn multiply(state: &State, left: &Value, right: &Value) -> Result<Value> {
     };
     match (a, b, a.number(), b.number()) {
         (_, _, Some(Number::Int(a)), Some(Number::Int(b))) => match a.checked_mul(b) {
-            Some(n) => Ok(filters::number(n)),
+            Some(n) => Ok(numbers::number(n)),
             None => refuse("a number is too large"),
         },
         (_, _, Some(a), Some(b)) => Ok(Value::from(a.float() * b.float())),
@@ -147,7 +148,7 @@ fn multiply(state: &State, left: &Value, right: &Value) -> Result<Value> {
 
 fn negative(_: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     match Py::of(value).number() {
-        Some(Number::Int(i)) => Ok(filters::number(i.saturating_neg())),
+        Some(Number::Int(i)) => Ok(numbers::number(i.saturating_neg())),
         Some(Number::Float(f)) => Ok(Value::from(-f)),
         None => refuse("bad operand type for unary -"),
     }

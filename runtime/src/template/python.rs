@@ -3,7 +3,8 @@
 //! What would change a value is refused, as in Jinja's immutable sandbox.
 
 use super::arguments::{bind, split};
-use super::value::{self, Callable, MAX_RANGE, Py, Range, Result, View, pay, refuse};
+use super::objects::{Callable, Range, View};
+use super::value::{self, MAX_RANGE, Py, Result, pay, refuse};
 use super::{depth, strings};
 use minijinja::value::{Object, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};

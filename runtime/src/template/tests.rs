@@ -1,4 +1,4 @@
-//! What needs no golden: hostile templates, and the parts that a caller gives. Equality with Python is gate 2's
+//! What needs no golden: hostile templates, and the parts that a caller gives. Equality with Python is gate 59's
 //! (`tests/templates.rs`).
 
 use super::*;

@@ -245,8 +245,7 @@ fn title(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let text = value::text(state, value)?;
     let ends = |c: char| unicode::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = String::new();
-    for (i, word) in text.split_inclusive(ends).enumerate() {
-        let _ = i;
+    for word in text.split_inclusive(ends) {
         let mut chars = word.chars();
         if let Some(c) = chars.next() {
             out.extend(c.to_uppercase());
