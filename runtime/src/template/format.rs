@@ -53,7 +53,7 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
                 };
                 return Ok(spec.pad("", &c.to_string(), '<'));
             }
-            let hex = base_prefix(kind) != "";
+            let hex = !base_prefix(kind).is_empty();
             if hex && spec.grouping == Some(',') {
                 return refuse("Cannot specify ',' with this type");
             }

@@ -107,7 +107,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(200);
         environment.set_unknown_method_callback(python::call_method);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_formatter(|out, state, value| print(out, state, value));
+        environment.set_formatter(print);
         filters::add_to(&mut environment);
         operators::add_to(&mut environment);
         python::add_to(&mut environment);

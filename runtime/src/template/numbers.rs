@@ -58,8 +58,10 @@ pub fn parse_int(text: &str, base: i128) -> Option<i128> {
         || digits.ends_with('_')
         || digits.contains("__");
     // Without a prefix base 0 takes no leading zeros.
-    let zeros =
-        base == 0 && prefix.is_none() && digits.starts_with('0') && digits.trim_matches(['0', '_']) != "";
+    let zeros = base == 0
+        && prefix.is_none()
+        && digits.starts_with('0')
+        && !digits.trim_matches(['0', '_']).is_empty();
     if bad || zeros || !(2..=36).contains(&radix) {
         return None;
     }

@@ -101,8 +101,10 @@ fn sum(state: &mut State, left: &Value, right: &Value) -> Result<Value> {
             if !left.is_safe() && !right.is_safe() {
                 return Ok(Value::from([a, b].concat()));
             }
-            let (a, b) =
-                (state.apply_filter("e", &[left.clone()])?, state.apply_filter("e", &[right.clone()])?);
+            let (a, b) = (
+                state.apply_filter("e", std::slice::from_ref(left))?,
+                state.apply_filter("e", std::slice::from_ref(right))?,
+            );
             Ok(Value::from_safe_string(format!("{a}{b}")))
         }
         (a @ (Py::List | Py::Tuple), b) if a == b => {

@@ -116,7 +116,7 @@ pub fn group(digits: &str, mark: char, every: usize, room: usize) -> String {
     let all: Vec<char> = std::iter::repeat_n('0', zeros).chain(digits.chars()).collect();
     let mut out = String::new();
     for (i, c) in all.iter().enumerate() {
-        if i > 0 && (all.len() - i) % every == 0 {
+        if i > 0 && (all.len() - i).is_multiple_of(every) {
             out.push(mark);
         }
         out.push(*c);
