@@ -46,7 +46,10 @@ pub fn converse(
     overflow: Overflow,
     model: Option<&Path>,
 ) -> Result<Chat, Failure> {
-    Chat::new(session, system, overflow).map_err(|e| template_fault(e, model))
+    let mut chat = Chat::new(session, system, overflow).map_err(|e| template_fault(e, model))?;
+    // Once a conversation: a date that changed would have its whole prompt read again.
+    chat.set_now(crate::clock::now());
+    Ok(chat)
 }
 
 fn template_fault(e: Error, model: Option<&Path>) -> Failure {

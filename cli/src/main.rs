@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod chat;
+mod clock;
 mod convert;
 mod devices;
 mod eval;

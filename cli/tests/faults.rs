@@ -1,4 +1,4 @@
-//! Gate 59: inputs that people bring: damaged, badly made or hostile models, and text from elsewhere. Nothing is ignored in
+//! Gate 60: inputs that people bring: damaged, badly made or hostile models, and text from elsewhere. Nothing is ignored in
 //! silence, nothing is lost, and no file or terminal obeys what it is given.
 
 use dollop_tests::talker::{END, Talker};

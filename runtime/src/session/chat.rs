@@ -8,7 +8,7 @@ use super::generate::{Event, GenerateOptions, Outcome, StopReason};
 use super::timeline::Session;
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
-use crate::template::{ChatTemplate, Message, RenderContext};
+use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
 
 /// What happens when the conversation outgrows the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,11 @@ impl Chat {
     /// The timeline.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// The local date and time, for templates that say so: without it they find no clock.
+    pub fn set_now(&mut self, now: DateTime) {
+        self.context.now = Some(now);
     }
 
     /// Forgets the conversation but not the system prompt.

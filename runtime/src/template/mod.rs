@@ -1,13 +1,40 @@
-//! Chat templates: Jinja, as Hugging Face's tokenizers use it, by minijinja.
+//! Chat templates: Jinja, as transformers sets it up, by minijinja.
 //!
-//! Templates come with models and are untrusted: they run with a budget of steps and of output, see no files, no clock
-//! and no environment.
+//! A template renders here to the bytes that it renders to in Python (`benches/records/templates.md`): `source.rs` writes
+//! it anew for minijinja, and values print, compare and have methods as in Python. Templates come with models and are
+//! untrusted: they run with a budget of steps and of output, see no files, no clock and no environment.
+
+mod arguments;
+mod date;
+mod depth;
+mod expression;
+mod filters;
+mod format;
+mod json;
+mod lexer;
+mod numbers;
+mod objects;
+mod operators;
+mod postfix;
+mod python;
+mod source;
+mod spec;
+mod strings;
+mod text;
+mod unicode;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use date::DateTime;
 
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::{Serde, Value};
+use minijinja::{AutoEscape, Environment, State};
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 /// Instructions that one rendering may take: real templates take some hundred per message.
 const MAX_STEPS: u64 = 5_000_000;
@@ -16,7 +43,13 @@ const MAX_STEPS: u64 = 5_000_000;
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 
+/// Longest format of `strftime_now`: a field may be a thousand characters wide.
+const MAX_DATE_FORMAT_BYTES: usize = 1000;
+
 const NAME: &str = "chat template";
+
+/// Names that messages have for what an assistant thought; transformers fills the first two from any of them.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,65 +67,6 @@ impl Message {
     }
 }
 
-/// A day of the Gregorian calendar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Date {
-    /// Year.
-    pub year: i32,
-    /// Month, from 1.
-    pub month: u8,
-    /// Day, from 1.
-    pub day: u8,
-}
-
-impl Date {
-    /// The day of a Unix time (seconds since 1970, UTC), by Howard Hinnant's civil-from-days.
-    pub fn from_unix(seconds: u64) -> Date {
-        let z = (seconds / 86_400) as i64 + 719_468;
-        let (era, doe) = (z / 146_097, z % 146_097);
-        let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-        let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-        let mp = (5 * doy + 2) / 153;
-        let month = if mp < 10 { mp + 3 } else { mp - 9 };
-        let year = yoe + era * 400 + i64::from(month <= 2);
-        Date { year: year as i32, month: month as u8, day: (doy - (153 * mp + 2) / 5 + 1) as u8 }
-    }
-
-    /// As C's `strftime`, for the fields that templates use: `%Y %m %d %b %B %y %%`.
-    fn format(self, format: &str) -> String {
-        const MONTHS: [&str; 12] = [
-            "January",
-            "February",
-            "March",
-            "April",
-            "May",
-            "June",
-            "July",
-            "August",
-            "September",
-            "October",
-            "November",
-            "December",
-        ];
-        let month = MONTHS.get(usize::from(self.month).wrapping_sub(1)).copied().unwrap_or_default();
-        let mut out = String::new();
-        let mut chars = format.chars();
-        while let Some(c) = chars.next() {
-            match if c == '%' { chars.next() } else { None } {
-                Some('Y') => out += &self.year.to_string(),
-                Some('y') => out += &format!("{:02}", self.year.rem_euclid(100)),
-                Some('m') => out += &format!("{:02}", self.month),
-                Some('d') => out += &format!("{:02}", self.day),
-                Some('b') => out += month.get(..3).unwrap_or_default(),
-                Some('B') => out += month,
-                Some(other) => out.push(other),
-                None => out.push(c),
-            }
-        }
-        out
-    }
-}
-
 /// What a template sees beside the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderContext {
@@ -103,9 +77,13 @@ pub struct RenderContext {
     /// End with the beginning of an answer.
     pub add_generation_prompt: bool,
     /// Tools that the model may call, as JSON.
-    pub tools: Option<serde_json::Value>,
-    /// Today, for templates that say so: the library reads no clock.
-    pub date: Option<Date>,
+    pub tools: Option<Json>,
+    /// Documents to answer from: objects with a title and a text.
+    pub documents: Option<Json>,
+    /// Any other variables, such as `enable_thinking`; they take the place of those above.
+    pub variables: serde_json::Map<String, Json>,
+    /// The local date and time, for templates that say so: the library reads no clock.
+    pub now: Option<DateTime>,
 }
 
 /// A parsed template.
@@ -127,16 +105,13 @@ impl ChatTemplate {
         environment.set_syntax(syntax.expect("the delimiters are Jinja's own"));
         environment.set_fuel(Some(MAX_STEPS));
         environment.set_recursion_limit(200);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |what: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
-        });
-        // Marks the answer for training only; here it is no more than its contents.
-        let plain = source.replace("{% generation %}", "").replace("{% endgeneration %}", "");
-        let plain = plain.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "");
-        environment.add_template_owned(NAME, plain).map_err(describe)?;
+        environment.set_unknown_method_callback(python::call_method);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_formatter(print);
+        filters::add_to(&mut environment);
+        operators::add_to(&mut environment);
+        python::add_to(&mut environment);
+        environment.add_template_owned(NAME, source::prepare(source)?).map_err(describe)?;
         Ok(ChatTemplate { environment, source: source.to_owned() })
     }
 
@@ -150,23 +125,75 @@ impl ChatTemplate {
     /// # Errors
     /// `Template` where the template refuses the messages, fails, or does not end.
     pub fn render(&self, messages: &[Message], with: &RenderContext) -> Result<String> {
-        let date = with.date;
-        let now =
-            Value::from_function(move |format: String| date.map_or_else(String::new, |d| d.format(&format)));
+        let messages = serde_json::to_value(messages).map_err(|e| Error::Template(e.to_string()))?;
+        self.render_json(&messages, with)
+    }
+
+    /// As [`ChatTemplate::render`], of messages with anything that templates read: tool calls and their results,
+    /// reasoning, a content that is null or a list of parts. A list of objects; their keys keep their order.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_json(&self, messages: &Json, with: &RenderContext) -> Result<String> {
+        let list = messages.as_array().ok_or_else(|| Error::Template("messages are a list".into()))?;
+        let messages = list.iter().map(reasoned).collect::<Result<Vec<Json>>>()?;
         let template = self.environment.get_template(NAME).map_err(describe)?;
-        let values = context! {
-            messages => Value::from(Serde(messages)),
-            bos_token => &with.bos_token,
-            eos_token => &with.eos_token,
-            add_generation_prompt => with.add_generation_prompt,
-            tools => Value::from(Serde(&with.tools)),
-            // Templates ask whether the function is there.
-            strftime_now => if date.is_some() { now } else { Value::UNDEFINED },
-        };
+        let mut values: Vec<(&str, Value)> = vec![
+            ("messages", Value::from(Serde(messages))),
+            ("bos_token", Value::from(&with.bos_token)),
+            ("eos_token", Value::from(&with.eos_token)),
+            ("add_generation_prompt", Value::from(with.add_generation_prompt)),
+            ("tools", Value::from(Serde(&with.tools))),
+            ("documents", Value::from(Serde(&with.documents))),
+        ];
+        // Templates ask whether the function is there.
+        if let Some(now) = with.now {
+            values.push(("strftime_now", strftime_now(now)));
+        }
+        values.extend(with.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
         let mut out = Limited(Vec::new());
-        template.render_captured_to(values, &mut out).map_err(describe)?;
+        template.render_captured_to(Value::from_pairs(values), &mut out).map_err(describe)?;
         String::from_utf8(out.0).map_err(|_| Error::Template("the rendering is not UTF-8".into()))
     }
+}
+
+/// The message with its reasoning under the names that templates read.
+fn reasoned(message: &Json) -> Result<Json> {
+    let Json::Object(fields) = message else { return Err(Error::Template("a message is an object".into())) };
+    let Some(reasoning) = REASONING.iter().find_map(|key| fields.get(*key).filter(|v| !v.is_null())) else {
+        return Ok(message.clone());
+    };
+    let mut out = serde_json::Map::new();
+    out.insert("thinking".to_owned(), reasoning.clone());
+    out.extend(fields.iter().map(|(k, v)| (k.clone(), v.clone())));
+    out.insert("reasoning_content".to_owned(), reasoning.clone());
+    Ok(Json::Object(out))
+}
+
+fn strftime_now(now: DateTime) -> Value {
+    Value::from_object(objects::Callable {
+        name: "function strftime_now".into(),
+        call: Box::new(move |_, args| {
+            let [format] = arguments::bind(args, ["*format"])?;
+            match format.as_ref().and_then(Value::as_str) {
+                Some(format) if format.len() <= MAX_DATE_FORMAT_BYTES => Ok(Value::from(now.format(format))),
+                _ => value::refuse("strftime_now takes a short text"),
+            }
+        }),
+    })
+}
+
+/// What `{{ value }}` writes.
+fn print(out: &mut minijinja::Output, state: &mut State, value: &Value) -> value::Result<()> {
+    let written = if *state.auto_escape() != AutoEscape::None && !value.is_safe() {
+        let escaped = state.apply_filter("e", std::slice::from_ref(value))?;
+        out.write_str(escaped.as_str().unwrap_or_default())
+    } else if let Some(text) = value.as_str() {
+        out.write_str(text)
+    } else {
+        out.write_str(&value::text(state, value)?)
+    };
+    written.map_err(minijinja::Error::from)
 }
 
 /// Output with a bound.
@@ -190,103 +217,4 @@ fn describe(e: minijinja::Error) -> Error {
     let line = e.line().map_or_else(String::new, |n| format!("line {n}: "));
     let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
     Error::Template(format!("{line}{what}"))
-}
-
-/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it: a space behind `,` and `:`.
-fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let indent: Option<usize> = options.get("indent")?;
-    // Python's other options do not change what templates print of plain data.
-    let _ = (options.get::<Option<bool>>("ensure_ascii")?, options.get::<Option<bool>>("sort_keys")?);
-    let mut out = Vec::new();
-    match indent {
-        Some(n) => {
-            let indent = " ".repeat(n.min(16));
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut out, pretty))
-                .map_err(failed)?;
-        }
-        None => Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut out, Spaced))
-            .map_err(failed)?,
-    }
-    Ok(String::from_utf8(out).expect("JSON is UTF-8"))
-}
-
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(b": ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn render(source: &str) -> Result<String> {
-        let messages = [Message::new("user", "<b> & \"q\""), Message::new("assistant", "yes")];
-        ChatTemplate::parse(source)?.render(&messages, &RenderContext::default())
-    }
-
-    #[test]
-    fn what_templates_of_hugging_face_use() {
-        let cases = [
-            ("{% for m in messages[::-1] %}{{ m.role.upper() }},{% endfor %}", "ASSISTANT,USER,"),
-            ("{{ messages[0].content }}", "<b> & \"q\""),
-            ("{{ {'a': [1, true, none, 'é']} | tojson }}", "{\"a\": [1, true, null, \"é\"]}"),
-            (
-                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-                "2",
-            ),
-            ("{{ 'a-b'.split('-')[1].strip() }}{{ 'x'.startswith('x') }}", "bTrue"),
-            (
-                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
-                "yes",
-            ),
-            ("{{ tools is none }}{{ True }}", "TrueTrue"),
-            ("{% generation %}x{% endgeneration %}", "x"),
-        ];
-        for (source, want) in cases {
-            assert_eq!(render(source).unwrap(), want, "{source}");
-        }
-    }
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (unix, want) in [(0, "01 Jan 1970"), (951_782_400, "29 Feb 2000"), (1_795_478_399, "23 Nov 2026")]
-        {
-            assert_eq!(Date::from_unix(unix).format("%d %b %Y"), want);
-        }
-    }
-
-    #[test]
-    fn hostile_templates_end_with_an_error() {
-        for (source, want) in [
-            ("{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""),
-            ("{{ raise_exception('only users') }}", "only users"),
-            ("a\n{% if %}", "line 2"),
-            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ""),
-            ("{{ 'x' * 99999999999 }}", ""),
-        ] {
-            let text = render(source).unwrap_err().to_string();
-            assert!(text.starts_with("chat template") && text.contains(want), "{source}: {text}");
-        }
-    }
 }

@@ -1,0 +1,18 @@
+//! The local date and time: the library reads no clock.
+
+use chrono::{Datelike, Timelike};
+use dollop::template::DateTime;
+
+/// Now, in the time zone of this machine.
+pub fn now() -> DateTime {
+    let now = chrono::Local::now();
+    DateTime {
+        year: now.year(),
+        month: now.month() as u8,
+        day: now.day() as u8,
+        hour: now.hour() as u8,
+        minute: now.minute() as u8,
+        second: now.second() as u8,
+        microsecond: now.nanosecond() / 1000 % 1_000_000,
+    }
+}

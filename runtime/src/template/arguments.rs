@@ -1,0 +1,43 @@
+//! Arguments of a Python function: by position or by name, each with a default.
+
+use super::value::{Result, refuse};
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Error, ErrorKind};
+
+/// Splits what minijinja hands over into positions and names.
+pub fn split(args: &[Value]) -> (&[Value], Option<Kwargs>) {
+    match args.split_last() {
+        Some((last, rest)) if last.is_kwargs() => (rest, Kwargs::try_from(last.clone()).ok()),
+        _ => (args, None),
+    }
+}
+
+/// The arguments in the order of `names`; one that was not given is `None`. A name may begin with `/`: it is taken by
+/// position only. A star at the beginning means that it must be given.
+pub fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<Value>; N]> {
+    let (positional, named) = split(args);
+    if positional.len() > N {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut out = [const { None }; N];
+    for (slot, value) in out.iter_mut().zip(positional) {
+        *slot = Some(value.clone());
+    }
+    let plain = |name: &str| name.trim_start_matches(['*', '/']).to_owned();
+    if let Some(named) = named {
+        for key in named.args() {
+            let at = names.iter().position(|n| plain(n) == key && !n.contains('/'));
+            match at.map(|i| &mut out[i]) {
+                Some(slot @ None) => *slot = Some(named.peek::<Value>(key)?),
+                Some(Some(_)) => return refuse(format!("argument `{key}` is given twice")),
+                None => return refuse(format!("there is no argument `{key}`")),
+            }
+        }
+    }
+    for (name, slot) in names.iter().zip(&out) {
+        if name.contains('*') && slot.is_none() {
+            return Err(Error::from(ErrorKind::MissingArgument));
+        }
+    }
+    Ok(out)
+}
