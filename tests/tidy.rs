@@ -136,6 +136,30 @@ fn the_library_does_not_print_exit_or_read_the_environment() {
 }
 
 #[test]
+fn the_program_prints_through_its_screen_alone() {
+    let mut seen = 0;
+    for path in sources(&root().join("cli/src")) {
+        let text = fs::read_to_string(&path).unwrap();
+        seen += text.matches("note!(").count() + text.matches("screen::").count();
+        if path.ends_with("screen.rs") {
+            continue;
+        }
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let streams = code.matches("io::stdout()").count() + code.matches("io::stderr()").count();
+            let asked = code.matches(").is_terminal()").count();
+            assert!(
+                !code.contains("println!(") && !code.contains("print!(") && streams <= asked,
+                "{}:{}: control characters of files would reach the terminal",
+                path.display(),
+                n + 1
+            );
+        }
+    }
+    assert!(seen > 40, "the search finds nothing");
+}
+
+#[test]
 fn files_stay_readable() {
     let mut all = sources(&root().join("runtime/src"));
     all.extend(sources(&root().join("cli/src")));
