@@ -57,9 +57,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     // The library looks at the files of the source itself.
     let read = [&args.calibration.imatrix, &args.calibration.calibrate];
     not_an_input(&out, &read.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
-    if out.exists() {
-        note!("{} will be replaced", out.display());
-    }
+    let older = out.exists();
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();
     options.calibration = calibration(args, &cancel)?.map(Arc::new);
@@ -68,6 +66,9 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         bar.show(p.stage, p.done, p.total)
     })?;
     drop(bar);
+    if older {
+        note!("{}: an older file of this name was replaced", out.display());
+    }
     let rate = report.bytes_in as f64 / report.seconds.max(1e-9);
     let peak = peak_memory();
     let mut stdout = screen::answers();

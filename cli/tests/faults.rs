@@ -240,7 +240,7 @@ fn an_output_is_never_one_of_the_inputs() {
     place.ok(&["inspect", "out.gguf", "--verify"], "");
     // Converting again replaces what a conversion made, and says so.
     let out = place.run(&["convert", "m", "out.gguf"], b"");
-    assert!(out.status.success() && String::from_utf8_lossy(&out.stderr).contains("will be replaced"));
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stderr).contains("was replaced"));
 }
 
 #[test]

@@ -67,7 +67,6 @@ pub fn cached(
     if purpose == Purpose::Chat {
         check::can_chat(&opened).map_err(|e| e.at(source))?;
     }
-    check::check(&opened)?;
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let total = opened.bytes();
     let _turn = Turn::take(&target.with_extension("lock"), &mut || {
