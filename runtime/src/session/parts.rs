@@ -12,14 +12,16 @@ use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
+use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
 use crate::model::file::DenseSums;
 use crate::model::routing::RoutingCounters;
-use crate::model::tokens;
+use crate::model::tokens::{self, SpecialTokens};
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
+use crate::tokenizer::Tokenizer;
 use std::sync::Arc;
 
 pub(super) struct Parts {
@@ -29,6 +31,23 @@ pub(super) struct Parts {
     /// Highest level of the experts in the file; `None` where they are not nested or there are none.
     stored: Option<Level>,
     tied: bool,
+}
+
+/// What a file says of texts. Read before weights and caches take their memory: reading a tokenizer takes several times what
+/// it holds in the end.
+struct Words {
+    tokenizer: Option<Tokenizer>,
+    special: SpecialTokens,
+    template: Option<String>,
+}
+
+impl Words {
+    fn read(meta: &Metadata) -> Result<Words> {
+        let tokenizer = tokens::tokenizer(meta)?;
+        let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
+        let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
+        Ok(Words { tokenizer, special, template })
+    }
 }
 
 /// What the memory of a session depends on.
@@ -232,6 +251,7 @@ impl Parts {
         refine: impl FnOnce(AllResident, RefinementPlan, Level) -> Result<Refiner>,
     ) -> Result<Inner> {
         plan.lowered_level().into_iter().for_each(|level| self.cut(level));
+        let words = Words::read(tensors.metadata())?;
         let level = level_of(&self.experts);
         let manner = self.manner(options, level);
         let info = self.info(&manner, &plan);
@@ -244,7 +264,7 @@ impl Parts {
             None => (Arc::new(all), Served::Resident),
         };
         let fallback = Fallback { manner, least_cache: 0, sums: DenseSums::default() };
-        self.assemble(tensors, options, adapter, plan, info, source, served, fallback)
+        self.assemble(words, options, adapter, plan, info, source, served, fallback)
     }
 
     /// An engine whose experts are streamed, and rows of the embedding where it is not held.
@@ -256,6 +276,7 @@ impl Parts {
         plan: MemoryPlan,
         streams: Streams,
     ) -> Result<Inner> {
+        let words = Words::read(tensors.metadata())?;
         let manner = self.manner(options, None);
         let info = self.info(&manner, &plan);
         self.experts = Vec::new();
@@ -275,13 +296,13 @@ impl Parts {
         let streamer = Arc::new(streamer);
         let source = streamer.clone();
         let fallback = Fallback { manner, least_cache: streamer.least_host_bytes(), sums };
-        self.assemble(tensors, options, adapter, plan, info, source, Served::Streamed(streamer), fallback)
+        self.assemble(words, options, adapter, plan, info, source, Served::Streamed(streamer), fallback)
     }
 
     #[allow(clippy::too_many_arguments)]
     fn assemble(
         self,
-        tensors: &dyn Tensors,
+        words: Words,
         options: &EngineOptions,
         adapter: Option<Adapter>,
         plan: MemoryPlan,
@@ -290,7 +311,6 @@ impl Parts {
         served: Served,
         fallback: Fallback,
     ) -> Result<Inner> {
-        let meta = tensors.metadata();
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
         let kv_single = is_single(&self.weights);
         let needs = Needs {
@@ -305,8 +325,6 @@ impl Parts {
         };
         let processor = Processor::open(adapter, options, &needs)?;
         info.backend = processor.name();
-        let tokenizer = tokens::tokenizer(meta)?;
-        let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
         let model = Model {
             config: self.config,
             weights: self.weights,
@@ -314,9 +332,9 @@ impl Parts {
             routing: options.routing,
             counters: Arc::new(RoutingCounters::default()),
         };
-        let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
         let first = Computing::new(model, processor, info, plan);
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
+        let Words { tokenizer, special, template } = words;
         Ok(Inner { processors, note: None, tokenizer, template, special, served })
     }
 }
