@@ -225,7 +225,8 @@ fn bad_requests_are_errors_and_harmless() {
 fn values_that_are_not_finite_are_an_error_and_harmless_afterwards() {
     let folder = tempfile::tempdir().unwrap();
     let mut talker = Talker::new(b"ok", "{{ messages[-1].content }}");
-    talker.overflow = Some((1, b'h'));
+    // A third layer: later tokens attend to what the second one made of this.
+    (talker.overflow, talker.layers) = (Some((1, b'h')), 3);
     talker.write(folder.path());
     let engine = Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
