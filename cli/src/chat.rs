@@ -281,13 +281,19 @@ impl Talk<'_> {
         let saved = Saved { model, messages: self.chat.messages().to_vec() };
         let json = serde_json::to_string_pretty(&saved).map_err(|e| e.to_string())?;
         // A slip of the keyboard must not cost a file of another kind.
-        if path.exists() && !std::fs::read(path).is_ok_and(|b| serde_json::from_slice::<Saved>(&b).is_ok()) {
+        if path.exists() && !is_conversation(path) {
             return Err(format!("{}: this file is no conversation; name another file", path.display()).into());
         }
         write_file(path, &(json + "\n"), &[])?;
         note!("saved {} messages to {}", self.chat.messages().len(), path.display());
         Ok(())
     }
+}
+
+/// Whether `/save` wrote this file. Reads no further than the first byte that is no JSON: the file may be a model.
+fn is_conversation(path: &Path) -> bool {
+    std::fs::File::open(path)
+        .is_ok_and(|file| serde_json::from_reader::<_, Saved>(std::io::BufReader::new(file)).is_ok())
 }
 
 fn slip(name: &str) -> Failure {

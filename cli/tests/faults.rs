@@ -112,7 +112,7 @@ fn values_that_are_no_numbers_end_in_an_error_that_says_where() {
     }
     let place = Place::with(b"ok", |t| (t.overflow, t.layers) = (Some((1, b'h')), 3));
     place.fails(&["run", "m", "-p", "hi"], &["not finite", "in layer 1", "at token 0"]);
-    // A prompt of several chunks: where it begins is in one whose logits nobody wants.
+    // A prompt of several chunks: values stop being finite in a chunk whose logits are not computed.
     place.fails(
         &["run", "m", "-p", &format!("xh{}", "x".repeat(700))],
         &["not finite", "in layer 1", "at token 1"],

@@ -72,7 +72,7 @@ impl Drop for Partial {
     }
 }
 
-/// Removes a partial file whose holder is gone. What cannot be opened or locked is somebody's.
+/// Removes a partial file whose holder is gone. A file that cannot be opened or locked still has a holder.
 fn remove_leftover(path: &Path) {
     if let Ok(file) = OpenOptions::new().write(true).open(path)
         && file.try_lock().is_ok()
