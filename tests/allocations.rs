@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use dollop::quant::Level;
+use dollop::sampler::Sampler;
 use dollop::{Engine, EngineOptions, SessionOptions};
 use dollop_tests::{root, tiny::Tiny};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -72,11 +73,35 @@ fn decoding_allocates_nothing() {
     // Over the edge of 1024 positions, where attention begins to share a token's work among threads.
     assert_eq!(decode(1004, 60), 0, "allocations in 60 tokens");
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > 0, "nothing was counted");
+    sampling();
     // Servings of streamed experts allocate a little; rows of an embedding that is not held add nothing to that. No test of its own:
     // what it allocates would be counted here.
     let ((read, bytes), (held, none)) = (streamed(false), streamed(true));
     assert_eq!(read, held, "allocations with an embedding that is read, and with one that is held");
     assert!(bytes > 0 && none == 0, "{bytes} bytes, and {none}");
+}
+
+/// A sampler with every link at work allocates nothing once its buffers are as large as its vocabulary and its memory.
+fn sampling() {
+    let mut logits: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+    for with in [
+        r#"{"dry_multiplier": 0.8, "repeat_penalty": 1.1, "typical_p": 0.9, "top_n_sigma": 9, "xtc_probability": 0.5, "top_k": 4000}"#,
+        r#"{"mirostat": "v1"}"#,
+        r#"{"mirostat": "v2"}"#,
+    ] {
+        let mut sampler = Sampler::new(serde_json::from_str(with).unwrap()).unwrap();
+        let mut tokens = |n: usize| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..n {
+                logits.rotate_left(7);
+                let token = sampler.sample(&mut logits);
+                sampler.accept(token % 9);
+            }
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        assert!(tokens(200) > 0, "nothing was counted");
+        assert_eq!(tokens(200), 0, "allocations of {with}");
+    }
 }
 
 /// Allocations of 60 streamed tokens with all experts in the cache, which are those of servings, and bytes that were read of the

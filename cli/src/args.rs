@@ -359,6 +359,7 @@ impl SamplingArgs {
             repeat_last_n: self.repeat_last_n,
             presence_penalty: self.presence_penalty,
             seed: self.seed,
+            ..Default::default()
         };
         dollop::GenerateOptions {
             max_tokens,

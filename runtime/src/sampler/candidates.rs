@@ -1,0 +1,130 @@
+//! The tokens that may still be chosen. Logits are finite from the moment they come in, so that no step has to ask.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// A token that may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: u32,
+    /// Its logit, as far as it was changed.
+    pub logit: f32,
+    /// Its probability among the candidates.
+    pub p: f32,
+}
+
+/// How candidates follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// By id, which finds single ones quickly.
+    Id,
+    /// The likeliest first, of equals the lower id.
+    Likelihood,
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Candidates {
+    pub(super) list: Vec<Candidate>,
+    pub(super) order: Order,
+    /// Room for a step that sorts by something else.
+    pub(super) scored: Vec<(f32, Candidate)>,
+}
+
+/// Zeros of both signs are equal.
+pub(super) fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
+    (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.id.cmp(&b.id))
+}
+
+impl Candidates {
+    pub(super) fn new() -> Candidates {
+        Candidates { list: Vec::new(), order: Order::Unknown, scored: Vec::new() }
+    }
+
+    /// Starts with these tokens, which have this order. What is no number or impossible is left out; beside infinity
+    /// nothing counts.
+    pub(super) fn fill(&mut self, logits: impl Iterator<Item = (u32, f32)>, order: Order) {
+        self.list.clear();
+        self.order = order;
+        for (id, logit) in logits {
+            if logit == f32::INFINITY {
+                self.list.clear();
+                self.list.push(Candidate { id, logit: f32::MAX, p: 0.0 });
+                return;
+            }
+            if logit.is_finite() {
+                self.list.push(Candidate { id, logit, p: 0.0 });
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    /// The probability that a token had.
+    pub(super) fn p(&self, id: u32) -> Option<f32> {
+        self.list.iter().find(|c| c.id == id).map(|c| c.p)
+    }
+
+    /// Puts the `first` likeliest in front, in order.
+    pub(super) fn sort(&mut self, first: usize) {
+        if self.order == Order::Likelihood {
+            return;
+        }
+        if first == 0 || first >= self.list.len() {
+            self.list.sort_unstable_by(likelier);
+            self.order = Order::Likelihood;
+        } else {
+            self.list.select_nth_unstable_by(first - 1, likelier);
+            self.list[..first].sort_unstable_by(likelier);
+            self.order = Order::Unknown;
+        }
+    }
+
+    /// Keeps the `n` likeliest, in order.
+    pub(super) fn keep(&mut self, n: usize) {
+        self.sort(n);
+        self.list.truncate(n);
+        self.order = Order::Likelihood;
+    }
+
+    /// The highest logit.
+    pub(super) fn max(&self) -> f32 {
+        self.list.iter().fold(f32::MIN, |max, c| max.max(c.logit))
+    }
+
+    /// Probabilities from logits.
+    pub(super) fn weigh(&mut self) {
+        let max = self.max();
+        let mut sum = 0.0f64;
+        for c in &mut self.list {
+            c.p = (c.logit - max).exp();
+            sum += f64::from(c.p);
+        }
+        for c in &mut self.list {
+            c.p = (f64::from(c.p) / sum) as f32;
+        }
+    }
+
+    /// Changes the logits of the tokens that `of` lists, by what it says of them.
+    pub(super) fn adjust(&mut self, of: &HashMap<u32, u32>, change: impl Fn(f32, u32) -> f32) {
+        let finite = |logit: f32| logit.clamp(f32::MIN, f32::MAX);
+        if self.order == Order::Id {
+            for (&id, &n) in of {
+                if let Ok(at) = self.list.binary_search_by_key(&id, |c| c.id) {
+                    let c = &mut self.list[at];
+                    c.logit = finite(change(c.logit, n));
+                }
+            }
+            return;
+        }
+        for c in &mut self.list {
+            if let Some(&n) = of.get(&c.id) {
+                c.logit = finite(change(c.logit, n));
+            }
+        }
+        self.order = Order::Unknown;
+    }
+}

@@ -1,0 +1,159 @@
+//! The links of the chain: their names, which are llama.cpp's, and their order.
+
+use super::options::Sampling;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// One step between logits and the choice of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// Repeat, frequency and presence penalty.
+    Penalties,
+    /// Penalty on whole repetitions.
+    Dry,
+    /// Cut by standard deviations.
+    TopNSigma,
+    /// Cut by number.
+    TopK,
+    /// Cut by expected surprise.
+    #[serde(rename = "typ_p")]
+    Typical,
+    /// Cut by probability of all together.
+    TopP,
+    /// Cut by probability beside the likeliest.
+    MinP,
+    /// Leaves the most probable out.
+    Xtc,
+    /// Flattens or sharpens.
+    Temperature,
+}
+
+impl Link {
+    /// All, in the order in which they are applied where nothing else is said: llama.cpp's.
+    pub const ALL: [Link; 9] = [
+        Link::Penalties,
+        Link::Dry,
+        Link::TopNSigma,
+        Link::TopK,
+        Link::Typical,
+        Link::TopP,
+        Link::MinP,
+        Link::Xtc,
+        Link::Temperature,
+    ];
+
+    /// Its name in a chain.
+    pub fn name(self) -> &'static str {
+        match self {
+            Link::Penalties => "penalties",
+            Link::Dry => "dry",
+            Link::TopNSigma => "top_n_sigma",
+            Link::TopK => "top_k",
+            Link::Typical => "typ_p",
+            Link::TopP => "top_p",
+            Link::MinP => "min_p",
+            Link::Xtc => "xtc",
+            Link::Temperature => "temperature",
+        }
+    }
+
+    /// By any spelling that llama.cpp takes: `top_k`, `top-k`, `topk`.
+    fn named(name: &str) -> Option<Link> {
+        let plain = |name: &str| name.to_ascii_lowercase().replace(['_', '-'], "");
+        let name = plain(name);
+        match name.as_str() {
+            "nucleus" => Some(Link::TopP),
+            "temp" => Some(Link::Temperature),
+            "typ" => Some(Link::Typical),
+            _ => Link::ALL.into_iter().find(|link| plain(link.name()) == name),
+        }
+    }
+
+    /// A chain from names with semicolons (or commas) between them; of an empty text one without links.
+    ///
+    /// # Errors
+    /// `Invalid`, naming what is no link or appears twice.
+    pub fn chain(text: &str) -> Result<Vec<Link>> {
+        let names = text.split([';', ',']).map(str::trim).filter(|_| !text.trim().is_empty());
+        let link = |name: &str| {
+            Link::named(name).ok_or_else(|| {
+                let all = Link::ALL.map(Link::name).join(", ");
+                Error::Invalid(format!("there is no sampler `{name}`; there are {all}"))
+            })
+        };
+        let chain = names.map(link).collect::<Result<Vec<_>>>()?;
+        Link::check(&chain).map(|()| chain)
+    }
+
+    /// Every link once at most.
+    pub(super) fn check(chain: &[Link]) -> Result<()> {
+        let twice = chain.iter().enumerate().find(|(i, link)| chain[..*i].contains(link));
+        twice.map_or(Ok(()), |(_, link)| {
+            Err(Error::Invalid(format!("the sampler {} appears twice", link.name())))
+        })
+    }
+
+    /// Whether it changes anything with these numbers.
+    pub(super) fn acts(self, with: &Sampling) -> bool {
+        match self {
+            Link::Penalties => {
+                let none =
+                    (with.repeat_penalty, with.presence_penalty, with.frequency_penalty) == (1.0, 0.0, 0.0);
+                with.repeat_last_n > 0 && !none
+            }
+            Link::Dry => with.dry_multiplier > 0.0 && with.dry_last_n > 0,
+            Link::TopNSigma => with.top_n_sigma > 0.0,
+            Link::TopK => with.top_k > 0,
+            Link::Typical => with.typical_p < 1.0,
+            Link::TopP => with.top_p < 1.0,
+            Link::MinP => with.min_p > 0.0,
+            Link::Xtc => with.xtc_probability > 0.0 && with.xtc_threshold <= 0.5,
+            Link::Temperature => with.temperature != 1.0,
+        }
+    }
+
+    /// With its numbers, for people.
+    pub(super) fn described(self, with: &Sampling) -> String {
+        match self {
+            Link::Penalties => format!(
+                "penalties (repeat {}, presence {}, frequency {}, last {})",
+                with.repeat_penalty, with.presence_penalty, with.frequency_penalty, with.repeat_last_n
+            ),
+            Link::Dry => format!(
+                "dry (multiplier {}, base {}, allowed length {}, last {})",
+                with.dry_multiplier, with.dry_base, with.dry_allowed_length, with.dry_last_n
+            ),
+            Link::TopNSigma => format!("top-n-sigma {}", with.top_n_sigma),
+            Link::TopK => format!("top-k {}", with.top_k),
+            Link::Typical => format!("typical-p {}", with.typical_p),
+            Link::TopP => format!("top-p {}", with.top_p),
+            Link::MinP => format!("min-p {}", with.min_p),
+            Link::Xtc => {
+                format!("xtc (probability {}, threshold {})", with.xtc_probability, with.xtc_threshold)
+            }
+            Link::Temperature => format!("temperature {}", with.temperature),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_read_in_every_spelling() {
+        let all = Link::ALL.map(Link::name).join(";");
+        assert_eq!(all, "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature");
+        assert_eq!(Link::chain(&all).unwrap(), Link::ALL);
+        let few = [Link::TopNSigma, Link::TopP, Link::Typical, Link::Temperature];
+        assert_eq!(Link::chain("Top-N-Sigma, nucleus;typ;temp").unwrap(), few);
+        assert_eq!(Link::chain(" ").unwrap(), []);
+        for (chain, word) in [("top_k;infill", "`infill`"), ("top_k;", "``"), ("top_k;dry;topk", "twice")] {
+            assert!(Link::chain(chain).unwrap_err().to_string().contains(word), "{chain}");
+        }
+        for link in Link::ALL {
+            assert_eq!(serde_json::to_value(link).unwrap(), link.name());
+        }
+    }
+}
