@@ -341,7 +341,8 @@ fn mutants_are_refused_in_one_line() {
     }
     // The small files beside the weights, with numbers that only Python has.
     let small = r#"{"eos_token": {"content": "<|end|>"}, "bos_token": "<s>", "add_bos_token": true, "model_max_length": Infinity,
-        "eos_token_id": [1, 2], "chat_template": [{"name": "default", "template": "{{ x }}"}], "x": NaN}"#;
+        "eos_token_id": [1, 2], "chat_template": [{"name": "default", "template": "{{ x }}"}], "x": NaN, "do_sample": true, "temperature": 0.6,
+        "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "sequence": "top_k;temperature"}"#;
     let parse = |b: Vec<u8>| {
         let text = String::from_utf8_lossy(&b);
         let files = hf::SmallFiles {
@@ -351,6 +352,10 @@ fn mutants_are_refused_in_one_line() {
             generation: Some(&text),
         };
         hf::special_tokens(&mut Metadata::new(), files, &|_| Some(1))?;
+        let mut meta = Metadata::new();
+        hf::sampling(&mut meta, &text)?;
+        let advice = dollop::model::sampling::advice(&meta);
+        advice.sampling.validate().expect("bad advice is left out");
         hf::chat_template("tokenizer_config.json", &text).map(drop)
     };
     torment("small files", small.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);

@@ -2,7 +2,7 @@
 //! nested weights stay close to the model they were made from.
 
 use dollop::kernels::cpu::Isa;
-use dollop::sampler::Sampling;
+use dollop::sampler::{LogitBias, Sampling};
 use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
@@ -219,6 +219,35 @@ fn bad_requests_are_errors_and_harmless() {
     assert!(engine.session(SessionOptions { context: Some(0), chunk: None }).is_err());
     assert!(engine.session(SessionOptions { context: Some(1 << 30), chunk: None }).is_err());
     assert!(engine.session(SessionOptions { context: None, chunk: Some(0) }).is_err());
+}
+
+#[test]
+fn dry_ends_a_loop_and_follows_none_over_a_breaker() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut talker = Talker::new(b"abc", "{{ messages[-1].content }}");
+    talker.next[usize::from(b'c')] = b'a'.into();
+    talker.write(folder.path());
+    let engine = Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap();
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let mut say = |sampling: Sampling| {
+        let generate = GenerateOptions { sampling, ..greedy(12) };
+        session.generate(&[10, b'a'.into()], &generate, &mut |_| ()).unwrap().text
+    };
+    assert_eq!(say(Sampling::greedy()), "bcabcabcabca");
+    let dry = |breaker: &str| Sampling {
+        dry_multiplier: 100.0,
+        dry_allowed_length: 3,
+        dry_breakers: vec![breaker.to_owned()],
+        ..Sampling::greedy()
+    };
+    // All three may come again, and then not the first.
+    assert!(say(dry("x")).starts_with("bcabc") && !say(dry("x")).starts_with("bcabca"), "{}", say(dry("x")));
+    // Within a breaker, and over two tokens.
+    assert_eq!((say(dry("c")), say(dry("ca"))), (say(Sampling::greedy()), say(Sampling::greedy())));
+    let bias = |token| Sampling { logit_bias: vec![LogitBias { token, bias: 1e3 }], ..Sampling::greedy() };
+    assert_eq!(say(bias(b'z'.into())), "z".repeat(12));
+    let generate = GenerateOptions { sampling: bias(9999), ..greedy(1) };
+    assert!(session.generate(&[5], &generate, &mut |_| ()).unwrap_err().to_string().contains("9999"));
 }
 
 #[test]

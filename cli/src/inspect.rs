@@ -63,6 +63,9 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         Some(first) => writeln!(out, "chat template  {}", one_line(first))?,
         None => writeln!(out, "chat template  none")?,
     }
+    if let Some(sampling) = &i.sampling {
+        writeln!(out, "sampling       {}", one_line(sampling))?;
+    }
     for note in &i.notes {
         writeln!(out, "note           {}", one_line(note))?;
     }

@@ -4,7 +4,7 @@ use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::{GgmlType, Metadata, dollop};
 use crate::model::file::NestedFile;
-use crate::model::{Config, Tensors, keys, tokens};
+use crate::model::{Config, Tensors, keys, sampling, tokens};
 use crate::quant::{Level, PLANE_BITS};
 use crate::store;
 use serde::Serialize;
@@ -98,6 +98,8 @@ pub struct Inspection {
     pub source: Option<String>,
     /// What was known of the inputs of its matrices when it was made.
     pub calibration: Option<String>,
+    /// How it wants its tokens chosen, where it says anything of that.
+    pub sampling: Option<String>,
     /// What the file says that is not used, a line each.
     pub notes: Vec<String>,
 }
@@ -204,6 +206,7 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         }
         _ => None,
     };
+    let advice = sampling::advice(meta);
     let template = meta.str("tokenizer.chat_template")?.and_then(|t| t.lines().next());
     Ok(Inspection {
         kind,
@@ -224,6 +227,7 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         chat_template: template.map(|line| line.chars().take(100).collect()),
         source: None,
         calibration: None,
-        notes: keys::notes(meta)?.into_iter().chain(tokens::notes(meta)?).collect(),
+        sampling: (advice.used > 0).then(|| advice.sampling.to_string()),
+        notes: [keys::notes(meta)?, tokens::notes(meta)?, advice.notes].concat(),
     })
 }

@@ -55,6 +55,11 @@ pub fn cached(
     state.update(
         format!("{} {dense} {max} {:?} {:?}", dollop::VERSION, options.group, options.level_embed).as_bytes(),
     );
+    // Conversions from before a folder's advice on sampling was kept lack it.
+    let advises = opened.metadata().iter().any(|(key, _)| key.starts_with("general.sampling."));
+    if advises && opened.files().any(|f| f.file_name().is_some_and(|n| n == "generation_config.json")) {
+        state.update(b"sampling");
+    }
     if let Some(calibration) = &options.calibration {
         state.update(&calibration.fingerprint().to_le_bytes());
     }

@@ -71,7 +71,8 @@ const NEUTRAL: [(&str, &[f64]); 18] = [
 /// Other namespaces whose keys this version reads or that describe the file.
 const OTHERS: [&str; 6] = ["general.", "dollop.", "quantize.", "split.", "tokenizer.", "imatrix."];
 
-fn number(value: &Value) -> Option<f64> {
+/// A number of any kind.
+pub(super) fn number(value: &Value) -> Option<f64> {
     match *value {
         Value::Unsigned(v, _) => Some(v as f64),
         Value::Signed(v, _) => Some(v as f64),
@@ -132,6 +133,9 @@ pub fn notes(meta: &Metadata) -> Result<Vec<String>> {
     if let Some(config) = meta.strings("dollop.source.unused")? {
         notes.push(format!("keys of config.json that are not used: {}", config.join(", ")));
     }
+    if let Some(generation) = meta.strings("dollop.source.generation_unused")? {
+        notes.push(format!("keys of generation_config.json that are not used: {}", generation.join(", ")));
+    }
     Ok(notes)
 }
 
@@ -186,12 +190,14 @@ mod tests {
         meta.insert("mradermacher.quantized", "x");
         meta.insert("llamaX", 1u32);
         meta.insert("dollop.source.unused", vec!["a".to_owned(), "b".into()]);
+        meta.insert("dollop.source.generation_unused", vec!["c".to_owned()]);
         let notes = notes(&meta).unwrap();
         assert_eq!(
             notes,
             [
                 "keys that are not used: mradermacher.quantized, llamaX",
-                "keys of config.json that are not used: a, b"
+                "keys of config.json that are not used: a, b",
+                "keys of generation_config.json that are not used: c"
             ]
         );
     }

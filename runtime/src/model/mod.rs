@@ -13,6 +13,7 @@ mod history;
 pub mod keys;
 pub mod rope;
 pub mod routing;
+pub mod sampling;
 pub mod tokens;
 pub mod weights;
 

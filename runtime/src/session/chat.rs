@@ -7,7 +7,6 @@
 use super::generate::{Event, GenerateOptions, Outcome, StopReason};
 use super::timeline::Session;
 use crate::error::{Error, Result};
-use crate::sampler::Sampler;
 use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
 
 /// What happens when the conversation outgrows the context.
@@ -134,7 +133,7 @@ impl Chat {
     }
 
     fn answer(&mut self, options: &GenerateOptions, on_event: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let mut sampler = self.session.engine().sampler(options.sampling.clone())?;
         let mut options = options.clone();
         let mut whole: Option<Outcome> = None;
         loop {

@@ -13,12 +13,13 @@ use crate::kernels::Observer;
 use crate::model::Model;
 use crate::model::embedding::Embedding;
 use crate::model::tokens::{self, SpecialTokens};
+use crate::sampler::{Breakers, Sampler, Sampling};
 use crate::sched::{Refiner, Streamer};
 use crate::telemetry::{GpuFault, GpuStats, StreamStats};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 pub(super) struct Inner {
     pub(super) processors: Processors,
@@ -27,6 +28,9 @@ pub(super) struct Inner {
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
+    pub(super) sampling: Sampling,
+    /// The last texts that DRY follows no repetition over, in tokens.
+    pub(super) breakers: Mutex<Option<(Vec<String>, Breakers)>>,
     pub(super) served: Served,
 }
 
@@ -182,6 +186,46 @@ impl Engine {
     /// Ids with a meaning.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.0.special
+    }
+
+    /// How the model wants its tokens chosen, with the built-in numbers where it says nothing:
+    /// `Sampling { temperature: 0.2, ..engine.sampling().clone() }`.
+    pub fn sampling(&self) -> &Sampling {
+        &self.0.sampling
+    }
+
+    /// A sampler of this model's tokens.
+    ///
+    /// # Errors
+    /// `Invalid`, as [`Sampling::validate`], and for a bias of a token that there is not.
+    pub fn sampler(&self, with: Sampling) -> Result<Sampler> {
+        let vocab = self.info().vocab;
+        if let Some(b) = with.logit_bias.iter().find(|b| b.token as usize >= vocab) {
+            return Err(Error::Invalid(format!("logit-bias: token {}: there are {vocab}", b.token)));
+        }
+        let mut sampler = Sampler::new(with)?;
+        if let Some(texts) = sampler.breakers() {
+            let breakers = self.breakers(texts);
+            sampler.set_breakers(breakers);
+        }
+        Ok(sampler)
+    }
+
+    /// Texts in tokens. Every token is looked at for them, so those of the last sampler are kept for the next.
+    fn breakers(&self, texts: &[String]) -> Breakers {
+        // Without a tokenizer no token spells anything.
+        let Ok(tokenizer) = self.tokenizer() else { return Breakers::default() };
+        let mut last = self.0.breakers.lock().expect("no thread panicked with the lock");
+        match &*last {
+            Some((of, breakers)) if of == texts => breakers.clone(),
+            _ => {
+                let words = (0..self.info().vocab as u32).map(|id| (id, tokenizer.decode(&[id], false)));
+                let ids = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
+                let breakers = Breakers::new(texts, words, &ids);
+                *last = Some((texts.to_vec(), breakers.clone()));
+                breakers
+            }
+        }
     }
 
     /// The tokenizer.

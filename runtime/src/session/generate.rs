@@ -179,7 +179,7 @@ impl Session {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Outcome> {
-        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let mut sampler = self.engine().sampler(options.sampling.clone())?;
         self.generate_with(prompt, options, &mut sampler, on_event)
     }
 
@@ -228,6 +228,8 @@ impl Session {
             }
             other => other?,
         }
+        // The prompt is all of the text: a context that slid has another beginning than before.
+        sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
         let start = Instant::now();
         self.decode(next, options, sampler, on_event, &mut outcome)?;

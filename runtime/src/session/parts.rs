@@ -17,12 +17,14 @@ use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
 use crate::model::file::DenseSums;
 use crate::model::routing::RoutingCounters;
+use crate::model::sampling;
 use crate::model::tokens::{self, SpecialTokens};
 use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
+use crate::sampler::Sampling;
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
 use crate::tokenizer::Tokenizer;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub(super) struct Parts {
     pub(super) config: Config,
@@ -39,6 +41,7 @@ struct Words {
     tokenizer: Option<Tokenizer>,
     special: SpecialTokens,
     template: Option<String>,
+    sampling: Sampling,
 }
 
 impl Words {
@@ -46,7 +49,7 @@ impl Words {
         let tokenizer = tokens::tokenizer(meta)?;
         let special = tokens::special_tokens(meta, tokenizer.as_ref())?;
         let template = meta.str("tokenizer.chat_template")?.map(str::to_owned);
-        Ok(Words { tokenizer, special, template })
+        Ok(Words { tokenizer, special, template, sampling: sampling::advice(meta).sampling })
     }
 }
 
@@ -334,8 +337,9 @@ impl Parts {
         };
         let first = Computing::new(model, processor, info, plan);
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
-        let Words { tokenizer, special, template } = words;
-        Ok(Inner { processors, note: None, tokenizer, template, special, served })
+        let Words { tokenizer, special, template, sampling } = words;
+        let breakers = Mutex::default();
+        Ok(Inner { processors, note: None, tokenizer, template, special, sampling, breakers, served })
     }
 }
 

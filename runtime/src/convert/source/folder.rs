@@ -105,6 +105,9 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
         generation: generation.as_deref(),
     };
     hf::special_tokens(metadata, files, &lookup).map_err(|e| e.at(folder))?;
+    if let Some(generation) = &generation {
+        hf::sampling(metadata, generation).map_err(|e| e.at(folder))?;
+    }
     if let Some(json) = tokenizer {
         metadata.insert("tokenizer.huggingface.json", json);
     }

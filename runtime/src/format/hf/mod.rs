@@ -3,9 +3,11 @@
 //! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
 //! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
 
+mod generation;
 mod places;
 mod small;
 
+pub use generation::sampling;
 pub use places::{Place, places};
 pub use small::{SmallFiles, chat_template, special_tokens};
 
