@@ -1,5 +1,6 @@
 //! The command line, and what `--help` says of it.
 
+use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::values::{backend, gpu_kernels, isa, level};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -299,38 +300,6 @@ pub struct CalibrationArgs {
     pub calibrate_tokens: usize,
 }
 
-#[derive(Args, Clone)]
-#[command(next_help_heading = "Sampling")]
-pub struct SamplingArgs {
-    /// Temperature; 0 always takes the likeliest token
-    #[arg(long = "temp", value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Only the K likeliest tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// Only tokens at least this part as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// Penalty on what was said lately; 1 for none
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
-    pub repeat_penalty: f32,
-    /// How many tokens back is lately
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub repeat_last_n: usize,
-    /// Subtracted from the logit of what was said lately
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub presence_penalty: f32,
-    /// Start of the random sequence
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
-    /// A text that ends the answer; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-}
-
 impl EngineArgs {
     pub fn options(&self) -> dollop::EngineOptions {
         let mut options = dollop::EngineOptions {
@@ -345,30 +314,6 @@ impl EngineArgs {
         };
         self.stream.apply(&mut options);
         options
-    }
-}
-
-impl SamplingArgs {
-    pub fn options(&self, max_tokens: usize, cancel: dollop::CancelToken) -> dollop::GenerateOptions {
-        let sampling = dollop::sampler::Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n,
-            presence_penalty: self.presence_penalty,
-            seed: self.seed,
-            ..Default::default()
-        };
-        dollop::GenerateOptions {
-            max_tokens,
-            sampling,
-            stop: self.stop.clone(),
-            ignore_eos: false,
-            target_tps: None,
-            cancel,
-        }
     }
 }
 

@@ -9,8 +9,9 @@ use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::convert::Purpose;
+use dollop::sampler::Sampling;
 use dollop::template::Message;
-use dollop::{Chat, Event, Outcome, Overflow, SessionOptions};
+use dollop::{Chat, Event, GenerateOptions, Outcome, Overflow, SessionOptions};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, IsTerminal, Write};
@@ -73,6 +74,8 @@ struct Talk<'a> {
     mark: Option<Mark>,
     last: Option<Outcome>,
     answers: usize,
+    /// For all answers, but for the seed.
+    sampling: Sampling,
     interactive: bool,
 }
 
@@ -82,6 +85,8 @@ fn speed(tokens: usize, start: Instant) -> String {
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
+    // Slips are told before a model is converted for an hour.
+    args.sampling.over(&Sampling::default())?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
     let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let overflow = match args.overflow {
@@ -99,7 +104,8 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         chat.restore(saved.messages);
     }
     let interactive = std::io::stdin().is_terminal();
-    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0, interactive };
+    let sampling = args.sampling.over(engine.sampling())?;
+    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0, sampling, interactive };
     if interactive { talk.interactive() } else { talk.lines() }?;
     watch.finish()
 }
@@ -123,6 +129,9 @@ impl Talk<'_> {
                 Line::Command(name, rest) => self.command(name, rest)?,
                 Line::Slip(name) => return Err(slip(name)),
             }
+        }
+        if self.answers > 0 && self.sampling.is_random() && self.args.sampling.is_random() {
+            note!("[seed {}]", self.sampling.seed);
         }
         Ok(())
     }
@@ -181,13 +190,19 @@ impl Talk<'_> {
 
     fn answer(
         &mut self,
-        ask: impl FnOnce(&mut Chat, &dollop::GenerateOptions, &mut dyn FnMut(Event)) -> dollop::Result<Outcome>,
+        ask: impl FnOnce(&mut Chat, &GenerateOptions, &mut dyn FnMut(Event)) -> dollop::Result<Outcome>,
     ) -> Result<Outcome, Failure> {
         let (cancel, _guard) = interrupt::cancellable();
-        let mut options = self.args.sampling.options(self.args.max_tokens, cancel);
         // A fixed seed must not give every turn the same dice.
-        options.sampling.seed = options.sampling.seed.wrapping_add(self.answers as u64);
-        options.target_tps = self.args.engine.stream.target_tps;
+        let seed = self.sampling.seed.wrapping_add(self.answers as u64);
+        let options = GenerateOptions {
+            max_tokens: self.args.max_tokens,
+            sampling: Sampling { seed, ..self.sampling.clone() },
+            stop: self.args.sampling.stop.clone(),
+            target_tps: self.args.engine.stream.target_tps,
+            cancel,
+            ..GenerateOptions::default()
+        };
         self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = screen::answers();
         let mut broken = None;
@@ -228,7 +243,7 @@ impl Talk<'_> {
             "/system" => self.chat.set_system(Some(rest.to_owned()).filter(|t| !t.is_empty())),
             "/regen" => {
                 let outcome = self.answer(|chat, options, show| chat.regenerate(options, show))?;
-                note!("{}", footer(&outcome));
+                note!("{}", footer(&outcome, &self.sampling));
             }
             "/read" if rest.is_empty() => return Err("/read needs the name of a text file".into()),
             "/read" => {
@@ -245,7 +260,7 @@ impl Talk<'_> {
 
     /// One line about an answer, with what streaming did.
     fn footer(&self, outcome: &Outcome) -> String {
-        let line = footer(outcome);
+        let line = footer(outcome, &self.sampling);
         let tokens = outcome.prompt_tokens - outcome.reused_tokens + outcome.tokens.len();
         match &self.mark {
             Some(mark) => format!("{line} {}", mark.line(self.chat.session().engine(), tokens)),
@@ -263,12 +278,13 @@ impl Talk<'_> {
             session.context(),
             session.processed_tokens()
         );
+        note!("sampling: {}", self.sampling);
         note!("weights: {}, of which a token reads {}", bytes(info.bytes), bytes(info.active_bytes));
         if let Some(peak) = peak_memory() {
             note!("peak memory with the mapped file: {}", bytes(peak));
         }
         if let Some(last) = &self.last {
-            note!("last answer: {}", footer(last));
+            note!("last answer: {}", footer(last, &self.sampling));
             let tokens = last.prompt_tokens - last.reused_tokens + last.tokens.len();
             if let Some(mark) = &self.mark {
                 note!("{}", mark.report(session.engine(), tokens));

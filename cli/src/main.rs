@@ -17,6 +17,7 @@ mod locate;
 mod output;
 mod plan;
 mod run;
+mod sampling;
 mod screen;
 mod streaming;
 mod values;

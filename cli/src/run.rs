@@ -7,7 +7,8 @@ use crate::screen;
 use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::convert::Purpose;
-use dollop::{Event, Outcome, Overflow, SessionOptions, StopReason};
+use dollop::sampler::Sampling;
+use dollop::{Event, GenerateOptions, Outcome, Overflow, SessionOptions, StopReason};
 use std::io::{IsTerminal, Write};
 
 /// An answer of no tokens is a mistake rather than a wish.
@@ -22,6 +23,8 @@ pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
+    // Slips are told before a model is converted for an hour.
+    args.sampling.over(&Sampling::default())?;
     let prompt = match (&args.prompt, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => read_text(path)?,
@@ -31,8 +34,14 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, purpose)?;
     let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
     let (cancel, _guard) = interrupt::cancellable();
-    let mut options = args.sampling.options(args.max_tokens, cancel);
-    options.target_tps = args.engine.stream.target_tps;
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        sampling: args.sampling.over(engine.sampling())?,
+        stop: args.sampling.stop.clone(),
+        target_tps: args.engine.stream.target_tps,
+        cancel,
+        ..GenerateOptions::default()
+    };
     let mark = Mark::now(&engine);
     let mut stdout = screen::answers();
     let mut broken = None;
@@ -68,7 +77,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let tokens = outcome.prompt_tokens - outcome.reused_tokens + outcome.tokens.len();
     if args.json {
-        let mut json = json(&engine, &outcome)?;
+        let mut json = json(&engine, &outcome, &options.sampling)?;
         if let Some(mark) = &mark {
             json["stream"] = mark.json(&engine, tokens);
         }
@@ -76,9 +85,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         return watch.finish();
     }
     writeln!(stdout)?;
-    note!("{}", footer(&outcome));
+    note!("{}", footer(&outcome, &options.sampling));
     if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
-        note!("{}\n{}", engine.info().mode, mark.report(&engine, tokens));
+        note!("{}\n{}\n{}", engine.info().mode, options.sampling, mark.report(&engine, tokens));
     }
     watch.finish()
 }
@@ -89,11 +98,19 @@ pub fn gpu_lost(note: &str) {
     note!("{}{note}", if shared { "\n" } else { "" });
 }
 
-fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value, Failure> {
+fn json(
+    engine: &dollop::Engine,
+    outcome: &Outcome,
+    sampling: &Sampling,
+) -> Result<serde_json::Value, Failure> {
     let mut json = serde_json::to_value(outcome).map_err(|e| e.to_string())?;
     json["generated_tokens"] = outcome.tokens.len().into();
     json["prefill_tps"] = outcome.prefill_tps().into();
     json["decode_tps"] = outcome.decode_tps().into();
+    json["seed"] = sampling.seed.into();
+    // By way of text, which has 0.7 where a value would have the f64 next to it.
+    let text = serde_json::to_string(sampling).map_err(|e| e.to_string())?;
+    json["sampling"] = serde_json::from_str(&text).map_err(|e| e.to_string())?;
     json["peak_memory_bytes"] = peak_memory().into();
     json["mode"] = engine.info().mode.clone().into();
     json["backend"] = engine.info().backend.clone().into();
@@ -102,8 +119,9 @@ fn json(engine: &dollop::Engine, outcome: &Outcome) -> Result<serde_json::Value,
     Ok(json)
 }
 
-/// One line about an answer.
-pub fn footer(o: &Outcome) -> String {
+/// One line about an answer, with the seed that gives it again where chances were thrown.
+pub fn footer(o: &Outcome, sampling: &Sampling) -> String {
+    let seed = if sampling.is_random() { format!(" | seed {}", sampling.seed) } else { String::new() };
     let why = match o.stop {
         StopReason::EndOfTurn => "",
         StopReason::StopString => ", stop string",
@@ -112,7 +130,7 @@ pub fn footer(o: &Outcome) -> String {
         StopReason::ContextFull => ", context full",
     };
     format!(
-        "[prompt {} tokens, {} from cache, {:.0} tok/s | answer {} tokens, {:.1} tok/s{why}]",
+        "[prompt {} tokens, {} from cache, {:.0} tok/s | answer {} tokens, {:.1} tok/s{why}{seed}]",
         o.prompt_tokens,
         o.reused_tokens,
         o.prefill_tps(),

@@ -238,6 +238,8 @@ fn backends_are_chosen_and_listed() {
             "--ctx",
             "64",
             "--json",
+            "--temp",
+            "0",
             "--backend",
             backend,
         ];
@@ -300,7 +302,7 @@ fn a_gpu_that_is_lost_is_said_once_and_not_measured() {
     }
     let cache = tempfile::tempdir().unwrap();
     let gpu = ["--backend", "gpu", "--ctx", "64", "--lose-gpu", "4"];
-    let run = ["run", "-p", "What is the capital of France?", "-n", "8", "--json"];
+    let run = ["run", "-p", "What is the capital of France?", "-n", "8", "--temp", "0", "--json"];
     let out = dollop(&[&run[..], &gpu].concat(), b"", cache.path());
     let (json, errors) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success(), "{errors}");

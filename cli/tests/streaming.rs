@@ -64,7 +64,7 @@ fn keeps_its_budget(backend: &str, tokens: &str, more: &[u64]) {
         let plan = json(&[&plan[..], &["--memory", &memory]].concat());
         assert_eq!(plan["streaming"], true);
         assert!(plan["smallest_bytes"].as_u64().unwrap().div_ceil(1 << 20) <= budget, "{plan}");
-        let ask = ["run", "-p", "Tell me of the sea.", "-n", tokens, "--memory", &memory];
+        let ask = ["run", "-p", "Tell me of the sea.", "-n", tokens, "--temp", "0", "--memory", &memory];
         let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
         println!("{backend}, budget {budget} MB: {} MB at most in {samples} samples", most >> 20);
         assert!(samples > 10 && most > 20 << 20, "{most} in {samples}");
@@ -98,7 +98,7 @@ fn a_budget_is_kept_where_experts_are_refined() {
     let plan = json(&[&["plan", "--json"][..], &common].concat());
     assert_eq!((&plan["streaming"], &plan["lowered"]), (&false.into(), &true.into()), "{plan}");
     assert!(plan["refinements"]["bits"] == 4 && plan["refinements"]["slots"].as_u64() > Some(0), "{plan}");
-    let ask = ["run", "-p", "Tell me of the sea.", "-n", "12", "--json"];
+    let ask = ["run", "-p", "Tell me of the sea.", "-n", "12", "--temp", "0", "--json"];
     let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
     println!("refined: {} MB at most in {samples} samples", most >> 20);
     assert!(samples > 10 && most > 20 << 20 && most <= 256 << 20, "{most} in {samples}");
@@ -111,7 +111,8 @@ fn a_budget_is_kept_where_experts_are_refined() {
 
 #[test]
 fn an_answer_does_not_depend_on_the_budget() {
-    let ask = ["run", "-p", "What is the capital of France?", "-n", "8", "--ctx", "256", "--json"];
+    let ask =
+        ["run", "-p", "What is the capital of France?", "-n", "8", "--temp", "0", "--ctx", "256", "--json"];
     let resident = json(&[&ask[..], &["--memory", "all"]].concat());
     assert!(resident["mode"].as_str().unwrap().starts_with("resident") && resident["stream"].is_null());
     let streamed = json(&[&ask[..], &["--memory", "105M", "--precision", "exact:4"]].concat());
@@ -132,6 +133,8 @@ fn stats_trace_and_heat_are_written() {
         "Hi",
         "-n",
         "4",
+        "--temp",
+        "0",
         "--ctx",
         "256",
         "--memory",
