@@ -93,7 +93,8 @@ LOGITS = [[round(float(x), 3) for x in row] for row in
            np.concatenate([rng.normal(8, 0.5, 5), rng.normal(-6, 1, 95)]), rng.normal(0, 1, 600)]]
 HISTORIES = [[int(x) for x in h] for h in
              [rng.integers(0, 64, 20), [1, 2, 3, 4, 9, 1, 2, 3, 4, 7, 5, 1, 2, 3], [5, 6] * 12,
-              np.resize(rng.integers(0, 8, 11), 60), rng.integers(0, 4, 90), [7] * 30, [3]]]
+              np.resize(rng.integers(0, 8, 11), 60), rng.integers(0, 4, 90), [7] * 30, [3],
+              [8, 2, 3, 1, 6, 5, 8, 2, 3, 1, 6]]]
 # Names and defaults of ours: what a step leaves out is off.
 OFF = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}
 cases = []
@@ -140,7 +141,7 @@ for h, history in enumerate(HISTORIES):
                      "repeat_last_n": last},
                  [("penalties", len(LOGITS[l]), last, repeat, frequency, presence)], history)
     for multiplier, base, allowed, last, breakers in [(0.8, 1.75, 2, 64, []), (1, 1.2, 1, 64, [[4]]), (0.5, 2, 3, 20, [[2, 3], [2]]),
-                                                      (2, 1, 0, 64, [[3, 4, 9], [6]]), (100, 90, 1, 64, [])]:
+                                                      (0.7, 1.5, 1, 64, [[2, 3]]), (2, 1, 0, 64, [[3, 4, 9], [6]]), (100, 90, 1, 64, [])]:
         case(h % 2, {"dry_multiplier": multiplier, "dry_base": base, "dry_allowed_length": allowed, "dry_last_n": last},
              [("dry", multiplier, base, allowed, last, breakers)], history, breakers)
 
@@ -162,8 +163,8 @@ for l in range(len(LOGITS)):
         case(l, {**ours, "chain": order}, [steps[s] for s in order], history)
 
 mirostat = []
-for version, tau, eta, t in [(1, 5, 0.1, 1), (1, 2, 0.5, 0.8), (2, 5, 0.1, 1), (2, 2, 0.5, 1.3), (2, 0.2, 0.9, 1)]:
-    for l in [0, 2, 3]:
+for version, tau, eta, t in [(1, 5, 0.1, 1), (1, 2, 0.5, 0.8), (1, 4, 0.3, 1.1), (2, 5, 0.1, 1), (2, 2, 0.5, 1.3), (2, 0.2, 0.9, 1)]:
+    for l in [0, 2, 3, 5] if version == 1 and tau < 5 else [0, 2, 3]:
         last = ("mirostat", len(LOGITS[l]), 5, tau, eta, 100) if version == 1 else ("mirostat_v2", 5, tau, eta)
         chain = [sampler("temp", t), sampler(*last)]
         steps = []
