@@ -3,7 +3,8 @@
 
     pip install llama-cpp-python==0.3.36 numpy && python3 make.py [libllama.so]
 
-Without an argument the library of that package is used. Another version may have other parameters.
+Without an argument the library of that package is used; one that is built from the sources in it will do. Another version may have
+other parameters.
 
 Of XTC, which throws a chance, probability 1 is recorded. Of mirostat, a sequence: what is left at each step, which depends on
 what was learnt before, and the token that llama.cpp drew, which the gate makes ours learn from.
