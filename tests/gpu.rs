@@ -199,7 +199,7 @@ fn outcome(session: &mut Session, ids: &[u32]) -> dollop::Result<Vec<f32>> {
 
 /// Tokens that nobody would write.
 fn noise(n: u32) -> Vec<u32> {
-    (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect()
+    (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 4_000).collect()
 }
 
 /// Tokens of a prompt that is taken at once, and of all that is computed.

@@ -29,10 +29,11 @@ fn json(args: &[&str]) -> Json {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The most memory that no file backs which a command ever held, and how often that was looked at.
+/// The most memory that no file backs which a command ever held, how often that was looked at, and what the command printed.
 #[cfg(target_os = "linux")]
-fn most_anonymous(args: &[&str]) -> (u64, usize) {
-    let mut child = dollop(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+fn most_anonymous(args: &[&str]) -> (u64, usize, String) {
+    // An answer is shorter than what a pipe holds.
+    let mut child = dollop(args).stderr(Stdio::null()).spawn().unwrap();
     let (mut most, mut samples) = (0, 0);
     loop {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
@@ -43,7 +44,8 @@ fn most_anonymous(args: &[&str]) -> (u64, usize) {
         }
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success(), "{args:?}: {status}");
-            return (most, samples);
+            let printed = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+            return (most, samples, printed);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -65,7 +67,7 @@ fn keeps_its_budget(backend: &str, tokens: &str, more: &[u64]) {
         assert_eq!(plan["streaming"], true);
         assert!(plan["smallest_bytes"].as_u64().unwrap().div_ceil(1 << 20) <= budget, "{plan}");
         let ask = ["run", "-p", "Tell me of the sea.", "-n", tokens, "--temp", "0", "--memory", &memory];
-        let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
+        let (most, samples, _) = most_anonymous(&[&ask[..], &common].concat());
         println!("{backend}, budget {budget} MB: {} MB at most in {samples} samples", most >> 20);
         assert!(samples > 10 && most > 20 << 20, "{most} in {samples}");
         assert!(most <= budget << 20, "{most} bytes under a budget of {budget} MB");
@@ -98,11 +100,11 @@ fn a_budget_is_kept_where_experts_are_refined() {
     let plan = json(&[&["plan", "--json"][..], &common].concat());
     assert_eq!((&plan["streaming"], &plan["lowered"]), (&false.into(), &true.into()), "{plan}");
     assert!(plan["refinements"]["bits"] == 4 && plan["refinements"]["slots"].as_u64() > Some(0), "{plan}");
-    let ask = ["run", "-p", "Tell me of the sea.", "-n", "12", "--temp", "0", "--json"];
-    let (most, samples) = most_anonymous(&[&ask[..], &common].concat());
+    let ask = ["run", "-p", "Tell me of the sea.", "-n", "10", "--temp", "0", "--json"];
+    let (most, samples, printed) = most_anonymous(&[&ask[..], &common].concat());
     println!("refined: {} MB at most in {samples} samples", most >> 20);
     assert!(samples > 10 && most > 20 << 20 && most <= 256 << 20, "{most} in {samples}");
-    let run = json(&[&ask[..], &common].concat());
+    let run: Json = serde_json::from_str(&printed).unwrap();
     assert!(run["mode"].as_str().unwrap().contains("4 for"), "{}", run["mode"]);
     let stream = &run["stream"];
     assert!(stream["mean_bits"].as_f64() > Some(3.0) && stream["lanes"].as_u64() > Some(0), "{stream}");

@@ -19,7 +19,7 @@ fn refined_of(path: &Path, share: f64) -> EngineOptions {
 
 /// Of what people write, the tokens of a prompt, and those that follow.
 const PROMPT: usize = 20;
-const TOKENS: usize = 44;
+const TOKENS: usize = 38;
 
 /// What people write.
 fn text(engine: &Engine) -> Vec<u32> {
@@ -123,7 +123,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     let mut run = |failures: &mut usize| {
         session.rewind(0);
         let (mut at, mut got) = (0, Vec::new());
-        while at < PROMPT + 12 {
+        while at < PROMPT + 6 {
             let next = if at == 0 { 0..PROMPT } else { at..at + 1 };
             match outcome(&mut session, &ids[next.clone()]) {
                 Ok(row) => {

@@ -1,15 +1,20 @@
-//! The default model with its first layers alone: what gates of the GPU compute in software, where every layer costs seconds and the
-//! others show nothing new. Bytes and results of the layers that are left are the default model's.
+//! The default model with its first layers and tokens alone: what gates of the GPU compute in software, where every layer, and a head
+//! of many tokens, costs seconds, and the others show nothing new. Bytes of what is left are the default model's.
 
 use crate::{default_model, root};
-use dollop::format::dollop::Directory;
+use dollop::format::dollop::{Directory, MatrixEntry};
 use dollop::format::{Array, GgufWriter, TensorDecl, Value};
+use dollop::quant::{Level, Shape};
+use serde_json::Value as Json;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Layers that are left: enough for experts of some layers to give way to those of others.
-const LAYERS: u32 = 6;
+const LAYERS: u32 = 4;
+
+/// Tokens that are left; the likeliest come first. A multiple of a tile's rows.
+const TOKENS: usize = 4096;
 
 /// Tables with a row for each matrix, experts counted singly.
 const TABLES: [&str; 3] = ["dollop.fits", "dollop.errors", "dollop.checksums"];
@@ -37,11 +42,22 @@ fn write() -> PathBuf {
         let value = meta.get(&key).expect("every file has it").clone();
         meta.insert(&key, only(value, &kept));
     }
+    // It is the first in every table.
+    let embedding = &directory.matrices[0];
+    assert_eq!(embedding.name, "token_embd.weight");
+    let mut sides = meta.u64s("dollop.matrix.rows").expect("numbers").expect("every file has it");
+    sides[0] = TOKENS as u64;
+    meta.insert("dollop.matrix.rows", Value::Array(Array::Unsigned(sides)));
+    let tokenizer =
+        meta.str("tokenizer.huggingface.json").expect("a text").expect("the default model has one");
+    let tokenizer = first_tokens(tokenizer);
+    meta.insert("tokenizer.huggingface.json", tokenizer.as_str());
     // Rows of the tables that stay, as the matrices do.
     let rows: Vec<bool> =
         directory.matrices.iter().zip(&kept).flat_map(|(m, &kept)| vec![kept; m.count()]).collect();
     let left = rows.iter().filter(|kept| **kept).count() as u64;
     let mut parts: Vec<(TensorDecl, Vec<u8>)> = Vec::new();
+    let mut checksum = 0;
     for t in &directory.gguf.tensors {
         let (mut shape, mut bytes) =
             (t.shape.clone(), whole[t.offset as usize..(t.offset + t.n_bytes) as usize].to_vec());
@@ -49,6 +65,14 @@ fn write() -> PathBuf {
             *shape.last_mut().expect("a table has rows") = left;
             let row = bytes.len() / rows.len();
             bytes = bytes.chunks(row).zip(&rows).filter(|r| *r.1).flat_map(|r| r.0.to_vec()).collect();
+        }
+        if t.name == embedding.planes_name() {
+            bytes = first_rows(embedding, &bytes);
+            shape = vec![bytes.len() as u64];
+            checksum = crc32fast::hash(&bytes);
+        }
+        if t.name == "dollop.checksums" {
+            bytes[..4].copy_from_slice(&checksum.to_le_bytes());
         }
         if stays(&t.name) {
             parts.push((TensorDecl { name: t.name.clone(), shape, ty: t.ty }, bytes));
@@ -65,6 +89,41 @@ fn write() -> PathBuf {
     w.finish().expect("writable");
     std::fs::rename(&partial, &path).expect("the build folder is writable");
     path
+}
+
+/// The rows of a matrix's planes that belong to the tokens that are left.
+fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
+    let whole = Shape::new(entry.rows, entry.cols, entry.group).expect("the file is sound");
+    let short = Shape { rows: TOKENS, ..whole };
+    let level = Level::from_bits(entry.level).expect("the file is sound");
+    let (mut from, mut out) = (0, Vec::new());
+    for p in 0..level.planes() {
+        let (all, some) = (whole.plane(p), short.plane(p));
+        let start = out.len();
+        out.resize(start + some.len, 0);
+        for (to, all) in [(some.codes, all.codes), (some.scales, all.scales), (some.zeros, all.zeros)] {
+            out[start + to.start..start + to.end].copy_from_slice(&bytes[from + all.start..][..to.len()]);
+        }
+        from += all.len;
+    }
+    out
+}
+
+/// A byte-pair tokenizer with the first tokens alone, and the merges that make them.
+fn first_tokens(tokenizer: &str) -> String {
+    let mut all: Json = serde_json::from_str(tokenizer).expect("a tokenizer is JSON");
+    let vocabulary = all["model"]["vocab"].as_object_mut().expect("byte pairs have a vocabulary");
+    vocabulary.retain(|_, id| id.as_u64() < Some(TOKENS as u64));
+    let vocabulary = vocabulary.clone();
+    let merges = all["model"]["merges"].as_array_mut().expect("byte pairs have merges");
+    merges.retain(|merge| {
+        let made = match merge {
+            Json::String(pair) => pair.replace(' ', ""),
+            pair => pair.as_array().into_iter().flatten().filter_map(Json::as_str).collect(),
+        };
+        vocabulary.contains_key(&made)
+    });
+    all.to_string()
 }
 
 /// The values of an array that stay.
