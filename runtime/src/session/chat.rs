@@ -74,6 +74,12 @@ impl Chat {
         self.context.now = Some(now);
     }
 
+    /// What the template sees beside the messages, such as `tools` or `enable_thinking`
+    /// ([`RenderContext::variables`]), in place of what was set before. The conversation stays.
+    pub fn set_variables(&mut self, variables: serde_json::Map<String, serde_json::Value>) {
+        self.context.variables = variables;
+    }
+
     /// Forgets the conversation but not the system prompt.
     pub fn reset(&mut self) {
         let system = self.messages.first().filter(|m| m.role == "system").cloned();
