@@ -13,6 +13,8 @@ use std::path::Path;
 /// The 256 bytes, then the token that ends a turn.
 pub const END: u32 = 256;
 const VOCAB: usize = 288;
+/// The token that is the whole answer of [`Talker::saying`].
+pub const WHOLE: u32 = 257;
 
 /// What is written as a Hugging Face folder. The fields may be changed at will before that.
 pub struct Talker {
@@ -80,6 +82,21 @@ impl Talker {
             overflow: None,
             layers: 2,
         }
+    }
+
+    /// One that says any text, as a token of its own, after a prompt that ends in a line feed.
+    ///
+    /// # Panics
+    /// Never: the list of added tokens is the one that [`Talker::new`] makes.
+    pub fn saying(text: &str, template: &str) -> Talker {
+        let mut talker = Talker::new(b"", template);
+        let added = talker.tokenizer["added_tokens"].as_array_mut().expect("a list");
+        added.push(
+            json!({"id": WHOLE, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false}),
+        );
+        talker.next[usize::from(b'\n')] = WHOLE;
+        talker
     }
 
     /// Writes `config.json`, the tokenizer's two files and `model.safetensors`.
