@@ -2,9 +2,10 @@
 
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
-use crate::values::{backend, gpu_kernels, isa, level};
+use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, precision_or_bits};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dollop::quant::Level;
+use dollop::sched::Precision;
 use std::path::PathBuf;
 
 /// Runs Mixture-of-Experts language models, a dollop at a time.
@@ -178,13 +179,29 @@ pub struct PlanArgs {
     pub engine: EngineArgs,
 }
 
-/// Measures a model: logits of given tokens, or perplexity of a text.
+/// Measures a model: logits of given tokens, perplexity of a text, or how many small tasks it gets right.
 ///
 /// A text is cut into windows of up to 512 tokens; the first token of each window is not scored. Bits per byte count the
 /// bytes of the scored tokens.
+///
+/// Tasks are a fixed list that comes with Dollop, each a conversation of one question, answered greedily. They show what
+/// breaks at few bits; they are too few and too easy to rank models. Scoring is strict:
+///
+///   json        the answer is JSON and nothing else (a ``` fence may enclose it), with the keys and types asked for
+///   tools       one call, <tool_call>{"name": ..., "arguments": {...}}</tool_call> or the object alone, of the right tool
+///               with arguments of the right types; tools are described in the system prompt where the chat template
+///               shows none
+///   arithmetic  the last number of the answer is the result
+///   copy        the text comes back, character for character
+///   retrieval   a fact hidden in 300 to 800 tokens of other text is in the answer
+///   facts       200 simple questions: the answer is in the first sentence, and no other one
+///
+/// An answer loops if it had to be cut off and its last 12 tokens had come three times. Templates that know
+/// enable_thinking are told not to think: answers have at most 160 tokens.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf\n  dollop eval changed-weights.gguf --reference --text wiki.txt --against model.gguf"
+    verbatim_doc_comment,
+    after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf\n  dollop eval changed-weights.gguf --reference --text wiki.txt --against model.gguf\n  dollop eval model.gguf --tasks --levels 2,3,4,8\n  dollop eval model.gguf --tasks json,tools --levels 4,adaptive --memory 2G --verbose"
 )]
 pub struct EvalArgs {
     /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
@@ -196,8 +213,20 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE", requires = "tokens")]
     pub logits: Option<PathBuf>,
     /// Text to measure the perplexity of
-    #[arg(long, value_name = "FILE", required_unless_present = "tokens")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["tokens", "tasks"])]
     pub text: Option<PathBuf>,
+    /// Count right answers to small tasks: all, or some of json,tools,arithmetic,copy,retrieval,facts
+    #[arg(long, value_name = "KINDS", num_args = 0..=1, default_missing_value = "all", value_parser = kinds,
+        conflicts_with_all = ["tokens", "text"])]
+    pub tasks: Option<Kinds>,
+    /// A column of --tasks for each of these: levels in bits that the file has, adaptive or adaptive:Q
+    /// [default: one column, as --level or --precision says]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = precision_or_bits, requires = "tasks",
+        conflicts_with_all = ["level", "precision", "reference", "trace"])]
+    pub levels: Vec<Precision>,
+    /// List every task that --tasks found wrong, and why
+    #[arg(long, requires = "tasks")]
+    pub verbose: bool,
     /// Compute from the unquantized source weights in f32
     #[arg(long)]
     pub reference: bool,

@@ -1,11 +1,12 @@
-//! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text.
+//! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text; tasks are in `tasks`.
 
 use crate::args::EvalArgs;
 use crate::note;
 use crate::output::{read_text, write_file};
 use crate::screen;
-use crate::streaming::Mark;
-use crate::{Failure, locate};
+use crate::streaming::{Mark, Watch};
+use crate::values::Kinds;
+use crate::{Failure, locate, tasks};
 use dollop::convert::Purpose;
 use dollop::{Engine, EngineOptions, SessionOptions};
 use serde::Serialize;
@@ -15,19 +16,12 @@ use std::io::Write;
 const WINDOW: usize = 512;
 
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    if let Some(Kinds(kinds)) = &args.tasks {
+        return tasks::tasks(args, kinds);
+    }
     let mut options = args.engine.options();
     options.context = options.context.or(args.text.as_ref().map(|_| WINDOW)).or(Some(args.tokens.len()));
-    let (engine, watch) = if args.reference {
-        let model = args
-            .model
-            .as_deref()
-            .ok_or("--reference needs the source model: a Hugging Face folder or a GGUF file")?;
-        let engine = Engine::open_reference(model, &options)?;
-        let watch = args.engine.stream.watch(&engine, &options)?;
-        (engine, watch)
-    } else {
-        locate::open_with(args.model.as_deref(), &args.engine, options, Purpose::Weights)?
-    };
+    let (engine, watch) = open(args, options, Purpose::Weights)?;
     match (&args.text, &args.logits) {
         (Some(path), _) => text(args, &engine, &read_text(path)?),
         (None, Some(out)) => logits(args, &engine, out),
@@ -37,6 +31,20 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         note!("{note}");
     }
     watch.finish()
+}
+
+/// Opens what is measured: with `--reference` the source in f32.
+pub fn open(args: &EvalArgs, options: EngineOptions, purpose: Purpose) -> Result<(Engine, Watch), Failure> {
+    if !args.reference {
+        return locate::open_with(args.model.as_deref(), &args.engine, options, purpose);
+    }
+    let model = args
+        .model
+        .as_deref()
+        .ok_or("--reference needs the source model: a Hugging Face folder or a GGUF file")?;
+    let engine = Engine::open_reference(model, &options)?;
+    let watch = args.engine.stream.watch(&engine, &options)?;
+    Ok((engine, watch))
 }
 
 fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(), Failure> {

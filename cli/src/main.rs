@@ -20,6 +20,7 @@ mod run;
 mod sampling;
 mod screen;
 mod streaming;
+mod tasks;
 mod values;
 
 use args::{Cli, Command};

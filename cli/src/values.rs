@@ -1,9 +1,34 @@
 //! Values of arguments that the library has a type for, from what people write.
 
+use crate::tasks::Kind;
 use dollop::quant::Level;
+use dollop::sched::Precision;
 
 pub fn level(text: &str) -> Result<Level, String> {
     text.parse().ok().and_then(Level::from_bits).ok_or_else(|| "levels are 2, 3, 4, 6 and 8 bits".into())
+}
+
+/// Kinds of tasks, each once and in their own order.
+#[derive(Clone)]
+pub struct Kinds(pub Vec<Kind>);
+
+pub fn kinds(list: &str) -> Result<Kinds, String> {
+    if list == "all" {
+        return Ok(Kinds(Kind::ALL.to_vec()));
+    }
+    let named: Vec<&str> = list.split(',').collect();
+    if let Some(other) = named.iter().find(|name| Kind::ALL.iter().all(|kind| kind.name() != **name)) {
+        let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        return Err(format!("`{other}` is no kind of task; there are {}, and all", known.join(", ")));
+    }
+    Ok(Kinds(Kind::ALL.into_iter().filter(|kind| named.contains(&kind.name())).collect()))
+}
+
+/// A precision, or the bits of an exact one.
+pub fn precision_or_bits(text: &str) -> Result<Precision, String> {
+    level(text).map(Precision::Exact).or_else(|_| text.parse::<Precision>()).map_err(|_| {
+        format!("`{text}` is neither a level (2, 3, 4, 6 or 8) nor adaptive, adaptive:Q or exact:B")
+    })
 }
 
 pub fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
