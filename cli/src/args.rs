@@ -222,10 +222,10 @@ pub struct EvalArgs {
     /// A column of --tasks for each of these: levels in bits that the file has, adaptive or adaptive:Q
     /// [default: one column, as --level or --precision says]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = precision_or_bits, requires = "tasks",
-        conflicts_with_all = ["level", "precision", "reference", "trace"])]
+        conflicts_with_all = ["text", "tokens", "level", "precision", "reference", "trace"])]
     pub levels: Vec<Precision>,
     /// List every task that --tasks found wrong, and why
-    #[arg(long, requires = "tasks")]
+    #[arg(long, requires = "tasks", conflicts_with_all = ["text", "tokens"])]
     pub verbose: bool,
     /// Compute from the unquantized source weights in f32
     #[arg(long)]

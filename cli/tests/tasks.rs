@@ -151,7 +151,9 @@ fn wrong_kinds_and_levels_are_status_2() {
         (&["--tasks", "json", "--levels", "5"], "neither a level"),
         (&["--tasks", "json", "--levels", "2", "--level", "3"], "cannot be used with"),
         (&["--tasks", "json", "--text", "t.txt"], "cannot be used with"),
-        (&["--levels", "2", "--text", "t.txt"], "--tasks"),
+        (&["--levels", "2"], "--tasks"),
+        (&["--levels", "2", "--text", "t.txt"], "cannot be used with"),
+        (&["--verbose", "--text", "t.txt"], "cannot be used with"),
     ] {
         let out = run(folder.path(), args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
