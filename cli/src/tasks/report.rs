@@ -6,7 +6,6 @@ use super::tools::Told;
 use crate::screen::one_line;
 use dollop::{Outcome, StopReason};
 use serde::Serialize;
-use std::fmt::Write;
 
 /// Characters of an answer that a line shows.
 const SHOWN: usize = 160;
@@ -99,8 +98,7 @@ pub fn table(columns: &[Column], kinds: &[Kind]) -> String {
     for Column { column, model, mode, backend, tools, gpu_lost, stream_report, .. } in columns {
         let notes = [tools.and_then(Told::note), gpu_lost.as_deref()].into_iter().flatten();
         let notes: String = notes.map(|note| format!("; {note}")).collect();
-        // Writing to a string cannot fail.
-        let _ = write!(text, "\n{column}: {}; {mode}; {backend}{notes}", one_line(model));
+        text += &format!("\n{column}: {}; {mode}; {backend}{notes}", one_line(model));
         if let Some(report) = stream_report {
             text += &format!("\n{report}");
         }

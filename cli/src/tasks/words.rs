@@ -150,7 +150,7 @@ fn spelled(words: &[Word], i: usize) -> Option<(f64, usize)> {
 
 /// Whether units go behind these tens: `twenty five`.
 fn fits(below: usize, n: usize) -> bool {
-    (20..100).contains(&(below % 100)) && below % 10 == 0 && (1..10).contains(&n)
+    (20..100).contains(&(below % 100)) && below.is_multiple_of(10) && (1..10).contains(&n)
 }
 
 /// Whether an `and` stands inside a number: `a hundred and five`.
