@@ -179,7 +179,7 @@ pub struct PlanArgs {
     pub engine: EngineArgs,
 }
 
-/// Measures a model: logits of given tokens, perplexity of a text, or how many small tasks it gets right.
+/// Measures a model: logits of given tokens, perplexity of a text, or how many small tasks it gets right
 ///
 /// A text is cut into windows of up to 512 tokens; the first token of each window is not scored. Bits per byte count the
 /// bytes of the scored tokens.
