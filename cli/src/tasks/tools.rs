@@ -93,7 +93,7 @@ pub fn score(answer: &str, tools: &[Json], name: &str) -> Verdict {
 /// The one call of an answer: between its tags with text around them, or the whole answer. Some models put it in a list.
 fn call(answer: &str) -> Result<(String, Map<String, Json>), String> {
     let value = match answer.split_once(OPEN) {
-        None => json::parse(answer)?,
+        None => json::parse(answer).map_err(|e| format!("calls no tool: the answer {e}"))?,
         Some((_, rest)) => {
             let (inner, behind) = rest.split_once(CLOSE).ok_or(format!("has no {CLOSE}"))?;
             if behind.contains(OPEN) {
