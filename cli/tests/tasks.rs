@@ -126,7 +126,7 @@ fn columns_are_levels_that_the_file_has() {
 
     // With experts: what is left of the default model says nothing right, and other things at other levels.
     let model = short_model();
-    let ask = [model.to_str().unwrap(), "--tasks", "arithmetic", "--json", "--levels"];
+    let ask = [model.to_str().unwrap(), "--tasks", "copy", "--json", "--levels"];
     let out = run(folder.path(), &[&ask[..], &["2,4,8,adaptive"]].concat());
     let said = text(&out.stderr);
     assert!(out.status.success() && said.contains("levels 2, 3, 4, and not exact:8"), "{said}");
