@@ -193,7 +193,7 @@ pub struct PlanArgs {
 ///               shows none
 ///   arithmetic  the last number of the answer is the result
 ///   copy        the text comes back, character for character
-///   retrieval   a fact hidden in 300 to 800 tokens of other text is in the answer
+///   retrieval   a fact hidden in 400 to 1000 tokens of other text is in the answer
 ///   facts       200 simple questions: the answer is in the first sentence, and no other one
 ///
 /// An answer loops if it had to be cut off and its last 12 tokens had come three times. Templates that know

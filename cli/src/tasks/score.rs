@@ -42,15 +42,14 @@ fn arithmetic(answer: &str, want: f64) -> Verdict {
     }
 }
 
-/// The text is in the answer as it is, and no letter or digit continues it.
+/// The text is in the answer as it is, and neither a letter nor a digit is joined to it: only marks may be, as quotes are.
 fn copy(answer: &str, text: &str) -> Verdict {
-    let joined = |inner: Option<char>, outer: Option<char>| {
-        inner.is_some_and(char::is_alphanumeric) && outer.is_some_and(char::is_alphanumeric)
+    let joined = |mut beside: std::str::Chars, forward: bool| {
+        let next = || if forward { beside.next() } else { beside.next_back() };
+        std::iter::from_fn(next).take_while(|c| !c.is_whitespace()).any(char::is_alphanumeric)
     };
     let whole = |(at, _): (usize, &str)| {
-        let (before, after) = (&answer[..at], &answer[at + text.len()..]);
-        !joined(text.chars().next(), before.chars().next_back())
-            && !joined(text.chars().next_back(), after.chars().next())
+        !joined(answer[..at].chars(), false) && !joined(answer[at + text.len()..].chars(), true)
     };
     if answer.match_indices(text).any(whole) { Ok(()) } else { Err(format!("does not contain `{text}`")) }
 }
@@ -108,6 +107,9 @@ mod tests {
             ("a7-k93-qx2", "A7-K93-QX2", false),
             ("A7-K93-QX21", "A7-K93-QX2", false),
             ("AA7-K93-QX2", "A7-K93-QX2", false),
+            ("A7-K93-QX2-2-2-2", "A7-K93-QX2", false),
+            ("1-A7-K93-QX2", "A7-K93-QX2", false),
+            ("**A7-K93-QX2**, A7-K93-QX2-2", "A7-K93-QX2", true),
             ("AA7 A7-K93-QX21, that is A7-K93-QX2", "A7-K93-QX2", true),
             ("A7 - K93 - QX2", "A7-K93-QX2", false),
             ("", "A7-K93-QX2", false),
