@@ -5,7 +5,7 @@ use dollop::convert::{Calibration, ConvertOptions, Inputs, convert, imatrix};
 use dollop::model::Tensors;
 use dollop::model::file::NestedFile;
 use dollop::quant::{Level, Matrix};
-use dollop::{Bytes, CalibrateOptions, CancelToken, Error};
+use dollop::{Bytes, CalibrateOptions, CancelToken, Engine, EngineOptions, Error, Keep, SessionOptions};
 use dollop_tests::golden;
 use dollop_tests::tiny::Tiny;
 use std::fs;
@@ -197,6 +197,60 @@ fn low_levels_are_better_for_it_on_other_tokens() {
     for (level, most, [a, b]) in all {
         assert!(a > 1e-5 && b < most * a, "level {level}: {b} with calibration, {a} without");
     }
+}
+
+/// Squared distance of the logits of `ids` from those of the source, relative to theirs.
+fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
+    let logits =
+        |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(ids).unwrap().concat();
+    let want = logits(Engine::open_reference(source, &EngineOptions::default()).unwrap());
+    let got = logits(
+        Engine::open(file, &EngineOptions { level: Some(level), ..EngineOptions::default() }).unwrap(),
+    );
+    let squares = |a: &mut dyn Iterator<Item = f32>| a.map(|a| f64::from(a).powi(2)).sum::<f64>();
+    squares(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())
+}
+
+#[test]
+fn error_feedback_brings_logits_nearer_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tiny = with_outliers(folder.path());
+    // Inputs that have few directions, as those of models that were trained.
+    let embed = &mut tiny.tensors.iter_mut().find(|t| t.0 == "model.embed_tokens.weight").unwrap().2;
+    for i in 64..embed.len() {
+        embed[i] = 0.1 * embed[i] + embed[i % 64 + 64 * (i / 64 % 7)] - embed[i % 64 + 64 * (i / 448 % 5)];
+    }
+    tiny.write_folder(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let keep = Some(Keep { path: at("inputs"), dense: false });
+    let options = CalibrateOptions { keep, ..CalibrateOptions::default() };
+    let seen = tokens(4000, 1);
+    let measure = || {
+        dollop::calibrate_tokens(folder.path(), &seen, "noise", &options, &CancelToken::new(), &mut |_| ())
+            .unwrap()
+    };
+    let calibration = Arc::new(measure());
+    let kept = || {
+        fs::read_dir(folder.path())
+            .unwrap()
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().starts_with("inputs"))
+    };
+    assert!(kept() && calibration.rows().is_some());
+    for (name, threads) in [("one", 1), ("three", 3)] {
+        let options =
+            ConvertOptions { calibration: Some(calibration.clone()), threads, ..ConvertOptions::default() };
+        convert(folder.path(), &at(name), &options, &CancelToken::new(), &mut |_| ()).unwrap();
+    }
+    drop(calibration);
+    assert!(!kept(), "the inputs' file is left");
+    assert!(fs::read(at("one")).unwrap() == fs::read(at("three")).unwrap(), "threads change codes");
+    converted(folder.path(), &at("rounded"), Some(measured(folder.path(), &seen)));
+    let ids = &tokens(100, 77)[..100];
+    let of = |level| ["rounded", "one"].map(|file| distance(folder.path(), &at(file), level, ids));
+    let all = [Level::B2, Level::B3, Level::B4].map(of);
+    println!("distances at 2, 3 and 4 bits, rounded and fed back: {all:?}");
+    assert!(all.iter().all(|[rounded, fed]| *fed < 0.95 * rounded && *fed > 0.0), "{all:?}");
 }
 
 #[test]

@@ -327,6 +327,18 @@ pub struct CalibrationArgs {
     /// Tokens of the text that are run, in windows spread evenly over it
     #[arg(long, value_name = "N", default_value_t = dollop::CalibrateOptions::default().tokens, requires = "calibrate")]
     pub calibrate_tokens: usize,
+    /// How hard to look for the codes of experts, given a text: `low` weighs each error by its own column's inputs; the others
+    /// have later weights make up for earlier ones, which takes some 20 times as long and leaves half the error, and go over
+    /// all codes again, twice or four times
+    #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
+    pub effort: Effort,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    Low,
+    Normal,
+    High,
 }
 
 impl EngineArgs {

@@ -1,26 +1,28 @@
 //! `dollop convert`.
 
-use crate::args::{CalibrationArgs, ConvertArgs};
+use crate::args::{CalibrationArgs, ConvertArgs, Effort};
 use crate::note;
 use crate::output::{Bar, Unit, bytes, not_an_input, peak_memory, read_text};
 use crate::screen;
 use crate::{Failure, interrupt};
 use dollop::convert::{Calibration, imatrix, model_name};
-use dollop::{CalibrateOptions, CancelToken};
+use dollop::{CalibrateOptions, CancelToken, Keep};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What the arguments say of the inputs of the source's matrices.
-fn calibration(args: &ConvertArgs, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
-    let CalibrationArgs { imatrix, calibrate, calibrate_tokens } = &args.calibration;
+fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
+    let CalibrationArgs { imatrix, calibrate, calibrate_tokens, effort } = &args.calibration;
     if let Some(path) = imatrix {
         return Ok(Some(imatrix::read(path)?));
     }
     let Some(path) = calibrate else { return Ok(None) };
     let text = read_text(path)?;
     let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
-    let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads };
+    let keep = Keep { path: out.with_added_extension("inputs"), dense: false };
+    let keep = Some(keep).filter(|_| *effort != Effort::Low);
+    let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads, keep };
     let mut bar = Bar::new(Unit::Bytes);
     let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| {
         bar.show(p.stage, p.done, p.total)
@@ -60,7 +62,8 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let older = out.exists();
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();
-    options.calibration = calibration(args, &cancel)?.map(Arc::new);
+    options.calibration = calibration(args, &out, &cancel)?.map(Arc::new);
+    options.sweeps = if args.calibration.effort == Effort::High { 4 } else { 2 };
     let mut bar = Bar::new(Unit::Bytes);
     let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| {
         bar.show(p.stage, p.done, p.total)

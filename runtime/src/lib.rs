@@ -27,7 +27,7 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
-    BackendChoice, CalibrateOptions, Chat, Engine, EngineOptions, Event, GenerateOptions, LevelFit,
+    BackendChoice, CalibrateOptions, Chat, Engine, EngineOptions, Event, GenerateOptions, Keep, LevelFit,
     MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens,
     StopReason, StreamingOptions, calibrate, calibrate_tokens,
 };

@@ -3,9 +3,11 @@
 //! A [`Calibration`] is what a file or a run of the model says, checked for values that are none. [`Importance`] is that
 //! beside one source: shapes agree, and every expert has numbers, whether or not the text reached it.
 
+use super::rows::Rows;
 use super::source::Source;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Tokens that the expected energies count for, beside those measured.
 ///
@@ -25,17 +27,18 @@ pub struct Inputs {
     pub counts: Vec<f32>,
 }
 
-/// Energies of inputs, by the matrices' canonical names.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Energies of inputs, by the matrices' canonical names, and where a run of the model was watched, the inputs themselves.
+#[derive(Clone, Debug, Default)]
 pub struct Calibration {
     description: String,
     inputs: BTreeMap<String, Inputs>,
+    rows: Option<Arc<Rows>>,
 }
 
 impl Calibration {
     /// Nothing yet. `description` is for people, and goes into the converted file.
     pub fn new(description: impl Into<String>) -> Calibration {
-        Calibration { description: description.into(), inputs: BTreeMap::new() }
+        Calibration { description: description.into(), inputs: BTreeMap::new(), rows: None }
     }
 
     /// What it was measured on.
@@ -55,6 +58,16 @@ impl Calibration {
         }
         self.inputs.insert(name, inputs);
         Ok(())
+    }
+
+    /// Adds the inputs themselves, for error feedback.
+    pub(crate) fn with_rows(self, rows: Arc<Rows>) -> Calibration {
+        Calibration { rows: Some(rows), ..self }
+    }
+
+    /// The inputs themselves, where they were kept.
+    pub fn rows(&self) -> Option<&Arc<Rows>> {
+        self.rows.as_ref()
     }
 
     /// What was measured of a matrix.

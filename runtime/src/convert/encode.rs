@@ -5,6 +5,7 @@
 //! errors, checksums) is joined in the order of blocks afterwards: the file is the same whatever the threads.
 
 use super::calibration::Importance;
+use super::feedback::Feedbacks;
 use super::source::Source;
 use super::{ConvertOptions, JobError};
 use crate::error::{Error, Result};
@@ -56,6 +57,7 @@ pub(super) struct Encoder<'a> {
     pub(super) source: &'a Source,
     pub(super) options: &'a ConvertOptions,
     pub(super) importance: Importance<'a>,
+    pub(super) feedbacks: Feedbacks<'a>,
     pub(super) cancel: &'a CancelToken,
     pub(super) writer: Mutex<GgufWriter<File>>,
 }
@@ -114,8 +116,7 @@ impl Encoder<'_> {
     ) -> Result<Vec<Vec<Written>>, JobError> {
         let blocks: Vec<(usize, i32, usize)> =
             (which.iter()).flat_map(|&(w, lift)| (0..works[w].blocks()).map(move |b| (w, lift, b))).collect();
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if self.options.threads == 0 { cores() } else { self.options.threads };
+        let threads = self.options.threads();
         let (next, read, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
         let written: Mutex<Vec<Option<Written>>> = Mutex::new(vec![None; blocks.len()]);
         let step = |scratch: &mut Vec<f32>| -> Result<bool, JobError> {
@@ -209,17 +210,22 @@ impl Encoder<'_> {
         lift: i32,
         scratch: &mut Vec<f32>,
     ) -> Result<EncodedRows> {
-        let lift = 2f32.powi(lift);
+        let factor = 2f32.powi(lift);
         let ty = self.source.dtype(work.name).expect("the plan is made of tensors that exist");
         let importance = self.importance.of(work.name, work.expert);
         let importance = importance.as_deref();
         if work.shape.group == 32 && quant::keeps(ty) {
-            return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level, lift);
+            return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level, factor);
         }
         scratch.resize(rows.len() * work.shape.cols, 0.0);
         ty.dequantize(raw, scratch)?;
-        if lift != 1.0 {
-            scratch.iter_mut().for_each(|w| *w *= lift);
+        if lift != 0 {
+            scratch.iter_mut().for_each(|w| *w *= factor);
+        }
+        if work.anchor == Anchor::Nested
+            && let Some(feedback) = self.feedbacks.of(work.name, work.expert, work.shape, lift)?
+        {
+            return feedback.encode_rows(work.shape, rows.start, scratch, work.level);
         }
         quant::encode_rows(work.shape, rows.start, scratch, importance, work.level, work.anchor)
     }

@@ -7,16 +7,19 @@ mod cache;
 mod calibration;
 mod check;
 mod encode;
+mod feedback;
 pub mod imatrix;
 mod name;
 mod partial;
 mod plan;
+mod rows;
 pub mod source;
 
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
 pub use name::model_name;
 pub use plan::Group;
+pub use rows::Rows;
 
 use crate::error::{Error, Result};
 use crate::format::{GgufWriter, Value};
@@ -25,6 +28,7 @@ use crate::telemetry::{CancelToken, Progress};
 use calibration::Importance;
 use crc32fast::Hasher;
 use encode::{Encoder, Summary, Work};
+use feedback::Feedbacks;
 use partial::Partial;
 use plan::{Plan, Target};
 use source::Source;
@@ -48,6 +52,9 @@ pub struct ConvertOptions {
     pub threads: usize,
     /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
     pub calibration: Option<Arc<Calibration>>,
+    /// Passes over all codes of a matrix of experts that look for better ones, behind error feedback; where the calibration has the
+    /// inputs themselves.
+    pub sweeps: usize,
 }
 
 impl Default for ConvertOptions {
@@ -59,7 +66,16 @@ impl Default for ConvertOptions {
             group: Group::Auto,
             threads: 0,
             calibration: None,
+            sweeps: 2,
         }
+    }
+}
+
+impl ConvertOptions {
+    /// How many threads that is.
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads == 0 { cores() } else { self.threads }
     }
 }
 
@@ -127,8 +143,10 @@ pub(crate) fn convert_source(
         Value::from(options.calibration.as_ref().map_or("none", |c| c.description())),
     );
     let writer = GgufWriter::new(file, &metadata, &plan.tensors, plan.alignment).map_err(failed)?;
+    let rows = options.calibration.as_ref().and_then(|c| c.rows()).map(|rows| &**rows);
+    let feedbacks = Feedbacks::new(source, rows, options.sweeps, options.threads());
     let mut job = Job {
-        encoder: Encoder { source, options, importance, cancel, writer: Mutex::new(writer) },
+        encoder: Encoder { source, options, importance, feedbacks, cancel, writer: Mutex::new(writer) },
         done: 0,
         total: source.bytes(),
         progress,

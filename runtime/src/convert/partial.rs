@@ -33,7 +33,7 @@ impl Partial {
             }
         }
         let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
+        options.read(true).write(true).create_new(true);
         for _ in 0..TRIES {
             let path = folder.join(format!("{stem}{:016x}", RandomState::new().build_hasher().finish()));
             let file = match options.open(&path) {

@@ -11,6 +11,9 @@ use crate::bytes::Bytes;
 use crate::error::Result;
 use half::f16;
 
+/// Below this, f16 has six bits or fewer for a scale, and the error of a group grows.
+const FAINT: f16 = f16::from_bits(64); // 2⁻¹⁸
+
 /// A run of encoded rows, tile after tile as the planes have them.
 #[derive(Clone, Debug)]
 pub struct EncodedRows {
@@ -22,7 +25,7 @@ pub struct EncodedRows {
     /// The largest weight's size, rounded up where codes are kept.
     pub(super) largest: f32,
     /// Whether a group's scale is so small that f16 has only a few bits for it, or none.
-    pub(super) faint: bool,
+    faint: bool,
     /// 8-bit codes of the tile in hand, `[16, padded cols]`, and its parameters, `[16, groups]`.
     tile: Vec<u8>,
     params: Vec<(f16, u8)>,
@@ -77,6 +80,13 @@ impl EncodedRows {
     /// What the corrections of the matrix need of these rows.
     pub(crate) fn sums(&self) -> &FitSums {
         &self.sums
+    }
+
+    /// Notes the size of a group's largest weight, and whether its scale is too small for f16.
+    #[inline(always)]
+    pub(super) fn note(&mut self, largest: f32, scale: f16) {
+        self.largest = self.largest.max(largest);
+        self.faint |= scale < FAINT && largest > 0.0;
     }
 
     /// Appends one whole group's codes and parameters: groups in order, row after row.

@@ -4,6 +4,8 @@
 //! energy, and the difference of two large sums would be noise.
 
 use super::decode::cell_middle;
+use super::feedback::{Lane, add_all};
+use super::layout::TILE_ROWS;
 use super::{Fit, Fits, Level, PLANES};
 
 /// Sums run in this many lanes.
@@ -11,6 +13,37 @@ const LANES: usize = 8;
 
 /// Longest group.
 const MAX_GROUP: usize = 64;
+
+/// Of a tile's column: scales, weights, and what each level leaves of them.
+const CHANNELS: usize = 2 + PLANES;
+
+/// Columns that are multiplied at a time.
+const BLOCK: usize = 64;
+
+/// A tile as [`FitSums::add_products`] takes it.
+pub(super) struct Products {
+    columns: Vec<[Lane; CHANNELS]>,
+}
+
+impl Products {
+    pub(super) fn new(cols: usize) -> Products {
+        Products { columns: Vec::with_capacity(cols) }
+    }
+
+    /// The next column.
+    #[inline(always)]
+    pub(super) fn push(&mut self, w: &Lane, codes: &[u8; TILE_ROWS], scale: &Lane, zero: &Lane) {
+        let mut column = [[0.0; TILE_ROWS]; CHANNELS];
+        (column[0], column[1]) = (*scale, *w);
+        for (rest, level) in column[2..].iter_mut().zip(Level::ALL) {
+            let (mask, middle) = (0xffu8 << level.shift(), cell_middle(level));
+            for r in 0..TILE_ROWS {
+                rest[r] = w[r] - scale[r] * (f32::from(codes[r] & mask) - zero[r] + middle);
+            }
+        }
+        self.columns.push(column);
+    }
+}
 
 /// Sums for one level over weights with `u = (t << shift) − z`, `r = w/s − u − middle`, weighted by `importance · s²`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,6 +117,40 @@ impl FitSums {
             sums.rr += total(rr);
             sums.ru += total(ru);
             sums.r += total(r1);
+        }
+    }
+
+    /// Adds a tile in the norm of `h` (`[cols, cols]`): every product of two columns counts, where [`FitSums::add_group`] has
+    /// those of a column with itself.
+    #[inline(always)]
+    pub(super) fn add_products(&mut self, of: &Products, h: &[f32]) {
+        let cols = of.columns.len();
+        let mut by_h = vec![[[0.0f32; TILE_ROWS]; CHANNELS]; cols];
+        for start in (0..cols).step_by(BLOCK) {
+            let end = (start + BLOCK).min(cols);
+            for (k, by_h) in by_h.iter_mut().enumerate() {
+                add_all(by_h, &of.columns[start..end], &h[k * cols + start..k * cols + end]);
+            }
+        }
+        let product = |a: &Lane, b: &Lane| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
+        for (own, by_h) in of.columns.iter().zip(&by_h) {
+            let ([scale, w, ..], [scale_h, w_h, ..]) = (own, by_h);
+            self.one += product(scale, scale_h);
+            self.energy += product(w, w_h);
+            for (i, (sums, level)) in self.levels.iter_mut().zip(Level::ALL).enumerate() {
+                let middle = cell_middle(level);
+                let (rest, rest_h) = (&own[2 + i], &by_h[2 + i]);
+                let (mut u, mut u_h) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
+                for r in 0..TILE_ROWS {
+                    u[r] = w[r] - rest[r] - middle * scale[r];
+                    u_h[r] = w_h[r] - rest_h[r] - middle * scale_h[r];
+                }
+                sums.uu += product(&u, &u_h);
+                sums.u += product(&u, scale_h);
+                sums.rr += product(rest, rest_h);
+                sums.ru += product(&u, rest_h);
+                sums.r += product(scale, rest_h);
+            }
         }
     }
 

@@ -21,14 +21,16 @@ const REFINEMENTS: usize = 3;
 /// How much the errors of the same parameters at 3 and at 2 bits count beside the one at 4 (they are 4 and 16 times as
 /// large by nature). Measured: without, 3 bits are 1.14 of the best 3-bit quantizer and 2 bits 1.26; with more, 4 and 6
 /// bits suffer.
-const SHARE_3: f32 = 0.12;
-const SHARE_2: f32 = 0.025;
+const ALONE: Shares = Shares { three: 0.12, two: 0.025 };
+
+#[derive(Clone, Copy)]
+pub(super) struct Shares {
+    pub(super) three: f32,
+    pub(super) two: f32,
+}
 
 /// Beyond this the scale of a group would overflow f16.
 const MAX_WEIGHT: f32 = 8e6;
-
-/// Below this, f16 has six bits or fewer for a scale, and the error of a group grows.
-const FAINT: f16 = f16::from_bits(64); // 2⁻¹⁸
 
 /// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
 const SUMS: usize = 8;
@@ -73,6 +75,7 @@ pub(super) struct Group<const N: usize> {
     v: [f32; N],
     /// Whether `v` is one throughout.
     plain: bool,
+    shares: Shares,
     /// Σ v and Σ v · w.
     one: f32,
     w1: f32,
@@ -91,18 +94,22 @@ impl<const N: usize> Group<N> {
     ) -> Option<()> {
         let group = Group::<N>::new(w, importance)?;
         let (scale, zero) = group.search(anchor, effort);
-        let largest = group.w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-        out.largest = out.largest.max(largest);
-        out.faint |= scale < FAINT && largest > 0.0;
+        out.note(group.largest(), scale);
         group.emit(scale, zero, fit.then_some(importance), out);
         Some(())
+    }
+
+    #[inline(always)]
+    fn largest(&self) -> f32 {
+        self.w.iter().fold(0.0f32, |m, w| m.max(w.abs()))
     }
 
     #[inline(always)]
     fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group<N>> {
         // NaN fails the comparison as well.
         let sound = w.iter().fold(true, |sound, w| sound & (w.abs() <= MAX_WEIGHT));
-        let mut group = Group { len: w.len(), w: [0.0; N], v: [0.0; N], plain: false, one: 0.0, w1: 0.0 };
+        let mut group =
+            Group { len: w.len(), w: [0.0; N], v: [0.0; N], plain: false, shares: ALONE, one: 0.0, w1: 0.0 };
         group.w[..w.len()].copy_from_slice(w);
         match importance {
             // A group without any importance is still encoded, as if all mattered alike.
@@ -216,7 +223,7 @@ impl<const N: usize> Group<N> {
                 let bits = rounded.to_bits();
                 let r3 = r + ((bits & 1) as i32 as f32 - 0.5);
                 let r2 = r + ((bits & 3) as i32 as f32 - 1.5);
-                let e = r * r + SHARE_3 * (r3 * r3) + SHARE_2 * (r2 * r2);
+                let e = r * r + self.shares.three * (r3 * r3) + self.shares.two * (r2 * r2);
                 sums[i] += if PLAIN { e } else { v[i] * e };
             }
         }
@@ -263,6 +270,22 @@ impl<const N: usize> Group<N> {
         if let Some(importance) = fit {
             out.sums.add_group(&x[..self.len], &codes[..self.len], zero, s, importance);
         }
+    }
+}
+
+/// Scale and zero point of a group of at most `group` weights that serve its nested codes best, as `shares` weigh the levels, and
+/// the size of its largest weight; `None` where a weight is no finite number or too large.
+#[inline(always)]
+pub(super) fn params(group: usize, w: &[f32], importance: &[f32], shares: Shares) -> Option<(f16, u8, f32)> {
+    #[inline(always)]
+    fn of<const N: usize>(w: &[f32], importance: &[f32], shares: Shares) -> Option<(f16, u8, f32)> {
+        let group = Group::<N> { shares, ..Group::new(w, Some(importance))? };
+        let (scale, zero) = group.search(Anchor::Nested, Effort::Full);
+        Some((scale, zero, group.largest()))
+    }
+    match group {
+        32 => of::<32>(w, importance, shares),
+        _ => of::<64>(w, importance, shares),
     }
 }
 

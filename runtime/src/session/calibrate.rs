@@ -9,7 +9,7 @@ use super::options::EngineOptions;
 use super::tensors::Reference;
 use super::timeline::{SessionOptions, Step, Wish};
 use crate::convert::source::Source;
-use crate::convert::{Calibration, Inputs};
+use crate::convert::{Calibration, Inputs, Rows};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::format::Metadata;
@@ -21,8 +21,8 @@ use crate::store;
 use crate::telemetry::{CancelToken, Progress};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Tokens of a window: what llama.cpp takes, so that both see as many beginnings of texts.
 const WINDOW: usize = 512;
@@ -40,11 +40,22 @@ pub struct CalibrateOptions {
     pub tokens: usize,
     /// Threads; 0 for one per core.
     pub threads: usize,
+    /// Whose inputs are kept themselves, for error feedback, and beside which file.
+    pub keep: Option<Keep>,
+}
+
+/// Whose inputs are kept.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// Their file is made beside this path, and is gone with the [`Calibration`].
+    pub path: PathBuf,
+    /// Also those of dense matrices.
+    pub dense: bool,
 }
 
 impl Default for CalibrateOptions {
     fn default() -> Self {
-        CalibrateOptions { tokens: 8192, threads: 0 }
+        CalibrateOptions { tokens: 8192, threads: 0, keep: None }
     }
 }
 
@@ -91,14 +102,14 @@ struct Run {
 }
 
 impl Run {
-    fn open(path: &Path, options: &CalibrateOptions) -> Result<Run> {
+    fn open(path: &Path, calibrate: &CalibrateOptions) -> Result<Run> {
         let source = Source::open(path)?;
         if is_dollop(source.metadata()) {
             return Err(Error::unsupported("inputs are measured on a source, not on a Dollop file").at(path));
         }
         fits(&source).map_err(|e| e.at(path))?;
         let recording = Recording { tensors: Reference(source), places: RefCell::default() };
-        let options = EngineOptions { threads: options.threads, ..EngineOptions::default() };
+        let options = EngineOptions { threads: calibrate.threads, ..EngineOptions::default() };
         let engine = Engine::of_tensors(&recording, path, &options)?;
         let (mut names, mut slots) = (Vec::new(), HashMap::new());
         for (address, (name, expert, cols)) in recording.places.into_inner() {
@@ -106,9 +117,19 @@ impl Run {
             names.push((name, expert, cols));
         }
         let totals = names.iter().map(|&(.., cols)| Total { sums: vec![0.0; cols], tokens: 0 }).collect();
-        let meter = Arc::new(Meter { slots, totals: Mutex::new(totals) });
+        let names: Vec<(String, usize)> = names.into_iter().map(|(name, e, _)| (name, e)).collect();
+        let rows = match &calibrate.keep {
+            Some(keep) => Some(Kept {
+                rows: Arc::new(Rows::new(&keep.path)?),
+                which: names.iter().map(|(name, _)| keeps(name, keep.dense)).collect(),
+                names: names.clone(),
+                failed: Mutex::new(None),
+            }),
+            None => None,
+        };
+        let meter = Arc::new(Meter { slots, totals: Mutex::new(totals), kept: rows });
         engine.observe(meter.clone())?;
-        Ok(Run { engine, meter, names: names.into_iter().map(|(name, e, _)| (name, e)).collect() })
+        Ok(Run { engine, meter, names })
     }
 
     fn measure(
@@ -143,6 +164,9 @@ impl Run {
                     progress(Progress { stage: "calibrating", done: bytes, total: 4 * total as u64 });
                 }
             })?;
+            if let Some(e) = self.meter.kept.as_ref().and_then(|kept| lock(&kept.failed).take()) {
+                return Err(e);
+            }
             done += window.len();
         }
         drop(session);
@@ -150,7 +174,7 @@ impl Run {
     }
 
     fn result(self, description: String) -> Result<Calibration> {
-        let totals = std::mem::take(&mut *self.meter.totals.lock().unwrap_or_else(PoisonError::into_inner));
+        let totals = std::mem::take(&mut *lock(&self.meter.totals));
         let mut stacks: BTreeMap<String, BTreeMap<usize, Total>> = BTreeMap::new();
         for ((name, expert), total) in self.names.into_iter().zip(totals) {
             stacks.entry(name).or_default().insert(expert, total);
@@ -168,7 +192,10 @@ impl Run {
             }
             all.insert(name, inputs)?;
         }
-        Ok(all)
+        Ok(match &self.meter.kept {
+            Some(kept) => all.with_rows(kept.rows.clone()),
+            None => all,
+        })
     }
 }
 
@@ -248,22 +275,51 @@ struct Total {
     tokens: u64,
 }
 
+/// Whether a matrix's inputs are kept. The experts of a layer have their router's, which sees each token once.
+fn keeps(name: &str, dense: bool) -> bool {
+    let experts = name.contains("_exps.");
+    name.contains("ffn_gate_inp.") || name.contains("ffn_down_exps.") || (dense && !experts)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps inputs themselves.
+struct Kept {
+    rows: Arc<Rows>,
+    /// Of every slot: whether it is kept, its name and expert.
+    which: Vec<bool>,
+    names: Vec<(String, usize)>,
+    /// The first error: products cannot report one.
+    failed: Mutex<Option<Error>>,
+}
+
 /// Adds up energies. The up projections that are not recorded have the inputs of their gates.
 struct Meter {
     /// Index into `totals` by address.
     slots: HashMap<usize, usize>,
     totals: Mutex<Vec<Total>>,
+    kept: Option<Kept>,
 }
 
 impl Observer for Meter {
     fn inputs(&self, matrix: &Matrix, x: &[f32], rows: &mut dyn Iterator<Item = usize>) {
         let Some(&slot) = self.slots.get(&matrix.address()) else { return };
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = lock(&self.totals);
         let Some(Total { sums, tokens }) = totals.get_mut(slot) else { return };
-        for row in rows {
+        let cols = sums.len();
+        let mut seen = rows.inspect(|row| {
             *tokens += 1;
-            let x = &x[row * sums.len()..][..sums.len()];
+            let x = &x[row * cols..][..cols];
             sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        });
+        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.which[slot]) {
+            let (name, expert) = &kept.names[slot];
+            if let Err(e) = kept.rows.add(name, *expert, x, cols, &mut seen) {
+                lock(&kept.failed).get_or_insert(e);
+            }
         }
+        seen.for_each(drop);
     }
 }

@@ -22,7 +22,7 @@ mod tensors;
 mod timeline;
 
 pub use crate::model::tokens::SpecialTokens;
-pub use calibrate::{CalibrateOptions, calibrate, calibrate_tokens};
+pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_tokens};
 pub use chat::{Chat, Overflow};
 pub use engine::Engine;
 pub use generate::{Event, GenerateOptions, Outcome, StopReason};

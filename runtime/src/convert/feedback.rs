@@ -1,0 +1,131 @@
+//! What error feedback needs of a matrix, made when its turn comes, and shared by the threads that encode its rows.
+//!
+//! Gate and up of all experts of a layer have the inputs of its router; each down projection has its own. Blocks are taken in
+//! order, so few matrices are in hand at a time: those used last are kept.
+
+use super::rows::Rows;
+use super::source::Source;
+use crate::error::Result;
+use crate::quant::{Feedback, Hessian, Shape};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Of what was used last, by name and number.
+struct Recent<V> {
+    most: usize,
+    entries: Mutex<VecDeque<Entry<V>>>,
+}
+
+type Entry<V> = ((String, usize), Arc<Mutex<Option<Arc<V>>>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<V> Recent<V> {
+    fn new(most: usize) -> Recent<V> {
+        Recent { most, entries: Mutex::default() }
+    }
+
+    /// What is kept of this name, or what `make` makes: once, whoever asks meanwhile waits.
+    fn get(&self, name: &str, number: usize, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+        let place = {
+            let mut entries = lock(&self.entries);
+            let found = entries.iter().position(|(key, _)| key.0 == name && key.1 == number);
+            let entry = match found {
+                Some(i) => entries.remove(i).expect("it was found"),
+                None => ((name.to_owned(), number), Arc::default()),
+            };
+            let place = entry.1.clone();
+            entries.push_front(entry);
+            entries.truncate(self.most);
+            place
+        };
+        let mut place = lock(&place);
+        match &*place {
+            Some(value) => Ok(value.clone()),
+            None => Ok(place.insert(Arc::new(make()?)).clone()),
+        }
+    }
+}
+
+/// For the matrices of one conversion.
+pub(super) struct Feedbacks<'a> {
+    source: &'a Source,
+    rows: Option<&'a Rows>,
+    sweeps: usize,
+    hessians: Recent<Hessian>,
+    matrices: Recent<Feedback>,
+}
+
+impl<'a> Feedbacks<'a> {
+    /// `rows`: the inputs that were kept; without them there is no feedback. `threads` use it at a time.
+    pub(super) fn new(source: &'a Source, rows: Option<&'a Rows>, sweeps: usize, threads: usize) -> Self {
+        let most = threads + 2;
+        Feedbacks { source, rows, sweeps, hessians: Recent::new(most), matrices: Recent::new(most) }
+    }
+
+    /// Feedback for a matrix of experts that is encoded as a multiple of itself, 2 to the `lift`; none where its inputs are not
+    /// known.
+    pub(super) fn of(
+        &self,
+        name: &str,
+        expert: usize,
+        shape: Shape,
+        lift: i32,
+    ) -> Result<Option<Arc<Feedback>>> {
+        let Some((rows, (inputs, number))) = self.rows.zip(inputs_of(name, expert)) else { return Ok(None) };
+        if !rows.has(&inputs, number) {
+            return Ok(None);
+        }
+        let key = format!("{name} {lift}");
+        let made = self.matrices.get(&key, expert, || {
+            let hessian = self
+                .hessians
+                .get(&inputs, number, || Hessian::new(&rows.moments(&inputs, number, shape.cols)?))?;
+            let mut sample = Vec::new();
+            for row in Feedback::sample(shape.rows) {
+                let from = sample.len();
+                sample.resize(from + shape.cols, 0.0);
+                self.source.read_rows(name, expert, row..row + 1, &mut sample[from..])?;
+            }
+            let factor = 2f32.powi(lift);
+            sample.iter_mut().for_each(|w| *w *= factor);
+            Feedback::new(hessian, shape, &sample, self.sweeps)
+        })?;
+        Ok(Some(made))
+    }
+}
+
+/// The matrix under whose name the inputs of an expert's were kept.
+fn inputs_of(name: &str, expert: usize) -> Option<(String, usize)> {
+    if name.contains("ffn_down_exps.") {
+        return Some((name.to_owned(), expert));
+    }
+    let (block, _) = name.split_once(".ffn_gate_exps.").or_else(|| name.split_once(".ffn_up_exps."))?;
+    Some((format!("{block}.ffn_gate_inp.weight"), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ones_used_last_are_kept() {
+        let recent = Recent::new(2);
+        let get = |name: &str| {
+            let mut made = false;
+            let value = recent.get(name, 0, || {
+                made = true;
+                Ok(name.len())
+            });
+            assert_eq!(*value.unwrap(), name.len());
+            made
+        };
+        assert!(get("a") && get("bb"));
+        assert!(!get("a") && get("ccc"));
+        assert!(!get("a") && get("bb"));
+        let failed = recent.get("d", 0, || Err(crate::Error::Cancelled));
+        assert!(failed.is_err() && get("d"), "an error is not kept");
+    }
+}

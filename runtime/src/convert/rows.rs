@@ -1,0 +1,175 @@
+//! The inputs of matrices themselves, as a run of the model saw them: what second moments are made of when a matrix is
+//! encoded. They lie in a file beside the conversion's, which is gone with the last user.
+//!
+//! Of all experts of a large model the moments would not fit any memory (14 GB for 128 experts in 48 layers of 768 neurons);
+//! their inputs are read when an expert's turn comes.
+
+use super::partial::Partial;
+use crate::error::{Error, Result};
+use crate::quant::Moments;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Most inputs of one matrix that are kept: beyond, more of the same text changes codes by noise.
+const MAX_ROWS: usize = 16384;
+
+/// Values that are converted at a time.
+const CHUNK: usize = 1 << 14;
+
+/// Inputs of matrices, by name and expert.
+pub struct Rows {
+    file: Mutex<Open>,
+    path: PathBuf,
+    /// Deletes the file.
+    _partial: Partial,
+}
+
+struct Open {
+    file: File,
+    end: u64,
+    kept: BTreeMap<(String, usize), Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    cols: usize,
+    rows: usize,
+    /// First byte and rows of every run.
+    runs: Vec<(u64, usize)>,
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let open = self.open();
+        write!(f, "inputs of {} matrices, {} bytes", open.kept.len(), open.end)
+    }
+}
+
+impl Rows {
+    /// None yet; their file is made beside `path`.
+    ///
+    /// # Errors
+    /// `Io` where no file can be made there.
+    pub(crate) fn new(path: &Path) -> Result<Rows> {
+        let partial = Partial::new(path)?;
+        let open = Open { file: partial.file()?, end: 0, kept: BTreeMap::new() };
+        Ok(Rows { file: Mutex::new(open), path: path.to_path_buf(), _partial: partial })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds some of the rows of `x` (`[_, cols]`). What is beyond the limit of a matrix is left out.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn add(
+        &self,
+        name: &str,
+        expert: usize,
+        x: &[f32],
+        cols: usize,
+        rows: &mut dyn Iterator<Item = usize>,
+    ) -> Result<()> {
+        let mut open = self.open();
+        let open = &mut *open;
+        let kept =
+            open.kept.entry((name.to_owned(), expert)).or_insert_with(|| Kept { cols, ..Kept::default() });
+        let room = MAX_ROWS - kept.rows;
+        let mut values: Vec<bf16> = Vec::new();
+        for row in rows.take(room) {
+            values.extend(x[row * cols..][..cols].iter().map(|&x| bf16::from_f32(x)));
+        }
+        let n = values.len() / cols.max(1);
+        if n > 0 {
+            open.file.write_all(bytemuck::cast_slice(&values)).map_err(|e| Error::io(&self.path, e))?;
+            kept.runs.push((open.end, n));
+            kept.rows += n;
+            open.end += 2 * values.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Whether inputs of this matrix were kept.
+    pub(super) fn has(&self, name: &str, expert: usize) -> bool {
+        self.open().kept.contains_key(&(name.to_owned(), expert))
+    }
+
+    /// The second moments of a matrix's inputs; of no tokens where none were seen.
+    ///
+    /// # Errors
+    /// `Io`; `Malformed` for inputs that are no finite numbers, or of another number of columns.
+    pub fn moments(&self, name: &str, expert: usize, cols: usize) -> Result<Moments> {
+        let mut moments = Moments::new(cols);
+        let runs = match self.open().kept.get(&(name.to_owned(), expert)) {
+            Some(kept) if kept.cols != cols => {
+                let reason = format!("inputs of {} columns, the matrix has {cols}", kept.cols);
+                return Err(Error::malformed(format!("inputs of `{name}`"), reason));
+            }
+            Some(kept) => kept.runs.clone(),
+            None => Vec::new(),
+        };
+        let most = (CHUNK / cols).max(64);
+        let (mut halves, mut values) = (Vec::new(), Vec::new());
+        let mut waiting = 0;
+        for (mut at, mut rows) in runs {
+            while rows > 0 {
+                let n = rows.min(most - waiting);
+                halves.resize(n * cols, bf16::ZERO);
+                {
+                    let mut open = self.open();
+                    let read = open
+                        .file
+                        .seek(SeekFrom::Start(at))
+                        .and_then(|_| open.file.read_exact(bytemuck::cast_slice_mut(&mut halves)));
+                    read.map_err(|e| Error::io(&self.path, e))?;
+                }
+                values.resize((waiting + n) * cols, 0.0);
+                halves.convert_to_f32_slice(&mut values[waiting * cols..]);
+                (at, rows, waiting) = (at + 2 * (n * cols) as u64, rows - n, waiting + n);
+                if waiting == most {
+                    moments.add(&values)?;
+                    values.clear();
+                    waiting = 0;
+                }
+            }
+        }
+        moments.add(&values)?;
+        Ok(moments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_come_back_as_moments_and_the_file_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = Rows::new(&folder.path().join("inputs")).unwrap();
+        let cols = 8;
+        let x: Vec<f32> = (0..200 * cols).map(|i| ((i * 37) % 64) as f32 / 8.0 - 4.0).collect();
+        rows.add("a", 1, &x, cols, &mut (0..150)).unwrap();
+        rows.add("b", 0, &x, cols, &mut [3usize, 3].into_iter()).unwrap();
+        rows.add("a", 1, &x, cols, &mut (150..200)).unwrap();
+        let mut want = Moments::new(cols);
+        want.add(&x).unwrap();
+        let got = rows.moments("a", 1, cols).unwrap();
+        assert_eq!(got.tokens(), 200.0);
+        // Eighths and small sums are exact, whatever the order.
+        assert_eq!(format!("{got:?}"), format!("{want:?}"));
+        assert_eq!(rows.moments("b", 0, cols).unwrap().tokens(), 2.0);
+        assert!(rows.moments("b", 0, 4).is_err());
+        assert_eq!(rows.moments("c", 0, 4).unwrap().tokens(), 0.0);
+        assert!(rows.has("a", 1) && !rows.has("a", 0));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        drop(rows);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

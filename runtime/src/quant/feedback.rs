@@ -1,0 +1,403 @@
+//! Codes by nested error feedback: what a code gets wrong is made up for by the weights that are encoded after it, at every
+//! level by itself.
+//!
+//! The error that matters is Σ λ_b (Ŵ_b − W) H (Ŵ_b − W)ᵀ over the levels b: one code serves all. Every level has its own
+//! running target, which begins as W. Column by column the code is chosen that is nearest to all targets together, and each
+//! level's remaining error is moved on to its own target of the columns behind, by the factor of H⁻¹ (GPTQ, arXiv
+//! 2210.17323). Then coordinate descent on the same sum goes over all columns again: a clipped weight cannot make up for
+//! others, which feedback finds out too late.
+//!
+//! Sixteen rows, a tile, go side by side as the lanes of vectors. Targets are updated in blocks of columns, so that the
+//! long updates are products of small matrices from the first cache.
+
+use super::encode::best_instructions;
+use super::encoded::EncodedRows;
+use super::fit::{FitSums, Products};
+use super::hessian::Hessian;
+use super::layout::TILE_ROWS;
+use super::search::{Shares, params};
+use super::{Fits, Level, Shape};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// One value for every row of a tile.
+pub(super) type Lane = [f32; TILE_ROWS];
+
+/// Levels that have a target of their own; 6 bits are the top of the 8-bit code.
+const TARGETS: [Level; 4] = [Level::B2, Level::B3, Level::B4, Level::B8];
+
+/// A value of every row at every target.
+type Targets = [Lane; TARGETS.len()];
+
+/// What the squared errors at 2, 3 and 4 bits count beside one another.
+const WEIGHTS: [f32; 3] = [0.12, 0.5, 1.0];
+
+/// What the square of the distance to the chosen 4-bit cell counts, of the weight that 8 bits would like: beyond it every
+/// finer level is clipped.
+const OUTSIDE: f32 = 4.0;
+
+/// What errors at 3 and 2 bits count in the search for a group's parameters: more than without feedback, which finds codes
+/// for coarse levels that do not hurt the fine ones.
+const SHARES: Shares = Shares { three: 0.5, two: 0.06 };
+
+/// Columns that are encoded between two long updates.
+const BLOCK: usize = 64;
+
+/// Tiles between those that enter the sums of the corrections, where a matrix has many.
+const FIT_TILES: usize = 4;
+
+/// Rows that the first corrections are made of.
+const FIRST_ROWS: usize = 64;
+
+/// What the blocks of a matrix share.
+#[derive(Clone, Debug)]
+pub struct Feedback {
+    hessian: Arc<Hessian>,
+    fits: Fits,
+    sweeps: usize,
+}
+
+impl Feedback {
+    /// For a matrix of this shape, of which `rows` (`[_, cols]`) are a sample; `sweeps` of coordinate descent.
+    ///
+    /// # Errors
+    /// `Malformed` for a weight that is no finite number or too large.
+    pub fn new(hessian: Arc<Hessian>, shape: Shape, rows: &[f32], sweeps: usize) -> Result<Feedback> {
+        assert!(hessian.cols() == shape.cols && rows.len().is_multiple_of(shape.cols));
+        let mut sums = FitSums::default();
+        best_instructions(
+            #[inline(always)]
+            || {
+                let mut codes = [0u8; 64];
+                let mut x = [0.0f32; 64];
+                for row in rows.chunks_exact(shape.cols).take(FIRST_ROWS) {
+                    for (w, v) in row.chunks(shape.group).zip(hessian.importance.chunks(shape.group)) {
+                        let (scale, zero, _) = params(shape.group, w, v, SHARES).ok_or_else(unsound)?;
+                        let (scale, n) = (scale.to_f32(), w.len());
+                        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                        for i in 0..n {
+                            x[i] = w[i] * inverse + f32::from(zero);
+                            codes[i] = x[i].clamp(0.0, 255.0).round_ties_even() as u8;
+                        }
+                        sums.add_group(&x[..n], &codes[..n], zero, scale, Some(v));
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Feedback { hessian, fits: sums.solve().0, sweeps })
+    }
+
+    /// Rows of a sample for [`Feedback::new`], evenly over a matrix of so many.
+    pub fn sample(rows: usize) -> impl Iterator<Item = usize> {
+        let n = rows.min(FIRST_ROWS);
+        (0..n).map(move |i| i * rows / n)
+    }
+
+    /// Encodes the rows from `first_row` on that `weights` holds, as [`super::encode_rows`] does.
+    ///
+    /// # Errors
+    /// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
+    pub fn encode_rows(
+        &self,
+        shape: Shape,
+        first_row: usize,
+        weights: &[f32],
+        max: Level,
+    ) -> Result<EncodedRows> {
+        assert!(weights.len().is_multiple_of(shape.cols) && first_row.is_multiple_of(TILE_ROWS));
+        best_instructions(
+            #[inline(always)]
+            || {
+                let mut out = EncodedRows::new(shape, weights.len() / shape.cols, max);
+                let mut tile = Tile::new(self, shape);
+                for (i, rows) in weights.chunks(TILE_ROWS * shape.cols).enumerate() {
+                    let number = first_row / TILE_ROWS + i;
+                    tile.load(rows, first_row + i * TILE_ROWS, &mut out)?;
+                    tile.feed_back();
+                    for sweep in 0..self.sweeps {
+                        tile.descend(sweep == 0);
+                    }
+                    tile.emit(rows.len() / shape.cols, &mut out);
+                    if shape.tiles() <= FIT_TILES * FIT_TILES || number.is_multiple_of(FIT_TILES) {
+                        tile.sum(&mut out.sums);
+                    }
+                }
+                Ok(out.finish())
+            },
+        )
+    }
+}
+
+fn unsound() -> Error {
+    Error::malformed("a row", "a weight is infinite, not a number or beyond 8 million")
+}
+
+/// Sixteen rows at work.
+struct Tile<'a> {
+    with: &'a Feedback,
+    shape: Shape,
+    /// `[cols]`; rows that are not there are zero.
+    w: Vec<Lane>,
+    codes: Vec<[u8; TILE_ROWS]>,
+    /// `[groups]`, and the bytes they are stored in, `[16, groups]`.
+    scale: Vec<Lane>,
+    inverse: Vec<Lane>,
+    zero: Vec<Lane>,
+    params: Vec<(half::f16, u8)>,
+    /// `[cols]`: running targets, then E·H; what codes stand for less the weights.
+    targets: Vec<Targets>,
+    errors: Vec<Targets>,
+    choice: Choice,
+}
+
+impl<'a> Tile<'a> {
+    fn new(with: &'a Feedback, shape: Shape) -> Tile<'a> {
+        let (cols, groups) = (shape.cols, shape.groups());
+        Tile {
+            with,
+            shape,
+            w: vec![[0.0; TILE_ROWS]; cols],
+            codes: vec![[0; TILE_ROWS]; cols],
+            scale: vec![[0.0; TILE_ROWS]; groups],
+            inverse: vec![[0.0; TILE_ROWS]; groups],
+            zero: vec![[0.0; TILE_ROWS]; groups],
+            params: vec![(half::f16::ZERO, 0); TILE_ROWS * groups],
+            targets: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
+            errors: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
+            choice: Choice::new(&with.fits),
+        }
+    }
+
+    /// Takes rows, and finds the parameters of their groups.
+    #[inline(always)]
+    fn load(&mut self, rows: &[f32], first: usize, out: &mut EncodedRows) -> Result<()> {
+        let (cols, group, groups) = (self.shape.cols, self.shape.group, self.shape.groups());
+        self.params.fill((half::f16::ZERO, 0));
+        self.w.fill([0.0; TILE_ROWS]);
+        for (r, row) in rows.chunks_exact(cols).enumerate() {
+            self.w.iter_mut().zip(row).for_each(|(lane, &w)| lane[r] = w);
+            for (g, (w, v)) in row.chunks(group).zip(self.with.hessian.importance.chunks(group)).enumerate() {
+                let found = params(group, w, v, SHARES);
+                let (scale, zero, largest) = found.ok_or_else(|| match unsound() {
+                    Error::Malformed { path, reason, .. } => {
+                        Error::Malformed { path, field: format!("row {}", first + r), reason }
+                    }
+                    other => other,
+                })?;
+                out.note(largest, scale);
+                self.params[r * groups + g] = (scale, zero);
+            }
+        }
+        for g in 0..groups {
+            for r in 0..TILE_ROWS {
+                let (scale, zero) = self.params[r * groups + g];
+                let scale = scale.to_f32();
+                self.scale[g][r] = scale;
+                self.inverse[g][r] = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                self.zero[g][r] = f32::from(zero);
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the codes of all columns, each error moved on to the columns behind.
+    #[inline(always)]
+    fn feed_back(&mut self) {
+        let (cols, ut) = (self.shape.cols, &self.with.hessian.ut[..]);
+        for (targets, &w) in self.targets.iter_mut().zip(&self.w) {
+            *targets = [w; TARGETS.len()];
+        }
+        let mut moved = [[[0.0f32; TILE_ROWS]; TARGETS.len()]; BLOCK];
+        for start in (0..cols).step_by(BLOCK) {
+            let end = (start + BLOCK).min(cols);
+            for j in start..end {
+                let g = j / self.shape.group;
+                let at = (&self.scale[g], &self.inverse[g], &self.zero[g]);
+                let (code, value) = self.choice.choose(&self.targets[j], at);
+                self.codes[j] = code;
+                let inverse = 1.0 / ut[j * cols + j];
+                let moved = &mut moved[j - start];
+                for b in 0..TARGETS.len() {
+                    for r in 0..TILE_ROWS {
+                        moved[b][r] = -(self.targets[j][b][r] - value[b][r]) * inverse;
+                        self.errors[j][b][r] = value[b][r] - self.w[j][r];
+                    }
+                }
+                for (k, targets) in self.targets[..end].iter_mut().enumerate().skip(j + 1) {
+                    add(targets, moved, ut[k * cols + j]);
+                }
+            }
+            for (k, targets) in self.targets.iter_mut().enumerate().skip(end) {
+                add_all(targets, &moved[..end - start], &ut[k * cols + start..k * cols + end]);
+            }
+        }
+    }
+
+    /// One pass over all columns, of which each gets the code that suits all others best. `first`: E·H is computed.
+    #[inline(always)]
+    fn descend(&mut self, first: bool) {
+        let (cols, h) = (self.shape.cols, &self.with.hessian.h[..]);
+        if first {
+            self.targets.fill([[0.0; TILE_ROWS]; TARGETS.len()]);
+            for start in (0..cols).step_by(BLOCK) {
+                let end = (start + BLOCK).min(cols);
+                for (k, targets) in self.targets.iter_mut().enumerate() {
+                    add_all(targets, &self.errors[start..end], &h[k * cols + start..k * cols + end]);
+                }
+            }
+        }
+        let mut moved = [[[0.0f32; TILE_ROWS]; TARGETS.len()]; BLOCK];
+        for start in (0..cols).step_by(BLOCK) {
+            let end = (start + BLOCK).min(cols);
+            let mut any = false;
+            for j in start..end {
+                let g = j / self.shape.group;
+                let inverse = 1.0 / h[j * cols + j];
+                let (w, errors, sums) = (&self.w[j], &self.errors[j], &self.targets[j]);
+                let wanted = std::array::from_fn(|b| {
+                    std::array::from_fn(|r| w[r] + errors[b][r] - sums[b][r] * inverse)
+                });
+                let at = (&self.scale[g], &self.inverse[g], &self.zero[g]);
+                let (code, value) = self.choice.choose(&wanted, at);
+                let moved = &mut moved[j - start];
+                if code == self.codes[j] {
+                    *moved = [[0.0; TILE_ROWS]; TARGETS.len()];
+                    continue;
+                }
+                self.codes[j] = code;
+                any = true;
+                for b in 0..TARGETS.len() {
+                    for r in 0..TILE_ROWS {
+                        let error = value[b][r] - self.w[j][r];
+                        moved[b][r] = error - self.errors[j][b][r];
+                        self.errors[j][b][r] = error;
+                    }
+                }
+                for (k, targets) in self.targets[..end].iter_mut().enumerate().skip(start) {
+                    add(targets, moved, h[k * cols + j]);
+                }
+            }
+            if any {
+                for (k, targets) in
+                    self.targets.iter_mut().enumerate().filter(|&(k, _)| k < start || k >= end)
+                {
+                    add_all(targets, &moved[..end - start], &h[k * cols + start..k * cols + end]);
+                }
+            }
+        }
+    }
+
+    /// Appends the codes and parameters of the rows that are there.
+    #[inline(always)]
+    fn emit(&self, rows: usize, out: &mut EncodedRows) {
+        let (group, groups) = (self.shape.group, self.shape.groups());
+        let mut codes = [0u8; 64];
+        for r in 0..rows {
+            for g in 0..groups {
+                let (scale, zero) = self.params[r * groups + g];
+                // Padding is multiplied by activations that are zero.
+                codes.fill(zero);
+                let columns = self.codes[g * group..].iter().take(group);
+                codes.iter_mut().zip(columns).for_each(|(code, column)| *code = column[r]);
+                out.push_group(&codes[..group], scale, zero);
+            }
+        }
+    }
+
+    /// Adds the tile to the sums of the corrections, in the norm of H.
+    #[inline(always)]
+    fn sum(&self, sums: &mut FitSums) {
+        let cols = self.shape.cols;
+        let mut of = Products::new(cols);
+        for (j, (w, codes)) in self.w.iter().zip(&self.codes).enumerate() {
+            let g = j / self.shape.group;
+            of.push(w, codes, &self.scale[g], &self.zero[g]);
+        }
+        sums.add_products(&of, &self.with.hessian.h);
+    }
+}
+
+/// `targets += moved · factor`
+#[inline(always)]
+pub(super) fn add<const N: usize>(targets: &mut [Lane; N], moved: &[Lane; N], factor: f32) {
+    for (target, moved) in targets.iter_mut().zip(moved) {
+        (0..TILE_ROWS).for_each(|r| target[r] = moved[r].mul_add(factor, target[r]));
+    }
+}
+
+/// `targets += Σ moved · factor`
+#[inline(always)]
+pub(super) fn add_all<const N: usize>(targets: &mut [Lane; N], moved: &[[Lane; N]], factors: &[f32]) {
+    let mut sum = *targets;
+    for (moved, &factor) in moved.iter().zip(factors) {
+        add(&mut sum, moved, factor);
+    }
+    *targets = sum;
+}
+
+/// The choice of a code: what the levels' codes stand for, in steps of a group.
+struct Choice {
+    fits: [(f32, f32); TARGETS.len()],
+}
+
+impl Choice {
+    fn new(fits: &Fits) -> Choice {
+        Choice { fits: TARGETS.map(|level| (fits[level.index()].alpha, fits[level.index()].beta)) }
+    }
+
+    /// The codes of 16 rows whose sum of errors to their wanted values is least, and what they stand for at every target.
+    #[inline(always)]
+    fn choose(
+        &self,
+        wanted: &Targets,
+        (scale, inverse, zero): (&Lane, &Lane, &Lane),
+    ) -> ([u8; TILE_ROWS], Targets) {
+        // In steps of 8 bits from code 0, so that what a code stands for is the same in all rows.
+        let mut x = *wanted;
+        for (x, (alpha, beta)) in x.iter_mut().zip(self.fits) {
+            (0..TILE_ROWS).for_each(|r| x[r] = x[r] * inverse[r] - beta + alpha * zero[r]);
+        }
+        let alphas = self.fits.map(|f| f.0);
+        let (mut least, mut best) = ([f32::INFINITY; TILE_ROWS], [0.0f32; TILE_ROWS]);
+        for cell in 0..16u8 {
+            let at = |b: usize, mask: u8| alphas[b] * f32::from((cell << 4) & mask);
+            let (v2, v3, v4) = (at(0, 0xc0), at(1, 0xe0), at(2, 0xf0));
+            let first = alphas[3] * f32::from(cell << 4);
+            let (low, high) = (
+                if cell == 0 { f32::NEG_INFINITY } else { first },
+                if cell == 15 { f32::INFINITY } else { first + 15.0 * alphas[3] },
+            );
+            for r in 0..TILE_ROWS {
+                let (e2, e3, e4) = (x[0][r] - v2, x[1][r] - v3, x[2][r] - v4);
+                let below = if low > x[3][r] { low - x[3][r] } else { 0.0 };
+                let outside = if x[3][r] > high { x[3][r] - high } else { below };
+                let error = WEIGHTS[0] * (e2 * e2)
+                    + WEIGHTS[1] * (e3 * e3)
+                    + WEIGHTS[2] * (e4 * e4)
+                    + OUTSIDE * (outside * outside);
+                let better = error < least[r];
+                least[r] = if better { error } else { least[r] };
+                best[r] = if better { f32::from(cell) } else { best[r] };
+            }
+        }
+        let mut codes = [0u8; TILE_ROWS];
+        let mut values = [[0.0f32; TILE_ROWS]; TARGETS.len()];
+        let finest = 1.0 / alphas[3];
+        for r in 0..TILE_ROWS {
+            let first = 16.0 * best[r];
+            codes[r] = (x[3][r] * finest).clamp(first, first + 15.0).round_ties_even() as u8;
+        }
+        for (b, values) in values.iter_mut().enumerate() {
+            let (alpha, beta) = self.fits[b];
+            let mask = 0xffu8 << TARGETS[b].shift();
+            for r in 0..TILE_ROWS {
+                values[r] = scale[r] * (alpha * (f32::from(codes[r] & mask) - zero[r]) + beta);
+            }
+        }
+        (codes, values)
+    }
+}
+
+#[cfg(test)]
+mod tests;
