@@ -125,7 +125,7 @@ mod tests {
         assert!(get("a") && get("bb"));
         assert!(!get("a") && get("ccc"));
         assert!(!get("a") && get("bb"));
-        let failed = recent.get("d", 0, || Err(crate::Error::Cancelled));
+        let failed = recent.get("d", 0, || Err(crate::error::Error::Cancelled));
         assert!(failed.is_err() && get("d"), "an error is not kept");
     }
 }

@@ -1,3 +1,5 @@
+//! Error feedback on matrices and inputs that are made here.
+
 use super::super::{Encoded, Moments, encode};
 use super::*;
 
