@@ -10,7 +10,7 @@ use crate::quant::{Feedback, Hessian, Shape};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Of what was used last, by name and number.
+/// The values that were used last, by name and number.
 struct Recent<V> {
     most: usize,
     entries: Mutex<VecDeque<Entry<V>>>,
@@ -27,7 +27,7 @@ impl<V> Recent<V> {
         Recent { most, entries: Mutex::default() }
     }
 
-    /// What is kept of this name, or what `make` makes: once, whoever asks meanwhile waits.
+    /// The value of this name, made by `make` if it is not kept: once, and other threads that ask for it wait.
     fn get(&self, name: &str, number: usize, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
         let place = {
             let mut entries = lock(&self.entries);

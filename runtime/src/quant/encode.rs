@@ -85,9 +85,13 @@ pub(super) fn encode_group(
         32 => Group::<32>::encode(w, importance, (anchor, effort), fit, out),
         _ => Group::<64>::encode(w, importance, (anchor, effort), fit, out),
     };
-    encoded.ok_or_else(|| {
-        Error::malformed(format!("row {row}"), "a weight is infinite, not a number or beyond 8 million")
-    })
+    encoded.ok_or_else(|| unsound(row))
+}
+
+/// Of a row with a weight that has no code.
+#[cold]
+pub(super) fn unsound(row: usize) -> Error {
+    Error::malformed(format!("row {row}"), "a weight is infinite, not a number or beyond 8 million")
 }
 
 /// Whether a row enters the least-squares sums.

@@ -10,14 +10,14 @@
 //! Sixteen rows, a tile, go side by side as the lanes of vectors. Targets are updated in blocks of columns, so that the
 //! long updates are products of small matrices from the first cache.
 
-use super::encode::best_instructions;
+use super::encode::{best_instructions, unsound};
 use super::encoded::EncodedRows;
 use super::fit::{FitSums, Products};
 use super::hessian::Hessian;
 use super::layout::TILE_ROWS;
 use super::search::{Shares, params};
 use super::{Fits, Level, Shape};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::sync::Arc;
 
 /// One value for every row of a tile.
@@ -58,10 +58,11 @@ pub struct Feedback {
 }
 
 impl Feedback {
-    /// For a matrix of this shape, of which `rows` (`[_, cols]`) are a sample; `sweeps` of coordinate descent.
+    /// For a matrix of this shape, of which `rows` (`[_, cols]`) are the first rows of [`Feedback::sample`] or all of them; `sweeps` of
+    /// coordinate descent.
     ///
     /// # Errors
-    /// `Malformed` for a weight that is no finite number or too large.
+    /// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
     pub fn new(hessian: Arc<Hessian>, shape: Shape, rows: &[f32], sweeps: usize) -> Result<Feedback> {
         assert!(hessian.cols() == shape.cols && rows.len().is_multiple_of(shape.cols));
         let mut sums = FitSums::default();
@@ -70,9 +71,10 @@ impl Feedback {
             || {
                 let mut codes = [0u8; 64];
                 let mut x = [0.0f32; 64];
-                for row in rows.chunks_exact(shape.cols).take(FIRST_ROWS) {
+                for (number, row) in Feedback::sample(shape.rows).zip(rows.chunks_exact(shape.cols)) {
                     for (w, v) in row.chunks(shape.group).zip(hessian.importance.chunks(shape.group)) {
-                        let (scale, zero, _) = params(shape.group, w, v, SHARES).ok_or_else(unsound)?;
+                        let (scale, zero, _) =
+                            params(shape.group, w, v, SHARES).ok_or_else(|| unsound(number))?;
                         let (scale, n) = (scale.to_f32(), w.len());
                         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
                         for i in 0..n {
@@ -88,7 +90,7 @@ impl Feedback {
         Ok(Feedback { hessian, fits: sums.solve().0, sweeps })
     }
 
-    /// Rows of a sample for [`Feedback::new`], evenly over a matrix of so many.
+    /// Numbers of the rows that [`Feedback::new`] wants: spread evenly over the `rows` of a matrix.
     pub fn sample(rows: usize) -> impl Iterator<Item = usize> {
         let n = rows.min(FIRST_ROWS);
         (0..n).map(move |i| i * rows / n)
@@ -127,10 +129,6 @@ impl Feedback {
             },
         )
     }
-}
-
-fn unsound() -> Error {
-    Error::malformed("a row", "a weight is infinite, not a number or beyond 8 million")
 }
 
 /// Sixteen rows at work.
@@ -178,13 +176,7 @@ impl<'a> Tile<'a> {
         for (r, row) in rows.chunks_exact(cols).enumerate() {
             self.w.iter_mut().zip(row).for_each(|(lane, &w)| lane[r] = w);
             for (g, (w, v)) in row.chunks(group).zip(self.with.hessian.importance.chunks(group)).enumerate() {
-                let found = params(group, w, v, SHARES);
-                let (scale, zero, largest) = found.ok_or_else(|| match unsound() {
-                    Error::Malformed { path, reason, .. } => {
-                        Error::Malformed { path, field: format!("row {}", first + r), reason }
-                    }
-                    other => other,
-                })?;
+                let (scale, zero, largest) = params(group, w, v, SHARES).ok_or_else(|| unsound(first + r))?;
                 out.note(largest, scale);
                 self.params[r * groups + g] = (scale, zero);
             }
@@ -239,13 +231,7 @@ impl<'a> Tile<'a> {
     fn descend(&mut self, first: bool) {
         let (cols, h) = (self.shape.cols, &self.with.hessian.h[..]);
         if first {
-            self.targets.fill([[0.0; TILE_ROWS]; TARGETS.len()]);
-            for start in (0..cols).step_by(BLOCK) {
-                let end = (start + BLOCK).min(cols);
-                for (k, targets) in self.targets.iter_mut().enumerate() {
-                    add_all(targets, &self.errors[start..end], &h[k * cols + start..k * cols + end]);
-                }
-            }
+            times(&self.errors, h, &mut self.targets);
         }
         let mut moved = [[[0.0f32; TILE_ROWS]; TARGETS.len()]; BLOCK];
         for start in (0..cols).step_by(BLOCK) {
@@ -320,7 +306,7 @@ impl<'a> Tile<'a> {
 
 /// `targets += moved · factor`
 #[inline(always)]
-pub(super) fn add<const N: usize>(targets: &mut [Lane; N], moved: &[Lane; N], factor: f32) {
+fn add<const N: usize>(targets: &mut [Lane; N], moved: &[Lane; N], factor: f32) {
     for (target, moved) in targets.iter_mut().zip(moved) {
         (0..TILE_ROWS).for_each(|r| target[r] = moved[r].mul_add(factor, target[r]));
     }
@@ -328,12 +314,25 @@ pub(super) fn add<const N: usize>(targets: &mut [Lane; N], moved: &[Lane; N], fa
 
 /// `targets += Σ moved · factor`
 #[inline(always)]
-pub(super) fn add_all<const N: usize>(targets: &mut [Lane; N], moved: &[[Lane; N]], factors: &[f32]) {
+fn add_all<const N: usize>(targets: &mut [Lane; N], moved: &[[Lane; N]], factors: &[f32]) {
     let mut sum = *targets;
     for (moved, &factor) in moved.iter().zip(factors) {
         add(&mut sum, moved, factor);
     }
     *targets = sum;
+}
+
+/// `out = x · H` for the symmetric `h` (`[cols, cols]`).
+#[inline(always)]
+pub(super) fn times<const N: usize>(x: &[[Lane; N]], h: &[f32], out: &mut [[Lane; N]]) {
+    let cols = x.len();
+    out.fill([[0.0; TILE_ROWS]; N]);
+    for start in (0..cols).step_by(BLOCK) {
+        let end = (start + BLOCK).min(cols);
+        for (k, out) in out.iter_mut().enumerate() {
+            add_all(out, &x[start..end], &h[k * cols + start..k * cols + end]);
+        }
+    }
 }
 
 /// The choice of a code: what the levels' codes stand for, in steps of a group.

@@ -4,7 +4,7 @@
 //! energy, and the difference of two large sums would be noise.
 
 use super::decode::cell_middle;
-use super::feedback::{Lane, add_all};
+use super::feedback::{Lane, times};
 use super::layout::TILE_ROWS;
 use super::{Fit, Fits, Level, PLANES};
 
@@ -16,9 +16,6 @@ const MAX_GROUP: usize = 64;
 
 /// Of a tile's column: scales, weights, and what each level leaves of them.
 const CHANNELS: usize = 2 + PLANES;
-
-/// Columns that are multiplied at a time.
-const BLOCK: usize = 64;
 
 /// A tile as [`FitSums::add_products`] takes it.
 pub(super) struct Products {
@@ -124,14 +121,8 @@ impl FitSums {
     /// those of a column with itself.
     #[inline(always)]
     pub(super) fn add_products(&mut self, of: &Products, h: &[f32]) {
-        let cols = of.columns.len();
-        let mut by_h = vec![[[0.0f32; TILE_ROWS]; CHANNELS]; cols];
-        for start in (0..cols).step_by(BLOCK) {
-            let end = (start + BLOCK).min(cols);
-            for (k, by_h) in by_h.iter_mut().enumerate() {
-                add_all(by_h, &of.columns[start..end], &h[k * cols + start..k * cols + end]);
-            }
-        }
+        let mut by_h = vec![[[0.0f32; TILE_ROWS]; CHANNELS]; of.columns.len()];
+        times(&of.columns, h, &mut by_h);
         let product = |a: &Lane, b: &Lane| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
         for (own, by_h) in of.columns.iter().zip(&by_h) {
             let ([scale, w, ..], [scale_h, w_h, ..]) = (own, by_h);

@@ -32,7 +32,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Of a matrix of so many columns, without inputs.
+    /// Zero, for a matrix of `cols` columns.
     pub fn new(cols: usize) -> Moments {
         let padded = cols.next_multiple_of(LANES);
         Moments { cols, sums: vec![0.0; padded * padded], tokens: 0.0 }
