@@ -62,6 +62,9 @@ pub fn cached(
     }
     if let Some(calibration) = &options.calibration {
         state.update(&calibration.fingerprint().to_le_bytes());
+        if calibration.rows().is_some() {
+            state.update(format!("fed back {}", options.sweeps).as_bytes());
+        }
     }
     let name = model_name(&path).unwrap_or_default();
     let family = format!("{}-{place}-", name.to_string_lossy());

@@ -88,7 +88,9 @@ impl Rows {
         }
         let n = values.len() / cols.max(1);
         if n > 0 {
-            open.file.write_all(bytemuck::cast_slice(&values)).map_err(|e| Error::io(&self.path, e))?;
+            let written = (open.file.seek(SeekFrom::Start(open.end)))
+                .and_then(|_| open.file.write_all(bytemuck::cast_slice(&values)));
+            written.map_err(|e| Error::io(&self.path, e))?;
             kept.runs.push((open.end, n));
             kept.rows += n;
             open.end += 2 * values.len() as u64;
@@ -156,6 +158,8 @@ mod tests {
         let cols = 8;
         let x: Vec<f32> = (0..200 * cols).map(|i| ((i * 37) % 64) as f32 / 8.0 - 4.0).collect();
         rows.add("a", 1, &x, cols, &mut (0..150)).unwrap();
+        // What was read last does not move the end.
+        assert_eq!(rows.moments("a", 1, cols).unwrap().tokens(), 150.0);
         rows.add("b", 0, &x, cols, &mut [3usize, 3].into_iter()).unwrap();
         rows.add("a", 1, &x, cols, &mut (150..200)).unwrap();
         let mut want = Moments::new(cols);
