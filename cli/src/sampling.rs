@@ -194,7 +194,7 @@ impl SamplingArgs {
         Ok(())
     }
 
-    /// Whether the seed is one that nobody has chosen.
+    /// Whether the seed is drawn, not typed.
     pub fn is_random(&self) -> bool {
         self.seed.is_none()
     }

@@ -173,7 +173,7 @@ fn what_would_change_nothing_or_does_not_exist_is_an_error() {
     ] {
         fails(place, more, word);
     }
-    // And what there is, works.
+    // Every name of the help is taken.
     for more in [
         &["--samplers", "min_p;top-p", "--min-p", "0.1"][..],
         &["--mirostat", "1"],

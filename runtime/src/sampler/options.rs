@@ -11,7 +11,7 @@ use std::fmt;
 pub struct Sampling {
     /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token, and then nothing is cut off.
     pub temperature: f32,
-    /// Only the likeliest so many; 0 for all.
+    /// Only the `top_k` likeliest; 0 for all.
     pub top_k: usize,
     /// Only the likeliest that together have this probability; 1 for all (Holtzman et al., 2019).
     pub top_p: f32,
@@ -20,7 +20,7 @@ pub struct Sampling {
     /// Only those whose surprise is nearest to the expected one, together of this probability; 1 for all (Meister et al.,
     /// 2022).
     pub typical_p: f32,
-    /// Only logits within so many standard deviations of the highest; 0 for all (Tang et al., 2024).
+    /// Only logits within this many standard deviations of the highest; 0 for all (Tang et al., 2024).
     pub top_n_sigma: f32,
     /// How often all but the least likely of the probable tokens are left out (XTC); 0 for never.
     pub xtc_probability: f32,

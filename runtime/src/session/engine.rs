@@ -19,7 +19,7 @@ use crate::telemetry::{GpuFault, GpuStats, StreamStats};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(super) struct Inner {
     pub(super) processors: Processors,
@@ -215,7 +215,7 @@ impl Engine {
     fn breakers(&self, texts: &[String]) -> Breakers {
         // Without a tokenizer no token spells anything.
         let Ok(tokenizer) = self.tokenizer() else { return Breakers::default() };
-        let mut last = self.0.breakers.lock().expect("no thread panicked with the lock");
+        let mut last = self.0.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((of, breakers)) if of == texts => breakers.clone(),
             _ => {
