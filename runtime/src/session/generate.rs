@@ -135,6 +135,26 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     }
 }
 
+/// Logits that differ by less than this say nothing: every token is drawn as often as any other.
+const FLAT: f32 = 1e-3;
+
+/// So many of the likeliest tokens are not all equal where a model works.
+const MANY_BEST: usize = 16;
+
+/// # Errors
+/// `Invalid` where logits are the same but for noise, so that a token drawn by them would be noise as well.
+fn prefers_something(logits: impl Iterator<Item = f32>) -> Result<()> {
+    let (mut low, mut high, mut count) = (f32::INFINITY, f32::NEG_INFINITY, 0);
+    logits.for_each(|v| (low, high, count) = (low.min(v), high.max(v), count + 1));
+    if count < 2 || high - low >= FLAT {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the model prefers no token: its logits differ by {:.1e} at most, so a random choice would be noise. The model is damaged, or its output head was scaled; temperature 0 takes the likeliest token (`--temp 0`)",
+        high - low
+    )))
+}
+
 /// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
 struct Next {
     wish: Wish,
@@ -157,11 +177,24 @@ impl Next {
         }
     }
 
-    fn sample(&mut self, sampler: &mut Sampler) -> u32 {
-        match self.wish {
-            Wish::Best(_) => sampler.sample_best(&self.best),
-            Wish::All | Wish::Last => sampler.sample(&mut self.logits),
-        }
+    /// # Errors
+    /// `Invalid` where a random choice is asked for and the model prefers nothing.
+    fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        Ok(match self.wish {
+            Wish::Best(_) => {
+                // Few of the best may well be equal.
+                if sampler.is_random() && self.best.len() >= MANY_BEST {
+                    prefers_something(self.best.iter().map(|best| best.1))?;
+                }
+                sampler.sample_best(&self.best)
+            }
+            Wish::All | Wish::Last => {
+                if sampler.is_random() {
+                    prefers_something(self.logits.iter().copied())?;
+                }
+                sampler.sample(&mut self.logits)
+            }
+        })
     }
 }
 
@@ -256,7 +289,7 @@ impl Session {
             if options.cancel.is_cancelled() {
                 break StopReason::Cancelled;
             }
-            let id = next.sample(sampler);
+            let id = next.sample(sampler)?;
             if engine.special_tokens().ends_turn(id) && !options.ignore_eos {
                 break StopReason::EndOfTurn;
             }
