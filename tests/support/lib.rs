@@ -57,6 +57,15 @@ pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> Engine
     o
 }
 
+/// Options under the smallest budget that works, and this many bytes more.
+pub fn with_budget(path: &Path, mut o: EngineOptions, more: u64) -> EngineOptions {
+    match Engine::plan(path, &EngineOptions { memory: Some(1), ..o.clone() }) {
+        Err(Error::Budget { smallest, .. }) => o.memory = Some(smallest + more),
+        other => panic!("planned for one byte: {other:?}"),
+    }
+    o
+}
+
 /// The root of the clone.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the clone").to_path_buf()

@@ -10,7 +10,7 @@ mod encode;
 mod feedback;
 pub mod imatrix;
 mod name;
-mod partial;
+pub(crate) mod partial;
 mod plan;
 mod rows;
 pub mod source;

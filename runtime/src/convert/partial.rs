@@ -13,7 +13,7 @@ const TRIES: usize = 16;
 /// Its holder has a lock on it, which the system lets go of when the holder ends, however that happens. So a file of this
 /// kind that can be locked is a leftover, whatever process numbers say: those repeat in containers, and not every system
 /// tells which are in use.
-pub(super) struct Partial {
+pub(crate) struct Partial {
     path: PathBuf,
     file: File,
     kept: bool,
@@ -21,7 +21,7 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Beside `out`, so that the rename stays within one file system. Leftovers of conversions that were killed go.
-    pub(super) fn new(out: &Path) -> Result<Partial> {
+    pub(crate) fn new(out: &Path) -> Result<Partial> {
         let name =
             out.file_name().ok_or_else(|| Error::Invalid(format!("{} is no file name", out.display())))?;
         let stem = format!("{}.partial-", name.to_string_lossy());
@@ -52,12 +52,12 @@ impl Partial {
     }
 
     /// To write to. The lock stays until this and the [`Partial`] are gone.
-    pub(super) fn file(&self) -> Result<File> {
+    pub(crate) fn file(&self) -> Result<File> {
         self.file.try_clone().map_err(|e| Error::io(&self.path, e))
     }
 
     /// Gives the file its name.
-    pub(super) fn keep(mut self, out: &Path) -> Result<()> {
+    pub(crate) fn keep(mut self, out: &Path) -> Result<()> {
         fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
         self.kept = true;
         Ok(())

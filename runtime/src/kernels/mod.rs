@@ -11,6 +11,7 @@ mod best;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod kv;
 mod observe;
 mod operands;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod testing;
 mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
+pub use kv::{KV_BLOCK, KvPart, KvShape, KvSide};
 pub use observe::Observer;
 pub use operands::{
     Attention, Choice, ExpertJob, History, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
@@ -94,6 +96,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// An empty cache for `capacity` positions of keys and values, `heads` of `head_dim` values each.
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
+
+    /// Copies a part of what a cache holds to `out`, after everything before it has finished. Positions that were not written are
+    /// whatever they are.
+    ///
+    /// # Errors
+    /// As [`Backend::download`].
+    fn read_kv(&self, kv: &Self::Kv, part: &KvPart, out: &mut [u8]) -> Result<()>;
+
+    /// Copies what [`Backend::read_kv`] gave to a cache, of this backend or another.
+    fn write_kv(&self, kv: &mut Self::Kv, part: &KvPart, from: &[u8]);
 
     /// `out[i] = table[tokens[i]]`, dequantized.
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Self::Buf);

@@ -12,6 +12,9 @@ use std::collections::HashMap;
 /// What the names of the experts' planes contain.
 const EXPERT_PLANE: &str = ".ffn_exps.plane";
 
+/// The tensor with the checksums of weights.
+const CHECKSUMS: &str = "dollop.checksums";
+
 /// A mapped Dollop file whose tables have been checked against the codec.
 #[derive(Debug)]
 pub struct NestedFile {
@@ -85,6 +88,17 @@ impl NestedFile {
     pub fn errors(&self, name: &str, expert: usize) -> Option<[f32; PLANES]> {
         let (entry, first) = self.directory.matrix(name)?;
         (expert < entry.count()).then(|| self.errors[first + expert])
+    }
+
+    /// What tells this file from others: checksums of its header, and of the checksums of its weights.
+    ///
+    /// # Errors
+    /// `Malformed` where the table of checksums is not there.
+    pub fn identity(&self) -> Result<[u32; 2]> {
+        let table = self.directory.tensor(CHECKSUMS, GgmlType::I32, None)?;
+        // The directory has found both within the file.
+        let header = self.bytes.get(..self.directory.gguf.data_start as usize).unwrap_or_default();
+        Ok([crc32fast::hash(header), crc32fast::hash(&self.bytes[table])])
     }
 
     fn slice(&self, name: &str, n_bytes: Option<usize>) -> Result<Bytes> {
@@ -170,7 +184,7 @@ impl NestedFile {
     /// Checksums by tensor: one of a dense matrix, one per slab of a layer's plane.
     fn read_checksums(&self) -> Result<HashMap<String, Vec<u32>>> {
         let parts = self.checked_parts()?;
-        let table = self.directory.tensor("dollop.checksums", GgmlType::I32, Some(4 * parts.len()))?;
+        let table = self.directory.tensor(CHECKSUMS, GgmlType::I32, Some(4 * parts.len()))?;
         let mut sums: HashMap<String, Vec<u32>> = HashMap::new();
         for ((name, _), sum) in parts.into_iter().zip(self.bytes[table].chunks_exact(4)) {
             sums.entry(name).or_default().push(u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]]));

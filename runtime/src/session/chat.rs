@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
 
 /// What happens when the conversation outgrows the context.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Overflow {
     /// An error that says so.
     #[default]
@@ -24,16 +25,17 @@ pub struct Chat {
     session: Session,
     template: ChatTemplate,
     messages: Vec<Message>,
-    overflow: Overflow,
-    context: RenderContext,
+    pub(super) overflow: Overflow,
+    pub(super) context: RenderContext,
     /// The conversation up to the last answer, as text and as the ids that were read and generated.
-    known: Known,
+    pub(super) known: Known,
 }
 
-#[derive(Default)]
-struct Known {
-    text: String,
-    tokens: Vec<u32>,
+/// A text, and the ids that it was read and generated as.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct Known {
+    pub(super) text: String,
+    pub(super) tokens: Vec<u32>,
 }
 
 impl Chat {

@@ -8,10 +8,12 @@ use super::info::ModelInfo;
 use super::plan::MemoryPlan;
 use super::processor::Processor;
 use super::processors::{Computing, Processors};
+use super::saved::Identity;
 use crate::error::{Error, Result};
 use crate::kernels::Observer;
 use crate::model::Model;
 use crate::model::embedding::Embedding;
+use crate::model::routing::Routing;
 use crate::model::tokens::{self, SpecialTokens};
 use crate::sampler::{Breakers, Sampler, Sampling};
 use crate::sched::{Refiner, Streamer};
@@ -32,6 +34,9 @@ pub(super) struct Inner {
     /// The last texts that DRY follows no repetition over, in tokens.
     pub(super) breakers: Mutex<Option<(Vec<String>, Breakers)>>,
     pub(super) served: Served,
+    /// What the file is, for sessions that are saved: checksums of its header and of its weights' checksums. `None` where
+    /// the model is not read from a Dollop file.
+    pub(super) file: Option<[u32; 2]>,
 }
 
 /// Who provides experts.
@@ -181,6 +186,26 @@ impl Engine {
     /// The model in numbers.
     pub fn info(&self) -> &ModelInfo {
         &self.now().info
+    }
+
+    /// What a session's keys and values follow from beside its tokens.
+    ///
+    /// # Errors
+    /// `Unsupported` for a model that is not read from a Dollop file.
+    pub(super) fn identity(&self) -> Result<Identity> {
+        let model = self.0.file.ok_or_else(|| {
+            Error::unsupported(
+                "sessions are saved of Dollop files only, and this model is the unquantized reference",
+            )
+        })?;
+        let routing = &self.model().routing;
+        let mut manner = self.processors().manner();
+        if routing.is_lossy() {
+            let Routing { top_k, skip_cold, cache_prior, .. } = routing;
+            let used = top_k.unwrap_or(self.info().experts_used);
+            manner += &format!(", {used} experts, skip-cold {skip_cold}, cache-prior {cache_prior}");
+        }
+        Ok(Identity { model, manner })
     }
 
     /// Ids with a meaning.

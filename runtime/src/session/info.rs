@@ -99,6 +99,15 @@ pub(super) struct Manner {
 }
 
 impl Manner {
+    /// The same for the same results: the precision alone, whatever is resident.
+    pub(super) fn tag(&self, plan: &MemoryPlan) -> String {
+        match (self.level, plan.is_tight()) {
+            (Some(level), false) => Precision::Exact(level).to_string(),
+            (None, false) => "full precision".to_owned(),
+            (_, true) => self.precision.to_string(),
+        }
+    }
+
     pub(super) fn described(&self, plan: &MemoryPlan) -> String {
         let precision = self.precision;
         if plan.streaming {

@@ -16,6 +16,7 @@ mod plan;
 mod processor;
 mod processors;
 mod rows;
+mod saved;
 mod stop;
 mod streaming;
 mod tensors;

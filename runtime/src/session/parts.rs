@@ -339,7 +339,8 @@ impl Parts {
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
         let Words { tokenizer, special, template, sampling } = words;
         let breakers = Mutex::default();
-        Ok(Inner { processors, note: None, tokenizer, template, special, sampling, breakers, served })
+        let (note, file) = (None, None);
+        Ok(Inner { processors, note, tokenizer, template, special, sampling, breakers, served, file })
     }
 }
 

@@ -102,6 +102,11 @@ impl Processors {
         if gpu { &self.first } else { self.now() }
     }
 
+    /// At which precision experts are computed: what a session's keys and values follow from.
+    pub(super) fn manner(&self) -> String {
+        self.fallback.manner.tag(&self.first.plan)
+    }
+
     /// What became of the GPU, in one line, where it failed.
     pub(super) fn lost(&self) -> Option<&str> {
         self.lost.get().map(String::as_str)

@@ -27,10 +27,10 @@ pub struct SessionOptions {
 /// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
 pub struct Session {
     engine: Engine,
-    state: Timeline,
-    tokens: Vec<u32>,
+    pub(super) state: Timeline,
+    pub(super) tokens: Vec<u32>,
     /// How many of them the cache holds: all, but for those that were lost with a device and are to be read again.
-    held: usize,
+    pub(super) held: usize,
     processed: u64,
     /// Its part of the budget.
     booking: Option<Booking>,

@@ -6,7 +6,9 @@ use super::scratch::{Scratch, grow};
 use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
-use crate::kernels::{Attention, Backend, Choice, ExpertJob, Linear, Placing, Projected, Routed, Router};
+use crate::kernels::{
+    Attention, Backend, Choice, ExpertJob, KvPart, Linear, Placing, Projected, Routed, Router,
+};
 use crate::quant::Matrix;
 use std::sync::PoisonError;
 
@@ -58,6 +60,15 @@ impl Backend for CpuBackend {
         let all = self.observer.get().is_some();
         let least = if self.isa.halves() { MANY } else { 1 };
         (!all).then_some(least.min(tokens))
+    }
+
+    fn read_kv(&self, kv: &CpuKv, part: &KvPart, out: &mut [u8]) -> Result<()> {
+        kv.read(part, out);
+        Ok(())
+    }
+
+    fn write_kv(&self, kv: &mut CpuKv, part: &KvPart, from: &[u8]) {
+        kv.restore(part, from);
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Aligned<f32>) {

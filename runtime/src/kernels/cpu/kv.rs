@@ -4,6 +4,7 @@ use super::aligned::Aligned;
 use super::attention::{BLOCK, TILE};
 use super::scratch::grow;
 use crate::error::Result;
+use crate::kernels::{KV_BLOCK, KvPart, KvSide};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
@@ -63,6 +64,62 @@ impl CpuKv {
                     }
                 }
             }
+        }
+    }
+}
+
+const _: () = assert!(BLOCK == KV_BLOCK && cfg!(target_endian = "little"));
+
+impl CpuKv {
+    /// Copies a part out, as it lies here but for what a last block lacks.
+    pub(super) fn read(&self, part: &KvPart, out: &mut [u8]) {
+        let len = part.head_bytes();
+        for (head, out) in part.heads.clone().zip(out.chunks_exact_mut(len.max(1))) {
+            out.copy_from_slice(&self.side(part.side)[self.at(part, head)..][..len]);
+            let number = part.shape.number_bytes;
+            let beyond = part.positions.len() % BLOCK;
+            if part.side == KvSide::Keys && beyond > 0 {
+                let last = out.len() - BLOCK * self.head_dim * number;
+                for lane in out[last..].chunks_exact_mut(BLOCK * number) {
+                    lane[beyond * number..].fill(0);
+                }
+            }
+        }
+    }
+
+    /// Copies a part in.
+    pub(super) fn restore(&mut self, part: &KvPart, from: &[u8]) {
+        let len = part.head_bytes();
+        for (head, from) in part.heads.clone().zip(from.chunks_exact(len.max(1))) {
+            let at = self.at(part, head);
+            let side = match (&mut self.store, part.side) {
+                (Store::Half { k: side, .. }, KvSide::Keys)
+                | (Store::Half { v: side, .. }, KvSide::Values) => bytemuck::cast_slice_mut(side),
+                (Store::Single { k: side, .. }, KvSide::Keys)
+                | (Store::Single { v: side, .. }, KvSide::Values) => bytemuck::cast_slice_mut(side),
+            };
+            let side: &mut [u8] = side;
+            side[at..][..len].copy_from_slice(from);
+        }
+    }
+
+    /// Where a part of a head begins among the bytes of its side.
+    fn at(&self, part: &KvPart, head: usize) -> usize {
+        let shape = part.shape;
+        let number = if matches!(self.store, Store::Half { .. }) { 2 } else { 4 };
+        let is = (self.heads, self.head_dim, number);
+        assert_eq!((shape.heads, shape.head_dim, shape.number_bytes), is, "a part of another cache");
+        assert!(part.positions.start.is_multiple_of(BLOCK) && part.positions.end <= self.capacity);
+        (head * self.capacity + part.positions.start) * self.head_dim * number
+    }
+
+    fn side(&self, side: KvSide) -> &[u8] {
+        match (&self.store, side) {
+            (Store::Half { k: side, .. }, KvSide::Keys) | (Store::Half { v: side, .. }, KvSide::Values) => {
+                bytemuck::cast_slice(side)
+            }
+            (Store::Single { k: side, .. }, KvSide::Keys)
+            | (Store::Single { v: side, .. }, KvSide::Values) => bytemuck::cast_slice(side),
         }
     }
 }

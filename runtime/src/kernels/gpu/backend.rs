@@ -7,8 +7,8 @@ use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, Routed,
-    RoutedBufs, Router,
+    Attention, Backend, Choice, ExpertJob, GpuInputs, KvPart, Linear, MAX_BEST, Norm, Placing, Projected,
+    Routed, RoutedBufs, Router,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -73,6 +73,14 @@ impl Backend for GpuBackend {
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
         self.lock().recorder.forget_gone(&self.gpu);
         GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
+    }
+
+    fn read_kv(&self, kv: &GpuKv, part: &KvPart, out: &mut [u8]) -> Result<()> {
+        kv.read(&self.gpu, &mut self.lock().recorder, part, out)
+    }
+
+    fn write_kv(&self, kv: &mut GpuKv, part: &KvPart, from: &[u8]) {
+        kv.restore(&self.gpu, &mut self.lock().recorder, part, from);
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {

@@ -3,7 +3,7 @@
 use super::routed::MoeScratch;
 use super::{LOGIT_ROWS, Model, Noted};
 use crate::error::Result;
-use crate::kernels::{Backend, MAX_BEST, RopeTable};
+use crate::kernels::{Backend, KvPart, MAX_BEST, RopeTable};
 use crate::model::Config;
 
 /// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.
@@ -87,6 +87,19 @@ impl<B: Backend> State<B> {
     /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.
     pub fn noted_bytes(config: &Config, chunk: usize) -> usize {
         config.router.map_or(0, |r| Noted::<B>::bytes(config.layers, r.top_k, chunk))
+    }
+
+    /// Copies a part of a layer's keys or values out ([`Backend::read_kv`]).
+    ///
+    /// # Errors
+    /// As [`Backend::read_kv`].
+    pub fn read_kv(&self, backend: &B, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
+        backend.read_kv(&self.kv[layer], part, out)
+    }
+
+    /// Copies a part of a layer's keys or values in.
+    pub fn write_kv(&mut self, backend: &B, layer: usize, part: &KvPart, from: &[u8]) {
+        backend.write_kv(&mut self.kv[layer], part, from);
     }
 
     /// Positions that the cache holds.

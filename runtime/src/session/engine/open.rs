@@ -29,7 +29,7 @@ impl Engine {
     /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
         let file = map(path)?;
-        let inner = |adapter| {
+        let open = |adapter| {
             let parts = Parts::new(&file, options)?;
             let tables = streaming::tables(&file, parts.layers())?;
             let plan = parts.plan(options, adapter, &tables)?;
@@ -57,6 +57,7 @@ impl Engine {
                 Ok(inner)
             }
         };
+        let inner = |adapter| Ok(Inner { file: Some(file.identity()?), ..open(adapter)? });
         Engine::on(options, inner).map_err(|e| e.at(path))
     }
 

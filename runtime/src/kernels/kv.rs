@@ -1,0 +1,120 @@
+//! How keys and values lie outside of a backend: what a saved session holds, and what one session copies from another.
+//!
+//! Every backend orders its caches for its own kernels. This order is the CPU's, which copies it as it is; a GPU translates.
+//! Numbers are little-endian, in the precision of the cache.
+
+use std::ops::Range;
+
+/// Positions whose keys lie together.
+pub const KV_BLOCK: usize = 16;
+
+/// What a layer's keys and values are for one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Key/value heads.
+    pub heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Bytes of a number: 2 (half precision) or 4.
+    pub number_bytes: usize,
+}
+
+/// Keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSide {
+    /// `[heads, positions / 16, head_dim, 16]`; what the last block lacks is zero.
+    Keys,
+    /// `[heads, positions, head_dim]`.
+    Values,
+}
+
+/// A part of a layer's keys or values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvPart {
+    /// Of the layer.
+    pub shape: KvShape,
+    /// Which of the two.
+    pub side: KvSide,
+    /// Heads, all of them or one.
+    pub heads: Range<usize>,
+    /// Positions, from a multiple of [`KV_BLOCK`] on.
+    pub positions: Range<usize>,
+}
+
+impl KvPart {
+    /// Positions with those that a last block of keys lacks.
+    fn padded(&self) -> usize {
+        match self.side {
+            KvSide::Keys => self.positions.len().next_multiple_of(KV_BLOCK),
+            KvSide::Values => self.positions.len(),
+        }
+    }
+
+    /// Bytes of one head.
+    pub fn head_bytes(&self) -> usize {
+        self.padded() * self.shape.head_dim * self.shape.number_bytes
+    }
+
+    /// Bytes of all of it.
+    pub fn bytes(&self) -> usize {
+        self.heads.len() * self.head_bytes()
+    }
+}
+
+impl KvShape {
+    /// Bytes of a layer's keys and values of so many positions.
+    pub fn bytes(&self, positions: usize) -> usize {
+        let both = positions + positions.next_multiple_of(KV_BLOCK);
+        both * self.heads * self.head_dim * self.number_bytes
+    }
+
+    /// A layer's first `positions` in parts of at most `most` bytes, or one block of one head where that is more. Their bytes, one
+    /// part behind the other, do not depend on `most`.
+    pub fn parts(self, positions: usize, most: usize) -> impl Iterator<Item = KvPart> {
+        let position_bytes = (self.head_dim * self.number_bytes).max(1);
+        let blocks = (most / position_bytes / KV_BLOCK).max(1);
+        let some = blocks * KV_BLOCK;
+        // Several heads only with all their positions: a part is one run of bytes.
+        let together = (blocks / positions.div_ceil(KV_BLOCK).max(1)).max(1);
+        let part = move |side, head: usize, at: usize| KvPart {
+            shape: self,
+            side,
+            heads: head..(head + together).min(self.heads),
+            positions: at..(at + some).min(positions),
+        };
+        [KvSide::Keys, KvSide::Values].into_iter().flat_map(move |side| {
+            (0..self.heads)
+                .step_by(together)
+                .flat_map(move |head| (0..positions).step_by(some).map(move |at| part(side, head, at)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_all_of_it_whatever_their_size() {
+        let shape = KvShape { heads: 3, head_dim: 10, number_bytes: 2 };
+        for positions in [0, 1, 15, 16, 17, 100] {
+            for most in [1, 320, 700, 2000, 1 << 20] {
+                let parts: Vec<KvPart> = shape.parts(positions, most).collect();
+                assert_eq!(parts.iter().map(KvPart::bytes).sum::<usize>(), shape.bytes(positions));
+                assert!(
+                    parts.iter().all(|p| p.bytes() <= most.max(320) && p.positions.start % KV_BLOCK == 0)
+                );
+                for side in [KvSide::Keys, KvSide::Values] {
+                    // In order, and every position of every head once.
+                    let cells: Vec<(usize, usize)> = (parts.iter().filter(|p| p.side == side))
+                        .flat_map(|p| {
+                            p.heads.clone().flat_map(|h| p.positions.clone().map(move |at| (h, at)))
+                        })
+                        .collect();
+                    let all = (0..3).flat_map(|h| (0..positions).map(move |at| (h, at)));
+                    assert!(cells.into_iter().eq(all), "{positions} positions in parts of {most}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Sessions that outlive their process, and copies of one: tokens, and the keys and values that were computed of them.
+//!
+//! A saved session is tied to its model and to how the model is computed ([`Identity`]), not to a budget, a backend or a
+//! context: keys and values have one order on disk. It is written under another name and renamed (R6), and read with
+//! nothing believed (R5): lengths are compared with the file's before anything is allocated, and every byte has a checksum.
+
+mod chat;
+mod flow;
+mod header;
+mod memory;
+
+pub(super) use header::Identity;
+
+use super::engine::Engine;
+use super::timeline::{Session, SessionOptions};
+use crate::convert::partial::Partial;
+use crate::error::{Error, Result};
+use flow::{In, Out};
+use header::{FIXED, Header};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+/// Buffers of files: what is longer passes them by.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// What stands for a file's name in errors.
+const UNNAMED: &str = "saved session";
+
+impl Session {
+    /// Writes the session to a file: its tokens, and the keys and values that were computed of them. The file takes the place
+    /// of one that is there only when it is whole. Returns its bytes.
+    ///
+    /// [`Engine::load_session`] goes on with it. On one backend, and at exact precision, logits are then those of the session that
+    /// never stopped, byte for byte.
+    ///
+    /// # Errors
+    /// `Io`; `Unsupported` for a model that is not read from a Dollop file. The session is as it was.
+    pub fn save(&self, path: &Path) -> Result<u64> {
+        self.save_with(path, &[])
+    }
+
+    /// [`Session::save`] to anything. Nothing is renamed: what is there after an error is no saved session.
+    ///
+    /// # Errors
+    /// As [`Session::save`], and `Device` where a GPU is lost meanwhile: then it can be tried again.
+    pub fn write_to(&self, to: &mut dyn Write) -> Result<u64> {
+        self.write_with(to, Path::new(UNNAMED), &[])
+    }
+
+    fn save_with(&self, path: &Path, notes: &[u8]) -> Result<u64> {
+        let write = || {
+            let partial = Partial::new(path)?;
+            let mut file = BufWriter::with_capacity(BUFFER_BYTES, partial.file()?);
+            let bytes = self.write_with(&mut file, path, notes)?;
+            drop(file);
+            partial.keep(path)?;
+            Ok(bytes)
+        };
+        match write() {
+            // What was on the device is gone, the tokens are not.
+            Err(Error::Device(_)) if self.state.is_gpu() => write(),
+            other => other,
+        }
+    }
+
+    /// Positions whose keys and values can be read.
+    fn readable(&self) -> usize {
+        let gone = self.state.is_gpu() && self.engine().lost().is_some();
+        if gone { 0 } else { self.held.min(self.tokens().len()) }
+    }
+
+    fn write_with(&self, to: &mut dyn Write, name: &Path, notes: &[u8]) -> Result<u64> {
+        let on = self.engine().processors().of(self.state.is_gpu());
+        let held = self.readable();
+        let header = Header {
+            identity: self.engine().identity()?,
+            layers: on.model.config.layers,
+            shape: memory::shape(on),
+            tokens: self.tokens().len(),
+            held,
+            notes: notes.len(),
+        };
+        let mut out = Out::new(to, name);
+        out.raw(&header.bytes())?;
+        out.put(bytemuck::cast_slice(self.tokens()))?;
+        out.seal()?;
+        out.put(notes)?;
+        out.seal()?;
+        let mut bytes = memory::buffer(on, held);
+        for layer in 0..header.layers {
+            for part in memory::parts(on, held) {
+                let bytes = &mut bytes[..part.bytes()];
+                self.heard(memory::read(on, &self.state, layer, &part, bytes))?;
+                out.put(bytes)?;
+            }
+            out.seal()?;
+        }
+        let bytes = out.finish()?;
+        debug_assert_eq!(header.file_bytes(), Some(bytes));
+        Ok(bytes)
+    }
+
+    /// Notes that a device is lost.
+    fn heard<T>(&self, read: Result<T>) -> Result<T> {
+        if let (Err(Error::Device(why)), true) = (&read, self.state.is_gpu()) {
+            self.engine().processors().lose(why);
+        }
+        read
+    }
+
+    /// A second session that begins with what this one holds, to continue one prefix in several ways. Nothing is computed.
+    ///
+    /// # Errors
+    /// `Invalid` where a budget has no room for one more session; as [`Engine::session`].
+    pub fn fork(&self) -> Result<Session> {
+        let options = SessionOptions { context: Some(self.context()), chunk: Some(self.state.chunk()) };
+        let mut fork = self.engine().session(options)?;
+        match self.copy_to(&mut fork) {
+            // It is not on the device any more: the tokens are read again.
+            Err(Error::Device(_)) if self.state.is_gpu() => fork = self.engine().session(options)?,
+            other => other?,
+        }
+        fork.tokens.extend_from_slice(self.tokens());
+        Ok(fork)
+    }
+
+    fn copy_to(&self, fork: &mut Session) -> Result<()> {
+        let processors = self.engine().processors();
+        let (from, to) = (processors.of(self.state.is_gpu()), processors.of(fork.state.is_gpu()));
+        let held = self.readable();
+        let mut bytes = memory::buffer(from, held);
+        for layer in 0..from.model.config.layers {
+            for part in memory::parts(from, held) {
+                let bytes = &mut bytes[..part.bytes()];
+                self.heard(memory::read(from, &self.state, layer, &part, bytes))?;
+                memory::write(to, &mut fork.state, layer, &part, bytes)?;
+            }
+        }
+        fork.held = held;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Goes on with a session that [`Session::save`] or [`Chat::save`](super::Chat::save) wrote, perhaps in another process. The context
+    /// is that of the options, not the saved one's.
+    ///
+    /// What was saved on one backend may go on on another, whose next logits are then as close as its own would be. Keys and
+    /// values that were lost with a GPU are computed again, from the tokens.
+    ///
+    /// # Errors
+    /// `Malformed` for a damaged file, `Unsupported` for one of another version, model or precision, each saying why;
+    /// `ContextFull` where its tokens do not fit; `Io`; as [`Engine::session`].
+    pub fn load_session(&self, path: &Path, options: SessionOptions) -> Result<Session> {
+        Ok(self.load_with(path, options)?.0)
+    }
+
+    /// [`Engine::load_session`] from anything, to its end.
+    ///
+    /// # Errors
+    /// As [`Engine::load_session`].
+    pub fn read_session(&self, from: &mut dyn Read, options: SessionOptions) -> Result<Session> {
+        Ok(self.read_with(from, Path::new(UNNAMED), None, options)?.0)
+    }
+
+    fn load_with(&self, path: &Path, options: SessionOptions) -> Result<(Session, Vec<u8>)> {
+        let open = || {
+            let file = File::open(path)?;
+            let meta = file.metadata()?;
+            Ok((file, meta))
+        };
+        let (file, meta) = open().map_err(|e| Error::io(path, e))?;
+        if !meta.is_file() {
+            return Err(Error::malformed("file", "this is no saved session").at(path));
+        }
+        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
+        self.read_with(&mut file, path, Some(meta.len()), options).map_err(|e| e.at(path))
+    }
+
+    /// The session, and the notes of a conversation. `len` is the file's, where it is known.
+    fn read_with(
+        &self,
+        from: &mut dyn Read,
+        name: &Path,
+        len: Option<u64>,
+        options: SessionOptions,
+    ) -> Result<(Session, Vec<u8>)> {
+        let mut from = In::new(from, name);
+        let header = self.read_header(&mut from, len)?;
+        let context = options.context.unwrap_or(self.memory_plan().context);
+        if header.tokens > context {
+            return Err(Error::ContextFull { needed: header.tokens, limit: context });
+        }
+        let bytes = from.take_long(4 * header.tokens)?;
+        from.check("tokens")?;
+        let vocab = self.model().weights.vocab();
+        let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        if let Some(bad) = tokens.clone().find(|&t| t as usize >= vocab) {
+            return Err(Error::malformed(
+                "tokens",
+                format!("token {bad} is outside the vocabulary of {vocab}"),
+            ));
+        }
+        let notes = from.take_long(header.notes)?;
+        from.check("notes")?;
+        let mut session = self.session(options)?;
+        session.tokens.extend(tokens);
+        let on = self.processors().of(session.state.is_gpu());
+        let mut bytes = memory::buffer(on, header.held);
+        for layer in 0..header.layers {
+            for part in memory::parts(on, header.held) {
+                let bytes = &mut bytes[..part.bytes()];
+                from.take(bytes)?;
+                memory::write(on, &mut session.state, layer, &part, bytes)?;
+            }
+            from.check(&format!("memory of layer {layer}"))?;
+        }
+        from.end()?;
+        session.held = header.held;
+        Ok((session, notes))
+    }
+
+    /// A header that is this engine's, of a file that is as long as it says.
+    fn read_header(&self, from: &mut In, len: Option<u64>) -> Result<Header> {
+        let mut fixed = [0; FIXED];
+        from.raw(&mut fixed)?;
+        let mut rest = vec![0; Header::rest(&fixed)?];
+        from.raw(&mut rest)?;
+        let header = Header::parse(&fixed, &rest)?;
+        let (is, own) = (&header.identity, self.identity()?);
+        let foreign = |what: &str| Err(Error::unsupported(format!("this session {what}")));
+        if is.model[0] != own.model[0] {
+            return foreign("was saved with another model");
+        }
+        if is.model[1] != own.model[1] {
+            return foreign(
+                "was saved with other weights of this model: it was converted in another way since",
+            );
+        }
+        if is.manner != own.manner {
+            return foreign(&format!("was saved at {}, and this engine runs at {}", is.manner, own.manner));
+        }
+        let on = self.processors().now();
+        if (header.layers, header.shape) != (on.model.config.layers, memory::shape(on)) {
+            return foreign("has keys and values of another shape");
+        }
+        match (header.file_bytes(), len) {
+            (Some(bytes), Some(len)) if bytes != len => {
+                let what = format!("it has {len} bytes and was saved with {bytes}: it was cut or damaged");
+                Err(Error::malformed("file", what))
+            }
+            (None, _) => Err(header::damaged("header")),
+            _ => Ok(header),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Gate 71: a saved session is untrusted. Mutants of one, and of one with a conversation, are each an error or the session
+//! that was saved; mutants whose checksums are right again are an error or a usable session. None panics, and none makes
+//! the reader allocate what neither the file nor the session that was asked for has. A binary of its own, because it measures
+//! what the whole process allocates.
+#![allow(unsafe_code)] // The allocator below counts, and hands everything on to the system's.
+
+use dollop::quant::Level;
+use dollop::sampler::Sampling;
+use dollop::sched::Precision;
+use dollop::{Chat, Engine, EngineOptions, Error, GenerateOptions, Overflow, SessionOptions};
+use dollop_tests::talker::Talker;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: `at` came from `System.alloc` with this layout.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What a reader may allocate beside what reading the original takes: a part that is copied, and what the JSON of a
+/// conversation becomes.
+const MORE: usize = 1 << 20;
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+const ABSURD: [u64; 8] = [0, 1, 255, 1 << 31, u32::MAX as u64, 1 << 33, 1 << 62, u64::MAX];
+
+/// Changes the bytes once to three times; half of the changes are within the first `head` bytes.
+fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
+    for _ in 0..1 + rng.below(3) {
+        let within = if rng.below(2) == 0 { head.min(bytes.len()) } else { bytes.len() };
+        if within == 0 {
+            return;
+        }
+        let at = rng.below(within);
+        match rng.below(7) {
+            0 => bytes[at] ^= 1 << rng.below(8),
+            1 => bytes[at] = rng.next() as u8,
+            2 => {
+                let value = ABSURD[rng.below(ABSURD.len())].to_le_bytes();
+                let n = [4, 8][rng.below(2)].min(bytes.len() - at);
+                bytes[at..at + n].copy_from_slice(&value[..n]);
+            }
+            3 => {
+                let (from, n) = (rng.below(bytes.len()), 1 + rng.below(64));
+                let n = n.min(bytes.len() - at).min(bytes.len() - from);
+                bytes.copy_within(from..from + n, at);
+            }
+            4 => {
+                let n = (1 + rng.below(32)).min(bytes.len() - at);
+                bytes.drain(at..at + n);
+            }
+            5 => {
+                let copy = bytes[at..(at + 1 + rng.below(32)).min(bytes.len())].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            _ => bytes.truncate(at),
+        }
+    }
+}
+
+/// Where the parts of a sound file end, checksums included, as its header says.
+fn parts(bytes: &[u8]) -> Vec<usize> {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let header = 72 + word(20) + 4;
+    let tokens = header + 4 * word(40) + 4;
+    let notes = tokens + word(56) + 4;
+    let layers = word(24);
+    let layer = (bytes.len() - notes) / layers;
+    [header, tokens, notes].into_iter().chain((1..=layers).map(|l| notes + l * layer)).collect()
+}
+
+/// Makes every checksum right again.
+fn seal(bytes: &mut [u8], ends: &[usize]) {
+    let mut from = 0;
+    for &end in ends {
+        let sum = crc32fast::hash(&bytes[from..end - 4]).to_le_bytes();
+        bytes[end - 4..end].copy_from_slice(&sum);
+        from = end;
+    }
+}
+
+struct Kind<'a> {
+    name: &'a str,
+    good: Vec<u8>,
+    engine: &'a Engine,
+    chat: bool,
+}
+
+/// What was read, as the bytes that it is saved as.
+fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let (mut again, options) = (Vec::with_capacity(2 * kind.good.len()), SessionOptions::default());
+    if kind.chat {
+        let mut chat = kind.engine.read_chat(&mut &bytes[..], options)?;
+        chat.write_to(&mut again)?;
+        // It can be used.
+        let greedy = GenerateOptions { max_tokens: 1, sampling: Sampling::greedy(), ..Default::default() };
+        let _ = chat.send("x\n", &greedy, &mut |_| ());
+    } else {
+        let mut session = kind.engine.read_session(&mut &bytes[..], options)?;
+        session.write_to(&mut again)?;
+        let _ = session.logits(&[1]);
+    }
+    Ok(again)
+}
+
+/// Reads a mutant. What came of it, and the most that was allocated for it.
+fn torment(kind: &Kind, bytes: &[u8], seed: u64) -> (Result<Vec<u8>, Error>, usize) {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = catch_unwind(AssertUnwindSafe(|| read(kind, bytes)));
+    let used = PEAK.load(Relaxed).saturating_sub(before);
+    (result.unwrap_or_else(|_| panic!("{}: mutant {seed:#x} panicked", kind.name)), used)
+}
+
+#[test]
+fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+    Talker::new(b"abc", template).write(folder.path());
+    let path = folder.path().join("talker.gguf");
+    let convert = dollop::convert::convert;
+    convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let options = EngineOptions {
+        threads: 1,
+        precision: Some(Precision::Exact(Level::B4)),
+        context: Some(48),
+        chunk: Some(8),
+        ..EngineOptions::default()
+    };
+    let engine = Engine::open(&path, &options).unwrap();
+    let session = || engine.session(SessionOptions::default()).unwrap();
+    let mut plain = session();
+    plain.logits(&[65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 10]).unwrap();
+    let mut chat = Chat::new(session(), Some("Hi.".into()), Overflow::Slide).unwrap();
+    let greedy = GenerateOptions { max_tokens: 8, sampling: Sampling::greedy(), ..Default::default() };
+    assert_eq!(chat.send("What?", &greedy, &mut |_| ()).unwrap().text, "abc");
+    let mut kinds = [
+        Kind { name: "session", good: Vec::new(), engine: &engine, chat: false },
+        Kind { name: "conversation", good: Vec::new(), engine: &engine, chat: true },
+    ];
+    plain.write_to(&mut kinds[0].good).unwrap();
+    chat.write_to(&mut kinds[1].good).unwrap();
+    for kind in &kinds {
+        // Once before it is measured: threads make their buffers.
+        let (original, _) = torment(kind, &kind.good, 0);
+        assert!(original.unwrap() == kind.good);
+        let (_, usual) = torment(kind, &kind.good, 0);
+        let ends = parts(&kind.good);
+        assert_eq!(ends.last(), Some(&kind.good.len()));
+        let (mut refused, mut same, mut other, mut most) = (0, 0, 0, 0);
+        for i in 0..8000u64 {
+            let sealed = i >= 5000;
+            let seed = i << 8 | kind.name.len() as u64;
+            let mut bytes = kind.good.clone();
+            mutate(&mut bytes, ends[2], &mut Rng(seed));
+            if sealed {
+                // Of the original's length, or no part would be where it was.
+                bytes.resize(kind.good.len(), 0);
+                seal(&mut bytes, &ends);
+            }
+            let (result, used) = torment(kind, &bytes, seed);
+            most = most.max(used);
+            assert!(used <= usual + 4 * bytes.len() + MORE, "{}: mutant {seed:#x}: {used} bytes", kind.name);
+            match result {
+                Err(e) => {
+                    let text = e.to_string();
+                    assert!(!text.is_empty() && text.len() < 4096, "{}: mutant {seed:#x}: {text}", kind.name);
+                    refused += 1;
+                }
+                Ok(again) if again == kind.good => same += 1,
+                Ok(_) => {
+                    assert!(sealed, "{}: mutant {seed:#x} is another session", kind.name);
+                    other += 1;
+                }
+            }
+        }
+        println!(
+            "{}: {refused} refused, {same} the same, {other} sealed ones another; {most} bytes allocated at most, {usual} for the original",
+            kind.name
+        );
+        assert!(refused > 5000 && other > 100, "{}: {refused} refused, {other} read", kind.name);
+    }
+}
