@@ -29,7 +29,7 @@ pub use model::routing::Routing;
 pub use session::{
     BackendChoice, CalibrateOptions, Chat, Engine, EngineOptions, Event, GenerateOptions, Keep, LevelFit,
     MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens,
-    StopReason, StreamingOptions, calibrate, calibrate_tokens,
+    StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens,
 };
 #[doc(hidden)]
 pub use telemetry::GpuFault;

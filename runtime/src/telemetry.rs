@@ -61,6 +61,10 @@ pub struct StreamStats {
     pub evictions: u64,
     /// Bytes moved to bring free pieces together.
     pub bytes_moved: u64,
+    /// Times that the cache was made smaller or larger.
+    pub resizes: u64,
+    /// Bytes that went back to the system by that.
+    pub bytes_given_back: u64,
     /// Gate mass, and gate mass times bits: their quotient is the mean precision.
     pub gate_mass: f64,
     /// See `gate_mass`.
@@ -117,6 +121,8 @@ impl StreamStats {
             downgrades: self.downgrades - earlier.downgrades,
             evictions: self.evictions - earlier.evictions,
             bytes_moved: self.bytes_moved - earlier.bytes_moved,
+            resizes: self.resizes - earlier.resizes,
+            bytes_given_back: self.bytes_given_back - earlier.bytes_given_back,
             gate_mass: self.gate_mass - earlier.gate_mass,
             gate_mass_bits: self.gate_mass_bits - earlier.gate_mass_bits,
             compute_ns: self.compute_ns - earlier.compute_ns,

@@ -39,6 +39,20 @@ impl LayerCache {
         self.capacity
     }
 
+    /// Changes the bytes that may be resident.
+    ///
+    /// # Panics
+    /// Where more are in use.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        assert!(self.used <= capacity, "the cache is over its share");
+        self.capacity = capacity;
+    }
+
+    /// Bytes that are in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     /// Bytes that are not in use.
     pub fn free(&self) -> usize {
         self.capacity - self.used

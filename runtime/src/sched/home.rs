@@ -5,6 +5,8 @@
 //! types see to it. Where the memory is a device's, an expert has a place there with room for all its planes, and slabs are
 //! what planes pass through (`staging.rs`).
 
+mod resize;
+
 use super::Verify;
 use super::lanes::Request;
 use crate::bytes::Bytes;

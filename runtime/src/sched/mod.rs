@@ -13,6 +13,7 @@ mod home;
 mod lanes;
 mod policy;
 mod refiner;
+mod resize;
 mod room;
 mod serving;
 mod staging;
@@ -31,9 +32,11 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
+use resize::Wishes;
 use staging::{Staging, ToDevice};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -103,6 +106,15 @@ pub struct Streamer {
     top_k: usize,
     trace: Option<Arc<Trace>>,
     state: Mutex<State>,
+    /// The smallest cache on the host.
+    least: u64,
+    /// Bytes that may be cached, for those who ask while a layer is served.
+    capacity: AtomicU64,
+    /// Whether the cache is on the host.
+    on_host: AtomicBool,
+    /// Whether a resize was asked for that is not done yet.
+    asked: AtomicBool,
+    wishes: Wishes,
 }
 
 struct State {
@@ -143,6 +155,9 @@ impl Streamer {
         trace: Option<Arc<Trace>>,
     ) -> Result<Streamer> {
         let homes = staging::homes(tables, options.cache_bytes, granule, &options)?;
+        let least = resize::least_bytes(&homes, granule, options.precision.floor());
+        let capacity = AtomicU64::new(resize::capacity(&homes));
+        let on_host = AtomicBool::new(options.device.is_none());
         let staging = options.device.as_ref().map(|device| Staging::new(device, granule)).transpose()?;
         let (access, measured) = (storage.access(), storage.measured());
         let lanes = Lanes::new(options.lanes, storage, trace.clone())?;
@@ -169,6 +184,11 @@ impl Streamer {
             top_k,
             trace,
             state: Mutex::new(state),
+            least,
+            capacity,
+            on_host,
+            asked: AtomicBool::new(false),
+            wishes: Wishes::default(),
         })
     }
 
@@ -316,6 +336,7 @@ impl ExpertSource for Streamer {
         let mut state = self.lock();
         let state = &mut *state;
         self.collect(state);
+        self.fulfil(state);
         self.unstage(state);
         self.heat_up(state.home(layer), wanted);
         let home = state.home(layer);

@@ -7,6 +7,7 @@
 
 use super::home::Home;
 use super::policy::{self, Ask};
+use super::resize;
 use super::{Request, State, StreamOptions, Streamer};
 use crate::cache::Worth;
 use crate::error::{Error, Result};
@@ -15,6 +16,7 @@ use crate::quant::{self, Level};
 use crate::store::{Arena, End};
 use crate::telemetry::StreamStats;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 /// Experts in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,11 +102,7 @@ impl Streamer {
 
     /// The smallest cache on the host that holds one expert of every layer.
     pub(crate) fn least_host_bytes(&self) -> u64 {
-        let (state, floor) = (self.lock(), self.options.precision.floor());
-        let bytes = |home: &Home| home.table.expert_bytes(floor).next_multiple_of(self.granule) as u64;
-        let routed = || state.homes.iter().flatten();
-        // Every layer has the same share.
-        routed().map(bytes).max().unwrap_or(0) * routed().count() as u64
+        self.least
     }
 
     /// Queues reads for experts in the order of `asks`, and begins those that there is room for. Returns their bytes.
@@ -214,6 +212,8 @@ impl Streamer {
         let options = StreamOptions { device: None, ..self.options.clone() };
         state.homes = homes(tables, usize::try_from(bytes).unwrap_or(usize::MAX), self.granule, &options)?;
         state.staging = None;
+        self.capacity.store(resize::capacity(&state.homes), Ordering::Relaxed);
+        self.on_host.store(true, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -4,8 +4,9 @@
 
 mod open;
 
+pub(super) use open::release_experts;
+
 use super::info::ModelInfo;
-use super::plan::MemoryPlan;
 use super::processor::Processor;
 use super::processors::{Computing, Processors};
 use super::saved::Identity;
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     /// The last texts that DRY follows no repetition over, in tokens.
     pub(super) breakers: Mutex<Option<(Vec<String>, Breakers)>>,
     pub(super) served: Served,
+    /// Bytes that the engine may take now.
+    pub(super) budget: Mutex<Option<u64>>,
     /// What the file is, for sessions that are saved: checksums of its header and of its weights' checksums. `None` where
     /// the model is not read from a Dollop file.
     pub(super) file: Option<[u32; 2]>,
@@ -51,7 +54,7 @@ pub(super) enum Served {
 
 /// A loaded model. Cheap to clone, usable from any thread.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
+pub struct Engine(pub(super) Arc<Inner>);
 
 impl Engine {
     /// Why the CPU computes, in one line, where [`BackendChoice::Auto`](super::BackendChoice::Auto) would have
@@ -94,7 +97,7 @@ impl Engine {
         &self.0.processors
     }
 
-    fn now(&self) -> &Computing {
+    pub(super) fn now(&self) -> &Computing {
         self.processors().now()
     }
 
@@ -134,11 +137,6 @@ impl Engine {
             best = best.max((len * 8) as f64 / start.elapsed().as_secs_f64());
         }
         Ok(best)
-    }
-
-    /// What the memory is spent on.
-    pub fn memory_plan(&self) -> &MemoryPlan {
-        &self.now().plan
     }
 
     /// What streaming has done since the engine was opened; `None` where everything is resident for good.

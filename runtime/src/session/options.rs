@@ -56,6 +56,9 @@ pub struct EngineOptions {
 /// How experts are streamed, where they are.
 #[derive(Clone)]
 pub struct StreamingOptions {
+    /// Stream experts although all of them would fit the budget, so that memory can be given back later
+    /// ([`Engine::set_memory`](super::Engine::set_memory)).
+    pub always: bool,
     /// Reads at a time; by default as many as prove best when the file is opened.
     pub lanes: Option<usize>,
     /// Who reads; by default whoever proves faster when the file is opened.
@@ -80,6 +83,7 @@ impl Default for StreamingOptions {
     fn default() -> Self {
         let o = crate::sched::StreamOptions::default();
         StreamingOptions {
+            always: false,
             lanes: None,
             reads: store::Reads::default(),
             overlap: o.overlap,

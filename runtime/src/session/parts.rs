@@ -217,6 +217,7 @@ impl Parts {
             device_level: self.device_level(options),
             tables,
             budget: options.memory,
+            always_streamed: options.streaming.always,
             context,
             chunk: options.chunk,
             whole: exact_level(options).unwrap_or(stored),
@@ -335,12 +336,13 @@ impl Parts {
             routing: options.routing,
             counters: Arc::new(RoutingCounters::default()),
         };
+        let budget = Mutex::new(plan.budget);
         let first = Computing::new(model, processor, info, plan);
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
         let Words { tokenizer, special, template, sampling } = words;
         let breakers = Mutex::default();
         let (note, file) = (None, None);
-        Ok(Inner { processors, note, tokenizer, template, special, sampling, breakers, served, file })
+        Ok(Inner { processors, note, tokenizer, template, special, sampling, breakers, served, budget, file })
     }
 }
 

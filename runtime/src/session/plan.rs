@@ -125,6 +125,8 @@ pub(super) struct Request<'a> {
     /// By layer.
     pub(super) tables: &'a [Option<LayerExperts>],
     pub(super) budget: Option<u64>,
+    /// Whether experts are streamed also where all of them fit.
+    pub(super) always_streamed: bool,
     pub(super) context: usize,
     pub(super) chunk: Option<usize>,
     /// Level that everything must fit at to be resident, and that one expert must fit at to be streamed.
@@ -169,7 +171,9 @@ impl MemoryPlan {
         let rest = fixed + (r.scratch)(r.context, largest);
         let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
         let mut levels = Level::ALL.into_iter().rev().filter(|l| (lowest..=r.whole).contains(l));
-        let held = levels.find(|&l| r.budget.is_none_or(|budget| rest + all(l) <= budget));
+        let fits = |level: &Level| r.budget.is_none_or(|budget| rest + all(*level) <= budget);
+        let stream = r.always_streamed && r.budget.is_some() && one_each > 0;
+        let held = levels.find(|level| !stream && fits(level));
         let streaming = held.is_none() && one_each > 0;
         let held = held.unwrap_or(r.whole);
         let chunk = match (r.budget, r.chunk) {
@@ -200,7 +204,9 @@ impl MemoryPlan {
             Some(budget) if streaming => {
                 let left = budget - streamed - scratch;
                 let staging = well_staged.min((left - one_each) / 8).max(one_staged);
-                (left - staging, staging)
+                // Where they are streamed although they fit, more than all of them is of no use.
+                let most = if stream { all(r.whole).max(one_each) } else { u64::MAX };
+                ((left - staging).min(most), staging)
             }
             _ => (all(held), 0),
         };
@@ -290,13 +296,19 @@ impl MemoryPlan {
             let rest = plan.total_bytes() - plan.expert_bytes;
             let left = plan.budget.map_or(plan.expert_bytes, |budget| budget.saturating_sub(rest));
             plan.expert_bytes = left.max(least);
-            for level in &mut plan.levels {
-                level.resident = (left as f64 / level.expert_bytes as f64).min(1.0);
-                level.read_bytes = ((1.0 - level.resident) * level.touched_bytes as f64) as u64;
-            }
+            plan.resize(plan.expert_bytes);
         }
         let total = plan.total_bytes();
         if plan.budget.is_some_and(|budget| budget < total) { Err(total) } else { Ok(plan) }
+    }
+
+    /// The same with so many bytes for streamed experts.
+    pub(super) fn resize(&mut self, expert_bytes: u64) {
+        self.expert_bytes = expert_bytes;
+        for level in &mut self.levels {
+            level.resident = (expert_bytes as f64 / level.expert_bytes as f64).min(1.0);
+            level.read_bytes = ((1.0 - level.resident) * level.touched_bytes as f64) as u64;
+        }
     }
 
     /// Everything together.

@@ -126,11 +126,21 @@ fn upload(first: &Computing) -> Result<()> {
 
 /// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
 fn release(model: &Model) {
+    release_experts(model);
+    model.weights.matrices().into_iter().flatten().for_each(release_matrix);
+}
+
+/// Lets go of the pages of experts that are mapped, and returns their bytes.
+pub(in crate::session) fn release_experts(model: &Model) -> u64 {
+    let mut bytes = 0;
     for layer in 0..model.config.layers {
         let experts = model.experts.all(layer).unwrap_or_default();
-        experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]).for_each(release_matrix);
+        for matrix in experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]) {
+            release_matrix(matrix);
+            bytes += if matches!(matrix, Matrix::Nested(_)) { matrix.bytes() as u64 } else { 0 };
+        }
     }
-    model.weights.matrices().into_iter().flatten().for_each(release_matrix);
+    bytes
 }
 
 fn release_matrix(m: &Matrix) {

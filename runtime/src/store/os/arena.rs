@@ -1,13 +1,15 @@
 //! A fixed piece of memory that is lent out in slabs.
 //!
-//! An arena's memory is asked for once and never grows (R1). A [`Slab`] owns its range of it exclusively, so a slab that
+//! An arena's memory is asked for once and never grows (R1); a part of it may go back to the system for a while. A [`Slab`] owns its range of it exclusively, so a slab that
 //! somebody reads can be neither written nor moved: the borrow checker sees to R4. The arena knows nothing of what slabs
 //! hold.
 
+use super::give_back::{give_back, take_again};
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Memory for slabs.
@@ -19,6 +21,8 @@ struct Inner {
     start: *mut u8,
     len: usize,
     granule: usize,
+    /// New slabs lie below this: what is above may be the system's. Changed with the lock held.
+    limit: AtomicUsize,
     /// Start and length of every range that a slab owns: disjoint, and within the memory.
     taken: Mutex<BTreeMap<usize, usize>>,
 }
@@ -30,6 +34,10 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 impl Inner {
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     fn taken(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +57,8 @@ impl Arena {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
-        Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, taken: Mutex::default() })))
+        let (limit, taken) = (AtomicUsize::new(len), Mutex::default());
+        Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, limit, taken })))
     }
 
     /// A slab of `len` bytes at the `end` of the free piece nearest that end of the arena that takes it; `None` where it fits
@@ -58,10 +67,11 @@ impl Arena {
     pub fn alloc(&self, len: usize, end: End) -> Option<Slab> {
         let size = self.size(len)?;
         let mut taken = self.0.taken();
+        let limit = self.0.limit();
         let mut found: Option<(usize, usize)> = None;
         let mut at = 0;
-        for (start, n) in taken.iter().map(|(&start, &n)| (start, n)).chain([(self.0.len, 0)]) {
-            let room = start - at;
+        for (start, n) in taken.iter().map(|(&start, &n)| (start, n)).chain([(limit, 0)]) {
+            let room = start.min(limit).saturating_sub(at);
             if room >= size && (end == End::High || found.is_none()) {
                 found = Some((room, at));
             }
@@ -83,15 +93,19 @@ impl Arena {
     }
 
     /// The cheapest way to make room for `len` bytes in one piece. Only slabs that are `movable` (by their offsets) are
-    /// moved. `None` where no moves make room.
+    /// moved. `None` where no moves make room, or a slab lies beyond the limit.
     pub fn room(&self, len: usize, movable: &dyn Fn(usize) -> bool) -> Option<Room> {
         let size = self.size(len)?;
         let taken = self.0.taken();
+        let limit = self.0.limit();
         let slabs: Vec<(usize, usize)> = taken.iter().map(|(&start, &n)| (start, n)).collect();
         drop(taken);
+        if slabs.last().is_some_and(|(start, n)| start + n > limit) {
+            return None;
+        }
         // Where the piece before slab `i` begins, and its length; the last one is at the end of the arena.
         let begin = |i: usize| if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
-        let gap = |i: usize| slabs.get(i).map_or(self.0.len, |s| s.0) - begin(i);
+        let gap = |i: usize| slabs.get(i).map_or(limit, |s| s.0) - begin(i);
         // Windows of movable slabs `from..to` with the pieces around them; both ends only ever grow.
         let mut best: Option<(usize, usize, usize)> = None;
         let (mut from, mut room, mut cost) = (0, gap(0), 0);
@@ -128,14 +142,45 @@ impl Arena {
         }
     }
 
-    /// Its size in bytes.
+    /// Lets new slabs lie in the first `len` bytes only, in whole granules; those beyond stay where they are. `false`, and nothing
+    /// done, for more than the arena was made with.
+    pub fn limit(&self, len: usize) -> bool {
+        let taken = self.0.taken();
+        let (old, new) = (self.0.limit(), len / self.0.granule * self.0.granule);
+        if new > self.0.len {
+            return false;
+        }
+        self.0.limit.store(new, Ordering::Relaxed);
+        if new > old {
+            // SAFETY: the range is within the arena's mapping, which is private, anonymous and writable.
+            unsafe { take_again(self.0.start.add(old), new - old) };
+        }
+        drop(taken);
+        true
+    }
+
+    /// Gives the memory beyond the limit back to the system. `false` where a slab is still there, or the system takes none back.
+    pub fn give_back(&self) -> bool {
+        let taken = self.0.taken();
+        let limit = self.0.limit();
+        if taken.range(..).next_back().is_some_and(|(start, len)| start + len > limit) {
+            return false;
+        }
+        // SAFETY: the range is within the arena's mapping, which is private, anonymous and writable. No slab owns a part of it, and
+        // with the lock held none can come to.
+        let given = unsafe { give_back(self.0.start.add(limit), self.0.len - limit) };
+        drop(taken);
+        given
+    }
+
+    /// Bytes that slabs may lie in.
     pub fn bytes(&self) -> usize {
-        self.0.len
+        self.0.limit()
     }
 
     /// Bytes that no slab owns, perhaps in several pieces.
     pub fn free_bytes(&self) -> usize {
-        self.0.len - self.0.taken().values().sum::<usize>()
+        self.0.limit().saturating_sub(self.0.taken().values().sum::<usize>())
     }
 }
 
@@ -284,103 +329,4 @@ impl AsRef<[u8]> for Slab {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slabs_are_disjoint_come_back_and_slide() {
-        let arena = Arena::new(8 * 512, 512).unwrap();
-        let mut slabs: Vec<Slab> = (1..=4u8)
-            .map(|i| {
-                let mut s = arena.alloc(700, End::Low).unwrap();
-                s.fill(i);
-                s
-            })
-            .collect();
-        assert!(arena.alloc(1, End::Low).is_none() && arena.free_bytes() == 0);
-        drop(slabs.remove(2));
-        drop(slabs.remove(0));
-        assert!(arena.free_bytes() == 2048 && arena.alloc(1025, End::Low).is_none(), "two holes, not one");
-        slabs.iter_mut().for_each(Slab::slide);
-        let mut big = arena.alloc(2048, End::Low).unwrap();
-        big.fill(9);
-        assert!(slabs[0].iter().all(|&b| b == 2) && slabs[1].iter().all(|&b| b == 4));
-        assert_eq!((slabs[0].offset(), slabs[1].offset(), big.offset()), (0, 1024, 2048));
-        drop(slabs);
-        drop(big);
-        assert_eq!(arena.free_bytes(), 8 * 512);
-        assert!(arena.alloc(8 * 512, End::High).is_some());
-        assert!(arena.alloc(usize::MAX / 2, End::Low).is_none());
-    }
-
-    #[test]
-    fn pieces_are_the_whole() {
-        let arena = Arena::new(8 * 512, 512).unwrap();
-        let below = arena.alloc(512, End::Low).unwrap();
-        let mut whole = arena.alloc(1700, End::Low).unwrap();
-        whole.fill(7);
-        let mut pieces = whole.cut(512);
-        assert_eq!(pieces.iter().map(|p| p.len()).collect::<Vec<_>>(), [512, 512, 512, 164]);
-        assert_eq!(arena.free_bytes(), 3 * 512);
-        pieces[3].fill(8);
-        let whole = Slab::join(pieces);
-        assert_eq!((whole.offset(), whole.len(), arena.free_bytes()), (512, 1700, 3 * 512));
-        assert!(whole[..1536].iter().all(|&b| b == 7) && whole[1536..].iter().all(|&b| b == 8));
-        // A piece that is lost gives its own range back.
-        drop(whole.cut(1024).remove(0));
-        assert_eq!(arena.free_bytes(), 7 * 512);
-        drop(below);
-        assert_eq!(arena.free_bytes(), 8 * 512);
-    }
-
-    #[test]
-    fn room_is_made_by_moving_least() {
-        let arena = Arena::new(12 * 512, 512).unwrap();
-        // Pieces of 2, 1, 1, 3, 2, 3 granules; the second, fourth and last are given back.
-        let mut slabs: Vec<Option<Slab>> =
-            [2, 1, 1, 3, 2, 3].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
-        slabs[1] = None;
-        slabs[3] = None;
-        slabs[5] = None;
-        let all = |_: usize| true;
-        assert_eq!(arena.room(3 * 512, &all), Some(Room::Slide(vec![])), "it fits as it is");
-        let slide = |slabs: &[usize]| Some(Room::Slide(slabs.iter().map(|s| s * 512).collect()));
-        // Four: past the single granule between, rather than past the two.
-        assert_eq!(arena.room(4 * 512, &all), slide(&[3]));
-        // Where that one may not move, past the two: three and three.
-        assert_eq!(arena.room(4 * 512, &|at| at != 3 * 512), slide(&[7]));
-        assert_eq!(arena.room(7 * 512, &all), slide(&[3, 7]));
-        assert_eq!(arena.room(7 * 512, &|at| at != 7 * 512), None);
-        assert_eq!(arena.room(8 * 512, &all), None);
-        slabs[2].as_mut().unwrap().slide();
-        let four = arena.alloc(4 * 512, End::High).unwrap();
-        assert_eq!((four.offset(), arena.free_bytes()), (3 * 512, 3 * 512));
-    }
-
-    #[test]
-    fn a_slab_jumps_where_sliding_would_move_more() {
-        let arena = Arena::new(9 * 512, 512).unwrap();
-        // Granules of 1, 1, 5, 1, 1: the second and the last are given back, four slabs apart.
-        let mut slabs: Vec<Option<Slab>> =
-            [1, 1, 5, 1, 1].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
-        slabs[3].as_mut().unwrap().fill(7);
-        slabs[1] = None;
-        slabs[4] = None;
-        // Sliding: the five and the one behind them.
-        assert_eq!(arena.room(2 * 512, &|_| true), Some(Room::Jump { slab: 0, to: 8 * 512 }));
-        assert_eq!(
-            arena.room(2 * 512, &|at| at != 0),
-            Some(Room::Jump { slab: 7 * 512, to: 512 }),
-            "the first may not move"
-        );
-        slabs[3].as_mut().unwrap().jump(512);
-        assert!(slabs[3].as_ref().unwrap().iter().all(|&b| b == 7));
-        assert_eq!(arena.alloc(2 * 512, End::High).unwrap().offset(), 7 * 512);
-        let into_others = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            slabs[0].as_mut().unwrap().jump(2 * 512);
-        }));
-        assert!(into_others.is_err());
-        drop(slabs);
-        assert_eq!(arena.free_bytes(), 9 * 512);
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod give_back;
 mod memory;
 mod ring;
 

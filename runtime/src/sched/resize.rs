@@ -1,0 +1,135 @@
+//! The expert cache made smaller or larger while a model runs.
+//!
+//! Whoever asks, from any thread, leaves a wish. It is fulfilled between two servings: by the one who asks, where nothing is
+//! served, else by the thread that serves, before its next layer. Exact results do not depend on it (R2).
+
+use super::home::Home;
+use super::{State, Streamer};
+use crate::error::{Error, Result};
+use crate::quant::Level;
+use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// How long whoever asks sleeps before it looks again whether it can do it itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// What is asked for.
+#[derive(Default)]
+pub(super) struct Wishes {
+    wish: Mutex<Wish>,
+    fulfilled: Condvar,
+}
+
+#[derive(Default)]
+struct Wish {
+    bytes: usize,
+    /// How many wishes there were, and up to which they are fulfilled.
+    asked: u64,
+    done: u64,
+    /// What came of the last: bytes given back, or what went wrong.
+    result: Option<Result<u64, String>>,
+}
+
+impl Wishes {
+    fn lock(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The smallest cache on the host that holds one expert of every layer at `floor`, all layers with the same share.
+pub(super) fn least_bytes(homes: &[Option<Home>], granule: usize, floor: Level) -> u64 {
+    let bytes = |home: &Home| home.table.expert_bytes(floor).next_multiple_of(granule) as u64;
+    let routed = || homes.iter().flatten();
+    routed().map(bytes).max().unwrap_or(0) * routed().count() as u64
+}
+
+/// Bytes that may be cached, in all layers.
+pub(super) fn capacity(homes: &[Option<Home>]) -> u64 {
+    homes.iter().flatten().map(|home| home.cache.capacity() as u64).sum()
+}
+
+impl Streamer {
+    /// Bytes of memory that cached experts may take now.
+    pub fn cache_bytes(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Makes the cache as large as `bytes`, the same for every layer, from any thread. Returns when that is done, at the latest when
+    /// the layer in hand is computed, with the bytes that went back to the system. No layer gets more than all its experts take.
+    ///
+    /// # Errors
+    /// `Invalid` for less than one expert of every layer, and where the system has no such memory; `Unsupported` where a device
+    /// keeps the experts.
+    pub fn resize(&self, bytes: u64) -> Result<u64> {
+        if !self.on_host.load(Ordering::Relaxed) {
+            return Err(Error::unsupported("the cache of experts is on a GPU, where it cannot be resized"));
+        }
+        if bytes < self.least {
+            let least = self.least;
+            return Err(Error::Invalid(format!("a cache of {bytes} bytes: {least} are needed at least")));
+        }
+        let number = {
+            let mut wish = self.wishes.lock();
+            wish.bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            wish.asked += 1;
+            self.asked.store(true, Ordering::Release);
+            wish.asked
+        };
+        loop {
+            match self.state.try_lock() {
+                Ok(mut state) => self.fulfil(&mut state),
+                Err(TryLockError::Poisoned(state)) => self.fulfil(&mut state.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let wish = self.wishes.lock();
+            if wish.done >= number {
+                return match &wish.result {
+                    Some(Err(what)) => Err(Error::Invalid(what.clone())),
+                    Some(Ok(bytes)) => Ok(*bytes),
+                    None => Ok(0),
+                };
+            }
+            let woken = self.wishes.fulfilled.wait_timeout(wish, LOOK_AGAIN);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Resizes, if somebody asked for it. Between two servings only.
+    pub(super) fn fulfil(&self, state: &mut State) {
+        if !self.asked.swap(false, Ordering::Acquire) {
+            return;
+        }
+        let (bytes, number) = {
+            let wish = self.wishes.lock();
+            (wish.bytes, wish.asked)
+        };
+        // What was read ahead has slabs that cannot be moved before it has come.
+        while state.pending > 0 {
+            let _ = self.wait(state);
+        }
+        self.take_back(state);
+        let share = bytes / state.homes.iter().flatten().count().max(1);
+        let mut result = Ok(0);
+        let State { homes, stats, .. } = state;
+        for home in homes.iter_mut().flatten() {
+            match home.resize(share, self.granule) {
+                Ok(done) => {
+                    result = result.map(|bytes| bytes + done.given_back as u64);
+                    stats.bytes_given_back += done.given_back as u64;
+                    stats.bytes_moved += done.moved;
+                    stats.evictions += done.gave_way[0];
+                    stats.downgrades += done.gave_way[1..].iter().sum::<u64>();
+                }
+                Err(e) => result = Err(e.to_string()),
+            }
+        }
+        stats.resizes += 1;
+        self.capacity.store(capacity(homes), Ordering::Relaxed);
+        let mut wish = self.wishes.lock();
+        wish.done = number;
+        wish.result = Some(result);
+        drop(wish);
+        self.wishes.fulfilled.notify_all();
+    }
+}
