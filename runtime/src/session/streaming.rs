@@ -14,9 +14,8 @@ use crate::model::file::{DenseSums, NestedFile};
 use crate::model::weights::EMBEDDING;
 use crate::quant::{Level, Matrix};
 use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer, Verify};
-use crate::store::{FileStorage, Reads, Storage};
+use crate::store::{FileStorage, Place, Reads, Storage};
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Slabs that may be read to find out how the file is best read, and bytes of each at most.
@@ -42,7 +41,7 @@ pub(super) struct Streams {
 
 /// The streamer that `plan` allows, and what goes with it.
 pub(super) fn open(
-    path: &Path,
+    place: &Place,
     file: &NestedFile,
     tables: Vec<Option<LayerExperts>>,
     parts: &Parts,
@@ -52,7 +51,7 @@ pub(super) fn open(
     let s = &options.streaming;
     let storage: Arc<dyn Storage> = match &s.storage {
         Some(storage) => storage.clone(),
-        None => Arc::new(measured(path, &tables, s.lanes, s.reads)?),
+        None => Arc::new(measured(place, &tables, s.lanes, s.reads)?),
     };
     let how = StreamOptions {
         precision: parts.precision(options),
@@ -71,7 +70,8 @@ pub(super) fn open(
     };
     let granule = granule(file);
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
-    let streamer = Streamer::new(path.to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())?;
+    let streamer =
+        Streamer::new(place.name().to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())?;
     let sums = match s.verify {
         Verify::Never => DenseSums::default(),
         Verify::First | Verify::Always => file.dense_sums()?,
@@ -81,10 +81,10 @@ pub(super) fn open(
             rows::check(embed, &sums)?;
             let storage: Arc<dyn Storage> = match &s.storage {
                 Some(storage) => storage.clone(),
-                None => Arc::new(FileStorage::open_scattered(path)?),
+                None => Arc::new(FileStorage::open_scattered(place)?),
             };
             let offset = file.matrix_offset(EMBEDDING)?;
-            Some(Arc::new(FileRows::new(path, storage, offset, embed, s.trace.clone())))
+            Some(Arc::new(FileRows::new(place.name(), storage, offset, embed, s.trace.clone())))
         }
         _ => None,
     };
@@ -113,7 +113,7 @@ const REFINING_LANES: usize = 2;
 
 /// Who refines what `all` have at `level`, as far as `plan` allows.
 pub(super) fn refiner(
-    path: &Path,
+    place: &Place,
     granule: usize,
     tables: Vec<Option<LayerExperts>>,
     all: AllResident,
@@ -124,7 +124,7 @@ pub(super) fn refiner(
     let s = &options.streaming;
     let storage: Arc<dyn Storage> = match &s.storage {
         Some(storage) => storage.clone(),
-        None => Arc::new(FileStorage::open(path, true)?),
+        None => Arc::new(FileStorage::open(place, true)?),
     };
     let how = RefineOptions {
         level,
@@ -133,7 +133,7 @@ pub(super) fn refiner(
         verify: s.verify,
         half_life: s.half_life,
     };
-    Refiner::new(path.to_path_buf(), storage, tables, all, granule, how, s.trace.clone())
+    Refiner::new(place.name().to_path_buf(), storage, tables, all, granule, how, s.trace.clone())
 }
 
 /// What slabs of a file are aligned to.
@@ -143,7 +143,7 @@ pub(super) fn granule(file: &NestedFile) -> usize {
 
 /// The file, read in the way that proves fastest on slabs spread over it.
 fn measured(
-    path: &Path,
+    place: &Place,
     tables: &[Option<LayerExperts>],
     lanes: Option<usize>,
     reads: Reads,
@@ -161,5 +161,5 @@ fn measured(
     let mut seen = HashSet::new();
     probes.retain(|p| seen.insert(p.0));
     // The smallest cache holds a base plane for every layer: probing takes no more memory than that.
-    FileStorage::open_measured(path, &probes, routed.len(), lanes, reads)
+    FileStorage::open_measured(place, &probes, routed.len(), lanes, reads)
 }

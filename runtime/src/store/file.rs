@@ -4,10 +4,11 @@
 //! [`FileStorage`] may be read from any number of threads at once. It does not retry: `sched` does.
 
 use super::os::{self, Ring};
-use crate::error::{Error, Result};
+use super::place::Place;
+use crate::error::Result;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes at offsets.
 pub trait Storage: Send + Sync {
@@ -88,9 +89,12 @@ pub fn read_exact(storage: &dyn Storage, offset: u64, to: &mut [u8]) -> io::Resu
     Ok(())
 }
 
-/// A file on a disk.
+/// A file on a disk, or a part of one.
 pub struct FileStorage {
-    path: PathBuf,
+    place: Place,
+    /// Where it begins in the file, and how long it is, if that is not for the file to say.
+    pub(super) base: u64,
+    len: Option<u64>,
     pub(super) buffered: File,
     pub(super) direct: Option<File>,
     /// Whether the system reads by itself.
@@ -110,30 +114,38 @@ impl FileStorage {
     ///
     /// # Errors
     /// `Io`.
-    pub fn open(path: &Path, direct: bool) -> Result<FileStorage> {
-        let buffered = File::open(path).map_err(|e| Error::io(path, e))?;
-        let direct = if direct { os::open_direct(path) } else { None };
-        Ok(FileStorage { path: path.to_path_buf(), buffered, direct, ring: false, measured: None })
+    pub fn open(place: impl Into<Place>, direct: bool) -> Result<FileStorage> {
+        let place = place.into();
+        let buffered = place.open()?;
+        let direct = if direct { place.open_direct() } else { None };
+        let (base, len) = place.span();
+        Ok(FileStorage { place, base, len, buffered, direct, ring: false, measured: None })
     }
 
     /// Opens a file for short reads all over it, through the page cache: of what lies around them nothing is read.
     ///
     /// # Errors
     /// `Io`.
-    pub fn open_scattered(path: &Path) -> Result<FileStorage> {
-        let storage = FileStorage::open(path, false)?;
+    pub fn open_scattered(place: impl Into<Place>) -> Result<FileStorage> {
+        let storage = FileStorage::open(place, false)?;
         os::scattered(&storage.buffered);
         Ok(storage)
     }
 
-    /// The file.
+    /// The file's name.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.name()
     }
 }
 
 impl Storage for FileStorage {
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
+        let left = self.len.map_or(u64::MAX, |len| len.saturating_sub(offset));
+        let to = match usize::try_from(left) {
+            Ok(left) if left < to.len() => &mut to[..left],
+            _ => to,
+        };
+        let Some(offset) = self.base.checked_add(offset) else { return Ok(0) };
         let aligned = |n: usize| n.is_multiple_of(BLOCK);
         if let Some(direct) = &self.direct
             && aligned(offset as usize)
@@ -153,7 +165,7 @@ impl Storage for FileStorage {
 
     fn will_read(&self, offset: u64, len: usize) {
         if self.direct.is_none() {
-            os::expect(&self.buffered, offset, len as u64);
+            os::expect(&self.buffered, self.base.saturating_add(offset), len as u64);
         }
     }
 
@@ -167,7 +179,7 @@ impl Storage for FileStorage {
 
     fn ring(&self, depth: usize) -> Option<Ring> {
         // Where the system takes that back, threads read.
-        self.direct.as_ref().filter(|_| self.ring).and_then(|file| Ring::new(file, depth).ok())
+        self.direct.as_ref().filter(|_| self.ring).and_then(|file| Ring::new(file, self.base, depth).ok())
     }
 
     fn measured(&self) -> Option<Measured> {

@@ -2,8 +2,8 @@
 
 use super::file::{Access, FileStorage, Measured, PART_BYTES, Reads, read_exact};
 use super::os::{self, Arena, End, Ring, Slab};
+use super::place::Place;
 use crate::error::{Error, Result};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,15 +28,15 @@ impl FileStorage {
     /// # Errors
     /// `Io`; `Invalid` where there is no memory to read into; `Unsupported` where the system was asked for and does not do it.
     pub fn open_measured(
-        path: &Path,
+        place: impl Into<Place>,
         probes: &[(u64, usize)],
         at_once: usize,
         lanes: Option<usize>,
         reads: Reads,
     ) -> Result<FileStorage> {
-        let mut storage = FileStorage::open(path, true)?;
-        let ring =
-            storage.direct.as_ref().is_some_and(|file| Ring::new(file, 1).is_ok()) && reads != Reads::Threads;
+        let mut storage = FileStorage::open(place, true)?;
+        let ring = storage.direct.as_ref().is_some_and(|file| Ring::new(file, 0, 1).is_ok())
+            && reads != Reads::Threads;
         if reads == Reads::Ring && !ring {
             return Err(Error::unsupported(
                 "this system does not read by itself (io_uring, direct reads); leave that to threads",
@@ -60,7 +60,7 @@ impl FileStorage {
         let mut parts = probes.chunks(part);
         // What happens to be in the page cache says nothing about the disk.
         for &(offset, len) in probes {
-            os::forget(&storage.buffered, offset, len as u64);
+            os::forget(&storage.buffered, storage.base.saturating_add(offset), len as u64);
         }
         let mut best: Option<(Access, Measured)> = None;
         for (access, lanes) in ways {
@@ -130,7 +130,8 @@ impl FileStorage {
     /// The same by the system, in the parts that experts are read in, up to `depth` at a time.
     fn ring_rate(&self, probes: &[(u64, usize)], depth: usize) -> Result<Option<f64>> {
         let slabs = FileStorage::slabs(probes)?;
-        let Some(mut ring) = self.direct.as_ref().and_then(|file| Ring::new(file, depth).ok()) else {
+        let Some(mut ring) = self.direct.as_ref().and_then(|file| Ring::new(file, self.base, depth).ok())
+        else {
             return Ok(None);
         };
         let mut parts = probes.iter().zip(slabs).flat_map(|(&(offset, _), slab)| {

@@ -48,7 +48,7 @@ impl Storage for Bytes {
     }
 
     fn ring(&self, depth: usize) -> Option<Ring> {
-        Ring::new(self.file.as_ref()?, depth).ok()
+        Ring::new(self.file.as_ref()?, 0, depth).ok()
     }
 }
 
@@ -163,7 +163,7 @@ fn flown(
     std::fs::write(&path, filed).unwrap();
     let file = File::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    Ring::new(&file, 1).ok()?;
+    Ring::new(&file, 0, 1).ok()?;
     let storage = Arc::new(Bytes {
         bytes: stored.to_vec(),
         reads: AtomicUsize::new(0),

@@ -15,7 +15,8 @@ use crate::session::processor::{self, Adapter};
 use crate::session::processors::Computing;
 use crate::session::streaming;
 use crate::session::tensors::Reference;
-use crate::store;
+use crate::store::{self, Place};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,13 +29,27 @@ impl Engine {
     /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
     /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
-        let file = map(path)?;
+        Engine::open_place(&path.into(), options)
+    }
+
+    /// [`Engine::open`] of a part of an open file: `len` bytes from `offset` on, a multiple of 64. For systems that hand out
+    /// open files and no names, such as Android for documents and assets. Direct reads are used where the system opens the file a
+    /// second time for them.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], and `Invalid` where the file has no such part.
+    pub fn open_file(file: File, offset: u64, len: u64, options: &EngineOptions) -> Result<Engine> {
+        Engine::open_place(&Place::part(file, offset, len)?, options)
+    }
+
+    fn open_place(place: &Place, options: &EngineOptions) -> Result<Engine> {
+        let file = map(place)?;
         let open = |adapter| {
             let parts = Parts::new(&file, options)?;
             let tables = streaming::tables(&file, parts.layers())?;
             let plan = parts.plan(options, adapter, &tables)?;
             if plan.streaming {
-                let streams = streaming::open(path, &file, tables, &parts, &plan, options)?;
+                let streams = streaming::open(place, &file, tables, &parts, &plan, options)?;
                 let inner = parts.streamed(&file, options, adapter, plan, streams)?;
                 if adapter.is_some() {
                     upload(&inner.processors.first)?;
@@ -43,7 +58,7 @@ impl Engine {
             } else {
                 let refine = |all, refinements: RefinementPlan, level| {
                     let granule = streaming::granule(&file);
-                    streaming::refiner(path, granule, tables, all, refinements, level, options)
+                    streaming::refiner(place, granule, tables, all, refinements, level, options)
                 };
                 let inner = parts.resident(&file, options, adapter, plan, refine)?;
                 let first = &inner.processors.first;
@@ -58,7 +73,7 @@ impl Engine {
             }
         };
         let inner = |adapter| Ok(Inner { file: Some(file.identity()?), ..open(adapter)? });
-        Engine::on(options, inner).map_err(|e| e.at(path))
+        Engine::on(options, inner).map_err(|e| e.at(place.name()))
     }
 
     /// What [`Engine::open`] would do with the memory, without loading anything.
@@ -66,12 +81,24 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
-        let file = map(path)?;
+        Engine::plan_place(&path.into(), options)
+    }
+
+    /// [`Engine::plan`] of what [`Engine::open_file`] opens.
+    ///
+    /// # Errors
+    /// As [`Engine::open_file`].
+    pub fn plan_file(file: File, offset: u64, len: u64, options: &EngineOptions) -> Result<MemoryPlan> {
+        Engine::plan_place(&Place::part(file, offset, len)?, options)
+    }
+
+    fn plan_place(place: &Place, options: &EngineOptions) -> Result<MemoryPlan> {
+        let file = map(place)?;
         let plan = |adapter| {
             let parts = Parts::new(&file, options)?;
             parts.plan(options, adapter, &streaming::tables(&file, parts.layers())?)
         };
-        Ok(processor::choose(options.backend, plan).map_err(|e| e.at(path))?.0)
+        Ok(processor::choose(options.backend, plan).map_err(|e| e.at(place.name()))?.0)
     }
 
     /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
@@ -149,10 +176,12 @@ fn release_matrix(m: &Matrix) {
     }
 }
 
-fn map(path: &Path) -> Result<NestedFile> {
-    if path.is_dir() {
+fn map(place: &Place) -> Result<NestedFile> {
+    if let Place::Named(path) = place
+        && path.is_dir()
+    {
         let what = "this is a folder; convert the model in it first (`dollop convert`)";
         return Err(Error::unsupported(what).at(path));
     }
-    NestedFile::new(store::map(path)?).map_err(|e| e.at(path))
+    NestedFile::new(place.map()?).map_err(|e| e.at(place.name()))
 }

@@ -39,6 +39,15 @@ pub fn map(path: &Path) -> Result<Bytes> {
     Ok(Bytes::new(Arc::new(map)))
 }
 
+/// Maps a part of an open file for reading. The part lies within the file.
+pub(super) fn map_part(file: &File, offset: u64, len: u64) -> std::io::Result<Bytes> {
+    let len = usize::try_from(len).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+    // SAFETY: as in `map`: private, read-only, lent out as shared slices alone; changed bytes are plain numbers, and a file that is
+    // cut ends the process.
+    let map = unsafe { MmapOptions::new().offset(offset).len(len).map(file) }?;
+    Ok(Bytes::new(Arc::new(map)))
+}
+
 /// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: a conversion of a file
 /// larger than memory would otherwise push everything else out.
 pub fn release(bytes: &[u8]) {
@@ -79,6 +88,20 @@ pub(super) fn open_direct(path: &Path) -> Option<File> {
     #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
     {
         let _ = path;
+        None
+    }
+}
+
+/// [`open_direct`] of a file that is open. A handle of its own: how the one that is there reads does not change.
+pub(super) fn reopen_direct(file: &File) -> Option<File> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use std::os::fd::AsRawFd;
+        open_direct(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    {
+        let _ = file;
         None
     }
 }

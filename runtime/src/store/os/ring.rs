@@ -21,6 +21,8 @@ mod linux {
     pub struct Ring {
         ring: IoUring,
         file: File,
+        /// Where byte 0 is in the file.
+        base: u64,
         /// By place, what the system reads into.
         flying: Vec<Option<Slab>>,
         /// Places that are free.
@@ -28,11 +30,11 @@ mod linux {
     }
 
     impl Ring {
-        /// A ring for up to `depth` reads at a time.
+        /// A ring for up to `depth` reads at a time of a file from `base` on.
         ///
         /// # Errors
         /// Where the system has none, or does not let us have one.
-        pub fn new(file: &File, depth: usize) -> io::Result<Ring> {
+        pub fn new(file: &File, base: u64, depth: usize) -> io::Result<Ring> {
             let depth = depth.clamp(1, 1024);
             // Everything that was prepared is handed over, whatever becomes of one of them.
             let ring = match IoUring::builder().setup_submit_all().build(depth as u32) {
@@ -45,7 +47,7 @@ mod linux {
                 return Err(io::ErrorKind::Unsupported.into());
             }
             let flying = (0..depth).map(|_| None).collect();
-            Ok(Ring { ring, file: file.try_clone()?, flying, free: (0..depth).rev().collect() })
+            Ok(Ring { ring, file: file.try_clone()?, base, flying, free: (0..depth).rev().collect() })
         }
 
         /// Reads that may be prepared or under way at a time.
@@ -69,7 +71,7 @@ mod linux {
             // Whatever becomes of this read, the next one is not called off.
             let flags = if next { Flags::IO_HARDLINK } else { Flags::empty() };
             let read = opcode::Read::new(types::Fd(self.file.as_raw_fd()), slab.as_mut_ptr(), len)
-                .offset(offset)
+                .offset(self.base.saturating_add(offset))
                 .build()
                 .flags(flags)
                 .user_data(place as u64);
@@ -152,7 +154,7 @@ mod none {
 
     #[allow(missing_docs, clippy::missing_errors_doc)]
     impl Ring {
-        pub fn new(_: &File, _: usize) -> io::Result<Ring> {
+        pub fn new(_: &File, _: u64, _: usize) -> io::Result<Ring> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
@@ -190,7 +192,7 @@ mod tests {
 
     /// A system that allows none, as some containers do, has nothing to be tested.
     fn ring(file: &File, depth: usize) -> Option<Ring> {
-        Ring::new(file, depth).ok()
+        Ring::new(file, 0, depth).ok()
     }
 
     #[test]

@@ -1,0 +1,117 @@
+//! Where bytes lie: in a file that has a name, or in a part of one that is open. Systems that keep apps apart hand out open files
+//! and no names.
+
+use super::os;
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a part of a file is aligned to at least: kernels read weights where they are mapped, by cache lines.
+pub const PART_ALIGNMENT: u64 = 64;
+
+/// Where bytes lie. A clone is the same place.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A whole file.
+    Named(PathBuf),
+    /// A part of an open file.
+    Part {
+        /// The file.
+        file: Arc<File>,
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+    },
+}
+
+impl From<&Path> for Place {
+    fn from(path: &Path) -> Self {
+        Place::Named(path.to_path_buf())
+    }
+}
+
+impl From<&PathBuf> for Place {
+    fn from(path: &PathBuf) -> Self {
+        Place::Named(path.clone())
+    }
+}
+
+impl From<&Place> for Place {
+    fn from(place: &Place) -> Self {
+        place.clone()
+    }
+}
+
+impl Place {
+    /// A part of an open file.
+    ///
+    /// # Errors
+    /// `Invalid` where the file has no such part, or it begins where kernels cannot read; `Io`.
+    pub fn part(file: File, offset: u64, len: u64) -> Result<Place> {
+        let place = Place::Part { file: Arc::new(file), offset, len };
+        let Place::Part { file, .. } = &place else { return Ok(place) };
+        let meta = file.metadata().map_err(|e| Error::io(place.name(), e))?;
+        let end = offset.checked_add(len).filter(|&end| meta.is_file() && len > 0 && end <= meta.len());
+        if end.is_none() {
+            let bytes = meta.len();
+            return Err(Error::Invalid(format!(
+                "{len} bytes from byte {offset} on: the open file has {bytes}, and a model has some"
+            )));
+        }
+        if !offset.is_multiple_of(PART_ALIGNMENT) {
+            return Err(Error::Invalid(format!(
+                "a model at byte {offset} of an open file: it must begin at a multiple of {PART_ALIGNMENT} (store it without compression, aligned)"
+            )));
+        }
+        Ok(place)
+    }
+
+    /// Its name, for errors.
+    pub fn name(&self) -> &Path {
+        match self {
+            Place::Named(path) => path,
+            Place::Part { .. } => Path::new("open file"),
+        }
+    }
+
+    /// Maps it for reading.
+    ///
+    /// # Errors
+    /// As [`map`](super::map).
+    pub fn map(&self) -> Result<Bytes> {
+        match self {
+            Place::Named(path) => os::map(path),
+            Place::Part { file, offset, len } => {
+                os::map_part(file, *offset, *len).map_err(|e| Error::io(self.name(), e))
+            }
+        }
+    }
+
+    /// Where it begins in its file, and how long it is where that is less than the rest of the file.
+    pub(super) fn span(&self) -> (u64, Option<u64>) {
+        match self {
+            Place::Named(_) => (0, None),
+            Place::Part { offset, len, .. } => (*offset, Some(*len)),
+        }
+    }
+
+    /// A handle for reads through the page cache.
+    pub(super) fn open(&self) -> Result<File> {
+        let file = match self {
+            Place::Named(path) => File::open(path),
+            Place::Part { file, .. } => file.try_clone(),
+        };
+        file.map_err(|e| Error::io(self.name(), e))
+    }
+
+    /// A handle for reads past the page cache; `None` where there is no such thing.
+    pub(super) fn open_direct(&self) -> Option<File> {
+        match self {
+            Place::Named(path) => os::open_direct(path),
+            Place::Part { file, .. } => os::reopen_direct(file),
+        }
+    }
+}
