@@ -8,6 +8,7 @@ use dollop::{
     StopReason,
 };
 use dollop_tests::{chosen_among_all, default_model, talker::Talker, tiny::Tiny};
+use std::ops::ControlFlow;
 
 fn engine() -> Engine {
     Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
@@ -121,6 +122,39 @@ fn a_cancelled_answer_stays_and_the_session_goes_on() {
     cancel.cancel();
     let outcome = chat.send("And?", &GenerateOptions { cancel, ..greedy(4) }, &mut |_| ()).unwrap();
     assert_eq!((outcome.stop, outcome.tokens.len()), (StopReason::Cancelled, 0));
+}
+
+#[test]
+fn a_callback_ends_an_answer_without_a_token() {
+    let mut chat = chat(512, Overflow::Error);
+    let (mut tokens, mut later) = (0, 0);
+    let outcome = chat.send("Tell me a story.", &greedy(100), &mut |event| {
+        later += usize::from(tokens == 3);
+        tokens += usize::from(matches!(event, Event::Token { .. }));
+        if tokens == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.stop, outcome.tokens.len(), later), (StopReason::Cancelled, 3, 0));
+    assert_eq!(chat.messages().last().unwrap().content, outcome.text);
+    // In the middle of a prompt: what is computed of it stays.
+    let long = "word ".repeat(200);
+    let before = chat.session().processed_tokens();
+    let outcome = chat.send(&long, &greedy(4), &mut |event| match event {
+        Event::Prefill { done, .. } if done >= 64 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.stop, outcome.tokens.len()), (StopReason::Cancelled, 0));
+    let computed = chat.session().processed_tokens() - before;
+    assert!((1..200).contains(&computed), "{computed} tokens were computed");
+    assert_eq!(chat.send("Hello", &greedy(4), &mut |_| ()).unwrap().tokens.len(), 4);
+}
+
+#[test]
+fn the_cpu_is_a_device() {
+    let devices = dollop::devices();
+    assert!(devices[0].backend == dollop::BackendChoice::Cpu && !devices[0].name.is_empty());
+    assert_eq!(devices.len() - 1, dollop::kernels::gpu::adapters().len());
 }
 
 #[test]

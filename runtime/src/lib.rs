@@ -27,9 +27,9 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
-    BackendChoice, CalibrateOptions, Chat, Engine, EngineOptions, Event, GenerateOptions, Keep, LevelFit,
-    MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Session, SessionOptions, SpecialTokens,
-    StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens,
+    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, GenerateOptions, Keep,
+    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
+    SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens, devices,
 };
 #[doc(hidden)]
 pub use telemetry::GpuFault;

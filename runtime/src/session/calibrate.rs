@@ -163,6 +163,7 @@ impl Run {
                     let bytes = 4 * (done + n.min(window.len())) as u64;
                     progress(Progress { stage: "calibrating", done: bytes, total: 4 * total as u64 });
                 }
+                Ok(())
             })?;
             if let Some(e) = self.meter.kept.as_ref().and_then(|kept| lock(&kept.failed).take()) {
                 return Err(e);

@@ -4,7 +4,7 @@
 //! tokenized and computed: earlier turns are kept as the very ids that were generated, so that reuse does not depend on
 //! the tokenizer turning an answer's text back into the same ids.
 
-use super::generate::{Event, GenerateOptions, Outcome, StopReason};
+use super::generate::{Event, GenerateOptions, Listener, Outcome, Reply, StopReason};
 use super::timeline::Session;
 use crate::error::{Error, Result};
 use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
@@ -102,10 +102,10 @@ impl Chat {
     ///
     /// # Errors
     /// `Invalid` where nothing was asked yet; otherwise as [`Chat::send`].
-    pub fn regenerate(
+    pub fn regenerate<R: Reply>(
         &mut self,
         options: &GenerateOptions,
-        on_event: &mut dyn FnMut(Event),
+        on_event: &mut dyn FnMut(Event) -> R,
     ) -> Result<Outcome> {
         let at = self.messages.iter().rposition(|m| m.role == "user");
         let at = at.ok_or_else(|| Error::Invalid("there is no message to answer again".into()))?;
@@ -124,15 +124,16 @@ impl Chat {
     /// # Errors
     /// `ContextFull` where the conversation does not fit (and may not slide, or cannot enough); the template's refusal
     /// of the messages; those of [`Session::generate`]. The conversation is then as it was before.
-    pub fn send(
+    pub fn send<R: Reply>(
         &mut self,
         text: &str,
         options: &GenerateOptions,
-        on_event: &mut dyn FnMut(Event),
+        on_event: &mut dyn FnMut(Event) -> R,
     ) -> Result<Outcome> {
         let before = self.messages.clone();
         self.messages.push(Message::new("user", text));
-        let outcome = self.answer(options, on_event);
+        let mut on_event = |event| on_event(event).flow();
+        let outcome = self.answer(options, &mut Listener::new(&mut on_event));
         match &outcome {
             Ok(outcome) => self.messages.push(Message::new("assistant", outcome.text.clone())),
             Err(_) => self.messages = before,
@@ -140,7 +141,7 @@ impl Chat {
         outcome
     }
 
-    fn answer(&mut self, options: &GenerateOptions, on_event: &mut dyn FnMut(Event)) -> Result<Outcome> {
+    fn answer(&mut self, options: &GenerateOptions, listener: &mut Listener) -> Result<Outcome> {
         let mut sampler = self.session.engine().sampler(options.sampling.clone())?;
         let mut options = options.clone();
         let mut whole: Option<Outcome> = None;
@@ -149,7 +150,7 @@ impl Chat {
             let said = whole.as_ref().map_or(&[][..], |o| &o.tokens);
             let (text, mut prompt) = self.prompt(said.len())?;
             prompt.extend_from_slice(said);
-            let part = self.session.generate_with(&prompt, &options, &mut sampler, on_event)?;
+            let part = self.session.generate_with(&prompt, &options, &mut sampler, listener)?;
             let generated = part.tokens.clone();
             let total = match whole.take() {
                 None => part,

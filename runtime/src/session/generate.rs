@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::sampler::{Sampler, Sampling};
 use crate::telemetry::CancelToken;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// How to continue a prompt.
@@ -69,6 +70,25 @@ pub enum Event {
     },
 }
 
+/// What a callback answers to an [`Event`]: nothing, or whether to go on. After [`ControlFlow::Break`] the generation ends as a
+/// cancelled one does, and the callback is not called again.
+pub trait Reply {
+    /// Whether to go on.
+    fn flow(self) -> ControlFlow<()>;
+}
+
+impl Reply for () {
+    fn flow(self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl Reply for ControlFlow<()> {
+    fn flow(self) -> ControlFlow<()> {
+        self
+    }
+}
+
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,7 +99,7 @@ pub enum StopReason {
     StopString,
     /// `max_tokens` were generated.
     MaxTokens,
-    /// The caller cancelled.
+    /// The caller cancelled, or a callback said [`ControlFlow::Break`].
     Cancelled,
     /// The KV cache is full.
     ContextFull,
@@ -155,6 +175,25 @@ fn prefers_something(logits: impl Iterator<Item = f32>) -> Result<()> {
     )))
 }
 
+/// Who hears of events, until they have heard enough.
+pub(super) struct Listener<'a> {
+    on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
+    stopped: bool,
+}
+
+impl<'a> Listener<'a> {
+    pub(super) fn new(on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>) -> Listener<'a> {
+        Listener { on_event, stopped: false }
+    }
+
+    /// # Errors
+    /// `Cancelled` from the first time on that the answer is to stop.
+    fn tell(&mut self, event: Event) -> Result<()> {
+        self.stopped = self.stopped || (self.on_event)(event).is_break();
+        if self.stopped { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
 /// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
 struct Next {
     wish: Wish,
@@ -168,13 +207,14 @@ impl Next {
         Next { wish, logits: Vec::new(), best: Vec::new() }
     }
 
-    fn hear(&mut self, step: Step, on_event: &mut dyn FnMut(Event)) {
+    fn hear(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
         match step {
             Step::Read(_) => {}
             Step::Logits(_, last) => last.clone_into(&mut self.logits),
             Step::Best(best) => best.clone_into(&mut self.best),
-            Step::Moved(why) => on_event(Event::GpuLost { note: why.to_owned() }),
+            Step::Moved(why) => listener.tell(Event::GpuLost { note: why.to_owned() })?,
         }
+        Ok(())
     }
 
     /// # Errors
@@ -201,19 +241,20 @@ impl Next {
 impl Session {
     /// Makes the timeline read `prompt` and continues it. Whatever the cache already holds of the prompt's beginning is
     /// reused, the rest of the cache is forgotten; afterwards the cache holds the prompt and all but the last of the
-    /// generated tokens.
+    /// generated tokens. `on_event` hears what happens, and may end it ([`Reply`]).
     ///
     /// # Errors
     /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt or bad options. Cancellation is no
     /// error. After an error the session is usable.
-    pub fn generate(
+    pub fn generate<R: Reply>(
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_event: &mut dyn FnMut(Event),
+        on_event: &mut dyn FnMut(Event) -> R,
     ) -> Result<Outcome> {
         let mut sampler = self.engine().sampler(options.sampling.clone())?;
-        self.generate_with(prompt, options, &mut sampler, on_event)
+        let mut on_event = |event| on_event(event).flow();
+        self.generate_with(prompt, options, &mut sampler, &mut Listener::new(&mut on_event))
     }
 
     /// [`Session::generate`] with a sampler that outlives the call.
@@ -222,7 +263,7 @@ impl Session {
         prompt: &[u32],
         options: &GenerateOptions,
         sampler: &mut Sampler,
-        on_event: &mut dyn FnMut(Event),
+        listener: &mut Listener,
     ) -> Result<Outcome> {
         if prompt.is_empty() {
             return Err(Error::Invalid("the prompt is empty: there is nothing to continue".into()));
@@ -249,9 +290,9 @@ impl Session {
         let mut next = Next::new(sampler);
         let read = self.append(fresh, next.wish, Some(&options.cancel), &mut |step| {
             if let Step::Read(done) = step {
-                on_event(Event::Prefill { done, total: fresh.len() });
+                listener.tell(Event::Prefill { done, total: fresh.len() })?;
             }
-            next.hear(step, on_event);
+            next.hear(step, listener)
         });
         outcome.prefill_s = start.elapsed().as_secs_f64();
         match read {
@@ -265,7 +306,7 @@ impl Session {
         sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
         let start = Instant::now();
-        self.decode(next, options, sampler, on_event, &mut outcome)?;
+        self.decode(next, options, sampler, listener, &mut outcome)?;
         outcome.decode_s = start.elapsed().as_secs_f64();
         Ok(outcome)
     }
@@ -276,7 +317,7 @@ impl Session {
         mut next: Next,
         options: &GenerateOptions,
         sampler: &mut Sampler,
-        on_event: &mut dyn FnMut(Event),
+        listener: &mut Listener,
         outcome: &mut Outcome,
     ) -> Result<()> {
         let engine = self.engine().clone();
@@ -297,9 +338,12 @@ impl Session {
             outcome.tokens.push(id);
             let piece = detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
             let (text, met) = filter.push(&piece);
-            on_event(Event::Token { id, text });
+            let heard = listener.tell(Event::Token { id, text });
             if met {
                 break StopReason::StopString;
+            }
+            if heard.is_err() {
+                break StopReason::Cancelled;
             }
             if outcome.tokens.len() == options.max_tokens {
                 break StopReason::MaxTokens;
@@ -309,7 +353,7 @@ impl Session {
             }
             let start = Instant::now();
             let (wish, cancel) = (next.wish, Some(&options.cancel));
-            let read = self.append(&[id], wish, cancel, &mut |step| next.hear(step, on_event));
+            let read = self.append(&[id], wish, cancel, &mut |step| next.hear(step, listener));
             match read {
                 Err(Error::Cancelled) => break StopReason::Cancelled,
                 other => other?,
@@ -321,8 +365,9 @@ impl Session {
         if outcome.stop != StopReason::StopString {
             let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());
             rest = filter.push(&rest).0 + &filter.finish();
-            if !rest.is_empty() {
-                on_event(Event::Rest { text: rest });
+            if !rest.is_empty() && !listener.stopped {
+                // It is over whatever the answer is.
+                let _ = listener.tell(Event::Rest { text: rest });
             }
         }
         outcome.text = filter.text;

@@ -7,6 +7,7 @@
 mod calibrate;
 mod chat;
 mod dense;
+mod devices;
 mod engine;
 mod generate;
 mod info;
@@ -26,8 +27,9 @@ mod timeline;
 pub use crate::model::tokens::SpecialTokens;
 pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_tokens};
 pub use chat::{Chat, Overflow};
+pub use devices::{Device, devices};
 pub use engine::Engine;
-pub use generate::{Event, GenerateOptions, Outcome, StopReason};
+pub use generate::{Event, GenerateOptions, Outcome, Reply, StopReason};
 pub use info::ModelInfo;
 pub use memory::TrimLevel;
 pub use options::{EngineOptions, StreamingOptions};

@@ -59,6 +59,9 @@ pub(super) enum Step<'a> {
     Moved(&'a str),
 }
 
+/// Hears what happens while tokens are appended. An error ends that.
+pub(super) type Hear<'a> = &'a mut dyn FnMut(Step) -> Result<()>;
+
 impl Engine {
     /// An empty timeline.
     ///
@@ -152,6 +155,7 @@ impl Session {
             if let Step::Logits(i, logits) = step {
                 each(i, logits);
             }
+            Ok(())
         })
     }
 
@@ -170,18 +174,19 @@ impl Session {
             if let Step::Best(found) = step {
                 best.extend_from_slice(found);
             }
+            Ok(())
         })?;
         Ok(best)
     }
 
-    /// Appends `tokens` chunk by chunk. On cancellation the chunks done stay. Where a GPU fails, the CPU takes the
+    /// Appends `tokens` chunk by chunk. On cancellation, and after an error of `hear`, the chunks done stay. Where a GPU fails, the CPU takes the
     /// timeline over in the middle of it: no step is heard twice.
     pub(super) fn append(
         &mut self,
         tokens: &[u32],
         wish: Wish,
         cancel: Option<&CancelToken>,
-        hear: &mut dyn FnMut(Step),
+        hear: Hear,
     ) -> Result<()> {
         let needed = self.tokens.len() + tokens.len();
         if needed > self.context() {
@@ -214,13 +219,13 @@ impl Session {
                         let so_far = done + chunk.len() * n / layers;
                         if so_far > read && n < layers {
                             read = so_far;
-                            hear(Step::Read(read));
+                            hear(Step::Read(read))?;
                         }
                     }
                     Passing::Logits(i, logits) if done + i >= heard => {
                         numbers(logits.iter().copied())?;
                         heard = done + i + 1;
-                        hear(Step::Logits(done + i, logits));
+                        hear(Step::Logits(done + i, logits))?;
                     }
                     _ => {}
                 }
@@ -238,12 +243,12 @@ impl Session {
                 continue;
             }
             if let Want::Best(_) = want {
-                hear(Step::Best(self.state.likeliest()));
+                hear(Step::Best(self.state.likeliest()))?;
             }
             self.tokens.extend_from_slice(chunk);
             self.held = self.tokens.len();
             done += chunk.len();
-            hear(Step::Read(done));
+            hear(Step::Read(done))?;
         }
         Ok(())
     }
@@ -306,7 +311,7 @@ impl Session {
     }
 
     /// Moves to the CPU, if the GPU that held this timeline is lost, and reads again what was lost with it.
-    fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: &mut dyn FnMut(Step)) -> Result<()> {
+    fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: Hear) -> Result<()> {
         let engine = self.engine.clone();
         if let Some(why) = engine.lost().filter(|_| !matches!(self.state, Timeline::Cpu(_))) {
             let (capacity, chunk) = (self.state.capacity(), self.state.chunk());
@@ -315,7 +320,7 @@ impl Session {
             (self.held, self.booking) = (0, None);
             let (booking, state) = place(engine.processors().take_over()?, capacity, chunk)?;
             (self.booking, self.state) = (Some(booking), state);
-            hear(Step::Moved(why));
+            hear(Step::Moved(why))?;
         }
         while self.held < self.tokens.len() {
             check(cancel)?;
