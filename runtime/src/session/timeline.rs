@@ -144,6 +144,23 @@ impl Session {
         Ok(all)
     }
 
+    /// Appends `tokens` and returns the logits at the last: the output head is computed for one position.
+    ///
+    /// # Errors
+    /// As [`Session::for_each_logits`]; `Invalid` for no tokens.
+    pub fn last_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(Error::Invalid("logits after no tokens: there is no last one".into()));
+        }
+        let mut last = Vec::new();
+        self.append(tokens, Wish::Last, None, &mut |step| {
+            if let Step::Logits(_, logits) = step {
+                last.extend_from_slice(logits);
+            }
+        })?;
+        Ok(last)
+    }
+
     /// Appends `tokens` and hands the logits at each to `each`, with the token's index in `tokens`.
     ///
     /// # Errors

@@ -1,0 +1,69 @@
+//! Where Rust ends: failures become a status and a text, and a panic becomes a status.
+
+use crate::status::{self, dollop_status};
+use runtime::Error;
+use std::cell::RefCell;
+use std::ffi::{CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Why a call failed.
+pub(crate) struct Failure {
+    pub(crate) status: dollop_status,
+    pub(crate) text: String,
+}
+
+impl Failure {
+    pub(crate) fn new(status: dollop_status, text: impl Into<String>) -> Failure {
+        Failure { status, text: text.into() }
+    }
+
+    pub(crate) fn invalid(text: impl Into<String>) -> Failure {
+        Failure::new(dollop_status::DOLLOP_INVALID, text)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::new(status::of(&error), error.to_string())
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+thread_local! {
+    static LAST: RefCell<CString> = RefCell::default();
+}
+
+/// Runs the body of a C function. The one place where a panic of the library is caught.
+pub(crate) fn run(body: impl FnOnce() -> Result<()>) -> dollop_status {
+    // What a body changes it changes behind a lock of a handle, which a panic poisons (`handles.rs`), or in the end alone.
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => dollop_status::DOLLOP_OK,
+        Ok(Err(failure)) => remember(failure),
+        Err(payload) => remember(Failure::new(dollop_status::DOLLOP_PANIC, panicked(&*payload))),
+    }
+}
+
+fn panicked(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    format!("a bug in Dollop: {}", text.unwrap_or("a panic without a text"))
+}
+
+fn remember(failure: Failure) -> dollop_status {
+    // A thread that is ending may have no place left for the text.
+    let _ = LAST.try_with(|last| *last.borrow_mut() = c_string(&failure.text));
+    failure.status
+}
+
+/// A text for C. A NUL, which would end it, becomes a space: only error texts and names pass here.
+pub(crate) fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', " ")).unwrap_or_default()
+}
+
+/// What went wrong in this thread's last call that failed: one line for people; "" if none did. A call that succeeds
+/// leaves it. The text is valid until the next call on this thread that fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn dollop_last_error() -> *const c_char {
+    LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}

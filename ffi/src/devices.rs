@@ -1,0 +1,98 @@
+//! The GPUs that there are.
+
+use crate::boundary::{Failure, run};
+use crate::outputs::{Out, OutArray};
+use crate::status::dollop_status::{self, *};
+use serde_json::Value;
+use std::ffi::c_char;
+
+/// A GPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_device {
+    /// What `dollop_engine_options.gpu_index` names it by.
+    pub index: u32,
+    /// 1 if kernels can run on it.
+    pub usable: u32,
+    /// 1 if the processor does the work.
+    pub software: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// The largest buffer that a kernel can read, in bytes.
+    pub max_binding_bytes: u64,
+    /// What it calls itself: UTF-8 that ends with a NUL, cut where it is longer.
+    pub name: [c_char; 128],
+    /// Vulkan, Metal or Dx12; ends with a NUL.
+    pub api: [c_char; 16],
+}
+
+#[cfg(feature = "gpu")]
+fn all() -> Vec<(dollop_device, Value)> {
+    let adapters = runtime::kernels::gpu::adapters();
+    let one = |a: &runtime::kernels::gpu::AdapterInfo| dollop_device {
+        index: u32::try_from(a.index).unwrap_or(u32::MAX),
+        usable: u32::from(a.missing.is_none()),
+        software: u32::from(a.software),
+        reserved: 0,
+        max_binding_bytes: a.max_binding_bytes,
+        name: field(&a.name),
+        api: field(&a.api),
+    };
+    adapters.iter().map(|a| (one(a), serde_json::to_value(a).unwrap_or_default())).collect()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn all() -> Vec<(dollop_device, Value)> {
+    Vec::new()
+}
+
+/// A text in an array, cut at a character, with a NUL behind it.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
+    let mut field = [0; N];
+    let mut at = 0;
+    for c in text.chars().take_while(|c| *c != '\0') {
+        let mut bytes = [0; 4];
+        let bytes = c.encode_utf8(&mut bytes).as_bytes();
+        if at + bytes.len() >= N {
+            break;
+        }
+        for &b in bytes {
+            // A byte, whether this system's characters have signs or not.
+            field[at] = b as c_char;
+            at += 1;
+        }
+    }
+    field
+}
+
+/// Lists the GPUs. Writes `*count`, and the GPUs to `devices`, which has room for `capacity`; with `devices` NULL only the
+/// count. Asks the drivers, which may take a second. No GPU is no failure. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_devices(
+    devices: *mut dollop_device,
+    capacity: usize,
+    count: *mut usize,
+) -> dollop_status {
+    run(|| {
+        // SAFETY: the contract of pointers in `lib.rs`, for an array of `capacity` and a number.
+        let (devices, count) = unsafe { (OutArray::new(devices, capacity), Out::new("count", count)?) };
+        let found: Vec<dollop_device> = all().into_iter().map(|(device, _)| device).collect();
+        devices.set("devices", &found)?;
+        count.set(found.len());
+        Ok(())
+    })
+}
+
+/// The same and more as a JSON array. `*json` is freed with `dollop_text_free`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_devices_json(json: *mut *mut c_char) -> dollop_status {
+    run(|| {
+        // SAFETY: the contract of pointers in `lib.rs`.
+        let json = unsafe { Out::new("json", json) }?;
+        let list: Vec<Value> = all().into_iter().map(|(_, value)| value).collect();
+        let text = serde_json::to_string(&list)
+            .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the devices: {e}")))?;
+        json.set_text(&text)
+    })
+}

@@ -1,0 +1,181 @@
+//! Handles: what C holds in place of a Rust value.
+//!
+//! A handle is no address but a number that is used once, with the type in its low bits. One table has the values of all
+//! open handles. So a handle that is closed, of another type or made up is found out without reading memory that may be
+//! gone, and closing a handle while another thread computes with it leaves the value to that thread.
+
+use crate::boundary::{Failure, Result};
+use crate::status::dollop_status::*;
+use runtime::{CancelToken, Chat, Engine, MemoryPlan, Session};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
+
+/// A loaded model. Any thread, any number of threads at a time.
+pub struct dollop_engine {
+    _opaque: [u8; 0],
+}
+
+/// One timeline of a model: tokens and their KV cache. One call at a time; another thread may cancel or free.
+pub struct dollop_session {
+    _opaque: [u8; 0],
+}
+
+/// A conversation on a timeline of its own. One call at a time; another thread may cancel or free.
+pub struct dollop_chat {
+    _opaque: [u8; 0],
+}
+
+/// How a memory budget is spent. Any thread, any number of threads at a time.
+pub struct dollop_plan {
+    _opaque: [u8; 0],
+}
+
+/// A value that one call at a time may use, and what stops that call.
+pub(crate) struct Exclusive<T> {
+    value: Mutex<T>,
+    running: Mutex<Option<CancelToken>>,
+}
+
+impl<T> Exclusive<T> {
+    pub(crate) fn new(value: T) -> Exclusive<T> {
+        Exclusive { value: Mutex::new(value), running: Mutex::new(None) }
+    }
+
+    /// The value, unless another call has it.
+    pub(crate) fn take(&self) -> Result<MutexGuard<'_, T>> {
+        self.value.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => {
+                Failure::new(DOLLOP_BUSY, "another call on this handle has not returned")
+            }
+            TryLockError::Poisoned(_) => {
+                Failure::new(DOLLOP_PANIC, "an earlier call on this handle panicked: free the handle")
+            }
+        })
+    }
+
+    /// Names what [`Exclusive::cancel`] cancels, for as long as the guard lives.
+    pub(crate) fn cancels(&self, token: &CancelToken) -> impl Drop + '_ {
+        struct Running<'a>(&'a Mutex<Option<CancelToken>>);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        }
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+        Running(&self.running)
+    }
+
+    /// Stops the generation that runs, if one does.
+    pub(crate) fn cancel(&self) {
+        if let Some(token) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            token.cancel();
+        }
+    }
+}
+
+/// What an open handle stands for.
+pub(crate) enum Object {
+    Engine(Engine),
+    Session(Arc<Exclusive<Session>>),
+    Chat(Arc<Exclusive<Chat>>),
+    Plan(Arc<MemoryPlan>),
+}
+
+const NAMES: [&str; 4] = ["engine", "session", "chat", "plan"];
+
+/// A type of handles.
+pub(crate) trait Handle {
+    /// What it stands for; a clone is the same one.
+    type Value: Clone;
+    /// Its place in `NAMES`, and the low bits of its numbers.
+    const TAG: usize;
+    fn wrap(value: Self::Value) -> Object;
+    fn unwrap(object: &Object) -> Option<&Self::Value>;
+}
+
+macro_rules! handle {
+    ($type:ident, $variant:ident, $value:ty, $tag:expr) => {
+        impl Handle for $type {
+            type Value = $value;
+            const TAG: usize = $tag;
+            fn wrap(value: $value) -> Object {
+                Object::$variant(value)
+            }
+            fn unwrap(object: &Object) -> Option<&$value> {
+                match object {
+                    Object::$variant(value) => Some(value),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+handle!(dollop_engine, Engine, Engine, 0);
+handle!(dollop_session, Session, Arc<Exclusive<Session>>, 1);
+handle!(dollop_chat, Chat, Arc<Exclusive<Chat>>, 2);
+handle!(dollop_plan, Plan, Arc<MemoryPlan>, 3);
+
+/// The numbers in use, and the next one that was never used.
+struct Table {
+    open: HashMap<usize, Object>,
+    next: usize,
+}
+
+static TABLE: LazyLock<RwLock<Table>> =
+    LazyLock::new(|| RwLock::new(Table { open: HashMap::new(), next: 1 }));
+
+/// A new handle of a value.
+///
+/// # Errors
+/// `DOLLOP_OTHER` where 2^26 handles were made on a machine of 32 bits: numbers are not used twice.
+pub(crate) fn open<H: Handle>(value: H::Value) -> Result<*mut H> {
+    let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
+    let number = table.next.checked_mul(16).map(|n| n + H::TAG);
+    let number = number.ok_or_else(|| Failure::new(DOLLOP_OTHER, "no more handles can be made"))?;
+    table.next += 1;
+    table.open.insert(number, H::wrap(value));
+    Ok(std::ptr::without_provenance_mut(number))
+}
+
+/// Why `number` is no open handle of type `H`.
+fn unknown<H: Handle>(number: usize, open: bool) -> Failure {
+    let (name, tag) = (NAMES[H::TAG], number % 16);
+    match NAMES.get(tag) {
+        Some(other) if open && tag != H::TAG => Failure::new(
+            DOLLOP_WRONG_HANDLE,
+            format!("the {name} is no {name}: it is a handle of type {other}"),
+        ),
+        _ => Failure::new(DOLLOP_CLOSED, format!("the {name} is closed, or never was one")),
+    }
+}
+
+/// The value of an open handle. It lives as long as the clone, whatever becomes of the handle.
+pub(crate) fn get<H: Handle>(handle: *const H) -> Result<H::Value> {
+    if handle.is_null() {
+        return Err(Failure::new(DOLLOP_NULL, format!("the {} is NULL", NAMES[H::TAG])));
+    }
+    let number = handle.addr();
+    let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
+    let found = table.open.get(&number);
+    found.and_then(H::unwrap).cloned().ok_or_else(|| unknown::<H>(number, found.is_some()))
+}
+
+/// Closes a handle; NULL is none. Returns its value, which is dropped outside of the table's lock.
+pub(crate) fn close<H: Handle>(handle: *mut H) -> Result<Option<H::Value>> {
+    if handle.is_null() {
+        return Ok(None);
+    }
+    let value = get(handle.cast_const())?;
+    let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
+    // Another thread may have been here in between.
+    match table.open.remove(&handle.addr()) {
+        Some(_) => Ok(Some(value)),
+        None => Err(unknown::<H>(handle.addr(), false)),
+    }
+}
+
+/// Handles that are open in this process: for tests that nothing is forgotten. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn dollop_open_handles() -> usize {
+    TABLE.read().unwrap_or_else(PoisonError::into_inner).open.len()
+}

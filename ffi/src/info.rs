@@ -1,0 +1,138 @@
+//! The model in numbers: `dollop_model_info` and the same as JSON.
+
+use crate::arguments::{self, Struct};
+use crate::boundary::{Failure, run};
+use crate::handles::{self, dollop_engine};
+use crate::outputs::{Out, OutStruct};
+use crate::status::dollop_status::{self, *};
+use serde_json::json;
+use std::ffi::c_char;
+
+/// A model in numbers; names are in `dollop_engine_info_json`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_model_info {
+    /// Bytes of this struct.
+    pub struct_size: usize,
+    /// Transformer blocks.
+    pub layers: u32,
+    /// Experts per routed layer; 0 for a dense model.
+    pub experts: u32,
+    /// Experts per token.
+    pub experts_used: u32,
+    /// Hidden width of a routed expert; 0 for a dense model.
+    pub expert_width: u32,
+    /// Longest context that the model was made for, in tokens.
+    pub context: u32,
+    /// Token ids are below this; the length of an array of logits.
+    pub vocab: u32,
+    /// Token at the beginning of a text; -1 for none.
+    pub bos: i64,
+    /// Token at the end of a text; -1 for none.
+    pub eos: i64,
+    /// Weights in matrices.
+    pub parameters: u64,
+    /// Of those, what one token passes through.
+    pub active_parameters: u64,
+    /// Bytes of all weights at the level in use.
+    pub bytes: u64,
+    /// Bytes that a token reads.
+    pub active_bytes: u64,
+    /// Threads that compute.
+    pub threads: u32,
+    /// 1 if the model has a chat template.
+    pub has_chat_template: u32,
+}
+
+impl Default for dollop_model_info {
+    fn default() -> Self {
+        dollop_model_info {
+            struct_size: size_of::<Self>(),
+            layers: 0,
+            experts: 0,
+            experts_used: 0,
+            expert_width: 0,
+            context: 0,
+            vocab: 0,
+            bos: -1,
+            eos: -1,
+            parameters: 0,
+            active_parameters: 0,
+            bytes: 0,
+            active_bytes: 0,
+            threads: 0,
+            has_chat_template: 0,
+        }
+    }
+}
+
+// SAFETY: `repr(C)`, a size first, then numbers.
+unsafe impl Struct for dollop_model_info {
+    const NAME: &'static str = "dollop_model_info";
+}
+
+/// Clears `info` and sets its size; `struct_size` is `sizeof *info`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_model_info_init(
+    info: *mut dollop_model_info,
+    struct_size: usize,
+) -> dollop_status {
+    // SAFETY: the contract of pointers in `lib.rs`.
+    run(|| unsafe { arguments::init(info, struct_size, |i| i.struct_size = struct_size) })
+}
+
+/// Fills `info`, whose `struct_size` is set. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_engine_info(
+    engine: *const dollop_engine,
+    info: *mut dollop_model_info,
+) -> dollop_status {
+    run(|| {
+        let engine = handles::get(engine)?;
+        // SAFETY: the contract of pointers in `lib.rs`.
+        let info = unsafe { OutStruct::new(info) }?;
+        let (i, special) = (engine.info(), engine.special_tokens());
+        let n = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        info.set(dollop_model_info {
+            layers: n(i.layers),
+            experts: n(i.experts),
+            experts_used: n(i.experts_used),
+            expert_width: n(i.expert_width),
+            context: n(i.context),
+            vocab: n(i.vocab),
+            bos: special.bos.map_or(-1, i64::from),
+            eos: special.eos.map_or(-1, i64::from),
+            parameters: i.parameters,
+            active_parameters: i.active_parameters,
+            bytes: i.bytes,
+            active_bytes: i.active_bytes,
+            threads: n(engine.threads()),
+            has_chat_template: u32::from(engine.chat_template().is_ok()),
+            ..dollop_model_info::default()
+        });
+        Ok(())
+    })
+}
+
+/// The same and more as a JSON object: name, architecture, how and on what it runs, and in `note` why the CPU computes where
+/// a GPU would have been preferred. `*json` is freed with `dollop_text_free`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_engine_info_json(
+    engine: *const dollop_engine,
+    json: *mut *mut c_char,
+) -> dollop_status {
+    run(|| {
+        let engine = handles::get(engine)?;
+        // SAFETY: the contract of pointers in `lib.rs`.
+        let out = unsafe { Out::new("json", json) }?;
+        let mut info = serde_json::to_value(engine.info())
+            .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the model's info: {e}")))?;
+        let special = engine.special_tokens();
+        info["bos"] = json!(special.bos);
+        info["eos"] = json!(special.eos);
+        info["threads"] = json!(engine.threads());
+        info["has_chat_template"] = json!(engine.chat_template().is_ok());
+        info["note"] = json!(engine.note());
+        out.set_text(&info.to_string())
+    })
+}

@@ -1,0 +1,230 @@
+//! How a model is opened or planned for: `dollop_engine_options`.
+
+use crate::arguments::{self, Struct};
+use crate::boundary::{Failure, Result, run};
+use crate::status::dollop_status;
+use runtime::quant::Level;
+use runtime::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, MAX_LANES, Precision};
+use runtime::{BackendChoice, EngineOptions, Routing};
+use std::ffi::{c_char, c_void};
+use std::path::PathBuf;
+
+/// `dollop_engine_options.backend`: the CPU.
+pub const DOLLOP_BACKEND_CPU: u32 = 0;
+/// A GPU if there is one that is no software, else the CPU.
+pub const DOLLOP_BACKEND_AUTO: u32 = 1;
+/// The GPU that `gpu_index` names, or an error.
+pub const DOLLOP_BACKEND_GPU: u32 = 2;
+
+/// `dollop_engine_options.precision`: the highest stored level if everything fits the budget, else adaptive.
+pub const DOLLOP_PRECISION_DEFAULT: u32 = 0;
+/// Every expert at `level` bits: results do not depend on the budget.
+pub const DOLLOP_PRECISION_EXACT: u32 = 1;
+/// As many bits as are worth their bytes, but at least `level`.
+pub const DOLLOP_PRECISION_ADAPTIVE: u32 = 2;
+
+/// More are a mistake: no machine that this runs on has as many cores, and each thread has a stack.
+const MAX_THREADS: usize = 1024;
+/// More than the experts of any layer.
+const MAX_LOOKAHEAD: usize = 1024;
+
+/// How far a long call is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_progress {
+    /// What is being done, for people. Valid during the callback.
+    pub stage: *const c_char,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// Reports progress, on the thread that opens the model. Returns 0 to go on, anything else to cancel: the call then fails
+/// with `DOLLOP_CANCELLED`. May call any function of this library. Must not throw or `longjmp`.
+pub type dollop_progress_callback =
+    Option<unsafe extern "C-unwind" fn(progress: *const dollop_progress, user_data: *mut c_void) -> i32>;
+
+/// How a model is opened. Fill with `dollop_engine_options_init`, then change what should differ. Pointers must stay valid
+/// until the call that takes the options returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_engine_options {
+    /// Bytes of this struct.
+    pub struct_size: usize,
+    /// A `DOLLOP_BACKEND_`; the CPU.
+    pub backend: u32,
+    /// Which GPU of `dollop_devices`; -1 for the first that can be used.
+    pub gpu_index: i32,
+    /// Threads that compute, the caller's included; 0 for one per core.
+    pub threads: u32,
+    /// Positions of the KV cache that the budget is planned for; 0 for the model's context, at most 4096.
+    pub context: u32,
+    /// Tokens of a prompt that pass through the layers together; 0 for what the budget allows, at most 2048.
+    pub chunk: u32,
+    /// A `DOLLOP_PRECISION_`.
+    pub precision: u32,
+    /// Bits for the precision: 2, 3, 4, 6 or 8. Adaptive precision takes 0 for 3.
+    pub level: u32,
+    /// Adaptive precision: bits of an expert of average weight, 2 to 8; 0 for 4.
+    pub quality: f32,
+    /// Bytes of memory that the engine and one session may take together: experts are streamed if they do not fit. 0 for
+    /// no limit: everything is resident.
+    pub memory_bytes: u64,
+    /// Folder for conversions. A GGUF file or a Hugging Face folder is converted into it once; with NULL these are
+    /// `DOLLOP_UNSUPPORTED`, and only Dollop files open.
+    pub cache_folder: *const c_char,
+    /// Folder for a GPU's compiled kernels; NULL for none.
+    pub pipelines_folder: *const c_char,
+    /// Experts per token, fewer than the model's; 0 for the model's. Changes results.
+    pub experts_used: u32,
+    /// Experts that are read ahead on a guess of the next layer's choice; 0 for none. Changes no result.
+    pub lookahead: u32,
+    /// Experts that are not resident are skipped below this share of a token's gate weights; 0 for never. Changes results.
+    pub skip_cold: f32,
+    /// How much higher resident experts are ranked, as a part of the range of logits; 0 for not. Changes results.
+    pub cache_prior: f32,
+    /// Reads at a time; 0 for as many as prove best.
+    pub lanes: u32,
+    /// Progress of a conversion; NULL for none.
+    pub on_progress: dollop_progress_callback,
+    /// Handed to `on_progress`.
+    pub progress_user_data: *mut c_void,
+}
+
+impl Default for dollop_engine_options {
+    fn default() -> Self {
+        dollop_engine_options {
+            struct_size: size_of::<Self>(),
+            backend: DOLLOP_BACKEND_CPU,
+            gpu_index: -1,
+            threads: 0,
+            context: 0,
+            chunk: 0,
+            precision: DOLLOP_PRECISION_DEFAULT,
+            level: 0,
+            quality: 0.0,
+            memory_bytes: 0,
+            cache_folder: std::ptr::null(),
+            pipelines_folder: std::ptr::null(),
+            experts_used: 0,
+            lookahead: 0,
+            skip_cold: 0.0,
+            cache_prior: 0.0,
+            lanes: 0,
+            on_progress: None,
+            progress_user_data: std::ptr::null_mut(),
+        }
+    }
+}
+
+// SAFETY: `repr(C)`, a size first, then numbers, raw pointers and an optional function.
+unsafe impl Struct for dollop_engine_options {
+    const NAME: &'static str = "dollop_engine_options";
+}
+
+/// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_engine_options_init(
+    options: *mut dollop_engine_options,
+    struct_size: usize,
+) -> dollop_status {
+    // SAFETY: the contract of pointers in `lib.rs`.
+    run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
+}
+
+/// What the options mean to the library.
+pub(crate) struct Opening {
+    pub(crate) engine: EngineOptions,
+    pub(crate) cache: Option<PathBuf>,
+    pub(crate) on_progress: dollop_progress_callback,
+    pub(crate) user_data: *mut c_void,
+}
+
+/// 0 stands for the default.
+fn given(n: u32) -> Option<usize> {
+    (n != 0).then_some(n as usize)
+}
+
+fn level(bits: u32) -> Result<Option<Level>> {
+    if bits == 0 {
+        return Ok(None);
+    }
+    let level = u8::try_from(bits).ok().and_then(Level::from_bits);
+    level.map(Some).ok_or_else(|| Failure::invalid(format!("level {bits}: it must be 2, 3, 4, 6 or 8")))
+}
+
+impl dollop_engine_options {
+    /// # Safety
+    /// Texts are NULL or end with a NUL, and stay as they are during the call.
+    pub(crate) unsafe fn opening(&self) -> Result<Opening> {
+        let backend = match (self.backend, usize::try_from(self.gpu_index)) {
+            (DOLLOP_BACKEND_CPU, _) => BackendChoice::Cpu,
+            (DOLLOP_BACKEND_AUTO, _) => BackendChoice::Auto,
+            (DOLLOP_BACKEND_GPU, index) => BackendChoice::Gpu(index.ok()),
+            (other, _) => {
+                return Err(Failure::invalid(format!("backend {other}: it must be a DOLLOP_BACKEND_")));
+            }
+        };
+        for (name, value, most) in [
+            ("threads", self.threads as usize, MAX_THREADS),
+            ("lanes", self.lanes as usize, MAX_LANES),
+            ("lookahead", self.lookahead as usize, MAX_LOOKAHEAD),
+        ] {
+            if value > most {
+                return Err(Failure::invalid(format!("{name} {value}: it must be at most {most}")));
+            }
+        }
+        let bits = level(self.level)?;
+        let mut engine = EngineOptions {
+            backend,
+            threads: self.threads as usize,
+            memory: (self.memory_bytes != 0).then_some(self.memory_bytes),
+            context: given(self.context),
+            chunk: given(self.chunk),
+            routing: Routing {
+                top_k: given(self.experts_used),
+                skip_cold: self.skip_cold,
+                cache_prior: self.cache_prior,
+                lookahead: self.lookahead as usize,
+                ..Routing::default()
+            },
+            ..EngineOptions::default()
+        };
+        match self.precision {
+            DOLLOP_PRECISION_DEFAULT if bits.is_none() => {}
+            DOLLOP_PRECISION_EXACT if bits.is_some() => engine.precision = bits.map(Precision::Exact),
+            DOLLOP_PRECISION_DEFAULT => {
+                return Err(Failure::invalid(
+                    "a level without a precision: set DOLLOP_PRECISION_EXACT with it",
+                ));
+            }
+            DOLLOP_PRECISION_EXACT => {
+                return Err(Failure::invalid("exact precision needs a level: 2, 3, 4, 6 or 8"));
+            }
+            DOLLOP_PRECISION_ADAPTIVE => {
+                let quality = if self.quality == 0.0 { DEFAULT_QUALITY } else { self.quality };
+                if !(2.0..=8.0).contains(&quality) {
+                    return Err(Failure::invalid(format!("quality {quality}: it must be 2 to 8 bits")));
+                }
+                let floor = bits.unwrap_or(DEFAULT_FLOOR);
+                engine.precision = Some(Precision::Adaptive { quality, floor });
+            }
+            other => {
+                return Err(Failure::invalid(format!("precision {other}: it must be a DOLLOP_PRECISION_")));
+            }
+        }
+        engine.streaming.lanes = given(self.lanes);
+        let folder = |name, text: *const c_char| {
+            // SAFETY: as of this function.
+            (!text.is_null()).then(|| unsafe { arguments::path(name, text) }).transpose()
+        };
+        engine.pipelines = folder("pipelines_folder", self.pipelines_folder)?;
+        Ok(Opening {
+            engine,
+            cache: folder("cache_folder", self.cache_folder)?,
+            on_progress: self.on_progress,
+            user_data: self.progress_user_data,
+        })
+    }
+}

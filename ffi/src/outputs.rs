@@ -1,0 +1,130 @@
+//! Where results go: checked before the work, written after it, so that a call that fails leaves them as they were.
+
+use crate::arguments::Struct;
+use crate::boundary::{Failure, Result};
+use crate::status::dollop_status::*;
+use std::ffi::{CString, c_char};
+use std::ptr::NonNull;
+
+/// A place for a value, or for none where the caller does not want it.
+pub(crate) struct Out<T>(Option<NonNull<T>>);
+
+impl<T> Out<T> {
+    /// A place that must be there.
+    ///
+    /// # Safety
+    /// `to` is NULL, or a value can be written to it until this is used.
+    pub(crate) unsafe fn new(name: &str, to: *mut T) -> Result<Out<T>> {
+        match NonNull::new(to) {
+            Some(place) => Ok(Out(Some(place))),
+            None => Err(Failure::new(DOLLOP_NULL, format!("{name} is NULL"))),
+        }
+    }
+
+    /// A place that may be NULL.
+    ///
+    /// # Safety
+    /// As [`Out::new`].
+    pub(crate) unsafe fn optional(to: *mut T) -> Out<T> {
+        Out(NonNull::new(to))
+    }
+
+    /// Writes the value, if it is wanted.
+    pub(crate) fn set(self, value: T) {
+        if let Some(place) = self.0 {
+            // SAFETY: who made this has promised that a value can be written there.
+            unsafe { place.write_unaligned(value) };
+        }
+    }
+}
+
+impl Out<*mut c_char> {
+    /// Hands out a text, which the caller frees.
+    pub(crate) fn set_text(self, text: &str) -> Result<()> {
+        if self.0.is_some() {
+            let text = CString::new(text).map_err(|_| {
+                Failure::new(DOLLOP_UNSUPPORTED, "the text has a NUL in it, which would end it in C")
+            })?;
+            self.set(text.into_raw());
+        }
+        Ok(())
+    }
+}
+
+/// A struct to fill, as far as it goes in the caller's version.
+pub(crate) struct OutStruct<T: Struct>(Option<(NonNull<T>, usize)>);
+
+impl<T: Struct> OutStruct<T> {
+    /// A struct that must be there.
+    ///
+    /// # Safety
+    /// `to` is NULL, or begins with a `usize` that says how many bytes can be written to until this is used.
+    pub(crate) unsafe fn new(to: *mut T) -> Result<OutStruct<T>> {
+        // SAFETY: as of this function.
+        let place = unsafe { OutStruct::optional(to) }?;
+        match place.0 {
+            Some(_) => Ok(place),
+            None => Err(Failure::new(DOLLOP_NULL, format!("{} is NULL", T::NAME))),
+        }
+    }
+
+    /// A struct that may be NULL.
+    ///
+    /// # Safety
+    /// As [`OutStruct::new`].
+    pub(crate) unsafe fn optional(to: *mut T) -> Result<OutStruct<T>> {
+        let Some(place) = NonNull::new(to) else { return Ok(OutStruct(None)) };
+        // SAFETY: not NULL, so it begins with a `usize` by the caller's contract.
+        let size = unsafe { place.cast::<usize>().read_unaligned() };
+        T::check(size)?;
+        Ok(OutStruct(Some((place, size))))
+    }
+
+    /// Fills the struct; its size stays the caller's.
+    pub(crate) fn set(self, value: T) {
+        let Some((place, size)) = self.0 else { return };
+        let head = size_of::<usize>();
+        // SAFETY: `size` bytes can be written to there, as who made this has promised; `value` has at least as many, since
+        // `check` allows no more. Both begin with the size, which is left out.
+        unsafe {
+            let from = (&raw const value).cast::<u8>().add(head);
+            std::ptr::copy_nonoverlapping(from, place.as_ptr().cast::<u8>().add(head), size - head);
+        }
+    }
+}
+
+/// A caller's array to fill, or none where only the count is wanted.
+pub(crate) struct OutArray<T: Copy> {
+    to: Option<NonNull<T>>,
+    capacity: usize,
+}
+
+impl<T: Copy> OutArray<T> {
+    /// # Safety
+    /// `to` is NULL, or has room for `capacity` elements until this is used.
+    pub(crate) unsafe fn new(to: *mut T, capacity: usize) -> OutArray<T> {
+        OutArray { to: NonNull::new(to), capacity }
+    }
+
+    /// # Errors
+    /// `DOLLOP_TOO_SMALL` where an array is there and has no room for `needed` elements.
+    pub(crate) fn check(&self, name: &str, needed: usize) -> Result<()> {
+        if self.to.is_some() && self.capacity < needed {
+            let text = format!("{name} has room for {} elements, and there are {needed}", self.capacity);
+            return Err(Failure::new(DOLLOP_TOO_SMALL, text));
+        }
+        Ok(())
+    }
+
+    /// Writes all values, or fails and writes none.
+    pub(crate) fn set(self, name: &str, values: &[T]) -> Result<()> {
+        self.check(name, values.len())?;
+        if let Some(to) = self.to {
+            for (i, &value) in values.iter().enumerate() {
+                // SAFETY: `i` is below the capacity by the check, and who made this has promised that so many can be written.
+                unsafe { to.add(i).write_unaligned(value) };
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! How tokens are chosen: `dollop_sampling`, the model's advice in it, and what it means to the library.
+
+use crate::arguments::{self, Struct};
+use crate::boundary::{Failure, Result, run};
+use crate::handles::{self, dollop_engine};
+use crate::outputs::OutStruct;
+use crate::status::dollop_status;
+use runtime::sampler::{Link, LogitBias, Mirostat, Sampling};
+use std::ffi::c_char;
+
+/// `dollop_sampling.mirostat`: the chain chooses.
+pub const DOLLOP_MIROSTAT_OFF: u32 = 0;
+/// Mirostat as in the paper.
+pub const DOLLOP_MIROSTAT_V1: u32 = 1;
+/// Mirostat 2.
+pub const DOLLOP_MIROSTAT_V2: u32 = 2;
+
+/// What is added to the logit of a token.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_logit_bias {
+    /// Its id.
+    pub token: u32,
+    /// Finite, or minus infinity for a token that is never chosen.
+    pub bias: f32,
+}
+
+/// How tokens are chosen. Fill with `dollop_sampling_init` (built-in numbers) or `dollop_engine_sampling` (the model's own),
+/// then change what should differ. A number that switches a step off is named with it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dollop_sampling {
+    /// Bytes of this struct.
+    pub struct_size: usize,
+    /// Start of the random sequence: the same seed, tokens and budget give the same text.
+    pub seed: u64,
+    /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Only the likeliest; 0 for all.
+    pub top_k: u32,
+    /// Only the likeliest that together have this probability; 1 for all.
+    pub top_p: f32,
+    /// Only those at least this part as likely as the likeliest; 0 for all.
+    pub min_p: f32,
+    /// Only those whose surprise is nearest to the expected one, together of this probability; 1 for all.
+    pub typical_p: f32,
+    /// Only logits within this many standard deviations of the highest; 0 for all.
+    pub top_n_sigma: f32,
+    /// How often all but the least likely of the probable tokens are left out (XTC); 0 for never.
+    pub xtc_probability: f32,
+    /// What counts as probable for XTC; above 0.5 for never.
+    pub xtc_threshold: f32,
+    /// Divides the logit of recent tokens; 1 for none.
+    pub repeat_penalty: f32,
+    /// How many tokens back are recent; 0 for no penalty.
+    pub repeat_last_n: u32,
+    /// Subtracted from the logit of recent tokens; 0 for none.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of recent tokens, once for each time; 0 for none.
+    pub frequency_penalty: f32,
+    /// DRY: a token that would continue a repetition of n tokens loses multiplier * base^(n - allowed_length); 0 for nothing.
+    pub dry_multiplier: f32,
+    /// See `dry_multiplier`.
+    pub dry_base: f32,
+    /// Repetitions shorter than this are free of DRY.
+    pub dry_allowed_length: u32,
+    /// How many tokens back DRY looks for repetitions; 0 for no DRY.
+    pub dry_last_n: u32,
+    /// A `DOLLOP_MIROSTAT_`: takes the place of the whole chain but the temperature.
+    pub mirostat: u32,
+    /// Surprise per token that mirostat aims at, in bits.
+    pub mirostat_tau: f32,
+    /// How fast mirostat learns.
+    pub mirostat_eta: f32,
+    /// Elements of `dry_breakers`, at most 64.
+    pub dry_breaker_count: u32,
+    /// Texts over which DRY follows no repetition; NULL for the model's own. For none: not NULL, and a count of 0.
+    pub dry_breakers: *const *const c_char,
+    /// Added to the logits of single tokens before everything else; NULL for the model's own. For none: as above.
+    pub logit_bias: *const dollop_logit_bias,
+    /// Elements of `logit_bias`, at most 65536.
+    pub logit_bias_count: usize,
+    /// The steps in order, such as "penalties;top_k;top_p;temperature"; NULL for the model's own.
+    pub chain: *const c_char,
+}
+
+impl Default for dollop_sampling {
+    fn default() -> Self {
+        numbers(&Sampling::default())
+    }
+}
+
+// SAFETY: `repr(C)`, a size first, then numbers and raw pointers.
+unsafe impl Struct for dollop_sampling {
+    const NAME: &'static str = "dollop_sampling";
+}
+
+/// Numbers that a file cannot make larger than these fields: `Sampling::validate` has lower limits.
+fn short(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// The numbers of a sampling; its lists are left to the model.
+fn numbers(s: &Sampling) -> dollop_sampling {
+    dollop_sampling {
+        struct_size: size_of::<dollop_sampling>(),
+        seed: s.seed,
+        temperature: s.temperature,
+        top_k: short(s.top_k),
+        top_p: s.top_p,
+        min_p: s.min_p,
+        typical_p: s.typical_p,
+        top_n_sigma: s.top_n_sigma,
+        xtc_probability: s.xtc_probability,
+        xtc_threshold: s.xtc_threshold,
+        repeat_penalty: s.repeat_penalty,
+        repeat_last_n: short(s.repeat_last_n),
+        presence_penalty: s.presence_penalty,
+        frequency_penalty: s.frequency_penalty,
+        dry_multiplier: s.dry_multiplier,
+        dry_base: s.dry_base,
+        dry_allowed_length: short(s.dry_allowed_length),
+        dry_last_n: short(s.dry_last_n),
+        mirostat: match s.mirostat {
+            Mirostat::Off => DOLLOP_MIROSTAT_OFF,
+            Mirostat::V1 => DOLLOP_MIROSTAT_V1,
+            Mirostat::V2 => DOLLOP_MIROSTAT_V2,
+        },
+        mirostat_tau: s.mirostat_tau,
+        mirostat_eta: s.mirostat_eta,
+        dry_breaker_count: 0,
+        dry_breakers: std::ptr::null(),
+        logit_bias: std::ptr::null(),
+        logit_bias_count: 0,
+        chain: std::ptr::null(),
+    }
+}
+
+impl dollop_sampling {
+    /// What it means, on top of the model's own.
+    ///
+    /// # Safety
+    /// The pointers are NULL or have what their counts say, and stay as they are during the call.
+    pub(crate) unsafe fn sampling(&self, own: &Sampling) -> Result<Sampling> {
+        let mut s = own.clone();
+        s.seed = self.seed;
+        s.temperature = self.temperature;
+        s.top_k = self.top_k as usize;
+        s.top_p = self.top_p;
+        s.min_p = self.min_p;
+        s.typical_p = self.typical_p;
+        s.top_n_sigma = self.top_n_sigma;
+        s.xtc_probability = self.xtc_probability;
+        s.xtc_threshold = self.xtc_threshold;
+        s.repeat_penalty = self.repeat_penalty;
+        s.repeat_last_n = self.repeat_last_n as usize;
+        s.presence_penalty = self.presence_penalty;
+        s.frequency_penalty = self.frequency_penalty;
+        s.dry_multiplier = self.dry_multiplier;
+        s.dry_base = self.dry_base;
+        s.dry_allowed_length = self.dry_allowed_length as usize;
+        s.dry_last_n = self.dry_last_n as usize;
+        s.mirostat = match self.mirostat {
+            DOLLOP_MIROSTAT_OFF => Mirostat::Off,
+            DOLLOP_MIROSTAT_V1 => Mirostat::V1,
+            DOLLOP_MIROSTAT_V2 => Mirostat::V2,
+            other => return Err(Failure::invalid(format!("mirostat {other}: it must be 0, 1 or 2"))),
+        };
+        s.mirostat_tau = self.mirostat_tau;
+        s.mirostat_eta = self.mirostat_eta;
+        if !self.dry_breakers.is_null() {
+            // SAFETY: as of this function.
+            s.dry_breakers = unsafe {
+                arguments::texts("dry_breakers", self.dry_breakers, self.dry_breaker_count as usize)
+            }?;
+        }
+        if !self.logit_bias.is_null() {
+            // SAFETY: as of this function.
+            let biases = unsafe { arguments::array("logit_bias", self.logit_bias, self.logit_bias_count) }?;
+            s.logit_bias = biases.iter().map(|b| LogitBias { token: b.token, bias: b.bias }).collect();
+        }
+        // SAFETY: as of this function.
+        if let Some(chain) = unsafe { arguments::optional_text("chain", self.chain) }? {
+            s.chain = Link::chain(chain)?;
+        }
+        s.validate()?;
+        Ok(s)
+    }
+}
+
+/// Fills `sampling` with the built-in numbers; `struct_size` is `sizeof *sampling`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_sampling_init(
+    sampling: *mut dollop_sampling,
+    struct_size: usize,
+) -> dollop_status {
+    // SAFETY: the contract of pointers in `lib.rs`.
+    run(|| unsafe { arguments::init(sampling, struct_size, |s| s.struct_size = struct_size) })
+}
+
+/// Fills `sampling`, whose `struct_size` is set, with the numbers that the model's file advises, and the built-in ones where
+/// it says nothing. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dollop_engine_sampling(
+    engine: *const dollop_engine,
+    sampling: *mut dollop_sampling,
+) -> dollop_status {
+    run(|| {
+        let engine = handles::get(engine)?;
+        // SAFETY: the contract of pointers in `lib.rs`.
+        let sampling = unsafe { OutStruct::new(sampling) }?;
+        sampling.set(numbers(engine.sampling()));
+        Ok(())
+    })
+}
