@@ -26,5 +26,7 @@ mod sampling;
 mod session;
 mod stats;
 mod status;
+#[cfg(test)]
+mod tests;
 mod text;
 mod version;

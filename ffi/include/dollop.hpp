@@ -1,0 +1,423 @@
+// dollop.hpp: the C++17 interface of Dollop, in one header over dollop.h.
+//
+// Objects own their handles: they move, do not copy, and close themselves. Failures are dollop::error, with the status of
+// dollop.h. Callbacks are std::function: what they throw stops the call, passes the library by, and is thrown again to the
+// caller. Threads are as in dollop.h: engines and plans from any thread at a time; sessions and chats one call at a time,
+// but for cancel().
+#ifndef DOLLOP_HPP
+#define DOLLOP_HPP
+
+#include "dollop.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace dollop {
+
+// A call that failed: what() says why.
+class error : public std::runtime_error {
+public:
+    error(dollop_status status, const std::string &text) : std::runtime_error(text), status_(status) {}
+    dollop_status status() const noexcept { return status_; }
+
+private:
+    dollop_status status_;
+};
+
+namespace detail {
+
+inline void check(dollop_status status) {
+    if (status != DOLLOP_OK) throw error(status, dollop_last_error());
+}
+
+// A struct with its defaults.
+template <typename T, dollop_status (*init)(T *, std::size_t)> T filled() {
+    T value;
+    check(init(&value, sizeof value));
+    return value;
+}
+
+// A text of the library, freed when it has been copied.
+inline std::string taken(char *text) {
+    std::unique_ptr<char, void (*)(char *)> owner(text, dollop_text_free);
+    return text ? std::string(text) : std::string();
+}
+
+template <typename T, dollop_status (*free)(T *)> struct closer {
+    void operator()(T *handle) const noexcept { free(handle); }
+};
+template <typename T, dollop_status (*free)(T *)> using owner = std::unique_ptr<T, closer<T, free>>;
+
+// A null-terminated view of every text of a list, valid as long as the list is.
+inline std::vector<const char *> pointers(const std::vector<std::string> &texts) {
+    std::vector<const char *> list;
+    list.reserve(texts.size() + 1);
+    for (const auto &text : texts) list.push_back(text.c_str());
+    list.push_back(nullptr);
+    return list;
+}
+
+} // namespace detail
+
+using EngineOptions = dollop_engine_options;
+using Sampling = dollop_sampling;
+using SessionOptions = dollop_session_options;
+using Stats = dollop_stats;
+using ModelInfo = dollop_model_info;
+using PlanInfo = dollop_plan_info;
+using PlanLevel = dollop_plan_level;
+using SessionInfo = dollop_session_info;
+using Device = dollop_device;
+
+inline EngineOptions engine_options() {
+    return detail::filled<EngineOptions, dollop_engine_options_init>();
+}
+inline Sampling sampling() { return detail::filled<Sampling, dollop_sampling_init>(); }
+inline SessionOptions session_options() {
+    return detail::filled<SessionOptions, dollop_session_options_init>();
+}
+
+// Version of the library, such as "0.1.0".
+inline std::string version() { return dollop_version(); }
+
+// The GPUs that there are.
+inline std::vector<Device> devices() {
+    std::size_t count = 0;
+    detail::check(dollop_devices(nullptr, 0, &count));
+    std::vector<Device> found(count);
+    if (count > 0) detail::check(dollop_devices(found.data(), found.size(), &count));
+    found.resize(count);
+    return found;
+}
+
+// What happens during a generation; text is valid during the callback.
+struct Event {
+    std::uint32_t kind; // DOLLOP_EVENT_
+    std::uint32_t token;
+    std::string_view text;
+    std::uint64_t done;
+    std::uint64_t total;
+};
+
+// Returns whether to go on.
+using OnEvent = std::function<bool(const Event &)>;
+using OnProgress = std::function<bool(std::string_view stage, std::uint64_t done, std::uint64_t total)>;
+
+struct GenerateOptions {
+    std::uint32_t max_tokens = 512;
+    bool ignore_eos = false;
+    const Sampling *sampling = nullptr; // The model's own.
+    std::vector<std::string> stop;
+    double target_tps = 0;
+    OnEvent on_event;
+};
+
+struct Outcome {
+    std::string text;
+    std::uint32_t stop = DOLLOP_STOP_OTHER; // DOLLOP_STOP_
+    std::uint32_t prompt_tokens = 0;
+    std::uint32_t reused_tokens = 0;
+    std::uint32_t generated_tokens = 0;
+    double prefill_seconds = 0;
+    double decode_seconds = 0;
+};
+
+struct Message {
+    std::string role;
+    std::string content;
+};
+
+namespace detail {
+
+// A std::function behind a C callback, and what it threw.
+template <typename F> struct Guard {
+    const F &function;
+    std::exception_ptr thrown;
+
+    template <typename... Args> int call(Args &&...args) noexcept {
+        try {
+            return function(std::forward<Args>(args)...) ? 0 : 1;
+        } catch (...) {
+            thrown = std::current_exception();
+            return 1;
+        }
+    }
+    void finish(dollop_status status) {
+        if (thrown) std::rethrow_exception(thrown);
+        check(status);
+    }
+};
+
+extern "C" {
+inline std::int32_t dollop_hpp_on_event(const dollop_event *e, void *guard) {
+    return static_cast<Guard<OnEvent> *>(guard)->call(
+        Event{e->kind, e->token, std::string_view(e->text, e->text_len), e->done, e->total});
+}
+inline std::int32_t dollop_hpp_on_progress(const dollop_progress *p, void *guard) {
+    return static_cast<Guard<OnProgress> *>(guard)->call(std::string_view(p->stage), p->done, p->total);
+}
+}
+
+// Runs a generating call of the C interface: call(options, text, outcome).
+template <typename Call> Outcome generate(const GenerateOptions &options, Call &&call) {
+    auto c = filled<dollop_generate_options, dollop_generate_options_init>();
+    const auto stop = pointers(options.stop);
+    Guard<OnEvent> guard{options.on_event, nullptr};
+    c.max_tokens = options.max_tokens;
+    c.ignore_eos = options.ignore_eos;
+    c.sampling = options.sampling;
+    c.stop = stop.data();
+    c.stop_count = options.stop.size();
+    c.target_tps = options.target_tps;
+    if (options.on_event) {
+        c.on_event = dollop_hpp_on_event;
+        c.user_data = &guard;
+    }
+    auto o = filled<dollop_outcome, dollop_outcome_init>();
+    char *text = nullptr;
+    const dollop_status status = call(&c, &text, &o);
+    std::string answer = taken(text);
+    guard.finish(status);
+    return {std::move(answer), o.stop, o.prompt_tokens, o.reused_tokens, o.generated_tokens,
+            o.prefill_seconds, o.decode_seconds};
+}
+
+// Runs a call that takes engine options, with a callback for its progress.
+template <typename Call> void open(const EngineOptions &options, const OnProgress &on_progress, Call &&call) {
+    EngineOptions c = options;
+    Guard<OnProgress> guard{on_progress, nullptr};
+    if (on_progress) {
+        c.on_progress = dollop_hpp_on_progress;
+        c.progress_user_data = &guard;
+    }
+    guard.finish(call(&c));
+}
+
+inline std::vector<dollop_message> messages(const std::vector<Message> &list) {
+    std::vector<dollop_message> c;
+    c.reserve(list.size());
+    for (const auto &m : list) c.push_back({m.role.c_str(), m.content.c_str()});
+    return c;
+}
+
+} // namespace detail
+
+// How a memory budget is spent.
+class Plan {
+public:
+    // What opening a model would do with the memory; loads nothing.
+    explicit Plan(const std::string &path, const EngineOptions &options = engine_options(),
+                  const OnProgress &on_progress = {}) {
+        dollop_plan *plan = nullptr;
+        detail::open(options, on_progress,
+                     [&](const EngineOptions *o) { return dollop_plan_new(path.c_str(), o, &plan); });
+        handle_.reset(plan);
+    }
+    explicit Plan(dollop_plan *owned) : handle_(owned) {}
+
+    PlanInfo info() const {
+        auto info = detail::filled<PlanInfo, dollop_plan_info_init>();
+        detail::check(dollop_plan_get(get(), &info));
+        return info;
+    }
+    std::vector<PlanLevel> levels() const {
+        std::vector<PlanLevel> all(info().level_count);
+        for (std::size_t i = 0; i < all.size(); i++) {
+            all[i] = detail::filled<PlanLevel, dollop_plan_level_init>();
+            detail::check(dollop_plan_level_at(get(), i, &all[i]));
+        }
+        return all;
+    }
+    std::string json() const {
+        char *text = nullptr;
+        detail::check(dollop_plan_json(get(), &text));
+        return detail::taken(text);
+    }
+    dollop_plan *get() const noexcept { return handle_.get(); }
+
+private:
+    detail::owner<dollop_plan, dollop_plan_free> handle_;
+};
+
+// A loaded model.
+class Engine {
+public:
+    explicit Engine(const std::string &path, const EngineOptions &options = engine_options(),
+                    const OnProgress &on_progress = {}) {
+        dollop_engine *engine = nullptr;
+        detail::open(options, on_progress,
+                     [&](const EngineOptions *o) { return dollop_engine_open(path.c_str(), o, &engine); });
+        handle_.reset(engine);
+    }
+
+    ModelInfo info() const {
+        auto info = detail::filled<ModelInfo, dollop_model_info_init>();
+        detail::check(dollop_engine_info(get(), &info));
+        return info;
+    }
+    Stats stats() const {
+        auto stats = detail::filled<Stats, dollop_stats_init>();
+        detail::check(dollop_engine_stats(get(), &stats));
+        return stats;
+    }
+    Sampling sampling() const {
+        auto sampling = dollop::sampling();
+        detail::check(dollop_engine_sampling(get(), &sampling));
+        return sampling;
+    }
+    Plan plan() const {
+        dollop_plan *plan = nullptr;
+        detail::check(dollop_engine_plan(get(), &plan));
+        return Plan(plan);
+    }
+    std::string info_json() const { return json(dollop_engine_info_json); }
+    std::string stats_json() const { return json(dollop_engine_stats_json); }
+
+    std::vector<std::uint32_t> tokenize(const std::string &text, bool add_special = true) const {
+        std::size_t count = 0;
+        detail::check(dollop_engine_tokenize(get(), text.c_str(), add_special, nullptr, 0, &count));
+        std::vector<std::uint32_t> ids(count);
+        if (count > 0)
+            detail::check(dollop_engine_tokenize(get(), text.c_str(), add_special, ids.data(), count, &count));
+        return ids;
+    }
+    std::string detokenize(const std::vector<std::uint32_t> &ids, bool skip_special = false) const {
+        char *text = nullptr;
+        detail::check(dollop_engine_detokenize(get(), ids.data(), ids.size(), skip_special, &text));
+        return detail::taken(text);
+    }
+    // Messages as the chat template writes them.
+    std::string render(const std::vector<Message> &messages, bool add_generation_prompt = true) const {
+        const auto list = detail::messages(messages);
+        char *text = nullptr;
+        detail::check(dollop_engine_render(get(), list.data(), list.size(), add_generation_prompt, &text));
+        return detail::taken(text);
+    }
+    dollop_engine *get() const noexcept { return handle_.get(); }
+
+private:
+    std::string json(dollop_status (*of)(const dollop_engine *, char **)) const {
+        char *text = nullptr;
+        detail::check(of(get(), &text));
+        return detail::taken(text);
+    }
+    detail::owner<dollop_engine, dollop_engine_free> handle_;
+};
+
+// One timeline: plain text and tokens.
+class Session {
+public:
+    explicit Session(const Engine &engine, const SessionOptions &options = session_options()) {
+        dollop_session *session = nullptr;
+        detail::check(dollop_session_new(engine.get(), &options, &session));
+        handle_.reset(session);
+    }
+
+    Outcome generate(const std::vector<std::uint32_t> &ids, const GenerateOptions &options = {}) {
+        return detail::generate(options, [&](auto *o, char **text, auto *outcome) {
+            return dollop_session_generate(get(), ids.data(), ids.size(), o, text, outcome);
+        });
+    }
+    Outcome complete(const std::string &prompt, const GenerateOptions &options = {}) {
+        return detail::generate(options, [&](auto *o, char **text, auto *outcome) {
+            return dollop_session_complete(get(), prompt.c_str(), o, text, outcome);
+        });
+    }
+    // Appends ids and returns the logits of the token after them; vocab is ModelInfo::vocab.
+    std::vector<float> logits(const std::vector<std::uint32_t> &ids, std::size_t vocab) {
+        std::vector<float> logits(vocab);
+        detail::check(dollop_session_logits(get(), ids.data(), ids.size(), logits.data(), logits.size()));
+        return logits;
+    }
+    std::vector<std::uint32_t> tokens() const {
+        std::size_t count = 0;
+        detail::check(dollop_session_tokens(get(), nullptr, 0, &count));
+        std::vector<std::uint32_t> ids(count);
+        if (count > 0) detail::check(dollop_session_tokens(get(), ids.data(), count, &count));
+        return ids;
+    }
+    SessionInfo info() const {
+        auto info = detail::filled<SessionInfo, dollop_session_info_init>();
+        detail::check(dollop_session_get(get(), &info));
+        return info;
+    }
+    void rewind(std::size_t count) { detail::check(dollop_session_rewind(get(), count)); }
+    // From any thread.
+    void cancel() const { detail::check(dollop_session_cancel(get())); }
+    dollop_session *get() const noexcept { return handle_.get(); }
+
+private:
+    detail::owner<dollop_session, dollop_session_free> handle_;
+};
+
+// A conversation.
+class Chat {
+public:
+    struct Options {
+        const char *system = nullptr; // The template's own.
+        std::uint32_t context = 0;
+        std::uint32_t chunk = 0;
+        std::uint32_t overflow = DOLLOP_OVERFLOW_ERROR;
+    };
+
+    explicit Chat(const Engine &engine) : Chat(engine, Options()) {}
+    Chat(const Engine &engine, const Options &options) {
+        auto c = detail::filled<dollop_chat_options, dollop_chat_options_init>();
+        c.system = options.system;
+        c.context = options.context;
+        c.chunk = options.chunk;
+        c.overflow = options.overflow;
+        dollop_chat *chat = nullptr;
+        detail::check(dollop_chat_new(engine.get(), &c, &chat));
+        handle_.reset(chat);
+    }
+
+    Outcome send(const std::string &message, const GenerateOptions &options = {}) {
+        return detail::generate(options, [&](auto *o, char **text, auto *outcome) {
+            return dollop_chat_send(get(), message.c_str(), o, text, outcome);
+        });
+    }
+    Outcome regenerate(const GenerateOptions &options = {}) {
+        return detail::generate(options, [&](auto *o, char **text, auto *outcome) {
+            return dollop_chat_regenerate(get(), o, text, outcome);
+        });
+    }
+    void reset() { detail::check(dollop_chat_reset(get())); }
+    void set_messages(const std::vector<Message> &messages) {
+        const auto list = detail::messages(messages);
+        detail::check(dollop_chat_set_messages(get(), list.data(), list.size()));
+    }
+    std::string messages_json() const {
+        char *text = nullptr;
+        detail::check(dollop_chat_messages_json(get(), &text));
+        return detail::taken(text);
+    }
+    // A JSON object of what the template sees beside the messages.
+    void set_variables(const std::string &json) {
+        detail::check(dollop_chat_set_variables(get(), json.c_str()));
+    }
+    void set_time(std::uint64_t seconds) { detail::check(dollop_chat_set_time(get(), seconds)); }
+    SessionInfo info() const {
+        auto info = detail::filled<SessionInfo, dollop_session_info_init>();
+        detail::check(dollop_chat_get(get(), &info));
+        return info;
+    }
+    // From any thread.
+    void cancel() const { detail::check(dollop_chat_cancel(get())); }
+    dollop_chat *get() const noexcept { return handle_.get(); }
+
+private:
+    detail::owner<dollop_chat, dollop_chat_free> handle_;
+};
+
+} // namespace dollop
+
+#endif // DOLLOP_HPP
