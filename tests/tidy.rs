@@ -94,6 +94,28 @@ fn unsafe_code_stays_in_its_rooms_and_is_argued() {
     assert!(seen > 5, "the search finds nothing");
 }
 
+/// The C interface is the fourth room. It knows the library's API only, and every function has the one panic boundary.
+#[test]
+fn the_c_interface_is_thin_and_has_one_boundary() {
+    let (mut functions, mut boundaries) = (0, 0);
+    for path in sources(&root().join("ffi/src")) {
+        let text = fs::read_to_string(&path).unwrap();
+        boundaries += text.matches("match catch_unwind(").count();
+        for function in text.split("#[unsafe(no_mangle)]").skip(1) {
+            functions += 1;
+            let body = &function[function.find('{').unwrap()..];
+            let guarded = body[1..].split_once("\n}").unwrap().0.contains("run(|| ");
+            let infallible = !function.split_once('{').unwrap().0.contains("dollop_status ")
+                && !function.split_once('{').unwrap().0.contains("-> dollop_status");
+            assert!(guarded || infallible, "{}: {function}", path.display());
+        }
+        for forbidden in ["println!", "eprintln!", "print!(", "process::exit", "env::var"] {
+            assert!(!text.contains(forbidden), "{}: {forbidden}", path.display());
+        }
+    }
+    assert!(functions > 40 && boundaries == 1, "{functions} functions, {boundaries} boundaries");
+}
+
 #[test]
 fn only_the_gpu_backend_knows_wgpu() {
     let mut seen = 0;
@@ -164,6 +186,7 @@ fn files_stay_readable() {
     let mut all = sources(&root().join("runtime/src"));
     all.extend(sources(&root().join("cli/src")));
     all.extend(sources(&root().join("shaders/src")));
+    all.extend(sources(&root().join("ffi")));
     assert!(all.len() > 40);
     for path in all {
         let text = fs::read_to_string(&path).unwrap();
