@@ -1,4 +1,4 @@
-//! Gate 72: what only Rust can provoke: panics of callbacks and of the library, races for a handle, structs of other ages.
+//! Gate 82: what only Rust can provoke: panics of callbacks and of the library, races for a handle, structs of other ages.
 //! Everything that C can is in `ffi/tests`.
 
 use crate::arguments::{Struct, init};

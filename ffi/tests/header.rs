@@ -1,4 +1,4 @@
-//! Gate 70: `include/dollop.h` is what cbindgen makes of the sources.
+//! Gate 80: `include/dollop.h` is what cbindgen makes of the sources.
 //!
 //! To write it anew: `DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header`.
 

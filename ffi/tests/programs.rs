@@ -1,4 +1,4 @@
-//! Gate 71: programs in C, C++ and Python use the library as its header says, linked dynamically and statically.
+//! Gate 81: programs in C, C++ and Python use the library as its header says, linked dynamically and statically.
 //!
 //! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a; without it they are built first, in the profile of
 //! this test. `DOLLOP_TEST_CFLAGS` is added to the compilers' flags and `DOLLOP_TEST_RUNNER` put before programs:
