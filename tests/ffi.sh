@@ -32,7 +32,7 @@ DOLLOP_TEST_LIBRARY=$PWD/target/asan/$host/debug DOLLOP_TEST_CFLAGS="-fsanitize=
 
 say "programs under valgrind"
 DOLLOP_TEST_LIBRARY=$PWD/target/plain/debug \
-  DOLLOP_TEST_RUNNER="valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite" \
+  DOLLOP_TEST_RUNNER="valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
   CARGO_TARGET_DIR=target/plain programs every_ wrapper_works
 
 say "the installed library"

@@ -10,7 +10,7 @@
 // DOLLOP_WRONG_HANDLE). They do not depend on each other: an engine may be freed before its sessions.
 //
 // Pointers. A pointer argument is NULL or points to what its type says while the call lasts; nothing is kept after it.
-// Texts are UTF-8 and end with a NUL; paths are as the system has them. Arrays that a count of 0 belongs to may be NULL.
+// Texts are UTF-8 and end with a NUL, and a NUL in a text that is handed out becomes U+FFFD; paths are as the system has them. Arrays that a count of 0 belongs to may be NULL.
 //
 // Structs begin with struct_size. The function NAME_init(&s, sizeof s) sets it and gives all fields their defaults: call it
 // first, then set what should differ. Structs grow at their end, so programs work with newer libraries unchanged.

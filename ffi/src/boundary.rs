@@ -34,13 +34,20 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Runs the body of a C function. The one place where a panic of the library is caught.
+/// Runs the body of a C function.
 pub(crate) fn run(body: impl FnOnce() -> Result<()>) -> dollop_status {
+    match guarded(body) {
+        Ok(()) => dollop_status::DOLLOP_OK,
+        Err(failure) => remember(failure),
+    }
+}
+
+/// Runs the body of a function that another language calls. The one place where a panic of the library is caught.
+pub(crate) fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // What a body changes it changes behind a lock of a handle, which a panic poisons (`handles.rs`), or in the end alone.
     match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => dollop_status::DOLLOP_OK,
-        Ok(Err(failure)) => remember(failure),
-        Err(payload) => remember(Failure::new(dollop_status::DOLLOP_PANIC, panicked(&*payload))),
+        Ok(result) => result,
+        Err(payload) => Err(Failure::new(dollop_status::DOLLOP_PANIC, panicked(&*payload))),
     }
 }
 

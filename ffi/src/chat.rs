@@ -53,6 +53,9 @@ unsafe impl Struct for dollop_chat_options {
     const NAME: &'static str = "dollop_chat_options";
 }
 
+/// Seconds until the end of the year 9999.
+pub(crate) const END_OF_TIME: u64 = 253_402_300_800;
+
 /// One message of a conversation.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -211,7 +214,8 @@ pub unsafe extern "C" fn dollop_chat_messages_json(
         // SAFETY: the contract of pointers in `lib.rs`.
         let json = unsafe { Out::new("json", json) }?;
         let text = serde_json::json!(chat.take()?.messages()).to_string();
-        json.set_text(&text)
+        json.set_text(&text);
+        Ok(())
     })
 }
 
@@ -239,8 +243,7 @@ pub unsafe extern "C" fn dollop_chat_set_variables(
 pub unsafe extern "C" fn dollop_chat_set_time(chat: *const dollop_chat, seconds: u64) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // Until the end of the year 9999.
-        if seconds >= 253_402_300_800 {
+        if seconds >= END_OF_TIME {
             return Err(Failure::invalid(format!("{seconds} seconds are after the year 9999")));
         }
         chat.take()?.set_now(DateTime::from_unix(seconds));
@@ -285,6 +288,7 @@ pub unsafe extern "C" fn dollop_engine_render(
             add_generation_prompt: add_generation_prompt != 0,
             ..RenderContext::default()
         };
-        text.set_text(&engine.chat_template()?.render(&list, &context)?)
+        text.set_text(&engine.chat_template()?.render(&list, &context)?);
+        Ok(())
     })
 }

@@ -93,6 +93,7 @@ pub unsafe extern "C" fn dollop_devices_json(json: *mut *mut c_char) -> dollop_s
         let list: Vec<Value> = all().into_iter().map(|(_, value)| value).collect();
         let text = serde_json::to_string(&list)
             .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the devices: {e}")))?;
-        json.set_text(&text)
+        json.set_text(&text);
+        Ok(())
     })
 }

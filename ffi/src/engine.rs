@@ -32,7 +32,7 @@ pub unsafe extern "C" fn dollop_engine_open(
                 Out::new("engine", engine)?,
             )
         };
-        let file = dollop_file(&path, &opening, Purpose::Weights)?;
+        let file = dollop_file(&path, &opening)?;
         engine.set(handles::open(Engine::open(&file, &opening.engine)?)?);
         Ok(())
     })
@@ -45,8 +45,26 @@ pub unsafe extern "C" fn dollop_engine_free(engine: *mut dollop_engine) -> dollo
     run(|| handles::close(engine).map(drop))
 }
 
-/// The Dollop file for a path: itself, or a conversion in the cache folder.
-pub(crate) fn dollop_file(path: &Path, opening: &Opening, purpose: Purpose) -> Result<PathBuf> {
+/// The Dollop file for a path: itself, or a conversion in the cache folder, of which the caller's callback hears.
+pub(crate) fn dollop_file(path: &Path, opening: &Opening) -> Result<PathBuf> {
+    let mut panicked = false;
+    let file = dollop_file_with(path, opening, &mut |progress| {
+        let answer = opening.on_progress.map_or(Some(0), |f| report(f, opening, progress));
+        panicked |= answer.is_none();
+        answer == Some(0)
+    });
+    if panicked {
+        return Err(Failure::new(DOLLOP_CALLBACK_PANIC, "the progress callback panicked"));
+    }
+    file
+}
+
+/// The same; `go_on` hears of the progress until it says no.
+pub(crate) fn dollop_file_with(
+    path: &Path,
+    opening: &Opening,
+    go_on: &mut dyn FnMut(Progress) -> bool,
+) -> Result<PathBuf> {
     if path.is_file() && kind(path)? == Kind::Dollop {
         return Ok(path.to_path_buf());
     }
@@ -58,24 +76,12 @@ pub(crate) fn dollop_file(path: &Path, opening: &Opening, purpose: Purpose) -> R
             format!("{}: this is {what}, and no cache_folder was named to convert it into", path.display());
         return Err(Failure::new(DOLLOP_UNSUPPORTED, text));
     };
-    let cancel = CancelToken::new();
-    let mut panicked = false;
-    let file =
-        cached(path, folder, &ConvertOptions::default(), purpose, &cancel, &mut |progress| match opening
-            .on_progress
-            .filter(|_| !cancel.is_cancelled())
-            .map(|f| report(f, opening, progress))
-        {
-            None | Some(Some(0)) => {}
-            Some(answer) => {
-                panicked |= answer.is_none();
-                cancel.cancel();
-            }
-        });
-    if panicked {
-        return Err(Failure::new(DOLLOP_CALLBACK_PANIC, "the progress callback panicked"));
-    }
-    Ok(file?)
+    let (options, cancel) = (ConvertOptions::default(), CancelToken::new());
+    Ok(cached(path, folder, &options, Purpose::Weights, &cancel, &mut |progress| {
+        if !cancel.is_cancelled() && !go_on(progress) {
+            cancel.cancel();
+        }
+    })?)
 }
 
 type Callback = unsafe extern "C-unwind" fn(*const dollop_progress, *mut std::ffi::c_void) -> i32;

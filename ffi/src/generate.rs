@@ -162,7 +162,7 @@ pub unsafe extern "C" fn dollop_outcome_init(
     run(|| unsafe { arguments::init(outcome, struct_size, |o| o.struct_size = struct_size) })
 }
 
-fn outcome_of(o: &Outcome) -> dollop_outcome {
+pub(crate) fn outcome_of(o: &Outcome) -> dollop_outcome {
     let n = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     dollop_outcome {
         stop: match o.stop {
@@ -294,7 +294,7 @@ pub(crate) unsafe fn generate<T>(
         ));
     }
     let done = done?;
-    answer.set_text(&done.text)?;
+    answer.set_text(&done.text);
     outcome.set(outcome_of(&done));
     Ok(())
 }

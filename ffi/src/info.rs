@@ -1,10 +1,11 @@
 //! The model in numbers: `dollop_model_info` and the same as JSON.
 
 use crate::arguments::{self, Struct};
-use crate::boundary::{Failure, run};
+use crate::boundary::{Failure, Result, run};
 use crate::handles::{self, dollop_engine};
 use crate::outputs::{Out, OutStruct};
 use crate::status::dollop_status::{self, *};
+use runtime::Engine;
 use serde_json::json;
 use std::ffi::c_char;
 
@@ -114,6 +115,19 @@ pub unsafe extern "C" fn dollop_engine_info(
     })
 }
 
+/// Everything about a model, as a JSON object.
+pub(crate) fn json(engine: &Engine) -> Result<String> {
+    let mut info = serde_json::to_value(engine.info())
+        .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the model's info: {e}")))?;
+    let special = engine.special_tokens();
+    info["bos"] = json!(special.bos);
+    info["eos"] = json!(special.eos);
+    info["threads"] = json!(engine.threads());
+    info["has_chat_template"] = json!(engine.chat_template().is_ok());
+    info["note"] = json!(engine.note());
+    Ok(info.to_string())
+}
+
 /// The same and more as a JSON object: name, architecture, how and on what it runs, and in `note` why the CPU computes where
 /// a GPU would have been preferred. `*json` is freed with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
@@ -125,14 +139,7 @@ pub unsafe extern "C" fn dollop_engine_info_json(
         let engine = handles::get(engine)?;
         // SAFETY: the contract of pointers in `lib.rs`.
         let out = unsafe { Out::new("json", json) }?;
-        let mut info = serde_json::to_value(engine.info())
-            .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the model's info: {e}")))?;
-        let special = engine.special_tokens();
-        info["bos"] = json!(special.bos);
-        info["eos"] = json!(special.eos);
-        info["threads"] = json!(engine.threads());
-        info["has_chat_template"] = json!(engine.chat_template().is_ok());
-        info["note"] = json!(engine.note());
-        out.set_text(&info.to_string())
+        out.set_text(&self::json(&engine)?);
+        Ok(())
     })
 }

@@ -19,6 +19,8 @@ mod engine;
 mod generate;
 mod handles;
 mod info;
+#[cfg(feature = "jni")]
+mod java;
 mod options;
 mod outputs;
 mod plan;

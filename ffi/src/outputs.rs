@@ -39,15 +39,12 @@ impl<T> Out<T> {
 }
 
 impl Out<*mut c_char> {
-    /// Hands out a text, which the caller frees.
-    pub(crate) fn set_text(self, text: &str) -> Result<()> {
+    /// Hands out a text, which the caller frees. A NUL in it, which would end it in C, becomes U+FFFD.
+    pub(crate) fn set_text(self, text: &str) {
         if self.0.is_some() {
-            let text = CString::new(text).map_err(|_| {
-                Failure::new(DOLLOP_UNSUPPORTED, "the text has a NUL in it, which would end it in C")
-            })?;
+            let text = CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
             self.set(text.into_raw());
         }
-        Ok(())
     }
 }
 

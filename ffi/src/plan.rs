@@ -1,13 +1,12 @@
 //! What a memory budget is spent on, before a model is opened or after.
 
 use crate::arguments::{self, Struct};
-use crate::boundary::{Failure, run};
+use crate::boundary::{Failure, Result, run};
 use crate::engine::dollop_file;
 use crate::handles::{self, dollop_engine, dollop_plan};
 use crate::options::dollop_engine_options;
 use crate::outputs::{Out, OutStruct};
 use crate::status::dollop_status::{self, *};
-use runtime::convert::Purpose;
 use runtime::{Engine, MemoryPlan};
 use std::ffi::c_char;
 use std::sync::Arc;
@@ -134,6 +133,14 @@ pub unsafe extern "C" fn dollop_plan_level_init(
     run(|| unsafe { arguments::init(level, struct_size, |l| l.struct_size = struct_size) })
 }
 
+/// A plan with its sum, as a JSON object.
+pub(crate) fn json(plan: &MemoryPlan) -> Result<String> {
+    let value = serde_json::to_value(plan);
+    let mut value = value.map_err(|e| Failure::new(DOLLOP_OTHER, format!("the plan: {e}")))?;
+    value["total_bytes"] = plan.total_bytes().into();
+    Ok(value.to_string())
+}
+
 /// Plans what `dollop_engine_open` with the same arguments would do with the memory. Loads nothing, but converts a foreign
 /// model as that call would. A budget that cannot work is `DOLLOP_BUDGET`. Writes a handle to `*plan`, which
 /// `dollop_plan_free` closes.
@@ -152,7 +159,7 @@ pub unsafe extern "C" fn dollop_plan_new(
                 Out::new("plan", plan)?,
             )
         };
-        let file = dollop_file(&path, &opening, Purpose::Weights)?;
+        let file = dollop_file(&path, &opening)?;
         plan.set(handles::open(Arc::new(Engine::plan(&file, &opening.engine)?))?);
         Ok(())
     })
@@ -245,9 +252,7 @@ pub unsafe extern "C" fn dollop_plan_json(plan: *const dollop_plan, json: *mut *
         let plan: Arc<MemoryPlan> = handles::get(plan)?;
         // SAFETY: the contract of pointers in `lib.rs`.
         let json = unsafe { Out::new("json", json) }?;
-        let mut value =
-            serde_json::to_value(&*plan).map_err(|e| Failure::new(DOLLOP_OTHER, format!("the plan: {e}")))?;
-        value["total_bytes"] = plan.total_bytes().into();
-        json.set_text(&value.to_string())
+        json.set_text(&self::json(&plan)?);
+        Ok(())
     })
 }

@@ -5,8 +5,7 @@ use crate::boundary::run;
 use crate::handles::{self, dollop_engine};
 use crate::outputs::{Out, OutStruct};
 use crate::status::dollop_status;
-use runtime::{GpuStats, StreamStats};
-use serde_json::json;
+use runtime::{Engine, GpuStats, StreamStats};
 use std::ffi::c_char;
 
 /// What an engine has done since it was opened. Numbers of streaming are 0 where all experts are resident, numbers of a GPU
@@ -109,6 +108,21 @@ pub unsafe extern "C" fn dollop_engine_stats(
     })
 }
 
+/// All counters, as a JSON object.
+pub(crate) fn json(engine: &Engine) -> String {
+    let (dropped, redirected) = engine.routing_departures();
+    let stream = engine.stream_stats();
+    serde_json::json!({
+        "mean_bits": stream.as_ref().map(StreamStats::mean_bits),
+        "hit_rate": stream.as_ref().map(StreamStats::hit_rate),
+        "stream": stream,
+        "gpu": engine.gpu_stats(),
+        "dropped": dropped,
+        "redirected": redirected,
+    })
+    .to_string()
+}
+
 /// All counters as a JSON object: `stream` and `gpu`, each null where there is none, and the router's choices that were
 /// dropped or redirected. `*json` is freed with `dollop_text_free`. Any thread, also during a generation.
 #[unsafe(no_mangle)]
@@ -120,16 +134,7 @@ pub unsafe extern "C" fn dollop_engine_stats_json(
         let engine = handles::get(engine)?;
         // SAFETY: the contract of pointers in `lib.rs`.
         let out = unsafe { Out::new("json", json) }?;
-        let (dropped, redirected) = engine.routing_departures();
-        let stream = engine.stream_stats();
-        let value = json!({
-            "mean_bits": stream.as_ref().map(StreamStats::mean_bits),
-            "hit_rate": stream.as_ref().map(StreamStats::hit_rate),
-            "stream": stream,
-            "gpu": engine.gpu_stats(),
-            "dropped": dropped,
-            "redirected": redirected,
-        });
-        out.set_text(&value.to_string())
+        out.set_text(&self::json(&engine));
+        Ok(())
     })
 }

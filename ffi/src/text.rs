@@ -60,6 +60,7 @@ pub unsafe extern "C" fn dollop_engine_detokenize(
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(crate::boundary::Failure::invalid(format!("token {id}: there are {vocab}")));
         }
-        text.set_text(&tokenizer.decode(ids, skip_special != 0))
+        text.set_text(&tokenizer.decode(ids, skip_special != 0));
+        Ok(())
     })
 }
