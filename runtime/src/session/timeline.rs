@@ -157,6 +157,7 @@ impl Session {
             if let Step::Logits(_, logits) = step {
                 last.extend_from_slice(logits);
             }
+            Ok(())
         })?;
         Ok(last)
     }
