@@ -58,11 +58,6 @@ impl Sampler {
         })
     }
 
-    /// Whether chance has a part in what is chosen.
-    pub fn is_random(&self) -> bool {
-        self.with.is_random()
-    }
-
     /// Texts over which DRY is to follow no repetition; `None` where it does not act. A sampler knows no texts:
     /// [`Sampler::set_breakers`] is to say what they are in tokens.
     pub fn breakers(&self) -> Option<&[String]> {

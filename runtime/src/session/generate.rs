@@ -4,7 +4,7 @@ use super::stop::StopFilter;
 use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
-use crate::sampler::{Sampler, Sampling};
+use crate::sampler::{Sampler, Sampling, argmax};
 use crate::telemetry::CancelToken;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -161,18 +161,11 @@ const FLAT: f32 = 1e-3;
 /// So many of the likeliest tokens are not all equal where a model works.
 const MANY_BEST: usize = 16;
 
-/// # Errors
-/// `Invalid` where logits are the same but for noise, so that a token drawn by them would be noise as well.
-fn prefers_something(logits: impl Iterator<Item = f32>) -> Result<()> {
-    let (mut low, mut high, mut count) = (f32::INFINITY, f32::NEG_INFINITY, 0);
-    logits.for_each(|v| (low, high, count) = (low.min(v), high.max(v), count + 1));
-    if count < 2 || high - low >= FLAT {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "the model prefers no token: its logits differ by {:.1e} at most, so a random choice would be noise. The model is damaged, or its output head was scaled; temperature 0 takes the likeliest token (`--temp 0`)",
-        high - low
-    )))
+/// Whether logits are the same but for noise, as those of a head whose weights were scaled to nothing.
+fn flat(logits: impl Iterator<Item = f32>) -> bool {
+    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+    logits.for_each(|v| (low, high) = (low.min(v), high.max(v)));
+    high - low < FLAT
 }
 
 /// Who hears of events, until they have heard enough.
@@ -217,24 +210,17 @@ impl Next {
         Ok(())
     }
 
-    /// # Errors
-    /// `Invalid` where a random choice is asked for and the model prefers nothing.
-    fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
-        Ok(match self.wish {
-            Wish::Best(_) => {
-                // Few of the best may well be equal.
-                if sampler.is_random() && self.best.len() >= MANY_BEST {
-                    prefers_something(self.best.iter().map(|best| best.1))?;
-                }
-                sampler.sample_best(&self.best)
-            }
-            Wish::All | Wish::Last => {
-                if sampler.is_random() {
-                    prefers_something(self.logits.iter().copied())?;
-                }
-                sampler.sample(&mut self.logits)
-            }
-        })
+    /// Where the model prefers nothing, chance would be noise: the likeliest token is taken then, whatever the temperature.
+    fn sample(&mut self, sampler: &mut Sampler) -> u32 {
+        match self.wish {
+            // Few of the best may well be equal.
+            Wish::Best(_) => match self.best.first() {
+                Some(best) if self.best.len() >= MANY_BEST && flat(self.best.iter().map(|b| b.1)) => best.0,
+                _ => sampler.sample_best(&self.best),
+            },
+            Wish::All | Wish::Last if flat(self.logits.iter().copied()) => argmax(&self.logits),
+            Wish::All | Wish::Last => sampler.sample(&mut self.logits),
+        }
     }
 }
 
@@ -330,7 +316,7 @@ impl Session {
             if options.cancel.is_cancelled() {
                 break StopReason::Cancelled;
             }
-            let id = next.sample(sampler)?;
+            let id = next.sample(sampler);
             if engine.special_tokens().ends_turn(id) && !options.ignore_eos {
                 break StopReason::EndOfTurn;
             }
