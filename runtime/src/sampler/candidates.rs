@@ -32,6 +32,9 @@ pub(super) struct Candidates {
     pub(super) scored: Vec<(f32, Candidate)>,
 }
 
+/// So many tokens are not all equal where a model works; fewer may well be.
+const MANY: usize = 16;
+
 /// Zeros of both signs are equal.
 pub(super) fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.id.cmp(&b.id))
@@ -57,6 +60,13 @@ impl Candidates {
                 self.list.push(Candidate { id, logit, p: 0.0 });
             }
         }
+    }
+
+    /// Whether there are many, whose logits differ by less than `noise`.
+    pub(super) fn are_flat(&self, noise: f32) -> bool {
+        let logits = self.list.iter().map(|c| c.logit);
+        let (low, high) = logits.fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        self.list.len() >= MANY && high - low < noise
     }
 
     pub(super) fn clear(&mut self) {

@@ -29,6 +29,10 @@ use mirostat::Surprise;
 use penalties::Penalties;
 use rng::Rng;
 
+/// Logits of a model that differ by less than this say nothing, as those of a head whose weights were scaled to nothing: by them every token
+/// is drawn as often as any other.
+const FLAT: f32 = 1e-3;
+
 /// A [`Sampling`] at work: its random state and what appeared lately.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -128,10 +132,11 @@ impl Sampler {
         &self.candidates.list
     }
 
-    /// Takes the candidates through the chain.
+    /// Takes the candidates through the chain. Where many are left and the model prefers none of them, chance would be noise: the likeliest
+    /// is left alone then, whatever the temperature.
     fn narrow(&mut self, vocab: usize) {
         let Sampler { with, chain, rng, penalties, dry, surprise, candidates } = self;
-        for link in chain {
+        for link in chain.iter() {
             if candidates.list.is_empty() {
                 return;
             }
@@ -151,7 +156,8 @@ impl Sampler {
                 Link::Temperature => candidates.temperature(with.temperature),
             }
         }
-        if !with.is_random() {
+        let heat = if chain.contains(&Link::Temperature) { with.temperature } else { 1.0 };
+        if !with.is_random() || candidates.are_flat(FLAT / heat) {
             let best = candidates.list.iter().min_by(|a, b| likelier(a, b)).copied();
             candidates.clear();
             candidates.list.extend(best);

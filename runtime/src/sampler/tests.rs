@@ -286,6 +286,25 @@ fn what_is_applied_is_told() {
 }
 
 #[test]
+fn of_equal_logits_none_is_drawn_by_chance() {
+    let drawn = |scale: f32, n: usize, with: Sampling| -> Vec<u32> {
+        let logits: Vec<f32> = (0..n).map(|i| scale * (i as f32 * 0.7).sin()).collect();
+        let mut s = Sampler::new(with).unwrap();
+        (0..50).map(|_| s.sample(&mut logits.clone())).collect()
+    };
+    let best = drawn(1.0, 100, Sampling { temperature: 0.0, ..open() })[0];
+    for with in [open(), Sampling { top_k: 40, ..open() }, Sampling { mirostat: Mirostat::V2, ..open() }] {
+        assert_eq!(drawn(1e-6, 100, with.clone()), [best; 50], "{with:?}");
+        // A preference that is small is one, and few tokens may well be equal.
+        let differ = |tokens: Vec<u32>| tokens.iter().any(|&t| t != tokens[0]);
+        assert!(differ(drawn(1e-2, 100, with.clone())) && differ(drawn(1e-6, 8, with)));
+    }
+    // What the caller prefers counts.
+    let biased = Sampling { logit_bias: vec![LogitBias { token: 7, bias: 5e-4 }], ..open() };
+    assert_eq!(drawn(1e-6, 100, biased), [7; 50]);
+}
+
+#[test]
 fn a_seed_repeats_and_broken_logits_do_no_harm() {
     let logits: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin()).collect();
     let run = |seed| {

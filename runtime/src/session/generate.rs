@@ -4,7 +4,7 @@ use super::stop::StopFilter;
 use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
-use crate::sampler::{Sampler, Sampling, argmax};
+use crate::sampler::{Sampler, Sampling};
 use crate::telemetry::CancelToken;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -155,20 +155,7 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     }
 }
 
-/// Logits that differ by less than this say nothing: every token is drawn as often as any other.
-const FLAT: f32 = 1e-3;
-
-/// So many of the likeliest tokens are not all equal where a model works.
-const MANY_BEST: usize = 16;
-
-/// Whether logits are the same but for noise, as those of a head whose weights were scaled to nothing.
-fn flat(logits: impl Iterator<Item = f32>) -> bool {
-    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-    logits.for_each(|v| (low, high) = (low.min(v), high.max(v)));
-    high - low < FLAT
-}
-
-/// Who hears of events, until they have heard enough.
+/// A callback for events, which may end them.
 pub(super) struct Listener<'a> {
     on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
     stopped: bool,
@@ -210,15 +197,9 @@ impl Next {
         Ok(())
     }
 
-    /// Where the model prefers nothing, chance would be noise: the likeliest token is taken then, whatever the temperature.
     fn sample(&mut self, sampler: &mut Sampler) -> u32 {
         match self.wish {
-            // Few of the best may well be equal.
-            Wish::Best(_) => match self.best.first() {
-                Some(best) if self.best.len() >= MANY_BEST && flat(self.best.iter().map(|b| b.1)) => best.0,
-                _ => sampler.sample_best(&self.best),
-            },
-            Wish::All | Wish::Last if flat(self.logits.iter().copied()) => argmax(&self.logits),
+            Wish::Best(_) => sampler.sample_best(&self.best),
             Wish::All | Wish::Last => sampler.sample(&mut self.logits),
         }
     }
