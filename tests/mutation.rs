@@ -3,7 +3,6 @@
 //! of what the file has (R5).
 //!
 //! The mutants are the same in every run; a failure names the seed that makes the one mutant again.
-#![allow(unsafe_code)] // The allocator below counts, and hands everything on to the system's.
 
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert, imatrix};
@@ -13,10 +12,9 @@ use dollop::model::file::NestedFile;
 use dollop::model::{Config, Weights};
 use dollop::{Bytes, CancelToken};
 use dollop_tests::golden;
+use dollop_tests::mutants::{Counting, Rng, most_allocated};
 use dollop_tests::tiny::Tiny;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The most that parsing may allocate: this many times the input, and a little for tables of fixed size.
@@ -26,46 +24,8 @@ const ALLOC_FIXED: usize = 1 << 16;
 const MUTANT_TIME: Duration = Duration::from_secs(5);
 const TRIES: usize = 4;
 
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(live, Relaxed);
-        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `at` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
 
 /// Values that break arithmetic which is not checked.
 const ABSURD: [u64; 14] = [
@@ -95,7 +55,7 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
         let at = rng.below(head);
         match rng.below(10) {
             0 | 1 => bytes[at] ^= 1 << rng.below(8),
-            2 => bytes[at] = rng.next() as u8,
+            2 => bytes[at] = rng.number() as u8,
             3 | 4 => {
                 let value = ABSURD[rng.below(ABSURD.len())].to_le_bytes();
                 let n = [4, 8][rng.below(2)].min(bytes.len() - at);
@@ -181,14 +141,11 @@ fn torment(
         let mut bytes = original.to_vec();
         mutate(&mut bytes, &mut Rng(seed));
         let len = bytes.len().max(1);
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
         let timed = |bytes| {
             let clock = Instant::now();
             (catch_unwind(AssertUnwindSafe(|| parse(bytes))), clock.elapsed())
         };
-        let (result, mut took) = timed(bytes);
-        let used = PEAK.load(Relaxed).saturating_sub(before);
+        let ((result, mut took), used) = most_allocated(|| timed(bytes));
         for _ in 0..TRIES {
             if took >= MUTANT_TIME {
                 let mut bytes = original.to_vec();
@@ -269,9 +226,8 @@ fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
 // One test, so that nothing else allocates meanwhile.
 #[test]
 fn mutants_are_refused_in_one_line() {
-    let before = LIVE.load(Relaxed);
-    drop(std::hint::black_box(vec![1u8; 1 << 20]));
-    assert!(PEAK.load(Relaxed) >= before + (1 << 20), "the allocator does not count");
+    let ((), used) = most_allocated(|| drop(std::hint::black_box(vec![1u8; 1 << 20])));
+    assert!(used >= 1 << 20, "the allocator does not count");
 
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

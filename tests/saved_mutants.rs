@@ -2,37 +2,14 @@
 //! that was saved; mutants whose checksums are right again are an error or a usable session. None panics, and none makes
 //! the reader allocate what neither the file nor the session that was asked for has. A binary of its own, because it measures
 //! what the whole process allocates.
-#![allow(unsafe_code)] // The allocator below counts, and hands everything on to the system's.
 
 use dollop::quant::Level;
 use dollop::sampler::Sampling;
 use dollop::sched::Precision;
 use dollop::{Chat, Engine, EngineOptions, Error, GenerateOptions, Overflow, SessionOptions};
+use dollop_tests::mutants::{Counting, Rng, most_allocated};
 use dollop_tests::talker::Talker;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(live, Relaxed);
-        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `at` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -40,23 +17,6 @@ static ALLOCATOR: Counting = Counting;
 /// What a reader may allocate beside what reading the original takes: a part that is copied, and what the JSON of a
 /// conversation becomes.
 const MORE: usize = 1 << 20;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
 
 const ABSURD: [u64; 8] = [0, 1, 255, 1 << 31, u32::MAX as u64, 1 << 33, 1 << 62, u64::MAX];
 
@@ -70,7 +30,7 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
         let at = rng.below(within);
         match rng.below(7) {
             0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at] = rng.next() as u8,
+            1 => bytes[at] = rng.number() as u8,
             2 => {
                 let value = ABSURD[rng.below(ABSURD.len())].to_le_bytes();
                 let n = [4, 8][rng.below(2)].min(bytes.len() - at);
@@ -141,10 +101,7 @@ fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
 
 /// Reads a mutant. What came of it, and the most that was allocated for it.
 fn torment(kind: &Kind, bytes: &[u8], seed: u64) -> (Result<Vec<u8>, Error>, usize) {
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let result = catch_unwind(AssertUnwindSafe(|| read(kind, bytes)));
-    let used = PEAK.load(Relaxed).saturating_sub(before);
+    let (result, used) = most_allocated(|| catch_unwind(AssertUnwindSafe(|| read(kind, bytes))));
     (result.unwrap_or_else(|_| panic!("{}: mutant {seed:#x} panicked", kind.name)), used)
 }
 
@@ -181,6 +138,7 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
         let (original, _) = torment(kind, &kind.good, 0);
         assert!(original.unwrap() == kind.good);
         let (_, usual) = torment(kind, &kind.good, 0);
+        assert!(usual > 0, "the allocator does not count");
         let ends = parts(&kind.good);
         assert_eq!(ends.last(), Some(&kind.good.len()));
         let (mut refused, mut same, mut other, mut most) = (0, 0, 0, 0);

@@ -5,6 +5,7 @@ use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 
 mod held;
+pub mod mutants;
 mod short;
 pub mod talker;
 pub mod tiny;

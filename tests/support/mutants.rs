@@ -1,0 +1,54 @@
+//! What tests of untrusted bytes share: an allocator that counts, and chances that repeat.
+#![allow(unsafe_code)] // The allocator counts, and hands everything on to the system's.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// For `#[global_allocator]`: knows how much the process has at most.
+pub struct Counting;
+
+// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: `at` came from `System.alloc` with this layout.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// What `f` returns, and the most bytes that the process had meanwhile beyond those before.
+pub fn most_allocated<R>(f: impl FnOnce() -> R) -> (R, usize) {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = f();
+    (result, PEAK.load(Relaxed).saturating_sub(before))
+}
+
+/// SplitMix64.
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// A number below `n`, or 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.number() % n.max(1) as u64) as usize
+    }
+}
