@@ -217,7 +217,7 @@ extern "system" fn Java_dev_dollop_Native_engineJson<'a>(
         let json = match what {
             0 => crate::info::json(&engine)?,
             1 => crate::stats::json(&engine),
-            _ => crate::plan::json(engine.memory_plan())?,
+            _ => crate::plan::json(&engine.memory_plan())?,
         };
         java(env, &json)
     })
