@@ -68,7 +68,7 @@ impl<'a> In<'a> {
         Ok(())
     }
 
-    /// Takes `len` bytes of which only the file itself says that there are so many.
+    /// Takes `len` bytes, where `len` is a claim of the file.
     pub(super) fn take_long(&mut self, len: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         while all.len() < len {

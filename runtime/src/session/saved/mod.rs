@@ -53,6 +53,8 @@ impl Session {
             let partial = Partial::new(path)?;
             let mut file = BufWriter::with_capacity(BUFFER_BYTES, partial.file()?);
             let bytes = self.write_with(&mut file, path, notes)?;
+            // Before the name: after a loss of power there would be neither the old session nor this one.
+            file.get_ref().sync_all().map_err(|e| Error::io(path, e))?;
             drop(file);
             partial.keep(path)?;
             Ok(bytes)
