@@ -32,7 +32,7 @@ impl<T> Out<T> {
     /// Writes the value, if it is wanted.
     pub(crate) fn set(self, value: T) {
         if let Some(place) = self.0 {
-            // SAFETY: who made this has promised that a value can be written there.
+            // SAFETY: by the constructor's contract a value can be written there.
             unsafe { place.write_unaligned(value) };
         }
     }
@@ -81,7 +81,7 @@ impl<T: Struct> OutStruct<T> {
     pub(crate) fn set(self, value: T) {
         let Some((place, size)) = self.0 else { return };
         let head = size_of::<usize>();
-        // SAFETY: `size` bytes can be written to there, as who made this has promised; `value` has at least as many, since
+        // SAFETY: `size` bytes can be written to there, by the constructor's contract; `value` has at least as many, since
         // `check` allows no more. Both begin with the size, which is left out.
         unsafe {
             let from = (&raw const value).cast::<u8>().add(head);
@@ -118,7 +118,7 @@ impl<T: Copy> OutArray<T> {
         self.check(name, values.len())?;
         if let Some(to) = self.to {
             for (i, &value) in values.iter().enumerate() {
-                // SAFETY: `i` is below the capacity by the check, and who made this has promised that so many can be written.
+                // SAFETY: `i` is below the capacity by the check, and by the constructor's contract so many can be written.
                 unsafe { to.add(i).write_unaligned(value) };
             }
         }

@@ -122,7 +122,7 @@ fn of_many_threads_that_close_a_handle_one_does() {
                     let plan: *mut dollop_plan = std::ptr::without_provenance_mut(number);
                     barrier.wait();
                     if i == 0 {
-                        // What it got stays its own, whoever closes the handle meanwhile.
+                        // The value lives as long as its clone, also after the handle is closed.
                         return handles::get(plan.cast_const()).map(|p| p.total_bytes() > 0).unwrap_or(true);
                     }
                     handles::close(plan).is_ok()

@@ -62,7 +62,7 @@ impl KvPart {
 }
 
 impl KvShape {
-    /// Bytes of a layer's keys and values of so many positions.
+    /// Bytes of a layer's keys and values of `positions` positions.
     pub fn bytes(&self, positions: usize) -> usize {
         let both = positions + positions.next_multiple_of(KV_BLOCK);
         both * self.heads * self.head_dim * self.number_bytes

@@ -1,7 +1,7 @@
 //! The expert cache made smaller or larger while a model runs.
 //!
-//! Whoever asks, from any thread, leaves a wish. It is fulfilled between two servings: by the one who asks, where nothing is
-//! served, else by the thread that serves, before its next layer. Exact results do not depend on it (R2).
+//! A call of [`Streamer::resize`], from any thread, leaves a wish. It is fulfilled between two servings: by the calling thread where
+//! nothing is served, else by the serving thread before its next layer. Exact results do not depend on it (R2).
 
 use super::home::Home;
 use super::{State, Streamer};
@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// How long whoever asks sleeps before it looks again whether it can do it itself.
+/// How long a call waits before it tries again to fulfil its wish itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// What is asked for.
+/// Resizes that are asked for.
 #[derive(Default)]
 pub(super) struct Wishes {
     wish: Mutex<Wish>,
@@ -95,7 +95,7 @@ impl Streamer {
         }
     }
 
-    /// Resizes, if somebody asked for it. Between two servings only.
+    /// Fulfils the wish, if there is one. Between two servings only.
     pub(super) fn fulfil(&self, state: &mut State) {
         if !self.asked.swap(false, Ordering::Acquire) {
             return;

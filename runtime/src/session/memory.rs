@@ -95,7 +95,8 @@ impl Engine {
 
     /// Gives memory back, or takes it again, as the system asks for it; the budget stays. Returns the bytes that went back. Where
     /// all experts are resident and mapped, the mapping's pages are let go of from [`TrimLevel::Critical`] on, if the system takes
-    /// them, and come back as they are used. What is on a GPU stays.
+    /// them, and come back as they are used; all of their bytes are returned then, though only those in memory can go back. What is
+    /// on a GPU stays.
     ///
     /// # Errors
     /// `Invalid` where the system has no memory for a cache that is to grow.

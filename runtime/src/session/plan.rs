@@ -302,7 +302,7 @@ impl MemoryPlan {
         if plan.budget.is_some_and(|budget| budget < total) { Err(total) } else { Ok(plan) }
     }
 
-    /// The same with so many bytes for streamed experts.
+    /// Gives streamed experts `expert_bytes`.
     pub(super) fn resize(&mut self, expert_bytes: u64) {
         self.expert_bytes = expert_bytes;
         for level in &mut self.levels {

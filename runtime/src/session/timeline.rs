@@ -197,8 +197,8 @@ impl Session {
         Ok(best)
     }
 
-    /// Appends `tokens` chunk by chunk. On cancellation, and after an error of `hear`, the chunks done stay. Where a GPU fails, the CPU takes the
-    /// timeline over in the middle of it: no step is heard twice.
+    /// Appends `tokens` chunk by chunk. On cancellation, and after an error of `hear`, the chunks done stay. Where a GPU fails, the
+    /// CPU takes the timeline over in the middle of it: no step is heard twice.
     pub(super) fn append(
         &mut self,
         tokens: &[u32],

@@ -1,8 +1,8 @@
 //! A fixed piece of memory that is lent out in slabs.
 //!
-//! An arena's memory is asked for once and never grows (R1); a part of it may go back to the system for a while. A [`Slab`] owns its range of it exclusively, so a slab that
-//! somebody reads can be neither written nor moved: the borrow checker sees to R4. The arena knows nothing of what slabs
-//! hold.
+//! An arena's memory is asked for once and never grows (R1); a part of it may go back to the system for a while. A [`Slab`]
+//! owns its range of it exclusively, so a slab that is read can be neither written nor moved: the borrow checker sees to R4. The
+//! arena knows nothing of what slabs hold.
 
 use super::give_back::{give_back, take_again};
 use crate::error::{Error, Result};

@@ -64,7 +64,7 @@ private fun progress(context: CoroutineContext, hear: (Progress) -> Unit) = List
     context.isActive
 }
 
-/** A native call that blocks. What it made is given back where nobody waits for it any more. */
+/** A native call that blocks. A handle that it makes after its coroutine is cancelled is closed. */
 internal suspend fun <T> blocking(
     dispatcher: CoroutineDispatcher,
     discard: (T) -> Unit,
