@@ -64,6 +64,20 @@
 // A reason that has no number yet.
 #define DOLLOP_STOP_OTHER 99
 
+// A level of `dollop_engine_trim`: the whole budget may be used again.
+#define DOLLOP_TRIM_NORMAL 0
+
+// Half of the cache beyond the smallest that works. Android: `RUNNING_MODERATE`, `RUNNING_LOW`, `UI_HIDDEN`; iOS: memory
+// pressure `.warning`.
+#define DOLLOP_TRIM_MODERATE 1
+
+// An eighth of that. Android: `RUNNING_CRITICAL`, `BACKGROUND`; iOS: `didReceiveMemoryWarning`, memory pressure `.critical`.
+#define DOLLOP_TRIM_CRITICAL 2
+
+// The smallest that works: every expert that a token chooses is read. Android: `MODERATE`, `COMPLETE`; iOS: the app goes to
+// the background.
+#define DOLLOP_TRIM_COMPLETE 3
+
 // `dollop_engine_options.backend`: the CPU.
 #define DOLLOP_BACKEND_CPU 0
 
@@ -399,6 +413,8 @@ typedef struct dollop_engine_options {
     float cache_prior;
     // Reads at a time; 0 for as many as prove best.
     uint32_t lanes;
+    // 1 streams experts even where all of them fit `memory_bytes`, so that the engine can give memory back later.
+    uint32_t always_stream;
     // Progress of a conversion; NULL for none.
     dollop_progress_callback on_progress;
     // Handed to `on_progress`.
@@ -637,6 +653,24 @@ dollop_status dollop_engine_open(const char *path,
 // until they are freed too. Any thread.
 dollop_status dollop_engine_free(struct dollop_engine *engine);
 
+// Opens the Dollop file that lies in `length` bytes from `offset` on (a multiple of 64) of an open file; a `length` of 0 is
+// all that follows. For Android's assets and documents, and sandboxes. The descriptor is duplicated: the caller closes its
+// own whenever it likes. Foreign models have to be converted first. Otherwise as `dollop_engine_open`. `DOLLOP_UNSUPPORTED`
+// on Windows, which has no descriptors.
+dollop_status dollop_engine_open_file(int descriptor,
+                                      uint64_t offset,
+                                      uint64_t length,
+                                      const struct dollop_engine_options *options,
+                                      struct dollop_engine **engine);
+
+// Plans what `dollop_engine_open_file` with the same arguments would do with the memory; loads nothing. Otherwise as
+// `dollop_plan_new`.
+dollop_status dollop_plan_new_file(int descriptor,
+                                   uint64_t offset,
+                                   uint64_t length,
+                                   const struct dollop_engine_options *options,
+                                   struct dollop_plan **plan);
+
 // Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
 dollop_status dollop_generate_options_init(struct dollop_generate_options *options,
                                            size_t struct_size);
@@ -658,6 +692,21 @@ dollop_status dollop_engine_info(const struct dollop_engine *engine,
 // a GPU would have been preferred. `*json` is freed with `dollop_text_free`. Any thread.
 dollop_status dollop_engine_info_json(const struct dollop_engine *engine,
                                       char **json);
+
+// Gives the engine another budget, in bytes. Where experts are streamed, their cache shrinks or grows to it, and what is
+// beyond goes back to the system before this returns; `given`, if not NULL, gets the bytes that did. Texts at exact precision
+// stay the same. A budget that cannot work is `DOLLOP_BUDGET` and changes nothing; `DOLLOP_UNSUPPORTED` where the cache is on
+// a GPU. Any thread, also during a generation and from its callback.
+dollop_status dollop_engine_set_memory(const struct dollop_engine *engine,
+                                       uint64_t bytes,
+                                       uint64_t *given);
+
+// Gives memory back, or takes it again, as the system asks for it; the budget stays. `level` is a `DOLLOP_TRIM_`, which says
+// how large the cache is: the same warning twice does nothing the second time. `given`, if not NULL, gets the bytes that went
+// back to the system. Any thread, also during a generation and from its callback.
+dollop_status dollop_engine_trim(const struct dollop_engine *engine,
+                                 uint32_t level,
+                                 uint64_t *given);
 
 // Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
 dollop_status dollop_engine_options_init(struct dollop_engine_options *options, size_t struct_size);
@@ -700,6 +749,40 @@ dollop_status dollop_sampling_init(struct dollop_sampling *sampling, size_t stru
 // it says nothing. Any thread.
 dollop_status dollop_engine_sampling(const struct dollop_engine *engine,
                                      struct dollop_sampling *sampling);
+
+// Writes the timeline to a file: its tokens, and the keys and values that were computed of them. It takes the place of a
+// file that is there only when it is whole and on the disk. `bytes`, if not NULL, gets its size. One call at a time
+// (`DOLLOP_BUSY`). After a failure the timeline and the old file are as they were.
+dollop_status dollop_session_save(const struct dollop_session *session,
+                                  const char *path,
+                                  uint64_t *bytes);
+
+// Goes on with a timeline that `dollop_session_save` or `dollop_chat_save` wrote, perhaps in another process. On one backend
+// and at exact precision its logits are those of the timeline that never stopped. The context is that of `options`, which may
+// be NULL. `DOLLOP_MALFORMED` for a damaged file, `DOLLOP_UNSUPPORTED` for one of another model, precision or version,
+// `DOLLOP_CONTEXT_FULL` where its tokens do not fit. Writes a handle to `*session`. Any thread.
+dollop_status dollop_session_load(const struct dollop_engine *engine,
+                                  const char *path,
+                                  const struct dollop_session_options *options,
+                                  struct dollop_session **session);
+
+// A second timeline that begins with what this one holds, to continue one prefix in several ways; nothing is computed.
+// Writes a handle to `*fork`, which `dollop_session_free` closes. One call at a time (`DOLLOP_BUSY`).
+dollop_status dollop_session_fork(const struct dollop_session *session,
+                                  struct dollop_session **fork);
+
+// Writes the conversation to a file: its timeline, its messages with the system prompt, what to do on overflow, and the
+// template's variables, but not the time. Otherwise as `dollop_session_save`.
+dollop_status dollop_chat_save(const struct dollop_chat *chat,
+                               const char *path,
+                               uint64_t *bytes);
+
+// Goes on with a conversation that `dollop_chat_save` wrote. Otherwise as `dollop_session_load`; a timeline without a
+// conversation is `DOLLOP_MALFORMED`. Writes a handle to `*chat`, which `dollop_chat_free` closes.
+dollop_status dollop_chat_load(const struct dollop_engine *engine,
+                               const char *path,
+                               const struct dollop_session_options *options,
+                               struct dollop_chat **chat);
 
 // Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
 dollop_status dollop_session_options_init(struct dollop_session_options *options,

@@ -221,6 +221,13 @@ public:
                      [&](const EngineOptions *o) { return dollop_plan_new(path.c_str(), o, &plan); });
         handle_.reset(plan);
     }
+    // The same of a Dollop file in an open file: length bytes from offset on, 0 for all that follows.
+    explicit Plan(int descriptor, std::uint64_t offset = 0, std::uint64_t length = 0,
+                  const EngineOptions &options = engine_options()) {
+        dollop_plan *plan = nullptr;
+        detail::check(dollop_plan_new_file(descriptor, offset, length, &options, &plan));
+        handle_.reset(plan);
+    }
     explicit Plan(dollop_plan *owned) : handle_(owned) {}
 
     PlanInfo info() const {
@@ -257,7 +264,25 @@ public:
                      [&](const EngineOptions *o) { return dollop_engine_open(path.c_str(), o, &engine); });
         handle_.reset(engine);
     }
+    // A Dollop file in an open file, whose descriptor is duplicated: length bytes from offset on, 0 for all that follows.
+    explicit Engine(int descriptor, std::uint64_t offset = 0, std::uint64_t length = 0,
+                    const EngineOptions &options = engine_options()) {
+        dollop_engine *engine = nullptr;
+        detail::check(dollop_engine_open_file(descriptor, offset, length, &options, &engine));
+        handle_.reset(engine);
+    }
 
+    // Another budget, and a level of DOLLOP_TRIM_; both return the bytes that went back to the system. From any thread.
+    std::uint64_t set_memory(std::uint64_t bytes) const {
+        std::uint64_t given = 0;
+        detail::check(dollop_engine_set_memory(get(), bytes, &given));
+        return given;
+    }
+    std::uint64_t trim(std::uint32_t level) const {
+        std::uint64_t given = 0;
+        detail::check(dollop_engine_trim(get(), level, &given));
+        return given;
+    }
     ModelInfo info() const {
         auto info = detail::filled<ModelInfo, dollop_model_info_init>();
         detail::check(dollop_engine_info(get(), &info));
@@ -350,11 +375,29 @@ public:
         return info;
     }
     void rewind(std::size_t count) { detail::check(dollop_session_rewind(get(), count)); }
+    // Returns the bytes of the file.
+    std::uint64_t save(const std::string &path) const {
+        std::uint64_t bytes = 0;
+        detail::check(dollop_session_save(get(), path.c_str(), &bytes));
+        return bytes;
+    }
+    static Session load(const Engine &engine, const std::string &path,
+                        const SessionOptions &options = session_options()) {
+        dollop_session *session = nullptr;
+        detail::check(dollop_session_load(engine.get(), path.c_str(), &options, &session));
+        return Session(session);
+    }
+    Session fork() const {
+        dollop_session *fork = nullptr;
+        detail::check(dollop_session_fork(get(), &fork));
+        return Session(fork);
+    }
     // From any thread.
     void cancel() const { detail::check(dollop_session_cancel(get())); }
     dollop_session *get() const noexcept { return handle_.get(); }
 
 private:
+    explicit Session(dollop_session *owned) : handle_(owned) {}
     detail::owner<dollop_session, dollop_session_free> handle_;
 };
 
@@ -391,6 +434,18 @@ public:
         });
     }
     void reset() { detail::check(dollop_chat_reset(get())); }
+    // Returns the bytes of the file.
+    std::uint64_t save(const std::string &path) const {
+        std::uint64_t bytes = 0;
+        detail::check(dollop_chat_save(get(), path.c_str(), &bytes));
+        return bytes;
+    }
+    static Chat load(const Engine &engine, const std::string &path,
+                     const SessionOptions &options = session_options()) {
+        dollop_chat *chat = nullptr;
+        detail::check(dollop_chat_load(engine.get(), path.c_str(), &options, &chat));
+        return Chat(chat);
+    }
     void set_messages(const std::vector<Message> &messages) {
         const auto list = detail::messages(messages);
         detail::check(dollop_chat_set_messages(get(), list.data(), list.size()));
@@ -415,6 +470,7 @@ public:
     dollop_chat *get() const noexcept { return handle_.get(); }
 
 private:
+    explicit Chat(dollop_chat *owned) : handle_(owned) {}
     detail::owner<dollop_chat, dollop_chat_free> handle_;
 };
 

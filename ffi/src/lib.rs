@@ -16,15 +16,18 @@ mod boundary;
 mod chat;
 mod devices;
 mod engine;
+mod file;
 mod generate;
 mod handles;
 mod info;
 #[cfg(feature = "jni")]
 mod java;
+mod memory;
 mod options;
 mod outputs;
 mod plan;
 mod sampling;
+mod saved;
 mod session;
 mod stats;
 mod status;

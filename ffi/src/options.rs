@@ -86,6 +86,8 @@ pub struct dollop_engine_options {
     pub cache_prior: f32,
     /// Reads at a time; 0 for as many as prove best.
     pub lanes: u32,
+    /// 1 streams experts even where all of them fit `memory_bytes`, so that the engine can give memory back later.
+    pub always_stream: u32,
     /// Progress of a conversion; NULL for none.
     pub on_progress: dollop_progress_callback,
     /// Handed to `on_progress`.
@@ -112,6 +114,7 @@ impl Default for dollop_engine_options {
             skip_cold: 0.0,
             cache_prior: 0.0,
             lanes: 0,
+            always_stream: 0,
             on_progress: None,
             progress_user_data: std::ptr::null_mut(),
         }
@@ -215,6 +218,7 @@ impl dollop_engine_options {
             }
         }
         engine.streaming.lanes = given(self.lanes);
+        engine.streaming.always = self.always_stream != 0;
         let folder = |name, text: *const c_char| {
             // SAFETY: as of this function.
             (!text.is_null()).then(|| unsafe { arguments::path(name, text) }).transpose()

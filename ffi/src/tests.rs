@@ -192,7 +192,32 @@ fn statuses_have_one_number_and_their_own_name() {
         // SAFETY: the names are never freed.
         assert_eq!(unsafe { CStr::from_ptr(dollop_status_name(*status as i32)) }, *name);
     }
-    assert_eq!(crate::status::of(&runtime::Error::Cancelled), dollop_status::DOLLOP_CANCELLED);
+}
+
+/// `DOLLOP_OTHER` is for errors of a later library: those of today have numbers of their own.
+#[test]
+fn every_error_of_the_library_has_a_status() {
+    use dollop_status::*;
+    use runtime::Error::*;
+    let text = String::new;
+    let (budget, smallest, needed, limit) = (1, 2, 3, 4);
+    let all = [
+        (runtime::Error::io("a", std::io::ErrorKind::NotFound.into()), DOLLOP_IO),
+        (runtime::Error::malformed("a", "b"), DOLLOP_MALFORMED),
+        (runtime::Error::unsupported("a"), DOLLOP_UNSUPPORTED),
+        (Invalid(text()), DOLLOP_INVALID),
+        (Template(text()), DOLLOP_TEMPLATE),
+        (ContextFull { needed, limit }, DOLLOP_CONTEXT_FULL),
+        (Budget { budget, smallest, hint: text() }, DOLLOP_BUDGET),
+        (NotFinite { place: text() }, DOLLOP_NOT_FINITE),
+        (Cancelled, DOLLOP_CANCELLED),
+        (Device(text()), DOLLOP_DEVICE),
+    ];
+    for (error, status) in all {
+        assert_eq!(run(|| Err(error.into())), status);
+    }
+    assert_eq!(run(|| Err(Failure::new(DOLLOP_OTHER, "new"))), DOLLOP_OTHER);
+    assert_eq!(last_error(), "new");
 }
 
 #[test]

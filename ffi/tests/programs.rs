@@ -6,7 +6,7 @@
 #![cfg(target_os = "linux")]
 
 use dollop_tests::talker::Talker;
-use dollop_tests::{default_model, root};
+use dollop_tests::{default_model, full, root};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -128,6 +128,14 @@ fn every_function_works_in_c_dynamic() {
 #[test]
 fn every_function_works_in_c_static() {
     assert!(checks("ffi/tests/c/functions.c", Link::Static) > 150);
+}
+
+#[test]
+fn sessions_are_saved_and_memory_is_given_back_in_c() {
+    assert!(checks("ffi/tests/c/saved.c", Link::Dynamic) > 150);
+    if full() {
+        assert!(checks("ffi/tests/c/saved.c", Link::Static) > 150);
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ struct Thrown {
 static_assert(!std::is_copy_constructible_v<dollop::Engine> && std::is_nothrow_move_constructible_v<dollop::Engine>);
 static_assert(!std::is_copy_constructible_v<dollop::Chat> && std::is_nothrow_move_assignable_v<dollop::Chat>);
 
-static void conversations(const dollop::Engine &engine) {
+static void conversations(const dollop::Engine &engine, const std::string &cache) {
     dollop::Chat::Options options;
     options.context = 512;
     options.system = "You are brief.";
@@ -76,10 +76,13 @@ static void conversations(const dollop::Engine &engine) {
     moved.set_time(1764374400);
     CHECK(moved.messages_json().find("Word.") != std::string::npos && moved.info().context == 512);
     CHECK(status_of([&] { moved.set_variables("no"); }) == DOLLOP_INVALID);
+    const std::string path = cache + "/chat";
+    CHECK(moved.save(path) > 0 && dollop::Chat::load(engine, path).messages_json() == moved.messages_json());
+    CHECK(status_of([&] { dollop::Session::load(engine, cache); }) == DOLLOP_MALFORMED);
     moved.reset();
 }
 
-static void timelines(const dollop::Engine &engine) {
+static void timelines(const dollop::Engine &engine, const std::string &cache) {
     const auto info = engine.info();
     const auto ids = engine.tokenize("The capital of France is", false);
     CHECK(ids.size() > 2 && engine.detokenize(ids) == "The capital of France is");
@@ -106,6 +109,9 @@ static void timelines(const dollop::Engine &engine) {
     CHECK(status_of([&] { session.logits(ids, info.vocab - 1); }) == DOLLOP_TOO_SMALL);
     session.rewind(1);
     CHECK(session.tokens().size() == 1);
+    const std::string path = cache + "/session";
+    CHECK(session.save(path) > 0 && dollop::Session::load(engine, path).tokens() == session.tokens());
+    CHECK(session.fork().tokens() == session.tokens());
 
     // Cancelled from another thread, which the first token starts.
     std::thread other;
@@ -134,12 +140,19 @@ int main(int argc, char **argv) {
         options.threads = 2;
         dollop::Engine engine(model, options);
         CHECK(engine.info().vocab > 1000 && engine.info_json().front() == '{');
-        conversations(engine);
-        timelines(engine);
+        conversations(engine, cache);
+        timelines(engine, cache);
         CHECK(engine.stats().streaming == 0 && engine.stats_json().front() == '{');
         const auto plan = engine.plan();
         CHECK(plan.info().level_count == plan.levels().size() && plan.json().front() == '{');
         CHECK(status_of([] { dollop::Engine("no-such-file"); }) == DOLLOP_IO);
+        std::FILE *file = std::fopen(model.c_str(), "rb");
+        CHECK(file != nullptr);
+        dollop::Engine second(fileno(file), 0, 0, options);
+        CHECK(dollop::Plan(fileno(file), 0, 0, options).info().total_bytes == plan.info().total_bytes);
+        std::fclose(file);
+        CHECK(second.info().vocab == engine.info().vocab && second.trim(DOLLOP_TRIM_NORMAL) == 0);
+        CHECK(status_of([&] { second.set_memory(1); }) == DOLLOP_BUDGET);
         options.memory_bytes = 1;
         CHECK(status_of([&] { dollop::Plan(model, options); }) == DOLLOP_BUDGET);
         options.memory_bytes = plan.info().total_bytes;
