@@ -7,7 +7,7 @@ use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
 };
-use dollop_tests::{chosen_among_all, default_model, talker::Talker, tiny::Tiny};
+use dollop_tests::{chosen_among_all, default_model, short_model, talker::Talker, tiny::Tiny};
 use std::ops::ControlFlow;
 
 fn engine() -> Engine {
@@ -62,7 +62,7 @@ fn chunks_and_threads_change_no_bit() {
     let ids: Vec<u32> = (0..40).map(|i| 1000 + 37 * i).collect();
     let on = |isa, threads, chunk| {
         let options = EngineOptions { threads, isa, ..EngineOptions::default() };
-        let engine = Engine::open(&default_model(), &options).unwrap();
+        let engine = Engine::open(&short_model(), &options).unwrap();
         let mut session = engine.session(SessionOptions { context: Some(64), chunk: Some(chunk) }).unwrap();
         let mut all = session.logits(&ids).unwrap();
         all.extend(session.logits(&[7]).unwrap());
