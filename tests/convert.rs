@@ -6,6 +6,7 @@ use dollop::quant::Level;
 use dollop::{CancelToken, Engine, EngineOptions, Error, SessionOptions, inspect};
 use dollop_tests::tiny::Tiny;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 fn folder_of(name: &str) -> (tempfile::TempDir, Tiny) {
@@ -128,6 +129,58 @@ fn an_unchanged_source_is_converted_once() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text + "\n").unwrap();
     assert!(open(&other) > 0, "a changed source is converted again");
+}
+
+/// Gate 90.
+#[test]
+fn a_foreign_model_opens_like_its_conversion() {
+    let (folder, tiny) = folder_of("qwen3moe");
+    let gguf = folder.path().join("m.gguf");
+    tiny.write_gguf(&gguf);
+    let cache = tempfile::tempdir().unwrap();
+    let none = EngineOptions::default();
+    let cached = EngineOptions { cache: Some(cache.path().join("models")), ..none.clone() };
+    let logits = |engine: Engine| {
+        engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap()
+    };
+    let target = folder.path().join("own.gguf");
+    run(folder.path(), &target, &ConvertOptions::default()).unwrap();
+    let want = logits(Engine::open(&target, &none).unwrap());
+
+    for source in [folder.path(), &gguf] {
+        let text = Engine::open(source, &none).err().unwrap().to_string();
+        assert!(text.contains("no cache folder") && text.contains(source.to_str().unwrap()), "{text}");
+        // The first progress ends it, and nothing is left.
+        let mut heard = 0;
+        let ended = Engine::open_with(source, &cached, &mut |_| {
+            heard += 1;
+            ControlFlow::Break(())
+        });
+        assert!(matches!(ended, Err(Error::Cancelled)) && heard == 1, "heard {heard} times");
+        let name = dollop::convert::model_name(source).unwrap().into_string().unwrap();
+        let left = files(&cache.path().join("models"));
+        assert!(!left.iter().any(|f| f.starts_with(&name) && f.ends_with(".gguf")), "{left:?}");
+
+        let mut done = Vec::new();
+        let mut progress = |p: dollop::Progress| {
+            done.push((p.done, p.total));
+            ControlFlow::Continue(())
+        };
+        let plan = Engine::plan_with(source, &cached, &mut progress).unwrap();
+        assert!(plan.dense_bytes > 0 && done.is_sorted(), "{done:?}");
+        assert_eq!(done.last().map(|(done, total)| done == total), Some(true), "{done:?}");
+        let mut again = |_| panic!("converted twice");
+        let engine = Engine::open_with(source, &cached, &mut again).unwrap();
+        assert!(logits(engine) == want, "{}", source.display());
+        let file = Engine::prepare(source, &cached, &mut again).unwrap();
+        assert!(inspect::kind(&file).unwrap() == inspect::Kind::Dollop && file.starts_with(cache.path()));
+    }
+    let missing = Engine::open(folder.path().join("nothing"), &cached).err().unwrap();
+    assert!(matches!(missing, Error::Io { .. }), "{missing}");
+    let chat = EngineOptions { purpose: Purpose::Chat, ..cached };
+    fs::remove_dir_all(cache.path().join("models")).unwrap();
+    let text = Engine::open(folder.path(), &chat).err().unwrap().to_string();
+    assert!(text.contains("tokenizer"), "{text}");
 }
 
 #[test]

@@ -5,9 +5,10 @@ use crate::note;
 use crate::output::{Bar, Unit};
 use crate::streaming::Watch;
 use crate::{Failure, interrupt};
-use dollop::convert::{ConvertOptions, Purpose, cached};
-use dollop::{Chat, Engine, EngineOptions, Error, Overflow, Session};
+use dollop::convert::Purpose;
+use dollop::{Chat, Engine, EngineOptions, Error, MemoryPlan, Overflow, Progress, Session};
 use std::env;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// The file name of the model that comes with Dollop.
@@ -25,10 +26,11 @@ pub fn open_with(
     mut options: EngineOptions,
     purpose: Purpose,
 ) -> Result<(Engine, Watch), Failure> {
-    let path = dollop_file(model, purpose)?;
     // Without a folder to keep them in, kernels are compiled every time.
     options.pipelines = cache_folder().ok();
-    let engine = Engine::open(&path, &options)?;
+    let engine = converting(model, &mut options, purpose, &mut |path, options, progress| {
+        Engine::open_with(path, options, progress)
+    })?;
     if let Some(note) = engine.note() {
         note!("{note}");
     }
@@ -37,6 +39,58 @@ pub fn open_with(
     }
     let watch = args.stream.watch(&engine, &options)?;
     Ok((engine, watch))
+}
+
+/// What the memory would be spent on.
+pub fn plan(model: Option<&Path>, mut options: EngineOptions) -> Result<MemoryPlan, Failure> {
+    converting(model, &mut options, Purpose::Weights, &mut |path, options, progress| {
+        Engine::plan_with(path, options, progress)
+    })
+}
+
+/// The Dollop file for what was typed.
+pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
+    converting(model, &mut EngineOptions::default(), purpose, &mut |path, options, progress| {
+        Engine::prepare(path, options, progress)
+    })
+}
+
+/// Hears of a conversion.
+type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+
+/// Does something with a model that the library may have to convert first: with a bar, until ^C.
+fn converting<T>(
+    model: Option<&Path>,
+    options: &mut EngineOptions,
+    purpose: Purpose,
+    work: &mut dyn FnMut(&Path, &EngineOptions, Hear) -> dollop::Result<T>,
+) -> Result<T, Failure> {
+    let path = model.map_or_else(default_model, |path| Ok(path.to_path_buf()))?;
+    if !path.exists() {
+        return Err(format!("{}: there is no such file or folder", path.display()).into());
+    }
+    let folder = cache_folder();
+    (options.cache, options.purpose) = (folder.as_ref().ok().cloned(), purpose);
+    let (cancel, _guard) = interrupt::cancellable();
+    let mut bar = None;
+    work(&path, options, &mut |p| {
+        let bar = bar.get_or_insert_with(|| {
+            let folder = folder.as_deref().unwrap_or(Path::new("")).display();
+            note!("converting {} once, into {folder}", path.display());
+            Bar::new(Unit::Bytes)
+        });
+        bar.show(p.stage, p.done, p.total);
+        if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .map_err(|e| match (&e, &folder) {
+        // Nothing else is wrong with a model that there is no folder for.
+        (Error::Unsupported { .. }, Err(Failure(why))) if !is_dollop(&path) => why.as_str().into(),
+        _ => template_fault(e, model),
+    })
+}
+
+fn is_dollop(path: &Path) -> bool {
+    dollop::inspect::kind(path).is_ok_and(|kind| kind == dollop::inspect::Kind::Dollop)
 }
 
 /// Begins a conversation. A template that does not parse is the model's fault, so the message names the model.
@@ -60,37 +114,6 @@ fn template_fault(e: Error, model: Option<&Path>) -> Failure {
         )),
         (e, _) => e.into(),
     }
-}
-
-/// The Dollop file for what was typed.
-pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
-    let path = match model {
-        Some(path) => path.to_path_buf(),
-        None => return default_model(),
-    };
-    if !path.exists() {
-        return Err(format!("{}: there is no such file or folder", path.display()).into());
-    }
-    if path.is_file() && is_dollop(&path)? {
-        return Ok(path);
-    }
-    let (cancel, _guard) = interrupt::cancellable();
-    let mut bar = Bar::new(Unit::Bytes);
-    let folder = cache_folder()?;
-    let mut told = false;
-    let file = cached(&path, &folder, &ConvertOptions::default(), purpose, &cancel, &mut |p| {
-        if !std::mem::replace(&mut told, true) {
-            note!("converting {} once, into {}", path.display(), folder.display());
-        }
-        bar.show(p.stage, p.done, p.total);
-    })
-    .map_err(|e| template_fault(e, model))?;
-    Ok(file)
-}
-
-/// Whether a file is ours already: its header says so.
-fn is_dollop(path: &Path) -> Result<bool, Failure> {
-    Ok(dollop::inspect::kind(path)? == dollop::inspect::Kind::Dollop)
 }
 
 fn default_model() -> Result<PathBuf, Failure> {

@@ -4,13 +4,10 @@ use crate::args::PlanArgs;
 use crate::output::bytes;
 use crate::screen;
 use crate::{Failure, locate};
-use dollop::Engine;
-use dollop::convert::Purpose;
 use std::io::Write;
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let path = locate::dollop_file(args.model.as_deref(), Purpose::Weights)?;
-    let plan = Engine::plan(&path, &args.engine.options())?;
+    let plan = locate::plan(args.model.as_deref(), args.engine.options())?;
     let mut out = screen::stdout();
     if args.json {
         writeln!(out, "{}", screen::json(&plan, true)?)?;

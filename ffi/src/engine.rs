@@ -7,12 +7,10 @@ use crate::handles::{self, dollop_engine};
 use crate::options::{Opening, dollop_engine_options, dollop_progress};
 use crate::outputs::Out;
 use crate::status::dollop_status::{self, *};
-use runtime::convert::{ConvertOptions, Purpose, cached};
-use runtime::inspect::{Kind, kind};
-use runtime::{CancelToken, Engine, Progress};
+use runtime::{Engine, Progress};
 use std::ffi::c_char;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 
 /// Opens a model: a Dollop file, or with `cache_folder` a GGUF file (any part of a split one) or a Hugging Face folder,
 /// which is converted once. `options` may be NULL for the defaults. Writes a handle to `*engine`, which
@@ -32,8 +30,8 @@ pub unsafe extern "C" fn dollop_engine_open(
                 Out::new("engine", engine)?,
             )
         };
-        let file = dollop_file(&path, &opening)?;
-        engine.set(handles::open(Engine::open(&file, &opening.engine)?)?);
+        let open = |progress: Hear| Engine::open_with(&path, &opening.engine, progress);
+        engine.set(handles::open(with_progress(&opening, open)?)?);
         Ok(())
     })
 }
@@ -45,43 +43,24 @@ pub unsafe extern "C" fn dollop_engine_free(engine: *mut dollop_engine) -> dollo
     run(|| handles::close(engine).map(drop))
 }
 
-/// The Dollop file for a path: itself, or a conversion in the cache folder, of which the caller's callback hears.
-pub(crate) fn dollop_file(path: &Path, opening: &Opening) -> Result<PathBuf> {
+/// What the library tells of a conversion, and whether that goes on.
+pub(crate) type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+
+/// Does what may convert a model first, of which the caller's callback hears.
+pub(crate) fn with_progress<T>(
+    opening: &Opening,
+    work: impl FnOnce(Hear) -> runtime::Result<T>,
+) -> Result<T> {
     let mut panicked = false;
-    let file = dollop_file_with(path, opening, &mut |progress| {
+    let done = work(&mut |progress| {
         let answer = opening.on_progress.map_or(Some(0), |f| report(f, opening, progress));
         panicked |= answer.is_none();
-        answer == Some(0)
+        if answer == Some(0) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     if panicked {
         return Err(Failure::new(DOLLOP_CALLBACK_PANIC, "the progress callback panicked"));
     }
-    file
-}
-
-/// The same; `go_on` hears of the progress until it says no.
-pub(crate) fn dollop_file_with(
-    path: &Path,
-    opening: &Opening,
-    go_on: &mut dyn FnMut(Progress) -> bool,
-) -> Result<PathBuf> {
-    if path.is_file() && kind(path)? == Kind::Dollop {
-        return Ok(path.to_path_buf());
-    }
-    let Some(folder) = &opening.cache else {
-        // What the system says of a path that is not there is the better answer.
-        let meta = std::fs::metadata(path).map_err(|e| runtime::Error::io(path, e))?;
-        let what = if meta.is_dir() { "a folder" } else { "a foreign model" };
-        let text =
-            format!("{}: this is {what}, and no cache_folder was named to convert it into", path.display());
-        return Err(Failure::new(DOLLOP_UNSUPPORTED, text));
-    };
-    let (options, cancel) = (ConvertOptions::default(), CancelToken::new());
-    Ok(cached(path, folder, &options, Purpose::Weights, &cancel, &mut |progress| {
-        if !cancel.is_cancelled() && !go_on(progress) {
-            cancel.cancel();
-        }
-    })?)
+    Ok(done?)
 }
 
 type Callback = unsafe extern "C-unwind" fn(*const dollop_progress, *mut std::ffi::c_void) -> i32;

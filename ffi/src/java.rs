@@ -4,7 +4,7 @@
 //! again by it: after that nothing is asked of the virtual machine until the call returns.
 
 use crate::boundary::{Failure, Result, guarded};
-use crate::engine::dollop_file_with;
+use crate::engine::Hear;
 use crate::generate::outcome_of;
 use crate::handles::{self, Exclusive, dollop_chat, dollop_engine};
 use crate::options::{Opening, dollop_engine_options};
@@ -18,6 +18,7 @@ use runtime::sampler::Sampling;
 use runtime::template::DateTime;
 use runtime::{CancelToken, Chat, Engine, Event, GenerateOptions, Overflow, Progress, SessionOptions};
 use std::ffi::CString;
+use std::ops::ControlFlow;
 use std::ptr::{null, null_mut, without_provenance_mut};
 use std::sync::Arc;
 
@@ -150,21 +151,22 @@ fn opening(
 }
 
 /// Opens or plans: what both do before.
-#[allow(clippy::too_many_arguments)]
-fn with_file<T>(
+fn with_path<T>(
     env: &mut JNIEnv,
     path: &JString,
-    opening: &Opening,
     listener: &JObject,
-    then: impl FnOnce(&std::path::Path) -> Result<T>,
+    work: impl FnOnce(&str, Hear) -> runtime::Result<T>,
 ) -> Result<T> {
     let path = text(env, path)?;
     let mut listener = Listener::new(env, listener, HEAR)?;
-    let mut go_on = |p: Progress| match &mut listener {
-        Some(listener) => listener.hear(env, [0, 0, p.done as jlong, p.total as jlong], p.stage),
-        None => true,
+    let mut hear = |p: Progress| {
+        let numbers = [0, 0, p.done as jlong, p.total as jlong];
+        match listener.as_mut().is_none_or(|l| l.hear(env, numbers, p.stage)) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
     };
-    then(&dollop_file_with(path.as_ref(), opening, &mut go_on)?)
+    Ok(work(&path, &mut hear)?)
 }
 
 #[unsafe(no_mangle)]
@@ -181,8 +183,8 @@ extern "system" fn Java_dev_dollop_Native_engineOpen<'a>(
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &pipelines])?;
-        let open = |file: &std::path::Path| Ok(Engine::open(file, &opening.engine)?);
-        Ok(number(handles::open::<dollop_engine>(with_file(env, &path, &opening, &listener, open)?)?))
+        let open = |path: &str, progress: Hear| Engine::open_with(path, &opening.engine, progress);
+        Ok(number(handles::open::<dollop_engine>(with_path(env, &path, &listener, open)?)?))
     })
 }
 
@@ -199,8 +201,8 @@ extern "system" fn Java_dev_dollop_Native_planJson<'a>(
 ) -> jstring {
     enter(&mut env, null_mut(), |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &JString::default()])?;
-        let plan = |file: &std::path::Path| Ok(Engine::plan(file, &opening.engine)?);
-        let plan = with_file(env, &path, &opening, &listener, plan)?;
+        let plan = |path: &str, progress: Hear| Engine::plan_with(path, &opening.engine, progress);
+        let plan = with_path(env, &path, &listener, plan)?;
         java(env, &crate::plan::json(&plan)?)
     })
 }

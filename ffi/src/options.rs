@@ -7,7 +7,6 @@ use runtime::quant::Level;
 use runtime::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, MAX_LANES, Precision};
 use runtime::{BackendChoice, EngineOptions, Routing};
 use std::ffi::{c_char, c_void};
-use std::path::PathBuf;
 
 /// `dollop_engine_options.backend`: the CPU.
 pub const DOLLOP_BACKEND_CPU: u32 = 0;
@@ -139,7 +138,6 @@ pub unsafe extern "C" fn dollop_engine_options_init(
 /// What the options mean to the library.
 pub(crate) struct Opening {
     pub(crate) engine: EngineOptions,
-    pub(crate) cache: Option<PathBuf>,
     pub(crate) on_progress: dollop_progress_callback,
     pub(crate) user_data: *mut c_void,
 }
@@ -224,11 +222,7 @@ impl dollop_engine_options {
             (!text.is_null()).then(|| unsafe { arguments::path(name, text) }).transpose()
         };
         engine.pipelines = folder("pipelines_folder", self.pipelines_folder)?;
-        Ok(Opening {
-            engine,
-            cache: folder("cache_folder", self.cache_folder)?,
-            on_progress: self.on_progress,
-            user_data: self.progress_user_data,
-        })
+        engine.cache = folder("cache_folder", self.cache_folder)?;
+        Ok(Opening { engine, on_progress: self.on_progress, user_data: self.progress_user_data })
     }
 }

@@ -29,7 +29,7 @@ static void opening(const struct fixtures *f) {
 
     EXPECT(DOLLOP_IO, "no-such-file", dollop_engine_open("no-such-file", NULL, &engine));
     EXPECT(DOLLOP_MALFORMED, "ends here", dollop_engine_open(f->garbage, &o, &engine));
-    EXPECT(DOLLOP_UNSUPPORTED, "cache_folder", dollop_engine_open(f->talker, &o, &engine));
+    EXPECT(DOLLOP_UNSUPPORTED, "cache folder", dollop_engine_open(f->talker, &o, &engine));
     EXPECT(DOLLOP_NULL, "path", dollop_engine_open(NULL, &o, &engine));
     EXPECT(DOLLOP_NULL, "engine", dollop_engine_open(f->model, &o, NULL));
 

@@ -16,9 +16,10 @@ use std::time::{Duration, UNIX_EPOCH};
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a conversion is for: a model that cannot do it is refused before an hour is spent on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {
     /// Its weights: measuring, ids in and out, plain text.
+    #[default]
     Weights,
     /// Conversations: it needs a tokenizer and a chat template.
     Chat,

@@ -1,8 +1,9 @@
 //! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
 //!
-//! This file is what an engine answers; how it comes about is in `open`.
+//! This file is what an engine answers; how it comes about is in `prepare` and `open`.
 
 mod open;
+mod prepare;
 
 pub(super) use open::release_experts;
 

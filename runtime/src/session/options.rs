@@ -1,6 +1,7 @@
 //! What a program may say of how a model is opened.
 
 use super::processor::BackendChoice;
+use crate::convert::Purpose;
 use crate::kernels::GpuVariants;
 use crate::kernels::cpu::Isa;
 use crate::model::routing::Routing;
@@ -49,6 +50,11 @@ pub struct EngineOptions {
     /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
     #[doc(hidden)]
     pub gpu_binding_bytes: Option<u64>,
+    /// A folder for conversions of foreign models, made once and found there from then on; by default none, and only Dollop files
+    /// open.
+    pub cache: Option<PathBuf>,
+    /// What a foreign model is converted for: one that cannot do it is refused before that takes its time.
+    pub purpose: Purpose,
     /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }

@@ -1,6 +1,7 @@
 //! From a file, or whatever has tensors, to an engine: a plan first, then what it says, on the processor that the options ask
 //! for or the one that is left.
 
+use super::prepare::prepare;
 use super::{Engine, Inner, Served};
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
@@ -16,20 +17,37 @@ use crate::session::processors::Computing;
 use crate::session::streaming;
 use crate::session::tensors::Reference;
 use crate::store::{self, Place};
+use crate::telemetry::Progress;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 impl Engine {
-    /// Opens a Dollop file. Where everything fits the budget, or there is none, weights are read from the mapping and
-    /// nothing is loaded; otherwise the always-used weights are loaded and the experts streamed, and on a CPU rows of an embedding
-    /// that is not the output head as well.
+    /// Opens a model: a Dollop file, or a GGUF file (any part of a split one) or a Hugging Face folder, which is converted once
+    /// into the folder that [`EngineOptions::cache`] names. Where everything fits the budget, or there is none, weights are read
+    /// from the mapping and nothing is loaded; otherwise the always-used weights are loaded and the experts streamed, and on a CPU
+    /// rows of an embedding that is not the output head as well.
     ///
     /// # Errors
     /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
-    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had.
-    pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
-        Engine::open_place(&path.into(), options)
+    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had. `Unsupported` as well for a
+    /// foreign model where no cache folder is named.
+    pub fn open(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Engine> {
+        Engine::open_with(path, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Engine::open`], which may take minutes where a model is converted: `progress` hears of that, on this thread, and ends it
+    /// with [`ControlFlow::Break`].
+    ///
+    /// # Errors
+    /// As [`Engine::open`], and `Cancelled`.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Engine> {
+        Engine::open_place(&Place::Named(prepare(path.as_ref(), options, progress)?), options)
     }
 
     /// [`Engine::open`] of a part of an open file: `len` bytes from `offset` on, a multiple of 64. For systems that hand out
@@ -76,12 +94,24 @@ impl Engine {
         Engine::on(options, inner).map_err(|e| e.at(place.name()))
     }
 
-    /// What [`Engine::open`] would do with the memory, without loading anything.
+    /// What [`Engine::open`] would do with the memory. Loads nothing, but converts a foreign model as that would.
     ///
     /// # Errors
     /// As [`Engine::open`].
-    pub fn plan(path: &Path, options: &EngineOptions) -> Result<MemoryPlan> {
-        Engine::plan_place(&path.into(), options)
+    pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<MemoryPlan> {
+        Engine::plan_with(path, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Engine::plan`] with progress, as [`Engine::open_with`].
+    ///
+    /// # Errors
+    /// As [`Engine::open_with`].
+    pub fn plan_with(
+        path: impl AsRef<Path>,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<MemoryPlan> {
+        Engine::plan_place(&Place::Named(prepare(path.as_ref(), options, progress)?), options)
     }
 
     /// [`Engine::plan`] of what [`Engine::open_file`] opens.
@@ -177,11 +207,5 @@ fn release_matrix(m: &Matrix) {
 }
 
 fn map(place: &Place) -> Result<NestedFile> {
-    if let Place::Named(path) = place
-        && path.is_dir()
-    {
-        let what = "this is a folder; convert the model in it first (`dollop convert`)";
-        return Err(Error::unsupported(what).at(path));
-    }
     NestedFile::new(place.map()?).map_err(|e| e.at(place.name()))
 }
