@@ -150,6 +150,84 @@ fn a_callback_ends_an_answer_without_a_token() {
     assert_eq!(chat.send("Hello", &greedy(4), &mut |_| ()).unwrap().tokens.len(), 4);
 }
 
+/// Gate 92.
+#[test]
+fn an_iterator_over_events_is_the_callback_turned_around() {
+    let options = GenerateOptions { stop: vec!["xyzzy".into()], ..greedy(12) };
+    let (mut told, mut asked) = (chat(512, Overflow::Error), chat(512, Overflow::Error));
+    for question in ["Name a color.", "And another?"] {
+        let mut want = Vec::new();
+        let outcome = told.send(question, &options, &mut |event| want.push(event)).unwrap();
+        let mut events = asked.stream(question, &options).unwrap();
+        assert!(events.outcome().is_none());
+        let got: Vec<Event> = events.by_ref().map(Result::unwrap).collect();
+        assert_eq!(got, want);
+        assert!(events.next().is_none() && events.next().is_none());
+        let last = events.outcome().unwrap();
+        assert_eq!((&last.text, &last.tokens, last.stop), (&outcome.text, &outcome.tokens, outcome.stop));
+        assert_eq!(events.finish().unwrap().tokens, outcome.tokens);
+        assert!(!outcome.tokens.is_empty() && asked.messages() == told.messages());
+    }
+
+    // Dropped early: what was said stays, nothing more is computed, and the conversation goes on.
+    let before = asked.session().processed_tokens();
+    let mut events = asked.stream("Tell me a story.", &greedy(100)).unwrap();
+    let said: Vec<u32> = events
+        .by_ref()
+        .filter_map(|event| match event.unwrap() {
+            Event::Token { id, .. } => Some(id),
+            _ => None,
+        })
+        .take(3)
+        .collect();
+    drop(events);
+    let prompt = asked.session().processed_tokens() - before;
+    assert!((2..60).contains(&prompt), "{prompt} tokens were computed");
+    assert_eq!(&asked.session().tokens()[asked.session().tokens().len() - 2..], &said[..2]);
+    let story = asked.messages().last().unwrap().clone();
+    assert_eq!(story.role, "assistant");
+    let mut heard = 0;
+    let outcome = told.send("Tell me a story.", &greedy(100), &mut |event| {
+        heard += usize::from(matches!(event, Event::Token { .. }));
+        if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(outcome.unwrap().text, story.content);
+    assert_eq!(asked.stream("Why?", &greedy(8)).unwrap().finish().unwrap().stop, StopReason::MaxTokens);
+    told.send("Why?", &greedy(8), &mut |_| ()).unwrap();
+    assert_eq!(asked.messages(), told.messages());
+
+    // Never begun: the conversation has the question, and an answer without words.
+    drop(asked.stream("Are you there?", &greedy(8)).unwrap());
+    assert_eq!(asked.messages().last().unwrap().content, "");
+    assert!(matches!(asked.stream(&"word ".repeat(600), &greedy(8)), Err(Error::ContextFull { .. })));
+    assert_eq!(asked.messages().last().unwrap().content, "", "a refused question leaves nothing behind");
+
+    // A context that slides in the middle of an answer; another thread may ask.
+    let (mut told, mut asked) = (chat(96, Overflow::Slide), chat(96, Overflow::Slide));
+    let mut slid = false;
+    for turn in 0..4 {
+        let (question, options) = (format!("Tell me about the number {turn}."), greedy(40));
+        let want = told.send(&question, &options, &mut |_| ()).unwrap();
+        let got = std::thread::scope(|scope| {
+            scope.spawn(|| asked.stream(&question, &options).unwrap().finish().unwrap()).join().unwrap()
+        });
+        assert_eq!((&got.text, got.stop), (&want.text, want.stop));
+        assert!(got.tokens.len() <= 40, "{} tokens of 40", got.tokens.len());
+        slid |= asked.messages().len() < 1 + 2 * (turn + 1);
+    }
+    assert!(slid && told.messages() == asked.messages());
+
+    // Of a session alone, byte for byte, and a failure in the middle is the last item.
+    let (mut told, mut asked) = (
+        engine().session(SessionOptions::default()).unwrap(),
+        engine().session(SessionOptions::default()).unwrap(),
+    );
+    let want = told.generate(&[1, 97, 194], &greedy(6), &mut |_| ()).unwrap();
+    assert_eq!(asked.stream(&[1, 97, 194], &greedy(6)).unwrap().finish().unwrap().tokens, want.tokens);
+    assert_eq!(asked.tokens(), told.tokens());
+    assert!(matches!(asked.stream(&[], &greedy(6)), Err(Error::Invalid(_))));
+}
+
 #[test]
 fn the_cpu_is_a_device() {
     let devices = dollop::devices();

@@ -4,9 +4,11 @@
 //! tokenized and computed: earlier turns are kept as the very ids that were generated, so that reuse does not depend on
 //! the tokenizer turning an answer's text back into the same ids.
 
-use super::generate::{Event, GenerateOptions, Listener, Outcome, Reply, StopReason};
+use super::generate::{Event, Events, GenerateOptions, Outcome, Reply, Steps, StopReason, to_end};
+use super::generation::{Generation, Listener};
 use super::timeline::Session;
 use crate::error::{Error, Result};
+use crate::sampler::Sampler;
 use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
 
 /// What happens when the conversation outgrows the context.
@@ -36,6 +38,77 @@ pub struct Chat {
 pub(super) struct Known {
     pub(super) text: String,
     pub(super) tokens: Vec<u32>,
+}
+
+/// An answer on its way, in several parts where the context slides.
+struct Answer {
+    options: GenerateOptions,
+    sampler: Sampler,
+    /// What the part in hand continues: the conversation, rendered, and its tokens with those said before.
+    text: String,
+    prompt: Vec<u32>,
+    part: Option<Generation>,
+    /// Tokens of the parts before.
+    said: usize,
+    /// What came of the parts that are done.
+    whole: Option<Outcome>,
+}
+
+impl Answer {
+    /// Adds the part in hand to the whole.
+    fn end_part(&mut self) {
+        let Some(part) = self.part.take().map(Generation::outcome) else { return };
+        match &mut self.whole {
+            None => self.whole = Some(part),
+            Some(all) => {
+                all.text.push_str(&part.text);
+                all.tokens.extend(part.tokens);
+                all.stop = part.stop;
+                all.prefill_s += part.prefill_s;
+                all.decode_s += part.decode_s;
+            }
+        }
+    }
+}
+
+/// A conversation while it answers. However that ends, what was said becomes part of it; after an error it is as it was before.
+pub(super) struct Answering<'a> {
+    chat: &'a mut Chat,
+    before: Vec<Message>,
+    answer: Option<Answer>,
+}
+
+impl Answering<'_> {
+    fn end(&mut self) -> Option<Outcome> {
+        let mut answer = self.answer.take()?;
+        answer.end_part();
+        let whole = answer.whole?;
+        let tokens = [&answer.prompt, &whole.tokens[answer.said..]].concat();
+        self.chat.known = Known { text: answer.text + &whole.text, tokens };
+        self.chat.messages.push(Message::new("assistant", whole.text.clone()));
+        Some(whole)
+    }
+}
+
+impl Steps for Answering<'_> {
+    fn step(&mut self, listener: &mut Listener) -> Result<Option<Outcome>> {
+        let Some(answer) = &mut self.answer else { return Err(Error::Cancelled) };
+        match self.chat.step(answer, listener) {
+            Ok(false) => Ok(None),
+            Ok(true) => Ok(self.end()),
+            Err(e) => {
+                self.answer = None;
+                self.chat.messages = std::mem::take(&mut self.before);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl Chat {
@@ -130,48 +203,59 @@ impl Chat {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event) -> R,
     ) -> Result<Outcome> {
-        let before = self.messages.clone();
-        self.messages.push(Message::new("user", text));
-        let mut on_event = |event| on_event(event).flow();
-        let outcome = self.answer(options, &mut Listener::new(&mut on_event));
-        match &outcome {
-            Ok(outcome) => self.messages.push(Message::new("assistant", outcome.text.clone())),
-            Err(_) => self.messages = before,
-        }
-        outcome
+        to_end(&mut self.begin(text, options)?, on_event)
     }
 
-    fn answer(&mut self, options: &GenerateOptions, listener: &mut Listener) -> Result<Outcome> {
-        let mut sampler = self.session.engine().sampler(options.sampling.clone())?;
-        let mut options = options.clone();
-        let mut whole: Option<Outcome> = None;
-        loop {
-            // What was generated before the context slid stands behind the shortened conversation.
-            let said = whole.as_ref().map_or(&[][..], |o| &o.tokens);
-            let (text, mut prompt) = self.prompt(said.len())?;
-            prompt.extend_from_slice(said);
-            let part = self.session.generate_with(&prompt, &options, &mut sampler, listener)?;
-            let generated = part.tokens.clone();
-            let total = match whole.take() {
-                None => part,
-                Some(mut all) => {
-                    all.text.push_str(&part.text);
-                    all.tokens.extend(part.tokens);
-                    all.stop = part.stop;
-                    all.prefill_s += part.prefill_s;
-                    all.decode_s += part.decode_s;
-                    all
-                }
-            };
-            let full = total.stop == StopReason::ContextFull;
-            if full && self.overflow == Overflow::Slide && self.forget() {
-                options.max_tokens = options.max_tokens.saturating_sub(total.tokens.len());
-                whole = Some(total);
-                continue;
+    /// [`Chat::send`] as an iterator over its events.
+    ///
+    /// # Errors
+    /// As [`Chat::send`]; those of computing come from the iterator.
+    pub fn stream(&mut self, text: &str, options: &GenerateOptions) -> Result<Events<'_>> {
+        Ok(Events::of_chat(self.begin(text, options)?))
+    }
+
+    fn begin(&mut self, text: &str, options: &GenerateOptions) -> Result<Answering<'_>> {
+        let before = self.messages.clone();
+        self.messages.push(Message::new("user", text));
+        match self.answer(options) {
+            Ok(answer) => Ok(Answering { chat: self, before, answer: Some(answer) }),
+            Err(e) => {
+                self.messages = before;
+                Err(e)
             }
-            self.known = Known { text: text + &total.text, tokens: [prompt, generated].concat() };
-            return Ok(total);
         }
+    }
+
+    fn answer(&mut self, options: &GenerateOptions) -> Result<Answer> {
+        let mut sampler = self.session.engine().sampler(options.sampling.clone())?;
+        let (text, prompt) = self.prompt(0)?;
+        let part = Generation::new(&mut self.session, &prompt, options, &mut sampler)?;
+        let (options, part) = (options.clone(), Some(part));
+        Ok(Answer { options, sampler, text, prompt, part, said: 0, whole: None })
+    }
+
+    /// One step of an answer; whether it was the last.
+    fn step(&mut self, answer: &mut Answer, listener: &mut Listener) -> Result<bool> {
+        let Some(part) = &mut answer.part else { return Ok(true) };
+        if !part.step(&mut self.session, &mut answer.sampler, listener)? {
+            return Ok(false);
+        }
+        answer.end_part();
+        let full = |whole: &Outcome| whole.stop == StopReason::ContextFull;
+        let Some(whole) = answer.whole.as_ref().filter(|whole| full(whole)) else { return Ok(true) };
+        if self.overflow != Overflow::Slide || !self.forget() {
+            return Ok(true);
+        }
+        // What was generated before the context slid stands behind the shortened conversation.
+        let said = &whole.tokens;
+        let mut options = answer.options.clone();
+        options.max_tokens = options.max_tokens.saturating_sub(said.len());
+        let (text, mut prompt) = self.prompt(said.len())?;
+        prompt.extend_from_slice(said);
+        answer.part =
+            Some(Generation::new(&mut self.session, &prompt, &options, &mut answer.sampler)?);
+        (answer.said, answer.text, answer.prompt) = (said.len(), text, prompt);
+        Ok(false)
     }
 
     /// The rendered conversation and its tokens, shortened until it and `more` tokens fit.

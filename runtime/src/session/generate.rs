@@ -1,13 +1,14 @@
-//! Generation: a prompt in, events out.
+//! Generation as a caller sees it: a prompt in; events, to a callback or one after another, and an outcome out.
 
-use super::stop::StopFilter;
-use super::timeline::{Session, Step, Wish};
+use super::chat::Answering;
+use super::generation::{Generation, Listener};
+use super::timeline::Session;
 use crate::error::{Error, Result};
-use crate::kernels::MAX_BEST;
 use crate::sampler::{Sampler, Sampling};
 use crate::telemetry::CancelToken;
+use std::collections::VecDeque;
+use std::iter::FusedIterator;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
@@ -140,71 +141,6 @@ fn rate(n: usize, seconds: f64) -> f64 {
     if n == 0 || seconds <= 0.0 { 0.0 } else { n as f64 / seconds }
 }
 
-/// Moves the quality against the time that a token took, as a multiple of the time it should take. Half a bit is about
-/// an eighth of a token's bytes; small steps do not swing.
-fn steer(streamer: &crate::sched::Streamer, taken: f64) {
-    let step = if taken > 1.05 {
-        -0.1
-    } else if taken < 0.9 {
-        0.05
-    } else {
-        0.0
-    };
-    if step != 0.0 {
-        streamer.set_quality(streamer.quality() + step);
-    }
-}
-
-/// A callback for events, which may end them.
-pub(super) struct Listener<'a> {
-    on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
-    stopped: bool,
-}
-
-impl<'a> Listener<'a> {
-    pub(super) fn new(on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>) -> Listener<'a> {
-        Listener { on_event, stopped: false }
-    }
-
-    /// # Errors
-    /// `Cancelled` from the first time on that the answer is to stop.
-    fn tell(&mut self, event: Event) -> Result<()> {
-        self.stopped = self.stopped || (self.on_event)(event).is_break();
-        if self.stopped { Err(Error::Cancelled) } else { Ok(()) }
-    }
-}
-
-/// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
-struct Next {
-    wish: Wish,
-    logits: Vec<f32>,
-    best: Vec<(u32, f32)>,
-}
-
-impl Next {
-    fn new(sampler: &Sampler) -> Next {
-        let wish = sampler.enough().filter(|&k| k <= MAX_BEST).map_or(Wish::Last, Wish::Best);
-        Next { wish, logits: Vec::new(), best: Vec::new() }
-    }
-
-    fn hear(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
-        match step {
-            Step::Read(_) => {}
-            Step::Logits(_, last) => last.clone_into(&mut self.logits),
-            Step::Best(best) => best.clone_into(&mut self.best),
-            Step::Moved(why) => listener.tell(Event::GpuLost { note: why.to_owned() })?,
-        }
-        Ok(())
-    }
-
-    fn sample(&mut self, sampler: &mut Sampler) -> u32 {
-        match self.wish {
-            Wish::Best(_) => sampler.sample_best(&self.best),
-            Wish::All | Wish::Last => sampler.sample(&mut self.logits),
-        }
-    }
-}
-
 impl Session {
     /// Makes the timeline read `prompt` and continues it. Whatever the cache already holds of the prompt's beginning is
     /// reused, the rest of the cache is forgotten; afterwards the cache holds the prompt and all but the last of the
@@ -219,125 +155,149 @@ impl Session {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event) -> R,
     ) -> Result<Outcome> {
+        to_end(&mut self.begin(prompt, options)?, on_event)
+    }
+
+    /// [`Session::generate`] as an iterator over its events.
+    ///
+    /// # Errors
+    /// As [`Session::generate`]; those of computing come from the iterator.
+    pub fn stream(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Events<'_>> {
+        Ok(Events::new(Run::Session(self.begin(prompt, options)?)))
+    }
+
+    fn begin(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Continuing<'_>> {
         let mut sampler = self.engine().sampler(options.sampling.clone())?;
-        let mut on_event = |event| on_event(event).flow();
-        self.generate_with(prompt, options, &mut sampler, &mut Listener::new(&mut on_event))
-    }
-
-    /// [`Session::generate`] with a sampler that outlives the call.
-    pub(super) fn generate_with(
-        &mut self,
-        prompt: &[u32],
-        options: &GenerateOptions,
-        sampler: &mut Sampler,
-        listener: &mut Listener,
-    ) -> Result<Outcome> {
-        if prompt.is_empty() {
-            return Err(Error::Invalid("the prompt is empty: there is nothing to continue".into()));
-        }
-        if prompt.len() > self.context() {
-            return Err(Error::ContextFull { needed: prompt.len(), limit: self.context() });
-        }
-        // The last prompt token is always computed: its logits are where the answer begins.
-        let same = self.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let reused = same.min(prompt.len() - 1);
-        self.rewind(reused);
-
-        let mut outcome = Outcome {
-            text: String::new(),
-            tokens: Vec::new(),
-            stop: StopReason::MaxTokens,
-            prompt_tokens: prompt.len(),
-            reused_tokens: reused,
-            prefill_s: 0.0,
-            decode_s: 0.0,
-        };
-        let fresh = &prompt[reused..];
-        let start = Instant::now();
-        let mut next = Next::new(sampler);
-        let read = self.append(fresh, next.wish, Some(&options.cancel), &mut |step| {
-            if let Step::Read(done) = step {
-                listener.tell(Event::Prefill { done, total: fresh.len() })?;
-            }
-            next.hear(step, listener)
-        });
-        outcome.prefill_s = start.elapsed().as_secs_f64();
-        match read {
-            Err(Error::Cancelled) => {
-                outcome.stop = StopReason::Cancelled;
-                return Ok(outcome);
-            }
-            other => other?,
-        }
-        // The prompt is all of the text: a context that slid has another beginning than before.
-        sampler.restart();
-        prompt.iter().for_each(|&t| sampler.accept(t));
-        let start = Instant::now();
-        self.decode(next, options, sampler, listener, &mut outcome)?;
-        outcome.decode_s = start.elapsed().as_secs_f64();
-        Ok(outcome)
-    }
-
-    /// Samples, shows and appends tokens until something ends the answer.
-    fn decode(
-        &mut self,
-        mut next: Next,
-        options: &GenerateOptions,
-        sampler: &mut Sampler,
-        listener: &mut Listener,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let engine = self.engine().clone();
-        let mut detokenizer = engine.tokenizer().ok().map(|t| t.stream());
-        let mut filter = StopFilter::new(&options.stop);
-        outcome.stop = loop {
-            if outcome.tokens.len() == options.max_tokens {
-                break StopReason::MaxTokens;
-            }
-            if options.cancel.is_cancelled() {
-                break StopReason::Cancelled;
-            }
-            let id = next.sample(sampler);
-            if engine.special_tokens().ends_turn(id) && !options.ignore_eos {
-                break StopReason::EndOfTurn;
-            }
-            sampler.accept(id);
-            outcome.tokens.push(id);
-            let piece = detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
-            let (text, met) = filter.push(&piece);
-            let heard = listener.tell(Event::Token { id, text });
-            if met {
-                break StopReason::StopString;
-            }
-            if heard.is_err() {
-                break StopReason::Cancelled;
-            }
-            if outcome.tokens.len() == options.max_tokens {
-                break StopReason::MaxTokens;
-            }
-            if self.tokens().len() == self.context() {
-                break StopReason::ContextFull;
-            }
-            let start = Instant::now();
-            let (wish, cancel) = (next.wish, Some(&options.cancel));
-            let read = self.append(&[id], wish, cancel, &mut |step| next.hear(step, listener));
-            match read {
-                Err(Error::Cancelled) => break StopReason::Cancelled,
-                other => other?,
-            }
-            if let (Some(target), Some(streamer)) = (options.target_tps, engine.streamer()) {
-                steer(streamer, target * start.elapsed().as_secs_f64());
-            }
-        };
-        if outcome.stop != StopReason::StopString {
-            let mut rest = detokenizer.map_or_else(String::new, |mut d| d.finish());
-            rest = filter.push(&rest).0 + &filter.finish();
-            if !rest.is_empty() && !listener.stopped {
-                // It is over whatever the answer is.
-                let _ = listener.tell(Event::Rest { text: rest });
-            }
-        }
-        outcome.text = filter.text;
-        Ok(())
+        let generation = Generation::new(self, prompt, options, &mut sampler)?;
+        Ok(Continuing { session: self, sampler, generation: Some(generation) })
     }
 }
+
+/// What goes on step by step until there is an outcome.
+pub(super) trait Steps {
+    /// One step; the outcome, where it was the last. Not to be called again after that, or after an error.
+    fn step(&mut self, listener: &mut Listener) -> Result<Option<Outcome>>;
+}
+
+/// Takes all steps, of which a callback hears.
+pub(super) fn to_end<R: Reply>(
+    steps: &mut dyn Steps,
+    on_event: &mut dyn FnMut(Event) -> R,
+) -> Result<Outcome> {
+    let mut on_event = |event| on_event(event).flow();
+    let mut listener = Listener::new(&mut on_event);
+    loop {
+        if let Some(outcome) = steps.step(&mut listener)? {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// A session that continues a prompt.
+struct Continuing<'a> {
+    session: &'a mut Session,
+    sampler: Sampler,
+    generation: Option<Generation>,
+}
+
+impl Steps for Continuing<'_> {
+    fn step(&mut self, listener: &mut Listener) -> Result<Option<Outcome>> {
+        let Some(generation) = &mut self.generation else { return Err(Error::Cancelled) };
+        let over = generation.step(self.session, &mut self.sampler, listener)?;
+        Ok(self.generation.take_if(|_| over).map(Generation::outcome))
+    }
+}
+
+/// The events of a generation, one after another: [`Chat::stream`](super::Chat::stream), [`Session::stream`].
+///
+/// Each is computed when it is asked for, on the thread that asks; nothing is computed meanwhile. Dropping the iterator ends the
+/// generation as cancelling does: what was generated so far stays, and the chat or session can go on at once. After an error there
+/// are no more events.
+#[must_use = "nothing is generated until events are asked for"]
+pub struct Events<'a> {
+    run: Run<'a>,
+    heard: VecDeque<Event>,
+    end: End,
+}
+
+/// Whether it has ended, and with what.
+enum End {
+    Open,
+    Done(Outcome),
+    /// An error that is not returned yet.
+    Failed(Error),
+    Told,
+}
+
+enum Run<'a> {
+    Session(Continuing<'a>),
+    Chat(Answering<'a>),
+}
+
+impl<'a> Events<'a> {
+    fn new(run: Run<'a>) -> Events<'a> {
+        Events { run, heard: VecDeque::new(), end: End::Open }
+    }
+
+    pub(super) fn of_chat(answering: Answering<'a>) -> Events<'a> {
+        Events::new(Run::Chat(answering))
+    }
+
+    /// What came of it, once the last event was returned.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.end {
+            End::Done(outcome) if self.heard.is_empty() => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Generates the rest, whose events nobody sees, and returns what came of it all.
+    ///
+    /// # Errors
+    /// Those of computing; `Cancelled` where the iterator has returned an error already.
+    pub fn finish(mut self) -> Result<Outcome> {
+        for event in &mut self {
+            event?;
+        }
+        match self.end {
+            End::Done(outcome) => Ok(outcome),
+            _ => Err(Error::Cancelled),
+        }
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Event>;
+
+    fn next(&mut self) -> Option<Result<Event>> {
+        loop {
+            if let Some(event) = self.heard.pop_front() {
+                return Some(Ok(event));
+            }
+            match std::mem::replace(&mut self.end, End::Told) {
+                End::Open => self.end = End::Open,
+                End::Failed(e) => return Some(Err(e)),
+                over => {
+                    self.end = over;
+                    return None;
+                }
+            }
+            let mut hear = |event| {
+                self.heard.push_back(event);
+                ControlFlow::Continue(())
+            };
+            let mut listener = Listener::new(&mut hear);
+            let step = match &mut self.run {
+                Run::Session(run) => run.step(&mut listener),
+                Run::Chat(run) => run.step(&mut listener),
+            };
+            self.end = match step {
+                Ok(None) => End::Open,
+                Ok(Some(outcome)) => End::Done(outcome),
+                Err(e) => End::Failed(e),
+            };
+        }
+    }
+}
+
+impl FusedIterator for Events<'_> {}

@@ -39,6 +39,8 @@ pub struct Session {
 /// What the caller of [`Session::append`] wants of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
+    /// None.
+    Nothing,
     /// Those of every token.
     All,
     /// Those of the last one.
@@ -210,10 +212,8 @@ impl Session {
         if needed > self.context() {
             return Err(Error::ContextFull { needed, limit: self.context() });
         }
+        self.check_vocabulary(tokens)?;
         let vocab = self.engine.model().weights.vocab();
-        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
-            return Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")));
-        }
         // Tokens done, and tokens whose logits were heard: more, where a device fails between two rows of them.
         let (mut done, mut heard) = (0, 0);
         while done < tokens.len() {
@@ -225,7 +225,7 @@ impl Session {
                 (Wish::All, _) => Want::All,
                 (Wish::Last, true) => Want::Last,
                 (Wish::Best(k), true) => Want::Best(k),
-                (_, false) => Want::Nothing,
+                (Wish::Nothing, _) | (_, false) => Want::Nothing,
             };
             let (layers, waits) = (self.engine.model().config.layers, !self.state.is_gpu());
             let mut read = done;
@@ -269,6 +269,23 @@ impl Session {
             hear(Step::Read(done))?;
         }
         Ok(())
+    }
+
+    /// How many of `left` tokens are appended at once.
+    pub(super) fn piece(&self, left: usize) -> usize {
+        piece(left, self.state.chunk())
+    }
+
+    /// # Errors
+    /// `Invalid` for a token outside the vocabulary.
+    pub(super) fn check_vocabulary(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.engine.model().weights.vocab();
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            Some(bad) => {
+                Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether the last call's `k` greatest logits are there, and are finite numbers. Where the stream of a token is not finite,
