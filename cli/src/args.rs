@@ -3,7 +3,7 @@
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, precision_or_bits};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use dollop::quant::Level;
 use dollop::sched::Precision;
 use std::path::PathBuf;
@@ -16,6 +16,11 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
+    /// Show what the library does, on stderr: -v what is opened and converted, and warnings (a GPU that was lost, reads tried
+    /// again); -vv also what is chosen (memory plan, instructions, how storage is read), prompts and resizes; -vvv also every
+    /// plane of an expert that is read or gives way
+    #[arg(short = 'v', action = ArgAction::Count, global = true)]
+    pub log: u8,
     #[command(subcommand)]
     pub command: Command,
 }

@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod live;
 mod locate;
+mod logging;
 mod output;
 mod plan;
 mod run;
@@ -60,7 +61,9 @@ impl From<std::io::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    logging::start(cli.log);
+    let result = match cli.command {
         Command::Chat(args) => chat::chat(&args),
         Command::Run(args) => run::run(&args),
         Command::Convert(args) => convert::convert(&args),

@@ -57,6 +57,28 @@ fn fails(args: &[&str], input: &[u8], words: &[&str]) {
 }
 
 #[test]
+fn v_shows_what_the_library_does_and_nothing_else_does() {
+    let cache = tempfile::tempdir().unwrap();
+    let lines = |v: &[&str]| {
+        let run = ["run", "-p", "Hi", "-n", "2", "--backend", "cpu"];
+        let out = dollop(&[&run[..], v].concat(), b"", cache.path());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let errors = text(&out.stderr);
+        let told = |level: &str| errors.lines().filter(|l| l.starts_with('[') && l.contains(level)).count();
+        [" s INFO  dollop::", " s DEBUG dollop::", " s TRACE dollop::"].map(told)
+    };
+    assert_eq!(lines(&[]), [0; 3]);
+    let [info, debug, trace] = lines(&["-v"]);
+    assert!(info > 0 && debug == 0 && trace == 0);
+    let [info, debug, trace] = lines(&["-vv"]);
+    assert!(info > 0 && debug > 1 && trace == 0);
+    let [.., trace] = lines(&["-vvv", "--memory", "200M", "--ctx", "64"]);
+    assert!(trace > 10, "planes that are read");
+    let help = ok(&["run", "--help"], "");
+    assert!(help.contains("-v") && help.contains("-vvv"), "{help}");
+}
+
+#[test]
 fn chat_answers_each_line_of_its_input() {
     let answers = ok(&["chat", "--temp", "0", "-n", "24"], "What is the capital of France?\n\nHello\n");
     assert!(answers.lines().next().unwrap().contains("Paris"), "{answers}");

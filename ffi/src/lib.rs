@@ -22,6 +22,7 @@ mod handles;
 mod info;
 #[cfg(feature = "jni")]
 mod java;
+mod log;
 mod memory;
 mod options;
 mod outputs;

@@ -8,18 +8,19 @@ use crate::devices::field;
 use crate::engine::{dollop_engine_free, dollop_engine_open};
 use crate::generate::{dollop_event, dollop_generate_options};
 use crate::handles::{self, Exclusive, dollop_plan, dollop_session};
+use crate::log::{DOLLOP_LOG_DEBUG, DOLLOP_LOG_INFO, DOLLOP_LOG_TRACE, dollop_set_log};
 use crate::options::{dollop_engine_options, dollop_progress};
 use crate::outputs::OutStruct;
 use crate::plan::dollop_plan_new;
 use crate::status::{ALL, dollop_status, dollop_status_name};
 use dollop_tests::default_model;
 use dollop_tests::talker::Talker;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 fn last_error() -> String {
     // SAFETY: never NULL, and no call of this thread fails meanwhile.
@@ -64,6 +65,58 @@ fn a_panic_of_a_callback_ends_the_generation_and_nothing_else() {
         assert_eq!(dollop_chat_free(chat), dollop_status::DOLLOP_OK);
         assert_eq!(dollop_engine_free(engine), dollop_status::DOLLOP_OK);
     }
+}
+
+/// Messages, by level, behind `user_data`; panics at the first.
+unsafe extern "C-unwind" fn hears_log(
+    level: u32,
+    target: *const c_char,
+    message: *const c_char,
+    user_data: *mut c_void,
+) {
+    // SAFETY: the test hands in a list that outlives the sink, and texts of a callback are valid while it runs.
+    let (heard, target, message) =
+        unsafe { (&*user_data.cast::<Heard>(), CStr::from_ptr(target), CStr::from_ptr(message)) };
+    let text = |t: &CStr| t.to_str().unwrap().to_owned();
+    let mut heard = heard.lock().unwrap();
+    heard.push((level, text(target), text(message)));
+    let first = heard.len() == 1;
+    drop(heard);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { dollop_set_log(None, null_mut(), 0) }, dollop_status::DOLLOP_BUSY);
+    assert!(!first, "on purpose");
+}
+
+type Heard = Mutex<Vec<(u32, String, String)>>;
+
+/// Gate 91, its C part. The only test of this program that sets the log, which other tests write to meanwhile.
+#[test]
+fn the_log_reaches_its_callback_until_it_is_taken_away() {
+    let (path, heard) = (c_path(&default_model()), Heard::default());
+    let user_data = (&raw const heard).cast_mut().cast();
+    let open = || {
+        let mut engine = null_mut();
+        // SAFETY: all pointers are to values of this function, or NULL.
+        unsafe {
+            assert_eq!(dollop_engine_open(path.as_ptr(), null(), &mut engine), dollop_status::DOLLOP_OK);
+            assert_eq!(dollop_engine_free(engine), dollop_status::DOLLOP_OK);
+        }
+        std::mem::take(&mut *heard.lock().unwrap())
+    };
+    // SAFETY: the list outlives the sink, which is taken away below.
+    let set = |callback, level| unsafe { dollop_set_log(callback, user_data, level) };
+    assert_eq!(set(Some(hears_log), 6), dollop_status::DOLLOP_INVALID);
+    assert_eq!(set(Some(hears_log), DOLLOP_LOG_INFO), dollop_status::DOLLOP_OK);
+    let all = open();
+    let opened = |(level, target, message): &&(u32, String, String)| {
+        *level == DOLLOP_LOG_INFO && target.starts_with("dollop::") && message.contains("smollm2-moe.gguf")
+    };
+    assert!(all.iter().any(|m| opened(&m)) && all.iter().all(|m| m.0 <= DOLLOP_LOG_INFO), "{all:?}");
+    assert_eq!(set(Some(hears_log), DOLLOP_LOG_DEBUG), dollop_status::DOLLOP_OK);
+    let all = open();
+    assert!(all.iter().any(|m| m.0 == DOLLOP_LOG_DEBUG && m.2.starts_with("memory: ")), "{all:?}");
+    assert_eq!(set(None, DOLLOP_LOG_TRACE), dollop_status::DOLLOP_OK);
+    assert_eq!(open(), [], "after it was taken away");
 }
 
 #[test]

@@ -327,6 +327,25 @@ static void foreign(const struct fixtures *f) {
     }
 }
 
+/* What is logged on this thread; other threads have none here. */
+static void count_log(uint32_t level, const char *target, const char *message, void *user_data) {
+    int *messages = user_data;
+    CHECK(level >= DOLLOP_LOG_ERROR && level <= DOLLOP_LOG_DEBUG);
+    CHECK(strlen(message) > 0 && (level <= DOLLOP_LOG_WARN || strncmp(target, "dollop", 6) == 0));
+    messages[level]++;
+}
+
+static void logging(const struct fixtures *f) {
+    int messages[DOLLOP_LOG_TRACE + 1] = {0};
+    for (int i = 0; i < 2; i++) {
+        dollop_engine *engine = NULL;
+        OK(dollop_set_log(i == 0 ? count_log : NULL, messages, DOLLOP_LOG_DEBUG));
+        OK(dollop_engine_open(f->model, NULL, &engine));
+        OK(dollop_engine_free(engine));
+        CHECK(messages[DOLLOP_LOG_INFO] == 1 && messages[DOLLOP_LOG_DEBUG] > 0);
+    }
+}
+
 static void devices(void) {
     size_t count = 99, found = 99;
     OK(dollop_devices(NULL, 0, &count));
@@ -360,5 +379,6 @@ int main(int argc, char **argv) {
     streaming(f.model);
     foreign(&f);
     devices();
+    logging(&f);
     return finished();
 }

@@ -71,6 +71,7 @@ pub fn cached(
     let family = format!("{}-{place}-", name.to_string_lossy());
     let target = folder.join(format!("{family}{:08x}.gguf", state.finalize()));
     if is_whole(&target) {
+        log::debug!("{}: converted before, into {}", source.display(), target.display());
         return Ok(target);
     }
     if purpose == Purpose::Chat {
@@ -102,5 +103,14 @@ pub fn cached(
 
 /// Whether a conversion is there as it was written: its tables are read, which a file that was cut does not survive.
 fn is_whole(target: &Path) -> bool {
-    target.exists() && store::map(target).and_then(NestedFile::new).is_ok()
+    if !target.exists() {
+        return false;
+    }
+    match store::map(target).and_then(NestedFile::new) {
+        Ok(_) => true,
+        Err(e) => {
+            log::warn!("{}: made again: {e}", target.display());
+            false
+        }
+    }
 }

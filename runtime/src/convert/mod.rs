@@ -122,6 +122,7 @@ pub(crate) fn convert_source(
     let start = Instant::now();
     check::check(source)?;
     let plan = Plan::new(source, options)?;
+    log::info!("converting into {}: {} MB", out.display(), plan.bytes() >> 20);
     let importance = Importance::new(options.calibration.as_deref(), source)?;
     let calibrated = plan.matrices().filter(|name| importance.has(name)).count();
     check::not_a_source(source, out)?;
@@ -168,6 +169,7 @@ pub(crate) fn convert_source(
     file.sync_all().map_err(failed)?;
     drop(file);
     partial.keep(out)?;
+    log::info!("converted into {} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
     Ok(Report {
         bytes_in: source.bytes(),
         bytes_out,

@@ -126,6 +126,10 @@ impl Streamer {
         }
         stats.resizes += 1;
         self.capacity.store(capacity(homes), Ordering::Relaxed);
+        match &result {
+            Ok(given) => log::debug!("the cache has {} bytes, {given} went back", self.cache_bytes()),
+            Err(e) => log::warn!("the cache was not resized: {e}"),
+        }
         let mut wish = self.wishes.lock();
         wish.done = number;
         wish.result = Some(result);

@@ -34,6 +34,7 @@ impl Streamer {
     /// Counts a plane in.
     pub(super) fn expect(&self, state: &mut State, layer: usize, expert: usize) -> usize {
         let plane = state.home(layer).expect(expert);
+        log::trace!("layer {layer}: plane {plane} of expert {expert} is read");
         state.stats.upgrades += u64::from(plane > 0);
         state.stats.note([layer, expert, plane]);
         plane
@@ -91,6 +92,7 @@ impl Streamer {
                 continue;
             }
             home.give_up(victim);
+            log::trace!("layer {layer}: plane {plane} of expert {victim} gives way");
             state.stats.note([layer, victim, plane]);
             if plane == 0 {
                 state.stats.evictions += 1;

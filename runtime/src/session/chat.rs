@@ -279,6 +279,7 @@ impl Chat {
         let mut asked = (0..self.messages.len()).filter(|&i| self.messages[i].role == "user");
         match (asked.next(), asked.next()) {
             (Some(first), Some(second)) => {
+                log::debug!("the context is full: the oldest of {} messages are forgotten", self.messages.len());
                 self.messages.drain(first..second);
                 true
             }

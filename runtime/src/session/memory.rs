@@ -90,6 +90,7 @@ impl Engine {
             Served::Resident | Served::Refined(_) => 0,
         };
         *budget = Some(bytes);
+        log::debug!("a budget of {bytes} bytes from here on: {given} bytes went back to the system");
         Ok(given)
     }
 
@@ -103,17 +104,19 @@ impl Engine {
     pub fn trim(&self, level: TrimLevel) -> Result<u64> {
         let (fixed, least) = self.fixed_and_least();
         let on_gpu = self.now().plan.gpu;
-        match (&self.0.served, self.budget()) {
+        let given = match (&self.0.served, self.budget()) {
             (Served::Streamed(streamer), Some(budget)) if !on_gpu => {
-                streamer.resize(level.cache(least, budget.saturating_sub(fixed)))
+                streamer.resize(level.cache(least, budget.saturating_sub(fixed)))?
             }
             (Served::Resident, _)
                 if !on_gpu && matches!(level, TrimLevel::Critical | TrimLevel::Complete) =>
             {
-                Ok(super::engine::release_experts(self.model()))
+                super::engine::release_experts(self.model())
             }
-            _ => Ok(0),
-        }
+            _ => 0,
+        };
+        log::debug!("trimmed to {level:?}: {given} bytes went back to the system");
+        Ok(given)
     }
 
     /// Bytes of everything but the cache of streamed experts, and of the smallest such cache.

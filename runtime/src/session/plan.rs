@@ -72,6 +72,32 @@ pub struct MemoryPlan {
     pub levels: Vec<LevelFit>,
 }
 
+impl std::fmt::Display for MemoryPlan {
+    /// In one line, in MB.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+        match self.budget {
+            Some(budget) => write!(f, "{} of {} MB", mb(self.total_bytes()), mb(budget))?,
+            None => write!(f, "{} MB, no limit", mb(self.total_bytes()))?,
+        }
+        write!(
+            f,
+            ": program {}, dense weights {}, KV cache {} for {} tokens, scratch {} for chunks of {}, experts {}",
+            mb(self.overhead_bytes),
+            mb(self.dense_bytes),
+            mb(self.kv_bytes),
+            self.context,
+            mb(self.scratch_bytes),
+            self.chunk,
+            mb(self.expert_bytes),
+        )?;
+        if self.staging_bytes > 0 {
+            write!(f, ", on their way {}", mb(self.staging_bytes))?;
+        }
+        f.write_str(if self.streaming { " (streamed)" } else { " (resident)" })
+    }
+}
+
 /// Experts that are resident with one plane more than all are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct RefinementPlan {

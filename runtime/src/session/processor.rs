@@ -42,12 +42,16 @@ pub(super) fn choose<T>(
             let all = if worth_asking() { adapters() } else { Vec::new() };
             let why = match all.iter().find(|a| !a.software && a.missing.is_none()) {
                 Some(real) => match open(Some(Adapter(Some(real.index)))) {
-                    Err(Error::Device(what)) => format!("{}: {what}", real.name),
+                    Err(Error::Device(what)) => {
+                        log::warn!("{} ({}): {what}", real.name, real.driver);
+                        format!("{}: {what}", real.name)
+                    }
                     other => return Ok((other?, None)),
                 },
                 None if all.is_empty() => "no GPU was found".to_owned(),
                 None => "no GPU was found but software".to_owned(),
             };
+            log::info!("{why}; computing on the CPU");
             Ok((open(None)?, Some(format!("{why}; computing on the CPU"))))
         }
         #[cfg(not(feature = "gpu"))]
@@ -168,7 +172,9 @@ impl Processor {
                     binding_bytes: options.gpu_binding_bytes,
                     max_groups: None,
                 };
-                Ok(Processor::Gpu(Box::new(GpuBackend::new(&gpu)?)))
+                let gpu = GpuBackend::new(&gpu)?;
+                log::debug!("GPU: {}", gpu.name());
+                Ok(Processor::Gpu(Box::new(gpu)))
             }
             #[cfg(not(feature = "gpu"))]
             Some(_) => Err(no_gpu()),

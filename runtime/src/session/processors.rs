@@ -116,7 +116,10 @@ impl Processors {
     pub(super) fn lose(&self, why: &str) {
         // A driver's message may have several lines.
         let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
-        self.lost.get_or_init(|| format!("the GPU was lost ({why}); computing on the CPU from here on"));
+        self.lost.get_or_init(|| {
+            log::warn!("the GPU was lost ({why}); computing on the CPU from here on");
+            format!("the GPU was lost ({why}); computing on the CPU from here on")
+        });
         if let Some(refine) = self.first.model.experts.refine() {
             refine.stop();
         }
@@ -144,6 +147,8 @@ impl Processors {
         let processor = Processor::cpu_with(self.cpu.clone())?;
         let mode = self.fallback.manner.described(&plan);
         let info = ModelInfo { backend: processor.name(), mode, ..first.info.clone() };
+        log::info!("taken over by {}, {}", info.backend, info.mode);
+        log::debug!("memory: {plan}");
         Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
     }
 

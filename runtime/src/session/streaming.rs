@@ -70,6 +70,15 @@ pub(super) fn open(
     };
     let granule = granule(file);
     let top_k = parts.config.router.map_or(1, |r| r.top_k);
+    match storage.measured() {
+        Some(m) => log::debug!(
+            "{} lanes of reads ({:?}), which brought {:.0} MB/s when the file was opened",
+            how.lanes,
+            storage.access(),
+            m.bytes_per_second / 1e6
+        ),
+        None => log::debug!("{} lanes of reads ({:?}), not measured", how.lanes, storage.access()),
+    }
     let streamer =
         Streamer::new(place.name().to_path_buf(), storage, tables, granule, top_k, how, s.trace.clone())?;
     let sums = match s.verify {

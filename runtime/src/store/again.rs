@@ -33,8 +33,9 @@ pub(crate) fn read_again(
                 return Err(io::Error::new(e.kind(), "the file ends here: it was cut while it was in use"));
             }
             Err(e) if tries == RETRIES => return Err(e),
-            Err(_) => {
+            Err(e) => {
                 tries += 1;
+                log::warn!("{} bytes at byte {offset} are read again, try {tries}: {e}", to.len());
                 retries.fetch_add(1, Ordering::Relaxed);
             }
             Ok(()) => return Ok(()),

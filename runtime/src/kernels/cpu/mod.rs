@@ -100,6 +100,7 @@ impl CpuBackend {
         }
         let isa = options.isa.unwrap_or_else(Isa::best);
         let kv_single = options.kv_single;
+        log::debug!("CPU: {isa}, {threads} threads");
         Ok(CpuBackend {
             pool: Pool::new(threads, options.cores, options.trace),
             isa,

@@ -114,6 +114,7 @@ impl Flights {
             let read = match whole {
                 true => Ok(()),
                 false => {
+                    log::warn!("{}: not read, or not whole: {read:?}; read again", part.name());
                     self.reader.retry();
                     self.reader.fill(&part, &mut slab)
                 }

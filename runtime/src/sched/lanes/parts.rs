@@ -106,6 +106,7 @@ impl Reader {
             (Some(e), _) => Err(e),
             (None, Some(sum)) if hash.finalize() != sum => {
                 // Once more, in one piece.
+                log::warn!("layer {layer}, expert {expert}, plane {plane}: another checksum, read again");
                 self.retry();
                 self.read(offset, &mut slab, Some(sum))
             }

@@ -91,7 +91,7 @@ impl Engine {
             }
         };
         let inner = |adapter| Ok(Inner { file: Some(file.identity()?), ..open(adapter)? });
-        Engine::on(options, inner).map_err(|e| e.at(place.name()))
+        Engine::on(options, inner).map(|e| e.told(place.name())).map_err(|e| e.at(place.name()))
     }
 
     /// What [`Engine::open`] would do with the memory. Loads nothing, but converts a foreign model as that would.
@@ -160,7 +160,7 @@ impl Engine {
             first.processor.warm_up(&first.model)?;
             Ok(inner)
         };
-        Engine::on(&options, open).map_err(|e| e.at(path))
+        Engine::on(&options, open).map(|e| e.told(path)).map_err(|e| e.at(path))
     }
 
     /// An engine on the processor that the options ask for.
@@ -168,6 +168,23 @@ impl Engine {
         let (mut inner, note) = processor::choose(options.backend, open)?;
         inner.note = note;
         Ok(Engine(Arc::new(inner)))
+    }
+
+    /// Tells the log what was opened, and how.
+    fn told(self, name: &Path) -> Engine {
+        let info = self.info();
+        log::info!(
+            "{}: {} ({}, {} layers, {} experts) on {}, {}",
+            name.display(),
+            info.name,
+            info.architecture,
+            info.layers,
+            info.experts,
+            info.backend,
+            info.mode
+        );
+        log::debug!("memory: {}", self.now().plan);
+        self
     }
 }
 

@@ -57,6 +57,7 @@ impl Session {
             file.get_ref().sync_all().map_err(|e| Error::io(path, e))?;
             drop(file);
             partial.keep(path)?;
+            log::debug!("{}: {} tokens saved, {bytes} bytes", path.display(), self.tokens().len());
             Ok(bytes)
         };
         match write() {
@@ -219,6 +220,7 @@ impl Engine {
             from.check(&format!("memory of layer {layer}"))?;
         }
         from.end()?;
+        log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), header.held);
         session.held = header.held;
         Ok((session, notes))
     }

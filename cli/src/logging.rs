@@ -1,0 +1,40 @@
+//! `-v`: what the library logs, a line each on stderr.
+
+use crate::note;
+use log::{LevelFilter, Log, Metadata, Record};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// Shows messages from here on; `verbose` is how often `-v` was given.
+pub fn start(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    static LOGGER: OnceLock<Logger> = OnceLock::new();
+    // There is no other logger in this program.
+    let _ = log::set_logger(LOGGER.get_or_init(|| Logger { start: Instant::now() }));
+    log::set_max_level(level);
+}
+
+struct Logger {
+    start: Instant,
+}
+
+impl Log for Logger {
+    /// All that Dollop says; of the libraries beneath it what is no mere detail.
+    fn enabled(&self, of: &Metadata) -> bool {
+        of.level() <= log::Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
+    }
+
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            let (seconds, level) = (self.start.elapsed().as_secs_f64(), record.level());
+            note!("[{seconds:9.3} s {level:<5} {}] {}", record.target(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
