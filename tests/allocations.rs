@@ -52,7 +52,7 @@ static ALLOCATOR: Counting = Counting;
 fn decoding_allocates_nothing() {
     assert_ne!(here(), HARNESS.load(Ordering::Relaxed), "this thread is not counted");
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
-    let engine = Engine::open(&root().join("models/smollm2-moe.gguf"), &options).unwrap();
+    let engine = Engine::open(root().join("models/smollm2-moe.gguf"), &options).unwrap();
     let session_options = SessionOptions { context: Some(1200), chunk: Some(256) };
     let mut session = engine.session(session_options).unwrap();
     // Every expert, every thread and every buffer of a prompt's size is used once; then a few tokens alone.

@@ -140,9 +140,8 @@ fn a_foreign_model_opens_like_its_conversion() {
     let cache = tempfile::tempdir().unwrap();
     let none = EngineOptions::default();
     let cached = EngineOptions { cache: Some(cache.path().join("models")), ..none.clone() };
-    let logits = |engine: Engine| {
-        engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap()
-    };
+    let logits =
+        |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap();
     let target = folder.path().join("own.gguf");
     run(folder.path(), &target, &ConvertOptions::default()).unwrap();
     let want = logits(Engine::open(&target, &none).unwrap());

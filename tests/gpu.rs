@@ -161,7 +161,7 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [3, 1, 0], "{name}");
     }
     // A shared expert takes two more.
-    let engine = Engine::open(&short_model(), &on_gpu()).unwrap();
+    let engine = Engine::open(short_model(), &on_gpu()).unwrap();
     let (n, layers) = (launches(&engine), engine.info().layers as u64);
     assert_eq!(n, 8 * layers + REST);
 }
@@ -181,7 +181,7 @@ fn gate_23_what_cannot_be_had_is_an_error() {
 /// A budget that leaves a cache of about `share` of what all experts take at the floor.
 fn streaming(precision: Precision, share: f64) -> EngineOptions {
     let mut o = EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() };
-    let plan = |memory| Engine::plan(&short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
@@ -222,7 +222,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
     }
     let exact = Precision::Exact(Level::B3);
     let whole = Engine::open(
-        &short_model(),
+        short_model(),
         &EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() },
     );
     let whole = whole.unwrap();
@@ -230,7 +230,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let mut adapted = Vec::new();
     for (precision, share) in [(exact, 0.3), (adaptive, 0.3), (adaptive, 0.3)] {
-        let engine = Engine::open(&short_model(), &streaming(precision, share)).unwrap();
+        let engine = Engine::open(short_model(), &streaming(precision, share)).unwrap();
         let got = outcomes(&engine);
         let (stats, gpu, plan) =
             (engine.stream_stats().unwrap(), engine.gpu_stats().unwrap(), engine.memory_plan());
@@ -245,7 +245,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
     assert!(adapted[0] == adapted[1], "the same input from the same state gives another output");
     // Where the last position alone is asked for, the last layer wants its experts alone.
     let wanted = |ask: &dyn Fn(&mut Session)| {
-        let engine = Engine::open(&short_model(), &streaming(exact, 0.3)).unwrap();
+        let engine = Engine::open(short_model(), &streaming(exact, 0.3)).unwrap();
         ask(&mut engine.session(SessionOptions::default()).unwrap());
         engine.stream_stats().unwrap().planes_wanted[0]
     };
@@ -262,9 +262,9 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     }
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let mut o = streaming(adaptive, 0.3);
-    let opened = |o: &EngineOptions| Engine::open(&short_model(), o).unwrap();
+    let opened = |o: &EngineOptions| Engine::open(short_model(), o).unwrap();
     // One copy of all experts at 3 bits, and not enough for places to refine some of them in.
-    let small = Engine::plan(&short_model(), &o).unwrap();
+    let small = Engine::plan(short_model(), &o).unwrap();
     let at = |bits: u8| small.levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;
     o.memory = Some(rest + at(3) + 1000);
@@ -289,13 +289,13 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     assert!(got == outcomes(&opened(&exact)), "the level that fits is not that level");
     // One byte less than the lowest level takes: streamed, and the router is read back.
     o.memory = Some(rest + at(2) - 1);
-    assert!(Engine::plan(&short_model(), &o).unwrap().streaming);
+    assert!(Engine::plan(short_model(), &o).unwrap().streaming);
     o.memory = Some(rest + at(2));
-    let lowest = Engine::plan(&short_model(), &o).unwrap();
+    let lowest = Engine::plan(short_model(), &o).unwrap();
     assert!(lowest.lowered && lowest.expert_bytes == at(2));
     // The CPU, which stops for nobody, gives every expert the bits that it is worth.
     o.backend = BackendChoice::Cpu;
-    assert!(!Engine::plan(&short_model(), &o).unwrap().lowered);
+    assert!(!Engine::plan(short_model(), &o).unwrap().lowered);
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn gate_43_a_token_is_chosen_on_the_device_and_costs_eight_bytes_a_candidate() {
     if !has_gpu() {
         return;
     }
-    let engine = Engine::open(&short_model(), &on_gpu()).unwrap();
+    let engine = Engine::open(short_model(), &on_gpu()).unwrap();
     let options = SessionOptions { context: Some(64), chunk: None };
     let prompt = engine.encode_text("Once upon a time there was").unwrap();
     let seeded = Sampling { temperature: 1.5, seed: 7, ..Sampling::default() };

@@ -21,7 +21,7 @@ fn on_gpu() -> EngineOptions {
 }
 
 fn open(options: &EngineOptions) -> Engine {
-    Engine::open(&short_model(), options).unwrap()
+    Engine::open(short_model(), options).unwrap()
 }
 
 /// Tokens of an answer, and of a prompt that are computed at once.
@@ -119,7 +119,7 @@ fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuF
 /// A budget that leaves a cache of about a third of what all experts take at the floor.
 fn streamed(precision: Precision) -> EngineOptions {
     let mut o = EngineOptions { precision: Some(precision), ..on_gpu() };
-    let plan = |memory| Engine::plan(&short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
@@ -257,7 +257,7 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     // the driver's part of the scratch leaves.
     let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     let mut o = EngineOptions { threads: 1024, context: Some(4096), ..adaptive };
-    let plan = |memory| Engine::plan(&short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let small = plan(smallest).unwrap();
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;

@@ -37,7 +37,7 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
 #[test]
 fn gate_74_a_part_of_an_open_file_is_a_model() {
     let tight = with_budget(&short_model(), options(), 1 << 20);
-    let want = logits(&Engine::open(&short_model(), &options()).unwrap());
+    let want = logits(&Engine::open(short_model(), &options()).unwrap());
     for offset in [0, 64, 16384, 1 << 20] {
         let (file, len) = hidden(offset);
         let again = || file.try_clone().unwrap();
@@ -45,7 +45,7 @@ fn gate_74_a_part_of_an_open_file_is_a_model() {
         assert!(logits(&resident) == want, "resident, at {offset}");
         assert_eq!(
             Engine::plan_file(again(), offset, len, &tight).unwrap(),
-            Engine::plan(&short_model(), &tight).unwrap()
+            Engine::plan(short_model(), &tight).unwrap()
         );
         for reads in [Reads::Measured, Reads::Threads] {
             let streaming = StreamingOptions { reads, ..StreamingOptions::default() };

@@ -29,7 +29,7 @@ fn exact() -> EngineOptions {
 }
 
 fn open(o: &EngineOptions) -> Engine {
-    Engine::open(&default_model(), o).unwrap()
+    Engine::open(default_model(), o).unwrap()
 }
 
 fn stats(engine: &Engine) -> StreamStats {
@@ -226,7 +226,7 @@ fn a_gpus_memory_is_not_resized() {
         return;
     }
     let o = EngineOptions { backend: BackendChoice::Gpu(None), ..exact() };
-    let engine = Engine::open(&short_model(), &with_budget(&short_model(), o, 0)).unwrap();
+    let engine = Engine::open(short_model(), &with_budget(&short_model(), o, 0)).unwrap();
     assert!(engine.memory_plan().streaming && engine.memory_plan().gpu);
     assert!(matches!(engine.set_memory(1 << 30), Err(Error::Unsupported { .. })));
     assert_eq!(engine.trim(TrimLevel::Complete).unwrap(), 0);

@@ -22,7 +22,7 @@ fn gate_73_resident_memory_follows() {
     };
     // Room for most experts.
     let o = with_budget(&default_model(), o, 20 << 20);
-    let engine = Engine::open(&default_model(), &o).unwrap();
+    let engine = Engine::open(default_model(), &o).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let mut at = 0u32;
     let mut fill = || {

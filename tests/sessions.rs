@@ -11,7 +11,7 @@ use dollop_tests::{chosen_among_all, default_model, short_model, talker::Talker,
 use std::ops::ControlFlow;
 
 fn engine() -> Engine {
-    Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
+    Engine::open(default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
@@ -62,7 +62,7 @@ fn chunks_and_threads_change_no_bit() {
     let ids: Vec<u32> = (0..40).map(|i| 1000 + 37 * i).collect();
     let on = |isa, threads, chunk| {
         let options = EngineOptions { threads, isa, ..EngineOptions::default() };
-        let engine = Engine::open(&short_model(), &options).unwrap();
+        let engine = Engine::open(short_model(), &options).unwrap();
         let mut session = engine.session(SessionOptions { context: Some(64), chunk: Some(chunk) }).unwrap();
         let mut all = session.logits(&ids).unwrap();
         all.extend(session.logits(&[7]).unwrap());

@@ -40,7 +40,7 @@ fn options(precision: Precision) -> EngineOptions {
 fn with_share(mut o: EngineOptions, share: f64) -> EngineOptions {
     let base = o.clone();
     let plan =
-        |memory| Engine::plan(&default_model(), &EngineOptions { memory: Some(memory), ..base.clone() });
+        |memory| Engine::plan(default_model(), &EngineOptions { memory: Some(memory), ..base.clone() });
     let least = match plan(1) {
         Err(Error::Budget { smallest, .. }) => smallest,
         other => panic!("a budget of one byte: {other:?}"),
@@ -54,7 +54,7 @@ fn with_share(mut o: EngineOptions, share: f64) -> EngineOptions {
 }
 
 fn open(o: &EngineOptions) -> Engine {
-    Engine::open(&default_model(), o).unwrap()
+    Engine::open(default_model(), o).unwrap()
 }
 
 /// An engine whose reads are held back at will.

@@ -100,16 +100,15 @@ pub unsafe extern "C" fn dollop_set_log(
 }
 
 fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
-    let levels = [
-        LevelFilter::Off,
-        LevelFilter::Error,
-        LevelFilter::Warn,
-        LevelFilter::Info,
-        LevelFilter::Debug,
-        LevelFilter::Trace,
-    ];
-    let level = usize::try_from(max_level).ok().and_then(|n| levels.get(n)).copied();
-    let level = level.ok_or_else(|| Failure::invalid(format!("max_level {max_level}: it must be 0 to 5")))?;
+    let level = match max_level {
+        DOLLOP_LOG_OFF => LevelFilter::Off,
+        DOLLOP_LOG_ERROR => LevelFilter::Error,
+        DOLLOP_LOG_WARN => LevelFilter::Warn,
+        DOLLOP_LOG_INFO => LevelFilter::Info,
+        DOLLOP_LOG_DEBUG => LevelFilter::Debug,
+        DOLLOP_LOG_TRACE => LevelFilter::Trace,
+        other => return Err(Failure::invalid(format!("max_level {other}: it must be 0 to 5"))),
+    };
     if inside() {
         return Err(Failure::new(DOLLOP_BUSY, "the log cannot be changed from its own callback"));
     }

@@ -27,8 +27,8 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use model::routing::Routing;
 pub use session::{
-    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions, Keep,
-    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
+    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
+    Keep, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
     SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens, devices,
 };
 #[doc(hidden)]

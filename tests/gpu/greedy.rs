@@ -11,7 +11,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     if !has_gpu() {
         return;
     }
-    let engine = Engine::open(&default_model(), &on_gpu()).unwrap();
+    let engine = Engine::open(default_model(), &on_gpu()).unwrap();
     let options = SessionOptions { context: Some(128), chunk: None };
     let mut chat = Chat::new(engine.session(options).unwrap(), None, Overflow::Error).unwrap();
     let generate =
@@ -23,7 +23,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
 
     // The CPU hears what the GPU said, token by token, and would have said the same.
     let on_cpu =
-        Engine::open(&default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+        Engine::open(default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
     assert!(on_cpu.gpu_stats().is_none());
     let mut session = on_cpu.session(options).unwrap();
     let mut next = chat.session().tokens()[..said.prompt_tokens].to_vec();

@@ -22,11 +22,11 @@ fn gate_30_streamed_experts_are_held_once() {
     let exact = Precision::Exact(Level::B3);
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let whole = EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() };
-    let want = outcomes(&Engine::open(&short_model(), &whole).unwrap());
+    let want = outcomes(&Engine::open(short_model(), &whole).unwrap());
     let mut last = None;
     for (precision, share) in [(exact, 0.0), (exact, 0.8), (adaptive, 0.5), (exact, 0.5)] {
         let o = streaming(precision, share);
-        let engine = Engine::open(&short_model(), &o).unwrap();
+        let engine = Engine::open(short_model(), &o).unwrap();
         let plan = engine.memory_plan().clone();
         assert!(plan.total_bytes() <= plan.budget.unwrap());
         let at = format!("{precision}, {share}: {plan:?}");
@@ -56,7 +56,7 @@ fn gate_30_streamed_experts_are_held_once() {
 
     // A warm start brings the hottest to the device, and leaves nothing on the host either.
     let (o, cold) = last.unwrap();
-    let warm = Engine::open(&short_model(), &o).unwrap();
+    let warm = Engine::open(short_model(), &o).unwrap();
     warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
     let (start, host) = (warm.stream_stats().unwrap(), held(&warm)[0]);
     assert!(
@@ -90,7 +90,7 @@ fn gate_30_streamed_experts_are_held_once() {
 
     // The device is lost: an empty cache on the host, in all that the budget leaves, and reads from the file.
     drop(session);
-    let engine = Engine::open(&short_model(), &o).unwrap();
+    let engine = Engine::open(short_model(), &o).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.best(&ids[..PROMPT], 1).unwrap();
     let (before, planned) = (engine.stream_stats().unwrap(), engine.memory_plan().clone());

@@ -56,7 +56,7 @@ pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
     let file = HeldFile::open(&short_model());
     let streaming = StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() };
     let o = EngineOptions { streaming, ..o.clone() };
-    (Engine::open(&short_model(), &o).unwrap(), file)
+    (Engine::open(short_model(), &o).unwrap(), file)
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
         return;
     }
     let o = refined(0.3);
-    let opened = |o: &EngineOptions| Engine::open(&short_model(), o).unwrap();
+    let opened = |o: &EngineOptions| Engine::open(short_model(), o).unwrap();
     let engine = opened(&o);
     let plan = engine.memory_plan();
     let refinements = plan.refinements.unwrap();
@@ -152,7 +152,7 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
         return;
     }
     let o = refined(0.3);
-    let open = || Engine::open(&short_model(), &o).unwrap();
+    let open = || Engine::open(short_model(), &o).unwrap();
     let (engine, whole) = (open(), open());
     let options = SessionOptions { context: Some(64), chunk: None };
     let prompt = &text(&engine)[..20];

@@ -64,7 +64,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
     // The same model with other weights: one that changed since.
     let mut changed = Tiny::load("olmoe");
     changed.tensors.iter_mut().filter(|t| t.0.contains("q_proj")).for_each(|t| t.2[0] += 0.5);
-    let changed = Engine::open(&file_of(&changed, folder.path()), &exact(Level::B4)).unwrap();
+    let changed = Engine::open(file_of(&changed, folder.path()), &exact(Level::B4)).unwrap();
     words(refused(&changed, &good, of), "other weights");
 
     // A folder, and nothing at all.

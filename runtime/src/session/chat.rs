@@ -252,8 +252,7 @@ impl Chat {
         options.max_tokens = options.max_tokens.saturating_sub(said.len());
         let (text, mut prompt) = self.prompt(said.len())?;
         prompt.extend_from_slice(said);
-        answer.part =
-            Some(Generation::new(&mut self.session, &prompt, &options, &mut answer.sampler)?);
+        answer.part = Some(Generation::new(&mut self.session, &prompt, &options, &mut answer.sampler)?);
         (answer.said, answer.text, answer.prompt) = (said.len(), text, prompt);
         Ok(false)
     }
@@ -279,7 +278,10 @@ impl Chat {
         let mut asked = (0..self.messages.len()).filter(|&i| self.messages[i].role == "user");
         match (asked.next(), asked.next()) {
             (Some(first), Some(second)) => {
-                log::debug!("the context is full: the oldest of {} messages are forgotten", self.messages.len());
+                log::debug!(
+                    "the context is full: the oldest of {} messages are forgotten",
+                    self.messages.len()
+                );
                 self.messages.drain(first..second);
                 true
             }

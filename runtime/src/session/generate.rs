@@ -163,7 +163,7 @@ impl Session {
     /// # Errors
     /// As [`Session::generate`]; those of computing come from the iterator.
     pub fn stream(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Events<'_>> {
-        Ok(Events::new(Run::Session(self.begin(prompt, options)?)))
+        Ok(Events::new(Run::Session(Box::new(self.begin(prompt, options)?))))
     }
 
     fn begin(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Continuing<'_>> {
@@ -230,8 +230,8 @@ enum End {
 }
 
 enum Run<'a> {
-    Session(Continuing<'a>),
-    Chat(Answering<'a>),
+    Session(Box<Continuing<'a>>),
+    Chat(Box<Answering<'a>>),
 }
 
 impl<'a> Events<'a> {
@@ -240,7 +240,7 @@ impl<'a> Events<'a> {
     }
 
     pub(super) fn of_chat(answering: Answering<'a>) -> Events<'a> {
-        Events::new(Run::Chat(answering))
+        Events::new(Run::Chat(Box::new(answering)))
     }
 
     /// What came of it, once the last event was returned.

@@ -217,8 +217,7 @@ impl Generation {
         let (options, next) = (&self.options, &mut self.next);
         if let Some(id) = self.pending.take() {
             let start = Instant::now();
-            session
-                .append(&[id], next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))?;
+            session.append(&[id], next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))?;
             if let (Some(target), Some(streamer)) = (options.target_tps, session.engine().streamer()) {
                 steer(streamer, target * start.elapsed().as_secs_f64());
             }

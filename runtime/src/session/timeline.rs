@@ -281,9 +281,7 @@ impl Session {
     pub(super) fn check_vocabulary(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.engine.model().weights.vocab();
         match tokens.iter().find(|&&t| t as usize >= vocab) {
-            Some(bad) => {
-                Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}")))
-            }
+            Some(bad) => Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}"))),
             None => Ok(()),
         }
     }
