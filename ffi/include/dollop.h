@@ -64,6 +64,24 @@
 // A reason that has no number yet.
 #define DOLLOP_STOP_OTHER 99
 
+// `max_level` of `dollop_set_log`: nothing.
+#define DOLLOP_LOG_OFF 0
+
+// What failed.
+#define DOLLOP_LOG_ERROR 1
+
+// What went wrong and was put right: a GPU that the CPU replaces, a read that is tried again, a conversion that is made again.
+#define DOLLOP_LOG_WARN 2
+
+// Models that were opened, conversions.
+#define DOLLOP_LOG_INFO 3
+
+// What was chosen: the memory plan, instructions, how storage is read; prompts, resizes, sessions saved and restored.
+#define DOLLOP_LOG_DEBUG 4
+
+// Every plane of an expert that is read or gives way.
+#define DOLLOP_LOG_TRACE 5
+
 // A level of `dollop_engine_trim`: the whole budget may be used again.
 #define DOLLOP_TRIM_NORMAL 0
 
@@ -455,6 +473,14 @@ typedef struct dollop_model_info {
     uint32_t has_chat_template;
 } dollop_model_info;
 
+// Hears one message: its level (a `DOLLOP_LOG_`), the part of the library that it is from, such as "dollop::session", and a line
+// for people. The texts are valid during the callback. Runs on whichever thread logs, on several at a time. Must not throw or
+// `longjmp`. What the library logs while it runs, on its thread, is dropped.
+typedef void (*dollop_log_callback)(uint32_t level,
+                                    const char *target,
+                                    const char *message,
+                                    void *user_data);
+
 // How a budget is spent, in bytes.
 typedef struct dollop_plan_info {
     // Bytes of this struct.
@@ -692,6 +718,14 @@ dollop_status dollop_engine_info(const struct dollop_engine *engine,
 // a GPU would have been preferred. `*json` is freed with `dollop_text_free`. Any thread.
 dollop_status dollop_engine_info_json(const struct dollop_engine *engine,
                                       char **json);
+
+// Has `callback` hear what the library logs, up to `max_level` (a `DOLLOP_LOG_`), in place of the one before; NULL ends that.
+// When this returns, the callback before is not running and is not called again, so its `user_data` may be freed. Hold no
+// lock meanwhile that the callback takes. Any thread, but `DOLLOP_BUSY` from the callback itself. `DOLLOP_UNSUPPORTED` in a
+// program that has given the Rust crate `log` another logger.
+dollop_status dollop_set_log(dollop_log_callback callback,
+                             void *user_data,
+                             uint32_t max_level);
 
 // Gives the engine another budget, in bytes. Where experts are streamed, their cache shrinks or grows to it, and what is
 // beyond goes back to the system before this returns; `given`, if not NULL, gets the bytes that did. Texts at exact precision
