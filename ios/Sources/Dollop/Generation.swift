@@ -37,7 +37,7 @@ struct Stage: Sendable {
         let turn = try turns.join()
         return try await onThread(name) { [self] in
             defer { turns.leave(turn) }
-            turns.await(turn)
+            turns.wait(for: turn)
             return try body(handle.get())
         }
     }
@@ -52,7 +52,7 @@ struct Stage: Sendable {
             return AsyncThrowingStream { throw error }
         }
         startThread("generation") { [self] in
-            turns.await(turn)
+            turns.wait(for: turn)
             let result = Result { try run(channel, options, call) }
             // First the turn: who hears of the end finds the chat free.
             turns.leave(turn)

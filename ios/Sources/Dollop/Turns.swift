@@ -29,7 +29,7 @@ final class Turns: @unchecked Sendable {
     }
 
     /// Blocks until all before it are done. On threads that may block.
-    func await(_ turn: Turn) {
+    func wait(for turn: Turn) {
         condition.lock()
         defer { condition.unlock() }
         while queue.first !== turn { condition.wait() }

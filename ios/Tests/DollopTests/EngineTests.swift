@@ -1,0 +1,132 @@
+// Opening a model, from a path and from an open file, and what an engine says.
+import CDollop
+import Foundation
+import XCTest
+
+@testable import Dollop
+
+final class EngineTests: DollopTestCase {
+    func testAModelTellsOfItself() async throws {
+        let engine = try await Engine(contentsOf: model, options: small)
+        let info = try engine.info
+        XCTAssertEqual(info.architecture, "llama")
+        XCTAssertTrue(info.layers > 10 && info.experts > 1 && info.expertsUsed >= 1 && info.hasChatTemplate)
+        XCTAssertTrue(info.activeParameters < info.parameters && info.activeBytes <= info.bytes)
+        XCTAssertEqual(info.threads, 2)
+        XCTAssertEqual(try JSONDecoder().decode(ModelInfo.self, from: JSONEncoder().encode(info)), info)
+
+        let ids = try engine.tokenize("A café costs 3 €.")
+        XCTAssertTrue(ids.count > 4 && ids.allSatisfy { Int($0) < info.vocab })
+        XCTAssertEqual(try engine.detokenize(ids), "A café costs 3 €.")
+        XCTAssertEqual(try engine.tokenize(""), [])
+        XCTAssertEqual(try engine.detokenize([]), "")
+
+        let rendered = try engine.render([Message(role: "user", content: "Hello!")])
+        XCTAssertTrue(rendered.contains("Hello!") && rendered.hasSuffix("assistant\n"), rendered)
+        XCTAssertNotNil(try engine.sampling.temperature)
+        XCTAssertTrue(Engine.libraryVersion.contains("."))
+    }
+
+    func testAPlanSaysWhatABudgetMeans() async throws {
+        let whole = try await Engine.plan(contentsOf: model, options: small)
+        XCTAssertTrue(!whole.streaming && whole.budget == nil && whole.smallestBytes < whole.totalBytes)
+        XCTAssertEqual(whole.levels.map(\.bits), whole.levels.map(\.bits).sorted())
+        XCTAssertTrue(whole.levels.allSatisfy { $0.expertBytes > 0 && (0...1).contains($0.resident) })
+
+        let options = try await streamed()
+        let tight = try await Engine.plan(contentsOf: model, options: options)
+        XCTAssertTrue(tight.streaming && tight.budget == options.memory)
+        XCTAssertTrue(tight.totalBytes <= options.memory! && tight.expertBytes < whole.expertBytes)
+        XCTAssertEqual(dollop_open_handles(), 0, "a plan loads nothing, and keeps nothing")
+
+        let engine = try await Engine(contentsOf: model, options: options)
+        XCTAssertEqual(try engine.plan, tight)
+        XCTAssertEqual(try JSONDecoder().decode(MemoryPlan.self, from: JSONEncoder().encode(tight)), tight)
+    }
+
+    func testStatisticsCountWhatIsStreamed() async throws {
+        let engine = try await Engine(contentsOf: model, options: try await streamed())
+        let answer = try await engine.chat().reply(to: question, options: short)
+        let statistics = try engine.statistics
+        let stream = try XCTUnwrap(statistics.stream)
+        XCTAssertTrue(answer.outcome.generatedTokens > 0 && stream.bytesWanted > 0 && stream.evictions > 0)
+        XCTAssertEqual(stream.planesWanted.count, 5)
+        XCTAssertTrue((0...1).contains(try XCTUnwrap(statistics.hitRate)))
+        XCTAssertEqual(try XCTUnwrap(statistics.meanBits), 4, accuracy: 1e-6)
+        XCTAssertNil(statistics.gpu)
+
+        let resident = try await Engine(contentsOf: model, options: small)
+        XCTAssertNil(try resident.statistics.stream)
+    }
+
+    func testAModelInsideAnOpenFile() async throws {
+        let pack = folder.appendingPathComponent("pack")
+        let bytes = try Data(contentsOf: model)
+        var packed = Data(repeating: 7, count: 65536)
+        packed.append(bytes)
+        packed.append(Data(repeating: 9, count: 1000))
+        try packed.write(to: pack)
+        var options = try await streamed()
+
+        let file = try FileHandle(forReadingFrom: pack)
+        let length = UInt64(bytes.count)
+        let plan = try await Engine.plan(contentsOf: file, offset: 65536, length: length, options: options)
+        let engine = try await Engine(contentsOf: file, offset: 65536, length: length, options: options)
+        try file.close()
+        try FileManager.default.removeItem(at: pack)
+        XCTAssertEqual(try engine.plan, plan)
+        let answer = try await engine.chat().reply(to: question, options: short)
+
+        options.memory = nil
+        let whole = try FileHandle(forReadingFrom: model)
+        let other = try await Engine(contentsOf: whole, options: options)
+        try whole.close()
+        let same = try await other.chat().reply(to: question, options: short)
+        XCTAssertEqual(answer.text, same.text)
+
+        let again = try FileHandle(forReadingFrom: model)
+        defer { try? again.close() }
+        await expect(.malformed) { try await Engine(contentsOf: again, offset: 1) }
+        await expect(.malformed) { try await Engine(contentsOf: again, length: 0) }
+    }
+
+    func testAForeignModelIsConvertedWithProgressUntilCancelled() async throws {
+        let foreign = root.appendingPathComponent("target/goldens/SmolLM2-135M-Instruct.Q4_1.gguf")
+        guard FileManager.default.fileExists(atPath: foreign.path) else {
+            throw XCTSkip("tests/goldens/fetch.sh fetches the model of this test")
+        }
+        await expect(.unsupported, "cache_folder") { try await Engine(contentsOf: foreign) }
+        let heard = Protected<[OpenProgress]>([])
+        let options = EngineOptions(cacheFolder: folder)
+        let opening = Task {
+            try await Engine(contentsOf: foreign, options: options) { progress in heard { $0.append(progress) } }
+        }
+        try await eventually("progress") { heard { $0.count > 2 } }
+        opening.cancel()
+        do {
+            _ = try await opening.value
+            XCTFail("the conversion went on")
+        } catch is CancellationError {}
+        let all = heard { $0 }
+        XCTAssertTrue(all.allSatisfy { !$0.stage.isEmpty && $0.done <= $0.total && $0.total > 0 })
+        let left = try FileManager.default.contentsOfDirectory(atPath: folder.path).filter { $0.hasSuffix(".gguf") }
+        XCTAssertEqual(left, [], "no half of a model is left")
+    }
+
+    func testACancelledTaskOpensNothing() async throws {
+        let task = Task {
+            withUnsafeCurrentTask { $0?.cancel() }
+            return try await Engine(contentsOf: model)
+        }
+        do {
+            _ = try await task.value
+            XCTFail("opened")
+        } catch is CancellationError {}
+    }
+
+    func testDevicesAreNumbered() async throws {
+        let devices = try await Engine.devices()
+        XCTAssertEqual(devices.map(\.index), Array(devices.indices))
+        XCTAssertTrue(devices.allSatisfy { !$0.name.isEmpty && !$0.api.isEmpty })
+    }
+}

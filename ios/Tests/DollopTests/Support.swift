@@ -1,0 +1,87 @@
+// What all tests share: the default model, and a check that no handle stays open.
+import CDollop
+import Foundation
+import XCTest
+
+@testable import Dollop
+
+/// The repository.
+let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent().deletingLastPathComponent()
+
+/// The default model, a Dollop file.
+let model = root.appendingPathComponent("models/smollm2-moe.gguf")
+
+let question = "What is the capital of France?"
+
+/// Answers are the same every time, and short.
+let short = GenerationOptions(maxTokens: 24, sampling: .greedy)
+
+/// An answer that would take long.
+let long = GenerationOptions(maxTokens: 400, sampling: .greedy, ignoresEndOfTurn: true)
+
+/// A context that is small enough for any budget here.
+let small = EngineOptions(precision: .exact(bits: 4), threads: 2, context: 512)
+
+/// The options under a budget of `spare` bytes more than the smallest one: experts are streamed.
+func streamed(spare: UInt64 = 8 << 20) async throws -> EngineOptions {
+    var options = small
+    options.memory = try await Engine.plan(contentsOf: model, options: small).smallestBytes + spare
+    return options
+}
+
+/// A text of about so many tokens.
+func text(words: Int) -> String {
+    (0..<words).map { ["river", "stone", "seven", "green", "paper"][$0 * 7 % 5] }.joined(separator: " ")
+}
+
+/// A stream to its end.
+func collect(_ stream: AsyncThrowingStream<Event, any Error>) async throws -> (text: String, end: Outcome?) {
+    var (text, end) = ("", Outcome?.none)
+    for try await event in stream {
+        text += event.text ?? ""
+        if case .finished(let outcome) = event { end = outcome }
+    }
+    return (text, end)
+}
+
+/// Waits until `condition` holds, at most 30 s.
+func eventually(_ what: String, _ condition: () throws -> Bool) async throws {
+    for _ in 0..<3000 {
+        if try condition() { return }
+        try await Task.sleep(nanoseconds: 10_000_000)
+    }
+    XCTFail("never came: \(what)")
+}
+
+/// What `body` throws must be a `DollopError` of this status, whose message contains `part`.
+func expect<Value>(
+    _ status: DollopError.Status, _ part: String = "", line: UInt = #line, _ body: () async throws -> Value
+) async {
+    do {
+        let value = try await body()
+        XCTFail("no error, but \(value)", line: line)
+    } catch let error as DollopError {
+        XCTAssertEqual(error.status, status, error.message, line: line)
+        XCTAssertTrue(error.message.contains(part), error.message, line: line)
+        XCTAssertEqual(error.localizedDescription, error.message, line: line)
+    } catch {
+        XCTFail("no DollopError, but \(error)", line: line)
+    }
+}
+
+/// A folder of its own, and no handle that stays open.
+class DollopTestCase: XCTestCase {
+    private(set) var folder = URL(fileURLWithPath: "/")
+
+    override func setUp() async throws {
+        folder = FileManager.default.temporaryDirectory.appendingPathComponent("dollop-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    }
+
+    override func tearDown() async throws {
+        try FileManager.default.removeItem(at: folder)
+        // A thread that generates may be on its way out.
+        try await eventually("all handles closed") { dollop_open_handles() == 0 }
+    }
+}
