@@ -23,6 +23,8 @@ final class ChatModel {
     private(set) var hitRate: Double?
     private(set) var plan: MemoryPlan?
     private(set) var trim = TrimLevel.normal
+    /// The budget that the model was opened with.
+    private(set) var mostMemory: UInt64 = 0
 
     private(set) var chat: ChatSession?
     private var engine: Engine?
@@ -39,8 +41,9 @@ final class ChatModel {
                 contentsOf: model, options: EngineOptions(memory: budget, backend: .automatic, context: 2048))
             self.engine = engine
             self.plan = try engine.plan
+            mostMemory = budget
             keeper = MemoryKeeper(engine) { [weak self] level, _ in
-                Task { @MainActor in self?.trim = level }
+                Task { @MainActor [weak self] in self?.trim = level }
             }
             if let restored = try? await ChatSession(engine, contentsOf: saved) {
                 chat = restored

@@ -23,13 +23,13 @@ struct EngineGauge: View {
                 figure("tokens/s", model.speed.map { $0.formatted(.number.precision(.fractionLength(1))) })
                 figure("trim", model.trim == .normal ? nil : String(describing: model.trim))
             }
-            if let plan = model.plan, plan.streaming, let most = plan.budget, plan.smallestBytes < most {
-                Slider(value: $budget, in: Double(plan.smallestBytes)...Double(most)) {
+            if let plan = model.plan, plan.streaming, plan.smallestBytes < model.mostMemory {
+                Slider(value: $budget, in: Double(plan.smallestBytes)...Double(model.mostMemory)) {
                     Text("Budget")
                 } onEditingChanged: { editing in
                     if !editing { Task { await model.setMemory(UInt64(budget)) } }
                 }
-                .onAppear { budget = Double(most) }
+                .onAppear { budget = Double(model.mostMemory) }
             }
         }
         .padding()
