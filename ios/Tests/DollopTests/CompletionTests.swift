@@ -1,0 +1,53 @@
+// Timelines of tokens: continued, forked, rewound, saved.
+import CDollop
+import Foundation
+import XCTest
+
+@testable import Dollop
+
+final class CompletionTests: DollopTestCase {
+    func testATextIsContinued() async throws {
+        let engine = try await Engine(contentsOf: model, options: small)
+        let session = try await CompletionSession(engine)
+        let text = try await collect(session.complete("The capital of France is", options: short)).text
+        XCTAssertTrue(text.contains("Paris"), text)
+        let ids = try engine.tokenize("The capital of France is", addSpecial: true)
+        let timeline = try await session.tokens()
+        XCTAssertEqual(Array(timeline.prefix(ids.count)), ids)
+        let same = try await collect(session.complete(ids, options: short))
+        XCTAssertEqual(same.text, text)
+        let none = try await collect(session.complete([], options: short))
+        XCTAssertNotNil(none.end)
+    }
+
+    func testForksAndSavedTimelinesHaveTheSameLogits() async throws {
+        let file = folder.appendingPathComponent("session")
+        let engine = try await Engine(contentsOf: model, options: small)
+        let session = try await CompletionSession(engine)
+        let ids = try engine.tokenize("The capital of France is", addSpecial: true)
+        let first = try await session.logits(after: ids)
+        XCTAssertEqual(first.count, try engine.info.vocab)
+        let best = first.indices.max { first[$0] < first[$1] }!
+        XCTAssertTrue(try engine.detokenize([TokenID(best)]).contains("Paris"))
+
+        let fork = try await session.fork()
+        try await session.save(to: file)
+        let next = [TokenID(best)]
+        let want = try await session.logits(after: next)
+        let forked = try await fork.logits(after: next)
+        XCTAssertEqual(forked, want)
+        let restored = try await CompletionSession(engine, contentsOf: file)
+        let loaded = try await restored.logits(after: next)
+        XCTAssertEqual(loaded.map(\.bitPattern), want.map(\.bitPattern))
+
+        try await session.rewind(to: ids.count)
+        let rewound = try await session.tokens()
+        XCTAssertEqual(rewound, ids)
+        let again = try await session.logits(after: next)
+        XCTAssertEqual(again, want)
+        await expect(.invalid, "count -1") { try await session.rewind(to: -1) }
+        await expect(.invalid) { try await session.logits(after: [.max]) }
+        session.close()
+        await expect(.closed) { try await session.tokens() }
+    }
+}
