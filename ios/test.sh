@@ -66,11 +66,21 @@ say "the Swift package"
 tests() {
   export PKG_CONFIG_PATH=$PWD/target/swift/prefix/lib/pkgconfig
   swift --version 2>&1 | head -1
-  swift build --package-path ios --build-tests -Xswiftc -warnings-as-errors --quiet
+  rm -rf target/swift/symbols && mkdir -p target/swift/symbols/Dollop
+  swift build --package-path ios --build-tests --quiet -Xswiftc -warnings-as-errors \
+    -Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc "$PWD/target/swift/symbols"
   echo "== the example app: what needs no SwiftUI is compiled, the rest parsed"
+  # shellcheck disable=SC2046 # Flags.
   swiftc -swift-version 6 -warnings-as-errors -typecheck -I ios/.build/debug/Modules -I ios/Sources/CDollop \
     $(pkg-config --cflags-only-I dollop | sed "s/-I/-Xcc -I/g") ios/Example/Sources/ChatModel.swift
   swiftc -parse ios/Example/Sources/*.swift
+  if command -v docc >/dev/null; then
+    echo "== the documentation: every link leads somewhere"
+    cp target/swift/symbols/Dollop.symbols.json target/swift/symbols/Dollop/
+    docc convert ios/Sources/Dollop/Dollop.docc --additional-symbol-graph-dir target/swift/symbols/Dollop \
+      --output-path target/swift/documentation --fallback-display-name Dollop --fallback-bundle-identifier dev.dollop \
+      --warnings-as-errors
+  fi
   swift test --package-path ios --skip-build "$@"
 }
 inside "$(declare -f tests); tests \"\$@\"" "$@"

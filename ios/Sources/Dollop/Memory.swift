@@ -64,7 +64,11 @@ public final class MemoryKeeper: Sendable {
     private let events: AsyncStream<TrimLevel>.Continuation
     private let endListening = Protected<[() -> Void]>([])
 
-    /// - Parameter onTrim: what a trim gave back, or why it failed.
+    /// Trims until this is released, or the engine is, which this does not keep.
+    ///
+    /// - Parameters:
+    ///   - engine: what to trim.
+    ///   - onTrim: hears what a trim gave back, or why it failed.
     public init(_ engine: Engine, onTrim: (@Sendable (TrimLevel, Result<UInt64, any Error>) -> Void)? = nil) {
         // Levels may come faster than they are reached: only the last one counts.
         let (levels, events) = AsyncStream.makeStream(of: TrimLevel.self, bufferingPolicy: .bufferingNewest(1))

@@ -55,7 +55,12 @@ private func notification(_ name: Notification.Name) -> Listen {
 public final class BackgroundSaver: Sendable {
     private let endListening = Protected<() -> Void>({})
 
-    /// - Parameter onSave: the bytes written, or why saving failed.
+    /// Saves until this is released, or the chat is, which this does not keep.
+    ///
+    /// - Parameters:
+    ///   - chat: what to stop and to save.
+    ///   - url: the file.
+    ///   - onSave: hears the bytes written, or why saving failed.
     public init(_ chat: ChatSession, to url: URL, onSave: (@Sendable (Result<UInt64, any Error>) -> Void)? = nil) {
         let end = notification(UIApplication.didEnterBackgroundNotification)({ [weak chat] in
             guard let chat else { return }
