@@ -9,7 +9,7 @@ final class Channel: @unchecked Sendable {
     private let condition = NSCondition()
     private let capacity: Int
     private var events: [Event] = []
-    private var waiting: [CheckedContinuation<Event?, any Error>] = []
+    private var waiting: [Waiting] = []
     private var phase = Phase.open
     private var ended = false
     private var failure: (any Error)?
@@ -24,10 +24,19 @@ final class Channel: @unchecked Sendable {
 
     init(capacity: Int) { self.capacity = capacity }
 
+    private typealias Waiting = CheckedContinuation<Event?, any Error>
+    private typealias Delivery = (to: Waiting, what: Result<Event?, any Error>)
+
     private func locked<Result>(_ body: () -> Result) -> Result {
         condition.lock()
         defer { condition.unlock() }
         return body()
+    }
+
+    /// Resumes what `body` returns when the lock is free again: a cancellation handler that waits for the lock may hold what
+    /// resuming needs.
+    private func deliveries(_ body: () -> [Delivery]) {
+        for (waiting, result) in locked(body) { waiting.resume(with: result) }
     }
 
     /// Whether the generation is to go on.
@@ -35,27 +44,27 @@ final class Channel: @unchecked Sendable {
 
     /// Hands an event over; blocks while the consumer is behind. Whether the generation is to go on.
     func push(_ event: Event) -> Bool {
-        locked {
+        var goOn = false
+        deliveries {
             while phase == .open && events.count >= capacity { condition.wait() }
-            if phase == .abandoned { return false }
+            if phase == .abandoned { return [] }
+            goOn = phase == .open
             // Beyond the capacity by this one, where the generation was stopped while the consumer was behind.
-            deliver(event)
-            return phase == .open
+            events.append(event)
+            return answers()
         }
+        return goOn
     }
 
     /// The generation's last word: the event of its end, or why it failed. Whoever waits for the end goes on.
     func finish(_ result: Result<Outcome, any Error>) {
-        locked {
+        deliveries {
             ended = true
             switch result {
-            case .success(let outcome): if phase != .abandoned { deliver(.finished(outcome)) }
-            case .failure(let error): failure = error
+            case .success(let outcome): if phase != .abandoned { events.append(.finished(outcome)) }
+            case .failure(let error): if phase != .abandoned { failure = error }
             }
-            // An event may be left for one of them, the end for all others.
-            let all = waiting
-            waiting = []
-            for one in all { answer(one) }
+            return answers()
         }
     }
 
@@ -72,6 +81,7 @@ final class Channel: @unchecked Sendable {
         locked {
             phase = .abandoned
             events = []
+            failure = nil
             condition.broadcast()
         }
     }
@@ -81,32 +91,32 @@ final class Channel: @unchecked Sendable {
     func next(onCancel: @escaping @Sendable () -> Void) async throws -> Event? {
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
-                locked { answer(continuation) }
+                deliveries {
+                    waiting.append(continuation)
+                    return answers()
+                }
             }
         } onCancel: {
             onCancel()
         }
     }
 
-    private func deliver(_ event: Event) {
-        if waiting.isEmpty {
-            events.append(event)
-        } else {
-            waiting.removeFirst().resume(returning: event)
+    /// What those who wait get now: events in order, and at the end nothing, or once the failure.
+    private func answers() -> [Delivery] {
+        var answers: [Delivery] = []
+        while !waiting.isEmpty && (ended || !events.isEmpty) {
+            let next: Result<Event?, any Error>
+            if !events.isEmpty {
+                next = .success(events.removeFirst())
+                condition.broadcast()
+            } else if let failure {
+                next = .failure(failure)
+                self.failure = nil
+            } else {
+                next = .success(nil)
+            }
+            answers.append((waiting.removeFirst(), next))
         }
-    }
-
-    private func answer(_ continuation: CheckedContinuation<Event?, any Error>) {
-        if !events.isEmpty {
-            continuation.resume(returning: events.removeFirst())
-            condition.broadcast()
-        } else if !ended {
-            waiting.append(continuation)
-        } else if let failure, phase != .abandoned {
-            self.failure = nil
-            continuation.resume(throwing: failure)
-        } else {
-            continuation.resume(returning: nil)
-        }
+        return answers
     }
 }
