@@ -38,7 +38,8 @@ final class ChatModel {
             // Less than the whole budget where the model does not need it; never less than works.
             let budget = min(max(memory, plan.smallestBytes), plan.totalBytes)
             let engine = try await Engine(
-                contentsOf: model, options: EngineOptions(memory: budget, backend: .automatic, context: 2048))
+                contentsOf: model,
+                options: EngineOptions(memory: budget, backend: .automatic, context: 2048, streamsAlways: true))
             self.engine = engine
             self.plan = try engine.plan
             mostMemory = budget

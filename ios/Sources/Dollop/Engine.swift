@@ -22,7 +22,7 @@ public final class Engine: Sendable {
         self.init(try await opened(options, onProgress, Source.url(url)))
     }
 
-    /// Opens a Dollop file that lies in an open file: `length` bytes from `offset` on, or to the end.
+    /// Opens a Dollop file that lies in an open file: `length` bytes from `offset` on, a multiple of 64, or to the end.
     ///
     /// The descriptor is duplicated: the caller closes its own whenever it likes. For files that have no path that stays, such as
     /// those of a document picker.
@@ -212,7 +212,7 @@ private func planHandle(_ make: (UnsafeMutablePointer<OpaquePointer?>) throws ->
 
 /// The file's descriptor. A length of 0 would mean the rest of the file in C.
 private func descriptor(_ file: FileHandle, _ length: UInt64?) throws -> Int32 {
-    if length == 0 { throw DollopError(status: .malformed, message: "the file's part has no bytes") }
+    if length == 0 { throw DollopError(status: .invalid, message: "length 0: the part has no bytes") }
     return file.fileDescriptor
 }
 

@@ -42,11 +42,13 @@ public struct EngineOptions: Sendable, Hashable {
     public var lookahead: Int
     /// Reads at a time; nil for as many as prove best.
     public var lanes: Int?
+    /// Streams experts even where all of them fit ``memory``, so that the engine can give memory back later.
+    public var streamsAlways: Bool
 
     public init(
         memory: UInt64? = nil, backend: Backend = .cpu, precision: Precision = .standard, threads: Int? = nil,
         context: Int? = nil, chunk: Int? = nil, cacheFolder: URL? = nil, pipelinesFolder: URL? = nil,
-        lookahead: Int = 0, lanes: Int? = nil
+        lookahead: Int = 0, lanes: Int? = nil, streamsAlways: Bool = false
     ) {
         self.memory = memory
         self.backend = backend
@@ -58,6 +60,7 @@ public struct EngineOptions: Sendable, Hashable {
         self.pipelinesFolder = pipelinesFolder
         self.lookahead = lookahead
         self.lanes = lanes
+        self.streamsAlways = streamsAlways
     }
 
     /// The struct of C; its texts live in `arena`.
@@ -89,6 +92,7 @@ public struct EngineOptions: Sendable, Hashable {
         o.pipelines_folder = try pipelinesFolder.map { try arena.path($0, "pipelinesFolder") }
         o.lookahead = try number(lookahead, "lookahead")
         o.lanes = try number(lanes ?? 0, "lanes")
+        o.always_stream = streamsAlways ? 1 : 0
         return o
     }
 }

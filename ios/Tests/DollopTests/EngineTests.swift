@@ -86,8 +86,9 @@ final class EngineTests: DollopTestCase {
 
         let again = try FileHandle(forReadingFrom: model)
         defer { try? again.close() }
-        await expect(.malformed) { try await Engine(contentsOf: again, offset: 1) }
-        await expect(.malformed) { try await Engine(contentsOf: again, length: 0) }
+        await expect(.invalid) { try await Engine(contentsOf: again, offset: 1) }
+        await expect(.malformed) { try await Engine(contentsOf: again, offset: 64) }
+        await expect(.invalid, "length 0") { try await Engine(contentsOf: again, length: 0) }
     }
 
     func testAForeignModelIsConvertedWithProgressUntilCancelled() async throws {

@@ -79,7 +79,7 @@ final class SaveTests: DollopTestCase {
         await expect(.malformed) { try await ChatSession(engine, contentsOf: damaged) }
         await expect(.malformed) { try await ChatSession(engine, contentsOf: model) }
         let lower = try await Engine(contentsOf: model, options: EngineOptions(precision: .exact(bits: 3), context: 512))
-        await expect(.invalid) { try await ChatSession(lower, contentsOf: file) }
+        await expect(.unsupported) { try await ChatSession(lower, contentsOf: file) }
         // The chat is none the worse for it.
         let count = try await chat.messages().count
         XCTAssertEqual(count, 2)
