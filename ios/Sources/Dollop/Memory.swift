@@ -4,7 +4,7 @@ import Foundation
 
 /// How much of its memory an engine gives back. A level says how large the cache of experts is, not by how much it shrinks: the
 /// same level twice does nothing the second time.
-public enum TrimLevel: Int32, Sendable, Hashable, CaseIterable, Comparable {
+public enum TrimLevel: UInt32, Sendable, Hashable, CaseIterable, Comparable {
     /// The whole budget may be used again.
     case normal = 0
     /// Half of the cache beyond the smallest that works.
