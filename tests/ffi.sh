@@ -28,12 +28,12 @@ programs() { # FILTER…: the tests that run compiled programs, without the sear
 }
 say "programs with AddressSanitizer and LeakSanitizer"
 DOLLOP_TEST_LIBRARY=$PWD/target/asan/$host/debug DOLLOP_TEST_CFLAGS="-fsanitize=address -fno-omit-frame-pointer" \
-  CARGO_TARGET_DIR=target/plain programs every_ wrapper_works
+  CARGO_TARGET_DIR=target/plain programs every_ saved wrapper_works
 
 say "programs under valgrind"
 DOLLOP_TEST_LIBRARY=$PWD/target/plain/debug \
   DOLLOP_TEST_RUNNER="valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
-  CARGO_TARGET_DIR=target/plain programs every_ wrapper_works
+  CARGO_TARGET_DIR=target/plain programs every_ saved wrapper_works
 
 say "the installed library"
 prefix=$PWD/target/install
