@@ -107,7 +107,7 @@ fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
         DOLLOP_LOG_INFO => LevelFilter::Info,
         DOLLOP_LOG_DEBUG => LevelFilter::Debug,
         DOLLOP_LOG_TRACE => LevelFilter::Trace,
-        other => return Err(Failure::invalid(format!("max_level {other}: it must be 0 to 5"))),
+        other => return Err(Failure::invalid(format!("max_level {other}: it must be a DOLLOP_LOG_"))),
     };
     if inside() {
         return Err(Failure::new(DOLLOP_BUSY, "the log cannot be changed from its own callback"));

@@ -211,7 +211,7 @@ impl Chat {
     /// # Errors
     /// As [`Chat::send`]; those of computing come from the iterator.
     pub fn stream(&mut self, text: &str, options: &GenerateOptions) -> Result<Events<'_>> {
-        Ok(Events::of_chat(self.begin(text, options)?))
+        Ok(Events::new(Box::new(self.begin(text, options)?)))
     }
 
     fn begin(&mut self, text: &str, options: &GenerateOptions) -> Result<Answering<'_>> {

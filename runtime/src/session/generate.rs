@@ -1,6 +1,5 @@
 //! Generation as a caller sees it: a prompt in; events, to a callback or one after another, and an outcome out.
 
-use super::chat::Answering;
 use super::generation::{Generation, Listener};
 use super::timeline::Session;
 use crate::error::{Error, Result};
@@ -163,7 +162,7 @@ impl Session {
     /// # Errors
     /// As [`Session::generate`]; those of computing come from the iterator.
     pub fn stream(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Events<'_>> {
-        Ok(Events::new(Run::Session(Box::new(self.begin(prompt, options)?))))
+        Ok(Events::new(Box::new(self.begin(prompt, options)?)))
     }
 
     fn begin(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Continuing<'_>> {
@@ -215,7 +214,7 @@ impl Steps for Continuing<'_> {
 /// are no more events.
 #[must_use = "nothing is generated until events are asked for"]
 pub struct Events<'a> {
-    run: Run<'a>,
+    run: Box<dyn Steps + Send + 'a>,
     heard: VecDeque<Event>,
     end: End,
 }
@@ -229,18 +228,9 @@ enum End {
     Told,
 }
 
-enum Run<'a> {
-    Session(Box<Continuing<'a>>),
-    Chat(Box<Answering<'a>>),
-}
-
 impl<'a> Events<'a> {
-    fn new(run: Run<'a>) -> Events<'a> {
+    pub(super) fn new(run: Box<dyn Steps + Send + 'a>) -> Events<'a> {
         Events { run, heard: VecDeque::new(), end: End::Open }
-    }
-
-    pub(super) fn of_chat(answering: Answering<'a>) -> Events<'a> {
-        Events::new(Run::Chat(Box::new(answering)))
     }
 
     /// What came of it, once the last event was returned.
@@ -287,11 +277,7 @@ impl Iterator for Events<'_> {
                 ControlFlow::Continue(())
             };
             let mut listener = Listener::new(&mut hear);
-            let step = match &mut self.run {
-                Run::Session(run) => run.step(&mut listener),
-                Run::Chat(run) => run.step(&mut listener),
-            };
-            self.end = match step {
+            self.end = match self.run.step(&mut listener) {
                 Ok(None) => End::Open,
                 Ok(Some(outcome)) => End::Done(outcome),
                 Err(e) => End::Failed(e),
