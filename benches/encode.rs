@@ -2,8 +2,8 @@
 #![allow(missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use dollop::format::GgmlType;
-use dollop::quant::{self, Anchor, Level, Shape};
+use dollop::internal::format::GgmlType;
+use dollop::internal::quant::{self, Anchor, Level, Shape};
 use std::hint::black_box;
 
 fn encode(c: &mut Criterion) {

@@ -5,9 +5,9 @@
 //!
 //! Weights that fit a GPU's cache are read from there: these are times of launches, and not of memory.
 
-use dollop::kernels::gpu::{GpuBackend, GpuBuf, GpuOptions};
-use dollop::kernels::{Attention, Backend, Linear, Norm, Placing, Projected, RopeTable};
-use dollop::quant::{self, Level, Matrix, Shape};
+use dollop::internal::kernels::gpu::{GpuBackend, GpuBuf, GpuOptions};
+use dollop::internal::kernels::{Attention, Backend, Linear, Norm, Placing, Projected, RopeTable};
+use dollop::internal::quant::{self, Level, Matrix, Shape};
 use dollop_benches::values;
 use std::time::Instant;
 

@@ -3,10 +3,10 @@
 #![allow(missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dollop::experts::Expert;
-use dollop::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
-use dollop::quant::{self, Level, Matrix, Shape};
+use dollop::internal::experts::Expert;
+use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use dollop::internal::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
+use dollop::internal::quant::{self, Level, Matrix, Shape};
 use std::hint::black_box;
 
 fn products(c: &mut Criterion) {

@@ -5,10 +5,10 @@
 //! A cache of twice as many MB is filled with experts of the Qwen3-30B-A3B shape (48 layers of 128 experts at 4 bits) from storage
 //! that has nothing but zeros; then it is made so many MB smaller, and larger again, five times.
 
-use dollop::experts::{LayerExperts, PlaneSlabs};
-use dollop::quant::{Fit, Level, PLANES, Shape};
-use dollop::sched::{Precision, StreamOptions, Streamer, Verify};
-use dollop::store::{Access, Storage, anonymous_bytes};
+use dollop::internal::experts::{LayerExperts, PlaneSlabs};
+use dollop::internal::quant::{Fit, Level, PLANES, Shape};
+use dollop::internal::sched::{Precision, StreamOptions, Streamer, Verify};
+use dollop::internal::store::{Access, Storage, anonymous_bytes};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;

@@ -10,8 +10,8 @@
 //! that no encoding finds the source's lattice again. `--blocks` leaves embedding and head as they are. With a text, codes are
 //! found by error feedback (`--diagonal`: by least squares under E(x²)).
 
-use dollop::format::{GgmlType, GgufWriter, TensorDecl};
-use dollop::quant::{self, Feedback, Hessian, Level, Moments, Shape};
+use dollop::internal::format::{GgmlType, GgufWriter, TensorDecl};
+use dollop::internal::quant::{self, Feedback, Hessian, Level, Moments, Shape};
 use dollop::{CalibrateOptions, CancelToken, Keep};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -90,7 +90,7 @@ fn main() -> Result<(), Failure> {
     let calibration = match flag("--calibrate") {
         Some(text) => {
             let keep = Keep { path: format!("{out}.inputs").into(), dense: true };
-            let options = CalibrateOptions { tokens, keep: Some(keep), ..CalibrateOptions::default() };
+            let options = CalibrateOptions::default().with_tokens(tokens).with_keep(keep);
             let (source, text) = (Path::new(source), std::fs::read_to_string(text)?);
             Some(dollop::calibrate(source, &text, "text", &options, &CancelToken::new(), &mut |_| ())?)
         }
@@ -107,7 +107,7 @@ fn main() -> Result<(), Failure> {
     };
 
     let bytes = std::fs::read(source)?;
-    let gguf = dollop::format::Gguf::parse(&bytes).map_err(|e| e.at(Path::new(source)))?;
+    let gguf = dollop::internal::format::Gguf::parse(&bytes).map_err(|e| e.at(Path::new(source)))?;
     let tensors: Vec<TensorDecl> = (gguf.tensors.iter())
         .map(|t| TensorDecl { name: t.name.clone(), shape: t.shape.clone(), ty: GgmlType::F32 })
         .collect();

@@ -28,7 +28,7 @@ fn main() -> Result<(), Failure> {
     let (model, tokens, folder) =
         (args.next().ok_or(usage)?, args.next().ok_or(usage)?, args.next().ok_or(usage)?);
     let n: usize = tokens.parse()?;
-    let options = EngineOptions { context: Some(n), ..EngineOptions::default() };
+    let options = EngineOptions::default().with_context(n);
     let engine = Engine::open(Path::new(&model), &options)?;
     let path = Path::new(&folder).join("bench.session");
     let rate = |name: &str, bytes: u64, seconds: f64| {

@@ -2,10 +2,10 @@
 //! A binary of its own, because it counts what the whole process allocates, the test harness's thread left out.
 #![allow(unsafe_code)]
 
-use dollop::quant::Level;
+use dollop::Level;
 use dollop::sampler::Sampler;
 use dollop::{Engine, EngineOptions, SessionOptions};
-use dollop_tests::{root, tiny::Tiny};
+use dollop_tests::{root, set, tiny::Tiny};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -51,9 +51,9 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn decoding_allocates_nothing() {
     assert_ne!(here(), HARNESS.load(Ordering::Relaxed), "this thread is not counted");
-    let options = EngineOptions { threads: 2, ..EngineOptions::default() };
+    let options = EngineOptions::default().with_threads(2);
     let engine = Engine::open(root().join("models/smollm2-moe.gguf"), &options).unwrap();
-    let session_options = SessionOptions { context: Some(1200), chunk: Some(256) };
+    let session_options = SessionOptions::default().with_context(1200).with_chunk(256);
     let mut session = engine.session(session_options).unwrap();
     // Every expert, every thread and every buffer of a prompt's size is used once; then a few tokens alone.
     let vocab = engine.info().vocab as u32;
@@ -117,7 +117,7 @@ fn streamed(tied: bool) -> (usize, u64) {
     let path = folder.path().join("tiny.gguf");
     let convert = dollop::convert::convert;
     convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
-    let mut options = EngineOptions { threads: 2, level: Some(Level::B8), ..EngineOptions::default() };
+    let mut options = set!(EngineOptions { threads: 2, level: Some(Level::B8), ..EngineOptions::default() });
     options.memory = Some(Engine::plan(&path, &options).unwrap().total_bytes() - 1);
     let engine = Engine::open(&path, &options).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();

@@ -2,11 +2,13 @@
 //! conversion better; what is damaged is refused.
 
 use dollop::convert::{Calibration, ConvertOptions, Inputs, convert, imatrix};
-use dollop::model::Tensors;
-use dollop::model::file::NestedFile;
-use dollop::quant::{Level, Matrix};
-use dollop::{Bytes, CalibrateOptions, CancelToken, Engine, EngineOptions, Error, Keep, SessionOptions};
+use dollop::internal::Bytes;
+use dollop::internal::model::Tensors;
+use dollop::internal::model::file::NestedFile;
+use dollop::internal::quant::{Level, Matrix};
+use dollop::{CalibrateOptions, CancelToken, Engine, EngineOptions, Error, Keep, SessionOptions};
 use dollop_tests::golden;
+use dollop_tests::set;
 use dollop_tests::tiny::Tiny;
 use std::fs;
 use std::path::Path;
@@ -16,12 +18,13 @@ use std::sync::Arc;
 const EXPERTS: usize = 8;
 
 fn converted(source: &Path, out: &Path, calibration: Option<Calibration>) -> dollop::convert::Report {
-    let options = ConvertOptions { calibration: calibration.map(Arc::new), ..ConvertOptions::default() };
+    let options =
+        set!(ConvertOptions { calibration: calibration.map(Arc::new), ..ConvertOptions::default() });
     convert(source, out, &options, &CancelToken::new(), &mut |_| ()).unwrap()
 }
 
 fn measured(source: &Path, ids: &[u32]) -> Calibration {
-    let options = CalibrateOptions { threads: 2, ..CalibrateOptions::default() };
+    let options = CalibrateOptions::default().with_threads(2);
     dollop::calibrate_tokens(source, ids, "noise", &options, &CancelToken::new(), &mut |_| ()).unwrap()
 }
 
@@ -99,7 +102,7 @@ fn an_importance_matrix_is_used_and_named() {
     Tiny::load("qwen3moe").write_folder(other.path());
     let refused = |calibration: Calibration, source: &Path| {
         let options =
-            ConvertOptions { calibration: Some(Arc::new(calibration)), ..ConvertOptions::default() };
+            set!(ConvertOptions { calibration: Some(Arc::new(calibration)), ..ConvertOptions::default() });
         convert(source, &at("no"), &options, &CancelToken::new(), &mut |_| ()).unwrap_err().to_string()
     };
     let text = refused(matrix(), other.path());
@@ -205,7 +208,7 @@ fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
         |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(ids).unwrap().concat();
     let want = logits(Engine::open_reference(source, &EngineOptions::default()).unwrap());
     let got = logits(
-        Engine::open(file, &EngineOptions { level: Some(level), ..EngineOptions::default() }).unwrap(),
+        Engine::open(file, &set!(EngineOptions { level: Some(level), ..EngineOptions::default() })).unwrap(),
     );
     let squares = |a: &mut dyn Iterator<Item = f32>| a.map(|a| f64::from(a).powi(2)).sum::<f64>();
     squares(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())
@@ -223,7 +226,7 @@ fn error_feedback_brings_logits_nearer_and_leaves_no_file() {
     tiny.write_folder(folder.path());
     let at = |name: &str| folder.path().join(name);
     let keep = Some(Keep { path: at("inputs"), dense: false });
-    let options = CalibrateOptions { keep, ..CalibrateOptions::default() };
+    let options = set!(CalibrateOptions { keep, ..CalibrateOptions::default() });
     let seen = tokens(4000, 1);
     let measure = || {
         dollop::calibrate_tokens(folder.path(), &seen, "noise", &options, &CancelToken::new(), &mut |_| ())
@@ -238,8 +241,11 @@ fn error_feedback_brings_logits_nearer_and_leaves_no_file() {
     };
     assert!(kept() && calibration.rows().is_some());
     for (name, threads) in [("one", 1), ("three", 3)] {
-        let options =
-            ConvertOptions { calibration: Some(calibration.clone()), threads, ..ConvertOptions::default() };
+        let options = set!(ConvertOptions {
+            calibration: Some(calibration.clone()),
+            threads,
+            ..ConvertOptions::default()
+        });
         convert(folder.path(), &at(name), &options, &CancelToken::new(), &mut |_| ()).unwrap();
     }
     drop(calibration);

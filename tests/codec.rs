@@ -1,7 +1,7 @@
 //! Gate 3: the nested code against uniform quantizers that were optimised for each level alone, at the same group size and
 //! with unquantized parameters; what it costs; and that lower levels and upgrades are what they claim.
 
-use dollop::quant::{self, Anchor, Encoded, Level, Nested, Shape};
+use dollop::internal::quant::{self, Anchor, Encoded, Level, Nested, Shape};
 use dollop_tests::golden;
 
 /// Deterministic standard normals (Box–Muller over SplitMix64).
@@ -37,7 +37,7 @@ fn real() -> Vec<(Shape, Vec<f32>)> {
         let (rows, cols) = (size(0), size(1));
         at += 8;
         let mut w = vec![0.0; rows * cols];
-        dollop::format::GgmlType::F16.dequantize(&raw[at..at + 2 * rows * cols], &mut w).unwrap();
+        dollop::internal::format::GgmlType::F16.dequantize(&raw[at..at + 2 * rows * cols], &mut w).unwrap();
         at += 2 * rows * cols;
         matrices.push((Shape::new(rows, cols, 64).unwrap(), w));
     }
@@ -157,7 +157,7 @@ fn by_hand(e: &Encoded, level: Level, row: usize, col: usize) -> f64 {
     let layout = s.plane(0);
     let g = (row / 16 * s.groups() + col / s.group) * 16 + row % 16;
     let mut scale = [0.0];
-    dollop::format::GgmlType::F16
+    dollop::internal::format::GgmlType::F16
         .dequantize(&e.planes[0][layout.scales][2 * g..2 * g + 2], &mut scale)
         .unwrap();
     let zero = f64::from(e.planes[0][layout.zeros][g]);

@@ -1,9 +1,10 @@
 //! Gate 6: conversion: the same bytes whatever the threads, nothing under the final name after a failure, unchanged sources
 //! open at once, and every bad source gets a clear refusal.
 
+use dollop::Level;
 use dollop::convert::{ConvertOptions, Purpose, cached, convert};
-use dollop::quant::Level;
 use dollop::{CancelToken, Engine, EngineOptions, Error, SessionOptions, inspect};
+use dollop_tests::set;
 use dollop_tests::tiny::Tiny;
 use std::fs;
 use std::ops::ControlFlow;
@@ -36,7 +37,7 @@ fn a_conversion_depends_on_its_source_alone() {
     let mut results = Vec::new();
     for (i, threads) in [1, 2, 5].into_iter().enumerate() {
         let path = out.path().join(format!("{i}.gguf"));
-        let options = ConvertOptions { threads, ..ConvertOptions::default() };
+        let options = ConvertOptions::default().with_threads(threads);
         run(folder.path(), &path, &options).unwrap();
         results.push(fs::read(&path).unwrap());
     }
@@ -61,7 +62,7 @@ fn a_flipped_bit_in_the_weights_is_found_by_verify() {
     let out = folder.path().join("out.gguf");
     run(folder.path(), &out, &ConvertOptions::default()).unwrap();
     let mut bytes = fs::read(&out).unwrap();
-    let directory = dollop::format::dollop::Directory::parse(&bytes).unwrap();
+    let directory = dollop::internal::format::dollop::Directory::parse(&bytes).unwrap();
     let slab = directory.gguf.tensors.iter().find(|t| t.name.contains("ffn_exps.plane3")).unwrap();
     bytes[slab.offset as usize + 9] ^= 4;
     fs::write(&out, &bytes).unwrap();
@@ -122,7 +123,7 @@ fn an_unchanged_source_is_converted_once() {
     let options = ConvertOptions::default();
     assert!(open(&options) > 0);
     assert_eq!(open(&options), 0, "converted twice");
-    let other = ConvertOptions { max_level: Level::B4, ..ConvertOptions::default() };
+    let other = ConvertOptions::default().with_max_level(Level::B4);
     assert!(open(&other) > 0, "other options are another file");
     assert_eq!(files(cache.path()).len(), 1, "the older file of the same source stays");
     let config = folder.path().join("config.json");
@@ -139,7 +140,7 @@ fn a_foreign_model_opens_like_its_conversion() {
     tiny.write_gguf(&gguf);
     let cache = tempfile::tempdir().unwrap();
     let none = EngineOptions::default();
-    let cached = EngineOptions { cache: Some(cache.path().join("models")), ..none.clone() };
+    let cached = none.clone().with_cache(cache.path().join("models"));
     let logits =
         |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap();
     let target = folder.path().join("own.gguf");
@@ -176,7 +177,7 @@ fn a_foreign_model_opens_like_its_conversion() {
     }
     let missing = Engine::open(folder.path().join("nothing"), &cached).err().unwrap();
     assert!(matches!(missing, Error::Io { .. }), "{missing}");
-    let chat = EngineOptions { purpose: Purpose::Chat, ..cached };
+    let chat = set!(EngineOptions { purpose: Purpose::Chat, ..cached });
     fs::remove_dir_all(cache.path().join("models")).unwrap();
     let text = Engine::open(folder.path(), &chat).err().unwrap().to_string();
     assert!(text.contains("tokenizer"), "{text}");

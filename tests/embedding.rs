@@ -2,16 +2,16 @@
 //! rows are read from the file: logits are those of the model held whole, the plan gives its memory to experts, and faults are
 //! errors or retries.
 
+use dollop::Level;
 use dollop::convert::{ConvertOptions, Group, convert};
-use dollop::format::{TensorInfo, dollop::Directory};
-use dollop::quant::Level;
-use dollop::sched::{Precision, Verify};
-use dollop::store::{Access, FileStorage, Storage};
+use dollop::internal::GpuFault;
+use dollop::internal::format::{TensorInfo, dollop::Directory};
+use dollop::internal::sched::{Precision, Verify};
+use dollop::internal::store::{Access, FileStorage, Storage};
 use dollop::{
-    BackendChoice, Engine, EngineOptions, Error, GpuFault, MemoryPlan, Session, SessionOptions, StreamStats,
-    Trace,
+    BackendChoice, Engine, EngineOptions, Error, MemoryPlan, Session, SessionOptions, StreamStats, Trace,
 };
-use dollop_tests::{has_gpu, tiny::Tiny};
+use dollop_tests::{has_gpu, set, tiny::Tiny};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -53,17 +53,17 @@ fn converted(tiny: &Tiny, options: &ConvertOptions) -> (tempfile::TempDir, PathB
 }
 
 fn options() -> EngineOptions {
-    EngineOptions {
+    set!(EngineOptions {
         threads: 2,
         precision: Some(Precision::Exact(Level::B4)),
         context: Some(CONTEXT),
         chunk: Some(PROMPT),
         ..EngineOptions::default()
-    }
+    })
 }
 
 fn plan(path: &Path, o: &EngineOptions, memory: Option<u64>) -> dollop::Result<MemoryPlan> {
-    Engine::plan(path, &EngineOptions { memory, ..o.clone() })
+    Engine::plan(path, &set!(EngineOptions { memory, ..o.clone() }))
 }
 
 fn smallest(path: &Path, o: &EngineOptions) -> u64 {
@@ -125,11 +125,13 @@ fn embedding(path: &Path) -> TensorInfo {
 
 #[test]
 fn gate_58_rows_that_are_read_are_those_that_are_held() {
-    let level = |level_embed, group| ConvertOptions {
-        level_embed: Some(level_embed),
-        group,
-        max_level: Level::B4,
-        ..ConvertOptions::default()
+    let level = |level_embed, group| {
+        set!(ConvertOptions {
+            level_embed: Some(level_embed),
+            group,
+            max_level: Level::B4,
+            ..ConvertOptions::default()
+        })
     };
     for (name, convert) in [
         ("olmoe", level(Level::B8, Group::G64)),
@@ -141,7 +143,7 @@ fn gate_58_rows_that_are_read_are_those_that_are_held() {
         assert!(!resident.memory_plan().streaming && resident.memory_plan().unheld_embedding_bytes == 0);
         let want = logits(&mut session(&resident));
         for (share, chunk, threads) in [(0.0, PROMPT, 1), (0.3, 77, 2), (0.8, PROMPT, 3)] {
-            let o = EngineOptions { threads, chunk: Some(chunk), ..options() };
+            let o = set!(EngineOptions { threads, chunk: Some(chunk), ..options() });
             let o = streamed_with(&path, share, o);
             let engine = open(&path, &o);
             assert!(engine.memory_plan().unheld_embedding_bytes > 0 && stats(&engine).bytes_embedding == 0);
@@ -200,9 +202,12 @@ fn gate_58_a_plan_without_the_embedding_is_smaller_by_it() {
     }
     assert!(plan(&path, &o, Some(least - 1)).is_err());
     // Where all fits with the embedding, nothing is streamed for it.
-    assert_eq!(with(whole.total_bytes()), MemoryPlan { budget: Some(whole.total_bytes()), ..whole.clone() });
+    assert_eq!(
+        with(whole.total_bytes()),
+        set!(MemoryPlan { budget: Some(whole.total_bytes()), ..whole.clone() })
+    );
     // A device has a copy of it.
-    let gpu = EngineOptions { backend: BackendChoice::Gpu(None), ..o.clone() };
+    let gpu = o.clone().with_backend(BackendChoice::Gpu(None));
     let p = plan(&path, &gpu, Some(smallest(&path, &gpu))).unwrap();
     assert!(p.streaming && p.unheld_embedding_bytes == 0 && p.dense_bytes > whole.dense_bytes, "{p:?}");
 }
@@ -219,7 +224,7 @@ fn gate_58_a_head_that_is_the_embedding_is_held_and_so_is_all_of_a_dense_model()
     assert!(logits(&mut session(&engine)) == want && stats(&engine).bytes_embedding == 0);
 
     let (_folder, path) = converted(&Tiny::load("llama"), &ConvertOptions::default());
-    let o = EngineOptions { context: Some(64), precision: None, ..options() };
+    let o = set!(EngineOptions { context: Some(64), precision: None, ..options() });
     let least = smallest(&path, &o);
     let p = plan(&path, &o, Some(least)).unwrap();
     assert!(!p.streaming && p.unheld_embedding_bytes == 0, "{p:?}");
@@ -232,7 +237,7 @@ fn gate_58_a_processor_that_takes_over_holds_it() {
         return;
     }
     let (_folder, path) = converted(&model("olmoe"), &ConvertOptions::default());
-    let gpu = EngineOptions { backend: BackendChoice::Gpu(None), ..options() };
+    let gpu = options().with_backend(BackendChoice::Gpu(None));
     let engine = open(&path, &streamed_with(&path, 0.5, gpu));
     assert!(engine.memory_plan().streaming && engine.gpu_stats().is_some());
     let (ids, mut session) = (tokens(30), session(&engine));

@@ -1,8 +1,8 @@
 //! Gate 4: foreign encodings decode to exactly what the `gguf` Python package decodes them to, and matrices in uniform
 //! blocks keep their codes when they are imported.
 
-use dollop::format::GgmlType;
-use dollop::quant::{self, Encoded, Level, Shape};
+use dollop::internal::format::GgmlType;
+use dollop::internal::quant::{self, Encoded, Level, Shape};
 use dollop_tests::golden;
 
 struct Golden {

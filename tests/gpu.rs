@@ -1,15 +1,15 @@
 //! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
 //! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::{
     BackendChoice, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, GpuStats, Overflow, Session,
     SessionOptions,
 };
 use dollop_tests::tiny::{self, Tiny};
-use dollop_tests::{chosen_among_all, full, has_gpu, short_model};
+use dollop_tests::{chosen_among_all, full, has_gpu, set, short_model};
 use std::path::{Path, PathBuf};
 
 #[path = "gpu/ahead.rs"]
@@ -30,7 +30,7 @@ mod refined;
 const BOUND: f32 = 2e-3;
 
 fn on_gpu() -> EngineOptions {
-    EngineOptions { backend: BackendChoice::Gpu(None), ..EngineOptions::default() }
+    EngineOptions::default().with_backend(BackendChoice::Gpu(None))
 }
 
 /// A model as a Dollop file, which is there as long as its folder is held.
@@ -61,7 +61,7 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
         // A model in one piece, and every other one token by token: software takes long for the launches of tokens alone.
         let chunks = if full() { &[128, 7, 1][..] } else { &[[128, 7], [128, 1]][i % 2] };
         for &chunk in chunks {
-            let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+            let mut session = engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
             let got = session.logits(&tiny.tokens).unwrap();
             assert_eq!(got.len(), tiny.logits.len());
             for (position, (got, want)) in got.iter().zip(&tiny.logits).enumerate() {
@@ -105,7 +105,7 @@ fn launches(engine: &Engine) -> u64 {
 
 /// The same where weights may go up.
 fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
-    let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+    let mut session = engine.session(SessionOptions::default().with_context(32)).unwrap();
     let before = engine.gpu_stats().unwrap().ahead;
     session.logits(&[1, 2, 3]).unwrap();
     assert_eq!(engine.gpu_stats().unwrap().ahead, before, "a prompt says nothing of what comes next");
@@ -144,7 +144,7 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         let (n, layers) = (launches(&engine), engine.info().layers as u64);
         assert_eq!(n, 6 * layers + REST, "{name}: {layers} layers");
         // A prompt's choices stay on the device as well: nothing is read back but logits.
-        let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+        let mut session = engine.session(SessionOptions::default().with_context(32)).unwrap();
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
@@ -155,7 +155,7 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         let best = session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 8).unwrap();
         assert!(best.iter().all(|&(id, logit)| last[id as usize] == logit), "{name}: {best:?}");
         // Of one in several chunks, each begins while the next is recorded.
-        let mut session = engine.session(SessionOptions { context: Some(32), chunk: Some(3) }).unwrap();
+        let mut session = engine.session(SessionOptions::default().with_context(32).with_chunk(3)).unwrap();
         let before = engine.gpu_stats().unwrap();
         session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 1).unwrap();
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [3, 1, 0], "{name}");
@@ -168,20 +168,21 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
 
 #[test]
 fn gate_23_what_cannot_be_had_is_an_error() {
-    let missing = EngineOptions { backend: BackendChoice::Gpu(Some(1000)), ..EngineOptions::default() };
+    let missing = EngineOptions::default().with_backend(BackendChoice::Gpu(Some(1000)));
     let open = |o: &EngineOptions| Engine::open(Path::new(&short_model()), o);
     assert!(matches!(open(&missing), Err(Error::Device(_))));
     // Software that poses as a GPU is no gain: left to itself the engine takes the CPU.
-    let auto = EngineOptions { backend: BackendChoice::Auto, ..EngineOptions::default() };
+    let auto = EngineOptions::default().with_backend(BackendChoice::Auto);
     let engine = open(&auto).unwrap();
-    let real = dollop::kernels::gpu::adapters().iter().any(|a| !a.software && a.missing.is_none());
+    let real = dollop::internal::kernels::gpu::adapters().iter().any(|a| !a.software && a.missing.is_none());
     assert_eq!((engine.gpu_stats().is_some(), engine.note().is_none()), (real, real));
 }
 
 /// A budget that leaves a cache of about `share` of what all experts take at the floor.
 fn streaming(precision: Precision, share: f64) -> EngineOptions {
-    let mut o = EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() };
-    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let mut o =
+        set!(EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() });
+    let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
@@ -223,7 +224,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
     let exact = Precision::Exact(Level::B3);
     let whole = Engine::open(
         short_model(),
-        &EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() },
+        &set!(EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() }),
     );
     let whole = whole.unwrap();
     let want = outcomes(&whole);
@@ -285,7 +286,8 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     let _session = engine.session(SessionOptions::default()).unwrap();
     assert!(matches!(engine.session(SessionOptions::default()), Err(Error::Invalid(_))));
 
-    let exact = EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..o.clone() };
+    let exact =
+        set!(EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..o.clone() });
     assert!(got == outcomes(&opened(&exact)), "the level that fits is not that level");
     // One byte less than the lowest level takes: streamed, and the router is read back.
     o.memory = Some(rest + at(2) - 1);
@@ -304,23 +306,21 @@ fn gate_43_a_token_is_chosen_on_the_device_and_costs_eight_bytes_a_candidate() {
         return;
     }
     let engine = Engine::open(short_model(), &on_gpu()).unwrap();
-    let options = SessionOptions { context: Some(64), chunk: None };
+    let options = SessionOptions::default().with_context(64);
     let prompt = engine.encode_text("Once upon a time there was").unwrap();
-    let seeded = Sampling { temperature: 1.5, seed: 7, ..Sampling::default() };
-    let penalized = Sampling { repeat_penalty: 1.3, ..Sampling::greedy() };
+    let seeded = Sampling::default().with_temperature(1.5).with_seed(7);
+    let penalized = set!(Sampling { repeat_penalty: 1.3, ..Sampling::greedy() });
     let whole = 4 * engine.info().vocab as u64;
     for (sampling, bytes) in [(Sampling::greedy(), 8), (seeded, 8 * 40), (penalized, whole)] {
-        let generate = GenerateOptions {
+        let generate = set!(GenerateOptions {
             max_tokens: 5,
             sampling: sampling.clone(),
             ignore_eos: true,
             ..GenerateOptions::default()
-        };
+        });
         let mut session = engine.session(options).unwrap();
         // Buffers grow to what a prompt, a token and this sampling need.
-        session
-            .generate(&prompt, &GenerateOptions { max_tokens: 2, ..generate.clone() }, &mut |_| ())
-            .unwrap();
+        session.generate(&prompt, &generate.clone().with_max_tokens(2), &mut |_| ()).unwrap();
         let mut before = engine.gpu_stats().unwrap();
         let mut tokens = 0;
         let outcome = session.generate(&prompt, &generate, &mut |event| {
@@ -349,7 +349,7 @@ fn two_threads_share_an_engine() {
     tiny.write_folder(folder.path());
     let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
     let all = |chunk: usize| {
-        let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+        let mut session = engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
         session.logits(&tiny.tokens).unwrap()
     };
     let want = all(16);

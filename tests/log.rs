@@ -1,12 +1,12 @@
 //! Gate 91: what the library says to the facade `log`: what was opened and chosen, each plane that is read or gives way, what
 //! was put right; the counters of the engine agree, and a level that is off hears nothing.
 
-use dollop::quant::Level;
-use dollop::sched::Precision;
-use dollop::store::{Access, FileStorage, Storage};
+use dollop::Level;
+use dollop::Precision;
+use dollop::internal::store::{Access, FileStorage, Storage};
 use dollop::{Engine, EngineOptions, GenerateOptions, SessionOptions, TrimLevel};
 use dollop_tests::tiny::Tiny;
-use dollop_tests::{short_model, with_budget};
+use dollop_tests::{set, short_model, with_budget};
 use log::{Level as LogLevel, LevelFilter, Log, Metadata, Record};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -63,13 +63,13 @@ fn gate_91_the_log_says_what_was_done() {
     log::set_logger(&Hears).unwrap();
     log::set_max_level(LevelFilter::Trace);
     let path = short_model();
-    let options = EngineOptions {
+    let options = set!(EngineOptions {
         threads: 2,
         precision: Some(Precision::Exact(Level::B4)),
         context: Some(64),
         chunk: Some(16),
         ..EngineOptions::default()
-    };
+    });
     let options = with_budget(&path, options, 1 << 20);
     heard();
 
@@ -83,7 +83,7 @@ fn gate_91_the_log_says_what_was_done() {
     assert_eq!(count(&opened, LogLevel::Debug, "lanes of reads"), 1, "{opened:?}");
 
     let mut session = engine.session(SessionOptions::default()).unwrap();
-    let generate = GenerateOptions { max_tokens: 8, ignore_eos: true, ..GenerateOptions::default() };
+    let generate = set!(GenerateOptions { max_tokens: 8, ignore_eos: true, ..GenerateOptions::default() });
     session.generate(&[1, 97, 194, 300], &generate, &mut |_| ()).unwrap();
     let (said, stats) = (heard(), engine.stream_stats().unwrap());
     assert!(stats.evictions > 0);
@@ -113,7 +113,7 @@ fn gate_91_the_log_says_what_was_done() {
     log::set_max_level(LevelFilter::Info);
     let folder = tempfile::tempdir().unwrap();
     Tiny::load("olmoe").write_folder(folder.path());
-    let options = EngineOptions { cache: Some(folder.path().join("cache")), ..EngineOptions::default() };
+    let options = EngineOptions::default().with_cache(folder.path().join("cache"));
     let engine = Engine::open(folder.path(), &options).unwrap();
     engine.session(SessionOptions::default()).unwrap().last_logits(&[1]).unwrap();
     let said = heard();

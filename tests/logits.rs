@@ -1,8 +1,9 @@
 //! Gate 1: logits agree with `transformers`, at f32, at every position: from the safetensors folder and from a GGUF, as
 //! one prefill, in chunks, and token by token; and with every instruction set.
 
-use dollop::kernels::cpu::Isa;
+use dollop::Isa;
 use dollop::{Engine, EngineOptions, SessionOptions};
+use dollop_tests::set;
 use dollop_tests::tiny::{self, Tiny};
 use std::path::Path;
 
@@ -10,8 +11,9 @@ const BOUND: f32 = 1e-4;
 
 fn logits(path: &Path, tiny: &Tiny, chunk: usize, isa: Option<Isa>) -> Vec<Vec<f32>> {
     let engine =
-        Engine::open_reference(path, &EngineOptions { threads: 2, isa, ..EngineOptions::default() }).unwrap();
-    let mut session = engine.session(SessionOptions { context: None, chunk: Some(chunk) }).unwrap();
+        Engine::open_reference(path, &set!(EngineOptions { threads: 2, isa, ..EngineOptions::default() }))
+            .unwrap();
+    let mut session = engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
     session.logits(&tiny.tokens).unwrap()
 }
 

@@ -1,23 +1,23 @@
 //! Gates 40–42: a GPU that fails in the middle of a session. The CPU reads again what was lost and goes on; no token is lost
 //! or repeated; what a budget cannot hold is refused and the tokens are kept.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
+use dollop::internal::GpuFault;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::{
-    BackendChoice, Engine, EngineOptions, Error, Event, GenerateOptions, GpuFault, Outcome, Session,
-    SessionOptions,
+    BackendChoice, Engine, EngineOptions, Error, Event, GenerateOptions, Outcome, Session, SessionOptions,
 };
-use dollop_tests::{has_gpu, short_model, with_refinements};
+use dollop_tests::{has_gpu, set, short_model, with_refinements};
 
 fn on_gpu() -> EngineOptions {
-    EngineOptions {
+    set!(EngineOptions {
         backend: BackendChoice::Gpu(None),
         threads: 2,
         context: Some(96),
         chunk: Some(CHUNK),
         ..EngineOptions::default()
-    }
+    })
 }
 
 fn open(options: &EngineOptions) -> Engine {
@@ -45,12 +45,12 @@ enum When {
 
 /// Generates greedily; returns the answer, the ids that were heard, and how often the GPU was said to be lost.
 fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -> (Outcome, Vec<u32>, usize) {
-    let options = GenerateOptions {
+    let options = set!(GenerateOptions {
         max_tokens: TOKENS,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
-    };
+    });
     let prompt = engine.encode_text(PROMPT).unwrap();
     assert!(prompt.len() > CHUNK, "a prompt of more than a chunk");
     if let When::Submissions(n) = when {
@@ -81,12 +81,12 @@ fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -
 }
 
 fn session(engine: &Engine) -> Session {
-    engine.session(SessionOptions { context: Some(96), chunk: Some(CHUNK) }).unwrap()
+    engine.session(SessionOptions::default().with_context(96).with_chunk(CHUNK)).unwrap()
 }
 
 /// The CPU's answer with what the options ask for.
 fn on_cpu(options: &EngineOptions) -> Vec<u32> {
-    let engine = open(&EngineOptions { backend: BackendChoice::Cpu, ..options.clone() });
+    let engine = open(&options.clone().with_backend(BackendChoice::Cpu));
     answer(&engine, &mut session(&engine), When::Never, GpuFault::Lost).1
 }
 
@@ -118,8 +118,8 @@ fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuF
 
 /// A budget that leaves a cache of about a third of what all experts take at the floor.
 fn streamed(precision: Precision) -> EngineOptions {
-    let mut o = EngineOptions { precision: Some(precision), ..on_gpu() };
-    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let mut o = on_gpu().with_precision(precision);
+    let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let bits = precision.floor().bits();
     let levels = plan(smallest).unwrap().levels;
@@ -176,10 +176,11 @@ fn gate_40_with_refined_experts_too() {
     }
     let options = {
         let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
-        with_refinements(&short_model(), EngineOptions { precision, ..on_gpu() }, 0.3)
+        with_refinements(&short_model(), set!(EngineOptions { precision, ..on_gpu() }), 0.3)
     };
     // The level that all experts have is what the CPU goes on with.
-    let low = EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() };
+    let low =
+        set!(EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() });
     let low = on_cpu(&low);
     for (when, fault) in [
         (When::Submissions(0), GpuFault::Lost),
@@ -239,7 +240,7 @@ fn gate_41_sessions_beside_it_move_as_well_and_logits_come_once() {
         assert_eq!((s.tokens(), s.processed_tokens()), (&ids[..], 60));
     }
     assert!(engine.lost().is_some());
-    let cpu = open(&EngineOptions { backend: BackendChoice::Cpu, ..on_gpu() });
+    let cpu = open(&on_gpu().with_backend(BackendChoice::Cpu));
     let mut whole = session(&cpu);
     whole.best(&ids, 1).unwrap();
     let want = whole.logits(&[7]).unwrap();
@@ -256,8 +257,8 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     // All experts at the lowest level, to the byte; the threads that would take over need more room to attend in than
     // the driver's part of the scratch leaves.
     let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
-    let mut o = EngineOptions { threads: 1024, context: Some(4096), ..adaptive };
-    let plan = |memory| Engine::plan(short_model(), &EngineOptions { memory: Some(memory), ..o.clone() });
+    let mut o = adaptive.with_threads(1024).with_context(4096);
+    let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("opened in one byte") };
     let small = plan(smallest).unwrap();
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;

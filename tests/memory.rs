@@ -2,7 +2,7 @@
 //! whole process: tests beside it would give memory back at the same time.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
-use dollop::store::anonymous_bytes;
+use dollop::internal::store::anonymous_bytes;
 
 #[test]
 fn anonymous_memory_is_what_was_written_to() {

@@ -4,13 +4,14 @@
 //!
 //! The mutants are the same in every run; a failure names the seed that makes the one mutant again.
 
+use dollop::CancelToken;
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert, imatrix};
-use dollop::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
-use dollop::format::{dollop::Directory, hf, safetensors};
-use dollop::model::file::NestedFile;
-use dollop::model::{Config, Weights};
-use dollop::{Bytes, CancelToken};
+use dollop::internal::Bytes;
+use dollop::internal::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
+use dollop::internal::format::{dollop::Directory, hf, safetensors};
+use dollop::internal::model::file::NestedFile;
+use dollop::internal::model::{Config, Weights};
 use dollop_tests::golden;
 use dollop_tests::mutants::{Counting, Rng, most_allocated};
 use dollop_tests::tiny::Tiny;
@@ -234,7 +235,7 @@ fn mutants_are_refused_in_one_line() {
     let tiny = Tiny::load("olmoe");
     tiny.write_gguf_with(&at("m.gguf"), &with_all_kinds(&tiny));
     tiny.write_folder(folder.path());
-    let options = ConvertOptions { threads: 1, ..Default::default() };
+    let options = ConvertOptions::default().with_threads(1);
     convert(&at("m.gguf"), &at("m.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
     let read = |name: &str| std::fs::read(at(name)).unwrap();
 
@@ -310,7 +311,7 @@ fn mutants_are_refused_in_one_line() {
         hf::special_tokens(&mut Metadata::new(), files, &|_| Some(1))?;
         let mut meta = Metadata::new();
         hf::sampling(&mut meta, &text)?;
-        let advice = dollop::model::sampling::advice(&meta);
+        let advice = dollop::internal::model::sampling::advice(&meta);
         advice.sampling.validate().expect("bad advice is left out");
         hf::chat_template("tokenizer_config.json", &text).map(drop)
     };

@@ -1,22 +1,22 @@
 //! Gate 74: a model in a part of an open file, as Android hands them out: it has no name, something lies before it and behind, and what
 //! it says is what the file by its name says.
 
-use dollop::quant::Level;
-use dollop::sched::Precision;
-use dollop::store::{Access, FileStorage, Place, Reads, Storage};
+use dollop::Level;
+use dollop::Precision;
+use dollop::internal::store::{Access, FileStorage, Place, Reads, Storage};
 use dollop::{Engine, EngineOptions, Error, SessionOptions, StreamingOptions};
-use dollop_tests::{default_model, short_model, with_budget};
+use dollop_tests::{default_model, set, short_model, with_budget};
 use std::fs::File;
 use std::io::Write;
 
 fn options() -> EngineOptions {
-    EngineOptions {
+    set!(EngineOptions {
         threads: 2,
         precision: Some(Precision::Exact(Level::B4)),
         context: Some(64),
         chunk: Some(16),
         ..EngineOptions::default()
-    }
+    })
 }
 
 /// A file without a name that has a model from a byte on, and something else around it; and how long the model is.
@@ -48,9 +48,9 @@ fn gate_74_a_part_of_an_open_file_is_a_model() {
             Engine::plan(short_model(), &tight).unwrap()
         );
         for reads in [Reads::Measured, Reads::Threads] {
-            let streaming = StreamingOptions { reads, ..StreamingOptions::default() };
+            let streaming = set!(StreamingOptions { reads, ..StreamingOptions::default() });
             let streamed =
-                Engine::open_file(again(), offset, len, &EngineOptions { streaming, ..tight.clone() })
+                Engine::open_file(again(), offset, len, &set!(EngineOptions { streaming, ..tight.clone() }))
                     .unwrap();
             assert!(logits(&streamed) == want, "streamed, at {offset}");
             let stats = streamed.stream_stats().unwrap();
@@ -67,9 +67,9 @@ fn reads_of_a_part_begin_and_end_with_it() {
     for direct in [true, false] {
         let storage = FileStorage::open(&place, direct).unwrap();
         let mut bytes = vec![0; 20_000];
-        dollop::store::read_exact(&storage, 4096, &mut bytes).unwrap();
+        dollop::internal::store::read_exact(&storage, 4096, &mut bytes).unwrap();
         assert!(bytes == whole[4096..24_096]);
-        let end = dollop::store::read_exact(&storage, len - 100, &mut bytes).unwrap_err();
+        let end = dollop::internal::store::read_exact(&storage, len - 100, &mut bytes).unwrap_err();
         assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof, "what lies behind is not read");
         let direct_here = FileStorage::open(&default_model(), true).unwrap();
         if cfg!(target_os = "linux") && direct {

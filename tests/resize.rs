@@ -1,27 +1,27 @@
 //! Gate 72: memory is given back and taken again while tokens are computed, from any thread: at exact precision nothing that
 //! is said changes, at adaptive precision it goes on, and what cannot work is refused with the number that can, with nothing changed.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::{
     BackendChoice, Engine, EngineOptions, Error, GenerateOptions, SessionOptions, StreamStats,
     StreamingOptions, TrimLevel,
 };
-use dollop_tests::{default_model, has_gpu, short_model, with_budget};
+use dollop_tests::{default_model, has_gpu, set, short_model, with_budget};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const LEVELS: [TrimLevel; 4] =
     [TrimLevel::Normal, TrimLevel::Moderate, TrimLevel::Critical, TrimLevel::Complete];
 
 fn options(precision: Precision) -> EngineOptions {
-    EngineOptions {
+    set!(EngineOptions {
         threads: 2,
         precision: Some(precision),
         context: Some(96),
         chunk: Some(32),
         ..EngineOptions::default()
-    }
+    })
 }
 
 fn exact() -> EngineOptions {
@@ -39,12 +39,12 @@ fn stats(engine: &Engine) -> StreamStats {
 /// What is said after a prompt.
 fn say(engine: &Engine, n: usize) -> Vec<u32> {
     let prompt: Vec<u32> = (0..40u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
-    let o = GenerateOptions {
+    let o = set!(GenerateOptions {
         max_tokens: n,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
-    };
+    });
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.generate(&prompt, &o, &mut |_| ()).unwrap().tokens
 }
@@ -136,12 +136,12 @@ fn the_thread_that_generates_may_ask_too() {
     let engine = open(&with_budget(&default_model(), exact(), 16 << 20));
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let prompt: Vec<u32> = (0..40u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
-    let o = GenerateOptions {
+    let o = set!(GenerateOptions {
         max_tokens: 24,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
-    };
+    });
     let (mut events, mut given) = (0, 0);
     let outcome = session.generate(&prompt, &o, &mut |_| {
         events += 1;
@@ -209,9 +209,9 @@ fn what_is_resident_gives_nothing_but_may_be_streamed_from_the_start() {
     assert!(say(&resident, 8) == want, "they come back");
 
     let memory = Some(1 << 30);
-    assert!(!open(&EngineOptions { memory, ..exact() }).memory_plan().streaming);
-    let streaming = StreamingOptions { always: true, ..StreamingOptions::default() };
-    let engine = open(&EngineOptions { memory, streaming, ..exact() });
+    assert!(!open(&set!(EngineOptions { memory, ..exact() })).memory_plan().streaming);
+    let streaming = set!(StreamingOptions { always: true, ..StreamingOptions::default() });
+    let engine = open(&set!(EngineOptions { memory, streaming, ..exact() }));
     let plan = engine.memory_plan();
     assert!(plan.streaming && plan.total_bytes() < 1 << 30, "no more than all experts take");
     assert!(say(&engine, 8) == want && say(&engine, 8) == want);
@@ -225,7 +225,7 @@ fn a_gpus_memory_is_not_resized() {
     if !has_gpu() {
         return;
     }
-    let o = EngineOptions { backend: BackendChoice::Gpu(None), ..exact() };
+    let o = exact().with_backend(BackendChoice::Gpu(None));
     let engine = Engine::open(short_model(), &with_budget(&short_model(), o, 0)).unwrap();
     assert!(engine.memory_plan().streaming && engine.memory_plan().gpu);
     assert!(matches!(engine.set_memory(1 << 30), Err(Error::Unsupported { .. })));

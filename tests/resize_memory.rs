@@ -2,24 +2,24 @@
 //! because it measures the whole process.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
-use dollop::quant::Level;
-use dollop::sched::Precision;
-use dollop::store::anonymous_bytes;
+use dollop::Level;
+use dollop::Precision;
+use dollop::internal::store::anonymous_bytes;
 use dollop::{Engine, EngineOptions, SessionOptions, TrimLevel};
-use dollop_tests::{default_model, with_budget};
+use dollop_tests::{default_model, set, with_budget};
 
 /// What the process needs beside the cache, or has over from before: allocators keep some.
 const SLACK: u64 = 4 << 20;
 
 #[test]
 fn gate_73_resident_memory_follows() {
-    let o = EngineOptions {
+    let o = set!(EngineOptions {
         threads: 2,
         precision: Some(Precision::Exact(Level::B4)),
         context: Some(96),
         chunk: Some(32),
         ..EngineOptions::default()
-    };
+    });
     // Room for most experts.
     let o = with_budget(&default_model(), o, 20 << 20);
     let engine = Engine::open(default_model(), &o).unwrap();

@@ -2,9 +2,9 @@
 //! byte, for every family, resident, streamed and on a GPU, and nothing of it is computed again; forks of one prefix do not
 //! disturb each other; and what is damaged or another's is refused in words.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::{
     BackendChoice, Chat, Engine, EngineOptions, GenerateOptions, Overflow, Session, SessionOptions,
 };
@@ -19,12 +19,7 @@ mod refused;
 const PROMPT: usize = 21;
 
 fn exact(level: Level) -> EngineOptions {
-    EngineOptions {
-        threads: 2,
-        precision: Some(Precision::Exact(level)),
-        context: Some(64),
-        ..EngineOptions::default()
-    }
+    EngineOptions::default().with_threads(2).with_precision(Precision::Exact(level)).with_context(64)
 }
 
 /// The same under the smallest budget that works.
@@ -55,7 +50,7 @@ fn survives(what: &str, first: &Engine, second: &Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     let ids = ids(first.info().vocab);
-    let mut session = first.session(SessionOptions { chunk: Some(8), ..Default::default() }).unwrap();
+    let mut session = first.session(SessionOptions::default().with_chunk(8)).unwrap();
     // Longer than it will be: what was rewound is no part of what is saved.
     session.logits(&ids).unwrap();
     session.rewind(PROMPT);
@@ -112,7 +107,7 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
     if !has_gpu() {
         return;
     }
-    let gpu = |o: EngineOptions| EngineOptions { backend: BackendChoice::Gpu(None), ..o };
+    let gpu = |o: EngineOptions| o.with_backend(BackendChoice::Gpu(None));
     // Heads of other lengths, with and without experts.
     for name in tiny::names().into_iter().step_by(5) {
         let folder = tempfile::tempdir().unwrap();
@@ -188,11 +183,10 @@ fn a_budget_for_one_session_has_no_room_for_a_fork() {
 
 #[test]
 fn a_conversation_goes_on_with_what_was_said() {
-    let greedy = GenerateOptions { max_tokens: 8, sampling: Sampling::greedy(), ..Default::default() };
+    let greedy = GenerateOptions::default().with_max_tokens(8).with_sampling(Sampling::greedy());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat");
-    let open =
-        || Engine::open(default_model(), &EngineOptions { context: Some(512), ..exact(Level::B4) }).unwrap();
+    let open = || Engine::open(default_model(), &exact(Level::B4).with_context(512)).unwrap();
     let session = open().session(SessionOptions::default()).unwrap();
     let mut chat = Chat::new(session, Some("You are brief.".into()), Overflow::Slide).unwrap();
     chat.set_variables([("mood".to_owned(), "calm".into())].into_iter().collect());
@@ -223,12 +217,12 @@ fn what_a_lost_gpu_held_is_saved_as_tokens() {
     if !has_gpu() {
         return;
     }
-    let o = EngineOptions { backend: BackendChoice::Gpu(None), ..exact(Level::B4) };
+    let o = exact(Level::B4).with_backend(BackendChoice::Gpu(None));
     let engine = Engine::open(default_model(), &o).unwrap();
     let ids = ids(engine.info().vocab);
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.logits(&ids[..PROMPT]).unwrap();
-    engine.lose_gpu(1, dollop::GpuFault::Lost);
+    engine.lose_gpu(1, dollop::internal::GpuFault::Lost);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("session");
     session.save(&path).unwrap();

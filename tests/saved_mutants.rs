@@ -3,11 +3,12 @@
 //! the reader allocate what neither the file nor the session that was asked for has. A binary of its own, because it measures
 //! what the whole process allocates.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::{Chat, Engine, EngineOptions, Error, GenerateOptions, Overflow, SessionOptions};
 use dollop_tests::mutants::{Counting, Rng, most_allocated};
+use dollop_tests::set;
 use dollop_tests::talker::Talker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -89,7 +90,7 @@ fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
         let mut chat = kind.engine.read_chat(&mut &bytes[..], options)?;
         chat.write_to(&mut again)?;
         // It can be used.
-        let greedy = GenerateOptions { max_tokens: 1, sampling: Sampling::greedy(), ..Default::default() };
+        let greedy = GenerateOptions::default().with_max_tokens(1).with_sampling(Sampling::greedy());
         let _ = chat.send("x\n", &greedy, &mut |_| ());
     } else {
         let mut session = kind.engine.read_session(&mut &bytes[..], options)?;
@@ -113,19 +114,19 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
     let path = folder.path().join("talker.gguf");
     let convert = dollop::convert::convert;
     convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
-    let options = EngineOptions {
+    let options = set!(EngineOptions {
         threads: 1,
         precision: Some(Precision::Exact(Level::B4)),
         context: Some(48),
         chunk: Some(8),
         ..EngineOptions::default()
-    };
+    });
     let engine = Engine::open(&path, &options).unwrap();
     let session = || engine.session(SessionOptions::default()).unwrap();
     let mut plain = session();
     plain.logits(&[65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 10]).unwrap();
     let mut chat = Chat::new(session(), Some("Hi.".into()), Overflow::Slide).unwrap();
-    let greedy = GenerateOptions { max_tokens: 8, sampling: Sampling::greedy(), ..Default::default() };
+    let greedy = GenerateOptions::default().with_max_tokens(8).with_sampling(Sampling::greedy());
     assert_eq!(chat.send("What?", &greedy, &mut |_| ()).unwrap().text, "abc");
     let mut kinds = [
         Kind { name: "session", good: Vec::new(), engine: &engine, chat: false },

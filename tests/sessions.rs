@@ -1,25 +1,25 @@
 //! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts; and that
 //! nested weights stay close to the model they were made from.
 
-use dollop::kernels::cpu::Isa;
+use dollop::Isa;
 use dollop::sampler::{LogitBias, Sampling};
 use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
 };
-use dollop_tests::{chosen_among_all, default_model, short_model, talker::Talker, tiny::Tiny};
+use dollop_tests::{chosen_among_all, default_model, set, short_model, talker::Talker, tiny::Tiny};
 use std::ops::ControlFlow;
 
 fn engine() -> Engine {
-    Engine::open(default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
+    Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, sampling: Sampling::greedy(), ..GenerateOptions::default() }
+    GenerateOptions::default().with_max_tokens(max_tokens).with_sampling(Sampling::greedy())
 }
 
 fn chat(context: usize, overflow: Overflow) -> Chat {
-    let session = engine().session(SessionOptions { context: Some(context), chunk: Some(64) }).unwrap();
+    let session = engine().session(SessionOptions::default().with_context(context).with_chunk(64)).unwrap();
     Chat::new(session, Some("You are brief.".into()), overflow).unwrap()
 }
 
@@ -50,7 +50,7 @@ fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
 
     // The same conversation on an empty cache says the same.
     let text = chat.messages().to_vec();
-    let session = engine().session(SessionOptions { context: Some(512), chunk: Some(64) }).unwrap();
+    let session = engine().session(SessionOptions::default().with_context(512).with_chunk(64)).unwrap();
     let mut again = Chat::new(session, None, Overflow::Error).unwrap();
     again.restore(text[..3].to_vec());
     let repeated = again.send("And another?", &greedy(16), &mut |_| ()).unwrap();
@@ -61,9 +61,10 @@ fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
 fn chunks_and_threads_change_no_bit() {
     let ids: Vec<u32> = (0..40).map(|i| 1000 + 37 * i).collect();
     let on = |isa, threads, chunk| {
-        let options = EngineOptions { threads, isa, ..EngineOptions::default() };
+        let options = set!(EngineOptions { threads, isa, ..EngineOptions::default() });
         let engine = Engine::open(short_model(), &options).unwrap();
-        let mut session = engine.session(SessionOptions { context: Some(64), chunk: Some(chunk) }).unwrap();
+        let mut session =
+            engine.session(SessionOptions::default().with_context(64).with_chunk(chunk)).unwrap();
         let mut all = session.logits(&ids).unwrap();
         all.extend(session.logits(&[7]).unwrap());
         // Whoever wants the last position alone spares the others the last layer's feed-forward, and gets the same.
@@ -94,7 +95,7 @@ fn chunks_and_threads_change_no_bit() {
 fn a_cancelled_answer_stays_and_the_session_goes_on() {
     let mut chat = chat(512, Overflow::Error);
     let cancel = CancelToken::new();
-    let options = GenerateOptions { cancel: cancel.clone(), ..greedy(100) };
+    let options = greedy(100).with_cancel(cancel.clone());
     let mut seen = 0;
     let other = std::thread::spawn({
         let cancel = cancel.clone();
@@ -120,7 +121,7 @@ fn a_cancelled_answer_stays_and_the_session_goes_on() {
     // Cancelled before it began: the prompt is not even read.
     let cancel = CancelToken::new();
     cancel.cancel();
-    let outcome = chat.send("And?", &GenerateOptions { cancel, ..greedy(4) }, &mut |_| ()).unwrap();
+    let outcome = chat.send("And?", &greedy(4).with_cancel(cancel), &mut |_| ()).unwrap();
     assert_eq!((outcome.stop, outcome.tokens.len()), (StopReason::Cancelled, 0));
 }
 
@@ -153,7 +154,7 @@ fn a_callback_ends_an_answer_without_a_token() {
 /// Gate 92.
 #[test]
 fn an_iterator_over_events_is_the_callback_turned_around() {
-    let options = GenerateOptions { stop: vec!["xyzzy".into()], ..greedy(12) };
+    let options = greedy(12).with_stop(["xyzzy"]);
     let (mut told, mut asked) = (chat(512, Overflow::Error), chat(512, Overflow::Error));
     for question in ["Name a color.", "And another?"] {
         let mut want = Vec::new();
@@ -235,13 +236,13 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
 fn the_cpu_is_a_device() {
     let devices = dollop::devices();
     assert!(devices[0].backend == dollop::BackendChoice::Cpu && !devices[0].name.is_empty());
-    assert_eq!(devices.len() - 1, dollop::kernels::gpu::adapters().len());
+    assert_eq!(devices.len() - 1, dollop::internal::kernels::gpu::adapters().len());
 }
 
 #[test]
 fn stop_strings_end_an_answer_and_are_not_shown() {
     let mut shown = String::new();
-    let options = GenerateOptions { stop: vec!["Paris".into()], ..greedy(64) };
+    let options = greedy(64).with_stop(["Paris"]);
     let session = engine().session(SessionOptions::default()).unwrap();
     let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
     let outcome = chat
@@ -288,14 +289,13 @@ fn a_full_context_is_an_error_or_slides_and_keeps_the_system_prompt() {
 #[test]
 fn the_likeliest_tokens_are_enough_to_choose_among() {
     let engine = engine();
-    let options = SessionOptions { context: Some(64), chunk: None };
+    let options = SessionOptions::default().with_context(64);
     let prompt = engine.encode_text("Once upon a time there was").unwrap();
-    let seeded = |with: Sampling| Sampling { temperature: 1.5, seed: 7, ..with };
-    let few = seeded(Sampling { top_k: 30, ..Sampling::default() });
-    let penalized = seeded(Sampling { repeat_penalty: 1.3, ..Sampling::default() });
-    for sampling in [Sampling::greedy(), few, penalized, seeded(Sampling { top_k: 0, ..Sampling::default() })]
-    {
-        let generate = GenerateOptions { sampling: sampling.clone(), ignore_eos: true, ..greedy(20) };
+    let seeded = |with: Sampling| with.with_temperature(1.5).with_seed(7);
+    let few = seeded(Sampling::default().with_top_k(30));
+    let penalized = seeded(set!(Sampling { repeat_penalty: 1.3, ..Sampling::default() }));
+    for sampling in [Sampling::greedy(), few, penalized, seeded(Sampling::default().with_top_k(0))] {
+        let generate = set!(GenerateOptions { sampling: sampling.clone(), ignore_eos: true, ..greedy(20) });
         let mut session = engine.session(options).unwrap();
         let tokens = session.generate(&prompt, &generate, &mut |_| ()).unwrap().tokens;
         let mut session = engine.session(options).unwrap();
@@ -307,7 +307,7 @@ fn the_likeliest_tokens_are_enough_to_choose_among() {
     let logits = session.logits(&prompt).unwrap().pop().unwrap();
     assert!(best.len() == 5 && best.iter().all(|&(id, logit)| logits[id as usize] == logit));
     assert_eq!(best[0].0, dollop::sampler::argmax(&logits));
-    for k in [0, dollop::kernels::MAX_BEST + 1] {
+    for k in [0, dollop::internal::kernels::MAX_BEST + 1] {
         assert!(matches!(session.best(&[1], k), Err(Error::Invalid(_))));
     }
     assert!(matches!(session.best(&[], 1), Err(Error::Invalid(_))));
@@ -316,24 +316,24 @@ fn the_likeliest_tokens_are_enough_to_choose_among() {
 #[test]
 fn bad_requests_are_errors_and_harmless() {
     let engine = engine();
-    let mut session = engine.session(SessionOptions { context: Some(16), chunk: None }).unwrap();
+    let mut session = engine.session(SessionOptions::default().with_context(16)).unwrap();
     assert!(matches!(session.generate(&[], &greedy(1), &mut |_| ()), Err(Error::Invalid(_))));
     assert!(matches!(session.generate(&[u32::MAX], &greedy(1), &mut |_| ()), Err(Error::Invalid(_))));
     assert!(matches!(
         session.generate(&[5; 17], &greedy(1), &mut |_| ()),
         Err(Error::ContextFull { needed: 17, limit: 16 })
     ));
-    let bad = GenerateOptions { sampling: Sampling { top_p: 0.0, ..Sampling::default() }, ..greedy(1) };
+    let bad = greedy(1).with_sampling(Sampling::default().with_top_p(0.0));
     assert!(session.generate(&[5], &bad, &mut |_| ()).unwrap_err().to_string().contains("top-p"));
     let nothing = session.generate(&[5, 6], &greedy(0), &mut |_| ()).unwrap();
     assert_eq!((nothing.tokens.len(), nothing.stop), (0, StopReason::MaxTokens));
     let full = session
-        .generate(&[5; 10], &GenerateOptions { ignore_eos: true, ..greedy(100) }, &mut |_| ())
+        .generate(&[5; 10], &set!(GenerateOptions { ignore_eos: true, ..greedy(100) }), &mut |_| ())
         .unwrap();
     assert_eq!((full.stop, full.tokens.len()), (StopReason::ContextFull, 7));
-    assert!(engine.session(SessionOptions { context: Some(0), chunk: None }).is_err());
-    assert!(engine.session(SessionOptions { context: Some(1 << 30), chunk: None }).is_err());
-    assert!(engine.session(SessionOptions { context: None, chunk: Some(0) }).is_err());
+    assert!(engine.session(SessionOptions::default().with_context(0)).is_err());
+    assert!(engine.session(SessionOptions::default().with_context(1 << 30)).is_err());
+    assert!(engine.session(SessionOptions::default().with_chunk(0)).is_err());
 }
 
 #[test]
@@ -345,23 +345,26 @@ fn dry_ends_a_loop_and_follows_none_over_a_breaker() {
     let engine = Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let mut say = |sampling: Sampling| {
-        let generate = GenerateOptions { sampling, ..greedy(12) };
+        let generate = greedy(12).with_sampling(sampling);
         session.generate(&[10, b'a'.into()], &generate, &mut |_| ()).unwrap().text
     };
     assert_eq!(say(Sampling::greedy()), "bcabcabcabca");
-    let dry = |breaker: &str| Sampling {
-        dry_multiplier: 100.0,
-        dry_allowed_length: 3,
-        dry_breakers: vec![breaker.to_owned()],
-        ..Sampling::greedy()
+    let dry = |breaker: &str| {
+        set!(Sampling {
+            dry_multiplier: 100.0,
+            dry_allowed_length: 3,
+            dry_breakers: vec![breaker.to_owned()],
+            ..Sampling::greedy()
+        })
     };
     // All three may come again, and then not the first.
     assert!(say(dry("x")).starts_with("bcabc") && !say(dry("x")).starts_with("bcabca"), "{}", say(dry("x")));
     // Within a breaker, and over two tokens.
     assert_eq!((say(dry("c")), say(dry("ca"))), (say(Sampling::greedy()), say(Sampling::greedy())));
-    let bias = |token| Sampling { logit_bias: vec![LogitBias { token, bias: 1e3 }], ..Sampling::greedy() };
+    let bias =
+        |token| set!(Sampling { logit_bias: vec![LogitBias { token, bias: 1e3 }], ..Sampling::greedy() });
     assert_eq!(say(bias(b'z'.into())), "z".repeat(12));
-    let generate = GenerateOptions { sampling: bias(9999), ..greedy(1) };
+    let generate = greedy(1).with_sampling(bias(9999));
     assert!(session.generate(&[5], &generate, &mut |_| ()).unwrap_err().to_string().contains("9999"));
 }
 
@@ -395,13 +398,10 @@ fn higher_levels_are_closer_to_the_reference() {
         let folder = tempfile::tempdir().unwrap();
         tiny.write_folder(folder.path());
         let mut errors = Vec::new();
-        for level in dollop::quant::Level::ALL {
+        for level in dollop::Level::ALL {
             let out = folder.path().join("out.gguf");
-            let options = dollop::convert::ConvertOptions {
-                level_dense: level,
-                max_level: level,
-                ..Default::default()
-            };
+            let options =
+                dollop::convert::ConvertOptions::default().with_level_dense(level).with_max_level(level);
             dollop::convert::convert(folder.path(), &out, &options, &CancelToken::new(), &mut |_| ())
                 .unwrap();
             let engine = Engine::open(&out, &EngineOptions::default()).unwrap();

@@ -28,10 +28,9 @@ fn greedy_answers_equal_those_of_transformers() {
         let ids = |key: &str| serde_json::from_value::<Vec<u32>>(prompt[key].clone()).unwrap();
         let (input, greedy) = (ids("ids"), ids("greedy"));
         assert_eq!(tokenizer.encode(prompt["text"].as_str().unwrap(), false).unwrap(), input);
-        let session = engine.session(SessionOptions { context: Some(512), chunk: None }).unwrap();
+        let session = engine.session(SessionOptions::default().with_context(512)).unwrap();
         let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
-        let options =
-            GenerateOptions { max_tokens: 40, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+        let options = GenerateOptions::default().with_max_tokens(40).with_sampling(Sampling::greedy());
         let outcome = chat.send(prompt["message"].as_str().unwrap(), &options, &mut |_| ()).unwrap();
         // The template rendered the same prompt: otherwise nothing below means anything.
         assert_eq!(outcome.prompt_tokens, input.len());
@@ -62,7 +61,7 @@ fn bits_per_byte_equal_those_of_transformers() {
     let ids = tokenizer.encode(&text, false).unwrap();
     let expected = expected();
     assert_eq!(ids.len() as u64, expected["text"]["tokens"].as_u64().unwrap());
-    let mut session = engine.session(SessionOptions { context: Some(512), chunk: None }).unwrap();
+    let mut session = engine.session(SessionOptions::default().with_context(512)).unwrap();
     let (mut bits, mut bytes, mut agreed) = (0.0f64, 0, 0);
     for window in ids.chunks(512) {
         session.rewind(0);

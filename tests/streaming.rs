@@ -2,15 +2,15 @@
 //! upgraded by its missing planes alone (R4), and faults of storage are errors or retries, never wrong tokens. Every gate
 //! asserts that what it is about has happened.
 
-use dollop::quant::Level;
+use dollop::Level;
+use dollop::Precision;
+use dollop::internal::store::{Access, FileStorage, Reads};
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
-use dollop::store::{Access, FileStorage, Reads};
 use dollop::{
     CancelToken, Engine, EngineOptions, Error, Event, GenerateOptions, MemoryPlan, SessionOptions,
     StopReason, StreamStats, StreamingOptions, Trace,
 };
-use dollop_tests::{HeldFile, default_model};
+use dollop_tests::{HeldFile, default_model, set};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,20 +27,19 @@ fn tokens() -> Vec<u32> {
 }
 
 fn options(precision: Precision) -> EngineOptions {
-    EngineOptions {
+    set!(EngineOptions {
         threads: 2,
         precision: Some(precision),
         context: Some(CONTEXT),
         chunk: Some(32),
         ..EngineOptions::default()
-    }
+    })
 }
 
 /// A budget under which about `share` of the experts at the precision's floor fit.
 fn with_share(mut o: EngineOptions, share: f64) -> EngineOptions {
     let base = o.clone();
-    let plan =
-        |memory| Engine::plan(default_model(), &EngineOptions { memory: Some(memory), ..base.clone() });
+    let plan = |memory| Engine::plan(default_model(), &base.clone().with_memory(memory));
     let least = match plan(1) {
         Err(Error::Budget { smallest, .. }) => smallest,
         other => panic!("a budget of one byte: {other:?}"),
@@ -60,8 +59,8 @@ fn open(o: &EngineOptions) -> Engine {
 /// An engine whose reads are held back at will.
 fn open_held(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
     let file = HeldFile::open(&default_model());
-    let streaming = StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() };
-    (open(&EngineOptions { streaming, ..o.clone() }), file)
+    let streaming = set!(StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() });
+    (open(&set!(EngineOptions { streaming, ..o.clone() })), file)
 }
 
 /// Logits of a prompt taken in chunks, then token by token.
@@ -125,7 +124,7 @@ fn gate_12_streamed_is_resident_byte_for_byte() {
 
 #[test]
 fn a_prompt_serves_the_last_layer_only_where_logits_are_wanted() {
-    let o = EngineOptions { chunk: Some(16), ..with_share(options(Precision::Exact(Level::B4)), 0.3) };
+    let o = set!(EngineOptions { chunk: Some(16), ..with_share(options(Precision::Exact(Level::B4)), 0.3) });
     let ids: Vec<u32> = tokens().into_iter().cycle().take(48).collect();
     let served = |all: bool| {
         let engine = open(&o);
@@ -144,12 +143,14 @@ fn a_prompt_serves_the_last_layer_only_where_logits_are_wanted() {
 
 #[test]
 fn a_prompt_is_cancelled_between_layers_and_the_session_goes_on() {
-    let greedy = |cancel: &CancelToken| GenerateOptions {
-        max_tokens: 8,
-        sampling: Sampling::greedy(),
-        ignore_eos: true,
-        cancel: cancel.clone(),
-        ..GenerateOptions::default()
+    let greedy = |cancel: &CancelToken| {
+        set!(GenerateOptions {
+            max_tokens: 8,
+            sampling: Sampling::greedy(),
+            ignore_eos: true,
+            cancel: cancel.clone(),
+            ..GenerateOptions::default()
+        })
     };
     let ids = tokens();
     let exact = options(Precision::Exact(Level::B4));
@@ -230,7 +231,7 @@ fn gate_14_an_upgrade_reads_the_missing_planes_alone() {
     let model = default_model();
     let adaptive = |quality| Precision::Adaptive { quality, floor: Level::B2 };
     let mut o = options(adaptive(2.0));
-    let whole = Engine::plan(&model, &EngineOptions { memory: None, ..o.clone() }).unwrap();
+    let whole = Engine::plan(&model, &set!(EngineOptions { memory: None, ..o.clone() })).unwrap();
     // One byte less than everything: streaming, with room for all but nothing.
     o.memory = Some(whole.total_bytes() - 1);
     let engine = open(&o);

@@ -4,8 +4,8 @@ use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, precision_or_bits};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use dollop::quant::Level;
-use dollop::sched::Precision;
+use dollop::Level;
+use dollop::Precision;
 use std::path::PathBuf;
 
 /// Runs Mixture-of-Experts language models, a dollop at a time.
@@ -304,11 +304,11 @@ pub struct EngineArgs {
     pub level: Option<Level>,
     /// Instruction set [default: the best there is]
     #[arg(long, value_name = "NAME", value_parser = isa)]
-    pub isa: Option<dollop::kernels::cpu::Isa>,
+    pub isa: Option<dollop::Isa>,
     /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; single, half
     /// or bytes for what products keep their inputs in, by default what suits the GPU; plain for none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
-    pub gpu_kernels: dollop::kernels::GpuVariants,
+    pub gpu_kernels: dollop::GpuVariants,
     /// Makes the GPU fail after so many submissions (for tests)
     #[arg(long, value_name = "N", hide = true)]
     pub lose_gpu: Option<u64>,
@@ -348,17 +348,21 @@ pub enum Effort {
 
 impl EngineArgs {
     pub fn options(&self) -> dollop::EngineOptions {
-        let mut options = dollop::EngineOptions {
-            backend: self.backend,
-            threads: self.threads,
-            level: self.level,
-            isa: self.isa,
-            gpu_variants: self.gpu_kernels,
-            cores: self.cores.clone(),
-            context: self.ctx,
-            ..Default::default()
-        };
+        let mut options =
+            dollop::EngineOptions::default().with_backend(self.backend).with_threads(self.threads);
+        options.level = self.level;
+        options.isa = self.isa;
+        options.gpu_variants = self.gpu_kernels;
+        options.cores = self.cores.clone();
+        options.context = self.ctx;
         self.stream.apply(&mut options);
+        options
+    }
+
+    /// How a session is made.
+    pub fn session(&self, chunk: Option<usize>) -> dollop::SessionOptions {
+        let mut options = dollop::SessionOptions::default();
+        (options.context, options.chunk) = (self.ctx, chunk);
         options
     }
 }
@@ -366,17 +370,16 @@ impl EngineArgs {
 impl ConvertHow {
     pub fn options(&self) -> dollop::convert::ConvertOptions {
         use dollop::convert::Group;
-        dollop::convert::ConvertOptions {
-            level_dense: self.level_dense,
-            level_embed: self.level_embed,
-            max_level: self.max_level,
-            group: match self.group {
-                GroupArg::Auto => Group::Auto,
-                GroupArg::G32 => Group::G32,
-                GroupArg::G64 => Group::G64,
-            },
-            threads: self.threads,
-            ..Default::default()
-        }
+        let mut options = dollop::convert::ConvertOptions::default()
+            .with_level_dense(self.level_dense)
+            .with_max_level(self.max_level)
+            .with_threads(self.threads);
+        options.level_embed = self.level_embed;
+        options.group = match self.group {
+            GroupArg::Auto => Group::Auto,
+            GroupArg::G32 => Group::G32,
+            GroupArg::G64 => Group::G64,
+        };
+        options
     }
 }

@@ -53,7 +53,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         return Err("--gpu-clock and --ask-router are about a GPU: name one with --backend gpu".into());
     }
     let info = engine.info();
-    let mut session = engine.session(SessionOptions { context: Some(context), chunk: None })?;
+    let mut session = engine.session(SessionOptions::default().with_context(context))?;
     // Tokens spread over the vocabulary, so that routing sees different inputs.
     let tokens: Vec<u32> = (0..(args.depth + args.prompt).max(1) as u64)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)
@@ -225,8 +225,7 @@ fn report_kernels(test: &str, kernels: &[GpuKernelTime], tokens: usize) -> Resul
 /// Seconds that the tokens beyond the first `depth`, which are in the cache, take.
 fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Failure> {
     session.rewind(depth);
-    let options =
-        GenerateOptions { max_tokens: 0, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+    let options = GenerateOptions::default().with_max_tokens(0).with_sampling(Sampling::greedy());
     Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
 }
 

@@ -11,7 +11,7 @@ use crate::{Failure, interrupt, locate};
 use dollop::convert::Purpose;
 use dollop::sampler::Sampling;
 use dollop::template::Message;
-use dollop::{Chat, Event, GenerateOptions, Outcome, Overflow, SessionOptions};
+use dollop::{Chat, Event, GenerateOptions, Outcome, Overflow};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, IsTerminal, Write};
@@ -88,7 +88,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     // Slips are told before a model is converted for an hour.
     args.sampling.over(&Sampling::default())?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
-    let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
+    let session = engine.session(args.engine.session(None))?;
     let overflow = match args.overflow {
         OverflowArg::Error => Overflow::Error,
         OverflowArg::Slide => Overflow::Slide,
@@ -195,14 +195,12 @@ impl Talk<'_> {
         let (cancel, _guard) = interrupt::cancellable();
         // A fixed seed must not give every turn the same dice.
         let seed = self.sampling.seed.wrapping_add(self.answers as u64);
-        let options = GenerateOptions {
-            max_tokens: self.args.max_tokens,
-            sampling: Sampling { seed, ..self.sampling.clone() },
-            stop: self.args.sampling.stop.clone(),
-            target_tps: self.args.engine.stream.target_tps,
-            cancel,
-            ..GenerateOptions::default()
-        };
+        let mut options = GenerateOptions::default()
+            .with_max_tokens(self.args.max_tokens)
+            .with_sampling(self.sampling.clone().with_seed(seed))
+            .with_stop(&self.args.sampling.stop)
+            .with_cancel(cancel);
+        options.target_tps = self.args.engine.stream.target_tps;
         self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = screen::answers();
         let mut broken = None;

@@ -21,8 +21,9 @@ fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<O
     let text = read_text(path)?;
     let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
     let keep = Keep { path: out.with_added_extension("inputs"), dense: false };
-    let keep = Some(keep).filter(|_| *effort != Effort::Low);
-    let options = CalibrateOptions { tokens: *calibrate_tokens, threads: args.how.threads, keep };
+    let mut options =
+        CalibrateOptions::default().with_tokens(*calibrate_tokens).with_threads(args.how.threads);
+    options.keep = Some(keep).filter(|_| *effort != Effort::Low);
     let mut bar = Bar::new(Unit::Bytes);
     let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| {
         bar.show(p.stage, p.done, p.total)

@@ -7,10 +7,10 @@ use crate::args::DevicesArgs;
 pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
     use crate::output::bytes;
     use crate::{note, screen};
-    use dollop::kernels::{GpuInputs, GpuVariants};
+    use dollop::internal::kernels::{GpuInputs, GpuVariants};
     use std::io::Write;
 
-    let all = dollop::kernels::gpu::adapters();
+    let all = dollop::internal::kernels::gpu::adapters();
     let mut out = screen::stdout();
     if args.json {
         writeln!(out, "{}", screen::json(&all, true)?)?;

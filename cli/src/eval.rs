@@ -8,7 +8,7 @@ use crate::streaming::{Mark, Watch};
 use crate::values::Kinds;
 use crate::{Failure, locate, tasks};
 use dollop::convert::Purpose;
-use dollop::{Engine, EngineOptions, SessionOptions};
+use dollop::{Engine, EngineOptions};
 use serde::Serialize;
 use std::io::Write;
 
@@ -53,7 +53,7 @@ fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(),
         tokens: &'a [u32],
         logits: Vec<Vec<f32>>,
     }
-    let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: args.chunk })?;
+    let mut session = engine.session(args.engine.session(args.chunk))?;
     let logits = session.logits(&args.tokens)?;
     let json = serde_json::to_string(&Logits { tokens: &args.tokens, logits }).map_err(|e| e.to_string())?;
     if out.as_os_str() == "-" {
@@ -70,13 +70,10 @@ fn inputs(args: &EvalArgs) -> Vec<&std::path::Path> {
 
 /// What `--against` names: a foreign model unquantized, or a Dollop file at its highest level, whole.
 fn reference(path: &std::path::Path, args: &EvalArgs) -> Result<Engine, Failure> {
-    let plain = EngineOptions {
-        backend: args.engine.backend,
-        threads: args.engine.threads,
-        isa: args.engine.isa,
-        gpu_variants: args.engine.gpu_kernels,
-        ..EngineOptions::default()
-    };
+    let mut plain =
+        EngineOptions::default().with_backend(args.engine.backend).with_threads(args.engine.threads);
+    plain.isa = args.engine.isa;
+    plain.gpu_variants = args.engine.gpu_kernels;
     Ok(match dollop::inspect::kind(path)? {
         dollop::inspect::Kind::Dollop => Engine::open(path, &plain)?,
         _ => Engine::open_reference(path, &plain)?,
@@ -107,7 +104,7 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
     let reference = args.against.as_deref().map(|path| reference(path, args)).transpose()?;
     let mark = Mark::now(engine);
     let window = args.engine.ctx.unwrap_or(WINDOW).min(engine.info().context);
-    let options = SessionOptions { context: Some(window), chunk: args.chunk };
+    let options = args.engine.session(args.chunk).with_context(window);
     let mut session = engine.session(options)?;
     let mut other = reference.as_ref().map(|r| r.session(options)).transpose()?;
     let (mut nll, mut scored, mut bytes, mut agreed) = (0.0f64, 0usize, 0usize, 0usize);

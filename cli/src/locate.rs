@@ -35,7 +35,7 @@ pub fn open_with(
         note!("{note}");
     }
     if let Some(submissions) = args.lose_gpu {
-        engine.lose_gpu(submissions, dollop::GpuFault::Lost);
+        engine.lose_gpu(submissions, dollop::internal::GpuFault::Lost);
     }
     let watch = args.stream.watch(&engine, &options)?;
     Ok((engine, watch))

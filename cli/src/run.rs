@@ -8,7 +8,7 @@ use crate::streaming::Mark;
 use crate::{Failure, interrupt, locate};
 use dollop::convert::Purpose;
 use dollop::sampler::Sampling;
-use dollop::{Event, GenerateOptions, Outcome, Overflow, SessionOptions, StopReason};
+use dollop::{Event, GenerateOptions, Outcome, Overflow, StopReason};
 use std::io::{IsTerminal, Write};
 
 /// An answer of no tokens is a mistake rather than a wish.
@@ -32,16 +32,14 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     let purpose = if args.raw { Purpose::Weights } else { Purpose::Chat };
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, purpose)?;
-    let mut session = engine.session(SessionOptions { context: args.engine.ctx, chunk: None })?;
+    let mut session = engine.session(args.engine.session(None))?;
     let (cancel, _guard) = interrupt::cancellable();
-    let options = GenerateOptions {
-        max_tokens: args.max_tokens,
-        sampling: args.sampling.over(engine.sampling())?,
-        stop: args.sampling.stop.clone(),
-        target_tps: args.engine.stream.target_tps,
-        cancel,
-        ..GenerateOptions::default()
-    };
+    let mut options = GenerateOptions::default()
+        .with_max_tokens(args.max_tokens)
+        .with_sampling(args.sampling.over(engine.sampling())?)
+        .with_stop(&args.sampling.stop)
+        .with_cancel(cancel);
+    options.target_tps = args.engine.stream.target_tps;
     let mark = Mark::now(&engine);
     let mut stdout = screen::answers();
     let mut broken = None;

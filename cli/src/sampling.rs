@@ -223,9 +223,9 @@ mod tests {
 
     #[test]
     fn what_is_typed_is_over_the_models_which_is_over_the_built_in() {
-        let model = Sampling { temperature: 0.6, top_k: 20, ..Sampling::default() };
+        let model = Sampling::default().with_temperature(0.6).with_top_k(20);
         let with = typed(&["--top-k", "5", "--seed", "9"], &model).unwrap();
-        assert_eq!(with, Sampling { top_k: 5, seed: 9, ..model.clone() });
+        assert_eq!(with, model.clone().with_top_k(5).with_seed(9));
         let seeds: Vec<u64> = (0..4).map(|_| typed(&[], &model).unwrap().seed).collect();
         assert!(seeds.iter().any(|s| s != &seeds[0]), "{seeds:?}");
         let args = ["--logit-bias", "3+1.5", "--logit-bias", "4-inf", "--dry-sequence-breaker", "none"];
@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn what_would_change_nothing_is_an_error() {
-        let mirostat = Sampling { mirostat: Mirostat::V2, ..Sampling::default() };
+        let mut mirostat = Sampling::default();
+        mirostat.mirostat = Mirostat::V2;
         for (args, model, word) in [
             (&["--samplers", "top_k", "--min-p", "0.1"][..], Sampling::default(), "min_p"),
             (&["--mirostat", "1", "--top-p", "0.9"], Sampling::default(), "mirostat"),

@@ -4,10 +4,10 @@ use crate::Failure;
 use crate::note;
 use crate::output::{bytes, write_file};
 use clap::Args;
-use dollop::quant::Level;
-use dollop::sched::{Order, Precision, Verify};
-use dollop::store::Reads;
-use dollop::{Engine, EngineOptions, Routing, StreamStats, Trace};
+use dollop::Level;
+use dollop::Reads;
+use dollop::internal::sched::{Order, Precision, Verify};
+use dollop::{Engine, EngineOptions, StreamStats, Trace};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub struct StreamArgs {
     #[arg(long, value_enum, value_name = "WHO")]
     pub reads: Option<ReadsArg>,
     /// Reads at a time [default: as many as prove best when the model is opened]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::sched::MAX_LANES as i64))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::internal::sched::MAX_LANES as i64))]
     pub lanes: Option<u8>,
     /// Wait for all reads of a layer before computing (for comparison; CPU only)
     #[arg(long)]
@@ -135,26 +135,23 @@ impl StreamArgs {
         options.memory = match self.memory {
             Some(Budget::Bytes(n)) => Some(n),
             Some(Budget::All) => None,
-            None => {
-                dollop::store::available_bytes().map(|free| free - (free / 10).max(256 << 20).min(free / 2))
-            }
+            None => dollop::internal::store::available_bytes()
+                .map(|free| free - (free / 10).max(256 << 20).min(free / 2)),
         };
         options.precision = match (self.precision, self.floor) {
             (Some(Precision::Adaptive { quality, .. }), Some(floor)) => {
                 Some(Precision::Adaptive { quality, floor })
             }
             (None, Some(floor)) => {
-                Some(Precision::Adaptive { quality: dollop::sched::DEFAULT_QUALITY, floor })
+                Some(Precision::Adaptive { quality: dollop::internal::sched::DEFAULT_QUALITY, floor })
             }
             (other, _) => other,
         };
-        options.routing = Routing {
-            top_k: self.experts_used,
-            skip_cold: self.skip_cold,
-            cache_prior: self.cache_prior,
-            lookahead: self.lookahead,
-            ask: false,
-        };
+        let r = &mut options.routing;
+        r.top_k = self.experts_used;
+        r.skip_cold = self.skip_cold;
+        r.cache_prior = self.cache_prior;
+        r.lookahead = self.lookahead;
         let s = &mut options.streaming;
         s.lanes = self.lanes.map(usize::from);
         s.reads = match self.reads {

@@ -1,8 +1,8 @@
 //! Values of arguments that the library has a type for, from what people write.
 
 use crate::tasks::Kind;
-use dollop::quant::Level;
-use dollop::sched::Precision;
+use dollop::Level;
+use dollop::Precision;
 
 pub fn level(text: &str) -> Result<Level, String> {
     text.parse().ok().and_then(Level::from_bits).ok_or_else(|| "levels are 2, 3, 4, 6 and 8 bits".into())
@@ -31,14 +31,14 @@ pub fn precision_or_bits(text: &str) -> Result<Precision, String> {
     })
 }
 
-pub fn isa(name: &str) -> Result<dollop::kernels::cpu::Isa, String> {
-    use dollop::kernels::cpu::Isa;
+pub fn isa(name: &str) -> Result<dollop::Isa, String> {
+    use dollop::Isa;
     let known = || Isa::available().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Isa::named(name).ok_or_else(|| format!("this machine has {}", known()))
 }
 
-pub fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
-    use dollop::kernels::GpuInputs;
+pub fn gpu_kernels(list: &str) -> Result<dollop::GpuVariants, String> {
+    use dollop::GpuInputs;
     let mut subgroups = false;
     let mut inputs = GpuInputs::Auto;
     for name in list.split(',') {
@@ -52,7 +52,7 @@ pub fn gpu_kernels(list: &str) -> Result<dollop::kernels::GpuVariants, String> {
             }
         }
     }
-    Ok(dollop::kernels::GpuVariants { subgroups, inputs })
+    Ok(dollop::GpuVariants { subgroups, inputs })
 }
 
 pub fn backend(name: &str) -> Result<dollop::BackendChoice, String> {

@@ -386,7 +386,7 @@ fn the_next_word_is_the_value_whatever_it_begins_with() {
 
 #[test]
 fn keys_of_a_gguf_are_understood_or_refused() {
-    use dollop::format::hf;
+    use dollop::internal::format::hf;
     let tiny = dollop_tests::tiny::Tiny::load("llama-yarn");
     let place = Place::new();
     let meta = || hf::metadata_from_config(&tiny.config.to_string()).unwrap();

@@ -28,8 +28,8 @@ pub struct dollop_device {
 
 #[cfg(feature = "gpu")]
 fn all() -> Vec<(dollop_device, Value)> {
-    let adapters = runtime::kernels::gpu::adapters();
-    let one = |a: &runtime::kernels::gpu::AdapterInfo| dollop_device {
+    let adapters = runtime::internal::kernels::gpu::adapters();
+    let one = |a: &runtime::internal::kernels::gpu::AdapterInfo| dollop_device {
         index: u32::try_from(a.index).unwrap_or(u32::MAX),
         usable: u32::from(a.missing.is_none()),
         software: u32::from(a.software),

@@ -268,14 +268,13 @@ pub(crate) unsafe fn generate<T>(
         return Err(Failure::invalid(format!("target_tps {}: it must be 0 to 1000000", given.target_tps)));
     }
     let cancel = CancelToken::new();
-    let options = GenerateOptions {
-        max_tokens: given.max_tokens as usize,
-        sampling,
-        stop,
-        ignore_eos: given.ignore_eos != 0,
-        target_tps: (given.target_tps > 0.0).then_some(given.target_tps),
-        cancel: cancel.clone(),
-    };
+    let mut options = GenerateOptions::default()
+        .with_max_tokens(given.max_tokens as usize)
+        .with_sampling(sampling)
+        .with_stop(stop)
+        .with_cancel(cancel.clone());
+    options.ignore_eos = given.ignore_eos != 0;
+    options.target_tps = (given.target_tps > 0.0).then_some(given.target_tps);
     let mut listener = Listener {
         callback: given.on_event,
         user_data: given.user_data,

@@ -242,7 +242,8 @@ extern "system" fn Java_dev_dollop_Native_chatNew<'a>(
     enter(&mut env, 0, |env| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
         let context = usize::try_from(context).map_err(|_| Failure::invalid("a negative context"))?;
-        let options = SessionOptions { context: (context > 0).then_some(context), chunk: None };
+        let mut options = SessionOptions::default();
+        options.context = (context > 0).then_some(context);
         let system = optional_text(env, &system)?;
         let overflow = if slide != 0 { Overflow::Slide } else { Overflow::Error };
         let chat = Chat::new(engine.session(options)?, system, overflow)?;
@@ -285,13 +286,12 @@ extern "system" fn Java_dev_dollop_Native_chatSend<'a>(
         let mut listener = Listener::new(env, &listener, HEAR)?;
         let mut chat = shared.take()?;
         let cancel = CancelToken::new();
-        let options = GenerateOptions {
-            max_tokens: usize::try_from(max_tokens).map_err(|_| Failure::invalid("negative max_tokens"))?,
-            sampling: sampling(chat.session().engine().sampling(), json.as_deref())?,
-            stop,
-            cancel: cancel.clone(),
-            ..GenerateOptions::default()
-        };
+        let max_tokens = usize::try_from(max_tokens).map_err(|_| Failure::invalid("negative max_tokens"))?;
+        let options = GenerateOptions::default()
+            .with_max_tokens(max_tokens)
+            .with_sampling(sampling(chat.session().engine().sampling(), json.as_deref())?)
+            .with_stop(stop)
+            .with_cancel(cancel.clone());
         let running = shared.cancels(&cancel);
         let done = chat.send(&message, &options, &mut |event| {
             let (numbers, text) = match &event {

@@ -3,9 +3,9 @@
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
 use crate::status::dollop_status;
-use runtime::quant::Level;
-use runtime::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, MAX_LANES, Precision};
-use runtime::{BackendChoice, EngineOptions, Routing};
+use runtime::Level;
+use runtime::internal::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, MAX_LANES, Precision};
+use runtime::{BackendChoice, EngineOptions};
 use std::ffi::{c_char, c_void};
 
 /// `dollop_engine_options.backend`: the CPU.
@@ -177,21 +177,14 @@ impl dollop_engine_options {
             }
         }
         let bits = level(self.level)?;
-        let mut engine = EngineOptions {
-            backend,
-            threads: self.threads as usize,
-            memory: (self.memory_bytes != 0).then_some(self.memory_bytes),
-            context: given(self.context),
-            chunk: given(self.chunk),
-            routing: Routing {
-                top_k: given(self.experts_used),
-                skip_cold: self.skip_cold,
-                cache_prior: self.cache_prior,
-                lookahead: self.lookahead as usize,
-                ..Routing::default()
-            },
-            ..EngineOptions::default()
-        };
+        let mut engine = EngineOptions::default().with_backend(backend).with_threads(self.threads as usize);
+        engine.memory = (self.memory_bytes != 0).then_some(self.memory_bytes);
+        engine.context = given(self.context);
+        engine.chunk = given(self.chunk);
+        engine.routing.top_k = given(self.experts_used);
+        engine.routing.skip_cold = self.skip_cold;
+        engine.routing.cache_prior = self.cache_prior;
+        engine.routing.lookahead = self.lookahead as usize;
         match self.precision {
             DOLLOP_PRECISION_DEFAULT if bits.is_none() => {}
             DOLLOP_PRECISION_EXACT if bits.is_some() => engine.precision = bits.map(Precision::Exact),

@@ -36,7 +36,9 @@ unsafe impl Struct for dollop_session_options {
 impl dollop_session_options {
     pub(crate) fn options(&self) -> SessionOptions {
         let given = |n: u32| (n != 0).then_some(n as usize);
-        SessionOptions { context: given(self.context), chunk: given(self.chunk) }
+        let mut options = SessionOptions::default();
+        (options.context, options.chunk) = (given(self.context), given(self.chunk));
+        options
     }
 }
 

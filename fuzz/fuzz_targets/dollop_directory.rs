@@ -1,9 +1,9 @@
 //! A Dollop file: the directory, its tables, and the weights as views of the bytes.
 #![no_main]
 
-use dollop::Bytes;
-use dollop::model::file::NestedFile;
-use dollop::model::{Config, Weights};
+use dollop::internal::Bytes;
+use dollop::internal::model::file::NestedFile;
+use dollop::internal::model::{Config, Weights};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

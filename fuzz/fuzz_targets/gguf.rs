@@ -1,8 +1,8 @@
 //! GGUF: whatever parses has its tensors within the file, reads as a configuration or an error, and decodes.
 #![no_main]
 
-use dollop::format::Gguf;
-use dollop::model::Config;
+use dollop::internal::format::Gguf;
+use dollop::internal::model::Config;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

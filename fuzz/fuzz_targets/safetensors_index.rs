@@ -1,8 +1,8 @@
 //! The JSON of a Hugging Face folder and the safetensors header. The first byte says which.
 #![no_main]
 
-use dollop::format::{hf, safetensors};
-use dollop::model::Config;
+use dollop::internal::format::{hf, safetensors};
+use dollop::internal::model::Config;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

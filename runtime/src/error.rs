@@ -94,22 +94,26 @@ fn prefix(path: &Option<PathBuf>) -> String {
 
 impl Error {
     /// An error about bytes whose file is not known here; [`Error::at`] adds it.
+    #[doc(hidden)]
     pub fn malformed(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Malformed { path: None, field: field.into(), reason: reason.into() }
     }
 
     /// An input that is sound but that this version cannot run; `what` lists what it can.
+    #[doc(hidden)]
     pub fn unsupported(what: impl Into<String>) -> Self {
         Error::Unsupported { path: None, what: what.into() }
     }
 
     /// What the system said about `path`.
+    #[doc(hidden)]
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
 
     /// Names the file that the bytes came from, unless a deeper call already did.
     #[must_use]
+    #[doc(hidden)]
     pub fn at(mut self, file: impl AsRef<Path>) -> Self {
         if let Error::Malformed { path, .. } | Error::Unsupported { path, .. } = &mut self {
             path.get_or_insert_with(|| file.as_ref().to_path_buf());

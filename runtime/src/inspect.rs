@@ -14,6 +14,7 @@ use std::path::Path;
 /// What kind of model a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Kind {
     /// A Dollop file.
     Dollop,
@@ -35,6 +36,7 @@ impl std::fmt::Display for Kind {
 
 /// The tensors of one element type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TypeTotal {
     /// Element type.
     pub ty: String,
@@ -46,6 +48,7 @@ pub struct TypeTotal {
 
 /// One plane of all experts together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PlaneTotal {
     /// Number, from 0.
     pub plane: usize,
@@ -61,6 +64,7 @@ pub struct PlaneTotal {
 
 /// A model file in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// Kind of file.
     pub kind: Kind,

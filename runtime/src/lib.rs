@@ -1,7 +1,27 @@
-//! Dollop runs Mixture-of-Experts language models.
+//! Dollop runs Mixture-of-Experts language models that may be larger than the memory of the device in hand.
 //!
-//! [`convert::convert`] makes a Dollop file of a foreign model; [`Engine::open`] opens it; [`Engine::session`] gives a
-//! timeline with its KV cache, and [`Chat`] holds a conversation on one.
+//! [`Engine::open`] opens a model, [`Engine::session`] gives a timeline of it with its KV cache, and a [`Chat`] holds a
+//! conversation on one. [`Engine::plan`] says what a budget of memory would be spent on before anything is loaded.
+//!
+//! ```no_run
+//! use dollop::{Chat, Engine, EngineOptions, Event, GenerateOptions, Overflow, SessionOptions};
+//!
+//! # fn main() -> dollop::Result<()> {
+//! let engine = Engine::open("model.gguf", &EngineOptions::default().with_memory(2 << 30).with_cache("models"))?;
+//! let mut chat = Chat::new(engine.session(SessionOptions::default())?, None, Overflow::Slide)?;
+//! let options = GenerateOptions::default().with_sampling(engine.sampling().clone());
+//! for event in chat.stream("Hello!", &options)? {
+//!     if let Event::Token { text, .. } | Event::Rest { text } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **Threads.** An engine is shared by all threads; a session or chat is used by one at a time. **Options** are made by
+//! `Default` and changed by their `with_` methods or field by field; fields may be added to them, and to plans, statistics and
+//! events. **Logging** goes to the facade `log`; the library prints nothing.
 // Rooms' headers point at their own private files: they are for who reads the source.
 #![allow(rustdoc::private_intra_doc_links)]
 
@@ -9,28 +29,66 @@ mod bytes;
 mod cache;
 pub mod convert;
 mod error;
-pub mod experts;
-pub mod format;
+mod experts;
+mod format;
 pub mod inspect;
-pub mod kernels;
-pub mod model;
-pub mod quant;
+mod kernels;
+mod model;
+mod quant;
 pub mod sampler;
-pub mod sched;
+mod sched;
 mod session;
-pub mod store;
+mod store;
 mod telemetry;
 pub mod template;
 pub mod tokenizer;
 
-pub use bytes::Bytes;
 pub use error::{Error, Result};
+pub use kernels::cpu::Isa;
+pub use kernels::{GpuInputs, GpuVariants};
 pub use model::routing::Routing;
+pub use quant::Level;
+pub use sched::{Precision, Verify};
 pub use session::{
     BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
     Keep, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
     SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens, devices,
 };
-#[doc(hidden)]
-pub use telemetry::GpuFault;
+pub use store::Reads;
 pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats, Trace, Track};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
+/// What the library is made of, for its own tests, benchmarks, bindings and command line. No program should use it: it changes from
+/// one version to the next.
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod internal {
+    pub use crate::bytes::Bytes;
+    pub use crate::telemetry::GpuFault;
+
+    pub mod experts {
+        pub use crate::experts::*;
+    }
+    pub mod format {
+        pub use crate::format::*;
+    }
+    pub mod kernels {
+        pub use crate::kernels::*;
+    }
+    pub mod model {
+        pub use crate::model::*;
+    }
+    pub mod quant {
+        pub use crate::quant::*;
+    }
+    pub mod sched {
+        pub use crate::sched::*;
+    }
+    pub mod store {
+        pub use crate::store::*;
+    }
+}

@@ -27,6 +27,7 @@ impl CancelToken {
 
 /// How far a long operation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// What is being done, for people.
     pub stage: &'static str,
@@ -38,6 +39,7 @@ pub struct Progress {
 
 /// What a streaming engine has done since it was opened. Differences of two snapshots describe what lies between.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct StreamStats {
     /// Layers served, and of those, in how many every expert was there already.
     pub servings: u64,
@@ -137,6 +139,7 @@ impl StreamStats {
 
 /// What a GPU has been given to do since it was opened. Differences of two snapshots describe what lies between.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct GpuStats {
     /// Kernels launched.
     pub dispatches: u64,
@@ -173,6 +176,7 @@ pub struct GpuStats {
 
 /// How long launches of a kernel took on a GPU, each from the end of what was before to its own end.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct GpuKernelTime {
     /// The kernel, and what tells it from its variants.
     pub kernel: String,
@@ -247,11 +251,13 @@ impl Default for Trace {
 
 impl Trace {
     /// Gives each of `count` compute threads a track.
+    #[doc(hidden)]
     pub fn threads(&self, count: usize) {
         self.threads.fetch_max(count, Ordering::Relaxed);
     }
 
     /// Records what `track` has done from `from` until now.
+    #[doc(hidden)]
     pub fn span(&self, track: Track, from: Instant, name: impl FnOnce() -> String) {
         let length = from.elapsed();
         let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);

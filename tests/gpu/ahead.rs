@@ -10,7 +10,7 @@ fn feed(session: &mut Session, token: u32) -> Vec<f32> {
 /// What two sessions are told in a day: one alone past the end of a tile of positions, both in turn, one that goes back. All
 /// logits, and how many tokens' commands were there before they were asked for, part by part.
 fn a_day(engine: &Engine, vocab: u32) -> (Vec<Vec<f32>>, [u64; 3]) {
-    let options = SessionOptions { context: Some(160), chunk: None };
+    let options = SessionOptions::default().with_context(160);
     let (mut a, mut b) = (engine.session(options).unwrap(), engine.session(options).unwrap());
     let token = |i: u32| (i * 7 + 3) % vocab;
     let mut logits = Vec::new();
@@ -42,8 +42,9 @@ fn gate_56_commands_made_ahead_and_a_clock_change_nothing() {
     let mut tiny = Tiny::load("olmoe");
     tiny.config["max_position_embeddings"] = 160.into();
     tiny.write_folder(folder.path());
-    let open =
-        |gpu_clock| Engine::open_reference(folder.path(), &EngineOptions { gpu_clock, ..on_gpu() }).unwrap();
+    let open = |gpu_clock| {
+        Engine::open_reference(folder.path(), &set!(EngineOptions { gpu_clock, ..on_gpu() })).unwrap()
+    };
     let (engine, timed) = (open(false), open(true));
     let vocab = engine.info().vocab as u32;
     let (logits, ahead) = a_day(&engine, vocab);
@@ -76,7 +77,7 @@ fn gate_57_asking_for_every_choice_costs_waits_and_changes_nothing() {
             let mut options = on_gpu();
             options.routing.ask = ask;
             let engine = Engine::open_reference(folder.path(), &options).unwrap();
-            let mut session = engine.session(SessionOptions { context: Some(32), chunk: None }).unwrap();
+            let mut session = engine.session(SessionOptions::default().with_context(32)).unwrap();
             session.logits(&[1, 2, 3]).unwrap();
             let before = engine.gpu_stats().unwrap();
             let logits = [4, 5, 6].map(|token| feed(&mut session, token));

@@ -11,13 +11,14 @@ fn gate_53_experts_in_several_buffers_are_those_in_one_and_stop_for_nobody() {
     }
     let (_folder, path) = file_of(&Tiny::load("olmoe").with_experts(64));
     // Small chunks, so that experts are what needs the largest buffers.
-    let o = EngineOptions { context: Some(32), chunk: Some(4), ..on_gpu() };
+    let o = set!(EngineOptions { context: Some(32), chunk: Some(4), ..on_gpu() });
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
-    let refined = EngineOptions { precision: Some(adaptive), ..o.clone() };
+    let refined = o.clone().with_precision(adaptive);
     let refined = with_refinements(&path, refined, 0.6);
     for (o, bytes) in [(o, 256 << 10), (refined, 64 << 10)] {
         let run = |gpu_binding_bytes| {
-            let engine = Engine::open(&path, &EngineOptions { gpu_binding_bytes, ..o.clone() }).unwrap();
+            let engine =
+                Engine::open(&path, &set!(EngineOptions { gpu_binding_bytes, ..o.clone() })).unwrap();
             let mut session = engine.session(SessionOptions::default()).unwrap();
             let mut all = session.logits(&[1, 2, 3, 4, 5, 6]).unwrap();
             let before = engine.gpu_stats().unwrap();

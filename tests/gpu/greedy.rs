@@ -12,18 +12,16 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
         return;
     }
     let engine = Engine::open(default_model(), &on_gpu()).unwrap();
-    let options = SessionOptions { context: Some(128), chunk: None };
+    let options = SessionOptions::default().with_context(128);
     let mut chat = Chat::new(engine.session(options).unwrap(), None, Overflow::Error).unwrap();
-    let generate =
-        GenerateOptions { max_tokens: 12, sampling: Sampling::greedy(), ..GenerateOptions::default() };
+    let generate = GenerateOptions::default().with_max_tokens(12).with_sampling(Sampling::greedy());
     let said = chat.send("What is the capital of France?", &generate, &mut |_| ()).unwrap();
     assert!(said.text.contains("Paris"), "{}", said.text);
     let stats = engine.gpu_stats().unwrap();
     assert!(stats.dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
 
     // The CPU hears what the GPU said, token by token, and would have said the same.
-    let on_cpu =
-        Engine::open(default_model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
     assert!(on_cpu.gpu_stats().is_none());
     let mut session = on_cpu.session(options).unwrap();
     let mut next = chat.session().tokens()[..said.prompt_tokens].to_vec();
@@ -52,7 +50,7 @@ fn gate_55_a_real_model_says_what_transformers_says() {
     let engine = Engine::open_reference(&path, &on_gpu()).unwrap();
     let text = std::fs::read_to_string(golden("smollm2/expected.json")).unwrap();
     let expected: Json = serde_json::from_str(&text).unwrap();
-    let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
+    let mut session = engine.session(SessionOptions::default().with_context(64)).unwrap();
     let (mut clear, mut worst) = (0, 0.0f32);
     let before = engine.gpu_stats().unwrap();
     for prompt in expected["prompts"].as_array().unwrap().iter().take(prompts) {

@@ -2,15 +2,15 @@
 //! far more than sums in another order lose, so neither is used unless a program asks for it.
 
 use super::*;
-use dollop::kernels::{GpuInputs, GpuVariants};
+use dollop::internal::kernels::{GpuInputs, GpuVariants};
 use dollop_tests::default_model;
 
 fn with(inputs: GpuInputs) -> EngineOptions {
-    EngineOptions { gpu_variants: GpuVariants { inputs, ..GpuVariants::default() }, ..on_gpu() }
+    set!(EngineOptions { gpu_variants: set!(GpuVariants { inputs, ..GpuVariants::default() }), ..on_gpu() })
 }
 
 fn has_f16() -> bool {
-    dollop::kernels::gpu::adapters().iter().find(|a| a.missing.is_none()).is_some_and(|a| a.f16)
+    dollop::internal::kernels::gpu::adapters().iter().find(|a| a.missing.is_none()).is_some_and(|a| a.f16)
 }
 
 /// Products of the engine's so far with inputs in half precision, and in 8 bits.
@@ -56,7 +56,7 @@ fn gate_49_goldens_with_inputs_in_half_precision() {
         let folder = tempfile::tempdir().unwrap();
         tiny.write_folder(folder.path());
         let engine = Engine::open_reference(folder.path(), &with(GpuInputs::Half)).unwrap();
-        let mut session = engine.session(SessionOptions { context: None, chunk: Some(7) }).unwrap();
+        let mut session = engine.session(SessionOptions::default().with_chunk(7)).unwrap();
         let difference = farthest(&session.logits(&tiny.tokens).unwrap(), &tiny.logits);
         assert!(difference <= HALF_BOUND, "{name}: off by {difference}");
         if difference > worst.0 {
@@ -78,7 +78,7 @@ fn gate_49_the_default_model_with_other_inputs() {
     let (last, prompt) = ids.split_last().unwrap();
     let run = |inputs| {
         let engine = Engine::open(&path, &with(inputs)).unwrap();
-        let mut session = engine.session(SessionOptions { context: Some(64), chunk: None }).unwrap();
+        let mut session = engine.session(SessionOptions::default().with_context(64)).unwrap();
         let mut all = session.logits(prompt).unwrap();
         all.extend(session.logits(&[*last]).unwrap());
         (all, products(&engine))

@@ -4,7 +4,7 @@
 
 use super::refined::with_faults;
 use super::*;
-use dollop::GpuFault;
+use dollop::internal::GpuFault;
 
 /// What experts take on the host, what everything takes on the device, and what both may.
 fn held(engine: &Engine) -> [u64; 3] {
@@ -21,7 +21,8 @@ fn gate_30_streamed_experts_are_held_once() {
     }
     let exact = Precision::Exact(Level::B3);
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
-    let whole = EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() };
+    let whole =
+        set!(EngineOptions { precision: Some(exact), context: Some(64), chunk: Some(32), ..on_gpu() });
     let want = outcomes(&Engine::open(short_model(), &whole).unwrap());
     let mut last = None;
     for (precision, share) in [(exact, 0.0), (exact, 0.8), (adaptive, 0.5), (exact, 0.5)] {
@@ -150,7 +151,7 @@ fn gate_54_weights_that_host_and_device_have_are_counted_twice() {
     let tiny = Tiny::load("olmoe").with_experts(64);
     let (_folder, path) = file_of(&tiny);
     let dense = |backend| {
-        let o = EngineOptions { backend, ..EngineOptions::default() };
+        let o = EngineOptions::default().with_backend(backend);
         Engine::plan(&path, &o).unwrap().dense_bytes
     };
     // Routers and norms stay f32.

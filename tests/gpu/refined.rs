@@ -13,7 +13,7 @@ fn refined(share: f64) -> EngineOptions {
 
 fn refined_of(path: &Path, share: f64) -> EngineOptions {
     let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
-    let o = EngineOptions { precision, context: Some(64), chunk: Some(32), ..on_gpu() };
+    let o = set!(EngineOptions { precision, context: Some(64), chunk: Some(32), ..on_gpu() });
     with_refinements(path, o, share)
 }
 
@@ -54,8 +54,8 @@ fn decoded(engine: &Engine, held: Option<&HeldFile>) -> (Vec<Vec<f32>>, StreamSt
 /// An engine whose experts or refinements come from such a file.
 pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
     let file = HeldFile::open(&short_model());
-    let streaming = StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() };
-    let o = EngineOptions { streaming, ..o.clone() };
+    let streaming = set!(StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() });
+    let o = set!(EngineOptions { streaming, ..o.clone() });
     (Engine::open(short_model(), &o).unwrap(), file)
 }
 
@@ -99,7 +99,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
 
     // It differs from the level that all have, and is closer to the next one.
     let exact = |level| {
-        let o = EngineOptions { precision: Some(Precision::Exact(level)), memory: None, ..o.clone() };
+        let o = set!(EngineOptions { precision: Some(Precision::Exact(level)), memory: None, ..o.clone() });
         let engine = opened(&o);
         let (mut session, ids) = (engine.session(SessionOptions::default()).unwrap(), text(&engine));
         session.best(&ids[..PROMPT], 1).unwrap();
@@ -154,14 +154,14 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
     let o = refined(0.3);
     let open = || Engine::open(short_model(), &o).unwrap();
     let (engine, whole) = (open(), open());
-    let options = SessionOptions { context: Some(64), chunk: None };
+    let options = SessionOptions::default().with_context(64);
     let prompt = &text(&engine)[..20];
-    let generate = GenerateOptions {
+    let generate = set!(GenerateOptions {
         max_tokens: 32,
         sampling: Sampling::greedy(),
         ignore_eos: true,
         ..GenerateOptions::default()
-    };
+    });
     let mut session = engine.session(options).unwrap();
     let (mut before, mut tokens) = (engine.gpu_stats().unwrap(), 0);
     let outcome = session.generate(prompt, &generate, &mut |event| {

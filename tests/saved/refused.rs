@@ -1,8 +1,8 @@
 //! What is no session of this engine's is refused, with the reason.
 
 use super::{PROMPT, exact, file_of, ids};
-use dollop::quant::Level;
-use dollop::sched::Precision;
+use dollop::Level;
+use dollop::Precision;
 use dollop::{Engine, EngineOptions, Error, SessionOptions};
 use dollop_tests::tiny::Tiny;
 
@@ -51,11 +51,11 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
     }
 
     // Sound, and of something else.
-    let (by_name, _) = refused(&engine, &good, SessionOptions { context: Some(PROMPT - 1), chunk: None });
+    let (by_name, _) = refused(&engine, &good, SessionOptions::default().with_context(PROMPT - 1));
     assert!(matches!(by_name, Error::ContextFull { needed: PROMPT, .. }), "{by_name}");
     words(refused(&open(&exact(Level::B3)), &good, of), "exact:4, and this engine runs at exact:3");
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B3 };
-    let adaptive = super::smallest(&model, EngineOptions { precision: Some(adaptive), ..exact(Level::B4) });
+    let adaptive = super::smallest(&model, exact(Level::B4).with_precision(adaptive));
     words(refused(&open(&adaptive), &good, of), "this engine runs at adaptive");
     let elsewhere = tempfile::tempdir().unwrap();
     let another = file_of(&Tiny::load("qwen3moe"), elsewhere.path());

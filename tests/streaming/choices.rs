@@ -3,7 +3,7 @@
 
 use super::*;
 use dollop::Routing;
-use dollop::sched::Order;
+use dollop::internal::sched::Order;
 
 #[test]
 fn gate_16_budgets_that_cannot_work_and_contradictions_are_refused() {
@@ -13,11 +13,11 @@ fn gate_16_budgets_that_cannot_work_and_contradictions_are_refused() {
         Err(e) => e.to_string(),
         Ok(_) => panic!("opened"),
     };
-    let tiny = EngineOptions { memory: Some(5 << 20), ..exact.clone() };
+    let tiny = exact.clone().with_memory(5 << 20);
     let Err(Error::Budget { smallest, .. }) = Engine::open(&model, &tiny) else { panic!("opened in 5 MB") };
     assert!(refused(&tiny).contains(&format!("{}M", smallest.div_ceil(1 << 20))));
     // The number it names works.
-    let least = EngineOptions { memory: Some(smallest), ..exact.clone() };
+    let least = exact.clone().with_memory(smallest);
     let engine = open(&least);
     assert!(engine.memory_plan().total_bytes() <= smallest);
     // One session is planned for; a second one is not, until the first is gone.
@@ -27,11 +27,11 @@ fn gate_16_budgets_that_cannot_work_and_contradictions_are_refused() {
     engine.session(SessionOptions::default()).unwrap();
 
     for routing in [
-        Routing { top_k: Some(4), ..Routing::default() },
-        Routing { skip_cold: 0.1, ..Routing::default() },
-        Routing { cache_prior: 0.1, ..Routing::default() },
+        set!(Routing { top_k: Some(4), ..Routing::default() }),
+        set!(Routing { skip_cold: 0.1, ..Routing::default() }),
+        set!(Routing { cache_prior: 0.1, ..Routing::default() }),
     ] {
-        assert!(refused(&EngineOptions { routing, ..exact.clone() }).contains("exact"));
+        assert!(refused(&set!(EngineOptions { routing, ..exact.clone() })).contains("exact"));
     }
     let b8 = options(Precision::Exact(Level::B8));
     assert!(refused(&b8).contains("up to 4 bits"));
@@ -42,18 +42,18 @@ fn gate_16_lossy_routing_is_counted_and_saves_reads() {
     let adaptive = Precision::Adaptive { quality: 3.5, floor: Level::B3 };
     let base = with_share(options(adaptive), 0.4);
     let run = |routing: Routing| {
-        let engine = open(&EngineOptions { routing, ..base.clone() });
+        let engine = open(&set!(EngineOptions { routing, ..base.clone() }));
         let all = logits(&engine);
         assert!(all.iter().flatten().all(|x| x.is_finite()));
         (stats(&engine).bytes_wanted, engine.routing_departures())
     };
     let (own, none) = run(Routing::default());
     assert_eq!(none, (0, 0));
-    let (read, (dropped, _)) = run(Routing { skip_cold: 0.08, ..Routing::default() });
+    let (read, (dropped, _)) = run(set!(Routing { skip_cold: 0.08, ..Routing::default() }));
     assert!(dropped > 0 && read < own, "{dropped} dropped, {read} of {own} bytes");
-    let (read, (_, redirected)) = run(Routing { cache_prior: 0.3, ..Routing::default() });
+    let (read, (_, redirected)) = run(set!(Routing { cache_prior: 0.3, ..Routing::default() }));
     assert!(redirected > 0 && read < own, "{redirected} redirected, {read} of {own} bytes");
-    let (read, _) = run(Routing { top_k: Some(6), ..Routing::default() });
+    let (read, _) = run(set!(Routing { top_k: Some(6), ..Routing::default() }));
     assert!(read < own);
 }
 

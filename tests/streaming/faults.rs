@@ -2,8 +2,8 @@
 //! it was.
 
 use super::*;
-use dollop::sched::Verify;
-use dollop::store::Storage;
+use dollop::Verify;
+use dollop::internal::store::Storage;
 use std::collections::HashSet;
 use std::io;
 use std::sync::Mutex;
@@ -42,8 +42,8 @@ impl Storage for Faulty {
 fn faulty(o: &EngineOptions, kind: Fault) -> (Engine, Arc<Faulty>) {
     let file = FileStorage::open(&default_model(), true).unwrap();
     let storage = Arc::new(Faulty { file, places: Mutex::default(), kind, on: AtomicBool::new(true) });
-    let streaming = StreamingOptions { storage: Some(storage.clone()), ..o.streaming.clone() };
-    (open(&EngineOptions { streaming, ..o.clone() }), storage)
+    let streaming = set!(StreamingOptions { storage: Some(storage.clone()), ..o.streaming.clone() });
+    (open(&set!(EngineOptions { streaming, ..o.clone() })), storage)
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn gate_15_a_file_that_is_damaged_on_disk_is_found_at_the_first_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.gguf");
     let mut bytes = std::fs::read(default_model()).unwrap();
-    let directory = dollop::format::dollop::Directory::parse(&bytes).unwrap();
+    let directory = dollop::internal::format::dollop::Directory::parse(&bytes).unwrap();
     let slabs = directory.gguf.tensors.iter().find(|t| t.name == "blk.3.ffn_exps.plane1").unwrap();
     (0..slabs.n_bytes).step_by(1000).for_each(|i| bytes[(slabs.offset + i) as usize] ^= 1);
     std::fs::write(&path, &bytes).unwrap();

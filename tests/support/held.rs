@@ -1,7 +1,7 @@
 //! A file whose reads a test holds back until something has happened, or lets fail. Delays would not do: whether a read of
 //! some milliseconds comes too late depends on the machine.
 
-use dollop::store::{Access, FileStorage, Storage};
+use dollop::internal::store::{Access, FileStorage, Storage};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -13,6 +13,18 @@ pub mod tiny;
 pub use held::HeldFile;
 pub use short::short_model;
 
+/// `EngineOptions { threads: 2, ..base }` for structs that may grow, which cannot be written like that outside of their crate.
+#[macro_export]
+macro_rules! set {
+    ($of:ident { $($field:ident $(: $value:expr)?,)* .. $base:expr }) => {{
+        let mut all: $of = $base;
+        $($crate::set!(all, $field $(, $value)?);)*
+        all
+    }};
+    ($all:ident, $field:ident) => { $all.$field = $field };
+    ($all:ident, $field:ident, $value:expr) => { $all.$field = $value };
+}
+
 /// Tokens that `sampling` chooses after `prompt` among whole logits: what a generation must say that sees only the likeliest.
 pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(sampling.clone()).expect("the numbers make sense");
@@ -44,7 +56,7 @@ pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
 /// Options under which nothing but a budget is missing, with one for all experts at 3 bits and for about `share` of the fourth
 /// ones.
 pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> EngineOptions {
-    let plan = |memory| Engine::plan(path, &EngineOptions { memory: Some(memory), ..o.clone() });
+    let plan = |memory| Engine::plan(path, &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("planned for one byte") };
     let plan = |memory| plan(memory).expect("a budget that works");
     let small = plan(smallest);
@@ -60,7 +72,7 @@ pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> Engine
 
 /// Options under the smallest budget that works, and this many bytes more.
 pub fn with_budget(path: &Path, mut o: EngineOptions, more: u64) -> EngineOptions {
-    match Engine::plan(path, &EngineOptions { memory: Some(1), ..o.clone() }) {
+    match Engine::plan(path, &o.clone().with_memory(1)) {
         Err(Error::Budget { smallest, .. }) => o.memory = Some(smallest + more),
         other => panic!("planned for one byte: {other:?}"),
     }
@@ -89,7 +101,7 @@ pub fn full() -> bool {
 
 /// Whether there is an adapter to test with. Where `DOLLOP_TEST_GPU` is set, as `./check` does, there must be.
 pub fn has_gpu() -> bool {
-    let found = dollop::kernels::gpu::adapters().iter().any(|a| a.missing.is_none());
+    let found = dollop::internal::kernels::gpu::adapters().iter().any(|a| a.missing.is_none());
     assert!(
         found || std::env::var_os("DOLLOP_TEST_GPU").is_none(),
         "no adapter: is a Vulkan driver installed?"

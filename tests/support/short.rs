@@ -2,9 +2,9 @@
 //! of many tokens, costs seconds, and the others show nothing new. Bytes of what is left are the default model's.
 
 use crate::{default_model, root};
-use dollop::format::dollop::{Directory, MatrixEntry};
-use dollop::format::{Array, GgufWriter, TensorDecl, Value};
-use dollop::quant::{Level, Shape};
+use dollop::internal::format::dollop::{Directory, MatrixEntry};
+use dollop::internal::format::{Array, GgufWriter, TensorDecl, Value};
+use dollop::internal::quant::{Level, Shape};
 use serde_json::Value as Json;
 use std::fs::File;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
-use dollop::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
+use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;

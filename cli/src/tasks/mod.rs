@@ -17,11 +17,11 @@ pub use items::Kind;
 use crate::args::EvalArgs;
 use crate::streaming::Mark;
 use crate::{Failure, eval, locate, note, run, screen};
+use dollop::Precision;
 use dollop::convert::Purpose;
 use dollop::sampler::Sampling;
-use dollop::sched::Precision;
 use dollop::template::DateTime;
-use dollop::{Chat, Event, GenerateOptions, Overflow, SessionOptions};
+use dollop::{Chat, Event, GenerateOptions, Overflow};
 use items::{Check, Item};
 use report::{Answer, Column};
 use serde_json::{Map, Value as Json};
@@ -105,7 +105,7 @@ fn column(
     });
     options.precision = precision.or(options.precision);
     let (engine, watch) = eval::open(args, options, Purpose::Chat)?;
-    let session = engine.session(SessionOptions { context: args.engine.ctx, chunk: args.chunk })?;
+    let session = engine.session(args.engine.session(args.chunk))?;
     let mut chat = locate::converse(session, None, Overflow::Error, args.model.as_deref())?;
     chat.set_now(DateTime::from_unix(TODAY));
     let mut asker = Asker { chat, target_tps: args.engine.stream.target_tps, told: None };
@@ -157,12 +157,10 @@ impl Asker {
             prompt = told.tell(&mut self.chat, &mut variables, tools, &item.prompt);
         }
         self.chat.set_variables(variables);
-        let options = GenerateOptions {
-            max_tokens: item.kind.max_tokens(),
-            sampling: Sampling::greedy(),
-            target_tps: self.target_tps,
-            ..GenerateOptions::default()
-        };
+        let mut options = GenerateOptions::default()
+            .with_max_tokens(item.kind.max_tokens())
+            .with_sampling(Sampling::greedy());
+        options.target_tps = self.target_tps;
         let outcome = self.chat.send(&prompt, &options, &mut |event| {
             if let Event::GpuLost { note } = event {
                 run::gpu_lost(&note);

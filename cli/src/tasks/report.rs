@@ -141,9 +141,8 @@ mod tests {
     fn answered(text: &str, tokens: Vec<u32>, stop: StopReason) -> Answer {
         let item = items(&[Kind::Arithmetic]).swap_remove(0);
         assert!(matches!(item.check, Check::Number(43.0)));
-        let text = text.to_owned();
-        let outcome =
-            Outcome { text, tokens, stop, prompt_tokens: 9, reused_tokens: 0, prefill_s: 0.0, decode_s: 0.0 };
+        let mut outcome = Outcome::default();
+        (outcome.text, outcome.tokens, outcome.stop) = (text.to_owned(), tokens, stop);
         Answer::new(&item, outcome)
     }
 

@@ -66,6 +66,7 @@ impl Calibration {
     }
 
     /// The inputs themselves, where they were kept.
+    #[doc(hidden)]
     pub fn rows(&self) -> Option<&Arc<Rows>> {
         self.rows.as_ref()
     }

@@ -36,6 +36,7 @@ pub fn read(path: &Path) -> Result<Calibration> {
 ///
 /// # Errors
 /// `Malformed`, `Unsupported`.
+#[doc(hidden)]
 pub fn parse(bytes: &[u8], name: &str) -> Result<Calibration> {
     if bytes.starts_with(b"GGUF") { parse_gguf(bytes, name) } else { parse_dat(bytes, name) }
 }

@@ -13,12 +13,14 @@ mod name;
 pub(crate) mod partial;
 mod plan;
 mod rows;
+#[doc(hidden)]
 pub mod source;
 
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
 pub use name::model_name;
 pub use plan::Group;
+#[doc(hidden)]
 pub use rows::Rows;
 
 use crate::error::{Error, Result};
@@ -39,6 +41,7 @@ use std::time::Instant;
 
 /// How a model is converted.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConvertOptions {
     /// Level of dense matrices: attention, dense blocks, shared experts, head.
     pub level_dense: Level,
@@ -72,6 +75,29 @@ impl Default for ConvertOptions {
 }
 
 impl ConvertOptions {
+    /// Level of dense matrices.
+    #[must_use]
+    pub fn with_level_dense(mut self, level: Level) -> Self {
+        self.level_dense = level;
+        self
+    }
+
+    /// Highest level of the experts that is stored.
+    #[must_use]
+    pub fn with_max_level(mut self, level: Level) -> Self {
+        self.max_level = level;
+        self
+    }
+
+    /// Threads; 0 for one per core.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+}
+
+impl ConvertOptions {
     /// How many threads that is.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -81,6 +107,7 @@ impl ConvertOptions {
 
 /// What a conversion did.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Bytes of the source's tensors.
     pub bytes_in: u64,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How routing departs from the model's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Routing {
     /// Experts per token, fewer than the model's.
     pub top_k: Option<usize>,
@@ -19,6 +20,7 @@ pub struct Routing {
     pub lookahead: usize,
     /// Ask for every layer what its router chose, also where nobody has to know: what that costs, for measurements. Changes no
     /// result.
+    #[doc(hidden)]
     pub ask: bool,
 }
 
@@ -30,6 +32,7 @@ impl Routing {
 
     /// # Errors
     /// `Invalid` for numbers that make no sense with this router.
+    #[doc(hidden)]
     pub fn check(&self, router: &Router) -> Result<()> {
         if let Some(k) = self.top_k
             && !(1..=router.top_k).contains(&k)

@@ -17,8 +17,10 @@ mod rng;
 #[cfg(test)]
 mod tests;
 
+#[doc(hidden)]
 pub use candidates::Candidate;
 pub use chain::Link;
+#[doc(hidden)]
 pub use dry::Breakers;
 pub use options::{LogitBias, Mirostat, Sampling};
 
@@ -64,11 +66,13 @@ impl Sampler {
 
     /// Texts over which DRY is to follow no repetition; `None` where it does not act. A sampler knows no texts:
     /// [`Sampler::set_breakers`] is to say what they are in tokens.
+    #[doc(hidden)]
     pub fn breakers(&self) -> Option<&[String]> {
         self.chain.contains(&Link::Dry).then_some(&self.with.dry_breakers)
     }
 
     /// See [`Sampler::breakers`].
+    #[doc(hidden)]
     pub fn set_breakers(&mut self, breakers: Breakers) {
         self.dry.set_breakers(breakers);
     }
@@ -92,6 +96,7 @@ impl Sampler {
 
     /// How many of the likeliest tokens are enough to choose among ([`Sampler::sample_best`]); `None` where it takes all
     /// logits.
+    #[doc(hidden)]
     pub fn enough(&self) -> Option<usize> {
         if !self.with.logit_bias.is_empty() || self.surprise.is_some() {
             return None;
@@ -107,6 +112,7 @@ impl Sampler {
 
     /// The next token, chosen among the [`Sampler::enough`] likeliest, which are listed with their logits, likeliest first
     /// (of equals the lower id first), NaN left out. The same as [`Sampler::sample`] says.
+    #[doc(hidden)]
     pub fn sample_best(&mut self, best: &[(u32, f32)]) -> u32 {
         self.candidates.fill(best.iter().copied(), Order::Likelihood);
         // Only mirostat counts the vocabulary, for which the best are not enough.
@@ -121,6 +127,7 @@ impl Sampler {
     }
 
     /// What the next token would be drawn from, with probabilities, in no order. Biases are added to `logits` in place.
+    #[doc(hidden)]
     pub fn weigh(&mut self, logits: &mut [f32]) -> &[Candidate] {
         for b in &self.with.logit_bias {
             if let Some(logit) = logits.get_mut(b.token as usize) {

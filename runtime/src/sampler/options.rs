@@ -8,6 +8,7 @@ use std::fmt;
 /// How tokens are chosen. A number that switches a step off is named with it. A file or text may leave any of them out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token, and then nothing is cut off.
     pub temperature: f32,
@@ -127,7 +128,35 @@ const MAX_BREAKER_BYTES: usize = 40;
 impl Sampling {
     /// Always the likeliest token.
     pub fn greedy() -> Self {
-        Sampling { temperature: 0.0, ..Sampling::default() }
+        Sampling::default().with_temperature(0.0)
+    }
+
+    /// Flattens or sharpens the distribution; 0 always takes the likeliest token.
+    #[must_use]
+    pub fn with_temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Only the `top_k` likeliest; 0 for all.
+    #[must_use]
+    pub fn with_top_k(mut self, top_k: usize) -> Self {
+        self.top_k = top_k;
+        self
+    }
+
+    /// Only the likeliest that together have this probability; 1 for all.
+    #[must_use]
+    pub fn with_top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// Start of the random sequence.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 
     /// # Errors

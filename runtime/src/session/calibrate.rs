@@ -35,6 +35,7 @@ const CHUNK: usize = 128;
 
 /// How inputs are measured.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CalibrateOptions {
     /// Most tokens that are run, in windows spread evenly over the text.
     pub tokens: usize,
@@ -56,6 +57,29 @@ pub struct Keep {
 impl Default for CalibrateOptions {
     fn default() -> Self {
         CalibrateOptions { tokens: 8192, threads: 0, keep: None }
+    }
+}
+
+impl CalibrateOptions {
+    /// Most tokens that are run.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: usize) -> Self {
+        self.tokens = tokens;
+        self
+    }
+
+    /// Threads; 0 for one per core.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Whose inputs are kept themselves.
+    #[must_use]
+    pub fn with_keep(mut self, keep: Keep) -> Self {
+        self.keep = Some(keep);
+        self
     }
 }
 

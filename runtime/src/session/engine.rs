@@ -125,6 +125,7 @@ impl Engine {
     ///
     /// # Errors
     /// `Invalid` where there is no memory for the buffer, `Device` where no threads compute.
+    #[doc(hidden)]
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
         let cpu = self.processor().cpu()?;
         let len = bytes / 8;
@@ -161,6 +162,7 @@ impl Engine {
     }
 
     /// The streamer, where experts are streamed.
+    #[doc(hidden)]
     pub fn streamer(&self) -> Option<&Streamer> {
         match &self.0.served {
             Served::Streamed(streamer) => Some(streamer),
@@ -169,6 +171,7 @@ impl Engine {
     }
 
     /// Who gives some experts a plane more, where that is done.
+    #[doc(hidden)]
     pub fn refiner(&self) -> Option<&Refiner> {
         match &self.0.served {
             Served::Refined(refiner) => Some(refiner),
@@ -177,6 +180,7 @@ impl Engine {
     }
 
     /// Choices of the router that were dropped, and that went to another expert, since the engine was opened.
+    #[doc(hidden)]
     pub fn routing_departures(&self) -> (u64, u64) {
         let counters = &self.model().counters;
         (counters.dropped.load(Ordering::Relaxed), counters.redirected.load(Ordering::Relaxed))

@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// Most tokens to generate; 0 only processes the prompt.
     pub max_tokens: usize,
@@ -40,8 +41,39 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// Most tokens to generate.
+    #[must_use]
+    pub fn with_max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = tokens;
+        self
+    }
+
+    /// How the next token is chosen.
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Texts that end the answer.
+    #[must_use]
+    pub fn with_stop(mut self, texts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.stop = texts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// What stops it from another thread.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+}
+
 /// What happens during a generation, in order.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// Prompt tokens computed so far, of those that were not in the cache.
     Prefill {
@@ -90,7 +122,7 @@ impl Reply for ControlFlow<()> {
 }
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The model ended its turn.
@@ -99,14 +131,16 @@ pub enum StopReason {
     StopString,
     /// `max_tokens` were generated.
     MaxTokens,
-    /// The caller cancelled, or a callback said [`ControlFlow::Break`].
+    /// The caller cancelled, a callback said [`ControlFlow::Break`], or an iterator was dropped: no other reason came first.
+    #[default]
     Cancelled,
     /// The KV cache is full.
     ContextFull,
 }
 
 /// A finished generation.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The answer, without stop strings and end-of-turn tokens.
     pub text: String,

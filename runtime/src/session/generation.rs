@@ -126,16 +126,7 @@ impl Generation {
             detokenizer: session.engine().tokenizer().ok().map(|t| t.stream()),
             filter: StopFilter::new(&options.stop),
             over: false,
-            outcome: Outcome {
-                text: String::new(),
-                tokens: Vec::new(),
-                // Unless a step says otherwise, nobody wanted more.
-                stop: StopReason::Cancelled,
-                prompt_tokens: prompt.len(),
-                reused_tokens: reused,
-                prefill_s: 0.0,
-                decode_s: 0.0,
-            },
+            outcome: Outcome { prompt_tokens: prompt.len(), reused_tokens: reused, ..Outcome::default() },
         })
     }
 

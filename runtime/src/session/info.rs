@@ -9,6 +9,7 @@ use crate::sched::Precision;
 
 /// A model in numbers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct ModelInfo {
     /// `general.name`.
     pub name: String,

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 /// How a model is opened.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct EngineOptions {
     /// What to compute on; by default the CPU.
     pub backend: BackendChoice,
@@ -46,6 +47,7 @@ pub struct EngineOptions {
     pub gpu_variants: GpuVariants,
     /// Time every kernel of a GPU ([`crate::telemetry::GpuStats::kernels`]). Everything waits for it: for finding out what
     /// takes long, and not how long all of it does.
+    #[doc(hidden)]
     pub gpu_clock: bool,
     /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
     #[doc(hidden)]
@@ -59,8 +61,53 @@ pub struct EngineOptions {
     pub cores: Option<Vec<usize>>,
 }
 
+impl EngineOptions {
+    /// What to compute on.
+    #[must_use]
+    pub fn with_backend(mut self, backend: BackendChoice) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Threads, the caller's included; 0 for one per core.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Bytes that the engine and one session may take together.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
+    /// Precision of experts.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = Some(precision);
+        self
+    }
+
+    /// Positions of the KV cache that the budget is planned for.
+    #[must_use]
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// A folder for conversions of foreign models.
+    #[must_use]
+    pub fn with_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache = Some(folder.into());
+        self
+    }
+}
+
 /// How experts are streamed, where they are.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct StreamingOptions {
     /// Stream experts although all of them would fit the budget, so that memory can be given back later
     /// ([`Engine::set_memory`](super::Engine::set_memory)).
@@ -74,14 +121,18 @@ pub struct StreamingOptions {
     /// When checksums of what is read are compared.
     pub verify: Verify,
     /// In which order refinements are bought.
+    #[doc(hidden)]
     pub order: Order,
     /// Bytes that a layer of a token may read for refinements, in place of a price: for comparisons.
+    #[doc(hidden)]
     pub refinement_bytes: Option<usize>,
     /// Tokens after which half of an expert's heat is gone.
+    #[doc(hidden)]
     pub half_life: f32,
     /// Records who did what when.
     pub trace: Option<Arc<Trace>>,
     /// Reads through this in place of the file itself: for tests that inject faults.
+    #[doc(hidden)]
     pub storage: Option<Arc<dyn store::Storage>>,
 }
 

@@ -35,6 +35,7 @@ fn longest_chunk(left: u64, scratch: &dyn Fn(usize) -> u64) -> Option<usize> {
 
 /// How a budget is spent, in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct MemoryPlan {
     /// What may be used; `None` where nobody set a limit and the system names none.
     pub budget: Option<u64>,
@@ -100,6 +101,7 @@ impl std::fmt::Display for MemoryPlan {
 
 /// Experts that are resident with one plane more than all are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct RefinementPlan {
     /// Their bits.
     pub bits: u8,
@@ -115,6 +117,7 @@ pub struct RefinementPlan {
 
 /// One level under a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LevelFit {
     /// Bits.
     pub bits: u8,

@@ -14,6 +14,7 @@ use crate::telemetry::{GpuFault, GpuStats};
 
 /// The processor that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BackendChoice {
     /// The CPU.
     #[default]

@@ -106,6 +106,7 @@ impl Engine {
     ///
     /// # Errors
     /// `Invalid` where `heat` is another model's; those of reading, and `Device`.
+    #[doc(hidden)]
     pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
         let (Some(streamer), Some(router)) = (self.streamer(), self.model().config.router) else {
             return Ok(());

@@ -16,12 +16,29 @@ pub(super) const DEFAULT_CONTEXT: usize = 4096;
 
 /// How a [`Session`] is made.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct SessionOptions {
     /// Positions in the KV cache; by default the model's context, at most 4096.
     pub context: Option<usize>,
     /// Tokens of a prompt that pass through the layers together; by default 512, or what the plan of a budget says. Results
     /// do not depend on it.
     pub chunk: Option<usize>,
+}
+
+impl SessionOptions {
+    /// Positions in the KV cache.
+    #[must_use]
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Tokens of a prompt that pass through the layers together.
+    #[must_use]
+    pub fn with_chunk(mut self, tokens: usize) -> Self {
+        self.chunk = Some(tokens);
+        self
+    }
 }
 
 /// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.

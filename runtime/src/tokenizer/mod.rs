@@ -8,6 +8,7 @@ mod stream;
 mod vocab;
 
 pub use stream::Detokenizer;
+#[doc(hidden)]
 pub use vocab::Vocab;
 
 use crate::error::{Error, Result};
@@ -66,6 +67,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `Malformed` where it describes no tokenizer.
+    #[doc(hidden)]
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         let malformed = |reason: String| Error::malformed("tokenizer.json", reason);
         if json.len() > MAX_JSON_BYTES {
@@ -84,6 +86,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `Unsupported` for another kind of model or pre-tokenizer, `Malformed` for lists that contradict each other.
+    #[doc(hidden)]
     pub fn from_vocab(vocab: &Vocab) -> Result<Tokenizer> {
         let wrap = Wrap {
             bos: vocab.bos.filter(|_| vocab.adds_bos()),
