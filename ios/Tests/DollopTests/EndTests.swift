@@ -140,7 +140,7 @@ final class EndTests: DollopTestCase {
     /// A close, a release or a cancel at any moment of an answer, many times. `DOLLOP_TEST_FULL` has more.
     func testClosingRacesWithGeneration() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
-        let rounds = ProcessInfo.processInfo.environment["DOLLOP_TEST_FULL"] == nil ? 300 : 10_000
+        let rounds = ProcessInfo.processInfo.environment["DOLLOP_TEST_FULL"] == nil ? 100 : 10_000
         let options = GenerationOptions(maxTokens: 6, sampling: .greedy, ignoresEndOfTurn: true)
         let chats = ChatOptions(context: 64)
         var (whole, cut, closed, state) = (0, 0, 0, UInt64(11))

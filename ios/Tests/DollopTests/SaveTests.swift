@@ -69,7 +69,7 @@ final class SaveTests: DollopTestCase {
         await expect(.io, "nowhere") {
             try await ChatSession(engine, contentsOf: self.folder.appendingPathComponent("nowhere"))
         }
-        await expect(.io) { try await chat.save(to: self.folder.appendingPathComponent("no/such/folder")) }
+        await expect(.io) { try await chat.save(to: file.appendingPathComponent("inside")) }
         var bytes = try Data(contentsOf: file)
         bytes[bytes.count / 2] ^= 1
         let damaged = folder.appendingPathComponent("damaged")

@@ -56,17 +56,18 @@ func eventually(_ what: String, _ condition: () throws -> Bool) async throws {
 
 /// What `body` throws must be a `DollopError` of this status, whose message contains `part`.
 func expect<Value>(
-    _ status: DollopError.Status, _ part: String = "", line: UInt = #line, _ body: () async throws -> Value
+    _ status: DollopError.Status, _ part: String = "", file: StaticString = #filePath, line: UInt = #line,
+    _ body: () async throws -> Value
 ) async {
     do {
         let value = try await body()
-        XCTFail("no error, but \(value)", line: line)
+        XCTFail("no error, but \(value)", file: file, line: line)
     } catch let error as DollopError {
-        XCTAssertEqual(error.status, status, error.message, line: line)
-        XCTAssertTrue(error.message.contains(part), error.message, line: line)
-        XCTAssertEqual(error.localizedDescription, error.message, line: line)
+        XCTAssertEqual(error.status, status, error.message, file: file, line: line)
+        XCTAssertTrue(part.isEmpty || error.message.contains(part), error.message, file: file, line: line)
+        XCTAssertEqual(error.localizedDescription, error.message, file: file, line: line)
     } catch {
-        XCTFail("no DollopError, but \(error)", line: line)
+        XCTFail("no DollopError, but \(error)", file: file, line: line)
     }
 }
 
