@@ -20,8 +20,8 @@ let short = GenerationOptions(maxTokens: 24, sampling: .greedy)
 /// An answer that would take long.
 let long = GenerationOptions(maxTokens: 400, sampling: .greedy, ignoresEndOfTurn: true)
 
-/// A context that is small enough for any budget here.
-let small = EngineOptions(precision: .exact(bits: 4), threads: 2, context: 512)
+/// A context that is small enough for any budget here; one thread, since threads that wait for each other spin.
+let small = EngineOptions(precision: .exact(bits: 4), threads: 1, context: 512)
 
 /// The options under a budget of `spare` bytes more than the smallest one: experts are streamed.
 func streamed(spare: UInt64 = 8 << 20) async throws -> EngineOptions {
