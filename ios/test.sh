@@ -41,7 +41,8 @@ root=${DOLLOP_SWIFT_ROOT:-/var/cache/dollop/trixie}
 if swift_6; then
   inside() { bash -ec "$1" inside "${@:2}"; }
 else
-  [ -x "$root/usr/bin/swift" ] || install_swift || exit 3
+  # Moved there when all of it was installed. Not a file in it: its links lead out of it.
+  [ -d "$root" ] || install_swift || exit 3
   # The mounts are this command's alone: nothing of the repository is left inside of the folder when it has ended.
   inside() {
     unshare --mount --propagation private bash -euc '
