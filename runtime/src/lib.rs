@@ -25,6 +25,12 @@
 // Rooms' headers point at their own private files: they are for who reads the source.
 #![allow(rustdoc::private_intra_doc_links)]
 
+// Wrong sizes in the middle of a model would be worse than no program.
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Dollop needs a 64-bit target: it maps whole models, and 32 bits cannot address them");
+#[cfg(not(target_endian = "little"))]
+compile_error!("Dollop needs a little-endian target: it reads weights where a model file is mapped");
+
 mod bytes;
 mod cache;
 pub mod convert;

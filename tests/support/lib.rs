@@ -100,6 +100,7 @@ pub fn full() -> bool {
 }
 
 /// Whether there is an adapter to test with. Where `DOLLOP_TEST_GPU` is set, as `./check` does, there must be.
+#[cfg(feature = "gpu")]
 pub fn has_gpu() -> bool {
     let found = dollop::internal::kernels::gpu::adapters().iter().any(|a| a.missing.is_none());
     assert!(
@@ -107,4 +108,10 @@ pub fn has_gpu() -> bool {
         "no adapter: is a Vulkan driver installed?"
     );
     found
+}
+
+/// Whether there is an adapter to test with: not without the GPU's kernels.
+#[cfg(not(feature = "gpu"))]
+pub fn has_gpu() -> bool {
+    false
 }

@@ -1,0 +1,31 @@
+# Sourced by scripts that build for other systems: Debian's own Rust, beside rustup's. It brings the standard library's source, so
+# that libraries for any system can be built, and the aarch64 Linux library as a package.
+#
+# RUSTC and `debian_cargo` are it. RUSTC_BOOTSTRAP lets its stable compiler take -Z.
+
+packages() { # PACKAGE…: installs those that are missing, and says so; 3 where that cannot be done.
+  local missing=() package
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "please install: ${missing[*]}" >&2
+    return 3
+  fi
+  echo "installing ${missing[*]} (apt-get)"
+  case "${missing[*]}" in *:arm64*) dpkg --add-architecture arm64 ;; esac
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || return 3
+}
+
+rust_packages="rustc-web cargo-web rust-web-src libstd-rust-web-dev"
+export RUSTC=/usr/bin/rustc CARGO_PROFILE_DEV_DEBUG=0
+
+debian_cargo() { # SUBCOMMAND ARGUMENT…: with the standard library built from source; `std` names its crates.
+  local command=$1
+  shift
+  # What runs on this machine while others' crates are compiled is compiled fast rather than to be fast.
+  RUSTC_BOOTSTRAP=1 /usr/bin/cargo "$command" "-Zbuild-std=${std:-std,panic_abort}" \
+    --config 'profile.dev.package."*".opt-level=0' "$@"
+}

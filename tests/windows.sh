@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds the library's tests for Windows with mingw-w64 and runs those of files, memory and sessions under Wine. Kernels have their
+# own tests on every processor, and the GPU's need a driver. Exits with 3 where the tools cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tests/toolchain.sh
+# shellcheck disable=SC2086 # A list.
+packages $rust_packages gcc-mingw-w64-x86-64 wine64 || exit 3
+target=x86_64-pc-windows-gnu
+out=$PWD/target/windows
+mkdir -p "$out/tools"
+
+# Rust puts two objects around a program that only 32-bit Windows needs; they come with no source build of the standard library.
+cat >"$out/tools/link" <<'LINK'
+#!/bin/sh
+for argument do
+  shift
+  case "$argument" in *rsbegin.o | *rsend.o) ;; *) set -- "$@" "$argument" ;; esac
+done
+exec x86_64-w64-mingw32-gcc "$@"
+LINK
+chmod +x "$out/tools/link"
+# Random numbers come from a library that Wine 8 lacks: its one function, by way of an older one.
+cat >"$out/tools/prng.c" <<'C'
+#include <windows.h>
+BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
+__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T len) { return SystemFunction036(data, (ULONG)len); }
+C
+x86_64-w64-mingw32-gcc -shared "$out/tools/prng.c" -o "$out/tools/bcryptprimitives.dll" -ladvapi32
+
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$out/tools/link
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER="timeout 1200 /usr/lib/wine/wine64"
+export WINEPREFIX=$out/prefix WINEDEBUG=-all WINEPATH="Z:${out//\//\\}\\tools"
+std=std,panic_unwind,test
+
+say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
