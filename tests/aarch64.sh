@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# Builds the kernels for aarch64 and runs their tests under qemu: with i8mm (and every other extension), with the dot
-# product, with neither.
-# Uses Debian's rustc-web (a second toolchain with the aarch64 standard library); installs it and says so.
+# Builds for aarch64 and runs under qemu: the kernels' tests with i8mm (and every other extension), with the dot product, with
+# neither; the C interface's own tests; a program in C that uses the library both ways.
+# Uses Debian's Rust, which has the aarch64 standard library; installs it and says so. Exits with 3 where it cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ ! -x /usr/bin/rustc ] || ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/dev/null; then
-  echo "installing rustc-web, cargo-web, the aarch64 libraries and qemu-user (apt-get)"
-  dpkg --add-architecture arm64
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rustc-web cargo-web rust-web-src \
-    libstd-rust-web-dev libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user >/dev/null
-fi
-export RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+source tests/toolchain.sh
+# shellcheck disable=SC2086 # A list.
+packages $rust_packages libstd-rust-web-dev:arm64 libgcc-s1:arm64 gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user || exit 3
+target=aarch64-unknown-linux-gnu
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+aarch64_cargo() { # SUBCOMMAND ARGUMENT…
+  /usr/bin/cargo "$1" --quiet --target $target --target-dir target/aarch64 "${@:2}"
+}
 for core in max=i8mm neoverse-n1=dotprod cortex-a53=scalar; do
   cpu=${core%=*}
-  export DOLLOP_TEST_ISA=${core#*=}
-  echo "== qemu -cpu $cpu: $DOLLOP_TEST_ISA"
-  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="timeout 600 qemu-aarch64 -cpu $cpu" \
-    /usr/bin/cargo test --quiet -p dollop --lib --target aarch64-unknown-linux-gnu --target-dir target/aarch64 -- kernels::
+  echo "== qemu -cpu $cpu: ${core#*=}"
+  DOLLOP_TEST_ISA=${core#*=} CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="timeout 600 qemu-aarch64 -cpu $cpu" \
+    aarch64_cargo test -p dollop --no-default-features --lib -- kernels::
 done
+echo "== the C interface"
+qemu="timeout 1200 qemu-aarch64 -cpu max"
+CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$qemu aarch64_cargo test -p dollop-ffi --no-default-features --lib
+aarch64_cargo build -p dollop-ffi --no-default-features --lib
+# The test that compiles and runs the program is one of this machine.
+env -u RUSTC DOLLOP_TEST_LIBRARY="$PWD/target/aarch64/$target/debug" DOLLOP_TEST_CC=aarch64-linux-gnu-gcc DOLLOP_TEST_RUNNER="$qemu" \
+  cargo test --quiet --workspace --test programs -- every_function

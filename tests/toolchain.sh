@@ -20,12 +20,8 @@ packages() { # PACKAGE…: installs those that are missing, and says so; 3 where
 }
 
 rust_packages="rustc-web cargo-web rust-web-src libstd-rust-web-dev"
-export RUSTC=/usr/bin/rustc CARGO_PROFILE_DEV_DEBUG=0
+export RUSTC=/usr/bin/rustc
 
 debian_cargo() { # SUBCOMMAND ARGUMENT…: with the standard library built from source; `std` names its crates.
-  local command=$1
-  shift
-  # What runs on this machine while others' crates are compiled is compiled fast rather than to be fast.
-  RUSTC_BOOTSTRAP=1 /usr/bin/cargo "$command" "-Zbuild-std=${std:-std,panic_abort}" \
-    --config 'profile.dev.package."*".opt-level=0' "$@"
+  RUSTC_BOOTSTRAP=1 /usr/bin/cargo "$1" "-Zbuild-std=${std:-std,panic_abort}" --config tests/cross.toml "${@:2}"
 }

@@ -34,3 +34,10 @@ export WINEPREFIX=$out/prefix WINEDEBUG=-all WINEPATH="Z:${out//\//\\}\\tools"
 std=std,panic_unwind,test
 
 say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
+windows_tests() { # PACKAGE CARGO-ARGUMENT…
+  debian_cargo test --quiet --target $target --target-dir target/cross --no-default-features -p "$@"
+}
+say "the library's own tests"
+windows_tests dollop --lib -- --skip kernels::
+say "files, memory and sessions"
+windows_tests dollop-tests --test opened --test resize --test saved --test sessions

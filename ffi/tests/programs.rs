@@ -2,7 +2,8 @@
 //!
 //! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a; without it they are built first, in the profile of
 //! this test. `DOLLOP_TEST_CFLAGS` is added to the compilers' flags and `DOLLOP_TEST_RUNNER` put before programs:
-//! `tests/ffi.sh` runs them under sanitizers and valgrind that way.
+//! `tests/ffi.sh` runs them under sanitizers and valgrind that way. `tests/aarch64.sh` names others' compilers, too
+//! (`DOLLOP_TEST_CC`, `DOLLOP_TEST_CXX`), and runs them under qemu.
 #![cfg(target_os = "linux")]
 
 use dollop_tests::talker::Talker;
@@ -61,7 +62,8 @@ fn compile(source: &str, link: Link, folder: &Path) -> PathBuf {
     let stem = source.file_stem().unwrap().to_string_lossy();
     let program = folder.join(format!("{stem}-{link:?}"));
     let cpp = source.extension().is_some_and(|e| e == "cpp");
-    let mut compiler = Command::new(if cpp { "g++" } else { "gcc" });
+    let (variable, usual) = if cpp { ("DOLLOP_TEST_CXX", "g++") } else { ("DOLLOP_TEST_CC", "gcc") };
+    let mut compiler = Command::new(env::var(variable).unwrap_or(usual.into()));
     compiler.arg(if cpp { "-std=c++17" } else { "-std=c11" }).args(WARNINGS).arg("-g");
     compiler.args(words("DOLLOP_TEST_CFLAGS"));
     compiler.arg("-I").arg(root().join("ffi/include")).arg(&source).arg("-o").arg(&program).arg("-pthread");
