@@ -35,7 +35,7 @@ std=std,panic_unwind,test
 
 say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 windows_tests() { # PACKAGE CARGO-ARGUMENT…
-  debian_cargo test --quiet --target $target --target-dir target/cross --no-default-features -p "$@"
+  debian_cargo test --target $target --target-dir target/cross --no-default-features -p "$@"
 }
 say "the library's own tests"
 windows_tests dollop --lib -- --skip kernels::

@@ -53,10 +53,9 @@ impl Arena {
         let len = len.next_multiple_of(granule);
         let mut map = MmapMut::map_anon(len.max(1))
             .map_err(|e| Error::Invalid(format!("no memory for a cache of {} MB: {e}", len >> 20)))?;
-        // Large pages save address translation in the kernels' loops; a system without them is merely slower.
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
+        // SAFETY: the mapping is private, anonymous and writable, and nobody has it yet.
+        unsafe { take_again(start, len) };
         let (limit, taken) = (AtomicUsize::new(len), Mutex::default());
         Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, limit, taken })))
     }

@@ -46,7 +46,8 @@ pub(super) unsafe fn give_back(start: *mut u8, len: usize) -> bool {
     }
 }
 
-/// Tells the system that these bytes, which may have been given back before, are in use again.
+/// Tells the system that these bytes, which may have been given back before, are in use. Large pages save address translation in the
+/// kernels' loops; a system without them is merely slower.
 ///
 /// # Safety
 /// The bytes lie in one private, anonymous, writable mapping.
