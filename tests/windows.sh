@@ -10,8 +10,9 @@ target=x86_64-pc-windows-gnu
 out=$PWD/target/windows
 mkdir -p "$out/tools"
 
-# Rust puts two objects around a program that only 32-bit Windows needs; they come with no source build of the standard library.
-cat >"$out/tools/link" <<'LINK'
+# Rust puts two objects around a program that only 32-bit Windows needs; they come with no source build of the standard library. The
+# linker's name tells Rust how to talk to it.
+cat >"$out/tools/gcc" <<'LINK'
 #!/bin/sh
 for argument do
   shift
@@ -19,7 +20,7 @@ for argument do
 done
 exec x86_64-w64-mingw32-gcc "$@"
 LINK
-chmod +x "$out/tools/link"
+chmod +x "$out/tools/gcc"
 # Random numbers come from a library that Wine 8 lacks: its one function, by way of an older one.
 cat >"$out/tools/prng.c" <<'C'
 #include <windows.h>
@@ -28,14 +29,14 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T len) { return S
 C
 x86_64-w64-mingw32-gcc -shared "$out/tools/prng.c" -o "$out/tools/bcryptprimitives.dll" -ladvapi32
 
-export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$out/tools/link
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$out/tools/gcc
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER="timeout 1200 /usr/lib/wine/wine64"
 export WINEPREFIX=$out/prefix WINEDEBUG=-all WINEPATH="Z:${out//\//\\}\\tools"
 std=std,panic_unwind,test
 
 say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 windows_tests() { # PACKAGE CARGO-ARGUMENT…
-  debian_cargo test --target $target --target-dir target/cross --no-default-features -p "$@"
+  debian_cargo test --quiet --target $target --target-dir target/cross --no-default-features -p "$@"
 }
 say "the library's own tests"
 windows_tests dollop --lib -- --skip kernels::
