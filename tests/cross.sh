@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Type-checks the library and its C interface for the systems that apps run on, with and without the GPU's kernels, and with Kotlin's
-# entry points for Android. Links the Android library (`android_link.sh`). Says what became of each, and fails where one that could be
-# tried fails.
+# entry points for Android. Says what became of each, and fails where one that could be tried fails.
 #
 #     tests/cross.sh [TRIPLE…]
 #
@@ -57,14 +56,4 @@ for target in "${targets[@]}"; do
   tried "$target" "with GPU kernels$with" -p dollop -p dollop-ffi ${jni:+--features $jni}
 done
 
-for target in "${targets[@]}"; do
-  case "$target" in aarch64-linux-android | x86_64-linux-android) ;; *) continue ;; esac
-  status=0
-  tests/android_link.sh "$target" >"$log" 2>&1 || status=$?
-  case $status in
-    0) say "$target" "link of the shared library" "ok: $(tail -1 "$log")" ;;
-    3) say "$target" "link of the shared library" "could not be tried ($(tail -1 "$log"))" ;;
-    *) say "$target" "link of the shared library" FAILED; tail -40 "$log"; failed=1 ;;
-  esac
-done
 [ -z "$failed" ]
