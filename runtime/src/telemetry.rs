@@ -171,12 +171,14 @@ pub struct GpuStats {
     pub held_bytes: u64,
     /// How long kernels took, the longest first, where [`crate::EngineOptions::gpu_clock`] asked for it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[doc(hidden)]
     pub kernels: Vec<GpuKernelTime>,
 }
 
 /// How long launches of a kernel took on a GPU, each from the end of what was before to its own end.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
+#[doc(hidden)]
 pub struct GpuKernelTime {
     /// The kernel, and what tells it from its variants.
     pub kernel: String,
@@ -204,6 +206,7 @@ pub enum GpuFault {
 
 /// Where a span of a trace is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(hidden)]
 pub enum Track {
     /// A thread that computes.
     Compute(usize),

@@ -31,6 +31,7 @@ pub enum Purpose {
 ///
 /// # Errors
 /// As [`super::convert`]; `Unsupported` or `Template` where the model does not serve the purpose.
+#[doc(hidden)]
 pub fn cached(
     source: &Path,
     folder: &Path,

@@ -20,6 +20,7 @@ const PRIOR_TOKENS: f64 = 32.0;
 
 /// Of the inputs of one matrix, or of the experts of a layer.
 #[derive(Clone, Debug, PartialEq)]
+#[doc(hidden)]
 pub struct Inputs {
     /// Σ x² of every column: `[cols]` or `[experts, cols]`.
     pub sums: Vec<f32>,
@@ -37,6 +38,7 @@ pub struct Calibration {
 
 impl Calibration {
     /// Nothing yet. `description` is for people, and goes into the converted file.
+    #[doc(hidden)]
     pub fn new(description: impl Into<String>) -> Calibration {
         Calibration { description: description.into(), inputs: BTreeMap::new(), rows: None }
     }
@@ -50,6 +52,7 @@ impl Calibration {
     ///
     /// # Errors
     /// `Malformed`, naming the matrix, for values that are no energies, nothing but zeros, or counts that do not match.
+    #[doc(hidden)]
     pub fn insert(&mut self, name: impl Into<String>, inputs: Inputs) -> Result<()> {
         let name = name.into();
         check_values(&inputs).map_err(|reason| Error::malformed(format!("inputs of `{name}`"), reason))?;
@@ -72,11 +75,13 @@ impl Calibration {
     }
 
     /// What was measured of a matrix.
+    #[doc(hidden)]
     pub fn get(&self, name: &str) -> Option<&Inputs> {
         self.inputs.get(name)
     }
 
     /// Names, sorted.
+    #[doc(hidden)]
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.inputs.keys().map(String::as_str)
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 /// The name of the model at `source`: a folder's name, whatever dots it has; a file's without `.gguf` and without the number
 /// of a shard. `.` and `..` have the names of the folders that they stand for. `None` for the root.
+#[doc(hidden)]
 pub fn model_name(source: &Path) -> Option<OsString> {
     let folder = source.file_name().is_some_and(|n| n == "config.json").then(|| match source.parent() {
         Some(up) if !up.as_os_str().is_empty() => up,

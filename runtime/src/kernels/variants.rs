@@ -2,6 +2,7 @@
 
 /// Variants of a GPU's kernels that are used where the adapter has what they need. Where it has not, the plain ones are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct GpuVariants {
     /// Sums over a workgroup by subgroups, to the same bits.
     pub subgroups: bool,
@@ -11,6 +12,7 @@ pub struct GpuVariants {
 
 /// How a GPU's products keep their inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(hidden)]
 pub enum GpuInputs {
     /// In 8 bits on a GPU under Vulkan or DirectX 12, where nearly all multiply four bytes in one instruction; in single
     /// precision under Metal, which has none, and where the processor does the work.

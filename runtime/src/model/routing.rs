@@ -26,6 +26,7 @@ pub struct Routing {
 
 impl Routing {
     /// Whether results differ from the model's.
+    #[doc(hidden)]
     pub fn is_lossy(&self) -> bool {
         self.top_k.is_some() || self.skip_cold > 0.0 || self.cache_prior > 0.0
     }

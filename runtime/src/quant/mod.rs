@@ -75,6 +75,7 @@ impl Level {
     }
 
     /// How many planes are present at this level (1–5).
+    #[doc(hidden)]
     pub const fn planes(self) -> usize {
         match self {
             Level::B2 => 1,
@@ -86,11 +87,13 @@ impl Level {
     }
 
     /// Position in [`Level::ALL`].
+    #[doc(hidden)]
     pub const fn index(self) -> usize {
         self.planes() - 1
     }
 
     /// How far a code of this level is shifted to stand among 8-bit codes: `8 − bits`.
+    #[doc(hidden)]
     pub const fn shift(self) -> u32 {
         8 - self.bits() as u32
     }

@@ -31,6 +31,7 @@ pub enum Link {
 
 impl Link {
     /// All, in the order in which they are applied where nothing else is said: llama.cpp's.
+    #[doc(hidden)]
     pub const ALL: [Link; 9] = [
         Link::Penalties,
         Link::Dry,
@@ -44,6 +45,7 @@ impl Link {
     ];
 
     /// Its name in a chain.
+    #[doc(hidden)]
     pub fn name(self) -> &'static str {
         match self {
             Link::Penalties => "penalties",
@@ -74,6 +76,7 @@ impl Link {
     ///
     /// # Errors
     /// `Invalid`, naming what is no link or appears twice.
+    #[doc(hidden)]
     pub fn chain(text: &str) -> Result<Vec<Link>> {
         let names = text.split([';', ',']).map(str::trim).filter(|_| !text.trim().is_empty());
         let link = |name: &str| {

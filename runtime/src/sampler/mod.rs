@@ -37,6 +37,7 @@ const FLAT: f32 = 1e-3;
 
 /// A [`Sampling`] at work: its random state and what appeared lately.
 #[derive(Clone, Debug)]
+#[doc(hidden)]
 pub struct Sampler {
     with: Sampling,
     /// The links that change something.
@@ -195,6 +196,7 @@ impl Sampler {
 }
 
 /// The likeliest token, the first of equals. NaN is less than everything.
+#[doc(hidden)]
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &x) in logits.iter().enumerate() {

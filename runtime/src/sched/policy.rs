@@ -35,6 +35,7 @@ pub const DEFAULT_FLOOR: Level = Level::B3;
 
 impl Precision {
     /// Planes that every expert needs.
+    #[doc(hidden)]
     pub fn floor(&self) -> Level {
         match *self {
             Precision::Exact(level) => level,

@@ -106,6 +106,7 @@ pub fn calibrate(
 ///
 /// # Errors
 /// As [`calibrate`].
+#[doc(hidden)]
 pub fn calibrate_tokens(
     source: &Path,
     ids: &[u32],

@@ -111,6 +111,7 @@ impl Engine {
     }
 
     /// Threads that compute.
+    #[doc(hidden)]
     pub fn threads(&self) -> usize {
         self.processor().threads()
     }
@@ -226,6 +227,7 @@ impl Engine {
     ///
     /// # Errors
     /// `Invalid`, as [`Sampling::validate`], and for a bias of a token that there is not.
+    #[doc(hidden)]
     pub fn sampler(&self, with: Sampling) -> Result<Sampler> {
         let vocab = self.info().vocab;
         if let Some(b) = with.logit_bias.iter().find(|b| b.token as usize >= vocab) {

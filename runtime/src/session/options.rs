@@ -44,6 +44,7 @@ pub struct EngineOptions {
     /// By default none.
     pub pipelines: Option<PathBuf>,
     /// Variants of its kernels that a GPU may use.
+    #[doc(hidden)]
     pub gpu_variants: GpuVariants,
     /// Time every kernel of a GPU ([`crate::telemetry::GpuStats::kernels`]). Everything waits for it: for finding out what
     /// takes long, and not how long all of it does.

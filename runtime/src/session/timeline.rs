@@ -143,6 +143,7 @@ impl Session {
 
     /// Tokens computed since the session was made, whether or not they are still in the cache: what reuse of the cache
     /// saves does not appear here.
+    #[doc(hidden)]
     pub fn processed_tokens(&self) -> u64 {
         self.processed
     }
@@ -201,6 +202,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::for_each_logits`]; `Invalid` for a `k` of zero or above [`MAX_BEST`], and for no tokens.
+    #[doc(hidden)]
     pub fn best(&mut self, tokens: &[u32], k: usize) -> Result<Vec<(u32, f32)>> {
         if k == 0 || k > MAX_BEST || tokens.is_empty() {
             let what = format!("the {k} likeliest after {} tokens", tokens.len());

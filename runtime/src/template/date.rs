@@ -105,6 +105,7 @@ impl DateTime {
     }
 
     /// What Python's `datetime.strftime` gives on Linux (glibc, locale C) for a time without a time zone.
+    #[doc(hidden)]
     pub fn format(self, format: &str) -> String {
         let mut out = String::new();
         let chars: Vec<char> = format.chars().collect();

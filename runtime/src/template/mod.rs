@@ -116,6 +116,7 @@ impl ChatTemplate {
     }
 
     /// The text it was parsed from.
+    #[doc(hidden)]
     pub fn source(&self) -> &str {
         &self.source
     }

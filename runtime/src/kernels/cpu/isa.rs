@@ -64,6 +64,7 @@ impl Isa {
     }
 
     /// The fastest.
+    #[doc(hidden)]
     pub fn best() -> Isa {
         *Isa::available().last().expect("scalar is always there")
     }

@@ -135,6 +135,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::open`].
+    #[doc(hidden)]
     pub fn open_reference(path: &Path, options: &EngineOptions) -> Result<Engine> {
         let source = Source::open(path)?;
         if dollop::is_dollop(source.metadata()) {
