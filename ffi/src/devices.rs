@@ -1,6 +1,6 @@
 //! The GPUs that there are.
 
-use crate::boundary::{Failure, run};
+use crate::boundary::{Failure, Result, run};
 use crate::outputs::{Out, OutArray};
 use crate::status::dollop_status::{self, *};
 use serde_json::Value;
@@ -84,16 +84,19 @@ pub unsafe extern "C" fn dollop_devices(
     })
 }
 
+/// The GPUs as a JSON array.
+pub(crate) fn json() -> Result<String> {
+    let list: Vec<Value> = all().into_iter().map(|(_, value)| value).collect();
+    serde_json::to_string(&list).map_err(|e| Failure::new(DOLLOP_OTHER, format!("the devices: {e}")))
+}
+
 /// The same and more as a JSON array. `*json` is freed with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_devices_json(json: *mut *mut c_char) -> dollop_status {
     run(|| {
         // SAFETY: the contract of pointers in `lib.rs`.
-        let json = unsafe { Out::new("json", json) }?;
-        let list: Vec<Value> = all().into_iter().map(|(_, value)| value).collect();
-        let text = serde_json::to_string(&list)
-            .map_err(|e| Failure::new(DOLLOP_OTHER, format!("the devices: {e}")))?;
-        json.set_text(&text);
+        let out = unsafe { Out::new("json", json) }?;
+        out.set_text(&self::json()?);
         Ok(())
     })
 }

@@ -1,22 +1,19 @@
 // A conversation. Its answers are cold flows: collecting one generates, cancelling the collector stops.
 package dev.dollop
 
-import java.util.concurrent.atomic.AtomicBoolean
-import java.util.concurrent.atomic.AtomicLong
 import kotlinx.coroutines.CoroutineDispatcher
-import kotlinx.coroutines.channels.awaitClose
-import kotlinx.coroutines.channels.trySendBlocking
 import kotlinx.coroutines.flow.Flow
-import kotlinx.coroutines.flow.buffer
-import kotlinx.coroutines.flow.callbackFlow
-import kotlinx.coroutines.flow.emitAll
-import kotlinx.coroutines.flow.flow
-import kotlinx.coroutines.launch
+import kotlinx.serialization.Serializable
+import kotlinx.serialization.json.JsonObject
 
-/** Events that wait for a slow collector; then generation waits for it. */
-private const val WAITING: Int = 16
+/** One message: [role] is "system", "user", "assistant" or what else the model's template knows. */
+@Serializable
+public data class Message(val role: String, val content: String)
 
-/** A conversation; one answer at a time, from any thread. [close] and [cancel] may come at any time, from any thread. */
+/**
+ * A conversation; one call at a time, from any thread: a second one is [Status.BUSY]. [close] and [cancel] may come at any time,
+ * from any thread.
+ */
 public interface Chat : AutoCloseable {
     /**
      * Says [message] and generates the answer while the flow is collected. A slow collector slows generation down. When its
@@ -25,14 +22,32 @@ public interface Chat : AutoCloseable {
      */
     public fun send(message: String, options: GenerateOptions = GenerateOptions()): Flow<Event>
 
-    /** The conversation, as a JSON array of objects with role and content. */
-    public fun messagesJson(): String
+    /** Takes the last answer back and answers the same message again, as [send] does. */
+    public fun regenerate(options: GenerateOptions = GenerateOptions()): Flow<Event>
+
+    /** What was said so far; the system prompt too, if one was given. */
+    public fun messages(): List<Message>
+
+    /** Replaces the conversation, the system prompt included. */
+    public fun setMessages(messages: List<Message>)
+
+    /** What the template sees beside the messages, such as `enable_thinking`, in place of what was set before. */
+    public fun setVariables(variables: JsonObject)
 
     /** The local time, in seconds since 1970 as if the clock showed UTC, for templates that say it. */
     public fun setTime(seconds: Long)
 
     /** Forgets the conversation but not the system prompt. */
     public fun reset()
+
+    /** How full its context is. */
+    public fun timeline(): Timeline
+
+    /**
+     * Writes the conversation to a file, which takes the place of one that is there only when it is whole. [Engine.loadChat] goes on
+     * with it, perhaps in another process, without computing it again. Returns the bytes of the file.
+     */
+    public suspend fun save(path: String): Long
 
     /** Stops the answer that is generated now; its flow ends with [Event.Done]. */
     public fun cancel()
@@ -41,53 +56,29 @@ public interface Chat : AutoCloseable {
     override fun close()
 }
 
-internal class NativeChat(handle: Long, private val dispatcher: CoroutineDispatcher) : Chat {
-    private val handle = AtomicLong(handle)
+internal class NativeChat(number: Long, private val dispatcher: CoroutineDispatcher) : Chat {
+    private val handle = Handle(number, "chat", Native::chatClose)
+    private val generation = Generation(handle, dispatcher, Native::chatCancel)
 
-    private fun open(): Long = handle.get().takeIf { it != 0L } ?: throw DollopException(Status.CLOSED, "the chat is closed")
-
-    /** Whether an answer is collected: only its own flow may cancel it. */
-    private val generating = AtomicBoolean()
-
-    override fun send(message: String, options: GenerateOptions): Flow<Event> = flow {
-        if (!generating.compareAndSet(false, true)) throw DollopException(Status.BUSY, "this chat is generating another answer")
-        try {
-            emitAll(events(message, options))
-        } finally {
-            // The native call has returned and cannot be cancelled any more: another flow's may begin.
-            generating.set(false)
-        }
+    override fun send(message: String, options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
+        Native.chatSend(chat, message, options.maxTokens, options.sampling.json(), options.stops(), listener)
     }
 
-    private fun events(message: String, options: GenerateOptions): Flow<Event> = callbackFlow {
-        val chat = open()
-        // A child of the flow: collecting ends when the native call has returned, so that the chat is free then.
-        launch(dispatcher) {
-            val stop = options.stop.toTypedArray()
-            val numbers = Native.chatSend(chat, message, options.maxTokens, options.sampling.json(), stop) { kind, token, done, total, text ->
-                // Blocks while the collector is behind, and fails once it is gone.
-                trySendBlocking(event(kind, token, done, total, text)).isSuccess
-            }
-            trySendBlocking(done(numbers))
-            channel.close()
-        }
-        awaitClose {
-            // Between two events, as in a long prompt. The handle is a number that is never used twice: a late one hits nothing.
-            try {
-                Native.chatCancel(chat)
-            } catch (e: DollopException) {
-                if (e.status != Status.CLOSED) throw e
-            }
-        }
-    }.buffer(WAITING)
+    override fun regenerate(options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
+        Native.chatRegenerate(chat, options.maxTokens, options.sampling.json(), options.stops(), listener)
+    }
 
-    override fun messagesJson(): String = Native.chatMessages(open())
-    override fun setTime(seconds: Long): Unit = Native.chatSetTime(open(), seconds)
-    override fun reset(): Unit = Native.chatReset(open())
-    override fun cancel(): Unit = Native.chatCancel(open())
+    override fun messages(): List<Message> = json.decodeFromString(Native.chatMessages(handle.number))
+    override fun setMessages(messages: List<Message>): Unit = Native.chatSetMessages(handle.number, json.encodeToString(messages))
+    override fun setVariables(variables: JsonObject): Unit = Native.chatSetVariables(handle.number, variables.toString())
+    override fun setTime(seconds: Long): Unit = Native.chatSetTime(handle.number, seconds)
+    override fun reset(): Unit = Native.chatReset(handle.number)
+    override fun timeline(): Timeline = Timeline(Native.chatNumbers(handle.number))
+    override fun cancel(): Unit = Native.chatCancel(handle.number)
+    override fun close(): Unit = handle.close()
 
-    override fun close() {
-        val closing = handle.getAndSet(0)
-        if (closing != 0L) Native.chatClose(closing)
+    override suspend fun save(path: String): Long {
+        val chat = handle.number
+        return blocking(dispatcher) { Native.chatSave(chat, path) }
     }
 }

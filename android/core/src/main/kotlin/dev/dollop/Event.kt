@@ -3,14 +3,17 @@ package dev.dollop
 
 /** What happens during a generation. */
 public sealed interface Event {
+    /** What can be shown now, whole characters; empty for events that have no text. An answer is the texts of its events. */
+    public val text: String get() = ""
+
     /** [done] of [total] prompt tokens are read. */
     public data class Prefill(val done: Long, val total: Long) : Event
 
-    /** A token; [text] is what can be shown by now, whole characters, perhaps none. */
-    public data class Token(val id: Long, val text: String) : Event
+    /** A token; [text] is what became showable with it, perhaps nothing. */
+    public data class Token(val id: Int, override val text: String) : Event
 
     /** The end of the text that was held back until now. */
-    public data class Rest(val text: String) : Event
+    public data class Rest(override val text: String) : Event
 
     /** The GPU failed and the CPU goes on; no token is lost. */
     public data class GpuLost(val note: String) : Event
@@ -31,7 +34,7 @@ public enum class Stop { END_OF_TURN, STOP_TEXT, MAX_TOKENS, CANCELLED, CONTEXT_
 
 internal fun event(kind: Long, token: Long, done: Long, total: Long, text: String): Event = when (kind) {
     0L -> Event.Prefill(done, total)
-    1L -> Event.Token(token, text)
+    1L -> Event.Token(token.toInt(), text)
     2L -> Event.Rest(text)
     else -> Event.GpuLost(text)
 }

@@ -46,6 +46,7 @@ public data class EngineOptions(
     }
 
     internal val quality: Float get() = (precision as? Precision.Adaptive)?.quality ?: 0f
+    internal val memory: Long get() = memoryBytes ?: 0
 }
 
 /** How a conversation is made. */
@@ -58,30 +59,13 @@ public data class ChatOptions(
     val slide: Boolean = true,
 )
 
-/** How tokens are chosen; what is null is the model's own. */
-public data class Sampling(
-    val temperature: Float? = null,
-    val topK: Int? = null,
-    val topP: Float? = null,
-    val minP: Float? = null,
-    val repeatPenalty: Float? = null,
-    val seed: Long? = null,
-) {
-    internal fun json(): String = listOf(
-        "temperature" to temperature, "top_k" to topK, "top_p" to topP, "min_p" to minP,
-        "repeat_penalty" to repeatPenalty, "seed" to seed,
-    ).filter { it.second != null }.joinToString(",", "{", "}") { "\"${it.first}\":${it.second}" }
-
-    public companion object {
-        /** Always the likeliest token. */
-        public val Greedy: Sampling = Sampling(temperature = 0f)
-    }
-}
-
 /** How an answer is generated. */
 public data class GenerateOptions(
+    /** Most tokens of the answer; 0 only reads the prompt. */
     val maxTokens: Int = 512,
     val sampling: Sampling = Sampling(),
     /** Texts that end the answer and are not part of it. */
     val stop: List<String> = emptyList(),
-)
+) {
+    internal fun stops(): Array<String> = stop.toTypedArray()
+}

@@ -10,6 +10,7 @@ import kotlin.test.assertTrue
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.flow.filterIsInstance
 import kotlinx.coroutines.flow.first
@@ -19,26 +20,11 @@ import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.yield
-import org.junit.jupiter.api.AfterEach
+import kotlinx.serialization.json.buildJsonObject
+import kotlinx.serialization.json.put
 import org.junit.jupiter.api.Test
 
-class ChatTest {
-    private val model: String = System.getProperty("dollop.model")
-    private val greedy = GenerateOptions(maxTokens = 24, sampling = Sampling.Greedy)
-
-    private suspend fun engine() = Engine.open(model, EngineOptions(threads = 2, context = 512))
-
-    private fun text(events: List<Event>) = events.joinToString("") {
-        when (it) {
-            is Event.Token -> it.text
-            is Event.Rest -> it.text
-            else -> ""
-        }
-    }
-
-    @AfterEach
-    fun nothingIsForgotten() = assertEquals(0, Native.openHandles())
-
+class ChatTest : WithModel() {
     @Test
     fun anAnswerStreams() = runBlocking<Unit> {
         engine().use { engine ->
@@ -49,7 +35,11 @@ class ChatTest {
                 val done = assertIs<Event.Done>(events.last())
                 assertEquals(events.count { it is Event.Token }, done.generatedTokens)
                 assertTrue(done.promptTokens > 10 && done.decodeSeconds > 0)
-                assertTrue("You are brief." in chat.messagesJson() && "Paris" in chat.messagesJson())
+                val (system, asked, answered) = chat.messages()
+                assertEquals(Message("system", "You are brief."), system)
+                assertEquals(Message("user", "What is the capital of France?"), asked)
+                assertEquals(Message("assistant", text(events)), answered)
+                assertEquals(text(events), text(chat.regenerate(greedy).toList()))
                 // The same flow again says it again; a slow collector gets the same events.
                 chat.reset()
                 val slow = chat.send("What is the capital of France?", greedy).onEach { repeat(50) { yield() } }.toList()
@@ -67,9 +57,9 @@ class ChatTest {
                 val some = chat.send("Tell me a story.", long).filterIsInstance<Event.Token>().take(3).toList()
                 assertEquals(3, some.size)
                 // Not busy: the native call has returned.
-                assertTrue("Tell me a story." in chat.messagesJson())
+                assertEquals("Tell me a story.", chat.messages().first { it.role == "user" }.content)
                 val job = launch(Dispatchers.Default) { chat.send("And another.", long).collect {} }
-                while (runCatching { chat.messagesJson() }.isSuccess && job.isActive) yield()
+                while (runCatching { chat.messages() }.isSuccess && job.isActive) yield()
                 job.cancel()
                 job.join()
                 assertEquals(3, chat.send("Hello", greedy.copy(maxTokens = 3)).toList().count { it is Event.Token })
@@ -82,11 +72,8 @@ class ChatTest {
 
     @Test
     fun failuresHaveAStatusAndAText() = runBlocking<Unit> {
-        suspend fun status(call: suspend () -> Unit) = assertFailsWith<DollopException> { call() }.also {
-            assertTrue(it.message!!.length > 8)
-        }.status
         assertEquals(Status.IO, status { Engine.open("no-such-file") })
-        assertEquals(Status.BUDGET, status { Engine.planJson(model, EngineOptions(memoryBytes = 1)) })
+        assertEquals(Status.BUDGET, status { Engine.plan(model, EngineOptions(memoryBytes = 1)) })
         assertEquals(Status.INVALID, status { Engine.open(model, EngineOptions(precision = Precision.Exact(5))) })
         assertEquals(Status.INVALID, status { Engine.open(model, EngineOptions(memoryBytes = -1)) })
         engine().use { engine ->
@@ -103,7 +90,7 @@ class ChatTest {
                 var seen = 0
                 busy.send("Tell me a story.", long).filterIsInstance<Event.Token>().collect {
                     if (seen++ == 0) {
-                        assertEquals(Status.BUSY, status { busy.messagesJson() })
+                        assertEquals(Status.BUSY, status { busy.messages() })
                         assertEquals(Status.BUSY, status { busy.send("And?").collect() })
                     }
                 }
@@ -113,15 +100,41 @@ class ChatTest {
     }
 
     @Test
-    fun plansAndStatisticsAreJson() = runBlocking<Unit> {
-        val whole = Engine.planJson(model)
-        val smallest = Regex("\"smallest_bytes\":(\\d+)").find(whole)!!.groupValues[1].toLong()
-        val options = EngineOptions(memoryBytes = smallest + (8 shl 20), precision = Precision.Exact(4))
-        Engine.open(model, options).use { engine ->
-            assertTrue("\"streaming\":true" in engine.planJson(), engine.planJson())
-            engine.chat().use { it.send("Hello", greedy).collect() }
-            assertTrue(Regex("\"evictions\":[1-9]").containsMatchIn(engine.statsJson()), engine.statsJson())
-            assertTrue("\"architecture\"" in engine.infoJson())
+    fun messagesAndVariablesReachTheTemplate() = runBlocking<Unit> {
+        engine().use { engine ->
+            engine.chat().use { chat ->
+                val before = listOf(Message("user", "My dog is called Rex. \uD83D\uDC36"), Message("assistant", "Nice."))
+                chat.setMessages(before)
+                assertEquals(before, chat.messages())
+                chat.setVariables(buildJsonObject { put("enable_thinking", false) })
+                val done = assertIs<Event.Done>(chat.send("Say hello.", greedy.copy(maxTokens = 2)).toList().last())
+                assertTrue(done.promptTokens > 20, "the messages are read")
+                val timeline = chat.timeline()
+                assertEquals(512, timeline.context)
+                assertEquals(done.promptTokens + 1L, timeline.tokens)
+                assertTrue(timeline.processedTokens >= timeline.tokens)
+            }
+        }
+    }
+
+    /** A collector that is slow holds generation up: sixteen events wait for it, and not a whole answer. */
+    @Test
+    fun aSlowCollectorHoldsTheGenerationUp() = runBlocking<Unit> {
+        class Enough : Exception()
+        engine().use { engine ->
+            engine.session().use { session ->
+                val prompt = engine.tokenize("Once upon a time")
+                assertFailsWith<Enough> {
+                    session.generate(prompt, greedy.copy(maxTokens = 400)).filterIsInstance<Event.Token>().collect {
+                        // Some milliseconds a token: time for a hundred.
+                        delay(2000)
+                        throw Enough()
+                    }
+                }
+                // One is collected, one on its way, and the last is not in the cache yet.
+                val generated = session.timeline().tokens - prompt.size
+                assertTrue(generated in 2..19, "$generated tokens were generated while one was collected")
+            }
         }
     }
 

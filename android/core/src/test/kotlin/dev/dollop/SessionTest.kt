@@ -1,0 +1,226 @@
+// Gate 84: timelines through Kotlin: plain completion, tokens, forks, saved files and what is wrong with them.
+package dev.dollop
+
+import java.nio.file.Path
+import java.util.concurrent.atomic.AtomicInteger
+import kotlin.io.path.fileSize
+import kotlin.io.path.readBytes
+import kotlin.io.path.writeBytes
+import kotlin.random.Random
+import kotlin.test.assertContentEquals
+import kotlin.test.assertEquals
+import kotlin.test.assertIs
+import kotlin.test.assertNotEquals
+import kotlin.test.assertTrue
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.runBlocking
+import org.junit.jupiter.api.Test
+
+class SessionTest : WithModel() {
+    private val exact = Precision.Exact(4)
+    private val start = "The three largest cities of France are"
+
+    @Test
+    fun tokensAndTextTurnIntoEachOther() = runBlocking<Unit> {
+        engine().use { engine ->
+            val text = "Grüße aus 東京 \uD83D\uDC2C, said the dolphin."
+            val ids = engine.tokenize(text)
+            assertTrue(ids.size > 8 && ids.all { it in 0 until engine.info().vocab })
+            assertEquals(text, engine.detokenize(ids))
+            assertEquals(0, engine.tokenize("").size)
+            // Half a character is no text: it is replaced, and does not get further.
+            assertTrue('a' in engine.detokenize(engine.tokenize("a\uD83D")))
+            assertEquals(Status.INVALID, status { engine.detokenize(intArrayOf(engine.info().vocab)) })
+            assertEquals(Status.INVALID, status { engine.detokenize(intArrayOf(-1)) })
+        }
+    }
+
+    @Test
+    fun aPromptIsContinuedAsTextOrAsTokens() = runBlocking<Unit> {
+        engine(exact).use { engine ->
+            engine.session(context = 128).use { session ->
+                val ids = engine.tokenize(start, addSpecial = true)
+                val events = session.complete(start, greedy).toList()
+                val done = assertIs<Event.Done>(events.last())
+                assertEquals(ids.size, done.promptTokens)
+                assertContentEquals(ids, session.tokens().copyOf(ids.size))
+                val said = events.filterIsInstance<Event.Token>().map { it.id }
+                assertContentEquals(said.dropLast(1).toIntArray(), session.tokens().drop(ids.size).toIntArray())
+                assertEquals(engine.detokenize(said.toIntArray()), text(events))
+                // The same as tokens, of which all but the last are in the cache; and once more after they are forgotten.
+                val again = session.generate(ids, greedy).toList()
+                assertEquals(text(events), text(again))
+                assertEquals(ids.size - 1, assertIs<Event.Done>(again.last()).reusedTokens)
+                session.rewind(2)
+                assertEquals(2, session.timeline().tokens)
+                val third = session.generate(ids, greedy).toList()
+                assertEquals(text(events), text(third))
+                assertEquals(2, assertIs<Event.Done>(third.last()).reusedTokens)
+                assertEquals(Status.INVALID, status { session.generate(IntArray(0)).toList() })
+                assertEquals(Status.INVALID, status { session.rewind(-1) })
+                assertEquals(Status.CONTEXT_FULL, status { session.generate(IntArray(129) { 5 }).toList() })
+                // Options reach it: a text that ends the answer, a seed that decides it.
+                val word = text(events).trim().split(' ')[1]
+                val short = session.complete(start, greedy.copy(stop = listOf(word))).toList()
+                assertEquals(Stop.STOP_TEXT, assertIs<Event.Done>(short.last()).stop)
+                assertTrue(word !in text(short) && text(events).startsWith(text(short)))
+                val warm = Sampling(temperature = 1.5f, topK = 0, topP = 1f, minP = 0f, seed = 1, mirostat = Mirostat.OFF)
+                val (one, same, other) = listOf(warm, warm, warm.copy(seed = 2)).map {
+                    text(session.complete(start, greedy.copy(sampling = it)).toList())
+                }
+                assertEquals(one, same)
+                assertNotEquals(one, other)
+                val never = said.first()
+                val biased = Sampling.Greedy.copy(logitBias = listOf(LogitBias(never, -1000f)))
+                val avoided = session.complete(start, greedy.copy(sampling = biased)).toList()
+                assertTrue(avoided.none { it is Event.Token && it.id == never })
+            }
+        }
+    }
+
+    @Test
+    fun aForkGoesOnAloneAndSaysTheSame() = runBlocking<Unit> {
+        engine(exact).use { engine ->
+            engine.session(context = 128).use { session ->
+                session.complete(start, greedy.copy(maxTokens = 4)).toList()
+                session.fork().use { fork ->
+                    assertContentEquals(session.tokens(), fork.tokens())
+                    assertEquals(0, fork.timeline().processedTokens)
+                    val prompt = session.tokens()
+                    val here = session.generate(prompt, greedy).toList()
+                    val there = fork.generate(prompt, greedy).toList()
+                    assertEquals(text(here), text(there))
+                    assertEquals(prompt.size - 1, assertIs<Event.Done>(there.last()).reusedTokens)
+                }
+            }
+        }
+    }
+
+    /** What was saved goes on in another engine, as one does that lives in a later process. */
+    @Test
+    fun whatWasSavedGoesOnWithTheSameText() = runBlocking<Unit> {
+        withFolder { folder ->
+            val file = folder.resolve("chat.session")
+            val expected = engine(exact).use { engine ->
+                engine.chat(ChatOptions(system = "You are brief.")).use { chat ->
+                    chat.send("What is the capital of France?", greedy).toList()
+                    val bytes = chat.save(file.toString())
+                    assertEquals(file.fileSize(), bytes)
+                    // Written over itself, whole.
+                    assertEquals(bytes, chat.save(file.toString()))
+                    chat.messages() to chat.send("And of Italy?", greedy).toList()
+                }
+            }
+            val (messages, answer) = expected
+            engine(exact).use { engine ->
+                engine.loadChat(file.toString()).use { chat ->
+                    assertEquals(messages, chat.messages())
+                    assertEquals(0, chat.timeline().processedTokens)
+                    val again = chat.send("And of Italy?", greedy).toList()
+                    assertEquals(text(answer), text(again))
+                    val (then, now) = assertIs<Event.Done>(answer.last()) to assertIs<Event.Done>(again.last())
+                    assertEquals(then.reusedTokens, now.reusedTokens)
+                    assertTrue(now.reusedTokens > 20)
+                }
+                // A chat's file has a timeline; a timeline's file has no chat.
+                engine.loadSession(file.toString(), context = 256).use { session ->
+                    assertEquals(256, session.timeline().context)
+                    val alone = folder.resolve("alone.session").toString()
+                    session.save(alone)
+                    assertEquals(Status.MALFORMED, status { engine.loadChat(alone) })
+                }
+            }
+        }
+    }
+
+    @Test
+    fun filesThatDoNotFitSaySo() = runBlocking<Unit> {
+        withFolder { folder ->
+            val file = folder.resolve("some.session")
+            engine(exact).use { engine ->
+                engine.session(context = 64).use { it.complete(start, greedy).toList(); it.save(file.toString()) }
+                suspend fun load(path: Path, context: Int? = null) = status { engine.loadSession(path.toString(), context) }
+                assertEquals(Status.IO, load(folder.resolve("none")))
+                assertEquals(Status.MALFORMED, load(folder))
+                assertEquals(Status.CONTEXT_FULL, load(file, 16))
+                assertEquals(Status.INVALID, load(file, -1))
+                val whole = file.readBytes()
+                val damaged = folder.resolve("damaged")
+                for (at in listOf(0, 100, whole.size / 2, whole.size - 1)) {
+                    damaged.writeBytes(whole.clone().also { it[at] = (it[at].toInt() xor 16).toByte() })
+                    assertTrue(load(damaged) in setOf(Status.MALFORMED, Status.UNSUPPORTED), "byte $at")
+                }
+                damaged.writeBytes(whole.copyOf(whole.size - 7))
+                assertEquals(Status.MALFORMED, load(damaged))
+                damaged.writeBytes(ByteArray(0))
+                assertEquals(Status.MALFORMED, load(damaged))
+                assertEquals(Status.IO, status { engine.session(64).use { it.save("/no/such/folder/file") } })
+            }
+            // Another precision, another model.
+            engine(Precision.Exact(3)).use { assertEquals(Status.UNSUPPORTED, status { it.loadSession(file.toString()) }) }
+            Tiny.open(folder).use { assertEquals(Status.UNSUPPORTED, status { it.loadSession(file.toString()) }) }
+        }
+    }
+
+    @Test
+    fun closedHandlesSaySo() = runBlocking<Unit> {
+        val engine = engine()
+        val (session, chat) = engine.session(64) to engine.chat(ChatOptions(context = 64))
+        repeat(2) { engine.close() }
+        val calls = listOf<suspend () -> Unit>(
+            { engine.info() }, { engine.stats() }, { engine.plan() }, { engine.chat() }, { engine.session() },
+            { engine.trim(TrimLevel.NORMAL) }, { engine.setMemory(1L shl 40) }, { engine.tokenize("a") },
+            { engine.detokenize(intArrayOf(1)) }, { engine.loadChat("a") }, { engine.loadSession("a") },
+        )
+        for (call in calls) assertEquals(Status.CLOSED, status(call))
+        // What an engine made goes on without it.
+        assertEquals(1, session.complete("Hi", greedy.copy(maxTokens = 1)).toList().count { it is Event.Token })
+        session.fork().close()
+        repeat(2) { session.close() }
+        repeat(2) { chat.close() }
+        val later = listOf<suspend () -> Unit>(
+            { session.complete("a").toList() }, { session.generate(intArrayOf(1)).toList() }, { session.tokens() },
+            { session.rewind(0) }, { session.timeline() }, { session.fork() }, { session.save("a") }, { session.cancel() },
+            { chat.send("a").toList() }, { chat.regenerate().toList() }, { chat.messages() }, { chat.setMessages(emptyList()) },
+            { chat.setTime(0) }, { chat.reset() }, { chat.timeline() }, { chat.save("a") }, { chat.cancel() },
+        )
+        for (call in later) assertEquals(Status.CLOSED, status(call))
+    }
+
+    /** Closing races with what else a session does on other threads. */
+    @Test
+    fun closingRacesWithSavingAndForking() = runBlocking<Unit> {
+        val (whole, refused) = AtomicInteger() to AtomicInteger()
+        withFolder { folder ->
+            engine().use { engine ->
+                val random = Random(3)
+                repeat(Integer.getInteger("dollop.races") / 10) { i ->
+                    val session = engine.session(64)
+                    session.generate(intArrayOf(1, 2, 3), greedy.copy(maxTokens = 0)).toList()
+                    val calls = listOf<suspend () -> Unit>(
+                        { session.save(folder.resolve("$i").toString()) },
+                        { session.fork().close() },
+                        { session.tokens() },
+                    )
+                    val jobs = calls.map { call ->
+                        launch(Dispatchers.Default) {
+                            try {
+                                call()
+                                whole.incrementAndGet()
+                            } catch (e: DollopException) {
+                                assertTrue(e.status == Status.CLOSED || e.status == Status.BUSY, "$e")
+                                refused.incrementAndGet()
+                            }
+                        }
+                    }
+                    Thread.sleep(0, random.nextInt(900_000))
+                    session.close()
+                    jobs.forEach { it.join() }
+                }
+            }
+        }
+        assertTrue(whole.get() > 0, "nothing was whole")
+    }
+}

@@ -1,0 +1,209 @@
+//! Engines: opening and planning, what an open one says, its memory and its tokenizer.
+
+use super::listener::Listener;
+use super::options::{opening, part};
+use super::{enter, handle, ids, java, java_ids, number, path, text, unsigned};
+use crate::boundary::{Failure, Result};
+use crate::engine::dollop_file_with;
+use crate::handles::{self, dollop_engine};
+use crate::options::Opening;
+use jni::JNIEnv;
+use jni::objects::{JClass, JIntArray, JObject, JString};
+use jni::sys::{jboolean, jfloat, jint, jintArray, jlong, jstring};
+use runtime::{Engine, Progress, TrimLevel};
+use std::path::Path;
+use std::ptr::null_mut;
+
+/// What opening and planning by a path do first: a foreign model is converted.
+fn with_file<T>(
+    env: &mut JNIEnv,
+    from: &JString,
+    opening: &Opening,
+    listener: &JObject,
+    then: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    let path = path(env, from)?;
+    let mut listener = Listener::new(env, listener)?;
+    let mut go_on = |p: Progress| match &mut listener {
+        Some(listener) => listener.hear(env, [0, 0, p.done as jlong, p.total as jlong], p.stage),
+        None => true,
+    };
+    then(&dollop_file_with(&path, opening, &mut go_on)?)
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineOpen<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    path: JString<'a>,
+    numbers: JIntArray<'a>,
+    quality: jfloat,
+    memory: jlong,
+    cache: JString<'a>,
+    pipelines: JString<'a>,
+    listener: JObject<'a>,
+) -> jlong {
+    enter(&mut env, 0, |env| {
+        let opening = opening(env, &numbers, quality, memory, [&cache, &pipelines])?;
+        let open = |file: &Path| Ok(Engine::open(file, &opening.engine)?);
+        Ok(number(handles::open::<dollop_engine>(with_file(env, &path, &opening, &listener, open)?)?))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineOpenFile<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    descriptor: jint,
+    offset: jlong,
+    length: jlong,
+    numbers: JIntArray<'a>,
+    quality: jfloat,
+    memory: jlong,
+    pipelines: JString<'a>,
+) -> jlong {
+    enter(&mut env, 0, |env| {
+        let opening = opening(env, &numbers, quality, memory, [&JString::default(), &pipelines])?;
+        let part = part(descriptor, offset, length)?;
+        let engine = Engine::open_file(part.file, part.offset, part.len, &opening.engine)?;
+        Ok(number(handles::open::<dollop_engine>(engine)?))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_planJson<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    path: JString<'a>,
+    numbers: JIntArray<'a>,
+    quality: jfloat,
+    memory: jlong,
+    cache: JString<'a>,
+    listener: JObject<'a>,
+) -> jstring {
+    enter(&mut env, null_mut(), |env| {
+        let opening = opening(env, &numbers, quality, memory, [&cache, &JString::default()])?;
+        let plan = |file: &Path| Ok(Engine::plan(file, &opening.engine)?);
+        let plan = with_file(env, &path, &opening, &listener, plan)?;
+        java(env, &crate::plan::json(&plan)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_planFileJson<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    descriptor: jint,
+    offset: jlong,
+    length: jlong,
+    numbers: JIntArray<'a>,
+    quality: jfloat,
+    memory: jlong,
+) -> jstring {
+    enter(&mut env, null_mut(), |env| {
+        let none = JString::default();
+        let opening = opening(env, &numbers, quality, memory, [&none, &none])?;
+        let part = part(descriptor, offset, length)?;
+        let plan = Engine::plan_file(part.file, part.offset, part.len, &opening.engine)?;
+        java(env, &crate::plan::json(&plan)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineJson<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    what: jint,
+) -> jstring {
+    enter(&mut env, null_mut(), |env| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        let json = match what {
+            0 => crate::info::json(&engine)?,
+            1 => crate::stats::json(&engine),
+            _ => crate::plan::json(&engine.memory_plan())?,
+        };
+        java(env, &json)
+    })
+}
+
+/// Returns the bytes that went back to the system.
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineSetMemory<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    bytes: jlong,
+) -> jlong {
+    enter(&mut env, 0, |_| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        Ok(engine.set_memory(unsigned("the memory", bytes)?)? as jlong)
+    })
+}
+
+/// The level is the ordinal of `TrimLevel` in Kotlin. Returns the bytes that went back to the system.
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineTrim<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    level: jint,
+) -> jlong {
+    enter(&mut env, 0, |_| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        let level = match level {
+            0 => TrimLevel::Normal,
+            1 => TrimLevel::Moderate,
+            2 => TrimLevel::Critical,
+            3 => TrimLevel::Complete,
+            other => return Err(Failure::invalid(format!("trim level {other}: it must be 0 to 3"))),
+        };
+        Ok(engine.trim(level)? as jlong)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineTokenize<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    from: JString<'a>,
+    add_special: jboolean,
+) -> jintArray {
+    enter(&mut env, null_mut(), |env| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        let text = text(env, &from)?;
+        let ids = engine.tokenizer()?.encode(&text, add_special != 0)?;
+        java_ids(env, &ids)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineDetokenize<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    from: JIntArray<'a>,
+    skip_special: jboolean,
+) -> jstring {
+    enter(&mut env, null_mut(), |env| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        let ids = ids(env, &from)?;
+        let vocab = engine.info().vocab;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Failure::invalid(format!("token {id}: there are {vocab}")));
+        }
+        let text = engine.tokenizer()?.decode(&ids, skip_special != 0);
+        java(env, &text)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineClose<'a>(mut env: JNIEnv<'a>, _: JClass<'a>, engine: jlong) {
+    enter(&mut env, (), |_| handles::close::<dollop_engine>(handle(engine)).map(drop));
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_devicesJson<'a>(mut env: JNIEnv<'a>, _: JClass<'a>) -> jstring {
+    enter(&mut env, null_mut(), |env| java(env, &crate::devices::json()?))
+}

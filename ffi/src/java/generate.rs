@@ -1,0 +1,98 @@
+//! Generation as Kotlin sees it: options in, events through a listener, six numbers out.
+
+use super::listener::Listener;
+use super::{optional_text, text};
+use crate::boundary::{Failure, Result};
+use crate::generate::outcome_of;
+use crate::handles::Exclusive;
+use jni::JNIEnv;
+use jni::objects::{JDoubleArray, JObject, JObjectArray, JString};
+use jni::sys::{jdoubleArray, jint, jlong};
+use runtime::sampler::Sampling;
+use runtime::{CancelToken, Engine, Event, GenerateOptions, Outcome};
+use std::ptr::null_mut;
+
+/// How to generate, as it comes from Kotlin.
+pub(super) struct Wanted<'a> {
+    pub(super) max_tokens: jint,
+    /// A JSON object of what differs from the model's own sampling, or null.
+    pub(super) sampling: JString<'a>,
+    pub(super) stop: JObjectArray<'a>,
+    /// A `Listener`, or null.
+    pub(super) listener: JObject<'a>,
+}
+
+impl Wanted<'_> {
+    fn options(&self, env: &mut JNIEnv, own: &Sampling) -> Result<GenerateOptions> {
+        let json = optional_text(env, &self.sampling)?;
+        let mut stop = Vec::new();
+        for i in 0..env.get_array_length(&self.stop)? {
+            let one = JString::from(env.get_object_array_element(&self.stop, i)?);
+            stop.push(text(env, &one)?);
+            env.delete_local_ref(one)?;
+        }
+        Ok(GenerateOptions {
+            max_tokens: usize::try_from(self.max_tokens)
+                .map_err(|_| Failure::invalid("negative max_tokens"))?,
+            sampling: sampling(own, json.as_deref())?,
+            stop,
+            cancel: CancelToken::new(),
+            ..GenerateOptions::default()
+        })
+    }
+}
+
+/// The model's own numbers with what a JSON object says instead.
+fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
+    let failed = |e| Failure::invalid(format!("the sampling: {e}"));
+    let mut all = serde_json::to_value(own).map_err(failed)?;
+    let over: serde_json::Map<_, _> = serde_json::from_str(json.unwrap_or("{}")).map_err(failed)?;
+    for (name, value) in over {
+        all[name] = value;
+    }
+    serde_json::from_value(all).map_err(failed)
+}
+
+/// What a call that generates does with a value that is used exclusively.
+type Body<'a, T> =
+    dyn FnOnce(&mut T, &GenerateOptions, &mut dyn FnMut(Event)) -> runtime::Result<Outcome> + 'a;
+
+/// Takes a session or a chat and generates. Returns stop, prompt, reused and generated tokens, and seconds of both parts.
+pub(super) fn generate<T>(
+    env: &mut JNIEnv,
+    with: &Exclusive<T>,
+    engine: impl FnOnce(&T) -> Engine,
+    wanted: &Wanted,
+    body: Box<Body<T>>,
+) -> Result<jdoubleArray> {
+    let mut listener = Listener::new(env, &wanted.listener)?;
+    let mut value = with.take()?;
+    let engine = engine(&value);
+    let options = wanted.options(env, engine.sampling())?;
+    let running = with.cancels(&options.cancel);
+    let done = body(&mut value, &options, &mut |event| {
+        let (numbers, text) = match &event {
+            Event::Prefill { done, total } => ([0, 0, *done as jlong, *total as jlong], ""),
+            Event::Token { id, text } => ([1, (*id).into(), 0, 0], text.as_str()),
+            Event::Rest { text } => ([2, 0, 0, 0], text.as_str()),
+            Event::GpuLost { note } => ([3, 0, 0, 0], note.as_str()),
+            #[allow(unreachable_patterns)] // Events may become more.
+            _ => return,
+        };
+        if let Some(listener) = &mut listener
+            && !listener.hear(env, numbers, text)
+        {
+            options.cancel.cancel();
+        }
+    });
+    drop((running, value));
+    let done = outcome_of(&done?);
+    if env.exception_check()? {
+        return Ok(null_mut());
+    }
+    let array: JDoubleArray = env.new_double_array(6)?;
+    let counts = [done.stop, done.prompt_tokens, done.reused_tokens, done.generated_tokens].map(f64::from);
+    let all = [counts[0], counts[1], counts[2], counts[3], done.prefill_seconds, done.decode_seconds];
+    env.set_double_array_region(&array, 0, &all)?;
+    Ok(array.into_raw())
+}

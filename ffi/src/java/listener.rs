@@ -1,0 +1,48 @@
+//! What a native call tells Kotlin meanwhile: numbers and a text, to a listener on the thread of the call.
+
+use crate::boundary::Result;
+use jni::JNIEnv;
+use jni::objects::{JMethodID, JObject, JValue};
+use jni::signature::{Primitive, ReturnType};
+use jni::sys::jlong;
+
+/// The signature of `Listener.hear`.
+const HEAR: &str = "(JJJJLjava/lang/String;)Z";
+
+/// A listener whose method was looked up, once for all that a call tells it.
+pub(super) struct Listener<'a> {
+    object: &'a JObject<'a>,
+    method: JMethodID,
+    /// It has said no, or thrown.
+    stopped: bool,
+}
+
+impl<'a> Listener<'a> {
+    pub(super) fn new(env: &mut JNIEnv, object: &'a JObject<'a>) -> Result<Option<Listener<'a>>> {
+        if object.is_null() {
+            return Ok(None);
+        }
+        let class = env.get_object_class(object)?;
+        let method = env.get_method_id(class, "hear", HEAR)?;
+        Ok(Some(Listener { object, method, stopped: false }))
+    }
+
+    /// Calls it; whether to go on.
+    pub(super) fn hear(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
+        if self.stopped {
+            return false;
+        }
+        // A frame of its own: a call that tells thousands of texts would hold a reference to each.
+        let answer = env.with_local_frame(4, |env| {
+            let text = env.new_string(text)?;
+            let n = numbers.map(|n| JValue::Long(n).as_jni());
+            let arguments = [n[0], n[1], n[2], n[3], JValue::Object(&text).as_jni()];
+            let returns = ReturnType::Primitive(Primitive::Boolean);
+            // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and this type
+            // are of.
+            unsafe { env.call_method_unchecked(self.object, self.method, returns, &arguments) }?.z()
+        });
+        self.stopped = !answer.unwrap_or(false);
+        !self.stopped
+    }
+}

@@ -1,0 +1,190 @@
+//! Timelines of plain text and tokens, without a chat template.
+
+use super::generate::{Wanted, generate};
+use super::{enter, handle, ids, java_ids, java_longs, number, path, session_options, text, unsigned};
+use crate::handles::{self, Exclusive, dollop_engine, dollop_session};
+use crate::session::info_of;
+use jni::JNIEnv;
+use jni::objects::{JClass, JIntArray, JObject, JObjectArray, JString};
+use jni::sys::{jdoubleArray, jint, jintArray, jlong, jlongArray};
+use runtime::Session;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+/// The context, the tokens in it, and those computed since the timeline was made.
+pub(super) fn numbers(session: &Session) -> [jlong; 3] {
+    let info = info_of(session);
+    [info.context, info.tokens, info.processed_tokens].map(|n| n as jlong)
+}
+
+fn opened(session: Session) -> crate::boundary::Result<jlong> {
+    Ok(number(handles::open::<dollop_session>(Arc::new(Exclusive::new(session)))?))
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionNew<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    context: jint,
+) -> jlong {
+    enter(&mut env, 0, |_| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        opened(engine.session(session_options(context)?)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionLoad<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    from: JString<'a>,
+    context: jint,
+) -> jlong {
+    enter(&mut env, 0, |env| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        opened(engine.load_session(&path(env, &from)?, session_options(context)?)?)
+    })
+}
+
+/// Returns the bytes of the file.
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionSave<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+    to: JString<'a>,
+) -> jlong {
+    enter(&mut env, 0, |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let path = path(env, &to)?;
+        let bytes = session.take()?.save(&path)?;
+        Ok(bytes as jlong)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionFork<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+) -> jlong {
+    enter(&mut env, 0, |_| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let fork = session.take()?.fork()?;
+        opened(fork)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionComplete<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+    prompt: JString<'a>,
+    max_tokens: jint,
+    sampling: JString<'a>,
+    stop: JObjectArray<'a>,
+    listener: JObject<'a>,
+) -> jdoubleArray {
+    enter(&mut env, null_mut(), |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let prompt = text(env, &prompt)?;
+        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let engine = |s: &Session| s.engine().clone();
+        let body = move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| {
+            let ids = s.engine().encode_text(&prompt)?;
+            s.generate(&ids, options, hear)
+        };
+        generate(env, &session, engine, &wanted, Box::new(body))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionGenerate<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+    prompt: JIntArray<'a>,
+    max_tokens: jint,
+    sampling: JString<'a>,
+    stop: JObjectArray<'a>,
+    listener: JObject<'a>,
+) -> jdoubleArray {
+    enter(&mut env, null_mut(), |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let prompt = ids(env, &prompt)?;
+        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let engine = |s: &Session| s.engine().clone();
+        let body = move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| s.generate(&prompt, options, hear);
+        generate(env, &session, engine, &wanted, Box::new(body))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionTokens<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+) -> jintArray {
+    enter(&mut env, null_mut(), |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let ids = session.take()?.tokens().to_vec();
+        java_ids(env, &ids)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionRewind<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+    count: jint,
+) {
+    enter(&mut env, (), |_| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        session.take()?.rewind(unsigned("the count", count.into())? as usize);
+        Ok(())
+    });
+}
+
+/// Returns what `numbers` has.
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionNumbers<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+) -> jlongArray {
+    enter(&mut env, null_mut(), |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let numbers = numbers(&*session.take()?);
+        java_longs(env, &numbers)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionCancel<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+) {
+    enter(&mut env, (), |_| {
+        handles::get::<dollop_session>(handle(session))?.cancel();
+        Ok(())
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionClose<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+) {
+    enter(&mut env, (), |_| {
+        if let Some(session) = handles::close::<dollop_session>(handle(session))? {
+            session.cancel();
+        }
+        Ok(())
+    });
+}
