@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# Builds the native library with the entry points of Kotlin, and the Kotlin library with Maven, and tests them together under
-# -Xcheck:jni. Needs a JDK and Maven (Debian: default-jdk-headless maven); `-Ddollop.races=10000` has more races.
+# Builds the native library with the entry points of Kotlin, and the Kotlin library and its Android layer with Maven, tests them
+# together under -Xcheck:jni, and assembles an AAR and checks its layout. Needs a JDK of 17 or later and Maven (Debian:
+# default-jdk-headless maven). Arguments go to Maven: `-Ddollop.races=10000` has more races.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for tool in javac mvn; do
   command -v "$tool" >/dev/null || { echo "android/test.sh: please install default-jdk-headless and maven" >&2; exit 3; }
 done
-CARGO_TARGET_DIR=target/jni cargo build --quiet -p dollop-ffi --lib --no-default-features --features jni
-other=$(nm -D --defined-only target/jni/debug/libdollop.so | awk '{ print $3 }' | grep -v '^dollop_\|^Java_dev_dollop_Native_' || true)
+# The folder of tests/ffi.sh: most of what it built is the same.
+CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features --features jni
+other=$(nm -D --defined-only target/plain/debug/libdollop.so | awk '{ print $3 }' | grep -v '^dollop_\|^Java_dev_dollop_Native_' || true)
 [ -z "$other" ] || { echo "android/test.sh: exports beside dollop_* and JNI names: $other" >&2; exit 1; }
-cd android/core
-mvn -B -q test "$@" | tee ../../target/maven.log
-! grep -q 'WARNING in native method\|FATAL ERROR in native method' ../../target/maven.log
+(cd android && mvn -B -q test "$@") | tee target/maven.log
+if grep 'WARNING in native method\|FATAL ERROR in native method' target/maven.log >&2; then exit 1; fi
+
+code=0
+android/native.sh || code=$?
+[ "$code" = 0 ] || [ "$code" = 3 ] || exit "$code"
+android/aar.sh
+android/check_aar.py target/aar/*.aar $([ "$code" = 3 ] || echo --native)

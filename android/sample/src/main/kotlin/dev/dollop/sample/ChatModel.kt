@@ -1,0 +1,145 @@
+// What the screen shows and does: one engine, one conversation, one answer at a time. All of it on the main thread; the library
+// computes on its own.
+package dev.dollop.sample
+
+import android.app.Application
+import android.net.Uri
+import androidx.compose.runtime.getValue
+import androidx.compose.runtime.mutableStateListOf
+import androidx.compose.runtime.mutableStateOf
+import androidx.compose.runtime.setValue
+import androidx.lifecycle.AndroidViewModel
+import androidx.lifecycle.viewModelScope
+import dev.dollop.Chat
+import dev.dollop.DollopException
+import dev.dollop.Engine
+import dev.dollop.EngineOptions
+import dev.dollop.Event
+import dev.dollop.Message
+import dev.dollop.Plan
+import dev.dollop.Stats
+import dev.dollop.Status
+import dev.dollop.android.DeviceMemory
+import dev.dollop.android.followMemory
+import dev.dollop.android.open
+import dev.dollop.android.plan
+import java.io.File
+import java.io.IOException
+import kotlinx.coroutines.Job
+import kotlinx.coroutines.delay
+import kotlinx.coroutines.isActive
+import kotlinx.coroutines.launch
+
+/** What the gauge shows. */
+data class Gauge(val plan: Plan, val stats: Stats, val tokensPerSecond: Double, val trimmed: String?)
+
+class ChatModel(application: Application) : AndroidViewModel(application) {
+    private val scope = (application as SampleApplication).scope
+    private val saved = File(application.filesDir, "chat.session").path
+    private var engine: Engine? = null
+    private var chat: Chat? = null
+    private var answer: Job? = null
+    private var following: AutoCloseable? = null
+    private var trimmed: String? = null
+    private var tokensPerSecond = 0.0
+
+    val messages = mutableStateListOf<Message>()
+    var gauge by mutableStateOf<Gauge?>(null)
+        private set
+    var note by mutableStateOf<String?>(null)
+        private set
+    var answering by mutableStateOf(false)
+        private set
+
+    val ready: Boolean get() = gauge != null
+
+    /** Opens the document that was picked, with a budget for this device and this moment. */
+    fun open(uri: Uri): Job = viewModelScope.launch {
+        said {
+            shut()
+            val device = DeviceMemory.of(getApplication())
+            val whole = Engine.plan(getApplication(), uri)
+            val options = EngineOptions(memoryBytes = maxOf(device.budget(), whole.smallestBytes))
+            val opened = Engine.open(getApplication(), uri, options)
+            engine = opened
+            following = opened.followMemory(getApplication(), scope) { trimmed = "${it.level}: ${it.bytes / 1_000_000} MB back" }
+            chat = restored(opened) ?: opened.chat()
+            messages += chat!!.messages()
+            watch(opened)
+        }
+    }
+
+    /** The conversation of last time, if it was with this model. */
+    private suspend fun restored(engine: Engine): Chat? = try {
+        if (File(saved).exists()) engine.loadChat(saved) else null
+    } catch (e: DollopException) {
+        if (e.status != Status.UNSUPPORTED && e.status != Status.MALFORMED) throw e
+        null
+    }
+
+    private fun watch(engine: Engine) = viewModelScope.launch {
+        while (isActive && this@ChatModel.engine === engine) {
+            gauge = Gauge(engine.plan(), engine.stats(), tokensPerSecond, trimmed)
+            delay(500)
+        }
+    }
+
+    fun send(text: String) {
+        val chat = chat ?: return
+        if (answering || text.isBlank()) return
+        answering = true
+        messages += Message("user", text)
+        messages += Message("assistant", "")
+        answer = viewModelScope.launch {
+            try {
+                said {
+                    chat.send(text).collect { event ->
+                        messages[messages.lastIndex] = messages.last().let { it.copy(content = it.content + event.text) }
+                        if (event is Event.Done) tokensPerSecond = event.generatedTokens / maxOf(event.decodeSeconds, 1e-3)
+                    }
+                }
+            } finally {
+                answering = false
+            }
+        }
+    }
+
+    /** Stops the answer; what was said stays. */
+    fun stop() {
+        answer?.cancel()
+    }
+
+    /** The screen is gone: no answer goes on unseen, and the conversation outlives the process. */
+    fun hidden() {
+        val chat = chat ?: return
+        val running = answer
+        scope.launch {
+            running?.cancel()
+            running?.join()
+            said { chat.save(saved) }
+        }
+    }
+
+    private suspend fun said(action: suspend () -> Unit) {
+        note = null
+        try {
+            action()
+        } catch (e: DollopException) {
+            note = e.message
+        } catch (e: IOException) {
+            note = e.message
+        }
+    }
+
+    private fun shut() {
+        following?.close()
+        chat?.close()
+        engine?.close()
+        engine = null
+        chat = null
+        gauge = null
+        messages.clear()
+    }
+
+    override fun onCleared(): Unit = shut()
+}
