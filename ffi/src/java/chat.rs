@@ -78,7 +78,13 @@ extern "system" fn Java_dev_dollop_Native_chatSend<'a>(
         let message = text(env, &message)?;
         let wanted = Wanted { max_tokens, sampling, stop, listener };
         let engine = |c: &Chat| c.session().engine().clone();
-        generate(env, &chat, engine, &wanted, Box::new(move |c, options, hear| c.send(&message, options, hear)))
+        generate(
+            env,
+            &chat,
+            engine,
+            &wanted,
+            Box::new(move |c, options, hear| c.send(&message, options, hear)),
+        )
     })
 }
 

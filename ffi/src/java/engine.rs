@@ -1,16 +1,17 @@
 //! Engines: opening and planning, what an open one says, its memory and its tokenizer.
 
 use super::listener::Listener;
-use super::options::{opening, part};
+use super::options::opening;
 use super::{enter, handle, ids, java, java_ids, number, path, text, unsigned};
 use crate::boundary::{Failure, Result};
 use crate::engine::dollop_file_with;
+use crate::file::part;
 use crate::handles::{self, dollop_engine};
 use crate::options::Opening;
 use jni::JNIEnv;
 use jni::objects::{JClass, JIntArray, JObject, JString};
 use jni::sys::{jboolean, jfloat, jint, jintArray, jlong, jstring};
-use runtime::{Engine, Progress, TrimLevel};
+use runtime::{Engine, Progress};
 use std::path::Path;
 use std::ptr::null_mut;
 
@@ -64,8 +65,9 @@ extern "system" fn Java_dev_dollop_Native_engineOpenFile<'a>(
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let opening = opening(env, &numbers, quality, memory, [&JString::default(), &pipelines])?;
-        let part = part(descriptor, offset, length)?;
-        let engine = Engine::open_file(part.file, part.offset, part.len, &opening.engine)?;
+        let offset = unsigned("the offset", offset)?;
+        let (file, length) = part(descriptor, offset, unsigned("the length", length)?)?;
+        let engine = Engine::open_file(file, offset, length, &opening.engine)?;
         Ok(number(handles::open::<dollop_engine>(engine)?))
     })
 }
@@ -103,8 +105,9 @@ extern "system" fn Java_dev_dollop_Native_planFileJson<'a>(
     enter(&mut env, null_mut(), |env| {
         let none = JString::default();
         let opening = opening(env, &numbers, quality, memory, [&none, &none])?;
-        let part = part(descriptor, offset, length)?;
-        let plan = Engine::plan_file(part.file, part.offset, part.len, &opening.engine)?;
+        let offset = unsigned("the offset", offset)?;
+        let (file, length) = part(descriptor, offset, unsigned("the length", length)?)?;
+        let plan = Engine::plan_file(file, offset, length, &opening.engine)?;
         java(env, &crate::plan::json(&plan)?)
     })
 }
@@ -151,13 +154,7 @@ extern "system" fn Java_dev_dollop_Native_engineTrim<'a>(
 ) -> jlong {
     enter(&mut env, 0, |_| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
-        let level = match level {
-            0 => TrimLevel::Normal,
-            1 => TrimLevel::Moderate,
-            2 => TrimLevel::Critical,
-            3 => TrimLevel::Complete,
-            other => return Err(Failure::invalid(format!("trim level {other}: it must be 0 to 3"))),
-        };
+        let level = crate::memory::level(unsigned("the level", level.into())? as u32)?;
         Ok(engine.trim(level)? as jlong)
     })
 }

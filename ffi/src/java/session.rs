@@ -117,7 +117,8 @@ extern "system" fn Java_dev_dollop_Native_sessionGenerate<'a>(
         let prompt = ids(env, &prompt)?;
         let wanted = Wanted { max_tokens, sampling, stop, listener };
         let engine = |s: &Session| s.engine().clone();
-        let body = move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| s.generate(&prompt, options, hear);
+        let body =
+            move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| s.generate(&prompt, options, hear);
         generate(env, &session, engine, &wanted, Box::new(body))
     })
 }

@@ -30,6 +30,8 @@ public data class EngineOptions(
     val context: Int? = null,
     /** Reads at a time; null for as many as prove best. */
     val lanes: Int? = null,
+    /** Stream experts even where all of them fit [memoryBytes], so that the engine can give memory back later. */
+    val alwaysStream: Boolean = false,
     /** Folder that a foreign model is converted into, once. */
     val cacheFolder: String? = null,
     /** Folder for a GPU's compiled kernels. */
@@ -42,7 +44,8 @@ public data class EngineOptions(
             is Precision.Exact -> 1 to p.bits
             is Precision.Adaptive -> 2 to p.floor
         }
-        return intArrayOf(backend.ordinal, gpuIndex ?: -1, threads ?: 0, context ?: 0, 0, kind, level, lanes ?: 0, 0)
+        val always = if (alwaysStream) 1 else 0
+        return intArrayOf(backend.ordinal, gpuIndex ?: -1, threads ?: 0, context ?: 0, 0, kind, level, lanes ?: 0, 0, always)
     }
 
     internal val quality: Float get() = (precision as? Precision.Adaptive)?.quality ?: 0f
