@@ -57,12 +57,12 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
     fun open(uri: Uri): Job = viewModelScope.launch {
         said {
             shut()
-            val device = DeviceMemory.of(getApplication())
-            val whole = Engine.plan(getApplication(), uri)
+            val device = DeviceMemory.of(getApplication<Application>())
+            val whole = Engine.plan(getApplication<Application>(), uri)
             val options = EngineOptions(memoryBytes = maxOf(device.budget(), whole.smallestBytes))
-            val opened = Engine.open(getApplication(), uri, options)
+            val opened = Engine.open(getApplication<Application>(), uri, options)
             engine = opened
-            following = opened.followMemory(getApplication(), scope) { trimmed = "${it.level}: ${it.bytes / 1_000_000} MB back" }
+            following = opened.followMemory(getApplication<Application>(), scope) { trimmed = "${it.level}: ${it.bytes / 1_000_000} MB back" }
             chat = restored(opened) ?: opened.chat()
             messages += chat!!.messages()
             watch(opened)
