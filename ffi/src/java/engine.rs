@@ -29,7 +29,12 @@ fn with_file<T>(
         Some(listener) => listener.hear(env, [0, 0, p.done as jlong, p.total as jlong], p.stage),
         None => true,
     };
-    then(&dollop_file_with(&path, opening, &mut go_on)?)
+    let file = dollop_file_with(&path, opening, &mut go_on)?;
+    // A conversion may be done before it hears of it.
+    if listener.is_some_and(|listener| listener.stopped()) {
+        return Err(runtime::Error::Cancelled.into());
+    }
+    then(&file)
 }
 
 #[unsafe(no_mangle)]

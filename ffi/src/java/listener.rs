@@ -27,6 +27,11 @@ impl<'a> Listener<'a> {
         Ok(Some(Listener { object, method, stopped: false }))
     }
 
+    /// Whether it has said no, or thrown: then the virtual machine may be asked for nothing more.
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Calls it; whether to go on.
     pub(super) fn hear(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
         if self.stopped {

@@ -47,7 +47,9 @@ class SessionTest : WithModel() {
                 assertEquals(ids.size, done.promptTokens)
                 assertContentEquals(ids, session.tokens().copyOf(ids.size))
                 val said = events.filterIsInstance<Event.Token>().map { it.id }
-                assertContentEquals(said.dropLast(1).toIntArray(), session.tokens().drop(ids.size).toIntArray())
+                // The last is in the cache where the model ended its turn behind it.
+                val kept = if (done.stop == Stop.MAX_TOKENS) said.dropLast(1) else said
+                assertContentEquals(kept.toIntArray(), session.tokens().drop(ids.size).toIntArray())
                 assertEquals(engine.detokenize(said.toIntArray()), text(events))
                 // The same as tokens, of which all but the last are in the cache; and once more after they are forgotten.
                 val again = session.generate(ids, greedy).toList()

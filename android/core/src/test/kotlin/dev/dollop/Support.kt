@@ -22,7 +22,7 @@ abstract class WithModel {
     protected suspend fun streaming(more: Long = 8L shl 20, bits: Int = 4): Engine {
         val options = EngineOptions(threads = 2, context = 512, precision = Precision.Exact(bits))
         val smallest = Engine.plan(model, options).smallestBytes
-        return Engine.open(model, options.copy(memoryBytes = smallest + more))
+        return Engine.open(model, options.copy(memoryBytes = smallest + more, alwaysStream = true))
     }
 
     protected fun text(events: List<Event>): String = events.joinToString("") { it.text }
