@@ -11,6 +11,8 @@ done
 CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features --features jni
 other=$(nm -D --defined-only target/plain/debug/libdollop.so | awk '{ print $3 }' | grep -v '^dollop_\|^Java_dev_dollop_Native_' || true)
 [ -z "$other" ] || { echo "android/test.sh: exports beside dollop_* and JNI names: $other" >&2; exit 1; }
+# Compilers that run for seconds: better code for them would take longer than it saves.
+export MAVEN_OPTS=${MAVEN_OPTS:--XX:TieredStopAtLevel=1 -XX:+UseSerialGC}
 (cd android && mvn -B -q test "$@") | tee target/maven.log
 if grep 'WARNING in native method\|FATAL ERROR in native method' target/maven.log >&2; then exit 1; fi
 

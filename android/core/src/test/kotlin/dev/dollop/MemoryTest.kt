@@ -7,10 +7,10 @@ import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
-import kotlinx.coroutines.yield
 import kotlinx.serialization.json.Json
 import org.junit.jupiter.api.Test
 
@@ -64,7 +64,7 @@ class MemoryTest : WithModel() {
                         turns++
                         engine.plan()
                         engine.stats()
-                        yield()
+                        delay(1)
                     }
                 }
                 val answer = session.complete("The history of the sea begins", options).toList()
@@ -75,7 +75,8 @@ class MemoryTest : WithModel() {
             assertEquals(quiet, restless)
             val stream = engine.stats().stream!!
             assertTrue(turns > 3 && given > 0 && stream.resizes > 3, "$turns turns, $given bytes, $stream")
-            assertEquals(given, stream.bytesGivenBack)
+            // The last one's answer may have come after the end.
+            assertTrue(given <= stream.bytesGivenBack, "$given bytes, $stream")
         }
     }
 
