@@ -158,7 +158,8 @@ class SessionTest : WithModel() {
                 assertEquals(Status.MALFORMED, load(damaged))
                 damaged.writeBytes(ByteArray(0))
                 assertEquals(Status.MALFORMED, load(damaged))
-                assertEquals(Status.IO, status { engine.session(64).use { it.save("/no/such/folder/file") } })
+                // No folder can be there.
+                assertEquals(Status.IO, status { engine.session(64).use { it.save(file.resolve("inside").toString()) } })
             }
             // Another precision, another model.
             engine(Precision.Exact(3)).use { assertEquals(Status.UNSUPPORTED, status { it.loadSession(file.toString()) }) }
