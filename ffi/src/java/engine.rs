@@ -4,37 +4,39 @@ use super::listener::Listener;
 use super::options::opening;
 use super::{enter, handle, ids, java, java_ids, number, path, text, unsigned};
 use crate::boundary::{Failure, Result};
-use crate::engine::dollop_file_with;
+use crate::engine::Hear;
 use crate::file::part;
 use crate::handles::{self, dollop_engine};
-use crate::options::Opening;
 use jni::JNIEnv;
 use jni::objects::{JClass, JIntArray, JObject, JString};
 use jni::sys::{jboolean, jfloat, jint, jintArray, jlong, jstring};
 use runtime::{Engine, Progress};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::ptr::null_mut;
 
-/// What opening and planning by a path do first: a foreign model is converted.
-fn with_file<T>(
+/// Opens or plans by a path; a foreign model is converted first, as the listener hears.
+fn with_path<T>(
     env: &mut JNIEnv,
-    from: &JString,
-    opening: &Opening,
+    path: &JString,
     listener: &JObject,
-    then: impl FnOnce(&Path) -> Result<T>,
+    work: impl FnOnce(&Path, Hear) -> runtime::Result<T>,
 ) -> Result<T> {
-    let path = path(env, from)?;
+    let path = self::path(env, path)?;
     let mut listener = Listener::new(env, listener)?;
-    let mut go_on = |p: Progress| match &mut listener {
-        Some(listener) => listener.hear(env, [0, 0, p.done as jlong, p.total as jlong], p.stage),
-        None => true,
+    let mut hear = |p: Progress| {
+        let numbers = [0, 0, p.done as jlong, p.total as jlong];
+        match listener.as_mut().is_none_or(|l| l.hear(env, numbers, p.stage)) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
     };
-    let file = dollop_file_with(&path, opening, &mut go_on)?;
-    // A conversion may be done before it hears of it.
+    let done = work(&path, &mut hear)?;
+    // A conversion may be done before it hears of it; what was opened is closed then.
     if listener.is_some_and(|listener| listener.stopped()) {
         return Err(runtime::Error::Cancelled.into());
     }
-    then(&file)
+    Ok(done)
 }
 
 #[unsafe(no_mangle)]
@@ -51,8 +53,8 @@ extern "system" fn Java_dev_dollop_Native_engineOpen<'a>(
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &pipelines])?;
-        let open = |file: &Path| Ok(Engine::open(file, &opening.engine)?);
-        Ok(number(handles::open::<dollop_engine>(with_file(env, &path, &opening, &listener, open)?)?))
+        let open = |path: &Path, progress: Hear| Engine::open_with(path, &opening.engine, progress);
+        Ok(number(handles::open::<dollop_engine>(with_path(env, &path, &listener, open)?)?))
     })
 }
 
@@ -90,8 +92,8 @@ extern "system" fn Java_dev_dollop_Native_planJson<'a>(
 ) -> jstring {
     enter(&mut env, null_mut(), |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &JString::default()])?;
-        let plan = |file: &Path| Ok(Engine::plan(file, &opening.engine)?);
-        let plan = with_file(env, &path, &opening, &listener, plan)?;
+        let plan = |path: &Path, progress: Hear| Engine::plan_with(path, &opening.engine, progress);
+        let plan = with_path(env, &path, &listener, plan)?;
         java(env, &crate::plan::json(&plan)?)
     })
 }

@@ -87,7 +87,9 @@ fn ids(env: &mut JNIEnv, from: &JIntArray) -> Result<Vec<u32>> {
     }
     let mut ids = vec![0; env.get_array_length(from)? as usize];
     env.get_int_array_region(from, 0, &mut ids)?;
-    ids.into_iter().map(|id| u32::try_from(id).map_err(|_| Failure::invalid(format!("token {id}: it is negative")))).collect()
+    ids.into_iter()
+        .map(|id| u32::try_from(id).map_err(|_| Failure::invalid(format!("token {id}: it is negative"))))
+        .collect()
 }
 
 /// A number that must not be negative.
