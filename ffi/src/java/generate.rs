@@ -9,7 +9,7 @@ use jni::JNIEnv;
 use jni::objects::{JDoubleArray, JObject, JObjectArray, JString};
 use jni::sys::{jdoubleArray, jint, jlong};
 use runtime::sampler::Sampling;
-use runtime::{CancelToken, Engine, Event, GenerateOptions, Outcome};
+use runtime::{Engine, Event, GenerateOptions, Outcome};
 use std::ptr::null_mut;
 
 /// How to generate, as it comes from Kotlin.
@@ -24,21 +24,17 @@ pub(super) struct Wanted<'a> {
 
 impl Wanted<'_> {
     fn options(&self, env: &mut JNIEnv, own: &Sampling) -> Result<GenerateOptions> {
+        let mut options = GenerateOptions::default();
         let json = optional_text(env, &self.sampling)?;
-        let mut stop = Vec::new();
         for i in 0..env.get_array_length(&self.stop)? {
             let one = JString::from(env.get_object_array_element(&self.stop, i)?);
-            stop.push(text(env, &one)?);
+            options.stop.push(text(env, &one)?);
             env.delete_local_ref(one)?;
         }
-        Ok(GenerateOptions {
-            max_tokens: usize::try_from(self.max_tokens)
-                .map_err(|_| Failure::invalid("negative max_tokens"))?,
-            sampling: sampling(own, json.as_deref())?,
-            stop,
-            cancel: CancelToken::new(),
-            ..GenerateOptions::default()
-        })
+        options.max_tokens =
+            usize::try_from(self.max_tokens).map_err(|_| Failure::invalid("negative max_tokens"))?;
+        options.sampling = sampling(own, json.as_deref())?;
+        Ok(options)
     }
 }
 

@@ -99,8 +99,11 @@ fn unsigned(name: &str, number: jlong) -> Result<u64> {
 
 /// Tokens of context; 0 stands for what the budget was planned for.
 fn session_options(context: jint) -> Result<SessionOptions> {
-    let context = unsigned("the context", context.into())? as usize;
-    Ok(SessionOptions { context: (context != 0).then_some(context), ..SessionOptions::default() })
+    let mut options = SessionOptions::default();
+    if context != 0 {
+        options.context = Some(unsigned("the context", context.into())? as usize);
+    }
+    Ok(options)
 }
 
 /// A handle that Kotlin holds as a number.
