@@ -11,14 +11,13 @@ version = "0.1.0"
 kotlin {
     explicitApi()
     jvmToolchain(17)
+    sourceSets["test"].kotlin.setSrcDirs(emptyList<String>())
 }
 
 dependencies {
     api(libs.coroutines.core)
     api(libs.serialization.json)
 }
-
-sourceSets { test { kotlin.setSrcDirs(emptyList<String>()) } }
 
 publishing {
     publications {

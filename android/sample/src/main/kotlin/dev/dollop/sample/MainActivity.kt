@@ -52,7 +52,7 @@ class MainActivity : ComponentActivity() {
 private fun Screen(model: ChatModel) {
     val picker = rememberLauncherForActivityResult(OpenDocument()) { uri -> uri?.let(model::open) }
     Column(Modifier.fillMaxSize().safeDrawingPadding().padding(12.dp), Arrangement.spacedBy(8.dp)) {
-        model.gauge?.let { Gauge(it) }
+        model.gauge?.let { GaugeCard(it) }
         model.note?.let { Text(it, color = MaterialTheme.colorScheme.error) }
         Conversation(model.messages, Modifier.weight(1f))
         if (model.ready) {
@@ -65,7 +65,7 @@ private fun Screen(model: ChatModel) {
 
 /** Memory as bars of the budget; bits and hits as they are now. */
 @Composable
-private fun Gauge(gauge: Gauge) {
+private fun GaugeCard(gauge: Gauge) {
     val plan = gauge.plan
     val budget = (plan.budget ?: plan.totalBytes).toFloat()
     Card(Modifier.fillMaxWidth()) {
