@@ -10,9 +10,10 @@
 //! let engine = Engine::open("model.gguf", &EngineOptions::default().with_memory(2 << 30).with_cache("models"))?;
 //! let mut chat = Chat::new(engine.session(SessionOptions::default())?, None, Overflow::Slide)?;
 //! let options = GenerateOptions::default().with_sampling(engine.sampling().clone());
+//! let mut answer = String::new();
 //! for event in chat.stream("Hello!", &options)? {
 //!     if let Event::Token { text, .. } | Event::Rest { text } = event? {
-//!         print!("{text}");
+//!         answer.push_str(&text);
 //!     }
 //! }
 //! # Ok(())
