@@ -68,8 +68,11 @@ tests() {
   export PKG_CONFIG_PATH=$PWD/target/swift/prefix/lib/pkgconfig
   swift --version 2>&1 | head -1
   rm -rf target/swift/symbols && mkdir -p target/swift/symbols/Dollop
-  swift build --package-path ios --build-tests --quiet -Xswiftc -warnings-as-errors \
-    -Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc "$PWD/target/swift/symbols"
+  swift build --package-path ios --build-tests -Xswiftc -warnings-as-errors -Xswiftc -emit-symbol-graph \
+    -Xswiftc -emit-symbol-graph-dir -Xswiftc "$PWD/target/swift/symbols" >target/swift/build.log 2>&1 || {
+    cat target/swift/build.log
+    return 1
+  }
   echo "== the example app: what needs no SwiftUI is compiled, the rest parsed"
   # shellcheck disable=SC2046 # Flags.
   swiftc -swift-version 6 -warnings-as-errors -typecheck -I ios/.build/debug/Modules -I ios/Sources/CDollop \
