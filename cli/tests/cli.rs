@@ -72,7 +72,7 @@ fn v_shows_what_the_library_does_and_nothing_else_does() {
     assert!(info > 0 && debug == 0 && trace == 0);
     let [info, debug, trace] = lines(&["-vv"]);
     assert!(info > 0 && debug > 1 && trace == 0);
-    let [.., trace] = lines(&["-vvv", "--memory", "200M", "--ctx", "64"]);
+    let [.., trace] = lines(&["-vvv", "--memory", "100M", "--ctx", "64"]);
     assert!(trace > 10, "planes that are read");
     let help = ok(&["run", "--help"], "");
     assert!(help.contains("-v") && help.contains("-vvv"), "{help}");
