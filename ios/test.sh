@@ -67,7 +67,8 @@ say "the Swift package"
 tests() {
   export PKG_CONFIG_PATH=$PWD/target/swift/prefix/lib/pkgconfig
   swift --version 2>&1 | head -1
-  rm -rf target/swift/symbols && mkdir -p target/swift/symbols/Dollop
+  # Written when the package is compiled, and kept for when it need not be.
+  mkdir -p target/swift/symbols/Dollop
   swift build --package-path ios --build-tests -Xswiftc -warnings-as-errors -Xswiftc -emit-symbol-graph \
     -Xswiftc -emit-symbol-graph-dir -Xswiftc "$PWD/target/swift/symbols" >target/swift/build.log 2>&1 || {
     cat target/swift/build.log
