@@ -105,7 +105,7 @@ final class EngineTests: DollopTestCase {
         guard FileManager.default.fileExists(atPath: foreign.path) else {
             throw XCTSkip("tests/goldens/fetch.sh fetches the model of this test")
         }
-        await expect(.unsupported, "cache_folder") { try await Engine(contentsOf: foreign) }
+        await expect(.unsupported, "cache folder") { try await Engine(contentsOf: foreign) }
         let heard = Protected<[OpenProgress]>([])
         let options = EngineOptions(cacheFolder: folder)
         let opening = Task {
