@@ -51,9 +51,7 @@ fn greedy_answers_equal_those_of_transformers() {
     assert!(whole >= 5);
 }
 
-/// 2762 tokens in f32.
 #[test]
-#[ignore = "a minute of two cores: ./check --full runs it"]
 fn bits_per_byte_equal_those_of_transformers() {
     let engine = engine();
     let tokenizer = engine.tokenizer().unwrap();

@@ -127,13 +127,13 @@ fn columns_are_levels_that_the_file_has() {
     // With experts: what is left of the default model says nothing right, and other things at other levels.
     let model = short_model();
     let ask = [model.to_str().unwrap(), "--tasks", "copy", "--json", "--levels"];
-    let out = run(folder.path(), &[&ask[..], &["2,8,adaptive"]].concat());
+    let out = run(folder.path(), &[&ask[..], &["2,4,8,adaptive"]].concat());
     let said = text(&out.stderr);
     assert!(out.status.success() && said.contains("levels 2, 3, 4, and not exact:8"), "{said}");
     let json: Json = serde_json::from_slice(&out.stdout).unwrap();
     let columns = json["columns"].as_array().unwrap();
     let names: Vec<&str> = columns.iter().map(|column| column["column"].as_str().unwrap()).collect();
-    assert_eq!(names, ["exact:2", "adaptive:4 (floor 3)"]);
+    assert_eq!(names, ["exact:2", "exact:4", "adaptive:4 (floor 3)"]);
     let mode = |i: usize| columns[i]["mode"].as_str().unwrap();
     assert!(mode(0).contains("exact level 2") && mode(1).contains("exact level 4"), "{said}");
     assert_ne!(columns[0]["answers"], columns[1]["answers"]);

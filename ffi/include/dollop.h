@@ -18,7 +18,7 @@
 // Threads. Engines and plans may be used from any thread at a time. A session or chat does one call at a time, from any
 // thread; a second one meanwhile is DOLLOP_BUSY. Only _cancel and _free may be called during a generation, from any thread.
 //
-// Callbacks run on the thread of the call that they belong to. They must not throw or longjmp: dollop.hpp carries C++
+// Callbacks run on the thread of the call that they belong to, the log's on whichever thread logs. They must not throw or longjmp: dollop.hpp carries C++
 // exceptions past the library.
 
 
