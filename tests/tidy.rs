@@ -1,5 +1,5 @@
 //! Gate 7: the house is as ARCHITECTURE.md says: rooms import only what the table allows, unsafe code stays in its rooms,
-//! the library does not print, exit or read the environment, and files stay readable.
+//! the library does not print, exit or read the environment, files and pages stay readable, and every gate is listed.
 
 use dollop_tests::root;
 use std::fs;
@@ -192,4 +192,85 @@ fn files_stay_readable() {
         assert!(text.lines().count() <= 600, "{} has {} lines", path.display(), text.lines().count());
         assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
     }
+}
+
+/// Words of every sentence of a page: of its prose and lists, without tables, headings and code.
+fn sentences(page: &str) -> Vec<usize> {
+    let mut code = false;
+    let prose = page.lines().map(|line| {
+        code ^= line.starts_with("```");
+        let item = line.trim_start().strip_prefix("- ");
+        let apart = code || line.starts_with(['#', '|', '`']) || line.starts_with("    ");
+        match (apart || line.is_empty(), item) {
+            (true, _) => ". ".to_owned(),
+            (_, Some(item)) => format!(". {item} "),
+            _ => format!("{line} "),
+        }
+    });
+    let prose: String = prose.collect();
+    let ends = prose.replace(['?', '!'], ".").replace(".)", ").").replace(".**", "**.");
+    ends.split(". ").map(|s| s.split_whitespace().count()).filter(|&words| words > 1).collect()
+}
+
+#[test]
+fn pages_stay_readable() {
+    let text = |page: &str| fs::read_to_string(root().join(page)).unwrap();
+    let all = text("ARCHITECTURE.md").split_whitespace().count();
+    assert!(all <= 1200, "ARCHITECTURE.md has {all} words");
+    let docs = ["bindings", "cpu", "file", "gpu", "sessions", "streaming"].map(|d| format!("docs/{d}.md"));
+    for page in docs.iter().map(String::as_str).chain(["ARCHITECTURE.md"]) {
+        let words = sentences(&text(page));
+        assert!(words.len() >= 8, "{page}: the search finds {} sentences", words.len());
+        let (mean, most) = (words.iter().sum::<usize>() / words.len(), words.iter().max().unwrap());
+        assert!(mean <= 20 && *most <= 60, "{page}: {mean} words a sentence, {most} in the longest");
+    }
+}
+
+#[test]
+fn every_gate_is_listed_once() {
+    let list = fs::read_to_string(root().join("tests/GATES.md")).unwrap();
+    let mut listed = Vec::new();
+    for cell in list.lines().filter_map(|l| l.strip_prefix("| ")?.split(" |").next()) {
+        for part in cell.split(", ").filter(|p| p.starts_with(|c: char| c.is_ascii_digit())) {
+            let (from, to) = part.split_once('–').unwrap_or((part, part));
+            listed.extend(from.parse::<u32>().unwrap()..=to.parse().unwrap());
+        }
+    }
+    assert!(listed.is_sorted_by(|a, b| a < b), "a number is used twice, or out of order: {listed:?}");
+    let mut seen = 0;
+    for folder in ["tests", "cli/tests", "ffi", "runtime/src"] {
+        for path in sources(&root().join(folder)) {
+            let text = fs::read_to_string(&path).unwrap();
+            for gate in text.split("Gate ").skip(1).chain(text.split("fn gate_").skip(1)) {
+                let digits: String = gate.chars().take_while(char::is_ascii_digit).collect();
+                let Ok(number) = digits.parse() else { continue };
+                seen += 1;
+                assert!(listed.contains(&number), "{}: gate {number} is not in GATES.md", path.display());
+            }
+        }
+    }
+    assert!(seen > 80, "only {seen} gates were seen");
+}
+
+#[test]
+fn the_way_into_the_code_is_short() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let mut whole = 0;
+    for row in page
+        .lines()
+        .skip_while(|l| !l.starts_with("| file | lines"))
+        .skip(2)
+        .take_while(|l| l.starts_with('|'))
+    {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let lines = fs::read_to_string(root().join(cells[1])).unwrap().lines().count();
+        let said: usize = cells[2].parse().unwrap();
+        assert!(
+            lines.abs_diff(said) <= 20,
+            "{} has {lines} lines, and CONTRIBUTING.md says {said}",
+            cells[1]
+        );
+        whole += lines;
+    }
+    assert!((500..=1500).contains(&whole), "{whole} lines");
 }
