@@ -274,3 +274,33 @@ fn the_way_into_the_code_is_short() {
     }
     assert!((500..=1500).contains(&whole), "{whole} lines");
 }
+
+#[test]
+fn functions_fit_a_screen() {
+    let mut seen = 0;
+    for folder in ["runtime/src", "cli/src", "ffi/src", "shaders"] {
+        for path in sources(&root().join(folder)) {
+            let text = fs::read_to_string(&path).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            for (n, line) in lines.iter().enumerate() {
+                let code = line.trim_start();
+                let before = code.split("fn ").next().unwrap();
+                let words =
+                    ["pub", "pub(super)", "pub(crate)", "const", "unsafe", "extern", "\"C\"", "pub(in"];
+                if !code.contains("fn ") || !before.split_whitespace().all(|w| words.contains(&w)) {
+                    continue;
+                }
+                let end = format!("{}}}", &line[..line.len() - code.len()]);
+                let Some(length) = lines[n..]
+                    .iter()
+                    .position(|l| *l == end || l.ends_with(';') && !l[end.len() - 1..].starts_with(' '))
+                else {
+                    continue;
+                };
+                seen += 1;
+                assert!(length < 80, "{}:{}: a function of {} lines", path.display(), n + 1, length + 1);
+            }
+        }
+    }
+    assert!(seen > 1000, "only {seen} functions were seen");
+}

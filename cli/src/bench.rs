@@ -64,55 +64,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     }
     let mut rows = Vec::new();
     for (name, n) in [("pp", args.prompt), ("tg", args.generate)] {
-        if n == 0 {
-            continue;
+        if n > 0 {
+            rows.push(measure(args, &engine, &mut session, &tokens, name, n)?);
         }
-        let mut tps = Vec::new();
-        let mut mark = None;
-        let mut kernels = Vec::new();
-        // The first run warms caches and is not counted.
-        for run in 0..=args.repeat {
-            if run == 1 {
-                mark = Mark::now(&engine);
-                kernels = kernel_times(&engine);
-            }
-            let seconds = if name == "pp" {
-                prompt(&mut session, args.depth, &tokens)?
-            } else {
-                generate(&mut session, before, n, run)?
-            };
-            if run > 0 {
-                tps.push(n as f64 / seconds);
-            }
-        }
-        let mean = tps.iter().sum::<f64>() / tps.len() as f64;
-        let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
-        let rate = (name == "tg").then_some(mean * info.active_bytes as f64);
-        let test = if args.depth > 0 { format!("{name}{n} @ d{}", args.depth) } else { format!("{name}{n}") };
-        let done = n * args.repeat;
-        let stream = mark.as_ref().map(|mark| mark.json(&engine, done));
-        let storage_rate = mark.as_ref().map(|mark| mark.read_rate(&engine));
-        if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
-            note!("{test}:\n{}", mark.report(&engine, done));
-        }
-        let kernels = since(&kernels, kernel_times(&engine));
-        if args.gpu_clock && !args.json {
-            report_kernels(&test, &kernels, done)?;
-        }
-        if let Some(note) = engine.lost() {
-            let remedy = "run it again, or with --backend cpu";
-            return Err(format!("{note}: figures of two processors are none; {remedy}").into());
-        }
-        rows.push(Row {
-            test,
-            mean_tps: mean,
-            sd_tps: variance.sqrt(),
-            tps,
-            weight_bytes_per_second: rate,
-            stream,
-            storage_bytes_per_second: storage_rate,
-            kernels,
-        });
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
     // The read test takes memory that a budget does not have, and measures the processor's.
@@ -124,7 +78,6 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     // Before the test of storage, which leaves neither heat nor cache as they were.
     watch.finish()?;
     let storage = engine.streamer().map(|s| s.read_bandwidth(STORAGE_TEST)).transpose()?.flatten();
-    let mut out = screen::stdout();
     if args.json {
         let json = serde_json::json!({
             "model": info,
@@ -132,12 +85,75 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             "read_bytes_per_second": ceiling,
             "storage_bytes_per_second": storage,
         });
-        writeln!(out, "{}", screen::json(&json, false)?)?;
+        writeln!(screen::stdout(), "{}", screen::json(&json, false)?)?;
         return Ok(());
     }
+    print(&engine, &rows, ceiling, storage)
+}
+
+/// One test: `n` tokens of a prompt (`pp`) or of an answer (`tg`), behind `args.depth` tokens of context.
+fn measure(
+    args: &BenchArgs,
+    engine: &Engine,
+    session: &mut Session,
+    tokens: &[u32],
+    name: &str,
+    n: usize,
+) -> Result<Row, Failure> {
+    let mut tps = Vec::new();
+    let mut mark = None;
+    let mut kernels = Vec::new();
+    // The first run warms caches and is not counted.
+    for run in 0..=args.repeat {
+        if run == 1 {
+            mark = Mark::now(engine);
+            kernels = kernel_times(engine);
+        }
+        let seconds = if name == "pp" {
+            prompt(session, args.depth, tokens)?
+        } else {
+            generate(session, &tokens[..args.depth], n, run)?
+        };
+        if run > 0 {
+            tps.push(n as f64 / seconds);
+        }
+    }
+    let mean = tps.iter().sum::<f64>() / tps.len() as f64;
+    let variance = tps.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (tps.len() - 1).max(1) as f64;
+    let test = if args.depth > 0 { format!("{name}{n} @ d{}", args.depth) } else { format!("{name}{n}") };
+    let done = n * args.repeat;
+    let stream = mark.as_ref().map(|mark| mark.json(engine, done));
+    let storage_rate = mark.as_ref().map(|mark| mark.read_rate(engine));
+    if let Some(mark) = mark.filter(|_| args.engine.stream.stats) {
+        note!("{test}:\n{}", mark.report(engine, done));
+    }
+    let kernels = since(&kernels, kernel_times(engine));
+    if args.gpu_clock && !args.json {
+        report_kernels(&test, &kernels, done)?;
+    }
+    if let Some(note) = engine.lost() {
+        let remedy = "run it again, or with --backend cpu";
+        return Err(format!("{note}: figures of two processors are none; {remedy}").into());
+    }
+    Ok(Row {
+        test,
+        mean_tps: mean,
+        sd_tps: variance.sqrt(),
+        tps,
+        weight_bytes_per_second: (name == "tg").then_some(mean * engine.info().active_bytes as f64),
+        stream,
+        storage_bytes_per_second: storage_rate,
+        kernels,
+    })
+}
+
+/// The table, and how near the figures are to the read rates of memory (`ceiling`) and of storage.
+fn print(engine: &Engine, rows: &[Row], ceiling: Option<f64>, storage: Option<f64>) -> Result<(), Failure> {
+    let info = engine.info();
+    let mut out = screen::stdout();
     writeln!(out, "| model | size | params | active | backend | mode | test | t/s |")?;
     writeln!(out, "|---|---:|---:|---:|---|---|---|---:|")?;
-    for row in &rows {
+    for row in rows {
         writeln!(
             out,
             "| {} {} | {} | {} | {} | {} | {} | {} | {:.2} ± {:.2} |",
@@ -165,7 +181,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
             if engine.threads() == 1 { "" } else { "s" }
         )?;
     }
-    for row in &rows {
+    for row in rows {
         if let (Some(rate), Some(storage)) = (row.storage_bytes_per_second, storage) {
             writeln!(
                 out,

@@ -162,11 +162,19 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         m.kl_p99 = Some(divergences[(divergences.len() - 1) * 99 / 100]);
         m.top1_agreement = Some(agreed as f64 / divergences.len() as f64);
     }
-    let mut out = screen::stdout();
     if args.json {
-        writeln!(out, "{}", screen::json(&m, false)?)?;
+        writeln!(screen::stdout(), "{}", screen::json(&m, false)?)?;
         return Ok(());
     }
+    print(&m)?;
+    if let Some(mark) = mark {
+        writeln!(screen::stdout(), "{}", mark.report(engine, scored))?;
+    }
+    Ok(())
+}
+
+fn print(m: &Measured) -> Result<(), Failure> {
+    let mut out = screen::stdout();
     writeln!(out, "{}", m.mode)?;
     writeln!(out, "tokens         {}", m.tokens)?;
     writeln!(out, "perplexity     {:.4}", m.perplexity)?;
@@ -175,9 +183,6 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
         writeln!(out, "KL mean        {mean:.5}")?;
         writeln!(out, "KL 99%         {p99:.5}")?;
         writeln!(out, "top-1 agrees   {:.2} %", 100.0 * top)?;
-    }
-    if let Some(mark) = mark {
-        writeln!(out, "{}", mark.report(engine, scored))?;
     }
     Ok(())
 }

@@ -169,6 +169,59 @@ pub(super) struct Request<'a> {
     pub(super) kv: &'a dyn Fn(usize) -> u64,
 }
 
+impl Request<'_> {
+    /// Bytes of all experts at a level.
+    fn all(&self, level: Level) -> u64 {
+        let layers = self.tables.iter().flatten();
+        layers.map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
+    }
+
+    /// Bytes that one expert of a layer needs at least in a cache.
+    fn place(&self, t: &LayerExperts) -> u64 {
+        match self.gpu {
+            true => t.device_bytes(self.device_level) as u64,
+            false => t.expert_bytes(self.floor) as u64,
+        }
+    }
+
+    /// What to do about a budget that is too small.
+    fn hint(&self, kv_bytes: u64, has_experts: bool) -> String {
+        let (context, mb) = (self.context, kv_bytes >> 20);
+        match (context > 512, has_experts) {
+            (true, _) => {
+                format!(" (with a context of {context} tokens, which takes {mb} MB; --ctx lowers it)")
+            }
+            (false, true) => String::new(),
+            (false, false) => " (the model has no experts that could be streamed)".to_owned(),
+        }
+    }
+
+    /// What a level means with so many bytes for experts, in equal shares for all layers.
+    fn fit(&self, level: Level, expert_bytes: u64, streaming: bool) -> LevelFit {
+        let routed = || self.tables.iter().flatten();
+        let layers = routed().count().max(1) as u64;
+        let share = expert_bytes / layers;
+        let places = |t: &LayerExperts| (share / self.place(t).max(1)).min(t.count() as u64);
+        let count = |t: &LayerExperts| t.count() as u64;
+        let whole = self.all(level);
+        let resident = match (streaming, self.gpu) {
+            (false, _) => 1.0,
+            (true, false) => (share as f64 * layers as f64 / whole as f64).min(1.0),
+            (true, true) => {
+                routed().map(places).sum::<u64>() as f64 / routed().map(count).sum::<u64>() as f64
+            }
+        };
+        let touched: u64 = routed().map(|t| (t.expert_bytes(level) * self.top_k) as u64).sum();
+        LevelFit {
+            bits: level.bits(),
+            expert_bytes: whole,
+            resident,
+            touched_bytes: touched,
+            read_bytes: ((1.0 - resident) * touched as f64) as u64,
+        }
+    }
+}
+
 impl MemoryPlan {
     /// # Errors
     /// `Budget`, naming the smallest that works.
@@ -178,24 +231,18 @@ impl MemoryPlan {
         let overhead = base + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
         let kv = (r.kv)(r.context);
         let fixed = overhead + r.dense_bytes + kv;
-        let place = |t: &LayerExperts| match r.gpu {
-            true => t.device_bytes(r.device_level) as u64,
-            false => t.expert_bytes(r.floor) as u64,
-        };
         let (one_staged, well_staged) = match r.gpu {
             true => sched::staging_bytes(r.tables, r.device_level, r.top_k),
             false => (0, 0),
         };
         // Every layer gets the same share.
-        let one_each = routed().map(place).max().unwrap_or(0) * routed().count() as u64 + one_staged;
+        let one_each = routed().map(|t| r.place(t)).max().unwrap_or(0) * routed().count() as u64 + one_staged;
         let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
         // Either everything fits, the embedding with it, or experts are streamed and have what the embedding would take.
         let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
         let streamed = fixed - unheld.bytes + unheld.row_bytes;
         let smallest = streamed + (r.scratch)(r.context, least_chunk) + one_each;
-        let all = |level: Level| -> u64 {
-            routed().map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
-        };
+        let all = |level: Level| r.all(level);
         let largest = r.chunk.unwrap_or(CHUNK).min(r.context);
         let rest = fixed + (r.scratch)(r.context, largest);
         let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
@@ -214,19 +261,8 @@ impl MemoryPlan {
             _ => largest,
         };
         let scratch = (r.scratch)(r.context, chunk);
-        if let Some(budget) = r.budget
-            && budget < smallest
-        {
-            let hint = match (r.context > 512, one_each > 0) {
-                (true, _) => format!(
-                    " (with a context of {} tokens, which takes {} MB; --ctx lowers it)",
-                    r.context,
-                    kv >> 20
-                ),
-                (false, true) => String::new(),
-                (false, false) => " (the model has no experts that could be streamed)".to_owned(),
-            };
-            return Err(Error::Budget { budget, smallest, hint });
+        if let Some(budget) = r.budget.filter(|&budget| budget < smallest) {
+            return Err(Error::Budget { budget, smallest, hint: r.hint(kv, one_each > 0) });
         }
         // What experts pass through is, like a chunk's scratch, worth having as long as it does not eat the cache.
         let (expert_bytes, staging_bytes) = match r.budget {
@@ -240,30 +276,9 @@ impl MemoryPlan {
             _ => (all(held), 0),
         };
         let unheld = if streaming { unheld } else { Unheld::default() };
-        let layers = routed().count().max(1) as u64;
-        let share = expert_bytes / layers;
-        let places = |t: &LayerExperts| (share / place(t).max(1)).min(t.count() as u64);
-        let count = |t: &LayerExperts| t.count() as u64;
-        let fit = |level: Level| {
-            let whole = all(level);
-            let resident = match (streaming, r.gpu) {
-                (false, _) => 1.0,
-                (true, false) => (share as f64 * layers as f64 / whole as f64).min(1.0),
-                (true, true) => {
-                    routed().map(places).sum::<u64>() as f64 / routed().map(count).sum::<u64>() as f64
-                }
-            };
-            let touched: u64 = routed().map(|t| (t.expert_bytes(level) * r.top_k) as u64).sum();
-            LevelFit {
-                bits: level.bits(),
-                expert_bytes: whole,
-                resident,
-                touched_bytes: touched,
-                read_bytes: ((1.0 - resident) * touched as f64) as u64,
-            }
-        };
         let stored = routed().map(LayerExperts::level).min();
         let listed = |l: &Level| stored.is_some_and(|s| *l <= s) && (*l <= held || held == r.whole);
+        let fit = |level| r.fit(level, expert_bytes, streaming);
         let levels = Level::ALL.into_iter().filter(listed).map(fit).collect();
         Ok(MemoryPlan {
             budget: r.budget,

@@ -22,17 +22,7 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
             if let Some(c) = spec.kind.filter(|&c| c != 's') {
                 return wrong(c);
             }
-            let zero = spec.fill == '0' && spec.align == Some('=');
-            if spec.sign != '-'
-                || spec.alternate
-                || spec.grouping.is_some()
-                || (spec.align == Some('=') && !zero)
-            {
-                return refuse("this format is not allowed for strings");
-            }
-            let cut: String = s.chars().take(spec.precision.unwrap_or(usize::MAX)).collect();
-            let spec = if zero { Spec { align: Some('<'), ..spec } } else { spec };
-            return Ok(spec.pad("", &cut, '<'));
+            return text_by_spec(s, spec);
         }
         // A bool is an integer where a type is asked for.
         _ => match python.number() {
@@ -68,25 +58,36 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
         }
         (Number::Float(f), None) => {
             let text = match spec.precision {
-                // Like `g`, with a digit behind the point.
-                Some(p) => {
-                    let text = float_digits(f, 'g', p, spec.alternate);
-                    let exponent = format!("{:.*e}", p.max(1) - 1, f.abs());
-                    let exponent: i32 =
-                        exponent.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
-                    if text.contains(['.', 'e', 'n']) {
-                        text
-                    } else if exponent + 1 >= p.max(1) as i32 {
-                        float_digits(f, 'e', p.max(1) - 1, false)
-                    } else {
-                        text + ".0"
-                    }
-                }
+                Some(p) => float_by_default(f, p, spec.alternate),
                 None => value::float_text(f.abs()),
             };
             Ok(spec.number(f.is_sign_negative() && !f.is_nan(), "", &text, 3))
         }
         (_, Some(kind)) => wrong(kind),
+    }
+}
+
+fn text_by_spec(s: &str, spec: Spec) -> Result<String> {
+    let zero = spec.fill == '0' && spec.align == Some('=');
+    if spec.sign != '-' || spec.alternate || spec.grouping.is_some() || (spec.align == Some('=') && !zero) {
+        return refuse("this format is not allowed for strings");
+    }
+    let cut: String = s.chars().take(spec.precision.unwrap_or(usize::MAX)).collect();
+    let spec = if zero { Spec { align: Some('<'), ..spec } } else { spec };
+    Ok(spec.pad("", &cut, '<'))
+}
+
+/// Like `g`, with a digit behind the point.
+fn float_by_default(f: f64, precision: usize, alternate: bool) -> String {
+    let text = float_digits(f, 'g', precision, alternate);
+    let exponent = format!("{:.*e}", precision.max(1) - 1, f.abs());
+    let exponent: i32 = exponent.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
+    if text.contains(['.', 'e', 'n']) {
+        text
+    } else if exponent + 1 >= precision.max(1) as i32 {
+        float_digits(f, 'e', precision.max(1) - 1, false)
+    } else {
+        text + ".0"
     }
 }
 
@@ -121,32 +122,8 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
             let Some(item) = item else { return refuse(format!("there is no key `{key}`")) };
             (by_name, named, i) = (Some(item), true, end + 1);
         }
-        let mut zero = false;
-        while let Some(c @ ('-' | '+' | ' ' | '#' | '0')) = chars.get(i) {
-            match c {
-                '-' => spec.align = Some('<'),
-                '+' => spec.sign = '+',
-                ' ' if spec.sign != '+' => spec.sign = ' ',
-                '#' => spec.alternate = true,
-                '0' => zero = true,
-                _ => {}
-            }
-            i += 1;
-        }
-        let mut star = |i: &mut usize| -> Result<Option<i128>> {
-            if chars.get(*i) == Some(&'*') {
-                *i += 1;
-                return match next.next().map(|v| Py::of(v).index()) {
-                    Some(Some(n)) if n.unsigned_abs() <= MAX_WIDTH as u128 => Ok(Some(n)),
-                    _ => refuse("* wants int"),
-                };
-            }
-            Ok(digits(&chars, *i)?.map(|(n, k)| {
-                *i = k;
-                n as i128
-            }))
-        };
-        if let Some(width) = star(&mut i)? {
+        let zero = flags(&chars, &mut i, &mut spec);
+        if let Some(width) = star(&chars, &mut i, &mut next)? {
             if width < 0 {
                 spec.align = Some('<');
             }
@@ -154,7 +131,7 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
         }
         if chars.get(i) == Some(&'.') {
             i += 1;
-            spec.precision = Some(star(&mut i)?.unwrap_or(0).max(0) as usize);
+            spec.precision = Some(star(&chars, &mut i, &mut next)?.unwrap_or(0).max(0) as usize);
         }
         while matches!(chars.get(i), Some('h' | 'l' | 'L')) {
             i += 1;
@@ -188,6 +165,42 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
         return refuse("not all arguments converted during string formatting");
     }
     Ok(out)
+}
+
+/// Reads flags into `spec`; returns whether `0` was among them.
+fn flags(chars: &[char], i: &mut usize, spec: &mut Spec) -> bool {
+    let mut zero = false;
+    while let Some(c @ ('-' | '+' | ' ' | '#' | '0')) = chars.get(*i) {
+        match c {
+            '-' => spec.align = Some('<'),
+            '+' => spec.sign = '+',
+            ' ' if spec.sign != '+' => spec.sign = ' ',
+            '#' => spec.alternate = true,
+            '0' => zero = true,
+            _ => {}
+        }
+        *i += 1;
+    }
+    zero
+}
+
+/// A number in the format, or the next value where it has a `*`.
+fn star<'v>(
+    chars: &[char],
+    i: &mut usize,
+    values: &mut impl Iterator<Item = &'v Value>,
+) -> Result<Option<i128>> {
+    if chars.get(*i) == Some(&'*') {
+        *i += 1;
+        return match values.next().map(|v| Py::of(v).index()) {
+            Some(Some(n)) if n.unsigned_abs() <= MAX_WIDTH as u128 => Ok(Some(n)),
+            _ => refuse("* wants int"),
+        };
+    }
+    Ok(digits(chars, *i)?.map(|(n, k)| {
+        *i = k;
+        n as i128
+    }))
 }
 
 /// One conversion of [`percent`].

@@ -136,57 +136,22 @@ impl<'a> Writer<'a> {
             "else" | "break" | "continue" => name.clone(),
             "for" => {
                 opens = Some("for");
-                let target = p.target(false)?;
-                if !p.skip_name("in") {
-                    return Err(fault("expected 'in'"));
-                }
-                let mut text = format!("for {target} in ({})|__iterate", p.tuple(false)?);
-                if p.skip_name("if") {
-                    text += &format!(" if {}", p.expression()?);
-                }
-                if p.skip_name("recursive") {
-                    text += " recursive";
-                }
-                text
+                for_text(p)?
             }
             "set" => {
-                let target = p.target(true)?;
-                if p.skip("=") {
-                    let keep = if target.contains('.') { "__keep_part" } else { "__keep" };
-                    format!("set {target} = ({})|{keep}", p.tuple(true)?)
-                } else {
-                    opens = Some("set");
-                    let mut text = format!("set {target}");
-                    while p.skip("|") {
-                        text += &format!(" | {}", p.filter()?);
-                    }
-                    text
-                }
+                let (text, opens_block) = set_text(p)?;
+                opens = opens_block.then_some("set");
+                text
             }
             "with" => {
                 opens = Some("with");
-                let mut parts = Vec::new();
-                while !p.is_at_end() {
-                    if !parts.is_empty() {
-                        p.expect(",")?;
-                    }
-                    let target = p.target(false)?;
-                    p.expect("=")?;
-                    parts.push(format!("{target} = {}", p.expression()?));
-                }
-                format!("with {}", parts.join(", "))
+                with_text(p)?
             }
             "macro" => {
                 opens = Some("macro");
-                let macro_name = p.name()?;
-                let (parameters, defaults) = p.parameters()?;
-                let text = format!("macro {macro_name}({}", parameters.join(", "));
-                parameters_end = self.out.len() + text.len();
-                // A default may name parameters before it, which minijinja does not know in this place.
-                let set = |(name, default): (String, String)| {
-                    format!(" %}}{{% set {name} = {name} if {name} is defined else ({default})")
-                };
-                text + ")" + &defaults.into_iter().map(set).collect::<String>()
+                let (head, rest) = macro_text(p)?;
+                parameters_end = self.out.len() + head.len();
+                head + &rest
             }
             "call" => {
                 opens = Some("call");
@@ -196,11 +161,7 @@ impl<'a> Writer<'a> {
             }
             "filter" => {
                 opens = Some("filter");
-                let mut text = format!("filter {}", p.filter()?);
-                while p.skip("|") {
-                    text += &format!(" | {}", p.filter()?);
-                }
-                text
+                format!("filter {}{}", p.filter()?, filters(p)?)
             }
             "block" => {
                 opens = Some("block");
@@ -236,15 +197,20 @@ impl<'a> Writer<'a> {
         self.catch(caught);
         self.out.push_str(&text);
         if let Some(block) = opens {
-            let name = tag
-                .tokens
-                .get(1)
-                .map_or_else(String::new, |t| if let Token::Name(n) = t { n.clone() } else { String::new() });
-            if self.open.len() == MAX_OPEN {
-                return Err(fault("blocks are nested too deep"));
-            }
-            self.open.push(Open { tag: block.to_owned(), name, parameters_end, caught: [false; 2] });
+            self.begin(block, tag, parameters_end)?;
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, block: &str, tag: &Tag, parameters_end: usize) -> Result<()> {
+        let name = match tag.tokens.get(1) {
+            Some(Token::Name(name)) => name.clone(),
+            _ => String::new(),
+        };
+        if self.open.len() == MAX_OPEN {
+            return Err(fault("blocks are nested too deep"));
+        }
+        self.open.push(Open { tag: block.to_owned(), name, parameters_end, caught: [false; 2] });
         Ok(())
     }
 
@@ -273,6 +239,65 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
+}
+
+fn for_text(p: &mut Parser) -> Result<String> {
+    let target = p.target(false)?;
+    if !p.skip_name("in") {
+        return Err(fault("expected 'in'"));
+    }
+    let mut text = format!("for {target} in ({})|__iterate", p.tuple(false)?);
+    if p.skip_name("if") {
+        text += &format!(" if {}", p.expression()?);
+    }
+    if p.skip_name("recursive") {
+        text += " recursive";
+    }
+    Ok(text)
+}
+
+/// A `set`, and whether a block follows that is its value.
+fn set_text(p: &mut Parser) -> Result<(String, bool)> {
+    let target = p.target(true)?;
+    if !p.skip("=") {
+        return Ok((format!("set {target}{}", filters(p)?), true));
+    }
+    let keep = if target.contains('.') { "__keep_part" } else { "__keep" };
+    Ok((format!("set {target} = ({})|{keep}", p.tuple(true)?), false))
+}
+
+fn with_text(p: &mut Parser) -> Result<String> {
+    let mut parts = Vec::new();
+    while !p.is_at_end() {
+        if !parts.is_empty() {
+            p.expect(",")?;
+        }
+        let target = p.target(false)?;
+        p.expect("=")?;
+        parts.push(format!("{target} = {}", p.expression()?));
+    }
+    Ok(format!("with {}", parts.join(", ")))
+}
+
+/// A macro up to the end of its parameters, and the rest of its tag.
+fn macro_text(p: &mut Parser) -> Result<(String, String)> {
+    let name = p.name()?;
+    let (parameters, defaults) = p.parameters()?;
+    // A default may name parameters before it, which minijinja does not know in this place.
+    let set = |(name, default): (String, String)| {
+        format!(" %}}{{% set {name} = {name} if {name} is defined else ({default})")
+    };
+    let rest = ")".to_owned() + &defaults.into_iter().map(set).collect::<String>();
+    Ok((format!("macro {name}({}", parameters.join(", ")), rest))
+}
+
+/// The filters that follow, each with its bar.
+fn filters(p: &mut Parser) -> Result<String> {
+    let mut text = String::new();
+    while p.skip("|") {
+        text += &format!(" | {}", p.filter()?);
+    }
+    Ok(text)
 }
 
 /// The next `{{`, `{%` or `{#`.

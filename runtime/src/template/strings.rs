@@ -61,15 +61,14 @@ pub const METHODS: [&str; 47] = [
 pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option<Value>> {
     pay(state, s.len())?;
     let nothing = || bind(args, []).map(|[]| ());
-    let test = |holds: &dyn Fn(&str) -> bool| -> Result<Value> {
+    if let Some(holds) = test(s, name) {
         nothing()?;
-        Ok(Value::from(holds(s)))
-    };
+        return Ok(Some(holds.into()));
+    }
     let changed = |change: &dyn Fn(&str) -> String| -> Result<Value> {
         nothing()?;
         Ok(Value::from(change(s)))
     };
-    let every = |holds: fn(char) -> bool| test(&|s| !s.is_empty() && s.chars().all(holds));
     Ok(Some(match name {
         "capitalize" => changed(&unicode::capitalize)?,
         "casefold" => changed(&unicode::casefold)?,
@@ -77,26 +76,6 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
         "upper" => changed(&|s| s.to_uppercase())?,
         "swapcase" => changed(&unicode::swapcase)?,
         "title" => changed(&unicode::title)?,
-        "isalnum" => every(|c| c.is_alphabetic() && !unicode::is_mark(c) || unicode::is_numeric(c))?,
-        "isalpha" => every(|c| c.is_alphabetic() && !unicode::is_numeric(c) && !unicode::is_mark(c))?,
-        "isascii" => test(&str::is_ascii)?,
-        "isdecimal" => every(unicode::is_decimal)?,
-        "isdigit" => every(unicode::is_digit)?,
-        "isnumeric" => every(unicode::is_numeric)?,
-        "isspace" => every(unicode::is_space)?,
-        "isprintable" => test(&value::printable)?,
-        "isidentifier" => test(&|s| {
-            let mut chars = s.chars();
-            chars.next().is_some_and(|c| c == '_' || c.is_alphabetic())
-                && chars.all(|c| c == '_' || c.is_alphanumeric())
-        })?,
-        "islower" => {
-            test(&|s| s.chars().any(char::is_lowercase) && !s.chars().any(unicode::is_upper_or_title))?
-        }
-        "isupper" => test(&|s| {
-            s.chars().any(char::is_uppercase) && !s.chars().any(|c| c.is_lowercase() || unicode::is_title(c))
-        })?,
-        "istitle" => test(&unicode::is_titled)?,
         "strip" | "lstrip" | "rstrip" => strip(s, name, args)?,
         "center" | "ljust" | "rjust" => justify(state, s, name, args)?,
         "zfill" => {
@@ -117,42 +96,8 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
             let rest = if name == "removeprefix" { s.strip_prefix(part) } else { s.strip_suffix(part) };
             Value::from(rest.unwrap_or(s))
         }
-        "partition" | "rpartition" => {
-            let [mark] = bind(args, ["*/sep"])?;
-            let mark = string(mark.as_ref())?;
-            if mark.is_empty() {
-                return refuse("empty separator");
-            }
-            let found = if name == "partition" { s.split_once(mark) } else { s.rsplit_once(mark) };
-            let three = match (found, name) {
-                (Some((a, b)), _) => [a, mark, b],
-                (None, "partition") => [s, "", ""],
-                (None, _) => ["", "", s],
-            };
-            Value::from(Tuple::from(three.map(Value::from)))
-        }
-        "split" | "rsplit" => {
-            let [mark, most] = bind(args, ["sep", "maxsplit"])?;
-            let most = match most.as_ref().map(|v| Py::of(v).index()) {
-                None => usize::MAX,
-                Some(Some(n)) => usize::try_from(n).unwrap_or(usize::MAX),
-                Some(None) => return refuse("maxsplit is an integer"),
-            };
-            let parts = match mark.as_ref().filter(|v| !v.is_none()) {
-                None => unicode::split_space(s, most, name == "rsplit"),
-                Some(mark) => match string(Some(mark))? {
-                    "" => return refuse("empty separator"),
-                    mark if name == "split" => s.splitn(most.saturating_add(1), mark).collect(),
-                    mark => {
-                        let mut parts: Vec<&str> = s.rsplitn(most.saturating_add(1), mark).collect();
-                        parts.reverse();
-                        parts
-                    }
-                },
-            };
-            pay(state, parts.len() * 8)?;
-            Value::from(parts.into_iter().map(Value::from).collect::<Vec<_>>())
-        }
+        "partition" | "rpartition" => partition(s, name, args)?,
+        "split" | "rsplit" => split(state, s, name, args)?,
         "splitlines" => {
             let [keep] = bind(args, ["keepends"])?;
             let lines = unicode::lines(s, keep.is_some_and(|v| v.is_true()));
@@ -165,11 +110,7 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
         }
         "replace" => {
             let [old, new, count] = bind(args, ["*/old", "*/new", "/count"])?;
-            let most = match count.as_ref().map(|v| Py::of(v).index()) {
-                None => usize::MAX,
-                Some(Some(n)) => usize::try_from(n).unwrap_or(usize::MAX),
-                Some(None) => return refuse("count is an integer"),
-            };
+            let most = most("count", count.as_ref())?;
             Value::from(replace(state, s, string(old.as_ref())?, string(new.as_ref())?, most)?)
         }
         "format" => Value::from(format::braces(state, s, args)?),
@@ -180,27 +121,98 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
                 pairs.iter().filter_map(|(k, v)| Some((k.as_str()?.to_owned(), v.clone()))).collect();
             Value::from(format::braces(state, s, &[named.into()])?)
         }
-        "translate" => {
-            let [table] = bind(args, ["*/table"])?;
-            let table = table.unwrap_or_default();
-            let mut out = String::new();
-            for c in s.chars() {
-                let found = table.as_object().and_then(|o| o.get_value(&Value::from(u32::from(c))));
-                match found.as_ref().map(|v| (v.as_str(), Py::of(v).index())) {
-                    None => out.push(c),
-                    Some((Some(text), _)) => out.push_str(text),
-                    Some((_, Some(n))) => out.extend(u32::try_from(n).ok().and_then(char::from_u32)),
-                    Some(_) => {}
-                }
-                if out.len() > MAX_TEXT_BYTES {
-                    return refuse("a text is too long");
-                }
-            }
-            Value::from(out)
-        }
+        "translate" => translate(s, args)?,
         "encode" | "maketrans" => return refuse(format!("str.{name} is not supported")),
         _ => return Ok(None),
     }))
+}
+
+/// `s.isalnum()` and the like; `None` where `name` is no test.
+fn test(s: &str, name: &str) -> Option<bool> {
+    let every = |holds: fn(char) -> bool| !s.is_empty() && s.chars().all(holds);
+    Some(match name {
+        "isalnum" => every(|c| c.is_alphabetic() && !unicode::is_mark(c) || unicode::is_numeric(c)),
+        "isalpha" => every(|c| c.is_alphabetic() && !unicode::is_numeric(c) && !unicode::is_mark(c)),
+        "isascii" => s.is_ascii(),
+        "isdecimal" => every(unicode::is_decimal),
+        "isdigit" => every(unicode::is_digit),
+        "isnumeric" => every(unicode::is_numeric),
+        "isspace" => every(unicode::is_space),
+        "isprintable" => value::printable(s),
+        "isidentifier" => {
+            let mut chars = s.chars();
+            chars.next().is_some_and(|c| c == '_' || c.is_alphabetic())
+                && chars.all(|c| c == '_' || c.is_alphanumeric())
+        }
+        "islower" => s.chars().any(char::is_lowercase) && !s.chars().any(unicode::is_upper_or_title),
+        "isupper" => {
+            s.chars().any(char::is_uppercase) && !s.chars().any(|c| c.is_lowercase() || unicode::is_title(c))
+        }
+        "istitle" => unicode::is_titled(s),
+        _ => return None,
+    })
+}
+
+fn partition(s: &str, name: &str, args: &[Value]) -> Result<Value> {
+    let [mark] = bind(args, ["*/sep"])?;
+    let mark = string(mark.as_ref())?;
+    if mark.is_empty() {
+        return refuse("empty separator");
+    }
+    let found = if name == "partition" { s.split_once(mark) } else { s.rsplit_once(mark) };
+    let three = match (found, name) {
+        (Some((a, b)), _) => [a, mark, b],
+        (None, "partition") => [s, "", ""],
+        (None, _) => ["", "", s],
+    };
+    Ok(Value::from(Tuple::from(three.map(Value::from))))
+}
+
+fn split(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Value> {
+    let [mark, count] = bind(args, ["sep", "maxsplit"])?;
+    let most = most("maxsplit", count.as_ref())?;
+    let parts = match mark.as_ref().filter(|v| !v.is_none()) {
+        None => unicode::split_space(s, most, name == "rsplit"),
+        Some(mark) => match string(Some(mark))? {
+            "" => return refuse("empty separator"),
+            mark if name == "split" => s.splitn(most.saturating_add(1), mark).collect(),
+            mark => {
+                let mut parts: Vec<&str> = s.rsplitn(most.saturating_add(1), mark).collect();
+                parts.reverse();
+                parts
+            }
+        },
+    };
+    pay(state, parts.len() * 8)?;
+    Ok(Value::from(parts.into_iter().map(Value::from).collect::<Vec<_>>()))
+}
+
+fn translate(s: &str, args: &[Value]) -> Result<Value> {
+    let [table] = bind(args, ["*/table"])?;
+    let table = table.unwrap_or_default();
+    let mut out = String::new();
+    for c in s.chars() {
+        let found = table.as_object().and_then(|o| o.get_value(&Value::from(u32::from(c))));
+        match found.as_ref().map(|v| (v.as_str(), Py::of(v).index())) {
+            None => out.push(c),
+            Some((Some(text), _)) => out.push_str(text),
+            Some((_, Some(n))) => out.extend(u32::try_from(n).ok().and_then(char::from_u32)),
+            Some(_) => {}
+        }
+        if out.len() > MAX_TEXT_BYTES {
+            return refuse("a text is too long");
+        }
+    }
+    Ok(Value::from(out))
+}
+
+/// How many at most: all where nothing is given, or a negative number.
+fn most(name: &str, count: Option<&Value>) -> Result<usize> {
+    match count.map(|v| Py::of(v).index()) {
+        None => Ok(usize::MAX),
+        Some(Some(n)) => Ok(usize::try_from(n).unwrap_or(usize::MAX)),
+        Some(None) => refuse(format!("{name} is an integer")),
+    }
 }
 
 pub fn string(value: Option<&Value>) -> Result<&str> {

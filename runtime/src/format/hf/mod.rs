@@ -158,72 +158,13 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
         let what = format!("model_type `{family}` is not supported; supported are {}", names.join(", "));
         return Err(Error::unsupported(what));
     };
-    if let Some(how) = c.get("quantization_config") {
-        let method = how["quant_method"].as_str().unwrap_or("a method without a name");
-        let what = format!(
-            "config.json: weights quantized by {method} are not supported; take the unquantized model or a GGUF file of it"
-        );
-        return Err(Error::unsupported(what));
-    }
-    if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
-        return Err(Error::unsupported(format!(
-            "config.json: hidden_act `{act}` is not supported; `silu` is"
-        )));
-    }
+    supported(&c)?;
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
-    let key = |name: &str| format!("{arch}.{name}");
-    let number = |m: &mut Metadata, name: &str, value: Option<u64>| -> Result<()> {
-        if let Some(v) = value {
-            let v = u32::try_from(v)
-                .map_err(|_| Error::malformed(format!("config.json: {name}"), "is absurdly large"))?;
-            m.insert(key(name), v);
-        }
-        Ok(())
-    };
-    let layers = c.require_u64("num_hidden_layers")?;
-    if layers > MAX_LAYERS {
-        return Err(Error::malformed(
-            "config.json: num_hidden_layers",
-            format!("{layers} is more than {MAX_LAYERS}"),
-        ));
-    }
-    let (d, heads) = (c.require_u64("hidden_size")?, c.require_u64("num_attention_heads")?);
-    number(&mut m, "block_count", Some(layers))?;
-    number(&mut m, "context_length", Some(c.require_u64("max_position_embeddings")?))?;
-    number(&mut m, "embedding_length", Some(d))?;
-    number(&mut m, "feed_forward_length", c.u64("intermediate_size")?)?;
-    number(&mut m, "attention.head_count", Some(heads))?;
-    number(&mut m, "attention.head_count_kv", Some(c.u64("num_key_value_heads")?.unwrap_or(heads)))?;
-    let head_dim = match c.u64("head_dim")? {
-        Some(n) => n,
-        None => {
-            d.checked_div(heads).ok_or_else(|| Config::wrong("num_attention_heads", "a number above zero"))?
-        }
-    };
-    number(&mut m, "attention.key_length", Some(head_dim))?;
-    number(&mut m, "attention.value_length", Some(head_dim))?;
-    number(&mut m, "rope.dimension_count", Some(head_dim))?;
-    m.insert(key("attention.layer_norm_rms_epsilon"), c.f64("rms_norm_eps")?.unwrap_or(1e-6) as f32);
-    if let Some(clip) = c.f64("clip_qkv")? {
-        m.insert(key("attention.clamp_kqv"), clip as f32);
-    }
-
-    let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
-    let moe = arch.ends_with("moe") || family == "mixtral";
-    if let Some(experts) = experts.filter(|_| moe) {
-        number(&mut m, "expert_count", Some(experts))?;
-        number(&mut m, "expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
-        number(&mut m, "expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
-        number(&mut m, "expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
-        let renormalize = match family {
-            "mixtral" => true,
-            _ => c.bool("norm_topk_prob")?.unwrap_or(false),
-        };
-        m.insert("dollop.router.renormalize", renormalize);
-    }
-    windows(&c, family, layers, &mut m, arch)?;
+    sizes(&c, &mut m, arch)?;
+    experts(&c, family, &mut m, arch)?;
+    windows(&c, family, c.require_u64("num_hidden_layers")?, &mut m, arch)?;
     // The default of the family's class, for configs that leave it out.
     let base = if family == "mixtral" { 1e6 } else { 1e4 };
     rope(&c.rope()?, &mut m, arch, base)?;
@@ -237,6 +178,85 @@ pub fn metadata_from_config(text: &str) -> Result<Metadata> {
         m.insert("dollop.source.unused", unused);
     }
     Ok(m)
+}
+
+/// Refuses what no family here has.
+fn supported(c: &Config) -> Result<()> {
+    if let Some(how) = c.get("quantization_config") {
+        let method = how["quant_method"].as_str().unwrap_or("a method without a name");
+        let what = format!(
+            "config.json: weights quantized by {method} are not supported; take the unquantized model or a GGUF file of it"
+        );
+        return Err(Error::unsupported(what));
+    }
+    if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
+        return Err(Error::unsupported(format!(
+            "config.json: hidden_act `{act}` is not supported; `silu` is"
+        )));
+    }
+    Ok(())
+}
+
+/// Writes a number under the family's key, if there is one.
+fn number(m: &mut Metadata, arch: &str, name: &str, value: Option<u64>) -> Result<()> {
+    if let Some(v) = value {
+        let large = |_| Error::malformed(format!("config.json: {name}"), "is absurdly large");
+        m.insert(format!("{arch}.{name}"), u32::try_from(v).map_err(large)?);
+    }
+    Ok(())
+}
+
+fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
+    let mut number = |name: &str, value| number(m, arch, name, value);
+    let layers = c.require_u64("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(Error::malformed(
+            "config.json: num_hidden_layers",
+            format!("{layers} is more than {MAX_LAYERS}"),
+        ));
+    }
+    let (d, heads) = (c.require_u64("hidden_size")?, c.require_u64("num_attention_heads")?);
+    number("block_count", Some(layers))?;
+    number("context_length", Some(c.require_u64("max_position_embeddings")?))?;
+    number("embedding_length", Some(d))?;
+    number("feed_forward_length", c.u64("intermediate_size")?)?;
+    number("attention.head_count", Some(heads))?;
+    number("attention.head_count_kv", Some(c.u64("num_key_value_heads")?.unwrap_or(heads)))?;
+    let head_dim = match c.u64("head_dim")? {
+        Some(n) => n,
+        None => {
+            d.checked_div(heads).ok_or_else(|| Config::wrong("num_attention_heads", "a number above zero"))?
+        }
+    };
+    number("attention.key_length", Some(head_dim))?;
+    number("attention.value_length", Some(head_dim))?;
+    number("rope.dimension_count", Some(head_dim))?;
+    m.insert(
+        format!("{arch}.attention.layer_norm_rms_epsilon"),
+        c.f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+    );
+    if let Some(clip) = c.f64("clip_qkv")? {
+        m.insert(format!("{arch}.attention.clamp_kqv"), clip as f32);
+    }
+    Ok(())
+}
+
+fn experts(c: &Config, family: &str, m: &mut Metadata, arch: &str) -> Result<()> {
+    let mut number = |name: &str, value| number(m, arch, name, value);
+    let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
+    let moe = arch.ends_with("moe") || family == "mixtral";
+    if let Some(experts) = experts.filter(|_| moe) {
+        number("expert_count", Some(experts))?;
+        number("expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
+        number("expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
+        number("expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
+        let renormalize = match family {
+            "mixtral" => true,
+            _ => c.bool("norm_topk_prob")?.unwrap_or(false),
+        };
+        m.insert("dollop.router.renormalize", renormalize);
+    }
+    Ok(())
 }
 
 /// Whether a `config.json` says that embedding and output head are one matrix; `None` where it leaves that to the family.

@@ -20,6 +20,7 @@ use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
 use loops::{mix, parts, weights};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Positions of a block of keys: one vector of scores.
@@ -200,55 +201,81 @@ pub(super) fn attend(
     }
     let per_block = (ROWS / share).max(1);
     scratch.reserve(pool, per_block.min(tokens) * share, dim);
-    let Attending { partials, work } = scratch;
-    if tokens == 1 && chunks.len() > 1 {
-        let width = share * (dim + 2);
-        grow(partials, shape.kv_heads * chunks.len() * width);
-        let parts = Rows::new(partials, width);
-        pool.run_with(shape.kv_heads * chunks.len(), work, &|task, w| {
-            let (head, chunk) = (task / chunks.len(), task % chunks.len());
-            // SAFETY: every task has a row of its own.
-            let part = unsafe { parts.row(task) };
-            load(&call, head, 0, 1, w);
-            w.chunk.reset(share, dim);
-            run_chunk(isa, &call, head, (0, 1), chunks.start + chunk, w);
-            let (maxes, rest) = part.split_at_mut(share);
-            let (sums, acc) = rest.split_at_mut(share);
-            maxes.copy_from_slice(&w.chunk.max);
-            sums.copy_from_slice(&w.chunk.sum);
-            acc.copy_from_slice(&w.chunk.acc);
-        });
-        for head in 0..shape.kv_heads {
-            // SAFETY: the tasks are over.
-            let out = unsafe { rows.row(head) };
-            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-                let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
-                out.fill(0.0);
-                for chunk in 0..chunks.len() {
-                    let part = &partials[(head * chunks.len() + chunk) * width..][..width];
-                    let acc = &part[2 * share + row * dim..][..dim];
-                    isa.run(
-                        #[inline(always)]
-                        || merge(&mut max, &mut sum, out, (part[row], part[share + row], acc)),
-                    );
-                }
-                out.iter_mut().for_each(|x| *x /= sum);
-            }
-        }
-        return;
+    match tokens {
+        1 if chunks.len() > 1 => attend_one(pool, isa, scratch, &call, chunks, &rows),
+        _ => attend_many(pool, isa, scratch, &call, (tokens, per_block), &rows),
     }
+}
+
+/// One token that sees several chunks: each is a task of its own, and a head's are put together in order.
+fn attend_one(
+    pool: &Pool,
+    isa: Isa,
+    scratch: &mut Attending,
+    call: &Call,
+    chunks: Range<usize>,
+    rows: &Rows,
+) {
+    let (shape, dim, share) = (&call.shape, call.shape.head_dim, call.share());
+    let Attending { partials, work } = scratch;
+    let width = share * (dim + 2);
+    grow(partials, shape.kv_heads * chunks.len() * width);
+    let parts = Rows::new(partials, width);
+    pool.run_with(shape.kv_heads * chunks.len(), work, &|task, w| {
+        let (head, chunk) = (task / chunks.len(), task % chunks.len());
+        // SAFETY: every task has a row of its own.
+        let part = unsafe { parts.row(task) };
+        load(call, head, 0, 1, w);
+        w.chunk.reset(share, dim);
+        run_chunk(isa, call, head, (0, 1), chunks.start + chunk, w);
+        let (maxes, rest) = part.split_at_mut(share);
+        let (sums, acc) = rest.split_at_mut(share);
+        maxes.copy_from_slice(&w.chunk.max);
+        sums.copy_from_slice(&w.chunk.sum);
+        acc.copy_from_slice(&w.chunk.acc);
+    });
+    for head in 0..shape.kv_heads {
+        // SAFETY: the tasks are over.
+        let out = unsafe { rows.row(head) };
+        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+            let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+            out.fill(0.0);
+            for chunk in 0..chunks.len() {
+                let part = &partials[(head * chunks.len() + chunk) * width..][..width];
+                let acc = &part[2 * share + row * dim..][..dim];
+                isa.run(
+                    #[inline(always)]
+                    || merge(&mut max, &mut sum, out, (part[row], part[share + row], acc)),
+                );
+            }
+            out.iter_mut().for_each(|x| *x /= sum);
+        }
+    }
+}
+
+/// Tokens in blocks of `per_block`: a block and a key head are a task.
+fn attend_many(
+    pool: &Pool,
+    isa: Isa,
+    scratch: &mut Attending,
+    call: &Call,
+    (tokens, per_block): (usize, usize),
+    rows: &Rows,
+) {
+    let (shape, dim, share) = (&call.shape, call.shape.head_dim, call.share());
+    let Attending { work, .. } = scratch;
     let blocks = tokens.div_ceil(per_block);
     pool.run_with(blocks * shape.kv_heads, work, &|task, w| {
         // The last blocks see most: they go first.
         let (block, head) = (blocks - 1 - task / shape.kv_heads, task % shape.kv_heads);
         let (from, to) = (block * per_block, ((block + 1) * per_block).min(tokens));
         let n = (to - from) * share;
-        load(&call, head, from, to, w);
+        load(call, head, from, to, w);
         w.total.reset(n, dim);
         let (first, last) = (call.seen(from).0, call.seen(to - 1).1);
         for chunk in first / CHUNK..last / CHUNK + 1 {
             w.chunk.reset(n, dim);
-            run_chunk(isa, &call, head, (from, to), chunk, w);
+            run_chunk(isa, call, head, (from, to), chunk, w);
             let (total, part) = (&mut w.total, &w.chunk);
             isa.run(
                 #[inline(always)]

@@ -302,6 +302,16 @@ unsafe fn block<const TWO: bool>(
                 _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(row * stride + BEFORE * VECTOR).cast());
             }
         }
+        store::<TWO>(sums, below);
+    }
+}
+
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+unsafe fn store<const TWO: bool>(sums: [*mut u8; 2], below: usize) {
+    // SAFETY: as in `block`.
+    unsafe {
         asm!(
             "tilestored [{a} + {v}], tmm0",
             "tilestored [{b} + {v}], tmm1",

@@ -164,33 +164,46 @@ fn places_and_attends() {
                 let mut mixed = cpu.alloc(turned.len()).unwrap();
                 cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut mixed);
                 outs.1 = mixed.to_vec();
-                // Alone it gets what it gets among others.
-                let width = heads * head_dim;
-                let last = put(&b, &get(&b, &rotated)[(tokens - 1) * width..]);
-                let mut one = b.alloc(width).unwrap();
-                b.attention(&last, &kv, pos + tokens - 1, 1, &shape, &mut one);
-                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
-                // So it does placed and attended at once, and leaves the same in the cache.
-                let own = |heads: usize, seed| {
-                    let all = values(tokens * heads * head_dim, seed);
-                    put(&b, &all[(tokens - 1) * heads * head_dim..])
-                };
-                let (mut q, mut k, mut v) = (own(heads, 1), own(kv_heads, 2), own(kv_heads, 3));
-                b.upload(&mut one, 0, &vec![0.0; width]);
-                let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-                let before = b.stats().dispatches;
-                b.attend(x, &how, pos + tokens - 1, 1, &mut kv, &shape, &mut one);
-                // More than a tile of positions are as many workgroups, and one launch puts them together.
-                let several = window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
-                assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
-                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
-                b.attention(&last, &kv, pos + tokens - 1, 1, &shape, &mut one);
-                assert_eq!(get(&b, &one), outs.0[(tokens - 1) * width..]);
+                alone(&b, &get(&b, &rotated), &how, &shape, (pos, tokens), &mut kv, &outs.0);
             }
             let bound = if single { 2e-5 } else { 4e-3 };
             close(&format!("{shape:?}, norm {norm}"), &outs.0, &outs.1, bound);
         }
     }
+}
+
+/// The last token alone gets what it gets among others; so it does placed and attended at once, and leaves the same in the cache.
+#[allow(clippy::too_many_arguments)]
+fn alone(
+    b: &GpuBackend,
+    rotated: &[f32],
+    how: &Placing,
+    shape: &Attention,
+    (pos, tokens): (usize, usize),
+    kv: &mut <GpuBackend as Backend>::Kv,
+    among: &[f32],
+) {
+    let (heads, kv_heads, head_dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let width = heads * head_dim;
+    let last = put(b, &rotated[(tokens - 1) * width..]);
+    let mut one = b.alloc(width).unwrap();
+    b.attention(&last, kv, pos + tokens - 1, 1, shape, &mut one);
+    assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
+    let own = |heads: usize, seed| {
+        let all = values(tokens * heads * head_dim, seed);
+        put(b, &all[(tokens - 1) * heads * head_dim..])
+    };
+    let (mut q, mut k, mut v) = (own(heads, 1), own(kv_heads, 2), own(kv_heads, 3));
+    b.upload(&mut one, 0, &vec![0.0; width]);
+    let x = Projected { q: &mut q, k: &mut k, v: &mut v };
+    let before = b.stats().dispatches;
+    b.attend(x, how, pos + tokens - 1, 1, kv, shape, &mut one);
+    // More than a tile of positions are as many workgroups, and one launch puts them together.
+    let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
+    assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
+    assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
+    b.attention(&last, kv, pos + tokens - 1, 1, shape, &mut one);
+    assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
 }
 
 #[test]
