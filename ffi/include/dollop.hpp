@@ -2,7 +2,7 @@
 //
 // Objects own their handles: they move, do not copy, and close themselves. Failures are dollop::error, with the status of
 // dollop.h. Callbacks are std::function: what they throw stops the call, passes the library by, and is thrown again to the
-// caller. Threads are as in dollop.h: engines and plans from any thread at a time; sessions and chats one call at a time,
+// caller (what the log's throws is dropped). Threads are as in dollop.h: engines and plans from any thread at a time; sessions and chats one call at a time,
 // but for cancel().
 #ifndef DOLLOP_HPP
 #define DOLLOP_HPP
@@ -14,6 +14,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -96,6 +97,45 @@ inline std::vector<Device> devices() {
     if (count > 0) detail::check(dollop_devices(found.data(), found.size(), &count));
     found.resize(count);
     return found;
+}
+
+// Hears one message of the log: its level (a DOLLOP_LOG_), the part of the library, a line for people; valid during the callback.
+using OnLog = std::function<void(std::uint32_t level, std::string_view target, std::string_view message)>;
+
+namespace detail {
+
+// Whether this thread is inside the log's function.
+inline bool &in_log() {
+    static thread_local bool inside = false;
+    return inside;
+}
+
+extern "C" {
+inline void dollop_hpp_on_log(std::uint32_t level, const char *target, const char *message, void *on_log) {
+    in_log() = true;
+    try {
+        (*static_cast<const OnLog *>(on_log))(level, target, message);
+    } catch (...) {
+    }
+    in_log() = false;
+}
+}
+
+} // namespace detail
+
+// Has a function hear what the library logs, up to max_level (a DOLLOP_LOG_), in place of the one before; nullptr ends that. It runs
+// on whichever thread logs, on several at a time. When this returns, the one before is not running, and is gone. Any thread, but not
+// from the function itself (DOLLOP_BUSY).
+inline void set_log(OnLog on_log, std::uint32_t max_level = DOLLOP_LOG_INFO) {
+    if (detail::in_log()) throw error(DOLLOP_BUSY, "the log cannot be changed from its own function");
+    static std::mutex changing;
+    // A bare pointer: nothing destroys it when the process ends, while other threads may still log.
+    static OnLog *current = nullptr;
+    auto next = on_log ? std::make_unique<OnLog>(std::move(on_log)) : nullptr;
+    std::unique_ptr<OnLog> before; // Destroyed after the lock is left.
+    const std::lock_guard<std::mutex> lock(changing);
+    detail::check(dollop_set_log(next ? detail::dollop_hpp_on_log : nullptr, next.get(), max_level));
+    before.reset(std::exchange(current, next.release()));
 }
 
 // What happens during a generation; text is valid during the callback.

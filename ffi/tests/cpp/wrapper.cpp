@@ -1,13 +1,17 @@
 // dollop.hpp: everything once, exceptions through callbacks, moves, and typed errors.
 #include <dollop.hpp>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <type_traits>
+#include <vector>
 
-static int checks;
+static std::atomic<int> checks;
 #define CHECK(condition)                                                                                     \
     do {                                                                                                     \
         checks++;                                                                                            \
@@ -131,6 +135,37 @@ static void timelines(const dollop::Engine &engine, const std::string &cache) {
     CHECK(outcome.stop == DOLLOP_STOP_CANCELLED && outcome.generated_tokens == 1);
 }
 
+// Other threads log, too: what they say is kept under a lock.
+static void logging(const std::string &model, const dollop::EngineOptions &options) {
+    struct Heard {
+        std::mutex lock;
+        std::vector<std::string> opened;
+        int debug = 0, refused = 0;
+    };
+    const auto heard = std::make_shared<Heard>();
+    const auto hears = [heard](std::uint32_t level, std::string_view target, std::string_view message) {
+        const auto refused = status_of([] { dollop::set_log(nullptr); }) == DOLLOP_BUSY;
+        const std::lock_guard<std::mutex> lock(heard->lock);
+        heard->refused += refused;
+        heard->debug += level == DOLLOP_LOG_DEBUG;
+        if (level == DOLLOP_LOG_INFO && target.substr(0, 8) == "dollop::") heard->opened.emplace_back(message);
+        throw Thrown{9};
+    };
+    CHECK(status_of([&] { dollop::set_log(hears, 6); }) == DOLLOP_INVALID && heard.use_count() == 2);
+    dollop::set_log(hears);
+    dollop::Engine(model, options);
+    CHECK(heard->opened.size() == 1 && heard->opened[0].find(model) != std::string::npos);
+    CHECK(heard->refused > 0 && heard->debug == 0);
+    dollop::set_log(hears, DOLLOP_LOG_DEBUG);
+    dollop::Engine(model, options);
+    CHECK(heard->opened.size() == 2 && heard->debug > 0);
+    // Nobody else has it when it has been taken away: this function's list, and its lambda.
+    dollop::set_log(nullptr);
+    CHECK(heard.use_count() == 2);
+    dollop::Engine(model, options);
+    CHECK(heard->opened.size() == 2);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     const std::string model = argv[1], talker = argv[2], cache = argv[5];
@@ -158,6 +193,9 @@ int main(int argc, char **argv) {
         options.memory_bytes = plan.info().total_bytes;
         CHECK(dollop::Plan(model, options).info().budget_bytes == plan.info().total_bytes);
 
+        options.memory_bytes = 0;
+        logging(model, options);
+
         options = dollop::engine_options();
         options.cache_folder = cache.c_str();
         int caught = 0;
@@ -178,5 +216,5 @@ int main(int argc, char **argv) {
         for (const auto &device : dollop::devices()) CHECK(device.name[0] != 0);
     }
     CHECK(dollop_open_handles() == 0);
-    std::printf("%d checks\n", checks);
+    std::printf("%d checks\n", checks.load());
 }
