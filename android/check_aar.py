@@ -72,7 +72,7 @@ def main():
     need(not any("Test" in c for c in classes), "classes of tests")
     # What native code looks up by name must exist, be kept by rules that apps get, and not be left out of them.
     kept = set(re.findall(r"^-keep\w* (?:class|interface) ([\w.]+)", aar.read("proguard.txt").decode(), re.M))
-    need(kept == {"dev.dollop.Native", "dev.dollop.DollopException", "dev.dollop.Listener"}, f"rules keep {sorted(kept)}")
+    need(kept == {"dev.dollop.Native", "dev.dollop.DollopException", "dev.dollop.Listener", "dev.dollop.LogSink"}, f"rules keep {sorted(kept)}")
     need(kept <= classes, "rules keep what is not there")
     print(f"{sys.argv[1]}: {len(classes)} classes, libraries for {', '.join(sorted(n.split('/')[1] for n in native)) or 'no ABI'}")
 

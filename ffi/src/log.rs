@@ -2,7 +2,7 @@
 
 use crate::boundary::{Failure, Result, c_string, run};
 use crate::status::dollop_status::{self, *};
-use ::log::{LevelFilter, Log, Metadata, Record, set_logger, set_max_level};
+use ::log::{Level, LevelFilter, Log, Metadata, Record, set_logger, set_max_level};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,18 +33,29 @@ pub type dollop_log_callback = Option<
     ),
 >;
 
-/// Where messages go.
+/// Where messages go: hears level, target and line, on any thread, on several at a time.
+pub(crate) type Sink = Box<dyn Fn(Level, &str, &str) + Send + Sync>;
+
+/// A callback of C.
 #[derive(Clone, Copy)]
-struct Sink {
-    callback: unsafe extern "C-unwind" fn(u32, *const c_char, *const c_char, *mut c_void),
+struct Callback {
+    function: unsafe extern "C-unwind" fn(u32, *const c_char, *const c_char, *mut c_void),
     user_data: *mut c_void,
 }
 
 // SAFETY: the contract of `dollop_set_log`: the callback may be called from any thread with this pointer, which nothing here
 // reads.
-unsafe impl Send for Sink {}
+unsafe impl Send for Callback {}
 // SAFETY: as above; on several threads at a time.
-unsafe impl Sync for Sink {}
+unsafe impl Sync for Callback {}
+
+impl Callback {
+    fn hear(&self, level: Level, target: &str, message: &str) {
+        let (target, message) = (c_string(target), c_string(message));
+        // SAFETY: by the contract of `dollop_set_log` a function of this type, which gets texts that live until it returns.
+        unsafe { (self.function)(level as u32, target.as_ptr(), message.as_ptr(), self.user_data) }
+    }
+}
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
@@ -63,23 +74,20 @@ struct Logger;
 impl Log for Logger {
     /// All that Dollop says; of the libraries beneath it what is no mere detail.
     fn enabled(&self, of: &Metadata) -> bool {
-        of.level() <= ::log::Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
+        of.level() <= Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
     }
 
     fn log(&self, record: &Record) {
         if !self.enabled(record.metadata()) || inside() {
             return;
         }
-        // Held while the callback runs: who takes the sink away waits for it.
+        // Held while the callback runs: a call that replaces the sink waits for it.
         let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(Sink { callback, user_data }) = *sink else { return };
-        let (target, message) = (c_string(record.target()), c_string(&record.args().to_string()));
+        let Some(sink) = &*sink else { return };
+        let message = record.args().to_string();
         INSIDE.set(true);
         // What a callback in Rust may unwind with ends here: logging is no reason to stop what is being done.
-        // SAFETY: by the contract of `dollop_set_log` a function of this type, which gets texts that live until it returns.
-        let _ = catch_unwind(AssertUnwindSafe(|| unsafe {
-            callback(record.level() as u32, target.as_ptr(), message.as_ptr(), user_data);
-        }));
+        let _ = catch_unwind(AssertUnwindSafe(|| sink(record.level(), record.target(), &message)));
         INSIDE.set(false);
     }
 
@@ -96,10 +104,17 @@ pub unsafe extern "C" fn dollop_set_log(
     user_data: *mut c_void,
     max_level: u32,
 ) -> dollop_status {
-    run(|| set(callback.map(|callback| Sink { callback, user_data }), max_level))
+    run(|| {
+        let sink = callback.map(|function| {
+            let callback = Callback { function, user_data };
+            Box::new(move |level, target: &str, message: &str| callback.hear(level, target, message)) as Sink
+        });
+        set(sink, max_level)
+    })
 }
 
-fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
+/// `dollop_set_log` with a sink of any kind.
+pub(crate) fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
     let level = match max_level {
         DOLLOP_LOG_OFF => LevelFilter::Off,
         DOLLOP_LOG_ERROR => LevelFilter::Error,
@@ -116,8 +131,11 @@ fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
     if !OURS.get_or_init(|| set_logger(&Logger).is_ok()) {
         return Err(Failure::new(DOLLOP_UNSUPPORTED, "this program has another logger for the crate `log`"));
     }
-    let mut place = SINK.write().unwrap_or_else(PoisonError::into_inner);
+    let mut current = SINK.write().unwrap_or_else(PoisonError::into_inner);
     set_max_level(if sink.is_some() { level } else { LevelFilter::Off });
-    *place = sink;
+    let before = std::mem::replace(&mut *current, sink);
+    drop(current);
+    // After the lock is left: dropping a sink of Kotlin calls the virtual machine.
+    drop(before);
     Ok(())
 }

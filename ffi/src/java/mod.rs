@@ -8,6 +8,7 @@ mod chat;
 mod engine;
 mod generate;
 mod listener;
+mod log;
 mod options;
 mod session;
 

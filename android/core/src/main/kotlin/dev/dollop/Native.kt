@@ -6,6 +6,11 @@ internal fun interface Listener {
     fun hear(kind: Long, token: Long, done: Long, total: Long, text: String): Boolean
 }
 
+/** Hears of the log, on whichever thread logs; [level] is the number of dollop.h. */
+internal fun interface LogSink {
+    fun hear(level: Int, target: String, message: String)
+}
+
 internal object Native {
     init {
         System.loadLibrary("dollop")
@@ -66,6 +71,8 @@ internal object Native {
     @JvmStatic external fun sessionNumbers(session: Long): LongArray
     @JvmStatic external fun sessionCancel(session: Long)
     @JvmStatic external fun sessionClose(session: Long)
+
+    @JvmStatic external fun setLog(sink: LogSink?, level: Int)
 
     @JvmStatic external fun openHandles(): Long
 }

@@ -53,7 +53,7 @@ public interface Session : AutoCloseable {
 }
 
 internal class NativeSession(number: Long, private val dispatcher: CoroutineDispatcher) : Session {
-    private val handle = Handle(number, "session", Native::sessionClose)
+    internal val handle = Handle(number, "session", Native::sessionClose)
     private val generation = Generation(handle, dispatcher, Native::sessionCancel)
 
     override fun complete(prompt: String, options: GenerateOptions): Flow<Event> = generation.events { session, listener ->

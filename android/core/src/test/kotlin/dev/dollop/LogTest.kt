@@ -1,0 +1,95 @@
+// Gate 91 for Kotlin: what the library logs reaches a listener, whatever it and others throw.
+package dev.dollop
+
+import java.io.File
+import java.io.RandomAccessFile
+import java.util.concurrent.ConcurrentLinkedQueue
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertTrue
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.runBlocking
+import org.junit.jupiter.api.AfterEach
+import org.junit.jupiter.api.Test
+
+class LogTest : WithModel() {
+    private data class Said(val level: LogLevel, val target: String, val message: String, val thread: Thread)
+
+    private val heard = ConcurrentLinkedQueue<Said>()
+    private val hears = LogListener { level, target, message -> heard += Said(level, target, message, Thread.currentThread()) }
+
+    /** What was said since the last time. */
+    private fun said(): List<Said> = generateSequence { heard.poll() }.toList()
+
+    @AfterEach
+    fun silence() = DollopLog.stop()
+
+    @Test
+    fun aListenerHearsUpToItsLevelUntilItIsTakenAway() = runBlocking<Unit> {
+        DollopLog.listen(listener = hears)
+        engine().close()
+        val opened = said()
+        assertTrue(opened.any { it.level == LogLevel.INFO && it.target.startsWith("dollop::") && model in it.message }, "$opened")
+        assertTrue(opened.all { it.level <= LogLevel.INFO }, "$opened")
+        DollopLog.listen(LogLevel.DEBUG, hears)
+        engine().close()
+        assertTrue(said().any { it.level == LogLevel.DEBUG && it.message.startsWith("memory: ") })
+        DollopLog.stop()
+        engine().close()
+        assertEquals(emptyList(), said(), "after it was taken away")
+    }
+
+    @Test
+    fun whatAListenerThrowsIsDroppedAndItCannotReplaceItself() = runBlocking<Unit> {
+        val statuses = ConcurrentLinkedQueue<Status>()
+        DollopLog.listen(LogLevel.DEBUG) { _, _, _ ->
+            statuses += assertFailsWith<DollopException> { DollopLog.stop() }.status
+            error("on purpose")
+        }
+        engine().use { engine ->
+            assertTrue(statuses.isNotEmpty() && statuses.all { it == Status.BUSY }, "$statuses")
+            val before = statuses.size
+            assertTrue("Paris" in engine.chat().use { text(it.send("What is the capital of France?", greedy).toList()) })
+            assertTrue(statuses.size > before)
+        }
+    }
+
+    /** The listener of events has thrown, which is pending while the call ends; what is logged then neither loses nor disturbs it. */
+    @Test
+    fun whatAnotherListenerThrewArrives() = runBlocking<Unit> {
+        streaming().use { engine ->
+            val session = engine.session()
+            val number = (session as NativeSession).handle.number
+            DollopLog.listen(LogLevel.TRACE, hears)
+            val thrown = assertFailsWith<IllegalStateException> {
+                Native.sessionComplete(number, "Once", 8, null, emptyArray()) { _, _, _, _, _ -> error("mine") }
+            }
+            assertEquals("mine", thrown.message)
+            assertTrue(said().any { it.level == LogLevel.TRACE })
+            session.close()
+        }
+    }
+
+    /** Experts whose bytes change beneath an open engine: each is read again, and that is said. */
+    @Test
+    fun readsThatAreTriedAgainAreHeard() = runBlocking<Unit> {
+        withFolder { folder ->
+            val copy = folder.resolve("copy.gguf").toString()
+            File(model).copyTo(File(copy))
+            val options = EngineOptions(threads = 2, context = 512, precision = Precision.Exact(4))
+            val smallest = Engine.plan(copy, options).smallestBytes
+            Engine.open(copy, options.copy(memoryBytes = smallest + (8 shl 20), alwaysStream = true)).use { engine ->
+                val length = File(copy).length()
+                RandomAccessFile(copy, "rw").use {
+                    it.seek(length / 4)
+                    it.write(ByteArray((length / 2).toInt()) { 0x5a })
+                }
+                DollopLog.listen(LogLevel.WARN, hears)
+                val failure = status { engine.session().use { it.complete("Once upon a time", greedy).toList() } }
+                val again = said()
+                assertEquals(Status.IO, failure)
+                assertTrue(again.any { it.level == LogLevel.WARN && "read again" in it.message }, "$again")
+            }
+        }
+    }
+}
