@@ -290,13 +290,13 @@ fn functions_fit_a_screen() {
                 if !code.contains("fn ") || !before.split_whitespace().all(|w| words.contains(&w)) {
                     continue;
                 }
-                let end = format!("{}}}", &line[..line.len() - code.len()]);
-                let Some(length) = lines[n..]
-                    .iter()
-                    .position(|l| *l == end || l.ends_with(';') && !l[end.len() - 1..].starts_with(' '))
-                else {
-                    continue;
+                let indent = &line[..line.len() - code.len()];
+                // A declaration ends with a semicolon at its own depth, anything else with a brace there.
+                let ends = |l: &&str| match l.strip_prefix(indent) {
+                    Some(rest) => rest == "}" || rest.ends_with(';') && !rest.starts_with(' '),
+                    None => false,
                 };
+                let Some(length) = lines[n..].iter().position(ends) else { continue };
                 seen += 1;
                 assert!(length < 80, "{}:{}: a function of {} lines", path.display(), n + 1, length + 1);
             }
