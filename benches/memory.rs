@@ -40,6 +40,7 @@ fn layer() -> Result<LayerExperts, Failure> {
     let plane = |p| PlaneSlabs { offset: 0, stride: slab(p), checksums: vec![0; EXPERTS] };
     Ok(LayerExperts {
         shapes,
+        rotations: [None; 3],
         fits: vec![[[Fit { alpha: 1.0, beta: 0.0 }; PLANES]; 3]; EXPERTS],
         errors: vec![[0.1; PLANES]; EXPERTS],
         planes: (0..Level::B4.planes()).map(plane).collect(),

@@ -3,15 +3,19 @@
 //! Every matrix is encoded with all planes and read again at the level asked for; norms and biases stay as they are.
 //! `dollop eval OUT --reference --text FILE --against SOURCE` then measures the loss with everything else exact.
 //!
-//!     cargo run --release -p dollop-benches --bin requantize -- SOURCE OUT [--level B --group 32|64]
-//!         [--calibrate TEXT --tokens N --sweeps N --diagonal] [--blocks] [--dither]
+//!     cargo run --release -p dollop-benches --bin requantize -- SOURCE OUT [--level B[,B] --group 32|64 --narrow]
+//!         [--calibrate TEXT --tokens N --sweeps N --diagonal --rotate --energies FILE] [--blocks [--every N]] [--dither]
 //!
 //! Without a level the weights are only made f32: the reference itself; `--dither` moves those of Q4_1 by up to half a step, so
-//! that no encoding finds the source's lattice again. `--blocks` leaves embedding and head as they are. With a text, codes are
-//! found by error feedback (`--diagonal`: by least squares under E(x²)).
+//! that no encoding finds the source's lattice again. `--blocks` leaves embedding and head as they are, `--every N`
+//! all blocks but every Nth. With a text, codes are
+//! found by error feedback (`--diagonal`: by least squares under E(x²); `--rotate`: of matrices for rotated inputs, `--rotate
+//! both`: with and without). `--energies` writes E(x²) of each matrix's inputs, for `quantizers.py`. Of several files each has its level appended to the name of OUT, and `r` where inputs are rotated.
 
-use dollop::internal::format::{GgmlType, GgufWriter, TensorDecl};
-use dollop::internal::quant::{self, Feedback, Hessian, Level, Moments, Shape};
+use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl};
+use dollop::internal::quant::{
+    self, Feedback, GroupParams, Hessian, Level, Moments, Nested, PLANES, Rotation, Shape,
+};
 use dollop::{CalibrateOptions, CancelToken, Keep};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -31,15 +35,20 @@ fn matrix(shape: &[u64]) -> Option<(usize, usize)> {
 enum Inputs {
     Nothing,
     Diagonal(Vec<f32>),
-    Moments(Moments, usize),
+    Moments(Moments, usize, Option<Rotation>),
 }
 
-/// The weights as `level` shows them.
-fn through(level: Level, shape: Shape, inputs: Inputs, w: &mut [f32]) -> Result<(), Failure> {
+/// The weights in the nested code, and the error of every level: of products, where their inputs are known.
+fn encoded(shape: Shape, inputs: Inputs, w: &mut [f32]) -> Result<(Nested, [f32; PLANES]), Failure> {
+    let mut rotated = None;
     let encoded = match inputs {
         Inputs::Nothing => quant::encode(shape, w, None, Level::B8)?,
         Inputs::Diagonal(energies) => quant::encode(shape, w, Some(&energies), Level::B8)?,
-        Inputs::Moments(moments, sweeps) => {
+        Inputs::Moments(moments, sweeps, rotation) => {
+            if let Some(rotation) = rotation {
+                rotation.apply_rows(w);
+            }
+            rotated = rotation;
             let rows = Feedback::sample(shape.rows).flat_map(|r| w[r * shape.cols..][..shape.cols].to_vec());
             let hessian = Arc::new(Hessian::new(&moments)?);
             let feedback = Feedback::new(hessian, shape, &rows.collect::<Vec<_>>(), sweeps)?;
@@ -54,10 +63,8 @@ fn through(level: Level, shape: Shape, inputs: Inputs, w: &mut [f32]) -> Result<
             quant::Encoded::join(shape, &[a?, b?])
         }
     };
-    let nested = encoded.into_nested()?;
-    let nested = nested.at(level).ok_or("all planes are there")?;
-    w.chunks_exact_mut(shape.cols).enumerate().for_each(|(row, out)| nested.dequantize_row(row, out));
-    Ok(())
+    let errors = encoded.errors;
+    Ok((encoded.into_nested()?.rotated(rotated), errors))
 }
 
 /// Moves the weights of Q4_1 blocks by up to half a step either way.
@@ -80,11 +87,12 @@ fn main() -> Result<(), Failure> {
     let [source, out, ..] = &args[..] else {
         return Err("usage: requantize SOURCE OUT [--level B --group 32|64]".into());
     };
-    let level = match flag("--level") {
-        Some(b) => Some(Level::from_bits(b.parse()?).ok_or("levels are 2, 3, 4, 6 and 8")?),
-        None => None,
-    };
+    let mut levels = Vec::new();
+    for bits in flag("--level").iter().flat_map(|list| list.split(',')) {
+        levels.push(Level::from_bits(bits.parse()?).ok_or("levels are 2, 3, 4, 6 and 8")?);
+    }
     let group: usize = flag("--group").map_or(Ok(64), |g| g.parse())?;
+    let params = if has("--narrow") { GroupParams::Narrow } else { GroupParams::Wide };
     let sweeps: usize = flag("--sweeps").map_or(Ok(2), |n| n.parse())?;
     let tokens: usize = flag("--tokens").map_or(Ok(16384), |n| n.parse())?;
     let calibration = match flag("--calibrate") {
@@ -96,12 +104,15 @@ fn main() -> Result<(), Failure> {
         }
         None => None,
     };
-    let inputs = |name: &str, cols: usize| -> Result<Inputs, Failure> {
+    let inputs = |name: &str, cols: usize, rotate: bool| -> Result<Inputs, Failure> {
         let Some(all) = &calibration else { return Ok(Inputs::Nothing) };
         let name = name.replace("ffn_up", "ffn_gate");
         Ok(match (all.get(&name), all.rows()) {
             (Some(of), _) if has("--diagonal") => Inputs::Diagonal(of.sums.clone()),
-            (Some(_), Some(rows)) => Inputs::Moments(rows.moments(&name, 0, cols)?, sweeps),
+            (Some(_), Some(rows)) => {
+                let rotation = Rotation::of(cols).filter(|_| rotate);
+                Inputs::Moments(rows.moments(&name, 0, cols, rotation)?, sweeps, rotation)
+            }
             _ => Inputs::Nothing,
         })
     };
@@ -113,9 +124,33 @@ fn main() -> Result<(), Failure> {
         .collect();
     let mut metadata = gguf.metadata.clone();
     metadata.insert("general.file_type", 0u32);
-    let mut writer = GgufWriter::new(BufWriter::new(std::fs::File::create(out)?), &metadata, &tensors, 32)?;
-    let (mut error, mut energy, mut weights, mut size) = (0.0f64, 0.0f64, 0usize, 0usize);
-    let mut seconds = 0.0;
+    let rotations = match flag("--rotate").map(String::as_str) {
+        Some("both") => &[false, true][..],
+        _ if has("--rotate") => &[true],
+        _ => &[false],
+    };
+    if let (Some(path), Some(all)) = (flag("--energies"), &calibration) {
+        let mut lines = String::new();
+        for t in &gguf.tensors {
+            if let Some(of) = all.get(&t.name.replace("ffn_up", "ffn_gate")) {
+                let values: Vec<String> = of.sums.iter().map(|v| v.to_string()).collect();
+                lines += &format!("{} {}\n", t.name, values.join(" "));
+            }
+        }
+        std::fs::write(path, lines)?;
+    }
+    let mut outs = Vec::new();
+    for (&level, &rotate) in levels.iter().flat_map(|level| rotations.iter().map(move |r| (level, r))) {
+        let several = levels.len() * rotations.len() > 1;
+        let end = if several { format!(".{level}{}", if rotate { "r" } else { "" }) } else { String::new() };
+        outs.push(Out::new(Some(level), rotate, format!("{out}{end}"), &metadata, &tensors)?);
+    }
+    if outs.is_empty() {
+        outs.push(Out::new(None, false, out.clone(), &metadata, &tensors)?);
+    }
+    let every: usize = flag("--every").map_or(Ok(1), |n| n.parse())?;
+    let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let (mut weights, mut seconds) = (0, 0.0);
     for (i, t) in gguf.tensors.iter().enumerate() {
         let raw = &bytes[t.offset as usize..][..t.n_bytes as usize];
         let mut w = vec![0.0; t.shape.iter().product::<u64>() as usize];
@@ -123,31 +158,90 @@ fn main() -> Result<(), Failure> {
         if has("--dither") && t.ty == GgmlType::Q4_1 {
             dither(raw, &mut w);
         }
-        let whole = has("--blocks") && !t.name.starts_with("blk.");
-        if let (Some(level), Some((rows, cols)), false) = (level, matrix(&t.shape), whole) {
-            let before = w.clone();
-            let shape = Shape::new(rows, cols, group)?;
-            let inputs = inputs(&t.name, cols)?;
+        let whole = has("--blocks") && number(&t.name).is_none_or(|n| !n.is_multiple_of(every));
+        let Some((rows, cols)) = matrix(&t.shape).filter(|_| !levels.is_empty() && !whole) else {
+            outs.iter_mut().try_for_each(|out| out.write(i, &w))?;
+            continue;
+        };
+        let shape = Shape::new(rows, cols, group)?.with(params);
+        for &rotate in rotations {
+            let inputs = inputs(&t.name, cols, rotate)?;
             let start = std::time::Instant::now();
-            through(level, shape, inputs, &mut w)?;
-            seconds += start.elapsed().as_secs_f64();
-            error += before.iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-            energy += before.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>();
-            weights += w.len();
-            // The planes, two corrections for each of the levels, and the table of errors.
-            size += (0..level.planes()).map(|p| shape.plane(p).len).sum::<usize>() + 5 * (4 + 4 + 4);
+            let (nested, errors) = encoded(shape, inputs, &mut w.clone())?;
+            seconds += start.elapsed().as_secs_f64() / rotations.len() as f64;
+            let mut outs = outs.iter_mut().filter(|out| out.rotate == rotate);
+            outs.try_for_each(|out| out.write_nested(i, &w, &nested, &errors))?;
         }
-        let le: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
-        writer.write(i, 0, &le)?;
+        weights += w.len();
     }
-    writer.finish()?.flush()?;
-    if let Some(level) = level {
-        let bits = 8.0 * size as f64 / weights as f64;
-        println!(
-            "level {level}, groups of {group}: {bits:.3} bits per weight, relative squared error {:.3e}, {:.0} ns a weight",
-            error / energy,
-            1e9 * seconds / weights as f64
-        );
+    for out in outs {
+        out.finish(group, weights, seconds)?;
     }
     Ok(())
+}
+
+/// A file that is written, and what its level costs.
+struct Out {
+    level: Option<Level>,
+    rotate: bool,
+    writer: GgufWriter<BufWriter<std::fs::File>>,
+    error: f64,
+    energy: f64,
+    /// What the encoder says of the error of each matrix, added up.
+    fitted: f64,
+    matrices: usize,
+    bytes: usize,
+}
+
+impl Out {
+    fn new(
+        level: Option<Level>,
+        rotate: bool,
+        path: String,
+        metadata: &Metadata,
+        tensors: &[TensorDecl],
+    ) -> Result<Out, Failure> {
+        let writer = GgufWriter::new(BufWriter::new(std::fs::File::create(path)?), metadata, tensors, 32)?;
+        Ok(Out { level, rotate, writer, error: 0.0, energy: 0.0, fitted: 0.0, matrices: 0, bytes: 0 })
+    }
+
+    fn write(&mut self, tensor: usize, w: &[f32]) -> Result<(), Failure> {
+        let le: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+        Ok(self.writer.write(tensor, 0, &le)?)
+    }
+
+    /// The weights `before` as this level shows them.
+    fn write_nested(
+        &mut self,
+        tensor: usize,
+        before: &[f32],
+        nested: &Nested,
+        errors: &[f32; PLANES],
+    ) -> Result<(), Failure> {
+        let (level, shape) = (self.level.ok_or("a level")?, nested.shape());
+        let at = nested.at(level).ok_or("all planes are there")?;
+        let mut w = vec![0.0; before.len()];
+        w.chunks_exact_mut(shape.cols).enumerate().for_each(|(row, out)| at.dequantize_row(row, out));
+        self.error += before.iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        self.energy += before.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>();
+        self.fitted += f64::from(errors[level.index()]);
+        self.matrices += 1;
+        // The planes, two corrections for each of the levels, and the table of errors.
+        self.bytes += (0..level.planes()).map(|p| shape.plane(p).len).sum::<usize>() + 5 * (4 + 4 + 4);
+        self.write(tensor, &w)
+    }
+
+    fn finish(self, group: usize, weights: usize, seconds: f64) -> Result<(), Failure> {
+        self.writer.finish()?.flush()?;
+        let Some(level) = self.level else { return Ok(()) };
+        println!(
+            "level {level}{}, groups of {group}: {:.3} bits per weight, relative squared error {:.3e}, by the encoder {:.3e}, {:.0} ns a weight",
+            if self.rotate { ", rotated" } else { "" },
+            8.0 * self.bytes as f64 / weights as f64,
+            self.error / self.energy,
+            self.fitted / self.matrices as f64,
+            1e9 * seconds / weights as f64
+        );
+        Ok(())
+    }
 }

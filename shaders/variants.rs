@@ -30,6 +30,7 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("down", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
     ("down_sum", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Inputs]),
     ("prepare", &[Axis::Forms, Axis::Subgroups]),
+    ("rotate", &[]),
     ("embed", &[Axis::Planes]),
     ("rms_norm", &[Axis::Subgroups]),
     ("place", &[Axis::Half, Axis::Subgroups]),

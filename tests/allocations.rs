@@ -74,6 +74,7 @@ fn decoding_allocates_nothing() {
     assert_eq!(decode(1004, 60), 0, "allocations in 60 tokens");
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > 0, "nothing was counted");
     sampling();
+    rotated();
     // Servings of streamed experts allocate a little; rows of an embedding that is not held add nothing to that. No test of its own:
     // what it allocates would be counted here.
     let ((read, bytes), (held, none)) = (streamed(false), streamed(true));
@@ -102,6 +103,25 @@ fn sampling() {
         assert!(tokens(200) > 0, "nothing was counted");
         assert_eq!(tokens(200), 0, "allocations of {with}");
     }
+}
+
+/// Rotating the inputs of experts allocates nothing.
+fn rotated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = Tiny::load("olmoe").write_fed_back(folder.path(), true);
+    assert!(dollop::inspect::inspect(&path).unwrap().rotated_weights > 0);
+    let engine = Engine::open(&path, &EngineOptions::default().with_threads(2)).unwrap();
+    let mut session = engine.session(SessionOptions::default().with_context(128)).unwrap();
+    // Tokens that choose many experts: each has a list that grows with its first token.
+    let token = |i: u32| i * 37 % 256;
+    session.for_each_logits(&(0..40).map(token).collect::<Vec<_>>(), &mut |_, _| ()).unwrap();
+    let mut decode = |n: u32| {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        (0..n).for_each(|i| session.for_each_logits(&[token(i)], &mut |_, _| ()).unwrap());
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    };
+    decode(4);
+    assert_eq!(decode(60), 0, "allocations in 60 tokens with rotated inputs");
 }
 
 /// Allocations of 60 streamed tokens with all experts in the cache, which are those of servings, and bytes that were read of the

@@ -1,8 +1,10 @@
 //! Gate 3: the nested code against uniform quantizers that were optimised for each level alone, at the same group size and
 //! with unquantized parameters; what it costs; and that lower levels and upgrades are what they claim.
 
-use dollop::internal::quant::{self, Anchor, Encoded, Level, Nested, Shape};
+use dollop::internal::quant::{self, Anchor, Encoded, GroupParams, Level, Nested, Shape};
 use dollop_tests::golden;
+
+const PARAMS: [GroupParams; 2] = [GroupParams::Wide, GroupParams::Narrow];
 
 /// Deterministic standard normals (Box–Muller over SplitMix64).
 struct Normal(u64);
@@ -126,6 +128,29 @@ fn nesting_costs_little_against_quantizers_made_for_one_level() {
     }
 }
 
+/// Squared errors with narrow parameters over those with wide ones. Measured: in `benches/records/nested-codec.md`.
+#[test]
+fn narrow_parameters_cost_little_at_low_levels() {
+    let (mut errors, mut bytes) = ([[0.0; 2]; 5], [0; 2]);
+    for (shape, w) in real() {
+        for (i, params) in PARAMS.into_iter().enumerate() {
+            let nested =
+                quant::encode(shape.with(params), &w, None, Level::B8).unwrap().into_nested().unwrap();
+            for (errors, level) in errors.iter_mut().zip(Level::ALL) {
+                errors[i] += squared_error(&w, &dequantize(&nested.at(level).unwrap()));
+            }
+            bytes[i] += nested.planes()[0].len();
+        }
+    }
+    let ratios = errors.map(|[wide, narrow]| narrow / wide);
+    println!("2/3/4/6/8 bits: {ratios:.3?}; plane 0: {bytes:?}");
+    for (ratio, bound) in ratios.into_iter().zip([1.01, 1.02, 1.08, 1.15, 1.45]) {
+        assert!(ratio <= bound, "{ratios:?}");
+    }
+    // 2.1875 bits of 2.375, and lines of 64 bytes, which small matrices do not fill.
+    assert!((bytes[1] as f64) < 0.93 * bytes[0] as f64, "{bytes:?}");
+}
+
 #[test]
 fn a_level_costs_its_bits_and_at_most_two_thirds_of_one_more() {
     for (rows, cols) in [(576, 576), (192, 576), (576, 1536), (2048, 2048), (576, 64)] {
@@ -155,22 +180,35 @@ fn by_hand(e: &Encoded, level: Level, row: usize, col: usize) -> f64 {
         code = code << bits | u32::from(part);
     }
     let layout = s.plane(0);
-    let g = (row / 16 * s.groups() + col / s.group) * 16 + row % 16;
-    let mut scale = [0.0];
-    dollop::internal::format::GgmlType::F16
-        .dequantize(&e.planes[0][layout.scales][2 * g..2 * g + 2], &mut scale)
-        .unwrap();
-    let zero = f64::from(e.planes[0][layout.zeros][g]);
+    let at = row / 16 * s.groups() + col / s.group;
+    let g = at * 16 + row % 16;
+    let (scales, zeros) = (&e.planes[0][layout.scales], &e.planes[0][layout.zeros]);
+    let (scale, zero) = match s.params {
+        GroupParams::Wide => {
+            let mut scale = [0.0];
+            dollop::internal::format::GgmlType::F16
+                .dequantize(&scales[2 * g..2 * g + 2], &mut scale)
+                .unwrap();
+            (f64::from(scale[0]), f64::from(zeros[g]))
+        }
+        GroupParams::Narrow => {
+            let (exponent, mantissa) = (i32::from(scales[g] >> 4), f64::from(scales[g] & 15));
+            let zero = zeros[at * 8 + row % 8] >> (row % 16 / 8 * 4) & 15;
+            (2f64.powi(exponent - 15) * (1.0 + mantissa / 16.0), 128.0 + 8.0 * (f64::from(zero) - 8.0))
+        }
+    };
     let fit = e.fits[level.index()];
-    f64::from(scale[0])
-        * (f64::from(fit.alpha) * (f64::from(code << level.shift()) - zero) + f64::from(fit.beta))
+    scale * (f64::from(fit.alpha) * (f64::from(code << level.shift()) - zero) + f64::from(fit.beta))
 }
 
 #[test]
 fn every_level_is_the_prefix_it_claims_to_be() {
     let mut rng = Normal(2);
-    for (rows, cols, group) in [(3, 64, 64), (2, 100, 64), (5, 33, 32), (1, 1, 32), (4, 160, 32)] {
-        let shape = Shape::new(rows, cols, group).unwrap();
+    let sizes = [(3, 64, 64), (2, 100, 64), (5, 33, 32), (1, 1, 32), (4, 160, 32), (21, 200, 64)];
+    for (rows, cols, group, params) in
+        sizes.into_iter().flat_map(|(r, c, g)| PARAMS.map(|params| (r, c, g, params)))
+    {
+        let shape = Shape::new(rows, cols, group).unwrap().with(params);
         let w: Vec<f32> = (0..rows * cols).map(|_| rng.next() as f32).collect();
         let whole = quant::encode(shape, &w, None, Level::B8).unwrap();
         for level in Level::ALL {
@@ -194,17 +232,21 @@ fn every_level_is_the_prefix_it_claims_to_be() {
 
 #[test]
 fn blocks_of_rows_join_to_the_same_matrix() {
-    let shape = Shape::new(300, 128, 64).unwrap();
-    let mut rng = Normal(3);
-    let w: Vec<f32> = (0..300 * 128).map(|_| rng.next() as f32).collect();
-    let whole = quant::encode(shape, &w, None, Level::B4).unwrap();
-    let part = |from: usize, to: usize| {
-        quant::encode_rows(shape, from, &w[from * 128..to * 128], None, Level::B4, Anchor::Nested).unwrap()
-    };
-    let joined = Encoded::join(shape, &[part(0, 16), part(16, 208), part(208, 300)]);
-    assert_eq!(joined.planes, whole.planes);
-    for (a, b) in joined.fits.iter().zip(&whole.fits) {
-        assert!((a.alpha - b.alpha).abs() < 1e-5 && (a.beta - b.beta).abs() < 1e-4);
+    for params in PARAMS {
+        let shape = Shape::new(300, 128, 64).unwrap().with(params);
+        let mut rng = Normal(3);
+        // Later rows are larger: the octave of narrow scales is known with the last of them.
+        let w: Vec<f32> = (0..300 * 128).map(|i| rng.next() as f32 * (1.0 + i as f32 / 3000.0)).collect();
+        let whole = quant::encode(shape, &w, None, Level::B4).unwrap();
+        let part = |from: usize, to: usize| {
+            let rows = &w[from * 128..to * 128];
+            quant::encode_rows(shape, from, rows, None, Level::B4, Anchor::Nested).unwrap()
+        };
+        let joined = Encoded::join(shape, &[part(0, 16), part(16, 208), part(208, 300)]);
+        assert_eq!(joined.planes, whole.planes);
+        for (a, b) in joined.fits.iter().zip(&whole.fits) {
+            assert!((a.alpha / b.alpha - 1.0).abs() < 1e-5 && (a.beta - b.beta).abs() < 1e-4 * b.alpha);
+        }
     }
 }
 
@@ -227,8 +269,26 @@ fn importance_moves_the_error_to_where_it_matters_less() {
 
 #[test]
 fn strange_weights_are_encoded_or_refused() {
+    for (params, (name, w)) in
+        PARAMS.into_iter().flat_map(|params| strange().map(|strange| (params, strange)))
+    {
+        let shape = Shape::new(1, 64, 64).unwrap().with(params);
+        let nested = quant::encode(shape, &w, Some(&[0.0; 64]), Level::B8).unwrap().into_nested().unwrap();
+        let energy: f64 = w.iter().map(|&w| f64::from(w).powi(2)).sum();
+        let error = squared_error(&w, &dequantize(&nested));
+        assert!(error <= 1e-4 * energy + 1e-12, "{params:?}, {name}: {error} of {energy}");
+    }
     let shape = Shape::new(1, 64, 64).unwrap();
-    for (name, w) in [
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+        let mut w = [0.5; 64];
+        w[63] = bad;
+        let text = quant::encode(shape, &w, None, Level::B8).unwrap_err().to_string();
+        assert!(text.contains("row 0"), "{text}");
+    }
+}
+
+fn strange() -> [(&'static str, [f32; 64]); 7] {
+    [
         ("zeros", [0.0; 64]),
         ("ones", [1.0; 64]),
         ("minus", [-3.5; 64]),
@@ -236,16 +296,5 @@ fn strange_weights_are_encoded_or_refused() {
         ("denormal", [1e-42; 64]),
         ("large", [7e6; 64]),
         ("outlier", std::array::from_fn(|i| if i == 5 { 1000.0 } else { 0.01 })),
-    ] {
-        let nested = quant::encode(shape, &w, Some(&[0.0; 64]), Level::B8).unwrap().into_nested().unwrap();
-        let energy: f64 = w.iter().map(|&w| f64::from(w).powi(2)).sum();
-        let error = squared_error(&w, &dequantize(&nested));
-        assert!(error <= 1e-4 * energy + 1e-12, "{name}: {error} of {energy}");
-    }
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
-        let mut w = [0.5; 64];
-        w[63] = bad;
-        let text = quant::encode(shape, &w, None, Level::B8).unwrap_err().to_string();
-        assert!(text.contains("row 0"), "{text}");
-    }
+    ]
 }

@@ -2,7 +2,7 @@
 //! open at once, and every bad source gets a clear refusal.
 
 use dollop::Level;
-use dollop::convert::{ConvertOptions, Purpose, cached, convert};
+use dollop::convert::{ConvertOptions, GroupParams, Purpose, cached, convert};
 use dollop::{CancelToken, Engine, EngineOptions, Error, SessionOptions, inspect};
 use dollop_tests::set;
 use dollop_tests::tiny::Tiny;
@@ -54,6 +54,50 @@ fn a_conversion_depends_on_its_source_alone() {
     inspect::verify(&path).unwrap();
     let i = inspect::inspect(&path).unwrap();
     assert_eq!((i.kind, i.planes.len(), i.experts), (inspect::Kind::Dollop, 5, 8));
+}
+
+#[test]
+fn narrow_parameters_make_a_smaller_file_of_the_same_model() {
+    let (folder, tiny) = folder_of("qwen2moe-sparse-step");
+    let out = tempfile::tempdir().unwrap();
+    let made = |name: &str, params, threads| {
+        let path = out.path().join(name);
+        let options = ConvertOptions::default().with_threads(threads);
+        run(folder.path(), &path, &set!(ConvertOptions { params: Some(params), ..options })).unwrap();
+        path
+    };
+    let (wide, narrow) = (made("w", GroupParams::Wide, 2), made("n", GroupParams::Narrow, 1));
+    assert!(fs::read(&narrow).unwrap() == fs::read(made("m", GroupParams::Narrow, 5)).unwrap());
+    inspect::verify(&narrow).unwrap();
+    let plane_0 = |path: &Path| inspect::inspect(path).unwrap().planes[0].bytes;
+    assert!(plane_0(&narrow) < plane_0(&wide));
+    let logits = |path: &Path| -> dollop::Result<Vec<f32>> {
+        let engine = Engine::open(path, &EngineOptions::default())?;
+        Ok(engine.session(SessionOptions::default())?.logits(&tiny.tokens)?.concat())
+    };
+    let (want, got) = (logits(&wide).unwrap(), logits(&narrow).unwrap());
+    let size = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    let (error, all) =
+        (size(&mut want.iter().zip(&got).map(|(a, b)| a - b)), size(&mut want.iter().copied()));
+    assert!(error > 0.0 && error < 0.1 * all, "{error} of {all}");
+
+    // A file without narrow parameters is of version 2, which has no such attribute.
+    let behind =
+        |bytes: &[u8], key: &[u8]| Some(bytes.windows(key.len()).position(|b| b == key)? + key.len());
+    let (version, params) = (b"dollop.version", b"dollop.matrix.params");
+    let plain = fs::read(&wide).unwrap();
+    assert_eq!((plain[behind(&plain, version).unwrap() + 4], behind(&plain, params)), (2, None));
+    let patched = |from: &Path, key: &[u8], at: usize, value: u8| {
+        let mut bytes = fs::read(from).unwrap();
+        let place = behind(&bytes, key).unwrap() + at;
+        bytes[place] = value;
+        fs::write(out.path().join("p"), bytes).unwrap();
+        logits(&out.path().join("p")).unwrap_err().to_string()
+    };
+    let newer = patched(&wide, version, 4, 4);
+    assert!(newer.contains("version 4"), "{newer}");
+    let unknown = patched(&narrow, params, 16, 7);
+    assert!(unknown.contains("params") && unknown.contains('7'), "{unknown}");
 }
 
 #[test]

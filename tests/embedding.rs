@@ -3,7 +3,7 @@
 //! errors or retries.
 
 use dollop::Level;
-use dollop::convert::{ConvertOptions, Group, convert};
+use dollop::convert::{ConvertOptions, Group, GroupParams, convert};
 use dollop::internal::GpuFault;
 use dollop::internal::format::{TensorInfo, dollop::Directory};
 use dollop::internal::sched::{Precision, Verify};
@@ -125,18 +125,19 @@ fn embedding(path: &Path) -> TensorInfo {
 
 #[test]
 fn gate_58_rows_that_are_read_are_those_that_are_held() {
-    let level = |level_embed, group| {
+    let level = |level_embed, group, params| {
         set!(ConvertOptions {
             level_embed: Some(level_embed),
             group,
+            params: Some(params),
             max_level: Level::B4,
             ..ConvertOptions::default()
         })
     };
     for (name, convert) in [
-        ("olmoe", level(Level::B8, Group::G64)),
-        ("qwen3moe", level(Level::B6, Group::G32)),
-        ("qwen2moe", level(Level::B3, Group::G64)),
+        ("olmoe", level(Level::B8, Group::G64, GroupParams::Wide)),
+        ("qwen3moe", level(Level::B6, Group::G32, GroupParams::Narrow)),
+        ("qwen2moe", level(Level::B3, Group::G64, GroupParams::Narrow)),
     ] {
         let (_folder, path) = converted(&model(name), &convert);
         let resident = open(&path, &options());

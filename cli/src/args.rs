@@ -142,6 +142,9 @@ pub struct ConvertHow {
     /// Weights per scale; auto keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K as they are
     #[arg(long, value_enum, default_value = "auto")]
     pub group: GroupArg,
+    /// How scales and zero points are stored: `narrow` ones take half the bytes, and cost some error at 4 bits and more
+    #[arg(long, value_enum, default_value = "auto")]
+    pub params: ParamsArg,
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
@@ -154,6 +157,13 @@ pub enum GroupArg {
     G32,
     #[value(name = "64")]
     G64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ParamsArg {
+    Auto,
+    Wide,
+    Narrow,
 }
 
 /// Shows what a model file holds, without loading it.
@@ -337,6 +347,9 @@ pub struct CalibrationArgs {
     /// times. They keep the inputs in a file beside the output meanwhile: 3 GB for OLMoE-1B-7B and 8192 tokens
     #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
     pub effort: Effort,
+    /// Store matrices of experts for inputs as they are, even where those of error feedback are better for rotated ones
+    #[arg(long, requires = "calibrate")]
+    pub no_rotation: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -369,7 +382,7 @@ impl EngineArgs {
 
 impl ConvertHow {
     pub fn options(&self) -> dollop::convert::ConvertOptions {
-        use dollop::convert::Group;
+        use dollop::convert::{Group, GroupParams};
         let mut options = dollop::convert::ConvertOptions::default()
             .with_level_dense(self.level_dense)
             .with_max_level(self.max_level)
@@ -379,6 +392,11 @@ impl ConvertHow {
             GroupArg::Auto => Group::Auto,
             GroupArg::G32 => Group::G32,
             GroupArg::G64 => Group::G64,
+        };
+        options.params = match self.params {
+            ParamsArg::Auto => None,
+            ParamsArg::Wide => Some(GroupParams::Wide),
+            ParamsArg::Narrow => Some(GroupParams::Narrow),
         };
         options
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// What the arguments say of the inputs of the source's matrices.
 fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
-    let CalibrationArgs { imatrix, calibrate, calibrate_tokens, effort } = &args.calibration;
+    let CalibrationArgs { imatrix, calibrate, calibrate_tokens, effort, .. } = &args.calibration;
     if let Some(path) = imatrix {
         return Ok(Some(imatrix::read(path)?));
     }
@@ -65,6 +65,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let mut options = args.how.options();
     options.calibration = calibration(args, &out, &cancel)?.map(Arc::new);
     options.sweeps = if args.calibration.effort == Effort::High { 4 } else { 2 };
+    options.rotate = !args.calibration.no_rotation;
     let mut bar = Bar::new(Unit::Bytes);
     let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| {
         bar.show(p.stage, p.done, p.total)

@@ -52,6 +52,9 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(dense) = i.dense_bits_per_weight {
         writeln!(out, "  dense: {dense:.3} bits per weight")?;
     }
+    if i.rotated_weights > 0 {
+        writeln!(out, "rotated        inputs of {} weights", count(i.rotated_weights))?;
+    }
     if let Some(calibration) = &i.calibration {
         writeln!(out, "calibration    {}", one_line(calibration))?;
     }

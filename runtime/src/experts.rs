@@ -6,7 +6,7 @@
 
 use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
+use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Rotation, Shape};
 
 /// The weights of one expert: `down · (act(gate · x) ⊙ (up · x))`.
 #[derive(Clone, Debug)]
@@ -186,6 +186,8 @@ pub struct PlaneSlabs {
 pub struct LayerExperts {
     /// Of gate, up and down, which lie in a slab in this order.
     pub shapes: [Shape; 3],
+    /// What the inputs of gate, up and down are rotated by; those of the first two are the same.
+    pub rotations: [Option<Rotation>; 3],
     /// Corrections of every expert's gate, up and down.
     pub fits: Vec<[Fits; 3]>,
     /// Squared error of every expert at every level, relative to its weights' energy, averaged over its three matrices.
@@ -246,7 +248,8 @@ impl LayerExperts {
                 })
             });
             let planes = planes.collect::<Result<_>>()?;
-            Ok(Matrix::Nested(Nested::partly(self.shapes[m], planes, self.fits[expert][m])?))
+            let nested = Nested::partly(self.shapes[m], planes, self.fits[expert][m])?;
+            Ok(Matrix::Nested(nested.rotated(self.rotations[m])))
         };
         Ok(Expert { gate: matrix(0)?, up: matrix(1)?, down: matrix(2)?, place })
     }

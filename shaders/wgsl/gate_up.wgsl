@@ -16,6 +16,7 @@ struct Params {
     top_k: u32, // slots per token
     first: u32, // the first job
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
+    plain: u32, // whether hidden values are left as they are, to be rotated
 }
 
 var<immediate> p: Params;

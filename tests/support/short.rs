@@ -4,7 +4,7 @@
 use crate::{default_model, root};
 use dollop::internal::format::dollop::{Directory, MatrixEntry};
 use dollop::internal::format::{Array, GgufWriter, TensorDecl, Value};
-use dollop::internal::quant::{Level, Shape};
+use dollop::internal::quant::{GroupParams, Level, Shape};
 use serde_json::Value as Json;
 use std::fs::File;
 use std::path::PathBuf;
@@ -93,7 +93,8 @@ fn write() -> PathBuf {
 
 /// The rows of a matrix's planes that belong to the tokens that are left.
 fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
-    let whole = Shape::new(entry.rows, entry.cols, entry.group).expect("the file is sound");
+    let params = GroupParams::numbered(entry.params).expect("the file is sound");
+    let whole = Shape::new(entry.rows, entry.cols, entry.group).expect("the file is sound").with(params);
     let short = Shape { rows: TOKENS, ..whole };
     let level = Level::from_bits(entry.level).expect("the file is sound");
     let (mut from, mut out) = (0, Vec::new());

@@ -1,12 +1,16 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
+use crate::set;
+use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
+use dollop::{CalibrateOptions, CancelToken, Keep, calibrate_tokens};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One golden.
 pub struct Tiny {
@@ -120,6 +124,20 @@ impl Tiny {
             .collect();
         safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))
             .expect("the folder is writable");
+    }
+
+    /// Writes the folder, and a Dollop file beside it whose experts were encoded with error feedback, for rotated inputs or not.
+    pub fn write_fed_back(&self, folder: &Path, rotate: bool) -> PathBuf {
+        self.write_folder(folder);
+        let path = folder.join(if rotate { "rotated.gguf" } else { "fed-back.gguf" });
+        let keep = Keep { path: path.with_extension("inputs"), dense: false };
+        let measure = CalibrateOptions::default().with_threads(2).with_keep(keep);
+        let ids: Vec<u32> = (0..1000u32).map(|i| 3 + (i.wrapping_mul(2_246_822_519) >> 13) % 250).collect();
+        let measured = calibrate_tokens(folder, &ids, "noise", &measure, &CancelToken::new(), &mut |_| ());
+        let calibration = Some(Arc::new(measured.expect("the source runs")));
+        let options = set!(ConvertOptions { calibration, rotate, ..ConvertOptions::default() });
+        convert(folder, &path, &options, &CancelToken::new(), &mut |_| ()).expect("the source is sound");
+        path
     }
 
     /// Writes an F32 GGUF as llama.cpp's converter would: experts stacked, and for the `llama` architecture the rows of

@@ -55,8 +55,12 @@ pub fn cached(
     }
     let (dense, max) = (options.level_dense, options.max_level);
     state.update(
-        format!("{} {dense} {max} {:?} {:?}", dollop::VERSION, options.group, options.level_embed).as_bytes(),
+        format!("{} {dense} {max} {:?} {:?}", dollop::VERSION_PLAIN, options.group, options.level_embed)
+            .as_bytes(),
     );
+    if let Some(params) = options.params {
+        state.update(format!("{params:?}").as_bytes());
+    }
     // Conversions from before a folder's advice on sampling was kept lack it.
     let advises = opened.metadata().iter().any(|(key, _)| key.starts_with("general.sampling."));
     if advises && opened.files().any(|f| f.file_name().is_some_and(|n| n == "generation_config.json")) {
@@ -66,6 +70,9 @@ pub fn cached(
         state.update(&calibration.fingerprint().to_le_bytes());
         if calibration.rows().is_some() {
             state.update(format!("fed back {}", options.sweeps).as_bytes());
+            if options.rotate {
+                state.update(b"rotated");
+            }
         }
     }
     let name = model_name(&path).unwrap_or_default();

@@ -9,8 +9,10 @@ use super::feedback::Feedbacks;
 use super::source::Source;
 use super::{ConvertOptions, JobError};
 use crate::error::{Error, Result};
-use crate::format::GgufWriter;
-use crate::quant::{self, Anchor, EncodedRows, FitSums, Fits, Level, PLANES, Shape};
+use crate::format::{GgmlType, GgufWriter};
+use crate::quant::{
+    self, Anchor, EncodedRows, FitSums, Fits, GroupParams, Level, Octave, PLANES, Rotation, Shape,
+};
 use crate::telemetry::CancelToken;
 use crc32fast::Hasher;
 use std::fs::File;
@@ -29,6 +31,8 @@ pub(super) struct Work<'a> {
     pub(super) shape: Shape,
     pub(super) level: Level,
     pub(super) anchor: Anchor,
+    /// What its inputs are rotated by.
+    pub(super) rotation: Option<Rotation>,
     /// Of every plane: the tensor of the file, and the first byte in it.
     pub(super) places: Vec<(usize, u64)>,
 }
@@ -48,8 +52,17 @@ struct Written {
     largest: f32,
     faint: bool,
     codes: Vec<Hasher>,
-    scales: Hasher,
+    scales: Scales,
     zeros: Hasher,
+}
+
+/// The scales of a block.
+#[derive(Clone)]
+enum Scales {
+    /// They are in the file.
+    Written(Hasher),
+    /// They wait for the octave of their matrix: 2 bytes a group.
+    Kept(Vec<u8>),
 }
 
 /// Who does the work, and where it goes.
@@ -60,6 +73,11 @@ pub(super) struct Encoder<'a> {
     pub(super) feedbacks: Feedbacks<'a>,
     pub(super) cancel: &'a CancelToken,
     pub(super) writer: Mutex<GgufWriter<File>>,
+}
+
+/// Whether the codes of the source are kept as they are.
+pub(super) fn is_kept(shape: Shape, ty: GgmlType) -> bool {
+    shape.group == 32 && quant::keeps(ty)
 }
 
 impl Work<'_> {
@@ -172,7 +190,7 @@ impl Encoder<'_> {
         let raw = self.source.raw_rows(work.name, work.expert, rows.clone())?;
         let part = self.encode(work, rows.clone(), &raw, lift, scratch).map_err(at)?;
         let tile = rows.start / quant::TILE_ROWS;
-        let params = tile * shape.groups() * quant::TILE_ROWS;
+        let groups = tile * shape.groups();
         // Hashed before the lock is taken: only copies into the page cache are done one at a time.
         let hashed = |bytes: &[u8]| {
             let mut hasher = Hasher::new();
@@ -181,7 +199,10 @@ impl Encoder<'_> {
         };
         let written = Written {
             codes: (0..work.places.len()).map(|p| hashed(part.codes(p))).collect(),
-            scales: hashed(part.scales()),
+            scales: match shape.params {
+                GroupParams::Wide => Scales::Written(hashed(part.scales())),
+                GroupParams::Narrow => Scales::Kept(part.scales().to_vec()),
+            },
             zeros: hashed(part.zeros()),
             sums: part.sums().clone(),
             largest: part.largest(),
@@ -197,8 +218,14 @@ impl Encoder<'_> {
             put(tensor, from + (tile * shape.tile_bytes(p)) as u64, part.codes(p))?;
         }
         let (layout, (tensor, from)) = (shape.plane(0), work.places[0]);
-        put(tensor, from + (layout.scales.start + 2 * params) as u64, part.scales())?;
-        put(tensor, from + (layout.zeros.start + params) as u64, part.zeros())?;
+        if shape.params == GroupParams::Wide {
+            put(
+                tensor,
+                from + (layout.scales.start + groups * shape.params.scale_bytes()) as u64,
+                part.scales(),
+            )?;
+        }
+        put(tensor, from + (layout.zeros.start + groups * shape.params.zero_bytes()) as u64, part.zeros())?;
         Ok((written, raw.len() as u64))
     }
 
@@ -214,7 +241,8 @@ impl Encoder<'_> {
         let ty = self.source.dtype(work.name).expect("the plan is made of tensors that exist");
         let importance = self.importance.of(work.name, work.expert);
         let importance = importance.as_deref();
-        if work.shape.group == 32 && quant::keeps(ty) {
+        if is_kept(work.shape, ty) {
+            assert!(work.rotation.is_none(), "codes are kept of weights as they are");
             return quant::keep_rows(work.shape, rows.start, ty, raw, importance, work.level, factor);
         }
         scratch.resize(rows.len() * work.shape.cols, 0.0);
@@ -222,11 +250,15 @@ impl Encoder<'_> {
         if lift != 0 {
             scratch.iter_mut().for_each(|w| *w *= factor);
         }
+        if let Some(rotation) = work.rotation {
+            rotation.apply_rows(scratch);
+        }
         if work.anchor == Anchor::Nested
-            && let Some(feedback) = self.feedbacks.of(work.name, work.expert, work.shape, lift)?
+            && let Some(feedback) = self.feedbacks.of(work, lift)?
         {
             return feedback.encode_rows(work.shape, rows.start, scratch, work.level);
         }
+        assert!(work.rotation.is_none(), "E(x²) is that of inputs as they are");
         quant::encode_rows(work.shape, rows.start, scratch, importance, work.level, work.anchor)
     }
 
@@ -235,10 +267,27 @@ impl Encoder<'_> {
         let mut sums = FitSums::default();
         let mut codes = vec![Hasher::new(); work.places.len()];
         let (mut scales, mut zeros) = (Hasher::new(), Hasher::new());
+        let octave = (blocks.iter())
+            .map(|block| match &block.scales {
+                Scales::Written(_) => Octave::default(),
+                Scales::Kept(kept) => Octave::of(kept),
+            })
+            .max();
+        let octave = octave.unwrap_or_default();
+        let (tensor, from) = work.places[0];
+        let mut at = from + work.shape.plane(0).scales.start as u64;
         for block in blocks {
             sums.merge(&block.sums);
             codes.iter_mut().zip(&block.codes).for_each(|(all, part)| all.combine(part));
-            scales.combine(&block.scales);
+            match &block.scales {
+                Scales::Written(part) => scales.combine(part),
+                Scales::Kept(kept) => {
+                    let stored = octave.stored(kept);
+                    scales.update(&stored);
+                    self.writer.lock().expect("no thread panics with the lock").write(tensor, at, &stored)?;
+                    at += stored.len() as u64;
+                }
+            }
             zeros.combine(&block.zeros);
         }
         for (p, hasher) in codes.iter_mut().enumerate() {
@@ -252,7 +301,7 @@ impl Encoder<'_> {
             self.pad(work.places[p], layout.zeros.end..layout.len, hasher)?;
         }
         let (fits, errors) = sums.solve();
-        let fits = fits.map(|fit| fit.lowered(lift));
+        let fits = fits.map(|fit| fit.lowered(lift).raised(work.shape.params, octave));
         Ok(Summary { fits, errors, checksums: codes })
     }
 

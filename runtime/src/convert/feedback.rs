@@ -3,10 +3,11 @@
 //! Gate and up of all experts of a layer have the inputs of its router; each down projection has its own. Blocks are taken in
 //! order, so few matrices are in hand at a time: those used last are kept.
 
+use super::encode::Work;
 use super::rows::Rows;
 use super::source::Source;
 use crate::error::Result;
-use crate::quant::{Feedback, Hessian, Shape};
+use crate::quant::{Feedback, Hessian};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,23 +67,18 @@ impl<'a> Feedbacks<'a> {
     }
 
     /// Feedback for a matrix of experts that is encoded as a multiple of itself, 2 to the `lift`; none where its inputs are not
-    /// known.
-    pub(super) fn of(
-        &self,
-        name: &str,
-        expert: usize,
-        shape: Shape,
-        lift: i32,
-    ) -> Result<Option<Arc<Feedback>>> {
-        let Some((rows, (inputs, number))) = self.rows.zip(inputs_of(name, expert)) else { return Ok(None) };
-        if !rows.has(&inputs, number) {
+    /// known. One that is rotated as others of its layer are has it anyway: of no inputs, all columns are alike.
+    pub(super) fn of(&self, work: &Work, lift: i32) -> Result<Option<Arc<Feedback>>> {
+        let Work { name, expert, shape, rotation, .. } = *work;
+        let (inputs, number) = (inputs_of(name), if is_down(name) { expert } else { 0 });
+        let Some(rows) = self.rows.filter(|rows| rotation.is_some() || rows.has(&inputs, number)) else {
             return Ok(None);
-        }
+        };
         let key = format!("{name} {lift}");
         let made = self.matrices.get(&key, expert, || {
-            let hessian = self
-                .hessians
-                .get(&inputs, number, || Hessian::new(&rows.moments(&inputs, number, shape.cols)?))?;
+            let hessian = self.hessians.get(&inputs, number, || {
+                Hessian::new(&rows.moments(&inputs, number, shape.cols, rotation)?)
+            })?;
             let mut sample = Vec::new();
             for row in Feedback::sample(shape.rows) {
                 let from = sample.len();
@@ -91,19 +87,26 @@ impl<'a> Feedbacks<'a> {
             }
             let factor = 2f32.powi(lift);
             sample.iter_mut().for_each(|w| *w *= factor);
+            if let Some(rotation) = rotation {
+                rotation.apply_rows(&mut sample);
+            }
             Feedback::new(hessian, shape, &sample, self.sweeps)
         })?;
         Ok(Some(made))
     }
 }
 
-/// The matrix under whose name the inputs of an expert's were kept.
-fn inputs_of(name: &str, expert: usize) -> Option<(String, usize)> {
-    if name.contains("ffn_down_exps.") {
-        return Some((name.to_owned(), expert));
+/// Whether an expert's matrix has inputs of its own.
+fn is_down(name: &str) -> bool {
+    name.contains(".ffn_down_exps.")
+}
+
+/// The matrix under whose name the inputs of a layer's experts' were kept.
+pub(super) fn inputs_of(name: &str) -> String {
+    match name.split_once(".ffn_gate_exps.").or_else(|| name.split_once(".ffn_up_exps.")) {
+        Some((block, _)) => format!("{block}.ffn_gate_inp.weight"),
+        None => name.to_owned(),
     }
-    let (block, _) = name.split_once(".ffn_gate_exps.").or_else(|| name.split_once(".ffn_up_exps."))?;
-    Some((format!("{block}.ffn_gate_inp.weight"), 0))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod rows;
 #[doc(hidden)]
 pub mod source;
 
+pub use crate::quant::GroupParams;
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
 pub use name::model_name;
@@ -25,7 +26,7 @@ pub use rows::Rows;
 
 use crate::error::{Error, Result};
 use crate::format::{GgufWriter, Value};
-use crate::quant::{Anchor, Level, Shape};
+use crate::quant::{Anchor, Level, Rotation, Shape};
 use crate::telemetry::{CancelToken, Progress};
 use calibration::Importance;
 use crc32fast::Hasher;
@@ -51,6 +52,8 @@ pub struct ConvertOptions {
     pub max_level: Level,
     /// Weights that share a scale.
     pub group: Group,
+    /// How scales and zero points are stored, where codes are not kept; `None` for what suits a matrix's level.
+    pub params: Option<GroupParams>,
     /// Threads; 0 for one per core.
     pub threads: usize,
     /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
@@ -58,6 +61,9 @@ pub struct ConvertOptions {
     /// Passes over all codes of a matrix of experts that look for better ones, behind error feedback; where the calibration has the
     /// inputs themselves.
     pub sweeps: usize,
+    /// Whether matrices of experts that error feedback encodes are stored for rotated inputs, which lowers the error of low levels.
+    /// Before version 3, files had no such matrices.
+    pub rotate: bool,
 }
 
 impl Default for ConvertOptions {
@@ -67,9 +73,11 @@ impl Default for ConvertOptions {
             level_embed: None,
             max_level: Level::B8,
             group: Group::Auto,
+            params: None,
             threads: 0,
             calibration: None,
             sweeps: 2,
+            rotate: true,
         }
     }
 }
@@ -98,6 +106,12 @@ impl ConvertOptions {
 }
 
 impl ConvertOptions {
+    /// How a matrix of this highest level has its groups' parameters stored.
+    fn params_at(&self, level: Level) -> GroupParams {
+        let _ = level;
+        self.params.unwrap_or(GroupParams::Wide)
+    }
+
     /// How many threads that is.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -267,7 +281,8 @@ impl Job<'_> {
                     (*index, start)
                 });
                 let (anchor, places) = (Anchor::fixed(*level), places.collect());
-                let work = Work { name, expert: 0, shape: *shape, level: *level, anchor, places };
+                let work =
+                    Work { name, expert: 0, shape: *shape, level: *level, anchor, rotation: None, places };
                 let summaries = self.encode(&[work])?;
                 self.table(&summaries[0]);
                 self.checksum(&summaries[0].checksums);
@@ -275,8 +290,8 @@ impl Job<'_> {
                 self.encoder.source.release(name);
                 Ok(())
             }
-            Target::Experts { names, shapes, experts, level, planes } => {
-                self.experts(names, shapes, *experts, *level, planes)
+            Target::Experts { names, shapes, rotations, experts, level, planes } => {
+                self.experts(names, shapes, rotations, *experts, *level, planes)
             }
         }
     }
@@ -285,6 +300,7 @@ impl Job<'_> {
         &mut self,
         names: &[String; 3],
         shapes: &[Shape; 3],
+        rotations: &[Option<Rotation>; 3],
         experts: usize,
         level: Level,
         planes: &[(usize, usize)],
@@ -296,7 +312,8 @@ impl Job<'_> {
                 let (expert, m) = (i / 3, i % 3);
                 let place = |(p, &(index, stride))| (index, (expert * stride + part(p, m)) as u64);
                 let places = planes.iter().enumerate().map(place).collect();
-                Work { name: &names[m], expert, shape: shapes[m], level, anchor: Anchor::Nested, places }
+                let (name, shape, rotation) = (&names[m], shapes[m], rotations[m]);
+                Work { name, expert, shape, level, anchor: Anchor::Nested, rotation, places }
             })
             .collect();
         let summaries = self.encode(&works)?;

@@ -1,11 +1,13 @@
 //! What a conversion will write: every tensor with its size, before the first byte.
 
 use super::ConvertOptions;
+use super::encode::is_kept;
+use super::feedback::inputs_of;
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop::{self, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata, TensorDecl, Value};
-use crate::quant::{self, Level, PLANE_BITS, Shape};
+use crate::quant::{self, GroupParams, Level, PLANE_BITS, Rotation, Shape};
 
 /// Weights that share a scale and a zero point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,8 @@ const LARGE_ALIGNMENT: u64 = 16384;
 const SMALL_ALIGNMENT: u64 = 512;
 
 /// One thing to write, in the order of the file.
+// There is one a tensor.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Target {
     Plain {
         name: String,
@@ -40,6 +44,7 @@ pub(super) enum Target {
     Experts {
         names: [String; 3],
         shapes: [Shape; 3],
+        rotations: [Option<Rotation>; 3],
         experts: usize,
         level: Level,
         planes: Vec<(usize, usize)>,
@@ -95,8 +100,8 @@ impl Plan {
                     plan.targets.push(Target::Plain { name: name.to_owned(), index });
                 }
                 (_, &[rows, cols]) => {
-                    let (shape, level) =
-                        (shape_of(source, options, name, rows, cols)?, level_of(options, name));
+                    let level = level_of(options, name);
+                    let shape = shape_of(source, options, (name, level), rows, cols)?;
                     let entry = entry(name, shape, 0, level);
                     let bytes = (0..level.planes()).map(|p| shape.plane(p).len as u64).sum();
                     let index = plan.declare(entry.planes_name(), vec![bytes], GgmlType::I8);
@@ -165,7 +170,7 @@ impl Plan {
             let field = || format!("tensor `{name}`");
             match source.shape(name) {
                 Some(&[n, rows, cols]) if n == experts => {
-                    shapes.push(shape_of(source, options, name, rows, cols)?)
+                    shapes.push(shape_of(source, options, (name, level), rows, cols)?)
                 }
                 Some(shape) => {
                     return Err(Error::malformed(field(), format!("shape {shape:?} for {experts} experts")));
@@ -180,12 +185,14 @@ impl Plan {
             (self.declare(slabs_name(layer, p), vec![stride as u64, experts as u64], GgmlType::I8), stride)
         });
         let planes: Vec<_> = planes.collect();
-        for (name, shape) in names.iter().zip(shapes) {
+        let rotations = rotations(source, options, &names, &shapes);
+        for ((name, shape), rotation) in names.iter().zip(shapes).zip(rotations) {
             self.weights += (experts * shape.rows * shape.cols) as u64;
-            entries.push(entry(name, shape, experts, level));
+            let rotation = if rotation.is_some() { Rotation::KIND } else { 0 };
+            entries.push(MatrixEntry { rotation, ..entry(name, shape, experts, level) });
         }
         let slabs = planes.len() * experts;
-        self.targets.push(Target::Experts { names, shapes, experts, level, planes });
+        self.targets.push(Target::Experts { names, shapes, rotations, experts, level, planes });
         Ok(slabs)
     }
 }
@@ -198,13 +205,34 @@ fn entry(name: &str, shape: Shape, experts: usize, level: Level) -> MatrixEntry 
         experts,
         group: shape.group,
         level: level.bits(),
+        rotation: 0,
+        params: shape.params.number(),
     }
+}
+
+/// What the inputs of a layer's gate, up and down are rotated by: those that are encoded with error feedback, without which
+/// rotation loses more than it gains (`benches/records/nested-codec.md`). Gate and up have the same inputs.
+fn rotations(
+    source: &Source,
+    options: &ConvertOptions,
+    names: &[String; 3],
+    shapes: &[Shape; 3],
+) -> [Option<Rotation>; 3] {
+    let rows = options.calibration.as_ref().and_then(|c| c.rows()).filter(|_| options.rotate);
+    let fed_back = |part: usize| {
+        let ty = source.dtype(&names[part]);
+        let kept = ty.is_some_and(|ty| is_kept(shapes[part], ty));
+        !kept && rows.is_some_and(|rows| rows.has_any(&inputs_of(&names[part])))
+    };
+    let of = |part: usize, is: bool| Rotation::of(shapes[part].cols).filter(|_| is);
+    let both = fed_back(0) && fed_back(1);
+    [of(0, both), of(1, both), of(2, fed_back(2))]
 }
 
 fn shape_of(
     source: &Source,
     options: &ConvertOptions,
-    name: &str,
+    (name, level): (&str, Level),
     rows: usize,
     cols: usize,
 ) -> Result<Shape> {
@@ -214,13 +242,15 @@ fn shape_of(
         Group::Auto | Group::G64 => 64,
         Group::G32 => 32,
     };
-    Shape::new(rows, cols, group)
+    // Codes that are kept have scales that narrow ones have not the bits for.
+    let params = if kept && group == 32 { GroupParams::Wide } else { options.params_at(level) };
+    Ok(Shape::new(rows, cols, group)?.with(params))
 }
 
 fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
     let slab = source.names().filter(|n| n.contains(".ffn_gate_exps.")).find_map(|name| {
         let &[_, rows, cols] = source.shape(name)? else { return None };
-        Some(3 * shape_of(source, options, name, rows, cols).ok()?.plane(0).len)
+        Some(3 * shape_of(source, options, (name, options.max_level), rows, cols).ok()?.plane(0).len)
     });
     if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
 }
@@ -231,7 +261,6 @@ fn keys(source: &Source) -> Metadata {
     for key in ["general.file_type", "general.quantization_version", "general.alignment"] {
         m.remove(key);
     }
-    m.insert("dollop.version", dollop::VERSION);
     m.insert("dollop.plane_bits", PLANE_BITS.map(u64::from).to_vec());
     let name = source.files().next().and_then(|f| f.file_name()).map(|n| n.to_string_lossy().into_owned());
     m.insert("dollop.source", name.unwrap_or_default());
@@ -240,13 +269,24 @@ fn keys(source: &Source) -> Metadata {
 }
 
 fn table(m: &mut Metadata, entries: &[MatrixEntry]) {
-    let column = |get: fn(&MatrixEntry) -> usize| -> Value {
+    let column = |get: &dyn Fn(&MatrixEntry) -> usize| -> Value {
         entries.iter().map(|e| get(e) as u64).collect::<Vec<_>>().into()
     };
     m.insert("dollop.matrix.names", entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>());
-    m.insert("dollop.matrix.rows", column(|e| e.rows));
-    m.insert("dollop.matrix.cols", column(|e| e.cols));
-    m.insert("dollop.matrix.experts", column(|e| e.experts));
-    m.insert("dollop.matrix.group", column(|e| e.group));
-    m.insert("dollop.matrix.level", column(|e| e.level.into()));
+    m.insert("dollop.matrix.rows", column(&|e| e.rows));
+    m.insert("dollop.matrix.cols", column(&|e| e.cols));
+    m.insert("dollop.matrix.experts", column(&|e| e.experts));
+    m.insert("dollop.matrix.group", column(&|e| e.group));
+    m.insert("dollop.matrix.level", column(&|e| e.level.into()));
+    let mut version = dollop::VERSION_PLAIN;
+    // What version 2 has not is written where a matrix has it.
+    let mut added = |key: &str, of: fn(&MatrixEntry) -> u8| {
+        if entries.iter().any(|e| of(e) != 0) {
+            version = dollop::VERSION;
+            m.insert(format!("dollop.matrix.{key}"), column(&|e| of(e).into()));
+        }
+    };
+    added("params", |e| e.params);
+    added("rotation", |e| e.rotation);
+    m.insert("dollop.version", version);
 }

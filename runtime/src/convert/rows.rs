@@ -6,7 +6,7 @@
 
 use super::partial::Partial;
 use crate::error::{Error, Result};
-use crate::quant::Moments;
+use crate::quant::{Moments, Rotation};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use std::collections::BTreeMap;
@@ -103,11 +103,23 @@ impl Rows {
         self.open().kept.contains_key(&(name.to_owned(), expert))
     }
 
-    /// The second moments of a matrix's inputs; of no tokens where none were seen.
+    /// Whether inputs of any expert of this matrix were kept.
+    pub(super) fn has_any(&self, name: &str) -> bool {
+        let from = (name.to_owned(), 0);
+        self.open().kept.range(from..).next().is_some_and(|((kept, _), _)| kept == name)
+    }
+
+    /// The second moments of a matrix's inputs, rotated if they are to be; of no tokens where none were seen.
     ///
     /// # Errors
     /// `Io`; `Malformed` for inputs that are no finite numbers, or of another number of columns.
-    pub fn moments(&self, name: &str, expert: usize, cols: usize) -> Result<Moments> {
+    pub fn moments(
+        &self,
+        name: &str,
+        expert: usize,
+        cols: usize,
+        rotation: Option<Rotation>,
+    ) -> Result<Moments> {
         let mut moments = Moments::new(cols);
         let runs = match self.open().kept.get(&(name.to_owned(), expert)) {
             Some(kept) if kept.cols != cols => {
@@ -134,6 +146,9 @@ impl Rows {
                 }
                 values.resize((waiting + n) * cols, 0.0);
                 halves.convert_to_f32_slice(&mut values[waiting * cols..]);
+                if let Some(rotation) = rotation {
+                    rotation.apply_rows(&mut values[waiting * cols..]);
+                }
                 (at, rows, waiting) = (at + 2 * (n * cols) as u64, rows - n, waiting + n);
                 if waiting == most {
                     moments.add(&values)?;
@@ -159,19 +174,20 @@ mod tests {
         let x: Vec<f32> = (0..200 * cols).map(|i| ((i * 37) % 64) as f32 / 8.0 - 4.0).collect();
         rows.add("a", 1, &x, cols, &mut (0..150)).unwrap();
         // What was read last does not move the end.
-        assert_eq!(rows.moments("a", 1, cols).unwrap().tokens(), 150.0);
+        assert_eq!(rows.moments("a", 1, cols, None).unwrap().tokens(), 150.0);
         rows.add("b", 0, &x, cols, &mut [3usize, 3].into_iter()).unwrap();
         rows.add("a", 1, &x, cols, &mut (150..200)).unwrap();
         let mut want = Moments::new(cols);
         want.add(&x).unwrap();
-        let got = rows.moments("a", 1, cols).unwrap();
+        let got = rows.moments("a", 1, cols, None).unwrap();
         assert_eq!(got.tokens(), 200.0);
         // Eighths and small sums are exact, whatever the order.
         assert_eq!(format!("{got:?}"), format!("{want:?}"));
-        assert_eq!(rows.moments("b", 0, cols).unwrap().tokens(), 2.0);
-        assert!(rows.moments("b", 0, 4).is_err());
-        assert_eq!(rows.moments("c", 0, 4).unwrap().tokens(), 0.0);
+        assert_eq!(rows.moments("b", 0, cols, None).unwrap().tokens(), 2.0);
+        assert!(rows.moments("b", 0, 4, None).is_err());
+        assert_eq!(rows.moments("c", 0, 4, None).unwrap().tokens(), 0.0);
         assert!(rows.has("a", 1) && !rows.has("a", 0));
+        assert!(rows.has_any("a") && !rows.has_any("aa") && !rows.has_any("c"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         drop(rows);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -3,10 +3,11 @@
 //!
 //! A Dollop file is a GGUF file (version 3) with
 //! - the keys of its source, and `dollop.*`: version, plane widths, and the table of matrices as parallel arrays
-//!   (`dollop.matrix.{names,rows,cols,experts,group,level}`);
+//!   (`dollop.matrix.{names,rows,cols,experts,group,level,params}`);
 //! - per dense matrix `X.weight` one byte tensor `X.planes`: its planes one behind the other;
 //! - per layer with experts and per plane `p` one byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs, one per expert:
 //!   the plane's gate, up and down parts, contiguous, each slab aligned so that one direct read fetches it;
+//! - where experts' matrices are stored for rotated inputs, by which rotation: `dollop.matrix.rotation`, in version 3;
 //! - norms, biases and routers as F32 under their own names;
 //! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
 //!   every dense planes tensor and of every slab, in the order of the file).
@@ -18,8 +19,11 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Version of the layout that this code reads and writes.
-pub const VERSION: u32 = 2;
+/// Version of the layout that this code reads, and writes where matrices are rotated or have narrow parameters.
+pub const VERSION: u32 = 3;
+/// The version before, in which no matrix is either. It is read as well, and still written where none is: other programs read it,
+/// and conversions stay the same files.
+pub const VERSION_PLAIN: u32 = 2;
 
 const MAX_MATRICES: usize = 1 << 20;
 /// Experts of a layer at most.
@@ -44,6 +48,10 @@ pub struct MatrixEntry {
     pub group: usize,
     /// Highest level stored, in bits.
     pub level: u8,
+    /// What its inputs are rotated by: 0 for nothing; the other numbers are `quant`'s.
+    pub rotation: u8,
+    /// How groups' parameters are stored, as `quant::GroupParams` numbers it.
+    pub params: u8,
 }
 
 impl MatrixEntry {
@@ -92,17 +100,17 @@ impl Directory {
         let gguf = Gguf::parse(bytes)?;
         let meta = &gguf.metadata;
         match meta.u64("dollop.version")? {
-            Some(v) if v == u64::from(VERSION) => {}
+            Some(v) if (VERSION_PLAIN.into()..=VERSION.into()).contains(&v) => {}
             Some(v) => {
                 let what = format!(
-                    "this is a Dollop file of version {v}, and version {VERSION} is supported; convert the model again"
+                    "this is a Dollop file of version {v}, and versions {VERSION_PLAIN} to {VERSION} are supported; convert the model again"
                 );
                 return Err(Error::unsupported(what));
             }
             None => {
                 return Err(Error::malformed("dollop.version", "the key is missing: this is no Dollop file"));
             }
-        }
+        };
         let names = meta.strings("dollop.matrix.names")?.unwrap_or_default();
         if names.len() > MAX_MATRICES {
             return Err(Error::malformed("dollop.matrix.names", format!("{} matrices", names.len())));
@@ -124,6 +132,14 @@ impl Directory {
         let (rows, cols) = (column("rows", MAX_SIDE)?, column("cols", MAX_SIDE)?);
         let (experts, group, level) =
             (column("experts", MAX_EXPERTS)?, column("group", 256)?, column("level", 8)?);
+        // Attributes that version 2 has not.
+        let added = |key: &str, max: u64| -> Result<Vec<u64>> {
+            match meta.get(&format!("dollop.matrix.{key}")) {
+                None => Ok(vec![0; names.len()]),
+                Some(_) => column(key, max),
+            }
+        };
+        let (params, rotation) = (added("params", 255)?, added("rotation", 255)?);
         let mut matrices = Vec::with_capacity(names.len());
         let mut index = HashMap::with_capacity(names.len());
         let mut first = Vec::with_capacity(names.len());
@@ -139,6 +155,8 @@ impl Directory {
                 experts: experts[i] as usize,
                 group: group[i] as usize,
                 level: level[i] as u8,
+                rotation: rotation[i] as u8,
+                params: params[i] as u8,
             };
             first.push(total);
             total += entry.count();

@@ -1,6 +1,11 @@
 //! What the tests of all backends share.
 
 use super::Backend;
+use crate::quant::GroupParams;
+
+/// Every kind of group: its size, and how its parameters are stored.
+pub(super) const GROUPS: [(usize, GroupParams); 4] =
+    [(32, GroupParams::Wide), (64, GroupParams::Wide), (32, GroupParams::Narrow), (64, GroupParams::Narrow)];
 
 /// Deterministic values with a few outliers.
 pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::experts::{Expert, LayerExperts, PlaneSlabs};
 use crate::format::dollop::{Directory, MAX_EXPERTS, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata};
-use crate::quant::{self, Fit, Fits, Level, Matrix, Nested, PLANES, Shape};
+use crate::quant::{self, Fit, Fits, GroupParams, Level, Matrix, Nested, PLANES, Rotation, Shape};
 use std::collections::HashMap;
 
 /// What the names of the experts' planes contain.
@@ -37,6 +37,8 @@ pub struct Sizes {
     pub dense_bytes: u64,
     /// Bytes of the experts' planes, without padding between slabs.
     pub plane_bytes: [u64; PLANES],
+    /// Weights in matrices whose inputs are rotated.
+    pub rotated_weights: u64,
 }
 
 /// The level and shape that an entry claims, checked.
@@ -54,7 +56,30 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
             format!("{} bits are no level", entry.level),
         )
     })?;
-    Ok((shape, level))
+    let params = GroupParams::numbered(entry.params).ok_or_else(|| {
+        Error::malformed(
+            format!("matrix `{}`: params", entry.name),
+            format!("{} is no kind of group parameters", entry.params),
+        )
+    })?;
+    Ok((shape.with(params), level))
+}
+
+/// What the inputs of an entry's matrices are rotated by, checked.
+fn rotation(entry: &MatrixEntry) -> Result<Option<Rotation>> {
+    let field = || format!("matrix `{}`: rotation", entry.name);
+    match entry.rotation {
+        0 => Ok(None),
+        Rotation::KIND if entry.experts == 0 => {
+            Err(Error::unsupported(format!("{}: only those of experts are supported", field())))
+        }
+        Rotation::KIND => Rotation::of(entry.cols)
+            .map(Some)
+            .ok_or_else(|| Error::malformed(field(), format!("{} columns cannot be rotated", entry.cols))),
+        kind => {
+            Err(Error::unsupported(format!("{} {kind} is not known; a newer version may know it", field())))
+        }
+    }
 }
 
 impl NestedFile {
@@ -64,6 +89,7 @@ impl NestedFile {
         let directory = Directory::parse(&bytes)?;
         for entry in &directory.matrices {
             shape(entry)?;
+            rotation(entry)?;
         }
         let floats = |name: &str, per: usize| -> Result<Vec<f32>> {
             let range = directory.tensor(name, GgmlType::F32, Some(4 * per * directory.total()))?;
@@ -135,6 +161,9 @@ impl NestedFile {
             if entry.experts > 0 {
                 sizes.expert_weights += weights;
             }
+            if entry.rotation != 0 {
+                sizes.rotated_weights += weights;
+            }
         }
         sizes
     }
@@ -155,6 +184,13 @@ impl NestedFile {
                 "gate, up and down differ in experts or level",
             ));
         }
+        let rotations = [rotation(gate.0)?, rotation(up.0)?, rotation(down.0)?];
+        if rotations[0] != rotations[1] {
+            return Err(Error::malformed(
+                part_name(layer, "gate"),
+                "gate and up have the same inputs, and differ in their rotation",
+            ));
+        }
         let mut planes = Vec::new();
         for p in 0..stored.planes() {
             let name = slabs_name(layer, p);
@@ -170,6 +206,7 @@ impl NestedFile {
         let per_expert = |e: usize| parts.map(|(_, first)| first + e);
         Ok(Some(LayerExperts {
             shapes: shapes.map(|(shape, _)| shape),
+            rotations,
             fits: (0..count).map(|e| per_expert(e).map(|i| self.fits[i])).collect(),
             errors: (0..count)
                 .map(|e| {

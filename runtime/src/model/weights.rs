@@ -39,6 +39,8 @@ pub struct Projection {
 
 /// The feed-forward half of a block.
 #[derive(Clone, Debug)]
+// There is one a layer.
+#[allow(clippy::large_enum_variant)]
 pub enum Ffn {
     /// One block for every token.
     Dense(Expert),

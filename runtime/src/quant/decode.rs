@@ -3,7 +3,6 @@
 //! Slow and plain on purpose. Kernels are compared with this file.
 
 use super::{Level, Nested, PLANE_BITS};
-use half::f16;
 
 impl Nested {
     /// The codes of group `g` of `row` at this level: `level` bits each, right-aligned.
@@ -18,14 +17,13 @@ impl Nested {
         }
     }
 
-    /// Scale and zero point of group `g` of `row`.
+    /// Scale and zero point of group `g` of `row`; a narrow scale is without the octave that stands in the matrix's fits.
     pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
-        let at = self.shape().param(row, g);
-        let scale = f16::from_le_bytes([self.scales()[2 * at], self.scales()[2 * at + 1]]);
-        (scale.to_f32(), self.zeros()[at])
+        let shape = self.shape();
+        shape.params.read(self.scales(), self.zeros(), shape.param(row, g))
     }
 
-    /// The weights of one row, `[cols]`.
+    /// The weights of one row, `[cols]`, as they are multiplied with inputs that are not rotated.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
         let mut codes = [0u8; 64];
@@ -37,9 +35,12 @@ impl Nested {
                 *w = scale * (fit.alpha * centred as f32 + fit.beta);
             }
         }
+        if let Some(rotation) = self.rotation() {
+            rotation.undo_rows(&mut out[..shape.cols]);
+        }
     }
 
-    /// The dot product of a row with quantized activations of the same group size.
+    /// The dot product of a row with quantized activations of the same group size, which were rotated before if the matrix is.
     ///
     /// Per group, with `D = Σ code · q` and `A = Σ q` exact integers: `s · a · ((D << shift) + (β/α − z) · A)`, summed
     /// over groups and multiplied by `α`. Kernels may sum groups in another order.

@@ -6,13 +6,13 @@
 
 use super::fit::FitSums;
 use super::layout::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
+use super::params::{GroupParams, Octave};
 use super::{Fits, Level, Nested, PLANES, Shape};
 use crate::bytes::Bytes;
 use crate::error::Result;
-use half::f16;
 
 /// Below this, f16 has six bits or fewer for a scale, and the error of a group grows.
-const FAINT: f16 = f16::from_bits(64); // 2⁻¹⁸
+const FAINT: f32 = 1.0 / 262_144.0; // 2⁻¹⁸
 
 /// A run of encoded rows, tile after tile as the planes have them.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct EncodedRows {
     faint: bool,
     /// 8-bit codes of the tile in hand, `[16, padded cols]`, and its parameters, `[16, groups]`.
     tile: Vec<u8>,
-    params: Vec<(f16, u8)>,
+    params: Vec<(f32, u8)>,
 }
 
 impl EncodedRows {
@@ -57,7 +57,7 @@ impl EncodedRows {
         &self.codes[p]
     }
 
-    /// Scales of these rows' groups.
+    /// Scales of these rows' groups, 2 bytes each: narrow ones as they are kept until [`Octave::stored`].
     pub(crate) fn scales(&self) -> &[u8] {
         &self.scales
     }
@@ -84,14 +84,14 @@ impl EncodedRows {
 
     /// Notes the size of a group's largest weight, and whether its scale is too small for f16.
     #[inline(always)]
-    pub(super) fn note(&mut self, largest: f32, scale: f16) {
+    pub(super) fn note(&mut self, largest: f32, scale: f32) {
         self.largest = self.largest.max(largest);
-        self.faint |= scale < FAINT && largest > 0.0;
+        self.faint |= self.shape.params == GroupParams::Wide && scale < FAINT && largest > 0.0;
     }
 
-    /// Appends one whole group's codes and parameters: groups in order, row after row.
+    /// Appends one whole group's codes and parameters, which are such as the matrix has: groups in order, row after row.
     #[inline(always)]
-    pub(super) fn push_group(&mut self, codes: &[u8], scale: f16, zero: u8) {
+    pub(super) fn push_group(&mut self, codes: &[u8], scale: f32, zero: u8) {
         self.tile.extend_from_slice(codes);
         self.params.push((scale, zero));
         if self.params.len() == TILE_ROWS * self.shape.groups() {
@@ -103,7 +103,7 @@ impl EncodedRows {
     pub(super) fn finish(mut self) -> EncodedRows {
         if !self.params.is_empty() {
             self.tile.resize(TILE_ROWS * self.shape.padded_cols(), 0);
-            self.params.resize(TILE_ROWS * self.shape.groups(), (f16::ZERO, 0));
+            self.params.resize(TILE_ROWS * self.shape.groups(), (0.0, self.shape.params.no_zero()));
             self.pack();
         }
         self
@@ -131,16 +131,29 @@ impl EncodedRows {
                 }
             }
         }
+        let width = self.shape.params;
         for g in 0..groups {
-            for row in 0..TILE_ROWS {
+            let mut zeros = [0; TILE_ROWS];
+            for (row, point) in zeros.iter_mut().enumerate() {
                 let (scale, zero) = self.params[row * groups + g];
-                self.scales.extend_from_slice(&scale.to_le_bytes());
-                self.zeros.push(zero);
+                width.keep_scale(scale, &mut self.scales);
+                *point = zero;
             }
+            width.put_zeros(zeros, &mut self.zeros);
         }
         self.tile.clear();
         self.params.clear();
     }
+}
+
+/// Puts the parts of an array one behind the other.
+fn fill<'a>(to: &mut [u8], parts: impl Iterator<Item = &'a [u8]>) {
+    let mut at = 0;
+    for bytes in parts {
+        to[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    }
+    assert_eq!(at, to.len(), "the parts are not the whole matrix");
 }
 
 /// Bits `SHIFT` and `SHIFT + 1` of a unit's codes, as a 2-bit plane has them.
@@ -188,25 +201,26 @@ impl Encoded {
     pub fn join(shape: Shape, parts: &[EncodedRows]) -> Encoded {
         let mut sums = FitSums::default();
         parts.iter().for_each(|p| sums.merge(&p.sums));
+        let octave = parts.iter().map(|p| Octave::of(&p.scales)).max().unwrap_or_default();
         let planes = (0..parts[0].codes.len()).map(|p| {
             let layout = shape.plane(p);
             let mut plane = vec![0; layout.len];
-            let fill = |plane: &mut [u8], part: &dyn Fn(&EncodedRows) -> &[u8]| {
-                let mut at = 0;
-                for bytes in parts.iter().map(part) {
-                    plane[at..at + bytes.len()].copy_from_slice(bytes);
-                    at += bytes.len();
-                }
-                assert_eq!(at, plane.len(), "the parts are not the whole matrix");
-            };
-            fill(&mut plane[layout.codes], &|part| &part.codes[p]);
+            let all = |part: fn(&EncodedRows, usize) -> &[u8]| parts.iter().map(move |rows| part(rows, p));
+            fill(&mut plane[layout.codes], all(|rows, p| &rows.codes[p]));
             if p == 0 {
-                fill(&mut plane[layout.scales], &|part| &part.scales);
-                fill(&mut plane[layout.zeros], &|part| &part.zeros);
+                match shape.params {
+                    GroupParams::Wide => fill(&mut plane[layout.scales], all(|rows, _| &rows.scales)),
+                    GroupParams::Narrow => {
+                        let stored: Vec<_> = parts.iter().map(|rows| octave.stored(&rows.scales)).collect();
+                        fill(&mut plane[layout.scales], stored.iter().map(|scales| &scales[..]));
+                    }
+                }
+                fill(&mut plane[layout.zeros], all(|rows, _| &rows.zeros));
             }
             plane
         });
         let (fits, errors) = sums.solve();
+        let fits = fits.map(|fit| fit.raised(shape.params, octave));
         Encoded { shape, planes: planes.collect(), fits, errors }
     }
 

@@ -73,9 +73,9 @@ impl Feedback {
                 let mut x = [0.0f32; 64];
                 for (number, row) in Feedback::sample(shape.rows).zip(rows.chunks_exact(shape.cols)) {
                     for (w, v) in row.chunks(shape.group).zip(hessian.importance.chunks(shape.group)) {
-                        let (scale, zero, _) =
-                            params(shape.group, w, v, SHARES).ok_or_else(|| unsound(number))?;
-                        let (scale, n) = (scale.to_f32(), w.len());
+                        let (scale, zero, _) = params((shape.group, shape.params), w, v, SHARES)
+                            .ok_or_else(|| unsound(number))?;
+                        let n = w.len();
                         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
                         for i in 0..n {
                             x[i] = w[i] * inverse + f32::from(zero);
@@ -142,7 +142,7 @@ struct Tile<'a> {
     scale: Vec<Lane>,
     inverse: Vec<Lane>,
     zero: Vec<Lane>,
-    params: Vec<(half::f16, u8)>,
+    params: Vec<(f32, u8)>,
     /// `[cols]`: running targets, then E·H; what codes stand for less the weights.
     targets: Vec<Targets>,
     errors: Vec<Targets>,
@@ -160,7 +160,7 @@ impl<'a> Tile<'a> {
             scale: vec![[0.0; TILE_ROWS]; groups],
             inverse: vec![[0.0; TILE_ROWS]; groups],
             zero: vec![[0.0; TILE_ROWS]; groups],
-            params: vec![(half::f16::ZERO, 0); TILE_ROWS * groups],
+            params: vec![(0.0, 0); TILE_ROWS * groups],
             targets: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
             errors: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
             choice: Choice::new(&with.fits),
@@ -171,12 +171,13 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     fn load(&mut self, rows: &[f32], first: usize, out: &mut EncodedRows) -> Result<()> {
         let (cols, group, groups) = (self.shape.cols, self.shape.group, self.shape.groups());
-        self.params.fill((half::f16::ZERO, 0));
+        self.params.fill((0.0, self.shape.params.no_zero()));
         self.w.fill([0.0; TILE_ROWS]);
         for (r, row) in rows.chunks_exact(cols).enumerate() {
             self.w.iter_mut().zip(row).for_each(|(lane, &w)| lane[r] = w);
             for (g, (w, v)) in row.chunks(group).zip(self.with.hessian.importance.chunks(group)).enumerate() {
-                let (scale, zero, largest) = params(group, w, v, SHARES).ok_or_else(|| unsound(first + r))?;
+                let (scale, zero, largest) =
+                    params((group, self.shape.params), w, v, SHARES).ok_or_else(|| unsound(first + r))?;
                 out.note(largest, scale);
                 self.params[r * groups + g] = (scale, zero);
             }
@@ -184,7 +185,6 @@ impl<'a> Tile<'a> {
         for g in 0..groups {
             for r in 0..TILE_ROWS {
                 let (scale, zero) = self.params[r * groups + g];
-                let scale = scale.to_f32();
                 self.scale[g][r] = scale;
                 self.inverse[g][r] = if scale > 0.0 { 1.0 / scale } else { 0.0 };
                 self.zero[g][r] = f32::from(zero);

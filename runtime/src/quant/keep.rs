@@ -8,7 +8,7 @@
 use super::encode::{best_instructions, encode_group, fits_row};
 use super::encoded::EncodedRows;
 use super::search::{Anchor, Effort};
-use super::{Level, Shape};
+use super::{GroupParams, Level, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
 use crate::format::ggml::{k_scale_min, le_f16};
@@ -28,7 +28,8 @@ struct Uniform {
     min: f32,
 }
 
-/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32. `importance` (`[cols]`) weighs the fits of
+/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32, and parameters wide: narrow ones have not
+/// the bits of a source's scales. `importance` (`[cols]`) weighs the fits of
 /// the levels. `lift` (a power of two) multiplies the weights, for matrices that are too small for f16 scales.
 ///
 /// # Errors
@@ -42,7 +43,12 @@ pub fn keep_rows(
     max: Level,
     lift: f32,
 ) -> Result<EncodedRows> {
-    assert!(keeps(ty) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
+    assert!(
+        keeps(ty)
+            && shape.group == 32
+            && shape.params == GroupParams::Wide
+            && shape.cols.is_multiple_of(ty.block_len())
+    );
     best_instructions(
         #[inline(always)]
         || {
@@ -90,7 +96,7 @@ fn keep_group(
     for (code, &q) in codes.iter_mut().zip(&u.codes) {
         *code = (start.wrapping_add(q.wrapping_mul(sign)) << shift) + middle as u8;
     }
-    out.push_group(&codes, step, zero);
+    out.push_group(&codes, step.to_f32(), zero);
     out.largest = out.largest.max(min.abs().max((scale * top as f32 - min).abs()));
     if fits_row(shape, row) {
         let inverse = 1.0 / step.to_f32();

@@ -12,6 +12,7 @@
 //!
 //! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
 
+use super::params::GroupParams;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::Range;
@@ -49,6 +50,8 @@ pub struct Shape {
     pub cols: usize,
     /// Weights that share a scale and a zero point: 32 or 64.
     pub group: usize,
+    /// How scales and zero points are stored.
+    pub params: GroupParams,
 }
 
 /// The arrays of one plane of one matrix, as byte ranges within it.
@@ -56,15 +59,17 @@ pub struct Shape {
 pub struct PlaneLayout {
     /// Codes, `tiles` times [`Shape::tile_bytes`].
     pub codes: Range<usize>,
-    /// f16 scales (plane 0 only), `[tiles, groups, 16]`.
+    /// Scales (plane 0 only), `[tiles, groups]` times [`GroupParams::scale_bytes`].
     pub scales: Range<usize>,
-    /// u8 zero points (plane 0 only), `[tiles, groups, 16]`.
+    /// Zero points (plane 0 only), `[tiles, groups]` times [`GroupParams::zero_bytes`].
     pub zeros: Range<usize>,
     /// Total length, a multiple of [`ALIGN`].
     pub len: usize,
 }
 
 impl Shape {
+    /// A matrix with wide parameters.
+    ///
     /// # Errors
     /// `Malformed` where a side is zero or absurd, or the group is neither 32 nor 64.
     pub fn new(rows: usize, cols: usize, group: usize) -> Result<Shape> {
@@ -80,7 +85,13 @@ impl Shape {
                 format!("{group} weights a group; 32 and 64 are supported"),
             ));
         }
-        Ok(Shape { rows, cols, group })
+        Ok(Shape { rows, cols, group, params: GroupParams::Wide })
+    }
+
+    /// The same matrix with parameters of this width.
+    #[must_use]
+    pub fn with(self, params: GroupParams) -> Shape {
+        Shape { params, ..self }
     }
 
     /// Tiles; the last may be partial.
@@ -110,10 +121,10 @@ impl Shape {
         let mut end = codes.end.next_multiple_of(ALIGN);
         let (mut scales, mut zeros) = (end..end, end..end);
         if p == 0 {
-            let params = self.tiles() * self.groups() * TILE_ROWS;
-            scales = end..end + 2 * params;
+            let groups = self.tiles() * self.groups();
+            scales = end..end + groups * self.params.scale_bytes();
             end = scales.end.next_multiple_of(ALIGN);
-            zeros = end..end + params;
+            zeros = end..end + groups * self.params.zero_bytes();
             end = zeros.end.next_multiple_of(ALIGN);
         }
         PlaneLayout { codes, scales, zeros, len: end }
@@ -130,7 +141,7 @@ impl Shape {
         }
     }
 
-    /// Where the scale and zero point of a group are among all of them.
+    /// Where the scale and zero point of a group are among all of them, as [`GroupParams::read`] takes it.
     pub fn param(&self, row: usize, group: usize) -> usize {
         (row / TILE_ROWS * self.groups() + group) * TILE_ROWS + row % TILE_ROWS
     }

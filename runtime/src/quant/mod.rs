@@ -16,7 +16,10 @@
 //!
 //! `beta_b` is close to the middle of the truncated cell (half of `2^(8−b)`), `alpha_b` to 1; both are fitted by least
 //! squares. Everything but the two corrections is an integer, so a group's dot product with 8-bit activations `q` is
-//! `dot(t, q)` and `sum(q)`, whatever the level.
+//! `dot(t, q)` and `sum(q)`, whatever the level. Narrow parameters ([`GroupParams`]) are a minifloat `s` and one of sixteen `z`,
+//! in half the bytes.
+//!
+//! A matrix may be stored for rotated inputs ([`Rotation`]): everything here then holds for W Rᵀ and R x.
 
 mod decode;
 mod encode;
@@ -26,6 +29,8 @@ mod fit;
 mod hessian;
 mod keep;
 mod layout;
+mod params;
+mod rotation;
 mod search;
 mod tile;
 
@@ -37,6 +42,11 @@ pub(crate) use fit::FitSums;
 pub use hessian::{Hessian, Moments};
 pub use keep::{keep_rows, keeps};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
+pub(crate) use params::Octave;
+pub use params::{GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO};
+pub use rotation::Rotation;
+#[cfg(feature = "gpu")]
+pub(crate) use rotation::hartley_table;
 pub use search::Anchor;
 pub(crate) use tile::Tile;
 
@@ -134,6 +144,15 @@ impl Fit {
         let down = 0.5f32.powi(lift);
         Fit { alpha: self.alpha * down, beta: self.beta * down }
     }
+
+    /// The correction of codes whose scales are stored without this octave, where they are narrow.
+    #[must_use]
+    pub(crate) fn raised(self, params: GroupParams, octave: Octave) -> Fit {
+        match params {
+            GroupParams::Wide => self,
+            GroupParams::Narrow => self.lowered(-octave.exponent()),
+        }
+    }
 }
 
 /// The power of two by which a matrix whose largest weight is this is multiplied, where its scales are too small for f16: scales
@@ -153,6 +172,7 @@ pub struct Nested {
     level: Level,
     planes: Vec<Bytes>,
     fits: Fits,
+    rotation: Option<Rotation>,
 }
 
 impl Nested {
@@ -188,7 +208,22 @@ impl Nested {
         if !fits.iter().all(|f| f.alpha.is_finite() && f.beta.is_finite()) {
             return Err(Error::malformed("fit", "a correction is not a finite number"));
         }
-        Ok(Nested { shape, level, planes, fits })
+        Ok(Nested { shape, level, planes, fits, rotation: None })
+    }
+
+    /// The same bytes as those of a matrix whose inputs are rotated.
+    ///
+    /// # Panics
+    /// Where the rotation is one of another number of columns.
+    #[must_use]
+    pub fn rotated(self, rotation: Option<Rotation>) -> Nested {
+        assert!(rotation.is_none_or(|r| r.cols() == self.shape.cols), "a rotation of {} columns", self.shape);
+        Nested { rotation, ..self }
+    }
+
+    /// What its inputs are to be rotated by before they are quantized and multiplied.
+    pub fn rotation(&self) -> Option<Rotation> {
+        self.rotation
     }
 
     /// Rows, columns and group size.
@@ -209,7 +244,7 @@ impl Nested {
     /// The same weights read at `level`, where that is not above the planes present (R4: a plane set is a prefix).
     pub fn at(&self, level: Level) -> Option<Nested> {
         let planes = self.planes.get(..level.planes())?.to_vec();
-        Some(Nested { shape: self.shape, level, planes, fits: self.fits })
+        Some(Nested { level, planes, ..*self })
     }
 
     /// The same matrix with its planes' bytes elsewhere.
@@ -218,7 +253,7 @@ impl Nested {
     /// Those of `copy`, and as [`Nested::new`].
     pub fn try_map(&self, copy: impl FnMut(&Bytes) -> Result<Bytes>) -> Result<Nested> {
         let planes = self.planes.iter().map(copy).collect::<Result<_>>()?;
-        Nested::new(self.shape, planes, self.fits)
+        Ok(Nested::new(self.shape, planes, self.fits)?.rotated(self.rotation))
     }
 
     /// The planes, lowest first.
@@ -236,12 +271,12 @@ impl Nested {
         self.planes.get(p).map_or(&[], |plane| &plane[self.shape.plane(p).codes])
     }
 
-    /// The group scales as f16 bits in little-endian order, 2 bytes each, `[tiles, groups, 16]`.
+    /// The group scales, `[tiles, groups, 16]`: f16 bits in little-endian order, 2 bytes each, or narrow ones, 1 byte each.
     pub fn scales(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).scales]
     }
 
-    /// The group zero points, `[tiles, groups, 16]`.
+    /// The group zero points, `[tiles, groups, 16]` bytes, or 8 where they are narrow.
     pub fn zeros(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).zeros]
     }
@@ -277,6 +312,14 @@ impl Matrix {
         match self {
             Matrix::F32 { cols, .. } => *cols,
             Matrix::Nested(n) => n.shape.cols,
+        }
+    }
+
+    /// What its inputs are to be rotated by; reference matrices take them as they are.
+    pub fn rotation(&self) -> Option<Rotation> {
+        match self {
+            Matrix::F32 { .. } => None,
+            Matrix::Nested(n) => n.rotation,
         }
     }
 

@@ -7,6 +7,7 @@
 
 use super::Level;
 use super::encoded::EncodedRows;
+use super::params::{GroupParams, NARROW_STEP, NARROW_ZERO, ZEROS, neighbours};
 use half::f16;
 
 /// Ranges tried, as parts of the group's own.
@@ -93,7 +94,7 @@ impl<const N: usize> Group<N> {
         out: &mut EncodedRows,
     ) -> Option<()> {
         let group = Group::<N>::new(w, importance)?;
-        let (scale, zero) = group.search(anchor, effort);
+        let (scale, zero) = group.search(anchor, effort, out.shape().params);
         out.note(group.largest(), scale);
         group.emit(scale, zero, fit.then_some(importance), out);
         Some(())
@@ -136,7 +137,7 @@ impl<const N: usize> Group<N> {
 
     /// Scale and zero point.
     #[inline(always)]
-    fn search(&self, anchor: Anchor, effort: Effort) -> (f16, u8) {
+    fn search(&self, anchor: Anchor, effort: Effort, width: GroupParams) -> (f32, u8) {
         let (mut lows, mut highs) = ([0.0f32; SUMS], [0.0f32; SUMS]);
         for w in self.w.as_chunks::<SUMS>().0 {
             for i in 0..SUMS {
@@ -146,28 +147,58 @@ impl<const N: usize> Group<N> {
         }
         let (lo, hi) = (lows.into_iter().fold(0.0, f32::min), highs.into_iter().fold(0.0, f32::max));
         if hi - lo < 1e-30 {
-            return (f16::ZERO, 0);
+            return (0.0, width.no_zero());
+        }
+        if anchor == Anchor::Top && width == GroupParams::Narrow {
+            return all_narrow(lo, hi);
         }
         if anchor == Anchor::Top {
             let scale = f16::from_f32((hi - lo) / 254.0);
             if scale == f16::ZERO {
-                return (f16::ZERO, 0);
+                return (0.0, 0);
             }
-            return (scale, (-lo / scale.to_f32()).round().clamp(0.0, 255.0) as u8);
+            let scale = scale.to_f32();
+            return (scale, (-lo / scale).round().clamp(0.0, 255.0) as u8);
         }
         let (step, low) = if self.plain {
             self.best_4_bits::<true>(lo, hi, effort)
         } else {
             self.best_4_bits::<false>(lo, hi, effort)
         };
+        if width == GroupParams::Narrow {
+            return match self.plain {
+                true => self.narrow::<true>(step, low),
+                false => self.narrow::<false>(step, low),
+            };
+        }
         let scale = f16::from_f32(step / 16.0);
         // Tiny groups: below f16's subnormals everything is zero, as it is beside any other weight.
         if scale == f16::ZERO {
-            return (f16::ZERO, 0);
+            return (0.0, 0);
         }
         // Code 0 stands for the first cell's lower edge plus half a step of 8 bits.
-        let zero = (-low / scale.to_f32() - 0.5).round().clamp(0.0, 255.0) as u8;
-        (scale, zero)
+        let scale = scale.to_f32();
+        (scale, (-low / scale - 0.5).round().clamp(0.0, 255.0) as u8)
+    }
+
+    /// The narrow scale and zero point beside a step and lower edge that serve best. The scale's neighbours keep the middle of
+    /// the range; a range that lies off the zero points is widened until its far end has codes.
+    #[inline(always)]
+    fn narrow<const PLAIN: bool>(&self, step: f32, low: f32) -> (f32, u8) {
+        let (high, middle) = (low + 16.0 * step, low + 8.0 * step);
+        let scale = (step / 16.0).max(high / (255.5 - ZEROS.start())).max(-low / (0.5 + ZEROS.end()));
+        let mut best = (f32::INFINITY, neighbours(scale)[1], GroupParams::Narrow.no_zero());
+        for scale in neighbours(scale) {
+            let wanted = ((127.5 - middle / scale - f32::from(NARROW_ZERO)) / f32::from(NARROW_STEP)).floor();
+            for k in [wanted, wanted + 1.0] {
+                let zero = NARROW_ZERO + NARROW_STEP * k.clamp(0.0, 15.0) as u8;
+                let error = self.error::<PLAIN>(16.0 * scale, -(f32::from(zero) + 0.5) * scale);
+                if error < best.0 {
+                    best = (error, scale, zero);
+                }
+            }
+        }
+        (best.1, best.2)
     }
 
     /// The step (one 4-bit cell) and the lower edge of the first cell that serve 4 bits best, with 3 and 2 in mind.
@@ -257,9 +288,8 @@ impl<const N: usize> Group<N> {
 
     /// Codes with the final parameters.
     #[inline(always)]
-    fn emit(&self, scale: f16, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
-        let s = scale.to_f32();
-        let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
+    fn emit(&self, scale: f32, zero: u8, fit: Option<Option<&[f32]>>, out: &mut EncodedRows) {
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let z = f32::from(zero);
         let (mut x, mut codes) = ([0.0f32; N], [0u8; N]);
         for i in 0..N {
@@ -268,25 +298,45 @@ impl<const N: usize> Group<N> {
         }
         out.push_group(&codes, scale, zero);
         if let Some(importance) = fit {
-            out.sums.add_group(&x[..self.len], &codes[..self.len], zero, s, importance);
+            out.sums.add_group(&x[..self.len], &codes[..self.len], zero, scale, importance);
         }
     }
 }
 
-/// Scale and zero point of a group of at most `group` weights that serve its nested codes best, as `shares` weigh the levels, and
+/// Scale and zero point, of this width, of a group of at most `group` weights that serve its nested codes best, as `shares` weigh the levels, and
 /// the size of its largest weight; `None` where a weight is no finite number or too large.
 #[inline(always)]
-pub(super) fn params(group: usize, w: &[f32], importance: &[f32], shares: Shares) -> Option<(f16, u8, f32)> {
+pub(super) fn params(
+    (group, width): (usize, GroupParams),
+    w: &[f32],
+    importance: &[f32],
+    shares: Shares,
+) -> Option<(f32, u8, f32)> {
     #[inline(always)]
-    fn of<const N: usize>(w: &[f32], importance: &[f32], shares: Shares) -> Option<(f16, u8, f32)> {
+    fn of<const N: usize>(
+        width: GroupParams,
+        w: &[f32],
+        importance: &[f32],
+        shares: Shares,
+    ) -> Option<(f32, u8, f32)> {
         let group = Group::<N> { shares, ..Group::new(w, Some(importance))? };
-        let (scale, zero) = group.search(Anchor::Nested, Effort::Full);
+        let (scale, zero) = group.search(Anchor::Nested, Effort::Full, width);
         Some((scale, zero, group.largest()))
     }
     match group {
-        32 => of::<32>(w, importance, shares),
-        _ => of::<64>(w, importance, shares),
+        32 => of::<32>(width, w, importance, shares),
+        _ => of::<64>(width, w, importance, shares),
     }
+}
+
+/// The least narrow scale at which 8-bit codes reach from `lo` to `hi`, and its zero point.
+#[inline(always)]
+fn all_narrow(lo: f32, hi: f32) -> (f32, u8) {
+    // Of 254 steps half a zero point's step may be lost on either side.
+    let wanted = -lo * (254.0 / (hi - lo)) - f32::from(NARROW_ZERO);
+    let zero = NARROW_ZERO + NARROW_STEP * (wanted / f32::from(NARROW_STEP)).round().clamp(0.0, 15.0) as u8;
+    let scale = (hi / (254.5 - f32::from(zero))).max(-lo / (f32::from(zero) + 0.5));
+    (neighbours(scale)[1], zero)
 }
 
 /// `t` within the 4-bit codes; a comparison each, as registers have it.

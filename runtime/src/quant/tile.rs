@@ -2,7 +2,6 @@
 //! reads a few rows of a matrix that is nowhere in memory. Pure arithmetic; the reading is others'.
 
 use super::{Fit, Level, Nested, PLANE_BITS, PLANES, Shape, TILE_ROWS, UNIT_COLS, unit_bytes};
-use half::f16;
 use std::ops::Range;
 
 /// What all tiles of a matrix have in common. The bytes of one are those of a matrix of so many rows: plane after plane, codes,
@@ -72,8 +71,8 @@ impl Tile {
                 }
             }
             let param = shape.param(row, u * UNIT_COLS / shape.group);
-            let scale = f16::from_le_bytes([scales[2 * param], scales[2 * param + 1]]).to_f32();
-            let zero = i32::from(zeros[param]);
+            let (scale, zero) = shape.params.read(scales, zeros, param);
+            let zero = i32::from(zero);
             for (w, code) in out.iter_mut().zip(codes) {
                 let centred = (i32::from(code) << shift) - zero;
                 *w = scale * (fit.alpha * centred as f32 + fit.beta);
@@ -86,12 +85,19 @@ impl Tile {
 mod tests {
     use super::*;
     use crate::bytes::Bytes;
+    use crate::quant::GroupParams;
 
     #[test]
     fn a_tile_alone_has_the_rows_of_its_matrix() {
         // Tails of rows, of columns and of groups; bytes of any value, but scales that are numbers.
-        for (rows, cols, group) in [(16, 32, 32), (37, 96, 64), (100, 65, 32), (5, 200, 64)] {
-            let shape = Shape::new(rows, cols, group).unwrap();
+        for (rows, cols, group, params) in [
+            (16, 32, 32, GroupParams::Wide),
+            (37, 96, 64, GroupParams::Wide),
+            (100, 65, 32, GroupParams::Narrow),
+            (5, 200, 64, GroupParams::Wide),
+            (37, 200, 64, GroupParams::Narrow),
+        ] {
+            let shape = Shape::new(rows, cols, group).unwrap().with(params);
             for level in Level::ALL {
                 let mut file = Vec::new();
                 let mut planes = Vec::new();
@@ -99,7 +105,9 @@ mod tests {
                     let layout = shape.plane(p);
                     let mut plane: Vec<u8> =
                         (0..layout.len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-                    plane[layout.scales].chunks_exact_mut(2).for_each(|s| s[1] &= 0x3b);
+                    if params == GroupParams::Wide {
+                        plane[layout.scales].chunks_exact_mut(2).for_each(|s| s[1] &= 0x3b);
+                    }
                     file.extend_from_slice(&plane);
                     planes.push(Bytes::from(plane));
                 }

@@ -16,6 +16,7 @@ use crate::format::Metadata;
 use crate::format::dollop::{PARTS, is_dollop, part_name};
 use crate::kernels::Observer;
 use crate::model::Tensors;
+use crate::model::weights::Ffn;
 use crate::quant::{Level, Matrix};
 use crate::store;
 use crate::telemetry::{CancelToken, Progress};
@@ -23,6 +24,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the names of routers contain.
+const ROUTER: &str = ".ffn_gate_inp.";
 
 /// Tokens of a window: what llama.cpp takes, so that both see as many beginnings of texts.
 const WINDOW: usize = 512;
@@ -136,8 +140,10 @@ impl Run {
         let recording = Recording { tensors: Reference(source), places: RefCell::default() };
         let options = EngineOptions { threads: calibrate.threads, ..EngineOptions::default() };
         let engine = Engine::of_tensors(&recording, path, &options)?;
+        let mut places = recording.places.into_inner();
+        places.extend(routers(&engine));
         let (mut names, mut slots) = (Vec::new(), HashMap::new());
-        for (address, (name, expert, cols)) in recording.places.into_inner() {
+        for (address, (name, expert, cols)) in places {
             slots.insert(address, names.len());
             names.push((name, expert, cols));
         }
@@ -208,7 +214,8 @@ impl Run {
         let mut all = Calibration::new(description);
         for (name, experts) in stacks {
             let counts: Vec<f32> = experts.values().map(|t| t.tokens as f32).collect();
-            if counts.iter().all(|&n| n == 0.0) {
+            // Routers stay f32: of them only the inputs themselves are wanted.
+            if name.contains(ROUTER) || counts.iter().all(|&n| n == 0.0) {
                 continue;
             }
             let sums = experts.values().flat_map(|t| &t.sums).map(|&s| s as f32).collect();
@@ -223,6 +230,17 @@ impl Run {
             None => all,
         })
     }
+}
+
+/// Of every router its address, name, expert and columns. They are read as vectors, so that no tensor is noted for them.
+fn routers(engine: &Engine) -> impl Iterator<Item = (usize, (String, usize, usize))> {
+    let layers = engine.model().weights.layers.iter().enumerate();
+    layers.filter_map(|(i, layer)| match &layer.ffn {
+        Ffn::Moe(moe) => {
+            Some((moe.router.address(), (format!("blk.{i}{ROUTER}weight"), 0, moe.router.cols())))
+        }
+        Ffn::Dense(_) => None,
+    })
 }
 
 /// Windows of at most `window` ids that together have about `most`, evenly over the text.
@@ -304,7 +322,7 @@ struct Total {
 /// Whether a matrix's inputs are kept. The experts of a layer have their router's, which sees each token once.
 fn keeps(name: &str, dense: bool) -> bool {
     let experts = name.contains("_exps.");
-    name.contains("ffn_gate_inp.") || name.contains("ffn_down_exps.") || (dense && !experts)
+    name.contains(ROUTER) || name.contains("ffn_down_exps.") || (dense && !experts)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

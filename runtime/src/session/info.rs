@@ -39,6 +39,9 @@ pub struct ModelInfo {
     pub mode: String,
     /// What it runs on, for people.
     pub backend: String,
+    /// Whether inputs of routed experts are rotated anywhere: those of gate and up, those of down.
+    #[serde(skip)]
+    pub(super) rotated: [bool; 2],
 }
 
 impl ModelInfo {
@@ -65,6 +68,7 @@ impl ModelInfo {
             bytes: 0,
             mode,
             backend: String::new(),
+            rotated: rotated(experts),
         };
         let used = info.experts_used;
         let mut add = |m: &Matrix, whole: bool, active: bool| {
@@ -87,6 +91,12 @@ impl ModelInfo {
         add(&weights.head, !tied, true);
         info
     }
+}
+
+/// Whether inputs of experts are rotated anywhere: those of gate and up, those of down.
+pub(super) fn rotated(experts: &[Vec<Expert>]) -> [bool; 2] {
+    let any = |of: fn(&Expert) -> &Matrix| experts.iter().flatten().any(|e| of(e).rotation().is_some());
+    [any(|e| &e.gate), any(|e| &e.down)]
 }
 
 /// What a model's mode is described by, beside the plan of whoever computes.

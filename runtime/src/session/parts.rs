@@ -2,7 +2,7 @@
 
 use super::dense::{PADDING, copy_dense, dense_bytes, is_single, is_tied};
 use super::engine::{Inner, Served};
-use super::info::{Manner, ModelInfo};
+use super::info::{Manner, ModelInfo, rotated};
 use super::options::EngineOptions;
 use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
 use super::processor::{self, Adapter, Needs, Processor};
@@ -58,6 +58,7 @@ pub(super) struct Shape<'a> {
     config: &'a Config,
     vocab: usize,
     ff_routed: usize,
+    rotated: [bool; 2],
     ff_dense: usize,
     single: bool,
     /// Whether a GPU computes.
@@ -65,11 +66,16 @@ pub(super) struct Shape<'a> {
 }
 
 impl Shape<'_> {
-    pub(super) fn of(model: &Model, ff_routed: usize, gpu: bool) -> Shape<'_> {
-        Shape::new(&model.config, &model.weights, ff_routed, gpu)
+    pub(super) fn of<'a>(model: &'a Model, info: &ModelInfo, gpu: bool) -> Shape<'a> {
+        Shape::new(&model.config, &model.weights, (info.expert_width, info.rotated), gpu)
     }
 
-    fn new<'a>(config: &'a Config, weights: &Weights, ff_routed: usize, gpu: bool) -> Shape<'a> {
+    fn new<'a>(
+        config: &'a Config,
+        weights: &Weights,
+        (ff_routed, rotated): (usize, [bool; 2]),
+        gpu: bool,
+    ) -> Shape<'a> {
         let always = weights.layers.iter().filter_map(|l| match &l.ffn {
             Ffn::Dense(e) => Some(e),
             Ffn::Moe(moe) => moe.shared.as_ref(),
@@ -78,6 +84,7 @@ impl Shape<'_> {
             config,
             vocab: weights.vocab(),
             ff_routed,
+            rotated,
             ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
             single: is_single(weights),
             gpu,
@@ -99,6 +106,7 @@ impl Shape<'_> {
             d: c.d,
             widest: c.d.max(c.heads * c.head_dim),
             ff_routed: self.ff_routed,
+            rotated: self.rotated,
             ff_dense: self.ff_dense,
             top_k: router.map_or(0, |r| r.top_k),
             experts: router.map_or(0, |r| r.experts),
@@ -206,7 +214,7 @@ impl Parts {
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         super::timeline::check_context(context, limit)?;
         let gpu = adapter.is_some();
-        let shape = Shape::new(&self.config, &self.weights, self.ff_routed(), gpu);
+        let shape = Shape::new(&self.config, &self.weights, (self.ff_routed(), rotated(&self.experts)), gpu);
         let threads = processor::most_threads(options.threads, options.cores.as_deref());
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {

@@ -1,4 +1,4 @@
-// Hidden values of a job's slots, as `down` reads them.
+// Hidden values of a job's slots, as `down` reads them, or `[slots, ff]` where they are to be rotated before.
 
 const TO = 3u; // binding
 
@@ -20,6 +20,13 @@ fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
         for (var j = 0u; j < 8u; j++) {
             x[j] = products[(t * ROWS + 32u * unit) / 4u + j];
         }
-        write_unit(job_slot(job, t), p.ff, ROWS / 32u * block + unit, x);
+        if (p.plain == 1u) {
+            // The width of what is rotated is a number of whole units.
+            for (var j = 0u; j < 8u; j++) {
+                to[(job_slot(job, t) * p.ff + ROWS * block + 32u * unit) / 4u + j] = bitcast<vec4<u32>>(x[j]);
+            }
+        } else {
+            write_unit(job_slot(job, t), p.ff, ROWS / 32u * block + unit, x);
+        }
     }
 }

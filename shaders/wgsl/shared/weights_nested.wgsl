@@ -10,14 +10,15 @@
 // Where a matrix lies, in vectors of four words.
 struct Matrix {
     base: u32,   // plane 0
-    scales: u32, // f16, [tiles, groups, 16]
-    zeros: u32,  // u8, [tiles, groups, 16]
+    scales: u32, // [tiles, groups, 16]: f16, or narrow ones of 8 bits
+    zeros: u32,  // [tiles, groups, 16]: u8, or narrow ones of 4 bits
     rest: u32,   // plane 1
     top: u32,    // where the last plane lies elsewhere: its place there, or NOWHERE
     tiles: u32,
     cells: u32,  // tiles · units
     units: u32,
     groups: u32,
+    narrow: bool,
     halves: u32, // the logarithm of a group's units
     alpha: f32,
     centre: f32,  // what is added to codes, but for their zero point
@@ -37,19 +38,27 @@ struct Codes {
     zero: vec4<f32>,
 }
 
+// In the word of a group's size: its parameters are narrow (quant/params.rs).
+const NARROW = 128u;
+
+// The float of a narrow scale of 0: 2⁻¹⁵.
+const NARROW_BASE = 0x38000000u;
+
 // `base` is a word.
 fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) -> Matrix {
     var m: Matrix;
     m.tiles = (rows + 15u) / 16u;
     // Groups are of 32 or 64 columns: shifts, where divisions would take longer than a unit's product.
-    m.halves = group / 64u;
-    m.groups = (cols + group - 1u) >> (5u + m.halves);
+    m.halves = (group >> 6u) & 1u;
+    m.groups = (cols + (32u << m.halves) - 1u) >> (5u + m.halves);
+    m.narrow = (group & NARROW) != 0u;
     m.units = m.groups << m.halves;
     m.cells = m.tiles * m.units;
     m.base = base / 4u;
     m.scales = m.base + 8u * m.cells;
-    m.zeros = m.scales + aligned(2u * m.tiles * m.groups);
-    m.rest = m.zeros + aligned(m.tiles * m.groups);
+    let all = m.tiles * m.groups;
+    m.zeros = m.scales + aligned(select(2u * all, all, m.narrow));
+    m.rest = m.zeros + aligned(select(all, (all + 1u) / 2u, m.narrow));
     m.top = NOWHERE;
     m.alpha = alpha;
     m.centre = centre;
@@ -134,12 +143,26 @@ fn columns(packed: vec4<u32>) -> array<vec4<f32>, 4> {
     );
 }
 
+// Word `i` of four, without an index into registers.
+fn one_of(words: vec4<u32>, i: u32) -> u32 {
+    return select(select(words.x, words.y, i == 1u), select(words.z, words.w, i == 3u), i > 1u);
+}
+
 fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     let at = tile * m.groups + (unit >> m.halves);
+    if (m.narrow) {
+        // A byte a row, of which rows 8 apart share one for their zero points. A scale's bits stand in a float's at once.
+        let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
+        let pairs = one_of(weights[m.zeros + at / 2u], 2u * (at & 1u) + (quad & 1u));
+        let zeros = (unpack4xU8(pairs) >> vec4(4u * (quad / 2u))) & vec4(15u);
+        return Codes(
+            bitcast<vec4<f32>>((scales << vec4(19u)) + vec4(NARROW_BASE)),
+            vec4<f32>(8u * zeros + vec4(64u))
+        );
+    }
     let scales = weights[m.scales + 2u * at + quad / 2u];
     let pairs = select(scales.xy, scales.zw, (quad & 1u) == 1u);
-    let zeros = weights[m.zeros + at];
-    let four = select(select(zeros.x, zeros.y, quad == 1u), select(zeros.z, zeros.w, quad == 3u), quad > 1u);
+    let four = one_of(weights[m.zeros + at], quad);
     return Codes(vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y)), vec4<f32>(unpack4xU8(four)));
 }
 

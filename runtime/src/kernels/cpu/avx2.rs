@@ -12,7 +12,9 @@ use super::activations::Activations;
 use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes};
+use crate::quant::{
+    GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes,
+};
 use many::many;
 use std::arch::x86_64::*;
 use unpack::{Half, unpack};
@@ -100,10 +102,26 @@ unsafe fn times<const N: usize, const UNITS: usize>(
 unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
     // SAFETY: the caller vouches for group g, and for the features.
     unsafe {
-        let zeros = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS + rows).cast());
-        let zeros = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(zeros));
-        let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
-        (_mm256_cvtph_ps(scales), _mm256_sub_ps(_mm256_set1_ps(t.middle), zeros))
+        let (scale, zeros) = match t.params {
+            GroupParams::Wide => {
+                let zeros = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS + rows).cast());
+                let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
+                (_mm256_cvtph_ps(scales), _mm256_cvtepu8_epi32(zeros))
+            }
+            GroupParams::Narrow => {
+                let pairs = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS / 2).cast());
+                let nibbles = _mm_srl_epi16(pairs, _mm_cvtsi32_si128(rows as i32 / 2));
+                let steps = _mm256_cvtepu8_epi32(_mm_and_si128(nibbles, _mm_set1_epi8(15)));
+                let steps = _mm256_mullo_epi16(steps, _mm256_set1_epi32(NARROW_STEP.into()));
+                let scales = _mm_loadl_epi64(t.scales.as_ptr().add(g * TILE_ROWS + rows).cast());
+                let scales = _mm256_slli_epi32::<19>(_mm256_cvtepu8_epi32(scales));
+                (
+                    _mm256_castsi256_ps(_mm256_add_epi32(scales, _mm256_set1_epi32(NARROW_BASE as i32))),
+                    _mm256_add_epi32(steps, _mm256_set1_epi32(NARROW_ZERO.into())),
+                )
+            }
+        };
+        (scale, _mm256_sub_ps(_mm256_set1_ps(t.middle), _mm256_cvtepi32_ps(zeros)))
     }
 }
 
@@ -134,7 +152,7 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut out = [_mm256_setzero_ps(); 2];
-        for g in 0..t.zeros.len() / TILE_ROWS {
+        for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
             let (a, sum) = (*a.get_unchecked(n) * t.step, *sum.get_unchecked(n));
@@ -182,8 +200,8 @@ unsafe fn prefetch<const N: usize, const UNITS: usize>(t: &Tile, planes: &[*cons
             }
         }
         let (scales, zeros) = (t.scales.as_ptr(), t.zeros.as_ptr());
-        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(2 * g * TILE_ROWS + AHEAD / 8).cast());
-        _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(g * TILE_ROWS + AHEAD / 16).cast());
+        _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(g * t.params.scale_bytes() + AHEAD / 8).cast());
+        _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(g * t.params.zero_bytes() + AHEAD / 16).cast());
     }
 }
 

@@ -15,7 +15,9 @@ use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::lines::Later;
 use super::tiles::{Sums, Tile};
-use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
+use crate::quant::{
+    GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes,
+};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -120,20 +122,46 @@ impl Params {
     unsafe fn load<const ASK: bool>(t: &Tile, g: usize) -> Params {
         // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
         unsafe {
-            let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
-            let zeros = t.zeros.as_ptr().add(g * TILE_ROWS);
-            if ASK {
-                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
-                _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
-            }
-            let zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())));
-            let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+            let (scale, zeros) = scales_and_zeros::<ASK>(t, g);
             let centre = _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros);
             Params {
                 scale: _mm512_mul_ps(scale, _mm512_set1_ps(t.step)),
                 centre: _mm512_mul_ps(centre, _mm512_set1_ps(1.0 / t.step)),
             }
         }
+    }
+}
+
+/// Scales and zero points of a group. ASK as with [`unpack`].
+#[inline(always)]
+unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m512) {
+    // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+    unsafe {
+        let scales = t.scales.as_ptr().add(g * t.params.scale_bytes());
+        let zeros = t.zeros.as_ptr().add(g * t.params.zero_bytes());
+        if ASK {
+            _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
+            _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
+        }
+        let (scale, zeros) = match t.params {
+            GroupParams::Wide => (
+                _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())),
+                _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())),
+            ),
+            GroupParams::Narrow => {
+                let pairs = _mm_loadl_epi64(zeros.cast());
+                let nibbles = _mm_unpacklo_epi64(pairs, _mm_srli_epi16::<4>(pairs));
+                let steps = _mm512_cvtepu8_epi32(_mm_and_si128(nibbles, _mm_set1_epi8(15)));
+                let steps = _mm512_mullo_epi16(steps, _mm512_set1_epi32(NARROW_STEP.into()));
+                let scales = _mm512_cvtepu8_epi32(_mm_loadu_si128(scales.cast()));
+                let base = _mm512_set1_epi32(NARROW_BASE as i32);
+                (
+                    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<19>(scales), base)),
+                    _mm512_add_epi32(steps, _mm512_set1_epi32(NARROW_ZERO.into())),
+                )
+            }
+        };
+        (scale, _mm512_cvtepi32_ps(zeros))
     }
 }
 
@@ -171,7 +199,7 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut total = _mm512_setzero_ps();
-        for g in 0..t.zeros.len() / TILE_ROWS {
+        for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
             // One sum for each field, which are raised by different powers of two.
@@ -225,7 +253,7 @@ unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
     first: usize,
     mut sums: [&mut [[f32; TILE_ROWS]]; TILES],
 ) {
-    let groups = t[0].zeros.len() / TILE_ROWS;
+    let groups = t[0].groups;
     let mut later = Next::none();
     let mut s = [const {
         Stretch {
@@ -279,7 +307,7 @@ fn next<const N: usize, const UNITS: usize, const TILES: usize>(
     t: &[&Tile; TILES],
     from: usize,
 ) -> impl Iterator<Item = (*const u8, usize)> {
-    let n = (STRETCH / UNITS).min(t[0].zeros.len() / TILE_ROWS - from);
+    let n = (STRETCH / UNITS).min(t[0].groups - from);
     // Two tiles are neighbours in one matrix, or of two.
     let neighbours = t[TILES - 1].zeros.as_ptr() == t[0].zeros.as_ptr_range().end;
     let tiles = if from > 0 { 0 } else { 1 + usize::from(neighbours) };
@@ -287,7 +315,7 @@ fn next<const N: usize, const UNITS: usize, const TILES: usize>(
         (part.as_ptr().wrapping_add(tiles * part.len() + from * group), n * group)
     };
     t.iter().flat_map(move |t| {
-        let params = [part(t.scales, 2 * TILE_ROWS), part(t.zeros, TILE_ROWS)];
+        let params = [part(t.scales, t.params.scale_bytes()), part(t.zeros, t.params.zero_bytes())];
         (0..N).map(move |p| part(t.planes[p], UNITS * unit_bytes(p))).chain(params)
     })
 }

@@ -94,6 +94,7 @@ impl Backend for CpuBackend {
             outs.iter().for_each(|l| observer.inputs(l.matrix, x, &mut (0..tokens)));
         }
         self.pool.operation("dense product");
+        debug_assert!(outs.iter().all(|l| l.matrix.rotation().is_none()), "only experts are rotated");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { inputs, tokens: all, .. } = &mut *scratch;
         all.clear();

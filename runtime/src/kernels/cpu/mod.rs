@@ -35,13 +35,13 @@ pub use isa::Isa;
 
 use super::{ExpertJob, Observer, RopeTable};
 use crate::error::{Error, Result};
-use crate::quant::Matrix;
+use crate::quant::{Matrix, Rotation};
 use crate::telemetry::Trace;
 pub use kv::CpuKv;
 use pool::Pool;
 use product::{Input, Out, Product};
 pub use scratch::ScratchShape;
-use scratch::{Inputs, Scratch};
+use scratch::{Inputs, Scratch, turn};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -80,6 +80,14 @@ pub struct CpuBackend {
 /// Cores that the system lets us use.
 fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The rotations of the inputs of experts of one layer, and of their hidden values.
+fn rotations(jobs: &[ExpertJob]) -> [Option<Rotation>; 2] {
+    let all = jobs.iter().map(|j| [&j.expert.gate, &j.expert.up, &j.expert.down].map(Matrix::rotation));
+    let [gate, _, down] = all.clone().next().unwrap_or_default();
+    assert!(all.into_iter().all(|of| of == [gate, gate, down]), "experts of a layer are rotated alike");
+    [gate, down]
 }
 
 impl CpuBackend {
@@ -211,8 +219,9 @@ impl CpuBackend {
     ) {
         let Some(first) = jobs.first() else { return };
         let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
+        let [rotation, hidden_rotation] = rotations(jobs);
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { inputs, gate, tokens, .. } = &mut *scratch;
+        let Scratch { inputs, turned, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.reserve(slots * ff);
         // Each job's tokens, and the rows of `gate` that it owns.
@@ -231,6 +240,14 @@ impl CpuBackend {
                 observer.inputs(&job.expert.gate, x, &mut token_of[range(i)].iter().map(|&t| t as usize));
             }
         }
+        let x = match rotation {
+            Some(rotation) => {
+                self.pool.operation("rotation");
+                turned.put(&self.pool, self.isa, (x, rows), rotation, name);
+                turned.read()
+            }
+            None => x,
+        };
         self.pool.operation("gate and up");
         // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs. Inputs with a
         // name are always copied, be it a row, for they are not quantized again for it.
@@ -256,6 +273,11 @@ impl CpuBackend {
             for (i, job) in jobs.iter().enumerate() {
                 observer.inputs(&job.expert.down, gate, &mut range(i));
             }
+        }
+        if let Some(rotation) = hidden_rotation {
+            self.pool.operation("rotation");
+            let isa = self.isa;
+            rows::each_row(&self.pool, &mut gate[..slots * ff], ff, &|_, row| turn(isa, row, rotation));
         }
         self.pool.operation("down");
         let down_out = Out::new(out, d);

@@ -18,7 +18,7 @@ use super::activations::Activations;
 use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
-use crate::quant::{TILE_ROWS, UNIT_COLS};
+use crate::quant::{GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS};
 use dotprod::Dotprod;
 use i8mm::I8mm;
 use many::{Dots, Group, Unit, many};
@@ -130,11 +130,22 @@ type Params = [Affine; 4];
 unsafe fn params(t: &Tile, g: usize) -> Params {
     // SAFETY: NEON is AArch64's baseline; the caller vouches for group g.
     unsafe {
-        let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
-        let zeros = vld1q_u8(t.zeros.as_ptr().add(g * TILE_ROWS));
+        let scales = t.scales.as_ptr().add(g * t.params.scale_bytes());
+        let zeros = t.zeros.as_ptr().add(g * t.params.zero_bytes());
+        let ([s0, s1, s2, s3], zeros) = match t.params {
+            GroupParams::Wide => {
+                let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
+                let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
+                ([s0, s1, s2, s3], vld1q_u8(zeros))
+            }
+            GroupParams::Narrow => {
+                let pairs = vld1_u8(zeros);
+                let nibbles = vcombine_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8::<4>(pairs));
+                let zeros = vmlaq_u8(vdupq_n_u8(NARROW_ZERO), nibbles, vdupq_n_u8(NARROW_STEP));
+                (narrow_scales(vld1q_u8(scales)), zeros)
+            }
+        };
         let (low, high) = (vmovl_u8(vget_low_u8(zeros)), vmovl_high_u8(zeros));
-        let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
-        let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
         let affine = |scale, zeros| Affine {
             scale: vmulq_n_f32(scale, t.step),
             centre: vmulq_n_f32(vsubq_f32(vdupq_n_f32(t.middle), vcvtq_f32_u32(zeros)), 1.0 / t.step),
@@ -144,6 +155,22 @@ unsafe fn params(t: &Tile, g: usize) -> Params {
             affine(s1, vmovl_high_u16(low)),
             affine(s2, vmovl_u16(vget_low_u16(high))),
             affine(s3, vmovl_high_u16(high)),
+        ]
+    }
+}
+
+/// Sixteen narrow scales.
+#[inline(always)]
+unsafe fn narrow_scales(x: uint8x16_t) -> [float32x4_t; 4] {
+    // SAFETY: NEON is AArch64's baseline.
+    unsafe {
+        let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
+        let scale = |x| vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32::<19>(x), vdupq_n_u32(NARROW_BASE)));
+        [
+            scale(vmovl_u16(vget_low_u16(low))),
+            scale(vmovl_high_u16(low)),
+            scale(vmovl_u16(vget_low_u16(high))),
+            scale(vmovl_high_u16(high)),
         ]
     }
 }
@@ -192,7 +219,7 @@ unsafe fn one<C: Core, const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut totals = [vdupq_n_f32(0.0); 4];
-        for g in 0..t.zeros.len() / TILE_ROWS {
+        for g in 0..t.groups {
             #[cfg(test)]
             tests::uses(C::DOT);
             let (q, a, sum) = x.group(g);

@@ -48,11 +48,11 @@ pub(super) fn add(
     sum: f32,
     sums: &mut [f32; TILE_ROWS],
 ) {
-    let (scales, zeros) =
-        (&t.scales[2 * g * TILE_ROWS..][..2 * TILE_ROWS], &t.zeros[g * TILE_ROWS..][..TILE_ROWS]);
+    let (scales, zeros) = (t.params.scale_bytes(), t.params.zero_bytes());
+    let (scales, zeros) = (&t.scales[g * scales..][..scales], &t.zeros[g * zeros..][..zeros]);
     for row in 0..TILE_ROWS {
-        let scale = f16::from_le_bytes([scales[2 * row], scales[2 * row + 1]]).to_f32();
-        let centre = (t.middle - f32::from(zeros[row])) * sum;
+        let (scale, zero) = t.params.read(scales, zeros, row);
+        let centre = (t.middle - f32::from(zero)) * sum;
         sums[row] += scale * (dots[row] as f32 * (t.step * a) + centre);
     }
 }
@@ -60,7 +60,7 @@ pub(super) fn add(
 pub(super) fn tile_times(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     let units = t.group / UNIT_COLS;
     let mut codes = [[[0u8; VECTOR]; VECTORS]; 2];
-    for g in 0..t.zeros.len() / TILE_ROWS {
+    for g in 0..t.groups {
         codes[..units].iter_mut().enumerate().for_each(|(u, codes)| unpack(t, g * units + u, codes));
         let (q, scale, sum) = x.group(g);
         for (n, sums) in (first..).zip(&mut *sums) {

@@ -7,8 +7,11 @@ use super::activations::Activations;
 use super::aligned::Aligned;
 use super::attention::{self, Attending};
 use super::halves::{Halves, MANY};
+use super::pool::Pool;
 use super::quantized::Ordered;
+use super::rows::each_row;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
+use crate::quant::Rotation;
 
 /// What bounds the scratch of a [`CpuBackend`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct ScratchShape {
     pub widest: usize,
     /// Hidden width of a routed expert; 0 where there is none.
     pub ff_routed: usize,
+    /// Whether the inputs of routed experts' gates are rotated, and those of their down projections.
+    pub rotated: [bool; 2],
     /// Hidden width of the widest dense block or shared expert; 0 where there is none.
     pub ff_dense: usize,
     /// Routed experts per token.
@@ -48,10 +53,56 @@ pub(super) struct Inputs {
     pub(super) halves: Halves,
 }
 
+/// Inputs of routed experts, rotated.
+#[derive(Default)]
+pub(super) struct Turned {
+    /// `[tokens, d]`.
+    x: Aligned<f32>,
+    /// The name of the inputs that they are of.
+    made: u64,
+}
+
+impl Turned {
+    /// `rows` of `x`, turned by `rotation` unless the last ones had the same name (see [`crate::kernels::Routed::inputs`]).
+    pub(super) fn put(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        (x, rows): (&[f32], usize),
+        rotation: Rotation,
+        name: u64,
+    ) {
+        let cols = rotation.cols();
+        if name != 0 && self.made == name {
+            return;
+        }
+        self.x.reserve(rows * cols);
+        each_row(pool, &mut self.x[..rows * cols], cols, &|row, out| {
+            out.copy_from_slice(&x[row * cols..][..cols]);
+            turn(isa, out, rotation);
+        });
+        self.made = name;
+    }
+
+    /// What was put.
+    pub(super) fn read(&self) -> &[f32] {
+        &self.x
+    }
+}
+
+/// A row, rotated in place.
+pub(super) fn turn(isa: Isa, row: &mut [f32], rotation: Rotation) {
+    isa.run(
+        #[inline(always)]
+        || rotation.apply(row),
+    );
+}
+
 /// What operations leave behind for the next.
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) inputs: Inputs,
+    pub(super) turned: Turned,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
@@ -74,6 +125,7 @@ impl Scratch {
             + routed_64.held()
             + halves.held()
             + self.gate.held()
+            + self.turned.x.held()
             + self.attending.held()
             + 4 * (floats + ids)
     }
@@ -113,11 +165,12 @@ impl CpuBackend {
         let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
         let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
         let gate = Aligned::<f32>::bytes((slots * s.ff_routed).max(dense * s.ff_dense));
+        let turned = if s.rotated[0] { Aligned::<f32>::bytes(s.chunk * s.d) } else { 0 };
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
         let routing = 8 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
-        activations + gate + ids + routing + attention
+        activations + gate + turned + ids + routing + attention
     }
 
     /// Bytes of the keys and values of one layer.

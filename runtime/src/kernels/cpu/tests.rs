@@ -3,10 +3,11 @@
 use super::aligned::Aligned;
 use super::*;
 use crate::experts::Expert;
-use crate::kernels::testing::{put, values};
+use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
-use crate::quant::{self, Level, QuantizedRow, Shape};
+use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 
+mod rotated;
 mod scratch;
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
@@ -36,8 +37,8 @@ fn products_agree_with_the_specification_at_every_level() {
             "the instruction set asked for is not the one that runs"
         );
         for (rows, cols) in [(1, 1), (3, 31), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 576)] {
-            for group in [32, 64] {
-                let shape = Shape::new(rows, cols, group).unwrap();
+            for (group, params) in GROUPS {
+                let shape = Shape::new(rows, cols, group).unwrap().with(params);
                 let w = values(rows * cols, (rows * cols + group) as u32);
                 let nested = quant::encode(shape, &w, None, Level::B8).unwrap().into_nested().unwrap();
                 for level in Level::ALL {
@@ -79,8 +80,8 @@ fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
         let x = buffer(values(tokens * cols, 3));
         let w = values(rows * cols, 1);
         let mut matrices = vec![Matrix::F32 { rows, cols, data: w.clone().into() }];
-        for group in [32, 64] {
-            let shape = Shape::new(rows, cols, group).unwrap();
+        for (group, params) in GROUPS {
+            let shape = Shape::new(rows, cols, group).unwrap().with(params);
             let nested = quant::encode(shape, &w, None, Level::B8).unwrap().into_nested().unwrap();
             matrices.extend(Level::ALL.map(|level| Matrix::Nested(nested.at(level).unwrap())));
         }
@@ -109,8 +110,8 @@ fn many_tokens_err_less_than_eight_bits_do() {
     for isa in Isa::available().into_iter().filter(|isa| isa.halves()) {
         for (rows, cols) in [(1, 1), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 576), (50, 1120)]
         {
-            for group in [32, 64] {
-                let shape = Shape::new(rows, cols, group).unwrap();
+            for (group, params) in GROUPS {
+                let shape = Shape::new(rows, cols, group).unwrap().with(params);
                 let w = values(rows * cols, (rows * cols + group) as u32);
                 let nested = quant::encode(shape, &w, None, Level::B8).unwrap().into_nested().unwrap();
                 for level in Level::ALL {

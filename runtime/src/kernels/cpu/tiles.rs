@@ -1,17 +1,21 @@
 //! Tiles of nested matrices (16 rows), as their kernels read them, and the sums that these make.
 
 use super::activations::Activations;
-use crate::quant::{Nested, TILE_ROWS};
+use crate::quant::{GroupParams, Nested, TILE_ROWS};
 
 /// One tile of a matrix, as its kernels read it.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     /// Codes of each plane, empty above the level.
     pub(super) planes: [&'a [u8]; 5],
-    /// f16 scales, `[groups, 16]`.
+    /// How scales and zero points are stored.
+    pub(super) params: GroupParams,
+    /// `[groups]` times [`GroupParams::scale_bytes`].
     pub(super) scales: &'a [u8],
-    /// `[groups, 16]`.
+    /// `[groups]` times [`GroupParams::zero_bytes`].
     pub(super) zeros: &'a [u8],
+    /// Groups of a row.
+    pub(super) groups: usize,
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
     /// What all products are multiplied by in the end.
@@ -33,8 +37,6 @@ pub(super) struct Tiles<'a> {
     pub(super) cols: usize,
     /// Bytes of a tile in each plane of the level.
     bytes: [usize; 5],
-    /// Groups of a tile, times its rows.
-    params: usize,
 }
 
 impl<'a> Tiles<'a> {
@@ -43,8 +45,10 @@ impl<'a> Tiles<'a> {
         Tiles {
             all: Tile {
                 planes: std::array::from_fn(|p| m.codes(p)),
+                params: shape.params,
                 scales: m.scales(),
                 zeros: m.zeros(),
+                groups: shape.groups(),
                 group: shape.group,
                 alpha: fit.alpha,
                 middle: fit.beta / fit.alpha,
@@ -53,29 +57,29 @@ impl<'a> Tiles<'a> {
             },
             cols: shape.cols,
             bytes: std::array::from_fn(|p| if p < level.planes() { shape.tile_bytes(p) } else { 0 }),
-            params: shape.groups() * TILE_ROWS,
         }
     }
 
     /// Whether `tokens` tokens from `first` on are there, in the groups that tiles take.
     pub(super) fn fit(&self, x: &Activations, first: usize, tokens: usize) -> bool {
-        x.has(self.all.group, self.params / TILE_ROWS, first, tokens)
+        x.has(self.all.group, self.all.groups, first, tokens)
     }
 
     /// Whether tiles of both can be taken together.
     pub(super) fn alike(&self, other: &Tiles) -> bool {
-        let key = |t: &Tiles| (t.all.group, t.all.level, t.cols, t.params);
+        let key = |t: &Tiles| (t.all.group, t.all.level, t.all.params, t.cols);
         key(self) == key(other)
     }
 
     /// One of them.
     #[inline(always)]
     pub(super) fn at(&self, tile: usize) -> Tile<'a> {
-        let (all, params) = (&self.all, self.params);
+        let all = &self.all;
+        let (scales, zeros) = (all.groups * all.params.scale_bytes(), all.groups * all.params.zero_bytes());
         Tile {
             planes: std::array::from_fn(|p| &all.planes[p][tile * self.bytes[p]..][..self.bytes[p]]),
-            scales: &all.scales[2 * tile * params..][..2 * params],
-            zeros: &all.zeros[tile * params..][..params],
+            scales: &all.scales[tile * scales..][..scales],
+            zeros: &all.zeros[tile * zeros..][..zeros],
             ..*all
         }
     }

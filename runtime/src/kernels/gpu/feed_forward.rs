@@ -12,6 +12,7 @@ use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
+use crate::quant::Rotation;
 use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
 
@@ -25,19 +26,26 @@ struct FeedForward {
     /// Group sizes of gate, up and down.
     groups: [u32; 3],
     top_k: usize,
+    /// What the inputs of gate and up are rotated by.
+    rotation: Option<Rotation>,
+    /// The same of hidden values.
+    rotation_down: Option<Rotation>,
 }
 
 impl FeedForward {
     fn of(e: &Expert, top_k: usize) -> FeedForward {
         let groups = [&e.gate, &e.up, &e.down].map(|m| Form::of(m, 0).group);
-        FeedForward { d: e.gate.cols(), ff: e.gate.rows(), groups, top_k }
+        assert!(e.gate.rotation() == e.up.rotation(), "gate and up have the same inputs");
+        let (rotation, rotation_down) = (e.gate.rotation(), e.down.rotation());
+        FeedForward { d: e.gate.cols(), ff: e.gate.rows(), groups, top_k, rotation, rotation_down }
     }
 
     /// Parameters of `gate_up`.
     fn gate_up(&self, first: u32, place: u32) -> GateUpParams {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
         let [group, group_up, _] = self.groups;
-        GateUpParams { d, ff, group, group_up, top_k, first, place }
+        let plain = self.rotation_down.is_some().into();
+        GateUpParams { d, ff, group, group_up, top_k, first, place, plain }
     }
 
     /// Parameters of `down`.
@@ -71,6 +79,10 @@ impl State {
     /// The job of a block that every token goes through; `None` where its matrices do not fit one buffer, or differ in
     /// their levels.
     fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
+        debug_assert!(
+            expert.gate.rotation().is_none() && expert.down.rotation().is_none(),
+            "only experts are rotated"
+        );
         let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
         let first = &placed[0][0];
         let alike = |p: &Placed| Arc::ptr_eq(&p.memory, &first.memory) && p.form.planes == first.form.planes;
@@ -212,6 +224,9 @@ impl State {
             }
         }
         let many = if slots.iter().all(|s| s.len() == 1) { 1 } else { MANY as usize };
+        if let Some(rotation) = shape.rotation {
+            self.turn(gpu, rotation, x, rows.div_ceil(shape.top_k))?;
+        }
         let mut prepared = None;
         for (at, memory) in places {
             let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
@@ -225,24 +240,36 @@ impl State {
                 }
             }
             let form = self.recorder.form(gpu, Kernel::GateUp, variant);
-            self.hidden_rows(gpu, shape.ff, rows, Some(form).filter(|_| many > 1))?;
+            let form_down = Some(form).filter(|_| many > 1);
+            self.hidden_rows(gpu, shape.ff, rows, form_down.filter(|_| shape.rotation_down.is_none()))?;
             if many > 1 && prepared != Some(form) {
                 // Some calls have few of the tokens.
                 let mut of: Vec<u32> =
                     slots.iter().copied().flatten().map(|slot| slot / shape.top_k as u32).collect();
                 of.sort_unstable();
                 of.dedup();
-                self.prepare(gpu, x, shape.d, rows.div_ceil(shape.top_k), Some(&of), None, form)?;
+                self.prepare_turned(
+                    gpu,
+                    shape.rotation,
+                    x,
+                    shape.d,
+                    rows.div_ceil(shape.top_k),
+                    Some(&of),
+                    form,
+                )?;
                 prepared = Some(form);
             }
-            let x = if many == 1 { x } else { self.prepared.get() };
             const AT_ONCE: usize = PUT_WORDS / JOB_WORDS;
             for words in words.chunks(AT_ONCE * JOB_WORDS) {
                 let first = self.recorder.put(gpu, words, JOB_WORDS) / JOB_WORDS as u32;
                 let count = words.len() / JOB_WORDS;
                 let (up, down) = (shape.gate_up(first, at), shape.down(first, at));
-                let hidden = self.hidden.get();
-                let memory = [&**memory, x, hidden];
+                let x = match many {
+                    1 => self.turned.inputs(shape.rotation, x),
+                    _ => self.prepared.get(),
+                };
+                let bank: &Memory = memory;
+                let memory = [bank, x, self.hidden.get()];
                 self.recorder.run_with_ring(
                     gpu,
                     variant,
@@ -251,7 +278,12 @@ impl State {
                     2,
                     shape.gate_grid(variant.planes, count, many),
                 );
-                let memory = [memory[0], hidden, out];
+                // All rows: those of other dispatches are what they are.
+                if let Some(rotation) = shape.rotation_down {
+                    self.turn_hidden(gpu, rotation, rows, form_down)?;
+                }
+                let memory =
+                    [bank, self.turned.down_inputs(shape.rotation_down, &self.hidden, form_down), out];
                 self.recorder.run_with_ring(
                     gpu,
                     variant,
@@ -298,13 +330,16 @@ impl State {
         let jobs_of = Some(table).filter(|_| tokens == 1);
         self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
         let form = self.recorder.form(gpu, Kernel::GateUp, variant);
-        self.hidden_rows(gpu, shape.ff, tokens * of.top_k, Some(form).filter(|_| tokens > 1))?;
-        if tokens > 1 {
-            self.prepare(gpu, &h.memory, shape.d, tokens, None, None, form)?;
+        let form_down = Some(form).filter(|_| tokens > 1);
+        let rows = tokens * of.top_k;
+        self.hidden_rows(gpu, shape.ff, rows, form_down.filter(|_| shape.rotation_down.is_none()))?;
+        if let Some(rotation) = shape.rotation {
+            self.turn(gpu, rotation, &h.memory, tokens)?;
         }
-        let hidden = self.hidden.get();
-        let inputs = if tokens == 1 { &h.memory } else { self.prepared.get() };
-        let (choices, jobs, none) = (self.choices.get(), self.jobs.get(), &self.spare[0]);
+        if tokens > 1 {
+            self.prepare_turned(gpu, shape.rotation, &h.memory, shape.d, tokens, None, form)?;
+        }
+        let (choices, jobs) = (self.choices.get(), self.jobs.get());
         let (experts, top_k) = (of.experts as u32, of.top_k as u32);
         let plain = Variant::default();
         let count = match tokens {
@@ -316,20 +351,32 @@ impl State {
                 count
             }
         };
-        for (i, bank) in banks.iter().enumerate() {
-            for j in 0..finer.len().max(1) {
-                let finer = finer.get(j).map_or(none, |memory| memory);
-                let at = place(i, j, planes);
-                let memory = [bank, inputs, jobs, hidden, finer];
-                let memory = &memory[..4 + usize::from(mixed)];
-                let grid = shape.gate_grid(variant.planes, count, each as usize);
-                self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);
-                let memory = [bank, hidden, jobs, &slots.memory, finer];
-                let memory = &memory[..4 + usize::from(mixed)];
-                let grid = shape.down_grid(variant.planes, count, each as usize);
-                self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
-            }
+        let all = banks.iter().enumerate().flat_map(|(i, bank)| {
+            (0..finer.len().max(1)).map(move |j| (bank, finer.get(j), place(i, j, planes)))
+        });
+        for (bank, finer, at) in all.clone() {
+            let inputs = match tokens {
+                1 => self.turned.inputs(shape.rotation, &h.memory),
+                _ => self.prepared.get(),
+            };
+            let finer = finer.map_or(&self.spare[0], |memory| memory);
+            let memory = [bank, inputs, self.jobs.get(), self.hidden.get(), finer];
+            let memory = &memory[..4 + usize::from(mixed)];
+            let grid = shape.gate_grid(variant.planes, count, each as usize);
+            self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);
         }
+        if let Some(rotation) = shape.rotation_down {
+            self.turn_hidden(gpu, rotation, rows, form_down)?;
+        }
+        for (bank, finer, at) in all {
+            let hidden = self.turned.down_inputs(shape.rotation_down, &self.hidden, form_down);
+            let finer = finer.map_or(&self.spare[0], |memory| memory);
+            let memory = [bank, hidden, self.jobs.get(), &slots.memory, finer];
+            let memory = &memory[..4 + usize::from(mixed)];
+            let grid = shape.down_grid(variant.planes, count, each as usize);
+            self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
+        }
+        let choices = self.choices.get();
         let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
         let grid = [groups(shape.d), tokens];
         self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
@@ -365,17 +412,31 @@ impl State {
             kept: bufs.history.as_ref().is_some_and(|h| h.tokens > 0).into(),
             at: bufs.history.as_ref().map_or(0, |h| h.at) as u32,
         };
+        if let Some(rotation) = shape.rotation {
+            self.turn(gpu, rotation, &bufs.h.memory, 1)?;
+        }
+        let h = self.turned.inputs(shape.rotation, &bufs.h.memory);
         let hidden = self.hidden.at_least(gpu, router.top_k * shape.ff, "hidden values")?;
         let jobs = self.jobs.at_least(gpu, router.top_k * JOB_WORDS, "jobs")?;
         let [none, unkept, ..] = &self.spare;
         let history = bufs.history.as_ref().map_or(unkept, |h| &h.buf.memory);
-        let finer = finer.map_or(none, |memory| memory);
+        let up_finer = finer.map_or(none, |memory| memory);
         let mixed = usize::from(variant.mixed);
-        let memory =
-            [bank, &bufs.h.memory, &bufs.logits.memory, &self.experts.table, hidden, jobs, history, finer];
+        let memory = [bank, h, &bufs.logits.memory, &self.experts.table, hidden, jobs, history, up_finer];
         let grid = shape.gate_grid(variant.planes, router.top_k, 1);
         self.recorder.run(gpu, variant, &up, &memory[..7 + mixed], grid);
-        let memory = [bank, hidden, jobs, &bufs.x.memory, none, finer];
+        if let Some(rotation) = shape.rotation_down {
+            self.turn_hidden(gpu, rotation, router.top_k, None)?;
+        }
+        let hidden = self.turned.down_inputs(shape.rotation_down, &self.hidden, None);
+        let memory = [
+            bank,
+            hidden,
+            self.jobs.get(),
+            &bufs.x.memory,
+            &self.spare[0],
+            finer.map_or(&self.spare[0], |memory| memory),
+        ];
         let grid = shape.sum_grid();
         self.recorder.run(gpu, variant, &shape.down_sum(0, false), &memory[..5 + mixed], grid);
         Ok(())

@@ -24,6 +24,7 @@ mod pipelines;
 mod prepare;
 mod recorder;
 mod refinements;
+mod rotate;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use experts::{Experts, Room};
 use params::*;
 use pipelines::Pipelines;
 use recorder::Recorder;
+use rotate::Turned;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use weights::Weights;
 
@@ -69,6 +71,8 @@ struct State {
     spare: [Memory; 4],
     /// What products of many tokens read.
     prepared: Grown,
+    /// Rotated inputs of experts.
+    turned: Turned,
     /// Hidden values of feed-forward blocks, `[slots, ff]`, of many tokens as they are prepared.
     hidden: Grown,
     /// The same of `up` alone, where a block does not fit one dispatch.
@@ -118,6 +122,7 @@ impl GpuBackend {
             experts: Experts::new(&gpu, room)?,
             spare: [spare()?, spare()?, spare()?, spare()?],
             prepared: Grown::default(),
+            turned: Turned::default(),
             hidden: Grown::default(),
             ups: Grown::default(),
             choices: Grown::default(),
@@ -139,6 +144,9 @@ impl GpuBackend {
         let hidden = s.chunk * (s.top_k * rows(s.ff_routed)).max(rows(s.ff_dense));
         // Those of a dense block that does not fit one dispatch are prepared as others are.
         let prepared = s.chunk * rows(s.widest.max(s.ff_dense));
+        let turned = [s.d, s.top_k * (s.ff_routed + rows(s.ff_routed))];
+        let turned = turned.iter().zip(s.rotated).map(|(&words, is)| if is { s.chunk * words } else { 0 });
+        let prepared = prepared + turned.sum::<usize>();
         let choices = 2 * s.chunk * s.top_k + operations::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
         let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
         let words =
@@ -208,6 +216,7 @@ impl GpuBackend {
         state.weights = Weights::default();
         state.experts.forget();
         state.best = Default::default();
+        state.turned = Turned::default();
         for grown in [
             &mut state.prepared,
             &mut state.hidden,

@@ -63,8 +63,15 @@ params!(
 pub(super) const LISTED: u32 = 2;
 
 params!(
+    /// `rotate.wgsl`.
+    Rotate, RotateParams { rows: u32, block: u32, blocks: u32, table: u32, norm: f32 }
+);
+
+params!(
     /// `gate_up.wgsl`.
-    GateUp, GateUpParams { d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32 }
+    GateUp, GateUpParams {
+        d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32, plain: u32,
+    }
 );
 
 params!(

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use crate::kernels::testing::{put, values};
+use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{
     Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable,
     RoutedBufs, Router,
@@ -53,7 +53,15 @@ fn cpu() -> CpuBackend {
 }
 
 fn nested(rows: usize, cols: usize, group: usize, level: Level, seed: u32) -> Matrix {
-    let shape = Shape::new(rows, cols, group).unwrap();
+    nested_of(Shape::new(rows, cols, group).unwrap(), level, seed)
+}
+
+fn narrow(rows: usize, cols: usize, group: usize, level: Level, seed: u32) -> Matrix {
+    nested_of(Shape::new(rows, cols, group).unwrap().with(quant::GroupParams::Narrow), level, seed)
+}
+
+fn nested_of(shape: Shape, level: Level, seed: u32) -> Matrix {
+    let (rows, cols) = (shape.rows, shape.cols);
     let encoded = quant::encode(shape, &values(rows * cols, seed), None, Level::B8).unwrap();
     Matrix::Nested(encoded.into_nested().unwrap().at(level).unwrap())
 }
@@ -133,6 +141,7 @@ fn parameters_are_what_the_kernels_read() {
     let checked = [
         check::<LinearParams>(),
         check::<PrepareParams>(),
+        check::<RotateParams>(),
         check::<GateUpParams>(),
         check::<RouteGateUpParams>(),
         check::<DownParams>(),
@@ -198,9 +207,9 @@ fn an_expert(d: usize, ff: usize, level: Option<Level>, seed: u32) -> Expert {
             place: None,
         },
         Some(level) => Expert {
-            gate: nested(ff, d, 64, level, seed),
+            gate: narrow(ff, d, 64, level, seed),
             up: nested(ff, d, 32, level, seed + 1),
-            down: nested(d, ff, 32, level, seed + 2),
+            down: narrow(d, ff, 32, level, seed + 2),
             place: None,
         },
     }

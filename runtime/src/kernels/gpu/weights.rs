@@ -6,7 +6,7 @@
 use super::device::{Device, Memory};
 use crate::error::Result;
 use crate::kernels::RopeTable;
-use crate::quant::{Fit, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use crate::quant::{Fit, GroupParams, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ pub(super) struct Placed {
     pub(super) rows: usize,
 }
 
+/// Stands beside a group's size in one word (`weights_nested.wgsl`).
+const NARROW: u32 = 128;
+
 /// How kernels read a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Form {
@@ -27,6 +30,7 @@ pub(super) struct Form {
     pub(super) base: u32,
     /// 0 where it is unquantized.
     pub(super) planes: u32,
+    /// Weights of a group, and [`NARROW`] where their parameters are narrow.
     pub(super) group: u32,
     pub(super) alpha: f32,
     pub(super) centre: f32,
@@ -45,7 +49,8 @@ impl Form {
             Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, centre: 0.0 },
             Matrix::Nested(n) => {
                 let [alpha, centre] = centred(n.fit());
-                let (planes, group) = (n.level().planes() as u32, n.shape().group as u32);
+                let narrow = if n.shape().params == GroupParams::Narrow { NARROW } else { 0 };
+                let (planes, group) = (n.level().planes() as u32, n.shape().group as u32 | narrow);
                 Form { base, planes, group, alpha, centre }
             }
         }
@@ -126,9 +131,10 @@ fn plane_pieces(
     let tile = shape.tile_bytes(p);
     write(layout.codes.start, &n.codes(p)[first * tile..end * tile]);
     if p == 0 {
-        let params = shape.groups() * TILE_ROWS;
-        write(layout.scales.start, &n.scales()[2 * first * params..2 * end * params]);
-        write(layout.zeros.start, &n.zeros()[first * params..end * params]);
+        let scales = shape.groups() * shape.params.scale_bytes();
+        let zeros = shape.groups() * shape.params.zero_bytes();
+        write(layout.scales.start, &n.scales()[first * scales..end * scales]);
+        write(layout.zeros.start, &n.zeros()[first * zeros..end * zeros]);
     }
 }
 

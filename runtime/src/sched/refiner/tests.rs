@@ -48,6 +48,7 @@ impl Storage for Slabs {
 fn tables() -> Vec<Option<LayerExperts>> {
     let layer = |layer: usize| LayerExperts {
         shapes: [Shape::new(16, 32, 32).unwrap(); 3],
+        rotations: [None; 3],
         fits: vec![[[Fit { alpha: 1.0, beta: 0.5 }; PLANES]; 3]; EXPERTS],
         errors: vec![[0.1, 0.03, 0.01, 0.0, 0.0]; EXPERTS],
         planes: (0..3)

@@ -28,7 +28,7 @@ pub(super) unsafe fn many<const N: usize, const UNITS: usize>(
     unsafe {
         let mut codes: Group = [[_mm256_setzero_si256(); 2]; 2 * VECTORS];
         let mut lows = codes;
-        for g in 0..t.zeros.len() / TILE_ROWS {
+        for g in 0..t.groups {
             for u in 0..UNITS {
                 for half in 0..2 {
                     let (code, low) = unpack::<N>(&planes, g * UNITS + u, 8 * half);

@@ -4,7 +4,8 @@
 //! block pass over it, and their sums stay in single precision over all columns. A unit of a tile is a tile register of
 //! pairs of columns in the order in which its codes lie: lane r of a vector is row r.
 
-use super::unpack::{AHEAD, unpack};
+use super::scales_and_zeros;
+use super::unpack::unpack;
 use crate::kernels::cpu::halves::Halves;
 use crate::kernels::cpu::tiles::{Sums, TOKEN_BLOCK, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
@@ -113,7 +114,7 @@ pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
     sums: [&mut Sums; 2],
 ) {
     assert!(tokens.div_ceil(ROWS) * ROWS <= TOKEN_BLOCK);
-    let units = t[0].zeros.len() / TILE_ROWS * UNITS;
+    let units = t[0].groups * UNITS;
     let mut weights = [const { Weights([const { MaybeUninit::uninit() }; STRETCH]) }; 2];
     let (x, stride) = x.token(first);
     let sums = sums.map(|s| s.0.as_mut_ptr().cast::<u8>());
@@ -161,13 +162,8 @@ impl Params {
     unsafe fn load<const N: usize>(t: &Tile, g: usize) -> Params {
         // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
         unsafe {
-            let scales = t.scales.as_ptr().add(2 * g * TILE_ROWS);
-            let zeros = t.zeros.as_ptr().add(g * TILE_ROWS);
-            _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(AHEAD / 8).cast());
-            _mm_prefetch::<_MM_HINT_T0>(zeros.wrapping_add(AHEAD / 16).cast());
-            let zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())));
-            let unit =
-                _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())), _mm512_set1_ps(t.alpha));
+            let (scale, zeros) = scales_and_zeros::<true>(t, g);
+            let unit = _mm512_mul_ps(scale, _mm512_set1_ps(t.alpha));
             let scale = _mm512_mul_ps(unit, _mm512_set1_ps(t.step));
             let centre = _mm512_mul_ps(unit, _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros));
             let offset = _mm512_fnmadd_ps(_mm512_set1_ps(magic::<N>().0), scale, centre);

@@ -36,7 +36,7 @@ pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
     // spare.
     unsafe {
         let mut group: Group = [[vdupq_n_u8(0); 4 * VECTORS]; 2];
-        for g in 0..t.zeros.len() / TILE_ROWS {
+        for g in 0..t.groups {
             for (u, unit) in group[..UNITS].iter_mut().enumerate() {
                 for r in 0..4 {
                     C::put(unit, r, codes::<C, N>(&planes, g * UNITS + u, 4 * r));

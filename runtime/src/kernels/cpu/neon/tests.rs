@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions};
-use crate::kernels::testing::{put, values};
+use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{Backend, Linear};
 use crate::quant::{self, Level, Matrix, Shape, VECTOR, VECTORS};
 use std::cell::RefCell;
@@ -29,8 +29,8 @@ fn product(isa: Isa, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
 #[test]
 fn each_core_uses_its_instructions_and_all_compute_the_same() {
     let (rows, cols) = (50, 160);
-    for group in [32, 64] {
-        let shape = Shape::new(rows, cols, group).unwrap();
+    for (group, params) in GROUPS {
+        let shape = Shape::new(rows, cols, group).unwrap().with(params);
         let w = values(rows * cols, 1);
         let nested = quant::encode(shape, &w, None, Level::B8).unwrap().into_nested().unwrap();
         for level in Level::ALL {

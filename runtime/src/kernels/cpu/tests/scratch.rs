@@ -44,6 +44,7 @@ fn scratch_stays_within_its_bound() {
         d: 96,
         widest: 128,
         ff_routed: 64,
+        rotated: [true, true],
         ff_dense: 160,
         top_k: 4,
         experts: 8,
@@ -77,7 +78,11 @@ fn scratch_stays_within_its_bound() {
                 let matrix = nested(32, shape.widest, group);
                 b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
                 b.ffn(&x, tokens, &expert(shape.ff_dense, group), &mut out);
-                let expert = expert(shape.ff_routed, group);
+                let mut expert = expert(shape.ff_routed, group);
+                for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+                    let Matrix::Nested(n) = &*m else { unreachable!("all are nested") };
+                    *m = Matrix::Nested(n.clone().rotated(Rotation::of(n.shape().cols)));
+                }
                 // Every other token: what experts take of them has to be put in order.
                 let ranks: Vec<Vec<u32>> = (0..2 * shape.top_k)
                     .map(|i| (i % 2, i / 2))

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bytes::Bytes;
-use crate::quant::Nested;
+use crate::quant::{Nested, Rotation};
 
 #[test]
 fn routing_orders_by_weight_and_breaks_ties_by_index() {
@@ -31,11 +31,41 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
 
 #[test]
 fn experts_are_their_formula_however_they_are_reached() {
-    let (d, ff, experts, top_k) = (72, 40, 5, 3);
+    check_experts(72, 40, [false; 2]);
+}
+
+/// Blocks of 32 columns, of which one input has an odd number, and a block alone.
+#[test]
+fn experts_with_rotated_inputs_are_their_formula() {
+    check_experts(96, 32, [true; 2]);
+    check_experts(96, 64, [true, false]);
+    check_experts(64, 160, [false, true]);
+}
+
+/// The same weights with another meaning: what is stored is for rotated inputs.
+fn rotated(m: &Matrix) -> Matrix {
+    match m {
+        Matrix::Nested(n) => Matrix::Nested(n.clone().rotated(Rotation::of(m.cols()))),
+        other => other.clone(),
+    }
+}
+
+/// `turns`: whether the inputs of gate and up are rotated, and those of down.
+fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
+    let (experts, top_k) = (5, 3);
+    let rotates = turns != [false; 2];
     for level in [None, Some(Level::B2), Some(Level::B3), Some(Level::B4), Some(Level::B6), Some(Level::B8)] {
         let level_options = GpuOptions { level: level.unwrap_or(Level::B8), ..GpuOptions::default() };
         let Some(b) = gpu_with(&level_options) else { return };
-        let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, level, 10 * i as u32 + 1)).collect();
+        let mut all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, level, 10 * i as u32 + 1)).collect();
+        for e in &mut all {
+            if turns[0] {
+                (e.gate, e.up) = (rotated(&e.gate), rotated(&e.up));
+            }
+            if turns[1] {
+                e.down = rotated(&e.down);
+            }
+        }
         let tokens = 23;
         let x = values(tokens * d, 99);
         let logits = values(tokens * experts, 7);
@@ -73,8 +103,13 @@ fn experts_are_their_formula_however_they_are_reached() {
             let (h, l) = (put(&b, &x[t * d..][..d]), put(&b, &logits[t * experts..][..experts]));
             assert_eq!(on_device(1, &h, &l), sum[t * d..][..d], "level {level:?}, token {t}");
         }
-        assert_eq!(b.stats().dispatches - before.dispatches, 2 * tokens as u64);
+        // A dispatch more for each input that is rotated.
+        let each = if level.is_some() { 2 + turns.iter().filter(|&&t| t).count() } else { 2 };
+        assert_eq!(b.stats().dispatches - before.dispatches, (each * tokens) as u64);
         assert_eq!(on_device(tokens, &input, &routed), sum, "level {level:?}");
+        if rotates {
+            continue;
+        }
         // As one block of every token.
         let mut out = b.alloc(tokens * d).unwrap();
         b.ffn(&input, tokens, &all[1], &mut out);

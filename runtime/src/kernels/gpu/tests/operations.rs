@@ -5,10 +5,11 @@ use super::*;
 /// Every kind of matrix of a shape.
 pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
     let mut all = vec![(format!("f32 {rows}x{cols}"), plain(rows, cols, 5))];
-    for group in [32, 64] {
+    for (group, params) in GROUPS {
+        let shape = Shape::new(rows, cols, group).unwrap().with(params);
         for level in Level::ALL {
-            let name = format!("{rows}x{cols}, groups of {group}, level {level}");
-            all.push((name, nested(rows, cols, group, level, (rows + cols) as u32)));
+            let name = format!("{shape}, {params:?}, level {level}");
+            all.push((name, nested_of(shape, level, (rows + cols) as u32)));
         }
     }
     all

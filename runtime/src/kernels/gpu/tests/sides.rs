@@ -32,10 +32,9 @@ impl Terms {
             Matrix::F32 { .. } => 0.0,
             Matrix::Nested(n) => {
                 let (row, col) = (i / cols, i % cols);
-                let at = (row / 16 * n.shape().groups() + col / n.shape().group) * 16 + row % 16;
-                let scale = half::f16::from_le_bytes([n.scales()[2 * at], n.scales()[2 * at + 1]]).to_f64();
+                let (scale, zero) = n.group_params(row, col / n.shape().group);
                 let quant::Fit { alpha, beta } = n.fit();
-                scale * (f64::from(beta) - f64::from(alpha) * f64::from(n.zeros()[at]))
+                f64::from(scale) * (f64::from(beta) - f64::from(alpha) * f64::from(zero))
             }
         };
         let all = |(i, w): (usize, &f64)| (w - offset(i)).abs() + offset(i).abs();
@@ -67,9 +66,15 @@ fn products_agree_where_their_loops_turn() {
     let mut ran = 0;
     for (rows, cols) in wide.chain(tall) {
         let mut kinds = vec![("f32".to_owned(), plain(rows, cols, 5))];
-        for group in [32, 64] {
-            let finest = nested(rows, cols, group, Level::B8, (rows + cols) as u32);
-            let at = |level| (format!("groups of {group}, level {level}"), at_level(&finest, level));
+        for (i, (group, params)) in GROUPS.into_iter().enumerate() {
+            // In turn one kind of parameters, unless all is to be tried.
+            if !full() && (i < 2) != (rows + cols).is_multiple_of(2) {
+                continue;
+            }
+            let shape = Shape::new(rows, cols, group).unwrap().with(params);
+            let finest = nested_of(shape, Level::B8, (rows + cols) as u32);
+            let at =
+                |level| (format!("groups of {group}, {params:?}, level {level}"), at_level(&finest, level));
             kinds.extend(Level::ALL.map(at));
         }
         let x = values(9 * cols, 7);

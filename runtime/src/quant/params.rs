@@ -1,0 +1,191 @@
+//! A group's scale and zero point in bytes, wide or narrow.
+//!
+//! Narrow ones take half the bytes: 12 bits a group where wide ones take 24. A narrow scale is a byte, four bits of exponent
+//! above four of mantissa. It counts from 2⁻¹⁵ of the matrix's largest octave up; which octave that is stands in the matrix's
+//! corrections, so that a kernel has a scale with a shift and an addition. A narrow zero point is one of sixteen steps around
+//! the middle of the codes. Two rows share a byte: row `r` of a tile has the lower half, row `r + 8` the upper.
+
+use super::layout::TILE_ROWS;
+use half::f16;
+
+/// How a group's scale and zero point are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum GroupParams {
+    /// An f16 scale and a zero point of 8 bits: 24 bits a group.
+    #[default]
+    Wide = 0,
+    /// A scale of 8 bits, which begins with a 4-bit exponent, and a zero point of 4 bits: 12 bits a group.
+    Narrow = 1,
+}
+
+/// Bits of an f32's mantissa that a narrow scale has not.
+const CUT: u32 = 19;
+
+/// Octaves of narrow scales.
+const OCTAVES: i32 = 16;
+
+/// The bits of the f32 that a narrow scale of 0 is: 2⁻¹⁵. The largest scale, 255, is 1.9375.
+pub const NARROW_BASE: u32 = (127 - (OCTAVES as u32 - 1)) << 23;
+
+/// The first narrow zero point.
+pub const NARROW_ZERO: u8 = 64;
+
+/// From one narrow zero point to the next.
+pub const NARROW_STEP: u8 = 8;
+
+/// What narrow zero points reach.
+pub(super) const ZEROS: std::ops::RangeInclusive<f32> = 64.0..=184.0;
+
+impl GroupParams {
+    /// Its number in files.
+    #[doc(hidden)]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The one of this number; `None` if there is no such.
+    #[doc(hidden)]
+    pub fn numbered(number: u8) -> Option<GroupParams> {
+        [GroupParams::Wide, GroupParams::Narrow].into_iter().find(|params| params.number() == number)
+    }
+
+    /// Bytes of a group's scales in a tile, 16 rows.
+    #[doc(hidden)]
+    pub const fn scale_bytes(self) -> usize {
+        match self {
+            GroupParams::Wide => 2 * TILE_ROWS,
+            GroupParams::Narrow => TILE_ROWS,
+        }
+    }
+
+    /// Bytes of a group's zero points in a tile, 16 rows.
+    #[doc(hidden)]
+    pub const fn zero_bytes(self) -> usize {
+        match self {
+            GroupParams::Wide => TILE_ROWS,
+            GroupParams::Narrow => TILE_ROWS / 2,
+        }
+    }
+
+    /// Scale and zero point `at` ([`super::Shape::param`]) of a matrix's or a tile's. A narrow scale is without the matrix's
+    /// octave.
+    #[doc(hidden)]
+    pub fn read(self, scales: &[u8], zeros: &[u8], at: usize) -> (f32, u8) {
+        match self {
+            GroupParams::Wide => {
+                (f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32(), zeros[at])
+            }
+            GroupParams::Narrow => {
+                let (group, row) = (at / TILE_ROWS, at % TILE_ROWS);
+                let pair = zeros[group * (TILE_ROWS / 2) + row % 8];
+                let zero = pair >> (row / 8 * 4) & 15;
+                let bits = (u32::from(scales[at]) << CUT) + NARROW_BASE;
+                (f32::from_bits(bits), NARROW_ZERO + NARROW_STEP * zero)
+            }
+        }
+    }
+
+    /// The zero point of groups without a scale.
+    pub(super) const fn no_zero(self) -> u8 {
+        match self {
+            GroupParams::Wide => 0,
+            GroupParams::Narrow => 128,
+        }
+    }
+
+    /// Appends a scale as encoders keep it until the matrix's octave is known: 2 bytes.
+    #[inline(always)]
+    pub(super) fn keep_scale(self, scale: f32, to: &mut Vec<u8>) {
+        let bits = match self {
+            GroupParams::Wide => f16::from_f32(scale).to_bits(),
+            GroupParams::Narrow => (scale.to_bits() >> CUT) as u16,
+        };
+        to.extend_from_slice(&bits.to_le_bytes());
+    }
+
+    /// Appends the zero points of a tile's group.
+    #[inline(always)]
+    pub(super) fn put_zeros(self, zeros: [u8; TILE_ROWS], to: &mut Vec<u8>) {
+        match self {
+            GroupParams::Wide => to.extend_from_slice(&zeros),
+            GroupParams::Narrow => {
+                let nibbles = zeros.map(|zero| (zero - NARROW_ZERO) / NARROW_STEP);
+                to.extend((0..8).map(|r| nibbles[r] | nibbles[r + 8] << 4));
+            }
+        }
+    }
+}
+
+/// The narrow scale at or below `scale`, and the next: candidates of a search. An exponent is not bound here.
+#[inline(always)]
+pub(super) fn neighbours(scale: f32) -> [f32; 2] {
+    let bits = scale.to_bits() >> CUT;
+    [bits, bits + 1].map(|bits| f32::from_bits(bits << CUT))
+}
+
+/// The octave of a matrix's largest scale, of scales as [`GroupParams::keep_scale`] left them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Octave(u16);
+
+impl Octave {
+    /// That of some of the matrix's scales. The matrix's own is the largest.
+    pub(crate) fn of(kept: &[u8]) -> Octave {
+        Octave(kept.chunks_exact(2).map(|s| u16::from_le_bytes([s[0], s[1]])).max().unwrap_or(0) >> 4)
+    }
+
+    /// The power of two that the corrections are to be multiplied by. Its bounds keep them ordinary floats, also on devices
+    /// that take less than 10⁻²⁰ for nothing; below them scales are as good as zero.
+    pub(crate) fn exponent(self) -> i32 {
+        if self.0 == 0 { 0 } else { (i32::from(self.0) - 127).clamp(-60, 60) }
+    }
+
+    /// Scales as they are stored. Those of 2⁻¹⁵ of the largest and less become that.
+    pub(crate) fn stored(self, kept: &[u8]) -> Vec<u8> {
+        let first = (self.exponent() + 127 - (OCTAVES - 1)) << 4;
+        let scale = |s: &[u8]| (i32::from(u16::from_le_bytes([s[0], s[1]])) - first).clamp(0, 255) as u8;
+        kept.chunks_exact(2).map(scale).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_parameters_are_read_as_they_were_kept() {
+        for exponent in [-50, -9, 0, 12] {
+            let (mut kept, mut zeros, mut want) = (Vec::new(), Vec::new(), Vec::new());
+            for group in 0..16 {
+                let mut points = [0; TILE_ROWS];
+                for (row, point) in points.iter_mut().enumerate() {
+                    // All 256 scales of the matrix's octaves.
+                    let scale = (1.0 + row as f32 / 16.0) * 2f32.powi(exponent - group);
+                    *point = NARROW_ZERO + NARROW_STEP * ((5 * row as i32 + group) % 16) as u8;
+                    GroupParams::Narrow.keep_scale(scale, &mut kept);
+                    want.push((scale, *point));
+                }
+                GroupParams::Narrow.put_zeros(points, &mut zeros);
+            }
+            let octave = Octave::of(&kept);
+            assert_eq!(octave.exponent(), exponent);
+            let scales = octave.stored(&kept);
+            assert_eq!((scales.len(), zeros.len()), (16 * 16, 16 * 8));
+            for (at, want) in want.into_iter().enumerate() {
+                let (scale, zero) = GroupParams::Narrow.read(&scales, &zeros, at);
+                assert_eq!((scale * 2f32.powi(exponent), zero), want);
+            }
+        }
+    }
+
+    #[test]
+    fn scales_far_below_the_largest_become_the_least_there_is() {
+        let mut kept = Vec::new();
+        for scale in [1.0, 2f32.powi(-15), 2f32.powi(-16), 1e-30, 0.0] {
+            GroupParams::Narrow.keep_scale(scale, &mut kept);
+        }
+        assert_eq!(Octave::of(&kept).stored(&kept), [240, 0, 0, 0, 0]);
+        assert_eq!(Octave::of(&kept[6..]).exponent(), -60);
+        assert_eq!(Octave::of(&[0, 0]).exponent(), 0);
+    }
+}
