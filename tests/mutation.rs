@@ -11,7 +11,7 @@ use dollop::internal::Bytes;
 use dollop::internal::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
 use dollop::internal::format::{dollop::Directory, hf, safetensors};
 use dollop::internal::model::file::NestedFile;
-use dollop::internal::model::{Config, Weights};
+use dollop::internal::model::{Spec, Weights, families};
 use dollop_tests::golden;
 use dollop_tests::mutants::{Counting, Rng, most_allocated};
 use dollop_tests::tiny::Tiny;
@@ -185,7 +185,7 @@ fn torment(
 
 /// Keys of every kind, among them a small vocabulary, on top of a real model's.
 fn with_all_kinds(tiny: &Tiny) -> Metadata {
-    let mut meta = hf::metadata_from_config(&tiny.config.to_string()).unwrap();
+    let mut meta = families::metadata_from_config(&tiny.config.to_string()).unwrap();
     meta.insert("test.f64", Value::F64(0.25));
     meta.insert("test.i64", Value::Signed(-7, Width::W64));
     meta.insert("test.u8", Value::Unsigned(7, Width::W8));
@@ -221,7 +221,7 @@ fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
             t.ty.dequantize(&data[..n * t.ty.block_bytes()], &mut vec![0.0; n * t.ty.block_len()])?;
         }
     }
-    Config::from_metadata(&gguf.metadata).map(drop)
+    Spec::from_metadata(&gguf.metadata).map(drop)
 }
 
 // One test, so that nothing else allocates meanwhile.
@@ -250,9 +250,9 @@ fn mutants_are_refused_in_one_line() {
     let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
     torment("dollop file", &nested, 6_000, &|b, r| mutate(b, head, r), &|b| {
         let file = NestedFile::new(Bytes::from(b))?;
-        let config = Config::from_metadata(&file.directory().gguf.metadata)?;
-        let (weights, experts) = Weights::load(&config, &file, None)?;
-        assert!(weights.vocab() > 0 && experts.len() == config.layers);
+        let spec = Spec::from_metadata(&file.directory().gguf.metadata)?;
+        let (weights, experts) = Weights::load(&spec, &file, None)?;
+        assert!(weights.vocab() > 0 && experts.len() == spec.layers.len());
         file.sizes();
         file.verify()
     });
@@ -290,8 +290,8 @@ fn mutants_are_refused_in_one_line() {
     for golden in ["olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"] {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
-            let meta = hf::metadata_from_config(&String::from_utf8_lossy(&b))?;
-            Config::from_metadata(&meta).map(drop)
+            let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;
+            Spec::from_metadata(&meta).map(drop)
         };
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);

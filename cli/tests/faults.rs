@@ -386,10 +386,10 @@ fn the_next_word_is_the_value_whatever_it_begins_with() {
 
 #[test]
 fn keys_of_a_gguf_are_understood_or_refused() {
-    use dollop::internal::format::hf;
+    use dollop::internal::model::families;
     let tiny = dollop_tests::tiny::Tiny::load("llama-yarn");
     let place = Place::new();
-    let meta = || hf::metadata_from_config(&tiny.config.to_string()).unwrap();
+    let meta = || families::metadata_from_config(&tiny.config.to_string()).unwrap();
     let logits = |name: &str, key: Option<(&str, f32)>| {
         let mut meta = meta();
         if let Some((key, value)) = key {

@@ -115,7 +115,7 @@ fn the_models_numbers_count_where_none_are_typed() {
     assert!(run(place, &["convert", "m", "out.gguf"], "").status.success());
     assert!(inspect("out.gguf").contains(shown), "{}", inspect("out.gguf"));
     let tiny = Tiny::load("llama");
-    let mut meta = dollop::internal::format::hf::metadata_from_config(&tiny.config.to_string()).unwrap();
+    let mut meta = dollop::internal::model::families::metadata_from_config(&tiny.config.to_string()).unwrap();
     meta.insert("general.sampling.temp", 0.25f32);
     meta.insert("general.sampling.sequence", "temperature;min_p");
     tiny.write_gguf_with(&place.join("other.gguf"), &meta);

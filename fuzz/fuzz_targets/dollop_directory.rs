@@ -3,13 +3,13 @@
 
 use dollop::internal::Bytes;
 use dollop::internal::model::file::NestedFile;
-use dollop::internal::model::{Config, Weights};
+use dollop::internal::model::{Spec, Weights};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(file) = NestedFile::new(Bytes::from(bytes.to_vec())) else { return };
     file.sizes();
     let _ = file.verify();
-    let Ok(config) = Config::from_metadata(&file.directory().gguf.metadata) else { return };
-    let _ = Weights::load(&config, &file, None);
+    let Ok(spec) = Spec::from_metadata(&file.directory().gguf.metadata) else { return };
+    let _ = Weights::load(&spec, &file, None);
 });

@@ -2,7 +2,7 @@
 #![no_main]
 
 use dollop::internal::format::Gguf;
-use dollop::internal::model::Config;
+use dollop::internal::model::Spec;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -16,5 +16,5 @@ fuzz_target!(|bytes: &[u8]| {
             t.ty.dequantize(data, &mut out).expect("the directory's lengths belong together");
         }
     }
-    let _ = Config::from_metadata(&gguf.metadata);
+    let _ = Spec::from_metadata(&gguf.metadata);
 });

@@ -2,7 +2,7 @@
 #![no_main]
 
 use dollop::internal::format::{hf, safetensors};
-use dollop::internal::model::Config;
+use dollop::internal::model::{Spec, families};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -21,8 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         2 => {
-            let Ok(meta) = hf::metadata_from_config(&text) else { return };
-            let _ = Config::from_metadata(&meta);
+            let Ok(meta) = families::metadata_from_config(&text) else { return };
+            let _ = Spec::from_metadata(&meta);
         }
         _ => {
             hf::places(&text);

@@ -4,7 +4,7 @@ use crate::convert::source::Source;
 use crate::error::{Error, Result};
 use crate::format::{GgmlType, Metadata, dollop};
 use crate::model::file::NestedFile;
-use crate::model::{Config, Tensors, keys, sampling, tokens};
+use crate::model::{Spec, Tensors, keys, sampling, tokens};
 use crate::quant::{Level, PLANE_BITS};
 use crate::store;
 use serde::Serialize;
@@ -203,7 +203,7 @@ fn add_type(types: &mut BTreeMap<u32, TypeTotal>, ty: GgmlType, bytes: u64) {
 }
 
 fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
-    let c = Config::from_metadata(meta)?;
+    let c = Spec::from_metadata(meta)?;
     let tokens = meta.strings("tokenizer.ggml.tokens")?.map(<[String]>::len);
     let tokenizer = match (meta.str("tokenizer.ggml.model")?, tokens) {
         _ if meta.get("tokenizer.huggingface.json").is_some() => Some("tokenizer.json".to_owned()),
@@ -219,11 +219,11 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         kind,
         name: c.name.clone(),
         architecture: c.family.name.to_owned(),
-        layers: c.layers,
+        layers: c.layers.len(),
         width: c.d,
         context: c.context,
-        experts: c.router.map_or(0, |r| r.experts),
-        experts_used: c.router.map_or(0, |r| r.top_k),
+        experts: c.router().map_or(0, |r| r.experts),
+        experts_used: c.router().map_or(0, |r| r.top_k),
         weights: 0,
         expert_weights: 0,
         rotated_weights: 0,

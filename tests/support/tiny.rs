@@ -4,6 +4,7 @@
 use crate::set;
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
+use dollop::internal::model::families;
 use dollop::{CalibrateOptions, CancelToken, Keep, calibrate_tokens};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value as Json;
@@ -143,7 +144,7 @@ impl Tiny {
     /// Writes an F32 GGUF as llama.cpp's converter would: experts stacked, and for the `llama` architecture the rows of
     /// queries and keys interleaved.
     pub fn write_gguf(&self, path: &Path) {
-        let meta = hf::metadata_from_config(&self.config.to_string()).expect("the family is supported");
+        let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
         self.write_gguf_with(path, &meta);
     }
 

@@ -4,10 +4,9 @@
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop::is_dollop;
-use crate::model::arch::knows_tensor;
-use crate::model::config::Config;
-use crate::model::tokens;
+use crate::model::{Spec, tokens, weights};
 use crate::template::ChatTemplate;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// # Errors
@@ -50,70 +49,30 @@ fn all(source: &Source) -> Result<()> {
     if is_dollop(source.metadata()) {
         return Err(Error::malformed("dollop.version", "this is a Dollop file already; it runs as it is"));
     }
-    let config = Config::from_metadata(source.metadata())?;
-    for name in source.names() {
-        if !knows_tensor(name) {
-            let what =
-                format!("tensor `{name}` is no part of a `{}` model that is supported", config.family.name);
-            return Err(Error::unsupported(what));
-        }
+    let spec = Spec::from_metadata(source.metadata())?;
+    let declared = weights::declared(&spec, &|name| source.rows(name));
+    let known: HashSet<&str> = declared.iter().map(|d| d.name.as_str()).collect();
+    if let Some(name) = source.names().find(|name| !known.contains(name)) {
+        let what = format!("tensor `{name}` is no part of a `{}` model that is supported", spec.family.name);
+        return Err(Error::unsupported(what));
     }
-    expect(source, "token_embd.weight", &[config.d])?;
-    expect(source, "output_norm.weight", &[config.d])?;
-    for i in 0..config.layers {
-        let q = config.heads * config.head_dim;
-        for (part, shape) in [
-            ("attn_norm", &[config.d][..]),
-            ("ffn_norm", &[config.d]),
-            ("attn_q", &[q, config.d]),
-            ("attn_k", &[config.kv_width(), config.d]),
-            ("attn_v", &[config.kv_width(), config.d]),
-            ("attn_output", &[config.d, q]),
-        ] {
-            expect(source, &format!("blk.{i}.{part}.weight"), shape)?;
+    for tensor in &declared {
+        tensor.check(source.shape(&tensor.name), "is the download complete?")?;
+    }
+    (0..spec.layers.len()).try_for_each(|layer| widths(source, &spec, layer))
+}
+
+/// The width of a layer's block, or of its experts, is what the keys say, where they say one for all layers.
+fn widths(source: &Source, spec: &Spec, layer: usize) -> Result<()> {
+    for (suffix, key) in [("_exps", spec.family.expert_width), ("", "feed_forward_length")] {
+        let up = format!("blk.{layer}.ffn_up{suffix}.weight");
+        let key = format!("{}.{key}", spec.family.name);
+        let said = source.metadata().u64(&key).ok().flatten();
+        if let Some((width, said)) = source.rows(&up).zip(said).filter(|&(width, said)| width as u64 != said)
+        {
+            let reason = format!("is {width} wide; `{key}` says {said}");
+            return Err(Error::malformed(format!("tensor `{up}`"), reason));
         }
-        feed_forward(source, config.family.name, i, config.d)?;
     }
     Ok(())
-}
-
-/// The three matrices of a block, or of its experts: they agree with one another, and with the width that the config
-/// gives, where it gives one for all layers.
-fn feed_forward(source: &Source, arch: &str, layer: usize, d: usize) -> Result<()> {
-    let sparse = source.shape(&format!("blk.{layer}.ffn_gate_inp.weight")).is_some();
-    let said = |key: &str| {
-        let key = format!("{arch}.{key}");
-        source.metadata().u64(&key).ok().flatten().map(|width| (key, width))
-    };
-    let (suffix, said) = match sparse {
-        // Families whose every block has experts have one key for both.
-        true if matches!(arch, "olmoe" | "llama") => ("_exps", said("feed_forward_length")),
-        true => ("_exps", said("expert_feed_forward_length")),
-        false => ("", said("feed_forward_length")),
-    };
-    let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}.weight");
-    let up = name("up");
-    expect(source, &up, &[d])?;
-    let width = source.shape(&up).and_then(|s| s.iter().rev().nth(1).copied()).unwrap_or(0);
-    if let Some((key, said)) = said.filter(|(_, said)| *said != width as u64) {
-        let reason = format!("is {width} wide; `{key}` says {said}");
-        return Err(Error::malformed(format!("tensor `{up}`"), reason));
-    }
-    expect(source, &name("gate"), &[width, d])?;
-    expect(source, &name("down"), &[d, width])
-}
-
-/// A tensor is there, and its shape ends in `shape` (a stack of experts has their number before).
-fn expect(source: &Source, name: &str, shape: &[usize]) -> Result<()> {
-    match source.shape(name) {
-        None => Err(Error::malformed(
-            format!("tensor `{name}`"),
-            "the file has no such tensor; is the download complete?",
-        )),
-        Some(found) if !found.ends_with(shape) => {
-            let reason = format!("has shape {found:?}; the config asks for {shape:?}");
-            Err(Error::malformed(format!("tensor `{name}`"), reason))
-        }
-        Some(_) => Ok(()),
-    }
 }

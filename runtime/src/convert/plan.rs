@@ -7,7 +7,9 @@ use super::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop::{self, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata, TensorDecl, Value};
+use crate::model::{Spec, weights};
 use crate::quant::{self, GroupParams, Level, PLANE_BITS, Rotation, Shape};
+use std::collections::HashSet;
 
 /// Weights that share a scale and a zero point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,11 +68,6 @@ fn level_of(options: &ConvertOptions, name: &str) -> Level {
     options.level_embed.filter(|_| other).unwrap_or(options.level_dense)
 }
 
-/// Small things that stay f32: norms, biases, routers, rope factors.
-fn stays_f32(name: &str, shape: &[usize]) -> bool {
-    shape.len() == 1 || name.contains("ffn_gate_inp") || name.ends_with(".bias")
-}
-
 impl Plan {
     pub(super) fn new(source: &Source, options: &ConvertOptions) -> Result<Plan> {
         let alignment = alignment(source, options);
@@ -82,16 +79,16 @@ impl Plan {
             alignment,
             weights: 0,
         };
+        let spec = Spec::from_metadata(source.metadata())?;
+        // What is small stays f32: norms, biases, routers, rope factors.
+        let declared = weights::declared(&spec, &|name| source.rows(name));
+        let small: HashSet<&str> = declared.iter().filter(|d| d.stays_f32).map(|d| d.name.as_str()).collect();
         let mut entries = Vec::new();
         let mut checksums = 0;
         for name in source.names() {
             let shape = source.shape(name).expect("names have shapes");
-            match (name.split_once(".ffn_gate_exps."), shape) {
-                (Some((block, _)), &[experts, ..]) => {
-                    checksums += plan.experts(source, options, block, experts, &mut entries)?;
-                }
-                _ if name.contains("_exps.") => {}
-                _ if stays_f32(name, shape) => {
+            match (name.strip_suffix(".ffn_gate_exps.weight"), shape) {
+                _ if small.contains(name) => {
                     let index = plan.declare(
                         name.to_owned(),
                         vec![shape.iter().product::<usize>() as u64],
@@ -99,6 +96,10 @@ impl Plan {
                     );
                     plan.targets.push(Target::Plain { name: name.to_owned(), index });
                 }
+                (Some(block), &[experts, ..]) => {
+                    checksums += plan.experts(source, options, block, experts, &mut entries)?;
+                }
+                (_, &[_, _, _]) => {}
                 (_, &[rows, cols]) => {
                     let level = level_of(options, name);
                     let shape = shape_of(source, options, (name, level), rows, cols)?;

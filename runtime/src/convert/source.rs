@@ -111,6 +111,11 @@ impl Source {
         self.find(name).map(|t| t.shape.as_slice())
     }
 
+    /// Rows of a matrix, or of each of a stack.
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        self.find(name).filter(|t| t.shape.len() > 1).map(|t| t.rows_cols().0)
+    }
+
     /// How the elements are stored.
     pub fn dtype(&self, name: &str) -> Option<GgmlType> {
         self.find(name).map(|t| t.ty)

@@ -1,6 +1,6 @@
 //! A Dollop file as a source of tensors: matrices are views of the mapping, nothing is copied.
 
-use super::weights::Tensors;
+use super::tensors::Tensors;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, LayerExperts, PlaneSlabs};
@@ -329,6 +329,10 @@ fn compare(name: &str, written: u32, read: u32) -> Result<()> {
 impl Tensors for NestedFile {
     fn metadata(&self) -> &Metadata {
         &self.directory.gguf.metadata
+    }
+
+    fn rows(&self, name: &str) -> Option<usize> {
+        self.directory.matrix(name).map(|(entry, _)| entry.rows)
     }
 
     fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {

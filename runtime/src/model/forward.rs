@@ -8,10 +8,10 @@ mod state;
 
 pub use state::State;
 
-use super::config::Config;
 use super::embedding::Embedding;
 use super::history::Noted;
 use super::routing::{Routing, RoutingCounters};
+use super::spec::Spec;
 use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::experts::ExpertSource;
@@ -26,8 +26,8 @@ const _: () = assert!(LOGIT_ROWS < crate::kernels::cpu::MANY);
 /// Weights and everything fixed about them. A clone shares experts, counters and the bytes of matrices.
 #[derive(Clone)]
 pub struct Model {
-    /// Hyper-parameters.
-    pub config: Config,
+    /// What is computed.
+    pub spec: Spec,
     /// Always-used weights.
     pub weights: Weights,
     /// Provider of routed experts.
@@ -80,7 +80,7 @@ impl Model {
         want: Want,
         hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
-        let (c, w, n) = (&self.config, &self.weights, tokens.len());
+        let (c, w, n) = (&self.spec, &self.weights, tokens.len());
         assert!(
             n > 0 && n <= s.chunk && pos + n <= s.capacity,
             "{n} tokens at {pos}: chunk {}, capacity {}",
@@ -142,38 +142,38 @@ impl Model {
 
     /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
     fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
-        let c = &self.config;
+        let (c, a) = (&self.spec, &self.spec.layers[i].attention);
         b.norm_linear(
             &s.x,
             Norm { weight: &layer.attn_norm, eps: c.norm_eps },
             n,
             &mut s.h,
             &mut [
-                Linear { matrix: &layer.q.matrix, bias: layer.q.bias.as_deref(), out: &mut s.q },
-                Linear { matrix: &layer.k.matrix, bias: layer.k.bias.as_deref(), out: &mut s.k },
-                Linear { matrix: &layer.v.matrix, bias: layer.v.bias.as_deref(), out: &mut s.v },
+                Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q },
+                Linear { matrix: &layer.k, bias: layer.k_bias.as_deref(), out: &mut s.k },
+                Linear { matrix: &layer.v, bias: layer.v_bias.as_deref(), out: &mut s.v },
             ],
         );
         let how = Placing {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
             q_norm: layer.q_norm.as_deref(),
             k_norm: layer.k_norm.as_deref(),
             eps: c.norm_eps,
-            limit: c.clip_qkv,
+            limit: a.limit,
             rope: &s.rope,
         };
         let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
         let shape = Attention {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            scale: 1.0 / (c.head_dim as f32).sqrt(),
-            window: c.windows[i],
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            scale: a.scale,
+            window: a.window,
         };
         b.attend(projected, &how, pos, n, &mut s.kv[i], &shape, &mut s.attn);
-        let o = Linear { matrix: &layer.o.matrix, bias: layer.o.bias.as_deref(), out: &mut s.y };
+        let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
         b.linear_add(&s.attn, n, o, &mut s.x);
     }
 
@@ -186,7 +186,7 @@ impl Model {
         want: Want,
         each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let (c, w) = (&self.config, &self.weights);
+        let (c, w) = (&self.spec, &self.weights);
         let mut first = match want {
             Want::Nothing | Want::Finite => return b.hand_over(),
             Want::Last | Want::Best(_) => n - 1,

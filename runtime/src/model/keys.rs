@@ -1,11 +1,11 @@
 //! What a file's keys say that this version does not compute. A key that changes results and is not understood is an error;
 //! the rest is told by `dollop inspect`.
 
-use super::arch::Family;
+use super::families::Family;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 
-/// Keys of an architecture (after `<arch>.`) that [`super::config`] reads.
+/// Keys of an architecture (after `<arch>.`) that [`super::spec`] reads.
 const READ: [&str; 27] = [
     "attention.clamp_kqv",
     "attention.head_count",
@@ -87,7 +87,7 @@ pub(super) fn number(value: &Value) -> Option<f64> {
 ///
 /// # Errors
 /// `Unsupported`, naming the key.
-pub fn check(meta: &Metadata, family: Family, head_dim: usize) -> Result<()> {
+pub fn check(meta: &Metadata, family: &Family, head_dim: usize) -> Result<()> {
     let prefix = format!("{}.", family.name);
     for (key, value) in meta.iter() {
         let Some(name) = key.strip_prefix(&prefix) else { continue };

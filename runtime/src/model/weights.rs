@@ -1,40 +1,101 @@
-//! The always-used weights of a model, and where they come from.
+//! The always-used weights of a model: what each part has is declared here, once.
 //!
-//! [`Tensors`] is what a file of weights can do for the model, whatever its format; the Dollop file and the
-//! unquantized reference both implement it. Every shape is checked here, once, so that `forward` need not.
+//! Every shape is checked when it is read, so that `forward` need not.
 
-use super::config::Config;
 use super::embedding::Embedding;
+use super::spec::{LayerSpec, Spec};
+use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
-use crate::format::Metadata;
+use crate::format::dollop::{PARTS, part_name};
+use crate::kernels::Router;
 use crate::quant::{Level, Matrix};
 
 /// The embedding's name.
 pub const EMBEDDING: &str = "token_embd.weight";
 
-/// A source of named tensors, under their canonical (GGUF) names.
-pub trait Tensors {
-    /// The file's keys.
-    fn metadata(&self) -> &Metadata;
-
-    /// A small tensor (norm, bias, router) as flat f32; `None` where the file has none of this name.
-    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>>;
-
-    /// A matrix `[rows, cols]`.
-    fn matrix(&self, name: &str) -> Result<Option<Matrix>>;
-
-    /// The experts of a layer, read at `level` or else at the highest level stored; `None` where the layer has none.
-    fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>>;
+/// A layer of a model, as its declarations need it.
+#[derive(Clone, Copy)]
+pub struct LayerOf<'a> {
+    layer: usize,
+    d: usize,
+    spec: &'a LayerSpec,
+    /// Rows of a matrix by name: the width of a feed-forward block is known to the file alone.
+    rows: &'a dyn Fn(&str) -> Option<usize>,
 }
 
-/// A projection with its bias.
-#[derive(Clone, Debug)]
-pub struct Projection {
-    /// `[rows, cols]`.
-    pub matrix: Matrix,
-    /// `[rows]`.
-    pub bias: Option<Vec<f32>>,
+impl LayerOf<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("blk.{}.{part}", self.layer)
+    }
+
+    /// Its router, where it has experts.
+    fn routed(&self) -> Option<Router> {
+        self.spec.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
+    }
+
+    /// Rows of gate and up.
+    fn width(&self, suffix: &str) -> Option<usize> {
+        (self.rows)(&self.name(&format!("ffn_up{suffix}.weight")))
+    }
+
+    /// The three matrices of a block.
+    fn block(&self, suffix: &str) -> [Declared; 3] {
+        let (d, ff) = (self.d, self.width(suffix).unwrap_or(0));
+        let part = |part: &str, rows, cols| {
+            Declared::matrix(self.name(&format!("ffn_{part}{suffix}.weight")), rows, cols)
+        };
+        [part("gate", ff, d), part("up", ff, d), part("down", d, ff)]
+    }
+
+    /// A shared expert, whole or not at all.
+    fn shared(&self) -> [Declared; 3] {
+        let is = self.width("_shexp").is_some();
+        self.block("_shexp").map(|part| part.only_if(is))
+    }
+
+    /// The matrices of its routed experts.
+    fn stacks(&self, experts: usize) -> [Declared; 3] {
+        let (d, ff) = (self.d, self.width("_exps").unwrap_or(0));
+        let stack = |part, rows, cols| Declared::stack(part_name(self.layer, part), experts, rows, cols);
+        [stack(PARTS[0], ff, d), stack(PARTS[1], ff, d), stack(PARTS[2], d, ff)]
+    }
+}
+
+part! {
+    /// One block.
+    Layer(of: LayerOf) {
+        /// `[d]`.
+        first attn_norm: Vec<f32> = Declared::vector(of.name("attn_norm.weight"), of.d);
+        /// `[heads · head_dim, d]`.
+        first q: Matrix = Declared::matrix(of.name("attn_q.weight"), of.spec.attention.q_width(), of.d);
+        /// `[heads · head_dim]`.
+        also q_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_q.bias"), of.spec.attention.q_width()).maybe();
+        /// `[kv_heads · head_dim, d]`.
+        also k: Matrix = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d);
+        /// `[kv_heads · head_dim]`.
+        also k_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_k.bias"), of.spec.attention.kv_width()).maybe();
+        /// `[kv_heads · head_dim, d]`.
+        also v: Matrix = Declared::matrix(of.name("attn_v.weight"), of.spec.attention.kv_width(), of.d);
+        /// `[kv_heads · head_dim]`.
+        also v_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_v.bias"), of.spec.attention.kv_width()).maybe();
+        /// `[d, heads · head_dim]`.
+        first o: Matrix = Declared::matrix(of.name("attn_output.weight"), of.d, of.spec.attention.q_width());
+        /// `[d]`.
+        also o_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_output.bias"), of.d).maybe();
+        /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
+        first q_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_q_norm.weight"), of.spec.attention.head_dim)
+            .or(of.spec.attention.q_width())
+            .maybe();
+        /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
+        first k_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_k_norm.weight"), of.spec.attention.head_dim)
+            .or(of.spec.attention.kv_width())
+            .maybe();
+        /// `[d]`.
+        first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
+        /// Experts or one dense block.
+        first ffn: Ffn = of;
+    }
 }
 
 /// The feed-forward half of a block.
@@ -48,61 +109,125 @@ pub enum Ffn {
     Moe(Moe),
 }
 
-/// Routing and the shared expert; the routed experts come through `ExpertSource`.
-#[derive(Clone, Debug)]
-pub struct Moe {
-    /// `[experts, d]`, f32.
-    pub router: Matrix,
-    /// An expert that every token uses.
-    pub shared: Option<Expert>,
-    /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
-    pub shared_gate: Option<Matrix>,
+/// A layer with experts.
+#[derive(Clone, Copy)]
+pub struct MoeOf<'a> {
+    layer: LayerOf<'a>,
+    router: Router,
 }
 
-/// One block.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    /// `[d]`.
-    pub attn_norm: Vec<f32>,
-    /// `[heads · head_dim, d]`.
-    pub q: Projection,
-    /// `[kv_heads · head_dim, d]`.
-    pub k: Projection,
-    /// `[kv_heads · head_dim, d]`.
-    pub v: Projection,
-    /// `[d, heads · head_dim]`.
-    pub o: Projection,
-    /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
-    pub q_norm: Option<Vec<f32>>,
-    /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
-    pub k_norm: Option<Vec<f32>>,
-    /// `[d]`.
-    pub ffn_norm: Vec<f32>,
-    /// Experts or one dense block.
-    pub ffn: Ffn,
+part! {
+    /// Routing and the shared expert; the routed experts come through `ExpertSource`.
+    Moe(of: MoeOf) {
+        /// `[experts, d]`, f32.
+        first router: Matrix = Declared::small(of.layer.name("ffn_gate_inp.weight"), of.router.experts, of.layer.d);
+        /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
+        also shared_gate: Option<Matrix> = Declared::small(of.layer.name("ffn_gate_inp_shexp.weight"), 1, of.layer.d).maybe();
+        /// An expert that every token uses.
+        first shared: Option<Expert> = of.layer.shared();
+    }
 }
 
-impl Layer {
-    /// Its matrices but those of routed experts, as [`Weights::matrices`].
-    pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
-        let Layer { q, k, v, o, ffn, .. } = self;
-        let mut all = vec![vec![&q.matrix, &k.matrix, &v.matrix], vec![&o.matrix]];
-        let always = match ffn {
-            Ffn::Dense(e) => Some(e),
-            Ffn::Moe(moe) => {
-                all.push([&moe.router].into_iter().chain(&moe.shared_gate).collect());
-                moe.shared.as_ref()
+impl Held for Ffn {
+    type Of<'o> = LayerOf<'o>;
+
+    fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
+        match of.routed() {
+            None => Expert::declare(of.block(""), to),
+            Some(router) => {
+                Moe::declare(MoeOf { layer: of, router }, to);
+                to.extend(of.stacks(router.experts));
             }
-        };
-        all.extend(always.map(|e| vec![&e.gate, &e.up, &e.down]));
-        all
+        }
     }
 
-    fn vectors(&self) -> impl Iterator<Item = &[f32]> {
-        let Layer { q, k, v, o, .. } = self;
-        let biases = [q, k, v, o].into_iter().filter_map(|p| p.bias.as_deref());
-        let norms = [&self.q_norm, &self.k_norm].into_iter().filter_map(|n| n.as_deref());
-        [&self.attn_norm[..], &self.ffn_norm].into_iter().chain(biases).chain(norms)
+    fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Ffn> {
+        Ok(match of.routed() {
+            None => Ffn::Dense(Expert::read(from, of.block(""))?),
+            Some(router) => Ffn::Moe(Moe::read(from, MoeOf { layer: of, router })?),
+        })
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        match self {
+            Ffn::Dense(block) => block.each(met),
+            Ffn::Moe(moe) => moe.each(met),
+        }
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        match self {
+            Ffn::Dense(block) => block.each_mut(met),
+            Ffn::Moe(moe) => moe.each_mut(met),
+        }
+    }
+}
+
+impl Held for Expert {
+    type Of<'o> = [Declared; 3];
+
+    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
+        to.extend(of);
+    }
+
+    fn read(from: &dyn Tensors, [gate, up, down]: [Declared; 3]) -> Result<Expert> {
+        let (gate, up) = (Matrix::read(from, gate)?, Matrix::read(from, up)?);
+        Ok(Expert { gate, up, down: Matrix::read(from, down)?, place: None })
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        [&self.gate, &self.up, &self.down].into_iter().for_each(|m| met(Met::Matrix(m)));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        [&mut self.gate, &mut self.up, &mut self.down].into_iter().for_each(met);
+    }
+}
+
+impl Held for Option<Expert> {
+    type Of<'o> = [Declared; 3];
+
+    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
+        to.extend(of);
+    }
+
+    fn read(from: &dyn Tensors, of: [Declared; 3]) -> Result<Self> {
+        if of.iter().any(Declared::is_known) { Expert::read(from, of).map(Some) } else { Ok(None) }
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        self.iter().for_each(|e| e.each(met));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        self.iter_mut().for_each(|e| e.each_mut(met));
+    }
+}
+
+/// A model beside its layers, as its declarations need it.
+#[derive(Clone, Copy)]
+pub struct EndsOf<'a> {
+    spec: &'a Spec,
+    vocab: usize,
+}
+
+impl<'a> EndsOf<'a> {
+    fn new(spec: &'a Spec, rows: &dyn Fn(&str) -> Option<usize>) -> EndsOf<'a> {
+        EndsOf { spec, vocab: rows(EMBEDDING).unwrap_or(0) }
+    }
+}
+
+part! {
+    /// What stands before and behind the layers.
+    Ends(of: EndsOf) {
+        /// `[vocab, d]`.
+        first embed: Matrix = Declared::matrix(EMBEDDING.into(), of.vocab, of.spec.d);
+        /// `[vocab, d]`; the embedding where the file ties them.
+        first head: Option<Matrix> = Declared::matrix("output.weight".into(), of.vocab, of.spec.d).maybe();
+        /// `[d]`.
+        first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
+        /// Divisors of the rope frequencies, `[rope dims / 2]`.
+        first rope_factors: Option<Vec<f32>> = Declared::vector("rope_freqs.weight".into(), of.spec.rope.dims / 2).maybe();
     }
 }
 
@@ -121,77 +246,18 @@ pub struct Weights {
     pub rope_factors: Option<Vec<f32>>,
 }
 
-/// Reads tensors by name and insists on their shapes.
-struct Reader<'a> {
-    tensors: &'a dyn Tensors,
-}
-
-impl Reader<'_> {
-    fn optional_vector(&self, name: &str, lens: &[usize]) -> Result<Option<Vec<f32>>> {
-        let vector = self.tensors.vector(name)?;
-        if let Some(v) = &vector
-            && !lens.contains(&v.len())
-        {
-            let want = lens.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ");
-            let reason = format!("{} values; the config asks for {want}", v.len());
-            return Err(Error::malformed(format!("tensor `{name}`"), reason));
-        }
-        Ok(vector)
+/// Every tensor that a model has, in a file whose matrices have so many rows. A tensor that is not among them would be ignored
+/// without a word: it is an error.
+pub fn declared(spec: &Spec, rows: &dyn Fn(&str) -> Option<usize>) -> Vec<Declared> {
+    let mut all = Vec::new();
+    Ends::declare(EndsOf::new(spec, rows), &mut all);
+    for (layer, of) in spec.layers.iter().enumerate() {
+        Layer::declare(LayerOf { layer, d: spec.d, spec: of, rows }, &mut all);
+        // Old files repeat the rope's frequencies, which follow from the keys.
+        all.push(Declared::vector(format!("blk.{layer}.attn_rot_embd.weight"), 0).maybe());
     }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.optional_vector(name, &[len])?.ok_or_else(|| missing(name))
-    }
-
-    fn optional_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Matrix>> {
-        let matrix = self.tensors.matrix(name)?;
-        if let Some(m) = &matrix {
-            check_shape(name, m, rows, cols)?;
-        }
-        Ok(matrix)
-    }
-
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        self.optional_matrix(name, rows, cols)?.ok_or_else(|| missing(name))
-    }
-
-    fn projection(&self, name: &str, rows: usize, cols: usize) -> Result<Projection> {
-        let matrix = self.matrix(&format!("{name}.weight"), rows, cols)?;
-        let bias = self.optional_vector(&format!("{name}.bias"), &[rows])?;
-        Ok(Projection { matrix, bias })
-    }
-
-    /// A gated feed-forward whose width only the file knows.
-    fn ffn(&self, layer: usize, suffix: &str, d: usize) -> Result<Option<Expert>> {
-        let name = |part: &str| format!("blk.{layer}.ffn_{part}{suffix}.weight");
-        let Some(gate) = self.tensors.matrix(&name("gate"))? else { return Ok(None) };
-        let ff = gate.rows();
-        check_shape(&name("gate"), &gate, ff, d)?;
-        let up = self.matrix(&name("up"), ff, d)?;
-        let down = self.matrix(&name("down"), d, ff)?;
-        Ok(Some(Expert { gate, up, down, place: None }))
-    }
-
-    /// A small matrix that stays f32: `[rows, cols]`.
-    fn f32_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Matrix>> {
-        let data = self.optional_vector(name, &[rows * cols])?;
-        Ok(data.map(|data| Matrix::F32 { rows, cols, data: data.into() }))
-    }
-}
-
-fn missing(name: &str) -> Error {
-    Error::malformed(
-        format!("tensor `{name}`"),
-        "the file has no such tensor; was it cut short or made for another model?",
-    )
-}
-
-fn check_shape(name: &str, m: &Matrix, rows: usize, cols: usize) -> Result<()> {
-    if (m.rows(), m.cols()) == (rows, cols) {
-        return Ok(());
-    }
-    let reason = format!("is {}x{}; the config asks for {rows}x{cols}", m.rows(), m.cols());
-    Err(Error::malformed(format!("tensor `{name}`"), reason))
+    all.retain(Declared::is_known);
+    all
 }
 
 impl Weights {
@@ -199,34 +265,38 @@ impl Weights {
     /// highest stored.
     ///
     /// # Errors
-    /// `Malformed` where a tensor is missing or has another shape than the config says.
+    /// `Malformed` where a tensor is missing or has another shape than the specification says.
     pub fn load(
-        config: &Config,
-        tensors: &dyn Tensors,
+        spec: &Spec,
+        from: &dyn Tensors,
         level: Option<Level>,
     ) -> Result<(Weights, Vec<Vec<Expert>>)> {
-        let read = Reader { tensors };
-        let embed = tensors.matrix(EMBEDDING)?.ok_or_else(|| missing(EMBEDDING))?;
-        check_shape(EMBEDDING, &embed, embed.rows(), config.d)?;
-        let head =
-            read.optional_matrix("output.weight", embed.rows(), config.d)?.unwrap_or_else(|| embed.clone());
-        let mut layers = Vec::with_capacity(config.layers);
-        let mut experts = Vec::with_capacity(config.layers);
-        for i in 0..config.layers {
-            let (layer, routed) = load_layer(config, &read, i, level)?;
-            layers.push(layer);
+        let rows = |name: &str| from.rows(name);
+        let Ends { embed, head, norm, rope_factors } = Ends::read(from, EndsOf::new(spec, &rows))?;
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        let mut experts = Vec::with_capacity(spec.layers.len());
+        for (layer, of) in spec.layers.iter().enumerate() {
+            let of = LayerOf { layer, d: spec.d, spec: of, rows: &rows };
+            layers.push(Layer::read(from, of)?);
+            let routed = from.experts(layer, level)?.unwrap_or_default();
+            match of.routed() {
+                Some(router) => check_experts(&of, &routed, router.experts)?,
+                None if routed.is_empty() => {}
+                None => {
+                    let what = "the file has experts but its config has none";
+                    return Err(Error::malformed(part_name(layer, PARTS[0]), what));
+                }
+            }
             experts.push(routed);
         }
-        let norm = read.vector("output_norm.weight", config.d)?;
-        let rope_factors = read.optional_vector("rope_freqs.weight", &[config.rope.dims / 2])?;
         if rope_factors.iter().flatten().any(|f| !f.is_finite() || *f <= 0.0) {
             return Err(Error::malformed(
                 "tensor `rope_freqs.weight`",
                 "a factor is not a number above zero",
             ));
         }
-        let embed = Embedding::Held(embed);
-        Ok((Weights { embed, layers, norm, head, rope_factors }, experts))
+        let head = head.unwrap_or_else(|| embed.clone());
+        Ok((Weights { embed: Embedding::Held(embed), layers, norm, head, rope_factors }, experts))
     }
 
     /// Every matrix that is held, the head last and only where it is not the embedding once more (`tied`).
@@ -235,18 +305,7 @@ impl Weights {
         if let Embedding::Held(embed) = &mut self.embed {
             all.push(embed);
         }
-        for layer in &mut self.layers {
-            all.extend([&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o].map(|p| &mut p.matrix));
-            let always = match &mut layer.ffn {
-                Ffn::Dense(e) => Some(e),
-                Ffn::Moe(moe) => {
-                    all.push(&mut moe.router);
-                    all.extend(&mut moe.shared_gate);
-                    moe.shared.as_mut()
-                }
-            };
-            all.extend(always.into_iter().flat_map(|e| [&mut e.gate, &mut e.up, &mut e.down]));
-        }
+        self.layers.iter_mut().for_each(|layer| layer.each_mut(&mut |m| all.push(m)));
         if !tied {
             all.push(&mut self.head);
         }
@@ -262,9 +321,16 @@ impl Weights {
     }
 
     /// Every vector: norms, biases, factors of the rope.
-    pub fn vectors(&self) -> impl Iterator<Item = &[f32]> {
-        let layers = self.layers.iter().flat_map(Layer::vectors);
-        layers.chain([&self.norm[..]]).chain(self.rope_factors.as_deref())
+    pub fn vectors(&self) -> Vec<&[f32]> {
+        let mut all = vec![&self.norm[..]];
+        all.extend(self.rope_factors.as_deref());
+        let mut met = |met| {
+            if let Met::Vector(v) = met {
+                all.push(v)
+            }
+        };
+        self.layers.iter().for_each(|layer| layer.each(&mut met));
+        all
     }
 
     /// Vocabulary size.
@@ -273,57 +339,67 @@ impl Weights {
     }
 }
 
-fn load_layer(
-    config: &Config,
-    read: &Reader,
-    i: usize,
-    level: Option<Level>,
-) -> Result<(Layer, Vec<Expert>)> {
-    let name = |part: &str| format!("blk.{i}.{part}");
-    let (d, q_width, kv_width) = (config.d, config.heads * config.head_dim, config.kv_width());
-    let routed = read.tensors.experts(i, level)?.unwrap_or_default();
-    let ffn = match (config.router, routed.is_empty()) {
-        (Some(router), false) => {
-            check_experts(i, &routed, router.experts, d)?;
-            let gate_inp = name("ffn_gate_inp.weight");
-            Ffn::Moe(Moe {
-                router: read.f32_matrix(&gate_inp, router.experts, d)?.ok_or_else(|| missing(&gate_inp))?,
-                shared: read.ffn(i, "_shexp", d)?,
-                shared_gate: read.f32_matrix(&name("ffn_gate_inp_shexp.weight"), 1, d)?,
-            })
-        }
-        (None, false) => {
-            return Err(Error::malformed(
-                name("ffn_gate_exps.weight"),
-                "the file has experts but its config has none",
-            ));
-        }
-        (_, true) => Ffn::Dense(read.ffn(i, "", d)?.ok_or_else(|| missing(&name("ffn_gate.weight")))?),
-    };
-    let layer = Layer {
-        attn_norm: read.vector(&name("attn_norm.weight"), d)?,
-        q: read.projection(&name("attn_q"), q_width, d)?,
-        k: read.projection(&name("attn_k"), kv_width, d)?,
-        v: read.projection(&name("attn_v"), kv_width, d)?,
-        o: read.projection(&name("attn_output"), d, q_width)?,
-        q_norm: read.optional_vector(&name("attn_q_norm.weight"), &[config.head_dim, q_width])?,
-        k_norm: read.optional_vector(&name("attn_k_norm.weight"), &[config.head_dim, kv_width])?,
-        ffn_norm: read.vector(&name("ffn_norm.weight"), d)?,
-        ffn,
-    };
-    Ok((layer, routed))
+impl Layer {
+    /// Its matrices but those of routed experts, as [`Weights::matrices`].
+    pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
+        let mut all: Vec<Vec<&Matrix>> = Vec::new();
+        self.each(&mut |met| match met {
+            Met::Operation => all.push(Vec::new()),
+            Met::Matrix(m) => all.last_mut().expect("a part begins with an operation").push(m),
+            Met::Vector(_) => {}
+        });
+        all.retain(|operation| !operation.is_empty());
+        all
+    }
 }
 
-fn check_experts(layer: usize, experts: &[Expert], want: usize, d: usize) -> Result<()> {
+/// The experts of a layer are as many as its router chooses among, and have the shapes of its stacks.
+fn check_experts(of: &LayerOf, experts: &[Expert], want: usize) -> Result<()> {
+    let stacks = of.stacks(want);
     if experts.len() != want {
         let reason = format!("{} experts; the config asks for {want}", experts.len());
-        return Err(Error::malformed(format!("blk.{layer}.ffn_gate_exps.weight"), reason));
+        return Err(Error::malformed(stacks[0].name.clone(), reason));
     }
-    let ff = experts[0].gate.rows();
     for e in experts {
-        check_shape(&format!("blk.{layer}.ffn_gate_exps.weight"), &e.gate, ff, d)?;
-        check_shape(&format!("blk.{layer}.ffn_up_exps.weight"), &e.up, ff, d)?;
-        check_shape(&format!("blk.{layer}.ffn_down_exps.weight"), &e.down, d, ff)?;
+        for (stack, m) in stacks.iter().zip([&e.gate, &e.up, &e.down]) {
+            stack.check(Some(&[want, m.rows(), m.cols()]), "")?;
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Metadata;
+
+    /// Biases of experts were taken for a stack of matrices, or dropped.
+    #[test]
+    fn a_tensor_that_no_part_has_is_not_known() {
+        let mut meta = Metadata::new();
+        meta.insert("general.architecture", "olmoe");
+        for (key, value) in [
+            ("block_count", 1u32),
+            ("context_length", 64),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+            ("expert_count", 4),
+            ("expert_used_count", 2),
+        ] {
+            meta.insert(format!("olmoe.{key}"), value);
+        }
+        meta.insert("olmoe.attention.layer_norm_rms_epsilon", 1e-5f32);
+        let spec = Spec::from_metadata(&meta).unwrap();
+        let all = declared(&spec, &|name| name.contains("_exps.").then_some(32));
+        let has = |name: &str| all.iter().any(|d| d.name == name);
+        assert!(has("blk.0.ffn_up_exps.weight") && has("blk.0.attn_q.bias") && has("output.weight"));
+        for name in [
+            "blk.0.ffn_gate_exps.bias",
+            "blk.0.ffn_up_exps.bias",
+            "blk.0.ffn_gate.weight",
+            "blk.1.attn_q.weight",
+        ] {
+            assert!(!has(name), "{name}");
+        }
+    }
 }

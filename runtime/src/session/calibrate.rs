@@ -289,6 +289,10 @@ impl<T: Tensors> Tensors for Recording<T> {
         self.tensors.metadata()
     }
 
+    fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.rows(name)
+    }
+
     fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
         self.tensors.vector(name)
     }

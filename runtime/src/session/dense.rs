@@ -28,7 +28,7 @@ pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
         (true, Matrix::F32 { .. }) => m.bytes() + processor::matrix_bytes(m),
     };
     let matrices: usize = matrices.into_iter().map(|m| matrix(m) + PADDING).sum();
-    let vectors: usize = weights.vectors().map(|v| 4 * v.len() + LINE).sum();
+    let vectors: usize = weights.vectors().into_iter().map(|v| 4 * v.len() + LINE).sum();
     (matrices + if gpu { 2 * vectors } else { vectors }) as u64
 }
 

@@ -3,7 +3,7 @@
 use super::plan::MemoryPlan;
 use crate::experts::Expert;
 use crate::model::weights::Layer;
-use crate::model::{Config, Weights};
+use crate::model::{Spec, Weights};
 use crate::quant::{Level, Matrix};
 use crate::sched::Precision;
 
@@ -47,19 +47,19 @@ pub struct ModelInfo {
 impl ModelInfo {
     /// Of a model with routed experts by layer, and its embedding before it is let go of; what it runs on comes later.
     pub(super) fn new(
-        config: &Config,
+        spec: &Spec,
         weights: &Weights,
         experts: &[Vec<Expert>],
         tied: bool,
         mode: String,
     ) -> ModelInfo {
         let mut info = ModelInfo {
-            name: config.name.clone(),
-            architecture: config.family.name.to_owned(),
-            layers: config.layers,
-            experts: config.router.map_or(0, |r| r.experts),
-            experts_used: config.router.map_or(0, |r| r.top_k),
-            context: config.context,
+            name: spec.name.clone(),
+            architecture: spec.family.name.to_owned(),
+            layers: spec.layers.len(),
+            experts: spec.router().map_or(0, |r| r.experts),
+            experts_used: spec.router().map_or(0, |r| r.top_k),
+            context: spec.context,
             vocab: weights.vocab(),
             expert_width: experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0),
             parameters: 0,

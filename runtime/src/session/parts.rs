@@ -18,8 +18,9 @@ use crate::model::embedding::Embedding;
 use crate::model::file::DenseSums;
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
+use crate::model::spec::{AttentionSpec, LayerSpec};
 use crate::model::tokens::{self, SpecialTokens};
-use crate::model::{Config, Model, State, Tensors, Weights, weights::Ffn};
+use crate::model::{Model, Spec, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sampler::Sampling;
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
@@ -27,7 +28,7 @@ use crate::tokenizer::Tokenizer;
 use std::sync::{Arc, Mutex};
 
 pub(super) struct Parts {
-    pub(super) config: Config,
+    pub(super) spec: Spec,
     weights: Weights,
     experts: Vec<Vec<Expert>>,
     /// Highest level of the experts in the file; `None` where they are not nested or there are none.
@@ -55,7 +56,7 @@ impl Words {
 
 /// What the memory of a session depends on.
 pub(super) struct Shape<'a> {
-    config: &'a Config,
+    spec: &'a Spec,
     vocab: usize,
     ff_routed: usize,
     rotated: [bool; 2],
@@ -67,11 +68,11 @@ pub(super) struct Shape<'a> {
 
 impl Shape<'_> {
     pub(super) fn of<'a>(model: &'a Model, info: &ModelInfo, gpu: bool) -> Shape<'a> {
-        Shape::new(&model.config, &model.weights, (info.expert_width, info.rotated), gpu)
+        Shape::new(&model.spec, &model.weights, (info.expert_width, info.rotated), gpu)
     }
 
     fn new<'a>(
-        config: &'a Config,
+        spec: &'a Spec,
         weights: &Weights,
         (ff_routed, rotated): (usize, [bool; 2]),
         gpu: bool,
@@ -81,7 +82,7 @@ impl Shape<'_> {
             Ffn::Moe(moe) => moe.shared.as_ref(),
         });
         Shape {
-            config,
+            spec,
             vocab: weights.vocab(),
             ff_routed,
             rotated,
@@ -93,25 +94,28 @@ impl Shape<'_> {
 
     /// Bytes of a KV cache.
     pub(super) fn kv(&self, context: usize) -> u64 {
-        let c = self.config;
-        (c.layers * processor::kv_bytes(self.gpu, context, c.kv_heads, c.head_dim, self.single)) as u64
+        let layer = |l: &LayerSpec| {
+            let AttentionSpec { kv_heads, head_dim, .. } = l.attention;
+            processor::kv_bytes(self.gpu, context, kv_heads, head_dim, self.single) as u64
+        };
+        self.spec.layers.iter().map(layer).sum()
     }
 
     /// Bytes of everything else that a session makes the engine allocate.
     pub(super) fn scratch(&self, context: usize, chunk: usize, threads: usize) -> u64 {
-        let c = self.config;
-        let router = c.router.as_ref();
+        let c = self.spec;
+        let router = c.router();
         let shape = ScratchShape {
             chunk,
             d: c.d,
-            widest: c.d.max(c.heads * c.head_dim),
+            widest: c.d.max(c.most(AttentionSpec::q_width)),
             ff_routed: self.ff_routed,
             rotated: self.rotated,
             ff_dense: self.ff_dense,
             top_k: router.map_or(0, |r| r.top_k),
             experts: router.map_or(0, |r| r.experts),
-            heads: c.heads,
-            head_dim: c.head_dim,
+            heads: c.most(|a| a.heads),
+            head_dim: c.most(|a| a.head_dim),
             context,
             threads,
         };
@@ -127,10 +131,10 @@ impl Parts {
     /// # Errors
     /// `Malformed` where the file contradicts its config; `Invalid` for options that contradict each other or the model.
     pub(super) fn new(tensors: &dyn Tensors, options: &EngineOptions) -> Result<Parts> {
-        let mut config = Config::from_metadata(tensors.metadata())?;
-        if let Some(router) = &mut config.router {
-            options.routing.check(router)?;
-            router.top_k = options.routing.top_k.unwrap_or(router.top_k);
+        let mut spec = Spec::from_metadata(tensors.metadata())?;
+        if let Some(router) = spec.router() {
+            options.routing.check(&router)?;
+            options.routing.top_k.into_iter().for_each(|top_k| spec.set_top_k(top_k));
         }
         let level = exact_level(options);
         if options.precision.is_some_and(|p| matches!(p, Precision::Exact(_))) && options.routing.is_lossy() {
@@ -139,10 +143,10 @@ impl Parts {
                     .into(),
             ));
         }
-        let (weights, experts) = Weights::load(&config, tensors, None)?;
+        let (weights, experts) = Weights::load(&spec, tensors, None)?;
         let stored = level_of(&experts);
         let tied = is_tied(&weights);
-        let mut parts = Parts { config, weights, experts, stored, tied };
+        let mut parts = Parts { spec, weights, experts, stored, tied };
         if let (Some(level), Some(stored)) = (level, stored) {
             quant::check_level(level, stored)?;
             parts.cut(level);
@@ -162,7 +166,7 @@ impl Parts {
     }
 
     pub(super) fn layers(&self) -> usize {
-        self.config.layers
+        self.spec.layers.len()
     }
 
     /// The precision of streamed experts.
@@ -199,7 +203,7 @@ impl Parts {
     }
 
     fn info(&self, manner: &Manner, plan: &MemoryPlan) -> ModelInfo {
-        ModelInfo::new(&self.config, &self.weights, &self.experts, self.tied, manner.described(plan))
+        ModelInfo::new(&self.spec, &self.weights, &self.experts, self.tied, manner.described(plan))
     }
 
     /// # Errors
@@ -210,11 +214,11 @@ impl Parts {
         adapter: Option<Adapter>,
         tables: &[Option<LayerExperts>],
     ) -> Result<MemoryPlan> {
-        let limit = self.config.context;
+        let limit = self.spec.context;
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         super::timeline::check_context(context, limit)?;
         let gpu = adapter.is_some();
-        let shape = Shape::new(&self.config, &self.weights, (self.ff_routed(), rotated(&self.experts)), gpu);
+        let shape = Shape::new(&self.spec, &self.weights, (self.ff_routed(), rotated(&self.experts)), gpu);
         let threads = processor::most_threads(options.threads, options.cores.as_deref());
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
@@ -231,7 +235,7 @@ impl Parts {
             whole: exact_level(options).unwrap_or(stored),
             may_lower: gpu && exact_level(options).is_none(),
             floor: self.precision(options).floor(),
-            top_k: self.config.router.map_or(0, |r| r.top_k),
+            top_k: self.spec.router().map_or(0, |r| r.top_k),
             scratch: &|context, chunk| shape.scratch(context, chunk, threads),
             kv: &|context| shape.kv(context),
         })
@@ -338,7 +342,7 @@ impl Parts {
         let processor = Processor::open(adapter, options, &needs)?;
         info.backend = processor.name();
         let model = Model {
-            config: self.config,
+            spec: self.spec,
             weights: self.weights,
             experts,
             routing: options.routing,

@@ -69,7 +69,7 @@ pub(super) fn open(
         lookahead: options.routing.lookahead,
     };
     let granule = granule(file);
-    let top_k = parts.config.router.map_or(1, |r| r.top_k);
+    let top_k = parts.spec.router().map_or(1, |r| r.top_k);
     match storage.measured() {
         Some(m) => log::debug!(
             "{} lanes of reads ({:?}), which brought {:.0} MB/s when the file was opened",
@@ -108,7 +108,7 @@ impl Engine {
     /// `Invalid` where `heat` is another model's; those of reading, and `Device`.
     #[doc(hidden)]
     pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
-        let (Some(streamer), Some(router)) = (self.streamer(), self.model().config.router) else {
+        let (Some(streamer), Some(router)) = (self.streamer(), self.model().spec.router()) else {
             return Ok(());
         };
         let (processor, Router { experts, top_k, .. }) = (self.processor(), router);

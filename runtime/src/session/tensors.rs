@@ -24,6 +24,10 @@ impl Tensors for Reference {
         self.0.metadata()
     }
 
+    fn rows(&self, name: &str) -> Option<usize> {
+        self.0.rows(name)
+    }
+
     fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(shape) = self.0.shape(name) else { return Ok(None) };
         let rows = if shape.len() == 1 { 1 } else { shape[0] };

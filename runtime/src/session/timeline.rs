@@ -87,7 +87,7 @@ impl Engine {
     /// # Errors
     /// `Invalid` for a context of zero or beyond what the model was made for or the budget planned for.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
-        let (limit, plan) = (self.model().config.context, self.memory_plan());
+        let (limit, plan) = (self.model().spec.context, self.memory_plan());
         // A plan's session is the default one.
         let context = options.context.unwrap_or(plan.context);
         check_context(context, limit)?;
@@ -246,7 +246,7 @@ impl Session {
                 (Wish::Best(k), true) => Want::Best(k),
                 (Wish::Nothing, _) | (_, false) => Want::Nothing,
             };
-            let (layers, waits) = (self.engine.model().config.layers, !self.state.is_gpu());
+            let (layers, waits) = (self.engine.model().spec.layers.len(), !self.state.is_gpu());
             let mut read = done;
             let computed = self.forward(chunk, want, &mut |passing| {
                 match passing {

@@ -4,6 +4,7 @@ use super::collector::Collector;
 use super::{Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::{Metadata, hf, safetensors};
+use crate::model::families;
 use crate::store;
 use std::collections::HashMap;
 use std::fs;
@@ -24,7 +25,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         )
         .at(folder)
     })?;
-    let mut metadata = hf::metadata_from_config(&config).map_err(|e| e.at(folder))?;
+    let mut metadata = families::metadata_from_config(&config).map_err(|e| e.at(folder))?;
     let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
     metadata.insert("general.name", name.unwrap_or_else(|| "model".into()));
     let others = add_tokenizer(folder, &config, &mut metadata)?;

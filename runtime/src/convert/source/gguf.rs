@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::format::hf::Place;
 use crate::format::{Gguf, TensorInfo};
+use crate::model::families::Family;
 use crate::store;
 use std::path::{Path, PathBuf};
 
@@ -57,8 +58,10 @@ pub(super) fn open(path: &Path) -> Result<Source> {
         }
     }
     let mut source = collector.finish(metadata, files, Vec::new()).map_err(|e| e.at(path))?;
-    if source.metadata.require_str("general.architecture").map_err(|e| e.at(path))? == "llama" {
-        mark_interleaved(&mut source).map_err(|e| e.at(path))?;
+    let architecture = source.metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
+    // Others are refused by name when the model is looked at.
+    if let Some(family) = Family::find(architecture).ok().filter(|f| f.interleaved) {
+        mark_interleaved(&mut source, family).map_err(|e| e.at(path))?;
     }
     Ok(source)
 }
@@ -109,10 +112,11 @@ fn add(collector: &mut Collector, file: usize, t: &TensorInfo) -> Result<()> {
     collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count })
 }
 
-/// llama.cpp permutes the query and key rows of the `llama` architecture (and of no other that is supported here).
-fn mark_interleaved(source: &mut Source) -> Result<()> {
-    let heads = source.metadata.u64("llama.attention.head_count")?.unwrap_or(0) as usize;
-    let kv_heads = source.metadata.u64("llama.attention.head_count_kv")?.map_or(heads, |n| n as usize);
+/// llama.cpp permutes the query and key rows of some architectures.
+fn mark_interleaved(source: &mut Source, family: &Family) -> Result<()> {
+    let number = |key: &str| source.metadata.u64(&format!("{}.attention.{key}", family.name));
+    let heads = number("head_count")?.unwrap_or(0) as usize;
+    let kv_heads = number("head_count_kv")?.map_or(heads, |n| n as usize);
     for t in &mut source.tensors {
         let heads =
             match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {

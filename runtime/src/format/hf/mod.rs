@@ -16,17 +16,45 @@ use super::value::Metadata;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value as Json};
 
-/// `model_type` and the GGUF architecture it becomes.
-const FAMILIES: [(&str, &str); 8] = [
-    ("olmoe", "olmoe"),
-    ("qwen3_moe", "qwen3moe"),
-    ("qwen2_moe", "qwen2moe"),
-    ("mixtral", "llama"),
-    ("llama", "llama"),
-    ("mistral", "llama"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-];
+/// How one family's `config.json` is read.
+#[derive(Debug)]
+pub struct Dialect {
+    /// `model_type`.
+    pub model_type: &'static str,
+    /// The GGUF architecture that it becomes.
+    pub architecture: &'static str,
+    /// The default of the family's class, for configs that leave `rope_theta` out.
+    pub rope_base: f64,
+    /// Whether it has routed experts.
+    pub routed: bool,
+    /// Whether chosen gate weights are divided by their sum, where no `norm_topk_prob` says it.
+    pub renormalize: Option<bool>,
+    /// How `sliding_window` is read; `None` where it is not used.
+    pub sliding: Option<Sliding>,
+}
+
+/// How a family says which layers have a sliding window.
+#[derive(Clone, Copy, Debug)]
+pub struct Sliding {
+    /// Only where `use_sliding_window` is true.
+    pub switched: bool,
+    /// `layer_types` says which layers, where it is given.
+    pub listed: bool,
+    /// Otherwise: whether a layer has one, by its number and `max_window_layers`.
+    pub on: fn(u64, u64) -> bool,
+}
+
+impl Dialect {
+    /// What most families have.
+    pub const USUAL: Dialect = Dialect {
+        model_type: "",
+        architecture: "",
+        rope_base: 1e4,
+        routed: false,
+        renormalize: None,
+        sliding: None,
+    };
+}
 
 const MAX_LAYERS: u64 = 1024;
 
@@ -144,30 +172,31 @@ impl Config {
     }
 }
 
-/// GGUF keys for a `config.json`.
+/// The `model_type` of a `config.json`.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for other families and features.
-pub fn metadata_from_config(text: &str) -> Result<Metadata> {
+/// `Malformed` where the text is no JSON or names none.
+pub fn model_type(text: &str) -> Result<String> {
     let c = Config { json: object("config.json", text)? };
-    let family = c
-        .str("model_type")?
-        .ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
-    let Some(&(_, arch)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
-        let names: Vec<_> = FAMILIES.iter().map(|f| f.0).collect();
-        let what = format!("model_type `{family}` is not supported; supported are {}", names.join(", "));
-        return Err(Error::unsupported(what));
-    };
+    let name = c.str("model_type")?;
+    name.map(str::to_owned).ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))
+}
+
+/// GGUF keys for a `config.json` of this dialect.
+///
+/// # Errors
+/// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for features that are not supported.
+pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
+    let c = Config { json: object("config.json", text)? };
+    let arch = dialect.architecture;
     supported(&c)?;
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
     sizes(&c, &mut m, arch)?;
-    experts(&c, family, &mut m, arch)?;
-    windows(&c, family, c.require_u64("num_hidden_layers")?, &mut m, arch)?;
-    // The default of the family's class, for configs that leave it out.
-    let base = if family == "mixtral" { 1e6 } else { 1e4 };
-    rope(&c.rope()?, &mut m, arch, base)?;
+    experts(&c, dialect, &mut m)?;
+    windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
+    rope(&c.rope()?, &mut m, arch, dialect.rope_base)?;
     let unused: Vec<String> = c
         .json
         .keys()
@@ -241,18 +270,17 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     Ok(())
 }
 
-fn experts(c: &Config, family: &str, m: &mut Metadata, arch: &str) -> Result<()> {
-    let mut number = |name: &str, value| number(m, arch, name, value);
+fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    let mut number = |name: &str, value| number(m, dialect.architecture, name, value);
     let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
-    let moe = arch.ends_with("moe") || family == "mixtral";
-    if let Some(experts) = experts.filter(|_| moe) {
+    if let Some(experts) = experts.filter(|_| dialect.routed) {
         number("expert_count", Some(experts))?;
         number("expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
         number("expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
         number("expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
-        let renormalize = match family {
-            "mixtral" => true,
-            _ => c.bool("norm_topk_prob")?.unwrap_or(false),
+        let renormalize = match dialect.renormalize {
+            Some(always) => always,
+            None => c.bool("norm_topk_prob")?.unwrap_or(false),
         };
         m.insert("dollop.router.renormalize", renormalize);
     }
@@ -276,33 +304,27 @@ fn object(name: &str, text: &str) -> Result<Map<String, Json>> {
 }
 
 /// Which layers have a sliding window: each family says it in its own way.
-fn windows(c: &Config, family: &str, layers: u64, m: &mut Metadata, arch: &str) -> Result<()> {
-    let Some(window) = c.u64("sliding_window")?.filter(|&w| w > 0) else { return Ok(()) };
+fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metadata) -> Result<()> {
+    let (Some(window), Some(sliding)) = (c.u64("sliding_window")?.filter(|&w| w > 0), dialect.sliding) else {
+        return Ok(());
+    };
+    if sliding.switched && !c.bool("use_sliding_window")?.unwrap_or(false) {
+        return Ok(());
+    }
     let listed = match c.get("layer_types") {
-        None => None,
         Some(Json::Array(all)) => {
             Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>())
         }
+        None => None,
         Some(_) => return Err(Config::wrong("layer_types", "an array")),
     };
-    let on = match family {
-        // Always, where a window is given at all.
-        "mixtral" | "mistral" => listed.unwrap_or_else(|| vec![true; layers as usize]),
-        "llama" | "olmoe" => return Ok(()),
-        _ if !c.bool("use_sliding_window")?.unwrap_or(false) => return Ok(()),
-        // The mixture-of-experts families of Qwen have no per-layer list: the window is for all of them.
-        "qwen3_moe" => vec![true; layers as usize],
-        _ => listed.map_or_else(
-            || -> Result<_> {
-                let edge = c.u64("max_window_layers")?.unwrap_or(layers);
-                let on =
-                    |i: u64| if family == "qwen2_moe" { i.is_multiple_of(2) && i < edge } else { i >= edge };
-                Ok((0..layers).map(on).collect())
-            },
-            Ok,
-        )?,
-    };
-    m.insert(format!("{arch}.attention.sliding_window"), window.min(u32::MAX.into()) as u32);
+    let edge = c.u64("max_window_layers")?.unwrap_or(layers);
+    let by_number = || (0..layers).map(|layer| (sliding.on)(layer, edge)).collect();
+    let on = listed.filter(|_| sliding.listed).unwrap_or_else(by_number);
+    m.insert(
+        format!("{}.attention.sliding_window", dialect.architecture),
+        window.min(u32::MAX.into()) as u32,
+    );
     m.insert("dollop.attention.window_layers", on);
     Ok(())
 }

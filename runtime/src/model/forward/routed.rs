@@ -42,7 +42,7 @@ impl<B: Backend> MoeScratch<B> {
         let &Router { experts, top_k, .. } = router;
         Ok(MoeScratch {
             router: backend.alloc(chunk * experts)?,
-            slots: backend.alloc(chunk * top_k * model.config.d)?,
+            slots: backend.alloc(chunk * top_k * model.spec.d)?,
             shared_gate: backend.alloc(chunk)?,
             choices: Vec::with_capacity(chunk * top_k),
             logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
@@ -71,8 +71,9 @@ impl Model {
         layer: usize,
         n: usize,
     ) -> Result<()> {
-        let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.config, s);
-        let (router, m) = c.router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
+        let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.spec, s);
+        let (router, m) =
+            c.layers[layer].router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
         let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
         let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
         match &moe.shared_gate {
@@ -157,7 +158,7 @@ impl Model {
         };
         self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
-        b.combine(&m.slots, &m.choices, router.top_k, self.config.d, y);
+        b.combine(&m.slots, &m.choices, router.top_k, self.spec.d, y);
         Ok(())
     }
 
@@ -169,7 +170,7 @@ impl Model {
             Ffn::Dense(_) => None,
         };
         let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
-        let attention = next.into_iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]).map(|p| &p.matrix);
+        let attention = next.into_iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]);
         let first = next.map_or(&self.weights.head, |l| match &l.ffn {
             Ffn::Moe(moe) => &moe.router,
             Ffn::Dense(ffn) => &ffn.gate,
@@ -219,7 +220,7 @@ impl Model {
         out: &mut Vec<Wanted>,
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
-        let norm = Norm { weight: &next.ffn_norm, eps: self.config.norm_eps };
+        let norm = Norm { weight: &next.ffn_norm, eps: self.spec.norm_eps };
         b.norm_linear(x, norm, 1, h, &mut [Linear { matrix: &moe.router, bias: None, out: logits }]);
         b.route(logits, 1, router, choices)?;
         let wanted =

@@ -4,7 +4,8 @@ use super::routed::MoeScratch;
 use super::{LOGIT_ROWS, Model, Noted};
 use crate::error::Result;
 use crate::kernels::{Backend, KvPart, MAX_BEST, RopeTable};
-use crate::model::Config;
+use crate::model::Spec;
+use crate::model::spec::AttentionSpec;
 
 /// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.
 pub struct State<B: Backend> {
@@ -42,9 +43,9 @@ pub struct State<B: Backend> {
 impl<B: Backend> State<B> {
     /// Memory for `capacity` positions, taken in chunks of up to `chunk` tokens.
     pub fn new(backend: &B, model: &Model, capacity: usize, chunk: usize) -> Result<State<B>> {
-        let (c, w) = (&model.config, &model.weights);
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_width());
-        let moe = match c.router {
+        let (c, w) = (&model.spec, &model.weights);
+        let (q_width, kv_width) = (c.most(AttentionSpec::q_width), c.most(AttentionSpec::kv_width));
+        let moe = match c.router() {
             None => None,
             Some(router) => Some(MoeScratch::new(backend, model, &router, chunk)?),
         };
@@ -52,8 +53,8 @@ impl<B: Backend> State<B> {
             capacity,
             chunk,
             rope: c.rope.table(capacity, w.rope_factors.as_deref()),
-            kv: (0..c.layers)
-                .map(|_| backend.alloc_kv(capacity, c.kv_heads, c.head_dim))
+            kv: (c.layers.iter().map(|l| &l.attention))
+                .map(|a| backend.alloc_kv(capacity, a.kv_heads, a.head_dim))
                 .collect::<Result<_>>()?,
             x: backend.alloc(chunk * c.d)?,
             h: backend.alloc(chunk * c.d)?,
@@ -68,25 +69,26 @@ impl<B: Backend> State<B> {
             best_bits: vec![0.0; 2 * MAX_BEST],
             likeliest: Vec::with_capacity(MAX_BEST),
             moe,
-            noted: match (c.router, model.experts.refine()) {
-                (Some(router), Some(_)) => Some(Noted::new(backend, c.layers, router, chunk)?),
+            noted: match (c.router(), model.experts.refine()) {
+                (Some(router), Some(_)) => Some(Noted::new(backend, c.layers.len(), router, chunk)?),
                 _ => None,
             },
         })
     }
 
     /// Bytes of [`State::new`] without the KV cache and what the backend keeps for itself.
-    pub fn bytes(config: &Config, vocab: usize, capacity: usize, chunk: usize) -> usize {
-        let c = config;
-        let stream = chunk * (3 * c.d + 2 * c.heads * c.head_dim + 2 * c.kv_width());
-        let moe = c.router.map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk));
+    pub fn bytes(spec: &Spec, vocab: usize, capacity: usize, chunk: usize) -> usize {
+        let c = spec;
+        let stream =
+            chunk * (3 * c.d + 2 * c.most(AttentionSpec::q_width) + 2 * c.most(AttentionSpec::kv_width));
+        let moe = c.router().map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk));
         let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST;
         4 * (stream + moe + logits + capacity * (c.rope.dims + 1))
     }
 
     /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.
-    pub fn noted_bytes(config: &Config, chunk: usize) -> usize {
-        config.router.map_or(0, |r| Noted::<B>::bytes(config.layers, r.top_k, chunk))
+    pub fn noted_bytes(spec: &Spec, chunk: usize) -> usize {
+        spec.router().map_or(0, |r| Noted::<B>::bytes(spec.layers.len(), r.top_k, chunk))
     }
 
     /// Copies a part of a layer's keys or values out ([`Backend::read_kv`]).

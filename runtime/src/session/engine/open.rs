@@ -208,7 +208,7 @@ fn release(model: &Model) {
 /// Lets go of the pages of experts that are mapped, and returns their bytes.
 pub(in crate::session) fn release_experts(model: &Model) -> u64 {
     let mut bytes = 0;
-    for layer in 0..model.config.layers {
+    for layer in 0..model.spec.layers.len() {
         let experts = model.experts.all(layer).unwrap_or_default();
         for matrix in experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]) {
             release_matrix(matrix);

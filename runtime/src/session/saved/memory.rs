@@ -11,9 +11,10 @@ const PART_BYTES: usize = 1 << 20;
 
 /// What a layer holds for a position.
 pub(super) fn shape(on: &Computing) -> KvShape {
-    let config = &on.model.config;
     let number_bytes = if is_single(&on.model.weights) { 4 } else { 2 };
-    KvShape { heads: config.kv_heads, head_dim: config.head_dim, number_bytes }
+    // Layers are alike.
+    let attention = &on.model.spec.layers[0].attention;
+    KvShape { heads: attention.kv_heads, head_dim: attention.head_dim, number_bytes }
 }
 
 /// The parts of a layer's first `positions`.

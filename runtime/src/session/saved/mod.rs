@@ -78,7 +78,7 @@ impl Session {
         let held = self.readable();
         let header = Header {
             identity: self.engine().identity()?,
-            layers: on.model.config.layers,
+            layers: on.model.spec.layers.len(),
             shape: memory::shape(on),
             tokens: self.tokens().len(),
             held,
@@ -133,7 +133,7 @@ impl Session {
         let (from, to) = (processors.of(self.state.is_gpu()), processors.of(fork.state.is_gpu()));
         let held = self.readable();
         let mut bytes = memory::buffer(from, held);
-        for layer in 0..from.model.config.layers {
+        for layer in 0..from.model.spec.layers.len() {
             for part in memory::parts(from, held) {
                 let bytes = &mut bytes[..part.bytes()];
                 self.heard(memory::read(from, &self.state, layer, &part, bytes))?;
@@ -246,7 +246,7 @@ impl Engine {
             return foreign(&format!("was saved at {}, and this engine runs at {}", is.manner, own.manner));
         }
         let on = self.processors().now();
-        if (header.layers, header.shape) != (on.model.config.layers, memory::shape(on)) {
+        if (header.layers, header.shape) != (on.model.spec.layers.len(), memory::shape(on)) {
             return foreign("has keys and values of another shape");
         }
         match (header.file_bytes(), len) {

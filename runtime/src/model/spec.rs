@@ -1,6 +1,6 @@
-//! The numbers of a model, read from GGUF keys and checked against each other. Knows no weights.
+//! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
-use super::arch::Family;
+use super::families::{Family, Windows};
 use super::keys;
 use super::rope::{RopeConfig, Scaling};
 use crate::error::{Error, Result};
@@ -14,35 +14,61 @@ const MAX_HEADS: u64 = 4096;
 const MAX_EXPERTS: u64 = 4096;
 const MAX_CONTEXT: u64 = 1 << 24;
 
-/// A model's hyper-parameters.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The table row of the architecture.
-    pub family: Family,
+/// A model's specification.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Of which family it is.
+    pub family: &'static Family,
     /// `general.name`, or the architecture's.
     pub name: String,
-    /// Transformer blocks.
-    pub layers: usize,
     /// Width of the residual stream.
     pub d: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Values per head.
-    pub head_dim: usize,
     /// Longest context the model was made for, in tokens.
     pub context: usize,
     /// In every RMS norm.
     pub norm_eps: f32,
-    /// Limit on queries, keys and values before rotation.
-    pub clip_qkv: Option<f32>,
-    /// Sliding window of each layer.
-    pub windows: Vec<Option<usize>>,
     /// Rotary embedding.
     pub rope: RopeConfig,
-    /// Routing, where the model has experts.
+    /// Transformer blocks, in order.
+    pub layers: Vec<LayerSpec>,
+}
+
+/// What a layer computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// Its mixer.
+    pub attention: AttentionSpec,
+    /// Routing, where the layer has experts: in a model with experts its tensors say that.
     pub router: Option<Router>,
+}
+
+/// Attention of grouped queries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Sliding window.
+    pub window: Option<usize>,
+    /// Limit on queries, keys and values before rotation.
+    pub limit: Option<f32>,
+}
+
+impl AttentionSpec {
+    /// Values of queries that one token has.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Values of keys (and as many of values) that one token adds to the layer's cache.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
 }
 
 /// Reads `<arch>.key` and checks its range.
@@ -90,85 +116,100 @@ impl Keys<'_> {
     }
 }
 
-impl Config {
+impl Spec {
     /// # Errors
     /// `Unsupported` for an unknown architecture or rope scaling; `Malformed`, naming the key, for what is missing,
     /// out of range or contradictory.
-    pub fn from_metadata(meta: &Metadata) -> Result<Config> {
+    pub fn from_metadata(meta: &Metadata) -> Result<Spec> {
         let family = Family::find(meta.require_str("general.architecture")?)?;
         let keys = Keys { meta, arch: family.name };
         let layers = keys.required("block_count", MAX_LAYERS)?;
         let d = keys.required("embedding_length", MAX_WIDTH)?;
-        let heads = keys.required("attention.head_count", MAX_HEADS)?;
-        let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
-        if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(Error::malformed(
-                keys.key("attention.head_count_kv"),
-                format!("{kv_heads} key/value heads do not divide {heads} heads"),
-            ));
-        }
-        let head_dim = match keys.optional("attention.key_length", MAX_WIDTH)? {
-            Some(0) | None if d % heads == 0 => d / heads,
-            Some(0) | None => {
-                return Err(Error::malformed(
-                    keys.key("attention.head_count"),
-                    format!("{heads} heads do not divide {d}"),
-                ));
-            }
-            Some(n) => n,
-        };
-        if keys.optional("attention.value_length", MAX_WIDTH)?.is_some_and(|v| v != head_dim) {
-            return Err(Error::unsupported(
-                "values of another length than keys (`attention.value_length`) are not supported",
-            ));
-        }
-        if heads * head_dim > MAX_WIDTH as usize {
-            return Err(Error::malformed(
-                keys.key("attention.key_length"),
-                format!("{heads} heads of {head_dim} are too wide"),
-            ));
-        }
-        keys::check(meta, family, head_dim)?;
+        let attention = attention(&keys, d)?;
+        keys::check(meta, family, attention.head_dim)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
-        let dims = keys.optional("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
-        if dims == 0 || dims % 2 != 0 || dims > head_dim {
-            return Err(Error::malformed(
-                keys.key("rope.dimension_count"),
-                format!("{dims}: it must be even and at most the head's {head_dim}"),
-            ));
-        }
-        let rope = RopeConfig {
-            dims,
-            base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            scaling: scaling(&keys, context)?,
-        };
-        Ok(Config {
+        let router = router(&keys, family)?;
+        let windows = windows(&keys, family, layers)?;
+        let layer = |window| LayerSpec { attention: AttentionSpec { window, ..attention }, router };
+        Ok(Spec {
             family,
             name: meta.str("general.name")?.unwrap_or(family.name).to_owned(),
-            layers,
             d,
-            heads,
-            kv_heads,
-            head_dim,
             context,
             norm_eps,
-            clip_qkv: keys.positive("attention.clamp_kqv")?,
-            windows: windows(&keys, layers)?,
-            rope,
-            router: router(&keys)?,
+            rope: rope(&keys, attention.head_dim, context)?,
+            layers: windows.into_iter().map(layer).collect(),
         })
     }
 
-    /// Values of keys (and as many of values) that one token adds to each layer's cache.
-    pub fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
+    /// Routing, where the model has experts; all layers that have them route alike.
+    pub fn router(&self) -> Option<Router> {
+        self.layers.iter().find_map(|l| l.router)
+    }
+
+    /// The same model with fewer experts per token.
+    pub fn set_top_k(&mut self, top_k: usize) {
+        self.layers.iter_mut().filter_map(|l| l.router.as_mut()).for_each(|r| r.top_k = top_k);
+    }
+
+    /// The greatest of a number of all layers.
+    pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
+        self.layers.iter().map(|l| of(&l.attention)).max().unwrap_or(0)
     }
 }
 
-fn router(keys: &Keys) -> Result<Option<Router>> {
+/// Attention as every layer has it, but for windows.
+fn attention(keys: &Keys, d: usize) -> Result<AttentionSpec> {
+    let heads = keys.required("attention.head_count", MAX_HEADS)?;
+    let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
+    if kv_heads == 0 || heads % kv_heads != 0 {
+        return Err(Error::malformed(
+            keys.key("attention.head_count_kv"),
+            format!("{kv_heads} key/value heads do not divide {heads} heads"),
+        ));
+    }
+    let head_dim = match keys.optional("attention.key_length", MAX_WIDTH)? {
+        Some(0) | None if d % heads == 0 => d / heads,
+        Some(0) | None => {
+            return Err(Error::malformed(
+                keys.key("attention.head_count"),
+                format!("{heads} heads do not divide {d}"),
+            ));
+        }
+        Some(n) => n,
+    };
+    if keys.optional("attention.value_length", MAX_WIDTH)?.is_some_and(|v| v != head_dim) {
+        return Err(Error::unsupported(
+            "values of another length than keys (`attention.value_length`) are not supported",
+        ));
+    }
+    if heads * head_dim > MAX_WIDTH as usize {
+        return Err(Error::malformed(
+            keys.key("attention.key_length"),
+            format!("{heads} heads of {head_dim} are too wide"),
+        ));
+    }
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let limit = keys.positive("attention.clamp_kqv")?;
+    Ok(AttentionSpec { heads, kv_heads, head_dim, scale, window: None, limit })
+}
+
+fn rope(keys: &Keys, head_dim: usize, context: usize) -> Result<RopeConfig> {
+    let dims = keys.optional("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
+    if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        return Err(Error::malformed(
+            keys.key("rope.dimension_count"),
+            format!("{dims}: it must be even and at most the head's {head_dim}"),
+        ));
+    }
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    Ok(RopeConfig { dims, base, scaling: scaling(keys, context)? })
+}
+
+fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
     let experts = keys.optional("expert_count", MAX_EXPERTS)?.unwrap_or(0);
     if experts == 0 {
         return Ok(None);
@@ -180,7 +221,6 @@ fn router(keys: &Keys) -> Result<Option<Router>> {
             format!("{top_k} experts per token out of {experts}"),
         ));
     }
-    let family = Family::find(keys.arch)?;
     Ok(Some(Router {
         experts,
         top_k,
@@ -193,17 +233,25 @@ fn router(keys: &Keys) -> Result<Option<Router>> {
     }))
 }
 
-fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
+/// The window of each layer.
+fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
+    const LAYERS: &str = "dollop.attention.window_layers";
     let window = keys.optional("attention.sliding_window", MAX_CONTEXT)?.filter(|&w| w > 0);
-    let which = keys.meta.bools("dollop.attention.window_layers")?;
-    match which {
-        Some(which) if which.len() != layers => Err(Error::malformed(
-            "dollop.attention.window_layers",
-            format!("{} entries for {layers} layers", which.len()),
-        )),
-        Some(which) => Ok(which.iter().map(|&on| window.filter(|_| on)).collect()),
-        None => Ok(vec![window; layers]),
-    }
+    let on: Vec<bool> = match (keys.meta.bools(LAYERS)?, family.windows) {
+        (Some(listed), _) if listed.len() != layers => {
+            return Err(Error::malformed(LAYERS, format!("{} entries for {layers} layers", listed.len())));
+        }
+        (Some(listed), _) => listed.to_vec(),
+        (None, Windows::All) => vec![true; layers],
+        // Without a list, a guess would compute something else without an error.
+        (None, Windows::Listed) if window.is_some() => {
+            let key = keys.key("attention.sliding_window");
+            let what = format!("`{key}` is given, and nothing says which layers have the window");
+            return Err(Error::unsupported(what));
+        }
+        (None, Windows::Listed) => vec![false; layers],
+    };
+    Ok(on.into_iter().map(|on| window.filter(|_| on)).collect())
 }
 
 /// llama.cpp writes −1 for "as usual".
@@ -275,5 +323,39 @@ fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
         other => Err(Error::unsupported(format!(
             "rope scaling `{other}` is not supported; supported are none, linear, llama3 and yarn"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_window(architecture: &str) -> Result<Spec> {
+        let mut meta = Metadata::new();
+        meta.insert("general.architecture", architecture);
+        for (key, value) in [
+            ("block_count", 2u32),
+            ("context_length", 64),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+            ("attention.sliding_window", 8),
+        ] {
+            meta.insert(format!("{architecture}.{key}"), value);
+        }
+        meta.insert(format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5f32);
+        Spec::from_metadata(&meta)
+    }
+
+    /// Every layer got it before.
+    #[test]
+    fn a_window_without_a_list_is_for_the_layers_that_the_family_says() {
+        for family in &super::super::families::FAMILIES {
+            let windows: Result<Vec<_>> =
+                with_window(family.name).map(|s| s.layers.iter().map(|l| l.attention.window).collect());
+            match family.windows {
+                Windows::All => assert_eq!(windows.unwrap(), [Some(8), Some(8)]),
+                Windows::Listed => assert!(windows.unwrap_err().to_string().contains("sliding_window")),
+            }
+        }
     }
 }

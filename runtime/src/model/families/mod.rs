@@ -1,0 +1,107 @@
+//! The model families that this version runs: one file each, the only one that knows its names.
+//!
+//! A [`Family`] is what GGUF files and `config.json` leave unsaid. Everything else comes from the file's keys, which
+//! [`super::spec`] resolves to one specification a layer.
+
+mod llama;
+mod olmoe;
+mod qwen2;
+mod qwen2moe;
+mod qwen3;
+mod qwen3moe;
+
+use crate::error::{Error, Result};
+use crate::format::Metadata;
+use crate::format::hf::{self, Dialect};
+
+/// What a family fixes that files do not state.
+#[derive(Debug)]
+pub struct Family {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// What Hugging Face calls it, and how `config.json` is read then.
+    pub dialects: &'static [Dialect],
+    /// Whether chosen gate weights are divided by their sum, unless the file says otherwise.
+    pub renormalize: bool,
+    /// The layers that a sliding window is for, where the file has one and no list of layers.
+    pub windows: Windows,
+    /// The key of the experts' width.
+    pub expert_width: &'static str,
+    /// Whether GGUF files interleave the rows of queries and keys that rotate together.
+    pub interleaved: bool,
+}
+
+/// The layers that a sliding window is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// The family does not say: a window without a list of its layers is an error.
+    Listed,
+    /// Every layer.
+    All,
+}
+
+impl Family {
+    /// What most families have.
+    const USUAL: Family = Family {
+        name: "",
+        dialects: &[],
+        renormalize: false,
+        windows: Windows::Listed,
+        expert_width: "expert_feed_forward_length",
+        interleaved: false,
+    };
+
+    /// # Errors
+    /// `Unsupported`, listing what is supported.
+    pub fn find(architecture: &str) -> Result<&'static Family> {
+        FAMILIES.iter().find(|f| f.name == architecture).ok_or_else(|| {
+            let names: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
+            Error::unsupported(format!(
+                "architecture `{architecture}` is not supported; supported are {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+/// Every supported family.
+pub static FAMILIES: [Family; 6] =
+    [olmoe::FAMILY, qwen3moe::FAMILY, qwen2moe::FAMILY, llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+
+/// How a `config.json` of this `model_type` is read.
+///
+/// # Errors
+/// `Malformed` where the text is no JSON or names no `model_type`; `Unsupported`, listing what is supported.
+pub fn dialect(config: &str) -> Result<&'static Dialect> {
+    let name = hf::model_type(config)?;
+    let all = || FAMILIES.iter().flat_map(|f| f.dialects);
+    all().find(|d| d.model_type == name).ok_or_else(|| {
+        let names: Vec<_> = all().map(|d| d.model_type).collect();
+        let what = format!("model_type `{name}` is not supported; supported are {}", names.join(", "));
+        Error::unsupported(what)
+    })
+}
+
+/// GGUF keys for a `config.json`.
+///
+/// # Errors
+/// As [`dialect`] and [`hf::metadata_from_config`].
+pub fn metadata_from_config(config: &str) -> Result<Metadata> {
+    hf::metadata_from_config(config, dialect(config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_family_is_told_what_there_is() {
+        let text = Family::find("mamba").unwrap_err().to_string();
+        let other = dialect(r#"{"model_type": "mamba"}"#).unwrap_err().to_string();
+        for family in &FAMILIES {
+            assert!(text.contains(family.name), "{text}");
+            assert!(family.dialects.iter().all(|d| other.contains(d.model_type)), "{other}");
+            assert!(family.dialects.iter().all(|d| d.architecture == family.name));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Qwen2 (arXiv 2407.10671): dense, biases on queries, keys and values.
+
+use super::Family;
+use crate::format::hf::{Dialect, Sliding};
+
+/// Where windows are switched on, they are those of the upper layers.
+pub(super) const UPPER: Sliding = Sliding { switched: true, listed: true, on: |layer, edge| layer >= edge };
+
+pub(super) const FAMILY: Family = Family {
+    name: "qwen2",
+    dialects: &[Dialect {
+        model_type: "qwen2",
+        architecture: "qwen2",
+        sliding: Some(UPPER),
+        ..Dialect::USUAL
+    }],
+    ..Family::USUAL
+};
