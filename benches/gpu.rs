@@ -93,7 +93,8 @@ fn main() -> Result<(), Failure> {
         limit: None,
         rope: &rope,
     };
-    let shape = Attention { heads: HEADS, kv_heads: HEADS, head_dim: HEAD, scale: 0.1, window: None };
+    let shape =
+        Attention { heads: HEADS, kv_heads: HEADS, head_dim: HEAD, scale: 0.1, window: None, sinks: None };
     let mut kv = b.alloc_kv(2048, HEADS, HEAD)?;
     let (mut q, mut k, mut v, mut out) = (buf(D)?, buf(D)?, buf(D)?, buf(D)?);
     for pos in [0, 63, 511, 2047] {

@@ -5,7 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dollop::internal::experts::Expert;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::internal::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
+use dollop::internal::kernels::{Attention, Backend, ExpertJob, Feed, Linear, Routed, Router};
 use dollop::internal::quant::{self, Level, Matrix, Shape};
 use std::hint::black_box;
 
@@ -72,7 +72,7 @@ fn buffer(backend: &CpuBackend, len: usize, seed: u32) -> <CpuBackend as Backend
 
 /// One token at a depth: bytes of keys and values per second. Four query heads share a key head.
 fn attention(c: &mut Criterion) {
-    let shape = Attention { heads: 16, kv_heads: 4, head_dim: 128, scale: 0.09, window: None };
+    let shape = Attention { heads: 16, kv_heads: 4, head_dim: 128, scale: 0.09, window: None, sinks: None };
     let width = shape.kv_heads * shape.head_dim;
     for (isa, backend) in backends() {
         let q = buffer(&backend, shape.heads * shape.head_dim, 1);
@@ -132,7 +132,7 @@ fn between(c: &mut Criterion) {
             group.bench_function("feed-forward", |b| {
                 let job = ExpertJob { index: 0, expert: &expert, slots: &slots };
                 let of = Routed { layer: 0, experts: 1, top_k: 1, tokens, inputs: 0 };
-                b.iter(|| backend.experts(black_box(&x), of, &[job], &mut out));
+                b.iter(|| backend.experts(black_box(&x), of, &Feed::default(), &[job], &mut out));
             });
             group.finish();
         }

@@ -5,7 +5,7 @@
 
 use dollop::internal::experts::Expert;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions};
-use dollop::internal::kernels::{Backend, ExpertJob, Routed};
+use dollop::internal::kernels::{Backend, ExpertJob, Feed, Routed};
 use dollop::internal::quant::{self, Level, Matrix, Rotation, Shape};
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             };
             let jobs: Vec<ExpertJob> = (0..used).map(job).collect();
             let start = Instant::now();
-            backend.experts(&x, of, &jobs, &mut out);
+            backend.experts(&x, of, &Feed::default(), &jobs, &mut out);
             seconds.push(start.elapsed().as_secs_f64());
         }
     }

@@ -48,7 +48,7 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
     if !has_gpu() {
         return;
     }
-    let names = tiny::names();
+    let names = tiny::on_gpu();
     assert!(names.len() >= 24, "only {} goldens were found", names.len());
     let mut worst = 0.0f32;
     for (i, name) in names.iter().enumerate() {
@@ -80,6 +80,22 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
         }
     }
     println!("{} goldens, largest difference {worst:e}", names.len());
+}
+
+/// A family may be on the CPU first: the GPU says what it lacks before anything is loaded, so that `auto` can go on.
+#[test]
+fn gate_23_a_family_that_the_kernels_lack_is_refused_by_what_it_has() {
+    let names = tiny::names();
+    let lacking: Vec<_> = names.iter().filter(|n| !tiny::on_gpu().contains(n)).collect();
+    assert!(!lacking.is_empty());
+    for name in lacking {
+        let (_folder, path) = file_of(&Tiny::load(name));
+        for error in
+            [Engine::open(&path, &on_gpu()).err().unwrap(), Engine::plan(&path, &on_gpu()).err().unwrap()]
+        {
+            assert!(matches!(&error, Error::Device(what) if what.contains("attention sinks")), "{error}");
+        }
+    }
 }
 
 fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {

@@ -263,7 +263,9 @@ fn mutants_are_refused_in_one_line() {
         for entry in safetensors::parse(&b)? {
             let data = &b[entry.offset as usize..(entry.offset + entry.n_bytes) as usize];
             assert_eq!(entry.ty.row_bytes(entry.shape.iter().product()), Some(data.len()));
-            hf::places(&entry.name);
+            for stacks in [hf::Stacks::Halves, hf::Stacks::Alternating] {
+                hf::places(&entry.name, stacks);
+            }
         }
         Ok(())
     };

@@ -25,7 +25,8 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = Spec::from_metadata(&meta);
         }
         _ => {
-            hf::places(&text);
+            hf::places(&text, hf::Stacks::Halves);
+            hf::places(&text, hf::Stacks::Alternating);
             hf::chat_template(&text);
         }
     }

@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
-use crate::set;
+use crate::{gptoss, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
 use dollop::internal::model::families;
@@ -37,17 +37,36 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// `offset + scale · u` as make.py has it.
-fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<f32> {
+/// Those of families that the GPU's kernels compute.
+pub fn on_gpu() -> Vec<String> {
+    names().into_iter().filter(|name| !name.starts_with("gptoss")).collect()
+}
+
+/// The numbers of 24 bits that make.py has.
+fn numbers(name: &str, n: usize) -> impl Iterator<Item = u64> {
     let base = u64::from(crc32(name.as_bytes())) << 32;
-    let value = |i: u64| {
+    let value = move |i: u64| {
         let mut z = (base + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        offset + scale * ((z >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
+        (z ^ z >> 31) >> 40
     };
-    (0..n as u64).map(value).collect()
+    (0..n as u64).map(value)
+}
+
+/// `offset + scale · u` as make.py has it.
+fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<f32> {
+    numbers(name, n).map(|v| offset + scale * (v as f32 / (1u32 << 23) as f32 - 1.0)).collect()
+}
+
+/// Whether a tensor is of bytes: whole numbers here.
+fn is_bytes(name: &str) -> bool {
+    name.ends_with("_blocks") || name.ends_with("_scales")
+}
+
+/// Bytes from `low` on and below `high`.
+fn bytes(name: &str, n: usize, low: u64, high: u64) -> Vec<f32> {
+    numbers(name, n).map(|v| (low + v % (high - low)) as f32).collect()
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -73,7 +92,11 @@ impl Tiny {
             let shape: Vec<usize> =
                 t[1].as_array().expect("shape").iter().map(|n| n.as_u64().expect("size") as usize).collect();
             let number = |i: usize| t[i].as_f64().expect("number") as f32;
-            let data = values(&name, shape.iter().product(), number(2), number(3));
+            let n = shape.iter().product();
+            let data = match is_bytes(&name) {
+                true => bytes(&name, n, number(2) as u64, number(3) as u64),
+                false => values(&name, n, number(2), number(3)),
+            };
             (name, shape, data)
         });
         let tokens: Vec<u32> = json["tokens"]
@@ -119,9 +142,13 @@ impl Tiny {
     /// Writes `config.json` and `model.safetensors`.
     pub fn write_folder(&self, folder: &Path) {
         std::fs::write(folder.join("config.json"), self.config.to_string()).expect("the folder is writable");
-        let bytes: Vec<Vec<u8>> = self.tensors.iter().map(|t| le_bytes(&t.2)).collect();
-        let views: BTreeMap<&str, TensorView> = (self.tensors.iter().zip(&bytes))
-            .map(|(t, b)| (t.0.as_str(), TensorView::new(Dtype::F32, t.1.clone(), b).expect("sizes agree")))
+        let stored = |t: &(String, Vec<usize>, Vec<f32>)| match is_bytes(&t.0) {
+            true => (Dtype::U8, t.2.iter().map(|&v| v as u8).collect()),
+            false => (Dtype::F32, le_bytes(&t.2)),
+        };
+        let stored: Vec<(Dtype, Vec<u8>)> = self.tensors.iter().map(stored).collect();
+        let views: BTreeMap<&str, TensorView> = (self.tensors.iter().zip(&stored))
+            .map(|(t, (ty, b))| (t.0.as_str(), TensorView::new(*ty, t.1.clone(), b).expect("sizes agree")))
             .collect();
         safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))
             .expect("the folder is writable");
@@ -150,12 +177,16 @@ impl Tiny {
 
     /// [`Tiny::write_gguf`] with other keys.
     pub fn write_gguf_with(&self, path: &Path, meta: &Metadata) {
+        let architecture = meta.require_str("general.architecture").expect("is there");
+        if architecture == "gpt-oss" {
+            return write(path, &gptoss::keys(meta), gptoss::tensors(self));
+        }
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
         let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
-        let llama = meta.require_str("general.architecture").expect("is there") == "llama";
+        let llama = architecture == "llama";
         let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();
         for (name, shape, data) in &self.tensors {
-            let places = hf::places(name).expect("the tensor is known");
+            let places = hf::places(name, hf::Stacks::Halves).expect("the tensor is known");
             let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
             let mut data = data.clone();
             let cols = if shape.len() == 2 { shape[1] } else { 1 };
@@ -167,23 +198,30 @@ impl Tiny {
             let stack = stacks.entry(place.name.clone()).or_insert_with(|| (shape.clone(), BTreeMap::new()));
             stack.1.insert(place.expert.unwrap_or(0), data);
         }
-        let decls: Vec<TensorDecl> = (stacks.iter())
-            .map(|(name, (shape, parts))| {
-                let mut shape: Vec<u64> = shape.iter().rev().map(|&n| n as u64).collect();
-                if name.contains("_exps.") {
-                    shape.push(parts.len() as u64);
-                }
-                TensorDecl { name: name.clone(), shape, ty: GgmlType::F32 }
-            })
-            .collect();
-        let mut w =
-            GgufWriter::new(File::create(path).expect("writable"), meta, &decls, 32).expect("writable");
-        for (i, (_, parts)) in stacks.values().enumerate() {
-            let all: Vec<f32> = parts.values().flatten().copied().collect();
-            w.write(i, 0, &le_bytes(&all)).expect("writable");
-        }
-        w.finish().expect("writable");
+        let tensors = stacks.into_iter().map(|(name, (mut shape, parts))| {
+            if name.contains("_exps.") {
+                shape.insert(0, parts.len());
+            }
+            let all: Vec<f32> = parts.into_values().flatten().collect();
+            (name, shape, GgmlType::F32, le_bytes(&all))
+        });
+        write(path, meta, tensors.collect());
     }
+}
+
+/// Writes a GGUF file.
+fn write(path: &Path, meta: &Metadata, tensors: Vec<gptoss::Written>) {
+    let decl = |(name, shape, ty, _): &gptoss::Written| TensorDecl {
+        name: name.clone(),
+        shape: shape.iter().rev().map(|&n| n as u64).collect(),
+        ty: *ty,
+    };
+    let decls: Vec<TensorDecl> = tensors.iter().map(decl).collect();
+    let mut w = GgufWriter::new(File::create(path).expect("writable"), meta, &decls, 32).expect("writable");
+    for (i, (.., bytes)) in tensors.iter().enumerate() {
+        w.write(i, 0, bytes).expect("writable");
+    }
+    w.finish().expect("writable");
 }
 
 /// llama.cpp's `permute`: rows `i` and `i + half` of each head become neighbours.

@@ -7,6 +7,7 @@
 mod collector;
 mod folder;
 mod gguf;
+mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::format::{GgmlType, Metadata};
 use crate::store;
+use packed::Packed;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -27,8 +29,20 @@ struct Tensor {
     shape: Vec<usize>,
     ty: GgmlType,
     pieces: Pieces,
-    /// Heads whose rows are interleaved (llama.cpp's `permute`), if they are.
-    interleaved: Option<usize>,
+    layout: Layout,
+}
+
+/// How the rows of a piece lie in the file.
+#[derive(Debug)]
+enum Layout {
+    /// One behind the other.
+    Rows,
+    /// The rows of so many heads are interleaved (llama.cpp's `permute`).
+    Interleaved(usize),
+    /// Element `[r, c]` is number `first + r · row + c · col`.
+    Strided { first: usize, row: usize, col: usize },
+    /// MXFP4 codes here, and their scales elsewhere.
+    Packed(Packed),
 }
 
 /// Where the matrices of a tensor lie.
@@ -55,11 +69,6 @@ impl Pieces {
             Pieces::Even { count, .. } => *count,
             Pieces::Each(all) => all.len(),
         }
-    }
-
-    /// All of them have the same shape and type, so one length.
-    fn bytes(&self) -> u64 {
-        self.get(0).map_or(0, |p| p.len as u64 * self.count() as u64)
     }
 }
 
@@ -134,12 +143,12 @@ impl Source {
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().map(|t| t.pieces.bytes()).sum()
+        self.tensors.iter().map(Tensor::bytes).sum()
     }
 
     /// Bytes of one tensor.
     pub fn tensor_bytes(&self, name: &str) -> u64 {
-        self.find(name).map_or(0, |t| t.pieces.bytes())
+        self.find(name).map_or(0, Tensor::bytes)
     }
 
     fn find(&self, name: &str) -> Option<&Tensor> {
@@ -160,8 +169,20 @@ impl Source {
             return Err(none("has fewer rows"));
         }
         let data = &self.files[piece.file].1[piece.offset..piece.offset + piece.len];
-        let Some(heads) = t.interleaved else {
-            return Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes]));
+        let heads = match &t.layout {
+            Layout::Rows => return Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes])),
+            Layout::Interleaved(heads) => *heads,
+            Layout::Strided { first, row, col } => {
+                let unit = t.ty.block_bytes();
+                let at = |r: usize, c: usize| (first + r * row + c * col) * unit;
+                let elements = rows.flat_map(|r| (0..cols).map(move |c| (r, c)));
+                let bytes = elements.flat_map(|(r, c)| &data[at(r, c)..at(r, c) + unit]);
+                return Ok(Cow::Owned(bytes.copied().collect()));
+            }
+            Layout::Packed(packed) => {
+                let scales = packed.scales(&self.files, expert);
+                return Ok(Cow::Owned(packed.rows(data, scales, rows, cols)));
+            }
         };
         // llama.cpp stores the row pairs that rotate together side by side; rotation here wants half a head between.
         // Of a bias, the elements move as the rows of its matrix do.
@@ -203,6 +224,13 @@ impl Source {
 }
 
 impl Tensor {
+    /// Bytes of what it is in the file.
+    fn bytes(&self) -> u64 {
+        let (rows, cols) = self.rows_cols();
+        let matrix = self.ty.row_bytes(cols).unwrap_or(0) as u64 * rows as u64;
+        if self.shape.len() == 3 { matrix * self.shape[0] as u64 } else { matrix }
+    }
+
     fn rows_cols(&self) -> (usize, usize) {
         match self.shape[..] {
             [n] => (1, n),

@@ -34,6 +34,8 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
             Dtype::F32 => GgmlType::F32,
             Dtype::F16 => GgmlType::F16,
             Dtype::BF16 => GgmlType::BF16,
+            // Parts of blocks, which another tensor completes.
+            Dtype::U8 => GgmlType::I8,
             other => {
                 let what = format!(
                     "tensor `{name}`: element type {other:?} is not supported; F32, F16 and BF16 are"

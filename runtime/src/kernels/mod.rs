@@ -22,8 +22,8 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KvPart, KvShape, KvSide};
 pub use observe::Observer;
 pub use operands::{
-    Attention, Choice, ExpertJob, History, Linear, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
-    Router,
+    Activation, Attention, Biases, Choice, ExpertJob, Feed, History, Linear, Norm, Placing, Projected,
+    RopeTable, Routed, RoutedBufs, Router, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -41,6 +41,19 @@ pub trait Backend: Send + Sync + 'static {
     type Buf: Send;
     /// The keys and values of one layer.
     type Kv: Send;
+
+    /// Whether it computes all that a model uses; what it does not, for people. Asked before anything else, so that another
+    /// backend can take the model.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn supports(uses: &Uses) -> Result<(), String>
+    where
+        Self: Sized,
+    {
+        let _ = uses;
+        Ok(())
+    }
 
     /// What it is, for people: instruction set and threads, or the adapter's name.
     fn name(&self) -> String;
@@ -211,7 +224,7 @@ pub trait Backend: Send + Sync + 'static {
     /// `out`: `tokens · top_k` choices. Reads back from the device.
     fn route(&self, logits: &Self::Buf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()>;
 
-    /// Feed-forward (SwiGLU) of `x` (`[tokens, d]`) through one expert or dense block.
+    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
     fn ffn(&self, x: &Self::Buf, tokens: usize, expert: &Expert, out: &mut Self::Buf);
 
     /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
@@ -234,7 +247,14 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
-    fn experts(&self, x: &Self::Buf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Self::Buf);
+    fn experts(
+        &self,
+        x: &Self::Buf,
+        of: Routed,
+        feed: &Feed<'_>,
+        jobs: &[ExpertJob<'_>],
+        slots: &mut Self::Buf,
+    );
 
     /// Routing, experts and their weighted sum, added to `x`, without a word to the host. `false`, and nothing done, where
     /// the backend cannot: the caller then routes and serves. Results are the same either way.
@@ -246,10 +266,10 @@ pub trait Backend: Send + Sync + 'static {
         bufs: RoutedBufs<'_, Self::Buf>,
         tokens: usize,
         router: &Router,
-        layer: usize,
+        (layer, feed): (usize, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {
-        let _ = (bufs, tokens, router, layer, experts);
+        let _ = (bufs, tokens, router, layer, feed, experts);
         Ok(false)
     }
 

@@ -22,9 +22,9 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
-/// The shape of one attention operation.
+/// One attention operation beside its buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
+pub struct Attention<'a> {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
@@ -35,6 +35,8 @@ pub struct Attention {
     pub scale: f32,
     /// With `Some(w)`, position `p` sees `p − w + 1 ..= p`; otherwise `0 ..= p`.
     pub window: Option<usize>,
+    /// `[heads]`: a score of each head that joins the softmax and has no value.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Cosines and sines for rotary embedding, in half-split ("NeoX") order, any frequency scaling already applied.
@@ -90,6 +92,60 @@ pub struct Router {
     pub renormalize: bool,
     /// Multiplies the final weights.
     pub scale: f32,
+}
+
+/// How a feed-forward block's gate and up become the input of its down.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    /// `g · sigmoid(g) · u`.
+    #[default]
+    Swiglu,
+    /// `g' · sigmoid(alpha · g') · (u' + 1)` with `g' = min(g, limit)` and `u'` within `±limit` (gpt-oss).
+    Clamped {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Limit on gate and up.
+        limit: f32,
+    },
+}
+
+/// What the experts of a layer have beside their matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Feed<'a> {
+    /// Between gate, up and down.
+    pub activation: Activation,
+    /// Added to the products.
+    pub biases: Option<Biases<'a>>,
+}
+
+/// Biases of all experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Biases<'a> {
+    /// `[experts, ff]`.
+    pub gate: &'a [f32],
+    /// `[experts, ff]`.
+    pub up: &'a [f32],
+    /// `[experts, d]`.
+    pub down: &'a [f32],
+}
+
+impl<'a> Biases<'a> {
+    /// Those of gate, up and down of one expert with these many rows.
+    pub fn of(&self, expert: u32, ff: usize, d: usize) -> [&'a [f32]; 3] {
+        let part = |all: &'a [f32], n: usize| &all[expert as usize * n..][..n];
+        [part(self.gate, ff), part(self.up, ff), part(self.down, d)]
+    }
+}
+
+/// What a model has that a backend may not compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// [`Attention::sinks`].
+    pub sinks: bool,
+    /// [`Feed::biases`].
+    pub feed_biases: bool,
+    /// [`Activation::Clamped`].
+    pub clamped: bool,
 }
 
 /// One expert chosen for one token.

@@ -171,6 +171,7 @@ impl Model {
             head_dim: a.head_dim,
             scale: a.scale,
             window: a.window,
+            sinks: layer.sinks.as_deref(),
         };
         b.attend(projected, &how, pos, n, &mut s.kv[i], &shape, &mut s.attn);
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };

@@ -97,6 +97,10 @@ pub fn check(meta: &Metadata, family: &Family, head_dim: usize) -> Result<()> {
         let number = number(value);
         let harmless = match name {
             "expert_weights_norm" => number == Some(f64::from(u8::from(family.renormalize))),
+            // 3 is the softmax over the chosen ones, which is that over all, divided by their sum.
+            "expert_gating_func" if family.renormalize => {
+                number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
+            }
             "attention.scale" => {
                 number.is_some_and(|v| v == 0.0 || (v * (head_dim as f64).sqrt() - 1.0).abs() < 1e-5)
             }

@@ -1,11 +1,11 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
-use super::families::{Family, Windows};
+use super::families::{Clamp, Family, Windows};
 use super::keys;
 use super::rope::{RopeConfig, Scaling};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
-use crate::kernels::Router;
+use crate::kernels::{Activation, Router, Uses};
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
 const MAX_LAYERS: u64 = 1024;
@@ -38,8 +38,19 @@ pub struct Spec {
 pub struct LayerSpec {
     /// Its mixer.
     pub attention: AttentionSpec,
+    /// Its feed-forward block or experts.
+    pub ffn: FfnSpec,
+}
+
+/// A feed-forward block, or experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FfnSpec {
     /// Routing, where the layer has experts: in a model with experts its tensors say that.
     pub router: Option<Router>,
+    /// Between gate, up and down of experts.
+    pub activation: Activation,
+    /// Whether router and experts have biases.
+    pub biases: bool,
 }
 
 /// Attention of grouped queries.
@@ -57,6 +68,10 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// Limit on queries, keys and values before rotation.
     pub limit: Option<f32>,
+    /// Whether every head has a sink.
+    pub sinks: bool,
+    /// Whether all projections have biases; otherwise any may.
+    pub biases: bool,
 }
 
 impl AttentionSpec {
@@ -125,34 +140,48 @@ impl Spec {
         let keys = Keys { meta, arch: family.name };
         let layers = keys.required("block_count", MAX_LAYERS)?;
         let d = keys.required("embedding_length", MAX_WIDTH)?;
-        let attention = attention(&keys, d)?;
+        let attention = attention(&keys, family, d)?;
         keys::check(meta, family, attention.head_dim)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
-        let router = router(&keys, family)?;
+        let ffn = FfnSpec {
+            router: router(&keys, family)?,
+            activation: activation(&keys, family)?,
+            biases: family.biases,
+        };
         let windows = windows(&keys, family, layers)?;
-        let layer = |window| LayerSpec { attention: AttentionSpec { window, ..attention }, router };
+        let layer = |window| LayerSpec { attention: AttentionSpec { window, ..attention }, ffn };
         Ok(Spec {
             family,
             name: meta.str("general.name")?.unwrap_or(family.name).to_owned(),
             d,
             context,
             norm_eps,
-            rope: rope(&keys, attention.head_dim, context)?,
+            rope: rope(&keys, family, attention.head_dim, context)?,
             layers: windows.into_iter().map(layer).collect(),
         })
     }
 
     /// Routing, where the model has experts; all layers that have them route alike.
     pub fn router(&self) -> Option<Router> {
-        self.layers.iter().find_map(|l| l.router)
+        self.layers.iter().find_map(|l| l.ffn.router)
     }
 
     /// The same model with fewer experts per token.
     pub fn set_top_k(&mut self, top_k: usize) {
-        self.layers.iter_mut().filter_map(|l| l.router.as_mut()).for_each(|r| r.top_k = top_k);
+        self.layers.iter_mut().filter_map(|l| l.ffn.router.as_mut()).for_each(|r| r.top_k = top_k);
+    }
+
+    /// What a backend must compute for it.
+    pub fn uses(&self) -> Uses {
+        let any = |is: fn(&LayerSpec) -> bool| self.layers.iter().any(is);
+        Uses {
+            sinks: any(|l| l.attention.sinks),
+            feed_biases: any(|l| l.ffn.biases),
+            clamped: any(|l| l.ffn.activation != Activation::Swiglu),
+        }
     }
 
     /// The greatest of a number of all layers.
@@ -162,7 +191,7 @@ impl Spec {
 }
 
 /// Attention as every layer has it, but for windows.
-fn attention(keys: &Keys, d: usize) -> Result<AttentionSpec> {
+fn attention(keys: &Keys, family: &Family, d: usize) -> Result<AttentionSpec> {
     let heads = keys.required("attention.head_count", MAX_HEADS)?;
     let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
     if kv_heads == 0 || heads % kv_heads != 0 {
@@ -194,10 +223,19 @@ fn attention(keys: &Keys, d: usize) -> Result<AttentionSpec> {
     }
     let scale = 1.0 / (head_dim as f32).sqrt();
     let limit = keys.positive("attention.clamp_kqv")?;
-    Ok(AttentionSpec { heads, kv_heads, head_dim, scale, window: None, limit })
+    Ok(AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        window: None,
+        limit,
+        sinks: family.sinks,
+        biases: family.biases,
+    })
 }
 
-fn rope(keys: &Keys, head_dim: usize, context: usize) -> Result<RopeConfig> {
+fn rope(keys: &Keys, family: &Family, head_dim: usize, context: usize) -> Result<RopeConfig> {
     let dims = keys.optional("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
     if dims == 0 || dims % 2 != 0 || dims > head_dim {
         return Err(Error::malformed(
@@ -206,7 +244,7 @@ fn rope(keys: &Keys, head_dim: usize, context: usize) -> Result<RopeConfig> {
         ));
     }
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    Ok(RopeConfig { dims, base, scaling: scaling(keys, context)? })
+    Ok(RopeConfig { dims, base, scaling: scaling(keys, family, context)? })
 }
 
 fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
@@ -233,6 +271,21 @@ fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
     }))
 }
 
+/// GGUF has no keys for the limits.
+fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
+    let Some(Clamp { alpha, limit }) = family.clamp else { return Ok(Activation::Swiglu) };
+    let number = |name: &str, usual: f32| -> Result<f32> {
+        let key = format!("dollop.swiglu.{name}");
+        match keys.meta.f32(&key)? {
+            Some(v) if !(v.is_finite() && v > 0.0) => {
+                Err(Error::malformed(key, format!("{v} must be a number above zero")))
+            }
+            other => Ok(other.unwrap_or(usual)),
+        }
+    };
+    Ok(Activation::Clamped { alpha: number("alpha", alpha)?, limit: number("limit", limit)? })
+}
+
 /// The window of each layer.
 fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
     const LAYERS: &str = "dollop.attention.window_layers";
@@ -243,6 +296,7 @@ fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usi
         }
         (Some(listed), _) => listed.to_vec(),
         (None, Windows::All) => vec![true; layers],
+        (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
         // Without a list, a guess would compute something else without an error.
         (None, Windows::Listed) if window.is_some() => {
             let key = keys.key("attention.sliding_window");
@@ -267,7 +321,7 @@ fn extrapolation(keys: &Keys) -> Result<f32> {
     }
 }
 
-fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
+fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
     if keys.meta.f32("dollop.rope.llama3.factor")?.is_some() {
         let get = |name: &str| -> Result<f32> {
             let key = format!("dollop.rope.llama3.{name}");
@@ -315,7 +369,7 @@ fn scaling(keys: &Keys, context: usize) -> Result<Scaling> {
             attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,
             mscale: keys.meta.f32("dollop.rope.yarn.mscale")?,
             mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?,
-            truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(true),
+            truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),
             gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
                 * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
             extrapolation: extrapolation(keys)?,
@@ -354,6 +408,7 @@ mod tests {
                 with_window(family.name).map(|s| s.layers.iter().map(|l| l.attention.window).collect());
             match family.windows {
                 Windows::All => assert_eq!(windows.unwrap(), [Some(8), Some(8)]),
+                Windows::Even => assert_eq!(windows.unwrap(), [Some(8), None]),
                 Windows::Listed => assert!(windows.unwrap_err().to_string().contains("sliding_window")),
             }
         }

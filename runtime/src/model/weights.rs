@@ -8,7 +8,7 @@ use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::format::dollop::{PARTS, part_name};
-use crate::kernels::Router;
+use crate::kernels::{Biases, Router};
 use crate::quant::{Level, Matrix};
 
 /// The embedding's name.
@@ -29,9 +29,15 @@ impl LayerOf<'_> {
         format!("blk.{}.{part}", self.layer)
     }
 
+    /// The bias of a projection.
+    fn bias(&self, part: &str, len: usize) -> Declared {
+        let bias = Declared::vector(self.name(&format!("{part}.bias")), len);
+        if self.spec.attention.biases { bias } else { bias.maybe() }
+    }
+
     /// Its router, where it has experts.
     fn routed(&self) -> Option<Router> {
-        self.spec.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
+        self.spec.ffn.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
     }
 
     /// Rows of gate and up.
@@ -70,19 +76,19 @@ part! {
         /// `[heads · head_dim, d]`.
         first q: Matrix = Declared::matrix(of.name("attn_q.weight"), of.spec.attention.q_width(), of.d);
         /// `[heads · head_dim]`.
-        also q_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_q.bias"), of.spec.attention.q_width()).maybe();
+        also q_bias: Option<Vec<f32>> = of.bias("attn_q", of.spec.attention.q_width());
         /// `[kv_heads · head_dim, d]`.
         also k: Matrix = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d);
         /// `[kv_heads · head_dim]`.
-        also k_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_k.bias"), of.spec.attention.kv_width()).maybe();
+        also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.attention.kv_width());
         /// `[kv_heads · head_dim, d]`.
         also v: Matrix = Declared::matrix(of.name("attn_v.weight"), of.spec.attention.kv_width(), of.d);
         /// `[kv_heads · head_dim]`.
-        also v_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_v.bias"), of.spec.attention.kv_width()).maybe();
+        also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.attention.kv_width());
         /// `[d, heads · head_dim]`.
         first o: Matrix = Declared::matrix(of.name("attn_output.weight"), of.d, of.spec.attention.q_width());
         /// `[d]`.
-        also o_bias: Option<Vec<f32>> = Declared::vector(of.name("attn_output.bias"), of.d).maybe();
+        also o_bias: Option<Vec<f32>> = of.bias("attn_output", of.d);
         /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
         first q_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_q_norm.weight"), of.spec.attention.head_dim)
             .or(of.spec.attention.q_width())
@@ -91,6 +97,9 @@ part! {
         first k_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_k_norm.weight"), of.spec.attention.head_dim)
             .or(of.spec.attention.kv_width())
             .maybe();
+        /// `[heads]`.
+        first sinks: Option<Vec<f32>> =
+            Declared::vector(of.name("attn_sinks.weight"), of.spec.attention.heads).only_if(of.spec.attention.sinks);
         /// `[d]`.
         first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
         /// Experts or one dense block.
@@ -123,8 +132,60 @@ part! {
         first router: Matrix = Declared::small(of.layer.name("ffn_gate_inp.weight"), of.router.experts, of.layer.d);
         /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
         also shared_gate: Option<Matrix> = Declared::small(of.layer.name("ffn_gate_inp_shexp.weight"), 1, of.layer.d).maybe();
+        /// `[experts]`.
+        also router_bias: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
+        /// Of the routed experts.
+        first biases: Option<ExpertBiases> = of;
         /// An expert that every token uses.
         first shared: Option<Expert> = of.layer.shared();
+    }
+}
+
+part! {
+    /// Biases of routed experts.
+    ExpertBiases(of: MoeOf) {
+        /// `[experts, ff]`.
+        first gate: Vec<f32> = of.bias("gate", of.layer.width("_exps").unwrap_or(0));
+        /// `[experts, ff]`.
+        first up: Vec<f32> = of.bias("up", of.layer.width("_exps").unwrap_or(0));
+        /// `[experts, d]`.
+        first down: Vec<f32> = of.bias("down", of.layer.d);
+    }
+}
+
+impl ExpertBiases {
+    /// As kernels take them.
+    pub fn slices(&self) -> Biases<'_> {
+        Biases { gate: &self.gate, up: &self.up, down: &self.down }
+    }
+}
+
+impl MoeOf<'_> {
+    fn bias(&self, part: &str, rows: usize) -> Declared {
+        Declared::small(self.layer.name(&format!("ffn_{part}_exps.bias")), self.router.experts, rows)
+    }
+}
+
+impl Held for Option<ExpertBiases> {
+    type Of<'o> = MoeOf<'o>;
+
+    fn declare(of: MoeOf<'_>, to: &mut Vec<Declared>) {
+        if of.layer.spec.ffn.biases {
+            ExpertBiases::declare(of, to);
+        }
+    }
+
+    fn read(from: &dyn Tensors, of: MoeOf<'_>) -> Result<Self> {
+        of.layer.spec.ffn.biases.then(|| ExpertBiases::read(from, of)).transpose()
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        self.iter().for_each(|biases| biases.each(met));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        self.iter_mut().for_each(|biases| biases.each_mut(met));
     }
 }
 

@@ -214,6 +214,7 @@ impl Parts {
         adapter: Option<Adapter>,
         tables: &[Option<LayerExperts>],
     ) -> Result<MemoryPlan> {
+        processor::supports(adapter, &self.spec.uses())?;
         let limit = self.spec.context;
         let context = options.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         super::timeline::check_context(context, limit)?;

@@ -6,7 +6,7 @@ use crate::experts::{Expert, Refinement};
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
 #[cfg(feature = "gpu")]
 use crate::kernels::gpu::{GpuBackend, GpuKv, GpuOptions, adapters, worth_asking};
-use crate::kernels::{Backend, Routed};
+use crate::kernels::{Backend, Routed, Uses};
 use crate::model::forward::{Passing, Want};
 use crate::model::{Model, State};
 use crate::quant::Matrix;
@@ -65,6 +65,19 @@ pub(super) fn choose<T>(
 #[cfg(not(feature = "gpu"))]
 fn no_gpu() -> Error {
     Error::Device("this build has no GPU kernels (feature `gpu`)".into())
+}
+
+/// # Errors
+/// `Device` where an adapter is to compute what the GPU's kernels do not.
+pub(super) fn supports(adapter: Option<Adapter>, uses: &Uses) -> Result<()> {
+    let asked = match adapter {
+        None => CpuBackend::supports(uses),
+        #[cfg(feature = "gpu")]
+        Some(_) => GpuBackend::supports(uses),
+        #[cfg(not(feature = "gpu"))]
+        Some(_) => return Err(no_gpu()),
+    };
+    asked.map_err(Error::Device)
 }
 
 /// Bytes of the keys and values of one layer.

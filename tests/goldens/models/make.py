@@ -5,9 +5,9 @@ Weights are not stored: they come from a counter-based generator that the tests 
 config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
 ids, and the logits of every position. Norms and biases are randomised too: ones and zeros would hide mistakes.
 
-NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
+Names of configurations as arguments make only those. NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
 """
-import json, pathlib, tempfile, zlib
+import json, pathlib, sys, tempfile, zlib
 import numpy as np, torch, transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -20,6 +20,9 @@ BASE = dict(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_lay
 MOE = dict(num_experts=8, num_experts_per_tok=2)
 Q2 = dict(**MOE, moe_intermediate_size=64, shared_expert_intermediate_size=80)
 Q3 = dict(**MOE, moe_intermediate_size=64, head_dim=32)
+OSS = dict(num_local_experts=8, num_experts_per_tok=3, head_dim=32, intermediate_size=96, num_hidden_layers=3, rms_norm_eps=1e-5,
+           initializer_range=0.02, rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, beta_fast=32.0,
+                                                        beta_slow=1.0, truncate=False, original_max_position_embeddings=40))
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -36,6 +39,10 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "qwen3moe-plain": ("Qwen3Moe", dict(**Q3, norm_topk_prob=False, **rope("default", 5e5)), "new"),
     "qwen3moe-mlp-only": ("Qwen3Moe", dict(**Q3, norm_topk_prob=True, num_hidden_layers=3, mlp_only_layers=[0]), "new"),
     "qwen3moe-window": ("Qwen3Moe", dict(**Q3, norm_topk_prob=True, use_sliding_window=True, sliding_window=10), "old"),
+    "gptoss": ("GptOss", dict(**OSS, sliding_window=10), "old"),
+    "gptoss-listed": ("GptOss", dict(**(OSS | dict(num_hidden_layers=4)), sliding_window=12, swiglu_limit=1.5, swiglu_alpha=1.2,
+                                     layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"]), "new"),
+    "gptoss-mxfp4": ("GptOss", dict(**(OSS | dict(num_hidden_layers=2)), sliding_window=16), "mxfp4"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -53,8 +60,8 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
 }
 
 
-def values(name, shape, scale, offset):
-    """offset + scale · u, u uniform in [-1, 1): SplitMix64 of (CRC-32 of the name << 32) + index, upper 24 bits, in f32."""
+def numbers(name, shape):
+    """SplitMix64 of (CRC-32 of the name << 32) + index, upper 24 bits."""
     n = int(np.prod(shape))
     with np.errstate(over="ignore"):
         z = np.arange(n, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)
@@ -62,8 +69,35 @@ def values(name, shape, scale, offset):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
-    u = (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
-    return (np.float32(offset) + np.float32(scale) * u).reshape(shape)
+    return (z >> np.uint64(40)).reshape(shape)
+
+
+def values(name, shape, scale, offset):
+    """offset + scale · u, u uniform in [-1, 1)."""
+    u = numbers(name, shape).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
+    return np.float32(offset) + np.float32(scale) * u
+
+
+def pack(tensors, arrays):
+    """MXFP4 blocks instead of matrices of experts, as gpt-oss's files have them. Returns what they are unpacked."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+    plain = dict(arrays)
+    for key, shape, _, _ in list(tensors):
+        if not key.endswith(("gate_up_proj", "down_proj")):
+            continue
+        tensors[:] = [t for t in tensors if t[0] != key]
+        del arrays[key]
+        e, cols, rows = shape
+        parts = []
+        for part, size, low, high in [("blocks", [e, rows, cols // 32, 16], 0, 256), ("scales", [e, rows, cols // 32], 122, 125)]:
+            name = f"{key}_{part}"
+            arrays[name] = (low + numbers(name, size) % (high - low)).astype(np.uint8)
+            tensors.append([name, size, low, high])
+            parts.append(torch.from_numpy(arrays[name]))
+        plain[key] = convert_moe_packed_tensors(*parts, dtype=torch.float32).contiguous().numpy()
+        assert list(plain[key].shape) == shape
+    tensors.sort()
+    return plain
 
 
 def old_style(config):
@@ -93,7 +127,8 @@ def make(name, prefix, changes, style):
                 offset = 1.0 if norm else 0.0
                 tensors.append([key, shape, scale, offset])
                 arrays[key] = values(key, shape, scale, offset)
-        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+        plain = pack(tensors, arrays) if style == "mxfp4" else arrays
+        save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         written = json.loads((folder / "config.json").read_text())
         if style == "old":
             written = old_style(written)
@@ -102,6 +137,8 @@ def make(name, prefix, changes, style):
         assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
         with torch.no_grad():
             logits = m.eval().float()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    if style == "mxfp4":
+        written["quantization_config"] = dict(quant_method="mxfp4")
     (HERE / f"{name}.json").write_text(json.dumps(dict(config=written, tensors=tensors, tokens=TOKENS)))
     logits.astype("<f4").tofile(HERE / f"{name}.f32")
     print(f"{name}: {len(tensors)} tensors, logits {logits.min():.2f} to {logits.max():.2f}, spread {logits.std():.2f}", flush=True)
@@ -110,4 +147,6 @@ def make(name, prefix, changes, style):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, (prefix, changes, style) in MODELS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         make(name, prefix, changes, style)

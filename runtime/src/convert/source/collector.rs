@@ -3,7 +3,7 @@
 //! Names are canonical already, and not to be trusted: sizes and numbers are checked here, once for all formats. Experts that
 //! come one by one are stacked at the end.
 
-use super::{Piece, Pieces, Source, Tensor};
+use super::{Layout, Piece, Pieces, Source, Tensor};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::format::hf::Place;
@@ -31,6 +31,7 @@ impl Collector {
         shape: Vec<usize>,
         ty: GgmlType,
         pieces: Pieces,
+        layout: Layout,
     ) -> Result<()> {
         let wrong = |what: String| Err(Error::malformed(format!("tensor `{}`", place.name), what));
         if shape.is_empty() || shape.len() > 3 || shape.contains(&0) || !ty.is_float() {
@@ -46,7 +47,7 @@ impl Collector {
             if self.index.contains_key(&place.name) {
                 return wrong("appears twice".into());
             }
-            self.push(place.name, shape, ty, pieces);
+            self.push(place.name, shape, ty, pieces, layout);
             return Ok(());
         };
         if expert >= MAX_EXPERTS {
@@ -54,7 +55,7 @@ impl Collector {
         }
         let at = match self.index.get(&place.name) {
             Some(&at) => at,
-            None => self.push(place.name.clone(), shape.clone(), ty, Pieces::Each(Vec::new())),
+            None => self.push(place.name.clone(), shape.clone(), ty, Pieces::Each(Vec::new()), layout),
         };
         let tensor = &self.tensors[at];
         if !matches!(tensor.pieces, Pieces::Each(_)) {
@@ -69,10 +70,17 @@ impl Collector {
         Ok(())
     }
 
-    fn push(&mut self, name: String, shape: Vec<usize>, ty: GgmlType, pieces: Pieces) -> usize {
+    fn push(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        ty: GgmlType,
+        pieces: Pieces,
+        layout: Layout,
+    ) -> usize {
         let at = self.tensors.len();
         self.index.insert(name.clone(), at);
-        self.tensors.push(Tensor { name, shape, ty, pieces, interleaved: None });
+        self.tensors.push(Tensor { name, shape, ty, pieces, layout });
         at
     }
 

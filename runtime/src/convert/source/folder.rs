@@ -1,9 +1,11 @@
 //! A Hugging Face folder as a source: its configuration, what it has of a tokenizer, and safetensors files.
 
 use super::collector::Collector;
-use super::{Piece, Pieces, Source};
+use super::packed::Blocks;
+use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
-use crate::format::{Metadata, hf, safetensors};
+use crate::format::hf::{self, Cut, Form, Place};
+use crate::format::{Metadata, safetensors};
 use crate::model::families;
 use crate::store;
 use std::collections::HashMap;
@@ -46,7 +48,8 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     }
     let tied = hf::is_tied(&config).map_err(|e| e.at(&config_path))?;
     let mut head = false;
-    let mut collector = Collector::default();
+    let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
+    let (mut collector, mut blocks) = (Collector::default(), Blocks::default());
     let mut files = Vec::new();
     for shard in shards {
         let path = file(&shard);
@@ -59,7 +62,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
                     continue;
                 }
             }
-            add_tensor(&mut collector, files.len(), entry).map_err(|e| e.at(&path))?;
+            add_tensor(&mut collector, &mut blocks, files.len(), entry, dialect).map_err(|e| e.at(&path))?;
         }
         files.push((path, bytes));
     }
@@ -67,6 +70,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         let what = "the file has no such tensor, and `tie_word_embeddings` says that the embedding is not the head; is the download complete?";
         return Err(Error::malformed(format!("tensor `{HEAD}`"), what).at(folder));
     }
+    blocks.finish(&mut collector).map_err(|e| e.at(folder))?;
     collector.finish(metadata, files, others).map_err(|e| e.at(folder))
 }
 
@@ -131,39 +135,75 @@ fn added_tokens(json: &str) -> HashMap<String, u32> {
     tokens.into_iter().map(|t| (t.content, t.id)).collect()
 }
 
-fn add_tensor(collector: &mut Collector, file: usize, entry: safetensors::Entry) -> Result<()> {
-    let Some(places) = hf::places(&entry.name) else {
+fn add_tensor(
+    collector: &mut Collector,
+    blocks: &mut Blocks,
+    file: usize,
+    entry: safetensors::Entry,
+    dialect: &hf::Dialect,
+) -> Result<()> {
+    let Some(places) = hf::places(&entry.name, dialect.stacks) else {
         let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
         return Err(Error::unsupported(what));
     };
-    let mut shape = entry.shape;
-    let (offset, len) = (entry.offset as usize, entry.n_bytes as usize);
-    match &places[..] {
-        [] => Ok(()),
-        [place] => {
-            if shape.len() == 2 && shape[0] == 1 && place.expert.is_none() {
-                shape.remove(0);
-            }
-            let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
-            let len = len / count;
-            let pieces = Pieces::Even { first: Piece { file, offset, len }, stride: len, count };
-            collector.add(place.clone(), shape, entry.ty, pieces)
-        }
-        halves => {
-            // `[experts, 2 · ff, d]`: gate rows, then up rows, of each expert.
-            if shape.len() != 3 || shape[0] == 0 || !shape[1].is_multiple_of(2) {
-                return Err(Error::malformed(format!("tensor `{}`", entry.name), format!("shape {shape:?}")));
-            }
-            shape[1] /= 2;
-            let len = len / (2 * shape[0]);
-            for (half, place) in halves.iter().enumerate() {
-                let first = Piece { file, offset: offset + half * len, len };
-                let pieces = Pieces::Even { first, stride: 2 * len, count: shape[0] };
-                collector.add(place.clone(), shape.clone(), entry.ty, pieces)?;
-            }
-            Ok(())
-        }
+    let mut shape = entry.shape.clone();
+    if shape.len() == 2 && shape[0] == 1 && places.iter().all(|p| p.expert.is_none()) {
+        shape.remove(0);
     }
+    for place in places {
+        if place.form != Form::Values {
+            blocks.add(place, file, &entry)?;
+            continue;
+        }
+        if !entry.ty.is_float() {
+            let what =
+                format!("tensor `{}`: element type U8 is not supported; F32, F16 and BF16 are", entry.name);
+            return Err(Error::unsupported(what));
+        }
+        let (shape, pieces, layout) = cut(&entry, file, &shape, &place)?;
+        collector.add(place, shape, entry.ty, pieces, layout)?;
+    }
+    Ok(())
+}
+
+/// Which part of a tensor has a place, in the order of rows.
+fn cut(
+    entry: &safetensors::Entry,
+    file: usize,
+    shape: &[usize],
+    place: &Place,
+) -> Result<(Vec<usize>, Pieces, Layout)> {
+    let wrong =
+        || Err(Error::malformed(format!("tensor `{}`", entry.name), format!("shape {:?}", entry.shape)));
+    let (offset, all) = (entry.offset as usize, entry.n_bytes as usize);
+    let even =
+        |offset, len, stride, count| Pieces::Even { first: Piece { file, offset, len }, stride, count };
+    let parts = if place.cut == Cut::Whole { 1 } else { 2 };
+    Ok(match (place.cut, place.turned, shape) {
+        (Cut::Whole, false, _) => {
+            let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
+            (shape.to_vec(), even(offset, all / count, all / count, count), Layout::Rows)
+        }
+        // Gate rows, then up rows, of each expert.
+        (Cut::Half(half), false, &[experts, rows, cols]) if experts > 0 && rows.is_multiple_of(2) => {
+            let len = all / (2 * experts);
+            (vec![experts, rows / 2, cols], even(offset + half * len, len, 2 * len, experts), Layout::Rows)
+        }
+        (Cut::Whole | Cut::Alternate(_), true, &[experts, cols, rows])
+            if experts > 0 && rows.is_multiple_of(parts) =>
+        {
+            let first = if let Cut::Alternate(first) = place.cut { first } else { 0 };
+            let len = all / experts;
+            let layout = Layout::Strided { first, row: parts, col: rows };
+            (vec![experts, rows / parts, cols], even(offset, len, len, experts), layout)
+        }
+        // Values of gate and up alternate in a bias.
+        (Cut::Alternate(first), false, &[experts, values]) if values.is_multiple_of(2) => {
+            let layout = Layout::Strided { first, row: values, col: 2 };
+            (vec![experts, values / 2], even(offset, all, all, 1), layout)
+        }
+        _ => return wrong(),
+    })
 }
 
 fn read_text(path: &Path) -> Result<Option<String>> {

@@ -1,7 +1,7 @@
 //! A foreign GGUF file as a source: its shards, tensors of single experts, and rows that llama.cpp has interleaved.
 
 use super::collector::Collector;
-use super::{Piece, Pieces, Source};
+use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::format::hf::Place;
@@ -51,16 +51,17 @@ pub(super) fn open(path: &Path) -> Result<Source> {
             format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
         return Err(Error::malformed("split.tensors.count", what).at(path));
     }
+    // Other architectures are refused by name when the model is looked at.
+    let architecture = metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
+    let family = Family::find(architecture).ok();
     let mut collector = Collector::default();
     for (file, gguf) in parsed.iter().enumerate() {
         for t in &gguf.tensors {
-            add(&mut collector, file, t).map_err(|e| e.at(&files[file].0))?;
+            add(&mut collector, file, t, family).map_err(|e| e.at(&files[file].0))?;
         }
     }
     let mut source = collector.finish(metadata, files, Vec::new()).map_err(|e| e.at(path))?;
-    let architecture = source.metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
-    // Others are refused by name when the model is looked at.
-    if let Some(family) = Family::find(architecture).ok().filter(|f| f.interleaved) {
+    if let Some(family) = family.filter(|f| f.interleaved) {
         mark_interleaved(&mut source, family).map_err(|e| e.at(path))?;
     }
     Ok(source)
@@ -90,7 +91,17 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
     Ok((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
 }
 
-fn add(collector: &mut Collector, file: usize, t: &TensorInfo) -> Result<()> {
+/// The canonical name of a tensor that this family's files name otherwise.
+fn canonical(name: &str, family: Option<&Family>) -> String {
+    let renamed = family.map_or(&[][..], |f| f.renamed);
+    let canonical = |&(theirs, ours): &(&str, &str)| {
+        let block = name.strip_suffix(theirs).filter(|b| b.starts_with("blk.") && b.ends_with('.'))?;
+        Some(format!("{block}{ours}"))
+    };
+    renamed.iter().find_map(canonical).unwrap_or_else(|| name.to_owned())
+}
+
+fn add(collector: &mut Collector, file: usize, t: &TensorInfo, family: Option<&Family>) -> Result<()> {
     let mut shape: Vec<usize> = t.shape.iter().rev().map(|&n| n as usize).collect();
     // Old Mixtral files have one tensor per expert: `blk.0.ffn_gate.3.weight`.
     let parts: Vec<_> = t.name.split('.').collect();
@@ -98,9 +109,9 @@ fn add(collector: &mut Collector, file: usize, t: &TensorInfo) -> Result<()> {
         ["blk", layer, part @ ("ffn_gate" | "ffn_up" | "ffn_down"), expert, "weight"]
             if expert.parse::<usize>().is_ok() =>
         {
-            Place { name: format!("blk.{layer}.{part}_exps.weight"), expert: expert.parse().ok() }
+            Place::whole(format!("blk.{layer}.{part}_exps.weight"), expert.parse().ok())
         }
-        _ => Place { name: t.name.clone(), expert: None },
+        _ => Place::whole(canonical(&t.name, family), None),
     };
     // A one-row matrix is stored as a vector by some writers and the other way round; both read alike.
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
@@ -109,7 +120,7 @@ fn add(collector: &mut Collector, file: usize, t: &TensorInfo) -> Result<()> {
     let count = if shape.len() == 3 { shape[0] } else { 1 };
     let len = t.n_bytes as usize / count;
     let first = Piece { file, offset: t.offset as usize, len };
-    collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count })
+    collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count }, Layout::Rows)
 }
 
 /// llama.cpp permutes the query and key rows of some architectures.
@@ -136,7 +147,7 @@ fn mark_interleaved(source: &mut Source, family: &Family) -> Result<()> {
                 format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
             return Err(Error::unsupported(what));
         }
-        t.interleaved = Some(heads);
+        t.layout = Layout::Interleaved(heads);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ mod places;
 mod small;
 
 pub use generation::sampling;
-pub use places::{Place, places};
+pub use places::{Cut, Form, Place, Stacks, places};
 pub use small::{SmallFiles, chat_template, special_tokens};
 
 use super::json;
@@ -31,6 +31,10 @@ pub struct Dialect {
     pub renormalize: Option<bool>,
     /// How `sliding_window` is read; `None` where it is not used.
     pub sliding: Option<Sliding>,
+    /// How stacks of experts lie.
+    pub stacks: Stacks,
+    /// Whether `swiglu_alpha` and `swiglu_limit` are those of its activation.
+    pub clamped: bool,
 }
 
 /// How a family says which layers have a sliding window.
@@ -53,6 +57,8 @@ impl Dialect {
         routed: false,
         renormalize: None,
         sliding: None,
+        stacks: Stacks::Halves,
+        clamped: false,
     };
 }
 
@@ -99,12 +105,15 @@ const READ: [&str; 36] = [
 ];
 
 /// Keys of `config.json` about training, other programs or the file itself.
-const DESCRIBING: [&str; 16] = [
+const DESCRIBING: [&str; 18] = [
     "_name_or_path",
     "architectures",
     "attention_dropout",
     "auto_map",
     "dtype",
+    // What another key says too.
+    "experts_per_token",
+    "initial_context_length",
     "initializer_range",
     "output_attentions",
     "output_hidden_states",
@@ -117,6 +126,9 @@ const DESCRIBING: [&str; 16] = [
     "use_cache",
     "return_dict",
 ];
+
+/// Keys of `config.json` with the numbers of a clamped SwiGLU, and what they become.
+const CLAMP: [&str; 2] = ["swiglu_alpha", "swiglu_limit"];
 
 struct Config {
     json: Map<String, Json>,
@@ -189,7 +201,7 @@ pub fn model_type(text: &str) -> Result<String> {
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let c = Config { json: object("config.json", text)? };
     let arch = dialect.architecture;
-    supported(&c)?;
+    supported(&c, dialect)?;
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
@@ -201,6 +213,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .json
         .keys()
         .filter(|k| !READ.contains(&k.as_str()) && !DESCRIBING.contains(&k.as_str()))
+        .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
         .cloned()
         .collect();
     if !unused.is_empty() {
@@ -210,9 +223,11 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
 }
 
 /// Refuses what no family here has.
-fn supported(c: &Config) -> Result<()> {
-    if let Some(how) = c.get("quantization_config") {
-        let method = how["quant_method"].as_str().unwrap_or("a method without a name");
+fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
+    let method = c.get("quantization_config").map(|how| how["quant_method"].as_str());
+    // The blocks of stacks that alternate are read.
+    if let Some(method) = method.filter(|m| *m != Some("mxfp4") || dialect.stacks != Stacks::Alternating) {
+        let method = method.unwrap_or("a method without a name");
         let what = format!(
             "config.json: weights quantized by {method} are not supported; take the unquantized model or a GGUF file of it"
         );
@@ -283,6 +298,11 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
             None => c.bool("norm_topk_prob")?.unwrap_or(false),
         };
         m.insert("dollop.router.renormalize", renormalize);
+        for key in CLAMP.iter().filter(|_| dialect.clamped) {
+            if let Some(value) = c.f64(key)? {
+                m.insert(key.replace("swiglu_", "dollop.swiglu."), value as f32);
+            }
+        }
     }
     Ok(())
 }

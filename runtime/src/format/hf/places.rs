@@ -7,12 +7,88 @@ pub struct Place {
     pub name: String,
     /// The expert, where the tensor holds one of a stack.
     pub expert: Option<usize>,
+    /// Which of its rows.
+    pub cut: Cut,
+    /// Whether its matrices are `[in, out]`.
+    pub turned: bool,
+    /// What its bytes are.
+    pub form: Form,
 }
 
-/// The canonical places of a tensor: one, or two for a stacked `gate_up_proj` (gate in the first half of the rows of
-/// each expert, up in the second). Empty for buffers that carry no weights; `None` for names of no known family.
-pub fn places(name: &str) -> Option<Vec<Place>> {
-    let one = |name: String, expert| Some(vec![Place { name, expert }]);
+/// Rows of a tensor that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// All.
+    Whole,
+    /// The first (0) or second (1) half of each expert's.
+    Half(usize),
+    /// Every other of each expert's, from this one on.
+    Alternate(usize),
+}
+
+/// What the bytes of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Numbers.
+    Values,
+    /// The 4-bit codes of MXFP4 blocks, `[…, blocks, 16]`.
+    Codes,
+    /// Their scales, `[…, blocks]`.
+    Scales,
+}
+
+/// How a family stacks its experts, where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stacks {
+    /// `[experts, out, in]`, gate rows before up rows.
+    Halves,
+    /// `[experts, in, out]`, outputs of gate and up alternate; as MXFP4 blocks `[experts, out, in]`.
+    Alternating,
+}
+
+impl Place {
+    /// Of a tensor that is what it is called.
+    pub fn whole(name: String, expert: Option<usize>) -> Place {
+        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values }
+    }
+}
+
+/// The places of a stack, by its name behind `mlp.experts.`.
+fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+    let both = |leaf: &str, cut: fn(usize) -> Cut| {
+        let place =
+            |(i, part)| Place { cut: cut(i), ..Place::whole(blk(&format!("ffn_{part}_exps.{leaf}")), None) };
+        ["gate", "up"].into_iter().enumerate().map(place).collect::<Vec<_>>()
+    };
+    let down = |leaf: &str| vec![Place::whole(blk(&format!("ffn_down_exps.{leaf}")), None)];
+    let (base, form) = match name.rsplit_once('_') {
+        Some((base, "blocks")) => (base, Form::Codes),
+        Some((base, "scales")) => (base, Form::Scales),
+        _ => (name, Form::Values),
+    };
+    let mut places = match (base, stacks) {
+        ("gate_up_proj", Stacks::Halves) => both("weight", Cut::Half),
+        ("gate_up_proj", Stacks::Alternating) => both("weight", Cut::Alternate),
+        ("down_proj", _) => down("weight"),
+        ("gate_up_proj_bias", Stacks::Alternating) if form == Form::Values => {
+            return Some(both("bias", Cut::Alternate));
+        }
+        ("down_proj_bias", Stacks::Alternating) if form == Form::Values => return Some(down("bias")),
+        _ => return None,
+    };
+    if stacks == Stacks::Halves && form != Form::Values {
+        return None;
+    }
+    for place in &mut places {
+        (place.turned, place.form) = (stacks == Stacks::Alternating && form == Form::Values, form);
+    }
+    Some(places)
+}
+
+/// The canonical places of a tensor: one, or two for a stacked `gate_up_proj`. Empty for buffers that carry no weights; `None`
+/// for names of no known family.
+pub fn places(name: &str, stacks: Stacks) -> Option<Vec<Place>> {
+    let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
         "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
         "model.norm.weight" => return one("output_norm.weight".into(), None),
@@ -26,6 +102,9 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
     if rest.starts_with("self_attn.rotary_emb") {
         return Some(Vec::new());
     }
+    if rest == "self_attn.sinks" {
+        return one(blk("attn_sinks.weight"), None);
+    }
     let plain = match module {
         "input_layernorm" => Some("attn_norm"),
         "post_attention_layernorm" => Some("ffn_norm"),
@@ -38,7 +117,7 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
         "mlp.gate_proj" => Some("ffn_gate"),
         "mlp.up_proj" => Some("ffn_up"),
         "mlp.down_proj" => Some("ffn_down"),
-        "mlp.gate" | "block_sparse_moe.gate" => Some("ffn_gate_inp"),
+        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" => Some("ffn_gate_inp"),
         "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
         "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
         "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
@@ -50,15 +129,7 @@ pub fn places(name: &str) -> Option<Vec<Place>> {
     }
     let experts =
         rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
-    match experts {
-        "gate_up_proj" => {
-            let place = |part: &str| Place { name: blk(part), expert: None };
-            return Some(vec![place("ffn_gate_exps.weight"), place("ffn_up_exps.weight")]);
-        }
-        "down_proj" => return one(blk("ffn_down_exps.weight"), None),
-        _ => {}
-    }
-    let (expert, part) = experts.split_once('.')?;
+    let Some((expert, part)) = experts.split_once('.') else { return stack(experts, stacks, &blk) };
     let part = match part {
         "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",
         "up_proj.weight" | "w3.weight" => "ffn_up_exps.weight",

@@ -103,15 +103,28 @@ fn merge(max: &mut f32, sum: &mut f32, acc: &mut [f32], other: (f32, f32, &[f32]
     }
 }
 
+/// What weighted values are to be multiplied with and divided by in the end. A sink has a weight and no value.
+fn ending(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
+    let Some(sink) = sink else { return (1.0, sum) };
+    let top = if sink > max { sink } else { max };
+    let mine = math::exp(max - top);
+    (mine, sum * mine + math::exp(sink - top))
+}
+
 /// One operation, as the tasks see it.
 struct Call<'a> {
     q: &'a [f32],
     kv: &'a CpuKv,
     pos: usize,
-    shape: Attention,
+    shape: Attention<'a>,
 }
 
 impl Call<'_> {
+    /// The score that joins the softmax of a row: of query head `row` among those of a key head.
+    fn sink(&self, head: usize, row: usize) -> Option<f32> {
+        self.shape.sinks.map(|sinks| sinks[head * self.share() + row])
+    }
+
     fn share(&self) -> usize {
         self.shape.heads / self.shape.kv_heads
     }
@@ -248,7 +261,8 @@ fn attend_one(
                     || merge(&mut max, &mut sum, out, (part[row], part[share + row], acc)),
                 );
             }
-            out.iter_mut().for_each(|x| *x /= sum);
+            let (factor, sum) = ending(max, sum, call.sink(head, row));
+            out.iter_mut().for_each(|x| *x = *x * factor / sum);
         }
     }
 }
@@ -294,7 +308,8 @@ fn attend_many(
             for (h, out) in out.chunks_exact_mut(dim).enumerate() {
                 let row = (t - from) * share + h;
                 let acc = &w.total.acc[row * dim..][..dim];
-                out.iter_mut().zip(acc).for_each(|(o, a)| *o = a / w.total.sum[row]);
+                let (factor, sum) = ending(w.total.max[row], w.total.sum[row], call.sink(head, h));
+                out.iter_mut().zip(acc).for_each(|(o, a)| *o = a * factor / sum);
             }
         }
     });

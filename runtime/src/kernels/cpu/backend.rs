@@ -7,7 +7,7 @@ use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, KvPart, Linear, Placing, Projected, Routed, Router,
+    Attention, Backend, Choice, ExpertJob, Feed, KvPart, Linear, Placing, Projected, Routed, Router,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -202,13 +202,21 @@ impl Backend for CpuBackend {
                 x,
                 (tokens, tokens >= MANY, 0),
                 1,
+                &Feed::default(),
                 &[ExpertJob { index: 0, expert, slots }],
                 out,
             );
         }
     }
 
-    fn experts(&self, x: &Aligned<f32>, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut Aligned<f32>) {
+    fn experts(
+        &self,
+        x: &Aligned<f32>,
+        of: Routed,
+        feed: &Feed<'_>,
+        jobs: &[ExpertJob<'_>],
+        slots: &mut Aligned<f32>,
+    ) {
         let top_k = of.top_k;
         let mut from = 0;
         while from < jobs.len() {
@@ -217,7 +225,8 @@ impl Backend for CpuBackend {
                 n += jobs[to].slots.len();
                 to += 1;
             }
-            self.feed_forward(x, (of.tokens, of.tokens >= MANY, of.inputs), top_k, &jobs[from..to], slots);
+            let rows = (of.tokens, of.tokens >= MANY, of.inputs);
+            self.feed_forward(x, rows, top_k, feed, &jobs[from..to], slots);
             from = to;
         }
     }

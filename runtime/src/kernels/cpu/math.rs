@@ -1,6 +1,8 @@
 //! Float loops over slices. Written over small fixed arrays so that they vectorise under whatever instruction set
 //! [`super::isa::Isa::run`] compiles them for; nothing is fused. Orders of summation are fixed by the code, not by the data's split among threads or calls.
 
+use crate::kernels::Activation;
+
 const LANES: usize = 16;
 
 /// Sum of the lanes, in a fixed order.
@@ -115,6 +117,21 @@ pub(super) fn softmax(x: &mut [f32]) {
 pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         *g = *g / (1.0 + exp(-*g)) * u;
+    }
+}
+
+/// Gate and up as the input of down, into `gate`.
+#[inline(always)]
+pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Swiglu => swiglu(gate, up),
+        Activation::Clamped { alpha, limit } => {
+            for (g, u) in gate.iter_mut().zip(up) {
+                // Written so that what is no number stays none.
+                let (x, u) = (if *g > limit { limit } else { *g }, u.clamp(-limit, limit));
+                *g = x / (1.0 + exp(-alpha * x)) * (u + 1.0);
+            }
+        }
     }
 }
 

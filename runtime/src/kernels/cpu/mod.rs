@@ -33,13 +33,13 @@ mod warm;
 pub(crate) use halves::MANY;
 pub use isa::Isa;
 
-use super::{ExpertJob, Observer, RopeTable};
+use super::{ExpertJob, Feed, Observer, RopeTable};
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Rotation};
 use crate::telemetry::Trace;
 pub use kv::CpuKv;
 use pool::Pool;
-use product::{Input, Out, Product};
+use product::{Input, Out, Product, Up};
 pub use scratch::ScratchShape;
 use scratch::{Inputs, Scratch, turn};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -179,7 +179,7 @@ impl CpuBackend {
     ) {
         let (pool, isa) = (&self.pool, self.isa);
         let any = |used: &dyn Fn(&Matrix) -> bool| {
-            (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(used))
+            (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(|up| used(up.matrix)))
         };
         let halves = many && isa.halves();
         if halves && any(&|m| matches!(m, Matrix::Nested(_))) {
@@ -214,6 +214,7 @@ impl CpuBackend {
         x: &[f32],
         (rows, many, name): (usize, bool, u64),
         top_k: usize,
+        feed: &Feed,
         jobs: &[ExpertJob],
         out: &mut [f32],
     ) {
@@ -234,6 +235,8 @@ impl CpuBackend {
             let from: usize = jobs[..i].iter().map(|j| j.slots.len()).sum();
             from..from + jobs[i].slots.len()
         };
+
+        let biases = |i: usize| feed.biases.map(|all| all.of(jobs[i].index, ff, d));
 
         if let Some(observer) = self.observer.get() {
             for (i, job) in jobs.iter().enumerate() {
@@ -258,14 +261,18 @@ impl CpuBackend {
         let order_of = order.map(|order| (order, name));
         self.products(inputs, (x, rows, d), many, order_of, jobs.len(), &|i| Product {
             matrix: &jobs[i].expert.gate,
-            up: Some(&jobs[i].expert.up),
+            up: Some(Up {
+                matrix: &jobs[i].expert.up,
+                bias: biases(i).map(|[_, up, _]| up),
+                activation: feed.activation,
+            }),
             tokens: &token_of[range(i)],
             first: if order.is_some() {
                 range(i).start
             } else {
                 token_of[range(i)].first().map_or(0, |&t| t as usize)
             },
-            bias: None,
+            bias: biases(i).map(|[gate, ..]| gate),
             to: Some(&row_of[range(i)]),
             out: gate_out,
         });
@@ -286,7 +293,7 @@ impl CpuBackend {
             up: None,
             tokens: &row_of[range(i)],
             first: range(i).start,
-            bias: None,
+            bias: biases(i).map(|[.., down]| down),
             to: Some(jobs[i].slots),
             out: down_out,
         });

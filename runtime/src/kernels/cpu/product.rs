@@ -13,6 +13,7 @@ use super::nested;
 use super::plain;
 use super::pool::Pool;
 use super::tiles::{Sums, TOKEN_BLOCK, Tiles};
+use crate::kernels::Activation;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::ops::Range;
 
@@ -37,8 +38,8 @@ pub(super) struct Input<'a> {
 /// One matrix times some rows of an input.
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
-    /// With another matrix of the same size: the result is `silu(matrix · x) · (up · x)`.
-    pub(super) up: Option<&'a Matrix>,
+    /// With another matrix of the same size: the result is the activation of both products.
+    pub(super) up: Option<Up<'a>>,
     /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
     /// The first of as many rows of the quantized input, which lie in a row.
@@ -49,23 +50,37 @@ pub(super) struct Product<'a> {
     pub(super) out: Out,
 }
 
+/// The second matrix of a product that ends in an activation.
+#[derive(Clone, Copy)]
+pub(super) struct Up<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+}
+
+/// Adds the part of a bias that is a tile's, if there is one, to its sums.
+#[inline(always)]
+fn add_bias(bias: Option<&[f32]>, tile: usize, sums: &mut [[f32; TILE_ROWS]]) {
+    if let Some(bias) = bias {
+        let first = tile * TILE_ROWS;
+        let bias = &bias[first..bias.len().min(first + TILE_ROWS)];
+        sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
+    }
+}
+
 impl Product<'_> {
     fn tiles(&self) -> usize {
         self.matrix.rows().div_ceil(TILE_ROWS)
     }
 
-    /// Writes the sums of a tile's rows for tokens `from..`, the bias added; `past` the caches if so asked.
+    /// Writes what became of a tile's rows for tokens `from..`; `past` the caches if so asked.
     ///
     /// # Safety
     /// As [`run`], and nobody else computes this tile.
     #[inline(always)]
-    unsafe fn write(&self, tile: usize, from: usize, sums: &mut [[f32; TILE_ROWS]], past: bool) {
+    unsafe fn write(&self, tile: usize, from: usize, sums: &[[f32; TILE_ROWS]], past: bool) {
         let first = tile * TILE_ROWS;
         let n = TILE_ROWS.min(self.matrix.rows() - first);
-        if let Some(bias) = self.bias {
-            let bias = &bias[first..first + n];
-            sums.iter_mut().for_each(|sums| sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b));
-        }
         // A whole tile's rows, nearly always: their number is known here, and copying them is a move instead of a call.
         let whole = n == TILE_ROWS;
         for (i, sums) in (from..).zip(sums.iter()) {
@@ -193,18 +208,20 @@ pub(super) unsafe fn run<'a>(
 /// As [`run`], and nobody else computes these tiles.
 #[inline(always)]
 unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
-    let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| Weights::new(input, up)));
+    let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| (Weights::new(input, up.matrix), up)));
     let from = (p.first, p.tokens);
     for tile in tiles {
         let mut sums = [[0.0; TILE_ROWS]];
         matrix.tile_times(isa, tile, from, &mut sums);
-        if let Some(up) = &up {
+        add_bias(p.bias, tile, &mut sums);
+        if let Some((up, of)) = &up {
             let mut ups = [[0.0; TILE_ROWS]];
             up.tile_times(isa, tile, from, &mut ups);
-            math::swiglu(&mut sums[0], &ups[0]);
+            add_bias(of.bias, tile, &mut ups);
+            math::activate(of.activation, &mut sums[0], &ups[0]);
         }
         // SAFETY: the caller's promise.
-        unsafe { p.write(tile, 0, &mut sums, false) }
+        unsafe { p.write(tile, 0, &sums, false) }
     }
 }
 
@@ -214,7 +231,7 @@ unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
 /// As [`one`].
 #[inline(always)]
 unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past: bool) {
-    let pair = Pair::new(input, p.matrix, p.up.unwrap_or(p.matrix));
+    let pair = Pair::new(input, p.matrix, p.up.map_or(p.matrix, |up| up.matrix));
     let mut sums = [Sums::new(), Sums::new()];
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
         let first = block * TOKEN_BLOCK;
@@ -223,8 +240,15 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past:
             let next =
                 if p.up.is_some() { Some(tile) } else { Some(tile + 1).filter(|&next| next < tiles.end) };
             let (a, b) = pair.times(isa, (tile, next), (p.first + first, tokens), &mut sums);
-            if p.up.is_some() {
-                a.iter_mut().zip(b.iter()).for_each(|(gate, up)| math::swiglu(gate, up));
+            add_bias(p.bias, tile, a);
+            match (p.up, next) {
+                (Some(up), _) => {
+                    add_bias(up.bias, tile, b);
+                    let both = a.iter_mut().zip(b.iter());
+                    both.for_each(|(gate, of_up)| math::activate(up.activation, gate, of_up));
+                }
+                (None, Some(next)) => add_bias(p.bias, next, b),
+                (None, None) => {}
             }
             // SAFETY: the caller's promise.
             unsafe {

@@ -242,7 +242,7 @@ fn attention_is_the_formula_alone_and_among_others() {
         (3, 3, 64, Some(100), 1000, 33),
         (8, 1, 24, None, 2100, 3),
     ] {
-        let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window };
+        let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window, sinks: None };
         let (all, width) = (pos + tokens, kv_heads * head_dim);
         let (k, v) = (values(all * width, 2), values(all * width, 3));
         let q = buffer(values(tokens * heads * head_dim, 1));

@@ -7,8 +7,8 @@ use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, GpuInputs, KvPart, Linear, MAX_BEST, Norm, Placing, Projected,
-    Routed, RoutedBufs, Router,
+    Attention, Backend, Choice, ExpertJob, Feed, GpuInputs, KvPart, Linear, MAX_BEST, Norm, Placing,
+    Projected, Routed, RoutedBufs, Router, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -175,7 +175,21 @@ impl Backend for GpuBackend {
         self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
     }
 
-    fn experts(&self, x: &GpuBuf, of: Routed, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
+    fn supports(uses: &Uses) -> Result<(), String> {
+        for (is, what) in [
+            (uses.sinks, "attention sinks"),
+            (uses.feed_biases, "biases of experts"),
+            (uses.clamped, "a clamped SwiGLU"),
+        ] {
+            if is {
+                return Err(format!("the model has {what}, which the GPU's kernels do not compute"));
+            }
+        }
+        Ok(())
+    }
+
+    fn experts(&self, x: &GpuBuf, of: Routed, feed: &Feed<'_>, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
+        assert_eq!(*feed, Feed::default(), "`supports` was asked");
         self.note(self.lock().experts(&self.gpu, &x.memory, of, jobs, &slots.memory));
     }
 
@@ -184,9 +198,10 @@ impl Backend for GpuBackend {
         bufs: RoutedBufs<'_, GpuBuf>,
         tokens: usize,
         router: &Router,
-        layer: usize,
+        (layer, feed): (usize, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {
+        assert_eq!(*feed, Feed::default(), "`supports` was asked");
         let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, inputs: 0 };
         self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
     }

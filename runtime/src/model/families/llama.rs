@@ -25,4 +25,5 @@ pub(super) const FAMILY: Family = Family {
     windows: Windows::All,
     expert_width: "feed_forward_length",
     interleaved: true,
+    ..Family::USUAL
 };

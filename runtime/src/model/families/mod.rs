@@ -3,6 +3,7 @@
 //! A [`Family`] is what GGUF files and `config.json` leave unsaid. Everything else comes from the file's keys, which
 //! [`super::spec`] resolves to one specification a layer.
 
+mod gpt_oss;
 mod llama;
 mod olmoe;
 mod qwen2;
@@ -29,6 +30,25 @@ pub struct Family {
     pub expert_width: &'static str,
     /// Whether GGUF files interleave the rows of queries and keys that rotate together.
     pub interleaved: bool,
+    /// Tensors of a block that GGUF files name otherwise than most: theirs, and the canonical name.
+    pub renamed: &'static [(&'static str, &'static str)],
+    /// Whether attention has sinks.
+    pub sinks: bool,
+    /// Whether projections, routers and experts always have biases.
+    pub biases: bool,
+    /// Limits in the experts' activation, unless the file has others.
+    pub clamp: Option<Clamp>,
+    /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
+    pub yarn_truncate: bool,
+}
+
+/// Numbers of a clamped SwiGLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clamp {
+    /// Steepness of the sigmoid.
+    pub alpha: f32,
+    /// Limit on gate and up.
+    pub limit: f32,
 }
 
 /// The layers that a sliding window is for.
@@ -38,6 +58,8 @@ pub enum Windows {
     Listed,
     /// Every layer.
     All,
+    /// Layers 0, 2, 4 and so on.
+    Even,
 }
 
 impl Family {
@@ -49,6 +71,11 @@ impl Family {
         windows: Windows::Listed,
         expert_width: "expert_feed_forward_length",
         interleaved: false,
+        renamed: &[],
+        sinks: false,
+        biases: false,
+        clamp: None,
+        yarn_truncate: true,
     };
 
     /// # Errors
@@ -65,8 +92,15 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 6] =
-    [olmoe::FAMILY, qwen3moe::FAMILY, qwen2moe::FAMILY, llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub static FAMILIES: [Family; 7] = [
+    gpt_oss::FAMILY,
+    olmoe::FAMILY,
+    qwen3moe::FAMILY,
+    qwen2moe::FAMILY,
+    llama::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+];
 
 /// How a `config.json` of this `model_type` is read.
 ///

@@ -6,9 +6,9 @@
 use super::{Model, State};
 use crate::error::Result;
 use crate::experts::{Expert, Guess, Meanwhile, Wanted};
-use crate::kernels::{Backend, Choice, ExpertJob, Linear, Norm, Routed, RoutedBufs, Router};
+use crate::kernels::{Backend, Choice, ExpertJob, Feed, Linear, Norm, Routed, RoutedBufs, Router};
 use crate::model::routing::{self, Routing};
-use crate::model::weights::{Ffn, Layer, Moe};
+use crate::model::weights::{ExpertBiases, Ffn, Layer, Moe};
 use crate::quant::Matrix;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -72,10 +72,14 @@ impl Model {
         n: usize,
     ) -> Result<()> {
         let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.spec, s);
-        let (router, m) =
-            c.layers[layer].router.as_ref().zip(scratch.as_mut()).expect("a routed layer implies a router");
+        let (router, m) = c.layers[layer]
+            .ffn
+            .router
+            .as_ref()
+            .zip(scratch.as_mut())
+            .expect("a routed layer implies a router");
         let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
-        let logits = Linear { matrix: &moe.router, bias: None, out: &mut m.router };
+        let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
         match &moe.shared_gate {
             Some(matrix) => {
                 let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
@@ -88,7 +92,7 @@ impl Model {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
                 let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x, history };
-                b.routed(bufs, n, router, layer, all)?
+                b.routed(bufs, n, router, (layer, &self.feed(moe, layer)), all)?
             }
             None => false,
         };
@@ -96,7 +100,7 @@ impl Model {
             noted.done(layer);
         }
         if !done {
-            self.serve(b, (h, x, y), m, router, layer, n)?;
+            self.serve(b, (h, x, y), m, (router, moe), layer, n)?;
             b.add(x, y, n * c.d);
         }
         if let Some(shared) = &moe.shared {
@@ -106,13 +110,21 @@ impl Model {
         Ok(())
     }
 
+    /// What a layer's experts have beside their matrices.
+    fn feed<'a>(&self, moe: &'a Moe, layer: usize) -> Feed<'a> {
+        Feed {
+            activation: self.spec.layers[layer].ffn.activation,
+            biases: moe.biases.as_ref().map(ExpertBiases::slices),
+        }
+    }
+
     /// `y = Σ gate · expert(h)`, the experts as their source hands them over.
     fn serve<B: Backend>(
         &self,
         b: &B,
         (h, x, y): (&B::Buf, &B::Buf, &mut B::Buf),
         m: &mut MoeScratch<B>,
-        router: &Router,
+        (router, moe): (&Router, &Moe),
         layer: usize,
         n: usize,
     ) -> Result<()> {
@@ -126,6 +138,7 @@ impl Model {
             tokens: n,
             inputs: INPUTS.fetch_add(1, Ordering::Relaxed),
         };
+        let feed = self.feed(moe, layer);
         let MoeScratch { slots, by_expert, wanted, router: logits, guess: choices, .. } = m;
         let (by_expert, wanted) = (&*by_expert, &*wanted);
         let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
@@ -150,7 +163,7 @@ impl Model {
                 let Some(first) = batch.first().map(job) else { break };
                 let mut jobs = [first; JOBS];
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
-                b.experts(h, of, &jobs[..batch.len()], slots);
+                b.experts(h, of, &feed, &jobs[..batch.len()], slots);
             }
             // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
             // is told by whoever reads a result.
@@ -221,7 +234,13 @@ impl Model {
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
         let norm = Norm { weight: &next.ffn_norm, eps: self.spec.norm_eps };
-        b.norm_linear(x, norm, 1, h, &mut [Linear { matrix: &moe.router, bias: None, out: logits }]);
+        b.norm_linear(
+            x,
+            norm,
+            1,
+            h,
+            &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }],
+        );
         b.route(logits, 1, router, choices)?;
         let wanted =
             |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };

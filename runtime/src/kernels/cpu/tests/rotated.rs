@@ -1,6 +1,7 @@
 //! Experts whose inputs are rotated.
 
 use super::*;
+use crate::kernels::Feed;
 
 const D: usize = 96;
 const FF: usize = 64;
@@ -70,7 +71,13 @@ fn call(b: &CpuBackend, all: &[Expert], x: &[f32], inputs: u64) -> Vec<f32> {
         .map(|e| ExpertJob { index: e as u32, expert: &all[e], slots: &slots[e] })
         .collect();
     let mut out = buffer(vec![0.0; 2 * x.len()]);
-    b.experts(&buffer(x), Routed { layer: 0, experts: all.len(), top_k: 2, tokens, inputs }, &jobs, &mut out);
+    b.experts(
+        &buffer(x),
+        Routed { layer: 0, experts: all.len(), top_k: 2, tokens, inputs },
+        &Feed::default(),
+        &jobs,
+        &mut out,
+    );
     out.to_vec()
 }
 

@@ -1,6 +1,7 @@
 //! What is kept between operations: whose it is, and how much.
 
 use super::*;
+use crate::kernels::Feed;
 
 /// Calls for one layer's experts may have others between them, of another session: what was made of inputs is found by their
 /// name, and nothing else is taken for it.
@@ -18,7 +19,13 @@ fn inputs_are_told_apart_by_their_names() {
     let call = |b: &CpuBackend, x: &Aligned<f32>, half: usize, inputs: u64| {
         let mut out = buffer(vec![0.0; tokens * d]);
         let of = Routed { layer: 0, experts: 2, top_k: 1, tokens, inputs };
-        b.experts(x, of, &[ExpertJob { index: 0, expert: &expert, slots: &slots[half] }], &mut out);
+        b.experts(
+            x,
+            of,
+            &Feed::default(),
+            &[ExpertJob { index: 0, expert: &expert, slots: &slots[half] }],
+            &mut out,
+        );
         out.to_vec()
     };
     for isa in Isa::available() {
@@ -91,7 +98,7 @@ fn scratch_stays_within_its_bound() {
                 let jobs: Vec<_> =
                     ranks.iter().map(|slots| ExpertJob { index: 0, expert: &expert, slots }).collect();
                 let of = Routed { layer: 0, experts: shape.experts, top_k: shape.top_k, tokens, inputs: 0 };
-                b.experts(&x, of, &jobs, &mut out);
+                b.experts(&x, of, &Feed::default(), &jobs, &mut out);
             }
             let router = Router { experts: shape.experts, top_k: shape.top_k, renormalize: true, scale: 1.0 };
             b.route(&x, tokens, &router, &mut Vec::new()).unwrap();
@@ -101,6 +108,7 @@ fn scratch_stays_within_its_bound() {
                 head_dim: shape.head_dim,
                 scale: 1.0,
                 window: None,
+                sinks: None,
             };
             b.write_kv(&mut kv, shape.context - tokens, tokens, &x, &x);
             b.attention(&x, &kv, shape.context - tokens, tokens, &a, &mut out);

@@ -2,6 +2,7 @@
 //! token's experts, and norms around the 128 values that a workgroup takes at a time.
 
 use super::*;
+use crate::kernels::Feed;
 
 /// The part of a gate that it may be off by: `exp` may be off by 3 + 2|x| units in the last place, and each of a sum's
 /// 1024 terms adds half a unit.
@@ -217,7 +218,7 @@ fn a_tokens_experts_are_added_up_by_down() {
                     history: None,
                 };
                 let before = b.stats().dispatches;
-                assert!(b.routed(bufs, tokens, &router, 0, &all).unwrap());
+                assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &all).unwrap());
                 // Choice with gate and up, down that adds. With several tokens the choices are grouped and inputs prepared,
                 // with too many experts they are made before, and slots are added in two steps.
                 let launches = match tokens {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bytes::Bytes;
+use crate::kernels::Feed;
 use crate::quant::{Nested, Rotation};
 
 #[test]
@@ -82,7 +83,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             .collect();
         let of = Routed { layer: 3, experts, top_k, tokens, inputs: 0 };
         let mut slots = b.alloc(tokens * top_k * d).unwrap();
-        b.experts(&input, of, &jobs, &mut slots);
+        b.experts(&input, of, &Feed::default(), &jobs, &mut slots);
         let mut sum = b.alloc(tokens * d).unwrap();
         b.combine(&slots, &choices, top_k, d, &mut sum);
         let sum = get(&b, &sum);
@@ -95,7 +96,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
             let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
-            assert!(b.routed(bufs, tokens, &router, 3, &all).unwrap());
+            assert!(b.routed(bufs, tokens, &router, (3, &Feed::default()), &all).unwrap());
             get(&b, &x)
         };
         let before = b.stats();
@@ -156,7 +157,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
             let jobs: Vec<ExpertJob> = (0..2)
                 .map(|i| ExpertJob { index: pair[i] as u32, expert: &now[i], slots: &ranks[i] })
                 .collect();
-            b.experts(&input, of, &jobs, &mut slots);
+            b.experts(&input, of, &Feed::default(), &jobs, &mut slots);
             for (i, got) in get(&b, &slots).chunks_exact(d).enumerate() {
                 close(&format!("round {round}, {pair:?}"), got, &feed_forward(&now[i], &x), 2e-4);
             }
@@ -167,7 +168,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let logits = put(&b, &values(experts as usize, 1));
     let bufs =
         RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
-    assert!(!b.routed(bufs, 1, &router, 0, &all).unwrap(), "not all of them fit");
+    assert!(!b.routed(bufs, 1, &router, (0, &Feed::default()), &all).unwrap(), "not all of them fit");
     // What is on the device need not be on the host; what is on neither is an error.
     let before = b.stats().uploaded_bytes;
     let gone = |i: usize, place| {
@@ -183,7 +184,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     };
     let mut slots = b.alloc(2 * d).unwrap();
     let run = |b: &GpuBackend, expert: &Expert, index, slots: &mut GpuBuf| {
-        b.experts(&input, of, &[ExpertJob { index, expert, slots: &[0] }], slots);
+        b.experts(&input, of, &Feed::default(), &[ExpertJob { index, expert, slots: &[0] }], slots);
     };
     run(&b, &Expert { place: Some(1), ..all[2].clone() }, 2, &mut slots);
     let want = get(&b, &slots)[..d].to_vec();

@@ -1,6 +1,7 @@
 //! What a device does not have: room, the adapter asked for, the device itself, bindings as large as a matrix.
 
 use super::*;
+use crate::kernels::Feed;
 
 #[test]
 fn what_does_not_fit_is_an_error_and_not_a_crash() {
@@ -81,7 +82,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
             let bufs =
                 RoutedBufs { h: &h, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
             let before = b.stats().dispatches;
-            assert!(b.routed(bufs, tokens, &router, 0, &experts).unwrap());
+            assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &experts).unwrap());
             (get(b, &out), b.stats().dispatches - before)
         };
         let ((cut, launches), (want, one)) = (on(&b), on(&whole));
@@ -92,7 +93,13 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let jobs: Vec<ExpertJob> =
         (0..5).map(|i| ExpertJob { index: i as u32, expert: &experts[i], slots: &slots[i..=i] }).collect();
     let mut rows = b.alloc(5 * 96).unwrap();
-    b.experts(&input, Routed { layer: 0, experts: 5, top_k: 5, tokens: 1, inputs: 0 }, &jobs, &mut rows);
+    b.experts(
+        &input,
+        Routed { layer: 0, experts: 5, top_k: 5, tokens: 1, inputs: 0 },
+        &Feed::default(),
+        &jobs,
+        &mut rows,
+    );
     for (i, got) in get(&b, &rows).chunks_exact(96).enumerate() {
         close(&format!("expert {i}"), got, &feed_forward(&experts[i], &x[..96]), 2e-4);
     }
@@ -210,7 +217,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     let job = [ExpertJob { index: 0, expert: &expert, slots: &[0] }];
     let mut slots = b.alloc(288).unwrap();
     let of = Routed { layer: 0, experts: 1, top_k: 1, tokens: 1, inputs: 0 };
-    b.experts(&put(&b, &values(288, 1)), of, &job, &mut slots);
+    b.experts(&put(&b, &values(288, 1)), of, &Feed::default(), &job, &mut slots);
     assert!(failed(&b), "an expert");
     // Heads longer than kernels have room for.
     let b = gpu().unwrap();

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::experts::Refinement;
-use crate::kernels::{GpuInputs, GpuVariants, History};
+use crate::kernels::{Feed, GpuInputs, GpuVariants, History};
 
 const EXPERTS: usize = 6;
 const TOP_K: usize = 3;
@@ -53,7 +53,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
         let history = Some(History { buf: &mut noted, at: 6, tokens: last });
         let bufs = RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history };
         let before = b.stats();
-        assert!(b.routed(bufs, tokens, &ROUTER, 2, all).unwrap());
+        assert!(b.routed(bufs, tokens, &ROUTER, (2, &Feed::default()), all).unwrap());
         let launches = b.stats().dispatches - before.dispatches;
         if b.gpu.max_binding > BINDING {
             assert_eq!(launches, if tokens == 1 { 2 } else { 7 }, "both levels in one launch");
@@ -95,7 +95,7 @@ fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choi
     let of = Routed { layer: 2, experts: EXPERTS, top_k: TOP_K, tokens: inputs.tokens, inputs: 0 };
     let (mut slots, mut sum) =
         (b.alloc(inputs.tokens * TOP_K * D).unwrap(), b.alloc(inputs.tokens * D).unwrap());
-    b.experts(&h, of, &jobs, &mut slots);
+    b.experts(&h, of, &Feed::default(), &jobs, &mut slots);
     b.combine(&slots, &choices, TOP_K, D, &mut sum);
     // What products make of rounded inputs is in variants.rs.
     if b.gpu.variants.inputs == GpuInputs::Single {

@@ -141,7 +141,7 @@ fn places_and_attends() {
                 limit,
                 rope: &rope,
             };
-            let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window };
+            let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window, sinks: None };
             let (mut kv, mut cpu_kv) = (
                 b.alloc_kv(all, kv_heads, head_dim).unwrap(),
                 cpu.alloc_kv(all, kv_heads, head_dim).unwrap(),
@@ -242,7 +242,7 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
             b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, all, &mut kv, &mut rotated);
             let rotated = get(&b, &rotated);
             let attended = |window, pos: usize, tokens: usize| {
-                let shape = Attention { heads, kv_heads, head_dim, scale: 0.7, window };
+                let shape = Attention { heads, kv_heads, head_dim, scale: 0.7, window, sinks: None };
                 let mut out = b.alloc(tokens * width).unwrap();
                 let q = put(&b, &rotated[pos * width..][..tokens * width]);
                 b.attention(&q, &kv, pos, tokens, &shape, &mut out);

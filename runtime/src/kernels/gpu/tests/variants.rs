@@ -1,7 +1,7 @@
 //! Variants of kernels against the plain ones, and that each runs where it should.
 
 use super::*;
-use crate::kernels::{GpuInputs, GpuVariants};
+use crate::kernels::{Feed, GpuInputs, GpuVariants};
 
 fn with(variants: GpuVariants) -> Option<GpuBackend> {
     gpu_with(&GpuOptions { kv_single: true, variants, ..GpuOptions::default() })
@@ -37,7 +37,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         rope: &rope,
     };
     // Without a window none of these tokens would meet the kernel with subgroups.
-    let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window: Some(200) };
+    let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window: Some(200), sinks: None };
     let rows = |heads, seed| put(b, &values(tokens * heads * head_dim, seed));
     let (mut q, mut k, mut v) = (rows(heads, 1), rows(kv_heads, 2), rows(kv_heads, 3));
     let (mut rotated, mut out) = (rows(heads, 4), rows(heads, 5));
@@ -179,7 +179,13 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let mut jobs = b.alloc(tokens * d).unwrap();
         let of = Routed { layer: level.index(), experts: 1, top_k: 1, tokens, inputs: 0 };
-        b.experts(&put(b, &x), of, &[ExpertJob { index: 0, expert: &expert, slots: &slots }], &mut jobs);
+        b.experts(
+            &put(b, &x),
+            of,
+            &Feed::default(),
+            &[ExpertJob { index: 0, expert: &expert, slots: &slots }],
+            &mut jobs,
+        );
         assert_eq!(get(b, &out), get(b, &jobs));
         for (t, got) in get(b, &out).chunks_exact(d).enumerate() {
             let x = &x[t * d..][..d];
@@ -198,7 +204,10 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
                 history: None,
             };
             let router = Router { experts: 1, top_k: 1, renormalize: true, scale: 1.0 };
-            assert!(b.routed(bufs, 1, &router, level.index(), std::slice::from_ref(&expert)).unwrap());
+            assert!(
+                b.routed(bufs, 1, &router, (level.index(), &Feed::default()), std::slice::from_ref(&expert))
+                    .unwrap()
+            );
             let alone = get(b, &sum);
             if inputs == GpuInputs::Half {
                 near(&what, &alone, &block_of_rounded(&matrices, x, GpuInputs::Single), SUMS);
