@@ -6,7 +6,9 @@
 //! Weights that fit a GPU's cache are read from there: these are times of launches, and not of memory.
 
 use dollop::internal::kernels::gpu::{GpuBackend, GpuBuf, GpuOptions};
-use dollop::internal::kernels::{Attention, Backend, Linear, Norm, Placing, Projected, RopeTable};
+use dollop::internal::kernels::{
+    AttendCall, Attention, Backend, Flow, Linear, Norm, Placing, Projected, RopeTable,
+};
 use dollop::internal::quant::{self, Level, Matrix, Shape};
 use dollop_benches::values;
 use std::time::Instant;
@@ -39,7 +41,7 @@ fn time(
     for _ in 0..30 {
         let start = Instant::now();
         (0..count).for_each(|_| launch());
-        b.start()?;
+        b.flow(Flow::Begin)?;
         record = record.min(start.elapsed().as_secs_f64());
         let start = Instant::now();
         b.download(&probe, 0, &mut [0.0; 4])?;
@@ -81,7 +83,8 @@ fn main() -> Result<(), Failure> {
             b.linear(&x, 1, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
         })?;
     }
-    let rope = RopeTable { dims: HEAD, cos: values(2048 * HEAD / 2, 1), sin: values(2048 * HEAD / 2, 2) };
+    let rope =
+        RopeTable { name: 0, dims: HEAD, cos: values(2048 * HEAD / 2, 1), sin: values(2048 * HEAD / 2, 2) };
     let norm = values(HEAD, 5);
     let how = Placing {
         heads: HEADS,
@@ -100,7 +103,7 @@ fn main() -> Result<(), Failure> {
     for pos in [0, 63, 511, 2047] {
         time(&b, &format!("attend, position {pos}"), 500, 0, || {
             let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-            b.attend(x, &how, pos, 1, &mut kv, &shape, &mut out);
+            b.attend(AttendCall { x, how: &how, pos, tokens: 1, kv: &mut kv, shape: &shape, out: &mut out });
         })?;
     }
     Ok(())

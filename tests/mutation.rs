@@ -278,6 +278,25 @@ fn mutants_are_refused_in_one_line() {
     };
     torment("safetensors numbers", &tensors, 5_000, &numbers, &parse);
 
+    // Codes and scales that belong together, and rows that are gathered.
+    let packed = tempfile::tempdir().unwrap();
+    let place = packed.path().join("model.safetensors");
+    Tiny::load("gptoss-mxfp4").write_folder(packed.path());
+    let blocks = std::fs::read(&place).unwrap();
+    let head = 8 + u64::from_le_bytes(blocks[..8].try_into().unwrap()) as usize;
+    let open = |b: Vec<u8>| {
+        std::fs::write(&place, b).unwrap();
+        let source = Source::open(packed.path())?;
+        for name in source.names() {
+            let shape = source.shape(name).unwrap();
+            let rows = if shape.len() == 1 { 1 } else { shape[shape.len() - 2] };
+            let mut out = vec![0.0; *shape.last().unwrap()];
+            source.read_rows(name, 0, rows - 1..rows, &mut out)?;
+        }
+        Ok(())
+    };
+    torment("packed safetensors", &blocks, 1_000, &|b, r| mutate(b, head, r), &open);
+
     let index: String = (tiny.tensors.iter().enumerate())
         .map(|(i, t)| format!("\"{}\":\"model-0000{}-of-00002.safetensors\",", t.0, 1 + i % 2))
         .collect();
@@ -289,7 +308,7 @@ fn mutants_are_refused_in_one_line() {
         Ok(())
     });
 
-    for golden in ["olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"] {
+    for golden in ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"] {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
             let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;

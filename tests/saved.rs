@@ -109,7 +109,7 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
     }
     let gpu = |o: EngineOptions| o.with_backend(BackendChoice::Gpu(None));
     // Heads of other lengths, with and without experts.
-    for name in tiny::on_gpu().into_iter().step_by(5) {
+    for name in tiny::names().into_iter().step_by(5) {
         let folder = tempfile::tempdir().unwrap();
         let path = file_of(&Tiny::load(&name), folder.path());
         let open = |o: EngineOptions| Engine::open(&path, &gpu(o)).unwrap();

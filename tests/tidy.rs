@@ -115,6 +115,46 @@ fn the_c_interface_is_thin_and_has_one_boundary() {
     assert!(functions > 40 && boundaries == 1, "{functions} functions, {boundaries} boundaries");
 }
 
+/// Everything else asks what a family has, not which it is. Tokenizers have names of their own, some of which are the same.
+#[test]
+fn only_its_file_knows_a_family_by_name() {
+    let of_family = |file: &str| file.starts_with("model/families/") && !file.ends_with("/mod.rs");
+    let all = library();
+    let mut names = Vec::new();
+    for (file, text) in all.iter().filter(|(file, _)| of_family(file)) {
+        let quoted = |key: &str| {
+            text.split(key).skip(1).filter_map(|t| t.split('"').nth(1)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let own = [quoted("    name: "), quoted("model_type: ")].concat();
+        assert!(!own.is_empty(), "{file} names no family");
+        names.extend(own.into_iter().map(|name| (file.clone(), name)));
+    }
+    assert!(names.len() >= 14, "the search finds {names:?}");
+    for (file, text) in &all {
+        let of_tests = file.ends_with("tests.rs") || file.contains("/tests/");
+        if of_tests || file.starts_with("tokenizer") || file == "model/tokens.rs" {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for (home, name) in names.iter().filter(|(home, _)| home != file) {
+            let own = names.iter().any(|(other, same)| other == file && same == name);
+            assert!(
+                own || !code.contains(&format!("\"{name}\"")),
+                "{file} names `{name}`, which is {home}'s"
+            );
+        }
+    }
+}
+
+/// The seam stays small: what varies is a field of a call.
+#[test]
+fn the_seam_to_processors_stays_small() {
+    let (_, text) = library().into_iter().find(|(file, _)| file == "kernels/mod.rs").unwrap();
+    let body = text.split("pub trait Backend").nth(1).unwrap().split("\n}").next().unwrap();
+    let methods = body.matches("\n    fn ").count();
+    assert!((10..=20).contains(&methods), "{methods} methods");
+}
+
 #[test]
 fn only_the_gpu_backend_knows_wgpu() {
     let mut seen = 0;

@@ -5,10 +5,12 @@
 struct Params {
     head_dim: u32,
     tiles: u32,
+    sinks: u32, // whether there are any
 }
 
 @group(0) @binding(0) var<storage, read> partial: array<vec4<f32>>; // [heads, tiles, head_dim / 4 + 1]: cells; highest, total
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;     // [heads · head_dim]
+@group(0) @binding(2) var<storage, read> sinks: array<f32>;         // [heads]
 var<immediate> p: Params;
 
 @compute @workgroup_size(128)
@@ -22,6 +24,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let at = (id.x * p.tiles + t) * (cells + 1u);
         let ends = partial[at + cells];
         all = put_together(all, Tile(ends.x, ends.y, partial[at + lane]));
+    }
+    if (p.sinks == 1u) {
+        all = put_together(all, sink_of(sinks[id.x]));
     }
     write_cell(all, lane, id.x * p.head_dim);
 }

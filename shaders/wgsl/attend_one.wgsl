@@ -19,6 +19,7 @@ struct Params {
     window: u32, // 0 for none
     scale: f32,
     tiles: u32,
+    sinks: u32, // whether there are any: behind the norms
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]
@@ -92,7 +93,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let tile = attend(kv_head, first_seen(p.pos) + 128u * id.y, p.pos, lane);
     if (p.tiles == 1u) {
         if (lane < cells) {
-            write_cell(put_together(nothing(), tile), lane, id.x * p.head_dim);
+            var all = put_together(nothing(), tile);
+            if (p.sinks == 1u) {
+                all = put_together(all, sink_of(norms[p.q_norm + p.k_norm + id.x]));
+            }
+            write_cell(all, lane, id.x * p.head_dim);
         }
         return;
     }

@@ -10,12 +10,14 @@ struct Params {
     pos: u32,
     window: u32, // 0 for none
     scale: f32,
+    sinks: u32, // whether there are any
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]
 @group(0) @binding(1) var<storage, read> keys: array<Cell>;     // [kv_heads, head_dim / 4, capacity]
 @group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, head_dim / 4]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · head_dim]
+@group(0) @binding(4) var<storage, read> sinks: array<f32>;     // [heads]
 var<immediate> p: Params;
 
 // Every token's key and value are in the cache.
@@ -53,6 +55,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     var all = nothing();
     for (var tile = first_seen(last); tile <= last; tile += 128u) {
         all = put_together(all, attend(id.x / (p.heads / p.kv_heads), tile, last, lane));
+    }
+    if (p.sinks == 1u) {
+        all = put_together(all, sink_of(sinks[id.x]));
     }
     if (lane < (p.head_dim + 3u) / 4u) {
         write_cell(all, lane, at);

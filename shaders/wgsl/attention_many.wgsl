@@ -13,12 +13,14 @@ struct Params {
     tokens: u32,
     queries: u32, // of a workgroup: a multiple of 4, and no more than there is memory for
     scale: f32,
+    sinks: u32,   // whether there are any
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]
 @group(0) @binding(1) var<storage, read> keys: array<Cell>;     // [kv_heads, head_dim / 4, capacity]
 @group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, head_dim / 4]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · head_dim]
+@group(0) @binding(4) var<storage, read> sinks: array<f32>;     // [heads]
 var<immediate> p: Params;
 
 // What is the same for a workgroup.
@@ -74,6 +76,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     for (var m = 0u; m < ITEMS; m++) {
         let i = (lane + 128u * m) / cells;
         if (i < p.queries && first + i < count) {
+            if (p.sinks == 1u) {
+                let group = p.heads / p.kv_heads;
+                all[m] = put_together(all[m], sink_of(sinks[kv_head * group + (first + i) % group]));
+            }
             write_cell(all[m], (lane + 128u * m) % cells, place_of(i));
         }
     }

@@ -4,7 +4,7 @@
 #import job
 #import input
 
-const REFINEMENTS = 4u; // binding
+const REFINEMENTS = 5u; // binding
 const MATRICES = 1u;
 
 struct Params {
@@ -13,9 +13,11 @@ struct Params {
     group: u32,
     first: u32, // the first job
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
+    experts: u32, // of the layer, where they have biases; otherwise 0
 }
 
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [slots, d]
+@group(0) @binding(4) var<storage, read> biases: array<f32>;    // [experts, ff], [experts, ff], [experts, d]
 var<immediate> p: Params;
 
 var<private> job: u32;
@@ -42,7 +44,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let t = token_of(i, lane);
         let row = id.x * ROWS + row_of(i, lane);
         if (t < count && row < p.d) {
-            out[job_slot(job, t) * p.d + row] = results[i].x;
+            var value = results[i].x;
+            if (p.experts > 0u) {
+                value += biases[2u * p.experts * p.ff + job_expert(job) * p.d + row];
+            }
+            out[job_slot(job, t) * p.d + row] = value;
         }
     }
 }

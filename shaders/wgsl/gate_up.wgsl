@@ -1,11 +1,11 @@
-// hidden[slot] = silu(gate · x[token]) ⊙ (up · x[token]) of the slots of each job. One workgroup: ROWS rows of one job.
+// hidden[slot] = activation of gate · x[token] and up · x[token] of the slots of each job. One workgroup: ROWS rows of one job.
 
 #import product
 #import job
 #import input
 #import hidden
 
-const REFINEMENTS = 4u; // binding
+const REFINEMENTS = 5u; // binding
 const MATRICES = 2u;
 
 struct Params {
@@ -17,7 +17,12 @@ struct Params {
     first: u32, // the first job
     place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
     plain: u32, // whether hidden values are left as they are, to be rotated
+    experts: u32, // of the layer, where they have biases; otherwise 0
+    alpha: f32,   // of a clamped SwiGLU
+    limit: f32,   // likewise; 0 for a plain one
 }
+
+@group(0) @binding(4) var<storage, read> biases: array<f32>; // [experts, ff], [experts, ff], [experts, d]
 
 var<immediate> p: Params;
 
@@ -44,8 +49,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let results = multiply(gate, up, p.d, id.x, true, lane);
     var values: array<f32, RESULTS>;
     for (var i = 0u; i < RESULTS; i++) {
-        let g = results[i].x;
-        values[i] = g / (1.0 + exp(-g)) * results[i].y;
+        var g = results[i].x;
+        var u = results[i].y;
+        if (p.experts > 0u) {
+            let at = job_expert(job) * p.ff + min(ROWS * id.x + row_of(i, lane), p.ff - 1u);
+            g += biases[at];
+            u += biases[p.experts * p.ff + at];
+        }
+        if (p.limit > 0.0) {
+            g = min(g, p.limit);
+            u = clamp(u, -p.limit, p.limit);
+            values[i] = g / (1.0 + exp(-p.alpha * g)) * (u + 1.0);
+        } else {
+            values[i] = g / (1.0 + exp(-g)) * u;
+        }
     }
     write_hidden(values, id.x, lane);
 }

@@ -51,6 +51,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
                 jobs[at + w] = table[(p.table + e) * ENTRY_WORDS + w];
             }
             jobs[at + 13u] = min(MANY, count - i * MANY);
+            jobs[at + 15u] = e;
         }
     }
     workgroupBarrier();

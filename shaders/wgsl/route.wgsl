@@ -48,6 +48,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         if (p.jobs == 1u) {
             jobs[slot * JOB_WORDS + 13u] = 1u;
             jobs[slot * JOB_WORDS + 14u] = gate;
+            jobs[slot * JOB_WORDS + 15u] = chosen[r];
             jobs[slot * JOB_WORDS + 16u] = slot;
         }
     }

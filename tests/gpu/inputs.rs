@@ -51,7 +51,7 @@ fn gate_49_goldens_with_inputs_in_half_precision() {
     }
     let mut worst = (0.0, String::new());
     // Every third stands for all: what rounds inputs is the same in all of them.
-    for name in tiny::on_gpu().into_iter().step_by(if full() { 1 } else { 3 }) {
+    for name in tiny::names().into_iter().step_by(if full() { 1 } else { 3 }) {
         let tiny = Tiny::load(&name);
         let folder = tempfile::tempdir().unwrap();
         tiny.write_folder(folder.path());

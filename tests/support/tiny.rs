@@ -37,11 +37,6 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// Those of families that the GPU's kernels compute.
-pub fn on_gpu() -> Vec<String> {
-    names().into_iter().filter(|name| !name.starts_with("gptoss")).collect()
-}
-
 /// The numbers of 24 bits that make.py has.
 fn numbers(name: &str, n: usize) -> impl Iterator<Item = u64> {
     let base = u64::from(crc32(name.as_bytes())) << 32;

@@ -1,7 +1,7 @@
 //! What a transformer needs of a processor, as operations on buffers.
 //!
 //! [`Backend`] is the seam between `model` and the hardware. Buffers are opaque, so that they may live on a device;
-//! host values pass through [`Backend::upload`] and [`Backend::download`] only. Calls are made from one thread at a
+//! host values pass through [`Backend::upload`] and [`Backend::read`] only. Calls are made from one thread at a
 //! time per buffer; a backend spreads the work over its own threads. Results of one backend do not depend on how many
 //! threads it has or on how tokens are split into calls.
 //!
@@ -22,8 +22,8 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KvPart, KvShape, KvSide};
 pub use observe::Observer;
 pub use operands::{
-    Activation, Attention, Biases, Choice, ExpertJob, Feed, History, Linear, Norm, Placing, Projected,
-    RopeTable, Routed, RoutedBufs, Router, Uses,
+    Activation, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History, Linear,
+    LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -31,11 +31,15 @@ use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 
+/// Calls of so many tokens may be computed in another way (on a CPU in bfloat16), every product of theirs, so that what an
+/// expert computes does not depend on how many tokens chose it. The session cuts prompts so that no piece of a longer one is
+/// shorter.
+pub(crate) const MANY: usize = 16;
+
 /// A processor that can run a transformer.
 ///
 /// Weights are named by where they lie: what is passed as a matrix, norm, bias or table must not change or make room for
-/// another while the backend is in use, so that a device may keep what it has copied; of two rope tables the shorter is the
-/// other's beginning. Operations without a result that fail say so at the next operation that returns one.
+/// another while the backend is in use, so that a device may keep what it has copied; rope tables have names of their own. Operations without a result that fail say so at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
     type Buf: Send;
@@ -55,41 +59,24 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What it is, for people: instruction set and threads, or the adapter's name.
-    fn name(&self) -> String;
-
     /// A zeroed buffer of `len` values.
     fn alloc(&self, len: usize) -> Result<Self::Buf>;
 
     /// Copies `src` to `dst[at..]`.
     fn upload(&self, dst: &mut Self::Buf, at: usize, src: &[f32]);
 
-    /// Copies `src[at..]` to `dst`, after everything before it has finished.
-    fn download(&self, src: &Self::Buf, at: usize, dst: &mut [f32]) -> Result<()>;
-
-    /// Several downloads with one wait.
-    ///
-    /// # Errors
-    /// As [`Backend::download`].
-    fn download_together(&self, parts: &mut [(&Self::Buf, usize, &mut [f32])]) -> Result<()> {
-        parts.iter_mut().try_for_each(|(src, at, dst)| self.download(src, *at, dst))
-    }
-
-    /// A part of a longer computation is complete, and nobody reads a result of it: the processor may begin, and the caller is
-    /// kept from getting far ahead.
-    ///
-    /// # Errors
-    /// As [`Backend::download`].
-    fn hand_over(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// More will follow of what a caller waits for elsewhere, as for weights from storage: the processor may begin with what it
-    /// has, and nobody waits for it.
+    /// Of every part copies `src[at..]` to `dst`, after everything before it has finished: one wait for all.
     ///
     /// # Errors
     /// `Device` where something has gone wrong before.
-    fn start(&self) -> Result<()> {
+    fn read(&self, parts: &mut [(&Self::Buf, usize, &mut [f32])]) -> Result<()>;
+
+    /// What the caller does next, for a processor that can make use of it.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn flow(&self, flow: Flow<'_, '_>) -> Result<()> {
+        let _ = flow;
         Ok(())
     }
 
@@ -98,7 +85,7 @@ pub trait Backend: Send + Sync + 'static {
     /// not choose: the caller then reads the values and does.
     ///
     /// # Errors
-    /// As [`Backend::download`].
+    /// As [`Backend::read`].
     fn best(&self, x: &Self::Buf, len: usize, k: usize, out: &mut Self::Buf) -> Result<bool> {
         let _ = (x, len, k, out);
         Ok(false)
@@ -114,7 +101,7 @@ pub trait Backend: Send + Sync + 'static {
     /// whatever they are.
     ///
     /// # Errors
-    /// As [`Backend::download`].
+    /// As [`Backend::read`].
     fn read_kv(&self, kv: &Self::Kv, part: &KvPart, out: &mut [u8]) -> Result<()>;
 
     /// Copies what [`Backend::read_kv`] gave to a cache, of this backend or another.
@@ -123,74 +110,14 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[i] = table[tokens[i]]`, dequantized.
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Self::Buf);
 
-    /// `out = x / sqrt(mean(x²) + eps) · weight` over each of `rows` rows of `weight.len()` values.
-    fn rms_norm(&self, x: &Self::Buf, weight: &[f32], eps: f32, rows: usize, out: &mut Self::Buf);
+    /// Several products of one input.
+    fn linear(&self, call: LinearCall<'_, '_, Self::Buf>);
 
-    /// Several products of the same `x` (`[tokens, cols]`).
-    fn linear(&self, x: &Self::Buf, tokens: usize, outs: &mut [Linear<'_, Self::Buf>]);
+    /// Writes keys and values to the cache, and mixes values for the queries. The projections are used up.
+    fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
 
-    /// `h = rms_norm(x)`, and several products of `h`.
-    fn norm_linear(
-        &self,
-        x: &Self::Buf,
-        norm: Norm<'_>,
-        tokens: usize,
-        h: &mut Self::Buf,
-        outs: &mut [Linear<'_, Self::Buf>],
-    ) {
-        self.rms_norm(x, norm.weight, norm.eps, tokens, h);
-        self.linear(h, tokens, outs);
-    }
-
-    /// `x += matrix · y + bias`, by way of `linear.out` where the backend needs it.
-    fn linear_add(&self, y: &Self::Buf, tokens: usize, linear: Linear<'_, Self::Buf>, x: &mut Self::Buf) {
-        let Linear { matrix, bias, out } = linear;
-        self.linear(y, tokens, &mut [Linear { matrix, bias, out: &mut *out }]);
-        self.add(x, out, tokens * matrix.rows());
-    }
-
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
-    /// keys and values to the cache. The projections are used up.
-    fn place(
-        &self,
-        x: Projected<'_, Self::Buf>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &mut Self::Kv,
-        rotated: &mut Self::Buf,
-    );
-
-    /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
-    fn attention(
-        &self,
-        q: &Self::Buf,
-        kv: &Self::Kv,
-        pos: usize,
-        tokens: usize,
-        shape: &Attention,
-        out: &mut Self::Buf,
-    );
-
-    /// [`Backend::attend`] of one token at once, where a backend can.
-    #[allow(clippy::too_many_arguments)]
-    fn attend_one(
-        &self,
-        x: &Projected<'_, Self::Buf>,
-        how: &Placing<'_>,
-        pos: usize,
-        kv: &mut Self::Kv,
-        shape: &Attention,
-        out: &mut Self::Buf,
-    ) -> bool {
-        let _ = (x, how, pos, kv, shape, out);
-        false
-    }
-
-    /// Weights that will be used next, in order, while there is nothing else to do: they may be brought nearer.
-    fn warm(&self, matrices: &mut dyn Iterator<Item = &Matrix>) {
-        let _ = matrices;
-    }
+    /// `x += sigmoid(gate) · block(h)`.
+    fn feed(&self, call: FeedCall<'_, Self::Buf>);
 
     /// Of a call's tokens, how many of the last have to be computed together for the last one's results to be what they are
     /// among all. `None` where the backend had better take all.
@@ -199,52 +126,9 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
-    /// [`Backend::place`], and [`Backend::attention`] of the queries, which goes to `out`.
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &self,
-        x: Projected<'_, Self::Buf>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &mut Self::Kv,
-        shape: &Attention,
-        out: &mut Self::Buf,
-    ) {
-        if tokens == 1 && self.attend_one(&x, how, pos, kv, shape, out) {
-            return;
-        }
-        let Projected { q, k, v } = x;
-        self.place(Projected { q, k, v }, how, pos, tokens, kv, out);
-        self.attention(out, kv, pos, tokens, shape, q);
-        std::mem::swap(q, out);
-    }
-
     /// Softmax of `logits` (`[tokens, experts]`) and the `top_k` best per token, best first (ties: lower index), in
     /// `out`: `tokens · top_k` choices. Reads back from the device.
     fn route(&self, logits: &Self::Buf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()>;
-
-    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
-    fn ffn(&self, x: &Self::Buf, tokens: usize, expert: &Expert, out: &mut Self::Buf);
-
-    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
-    /// `[tokens, 1]`.
-    fn ffn_add(
-        &self,
-        h: &Self::Buf,
-        tokens: usize,
-        expert: &Expert,
-        gate: Option<&Self::Buf>,
-        y: &mut Self::Buf,
-        x: &mut Self::Buf,
-    ) {
-        let d = expert.down.rows();
-        self.ffn(h, tokens, expert, y);
-        if let Some(gate) = gate {
-            self.gate_rows(y, gate, tokens, d);
-        }
-        self.add(x, y, tokens * d);
-    }
 
     /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
     fn experts(
@@ -283,12 +167,6 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
-    fn combine(&self, slots: &Self::Buf, choices: &[Choice], top_k: usize, d: usize, out: &mut Self::Buf);
-
-    /// `x[t] *= sigmoid(gate[t])` for `rows` rows of `d` values; `gate` is `[rows, 1]`.
-    fn gate_rows(&self, x: &mut Self::Buf, gate: &Self::Buf, rows: usize, d: usize);
-
-    /// `x[..len] += y[..len]`.
-    fn add(&self, x: &mut Self::Buf, y: &Self::Buf, len: usize);
+    /// `x[t] += Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order.
+    fn sum(&self, call: SumCall<'_, Self::Buf>);
 }

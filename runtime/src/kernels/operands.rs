@@ -13,6 +13,83 @@ pub struct Linear<'a, Buf> {
     pub out: &'a mut Buf,
 }
 
+/// Several products of one input.
+pub struct LinearCall<'a, 'o, Buf> {
+    /// `[tokens, cols]`.
+    pub x: &'a Buf,
+    /// Its rows.
+    pub tokens: usize,
+    /// The norm of `x` that is multiplied in its place, and where that goes (`[tokens, cols]`).
+    pub norm: Option<(Norm<'a>, &'a mut Buf)>,
+    /// What it is multiplied with.
+    pub outs: &'a mut [Linear<'o, Buf>],
+    /// With one product: it is added to these rows, by way of its own where the backend needs it.
+    pub add: Option<&'a mut Buf>,
+}
+
+/// Attention of some tokens.
+pub struct AttendCall<'a, Buf, Kv> {
+    /// Their projections.
+    pub x: Projected<'a, Buf>,
+    /// What becomes of those first.
+    pub how: &'a Placing<'a>,
+    /// Where the first token stands.
+    pub pos: usize,
+    /// How many they are.
+    pub tokens: usize,
+    /// The layer's keys and values.
+    pub kv: &'a mut Kv,
+    /// The operation itself.
+    pub shape: &'a Attention<'a>,
+    /// `[tokens, heads · head_dim]`.
+    pub out: &'a mut Buf,
+}
+
+/// A block that every token goes through ([`Activation::Swiglu`]).
+pub struct FeedCall<'a, Buf> {
+    /// With a norm, `h` is made of `x` first.
+    pub norm: Option<Norm<'a>>,
+    /// `[tokens, d]`.
+    pub h: &'a mut Buf,
+    /// Its rows.
+    pub tokens: usize,
+    /// The block.
+    pub block: &'a Expert,
+    /// `[tokens, 1]`: the sigmoid of these multiplies what the block gives.
+    pub gate: Option<&'a Buf>,
+    /// Scratch, `[tokens, d]`.
+    pub y: &'a mut Buf,
+    /// What it is added to, `[tokens, d]`.
+    pub x: &'a mut Buf,
+}
+
+/// The weighted sum of routed experts.
+pub struct SumCall<'a, Buf> {
+    /// `[tokens · top_k, d]`. A gate of zero is a row that was not computed.
+    pub slots: &'a Buf,
+    /// `tokens · top_k` of them.
+    pub choices: &'a [Choice],
+    /// Choices of a token.
+    pub top_k: usize,
+    /// Values of a row.
+    pub d: usize,
+    /// Scratch, `[tokens, d]`.
+    pub y: &'a mut Buf,
+    /// What it is added to, `[tokens, d]`.
+    pub x: &'a mut Buf,
+}
+
+/// What a caller does next.
+pub enum Flow<'a, 'w> {
+    /// It waits elsewhere, as for weights from storage, and more will follow: the processor may begin with what it has.
+    Begin,
+    /// A part of a longer computation is complete, of which nothing is read: the processor may begin, and the caller is kept from
+    /// getting far ahead.
+    HandOver,
+    /// It waits, and will use these weights next, in order: they may be brought nearer.
+    Soon(&'a mut dyn Iterator<Item = &'w Matrix>),
+}
+
 /// An RMS norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
@@ -42,6 +119,8 @@ pub struct Attention<'a> {
 /// Cosines and sines for rotary embedding, in half-split ("NeoX") order, any frequency scaling already applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
+    /// Names the rotation. Of two tables with one name, the shorter is the other's beginning.
+    pub name: u64,
     /// Rotated dimensions of a head, even; the rest of the head passes through.
     pub dims: usize,
     /// `[positions, dims / 2]`.
@@ -137,15 +216,15 @@ impl<'a> Biases<'a> {
     }
 }
 
-/// What a model has that a backend may not compute.
+/// What a model uses that a backend may not have: the greatest of all layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
-    /// [`Attention::sinks`].
-    pub sinks: bool,
-    /// [`Feed::biases`].
-    pub feed_biases: bool,
-    /// [`Activation::Clamped`].
-    pub clamped: bool,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
 }
 
 /// One expert chosen for one token.

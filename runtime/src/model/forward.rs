@@ -15,13 +15,16 @@ use super::spec::Spec;
 use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::experts::ExpertSource;
-use crate::kernels::{Attention, Backend, Linear, Norm, Placing, Projected, best_of, from_bits};
+use crate::kernels::{
+    AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing, Projected,
+    best_of, from_bits,
+};
 use std::sync::Arc;
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
-/// than what the CPU computes in another way, so that a position's logits do not depend on which others are wanted.
+/// than what a backend may compute in another way, so that a position's logits do not depend on which others are wanted.
 const LOGIT_ROWS: usize = 8;
-const _: () = assert!(LOGIT_ROWS < crate::kernels::cpu::MANY);
+const _: () = assert!(LOGIT_ROWS < MANY);
 
 /// Weights and everything fixed about them. A clone shares experts, counters and the bytes of matrices.
 #[derive(Clone)]
@@ -123,8 +126,9 @@ impl Model {
             }
             match &layer.ffn {
                 Ffn::Dense(ffn) => {
-                    b.rms_norm(&s.x, &layer.ffn_norm, c.norm_eps, n, &mut s.h);
-                    b.ffn_add(&s.h, n, ffn, None, &mut s.y, &mut s.x);
+                    let norm = Some(Norm { weight: &layer.ffn_norm, eps: c.norm_eps });
+                    let State { h, y, x, .. } = &mut *s;
+                    b.feed(FeedCall { norm, h, tokens: n, block: ffn, gate: None, y, x });
                 }
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
@@ -143,17 +147,18 @@ impl Model {
     /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
     fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
         let (c, a) = (&self.spec, &self.spec.layers[i].attention);
-        b.norm_linear(
-            &s.x,
-            Norm { weight: &layer.attn_norm, eps: c.norm_eps },
-            n,
-            &mut s.h,
-            &mut [
+        let norm = Norm { weight: &layer.attn_norm, eps: c.norm_eps };
+        b.linear(LinearCall {
+            x: &s.x,
+            tokens: n,
+            norm: Some((norm, &mut s.h)),
+            outs: &mut [
                 Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q },
                 Linear { matrix: &layer.k, bias: layer.k_bias.as_deref(), out: &mut s.k },
                 Linear { matrix: &layer.v, bias: layer.v_bias.as_deref(), out: &mut s.v },
             ],
-        );
+            add: None,
+        });
         let how = Placing {
             heads: a.heads,
             kv_heads: a.kv_heads,
@@ -173,9 +178,10 @@ impl Model {
             window: a.window,
             sinks: layer.sinks.as_deref(),
         };
-        b.attend(projected, &how, pos, n, &mut s.kv[i], &shape, &mut s.attn);
+        let (kv, out) = (&mut s.kv[i], &mut s.attn);
+        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shape: &shape, out });
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
-        b.linear_add(&s.attn, n, o, &mut s.x);
+        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add: Some(&mut s.x) });
     }
 
     /// Final norm and output head of the wanted positions.
@@ -189,7 +195,7 @@ impl Model {
     ) -> Result<()> {
         let (c, w) = (&self.spec, &self.weights);
         let mut first = match want {
-            Want::Nothing | Want::Finite => return b.hand_over(),
+            Want::Nothing | Want::Finite => return b.flow(Flow::HandOver),
             Want::Last | Want::Best(_) => n - 1,
             Want::All => 0,
         };
@@ -198,7 +204,8 @@ impl Model {
             b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
             let norm = Norm { weight: &w.norm, eps: c.norm_eps };
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
-            b.norm_linear(&s.h, norm, rows, &mut s.y, &mut [head]);
+            let norm = Some((norm, &mut s.y));
+            b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], add: None });
             if let Want::Best(k) = want {
                 if b.best(&s.logits, w.vocab(), k, &mut s.best)? {
                     let bits = &mut s.best_bits[..2 * k];
@@ -235,7 +242,7 @@ fn finite<B: Backend>(
     place: impl FnOnce() -> String,
 ) -> Result<()> {
     let mut rows = vec![0.0; n * d];
-    b.download(&s.x, 0, &mut rows)?;
+    b.read(&mut [(&s.x, 0, &mut rows)])?;
     match rows.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::NotFinite { place: format!("{} at token {}", place(), pos + at / d) }),
@@ -245,7 +252,7 @@ fn finite<B: Backend>(
 /// Downloads a result, and with the first of a call what its routers chose: one wait for both.
 fn read<B: Backend>(b: &B, noted: &mut Option<Noted<B>>, result: (&B::Buf, usize, &mut [f32])) -> Result<()> {
     match noted.as_mut().and_then(Noted::unread) {
-        Some(choices) => b.download_together(&mut [result, choices]),
-        None => b.download(result.0, result.1, result.2),
+        Some(choices) => b.read(&mut [result, choices]),
+        None => b.read(&mut [result]),
     }
 }

@@ -3,8 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::experts::{Chosen, Refine};
-use crate::kernels::cpu::MANY;
-use crate::kernels::{Backend, History, Router};
+use crate::kernels::{Backend, History, MANY, Router};
 
 /// Of a longer call so many last tokens are noted: heat halves in a few, and no piece of a prompt is shorter, so what is
 /// learned from a prompt does not depend on how it was cut.

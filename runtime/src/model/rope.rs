@@ -5,6 +5,7 @@
 
 use crate::kernels::RopeTable;
 use std::f64::consts::PI;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// How positions turn into angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,7 +146,10 @@ impl RopeConfig {
         if let Some(factors) = factors {
             inv.iter_mut().zip(factors).for_each(|(inv, f)| *inv /= f);
         }
-        let mut table = RopeTable { dims: self.dims, cos: Vec::new(), sin: Vec::new() };
+        let mut name = DefaultHasher::new();
+        (self.dims, attention.to_bits()).hash(&mut name);
+        inv.iter().for_each(|inv| inv.to_bits().hash(&mut name));
+        let mut table = RopeTable { name: name.finish(), dims: self.dims, cos: Vec::new(), sin: Vec::new() };
         table.cos.reserve_exact(positions * inv.len());
         table.sin.reserve_exact(positions * inv.len());
         for position in 0..positions {

@@ -176,11 +176,11 @@ impl Spec {
 
     /// What a backend must compute for it.
     pub fn uses(&self) -> Uses {
-        let any = |is: fn(&LayerSpec) -> bool| self.layers.iter().any(is);
+        let router = self.router();
         Uses {
-            sinks: any(|l| l.attention.sinks),
-            feed_biases: any(|l| l.ffn.biases),
-            clamped: any(|l| l.ffn.activation != Activation::Swiglu),
+            head_dim: self.most(|a| a.head_dim),
+            experts: router.map_or(0, |r| r.experts),
+            top_k: router.map_or(0, |r| r.top_k),
         }
     }
 

@@ -5,8 +5,8 @@ use super::plan::CHUNK;
 use super::processor::Timeline;
 use super::processors::{Booking, Computing};
 use crate::error::{Error, Result};
+use crate::kernels::MANY;
 use crate::kernels::MAX_BEST;
-use crate::kernels::cpu::MANY;
 use crate::model::forward::{Passing, Want};
 use crate::telemetry::CancelToken;
 

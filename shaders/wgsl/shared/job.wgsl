@@ -28,6 +28,11 @@ fn job_gate(job: u32) -> f32 {
     return bitcast<f32>(jobs[job * JOB_WORDS + 14u]);
 }
 
+// Which of the layer's experts it is.
+fn job_expert(job: u32) -> u32 {
+    return jobs[job * JOB_WORDS + 15u];
+}
+
 fn job_slot(job: u32, i: u32) -> u32 {
     return jobs[job * JOB_WORDS + 16u + i];
 }

@@ -8,7 +8,7 @@
 @group(0) @binding(0) var<storage, read> q: array<f32>;             // [tokens, heads · head_dim]
 @group(0) @binding(1) var<storage, read> k: array<f32>;             // [tokens, kv_heads · head_dim]
 @group(0) @binding(2) var<storage, read> v: array<f32>;             // [tokens, kv_heads · head_dim]
-@group(0) @binding(3) var<storage, read> norms: array<f32>;         // [q_norm + k_norm]
+@group(0) @binding(3) var<storage, read> norms: array<f32>;         // [q_norm + k_norm]; attend_one: and sinks
 @group(0) @binding(4) var<storage, read> rope: array<f32>;          // [positions, 2, half]: cosines, sines
 
 const MAX_HEAD = 512u;

@@ -18,6 +18,11 @@ fn put_together(all: Tile, tile: Tile) -> Tile {
     return Tile(highest, fma(all.total, a, tile.total * b), fma(all.sum, vec4(a), tile.sum * b));
 }
 
+// The tile of a sink: a score that takes part, and has no value.
+fn sink_of(score: f32) -> Tile {
+    return Tile(score, 1.0, vec4<f32>());
+}
+
 // Writes a cell of a head's result to `out`, as much of it as the head has.
 fn write_cell(all: Tile, cell: u32, at: u32) {
     let value = all.sum / all.total;

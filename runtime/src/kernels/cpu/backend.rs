@@ -7,7 +7,8 @@ use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, Feed, KvPart, Linear, Placing, Projected, Routed, Router,
+    AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart, Linear, LinearCall,
+    Placing, Projected, Routed, Router, SumCall,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -24,11 +25,6 @@ impl Backend for CpuBackend {
     type Buf = Aligned<f32>;
     type Kv = CpuKv;
 
-    fn name(&self) -> String {
-        let threads = self.threads();
-        format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
-    }
-
     fn alloc(&self, len: usize) -> Result<Aligned<f32>> {
         Aligned::zeroed(len)
     }
@@ -37,22 +33,12 @@ impl Backend for CpuBackend {
         dst[at..at + src.len()].copy_from_slice(src);
     }
 
-    fn download(&self, src: &Aligned<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
-        dst.copy_from_slice(&src[at..at + dst.len()]);
-        Ok(())
-    }
-
     fn copy(&self, src: &Aligned<f32>, at: usize, len: usize, dst: &mut Aligned<f32>) {
         dst[..len].copy_from_slice(&src[at..at + len]);
     }
 
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<CpuKv> {
         CpuKv::new(capacity, heads, head_dim, self.kv_single)
-    }
-
-    fn warm(&self, matrices: &mut dyn Iterator<Item = &Matrix>) {
-        self.pool.operation("weights used next");
-        warm::read(&self.pool, matrices, self.warm_bytes);
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
@@ -78,82 +64,6 @@ impl Backend for CpuBackend {
             Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
             Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
         });
-    }
-
-    fn rms_norm(&self, x: &Aligned<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Aligned<f32>) {
-        let n = weight.len();
-        self.pool.operation("norm");
-        self.each_row(&mut out[..rows * n], n, &|row, out| {
-            math::rms_norm(&x[row * n..][..n], weight, eps, out)
-        });
-    }
-
-    fn linear(&self, x: &Aligned<f32>, tokens: usize, outs: &mut [Linear<'_, Aligned<f32>>]) {
-        let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
-        if let Some(observer) = self.observer.get() {
-            outs.iter().for_each(|l| observer.inputs(l.matrix, x, &mut (0..tokens)));
-        }
-        self.pool.operation("dense product");
-        debug_assert!(outs.iter().all(|l| l.matrix.rotation().is_none()), "only experts are rotated");
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { inputs, tokens: all, .. } = &mut *scratch;
-        all.clear();
-        all.reserve_exact(tokens);
-        all.extend(0..tokens as u32);
-        for outs in outs.chunks_mut(OUTS) {
-            let mut parts = [None; OUTS];
-            for (part, l) in parts.iter_mut().zip(&mut *outs) {
-                *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
-            }
-            let (count, all): (_, &[u32]) = (outs.len(), all);
-            let many = tokens >= MANY;
-            self.products(inputs, (x, tokens, cols), many, None, count, &|i| {
-                let (matrix, bias, out) = parts[i].expect("one part for each output");
-                Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
-            });
-        }
-    }
-
-    fn place(
-        &self,
-        x: Projected<'_, Aligned<f32>>,
-        how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &mut CpuKv,
-        rotated: &mut Aligned<f32>,
-    ) {
-        let Projected { q, k, v } = x;
-        let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
-        if let Some(weight) = how.q_norm {
-            self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
-        }
-        if let Some(weight) = how.k_norm {
-            self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
-        }
-        if let Some(limit) = how.limit {
-            clamp(&mut q[..q_len], limit);
-            clamp(&mut k[..kv_len], limit);
-            clamp(&mut v[..kv_len], limit);
-        }
-        self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
-        self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
-        self.write_kv(kv, pos, tokens, k, v);
-        std::mem::swap(q, rotated);
-    }
-
-    fn attention(
-        &self,
-        q: &Aligned<f32>,
-        kv: &CpuKv,
-        pos: usize,
-        tokens: usize,
-        shape: &Attention,
-        out: &mut Aligned<f32>,
-    ) {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.pool.operation("attention");
-        attention::attend(&self.pool, self.isa, &mut scratch.attending, q, kv, pos, tokens, shape, out);
     }
 
     fn route(
@@ -192,23 +102,6 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn ffn(&self, x: &Aligned<f32>, tokens: usize, expert: &Expert, out: &mut Aligned<f32>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.clear();
-        slots.reserve_exact(tokens);
-        slots.extend(0..tokens as u32);
-        for slots in slots.chunks(SLOTS_AT_ONCE) {
-            self.feed_forward(
-                x,
-                (tokens, tokens >= MANY, 0),
-                1,
-                &Feed::default(),
-                &[ExpertJob { index: 0, expert, slots }],
-                out,
-            );
-        }
-    }
-
     fn experts(
         &self,
         x: &Aligned<f32>,
@@ -231,7 +124,175 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn combine(
+    fn read(&self, parts: &mut [(&Aligned<f32>, usize, &mut [f32])]) -> Result<()> {
+        parts.iter_mut().try_for_each(|(src, at, dst)| self.download(src, *at, dst))
+    }
+
+    fn flow(&self, flow: Flow<'_, '_>) -> Result<()> {
+        if let Flow::Soon(matrices) = flow {
+            self.pool.operation("weights used next");
+            warm::read(&self.pool, matrices, self.warm_bytes);
+        }
+        Ok(())
+    }
+
+    fn linear(&self, call: LinearCall<'_, '_, Aligned<f32>>) {
+        let LinearCall { x, tokens, norm, outs, add } = call;
+        let x = match norm {
+            Some((norm, h)) => {
+                self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+                h
+            }
+            None => x,
+        };
+        CpuBackend::linear(self, x, tokens, outs);
+        if let (Some(to), [one]) = (add, outs) {
+            self.add(to, one.out, tokens * one.matrix.rows());
+        }
+    }
+
+    fn attend(&self, call: AttendCall<'_, Aligned<f32>, CpuKv>) {
+        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shape, out } = call;
+        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, kv, out);
+        self.attention(out, kv, pos, tokens, shape, q);
+        std::mem::swap(q, out);
+    }
+
+    fn feed(&self, call: FeedCall<'_, Aligned<f32>>) {
+        let FeedCall { norm, h, tokens, block, gate, y, x } = call;
+        let d = block.down.rows();
+        if let Some(norm) = norm {
+            self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+        }
+        self.ffn(h, tokens, block, y);
+        if let Some(gate) = gate {
+            self.gate_rows(y, gate, tokens, d);
+        }
+        self.add(x, y, tokens * d);
+    }
+
+    fn sum(&self, call: SumCall<'_, Aligned<f32>>) {
+        let SumCall { slots, choices, top_k, d, y, x } = call;
+        self.combine(slots, choices, top_k, d, y);
+        self.add(x, y, choices.len() / top_k * d);
+    }
+}
+
+/// What calls are made of.
+impl CpuBackend {
+    /// What it is, for people: instruction set and threads, or the adapter's name.
+    pub fn name(&self) -> String {
+        let threads = self.threads();
+        format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    /// Copies `src[at..]` to `dst`, after everything before it has finished.
+    pub fn download(&self, src: &Aligned<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
+        dst.copy_from_slice(&src[at..at + dst.len()]);
+        Ok(())
+    }
+
+    /// `out = x / sqrt(mean(x²) + eps) · weight` over each of `rows` rows of `weight.len()` values.
+    pub fn rms_norm(&self, x: &Aligned<f32>, weight: &[f32], eps: f32, rows: usize, out: &mut Aligned<f32>) {
+        let n = weight.len();
+        self.pool.operation("norm");
+        self.each_row(&mut out[..rows * n], n, &|row, out| {
+            math::rms_norm(&x[row * n..][..n], weight, eps, out)
+        });
+    }
+
+    /// Several products of the same `x` (`[tokens, cols]`).
+    pub fn linear(&self, x: &Aligned<f32>, tokens: usize, outs: &mut [Linear<'_, Aligned<f32>>]) {
+        let Some(cols) = outs.first().map(|l| l.matrix.cols()) else { return };
+        if let Some(observer) = self.observer.get() {
+            outs.iter().for_each(|l| observer.inputs(l.matrix, x, &mut (0..tokens)));
+        }
+        self.pool.operation("dense product");
+        debug_assert!(outs.iter().all(|l| l.matrix.rotation().is_none()), "only experts are rotated");
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { inputs, tokens: all, .. } = &mut *scratch;
+        all.clear();
+        all.reserve_exact(tokens);
+        all.extend(0..tokens as u32);
+        for outs in outs.chunks_mut(OUTS) {
+            let mut parts = [None; OUTS];
+            for (part, l) in parts.iter_mut().zip(&mut *outs) {
+                *part = Some((l.matrix, l.bias, Out::new(l.out, l.matrix.rows())));
+            }
+            let (count, all): (_, &[u32]) = (outs.len(), all);
+            let many = tokens >= MANY;
+            self.products(inputs, (x, tokens, cols), many, None, count, &|i| {
+                let (matrix, bias, out) = parts[i].expect("one part for each output");
+                Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
+            });
+        }
+    }
+
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
+    /// keys and values to the cache. The projections are used up.
+    pub fn place(
+        &self,
+        x: Projected<'_, Aligned<f32>>,
+        how: &Placing<'_>,
+        pos: usize,
+        tokens: usize,
+        kv: &mut CpuKv,
+        rotated: &mut Aligned<f32>,
+    ) {
+        let Projected { q, k, v } = x;
+        let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
+        if let Some(weight) = how.q_norm {
+            self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
+        }
+        if let Some(weight) = how.k_norm {
+            self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
+        }
+        if let Some(limit) = how.limit {
+            clamp(&mut q[..q_len], limit);
+            clamp(&mut k[..kv_len], limit);
+            clamp(&mut v[..kv_len], limit);
+        }
+        self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
+        self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
+        self.write_kv(kv, pos, tokens, k, v);
+        std::mem::swap(q, rotated);
+    }
+
+    /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
+    pub fn attention(
+        &self,
+        q: &Aligned<f32>,
+        kv: &CpuKv,
+        pos: usize,
+        tokens: usize,
+        shape: &Attention,
+        out: &mut Aligned<f32>,
+    ) {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.operation("attention");
+        attention::attend(&self.pool, self.isa, &mut scratch.attending, q, kv, pos, tokens, shape, out);
+    }
+
+    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
+    pub fn ffn(&self, x: &Aligned<f32>, tokens: usize, expert: &Expert, out: &mut Aligned<f32>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clear();
+        slots.reserve_exact(tokens);
+        slots.extend(0..tokens as u32);
+        for slots in slots.chunks(SLOTS_AT_ONCE) {
+            self.feed_forward(
+                x,
+                (tokens, tokens >= MANY, 0),
+                1,
+                &Feed::default(),
+                &[ExpertJob { index: 0, expert, slots }],
+                out,
+            );
+        }
+    }
+
+    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
+    pub fn combine(
         &self,
         slots: &Aligned<f32>,
         choices: &[Choice],
@@ -250,14 +311,16 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn gate_rows(&self, x: &mut Aligned<f32>, gate: &Aligned<f32>, rows: usize, d: usize) {
+    /// `x[t] *= sigmoid(gate[t])` for `rows` rows of `d` values; `gate` is `[rows, 1]`.
+    pub fn gate_rows(&self, x: &mut Aligned<f32>, gate: &Aligned<f32>, rows: usize, d: usize) {
         for (x, gate) in x[..rows * d].chunks_exact_mut(d).zip(gate.iter()) {
             let factor = 1.0 / (1.0 + (-gate).exp());
             x.iter_mut().for_each(|x| *x *= factor);
         }
     }
 
-    fn add(&self, x: &mut Aligned<f32>, y: &Aligned<f32>, len: usize) {
+    /// `x[..len] += y[..len]`.
+    pub fn add(&self, x: &mut Aligned<f32>, y: &Aligned<f32>, len: usize) {
         // Pieces for the threads; what is short or of an odd length stays whole.
         const PIECE: usize = 1024;
         let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };

@@ -8,11 +8,6 @@ use super::scratch::grow;
 use crate::quant::UNIT_COLS;
 use std::sync::{Mutex, PoisonError};
 
-/// Calls of so many tokens are computed in bfloat16 where the processor has it, every product of theirs, so that what
-/// an expert computes does not depend on how many tokens chose it. The session cuts prompts so that no piece of a longer
-/// one is shorter.
-pub(crate) const MANY: usize = 16;
-
 /// Tokens of a task.
 const ROWS_AT_ONCE: usize = 16;
 

@@ -30,10 +30,9 @@ mod tests;
 mod tiles;
 mod warm;
 
-pub(crate) use halves::MANY;
 pub use isa::Isa;
 
-use super::{ExpertJob, Feed, Observer, RopeTable};
+use super::{ExpertJob, Feed, MANY, Observer, RopeTable};
 use crate::error::{Error, Result};
 use crate::quant::{Matrix, Rotation};
 use crate::telemetry::Trace;

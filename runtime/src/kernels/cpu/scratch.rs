@@ -3,10 +3,11 @@
 //! Scratch grows to what an operation needs and stays. It grows to the exact size ([`grow`]), so that the bound of
 //! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
+use super::MANY;
 use super::activations::Activations;
 use super::aligned::Aligned;
 use super::attention::{self, Attending};
-use super::halves::{Halves, MANY};
+use super::halves::Halves;
 use super::pool::Pool;
 use super::quantized::Ordered;
 use super::rows::each_row;

@@ -17,6 +17,7 @@ impl State {
         how: &Placing<'_>,
         pos: usize,
         kv: &GpuKv,
+        sinks: Option<&[f32]>,
     ) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
         if how.head_dim > MAX_HEAD {
             let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
@@ -25,6 +26,8 @@ impl State {
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
         let norms = match how.q_norm.or(how.k_norm) {
+            // Sinks stand behind norms, and are all of it where there are none.
+            None if let Some(sinks) = sinks => self.weights.vector(gpu, sinks, || sinks.to_vec())?,
             Some(name) => {
                 let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
                 self.weights.vector(gpu, name, both)?
@@ -58,7 +61,7 @@ impl State {
         kv: &GpuKv,
         rotated: &Memory,
     ) -> Result<()> {
-        let (params, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let (params, [norms, rope]) = self.placing(gpu, how, pos, kv, None)?;
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
         let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, rotated];
         let variant = Variant { half: kv.half, ..Variant::default() };
@@ -78,7 +81,7 @@ impl State {
         shape: &Attention,
         out: &Memory,
     ) -> Result<()> {
-        let (p, [norms, rope]) = self.placing(gpu, how, pos, kv)?;
+        let (p, [norms, rope]) = self.placing(gpu, how, pos, kv, shape.sinks)?;
         let seen = shape.window.unwrap_or(usize::MAX).min(pos + 1);
         let tiles = seen.div_ceil(TILE);
         let params = AttendOneParams {
@@ -95,6 +98,7 @@ impl State {
             window: window(shape),
             scale: shape.scale,
             tiles: tiles as u32,
+            sinks: shape.sinks.is_some().into(),
         };
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
         // As much as the whole cache may take: what grew with it would be made again and again.
@@ -107,8 +111,10 @@ impl State {
         let variant = Variant { half: kv.half, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &memory, [how.heads, tiles]);
         if tiles > 1 {
-            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32 };
-            self.recorder.run(gpu, Variant::default(), &params, &[to, out], [how.heads, 1]);
+            let sinks = shape.sinks.is_some().into();
+            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32, sinks };
+            let to = self.partials.get();
+            self.recorder.run(gpu, Variant::default(), &params, &[to, out, &norms], [how.heads, 1]);
         }
         Ok(())
     }
@@ -123,9 +129,14 @@ impl State {
         tokens: usize,
         shape: &Attention,
         out: &Memory,
-    ) {
+    ) -> Result<()> {
         let variant = Variant { half: kv.half, ..Variant::default() };
-        let memory = [q, &kv.keys, &kv.values, out];
+        let sinks = match shape.sinks {
+            Some(sinks) => Some(self.weights.vector(gpu, sinks, || sinks.to_vec())?),
+            None => None,
+        };
+        let has = u32::from(sinks.is_some());
+        let memory = [q, &kv.keys, &kv.values, out, sinks.as_deref().unwrap_or(&self.spare[0])];
         let of_head = tokens * (shape.heads / shape.kv_heads);
         let queries = queries_at_once(shape.head_dim);
         // Where a window hides positions, tiles of neighbouring tokens begin at different ones; a few queries would leave most
@@ -141,10 +152,11 @@ impl State {
                 tokens: tokens as u32,
                 queries: queries as u32,
                 scale: shape.scale,
+                sinks: has,
             };
             let grid = [shape.kv_heads, of_head.div_ceil(queries)];
             self.recorder.run(gpu, variant, &params, &memory, grid);
-            return;
+            return Ok(());
         }
         let params = AttentionParams {
             heads: shape.heads as u32,
@@ -154,8 +166,10 @@ impl State {
             pos: pos as u32,
             window: window(shape),
             scale: shape.scale,
+            sinks: has,
         };
         self.recorder.run(gpu, variant, &params, &memory, [shape.heads, tokens]);
+        Ok(())
     }
 }
 

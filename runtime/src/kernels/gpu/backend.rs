@@ -3,12 +3,13 @@
 //! Most operations cannot return an error; what goes wrong in them is noted, and the next one that can returns it.
 
 use super::device::Memory;
+use super::params::{MAX_EXPERTS, MAX_HEAD, MAX_TOP_K};
 use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, Feed, GpuInputs, KvPart, Linear, MAX_BEST, Norm, Placing,
-    Projected, Routed, RoutedBufs, Router, Uses,
+    AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs, KvPart, Linear,
+    LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -16,11 +17,6 @@ use dollop_shaders::{ADD, COPY};
 impl Backend for GpuBackend {
     type Buf = GpuBuf;
     type Kv = GpuKv;
-
-    fn name(&self) -> String {
-        let info = &self.gpu.info;
-        format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
-    }
 
     fn alloc(&self, len: usize) -> Result<GpuBuf> {
         // What was made for buffers that are gone goes before others come.
@@ -31,31 +27,6 @@ impl Backend for GpuBackend {
     fn upload(&self, dst: &mut GpuBuf, at: usize, src: &[f32]) {
         assert!(at + src.len() <= dst.len, "{} values at {at} of {}", src.len(), dst.len);
         self.lock().recorder.write(&self.gpu, &dst.memory, 4 * at as u64, bytemuck::cast_slice(src));
-    }
-
-    fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
-        assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
-        let bytes = bytemuck::cast_slice_mut(dst);
-        self.lock().recorder.read(&self.gpu, &mut [(&src.memory, 4 * at as u64, bytes)])
-    }
-
-    fn download_together(&self, parts: &mut [(&GpuBuf, usize, &mut [f32])]) -> Result<()> {
-        let mut parts: Vec<(&Memory, u64, &mut [u8])> = (parts.iter_mut())
-            .map(|(src, at, dst)| {
-                assert!(*at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
-                (&src.memory, 4 * *at as u64, bytemuck::cast_slice_mut(dst))
-            })
-            .collect();
-        self.lock().recorder.read(&self.gpu, &mut parts)
-    }
-
-    fn hand_over(&self) -> Result<()> {
-        self.lock().recorder.hand_over(&self.gpu)
-    }
-
-    fn start(&self) -> Result<()> {
-        self.lock().recorder.submit(&self.gpu);
-        self.gpu.check()
     }
 
     fn best(&self, x: &GpuBuf, len: usize, k: usize, out: &mut GpuBuf) -> Result<bool> {
@@ -92,15 +63,134 @@ impl Backend for GpuBackend {
         self.note(self.lock().embed(&self.gpu, table, tokens, &out.memory));
     }
 
-    fn rms_norm(&self, x: &GpuBuf, weight: &[f32], eps: f32, rows: usize, out: &mut GpuBuf) {
+    fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+        self.lock().route(&self.gpu, &logits.memory, tokens, router, out)
+    }
+
+    fn supports(uses: &Uses) -> Result<(), String> {
+        for (is, most, what) in [
+            (uses.head_dim, MAX_HEAD, "values in a head"),
+            (uses.experts, MAX_EXPERTS, "experts in a layer"),
+            (uses.top_k, MAX_TOP_K, "experts for a token"),
+        ] {
+            if is > most {
+                return Err(format!("the model has {is} {what}, and the GPU's kernels take up to {most}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn experts(&self, x: &GpuBuf, of: Routed, feed: &Feed<'_>, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
+        self.note(self.lock().experts(&self.gpu, &x.memory, of, feed, jobs, &slots.memory));
+    }
+
+    fn routed(
+        &self,
+        bufs: RoutedBufs<'_, GpuBuf>,
+        tokens: usize,
+        router: &Router,
+        (layer, feed): (usize, &Feed<'_>),
+        experts: &[Expert],
+    ) -> Result<bool> {
+        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, inputs: 0 };
+        self.lock().routed(&self.gpu, bufs, tokens, router, (of, feed), experts)
+    }
+
+    fn refine(&self, refinement: &Refinement) -> Result<()> {
+        let State { recorder, experts, .. } = &mut *self.lock();
+        experts.refine(&self.gpu, recorder, refinement)
+    }
+
+    fn read(&self, parts: &mut [(&GpuBuf, usize, &mut [f32])]) -> Result<()> {
+        let mut parts: Vec<(&Memory, u64, &mut [u8])> = (parts.iter_mut())
+            .map(|(src, at, dst)| {
+                assert!(*at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+                (&src.memory, 4 * *at as u64, bytemuck::cast_slice_mut(dst))
+            })
+            .collect();
+        self.lock().recorder.read(&self.gpu, &mut parts)
+    }
+
+    fn flow(&self, flow: Flow<'_, '_>) -> Result<()> {
+        match flow {
+            Flow::Begin => {
+                self.lock().recorder.submit(&self.gpu);
+                self.gpu.check()
+            }
+            Flow::HandOver => self.lock().recorder.hand_over(&self.gpu),
+            Flow::Soon(_) => Ok(()),
+        }
+    }
+
+    fn linear(&self, call: LinearCall<'_, '_, GpuBuf>) {
+        let LinearCall { x, tokens, norm, outs, add } = call;
+        match (add, outs) {
+            (Some(to), [Linear { matrix, bias, out }]) if norm.is_none() => {
+                self.linear_add(x, tokens, Linear { matrix, bias: *bias, out }, to);
+            }
+            (add, outs) => {
+                assert!(add.is_none(), "one product of what is no norm is added");
+                match norm {
+                    Some((norm, h)) => self.norm_linear(x, norm, tokens, h, outs),
+                    None => GpuBackend::linear(self, x, tokens, outs),
+                }
+            }
+        }
+    }
+
+    fn attend(&self, call: AttendCall<'_, GpuBuf, GpuKv>) {
+        let AttendCall { x, how, pos, tokens, kv, shape, out } = call;
+        if tokens == 1 && self.attend_one(&x, how, pos, kv, shape, out) {
+            return;
+        }
+        let Projected { q, k, v } = x;
+        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, kv, out);
+        self.attention(out, kv, pos, tokens, shape, q);
+        std::mem::swap(q, out);
+    }
+
+    fn feed(&self, call: FeedCall<'_, GpuBuf>) {
+        let FeedCall { norm, h, tokens, block, gate, y, x } = call;
+        if let Some(norm) = norm {
+            self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+        }
+        self.ffn_add(h, tokens, block, gate, y, x);
+    }
+
+    fn sum(&self, call: SumCall<'_, GpuBuf>) {
+        let SumCall { slots, choices, top_k, d, y, x } = call;
+        self.combine(slots, choices, top_k, d, y);
+        self.add(x, y, choices.len() / top_k * d);
+    }
+}
+
+/// What calls are made of.
+impl GpuBackend {
+    /// What it is, for people: instruction set and threads, or the adapter's name.
+    pub fn name(&self) -> String {
+        let info = &self.gpu.info;
+        format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
+    }
+
+    /// Copies `src[at..]` to `dst`, after everything before it has finished.
+    pub fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
+        assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
+        let bytes = bytemuck::cast_slice_mut(dst);
+        self.lock().recorder.read(&self.gpu, &mut [(&src.memory, 4 * at as u64, bytes)])
+    }
+
+    /// `out = x / sqrt(mean(x²) + eps) · weight` over each of `rows` rows of `weight.len()` values.
+    pub fn rms_norm(&self, x: &GpuBuf, weight: &[f32], eps: f32, rows: usize, out: &mut GpuBuf) {
         self.note(self.lock().rms_norm(&self.gpu, &x.memory, weight, eps, rows, &out.memory));
     }
 
-    fn linear(&self, x: &GpuBuf, tokens: usize, outs: &mut [Linear<'_, GpuBuf>]) {
+    /// Several products of the same `x` (`[tokens, cols]`).
+    pub fn linear(&self, x: &GpuBuf, tokens: usize, outs: &mut [Linear<'_, GpuBuf>]) {
         self.note(self.lock().linear(&self.gpu, &x.memory, None, tokens, outs, false));
     }
 
-    fn norm_linear(
+    /// `h = rms_norm(x)`, and several products of `h`.
+    pub fn norm_linear(
         &self,
         x: &GpuBuf,
         norm: Norm<'_>,
@@ -111,13 +201,16 @@ impl Backend for GpuBackend {
         self.note(self.lock().linear(&self.gpu, &x.memory, Some((norm, &h.memory)), tokens, outs, false));
     }
 
-    fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
+    /// `x += matrix · y + bias`, by way of `linear.out` where the backend needs it.
+    pub fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
         let Linear { matrix, bias, .. } = linear;
         let mut outs = [Linear { matrix, bias, out: x }];
         self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
     }
 
-    fn place(
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
+    /// keys and values to the cache. The projections are used up.
+    pub fn place(
         &self,
         x: Projected<'_, GpuBuf>,
         how: &Placing<'_>,
@@ -129,7 +222,8 @@ impl Backend for GpuBackend {
         self.note(self.lock().place(&self.gpu, x, how, pos, tokens, kv, &rotated.memory));
     }
 
-    fn attention(
+    /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
+    pub fn attention(
         &self,
         q: &GpuBuf,
         kv: &GpuKv,
@@ -138,10 +232,11 @@ impl Backend for GpuBackend {
         shape: &Attention,
         out: &mut GpuBuf,
     ) {
-        self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory);
+        self.note(self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory));
     }
 
-    fn attend_one(
+    /// [`Backend::attend`] of one token at once, where a backend can.
+    pub fn attend_one(
         &self,
         x: &Projected<'_, GpuBuf>,
         how: &Placing<'_>,
@@ -150,19 +245,22 @@ impl Backend for GpuBackend {
         shape: &Attention,
         out: &mut GpuBuf,
     ) -> bool {
+        // Sinks ride where norms are bound.
+        if shape.sinks.is_some() && how.q_norm.or(how.k_norm).is_some() {
+            return false;
+        }
         self.note(self.lock().attend_one(&self.gpu, x, how, pos, kv, shape, &out.memory));
         true
     }
 
-    fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
-        self.lock().route(&self.gpu, &logits.memory, tokens, router, out)
-    }
-
-    fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
+    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
+    pub fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
         self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
     }
 
-    fn ffn_add(
+    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
+    /// `[tokens, 1]`.
+    pub fn ffn_add(
         &self,
         h: &GpuBuf,
         tokens: usize,
@@ -175,51 +273,18 @@ impl Backend for GpuBackend {
         self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
     }
 
-    fn supports(uses: &Uses) -> Result<(), String> {
-        for (is, what) in [
-            (uses.sinks, "attention sinks"),
-            (uses.feed_biases, "biases of experts"),
-            (uses.clamped, "a clamped SwiGLU"),
-        ] {
-            if is {
-                return Err(format!("the model has {what}, which the GPU's kernels do not compute"));
-            }
-        }
-        Ok(())
-    }
-
-    fn experts(&self, x: &GpuBuf, of: Routed, feed: &Feed<'_>, jobs: &[ExpertJob<'_>], slots: &mut GpuBuf) {
-        assert_eq!(*feed, Feed::default(), "`supports` was asked");
-        self.note(self.lock().experts(&self.gpu, &x.memory, of, jobs, &slots.memory));
-    }
-
-    fn routed(
-        &self,
-        bufs: RoutedBufs<'_, GpuBuf>,
-        tokens: usize,
-        router: &Router,
-        (layer, feed): (usize, &Feed<'_>),
-        experts: &[Expert],
-    ) -> Result<bool> {
-        assert_eq!(*feed, Feed::default(), "`supports` was asked");
-        let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, inputs: 0 };
-        self.lock().routed(&self.gpu, bufs, tokens, router, of, experts)
-    }
-
-    fn refine(&self, refinement: &Refinement) -> Result<()> {
-        let State { recorder, experts, .. } = &mut *self.lock();
-        experts.refine(&self.gpu, recorder, refinement)
-    }
-
-    fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {
+    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
+    pub fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {
         self.lock().combine(&self.gpu, &slots.memory, choices, top_k, d, &out.memory);
     }
 
-    fn gate_rows(&self, x: &mut GpuBuf, gate: &GpuBuf, rows: usize, d: usize) {
+    /// `x[t] *= sigmoid(gate[t])` for `rows` rows of `d` values; `gate` is `[rows, 1]`.
+    pub fn gate_rows(&self, x: &mut GpuBuf, gate: &GpuBuf, rows: usize, d: usize) {
         self.lock().gate_rows(&self.gpu, &gate.memory, rows, d, &x.memory);
     }
 
-    fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
+    /// `x[..len] += y[..len]`.
+    pub fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
         self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
     }
 }

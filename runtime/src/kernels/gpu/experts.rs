@@ -255,6 +255,7 @@ impl Experts {
         let (entry, bank) = layer.entry(slot, job.expert);
         let mut words = [0; JOB_WORDS];
         words[..ENTRY_WORDS].copy_from_slice(&entry);
+        words[JOB_EXPERT] = job.index;
         (words, layer.banks[bank].clone())
     }
 }

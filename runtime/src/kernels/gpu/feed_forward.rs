@@ -11,7 +11,7 @@ use super::weights::{Form, Placed};
 use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
-use crate::kernels::{ExpertJob, Linear, Routed, RoutedBufs, Router};
+use crate::kernels::{Activation, ExpertJob, Feed, Linear, Routed, RoutedBufs, Router};
 use crate::quant::Rotation;
 use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
@@ -30,6 +30,9 @@ struct FeedForward {
     rotation: Option<Rotation>,
     /// The same of hidden values.
     rotation_down: Option<Rotation>,
+    /// Experts of the layer, where they have biases; otherwise 0.
+    biased: u32,
+    activation: Activation,
 }
 
 impl FeedForward {
@@ -37,7 +40,14 @@ impl FeedForward {
         let groups = [&e.gate, &e.up, &e.down].map(|m| Form::of(m, 0).group);
         assert!(e.gate.rotation() == e.up.rotation(), "gate and up have the same inputs");
         let (rotation, rotation_down) = (e.gate.rotation(), e.down.rotation());
-        FeedForward { d: e.gate.cols(), ff: e.gate.rows(), groups, top_k, rotation, rotation_down }
+        let (d, ff, activation) = (e.gate.cols(), e.gate.rows(), Activation::default());
+        FeedForward { d, ff, groups, top_k, rotation, rotation_down, biased: 0, activation }
+    }
+
+    /// Of a layer's experts.
+    fn routed(e: &Expert, of: Routed, feed: &Feed) -> FeedForward {
+        let biased = if feed.biases.is_some() { of.experts as u32 } else { 0 };
+        FeedForward { biased, activation: feed.activation, ..FeedForward::of(e, of.top_k) }
     }
 
     /// Parameters of `gate_up`.
@@ -45,12 +55,18 @@ impl FeedForward {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
         let [group, group_up, _] = self.groups;
         let plain = self.rotation_down.is_some().into();
-        GateUpParams { d, ff, group, group_up, top_k, first, place, plain }
+        let (alpha, limit) = match self.activation {
+            Activation::Swiglu => (0.0, 0.0),
+            Activation::Clamped { alpha, limit } => (alpha, limit),
+        };
+        let experts = self.biased;
+        GateUpParams { d, ff, group, group_up, top_k, first, place, plain, experts, alpha, limit }
     }
 
     /// Parameters of `down`.
     fn down(&self, first: u32, place: u32) -> DownParams {
-        DownParams { d: self.d as u32, ff: self.ff as u32, group: self.groups[2], first, place }
+        let (d, ff, experts) = (self.d as u32, self.ff as u32, self.biased);
+        DownParams { d, ff, group: self.groups[2], first, place, experts }
     }
 
     /// Parameters of `down_sum`.
@@ -114,7 +130,7 @@ impl State {
         };
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let shape = FeedForward::of(expert, 1);
-        self.feed_forward(gpu, x, &shape, &[job], &[&slots], tokens, &out.memory)
+        self.feed_forward(gpu, x, &shape, None, &[job], &[&slots], tokens, &out.memory)
     }
 
     /// A block whose matrices are dispatched one by one.
@@ -177,7 +193,7 @@ impl State {
             gpu,
             variant,
             &up,
-            &[&memory, h, hidden],
+            &[&memory, h, hidden, &self.spare[0]],
             2,
             shape.gate_grid(variant.planes, 1, 1),
         );
@@ -191,17 +207,19 @@ impl State {
         gpu: &Device,
         x: &Memory,
         of: Routed,
+        feed: &Feed<'_>,
         jobs: &[ExpertJob<'_>],
         out: &Memory,
     ) -> Result<()> {
         let Some(first) = jobs.first() else { return Ok(()) };
-        let shape = FeedForward::of(first.expert, of.top_k);
+        let shape = FeedForward::routed(first.expert, of, feed);
+        let biases = self.biases(gpu, feed)?;
         let highest = jobs.iter().flat_map(|j| j.slots.last()).max().map_or(0, |&s| s as usize + 1);
         let named: Vec<(u32, &Expert)> = jobs.iter().map(|j| (j.index, j.expert)).collect();
         self.experts.load(gpu, &mut self.recorder, of, &named)?;
         let prepared: Vec<_> = jobs.iter().map(|j| self.experts.job(of.layer, j)).collect();
         let slots: Vec<&[u32]> = jobs.iter().map(|j| j.slots).collect();
-        self.feed_forward(gpu, x, &shape, &prepared, &slots, highest, out)
+        self.feed_forward(gpu, x, &shape, biases, &prepared, &slots, highest, out)
     }
 
     /// Gate, up, activation and down of several jobs, each over its own slots, into rows of `out`.
@@ -211,6 +229,7 @@ impl State {
         gpu: &Device,
         x: &Memory,
         shape: &FeedForward,
+        biases: Option<Arc<Memory>>,
         jobs: &[Prepared],
         slots: &[&[u32]],
         rows: usize,
@@ -269,7 +288,8 @@ impl State {
                     _ => self.prepared.get(),
                 };
                 let bank: &Memory = memory;
-                let memory = [bank, x, self.hidden.get()];
+                let spare = biases.as_deref().unwrap_or(&self.spare[0]);
+                let memory = [bank, x, self.hidden.get(), spare];
                 self.recorder.run_with_ring(
                     gpu,
                     variant,
@@ -282,8 +302,9 @@ impl State {
                 if let Some(rotation) = shape.rotation_down {
                     self.turn_hidden(gpu, rotation, rows, form_down)?;
                 }
-                let memory =
-                    [bank, self.turned.down_inputs(shape.rotation_down, &self.hidden, form_down), out];
+                let spare = biases.as_deref().unwrap_or(&self.spare[0]);
+                let inputs = self.turned.down_inputs(shape.rotation_down, &self.hidden, form_down);
+                let memory = [bank, inputs, out, spare];
                 self.recorder.run_with_ring(
                     gpu,
                     variant,
@@ -297,6 +318,13 @@ impl State {
         Ok(())
     }
 
+    /// All biases of a layer's experts, as kernels find them.
+    fn biases(&mut self, gpu: &Device, feed: &Feed) -> Result<Option<Arc<Memory>>> {
+        let Some(biases) = feed.biases else { return Ok(None) };
+        let all = || [biases.gate, biases.up, biases.down].concat();
+        self.weights.vector(gpu, biases.gate, all).map(Some)
+    }
+
     /// Routing and experts without a word to the host.
     pub(super) fn routed(
         &mut self,
@@ -304,7 +332,7 @@ impl State {
         bufs: RoutedBufs<'_, GpuBuf>,
         tokens: usize,
         router: &Router,
-        of: Routed,
+        (of, feed): (Routed, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {
         let Some(first) = experts.first() else { return Ok(false) };
@@ -313,7 +341,8 @@ impl State {
         else {
             return Ok(false);
         };
-        let shape = FeedForward::of(first, of.top_k);
+        let shape = FeedForward::routed(first, of, feed);
+        let biases = self.biases(gpu, feed)?;
         let planes = Form::of(&first.gate, 0).planes;
         // Where some experts have a plane more, all are computed as if they had, and those that have not find zeros.
         let mixed = refinements.is_some();
@@ -322,7 +351,8 @@ impl State {
         let variant =
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
         // What one launch can reach is chosen and computed by it.
-        if tokens == 1 && banks.len() == 1 && finer.len() <= 1 && of.experts <= MAX_CHOSEN_AMONG {
+        let plain = *feed == Feed::default();
+        if plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1 && of.experts <= MAX_CHOSEN_AMONG {
             self.routed_token(gpu, &bufs, router, &shape, table, variant, &banks[0], finer.first())?;
             return Ok(true);
         }
@@ -360,8 +390,9 @@ impl State {
                 _ => self.prepared.get(),
             };
             let finer = finer.map_or(&self.spare[0], |memory| memory);
-            let memory = [bank, inputs, self.jobs.get(), self.hidden.get(), finer];
-            let memory = &memory[..4 + usize::from(mixed)];
+            let biases = biases.as_deref().unwrap_or(&self.spare[0]);
+            let memory = [bank, inputs, self.jobs.get(), self.hidden.get(), biases, finer];
+            let memory = &memory[..5 + usize::from(mixed)];
             let grid = shape.gate_grid(variant.planes, count, each as usize);
             self.recorder.run(gpu, variant, &shape.gate_up(0, at), memory, grid);
         }
@@ -371,8 +402,9 @@ impl State {
         for (bank, finer, at) in all {
             let hidden = self.turned.down_inputs(shape.rotation_down, &self.hidden, form_down);
             let finer = finer.map_or(&self.spare[0], |memory| memory);
-            let memory = [bank, hidden, self.jobs.get(), &slots.memory, finer];
-            let memory = &memory[..4 + usize::from(mixed)];
+            let biases = biases.as_deref().unwrap_or(&self.spare[0]);
+            let memory = [bank, hidden, self.jobs.get(), &slots.memory, biases, finer];
+            let memory = &memory[..5 + usize::from(mixed)];
             let grid = shape.down_grid(variant.planes, count, each as usize);
             self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
         }

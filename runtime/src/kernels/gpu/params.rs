@@ -71,6 +71,7 @@ params!(
     /// `gate_up.wgsl`.
     GateUp, GateUpParams {
         d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32, plain: u32,
+        experts: u32, alpha: f32, limit: f32,
     }
 );
 
@@ -84,7 +85,7 @@ params!(
 
 params!(
     /// `down.wgsl`.
-    Down, DownParams { d: u32, ff: u32, group: u32, first: u32, place: u32 }
+    Down, DownParams { d: u32, ff: u32, group: u32, first: u32, place: u32, experts: u32 }
 );
 
 params!(
@@ -116,6 +117,7 @@ params!(
     /// `attention.wgsl`.
     Attention, AttentionParams {
         heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, window: u32, scale: f32,
+        sinks: u32,
     }
 );
 
@@ -123,6 +125,7 @@ params!(
     /// `attention_many.wgsl`.
     AttentionMany, AttentionManyParams {
         heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, tokens: u32, queries: u32, scale: f32,
+        sinks: u32,
     }
 );
 
@@ -137,13 +140,13 @@ params!(
     /// `attend_one.wgsl`.
     AttendOne, AttendOneParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        eps: f32, limit: f32, window: u32, scale: f32, tiles: u32,
+        eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
     }
 );
 
 params!(
     /// `attend_merge.wgsl`.
-    AttendMerge, AttendMergeParams { head_dim: u32, tiles: u32 }
+    AttendMerge, AttendMergeParams { head_dim: u32, tiles: u32, sinks: u32 }
 );
 
 /// Positions of a tile (`shared/attend.wgsl`).
@@ -190,7 +193,7 @@ params!(
 );
 
 /// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, where their refinements
-/// begin or [`NOWHERE`], the number of slots, the gate of a lone slot, the slots.
+/// begin or [`NOWHERE`], the number of slots, the gate of a lone slot, the expert, the slots.
 pub(super) const JOB_WORDS: usize = 24;
 
 /// Words of an expert in the table (`route.wgsl`): the beginning of a job.
@@ -206,6 +209,8 @@ pub(super) const JOB_TOPS: usize = 10;
 pub(super) const JOB_COUNT: usize = 13;
 /// See [`JOB_PLACE`].
 pub(super) const JOB_GATE: usize = 14;
+/// See [`JOB_PLACE`].
+pub(super) const JOB_EXPERT: usize = 15;
 /// See [`JOB_PLACE`].
 pub(super) const JOB_SLOTS: usize = 16;
 

@@ -154,7 +154,8 @@ pub(super) struct Weights {
     matrices: HashMap<Key, (Arc<[Placed]>, Matrix)>,
     vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
     /// The longest table of rotations so far, with its values per position: a shorter one is its beginning.
-    rope: Option<(Arc<Memory>, usize, usize)>,
+    /// Tables of rotations by what they are called, with their length.
+    ropes: HashMap<u64, (Arc<Memory>, usize)>,
     pub(super) uploaded_bytes: u64,
 }
 
@@ -246,9 +247,8 @@ impl Weights {
     /// `Device` where the device has no room.
     pub(super) fn rope(&mut self, gpu: &Device, table: &RopeTable) -> Result<Arc<Memory>> {
         let half = table.dims / 2;
-        if let Some((memory, len, dims)) = &self.rope
+        if let Some((memory, len)) = self.ropes.get(&table.name)
             && *len >= table.cos.len()
-            && *dims == table.dims
         {
             return Ok(memory.clone());
         }
@@ -256,7 +256,7 @@ impl Weights {
         let values: Vec<f32> = rows.flat_map(|(c, s)| c.iter().chain(s).copied()).collect();
         let memory = Arc::new(gpu.memory(4 * values.len() as u64, "rotations")?);
         gpu.stage(&memory, 0, bytemuck::cast_slice(&values));
-        self.rope = Some((memory.clone(), table.cos.len(), table.dims));
+        self.ropes.insert(table.name, (memory.clone(), table.cos.len()));
         Ok(memory)
     }
 }

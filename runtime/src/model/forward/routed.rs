@@ -6,7 +6,10 @@
 use super::{Model, State};
 use crate::error::Result;
 use crate::experts::{Expert, Guess, Meanwhile, Wanted};
-use crate::kernels::{Backend, Choice, ExpertJob, Feed, Linear, Norm, Routed, RoutedBufs, Router};
+use crate::kernels::{
+    Backend, Choice, ExpertJob, Feed, FeedCall, Flow, Linear, LinearCall, Norm, Routed, RoutedBufs, Router,
+    SumCall,
+};
 use crate::model::routing::{self, Routing};
 use crate::model::weights::{ExpertBiases, Ffn, Layer, Moe};
 use crate::quant::Matrix;
@@ -80,12 +83,13 @@ impl Model {
             .expect("a routed layer implies a router");
         let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
         let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
+        let norm = Some((norm, &mut *h));
         match &moe.shared_gate {
             Some(matrix) => {
                 let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
-                b.norm_linear(x, norm, n, h, &mut [logits, gate]);
+                b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits, gate], add: None });
             }
-            None => b.norm_linear(x, norm, n, h, &mut [logits]),
+            None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], add: None }),
         }
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
         let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
@@ -101,11 +105,10 @@ impl Model {
         }
         if !done {
             self.serve(b, (h, x, y), m, (router, moe), layer, n)?;
-            b.add(x, y, n * c.d);
         }
         if let Some(shared) = &moe.shared {
             let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
-            b.ffn_add(h, n, shared, gate, y, x);
+            b.feed(FeedCall { norm: None, h, tokens: n, block: shared, gate, y, x });
         }
         Ok(())
     }
@@ -118,11 +121,11 @@ impl Model {
         }
     }
 
-    /// `y = Σ gate · expert(h)`, the experts as their source hands them over.
+    /// `x += Σ gate · expert(h)`, the experts as their source hands them over.
     fn serve<B: Backend>(
         &self,
         b: &B,
-        (h, x, y): (&B::Buf, &B::Buf, &mut B::Buf),
+        (h, x, y): (&B::Buf, &mut B::Buf, &mut B::Buf),
         m: &mut MoeScratch<B>,
         (router, moe): (&Router, &Moe),
         layer: usize,
@@ -144,11 +147,14 @@ impl Model {
         let next = self.weights.layers.get(layer + 1).filter(|_| self.routing.lookahead > 0 && n == 1);
         // `y` is free until the experts' sum is written to it.
         let mut guess = |out: &mut Vec<Wanted>| match next {
-            Some(next) => self.guess(b, (x, &mut *y), (&mut *logits, &mut *choices), router, next, out),
+            Some(next) => self.guess(b, (&*x, &mut *y), (&mut *logits, &mut *choices), router, next, out),
             None => Ok(()),
         };
         let guess: Option<Guess> = next.map(|_| &mut guess as _);
-        let mut idle = || b.warm(&mut self.soon(layer));
+        let mut idle = || {
+            // Nothing waits for it, and nothing that a result depends on can fail.
+            let _ = b.flow(Flow::Soon(&mut self.soon(layer)));
+        };
         // The products of many tokens do not wait for memory.
         let idle = if n == 1 { Some(&mut idle as _) } else { None };
         let mut left = wanted.len();
@@ -167,11 +173,12 @@ impl Model {
             }
             // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
             // is told by whoever reads a result.
-            if left > 0 { b.start() } else { Ok(()) }
+            if left > 0 { b.flow(Flow::Begin) } else { Ok(()) }
         };
         self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
-        b.combine(&m.slots, &m.choices, router.top_k, self.spec.d, y);
+        let (slots, choices) = (&m.slots, &m.choices[..]);
+        b.sum(SumCall { slots, choices, top_k: router.top_k, d: self.spec.d, y, x });
         Ok(())
     }
 
@@ -206,7 +213,7 @@ impl Model {
         }
         if cache_prior > 0.0 {
             let logits = &mut m.logits[..n * router.experts];
-            b.download(&m.router, 0, logits)?;
+            b.read(&mut [(&m.router, 0, logits)])?;
             routing::prefer_resident(
                 logits,
                 router,
@@ -234,13 +241,8 @@ impl Model {
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
         let norm = Norm { weight: &next.ffn_norm, eps: self.spec.norm_eps };
-        b.norm_linear(
-            x,
-            norm,
-            1,
-            h,
-            &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }],
-        );
+        let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
+        b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, add: None });
         b.route(logits, 1, router, choices)?;
         let wanted =
             |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };

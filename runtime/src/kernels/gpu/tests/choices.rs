@@ -311,7 +311,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
     let mut kept = Vec::new();
     for head_dim in [62, 64, 66, 126, 128, 130, 254, 256, 258, MAX_HEAD] {
         // A turn by nothing, so that queries show what their norm is.
-        let rope = RopeTable { dims: 2, cos: vec![1.0; tokens], sin: vec![0.0; tokens] };
+        let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; tokens], sin: vec![0.0; tokens] };
         for whole in [false, true] {
             let len = |n: usize| if whole { n * head_dim } else { head_dim };
             let (q_norm, k_norm) = (values(len(heads), 5), values(len(kv_heads), 6));

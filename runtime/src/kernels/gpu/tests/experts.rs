@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bytes::Bytes;
-use crate::kernels::Feed;
+use crate::kernels::{Activation, Biases, Feed};
 use crate::quant::{Nested, Rotation};
 
 #[test]
@@ -41,6 +41,51 @@ fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(96, 32, [true; 2]);
     check_experts(96, 64, [true, false]);
     check_experts(64, 160, [false, true]);
+}
+
+/// Biases and a clamped activation, from the host's jobs and from the device's, alone and together.
+#[test]
+fn experts_with_biases_are_the_cpus() {
+    let (d, ff, experts, top_k, tokens) = (72, 40, 5, 3, 11);
+    let Some(b) = gpu() else { return };
+    let cpu = cpu();
+    let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, None, 10 * i as u32 + 1)).collect();
+    let (gate, up, down) = (values(experts * ff, 1), values(experts * ff, 2), values(experts * d, 3));
+    let biases = Some(Biases { gate: &gate, up: &up, down: &down });
+    let feed = Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases };
+    let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
+    let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
+    let mut choices = Vec::new();
+    cpu.route(&put(&cpu, &logits), tokens, &router, &mut choices).unwrap();
+    let by_expert: Vec<Vec<u32>> = (0..experts as u32)
+        .map(|e| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect())
+        .collect();
+    let jobs: Vec<ExpertJob> = (by_expert.iter().enumerate().filter(|(_, slots)| !slots.is_empty()))
+        .map(|(e, slots)| ExpertJob { index: e as u32, expert: &all[e], slots })
+        .collect();
+    let of = Routed { layer: 3, experts, top_k, tokens, inputs: 0 };
+    let mut want = cpu.alloc(tokens * top_k * d).unwrap();
+    cpu.experts(&put(&cpu, &x), of, &feed, &jobs, &mut want);
+    let mut slots = b.alloc(tokens * top_k * d).unwrap();
+    b.experts(&put(&b, &x), of, &feed, &jobs, &mut slots);
+    close("slots", &get(&b, &slots), &want, 2e-4);
+    let mut sum = b.alloc(tokens * d).unwrap();
+    b.combine(&slots, &choices, top_k, d, &mut sum);
+    let sum = get(&b, &sum);
+    let on_device = |tokens: usize, h: &[f32], logits: &[f32]| {
+        let (h, logits) = (put(&b, h), put(&b, logits));
+        let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
+        let mut x = put(&b, &vec![0.0; tokens * d]);
+        let (h, logits) = (&h, &logits);
+        let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
+        assert!(b.routed(bufs, tokens, &router, (3, &feed), &all).unwrap());
+        get(&b, &x)
+    };
+    assert_eq!(on_device(tokens, &x, &logits), sum);
+    for t in 0..tokens {
+        let one = on_device(1, &x[t * d..][..d], &logits[t * experts..][..experts]);
+        assert_eq!(one, sum[t * d..][..d], "token {t}");
+    }
 }
 
 /// The same weights with another meaning: what is stored is for rotated inputs.

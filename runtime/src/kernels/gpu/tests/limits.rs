@@ -222,7 +222,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     // Heads longer than kernels have room for.
     let b = gpu().unwrap();
     let wide = MAX_HEAD + 2;
-    let rope = RopeTable { dims: 2, cos: vec![1.0; 4], sin: vec![0.0; 4] };
+    let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; 4], sin: vec![0.0; 4] };
     let how = Placing {
         heads: 1,
         kv_heads: 1,

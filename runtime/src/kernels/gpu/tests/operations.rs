@@ -1,6 +1,7 @@
 //! Products, embeddings, attention and what is elementwise.
 
 use super::*;
+use crate::kernels::AttendCall;
 
 /// Every kind of matrix of a shape.
 pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
@@ -128,7 +129,12 @@ fn places_and_attends() {
             let cpu = cpu();
             let all = pos + tokens;
             let half = head_dim / 2;
-            let rope = RopeTable { dims: 2 * half, cos: values(all * half, 11), sin: values(all * half, 12) };
+            let rope = RopeTable {
+                name: 2 * half as u64,
+                dims: 2 * half,
+                cos: values(all * half, 11),
+                sin: values(all * half, 12),
+            };
             let len = |n: usize| if norm == "head" { head_dim } else { n * head_dim };
             let (q_norm, k_norm) = (values(len(heads), 13), values(len(kv_heads), 14));
             let how = Placing {
@@ -141,7 +147,9 @@ fn places_and_attends() {
                 limit,
                 rope: &rope,
             };
-            let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window, sinks: None };
+            let sinks = values(heads, 15);
+            let sinks = Some(&sinks[..]).filter(|_| norm.is_empty());
+            let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window, sinks };
             let (mut kv, mut cpu_kv) = (
                 b.alloc_kv(all, kv_heads, head_dim).unwrap(),
                 cpu.alloc_kv(all, kv_heads, head_dim).unwrap(),
@@ -173,6 +181,30 @@ fn places_and_attends() {
     }
 }
 
+/// A device kept one table, and took every other of its size for it.
+#[test]
+fn two_rotations_of_one_size_are_two() {
+    let Some(b) = gpu() else { return };
+    let cpu = cpu();
+    let (heads, head_dim, tokens) = (2, 16, 3);
+    for name in [1, 2, 1] {
+        let table = |seed| values(tokens * head_dim / 2, seed + 10 * name as u32);
+        let rope = RopeTable { name, dims: head_dim, cos: table(1), sin: table(2) };
+        let (kv_heads, eps) = (heads, 1e-5);
+        let how =
+            Placing { heads, kv_heads, head_dim, q_norm: None, k_norm: None, eps, limit: None, rope: &rope };
+        let x = values(tokens * heads * head_dim, 3);
+        let (mut q, mut k, mut v) = (put(&b, &x), put(&b, &x), put(&b, &x));
+        let (mut kv, mut rotated) = (b.alloc_kv(tokens, heads, head_dim).unwrap(), b.alloc(x.len()).unwrap());
+        b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, &mut kv, &mut rotated);
+        let (mut q, mut k, mut v) = (put(&cpu, &x), put(&cpu, &x), put(&cpu, &x));
+        let (mut kv, mut want) =
+            (cpu.alloc_kv(tokens, heads, head_dim).unwrap(), cpu.alloc(x.len()).unwrap());
+        cpu.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, &mut kv, &mut want);
+        close("a rotation", &get(&b, &rotated), &want, 1e-5);
+    }
+}
+
 /// The last token alone gets what it gets among others; so it does placed and attended at once, and leaves the same in the cache.
 #[allow(clippy::too_many_arguments)]
 fn alone(
@@ -198,7 +230,8 @@ fn alone(
     b.upload(&mut one, 0, &vec![0.0; width]);
     let x = Projected { q: &mut q, k: &mut k, v: &mut v };
     let before = b.stats().dispatches;
-    b.attend(x, how, pos + tokens - 1, 1, kv, shape, &mut one);
+    let (pos_of, out) = (pos + tokens - 1, &mut one);
+    Backend::attend(b, AttendCall { x, how, pos: pos_of, tokens: 1, kv, shape, out });
     // More than a tile of positions are as many workgroups, and one launch puts them together.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
     assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
@@ -224,7 +257,7 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
                 return;
             };
             let (all, width) = (pos + tokens, heads * head_dim);
-            let rope = RopeTable { dims: 2, cos: vec![1.0; all], sin: vec![0.0; all] };
+            let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; all], sin: vec![0.0; all] };
             let how = Placing {
                 heads,
                 kv_heads,

@@ -24,7 +24,12 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         }
     }
     let (heads, kv_heads, head_dim, tokens) = (4, 2, 72, 300);
-    let rope = RopeTable { dims: head_dim, cos: values(300 * 36, 11), sin: values(300 * 36, 12) };
+    let rope = RopeTable {
+        name: head_dim as u64,
+        dims: head_dim,
+        cos: values(300 * 36, 11),
+        sin: values(300 * 36, 12),
+    };
     let (q_norm, k_norm) = (values(head_dim, 13), values(head_dim, 14));
     let how = Placing {
         heads,
