@@ -194,14 +194,14 @@ impl Spec {
 fn attention(keys: &Keys, family: &Family, d: usize) -> Result<AttentionSpec> {
     let heads = keys.required("attention.head_count", MAX_HEADS)?;
     let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
-    if kv_heads == 0 || heads % kv_heads != 0 {
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Error::malformed(
             keys.key("attention.head_count_kv"),
             format!("{kv_heads} key/value heads do not divide {heads} heads"),
         ));
     }
     let head_dim = match keys.optional("attention.key_length", MAX_WIDTH)? {
-        Some(0) | None if d % heads == 0 => d / heads,
+        Some(0) | None if d.is_multiple_of(heads) => d / heads,
         Some(0) | None => {
             return Err(Error::malformed(
                 keys.key("attention.head_count"),

@@ -34,6 +34,7 @@ pub use isa::Isa;
 
 use super::{ExpertJob, Feed, MANY, Observer, RopeTable};
 use crate::error::{Error, Result};
+use crate::experts::Expert;
 use crate::quant::{Matrix, Rotation};
 use crate::telemetry::Trace;
 pub use kv::CpuKv;
@@ -206,6 +207,20 @@ impl CpuBackend {
         unsafe { product::run(pool, isa, &input, count, product) }
     }
 
+    /// Shows the observer, if there is one, the rows of `x` that each job's matrix is multiplied with.
+    fn show<'a>(
+        &self,
+        jobs: &[ExpertJob],
+        of: fn(&Expert) -> &Matrix,
+        x: &[f32],
+        rows: &dyn Fn(usize) -> &'a [u32],
+    ) {
+        let Some(observer) = self.observer.get() else { return };
+        for (i, job) in jobs.iter().enumerate() {
+            observer.inputs(of(job.expert), x, &mut rows(i).iter().map(|&row| row as usize));
+        }
+    }
+
     /// Gate, up, activation and down of several experts, each over its own tokens. `name` is that of the inputs, as in
     /// [`Routed`](super::Routed).
     fn feed_forward(
@@ -234,14 +249,8 @@ impl CpuBackend {
             let from: usize = jobs[..i].iter().map(|j| j.slots.len()).sum();
             from..from + jobs[i].slots.len()
         };
-
         let biases = |i: usize| feed.biases.map(|all| all.of(jobs[i].index, ff, d));
-
-        if let Some(observer) = self.observer.get() {
-            for (i, job) in jobs.iter().enumerate() {
-                observer.inputs(&job.expert.gate, x, &mut token_of[range(i)].iter().map(|&t| t as usize));
-            }
-        }
+        self.show(jobs, |e| &e.gate, x, &|i| &token_of[range(i)]);
         let x = match rotation {
             Some(rotation) => {
                 self.pool.operation("rotation");
@@ -275,11 +284,7 @@ impl CpuBackend {
             to: Some(&row_of[range(i)]),
             out: gate_out,
         });
-        if let Some(observer) = self.observer.get() {
-            for (i, job) in jobs.iter().enumerate() {
-                observer.inputs(&job.expert.down, gate, &mut range(i));
-            }
-        }
+        self.show(jobs, |e| &e.down, gate, &|i| &row_of[range(i)]);
         if let Some(rotation) = hidden_rotation {
             self.pool.operation("rotation");
             let isa = self.isa;

@@ -14,7 +14,6 @@ pub(super) const FAMILY: Family = Family {
         sliding: Some(Sliding { switched: false, listed: true, on: |layer, _| layer.is_multiple_of(2) }),
         stacks: Stacks::Alternating,
         clamped: true,
-        ..Dialect::USUAL
     }],
     // The softmax over the chosen logits is that over all, divided by the chosen ones' sum.
     renormalize: true,
