@@ -203,7 +203,7 @@ impl Talk<'_> {
         options.target_tps = self.args.engine.stream.target_tps;
         self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = screen::answers();
-        let mut broken = None;
+        let (mut broken, mut reasoning) = (None, screen::Reasoning::default());
         let mut live = if self.interactive { Live::new() } else { None };
         let (engine, mark) = (self.chat.session().engine().clone(), &self.mark);
         let (start, mut tokens) = (Instant::now(), 0);
@@ -212,14 +212,18 @@ impl Talk<'_> {
                 gpu_lost(note);
             }
             if let Some(live) = &mut live {
-                tokens += usize::from(matches!(event, Event::Token { .. }));
+                tokens += usize::from(matches!(event, Event::Token { .. } | Event::Reasoning { .. }));
                 live.update(|| match (&event, mark) {
                     (Event::Prefill { done, total }, _) => format!("reading {done} of {total} tokens"),
                     (_, None) => speed(tokens, start),
                     (_, Some(mark)) => format!("{}, {}", speed(tokens, start), mark.line(&engine, tokens)),
                 });
             }
+            if let Event::Reasoning { text, .. } = &event {
+                reasoning.show(text);
+            }
             if let (Event::Token { text, .. } | Event::Rest { text }, None) = (event, &broken) {
+                reasoning.end();
                 broken = write!(stdout, "{text}").and_then(|()| stdout.flush()).err();
                 if broken.is_some() {
                     options.cancel.cancel();

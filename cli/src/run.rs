@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     options.target_tps = args.engine.stream.target_tps;
     let mark = Mark::now(&engine);
     let mut stdout = screen::answers();
-    let mut broken = None;
+    let (mut broken, mut reasoning) = (None, screen::Reasoning::default());
     let mut bar = Some(Bar::new(Unit::Tokens));
     let mut show = |event: Event| {
         if let (Event::Prefill { done, total }, Some(bar)) = (&event, &mut bar) {
@@ -53,8 +53,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let Event::GpuLost { note } = &event {
             gpu_lost(note);
         }
+        if let (Event::Reasoning { text, .. }, false) = (&event, args.json) {
+            reasoning.show(text);
+        }
         let (Event::Token { text, .. } | Event::Rest { text }) = event else { return };
         if !args.json && broken.is_none() {
+            reasoning.end();
             broken = write!(stdout, "{text}").and_then(|()| stdout.flush()).err();
             if broken.is_some() {
                 options.cancel.cancel();

@@ -86,6 +86,31 @@ impl<W: Write> Write for Screen<W> {
     }
 }
 
+/// What a model thinks before it answers: dimmed, where answers and notes both go to a terminal. A pipe gets the answer alone.
+#[derive(Default)]
+pub struct Reasoning {
+    open: bool,
+}
+
+impl Reasoning {
+    /// Shows a piece.
+    pub fn show(&mut self, text: &str) {
+        let mut to = std::io::stderr();
+        if !text.is_empty() && to.is_terminal() && std::io::stdout().is_terminal() {
+            self.open = true;
+            // What cannot be shown is no failure.
+            let _ = write!(to, "\x1b[2m{}\x1b[0m", visible(text));
+        }
+    }
+
+    /// The answer follows, a line below.
+    pub fn end(&mut self) {
+        if std::mem::take(&mut self.open) {
+            let _ = write!(std::io::stderr(), "\n\n");
+        }
+    }
+}
+
 /// JSON in one line, or in several. What some terminals obey and JSON leaves as it is (DEL, the upper control characters)
 /// is written as an escape, which is the same text to whatever reads it.
 pub fn json(value: &impl serde::Serialize, pretty: bool) -> Result<String, crate::Failure> {

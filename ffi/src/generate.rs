@@ -199,6 +199,8 @@ impl Listener {
         let Some(callback) = self.callback.filter(|_| !self.stopped) else { return };
         let (kind, token, text, done, total) = match &event {
             Event::Prefill { done, total } => (DOLLOP_EVENT_PREFILL, 0, "", *done, *total),
+            // What a model thinks is no part of its answer: a token without text, which can be answered as any other.
+            Event::Reasoning { id, .. } => (DOLLOP_EVENT_TOKEN, *id, "", 0, 0),
             Event::Token { id, text } => (DOLLOP_EVENT_TOKEN, *id, text.as_str(), 0, 0),
             Event::Rest { text } => (DOLLOP_EVENT_REST, 0, text.as_str(), 0, 0),
             Event::GpuLost { note } => (DOLLOP_EVENT_GPU_LOST, 0, note.as_str(), 0, 0),

@@ -69,6 +69,8 @@ pub(super) fn generate<T>(
     let done = body(&mut value, &options, &mut |event| {
         let (numbers, text) = match &event {
             Event::Prefill { done, total } => ([0, 0, *done as jlong, *total as jlong], ""),
+            // What a model thinks is no part of its answer: a token without text.
+            Event::Reasoning { id, .. } => ([1, (*id).into(), 0, 0], ""),
             Event::Token { id, text } => ([1, (*id).into(), 0, 0], text.as_str()),
             Event::Rest { text } => ([2, 0, 0, 0], text.as_str()),
             Event::GpuLost { note } => ([3, 0, 0, 0], note.as_str()),

@@ -59,15 +59,19 @@ pub(crate) fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
 }
 
 /// Tokens that end a turn in the templates of many models, whatever the file calls its end of text.
-const TURN_ENDS: [&str; 7] = [
+const TURN_ENDS: [&str; 8] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|end|>",
     "<|endoftext|>",
     "<end_of_turn>",
     "<|return|>",
+    "<|call|>",
     "<｜end▁of▁sentence｜>",
 ];
+
+/// What ends a message and no turn where a vocabulary has `<|return|>` for that: an answer of gpt-oss is several messages.
+const MESSAGE_END: &str = "<|end|>";
 
 /// Ids with a meaning.
 ///
@@ -82,7 +86,11 @@ pub(crate) fn special_tokens(meta: &Metadata, tokenizer: Option<&Tokenizer>) -> 
         .collect();
     let listed = meta.u64s("dollop.tokenizer.eot_token_ids")?.unwrap_or_default();
     ends.extend(listed.into_iter().filter_map(|v| u32::try_from(v).ok()));
-    ends.extend(TURN_ENDS.iter().filter_map(|t| tokenizer?.token_id(t)));
+    let id_of = |token: &str| tokenizer?.token_id(token);
+    ends.extend(TURN_ENDS.iter().filter_map(|t| id_of(t)));
+    if let (Some(_), Some(message_end)) = (id_of("<|return|>"), id_of(MESSAGE_END)) {
+        ends.retain(|&id| id != message_end);
+    }
     ends.sort_unstable();
     ends.dedup();
     let add_bos = meta
@@ -162,4 +170,22 @@ pub(crate) fn no_template() -> Error {
     Error::unsupported(
         "the model has no chat template, so it cannot chat; continue plain text with `dollop run --raw`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_several_ends_no_turn() {
+        let ends = |tokens: &[&str]| {
+            let tokens: Vec<String> = tokens.iter().map(|&t| t.to_owned()).collect();
+            let types = vec![3; tokens.len()];
+            let vocab = Vocab { model: "gpt2".into(), tokens, types, ..Vocab::default() };
+            let tokenizer = Tokenizer::from_vocab(&vocab).unwrap();
+            special_tokens(&Metadata::default(), Some(&tokenizer)).unwrap().ends
+        };
+        assert_eq!(ends(&["<|start|>", "<|end|>", "a"]), [1]);
+        assert_eq!(ends(&["<|start|>", "<|end|>", "<|call|>", "<|return|>"]), [2, 3]);
+    }
 }

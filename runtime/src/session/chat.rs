@@ -62,6 +62,7 @@ impl Answer {
             None => self.whole = Some(part),
             Some(all) => {
                 all.text.push_str(&part.text);
+                all.reasoning.push_str(&part.reasoning);
                 all.tokens.extend(part.tokens);
                 all.stop = part.stop;
                 all.prefill_s += part.prefill_s;

@@ -90,6 +90,13 @@ pub enum Event {
         /// Whole characters.
         text: String,
     },
+    /// A token of what the model thinks before it answers, where its vocabulary marks that (gpt-oss). It is no part of the answer.
+    Reasoning {
+        /// Its id.
+        id: u32,
+        /// Whole characters.
+        text: String,
+    },
     /// The GPU failed and the CPU goes on in its place, reading again what was lost: no token is lost or repeated.
     GpuLost {
         /// What happened, in one line.
@@ -144,6 +151,8 @@ pub enum StopReason {
 pub struct Outcome {
     /// The answer, without stop strings and end-of-turn tokens.
     pub text: String,
+    /// What the model thought before, where its vocabulary marks that.
+    pub reasoning: String,
     /// The generated ids, an end-of-turn token excluded.
     pub tokens: Vec<u32>,
     /// Why it ended.

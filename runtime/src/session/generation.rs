@@ -1,12 +1,13 @@
 //! A generation under way: a piece of the prompt a step, then a token a step. Callbacks and iterators take the same steps.
 
+use super::channels::{Channels, Part};
 use super::generate::{Event, GenerateOptions, Outcome, StopReason};
 use super::stop::StopFilter;
 use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::sampler::Sampler;
-use crate::tokenizer::Detokenizer;
+use crate::tokenizer::{Detokenizer, Tokenizer};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -75,6 +76,11 @@ impl Next {
     }
 }
 
+/// The text of a header.
+fn spelled(tokenizer: Option<&Tokenizer>, ids: &[u32]) -> String {
+    tokenizer.map_or_else(String::new, |t| t.decode(ids, true))
+}
+
 /// A prompt that is read, and then continued.
 pub(super) struct Generation {
     options: GenerateOptions,
@@ -85,6 +91,7 @@ pub(super) struct Generation {
     /// The last token, which the cache does not hold yet.
     pending: Option<u32>,
     detokenizer: Option<Detokenizer>,
+    channels: Channels,
     filter: StopFilter,
     /// Whether the last step was taken.
     over: bool,
@@ -117,13 +124,20 @@ impl Generation {
         // The prompt is all of the text: a context that slid has another beginning than before.
         sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
+        let tokenizer = session.engine().tokenizer().ok();
+        // A prompt may end within a message: that of a conversation which slid does.
+        let mut channels = Channels::new(tokenizer);
+        for &id in prompt {
+            channels.next(id, |ids| spelled(tokenizer, ids));
+        }
         Ok(Generation {
             options: options.clone(),
             fresh: prompt[reused..].to_vec(),
             read: 0,
             next: Next::new(sampler),
             pending: None,
-            detokenizer: session.engine().tokenizer().ok().map(|t| t.stream()),
+            detokenizer: tokenizer.map(|t| t.stream()),
+            channels,
             filter: StopFilter::new(&options.stop),
             over: false,
             outcome: Outcome { prompt_tokens: prompt.len(), reused_tokens: reused, ..Outcome::default() },
@@ -226,9 +240,22 @@ impl Generation {
         }
         sampler.accept(id);
         outcome.tokens.push(id);
-        let piece = self.detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
-        let (text, met) = self.filter.push(&piece);
-        let heard = listener.tell(Event::Token { id, text });
+        let tokenizer = session.engine().tokenizer().ok();
+        let part = self.channels.next(id, |ids| spelled(tokenizer, ids));
+        let mut piece = || self.detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
+        let (event, met) = match part {
+            Part::Answer => {
+                let (text, met) = self.filter.push(&piece());
+                (Event::Token { id, text }, met)
+            }
+            Part::Reasoning => {
+                let text = piece();
+                outcome.reasoning.push_str(&text);
+                (Event::Reasoning { id, text }, false)
+            }
+            Part::Marker => (Event::Reasoning { id, text: String::new() }, false),
+        };
+        let heard = listener.tell(event);
         if met {
             return Ok(Some(StopReason::StopString));
         }

@@ -5,6 +5,7 @@
 //! outlives its engine.
 
 mod calibrate;
+mod channels;
 mod chat;
 mod dense;
 mod devices;
