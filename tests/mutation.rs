@@ -296,6 +296,13 @@ fn mutants_are_refused_in_one_line() {
         Ok(())
     };
     torment("packed safetensors", &blocks, 1_000, &|b, r| mutate(b, head, r), &open);
+    let numbers = |b: &mut Vec<u8>, r: &mut Rng| {
+        let mut header = b[8..head].to_vec();
+        mutate_json(&mut header, r);
+        b.splice(8..head, header.iter().copied());
+        b[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
+    };
+    torment("packed safetensors' numbers", &blocks, 1_000, &numbers, &open);
 
     let index: String = (tiny.tensors.iter().enumerate())
         .map(|(i, t)| format!("\"{}\":\"model-0000{}-of-00002.safetensors\",", t.0, 1 + i % 2))

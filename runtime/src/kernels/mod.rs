@@ -39,7 +39,8 @@ pub(crate) const MANY: usize = 16;
 /// A processor that can run a transformer.
 ///
 /// Weights are named by where they lie: what is passed as a matrix, norm, bias or table must not change or make room for
-/// another while the backend is in use, so that a device may keep what it has copied; rope tables have names of their own. Operations without a result that fail say so at the next operation that returns one.
+/// another while the backend is in use, so that a device may keep what it has copied; rope tables have names of their own.
+/// Operations without a result that fail say so at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
     type Buf: Send;

@@ -113,8 +113,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             }
         }
         let tokens = 23;
-        let x = values(tokens * d, 99);
-        let logits = values(tokens * experts, 7);
+        let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
         let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
         let (input, routed) = (put(&b, &x), put(&b, &logits));
         let mut choices = Vec::new();
