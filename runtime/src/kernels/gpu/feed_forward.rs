@@ -91,6 +91,28 @@ impl FeedForward {
     }
 }
 
+/// The jobs that lie in one place, as kernels read them: up to `many` slots each.
+fn job_words(jobs: &[Prepared], slots: &[&[u32]], at: u32, many: usize) -> Vec<u32> {
+    let mut words = Vec::new();
+    for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[JOB_PLACE] == at) {
+        for slots in slots.chunks(many) {
+            let mut job = *job;
+            job[JOB_COUNT] = slots.len() as u32;
+            job[JOB_SLOTS..JOB_SLOTS + slots.len()].copy_from_slice(slots);
+            words.extend(job);
+        }
+    }
+    words
+}
+
+/// The tokens that slots belong to, in order: some calls have few of the tokens.
+fn tokens_of(slots: &[&[u32]], top_k: usize) -> Vec<u32> {
+    let mut of: Vec<u32> = slots.iter().copied().flatten().map(|slot| slot / top_k as u32).collect();
+    of.sort_unstable();
+    of.dedup();
+    of
+}
+
 impl State {
     /// The job of a block that every token goes through; `None` where its matrices do not fit one buffer, or differ in
     /// their levels.
@@ -249,33 +271,13 @@ impl State {
         let mut prepared = None;
         for (at, memory) in places {
             let variant = Variant { planes: planes_of(at), tokens: many as u32, ..Variant::default() };
-            let mut words = Vec::new();
-            for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[JOB_PLACE] == at) {
-                for slots in slots.chunks(many) {
-                    let mut job = *job;
-                    job[JOB_COUNT] = slots.len() as u32;
-                    job[JOB_SLOTS..JOB_SLOTS + slots.len()].copy_from_slice(slots);
-                    words.extend(job);
-                }
-            }
+            let words = job_words(jobs, slots, at, many);
             let form = self.recorder.form(gpu, Kernel::GateUp, variant);
             let form_down = Some(form).filter(|_| many > 1);
             self.hidden_rows(gpu, shape.ff, rows, form_down.filter(|_| shape.rotation_down.is_none()))?;
             if many > 1 && prepared != Some(form) {
-                // Some calls have few of the tokens.
-                let mut of: Vec<u32> =
-                    slots.iter().copied().flatten().map(|slot| slot / shape.top_k as u32).collect();
-                of.sort_unstable();
-                of.dedup();
-                self.prepare_turned(
-                    gpu,
-                    shape.rotation,
-                    x,
-                    shape.d,
-                    rows.div_ceil(shape.top_k),
-                    Some(&of),
-                    form,
-                )?;
+                let (of, tokens) = (tokens_of(slots, shape.top_k), rows.div_ceil(shape.top_k));
+                self.prepare_turned(gpu, shape.rotation, x, shape.d, tokens, Some(&of), form)?;
                 prepared = Some(form);
             }
             const AT_ONCE: usize = PUT_WORDS / JOB_WORDS;
@@ -316,6 +318,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Jobs of what was chosen: of many tokens they are sorted by expert first.
+    fn jobs_of(&mut self, gpu: &Device, of: Routed, table: u32) -> usize {
+        if of.tokens == 1 {
+            return of.top_k;
+        }
+        let (experts, slots) = (of.experts as u32, (of.tokens * of.top_k) as u32);
+        let count = most_jobs(of.experts, of.tokens, of.top_k);
+        let group = GroupParams { experts, slots, jobs: count as u32, table };
+        let memory = [self.choices.get(), &self.experts.table, self.jobs.get()];
+        self.recorder.run(gpu, Variant::default(), &group, &memory, [1, 1]);
+        count
     }
 
     /// All biases of a layer's experts, as kernels find them.
@@ -369,18 +384,7 @@ impl State {
         if tokens > 1 {
             self.prepare_turned(gpu, shape.rotation, &h.memory, shape.d, tokens, None, form)?;
         }
-        let (choices, jobs) = (self.choices.get(), self.jobs.get());
-        let (experts, top_k) = (of.experts as u32, of.top_k as u32);
-        let plain = Variant::default();
-        let count = match tokens {
-            1 => of.top_k,
-            _ => {
-                let count = most_jobs(of.experts, tokens, of.top_k);
-                let group = GroupParams { experts, slots: tokens as u32 * top_k, jobs: count as u32, table };
-                self.recorder.run(gpu, plain, &group, &[choices, &self.experts.table, jobs], [1, 1]);
-                count
-            }
-        };
+        let count = self.jobs_of(gpu, of, table);
         let all = banks.iter().enumerate().flat_map(|(i, bank)| {
             (0..finer.len().max(1)).map(move |j| (bank, finer.get(j), place(i, j, planes)))
         });
@@ -409,9 +413,9 @@ impl State {
             self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
         }
         let choices = self.choices.get();
-        let sum = CombineParams { d: shape.d as u32, top_k, at: 0 };
+        let sum = CombineParams { d: shape.d as u32, top_k: of.top_k as u32, at: 0 };
         let grid = [groups(shape.d), tokens];
-        self.recorder.run(gpu, plain, &sum, &[&slots.memory, choices, &y.memory], grid);
+        self.recorder.run(gpu, Variant::default(), &sum, &[&slots.memory, choices, &y.memory], grid);
         self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
         Ok(true)
     }

@@ -56,7 +56,7 @@ fn experts_with_biases_are_the_cpus() {
     let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
     let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
     let mut choices = Vec::new();
-    cpu.route(&put(&cpu, &logits), tokens, &router, &mut choices).unwrap();
+    b.route(&put(&b, &logits), tokens, &router, &mut choices).unwrap();
     let by_expert: Vec<Vec<u32>> = (0..experts as u32)
         .map(|e| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect())
         .collect();
