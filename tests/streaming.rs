@@ -208,7 +208,7 @@ fn what_is_used_next_is_read_while_a_token_waits_for_its_experts() {
 #[test]
 fn gate_13_adaptive_decisions_repeat_and_refinements_are_bought() {
     let adaptive = Precision::Adaptive { quality: 3.2, floor: Level::B2 };
-    for (share, lookahead) in [(1.3, 0), (0.9, 8)] {
+    for (share, lookahead) in [(1.1, 0), (0.9, 8)] {
         let mut o = with_share(options(adaptive), share);
         o.routing.lookahead = lookahead;
         let first = open(&o);

@@ -96,14 +96,14 @@ fn a_budget_is_kept_where_experts_are_refined() {
     if !dollop_tests::has_gpu() {
         return;
     }
-    let common = ["--backend", "gpu", "--ctx", "512", "--precision", "adaptive", "--memory", "260M"];
+    let common = ["--backend", "gpu", "--ctx", "512", "--precision", "adaptive", "--memory", "296M"];
     let plan = json(&[&["plan", "--json"][..], &common].concat());
     assert_eq!((&plan["streaming"], &plan["lowered"]), (&false.into(), &true.into()), "{plan}");
     assert!(plan["refinements"]["bits"] == 4 && plan["refinements"]["slots"].as_u64() > Some(0), "{plan}");
     let ask = ["run", "-p", "Tell me of the sea.", "-n", "10", "--temp", "0", "--json"];
     let (most, samples, printed) = most_anonymous(&[&ask[..], &common].concat());
     println!("refined: {} MB at most in {samples} samples", most >> 20);
-    assert!(samples > 10 && most > 20 << 20 && most <= 256 << 20, "{most} in {samples}");
+    assert!(samples > 10 && most > 20 << 20 && most <= 292 << 20, "{most} in {samples}");
     let run: Json = serde_json::from_str(&printed).unwrap();
     assert!(run["mode"].as_str().unwrap().contains("4 for"), "{}", run["mode"]);
     let stream = &run["stream"];
@@ -114,7 +114,7 @@ fn a_budget_is_kept_where_experts_are_refined() {
 #[test]
 fn an_answer_does_not_depend_on_the_budget() {
     let ask =
-        ["run", "-p", "What is the capital of France?", "-n", "8", "--temp", "0", "--ctx", "256", "--json"];
+        ["run", "-p", "What is the capital of France?", "-n", "16", "--temp", "0", "--ctx", "256", "--json"];
     let resident = json(&[&ask[..], &["--memory", "all"]].concat());
     assert!(resident["mode"].as_str().unwrap().starts_with("resident") && resident["stream"].is_null());
     let streamed = json(&[&ask[..], &["--memory", "105M", "--precision", "exact:4"]].concat());

@@ -26,8 +26,9 @@ int main(int argc, char **argv) {
     dollop_generate_options_init(&options, sizeof options);
     dollop_sampling_init(&greedy, sizeof greedy);
     dollop_status status = dollop_chat_new(engine, NULL, &chat);
+    if (status == DOLLOP_OK) status = dollop_engine_sampling(engine, &greedy); /* What the model's file says, */
     if (status == DOLLOP_OK) {
-        greedy.temperature = 0; /* Always the likeliest token. Without this: the model's own sampling. */
+        greedy.temperature = 0; /* but always the likeliest token. */
         options.sampling = &greedy;
         options.on_event = show;
         status = dollop_chat_send(chat, question, &options, NULL, NULL);

@@ -28,6 +28,7 @@ lib.dollop_last_error.restype = lib.dollop_status_name.restype = lib.dollop_vers
 for name in ["generate_options", "sampling"]:
     getattr(lib, f"dollop_{name}_init").argtypes = [c.c_void_p, c.c_size_t]
 lib.dollop_engine_open.argtypes = [c.c_char_p, c.c_void_p, c.POINTER(c.c_void_p)]
+lib.dollop_engine_sampling.argtypes = [c.c_void_p, c.c_void_p]
 lib.dollop_chat_new.argtypes = [c.c_void_p, c.c_void_p, c.POINTER(c.c_void_p)]
 lib.dollop_chat_send.argtypes = [c.c_void_p, c.c_char_p, c.c_void_p, c.POINTER(c.c_void_p), c.c_void_p]
 lib.dollop_chat_free.argtypes = lib.dollop_engine_free.argtypes = lib.dollop_text_free.argtypes = [c.c_void_p]
@@ -55,6 +56,7 @@ def hear(event, _):
 options, greedy = GenerateOptions(), Sampling()
 ok(lib.dollop_generate_options_init(c.byref(options), c.sizeof(options)))
 ok(lib.dollop_sampling_init(c.byref(greedy), c.sizeof(greedy)))
+ok(lib.dollop_engine_sampling(engine, c.byref(greedy)))
 greedy.temperature = 0
 options.on_event, options.sampling = hear, c.addressof(greedy)
 ok(lib.dollop_chat_send(chat, "What is the capital of France?".encode(), c.byref(options), c.byref(text), None))

@@ -6,6 +6,10 @@ use dollop_tests::default_model;
 use dollop_tests::{MARGIN, best_and_margin, golden, root};
 use serde_json::Value as Json;
 
+/// Inputs of the CPU's products are rounded to 8 bits, a GPU's are not: the two best logits of the default model move against each
+/// other by a tenth, so a choice by less than this says nothing.
+const ROUNDED: f32 = 0.25;
+
 #[test]
 fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     if !has_gpu() {
@@ -13,7 +17,8 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     }
     let engine = Engine::open(default_model(), &on_gpu()).unwrap();
     let options = SessionOptions::default().with_context(128);
-    let mut chat = Chat::new(engine.session(options).unwrap(), None, Overflow::Error).unwrap();
+    let system = Some("You are brief.".into());
+    let mut chat = Chat::new(engine.session(options).unwrap(), system, Overflow::Error).unwrap();
     let generate = GenerateOptions::default().with_max_tokens(12).with_sampling(Sampling::greedy());
     let said = chat.send("What is the capital of France?", &generate, &mut |_| ()).unwrap();
     assert!(said.text.contains("Paris"), "{}", said.text);
@@ -28,11 +33,11 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     let mut clear = 0;
     for (i, &id) in said.tokens.iter().enumerate() {
         let (best, margin) = best_and_margin(&mut session, &next);
-        assert!(best == id || margin <= MARGIN, "token {i} is {id}, on the CPU {best} by {margin}");
-        clear += usize::from(margin > MARGIN);
+        assert!(best == id || margin <= ROUNDED, "token {i} is {id}, on the CPU {best} by {margin}");
+        clear += usize::from(margin > ROUNDED);
         next = vec![id];
     }
-    assert!(clear >= 6, "of {} tokens {clear} are clear", said.tokens.len());
+    assert!(2 * clear > said.tokens.len(), "of {} tokens {clear} are clear", said.tokens.len());
 }
 
 /// What margins of the goldens may be off by: both logits by [`BOUND`].

@@ -1,11 +1,12 @@
 //! The default model with its first layers and tokens alone: what gates of the GPU compute in software, where every layer, and a head
-//! of many tokens, costs seconds, and the others show nothing new. Bytes of what is left are the default model's.
+//! of many tokens, costs seconds, and the others show nothing new. Routing is made real: the default model's experts are all but one
+//! active, and as good as equal. All other bytes of what is left are the default model's.
 
 use crate::{default_model, root};
 use dollop::internal::format::dollop::{Directory, MatrixEntry};
-use dollop::internal::format::{Array, GgufWriter, TensorDecl, Value};
+use dollop::internal::format::{Array, GgufWriter, Metadata, TensorDecl, Value};
 use dollop::internal::quant::{GroupParams, Level, Shape};
-use serde_json::Value as Json;
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -15,6 +16,10 @@ const LAYERS: u32 = 4;
 
 /// Tokens that are left; the likeliest come first. A multiple of a tile's rows.
 const TOKENS: usize = 4096;
+
+/// Experts of a token, and what routers are multiplied by, so that some experts are wanted more than others.
+const USED: u32 = 8;
+const SHARPER: f32 = 100.0;
 
 /// Tables with a row for each matrix, experts counted singly.
 const TABLES: [&str; 3] = ["dollop.fits", "dollop.errors", "dollop.checksums"];
@@ -36,6 +41,7 @@ fn write() -> PathBuf {
     let directory = Directory::parse(&whole).expect("it is a Dollop file");
     let mut meta = directory.gguf.metadata.clone();
     meta.insert("qwen2moe.block_count", LAYERS);
+    meta.insert("qwen2moe.expert_used_count", USED);
     let kept: Vec<_> = directory.matrices.iter().map(|m| stays(&m.name)).collect();
     for column in ["names", "rows", "cols", "experts", "group", "level"] {
         let key = format!("dollop.matrix.{column}");
@@ -48,10 +54,7 @@ fn write() -> PathBuf {
     let mut sides = meta.u64s("dollop.matrix.rows").expect("numbers").expect("every file has it");
     sides[0] = TOKENS as u64;
     meta.insert("dollop.matrix.rows", Value::Array(Array::Unsigned(sides)));
-    let tokenizer =
-        meta.str("tokenizer.huggingface.json").expect("a text").expect("the default model has one");
-    let tokenizer = first_tokens(tokenizer);
-    meta.insert("tokenizer.huggingface.json", tokenizer.as_str());
+    first_tokens(&mut meta);
     // Rows of the tables that stay, as the matrices do.
     let rows: Vec<bool> =
         directory.matrices.iter().zip(&kept).flat_map(|(m, &kept)| vec![kept; m.count()]).collect();
@@ -70,6 +73,9 @@ fn write() -> PathBuf {
             bytes = first_rows(embedding, &bytes);
             shape = vec![bytes.len() as u64];
             checksum = crc32fast::hash(&bytes);
+        }
+        if t.name.ends_with("ffn_gate_inp.weight") {
+            bytes = bytes.chunks_exact(4).flat_map(sharper).collect();
         }
         if t.name == "dollop.checksums" {
             bytes[..4].copy_from_slice(&checksum.to_le_bytes());
@@ -91,6 +97,11 @@ fn write() -> PathBuf {
     path
 }
 
+fn sharper(weight: &[u8]) -> [u8; 4] {
+    let weight = f32::from_le_bytes(weight.try_into().expect("routers are f32"));
+    (SHARPER * weight).to_le_bytes()
+}
+
 /// The rows of a matrix's planes that belong to the tokens that are left.
 fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
     let params = GroupParams::numbered(entry.params).expect("the file is sound");
@@ -110,21 +121,21 @@ fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A byte-pair tokenizer with the first tokens alone, and the merges that make them.
-fn first_tokens(tokenizer: &str) -> String {
-    let mut all: Json = serde_json::from_str(tokenizer).expect("a tokenizer is JSON");
-    let vocabulary = all["model"]["vocab"].as_object_mut().expect("byte pairs have a vocabulary");
-    vocabulary.retain(|_, id| id.as_u64() < Some(TOKENS as u64));
-    let vocabulary = vocabulary.clone();
-    let merges = all["model"]["merges"].as_array_mut().expect("byte pairs have merges");
-    merges.retain(|merge| {
-        let made = match merge {
-            Json::String(pair) => pair.replace(' ', ""),
-            pair => pair.as_array().into_iter().flatten().filter_map(Json::as_str).collect(),
-        };
-        vocabulary.contains_key(&made)
-    });
-    all.to_string()
+/// Leaves a byte-pair tokenizer its first tokens alone, and the merges that make them.
+fn first_tokens(meta: &mut Metadata) {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let strings = |meta: &Metadata, name: &str| {
+        meta.strings(&key(name)).expect("texts").expect("byte pairs have them").to_vec()
+    };
+    let (mut tokens, mut merges) = (strings(meta, "tokens"), strings(meta, "merges"));
+    let mut types = meta.i64s(&key("token_type")).expect("numbers").expect("every token has one");
+    tokens.truncate(TOKENS);
+    types.truncate(TOKENS);
+    let left: HashSet<&str> = tokens.iter().map(String::as_str).collect();
+    merges.retain(|pair| left.contains(pair.replace(' ', "").as_str()));
+    meta.insert(key("merges"), merges);
+    meta.insert(key("token_type"), Value::Array(Array::Signed(types)));
+    meta.insert(key("tokens"), tokens);
 }
 
 /// The values of an array that stay.

@@ -38,7 +38,7 @@ final class StreamTests: DollopTestCase {
 
     func testRepliesFollowOptions() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
-        let chat = try await engine.chat()
+        let chat = try await engine.chat(options: ChatOptions(system: "You are brief."))
         let answer = try await chat.reply(to: question, options: short)
         // What was said is in the cache, but for the last message.
         let again = try await chat.reply(to: "Are you sure?", options: short)

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// An energy measured over `n` tokens of Gaussian inputs is off by √(2/n): 25 % at 32 tokens. An expert that so many
 /// reached is believed half, one that none reached has the layer's mean, and of thousands nothing is left of the
 /// expectation but that no column counts for nothing. Neurons of an expert differ by far more than that. Experts of a layer
-/// differ by 5 % in a column of the default model (median; 12 of 16 are active), for which more tokens would be right;
+/// differ by 5 % in a column of a model with 12 of 16 active (median), for which more tokens would be right;
 /// where few of many are active they should differ more, which is not measured: so the number is on the side of what was seen.
 const PRIOR_TOKENS: f64 = 32.0;
 

@@ -49,7 +49,7 @@ class LogTest : WithModel() {
         engine().use { engine ->
             assertTrue(statuses.isNotEmpty() && statuses.all { it == Status.BUSY }, "$statuses")
             val before = statuses.size
-            assertTrue("Paris" in engine.chat().use { text(it.send("What is the capital of France?", greedy).toList()) })
+            assertTrue("Paris" in engine.chat(ChatOptions(system = "You are brief.")).use { text(it.send("What is the capital of France?", greedy).toList()) })
             assertTrue(statuses.size > before)
         }
     }

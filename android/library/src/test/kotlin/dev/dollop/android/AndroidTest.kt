@@ -12,6 +12,7 @@ import android.content.res.AssetFileDescriptor
 import android.database.Cursor
 import android.net.Uri
 import android.os.ParcelFileDescriptor
+import dev.dollop.ChatOptions
 import dev.dollop.DollopException
 import dev.dollop.Engine
 import dev.dollop.EngineOptions
@@ -119,7 +120,7 @@ class AndroidTest {
         val uri = Uri.parse("content://dev.dollop.models/model")
         assertEquals(Engine.plan(Models.path, options), Engine.plan(application, uri, options))
         Engine.open(application, uri, options).use { engine ->
-            engine.chat().use { chat ->
+            engine.chat(ChatOptions(system = "You are brief.")).use { chat ->
                 val said = chat.send("What is the capital of France?", GenerateOptions(24, Sampling.Greedy)).toList()
                 assertTrue("Paris" in said.joinToString("") { it.text } && said.last() is Event.Done, "$said")
             }
