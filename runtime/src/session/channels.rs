@@ -1,7 +1,9 @@
 //! Channels of an answer: a model whose vocabulary has Harmony's markers writes messages, each with a header that names its channel.
 //! What stands in the channel `analysis` is reasoning; the rest is the answer. Headers and markers are neither.
 //!
-//!     <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>
+//! ```text
+//! <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>
+//! ```
 //!
 //! The format: OpenAI, "OpenAI Harmony Response Format". Where a vocabulary has no such markers, all is answer.
 
