@@ -49,11 +49,13 @@ impl Rotation {
     }
 
     /// Columns of a block.
+    #[cfg(feature = "gpu")]
     pub(crate) fn block(self) -> usize {
         self.block
     }
 
     /// Blocks.
+    #[cfg(feature = "gpu")]
     pub(crate) fn blocks(self) -> usize {
         self.blocks
     }
