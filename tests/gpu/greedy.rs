@@ -2,20 +2,20 @@
 //! from its GGUF what `transformers` says of the same weights, wherever the two best logits are not all but equal.
 
 use super::*;
+use dollop::internal::kernels::{GpuInputs, GpuVariants};
 use dollop_tests::default_model;
 use dollop_tests::{MARGIN, best_and_margin, golden, root};
 use serde_json::Value as Json;
-
-/// Inputs of the CPU's products are rounded to 8 bits, a GPU's are not: the two best logits of the default model move against each
-/// other by a tenth, so a choice by less than this says nothing.
-const ROUNDED: f32 = 0.25;
 
 #[test]
 fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     if !has_gpu() {
         return;
     }
-    let engine = Engine::open(default_model(), &on_gpu()).unwrap();
+    // The CPU's products have inputs in 8 bits; those in single precision move the two best logits by more than the margin.
+    let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
+    let engine =
+        Engine::open(default_model(), &set!(EngineOptions { gpu_variants: inputs, ..on_gpu() })).unwrap();
     let options = SessionOptions::default().with_context(128);
     let system = Some("You are brief.".into());
     let mut chat = Chat::new(engine.session(options).unwrap(), system, Overflow::Error).unwrap();
@@ -23,7 +23,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     let said = chat.send("What is the capital of France?", &generate, &mut |_| ()).unwrap();
     assert!(said.text.contains("Paris"), "{}", said.text);
     let stats = engine.gpu_stats().unwrap();
-    assert!(stats.dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
+    assert!(stats.byte_dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
 
     // The CPU hears what the GPU said, token by token, and would have said the same.
     let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
@@ -33,11 +33,11 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     let mut clear = 0;
     for (i, &id) in said.tokens.iter().enumerate() {
         let (best, margin) = best_and_margin(&mut session, &next);
-        assert!(best == id || margin <= ROUNDED, "token {i} is {id}, on the CPU {best} by {margin}");
-        clear += usize::from(margin > ROUNDED);
+        assert!(best == id || margin <= MARGIN, "token {i} is {id}, on the CPU {best} by {margin}");
+        clear += usize::from(margin > MARGIN);
         next = vec![id];
     }
-    assert!(2 * clear > said.tokens.len(), "of {} tokens {clear} are clear", said.tokens.len());
+    assert!(clear >= 6, "of {} tokens {clear} are clear", said.tokens.len());
 }
 
 /// What margins of the goldens may be off by: both logits by [`BOUND`].
