@@ -63,7 +63,7 @@ fn narrow_parameters_make_a_smaller_file_of_the_same_model() {
     let made = |name: &str, params, threads| {
         let path = out.path().join(name);
         let options = ConvertOptions::default().with_threads(threads);
-        run(folder.path(), &path, &set!(ConvertOptions { params: Some(params), ..options })).unwrap();
+        run(folder.path(), &path, &set!(ConvertOptions { params, ..options })).unwrap();
         path
     };
     let (wide, narrow) = (made("w", GroupParams::Wide, 2), made("n", GroupParams::Narrow, 1));

@@ -129,7 +129,7 @@ fn gate_58_rows_that_are_read_are_those_that_are_held() {
         set!(ConvertOptions {
             level_embed: Some(level_embed),
             group,
-            params: Some(params),
+            params,
             max_level: Level::B4,
             ..ConvertOptions::default()
         })

@@ -143,7 +143,7 @@ pub struct ConvertHow {
     #[arg(long, value_enum, default_value = "auto")]
     pub group: GroupArg,
     /// How scales and zero points are stored: `narrow` ones take half the bytes, and cost some error at 4 bits and more
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "wide")]
     pub params: ParamsArg,
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
@@ -161,7 +161,6 @@ pub enum GroupArg {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum ParamsArg {
-    Auto,
     Wide,
     Narrow,
 }
@@ -394,9 +393,8 @@ impl ConvertHow {
             GroupArg::G64 => Group::G64,
         };
         options.params = match self.params {
-            ParamsArg::Auto => None,
-            ParamsArg::Wide => Some(GroupParams::Wide),
-            ParamsArg::Narrow => Some(GroupParams::Narrow),
+            ParamsArg::Wide => GroupParams::Wide,
+            ParamsArg::Narrow => GroupParams::Narrow,
         };
         options
     }

@@ -6,6 +6,7 @@ use super::{ConvertOptions, check, convert_source, model_name};
 use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::model::file::NestedFile;
+use crate::quant::GroupParams;
 use crate::store;
 use crate::telemetry::{CancelToken, Progress};
 use std::fs;
@@ -58,8 +59,9 @@ pub fn cached(
         format!("{} {dense} {max} {:?} {:?}", dollop::VERSION_PLAIN, options.group, options.level_embed)
             .as_bytes(),
     );
-    if let Some(params) = options.params {
-        state.update(format!("{params:?}").as_bytes());
+    // Not the usual ones, so that conversions from before they were a choice are found.
+    if options.params != GroupParams::Wide {
+        state.update(format!("{:?}", options.params).as_bytes());
     }
     // Conversions from before a folder's advice on sampling was kept lack it.
     let advises = opened.metadata().iter().any(|(key, _)| key.starts_with("general.sampling."));

@@ -52,8 +52,8 @@ pub struct ConvertOptions {
     pub max_level: Level,
     /// Weights that share a scale.
     pub group: Group,
-    /// How scales and zero points are stored, where codes are not kept; `None` for what suits a matrix's level.
-    pub params: Option<GroupParams>,
+    /// How scales and zero points are stored, where codes are not kept.
+    pub params: GroupParams,
     /// Threads; 0 for one per core.
     pub threads: usize,
     /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
@@ -73,7 +73,7 @@ impl Default for ConvertOptions {
             level_embed: None,
             max_level: Level::B8,
             group: Group::Auto,
-            params: None,
+            params: GroupParams::Wide,
             threads: 0,
             calibration: None,
             sweeps: 2,
@@ -106,12 +106,6 @@ impl ConvertOptions {
 }
 
 impl ConvertOptions {
-    /// How a matrix of this highest level has its groups' parameters stored.
-    fn params_at(&self, level: Level) -> GroupParams {
-        let _ = level;
-        self.params.unwrap_or(GroupParams::Wide)
-    }
-
     /// How many threads that is.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);

@@ -102,7 +102,7 @@ impl Plan {
                 (_, &[_, _, _]) => {}
                 (_, &[rows, cols]) => {
                     let level = level_of(options, name);
-                    let shape = shape_of(source, options, (name, level), rows, cols)?;
+                    let shape = shape_of(source, options, name, rows, cols)?;
                     let entry = entry(name, shape, 0, level);
                     let bytes = (0..level.planes()).map(|p| shape.plane(p).len as u64).sum();
                     let index = plan.declare(entry.planes_name(), vec![bytes], GgmlType::I8);
@@ -171,7 +171,7 @@ impl Plan {
             let field = || format!("tensor `{name}`");
             match source.shape(name) {
                 Some(&[n, rows, cols]) if n == experts => {
-                    shapes.push(shape_of(source, options, (name, level), rows, cols)?)
+                    shapes.push(shape_of(source, options, name, rows, cols)?)
                 }
                 Some(shape) => {
                     return Err(Error::malformed(field(), format!("shape {shape:?} for {experts} experts")));
@@ -233,7 +233,7 @@ fn rotations(
 fn shape_of(
     source: &Source,
     options: &ConvertOptions,
-    (name, level): (&str, Level),
+    name: &str,
     rows: usize,
     cols: usize,
 ) -> Result<Shape> {
@@ -244,14 +244,14 @@ fn shape_of(
         Group::G32 => 32,
     };
     // Codes that are kept have scales that narrow ones have not the bits for.
-    let params = if kept && group == 32 { GroupParams::Wide } else { options.params_at(level) };
+    let params = if kept && group == 32 { GroupParams::Wide } else { options.params };
     Ok(Shape::new(rows, cols, group)?.with(params))
 }
 
 fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
     let slab = source.names().filter(|n| n.contains(".ffn_gate_exps.")).find_map(|name| {
         let &[_, rows, cols] = source.shape(name)? else { return None };
-        Some(3 * shape_of(source, options, (name, options.max_level), rows, cols).ok()?.plane(0).len)
+        Some(3 * shape_of(source, options, name, rows, cols).ok()?.plane(0).len)
     });
     if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
 }

@@ -37,7 +37,7 @@ struct Tensor {
 enum Layout {
     /// One behind the other.
     Rows,
-    /// The rows of so many heads are interleaved (llama.cpp's `permute`).
+    /// Interleaved within each head (llama.cpp's `permute`); how many heads there are.
     Interleaved(usize),
     /// Element `[r, c]` is number `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },

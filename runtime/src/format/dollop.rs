@@ -3,11 +3,12 @@
 //!
 //! A Dollop file is a GGUF file (version 3) with
 //! - the keys of its source, and `dollop.*`: version, plane widths, and the table of matrices as parallel arrays
-//!   (`dollop.matrix.{names,rows,cols,experts,group,level,params}`);
+//!   (`dollop.matrix.{names,rows,cols,experts,group,level}`);
 //! - per dense matrix `X.weight` one byte tensor `X.planes`: its planes one behind the other;
 //! - per layer with experts and per plane `p` one byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs, one per expert:
 //!   the plane's gate, up and down parts, contiguous, each slab aligned so that one direct read fetches it;
-//! - where experts' matrices are stored for rotated inputs, by which rotation: `dollop.matrix.rotation`, in version 3;
+//! - in version 3, where a matrix has either: how groups' parameters are stored (`dollop.matrix.params`), and by what an
+//!   expert's inputs are rotated (`dollop.matrix.rotation`);
 //! - norms, biases and routers as F32 under their own names;
 //! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
 //!   every dense planes tensor and of every slab, in the order of the file).
