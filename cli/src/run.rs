@@ -127,6 +127,9 @@ pub fn footer(o: &Outcome, sampling: &Sampling) -> String {
     let why = match o.stop {
         StopReason::EndOfTurn => "",
         StopReason::StopString => ", stop string",
+        StopReason::MaxTokens if o.text.is_empty() && !o.reasoning.is_empty() => {
+            ", all of them reasoning: raise the token limit (-n)"
+        }
         StopReason::MaxTokens => ", token limit (-n)",
         StopReason::Cancelled => ", cancelled",
         StopReason::ContextFull => ", context full",

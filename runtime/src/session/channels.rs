@@ -9,7 +9,7 @@
 
 use crate::tokenizer::Tokenizer;
 
-/// A header ends by itself after so many tokens: a broken model must not hide its text for ever.
+/// Tokens of a header at most. What follows is shown, so that a broken header hides no text for ever.
 const MAX_HEADER: usize = 64;
 
 /// What a token is part of.
@@ -22,7 +22,6 @@ pub(super) enum Part {
 }
 
 /// Ids of the markers.
-#[derive(Clone, Copy)]
 struct Markers {
     start: u32,
     channel: u32,
@@ -32,7 +31,8 @@ struct Markers {
 
 /// Reads an answer, token by token.
 pub(super) struct Channels {
-    markers: Option<Markers>,
+    /// What spells headers, and the markers; `None` where the vocabulary has none.
+    markers: Option<(Tokenizer, Markers)>,
     /// The header that is being read: its tokens behind the last `<|channel|>`.
     header: Option<Vec<u32>>,
     /// Of the message in hand.
@@ -43,24 +43,24 @@ impl Channels {
     pub(super) fn new(tokenizer: Option<&Tokenizer>) -> Channels {
         let id = |token: &str| tokenizer?.token_id(token);
         let all = [id("<|start|>"), id("<|channel|>"), id("<|message|>"), id("<|end|>")];
-        let markers = match all {
-            [Some(start), Some(channel), Some(message), Some(end)] => {
-                Some(Markers { start, channel, message, end })
+        let markers = match (tokenizer, all) {
+            (Some(tokenizer), [Some(start), Some(channel), Some(message), Some(end)]) => {
+                Some((tokenizer.clone(), Markers { start, channel, message, end }))
             }
             _ => None,
         };
         Channels { markers, header: None, part: Part::Answer }
     }
 
-    /// What the next token is part of. `text` spells ids.
-    pub(super) fn next(&mut self, id: u32, text: impl Fn(&[u32]) -> String) -> Part {
-        let Some(of) = self.markers else { return Part::Answer };
+    /// What the next token is part of.
+    pub(super) fn next(&mut self, id: u32) -> Part {
+        let Some((tokenizer, of)) = &self.markers else { return Part::Answer };
         if id == of.start || id == of.channel {
             self.header = Some(Vec::new());
         } else if id == of.message {
             // A message without a channel is an answer.
             let header = self.header.take().unwrap_or_default();
-            let name = text(&header);
+            let name = tokenizer.decode(&header, true);
             let name = name.split(|c: char| !c.is_alphanumeric()).find(|word| !word.is_empty());
             self.part = if name == Some("analysis") { Part::Reasoning } else { Part::Answer };
         } else if id == of.end {
@@ -98,8 +98,7 @@ mod tests {
 
     fn parts(tokenizer: &Tokenizer, tokens: &[&str]) -> Vec<Part> {
         let mut channels = Channels::new(Some(tokenizer));
-        let spell = |ids: &[u32]| tokenizer.decode(ids, true);
-        tokens.iter().map(|t| channels.next(tokenizer.token_id(t).unwrap(), spell)).collect()
+        tokens.iter().map(|t| channels.next(tokenizer.token_id(t).unwrap())).collect()
     }
 
     #[test]

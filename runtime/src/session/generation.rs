@@ -7,7 +7,7 @@ use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::sampler::Sampler;
-use crate::tokenizer::{Detokenizer, Tokenizer};
+use crate::tokenizer::Detokenizer;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -76,11 +76,6 @@ impl Next {
     }
 }
 
-/// The text of a header.
-fn spelled(tokenizer: Option<&Tokenizer>, ids: &[u32]) -> String {
-    tokenizer.map_or_else(String::new, |t| t.decode(ids, true))
-}
-
 /// A prompt that is read, and then continued.
 pub(super) struct Generation {
     options: GenerateOptions,
@@ -128,7 +123,7 @@ impl Generation {
         // A prompt may end within a message: that of a conversation which slid does.
         let mut channels = Channels::new(tokenizer);
         for &id in prompt {
-            channels.next(id, |ids| spelled(tokenizer, ids));
+            channels.next(id);
         }
         Ok(Generation {
             options: options.clone(),
@@ -240,8 +235,7 @@ impl Generation {
         }
         sampler.accept(id);
         outcome.tokens.push(id);
-        let tokenizer = session.engine().tokenizer().ok();
-        let part = self.channels.next(id, |ids| spelled(tokenizer, ids));
+        let part = self.channels.next(id);
         let mut piece = || self.detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
         let (event, met) = match part {
             Part::Answer => {
