@@ -37,7 +37,7 @@
 // `dollop_event.kind`: a part of the prompt was read: `done` of `total` tokens.
 #define DOLLOP_EVENT_PREFILL 0
 
-// A token was generated: `token`, and in `text` what can be shown by now, perhaps nothing.
+// A token was generated: `token`, and in `text` what can be shown by now, perhaps nothing. A token of a model's reasoning has none.
 #define DOLLOP_EVENT_TOKEN 1
 
 // The end of the text that was held back until now: `text`.

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// `dollop_event.kind`: a part of the prompt was read: `done` of `total` tokens.
 pub const DOLLOP_EVENT_PREFILL: u32 = 0;
-/// A token was generated: `token`, and in `text` what can be shown by now, perhaps nothing.
+/// A token was generated: `token`, and in `text` what can be shown by now, perhaps nothing. A token of a model's reasoning has none.
 pub const DOLLOP_EVENT_TOKEN: u32 = 1;
 /// The end of the text that was held back until now: `text`.
 pub const DOLLOP_EVENT_REST: u32 = 2;

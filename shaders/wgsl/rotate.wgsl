@@ -7,7 +7,7 @@ struct Params {
     rows: u32,
     block: u32,  // columns of a block, a power of two
     blocks: u32, // blocks of a row
-    table: u32,  // where the factors of so many blocks begin
+    table: u32,  // where the factors for this number of blocks begin
     norm: f32,
 }
 

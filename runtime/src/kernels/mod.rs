@@ -31,9 +31,8 @@ use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 
-/// Calls of so many tokens may be computed in another way (on a CPU in bfloat16), every product of theirs, so that what an
-/// expert computes does not depend on how many tokens chose it. The session cuts prompts so that no piece of a longer one is
-/// shorter.
+/// From this many tokens on a call may be computed in another way (on a CPU in bfloat16): all of its products, so that what an
+/// expert computes does not depend on how many tokens chose it. The session cuts a longer prompt into pieces of at least as many.
 pub(crate) const MANY: usize = 16;
 
 /// A processor that can run a transformer.

@@ -122,7 +122,7 @@ impl Declared {
         }
     }
 
-    /// [`Declared::check`] of so many values in a row, of whatever shape.
+    /// [`Declared::check`] of a flat run of values: their number alone is compared.
     fn check_len(&self, len: usize) -> Result<()> {
         match self.shapes.iter().any(|s| s.iter().product::<usize>() == len) {
             true => Ok(()),

@@ -307,7 +307,7 @@ pub struct Weights {
     pub rope_factors: Option<Vec<f32>>,
 }
 
-/// Every tensor that a model has, in a file whose matrices have so many rows. A tensor that is not among them would be ignored
+/// Every tensor that a model has. `rows` gives the rows of a matrix that the file has. A tensor that is not among them would be ignored
 /// without a word: it is an error.
 pub fn declared(spec: &Spec, rows: &dyn Fn(&str) -> Option<usize>) -> Vec<Declared> {
     let mut all = Vec::new();

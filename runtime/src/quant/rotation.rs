@@ -6,7 +6,7 @@
 //! factor of most widths. Both transforms are symmetric and their own inverses.
 //!
 //! R depends on the number of columns alone, so all matrices that read one input read the same R x. The file names it by a
-//! number ([`Rotation::KIND`]): whoever changes what it does has to take another.
+//! number ([`Rotation::KIND`]): another rotation needs another number.
 
 use super::encode::best_instructions;
 use std::sync::LazyLock;
@@ -23,7 +23,7 @@ const MAX_BLOCK: usize = 2048;
 /// Most blocks: mixing takes as many multiplications a value.
 const MAX_BLOCKS: usize = 64;
 
-/// A rotation of so many columns.
+/// A rotation of a row's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
     block: usize,
