@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         _ => {
             hf::places(&text, hf::Stacks::Halves);
             hf::places(&text, hf::Stacks::Alternating);
-            hf::chat_template(&text);
+            let _ = hf::chat_template("a file", &text);
         }
     }
 });
