@@ -12,6 +12,7 @@ struct Params {
     half: u32,   // rotated pairs
     pos: u32,
     capacity: u32,
+    base: u32,   // of the first position that is seen
     q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
     k_norm: u32,
     eps: f32,
@@ -41,11 +42,11 @@ fn own_value(i: u32) -> Cell {
 }
 
 fn key_place(kv_head: u32, i: u32, pos: u32) -> u32 {
-    return (kv_head * ((p.head_dim + 3u) / 4u) + i) * p.capacity + pos;
+    return (kv_head * ((p.head_dim + 3u) / 4u) + i) * p.capacity + place_of(pos);
 }
 
 fn value_place(kv_head: u32, i: u32, pos: u32) -> u32 {
-    return (kv_head * p.capacity + pos) * ((p.head_dim + 3u) / 4u) + i;
+    return (kv_head * p.capacity + place_of(pos)) * ((p.head_dim + 3u) / 4u) + i;
 }
 
 fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell {

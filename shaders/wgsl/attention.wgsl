@@ -7,6 +7,7 @@ struct Params {
     kv_heads: u32,
     head_dim: u32,
     capacity: u32,
+    base: u32,   // of the first position that is seen
     pos: u32,
     window: u32, // 0 for none
     scale: f32,
@@ -32,11 +33,11 @@ fn own_value(i: u32) -> Cell {
 }
 
 fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell {
-    return keys[(kv_head * ((p.head_dim + 3u) / 4u) + i) * p.capacity + pos];
+    return keys[(kv_head * ((p.head_dim + 3u) / 4u) + i) * p.capacity + place_of(pos)];
 }
 
 fn value_at(kv_head: u32, i: u32, pos: u32) -> Cell {
-    return values[(kv_head * p.capacity + pos) * ((p.head_dim + 3u) / 4u) + i];
+    return values[(kv_head * p.capacity + place_of(pos)) * ((p.head_dim + 3u) / 4u) + i];
 }
 
 @compute @workgroup_size(128)

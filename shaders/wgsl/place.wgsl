@@ -38,6 +38,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let pos = p.pos + id.y;
     take_head(role, h, id.y, pos, lane);
     let cells = (p.head_dim + 3u) / 4u;
+    let place = pos % p.capacity;
     if (role == QUERY) {
         for (var i = lane; i < p.head_dim; i += 128u) {
             rotated[(id.y * p.heads + h) * p.head_dim + i] = head[i];
@@ -46,9 +47,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
         for (var i = lane; i < cells; i += 128u) {
             let cell = pack(cell_of(i));
             if (role == KEY) {
-                keys[(h * cells + i) * p.capacity + pos] = cell;
+                keys[(h * cells + i) * p.capacity + place] = cell;
             } else {
-                values[(h * p.capacity + pos) * cells + i] = cell;
+                values[(h * p.capacity + place) * cells + i] = cell;
             }
         }
     }

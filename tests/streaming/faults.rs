@@ -125,7 +125,7 @@ fn gate_15_lasting_faults_are_errors_and_the_session_goes_on() {
                     }
                     Err(e) => panic!("{name}: {e}"),
                     // Everything happened to be resident.
-                    Ok(_) => session.rewind(21),
+                    Ok(_) => drop(session.rewind(21)),
                 }
             }
             assert!(failures > 0 && session.tokens().len() == 21, "{name}");

@@ -8,6 +8,9 @@ use std::ops::Range;
 /// Positions whose keys lie together.
 pub const KV_BLOCK: usize = 16;
 
+/// A cache that holds fewer places than positions has a multiple of these: position `p` lies at place `p` modulo their number.
+pub const KV_TILE: usize = 64;
+
 /// What a layer's keys and values are for one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
@@ -62,30 +65,43 @@ impl KvPart {
 }
 
 impl KvShape {
-    /// Bytes of a layer's keys and values of `positions` positions.
-    pub fn bytes(&self, positions: usize) -> usize {
-        let both = positions + positions.next_multiple_of(KV_BLOCK);
-        both * self.heads * self.head_dim * self.number_bytes
+    /// Bytes of a layer's keys and values of `positions` positions; `None` where there is no such number.
+    pub fn bytes(&self, positions: usize) -> Option<usize> {
+        let both = positions.checked_add(positions.checked_next_multiple_of(KV_BLOCK)?)?;
+        both.checked_mul(self.heads)?.checked_mul(self.head_dim)?.checked_mul(self.number_bytes)
     }
 
-    /// A layer's first `positions` in parts of at most `most` bytes, or one block of one head where that is more. Their bytes, one
-    /// part behind the other, do not depend on `most`.
-    pub fn parts(self, positions: usize, most: usize) -> impl Iterator<Item = KvPart> {
+    /// A layer's `positions` in parts of at most `most` bytes, or one block of one head where that is more, none of which goes
+    /// around the end of a cache with either number of places. Their bytes, one part behind the other, depend on none of these.
+    pub fn parts(
+        self,
+        positions: Range<usize>,
+        places: [usize; 2],
+        most: usize,
+    ) -> impl Iterator<Item = KvPart> {
+        let Range { start, end } = positions;
         let position_bytes = (self.head_dim * self.number_bytes).max(1);
         let blocks = (most / position_bytes / KV_BLOCK).max(1);
-        let some = blocks * KV_BLOCK;
         // Several heads only with all their positions: a part is one run of bytes.
-        let together = (blocks / positions.div_ceil(KV_BLOCK).max(1)).max(1);
+        let all = (end - start).div_ceil(KV_BLOCK).max(1);
+        let together = if places.iter().any(|&n| n < end) { 1 } else { (blocks / all).max(1) };
+        let stop = move |at: usize| {
+            let around = places.map(|n| (at / n.max(1) + 1) * n);
+            (at + blocks * KV_BLOCK).min(around[0]).min(around[1]).min(end)
+        };
         let part = move |side, head: usize, at: usize| KvPart {
             shape: self,
             side,
             heads: head..(head + together).min(self.heads),
-            positions: at..(at + some).min(positions),
+            positions: at..stop(at),
+        };
+        let starts = move || {
+            std::iter::successors(Some(start), move |&at| Some(stop(at))).take_while(move |&at| at < end)
         };
         [KvSide::Keys, KvSide::Values].into_iter().flat_map(move |side| {
             (0..self.heads)
                 .step_by(together)
-                .flat_map(move |head| (0..positions).step_by(some).map(move |at| part(side, head, at)))
+                .flat_map(move |head| starts().map(move |at| part(side, head, at)))
         })
     }
 }
@@ -97,13 +113,18 @@ mod tests {
     #[test]
     fn parts_are_all_of_it_whatever_their_size() {
         let shape = KvShape { heads: 3, head_dim: 10, number_bytes: 2 };
-        for positions in [0, 1, 15, 16, 17, 100] {
+        for (start, end, places) in
+            [0, 1, 15, 16, 17, 100].map(|n| (0, n, 100)).into_iter().chain([(32, 150, 128), (320, 471, 192)])
+        {
             for most in [1, 320, 700, 2000, 1 << 20] {
-                let parts: Vec<KvPart> = shape.parts(positions, most).collect();
-                assert_eq!(parts.iter().map(KvPart::bytes).sum::<usize>(), shape.bytes(positions));
+                let positions = start..end;
+                let parts: Vec<KvPart> = shape.parts(positions.clone(), [places, 2 * places], most).collect();
+                assert_eq!(Some(parts.iter().map(KvPart::bytes).sum()), shape.bytes(end - start));
                 assert!(
                     parts.iter().all(|p| p.bytes() <= most.max(320) && p.positions.start % KV_BLOCK == 0)
                 );
+                // None goes around.
+                assert!(parts.iter().all(|p| p.positions.start % places + p.positions.len() <= places));
                 for side in [KvSide::Keys, KvSide::Values] {
                     // In order, and every position of every head once.
                     let cells: Vec<(usize, usize)> = (parts.iter().filter(|p| p.side == side))
@@ -111,8 +132,8 @@ mod tests {
                             p.heads.clone().flat_map(|h| p.positions.clone().map(move |at| (h, at)))
                         })
                         .collect();
-                    let all = (0..3).flat_map(|h| (0..positions).map(move |at| (h, at)));
-                    assert!(cells.into_iter().eq(all), "{positions} positions in parts of {most}");
+                    let all = (0..3).flat_map(|h| (start..end).map(move |at| (h, at)));
+                    assert!(cells.into_iter().eq(all), "{start}..{end} in parts of {most}");
                 }
             }
         }

@@ -19,7 +19,7 @@ mod testing;
 mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
-pub use kv::{KV_BLOCK, KvPart, KvShape, KvSide};
+pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::Observer;
 pub use operands::{
     Activation, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History, Linear,
@@ -94,8 +94,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..at + len]` to the start of `dst`.
     fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
 
-    /// An empty cache for `capacity` positions of keys and values, `heads` of `head_dim` values each.
-    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
+    /// An empty cache with `places` for positions of keys and values, `heads` of `head_dim` values each. Position `p` takes place
+    /// `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
+    fn alloc_kv(&self, places: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
 
     /// Copies a part of what a cache holds to `out`, after everything before it has finished. Positions that were not written are
     /// whatever they are.

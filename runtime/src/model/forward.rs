@@ -92,6 +92,7 @@ impl Model {
         );
         assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
 
+        s.write(pos, pos + n);
         if let Some((refine, noted)) = self.experts.refine().zip(s.noted.as_mut()) {
             refine.begin(&mut |refinement| b.refine(refinement))?;
             noted.begin(n);
@@ -178,7 +179,7 @@ impl Model {
             window: a.window,
             sinks: layer.sinks.as_deref(),
         };
-        let (kv, out) = (&mut s.kv[i], &mut s.attn);
+        let (kv, out) = (&mut s.memory[i].kv, &mut s.attn);
         b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shape: &shape, out });
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
         b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add: Some(&mut s.x) });

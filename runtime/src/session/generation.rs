@@ -113,8 +113,9 @@ impl Generation {
         session.check_vocabulary(prompt)?;
         // The last prompt token is always computed: its logits are where the answer begins.
         let same = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let reused = same.min(prompt.len() - 1);
+        let reused = session.rewind(same.min(prompt.len() - 1));
         log::debug!("a prompt of {} tokens, {reused} of them in the cache", prompt.len());
+        // What is to be computed again is read as a part of the prompt.
         session.rewind(reused);
         // The prompt is all of the text: a context that slid has another beginning than before.
         sampler.restart();

@@ -16,6 +16,7 @@ use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
 use crate::model::file::DenseSums;
+use crate::model::memory::MemorySpec;
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
 use crate::model::spec::{AttentionSpec, LayerSpec};
@@ -92,11 +93,12 @@ impl Shape<'_> {
         }
     }
 
-    /// Bytes of a KV cache.
-    pub(super) fn kv(&self, context: usize) -> u64 {
+    /// Bytes of what layers keep.
+    pub(super) fn kv(&self, context: usize, chunk: usize) -> u64 {
         let layer = |l: &LayerSpec| {
-            let AttentionSpec { kv_heads, head_dim, .. } = l.attention;
-            processor::kv_bytes(self.gpu, context, kv_heads, head_dim, self.single) as u64
+            let MemorySpec::Kv(kv) = l.memory();
+            let places = kv.places(context, chunk);
+            processor::kv_bytes(self.gpu, places, kv.heads, kv.head_dim, self.single) as u64
         };
         self.spec.layers.iter().map(layer).sum()
     }
@@ -238,7 +240,7 @@ impl Parts {
             floor: self.precision(options).floor(),
             top_k: self.spec.router().map_or(0, |r| r.top_k),
             scratch: &|context, chunk| shape.scratch(context, chunk, threads),
-            kv: &|context| shape.kv(context),
+            kv: &|context, chunk| shape.kv(context, chunk),
         })
     }
 

@@ -166,7 +166,8 @@ pub(super) struct Request<'a> {
     pub(super) top_k: usize,
     /// Bytes of the session's buffers for (context, chunk): the backend knows.
     pub(super) scratch: &'a dyn Fn(usize, usize) -> u64,
-    pub(super) kv: &'a dyn Fn(usize) -> u64,
+    /// The same of what its layers keep.
+    pub(super) kv: &'a dyn Fn(usize, usize) -> u64,
 }
 
 impl Request<'_> {
@@ -229,22 +230,24 @@ impl MemoryPlan {
         let routed = || r.tables.iter().flatten();
         let base = BASE_BYTES + if r.gpu { GPU_BASE_BYTES } else { 0 };
         let overhead = base + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
-        let kv = (r.kv)(r.context);
-        let fixed = overhead + r.dense_bytes + kv;
+        let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
+        let kv = |chunk: usize| (r.kv)(r.context, chunk);
+        // A window's cache has room for a chunk: what that takes beyond the least one is counted as a chunk's scratch.
+        let scratch_of = |chunk: usize| (r.scratch)(r.context, chunk) + kv(chunk) - kv(least_chunk);
+        let fixed = overhead + r.dense_bytes + kv(least_chunk);
         let (one_staged, well_staged) = match r.gpu {
             true => sched::staging_bytes(r.tables, r.device_level, r.top_k),
             false => (0, 0),
         };
         // Every layer gets the same share.
         let one_each = routed().map(|t| r.place(t)).max().unwrap_or(0) * routed().count() as u64 + one_staged;
-        let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
         // Either everything fits, the embedding with it, or experts are streamed and have what the embedding would take.
         let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
         let streamed = fixed - unheld.bytes + unheld.row_bytes;
-        let smallest = streamed + (r.scratch)(r.context, least_chunk) + one_each;
+        let smallest = streamed + scratch_of(least_chunk) + one_each;
         let all = |level: Level| r.all(level);
         let largest = r.chunk.unwrap_or(CHUNK).min(r.context);
-        let rest = fixed + (r.scratch)(r.context, largest);
+        let rest = fixed + scratch_of(largest);
         let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
         let mut levels = Level::ALL.into_iter().rev().filter(|l| (lowest..=r.whole).contains(l));
         let fits = |level: &Level| r.budget.is_none_or(|budget| rest + all(*level) <= budget);
@@ -255,14 +258,14 @@ impl MemoryPlan {
         let chunk = match (r.budget, r.chunk) {
             (Some(budget), None) if streaming => {
                 let left = budget.saturating_sub(streamed + one_each);
-                let scratch = |chunk: usize| (r.scratch)(r.context, chunk.min(r.context));
+                let scratch = |chunk: usize| scratch_of(chunk.min(r.context));
                 longest_chunk(left, &scratch).unwrap_or(least_chunk).min(r.context)
             }
             _ => largest,
         };
-        let scratch = (r.scratch)(r.context, chunk);
+        let scratch = scratch_of(chunk);
         if let Some(budget) = r.budget.filter(|&budget| budget < smallest) {
-            return Err(Error::Budget { budget, smallest, hint: r.hint(kv, one_each > 0) });
+            return Err(Error::Budget { budget, smallest, hint: r.hint(kv(least_chunk), one_each > 0) });
         }
         // What experts pass through is, like a chunk's scratch, worth having as long as it does not eat the cache.
         let (expert_bytes, staging_bytes) = match r.budget {
@@ -294,8 +297,8 @@ impl MemoryPlan {
             overhead_bytes: overhead + unheld.row_bytes,
             dense_bytes: r.dense_bytes - unheld.bytes,
             unheld_embedding_bytes: unheld.bytes,
-            kv_bytes: kv,
-            scratch_bytes: scratch,
+            kv_bytes: kv(chunk),
+            scratch_bytes: (r.scratch)(r.context, chunk),
             expert_bytes,
             staging_bytes,
             smallest_bytes: smallest,

@@ -81,13 +81,13 @@ pub(super) fn supports(adapter: Option<Adapter>, uses: &Uses) -> Result<()> {
 }
 
 /// Bytes of the keys and values of one layer.
-pub(super) fn kv_bytes(gpu: bool, context: usize, heads: usize, head_dim: usize, single: bool) -> usize {
+pub(super) fn kv_bytes(gpu: bool, places: usize, heads: usize, head_dim: usize, single: bool) -> usize {
     #[cfg(feature = "gpu")]
     if gpu {
-        return GpuKv::bytes(context, heads, head_dim, single);
+        return GpuKv::bytes(places, heads, head_dim, single);
     }
     let _ = gpu;
-    CpuBackend::kv_bytes(context, heads, head_dim, single)
+    CpuBackend::kv_bytes(places, heads, head_dim, single)
 }
 
 /// Bytes of what a backend keeps for itself.
@@ -374,6 +374,46 @@ impl Timeline {
             #[cfg(feature = "gpu")]
             Timeline::Gpu(state) => state.chunk(),
             Timeline::Gone { chunk, .. } => *chunk,
+        }
+    }
+
+    /// [`State::rewind`].
+    pub(super) fn rewind(&self, to: usize) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.rewind(to),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.rewind(to),
+            Timeline::Gone { .. } => 0,
+        }
+    }
+
+    /// [`State::earliest`].
+    pub(super) fn earliest(&self) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.earliest(),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.earliest(),
+            Timeline::Gone { .. } => 0,
+        }
+    }
+
+    /// [`State::places`].
+    pub(super) fn places(&self, layer: usize) -> usize {
+        match self {
+            Timeline::Cpu(state) => state.places(layer),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.places(layer),
+            Timeline::Gone { .. } => 0,
+        }
+    }
+
+    /// [`State::restored`].
+    pub(super) fn restored(&mut self, held: usize, earliest: usize) {
+        match self {
+            Timeline::Cpu(state) => state.restored(held, earliest),
+            #[cfg(feature = "gpu")]
+            Timeline::Gpu(state) => state.restored(held, earliest),
+            Timeline::Gone { .. } => {}
         }
     }
 

@@ -54,7 +54,7 @@ impl Computing {
     /// Takes memory for a session out of the budget.
     pub(super) fn book(&self, context: usize, chunk: usize) -> Result<Booking> {
         let shape = Shape::of(&self.model, &self.info, self.processor.is_gpu());
-        let bytes = shape.kv(context) + shape.scratch(context, chunk, self.processor.threads());
+        let bytes = shape.kv(context, chunk) + shape.scratch(context, chunk, self.processor.threads());
         let planned = self.plan.kv_bytes + self.plan.scratch_bytes;
         let mut open = self.sessions.load(Ordering::Relaxed);
         loop {
@@ -159,7 +159,8 @@ impl Processors {
         let Computing { model, info, plan, .. } = &self.first;
         let shape = Shape::of(model, info, false);
         let threads = most_threads(self.cpu.threads, self.cpu.cores.as_deref());
-        let (kv, scratch) = (shape.kv(plan.context), shape.scratch(plan.context, plan.chunk, threads));
+        let kv = shape.kv(plan.context, plan.chunk);
+        let scratch = shape.scratch(plan.context, plan.chunk, threads);
         plan.on_cpu(dense_bytes(&model.weights, false), kv, scratch, self.fallback.least_cache).map_err(
             |smallest| {
                 let lost = self.lost().unwrap_or_default();

@@ -148,10 +148,12 @@ impl Session {
         self.processed
     }
 
-    /// Forgets everything after the first `len` tokens.
-    pub fn rewind(&mut self, len: usize) {
+    /// Forgets everything after the first `len` tokens. Returns how many of these need not be computed again: a layer that keeps
+    /// the end of the timeline alone cannot go back to wherever it likes. The rest is, before the next token.
+    pub fn rewind(&mut self, len: usize) -> usize {
         self.tokens.truncate(len);
-        self.held = self.held.min(len);
+        self.held = self.state.rewind(self.held.min(len));
+        self.held
     }
 
     /// Appends `tokens` and returns the logits (`[vocab]`, unnormalised log probabilities of the next token) at each.

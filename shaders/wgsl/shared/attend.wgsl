@@ -4,7 +4,7 @@
 //
 // Whoever imports this has a parameter `head_dim`, `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
 // of a position's key and value, and where OWN is 1 those of the last position, which are not in the cache:
-// `fn own_key(i: u32) -> Cell` and `fn own_value`.
+// `fn own_key(i: u32) -> Cell` and `fn own_value`. A cache has `capacity` places, of which position `base` has the first.
 
 #import kv
 #import one
@@ -18,6 +18,12 @@ var<workgroup> parts: array<vec4<f32>, 128>;
 
 // Cells that are read before the first of them is used.
 const AT_ONCE = 16u;
+
+// Where a position lies in the cache: what is seen of it goes around its end once at most.
+fn place_of(pos: u32) -> u32 {
+    let at = pos - p.base;
+    return select(at, at - p.capacity, at >= p.capacity);
+}
 
 // The query times the key of a position.
 fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {

@@ -203,14 +203,17 @@ pub(super) fn attend(
     let call = Call { q, kv, pos, shape: *shape };
     let (dim, share) = (shape.head_dim, call.share());
     assert!(out.len() >= tokens * shape.heads * dim && q.len() >= tokens * shape.heads * dim);
-    assert!(pos + tokens <= kv.capacity && kv.heads == shape.kv_heads && kv.head_dim == dim);
+    assert!(kv.heads == shape.kv_heads && kv.head_dim == dim);
     let (first, last) = call.seen(0);
+    assert!((last + tokens - 1) / TILE - first / TILE < kv.capacity / TILE, "tiles would share places");
     let chunks = first / CHUNK..last / CHUNK + 1;
     let rows = Rows::new(out, share * dim);
     // For the whole cache at once, so that no token has to wait for memory when the context grows.
     if kv.capacity > CHUNK {
         scratch.partials.clear();
-        scratch.partials.reserve_exact(shape.heads * kv.capacity.div_ceil(CHUNK) * (dim + 2));
+        // What a window sees may begin and end within a chunk.
+        let most = kv.capacity.div_ceil(CHUNK) + usize::from(shape.window.is_some());
+        scratch.partials.reserve_exact(shape.heads * most * (dim + 2));
     }
     let per_block = (ROWS / share).max(1);
     scratch.reserve(pool, per_block.min(tokens) * share, dim);
@@ -362,14 +365,17 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
     let end = ((chunk + 1) * CHUNK).min(call.seen(to - 1).1 + 1);
     let start = (chunk * CHUNK).max(call.seen(from).0) / TILE * TILE;
     let State { max, sum, acc } = &mut w.chunk;
-    assert!(k.len() >= end.next_multiple_of(TILE) * dim && v.len() >= end * dim);
+    let places = call.kv.capacity;
+    assert!(places.is_multiple_of(TILE) && k.len() >= places * dim && v.len() >= places * dim);
     assert!(w.q.len() >= rows.next_multiple_of(SHARED) * dim && acc.len() >= rows * dim);
     for tile in (start..end).step_by(TILE) {
         let n = TILE.min(end - tile);
-        let keys = k[tile * dim..].as_ptr();
+        // A tile's positions are neighbours: there are whole tiles of places.
+        let at = tile % places;
+        let keys = k[at * dim..].as_ptr();
         // While scores are computed values come, and the next keys while values are mixed: left to the hardware, which
         // stops at every page, a long cache comes at half the pace.
-        ask(&v[tile * dim..(tile + n) * dim]);
+        ask(&v[at * dim..(at + n) * dim]);
         let mut row = 0;
         while row < rows {
             let q = w.q[row * dim..].as_ptr();
@@ -400,9 +406,10 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             }
         }
         if tile + TILE < end {
-            ask(&k[(tile + TILE) * dim..(tile + 2 * TILE) * dim]);
+            let next = (tile + TILE) % places;
+            ask(&k[next * dim..(next + TILE) * dim]);
         }
-        let values = v[tile * dim..].as_ptr();
+        let values = v[at * dim..].as_ptr();
         let mut row = 0;
         while row < rows {
             let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * dim..].as_mut_ptr());

@@ -4,16 +4,16 @@ use super::aligned::Aligned;
 use super::attention::{BLOCK, TILE};
 use super::scratch::grow;
 use crate::error::Result;
-use crate::kernels::{KV_BLOCK, KvPart, KvSide};
+use crate::kernels::{KV_BLOCK, KV_TILE, KvPart, KvSide};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
 
-/// Keys and values of a layer, for a fixed number of positions.
+/// Keys and values of a layer, in a fixed number of places.
 pub struct CpuKv {
     pub(super) heads: usize,
     pub(super) head_dim: usize,
-    /// Positions, whole tiles.
+    /// Places, whole tiles: position `p` takes place `p` modulo their number.
     pub(super) capacity: usize,
     pub(super) store: Store,
 }
@@ -47,7 +47,7 @@ impl CpuKv {
         let (heads, dim, capacity) = (self.heads, self.head_dim, self.capacity);
         let width = heads * dim;
         for t in 0..tokens {
-            let (k, v, pos) = (&k[t * width..][..width], &v[t * width..][..width], pos + t);
+            let (k, v, pos) = (&k[t * width..][..width], &v[t * width..][..width], (pos + t) % capacity);
             match &mut self.store {
                 Store::Half { k: ks, v: vs } => HALVES.with_borrow_mut(|halves| {
                     grow(halves, width);
@@ -68,7 +68,7 @@ impl CpuKv {
     }
 }
 
-const _: () = assert!(BLOCK == KV_BLOCK && cfg!(target_endian = "little"));
+const _: () = assert!(BLOCK == KV_BLOCK && TILE == KV_TILE && cfg!(target_endian = "little"));
 
 impl CpuKv {
     /// Copies a part out, as it lies here but for what a last block lacks.
@@ -109,8 +109,9 @@ impl CpuKv {
         let number = if matches!(self.store, Store::Half { .. }) { 2 } else { 4 };
         let is = (self.heads, self.head_dim, number);
         assert_eq!((shape.heads, shape.head_dim, shape.number_bytes), is, "a part of another cache");
-        assert!(part.positions.start.is_multiple_of(BLOCK) && part.positions.end <= self.capacity);
-        (head * self.capacity + part.positions.start) * self.head_dim * number
+        let at = part.positions.start % self.capacity.max(1);
+        assert!(at.is_multiple_of(BLOCK) && at + part.positions.len() <= self.capacity, "it goes around");
+        (head * self.capacity + at) * self.head_dim * number
     }
 
     fn side(&self, side: KvSide) -> &[u8] {

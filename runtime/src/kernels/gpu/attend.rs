@@ -91,6 +91,7 @@ impl State {
             half: p.half,
             pos: p.pos,
             capacity: p.capacity,
+            base: base(kv, shape, pos),
             q_norm: p.q_norm,
             k_norm: p.k_norm,
             eps: p.eps,
@@ -163,6 +164,7 @@ impl State {
             kv_heads: shape.kv_heads as u32,
             head_dim: shape.head_dim as u32,
             capacity: kv.capacity as u32,
+            base: base(kv, shape, pos),
             pos: pos as u32,
             window: window(shape),
             scale: shape.scale,
@@ -171,6 +173,12 @@ impl State {
         self.recorder.run(gpu, variant, &params, &memory, [shape.heads, tokens]);
         Ok(())
     }
+}
+
+/// The position that the first of a cache's places stands for, counted from the first position that a token at `pos` sees on.
+fn base(kv: &GpuKv, shape: &Attention, pos: usize) -> u32 {
+    let first = shape.window.map_or(0, |window| (pos + 1).saturating_sub(window));
+    (first / kv.capacity * kv.capacity) as u32
 }
 
 /// How far back a token sees, 0 for without end.

@@ -16,7 +16,7 @@ pub struct GpuBuf {
 }
 
 /// Keys and values of a layer, four dimensions to a cell: keys `[heads, head_dim / 4, capacity]`, so that neighbouring
-/// positions are neighbours, and values `[heads, capacity, head_dim / 4]`.
+/// positions are neighbours, and values `[heads, capacity, head_dim / 4]`. Position `p` takes place `p` modulo `capacity`.
 pub struct GpuKv {
     pub(super) keys: Memory,
     pub(super) values: Memory,
@@ -59,10 +59,10 @@ impl GpuKv {
     fn runs(&self, part: &KvPart) -> Vec<Run> {
         let shape = part.shape;
         assert_eq!(shape.number_bytes, if self.half { 2 } else { 4 }, "a part of another cache");
-        assert!(part.positions.start.is_multiple_of(KV_BLOCK) && part.positions.end <= self.capacity);
+        let (from, n) = (part.positions.start % self.capacity.max(1), part.positions.len());
+        assert!(from.is_multiple_of(KV_BLOCK) && from + n <= self.capacity, "it goes around");
         let quads = shape.head_dim.div_ceil(CELL);
         let cell = CELL * shape.number_bytes;
-        let (from, n) = (part.positions.start, part.positions.len());
         let run = |head: usize, quad: usize| match part.side {
             KvSide::Keys => Run {
                 at: (((head * quads + quad) * self.capacity + from) * cell) as u64,

@@ -116,7 +116,7 @@ params!(
 params!(
     /// `attention.wgsl`.
     Attention, AttentionParams {
-        heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, window: u32, scale: f32,
+        heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, base: u32, pos: u32, window: u32, scale: f32,
         sinks: u32,
     }
 );
@@ -139,8 +139,8 @@ pub(super) fn queries_at_once(head_dim: usize) -> usize {
 params!(
     /// `attend_one.wgsl`.
     AttendOne, AttendOneParams {
-        heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
+        heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, base: u32, q_norm: u32,
+        k_norm: u32, eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
     }
 );
 

@@ -1,18 +1,36 @@
-//! The memory of one timeline: its KV cache and scratch, all of it taken when it is made, and counted where it is taken.
+//! The memory of one timeline: what each layer keeps, and scratch, all of it taken when it is made, and counted where it is taken.
 
 use super::routed::MoeScratch;
 use super::{LOGIT_ROWS, Model, Noted};
 use crate::error::Result;
 use crate::kernels::{Backend, KvPart, MAX_BEST, RopeTable};
 use crate::model::Spec;
+use crate::model::memory::{KvSpec, MemorySpec};
 use crate::model::spec::AttentionSpec;
 
-/// The memory of one timeline: KV cache, and scratch for chunks of up to `chunk` tokens.
+/// What one layer keeps.
+pub(super) struct LayerMemory<B: Backend> {
+    spec: KvSpec,
+    places: usize,
+    pub(super) kv: B::Kv,
+}
+
+impl<B: Backend> LayerMemory<B> {
+    fn new(backend: &B, spec: MemorySpec, capacity: usize, chunk: usize) -> Result<LayerMemory<B>> {
+        let MemorySpec::Kv(spec) = spec;
+        let places = spec.places(capacity, chunk);
+        Ok(LayerMemory { spec, places, kv: backend.alloc_kv(places, spec.heads, spec.head_dim)? })
+    }
+}
+
+/// The memory of one timeline: what layers keep, and scratch for chunks of up to `chunk` tokens.
 pub struct State<B: Backend> {
     pub(super) capacity: usize,
     pub(super) chunk: usize,
     pub(super) rope: RopeTable,
-    pub(super) kv: Vec<B::Kv>,
+    pub(super) memory: Vec<LayerMemory<B>>,
+    /// The earliest position that all layers can go on from.
+    earliest: usize,
     /// Residual stream, `[chunk, d]`.
     pub(super) x: B::Buf,
     /// Normed input of a sub-block, `[chunk, d]`.
@@ -53,9 +71,10 @@ impl<B: Backend> State<B> {
             capacity,
             chunk,
             rope: c.rope.table(capacity, w.rope_factors.as_deref()),
-            kv: (c.layers.iter().map(|l| &l.attention))
-                .map(|a| backend.alloc_kv(capacity, a.kv_heads, a.head_dim))
+            memory: (c.layers.iter())
+                .map(|layer| LayerMemory::new(backend, layer.memory(), capacity, chunk))
                 .collect::<Result<_>>()?,
+            earliest: 0,
             x: backend.alloc(chunk * c.d)?,
             h: backend.alloc(chunk * c.d)?,
             y: backend.alloc(chunk * c.d)?,
@@ -91,17 +110,47 @@ impl<B: Backend> State<B> {
         spec.router().map_or(0, |r| Noted::<B>::bytes(spec.layers.len(), r.top_k, chunk))
     }
 
+    /// Tokens at `pos..end` begin to pass through: what they take the places of is gone, even if they do not arrive.
+    pub(super) fn write(&mut self, pos: usize, end: usize) {
+        if pos == 0 {
+            self.earliest = 0;
+        }
+        let earliest = |memory: &LayerMemory<B>| memory.spec.earliest(memory.places, end);
+        self.earliest = self.memory.iter().map(earliest).fold(self.earliest, usize::max);
+    }
+
+    /// The last position up to `to` that tokens can follow: what lies between has to be read again.
+    pub fn rewind(&self, to: usize) -> usize {
+        if to < self.earliest { 0 } else { to }
+    }
+
+    /// The earliest position that [`State::rewind`] does not go beyond.
+    pub fn earliest(&self) -> usize {
+        self.earliest
+    }
+
+    /// Places of a layer's keys and values.
+    pub fn places(&self, layer: usize) -> usize {
+        self.memory[layer].places
+    }
+
+    /// All layers were given what they hold of `held` positions, so that they can go back to `earliest` where they have the places.
+    pub fn restored(&mut self, held: usize, earliest: usize) {
+        self.write(0, held);
+        self.earliest = self.earliest.max(earliest);
+    }
+
     /// Copies a part of a layer's keys or values out ([`Backend::read_kv`]).
     ///
     /// # Errors
     /// As [`Backend::read_kv`].
     pub fn read_kv(&self, backend: &B, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
-        backend.read_kv(&self.kv[layer], part, out)
+        backend.read_kv(&self.memory[layer].kv, part, out)
     }
 
     /// Copies a part of a layer's keys or values in.
     pub fn write_kv(&mut self, backend: &B, layer: usize, part: &KvPart, from: &[u8]) {
-        backend.write_kv(&mut self.kv[layer], part, from);
+        backend.write_kv(&mut self.memory[layer].kv, part, from);
     }
 
     /// Positions that the cache holds.

@@ -4,19 +4,21 @@
 //! header   magic, version, model, shape, lengths, manner; CRC-32 of all of it
 //! tokens   u32 each; CRC-32
 //! notes    JSON of a conversation, or nothing; CRC-32
-//! memory   layer by layer keys, then values, of the positions held (`kernels/kv.rs`); CRC-32 behind every layer
+//! memory   layer by layer keys, then values (`kernels/kv.rs`), of the positions held; CRC-32 behind every layer
 //! ```
+//! A layer with a window holds from the first position on that the token at `earliest` sees, or from the block of 16 that this is in.
 //! All numbers are little-endian. The lengths say how long the file is, so that a file of another length is refused before
 //! anything is allocated for it.
 
+use super::memory::{self, Extent};
 use crate::error::{Error, Result};
-use crate::kernels::KvShape;
+use crate::model::Spec;
 
 /// What a saved session begins with.
 const MAGIC: [u8; 8] = *b"DOLLOPKV";
 
 /// The version of what follows.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of the header before the manner.
 pub(super) const FIXED: usize = 72;
@@ -44,11 +46,12 @@ pub(in crate::session) struct Identity {
 pub(super) struct Header {
     pub(super) identity: Identity,
     pub(super) layers: usize,
-    pub(super) shape: KvShape,
+    /// Of a number that is kept.
+    pub(super) number_bytes: usize,
     /// Tokens of the timeline.
     pub(super) tokens: usize,
-    /// Of these, the first whose keys and values are here.
-    pub(super) held: usize,
+    /// What layers hold of these.
+    pub(super) extent: Extent,
     /// Bytes of the notes.
     pub(super) notes: usize,
 }
@@ -58,17 +61,16 @@ impl Header {
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(FIXED + self.identity.manner.len() + SUM);
         out.extend(MAGIC);
-        let KvShape { heads, head_dim, number_bytes } = self.shape;
         let manner = self.identity.manner.as_bytes();
         assert!(manner.len() <= MAX_MANNER, "a manner is a few words");
         let words = [VERSION, self.identity.model[0], self.identity.model[1], manner.len() as u32];
         out.extend(words.into_iter().flat_map(u32::to_le_bytes));
-        let sizes = [self.layers, heads, head_dim, number_bytes].map(|n| n as u32);
+        let sizes = [self.layers, self.number_bytes, 0, 0].map(|n| n as u32);
         out.extend(sizes.into_iter().flat_map(u32::to_le_bytes));
-        let lengths = [self.tokens, self.held, self.notes].map(|n| n as u64);
+        let Extent { held, earliest } = self.extent;
+        let lengths = [self.tokens, held, self.notes, earliest].map(|n| n as u64);
         out.extend(lengths.into_iter().flat_map(u64::to_le_bytes));
-        // What a later version may need without another number of it.
-        out.extend([0; FIXED - 64]);
+        debug_assert_eq!(out.len(), FIXED);
         out.extend(manner);
         let sum = crc32fast::hash(&out);
         out.extend(sum.to_le_bytes());
@@ -86,7 +88,9 @@ impl Header {
         match word(fixed, 8) {
             VERSION => {}
             other => {
-                let what = format!("this session is of version {other}, and version {VERSION} is supported");
+                let what = format!(
+                    "this session is of version {other}, and version {VERSION} is supported: its text is to be read again"
+                );
                 return Err(Error::unsupported(what));
             }
         }
@@ -117,26 +121,22 @@ impl Header {
         let header = Header {
             identity: Identity { model: [word(fixed, 12), word(fixed, 16)], manner: manner.to_owned() },
             layers: size(0),
-            shape: KvShape { heads: size(1), head_dim: size(2), number_bytes: size(3) },
+            number_bytes: size(1),
             tokens: length(0)?,
-            held: length(1)?,
+            extent: Extent { held: length(1)?, earliest: length(3)? },
             notes: length(2)?,
         };
-        if header.held > header.tokens || header.notes as u64 > MAX_NOTES {
+        let Extent { held, earliest } = header.extent;
+        if held > header.tokens || earliest > held || header.notes as u64 > MAX_NOTES {
             return Err(damaged("header"));
         }
         Ok(header)
     }
 
-    /// Bytes of the whole file; `None` where there are no such numbers.
-    pub(super) fn file_bytes(&self) -> Option<u64> {
-        let KvShape { heads, head_dim, number_bytes } = self.shape;
+    /// Bytes of the whole file of a model; `None` where there are no such numbers.
+    pub(super) fn file_bytes(&self, spec: &Spec) -> Option<u64> {
         let head = FIXED + self.identity.manner.len() + SUM;
-        let positions =
-            self.held.checked_add(self.held.checked_next_multiple_of(crate::kernels::KV_BLOCK)?)?;
-        let numbers = positions.checked_mul(heads)?.checked_mul(head_dim)?;
-        let layer = numbers.checked_mul(number_bytes)?.checked_add(SUM)?;
-        let memory = self.layers.checked_mul(layer)?;
+        let memory = memory::bytes(spec, self.number_bytes, self.extent)?;
         let tokens = self.tokens.checked_mul(4)?.checked_add(SUM)?;
         let notes = self.notes.checked_add(SUM)?;
         Some(head.checked_add(tokens)?.checked_add(notes)?.checked_add(memory)? as u64)
@@ -155,14 +155,15 @@ pub(super) fn damaged(field: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Metadata;
 
     fn header() -> Header {
         Header {
             identity: Identity { model: [1, 0xffff_0000], manner: "exact:4".into() },
             layers: 3,
-            shape: KvShape { heads: 2, head_dim: 64, number_bytes: 2 },
+            number_bytes: 2,
             tokens: 100,
-            held: 99,
+            extent: Extent { held: 99, earliest: 40 },
             notes: 17,
         }
     }
@@ -186,10 +187,27 @@ mod tests {
 
     #[test]
     fn absurd_lengths_are_no_length() {
-        assert_eq!(header().file_bytes(), Some(83 + 404 + 21 + 3 * (4 + (99 + 112) * 2 * 64 * 2)));
-        assert_eq!(Header { held: usize::MAX, ..header() }.file_bytes(), None);
-        assert_eq!(Header { tokens: usize::MAX / 2, ..header() }.file_bytes(), None);
-        let wide = KvShape { heads: u32::MAX as usize, head_dim: u32::MAX as usize, number_bytes: 4 };
-        assert_eq!(Header { shape: wide, ..header() }.file_bytes(), None);
+        let mut meta = Metadata::new();
+        meta.insert("general.architecture", "llama");
+        for (key, value) in [
+            ("block_count", 3u32),
+            ("context_length", 64),
+            ("embedding_length", 128),
+            ("attention.head_count", 2),
+            ("attention.sliding_window", 20),
+        ] {
+            meta.insert(format!("llama.{key}"), value);
+        }
+        meta.insert("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
+        meta.insert("dollop.attention.window_layers", vec![false, true, false]);
+        let spec = Spec::from_metadata(&meta).unwrap();
+        // The layer with a window begins at the block of position 40 - 19.
+        let (layer, windowed) = (4 + (99 + 112) * 2 * 64 * 2, 4 + (83 + 96) * 2 * 64 * 2);
+        assert_eq!(header().file_bytes(&spec), Some(83 + 404 + 21 + 2 * layer + windowed));
+        let extent = |held, earliest| Header { extent: Extent { held, earliest }, ..header() };
+        assert_eq!(extent(usize::MAX, 0).file_bytes(&spec), None);
+        assert_eq!(extent(usize::MAX, usize::MAX).file_bytes(&spec), None);
+        assert_eq!(Header { tokens: usize::MAX / 2, ..header() }.file_bytes(&spec), None);
+        assert_eq!(Header { number_bytes: usize::MAX, ..header() }.file_bytes(&spec), None);
     }
 }

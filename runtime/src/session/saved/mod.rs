@@ -17,6 +17,7 @@ use crate::convert::partial::Partial;
 use crate::error::{Error, Result};
 use flow::{In, Out};
 use header::{FIXED, Header};
+use memory::Extent;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -67,21 +68,24 @@ impl Session {
         }
     }
 
-    /// Positions whose keys and values can be read.
-    fn readable(&self) -> usize {
+    /// What can be read of what layers keep.
+    fn readable(&self) -> Extent {
         let gone = self.state.is_gpu() && self.engine().lost().is_some();
-        if gone { 0 } else { self.held.min(self.tokens().len()) }
+        match if gone { 0 } else { self.held.min(self.tokens().len()) } {
+            0 => Extent { held: 0, earliest: 0 },
+            held => Extent { held, earliest: self.state.earliest() },
+        }
     }
 
     fn write_with(&self, to: &mut dyn Write, name: &Path, notes: &[u8]) -> Result<u64> {
         let on = self.engine().processors().of(self.state.is_gpu());
-        let held = self.readable();
+        let extent = self.readable();
         let header = Header {
             identity: self.engine().identity()?,
             layers: on.model.spec.layers.len(),
-            shape: memory::shape(on),
+            number_bytes: memory::number_bytes(on),
             tokens: self.tokens().len(),
-            held,
+            extent,
             notes: notes.len(),
         };
         let mut out = Out::new(to, name);
@@ -90,9 +94,10 @@ impl Session {
         out.seal()?;
         out.put(notes)?;
         out.seal()?;
-        let mut bytes = memory::buffer(on, held);
+        let both = (&self.state, &self.state);
+        let mut bytes = memory::buffer(on, both, extent);
         for layer in 0..header.layers {
-            for part in memory::parts(on, held) {
+            for part in memory::parts(on, both, layer, extent) {
                 let bytes = &mut bytes[..part.bytes()];
                 self.heard(memory::read(on, &self.state, layer, &part, bytes))?;
                 out.put(bytes)?;
@@ -100,7 +105,7 @@ impl Session {
             out.seal()?;
         }
         let bytes = out.finish()?;
-        debug_assert_eq!(header.file_bytes(), Some(bytes));
+        debug_assert_eq!(header.file_bytes(&on.model.spec), Some(bytes));
         Ok(bytes)
     }
 
@@ -128,19 +133,25 @@ impl Session {
         Ok(fork)
     }
 
+    /// Its layers were given what they keep.
+    fn restored(&mut self, extent: Extent) {
+        self.state.restored(extent.held, extent.earliest);
+        self.held = extent.held;
+    }
+
     fn copy_to(&self, fork: &mut Session) -> Result<()> {
         let processors = self.engine().processors();
         let (from, to) = (processors.of(self.state.is_gpu()), processors.of(fork.state.is_gpu()));
-        let held = self.readable();
-        let mut bytes = memory::buffer(from, held);
+        let extent = self.readable();
+        let mut bytes = memory::buffer(from, (&self.state, &fork.state), extent);
         for layer in 0..from.model.spec.layers.len() {
-            for part in memory::parts(from, held) {
+            for part in memory::parts(from, (&self.state, &fork.state), layer, extent) {
                 let bytes = &mut bytes[..part.bytes()];
                 self.heard(memory::read(from, &self.state, layer, &part, bytes))?;
                 memory::write(to, &mut fork.state, layer, &part, bytes)?;
             }
         }
-        fork.held = held;
+        fork.restored(extent);
         Ok(())
     }
 }
@@ -210,9 +221,9 @@ impl Engine {
         let mut session = self.session(options)?;
         session.tokens.extend(tokens);
         let on = self.processors().of(session.state.is_gpu());
-        let mut bytes = memory::buffer(on, header.held);
+        let mut bytes = memory::buffer(on, (&session.state, &session.state), header.extent);
         for layer in 0..header.layers {
-            for part in memory::parts(on, header.held) {
+            for part in memory::parts(on, (&session.state, &session.state), layer, header.extent) {
                 let bytes = &mut bytes[..part.bytes()];
                 from.take(bytes)?;
                 memory::write(on, &mut session.state, layer, &part, bytes)?;
@@ -220,8 +231,8 @@ impl Engine {
             from.check(&format!("memory of layer {layer}"))?;
         }
         from.end()?;
-        log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), header.held);
-        session.held = header.held;
+        session.restored(header.extent);
+        log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), session.held);
         Ok((session, notes))
     }
 
@@ -246,10 +257,11 @@ impl Engine {
             return foreign(&format!("was saved at {}, and this engine runs at {}", is.manner, own.manner));
         }
         let on = self.processors().now();
-        if (header.layers, header.shape) != (on.model.spec.layers.len(), memory::shape(on)) {
+        let spec = &on.model.spec;
+        if (header.layers, header.number_bytes) != (spec.layers.len(), memory::number_bytes(on)) {
             return foreign("has keys and values of another shape");
         }
-        match (header.file_bytes(), len) {
+        match (header.file_bytes(spec), len) {
             (Some(bytes), Some(len)) if bytes != len => {
                 let what = format!("it has {len} bytes and was saved with {bytes}: it was cut or damaged");
                 Err(Error::malformed("file", what))

@@ -1,0 +1,96 @@
+//! What a layer keeps of the tokens before, and how far back that lets a timeline go.
+
+use super::spec::LayerSpec;
+use crate::kernels::{KV_BLOCK, KV_TILE};
+
+/// Positions that a cache of a window holds beyond the window, at least: a timeline goes back by as many without reading again.
+const BACK: usize = 512;
+
+/// What a layer keeps. (A layer that shares another's would be one more kind.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySpec {
+    /// Keys and values.
+    Kv(KvSpec),
+}
+
+/// Keys and values of a layer, of its own number and length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Key/value heads.
+    pub heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Positions that a token sees; all where there is no window.
+    pub window: Option<usize>,
+}
+
+impl LayerSpec {
+    /// What it keeps.
+    pub fn memory(&self) -> MemorySpec {
+        let a = &self.attention;
+        MemorySpec::Kv(KvSpec { heads: a.kv_heads, head_dim: a.head_dim, window: a.window })
+    }
+}
+
+impl KvSpec {
+    /// Places of a cache for `context` positions that are taken in chunks of up to `chunk`: all of them, or the window, a chunk and
+    /// some to go back by, and no more than begin and end in tiles of their own.
+    pub fn places(&self, context: usize, chunk: usize) -> usize {
+        let bounded = |window: usize| {
+            let seen = window.saturating_add(chunk.max(BACK)).saturating_add(KV_TILE);
+            seen.checked_next_multiple_of(KV_TILE).unwrap_or(context)
+        };
+        self.window.map_or(context, bounded).min(context)
+    }
+
+    /// The first position that a token at `pos` needs, or one before it where a block begins.
+    pub fn first(&self, pos: usize) -> usize {
+        let first = self.window.map_or(0, |window| pos.saturating_add(1).saturating_sub(window));
+        first / KV_BLOCK * KV_BLOCK
+    }
+
+    /// The earliest position that can follow, once the first `written` positions have passed through `places`.
+    pub fn earliest(&self, places: usize, written: usize) -> usize {
+        match self.window {
+            Some(window) if written > places => (written - places) + window + KV_BLOCK,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(window: Option<usize>) -> KvSpec {
+        KvSpec { heads: 2, head_dim: 8, window }
+    }
+
+    #[test]
+    fn a_window_bounds_what_a_layer_holds() {
+        assert_eq!(spec(None).places(100_000, 32), 100_000);
+        assert_eq!(spec(Some(128)).places(100_000, 32), 128 + BACK + KV_TILE);
+        assert_eq!(spec(Some(100)).places(100_000, 1024), 1216);
+        assert_eq!(spec(Some(128)).places(300, 32), 300, "no more than there are positions");
+        assert_eq!(spec(Some(usize::MAX)).places(300, 32), 300);
+    }
+
+    /// What a position needs is there as long as `earliest` says so, and a chunk never writes over what its own tokens see.
+    #[test]
+    fn what_is_needed_is_there() {
+        for (window, chunk) in [(1, 1), (7, 32), (128, 512), (130, 700), (1000, 64)] {
+            let of = spec(Some(window));
+            let places = of.places(1 << 20, chunk);
+            for written in (0..4 * places).step_by(13) {
+                let earliest = of.earliest(places, written);
+                assert!(earliest <= written, "the next token can always follow");
+                // What lies before has been written over.
+                let gone = written.saturating_sub(places);
+                assert!(earliest == 0 && gone == 0 || of.first(earliest) >= gone, "{window} {written}");
+                assert!(earliest == 0 || written - earliest >= BACK, "{window} {written}");
+                let (first, last) = (written.saturating_sub(window - 1), written + chunk - 1);
+                assert!(last / KV_TILE - first / KV_TILE < places / KV_TILE);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Gate 95: what a layer keeps of the tokens before is as much as it needs, and a session goes back as far as that reaches without
+//! reading again; where it does not reach, the session says so, reads again, and says the same.
+
+use dollop::{BackendChoice, Engine, EngineOptions, Session, SessionOptions};
+use dollop_tests::has_gpu;
+use dollop_tests::tiny::Tiny;
+
+/// Positions of the contexts here.
+const CONTEXT: usize = 4096;
+
+/// A model whose windows are far shorter than its context.
+fn windowed(name: &str, options: &EngineOptions) -> Engine {
+    let mut tiny = Tiny::load(name);
+    tiny.config["max_position_embeddings"] = CONTEXT.into();
+    let folder = tempfile::tempdir().unwrap();
+    tiny.write_folder(folder.path());
+    Engine::open_reference(folder.path(), &options.clone().with_threads(2).with_context(CONTEXT)).unwrap()
+}
+
+fn ids(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
+}
+
+fn session(engine: &Engine, chunk: usize) -> Session {
+    engine.session(SessionOptions::default().with_context(CONTEXT).with_chunk(chunk)).unwrap()
+}
+
+/// Logits behind `ids`.
+fn last(session: &mut Session, ids: &[u32]) -> Vec<f32> {
+    session.last_logits(ids).unwrap()
+}
+
+fn goes_around(name: &str, options: &EngineOptions, chunk: usize, length: usize) {
+    let engine = windowed(name, options);
+    let ids = ids(length + 10);
+    // A chunk as long as the context leaves room for all of it.
+    let (mut whole, mut around) = (session(&engine, CONTEXT), session(&engine, chunk));
+    last(&mut whole, &ids[..length]);
+    assert!(last(&mut around, &ids[..length]) == last(&mut session(&engine, CONTEXT), &ids[..length]));
+    for &id in &ids[length..] {
+        assert!(last(&mut around, &[id]) == last(&mut whole, &[id]), "{name}: other logits");
+    }
+    // Back by less than what is kept beyond a window, nothing is read again.
+    let end = ids.len();
+    let before = around.processed_tokens();
+    assert_eq!(around.rewind(end - 300), end - 300);
+    let want = last(&mut around, &ids[end - 300..]);
+    assert_eq!(around.processed_tokens() - before, 300);
+    whole.rewind(end - 300);
+    assert!(want == last(&mut whole, &ids[end - 300..]), "{name}: other logits after going back");
+    // A saved session and a copy go back as far.
+    let mut fork = around.fork().unwrap();
+    assert_eq!((fork.rewind(end - 290), fork.processed_tokens()), (end - 290, 0));
+    assert!(want == last(&mut fork, &ids[end - 290..]), "{name}: another copy");
+    // Back to where nothing is kept of: all is read again, and is the same.
+    let before = around.processed_tokens();
+    assert_eq!(around.rewind(100), 0);
+    assert_eq!(around.tokens().len(), 100);
+    whole.rewind(100);
+    assert!(last(&mut around, &ids[100..150]) == last(&mut whole, &ids[100..150]));
+    assert_eq!(around.processed_tokens() - before, 150);
+}
+
+#[test]
+fn a_layer_with_a_window_keeps_its_window() {
+    for name in ["mistral-window", "gptoss", "mixtral-window"] {
+        for chunk in [32, 100] {
+            goes_around(name, &EngineOptions::default(), chunk, 1500);
+        }
+    }
+    // Two of three layers have a window of 10: beside it lie 512 positions, and a tile; 100 take chunks no more.
+    let engine = windowed("gptoss", &EngineOptions::default());
+    let plan = engine.memory_plan();
+    let position = 2 * 2 * 32 * 4;
+    let places = (10 + 512 + 64usize).next_multiple_of(64);
+    let want = (CONTEXT + 2 * places) * position;
+    assert!((want..want + 3 * 512).contains(&(plan.kv_bytes as usize)), "{} of {want}", plan.kv_bytes);
+}
+
+#[test]
+fn so_it_does_on_a_gpu() {
+    if !has_gpu() {
+        return;
+    }
+    let gpu = EngineOptions::default().with_backend(BackendChoice::Gpu(None));
+    for name in ["mistral-window", "gptoss"] {
+        goes_around(name, &gpu, 64, 700);
+    }
+}
