@@ -1,16 +1,16 @@
-//! Reads that are tried again.
+//! Reads with retries.
 
 use super::{Storage, read_exact};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A failed read is tried again this often: a device that hiccups is not a device that is gone.
+/// Retries after a failed read: a transient device error should not end a generation.
 const RETRIES: usize = 2;
 
-/// Fills `to`, and tries that again a few times, counted in `retries`, where it goes wrong or the bytes have another checksum.
+/// Fills `to`. Retries a few times if the read fails or the checksum differs, and counts each retry in `retries`.
 ///
 /// # Errors
-/// What the system said the last time; of a file that has become shorter, that it has.
+/// The last error of the system; its own message if the file has become shorter.
 pub(crate) fn read_again(
     storage: &dyn Storage,
     offset: u64,

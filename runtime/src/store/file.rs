@@ -1,7 +1,7 @@
-//! Positioned reads of a file, past the page cache where that works.
+//! Positioned reads of a file, past the page cache where the system supports it.
 //!
-//! [`Storage`] is the port between whoever streams and where bytes come from; tests put faults in between. A
-//! [`FileStorage`] may be read from any number of threads at once. It does not retry: `sched` does.
+//! [`Storage`] is the port between readers and the bytes' source; tests inject faults through it. Any number of threads
+//! may read one [`FileStorage`] at once. It does not retry: `sched` does.
 
 use super::os::{self, Ring};
 use super::place::Place;
@@ -15,24 +15,24 @@ pub trait Storage: Send + Sync {
     /// Reads up to `to.len()` bytes at `offset`; fewer at the end of the file or where the system stopped early.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Those of the system.
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize>;
 
-    /// Bytes that will be read soon: where the system can, it begins with that, and reads of many places do not wait for
-    /// one another.
+    /// Hints that these bytes will be read soon. The system starts reading them if it can, so that scattered reads do
+    /// not wait for one another.
     fn will_read(&self, offset: u64, len: usize) {
         let _ = (offset, len);
     }
 
-    /// How it reads, for people.
+    /// How the file is read, for display.
     fn access(&self) -> Access;
 
-    /// How fast it proved to be, where that was measured.
+    /// The throughput that was measured when the file was opened, if it was.
     fn measured(&self) -> Option<Measured> {
         None
     }
 
-    /// Where the system is to work reads off by itself: what takes up to `depth` of them at a time.
+    /// A ring for up to `depth` reads at a time, if the file is read through io_uring.
     fn ring(&self, depth: usize) -> Option<Ring> {
         let _ = depth;
         None
@@ -43,39 +43,39 @@ pub trait Storage: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// Past the page cache, by the system itself (io_uring): no thread waits.
+    /// Past the page cache through io_uring: no thread waits.
     Ring,
     /// Past the page cache (O_DIRECT, F_NOCACHE).
     Direct,
-    /// Through the page cache, which is told to forget what was read.
+    /// Through the page cache, with a hint to drop what was read.
     Buffered,
 }
 
-/// Who reads a file past the page cache.
+/// How a file is read past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
-    /// Whoever proves faster.
+    /// By the method that measures faster.
     #[default]
     Measured,
-    /// The system (io_uring).
+    /// By the kernel (io_uring).
     Ring,
-    /// Threads.
+    /// By threads.
     Threads,
 }
 
-/// How fast storage proved to be when it was opened.
+/// The throughput that was measured when the storage was opened.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Measured {
-    /// Reads at a time.
+    /// Reads in flight.
     pub lanes: usize,
-    /// With so many.
+    /// Throughput with that many in flight.
     pub bytes_per_second: f64,
 }
 
 /// Fills `to`.
 ///
 /// # Errors
-/// Whatever the system says; `UnexpectedEof` where the file ends before.
+/// Those of the system; `UnexpectedEof` if the file ends first.
 pub fn read_exact(storage: &dyn Storage, offset: u64, to: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < to.len() {
@@ -92,25 +92,25 @@ pub fn read_exact(storage: &dyn Storage, offset: u64, to: &mut [u8]) -> io::Resu
 /// A file on a disk, or a part of one.
 pub struct FileStorage {
     place: Place,
-    /// Where it begins in the file, and how long it is, if that is not for the file to say.
+    /// Where the part begins in the file, and its length if it is not the whole file.
     pub(super) base: u64,
     len: Option<u64>,
     pub(super) buffered: File,
     pub(super) direct: Option<File>,
-    /// Whether the system reads by itself.
+    /// Whether reads go through io_uring.
     pub(super) ring: bool,
     pub(super) measured: Option<Measured>,
 }
 
-/// Bytes that are worth a read of their own: shorter reads get less out of a disk.
+/// The size of one read: shorter reads reach less of a disk's throughput.
 pub const PART_BYTES: usize = 512 << 10;
 
-/// Direct reads must begin and end at multiples of this, in the file and in memory. Disks with larger blocks refuse, and
-/// the read is done buffered.
+/// Direct reads must begin and end at multiples of this, in the file and in memory. A disk with larger blocks refuses,
+/// and the read falls back to the page cache.
 const BLOCK: usize = 512;
 
 impl FileStorage {
-    /// Opens a file, for direct reads by threads where `direct` says so and the system can.
+    /// Opens a file. Threads read it directly if `direct` is set and the system supports direct reads.
     ///
     /// # Errors
     /// `Io`.
@@ -122,7 +122,7 @@ impl FileStorage {
         Ok(FileStorage { place, base, len, buffered, direct, ring: false, measured: None })
     }
 
-    /// Opens a file for short reads all over it, through the page cache: of what lies around them nothing is read.
+    /// Opens a file for short scattered reads through the page cache, with read-ahead off.
     ///
     /// # Errors
     /// `Io`.
@@ -153,7 +153,7 @@ impl Storage for FileStorage {
             && aligned(to.as_ptr() as usize)
         {
             match os::read_at(direct, offset, to) {
-                // The disk's blocks are larger than ours, or the file system does not do it after all.
+                // The disk's blocks are larger than ours, or the file system does not support direct reads after all.
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
                 other => return other,
             }
@@ -178,7 +178,7 @@ impl Storage for FileStorage {
     }
 
     fn ring(&self, depth: usize) -> Option<Ring> {
-        // Where the system takes that back, threads read.
+        // If the system now refuses a ring, threads read.
         self.direct.as_ref().filter(|_| self.ring).and_then(|file| Ring::new(file, self.base, depth).ok())
     }
 
@@ -201,11 +201,11 @@ mod tests {
         let mut slab = arena.alloc(8192, End::Low).unwrap();
         let open = |direct| FileStorage::open(&path, direct).unwrap();
         for storage in [open(true), open(false), FileStorage::open_scattered(&path).unwrap()] {
-            // What does not lie in the file is no error before it is read.
+            // A hint for bytes beyond the end of the file is no error.
             [0, 4096, 99_999, 1 << 40].into_iter().for_each(|offset| storage.will_read(offset, 8192));
             read_exact(&storage, 4096, &mut slab).unwrap();
             assert!(slab[..] == bytes[4096..4096 + 8192]);
-            // Not aligned.
+            // An unaligned read.
             let mut small = [0u8; 100];
             read_exact(&storage, 333, &mut small).unwrap();
             assert!(small[..] == bytes[333..433]);

@@ -1,5 +1,5 @@
-//! Access to files of weights: read-only mappings, positioned reads past the page cache, and the memory that such reads
-//! fill. Knows bytes only.
+//! Access to weight files: read-only mappings, positioned reads past the page cache, and the memory those reads fill.
+//! Knows bytes only.
 
 mod again;
 mod file;

@@ -1,5 +1,5 @@
-//! Where bytes lie: in a file that has a name, or in a part of one that is open. Systems that keep apps apart hand out open files
-//! and no names.
+//! Where bytes lie: in a named file, or in a part of an open one. Systems that sandbox apps hand out open files without
+//! names.
 
 use super::os;
 use crate::bytes::Bytes;
@@ -8,10 +8,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What a part of a file is aligned to at least: kernels read weights where they are mapped, by cache lines.
+/// The least alignment of a part in its file: kernels read mapped weights by cache lines.
 pub const PART_ALIGNMENT: u64 = 64;
 
-/// Where bytes lie. A clone is the same place.
+/// Where bytes lie. A clone denotes the same bytes.
 #[derive(Clone, Debug)]
 pub enum Place {
     /// A whole file.
@@ -49,7 +49,7 @@ impl Place {
     /// A part of an open file.
     ///
     /// # Errors
-    /// `Invalid` where the file has no such part, or it begins where kernels cannot read; `Io`.
+    /// `Invalid` if the file has no such part, or the part begins at an offset that kernels cannot read from; `Io`.
     pub fn part(file: File, offset: u64, len: u64) -> Result<Place> {
         let place = Place::Part { file: Arc::new(file), offset, len };
         let Place::Part { file, .. } = &place else { return Ok(place) };
@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// Where it begins in its file, and how long it is where that is less than the rest of the file.
+    /// Where the part begins in its file, and its length if it is a part.
     pub(super) fn span(&self) -> (u64, Option<u64>) {
         match self {
             Place::Named(_) => (0, None),
@@ -107,7 +107,7 @@ impl Place {
         file.map_err(|e| Error::io(self.name(), e))
     }
 
-    /// A handle for reads past the page cache; `None` where there is no such thing.
+    /// A handle for direct reads; `None` if the system does not support them.
     pub(super) fn open_direct(&self) -> Option<File> {
         match self {
             Place::Named(path) => os::open_direct(path),

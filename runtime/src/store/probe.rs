@@ -1,4 +1,4 @@
-//! How a file is best read: measured when it is opened, on slabs that are spread over it.
+//! The best way to read a file, measured when it is opened on slabs that are spread over it.
 
 use super::file::{Access, FileStorage, Measured, PART_BYTES, Reads, read_exact};
 use super::os::{self, Arena, End, Ring, Slab};
@@ -8,25 +8,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Numbers of threads that are tried, the one that wins a tie first. One leaves the disk idle between reads; more
-/// than four never gave more (benches/records/streaming.md).
+/// Thread counts to try; the first wins a tie. One thread leaves the disk idle between reads; more than four never gave
+/// more (benches/records/streaming.md).
 const LANES: [usize; 2] = [4, 2];
 
-/// Reads at a time where the system works them off. A disk does all that are under way side by side: with more of them an
-/// expert would come no sooner than those behind it (benches/records/streaming.md).
+/// Reads in flight through io_uring. A disk serves all reads in flight side by side: with more of them, an expert would
+/// arrive no sooner than those behind it (benches/records/streaming.md).
 const RING_LANES: usize = 8;
 
-/// No more probes are begun after this long: opening a model from a slow card should not take seconds.
+/// No further probe begins after this time: opening a model from a slow card should not take seconds.
 const PROBE_TIME: Duration = Duration::from_millis(50);
 
 impl FileStorage {
-    /// Opens a file and decides by measurement who reads it, and with how many reads at a time (`lanes`, if that is
-    /// not for us to decide): `probes` (offset, length) are read in all the ways there are that `reads` allows, each part by one of
-    /// them only, and `at_once` at most, each of which has memory of its own. Direct reads win unless they are clearly slower,
-    /// because they leave the page cache to others, and those of the system because they leave the processor to others.
+    /// Opens a file and measures how to read it, and with how many reads in flight (`lanes` fixes that number). The
+    /// `probes` (offset, length) are divided among the ways of reading that `reads` allows. Each way reads its own
+    /// share, `at_once` probes at most, into separate buffers. Direct reads win unless they are clearly slower, because
+    /// they leave the page cache to other programs. Reads through io_uring win ties, because they leave the CPU to
+    /// other work.
     ///
     /// # Errors
-    /// `Io`; `Invalid` where there is no memory to read into; `Unsupported` where the system was asked for and does not do it.
+    /// `Io`; `Invalid` if there is no memory to read into; `Unsupported` if `reads` requires io_uring and the system
+    /// lacks it.
     pub fn open_measured(
         place: impl Into<Place>,
         probes: &[(u64, usize)],
@@ -46,7 +48,7 @@ impl FileStorage {
             Some(n) => std::slice::from_ref(n),
             None => &LANES,
         };
-        // What wins a tie comes first. Through the page cache with one number of threads only, where there is anything else.
+        // The first way wins a tie. If there is any other way, the page cache is tried with one number of threads only.
         let mut ways = Vec::new();
         ways.extend(ring.then_some((Access::Ring, lanes.unwrap_or(RING_LANES))));
         if storage.direct.is_some() && reads != Reads::Ring {
@@ -58,7 +60,7 @@ impl FileStorage {
         }
         let part = (probes.len() / ways.len()).min(at_once).max(1);
         let mut parts = probes.chunks(part);
-        // What happens to be in the page cache says nothing about the disk.
+        // Drop the probes from the page cache: a cached read says nothing about the disk.
         for &(offset, len) in probes {
             os::forget(&storage.buffered, storage.base.saturating_add(offset), len as u64);
         }
@@ -90,8 +92,8 @@ impl FileStorage {
         Ok(storage)
     }
 
-    /// Memory of its own for each probe, touched before: into a buffer that the processor's caches hold, reads are faster than
-    /// into a cache of experts.
+    /// A separate buffer for each probe, touched beforehand: reads into a buffer that the CPU's caches hold would be
+    /// faster than reads into the expert cache.
     fn slabs(probes: &[(u64, usize)]) -> Result<Vec<Slab>> {
         let size = |p: &(u64, usize)| p.1.next_multiple_of(4096);
         let arena = Arena::new(probes.iter().map(size).sum(), 4096)?;
@@ -108,10 +110,10 @@ impl FileStorage {
         std::thread::scope(|scope| {
             for _ in 0..lanes {
                 let (work, bytes) = (&work, &bytes);
-                // A thread that the system refuses is one lane fewer.
+                // If the system refuses a thread, there is one lane fewer.
                 let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, move || {
                     let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    // The first probe is read however slow the disk is.
+                    // Read the first probe however slow the disk is.
                     while let Some((&(offset, len), mut slab)) = next() {
                         if read_exact(self, offset, &mut slab).is_ok() {
                             bytes.fetch_add(len, Ordering::Relaxed);
@@ -127,7 +129,7 @@ impl FileStorage {
         Ok((bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64()))
     }
 
-    /// The same by the system, in the parts that experts are read in, up to `depth` at a time.
+    /// The same through io_uring, in the parts that experts are read in, with up to `depth` in flight.
     fn ring_rate(&self, probes: &[(u64, usize)], depth: usize) -> Result<Option<f64>> {
         let slabs = FileStorage::slabs(probes)?;
         let Some(mut ring) = self.direct.as_ref().and_then(|file| Ring::new(file, self.base, depth).ok())
@@ -170,7 +172,7 @@ mod tests {
         for lanes in [None, Some(3)] {
             for reads in [Reads::Measured, Reads::Threads, Reads::Ring] {
                 let storage = match FileStorage::open_measured(&path, &probes, 3, lanes, reads) {
-                    // Not every system has it.
+                    // Not every system has io_uring.
                     Err(Error::Unsupported { .. }) if reads == Reads::Ring => continue,
                     storage => storage.unwrap(),
                 };

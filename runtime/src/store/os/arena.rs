@@ -1,8 +1,8 @@
-//! A fixed piece of memory that is lent out in slabs.
+//! A fixed block of memory that is handed out in slabs.
 //!
-//! An arena's memory is asked for once and never grows (R1); a part of it may go back to the system for a while. A [`Slab`]
-//! owns its range of it exclusively, so a slab that is read can be neither written nor moved: the borrow checker sees to R4. The
-//! arena knows nothing of what slabs hold.
+//! An arena allocates its memory once and never grows (R1); a part of it may go back to the system for a while. A
+//! [`Slab`] owns its range exclusively, so a slab that is borrowed for reading can be neither written nor moved: the
+//! borrow checker enforces R4. The arena does not know what slabs hold.
 
 use super::give_back::{give_back, take_again};
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ struct Inner {
     start: *mut u8,
     len: usize,
     granule: usize,
-    /// New slabs lie below this: what is above may be the system's. Changed with the lock held.
+    /// New slabs lie below this; memory above it may be back with the system. Changed with the lock held.
     limit: AtomicUsize,
     /// Start and length of every range that a slab owns: disjoint, and within the memory.
     taken: Mutex<BTreeMap<usize, usize>>,
@@ -60,9 +60,9 @@ impl Arena {
         Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, limit, taken })))
     }
 
-    /// A slab of `len` bytes at the `end` of the free piece nearest that end of the arena that takes it; `None` where it fits
-    /// nowhere. Slabs of one size that are always put at one end lie together, so that what they leave fits the next of
-    /// them, be it one piece or several that have become one.
+    /// Allocates a slab of `len` bytes at the `end` of a free piece: of those that are long enough, the one nearest
+    /// that end of the arena. `None` if no free piece is long enough. Slabs of one size that always go to the same end
+    /// lie together, so the gaps they leave, alone or merged, fit the next slab of that size.
     pub fn alloc(&self, len: usize, end: End) -> Option<Slab> {
         let size = self.size(len)?;
         let mut taken = self.0.taken();
@@ -102,10 +102,10 @@ impl Arena {
         if slabs.last().is_some_and(|(start, n)| start + n > limit) {
             return None;
         }
-        // Where the piece before slab `i` begins, and its length; the last one is at the end of the arena.
+        // Where the piece before slab `i` begins, and its length. The last piece ends at the arena's limit.
         let begin = |i: usize| if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
         let gap = |i: usize| slabs.get(i).map_or(limit, |s| s.0) - begin(i);
-        // Windows of movable slabs `from..to` with the pieces around them; both ends only ever grow.
+        // A window of movable slabs `from..to` with the gaps around them. Both ends only ever grow.
         let mut best: Option<(usize, usize, usize)> = None;
         let (mut from, mut room, mut cost) = (0, gap(0), 0);
         for to in 0..=slabs.len() {
@@ -126,7 +126,7 @@ impl Arena {
                 best = Some((cost, from, to));
             }
         }
-        // One slab between two pieces that make room without it, and the smallest piece elsewhere that takes it.
+        // One slab whose move would merge two gaps into enough room, and the smallest other gap that holds the slab.
         let jumps =
             (0..slabs.len()).filter(|&i| movable(slabs[i].0) && gap(i) + slabs[i].1 + gap(i + 1) >= size);
         let jump = jumps.min_by_key(|&i| slabs[i].1).and_then(|i| {
@@ -141,8 +141,8 @@ impl Arena {
         }
     }
 
-    /// Lets new slabs lie in the first `len` bytes only, in whole granules; those beyond stay where they are. `false`, and nothing
-    /// done, for more than the arena was made with.
+    /// Restricts new slabs to the first `len` bytes, in whole granules; slabs beyond stay where they are. Returns
+    /// `false` and changes nothing if `len` is more than the arena was created with.
     pub fn limit(&self, len: usize) -> bool {
         let taken = self.0.taken();
         let (old, new) = (self.0.limit(), len / self.0.granule * self.0.granule);
@@ -158,7 +158,8 @@ impl Arena {
         true
     }
 
-    /// Gives the memory beyond the limit back to the system. `false` where a slab is still there, or the system takes none back.
+    /// Gives the memory beyond the limit back to the system. `false` if a slab still lies there, or the system takes
+    /// none back.
     pub fn give_back(&self) -> bool {
         let taken = self.0.taken();
         let limit = self.0.limit();
@@ -172,7 +173,7 @@ impl Arena {
         given
     }
 
-    /// Bytes that slabs may lie in.
+    /// Bytes that slabs may occupy.
     pub fn bytes(&self) -> usize {
         self.0.limit()
     }
@@ -183,12 +184,12 @@ impl Arena {
     }
 }
 
-/// What makes room.
+/// Moves that make room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// Slabs, by their offsets in ascending order, that are to [`Slab::slide`].
+    /// Slabs to [`Slab::slide`], by their offsets in ascending order.
     Slide(Vec<usize>),
-    /// The slab at this offset is to [`Slab::jump`] there.
+    /// The slab at this offset is to [`Slab::jump`] to another.
     Jump {
         /// Its offset now.
         slab: usize,
@@ -197,7 +198,7 @@ pub enum Room {
     },
 }
 
-/// At which end of a free piece a slab is put. Those of one size at one end leave pieces that fit the next of them.
+/// At which end of a free piece a slab goes. Slabs of one size at one end leave gaps that fit the next of that size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The lower.
@@ -216,12 +217,12 @@ pub struct Slab {
 }
 
 impl Slab {
-    /// Its place in the arena: orders slabs.
+    /// Its offset in the arena: orders slabs.
     pub fn offset(&self) -> usize {
         self.offset
     }
 
-    /// Moves the slab, contents and all, down to the end of the one before it.
+    /// Moves the slab with its contents down to the end of the slab before it.
     pub fn slide(&mut self) {
         let mut taken = self.arena.taken();
         let to = taken.range(..self.offset).next_back().map_or(0, |(start, len)| start + len);
@@ -237,10 +238,10 @@ impl Slab {
         self.offset = to;
     }
 
-    /// Moves the slab, contents and all, to a free piece that begins at `to` or before and takes all of it.
+    /// Moves the slab with its contents to offset `to`, inside a free piece that can hold all of it.
     ///
     /// # Panics
-    /// Where somebody owns a part of that.
+    /// If another slab owns a part of that range.
     pub fn jump(&mut self, to: usize) {
         let mut taken = self.arena.taken();
         let below = taken.range(..to + self.size).next_back().map_or(0, |(start, len)| start + len);
@@ -257,8 +258,8 @@ impl Slab {
         self.offset = to;
     }
 
-    /// Cuts the slab into pieces of `len` bytes (or whole granules, if those are longer), the last one shorter, that
-    /// different threads may own.
+    /// Cuts the slab into pieces of `len` bytes (rounded up to whole granules), the last one shorter. Different threads
+    /// may own the pieces.
     pub fn cut(mut self, len: usize) -> Vec<Slab> {
         let len = len.max(1).next_multiple_of(self.arena.granule);
         let mut taken = self.arena.taken();
@@ -297,7 +298,7 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // Where the size is zero, the range has gone over to others.
+        // Size zero means that other slabs own the range now.
         if self.size > 0 {
             self.arena.taken().remove(&self.offset);
         }

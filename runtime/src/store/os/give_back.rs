@@ -1,7 +1,7 @@
-//! Memory that goes back to the system while the mapping that it belongs to stays.
+//! Giving memory back to the system while its mapping stays.
 
-/// Gives the whole pages of `len` bytes at `start` back. What is read there next is zero, in memory that the system provides
-/// anew. `false` where the system cannot: the memory then stays as it is.
+/// Gives the whole pages within `len` bytes at `start` back. Later reads see zeros in newly provided memory. `false` if
+/// the system cannot: the memory then stays as it is.
 ///
 /// # Safety
 /// The bytes lie in one private, anonymous, writable mapping, and are owned by the caller: while this runs, they are neither
@@ -46,8 +46,8 @@ pub(super) unsafe fn give_back(start: *mut u8, len: usize) -> bool {
     }
 }
 
-/// Tells the system that these bytes, which may have been given back before, are in use. Large pages save address translation in the
-/// kernels' loops; a system without them is merely slower.
+/// Tells the system that these bytes, which may have been given back before, are in use again. Large pages mean fewer
+/// TLB misses in the kernels' loops; a system without them is merely slower.
 ///
 /// # Safety
 /// The bytes lie in one private, anonymous, writable mapping.

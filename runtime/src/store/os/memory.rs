@@ -1,7 +1,7 @@
-//! How much memory there is, and how much of it this process holds.
+//! How much memory is available, and how much of it this process holds.
 
-/// Bytes that this process can still take without pushing others out: what the system calls available, or less where a
-/// control group limits it. `None` where the system does not say.
+/// Bytes that this process can still take without forcing other processes out: the system's figure for available
+/// memory, or less if a control group limits it. `None` if the system does not say.
 pub fn available_bytes() -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -13,7 +13,7 @@ pub fn available_bytes() -> Option<u64> {
     None
 }
 
-/// Memory of this process that no file backs, in bytes. `None` where the system does not say.
+/// Anonymous memory of this process, in bytes. `None` if the system does not say.
 pub fn anonymous_bytes() -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -29,8 +29,8 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What the control groups of this process leave: the tightest of them and their parents, versions 1 and 2. Page cache is
-/// not counted as used, because the kernel gives it up.
+/// Memory left under the control groups of this process: the tightest limit among them and their parents, versions 1
+/// and 2. Page cache does not count as used, because the kernel reclaims it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn cgroup_room() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;

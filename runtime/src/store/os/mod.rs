@@ -1,5 +1,4 @@
-//! What the operating system is asked for. One of the few rooms with unsafe code: a mapping is memory that others can
-//! change.
+//! Calls into the operating system. One of the few rooms with unsafe code: other processes can change a mapping.
 #![allow(unsafe_code)]
 
 mod arena;
@@ -48,8 +47,8 @@ pub(super) fn map_part(file: &File, offset: u64, len: u64) -> std::io::Result<By
     Ok(Bytes::new(Arc::new(map)))
 }
 
-/// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: a conversion of a file
-/// larger than memory would otherwise push everything else out.
+/// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: otherwise, converting a
+/// file larger than memory would evict everything else.
 pub fn release(bytes: &[u8]) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -65,13 +64,13 @@ pub fn release(bytes: &[u8]) {
             };
         }
     }
-    // Elsewhere the system's own judgement has to do.
+    // Other systems decide by themselves.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = bytes;
 }
 
-/// Opens a file for reads that do not pass through the page cache; they must be aligned. `None` where the system or the
-/// file system has no such thing.
+/// Opens a file for direct reads, which bypass the page cache and must be aligned. `None` if the system or the file
+/// system does not support them.
 pub(super) fn open_direct(path: &Path) -> Option<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -92,7 +91,8 @@ pub(super) fn open_direct(path: &Path) -> Option<File> {
     }
 }
 
-/// [`open_direct`] of a file that is open. A handle of its own: how the one that is there reads does not change.
+/// [`open_direct`] for a file that is already open. Returns a separate handle: reads through the existing one do not
+/// change.
 pub(super) fn reopen_direct(file: &File) -> Option<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -118,7 +118,7 @@ pub(super) fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Resul
 pub(super) fn forget(file: &File, offset: u64, len: u64) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        // A hint: what the system does with it is its own affair.
+        // Only a hint: the system may ignore it.
         let len = std::num::NonZeroU64::new(len);
         let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
     }
@@ -126,7 +126,7 @@ pub(super) fn forget(file: &File, offset: u64, len: u64) {
     let _ = (file, offset, len);
 }
 
-/// Tells the system that what is read of a file lies all over it.
+/// Tells the system that reads of this file will be scattered, which turns read-ahead off.
 pub(super) fn scattered(file: &File) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -136,7 +136,7 @@ pub(super) fn scattered(file: &File) {
     let _ = file;
 }
 
-/// Tells the system that a part of a file will be read soon; it begins to, and does not wait for that.
+/// Tells the system that a part of a file will be read soon. The system starts reading; the call does not wait.
 pub(super) fn expect(file: &File, offset: u64, len: u64) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

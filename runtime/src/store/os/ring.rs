@@ -1,7 +1,7 @@
-//! Reads that the system works off by itself (Linux's io_uring): no thread waits for them, and many are under way at a time.
+//! Asynchronous reads through Linux's io_uring: no thread waits for them, and many are in flight.
 //!
-//! A slab that is read into belongs to the [`Ring`] until the system says that it is done with it; whoever drops a ring
-//! waits for that. Where there is no such system, no ring can be made.
+//! A slab being read into belongs to the [`Ring`] until the kernel reports its completion; dropping a ring waits for
+//! that. On other systems no ring can be created.
 
 #[cfg(target_os = "linux")]
 pub use linux::Ring;
@@ -17,26 +17,26 @@ mod linux {
     use std::io;
     use std::os::fd::AsRawFd;
 
-    /// Reads of one file, so many at a time.
+    /// Reads of one file, up to a fixed number in flight.
     pub struct Ring {
         ring: IoUring,
         file: File,
-        /// Where byte 0 is in the file.
+        /// Where byte 0 of the storage lies in the file.
         base: u64,
-        /// By place, what the system reads into.
+        /// By slot, the slab that the kernel reads into.
         flying: Vec<Option<Slab>>,
-        /// Places that are free.
+        /// Free slots.
         free: Vec<usize>,
     }
 
     impl Ring {
-        /// A ring for up to `depth` reads at a time of a file from `base` on.
+        /// A ring for up to `depth` reads in flight, of a file from byte `base` on.
         ///
         /// # Errors
-        /// Where the system has none, or does not let us have one.
+        /// If the kernel has no io_uring, or denies it to us.
         pub fn new(file: &File, base: u64, depth: usize) -> io::Result<Ring> {
             let depth = depth.clamp(1, 1024);
-            // Everything that was prepared is handed over, whatever becomes of one of them.
+            // All prepared entries are submitted, even if one of them is invalid.
             let ring = match IoUring::builder().setup_submit_all().build(depth as u32) {
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => IoUring::new(depth as u32)?,
                 other => other?,
@@ -50,25 +50,26 @@ mod linux {
             Ok(Ring { ring, file: file.try_clone()?, base, flying, free: (0..depth).rev().collect() })
         }
 
-        /// Reads that may be prepared or under way at a time.
+        /// Reads that may be prepared or in flight.
         pub fn depth(&self) -> usize {
             self.flying.len()
         }
 
-        /// Reads prepared or under way.
+        /// Reads that are prepared or in flight.
         pub fn flying(&self) -> usize {
             self.flying.len() - self.free.len()
         }
 
-        /// Prepares a read of the whole slab, which [`Ring::submit`] begins, and returns its place: nobody else's before
-        /// [`Ring::done`] has named it. The one that is prepared `next` is begun when this one is done, by the system.
+        /// Prepares a read of the whole slab, which [`Ring::submit`] starts, and returns its slot. The slot is not
+        /// reused before [`Ring::done`] has returned it. With `next`, the kernel starts the read prepared after this
+        /// one only when this one completes.
         ///
         /// # Errors
-        /// The slab, where as many reads are under way as may be.
+        /// The slab, if all slots are in use.
         pub fn read(&mut self, offset: u64, mut slab: Slab, next: bool) -> Result<usize, Slab> {
             let Some(place) = self.free.pop() else { return Err(slab) };
             let len = u32::try_from(slab.len()).unwrap_or(u32::MAX);
-            // Whatever becomes of this read, the next one is not called off.
+            // If this read fails, the linked one still runs.
             let flags = if next { Flags::IO_HARDLINK } else { Flags::empty() };
             let read = opcode::Read::new(types::Fd(self.file.as_raw_fd()), slab.as_mut_ptr(), len)
                 .offset(self.base.saturating_add(offset))
@@ -90,23 +91,24 @@ mod linux {
             }
         }
 
-        /// Begins what was prepared. What the system does not take now, for want of memory, it is offered again at the next call.
+        /// Submits the prepared reads. Entries that the kernel does not take now, for lack of memory, are submitted
+        /// again at the next call.
         ///
         /// # Errors
-        /// Where that can never be.
+        /// Errors that do not go away by themselves.
         pub fn submit(&mut self) -> io::Result<()> {
             passing(self.ring.submit())
         }
 
-        /// Begins what was prepared and waits until a read is done. To be called while one is under way only.
+        /// Submits the prepared reads and waits until one completes. Call it only while a read is in flight.
         ///
         /// # Errors
-        /// Where that can never be.
+        /// Errors that do not go away by themselves.
         pub fn wait(&mut self) -> io::Result<()> {
             passing(self.ring.submit_and_wait(1))
         }
 
-        /// A read that is done, if there is one: its place, its slab, and how many bytes were read.
+        /// A completed read, if any: its slot, its slab, and how many bytes were read.
         pub fn done(&mut self) -> Option<(usize, Slab, io::Result<usize>)> {
             let done = self.ring.completion().next()?;
             let place = done.user_data() as usize;
@@ -120,7 +122,7 @@ mod linux {
         }
     }
 
-    /// What goes away by itself is no error.
+    /// Transient conditions are no error.
     fn passing(result: io::Result<usize>) -> io::Result<()> {
         use io::ErrorKind::{Interrupted, ResourceBusy, WouldBlock};
         match result {
@@ -133,7 +135,7 @@ mod linux {
         fn drop(&mut self) {
             while self.flying() > 0 {
                 if self.wait().is_err() {
-                    // The system may still write there: nobody else may have that memory.
+                    // The kernel may still write to this memory, so no other slab may get it.
                     self.flying.drain(..).for_each(std::mem::forget);
                     return;
                 }
@@ -149,7 +151,7 @@ mod none {
     use std::fs::File;
     use std::io;
 
-    /// Nowhere to be had here.
+    /// Never constructed: this system has no io_uring.
     pub enum Ring {}
 
     #[allow(missing_docs, clippy::missing_errors_doc)]
@@ -190,7 +192,7 @@ mod tests {
     use crate::store::{Arena, End};
     use std::fs::File;
 
-    /// A system that allows none, as some containers do, has nothing to be tested.
+    /// Where io_uring is denied, as in some containers, there is nothing to test.
     fn ring(file: &File, depth: usize) -> Option<Ring> {
         Ring::new(file, 0, depth).ok()
     }
@@ -222,7 +224,7 @@ mod tests {
             }
         }
         assert_eq!((r.flying(), arena.free_bytes()), (0, 16 * 4096));
-        // Under way, or not even begun, when the ring goes.
+        // In flight, or not even submitted, when the ring is dropped.
         for submit in [true, false] {
             for _ in 0..3 {
                 assert!(r.read(4096, slab(), false).is_ok());

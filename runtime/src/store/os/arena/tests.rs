@@ -1,4 +1,4 @@
-//! Slabs are disjoint, keep what is in them wherever they are moved, and what is beyond a limit goes back to the system.
+//! Slabs are disjoint and keep their contents when moved; memory beyond a limit goes back to the system.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn pieces_are_the_whole() {
     let whole = Slab::join(pieces);
     assert_eq!((whole.offset(), whole.len(), arena.free_bytes()), (512, 1700, 3 * 512));
     assert!(whole[..1536].iter().all(|&b| b == 7) && whole[1536..].iter().all(|&b| b == 8));
-    // A piece that is lost gives its own range back.
+    // A dropped piece gives its own range back.
     drop(whole.cut(1024).remove(0));
     assert_eq!(arena.free_bytes(), 7 * 512);
     drop(below);
@@ -60,9 +60,9 @@ fn room_is_made_by_moving_least() {
     let all = |_: usize| true;
     assert_eq!(arena.room(3 * 512, &all), Some(Room::Slide(vec![])), "it fits as it is");
     let slide = |slabs: &[usize]| Some(Room::Slide(slabs.iter().map(|s| s * 512).collect()));
-    // Four: past the single granule between, rather than past the two.
+    // Four granules: slide past the single one between, rather than past the two.
     assert_eq!(arena.room(4 * 512, &all), slide(&[3]));
-    // Where that one may not move, past the two: three and three.
+    // If that one may not move, slide past the two: three and three.
     assert_eq!(arena.room(4 * 512, &|at| at != 3 * 512), slide(&[7]));
     assert_eq!(arena.room(7 * 512, &all), slide(&[3, 7]));
     assert_eq!(arena.room(7 * 512, &|at| at != 7 * 512), None);
@@ -81,7 +81,7 @@ fn a_slab_jumps_where_sliding_would_move_more() {
     slabs[3].as_mut().unwrap().fill(7);
     slabs[1] = None;
     slabs[4] = None;
-    // Sliding: the five and the one behind them.
+    // Sliding would move the five and the one behind them.
     assert_eq!(arena.room(2 * 512, &|_| true), Some(Room::Jump { slab: 0, to: 8 * 512 }));
     assert_eq!(
         arena.room(2 * 512, &|at| at != 0),
@@ -115,7 +115,7 @@ fn what_is_beyond_a_limit_is_the_systems_until_it_is_raised() {
     assert_eq!((moved.offset(), arena.bytes(), arena.free_bytes()), (page, 2 * page, 0));
     assert_eq!(arena.give_back(), cfg!(unix));
     assert!(!arena.limit(9 * page) && arena.limit(8 * page));
-    // It can be used again, and holds nothing of what was there.
+    // The memory can be used again, and the old contents are gone.
     let again = arena.alloc(6 * page, End::Low).unwrap();
     assert!(!cfg!(unix) || again.iter().all(|&b| b == 0));
     assert!(moved.iter().all(|&b| b == 7) && low.len() == page && arena.free_bytes() == 0);
