@@ -1,7 +1,7 @@
 //! A cheap handle on a run of bytes that something else owns: a file's mapping or a buffer.
 //!
-//! Weights of any size pass through the rooms as [`Bytes`], so that nobody above `store` needs to know whether they
-//! are mapped, were read into memory, or were just made by a conversion.
+//! Weights of any size pass through the rooms as [`Bytes`], so that rooms above `store` need not know whether they are
+//! mapped, were read into memory, or come from a conversion.
 
 use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
@@ -29,7 +29,7 @@ impl Bytes {
 }
 
 impl Default for Bytes {
-    /// None at all.
+    /// An empty run.
     fn default() -> Self {
         Vec::new().into()
     }

@@ -1,6 +1,6 @@
-//! The port between the model and whatever provides experts, and where experts lie in a file.
+//! The port between the model and the source of experts, and where experts lie in a file.
 //!
-//! The model asks for the experts of a layer and computes each one when the source hands it over; it never learns
+//! The model requests the experts of a layer and computes each one when the source hands it over. It never learns
 //! whether the weights were resident, mapped or just read. [`AllResident`] is the trivial source and, because results
 //! may not depend on the source (R2), the oracle for every other one.
 
@@ -17,12 +17,12 @@ pub struct Expert {
     pub up: Matrix,
     /// `[d, ff]`.
     pub down: Matrix,
-    /// Where a device keeps it, among as many places as its layer has there, if whoever provides it decides that: the device
-    /// has whatever planes are not here.
+    /// The expert's slot in its layer's memory on a device, if the source chooses it. The device then holds every plane
+    /// that is missing here.
     pub place: Option<u32>,
 }
 
-/// What the router wants of one expert for the tokens in hand.
+/// What the router wants from one expert for the current tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wanted {
     /// The expert within the layer.
@@ -35,25 +35,25 @@ pub struct Wanted {
     pub tokens: u32,
 }
 
-/// Appends what the next layer will probably want.
+/// Appends the experts that the next layer will probably want.
 pub type Guess<'a> = &'a mut dyn FnMut(&mut Vec<Wanted>) -> Result<()>;
 
-/// What may be done while experts are read. It changes no result, only what is in memory or in a cache by then.
+/// Work that may be done while experts are read. It changes no result, only what is in memory or in a cache by then.
 #[derive(Default)]
 pub struct Meanwhile<'a> {
-    /// For whoever reads ahead; called once at most.
+    /// For prefetching; called once at most.
     pub guess: Option<Guess<'a>>,
-    /// Called once at most, before the first wait: who computes has nothing else to do.
+    /// Called once at most, before the first wait, when the computing thread would be idle.
     pub idle: Option<&'a mut dyn FnMut()>,
 }
 
 /// Provides experts to the model.
 pub trait ExpertSource: Send + Sync {
     /// Calls `compute` with the index into `wanted` and the weights, once for every wanted expert, in batches as they
-    /// become usable. The weights stay valid for the duration of the call only.
+    /// become usable. The weights are valid only during the call.
     ///
     /// # Errors
-    /// Those of `compute` and `meanwhile`, and of reading weights from storage.
+    /// Errors of `compute` and `meanwhile`, and of reading weights from storage.
     fn serve(
         &self,
         layer: usize,
@@ -65,63 +65,64 @@ pub trait ExpertSource: Send + Sync {
     /// The level at which `serve` hands out experts, where that is one fixed level.
     fn level(&self) -> Option<Level>;
 
-    /// Whether each expert of a layer could be handed out without reading anything. All of them, unless said otherwise.
+    /// Whether each expert of a layer could be handed out without a read. By default all of them.
     fn resident(&self, layer: usize, out: &mut [bool]) {
         let _ = layer;
         out.fill(true);
     }
 
-    /// All experts of a layer, where every one is in memory at one level for good: a backend may then choose and compute
-    /// them without asking.
+    /// All experts of a layer, if every one is in memory at one level for good: a backend may then choose and compute
+    /// them without calling [`ExpertSource::serve`].
     fn all(&self, layer: usize) -> Option<&[Expert]> {
         let _ = layer;
         None
     }
 
-    /// Who gives some of [`ExpertSource::all`] a plane more, where somebody does.
+    /// Refines some of [`ExpertSource::all`] by one more plane, if the source supports that.
     fn refine(&self) -> Option<&dyn Refine> {
         None
     }
 
-    /// The device that kept the experts is gone: from now on they are kept on the host, in `bytes` of memory, of which nothing
-    /// is in use at first. Nothing where they are there anyway.
+    /// The device that kept the experts is lost: the source moves to the host, with an empty cache of `bytes`. Does
+    /// nothing if the experts are on the host already.
     ///
     /// # Errors
-    /// `Invalid` where that is too little, or the system has no such memory.
+    /// `Invalid` if that is too little, or the system has no such memory.
     fn keep_on_host(&self, bytes: u64) -> Result<()> {
         let _ = bytes;
         Ok(())
     }
 }
 
-/// Gives the hottest of a layer's experts, which a device holds all at one level, their next plane. Nothing waits for it:
-/// what the router chose is learned when a token's logits are read back, and what follows from that takes effect some
-/// tokens later.
+/// Gives the hottest experts of a layer, all of which a device holds at one level, their next plane. No token waits for
+/// a decision: a token's choices are read back with its logits, and the planes they lead to take effect some tokens
+/// later.
 pub trait Refine: Send + Sync {
-    /// Before some tokens are computed: hands over what is to change, in order.
+    /// Called before some tokens are computed: hands over the changes, in order.
     ///
     /// # Errors
-    /// Those of `apply`, and of reading planes. Whoever should have had a plane that could not be read goes on without it.
+    /// Errors of `apply`, and of reading planes. An expert whose plane could not be read goes on without it.
     fn begin(&self, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()>;
 
-    /// After `tokens` tokens were computed: what the last `seen` of them chose, in all layers.
+    /// Called after `tokens` tokens were computed: what the last `seen` of them chose, in all layers.
     fn end(&self, tokens: usize, seen: usize, chosen: &mut dyn Iterator<Item = Chosen>);
 
-    /// The device is gone: nothing is read or decided any more, and the memory that planes passed through is given back.
-    /// [`ExpertSource::refine`] is `None` from now on.
+    /// The device is lost: reads and decisions stop, and the staging memory is freed. [`ExpertSource::refine`] is
+    /// `None` from now on.
     fn stop(&self);
 }
 
-/// An expert gets one plane more than all experts of its layer have.
+/// An expert gets one plane more than the common level of its layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Refinement<'a> {
     /// The layer.
     pub layer: usize,
-    /// Where the layer keeps the plane, among as many places as it has for such. Whoever had this place has it no longer.
+    /// The slot that the layer keeps the plane in, among its slots for such planes. The slot's former expert loses its
+    /// plane.
     pub slot: usize,
     /// The expert.
     pub expert: u32,
-    /// Corrections of gate, up and down at the level that it then has.
+    /// Corrections of gate, up and down at the new level.
     pub fits: [Fit; 3],
     /// The plane: gate, up, down.
     pub plane: &'a [u8],
@@ -184,9 +185,9 @@ pub struct PlaneSlabs {
 /// Where the experts of one layer lie, and what their bits mean.
 #[derive(Clone, Debug)]
 pub struct LayerExperts {
-    /// Of gate, up and down, which lie in a slab in this order.
+    /// Of gate, up and down, which follow each other in a slab in this order.
     pub shapes: [Shape; 3],
-    /// What the inputs of gate, up and down are rotated by; those of the first two are the same.
+    /// How the inputs of gate, up and down are rotated; gate and up share one rotation.
     pub rotations: [Option<Rotation>; 3],
     /// Corrections of every expert's gate, up and down.
     pub fits: Vec<[Fits; 3]>,
@@ -226,12 +227,13 @@ impl LayerExperts {
     /// An expert whose slabs are in memory, at the level that they complete.
     ///
     /// # Errors
-    /// `Malformed` where a slab is too short.
+    /// `Malformed` if a slab is too short.
     pub fn view(&self, expert: usize, slabs: &[Bytes]) -> Result<Expert> {
         self.view_at(expert, slabs, None)
     }
 
-    /// [`LayerExperts::view`] of an expert that may have a place on a device, and has there whatever slabs are empty.
+    /// Like [`LayerExperts::view`], for an expert that may have a slot on a device, which then holds the planes whose
+    /// slabs are empty.
     ///
     /// # Errors
     /// As [`LayerExperts::view`].
@@ -262,7 +264,7 @@ pub struct AllResident {
 }
 
 impl AllResident {
-    /// `layers[l]` are the experts of block `l`, empty where the block is dense; `level` is what they are read at.
+    /// `layers[l]` are the experts of block `l`, empty for a dense block; `level` is the level they are read at.
     pub fn new(layers: Vec<Vec<Expert>>, level: Option<Level>) -> Self {
         AllResident { layers, level }
     }

@@ -1,25 +1,25 @@
-//! How long work reports on itself and is stopped: progress, counters, traces. Knows nothing of the work.
+//! How long operations report progress and are cancelled; counters and traces. Knows nothing of the operations.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Asks a running operation to stop; may be used from any thread, any number of times. Clones share the request.
+/// Requests that a running operation stop; may be used from any thread, any number of times. Clones share the request.
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// A token that nobody has cancelled.
+    /// A token that is not cancelled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks the operation to stop at its next step.
+    /// Requests that the operation stop at its next step.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody asked.
+    /// Whether cancellation was requested.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -29,7 +29,7 @@ impl CancelToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What is being done, for people.
+    /// The current stage, for display.
     pub stage: &'static str,
     /// Bytes done.
     pub done: u64,
@@ -37,11 +37,11 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// What a streaming engine has done since it was opened. Differences of two snapshots describe what lies between.
+/// Counters of a streaming engine since it was opened. The difference of two snapshots describes the time between them.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct StreamStats {
-    /// Layers served, and of those, in how many every expert was there already.
+    /// Layers served, and how many of those found every expert resident.
     pub servings: u64,
     /// See `servings`.
     pub servings_without_reads: u64,
@@ -53,19 +53,20 @@ pub struct StreamStats {
     pub bytes_wanted: u64,
     /// Bytes read ahead of need.
     pub bytes_ahead: u64,
-    /// Bytes read for rows of an embedding that is not held: of no expert, and in no other figure of bytes.
+    /// Bytes read for embedding rows that are not held in memory. They belong to no expert and are in no other byte
+    /// count.
     pub bytes_embedding: u64,
-    /// Reads of planes that added to an expert already in part resident.
+    /// Reads that added a plane to an expert that was partly resident.
     pub upgrades: u64,
-    /// Planes given up above the base.
+    /// Planes above the base that were evicted.
     pub downgrades: u64,
-    /// Bases given up.
+    /// Bases that were evicted.
     pub evictions: u64,
-    /// Bytes moved to bring free pieces together.
+    /// Bytes moved to merge free memory.
     pub bytes_moved: u64,
-    /// Times that the cache was made smaller or larger.
+    /// How often the cache was resized.
     pub resizes: u64,
-    /// Bytes that went back to the system by that.
+    /// Bytes that resizes gave back to the system.
     pub bytes_given_back: u64,
     /// Gate mass, and gate mass times bits: their quotient is the mean precision.
     pub gate_mass: f64,
@@ -73,13 +74,13 @@ pub struct StreamStats {
     pub gate_mass_bits: f64,
     /// Nanoseconds spent computing experts.
     pub compute_ns: u64,
-    /// Nanoseconds in which computing waited for reads.
+    /// Nanoseconds in which computation waited for reads.
     pub wait_ns: u64,
-    /// Calls that had to wait for a refinement which should have been there by then.
+    /// Calls that had to wait for a refinement that was due.
     pub stalls: u64,
     /// Nanoseconds that lanes spent reading, summed over lanes.
     pub lane_ns: u64,
-    /// Reads that had to be repeated.
+    /// Number of retries.
     pub retries: u64,
     /// A hash of every decision made: equal for equal inputs (R3).
     pub decisions: u64,
@@ -137,7 +138,7 @@ impl StreamStats {
     }
 }
 
-/// What a GPU has been given to do since it was opened. Differences of two snapshots describe what lies between.
+/// Counters of a GPU since it was opened. The difference of two snapshots describes the time between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct GpuStats {
@@ -151,36 +152,36 @@ pub struct GpuStats {
     pub byte_dispatches: u64,
     /// Command buffers submitted.
     pub submits: u64,
-    /// Of these, command buffers that were made while the device computed the token before.
+    /// Of these, command buffers recorded while the device computed the previous token.
     pub ahead: u64,
     /// Waits for a result.
     pub readbacks: u64,
     /// Bytes of those results.
     pub read_bytes: u64,
-    /// Pipelines made.
+    /// Pipelines created.
     pub pipelines: u64,
-    /// Bind groups made: what kernels and memory have in common is kept, so a token like the last makes none.
+    /// Bind groups created. They are cached, so a token like the last one creates none.
     pub bind_groups: u64,
     /// Bytes of compiled kernels that were found in a file.
     pub pipelines_read_bytes: u64,
     /// Bytes of weights copied to the device.
     pub uploaded_bytes: u64,
-    /// Waits for the device to copy them, because it had not come to any of the 16 MB that may be on their way.
+    /// Waits for uploads, because all 16 MB that may be in flight were still unprocessed.
     pub upload_waits: u64,
     /// Bytes allocated on the device now.
     pub held_bytes: u64,
-    /// How long kernels took, the longest first, where [`crate::EngineOptions::gpu_clock`] asked for it.
+    /// Kernel times, the longest first, if [`crate::EngineOptions::gpu_clock`] is set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[doc(hidden)]
     pub kernels: Vec<GpuKernelTime>,
 }
 
-/// How long launches of a kernel took on a GPU, each from the end of what was before to its own end.
+/// The time that launches of a kernel took on a GPU, each from the end of the work before it to its own end.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 #[doc(hidden)]
 pub struct GpuKernelTime {
-    /// The kernel, and what tells it from its variants.
+    /// The kernel's name, with its variant.
     pub kernel: String,
     /// Workgroups of a launch.
     pub workgroups: [u32; 2],
@@ -190,7 +191,7 @@ pub struct GpuKernelTime {
     pub nanoseconds: u64,
 }
 
-/// How a GPU may fail: for tests that make it.
+/// Faults that tests inject into a GPU.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GpuFault {
@@ -198,13 +199,13 @@ pub enum GpuFault {
     Lost,
     /// An allocation is refused for want of memory.
     OutOfMemory,
-    /// The driver's layer refuses a command.
+    /// The driver rejects a command.
     Invalid,
-    /// The device does not answer as long as somebody waits.
+    /// The device does not answer while it is waited for.
     Hung,
 }
 
-/// Where a span of a trace is drawn.
+/// The track of a trace that a span is drawn on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub enum Track {
@@ -231,17 +232,17 @@ struct Span {
     length: Duration,
 }
 
-/// Spans kept at most: a trace that is forgotten must not fill the memory (about 100 bytes each).
+/// Spans kept at most: a forgotten trace must not fill memory (about 100 bytes each).
 const MAX_SPANS: usize = 1 << 18;
 
-/// A record of who did what when, for a trace viewer.
+/// A timeline of which thread or lane did what, for a trace viewer.
 #[derive(Debug)]
 pub struct Trace {
     start: Instant,
     spans: Mutex<Vec<Span>>,
-    /// Compute threads that have a track, also where one of them never had a task.
+    /// Compute threads that have a track, even if one of them never ran a task.
     threads: AtomicUsize,
-    /// Spans that found no room.
+    /// Spans dropped because the trace was full.
     dropped: AtomicU64,
 }
 
@@ -276,7 +277,7 @@ impl Trace {
         }
     }
 
-    /// Spans that found no room: what happened last is missing.
+    /// Spans dropped because the trace was full: the latest ones are missing.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

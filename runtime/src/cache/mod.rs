@@ -1,14 +1,14 @@
-//! Which planes of a layer's experts are in memory, how hot each expert is, and what gives way.
+//! Which planes of a layer's experts are in memory, how hot each expert is, and what is evicted.
 //!
-//! Book-keeping only: no memory, no I/O, no clock. One [`LayerCache`] per layer, each with its own share of the bytes:
-//! decoding sweeps the layers in order, and a cache common to all that is smaller than a token's working set would evict
-//! every expert just before it is wanted again. Decisions are functions of the calls made (R3); what is resident of an
-//! expert is always a prefix of its planes (R4).
+//! Bookkeeping only: no memory, no I/O, no clock. Each layer has its own [`LayerCache`] with its own share of the
+//! bytes. Decoding sweeps the layers in order: one cache for all layers that is smaller than a token's working set
+//! would evict every expert just before its next use. Decisions are functions of the calls made (R3). The resident
+//! planes of an expert are always a prefix of its planes (R4).
 
 use crate::quant::PLANES;
 
-/// How a plane counts beside its expert's heat when something must go: 1 for a plane that would be read again on the next
-/// use, less for one that the policy can do without.
+/// The weight of a plane beside its expert's heat when planes are evicted: 1 for a plane that would be read again at
+/// the next use, less for one that the policy can do without.
 pub type Worth = [f32; PLANES];
 
 /// One layer's experts.
@@ -28,7 +28,8 @@ struct Entry {
 }
 
 impl LayerCache {
-    /// An empty cache of `capacity` bytes for experts with planes of `plane_bytes`, and the worth of each expert's.
+    /// An empty cache of `capacity` bytes. Plane `p` of an expert takes `plane_bytes[p]`; `worth` has one entry per
+    /// expert.
     pub fn new(capacity: usize, plane_bytes: Vec<usize>, worth: Vec<Worth>) -> LayerCache {
         let entries = worth.into_iter().map(|worth| Entry { planes: 0, heat: 0.0, worth }).collect();
         LayerCache { capacity, used: 0, plane_bytes, entries }
@@ -42,7 +43,7 @@ impl LayerCache {
     /// Changes the bytes that may be resident.
     ///
     /// # Panics
-    /// Where more are in use.
+    /// If more are in use.
     pub fn set_capacity(&mut self, capacity: usize) {
         assert!(self.used <= capacity, "the cache is over its share");
         self.capacity = capacity;
@@ -88,7 +89,7 @@ impl LayerCache {
         self.entries[expert].heat = heat;
     }
 
-    /// Lets all heat cool down, once for every use of the layer.
+    /// Decays all heat, once for every use of the layer.
     pub fn cool(&mut self, decay: f32) {
         self.entries.iter_mut().for_each(|e| e.heat *= decay);
     }
@@ -104,8 +105,8 @@ impl LayerCache {
         e.heat * e.worth[p]
     }
 
-    /// The plane to give up first, with its value: a top plane of the least value, of an expert that has more planes than
-    /// `keep` says. Ties go to the higher plane, then to the higher expert.
+    /// The plane to evict first, with its value: the least valuable top plane among experts with more planes than
+    /// `keep` protects. Ties go to the higher plane, then to the higher expert.
     pub fn coldest(&self, keep: &[u8]) -> Option<(usize, usize, f32)> {
         let mut best: Option<(usize, usize, f32)> = None;
         for (i, e) in self.entries.iter().enumerate() {
@@ -120,10 +121,10 @@ impl LayerCache {
         best
     }
 
-    /// Gives up the top plane of an expert and returns which it was.
+    /// Evicts the top plane of an expert and returns its index.
     ///
     /// # Panics
-    /// Where the expert has none.
+    /// If the expert has none.
     pub fn drop_top(&mut self, expert: usize) -> usize {
         let e = &mut self.entries[expert];
         assert!(e.planes > 0, "expert {expert} has no plane to give up");
@@ -132,10 +133,10 @@ impl LayerCache {
         e.planes
     }
 
-    /// Adds the next plane of an expert and returns which it is.
+    /// Adds the next plane of an expert and returns its index.
     ///
     /// # Panics
-    /// Where all are there, or there is no room.
+    /// If all planes are resident, or there is no room.
     pub fn add_next(&mut self, expert: usize) -> usize {
         let e = &mut self.entries[expert];
         assert!(e.planes < self.plane_bytes.len(), "expert {expert} has all its planes");

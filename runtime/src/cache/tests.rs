@@ -1,5 +1,5 @@
-//! Gate 11: the cache against a naive one, over random histories: never over its share, planes are prefixes, what gives
-//! way has the least value and is not kept.
+//! Gate 11: the cache against a naive one, over random histories: never over its share, planes are prefixes, and the
+//! evicted plane has the least value and is not kept.
 
 use super::*;
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ fn worth(e: usize) -> Worth {
 enum Step {
     Warm(usize, f32),
     Cool(f32),
-    /// Bring an expert to some planes, keeping another expert's.
+    /// Bring an expert to a number of planes while another expert's are kept.
     Want(usize, usize, usize),
 }
 
@@ -64,7 +64,7 @@ proptest! {
                         let need = cache.bytes(cache.planes(e), cache.planes(e) + 1);
                         let mut stuck = false;
                         while cache.free() < need {
-                            // The naive choice: all top planes that may go, by value, then plane, then expert.
+                            // The naive choice: all top planes that may be evicted, by value, then plane, then expert.
                             let mut tops: Vec<_> = (0..EXPERTS)
                                 .filter_map(|x| Some((x, naive.top(x)?)))
                                 .filter(|&(x, p)| p >= usize::from(keep[x]))
@@ -89,7 +89,7 @@ proptest! {
             }
             prop_assert!(cache.free() == capacity - naive.used());
             for e in 0..EXPERTS {
-                // A prefix: as many planes as the highest says.
+                // The planes are a prefix: their count follows from the highest.
                 let planes = naive.planes.iter().filter(|&&(x, _)| x == e).count();
                 prop_assert_eq!(planes, naive.top(e).map_or(0, |p| p + 1));
                 prop_assert_eq!(cache.planes(e), planes);

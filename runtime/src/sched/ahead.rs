@@ -1,5 +1,4 @@
-//! What is read before anybody waits for it: experts that the next layer will probably want, and those that were hot when
-//! the model was used last.
+//! Prefetch: experts that the next layer will probably want, and those that were hot when the model was last used.
 
 use super::staging::ToDevice;
 use super::{State, Streamer};
@@ -8,7 +7,7 @@ use crate::experts::{Guess, Wanted};
 use crate::quant::PLANES;
 
 impl Streamer {
-    /// Reads the floor of experts that the next layer will probably want, where that displaces only what is colder.
+    /// Prefetches the floor of experts that the next layer will probably want, if that evicts only colder planes.
     pub(super) fn look_ahead(&self, state: &mut State, layer: usize, guess: Guess) -> Result<()> {
         if state.homes.get(layer).is_none_or(Option::is_none) {
             return Ok(());
@@ -28,7 +27,7 @@ impl Streamer {
         'all: for w in missing {
             let expert = w.expert as usize;
             while state.home(layer).cache.planes(expert) < floor {
-                // Worth what its gate says if the guess is right.
+                // If the guess is right, the plane is worth what its gate says.
                 let value = w.gate + state.home(layer).cache.heat(expert);
                 if !self.make_room(state, layer, expert, value) {
                     continue 'all;
@@ -37,7 +36,7 @@ impl Streamer {
             }
         }
         state.guess = wanted;
-        // What goes wrong here will be met again by whoever wants the planes.
+        // A failure here is no error yet: the serving that needs the planes meets it again.
         if let Ok(bytes) = self.submit(state, layer, &reads, true) {
             state.stats.bytes_ahead += bytes;
         }

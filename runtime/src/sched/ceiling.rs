@@ -1,4 +1,4 @@
-//! What storage gives when nothing is computed: the ceiling of streaming.
+//! Read throughput with no computation: the ceiling of streaming.
 
 use super::Streamer;
 use crate::error::Result;
@@ -6,15 +6,15 @@ use crate::experts::{ExpertSource, Meanwhile, Wanted};
 use std::time::Instant;
 
 impl Streamer {
-    /// Bytes per second of filling the cache with other experts, layer by layer, with nothing computed: about `bytes` in
-    /// all. What is in the cache afterwards is of no use to anybody, so this comes after what is to be measured against
-    /// it. `None` where the cache holds all experts and nothing is read.
+    /// Bytes per second when the cache is filled with other experts, layer by layer, and nothing is computed: about
+    /// `bytes` in all. The cache holds useless experts afterwards, so measure what is compared with it first. `None` if
+    /// the cache holds all experts and nothing is read.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading.
     pub fn read_bandwidth(&self, bytes: u64) -> Result<Option<f64>> {
         let floor = self.options.precision.floor();
-        // As many experts at a time as a layer holds, so that the lanes always have something to do.
+        // As many experts at a time as a layer holds, so that the lanes always have work.
         let layers: Vec<(usize, usize, usize)> = (self.lock().homes.iter().enumerate())
             .filter_map(|(layer, home)| {
                 let home = home.as_ref()?;

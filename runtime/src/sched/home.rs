@@ -1,9 +1,10 @@
-//! The memory of one layer's experts: which slab holds which plane, and the weights seen through them.
+//! The memory of one layer's experts: which slab holds which plane, and the views through which kernels read the
+//! weights.
 //!
-//! Says nothing about what should be resident; [`LayerCache`] counts and `sched` decides. A slab that is being read
-//! belongs to a lane, a slab that is computed with is lent out through `views`: neither can be given up or moved, and the
-//! types see to it. Where the memory is a device's, an expert has a place there with room for all its planes, and slabs are
-//! what planes pass through (`staging.rs`).
+//! It does not decide what should be resident: [`LayerCache`] counts and `sched` decides. A slab being read belongs to
+//! a lane, and a slab in use by a computation is lent out through `views`. Neither can be evicted or moved; the types
+//! enforce it. If the memory is a device's, an expert has a slot there with room for all its planes, and slabs are only
+//! staging (`staging.rs`).
 
 mod resize;
 
@@ -24,7 +25,7 @@ enum Slot {
     /// A lane has the slab.
     Reading,
     Loaded(Arc<Slab>),
-    /// A device has it, and nobody else.
+    /// Only the device has it.
     Sent,
 }
 
@@ -32,13 +33,13 @@ enum Slot {
 enum Memory {
     Host(Arena),
     Device {
-        /// By expert, its place.
+        /// By expert, its slot.
         places: Vec<Option<u32>>,
         free: Vec<u32>,
     },
 }
 
-/// Whose slab lies somewhere.
+/// Which slab lies at an offset.
 #[derive(Clone, Copy)]
 enum Place {
     Loaded(usize, usize),
@@ -49,19 +50,19 @@ enum Place {
 pub(super) struct Home {
     pub(super) table: LayerExperts,
     pub(super) cache: LayerCache,
-    /// Planes of each expert that may not be given up now.
+    /// By expert, how many of its planes may not be evicted now.
     pub(super) keep: Vec<u8>,
     memory: Memory,
     slots: Vec<[Slot; PLANES]>,
     /// By expert, one bit for every plane that was read successfully.
     seen: Vec<u8>,
-    /// Experts as kernels read them, with the number of planes seen; made when first needed and kept until a plane of
-    /// theirs changes.
+    /// Experts as kernels read them, with their number of planes. Made at first use and kept until one of the expert's
+    /// planes changes.
     views: Vec<Option<(usize, Expert)>>,
 }
 
 impl Home {
-    /// A layer with `capacity` bytes for slabs, which lie at multiples of `granule`.
+    /// A layer with `capacity` bytes for slabs, which are aligned to `granule`.
     pub(super) fn new(
         table: LayerExperts,
         capacity: usize,
@@ -74,8 +75,9 @@ impl Home {
         Ok(Home::with(table, LayerCache::new(capacity, bytes, worth), memory))
     }
 
-    /// A layer whose experts are on a device, in `capacity` bytes there, with planes up to `level`. A base has a place with
-    /// room for all planes, so that those beyond it take nothing; and as all are lost with the place, all are worth the same.
+    /// A layer whose experts are on a device, in `capacity` bytes there, with planes up to `level`. A base takes a slot
+    /// with room for all planes, so the planes above it take nothing. All planes are lost with the slot, so all are
+    /// worth the same.
     pub(super) fn on_device(table: LayerExperts, capacity: usize, level: Level) -> Home {
         let (count, planes) = (table.count(), level.planes().min(table.planes.len()));
         let places = (capacity / table.device_bytes(level)).min(count);
@@ -107,8 +109,8 @@ impl Home {
         }
     }
 
-    /// Planes that an expert which is wanted at `floor` may not lose while room is made for others: where losing those above
-    /// makes none, all.
+    /// Planes that an expert wanted at `floor` may not lose while room is made for others. On a device, evicting planes
+    /// above the floor frees nothing, so all are kept.
     pub(super) fn kept(&self, floor: usize) -> u8 {
         match self.memory {
             Memory::Host(_) => floor as u8,
@@ -126,7 +128,7 @@ impl Home {
         self.slots[expert][..planes].iter().all(|slot| matches!(slot, Slot::Loaded(_) | Slot::Sent))
     }
 
-    /// A device has the first `planes` of an expert now; their slabs are given back.
+    /// The device has the first `planes` of an expert now; their slabs are freed.
     pub(super) fn sent(&mut self, expert: usize, planes: usize) {
         for slot in &mut self.slots[expert][..planes] {
             if matches!(slot, Slot::Loaded(_)) {
@@ -136,7 +138,7 @@ impl Home {
         }
     }
 
-    /// Gives up every plane that no device has, and those above it. None may be under way.
+    /// Evicts every plane that the device does not have, and those above it. None may be in flight.
     pub(super) fn give_up_unsent(&mut self) {
         for expert in 0..self.slots.len() {
             let sent = self.slots[expert].iter().take_while(|slot| matches!(slot, Slot::Sent)).count();
@@ -146,7 +148,7 @@ impl Home {
         }
     }
 
-    /// Gives up everything. Nothing may be under way.
+    /// Evicts everything. Nothing may be in flight.
     pub(super) fn clear(&mut self) {
         for expert in 0..self.slots.len() {
             while self.cache.planes(expert) > 0 {
@@ -155,7 +157,7 @@ impl Home {
         }
     }
 
-    /// Gives up the top plane of an expert, which must not be under way, and returns which it was.
+    /// Evicts the top plane of an expert, which must not be in flight, and returns its index.
     pub(super) fn give_up(&mut self, expert: usize) -> usize {
         let plane = self.cache.drop_top(expert);
         self.views[expert] = None;
@@ -167,8 +169,8 @@ impl Home {
         plane
     }
 
-    /// Counts the next plane of an expert, for which there is room, as under way and returns which it is. Its slab comes
-    /// from [`Home::slabs`].
+    /// Marks the next plane of an expert, for which there must be room, as in flight and returns its index. Its slab
+    /// comes from [`Home::slabs`].
     pub(super) fn expect(&mut self, expert: usize) -> usize {
         let plane = self.cache.add_next(expert);
         self.views[expert] = None;
@@ -179,14 +181,14 @@ impl Home {
         plane
     }
 
-    /// Slabs for planes that were announced by [`Home::expect`], in their order. `None` where planes that a lane has stand
-    /// between the free pieces; there are enough of them otherwise. `moved` counts bytes that had to be moved.
+    /// Slabs for planes that [`Home::expect`] marked, in their order. `None` if slabs that a lane is filling lie
+    /// between the free pieces; the free bytes always suffice. `moved` counts the bytes that had to be moved.
     pub(super) fn slabs(&mut self, planes: &[(usize, usize)], moved: &mut u64) -> Option<Vec<Slab>> {
         let mut slabs = Vec::with_capacity(planes.len());
         for &(_, plane) in planes {
             let Memory::Host(arena) = &self.memory else { return None };
             let len = self.table.plane_bytes(plane);
-            // Bases from below, refinements from above: each find again what their like has left.
+            // Bases from below, refinements from above, so that the gaps they leave fit planes of the same kind.
             let end = if plane == 0 { End::Low } else { End::High };
             let slab = match arena.alloc(len, end) {
                 Some(slab) => slab,
@@ -201,8 +203,8 @@ impl Home {
         Some(slabs)
     }
 
-    /// Brings free pieces together until `len` bytes fit, moving as little as can be: slabs that are loaded, and `more`,
-    /// which are not read into yet.
+    /// Merges free pieces until `len` bytes fit, moving as few bytes as possible. It may move loaded slabs, and `more`:
+    /// new slabs that no read fills yet.
     fn make_room(&mut self, len: usize, more: &mut [Slab], moved: &mut u64) -> Option<()> {
         let mut places: HashMap<usize, Place> =
             more.iter().enumerate().map(|(i, slab)| (slab.offset(), Place::New(i))).collect();
@@ -268,7 +270,7 @@ impl Home {
         self.seen[expert] |= 1 << plane;
     }
 
-    /// A plane could not be read: it and those above it are not there. None of them may be under way.
+    /// A plane could not be read: it and the planes above it are dropped. None of those may be in flight.
     pub(super) fn failed(&mut self, expert: usize, plane: usize) {
         if self.reading(expert, plane) {
             self.slots[expert][plane] = Slot::Empty;
@@ -278,7 +280,7 @@ impl Home {
         }
     }
 
-    /// Makes the view of an expert with its first `planes`, which are loaded.
+    /// Makes the view of an expert with its first `planes`, which must be loaded.
     pub(super) fn prepare(&mut self, expert: usize, planes: usize) -> Result<()> {
         if self.views[expert].as_ref().is_none_or(|(seen, _)| *seen != planes) {
             let slabs: Vec<Bytes> = (self.slots[expert][..planes].iter())

@@ -1,9 +1,8 @@
-//! I/O lanes: what fills slabs with what storage holds, and nothing else.
+//! I/O lanes: they fill slabs from storage, and do nothing else.
 //!
-//! Requests are taken in the order given; those made ahead of need wait behind all others. A long one is read in parts, several
-//! at a time, for often it is the only one. Where the system works reads off by itself they are handed to it
-//! ([`flights`]), otherwise threads read ([`threads`]). What was read lands in one mailbox, which the caller empties when it
-//! wants to.
+//! Requests are served in order; prefetches wait behind all other requests. A long request is read in several parts at
+//! once, because it is often the only one. If the storage supports io_uring, requests are submitted to it
+//! ([`flights`]); otherwise threads read ([`threads`]). Finished reads land in one mailbox, which the caller polls.
 
 mod flights;
 mod parts;
@@ -19,10 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use threads::Threads;
 
-/// Lanes at most.
+/// The largest number of lanes.
 pub const MAX_LANES: usize = 32;
 
-/// Lanes where nothing was measured.
+/// The number of lanes if none was measured.
 pub const DEFAULT_LANES: usize = 4;
 
 /// A slab to fill.
@@ -31,12 +30,12 @@ pub(super) struct Request {
     pub(super) expert: usize,
     pub(super) plane: usize,
     pub(super) offset: u64,
-    /// CRC-32 that the bytes must have, where that is checked.
+    /// CRC-32 that the bytes must have, if it is checked.
     pub(super) checksum: Option<u32>,
     pub(super) slab: Slab,
 }
 
-/// A request that was dealt with.
+/// A finished request.
 pub(super) struct Landed {
     pub(super) layer: usize,
     pub(super) expert: usize,
@@ -66,7 +65,7 @@ impl Lanes {
     /// Starts `count` lanes.
     ///
     /// # Errors
-    /// `Invalid` where the system has no thread for one.
+    /// `Invalid` if the system cannot start a thread.
     pub(super) fn new(count: usize, storage: Arc<dyn Storage>, trace: Option<Arc<Trace>>) -> Result<Lanes> {
         let count = count.clamp(1, MAX_LANES);
         let ring = storage.ring(flights::KNOWN);
@@ -85,7 +84,7 @@ impl Lanes {
         self.count
     }
 
-    /// Hands over requests: `ahead` of need, or wanted now.
+    /// Submits requests: `ahead` of need (prefetch), or wanted now.
     pub(super) fn submit(&self, requests: impl IntoIterator<Item = Request>, ahead: bool) {
         let requests = requests.into_iter();
         match &self.how {
@@ -94,7 +93,7 @@ impl Lanes {
         }
     }
 
-    /// What has landed, without waiting.
+    /// The next landed request, without waiting.
     pub(super) fn poll(&self) -> Option<Landed> {
         match &self.how {
             How::Threads(threads) => threads.poll(),
@@ -102,7 +101,7 @@ impl Lanes {
         }
     }
 
-    /// Waits for something to land. Only to be called while something is under way.
+    /// Waits until a request lands. Call it only while one is in flight.
     pub(super) fn wait(&self) -> Landed {
         self.waits.fetch_add(1, Ordering::Release);
         match &self.how {
@@ -111,13 +110,12 @@ impl Lanes {
         }
     }
 
-    /// How often something was waited for, counted when a wait begins. Takes no lock: a test that holds reads back sees by this when
-    /// to let them go.
+    /// How many waits have begun. Takes no lock: a test that holds reads back learns from this when to release them.
     pub(super) fn waits(&self) -> u64 {
         self.waits.load(Ordering::Acquire)
     }
 
-    /// Nanoseconds that reads have taken, summed over lanes, and reads that had to be repeated.
+    /// Nanoseconds spent reading, summed over lanes, and the number of retries.
     pub(super) fn counters(&self) -> (u64, u64) {
         let Reader { busy_ns, retries, .. } = &*self.reader;
         (busy_ns.load(Ordering::Relaxed), retries.load(Ordering::Relaxed))

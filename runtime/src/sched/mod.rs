@@ -1,11 +1,11 @@
-//! Experts served from storage through a cache, most worth first.
+//! Experts served from storage through a cache that keeps the most valuable planes.
 //!
-//! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread: it decides what is computed
-//! with how many bits, what gives way and what is read; hands the reads to the lanes; guesses what the next layer will
-//! want, if asked to; computes what is there, and then every expert as its planes land. All decisions are functions of what
-//! was asked so far, never of time (R3): a plane counts as resident from the moment its read is decided, and where it has
-//! not come yet, the serving waits. In exact mode the weights handed out are those of the level named, so results do not
-//! depend on any of this (R2).
+//! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread. It decides how many bits
+//! each expert is computed with, what is evicted and what is read, and submits the reads to the lanes. It may prefetch
+//! for the next layer. It then computes the experts that are resident, and the others as their planes land. All
+//! decisions are functions of the calls so far, never of time (R3): a plane counts as resident from the moment its read
+//! is decided, and if it has not landed when it is needed, the serving waits. In exact mode the weights handed out are
+//! those of the named level, so results depend on none of this (R2).
 
 mod ahead;
 mod ceiling;
@@ -43,34 +43,34 @@ use std::time::Instant;
 /// How experts are streamed.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
-    /// At which precision they are computed.
+    /// The precision at which experts are computed.
     pub precision: Precision,
     /// Bytes of memory for planes, in all layers together.
     pub cache_bytes: usize,
-    /// Where that memory is a device's; by default it is the host's.
+    /// Set if that memory is a device's; by default it is the host's.
     pub device: Option<DeviceOptions>,
     /// I/O lanes.
     pub lanes: usize,
-    /// Compute while reads are under way; otherwise wait for all of them first.
+    /// Compute while reads are in flight; otherwise wait for all of them first.
     pub overlap: bool,
     /// When checksums of planes are compared.
     pub verify: Verify,
-    /// Tokens after which half of an expert's heat is gone.
+    /// The half-life of an expert's heat, in tokens.
     pub half_life: f32,
-    /// In which order refinements are bought.
+    /// The order in which refinements are bought.
     pub order: Order,
     /// Bytes that a serving may read for refinements, in place of a price: for comparisons at equal bytes.
     pub refinement_bytes: Option<usize>,
-    /// Experts of the next layer that may be read ahead, where its router was asked early.
+    /// How many experts of the next layer may be prefetched, if its router is run early.
     pub lookahead: usize,
 }
 
-/// When the checksum of a plane that was read is compared.
+/// When a plane's checksum is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
     /// Every time.
     Always,
-    /// The first time that a plane is read: a damaged file is found, at a cost that ends.
+    /// The first time that a plane is read: finds a damaged file at a bounded cost.
     #[default]
     First,
     /// Not at all.
@@ -101,18 +101,18 @@ pub struct Streamer {
     measured: Option<Measured>,
     lanes: Lanes,
     options: StreamOptions,
-    /// What slabs are aligned to.
+    /// The alignment of slabs.
     granule: usize,
     top_k: usize,
     trace: Option<Arc<Trace>>,
     state: Mutex<State>,
     /// The smallest cache on the host.
     least: u64,
-    /// Bytes that may be cached, for those who ask while a layer is served.
+    /// Bytes that may be cached, readable while a layer is served.
     capacity: AtomicU64,
     /// Whether the cache is on the host.
     on_host: AtomicBool,
-    /// Whether a resize was asked for that is not done yet.
+    /// Whether a resize is requested and not yet done.
     asked: AtomicBool,
     wishes: Wishes,
 }
@@ -120,15 +120,15 @@ pub struct Streamer {
 struct State {
     /// By layer; `None` where a layer is dense.
     homes: Vec<Option<Home>>,
-    /// What planes pass through where a device keeps the experts.
+    /// Staging memory, if a device keeps the experts.
     staging: Option<Staging>,
     stats: StreamStats,
-    /// Reads under way.
+    /// Reads in flight.
     pending: usize,
-    /// Reads that failed and whose planes are not taken back yet: (layer, expert, plane).
+    /// Failed reads whose planes are not taken back yet: (layer, expert, plane).
     failed: Vec<(usize, usize, usize)>,
     quality: f32,
-    /// What the next layer's router was guessed to choose.
+    /// The guessed choice of the next layer's router.
     guess: Vec<Wanted>,
 }
 
@@ -141,10 +141,10 @@ struct Fault {
 }
 
 impl Streamer {
-    /// Experts `tables` (by layer) of the file at `path`, read through `storage`. `granule` is what slabs are aligned to.
+    /// Experts `tables` (by layer) of the file at `path`, read through `storage`. `granule` is the alignment of slabs.
     ///
     /// # Errors
-    /// `Invalid` where the cache cannot hold even one expert of every layer, or the options make no sense.
+    /// `Invalid` if the cache cannot hold one expert of every layer, or the options make no sense.
     pub fn new(
         path: PathBuf,
         storage: Arc<dyn Storage>,
@@ -193,11 +193,11 @@ impl Streamer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A computation that panicked leaves the book-keeping as it was between two steps.
+        // A panic in a computation leaves the bookkeeping as it was between two steps.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was done since the start.
+    /// Counters since the start.
     pub fn stats(&self) -> StreamStats {
         let mut stats = self.lock().stats.clone();
         (stats.lane_ns, stats.retries) = self.lanes.counters();
@@ -209,7 +209,7 @@ impl Streamer {
         self.access
     }
 
-    /// How often a read was waited for, counted when the wait begins, and without a lock: also while one goes on.
+    /// How many waits for a read have begun. Takes no lock, so it may be called during a wait.
     pub fn waits(&self) -> u64 {
         self.lanes.waits()
     }
@@ -219,13 +219,13 @@ impl Streamer {
         self.lanes.count()
     }
 
-    /// How fast the file proved to be when it was opened.
+    /// The throughput measured when the file was opened.
     pub fn measured(&self) -> Option<Measured> {
         self.measured
     }
 
-    /// Changes the quality of adaptive precision from the next serving on. On a device no expert gets more planes than its place
-    /// has room for.
+    /// Changes the quality of adaptive precision from the next serving on. On a device, no expert gets more planes than
+    /// its slot has room for.
     pub fn set_quality(&self, quality: f32) {
         self.lock().quality = quality.clamp(2.0, 8.0);
     }
@@ -242,11 +242,11 @@ impl Streamer {
         state.homes.iter().map(|home| home.as_ref().map_or_else(Vec::new, of)).collect()
     }
 
-    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. Where that is on a
-    /// device, `send` brings experts of a layer there.
+    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. If the cache is
+    /// on a device, `send` uploads the experts of a layer.
     ///
     /// # Errors
-    /// `Invalid` where `heat` is another model's; those of reading and of `send`.
+    /// `Invalid` if `heat` belongs to another model; errors of reading and of `send`.
     pub(crate) fn warm_start(&self, heat: &[Vec<f32>], send: ToDevice) -> Result<()> {
         let mut state = self.lock();
         let fits = state.homes.len() == heat.len()
@@ -263,7 +263,7 @@ impl Streamer {
         Ok(())
     }
 
-    /// What has landed, without waiting. Failures come to the surface when the plane is wanted.
+    /// Takes landed reads without waiting. A failure surfaces when its plane is wanted.
     fn collect(&self, state: &mut State) {
         while let Some(landed) = self.lanes.poll() {
             let _ = state.land(landed);
@@ -282,7 +282,7 @@ impl Streamer {
         state.land(landed)
     }
 
-    /// After failures: waits for everything under way, then takes back the planes that did not come.
+    /// After failures: waits for all reads in flight, then takes back the planes that did not come.
     fn take_back(&self, state: &mut State) {
         if state.failed.is_empty() {
             return;
@@ -308,7 +308,7 @@ impl State {
         self.homes[layer].as_mut().expect("a routed layer has experts")
     }
 
-    /// Puts what a lane brings where it belongs.
+    /// Files a landed read where it belongs.
     fn land(&mut self, landed: Landed) -> Result<(), Fault> {
         let Landed { layer, expert, plane, offset, result } = landed;
         self.pending -= 1;
@@ -342,12 +342,12 @@ impl ExpertSource for Streamer {
         let home = state.home(layer);
         let mut asks: Vec<Ask> = match self.options.precision {
             Precision::Exact(level) => policy::asks(wanted, |_| level.planes()),
-            // What is resident costs nothing.
+            // Resident planes cost nothing.
             Precision::Adaptive { floor, .. } => {
                 policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
             }
         };
-        // Asking a router early costs a device one wait more a layer: nothing is read ahead to it.
+        // On a device, running a router early costs one more wait a layer, so nothing is prefetched to it.
         meanwhile.guess = meanwhile.guess.filter(|_| state.staging.is_none());
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;

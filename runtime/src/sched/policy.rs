@@ -1,9 +1,9 @@
 //! How many bits of which expert are worth their bytes. Pure arithmetic on gates and error tables (R3).
 //!
-//! For a token, plane `p` of expert `e` takes `gate² · Δerror(e, p)` off the squared error of the layer's output and costs
-//! its bytes if it is not resident. [`Precision::Adaptive`] buys what takes off more per bit than a price, most worth
-//! first, a base always before its refinements: D²MoE's hottest-expert-bit-first order (arXiv 2504.15299) and its bit-width
-//! router at once, without training one.
+//! For a token, plane `p` of expert `e` reduces the squared error of the layer's output by `gate² · Δerror(e, p)` and
+//! costs its bytes if it is not resident. [`Precision::Adaptive`] buys every plane whose reduction per bit exceeds a
+//! price, most valuable first, and a base always before its refinements. That is D²MoE's hottest-expert-bit-first order
+//! (arXiv 2504.15299) together with its bit-width router, without training one.
 
 use crate::cache::{LayerCache, Worth};
 use crate::error::{Error, Result};
@@ -12,29 +12,29 @@ use crate::quant::{Level, PLANE_BITS, PLANES};
 use std::fmt;
 use std::str::FromStr;
 
-/// At which precision experts are computed.
+/// The precision at which experts are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Precision {
-    /// Every expert at one level: byte-identical to the model held whole.
+    /// Every expert at one level: bit-identical to the model held whole.
     Exact(Level),
     /// As many bits as are worth their bytes.
     Adaptive {
-        /// Bits that an expert of average gate weight gets if it has to be read: 2 to 8. Hotter experts get more, colder
-        /// ones fewer, and what is resident anyway is used.
+        /// Bits that an expert of average gate weight gets if it has to be read: 2 to 8. Hotter experts get more,
+        /// colder ones fewer, and resident planes are used anyway.
         quality: f32,
         /// No expert is computed with fewer bits.
         floor: Level,
     },
 }
 
-/// Quality of `adaptive` where none is named.
+/// The quality of `adaptive` if none is given.
 pub const DEFAULT_QUALITY: f32 = 4.0;
 
-/// 2-bit experts break the syntax of JSON and tool calls; fewer bits than this are for those who ask.
+/// 2-bit experts break the syntax of JSON and tool calls, so fewer bits than this need an explicit option.
 pub const DEFAULT_FLOOR: Level = Level::B3;
 
 impl Precision {
-    /// Planes that every expert needs.
+    /// The level that every expert needs.
     #[doc(hidden)]
     pub fn floor(&self) -> Level {
         match *self {
@@ -43,8 +43,9 @@ impl Precision {
         }
     }
 
-    /// The highest level that an expert may have on a device, where all have places with room for it: the first with the bits of
-    /// an average expert. More would serve the hottest alone, and be paid for with fewer experts.
+    /// The highest level that an expert may have on a device, whose slots all have room for it: the first level with
+    /// the bits of an average expert. A higher one would serve only the hottest experts, at the price of fewer resident
+    /// ones.
     pub(crate) fn place_level(&self, stored: Level) -> Level {
         match *self {
             Precision::Exact(level) => level,
@@ -55,7 +56,7 @@ impl Precision {
         }
     }
 
-    /// Gain per bit from which on a plane is bought for an expert of hotness 1.
+    /// The least gain per bit at which a plane is bought for an expert of hotness 1.
     ///
     /// The squared error of `b` bits is about `2.2 · 4⁻ᵇ` of the weights' energy (benches/records/nested-codec.md), so the
     /// step from `b` to `b + 1` gains three quarters of that; the price lies half way between two steps.
@@ -63,10 +64,10 @@ impl Precision {
         0.75 * 2.2 * 4f32.powf(0.5 - quality)
     }
 
-    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1. The
-    /// first refinement counts as far as it would be bought again at this price, the next ones by the error that they take
-    /// off per bit beside it: where memory is short, third bits should not give way to other experts' fourth ones because
-    /// both are affordable.
+    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1.
+    /// The first refinement is worth as much as it would be bought again at this price. Later ones count by their error
+    /// reduction per bit relative to the first: where memory is short, third bits should not be evicted for other
+    /// experts' fourth bits just because both are affordable.
     pub(super) fn worth(&self, errors: &[f32; PLANES]) -> Worth {
         let Precision::Adaptive { quality, floor } = *self else { return [1.0; PLANES] };
         let floor = floor.planes();
@@ -76,8 +77,8 @@ impl Precision {
     }
 }
 
-/// A refinement displaces a plane that must be read again only where its expert is this much hotter: what is lost is certain
-/// to cost bytes, what is won is only precision (measured: benches/records/streaming.md).
+/// A refinement evicts a plane that must be read again only if its expert is this much hotter: the loss is certain to
+/// cost bytes, the gain is only precision (measured: benches/records/streaming.md).
 const REFINEMENT: f32 = 0.5;
 
 impl FromStr for Precision {
@@ -114,27 +115,27 @@ impl fmt::Display for Precision {
     }
 }
 
-/// In which order refinements are bought. Everything but [`Order::Worth`] is there to be compared with.
+/// The order in which refinements are bought. All but [`Order::Worth`] exist for comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// Most error taken off per byte first.
+    /// The largest error reduction per byte first.
     #[default]
     Worth,
-    /// Experts as the router lists them, all bits of one before the next.
+    /// Experts in the router's order, all bits of one before the next.
     Arrival,
     /// The largest gate first, all its bits before the next.
     Gate,
 }
 
-/// Lets a layer cool down by some tokens, and returns how many tokens' gate mass counts as theirs together: what a steady
-/// stream of them would have left, for a long prompt is not hotter than a short one.
+/// Decays a layer's heat by a number of tokens, and returns how many tokens' gate mass they count as together. That is
+/// what a steady stream of them would have left: a long prompt is not hotter than a short one.
 pub(super) fn cool(cache: &mut LayerCache, tokens: f32, half_life: f32) -> f32 {
     let decay = 0.5f32.powf(tokens / half_life);
     cache.cool(decay);
     (1.0 - decay) / (1.0 - 0.5f32.powf(1.0 / half_life))
 }
 
-/// Error taken off per bit of plane `p`.
+/// Error reduction per bit of plane `p`.
 pub(super) fn gain(errors: &[f32; PLANES], p: usize) -> f32 {
     let before = if p == 0 { 1.0 } else { errors[p - 1] };
     (before - errors[p]).max(0.0) / f32::from(PLANE_BITS[p])
@@ -146,15 +147,15 @@ pub(super) struct Ask {
     /// Index into the wanted list.
     pub(super) index: usize,
     pub(super) expert: usize,
-    /// Planes that it is computed with.
+    /// Planes that the expert is computed with.
     pub(super) planes: usize,
-    /// Its share of the gates' energy, as a multiple of what one slot has on average: a prefill's expert that serves a
-    /// hundred tokens counts as a hundred.
+    /// Its share of the gates' energy, relative to the average slot: an expert that serves a hundred tokens of a prompt
+    /// counts as a hundred.
     pub(super) hotness: f32,
     pub(super) gate: f32,
 }
 
-/// The wanted experts, hottest first, at their least precision.
+/// The wanted experts, hottest first, at their lowest precision.
 pub(super) fn asks(wanted: &[Wanted], planes: impl Fn(usize) -> usize) -> Vec<Ask> {
     let energy: f32 = wanted.iter().map(|w| w.energy).sum();
     let slots: u32 = wanted.iter().map(|w| w.tokens).sum();
@@ -181,7 +182,7 @@ pub(super) struct Offer {
     pub(super) worth: f32,
 }
 
-/// What could be bought beyond the planes that the asks have, in the order in which it should be.
+/// What could be bought beyond the planes that the asks have, in the order of purchase.
 pub(super) fn offers(
     asks: &[Ask],
     stored: usize,
@@ -194,7 +195,7 @@ pub(super) fn offers(
     let mut offers = Vec::new();
     for (i, ask) in asks.iter().enumerate() {
         let errors = errors(ask.expert);
-        // A higher plane is never worth more than the one below it: it is of no use without.
+        // A higher plane is never worth more than the one below, because it is useless without it.
         let mut worth = f32::INFINITY;
         for plane in ask.planes..stored {
             worth = worth.min(ask.hotness * gain(&errors, plane));

@@ -1,13 +1,14 @@
-//! Experts that are all on a device at one level, the hottest of them with a plane more.
+//! All experts on a device at one level, the hottest of them with one more plane.
 //!
-//! [`Refiner`] never stops a token for what its routers choose. When a model is opened, every place for a plane goes to
-//! whom it takes most error off. From then on choices, which come back with a token's logits, make heat, and heat decides
-//! who should have a place in another's stead. A plane that was decided upon is read by a lane while the next token is
-//! computed, and takes effect [`DELAY`] calls later: always then, and a call whose plane has not come yet waits for it (R3).
-//! Runs on the model's thread, except for the lanes. It ends with the device: the planes are gone with that.
+//! [`Refiner`] never stalls a token for its routers' choices. When a model is opened, the slots for planes go to the
+//! experts whose error they reduce most. From then on choices, which are read back with a token's logits, add heat, and
+//! heat decides which expert should take a slot from another. A lane reads the chosen plane while the next token is
+//! computed, and the plane takes effect [`DELAY`] calls later. The delay is fixed: a call whose plane has not landed
+//! waits for it (R3). Runs on the model's thread, except for the lanes. If the device is lost the planes are lost too,
+//! and refinement ends.
 //!
-//! What a plane is worth is its expert's heat times the error that it takes off; whoever is to give way for another must be
-//! worth clearly less. Book-keeping is [`crate::cache::LayerCache`]'s, which counts places: a place is a plane of one byte to it.
+//! A plane's value is its expert's heat times its error reduction; an evicted plane must be worth clearly less than the
+//! new one. [`crate::cache::LayerCache`] does the bookkeeping by counting slots: to it, a plane is one byte.
 
 use super::lanes::{Lanes, Request};
 use super::{Verify, policy};
@@ -28,17 +29,17 @@ mod state;
 
 use state::{Coming, Layer, Offer, State};
 
-/// Calls from a decision to its effect: one to read the plane in, and the one that it is there for.
+/// Calls from a decision to its effect: one for the read, and the one that uses the plane.
 const DELAY: u64 = 2;
 
-/// Planes that a call may ask for in all layers together, and bytes of them, where one is not more already: what is read and
-/// copied beside a token stays a small part of what the token reads itself.
+/// Planes that a call may request in all layers together, and their total bytes, unless one plane is larger already.
+/// Reads and copies beside a token stay a small part of what the token itself reads.
 const SWAPS: usize = 8;
 /// See [`SWAPS`].
 const SWAP_BYTES: usize = 8 << 20;
 
-/// A plane gives way to one that is worth so many times more: experts of about the same heat do not take it from each other
-/// in turns.
+/// A plane is evicted only for one that is worth this many times as much, so that experts of about the same heat do not
+/// swap in turns.
 const HYSTERESIS: f32 = 1.5;
 
 /// How experts are refined.
@@ -46,17 +47,17 @@ const HYSTERESIS: f32 = 1.5;
 pub struct RefineOptions {
     /// The level of all experts.
     pub level: Level,
-    /// Of every layer, how many experts may have the next plane.
+    /// How many experts of a layer may have the next plane.
     pub slots: usize,
     /// I/O lanes.
     pub lanes: usize,
-    /// When checksums of planes are compared.
+    /// When checksums of planes are verified.
     pub verify: Verify,
-    /// Tokens after which half of an expert's heat is gone.
+    /// The half-life of an expert's heat, in tokens.
     pub half_life: f32,
 }
 
-/// All experts of a model at one level, and who has a plane more.
+/// All experts of a model at one level, and which have one plane more.
 pub struct Refiner {
     path: PathBuf,
     access: Access,
@@ -64,17 +65,17 @@ pub struct Refiner {
     lanes: Lanes,
     options: RefineOptions,
     trace: Option<Arc<Trace>>,
-    /// Whether the device that had the planes is gone.
+    /// Whether the device that had the planes is lost.
     stopped: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Refiner {
-    /// Experts `tables` (by layer) of the file at `path`, of which `base` has all at one level, and `storage` reads planes.
-    /// `granule` is what slabs are aligned to. Nothing is decided before [`Refiner::start`].
+    /// Experts `tables` (by layer) of the file at `path`. `base` holds all of them at one level; `storage` reads
+    /// planes. `granule` is the alignment of slabs. Nothing is decided before [`Refiner::start`].
     ///
     /// # Errors
-    /// `Invalid` where there is no memory or no thread.
+    /// `Invalid` if there is no memory or no thread.
     pub fn new(
         path: PathBuf,
         storage: Arc<dyn Storage>,
@@ -104,14 +105,14 @@ impl Refiner {
         Ok(Refiner { path, access, base, lanes, options, trace, stopped, state })
     }
 
-    /// Bytes of what planes beyond `level` are read into.
+    /// Bytes of staging memory that planes above `level` are read into.
     pub fn staging_bytes(tables: &[Option<LayerExperts>], level: Level) -> u64 {
         let (swaps, slab) = staging(tables, level);
         (swaps * slab) as u64 * DELAY
     }
 
-    /// Fills all places: as nothing is known of heat, with the planes that take most error off. From then on choices count;
-    /// those before were of a token that warmed a device up.
+    /// Fills all slots with the planes that reduce the error most, since no heat is known yet. Choices count from now
+    /// on; those before came from a token that warmed up the device.
     ///
     /// # Errors
     /// As [`Refine::begin`].
@@ -138,14 +139,14 @@ impl Refiner {
         Ok(())
     }
 
-    /// What was done since the start.
+    /// Counters since the start.
     pub fn stats(&self) -> StreamStats {
         let mut stats = self.lock().stats.clone();
         (stats.lane_ns, stats.retries) = self.lanes.counters();
         stats
     }
 
-    /// How often a read was waited for, counted when the wait begins, and without a lock: also while one goes on.
+    /// How many waits for a read have begun. Takes no lock, so it may be called during a wait.
     pub fn waits(&self) -> u64 {
         self.lanes.waits()
     }
@@ -161,11 +162,11 @@ impl Refiner {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A computation that panicked leaves the book-keeping as it was between two steps.
+        // A panic in a computation leaves the bookkeeping as it was between two steps.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over the planes whose time has come.
+    /// Hands over the planes that are due.
     fn take_effect(&self, state: &mut State, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()> {
         self.await_due(state);
         let failed = |c: &Coming| matches!(c.plane, Some(Err(_)));
@@ -189,7 +190,7 @@ impl Refiner {
         Ok(())
     }
 
-    /// Waits for the planes that take effect now.
+    /// Waits for the planes that are due now.
     fn await_due(&self, state: &mut State) {
         while let Some(landed) = self.lanes.poll() {
             state.land(landed);
@@ -210,8 +211,8 @@ impl Refiner {
         }
     }
 
-    /// After a failure: waits for everything under way and takes back what did not come, so that one fault of the storage
-    /// is one error. The first of them.
+    /// After a failure: waits for all reads in flight and takes back the planes that did not come, so that one storage
+    /// fault is reported once. Returns the first error.
     fn take_back(&self, state: &mut State) -> Option<Error> {
         while state.pending > 0 {
             state.land(self.lanes.wait());
@@ -231,7 +232,7 @@ impl Refiner {
         first
     }
 
-    /// Asks for the planes that are worth most more than what gives way for them.
+    /// Requests the planes with the largest gain over the planes they evict.
     fn decide(&self, state: &mut State) {
         let mut offers: Vec<Option<Offer>> =
             state.layers.iter().map(|layer| layer.as_ref().and_then(Layer::offer)).collect();
@@ -251,7 +252,7 @@ impl Refiner {
         self.lanes.submit(requests, false);
     }
 
-    /// Counts an offer as taken; `None` where sessions beside each other have all of the staging memory.
+    /// Accepts an offer; `None` if other sessions use all of the staging memory.
     fn swap(&self, state: &mut State, layer: usize, offer: &Offer) -> Option<Request> {
         let (plane, verify) = (self.options.level.planes(), self.options.verify);
         let of = state.layers[layer].as_mut().expect("a layer that made an offer");
@@ -270,7 +271,7 @@ impl Refiner {
     }
 }
 
-/// Planes that a call may ask for, and the bytes of the largest.
+/// Planes that a call may request, and the bytes of the largest.
 fn staging(tables: &[Option<LayerExperts>], level: Level) -> (usize, usize) {
     let plane = level.planes();
     let slabs = tables.iter().flatten().filter(|t| t.planes.len() > plane).map(|t| t.plane_bytes(plane));
@@ -307,7 +308,7 @@ impl Refine for Refiner {
                 state.stats.planes_hit[p] += u64::from(p < planes);
             }
             state.stats.note([layer, expert as usize, planes + 16]);
-            // A gate that is no number says nothing of its expert, and must not stay in its heat for ever.
+            // A gate that is NaN or infinite says nothing of its expert, and must not stay in its heat for ever.
             if gate.is_finite() {
                 of.cache.warm(expert as usize, gate * weight);
                 state.stats.gate_mass += f64::from(gate);
@@ -324,7 +325,7 @@ impl Refine for Refiner {
         let mut state = self.lock();
         let state = &mut *state;
         state.on = false;
-        // What lanes are filling cannot be given back.
+        // Slabs that lanes are filling cannot be freed.
         while state.pending > 0 {
             state.land(self.lanes.wait());
         }

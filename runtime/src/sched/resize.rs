@@ -1,7 +1,8 @@
-//! The expert cache made smaller or larger while a model runs.
+//! Resizes the expert cache while a model runs.
 //!
-//! A call of [`Streamer::resize`], from any thread, leaves a wish. It is fulfilled between two servings: by the calling thread where
-//! nothing is served, else by the serving thread before its next layer. Exact results do not depend on it (R2).
+//! [`Streamer::resize`], callable from any thread, leaves a request. It is carried out between two servings: by the
+//! calling thread if no layer is being served, otherwise by the serving thread before its next layer. Exact results do
+//! not depend on it (R2).
 
 use super::home::Home;
 use super::{State, Streamer};
@@ -11,10 +12,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// How long a call waits before it tries again to fulfil its wish itself.
+/// How long a call waits before it tries again to carry out its request itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// Resizes that are asked for.
+/// Requested resizes.
 #[derive(Default)]
 pub(super) struct Wishes {
     wish: Mutex<Wish>,
@@ -24,10 +25,10 @@ pub(super) struct Wishes {
 #[derive(Default)]
 struct Wish {
     bytes: usize,
-    /// How many wishes there were, and up to which they are fulfilled.
+    /// The number of requests so far, and up to which they are done.
     asked: u64,
     done: u64,
-    /// What came of the last: bytes given back, or what went wrong.
+    /// The result of the last one: bytes given back, or the error.
     result: Option<Result<u64, String>>,
 }
 
@@ -55,12 +56,12 @@ impl Streamer {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Makes the cache as large as `bytes`, the same for every layer, from any thread. Returns when that is done, at the latest when
-    /// the layer in hand is computed, with the bytes that went back to the system. No layer gets more than all its experts take.
+    /// Makes the cache as large as `bytes`, the same for every layer, from any thread. Returns the bytes that went back
+    /// to the system, at the latest when the current layer is computed. No layer gets more than all its experts take.
     ///
     /// # Errors
-    /// `Invalid` for less than one expert of every layer, and where the system has no such memory; `Unsupported` where a device
-    /// keeps the experts.
+    /// `Invalid` if `bytes` is less than one expert of every layer, or the system has no such memory; `Unsupported` if
+    /// a device keeps the experts.
     pub fn resize(&self, bytes: u64) -> Result<u64> {
         if !self.on_host.load(Ordering::Relaxed) {
             return Err(Error::unsupported("the cache of experts is on a GPU, where it cannot be resized"));
@@ -95,7 +96,7 @@ impl Streamer {
         }
     }
 
-    /// Fulfils the wish, if there is one. Between two servings only.
+    /// Carries out a pending request. Between two servings only.
     pub(super) fn fulfil(&self, state: &mut State) {
         if !self.asked.swap(false, Ordering::Acquire) {
             return;
@@ -104,7 +105,7 @@ impl Streamer {
             let wish = self.wishes.lock();
             (wish.bytes, wish.asked)
         };
-        // What was read ahead has slabs that cannot be moved before it has come.
+        // Slabs of prefetches in flight cannot be moved before they land.
         while state.pending > 0 {
             let _ = self.wait(state);
         }

@@ -1,7 +1,7 @@
-//! What is resident after a decision: planes that are counted in, refinements that are bought, and what gives way for both.
+//! What is resident after a decision: planes counted in, refinements bought, and planes evicted for both.
 //!
-//! All of it follows from the tokens, not from time (R3): a plane counts as resident from here on, before its read is handed
-//! over, and one that is on its way gives way only when it has come.
+//! All of it follows from the tokens, not from time (R3). A plane counts as resident from here on, before its read is
+//! submitted, and a plane in flight is evicted only after it has landed.
 
 use super::home::Home;
 use super::policy::{Ask, Precision, offers};
@@ -31,7 +31,7 @@ impl Streamer {
         reads
     }
 
-    /// Counts a plane in.
+    /// Counts a plane as resident.
     pub(super) fn expect(&self, state: &mut State, layer: usize, expert: usize) -> usize {
         let plane = state.home(layer).expect(expert);
         log::trace!("layer {layer}: plane {plane} of expert {expert} is read");
@@ -40,7 +40,7 @@ impl Streamer {
         plane
     }
 
-    /// Planes that are resident anyway are used, as far as making room for the floor has left them.
+    /// Uses the resident planes that making room for the floor has left.
     fn keep_what_is_there(&self, home: &mut Home, asks: &mut [Ask], floor: usize) {
         for ask in asks {
             ask.planes = home.cache.planes(ask.expert).max(floor);
@@ -48,7 +48,7 @@ impl Streamer {
         }
     }
 
-    /// Buys refinements, most worth first, as long as they are worth more than what must give way.
+    /// Buys refinements, most valuable first, as long as they are worth more than the planes they evict.
     fn buy(&self, state: &mut State, layer: usize, asks: &mut [Ask], reads: &mut Vec<(usize, usize)>) {
         let (quality, limit) = (state.quality, self.options.refinement_bytes);
         let home = state.home(layer);
@@ -74,7 +74,7 @@ impl Streamer {
         }
     }
 
-    /// Makes planes of less than `value` give way until the next plane of an expert fits; `false` where they do not do.
+    /// Evicts planes of less than `value` until the next plane of an expert fits; `false` if they do not suffice.
     pub(super) fn make_room(&self, state: &mut State, layer: usize, expert: usize, value: f32) -> bool {
         loop {
             let home = state.home(layer);
@@ -87,7 +87,7 @@ impl Streamer {
                 return false;
             }
             if home.reading(victim, plane) {
-                // It was read ahead and has not come yet.
+                // It was prefetched and has not landed yet.
                 self.wait_for_any(state);
                 continue;
             }
@@ -102,7 +102,7 @@ impl Streamer {
         }
     }
 
-    /// Waits for a read of another serving; a failure of it is that serving's affair.
+    /// Waits for a read of another serving, which will meet a failure itself.
     pub(super) fn wait_for_any(&self, state: &mut State) {
         if self.wait(state).is_err() {
             self.take_back(state);

@@ -1,7 +1,7 @@
-//! One serving: the experts that a layer wants are brought in and computed.
+//! One serving: brings the wanted experts of a layer into memory and computes them.
 //!
-//! Runs on the model's thread, with the state locked. Where all that is wanted fits the layer's share of the cache, everything
-//! is decided before the first read is handed over. What is decided is in `room`; this file is the order of events.
+//! Runs on the model's thread, with the state locked. If all wanted experts fit the layer's share of the cache,
+//! everything is decided before the first read is submitted. `room` decides; this file has the order of events.
 
 use super::home::Home;
 use super::policy::{self, Ask};
@@ -13,18 +13,19 @@ use crate::telemetry::Track;
 use std::io;
 use std::time::Instant;
 
-/// Experts handed out to be computed together at most: a list on the stack.
+/// The most experts handed out in one batch: a list on the stack.
 const BATCH: usize = 64;
 
-/// Steps in which what is in memory is computed where more is wanted than fits: the fewer, the longer the lanes have
-/// nothing to do at first; the more, the fewer experts the threads share out among themselves.
+/// If the wanted experts do not all fit, the resident ones are computed in this many steps. With fewer steps the lanes
+/// idle longer at first; with more, the threads have fewer experts to share.
 const STEPS: usize = 4;
 
-/// The part of a layer's share that such reads may take at a time: what was computed first is hottest and should stay.
+/// The part of a layer's share (1/3) that such reads may take at a time: the experts computed first are hottest and
+/// should stay.
 const WINDOW: usize = 3;
 
 impl Streamer {
-    /// Cools the layer down by the tokens in hand and adds their gate mass.
+    /// Decays the layer's heat by the current tokens and adds their gate mass.
     pub(super) fn heat_up(&self, home: &mut Home, wanted: &[Wanted]) {
         let slots: u32 = wanted.iter().map(|w| w.tokens).sum();
         let tokens = (slots as f32 / self.top_k.max(1) as f32).max(1.0);
@@ -34,9 +35,9 @@ impl Streamer {
         }
     }
 
-    /// Brings `asks` in and computes them, those that are in memory first. Where not all fit together, what was computed
-    /// makes room for what comes next while others are computed. Who gives way for whom follows from the order, not from
-    /// time (R3). Whatever happens, nothing is under way afterwards that was asked for.
+    /// Brings `asks` in and computes them, resident ones first. If not all fit together, computed experts are evicted
+    /// for the next ones while others are computed. Which expert is evicted for which follows from the order, not from
+    /// time (R3). On every path, no read of this serving is in flight afterwards.
     pub(super) fn bring_and_compute(
         &self,
         state: &mut State,
@@ -52,7 +53,7 @@ impl Streamer {
         let all: usize = asks.iter().map(|ask| home.cache.bytes(0, ask.planes.min(floor))).sum();
         let all_fit = all <= home.cache.capacity();
         let mut steps = || {
-            // Those before `begun` are in memory or under way, those before `done` are computed and may give way.
+            // Asks before `begun` are resident or in flight; those before `done` are computed and may be evicted.
             let (mut begun, mut done) = (0, 0);
             while done < asks.len() {
                 let to = match (all_fit, begun < here) {
@@ -83,8 +84,8 @@ impl Streamer {
         result
     }
 
-    /// How many of the asks from `begun` on may be read beside those that are not computed yet, of which those from `here`
-    /// on had to be read as well: one at least, where nothing else is left.
+    /// How many of the asks from `begun` on may be read beside those that are not computed yet, of which those from
+    /// `here` on had to be read as well. At least one if nothing else is left.
     fn fit(&self, home: &Home, asks: &[Ask], done: usize, begun: usize, here: usize) -> usize {
         let floor = self.options.precision.floor().planes();
         let bytes = |asks: &[Ask]| -> usize { asks.iter().map(|ask| home.cache.bytes(0, ask.planes)).sum() };
@@ -96,7 +97,7 @@ impl Streamer {
         if begun == done { fit.max(1) } else { fit }
     }
 
-    /// Brings in all but the first `begun` of `asks`, which are not given up.
+    /// Brings in all but the first `begun` of `asks`; those are protected from eviction.
     fn begin(&self, state: &mut State, layer: usize, asks: &mut [Ask], begun: usize) -> Result<()> {
         if asks.len() == begun {
             return Ok(());
@@ -116,7 +117,7 @@ impl Streamer {
         Ok(())
     }
 
-    /// Hands reads to the lanes and returns their bytes.
+    /// Submits reads to the lanes and returns their bytes.
     pub(super) fn submit(
         &self,
         state: &mut State,
@@ -166,8 +167,8 @@ impl Streamer {
         }
     }
 
-    /// Computes `asks`: what is there at once, and the rest as it lands. `begun` are those whose reads may fail by now. `idle` is
-    /// called before the first wait.
+    /// Computes `asks`: resident experts at once, the rest as they land. `begun` are the asks whose reads may fail by
+    /// now. `idle` is called before the first wait.
     fn compute(
         &self,
         state: &mut State,
@@ -179,7 +180,7 @@ impl Streamer {
         let mut left: Vec<&Ask> = asks.iter().collect();
         loop {
             let all_here = left.iter().all(|a| state.home(layer).loaded(a.expert, a.planes));
-            // What planes pass through to a device may not hold them all.
+            // Staging memory may be too small for all of them, so a device never waits for all.
             if self.options.overlap || all_here || state.staging.is_some() {
                 let home = state.home(layer);
                 let (ready, later): (Vec<&Ask>, Vec<&Ask>) =
@@ -205,7 +206,7 @@ impl Streamer {
                     self.wait(state)
                 }
             };
-            // Whatever else has landed by now is computed in one go.
+            // Everything else that has landed by now is computed in one batch.
             loop {
                 if let Err(fault) = landed
                     && fault.layer == layer

@@ -1,9 +1,10 @@
-//! Experts that a device keeps: what planes pass through on their way to it, and what becomes of them when it is gone.
+//! Experts that a device keeps: the staging memory through which planes reach it, and the move to the host when it is
+//! lost.
 //!
-//! The device's memory is the cache, whose directory is [`Home`]; the host holds a plane from its read until the device was
-//! given it, in an arena for all layers that is as large as the plan says. Reads of a serving that find no room there queue up
-//! in the order in which their experts are computed. An expert's reads get room together or not at all, so the first in the
-//! queue can always be finished. After a serving, nothing is left on the host.
+//! The device's memory is the cache, with [`Home`] as its directory. The host holds a plane from its read until the
+//! device has it, in one arena for all layers, sized by the plan. Reads of a serving that find no room there queue up
+//! in the order in which their experts are computed. An expert's reads get room together or not at all, so the first in
+//! the queue can always be finished. After a serving, nothing is left on the host.
 
 use super::home::Home;
 use super::policy::{self, Ask};
@@ -23,17 +24,17 @@ use std::sync::atomic::Ordering;
 pub struct DeviceOptions {
     /// No expert has more planes there than this level has.
     pub level: Level,
-    /// Bytes of host memory that planes pass through.
+    /// Bytes of host staging memory.
     pub staging_bytes: usize,
 }
 
-/// Brings some experts of a layer to a device, for later.
+/// Uploads some experts of a layer to a device in advance.
 pub(super) type ToDevice<'a> = &'a mut dyn FnMut(usize, &[(u32, &Expert)]) -> Result<()>;
 
-/// What planes pass through.
+/// Staging memory.
 pub(super) struct Staging {
     arena: Arena,
-    /// Reads that wait for room: (layer, expert, plane), those of an expert one after another.
+    /// Reads that wait for room: (layer, expert, plane), those of one expert in sequence.
     queue: VecDeque<(usize, usize, usize)>,
 }
 
@@ -50,10 +51,10 @@ impl Staging {
     }
 }
 
-/// Bytes on the host that experts pass through one after another at least, and so many that all experts of a token do at once,
-/// where that is not too much.
+/// Bytes of staging memory on the host: the least, which fits one expert at a time, and the best, which fits all
+/// experts of a token unless that is too much.
 pub(crate) fn staging_bytes(tables: &[Option<LayerExperts>], level: Level, top_k: usize) -> (u64, u64) {
-    /// Where one token's experts are more, the lanes have enough to do all the same.
+    /// The lanes stay busy with this much, even if one token's experts take more.
     const ENOUGH: u64 = 32 << 20;
     let one = |t: &LayerExperts| t.expert_bytes(level.min(t.level())) as u64;
     let one = tables.iter().flatten().map(one).max().unwrap_or(0);
@@ -63,7 +64,7 @@ pub(crate) fn staging_bytes(tables: &[Option<LayerExperts>], level: Level, top_k
 /// By layer, an empty home on the host or on a device, with the same share of `bytes` for all.
 ///
 /// # Errors
-/// `Invalid` where that does not hold one expert of every layer.
+/// `Invalid` if that does not hold one expert of every layer.
 pub(super) fn homes(
     tables: Vec<Option<LayerExperts>>,
     bytes: usize,
@@ -93,7 +94,7 @@ pub(super) fn homes(
 }
 
 impl Streamer {
-    /// Bytes of host memory for experts: the cache, or what they pass through on their way to a device.
+    /// Bytes of host memory for experts: the cache, or the staging memory of a device.
     pub fn host_bytes(&self) -> usize {
         let state = self.lock();
         let homes: usize = state.homes.iter().flatten().map(Home::host_bytes).sum();
@@ -105,7 +106,7 @@ impl Streamer {
         self.least
     }
 
-    /// Queues reads for experts in the order of `asks`, and begins those that there is room for. Returns their bytes.
+    /// Queues reads for experts in the order of `asks`, and submits those that there is room for. Returns their bytes.
     pub(super) fn queue(
         &self,
         state: &mut State,
@@ -123,7 +124,7 @@ impl Streamer {
         reads.iter().map(|&(_, plane)| table.plane_bytes(plane) as u64).sum()
     }
 
-    /// Hands queued reads to the lanes, as far as there is room.
+    /// Submits queued reads to the lanes, as far as there is room.
     fn feed(&self, state: &mut State) {
         loop {
             let State { homes, staging: Some(staging), .. } = state else { return };
@@ -145,7 +146,7 @@ impl Streamer {
         }
     }
 
-    /// Brings the first experts of `order`, as many as there are places, to a device, each at the floor.
+    /// Uploads the first experts of `order`, as many as there are slots, to a device, each at the floor.
     pub(super) fn send_hottest(
         &self,
         state: &mut State,
@@ -163,7 +164,7 @@ impl Streamer {
             let named: Vec<_> = batch.iter().map(|&(i, expert)| (wanted[i].expert, expert)).collect();
             send(layer, &named)
         };
-        // Nothing was wanted yet.
+        // Nothing was wanted yet, so the counters of wanted planes stay as they were.
         let before = state.stats.clone();
         let sent = self.bring_and_compute(state, layer, &mut asks, &mut send, Meanwhile::default());
         let read = state.stats.bytes_wanted - before.bytes_wanted;
@@ -171,7 +172,7 @@ impl Streamer {
         sent
     }
 
-    /// A device has what was computed: its slabs make room for others.
+    /// The device has the computed experts: their slabs are freed for others.
     pub(super) fn sent(&self, state: &mut State, layer: usize, computed: &[&Ask]) {
         if state.staging.is_some() {
             let home = state.home(layer);
@@ -180,7 +181,7 @@ impl Streamer {
         }
     }
 
-    /// After a serving that failed: nothing is queued, under way or on the host any more.
+    /// After a serving that failed: nothing stays queued, in flight or on the host.
     pub(super) fn unstage(&self, state: &mut State) {
         let Some(staging) = &mut state.staging else { return };
         if staging.arena.free_bytes() == staging.arena.bytes() && staging.queue.is_empty() {
@@ -194,7 +195,8 @@ impl Streamer {
         state.homes.iter_mut().flatten().for_each(Home::give_up_unsent);
     }
 
-    /// Where a device keeps experts: it is not told of what was served, so nothing that was served is there.
+    /// The throughput test hands nothing to the device. If the experts live there, none of the served ones arrived:
+    /// forget them all.
     pub(super) fn forget_unless_on_host(&self) {
         let mut state = self.lock();
         if state.staging.is_some() {

@@ -1,8 +1,9 @@
-//! A layer's memory made smaller or larger while experts are in it.
+//! Shrinks or grows a layer's memory while it holds experts.
 //!
-//! Smaller: the coldest planes give way, what lies too far up moves into the gaps, and the rest of the memory goes back to the
-//! system. Larger: as far as the memory was once, it is simply used again; beyond, what is there moves to new memory, piece by
-//! piece, and the old goes back as it empties. Runs between two servings: nothing is under way, nothing is computed with.
+//! Shrinking evicts the coldest planes, moves the slabs that lie too high into the gaps, and gives the rest of the
+//! memory back to the system. Growing reuses the old memory up to its first size. Beyond that, the contents move to new
+//! memory piece by piece, and the old memory goes back to the system as it empties. Runs between two servings: no read
+//! and no computation is in flight.
 
 use super::{Home, Memory, Slot};
 use crate::error::Result;
@@ -13,19 +14,20 @@ use std::sync::Arc;
 /// What a resize did.
 #[derive(Default)]
 pub(in crate::sched) struct Resized {
-    /// Bytes that the system has again.
+    /// Bytes that went back to the system.
     pub(in crate::sched) given_back: usize,
     /// Bytes moved in memory.
     pub(in crate::sched) moved: u64,
-    /// By plane, how many gave way.
+    /// Evictions by plane.
     pub(in crate::sched) gave_way: [u64; PLANES],
 }
 
 impl Home {
-    /// Makes room for `capacity` bytes, or fewer where all planes are less, in multiples of `granule`. Nothing for a device.
+    /// Resizes to `capacity` bytes, or to the size of all planes if that is less, in multiples of `granule`. Does
+    /// nothing on a device.
     ///
     /// # Errors
-    /// `Invalid` where the system has no such memory: what was there stays.
+    /// `Invalid` if the system has no such memory: what was cached stays.
     pub(in crate::sched) fn resize(&mut self, capacity: usize, granule: usize) -> Result<Resized> {
         let mut done = Resized::default();
         let all = self.cache.bytes(0, self.cache.planes_most()) * self.cache.experts();
@@ -56,7 +58,7 @@ impl Home {
         Ok(done)
     }
 
-    /// Where the planes in memory lie, in order: (offset, expert, plane).
+    /// Where the loaded planes lie, in order: (offset, expert, plane).
     fn loaded_slabs(&self) -> Vec<(usize, usize, usize)> {
         let mut all = Vec::new();
         for (expert, slots) in self.slots.iter().enumerate() {
@@ -70,7 +72,7 @@ impl Home {
         all
     }
 
-    /// Brings every slab below `limit`, where they all fit, moving as few as will do.
+    /// Moves the slabs above `limit` below it, if all fit there, moving as few as possible.
     fn gather(&mut self, limit: usize, granule: usize, moved: &mut u64) {
         let slabs = self.loaded_slabs();
         for &(offset, expert, plane) in slabs.iter().rev() {
@@ -80,7 +82,7 @@ impl Home {
             }
             let Memory::Host(arena) = &self.memory else { return };
             let Some(to) = arena.alloc(len, End::Low) else {
-                // The gaps are too short one by one. Together they are long enough.
+                // No single gap is long enough; together they are.
                 return self.slide_all(moved);
             };
             self.replace(expert, plane, to, moved);
@@ -100,7 +102,7 @@ impl Home {
         }
     }
 
-    /// Moves everything to other memory. From the top, so that the old memory goes back as it empties.
+    /// Moves everything to other memory, from the top, so that the old memory goes back as it empties.
     fn move_to(&mut self, to: Arena, moved: &mut u64) {
         for (offset, expert, plane) in self.loaded_slabs().into_iter().rev() {
             let end = if plane == 0 { End::Low } else { End::High };

@@ -1,9 +1,9 @@
-//! Reads that the system works off by itself: whoever asks for them hands them over and looks, when it likes, which are done.
+//! Reads through io_uring: the caller submits them and polls for completions.
 //!
-//! A lane is a chain of reads, each of which the system begins when the one before is done. So no thread has to be woken for
-//! a read to begin or to go on, which two busy cores would not do at once, and experts come one after another all the same,
-//! where a disk that is given everything at a time would bring everything at the end. What was not read, or not whole, is
-//! read by the caller ([`Reader`]).
+//! A lane is a chain of linked reads: the kernel starts each when the one before it is done. So no thread has to be
+//! woken to start the next read, which takes time while both cores are busy. Experts still arrive one after another,
+//! whereas a disk that gets all reads at once would finish all of them at the end. The caller itself repeats a read
+//! that failed or came short ([`Reader`]).
 
 use super::parts::{Part, Reader, cut};
 use super::{Landed, Request};
@@ -14,21 +14,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Reads that the system may know of: more than what a step of a prompt reads while it is computed.
+/// Reads in flight at most: more than one step of a prompt reads while it is computed.
 pub(super) const KNOWN: usize = 256;
 
-/// Lanes for reads ahead of need: whoever is wanted next shares the disk with them.
+/// Lanes for prefetches, which share the disk with the next wanted expert.
 const AHEAD: usize = 2;
 
-/// Reads under way, and those that wait for their turn.
+/// Reads in flight, and reads that wait for a slot.
 pub(super) struct Flights {
     ring: Ring,
     reader: Arc<Reader>,
-    /// When each lane was done with a read last.
+    /// When each lane last finished a read.
     lanes: Vec<Instant>,
     wanted: VecDeque<(Part, Slab)>,
     ahead: VecDeque<(Part, Slab)>,
-    /// By place in the ring, what is read there.
+    /// By slot of the ring, the read in it.
     flying: Vec<Option<Flight>>,
     mailbox: VecDeque<Landed>,
     trace: Option<Arc<Trace>>,
@@ -65,13 +65,13 @@ impl Flights {
                 return landed;
             }
             if self.ring.wait().is_err() {
-                // What is under way is done all the same, some time.
+                // The reads in flight still complete at some point.
                 std::thread::yield_now();
             }
         }
     }
 
-    /// Hands over all reads that the system may know of.
+    /// Submits as many reads as the ring has slots for.
     fn begin(&mut self) {
         let before = self.ring.flying();
         let mut wanted = std::mem::take(&mut self.wanted);
@@ -83,12 +83,13 @@ impl Flights {
             self.ahead = ahead;
         }
         if self.ring.flying() > before {
-            // What the system does not take is offered again when something is waited for.
+            // The kernel is offered refused entries again at the next wait.
             let _ = self.ring.submit();
         }
     }
 
-    /// Prepares as many of `parts` as there are places for, in `lanes` chains: the first of each is read first.
+    /// Prepares as many of `parts` as there are free slots, in `lanes` chains. The first part of each chain is read
+    /// first.
     fn chain(&mut self, parts: &mut VecDeque<(Part, Slab)>, lanes: usize) {
         let n = parts.len().min(self.ring.depth() - self.ring.flying());
         let since = Instant::now();
@@ -103,11 +104,11 @@ impl Flights {
         }
     }
 
-    /// Takes what is done and goes on with the rest.
+    /// Takes the completed reads and submits waiting ones.
     fn land(&mut self) {
         while let Some((place, mut slab, read)) = self.ring.done() {
             let Some(Flight { part, lane, since }) = self.flying[place].take() else { continue };
-            // The reads of a lane's several chains lie side by side.
+            // A lane's chains may overlap in time: count no time twice.
             let since = since.max(self.lanes[lane]);
             self.lanes[lane] = Instant::now();
             let whole = matches!(read, Ok(n) if n == slab.len());

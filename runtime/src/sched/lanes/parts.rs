@@ -1,5 +1,5 @@
-//! Requests cut into parts that are read on their own: whoever reads the last one joins them and compares the checksum, which
-//! is made part by part, while others are still coming.
+//! Requests cut into parts that are read independently. The reader of the last part joins them and compares the
+//! checksum, whose parts are computed while other parts are still being read.
 
 use super::{Landed, Request, lock};
 use crate::store::{PART_BYTES, Slab, Storage, read_again};
@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// A request whose parts are under way.
+/// A request whose parts are in flight.
 pub(super) struct Whole {
     layer: usize,
     expert: usize,
@@ -19,21 +19,21 @@ pub(super) struct Whole {
 }
 
 struct Done {
-    /// Parts that are not read yet.
+    /// Parts still to be read.
     left: usize,
     parts: Vec<Option<(Slab, Hasher)>>,
     failure: Option<io::Error>,
 }
 
-/// Which part of which request.
+/// One part of a request.
 pub(super) struct Part {
     whole: Arc<Whole>,
     index: usize,
-    /// Where it is in the file.
+    /// Its offset in the file.
     pub(super) offset: u64,
 }
 
-/// Cuts a request into parts with their slabs, or leaves it `whole`.
+/// Cuts a request into parts with their slabs, or keeps it in one part if `whole`.
 pub(super) fn cut(request: Request, whole: bool) -> impl Iterator<Item = (Part, Slab)> {
     let Request { layer, expert, plane, offset, checksum, slab } = request;
     let start = slab.offset();
@@ -48,19 +48,19 @@ pub(super) fn cut(request: Request, whole: bool) -> impl Iterator<Item = (Part, 
 }
 
 impl Part {
-    /// What it is read for, for traces.
+    /// The name of the read in traces.
     pub(super) fn name(&self) -> String {
         let Whole { layer, expert, plane, .. } = *self.whole;
         format!("read layer {layer} expert {expert} plane {plane}")
     }
 }
 
-/// Reads, and reads again what went wrong.
+/// Reads, with retries.
 pub(super) struct Reader {
     storage: Arc<dyn Storage>,
-    /// Nanoseconds that reads have taken.
+    /// Nanoseconds spent reading.
     pub(super) busy_ns: AtomicU64,
-    /// Reads that had to be repeated.
+    /// Number of retries.
     pub(super) retries: AtomicU64,
 }
 
@@ -69,17 +69,17 @@ impl Reader {
         Reader { storage, busy_ns: AtomicU64::new(0), retries: AtomicU64::new(0) }
     }
 
-    /// A part that was not read, or not whole, is read now.
+    /// Reads a part that failed or came short.
     pub(super) fn fill(&self, part: &Part, slab: &mut Slab) -> io::Result<()> {
         self.read(part.offset, slab, None)
     }
 
-    /// Counts a read that has to be repeated.
+    /// Counts a retry.
     pub(super) fn retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Puts a part beside the others; the whole, where it was the last.
+    /// Stores a part beside the others; returns the whole request if this was its last part.
     pub(super) fn arrived(&self, part: Part, slab: Slab, read: io::Result<()>) -> Option<Landed> {
         let Part { whole, index, .. } = part;
         let mut hasher = Hasher::new();
@@ -105,7 +105,7 @@ impl Reader {
         let result = match (failure, checksum) {
             (Some(e), _) => Err(e),
             (None, Some(sum)) if hash.finalize() != sum => {
-                // Once more, in one piece.
+                // Retry the whole request in one piece.
                 log::warn!("layer {layer}, expert {expert}, plane {plane}: another checksum, read again");
                 self.retry();
                 self.read(offset, &mut slab, Some(sum))

@@ -1,4 +1,4 @@
-//! Long requests: read in parts by several lanes, whole when they land, whatever happens to a part.
+//! Long requests are read in parts by several lanes and land whole, whatever happens to a part.
 
 use super::*;
 use crate::store::{Access, Arena, End, PART_BYTES as PART, Ring};
@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes in memory as storage, which counts how it is read and fails as it is told.
+/// An in-memory storage that counts its reads and injects faults.
 struct Bytes {
     bytes: Vec<u8>,
     reads: AtomicUsize,
     reading: AtomicUsize,
     most: AtomicUsize,
-    /// Two reads wait for each other. The limit is for lanes that read one by one: a failure then, and no hang.
+    /// Two reads wait for each other. The time limit turns lanes that read one by one into a failure instead of a hang.
     meet: AtomicBool,
     places: Mutex<HashSet<u64>>,
     fault: fn(first: bool, to: &mut [u8]) -> io::Result<usize>,
-    /// What the system reads by itself.
+    /// What io_uring reads.
     file: Option<File>,
 }
 
@@ -150,8 +150,9 @@ fn what_stays_wrong_is_an_error() {
     }
 }
 
-/// What the system reads by itself is `filed`; what it does not, is read from `stored`. `count` lanes read three requests, of
-/// which the second is short and the last ahead of need; whoever hands them over may be `gone` before they are done. `None` where the system has no such reads.
+/// io_uring reads `filed`; the fallback reads from `stored`. `count` lanes read three requests: the second is short,
+/// and the last is a prefetch. If `gone`, the submitting thread ends before the reads are done. `None` without
+/// io_uring.
 fn flown(
     count: usize,
     (filed, stored): (&[u8], &[u8]),
@@ -199,7 +200,7 @@ fn flown(
         assert!(before.is_none(), "a request lands once");
     }
     assert!(lanes.poll().is_none() && arena.free_bytes() == arena.bytes(), "every part came back");
-    // Lanes that go while reads are under way leave nobody's memory to them.
+    // Lanes that are dropped while reads are in flight give all memory back.
     lanes.submit([request(0, LEN), request(2, LEN)], false);
     drop(lanes);
     assert_eq!(arena.free_bytes(), arena.bytes());
@@ -220,14 +221,14 @@ fn the_system_reads_by_itself_and_what_it_does_not_is_read_again() {
             let Some((all, reads)) = flown(count, (&bytes, &bytes), sums, false) else { return };
             assert!(whole(&all), "{count} lanes");
             assert_eq!(reads, 0, "{count} lanes: nobody else has to read");
-            // What the system calls off is read again.
+            // Reads that the kernel cancels are read again.
             assert!(whole(&flown(count, (&bytes, &bytes), sums, true).unwrap().0), "{count} lanes");
         }
-        // A file that ends early, for the system only: what it leaves out is read by the caller.
+        // For io_uring only, the file ends early: the caller reads the rest.
         let cut = &bytes[..OFFSET + LEN / 2];
         let (all, reads) = flown(count, (cut, &bytes), true, false).unwrap();
         assert!(whole(&all) && reads > 0, "{count} lanes");
-        // Damaged on the way: found by the checksum, and read again.
+        // Damaged in flight: the checksum finds it, and the parts are read again.
         let mut damaged = bytes.clone();
         damaged[OFFSET + PART + 9] ^= 1;
         damaged[OFFSET + LEN + 17] ^= 1;

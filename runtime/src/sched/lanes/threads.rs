@@ -1,4 +1,4 @@
-//! Threads that read. A lane owns the part of a slab that it writes.
+//! Threads that read. A lane owns the part of the slab that it fills.
 
 use super::parts::{Part, Reader, cut};
 use super::{Landed, Request, lock};
@@ -55,7 +55,8 @@ impl Threads {
             };
             threads.threads.push(thread.spawn(run).map_err(failed)?);
         }
-        // What a thread allocates when it starts is allocated by now, also on a busy machine.
+        // A thread allocates when it starts. Wait for that, also on a busy machine, so that later reads allocate
+        // nothing.
         drop(starting);
         let _ = started.recv();
         Ok(threads)

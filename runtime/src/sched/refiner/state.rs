@@ -1,5 +1,5 @@
-//! Who has a plane more, and which planes are on their way: the book-keeping of refinements, layer by layer. No I/O, and no
-//! decision about when.
+//! Which experts have one more plane, and which planes are in flight: the bookkeeping of refinements, layer by layer.
+//! No I/O, and no decision about when.
 
 use super::HYSTERESIS;
 use crate::cache::{LayerCache, Worth};
@@ -13,17 +13,17 @@ use std::collections::VecDeque;
 use std::io;
 
 pub(super) struct State {
-    /// Whether anything is learned and decided.
+    /// Whether choices are learned from and decisions made.
     pub(super) on: bool,
     /// By layer; `None` where a layer is dense or has no such plane.
     pub(super) layers: Vec<Option<Layer>>,
-    /// Planes on their way, in the order in which they take effect.
+    /// Planes in flight, in the order in which they take effect.
     pub(super) coming: VecDeque<Coming>,
-    /// Reads under way.
+    /// Reads in flight.
     pub(super) pending: usize,
-    /// What planes are read into; `None` once nothing is read any more.
+    /// Staging memory for reads; `None` once reading has stopped.
     pub(super) arena: Option<Arena>,
-    /// Planes that a call may ask for.
+    /// Planes that a call may request.
     pub(super) swaps: usize,
     /// Calls begun.
     pub(super) call: u64,
@@ -32,15 +32,15 @@ pub(super) struct State {
 
 pub(super) struct Layer {
     pub(super) table: LayerExperts,
-    /// Who has a place, from the decision on.
+    /// Which experts have a slot, from the decision on.
     pub(super) cache: LayerCache,
-    /// Places that nobody has.
+    /// Slots without an expert.
     pub(super) free: Vec<usize>,
-    /// By expert, its place while its plane is in effect.
+    /// By expert, its slot while its plane is in effect.
     pub(super) at: Vec<Option<usize>>,
-    /// By expert: 1 while its plane is on its way, and may not give way.
+    /// By expert: 1 while its plane is in flight, which protects it from eviction.
     pub(super) keep: Vec<u8>,
-    /// Whose plane was read once, and whose could not be read: it is not asked for again.
+    /// Experts whose plane was read once, and those whose plane could not be read: these are not requested again.
     pub(super) seen: Vec<bool>,
     pub(super) broken: Vec<bool>,
 }
@@ -57,7 +57,7 @@ pub(super) struct Coming {
     pub(super) plane: Option<io::Result<Slab>>,
 }
 
-/// Who should have a place, at whose cost.
+/// Which expert should get a slot, and which should lose its own for it.
 pub(super) struct Offer {
     pub(super) winner: usize,
     pub(super) loser: Option<usize>,
@@ -116,10 +116,10 @@ impl Layer {
         }
     }
 
-    /// The best that could be done next.
+    /// The best next change.
     pub(super) fn offer(&self) -> Option<Offer> {
         let value = |e: usize| self.cache.value(e, 0);
-        // Whoever is about to lose its plane does not ask for it before that.
+        // An expert that is about to lose its plane does not compete before that.
         let without = |&e: &usize| self.cache.planes(e) == 0 && self.at[e].is_none() && !self.broken[e];
         let best = |a: &usize, b: &usize| value(*a).total_cmp(&value(*b)).then(b.cmp(a));
         let winner = (0..self.cache.experts()).filter(without).max_by(best)?;
@@ -131,7 +131,7 @@ impl Layer {
         (value > HYSTERESIS * least).then_some(Offer { winner, loser: Some(loser), gain: value - least })
     }
 
-    /// Gives an expert a place: that of `loser`, or a free one.
+    /// Gives an expert a slot: that of `loser`, or a free one.
     pub(super) fn take(&mut self, expert: usize, loser: Option<usize>) -> usize {
         let slot = match loser {
             Some(loser) => {

@@ -1,5 +1,5 @@
-//! Gate 26: who gets a plane more is a function of what was chosen, takes effect when it should, is kept while another is
-//! not clearly worth more, and what cannot be read is an error once and changes nothing else.
+//! Gate 26: which expert gets one more plane is a function of the choices. The plane takes effect when it should and is
+//! kept while no other is clearly worth more. A plane that cannot be read is an error once and changes nothing else.
 
 use super::*;
 use crate::experts::PlaneSlabs;
@@ -12,7 +12,7 @@ const EXPERTS: usize = 6;
 const LAYERS: usize = 2;
 const STRIDE: usize = 4096;
 
-/// Slabs that say whose they are; every read waits while it is held, or fails while it should.
+/// Slabs whose contents name their expert; every read blocks while it is held, or fails while it should.
 #[derive(Default)]
 struct Slabs {
     held: Mutex<bool>,
@@ -29,7 +29,7 @@ impl Slabs {
 
 impl Storage for Slabs {
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize> {
-        // The limit makes a failure of what would be a hang.
+        // The limit turns a hang into a failure.
         let limit = Duration::from_secs(600);
         drop(self.let_go.wait_timeout_while(self.held.lock().unwrap(), limit, |held| *held).unwrap());
         if self.fails.load(Ordering::Relaxed) {
@@ -94,7 +94,7 @@ fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
     Ok(changes)
 }
 
-/// The same, where every read that was asked for is done before the call begins.
+/// The same, but every requested read is done before the call begins.
 fn prompt_token(r: &Refiner, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     let mut state = r.lock();
     while state.pending > 0 {
@@ -105,7 +105,7 @@ fn prompt_token(r: &Refiner, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     token(r, chosen).unwrap()
 }
 
-/// The same, where no read is done before the call waits for it.
+/// The same, but no read is done before the call waits for it.
 fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     let before = r.waits();
     let changes = thread::scope(|scope| {
@@ -113,7 +113,7 @@ fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, 
         while !call.is_finished() && r.waits() == before {
             thread::yield_now();
         }
-        // What the call does not wait for stays on its way.
+        // Reads that the call does not wait for stay in flight.
         if r.waits() > before {
             slabs.hold(false);
         }
@@ -124,7 +124,7 @@ fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, 
     changes
 }
 
-/// One whose places, as nobody is hot, went to the first experts.
+/// A started refiner. No expert is hot, so its slots go to the first experts.
 fn started(slots: usize) -> (Refiner, Arc<Slabs>) {
     let storage = Arc::new(Slabs::default());
     let r = refiner(slots, storage.clone());
@@ -151,7 +151,7 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
     let stats = r.stats();
     assert_eq!(stats.upgrades, 0);
     assert!((stats.mean_bits() - 2.3).abs() < 1e-6, "{stats:?}");
-    // The colder of the first two gave way; what warmed up before the start is not among the hot.
+    // The colder of the first two is evicted; experts that were used before the start are not hot.
     assert_eq!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap(), [(0, 3)]);
     let stats = r.stats().since(&stats);
     assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (1, 1, 3.0), "{stats:?}");
@@ -163,18 +163,18 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
 fn gate_26_places_go_to_who_is_clearly_hotter_and_do_not_flap() {
     let (r, _) = started(1);
     let mut changes = Vec::new();
-    // Two take turns: one of them has the place, and keeps it.
+    // Two experts take turns: one of them has the slot, and keeps it.
     for i in 0..24u32 {
         changes.extend(token(&r, &[(i % 2, 0.5), (2, 0.1)]).unwrap());
     }
     assert_eq!(changes, []);
-    // Another takes over.
+    // Another expert takes over.
     for _ in 0..12 {
         changes.extend(token(&r, &[(4, 0.9)]).unwrap());
     }
     assert_eq!(changes, [(0, 4)]);
     assert_eq!(r.stats().downgrades, 1);
-    // Calls that brought no choices back only cool: nothing changes.
+    // Calls without choices only decay heat: nothing changes.
     for _ in 0..4 {
         r.begin(&mut |_| panic!("nothing was decided")).unwrap();
         r.end(100, 0, &mut std::iter::empty());
@@ -233,7 +233,7 @@ fn gate_26_what_cannot_be_read_is_an_error_once_and_the_place_stays_whose_it_was
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("file") && errors[0].contains("EIO"), "{errors:?}");
     let before = r.stats();
-    // The disk is back: others are refined, in the same place, and the first had its plane until then.
+    // The disk is back: other experts are refined in the same slot, and the first kept its plane until then.
     storage.fails.store(false, Ordering::Relaxed);
     token(&r, &[(0, 1.0)]).unwrap();
     assert!(r.stats().since(&before).mean_bits() > 2.9, "{:?}", r.stats());
@@ -242,7 +242,7 @@ fn gate_26_what_cannot_be_read_is_an_error_once_and_the_place_stays_whose_it_was
         changes.extend(token(&r, &[(2, 1.0)]).unwrap());
     }
     assert_eq!(changes, [(0, 2)]);
-    // A device that fails is the same.
+    // A failure of the device has the same effect.
     let mut tries = 0;
     for _ in 0..12 {
         let failed = r.begin(&mut |_| {
@@ -275,7 +275,7 @@ fn gate_26_whoever_stops_waits_for_its_reads_and_asks_for_no_more() {
     for _ in 0..4 {
         token(&r, &[(3, 1.0)]).unwrap();
     }
-    // One is on its way.
+    // One read is in flight.
     slabs.hold(true);
     let mut tokens = 0;
     while r.lock().pending == 0 {
@@ -293,7 +293,7 @@ fn gate_26_whoever_stops_waits_for_its_reads_and_asks_for_no_more() {
         slabs.hold(false);
     });
     assert!(r.refine().is_none() && r.lock().pending == 0 && r.lock().arena.is_none());
-    // A token that was under way elsewhere changes nothing.
+    // A token that was in progress elsewhere changes nothing.
     slabs.fails.store(true, Ordering::Relaxed);
     for _ in 0..4 {
         assert_eq!(token(&r, &[(0, 1.0)]).unwrap(), []);
