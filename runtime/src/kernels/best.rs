@@ -1,17 +1,17 @@
-//! The greatest of some values, as a sampler that needs no more than these takes them: the specification of
-//! [`super::Backend::best`], and of `argmax.wgsl` and `top_k.wgsl`.
+//! The largest of some values, for samplers that need no others: the specification of [`super::Backend::best`], and of
+//! `argmax.wgsl` and `top_k.wgsl`.
 
-/// As many as may be asked for.
+/// The largest `k`.
 pub const MAX_BEST: usize = 256;
 
-/// Where nothing is: fewer values than were asked for are numbers.
+/// The index of an empty entry, which remains if fewer than `k` values are numbers.
 const NOWHERE: u32 = u32::MAX;
 
-/// The greatest values with their indices, greatest first, of equals the lowest index first; as many as `out` holds, or as
-/// there are. NaN is left out. Returns how many.
+/// The largest values with their indices, largest first, ties by lowest index; as many as `out` holds, or fewer if
+/// there are fewer. NaN is left out. Returns the count.
 ///
 /// # Panics
-/// Where `out` is empty.
+/// If `out` is empty.
 pub fn best_of(values: &[f32], out: &mut [(u32, f32)]) -> usize {
     let mut n = 0;
     for (i, &x) in values.iter().enumerate() {
@@ -26,7 +26,7 @@ pub fn best_of(values: &[f32], out: &mut [(u32, f32)]) -> usize {
     n
 }
 
-/// What [`super::Backend::best`] wrote, up to the first that is nowhere.
+/// Reads the result of [`super::Backend::best`], up to the first empty entry.
 pub fn from_bits(bits: &[f32], out: &mut Vec<(u32, f32)>) {
     out.clear();
     let pairs = bits.chunks_exact(2).map(|pair| (pair[0].to_bits(), pair[1]));
@@ -52,7 +52,7 @@ mod tests {
             want.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
             want.truncate(k);
             assert_eq!(pairs[..n], want);
-            // As a device writes them, with nothing behind.
+            // As a device writes them, with empty entries at the end.
             let mut bits: Vec<f32> = want.iter().flat_map(|&(i, x)| [f32::from_bits(i), x]).collect();
             bits.resize(2 * k, f32::from_bits(NOWHERE));
             from_bits(&bits, &mut out);

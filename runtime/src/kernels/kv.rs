@@ -1,7 +1,7 @@
-//! How keys and values lie outside of a backend: what a saved session holds, and what one session copies from another.
+//! The layout of keys and values outside of a backend: in a saved session, and in copies between sessions.
 //!
-//! Every backend orders its caches for its own kernels. This order is the CPU's, which copies it as it is; a GPU translates.
-//! Numbers are little-endian, in the precision of the cache.
+//! Every backend orders its caches for its own kernels. This order is the CPU's, which copies it unchanged; a GPU
+//! translates. Numbers are little-endian, in the precision of the cache.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ pub struct KvShape {
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvSide {
-    /// `[heads, positions / 16, head_dim, 16]`; what the last block lacks is zero.
+    /// `[heads, positions / 16, head_dim, 16]`; the unused lanes of the last block are zero.
     Keys,
     /// `[heads, positions, head_dim]`.
     Values,
@@ -34,7 +34,7 @@ pub enum KvSide {
 /// A part of a layer's keys or values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvPart {
-    /// Of the layer.
+    /// The layer's shape.
     pub shape: KvShape,
     /// Which of the two.
     pub side: KvSide,
@@ -45,7 +45,7 @@ pub struct KvPart {
 }
 
 impl KvPart {
-    /// Positions with those that a last block of keys lacks.
+    /// Positions, with the unused lanes of a last block of keys.
     fn padded(&self) -> usize {
         match self.side {
             KvSide::Keys => self.positions.len().next_multiple_of(KV_BLOCK),

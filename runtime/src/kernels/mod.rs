@@ -1,4 +1,4 @@
-//! What a transformer needs of a processor, as operations on buffers.
+//! The operations that a transformer runs on a processor, on buffers.
 //!
 //! [`Backend`] is the seam between `model` and the hardware. Buffers are opaque, so that they may live on a device;
 //! host values pass through [`Backend::upload`] and [`Backend::read`] only. Calls are made from one thread at a
@@ -31,23 +31,24 @@ use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 
-/// From this many tokens on a call may be computed in another way (on a CPU in bfloat16): all of its products, so that what an
-/// expert computes does not depend on how many tokens chose it. The session cuts a longer prompt into pieces of at least as many.
+/// Calls of this many tokens or more may be computed differently (on a CPU in bfloat16). That holds for all products of
+/// the call, so that an expert's results do not depend on how many tokens chose it. The session cuts longer prompts
+/// into pieces of at least this size.
 pub(crate) const MANY: usize = 16;
 
 /// A processor that can run a transformer.
 ///
-/// Weights are named by where they lie: what is passed as a matrix, norm, bias or table must not change or make room for
-/// another while the backend is in use, so that a device may keep what it has copied; rope tables have names of their own.
-/// Operations without a result that fail say so at the next operation that returns one.
+/// Weights are identified by their address. A matrix, norm, bias or table that was passed must not change, nor be freed
+/// for another, while the backend is in use, so that a device may keep its copy; rope tables have their own names. An
+/// operation without a result reports its failure at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
     type Buf: Send;
     /// The keys and values of one layer.
     type Kv: Send;
 
-    /// Whether it computes all that a model uses; what it does not, for people. Asked before anything else, so that another
-    /// backend can take the model.
+    /// Whether the backend computes all that a model uses; otherwise what is missing, for display. Called first, so
+    /// that another backend can take the model.
     ///
     /// # Errors
     /// What is missing.
@@ -65,13 +66,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src` to `dst[at..]`.
     fn upload(&self, dst: &mut Self::Buf, at: usize, src: &[f32]);
 
-    /// Of every part copies `src[at..]` to `dst`, after everything before it has finished: one wait for all.
+    /// For every part, copies `src[at..]` to `dst` after all previous operations have finished: one wait for all parts.
     ///
     /// # Errors
-    /// `Device` where something has gone wrong before.
+    /// `Device` if a previous operation failed.
     fn read(&self, parts: &mut [(&Self::Buf, usize, &mut [f32])]) -> Result<()>;
 
-    /// What the caller does next, for a processor that can make use of it.
+    /// A hint about what the caller does next.
     ///
     /// # Errors
     /// As [`Backend::read`].
@@ -80,9 +81,9 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The `k` greatest of the first `len` values of `x`, at most [`MAX_BEST`], as [`best_of`] says, in `out` (`[k, 2]`:
-    /// index and value as the bits of values, to be read by [`from_bits`]). `false`, and nothing done, where the backend does
-    /// not choose: the caller then reads the values and does.
+    /// The `k` largest of the first `len` values of `x`, at most [`MAX_BEST`], as defined by [`best_of`], in `out`
+    /// (`[k, 2]`: index and value as the bits of values, to be read by [`from_bits`]). Returns `false` and does nothing
+    /// if the backend does not support it: the caller then reads the values and selects.
     ///
     /// # Errors
     /// As [`Backend::read`].
@@ -98,14 +99,14 @@ pub trait Backend: Send + Sync + 'static {
     /// `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
     fn alloc_kv(&self, places: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
 
-    /// Copies a part of what a cache holds to `out`, after everything before it has finished. Positions that were not written are
-    /// whatever they are.
+    /// Copies a part of a cache to `out`, after all previous operations have finished. Positions that were never
+    /// written have unspecified contents.
     ///
     /// # Errors
     /// As [`Backend::read`].
     fn read_kv(&self, kv: &Self::Kv, part: &KvPart, out: &mut [u8]) -> Result<()>;
 
-    /// Copies what [`Backend::read_kv`] gave to a cache, of this backend or another.
+    /// Copies the output of [`Backend::read_kv`] to a cache, of this backend or another.
     fn write_kv(&self, kv: &mut Self::Kv, part: &KvPart, from: &[u8]);
 
     /// `out[i] = table[tokens[i]]`, dequantized.
@@ -114,14 +115,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Several products of one input.
     fn linear(&self, call: LinearCall<'_, '_, Self::Buf>);
 
-    /// Writes keys and values to the cache, and mixes values for the queries. The projections are used up.
+    /// Writes keys and values to the cache, and mixes values for the queries. The projections are consumed.
     fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
 
     /// `x += sigmoid(gate) · block(h)`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);
 
-    /// Of a call's tokens, how many of the last have to be computed together for the last one's results to be what they are
-    /// among all. `None` where the backend had better take all.
+    /// How many of a call's last tokens have to be computed together, so that the last one's results are the same as
+    /// among all. `None` if the backend should compute all.
     fn tail(&self, tokens: usize) -> Option<usize> {
         let _ = tokens;
         None
@@ -141,11 +142,11 @@ pub trait Backend: Send + Sync + 'static {
         slots: &mut Self::Buf,
     );
 
-    /// Routing, experts and their weighted sum, added to `x`, without a word to the host. `false`, and nothing done, where
-    /// the backend cannot: the caller then routes and serves. Results are the same either way.
+    /// Routing, experts and their weighted sum, added to `x`, without a wait for the host. Returns `false` and does
+    /// nothing if the backend does not support it: the caller then routes and serves. Results are the same either way.
     ///
     /// # Errors
-    /// `Device` where the experts do not fit the device.
+    /// `Device` if the experts do not fit the device.
     fn routed(
         &self,
         bufs: RoutedBufs<'_, Self::Buf>,
@@ -158,7 +159,7 @@ pub trait Backend: Send + Sync + 'static {
         Ok(false)
     }
 
-    /// Gives an expert that [`Backend::routed`] computes a plane more, from its next call on. Nothing where the backend does
+    /// Gives an expert of [`Backend::routed`] one more plane, from its next call on. Does nothing if the backend does
     /// not compute experts that way, or has no room for planes beside them.
     ///
     /// # Errors

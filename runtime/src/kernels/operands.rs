@@ -1,4 +1,4 @@
-//! What operations take beside buffers.
+//! The operands of operations, beside buffers.
 
 use crate::experts::Expert;
 use crate::quant::Matrix;
@@ -19,23 +19,25 @@ pub struct LinearCall<'a, 'o, Buf> {
     pub x: &'a Buf,
     /// Its rows.
     pub tokens: usize,
-    /// The norm of `x` that is multiplied in its place, and where that goes (`[tokens, cols]`).
+    /// A norm of `x`; the normed rows, which are multiplied in its place, are written to the second buffer (`[tokens,
+    /// cols]`).
     pub norm: Option<(Norm<'a>, &'a mut Buf)>,
-    /// What it is multiplied with.
+    /// The matrices, with their outputs.
     pub outs: &'a mut [Linear<'o, Buf>],
-    /// With one product: it is added to these rows, by way of its own where the backend needs it.
+    /// With one product only: the result is added to these rows, through the product's own output if the backend needs
+    /// it.
     pub add: Option<&'a mut Buf>,
 }
 
 /// Attention of some tokens.
 pub struct AttendCall<'a, Buf, Kv> {
-    /// Their projections.
+    /// The tokens' projections.
     pub x: Projected<'a, Buf>,
-    /// What becomes of those first.
+    /// How the projections are prepared.
     pub how: &'a Placing<'a>,
-    /// Where the first token stands.
+    /// The position of the first token.
     pub pos: usize,
-    /// How many they are.
+    /// The number of tokens.
     pub tokens: usize,
     /// The layer's keys and values.
     pub kv: &'a mut Kv,
@@ -47,7 +49,7 @@ pub struct AttendCall<'a, Buf, Kv> {
 
 /// A block that every token goes through ([`Activation::Swiglu`]).
 pub struct FeedCall<'a, Buf> {
-    /// With a norm, `h` is made of `x` first.
+    /// With a norm, `h` is computed from `x` first.
     pub norm: Option<Norm<'a>>,
     /// `[tokens, d]`.
     pub h: &'a mut Buf,
@@ -55,17 +57,17 @@ pub struct FeedCall<'a, Buf> {
     pub tokens: usize,
     /// The block.
     pub block: &'a Expert,
-    /// `[tokens, 1]`: the sigmoid of these multiplies what the block gives.
+    /// `[tokens, 1]`: the sigmoid of these multiplies the block's output.
     pub gate: Option<&'a Buf>,
     /// Scratch, `[tokens, d]`.
     pub y: &'a mut Buf,
-    /// What it is added to, `[tokens, d]`.
+    /// Added to, `[tokens, d]`.
     pub x: &'a mut Buf,
 }
 
 /// The weighted sum of routed experts.
 pub struct SumCall<'a, Buf> {
-    /// `[tokens · top_k, d]`. A gate of zero is a row that was not computed.
+    /// `[tokens · top_k, d]`. A gate of zero marks a row that was not computed.
     pub slots: &'a Buf,
     /// `tokens · top_k` of them.
     pub choices: &'a [Choice],
@@ -75,18 +77,19 @@ pub struct SumCall<'a, Buf> {
     pub d: usize,
     /// Scratch, `[tokens, d]`.
     pub y: &'a mut Buf,
-    /// What it is added to, `[tokens, d]`.
+    /// Added to, `[tokens, d]`.
     pub x: &'a mut Buf,
 }
 
-/// What a caller does next.
+/// What the caller does next.
 pub enum Flow<'a, 'w> {
-    /// It waits elsewhere, as for weights from storage, and more will follow: the processor may begin with what it has.
+    /// It waits elsewhere, for example for weights from storage, and more work follows: the processor may start with
+    /// what it has.
     Begin,
-    /// A part of a longer computation is complete, of which nothing is read: the processor may begin, and the caller is kept from
-    /// getting far ahead.
+    /// A part of a longer computation is complete, and nothing is read back: the processor may start, and the caller is
+    /// kept from running far ahead.
     HandOver,
-    /// It waits, and will use these weights next, in order: they may be brought nearer.
+    /// It waits, and will use these weights next, in order: they may be prefetched.
     Soon(&'a mut dyn Iterator<Item = &'w Matrix>),
 }
 
@@ -119,7 +122,7 @@ pub struct Attention<'a> {
 /// Cosines and sines for rotary embedding, in half-split ("NeoX") order, any frequency scaling already applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
-    /// Names the rotation. Of two tables with one name, the shorter is the other's beginning.
+    /// Identifies the rotation. Of two tables with one name, the shorter is a prefix of the longer.
     pub name: u64,
     /// Rotated dimensions of a head, even; the rest of the head passes through.
     pub dims: usize,
@@ -139,7 +142,7 @@ pub struct Projected<'a, Buf> {
     pub v: &'a mut Buf,
 }
 
-/// What stands between projections and attention, in this order: norms of queries and keys, limits, rope.
+/// The steps between projections and attention, in this order: norms of queries and keys, limits, rope.
 #[derive(Clone, Copy, Debug)]
 pub struct Placing<'a> {
     /// Query heads.
@@ -148,7 +151,7 @@ pub struct Placing<'a> {
     pub kv_heads: usize,
     /// Values per head.
     pub head_dim: usize,
-    /// Over each head, where it is as long as a head, else over the row.
+    /// Over each head if it is as long as a head, else over the row.
     pub q_norm: Option<&'a [f32]>,
     /// Likewise.
     pub k_norm: Option<&'a [f32]>,
@@ -167,7 +170,7 @@ pub struct Router {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// Softmax over all experts happens before the choice. Divide the chosen weights by their sum?
+    /// Whether the chosen weights are divided by their sum. The softmax over all experts comes before the choice.
     pub renormalize: bool,
     /// Multiplies the final weights.
     pub scale: f32,
@@ -188,7 +191,7 @@ pub enum Activation {
     },
 }
 
-/// What the experts of a layer have beside their matrices.
+/// What the experts of a layer have besides their matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Feed<'a> {
     /// Between gate, up and down.
@@ -209,14 +212,14 @@ pub struct Biases<'a> {
 }
 
 impl<'a> Biases<'a> {
-    /// Those of gate, up and down of one expert with these many rows.
+    /// The biases of gate, up and down of one expert with `ff` and `d` rows.
     pub fn of(&self, expert: u32, ff: usize, d: usize) -> [&'a [f32]; 3] {
         let part = |all: &'a [f32], n: usize| &all[expert as usize * n..][..n];
         [part(self.gate, ff), part(self.up, ff), part(self.down, d)]
     }
 }
 
-/// What a model uses that a backend may not have: the greatest of all layers.
+/// The requirements of a model that a backend may not meet: the largest of all layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
     /// Values per head.
@@ -247,16 +250,16 @@ pub struct Routed {
     pub top_k: usize,
     /// Tokens of the call, whichever experts they chose.
     pub tokens: usize,
-    /// A name of the inputs, which calls have in common that have the same: a layer's experts may come in several, and others
-    /// between them. What was made of inputs with this name need not be made again. 0 names none.
+    /// A name of the inputs, shared by calls with the same inputs: a layer's experts may come in several calls, with
+    /// others between them. Converted inputs with this name may be reused. 0 names none.
     pub inputs: u64,
 }
 
-/// What [`super::Backend::routed`] works on.
+/// The buffers of [`super::Backend::routed`].
 pub struct RoutedBufs<'a, Buf> {
     /// Normed input, `[tokens, d]`.
     pub h: &'a Buf,
-    /// The router's, `[tokens, experts]`.
+    /// The router's logits, `[tokens, experts]`.
     pub logits: &'a Buf,
     /// Scratch, `[tokens · top_k, d]`.
     pub slots: &'a mut Buf,
@@ -264,7 +267,7 @@ pub struct RoutedBufs<'a, Buf> {
     pub y: &'a mut Buf,
     /// Residual stream, `[tokens, d]`.
     pub x: &'a mut Buf,
-    /// Where choices are noted for whoever reads a result back later.
+    /// Where choices are recorded, to be read back later.
     pub history: Option<History<'a, Buf>>,
 }
 
@@ -274,7 +277,7 @@ pub struct History<'a, Buf> {
     pub buf: &'a mut Buf,
     /// Where the layer's part begins.
     pub at: usize,
-    /// How many of the last tokens are noted.
+    /// How many of the last tokens are recorded.
     pub tokens: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What the tests of all backends share.
+//! Helpers shared by the tests of all backends.
 
 use super::Backend;
 use crate::quant::GroupParams;

@@ -1,34 +1,34 @@
-//! Which variants of its kernels a GPU may use: what programs choose, whether or not they are built with a GPU's kernels.
+//! Which variants of its kernels a GPU may use: chosen by programs, whether or not they are built with GPU support.
 
-/// Variants of a GPU's kernels that are used where the adapter has what they need. Where it has not, the plain ones are.
+/// Variants of a GPU's kernels. Each is used if the adapter supports it; otherwise the plain one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub struct GpuVariants {
-    /// Sums over a workgroup by subgroups, to the same bits.
+    /// Sums over a workgroup use subgroups, bit-identical.
     pub subgroups: bool,
-    /// What products keep their inputs in.
+    /// The format of products' inputs.
     pub inputs: GpuInputs,
 }
 
-/// How a GPU's products keep their inputs.
+/// The format in which a GPU's products keep their inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[doc(hidden)]
 pub enum GpuInputs {
-    /// In 8 bits on a GPU under Vulkan or DirectX 12, where nearly all multiply four bytes in one instruction; in single
-    /// precision under Metal, which has none, and where the processor does the work.
+    /// 8 bits on a GPU under Vulkan or DirectX 12, where nearly all multiply four bytes in one instruction. Single
+    /// precision under Metal, which has no such instruction, and on software adapters.
     #[default]
     Auto,
-    /// In single precision.
+    /// Single precision.
     Single,
-    /// In half precision where several tokens are computed at once, and four columns at a time are multiplied in it. A
-    /// token's bits then depend on whether it is alone.
+    /// Half precision if several tokens are computed at once, multiplied four columns at a time. A token's bits then
+    /// depend on whether it is computed alone.
     Half,
-    /// In 8 bits where weights are nested, as the CPU does: integer products.
+    /// 8 bits if weights are nested, as on the CPU: integer products.
     Bytes,
 }
 
 impl GpuVariants {
-    /// What every adapter can run.
+    /// The variants that every adapter can run.
     pub const PLAIN: GpuVariants = GpuVariants { subgroups: false, inputs: GpuInputs::Single };
 }
 

@@ -1,8 +1,9 @@
-//! Activations in 8 bits, as products of nested matrices read them.
+//! Activations quantized to 8 bits, as products of nested matrices read them.
 
 use super::aligned::Aligned;
 
-/// Kernels that take a block of tokens may read this many beyond the last: memory that is there, whatever is in it.
+/// Kernels that take a block of tokens may read this many tokens beyond the last. That memory exists; its contents do
+/// not matter.
 pub(super) const SPARE_TOKENS: usize = 15;
 
 /// Activations of some tokens, quantized in groups. Group-major: a product visits all its tokens for one group.
@@ -21,8 +22,8 @@ pub(super) struct Activations {
     sum: Aligned<f32>,
 }
 
-/// The distance between groups for so many tokens: an odd number of sixteens. A power of two would put the groups of a
-/// block of tokens in the same few sets of a cache.
+/// The distance between groups for `tokens` tokens: an odd multiple of 16. With a power of two, the groups of a block
+/// of tokens would share a few sets of a cache.
 fn stride(tokens: usize) -> usize {
     if tokens < 16 { tokens } else { (tokens.div_ceil(16) | 1) * 16 }
 }
@@ -44,7 +45,7 @@ impl Activations {
         Aligned::<i8>::bytes(params * group) + 2 * Aligned::<f32>::bytes(params)
     }
 
-    /// Whether `tokens` tokens from `first` on are there, of so many groups of a size.
+    /// Whether `tokens` tokens from `first` on exist, with `groups` groups of size `group`.
     pub(super) fn has(&self, group: usize, groups: usize, first: usize, tokens: usize) -> bool {
         self.group == group
             && self.groups == groups
@@ -113,7 +114,7 @@ impl Part<'_> {
     pub(super) fn gather(&mut self, from: &Activations, g: usize, tokens: &[u32]) {
         let (q, scale, sum) = from.group(g);
         match from.group {
-            // Known here, a copy is a move or two instead of a call.
+            // With the size a constant, a copy is one or two moves instead of a call.
             32 => copy_rows::<32>(self.q, q, tokens),
             _ => copy_rows::<64>(self.q, q, tokens),
         }
@@ -132,13 +133,15 @@ fn copy_rows<const N: usize>(to: &mut [i8], from: &[i8], tokens: &[u32]) {
 #[inline(always)]
 fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer, ties to even
-    // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into gathers. Magnitudes
-    // compare as their bits do. A fold: `max` begins with the first of them, and what is left is no whole register.
+    // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into gathers.
+    // Magnitudes compare like their bits. A fold from 0, not `max`, which would start with the first value and leave a
+    // remainder that fills no register.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.abs().to_bits())));
     let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
     let rounded = x.map(|x| (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32);
     *q = rounded.map(|r| r as i8);
     let scale = max / 127.0;
-    // Of inputs that are not finite the codes mean nothing, and the scale is no number: neither is what they become.
+    // For inputs that are not finite the codes are meaningless, but the scale is NaN or infinite, so the results are
+    // not finite either.
     (scale, scale * rounded.iter().fold(0i32, |sum, r| sum.wrapping_add(*r)) as f32)
 }

@@ -1,5 +1,5 @@
-//! Memory that begins with a cache line. What the allocator gives lies 16 bytes off one as a rule, and then every store of
-//! a register of 64 bytes touches two.
+//! Memory that begins on a cache line. The allocator usually aligns to 16 bytes only, and then every store of a 64-byte
+//! register touches two lines.
 
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;
@@ -11,17 +11,17 @@ const LINE: usize = 64;
 /// Values that begin at a multiple of LINE bytes.
 #[derive(Default)]
 pub struct Aligned<T> {
-    /// With room to begin later.
+    /// With spare values, so that the first can be aligned.
     values: Vec<T>,
     first: usize,
     len: usize,
 }
 
 impl<T: Zeroable + Copy> Aligned<T> {
-    /// Values of memory beside those asked for.
+    /// Values allocated beyond the requested ones.
     const SPARE: usize = LINE / size_of::<T>() - 1;
 
-    /// Zeros that the system provides as they are touched.
+    /// Zeroed memory, which the system provides when it is first touched.
     pub(super) fn zeroed(len: usize) -> Result<Self> {
         let mut probe = Vec::<T>::new();
         probe.try_reserve_exact(len + Self::SPARE).map_err(|_| {
@@ -30,21 +30,21 @@ impl<T: Zeroable + Copy> Aligned<T> {
         })?;
         drop(probe);
         let values: Vec<T> = bytemuck::zeroed_vec(len + Self::SPARE);
-        // A platform that cannot tell gives `usize::MAX`: alignment is for speed alone.
+        // A platform that cannot tell the alignment returns `usize::MAX`: alignment only affects speed.
         let first = values.as_ptr().align_offset(LINE).min(Self::SPARE);
         Ok(Aligned { values, first, len })
     }
 
-    /// Room for `len` values, whatever is in them, and more if there was more.
+    /// Room for `len` values, with unspecified contents; never shrinks.
     pub(super) fn reserve(&mut self, len: usize) {
         if self.len < len {
-            // The old memory goes before the new comes: bounds of scratch count one of them.
+            // Free the old memory before allocating the new: the bounds on scratch count only one of them.
             drop(std::mem::take(&mut self.values));
             *self = Self::zeroed(len).expect("memory for scratch that the plan counted");
         }
     }
 
-    /// Bytes of so many values.
+    /// Bytes of `len` values.
     pub(super) const fn bytes(len: usize) -> usize {
         (len + Self::SPARE) * size_of::<T>()
     }

@@ -1,10 +1,10 @@
 //! Causal attention over the KV cache.
 //!
 //! Keys lie transposed in blocks of 16 positions, so that 16 scores are one vector and nothing is summed across lanes;
-//! values lie position after position. The softmax runs online over tiles of 64 positions, at absolute places: every
-//! query row sees the same sequence of operations whether it comes alone or among others, and a tile that it may not
-//! see changes nothing. Long caches are cut in chunks, which a lone token's threads share; their results are merged in
-//! order.
+//! values lie position after position. The softmax runs online over tiles of 64 positions, aligned to absolute
+//! positions. So every query row sees the same sequence of operations whether it is computed alone or among others, and
+//! a masked tile changes nothing. Long caches are cut into chunks that the threads share when there is one token; the
+//! chunks' results are merged in order.
 #![allow(unsafe_code)]
 
 mod loops;
@@ -35,11 +35,12 @@ const CHUNK: usize = 1024;
 /// Query rows (tokens times heads that share a key head) taken together.
 const ROWS: usize = 32;
 
-/// Rows that share a load of keys or values, most and a few: the more do, the less often a half becomes a float.
+/// Rows that share a load of keys or values, at most and for small counts: the more rows share it, the fewer
+/// conversions from half precision.
 const SHARED: usize = 8;
 const FEW: usize = 4;
 
-/// What a thread needs for one block of rows.
+/// A thread's working memory for one block of rows.
 #[derive(Default)]
 struct Work {
     /// Queries times the scale, `[ROWS, head_dim]`.
@@ -50,7 +51,7 @@ struct Work {
     total: State,
 }
 
-/// An unfinished softmax: per row the greatest score, the sum of weights relative to it, and the weighted values.
+/// An unfinished softmax: for each row the largest score, the sum of weights relative to it, and the weighted values.
 #[derive(Default)]
 struct State {
     max: Vec<f32>,
@@ -87,7 +88,7 @@ fn at_least(v: &mut Vec<f32>, len: usize) {
     v.reserve_exact(more);
 }
 
-/// Merges a chunk's row into the whole.
+/// Merges a chunk's row into the total.
 #[inline(always)]
 fn merge(max: &mut f32, sum: &mut f32, acc: &mut [f32], other: (f32, f32, &[f32])) {
     let (other_max, other_sum, other_acc) = other;
@@ -103,7 +104,7 @@ fn merge(max: &mut f32, sum: &mut f32, acc: &mut [f32], other: (f32, f32, &[f32]
     }
 }
 
-/// What weighted values are to be multiplied with and divided by in the end. A sink has a weight and no value.
+/// The factor and the divisor for the weighted values at the end. A sink has a weight and no value.
 fn ending(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
     let Some(sink) = sink else { return (1.0, sum) };
     let top = if sink > max { sink } else { max };
@@ -120,7 +121,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The score that joins the softmax of a row: of query head `row` among those of a key head.
+    /// The sink of a row: `row` counts query heads within one key head.
     fn sink(&self, head: usize, row: usize) -> Option<f32> {
         self.shape.sinks.map(|sinks| sinks[head * self.share() + row])
     }
@@ -153,17 +154,17 @@ impl Work {
     }
 }
 
-/// What attention leaves behind for the next operation.
+/// Buffers that attention keeps between operations.
 #[derive(Default)]
 pub(super) struct Attending {
-    /// Unfinished results of a lone token, one per (key head, chunk): `[head_dim + 2]` for each of its rows.
+    /// Partial results of a single token, one for each (key head, chunk): `[head_dim + 2]` for each of its rows.
     partials: Vec<f32>,
-    /// By number of the thread.
+    /// By thread number.
     work: Vec<Mutex<Work>>,
 }
 
 impl Attending {
-    /// Makes room for blocks of `rows` rows on every thread, whichever of them will have one.
+    /// Makes room for blocks of `rows` rows on every thread, since any thread may take one.
     fn reserve(&mut self, pool: &Pool, rows: usize, dim: usize) {
         self.work.resize_with(pool.numbers(), Mutex::default);
         for work in &mut self.work {
@@ -178,7 +179,7 @@ impl Attending {
     }
 }
 
-/// What the partial results of `heads` heads, and each of `threads` threads, take at most.
+/// An upper bound of the bytes for partial results of `heads` heads and for the working memory of `threads` threads.
 pub(super) fn scratch_bytes(heads: usize, dim: usize, context: usize, threads: usize) -> usize {
     let partials = heads * (context.div_ceil(CHUNK) + 1) * (dim + 2);
     let rows = ROWS.max(heads).next_multiple_of(SHARED);
@@ -208,7 +209,7 @@ pub(super) fn attend(
     assert!((last + tokens - 1) / TILE - first / TILE < kv.capacity / TILE, "tiles would share places");
     let chunks = first / CHUNK..last / CHUNK + 1;
     let rows = Rows::new(out, share * dim);
-    // For the whole cache at once, so that no token has to wait for memory when the context grows.
+    // Reserve for the whole cache at once, so that no token allocates when the context grows.
     if kv.capacity > CHUNK {
         scratch.partials.clear();
         // What a window sees may begin and end within a chunk.
@@ -223,7 +224,7 @@ pub(super) fn attend(
     }
 }
 
-/// One token that sees several chunks: each is a task of its own, and a head's are put together in order.
+/// One token that sees several chunks: each chunk is a task, and a head's results are merged in order.
 fn attend_one(
     pool: &Pool,
     isa: Isa,
@@ -270,7 +271,7 @@ fn attend_one(
     }
 }
 
-/// Tokens in blocks of `per_block`: a block and a key head are a task.
+/// Tokens in blocks of `per_block`: each (block, key head) is a task.
 fn attend_many(
     pool: &Pool,
     isa: Isa,
@@ -283,7 +284,7 @@ fn attend_many(
     let Attending { work, .. } = scratch;
     let blocks = tokens.div_ceil(per_block);
     pool.run_with(blocks * shape.kv_heads, work, &|task, w| {
-        // The last blocks see most: they go first.
+        // The last blocks see the most positions, so they go first.
         let (block, head) = (blocks - 1 - task / shape.kv_heads, task % shape.kv_heads);
         let (from, to) = (block * per_block, ((block + 1) * per_block).min(tokens));
         let n = (to - from) * share;
@@ -318,10 +319,10 @@ fn attend_many(
     });
 }
 
-/// The queries of tokens `from..to` for a key head, scaled.
+/// Loads the scaled queries of tokens `from..to` for a key head.
 fn load(call: &Call, head: usize, from: usize, to: usize, w: &mut Work) {
     let (share, dim, heads) = (call.share(), call.shape.head_dim, call.shape.heads);
-    // Whole runs of SHARED rows are computed; the last ones' surplus is thrown away.
+    // Computes whole runs of SHARED rows; the surplus is discarded.
     let rows = ((to - from) * share).next_multiple_of(SHARED);
     w.q.clear();
     w.q.reserve_exact(rows * dim);
@@ -373,8 +374,8 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
         // A tile's positions are neighbours: there are whole tiles of places.
         let at = tile % places;
         let keys = k[at * dim..].as_ptr();
-        // While scores are computed values come, and the next keys while values are mixed: left to the hardware, which
-        // stops at every page, a long cache comes at half the pace.
+        // Prefetch values while scores are computed, and the next keys while values are mixed. The hardware prefetcher
+        // stops at every page: left to it, a long cache is read at half the speed.
         ask(&v[at * dim..(at + n) * dim]);
         let mut row = 0;
         while row < rows {

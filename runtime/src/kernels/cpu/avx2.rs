@@ -1,8 +1,7 @@
 //! Tile products with AVX2: half a tile (8 rows) is one register of lanes.
-//!
-//! `maddubs` adds pairs of products in 16 bits. Codes of up to 4 bits leave room to add the eight of a unit before they
-//! are widened, 6 bits for two; 8-bit codes are multiplied as two nibbles. Integers are exact however they are grouped;
-//! the float operations of a group ([`add_group`]) are the same for one token and for many.
+//! `maddubs` adds pairs of products in 16 bits. Codes of up to 4 bits leave room to add the eight products of a unit
+//! before they are widened, 6-bit codes room for two; 8-bit codes are multiplied as two nibbles. Integer sums are exact
+//! in any grouping; the float operations of a group ([`add_group`]) are the same for one token and for many.
 #![allow(unsafe_code)]
 
 mod many;
@@ -19,7 +18,7 @@ use many::many;
 use std::arch::x86_64::*;
 use unpack::{Half, unpack};
 
-/// Plane bytes are asked for this far ahead of their use.
+/// Plane bytes are prefetched this far ahead of their use.
 const AHEAD: usize = 2048;
 
 /// Four activations in every lane.
@@ -97,7 +96,7 @@ unsafe fn times<const N: usize, const UNITS: usize>(
     }
 }
 
-/// Scales of 8 rows, and what their codes are to be raised by.
+/// Scales of 8 rows, and the offset to be added to their codes.
 #[inline(always)]
 unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
     // SAFETY: the caller vouches for group g, and for the features.
@@ -188,7 +187,7 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     }
 }
 
-/// Asks for what is needed some groups later. The hardware's prefetcher follows too few streams, and stops at pages.
+/// Prefetches the data of later groups. The hardware prefetcher follows too few streams, and stops at pages.
 #[inline(always)]
 unsafe fn prefetch<const N: usize, const UNITS: usize>(t: &Tile, planes: &[*const u8; 5], g: usize) {
     // SAFETY: a prefetch of any address is allowed.

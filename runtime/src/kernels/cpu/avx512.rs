@@ -1,9 +1,9 @@
 //! Tile products with AVX-512 and VNNI: a vector of codes is a register, a row is a lane.
 //!
-//! One token's codes go from the planes to the products without leaving the registers. For several tokens a stretch of
-//! two tiles is unpacked to the first-level cache, and tokens pass over it in blocks whose sums stay in registers: eight at
-//! a time. The integer products are exact, and the float operations of a group ([`add_group`]) are the same in each.
-//! Where there is AMX, calls of many tokens go another way: [`amx`].
+//! One token's codes go from the planes to the products without leaving the registers. For several tokens, a stretch of
+//! two tiles is unpacked to the L1 cache and multiplied with blocks of eight tokens, whose sums stay in registers. The
+//! integer products are exact, and the float operations of a group ([`add_group`]) are the same in each. With AMX,
+//! calls of many tokens use [`amx`] instead.
 #![allow(unsafe_code)]
 
 mod amx;
@@ -25,10 +25,10 @@ use unpack::{AHEAD, raised, unpack};
 
 pub(super) use amx::available as amx_available;
 
-/// Units unpacked at a time: 8 KB of codes of each of two tiles, to leave room for the activations in the first-level cache.
+/// Units unpacked at a time: 8 KB of codes of each of two tiles, which leaves room for the activations in the L1 cache.
 const STRETCH: usize = 16;
 
-/// Cache lines of a stretch of a tile in all planes, with its scales and zero points, at most.
+/// An upper bound of the cache lines that a stretch of a tile takes in all planes, with its scales and zero points.
 const STRETCH_LINES: usize = STRETCH * (8 * VECTOR + 3 * TILE_ROWS) / 64 + 7;
 
 /// The same of two tiles.
@@ -108,7 +108,7 @@ unsafe fn times<const N: usize, const UNITS: usize, const TILES: usize>(
     }
 }
 
-/// What turns a group's integers into floats, for each row: the scale, and what every code is to be raised by. Both in
+/// Converts a group's integers to floats, for each row: the scale, and the offset to be added to every code. Both in
 /// steps of the level's codes; a step is a power of two, so nothing is rounded.
 #[derive(Clone, Copy)]
 struct Params {
@@ -202,7 +202,7 @@ unsafe fn one<const N: usize, const UNITS: usize>(
         for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
-            // One sum for each field, which are raised by different powers of two.
+            // One sum for each field, because fields are raised by different powers of two.
             let mut dots = [_mm512_setzero_si512(); 4];
             for u in 0..UNITS {
                 let codes = unpack::<N, true, true>(&planes, g * UNITS + u);
@@ -218,7 +218,8 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     }
 }
 
-/// The sum of the fields' products, brought down from where they were raised to: exactly, being whole multiples.
+/// The sum of the fields' products, each shifted down from its field's position: exact, because they are whole
+/// multiples.
 #[inline(always)]
 fn lower<const N: usize>(dots: [__m512i; 4]) -> __m512i {
     // SAFETY: as in `add_group`.
@@ -300,15 +301,15 @@ unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
     }
 }
 
-/// What is to be unpacked next, where it begins with group `from`: of the same tiles, or if that is the first, of those that
-/// follow. What follows a matrix is asked for in vain.
+/// The bytes to be unpacked next, from group `from` on: of the same tiles, or of the following ones if `from` is 0.
+/// Prefetching past the end of a matrix is harmless.
 #[inline(always)]
 fn next<const N: usize, const UNITS: usize, const TILES: usize>(
     t: &[&Tile; TILES],
     from: usize,
 ) -> impl Iterator<Item = (*const u8, usize)> {
     let n = (STRETCH / UNITS).min(t[0].groups - from);
-    // Two tiles are neighbours in one matrix, or of two.
+    // Two tiles may be neighbours in one matrix, or come from two matrices.
     let neighbours = t[TILES - 1].zeros.as_ptr() == t[0].zeros.as_ptr_range().end;
     let tiles = if from > 0 { 0 } else { 1 + usize::from(neighbours) };
     let part = move |part: &[u8], group: usize| {
@@ -320,8 +321,8 @@ fn next<const N: usize, const UNITS: usize, const TILES: usize>(
     })
 }
 
-/// Adds a stretch of groups times T tokens from `first` on to their sums. With two tiles an activation that was loaded serves
-/// twice: loads, of which each product of one tile needs its own, would bound the pace.
+/// Adds a stretch of groups times T tokens from `first` on to their sums. With two tiles, each loaded activation serves
+/// twice: with one tile, every product would need its own load, and loads would limit the speed.
 ///
 /// # Safety
 /// The machine has the features; the stretches are filled, `x` has their groups and the tokens, `sums` T rows of each tile.

@@ -1,4 +1,4 @@
-//! The operations that a model asks for, as tasks of the pool.
+//! The operations of a model, as tasks of the pool.
 
 use super::aligned::Aligned;
 use super::product::{Out, Product};
@@ -13,7 +13,7 @@ use crate::kernels::{
 use crate::quant::Matrix;
 use std::sync::PoisonError;
 
-/// Products of one operation at most: their number is not known to be small, but nearly always is.
+/// Products of one operation at a time: their number has no small bound, but nearly always fits.
 const OUTS: usize = 4;
 
 /// Limits values to `±limit`.
@@ -42,7 +42,7 @@ impl Backend for CpuBackend {
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
-        // Whoever observes wants to see all.
+        // An observer must see all tokens.
         let all = self.observer.get().is_some();
         let least = if self.isa.halves() { MANY } else { 1 };
         (!all).then_some(least.min(tokens))
@@ -87,7 +87,7 @@ impl Backend for CpuBackend {
             );
             order.clear();
             order.extend(0..router.experts as u32);
-            // By logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
+            // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
             let by_logit =
                 |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
             if router.top_k < order.len() {
@@ -178,9 +178,9 @@ impl Backend for CpuBackend {
     }
 }
 
-/// What calls are made of.
+/// The parts of these calls.
 impl CpuBackend {
-    /// What it is, for people: instruction set and threads, or the adapter's name.
+    /// The backend's name for display: instruction set and threads.
     pub fn name(&self) -> String {
         let threads = self.threads();
         format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
@@ -228,8 +228,8 @@ impl CpuBackend {
         }
     }
 
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
-    /// keys and values to the cache. The projections are used up.
+    /// Prepares the queries of `tokens` rows at positions `pos..` for attention, in `rotated`, and writes their keys
+    /// and values to the cache. The projections are consumed.
     pub fn place(
         &self,
         x: Projected<'_, Aligned<f32>>,
@@ -304,7 +304,7 @@ impl CpuBackend {
         self.pool.operation("weighted sum");
         self.each_row(&mut out[..tokens * d], d, &|t, out| {
             out.fill(0.0);
-            // A gate of zero is an expert that was not computed: its row holds whatever was there.
+            // A gate of zero means that the expert was not computed: its row holds stale values.
             for slot in (t * top_k..(t + 1) * top_k).filter(|&slot| choices[slot].gate != 0.0) {
                 math::axpy(choices[slot].gate, &slots[slot * d..][..d], out);
             }
@@ -321,7 +321,7 @@ impl CpuBackend {
 
     /// `x[..len] += y[..len]`.
     pub fn add(&self, x: &mut Aligned<f32>, y: &Aligned<f32>, len: usize) {
-        // Pieces for the threads; what is short or of an odd length stays whole.
+        // Pieces for the threads; a short or odd length stays whole.
         const PIECE: usize = 1024;
         let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };
         if len > 0 {

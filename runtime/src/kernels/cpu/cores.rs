@@ -1,14 +1,14 @@
-//! Which cores threads run on. Phones have big and small ones; who knows which are which names them in a list.
+//! Which cores threads run on. Phones have big and small cores; a caller that knows them can name a list.
 //!
-//! A thread is bound to the whole list, not to one core of it: the system may move it among them, and two pools do not
-//! end up on the same core.
+//! A thread is bound to the whole list, not to one core: the system may move it within the list, so two pools do not
+//! collide on one core.
 
 use crate::error::{Error, Result};
 
 /// Whether this process may run on all of `cores`, and threads can be bound here at all.
 ///
 /// # Errors
-/// `Invalid` for an empty list or a core that is not there; `Unsupported` where the system cannot bind threads.
+/// `Invalid` for an empty list or a core that does not exist; `Unsupported` if the system cannot bind threads.
 pub(super) fn check(cores: &[usize]) -> Result<()> {
     if cores.is_empty() {
         return Err(Error::Invalid("an empty list of cores".into()));
@@ -16,7 +16,7 @@ pub(super) fn check(cores: &[usize]) -> Result<()> {
     imp::check(cores)
 }
 
-/// Binds the calling thread. A system that refuses what it allowed a moment ago costs speed, not results.
+/// Binds the calling thread. If the system now refuses, that costs speed, not results.
 pub(super) fn bind(cores: &[usize]) {
     imp::bind(cores);
 }

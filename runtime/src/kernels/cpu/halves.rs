@@ -1,5 +1,5 @@
-//! Activations in bfloat16, for products of many tokens: what tile registers take. A row is converted as it is; there
-//! are no groups, no scales, and nothing about a token depends on its neighbours.
+//! Activations in bfloat16 for products of many tokens, as tile registers take them. A row is converted by itself: no
+//! groups, no scales, and no dependence on its neighbours.
 
 use super::activations::SPARE_TOKENS;
 use super::isa::Isa;
@@ -28,7 +28,7 @@ pub(super) struct Halves {
     lines: Vec<Line>,
 }
 
-/// An odd number of lines, so that neighbouring tokens lie in different sets of a cache; room for groups of 64.
+/// An odd number of lines, so that neighbouring tokens lie in different sets of a cache; with room for groups of 64.
 const fn stride(cols: usize) -> usize {
     (2 * cols.div_ceil(2 * UNIT_COLS)) | 1
 }
@@ -42,7 +42,7 @@ fn half(x: f32) -> u16 {
 }
 
 impl Halves {
-    /// Converts rows of `cols` values: the first `tokens`, or those named.
+    /// Converts rows of `cols` values: the first `tokens`, or those in `order`.
     pub(super) fn fill(
         &mut self,
         pool: &Pool,
@@ -72,7 +72,7 @@ impl Halves {
         });
     }
 
-    /// Bytes that so many tokens take.
+    /// Bytes that `tokens` tokens take.
     pub(super) fn bytes(tokens: usize, cols: usize) -> usize {
         (tokens + SPARE_TOKENS) * stride(cols) * size_of::<Line>()
     }
@@ -88,7 +88,7 @@ impl Halves {
         self.cols == cols && first.checked_add(n).is_some_and(|end| end <= self.tokens)
     }
 
-    /// Where token `t` begins, whose units follow each other, and the bytes from one token to the next. SPARE_TOKENS
+    /// The address of token `t`, whose units follow each other, and the bytes from one token to the next. SPARE_TOKENS
     /// follow the last.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn token(&self, t: usize) -> (*const u8, usize) {

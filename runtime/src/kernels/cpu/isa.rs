@@ -1,4 +1,4 @@
-//! Which instructions this machine has, and running code with them.
+//! Which instructions this machine has, and how code runs with them.
 //!
 //! An [`Isa`] beyond the scalar one is only made after detection ([`Isa::available`]); holding one is the permission to
 //! call its functions.

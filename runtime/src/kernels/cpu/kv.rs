@@ -1,4 +1,5 @@
-//! The KV cache of a layer: keys transposed in blocks of 16 positions, values position after position (`attention` says why).
+//! The KV cache of a layer: keys transposed in blocks of 16 positions, values position after position (see
+//! `attention`).
 
 use super::aligned::Aligned;
 use super::attention::{BLOCK, TILE};
@@ -71,7 +72,7 @@ impl CpuKv {
 const _: () = assert!(BLOCK == KV_BLOCK && TILE == KV_TILE && cfg!(target_endian = "little"));
 
 impl CpuKv {
-    /// Copies a part out, as it lies here but for what a last block lacks.
+    /// Copies a part out as it is stored, with the unused lanes of the last block set to zero.
     pub(super) fn read(&self, part: &KvPart, out: &mut [u8]) {
         let len = part.head_bytes();
         for (head, out) in part.heads.clone().zip(out.chunks_exact_mut(len.max(1))) {
@@ -103,7 +104,7 @@ impl CpuKv {
         }
     }
 
-    /// Where a part of a head begins among the bytes of its side.
+    /// Where a part of a head begins, in bytes of its side.
     fn at(&self, part: &KvPart, head: usize) -> usize {
         let shape = part.shape;
         let number = if matches!(self.store, Store::Half { .. }) { 2 } else { 4 };
@@ -140,7 +141,7 @@ thread_local! {
     static HALVES: RefCell<Vec<f16>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread has for itself.
+/// Bytes that this thread keeps.
 #[cfg(test)]
 pub(super) fn held_by_thread() -> usize {
     HALVES.with_borrow(|h| 2 * h.capacity())

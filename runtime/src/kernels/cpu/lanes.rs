@@ -1,4 +1,4 @@
-//! Sixteen floats in the registers of some instruction set, which loops over floats are written with once for all of them.
+//! Sixteen floats in the registers of an instruction set, so that one loop over floats serves all of them.
 #![allow(unsafe_code)]
 
 use half::f16;
@@ -17,12 +17,12 @@ impl Cell for f32 {
     const HALF: bool = false;
 }
 
-/// Sixteen floats in the registers of some instruction set.
+/// Sixteen floats in the registers of an instruction set.
 ///
 /// # Safety
 /// Of every method: the machine has the instructions; pointers are good for 16 numbers.
 pub(super) trait Lanes: Copy {
-    /// Whether sixteen of these stay in registers beside what they are made of; otherwise four do.
+    /// Whether sixteen of these stay in registers beside their operands; otherwise four do.
     const MANY: bool;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load<T: Cell>(at: *const T) -> Self;
@@ -31,7 +31,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn times_plus(self, x: Self, sum: Self) -> Self;
 }
 
-/// `$body` with `$lanes` naming what an instruction set keeps sixteen floats in. Whoever calls it is compiled with that.
+/// `$body` with `$lanes` naming the type that holds sixteen floats. The caller must be compiled for the instruction
+/// set.
 macro_rules! with_lanes {
     ($isa:expr, $lanes:ident => $body:expr) => {
         match $isa.kind() {

@@ -1,14 +1,14 @@
-//! What processors can be told about cache lines. Hints: where one is not to be had, the values are the same.
+//! Cache-line hints. Without hardware support the results are the same.
 #![allow(unsafe_code)]
 
 use crate::quant::TILE_ROWS;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_loadu_ps, _mm_prefetch, _mm_sfence, _mm_stream_ps};
 
-/// A line of values: what a tile's rows make of a token.
+/// A cache line of values: one token's products with a tile's rows.
 type Line = [f32; TILE_ROWS];
 
-/// Asks memory for values that will be read soon.
+/// Prefetches values that will be read soon.
 #[inline(always)]
 pub(super) fn ask<T>(x: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -20,8 +20,8 @@ pub(super) fn ask<T>(x: &[T]) {
     let _ = x;
 }
 
-/// Lines that will be read after what is computed now: asked for a few at a time, into the second-level cache. All at once
-/// would wait for each other, and in the first level push out what is in use.
+/// Cache lines to be read after the current computation, prefetched to the L2 cache a few at a time. All at once they
+/// would queue behind each other; in the L1 cache they would evict data in use.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Later<const MOST: usize> {
     at: [*const u8; MOST],
@@ -32,14 +32,14 @@ pub(super) struct Later<const MOST: usize> {
 
 #[cfg(target_arch = "x86_64")]
 impl<const MOST: usize> Later<MOST> {
-    /// None.
+    /// No lines.
     #[inline(always)]
     pub(super) fn none() -> Self {
         Later { at: [std::ptr::null(); MOST], lines: 0, next: 0, each: 0 }
     }
 
-    /// Takes lines of which all are to be asked for in so many calls of [`Later::ask`]: those of any number of stretches of
-    /// bytes, as far as there is room.
+    /// Takes the cache lines of any number of byte ranges, as far as there is room, and spreads their prefetch over
+    /// `calls` calls of [`Later::ask`].
     #[inline(always)]
     pub(super) fn take(&mut self, stretches: impl Iterator<Item = (*const u8, usize)>, calls: usize) {
         (self.lines, self.next) = (0, 0);
@@ -55,7 +55,7 @@ impl<const MOST: usize> Later<MOST> {
         self.each = self.lines.div_ceil(calls.max(1));
     }
 
-    /// Asks for some, in their order.
+    /// Prefetches the next few, in order.
     #[inline(always)]
     pub(super) fn ask(&mut self) {
         let some = self.next..self.lines.min(self.next + self.each);
@@ -67,8 +67,8 @@ impl<const MOST: usize> Later<MOST> {
     }
 }
 
-/// Writes a line past the caches where it is a whole one of theirs: otherwise it would be read before it is written, and
-/// push out what is needed sooner. Other threads see it after [`written`].
+/// Writes a line with non-temporal stores if it is one whole cache line. Otherwise the cache would read the line before
+/// writing it, and evict data that is needed sooner. Other threads see it after [`written`].
 ///
 /// # Safety
 /// `to` is valid for writes of a line, and aligned for f32.
@@ -86,8 +86,8 @@ pub(super) unsafe fn store_past(to: *mut f32, line: &Line) {
     unsafe { to.copy_from_nonoverlapping(line.as_ptr(), line.len()) }
 }
 
-/// To be called after [`store_past`] and before another thread is told that values are there: such stores are in no order with
-/// others.
+/// Call this after [`store_past`] and before another thread learns that the values exist: non-temporal stores are not
+/// ordered with other stores.
 #[inline(always)]
 pub(super) fn written() {
     #[cfg(target_arch = "x86_64")]
@@ -105,7 +105,7 @@ mod tests {
     fn lines_are_asked_for_in_so_many_calls_each_once() {
         let bytes = [0u8; 1000];
         let mut later = Later::<16>::none();
-        // Whatever address it has, 200 bytes from a line's last byte on touch five lines.
+        // Whatever its address, 200 bytes that start at a line's last byte touch five lines.
         let from = bytes.as_ptr().wrapping_add(63 - bytes.as_ptr().addr() % 64);
         later.take([(from, 100), (from.wrapping_add(100), 100)].into_iter(), 4);
         assert_eq!(later.lines, 6, "the line in which one ends and the next begins is named twice");

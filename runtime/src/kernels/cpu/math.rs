@@ -1,5 +1,6 @@
-//! Float loops over slices. Written over small fixed arrays so that they vectorise under whatever instruction set
-//! [`super::isa::Isa::run`] compiles them for; nothing is fused. Orders of summation are fixed by the code, not by the data's split among threads or calls.
+//! Float loops over slices. Written over small fixed arrays, so that they vectorise for any instruction set that
+//! [`super::isa::Isa::run`] compiles them for; nothing is fused. The order of summation is fixed by the code, not by
+//! how the data is split among threads or calls.
 
 use crate::kernels::Activation;
 
@@ -99,7 +100,7 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * power }
 }
 
-/// Softmax in place; returns nothing useful for an empty row.
+/// Softmax in place; an empty row stays empty.
 #[inline(always)]
 pub(super) fn softmax(x: &mut [f32]) {
     let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
@@ -120,14 +121,14 @@ pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Gate and up as the input of down, into `gate`.
+/// Combines gate and up into the input of down, in `gate`.
 #[inline(always)]
 pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Swiglu => swiglu(gate, up),
         Activation::Clamped { alpha, limit } => {
             for (g, u) in gate.iter_mut().zip(up) {
-                // Written so that what is no number stays none.
+                // NaN stays NaN.
                 let (x, u) = (if *g > limit { limit } else { *g }, u.clamp(-limit, limit));
                 *g = x / (1.0 + exp(-alpha * x)) * (u + 1.0);
             }

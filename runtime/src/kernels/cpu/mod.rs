@@ -45,26 +45,26 @@ use scratch::{Inputs, Scratch, turn};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Slots of routed experts computed together: bounds the scratch of a prefill.
+/// Slots of routed experts computed together: bounds the scratch memory of a prefill.
 const SLOTS_AT_ONCE: usize = 1024;
 
-/// How a [`CpuBackend`] is made.
+/// Options of a [`CpuBackend`].
 #[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
-    /// Threads, the caller's included; 0 for one per core (of the list, if there is one).
+    /// Threads, the caller's included; 0 means one per core (of the list, if given).
     pub threads: usize,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
     /// Cores to run on, by the system's numbers: the backend's threads, and every thread that calls it, from its first
     /// operation on. Linux and Android only.
     pub cores: Option<Vec<usize>>,
-    /// Keys and values in single precision: the reference. Otherwise in half.
+    /// Keys and values in single precision, which is the reference; otherwise in half precision.
     pub kv_single: bool,
     /// Where to record what each thread does.
     pub trace: Option<Arc<Trace>>,
 }
 
-/// The processor.
+/// The CPU backend.
 pub struct CpuBackend {
     pool: Pool,
     isa: Isa,
@@ -73,11 +73,11 @@ pub struct CpuBackend {
     /// `0..tokens` of a dense block.
     slots: Mutex<Vec<u32>>,
     observer: OnceLock<Arc<dyn Observer>>,
-    /// Bytes of weights that are worth bringing to the processor's last cache before they are used.
+    /// Bytes of weights worth reading into the last-level cache before they are used.
     warm_bytes: usize,
 }
 
-/// Cores that the system lets us use.
+/// Cores that the system lets this process use.
 fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -94,8 +94,8 @@ impl CpuBackend {
     /// Starts the threads.
     ///
     /// # Errors
-    /// `Invalid` for an absurd number of threads or a core that is not there; `Unsupported` for a list of cores where the
-    /// system cannot bind threads.
+    /// `Invalid` for an absurd number of threads or a core that does not exist; `Unsupported` for a list of cores if
+    /// the system cannot bind threads.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
         const MAX_THREADS: usize = 1024;
         if let Some(list) = &options.cores {
@@ -116,12 +116,12 @@ impl CpuBackend {
             scratch: Mutex::default(),
             slots: Mutex::default(),
             observer: OnceLock::new(),
-            // The other half is for experts, which pass through.
+            // The other half is for experts, which stream through.
             warm_bytes: warm::last_cache_bytes() / 2,
         })
     }
 
-    /// Shows `observer` the inputs of every product from now on. The first one stays.
+    /// Shows `observer` the inputs of every product from now on. Only the first observer is kept.
     pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
         let _ = self.observer.set(observer);
     }
@@ -131,8 +131,7 @@ impl CpuBackend {
         self.pool.threads()
     }
 
-    /// Reads all of `words` once, on all threads, and returns a mixture of them: what memory gives to code that does nothing
-    /// else.
+    /// Reads all of `words` once, on all threads, and returns a mixture of them: measures the bandwidth of memory.
     pub fn read(&self, words: &[u64]) -> u64 {
         const PART: usize = 64 << 10;
         let total = AtomicU64::new(0);
@@ -143,7 +142,7 @@ impl CpuBackend {
                 || {
                     let mut lanes = [0u64; 32];
                     for words in part.chunks_exact(32) {
-                        // No plain sum: compilers reorder one until every lane is gathered from far apart.
+                        // Not a plain sum: compilers would reorder it and gather every lane from far apart.
                         for (lane, word) in lanes.iter_mut().zip(words) {
                             *lane = lane.rotate_left(1) ^ word;
                         }
@@ -166,7 +165,7 @@ impl CpuBackend {
         });
     }
 
-    /// Several products of one input, all at once. The callers pass exclusively borrowed, distinct outputs.
+    /// Several products of one input in one job. The callers pass exclusively borrowed, distinct outputs.
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
@@ -207,7 +206,7 @@ impl CpuBackend {
         unsafe { product::run(pool, isa, &input, count, product) }
     }
 
-    /// Shows the observer, if there is one, the rows of `x` that each job's matrix is multiplied with.
+    /// Shows the observer, if any, the rows of `x` that each job's matrix is multiplied with.
     fn show<'a>(
         &self,
         jobs: &[ExpertJob],
@@ -221,7 +220,7 @@ impl CpuBackend {
         }
     }
 
-    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is that of the inputs, as in
+    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is the inputs' name, as in
     /// [`Routed`](super::Routed).
     fn feed_forward(
         &self,
@@ -260,8 +259,8 @@ impl CpuBackend {
             None => x,
         };
         self.pool.operation("gate and up");
-        // Kernels take tokens that lie in a row: one, a dense block's, or else a copy in the order of the jobs. Inputs with a
-        // name are always copied, be it a row, for they are not quantized again for it.
+        // Kernels take consecutive tokens: a single one, a dense block's, or a copy in the order of the jobs. Inputs
+        // with a name are always copied, even a single row, because they are not quantized again.
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
         let plain = (name == 0 || rows == 1) && (0..jobs.len()).all(in_a_row);
         let order = if plain { None } else { Some(token_of) };
@@ -315,7 +314,7 @@ impl CpuBackend {
         self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
     }
 
-    /// Rotates `heads` heads of `head_dim` values of `tokens` rows, which stand at positions `pos..`.
+    /// Rotates `heads` heads of `head_dim` values in `tokens` rows at positions `pos..`.
     fn rope(
         &self,
         x: &mut [f32],

@@ -1,9 +1,9 @@
 //! Tile products for AArch64 cores with the dot-product extension, and with the one for matrices of bytes (i8mm): a
 //! quarter of a tile (4 rows) is one register of lanes.
 //!
-//! One token's codes go from the planes to the products without leaving the registers ([`one`]). For several tokens a
-//! group is unpacked once, and they pass over it four at a time ([`many`]). What differs between the cores is a
-//! [`Core`]. Integers are exact however they are grouped; the float operations of a group ([`add_group`]) are the same
+//! One token's codes go from the planes to the products without leaving the registers ([`one`]). For several tokens, a
+//! group is unpacked once and multiplied with four tokens at a time ([`many`]). A [`Core`] holds the differences
+//! between cores. Integer sums are exact in any grouping; the float operations of a group ([`add_group`]) are the same
 //! for one token and for many. Instructions whose intrinsics are not stable are written as assembly.
 #![allow(unsafe_code)]
 
@@ -26,10 +26,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use unpack::{Quarter, unpack};
 
-/// A core's way to multiply codes with activations.
+/// How a core multiplies codes with activations.
 trait Core {
-    /// Whether 8-bit codes are multiplied as signed bytes: less 128, which the zero point makes good. Shorter ones fit as
-    /// they are.
+    /// Whether 8-bit codes are multiplied as signed bytes, less 128, which the zero point compensates. Shorter codes
+    /// fit as they are.
     const SIGNED: bool;
 
     /// The instruction of [`Core::dot`].
@@ -42,11 +42,11 @@ trait Core {
     /// The machine has the core's instructions.
     unsafe fn dot<const LANE: usize>(sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t;
 
-    /// Puts the codes of rows `4 r ..` to where [`Core::dots`] wants them.
+    /// Stores the codes of rows `4 r ..` in the order that [`Core::dots`] reads.
     fn put(unit: &mut Unit, r: usize, codes: Quarter);
 
-    /// A group's products with T tokens, an even number, for a tile's rows four by four. A register of codes serves all
-    /// of them, and their sums stay in registers.
+    /// A group's products with T tokens, an even number, for a tile's rows four by four. Each register of codes serves
+    /// all of the tokens, and their sums stay in registers.
     ///
     /// # Safety
     /// The machine has the core's instructions; `q` has `UNITS · 32` activations of each token.
@@ -93,7 +93,7 @@ unsafe fn times<C: Core, const N: usize, const UNITS: usize>(
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // Codes less 128 stand 128 higher.
+    // Codes less 128 need a middle that is 128 higher.
     let middle = if C::SIGNED && N == 5 { t.middle + 128.0 } else { t.middle };
     let t = &Tile { middle, ..*t };
     // SAFETY: the caller's promise.
@@ -115,7 +115,7 @@ unsafe fn codes<C: Core, const N: usize>(planes: &[*const u8; 5], u: usize, rows
     }
 }
 
-/// What turns the integers of some rows into floats: the scale, and what every code is to be raised by. Both in steps of
+/// Converts the integers of some rows to floats: the scale, and the offset to be added to every code. Both in steps of
 /// the level's codes; a step is a power of two, so nothing is rounded.
 #[derive(Clone, Copy)]
 struct Affine {
@@ -123,7 +123,7 @@ struct Affine {
     centre: float32x4_t,
 }
 
-/// That of a group's rows, four by four.
+/// The conversions of a group's rows, four by four.
 type Params = [Affine; 4];
 
 #[inline(always)]
@@ -159,7 +159,7 @@ unsafe fn params(t: &Tile, g: usize) -> Params {
     }
 }
 
-/// Sixteen narrow scales.
+/// Converts sixteen narrow scales to floats.
 #[inline(always)]
 unsafe fn narrow_scales(x: uint8x16_t) -> [float32x4_t; 4] {
     // SAFETY: NEON is AArch64's baseline.
@@ -175,7 +175,7 @@ unsafe fn narrow_scales(x: uint8x16_t) -> [float32x4_t; 4] {
     }
 }
 
-/// Eight floats of half precision in single.
+/// Converts eight floats from half to single precision.
 #[inline(always)]
 fn singles(halves: uint16x8_t) -> [float32x4_t; 2] {
     let (low, high);

@@ -1,9 +1,9 @@
 //! Products of nested matrices with activations in 8 bits.
 //!
-//! One algorithm for every instruction set: a tile (16 rows) is taken group by group; a group's planes are merged to
-//! one byte per code once for all tokens in hand, and each token adds its integer dot products, one per row, scaled.
-//! Only a kernel's `tile_times` differs between machines. The order of the float operations of an output element is
-//! fixed by its instruction set alone: it is the same for one token as for many, and for any number of threads, so that
+//! One algorithm for every instruction set: a tile (16 rows) is computed group by group. A group's planes are merged to
+//! one byte per code once for all current tokens, and each token adds its scaled integer dot products, one per row.
+//! Only a kernel's `tile_times` differs between machines. The instruction set alone fixes the order of the float
+//! operations of an output element: it is the same for one token as for many, and for any number of threads, so that
 //! decoding repeats what a prefill would have computed.
 
 use super::activations::Activations;
@@ -20,8 +20,8 @@ use super::tiles::{Sums, TOKEN_BLOCK};
 use super::{avx2, avx512};
 use crate::quant::TILE_ROWS;
 
-/// Products of a tile's rows with the tokens `first..`, one for each of `sums`, which are zeros:
-/// `sums[n][r] = row r · token first + n`.
+/// Products of a tile's rows with the tokens `first..`, one for each of `sums`, which must be zero: `sums[n][r] = row r
+/// · token first + n`.
 pub(super) fn times(
     isa: Isa,
     m: &Tiles,
@@ -44,7 +44,8 @@ pub(super) fn times(
     sums.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
 }
 
-/// The same of two matrices of one shape and level, or of two tiles of one. Some instruction sets take them together.
+/// The same for two matrices of one shape and level, or for two tiles of one matrix. Some instruction sets compute them
+/// together.
 #[inline(always)]
 pub(super) fn times_two(
     isa: Isa,

@@ -1,6 +1,6 @@
-//! Products of matrices in single precision: routers, and whatever a file keeps so.
+//! Products of matrices in single precision: routers, and other matrices that a file stores unquantized.
 //!
-//! An element's order of summation is the same in every block, so that one token has the values that many have.
+//! An element's order of summation is the same in every block, so one token gets the same values as many tokens.
 #![allow(unsafe_code)]
 
 use super::isa::Isa;
@@ -8,10 +8,10 @@ use super::lanes::{Lanes, with_lanes};
 use super::math;
 use crate::quant::TILE_ROWS;
 
-/// Numbers of a register of [`Lanes`].
+/// Numbers in a register of [`Lanes`].
 const WIDTH: usize = 16;
 
-/// Products of up to 16 rows of `cols` weights with the named rows of `x`: `sums[n][r] = row r · token n`.
+/// Products of up to 16 rows of `cols` weights with the rows `tokens` of `x`: `sums[n][r] = row r · token n`.
 pub(super) fn tile_times(
     isa: Isa,
     w: &[f32],
@@ -46,7 +46,7 @@ unsafe fn rows<L: Lanes>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums
     }
 }
 
-/// All rows times T tokens, as many rows at a time as registers hold the sums of.
+/// All rows times T tokens, as many rows at a time as have their sums in registers.
 ///
 /// # Safety
 /// As [`rows`].
@@ -70,7 +70,7 @@ unsafe fn block<L: Lanes, const T: usize>(
     }
 }
 
-/// R rows, the first of `w`, times T tokens. Returns R.
+/// R rows, from the first of `w` on, times T tokens. Returns R.
 ///
 /// # Safety
 /// As [`rows`].
@@ -106,7 +106,7 @@ unsafe fn some<L: Lanes, const R: usize, const T: usize>(
     R
 }
 
-/// Adds the products of a register of each.
+/// Adds the products of one register each.
 ///
 /// # Safety
 /// As [`rows`]; all pointers are good for a register.
@@ -131,7 +131,7 @@ unsafe fn add<L: Lanes, const R: usize, const T: usize>(
     }
 }
 
-/// The end of a row, zeros behind it.
+/// The end of a row, padded with zeros.
 #[inline(always)]
 fn padded(x: &[f32]) -> [f32; WIDTH] {
     let mut out = [0.0; WIDTH];

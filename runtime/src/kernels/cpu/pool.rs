@@ -1,8 +1,8 @@
 //! A small thread pool for operations of tens of microseconds: workers spin briefly for the next job, then park.
 //!
-//! Every thread has a range of the tasks and takes them in order, so that what it reads of memory is one run, which is
-//! read ahead to good effect; whoever is done helps the others, so that an uneven task holds nobody up. Each output
-//! element belongs to one task, hence results do not depend on who computes it.
+//! Every thread has a range of the tasks and takes them in order, so that it reads one consecutive run of memory, which
+//! prefetches well. A thread that finishes its range takes tasks of the others, so an uneven task delays no thread.
+//! Each output element belongs to one task, so results do not depend on which thread computes it.
 #![allow(unsafe_code)]
 
 use super::cores;
@@ -14,17 +14,17 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// Looks at the job counter this often before parking: about as long as the gap between two operations of a token,
-/// and short enough for an idle phone.
+/// Polls of the job counter before a worker parks: about as long as the gap between two operations of a token, and
+/// short enough for an idle phone.
 const SPINS: usize = 4000;
 
 /// The bit of [`Shared::door`] that says whether a job may be joined.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
-/// Gets the number of the thread, and that of the task.
+/// Called with the number of the thread, and of the task.
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// The job in hand. `task` is only dereferenced between its publication and the end of [`Pool::run`].
+/// The current job. `task` is only dereferenced between its publication and the end of [`Pool::run`].
 #[derive(Clone, Copy)]
 struct Job {
     task: *const Task<'static>,
@@ -34,7 +34,7 @@ struct Job {
 // SAFETY: the pointer is to a `Sync` closure, and `Pool::run` keeps it alive until every worker is done with it.
 unsafe impl Send for Job {}
 
-/// A counter on a cache line of its own.
+/// A counter in its own cache line.
 #[repr(align(64))]
 #[derive(Default)]
 struct Next(AtomicUsize);
@@ -42,11 +42,11 @@ struct Next(AtomicUsize);
 struct Shared {
     job: Mutex<Option<Job>>,
     wake: Condvar,
-    /// Number of jobs ever published; a worker that sees it move has work.
+    /// Number of jobs ever published; a worker that sees it change has work.
     epoch: AtomicUsize,
-    /// For each thread the first task of its range that nobody has taken.
+    /// For each thread, the first unclaimed task of its range.
     next: Vec<Next>,
-    /// Workers at the job in hand, and [`OPEN`] while others may join them.
+    /// Workers in the current job, and [`OPEN`] while others may join.
     door: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -57,12 +57,12 @@ struct Shared {
 /// Where to record what each thread does.
 struct Traced {
     trace: Arc<Trace>,
-    /// The operation in hand.
+    /// The current operation.
     operation: Mutex<&'static str>,
 }
 
 thread_local! {
-    /// The pool whose cores this thread was bound to last, by its address.
+    /// The pool whose cores this thread was last bound to, by its address.
     static BOUND: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -81,7 +81,7 @@ impl Shared {
         }
     }
 
-    /// Calls `f`, which returns how many tasks it did, and records that where it was any.
+    /// Calls `f`, which returns how many tasks it ran, and records a span if there were any.
     fn record(&self, thread: usize, f: impl FnOnce() -> usize) {
         let Some(traced) = &self.traced else {
             f();
@@ -99,12 +99,12 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// One job at a time, whichever thread brings it.
+    /// One job at a time, from whichever thread.
     turn: Mutex<()>,
 }
 
 impl Pool {
-    /// `threads` in all, the caller's included, on these cores; what each of them does goes to `trace`.
+    /// A pool of `threads` threads, the caller's included, on these cores; `trace` records their work.
     pub fn new(threads: usize, cores: Option<Vec<usize>>, trace: Option<Arc<Trace>>) -> Pool {
         if let Some(trace) = &trace {
             trace.threads(threads.max(1));
@@ -121,7 +121,7 @@ impl Pool {
             traced: trace.map(|trace| Traced { trace, operation: Mutex::new("") }),
         });
         let (starting, started) = mpsc::channel::<()>();
-        // A thread that the system refuses is one helper fewer, not a failure.
+        // A thread that the system refuses is one helper less, not a failure.
         let spawn = |i| {
             let (shared, starting) = (shared.clone(), starting.clone());
             let run = move || {
@@ -131,7 +131,8 @@ impl Pool {
             thread::Builder::new().name(format!("dollop-{i}")).spawn(run).ok()
         };
         let workers = (1..threads.max(1)).filter_map(spawn).collect();
-        // A thread allocates when it starts, which on a busy machine may be in the middle of a token: wait for all of them.
+        // A thread allocates when it starts, which on a busy machine may be in the middle of a token. Wait for all of
+        // them.
         drop(starting);
         let _ = started.recv();
         Pool { shared, workers, turn: Mutex::new(()) }
@@ -142,7 +143,7 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Says what the jobs to come belong to, for traces.
+    /// Names the operation of the following jobs, for traces.
     pub fn operation(&self, name: &'static str) {
         if let Some(traced) = &self.shared.traced {
             *traced.operation.lock().unwrap_or_else(PoisonError::into_inner) = name;
@@ -152,21 +153,22 @@ impl Pool {
     /// Calls `task` for every number below `tasks`, on all threads, and returns when all have returned.
     ///
     /// # Panics
-    /// Where a task panicked.
+    /// If a task panicked.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.run_numbered(tasks, &|_, i| task(i));
     }
 
-    /// [`Pool::run`] where each thread has a `T` of its own, of which there are [`Pool::numbers`].
+    /// [`Pool::run`], with one `T` for each thread; there must be [`Pool::numbers`] of them.
     ///
-    /// The caller makes them as large as the tasks need: a thread that joins late, as on a busy machine, must not allocate then.
+    /// The caller makes them as large as the tasks need: a thread that joins late, as on a busy machine, must not
+    /// allocate then.
     pub fn run_with<T: Send>(&self, tasks: usize, own: &[Mutex<T>], task: &(dyn Fn(usize, &mut T) + Sync)) {
         self.run_numbered(tasks, &|thread, i| {
             task(i, &mut own[thread].lock().unwrap_or_else(PoisonError::into_inner));
         });
     }
 
-    /// Numbers of threads, from 0, with those that the system refused.
+    /// How many thread numbers there are, from 0, including threads that the system refused.
     pub fn numbers(&self) -> usize {
         self.shared.next.len()
     }
@@ -195,7 +197,7 @@ impl Pool {
         }
         s.wake.notify_all();
         let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job, 0)));
-        // All tasks are taken. Whoever is still asleep is not waited for: to wake up may take it longer than the job took.
+        // All tasks are taken. Do not wait for sleeping workers: waking one may take longer than the job did.
         s.door.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0usize;
         while s.door.load(Ordering::Acquire) != 0 {
@@ -244,7 +246,7 @@ fn work(s: &Shared, me: usize) {
                 continue;
             }
             let job = s.job.lock().unwrap_or_else(PoisonError::into_inner);
-            // The epoch moves under this lock: no wake-up can be missed between the check and the wait.
+            // The epoch changes under this lock, so no wake-up is missed between the check and the wait.
             let idle = |_: &mut Option<Job>| {
                 s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Relaxed)
             };
@@ -253,13 +255,13 @@ fn work(s: &Shared, me: usize) {
         if s.stop.load(Ordering::Relaxed) {
             return;
         }
-        // Jobs that were missed are done.
+        // Missed jobs are done.
         seen = s.epoch.load(Ordering::Acquire);
         let open = |door: usize| (door & OPEN != 0).then_some(door + 1);
         if s.door.fetch_update(Ordering::AcqRel, Ordering::Relaxed, open).is_err() {
             continue;
         }
-        // `run` does not return, and so publishes no other job, while anybody is in: this is the one that was joined.
+        // `run` does not return, and so publishes no other job, while a worker is in: this is the job that was joined.
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
             && catch_unwind(AssertUnwindSafe(|| claim(s, job, me))).is_err()
@@ -307,7 +309,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_worker_that_does_not_wake_up() {
         let mut pool = Pool::new(2, None, None);
-        // Its place is taken by one that never comes.
+        // Replace the only worker by a thread that never joins a job.
         pool.shared.stop.store(true, Ordering::Relaxed);
         drop(pool.shared.job.lock());
         pool.shared.wake.notify_all();

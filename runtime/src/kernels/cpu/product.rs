@@ -1,7 +1,7 @@
 //! Matrix products: many matrices, many tokens, one job for the pool.
 //!
-//! A [`Product`] says which rows of an input go through a matrix and where the results go. Its matrix is cut into tasks of
-//! some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
+//! A [`Product`] says which rows of an input are multiplied with a matrix and where the results go. Its matrix is cut
+//! into tasks of some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
 #![allow(unsafe_code)]
 
 use super::activations::Activations;
@@ -17,21 +17,21 @@ use crate::kernels::Activation;
 use crate::quant::{Matrix, TILE_ROWS};
 use std::ops::Range;
 
-/// Weight bytes of a task, at least: long enough to hide what it costs to begin one, short enough to balance.
+/// The least weight bytes of a task: large enough to hide the cost of starting one, small enough to balance.
 const TASK_BYTES: usize = 128 << 10;
 
-/// Results of an operation that a core's caches do not keep until they are read: so many are written past them.
+/// Outputs of this size or more use non-temporal stores: no core's cache would still hold them when they are read.
 pub(super) const PAST_BYTES: usize = 2 << 20;
 
-/// Tasks per thread where the work is small.
+/// Tasks per thread for small operations.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Activations that products read: plain, and quantized in the group sizes that the matrices in hand use.
+/// Activations that products read: plain, and quantized in the group sizes that the current matrices use.
 pub(super) struct Input<'a> {
     pub(super) plain: &'a [f32],
     pub(super) by_32: &'a Activations,
     pub(super) by_64: &'a Activations,
-    /// In bfloat16, where nested matrices take it so.
+    /// In bfloat16, if nested matrices read it so.
     pub(super) halves: Option<&'a Halves>,
 }
 
@@ -42,10 +42,10 @@ pub(super) struct Product<'a> {
     pub(super) up: Option<Up<'a>>,
     /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
-    /// The first of as many rows of the quantized input, which lie in a row.
+    /// The first of as many consecutive rows of the quantized input.
     pub(super) first: usize,
     pub(super) bias: Option<&'a [f32]>,
-    /// Where the result of the n-th token goes: row `to[n]` of the output, or row n.
+    /// Where the result of the n-th token goes: row `to[n]` of the output; row n without `to`.
     pub(super) to: Option<&'a [u32]>,
     pub(super) out: Out,
 }
@@ -58,7 +58,7 @@ pub(super) struct Up<'a> {
     pub(super) activation: Activation,
 }
 
-/// Adds the part of a bias that is a tile's, if there is one, to its sums.
+/// Adds a tile's part of the bias, if any, to its sums.
 #[inline(always)]
 fn add_bias(bias: Option<&[f32]>, tile: usize, sums: &mut [[f32; TILE_ROWS]]) {
     if let Some(bias) = bias {
@@ -73,7 +73,7 @@ impl Product<'_> {
         self.matrix.rows().div_ceil(TILE_ROWS)
     }
 
-    /// Writes what became of a tile's rows for tokens `from..`; `past` the caches if so asked.
+    /// Writes the results of a tile's rows for tokens `from..`, with non-temporal stores if `past`.
     ///
     /// # Safety
     /// As [`run`], and nobody else computes this tile.
@@ -81,7 +81,7 @@ impl Product<'_> {
     unsafe fn write(&self, tile: usize, from: usize, sums: &[[f32; TILE_ROWS]], past: bool) {
         let first = tile * TILE_ROWS;
         let n = TILE_ROWS.min(self.matrix.rows() - first);
-        // A whole tile's rows, nearly always: their number is known here, and copying them is a move instead of a call.
+        // Nearly always a whole tile: with the length constant, the copy is a move instead of a call.
         let whole = n == TILE_ROWS;
         for (i, sums) in (from..).zip(sums.iter()) {
             let to = self.to.map_or(i, |to| to[i] as usize);
@@ -100,7 +100,7 @@ impl Product<'_> {
     }
 }
 
-/// An output buffer that several tasks write disjoint elements of.
+/// An output buffer; several tasks write disjoint elements of it.
 #[derive(Clone, Copy)]
 pub(super) struct Out {
     at: *mut f32,
@@ -168,7 +168,7 @@ pub(super) unsafe fn run<'a>(
     let per_task = if many { per_task.next_multiple_of(2) } else { per_task };
     let tasks = |i: usize| product(i).tiles().div_ceil(per_task);
     let total = (0..count).map(tasks).sum();
-    // Experts are of one size, which tells a task's product without a search; other products are few.
+    // Experts have one size, so a division finds a task's product without a search; other products are few.
     let each = tasks(0);
     let alike = (1..count).all(|i| tasks(i) == each);
     let find = |mut task: usize| {
@@ -190,7 +190,7 @@ pub(super) unsafe fn run<'a>(
             #[inline(always)]
             || unsafe {
                 match p.tokens {
-                    // Decoding: no room for a block's sums has to be there.
+                    // Decoding: needs no room for a block's sums.
                     [_] if input.halves.is_none() => one(isa, input, &p, tiles),
                     _ => pairs(isa, input, &p, tiles, past),
                 }
@@ -225,7 +225,7 @@ unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
     }
 }
 
-/// Several tokens, two tiles at a time: a tile of `up` beside its own, or else two neighbours.
+/// Several tokens, two tiles at a time: a tile and the one of `up`, or else two neighbours.
 ///
 /// # Safety
 /// As [`one`].
@@ -236,7 +236,7 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past:
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
         let first = block * TOKEN_BLOCK;
         for tile in tiles.clone().step_by(if p.up.is_some() { 1 } else { 2 }) {
-            // The last of an odd number has no neighbour.
+            // The last tile of an odd number has no neighbour.
             let next =
                 if p.up.is_some() { Some(tile) } else { Some(tile + 1).filter(|&next| next < tiles.end) };
             let (a, b) = pair.times(isa, (tile, next), (p.first + first, tokens), &mut sums);
@@ -261,7 +261,7 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past:
     }
 }
 
-/// Two matrices whose tiles are taken together, or one twice.
+/// Two matrices whose tiles are computed together, or one matrix twice.
 enum Pair<'a> {
     /// In bfloat16.
     #[cfg(target_arch = "x86_64")]
@@ -284,7 +284,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// The sums of a tile, and of one of the other matrix if there is one.
+    /// The sums of a tile, and of a tile of the other matrix if `next` is set.
     #[inline(always)]
     fn times<'s>(
         &self,
@@ -322,7 +322,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// A matrix and the input that it takes, ready for tile after tile.
+/// A matrix and its input, prepared for many tiles.
 enum Weights<'a> {
     Nested(Tiles<'a>, &'a Activations),
     F32 { rows: usize, cols: usize, data: &'a [f32], x: &'a [f32] },

@@ -1,4 +1,4 @@
-//! Activations quantized for products: on all threads, in the order in which products take them.
+//! Activations quantized for products: on all threads, in the order in which products read them.
 
 use super::activations::{Activations, Part};
 use super::isa::Isa;
@@ -6,7 +6,7 @@ use super::lines::ask;
 use super::pool::Pool;
 use std::sync::{Mutex, PoisonError};
 
-/// Values below this are quantized without waking anybody.
+/// Fewer values than this are quantized on the calling thread.
 const SERIAL_VALUES: usize = 16 << 10;
 
 /// Quantizes `tokens` rows of `cols` values.
@@ -24,7 +24,8 @@ pub(super) fn quantize(
             #[inline(always)]
             || {
                 for t in 0..tokens {
-                    // A row is far from the one before: no prefetcher knows where it will be.
+                    // A token's row is far from the previous one, so the hardware prefetcher cannot predict its
+                    // address.
                     if let (Some((g, _)), true) = (&parts[0], t + AHEAD < tokens) {
                         let row = &row(t + AHEAD)[g * group..];
                         ask(&row[..row.len().min(GROUPS_AT_ONCE * group)]);
@@ -39,18 +40,18 @@ pub(super) fn quantize(
     });
 }
 
-/// The inputs of a layer's routed experts: of the tokens as they came, which is made once, and in the order in which the
-/// experts of a call take them.
+/// The inputs of a layer's routed experts: of the tokens in their order, quantized once, and gathered in the order in
+/// which the experts of a call read them.
 #[derive(Default)]
 pub(super) struct Ordered {
     tokens: Activations,
     ordered: Activations,
-    /// The name of the inputs that `tokens` are of.
+    /// The name of the inputs in `tokens`.
     made: u64,
 }
 
 impl Ordered {
-    /// Puts rows of the inputs in order; the inputs are quantized unless the last ones had the same name.
+    /// Gathers rows of the inputs in order; the inputs are quantized unless the last ones had the same name.
     pub(super) fn put(
         &mut self,
         pool: &Pool,
@@ -72,12 +73,12 @@ impl Ordered {
         });
     }
 
-    /// What products read.
+    /// The gathered inputs.
     pub(super) fn read(&self) -> &Activations {
         &self.ordered
     }
 
-    /// Most bytes that it takes for tokens of `cols` values, and for `ordered` of them.
+    /// An upper bound of its bytes for `tokens` tokens of `cols` values, `ordered` of them gathered.
     pub(super) fn bytes(tokens: usize, ordered: usize, cols: usize, group: usize) -> usize {
         Activations::bytes(tokens, cols, group) + Activations::bytes(ordered, cols, group)
     }
@@ -88,13 +89,13 @@ impl Ordered {
     }
 }
 
-/// Neighbouring groups of a task: a kilobyte of a token is a run that memory reads ahead.
+/// Neighbouring groups of a task: a kilobyte of a token is a run that the hardware prefetches.
 const GROUPS_AT_ONCE: usize = 4;
 
-/// Tokens that a task asks for values ahead.
+/// How many tokens ahead a task prefetches.
 const AHEAD: usize = 2;
 
-/// Calls `f` for some groups at a time, on all threads where there is enough to do.
+/// Calls `f` for some groups at a time, on all threads if there is enough work.
 fn each_part(
     pool: &Pool,
     to: &mut Activations,

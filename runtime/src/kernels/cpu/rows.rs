@@ -1,13 +1,13 @@
-//! Row-wise work, split among threads.
+//! Row-wise operations, split among threads.
 #![allow(unsafe_code)]
 
 use super::pool::Pool;
 use std::marker::PhantomData;
 
-/// Rows shorter than this in all are not worth waking anybody for.
+/// Fewer values than this are not worth waking threads for.
 const SERIAL_VALUES: usize = 16 * 1024;
 
-/// A buffer of rows that tasks take apart.
+/// A buffer of rows that tasks share.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     at: *mut f32,

@@ -1,5 +1,5 @@
-//! Tile products without special instructions: what every other instruction set must agree with. Written in loops that
-//! compilers vectorise, for machines that have nothing better.
+//! Tile products without special instructions: the specification for every other instruction set. Written in loops that
+//! compilers vectorise, for machines without a better kernel.
 
 #![allow(unsafe_code)]
 
@@ -75,7 +75,7 @@ pub(super) fn tile_times(t: &Tile, x: &Activations, first: usize, sums: &mut [[f
     }
 }
 
-/// Sixteen floats, for compilers to vectorise.
+/// Sixteen floats, in an array that compilers vectorise.
 #[derive(Clone, Copy)]
 pub(super) struct Lanes16([f32; 16]);
 

@@ -1,7 +1,7 @@
-//! What the CPU backend keeps between operations, and how many bytes that can ever be: the memory planner counts on it.
+//! Memory that the CPU backend keeps between operations, and its upper bound, which the memory planner counts on.
 //!
-//! Scratch grows to what an operation needs and stays. It grows to the exact size ([`grow`]), so that the bound of
-//! [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
+//! Scratch grows to what an operation needs and never shrinks. It grows to the exact size ([`grow`]), so that the bound
+//! of [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
 use super::MANY;
 use super::activations::Activations;
@@ -14,20 +14,21 @@ use super::rows::each_row;
 use super::{CpuBackend, Isa, SLOTS_AT_ONCE};
 use crate::quant::Rotation;
 
-/// What bounds the scratch of a [`CpuBackend`].
+/// The shape that bounds the scratch of a [`CpuBackend`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScratchShape {
-    /// Most tokens of one call.
+    /// The most tokens of one call.
     pub chunk: usize,
     /// Width of the residual stream.
     pub d: usize,
-    /// Columns of the widest matrix that reads the residual stream or attention's output, down projections left out.
+    /// Columns of the widest matrix that reads the residual stream or attention's output; down projections do not
+    /// count.
     pub widest: usize,
-    /// Hidden width of a routed expert; 0 where there is none.
+    /// Hidden width of a routed expert; 0 without any.
     pub ff_routed: usize,
     /// Whether the inputs of routed experts' gates are rotated, and those of their down projections.
     pub rotated: [bool; 2],
-    /// Hidden width of the widest dense block or shared expert; 0 where there is none.
+    /// Hidden width of the widest dense block or shared expert; 0 without any.
     pub ff_dense: usize,
     /// Routed experts per token.
     pub top_k: usize,
@@ -43,12 +44,12 @@ pub struct ScratchShape {
     pub threads: usize,
 }
 
-/// What products' inputs are turned into.
+/// Products' inputs after conversion.
 #[derive(Default)]
 pub(super) struct Inputs {
     pub(super) by_32: Activations,
     pub(super) by_64: Activations,
-    /// Of a layer's routed experts.
+    /// For a layer's routed experts.
     pub(super) routed_32: Ordered,
     pub(super) routed_64: Ordered,
     pub(super) halves: Halves,
@@ -59,12 +60,13 @@ pub(super) struct Inputs {
 pub(super) struct Turned {
     /// `[tokens, d]`.
     x: Aligned<f32>,
-    /// The name of the inputs that they are of.
+    /// The name of these inputs.
     made: u64,
 }
 
 impl Turned {
-    /// `rows` of `x`, turned by `rotation` unless the last ones had the same name (see [`crate::kernels::Routed::inputs`]).
+    /// `rows` of `x`, rotated by `rotation` unless the last ones had the same name (see
+    /// [`crate::kernels::Routed::inputs`]).
     pub(super) fn put(
         &mut self,
         pool: &Pool,
@@ -85,13 +87,13 @@ impl Turned {
         self.made = name;
     }
 
-    /// What was put.
+    /// The rotated rows.
     pub(super) fn read(&self) -> &[f32] {
         &self.x
     }
 }
 
-/// A row, rotated in place.
+/// Rotates a row in place.
 pub(super) fn turn(isa: Isa, row: &mut [f32], rotation: Rotation) {
     isa.run(
         #[inline(always)]
@@ -99,7 +101,7 @@ pub(super) fn turn(isa: Isa, row: &mut [f32], rotation: Rotation) {
     );
 }
 
-/// What operations leave behind for the next.
+/// Buffers that operations keep for the next one.
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) inputs: Inputs,
@@ -139,9 +141,9 @@ pub(super) fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) {
 }
 
 impl CpuBackend {
-    /// An upper bound of the bytes that a backend's own scratch takes, whatever is computed with a model of this shape
-    /// in chunks of this size: quantized activations, hidden values of feed-forward blocks, routing, and per thread what
-    /// attention works in. Buffers and caches that the caller allocates are not in it, nor are stacks.
+    /// An upper bound of the bytes of a backend's own scratch, for any computation with a model of this shape in chunks
+    /// of this size: quantized activations, hidden values of feed-forward blocks, routing, and attention's working
+    /// memory per thread. It excludes buffers and caches that the caller allocates, and stacks.
     pub fn scratch_bytes(shape: &ScratchShape) -> usize {
         let s = shape;
         // An expert is chosen once per token at most, so one job alone has no more slots than tokens.
@@ -149,7 +151,7 @@ impl CpuBackend {
         let dense = s.chunk.min(SLOTS_AT_ONCE);
         let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
         let ordered = if s.ff_routed > 0 { slots } else { 0 };
-        // Activations of calls of up to `tokens`, quantized.
+        // Quantized activations of calls of up to `tokens` tokens.
         let quantized = |tokens: usize| -> usize {
             let group = |group| {
                 let bytes = |&(n, cols): &(usize, usize)| Activations::bytes(n.min(tokens), cols, group);
@@ -161,7 +163,7 @@ impl CpuBackend {
             };
             group(32) + group(64)
         };
-        // In bfloat16, where the machine computes calls of many tokens so; then only those of few are quantized.
+        // In bfloat16, if the machine computes calls of many tokens so; then only calls of few tokens are quantized.
         let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
         let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
         let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
@@ -179,7 +181,7 @@ impl CpuBackend {
         super::CpuKv::bytes(capacity, heads, head_dim, single)
     }
 
-    /// Bytes that it takes now, with those that the calling thread keeps for it.
+    /// Bytes that the backend holds now, including those of the calling thread.
     #[cfg(test)]
     pub(super) fn scratch_held(&self) -> usize {
         use std::sync::PoisonError;

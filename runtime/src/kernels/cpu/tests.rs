@@ -19,7 +19,8 @@ fn buffer(x: impl AsRef<[f32]>) -> Aligned<f32> {
     put(&backend(Isa::best(), 1), x.as_ref())
 }
 
-/// Where a lane knows which processor it runs on, it says what must have been detected: all other tests pass without.
+/// A test lane that knows its processor names the instruction set that must be detected: all other tests would pass
+/// without it.
 #[test]
 fn the_best_instruction_set_is_the_one_that_the_lane_expects() {
     if let Ok(expected) = std::env::var("DOLLOP_TEST_ISA") {
@@ -50,7 +51,7 @@ fn products_agree_with_the_specification_at_every_level() {
                         b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
                         for (t, x) in x.chunks_exact(cols).enumerate() {
                             let x = QuantizedRow::new(x, group);
-                            // Another specification: `many_tokens_err_less_than_eight_bits_do`.
+                            // Computed in bfloat16: see `many_tokens_err_less_than_eight_bits_do`.
                             if isa.halves() && tokens >= MANY {
                                 continue;
                             }
@@ -103,8 +104,8 @@ fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
     }
 }
 
-/// In bfloat16 both factors are rounded to 8 bits of mantissa: each product errs by 2⁻⁷ of itself at most, and a little for
-/// the sums in single precision. Activations in 8 bits err by half a step, max/254 of their group.
+/// bfloat16 rounds both factors to 8 bits of mantissa: each product has a relative error of at most 2⁻⁷, plus a little
+/// for the sums in single precision. 8-bit activations err by half a step, max/254 of their group.
 #[test]
 fn many_tokens_err_less_than_eight_bits_do() {
     for isa in Isa::available().into_iter().filter(|isa| isa.halves()) {
@@ -132,7 +133,7 @@ fn many_tokens_err_less_than_eight_bits_do() {
                             out.to_vec()
                         };
                         let out = product(&x, 2);
-                        // As long as a call is one of many tokens, neither their number nor the threads matter.
+                        // Within calls of many tokens, neither their number nor the threads matter.
                         assert!(
                             product(&x[..MANY * cols], 1) == out[..MANY * rows],
                             "{isa} {shape} {tokens}"
@@ -161,7 +162,7 @@ fn many_tokens_err_less_than_eight_bits_do() {
     }
 }
 
-/// Results of more bytes than caches keep are written past them: whole lines, and rows that begin within one.
+/// Results larger than the caches use non-temporal stores: whole lines, and rows that begin within a line.
 #[test]
 fn results_past_the_caches_are_those_of_smaller_calls() {
     const COLS: usize = 32;
@@ -181,7 +182,7 @@ fn results_past_the_caches_are_those_of_smaller_calls() {
             linear(&x, &mut all);
             let few = MANY.max(64);
             for from in (0..tokens).step_by(few) {
-                // The last is as long as the others: calls of few tokens may take another way.
+                // The last call is as long as the others: calls of few tokens may use another kernel.
                 let from = from.min(tokens - few);
                 let mut some = buffer(vec![0.0; few * rows]);
                 linear(&x[from * COLS..][..few * COLS], &mut some);
@@ -264,7 +265,7 @@ fn attention_is_the_formula_alone_and_among_others() {
                             "{isa} {shape:?} token {t}: {got} {want}"
                         );
                     }
-                    // A lone token's threads share the chunks of a long cache: the same numbers to the last bit.
+                    // A single token's threads share the chunks of a long cache: bit-identical.
                     let mut one = buffer(vec![f32::NAN; heads * head_dim]);
                     let q = buffer(&q[t * heads * head_dim..][..heads * head_dim]);
                     b.attention(&q, &kv, pos + t, 1, &shape, &mut one);
@@ -299,13 +300,13 @@ fn threads_run_on_the_cores_that_were_named() {
     for bad in [vec![], vec![CpuSet::MAX_CPU], vec![usize::MAX]] {
         assert!(CpuBackend::new(options(bad)).is_err());
     }
-    // On a thread of its own: the caller is bound as well.
+    // On a separate thread, because the calling thread is bound as well.
     std::thread::spawn(move || {
         let all = sched_getaffinity(None).unwrap();
         let core = (0..CpuSet::MAX_CPU).rfind(|&core| all.is_set(core)).unwrap();
         let b = CpuBackend::new(options(vec![core])).unwrap();
         assert_eq!(b.threads(), 3);
-        // Nobody takes a second task before everybody has one.
+        // No thread takes a second task before every thread has one.
         let everybody = Barrier::new(3);
         b.pool.run(3, &|_| {
             everybody.wait();

@@ -1,4 +1,4 @@
-//! Tiles of nested matrices (16 rows), as their kernels read them, and the sums that these make.
+//! Tiles of nested matrices (16 rows), as their kernels read them, and the kernels' sums.
 
 use super::activations::Activations;
 use crate::quant::{GroupParams, Nested, TILE_ROWS};
@@ -18,17 +18,17 @@ pub(super) struct Tile<'a> {
     pub(super) groups: usize,
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
-    /// What all products are multiplied by in the end.
+    /// Multiplies all products at the end.
     pub(super) alpha: f32,
-    /// β/α: what a code stands for beside its own value.
+    /// β/α: the part of a code's value that is the same for all codes.
     pub(super) middle: f32,
-    /// Codes of this level times this are codes of 8 bits.
+    /// Codes of this level times this are 8-bit codes.
     pub(super) step: f32,
     /// Number of planes.
     pub(super) level: usize,
 }
 
-/// A matrix that tiles are taken of: where its parts lie is found once, not for every tile.
+/// A matrix as a source of tiles: its parts are located once, not for every tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles<'a> {
     /// All tiles, as one.
@@ -60,18 +60,18 @@ impl<'a> Tiles<'a> {
         }
     }
 
-    /// Whether `tokens` tokens from `first` on are there, in the groups that tiles take.
+    /// Whether `tokens` tokens from `first` on exist, in the groups that these tiles need.
     pub(super) fn fit(&self, x: &Activations, first: usize, tokens: usize) -> bool {
         x.has(self.all.group, self.all.groups, first, tokens)
     }
 
-    /// Whether tiles of both can be taken together.
+    /// Whether tiles of both can be computed together.
     pub(super) fn alike(&self, other: &Tiles) -> bool {
         let key = |t: &Tiles| (t.all.group, t.all.level, t.all.params, t.cols);
         key(self) == key(other)
     }
 
-    /// One of them.
+    /// One tile.
     #[inline(always)]
     pub(super) fn at(&self, tile: usize) -> Tile<'a> {
         let all = &self.all;
@@ -85,8 +85,8 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Tokens that tiles are multiplied with at a time: their activations stay in the second-level cache from one tile to
-/// the next, and merging a tile's planes again for each block costs little beside the products.
+/// Tokens that tiles are multiplied with at a time. Their activations stay in the L2 cache from one tile to the next,
+/// and merging a tile's planes again for each block costs little beside the products.
 pub(super) const TOKEN_BLOCK: usize = 128;
 
 /// Sums of a tile's rows for a block of tokens, each token's in a cache line.
@@ -99,7 +99,7 @@ impl Sums {
         Sums([[0.0; TILE_ROWS]; TOKEN_BLOCK])
     }
 
-    /// So many, zeros.
+    /// `tokens` sums, set to zero.
     #[inline(always)]
     pub(super) fn cleared(&mut self, tokens: usize) -> &mut [[f32; TILE_ROWS]] {
         let sums = &mut self.0[..tokens];

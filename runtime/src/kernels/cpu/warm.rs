@@ -1,16 +1,16 @@
-//! Weights that will be used next, brought to the processor's last cache while it waits for a disk: a token's products of the
-//! next layer, during which the disk has nothing to do, then take three quarters of the time (`benches/records/streaming.md`).
+//! Prefetches the next weights to the last-level cache while the model waits for a disk. The disk idles during a
+//! token's products of the next layer, which then take three quarters of the time (`benches/records/streaming.md`).
 
 use super::pool::Pool;
 use crate::quant::Matrix;
 
-/// What a cache holds of memory at a time.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Parts of matrices at most: a list on the stack.
+/// The most parts of matrices: a list on the stack.
 const PARTS: usize = 64;
 
-/// Bytes of the largest cache that the system tells of; 0 where it tells of none.
+/// Bytes of the largest cache that the system reports; 0 if it reports none.
 pub(super) fn last_cache_bytes() -> usize {
     let size = |i: usize| {
         let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
@@ -29,7 +29,7 @@ fn parse(size: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
-/// Reads the first `limit` bytes of the matrices, on all threads, and returns how many there were.
+/// Reads the first `limit` bytes of the matrices, on all threads, and returns the bytes read.
 pub(super) fn read<'a>(pool: &Pool, matrices: &mut dyn Iterator<Item = &'a Matrix>, limit: usize) -> usize {
     let (mut parts, mut count, mut total) = ([&[] as &[u8]; PARTS], 0, 0);
     let mut add = |part: &'a [u8]| {
@@ -47,7 +47,7 @@ pub(super) fn read<'a>(pool: &Pool, matrices: &mut dyn Iterator<Item = &'a Matri
     }
     let threads = pool.threads();
     pool.run(if total > 0 { threads } else { 0 }, &|thread| {
-        // Every thread has a run of all bytes, as in products.
+        // Every thread reads one consecutive run of all bytes, as in products.
         let (mut from, mut to) = (total * thread / threads, total * (thread + 1) / threads);
         for part in &parts[..count] {
             let lines = part[from.min(part.len())..to.min(part.len())].iter().step_by(LINE);

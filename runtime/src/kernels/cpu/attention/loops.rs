@@ -1,5 +1,5 @@
-//! The inner loops of attention: a tile's scores, their weights, and the values' sums, over the registers of whatever
-//! instruction set inlines them.
+//! The inner loops of attention: a tile's scores, their weights, and the sums of values, generic over the instruction
+//! set whose registers they use.
 
 use super::{BLOCK, TILE};
 use crate::kernels::cpu::lanes::{Cell, Lanes};
@@ -52,7 +52,7 @@ unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
     }
 }
 
-/// Turns scores into weights relative to the greatest so far; what earlier weights are to be multiplied with.
+/// Turns scores into weights relative to the largest score so far; returns the factor that rescales earlier weights.
 #[inline(always)]
 pub(super) fn weights(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; BLOCK];
@@ -100,7 +100,7 @@ pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize, const N: usize>(
             d += BLOCK;
         }
         if d < dim {
-            // The end of a head whose length is no multiple of 16: through padded copies of one vector.
+            // The end of a head whose length is not a multiple of 16: scalar, in one vector of sums.
             for r in 0..R {
                 let mut sums = [0.0f32; BLOCK];
                 for p in 0..n {

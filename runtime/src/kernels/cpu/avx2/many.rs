@@ -1,5 +1,5 @@
-//! Products of several tokens with AVX2: a group is unpacked to the stack, and tokens pass over it four at a time.
-//! Everything here is inlined into functions that enable the features, but for the assembly, which has its own.
+//! Products of several tokens with AVX2: a group is unpacked to the stack and multiplied with four tokens at a time.
+//! Everything here is inlined into functions that enable the features, except the assembly, which enables them itself.
 
 use super::unpack::unpack;
 use super::{add_group, four, params, widen};
@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 /// The vectors of a group's units, 8 rows and 8 rows.
 type Group = [[__m256i; 2]; 2 * VECTORS];
 
-/// Several tokens: a group is unpacked once, and tokens take it four at a time.
+/// Several tokens: a group is unpacked once and multiplied with four tokens at a time.
 ///
 /// # Safety
 /// As [`super::times`].
@@ -81,9 +81,9 @@ unsafe fn products<const T: usize>(codes: &[[__m256i; 2]], at: &[*const i8; T], 
     }
 }
 
-/// [`products`] for four tokens: two registers of codes and four activations at a time serve eight products, whose sums
-/// stay in registers. In assembly, because the compiler unrolls and reorders the additions until half of the sums are
-/// in memory, which takes more than twice as long.
+/// [`products`] for four tokens: two registers of codes and four activations at a time give eight products, whose sums
+/// stay in registers. In assembly, because the compiler unrolls and reorders the additions until half of the sums spill
+/// to memory, which takes more than twice as long.
 ///
 /// # Safety
 /// The machine has the features; activations are there for all of `codes` from vector `first` on.
@@ -157,7 +157,7 @@ unsafe fn group_dots<const N: usize, const UNITS: usize, const T: usize>(
     codes: &Group,
     at: &[*const i8; T],
 ) -> Sums<T> {
-    // What 16 bits hold: a group of codes of 2 or 3 bits, a unit of 4 bits, two vectors of 6 bits.
+    // What fits 16 bits: a group of 2- or 3-bit codes, a unit of 4-bit codes, two vectors of 6-bit codes.
     let at_once = match N {
         1 | 2 => UNITS * VECTORS,
         4 => 2,

@@ -1,8 +1,8 @@
 //! Products of many tokens with AMX in bfloat16: two tiles of weights with sixteen tokens and sixteen tokens.
 //!
-//! A stretch of both tiles is turned into bfloat16 in the first-level cache, scale and zero point applied; all tokens of a
-//! block pass over it, and their sums stay in single precision over all columns. A unit of a tile is a tile register of
-//! pairs of columns in the order in which its codes lie: lane r of a vector is row r.
+//! A stretch of both tiles is converted to bfloat16 in the L1 cache, with scale and zero point applied. All tokens of a
+//! block are multiplied with it, and their sums stay in single precision over all columns. A unit of a tile is a tile
+//! register of pairs of columns, in the order of its codes: lane r of a vector is row r.
 
 use super::scales_and_zeros;
 use super::unpack::unpack;
@@ -17,8 +17,8 @@ use std::sync::OnceLock;
 /// Tokens of a tile register.
 const ROWS: usize = 16;
 
-/// Whether the processor has it and the system lets this process use it: tile registers are 8 KB more of every thread's
-/// state, which Linux saves for those only that asked.
+/// Whether the processor has AMX and the system lets this process use it. Tile registers add 8 KB to every thread's
+/// state, which Linux saves only for processes that request it.
 pub(in crate::kernels::cpu) fn available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
@@ -73,7 +73,7 @@ const CONFIG: Config = Config {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// This thread's tile registers, set up, and given back in the end.
+/// This thread's tile registers: configured, and released on drop.
 struct Tiles(());
 
 impl Tiles {
@@ -143,16 +143,17 @@ pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
     }
 }
 
-/// What makes a weight of a code: both for rows 0 to 7 and rows 8 to 15, each twice, as pairs of columns lie.
+/// Converts a code to a weight: both for rows 0 to 7 and rows 8 to 15, each twice, in the order of the pairs of
+/// columns.
 #[derive(Clone, Copy)]
 struct Params {
     scale: [__m512; 2],
     offset: [__m512; 2],
 }
 
-/// Codes become floats by standing in the mantissa of this number, which the offset takes away again. With codes of up
-/// to 7 bits in the third byte it is 128: the offset's rounding is 2⁻¹⁷ of a code's step. Codes of 8 bits go to the
-/// second, in the mantissa of 2¹⁵: 2⁻⁹ of the finest step there is.
+/// A code becomes a float when it is put into the mantissa of this number, which the offset subtracts again. Codes of
+/// up to 7 bits go to the third byte of 128: the offset's rounding error is 2⁻¹⁷ of a code's step. Codes of 8 bits go
+/// to the second byte of 2¹⁵: 2⁻⁹ of the finest step.
 const fn magic<const N: usize>() -> (f32, usize) {
     if N == 5 { (32768.0, 1) } else { (128.0, 2) }
 }
@@ -177,8 +178,8 @@ impl Params {
     }
 }
 
-/// Which byte of a vector of codes goes to byte `at` of every lane, for pair `pair` of its columns and half `half` of its
-/// rows.
+/// The byte of a vector of codes that goes to byte `at` of every lane, for pair `pair` of its columns and half `half`
+/// of its rows.
 const fn places(at: usize, pair: usize, half: usize) -> [u8; VECTOR] {
     let mut places = [0; VECTOR];
     let mut lane = 0;
@@ -189,7 +190,7 @@ const fn places(at: usize, pair: usize, half: usize) -> [u8; VECTOR] {
     places
 }
 
-/// Units `from..from + n` as weights.
+/// Converts units `from..from + n` to weights.
 ///
 /// # Safety
 /// As [`times`].
@@ -227,7 +228,7 @@ unsafe fn fill<const N: usize, const UNITS: usize>(t: &Tile, from: usize, n: usi
     }
 }
 
-/// `n` units of both tiles times sixteen tokens, or twice sixteen.
+/// `n` units of both tiles times 16 tokens, or 32.
 ///
 /// # Safety
 /// As [`times`]; `x` and `sums` are those of the first token.
@@ -240,7 +241,7 @@ unsafe fn block<const TWO: bool>(
     anew: bool,
     sums: [*mut u8; 2],
 ) {
-    // Asked for so many units before they are used.
+    // Prefetched this many units before their use.
     const BEFORE: usize = 2;
     const UNIT_BYTES: usize = UNIT_COLS * TILE_ROWS * 2;
     let below = ROWS * VECTOR;

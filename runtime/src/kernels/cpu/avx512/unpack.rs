@@ -3,14 +3,14 @@
 use crate::quant::{PLANE_BITS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 
-/// Plane bytes are asked for this far ahead of their use. The hardware prefetcher stops at every page; this does not.
+/// Plane bytes are prefetched this far ahead of their use. The hardware prefetcher stops at every page; this does not.
 /// 4096 for every plane is a tenth slower (`benches/records/cpu-zen5.md`).
 pub(super) const AHEAD: usize = 3072;
 
-/// The same for the 1-bit planes: they are read at half the pace.
+/// The same for the 1-bit planes, which are read half as fast.
 const AHEAD_1: usize = 2048;
 
-/// Where the bits come from: `a` where the mask is set, else `b`.
+/// Selects bits: `a` where the mask is set, else `b`.
 #[inline(always)]
 fn select(mask: i32, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: inlined into functions that enable the feature, and nowhere else used.
@@ -35,7 +35,7 @@ fn and(x: __m512i, bits: i32) -> __m512i {
     unsafe { _mm512_and_si512(x, _mm512_set1_epi8(bits as i8)) }
 }
 
-/// The field of `mask` from bit SHIFT of every byte on: with RAISED where it is, that is, as `2^SHIFT` times its value.
+/// The field of `mask` from bit SHIFT of every byte on. With RAISED it stays in place, as `2^SHIFT` times its value.
 #[inline(always)]
 fn field<const RAISED: bool, const SHIFT: u32>(x: __m512i, mask: i32) -> __m512i {
     if RAISED { and(x, mask << SHIFT) } else { and(right::<SHIFT>(x), mask) }
@@ -59,8 +59,8 @@ fn nibbles(high: __m512i, low: __m512i) -> (__m512i, __m512i) {
     (select(0x33, low, left::<2>(high)), select(0x33, right::<2>(low), high))
 }
 
-/// The codes of unit `u`, one byte each. RAISED saves the shifts that would bring every field to the low end of its byte:
-/// the vectors are [`raised`], and so is what is summed of them. ASK asks memory for what follows in the planes.
+/// The codes of unit `u`, one byte each. RAISED saves the shifts that would bring every field to the low end of its
+/// byte: the vectors stay [`raised`], and so do their sums. ASK prefetches the following bytes of the planes.
 ///
 /// # Safety
 /// Unit `u` is in the first N planes, and the machine has the features.

@@ -7,7 +7,7 @@ use crate::quant::UNIT_COLS;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// A core with the extension, and perhaps no other.
+/// A core that has at least this extension.
 pub(super) struct Dotprod;
 
 impl Core for Dotprod {
@@ -61,7 +61,8 @@ impl Core for Dotprod {
     }
 }
 
-/// Products of vector LANE of four with the LANE-th four activations of each token: what is loaded serves all of them.
+/// Products of vector LANE of four with the LANE-th four activations of each token: each loaded register serves all
+/// tokens.
 #[inline(always)]
 unsafe fn vector<const LANE: usize, const T: usize>(
     dots: &mut Dots<T>,

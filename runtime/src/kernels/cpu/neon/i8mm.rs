@@ -53,7 +53,7 @@ impl Core for I8mm {
         sum
     }
 
-    /// Eight columns after eight columns: two vectors have four each of a row, which belong beside each other.
+    /// Groups of eight columns: two vectors hold four columns each of a row, which must lie side by side.
     #[inline(always)]
     fn put(unit: &mut Unit, r: usize, codes: Quarter) {
         for (eight, codes) in unit.chunks_exact_mut(8).zip(codes.chunks_exact(2)) {
@@ -73,7 +73,7 @@ impl Core for I8mm {
         super::tests::uses("usmmla");
         // SAFETY: the machine has the extension, and `q` T tokens of the group, by the caller's promise.
         unsafe {
-            // Of tokens n and n + 1: rows 4 r and 4 r + 1 in [n][r], the next two in [n + 1][r].
+            // For tokens n and n + 1: rows 4 r and 4 r + 1 in [n][r], the next two in [n + 1][r].
             let mut dots = [[vdupq_n_s32(0); 4]; T];
             for (u, unit) in codes[..UNITS].iter().enumerate() {
                 for (half, codes) in unit.chunks_exact(16).enumerate() {

@@ -1,4 +1,4 @@
-//! Products of several tokens with NEON: a group is unpacked to the stack, and tokens pass over it four at a time.
+//! Products of several tokens with NEON: a group is unpacked to the stack and multiplied with four tokens at a time.
 
 use super::{Core, Params, add_group, codes, params};
 use crate::kernels::cpu::activations::{Activations, SPARE_TOKENS};
@@ -11,13 +11,13 @@ const BLOCK: usize = 4;
 
 const _: () = assert!(BLOCK <= SPARE_TOKENS + 1);
 
-/// The codes of a unit, in the order in which a [`Core`] takes them.
+/// The codes of a unit, in the order in which a [`Core`] reads them.
 pub(super) type Unit = [uint8x16_t; 4 * VECTORS];
 
-/// Those of a group's units.
+/// The codes of a group's units.
 pub(super) type Group = [Unit; 2];
 
-/// The integers of T tokens, for a tile's rows four by four.
+/// The integer sums of T tokens, for a tile's rows four by four.
 pub(super) type Dots<const T: usize> = [[int32x4_t; 4]; T];
 
 /// Several tokens.
@@ -47,8 +47,7 @@ pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
     }
 }
 
-/// A group times the tokens from `first` on. Not inlined: what it reads lies in memory, and all
-/// levels share it.
+/// A group times the tokens from `first` on. Not inlined: its inputs lie in memory, and all levels share it.
 ///
 /// # Safety
 /// The machine has the instructions of `C`; `x` has group g, the tokens, and BLOCK − 1 beyond the last.
@@ -77,7 +76,7 @@ unsafe fn group_times<C: Core, const UNITS: usize>(
     }
 }
 
-/// A group times T tokens, of which as many count as there are sums.
+/// A group times T tokens; only as many count as there are sums.
 ///
 /// # Safety
 /// The machine has the instructions of `C`; codes, scales and sums of activations are there for T tokens.

@@ -1,4 +1,5 @@
-//! Which instructions run on which core, and that they multiply exactly. That the results are right is for `cpu::tests`.
+//! Tests which instructions run on which core, and that their products are exact. `cpu::tests` checks the results
+//! themselves.
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions};
@@ -12,7 +13,7 @@ thread_local! {
     static USED: RefCell<BTreeMap<&'static str, usize>> = RefCell::default();
 }
 
-/// Kernels say that they multiply with this instruction: once for a token's or a block's products with a group.
+/// Kernels count an instruction: once for each product of a token or a block with a group.
 pub(super) fn uses(instruction: &'static str) {
     USED.with_borrow_mut(|used| *used.entry(instruction).or_default() += 1);
 }
@@ -49,7 +50,7 @@ fn each_core_uses_its_instructions_and_all_compute_the_same() {
                     };
                     let times = shape.tiles() * shape.groups() * tokens.div_ceil(4);
                     assert_eq!(USED.take(), BTreeMap::from([(instruction, times)]), "{isa} {tokens} tokens");
-                    // Codes of 8 bits have another centre where they are signed.
+                    // Signed 8-bit codes have another centre, so their floats round differently.
                     if let Some(first) = first.as_ref().filter(|_| level != Level::B8) {
                         assert_eq!(*first, out, "{isa} {shape} level {level} {tokens} tokens");
                     }
@@ -60,7 +61,7 @@ fn each_core_uses_its_instructions_and_all_compute_the_same() {
     }
 }
 
-/// The largest products there are, of either sign, and some in between.
+/// The largest possible products, of either sign, and some in between.
 fn exact<C: Core>() {
     for worst in [-127, 127, 0] {
         let code = |row: usize, col: usize| if worst == 0 { (row * 67 + col * 41) as u8 } else { 255 };

@@ -50,7 +50,7 @@ pub(super) unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, r
         let second = load(2, 0);
         let odd = vbslq_u8(mask(0xaa), first, vshrq_n_u8::<1>(second));
         let even = vbslq_u8(mask(0xaa), vshlq_n_u8::<1>(first), second);
-        // Shift and insert: fields 0 and 2 of `high` over those of `low`, and fields 1 and 3.
+        // Bit selects: fields 0 and 2 of `high` over those of `low`, and fields 1 and 3.
         let nibbles = |high: uint8x16_t, low: uint8x16_t| {
             (
                 vbslq_u8(mask(0x33), low, vshlq_n_u8::<2>(high)),

@@ -28,7 +28,7 @@ fn nested(m: &Matrix) -> &quant::Nested {
     m
 }
 
-/// A product as the specification has it: inputs rotated, then quantized.
+/// A product according to the specification: inputs rotated, then quantized.
 fn specified(m: &Matrix, x: &[f32]) -> Vec<f32> {
     let (m, mut x) = (nested(m), x.to_vec());
     if let Some(rotation) = m.rotation() {
@@ -38,7 +38,7 @@ fn specified(m: &Matrix, x: &[f32]) -> Vec<f32> {
     (0..m.shape().rows).map(|row| m.dot(row, &x)).collect()
 }
 
-/// A product with the weights as they are multiplied with inputs that are not rotated, in single precision.
+/// A product in single precision, with the weights that belong to inputs without rotation.
 fn exact(m: &Matrix, x: &[f32]) -> Vec<f32> {
     let mut w = vec![0.0; x.len()];
     let product = |row| {
@@ -54,7 +54,7 @@ fn feed_forward(e: &Expert, x: &[f32], product: fn(&Matrix, &[f32]) -> Vec<f32>)
     product(&e.down, &hidden)
 }
 
-/// Squared distance, relative to what is wanted.
+/// Squared distance, relative to the wanted values.
 fn distance(got: &[f32], want: &[f32]) -> f64 {
     let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
     squares(&mut got.iter().zip(want).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())
@@ -96,7 +96,7 @@ fn rotated_experts_agree_with_the_specification_and_with_their_weights() {
             for tokens in [1, 3, 13, 40] {
                 let x = values(tokens * D, 5);
                 let got = call(&b, &all, &x, 0);
-                // Of all slots together: alone, one whose terms cancel out is mostly error.
+                // Over all slots together: a single slot whose terms cancel out is mostly error.
                 let [mut by_specification, mut by_weights] = [Vec::new(), Vec::new()];
                 for slot in 0..2 * tokens {
                     let (t, e) = (slot / 2, (slot / 2 + slot % 2) % all.len());
@@ -105,8 +105,8 @@ fn rotated_experts_agree_with_the_specification_and_with_their_weights() {
                     by_weights.extend(feed_forward(&all[e], x, exact));
                 }
                 let at = format!("{isa}, level {level}, {turns:?}, {tokens} tokens");
-                // A hidden value that rounds to another whole number is a step of 127 of one of 64. In bfloat16, another
-                // specification.
+                // A hidden value that rounds to another integer differs by one of 127 steps in one of 64 values.
+                // bfloat16 has another specification.
                 let most = if isa.halves() && tokens >= MANY { 1e-3 } else { 1e-5 };
                 let specified = distance(&got, &by_specification);
                 assert!(specified < most, "{at}: {specified} from the specification");
@@ -125,7 +125,7 @@ fn a_rotated_input_is_made_once_for_its_name_and_the_same_for_one_token_and_many
         let b = backend(isa, 2);
         let whole = call(&b, &all, &x, 0);
         assert_eq!(call(&b, &all, &x, 7), whole, "{isa}");
-        // That a name is enough is seen by what is taken for it.
+        // Other inputs under the same name give the old result: only the name is compared.
         assert_eq!(call(&b, &all, &other, 7), whole, "{isa}: made again");
         assert_ne!(call(&b, &all, &other, 8), whole, "{isa}");
         let one = call(&backend(isa, 1), &all, &x[..D], 0);

@@ -1,10 +1,10 @@
-//! What is kept between operations: whose it is, and how much.
+//! Memory kept between operations: which inputs it belongs to, and its size.
 
 use super::*;
 use crate::kernels::Feed;
 
-/// Calls for one layer's experts may have others between them, of another session: what was made of inputs is found by their
-/// name, and nothing else is taken for it.
+/// Calls for one layer's experts may have another session's calls between them: prepared inputs are found by their
+/// name, and are used for no other.
 #[test]
 fn inputs_are_told_apart_by_their_names() {
     let (d, ff, tokens) = (64, 32, 24);
@@ -37,7 +37,7 @@ fn inputs_are_told_apart_by_their_names() {
         assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after another session's call");
         call(&b, &other, 0, 0);
         assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after a call without a name");
-        // That a name is enough is seen by what is taken for it.
+        // Other inputs under the same name give the old result: only the name is compared.
         if !isa.halves() {
             assert_eq!(call(&b, &other, 0, 7), want[0], "{isa}: made again");
         }
@@ -72,7 +72,7 @@ fn scratch_stays_within_its_bound() {
         down: nested(d, ff, group),
         place: None,
     };
-    // On a thread of its own: what attention works in belongs to threads.
+    // On a separate thread, because a part of attention's scratch belongs to the thread.
     std::thread::spawn(move || {
         let b = backend(Isa::best(), shape.threads);
         let x = buffer(values(chunk * shape.widest, 2));
@@ -90,7 +90,7 @@ fn scratch_stays_within_its_bound() {
                     let Matrix::Nested(n) = &*m else { unreachable!("all are nested") };
                     *m = Matrix::Nested(n.clone().rotated(Rotation::of(n.shape().cols)));
                 }
-                // Every other token: what experts take of them has to be put in order.
+                // Every other token, so that the experts' inputs have to be gathered.
                 let ranks: Vec<Vec<u32>> = (0..2 * shape.top_k)
                     .map(|i| (i % 2, i / 2))
                     .map(|(odd, r)| (odd..tokens).step_by(2).map(|t| (t * shape.top_k + r) as u32).collect())
