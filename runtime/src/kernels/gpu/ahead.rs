@@ -1,27 +1,27 @@
-//! The commands of a token, made while the device computes the token before: making them takes the host about as long as a
-//! large device needs for half of them.
+//! Records the commands of the next token while the device computes the current one: recording takes the host about as
+//! long as a large device needs for half of the commands.
 //!
-//! What the next token launches is what this one did, with every position one further. That is a guess, and nothing is
-//! done because of it: as launches come they are compared with the guess one by one, and only if all of them and the
-//! read-back are as guessed are the commands handed over that are there. Otherwise those that have come are recorded
-//! again, and the rest as ever.
+//! The next token launches what this one did, with every position one further. That is a guess, and nothing is executed
+//! because of it: each launch is compared with the guess as it comes. Only if all of them and the read-back match is
+//! the prepared command buffer submitted. Otherwise the launches that have come are recorded again, and the rest as
+//! usual.
 
 use dollop_shaders::{Kernel, SHADERS};
 
-/// Bindings of a kernel at most.
+/// The most bindings of a kernel.
 pub(super) const BINDINGS: usize = 8;
 
-/// Bytes of a kernel's parameters at most.
+/// The most bytes of a kernel's parameters.
 const PARAMS: usize = 128;
 
-/// Launches of a token that are remembered at most.
+/// The most launches of a token that are remembered.
 const LAUNCHES: usize = 4096;
 
 /// A launch.
 pub(super) struct Launch {
-    /// Among `SHADERS`.
+    /// Index into `SHADERS`.
     pub(super) index: usize,
-    /// Of its memory.
+    /// Of the memory it binds.
     pub(super) ids: [u64; BINDINGS],
     pub(super) workgroups: [u32; 2],
     params: [u8; PARAMS],
@@ -46,7 +46,7 @@ impl Launch {
             && self.params() == other.params()
     }
 
-    /// Where its position is among its parameters, if it is of one token.
+    /// The offset of the position in its parameters, if the kernel is for one token.
     fn position(&self) -> Option<usize> {
         let shader = &SHADERS[self.index];
         let attends = shader.kernel == Kernel::AttendOne;
@@ -54,7 +54,7 @@ impl Launch {
         Some(at as usize)
     }
 
-    /// Makes it the same launch for the next token.
+    /// Turns it into the same launch for the next token.
     fn advance(&mut self) {
         if let Some(at) = self.position() {
             let pos: u32 = bytemuck::pod_read_unaligned(&self.params[at..at + 4]);
@@ -63,34 +63,34 @@ impl Launch {
     }
 }
 
-/// A part of a read-back: whose memory, from which byte on, how many.
+/// A part of a read-back: memory id, first byte, length.
 pub(super) type Part = (u64, u64, u64);
 
-/// A token's launches with the bind groups that they take.
+/// A token's launches with their bind groups.
 pub(super) type Launches = Vec<(Launch, wgpu::BindGroup)>;
 
-/// Commands that wait to be asked for.
+/// Prepared commands.
 struct Ready {
     launches: Launches,
     parts: Vec<Part>,
     landing: u64,
     commands: wgpu::CommandBuffer,
-    /// Launches that have come as guessed.
+    /// Launches that have matched the guess so far.
     met: usize,
 }
 
-/// What is known of the token at hand, and what is ready.
+/// The current token's launches so far, and the prepared commands.
 #[derive(Default)]
 pub(super) struct Ahead {
-    /// Launches that were recorded since the last read-back.
+    /// Launches recorded since the last read-back.
     recorded: Launches,
-    /// Some were handed over before, or are too many: no guess comes of these.
+    /// Some launches were submitted before, or there are too many: the next token cannot be guessed from these.
     broken: bool,
     ready: Option<Ready>,
 }
 
 impl Ahead {
-    /// Whether a launch is the next that was guessed: then it is done.
+    /// Whether a launch matches the next guessed one, which then counts as done.
     pub(super) fn meets(&mut self, launch: &Launch) -> bool {
         match &mut self.ready {
             Some(ready) if ready.launches.get(ready.met).is_some_and(|(guess, _)| guess.is(launch)) => {
@@ -101,19 +101,19 @@ impl Ahead {
         }
     }
 
-    /// Launches that came as guessed and are in no encoder.
+    /// Whether some launches matched the guess and are in no encoder.
     pub(super) fn pending(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.met > 0)
     }
 
-    /// Gives up the guess: the launches that have come are to be recorded.
+    /// Drops the guess and returns the launches that matched, which must be recorded.
     pub(super) fn give_up(&mut self) -> Launches {
         let Some(Ready { mut launches, met, .. }) = self.ready.take() else { return Vec::new() };
         launches.truncate(met);
         launches
     }
 
-    /// A launch was recorded.
+    /// Notes a recorded launch.
     pub(super) fn record(&mut self, launch: Launch, group: wgpu::BindGroup) {
         if self.recorded.len() < LAUNCHES {
             self.recorded.push((launch, group));
@@ -122,19 +122,19 @@ impl Ahead {
         }
     }
 
-    /// What was recorded was handed over without a read-back.
+    /// Notes that recorded launches were submitted without a read-back.
     pub(super) fn handed_over(&mut self) {
         self.broken = true;
         self.recorded.clear();
     }
 
-    /// Whether memory that is gone is named by what is ready.
+    /// Whether the prepared commands refer to freed memory.
     pub(super) fn names(&self, gone: &[u64]) -> bool {
         let launches = self.ready.iter().flat_map(|ready| &ready.launches);
         launches.flat_map(|(launch, _)| launch.ids).any(|id| gone.contains(&id))
     }
 
-    /// The commands, if all launches and this read-back are as guessed, and their launches.
+    /// The commands and their launches, if all launches and this read-back match the guess.
     pub(super) fn take(&mut self, parts: &[Part], landing: u64) -> Option<(wgpu::CommandBuffer, Launches)> {
         let all = |ready: &Ready| {
             ready.met == ready.launches.len() && ready.parts == parts && ready.landing == landing
@@ -143,19 +143,19 @@ impl Ahead {
         Some((ready.commands, ready.launches))
     }
 
-    /// Takes the launches since the last read-back, if they are all known.
+    /// Takes the launches since the last read-back, if all of them are known.
     pub(super) fn whole(&mut self) -> Option<Launches> {
         let launches = std::mem::take(&mut self.recorded);
         (!self.broken).then_some(launches)
     }
 
-    /// A read-back was handed over: what is recorded from now on is of what comes next.
+    /// A read-back was submitted: launches recorded from now on belong to the next token.
     pub(super) fn begin(&mut self) {
         self.recorded.clear();
         self.broken = false;
     }
 
-    /// Keeps commands for launches that are guessed.
+    /// Keeps commands for guessed launches.
     pub(super) fn keep(
         &mut self,
         launches: Launches,
@@ -171,8 +171,8 @@ impl Ahead {
     }
 }
 
-/// The launches of the token after one with these; `None` where they are not one token's, from its embedding to its logits:
-/// where routers' choices are read back on the way, no two read-backs in a row have the same launches before them.
+/// The launches of the token after one with these. `None` if they are not one whole token, from its embedding to its
+/// logits: if routers' choices are read back in between, consecutive read-backs have different launches before them.
 pub(super) fn next(mut launches: Launches) -> Option<Launches> {
     if !is_a_token(launches.iter().map(|(launch, _)| launch)) {
         return None;
@@ -206,7 +206,7 @@ mod tests {
             is_a_token(launches.iter())
         };
         assert!(is(&[Embed, Linear, AttendOne, Linear, Route, Linear]));
-        // A prompt, and the pieces of a token whose routers are asked.
+        // A prompt, and the pieces of a token whose routers' choices are read back.
         assert!(!is(&[Embed, Linear, Attention, Linear]));
         assert!(!is(&[Embed, Linear, AttendOne, Linear, Route]));
         assert!(!is(&[Linear, AttendOne, Linear, Route]));

@@ -1,4 +1,4 @@
-//! Attention, and what stands between it and the projections, as dispatches.
+//! Attention, and the steps between the projections and attention, as dispatches.
 
 use super::State;
 use super::device::{Device, Memory};
@@ -10,7 +10,7 @@ use dollop_shaders::Variant;
 use std::sync::Arc;
 
 impl State {
-    /// The memory that `place` and `attend_one` read from beside the projections, and their parameters.
+    /// The memory that `place` and `attend_one` read besides the projections, and their parameters.
     fn placing(
         &mut self,
         gpu: &Device,
@@ -26,13 +26,13 @@ impl State {
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
         let norms = match how.q_norm.or(how.k_norm) {
-            // Sinks stand behind norms, and are all of it where there are none.
+            // Sinks share the binding of the norms, which must be absent.
             None if let Some(sinks) = sinks => self.weights.vector(gpu, sinks, || sinks.to_vec())?,
             Some(name) => {
                 let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
                 self.weights.vector(gpu, name, both)?
             }
-            // There are none, and something is to be bound.
+            // There are no norms, but the binding needs a buffer.
             None => rope.clone(),
         };
         let params = PlaceParams {
@@ -69,7 +69,7 @@ impl State {
         Ok(())
     }
 
-    /// `place` and `attention` of one token: one launch, or two where it sees several tiles of positions.
+    /// `place` and `attention` of one token: one launch, or two if it sees several tiles of positions.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn attend_one(
         &mut self,
@@ -102,7 +102,7 @@ impl State {
             sinks: shape.sinks.is_some().into(),
         };
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
-        // As much as the whole cache may take: what grew with it would be made again and again.
+        // Allocate for the whole cache: a buffer that grew with it would be reallocated again and again.
         let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(how.head_dim);
         let to = match tiles {
             1 => out,
@@ -140,8 +140,8 @@ impl State {
         let memory = [q, &kv.keys, &kv.values, out, sinks.as_deref().unwrap_or(&self.spare[0])];
         let of_head = tokens * (shape.heads / shape.kv_heads);
         let queries = queries_at_once(shape.head_dim);
-        // Where a window hides positions, tiles of neighbouring tokens begin at different ones; a few queries would leave most
-        // of a workgroup idle.
+        // If a window hides positions, tiles of neighbouring tokens begin at different positions; few queries would
+        // leave most of a workgroup idle.
         let hidden = shape.window.is_some_and(|window| window < pos + tokens);
         if !hidden && of_head >= queries {
             let params = AttentionManyParams {

@@ -1,6 +1,6 @@
 //! The port `Backend` on a GPU: every operation takes the lock and is recorded.
 //!
-//! Most operations cannot return an error; what goes wrong in them is noted, and the next one that can returns it.
+//! Most operations cannot return an error: a failure is kept, and the next operation that can returns it.
 
 use super::device::Memory;
 use super::params::{MAX_EXPERTS, MAX_HEAD, MAX_TOP_K};
@@ -19,7 +19,7 @@ impl Backend for GpuBackend {
     type Kv = GpuKv;
 
     fn alloc(&self, len: usize) -> Result<GpuBuf> {
-        // What was made for buffers that are gone goes before others come.
+        // Bind groups of freed buffers are dropped before new buffers are allocated.
         self.lock().recorder.forget_gone(&self.gpu);
         Ok(GpuBuf { memory: self.gpu.memory(4 * len as u64, "a buffer of activations")?, len })
     }
@@ -55,7 +55,7 @@ impl Backend for GpuBackend {
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
-        // In half precision a token alone is not what it is among others.
+        // In half precision, a token computed alone differs from the same token among others.
         (self.gpu.variants.inputs != GpuInputs::Half).then_some(1.min(tokens))
     }
 
@@ -164,15 +164,15 @@ impl Backend for GpuBackend {
     }
 }
 
-/// What calls are made of.
+/// The parts of these calls.
 impl GpuBackend {
-    /// What it is, for people: instruction set and threads, or the adapter's name.
+    /// The backend's name for display: the adapter's name and API.
     pub fn name(&self) -> String {
         let info = &self.gpu.info;
         format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
     }
 
-    /// Copies `src[at..]` to `dst`, after everything before it has finished.
+    /// Copies `src[at..]` to `dst` after all previous operations have finished.
     pub fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
         assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
         let bytes = bytemuck::cast_slice_mut(dst);
@@ -201,15 +201,15 @@ impl GpuBackend {
         self.note(self.lock().linear(&self.gpu, &x.memory, Some((norm, &h.memory)), tokens, outs, false));
     }
 
-    /// `x += matrix · y + bias`, by way of `linear.out` where the backend needs it.
+    /// `x += matrix · y + bias`, accumulated directly.
     pub fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
         let Linear { matrix, bias, .. } = linear;
         let mut outs = [Linear { matrix, bias, out: x }];
         self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
     }
 
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
-    /// keys and values to the cache. The projections are used up.
+    /// Prepares the queries of `tokens` rows at positions `pos..` for attention, in `rotated`, and writes their keys
+    /// and values to the cache. The projections are consumed.
     pub fn place(
         &self,
         x: Projected<'_, GpuBuf>,
@@ -235,7 +235,7 @@ impl GpuBackend {
         self.note(self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory));
     }
 
-    /// [`Backend::attend`] of one token at once, where a backend can.
+    /// [`Backend::attend`] of one token in one step; `false` if the kernel does not support the combination.
     pub fn attend_one(
         &self,
         x: &Projected<'_, GpuBuf>,
@@ -245,7 +245,7 @@ impl GpuBackend {
         shape: &Attention,
         out: &mut GpuBuf,
     ) -> bool {
-        // Sinks ride where norms are bound.
+        // Sinks share the binding of the norms.
         if shape.sinks.is_some() && how.q_norm.or(how.k_norm).is_some() {
             return false;
         }
@@ -258,8 +258,8 @@ impl GpuBackend {
         self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
     }
 
-    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, by way of `y` where the backend needs it; `gate` is
-    /// `[tokens, 1]`.
+    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, through `y` unless one kernel does it all;
+    /// `gate` is `[tokens, 1]`.
     pub fn ffn_add(
         &self,
         h: &GpuBuf,

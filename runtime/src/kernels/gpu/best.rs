@@ -1,4 +1,4 @@
-//! The likeliest tokens as dispatches: a few pairs come back instead of a vocabulary.
+//! The most likely tokens as dispatches: a few pairs are read back instead of a vocabulary.
 
 use super::State;
 use super::device::{Device, Memory};
@@ -16,24 +16,24 @@ fn span(k: usize) -> usize {
     if k == 1 { ARGMAX_SPAN } else { TOP_K_SPAN }
 }
 
-/// Words of what lies between dispatches.
+/// Words of a pass's intermediate results.
 fn words(len: usize, k: usize) -> usize {
     2 * k * len.div_ceil(span(k))
 }
 
-/// Words that [`State::best`] keeps for so long a vocabulary, at most.
+/// The most words that [`State::best`] keeps for a vocabulary of `len` tokens.
 pub(super) fn most_words(len: usize) -> usize {
     let k = crate::kernels::MAX_BEST;
     words(len, k) + words(k * len.div_ceil(span(k)), k)
 }
 
-/// Whether so many values are not too many for a dispatch.
+/// Whether `len` values fit one dispatch.
 pub(super) fn fits(gpu: &Device, len: usize, k: usize) -> bool {
     len.div_ceil(span(k)) <= gpu.max_groups
 }
 
 impl State {
-    /// The `k` greatest of `len` values, in as many dispatches as it takes to come down to one workgroup.
+    /// The `k` largest of `len` values, in passes until one workgroup is left.
     pub(super) fn best(
         &mut self,
         gpu: &Device,

@@ -1,5 +1,5 @@
-//! How long every kernel takes, where a program asks: the device writes the time after each dispatch, and whoever submits
-//! waits and adds up. Commands and their results are those without; the waits are not, so speeds are measured without.
+//! Kernel times, if a program requests them. The device writes a timestamp after each dispatch; a submission waits and
+//! adds them up. Commands and results are the same as without; the waits are not, so measure speeds without the clock.
 
 use super::device::{Device, Memory};
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use crate::telemetry::GpuKernelTime;
 use dollop_shaders::{SHADERS, Shader};
 use std::collections::BTreeMap;
 
-/// Times of one submission at most.
+/// The most timestamps of one submission.
 const STAMPS: u32 = 4096;
 const BYTES: u64 = 8 * STAMPS as u64;
 
@@ -20,20 +20,20 @@ pub(super) struct Clock {
     landing: Memory,
     /// Nanoseconds of a tick.
     period: f64,
-    /// What stands between a time and the next, in this submission.
+    /// The launches between the timestamps of this submission.
     launches: Vec<Launch>,
     /// Launches and ticks.
     total: BTreeMap<Launch, (u64, u64)>,
 }
 
-/// What a device needs for it.
+/// Device features that the clock needs.
 pub(super) fn features() -> wgpu::Features {
     wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
 }
 
 impl Clock {
     /// # Errors
-    /// `Device` where the adapter has no clock.
+    /// `Device` if the adapter has no timestamps.
     pub(super) fn new(gpu: &Device) -> Result<Clock> {
         use wgpu::BufferUsages as U;
         if !gpu.device.features().contains(features()) {
@@ -58,20 +58,20 @@ impl Clock {
         self.launches.len() + 1 >= STAMPS as usize
     }
 
-    /// Before the first launch of a submission.
+    /// Called before the first launch of a submission.
     pub(super) fn begin(&self, pass: &mut wgpu::ComputePass<'static>) {
         if self.launches.is_empty() {
             pass.write_timestamp(&self.set, 0);
         }
     }
 
-    /// After every launch.
+    /// Called after every launch.
     pub(super) fn end(&mut self, pass: &mut wgpu::ComputePass<'static>, index: usize, grid: [u32; 2]) {
         self.launches.push((index, grid));
         pass.write_timestamp(&self.set, self.launches.len() as u32);
     }
 
-    /// The last command of a submission.
+    /// Adds the last command of a submission.
     pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
         if self.launches.is_empty() {
             return;
@@ -82,7 +82,7 @@ impl Clock {
         encoder.copy_buffer_to_buffer(&self.resolved.buffer, 0, &self.landing.buffer, 0, bytes);
     }
 
-    /// Waits for the submission.
+    /// Waits for the submission and adds up its times.
     pub(super) fn collect(&mut self, gpu: &Device) -> Result<()> {
         let launches = std::mem::take(&mut self.launches);
         if launches.is_empty() {
@@ -105,7 +105,7 @@ impl Clock {
         Ok(())
     }
 
-    /// What was added up so far, the longest first.
+    /// The totals so far, the longest first.
     pub(super) fn times(&self) -> Vec<GpuKernelTime> {
         let time = |(&(index, workgroups), &(launches, ticks)): (&Launch, &(u64, u64))| GpuKernelTime {
             kernel: name(&SHADERS[index]),
@@ -119,7 +119,7 @@ impl Clock {
     }
 }
 
-/// A kernel and what tells it from its variants.
+/// A kernel's name, with its variant.
 fn name(s: &Shader) -> String {
     let v = s.variant;
     let planes = if v.planes > 0 { format!(", {} planes", v.planes) } else { String::new() };

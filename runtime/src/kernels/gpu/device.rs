@@ -1,7 +1,7 @@
-//! Adapters, and a device opened on one: limits, memory, what went wrong.
+//! Adapters, and a device opened on one: limits, memory, errors.
 //!
-//! wgpu reports most errors through a callback, some calls later. The first one is kept ([`Device::check`]) and comes to
-//! the surface at the next read-back or allocation as [`Error::Device`]; nothing here panics on what a driver does.
+//! wgpu reports most errors through a callback, some calls later. The first error is kept ([`Device::check`]) and
+//! returned at the next read-back or allocation as [`Error::Device`]. No failure of a driver makes this file panic.
 
 use super::pipelines::Pipelines;
 use super::staging::Staging;
@@ -13,31 +13,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// A GPU, or something that poses as one.
+/// A GPU, or a software adapter.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct AdapterInfo {
-    /// Its place in the list.
+    /// Its index in the list of adapters.
     pub index: usize,
-    /// What it calls itself.
+    /// Its name.
     pub name: String,
     /// Vulkan, Metal or Dx12.
     pub api: String,
     /// The driver and its version.
     pub driver: String,
-    /// Whether the processor does the work.
+    /// Whether it is a software adapter, which runs on the CPU.
     pub software: bool,
     /// Whether kernels can run on it; if not, what is missing.
     pub missing: Option<String>,
     /// The largest buffer that a kernel can read, in bytes.
     pub max_binding_bytes: u64,
-    /// The least and the largest size of its subgroups, where kernels can use them.
+    /// The smallest and the largest size of its subgroups, if kernels can use them.
     pub subgroups: Option<[u32; 2]>,
     /// Whether kernels can compute in half precision.
     pub f16: bool,
 }
 
 impl AdapterInfo {
-    /// Of some variants of kernels those that it has what they need for.
+    /// Reduces variants of kernels to those that the adapter supports.
     pub fn of(&self, variants: GpuVariants) -> GpuVariants {
         GpuVariants {
             subgroups: variants.subgroups && self.subgroups.is_some(),
@@ -53,13 +53,14 @@ impl AdapterInfo {
     }
 }
 
-/// The one instance of the process: a driver that is loaded and unloaded again and again may at last not load, as NVIDIA's does.
+/// The one instance of the process: some drivers, such as NVIDIA's, fail to load after being loaded and unloaded many
+/// times.
 fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE.get_or_init(|| {
         let mut how = wgpu::InstanceDescriptor::new_without_display_handle();
         how.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        // No validation layers: they belong to the driver's developers, and the environment is not ours to read.
+        // No validation layers: they are for driver developers, and the library does not read the environment.
         how.flags = wgpu::InstanceFlags::empty();
         wgpu::Instance::new(how)
     })
@@ -79,10 +80,10 @@ fn found() -> Vec<wgpu::Adapter> {
     all
 }
 
-/// Whether there may be a GPU that is no software. Loading a driver to learn that it is one takes time and memory, and
-/// some write to standard error.
+/// Whether there may be a hardware GPU. Loading a driver only to find a software adapter takes time and memory, and
+/// some drivers write to standard error.
 pub(crate) fn worth_asking() -> bool {
-    // Where Linux has a GPU it has a node for it: Mesa's drivers, NVIDIA's, Windows' below WSL, phones' own.
+    // On Linux every GPU has a device node: Mesa's drivers, NVIDIA's, WSL's, and phones' own.
     const NODES: [&str; 5] = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
     !cfg!(target_os = "linux") || NODES.iter().any(|node| std::path::Path::new(node).exists())
 }
@@ -104,7 +105,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// What every kernel fits into.
+/// Limits that every kernel fits.
 const IMMEDIATE_BYTES: u32 = 128;
 const STORAGE_BUFFERS: u32 = 8;
 const WORKGROUP_BYTES: u32 = 16 << 10;
@@ -112,8 +113,8 @@ const WORKGROUP_BYTES: u32 = 16 << 10;
 /// Workgroups of a dispatch in one dimension.
 const GROUPS: u32 = 65_535;
 
-/// The limits that a device is opened with: buffers as large as the adapter has them, and of everything else what kernels need
-/// and no more, so that one that needs more fails on every machine and not on a small one.
+/// The limits that a device is opened with: buffers as large as the adapter allows, and otherwise exactly what kernels
+/// need. So a kernel that needs more fails on every machine, not just on a small one.
 fn needed(limits: wgpu::Limits) -> wgpu::Limits {
     wgpu::Limits {
         max_immediate_size: IMMEDIATE_BYTES,
@@ -143,14 +144,14 @@ fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
         .or_else(|| most(|l| l.max_compute_workgroups_per_dimension, "workgroups in a dispatch"))
 }
 
-/// As long as a wait for the device may take: longer than any chunk of a prompt, and than drivers give a kernel that hangs.
-/// Whoever waits longer would wait forever.
+/// The longest wait for the device: longer than any chunk of a prompt, and than the time that drivers give a hanging
+/// kernel. A longer wait would never end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Software is slower by more than this, and hangs less.
+/// Factor for software adapters, which are slower by more than this and rarely hang.
 const SOFTWARE_PATIENCE: u32 = 20;
 
-/// The adapters of this machine, the strongest kind first: discrete, integrated, virtual, software.
+/// The adapters of this machine, the most capable kind first: discrete, integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterInfo> {
     found().iter().enumerate().map(|(i, a)| describe(i, a)).collect()
 }
@@ -158,17 +159,17 @@ pub fn adapters() -> Vec<AdapterInfo> {
 /// Memory on the device.
 pub(super) struct Memory {
     pub(super) buffer: wgpu::Buffer,
-    /// Distinct among all memory of the device, ever.
+    /// Unique among all memory that the device ever had.
     pub(super) id: u64,
     bytes: u64,
     shared: Arc<Shared>,
 }
 
-/// What outlives a borrow of the device.
+/// State that outlives a borrow of the device.
 #[derive(Default)]
 struct Shared {
     fault: Mutex<Option<String>>,
-    /// Ids of memory that is gone.
+    /// Ids of freed memory.
     gone: Mutex<Vec<u64>>,
     held: AtomicU64,
 }
@@ -185,7 +186,7 @@ pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) info: AdapterInfo,
-    /// Variants of kernels that are used.
+    /// Variants of kernels in use.
     pub(super) variants: GpuVariants,
     /// Largest binding, in bytes.
     pub(super) max_binding: u64,
@@ -195,17 +196,17 @@ pub(super) struct Device {
     ids: AtomicU64,
     /// Compiled kernels of earlier runs, and of this one.
     pipelines: Mutex<Option<Pipelines>>,
-    /// Bytes on their way.
+    /// Uploads in flight.
     pub(super) staging: Mutex<Staging>,
     patience: Mutex<Duration>,
 }
 
 impl Device {
-    /// Opens the adapter that is asked for, or the first usable one, with the compiled kernels that are in a folder and those
-    /// variants of them that it has what they need for.
+    /// Opens the requested adapter, or the first usable one, with the compiled kernels of a folder and those variants
+    /// that the adapter supports.
     ///
     /// # Errors
-    /// `Device` where there is none, or it cannot run the kernels.
+    /// `Device` if there is no adapter, or it cannot run the kernels.
     pub(super) fn open(options: &GpuOptions) -> Result<Device> {
         let kept = options.pipelines.as_deref();
         let all = found();
@@ -263,7 +264,7 @@ impl Device {
     }
 
     /// # Errors
-    /// `Device` where something has gone wrong since the device was opened.
+    /// `Device` if anything has failed since the device was opened.
     pub(super) fn check(&self) -> Result<()> {
         match &*self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(what) => Err(Error::Device(what.clone())),
@@ -271,7 +272,7 @@ impl Device {
         }
     }
 
-    /// What is kept of compiled kernels.
+    /// The cache of compiled kernels.
     pub(super) fn pipelines(&self) -> MutexGuard<'_, Option<Pipelines>> {
         self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -281,16 +282,16 @@ impl Device {
         self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what.into());
     }
 
-    /// Goes wrong, for tests, in the way that a driver would.
+    /// For tests: fails as a driver would.
     pub(super) fn suffer(&self, fault: GpuFault) {
         use wgpu::BufferUsages as U;
         match fault {
             GpuFault::Lost => self.device.destroy(),
             GpuFault::Hung => *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = Duration::ZERO,
-            // As an operation that returns nothing says it.
+            // Reported as by an operation that returns nothing.
             GpuFault::OutOfMemory => self.fail("out of memory: no 1 MB for a test"),
             GpuFault::Invalid => {
-                // No backend maps what kernels bind.
+                // No backend can map a buffer that kernels bind.
                 let usage = U::MAP_READ | U::MAP_WRITE | U::STORAGE;
                 let what = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
                 drop(self.device.create_buffer(&what));
@@ -301,7 +302,7 @@ impl Device {
     /// Memory of `bytes`, zeroed, for kernels to read and write.
     ///
     /// # Errors
-    /// `Device` where there is not so much, or no kernel could bind it.
+    /// `Device` if there is not enough memory, or no kernel could bind it.
     pub(super) fn memory(&self, bytes: u64, what: &str) -> Result<Memory> {
         use wgpu::BufferUsages as U;
         if bytes > self.max_binding {
@@ -333,15 +334,15 @@ impl Device {
         Ok(Memory { buffer, id, bytes: size, shared: self.shared.clone() })
     }
 
-    /// Waits for a submission, or for everything that was submitted.
+    /// Waits for a submission, or for all submissions.
     ///
     /// # Errors
-    /// `Device` where something has gone wrong since the device was opened, or it does not answer.
+    /// `Device` if anything has failed since the device was opened, or the device does not answer.
     pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = if patience.is_zero() {
-            // `GpuFault::Hung`: asked late, as on a busy machine, a driver in software would be done and so not hang.
+            // `GpuFault::Hung`: if polled late, as on a busy machine, a software driver would be done and so not hang.
             Err(wgpu::PollError::Timeout)
         } else {
             self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) })
@@ -350,7 +351,7 @@ impl Device {
         match waited {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
-                // Closing a device waits for it, and not with patience: it is left open.
+                // Closing a device waits for it without a timeout, so the device is leaked.
                 std::mem::forget((self.device.clone(), self.queue.clone()));
                 self.fail(format!("it has not answered for {} s", patience.as_secs()));
             }
@@ -364,7 +365,7 @@ impl Device {
         self.shared.held.load(Ordering::Relaxed)
     }
 
-    /// Ids of memory that is gone since the last call.
+    /// Ids of memory freed since the last call.
     pub(super) fn gone(&self) -> Vec<u64> {
         std::mem::take(&mut *self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner))
     }

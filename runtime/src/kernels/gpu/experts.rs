@@ -1,10 +1,10 @@
-//! Routed experts on the device: for every layer, slots of equal size in as few buffers as can be bound, and a table by
-//! which `route` turns a choice into a job without asking the host.
+//! Routed experts on the device: for every layer, slots of equal size in as few buffers as possible, and a table
+//! through which `route` turns a choice into a job without a round trip to the host.
 //!
-//! An expert is named by its layer and index; its bytes are those of the file whatever slab of the host they come from,
-//! so a name and a number of planes say what is there. Planes are added behind those that are there. Where a layer has
-//! fewer slots than experts, whoever provides them says who is in which ([`Expert::place`]); otherwise an expert's index is
-//! its slot. Where a layer has them all, some may have a plane more, which lies elsewhere (`refinements.rs`).
+//! An expert is identified by its layer and index. Its bytes are those of the file, whatever slab of the host they come
+//! from, so the identity and a number of planes describe what is there. New planes are added behind the old ones. If a
+//! layer has fewer slots than experts, the source assigns the slots ([`Expert::place`]); otherwise an expert's index is
+//! its slot. If a layer has all its experts, some may have one more plane, which lies elsewhere (`refinements.rs`).
 
 use super::device::{Device, Memory};
 use super::params::*;
@@ -21,35 +21,35 @@ use std::sync::Arc;
 /// The matrices of an expert in a slot: gate, up, down.
 pub(super) const MATRICES: usize = 3;
 
-/// How much may be held.
+/// Limits on what is held.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
-    /// Bytes for all layers together; `None` for whatever is asked for.
+    /// Bytes for all layers together; `None` for no limit.
     pub(super) bytes: Option<u64>,
-    /// Routed layers, among which they are shared.
+    /// Routed layers, which share the bytes.
     pub(super) layers: usize,
     /// The highest level that an expert is read at.
     pub(super) level: Level,
-    /// Of every layer, experts that may have a plane more, where all are here.
+    /// Experts of a layer that may have one more plane, if all experts are on the device.
     pub(super) refinements: usize,
 }
 
-/// A layer with all its experts.
+/// A layer with all its experts on the device.
 pub(super) struct Loaded {
-    /// The number of their first entry in the table.
+    /// The index of their first entry in the table.
     pub(super) table: u32,
     pub(super) banks: Banks,
-    /// Where some of them have their next plane.
+    /// The buffers of their refinements.
     pub(super) refinements: Option<Banks>,
 }
 
 /// The buffers of a layer's slots.
 pub(super) type Banks = Arc<[Arc<Memory>]>;
 
-/// Buffers for so many slots, and how many each has room for: as many as kernels can bind at once.
+/// Buffers for `slots` slots, and how many slots each has room for: as many as kernels can bind at once.
 ///
 /// # Errors
-/// `Device` where there is no room, or they cannot bind even one.
+/// `Device` if there is no room, or kernels cannot bind even one slot.
 pub(super) fn banks(gpu: &Device, slots: usize, slot_bytes: usize, what: &str) -> Result<(Banks, usize)> {
     let each = (gpu.max_binding as usize / slot_bytes).min(slots);
     if each == 0 {
@@ -69,9 +69,9 @@ pub(super) fn banks(gpu: &Device, slots: usize, slot_bytes: usize, what: &str) -
 
 #[derive(Clone, Copy, Default)]
 struct Slot {
-    /// Who is in it.
+    /// The expert in it.
     expert: Option<u32>,
-    /// Of the expert's planes; 1 for one that is unquantized.
+    /// The expert's planes; 1 if it is unquantized.
     planes: usize,
 }
 
@@ -86,9 +86,9 @@ struct Layer {
     slots: Vec<Slot>,
     /// By expert.
     slot_of: Vec<Option<u32>>,
-    /// Planes that every expert has, once all are there.
+    /// The planes that every expert has, once all experts are there.
     complete: Option<usize>,
-    /// Where there is room for them.
+    /// Set if there is room for refinements.
     refinements: Option<Refinements>,
 }
 
@@ -102,13 +102,13 @@ pub(super) struct Experts {
 /// An expert in the table.
 pub(super) type Entry = [u32; ENTRY_WORDS];
 
-/// Entries of the table: experts of all layers together at most.
+/// Entries of the table: the most experts in all layers together.
 const TABLE_ENTRIES: usize = 1 << 16;
 
 /// Bytes of the table.
 pub(super) const TABLE_BYTES: usize = TABLE_ENTRIES * ENTRY_WORDS * 4;
 
-/// One matrix of an expert with room for the planes up to `level`.
+/// Bytes of one matrix of an expert, with room for the planes up to `level`.
 fn reserved(m: &Matrix, level: Level) -> usize {
     match m {
         Matrix::F32 { .. } => bytes(m, tiles(m)),
@@ -116,7 +116,7 @@ fn reserved(m: &Matrix, level: Level) -> usize {
     }
 }
 
-/// Bytes of plane `p` on the device, where tiles are whole.
+/// Bytes of plane `p` on the device, where the last tile is padded.
 pub(super) fn device_plane(n: &Nested, p: usize) -> usize {
     let shape = n.shape();
     Shape { rows: shape.tiles() * crate::quant::TILE_ROWS, ..shape }.plane(p).len
@@ -139,13 +139,13 @@ impl Experts {
         Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0 })
     }
 
-    /// Lets go of all experts.
+    /// Releases all experts.
     pub(super) fn forget(&mut self) {
         self.layers.clear();
         self.table_entries = 0;
     }
 
-    /// A layer's slots, made when it is first seen.
+    /// Creates a layer's slots when the layer is first used.
     fn open(&mut self, gpu: &Device, of: Routed, first: &Expert) -> Result<()> {
         if self.layers.contains_key(&of.layer) {
             return Ok(());
@@ -188,7 +188,7 @@ impl Experts {
         Ok(self.layers[&of.layer].slots.len())
     }
 
-    /// Brings some experts of a layer to the device, each into a slot of its own.
+    /// Uploads some experts of a layer, each to its own slot.
     pub(super) fn load(
         &mut self,
         gpu: &Device,
@@ -202,7 +202,7 @@ impl Experts {
         experts.iter().try_for_each(|&(index, expert)| layer.bring(gpu, recorder, index, expert, &self.table))
     }
 
-    /// Brings all experts of a layer, where there is room for all.
+    /// Uploads all experts of a layer, if there is room for all.
     pub(super) fn load_all(
         &mut self,
         gpu: &Device,
@@ -224,11 +224,11 @@ impl Experts {
         Ok(Some(Loaded { table: layer.table, banks: layer.banks.clone(), refinements }))
     }
 
-    /// Gives an expert of a layer that has them all a plane more, and takes it from whoever had it in this place.
+    /// Gives an expert of a complete layer one more plane, and takes it from the expert that had this slot.
     ///
-    /// Everything is written before the commands of the next submission and after those of earlier ones: what was
-    /// recorded is submitted first. So no token sees a part of it: one that is under way still finds the old plane, and the
-    /// table is changed for the loser before the plane is, and for the winner after.
+    /// All writes happen after the commands of earlier submissions and before those of the next: recorded commands are
+    /// submitted first. So no token sees a partial change: one in flight still finds the old plane. The loser's table
+    /// entry is written before the plane, the winner's after it.
     pub(super) fn refine(&mut self, gpu: &Device, recorder: &mut Recorder, r: &Refinement) -> Result<()> {
         let layer = self.layers.get_mut(&r.layer);
         let Some((refinements, first)) = layer.and_then(|l| Some((l.refinements.as_mut()?, l.table))) else {
@@ -248,7 +248,7 @@ impl Experts {
         gpu.check()
     }
 
-    /// A job of an expert that was loaded: its first words, and its buffer.
+    /// A job of a loaded expert: its first words, and its buffer.
     pub(super) fn job(&self, layer: usize, job: &ExpertJob) -> ([u32; JOB_WORDS], Arc<Memory>) {
         let layer = &self.layers[&layer];
         let slot = layer.slot_of[job.index as usize].expect("was loaded");
@@ -284,7 +284,7 @@ impl Layer {
         (words, bank)
     }
 
-    /// Makes an expert's planes present.
+    /// Uploads an expert's missing planes.
     fn bring(
         &mut self,
         gpu: &Device,
@@ -323,7 +323,7 @@ impl Layer {
         gpu.check()
     }
 
-    /// Gives an expert a slot. Whoever was there, or wherever it was, is forgotten.
+    /// Gives an expert a slot. The slot's former expert, and the expert's former slot, are cleared.
     fn settle(&mut self, index: u32, slot: u32) -> Result<()> {
         let count = self.slots.len();
         let there = self

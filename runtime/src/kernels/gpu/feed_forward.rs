@@ -1,5 +1,5 @@
-//! Feed-forward blocks as dispatches: dense ones, routed experts with the host's jobs, and those whose jobs are written on
-//! the device, by `route` for a token and by `group` for many.
+//! Feed-forward blocks as dispatches: dense blocks, routed experts with jobs from the host, and routed experts whose
+//! jobs the device writes, with `route` for one token and with `group` for many.
 
 use super::device::{Device, Memory};
 use super::experts::Loaded;
@@ -16,21 +16,21 @@ use crate::quant::Rotation;
 use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
 
-/// A job without slots, and the buffer that its matrices lie in.
+/// A job without slots, and the buffer of its matrices.
 type Prepared = ([u32; JOB_WORDS], Arc<Memory>);
 
-/// What feed-forward dispatches have in common.
+/// What the feed-forward dispatches of a block share.
 struct FeedForward {
     d: usize,
     ff: usize,
     /// Group sizes of gate, up and down.
     groups: [u32; 3],
     top_k: usize,
-    /// What the inputs of gate and up are rotated by.
+    /// The rotation of the inputs of gate and up.
     rotation: Option<Rotation>,
-    /// The same of hidden values.
+    /// The rotation of hidden values.
     rotation_down: Option<Rotation>,
-    /// Experts of the layer, where they have biases; otherwise 0.
+    /// Experts of the layer if they have biases, otherwise 0.
     biased: u32,
     activation: Activation,
 }
@@ -44,7 +44,7 @@ impl FeedForward {
         FeedForward { d, ff, groups, top_k, rotation, rotation_down, biased: 0, activation }
     }
 
-    /// Of a layer's experts.
+    /// For a layer's experts.
     fn routed(e: &Expert, of: Routed, feed: &Feed) -> FeedForward {
         let biased = if feed.biases.is_some() { of.experts as u32 } else { 0 };
         FeedForward { biased, activation: feed.activation, ..FeedForward::of(e, of.top_k) }
@@ -75,12 +75,12 @@ impl FeedForward {
         DownSumParams { d, ff, group: self.groups[2], top_k, first, gated: gated.into() }
     }
 
-    /// Workgroups of `gate_up` for jobs of up to so many slots.
+    /// Workgroups of `gate_up` for jobs of up to `each` slots.
     fn gate_grid(&self, planes: u32, jobs: usize, each: usize) -> [usize; 2] {
         [row_blocks(self.ff, planes, each), jobs]
     }
 
-    /// Workgroups of `down` for jobs of up to so many slots.
+    /// Workgroups of `down` for jobs of up to `each` slots.
     fn down_grid(&self, planes: u32, jobs: usize, each: usize) -> [usize; 2] {
         [row_blocks(self.d, planes, each), jobs]
     }
@@ -91,7 +91,7 @@ impl FeedForward {
     }
 }
 
-/// The jobs that lie in one place, as kernels read them: up to `many` slots each.
+/// The jobs of one place, as kernels read them: up to `many` slots each.
 fn job_words(jobs: &[Prepared], slots: &[&[u32]], at: u32, many: usize) -> Vec<u32> {
     let mut words = Vec::new();
     for ((job, _), slots) in jobs.iter().zip(slots).filter(|((job, _), _)| job[JOB_PLACE] == at) {
@@ -105,7 +105,7 @@ fn job_words(jobs: &[Prepared], slots: &[&[u32]], at: u32, many: usize) -> Vec<u
     words
 }
 
-/// The tokens that slots belong to, in order: some calls have few of the tokens.
+/// The tokens that slots belong to, in order: a call may have only a few of the tokens.
 fn tokens_of(slots: &[&[u32]], top_k: usize) -> Vec<u32> {
     let mut of: Vec<u32> = slots.iter().copied().flatten().map(|slot| slot / top_k as u32).collect();
     of.sort_unstable();
@@ -114,8 +114,7 @@ fn tokens_of(slots: &[&[u32]], top_k: usize) -> Vec<u32> {
 }
 
 impl State {
-    /// The job of a block that every token goes through; `None` where its matrices do not fit one buffer, or differ in
-    /// their levels.
+    /// The job of a dense block; `None` if its matrices do not fit one buffer, or differ in their levels.
     fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
         debug_assert!(
             expert.gate.rotation().is_none() && expert.down.rotation().is_none(),
@@ -155,7 +154,7 @@ impl State {
         self.feed_forward(gpu, x, &shape, None, &[job], &[&slots], tokens, &out.memory)
     }
 
-    /// A block whose matrices are dispatched one by one.
+    /// A block with one dispatch for each matrix.
     fn ffn_by_matrix(
         &mut self,
         gpu: &Device,
@@ -257,7 +256,7 @@ impl State {
         rows: usize,
         out: &Memory,
     ) -> Result<()> {
-        // Jobs of one buffer and one level make a dispatch; they are told apart by the word that says so.
+        // Jobs of one buffer and one level share a dispatch; a word of the job says which.
         let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
         for (words, memory) in jobs {
             if !places.iter().any(|p| p.0 == words[JOB_PLACE]) {
@@ -300,7 +299,7 @@ impl State {
                     2,
                     shape.gate_grid(variant.planes, count, many),
                 );
-                // All rows: those of other dispatches are what they are.
+                // Rotates all rows, including rows that belong to other dispatches.
                 if let Some(rotation) = shape.rotation_down {
                     self.turn_hidden(gpu, rotation, rows, form_down)?;
                 }
@@ -320,7 +319,7 @@ impl State {
         Ok(())
     }
 
-    /// Jobs of what was chosen: of many tokens they are sorted by expert first.
+    /// The number of jobs of the choices; choices of many tokens are first sorted by expert.
     fn jobs_of(&mut self, gpu: &Device, of: Routed, table: u32) -> usize {
         if of.tokens == 1 {
             return of.top_k;
@@ -333,14 +332,14 @@ impl State {
         count
     }
 
-    /// All biases of a layer's experts, as kernels find them.
+    /// All biases of a layer's experts, as kernels index them.
     fn biases(&mut self, gpu: &Device, feed: &Feed) -> Result<Option<Arc<Memory>>> {
         let Some(biases) = feed.biases else { return Ok(None) };
         let all = || [biases.gate, biases.up, biases.down].concat();
         self.weights.vector(gpu, biases.gate, all).map(Some)
     }
 
-    /// Routing and experts without a word to the host.
+    /// Routing and experts without a round trip to the host.
     pub(super) fn routed(
         &mut self,
         gpu: &Device,
@@ -359,13 +358,13 @@ impl State {
         let shape = FeedForward::routed(first, of, feed);
         let biases = self.biases(gpu, feed)?;
         let planes = Form::of(&first.gate, 0).planes;
-        // Where some experts have a plane more, all are computed as if they had, and those that have not find zeros.
+        // If some experts are refined, all are computed with the extra plane; unrefined ones read zeros.
         let mixed = refinements.is_some();
         let finer = refinements.as_deref().unwrap_or_default();
         let each = if tokens == 1 { 1 } else { MANY };
         let variant =
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
-        // What one launch can reach is chosen and computed by it.
+        // If one launch can reach all experts, it chooses and computes them.
         let plain = *feed == Feed::default();
         if plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1 && of.experts <= MAX_CHOSEN_AMONG {
             self.routed_token(gpu, &bufs, router, &shape, table, variant, &banks[0], finer.first())?;
@@ -420,7 +419,7 @@ impl State {
         Ok(true)
     }
 
-    /// One token's, whose experts all lie in one buffer.
+    /// One token, whose experts all lie in one buffer.
     #[allow(clippy::too_many_arguments)]
     fn routed_token(
         &mut self,

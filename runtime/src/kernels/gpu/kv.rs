@@ -44,13 +44,13 @@ impl GpuKv {
     }
 }
 
-/// One run of bytes in a device's memory, and where its cells belong in a [`KvPart`].
+/// One run of bytes in a device's memory, and which cells of a [`KvPart`] it holds.
 struct Run {
-    /// Where it begins.
+    /// First byte.
     at: u64,
     bytes: usize,
     head: usize,
-    /// Of keys, whose positions are neighbours; values have all cells of a position together.
+    /// For keys, whose positions are adjacent; values have all cells of a position together.
     quad: usize,
 }
 
@@ -83,7 +83,7 @@ impl GpuKv {
             .collect()
     }
 
-    /// Copies a part out: its runs with one wait, in the order that [`KvPart`] says.
+    /// Copies a part out: all runs with one wait, in the order of [`KvPart`].
     pub(super) fn read(
         &self,
         gpu: &Device,
@@ -129,7 +129,7 @@ impl GpuKv {
     }
 }
 
-/// Calls `each` with where the numbers of a run lie in their part, and in the run.
+/// Calls `each` with the byte ranges of each number in the part and in the run.
 fn each_number(part: &KvPart, run: &Run, mut each: impl FnMut(Range<usize>, Range<usize>)) {
     let (dim, number) = (part.shape.head_dim, part.shape.number_bytes);
     let head = (run.head - part.heads.start) * part.head_bytes();

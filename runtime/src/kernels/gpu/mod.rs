@@ -1,11 +1,11 @@
-//! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, the only place that knows it.
+//! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, which only this room uses.
 //!
-//! Operations are recorded and reach the device when somebody reads a result, or says that more will be some time coming.
-//! Weights are uploaded when they are first used and stay. Activations are f32; what products make of them is a choice
-//! (`variants`). An operation's result does not depend on what else is in the call: the kernels for one token and for many
-//! add in the same order.
+//! Operations are recorded, and submitted when a result is read back or the caller announces a pause. Weights are
+//! uploaded at first use and stay. Activations are f32; how products convert them is an option (`variants`). An
+//! operation's result does not depend on the rest of the call: the kernels for one token and for many add in the same
+//! order.
 //!
-//! This file owns a device and what is kept on it; the port's operations are in `backend`, how they are done in
+//! This file owns a device and the memory on it. The port's operations are in `backend`, their implementation in
 //! `operations`, `attend`, `feed_forward` and `best`.
 
 mod ahead;
@@ -52,42 +52,42 @@ use rotate::Turned;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use weights::Weights;
 
-/// The most tokens that one call may take: their tables fit the ring, and their number a dispatch.
+/// The most tokens of one call: their tables fit the ring, and their number fits a dispatch.
 pub const MAX_TOKENS: usize = 2048;
 
-/// A GPU.
+/// The GPU backend.
 pub struct GpuBackend {
     gpu: Device,
     kv_single: bool,
     state: Mutex<State>,
 }
 
-/// What operations change.
+/// State that operations change.
 struct State {
     recorder: Recorder,
     weights: Weights,
     experts: Experts,
-    /// Bound where a kernel has no use for a buffer: the first to be read, the others to be written.
+    /// Bound where a kernel does not use a binding: the first buffer for reading, the others for writing.
     spare: [Memory; 4],
-    /// What products of many tokens read.
+    /// Prepared inputs of products of many tokens.
     prepared: Grown,
     /// Rotated inputs of experts.
     turned: Turned,
-    /// Hidden values of feed-forward blocks, `[slots, ff]`, of many tokens as they are prepared.
+    /// Hidden values of feed-forward blocks, `[slots, ff]`; for many tokens in prepared form.
     hidden: Grown,
-    /// The same of `up` alone, where a block does not fit one dispatch.
+    /// The same of `up` alone, if a block does not fit one dispatch.
     ups: Grown,
     /// `[tokens, top_k, 2]`.
     choices: Grown,
     /// `[top_k]` jobs of one token.
     jobs: Grown,
-    /// What attention leaves of tiles, `[heads, tiles, values]`.
+    /// Attention's partial results of tiles, `[heads, tiles, values]`.
     partials: Grown,
-    /// Pairs on the way to the likeliest tokens.
+    /// Intermediate pairs of the search for the most likely tokens.
     best: [Grown; 2],
 }
 
-/// Memory that grows to what is asked for.
+/// Memory that grows to the requested size.
 #[derive(Default)]
 struct Grown(Option<GpuBuf>);
 
@@ -100,7 +100,7 @@ impl Grown {
         Ok(self.get())
     }
 
-    /// What [`Grown::at_least`] made.
+    /// The memory of the last [`Grown::at_least`].
     fn get(&self) -> &Memory {
         &self.0.as_ref().expect("was asked for before").memory
     }
@@ -110,7 +110,7 @@ impl GpuBackend {
     /// Opens an adapter.
     ///
     /// # Errors
-    /// `Device` where there is none, or it lacks what the kernels need.
+    /// `Device` if there is no adapter, or it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<GpuBackend> {
         let mut gpu = Device::open(options)?;
         let GpuOptions { expert_bytes, routed_layers, level, refinements, .. } = *options;
@@ -135,14 +135,14 @@ impl GpuBackend {
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
     }
 
-    /// An upper bound of the bytes, on the device and on the host, that a backend's own memory takes, whatever is computed
-    /// with a model of this shape in chunks of this size: hidden values, choices, tables, what is on its way. Weights,
-    /// buffers and caches that the caller allocates are not in it, nor is what the driver takes for itself.
+    /// An upper bound of the bytes, on the device and on the host, of a backend's own memory, for any computation with
+    /// a model of this shape in chunks of this size: hidden values, choices, tables, uploads in flight. It excludes
+    /// weights, buffers and caches that the caller allocates, and the driver's own memory.
     pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
         let s = shape;
         let rows = |cols: usize| prepare::row_words(cols, SINGLE);
         let hidden = s.chunk * (s.top_k * rows(s.ff_routed)).max(rows(s.ff_dense));
-        // Those of a dense block that does not fit one dispatch are prepared as others are.
+        // The hidden values of a dense block that does not fit one dispatch are prepared like other inputs.
         let prepared = s.chunk * rows(s.widest.max(s.ff_dense));
         let turned = [s.d, s.top_k * (s.ff_routed + rows(s.ff_routed))];
         let turned = turned.iter().zip(s.rotated).map(|(&words, is)| if is { s.chunk * words } else { 0 });
@@ -164,7 +164,7 @@ impl GpuBackend {
         &self.gpu.info
     }
 
-    /// What was done since it was opened.
+    /// Counters since the backend was opened.
     pub fn stats(&self) -> GpuStats {
         let state = self.lock();
         let mut stats = state.recorder.stats();
@@ -175,8 +175,8 @@ impl GpuBackend {
         stats
     }
 
-    /// Writes the kernels that were compiled so far to the folder of [`GpuOptions::pipelines`], for the next to be opened on
-    /// this adapter. `false` where there is nothing new, no folder, or an adapter that keeps nothing.
+    /// Writes the kernels compiled so far to the folder of [`GpuOptions::pipelines`], for the next backend on this
+    /// adapter. `false` if there is nothing new, no folder, or the adapter has no pipeline cache.
     ///
     /// # Errors
     /// `Io`.
@@ -187,7 +187,7 @@ impl GpuBackend {
         }
     }
 
-    /// Brings matrices that one operation takes together to the device before they are used.
+    /// Uploads the matrices of one operation before they are used.
     ///
     /// # Errors
     /// `Device`.
@@ -196,7 +196,7 @@ impl GpuBackend {
         self.gpu.check()
     }
 
-    /// Brings some experts of a layer to the device before they are used.
+    /// Uploads some experts of a layer before they are used.
     ///
     /// # Errors
     /// `Device`.
@@ -206,7 +206,7 @@ impl GpuBackend {
         self.gpu.check()
     }
 
-    /// Gives up the device with everything that this backend keeps on it. Operations that can fail do from now on.
+    /// Gives up the device and everything on it. From now on, operations that can fail do.
     pub fn abandon(&self) {
         self.gpu.fail("the device was given up");
         let mut state = self.lock();
@@ -230,23 +230,23 @@ impl GpuBackend {
         self.gpu.device.destroy();
     }
 
-    /// Whether something has gone wrong for good.
+    /// Whether the device has failed for good.
     pub fn failed(&self) -> bool {
         self.gpu.check().is_err()
     }
 
-    /// For tests: the device fails as `fault` says after so many more submissions.
+    /// For tests: the device fails with `fault` after `submissions` more submissions.
     #[doc(hidden)]
     pub fn lose_after(&self, submissions: u64, fault: GpuFault) {
         self.lock().recorder.fault = Some((submissions, fault));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Whoever panicked left a recording between two commands.
+        // A panic leaves a recording between two commands.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what cannot return an error; the next operation that can will.
+    /// Keeps a failure for the next operation that returns errors.
     fn note(&self, result: Result<()>) {
         if let Err(e) = result {
             self.gpu.fail(match e {
@@ -257,12 +257,12 @@ impl GpuBackend {
     }
 }
 
-/// Workgroups for so many invocations.
+/// Workgroups for a number of invocations.
 fn groups(invocations: usize) -> usize {
     invocations.div_ceil(WORKGROUP as usize)
 }
 
-/// Workgroups that so many rows of a matrix of so many planes make with so many tokens.
+/// Workgroups for `rows` rows of a matrix of `planes` planes with `tokens` tokens.
 fn row_blocks(rows: usize, planes: u32, tokens: usize) -> usize {
     let each = match (tokens, planes) {
         (1, 0) => PLAIN_ROWS,
@@ -272,7 +272,7 @@ fn row_blocks(rows: usize, planes: u32, tokens: usize) -> usize {
     rows.div_ceil(each as usize)
 }
 
-/// The variant for so many tokens, and how many workgroups they make.
+/// The variant for a number of tokens, and the workgroups along the tokens.
 fn by_tokens(planes: u32, tokens: usize) -> (Variant, usize) {
     let tokens_each = if tokens == 1 { 1 } else { MANY };
     (Variant { planes, tokens: tokens_each, ..Variant::default() }, tokens.div_ceil(tokens_each as usize))

@@ -12,14 +12,14 @@ use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::{Kernel, MANY, Variant};
 use std::sync::Arc;
 
-/// Workgroups that keep any adapter busy.
+/// Enough workgroups to keep any adapter busy.
 const ENOUGH: usize = 1024;
 
-/// Matrices of one dispatch of `linear`.
+/// The most matrices of one dispatch of `linear`.
 const PARTS: usize = 3;
 
 impl State {
-    /// One of the operations of `elementwise.wgsl`, `from` being taken from `at` on.
+    /// One of the operations of `elementwise.wgsl`, reading `from` from `at` on.
     pub(super) fn elementwise(
         &mut self,
         gpu: &Device,
@@ -76,7 +76,7 @@ impl State {
         outs: &mut [Linear<'_, GpuBuf>],
         add: bool,
     ) -> Result<()> {
-        // The form that inputs of many tokens have been prepared in.
+        // The form in which the inputs of many tokens are prepared so far.
         let mut form = None;
         for outs in outs.chunks_mut(PARTS) {
             let matrices: Vec<&Matrix> = outs.iter().map(|l| l.matrix).collect();
@@ -101,7 +101,8 @@ impl State {
         Ok(())
     }
 
-    /// One dispatch, and before it what prepares the inputs of many tokens, unless they are prepared in the form it reads.
+    /// One dispatch. Before it, the inputs of many tokens are prepared, unless they already have the form that it
+    /// reads.
     #[allow(clippy::too_many_arguments)]
     fn linear_parts(
         &mut self,
@@ -161,11 +162,12 @@ impl State {
             weight.as_deref().unwrap_or(none),
             norm.map_or(&spare[0], |(_, h)| h),
         ];
-        // Those of many tokens have been normed before.
+        // The inputs of many tokens are normed when they are prepared.
         let memory = if tokens == 1 { &memory[..] } else { &memory[..6] };
         let rows: usize =
             parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
-        // One token's inputs are read, and normed, in every workgroup: of a vocabulary's worth, each takes some.
+        // Every workgroup reads, and norms, one token's inputs again, so for a large vocabulary each workgroup takes
+        // several row blocks.
         let each = if tokens == 1 { rows / ENOUGH } else { 1 };
         let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
         params.each = each as u32;
@@ -173,7 +175,8 @@ impl State {
         Ok(())
     }
 
-    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
+    /// Dispatches `route`, which writes the choices and a history. With `table`, the layer's first entry in the table,
+    /// it writes jobs too.
     pub(super) fn route_on(
         &mut self,
         gpu: &Device,
@@ -216,7 +219,7 @@ impl State {
         self.recorder.read(gpu, &mut [(self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))])?;
         out.clear();
         out.extend(words.chunks_exact(2).map(|w| Choice { expert: w[0], gate: f32::from_bits(w[1]) }));
-        // What came back from a device is not to be trusted with an index.
+        // An index that a device returns is not trusted.
         match out.iter().find(|c| c.expert as usize >= router.experts) {
             Some(c) => Err(Error::Device(format!("the router chose expert {}", c.expert))),
             None => Ok(()),
@@ -246,13 +249,13 @@ impl State {
     }
 }
 
-/// Jobs that the choices of so many tokens make at most: every expert that is chosen may have one that is not full.
+/// The most jobs that the choices of `tokens` tokens make: every chosen expert may have one job that is not full.
 pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
     let slots = tokens * top_k;
     (experts.min(slots) + slots / MANY as usize).min(slots)
 }
 
-/// Whether kernels have room for so many experts.
+/// Whether kernels have room for the experts of a layer.
 pub(super) fn can_choose(router: &Router) -> Result<()> {
     let Router { experts, top_k, .. } = *router;
     if experts > MAX_EXPERTS || top_k > MAX_TOP_K {

@@ -1,33 +1,33 @@
-//! How a GPU is opened, and what may be kept on it.
+//! Options for opening a GPU, and for the memory used on it.
 
 use crate::kernels::GpuVariants;
 use crate::quant::Level;
 use std::path::PathBuf;
 
-/// How a [`super::GpuBackend`] is made.
+/// Options of a [`super::GpuBackend`].
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// Which of [`super::adapters`]; by default the first usable one.
+    /// Index in [`super::adapters`]; by default the first usable one.
     pub adapter: Option<usize>,
-    /// Keys and values in single precision: the reference. Otherwise in half.
+    /// Keys and values in single precision, which is the reference; otherwise in half precision.
     pub kv_single: bool,
-    /// Bytes for routed experts; by default as many as are used.
+    /// Bytes for routed experts; by default no limit.
     pub expert_bytes: Option<u64>,
     /// Layers with routed experts.
     pub routed_layers: usize,
     /// The highest level that routed experts are read at.
     pub level: Level,
-    /// Of every layer, how many experts may have one plane more ([`crate::kernels::Backend::refine`]).
+    /// How many experts of a layer may have one more plane ([`crate::kernels::Backend::refine`]).
     pub refinements: usize,
-    /// A folder in which compiled kernels are kept ([`super::GpuBackend::save_pipelines`]); by default none.
+    /// A folder for compiled kernels ([`super::GpuBackend::save_pipelines`]); by default none.
     pub pipelines: Option<PathBuf>,
     /// Variants of kernels that may be used.
     pub variants: GpuVariants,
     /// Time every kernel ([`crate::telemetry::GpuStats::kernels`]).
     pub clock: bool,
-    /// Bytes that kernels read from one buffer at most, where that is to be less than the adapter allows.
+    /// The most bytes that kernels read from one buffer, if less than the adapter allows.
     pub binding_bytes: Option<u64>,
-    /// Workgroups of a dispatch in one dimension at most, where they are to be fewer than every adapter allows.
+    /// The most workgroups of a dispatch in one dimension, if fewer than every adapter allows.
     pub max_groups: Option<usize>,
 }
 

@@ -1,11 +1,11 @@
-//! The parameters of every kernel as the host writes them. `tests.rs` compares names and offsets with what the kernels'
-//! sources say.
+//! The parameters of every kernel as the host writes them. `tests.rs` compares names and offsets with the kernels'
+//! sources.
 
 use dollop_shaders::Kernel;
 
 /// Parameters of a kernel.
 pub(super) trait Params: bytemuck::NoUninit {
-    /// Whose they are.
+    /// The kernel they belong to.
     const KERNEL: Kernel;
     /// Members with their offsets.
     const FIELDS: &'static [(&'static str, usize)];
@@ -129,7 +129,7 @@ params!(
     }
 );
 
-/// Queries of a workgroup of `attention_many`, for which it has memory.
+/// Queries of a workgroup of `attention_many`, limited by its memory.
 pub(super) fn queries_at_once(head_dim: usize) -> usize {
     const MOST: usize = 16;
     const CELLS: usize = 512;
@@ -152,7 +152,7 @@ params!(
 /// Positions of a tile (`shared/attend.wgsl`).
 pub(super) const TILE: usize = 128;
 
-/// Values that `attend_one` leaves of a tile of a head.
+/// Values that `attend_one` writes for a tile of a head.
 pub(super) fn partial_values(head_dim: usize) -> usize {
     4 * (head_dim.div_ceil(4) + 1)
 }
@@ -199,7 +199,7 @@ pub(super) const JOB_WORDS: usize = 24;
 /// Words of an expert in the table (`route.wgsl`): the beginning of a job.
 pub(super) const ENTRY_WORDS: usize = 13;
 
-/// Where a job has its parts.
+/// Offsets of a job's parts, in words.
 pub(super) const JOB_PLACE: usize = 3;
 /// See [`JOB_PLACE`].
 pub(super) const JOB_FITS: usize = 4;
@@ -214,28 +214,28 @@ pub(super) const JOB_EXPERT: usize = 15;
 /// See [`JOB_PLACE`].
 pub(super) const JOB_SLOTS: usize = 16;
 
-/// Where a matrix's refinement lies that is not there.
+/// The position of a refinement that does not exist.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
-/// Most experts of a layer, most of a token, and longest head, that the kernels have room for.
+/// The most experts of a layer, the most of a token, and the longest head that the kernels have room for.
 pub(super) const MAX_EXPERTS: usize = 1024;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_TOP_K: usize = 64;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_HEAD: usize = 512;
 
-/// Most experts of a layer that are chosen among by whoever computes them.
+/// The most experts of a layer among which the computing kernels can choose themselves.
 pub(super) const MAX_CHOSEN_AMONG: usize = 512;
 
-/// Buffers that the experts of a layer lie in at most, and their refinements: as many as [`place`] has numbers for.
+/// The most buffers for the experts of a layer, and for their refinements: as many as [`place`] can encode.
 pub(super) const MAX_BANKS: usize = 1 << 12;
 
-/// The planes that are read of what lies in a [`place`].
+/// The planes that are read, from a [`place`].
 pub(super) fn planes_of(place: u32) -> u32 {
     place & 255
 }
 
-/// What one dispatch has in common: the number of the buffer among those of a layer that experts lie in, the same of their
+/// What the jobs of one dispatch share: the index of the experts' buffer among those of the layer, the same for their
 /// refinements, and the planes that are read.
 pub(super) fn place(bank: usize, refinements: usize, planes: u32) -> u32 {
     debug_assert!(bank < MAX_BANKS && refinements < MAX_BANKS && planes < 1 << 8);

@@ -1,6 +1,6 @@
-//! What is handed to the driver's compiler, and compiled kernels from one run to the next, where the adapter lets a program
-//! keep them (Vulkan) and the caller names a folder: one file for each adapter, driver and set of kernels. Nothing is
-//! written but on request, and a file that is damaged or another's is as good as none.
+//! Shader modules for the driver's compiler, and a cache of compiled kernels between runs, if the adapter supports one
+//! (Vulkan) and the caller names a folder: one file for each adapter, driver and set of kernels. The cache is written
+//! only on request; a damaged or foreign file is ignored.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// How a file begins; the last byte counts versions of its form.
+/// The beginning of a file; the last byte is the format's version.
 const MAGIC: [u8; 8] = *b"dollopP\x01";
 
 /// The longest file that is read.
@@ -18,12 +18,12 @@ pub(super) struct Pipelines {
     pub(super) cache: wgpu::PipelineCache,
     path: PathBuf,
     identity: String,
-    /// What the file held that was taken from it.
+    /// The data that was loaded from the file.
     loaded: Vec<u8>,
 }
 
 impl Pipelines {
-    /// Opens what `folder` has for this adapter; `None` where the device keeps nothing.
+    /// Opens the cache of `folder` for this adapter; `None` if the device has no pipeline cache.
     pub(super) fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, folder: &Path) -> Option<Pipelines> {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
@@ -39,12 +39,13 @@ impl Pipelines {
         Some(Pipelines { cache, path, identity, loaded })
     }
 
-    /// Bytes that were taken from a file.
+    /// Bytes that were loaded from a file.
     pub(super) fn loaded_bytes(&self) -> u64 {
         self.loaded.len() as u64
     }
 
-    /// Writes what there is now, unless the file holds it already. Whole or not at all: beside, then renamed.
+    /// Writes the current cache unless the file already holds it. The write is atomic: to another file, which is then
+    /// renamed.
     ///
     /// # Errors
     /// `Io`.
@@ -54,11 +55,11 @@ impl Pipelines {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
-        // Of another name in every process: two may write at once.
+        // A different name in every process, since two may write at once.
         let partial = self.path.with_extension(format!("partial-{}", std::process::id()));
         let written = fs::write(&partial, wrap(&data, &self.identity));
         if let Err(e) = written.and_then(|()| fs::rename(&partial, &self.path)) {
-            // What cannot be removed either is no second error.
+            // A failure to remove it is no second error.
             let _ = fs::remove_file(&partial);
             return Err(failed(e));
         }
@@ -67,8 +68,8 @@ impl Pipelines {
     }
 }
 
-/// A kernel's WGSL on its way to the driver, without what wgpu would add to every loop to make it end: a counter, because of
-/// which compilers do not unroll.
+/// Compiles a kernel's WGSL without the loop bounds that wgpu would add: a counter in every loop, which keeps compilers
+/// from unrolling.
 pub(super) fn module(device: &wgpu::Device, source: String, entry: &str) -> wgpu::ShaderModule {
     let module =
         wgpu::ShaderModuleDescriptor { label: Some(entry), source: wgpu::ShaderSource::Wgsl(source.into()) };
@@ -79,7 +80,7 @@ pub(super) fn module(device: &wgpu::Device, source: String, entry: &str) -> wgpu
     unsafe { device.create_shader_module_trusted(module, checks) }
 }
 
-/// A cache that begins with `data`, or empty.
+/// A cache initialised with `data`, or empty.
 fn cache(device: &wgpu::Device, data: &[u8]) -> Option<wgpu::PipelineCache> {
     let data = Some(data).filter(|data| !data.is_empty());
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -92,7 +93,7 @@ fn cache(device: &wgpu::Device, data: &[u8]) -> Option<wgpu::PipelineCache> {
     pollster::block_on(scope.pop()).is_none().then_some(cache)
 }
 
-/// What a file must be for: adapter, driver, kernels.
+/// What a file is valid for: adapter, driver, kernels.
 fn identity(info: &wgpu::AdapterInfo) -> Option<String> {
     let mut kernels = crc32fast::Hasher::new();
     dollop_shaders::SHADERS.iter().flat_map(|s| s.source).for_each(|part| kernels.update(part.as_bytes()));
@@ -107,14 +108,14 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     Some(file)
 }
 
-/// A file: how it begins, a checksum of the rest, the length of the identity, the identity, the data.
+/// The format of a file: magic, checksum of the rest, length of the identity, identity, data.
 fn wrap(data: &[u8], identity: &str) -> Vec<u8> {
     let length = (identity.len() as u32).to_le_bytes();
     let rest = [&length, identity.as_bytes(), data].concat();
     [&MAGIC, &crc32fast::hash(&rest).to_le_bytes()[..], &rest].concat()
 }
 
-/// The data of a file that is whole and for `identity`.
+/// The data of a file that is intact and for `identity`.
 fn contents(file: &[u8], identity: &str) -> Option<Vec<u8>> {
     let (sum, rest) = file.strip_prefix(&MAGIC)?.split_first_chunk()?;
     if u32::from_le_bytes(*sum) != crc32fast::hash(rest) {

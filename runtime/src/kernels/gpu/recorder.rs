@@ -1,5 +1,5 @@
-//! Commands on their way to the device: pipelines made once, bind groups kept, dispatches gathered in one pass until
-//! somebody reads a result back (`readback`), has to wait for something else, or the ring is full.
+//! Commands for the device: pipelines created once, cached bind groups, and dispatches gathered in one pass until a
+//! result is read back (`readback`), another wait is due, or the ring is full.
 
 mod readback;
 
@@ -27,23 +27,23 @@ type GroupKey = (usize, [u64; BINDINGS]);
 
 pub(super) struct Recorder {
     pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
-    /// Indices of variants that were asked for: looking through all of them takes longer than the rest of a launch.
+    /// Indices of requested variants: searching all of them takes longer than the rest of a launch.
     chosen: HashMap<(Kernel, Variant), usize>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
     encoder: Option<wgpu::CommandEncoder>,
     /// Ends before `encoder` does.
     pass: Option<wgpu::ComputePass<'static>>,
-    /// Small tables that kernels read: ids, jobs, gates. Never written where a waiting command reads.
+    /// Small tables that kernels read: ids, jobs, gates. Never written where a pending command reads.
     ring: Memory,
     ring_at: usize,
-    /// Where read-backs land.
+    /// The target of read-backs.
     landing: Option<Memory>,
-    /// What was handed over last while nobody waited.
+    /// The last submission that was not waited for.
     handed_over: Option<wgpu::SubmissionIndex>,
     stats: GpuStats,
     clock: Option<Clock>,
     ahead: Ahead,
-    /// What goes wrong after how many more submissions, in tests.
+    /// For tests: a fault, and the submissions left before it.
     pub(super) fault: Option<(u64, GpuFault)>,
 }
 
@@ -118,7 +118,7 @@ impl Recorder {
         self.stats.pipelines += 1;
     }
 
-    /// Records one dispatch. Nothing is done for an empty grid.
+    /// Records one dispatch. Does nothing for an empty grid.
     pub(super) fn run<P: Params>(
         &mut self,
         gpu: &Device,
@@ -130,7 +130,7 @@ impl Recorder {
         self.dispatch(gpu, variant, params, memory, None, grid);
     }
 
-    /// [`Recorder::run`] with the ring as binding `at`, between the others.
+    /// [`Recorder::run`] with the ring as binding `at`.
     pub(super) fn run_with_ring<P: Params>(
         &mut self,
         gpu: &Device,
@@ -143,7 +143,7 @@ impl Recorder {
         self.dispatch(gpu, variant, params, memory, Some(at), grid);
     }
 
-    /// Which variant is dispatched for one that is asked for.
+    /// The index of the variant that is used for a requested one.
     fn chosen(&mut self, gpu: &Device, kernel: Kernel, variant: Variant) -> usize {
         *self.chosen.entry((kernel, variant)).or_insert_with(|| {
             choose(kernel, variant, gpu.variants)
@@ -218,7 +218,7 @@ impl Recorder {
         self.record(gpu, launch, group);
     }
 
-    /// Forgets what names memory that is gone, and so keeps it.
+    /// Drops bind groups and commands that refer to freed memory, since they keep it alive.
     pub(super) fn forget_gone(&mut self, gpu: &Device) {
         let gone = gpu.gone();
         if gone.is_empty() {
@@ -230,7 +230,7 @@ impl Recorder {
         }
     }
 
-    /// Records the launches that came as guessed, where not all did.
+    /// Records the launches that matched, if the guess as a whole did not.
     fn give_up(&mut self, gpu: &Device) {
         for (launch, group) in self.ahead.give_up() {
             self.record(gpu, launch, group);
@@ -254,8 +254,8 @@ impl Recorder {
         }
     }
 
-    /// Puts words where kernels can read them ([`Recorder::run_with_ring`]), and returns at which word they begin, a
-    /// multiple of `unit`. Their reader is to be recorded before anything else is put.
+    /// Writes words to the ring, where kernels can read them ([`Recorder::run_with_ring`]), and returns the index of
+    /// the first, a multiple of `unit`. Record their reader before the next `put`.
     pub(super) fn put(&mut self, gpu: &Device, words: &[u32], unit: usize) -> u32 {
         assert!(words.len() <= PUT_WORDS, "{} words for the ring", words.len());
         let mut at = self.ring_at.next_multiple_of(unit);
@@ -263,7 +263,7 @@ impl Recorder {
             self.submit(gpu);
             at = 0;
         }
-        // The queue's own writes come before what is staged. Nothing is staged for the ring, so that no order is lost.
+        // The queue's own writes are executed before staged ones. Nothing is staged for the ring, so no order is lost.
         gpu.queue.write_buffer(&self.ring.buffer, 4 * at as u64, bytemuck::cast_slice(words));
         self.ring_at = at + words.len();
         at as u32
@@ -271,7 +271,7 @@ impl Recorder {
 
     /// Writes to memory after all commands recorded so far.
     pub(super) fn write(&mut self, gpu: &Device, to: &Memory, at_bytes: u64, bytes: &[u8]) {
-        // What is staged comes before the commands of the next submission.
+        // Staged writes are executed before the commands of the next submission.
         if self.encoder.is_some() || self.ahead.pending() {
             self.submit(gpu);
         }
@@ -279,8 +279,8 @@ impl Recorder {
         self.stats.uploaded_bytes += bytes.len() as u64;
     }
 
-    /// Hands what was recorded to the device, and waits for what was handed over this way before: of a long prompt, the host is
-    /// at most two chunks ahead, so that no wait is for much, and whoever cancels it is heard.
+    /// Submits the recorded commands, and waits for the previous submission of this kind. So the host is at most two
+    /// chunks of a long prompt ahead: no wait is long, and a cancel takes effect soon.
     pub(super) fn hand_over(&mut self, gpu: &Device) -> Result<()> {
         let now = self.submit(gpu);
         match std::mem::replace(&mut self.handed_over, now) {
@@ -289,7 +289,7 @@ impl Recorder {
         }
     }
 
-    /// Hands what was recorded to the device.
+    /// Submits the recorded commands.
     pub(super) fn submit(&mut self, gpu: &Device) -> Option<wgpu::SubmissionIndex> {
         if self.ahead.pending() {
             self.give_up(gpu);
@@ -303,7 +303,7 @@ impl Recorder {
         }
         let index = self.submit_commands(gpu, encoder.finish());
         if let Some(clock) = &mut self.clock {
-            // What goes wrong is kept for the next operation that returns something.
+            // The device keeps an error for the next operation that returns one.
             let _ = clock.collect(gpu);
         }
         Some(index)
@@ -322,7 +322,7 @@ impl Recorder {
         gpu.submit(commands)
     }
 
-    /// Drops what was recorded, and the bind groups, which hold on to memory.
+    /// Drops the recorded commands, and the bind groups, which hold on to memory.
     pub(super) fn forget(&mut self) {
         self.pass = None;
         self.encoder = None;

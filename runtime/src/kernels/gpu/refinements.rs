@@ -1,8 +1,8 @@
-//! Planes that some experts of a layer have beyond those that all have: places of equal size in as few buffers as can be
-//! bound, and who has which.
+//! Planes that some experts of a layer have beyond the common ones: slots of equal size in as few buffers as possible,
+//! and which expert has which slot.
 //!
-//! What an expert without one looks like in the table is kept, to be written again when it loses its plane. Who should
-//! have a plane is decided elsewhere.
+//! The table entry of an unrefined expert is kept, and written again when the expert loses its plane. Which expert gets
+//! a plane is decided elsewhere.
 
 use super::device::{Device, Memory};
 use super::experts::{Banks, Entry, MATRICES, banks, device_plane, matrices};
@@ -16,19 +16,19 @@ pub(super) struct Refinements {
     pub(super) banks: Banks,
     slots_per_bank: usize,
     slot_bytes: usize,
-    /// Where each matrix begins in a place.
+    /// The offset of each matrix in a slot.
     at: [usize; MATRICES],
-    /// By place: whose entry in the table names it.
+    /// By slot: the expert whose table entry points to it.
     holders: Vec<Option<u32>>,
     /// By expert: its entry without a refinement.
     bases: Vec<Entry>,
 }
 
 impl Refinements {
-    /// `slots` places for the next plane of experts like `first`; `None` where there are none, or no next plane.
+    /// `slots` slots for the next plane of experts like `first`; `None` if there are no slots, or no next plane.
     ///
     /// # Errors
-    /// `Device` where the device has no room.
+    /// `Device` if the device has no room.
     pub(super) fn new(
         gpu: &Device,
         first: &Expert,
@@ -55,21 +55,21 @@ impl Refinements {
         self.bases[expert as usize] = entry;
     }
 
-    /// Empties a place: who has lost it, and the entry that is left.
+    /// Empties a slot; returns the expert that lost it and the entry to restore.
     pub(super) fn leave(&mut self, slot: usize) -> Option<(u32, Entry)> {
         let loser = self.holders.get_mut(slot)?.take()?;
         Some((loser, self.bases[loser as usize]))
     }
 
-    /// Where a place lies: the number of its buffer, and the byte at which it begins there.
+    /// The position of a slot: the index of its buffer, and its first byte there.
     fn find(&self, slot: usize) -> (usize, usize) {
         (slot / self.slots_per_bank, slot % self.slots_per_bank * self.slot_bytes)
     }
 
-    /// Where a plane goes, and its bytes.
+    /// The destination of a plane, and its bytes.
     ///
     /// # Errors
-    /// `Device` where it is shorter than its experts' planes are, or there is no such place.
+    /// `Device` if the plane is too short, or there is no such slot.
     pub(super) fn place<'a>(&self, r: &Refinement<'a>) -> Result<(&Memory, u64, &'a [u8])> {
         match r.plane.get(..self.slot_bytes) {
             Some(plane) if r.slot < self.holders.len() => {
@@ -87,9 +87,9 @@ impl Refinements {
         }
     }
 
-    /// An expert has its plane in a place; what its entry is then.
+    /// Notes that an expert has its plane in a slot; returns its new entry.
     pub(super) fn enter(&mut self, r: &Refinement) -> Entry {
-        // One that it had elsewhere is nobody's now.
+        // A slot that it had before becomes free.
         self.holders.iter_mut().filter(|h| **h == Some(r.expert)).for_each(|h| *h = None);
         self.holders[r.slot] = Some(r.expert);
         let mut entry = self.bases[r.expert as usize];

@@ -1,6 +1,6 @@
 //! Rotated inputs of experts (`quant/rotation.rs`): a dispatch before each of their products.
 //!
-//! Values are rotated as they are, and prepared for products of many tokens after that.
+//! Values are rotated in plain form, and prepared for products of many tokens afterwards.
 
 use super::Grown;
 use super::State;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::quant::{Rotation, hartley_table};
 use dollop_shaders::Variant;
 
-/// Rows of `x`, rotated into `to`.
+/// Rotates rows of `x` into `to`.
 fn rotate(
     (gpu, recorder, weights): (&Device, &mut Recorder, &mut Weights),
     rotation: Rotation,
@@ -30,24 +30,24 @@ fn rotate(
     Ok(())
 }
 
-/// What was made of inputs.
+/// Rotated inputs.
 #[derive(Default)]
 pub(super) struct Turned {
-    /// Those of gate and up, `[tokens, d]`.
+    /// Of gate and up, `[tokens, d]`.
     inputs: Grown,
-    /// Those of down, `[slots, ff]`.
+    /// Of down, `[slots, ff]`.
     hidden: Grown,
-    /// The same as products of many tokens read them.
+    /// The same in prepared form, for products of many tokens.
     prepared: Grown,
 }
 
 impl Turned {
-    /// What gate and up of one token read: its inputs as they are, or what [`State::turn`] made of them.
+    /// The inputs of gate and up of one token: unchanged, or the output of [`State::turn`].
     pub(super) fn inputs<'a>(&'a self, rotation: Option<Rotation>, x: &'a Memory) -> &'a Memory {
         if rotation.is_some() { self.inputs.get() } else { x }
     }
 
-    /// What down reads: hidden values as they were left, or what [`State::turn_hidden`] made of them.
+    /// The inputs of down: hidden values unchanged, or the output of [`State::turn_hidden`].
     pub(super) fn down_inputs<'a>(
         &'a self,
         rotation: Option<Rotation>,
@@ -63,13 +63,13 @@ impl Turned {
 }
 
 impl State {
-    /// Rows of the inputs of gate and up, rotated.
+    /// Rotates rows of the inputs of gate and up.
     pub(super) fn turn(&mut self, gpu: &Device, rotation: Rotation, x: &Memory, rows: usize) -> Result<()> {
         let on = (gpu, &mut self.recorder, &mut self.weights);
         rotate(on, rotation, (x, rows), &mut self.turned.inputs)
     }
 
-    /// Prepares rows of `x`, or of what [`State::turn`] made of it.
+    /// Prepares rows of `x`, or of the output of [`State::turn`].
     #[allow(clippy::too_many_arguments)]
     pub(super) fn prepare_turned(
         &mut self,
@@ -90,7 +90,7 @@ impl State {
         done
     }
 
-    /// Rows of hidden values, rotated; with a form, prepared as well.
+    /// Rotates rows of hidden values; with a form, prepares them as well.
     pub(super) fn turn_hidden(
         &mut self,
         gpu: &Device,
@@ -101,7 +101,7 @@ impl State {
         let on = (gpu, &mut self.recorder, &mut self.weights);
         rotate(on, rotation, (self.hidden.get(), rows), &mut self.turned.hidden)?;
         let Some(form) = form else { return Ok(()) };
-        // `prepare` writes to what gate and up read, which may be needed again.
+        // `prepare` overwrites the inputs of gate and up, which may be needed again.
         let turned = self.turned.hidden.0.take().expect("was just made");
         std::mem::swap(&mut self.prepared, &mut self.turned.prepared);
         let done = self.prepare(gpu, &turned.memory, rotation.cols(), rows, None, None, form);

@@ -1,9 +1,9 @@
-//! Bytes on their way to the device: written to pieces of memory that the host has mapped, and copied from there by commands
-//! that go before those of the next submission.
+//! Uploads: bytes are written to pieces of mapped host memory, and copied from there by commands that precede those of
+//! the next submission.
 //!
-//! wgpu's own way (`Queue::write_buffer`) makes memory for every write and holds it until the device is through, so whoever
-//! bounds it has to wait for all that was submitted. Here a piece is used again as soon as the device has read it, and a
-//! host that is ahead of the device waits for the oldest piece alone.
+//! wgpu's own `Queue::write_buffer` allocates memory for every write and holds it until the device is done, so a bound
+//! on it would mean waiting for all submissions. Here a piece is reused as soon as the device has read it, and a host
+//! that is ahead of the device waits only for the oldest piece.
 
 use super::device::{Device, Memory};
 use crate::error::{Error, Result};
@@ -14,27 +14,27 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 /// Bytes of a piece.
 const PIECE_BYTES: u64 = 2 << 20;
 
-/// Pieces at most.
+/// The most pieces.
 const PIECES: usize = 8;
 
-/// Bytes of weights on their way at most.
+/// The most bytes of weights in flight.
 pub(super) const STAGED_BYTES: usize = PIECES * PIECE_BYTES as usize;
 
-/// Full pieces that wait for a submission at most. More go alone, so that the device copies one half of the ring while the
-/// host fills the other; less would be a submission for every few bytes.
+/// The most full pieces that wait for a submission. With more, they are submitted alone, so that the device copies one
+/// half of the ring while the host fills the other; with a lower limit, every few bytes would be a submission.
 const FULL: usize = PIECES / 2;
 
-/// A piece whose mapping was asked for: it comes when the device is through with it.
+/// A mapping was requested, and completes when the device is done with the piece.
 const ASKED: u8 = 0;
 const MAPPED: u8 = 1;
 const REFUSED: u8 = 2;
 
 struct Piece {
     memory: Memory,
-    /// How its mapping went. The driver says it whenever somebody asks for news, so it is not behind the ring's lock.
+    /// The state of its mapping. The driver reports it during any poll, so it is not behind the ring's lock.
     mapping: Arc<AtomicU8>,
     used: u64,
-    /// Which reads it; `None` for a new one.
+    /// The submission that reads it; `None` for a new piece.
     read_by: Option<wgpu::SubmissionIndex>,
 }
 
@@ -45,7 +45,7 @@ impl Piece {
         Ok(Piece { memory, mapping: Arc::default(), used: 0, read_by: None })
     }
 
-    /// Asks for it to be mapped as soon as no command reads it.
+    /// Requests a mapping, which completes when no command reads the piece.
     fn map(&mut self) {
         self.used = 0;
         self.mapping.store(ASKED, Ordering::Release);
@@ -60,7 +60,7 @@ impl Piece {
     }
 }
 
-/// A copy that the next submission begins with.
+/// A copy at the beginning of the next submission.
 struct Copy {
     from: wgpu::Buffer,
     from_at: u64,
@@ -70,17 +70,17 @@ struct Copy {
 }
 
 pub(super) struct Staging {
-    /// Pieces that may be made: fewer where memory did not suffice for more.
+    /// The most pieces to create: fewer if memory did not suffice for more.
     most: usize,
-    /// Mapped, and nothing in them.
+    /// Mapped and empty.
     free: Vec<Piece>,
-    /// What `copies` read, all but the last of them full.
+    /// The pieces that `copies` read, all but the last of them full.
     filled: Vec<Piece>,
     copies: Vec<Copy>,
-    /// Submitted, the oldest first, and asked to be mapped again.
+    /// Submitted, the oldest first, with a new mapping requested.
     away: VecDeque<Piece>,
     waits: u64,
-    /// As if the device were through with nothing before somebody waits: software is through with everything at once.
+    /// For tests: treats the device as busy until it is waited for, since a software device is done at once.
     #[cfg(test)]
     pub(super) slow: bool,
 }
@@ -121,7 +121,7 @@ impl Staging {
         Ok(())
     }
 
-    /// A mapped piece with room for something.
+    /// A mapped piece that has room.
     fn piece(&mut self, gpu: &Device) -> Result<&mut Piece> {
         if self.filled.last().is_none_or(|piece| piece.used == PIECE_BYTES) {
             if self.filled.len() >= FULL {
@@ -133,7 +133,7 @@ impl Staging {
         Ok(self.filled.last_mut().expect("has room or was just added"))
     }
 
-    /// An empty piece: one that has come back, a new one, or the oldest of those that are away, waited for.
+    /// An empty piece: one that has come back, a new one, or the oldest one in flight, after a wait.
     fn free(&mut self, gpu: &Device) -> Result<Piece> {
         #[cfg(test)]
         let slow = self.slow;
@@ -157,7 +157,7 @@ impl Staging {
                     }
                     self.away.push_front(piece);
                 }
-                // The device is short of memory, and goes on with the pieces that are there.
+                // The device is short of memory: continue with the pieces that exist.
                 Err(_) if made > 0 && gpu.check().is_ok() => self.most = made,
                 Err(e) => return Err(e),
             }
@@ -171,7 +171,7 @@ impl Staging {
         self.free.pop().ok_or_else(|| Error::Device("a piece was not mapped again".into()))
     }
 
-    /// Takes back what was mapped again.
+    /// Takes back the pieces that are mapped again.
     fn back(&mut self) -> Result<()> {
         if self.away.iter().any(|piece| piece.is(REFUSED)) {
             return Err(Error::Device("a piece cannot be mapped".into()));
@@ -182,10 +182,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Submits the copies, and after them commands.
+    /// Submits the copies, followed by commands.
     fn submit(&mut self, gpu: &Device, commands: Option<wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
         let copies = (!self.copies.is_empty()).then(|| {
-            // Nothing may be mapped that the device reads.
+            // A buffer must not be mapped while the device reads it.
             self.filled.iter().for_each(|piece| piece.memory.buffer.unmap());
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
             for Copy { from, from_at, to, to_at, bytes } in self.copies.drain(..) {
@@ -203,7 +203,7 @@ impl Staging {
     }
 }
 
-/// Asks the device what it is through with, and does not wait.
+/// Polls the device without waiting.
 fn news(gpu: &Device) -> Result<()> {
     match gpu.device.poll(wgpu::PollType::Poll) {
         Ok(_) => Ok(()),
@@ -213,12 +213,12 @@ fn news(gpu: &Device) -> Result<()> {
 
 impl Device {
     pub(super) fn staging(&self) -> MutexGuard<'_, Staging> {
-        // Whoever panicked left copies of which each is whole.
+        // A panic leaves complete copies only.
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies bytes (whole words) to memory, after what was submitted and before the commands of the next submission. What
-    /// was staged first is written first. No more than [`STAGED_BYTES`] are held a second time.
+    /// Copies bytes (whole words) to memory, after previous submissions and before the commands of the next one. Writes
+    /// keep their order. At most [`STAGED_BYTES`] are held twice.
     pub(super) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
         let staged = self.staging().stage(self, to, at, bytes);
         if let Err(e) = staged {
@@ -229,17 +229,17 @@ impl Device {
         }
     }
 
-    /// Submits what was staged, and commands after it.
+    /// Submits the staged writes, followed by commands.
     pub(super) fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
         self.staging().submit(self, Some(commands))
     }
 
-    /// Waits for a piece of the ring so far.
+    /// The number of waits for a piece of the ring.
     pub(super) fn upload_waits(&self) -> u64 {
         self.staging().waits
     }
 
-    /// Drops the ring and what is in it.
+    /// Drops the ring with its contents.
     pub(super) fn forget_staged(&self) {
         let mut staging = self.staging();
         *staging = Staging { waits: staging.waits, ..Staging::default() };

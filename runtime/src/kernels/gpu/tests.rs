@@ -1,6 +1,6 @@
 //! Every kernel, level and shape against its twin on the CPU or the scalar specification in `quant`.
 //!
-//! A machine without an adapter skips them, unless `DOLLOP_TEST_GPU` says that there is one: `./check` sets it.
+//! A machine without an adapter skips them, unless `DOLLOP_TEST_GPU` requires one: `./check` sets it.
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
@@ -23,7 +23,7 @@ mod staging;
 mod translations;
 mod variants;
 
-/// With inputs in single precision, on any GPU, unless the options say otherwise.
+/// A backend on any GPU, with inputs in single precision unless the options say otherwise.
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     let mut options = options.clone();
     if options.variants.inputs == GpuInputs::Auto {
@@ -38,7 +38,7 @@ fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     }
 }
 
-/// Whether to try all, as `./check --full` does, rather than what stands for it.
+/// Whether to test all cases, as `./check --full` does, or a sample.
 fn full() -> bool {
     std::env::var_os("DOLLOP_TEST_FULL").is_some()
 }
@@ -85,7 +85,7 @@ fn dense(m: &Matrix) -> Vec<f64> {
     }
 }
 
-/// `m · x` in f64, and the sum of magnitudes, of which the error is a part.
+/// `m · x` in f64, and the sum of the terms' magnitudes, to which the error is relative.
 fn product(m: &[f64], cols: usize, x: &[f32]) -> Vec<(f64, f64)> {
     let row = |w: &[f64]| {
         let terms = w.iter().zip(x).map(|(w, x)| w * f64::from(*x));
@@ -100,7 +100,8 @@ fn get(b: &GpuBackend, buf: &GpuBuf) -> Vec<f32> {
     out
 }
 
-/// The hidden values of every slot that feed-forward blocks of so many tokens left, prepared ones among them, in single precision.
+/// The hidden values of every slot that feed-forward blocks of `tokens` tokens wrote, also prepared ones, in single
+/// precision.
 fn hidden(b: &GpuBackend, ff: usize, tokens: usize) -> Vec<f32> {
     let buf = b.lock().hidden.0.take().expect("an operation has used it");
     let values = get(b, &buf);
@@ -109,8 +110,8 @@ fn hidden(b: &GpuBackend, ff: usize, tokens: usize) -> Vec<f32> {
     values.chunks_exact(row).flat_map(|row| &row[..ff]).copied().collect()
 }
 
-/// The part of the magnitudes that f32 sums may be off by: codes reach 255 where weights are centred, which costs a few
-/// bits.
+/// The relative error of f32 sums, as a part of the magnitudes: codes reach 255 where weights are centred, which costs
+/// a few bits.
 const SUMS: f64 = 3e-5;
 
 fn near(what: &str, got: &[f32], want: &[(f64, f64)], part: f64) {
@@ -164,8 +165,8 @@ fn parameters_are_what_the_kernels_read() {
     assert!(SHADERS.iter().all(|s| checked.contains(&s.kernel)), "a kernel's parameters are not compared");
 }
 
-/// `silu(gate · x) ⊙ up · x` of both products, with the magnitudes of which the error is a part: a product's counts as often
-/// as the other factor multiplies it.
+/// `silu(gate · x) ⊙ up · x` of both products, with the magnitudes to which the error is relative: each product's
+/// magnitude is multiplied by the other factor.
 fn gated(gate: Vec<(f64, f64)>, up: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let both = gate.into_iter().zip(up);
     both.map(|((g, all_g), (u, all_u))| {

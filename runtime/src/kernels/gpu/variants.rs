@@ -1,20 +1,20 @@
-//! What an adapter has beyond what every kernel needs, and which variants of the kernels are used because of it.
+//! What an adapter supports beyond the minimum, and which variants of the kernels are used because of it.
 
 use crate::kernels::{GpuInputs, GpuVariants};
 use dollop_shaders::{BYTES, HALF, Kernel, SINGLE, Variant, WORKGROUP, find};
 
-/// Sizes of subgroups that kernels can use: any power of two that makes whole subgroups of a workgroup, and none so small
-/// that passing on a value of each would not end.
+/// Sizes of subgroups that kernels can use: any power of two that divides a workgroup, from 2 on, because with one lane
+/// the reduction would not end.
 const SUBGROUPS: std::ops::RangeInclusive<u32> = 2..=WORKGROUP;
 
-/// The least and the largest size of an adapter's subgroups, where kernels can use them.
+/// The smallest and the largest size of an adapter's subgroups, if kernels can use them.
 pub(super) fn subgroups(features: wgpu::Features, info: &wgpu::AdapterInfo) -> Option<[u32; 2]> {
     let sizes = [info.subgroup_min_size, info.subgroup_max_size];
     let fit = sizes.iter().all(|size| size.is_power_of_two() && SUBGROUPS.contains(size));
     (features.contains(wgpu::Features::SUBGROUP) && fit).then_some(sizes)
 }
 
-/// What a device must be opened with.
+/// The features that a device must be opened with.
 pub(super) fn features(used: GpuVariants) -> wgpu::Features {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SUBGROUP, used.subgroups);
@@ -22,10 +22,10 @@ pub(super) fn features(used: GpuVariants) -> wgpu::Features {
     features
 }
 
-/// The index of a kernel's variant that uses what may be used, as far as the kernel has one that does.
+/// The index of a kernel's variant with the permitted features, as far as the kernel has one.
 pub(super) fn choose(kernel: Kernel, plain: Variant, used: GpuVariants) -> Option<usize> {
     let inputs = match used.inputs {
-        // In which form they are prepared is for those to say who read them.
+        // The reader of prepared inputs decides on their form.
         _ if kernel == Kernel::Prepare => plain.inputs,
         GpuInputs::Auto | GpuInputs::Single => SINGLE,
         GpuInputs::Half => HALF,

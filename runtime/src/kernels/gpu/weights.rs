@@ -1,7 +1,8 @@
-//! Weights on the device: matrices, uploaded once and named by where their bytes lie on the host, and vectors.
+//! Weights on the device: matrices, uploaded once and identified by the address of their bytes on the host, and
+//! vectors.
 //!
-//! A nested matrix has the bytes of `quant/layout.rs`, plane after plane; an unquantized one is rearranged into the same
-//! tiles, so that kernels walk both alike. What a kernel cannot bind at once is cut along its rows.
+//! A nested matrix has the bytes of `quant/layout.rs`, plane after plane; an unquantized one is rearranged into the
+//! same tiles, so that kernels read both alike. A matrix larger than a binding is cut along its rows.
 
 use super::device::{Device, Memory};
 use crate::error::Result;
@@ -15,12 +16,12 @@ use std::sync::Arc;
 pub(super) struct Placed {
     pub(super) memory: Arc<Memory>,
     pub(super) form: Form,
-    /// The first of its rows, a whole tile.
+    /// The first of its rows, at the start of a tile.
     pub(super) first: usize,
     pub(super) rows: usize,
 }
 
-/// Stands beside a group's size in one word (`weights_nested.wgsl`).
+/// A flag beside the group's size in one word (`weights_nested.wgsl`).
 const NARROW: u32 = 128;
 
 /// How kernels read a matrix.
@@ -28,16 +29,16 @@ const NARROW: u32 = 128;
 pub(super) struct Form {
     /// Word at which it begins.
     pub(super) base: u32,
-    /// 0 where it is unquantized.
+    /// 0 if it is unquantized.
     pub(super) planes: u32,
-    /// Weights of a group, and [`NARROW`] where their parameters are narrow.
+    /// Weights of a group, with [`NARROW`] if their parameters are narrow.
     pub(super) group: u32,
     pub(super) alpha: f32,
     pub(super) centre: f32,
 }
 
-/// A level's correction as kernels take it: what codes are multiplied with, and what is added to them before. They divide nothing:
-/// a compiler may make a quotient and a difference one operation, in one kernel and not in another.
+/// A level's correction as kernels read it: the factor of codes, and the term added to them before. Kernels do not
+/// divide: a compiler may fuse a quotient and a difference in one kernel and not in another.
 pub(super) fn centred(fit: Fit) -> [f32; 2] {
     let alpha = if fit.alpha.abs() < 1e-20 { 1e-20 } else { fit.alpha };
     [alpha, fit.beta / alpha]
@@ -72,8 +73,8 @@ pub(super) fn tiles(m: &Matrix) -> usize {
     m.rows().div_ceil(TILE_ROWS)
 }
 
-/// Calls `write` with the bytes of `count` tiles from `first` on and where they go, as [`bytes`] says. Of a nested matrix
-/// only the planes from `plane` on, which go where they would beside the others.
+/// Calls `write` with the bytes of `count` tiles from `first` on and their offsets, in the layout of [`bytes`]. For a
+/// nested matrix only the planes from `plane` on, at their offsets in the full layout.
 pub(super) fn pieces(
     m: &Matrix,
     first: usize,
@@ -97,7 +98,7 @@ pub(super) fn pieces(
     }
 }
 
-/// Tile after tile, a unit's vectors with all rows.
+/// Tile after tile, each vector of a unit with all rows.
 fn plain_pieces(
     data: &[f32],
     rows: usize,
@@ -118,7 +119,7 @@ fn plain_pieces(
     }
 }
 
-/// Some tiles of plane `p`, straight from where they lie.
+/// Some tiles of plane `p`, straight from the host's memory.
 fn plane_pieces(
     n: &Nested,
     p: usize,
@@ -138,7 +139,7 @@ fn plane_pieces(
     }
 }
 
-/// Where a matrix's bytes lie on the host, and how many planes of them are meant.
+/// The address of a matrix's bytes on the host, and the number of planes used.
 type Key = (usize, usize);
 
 fn key(m: &Matrix) -> Key {
@@ -150,25 +151,24 @@ fn key(m: &Matrix) -> Key {
 
 #[derive(Default)]
 pub(super) struct Weights {
-    /// With the host's matrix, which keeps its bytes where they are.
+    /// With a clone of the host's matrix, which keeps its bytes at their address.
     matrices: HashMap<Key, (Arc<[Placed]>, Matrix)>,
     vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
-    /// The longest table of rotations so far, with its values per position: a shorter one is its beginning.
-    /// Tables of rotations by what they are called, with their length.
+    /// Rotation tables by name, with their length.
     ropes: HashMap<u64, (Arc<Memory>, usize)>,
     pub(super) uploaded_bytes: u64,
 }
 
 impl Weights {
-    /// The rows of every matrix. Those that are new share a buffer where they fit one.
+    /// The rows of every matrix. New matrices share a buffer if they fit one.
     ///
     /// # Errors
-    /// `Device` where the device has no room.
+    /// `Device` if the device has no room.
     pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Arc<[Placed]>>> {
         let new: Vec<&Matrix> =
             matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
         let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
-        // One dispatch takes the tiles of all that share a buffer.
+        // One dispatch takes the tiles of all matrices in a buffer.
         let groups: usize = new.iter().map(|m| tiles(m)).sum();
         if new.len() > 1 && total as u64 <= gpu.max_binding && groups <= gpu.max_groups {
             self.upload_together(gpu, &new)?;
@@ -203,7 +203,7 @@ impl Weights {
     }
 
     fn upload_in_parts(&mut self, gpu: &Device, m: &Matrix) -> Result<Vec<Placed>> {
-        // The arrays of a plane are padded to a line: a few hundred bytes that a tile's share does not show.
+        // The arrays of a plane are padded to a line, a few hundred bytes that a tile's share does not include.
         let most = (gpu.max_binding as usize).saturating_sub(1024) / bytes(m, 1).max(1);
         let most = most.clamp(1, gpu.max_groups);
         let mut parts = Vec::new();
@@ -217,10 +217,10 @@ impl Weights {
         Ok(parts)
     }
 
-    /// A vector on the device, made by `make` where it is new. `name` is the host's slice that it comes from.
+    /// A vector on the device, computed by `make` if it is new. `name` is the host's slice that identifies it.
     ///
     /// # Errors
-    /// `Device` where the device has no room.
+    /// `Device` if the device has no room.
     pub(super) fn vector(
         &mut self,
         gpu: &Device,
@@ -244,7 +244,7 @@ impl Weights {
     /// `[positions, 2, half]`: cosines and sines of at least the positions of `table`.
     ///
     /// # Errors
-    /// `Device` where the device has no room.
+    /// `Device` if the device has no room.
     pub(super) fn rope(&mut self, gpu: &Device, table: &RopeTable) -> Result<Arc<Memory>> {
         let half = table.dims / 2;
         if let Some((memory, len)) = self.ropes.get(&table.name)

@@ -1,6 +1,5 @@
-//! Reading back: everything recorded is handed over, and what lies in memory comes to the host. While the device computes,
-//! the host makes the commands of the token that is guessed to come next ([`super::super::ahead`]), which end in the same
-//! read-back.
+//! Read-backs: submits all recorded commands and copies memory to the host. While the device computes, the host records
+//! the commands of the guessed next token ([`super::super::ahead`]), which end in the same read-back.
 
 use super::{Recorder, launch_in};
 use crate::error::{Error, Result};
@@ -8,7 +7,7 @@ use crate::kernels::gpu::ahead::{self, Launches, Part};
 use crate::kernels::gpu::device::{Device, Memory};
 
 impl Recorder {
-    /// Waits for everything recorded and fills every part with what lies in its memory from a byte on.
+    /// Submits and waits for all recorded commands, and fills every part from its memory, starting at a byte offset.
     pub(in crate::kernels::gpu) fn read(
         &mut self,
         gpu: &Device,
@@ -52,7 +51,7 @@ impl Recorder {
         self.stats.readbacks += 1;
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         self.landing().buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
-        // While the device computes.
+        // The device computes meanwhile.
         if let Some(launches) = launches.and_then(ahead::next) {
             self.prepare(gpu, launches, copies, parts);
         }
@@ -72,12 +71,12 @@ impl Recorder {
         Ok(())
     }
 
-    /// Where this read-back lands.
+    /// The target of this read-back.
     fn landing(&self) -> &Memory {
         self.landing.as_ref().expect("was made for its parts")
     }
 
-    /// Copies the parts of a read-back to where they land.
+    /// Copies the parts of a read-back to its target.
     fn land(&self, encoder: &mut wgpu::CommandEncoder, parts: &[(&Memory, u64, &mut [u8])]) {
         let landing = &self.landing().buffer;
         let mut at = 0;
@@ -87,7 +86,7 @@ impl Recorder {
         }
     }
 
-    /// Makes the commands of launches that are guessed, and of the same read-back.
+    /// Records the commands of guessed launches, and of the same read-back.
     fn prepare(
         &mut self,
         gpu: &Device,
@@ -106,7 +105,7 @@ impl Recorder {
     }
 }
 
-/// What a part of a read-back takes where it lands.
+/// Bytes that a part of a read-back takes in its target.
 fn landing_bytes(out: &[u8]) -> u64 {
     out.len().next_multiple_of(16) as u64
 }

@@ -1,10 +1,10 @@
-//! The likeliest tokens, against `best_of`.
+//! The most likely tokens, against `best_of`.
 
 use super::*;
 use crate::kernels::{best_of, from_bits};
 
 fn on_device(b: &GpuBackend, x: &[f32], k: usize) -> Vec<(u32, f32)> {
-    // More than is asked for, as the rows of logits are, with something greater behind.
+    // A longer buffer than needed, like the rows of logits, with larger values at the end.
     let longer = [x, &[1e9, f32::INFINITY, f32::NAN]].concat();
     let buf = put(b, &longer);
     let mut out = b.alloc(2 * MAX_BEST).unwrap();
@@ -33,7 +33,7 @@ fn the_likeliest_are_those_of_the_host_with_tails_and_ties() {
         for k in [1, 2, 40, 64, MAX_BEST] {
             let x = values(len, (len + k) as u32);
             check(&b, "values", &x, k);
-            // Few distinct values: nearly all are ties, within a workgroup and across.
+            // Few distinct values: nearly all are ties, within a workgroup and across workgroups.
             let coarse: Vec<f32> = x.iter().map(|x| (4.0 * x).round() / 4.0).collect();
             check(&b, "ties", &coarse, k);
         }

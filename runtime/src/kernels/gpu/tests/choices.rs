@@ -1,11 +1,11 @@
-//! The kernels between products, at their limits, against f64: `route`, `group`, `combine`, the `down` that adds up a
+//! The kernels between products, at their limits, against f64: `route`, `group`, `combine`, the `down` that sums a
 //! token's experts, and norms around the 128 values that a workgroup takes at a time.
 
 use super::*;
 use crate::kernels::Feed;
 
-/// The part of a gate that it may be off by: `exp` may be off by 3 + 2|x| units in the last place, and each of a sum's
-/// 1024 terms adds half a unit.
+/// The relative error of a gate: `exp` may be off by 3 + 2|x| units in the last place, and each of a sum's 1024 terms
+/// adds half a unit.
 const GATES: f64 = 1e-4;
 
 /// `route` in f64, of one token.
@@ -27,7 +27,7 @@ fn routing_at_its_limits() {
     let tokens = 3;
     for (experts, top_k) in limits.into_iter().chain(strides) {
         let smooth = values(tokens * experts, 3);
-        // Ties among those that are chosen, and between them and others; nothing but ties; weights that underflow.
+        // Ties among the chosen experts, and between them and others; only ties; weights that underflow.
         let coarse = smooth.iter().map(|x| (4.0 * x).round() / 4.0).collect();
         let spread = smooth.iter().map(|x| 100.0 * x).collect();
         let equal = vec![0.25; tokens * experts];
@@ -41,7 +41,7 @@ fn routing_at_its_limits() {
                 assert_eq!(got.len(), tokens * top_k, "{at}");
                 for (i, (got, (expert, gate))) in got.iter().zip(want).enumerate() {
                     assert_eq!(got.expert, expert, "{at}, slot {i}");
-                    // A weight below the least normal number may be zero.
+                    // A weight below the smallest normal number may be zero.
                     let bound = GATES * gate + f64::from(router.scale * f32::MIN_POSITIVE);
                     let g = f64::from(got.gate);
                     assert!((g - gate).abs() <= bound, "{at}, slot {i}: {g} instead of {gate}");
@@ -49,7 +49,7 @@ fn routing_at_its_limits() {
             }
         }
     }
-    // One more than there is room for.
+    // One more than the kernels have room for.
     let logits = b.alloc(MAX_EXPERTS + 1).unwrap();
     for (experts, top_k) in [(MAX_EXPERTS + 1, 1), (MAX_EXPERTS, MAX_TOP_K + 1)] {
         let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
@@ -64,9 +64,9 @@ fn put_words(b: &GpuBackend, words: &[u32]) -> GpuBuf {
     buf
 }
 
-/// Sorts choices on the device, with one job more than there is room asked for, which nobody may touch.
+/// Sorts choices on the device, with one job more than needed, which no kernel may write.
 fn grouped(b: &GpuBackend, choices: &[u32], experts: usize, jobs: usize) -> Vec<[u32; JOB_WORDS]> {
-    // A layer's entries lie behind those of others, and each says whose it is.
+    // A layer's entries lie behind those of others, and each names its expert.
     const FIRST: u32 = 3;
     let entry = |e: u32| (0..ENTRY_WORDS as u32).map(move |w| e << 8 | w);
     let table: Vec<u32> = (0..FIRST + experts as u32).flat_map(entry).collect();
@@ -100,7 +100,7 @@ fn choices_are_sorted_into_jobs() {
         [(1, 1, 1), (1, 9, 1), (5, 23, 3), (128, 16, 8), (129, 17, 8), (1024, 3, 64), (1024, MAX_TOKENS, 64)]
     {
         let slots = tokens * top_k;
-        // Spread over all, nearly all to one, and all to the last.
+        // Spread over all experts, nearly all to one, and all to the last.
         let spread = |s: usize| (s as u32).wrapping_mul(2_654_435_761) >> 7;
         let crowded = |s: usize| if s.is_multiple_of(8) { spread(s) } else { 0 };
         let last = |_| experts as u32 - 1;
@@ -122,7 +122,7 @@ fn choices_are_sorted_into_jobs() {
             for job in &jobs[..used] {
                 let (whose, count) = (job[0] as usize, job[JOB_COUNT] as usize);
                 assert!((1..=MANY as usize).contains(&count), "{at}: {count} slots");
-                // Jobs come by expert, and none but an expert's last has room.
+                // Jobs come in the order of experts, and only an expert's last job has room.
                 assert!(
                     before.is_none_or(|b: (usize, usize)| b.0 < whose || b == (whose, MANY as usize)),
                     "{at}"
@@ -147,7 +147,7 @@ fn slots_are_weighted_and_added() {
         for (top_k, tokens) in [(1, 1), (2, 9), (8, 3), (MAX_TOP_K, 2)] {
             let mut slots = values(tokens * top_k * d, 3);
             let mut gates = values(tokens * top_k, 4);
-            // What nobody has computed may be anything.
+            // The row of an expert that was not computed may hold anything.
             if top_k > 1 {
                 gates[1] = 0.0;
                 slots[d..2 * d].fill(f32::NAN);
@@ -169,12 +169,12 @@ fn slots_are_weighted_and_added() {
     }
 }
 
-/// Experts of a layer, of which few differ: what is tested is how they are found.
+/// Experts of a layer, few of them distinct: this tests how they are found.
 fn alike(distinct: &[Expert], experts: usize) -> Vec<Expert> {
     distinct.iter().cycle().take(experts).cloned().collect()
 }
 
-/// `Σ gate · down · hidden` in f64, and the magnitudes.
+/// `Σ gate · down · hidden` in f64, with the magnitudes.
 fn weighted(choices: &[(u32, f64)], downs: &[Vec<f64>], hidden: &[f32], x: &[f32]) -> Vec<(f64, f64)> {
     let ff = hidden.len() / choices.len();
     let mut sums: Vec<_> = x.iter().map(|&x| (f64::from(x), f64::from(x).abs())).collect();
@@ -219,8 +219,9 @@ fn a_tokens_experts_are_added_up_by_down() {
                 };
                 let before = b.stats().dispatches;
                 assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &all).unwrap());
-                // Choice with gate and up, down that adds. With several tokens the choices are grouped and inputs prepared,
-                // with too many experts they are made before, and slots are added in two steps.
+                // Two launches: choice with gate and up, and the down that adds. With several tokens, the choices are
+                // grouped and inputs prepared. With too many experts, the choice comes first, and slots are added in
+                // two steps.
                 let launches = match tokens {
                     1 if experts <= MAX_CHOSEN_AMONG => 2,
                     1 => 5,
@@ -251,8 +252,8 @@ fn a_tokens_experts_are_added_up_by_down() {
     }
 }
 
-/// The part of a norm that it may be off by: of 4097 squares an invocation adds 33, and seven sums join those of all; the
-/// root and the division are good to a few units in the last place.
+/// The relative error of a norm: of 4097 squares an invocation adds 33, and seven sums join those of all; the root and
+/// the division are accurate to a few units in the last place.
 const NORMS: f64 = 5e-6;
 
 /// A norm in f64.
@@ -307,10 +308,10 @@ fn norms_agree_around_the_stride_of_a_workgroup() {
 fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
     let Some(b) = gpu() else { return };
     let (heads, kv_heads, tokens) = (2, 1, 3);
-    // A norm is named by where it lies: another of its length may not take its place.
+    // A norm is identified by its address: another of the same length must not take its place.
     let mut kept = Vec::new();
     for head_dim in [62, 64, 66, 126, 128, 130, 254, 256, 258, MAX_HEAD] {
-        // A turn by nothing, so that queries show what their norm is.
+        // A rotation by zero, so that queries show their norm.
         let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; tokens], sin: vec![0.0; tokens] };
         for whole in [false, true] {
             let len = |n: usize| if whole { n * head_dim } else { head_dim };
@@ -339,7 +340,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
                 }
             };
             check("queries", &get(&b, &rotated), &queries, &q_norm);
-            // Of a lone head, [head_dim / 4, positions, 4], the last cell padded.
+            // For a single head, [head_dim / 4, positions, 4], with the last cell padded.
             let mut cells = vec![0.0f32; head_dim.div_ceil(4) * tokens * 4];
             let bytes = bytemuck::cast_slice_mut(&mut cells);
             b.lock().recorder.read(&b.gpu, &mut [(&kv.keys, 0, bytes)]).unwrap();

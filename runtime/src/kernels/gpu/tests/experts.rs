@@ -35,7 +35,7 @@ fn experts_are_their_formula_however_they_are_reached() {
     check_experts(72, 40, [false; 2]);
 }
 
-/// Blocks of 32 columns, of which one input has an odd number, and a block alone.
+/// Blocks of 32 columns, an odd number of them for one input, and a single block.
 #[test]
 fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(96, 32, [true; 2]);
@@ -43,7 +43,7 @@ fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(64, 160, [false, true]);
 }
 
-/// Biases and a clamped activation, from the host's jobs and from the device's, alone and together.
+/// Biases and a clamped activation, with jobs from the host and from the device, alone and together.
 #[test]
 fn experts_with_biases_are_the_cpus() {
     let (d, ff, experts, top_k, tokens) = (72, 40, 5, 3, 11);
@@ -88,7 +88,7 @@ fn experts_with_biases_are_the_cpus() {
     }
 }
 
-/// The same weights with another meaning: what is stored is for rotated inputs.
+/// The same weights, interpreted as weights for rotated inputs.
 fn rotated(m: &Matrix) -> Matrix {
     match m {
         Matrix::Nested(n) => Matrix::Nested(n.clone().rotated(Rotation::of(m.cols()))),
@@ -135,7 +135,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             let want = feed_forward(&all[choices[s].expert as usize], &x[s / top_k * d..][..d]);
             close(&format!("level {level:?}, slot {s}"), got, &want, 2e-4);
         }
-        // Chosen, sorted and summed on the device, one token at a time or all together: the same to the last bit.
+        // Chosen, sorted and summed on the device, one token at a time or all together: bit-identical.
         let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
@@ -148,14 +148,14 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             let (h, l) = (put(&b, &x[t * d..][..d]), put(&b, &logits[t * experts..][..experts]));
             assert_eq!(on_device(1, &h, &l), sum[t * d..][..d], "level {level:?}, token {t}");
         }
-        // A dispatch more for each input that is rotated.
+        // One more dispatch for each rotated input.
         let each = if level.is_some() { 2 + turns.iter().filter(|&&t| t).count() } else { 2 };
         assert_eq!(b.stats().dispatches - before.dispatches, (each * tokens) as u64);
         assert_eq!(on_device(tokens, &input, &routed), sum, "level {level:?}");
         if rotates {
             continue;
         }
-        // As one block of every token.
+        // As one dense block for every token.
         let mut out = b.alloc(tokens * d).unwrap();
         b.ffn(&input, tokens, &all[1], &mut out);
         for (t, got) in get(&b, &out).chunks_exact(d).enumerate() {
@@ -191,7 +191,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1, inputs: 0 };
     let mut slots = b.alloc(2 * d).unwrap();
     for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
-        // Who gives way for whom is for others to say; an expert may come back elsewhere.
+        // The caller decides which expert replaces which; an expert may come back in another slot.
         for (pair, places) in
             [([0, 1], [0, 1]), ([2, 0], [1, 0]), ([5, 3], [0, 1]), ([3, 4], [1, 0]), ([4, 0], [1, 0])]
         {
@@ -213,7 +213,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let bufs =
         RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
     assert!(!b.routed(bufs, 1, &router, (0, &Feed::default()), &all).unwrap(), "not all of them fit");
-    // What is on the device need not be on the host; what is on neither is an error.
+    // A plane on the device need not be on the host; a plane on neither is an error.
     let before = b.stats().uploaded_bytes;
     let gone = |i: usize, place| {
         let there = |m: &Matrix| match m {

@@ -1,4 +1,4 @@
-//! What a device does not have: room, the adapter asked for, the device itself, bindings as large as a matrix.
+//! What a device may lack: memory, the requested adapter, the device itself, bindings as large as a matrix.
 
 use super::*;
 use crate::kernels::Feed;
@@ -28,7 +28,7 @@ fn a_lost_device_is_an_error_from_then_on() {
     assert!(b.alloc(16).is_err());
 }
 
-/// Products and rows of matrices that are more than `b` can do at once.
+/// Products and rows of matrices that exceed what `b` can do at once.
 fn cut_matrices_give_the_same_bits(b: &GpuBackend, whole: &GpuBackend) {
     for matrix in [nested(700, 576, 64, Level::B8, 1), plain(100, 576, 2)] {
         for tokens in [1, 9] {
@@ -73,7 +73,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let experts: Vec<Expert> = (0..5).map(|i| an_expert(96, 64, Some(Level::B8), 20 * i + 1)).collect();
     let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0 };
     let input = put(&b, &x[..96]);
-    // Those of a token that lie in several buffers take two launches for each, and a sum.
+    // A token's experts in several buffers take two launches for each buffer, and a sum.
     for tokens in [1, 9] {
         let on = |b: &GpuBackend| {
             let (h, logits) = (put(b, &values(tokens * 96, 8)), put(b, &values(tokens * 5, 2)));
@@ -135,7 +135,7 @@ fn compiled_kernels_are_kept_and_damaged_ones_ignored() {
     let second = gpu_with(&options).unwrap();
     assert!(second.stats().pipelines_read_bytes > 0);
     assert_eq!(doubled(&second), want);
-    // Damaged, cut, empty, and something else.
+    // Damaged, cut, empty, and unrelated.
     let whole = std::fs::read(file).unwrap();
     let mut damaged = whole.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -159,11 +159,11 @@ fn compiled_kernels_are_kept_and_damaged_ones_ignored() {
 #[test]
 fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
     let Some(whole) = gpu() else { return };
-    // Rows of 700 are 44 tiles.
+    // 700 rows are 44 tiles.
     let few = GpuOptions { kv_single: true, max_groups: Some(20), ..GpuOptions::default() };
     let Some(b) = gpu_with(&few) else { return };
     cut_matrices_give_the_same_bits(&b, &whole);
-    // Two that would share a dispatch if it had room for the tiles of both.
+    // Two matrices that would share a dispatch if it had room for the tiles of both.
     let matrices = [nested(200, 64, 64, Level::B4, 1), nested(201, 64, 64, Level::B4, 2)];
     let x = values(64, 3);
     let both = |b: &GpuBackend| {
@@ -183,7 +183,7 @@ fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
     let (mut sum, copy) = (put(&b, &x), put(&b, &x));
     b.add(&mut sum, &copy, x.len());
     assert_eq!(get(&b, &sum), x.iter().map(|x| x + x).collect::<Vec<_>>());
-    // More candidates than a dispatch takes are for the host to choose among.
+    // If there are more candidates than a dispatch takes, the host selects.
     let x = values(30_000, 5);
     let best = |b: &GpuBackend| {
         let mut out = b.alloc(80).unwrap();
@@ -193,7 +193,7 @@ fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
     };
     assert_eq!((best(&b), best(&whole)), ((false, 0), (true, 3)));
     assert!(!b.failed());
-    // What cannot be cut is an error when somebody reads, and no panic.
+    // What cannot be cut is an error at the next read, and no panic.
     let mut out = b.alloc(21 * 8).unwrap();
     b.rms_norm(&put(&b, &values(21 * 8, 6)), &values(8, 7), 1e-5, 21, &mut out);
     assert!(
@@ -219,7 +219,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     let of = Routed { layer: 0, experts: 1, top_k: 1, tokens: 1, inputs: 0 };
     b.experts(&put(&b, &values(288, 1)), of, &Feed::default(), &job, &mut slots);
     assert!(failed(&b), "an expert");
-    // Heads longer than kernels have room for.
+    // Heads longer than the kernels support.
     let b = gpu().unwrap();
     let wide = MAX_HEAD + 2;
     let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; 4], sin: vec![0.0; 4] };

@@ -1,5 +1,5 @@
-//! Gate 27: experts of a layer of which some have a plane more, in a buffer of its own: each is computed with the bits that
-//! it has, as if it lay there whole, in however many buffers they and those planes lie.
+//! Gate 27: some experts of a layer have one more plane, in a separate buffer. Each expert is computed with its own
+//! bits as if it lay in one piece, in however many buffers the experts and planes lie.
 
 use super::*;
 use crate::experts::Refinement;
@@ -8,10 +8,10 @@ use crate::kernels::{Feed, GpuInputs, GpuVariants, History};
 const EXPERTS: usize = 6;
 const TOP_K: usize = 3;
 
-/// Bytes of a buffer that hold all activations, but neither all experts nor, at six bits and more, all refinements.
+/// Bytes of a buffer that holds all activations, but neither all experts nor, at six bits and more, all refinements.
 const BINDING: u64 = 20 << 10;
 
-/// Sides that fill no tile, unit or group.
+/// Sizes that are multiples of no tile, unit or group.
 const D: usize = 72;
 const FF: usize = 40;
 
@@ -22,11 +22,11 @@ fn nested_of(e: &Expert) -> [&quant::Nested; 3] {
     })
 }
 
-/// Puts plane `level` of `whole` in a place.
+/// Puts plane `level` of `whole` in a slot.
 fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level) {
     let [gate, up, down] = nested_of(whole);
     let plane = [gate, up, down].map(|n| n.planes()[level.index()].to_vec()).concat();
-    // What is behind the plane is padding of the file.
+    // The bytes behind the plane are padding in the file.
     let plane = [plane, vec![0xff; 64]].concat();
     let refined = expert_at(whole, level);
     let fits = nested_of(&refined).map(|n| n.fit());
@@ -41,8 +41,7 @@ struct Inputs {
 
 const ROUTER: Router = Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0 };
 
-/// What `routed` adds to nothing, for all tokens together, having compared it with what it does for each alone; and what
-/// it notes of the last ones.
+/// The output of `routed` for all tokens together, compared with each token alone; and the history of the last tokens.
 fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     const LAST: usize = 4;
     let call = |x: &[f32], logits: &[f32], last: usize| {
@@ -71,7 +70,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
     let (sum, choices) = call(&inputs.x, &inputs.logits, LAST);
     for t in 0..inputs.tokens {
         let (alone, chosen) = call(&inputs.x[t * D..][..D], &inputs.logits[t * EXPERTS..][..EXPERTS], 1);
-        // In half precision alone is not among others.
+        // In half precision, a token alone differs from the same token among others.
         if b.gpu.variants.inputs != GpuInputs::Half {
             assert_eq!(alone, sum[t * D..][..D], "token {t} alone and among others");
         }
@@ -82,7 +81,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
     (sum, choices)
 }
 
-/// The same from experts that the host hands over, each whole at its level.
+/// The same with experts that the host hands over, each complete at its level.
 fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
     let mut choices = Vec::new();
@@ -97,7 +96,7 @@ fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choi
         (b.alloc(inputs.tokens * TOP_K * D).unwrap(), b.alloc(inputs.tokens * D).unwrap());
     b.experts(&h, of, &Feed::default(), &jobs, &mut slots);
     b.combine(&slots, &choices, TOP_K, D, &mut sum);
-    // What products make of rounded inputs is in variants.rs.
+    // Rounded inputs are tested in variants.rs.
     if b.gpu.variants.inputs == GpuInputs::Single {
         for (s, got) in get(b, &slots).chunks_exact(D).enumerate() {
             let want = feed_forward(&all[choices[s].expert as usize], &inputs.x[s / TOP_K * D..][..D]);
@@ -130,7 +129,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
     let inputs = Inputs { tokens, x: values(tokens * D, 99), logits: values(tokens * EXPERTS, 7) };
     let finest: Vec<Expert> =
         (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
-    // Drivers in software compile every pair's kernels anew: variants are tried with the pairs at both ends.
+    // Software drivers compile every pair's kernels again, so variants are tested with the first and the last pair.
     let step = if full() || plain { 1 } else { Level::ALL.len() - 2 };
     for pair in Level::ALL.windows(2).step_by(step) {
         let (low, high) = (pair[0], pair[1]);
@@ -138,12 +137,12 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
         let mixed = |slots| GpuOptions { refinements: slots, binding_bytes, ..options(low) };
         let Some(b) = gpu_with(&mixed(EXPERTS)) else { return };
         let unrefined = gpu_with(&mixed(0)).unwrap();
-        // Nobody has more: what it is without places for more, to the last bit.
+        // No expert is refined: bit-identical to a backend without room for refinements.
         let (none, choices) = routed(&b, &inputs, &base);
         assert_eq!(routed(&unrefined, &inputs, &base), (none.clone(), choices.clone()), "{low}");
         let uploaded = b.stats().uploaded_bytes;
 
-        // Some have more, others not; then a place changes hands, twice.
+        // Some experts are refined, others not; then a slot changes hands, twice.
         let levels = |refined: &[usize]| -> Vec<Expert> {
             (0..EXPERTS)
                 .map(|e| expert_at(&finest[e], if refined.contains(&e) { high } else { low }))
@@ -153,7 +152,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
         let steps: [(&[(usize, u32)], &[usize]); 4] = [
             (&[(4, 1), (0, 3)], &[1, 3]),
             (&[(4, 5)], &[3, 5]),
-            // One that has a plane gets another place: the old one is nobody's, and may be given away.
+            // A refined expert gets another slot: the old one becomes free and may be reassigned.
             (&[(2, 3)], &[3, 5]),
             (&[(0, 0), (4, 1)], &[0, 1, 3]),
         ];
@@ -161,7 +160,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
             for &(slot, e) in changes {
                 refine(&b, slot, e, &finest[e as usize], high);
             }
-            // A fresh device for every set: what was handed over at a higher level stays there at that.
+            // A new device for every set, because an expert uploaded at a higher level stays at that level.
             let reference = gpu_with(&options(high)).unwrap();
             let (want, chosen) = whole(&reference, &inputs, &levels(refined));
             let (got, noted) = routed(&b, &inputs, &base);
@@ -173,7 +172,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
         results.dedup();
         assert_eq!(results.len(), 4, "a refinement changes nothing");
 
-        // All have more: the next level, to the last bit.
+        // All experts are refined: bit-identical to the next level.
         (0..EXPERTS).for_each(|e| refine(&b, e, e as u32, &finest[e], high));
         let next: Vec<Expert> = finest.iter().map(|e| expert_at(e, high)).collect();
         let exact = gpu_with(&options(high)).unwrap();
@@ -191,7 +190,7 @@ fn gate_27_a_plane_that_is_none_is_an_error() {
     let base: Vec<Expert> = finest.iter().map(|e| expert_at(e, Level::B2)).collect();
     let fits = [quant::Fit { alpha: 1.0, beta: 0.0 }; 3];
     let plane = [0; 10];
-    // A layer that nobody has computed has no places.
+    // A layer that was never computed has no slots.
     b.refine(&Refinement { layer: 2, slot: 0, expert: 0, fits, plane: &plane }).unwrap();
     let inputs = Inputs { tokens: 5, x: values(5 * D, 9), logits: values(5 * EXPERTS, 7) };
     let before = routed(&b, &inputs, &base);

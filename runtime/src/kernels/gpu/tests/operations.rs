@@ -1,4 +1,4 @@
-//! Products, embeddings, attention and what is elementwise.
+//! Products, embeddings, attention and elementwise operations.
 
 use super::*;
 use crate::kernels::AttendCall;
@@ -56,7 +56,7 @@ fn a_norm_before_several_products_and_a_sum_after_one() {
     let Some(b) = gpu() else { return };
     let cols = 200;
     for level in [Level::B4, Level::B8] {
-        // Two of one level in one dispatch, and one more of another kind.
+        // Two matrices of one level in one dispatch, and one of another kind.
         let matrices = [nested(33, cols, 64, level, 1), nested(20, cols, 32, level, 2), plain(7, cols, 3)];
         let weight = values(cols, 4);
         let norm = Norm { weight: &weight, eps: 1e-5 };
@@ -155,7 +155,7 @@ fn places_and_attends() {
                 cpu.alloc_kv(all, kv_heads, head_dim).unwrap(),
             );
             let mut outs = (Vec::new(), Vec::new());
-            // What came before, then the tokens in question.
+            // The preceding positions, then the tested tokens.
             for (pos, tokens) in [(0, pos), (pos, tokens)].into_iter().filter(|p| p.1 > 0) {
                 let value = |heads, seed| put(&cpu, &values(tokens * heads * head_dim, seed));
                 let (mut q, mut k, mut v) = (value(heads, 1), value(kv_heads, 2), value(kv_heads, 3));
@@ -181,7 +181,7 @@ fn places_and_attends() {
     }
 }
 
-/// A device kept one table, and took every other of its size for it.
+/// Regression test: a device kept one table and used it for every other table of its size.
 #[test]
 fn two_rotations_of_one_size_are_two() {
     let Some(b) = gpu() else { return };
@@ -205,7 +205,8 @@ fn two_rotations_of_one_size_are_two() {
     }
 }
 
-/// The last token alone gets what it gets among others; so it does placed and attended at once, and leaves the same in the cache.
+/// The last token gets the same result alone as among others; likewise if it is placed and attended in one step, which
+/// writes the same cache.
 #[allow(clippy::too_many_arguments)]
 fn alone(
     b: &GpuBackend,
@@ -232,7 +233,7 @@ fn alone(
     let before = b.stats().dispatches;
     let (pos_of, out) = (pos + tokens - 1, &mut one);
     Backend::attend(b, AttendCall { x, how, pos: pos_of, tokens: 1, kv, shape, out });
-    // More than a tile of positions are as many workgroups, and one launch puts them together.
+    // More than a tile of positions take several workgroups, and one launch merges them.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
     assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
     assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
@@ -292,9 +293,9 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
                     "{head_dim}, token {t}"
                 );
             }
-            // Another kernel, but for heads that are alone as many as a workgroup takes.
+            // Another kernel, except for single heads that fill a workgroup.
             ran[usize::from(kernels() - before == 2)] += 1;
-            // A window that hides nothing is none, one that does is as good for many tokens as for one.
+            // A window that hides nothing changes nothing; one that hides positions works for many tokens as for one.
             assert_eq!(attended(Some(all), pos, tokens), together);
             let behind = attended(Some(all - 1), pos, tokens);
             assert_eq!(behind[..(tokens - 1) * width], together[..(tokens - 1) * width]);

@@ -1,24 +1,25 @@
-//! Products whose sides are around those at which the kernels' loops turn: a unit of 32 columns, the 256 columns that a
-//! workgroup stages of each of several tokens and the 2048 (64 units) that it has under way of one, tiles of 16 rows. Each kernel is compared
-//! with f64 by itself, `down` with products of what `gate_up` left on the device.
+//! Products with sizes around the bounds of the kernels' loops: a unit of 32 columns, the 256 columns of each of
+//! several tokens that a workgroup stages, the 2048 columns (64 units) of one token in flight, and tiles of 16 rows.
+//! Each kernel is compared with f64 by itself: `down` with products of the values that `gate_up` left on the device.
 
 use super::*;
 
-/// One less than a turn, a turn, and one more; and two turns.
+/// One less than a bound, the bound, and one more; and twice the bound.
 const COLS: [usize; 12] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049, 4095, 4096, 4097];
 
-/// Rows that make many tiles, the last of them all but full, full, and new.
+/// Rows that make many tiles, with the last tile one row short, full, and new.
 const ROWS: [usize; 9] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049];
 
-/// The kernels for one token, and those for eight: with room left, without, and twice.
+/// The kernels for one token, and those for eight: with room left, full, and twice.
 const TOKENS: [usize; 4] = [1, 3, 8, 9];
 
-/// The part of its terms' magnitudes that a product may be off by. A column's term is rounded in the sum of its unit (12
-/// times), of its slice (twice for each of 17 units) and of 8 slices, by up to 2⁻²⁴; silu and hidden values are some more.
+/// The relative error of a product, as a part of its terms' magnitudes. A column's term is rounded in the sum of its
+/// unit (12 times), of its slice (twice for each of 17 units) and of 8 slices, by up to 2⁻²⁴; silu and hidden values
+/// add some more.
 const TERMS: f64 = 5e-6;
 
-/// A matrix in f64, and what its weights are made of: codes times a scale, and as much for every code as stands for
-/// nothing. A weight near zero is a small difference of both, so that magnitudes of weights would say little of the error.
+/// A matrix in f64, and for each weight the magnitudes of its two components: code times scale, and the group's offset.
+/// A weight near zero is a small difference of both, so the magnitude of the weight would say little of the error.
 struct Terms {
     cols: usize,
     weights: Vec<f64>,
@@ -42,7 +43,7 @@ impl Terms {
         Terms { cols, weights, magnitudes }
     }
 
-    /// The product, and the magnitudes of which its error is a part.
+    /// The product, and the magnitudes to which its error is relative.
     fn times(&self, x: &[f32]) -> Vec<(f64, f64)> {
         let sums = |of: &[f64], f: fn(f64) -> f64| -> Vec<f64> {
             let row = |w: &[f64]| w.iter().zip(x).map(|(w, &x)| w * f(f64::from(x))).sum();
@@ -53,7 +54,7 @@ impl Terms {
     }
 }
 
-/// A row less than a tile has, a tile, and a row more, in turn.
+/// In turn one row less than a tile, a tile, and one row more.
 fn few(i: usize) -> usize {
     15 + i % 3
 }
@@ -67,7 +68,7 @@ fn products_agree_where_their_loops_turn() {
     for (rows, cols) in wide.chain(tall) {
         let mut kinds = vec![("f32".to_owned(), plain(rows, cols, 5))];
         for (i, (group, params)) in GROUPS.into_iter().enumerate() {
-            // In turn one kind of parameters, unless all is to be tried.
+            // One kind of parameters in turn, unless all cases are tested.
             if !full() && (i < 2) != (rows + cols).is_multiple_of(2) {
                 continue;
             }
@@ -109,7 +110,7 @@ fn products_agree_where_their_loops_turn() {
 #[test]
 fn gate_up_and_down_agree_where_their_loops_turn() {
     let Some(b) = gpu() else { return };
-    // What is the columns of gate and up is the rows of down, and the other way round.
+    // The columns of gate and up are the rows of down, and the other way round.
     let wide = COLS.iter().enumerate().map(|(i, &d)| (d, few(i)));
     let deep = COLS.iter().enumerate().map(|(i, &ff)| (few(i), ff));
     let mut ran = 0;

@@ -1,4 +1,4 @@
-//! Bytes on their way to the device: whole, in order, and no more than the ring at once.
+//! Uploads arrive whole and in order, with no more in flight than the ring holds.
 
 use super::*;
 use crate::kernels::gpu::staging::STAGED_BYTES;
@@ -16,7 +16,7 @@ fn more_than_the_ring_arrives_whole_and_in_order() {
     let before = b.stats();
     let mut want = words(len, 1);
     b.upload(&mut buf, 0, &want);
-    // Odd numbers of words at odd places, each over the end of the one before.
+    // Odd numbers of words at odd offsets, each overlapping the end of the one before.
     let (mut at, mut seed) = (1, 2);
     while at < len {
         let n = (1 + seed as usize * 77_773 % 300_001).min(len - at);
@@ -31,7 +31,7 @@ fn more_than_the_ring_arrives_whole_and_in_order() {
     let after = b.stats();
     assert!(after.upload_waits < after.uploaded_bytes / (STAGED_BYTES as u64 / 8), "{after:?}");
     assert_eq!(after.submits, before.submits + 1, "copies are no commands");
-    // The buffer itself is in the first, where its copy lands in the second.
+    // The first difference includes the buffer itself, where the second includes the target of its read-back.
     let landing = 4 * len as u64 + 16;
     assert!(after.held_bytes <= before.held_bytes + landing + STAGED_BYTES as u64, "{before:?} {after:?}");
 }
@@ -68,7 +68,7 @@ fn a_full_ring_waits_for_its_oldest_piece() {
     assert_eq!(b.stats().upload_waits, 0, "the ring takes as much as it has room for");
     b.upload(&mut buf, len, &want[len..]);
     let after = b.stats();
-    // A half of the ring comes back at once at least.
+    // At least half of the ring comes back at once.
     assert!((1..=4).contains(&after.upload_waits), "{after:?}");
     assert_eq!((after.submits, after.held_bytes), (0, held + STAGED_BYTES as u64));
     assert!(get(&b, &buf) == want);

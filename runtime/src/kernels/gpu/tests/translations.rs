@@ -1,5 +1,5 @@
-//! Every kernel in the languages of Metal and DirectX 12, translated as wgpu does there: what cannot be translated fails on
-//! any machine. What the drivers' compilers make of the text only those systems tell.
+//! Every kernel translated to the languages of Metal and DirectX 12, as wgpu does there, so that an untranslatable
+//! kernel fails on any machine. Only those systems show what their drivers' compilers do with the text.
 
 use super::*;
 use dollop_shaders::{BYTES, HALF, Shader};
@@ -19,7 +19,7 @@ fn bindings(s: &Shader) -> impl Iterator<Item = (ResourceBinding, u32, bool)> {
     (0..).zip(s.writable).map(|(binding, &mutable)| (ResourceBinding { group: 0, binding }, binding, mutable))
 }
 
-/// Metal's: immediates come first, and the lengths of all buffers last, which checks of bounds need.
+/// Metal's bindings: immediates come first, and the lengths of all buffers last, which bounds checks need.
 fn to_msl(s: &Shader, (module, info): &(Module, ModuleInfo), lang_version: (u8, u8)) -> String {
     let target = |(at, slot, mutable)| {
         (at, msl::BindTarget { buffer: Some(slot as u8 + 1), mutable, ..msl::BindTarget::default() })
@@ -54,7 +54,8 @@ fn to_msl(s: &Shader, (module, info): &(Module, ModuleInfo), lang_version: (u8, 
     text
 }
 
-/// DirectX 12's: what is written is an unordered view, what is read a resource view, and immediates are root constants.
+/// DirectX 12's bindings: written buffers are unordered views, read buffers resource views, and immediates root
+/// constants.
 fn to_hlsl(s: &Shader, (module, info): &(Module, ModuleInfo), shader_model: ShaderModel) -> String {
     let target = |(at, register, _)| {
         (at, hlsl::BindTarget { register, restrict_indexing: true, ..hlsl::BindTarget::default() })
@@ -80,8 +81,8 @@ fn to_hlsl(s: &Shader, (module, info): &(Module, ModuleInfo), shader_model: Shad
     text
 }
 
-/// The least shader model under which wgpu says that an adapter has what a variant needs. What everybody has goes to the
-/// compiler for 5.1 where there is no newer one.
+/// The lowest shader model under which wgpu reports support for a variant. Variants that every adapter supports go to
+/// the 5.1 compiler if there is no newer one.
 fn least_model(s: &Shader) -> ShaderModel {
     match s.variant {
         v if v.inputs == HALF => ShaderModel::V6_2,
@@ -95,7 +96,7 @@ fn every_kernel_can_be_translated_for_metal_and_directx() {
     let [mut halves, mut bytes, mut subgroups] = [0; 3];
     for s in SHADERS {
         let module = parsed(s);
-        // The oldest and the newest that wgpu asks for: they write some functions in other ways.
+        // The oldest and the newest versions that wgpu requests: they spell some functions differently.
         let old = (to_msl(s, &module, (2, 0)), to_hlsl(s, &module, least_model(s)));
         let new = (to_msl(s, &module, (4, 0)), to_hlsl(s, &module, ShaderModel::V6_9));
         let both = |msl, hlsl| {
@@ -105,7 +106,7 @@ fn every_kernel_can_be_translated_for_metal_and_directx() {
         };
         subgroups += both("simd_shuffle_xor(", "WaveReadLaneAt(");
         halves += both("half4 ", "half4 ");
-        // A lane's four products at once where there is an instruction for it.
+        // A lane's four products at once if there is an instruction for it.
         bytes += usize::from(new.1.contains("dot4add_i8packed("));
         assert!(!old.1.contains("dot4add_i8packed("), "a shader model that has it not");
     }

@@ -7,7 +7,7 @@ fn with(variants: GpuVariants) -> Option<GpuBackend> {
     gpu_with(&GpuOptions { kv_single: true, variants, ..GpuOptions::default() })
 }
 
-/// Everything that adds over a workgroup: norms alone and before products, heads' norms, attention.
+/// All operations that sum over a workgroup: norms alone and before products, heads' norms, attention.
 fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
     let mut all = Vec::new();
     for (cols, tokens) in [(1, 1), (31, 1), (127, 2), (200, 9), (2100, 1)] {
@@ -41,7 +41,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         limit: None,
         rope: &rope,
     };
-    // Without a window none of these tokens would meet the kernel with subgroups.
+    // Without a window, none of these tokens would run the kernel with subgroups.
     let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window: Some(200), sinks: None };
     let rows = |heads, seed| put(b, &values(tokens * heads * head_dim, seed));
     let (mut q, mut k, mut v) = (rows(heads, 1), rows(kv_heads, 2), rows(kv_heads, 3));
@@ -88,12 +88,12 @@ fn gate_46_subgroups_of_any_size_give_the_bits_of_none() {
     let (by_subgroups, without) = (b.stats(), plain.stats());
     assert_eq!(by_subgroups.dispatches, without.dispatches);
     assert_eq!(without.subgroup_dispatches, 0);
-    // Where the adapter has none, the plain kernels have run, and nobody had to ask for them.
+    // If the adapter has no subgroups, the plain kernels ran without being requested.
     let expected = if b.adapter().subgroups.is_some() { by_subgroups.dispatches } else { 0 };
     assert_eq!(by_subgroups.subgroup_dispatches, expected);
 }
 
-/// What a kernel makes of its inputs before it multiplies: units of 32 with a scale for each.
+/// A kernel's rounded inputs: units of 32 with a scale for each.
 fn rounded(x: &[f32], inputs: GpuInputs) -> Vec<f32> {
     let unit = |x: &[f32]| -> Vec<f32> {
         let most = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
@@ -108,8 +108,8 @@ fn rounded(x: &[f32], inputs: GpuInputs) -> Vec<f32> {
     x.chunks(32).flat_map(unit).collect()
 }
 
-/// The part of the magnitudes that products of four columns in half precision may be off by: each is rounded once and then
-/// three times in sums, by up to 2⁻¹¹.
+/// The relative error of products of four columns in half precision: each is rounded once and then three times in sums,
+/// by up to 2⁻¹¹.
 const HALF_SUMS: f64 = 2e-3;
 
 /// Compares products of every level and shape, of one token and of many, with exact products of rounded inputs.
@@ -158,8 +158,8 @@ fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInp
     assert!(others > 50, "{others} products have other bits");
 }
 
-/// `down · (silu(gate · x) ⊙ up · x)` of rounded inputs, with the magnitudes of which the error is a part: those of hidden
-/// values count as often as down multiplies them.
+/// `down · (silu(gate · x) ⊙ up · x)` of rounded inputs, with the magnitudes to which the error is relative: those of
+/// hidden values are multiplied by down.
 fn block_of_rounded(matrices: &[Vec<f64>; 3], x: &[f32], inputs: GpuInputs) -> Vec<(f64, f64)> {
     let [gate, up, down] = matrices;
     let x = rounded(x, inputs);
@@ -171,8 +171,8 @@ fn block_of_rounded(matrices: &[Vec<f64>; 3], x: &[f32], inputs: GpuInputs) -> V
         .collect()
 }
 
-/// The same of feed-forward blocks: as blocks, as jobs of the host, and routed on the device. In 8 bits, hidden values that
-/// differ in their last bits from the twin's may be rounded the other way.
+/// The same for feed-forward blocks: as blocks, as jobs of the host, and routed on the device. In 8 bits, hidden values
+/// that differ from the twin's in their last bits may round differently.
 fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
     let (d, ff, tokens) = (72, 40, 23);
     for level in Level::ALL {
@@ -229,14 +229,14 @@ fn gate_47_products_in_half_precision_are_those_of_rounded_inputs() {
     let Some(b) = with(GpuVariants { inputs, ..GpuVariants::default() }) else { return };
     let plain = with(GpuVariants::PLAIN).unwrap();
     if !b.adapter().f16 {
-        // The kernels that every adapter has, without a word.
+        // The adapter silently uses the plain kernels.
         assert!(sums(&b) == sums(&plain));
         assert_eq!((b.stats().half_dispatches, b.failed()), (0, false));
         return;
     }
     products_of_rounded_inputs(&b, &plain, inputs);
     let of_products = b.stats().half_dispatches;
-    // Of 21 kinds of 7 shapes those of 2 and of 9 tokens, but not those of one.
+    // Of 21 kinds with 7 shapes, those with 2 and with 9 tokens, but not with one.
     assert_eq!(of_products, 21 * 7 * 2);
     blocks_of_rounded_inputs(&b, inputs);
     assert_eq!(b.stats().half_dispatches - of_products, 4 * Level::ALL.len() as u64);
@@ -249,7 +249,7 @@ fn gate_48_products_of_bytes_are_those_of_the_integers() {
     let Some(b) = with(GpuVariants { inputs, ..GpuVariants::default() }) else { return };
     let plain = with(GpuVariants::PLAIN).unwrap();
     products_of_rounded_inputs(&b, &plain, inputs);
-    // Of 21 kinds those that are nested, of one token as well.
+    // Of 21 kinds, those that are nested, with one token as well.
     let of_products = b.stats().byte_dispatches;
     assert_eq!(of_products, 20 * 7 * 3);
     blocks_of_rounded_inputs(&b, inputs);
