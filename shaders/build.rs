@@ -1,4 +1,4 @@
-//! Puts the kernels' parts together, validates every variant, and writes what binds where as Rust.
+//! Assembles the kernels from their parts, validates every variant, and writes their bindings as Rust.
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, BinaryOperator, Expression, Handle, Module, ScalarKind, StorageAccess, TypeInner};
@@ -9,7 +9,7 @@ use std::{env, fs};
 
 include!("variants.rs");
 
-/// The values of a variant, as `Variant` of the library has them.
+/// A variant, as the library's `Variant` has it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Variant {
     planes: u32,
@@ -30,12 +30,13 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 Axis::Tokens => TOKENS.iter().map(|&tokens| Variant { tokens, ..v }).collect(),
                 Axis::Half => [false, true].map(|half| Variant { half, ..v }).to_vec(),
                 Axis::One => vec![v],
-                // The first plane is everybody's.
+                // Every expert has the first plane.
                 Axis::Mixed if v.planes < 2 => vec![v],
                 Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
                 Axis::Subgroups => [false, true].map(|subgroups| Variant { subgroups, ..v }).to_vec(),
                 Axis::Inputs => (SINGLE..=BYTES)
-                    // One token's products wait for weights, whatever its inputs take; whole numbers need codes.
+                    // With one token, products wait for the weights whatever the size of the inputs, so `HALF` gains nothing;
+                    // bytes need integer codes.
                     .filter(|&i| (i != HALF || v.tokens > 1) && (i != BYTES || v.planes > 0))
                     .map(|inputs| Variant { inputs, ..v })
                     .collect(),
@@ -48,7 +49,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
     all
 }
 
-/// The file that an import means.
+/// The file that an import refers to.
 fn imported(name: &str, v: &Variant) -> String {
     let weights = if v.planes == 0 { "f32" } else { "nested" };
     let inputs = ["single", "half", "bytes"][v.inputs as usize];
@@ -70,7 +71,7 @@ fn imported(name: &str, v: &Variant) -> String {
     format!("shared/{name}")
 }
 
-/// Adds a file behind those that it imports, each once.
+/// Appends a file after the files that it imports, each once.
 fn expand(file: &str, v: &Variant, files: &mut Files, parts: &mut Vec<String>) {
     let text = files.text(file);
     for name in text.lines().filter_map(|line| line.strip_prefix("#import ")) {
@@ -82,7 +83,7 @@ fn expand(file: &str, v: &Variant, files: &mut Files, parts: &mut Vec<String>) {
     parts.push(file.to_owned());
 }
 
-/// The files of `wgsl/` that were read. A source is a list of them, so that the library has each once.
+/// The files read from `wgsl/`. A source is a list of files, so that the library contains each once.
 #[derive(Default)]
 struct Files(BTreeMap<String, String>);
 
@@ -102,14 +103,14 @@ impl Files {
     }
 }
 
-/// The name of a file's text in what is written.
+/// The name of the constant with a file's text.
 fn constant(file: &str) -> String {
     file.replace('/', "_").to_uppercase()
 }
 
-/// What a variant is, as WGSL.
+/// A variant's constants, as WGSL.
 fn head(axes: &[Axis], v: &Variant) -> String {
-    // A directive, which must come first.
+    // A directive must come first.
     let mut text = if v.inputs == HALF { "enable f16;\n".to_owned() } else { String::new() };
     let mut constant = |axis: Axis, name: &str, value: u32| {
         if axes.contains(&axis) {
@@ -141,8 +142,8 @@ fn describe(
     let source = &(head.clone() + &parts.iter().map(|file| files.part(file)).collect::<String>());
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    // Immediates are all that goes beyond WebGPU: a kernel that needs more than every adapter has fails here, but for
-    // variants that are made for what only some have.
+    // Immediates are the only feature beyond WebGPU. A kernel that needs more than every adapter supports fails here, except for
+    // variants for optional features.
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, v.subgroups);
     capabilities.set(Capabilities::SHADER_FLOAT16, v.inputs == HALF);
@@ -192,7 +193,7 @@ fn describe(
     )
 }
 
-/// Functions whose sums are to be the same in every kernel.
+/// Functions whose sums must be the same in every kernel.
 const FIXED: [&str; 22] = [
     "multiply",
     "add_unit",
@@ -218,8 +219,8 @@ const FIXED: [&str; 22] = [
     "weigh",
 ];
 
-/// Panics where a compiler would have a choice in them (`shared/one.wgsl`): where floats are added by anything but `fma`, or
-/// one is taken away from what was just multiplied or divided. Notes which of them it has seen.
+/// Panics if a compiler has a choice in these functions (`shared/one.wgsl`): if floats are added by anything but `fma`, or if an
+/// operand of a subtraction is a product or quotient. Records which of them it has seen.
 fn fixed_sums(label: &str, module: &Module, info: &ModuleInfo, seen: &mut BTreeSet<&'static str>) {
     for (handle, function) in module.functions.iter() {
         let Some(&name) = FIXED.iter().find(|&&name| function.name.as_deref() == Some(name)) else {
@@ -266,7 +267,7 @@ fn main() {
             shaders += &describe(kernel, axes, &v, &mut files, &mut fixed);
         }
     }
-    // A function that has another name now would not be looked at.
+    // A renamed function would escape the check.
     assert_eq!(fixed, BTreeSet::from(FIXED), "functions whose sums were looked at");
     let texts = files.0.keys().map(|f| format!("const {}: &str = {:?};\n", constant(f), files.part(f)));
     let texts: String = texts.collect();

@@ -1,6 +1,6 @@
-// The permutation list: every kernel (a file of `wgsl/`) with what it varies in. Read by `build.rs`.
+// The permutation list: every kernel (a file of `wgsl/`) with its axes. Read by `build.rs`.
 
-/// What a kernel varies in.
+/// An axis along which a kernel varies.
 #[derive(Clone, Copy, PartialEq)]
 enum Axis {
     /// How many planes of the weights are present: 0 for unquantized ones.
@@ -11,15 +11,15 @@ enum Axis {
     Half,
     /// No axis: products of one token at a time, with the constants that [`Axis::Tokens`] gives them.
     One,
-    /// The last plane lies elsewhere, and not every expert has it.
+    /// The last plane lies in a separate buffer, and not every expert has it.
     Mixed,
-    /// What `elementwise` does.
+    /// The operation of `elementwise`.
     Op,
-    /// Sums and maxima over a workgroup by subgroups.
+    /// Sums and maxima over a workgroup use subgroups.
     Subgroups,
     /// How products keep their inputs in workgroup memory.
     Inputs,
-    /// What inputs are prepared as: for each of [`Axis::Inputs`].
+    /// The format of prepared inputs, one for each of [`Axis::Inputs`].
     Forms,
 }
 
@@ -50,18 +50,18 @@ const KERNELS: &[(&str, &[Axis])] = &[
 /// Operations of `elementwise`: add, copy, SwiGLU.
 const OPS: u32 = 3;
 
-/// The code bits that so many planes make; 0 for unquantized weights.
+/// The code bits of a number of planes; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];
 
 /// Tokens of a workgroup.
 const TOKENS: [u32; 2] = [1, 8];
 
-/// How inputs are kept: f32; f16 in parts of their unit's greatest; 8 bits.
+/// The format of inputs: f32; f16 relative to the unit's largest; 8 bits.
 const SINGLE: u32 = 0;
 const HALF: u32 = 1;
 const BYTES: u32 = 2;
 
-/// The columns of each of many tokens that a workgroup has in its memory (16 KiB at most, with what else is there).
+/// The columns of each of many tokens that a workgroup holds in its memory (16 KiB at most in all).
 fn columns(inputs: u32) -> u32 {
     match inputs {
         HALF | BYTES => 512,
@@ -69,8 +69,8 @@ fn columns(inputs: u32) -> u32 {
     }
 }
 
-/// The rows of a matrix of so many planes that a workgroup multiplies with so many tokens: what `product_one`, `product_row` and
-/// `product_many` are written for.
+/// The rows of a matrix of `planes` planes that a workgroup multiplies with `tokens` tokens. `product_one`, `product_row` and
+/// `product_many` are written for these numbers.
 const fn rows(tokens: u32, planes: u32) -> u32 {
     match (tokens, planes) {
         (1, 0) => 2,

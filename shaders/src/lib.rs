@@ -1,11 +1,11 @@
-//! The WGSL kernels of Dollop: sources put together and validated when this crate is built, and what each binds.
+//! The WGSL kernels of Dollop: sources assembled and validated when this crate is built, and the bindings of each.
 //!
-//! One kernel is one file of `wgsl/`; parts they share are in `wgsl/shared` and named by `#import` lines; what a kernel
-//! varies in is data (`variants.rs`). Knows nothing of any GPU library.
+//! One kernel is one file of `wgsl/`. Shared parts are in `wgsl/shared` and named by `#import` lines; the axes along which a
+//! kernel varies are data (`variants.rs`). Knows nothing of any GPU library.
 
 include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
-/// What a kernel was varied in; what it does not vary in has its default.
+/// The values of a kernel's axes; an axis that the kernel does not have keeps its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Planes of nested weights, 0 for unquantized ones.
@@ -14,15 +14,14 @@ pub struct Variant {
     pub tokens: u32,
     /// Keys and values in half precision.
     pub half: bool,
-    /// The last of the planes lies in a buffer of its own, for experts that have it; the others have none of its bits.
+    /// The last plane lies in a separate buffer, and only some experts have it; the others read zeros for its bits.
     pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`] or [`SWIGLU`].
     pub op: u32,
-    /// Sums and maxima over a workgroup by subgroups, of which the adapter must have the operations. The bits are those
-    /// without.
+    /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. The results are bit-identical.
     pub subgroups: bool,
-    /// How products keep their inputs in workgroup memory: [`SINGLE`]; [`HALF`] where there are [`MANY`] tokens and the
-    /// adapter has f16; [`BYTES`] where weights are nested.
+    /// How products keep their inputs in workgroup memory: [`SINGLE`]; [`HALF`] with [`MANY`] tokens on an adapter with f16;
+    /// [`BYTES`] with nested weights.
     pub inputs: u32,
 }
 
@@ -41,12 +40,12 @@ pub const SWIGLU: u32 = 2;
 
 /// Inputs in single precision.
 pub const SINGLE: u32 = 0;
-/// Inputs in half precision, as parts of the greatest of their unit.
+/// Inputs in half precision, relative to the largest of their unit.
 pub const HALF: u32 = 1;
-/// Inputs as whole numbers of 8 bits, with a scale for every unit.
+/// Inputs as 8-bit integers, with a scale for every unit.
 pub const BYTES: u32 = 2;
 
-/// Tokens of a workgroup where there are many.
+/// Tokens of a workgroup that computes many tokens.
 pub const MANY: u32 = 8;
 
 /// Invocations of every kernel's workgroup.
@@ -57,7 +56,7 @@ pub const WORKGROUP: u32 = 128;
 pub struct Shader {
     /// The file.
     pub kernel: Kernel,
-    /// What it was varied in.
+    /// The values of its axes.
     pub variant: Variant,
     /// WGSL, in parts that variants share.
     pub source: &'static [&'static str],

@@ -1,4 +1,4 @@
-// Puts together what `attend_one` left of each head's tiles. One workgroup: one query head.
+// Merges the tiles of each head that `attend_one` left. One workgroup: one query head.
 
 #import softmax
 

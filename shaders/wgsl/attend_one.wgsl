@@ -1,6 +1,6 @@
-// `place` and `attention` of one token at once: what every head needs of the token itself is made anew for each, and what goes
-// to the cache is written by the first of the query heads that share it. One workgroup: one query head and, where there are
-// several, one tile of positions, which `attend_merge` puts together.
+// `place` and `attention` of one token in one launch. Each workgroup computes the token's own key and value again; the first of
+// the query heads that share them writes them to the cache. One workgroup: one query head and, if there are several tiles of
+// positions, one tile; `attend_merge` merges the tiles.
 
 #import attend
 #import placed
@@ -28,7 +28,7 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · head_dim]; or see attend_merge.wgsl
 var<immediate> p: Params;
 
-// The token's own, which other workgroups may not have written yet.
+// The token's own key and value: other workgroups may not have written them to the cache yet.
 const OWN = 1u;
 var<workgroup> key: array<Cell, MAX_CELLS>;
 var<workgroup> value: array<Cell, MAX_CELLS>;
@@ -63,7 +63,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let cells = (p.head_dim + 3u) / 4u;
     let group = p.heads / p.kv_heads;
     let kv_head = id.x / group;
-    // The workgroup that sees the token itself.
+    // This workgroup's tile includes the token itself.
     let last = id.y + 1u == p.tiles;
     let writes = id.x % group == 0u;
     take_head(QUERY, id.x, 0u, p.pos, lane);

@@ -1,6 +1,6 @@
-// Causal attention of many tokens: the bits of attention.wgsl, where no window hides a position. One workgroup: up to 16 queries of
-// one key and value head, neighbours in the order of tokens and then of the heads that share it, for all of which every key and
-// value is read once.
+// Causal attention of many tokens: bit-identical to attention.wgsl, for calls in which no window hides a position. One workgroup:
+// up to 16 queries of one key and value head, neighbours in the order of tokens and then of the heads that share it. Every key
+// and value is read once for all of them.
 
 #import attend_many
 
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> sinks: array<f32>;     // [heads]
 var<immediate> p: Params;
 
-// What is the same for a workgroup.
+// The same for all invocations of a workgroup.
 var<private> kv_head: u32;
 var<private> cells: u32;
 var<private> first: u32; // query

@@ -1,5 +1,5 @@
-// out[token] = Σ gate · slots[slot] over the token's slots, ranks in order; a gate of zero is a slot that nobody
-// computed. One invocation: one column of one token.
+// out[token] = Σ gate · slots[slot] over the token's slots, ranks in order; a gate of zero marks a slot that was not computed.
+// One invocation: one column of one token.
 
 struct Params {
     d: u32,

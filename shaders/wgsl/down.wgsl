@@ -1,4 +1,4 @@
-// slots[slot] = down · hidden[slot] of the slots of each job. One workgroup: ROWS rows of one job.
+// slots[slot] = down · hidden[slot] for the slots of each job. One workgroup: ROWS rows of one job.
 
 #import product
 #import job
@@ -12,8 +12,8 @@ struct Params {
     ff: u32,
     group: u32,
     first: u32, // the first job
-    place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
-    experts: u32, // of the layer, where they have biases; otherwise 0
+    place: u32, // jobs in another buffer, or at another level, belong to another dispatch
+    experts: u32, // of the layer if they have biases; otherwise 0
 }
 
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [slots, d]

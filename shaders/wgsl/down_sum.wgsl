@@ -1,6 +1,6 @@
-// out[token] += Σ gate · down · hidden[slot] over the token's jobs, in the order of their ranks; the gate is the job's or,
-// where it says so, the sigmoid of the token's. One workgroup: a quad of rows of one token, with twice four ranks and 32 units
-// of each under way; with 128 units of one, where a token has fewer jobs than that.
+// out[token] += Σ gate · down · hidden[slot] over the token's jobs, in the order of their ranks; the gate is the job's or, if
+// `gated`, the sigmoid of the token's. One workgroup: a quad of rows of one token, with two times four ranks and 32 units of each
+// in flight; with 128 units of one rank if a token has fewer than four jobs.
 
 #import weights
 #import inputs
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let at_once = 128u / ranks;
     know_one(p.ff);
     let units = (p.ff + 31u) / 32u;
-    // What an invocation multiplies, and what it adds up: of one rank, the units of a slice in one row.
+    // What an invocation multiplies, and what it sums: for one rank, the units of a slice in one row.
     let own = lane / at_once;
     let begin = select(lane / 32u * 32u, 0u, ranks == 1u);
     let slice = lane % 32u / 4u;

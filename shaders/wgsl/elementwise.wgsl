@@ -1,4 +1,4 @@
-// OP: x += y, x = y, or x = silu(x) · y, y being taken from `at` on. One invocation: one value.
+// OP: x += y, x = y, or x = silu(x) · y, with y read from `at` on. One invocation: one value.
 
 const ADD = 0u;
 const COPY = 1u;

@@ -1,4 +1,4 @@
-// out[i] = table[ids[i]] where that row lies in this part of the table. One invocation: four columns of one token.
+// out[i] = table[ids[i]] if that row lies in this part of the table. One invocation: four columns of one token.
 
 #import weights
 

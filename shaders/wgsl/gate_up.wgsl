@@ -1,4 +1,4 @@
-// hidden[slot] = activation of gate · x[token] and up · x[token] of the slots of each job. One workgroup: ROWS rows of one job.
+// hidden[slot] = activation of gate · x[token] and up · x[token] for the slots of each job. One workgroup: ROWS rows of one job.
 
 #import product
 #import job
@@ -15,9 +15,9 @@ struct Params {
     group_up: u32,
     top_k: u32, // slots per token
     first: u32, // the first job
-    place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
-    plain: u32, // whether hidden values are left as they are, to be rotated
-    experts: u32, // of the layer, where they have biases; otherwise 0
+    place: u32, // jobs in another buffer, or at another level, belong to another dispatch
+    plain: u32, // whether hidden values are written in plain form, to be rotated
+    experts: u32, // of the layer if they have biases; otherwise 0
     alpha: f32,   // of a clamped SwiGLU
     limit: f32,   // likewise; 0 for a plain one
 }

@@ -1,5 +1,6 @@
-// out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x
-// (which one token's then writes to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS tokens.
+// out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x (which
+// the variant for one token also writes to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS
+// tokens.
 
 #import product
 #import normed
@@ -59,7 +60,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     for (var block = id.x * p.each; block < min(all, (id.x + 1u) * p.each); block++) {
         rows_of(block, block == id.x * p.each, lane);
     }
-    // Where the parts of one matrix are dispatched one by one, the first writes the normed input.
+    // If the parts of one matrix are dispatched separately, the first dispatch writes the normed input.
     if ((p.flags & NORM) != 0u && id.x == 0u && p.part[0].at == 0u) {
         write_norm(lane);
     }
@@ -87,7 +88,7 @@ fn rows_of(of_all: u32, fresh: bool, lane: u32) {
         if (t >= TOKENS || token >= p.tokens || row >= part.rows) {
             continue;
         }
-        // In one operation, for whether a compiler makes one of two is its affair.
+        // One fma, because a compiler may or may not fuse two operations.
         var scale = 1.0;
         var add = 0.0;
         if ((p.flags & NORM) != 0u) {

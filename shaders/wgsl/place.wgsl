@@ -1,5 +1,5 @@
-// What stands between the projections and attention: norms of queries and keys, limits, rope; queries go to `rotated`,
-// keys and values to the cache. One workgroup: one head of one token.
+// The steps between the projections and attention: norms of queries and keys, limits, rope. Queries go to `rotated`, keys and
+// values to the cache. One workgroup: one head of one token.
 
 #import kv
 #import placed

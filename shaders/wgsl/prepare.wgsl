@@ -1,5 +1,5 @@
-// What products of many tokens read (shared/layout.wgsl) of a row, optionally of its RMS norm, which is then written to `h` as well.
-// One workgroup: one row, or one of those that are listed.
+// Prepares a row for products of many tokens (shared/layout.wgsl), optionally its RMS norm, which is then also written to `h`.
+// One workgroup: one row, or one of the listed rows.
 
 const TO = 2u; // binding
 

@@ -1,5 +1,5 @@
-// Rows of inputs, rotated (`quant/rotation.rs`): signs, blocks mixed with one another, and the Walsh–Hadamard transform of each.
-// One workgroup: one block of one row.
+// Rotates rows of inputs (`quant/rotation.rs`): signs, a mix across blocks, and the Walsh–Hadamard transform of each block. One
+// workgroup: one block of one row.
 
 const MAX_BLOCK = 2048u;
 
@@ -18,7 +18,7 @@ var<immediate> p: Params;
 
 var<workgroup> values: array<f32, MAX_BLOCK>;
 
-// The sign of a column, as the first bit of a value.
+// The sign of a column, in the sign bit of a float.
 fn sign_of(col: u32) -> u32 {
     var hash = (col + 1u) * 0x9E3779B1u;
     hash = (hash ^ (hash >> 15u)) * 0x85EBCA77u;

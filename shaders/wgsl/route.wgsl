@@ -1,6 +1,6 @@
-// Softmax of the router's logits and the best experts of each token, best first; ties go to the lower index. With a
-// table of the layer's experts, writes the job of every slot as well. What the last tokens chose goes to a history that
-// the host reads when it reads their logits. One workgroup: one token.
+// Softmax of the router's logits and the best experts of each token, best first; ties go to the lower index. With a table of the
+// layer's experts, also writes the job of every slot. The choices of the last tokens go to a history that the host reads back
+// with their logits. One workgroup: one token.
 
 #import choose
 

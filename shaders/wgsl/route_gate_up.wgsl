@@ -1,5 +1,5 @@
-// `route` and `gate_up` of one token at once, where one buffer has all experts: every workgroup finds out by itself which expert it
-// is to compute, and the first of each writes down the job that `down_sum` reads. One workgroup: ROWS rows of one expert.
+// `route` and `gate_up` of one token in one launch, if one buffer has all experts: every workgroup computes the choice itself,
+// and the first of each expert writes the job that `down_sum` reads. One workgroup: ROWS rows of one expert.
 
 #import product
 #import entry
@@ -9,7 +9,7 @@
 const REFINEMENTS = 7u; // binding
 const MATRICES = 2u;
 const JOB_WORDS = 24u;
-const MAX_EXPERTS = 512u; // for more there is no room beside the inputs
+const MAX_EXPERTS = 512u; // more would not fit beside the inputs
 
 struct Params {
     d: u32,

@@ -1,6 +1,6 @@
-// Attention of one query head, which is in `query`, over a tile of 128 positions. What a tile gives does not depend on what other
-// workgroups do, and tiles are put together in their order, so it is one whether a workgroup goes through all of them or
-// each has its own.
+// Attention of one query head, which is in `query`, over a tile of 128 positions. A tile's result does not depend on other
+// workgroups, and tiles are merged in order, so the result is the same whether one workgroup loops over all tiles or each has its
+// own.
 //
 // Whoever imports this has a parameter `head_dim`, `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
 // of a position's key and value, and where OWN is 1 those of the last position, which are not in the cache:
@@ -16,7 +16,7 @@ var<workgroup> query: array<vec4<f32>, MAX_CELLS>;
 var<workgroup> weight: array<f32, 128>;
 var<workgroup> parts: array<vec4<f32>, 128>;
 
-// Cells that are read before the first of them is used.
+// Cells that are loaded before the first of them is used.
 const AT_ONCE = 16u;
 
 // Where a position lies in the cache: what is seen of it goes around its end once at most.
@@ -42,7 +42,7 @@ fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
     return dots;
 }
 
-// The tile that begins at position `tile`, up to `last`: in lane `cell`, that cell of the values' weighted sum.
+// The tile from position `tile` up to `last`. Lane `cell` gets that cell of the weighted sum of values.
 fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     know_one(p.head_dim);
     let cells = (p.head_dim + 3u) / 4u;
@@ -67,7 +67,8 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     result.total = sum_of_all(w, lane);
     weight[lane] = w;
     workgroupBarrier();
-    // For the values, invocations stand in groups of a head's cells, each group taking every so many positions.
+    // For the values, a group of invocations has one invocation for each cell of a head; each group takes every `groups`-th
+    // position.
     let groups = 128u / cells;
     let cell = lane % cells;
     let group = lane / cells;
@@ -86,7 +87,7 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
                 }
             }
         }
-        // The last of all comes last in its group as well.
+        // The last position of all is the last in its group as well.
         if (OWN == 1u && last - tile < 128u && (last - tile) % groups == group) {
             sum = fma(vec4(weight[last - tile]), unpack(own_value(cell)), sum);
         }

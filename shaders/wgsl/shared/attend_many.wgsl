@@ -1,9 +1,9 @@
-// Attention of up to 16 queries of one key and value head, which are in `query`, over tiles of 128 positions: what attend.wgsl gives of
-// each, to the bit.
+// Attention of up to 16 queries of one key and value head, which are in `query`, over tiles of 128 positions: bit-identical to
+// attend.wgsl for each query.
 //
-// Whoever imports this has parameters `queries` and `capacity`, `keys` and `values`, the head they are of in `kv_head`, how many `cells`
-// it has, and `fn last_of(i: u32) -> u32`, the last position that a query sees. A value that is not finite spoils the results of
-// queries that do not see it, too, where they are in one workgroup with one that does.
+// A file that imports this has parameters `queries` and `capacity`, `keys` and `values`, their head in `kv_head`, its number of
+// `cells`, and `fn last_of(i: u32) -> u32`, the last position that a query sees. A value that is not finite also spoils the
+// results of queries that do not see it, if one query in their workgroup does.
 
 #import kv
 #import one
@@ -12,20 +12,20 @@
 const MOST = 16u; // queries
 const TILE = 128u; // positions
 
-// Items of an invocation: cells of queries, of which there are 512 at most.
+// Items of an invocation: cells of queries, 512 in all at most.
 const ITEMS = 4u;
 
 var<workgroup> query: array<vec4<f32>, 512>; // [queries, cells]
-// One after the other: scores and then weights, [128 positions, 16 queries]; what goes from one phase to the next; parts of sums
-// over values of four queries, [4, 128].
+// In turn: scores and then weights, [128 positions, 16 queries]; values passed from one phase to the next; partial sums over
+// values of four queries, [4, 128].
 var<workgroup> between: array<vec4<f32>, 512>;
 
 alias Items = array<Tile, ITEMS>;
 
-// A cell of weighted sums of values, of four queries each.
+// A cell of the weighted sums of values, for four queries each.
 alias Sums = array<mat4x4<f32>, MOST / 4u>;
 
-// Highest score and total of every item's query.
+// The highest score and the total of every item's query.
 alias Ends = array<vec2<f32>, ITEMS>;
 
 fn word(i: u32) -> f32 {
@@ -65,8 +65,8 @@ fn score_tile(tile: u32, last: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Turns scores into weights: an invocation for every 16 positions of a query. Sums are those of neighbours, of pairs, and so on, as
-// the reductions over a workgroup make them.
+// Turns scores into weights: one invocation for every 16 positions of a query. Sums add neighbours, then pairs, and so on, in the
+// order of the reductions over a workgroup.
 fn weigh_tile(tile: u32, lane: u32) -> vec2<f32> {
     let i = lane % MOST;
     let chunk = lane / MOST;
@@ -113,10 +113,10 @@ fn weigh_tile(tile: u32, lane: u32) -> vec2<f32> {
     return vec2(highest, sums[0]);
 }
 
-// Values that are read before the first of them is used.
+// Values that are loaded before the first of them is used.
 const AT_ONCE = 4u;
 
-// Adds a value to a cell's sums of four queries.
+// Adds a value to a cell's sums for four queries.
 fn add_value(w: vec4<f32>, value: vec4<f32>, sums: mat4x4<f32>) -> mat4x4<f32> {
     return mat4x4(
         fma(vec4(w.x), value, sums[0]),
@@ -126,8 +126,8 @@ fn add_value(w: vec4<f32>, value: vec4<f32>, sums: mat4x4<f32>) -> mat4x4<f32> {
     );
 }
 
-// Weighted sums of a tile's values, for which invocations stand in groups of a head's cells, each group taking every so many
-// positions.
+// Weighted sums of a tile's values. A group of invocations has one invocation for each cell of a head; each group takes every
+// `groups`-th position.
 fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
     let groups = 128u / cells;
     let cell = lane % cells;
@@ -157,7 +157,7 @@ fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
     return sums;
 }
 
-// Adds a tile of four queries behind those in `all`.
+// Merges a tile of four queries into `all`.
 fn put_four(four: u32, tile: u32, sums: mat4x4<f32>, ends: Ends, lane: u32, all: ptr<function, Items>) {
     between[lane] = sums[0];
     between[128u + lane] = sums[1];
@@ -179,8 +179,8 @@ fn put_four(four: u32, tile: u32, sums: mat4x4<f32>, ends: Ends, lane: u32, all:
     workgroupBarrier();
 }
 
-// Adds a tile behind those in `all`, four queries after the other: written out, for compilers leave a loop with barriers as it is,
-// and keep what is indexed in it in memory.
+// Merges a tile into `all`, four queries at a time. Written out, because compilers do not unroll a loop with barriers, and keep
+// an array that is indexed in it in memory.
 fn put_tile(tile: u32, ends: vec2<f32>, sums: Sums, lane: u32, all: ptr<function, Items>) {
     if (lane < MOST) {
         between[lane] = vec4(ends, 0.0, 0.0);

@@ -1,7 +1,7 @@
 // The best experts of a token, and their gates.
 //
-// Whoever imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e: u32) -> u32`,
-// the router's logit as bits, and `MAX_EXPERTS`.
+// A file that imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e:
+// u32) -> u32`, the router's logit as bits, and `MAX_EXPERTS`.
 
 #import one
 #import reduce
@@ -12,16 +12,16 @@ var<workgroup> keys: array<vec4<u32>, MAX_EXPERTS / 4u>;
 var<workgroup> chosen: array<u32, MAX_TOP_K>;
 var<workgroup> gates: array<f32, MAX_TOP_K>;
 
-// A total order of floats, NaN included, as unsigned numbers, of which none is the greatest there is.
+// A total order of floats, NaN included, as unsigned numbers below 0xffffffff.
 fn ordered(b: u32) -> u32 {
     return min(select(b | 0x80000000u, ~b, (b >> 31u) == 1u), 0xfffffffeu);
 }
 
-// Brings the best to `chosen`, best first; ties go to the lower index.
+// Writes the best to `chosen`, best first; ties go to the lower index.
 fn choose(token: u32, lane: u32) {
     let vectors = (p.experts + 3u) / 4u;
     for (var i = lane; i < vectors; i += 128u) {
-        // What is no expert comes behind all that are.
+        // Padding sorts behind all experts.
         var key = vec4<u32>();
         for (var j = 0u; j < min(4u, p.experts - 4u * i); j++) {
             key[j] = ordered(logit(token, 4u * i + j));
@@ -30,12 +30,13 @@ fn choose(token: u32, lane: u32) {
     }
     workgroupBarrier();
     for (var e = lane; e < p.experts; e += 128u) {
-        // An expert's rank is the number of those before it: greater ones, and equal ones of a lower index.
+        // An expert's rank is the number of experts before it: those with a greater key, and those with an equal key and a lower
+        // index.
         let quad = keys[e / 4u];
         let own = quad[e % 4u];
         var before = select(vec4(0u), vec4(1u), (quad == vec4(own)) & (vec4(0u, 1u, 2u, 3u) < vec4(e % 4u)));
         for (var i = 0u; i < vectors; i += 4u) {
-            // Read together, the last ones perhaps again.
+            // Loaded together; the last vector may be loaded twice.
             var some: array<vec4<u32>, 4>;
             for (var j = 0u; j < 4u; j++) {
                 some[j] = keys[min(i + j, vectors - 1u)];
@@ -53,7 +54,7 @@ fn choose(token: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Brings the gates of those in `chosen` to `gates`: their part of a softmax over all experts or, where that is asked for, over
+// Writes the gates of the experts in `chosen` to `gates`: their shares of a softmax over all experts or, with `renormalize`, over
 // the chosen ones.
 fn weigh(token: u32, lane: u32) {
     know_one(p.experts);

@@ -1,6 +1,6 @@
-// Where an expert's matrices lie, how they are corrected, and where their refinements lie: words of a table or of a job.
+// The positions of an expert's matrices, their corrections, and the positions of their refinements: words of a table or of a job.
 //
-// Whoever imports this defines `fn entry_word(at: u32) -> u32`.
+// A file that imports this defines `fn entry_word(at: u32) -> u32`.
 
 const ENTRY_WORDS = 13u;
 

@@ -1,4 +1,4 @@
-// Prepared inputs as whole numbers of 8 bits, four a word, and a unit's scale with the sum of its whole numbers.
+// Prepared inputs as 8-bit integers, four a word, and a unit's scale with the sum of its integers.
 
 #import inputs_unit
 

@@ -1,5 +1,5 @@
-// Prepared inputs in half precision, as parts of the greatest magnitude of their unit: none is too large, and small ones keep
-// their bits. Beside them that magnitude and the sum of what they were.
+// Prepared inputs in half precision, relative to the largest magnitude of their unit: none overflows, and small ones keep their
+// precision. Beside them that magnitude, and the sum of the original values.
 
 #import one
 #import inputs_unit

@@ -1,4 +1,4 @@
-// Prepared inputs as they are: 32 values of a unit, and their sum.
+// Prepared inputs unchanged: 32 values of a unit, and their sum.
 
 #import one
 

@@ -1,10 +1,10 @@
-// Hidden values of a job's slots, as `down` reads them, or `[slots, ff]` where they are to be rotated before.
+// Hidden values of a job's slots in the form that `down` reads, or `[slots, ff]` if they have to be rotated first.
 
 const TO = 3u; // binding
 
 #import write_prepared
 
-// Those of a block of rows, which are whole units.
+// Writes those of a block of rows, which are whole units.
 fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
     var all = values;
     for (var i = 0u; i < RESULTS; i++) {
@@ -21,7 +21,7 @@ fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
             x[j] = products[(t * ROWS + 32u * unit) / 4u + j];
         }
         if (p.plain == 1u) {
-            // The width of what is rotated is a number of whole units.
+            // The width of a rotated row is a multiple of a unit.
             for (var j = 0u; j < 8u; j++) {
                 to[(job_slot(job, t) * p.ff + ROWS * block + 32u * unit) / 4u + j] = bitcast<vec4<u32>>(x[j]);
             }

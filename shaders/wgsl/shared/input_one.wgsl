@@ -1,6 +1,6 @@
-// One token's inputs, from where they are.
+// One token's inputs, unprepared.
 //
-// Whoever imports this defines `fn source(t: u32) -> u32`, which row it is.
+// A file that imports this defines `fn source(t: u32) -> u32`, the row of a token.
 
 #import x
 

@@ -1,12 +1,12 @@
-// Inputs of products as whole numbers of 8 bits, four a word, with a scale for every unit.
+// Inputs of products as 8-bit integers, four a word, with a scale for every unit.
 
 #import prepared
 
 var<workgroup> x_tile: array<array<vec4<u32>, 2>, TOKENS * UNITS>;
 var<workgroup> x_scales: array<f32, TOKENS * UNITS>;
-var<workgroup> x_sums: array<i32, TOKENS * UNITS>; // of the whole numbers
+var<workgroup> x_sums: array<i32, TOKENS * UNITS>; // of the integers
 
-// Brings units from `first` on into workgroup memory.
+// Loads the units from `first` on into workgroup memory.
 fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
     for (var i = lane; i < 2u * TOKENS * UNITS; i += 128u) {
@@ -21,7 +21,7 @@ fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Sixteen columns of the staged unit `at`, the first or the others.
+// Sixteen columns of the staged unit `at`, the first or the second half.
 fn words_of(t: u32, at: u32, half: u32) -> vec4<u32> {
     return x_tile[t * UNITS + at][half];
 }

@@ -1,4 +1,4 @@
-// Inputs of products in half precision. Half the memory, so that twice the columns are staged at a time.
+// Inputs of products in half precision: half the memory, so twice the columns are staged at a time.
 
 #import prepared
 
@@ -6,7 +6,7 @@ var<workgroup> x_tile: array<array<vec4<f16>, 8>, TOKENS * UNITS>;
 var<workgroup> x_scales: array<f32, TOKENS * UNITS>;
 var<workgroup> x_sums: array<f32, TOKENS * UNITS>;
 
-// Brings units from `first` on into workgroup memory.
+// Loads the units from `first` on into workgroup memory.
 fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
     for (var i = lane; i < 4u * TOKENS * UNITS; i += 128u) {

@@ -1,12 +1,12 @@
-// Inputs of products as they are.
+// Inputs of products in single precision.
 
 #import prepared
 
-// A vector more than a unit has: units that are read together begin in different banks.
+// One vector more than a unit has, so that units that are read together begin in different banks.
 var<workgroup> x_tile: array<array<vec4<f32>, 9>, TOKENS * UNITS>;
 var<workgroup> x_sums: array<f32, TOKENS * UNITS>;
 
-// Brings units from `first` on into workgroup memory.
+// Loads the units from `first` on into workgroup memory.
 fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
     for (var i = lane; i < 8u * TOKENS * UNITS; i += 128u) {

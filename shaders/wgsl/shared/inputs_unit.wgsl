@@ -1,8 +1,8 @@
-// A unit of 32 inputs in one invocation, which then knows the greatest: for those that share a scale.
+// A unit of 32 inputs in one invocation, which then knows the largest: for formats with a scale for each unit.
 
 struct Unit {
     x: array<vec4<f32>, 8>,
-    most: f32, // the greatest magnitude, or 0 for one that is as good as none
+    most: f32, // the largest magnitude, or 0 for a negligible one
 }
 
 fn unit_of(x: array<vec4<f32>, 8>) -> Unit {
@@ -12,19 +12,19 @@ fn unit_of(x: array<vec4<f32>, 8>) -> Unit {
         most = max(most, abs(unit.x[j]));
     }
     unit.most = max(max(most.x, most.y), max(most.z, most.w));
-    // What cannot be divided by without overflow.
+    // A smaller value would overflow the quotient.
     if (unit.most < 1.0e-30) {
         unit.most = 0.0;
     }
     return unit;
 }
 
-// A unit as whole numbers of 8 bits: those of the CPU's products (kernels/cpu/nested.rs), which has groups of 32 or 64 where
-// there are units of 32 here.
+// A unit as 8-bit integers, like those of the CPU's products (kernels/cpu/nested.rs), which have groups of 32 or 64 where there
+// are units of 32 here.
 struct Bytes {
     words: array<u32, 8>,
     scale: f32,
-    sum: i32, // of the whole numbers
+    sum: i32, // of the integers
 }
 
 fn bytes_of(unit: Unit) -> Bytes {

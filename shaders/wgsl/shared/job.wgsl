@@ -1,5 +1,5 @@
-// The work of one expert as the host or `route` writes it: where its matrices lie, how they are corrected, where its
-// refinements lie, and up to TOKENS slots, each a (token, rank) that chose it.
+// The work of one expert as the host or `route` writes it: the positions of its matrices, their corrections, the positions of its
+// refinements, and up to TOKENS slots, each a (token, rank) that chose it.
 
 #import entry
 
@@ -15,7 +15,7 @@ fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
     return entry_matrix(job * JOB_WORDS, m, rows, cols, group);
 }
 
-// Which buffer the matrices lie in, and how many of their planes every expert has.
+// The buffer of the matrices, and how many of their planes every expert has.
 fn job_place(job: u32) -> u32 {
     return jobs[job * JOB_WORDS + 3u];
 }
@@ -28,7 +28,7 @@ fn job_gate(job: u32) -> f32 {
     return bitcast<f32>(jobs[job * JOB_WORDS + 14u]);
 }
 
-// Which of the layer's experts it is.
+// The expert's index in the layer.
 fn job_expert(job: u32) -> u32 {
     return jobs[job * JOB_WORDS + 15u];
 }

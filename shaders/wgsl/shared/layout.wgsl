@@ -1,6 +1,6 @@
-// How prepared inputs lie in memory. Products of many tokens read every input once for 64 rows; what they make of it, sums and
-// roundings, is made once for all of them, by `prepare` and by `gate_up`. Row after row, each its units' VALUES vectors, their
-// STATS words, and a vector that begins with what the products are to be multiplied with, where inputs are normed.
+// The layout of prepared inputs. Products of many tokens read every input once for 64 rows; the sums and roundings of inputs are
+// computed once for all of them, by `prepare` and by `gate_up`. Row after row, each row has its units' VALUES vectors, their
+// STATS words, and a last vector that begins with the factor of the row's products, if inputs are normed.
 
 #import form
 

@@ -1,12 +1,12 @@
 // RMS norms of rows of inputs.
 //
-// Whoever imports this has parameters `cols` and `eps`, the norm's weights in `norm` and the normed rows in `h`.
+// A file that imports this has parameters `cols` and `eps`, the norm's weights in `norm` and the normed rows in `h`.
 
 #import one
 #import reduce
 #import x
 
-// 1 / the root mean square of a token, of which this invocation has the squares of every 128th vector.
+// 1 / the root mean square of a token. This invocation holds the squares of every 128th vector.
 fn norm_scale(squares: vec4<f32>, lane: u32) -> f32 {
     let sum = sum_of_all(sum_of_four(squares), lane);
     return 1.0 / sqrt(fma(sum, 1.0 / f32(p.cols), p.eps));

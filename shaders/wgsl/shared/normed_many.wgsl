@@ -1,4 +1,4 @@
-// Many tokens' inputs of `linear`, from where they were prepared, normed where they are to be.
+// Many tokens' inputs of `linear`, as prepared, with their norm if any.
 
 #import prepared
 

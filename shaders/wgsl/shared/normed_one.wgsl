@@ -1,4 +1,4 @@
-// One token's inputs of `linear`, normed where they are to be.
+// One token's inputs of `linear`, optionally normed.
 
 #import norm
 #import x
@@ -6,7 +6,7 @@
 @group(0) @binding(6) var<storage, read> norm: array<vec4<f32>>; // [cols]
 @group(0) @binding(7) var<storage, read_write> h: array<f32>;    // [cols]
 
-// Of what this invocation brought, and what is known when all has been brought.
+// The squares of the inputs that this invocation loaded, and the scale, which is known once all are loaded.
 var<private> squares: vec4<f32>;
 var<private> scale: f32;
 
@@ -22,14 +22,14 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     return value;
 }
 
-// Called after products with inputs, `fresh` ones or those of the call before.
+// Called after products with inputs, `fresh` ones or those of the previous call.
 fn take_scale(fresh: bool, lane: u32) {
     if ((p.flags & NORM) != 0u && fresh) {
         scale = norm_scale(squares, lane);
     }
 }
 
-// What a token's products are to be multiplied with.
+// The factor of a token's products.
 fn scale_of_token(t: u32) -> f32 {
     return scale;
 }

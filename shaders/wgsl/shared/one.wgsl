@@ -1,10 +1,9 @@
-// Sums that are the same in every kernel. Where nothing forbids it, and WGSL has no word for that, a compiler may put sums in
-// another order, in one kernel and not in another; it leaves alone what multiplies on the way. So these multiply by one,
-// which compilers do not know to be one.
+// Sums that are the same in every kernel. WGSL cannot forbid a compiler to reorder sums, in one kernel and not in another;
+// compilers do not reorder fused multiplications. So these sums multiply by a one that compilers do not know to be one.
 
 var<private> one: f32;
 
-// To be called first, with something that is not zero.
+// Call this first, with a nonzero value.
 fn know_one(some: u32) {
     one = select(0.0, 1.0, some > 0u);
 }
@@ -22,7 +21,7 @@ fn sum_of_four(v: vec4<f32>) -> f32 {
     return fma(pairs.x, one, pairs.y);
 }
 
-// Of 32 values.
+// The sum of 32 values.
 fn sum_of_unit(x: array<vec4<f32>, 8>) -> f32 {
     var unit = x;
     var sum = vec4<f32>();

@@ -1,5 +1,4 @@
-// Floats as unsigned numbers in the order in which a sampler prefers them: zeros are equal, and NaN (0 here) is less than
-// everything.
+// Maps floats to unsigned numbers in a sampler's order of preference: zeros are equal, and NaN (0 here) is below everything.
 
 fn order(b: u32) -> u32 {
     if ((b & 0x7fffffffu) > 0x7f800000u) {
@@ -9,7 +8,7 @@ fn order(b: u32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
 }
 
-// The bits of what has this order.
+// The inverse of `order`: the bits of a float.
 fn unordered(key: u32) -> u32 {
     return select(~key, key & 0x7fffffffu, (key >> 31u) == 1u);
 }

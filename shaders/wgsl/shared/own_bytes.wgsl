@@ -1,4 +1,4 @@
-// A unit of one token's inputs as whole numbers of 8 bits: every invocation rounds those that it needs.
+// A unit of one token's inputs as 8-bit integers: every invocation rounds the units that it needs.
 
 #import inputs_unit
 

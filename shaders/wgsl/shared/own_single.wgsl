@@ -1,4 +1,4 @@
-// A unit of one token's inputs as they are.
+// A unit of one token's inputs in single precision.
 
 #import one
 

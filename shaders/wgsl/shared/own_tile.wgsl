@@ -1,19 +1,18 @@
-// One token's inputs in workgroup memory, where they come together while the weights that they are multiplied with are on their
-// way.
+// One token's inputs in workgroup memory. They are loaded while the weights for their products are in flight.
 //
-// Whoever imports this defines `fn input(t: u32, col: u32) -> vec4<f32>`, four columns from `col` on, zero beyond the last: each
-// is asked for once, lane after lane having one.
+// A file that imports this defines `fn input(t: u32, col: u32) -> vec4<f32>`, four columns from `col` on, zero beyond the last.
+// Each is called for once, by successive lanes.
 
-// Units that are in memory at a time.
+// Units in memory at a time.
 const UNITS = 64u;
 var<workgroup> x_tile: array<vec4<f32>, 8u * UNITS>;
 
-// Where vector `j` of a unit lies: those of neighbouring units that are read together in different banks.
+// The index of vector `j` of a unit: neighbouring units that are read together lie in different banks.
 fn x_place(unit: u32, j: u32) -> u32 {
     return 8u * unit + (j ^ (unit & 7u));
 }
 
-// Brings units from `first` on into memory.
+// Loads the units from `first` on into memory.
 fn stage(first: u32, lane: u32) {
     for (var i = lane; i < 8u * UNITS; i += 128u) {
         x_tile[x_place(i / 8u, i % 8u)] = input(0u, 32u * first + 4u * i);

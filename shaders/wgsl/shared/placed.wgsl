@@ -1,6 +1,6 @@
-// A head of queries, keys or values as it goes to attention: normed, limited, rotated.
+// A head of queries, keys or values, prepared for attention: normed, limited, rotated.
 //
-// Whoever imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
+// A file that imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
 // of a norm: 0 for none, a head or the whole row), `eps` and `limit` (0 for none).
 
 #import reduce
@@ -28,7 +28,7 @@ fn source(role: u32, i: u32) -> f32 {
     return v[i];
 }
 
-// Brings head `h` of a token at a position into `head`, padded with zeros to whole cells.
+// Loads head `h` of a token at a position into `head`, padded with zeros to whole cells.
 fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     let row = token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
     let at = row + h * p.head_dim;

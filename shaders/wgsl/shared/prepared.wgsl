@@ -1,12 +1,13 @@
-// Prepared inputs of products (layout.wgsl), where products read them.
+// Prepared inputs (layout.wgsl), as products read them.
 //
-// Whoever imports this defines `fn source(t: u32) -> u32`, which row each of TOKENS tokens is; one that is not there is any other.
+// A file that imports this defines `fn source(t: u32) -> u32`, the row of each of TOKENS tokens; any row for a token that does
+// not exist.
 
 #import layout
 
 @group(0) @binding(1) var<storage, read> prepared: array<vec4<u32>>;
 
-// Units that are in memory at a time.
+// Units in memory at a time.
 const UNITS = COLS / 32u;
 
 // Where each token's row begins.
@@ -30,7 +31,7 @@ fn prepared_word(t: u32, units: u32, unit: u32, j: u32) -> u32 {
     return prepared[starts[t] + VALUES * units + word / 4u][word % 4u];
 }
 
-// What a token's products are to be multiplied with.
+// The factor of a token's products.
 fn prepared_scale(t: u32, cols: u32) -> f32 {
     return bitcast<f32>(prepared[starts[t] + row_vectors(cols)].x);
 }

@@ -1,7 +1,7 @@
-// Products of 64 rows of one or two matrices with TOKENS tokens' inputs, which go through workgroup memory: 8 slices of 16
-// invocations, each with a quad of rows and all tokens; a slice takes every eighth unit of 32 columns. See product_one.wgsl.
+// Products of 64 rows of one or two matrices with TOKENS tokens' inputs, staged in workgroup memory: 8 slices of 16 invocations,
+// each with a quad of rows and all tokens. A slice takes every eighth unit of 32 columns. See product_one.wgsl.
 //
-// Whoever imports this says how many MATRICES there are, and has what prepared.wgsl asks for.
+// A file that imports this defines MATRICES, the number of matrices, and what prepared.wgsl requires.
 
 #import weights
 #import inputs
@@ -15,7 +15,7 @@ var<workgroup> products: array<vec4<f32>, 256>; // [2 tokens, slices, quads]
 
 alias Sums = array<vec4<f32>, TOKENS>;
 
-// Of matrix `a` and, where there are two, `b`.
+// For matrix `a` and, if there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
 // Sums over slices of two tokens: every invocation gets a row of one of them.
@@ -32,8 +32,8 @@ fn add_two(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
     return all;
 }
 
-// Sums over slices: every invocation gets two tokens' rows after another. Written out, for compilers leave a loop with barriers
-// as it is, and keep what is indexed in it in memory.
+// Sums over slices: every invocation gets rows of two tokens at a time. Written out, because compilers do not unroll a loop with
+// barriers, and keep an array that is indexed in it in memory.
 fn add_slices(all: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
     let sums = *all;
     return array(
@@ -44,13 +44,13 @@ fn add_slices(all: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
     );
 }
 
-// Products with the rows from ROWS · block on, of one matrix after the other: sums of both would take registers that other
+// Products with the rows from ROWS · block on, one matrix after the other: sums of both at once would take registers that other
 // workgroups can use.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     know_one(cols);
     let units = units_of(cols);
     find_rows(cols, lane);
-    // Whose rows are beyond the last computes some others' again.
+    // Invocations whose rows are beyond the last recompute other rows.
     let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);
     var results: Results;
     for (var which = 0u; which < MATRICES; which++) {
@@ -74,7 +74,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
     return results;
 }
 
-// Which token and which of the rows an invocation's result is of.
+// The token and the row of an invocation's result.
 fn token_of(i: u32, lane: u32) -> u32 {
     return 2u * i + lane / 64u;
 }

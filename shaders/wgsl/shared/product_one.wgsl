@@ -1,11 +1,11 @@
-// Products of 8 rows of one or two matrices with one token's inputs. A unit of 32 columns has two invocations, each with a
-// quad of rows: 64 units at a time. What an invocation does is short, as one token has few: many invocations with little
-// to do wait for memory together, where few with much would wait one read after another.
+// Products of 8 rows of one or two matrices with one token's inputs. A unit of 32 columns has two invocations, each with a quad
+// of rows: 64 units at a time. An invocation does little, because one token has few products: many small invocations wait for
+// memory together, whereas few large ones would wait for one read after another.
 //
-// Sums are in the order of product_many.wgsl: 8 slices, of which each adds every eighth unit, and then the slices. A
-// token alone gets what it gets among others.
+// Sums have the order of product_many.wgsl: 8 slices, each adding every eighth unit, and then the sum of the slices. So a token
+// gets the same result alone as among others.
 //
-// Whoever imports this says how many MATRICES there are, and has what own_tile.wgsl asks for.
+// A file that imports this defines MATRICES, the number of matrices, and what own_tile.wgsl requires.
 
 #import weights
 #import own_tile
@@ -22,16 +22,16 @@ var<workgroup> slices: array<f32, 128>; // [matrices, slices, 8 rows]
 
 alias Sums = array<vec4<f32>, 1>;
 
-// Of matrix `a` and, where there are two, `b`.
+// For matrix `a` and, if there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
-// Products with the rows from ROWS · block on; inputs are `fresh` where none of them were multiplied with rows before.
+// Products with the rows from ROWS · block on; inputs are `fresh` if they were not multiplied with rows before.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     know_one(cols);
     let units = (cols + 31u) / 32u;
     let tile = block / 2u;
     let quad = 2u * (block % 2u) + lane % 2u;
-    // What an invocation adds up: of one matrix, the units of a slice in one row.
+    // What an invocation sums: for one matrix, the units of a slice in one row.
     let matrix = lane / 64u;
     let slice = lane % 64u / 8u;
     let row = lane % 8u;
@@ -77,7 +77,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
     return Results(all);
 }
 
-// Which token and which of the rows an invocation's result is of.
+// The token and the row of an invocation's result.
 fn token_of(i: u32, lane: u32) -> u32 {
     return lane / 8u;
 }

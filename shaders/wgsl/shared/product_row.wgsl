@@ -1,5 +1,5 @@
-// Products of 2 rows of one or two matrices of unquantized weights with one token's inputs: as product_one.wgsl does it, but a
-// unit has an invocation for every row, as it is eight times the bytes of one of 4 bits. Sums have the same order.
+// Products of 2 rows of one or two matrices of unquantized weights with one token's inputs, like product_one.wgsl, but with one
+// invocation for each row of a unit, because a unit has eight times the bytes of a 4-bit one. Sums have the same order.
 
 #import weights
 #import own_tile
@@ -12,7 +12,7 @@ const RESULTS = 1u;
 var<workgroup> products: array<f32, MATRICES * 128u>; // [matrices, 64 units, 2 rows]
 var<workgroup> slices: array<f32, 16u * MATRICES>;    // [matrices, slices, 2 rows]
 
-// Of matrix `a` and, where there are two, `b`.
+// For matrix `a` and, if there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
 alias Row = array<vec4<f32>, 8>;
@@ -38,7 +38,7 @@ fn product(row: Row) -> f32 {
     return d;
 }
 
-// Products with the rows from ROWS · block on; inputs are `fresh` where none of them were multiplied with rows before.
+// Products with the rows from ROWS · block on; inputs are `fresh` if they were not multiplied with rows before.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     know_one(cols);
     let units = (cols + 31u) / 32u;
@@ -87,7 +87,7 @@ fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32)
     return Results(all);
 }
 
-// Which token and which of the rows an invocation's result is of.
+// The token and the row of an invocation's result.
 fn token_of(i: u32, lane: u32) -> u32 {
     return lane / 2u;
 }

@@ -1,5 +1,5 @@
 // Sums and maxima over the 128 invocations of a workgroup, through its memory. Neighbours are added first, then pairs of
-// neighbours, and so on: the order of reduce_subgroup.wgsl, and so its bits.
+// neighbours, and so on: the order of reduce_subgroup.wgsl, so the results are bit-identical.
 
 struct Own {
     @builtin(local_invocation_index) index: u32,
@@ -7,12 +7,12 @@ struct Own {
 
 var<workgroup> lanes: array<f32, 128>;
 
-// An invocation's place among the workgroup's.
+// An invocation's index in the workgroup.
 fn lane_of(own: Own) -> u32 {
     return own.index;
 }
 
-// Puts values where halving brings neighbours together first, and without conflicts of banks.
+// Stores values so that halving adds neighbours first, without bank conflicts.
 fn lay_out(value: f32, lane: u32) {
     workgroupBarrier();
     lanes[reverseBits(lane) >> 25u] = value;

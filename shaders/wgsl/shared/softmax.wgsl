@@ -1,4 +1,4 @@
-// A softmax's parts, and how they are put together.
+// The parts of a softmax, and how they are merged.
 
 struct Tile {
     highest: f32,   // score
@@ -10,7 +10,7 @@ fn nothing() -> Tile {
     return Tile(-3.0e38, 0.0, vec4<f32>());
 }
 
-// Adds the tile behind those in `all`.
+// Merges the next tile into `all`.
 fn put_together(all: Tile, tile: Tile) -> Tile {
     let highest = max(all.highest, tile.highest);
     let a = exp(all.highest - highest);
@@ -18,12 +18,12 @@ fn put_together(all: Tile, tile: Tile) -> Tile {
     return Tile(highest, fma(all.total, a, tile.total * b), fma(all.sum, vec4(a), tile.sum * b));
 }
 
-// The tile of a sink: a score that takes part, and has no value.
+// The tile of a sink: a score that joins the softmax and has no value.
 fn sink_of(score: f32) -> Tile {
     return Tile(score, 1.0, vec4<f32>());
 }
 
-// Writes a cell of a head's result to `out`, as much of it as the head has.
+// Writes a cell of a head's result to `out`, up to the head's length.
 fn write_cell(all: Tile, cell: u32, at: u32) {
     let value = all.sum / all.total;
     for (var i = 0u; i < min(4u, p.head_dim - 4u * cell); i++) {

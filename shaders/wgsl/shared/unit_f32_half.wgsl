@@ -1,4 +1,4 @@
-// One unit of unquantized weights times inputs in half precision. Weights stay as they are: what is not quantized is to be
+// One unit of unquantized weights times inputs in half precision. Weights stay in single precision: unquantized weights must stay
 // precise.
 
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {

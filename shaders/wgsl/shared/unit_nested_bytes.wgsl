@@ -1,5 +1,5 @@
-// One unit of nested weights times inputs, both whole numbers. Codes less 128 are signed bytes at every level; what that
-// leaves out counts once per sum of inputs, as the zero point does. A unit's sum is below 2²¹, which f32 has.
+// One unit of nested weights times inputs, both integers. Codes less 128 are signed bytes at every level; the difference counts
+// once per sum of inputs, as the zero point does. A unit's sum is below 2²¹, so f32 represents it exactly.
 
 #import one
 

@@ -7,13 +7,13 @@
 
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>; // planes of one or more matrices
 
-// Where a matrix lies, in vectors of four words.
+// The position of a matrix, in vectors of four words.
 struct Matrix {
     base: u32,   // plane 0
     scales: u32, // [tiles, groups, 16]: f16, or narrow ones of 8 bits
     zeros: u32,  // [tiles, groups, 16]: u8, or narrow ones of 4 bits
     rest: u32,   // plane 1
-    top: u32,    // where the last plane lies elsewhere: its place there, or NOWHERE
+    top: u32,    // if the last plane lies elsewhere: its position there, or NOWHERE
     tiles: u32,
     cells: u32,  // tiles · units
     units: u32,
@@ -21,34 +21,34 @@ struct Matrix {
     narrow: bool,
     halves: u32, // the logarithm of a group's units
     alpha: f32,
-    centre: f32,  // what is added to codes, but for their zero point
-    nothing: f32, // zero, which compilers do not know
+    centre: f32,  // added to codes, besides their zero point
+    nothing: f32, // zero, but compilers do not know it
 }
 
-// The codes of a quad of a unit, as nibbles of bytes: of vector `j` the upper nibble of an 8-bit code is in `upper[j % 4]`, in
+// The codes of a quad of a unit, as nibbles of bytes: for vector `j` the upper nibble of an 8-bit code is in `upper[j % 4]`, in
 // the byte's lower half for the first four vectors and in its upper half for the others; `lower` likewise.
 struct Bits {
     upper: array<vec4<u32>, 4>,
     lower: array<vec4<u32>, 4>,
 }
 
-// What turns a quad's codes into weights: code less zero, times the scale.
+// Converts a quad's codes to weights: code less zero, times the scale.
 struct Codes {
     scale: vec4<f32>,
     zero: vec4<f32>,
 }
 
-// In the word of a group's size: its parameters are narrow (quant/params.rs).
+// A flag in the word of a group's size: its parameters are narrow (quant/params.rs).
 const NARROW = 128u;
 
 // The float of a narrow scale of 0: 2⁻¹⁵.
 const NARROW_BASE = 0x38000000u;
 
-// `base` is a word.
+// `base` is in words.
 fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) -> Matrix {
     var m: Matrix;
     m.tiles = (rows + 15u) / 16u;
-    // Groups are of 32 or 64 columns: shifts, where divisions would take longer than a unit's product.
+    // Groups have 32 or 64 columns, so shifts suffice: divisions would take longer than a unit's product.
     m.halves = (group >> 6u) & 1u;
     m.groups = (cols + (32u << m.halves) - 1u) >> (5u + m.halves);
     m.narrow = (group & NARROW) != 0u;
@@ -67,12 +67,12 @@ fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) 
     return m;
 }
 
-// Whole lines of 64 bytes.
+// Rounds up to whole lines of 64 bytes.
 fn aligned(vectors: u32) -> u32 {
     return (vectors + 3u) / 4u * 4u;
 }
 
-// Where `mask` has ones the bits of `a`, elsewhere those of `b`.
+// The bits of `a` where `mask` has ones, elsewhere those of `b`.
 fn merged(a: vec4<u32>, b: vec4<u32>, mask: u32) -> vec4<u32> {
     return (a & vec4(mask)) | (b & vec4(~mask));
 }
@@ -115,14 +115,14 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
         }
         b.lower = nibbles(p3_even, p3_odd, p4_even, p4_odd);
     }
-    // Single bits of neighbouring vectors, put together, lie as those of the first plane do.
+    // Single bits of neighbouring vectors, merged, have the layout of the first plane.
     let even = merged(p1 << vec4(1u), p2, 0xaaaaaaaau);
     let odd = merged(p1, p2 >> vec4(1u), 0xaaaaaaaau);
     b.upper = nibbles(p0_even, p0_odd, even, odd);
     return b;
 }
 
-// The codes of vector `j` in the bytes of a word for each row, where they stand among 8-bit codes.
+// The codes of vector `j` in the bytes of a word for each row, at their position in 8-bit codes.
 fn packed(b: Bits, j: u32) -> vec4<u32> {
     let half = j & 4u;
     let upper = b.upper[j & 3u] << vec4(4u - half);
@@ -151,7 +151,7 @@ fn one_of(words: vec4<u32>, i: u32) -> u32 {
 fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     let at = tile * m.groups + (unit >> m.halves);
     if (m.narrow) {
-        // A byte a row, of which rows 8 apart share one for their zero points. A scale's bits stand in a float's at once.
+        // One byte a row; rows 8 apart share one byte for their zero points. A scale's bits go directly into a float.
         let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
         let pairs = one_of(weights[m.zeros + at / 2u], 2u * (at & 1u) + (quad & 1u));
         let zeros = (unpack4xU8(pairs) >> vec4(4u * (quad / 2u))) & vec4(15u);
@@ -166,7 +166,7 @@ fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     return Codes(vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y)), vec4<f32>(unpack4xU8(four)));
 }
 
-// A quad of a unit on its way.
+// A loaded quad of a unit.
 struct Loaded {
     bits: Bits,
     codes: Codes,

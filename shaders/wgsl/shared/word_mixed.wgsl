@@ -1,6 +1,6 @@
-// Planes of which the last is a refinement: it lies in a buffer of its own, and only some experts have it. The others
-// get zeros for its bits, which is their code one level lower, in the same place among 8-bit codes. Whether a matrix has
-// it is the same for the whole workgroup.
+// Planes of which the last is a refinement: it lies in a separate buffer, and only some experts have it. The others read zeros
+// for its bits, which gives their code one level lower, in the same position of an 8-bit code. Whether a matrix has the
+// refinement is uniform in a workgroup.
 
 const NOWHERE = 0xffffffffu;
 

@@ -1,4 +1,4 @@
-// Planes of an expert that has all of them, one after another.
+// Planes of an expert without a separate refinement, one after another.
 
 const NOWHERE = 0xffffffffu;
 

@@ -1,12 +1,12 @@
 // Writes prepared inputs (layout.wgsl).
 //
-// Whoever imports this says at which binding it has them, TO.
+// A file that imports this defines TO, the binding of the prepared inputs.
 
 #import layout
 
 @group(0) @binding(TO) var<storage, read_write> to: array<vec4<u32>>;
 
-// A unit of a row with so many columns.
+// Writes a unit of a row with `cols` columns.
 fn write_unit(row: u32, cols: u32, unit: u32, x: array<vec4<f32>, 8>) {
     var packed = pack_unit(x);
     let start = row * (row_vectors(cols) + 1u);

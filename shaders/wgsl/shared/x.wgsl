@@ -19,8 +19,8 @@ fn x_at(at: u32) -> vec4<f32> {
     return vec4(a.w, b.xyz);
 }
 
-// Four columns of a row from `col` on, which is a multiple of four and before the last; those that are not before `cols` are
-// zero. Rows of whole vectors, as nearly all are, lie at whole vectors and need no more than that.
+// Four columns of a row from `col` on, which is a multiple of four below `cols`; columns from `cols` on are zero. Rows of whole
+// vectors, as nearly all are, begin at whole vectors and take the short path.
 fn x_of(row: u32, col: u32, cols: u32) -> vec4<f32> {
     if (cols % 4u == 0u) {
         return x[(row * cols + col) / 4u];
@@ -28,7 +28,7 @@ fn x_of(row: u32, col: u32, cols: u32) -> vec4<f32> {
     return before(x_at(row * cols + col), col, cols);
 }
 
-// Of four columns from `col` on those before `cols`; the others are zero.
+// Four columns from `col` on, with zeros from `cols` on.
 fn before(v: vec4<f32>, col: u32, cols: u32) -> vec4<f32> {
     return select(vec4<f32>(), v, vec4(col) + vec4(0u, 1u, 2u, 3u) < vec4(cols));
 }
