@@ -1,4 +1,4 @@
-//! The command line, and what `--help` says of it.
+//! The command line, and its `--help`.
 
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
@@ -11,14 +11,14 @@ use std::path::PathBuf;
 /// Runs Mixture-of-Experts language models, a dollop at a time.
 ///
 /// MODEL is a Dollop file, a GGUF file, or a Hugging Face folder. The last two are converted once into the cache folder
-/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop) and open at once from then on. Where MODEL may be left out, the small
+/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop) and open at once afterwards. If an optional MODEL is left out, the small
 /// model that comes with Dollop is used.
 #[derive(Parser)]
 #[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// Show what the library does, on stderr: -v what is opened and converted, and warnings (a GPU that was lost, reads tried
-    /// again); -vv also what is chosen (memory plan, instructions, how storage is read), prompts and resizes; -vvv also every
-    /// plane of an expert that is read or gives way
+    /// Log what the library does, on stderr: -v opened and converted files, and warnings (a lost GPU, retried reads);
+    /// -vv also decisions (memory plan, instruction set, how storage is read), prompts and resizes; -vvv also every
+    /// plane of an expert that is read or evicted
     #[arg(short = 'v', action = ArgAction::Count, global = true)]
     pub log: u8,
     #[command(subcommand)]
@@ -37,11 +37,11 @@ pub enum Command {
     Devices(DevicesArgs),
 }
 
-/// Talks with a model.
+/// Chats with a model.
 ///
-/// Type a message and press Enter; end a line with \ to go on on the next. ^C stops an answer, ^D or /exit leaves, /help
-/// lists the commands. When the input is not a terminal, each line is a turn, only said (commands are not obeyed: the text
-/// may come from elsewhere), and only the answers are printed.
+/// Type a message and press Enter; end a line with \ to continue on the next line. ^C stops an answer, ^D or /exit
+/// leaves, /help lists the commands. If the input is not a terminal, each line is a turn, commands are not executed
+/// (the text may come from elsewhere), and only the answers are printed.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop chat\n  dollop chat OLMoE-1B-7B-Q4_K_M.gguf --system 'You answer in one sentence.'\n  echo 'What is the capital of France?' | dollop chat"
@@ -52,17 +52,17 @@ pub struct ChatArgs {
     /// System prompt [default: the template's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Most tokens of one answer
+    /// Maximum number of tokens of one answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     pub max_tokens: usize,
-    /// When the context is full: say so, or forget the oldest turns
+    /// When the context is full: stop with an error, or forget the oldest turns
     #[arg(long, value_enum, default_value = "error")]
     pub overflow: OverflowArg,
     /// Continue a conversation written by /save
     #[arg(long, value_name = "FILE")]
     pub load: Option<PathBuf>,
-    /// Obey commands such as /save also when the input is not a terminal. For input that you wrote yourself: they
-    /// write and read files
+    /// Execute commands such as /save even if the input is not a terminal. Only for input that you wrote yourself:
+    /// commands write and read files
     #[arg(long)]
     pub commands: bool,
     #[command(flatten)]
@@ -94,10 +94,10 @@ pub struct RunArgs {
     /// System prompt [default: the template's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Most tokens to generate; 0 only reads the prompt
+    /// Maximum number of tokens to generate; 0 only reads the prompt
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
     pub max_tokens: usize,
-    /// Continue the text as it is, without the chat template
+    /// Continue the text verbatim, without the chat template
     #[arg(long)]
     pub raw: bool,
     /// Print one JSON object: text, ids, counts, speeds, peak memory, mode
@@ -121,7 +121,7 @@ pub struct ConvertArgs {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: ConvertHow,
-    /// Print what was done as JSON
+    /// Print a report as JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -133,16 +133,16 @@ pub struct ConvertHow {
     /// Bits of dense weights (attention, dense blocks, shared experts, head): 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub level_dense: Level,
-    /// Bits of the embedding, which often is the output head as well [default: as --level-dense]
+    /// Bits of the embedding, which often is the output head as well [default: same as --level-dense]
     #[arg(long, value_name = "B", value_parser = level)]
     pub level_embed: Option<Level>,
-    /// Most bits of an expert that are stored: 2, 3, 4, 6 or 8
+    /// Highest number of bits stored for an expert: 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub max_level: Level,
-    /// Weights per scale; auto keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K as they are
+    /// Weights per scale; auto keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K unchanged
     #[arg(long, value_enum, default_value = "auto")]
     pub group: GroupArg,
-    /// How scales and zero points are stored: `narrow` ones take half the bytes, and cost some error at 4 bits and more
+    /// How scales and zero points are stored: `narrow` ones take half the bytes, and add some error at 4 bits and more
     #[arg(long, value_enum, default_value = "wide")]
     pub params: ParamsArg,
     /// Threads [default: one per core]
@@ -173,7 +173,7 @@ pub struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Compare the checksums of a Dollop file with its bytes
+    /// Verify the checksums of a Dollop file
     #[arg(long)]
     pub verify: bool,
 }
@@ -201,17 +201,17 @@ pub struct PlanArgs {
 /// Tasks are a fixed list that comes with Dollop, each a conversation of one question, answered greedily. They show what
 /// breaks at few bits; they are too few and too easy to rank models. Scoring is strict:
 ///
-///   json        the answer is JSON and nothing else (a ``` fence may enclose it), with the keys and types asked for
+///   json        the answer is JSON and nothing else (a ``` fence may enclose it), with the required keys and types
 ///   tools       one call, <tool_call>{"name": ..., "arguments": {...}}</tool_call> or the object alone, of the right tool
-///               with arguments of the right types; tools are described in the system prompt where the chat template
+///               with arguments of the right types; tools are described in the system prompt if the chat template
 ///               shows none
 ///   arithmetic  the last number of the answer is the result
 ///   copy        the text comes back, character for character
 ///   retrieval   a fact hidden in 400 to 1000 tokens of other text is in the answer
 ///   facts       200 simple questions: the answer is in the first sentence, and no other one
 ///
-/// An answer loops if it had to be cut off and its last 12 tokens had come three times. Templates that know
-/// enable_thinking are told not to think: answers have at most 160 tokens.
+/// An answer loops if it had to be cut off and its last 12 tokens occur three times in it. Thinking is disabled in
+/// templates that have enable_thinking: answers have at most 160 tokens.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -233,21 +233,22 @@ pub struct EvalArgs {
     #[arg(long, value_name = "KINDS", num_args = 0..=1, default_missing_value = "all", value_parser = kinds,
         conflicts_with_all = ["tokens", "text"])]
     pub tasks: Option<Kinds>,
-    /// A column of --tasks for each of these: levels in bits that the file has, adaptive or adaptive:Q
-    /// [default: one column, as --level or --precision says]
+    /// A column of --tasks for each of these: levels in bits that the file has, adaptive or adaptive:Q [default: one
+    /// column, as set by --level or --precision]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = precision_or_bits, requires = "tasks",
         conflicts_with_all = ["text", "tokens", "level", "precision", "reference", "trace"])]
     pub levels: Vec<Precision>,
-    /// List every task that --tasks found wrong, and why
+    /// List every task that the model got wrong, and why
     #[arg(long, requires = "tasks", conflicts_with_all = ["text", "tokens"])]
     pub verbose: bool,
     /// Compute from the unquantized source weights in f32
     #[arg(long)]
     pub reference: bool,
-    /// Compare with this model, KL divergence and agreement: a foreign model unquantized, a Dollop file at its highest level
+    /// Compare with this model by KL divergence and agreement: a foreign model unquantized, a Dollop file at its
+    /// highest level
     #[arg(long, value_name = "REF", requires = "text")]
     pub against: Option<PathBuf>,
-    /// Tokens taken through the layers at once; 1 computes token by token
+    /// Tokens that pass through the layers at once; 1 computes token by token
     #[arg(long, value_name = "N")]
     pub chunk: Option<usize>,
     /// Print JSON
@@ -277,10 +278,10 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Ask a GPU for every layer what its router chose, also where nobody has to know, to see what that costs
+    /// Read back every layer's routing from a GPU, even if it is not needed, to measure the cost
     #[arg(long)]
     pub ask_router: bool,
-    /// Show how long every kernel of a GPU takes. Everything waits for the clock, so tokens per second are fewer
+    /// Show how long every kernel of a GPU takes. Every submission waits for the clock, so tokens per second are lower
     #[arg(long)]
     pub gpu_clock: bool,
     #[command(flatten)]
@@ -298,7 +299,7 @@ pub struct DevicesArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct EngineArgs {
-    /// What to compute on: auto (a GPU, unless there is none but software), cpu, gpu, or gpu:N of `dollop devices`. A GPU's
+    /// Backend: auto (a GPU, unless there are only software adapters), cpu, gpu, or gpu:N of `dollop devices`. A GPU's
     /// compiled kernels are kept in the cache folder
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend)]
     pub backend: dollop::BackendChoice,
@@ -308,14 +309,14 @@ pub struct EngineArgs {
     /// Context in tokens [default: the model's, at most 4096]
     #[arg(short, long, value_name = "N")]
     pub ctx: Option<usize>,
-    /// Read experts at this many bits [default: the most that are stored]
+    /// Read experts at this many bits [default: the highest stored]
     #[arg(long, value_name = "B", value_parser = level)]
     pub level: Option<Level>,
-    /// Instruction set [default: the best there is]
+    /// Instruction set [default: the best available]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::Isa>,
-    /// Variants of a GPU's kernels to use where `dollop devices` says that they can be: subgroups; single, half
-    /// or bytes for what products keep their inputs in, by default what suits the GPU; plain for none
+    /// Variants of a GPU's kernels to use if `dollop devices` shows that the GPU supports them: subgroups; single, half
+    /// or bytes for the format of products' inputs, by default the best for the GPU; plain for none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
     pub gpu_kernels: dollop::GpuVariants,
     /// Makes the GPU fail after so many submissions (for tests)
@@ -323,30 +324,31 @@ pub struct EngineArgs {
     pub lose_gpu: Option<u64>,
     #[command(flatten)]
     pub stream: StreamArgs,
-    /// Cores to run on, such as 4,5,6,7 for a phone's big ones [default: all]
+    /// Cores to run on, such as 4,5,6,7 for the big cores of a phone [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Option<Vec<usize>>,
 }
 
-/// Where to lose the least: both lower the error of 2 and 3 bits where the model's inputs are large.
+/// Options that reduce the conversion error: both help at 2 and 3 bits where the model's inputs are large.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrationArgs {
-    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as publishers of GGUF files give away
+    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as published with many GGUF files
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub imatrix: Option<PathBuf>,
     /// Run the source in f32 over this text first, and measure the inputs of its matrices (- for standard input)
     #[arg(long, value_name = "TEXT")]
     pub calibrate: Option<PathBuf>,
-    /// Tokens of the text that are run, in windows spread evenly over it
+    /// Number of tokens of the text to run, in windows spread evenly over it
     #[arg(long, value_name = "N", default_value_t = dollop::CalibrateOptions::default().tokens, requires = "calibrate")]
     pub calibrate_tokens: usize,
-    /// How hard to look for the codes of experts, given a text: `low` weighs each error by its own column's inputs; the others
-    /// have later weights make up for earlier ones, which takes many times as long, and go over all codes again, twice or four
-    /// times. They keep the inputs in a file beside the output meanwhile: 3 GB for OLMoE-1B-7B and 8192 tokens
+    /// Effort of the search for the codes of experts, given a text. `low` weighs each error by its own column's inputs.
+    /// The others use error feedback, in which later weights compensate for earlier ones: this takes many times as
+    /// long, and repeats over all codes two or four times. Meanwhile they keep the inputs in a file beside the output:
+    /// 3 GB for OLMoE-1B-7B and 8192 tokens
     #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
     pub effort: Effort,
-    /// Store matrices of experts for inputs as they are, even where those of error feedback are better for rotated ones
+    /// Store matrices of experts for inputs without rotation, even if error feedback does better with rotated ones
     #[arg(long, requires = "calibrate")]
     pub no_rotation: bool,
 }
@@ -371,7 +373,7 @@ impl EngineArgs {
         options
     }
 
-    /// How a session is made.
+    /// Options of a session.
     pub fn session(&self, chunk: Option<usize>) -> dollop::SessionOptions {
         let mut options = dollop::SessionOptions::default();
         (options.context, options.chunk) = (self.ctx, chunk);

@@ -1,4 +1,4 @@
-//! `dollop bench`: tokens per second, in the manner of llama-bench.
+//! `dollop bench`: tokens per second, like llama-bench.
 
 use crate::args::BenchArgs;
 use crate::note;
@@ -22,21 +22,21 @@ struct Row {
     /// Bytes of weights per second, for decoding: those that a token touches times tokens per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes_per_second: Option<f64>,
-    /// What streaming did in the runs that count.
+    /// Streaming statistics of the counted runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<serde_json::Value>,
     /// Bytes per second that these runs read from storage.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage_bytes_per_second: Option<f64>,
-    /// How long a GPU's kernels took in these runs.
+    /// Times of a GPU's kernels in these runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kernels: Vec<GpuKernelTime>,
 }
 
-/// What the read test reads: more than the caches of most machines.
+/// Bytes of the read test of memory: more than the caches of most machines.
 const READ_TEST: usize = 1 << 30;
 
-/// What the read test of storage reads at most.
+/// Maximum bytes of the read test of storage.
 const STORAGE_TEST: u64 = 1 << 30;
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
@@ -54,7 +54,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     }
     let info = engine.info();
     let mut session = engine.session(SessionOptions::default().with_context(context))?;
-    // Tokens spread over the vocabulary, so that routing sees different inputs.
+    // Tokens spread over the vocabulary, so that routing gets different inputs.
     let tokens: Vec<u32> = (0..(args.depth + args.prompt).max(1) as u64)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % info.vocab as u32)
         .collect();
@@ -69,13 +69,13 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         }
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
-    // The read test takes memory that a budget does not have, and measures the processor's.
+    // The read test allocates memory that a budget does not include, and measures the CPU.
     let ceiling = if decoded && !engine.memory_plan().streaming && engine.gpu_stats().is_none() {
         Some(engine.read_bandwidth(READ_TEST)?)
     } else {
         None
     };
-    // Before the test of storage, which leaves neither heat nor cache as they were.
+    // Before the storage test, which changes heat and cache.
     watch.finish()?;
     let storage = engine.streamer().map(|s| s.read_bandwidth(STORAGE_TEST)).transpose()?.flatten();
     if args.json {
@@ -103,7 +103,7 @@ fn measure(
     let mut tps = Vec::new();
     let mut mark = None;
     let mut kernels = Vec::new();
-    // The first run warms caches and is not counted.
+    // The first run warms the caches and does not count.
     for run in 0..=args.repeat {
         if run == 1 {
             mark = Mark::now(engine);
@@ -147,7 +147,7 @@ fn measure(
     })
 }
 
-/// The table, and how near the figures are to the read rates of memory (`ceiling`) and of storage.
+/// The table, and the read rates relative to those of memory (`ceiling`) and of storage.
 fn print(engine: &Engine, rows: &[Row], ceiling: Option<f64>, storage: Option<f64>) -> Result<(), Failure> {
     let info = engine.info();
     let mut out = screen::stdout();
@@ -200,7 +200,7 @@ fn kernel_times(engine: &Engine) -> Vec<GpuKernelTime> {
     engine.gpu_stats().map(|stats| stats.kernels).unwrap_or_default()
 }
 
-/// What was added to times since an earlier look at them.
+/// The difference of two snapshots of kernel times.
 fn since(before: &[GpuKernelTime], now: Vec<GpuKernelTime>) -> Vec<GpuKernelTime> {
     let less = |mut k: GpuKernelTime| {
         let same = |b: &&GpuKernelTime| b.kernel == k.kernel && b.workgroups == k.workgroups;
@@ -238,15 +238,16 @@ fn report_kernels(test: &str, kernels: &[GpuKernelTime], tokens: usize) -> Resul
     Ok(())
 }
 
-/// Seconds that the tokens beyond the first `depth`, which are in the cache, take.
+/// Seconds for the tokens after the first `depth`, which are in the cache.
 fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Failure> {
     session.rewind(depth);
     let options = GenerateOptions::default().with_max_tokens(0).with_sampling(Sampling::greedy());
     Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
 }
 
-/// Seconds that `n` tokens one by one take after `before`, which is in the cache. They are spread over the vocabulary: what
-/// a model of random weights says to itself soon repeats, and with it the experts it asks for. Every run has others.
+/// Seconds for `n` tokens, one by one, after `before`, which is in the cache. The tokens are spread over the
+/// vocabulary: generated text of a model with random weights soon repeats, and so do its experts. Every run uses other
+/// tokens.
 fn generate(session: &mut Session, before: &[u32], n: usize, run: usize) -> Result<f64, Failure> {
     session.rewind(before.len());
     let vocab = session.engine().info().vocab as u64;

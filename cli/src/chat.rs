@@ -29,21 +29,22 @@ const HELP: &str = "\
 /exit           leave (also ^D)
 A line that is to be said although it looks like a command: a space before it";
 
-/// What [`HELP`] lists.
+/// The commands of [`HELP`].
 const COMMANDS: [&str; 9] =
     ["/help", "/reset", "/clear", "/system", "/regen", "/read", "/stats", "/save", "/exit"];
 
-/// What a typed line is.
+/// The meaning of a typed line.
 #[derive(Debug, PartialEq)]
 enum Line<'a> {
     Nothing,
     Say(&'a str),
     Command(&'a str, &'a str),
-    /// Looks like a command, and is none: most likely a slip.
+    /// Looks like a command but is none: probably a typo.
     Slip(&'a str),
 }
 
-/// Only commands that exist are commands: lines may begin with a path or with `//`. A space before a line makes it a text.
+/// Only existing commands are commands: a line may begin with a path or with `//`. A space before a line makes it plain
+/// text.
 fn read_line(line: &str) -> Line<'_> {
     let text = line.trim();
     if text.is_empty() {
@@ -60,7 +61,7 @@ fn read_line(line: &str) -> Line<'_> {
     }
 }
 
-/// What `/save` writes.
+/// The file format of `/save`.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     model: String,
@@ -70,11 +71,11 @@ struct Saved {
 struct Talk<'a> {
     args: &'a ChatArgs,
     chat: Chat,
-    /// Where the last answer began to stream.
+    /// Taken when the last answer began to stream.
     mark: Option<Mark>,
     last: Option<Outcome>,
     answers: usize,
-    /// For all answers, but for the seed.
+    /// For all answers; only the seed changes.
     sampling: Sampling,
     interactive: bool,
 }
@@ -85,7 +86,7 @@ fn speed(tokens: usize, start: Instant) -> String {
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
-    // Slips are told before a model is converted for an hour.
+    // Report typing errors before a model is converted for an hour.
     args.sampling.over(&Sampling::default())?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
     let session = engine.session(args.engine.session(None))?;
@@ -111,8 +112,8 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
 }
 
 impl Talk<'_> {
-    /// Each line of the input is a turn, and only said: it may come from elsewhere, and commands write and read files. A turn
-    /// that fails ends the run: what follows may build on it.
+    /// Each line of the input is a turn, never a command: the text may come from elsewhere, and commands write and read
+    /// files. A turn that fails ends the run, because later ones may build on it.
     fn lines(mut self) -> Result<(), Failure> {
         for (n, line) in std::io::stdin().lock().lines().enumerate() {
             let line = line.map_err(|e| match e.kind() {
@@ -150,13 +151,13 @@ impl Talk<'_> {
         let mut editor = rustyline::DefaultEditor::new().map_err(|e| e.to_string())?;
         let history = history_file();
         if let Some(path) = &history {
-            // The first run has none.
+            // The first run has no history yet.
             let _ = editor.load_history(path);
         }
         loop {
             match read_turn(&mut editor) {
                 Ok(line) => {
-                    // A history without this line is no failure.
+                    // If the line cannot be added to the history, that is no failure.
                     let _ = editor.add_history_entry(&line);
                     let done = match read_line(&line) {
                         Line::Nothing => Ok(()),
@@ -193,7 +194,7 @@ impl Talk<'_> {
         ask: impl FnOnce(&mut Chat, &GenerateOptions, &mut dyn FnMut(Event)) -> dollop::Result<Outcome>,
     ) -> Result<Outcome, Failure> {
         let (cancel, _guard) = interrupt::cancellable();
-        // A fixed seed must not give every turn the same dice.
+        // A fixed seed must not repeat the same random numbers in every turn.
         let seed = self.sampling.seed.wrapping_add(self.answers as u64);
         let mut options = GenerateOptions::default()
             .with_max_tokens(self.args.max_tokens)
@@ -260,7 +261,7 @@ impl Talk<'_> {
         Ok(())
     }
 
-    /// One line about an answer, with what streaming did.
+    /// One line about an answer, with streaming statistics.
     fn footer(&self, outcome: &Outcome) -> String {
         let line = footer(outcome, &self.sampling);
         let tokens = outcome.prompt_tokens - outcome.reused_tokens + outcome.tokens.len();
@@ -298,7 +299,7 @@ impl Talk<'_> {
         let model = self.chat.session().engine().info().name.clone();
         let saved = Saved { model, messages: self.chat.messages().to_vec() };
         let json = serde_json::to_string_pretty(&saved).map_err(|e| e.to_string())?;
-        // A slip of the keyboard must not cost a file of another kind.
+        // A typing error must not overwrite a file of another kind.
         if path.exists() && !is_conversation(path) {
             return Err(format!("{}: this file is no conversation; name another file", path.display()).into());
         }
@@ -308,7 +309,7 @@ impl Talk<'_> {
     }
 }
 
-/// Whether `/save` wrote this file. Reads no further than the first byte that is no JSON: the file may be a model.
+/// Whether `/save` wrote this file. Reads only up to the first byte that is not JSON: the file may be a model.
 fn is_conversation(path: &Path) -> bool {
     std::fs::File::open(path)
         .is_ok_and(|file| serde_json::from_reader::<_, Saved>(std::io::BufReader::new(file)).is_ok())
@@ -319,7 +320,7 @@ fn slip(name: &str) -> Failure {
         .into()
 }
 
-/// A line, or several where each but the last ends with a backslash.
+/// Reads a line, or several lines of which each but the last ends with a backslash.
 fn read_turn(editor: &mut rustyline::DefaultEditor) -> Result<String, ReadlineError> {
     let mut turn = editor.readline("> ")?;
     while turn.ends_with('\\') {

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the arguments say of the inputs of the source's matrices.
+/// The calibration that the arguments request: inputs of the source's matrices.
 fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
     let CalibrationArgs { imatrix, calibrate, calibrate_tokens, effort, .. } = &args.calibration;
     if let Some(path) = imatrix {
@@ -31,7 +31,7 @@ fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<O
     Ok(Some(measured))
 }
 
-/// The file beside the source that is named after it.
+/// A file beside the source, with the source's name.
 fn default_out(source: &Path) -> Result<PathBuf, Failure> {
     let mut name = model_name(source).ok_or_else(|| {
         format!("{}: there is no name for the result; name a file to write", source.display())
@@ -42,7 +42,7 @@ fn default_out(source: &Path) -> Result<PathBuf, Failure> {
     } else {
         source
     };
-    // What has no name of its own (`.`) stands for a folder that has.
+    // A path without a name (`.`) stands for a folder that has one.
     Ok(match folder.file_name() {
         Some(_) => folder.with_file_name(name),
         None => folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?.with_file_name(name),
@@ -57,7 +57,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     if out.is_dir() {
         return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
     }
-    // The library looks at the files of the source itself.
+    // The library checks the files of the source itself.
     let read = [&args.calibration.imatrix, &args.calibration.calibrate];
     not_an_input(&out, &read.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let older = out.exists();

@@ -1,4 +1,4 @@
-//! ^C: cancels what is running; ends the program where nothing is.
+//! ^C: cancels the running operation; ends the program if there is none.
 
 use dollop::CancelToken;
 use std::sync::{Mutex, Once, PoisonError};
@@ -6,13 +6,13 @@ use std::sync::{Mutex, Once, PoisonError};
 static RUNNING: Mutex<Option<CancelToken>> = Mutex::new(None);
 static INSTALL: Once = Once::new();
 
-/// While this lives, ^C cancels its token instead of ending the program. A second ^C ends it.
+/// While this exists, ^C cancels its token instead of ending the program. A second ^C ends it.
 pub struct Guard(());
 
 /// A token that ^C cancels.
 pub fn cancellable() -> (CancelToken, Guard) {
     INSTALL.call_once(|| {
-        // Without a handler ^C ends the program at once, which is no worse than not starting.
+        // Without a handler, ^C ends the program at once, which is acceptable.
         let _ = ctrlc::set_handler(|| match RUNNING.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(token) => token.cancel(),
             None => std::process::exit(130),

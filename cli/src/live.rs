@@ -1,16 +1,16 @@
 //! A status line at the bottom of the terminal while an answer streams above it.
 //!
-//! The last row is taken out of the scrolling region, so that text and status do not meet. Only on terminals; elsewhere
-//! nothing is written.
+//! The last row is excluded from the scrolling region, so that text and status do not overlap. Only on terminals;
+//! elsewhere nothing is written.
 
 use console::Term;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Between two updates: often enough to look alive.
+/// Time between two updates: often enough to look alive.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// The line, as long as it is shown.
+/// The status line, while it is shown.
 pub struct Live {
     term: Term,
     rows: u16,
@@ -18,7 +18,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// Makes room at the bottom; `None` where there is no terminal to draw on.
+    /// Reserves the last row; `None` if there is no terminal to draw on.
     pub fn new() -> Option<Live> {
         let term = Term::stderr();
         let (rows, _) = term.size_checked()?;
@@ -26,12 +26,12 @@ impl Live {
             return None;
         }
         let live = Live { term, rows, last: None };
-        // A line feed and back: the cursor must not stand in the row that is taken. Setting the region moves it home.
+        // A line feed and back: the cursor must not be in the reserved row. Setting the region moves it home.
         live.write(&format!("\n\x1b[1A\x1b7\x1b[1;{}r\x1b8", rows - 1));
         Some(live)
     }
 
-    /// Shows what `line` says, where it is time for it.
+    /// Shows `line`, unless the last update was too recent.
     pub fn update(&mut self, line: impl FnOnce() -> String) {
         if self.last.is_none_or(|last| last.elapsed() >= EVERY) {
             self.last = Some(Instant::now());
@@ -40,7 +40,7 @@ impl Live {
     }
 
     fn write(&self, text: &str) {
-        // A status that cannot be shown is no failure.
+        // If the status cannot be shown, that is no failure.
         let _ = self.term.write_str(text);
     }
 }

@@ -1,4 +1,4 @@
-//! From what was typed to a model that can be opened.
+//! Finds and opens the model that the command line names.
 
 use crate::args::EngineArgs;
 use crate::note;
@@ -14,19 +14,19 @@ use std::path::{Path, PathBuf};
 /// The file name of the model that comes with Dollop.
 const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
 
-/// Opens a model, converting it first if it is a foreign one. The second part writes what was asked for at the end.
+/// Opens a model, after converting it if it is a foreign one. The second part writes the requested files at the end.
 pub fn open(model: Option<&Path>, args: &EngineArgs, purpose: Purpose) -> Result<(Engine, Watch), Failure> {
     open_with(model, args, args.options(), purpose)
 }
 
-/// [`open`] with options that differ from what was typed.
+/// [`open`] with options that differ from the command line's.
 pub fn open_with(
     model: Option<&Path>,
     args: &EngineArgs,
     mut options: EngineOptions,
     purpose: Purpose,
 ) -> Result<(Engine, Watch), Failure> {
-    // Without a folder to keep them in, kernels are compiled every time.
+    // Without a cache folder, kernels are compiled every time.
     options.pipelines = cache_folder().ok();
     let engine = converting(model, &mut options, purpose, &mut |path, options, progress| {
         Engine::open_with(path, options, progress)
@@ -41,24 +41,24 @@ pub fn open_with(
     Ok((engine, watch))
 }
 
-/// What the memory would be spent on.
+/// How the memory would be spent.
 pub fn plan(model: Option<&Path>, mut options: EngineOptions) -> Result<MemoryPlan, Failure> {
     converting(model, &mut options, Purpose::Weights, &mut |path, options, progress| {
         Engine::plan_with(path, options, progress)
     })
 }
 
-/// The Dollop file for what was typed.
+/// The Dollop file for the model on the command line.
 pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
     converting(model, &mut EngineOptions::default(), purpose, &mut |path, options, progress| {
         Engine::prepare(path, options, progress)
     })
 }
 
-/// Hears of a conversion.
+/// A callback for a conversion's progress.
 type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
-/// Does something with a model that the library may have to convert first: with a bar, until ^C.
+/// Runs `work` on a model that the library may have to convert first, with a progress bar, until ^C.
 fn converting<T>(
     model: Option<&Path>,
     options: &mut EngineOptions,
@@ -83,7 +83,7 @@ fn converting<T>(
         if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .map_err(|e| match (&e, &folder) {
-        // Nothing else is wrong with a model that there is no folder for.
+        // The only error is that there is no folder for the converted model.
         (Error::Unsupported { .. }, Err(Failure(why))) if !is_dollop(&path) => why.as_str().into(),
         _ => template_fault(e, model),
     })
@@ -93,7 +93,7 @@ fn is_dollop(path: &Path) -> bool {
     dollop::inspect::kind(path).is_ok_and(|kind| kind == dollop::inspect::Kind::Dollop)
 }
 
-/// Begins a conversation. A template that does not parse is the model's fault, so the message names the model.
+/// Begins a conversation. A template that does not parse is a fault of the model, so the message names the model.
 pub fn converse(
     session: Session,
     system: Option<String>,
@@ -101,7 +101,7 @@ pub fn converse(
     model: Option<&Path>,
 ) -> Result<Chat, Failure> {
     let mut chat = Chat::new(session, system, overflow).map_err(|e| template_fault(e, model))?;
-    // Once a conversation: a date that changed would have its whole prompt read again.
+    // Set once a conversation: if the date changed, the whole prompt would be computed again.
     chat.set_now(crate::clock::now());
     Ok(chat)
 }
@@ -121,7 +121,7 @@ fn default_model() -> Result<PathBuf, Failure> {
     if let Some(path) = env::var_os("DOLLOP_MODEL") {
         places.push(PathBuf::from(path));
     }
-    // A clone: the working directory or the build's folder lies somewhere below its root.
+    // A clone: the working directory or the build folder lies somewhere below its root.
     let program = env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
     let here = env::current_dir().unwrap_or_default();
     for start in [&here, &program] {
@@ -133,7 +133,7 @@ fn default_model() -> Result<PathBuf, Failure> {
         places.push(folder.join("../share/dollop").join(DEFAULT_MODEL));
     }
     places.extend(home_folder("XDG_DATA_HOME", ".local/share").map(|p| p.join("dollop").join(DEFAULT_MODEL)));
-    // Where this program was built, for a build that was moved out of its clone.
+    // The folder where this program was built, in case the build was moved out of its clone.
     places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(DEFAULT_MODEL));
     places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
         Failure(format!(

@@ -1,11 +1,11 @@
-//! `-v`: what the library logs, a line each on stderr.
+//! `-v`: the library's log messages, one line each on stderr.
 
 use crate::note;
 use log::{LevelFilter, Log, Metadata, Record};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// Shows messages from here on; `verbose` is how often `-v` was given.
+/// Shows messages from now on; `verbose` is the number of `-v` flags.
 pub fn start(verbose: u8) {
     let level = match verbose {
         0 => return,
@@ -24,7 +24,7 @@ struct Logger {
 }
 
 impl Log for Logger {
-    /// All that Dollop says; of the libraries beneath it what is no mere detail.
+    /// All messages of Dollop, and only warnings and errors of other libraries.
     fn enabled(&self, of: &Metadata) -> bool {
         of.level() <= log::Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
     }

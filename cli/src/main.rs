@@ -1,7 +1,7 @@
-//! `dollop`: chat with a model, run it, convert it, look into it, measure it.
+//! `dollop`: chat with a model, run it, convert it, inspect it, measure it.
 //!
-//! Results go to stdout and nothing else does; progress, notes and errors go to stderr. Exit status: 0 for success, 1
-//! for a failure, 2 for a wrong command line. Only this program reads the environment and the clock.
+//! Only results go to stdout; progress, notes and errors go to stderr. Exit status: 0 for success, 1 for a failure, 2
+//! for a wrong command line. Only this program reads the environment and the clock.
 
 mod args;
 mod bench;
@@ -28,7 +28,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
-/// What a command fails with: one line for people.
+/// An error of a command: one line for the user.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -52,7 +52,7 @@ impl From<&str> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(e: std::io::Error) -> Self {
-        // Whoever read our output has what it wanted: `dollop run … | head` is no failure.
+        // The reader has enough and closed the pipe: `dollop run … | head` is no failure.
         if e.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }

@@ -1,4 +1,4 @@
-//! What people see while they wait, and how numbers are written.
+//! Progress output, and how numbers are printed.
 
 use crate::Failure;
 use crate::note;
@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A progress bar with rate and time left; plain lines where stderr is no terminal. Appears only if the work takes
+/// A progress bar with rate and time left; plain lines if stderr is no terminal. It appears only if the work takes
 /// longer than a moment.
 pub struct Bar {
     unit: Unit,
@@ -45,7 +45,7 @@ impl Bar {
         Bar { unit, bar: None, start: now, last: now }
     }
 
-    /// What is being done, and how much of how much.
+    /// Shows the current stage, and how much of the total is done.
     pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
         if self.start.elapsed() < Duration::from_millis(300) {
             return;
@@ -57,7 +57,7 @@ impl Bar {
                     ProgressStyle::with_template(self.unit.template())
                         .expect("the template is a constant")
                         .with_key("rate", |state: &ProgressState, to: &mut dyn std::fmt::Write| {
-                            // What cannot be shown is no failure.
+                            // If the rate cannot be shown, that is no failure.
                             let _ = write!(to, "{:.0} tok/s", state.per_sec());
                         })
                         .progress_chars("=> "),
@@ -98,20 +98,20 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// `6.9 B`: how many weights.
+/// `6.9 B`: a number of weights.
 pub fn count(n: u64) -> String {
     if n >= 1_000_000_000 { format!("{:.2} B", n as f64 / 1e9) } else { format!("{:.1} M", n as f64 / 1e6) }
 }
 
-/// The most memory that this process ever held, and the most of it that no file backs, in bytes; where the system tells.
+/// The peak resident memory of this process in bytes, if the system reports it.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Writes a result to a file, whole or not at all: beside, then renamed. A model is never replaced by one, nor is what the
-/// command reads.
+/// Writes a result to a file atomically: to another file, which is then renamed. It never replaces a model, nor an
+/// input of the command.
 pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failure> {
     not_an_input(path, inputs)?;
     let mut start = [0; 4];
@@ -121,7 +121,7 @@ pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failu
         return Err(format!("{}: this file is a model; name another file to write", path.display()).into());
     }
     let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
-    // Programs may write files of one name at a time: each has a partial file of its own.
+    // Several programs may write a file of the same name at once: each has its own partial file.
     let mut name = path.as_os_str().to_os_string();
     name.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(name);
@@ -129,7 +129,7 @@ pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failu
     written.inspect_err(|_| drop(std::fs::remove_file(&partial))).map_err(failed)
 }
 
-/// Fails where a file to write is one of those that the command reads, or lies among the files of such a folder.
+/// Fails if a file to write is one of the command's inputs, or lies in a folder that is an input.
 pub fn not_an_input(out: &Path, inputs: &[&Path]) -> Result<(), Failure> {
     let Ok(place) = out.canonicalize() else { return Ok(()) };
     if inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| place.starts_with(input))) {

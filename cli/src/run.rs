@@ -11,7 +11,7 @@ use dollop::sampler::Sampling;
 use dollop::{Event, GenerateOptions, Outcome, Overflow, StopReason};
 use std::io::{IsTerminal, Write};
 
-/// An answer of no tokens is a mistake rather than a wish.
+/// A request for no tokens is a mistake.
 pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
     if max_tokens == 0 {
         let remedy =
@@ -23,7 +23,7 @@ pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
-    // Slips are told before a model is converted for an hour.
+    // Report typing errors before a model is converted for an hour.
     args.sampling.over(&Sampling::default())?;
     let prompt = match (&args.prompt, &args.file) {
         (Some(text), _) => text.clone(),
@@ -48,7 +48,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let (Event::Prefill { done, total }, Some(bar)) = (&event, &mut bar) {
             return bar.show("reading the prompt", *done as u64, *total as u64);
         }
-        // Whatever comes next is written where the bar was.
+        // The next output is written where the bar was.
         bar = None;
         if let Event::GpuLost { note } = &event {
             gpu_lost(note);
@@ -94,7 +94,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     watch.finish()
 }
 
-/// Says in the middle of an answer, on a line of its own, that the GPU is gone.
+/// Reports in the middle of an answer, on a separate line, that the GPU was lost.
 pub fn gpu_lost(note: &str) {
     let shared = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
     note!("{}{note}", if shared { "\n" } else { "" });
@@ -110,7 +110,7 @@ fn json(
     json["prefill_tps"] = outcome.prefill_tps().into();
     json["decode_tps"] = outcome.decode_tps().into();
     json["seed"] = sampling.seed.into();
-    // By way of text, which has 0.7 where a value would have the f64 next to it.
+    // Through text, which has 0.7, where a value would have the nearest f64.
     let text = serde_json::to_string(sampling).map_err(|e| e.to_string())?;
     json["sampling"] = serde_json::from_str(&text).map_err(|e| e.to_string())?;
     json["peak_memory_bytes"] = peak_memory().into();
@@ -121,7 +121,7 @@ fn json(
     Ok(json)
 }
 
-/// One line about an answer, with the seed that gives it again where chances were thrown.
+/// One line about an answer, with the seed that reproduces it if sampling was random.
 pub fn footer(o: &Outcome, sampling: &Sampling) -> String {
     let seed = if sampling.is_random() { format!(" | seed {}", sampling.seed) } else { String::new() };
     let why = match o.stop {

@@ -1,5 +1,5 @@
-//! Options of sampling: what is typed, over what the model says, over what is built in. And the seed, which comes from
-//! here because the library knows no chance.
+//! Options of sampling: the command line overrides the model, which overrides the built-in values. The seed comes from
+//! here, because the library has no source of randomness.
 
 use crate::Failure;
 use clap::Args;
@@ -11,18 +11,19 @@ use std::hash::{BuildHasher, Hasher, RandomState};
     next_help_heading = "Sampling (what is not given here is as the model's file says, else as built in)"
 )]
 pub struct SamplingArgs {
-    /// Flattens (above 1) or sharpens probabilities; 0 always takes the likeliest token [built in: 0.7]
+    /// Flattens (above 1) or sharpens probabilities; 0 always takes the most likely token [built in: 0.7]
     #[arg(long = "temp", value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
-    /// Start of the random sequence, to have an answer again [default: another for each run, shown after the answer]
+    /// Start of the random sequence, to reproduce an answer [default: a new one for each run, shown after the answer]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// What is applied, in this order, which is llama.cpp's, as are the names [built in:
+    /// Samplers to apply, in this order; order and names are those of llama.cpp [built in:
     /// penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature]. A sampler whose numbers switch it off does
     /// nothing. At temperature 0 only penalties and dry count
     #[arg(long, value_name = "LIST", value_parser = chain)]
     samplers: Option<Chain>,
-    /// Makes a token likelier (ID+X) or less likely (ID-X), before everything else; ID-inf for never. May be given several times
+    /// Makes a token more (ID+X) or less (ID-X) likely, before all samplers; ID-inf excludes it. May be given several
+    /// times
     #[arg(long, value_name = "ID±X", value_parser = logit_bias)]
     logit_bias: Vec<LogitBias>,
     /// A text that ends the answer; may be given several times
@@ -32,35 +33,37 @@ pub struct SamplingArgs {
     /// Only tokens whose logit is within S standard deviations of the highest; 0 for all [built in: 0]
     #[arg(long = "top-n-sigma", alias = "top-nsigma", value_name = "S", help_heading = CUTS, allow_negative_numbers = true)]
     top_n_sigma: Option<f32>,
-    /// Only the K likeliest tokens; 0 for all [built in: 40]
+    /// Only the K most likely tokens; 0 for all [built in: 40]
     #[arg(long, value_name = "K", help_heading = CUTS)]
     top_k: Option<usize>,
-    /// Only the tokens that are about as surprising as is to be expected, of this probability together; 1 for all [built in: 1]
+    /// Only the most typical tokens (closest to the expected surprise) with this probability in total; 1 for all [built
+    /// in: 1]
     #[arg(long = "typical", alias = "typical-p", value_name = "P", help_heading = CUTS, allow_negative_numbers = true)]
     typical_p: Option<f32>,
-    /// Only the likeliest tokens that together have this probability; 1 for all [built in: 0.95]
+    /// Only the most likely tokens with this probability in total; 1 for all [built in: 0.95]
     #[arg(long, value_name = "P", help_heading = CUTS, allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Only tokens at least this part as likely as the likeliest; 0 for all [built in: 0.05]
+    /// Only tokens with at least this fraction of the most likely token's probability; 0 for all [built in: 0.05]
     #[arg(long, value_name = "P", help_heading = CUTS, allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// XTC: leaves, this often, all probable tokens out but the least probable of them; 0 for never [built in: 0]
+    /// XTC: with this probability, removes all probable tokens but the least probable of them; 0 for never [built in:
+    /// 0]
     #[arg(long, value_name = "P", help_heading = CUTS, allow_negative_numbers = true)]
     xtc_probability: Option<f32>,
-    /// What probability is probable for XTC; above 0.5 switches it off [built in: 0.1]
+    /// Probability from which a token is probable for XTC; above 0.5 switches it off [built in: 0.1]
     #[arg(long, value_name = "P", help_heading = CUTS, allow_negative_numbers = true)]
     xtc_threshold: Option<f32>,
 
-    /// Divides the logits of tokens that appeared lately; 1 for none [built in: 1]
+    /// Divides the logits of recent tokens; 1 for none [built in: 1]
     #[arg(long, value_name = "X", help_heading = PENALTIES, allow_negative_numbers = true)]
     repeat_penalty: Option<f32>,
-    /// Subtracted from the logits of tokens that appeared lately [built in: 0]
+    /// Subtracted from the logits of recent tokens [built in: 0]
     #[arg(long, value_name = "X", help_heading = PENALTIES, allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtracted as often as they appeared [built in: 0]
+    /// Subtracted once for each recent occurrence [built in: 0]
     #[arg(long, value_name = "X", help_heading = PENALTIES, allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// How many tokens back is lately, for these three; 0 for no penalty [built in: 64]
+    /// Number of tokens that are recent, for these three; 0 for no penalty [built in: 64]
     #[arg(long, value_name = "N", help_heading = PENALTIES)]
     repeat_last_n: Option<usize>,
     /// DRY: a token that would continue a repetition of n tokens loses X · BASE^(n − ALLOWED); 0 for none [built in: 0;
@@ -70,25 +73,25 @@ pub struct SamplingArgs {
     /// BASE of DRY [built in: 1.75]
     #[arg(long, value_name = "X", help_heading = PENALTIES, allow_negative_numbers = true)]
     dry_base: Option<f32>,
-    /// ALLOWED of DRY: shorter repetitions are free [built in: 2]
+    /// ALLOWED of DRY: shorter repetitions are not penalized [built in: 2]
     #[arg(long, value_name = "N", help_heading = PENALTIES)]
     dry_allowed_length: Option<usize>,
-    /// How many tokens back DRY looks [built in: 64]
+    /// Number of tokens that DRY looks back [built in: 64]
     #[arg(long = "dry-penalty-last-n", alias = "dry-last-n", value_name = "N", help_heading = PENALTIES)]
     dry_last_n: Option<usize>,
-    /// A text over which DRY follows no repetition, in place of the built-in ones (line feed, colon, quotation mark,
-    /// asterisk); `none` for none. May be given several times
+    /// A text across which DRY does not follow a repetition, in place of the built-in ones (line feed, colon, quotation
+    /// mark, asterisk); `none` for none. May be given several times
     #[arg(long = "dry-sequence-breaker", alias = "dry-breaker", value_name = "TEXT", help_heading = PENALTIES, allow_hyphen_values = true)]
     dry_breakers: Vec<String>,
 
-    /// Keeps the text equally surprising, in place of all samplers but the temperature: 0 for not, 1 or 2 for its versions
-    /// [built in: 0]
+    /// Keeps the surprise of the text constant, in place of all samplers but the temperature: 0 for off, 1 or 2 for its
+    /// versions [built in: 0]
     #[arg(long, value_name = "N", help_heading = MIROSTAT, value_parser = mirostat)]
     mirostat: Option<Mirostat>,
-    /// Surprise per token to aim at, in bits [built in: 5]
+    /// Target surprise per token, in bits [built in: 5]
     #[arg(long = "mirostat-ent", alias = "mirostat-tau", value_name = "TAU", help_heading = MIROSTAT, allow_negative_numbers = true)]
     mirostat_tau: Option<f32>,
-    /// How fast it learns [built in: 0.1]
+    /// Learning rate [built in: 0.1]
     #[arg(long = "mirostat-lr", alias = "mirostat-eta", value_name = "ETA", help_heading = MIROSTAT, allow_negative_numbers = true)]
     mirostat_eta: Option<f32>,
 }
@@ -97,7 +100,7 @@ const CUTS: &str = "Sampling: which tokens may be chosen";
 const PENALTIES: &str = "Sampling: against repetition";
 const MIROSTAT: &str = "Sampling: mirostat";
 
-/// A list that clap takes for one value.
+/// A list that clap treats as one value.
 #[derive(Clone)]
 struct Chain(Vec<Link>);
 
@@ -124,7 +127,7 @@ fn logit_bias(text: &str) -> Result<LogitBias, String> {
 }
 
 impl SamplingArgs {
-    /// What is typed over what the model says, with a seed.
+    /// The command line's numbers over the model's, with a seed.
     ///
     /// # Errors
     /// For numbers out of their range, and options that would change nothing.
@@ -165,7 +168,7 @@ impl SamplingArgs {
         Ok(s)
     }
 
-    /// An option whose sampler is not applied would be ignored in silence.
+    /// Rejects an option whose sampler is not applied, which would be ignored silently.
     fn check(&self, s: &Sampling) -> Result<(), Failure> {
         let typed = [
             ("--temp", Link::Temperature, self.temperature.is_some_and(|t| t != 0.0)),
@@ -194,14 +197,13 @@ impl SamplingArgs {
         Ok(())
     }
 
-    /// Whether the seed is drawn, not typed.
+    /// Whether the seed is random, not from the command line.
     pub fn is_random(&self) -> bool {
         self.seed.is_none()
     }
 }
 
-/// A seed that is another for each run, and short enough to be typed. The standard library's hasher has its keys from the
-/// system.
+/// A random seed, short enough to be typed. The standard library's hasher takes its keys from the system.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
 }

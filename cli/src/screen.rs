@@ -1,12 +1,12 @@
-//! What reaches the terminal. Text of model files, of answers and of file names comes from elsewhere, and a terminal
-//! obeys what it is sent: escape sequences could rewrite the screen or write the clipboard.
+//! Output to the terminal. Text of model files, answers and file names is untrusted, and a terminal executes escape
+//! sequences: they could rewrite the screen or write the clipboard.
 //!
-//! Everything that the program prints passes here: notes and errors through [`note!`](crate::note), results through
-//! [`stdout`], answers through [`answers`], JSON through [`json`].
+//! All output of the program passes here: notes and errors through [`note!`](crate::note), results through [`stdout`],
+//! answers through [`answers`], JSON through [`json`].
 
 use std::io::{IsTerminal, Stdout, Write};
 
-/// Prints a line to stderr, control characters as text.
+/// Prints a line to stderr, with control characters escaped.
 #[macro_export]
 macro_rules! note {
     ($($arg:tt)*) => { $crate::screen::line(&format!($($arg)*)) };
@@ -14,17 +14,17 @@ macro_rules! note {
 
 /// [`note!`] writes through this.
 pub fn line(text: &str) {
-    // A message that cannot be shown is no failure.
+    // If a message cannot be shown, that is no failure.
     let _ = writeln!(std::io::stderr(), "{}", visible(text));
 }
 
-/// Control characters as text (`\x1b`), line feeds and tabs as they are. Characters that change the direction of text are
-/// shown too: they can make a name look like another.
+/// Escapes control characters (`\x1b`) except line feeds and tabs. Characters that change the direction of text are
+/// escaped too: they can make one name look like another.
 pub fn visible(text: &str) -> String {
     escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t') || turns(c))
 }
 
-/// [`visible`] of a text that must stay one line.
+/// [`visible`] for a text that must stay on one line.
 pub fn one_line(text: &str) -> String {
     escaped(text, |c| c.is_control() || turns(c))
 }
@@ -49,13 +49,13 @@ fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// Standard output for results: control characters as text, always.
+/// Standard output for results, with control characters always escaped.
 pub fn stdout() -> Screen<Stdout> {
     Screen { to: std::io::stdout(), show: Some(visible) }
 }
 
-/// Standard output for answers: as they are into a pipe or a file; on a terminal control characters as text. Right-to-left
-/// marks are part of what people write, and stay; so do line ends of either kind.
+/// Standard output for answers: unchanged into a pipe or a file; with control characters escaped on a terminal.
+/// Right-to-left marks are part of ordinary text and stay, and so do line ends of either kind.
 pub fn answers() -> Screen<Stdout> {
     let to = std::io::stdout();
     let show = to.is_terminal().then_some(answer as fn(&str) -> String);
@@ -66,7 +66,7 @@ fn answer(text: &str) -> String {
     escaped(&text.replace('\r', ""), |c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// A writer of text that comes in whole characters.
+/// A writer of text that arrives in whole characters.
 pub struct Screen<W> {
     to: W,
     show: Option<fn(&str) -> String>,
@@ -86,24 +86,25 @@ impl<W: Write> Write for Screen<W> {
     }
 }
 
-/// What a model thinks before it answers: dimmed, where answers and notes both go to a terminal. A pipe gets the answer alone.
+/// A model's reasoning before its answer: dimmed, if answers and notes both go to a terminal. A pipe gets only the
+/// answer.
 #[derive(Default)]
 pub struct Reasoning {
     open: bool,
 }
 
 impl Reasoning {
-    /// Shows a piece.
+    /// Shows a piece of reasoning.
     pub fn show(&mut self, text: &str) {
         let mut to = std::io::stderr();
         if !text.is_empty() && to.is_terminal() && std::io::stdout().is_terminal() {
             self.open = true;
-            // What cannot be shown is no failure.
+            // If it cannot be shown, that is no failure.
             let _ = write!(to, "\x1b[2m{}\x1b[0m", visible(text));
         }
     }
 
-    /// The answer follows, a line below.
+    /// Ends the reasoning: the answer follows on a new line.
     pub fn end(&mut self) {
         if std::mem::take(&mut self.open) {
             let _ = write!(std::io::stderr(), "\n\n");
@@ -111,8 +112,8 @@ impl Reasoning {
     }
 }
 
-/// JSON in one line, or in several. What some terminals obey and JSON leaves as it is (DEL, the upper control characters)
-/// is written as an escape, which is the same text to whatever reads it.
+/// JSON in one line, or in several. Characters that some terminals execute and JSON leaves alone (DEL, the upper
+/// control characters) are written as escapes, which any JSON parser reads as the same text.
 pub fn json(value: &impl serde::Serialize, pretty: bool) -> Result<String, crate::Failure> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
     let text = text.map_err(|e| e.to_string())?;

@@ -1,4 +1,4 @@
-//! What the command line says of memory, precision and streaming, and how it shows what streaming did.
+//! Options of memory, precision and streaming, and reports of streaming.
 
 use crate::Failure;
 use crate::note;
@@ -16,34 +16,34 @@ use std::time::Instant;
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Memory and streaming")]
 pub struct StreamArgs {
-    /// Memory that may be used in all, e.g. 4G or 900M; experts that do not fit are read when a token asks for them. `all` reads
-    /// everything from the mapping, whatever it takes [default: what the machine has left, less a margin]
+    /// Memory budget in all, e.g. 4G or 900M; experts that do not fit are read when a token needs them. `all` reads
+    /// everything from the mapping without a limit [default: the memory available, less a margin]
     #[arg(long, value_name = "SIZE", value_parser = budget)]
     pub memory: Option<Budget>,
-    /// exact:B computes every expert at B bits; adaptive or adaptive:Q reads as many bits as are worth their bytes, Q for an
-    /// average expert [default: exact where everything fits, else adaptive]
+    /// exact:B computes every expert at B bits; adaptive or adaptive:Q reads as many bits as are worth their bytes, Q
+    /// for an average expert [default: exact if everything fits, else adaptive]
     #[arg(long, value_name = "P", value_parser = precision, conflicts_with = "level")]
     pub precision: Option<Precision>,
     /// Fewest bits of adaptive precision [default: 3; 2-bit experts break the syntax of JSON and tool calls]
     #[arg(long, value_name = "B", value_parser = crate::values::level)]
     pub floor: Option<Level>,
-    /// Show what streaming did
+    /// Show streaming statistics
     #[arg(long)]
     pub stats: bool,
-    /// Write a trace of reads and computation that ui.perfetto.dev opens
+    /// Write a trace of reads and computation, to be opened in ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Load the experts that were hot when this file was last written, and write it at the end
     #[arg(long, value_name = "FILE")]
     pub heat: Option<PathBuf>,
-    /// Guess the next layer's experts and read up to N of them ahead on idle lanes; changes no result (CPU only: a GPU
+    /// Guess the next layer's experts and prefetch up to N of them on idle lanes; changes no result (CPU only: a GPU
     /// would have to wait for the guess)
     #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
     pub lookahead: usize,
     /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub skip_cold: f32,
-    /// Prefer experts that are in memory by this part of the router's range of logits (lossy)
+    /// Prefer experts in memory by this fraction of the router's range of logits (lossy)
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub cache_prior: f32,
     /// Experts per token, fewer than the model's (lossy)
@@ -52,26 +52,26 @@ pub struct StreamArgs {
     /// Lower or raise the quality of adaptive precision while generating, to reach this speed (not reproducible)
     #[arg(long, value_name = "TPS")]
     pub target_tps: Option<f64>,
-    /// Who reads experts: the system itself (io_uring, where Linux has it) or threads [default: whoever proves faster when the
-    /// model is opened]
+    /// How experts are read: by the kernel (io_uring on Linux) or by threads [default: the faster one, measured when
+    /// the model is opened]
     #[arg(long, value_enum, value_name = "WHO")]
     pub reads: Option<ReadsArg>,
-    /// Reads at a time [default: as many as prove best when the model is opened]
+    /// Reads in flight [default: the best number, measured when the model is opened]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=dollop::internal::sched::MAX_LANES as i64))]
     pub lanes: Option<u8>,
     /// Wait for all reads of a layer before computing (for comparison; CPU only)
     #[arg(long)]
     pub no_overlap: bool,
-    /// When the checksum of a plane that was read is compared: the first time, always, or never
+    /// When the checksum of a plane is verified: at its first read, always, or never
     #[arg(long, value_enum, default_value = "first")]
     pub verify: VerifyArg,
-    /// In which order refinements are bought (for comparison)
+    /// Order in which refinements are bought (for comparison)
     #[arg(long, value_enum, default_value = "worth", hide = true)]
     pub order: OrderArg,
-    /// Bytes a layer may read for refinements, in place of a price (for comparison)
+    /// Bytes that a layer may read for refinements, in place of a price (for comparison)
     #[arg(long, value_name = "N", hide = true)]
     pub refinement_bytes: Option<usize>,
-    /// Tokens after which half of an expert's heat is gone
+    /// Half-life of an expert's heat, in tokens
     #[arg(long, value_name = "N", default_value_t = 4.0, hide = true)]
     pub half_life: f32,
 }
@@ -96,7 +96,7 @@ pub enum OrderArg {
     Gate,
 }
 
-/// What `--memory` says.
+/// The value of `--memory`.
 #[derive(Clone, Copy)]
 pub enum Budget {
     Bytes(u64),
@@ -130,7 +130,7 @@ fn precision(text: &str) -> Result<Precision, String> {
 }
 
 impl StreamArgs {
-    /// Adds what was asked for to the engine's options.
+    /// Adds these arguments to the engine's options.
     pub fn apply(&self, options: &mut EngineOptions) {
         options.memory = match self.memory {
             Some(Budget::Bytes(n)) => Some(n),
@@ -175,7 +175,7 @@ impl StreamArgs {
         s.trace = self.trace.as_ref().map(|_| Arc::new(Trace::default()));
     }
 
-    /// What is to be done after opening and before leaving.
+    /// The work after opening and before leaving.
     pub fn watch(&self, engine: &Engine, options: &EngineOptions) -> Result<Watch, Failure> {
         let watch =
             Watch { args: self.clone(), engine: engine.clone(), trace: options.streaming.trace.clone() };
@@ -223,7 +223,7 @@ impl Watch {
     }
 }
 
-/// A point in time, to count from.
+/// A point in time from which to count.
 pub struct Mark {
     stats: StreamStats,
     departures: (u64, u64),
@@ -231,13 +231,13 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Now; `None` where nothing is streamed.
+    /// Now; `None` if nothing is streamed.
     pub fn now(engine: &Engine) -> Option<Mark> {
         let stats = engine.stream_stats()?;
         Some(Mark { stats, departures: engine.routing_departures(), at: Instant::now() })
     }
 
-    /// What was done since, as JSON.
+    /// The counters since then, as JSON.
     pub fn json(&self, engine: &Engine, tokens: usize) -> serde_json::Value {
         let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
         let mut json = serde_json::to_value(&s).unwrap_or_default();
@@ -273,7 +273,7 @@ impl Mark {
         format!("{:.2} bits, {:.0} % hits, {}/token", s.mean_bits(), 100.0 * s.hit_rate(), bytes(read))
     }
 
-    /// Several lines for people.
+    /// A report of several lines.
     pub fn report(&self, engine: &Engine, tokens: usize) -> String {
         let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
         let wall = self.at.elapsed().as_nanos() as f64;

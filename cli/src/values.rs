@@ -1,4 +1,4 @@
-//! Values of arguments that the library has a type for, from what people write.
+//! Values of arguments that have a type in the library, parsed from text.
 
 use crate::tasks::Kind;
 use dollop::Level;

@@ -3,24 +3,24 @@
 use super::score::Verdict;
 use super::words::{self, Word, numbers, positions};
 
-/// Words that an answer may take to come to the point.
+/// The number of words within which an answer must come to the point.
 const WINDOW: usize = 20;
 
 /// A question and its answers.
 pub struct Fact {
     pub ask: String,
-    /// Any of these is right. Numbers may come in digits or in words.
+    /// Any of these is right. Numbers may be in digits or in words.
     pub accept: Vec<String>,
     /// Wrong answers of the same sort.
     pub others: Vec<String>,
-    /// No other answer of the same sort may stand beside the right one.
+    /// Whether another answer of the same sort beside the right one makes it wrong.
     pub closed: bool,
 }
 
 /// Some words, from the first to before the last.
 type Span = (usize, usize);
 
-/// Right where an accepted answer stands in the first sentence, or the first 20 words of a longer one; is not denied; and
+/// Right if an accepted answer is in the first sentence, or in the first 20 words of a longer one, is not denied, and
 /// no alternative is offered.
 pub fn score(answer: &str, fact: &Fact) -> Verdict {
     let all = words::words(answer);
@@ -51,7 +51,7 @@ impl Fact {
         numbers(said).into_iter().filter(|(value, _)| *value == want).map(|(_, span)| span).collect()
     }
 
-    /// Another answer of the same sort. What the question says may be said again, and `1` is an article as well.
+    /// Another answer of the same sort. The answer may repeat words of the question, and `1` may be an article.
     fn other(&self, said: &[Word]) -> Option<String> {
         let asked = words::words(&self.ask);
         let Some(want) = self.number().filter(|_| self.closed) else {
@@ -64,7 +64,7 @@ impl Fact {
     }
 }
 
-/// How many words the first sentence has, at most [`WINDOW`].
+/// The number of words of the first sentence, at most [`WINDOW`].
 fn first_sentence(all: &[Word]) -> usize {
     let ends = |i: usize| {
         let Word { text, gap, .. } = &all[i];

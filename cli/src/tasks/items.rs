@@ -1,6 +1,6 @@
-//! The tasks themselves: `items.json`, made into prompts with what their answers are held against.
+//! The tasks: `items.json`, turned into prompts with the checks for their answers.
 //!
-//! Results of one version are comparable. Who changes an item, a prompt or a rule of scoring raises the version.
+//! Results of one version are comparable: a change of an item, a prompt or a scoring rule must raise the version.
 
 use super::facts::Fact;
 use serde::Deserialize;
@@ -35,7 +35,7 @@ impl Kind {
         }
     }
 
-    /// Most tokens of an answer: several times what a good one needs, so that a loop has room to show.
+    /// Maximum tokens of an answer: several times what a good one needs, so that a loop can show.
     pub fn max_tokens(self) -> usize {
         match self {
             Kind::Json | Kind::Tools | Kind::Arithmetic => 160,
@@ -48,20 +48,20 @@ impl Kind {
 /// One question.
 pub struct Item {
     pub kind: Kind,
-    /// Its place among those of its kind, from 1.
+    /// Its position among those of its kind, from 1.
     pub number: usize,
-    /// What a report shows of the question.
+    /// The question as a report shows it.
     pub ask: String,
-    /// What the model is told.
+    /// The prompt for the model.
     pub prompt: String,
     pub check: Check,
 }
 
-/// What an answer is held against.
+/// The check of an answer.
 pub enum Check {
     /// A JSON schema.
     Json(Json),
-    /// The tools that are offered, as chat templates take them, and the name of the one to call.
+    /// The tools to offer, as chat templates expect them, and the name of the one to call.
     Call {
         tools: Vec<Json>,
         name: String,
@@ -125,10 +125,10 @@ struct Hidden {
     at: usize,
 }
 
-/// Questions of one sort: each with the answers that are accepted.
+/// Questions of one sort, each with its accepted answers.
 #[derive(Deserialize)]
 struct Group {
-    /// An answer of another question of the group beside the right one makes it wrong.
+    /// Whether the answer of another question of the group makes a right answer wrong.
     closed: bool,
     /// Further wrong answers.
     also: Vec<String>,

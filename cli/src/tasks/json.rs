@@ -4,19 +4,19 @@ use super::schema;
 use super::score::Verdict;
 use serde_json::Value as Json;
 
-/// Right where the answer is JSON, and nothing else, that meets the schema.
+/// Right if the answer is JSON that meets the schema, and nothing else.
 pub fn score(answer: &str, schema: &Json) -> Verdict {
     let value = parse(answer)?;
     schema::check(&value, schema)
 }
 
-/// The JSON that an answer is; a fence may enclose it.
+/// The JSON of an answer; a fence may enclose it.
 pub fn parse(answer: &str) -> Result<Json, String> {
     let text = unfenced(answer.trim());
     serde_json::from_str(text).map_err(|e| format!("is no JSON: {e}"))
 }
 
-/// What stands between the lines of a fence, where it is the whole text.
+/// The text between the lines of a fence, if the fence encloses the whole text.
 fn unfenced(text: &str) -> &str {
     let inner = || {
         let (language, rest) = text.strip_prefix("```")?.split_once('\n')?;

@@ -1,7 +1,7 @@
 //! `dollop eval --tasks`: how many small tasks a model gets right, at each level of its file.
 //!
-//! This file opens the model once a column and asks. What is asked is in `items`, what is right in `score`, what is
-//! printed in `report`.
+//! This file opens the model once for each column and asks the questions. `items` has the questions, `score` decides
+//! what is right, and `report` prints.
 
 mod facts;
 mod items;
@@ -31,7 +31,7 @@ use tools::Told;
 /// Items between two lines of progress.
 const PROGRESS: usize = 20;
 
-/// The day that templates are told, in seconds since 1970 (1 January 2025): answers must not depend on the date.
+/// The date that templates get, in seconds since 1970 (1 January 2025): answers must not depend on the date.
 const TODAY: u64 = 1_735_689_600;
 
 pub fn tasks(args: &EvalArgs, kinds: &[Kind]) -> Result<(), Failure> {
@@ -52,7 +52,7 @@ pub fn tasks(args: &EvalArgs, kinds: &[Kind]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What `--levels` asks for and the file has; `None` is whatever the other flags say.
+/// The precisions of `--levels` that the file has; `None` stands for the other flags.
 fn precisions(args: &EvalArgs) -> Result<Vec<Option<Precision>>, Failure> {
     if args.levels.is_empty() {
         return Ok(vec![None]);
@@ -81,7 +81,7 @@ fn precisions(args: &EvalArgs) -> Result<Vec<Option<Precision>>, Failure> {
     Ok(there.into_iter().map(Some).collect())
 }
 
-/// What a column is called.
+/// The label of a column.
 fn label(args: &EvalArgs, precision: Option<Precision>) -> String {
     let level = args.engine.level.map(Precision::Exact);
     match precision.or(args.engine.stream.precision).or(level) {
@@ -91,7 +91,7 @@ fn label(args: &EvalArgs, precision: Option<Precision>) -> String {
     }
 }
 
-/// Opens the model and asks it everything.
+/// Opens the model and asks it all items.
 fn column(
     args: &EvalArgs,
     precision: Option<Precision>,
@@ -136,18 +136,18 @@ fn column(
     })
 }
 
-/// A conversation that begins anew with every item.
+/// A conversation that starts again with every item.
 struct Asker {
     chat: Chat,
     target_tps: Option<f64>,
-    /// How the model learned of tools, once it had to.
+    /// How the model is told of tools, once it had to be.
     told: Option<Told>,
 }
 
 impl Asker {
     fn ask(&mut self, item: &Item) -> Result<Answer, Failure> {
         let mut variables: Map<String, Json> = Map::new();
-        // What a model thinks would be longer than the answers that are asked for.
+        // Reasoning would be longer than the answers.
         variables.insert("enable_thinking".to_owned(), false.into());
         self.chat.set_system(None);
         let mut prompt = item.prompt.clone();

@@ -1,4 +1,4 @@
-//! What `dollop eval --tasks` says of its answers.
+//! The report of `dollop eval --tasks`.
 
 use super::items::{Item, Kind};
 use super::score;
@@ -19,7 +19,7 @@ pub struct Column {
     pub backend: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_lost: Option<String>,
-    /// How the model learned of tools, where it had to.
+    /// How the model was told of tools, if it had to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Told>,
     pub kinds: Vec<Count>,
@@ -40,7 +40,7 @@ pub struct Count {
     pub loops: usize,
 }
 
-/// What became of one item.
+/// The result of one item.
 #[derive(Serialize)]
 pub struct Answer {
     pub kind: Kind,
@@ -81,7 +81,7 @@ pub fn count(kind: Kind, answers: &[Answer]) -> Count {
     Count { kind, right: of(|a| a.right), total: of(|_| true), loops: of(|a| a.loops) }
 }
 
-/// Kinds by columns, and below what the columns are.
+/// A table of kinds by columns, followed by a description of the columns.
 pub fn table(columns: &[Column], kinds: &[Kind]) -> String {
     let mut text = format!("| tasks, version {} |", super::items::version());
     for column in columns {
@@ -106,7 +106,7 @@ pub fn table(columns: &[Column], kinds: &[Kind]) -> String {
     text
 }
 
-/// A line for every item that is wrong: where, what was asked and answered, and why that is wrong.
+/// A line for every wrong item: which it is, the question and the answer, and why it is wrong.
 pub fn failures(columns: &[Column]) -> Vec<String> {
     let of = |column: &Column| -> Vec<String> {
         let wrong = column.answers.iter().filter(|answer| !answer.right);

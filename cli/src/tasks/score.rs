@@ -7,11 +7,11 @@ use dollop::StopReason;
 /// Why an answer is wrong, in a few words.
 pub type Verdict = Result<(), String>;
 
-/// Tokens that must come again for an answer to loop, and how often they must have come.
+/// The number of tokens that must repeat for an answer to loop, and how often they must occur.
 const LOOP_TOKENS: usize = 12;
 const LOOP_TIMES: usize = 3;
 
-/// Holds an answer against what its item asks for.
+/// Checks an answer against its item.
 pub fn score(item: &Item, answer: &str) -> Verdict {
     let answer = said(answer)?;
     match &item.check {
@@ -24,7 +24,7 @@ pub fn score(item: &Item, answer: &str) -> Verdict {
     }
 }
 
-/// The answer behind what a model thought first.
+/// The answer after a model's reasoning.
 fn said(answer: &str) -> Result<&str, String> {
     match answer.rsplit_once("</think>") {
         Some((_, said)) => Ok(said),
@@ -42,7 +42,7 @@ fn arithmetic(answer: &str, want: f64) -> Verdict {
     }
 }
 
-/// The text is in the answer as it is, and neither a letter nor a digit is joined to it: only marks may be, as quotes are.
+/// The text is in the answer unchanged, with no letter or digit joined to it: only marks such as quotes may be.
 fn copy(answer: &str, text: &str) -> Verdict {
     let joined = |mut beside: std::str::Chars, forward: bool| {
         let next = || if forward { beside.next() } else { beside.next_back() };
@@ -61,8 +61,8 @@ fn retrieval(answer: &str, accept: &[String]) -> Verdict {
     Err(format!("does not say {}", accept.join(" or ")))
 }
 
-/// Whether an answer that had to be cut off repeats itself at its end: its last 12 tokens came three times or more, at
-/// whatever distance.
+/// Whether an answer that had to be cut off repeats itself at its end: its last 12 tokens occur three times or more, at
+/// any distance.
 pub fn loops(tokens: &[u32], stop: StopReason) -> bool {
     if !matches!(stop, StopReason::MaxTokens | StopReason::ContextFull) || tokens.len() < LOOP_TOKENS {
         return false;

@@ -1,4 +1,4 @@
-//! Answers that call a tool, and how a model learns of tools.
+//! Answers that call a tool, and how a model is told of tools.
 
 use super::score::Verdict;
 use super::{json, schema};
@@ -9,20 +9,20 @@ use serde_json::{Map, Value as Json};
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
-/// Who tells the model of the tools that it may call.
+/// How the model is told of the tools that it may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Told {
-    /// The chat template, as the model was trained.
+    /// By the chat template, as the model was trained.
     Template,
-    /// A system prompt of ours, where the template shows no tools.
+    /// By our system prompt, if the template shows no tools.
     System,
-    /// The same before the question, where the template has no system prompt either.
+    /// By the same text before the question, if the template has no system prompt either.
     Question,
 }
 
 impl Told {
-    /// What this template can do.
+    /// The best way that this template supports.
     pub fn by(template: &ChatTemplate, tools: &[Json]) -> Told {
         let render = |messages: &[Message], tools: Option<Json>| {
             template
@@ -39,7 +39,7 @@ impl Told {
         if marked.contains("b1f7") { Told::System } else { Told::Question }
     }
 
-    /// For people; nothing where all is as it should be.
+    /// A note for the user, unless the template shows the tools.
     pub fn note(self) -> Option<&'static str> {
         match self {
             Told::Template => None,
@@ -50,7 +50,7 @@ impl Told {
         }
     }
 
-    /// Begins a conversation that knows of `tools`; returns the question as it is to be asked.
+    /// Begins a conversation with `tools`; returns the prompt to send.
     pub fn tell(
         self,
         chat: &mut Chat,
@@ -67,7 +67,7 @@ impl Told {
     }
 }
 
-/// Tools for a model whose template has no place for them.
+/// A description of tools for a model whose template does not show them.
 fn description(tools: &[Json]) -> String {
     let list: Vec<String> = tools.iter().map(Json::to_string).collect();
     format!(
@@ -76,7 +76,7 @@ fn description(tools: &[Json]) -> String {
     )
 }
 
-/// Right where the answer makes one well-formed call of the tool `name`, with arguments of the types that it takes.
+/// Right if the answer makes one well-formed call of the tool `name`, with arguments of the required types.
 pub fn score(answer: &str, tools: &[Json], name: &str) -> Verdict {
     let (called, arguments) = call(answer)?;
     if called != name {
@@ -90,7 +90,8 @@ pub fn score(answer: &str, tools: &[Json], name: &str) -> Verdict {
     schema::check(&Json::Object(arguments), parameters)
 }
 
-/// The one call of an answer: between its tags with text around them, or the whole answer. Some models put it in a list.
+/// The only call of an answer: between its tags with text around them, or the whole answer. Some models put it in a
+/// list.
 fn call(answer: &str) -> Result<(String, Map<String, Json>), String> {
     let value = match answer.split_once(OPEN) {
         None => json::parse(answer).map_err(|e| format!("calls no tool: the answer {e}"))?,

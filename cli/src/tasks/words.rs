@@ -4,13 +4,13 @@
 #[derive(Debug)]
 pub struct Word {
     pub text: String,
-    /// What its digits say: thousands may have commas, and a minus may stand before.
+    /// The value of its digits: thousands may have commas, and a minus may precede.
     pub value: Option<f64>,
-    /// What stands between it and the next word.
+    /// The text between it and the next word.
     pub gap: String,
 }
 
-/// The words of a text: runs of letters and digits; of a number also its sign, its point and its commas.
+/// The words of a text: runs of letters and digits. A number includes its sign, its point and its commas.
 pub fn words(text: &str) -> Vec<Word> {
     let chars: Vec<char> = text.chars().collect();
     let mut all: Vec<Word> = Vec::new();
@@ -36,7 +36,7 @@ pub fn words(text: &str) -> Vec<Word> {
 fn number(chars: &[char], i: usize) -> Option<(f64, usize)> {
     let digit = |i: usize| chars.get(i).is_some_and(char::is_ascii_digit);
     let minus = matches!(chars[i], '-' | '−');
-    // Between two words or numbers it is a dash.
+    // Between two words or numbers, it is a dash.
     if minus && i > 0 && (chars[i - 1].is_alphanumeric() || chars[i - 1] == ')') {
         return None;
     }
@@ -66,7 +66,7 @@ fn commas(chars: &[char]) -> usize {
     chars.iter().filter(|c| **c == ',').count()
 }
 
-/// Where `phrase` stands among words, whole: the first of its words and the one behind its last.
+/// The positions of `phrase` among words, as whole words: the index of its first word and the one after its last.
 pub fn positions(words: &[Word], phrase: &str) -> Vec<(usize, usize)> {
     let phrase = self::words(phrase);
     let here = |i: &usize| words[*i..].iter().zip(&phrase).filter(|(a, b)| a.text == b.text).count();
@@ -74,12 +74,13 @@ pub fn positions(words: &[Word], phrase: &str) -> Vec<(usize, usize)> {
     found.map(|i| (i, i + phrase.len())).collect()
 }
 
-/// Whether `phrase` stands in `text`, as whole words of any case.
+/// Whether `text` contains `phrase`, as whole words in any case.
 pub fn contains(text: &str, phrase: &str) -> bool {
     !positions(&words(text), phrase).is_empty()
 }
 
-/// Every number among words, in digits or spelled out up to thousands, with its first word and the one behind its last.
+/// Every number among words, in digits or spelled out up to thousands, with the index of its first word and the one
+/// after its last.
 pub fn numbers(words: &[Word]) -> Vec<(f64, (usize, usize))> {
     let mut all = Vec::new();
     let mut i = 0;
@@ -148,12 +149,12 @@ fn spelled(words: &[Word], i: usize) -> Option<(f64, usize)> {
     (end > i).then_some(((1000 * thousands + below) as f64, end))
 }
 
-/// Whether units go behind these tens: `twenty five`.
+/// Whether units may follow these tens: `twenty five`.
 fn fits(below: usize, n: usize) -> bool {
     (20..100).contains(&(below % 100)) && below.is_multiple_of(10) && (1..10).contains(&n)
 }
 
-/// Whether an `and` stands inside a number: `a hundred and five`.
+/// Whether an `and` is inside a number: `a hundred and five`.
 fn joins(words: &[Word], and: usize) -> bool {
     let behind = |word: &Word| SMALL[1..].iter().chain(&TENS).any(|w| *w == word.text);
     let before = &words[and - 1].text;
