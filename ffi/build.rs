@@ -1,5 +1,5 @@
-//! What the linker is told about the shared library on Android: its name, which the system's loader goes by, and segments that systems
-//! with pages of 16 KiB can map (older NDKs align to 4 KiB).
+//! Linker arguments for the shared library on Android: its name, which the system's loader uses, and segments that
+//! systems with 16 KiB pages can map (older NDKs align to 4 KiB).
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

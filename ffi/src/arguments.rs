@@ -1,13 +1,14 @@
-//! What C hands in, checked: texts, arrays, option structs.
+//! Checks of the arguments from C: texts, arrays, option structs.
 //!
-//! Every function here is unsafe for one reason: what a pointer points to. Callers argue with the contract of `lib.rs`.
+//! Every function here is unsafe for one reason: it dereferences a pointer from C. Callers argue with the contract of
+//! `lib.rs`.
 
 use crate::boundary::{Failure, Result};
 use crate::status::dollop_status::*;
 use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
 
-/// Longest array that a caller may name, in elements: a negative number that became unsigned is more.
+/// The longest array that a caller may pass, in elements: a negative number that became unsigned is larger.
 const MAX_ELEMENTS: usize = 1 << 28;
 
 fn null(name: &str) -> Failure {
@@ -27,7 +28,7 @@ pub(crate) unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<&'a str
     text.to_str().map_err(|e| Failure::new(DOLLOP_UTF8, format!("{name} is not UTF-8: {e}")))
 }
 
-/// The same, where NULL stands for no text.
+/// The same, but NULL means no text.
 ///
 /// # Safety
 /// As [`text`].
@@ -61,7 +62,7 @@ pub(crate) unsafe fn path(name: &str, pointer: *const c_char) -> Result<PathBuf>
     }
 }
 
-/// An array of `len` elements, which may be NULL where `len` is 0.
+/// An array of `len` elements, which may be NULL if `len` is 0.
 ///
 /// # Safety
 /// `array` is NULL, or has `len` elements that stay as they are for `'a`.
@@ -90,7 +91,7 @@ pub(crate) unsafe fn texts(name: &str, from: *const *const c_char, len: usize) -
     pointers.iter().map(|&p| unsafe { text(name, p) }.map(str::to_owned)).collect()
 }
 
-/// A struct that begins with its size, so that a program and a library of another age understand each other.
+/// A struct that begins with its size, so that a program and a library of different versions understand each other.
 ///
 /// # Safety
 /// A `repr(C)` type whose first field is a `usize`, the struct's size, and of which any bytes are a value (numbers, raw
@@ -98,7 +99,7 @@ pub(crate) unsafe fn texts(name: &str, from: *const *const c_char, len: usize) -
 pub(crate) unsafe trait Struct: Copy + Default {
     /// Its name in C.
     const NAME: &'static str;
-    /// Bytes of its first version, which all later ones begin with.
+    /// Bytes of its first version, with which all later ones begin.
     const FIRST: usize = size_of::<Self>();
 
     /// # Errors
@@ -141,7 +142,7 @@ pub(crate) unsafe trait Struct: Copy + Default {
     }
 }
 
-/// The body of a struct's `_init`: its defaults, as far as the caller's struct goes.
+/// The body of a struct's `_init`: writes the defaults, up to the size of the caller's struct.
 ///
 /// # Safety
 /// `to` is NULL or has `size` bytes to write to.

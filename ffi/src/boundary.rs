@@ -1,4 +1,4 @@
-//! Where Rust ends: failures become a status and a text, and a panic becomes a status.
+//! The boundary between Rust and C: failures become a status and a text, and a panic becomes a status.
 
 use crate::status::{self, dollop_status};
 use runtime::Error;
@@ -42,9 +42,9 @@ pub(crate) fn run(body: impl FnOnce() -> Result<()>) -> dollop_status {
     }
 }
 
-/// Runs the body of a function that another language calls. The one place where a panic of the library is caught.
+/// Runs the body of a function that another language calls. The only place that catches a panic of the library.
 pub(crate) fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What a body changes it changes behind a lock of a handle, which a panic poisons (`handles.rs`), or in the end alone.
+    // A body changes state only behind a handle's lock, which a panic poisons (`handles.rs`), or as its last step.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(result) => result,
         Err(payload) => Err(Failure::new(dollop_status::DOLLOP_PANIC, panicked(&*payload))),
@@ -58,7 +58,7 @@ fn panicked(payload: &(dyn std::any::Any + Send)) -> String {
 }
 
 fn remember(failure: Failure) -> dollop_status {
-    // A thread that is ending may have no place left for the text.
+    // A thread that is ending may have destroyed its storage for the text.
     let _ = LAST.try_with(|last| *last.borrow_mut() = c_string(&failure.text));
     failure.status
 }

@@ -1,4 +1,4 @@
-//! A conversation: messages through the model's template onto a timeline of its own.
+//! A conversation: messages, rendered by the model's template, on a separate timeline.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};

@@ -1,4 +1,4 @@
-//! The GPUs that there are.
+//! The GPUs of this machine.
 
 use crate::boundary::{Failure, Result, run};
 use crate::outputs::{Out, OutArray};
@@ -46,7 +46,7 @@ fn all() -> Vec<(dollop_device, Value)> {
     Vec::new()
 }
 
-/// A text in an array, cut at a character, with a NUL behind it.
+/// A text in an array, cut at a character boundary, followed by a NUL.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
     let mut field = [0; N];
@@ -58,7 +58,7 @@ pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
             break;
         }
         for &b in bytes {
-            // A byte, whether this system's characters have signs or not.
+            // A byte, whether `c_char` is signed on this system or not.
             field[at] = b as c_char;
             at += 1;
         }

@@ -1,4 +1,4 @@
-//! Opening a model, and what an open one says.
+//! Opening and closing a model, and the progress of a conversion.
 
 use crate::arguments;
 use crate::arguments::Struct;
@@ -43,10 +43,10 @@ pub unsafe extern "C" fn dollop_engine_free(engine: *mut dollop_engine) -> dollo
     run(|| handles::close(engine).map(drop))
 }
 
-/// What the library tells of a conversion, and whether that goes on.
+/// A callback for a conversion's progress, which decides whether it goes on.
 pub(crate) type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
-/// Does what may convert a model first, of which the caller's callback hears.
+/// Runs `work`, which may convert a model first, and reports its progress to the caller's callback.
 pub(crate) fn with_progress<T>(
     opening: &Opening,
     work: impl FnOnce(Hear) -> runtime::Result<T>,
@@ -65,7 +65,7 @@ pub(crate) fn with_progress<T>(
 
 type Callback = unsafe extern "C-unwind" fn(*const dollop_progress, *mut std::ffi::c_void) -> i32;
 
-/// What the callback answers; `None` where it panics.
+/// The callback's answer; `None` if it panicked.
 fn report(callback: Callback, opening: &Opening, progress: Progress) -> Option<i32> {
     let stage = c_string(progress.stage);
     let progress = dollop_progress { stage: stage.as_ptr(), done: progress.done, total: progress.total };

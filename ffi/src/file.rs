@@ -1,4 +1,4 @@
-//! Models in open files: for systems that hand out descriptors and no paths.
+//! Models in open files: for systems that hand out descriptors instead of paths.
 
 use crate::arguments::Struct;
 use crate::boundary::{Failure, Result, run};
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn dollop_plan_new_file(
     })
 }
 
-/// A file of our own for a descriptor, and the length of its part.
+/// A duplicate of a descriptor, and the length of its part.
 pub(crate) fn part(descriptor: c_int, offset: u64, length: u64) -> Result<(File, u64)> {
     let file = duplicate(descriptor)?;
     if length != 0 {

@@ -1,4 +1,4 @@
-//! Generation as C sees it: options in, events through a callback, an outcome out.
+//! Generation for C: options in, events through a callback, an outcome out.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -171,7 +171,7 @@ pub(crate) fn outcome_of(o: &Outcome) -> dollop_outcome {
             StopReason::MaxTokens => DOLLOP_STOP_MAX_TOKENS,
             StopReason::Cancelled => DOLLOP_STOP_CANCELLED,
             StopReason::ContextFull => DOLLOP_STOP_CONTEXT_FULL,
-            #[allow(unreachable_patterns)] // Reasons may become more.
+            #[allow(unreachable_patterns)] // Further reasons may be added.
             _ => DOLLOP_STOP_OTHER,
         },
         prompt_tokens: n(o.prompt_tokens),
@@ -183,12 +183,12 @@ pub(crate) fn outcome_of(o: &Outcome) -> dollop_outcome {
     }
 }
 
-/// A caller's callback, and what became of it.
+/// A caller's callback, and its state.
 struct Listener {
     callback: dollop_event_callback,
     user_data: *mut c_void,
     cancel: CancelToken,
-    /// The text with a NUL behind it; kept from event to event.
+    /// The text with its NUL; the buffer is reused for every event.
     text: Vec<u8>,
     stopped: bool,
     panicked: bool,
@@ -199,12 +199,13 @@ impl Listener {
         let Some(callback) = self.callback.filter(|_| !self.stopped) else { return };
         let (kind, token, text, done, total) = match &event {
             Event::Prefill { done, total } => (DOLLOP_EVENT_PREFILL, 0, "", *done, *total),
-            // What a model thinks is no part of its answer: a token without text, which can be answered as any other.
+            // Reasoning is no part of the answer: it is reported as a token without text, and the callback's answer
+            // counts as for any other.
             Event::Reasoning { id, .. } => (DOLLOP_EVENT_TOKEN, *id, "", 0, 0),
             Event::Token { id, text } => (DOLLOP_EVENT_TOKEN, *id, text.as_str(), 0, 0),
             Event::Rest { text } => (DOLLOP_EVENT_REST, 0, text.as_str(), 0, 0),
             Event::GpuLost { note } => (DOLLOP_EVENT_GPU_LOST, 0, note.as_str(), 0, 0),
-            #[allow(unreachable_patterns)] // Events may become more.
+            #[allow(unreachable_patterns)] // Further events may be added.
             _ => return,
         };
         self.text.clear();
@@ -230,7 +231,7 @@ impl Listener {
     }
 }
 
-/// What a call that generates does with a value that is used exclusively.
+/// The part of a call that generates, with exclusive access to the value.
 pub(crate) type Body<'a, T> =
     dyn FnOnce(&mut T, &GenerateOptions, &mut dyn FnMut(Event)) -> Result<Outcome> + 'a;
 

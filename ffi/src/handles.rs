@@ -1,8 +1,8 @@
 //! Handles: what C holds in place of a Rust value.
 //!
-//! A handle is no address but a number that is used once, with the type in its low bits. One table has the values of all
-//! open handles. So a handle that is closed, of another type or made up is found out without reading memory that may be
-//! gone, and closing a handle while another thread computes with it leaves the value to that thread.
+//! A handle is not an address but a number that is used once, with the type in its low bits. One table maps all open
+//! handles to their values. So a handle that is closed, of another type or invented is detected without reading freed
+//! memory, and closing a handle while another thread computes with it leaves the value to that thread.
 
 use crate::boundary::{Failure, Result};
 use crate::status::dollop_status::*;
@@ -30,7 +30,7 @@ pub struct dollop_plan {
     _opaque: [u8; 0],
 }
 
-/// A value that one call at a time may use, and what stops that call.
+/// A value for one call at a time, and the token that cancels that call.
 pub(crate) struct Exclusive<T> {
     value: Mutex<T>,
     running: Mutex<Option<CancelToken>>,
@@ -53,7 +53,7 @@ impl<T> Exclusive<T> {
         })
     }
 
-    /// Names what [`Exclusive::cancel`] cancels, for as long as the guard lives.
+    /// Sets the token that [`Exclusive::cancel`] cancels, while the guard exists.
     pub(crate) fn cancels(&self, token: &CancelToken) -> impl Drop + '_ {
         struct Running<'a>(&'a Mutex<Option<CancelToken>>);
         impl Drop for Running<'_> {
@@ -65,7 +65,7 @@ impl<T> Exclusive<T> {
         Running(&self.running)
     }
 
-    /// Stops the generation that runs, if one does.
+    /// Cancels the running generation, if any.
     pub(crate) fn cancel(&self) {
         if let Some(token) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
             token.cancel();
@@ -73,7 +73,7 @@ impl<T> Exclusive<T> {
     }
 }
 
-/// What an open handle stands for.
+/// The value of an open handle.
 pub(crate) enum Object {
     Engine(Engine),
     Session(Arc<Exclusive<Session>>),
@@ -85,9 +85,9 @@ const NAMES: [&str; 4] = ["engine", "session", "chat", "plan"];
 
 /// A type of handles.
 pub(crate) trait Handle {
-    /// What it stands for; a clone is the same one.
+    /// The type of its value; a clone is the same object.
     type Value: Clone;
-    /// Its place in `NAMES`, and the low bits of its numbers.
+    /// Its index in `NAMES`, and the low bits of its numbers.
     const TAG: usize;
     fn wrap(value: Self::Value) -> Object;
     fn unwrap(object: &Object) -> Option<&Self::Value>;
@@ -115,7 +115,7 @@ handle!(dollop_session, Session, Arc<Exclusive<Session>>, 1);
 handle!(dollop_chat, Chat, Arc<Exclusive<Chat>>, 2);
 handle!(dollop_plan, Plan, Arc<MemoryPlan>, 3);
 
-/// The numbers in use, and the next one that was never used.
+/// The open handles by number, and the next unused number.
 struct Table {
     open: HashMap<usize, Object>,
     next: usize,
@@ -127,7 +127,7 @@ static TABLE: LazyLock<RwLock<Table>> =
 /// A new handle of a value.
 ///
 /// # Errors
-/// `DOLLOP_OTHER` where 2^26 handles were made on a machine of 32 bits: numbers are not used twice.
+/// `DOLLOP_OTHER` after 2^26 handles on a 32-bit machine: numbers are not reused.
 pub(crate) fn open<H: Handle>(value: H::Value) -> Result<*mut H> {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
     let number = table.next.checked_mul(16).map(|n| n + H::TAG);
@@ -149,7 +149,7 @@ fn unknown<H: Handle>(number: usize, open: bool) -> Failure {
     }
 }
 
-/// The value of an open handle. It lives as long as the clone, whatever becomes of the handle.
+/// The value of an open handle. The clone stays valid even if the handle is closed.
 pub(crate) fn get<H: Handle>(handle: *const H) -> Result<H::Value> {
     if handle.is_null() {
         return Err(Failure::new(DOLLOP_NULL, format!("the {} is NULL", NAMES[H::TAG])));
@@ -160,14 +160,14 @@ pub(crate) fn get<H: Handle>(handle: *const H) -> Result<H::Value> {
     found.and_then(H::unwrap).cloned().ok_or_else(|| unknown::<H>(number, found.is_some()))
 }
 
-/// Closes a handle; NULL is none. Returns its value, which is dropped outside of the table's lock.
+/// Closes a handle; NULL does nothing. Returns its value, which is dropped outside of the table's lock.
 pub(crate) fn close<H: Handle>(handle: *mut H) -> Result<Option<H::Value>> {
     if handle.is_null() {
         return Ok(None);
     }
     let value = get(handle.cast_const())?;
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
-    // Another thread may have been here in between.
+    // Another thread may have closed it in between.
     match table.open.remove(&handle.addr()) {
         Some(_) => Ok(Some(value)),
         None => Err(unknown::<H>(handle.addr(), false)),

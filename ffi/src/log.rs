@@ -1,4 +1,4 @@
-//! What the library logs, handed to a callback. One sink for the process, as the `log` facade has it.
+//! The library's log messages, passed to a callback. One sink for the process, like the `log` facade.
 
 use crate::boundary::{Failure, Result, c_string, run};
 use crate::status::dollop_status::{self, *};
@@ -33,7 +33,7 @@ pub type dollop_log_callback = Option<
     ),
 >;
 
-/// Where messages go: hears level, target and line, on any thread, on several at a time.
+/// A log sink: gets level, target and line, on any thread, on several at a time.
 pub(crate) type Sink = Box<dyn Fn(Level, &str, &str) + Send + Sync>;
 
 /// A callback of C.
@@ -65,14 +65,14 @@ thread_local! {
 }
 
 fn inside() -> bool {
-    // A thread that is ending has no place left for the answer, and calls nothing.
+    // A thread that is ending has no storage left for the flag, and calls nothing.
     INSIDE.try_with(Cell::get).unwrap_or(true)
 }
 
 struct Logger;
 
 impl Log for Logger {
-    /// All that Dollop says; of the libraries beneath it what is no mere detail.
+    /// All messages of Dollop, and only warnings and errors of other libraries.
     fn enabled(&self, of: &Metadata) -> bool {
         of.level() <= Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
     }
@@ -86,7 +86,7 @@ impl Log for Logger {
         let Some(sink) = &*sink else { return };
         let message = record.args().to_string();
         INSIDE.set(true);
-        // What a callback in Rust may unwind with ends here: logging is no reason to stop what is being done.
+        // A panic of a callback in Rust ends here: a failing log must not stop the operation.
         let _ = catch_unwind(AssertUnwindSafe(|| sink(record.level(), record.target(), &message)));
         INSIDE.set(false);
     }
@@ -135,7 +135,7 @@ pub(crate) fn set(sink: Option<Sink>, max_level: u32) -> Result<()> {
     set_max_level(if sink.is_some() { level } else { LevelFilter::Off });
     let before = std::mem::replace(&mut *current, sink);
     drop(current);
-    // After the lock is left: dropping a sink of Kotlin calls the virtual machine.
+    // Dropped after the lock is released: dropping a sink of Kotlin calls the virtual machine.
     drop(before);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Memory given back and taken again while a model is open.
+//! Gives memory back and takes it again while a model is open.
 
 use crate::boundary::{Failure, Result, run};
 use crate::handles::{self, dollop_engine};

@@ -1,4 +1,4 @@
-//! How a model is opened or planned for: `dollop_engine_options`.
+//! Options for opening a model or planning for it: `dollop_engine_options`.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -22,7 +22,7 @@ pub const DOLLOP_PRECISION_EXACT: u32 = 1;
 /// As many bits as are worth their bytes, but at least `level`.
 pub const DOLLOP_PRECISION_ADAPTIVE: u32 = 2;
 
-/// More are a mistake: no machine that this runs on has as many cores, and each thread has a stack.
+/// More threads are a mistake: no supported machine has as many cores, and each thread has a stack.
 const MAX_THREADS: usize = 1024;
 /// More than the experts of any layer.
 const MAX_LOOKAHEAD: usize = 1024;
@@ -135,14 +135,14 @@ pub unsafe extern "C" fn dollop_engine_options_init(
     run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
 }
 
-/// What the options mean to the library.
+/// The options in the library's types.
 pub(crate) struct Opening {
     pub(crate) engine: EngineOptions,
     pub(crate) on_progress: dollop_progress_callback,
     pub(crate) user_data: *mut c_void,
 }
 
-/// 0 stands for the default.
+/// 0 means the default.
 fn given(n: u32) -> Option<usize> {
     (n != 0).then_some(n as usize)
 }

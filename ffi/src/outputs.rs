@@ -1,4 +1,4 @@
-//! Where results go: checked before the work, written after it, so that a call that fails leaves them as they were.
+//! Outputs: checked before the work, written after it, so that a call that fails leaves them untouched.
 
 use crate::arguments::Struct;
 use crate::boundary::{Failure, Result};
@@ -6,11 +6,11 @@ use crate::status::dollop_status::*;
 use std::ffi::{CString, c_char};
 use std::ptr::NonNull;
 
-/// A place for a value, or for none where the caller does not want it.
+/// A destination for a value, or none if the caller does not want it.
 pub(crate) struct Out<T>(Option<NonNull<T>>);
 
 impl<T> Out<T> {
-    /// A place that must be there.
+    /// A required destination.
     ///
     /// # Safety
     /// `to` is NULL, or a value can be written to it until this is used.
@@ -21,7 +21,7 @@ impl<T> Out<T> {
         }
     }
 
-    /// A place that may be NULL.
+    /// A destination that may be NULL.
     ///
     /// # Safety
     /// As [`Out::new`].
@@ -29,7 +29,7 @@ impl<T> Out<T> {
         Out(NonNull::new(to))
     }
 
-    /// Writes the value, if it is wanted.
+    /// Writes the value, if there is a destination.
     pub(crate) fn set(self, value: T) {
         if let Some(place) = self.0 {
             // SAFETY: by the constructor's contract a value can be written there.
@@ -48,11 +48,11 @@ impl Out<*mut c_char> {
     }
 }
 
-/// A struct to fill, as far as it goes in the caller's version.
+/// A struct to fill, up to the size of the caller's version.
 pub(crate) struct OutStruct<T: Struct>(Option<(NonNull<T>, usize)>);
 
 impl<T: Struct> OutStruct<T> {
-    /// A struct that must be there.
+    /// A required struct.
     ///
     /// # Safety
     /// `to` is NULL, or begins with a `usize` that says how many bytes can be written to until this is used.
@@ -90,7 +90,7 @@ impl<T: Struct> OutStruct<T> {
     }
 }
 
-/// A caller's array to fill, or none where only the count is wanted.
+/// A caller's array to fill, or none if only the count is wanted.
 pub(crate) struct OutArray<T: Copy> {
     to: Option<NonNull<T>>,
     capacity: usize,
@@ -104,7 +104,7 @@ impl<T: Copy> OutArray<T> {
     }
 
     /// # Errors
-    /// `DOLLOP_TOO_SMALL` where an array is there and has no room for `needed` elements.
+    /// `DOLLOP_TOO_SMALL` if there is an array without room for `needed` elements.
     pub(crate) fn check(&self, name: &str, needed: usize) -> Result<()> {
         if self.to.is_some() && self.capacity < needed {
             let text = format!("{name} has room for {} elements, and there are {needed}", self.capacity);

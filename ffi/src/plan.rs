@@ -1,4 +1,4 @@
-//! What a memory budget is spent on, before a model is opened or after.
+//! How a memory budget is spent, before a model is opened or after.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};

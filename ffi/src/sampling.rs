@@ -1,4 +1,4 @@
-//! How tokens are chosen: `dollop_sampling`, the model's advice in it, and what it means to the library.
+//! Sampling options: `dollop_sampling`, the model's own numbers in it, and its conversion to the library's type.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -137,7 +137,7 @@ fn numbers(s: &Sampling) -> dollop_sampling {
 }
 
 impl dollop_sampling {
-    /// What it means, on top of the model's own.
+    /// Converts it, on top of the model's own sampling.
     ///
     /// # Safety
     /// The pointers are NULL or have what their counts say, and stay as they are during the call.

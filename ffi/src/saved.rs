@@ -1,4 +1,4 @@
-//! Sessions and conversations that outlive their process, and copies of one.
+//! Saving and restoring sessions and conversations, and copies of them.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::run;

@@ -178,7 +178,7 @@ pub unsafe extern "C" fn dollop_session_logits(
         let before = session.tokens().len();
         let last = session.last_logits(ids);
         if last.is_err() {
-            // Of a long prompt the first pieces may have been appended.
+            // The first chunks of a long prompt may have been appended.
             session.rewind(before);
         }
         let last = last?;

@@ -1,4 +1,4 @@
-//! What an engine has done since it was opened: `dollop_stats` and the same as JSON.
+//! Counters of an engine since it was opened: `dollop_stats` and the same as JSON.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::run;

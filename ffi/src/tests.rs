@@ -1,5 +1,5 @@
-//! Gate 82: what only Rust can provoke: panics of callbacks and of the library, races for a handle, structs of other ages.
-//! Everything that C can is in `ffi/tests`.
+//! Gate 82: faults that only Rust can provoke: panics of callbacks and of the library, races for a handle, structs of
+//! other versions. `ffi/tests` has everything that C can provoke.
 
 use crate::arguments::{Struct, init};
 use crate::boundary::{Failure, dollop_last_error, run};
@@ -153,7 +153,7 @@ fn a_panic_of_the_library_is_a_status_and_spoils_its_handle_only() {
     assert_eq!(again.status, dollop_status::DOLLOP_PANIC);
     assert!(again.text.contains("free the handle"));
     shared.cancel();
-    // A text with a NUL is shown up to its end.
+    // A NUL in an error text becomes a space.
     assert_eq!(run(|| Err(Failure::invalid("a\0b"))), dollop_status::DOLLOP_INVALID);
     assert_eq!(last_error(), "a b");
 }
@@ -186,7 +186,7 @@ fn of_many_threads_that_close_a_handle_one_does() {
         assert!(results[0]);
         closed += results[1..].iter().filter(|ok| **ok).count();
         late += results[1..].iter().filter(|ok| !**ok).count();
-        // A number is not used twice.
+        // Numbers are not reused.
         let wrong = handles::get::<dollop_session>(std::ptr::without_provenance(number)).map(|_| ());
         assert_eq!(wrong.unwrap_err().status, dollop_status::DOLLOP_CLOSED);
     }
@@ -247,7 +247,7 @@ fn statuses_have_one_number_and_their_own_name() {
     }
 }
 
-/// `DOLLOP_OTHER` is for errors of a later library: those of today have numbers of their own.
+/// `DOLLOP_OTHER` is for errors of a later library: today's errors all have their own numbers.
 #[test]
 fn every_error_of_the_library_has_a_status() {
     use dollop_status::*;

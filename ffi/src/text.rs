@@ -1,4 +1,4 @@
-//! Texts that the library hands out, and what becomes of texts and tokens.
+//! Texts that the library returns, and conversions between texts and tokens.
 
 use crate::arguments;
 use crate::boundary::run;

@@ -1,4 +1,4 @@
-//! Which library this is: its version, and that of its C ABI.
+//! The version of this library, and of its C ABI.
 
 use std::ffi::c_char;
 

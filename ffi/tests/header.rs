@@ -1,4 +1,4 @@
-//! Gate 80: `include/dollop.h` is what cbindgen makes of the sources.
+//! Gate 80: `include/dollop.h` is identical to cbindgen's output for the sources.
 //!
 //! To write it anew: `DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header`.
 

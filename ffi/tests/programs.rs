@@ -1,9 +1,9 @@
 //! Gate 81: programs in C, C++ and Python use the library as its header says, linked dynamically and statically.
 //!
-//! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a; without it they are built first, in the profile of
-//! this test. `DOLLOP_TEST_CFLAGS` is added to the compilers' flags and `DOLLOP_TEST_RUNNER` put before programs:
-//! `tests/ffi.sh` runs them under sanitizers and valgrind that way. `tests/aarch64.sh` names others' compilers, too
-//! (`DOLLOP_TEST_CC`, `DOLLOP_TEST_CXX`), and runs them under qemu.
+//! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a; without it they are built first, in the
+//! profile of this test. `DOLLOP_TEST_CFLAGS` is added to the compilers' flags and `DOLLOP_TEST_RUNNER` put before
+//! programs: `tests/ffi.sh` runs them under sanitizers and valgrind that way. `tests/aarch64.sh` also sets other
+//! compilers (`DOLLOP_TEST_CC`, `DOLLOP_TEST_CXX`), and runs them under qemu.
 #![cfg(target_os = "linux")]
 
 use dollop_tests::talker::Talker;
@@ -45,7 +45,7 @@ fn library() -> &'static Path {
         // This program lies in deps, below the folder of its profile.
         let program = env::current_exe().unwrap();
         let folder = program.ancestors().nth(2).unwrap().to_path_buf();
-        // With tests: what the library depends on has the features then that it has in `cargo test --workspace`.
+        // With tests, so that the library's dependencies have the same features as in `cargo test --workspace`.
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
         cargo.args(["build", "--quiet", "--workspace", "--lib", "--tests"]).current_dir(root());
         if folder.ends_with("release") {
@@ -178,7 +178,7 @@ fn only_dollop_is_exported() {
     assert!(names.len() > 40, "{all}");
     let other: Vec<_> = names.iter().filter(|n| !n.starts_with("dollop_")).collect();
     assert!(other.is_empty(), "{other:?}");
-    // What the header declares is there, and nothing else.
+    // The library exports exactly the names that the header declares.
     let header = std::fs::read_to_string(root().join("ffi/include/dollop.h")).unwrap();
     for name in &names {
         assert!(header.contains(&format!("{name}(")), "{name} is not in the header");

@@ -1,4 +1,4 @@
-//! Engines: opening and planning, what an open one says, its memory and its tokenizer.
+//! Engines: opening and planning, info, memory and tokenizer.
 
 use super::listener::Listener;
 use super::options::opening;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::ptr::null_mut;
 
-/// Opens or plans by a path; a foreign model is converted first, as the listener hears.
+/// Opens or plans by a path; a foreign model is converted first, with progress to the listener.
 fn with_path<T>(
     env: &mut JNIEnv,
     path: &JString,
@@ -32,7 +32,7 @@ fn with_path<T>(
         }
     };
     let done = work(&path, &mut hear)?;
-    // A conversion may be done before it hears of it; what was opened is closed then.
+    // A conversion may finish before the listener's answer arrives; the opened model is closed then.
     if listener.is_some_and(|listener| listener.stopped()) {
         return Err(runtime::Error::Cancelled.into());
     }

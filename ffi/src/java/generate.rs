@@ -1,4 +1,4 @@
-//! Generation as Kotlin sees it: options in, events through a listener, six numbers out.
+//! Generation for Kotlin: options in, events through a listener, six numbers out.
 
 use super::listener::Listener;
 use super::{optional_text, text};
@@ -15,7 +15,7 @@ use std::ptr::null_mut;
 /// How to generate, as it comes from Kotlin.
 pub(super) struct Wanted<'a> {
     pub(super) max_tokens: jint,
-    /// A JSON object of what differs from the model's own sampling, or null.
+    /// A JSON object with the differences from the model's own sampling, or null.
     pub(super) sampling: JString<'a>,
     pub(super) stop: JObjectArray<'a>,
     /// A `Listener`, or null.
@@ -38,7 +38,7 @@ impl Wanted<'_> {
     }
 }
 
-/// The model's own numbers with what a JSON object says instead.
+/// The model's own numbers, overridden by those of a JSON object.
 fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
     let failed = |e| Failure::invalid(format!("the sampling: {e}"));
     let mut all = serde_json::to_value(own).map_err(failed)?;
@@ -49,7 +49,7 @@ fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
     serde_json::from_value(all).map_err(failed)
 }
 
-/// What a call that generates does with a value that is used exclusively.
+/// The part of a call that generates, with exclusive access to the value.
 type Body<'a, T> =
     dyn FnOnce(&mut T, &GenerateOptions, &mut dyn FnMut(Event)) -> runtime::Result<Outcome> + 'a;
 
@@ -69,12 +69,12 @@ pub(super) fn generate<T>(
     let done = body(&mut value, &options, &mut |event| {
         let (numbers, text) = match &event {
             Event::Prefill { done, total } => ([0, 0, *done as jlong, *total as jlong], ""),
-            // What a model thinks is no part of its answer: a token without text.
+            // Reasoning is no part of the answer: a token without text.
             Event::Reasoning { id, .. } => ([1, (*id).into(), 0, 0], ""),
             Event::Token { id, text } => ([1, (*id).into(), 0, 0], text.as_str()),
             Event::Rest { text } => ([2, 0, 0, 0], text.as_str()),
             Event::GpuLost { note } => ([3, 0, 0, 0], note.as_str()),
-            #[allow(unreachable_patterns)] // Events may become more.
+            #[allow(unreachable_patterns)] // Further events may be added.
             _ => return,
         };
         if let Some(listener) = &mut listener

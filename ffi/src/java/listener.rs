@@ -1,4 +1,4 @@
-//! What a native call tells Kotlin meanwhile: numbers and a text, to a listener on the thread of the call.
+//! Events of a native call for Kotlin: numbers and a text, to a listener on the thread of the call.
 
 use crate::boundary::Result;
 use jni::JNIEnv;
@@ -9,11 +9,11 @@ use jni::sys::jlong;
 /// The signature of `Listener.hear`.
 const HEAR: &str = "(JJJJLjava/lang/String;)Z";
 
-/// A listener whose method was looked up, once for all that a call tells it.
+/// A listener with its method, looked up once for all events of a call.
 pub(super) struct Listener<'a> {
     object: &'a JObject<'a>,
     method: JMethodID,
-    /// It has said no, or thrown.
+    /// It has returned false or thrown.
     stopped: bool,
 }
 
@@ -27,17 +27,17 @@ impl<'a> Listener<'a> {
         Ok(Some(Listener { object, method, stopped: false }))
     }
 
-    /// Whether it has said no, or thrown: then the virtual machine may be asked for nothing more.
+    /// Whether it has returned false or thrown: after that the virtual machine must not be called.
     pub(super) fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Calls it; whether to go on.
+    /// Calls it; returns whether to go on.
     pub(super) fn hear(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
         if self.stopped {
             return false;
         }
-        // A frame of its own: a call that tells thousands of texts would hold a reference to each.
+        // In its own local frame: otherwise a call with thousands of texts would hold a reference to each.
         let answer = env.with_local_frame(4, |env| {
             let text = env.new_string(text)?;
             let n = numbers.map(|n| JValue::Long(n).as_jni());

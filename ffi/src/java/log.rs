@@ -1,4 +1,4 @@
-//! The log's listener in Kotlin: it hears on whichever thread logs, which the virtual machine is told of first.
+//! The log's listener in Kotlin: called on the logging thread, which is attached to the virtual machine first.
 
 use super::{enter, unsigned};
 use crate::boundary::Result;
@@ -21,15 +21,16 @@ struct Listener {
 
 impl Listener {
     fn hear(&self, level: Level, target: &str, message: &str) -> jni::errors::Result<()> {
-        // As a daemon: a thread that once logged must not keep the virtual machine from ending. It stays attached until it ends,
-        // for threads that log do so again.
+        // Attached as a daemon: a thread that once logged must not keep the virtual machine from ending. It stays
+        // attached until it ends, because threads that log do so again.
         let mut env = self.vm.attach_current_thread_as_daemon()?;
-        // A listener of events may have thrown on this thread. That is its caller's, and nothing can be called meanwhile.
+        // A listener of events may have thrown on this thread. That exception belongs to its caller, and no Java method
+        // can be called before it is cleared.
         let thrown = env.exception_occurred()?;
         env.exception_clear()?;
-        // A frame of its own: on threads that are not Java's, references live as long as the thread.
+        // In its own local frame: on threads not created by Java, references live as long as the thread.
         let heard = env.with_local_frame(4, |env| self.call(env, level, target, message));
-        // What this listener throws is dropped.
+        // Exceptions of this listener are dropped.
         env.exception_clear()?;
         if !thrown.is_null() {
             env.throw(thrown)?;
@@ -56,12 +57,12 @@ fn sink(env: &mut JNIEnv, listener: &JObject) -> Result<Sink> {
     let method = env.get_method_id(class, "hear", HEAR)?;
     let listener = Listener { vm: env.get_java_vm()?, object: env.new_global_ref(listener)?, method };
     Ok(Box::new(move |level, target, message| {
-        // Where the virtual machine takes no more threads, or has no memory for a text, the message is lost.
+        // If the virtual machine cannot attach the thread or allocate a text, the message is lost.
         let _ = listener.hear(level, target, message);
     }))
 }
 
-/// `dollop_set_log`; a null listener ends it.
+/// `dollop_set_log`; a null listener removes the sink.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_setLog<'a>(
     mut env: JNIEnv<'a>,

@@ -1,8 +1,8 @@
 //! Entry points of the Kotlin library: what `dev.dollop.Native` declares (android/core), over the same handles as C's.
 //!
-//! A failure becomes a `DollopException` with the status and the text. What a listener throws stops the call and is thrown
-//! again by it: after that nothing is asked of the virtual machine until the call returns. Files here are by subject; this one
-//! has what crosses the border: texts, numbers, handles, failures.
+//! A failure becomes a `DollopException` with the status and the text. An exception of a listener stops the call, which
+//! throws it again; until the call returns, the virtual machine is not called any more. Files here are by subject; this
+//! one converts texts, numbers, handles and failures.
 
 mod chat;
 mod engine;
@@ -29,11 +29,11 @@ impl From<JniError> for Failure {
     }
 }
 
-/// Runs the body of a native method; a failure is thrown, unless something else is already, and `none` returned.
+/// Runs the body of a native method. A failure is thrown, unless an exception is pending, and `none` is returned.
 fn enter<T>(env: &mut JNIEnv, none: T, body: impl FnOnce(&mut JNIEnv) -> Result<T>) -> T {
     let result = guarded(|| body(&mut *env));
     result.unwrap_or_else(|failure| {
-        // Where even this fails, the virtual machine has thrown something of its own.
+        // If even this fails, the virtual machine has thrown its own exception.
         let _ = throw(env, &failure);
         none
     })
@@ -74,7 +74,7 @@ fn java_longs(env: &mut JNIEnv, numbers: &[jlong]) -> Result<jlongArray> {
     Ok(array.into_raw())
 }
 
-/// Token ids: vocabularies are far smaller than what a signed number holds.
+/// Token ids: vocabularies are far smaller than a signed number's range.
 fn java_ids(env: &mut JNIEnv, ids: &[u32]) -> Result<jintArray> {
     let ids: Vec<jint> = ids.iter().map(|&id| jint::try_from(id).unwrap_or(jint::MAX)).collect();
     let array = env.new_int_array(ids.len() as jint)?;
@@ -98,7 +98,7 @@ fn unsigned(name: &str, number: jlong) -> Result<u64> {
     u64::try_from(number).map_err(|_| Failure::invalid(format!("{name}: {number} is negative")))
 }
 
-/// Tokens of context; 0 stands for what the budget was planned for.
+/// Tokens of context; 0 means the planned number.
 fn session_options(context: jint) -> Result<SessionOptions> {
     let mut options = SessionOptions::default();
     if context != 0 {

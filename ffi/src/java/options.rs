@@ -1,4 +1,4 @@
-//! How a model is opened, as Kotlin hands it in: numbers in one array, and two folders.
+//! Options for opening a model, from Kotlin: numbers in one array, and two folders.
 
 use super::{optional_text, unsigned};
 use crate::boundary::{Failure, Result};

@@ -150,7 +150,7 @@ extern "system" fn Java_dev_dollop_Native_sessionRewind<'a>(
     });
 }
 
-/// Returns what `numbers` has.
+/// Returns the result of `numbers`.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_sessionNumbers<'a>(
     mut env: JNIEnv<'a>,
