@@ -1,5 +1,5 @@
-//! Decoding allocates nothing: neither on the thread that asks nor on those that help, whatever the depth of the context.
-//! A binary of its own, because it counts what the whole process allocates, the test harness's thread left out.
+//! Decoding allocates nothing: neither on the calling thread nor on the pool's threads, at any depth of the context. A
+//! separate binary, because it counts the allocations of the whole process, except for the test harness's thread.
 #![allow(unsafe_code)]
 
 use dollop::Level;
@@ -13,15 +13,15 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// The test harness's own thread, by the address of its `HERE`: the first that allocates. It is not counted: where a test takes
-/// a minute, as on a busy machine, it says so, and allocates for it.
+/// The test harness's own thread, by the address of its `HERE`: the first thread that allocates. It is not counted: if
+/// a test takes a minute, as on a busy machine, the harness prints a message, and allocates for it.
 static HARNESS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static HERE: u8 = const { 0 };
 }
 
-/// The calling thread's number, for which nothing is allocated.
+/// The calling thread's number, obtained without an allocation.
 fn here() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
@@ -55,7 +55,7 @@ fn decoding_allocates_nothing() {
     let engine = Engine::open(root().join("models/smollm2-moe.gguf"), &options).unwrap();
     let session_options = SessionOptions::default().with_context(1200).with_chunk(256);
     let mut session = engine.session(session_options).unwrap();
-    // Every expert, every thread and every buffer of a prompt's size is used once; then a few tokens alone.
+    // Use every expert, every thread and every buffer of a prompt's size once; then decode a few tokens.
     let vocab = engine.info().vocab as u32;
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % vocab;
     let prompt: Vec<u32> = (0..1000).map(token).collect();
@@ -70,19 +70,19 @@ fn decoding_allocates_nothing() {
         ALLOCATIONS.load(Ordering::Relaxed) - before
     };
     decode(1000, 4);
-    // Over the edge of 1024 positions, where attention begins to share a token's work among threads.
+    // Across position 1024, where attention begins to share a token's work among threads.
     assert_eq!(decode(1004, 60), 0, "allocations in 60 tokens");
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > 0, "nothing was counted");
     sampling();
     rotated();
-    // Servings of streamed experts allocate a little; rows of an embedding that is not held add nothing to that. No test of its own:
-    // what it allocates would be counted here.
+    // Serving streamed experts allocates a little; reading rows of an embedding that is not held adds nothing to that.
+    // Not a separate test, because its allocations would be counted here.
     let ((read, bytes), (held, none)) = (streamed(false), streamed(true));
     assert_eq!(read, held, "allocations with an embedding that is read, and with one that is held");
     assert!(bytes > 0 && none == 0, "{bytes} bytes, and {none}");
 }
 
-/// A sampler with every link at work allocates nothing once its buffers are as large as its vocabulary and its memory.
+/// A sampler with every link active allocates nothing once its buffers have grown to its vocabulary and its history.
 fn sampling() {
     let mut logits: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
     for with in [
@@ -124,8 +124,8 @@ fn rotated() {
     assert_eq!(decode(60), 0, "allocations in 60 tokens with rotated inputs");
 }
 
-/// Allocations of 60 streamed tokens with all experts in the cache, which are those of servings, and bytes that were read of the
-/// embedding meanwhile.
+/// Allocations of 60 streamed tokens with all experts in the cache, which come from servings, and the bytes of the
+/// embedding read meanwhile.
 fn streamed(tied: bool) -> (usize, u64) {
     let folder = tempfile::tempdir().unwrap();
     let mut tiny = Tiny::load("olmoe");

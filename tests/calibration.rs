@@ -1,5 +1,5 @@
-//! Gate 44: what is known of the inputs of a model's matrices is read right, measured right, and makes the low levels of a
-//! conversion better; what is damaged is refused.
+//! Gate 44: measurements of the inputs of a model's matrices are read correctly, taken correctly, and improve the low
+//! levels of a conversion; damaged files are refused.
 
 use dollop::convert::{Calibration, ConvertOptions, Inputs, convert, imatrix};
 use dollop::internal::Bytes;
@@ -28,13 +28,13 @@ fn measured(source: &Path, ids: &[u32]) -> Calibration {
     dollop::calibrate_tokens(source, ids, "noise", &options, &CancelToken::new(), &mut |_| ()).unwrap()
 }
 
-/// Tokens without any order, other ones for another seed.
+/// Tokens in random order, different for each seed.
 fn tokens(n: u32, seed: u32) -> Vec<u32> {
     (0..n).map(|i| 3 + (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 40_503) >> 13) % 250).collect()
 }
 
-/// `olmoe` with what models that were trained have: columns that matter far more than others (every ninth weight of the
-/// norms before attention and experts is 6 times what it was), and experts whose weights are mostly small.
+/// `olmoe` with two properties of trained models: columns that matter far more than others (every ninth weight of the
+/// norms before attention and experts is multiplied by 6), and experts whose weights are mostly small.
 fn with_outliers(folder: &Path) -> Tiny {
     let mut tiny = Tiny::load("olmoe");
     for (name, _, data) in &mut tiny.tensors {
@@ -125,7 +125,7 @@ fn measured_inputs_are_those_of_the_model() {
     let all = measured(folder.path(), &ids);
     assert_eq!(all.description(), "inputs measured on 300 tokens of noise");
 
-    // The first matrices see the embedding, normed: computed here once more.
+    // The first matrices read the normed embedding: computed here again.
     let tensor = |name: &str| &tiny.tensors.iter().find(|t| t.0 == name).unwrap().2;
     let (embed, norm) =
         (tensor("model.embed_tokens.weight"), tensor("model.layers.0.input_layernorm.weight"));
@@ -144,7 +144,7 @@ fn measured_inputs_are_those_of_the_model() {
         let close = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-4 * want + 1e-6;
         assert!(got.sums.iter().zip(&want).all(close), "{part}: {:?} instead of {want:?}", got.sums);
     }
-    // Every token has two experts, whose three matrices it passes; each token's input is somewhere in the sums.
+    // Every token has two experts and passes through their three matrices; each token's input is somewhere in the sums.
     for layer in 0..2 {
         let of = |part: &str| all.get(&format!("blk.{layer}.{part}.weight")).unwrap();
         let (gate, up, down) = (of("ffn_gate_exps"), of("ffn_up_exps"), of("ffn_down_exps"));
@@ -158,7 +158,8 @@ fn measured_inputs_are_those_of_the_model() {
     assert!(all.get("output.weight").is_none() && all.get("token_embd.weight").is_none());
 }
 
-/// Σ v·(w − ŵ)² over all experts of a nested file at `level`, relative to Σ v·w²; `v` is E(x²) on the inputs that `seen` has.
+/// Σ v·(w − ŵ)² over all experts of a nested file at `level`, relative to Σ v·w²; `v` is E(x²) over the inputs of
+/// `seen`.
 fn weighted_error(tiny: &Tiny, file: &Path, level: Level, seen: &Calibration) -> f64 {
     let file = NestedFile::new(Bytes::from(fs::read(file).unwrap())).unwrap();
     let (mut error, mut energy) = (0.0, 0.0);
@@ -218,7 +219,7 @@ fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
 fn error_feedback_brings_logits_nearer_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let mut tiny = with_outliers(folder.path());
-    // Inputs that have few directions, as those of models that were trained.
+    // Inputs with few directions, like those of trained models.
     let embed = &mut tiny.tensors.iter_mut().find(|t| t.0 == "model.embed_tokens.weight").unwrap().2;
     for i in 64..embed.len() {
         embed[i] = 0.1 * embed[i] + embed[i % 64 + 64 * (i / 64 % 7)] - embed[i % 64 + 64 * (i / 448 % 5)];
@@ -298,7 +299,8 @@ fn damage_is_refused_in_one_line() {
                 Err(e) => assert!(!e.to_string().contains('\n') && e.to_string().len() < 400, "{e}"),
             }
         }
-        // Padding may be missing from a GGUF file; the older kind may end before its number of chunks or its data set.
+        // Padding may be missing from a GGUF file; the older format may end before its number of chunks or its data
+        // set.
         let harmless = |cut: &usize| {
             if name == "small.dat" { [text_bytes, text_bytes - 4].contains(cut) } else { *cut < 32 }
         };
@@ -330,7 +332,7 @@ fn damage_is_refused_in_one_line() {
     let text = imatrix::read(&model).unwrap_err().to_string();
     assert!(text.contains("general.type") && text.contains("no importance matrix"), "{text}");
 
-    // Texts that are too short, sources without a tokenizer, and a change of mind.
+    // Texts that are too short, sources without a tokenizer, and cancellation.
     let options = CalibrateOptions::default();
     let run = |ids: &[u32], cancel: &CancelToken, progress: &mut dyn FnMut(dollop::Progress)| {
         dollop::calibrate_tokens(&model, ids, "noise", &options, cancel, progress)

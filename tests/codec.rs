@@ -1,5 +1,5 @@
-//! Gate 3: the nested code against uniform quantizers that were optimised for each level alone, at the same group size and
-//! with unquantized parameters; what it costs; and that lower levels and upgrades are what they claim.
+//! Gate 3: the nested code against uniform quantizers optimised for each level alone, at the same group size and with
+//! unquantized parameters; its cost; and that lower levels and upgrades are what they claim to be.
 
 use dollop::internal::quant::{self, Anchor, Encoded, GroupParams, Level, Nested, Shape};
 use dollop_tests::golden;
@@ -235,7 +235,7 @@ fn blocks_of_rows_join_to_the_same_matrix() {
     for params in PARAMS {
         let shape = Shape::new(300, 128, 64).unwrap().with(params);
         let mut rng = Normal(3);
-        // Later rows are larger: the octave of narrow scales is known with the last of them.
+        // Later rows are larger: the octave of narrow scales is known only with the last of them.
         let w: Vec<f32> = (0..300 * 128).map(|i| rng.next() as f32 * (1.0 + i as f32 / 3000.0)).collect();
         let whole = quant::encode(shape, &w, None, Level::B4).unwrap();
         let part = |from: usize, to: usize| {

@@ -1,5 +1,5 @@
-//! Gate 6: conversion: the same bytes whatever the threads, nothing under the final name after a failure, unchanged sources
-//! open at once, and every bad source gets a clear refusal.
+//! Gate 6: conversion: the same bytes for any number of threads, no file under the final name after a failure,
+//! unchanged sources open at once, and every bad source gets a clear refusal.
 
 use dollop::Level;
 use dollop::convert::{ConvertOptions, GroupParams, Purpose, cached, convert};
@@ -131,7 +131,7 @@ fn nothing_is_left_under_the_final_name_after_a_failure() {
     assert!(matches!(result, Err(Error::Cancelled)) && steps == 3, "{result:?} after {steps}");
     assert!(files(out.path()).is_empty(), "{:?}", files(out.path()));
 
-    // A weight that cannot be encoded is found only half way through; an older file stays as it was.
+    // A weight that cannot be encoded is found only half way; an older file stays unchanged.
     fs::write(&target, "older").unwrap();
     let model = folder.path().join("model.safetensors");
     let mut bytes = fs::read(&model).unwrap();
@@ -145,7 +145,7 @@ fn nothing_is_left_under_the_final_name_after_a_failure() {
     assert_eq!(files(out.path()), ["m.gguf"]);
     assert_eq!(fs::read_to_string(&target).unwrap(), "older");
 
-    // What a killed conversion left is cleaned up by the next one.
+    // The next conversion removes the partial file of a killed one.
     fs::write(out.path().join("m.gguf.partial-4294967294"), "x").unwrap();
     let (good, _) = folder_of("mixtral");
     run(good.path(), &target, &ConvertOptions::default()).unwrap();
@@ -194,7 +194,7 @@ fn a_foreign_model_opens_like_its_conversion() {
     for source in [folder.path(), &gguf] {
         let text = Engine::open(source, &none).err().unwrap().to_string();
         assert!(text.contains("no cache folder") && text.contains(source.to_str().unwrap()), "{text}");
-        // The first progress ends it, and nothing is left.
+        // The first progress callback cancels it, and no file is left.
         let mut heard = 0;
         let ended = Engine::open_with(source, &cached, &mut |_| {
             heard += 1;

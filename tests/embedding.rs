@@ -1,6 +1,6 @@
-//! Gate 58: an embedding that is not held. Where experts are streamed on the CPU and the output head is another matrix, tokens'
-//! rows are read from the file: logits are those of the model held whole, the plan gives its memory to experts, and faults are
-//! errors or retries.
+//! Gate 58: an embedding that is not held in memory. If experts are streamed on the CPU and the output head is a
+//! separate matrix, tokens' rows are read from the file. Logits are those of the model held whole, the plan gives the
+//! memory to experts, and faults are errors or retries.
 
 use dollop::Level;
 use dollop::convert::{ConvertOptions, Group, GroupParams, convert};
@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Not a multiple of a tile's 16 rows.
 const VOCAB: usize = 1003;
 
-/// Of a prompt, which is more than is asked of the system at a time.
+/// A prompt with more tokens than reads are submitted at a time.
 const PROMPT: usize = 200;
 
 const CONTEXT: usize = 256;
 
-/// A tiny model with many experts, a larger vocabulary and a longer context, of which nobody has computed the logits.
+/// A tiny model with many experts, a larger vocabulary and a longer context, without reference logits.
 fn model(name: &str) -> Tiny {
     let mut tiny = Tiny::load(name).with_experts(32);
     tiny.config["vocab_size"] = VOCAB.into();
@@ -35,7 +35,7 @@ fn model(name: &str) -> Tiny {
         if name == "lm_head.weight" || name == "model.embed_tokens.weight" {
             shape[0] = VOCAB;
             let few = data.clone();
-            // The same values once more, in other rows and other sizes.
+            // The same values again, in other rows and with other magnitudes.
             data.extend(
                 few.iter().cycle().skip(7).step_by(3).take(VOCAB * shape[1] - few.len()).map(|x| 1.1 * x),
             );
@@ -97,7 +97,7 @@ fn stats(engine: &Engine) -> StreamStats {
     engine.stream_stats().expect("this engine streams")
 }
 
-/// Ids all over the vocabulary, the first and the last among them, some of them again and again.
+/// Ids all over the vocabulary, including the first and the last, some of them repeated.
 fn tokens(n: usize) -> Vec<u32> {
     let token = |i: usize| match i % 7 {
         0 => 17,
@@ -116,7 +116,7 @@ fn logits(session: &mut Session) -> Vec<Vec<f32>> {
     all
 }
 
-/// The tensor that the embedding's planes are.
+/// The tensor with the embedding's planes.
 fn embedding(path: &Path) -> TensorInfo {
     let bytes = std::fs::read(path).unwrap();
     let directory = Directory::parse(&bytes).unwrap();
@@ -190,24 +190,24 @@ fn gate_58_a_plan_without_the_embedding_is_smaller_by_it() {
     let (whole, least) = (plan(&path, &o, None).unwrap(), smallest(&path, &o));
     assert!(!whole.streaming && whole.unheld_embedding_bytes == 0);
     let with = |memory| plan(&path, &o, Some(memory)).unwrap();
-    // What every matrix may take beside its bytes to lie at cache lines.
+    // Every matrix may take this much beside its bytes for cache-line alignment.
     let embedding = embedding(&path).n_bytes + 5 * 64;
     for memory in [least, least + 50_000, whole.total_bytes() - 1] {
         let p = with(memory);
         assert!(p.streaming && p.unheld_embedding_bytes == embedding, "{p:?}");
         assert_eq!(p.dense_bytes, whole.dense_bytes - embedding);
         assert_eq!((p.kv_bytes, p.scratch_bytes), (whole.kv_bytes, whole.scratch_bytes));
-        // What rows are read into: a tile, whose scales and zero points lie at cache lines, and a row.
+        // Buffers for reading rows: a tile, whose scales and zero points are aligned to cache lines, and a row.
         assert_eq!(p.overhead_bytes, whole.overhead_bytes + 16 * 64 + 2 * 64 + 4 * 64);
         assert_eq!(p.total_bytes(), memory, "all of it is spent");
     }
     assert!(plan(&path, &o, Some(least - 1)).is_err());
-    // Where all fits with the embedding, nothing is streamed for it.
+    // If everything fits with the embedding, nothing is streamed.
     assert_eq!(
         with(whole.total_bytes()),
         set!(MemoryPlan { budget: Some(whole.total_bytes()), ..whole.clone() })
     );
-    // A device has a copy of it.
+    // A device holds a copy of it.
     let gpu = o.clone().with_backend(BackendChoice::Gpu(None));
     let p = plan(&path, &gpu, Some(smallest(&path, &gpu))).unwrap();
     assert!(p.streaming && p.unheld_embedding_bytes == 0 && p.dense_bytes > whole.dense_bytes, "{p:?}");
@@ -253,11 +253,11 @@ fn gate_58_a_processor_that_takes_over_holds_it() {
     assert!(logits == want[20..]);
 }
 
-/// What may happen to reads of the embedding.
+/// Faults of reads of the embedding.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     None,
-    /// Every third read fails, or is short; what is asked for again comes.
+    /// Every third read fails or is short; the retry succeeds.
     Hiccups,
     Fails,
     Ends,
@@ -325,7 +325,7 @@ fn gate_58_faults_are_retried_or_errors_and_the_session_goes_on() {
     for (fault, says) in [(Fault::Fails, "EIO"), (Fault::Ends, "ends here")] {
         storage.set(fault);
         let before = stats(&engine).bytes_wanted;
-        // One token, and as many as take several turns.
+        // One token, and as many as take several rounds.
         for n in [1, 20] {
             match session.logits(&ids[PROMPT..][..n]) {
                 Err(e @ Error::Io { .. }) => {
@@ -354,7 +354,7 @@ fn gate_58_a_file_that_is_cut_while_open_is_an_error_and_not_the_end() {
     session.logits(&ids[..2]).unwrap();
     let before = stats(&engine).bytes_wanted;
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
-    // With a mapping in the place of reads this would end the process.
+    // With a mapping instead of reads, this would end the process.
     let text = session.logits(&ids[2..]).unwrap_err().to_string();
     assert!(text.contains("tiny.gguf") && text.contains("ends here"), "{text}");
     assert_eq!((session.tokens().len(), stats(&engine).bytes_wanted), (2, before));

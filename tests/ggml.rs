@@ -1,5 +1,5 @@
-//! Gate 4: foreign encodings decode to exactly what the `gguf` Python package decodes them to, and matrices in uniform
-//! blocks keep their codes when they are imported.
+//! Gate 4: foreign encodings decode exactly as in the `gguf` Python package, and imported matrices in uniform blocks
+//! keep their codes.
 
 use dollop::internal::format::GgmlType;
 use dollop::internal::quant::{self, Encoded, Level, Shape};

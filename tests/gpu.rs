@@ -1,5 +1,6 @@
-//! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default model says what it says on the CPU;
-//! results depend neither on how tokens are split into calls nor on streaming; a token costs the launches it should.
+//! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default model
+//! answers as on the CPU; results depend neither on how tokens are split into calls nor on streaming; a token costs the
+//! expected launches.
 
 use dollop::Level;
 use dollop::Precision;
@@ -33,7 +34,7 @@ fn on_gpu() -> EngineOptions {
     EngineOptions::default().with_backend(BackendChoice::Gpu(None))
 }
 
-/// A model as a Dollop file, which is there as long as its folder is held.
+/// A model as a Dollop file, which exists as long as its folder is held.
 fn file_of(tiny: &Tiny) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     tiny.write_folder(folder.path());
@@ -58,7 +59,8 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
         let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
         assert!(engine.info().backend.starts_with("GPU"), "{}", engine.info().backend);
         let mut whole = Vec::new();
-        // A model in one piece, and every other one token by token: software takes long for the launches of tokens alone.
+        // A model in one piece, and every other one token by token: on software adapters, launches for single tokens
+        // take long.
         let chunks = if full() { &[128, 7, 1][..] } else { &[[128, 7], [128, 1]][i % 2] };
         for &chunk in chunks {
             let mut session = engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
@@ -82,7 +84,7 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
     println!("{} goldens, largest difference {worst:e}", names.len());
 }
 
-/// The GPU says what it lacks before anything is loaded, so that `auto` can go on.
+/// The GPU reports what it lacks before anything is loaded, so that `auto` can fall back.
 #[test]
 fn gate_23_a_model_that_the_kernels_have_no_room_for_is_refused_by_what_it_has() {
     let mut tiny = Tiny::load("llama");
@@ -112,19 +114,19 @@ fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
     ]
 }
 
-/// Memory, pipelines and bind groups that were made: as many after a token as before it.
+/// Memory, pipelines and bind groups created: the same after a token as before it.
 fn kept(stats: &GpuStats) -> [u64; 3] {
     [stats.held_bytes, stats.pipelines, stats.bind_groups]
 }
 
-/// Launches of a token, which must be one submission and one read-back, and make no memory, pipeline or bind group.
+/// Launches of a token, which must be one submission and one read-back, and create no memory, pipeline or bind group.
 fn launches(engine: &Engine) -> u64 {
     let (most, uploaded) = launches_and_uploads(engine);
     assert_eq!(uploaded, 0);
     most
 }
 
-/// The same where weights may go up.
+/// The same, but weights may be uploaded.
 fn launches_and_uploads(engine: &Engine) -> (u64, u64) {
     let mut session = engine.session(SessionOptions::default().with_context(32)).unwrap();
     let before = engine.gpu_stats().unwrap().ahead;
@@ -169,19 +171,19 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
-        // The last position alone spares the others the last layer's feed-forward, and is the same.
+        // Logits of the last position alone skip the last layer's feed-forward for the others, and are the same.
         session.rewind(0);
         let last = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().pop().unwrap();
         session.rewind(0);
         let best = session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 8).unwrap();
         assert!(best.iter().all(|&(id, logit)| last[id as usize] == logit), "{name}: {best:?}");
-        // Of one in several chunks, each begins while the next is recorded.
+        // A prompt in several chunks: each begins while the next is recorded.
         let mut session = engine.session(SessionOptions::default().with_context(32).with_chunk(3)).unwrap();
         let before = engine.gpu_stats().unwrap();
         session.best(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 1).unwrap();
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [3, 1, 0], "{name}");
     }
-    // A shared expert takes two more.
+    // A shared expert takes two more launches.
     let engine = Engine::open(short_model(), &on_gpu()).unwrap();
     let (n, layers) = (launches(&engine), engine.info().layers as u64);
     assert_eq!(n, 8 * layers + REST);
@@ -192,14 +194,14 @@ fn gate_23_what_cannot_be_had_is_an_error() {
     let missing = EngineOptions::default().with_backend(BackendChoice::Gpu(Some(1000)));
     let open = |o: &EngineOptions| Engine::open(Path::new(&short_model()), o);
     assert!(matches!(open(&missing), Err(Error::Device(_))));
-    // Software that poses as a GPU is no gain: left to itself the engine takes the CPU.
+    // A software adapter is no gain: by default the engine takes the CPU.
     let auto = EngineOptions::default().with_backend(BackendChoice::Auto);
     let engine = open(&auto).unwrap();
     let real = dollop::internal::kernels::gpu::adapters().iter().any(|a| !a.software && a.missing.is_none());
     assert_eq!((engine.gpu_stats().is_some(), engine.note().is_none()), (real, real));
 }
 
-/// A budget that leaves a cache of about `share` of what all experts take at the floor.
+/// A budget that leaves a cache of about `share` of all experts at the floor.
 fn streaming(precision: Precision, share: f64) -> EngineOptions {
     let mut o =
         set!(EngineOptions { precision: Some(precision), context: Some(64), chunk: Some(32), ..on_gpu() });
@@ -219,16 +221,16 @@ fn outcome(session: &mut Session, ids: &[u32]) -> dollop::Result<Vec<f32>> {
     Ok(session.logits(ids)?.concat())
 }
 
-/// Tokens that nobody would write.
+/// Random tokens, unlike any text.
 fn noise(n: u32) -> Vec<u32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 4_000).collect()
 }
 
-/// Tokens of a prompt that is taken at once, and of all that is computed.
+/// Tokens of a prompt that is computed at once, and of the whole computation.
 const PROMPT: usize = 12;
 const TOKENS: usize = 16;
 
-/// What comes of a prompt taken at once, then token by token.
+/// Logits of a prompt computed at once, then token by token.
 fn outcomes(engine: &Engine) -> Vec<Vec<f32>> {
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let ids = noise(TOKENS as u32);
@@ -265,7 +267,7 @@ fn gate_24_streamed_is_resident_byte_for_byte_within_its_budget() {
         }
     }
     assert!(adapted[0] == adapted[1], "the same input from the same state gives another output");
-    // Where the last position alone is asked for, the last layer wants its experts alone.
+    // If only the last position is requested, the last layer needs only its experts.
     let wanted = |ask: &dyn Fn(&mut Session)| {
         let engine = Engine::open(short_model(), &streaming(exact, 0.3)).unwrap();
         ask(&mut engine.session(SessionOptions::default()).unwrap());
@@ -285,7 +287,7 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let mut o = streaming(adaptive, 0.3);
     let opened = |o: &EngineOptions| Engine::open(short_model(), o).unwrap();
-    // One copy of all experts at 3 bits, and not enough for places to refine some of them in.
+    // Memory for one copy of all experts at 3 bits, and not enough to refine some of them.
     let small = Engine::plan(short_model(), &o).unwrap();
     let at = |bits: u8| small.levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;
@@ -303,20 +305,20 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     let planned = plan.dense_bytes + plan.kv_bytes + plan.scratch_bytes + plan.expert_bytes;
     let held = engine.gpu_stats().unwrap().held_bytes;
     assert!(held > plan.expert_bytes && held <= planned, "{held} bytes on the device, {planned} planned");
-    // What was left is not for a second session.
+    // The rest does not suffice for a second session.
     let _session = engine.session(SessionOptions::default()).unwrap();
     assert!(matches!(engine.session(SessionOptions::default()), Err(Error::Invalid(_))));
 
     let exact =
         set!(EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..o.clone() });
     assert!(got == outcomes(&opened(&exact)), "the level that fits is not that level");
-    // One byte less than the lowest level takes: streamed, and the router is read back.
+    // One byte less than the lowest level takes: experts are streamed, and the router is read back.
     o.memory = Some(rest + at(2) - 1);
     assert!(Engine::plan(short_model(), &o).unwrap().streaming);
     o.memory = Some(rest + at(2));
     let lowest = Engine::plan(short_model(), &o).unwrap();
     assert!(lowest.lowered && lowest.expert_bytes == at(2));
-    // The CPU, which stops for nobody, gives every expert the bits that it is worth.
+    // The CPU, which never waits for a read-back, gives every expert the bits that it is worth.
     o.backend = BackendChoice::Cpu;
     assert!(!Engine::plan(short_model(), &o).unwrap().lowered);
 }

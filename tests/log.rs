@@ -1,5 +1,5 @@
-//! Gate 91: what the library says to the facade `log`: what was opened and chosen, each plane that is read or gives way, what
-//! was put right; the counters of the engine agree, and a level that is off hears nothing.
+//! Gate 91: messages to the facade `log`: opened files and decisions, each plane that is read or evicted, corrected
+//! faults. The engine's counters agree, and a disabled level logs nothing.
 
 use dollop::Level;
 use dollop::Precision;
@@ -30,7 +30,7 @@ impl Log for Hears {
     fn flush(&self) {}
 }
 
-/// What was said since the last time.
+/// Messages since the last call.
 fn heard() -> Vec<(LogLevel, String, String)> {
     std::mem::take(&mut HEARD.lock().unwrap())
 }
@@ -39,7 +39,7 @@ fn count(of: &[(LogLevel, String, String)], level: LogLevel, words: &str) -> u64
     of.iter().filter(|(l, _, text)| *l == level && text.contains(words)).count() as u64
 }
 
-/// A file of which the first read fails.
+/// A file whose first read fails.
 struct Hiccups {
     file: FileStorage,
     failed: AtomicBool,
@@ -98,7 +98,7 @@ fn gate_91_the_log_says_what_was_done() {
     assert_eq!(count(&said, LogLevel::Debug, "trimmed to Complete"), 1, "{said:?}");
     assert_eq!(count(&said, LogLevel::Debug, "the cache has"), 1, "{said:?}");
 
-    // A read that fails once is put right, and said.
+    // A read that fails once is retried, and logged.
     let file = FileStorage::open(&path, false).unwrap();
     let mut options = options;
     options.streaming.storage = Some(Arc::new(Hiccups { file, failed: AtomicBool::new(false) }));
@@ -109,7 +109,7 @@ fn gate_91_the_log_says_what_was_done() {
     let said = heard();
     assert_eq!(count(&said, LogLevel::Warn, "a hiccup"), 1, "{said:?}");
 
-    // Of a conversion; and with less wanted, less is said.
+    // Messages of a conversion; with a lower level, fewer messages.
     log::set_max_level(LevelFilter::Info);
     let folder = tempfile::tempdir().unwrap();
     Tiny::load("olmoe").write_folder(folder.path());

@@ -1,5 +1,5 @@
-//! Gates 40–42: a GPU that fails in the middle of a session. The CPU reads again what was lost and goes on; no token is lost
-//! or repeated; what a budget cannot hold is refused and the tokens are kept.
+//! Gates 40–42: a GPU that fails in the middle of a session. The CPU computes the lost state again and continues; no
+//! token is lost or repeated; a budget that does not suffice is an error, and the tokens are kept.
 
 use dollop::Level;
 use dollop::Precision;
@@ -24,26 +24,26 @@ fn open(options: &EngineOptions) -> Engine {
     Engine::open(short_model(), options).unwrap()
 }
 
-/// Tokens of an answer, and of a prompt that are computed at once.
+/// Tokens of an answer, and tokens of a prompt that are computed at once.
 const TOKENS: usize = 12;
 const CHUNK: usize = 16;
 
-/// Continued with clear margins: the CPU, which rounds activations, says what the GPU says.
+/// A prompt whose answer has clear margins: the CPU, which rounds activations, gives the GPU's answer.
 const PROMPT: &str = "The capital of France is Paris, a city on the river Seine. The capital of Italy is Rome. The capital of Spain is";
 
 /// When the GPU fails.
 #[derive(Clone, Copy, Debug)]
 enum When {
     Never,
-    /// After so many more submissions than opening took.
+    /// After this many more submissions than opening took.
     Submissions(u64),
-    /// Soon after so many tokens of the prompt were computed.
+    /// Soon after this many tokens of the prompt were computed.
     Prompt(usize),
-    /// When so many tokens were generated.
+    /// When this many tokens were generated.
     Tokens(usize),
 }
 
-/// Generates greedily; returns the answer, the ids that were heard, and how often the GPU was said to be lost.
+/// Generates greedily; returns the answer, the ids of the events, and how often the loss of the GPU was reported.
 fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -> (Outcome, Vec<u32>, usize) {
     let options = set!(GenerateOptions {
         max_tokens: TOKENS,
@@ -84,7 +84,7 @@ fn session(engine: &Engine) -> Session {
     engine.session(SessionOptions::default().with_context(96).with_chunk(CHUNK)).unwrap()
 }
 
-/// The CPU's answer with what the options ask for.
+/// The CPU's answer with these options.
 fn on_cpu(options: &EngineOptions) -> Vec<u32> {
     let engine = open(&options.clone().with_backend(BackendChoice::Cpu));
     answer(&engine, &mut session(&engine), When::Never, GpuFault::Lost).1
@@ -116,7 +116,7 @@ fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuF
     }
 }
 
-/// A budget that leaves a cache of about a third of what all experts take at the floor.
+/// A budget that leaves a cache of about a third of all experts at the floor.
 fn streamed(precision: Precision) -> EngineOptions {
     let mut o = on_gpu().with_precision(precision);
     let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));
@@ -156,7 +156,7 @@ fn gate_40_in_streaming_too() {
     }
     let options = streamed(Precision::Exact(Level::B4));
     let want = on_cpu(&options);
-    // A layer of a prompt's chunk is some submissions: in the first chunk, in the second, and in an answer.
+    // A layer of a prompt's chunk takes several submissions: in the first chunk, in the second, and in an answer.
     let points = [When::Submissions(3), When::Prompt(CHUNK), When::Tokens(7)];
     survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
     let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
@@ -178,7 +178,7 @@ fn gate_40_with_refined_experts_too() {
         let precision = Some(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
         with_refinements(&short_model(), set!(EngineOptions { precision, ..on_gpu() }), 0.3)
     };
-    // The level that all experts have is what the CPU goes on with.
+    // The CPU continues with the common level of all experts.
     let low =
         set!(EngineOptions { precision: Some(Precision::Exact(Level::B3)), memory: None, ..options.clone() });
     let low = on_cpu(&low);
@@ -199,7 +199,7 @@ fn gate_40_with_refined_experts_too() {
         }
         first.logits(&[7]).unwrap();
         drop(first);
-        // Their planes and what those passed through are given back; nothing is read any more.
+        // Their planes and the staging memory are freed; nothing is read any more.
         let plan = engine.memory_plan();
         assert!(plan.refinements.is_none() && plan.lowered && !plan.gpu, "{at}: {plan:?}");
         assert_eq!(plan.expert_bytes, first_plan.expert_bytes);
@@ -254,8 +254,8 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     if !has_gpu() {
         return;
     }
-    // All experts at the lowest level, to the byte; the threads that would take over need more room to attend in than
-    // the driver's part of the scratch leaves.
+    // All experts at the lowest level, to the byte. The threads that would take over need more scratch for attention
+    // than the driver's part leaves.
     let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     let mut o = adaptive.with_threads(1024).with_context(4096);
     let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));

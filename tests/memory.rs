@@ -1,5 +1,5 @@
-//! What the system says of a process's memory, which budgets are proven with. A binary of its own, because it measures the
-//! whole process: tests beside it would give memory back at the same time.
+//! The system's figures for a process's memory, on which budget tests rely. A separate binary, because it measures the
+//! whole process: concurrent tests would give memory back at the same time.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use dollop::internal::store::anonymous_bytes;

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 /// The most that parsing may allocate: this many times the input, and a little for tables of fixed size.
 const ALLOC_FACTOR: usize = 24;
 const ALLOC_FIXED: usize = 1 << 16;
-/// Far above what any mutant takes: this finds loops, not slowness. On a machine that stopped meanwhile a mutant is tried again.
+/// Far above the time of any mutant: this finds endless loops, not slowness. If the machine stalls, a mutant is tried
+/// again.
 const MUTANT_TIME: Duration = Duration::from_secs(5);
 const TRIES: usize = 4;
 
@@ -211,7 +212,7 @@ fn every_type(meta: &Metadata) -> Vec<u8> {
     w.finish().unwrap().into_inner()
 }
 
-/// What a runner does with a GGUF before it touches weights.
+/// The parsing that a runner does before it touches weights.
 fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
     let gguf = Gguf::parse(bytes)?;
     for t in &gguf.tensors {
@@ -224,7 +225,7 @@ fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
     Spec::from_metadata(&gguf.metadata).map(drop)
 }
 
-// One test, so that nothing else allocates meanwhile.
+// One test, so that no other test allocates meanwhile.
 #[test]
 fn mutants_are_refused_in_one_line() {
     let ((), used) = most_allocated(|| drop(std::hint::black_box(vec![1u8; 1 << 20])));
@@ -324,7 +325,7 @@ fn mutants_are_refused_in_one_line() {
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
     }
-    // The small files beside the weights, with numbers that only Python has.
+    // The small files beside the weights, with numbers that only Python's JSON allows.
     let small = r#"{"eos_token": {"content": "<|end|>"}, "bos_token": "<s>", "add_bos_token": true, "model_max_length": Infinity,
         "eos_token_id": [1, 2], "chat_template": [{"name": "default", "template": "{{ x }}"}], "x": NaN, "do_sample": true, "temperature": 0.6,
         "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "sequence": "top_k;temperature"}"#;
@@ -348,7 +349,7 @@ fn mutants_are_refused_in_one_line() {
 
     for (name, original) in [("imatrix", "small.gguf"), ("imatrix dat", "small.dat")] {
         let bytes = std::fs::read(golden("imatrix").join(original)).unwrap();
-        // Half of the older kind's mutants only change an energy: its names and numbers are few.
+        // Half of the mutants of the older format only change an energy, because it has few names and numbers.
         torment(name, &bytes, 6_000, &|b, r| mutate(b, 4096, r), &|b| imatrix::parse(&b, original).map(drop));
     }
 

@@ -1,5 +1,6 @@
-//! Gate 72: memory is given back and taken again while tokens are computed, from any thread: at exact precision nothing that
-//! is said changes, at adaptive precision it goes on, and what cannot work is refused with the number that can, with nothing changed.
+//! Gate 72: memory is given back and taken again while tokens are computed, from any thread. At exact precision no
+//! result changes, at adaptive precision generation continues, and impossible requests are refused with the number that
+//! works, without a change.
 
 use dollop::Level;
 use dollop::Precision;
@@ -36,7 +37,7 @@ fn stats(engine: &Engine) -> StreamStats {
     engine.stream_stats().expect("this engine streams")
 }
 
-/// What is said after a prompt.
+/// The answer to a fixed prompt.
 fn say(engine: &Engine, n: usize) -> Vec<u32> {
     let prompt: Vec<u32> = (0..40u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect();
     let o = set!(GenerateOptions {
@@ -49,8 +50,8 @@ fn say(engine: &Engine, n: usize) -> Vec<u32> {
     session.generate(&prompt, &o, &mut |_| ()).unwrap().tokens
 }
 
-/// Runs `run` again and again while another thread resizes at random, once between two layers, until `times` resizes are done.
-/// Returns how often it ran.
+/// Runs `run` repeatedly while another thread resizes at random, once between two layers, until `times` resizes are
+/// done. Returns how often it ran.
 fn while_resized(engine: &Engine, most: u64, times: u64, run: &dyn Fn()) -> usize {
     let plan = engine.memory_plan();
     let least = match engine.set_memory(1) {
@@ -76,7 +77,7 @@ fn while_resized(engine: &Engine, most: u64, times: u64, run: &dyn Fn()) -> usiz
                 } else {
                     let bytes = least + (most - least) * (random / 3 % 1000) as u64 / 999;
                     one.set_memory(bytes).unwrap();
-                    // What the plan says is a promise, whoever resizes: this thread alone does.
+                    // The plan holds as long as no other thread resizes: only this thread does.
                     let plan = one.memory_plan();
                     assert!(plan.total_bytes() <= bytes && plan.budget == Some(bytes));
                 }
@@ -96,7 +97,7 @@ fn while_resized(engine: &Engine, most: u64, times: u64, run: &dyn Fn()) -> usiz
 #[test]
 fn gate_72_a_thousand_resizes_change_no_word() {
     let want = say(&open(&exact()), 24);
-    // Reads ahead are under way between two layers.
+    // Prefetches are in flight between two layers.
     let mut o = exact();
     o.routing.lookahead = 2;
     let tight = with_budget(&default_model(), o, 8 << 20);
@@ -157,7 +158,7 @@ fn a_cache_grows_beyond_what_it_was_and_keeps_what_it_has() {
     let engine = open(&tight);
     let want = say(&engine, 24);
     let (before, cache) = (stats(&engine), engine.memory_plan().expert_bytes);
-    // All experts fit. What was in memory is still there.
+    // All experts fit. The resident ones are still there.
     assert_eq!(engine.set_memory(tight.memory.unwrap() + (80 << 20)).unwrap(), 0);
     let plan = engine.memory_plan();
     assert!(plan.expert_bytes > 2 * cache && plan.levels.last().unwrap().resident == 1.0, "{plan:?}");

@@ -1,5 +1,5 @@
-//! Gate 73: memory that is given back is the system's again, and a cache that grows stays within its budget. A binary of its own,
-//! because it measures the whole process.
+//! Gate 73: memory that is given back returns to the system, and a cache that grows stays within its budget. A separate
+//! binary, because it measures the whole process.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use dollop::Level;
@@ -8,7 +8,7 @@ use dollop::internal::store::anonymous_bytes;
 use dollop::{Engine, EngineOptions, SessionOptions, TrimLevel};
 use dollop_tests::{default_model, set, with_budget};
 
-/// What the process needs beside the cache, or has over from before: allocators keep some.
+/// Memory that the process needs beside the cache or retains from before: allocators keep some.
 const SLACK: u64 = 4 << 20;
 
 #[test]
@@ -46,12 +46,12 @@ fn gate_73_resident_memory_follows() {
             assert!(given > 0 && gone > 1 << 20);
             assert!(memory() + gone <= full + SLACK, "{} of {full} are left, and {gone} went", memory());
         }
-        // It stays where it is while tokens are computed.
+        // It stays small while tokens are computed.
         (0..4).for_each(|_| fill());
         let gone = full_cache - cache();
         assert!(memory() + gone <= full + SLACK, "{} of {full} are in use, and {gone} went", memory());
         assert!(gone > 16 << 20, "the cache was {full_cache} bytes and is {}", cache());
-        // And is used again, up to the budget.
+        // And it is used again, up to the budget.
         engine.trim(TrimLevel::Normal).unwrap();
         (0..4).for_each(|_| fill());
         assert!(memory() <= full + SLACK && memory() + SLACK >= full, "{} of {full}", memory());

@@ -1,5 +1,5 @@
-//! Gate 94: matrices of experts that are stored for rotated inputs. The file says which; logits are those of the weights that it
-//! stands for, on every backend, resident and streamed; what is not understood is refused.
+//! Gate 94: matrices of experts that are stored for rotated inputs. The file names them; logits are those of the
+//! weights that it represents, on every backend, resident and streamed; unknown rotations are refused.
 
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::hf;
@@ -12,7 +12,7 @@ use dollop_tests::{has_gpu, set, with_budget};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A model whose hidden values are blocks of a number that is no power of two, 3 · 32, and its file.
+/// A model whose hidden values form a number of blocks that is not a power of two (3 · 32), and its file.
 fn rotated() -> (tempfile::TempDir, Tiny, PathBuf) {
     let (folder, tiny) = (tempfile::tempdir().unwrap(), Tiny::load("olmoe"));
     let path = tiny.write_fed_back(folder.path(), true);
@@ -31,7 +31,7 @@ fn tokens() -> Vec<u32> {
     (0..60u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 13) % 250).collect()
 }
 
-/// Logits of a prompt taken whole, and of tokens after it one by one.
+/// Logits of a prompt computed at once, and of the tokens after it one by one.
 fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     let (ids, mut session) = (tokens(), engine.session(SessionOptions::default()).unwrap());
     let mut all = session.logits(&ids[..40]).unwrap();
@@ -60,7 +60,7 @@ fn gate_94_a_file_says_what_is_rotated() {
     let shown = dollop::inspect::inspect(&path).unwrap();
     assert!(shown.rotated_weights > 0 && shown.rotated_weights == shown.expert_weights);
 
-    // Whatever is not fed back, or not to be rotated, is a file as others were before, to the last byte.
+    // Without error feedback, or without rotation, the file is byte-identical to earlier versions'.
     let plain = tiny.write_fed_back(folder.path(), false);
     assert_eq!((version(&plain), dollop::inspect::inspect(&plain).unwrap().rotated_weights), (2, 0));
     let rounded = folder.path().join("rounded.gguf");
@@ -79,7 +79,7 @@ fn gate_94_a_file_says_what_is_rotated() {
     }
 }
 
-/// The source with the weights that a file stands for at a level, as they are multiplied with inputs that are not rotated.
+/// The source, with the weights that a file represents at a level, for inputs without rotation.
 fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
     let mut tiny = Tiny {
         name: tiny.name.clone(),
@@ -113,8 +113,8 @@ fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
     tiny.write_folder(folder);
 }
 
-/// Squared distance of logits, relative to what is wanted, of the middle one of all positions: where activations in 8 bits make a
-/// router choose another expert, a position is far from what it would be.
+/// Squared distance of logits, relative to the wanted ones, at the median position: if rounded activations make a
+/// router choose another expert, a position is far off.
 fn distance(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
     let of = |(got, want): (&Vec<f32>, &Vec<f32>)| {
@@ -133,7 +133,7 @@ fn gate_94_logits_are_those_of_the_weights_that_the_file_stands_for() {
         let on = |path: &Path, backend| {
             logits(&Engine::open(path, &options(level).with_backend(backend)).unwrap())
         };
-        // Of the file whose inputs are rotated, and of the other: how far each is from its own weights.
+        // For the file with rotated inputs, and for the other: how far each is from its own weights.
         let [far, bound] = [&path, &plain].map(|path| {
             let folder = tempfile::tempdir().unwrap();
             decoded(&tiny, &open(path), level, folder.path());
@@ -168,7 +168,7 @@ fn gate_94_streamed_is_resident_to_the_last_bit() {
         assert_eq!(logits(&engine), want, "{backend:?}");
         let stats = engine.stream_stats().unwrap();
         assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
-        // Adaptive precision decides the same twice, and says something else.
+        // Adaptive precision decides the same twice, and gives other logits.
         let adaptive = Precision::Adaptive { quality: 2.5, floor: Level::B2 };
         let adaptive = with_budget(&path, set!(EngineOptions { precision: Some(adaptive), ..streamed }), 0);
         let [a, b] = [(); 2].map(|()| logits(&Engine::open(&path, &adaptive).unwrap()));
@@ -182,7 +182,7 @@ fn gate_94_what_is_not_understood_is_refused() {
     let bytes = fs::read(&path).unwrap();
     let key = b"dollop.matrix.rotation";
     let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len();
-    // Behind the key: that it is an array, of which type, and of how many.
+    // After the key: that it is an array, its type, and its length.
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     let (kind, count) = (word(at), word(at + 8) as usize);
     assert_eq!(kind, 4 << 32 | 9, "an array of u32");

@@ -1,6 +1,6 @@
-//! Gate 70: sessions that outlive their process. What is restored says what the session that never stopped says, byte for
-//! byte, for every family, resident, streamed and on a GPU, and nothing of it is computed again; forks of one prefix do not
-//! disturb each other; and what is damaged or another's is refused in words.
+//! Gate 70: sessions that outlive their process. A restored session gives the same logits as the session that never
+//! stopped, bit-identical, for every family, resident, streamed and on a GPU, and computes nothing again. Forks of one
+//! prefix do not affect each other. Damaged files and files of other models are refused with a reason.
 
 use dollop::Level;
 use dollop::Precision;
@@ -44,14 +44,13 @@ fn go_on(session: &mut Session, ids: &[u32]) -> Vec<Vec<f32>> {
     ids.iter().flat_map(|&id| session.logits(&[id]).unwrap()).collect()
 }
 
-/// Saves a session of `first` behind a prompt, goes on with it, and compares with what an engine that `second` opens says of the
-/// saved one.
+/// Saves a session of `first` after a prompt, continues it, and compares with the saved one continued by `second`.
 fn survives(what: &str, first: &Engine, second: &Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     let ids = ids(first.info().vocab);
     let mut session = first.session(SessionOptions::default().with_chunk(8)).unwrap();
-    // Longer than it will be: what was rewound is no part of what is saved.
+    // Longer than it will be: rewound tokens are not saved.
     session.logits(&ids).unwrap();
     session.rewind(PROMPT);
     let bytes = session.save(&path).unwrap();
@@ -64,12 +63,12 @@ fn survives(what: &str, first: &Engine, second: &Engine) {
     assert_eq!(restored.processed_tokens(), 0);
     assert!(go_on(&mut restored, &ids[PROMPT..]) == want, "{what}: other logits");
     assert_eq!(restored.processed_tokens(), 6, "{what}: the prompt was computed again");
-    // To memory, and from it: what was rewound leaves no trace, so the same file.
+    // To memory, and back: rewound tokens leave no trace, so the file is the same.
     restored.rewind(PROMPT);
     let mut again = Vec::new();
     assert_eq!(restored.write_to(&mut again).unwrap(), bytes);
     assert!(again == std::fs::read(&path).unwrap(), "{what}: another file");
-    // A tight budget has room for one.
+    // A tight budget has room for one session.
     drop(restored);
     let mut third = second.read_session(&mut &again[..], SessionOptions::default()).unwrap();
     assert!(go_on(&mut third, &ids[PROMPT..]) == want, "{what}: other logits from memory");
@@ -88,7 +87,8 @@ fn every_family_goes_on_where_it_stopped() {
         if open(&resident).info().experts == 0 {
             continue;
         }
-        // Saved by one that streams with the least memory there is, restored by one that holds everything, and the other way.
+        // Saved by an engine that streams with the smallest budget, restored by one that holds everything, and the
+        // other way round.
         let tight = smallest(&path, resident.clone());
         let (first, second) = (open(&tight), open(&tight));
         survives(&format!("{name}, streamed"), &first, &second);
@@ -123,7 +123,7 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
             survives(&format!("{name}, streamed"), &open(tight.clone()), &open(tight));
         }
     }
-    // On to another backend: as close as backends are.
+    // To another backend: as close as backends are.
     let o = exact(Level::B4);
     let first = Engine::open(default_model(), &gpu(o.clone())).unwrap();
     let second = Engine::open(default_model(), &o).unwrap();
@@ -161,7 +161,7 @@ fn forks_continue_one_prefix_in_several_ways() {
     };
     let ways = [vec![7, 8, 9], vec![70, 80, 90]];
     let wants: Vec<_> = ways.iter().map(|way| alone(way)).collect();
-    // In turns, so that one would see what the other writes.
+    // In turns, so that a fork would see the other's writes.
     for at in 0..3 {
         for (fork, (way, want)) in forks.iter_mut().zip(ways.iter().zip(&wants)) {
             assert!(go_on(fork, &way[at..=at])[0] == want[at]);
@@ -200,7 +200,7 @@ fn a_conversation_goes_on_with_what_was_said() {
     let same = restored.send("And another?", &greedy, &mut |_| ()).unwrap();
     assert_eq!((&same.text, same.reused_tokens), (&next.text, next.reused_tokens));
     assert!(same.reused_tokens > 20 && restored.session().processed_tokens() < 40);
-    // Written over the older one, which is whole until then; nothing else stays in the folder.
+    // Replaces the older file, which is whole until then; no other file stays in the folder.
     restored.save(&path).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let latest = open().load_chat(&path, SessionOptions::default()).unwrap();

@@ -1,7 +1,7 @@
-//! Gate 71: a saved session is untrusted. Mutants of one, and of one with a conversation, are each an error or the session
-//! that was saved; mutants whose checksums are right again are an error or a usable session. None panics, and none makes
-//! the reader allocate what neither the file nor the session that was asked for has. A binary of its own, because it measures
-//! what the whole process allocates.
+//! Gate 71: a saved session is untrusted. Mutants of one, and of one with a conversation, are each an error or the
+//! saved session; mutants with corrected checksums are an error or a usable session. None panics, and none makes the
+//! reader allocate more than the file or the requested session needs. A separate binary, because it measures the
+//! allocations of the whole process.
 
 use dollop::Level;
 use dollop::Precision;
@@ -15,8 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What a reader may allocate beside what reading the original takes: a part that is copied, and what the JSON of a
-/// conversation becomes.
+/// What a reader may allocate beyond the reading of the original: a part that is copied, and the parsed JSON of a
+/// conversation.
 const MORE: usize = 1 << 20;
 
 const ABSURD: [u64; 8] = [0, 1, 255, 1 << 31, u32::MAX as u64, 1 << 33, 1 << 62, u64::MAX];
@@ -66,7 +66,7 @@ fn parts(bytes: &[u8]) -> Vec<usize> {
     [header, tokens, notes].into_iter().chain((1..=layers).map(|l| notes + l * layer)).collect()
 }
 
-/// Makes every checksum right again.
+/// Corrects every checksum.
 fn seal(bytes: &mut [u8], ends: &[usize]) {
     let mut from = 0;
     for &end in ends {
@@ -83,7 +83,7 @@ struct Kind<'a> {
     chat: bool,
 }
 
-/// What was read, as the bytes that it is saved as.
+/// The session that was read, in its saved form.
 fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     let (mut again, options) = (Vec::with_capacity(2 * kind.good.len()), SessionOptions::default());
     if kind.chat {
@@ -100,7 +100,7 @@ fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(again)
 }
 
-/// Reads a mutant. What came of it, and the most that was allocated for it.
+/// Reads a mutant. Returns the result, and the most that was allocated for it.
 fn torment(kind: &Kind, bytes: &[u8], seed: u64) -> (Result<Vec<u8>, Error>, usize) {
     let (result, used) = most_allocated(|| catch_unwind(AssertUnwindSafe(|| read(kind, bytes))));
     (result.unwrap_or_else(|_| panic!("{}: mutant {seed:#x} panicked", kind.name)), used)
@@ -135,7 +135,7 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
     plain.write_to(&mut kinds[0].good).unwrap();
     chat.write_to(&mut kinds[1].good).unwrap();
     for kind in &kinds {
-        // Once before it is measured: threads make their buffers.
+        // Once before measuring: threads create their buffers.
         let (original, _) = torment(kind, &kind.good, 0);
         assert!(original.unwrap() == kind.good);
         let (_, usual) = torment(kind, &kind.good, 0);
@@ -149,7 +149,7 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
             let mut bytes = kind.good.clone();
             mutate(&mut bytes, ends[2], &mut Rng(seed));
             if sealed {
-                // Of the original's length, or no part would be where it was.
+                // Of the original's length; otherwise the parts would move.
                 bytes.resize(kind.good.len(), 0);
                 seal(&mut bytes, &ends);
             }

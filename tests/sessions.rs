@@ -47,7 +47,7 @@ fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
     let fresh = (second.prompt_tokens - second.reused_tokens + second.tokens.len().saturating_sub(1)) as u64;
     assert!(computed <= fresh + 1 && fresh < 60, "{computed} tokens were computed, {fresh} are new");
 
-    // The same conversation on an empty cache says the same.
+    // The same conversation on an empty cache gives the same answer.
     let text = chat.messages().to_vec();
     let session = engine().session(SessionOptions::default().with_context(512).with_chunk(64)).unwrap();
     let mut again = Chat::new(session, None, Overflow::Error).unwrap();
@@ -66,7 +66,8 @@ fn chunks_and_threads_change_no_bit() {
             engine.session(SessionOptions::default().with_context(64).with_chunk(chunk)).unwrap();
         let mut all = session.logits(&ids).unwrap();
         all.extend(session.logits(&[7]).unwrap());
-        // Whoever wants the last position alone spares the others the last layer's feed-forward, and gets the same.
+        // With only the last position requested, the last layer's feed-forward is skipped for the others, and the
+        // result is the same.
         session.rewind(0);
         let best = session.best(&ids, 8).unwrap();
         assert!(best.iter().all(|&(id, logit)| all[ids.len() - 1][id as usize] == logit));
@@ -80,7 +81,7 @@ fn chunks_and_threads_change_no_bit() {
             assert!(whole == on(Some(isa), threads, chunk), "{isa}, {threads} threads, chunks of {chunk}");
         }
     }
-    // With it, a prompt of many tokens has other products than one that is asked for in chunks of few.
+    // With AMX, a prompt of many tokens uses other products than one in chunks of few.
     let run = |threads, chunk| on(None, threads, chunk);
     let whole = run(1, 64);
     for (threads, chunk) in [(2, 32), (3, 40)] {
@@ -136,7 +137,7 @@ fn a_callback_ends_an_answer_without_a_token() {
     let outcome = outcome.unwrap();
     assert_eq!((outcome.stop, outcome.tokens.len(), later), (StopReason::Cancelled, 3, 0));
     assert_eq!(chat.messages().last().unwrap().content, outcome.text);
-    // In the middle of a prompt: what is computed of it stays.
+    // In the middle of a prompt: the computed part stays.
     let long = "word ".repeat(200);
     let before = chat.session().processed_tokens();
     let outcome = chat.send(&long, &greedy(4), &mut |event| match event {
@@ -169,7 +170,7 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
         assert!(!outcome.tokens.is_empty() && asked.messages() == told.messages());
     }
 
-    // Dropped early: what was said stays, nothing more is computed, and the conversation goes on.
+    // Dropped early: the answer so far stays, nothing more is computed, and the conversation continues.
     let before = asked.session().processed_tokens();
     let mut events = asked.stream("Tell me a story.", &greedy(100)).unwrap();
     let said: Vec<u32> = events
@@ -199,7 +200,7 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
     assert_eq!((got.tokens, got.stop), (want.tokens, want.stop));
     assert_eq!(asked.messages(), told.messages());
 
-    // Never begun: the conversation has the question, and an answer without words.
+    // Never begun: the conversation has the question, and an empty answer.
     drop(asked.stream("Are you there?", &greedy(8)).unwrap());
     assert_eq!(asked.messages().last().unwrap().content, "");
     assert!(matches!(asked.stream(&"word ".repeat(600), &greedy(8)), Err(Error::ContextFull { .. })));
@@ -220,7 +221,7 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
     }
     assert!(slid && told.messages() == asked.messages());
 
-    // Of a session alone, byte for byte, and a failure in the middle is the last item.
+    // For a session alone, byte for byte; a failure in the middle is the last item.
     let (mut told, mut asked) = (
         engine().session(SessionOptions::default()).unwrap(),
         engine().session(SessionOptions::default()).unwrap(),
@@ -408,7 +409,7 @@ fn higher_levels_are_closer_to_the_reference() {
                 .unwrap();
             let engine = Engine::open(&out, &EngineOptions::default()).unwrap();
             let got = engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap();
-            // The median over positions: where a router's two best are close, another expert answers there.
+            // The median over positions: where a router's two best experts are close, another expert may be chosen.
             let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             let mut relative: Vec<f64> = (got.iter().zip(&tiny.logits))
                 .map(|(g, w)| norm(&mut g.iter().zip(w).map(|(g, w)| g - w)) / norm(&mut w.iter().copied()))
@@ -419,7 +420,7 @@ fn higher_levels_are_closer_to_the_reference() {
         let relative = errors;
         println!("{name}: relative error of logits at 2, 3, 4, 6, 8 bits: {relative:.4?}");
         assert!(relative.windows(2).all(|w| w[1] < w[0]), "{name}: {relative:?}");
-        // What is left at 8 bits is mostly the rounding of the activations, and differs a little between processors.
+        // The remaining error at 8 bits is mostly the rounding of activations, and differs a little between processors.
         assert!(relative[4] < 0.04, "{name}: {relative:?}");
     }
 }

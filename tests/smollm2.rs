@@ -1,11 +1,12 @@
-//! Gate 9: a real model straight from its GGUF says what `transformers` says of the same weights, and measures the same.
+//! Gate 9: a real model straight from its GGUF answers as in `transformers` with the same weights, and has the same
+//! bits per byte.
 
 use dollop::sampler::{Sampling, argmax};
 use dollop::{Chat, Engine, EngineOptions, GenerateOptions, Overflow, SessionOptions};
 use dollop_tests::{golden, root};
 use serde_json::Value as Json;
 
-/// Below this the two best logits are too close for f32 sums in another order to agree on.
+/// Below this margin, the two best logits are too close for f32 sums in different orders to agree.
 const MARGIN: f64 = 0.01;
 
 fn engine() -> Engine {

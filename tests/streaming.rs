@@ -1,6 +1,6 @@
-//! Gates 12–16: streaming. What is streamed is byte for byte what is resident (R2), decisions repeat (R3), a level is
-//! upgraded by its missing planes alone (R4), and faults of storage are errors or retries, never wrong tokens. Every gate
-//! asserts that what it is about has happened.
+//! Gates 12–16: streaming. Streamed results are bit-identical to resident ones (R2), decisions repeat (R3), an upgrade
+//! reads only the missing planes (R4), and faults of storage are errors or retries, never wrong tokens. Every gate
+//! asserts that its mechanism ran.
 
 use dollop::Level;
 use dollop::Precision;
@@ -56,14 +56,14 @@ fn open(o: &EngineOptions) -> Engine {
     Engine::open(default_model(), o).unwrap()
 }
 
-/// An engine whose reads are held back at will.
+/// An engine whose reads can be held back.
 fn open_held(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
     let file = HeldFile::open(&default_model());
     let streaming = set!(StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() });
     (open(&set!(EngineOptions { streaming, ..o.clone() })), file)
 }
 
-/// Logits of a prompt taken in chunks, then token by token.
+/// Logits of a prompt in chunks, then token by token.
 fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let ids = tokens();
@@ -72,7 +72,7 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     all
 }
 
-/// Reads by the system itself, where it has such.
+/// Reads through io_uring, if the system has it.
 fn ring() -> Reads {
     let probe = FileStorage::open_measured(&default_model(), &[(0, 4096)], 1, None, Reads::Ring);
     if probe.is_ok() {
@@ -199,7 +199,7 @@ fn what_is_used_next_is_read_while_a_token_waits_for_its_experts() {
     let mut waited = false;
     file.late(&waits, || drop(session.logits(&ids[20..21]).unwrap()), || waited = true);
     assert!(waited && trace.to_json().contains("waiting for reads"), "nothing was held back");
-    // Where the system does not tell how much its caches hold, nothing is read.
+    // If the system does not report its cache sizes, nothing is read.
     let told = |i: usize| Path::new(&format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size")).exists();
     assert_eq!(read(), (0..5).any(told));
     assert!(stats(&engine).wait_ns > 0);
@@ -232,7 +232,7 @@ fn gate_14_an_upgrade_reads_the_missing_planes_alone() {
     let adaptive = |quality| Precision::Adaptive { quality, floor: Level::B2 };
     let mut o = options(adaptive(2.0));
     let whole = Engine::plan(&model, &set!(EngineOptions { memory: None, ..o.clone() })).unwrap();
-    // One byte less than everything: streaming, with room for all but nothing.
+    // One byte less than everything: streaming, with room for almost everything.
     o.memory = Some(whole.total_bytes() - 1);
     let engine = open(&o);
     let mut session = engine.session(SessionOptions::default()).unwrap();

@@ -1,5 +1,5 @@
-//! Gate 59: chat templates render to the bytes that transformers renders them to (`goldens/templates`): those of real
-//! models with conversations of all kinds, and several thousand expressions. What differs is listed here with its reason.
+//! Gate 59: chat templates render to the same bytes as in transformers (`goldens/templates`): those of real models with
+//! conversations of all kinds, and several thousand expressions. Known differences are listed here with their reasons.
 
 use dollop::template::{ChatTemplate, DateTime, RenderContext};
 use dollop_tests::{golden, root};
@@ -7,7 +7,8 @@ use serde_json::Value as Json;
 use std::fmt::Write;
 use std::fs;
 
-/// What differs among the expressions: a group, what the template contains, how many differ, and why.
+/// A known difference among the expressions: a group, a part of the template, the number of differences, and the
+/// reason.
 struct Exception(&'static str, &'static str, usize, &'static str);
 
 const EXCEPTIONS: [Exception; 12] = [
@@ -44,7 +45,7 @@ const EXCEPTIONS: [Exception; 12] = [
     Exception("methods", "encode", 19, "there are no bytes"),
     Exception("operators", "**", 2, "there are no complex numbers: nan"),
 ];
-/// Seconds since 1970 depend on the time zone, which is not told to the library.
+/// Seconds since 1970 depend on the time zone, which the library does not know.
 const STRFTIME_EXCEPTION: &str = "%s";
 
 fn read(name: &str) -> Json {
@@ -68,7 +69,7 @@ fn moment(json: &Json) -> DateTime {
     }
 }
 
-/// What the template makes of a conversation: all of its fields but the messages are variables.
+/// The rendering of a conversation: all of its fields but the messages are variables.
 fn render(template: &str, chat: &Json, special: &Json, now: DateTime) -> Option<String> {
     let fields = chat.as_object().unwrap().iter().chain(special.as_object().unwrap());
     let variables = fields.filter(|(k, _)| *k != "messages").map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -76,7 +77,7 @@ fn render(template: &str, chat: &Json, special: &Json, now: DateTime) -> Option<
     ChatTemplate::parse(template).and_then(|t| t.render_json(&chat["messages"], &context)).ok()
 }
 
-/// The renderings of one group: template, and what Python made of it (0: not comparable).
+/// The renderings of one group: template, and Python's result (0: not comparable).
 fn expressions(file: &Json, group: &str) -> Vec<(String, Json)> {
     let group_json = &file[group];
     let what = strings(&group_json["what"]);

@@ -1,4 +1,4 @@
-//! Gate 7: the house is as ARCHITECTURE.md says: rooms import only what the table allows, unsafe code stays in its rooms,
+//! Gate 7: the code follows ARCHITECTURE.md: rooms import only what the table allows, unsafe code stays in its rooms,
 //! the library does not print, exit or read the environment, files and pages stay readable, and every gate is listed.
 
 use dollop_tests::root;
@@ -115,7 +115,8 @@ fn the_c_interface_is_thin_and_has_one_boundary() {
     assert!(functions > 40 && boundaries == 1, "{functions} functions, {boundaries} boundaries");
 }
 
-/// Everything else asks what a family has, not which it is. Tokenizers have names of their own, some of which are the same.
+/// The rest of the library checks properties of a family, not its name. Tokenizers have their own names, some of which
+/// are the same.
 #[test]
 fn only_its_file_knows_a_family_by_name() {
     let of_family = |file: &str| file.starts_with("model/families/") && !file.ends_with("/mod.rs");

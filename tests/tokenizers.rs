@@ -78,7 +78,7 @@ fn a_byte_level_vocabulary_of_a_gguf_gives_the_same_ids() {
         [("qwen3", "qwen2"), ("llama3_1", "llama-bpe"), ("gptoss", "gpt-4o"), ("deepseek_v3", "deepseek-v3")];
     for (name, pre) in cases {
         let tokenizer = Tokenizer::from_vocab(&vocab(name, "gpt2", Some(pre))).unwrap();
-        // What the JSON's post-processor adds (a beginning-of-text token) is a GGUF key and not in question here.
+        // The JSON's post-processor adds a beginning-of-text token, which is a GGUF key and not tested here.
         let original = Tokenizer::from_json(&tokenizer_json(name)).unwrap();
         for text in &strings {
             let (got, want) = (tokenizer.encode(text, false).unwrap(), original.encode(text, false).unwrap());

@@ -1,5 +1,5 @@
-//! Gate 53: a layer whose experts are more than a kernel can read at once. They lie in several buffers, their refinements as
-//! well, and a token says what it says from one, with one submission and one read-back.
+//! Gate 53: a layer with more experts than a kernel can read at once. They lie in several buffers, and so do their
+//! refinements; a token has the same logits as with one buffer, with one submission and one read-back.
 
 use super::*;
 use dollop_tests::with_refinements;
@@ -10,7 +10,7 @@ fn gate_53_experts_in_several_buffers_are_those_in_one_and_stop_for_nobody() {
         return;
     }
     let (_folder, path) = file_of(&Tiny::load("olmoe").with_experts(64));
-    // Small chunks, so that experts are what needs the largest buffers.
+    // Small chunks, so that experts need the largest buffers.
     let o = set!(EngineOptions { context: Some(32), chunk: Some(4), ..on_gpu() });
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let refined = o.clone().with_precision(adaptive);

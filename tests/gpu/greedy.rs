@@ -1,5 +1,5 @@
-//! Gates 21 and 55: what is chosen greedily. The default model says on a GPU what it says on the CPU, and a real model straight
-//! from its GGUF what `transformers` says of the same weights, wherever the two best logits are not all but equal.
+//! Gates 21 and 55: greedy choices. The default model answers on a GPU as on the CPU, and a real model straight from
+//! its GGUF answers as in `transformers` with the same weights, unless the two best logits are almost equal.
 
 use super::*;
 use dollop::internal::kernels::{GpuInputs, GpuVariants};
@@ -12,7 +12,8 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     if !has_gpu() {
         return;
     }
-    // The CPU's products have inputs in 8 bits; those in single precision move the two best logits by more than the margin.
+    // The CPU's products have inputs in 8 bits; inputs in single precision move the two best logits by more than the
+    // margin.
     let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
     let engine =
         Engine::open(default_model(), &set!(EngineOptions { gpu_variants: inputs, ..on_gpu() })).unwrap();
@@ -25,7 +26,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     let stats = engine.gpu_stats().unwrap();
     assert!(stats.byte_dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
 
-    // The CPU hears what the GPU said, token by token, and would have said the same.
+    // The CPU gets the GPU's answer, token by token, and would have chosen the same.
     let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
     assert!(on_cpu.gpu_stats().is_none());
     let mut session = on_cpu.session(options).unwrap();
@@ -40,7 +41,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     assert!(clear >= 6, "of {} tokens {clear} are clear", said.tokens.len());
 }
 
-/// What margins of the goldens may be off by: both logits by [`BOUND`].
+/// The error of the goldens' margins: both logits may be off by [`BOUND`].
 const MARGINS: f32 = 2.0 * BOUND;
 
 #[test]
@@ -48,7 +49,7 @@ fn gate_55_a_real_model_says_what_transformers_says() {
     if !has_gpu() {
         return;
     }
-    // Prompts, and how much of each answer: software that poses as a GPU takes seconds for either.
+    // Number of prompts, and tokens of each answer: software adapters take seconds for either.
     let (prompts, tokens) = if full() { (4, 5) } else { (1, 3) };
     let path = root().join("target/goldens/SmolLM2-135M-Instruct.Q4_1.gguf");
     assert!(path.exists(), "{} is missing: run tests/goldens/fetch.sh (./check does)", path.display());
@@ -61,12 +62,12 @@ fn gate_55_a_real_model_says_what_transformers_says() {
     for prompt in expected["prompts"].as_array().unwrap().iter().take(prompts) {
         let ids = |key: &str| serde_json::from_value::<Vec<u32>>(prompt[key].clone()).unwrap();
         let margins: Vec<f32> = serde_json::from_value(prompt["margins"].clone()).unwrap();
-        // Prompts begin alike, and what a session has it need not compute again.
+        // Prompts begin alike; the session need not compute a common prefix again.
         let prompted = ids("ids");
         let same = session.tokens().iter().zip(&prompted).take_while(|(a, b)| a == b).count();
         session.rewind(same);
         let mut next = prompted[same..].to_vec();
-        // It hears the reference's answer, so that every token is tried, whatever the one before was.
+        // It gets the reference's answer, so that every token is tested, whatever the previous choice was.
         for (i, (&id, &margin)) in ids("greedy").iter().zip(&margins).take(tokens).enumerate() {
             let (best, ours) = best_and_margin(&mut session, &next);
             let at = format!("{}: token {i} is {id} by {margin}", prompt["message"]);

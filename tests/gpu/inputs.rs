@@ -1,5 +1,5 @@
-//! Gate 49: what products lose by inputs in half precision or in 8 bits, in logits. That is
-//! far more than sums in another order lose, so neither is used unless a program asks for it.
+//! Gate 49: the error of logits from inputs of products in half precision or in 8 bits. It is far larger than the error
+//! from sums in another order.
 
 use super::*;
 use dollop::internal::kernels::{GpuInputs, GpuVariants};
@@ -13,7 +13,7 @@ fn has_f16() -> bool {
     dollop::internal::kernels::gpu::adapters().iter().find(|a| a.missing.is_none()).is_some_and(|a| a.f16)
 }
 
-/// Products of the engine's so far with inputs in half precision, and in 8 bits.
+/// The engine's products so far with inputs in half precision, and in 8 bits.
 fn products(engine: &Engine) -> (u64, u64) {
     let stats = engine.gpu_stats().unwrap();
     (stats.half_dispatches, stats.byte_dispatches)
@@ -41,7 +41,7 @@ fn divergence(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     got.iter().zip(want).map(of).sum::<f64>() / want.len() as f64
 }
 
-/// What logits of the goldens may be off by with inputs in half precision; those in single precision keep [`BOUND`].
+/// The error bound of the goldens' logits with inputs in half precision; inputs in single precision keep [`BOUND`].
 const HALF_BOUND: f32 = 3e-2;
 
 #[test]
@@ -50,7 +50,7 @@ fn gate_49_goldens_with_inputs_in_half_precision() {
         return;
     }
     let mut worst = (0.0, String::new());
-    // Every third stands for all: what rounds inputs is the same in all of them.
+    // Every third golden stands for all: the rounding of inputs is the same in all of them.
     for name in tiny::names().into_iter().step_by(if full() { 1 } else { 3 }) {
         let tiny = Tiny::load(&name);
         let folder = tempfile::tempdir().unwrap();
@@ -73,7 +73,7 @@ fn gate_49_the_default_model_with_other_inputs() {
     if !has_gpu() {
         return;
     }
-    // Some layers stand for all.
+    // A few layers stand for all.
     let (path, ids) = if full() { (default_model(), noise(24)) } else { (short_model(), noise(12)) };
     let (last, prompt) = ids.split_last().unwrap();
     let run = |inputs| {

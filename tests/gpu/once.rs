@@ -1,12 +1,12 @@
-//! Gate 30: experts that are streamed to a GPU are held once, there. The host holds what is on its way, as much as was planned;
-//! reads that fail leave nothing behind; and when the GPU is lost, what it had is read again. Gate 54: so are the weights beside
-//! them, and what both hold is counted for both.
+//! Gate 30: experts streamed to a GPU are held once, there. The host holds only the planned staging memory; reads that
+//! fail leave nothing behind; and when the GPU is lost, its experts are read again. Gate 54: so are the weights beside
+//! them, and weights held by both count for both.
 
 use super::refined::with_faults;
 use super::*;
 use dollop::internal::GpuFault;
 
-/// What experts take on the host, what everything takes on the device, and what both may.
+/// Bytes of experts on the host, bytes of everything on the device, and the limit of both.
 fn held(engine: &Engine) -> [u64; 3] {
     let host = engine.streamer().unwrap().host_bytes() as u64;
     let plan = engine.memory_plan();
@@ -44,7 +44,7 @@ fn gate_30_streamed_experts_are_held_once() {
         assert!(after == host && host + device <= experts + others, "{host} and {device} bytes, {at}");
         let stats = engine.stream_stats().unwrap();
         assert!(stats.evictions > 0 && stats.bytes_wanted > host, "{stats:?}");
-        // Whatever was found was found on the device: the host has it no more.
+        // All hits were on the device: the host no longer has the planes.
         assert!(stats.planes_hit[0] > 0 || share == 0.0, "{stats:?}");
         match precision {
             Precision::Exact(_) => assert!(got == want, "{at}: another result than the resident model's"),
@@ -55,7 +55,7 @@ fn gate_30_streamed_experts_are_held_once() {
         last = Some((o, engine));
     }
 
-    // A warm start brings the hottest to the device, and leaves nothing on the host either.
+    // A warm start uploads the hottest, and leaves nothing on the host either.
     let (o, cold) = last.unwrap();
     let warm = Engine::open(short_model(), &o).unwrap();
     warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
@@ -82,7 +82,7 @@ fn gate_30_streamed_experts_are_held_once() {
             storage.fail(false);
             outcome(&mut session, &ids[next.clone()])
         });
-        // It may be that everything was there already.
+        // Everything may have been resident already.
         got.push(result.unwrap());
         at = next.end;
     }
@@ -107,7 +107,7 @@ fn gate_30_streamed_experts_are_held_once() {
     assert!(!engine.info().mode.contains("on the device"), "{}", engine.info().mode);
 }
 
-/// Bytes of a file's mapping that are in memory.
+/// Resident bytes of a file's mapping.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn mapped(path: &Path) -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -131,7 +131,7 @@ fn gate_54_weights_beside_streamed_experts_are_held_once() {
     if !has_gpu() {
         return;
     }
-    // A file that no other test maps: pages of several mappings stay where they are.
+    // A file that no other test maps: pages of several mappings would stay resident.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::copy(short_model(), &path).unwrap();

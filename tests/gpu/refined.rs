@@ -1,12 +1,12 @@
-//! Gates 28 and 29, and gate 43 with them: experts on a GPU of which the hottest have a plane more. Tokens repeat, cost one submission and
-//! one read-back, and survive reads that fail.
+//! Gates 28 and 29, and gate 43 with them: experts on a GPU, the hottest with one more plane. Tokens are reproducible,
+//! cost one submission and one read-back, and survive failed reads.
 
 use super::*;
 use dollop::{StreamStats, StreamingOptions};
 use dollop_tests::{HeldFile, with_refinements};
 use std::sync::Arc;
 
-/// Adaptive precision with a budget for all experts at 3 bits, and for about `share` of the fourth ones.
+/// Adaptive precision with a budget for all experts at 3 bits, and for about `share` of the fourth bits.
 fn refined(share: f64) -> EngineOptions {
     refined_of(&short_model(), share)
 }
@@ -17,11 +17,11 @@ fn refined_of(path: &Path, share: f64) -> EngineOptions {
     with_refinements(path, o, share)
 }
 
-/// Of what people write, the tokens of a prompt, and those that follow.
+/// Numbers of tokens of an ordinary text: of the prompt, and those that follow.
 const PROMPT: usize = 20;
 const TOKENS: usize = 38;
 
-/// What people write.
+/// An ordinary text.
 fn text(engine: &Engine) -> Vec<u32> {
     let text = "Water boils at one hundred degrees Celsius at sea level. On top of a mountain the air is thinner, and it \
                 boils at a lower temperature, so that potatoes take longer to cook. A pressure cooker does the opposite: \
@@ -32,7 +32,7 @@ fn text(engine: &Engine) -> Vec<u32> {
     ids
 }
 
-/// Tokens one by one after a prompt: what comes of them, and what the engine has done. Planes of a file that is held come when a
+/// Tokens one by one after a prompt: their logits, and the engine's counters. With a held file, planes land only when a
 /// token waits for them.
 fn decoded(engine: &Engine, held: Option<&HeldFile>) -> (Vec<Vec<f32>>, StreamStats) {
     let mut session = engine.session(SessionOptions::default()).unwrap();
@@ -51,7 +51,7 @@ fn decoded(engine: &Engine, held: Option<&HeldFile>) -> (Vec<Vec<f32>>, StreamSt
     (all, engine.stream_stats().unwrap())
 }
 
-/// An engine whose experts or refinements come from such a file.
+/// An engine that reads its experts or refinements from a held file.
 pub(super) fn with_faults(o: &EngineOptions) -> (Engine, Arc<HeldFile>) {
     let file = HeldFile::open(&short_model());
     let streaming = set!(StreamingOptions { storage: Some(file.clone()), ..o.streaming.clone() });
@@ -81,7 +81,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
         "{held} held, {planned} planned"
     );
 
-    // The same from the same state, however late reads come.
+    // The same state gives the same results, however late reads land.
     let (want, stats) = decoded(&engine, None);
     assert!(stats.upgrades > 0 && stats.downgrades > 0 && stats.bytes_wanted > 0, "{stats:?}");
     assert!(stats.mean_bits() > 3.05 && stats.mean_bits() < 4.0 && stats.decisions != 0, "{stats:?}");
@@ -97,7 +97,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     assert_eq!(n, 8 * layers + 3);
     assert!(uploaded > 0);
 
-    // It differs from the level that all have, and is closer to the next one.
+    // It differs from the common level of all experts, and is closer to the next one.
     let exact = |level| {
         let o = set!(EngineOptions { precision: Some(Precision::Exact(level)), memory: None, ..o.clone() });
         let engine = opened(&o);
@@ -114,7 +114,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     println!("squared distance from 4 bits: {far:.0} at 3 bits, {near:.0} at {:.2}", stats.mean_bits());
     assert!(near < far && near > 0.0, "{near} of {far}");
 
-    // What cannot be read is an error, and never another token: all experts go on at the levels that they have.
+    // A failed read is an error, and never a different token: all experts continue at their levels.
     let (engine, storage) = with_faults(&o);
     storage.fail(true);
     let mut session = engine.session(SessionOptions::default()).unwrap();
@@ -168,10 +168,10 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
         let Event::Token { .. } = event else { return };
         let after = engine.gpu_stats().unwrap();
         let [_, submits, readbacks, _] = since(&after, &before);
-        // The first comes with the prompt, of which a read-back is the only one as well.
+        // The first token comes with the prompt, which has only one read-back as well.
         assert_eq!((submits, readbacks), (1, 1), "token {tokens}");
         assert!(after.read_bytes - before.read_bytes < 4 * engine.info().vocab as u64);
-        // What a token needs is made with the first one that is decoded; a refinement needs nothing new.
+        // A token's resources are created with the first decoded one; a refinement needs no new ones.
         if tokens > 1 {
             assert_eq!(kept(&before), kept(&after), "token {tokens} allocates");
         }

@@ -1,4 +1,4 @@
-//! What is no session of this engine's is refused, with the reason.
+//! Files that are not sessions of this engine are refused, with the reason.
 
 use super::{PROMPT, exact, file_of, ids};
 use dollop::Level;
@@ -50,7 +50,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
         words((by_name, by_bytes), part);
     }
 
-    // Sound, and of something else.
+    // Intact, but of something else.
     let (by_name, _) = refused(&engine, &good, SessionOptions::default().with_context(PROMPT - 1));
     assert!(matches!(by_name, Error::ContextFull { needed: PROMPT, .. }), "{by_name}");
     words(refused(&open(&exact(Level::B3)), &good, of), "exact:4, and this engine runs at exact:3");
@@ -67,7 +67,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
     let changed = Engine::open(file_of(&changed, folder.path()), &exact(Level::B4)).unwrap();
     words(refused(&changed, &good, of), "other weights");
 
-    // A folder, and nothing at all.
+    // A folder, and a missing file.
     let folder_refused = engine.load_session(folder.path(), of).err().unwrap();
     assert!(matches!(folder_refused, Error::Io { .. } | Error::Malformed { .. }), "{folder_refused}");
     let missing = engine.load_session(&folder.path().join("none"), of).err().unwrap();
@@ -77,7 +77,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
     std::fs::write(&path, &good).unwrap();
     assert!(session.save(&folder.path().join("none/../session/x")).is_err());
     assert!(engine.load_session(&path, of).is_ok());
-    // What is measured against saves nothing.
+    // A reference engine saves nothing.
     let reference = Engine::open_reference(folder.path(), &exact(Level::B4)).unwrap();
     let refused = reference.session(of).unwrap().save(&path).err().unwrap();
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");

@@ -1,5 +1,5 @@
-//! Gate 16: what a program may choose. Budgets and options that cannot work are refused, departures from the router's choice are
-//! counted, and orders and limits of refinements are kept.
+//! Gate 16: options of a program. Budgets and options that cannot work are refused, departures from the router's choice
+//! are counted, and orders and limits of refinements are kept.
 
 use super::*;
 use dollop::Routing;
@@ -16,7 +16,7 @@ fn gate_16_budgets_that_cannot_work_and_contradictions_are_refused() {
     let tiny = exact.clone().with_memory(5 << 20);
     let Err(Error::Budget { smallest, .. }) = Engine::open(&model, &tiny) else { panic!("opened in 5 MB") };
     assert!(refused(&tiny).contains(&format!("{}M", smallest.div_ceil(1 << 20))));
-    // The number it names works.
+    // The number in the error works.
     let least = exact.clone().with_memory(smallest);
     let engine = open(&least);
     assert!(engine.memory_plan().total_bytes() <= smallest);

@@ -1,5 +1,5 @@
-//! Gate 15: faults of storage. What passes is retried and changes nothing; what lasts is an error, and the session goes on where
-//! it was.
+//! Gate 15: faults of storage. A transient fault is retried and changes nothing; a lasting one is an error, and the
+//! session continues where it was.
 
 use super::*;
 use dollop::Verify;
@@ -9,15 +9,15 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What may happen to a read: it gets the number of places read before, if this one is new (a place that was read before
-/// is read again after a fault, whichever lane does it), the bytes, and how many there are.
+/// A fault of a read. It gets the number of distinct offsets read before, if this one is new (after a fault, an offset
+/// is read again, on any lane), the bytes, and their count.
 type Fault = fn(Option<u64>, &mut [u8], usize) -> io::Result<usize>;
 
 fn every(n: Option<u64>, k: u64) -> bool {
     n.is_some_and(|n| n.is_multiple_of(k))
 }
 
-/// A file that misbehaves on demand.
+/// A file that injects faults on demand.
 struct Faulty {
     file: FileStorage,
     places: Mutex<HashSet<u64>>,
@@ -185,7 +185,7 @@ fn gate_15_a_file_that_is_damaged_on_disk_is_found_at_the_first_read() {
     never.streaming.verify = Verify::Never;
     session(&never).logits(&tokens()[..4]).unwrap();
 
-    // What is always used is compared when it is loaded.
+    // Dense weights are verified when they are loaded.
     let mut bytes = std::fs::read(default_model()).unwrap();
     let dense = directory.gguf.tensors.iter().find(|t| t.name == "blk.5.attn_v.planes").unwrap();
     bytes[(dense.offset + dense.n_bytes / 2) as usize] ^= 0x10;

@@ -7,7 +7,8 @@ use dollop::internal::format::{GgmlType, Metadata};
 /// One tensor: its name, its shape (slowest first), its type and bytes.
 pub(crate) type Written = (String, Vec<usize>, GgmlType, Vec<u8>);
 
-/// Keys that a GGUF file has: nothing says which layers have a window, how YaRN's ramp ends or where activations are limited.
+/// Keys of a GGUF file: none of them says which layers have a window, how YaRN's ramp ends or where activations are
+/// limited.
 pub(crate) fn keys(meta: &Metadata) -> Metadata {
     let mut all = Metadata::new();
     meta.iter()

@@ -1,5 +1,5 @@
-//! A file whose reads a test holds back until something has happened, or lets fail. Delays would not do: whether a read of
-//! some milliseconds comes too late depends on the machine.
+//! A file whose reads a test can hold back until something has happened, or make fail. Delays would not do: whether a
+//! read of some milliseconds comes too late depends on the machine.
 
 use dollop::internal::store::{Access, FileStorage, Storage};
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Makes a failure of what would be a hang. A busy machine is far from it.
+/// Turns a hang into a failure. A busy machine stays far below it.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// A file with a latch.
@@ -46,12 +46,12 @@ impl HeldFile {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Runs `token` with a closed latch until `waits`, which counts the waits for reads, says that it waits for one. Then calls
-    /// `meanwhile`, opens the latch and lets `token` go on. Where `token` waits for nothing, `meanwhile` is not called, and the
-    /// latch stays closed: what a later token needs is held back as well.
+    /// Runs `token` with a closed latch until `waits`, the count of waits for reads, increases. Then calls `meanwhile`,
+    /// opens the latch and lets `token` continue. If `token` waits for nothing, `meanwhile` is not called and the latch
+    /// stays closed, so that reads of a later token are held back as well.
     ///
     /// # Panics
-    /// Where nothing happens for half an hour.
+    /// If nothing happens for half an hour.
     pub fn late<T: Send>(
         &self,
         waits: &dyn Fn() -> u64,

@@ -1,4 +1,4 @@
-//! What several gates share: the tiny models of `goldens/models`, rebuilt from their generator.
+//! Helpers shared by several gates: the tiny models of `goldens/models`, rebuilt from their generator.
 
 use dollop::sampler::{Sampler, Sampling};
 use dollop::{Engine, EngineOptions, Error, Session};
@@ -26,7 +26,8 @@ macro_rules! set {
     ($all:ident, $field:ident, $value:expr) => { $all.$field = $value };
 }
 
-/// Tokens that `sampling` chooses after `prompt` among whole logits: what a generation must say that sees only the likeliest.
+/// Tokens that `sampling` chooses after `prompt` from whole logits: the required result of a generation that sees only
+/// the most likely ones.
 pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(sampling.clone()).expect("the numbers make sense");
     prompt.iter().for_each(|&id| sampler.accept(id));
@@ -43,10 +44,11 @@ pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampli
     tokens
 }
 
-/// Below this the two best logits are too close for backends, which add in other orders, to agree on the better one.
+/// Below this margin, the two best logits are too close for backends, which add in different orders, to agree on the
+/// better one.
 pub const MARGIN: f32 = 0.02;
 
-/// The likeliest token after `tokens`, which the session takes in, and by how much its logit exceeds the next one's.
+/// The most likely token after `tokens`, which the session takes in, and its margin over the next one.
 pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
     match session.best(tokens, 2).expect("the context is long enough")[..] {
         [(id, best), (_, next)] => (id, best - next),
@@ -54,8 +56,7 @@ pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
     }
 }
 
-/// Options under which nothing but a budget is missing, with one for all experts at 3 bits and for about `share` of the fourth
-/// ones.
+/// Options that lack only a budget, with one for all experts at 3 bits and for about `share` of their fourth bits.
 pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> EngineOptions {
     let plan = |memory| Engine::plan(path, &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("planned for one byte") };
@@ -65,7 +66,7 @@ pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> Engine
         |bits: u8| small.levels.iter().find(|l| l.bits == bits).expect("a level that is stored").expert_bytes;
     let all = small.total_bytes() - small.expert_bytes - small.staging_bytes + at(3);
     let next = at(4) - at(3);
-    // Half of the fourth bits pays for some, and for the memory that they pass through.
+    // Half of the fourth bits pays for some of them, and for the staging memory.
     let staging = plan(all + next / 2).refinements.expect("some are refined").staging_bytes;
     o.memory = Some(all + staging + (share * next as f64) as u64);
     o
@@ -95,12 +96,12 @@ pub fn default_model() -> PathBuf {
     root().join("models/smollm2-moe.gguf")
 }
 
-/// Whether gates are to try all that they can, as `./check --full` does, rather than what stands for it.
+/// Whether gates test all cases, as `./check --full` does, or a sample.
 pub fn full() -> bool {
     std::env::var_os("DOLLOP_TEST_FULL").is_some()
 }
 
-/// Whether there is an adapter to test with. Where `DOLLOP_TEST_GPU` is set, as `./check` does, there must be.
+/// Whether there is an adapter to test with. If `DOLLOP_TEST_GPU` is set, as `./check` does, there must be one.
 #[cfg(feature = "gpu")]
 pub fn has_gpu() -> bool {
     let found = dollop::internal::kernels::gpu::adapters().iter().any(|a| a.missing.is_none());
@@ -111,7 +112,7 @@ pub fn has_gpu() -> bool {
     found
 }
 
-/// Whether there is an adapter to test with: not without the GPU's kernels.
+/// Without GPU support there is no adapter to test with.
 #[cfg(not(feature = "gpu"))]
 pub fn has_gpu() -> bool {
     false

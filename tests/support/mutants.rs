@@ -1,4 +1,4 @@
-//! What tests of untrusted bytes share: an allocator that counts, and chances that repeat.
+//! Helpers for tests of untrusted bytes: an allocator that counts, and reproducible random numbers.
 #![allow(unsafe_code)] // The allocator counts, and hands everything on to the system's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// For `#[global_allocator]`: knows how much the process has at most.
+/// For `#[global_allocator]`: records the peak of the process's allocations.
 pub struct Counting;
 
 // SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
@@ -26,7 +26,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `f` returns, and the most bytes that the process had meanwhile beyond those before.
+/// The result of `f`, and the peak of allocations during the call beyond those before.
 pub fn most_allocated<R>(f: impl FnOnce() -> R) -> (R, usize) {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);

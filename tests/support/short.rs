@@ -1,6 +1,6 @@
-//! The default model with its first layers and tokens alone: what gates of the GPU compute in software, where every layer, and a head
-//! of many tokens, costs seconds, and the others show nothing new. Routing is made real: the default model's experts are all but one
-//! active, and as good as equal. All other bytes of what is left are the default model's.
+//! The default model with only its first layers and tokens: for gates of the GPU that run on software adapters, where
+//! every layer and a head of many tokens costs seconds, and the rest shows nothing new. Routing is made real: in the
+//! default model all experts but one are active, and almost equal. All other remaining bytes are the default model's.
 
 use crate::{default_model, root};
 use dollop::internal::format::dollop::{Directory, MatrixEntry};
@@ -14,23 +14,23 @@ use std::sync::OnceLock;
 /// Layers that are left: enough for experts of some layers to give way to those of others.
 const LAYERS: u32 = 4;
 
-/// Tokens that are left; the likeliest come first. A multiple of a tile's rows.
+/// Remaining tokens; the most likely come first. A multiple of a tile's rows.
 const TOKENS: usize = 4096;
 
-/// Experts of a token, and what routers are multiplied by, so that some experts are wanted more than others.
+/// Experts of a token, and the factor of the routers' weights, so that some experts are chosen more often than others.
 const USED: u32 = 8;
 const SHARPER: f32 = 100.0;
 
 /// Tables with a row for each matrix, experts counted singly.
 const TABLES: [&str; 3] = ["dollop.fits", "dollop.errors", "dollop.checksums"];
 
-/// The file, written by each process that asks for it.
+/// The file, written once by each process.
 pub fn short_model() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(write).clone()
 }
 
-/// Whether a tensor or matrix belongs to a layer that is left, or to none.
+/// Whether a tensor or matrix belongs to a remaining layer, or to none.
 fn stays(name: &str) -> bool {
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     layer.is_none_or(|layer| layer.parse::<u32>().expect("a number") < LAYERS)
@@ -102,7 +102,7 @@ fn sharper(weight: &[u8]) -> [u8; 4] {
     (SHARPER * weight).to_le_bytes()
 }
 
-/// The rows of a matrix's planes that belong to the tokens that are left.
+/// The rows of a matrix's planes that belong to the remaining tokens.
 fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
     let params = GroupParams::numbered(entry.params).expect("the file is sound");
     let whole = Shape::new(entry.rows, entry.cols, entry.group).expect("the file is sound").with(params);
@@ -121,7 +121,7 @@ fn first_rows(entry: &MatrixEntry, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Leaves a byte-pair tokenizer its first tokens alone, and the merges that make them.
+/// Reduces a byte-pair tokenizer to its first tokens, and the merges that produce them.
 fn first_tokens(meta: &mut Metadata) {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let strings = |meta: &Metadata, name: &str| {
@@ -138,7 +138,7 @@ fn first_tokens(meta: &mut Metadata) {
     meta.insert(key("tokens"), tokens);
 }
 
-/// The values of an array that stay.
+/// The array's remaining values.
 fn only(value: Value, kept: &[bool]) -> Value {
     fn some<T: Clone>(all: &[T], kept: &[bool]) -> Vec<T> {
         all.iter().zip(kept).filter(|v| *v.1).map(|v| v.0.clone()).collect()

@@ -1,5 +1,5 @@
-//! A model whose answer its author chooses: every token has one successor. For tests of what lies around a model, where the
-//! answer must be known and the weights need not be learned.
+//! A model whose answer the test chooses: every token has one successor. For tests of the code around a model, where
+//! the answer must be known and the weights need not be learned.
 //!
 //! The embedding has a direction for every token, attention and feed-forward add nothing, and the head turns the direction
 //! of a token into its successor's logit.
@@ -16,7 +16,7 @@ const VOCAB: usize = 288;
 /// The token that is the whole answer of [`Talker::saying`].
 pub const WHOLE: u32 = 257;
 
-/// What is written as a Hugging Face folder. The fields may be changed at will before that.
+/// Written as a Hugging Face folder. The fields may be changed before that.
 pub struct Talker {
     /// `config.json`.
     pub config: Json,
@@ -24,9 +24,9 @@ pub struct Talker {
     pub tokenizer: Json,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Json,
-    /// The successor of every token; the end of the turn behind those that have none.
+    /// The successor of every token; the end of the turn for tokens without one.
     pub next: Vec<u32>,
-    /// What the head's weights are multiplied by.
+    /// The factor of the head's weights.
     pub head_scale: f32,
     /// The weights of the last norm.
     pub norm: f32,
@@ -44,10 +44,10 @@ fn spelling(byte: u8) -> char {
 }
 
 impl Talker {
-    /// One that says `bytes` after a prompt that ends in a line feed, as `template` has to see to.
+    /// A model that answers `bytes` after a prompt that ends in a line feed, which `template` has to ensure.
     ///
     /// # Panics
-    /// Where a byte appears twice: it would have two successors.
+    /// If a byte appears twice: it would have two successors.
     pub fn new(bytes: &[u8], template: &str) -> Talker {
         let mut next = vec![END; VOCAB];
         let mut last = b'\n';
@@ -84,7 +84,7 @@ impl Talker {
         }
     }
 
-    /// One that says any text, as a token of its own, after a prompt that ends in a line feed.
+    /// A model that answers any text, as a separate token, after a prompt that ends in a line feed.
     ///
     /// # Panics
     /// Never: the list of added tokens is the one that [`Talker::new`] makes.
@@ -102,7 +102,7 @@ impl Talker {
     /// Writes `config.json`, the tokenizer's two files and `model.safetensors`.
     ///
     /// # Panics
-    /// Where the folder cannot be written.
+    /// If the folder cannot be written.
     pub fn write(&self, folder: &Path) {
         std::fs::create_dir_all(folder).expect("writable");
         let mut config = self.config.clone();

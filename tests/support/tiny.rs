@@ -37,7 +37,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// The numbers of 24 bits that make.py has.
+/// The 24-bit numbers of make.py.
 fn numbers(name: &str, n: usize) -> impl Iterator<Item = u64> {
     let base = u64::from(crc32(name.as_bytes())) << 32;
     let value = move |i: u64| {
@@ -49,12 +49,12 @@ fn numbers(name: &str, n: usize) -> impl Iterator<Item = u64> {
     (0..n as u64).map(value)
 }
 
-/// `offset + scale · u` as make.py has it.
+/// `offset + scale · u`, as in make.py.
 fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<f32> {
     numbers(name, n).map(|v| offset + scale * (v as f32 / (1u32 << 23) as f32 - 1.0)).collect()
 }
 
-/// Whether a tensor is of bytes: whole numbers here.
+/// Whether a tensor holds bytes, here as integers.
 fn is_bytes(name: &str) -> bool {
     name.ends_with("_blocks") || name.ends_with("_scales")
 }
@@ -75,7 +75,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 impl Tiny {
-    /// Reads a golden and makes its weights.
+    /// Reads a golden and generates its weights.
     pub fn load(name: &str) -> Tiny {
         let read = |ext: &str| {
             std::fs::read(crate::golden("models").join(format!("{name}.{ext}")))
@@ -113,7 +113,7 @@ impl Tiny {
         }
     }
 
-    /// The same with so many experts in every layer, of which nobody has computed the logits.
+    /// The same with `count` experts in every layer, without reference logits.
     pub fn with_experts(mut self, count: usize) -> Tiny {
         self.config["num_experts"] = count.into();
         self.logits.clear();
