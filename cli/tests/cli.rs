@@ -1,4 +1,4 @@
-//! Gate 8: the program as people use it: results on stdout and nothing else, one line per error, exit status 0, 1 or 2.
+//! Gate 8: the command line: only results on stdout, one line per error, exit status 0, 1 or 2.
 
 use dollop_tests::tiny::Tiny;
 use dollop_tests::{default_model, golden, short_model};
@@ -11,15 +11,15 @@ fn dollop(args: &[&str], input: &[u8], cache: &Path) -> Output {
     dollop_of(&default_model(), args, input, cache)
 }
 
-/// The same with another model as the one that is meant where none is named.
+/// The same with another default model.
 fn dollop_of(model: &Path, args: &[&str], input: &[u8], cache: &Path) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dollop"))
         .args(args)
         .env("XDG_CACHE_HOME", cache)
-        // Without one, a library below Vulkan writes an error of its own.
+        // Without it, a library under Vulkan writes an error to stderr.
         .env("XDG_RUNTIME_DIR", cache)
         .env("DOLLOP_MODEL", model)
-        // What a driver in software has compiled serves all of them.
+        // All runs share the shader cache of a software driver.
         .env("MESA_SHADER_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -253,7 +253,7 @@ fn backends_are_chosen_and_listed() {
     fails(&["run", "-p", "x", "--backend", "gpu:1000"], b"", &["GPU", "no adapter 1000"]);
     let devices: Json = serde_json::from_str(&ok(&["devices", "--json"], "")).unwrap();
     let run = |backend: &str| -> Json {
-        // Few tokens: software that poses as a GPU takes long for each.
+        // Few tokens: software adapters take long for each.
         let args = ["run", "--raw", "-p", "The capital of France is", "-n", "3", "--ctx", "64", "--json"];
         serde_json::from_str(&ok(&[&args[..], &["--temp", "0", "--backend", backend]].concat(), "")).unwrap()
     };
@@ -266,10 +266,10 @@ fn backends_are_chosen_and_listed() {
     assert!(!ok(&["devices"], "").is_empty());
     let answer = run("gpu");
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
-    // With few layers, which take as many kinds of kernels.
+    // A short model: few layers need the same kinds of kernels.
     let cache = tempfile::tempdir().unwrap();
     let run_short = |more: &[&str], cache: &Path| -> Json {
-        // As many tokens as products of other inputs need.
+        // Enough tokens for products with inputs in half precision or in 8 bits.
         let prompt = "Water boils at one hundred degrees Celsius at sea level.";
         let args = ["run", "--raw", "-p", prompt, "-n", "2", "--ctx", "64", "--json", "--backend", "gpu"];
         let out = dollop_of(&short_model(), &[&args[..], more].concat(), b"", cache);
@@ -280,7 +280,7 @@ fn backends_are_chosen_and_listed() {
     assert!(
         gpu["backend"].as_str().unwrap().starts_with("GPU") && gpu["gpu"]["dispatches"].as_u64() > Some(0)
     );
-    // Variants of kernels are used as far as the adapter goes; which those are, the list says.
+    // Kernel variants are used if the adapter supports them, as listed by `dollop devices`.
     let both = dollop(&["run", "--gpu-kernels", "half,bytes"], b"", std::path::Path::new("."));
     assert_eq!(both.status.code(), Some(2), "{}", text(&both.stderr));
     let usable = devices.as_array().unwrap().iter().find(|d| d["missing"].is_null()).unwrap();
@@ -296,7 +296,7 @@ fn backends_are_chosen_and_listed() {
         assert_eq!(of(&other, "half_dispatches"), half && usable["f16"].as_bool().unwrap());
         assert_eq!(of(&other, "byte_dispatches"), bytes);
     }
-    // Compiled kernels are kept, where the adapter can.
+    // Compiled pipelines are cached, if the adapter supports that.
     let cache = tempfile::tempdir().unwrap();
     let again = || run_short(&[], cache.path());
     assert_eq!(again()["gpu"]["pipelines_read_bytes"], 0);

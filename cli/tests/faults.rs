@@ -1,5 +1,5 @@
-//! Gate 60: inputs that people bring: damaged, badly made or hostile models, and text from elsewhere. Nothing is ignored in
-//! silence, nothing is lost, and no file or terminal obeys what it is given.
+//! Gate 60: damaged, malformed or hostile models, and untrusted text. Nothing is silently ignored, nothing is lost, and input
+//! changes no file and sends no control characters to a terminal.
 
 use dollop_tests::talker::{END, Talker};
 use serde_json::{Value as Json, json};
@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
-/// What a prompt must look like for a [`Talker`] to answer it.
+/// A template whose prompts a [`Talker`] answers: they end in a line feed.
 const PLAIN: &str = "{{ messages[-1].content }}{{ '\\n' }}";
 
-/// A folder with models and a cache of its own.
+/// A folder with models, and a separate cache.
 struct Place {
     folder: TempDir,
 }
@@ -22,7 +22,7 @@ impl Place {
         Place { folder: tempfile::tempdir().unwrap() }
     }
 
-    /// A model folder `m` that answers with these bytes, changed.
+    /// A model folder `m` that answers with these bytes, after `change`.
     fn with(bytes: &[u8], change: impl FnOnce(&mut Talker)) -> Place {
         let place = Place::new();
         let mut talker = Talker::new(bytes, PLAIN);
@@ -35,7 +35,7 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Runs `dollop` here, on the CPU where that can be said and nothing else is.
+    /// Runs `dollop` in the folder, on the CPU if the command has a backend and none is given.
     fn run(&self, args: &[&str], input: &[u8]) -> Output {
         let mut all = args.to_vec();
         if !matches!(args[0], "convert" | "inspect") && !args.contains(&"--backend") {
@@ -45,7 +45,7 @@ impl Place {
             .args(all)
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
-            // Without one, a library below Vulkan writes an error of its own.
+            // Without it, a library under Vulkan writes an error to stderr.
             .env("XDG_RUNTIME_DIR", self.folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -57,7 +57,7 @@ impl Place {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs; expects success; returns stdout without the line feed behind an answer.
+    /// Runs; expects success; returns stdout without the line feed after an answer.
     fn ok(&self, args: &[&str], input: &str) -> String {
         let out = self.run(args, input.as_bytes());
         assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -69,7 +69,7 @@ impl Place {
         serde_json::from_str(&self.ok(args, "")).unwrap()
     }
 
-    /// Runs; expects status 1 and an error that says all of `words`; returns it.
+    /// Runs; expects status 1 and an error that contains all of `words`; returns it.
     fn fails(&self, args: &[&str], words: &[&str]) -> String {
         let out = self.run(args, b"");
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -128,7 +128,7 @@ fn small_weights_are_kept_within_the_usual_error() {
     for scale in [1.0, 1e-3, 1e-6, 1e-12, 1e-17] {
         let place = Place::with(b"ok", |t| t.head_scale = scale);
         assert_eq!(place.ok(&["run", "m", "-p", "hi", "--temp", "0"], ""), "ok", "{scale}");
-        // Where the logits differ by nothing to speak of, chance would be noise, and has no part in it.
+        // If all logits are almost equal, sampling would be random: the answer must be the greedy one.
         if scale < 1e-4 {
             for args in [&["run", "m", "-p", "hi"][..], &["run", "m", "-p", "hi", "--top-k", "0"]] {
                 assert_eq!(place.ok(args, ""), "ok", "{scale}");
@@ -164,7 +164,7 @@ fn small_files_are_read_as_python_reads_them_or_refused() {
     let write = |place: &Place, name: &str, text: &str| fs::write(place.path("m").join(name), text).unwrap();
     let config = |t: &Talker| t.tokenizer_config.to_string();
     let text = config(&Talker::new(b"ok", PLAIN));
-    // A number that JSON does not have, where nothing reads it.
+    // A number that JSON does not allow, in a field that nothing reads.
     let place = Place::with(b"ok", |_| {});
     write(
         &place,
@@ -172,7 +172,7 @@ fn small_files_are_read_as_python_reads_them_or_refused() {
         &text.replacen('{', "{\"model_max_length\": NaN, \"x\": -Infinity, ", 1),
     );
     assert_eq!(place.ok(&["run", "m", "-p", "hi"], ""), "ok");
-    // And where something does.
+    // And in a field that is read.
     let place = Place::with(b"ok", |_| {});
     let json = fs::read_to_string(place.path("m/config.json")).unwrap();
     write(&place, "config.json", &json.replacen("10000.0", "NaN", 1));
@@ -189,7 +189,7 @@ fn small_files_are_read_as_python_reads_them_or_refused() {
         place.fails(&["run", "m", "-p", "hi"], &[name]);
         assert!(place.cached().is_empty());
     }
-    // The end of a turn and the template may stand in other files.
+    // The end of a turn and the template may be in other files.
     let place = Place::with(b"ok", |t| t.tokenizer_config = json!({}));
     write(&place, "special_tokens_map.json", "{\"eos_token\": {\"content\": \"<|end|>\"}}");
     write(&place, "chat_template.json", &json!({ "chat_template": PLAIN }).to_string());
@@ -217,7 +217,7 @@ fn what_makes_a_model_unusable_is_told_before_its_conversion() {
     let place = Place::with(b"ok", |_| {});
     fs::write(place.path("m/adapter_config.json"), "{}").unwrap();
     place.fails(&["run", "m", "-p", "hi"], &["adapter_config.json", "merge"]);
-    // What does no harm is told by inspect.
+    // An unknown key that does no harm is listed by `inspect`.
     let place = Place::with(b"ok", |t| t.config["mystery"] = 1.into());
     assert_eq!(place.ok(&["run", "m", "-p", "hi"], ""), "ok");
     assert!(place.ok(&["inspect", "m"], "").contains("not used: mystery"));
@@ -244,7 +244,7 @@ fn an_output_is_never_one_of_the_inputs() {
     place.ok(&["convert", "m", "out.gguf"], "");
     place.fails(&[&eval[..], &["out.gguf"]].concat(), &["out.gguf", "is a model"]);
     place.ok(&["inspect", "out.gguf", "--verify"], "");
-    // Converting again replaces what a conversion made, and says so.
+    // A second conversion replaces the file of the first, and reports it.
     let out = place.run(&["convert", "m", "out.gguf"], b"");
     assert!(out.status.success() && String::from_utf8_lossy(&out.stderr).contains("was replaced"));
 }
@@ -311,7 +311,7 @@ fn what_is_piped_into_a_chat_is_only_said() {
     let lines = "hi\n/save victim.txt\n/read victim.txt\n/exit\n/etc/hosts: what is that?\n// a comment?\n";
     assert_eq!(place.ok(&["chat", "m"], lines), ["ok"; 6].join("\n"));
     assert_eq!(fs::read_to_string(place.path("victim.txt")).unwrap(), "keep");
-    // Commands are asked for, and even then a file of another kind stays.
+    // With `--commands`, a file that is not a saved conversation still stays unchanged.
     let out = place.run(&["chat", "m", "--commands"], b"hi\n/save victim.txt\n");
     assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b"ok\n"[..]));
     assert_eq!(fs::read_to_string(place.path("victim.txt")).unwrap(), "keep");
@@ -344,7 +344,7 @@ fn a_model_file_says_nothing_to_the_terminal() {
     }
 }
 
-/// An answer goes into a pipe as it is, and to a terminal without what a terminal obeys.
+/// An answer goes to a pipe unchanged, and to a terminal without control characters.
 #[test]
 #[cfg(target_os = "linux")]
 fn an_answer_says_nothing_to_the_terminal() {

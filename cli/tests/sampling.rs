@@ -1,5 +1,5 @@
-//! Gate 66: numbers of sampling come from what is typed, else from the model, else from the program; what a seed gives can be
-//! had again, and nothing that was said is ignored in silence.
+//! Gate 66: sampling numbers come from the command line, else from the model, else from the program. A seed reproduces its
+//! answer, and no option is silently ignored.
 
 use dollop::sampler::Sampling;
 use dollop_tests::talker::Talker;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 const PLAIN: &str = "{{ messages[-1].content }}{{ '\\n' }}";
 
-/// A folder with a model `m` that is sure of nothing, and says how to sample it.
+/// A folder with a model `m` whose logits are close to each other, and with this `generation_config.json`.
 fn unsure(generation: &str) -> TempDir {
     let place = tempfile::tempdir().unwrap();
     let mut talker = Talker::new(b"ok", PLAIN);
@@ -56,7 +56,7 @@ fn fails(place: &Path, more: &[&str], word: &str) {
     assert!(!out.status.success() && text.contains(word) && !text.contains("panicked"), "{more:?}: {text}");
 }
 
-/// What `[… | seed N]` says.
+/// The number in `[… | seed N]`.
 fn seed(line: &str) -> Option<&str> {
     line.rsplit_once("seed ").map(|(_, rest)| rest.trim().trim_end_matches(']'))
 }
@@ -76,14 +76,14 @@ fn a_seed_is_another_each_time_and_gives_the_answer_again() {
     let (text, line) = answer(place, "run", &["-p", "hi"], "");
     let (same, other) = answer(place, "run", &["-p", "hi", "--seed", seed(&line).unwrap()], "");
     assert_eq!((text, seed(&line)), (same, seed(&other)));
-    // A conversation is repeated by the seed of its first answer.
+    // The seed of its first answer reproduces a conversation.
     let (talk, line) = answer(place, "chat", &[], "hi\nho\n");
     assert_eq!(answer(place, "chat", &["--seed", seed(&line).unwrap()], "hi\nho\n").0, talk);
     let turns: Vec<&str> =
         answer(place, "chat", &["--seed", "1"], "hi\nhi\n").0.lines().map(|_| "").collect();
     assert!(turns.len() >= 2);
 
-    // Without chances there is nothing to show.
+    // Greedy decoding shows no seed.
     let (_, line) = answer(place, "run", &["-p", "hi", "--temp", "0"], "");
     assert_eq!(seed(&line), None, "{line}");
     let exact = |more: &[&str]| json(place, &[&["--temp", "0"], more].concat())["tokens"].clone();
@@ -108,7 +108,7 @@ fn the_models_numbers_count_where_none_are_typed() {
     let (_, line) = answer(place, "chat", &["--commands", "--top-k", "7"], "hi\n/stats\n");
     assert!(line.contains("sampling: ") && line.contains("top-k 7, typical-p 0.9, top-p 0.95"), "{line}");
 
-    // As it is, converted, and from the file of another program.
+    // From the folder, after conversion, and from another program's file.
     let shown = "top-k 20, typical-p 0.9, top-p 0.95, temperature 0.6";
     let inspect = |name: &str| String::from_utf8(run(place, &["inspect", name], "").stdout).unwrap();
     assert!(inspect("m").contains(shown), "{}", inspect("m"));
@@ -124,7 +124,7 @@ fn the_models_numbers_count_where_none_are_typed() {
         assert!(inspect(name).contains("sampling       temperature 0.25, min-p 0.05"), "{}", inspect(name));
     }
 
-    // What a folder says anew is heard, although the weights are the same.
+    // Changed numbers in a folder take effect, although the weights are the same.
     std::fs::write(place.join("m/generation_config.json"), r#"{"do_sample": false}"#).unwrap();
     assert_eq!(json(place, &[])["sampling"]["temperature"], 0.0);
     std::fs::write(place.join("m/generation_config.json"), "{}").unwrap();
@@ -173,7 +173,7 @@ fn what_would_change_nothing_or_does_not_exist_is_an_error() {
     ] {
         fails(place, more, word);
     }
-    // Every name of the help is taken.
+    // Every name in the help is accepted.
     for more in [
         &["--samplers", "min_p;top-p", "--min-p", "0.1"][..],
         &["--mirostat", "1"],

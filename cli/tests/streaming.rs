@@ -1,4 +1,4 @@
-//! Streaming as a user meets it: a budget that is kept (R1), a plan that says so beforehand, stats, traces, warm starts.
+//! Streaming on the command line: a budget that is kept (R1), a plan that agrees, stats, traces, warm starts.
 
 use dollop_tests::tiny::Tiny;
 use serde_json::Value as Json;
@@ -29,10 +29,10 @@ fn json(args: &[&str]) -> Json {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The most memory that no file backs which a command ever held, how often that was looked at, and what the command printed.
+/// A command's peak of anonymous memory, the number of samples, and the command's output.
 #[cfg(target_os = "linux")]
 fn most_anonymous(args: &[&str]) -> (u64, usize, String) {
-    // An answer is shorter than what a pipe holds.
+    // An answer fits into a pipe's buffer.
     let mut child = dollop(args).stderr(Stdio::null()).spawn().unwrap();
     let (mut most, mut samples) = (0, 0);
     loop {
@@ -51,7 +51,7 @@ fn most_anonymous(args: &[&str]) -> (u64, usize, String) {
     }
 }
 
-/// Runs a model under the smallest budget of a backend and some megabytes more.
+/// Runs a model with a backend's smallest budget plus each of `more`, in megabytes.
 #[cfg(target_os = "linux")]
 fn keeps_its_budget(backend: &str, tokens: &str, more: &[u64]) {
     let common = ["--backend", backend, "--ctx", "512", "--precision", "exact:4"];
@@ -80,7 +80,7 @@ fn a_budget_is_kept_and_used() {
     keeps_its_budget("cpu", "24", &[0, 12]);
 }
 
-/// With a driver in software the device's memory is the process's own: all of it shows.
+/// A software driver's device memory is the process's own memory, so all of it is measured.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_budget_is_kept_on_a_gpu() {
@@ -89,7 +89,7 @@ fn a_budget_is_kept_on_a_gpu() {
     }
 }
 
-/// All experts on a GPU at one level, some with a plane more: also within the budget, and `plan`, mode and stats say so.
+/// All experts on a GPU at one level, some with one more plane: within the budget, as shown by `plan`, mode and stats.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_budget_is_kept_where_experts_are_refined() {
@@ -169,7 +169,7 @@ fn stats_trace_and_heat_are_written() {
     );
     assert!(tracks.iter().filter(|t| t.contains("compute")).count() == 2, "one for each thread: {tracks:?}");
     let spans = names("X");
-    // Whether a read was waited for is a matter of the clock: `tests/streaming.rs` sees to that.
+    // Whether a read was waited for depends on timing: `tests/streaming.rs` tests that.
     for part in ["attention", "gate and up", "down", "dense product"] {
         assert!(spans.iter().any(|s| s == part), "no span of {part}");
     }

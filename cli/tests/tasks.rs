@@ -1,5 +1,5 @@
-//! Gate 61: `dollop eval --tasks` counts right answers and no others. A model says one text, chosen here, to every question:
-//! what it must get right is known.
+//! Gate 61: `dollop eval --tasks` counts right answers and no others. A model gives one text, chosen here, to every question,
+//! so its right answers are known.
 
 use dollop_tests::short_model;
 use dollop_tests::talker::{Talker, WHOLE};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-/// The end of a prompt is all that a [`Talker`] reads; whole prompts would take long.
+/// A [`Talker`] reads only the end of a prompt; whole prompts would take long.
 const SHORT: &str = "{{ messages[-1].content[-40:] }}{{ '\\n' }}";
 
 fn run(folder: &Path, args: &[&str]) -> Output {
@@ -27,7 +27,7 @@ fn ok(folder: &Path, args: &[&str]) -> String {
     text(&out.stdout)
 }
 
-/// A folder with a model `m` that says `answer` to everything.
+/// A folder with a model `m` that gives `answer` to everything.
 fn saying(answer: &str, template: &str, change: impl FnOnce(&mut Talker)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut talker = Talker::saying(answer, template);
@@ -43,7 +43,7 @@ fn column(answer: &str, template: &str, tasks: &str) -> Json {
     json["columns"][0].clone()
 }
 
-/// Items by kind that were right, and how many there are.
+/// For each kind, the number of right answers and of all items.
 fn right(column: &Json) -> Vec<(String, u64, u64)> {
     let kinds = column["kinds"].as_array().unwrap().iter();
     kinds
@@ -88,7 +88,7 @@ fn a_wrong_answer_counts_nowhere_and_is_no_failure() {
     assert_eq!(all.last().unwrap().2, 200);
 }
 
-/// A question ends in a line feed, which is what a [`Talker`] answers, only where the template was given tools.
+/// A question ends in a line feed, as a [`Talker`] requires, only if the template got tools.
 #[test]
 fn tools_come_through_the_chat_template_where_it_shows_them() {
     let call = r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#;
@@ -124,7 +124,7 @@ fn columns_are_levels_that_the_file_has() {
     let f32 = ok(folder.path(), &["m", "--tasks", "arithmetic", "--reference"]);
     assert!(f32.contains("| f32 | loops |") && f32.contains("reference f32"), "{f32}");
 
-    // With experts: what is left of the default model says nothing right, and other things at other levels.
+    // With experts: the shortened default model gives no right answer, and different ones at different levels.
     let model = short_model();
     let ask = [model.to_str().unwrap(), "--tasks", "copy", "--json", "--levels"];
     let out = run(folder.path(), &[&ask[..], &["2,4,8,adaptive"]].concat());
