@@ -5,7 +5,8 @@
 //! order, so that a matrix does not depend on how many there were. Packing is inlined into the loops that fill it.
 
 use super::fit::FitSums;
-use super::layout::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
+use super::layout::{UNIT_COLS, VECTOR, VECTORS};
+use super::params::TILE_ROWS;
 use super::params::{GroupParams, Octave};
 use super::{Fits, Level, Nested, PLANES, Shape};
 use crate::bytes::Bytes;

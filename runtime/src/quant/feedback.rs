@@ -14,14 +14,12 @@ use super::encode::{best_instructions, unsound};
 use super::encoded::EncodedRows;
 use super::fit::{FitSums, Products};
 use super::hessian::Hessian;
-use super::layout::TILE_ROWS;
+use super::lanes::{BLOCK, Lane, add, add_all, times};
+use super::params::TILE_ROWS;
 use super::search::{Shares, params};
 use super::{Fits, Level, Shape};
 use crate::error::Result;
 use std::sync::Arc;
-
-/// One value for every row of a tile.
-pub(super) type Lane = [f32; TILE_ROWS];
 
 /// Levels that have a target of their own; 6 bits are the top of the 8-bit code.
 const TARGETS: [Level; 4] = [Level::B2, Level::B3, Level::B4, Level::B8];
@@ -39,9 +37,6 @@ const OUTSIDE: f32 = 4.0;
 /// What errors at 3 and 2 bits count in the search for a group's parameters: more than without feedback, which finds codes
 /// for coarse levels that do not hurt the fine ones.
 const SHARES: Shares = Shares { three: 0.5, two: 0.06 };
-
-/// Columns that are encoded between two long updates.
-const BLOCK: usize = 64;
 
 /// Tiles between those that enter the sums of the corrections, where a matrix has many.
 const FIT_TILES: usize = 4;
@@ -301,37 +296,6 @@ impl<'a> Tile<'a> {
             of.push(w, codes, &self.scale[g], &self.zero[g]);
         }
         sums.add_products(&of, &self.with.hessian.h);
-    }
-}
-
-/// `targets += moved · factor`
-#[inline(always)]
-fn add<const N: usize>(targets: &mut [Lane; N], moved: &[Lane; N], factor: f32) {
-    for (target, moved) in targets.iter_mut().zip(moved) {
-        (0..TILE_ROWS).for_each(|r| target[r] = moved[r].mul_add(factor, target[r]));
-    }
-}
-
-/// `targets += Σ moved · factor`
-#[inline(always)]
-fn add_all<const N: usize>(targets: &mut [Lane; N], moved: &[[Lane; N]], factors: &[f32]) {
-    let mut sum = *targets;
-    for (moved, &factor) in moved.iter().zip(factors) {
-        add(&mut sum, moved, factor);
-    }
-    *targets = sum;
-}
-
-/// `out = x · H` for the symmetric `h` (`[cols, cols]`).
-#[inline(always)]
-pub(super) fn times<const N: usize>(x: &[[Lane; N]], h: &[f32], out: &mut [[Lane; N]]) {
-    let cols = x.len();
-    out.fill([[0.0; TILE_ROWS]; N]);
-    for start in (0..cols).step_by(BLOCK) {
-        let end = (start + BLOCK).min(cols);
-        for (k, out) in out.iter_mut().enumerate() {
-            add_all(out, &x[start..end], &h[k * cols + start..k * cols + end]);
-        }
     }
 }
 

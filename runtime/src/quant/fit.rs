@@ -4,8 +4,8 @@
 //! energy, and the difference of two large sums would be noise.
 
 use super::decode::cell_middle;
-use super::feedback::{Lane, times};
-use super::layout::TILE_ROWS;
+use super::lanes::{Lane, times};
+use super::params::TILE_ROWS;
 use super::{Fit, Fits, Level, PLANES};
 
 /// Sums run in this many lanes.

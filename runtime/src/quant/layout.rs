@@ -12,7 +12,7 @@
 //!
 //! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
 
-use super::params::GroupParams;
+use super::params::{GroupParams, TILE_ROWS};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::Range;
@@ -22,9 +22,6 @@ pub const PLANE_BITS: [u8; PLANES] = [2, 1, 1, 2, 2];
 
 /// Number of planes.
 pub const PLANES: usize = 5;
-
-/// Rows of a tile.
-pub const TILE_ROWS: usize = 16;
 
 /// Columns of a unit.
 pub const UNIT_COLS: usize = 32;

@@ -5,8 +5,10 @@
 //! corrections, so that a kernel has a scale with a shift and an addition. A narrow zero point is one of sixteen steps around
 //! the middle of the codes. Two rows share a byte: row `r` of a tile has the lower half, row `r + 8` the upper.
 
-use super::layout::TILE_ROWS;
 use half::f16;
+
+/// Rows of a tile.
+pub const TILE_ROWS: usize = 16;
 
 /// How a group's scale and zero point are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,6 +1,5 @@
 //! The links of the chain: their names, which are llama.cpp's, and their order.
 
-use super::options::Sampling;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -95,48 +94,6 @@ impl Link {
         twice.map_or(Ok(()), |(_, link)| {
             Err(Error::Invalid(format!("the sampler {} appears twice", link.name())))
         })
-    }
-
-    /// Whether it changes anything with these numbers.
-    pub(super) fn acts(self, with: &Sampling) -> bool {
-        match self {
-            Link::Penalties => {
-                let none =
-                    (with.repeat_penalty, with.presence_penalty, with.frequency_penalty) == (1.0, 0.0, 0.0);
-                with.repeat_last_n > 0 && !none
-            }
-            Link::Dry => with.dry_multiplier > 0.0 && with.dry_last_n > 0,
-            Link::TopNSigma => with.top_n_sigma > 0.0,
-            Link::TopK => with.top_k > 0,
-            Link::Typical => with.typical_p < 1.0,
-            Link::TopP => with.top_p < 1.0,
-            Link::MinP => with.min_p > 0.0,
-            Link::Xtc => with.xtc_probability > 0.0 && with.xtc_threshold <= 0.5,
-            Link::Temperature => with.temperature != 1.0,
-        }
-    }
-
-    /// With its numbers, for people.
-    pub(super) fn described(self, with: &Sampling) -> String {
-        match self {
-            Link::Penalties => format!(
-                "penalties (repeat {}, presence {}, frequency {}, last {})",
-                with.repeat_penalty, with.presence_penalty, with.frequency_penalty, with.repeat_last_n
-            ),
-            Link::Dry => format!(
-                "dry (multiplier {}, base {}, allowed length {}, last {})",
-                with.dry_multiplier, with.dry_base, with.dry_allowed_length, with.dry_last_n
-            ),
-            Link::TopNSigma => format!("top-n-sigma {}", with.top_n_sigma),
-            Link::TopK => format!("top-k {}", with.top_k),
-            Link::Typical => format!("typical-p {}", with.typical_p),
-            Link::TopP => format!("top-p {}", with.top_p),
-            Link::MinP => format!("min-p {}", with.min_p),
-            Link::Xtc => {
-                format!("xtc (probability {}, threshold {})", with.xtc_probability, with.xtc_threshold)
-            }
-            Link::Temperature => format!("temperature {}", with.temperature),
-        }
     }
 }
 

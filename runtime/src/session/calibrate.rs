@@ -46,6 +46,7 @@ pub struct CalibrateOptions {
     /// Threads; 0 for one per core.
     pub threads: usize,
     /// Whose inputs are kept themselves, for error feedback, and beside which file.
+    #[doc(hidden)]
     pub keep: Option<Keep>,
 }
 
@@ -80,6 +81,7 @@ impl CalibrateOptions {
     }
 
     /// Whose inputs are kept themselves.
+    #[doc(hidden)]
     #[must_use]
     pub fn with_keep(mut self, keep: Keep) -> Self {
         self.keep = Some(keep);

@@ -4,7 +4,8 @@
 //! tokenized and computed: earlier turns are kept as the very ids that were generated, so that reuse does not depend on
 //! the tokenizer turning an answer's text back into the same ids.
 
-use super::generate::{Event, Events, GenerateOptions, Outcome, Reply, Steps, StopReason, to_end};
+use super::event::{Event, GenerateOptions, Outcome, Reply, StopReason};
+use super::generate::{Events, Steps, to_end};
 use super::generation::{Generation, Listener};
 use super::timeline::Session;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! What models can be computed on here.
 
-use super::processor::BackendChoice;
+use super::options::BackendChoice;
 use crate::kernels::cpu::Isa;
 
 /// A processor.

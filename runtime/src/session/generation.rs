@@ -1,7 +1,7 @@
 //! A generation under way: a piece of the prompt a step, then a token a step. Callbacks and iterators take the same steps.
 
 use super::channels::{Channels, Part};
-use super::generate::{Event, GenerateOptions, Outcome, StopReason};
+use super::event::{Event, GenerateOptions, Outcome, StopReason};
 use super::stop::StopFilter;
 use super::timeline::{Session, Step, Wish};
 use crate::error::{Error, Result};

@@ -1,6 +1,5 @@
 //! What a program may say of how a model is opened.
 
-use super::processor::BackendChoice;
 use crate::convert::Purpose;
 use crate::kernels::GpuVariants;
 use crate::kernels::cpu::Isa;
@@ -11,6 +10,19 @@ use crate::store;
 use crate::telemetry::Trace;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// The processor that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A GPU where there is one that is no software, else the CPU.
+    Auto,
+    /// A GPU, software or not: this one of `kernels::gpu::adapters`, or the first usable one.
+    Gpu(Option<usize>),
+}
 
 /// How a model is opened.
 #[derive(Clone, Default)]
@@ -24,6 +36,7 @@ pub struct EngineOptions {
     /// `precision` with [`Precision::Exact`].
     pub level: Option<Level>,
     /// Instruction set; by default the best that the machine has.
+    #[doc(hidden)]
     pub isa: Option<Isa>,
     /// Bytes of memory that this engine and one session of it may take together. Where the model needs more, its experts
     /// are streamed. Without one, everything is resident.
@@ -116,10 +129,12 @@ pub struct StreamingOptions {
     /// Reads at a time; by default as many as prove best when the file is opened.
     pub lanes: Option<usize>,
     /// Who reads; by default whoever proves faster when the file is opened.
+    #[doc(hidden)]
     pub reads: store::Reads,
     /// Compute while reads are under way.
     pub overlap: bool,
     /// When checksums of what is read are compared.
+    #[doc(hidden)]
     pub verify: Verify,
     /// In which order refinements are bought.
     #[doc(hidden)]
@@ -131,6 +146,7 @@ pub struct StreamingOptions {
     #[doc(hidden)]
     pub half_life: f32,
     /// Records who did what when.
+    #[doc(hidden)]
     pub trace: Option<Arc<Trace>>,
     /// Reads through this in place of the file itself: for tests that inject faults.
     #[doc(hidden)]

@@ -1,6 +1,6 @@
 //! Which processor an engine computes on. The one place that knows them all: everything else sees a `Backend`.
 
-use super::options::EngineOptions;
+use super::options::{BackendChoice, EngineOptions};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
 use crate::kernels::cpu::{CpuBackend, CpuOptions, ScratchShape};
@@ -11,19 +11,6 @@ use crate::model::forward::{Passing, Want};
 use crate::model::{Model, State};
 use crate::quant::Matrix;
 use crate::telemetry::{GpuFault, GpuStats};
-
-/// The processor that is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BackendChoice {
-    /// The CPU.
-    #[default]
-    Cpu,
-    /// A GPU where there is one that is no software, else the CPU.
-    Auto,
-    /// A GPU, software or not: this one of `kernels::gpu::adapters`, or the first usable one.
-    Gpu(Option<usize>),
-}
 
 /// Calls `open` with the adapter to compute on, or `None` for the CPU. Where a GPU cannot be had that was not demanded, the
 /// CPU computes, and the second part says why.

@@ -1,7 +1,7 @@
 //! Arguments of a Python function: by position or by name, each with a default.
 
 use super::value::{Result, refuse};
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Error, ErrorKind};
 
 /// Splits what minijinja hands over into positions and names.
@@ -40,4 +40,13 @@ pub fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<
         }
     }
     Ok(out)
+}
+
+/// Arguments as a method gets them: those with names are one value at the end.
+pub fn whole(args: Rest<Value>, named: Kwargs) -> Vec<Value> {
+    let mut args = args.0;
+    if named.args().next().is_some() {
+        args.push(named.into());
+    }
+    args
 }

@@ -4,8 +4,7 @@
 //! would overflow the stack. Only what is stored outlives an expression, and an expression is bounded. So what a
 //! template stores is measured, and may hold nothing that changes later or cannot be measured.
 
-use super::filters::Group;
-use super::objects::{Generator, View};
+use super::objects::{Generator, Group, View};
 use super::value::{Py, Result, refuse};
 use minijinja::State;
 use minijinja::value::Value;

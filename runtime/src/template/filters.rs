@@ -1,14 +1,13 @@
 //! Jinja's filters for lists and dicts, as Jinja2 has them; those for text are in `text.rs`, for numbers in `numbers.rs`.
 
-use super::arguments::{bind, split};
+use super::arguments::{self, bind, split};
 use super::numbers::{self, number};
-use super::objects::{self, Generator, View};
+use super::objects::{self, Generator, Group};
 use super::python::get_item;
 use super::value::{self, Number, Py, Result, pay, refuse};
-use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, Value};
+use minijinja::value::{Kwargs, Rest, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::cmp::Ordering;
-use std::sync::Arc;
 
 /// Arguments of `map`, each of which may be another `map`.
 const MAX_NESTED: usize = 20;
@@ -64,7 +63,7 @@ pub fn add_to(environment: &mut Environment) {
         environment.add_filter(
             name,
             move |state: &mut State, value: Value, args: Rest<Value>, named: Kwargs| {
-                filter(state, &value, &whole(args, named))
+                filter(state, &value, &arguments::whole(args, named))
             },
         );
     }
@@ -72,15 +71,6 @@ pub fn add_to(environment: &mut Environment) {
     for name in ["bool", "chain", "lines", "split", "zip"] {
         environment.remove_filter(name);
     }
-}
-
-/// Arguments as a method gets them: those with names are one value at the end.
-pub fn whole(args: Rest<Value>, named: Kwargs) -> Vec<Value> {
-    let mut args = args.0;
-    if named.args().next().is_some() {
-        args.push(named.into());
-    }
-    args
 }
 
 fn flag(value: Option<Value>) -> bool {
@@ -151,20 +141,9 @@ fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 
 fn length(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [] = bind(args, [])?;
-    match length_of(value) {
+    match value::length_of(value) {
         Some(n) => Ok(Value::from(n)),
         None => refuse(format!("object of type '{}' has no len()", Py::of(value).name())),
-    }
-}
-
-pub fn length_of(value: &Value) -> Option<usize> {
-    match Py::of(value) {
-        Py::Undefined => Some(0),
-        Py::Str(s) => Some(s.chars().count()),
-        Py::List => value.len().or_else(|| Some(value.try_iter().ok()?.count())),
-        Py::Tuple | Py::Dict | Py::Range => value.len(),
-        Py::View => value.downcast_object_ref::<View>().map(|v| v.items.len()),
-        _ => None,
     }
 }
 
@@ -221,31 +200,6 @@ fn last(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         return refuse("'generator' object is not reversible");
     }
     Ok(value::items(state, value)?.pop().unwrap_or_default())
-}
-
-/// A group of `groupby`: a pair whose parts have names.
-#[derive(Debug)]
-pub struct Group {
-    key: Value,
-    list: Value,
-}
-
-impl Object for Group {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Seq
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match (key.as_usize(), key.as_str()) {
-            (Some(0), _) | (_, Some("grouper")) => Some(self.key.clone()),
-            (Some(1), _) | (_, Some("list")) => Some(self.list.clone()),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Seq(2)
-    }
 }
 
 /// The item at a path such as `a.b.0`, or `default` where it is undefined.
@@ -334,7 +288,7 @@ fn map(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     if positional.len() > MAX_NESTED {
         return refuse("map has too many arguments");
     }
-    let name = super::strings::string(Some(name))?.to_owned();
+    let name = super::python::strings::string(Some(name))?.to_owned();
     for item in items {
         let args: Vec<Value> = std::iter::once(item).chain(args[1..].iter().cloned()).collect();
         out.push(state.apply_filter(&name, &args)?);
@@ -344,7 +298,7 @@ fn map(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 
 fn holds(state: &mut State, value: Value, test: &[Value]) -> Result<bool> {
     let [name, rest @ ..] = test else { return Ok(value.is_true()) };
-    let name = super::strings::string(Some(name))?.to_owned();
+    let name = super::python::strings::string(Some(name))?.to_owned();
     let args: Vec<Value> = std::iter::once(value).chain(rest.iter().cloned()).collect();
     state.perform_test(&name, &args)
 }

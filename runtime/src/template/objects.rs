@@ -1,8 +1,7 @@
 //! Python's objects that minijinja has no like of.
 
-use super::value::Result;
-use minijinja::State;
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
+use minijinja::{Error, State};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -88,10 +87,35 @@ impl Object for Generator {
     }
 }
 
+/// A group of `groupby`: a pair whose parts have names.
+#[derive(Debug)]
+pub struct Group {
+    pub key: Value,
+    pub list: Value,
+}
+
+impl Object for Group {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match (key.as_usize(), key.as_str()) {
+            (Some(0), _) | (_, Some("grouper")) => Some(self.key.clone()),
+            (Some(1), _) | (_, Some("list")) => Some(self.list.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(2)
+    }
+}
+
 /// Something that can be called: a method that was looked up and not called yet, or a class such as `dict`.
 pub struct Callable {
     pub name: String,
-    pub call: Box<dyn Fn(&mut State, &[Value]) -> Result<Value> + Send + Sync>,
+    pub call: Box<dyn Fn(&mut State, &[Value]) -> Result<Value, Error> + Send + Sync>,
 }
 
 impl fmt::Debug for Callable {
@@ -105,7 +129,7 @@ impl Object for Callable {
         ObjectRepr::Plain
     }
 
-    fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value> {
+    fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
         (self.call)(state, args)
     }
 

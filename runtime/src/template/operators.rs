@@ -3,10 +3,11 @@
 //! `expression.rs` writes an expression with these as filters, whose names begin with two underscores: no template can
 //! name such a filter itself.
 
-use super::arguments::split;
+use super::arguments::{self, split};
+use super::numbers;
 use super::objects::Callable;
+use super::python::{format, strings};
 use super::value::{self, Number, Py, Result, pay, refuse};
-use super::{filters, format, numbers};
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, State};
 use std::cmp::Ordering;
@@ -281,10 +282,10 @@ const TESTS: [(&str, Test); 36] = [
         ))
     }),
     ("lower", |state, v, _| {
-        Ok(super::strings::call(state, &value::text(state, v)?, "islower", &[])?.is_some_and(|v| v.is_true()))
+        Ok(strings::call(state, &value::text(state, v)?, "islower", &[])?.is_some_and(|v| v.is_true()))
     }),
     ("upper", |state, v, _| {
-        Ok(super::strings::call(state, &value::text(state, v)?, "isupper", &[])?.is_some_and(|v| v.is_true()))
+        Ok(strings::call(state, &value::text(state, v)?, "isupper", &[])?.is_some_and(|v| v.is_true()))
     }),
     ("mapping", |_, v, _| Ok(Py::of(v) == Py::Dict)),
     ("none", |_, v, _| Ok(v.is_none())),
@@ -340,7 +341,7 @@ fn is_callable(value: &Value) -> bool {
 pub fn add_to(environment: &mut Environment) {
     for (name, test) in TESTS {
         environment.add_test(name, move |state: &State, value: Value, args: Rest<Value>, named: Kwargs| {
-            test(state, &value, &filters::whole(args, named))
+            test(state, &value, &arguments::whole(args, named))
         });
     }
     for name in ["int", "safe", "startingwith", "endingwith"] {

@@ -2,10 +2,14 @@
 //!
 //! What would change a value is refused, as in Jinja's immutable sandbox.
 
+pub mod format;
+mod spec;
+pub mod strings;
+
 use super::arguments::{bind, split};
+use super::depth;
 use super::objects::{Callable, Range, View};
 use super::value::{self, MAX_RANGE, Py, Result, pay, refuse};
-use super::{depth, strings};
 use minijinja::value::{Object, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::sync::{Arc, Mutex};

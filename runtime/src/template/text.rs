@@ -1,9 +1,10 @@
 //! Jinja's filters for text, as Jinja2 has them.
 
 use super::arguments::{bind, split};
-use super::strings::{self, string};
+use super::python::format;
+use super::python::strings::{self, string};
+use super::unicode;
 use super::value::{self, Py, Result, pay, refuse};
-use super::{format, unicode};
 use minijinja::State;
 use minijinja::value::{Rest, Tuple, Value};
 
@@ -264,7 +265,7 @@ fn truncate(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         return refuse("truncate takes integers");
     };
     let end = end.unwrap_or_else(|| Value::from("..."));
-    if super::filters::length_of(value).is_some_and(|n| n as i128 <= length + leeway)
+    if value::length_of(value).is_some_and(|n| n as i128 <= length + leeway)
         && string(Some(&end))?.chars().count() as i128 <= length
     {
         return Ok(value.clone());

@@ -2,7 +2,7 @@
 //!
 //! minijinja's own text differs in floats, quotes, `Undefined` and views of a dict; its order has no type errors.
 
-use super::objects::{Generator, Range, View};
+use super::objects::{Generator, Group, Range, View};
 use minijinja::value::{DynObject, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 use std::cmp::Ordering;
@@ -79,7 +79,7 @@ impl<'a> Py<'a> {
             return Py::Tuple;
         }
         let Some(object) = value.as_object() else { return Py::List };
-        if object.downcast_ref::<super::filters::Group>().is_some() {
+        if object.downcast_ref::<Group>().is_some() {
             Py::Tuple
         } else if object.downcast_ref::<Range>().is_some() {
             Py::Range
@@ -390,4 +390,16 @@ pub fn sort<T: Clone>(state: &State, items: Vec<T>, less: &dyn Fn(&T, &T) -> Res
     out.extend_from_slice(&left[i..]);
     out.extend_from_slice(&right[k..]);
     Ok(out)
+}
+
+/// Python's `len`, where the value has one.
+pub fn length_of(value: &Value) -> Option<usize> {
+    match Py::of(value) {
+        Py::Undefined => Some(0),
+        Py::Str(s) => Some(s.chars().count()),
+        Py::List => value.len().or_else(|| Some(value.try_iter().ok()?.count())),
+        Py::Tuple | Py::Dict | Py::Range => value.len(),
+        Py::View => value.downcast_object_ref::<View>().map(|v| v.items.len()),
+        _ => None,
+    }
 }

@@ -70,6 +70,12 @@ impl<T> DerefMut for Aligned<T> {
     }
 }
 
+/// Makes `v` exactly `len` long, without the spare room that `Vec` takes when it grows by itself.
+pub(super) fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) {
+    v.reserve_exact(len.saturating_sub(v.len()));
+    v.resize(len, T::default());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

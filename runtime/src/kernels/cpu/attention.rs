@@ -9,25 +9,20 @@
 
 mod loops;
 
+use super::aligned::grow;
+use super::dispatch::with_lanes;
 use super::isa::Isa;
-use super::kv::{CpuKv, Store};
-use super::lanes::{Cell, Lanes, with_lanes};
+use super::kv::{BLOCK, CpuKv, Store, TILE};
+use super::lanes::{Cell, Lanes};
 use super::lines::ask;
 use super::math;
 use super::pool::Pool;
 use super::rows::Rows;
-use super::scratch::grow;
 use crate::kernels::Attention;
 use half::f16;
 use loops::{mix, parts, weights};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-
-/// Positions of a block of keys: one vector of scores.
-pub(super) const BLOCK: usize = 16;
-
-/// Positions of a tile.
-pub(super) const TILE: usize = 64;
 
 /// Positions of a chunk, a multiple of `TILE`.
 const CHUNK: usize = 1024;

@@ -23,8 +23,6 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use unpack::{AHEAD, raised, unpack};
 
-pub(super) use amx::available as amx_available;
-
 /// Units unpacked at a time: 8 KB of codes of each of two tiles, which leaves room for the activations in the L1 cache.
 const STRETCH: usize = 16;
 

@@ -1,8 +1,8 @@
 //! The operations of a model, as tasks of the pool.
 
-use super::aligned::Aligned;
+use super::aligned::{Aligned, grow};
 use super::product::{Out, Product};
-use super::scratch::{Scratch, grow};
+use super::scratch::Scratch;
 use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;

@@ -2,9 +2,9 @@
 //! groups, no scales, and no dependence on its neighbours.
 
 use super::activations::SPARE_TOKENS;
+use super::aligned::grow;
 use super::isa::Isa;
 use super::pool::Pool;
-use super::scratch::grow;
 use crate::quant::UNIT_COLS;
 use std::sync::{Mutex, PoisonError};
 

@@ -4,6 +4,9 @@
 //! call its functions.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use std::fmt;
 
 /// An instruction set that this machine has and that kernels exist for.
@@ -44,7 +47,7 @@ impl Isa {
                 all.push(Isa(Kind::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni") {
                     all.push(Isa(Kind::Avx512));
-                    if super::avx512::amx_available() {
+                    if amx::available() {
                         all.push(Isa(Kind::Amx));
                     }
                 }

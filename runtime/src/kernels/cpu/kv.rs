@@ -1,14 +1,18 @@
 //! The KV cache of a layer: keys transposed in blocks of 16 positions, values position after position (see
 //! `attention`).
 
-use super::aligned::Aligned;
-use super::attention::{BLOCK, TILE};
-use super::scratch::grow;
+use super::aligned::{Aligned, grow};
 use crate::error::Result;
 use crate::kernels::{KV_BLOCK, KV_TILE, KvPart, KvSide};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
+
+/// Positions of a block of keys: one vector of scores.
+pub(super) const BLOCK: usize = 16;
+
+/// Positions of a tile.
+pub(super) const TILE: usize = 64;
 
 /// Keys and values of a layer, in a fixed number of places.
 pub struct CpuKv {

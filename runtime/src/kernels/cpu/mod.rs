@@ -9,6 +9,7 @@ mod avx2;
 mod avx512;
 mod backend;
 mod cores;
+mod dispatch;
 mod halves;
 mod isa;
 mod kv;

@@ -3,8 +3,9 @@
 //! An element's order of summation is the same in every block, so one token gets the same values as many tokens.
 #![allow(unsafe_code)]
 
+use super::dispatch::with_lanes;
 use super::isa::Isa;
-use super::lanes::{Lanes, with_lanes};
+use super::lanes::Lanes;
 use super::math;
 use crate::quant::TILE_ROWS;
 

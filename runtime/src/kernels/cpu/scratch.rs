@@ -1,6 +1,6 @@
 //! Memory that the CPU backend keeps between operations, and its upper bound, which the memory planner counts on.
 //!
-//! Scratch grows to what an operation needs and never shrinks. It grows to the exact size ([`grow`]), so that the bound
+//! Scratch grows to what an operation needs and never shrinks. It grows to the exact size ([`super::aligned::grow`]), so that the bound
 //! of [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
 
 use super::MANY;
@@ -132,12 +132,6 @@ impl Scratch {
             + self.attending.held()
             + 4 * (floats + ids)
     }
-}
-
-/// Makes `v` exactly `len` long, without the spare room that `Vec` takes when it grows by itself.
-pub(super) fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) {
-    v.reserve_exact(len.saturating_sub(v.len()));
-    v.resize(len, T::default());
 }
 
 impl CpuBackend {

@@ -1,7 +1,7 @@
 //! Kernel times, if a program requests them. The device writes a timestamp after each dispatch; a submission waits and
 //! adds them up. Commands and results are the same as without; the waits are not, so measure speeds without the clock.
 
-use super::device::{Device, Memory};
+use super::device::{Device, Memory, clock_features};
 use crate::error::{Error, Result};
 use crate::telemetry::GpuKernelTime;
 use dollop_shaders::{SHADERS, Shader};
@@ -26,17 +26,12 @@ pub(super) struct Clock {
     total: BTreeMap<Launch, (u64, u64)>,
 }
 
-/// Device features that the clock needs.
-pub(super) fn features() -> wgpu::Features {
-    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
-}
-
 impl Clock {
     /// # Errors
     /// `Device` if the adapter has no timestamps.
     pub(super) fn new(gpu: &Device) -> Result<Clock> {
         use wgpu::BufferUsages as U;
-        if !gpu.device.features().contains(features()) {
+        if !gpu.device.features().contains(clock_features()) {
             return Err(Error::Device("the adapter does not say how long kernels take".into()));
         }
         Ok(Clock {

@@ -3,12 +3,15 @@
 //! wgpu reports most errors through a callback, some calls later. The first error is kept ([`Device::check`]) and
 //! returned at the next read-back or allocation as [`Error::Device`]. No failure of a driver makes this file panic.
 
+mod staging;
+
 use super::pipelines::Pipelines;
-use super::staging::Staging;
-use super::{GpuOptions, clock, variants};
+use super::{GpuOptions, variants};
 use crate::error::{Error, Result};
 use crate::kernels::{GpuInputs, GpuVariants};
 use crate::telemetry::GpuFault;
+pub(super) use staging::STAGED_BYTES;
+use staging::Staging;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -151,6 +154,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Factor for software adapters, which are slower by more than this and rarely hang.
 const SOFTWARE_PATIENCE: u32 = 20;
 
+/// What a device needs so that kernels can be timed.
+pub(super) fn clock_features() -> wgpu::Features {
+    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
+}
+
 /// The adapters of this machine, the most capable kind first: discrete, integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterInfo> {
     found().iter().enumerate().map(|(i, a)| describe(i, a)).collect()
@@ -229,7 +237,7 @@ impl Device {
         };
         let variants = chosen.of(options.variants);
         let clock =
-            if options.clock { adapter.features() & clock::features() } else { wgpu::Features::empty() };
+            if options.clock { adapter.features() & clock_features() } else { wgpu::Features::empty() };
         let open = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("dollop"),
             required_features: wgpu::Features::IMMEDIATES | keeping | clock | variants::features(variants),

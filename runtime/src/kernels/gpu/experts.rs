@@ -6,15 +6,17 @@
 //! layer has fewer slots than experts, the source assigns the slots ([`Expert::place`]); otherwise an expert's index is
 //! its slot. If a layer has all its experts, some may have one more plane, which lies elsewhere (`refinements.rs`).
 
+mod refinements;
+
 use super::device::{Device, Memory};
 use super::params::*;
 use super::recorder::Recorder;
-use super::refinements::Refinements;
 use super::weights::{Form, bytes, pieces, tiles};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{ExpertJob, Routed};
 use crate::quant::{Level, Matrix, Nested, Shape};
+use refinements::Refinements;
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -23,9 +23,7 @@ mod params;
 mod pipelines;
 mod prepare;
 mod recorder;
-mod refinements;
 mod rotate;
-mod staging;
 #[cfg(test)]
 mod tests;
 mod variants;
@@ -151,7 +149,7 @@ impl GpuBackend {
         let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
         let words =
             hidden + prepared + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
-        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + staging::STAGED_BYTES
+        4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES
     }
 
     /// Bytes of a matrix on the device.

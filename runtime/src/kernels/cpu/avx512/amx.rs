@@ -12,48 +12,9 @@ use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 
 /// Tokens of a tile register.
 const ROWS: usize = 16;
-
-/// Whether the processor has AMX and the system lets this process use it. Tile registers add 8 KB to every thread's
-/// state, which Linux saves only for processes that request it.
-pub(in crate::kernels::cpu) fn available() -> bool {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
-    *ALLOWED.get_or_init(|| {
-        use std::arch::is_x86_feature_detected as has;
-        const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
-        let tiles = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES_AND_BF16 == TILES_AND_BF16;
-        tiles && has!("avx512bf16") && has!("avx512vbmi") && permission()
-    })
-}
-
-#[cfg(target_os = "linux")]
-fn permission() -> bool {
-    const ARCH_PRCTL: i64 = 158;
-    const REQUEST_PERMISSION: i64 = 0x1023;
-    const TILE_DATA: i64 = 18;
-    let result: i64;
-    // SAFETY: this system call changes what the process may use, and no memory. Kernels that do not know it say so.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") ARCH_PRCTL => result,
-            in("rdi") REQUEST_PERMISSION,
-            in("rsi") TILE_DATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permission() -> bool {
-    false
-}
 
 /// All tile registers are of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights.
 #[repr(C, align(64))]

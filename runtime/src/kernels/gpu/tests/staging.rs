@@ -1,7 +1,7 @@
 //! Uploads arrive whole and in order, with no more in flight than the ring holds.
 
 use super::*;
-use crate::kernels::gpu::staging::STAGED_BYTES;
+use crate::kernels::gpu::device::STAGED_BYTES;
 
 /// Words that differ.
 fn words(n: usize, seed: u32) -> Vec<f32> {

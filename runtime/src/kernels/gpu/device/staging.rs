@@ -5,7 +5,7 @@
 //! on it would mean waiting for all submissions. Here a piece is reused as soon as the device has read it, and a host
 //! that is ahead of the device waits only for the oldest piece.
 
-use super::device::{Device, Memory};
+use super::{Device, Memory};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,7 +18,7 @@ const PIECE_BYTES: u64 = 2 << 20;
 const PIECES: usize = 8;
 
 /// The most bytes of weights in flight.
-pub(super) const STAGED_BYTES: usize = PIECES * PIECE_BYTES as usize;
+pub(in crate::kernels::gpu) const STAGED_BYTES: usize = PIECES * PIECE_BYTES as usize;
 
 /// The most full pieces that wait for a submission. With more, they are submitted alone, so that the device copies one
 /// half of the ring while the host fills the other; with a lower limit, every few bytes would be a submission.
@@ -69,7 +69,7 @@ struct Copy {
     bytes: u64,
 }
 
-pub(super) struct Staging {
+pub(in crate::kernels::gpu) struct Staging {
     /// The most pieces to create: fewer if memory did not suffice for more.
     most: usize,
     /// Mapped and empty.
@@ -82,7 +82,7 @@ pub(super) struct Staging {
     waits: u64,
     /// For tests: treats the device as busy until it is waited for, since a software device is done at once.
     #[cfg(test)]
-    pub(super) slow: bool,
+    pub(in crate::kernels::gpu) slow: bool,
 }
 
 impl Default for Staging {
@@ -212,14 +212,14 @@ fn news(gpu: &Device) -> Result<()> {
 }
 
 impl Device {
-    pub(super) fn staging(&self) -> MutexGuard<'_, Staging> {
+    pub(in crate::kernels::gpu) fn staging(&self) -> MutexGuard<'_, Staging> {
         // A panic leaves complete copies only.
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies bytes (whole words) to memory, after previous submissions and before the commands of the next one. Writes
     /// keep their order. At most [`STAGED_BYTES`] are held twice.
-    pub(super) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
+    pub(in crate::kernels::gpu) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
         let staged = self.staging().stage(self, to, at, bytes);
         if let Err(e) = staged {
             self.fail(match e {
@@ -230,17 +230,17 @@ impl Device {
     }
 
     /// Submits the staged writes, followed by commands.
-    pub(super) fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
+    pub(in crate::kernels::gpu) fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
         self.staging().submit(self, Some(commands))
     }
 
     /// The number of waits for a piece of the ring.
-    pub(super) fn upload_waits(&self) -> u64 {
+    pub(in crate::kernels::gpu) fn upload_waits(&self) -> u64 {
         self.staging().waits
     }
 
     /// Drops the ring with its contents.
-    pub(super) fn forget_staged(&self) {
+    pub(in crate::kernels::gpu) fn forget_staged(&self) {
         let mut staging = self.staging();
         *staging = Staging { waits: staging.waits, ..Staging::default() };
     }

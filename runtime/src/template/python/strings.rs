@@ -1,8 +1,9 @@
 //! The methods of Python's `str`.
 
-use super::arguments::bind;
-use super::value::{self, MAX_TEXT_BYTES, Py, Result, pay, refuse};
-use super::{format, unicode};
+use super::format;
+use crate::template::arguments::bind;
+use crate::template::unicode;
+use crate::template::value::{self, MAX_TEXT_BYTES, Py, Result, pay, refuse};
 use minijinja::State;
 use minijinja::value::{Tuple, Value};
 

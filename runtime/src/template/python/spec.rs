@@ -1,6 +1,6 @@
 //! Python's format specifications, and the digits of numbers in their styles.
 
-use super::value::{Result, refuse};
+use crate::template::value::{Result, refuse};
 
 /// Widths and precisions beyond this are refused: Python would allocate what they ask for.
 pub const MAX_WIDTH: usize = 1 << 20;

@@ -1,8 +1,8 @@
 //! `'…' % values` and `'…'.format(values)`, with Python's format specifications.
 
-use super::arguments::split;
 use super::spec::{MAX_WIDTH, Spec, base_prefix, cased, digits, float_digits, integer_digits};
-use super::value::{self, MAX_TEXT_BYTES, Number, Py, Result, refuse};
+use crate::template::arguments::split;
+use crate::template::value::{self, MAX_TEXT_BYTES, Number, Py, Result, refuse};
 use minijinja::State;
 use minijinja::value::Value;
 
@@ -379,12 +379,12 @@ fn lookup(state: &State, name: &str, args: &[Value], at: &mut Numbering) -> Resu
         } else {
             let inner = rest.strip_prefix('.').unwrap_or_default();
             let (name, more) = inner.split_at(inner.find(['.', '[']).unwrap_or(inner.len()));
-            value = super::python::get_attr(state, &value, name)?;
+            value = super::get_attr(state, &value, name)?;
             rest = more;
             continue;
         }
         let key = key.parse::<i64>().map_or_else(|_| Value::from(key), Value::from);
-        value = super::python::get_item(state, &value, &key)?;
+        value = super::get_item(state, &value, &key)?;
         if value.is_undefined() {
             return refuse("there is no such item");
         }

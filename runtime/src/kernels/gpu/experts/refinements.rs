@@ -4,12 +4,12 @@
 //! The table entry of an unrefined expert is kept, and written again when the expert loses its plane. Which expert gets
 //! a plane is decided elsewhere.
 
-use super::device::{Device, Memory};
-use super::experts::{Banks, Entry, MATRICES, banks, device_plane, matrices};
-use super::params::{ENTRY_WORDS, JOB_FITS, JOB_PLACE, JOB_TOPS, place};
-use super::weights::centred;
+use super::{Banks, Entry, MATRICES, banks, device_plane, matrices};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, Refinement};
+use crate::kernels::gpu::device::{Device, Memory};
+use crate::kernels::gpu::params::{ENTRY_WORDS, JOB_FITS, JOB_PLACE, JOB_TOPS, place};
+use crate::kernels::gpu::weights::centred;
 use crate::quant::{Matrix, PLANES};
 
 pub(super) struct Refinements {

@@ -1,0 +1,29 @@
+//! Loops over floats, compiled for the instruction set in hand.
+
+/// `$body` with `$lanes` naming what an instruction set keeps sixteen floats in. The caller's function is compiled for it.
+macro_rules! with_lanes {
+    ($isa:expr, $lanes:ident => $body:expr) => {
+        match $isa.kind() {
+            $crate::kernels::cpu::isa::Kind::Scalar => {
+                type $lanes = $crate::kernels::cpu::scalar::Lanes16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernels::cpu::isa::Kind::Avx2 => {
+                type $lanes = $crate::kernels::cpu::avx2::Lanes16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernels::cpu::isa::Kind::Avx512 | $crate::kernels::cpu::isa::Kind::Amx => {
+                type $lanes = std::arch::x86_64::__m512;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::kernels::cpu::isa::Kind::Dotprod | $crate::kernels::cpu::isa::Kind::I8mm => {
+                type $lanes = $crate::kernels::cpu::neon::Lanes16;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_lanes;
