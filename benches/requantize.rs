@@ -12,11 +12,12 @@
 //! found by error feedback (`--diagonal`: by least squares under E(x²); `--rotate`: of matrices for rotated inputs, `--rotate
 //! both`: with and without). `--energies` writes E(x²) of each matrix's inputs, for `quantizers.py`. Of several files each has its level appended to the name of OUT, and `r` where inputs are rotated.
 
+use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl};
 use dollop::internal::quant::{
     self, Feedback, GroupParams, Hessian, Level, Moments, Nested, PLANES, Rotation, Shape,
 };
-use dollop::{CalibrateOptions, CancelToken, Keep};
+use dollop::{CalibrateOptions, CancelToken};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;

@@ -3,10 +3,11 @@
 
 use dollop::convert::{Calibration, ConvertOptions, Inputs, convert, imatrix};
 use dollop::internal::Bytes;
+use dollop::internal::Keep;
 use dollop::internal::model::Tensors;
 use dollop::internal::model::file::NestedFile;
 use dollop::internal::quant::{Level, Matrix};
-use dollop::{CalibrateOptions, CancelToken, Engine, EngineOptions, Error, Keep, SessionOptions};
+use dollop::{CalibrateOptions, CancelToken, Engine, EngineOptions, Error, SessionOptions};
 use dollop_tests::golden;
 use dollop_tests::set;
 use dollop_tests::tiny::Tiny;

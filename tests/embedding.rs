@@ -5,12 +5,11 @@
 use dollop::Level;
 use dollop::convert::{ConvertOptions, Group, GroupParams, convert};
 use dollop::internal::GpuFault;
+use dollop::internal::Trace;
 use dollop::internal::format::{TensorInfo, dollop::Directory};
 use dollop::internal::sched::{Precision, Verify};
 use dollop::internal::store::{Access, FileStorage, Storage};
-use dollop::{
-    BackendChoice, Engine, EngineOptions, Error, MemoryPlan, Session, SessionOptions, StreamStats, Trace,
-};
+use dollop::{BackendChoice, Engine, EngineOptions, Error, MemoryPlan, Session, SessionOptions, StreamStats};
 use dollop_tests::{has_gpu, set, tiny::Tiny};
 use std::io;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Gate 1: logits agree with `transformers`, at f32, at every position: from the safetensors folder and from a GGUF, as
 //! one prefill, in chunks, and token by token; and with every instruction set.
 
-use dollop::Isa;
+use dollop::internal::kernels::cpu::Isa;
 use dollop::{Engine, EngineOptions, SessionOptions};
 use dollop_tests::set;
 use dollop_tests::tiny::{self, Tiny};

@@ -1,7 +1,7 @@
 //! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts; and that
 //! nested weights stay close to the model they were made from.
 
-use dollop::Isa;
+use dollop::internal::kernels::cpu::Isa;
 use dollop::sampler::{LogitBias, Sampling};
 use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,

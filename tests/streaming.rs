@@ -4,11 +4,12 @@
 
 use dollop::Level;
 use dollop::Precision;
+use dollop::internal::Trace;
 use dollop::internal::store::{Access, FileStorage, Reads};
 use dollop::sampler::Sampling;
 use dollop::{
     CancelToken, Engine, EngineOptions, Error, Event, GenerateOptions, MemoryPlan, SessionOptions,
-    StopReason, StreamStats, StreamingOptions, Trace,
+    StopReason, StreamStats, StreamingOptions,
 };
 use dollop_tests::{HeldFile, default_model, set};
 use std::path::Path;

@@ -314,7 +314,7 @@ pub struct EngineArgs {
     pub level: Option<Level>,
     /// Instruction set [default: the best available]
     #[arg(long, value_name = "NAME", value_parser = isa)]
-    pub isa: Option<dollop::Isa>,
+    pub isa: Option<dollop::internal::kernels::cpu::Isa>,
     /// Variants of a GPU's kernels to use if `dollop devices` shows that the GPU supports them: subgroups; single, half
     /// or bytes for the format of products' inputs, by default the best for the GPU; plain for none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]

@@ -31,8 +31,8 @@ pub fn precision_or_bits(text: &str) -> Result<Precision, String> {
     })
 }
 
-pub fn isa(name: &str) -> Result<dollop::Isa, String> {
-    use dollop::Isa;
+pub fn isa(name: &str) -> Result<dollop::internal::kernels::cpu::Isa, String> {
+    use dollop::internal::kernels::cpu::Isa;
     let known = || Isa::available().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Isa::named(name).ok_or_else(|| format!("this machine has {}", known()))
 }

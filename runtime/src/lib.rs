@@ -51,18 +51,16 @@ pub mod template;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
-pub use kernels::cpu::Isa;
 pub use kernels::{GpuInputs, GpuVariants};
 pub use model::routing::Routing;
 pub use quant::Level;
-pub use sched::{Precision, Verify};
+pub use sched::Precision;
 pub use session::{
     BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
-    Keep, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
+    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
     SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_tokens, devices,
 };
-pub use store::Reads;
-pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats, Trace, Track};
+pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats};
 
 /// The README's program compiles.
 #[cfg(doctest)]
@@ -75,7 +73,8 @@ struct Readme;
 #[allow(missing_docs)]
 pub mod internal {
     pub use crate::bytes::Bytes;
-    pub use crate::telemetry::GpuFault;
+    pub use crate::session::Keep;
+    pub use crate::telemetry::{GpuFault, Trace, Track};
 
     pub mod experts {
         pub use crate::experts::*;

@@ -2,7 +2,7 @@
 //! session continues where it was.
 
 use super::*;
-use dollop::Verify;
+use dollop::internal::sched::Verify;
 use dollop::internal::store::Storage;
 use std::collections::HashSet;
 use std::io;

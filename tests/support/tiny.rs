@@ -3,9 +3,10 @@
 
 use crate::{gptoss, set};
 use dollop::convert::{ConvertOptions, convert};
+use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
 use dollop::internal::model::families;
-use dollop::{CalibrateOptions, CancelToken, Keep, calibrate_tokens};
+use dollop::{CalibrateOptions, CancelToken, calibrate_tokens};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
