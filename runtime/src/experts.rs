@@ -299,3 +299,29 @@ impl ExpertSource for AllResident {
         self.layers.get(layer).map(Vec::as_slice)
     }
 }
+
+/// Reads rows of a matrix. May be used from any thread; those that come while somebody reads wait.
+pub trait Rows: Send + Sync {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Hands the row of each of `tokens`, all below [`Rows::count`], to `each` with its index in `tokens`, in any order.
+    ///
+    /// # Errors
+    /// `Io`. Some rows may have been handed over.
+    fn read(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+
+    /// What that took since they were opened.
+    fn reads(&self) -> RowReads;
+}
+
+/// What reading rows took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowReads {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Nanoseconds in which computing waited for them.
+    pub wait_ns: u64,
+    /// Reads that had to be repeated.
+    pub retries: u64,
+}

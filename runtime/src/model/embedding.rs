@@ -4,7 +4,7 @@
 //! memory is worth more as their cache (`benches/records/streaming.md`). Who reads is behind the port [`Rows`], for this room
 //! knows no storage. Rows are the same numbers either way.
 
-use crate::error::Result;
+use crate::experts::Rows;
 use crate::quant::Matrix;
 use std::fmt;
 use std::sync::Arc;
@@ -16,32 +16,6 @@ pub enum Embedding {
     Held(Matrix),
     /// Nowhere in memory.
     Read(Arc<dyn Rows>),
-}
-
-/// Reads rows of a matrix. May be used from any thread; those that come while somebody reads wait.
-pub trait Rows: Send + Sync {
-    /// How many there are.
-    fn count(&self) -> usize;
-
-    /// Hands the row of each of `tokens`, all below [`Rows::count`], to `each` with its index in `tokens`, in any order.
-    ///
-    /// # Errors
-    /// `Io`. Some rows may have been handed over.
-    fn read(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
-
-    /// What that took since they were opened.
-    fn reads(&self) -> RowReads;
-}
-
-/// What reading rows took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowReads {
-    /// Bytes read.
-    pub bytes: u64,
-    /// Nanoseconds in which computing waited for them.
-    pub wait_ns: u64,
-    /// Reads that had to be repeated.
-    pub retries: u64,
 }
 
 impl Embedding {

@@ -15,12 +15,14 @@ mod policy;
 mod refiner;
 mod resize;
 mod room;
+mod rows;
 mod serving;
 mod staging;
 
 pub use lanes::{DEFAULT_LANES, MAX_LANES};
 pub use policy::{DEFAULT_FLOOR, DEFAULT_QUALITY, Order, Precision};
 pub use refiner::{RefineOptions, Refiner};
+pub(crate) use rows::FileRows;
 pub use staging::DeviceOptions;
 pub(crate) use staging::staging_bytes;
 

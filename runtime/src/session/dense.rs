@@ -5,12 +5,15 @@ use crate::bytes::Bytes;
 use crate::error::Result;
 use crate::model::Weights;
 use crate::model::file::{DenseCheck, DenseSums};
-use crate::quant::{self, Matrix};
+use crate::quant::{self, Matrix, Nested};
 use crate::store::{self, Arena, End};
 use std::sync::Arc;
 
 /// Bytes between matrices in memory: a cache line.
 const LINE: usize = 64;
+
+/// Bytes of an embedding that are compared with its checksum at a time, and then let go of.
+const CHECKED_BYTES: usize = 4 << 20;
 
 /// What that costs a matrix at most.
 pub(super) const PADDING: usize = LINE * quant::PLANES;
@@ -61,6 +64,23 @@ pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) ->
         weights.head = embed.clone();
     }
     Ok(())
+}
+
+/// Compares the embedding with its checksum, where `sums` has one, as is done with weights that are copied. This is the only time:
+/// a row has no checksum of its own.
+///
+/// # Errors
+/// `Malformed`.
+pub(super) fn check_embedding(embed: &Nested, sums: &DenseSums) -> Result<()> {
+    if sums.is_empty() {
+        return Ok(());
+    }
+    let mut check = DenseCheck::default();
+    for piece in embed.planes().iter().flat_map(|plane| plane.chunks(CHECKED_BYTES)) {
+        check.add(piece.as_ptr().addr(), piece);
+        store::release(piece);
+    }
+    check.finish(sums)
 }
 
 /// Whether weights are unquantized, all of them or none.

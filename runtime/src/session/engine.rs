@@ -7,9 +7,9 @@ mod prepare;
 
 pub(super) use open::release_experts;
 
+use super::failover::{Computing, Processors};
 use super::info::ModelInfo;
 use super::processor::Processor;
-use super::processors::{Computing, Processors};
 use super::saved::Identity;
 use crate::error::{Error, Result};
 use crate::kernels::Observer;

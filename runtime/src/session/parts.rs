@@ -2,12 +2,11 @@
 
 use super::dense::{PADDING, copy_dense, dense_bytes, is_single, is_tied};
 use super::engine::{Inner, Served};
+use super::failover::{Computing, Fallback, Processors};
 use super::info::{Manner, ModelInfo, rotated};
 use super::options::EngineOptions;
 use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
 use super::processor::{self, Adapter, Needs, Processor};
-use super::processors::{Computing, Fallback, Processors};
-use super::rows::FileRows;
 use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use crate::error::{Error, Result};
@@ -24,7 +23,7 @@ use crate::model::tokens::{self, SpecialTokens};
 use crate::model::{Model, Spec, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sampler::Sampling;
-use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, Precision, Refiner};
+use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, FileRows, Precision, Refiner};
 use crate::tokenizer::Tokenizer;
 use std::sync::{Arc, Mutex};
 

@@ -1,19 +1,20 @@
 //! Opens the streaming of experts, or of refinements: where they lie in the file, how the file is best read, the cache or the
 //! places that the plan allows.
 
+use super::dense::check_embedding;
 use super::engine::Engine;
 use super::options::EngineOptions;
 use super::parts::Parts;
 use super::plan::{MemoryPlan, RefinementPlan};
-use super::rows::{self, FileRows};
 use crate::error::Result;
-use crate::experts::{AllResident, LayerExperts};
+use crate::experts::{AllResident, LayerExperts, Rows};
 use crate::kernels::{Routed, Router};
-use crate::model::embedding::Rows;
 use crate::model::file::{DenseSums, NestedFile};
 use crate::model::weights::EMBEDDING;
 use crate::quant::{Level, Matrix};
-use crate::sched::{DEFAULT_LANES, DeviceOptions, RefineOptions, Refiner, StreamOptions, Streamer, Verify};
+use crate::sched::{
+    DEFAULT_LANES, DeviceOptions, FileRows, RefineOptions, Refiner, StreamOptions, Streamer, Verify,
+};
 use crate::store::{FileStorage, Place, Reads, Storage};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -87,7 +88,7 @@ pub(super) fn open(
     };
     let rows: Option<Arc<dyn Rows>> = match parts.embedding().held() {
         Some(Matrix::Nested(embed)) if plan.unheld_embedding_bytes > 0 => {
-            rows::check(embed, &sums)?;
+            check_embedding(embed, &sums)?;
             let storage: Arc<dyn Storage> = match &s.storage {
                 Some(storage) => storage.clone(),
                 None => Arc::new(FileStorage::open_scattered(place)?),

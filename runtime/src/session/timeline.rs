@@ -1,9 +1,9 @@
 //! One timeline: a KV cache, the tokens in it, and how many were ever computed.
 
 use super::engine::Engine;
+use super::failover::{Booking, Computing};
 use super::plan::CHUNK;
 use super::processor::Timeline;
-use super::processors::{Booking, Computing};
 use crate::error::{Error, Result};
 use crate::kernels::MANY;
 use crate::kernels::MAX_BEST;

@@ -1,8 +1,8 @@
 //! What a timeline's layers keep, wherever it lies, as bytes: what is saved, restored and copied to another timeline.
 
 use super::super::dense::is_single;
+use super::super::failover::Computing;
 use super::super::processor::{Processor, Timeline};
-use super::super::processors::Computing;
 use super::header::SUM;
 use crate::error::{Error, Result};
 use crate::kernels::{KvPart, KvShape};

@@ -6,10 +6,9 @@
 //! to forget what was read: a token that comes again is read again.
 
 use crate::error::{Error, Result};
-use crate::model::embedding::{RowReads, Rows};
-use crate::model::file::{DenseCheck, DenseSums};
+use crate::experts::{RowReads, Rows};
 use crate::quant::{Nested, TILE_ROWS, Tile};
-use crate::store::{self, Storage, read_again};
+use crate::store::{Storage, read_again};
 use crate::telemetry::{Trace, Track};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,11 +20,8 @@ use std::time::Instant;
 const AT_ONCE: usize = 64;
 const _: () = assert!(AT_ONCE <= 1 << u8::BITS);
 
-/// Bytes of an embedding that are compared with its checksum at a time, and then let go of.
-const CHECKED_BYTES: usize = 4 << 20;
-
 /// The embedding of a file.
-pub(super) struct FileRows {
+pub(crate) struct FileRows {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     /// Where its planes begin.
@@ -46,26 +42,9 @@ struct Room {
     row: Vec<f32>,
 }
 
-/// Compares the embedding with its checksum, where `sums` has one, as is done with weights that are copied. This is the only time:
-/// a row has no checksum of its own.
-///
-/// # Errors
-/// `Malformed`.
-pub(super) fn check(embed: &Nested, sums: &DenseSums) -> Result<()> {
-    if sums.is_empty() {
-        return Ok(());
-    }
-    let mut check = DenseCheck::default();
-    for piece in embed.planes().iter().flat_map(|plane| plane.chunks(CHECKED_BYTES)) {
-        check.add(piece.as_ptr().addr(), piece);
-        store::release(piece);
-    }
-    check.finish(sums)
-}
-
 impl FileRows {
     /// Rows of `embed`, whose planes follow one another in `storage` from `offset` on.
-    pub(super) fn new(
+    pub(crate) fn new(
         path: &Path,
         storage: Arc<dyn Storage>,
         offset: u64,
@@ -80,7 +59,7 @@ impl FileRows {
     }
 
     /// Bytes that reading rows of `embed` takes.
-    pub(super) fn memory(embed: &Nested) -> usize {
+    pub(crate) fn memory(embed: &Nested) -> usize {
         Tile::of(embed).bytes() + 4 * embed.shape().cols
     }
 
