@@ -43,9 +43,9 @@ pub(crate) const MANY: usize = 16;
 /// operation without a result reports its failure at the next operation that returns one.
 pub trait Backend: Send + Sync + 'static {
     /// A run of f32 values.
-    type Buf: Send;
+    type Buf: Send + Sync;
     /// The keys and values of one layer.
-    type Kv: Send;
+    type Kv: Send + Sync;
 
     /// Whether the backend computes all that a model uses; otherwise what is missing, for display. Called first, so
     /// that another backend can take the model.

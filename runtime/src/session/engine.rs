@@ -13,6 +13,7 @@ use super::processor::Processor;
 use super::saved::Identity;
 use crate::error::{Error, Result};
 use crate::kernels::Observer;
+use crate::kernels::cpu::CpuBackend;
 use crate::model::Model;
 use crate::model::embedding::Embedding;
 use crate::model::routing::Routing;
@@ -76,13 +77,15 @@ impl Engine {
     /// # Errors
     /// `Io`.
     pub fn save_pipelines(&self) -> Result<bool> {
-        self.processor().save_pipelines()
+        self.processor().accelerator().map_or(Ok(false), |gpu| gpu.save_pipelines())
     }
 
     /// For tests: the GPU fails as `fault` says after so many more submissions. Nothing where there is none.
     #[doc(hidden)]
     pub fn lose_gpu(&self, submissions: u64, fault: GpuFault) {
-        self.processors().first.processor.lose_after(submissions, fault);
+        if let Some(gpu) = self.processors().first.processor.accelerator() {
+            gpu.lose_after(submissions, fault);
+        }
     }
 
     /// Shows `observer` the inputs of every product from now on.
@@ -90,7 +93,7 @@ impl Engine {
     /// # Errors
     /// `Device` where a GPU computes.
     pub(super) fn observe(&self, observer: Arc<dyn Observer>) -> Result<()> {
-        self.processor().cpu()?.observe(observer);
+        self.cpu()?.observe(observer);
         Ok(())
     }
 
@@ -106,8 +109,12 @@ impl Engine {
         &self.now().model
     }
 
-    pub(super) fn processor(&self) -> &Processor {
-        &self.now().processor
+    pub(super) fn processor(&self) -> &dyn Processor {
+        &*self.now().processor
+    }
+
+    fn cpu(&self) -> Result<&CpuBackend> {
+        self.processor().cpu().ok_or_else(|| Error::Device("this engine computes on a GPU".into()))
     }
 
     /// Threads that compute.
@@ -118,7 +125,7 @@ impl Engine {
 
     /// What the GPU was given to do since the engine was opened; `None` where it computes on the CPU.
     pub fn gpu_stats(&self) -> Option<GpuStats> {
-        self.processor().gpu_stats()
+        self.processor().accelerator().map(|gpu| gpu.stats())
     }
 
     /// Bytes per second that this engine's threads read from memory when they do nothing else: the ceiling of decoding.
@@ -128,7 +135,7 @@ impl Engine {
     /// `Invalid` where there is no memory for the buffer, `Device` where no threads compute.
     #[doc(hidden)]
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
-        let cpu = self.processor().cpu()?;
+        let cpu = self.cpu()?;
         let len = bytes / 8;
         let mut words = Vec::new();
         words.try_reserve_exact(len).map_err(|_| Error::Invalid("no memory for the read test".into()))?;

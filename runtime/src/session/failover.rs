@@ -7,7 +7,7 @@ use super::dense::{copy_dense, dense_bytes, is_tied};
 use super::info::{Manner, ModelInfo};
 use super::parts::Shape;
 use super::plan::MemoryPlan;
-use super::processor::{Processor, most_threads};
+use super::processor::{self, Processor, most_threads};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::CpuOptions;
 use crate::model::Model;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// A processor, the model as it reads it, and the memory that both were promised.
 pub(super) struct Computing {
     pub(super) model: Model,
-    pub(super) processor: Processor,
+    pub(super) processor: Box<dyn Processor>,
     pub(super) info: ModelInfo,
     pub(super) plan: MemoryPlan,
     /// Bytes of sessions that are open.
@@ -47,7 +47,12 @@ pub(super) struct Fallback {
 }
 
 impl Computing {
-    pub(super) fn new(model: Model, processor: Processor, info: ModelInfo, plan: MemoryPlan) -> Computing {
+    pub(super) fn new(
+        model: Model,
+        processor: Box<dyn Processor>,
+        info: ModelInfo,
+        plan: MemoryPlan,
+    ) -> Computing {
         Computing { model, processor, info, plan, sessions: Arc::default() }
     }
 
@@ -123,7 +128,9 @@ impl Processors {
         if let Some(refine) = self.first.model.experts.refine() {
             refine.stop();
         }
-        self.first.processor.abandon();
+        if let Some(gpu) = self.first.processor.accelerator() {
+            gpu.abandon();
+        }
     }
 
     /// The CPU in the place of the GPU that was lost.
@@ -144,7 +151,7 @@ impl Processors {
             copy_dense(&mut model.weights, tied, &self.fallback.sums)?;
             model.experts.keep_on_host(plan.expert_bytes)?;
         }
-        let processor = Processor::cpu_with(self.cpu.clone())?;
+        let processor = processor::cpu(self.cpu.clone())?;
         let mode = self.fallback.manner.described(&plan);
         let info = ModelInfo { backend: processor.name(), mode, ..first.info.clone() };
         log::info!("taken over by {}, {}", info.backend, info.mode);

@@ -6,7 +6,7 @@ use super::failover::{Computing, Fallback, Processors};
 use super::info::{Manner, ModelInfo, rotated};
 use super::options::EngineOptions;
 use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
-use super::processor::{self, Adapter, Needs, Processor};
+use super::processor::{self, Adapter, Needs};
 use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use crate::error::{Error, Result};
@@ -341,7 +341,7 @@ impl Parts {
             expert_bytes: plan.streaming.then_some(plan.expert_bytes),
             refinements: plan.refinements.map_or(0, |r| r.slots),
         };
-        let processor = Processor::open(adapter, options, &needs)?;
+        let processor = processor::open(adapter, options, &needs)?;
         info.backend = processor.name();
         let model = Model {
             spec: self.spec,

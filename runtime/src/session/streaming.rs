@@ -114,7 +114,8 @@ impl Engine {
         };
         let (processor, Router { experts, top_k, .. }) = (self.processor(), router);
         streamer.warm_start(heat, &mut |layer, hottest| {
-            processor.bring(Routed { layer, experts, top_k, tokens: 1, inputs: 0 }, hottest)
+            let of = Routed { layer, experts, top_k, tokens: 1, inputs: 0 };
+            processor.accelerator().map_or(Ok(()), |gpu| gpu.bring(of, hottest))
         })
     }
 }

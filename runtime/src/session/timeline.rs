@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::failover::{Booking, Computing};
 use super::plan::CHUNK;
-use super::processor::Timeline;
+use super::processor::{Gone, Lies, Timeline};
 use crate::error::{Error, Result};
 use crate::kernels::MANY;
 use crate::kernels::MAX_BEST;
@@ -44,7 +44,7 @@ impl SessionOptions {
 /// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
 pub struct Session {
     engine: Engine,
-    pub(super) state: Timeline,
+    pub(super) state: Box<dyn Timeline>,
     pub(super) tokens: Vec<u32>,
     /// How many of them the cache holds: all, but for those that were lost with a device and are to be read again.
     pub(super) held: usize,
@@ -110,7 +110,7 @@ impl Engine {
 }
 
 /// Memory for a timeline, and its part of the budget.
-fn place(on: &Computing, context: usize, chunk: usize) -> Result<(Booking, Timeline)> {
+fn place(on: &Computing, context: usize, chunk: usize) -> Result<(Booking, Box<dyn Timeline>)> {
     let chunk = chunk.min(on.processor.longest_chunk());
     let booking = on.book(context, chunk)?;
     Ok((booking, on.processor.timeline(&on.model, context, chunk)?))
@@ -348,7 +348,7 @@ impl Session {
     ) -> Result<()> {
         let engine = self.engine.clone();
         let on = engine.processors().of(self.state.is_gpu());
-        on.processor.forward(&on.model, &mut self.state, chunk, self.held, want, hear)?;
+        self.state.forward(&on.model, chunk, self.held, want, hear)?;
         self.processed += chunk.len() as u64;
         Ok(())
     }
@@ -367,10 +367,10 @@ impl Session {
     /// Moves to the CPU, if the GPU that held this timeline is lost, and reads again what was lost with it.
     fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: Hear) -> Result<()> {
         let engine = self.engine.clone();
-        if let Some(why) = engine.lost().filter(|_| !matches!(self.state, Timeline::Cpu(_))) {
+        if let Some(why) = engine.lost().filter(|_| self.state.lies() != Lies::OnCpu) {
             let (capacity, chunk) = (self.state.capacity(), self.state.chunk());
             // What it had is given back first.
-            self.state = Timeline::Gone { capacity, chunk };
+            self.state = Box::new(Gone { capacity, chunk });
             (self.held, self.booking) = (0, None);
             let (booking, state) = place(engine.processors().take_over()?, capacity, chunk)?;
             (self.booking, self.state) = (Some(booking), state);

@@ -193,7 +193,9 @@ impl Engine {
 /// streamed there is no memory to hold anything twice. No token is needed for it, which would read experts.
 fn upload(first: &Computing) -> Result<()> {
     for together in first.model.weights.matrices() {
-        first.processor.bring_matrices(&together)?;
+        if let Some(gpu) = first.processor.accelerator() {
+            gpu.bring_matrices(&together)?;
+        }
         together.into_iter().for_each(release_matrix);
     }
     Ok(())

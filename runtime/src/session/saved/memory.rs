@@ -2,9 +2,8 @@
 
 use super::super::dense::is_single;
 use super::super::failover::Computing;
-use super::super::processor::{Processor, Timeline};
+use super::super::processor::Timeline;
 use super::header::SUM;
-use crate::error::{Error, Result};
 use crate::kernels::{KvPart, KvShape};
 use crate::model::Spec;
 use crate::model::memory::MemorySpec;
@@ -45,7 +44,7 @@ pub(super) fn bytes(spec: &Spec, number_bytes: usize, extent: Extent) -> Option<
 /// The parts of a layer, none of which goes around the end of `a` or `b`.
 pub(super) fn parts(
     on: &Computing,
-    (a, b): (&Timeline, &Timeline),
+    (a, b): (&dyn Timeline, &dyn Timeline),
     i: usize,
     extent: Extent,
 ) -> impl Iterator<Item = KvPart> + use<> {
@@ -55,37 +54,7 @@ pub(super) fn parts(
 }
 
 /// What a part is copied to and from.
-pub(super) fn buffer(on: &Computing, both: (&Timeline, &Timeline), extent: Extent) -> Vec<u8> {
+pub(super) fn buffer(on: &Computing, both: (&dyn Timeline, &dyn Timeline), extent: Extent) -> Vec<u8> {
     let all = (0..on.model.spec.layers.len()).flat_map(|i| parts(on, both, i, extent));
     vec![0; all.map(|part| part.bytes()).max().unwrap_or(0)]
-}
-
-/// Copies a part out.
-///
-/// # Errors
-/// `Device` where it was on one that is lost.
-pub(super) fn read(on: &Computing, of: &Timeline, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
-    match (&on.processor, of) {
-        (Processor::Cpu(cpu), Timeline::Cpu(state)) => state.read_kv(&**cpu, layer, part, out),
-        #[cfg(feature = "gpu")]
-        (Processor::Gpu(gpu), Timeline::Gpu(state)) => state.read_kv(&**gpu, layer, part, out),
-        _ => Err(Error::Device("it was lost, and this session's memory with it".into())),
-    }
-}
-
-/// Copies a part in.
-pub(super) fn write(
-    on: &Computing,
-    to: &mut Timeline,
-    layer: usize,
-    part: &KvPart,
-    from: &[u8],
-) -> Result<()> {
-    match (&on.processor, to) {
-        (Processor::Cpu(cpu), Timeline::Cpu(state)) => state.write_kv(&**cpu, layer, part, from),
-        #[cfg(feature = "gpu")]
-        (Processor::Gpu(gpu), Timeline::Gpu(state)) => state.write_kv(&**gpu, layer, part, from),
-        _ => return Err(Error::Device("it was lost, and this session's memory with it".into())),
-    }
-    Ok(())
 }

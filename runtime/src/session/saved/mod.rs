@@ -94,12 +94,12 @@ impl Session {
         out.seal()?;
         out.put(notes)?;
         out.seal()?;
-        let both = (&self.state, &self.state);
+        let both = (&*self.state, &*self.state);
         let mut bytes = memory::buffer(on, both, extent);
         for layer in 0..header.layers {
             for part in memory::parts(on, both, layer, extent) {
                 let bytes = &mut bytes[..part.bytes()];
-                self.heard(memory::read(on, &self.state, layer, &part, bytes))?;
+                self.heard(self.state.read_kv(layer, &part, bytes))?;
                 out.put(bytes)?;
             }
             out.seal()?;
@@ -141,14 +141,14 @@ impl Session {
 
     fn copy_to(&self, fork: &mut Session) -> Result<()> {
         let processors = self.engine().processors();
-        let (from, to) = (processors.of(self.state.is_gpu()), processors.of(fork.state.is_gpu()));
+        let from = processors.of(self.state.is_gpu());
         let extent = self.readable();
-        let mut bytes = memory::buffer(from, (&self.state, &fork.state), extent);
+        let mut bytes = memory::buffer(from, (&*self.state, &*fork.state), extent);
         for layer in 0..from.model.spec.layers.len() {
-            for part in memory::parts(from, (&self.state, &fork.state), layer, extent) {
+            for part in memory::parts(from, (&*self.state, &*fork.state), layer, extent) {
                 let bytes = &mut bytes[..part.bytes()];
-                self.heard(memory::read(from, &self.state, layer, &part, bytes))?;
-                memory::write(to, &mut fork.state, layer, &part, bytes)?;
+                self.heard(self.state.read_kv(layer, &part, bytes))?;
+                fork.state.write_kv(layer, &part, bytes)?;
             }
         }
         fork.restored(extent);
@@ -221,12 +221,12 @@ impl Engine {
         let mut session = self.session(options)?;
         session.tokens.extend(tokens);
         let on = self.processors().of(session.state.is_gpu());
-        let mut bytes = memory::buffer(on, (&session.state, &session.state), header.extent);
+        let mut bytes = memory::buffer(on, (&*session.state, &*session.state), header.extent);
         for layer in 0..header.layers {
-            for part in memory::parts(on, (&session.state, &session.state), layer, header.extent) {
+            for part in memory::parts(on, (&*session.state, &*session.state), layer, header.extent) {
                 let bytes = &mut bytes[..part.bytes()];
                 from.take(bytes)?;
-                memory::write(on, &mut session.state, layer, &part, bytes)?;
+                session.state.write_kv(layer, &part, bytes)?;
             }
             from.check(&format!("memory of layer {layer}"))?;
         }
