@@ -7,10 +7,9 @@ use super::info::{Manner, ModelInfo, rotated};
 use super::options::EngineOptions;
 use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
 use super::processor::{self, Adapter, Needs};
-use super::streaming::Streams;
 use super::timeline::DEFAULT_CONTEXT;
 use crate::error::{Error, Result};
-use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts};
+use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts, Rows};
 use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
@@ -23,7 +22,7 @@ use crate::model::tokens::{self, SpecialTokens};
 use crate::model::{Model, Spec, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sampler::Sampling;
-use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, FileRows, Precision, Refiner};
+use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, FileRows, Precision, Refiner, Streamer};
 use crate::tokenizer::Tokenizer;
 use std::sync::{Arc, Mutex};
 
@@ -34,6 +33,15 @@ pub(super) struct Parts {
     /// Highest level of the experts in the file; `None` where they are not nested or there are none.
     stored: Option<Level>,
     tied: bool,
+}
+
+/// What reads while a model runs.
+pub(super) struct Streams {
+    pub(super) streamer: Streamer,
+    /// The embedding's rows, where it is not held.
+    pub(super) rows: Option<Arc<dyn Rows>>,
+    /// Checksums of the always-used weights, where these are compared.
+    pub(super) sums: DenseSums,
 }
 
 /// What a file says of texts. Read before weights and caches take their memory: reading a tokenizer takes several times what

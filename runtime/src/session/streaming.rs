@@ -4,7 +4,7 @@
 use super::dense::check_embedding;
 use super::engine::Engine;
 use super::options::EngineOptions;
-use super::parts::Parts;
+use super::parts::{Parts, Streams};
 use super::plan::{MemoryPlan, RefinementPlan};
 use crate::error::Result;
 use crate::experts::{AllResident, LayerExperts, Rows};
@@ -29,15 +29,6 @@ const PROBE_BYTES: usize = 2 << 20;
 /// Where the experts of every layer lie.
 pub(super) fn tables(file: &NestedFile, layers: usize) -> Result<Vec<Option<LayerExperts>>> {
     (0..layers).map(|layer| file.layer_experts(layer)).collect()
-}
-
-/// What reads while a model runs.
-pub(super) struct Streams {
-    pub(super) streamer: Streamer,
-    /// The embedding's rows, where it is not held.
-    pub(super) rows: Option<Arc<dyn Rows>>,
-    /// Checksums of the always-used weights, where these are compared.
-    pub(super) sums: DenseSums,
 }
 
 /// The streamer that `plan` allows, and what goes with it.

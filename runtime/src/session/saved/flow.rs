@@ -1,9 +1,16 @@
 //! Bytes on their way to a saved session and back, with a checksum behind every part.
 
-use super::header::{SUM, damaged};
 use crate::error::{Error, Result};
 use std::io::{self, Read, Write};
 use std::path::Path;
+
+/// Bytes of a checksum.
+pub(super) const SUM: usize = 4;
+
+/// Bytes that are not those that were written.
+pub(super) fn damaged(field: &str) -> Error {
+    Error::malformed(field, "the bytes are not those that were saved: the file is damaged")
+}
 
 /// Bytes that are taken at a time where only a file says how many there are: memory follows what has come.
 const STEP: usize = 1 << 20;

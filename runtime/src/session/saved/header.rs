@@ -10,6 +10,7 @@
 //! All numbers are little-endian. The lengths say how long the file is, so that a file of another length is refused before
 //! anything is allocated for it.
 
+use super::flow::{SUM, damaged};
 use super::memory::{self, Extent};
 use crate::error::{Error, Result};
 use crate::model::Spec;
@@ -22,9 +23,6 @@ const VERSION: u32 = 2;
 
 /// Bytes of the header before the manner.
 pub(super) const FIXED: usize = 72;
-
-/// Bytes of a checksum.
-pub(super) const SUM: usize = 4;
 
 /// Bytes of a manner at most.
 const MAX_MANNER: usize = 256;
@@ -145,11 +143,6 @@ impl Header {
 
 fn word(bytes: &[u8; FIXED], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Bytes that are not those that were written.
-pub(super) fn damaged(field: &str) -> Error {
-    Error::malformed(field, "the bytes are not those that were saved: the file is damaged")
 }
 
 #[cfg(test)]

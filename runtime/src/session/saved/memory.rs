@@ -3,7 +3,7 @@
 use super::super::dense::is_single;
 use super::super::failover::Computing;
 use super::super::processor::Timeline;
-use super::header::SUM;
+use super::flow::SUM;
 use crate::kernels::{KvPart, KvShape};
 use crate::model::Spec;
 use crate::model::memory::MemorySpec;

@@ -266,7 +266,7 @@ impl Engine {
                 let what = format!("it has {len} bytes and was saved with {bytes}: it was cut or damaged");
                 Err(Error::malformed("file", what))
             }
-            (None, _) => Err(header::damaged("header")),
+            (None, _) => Err(flow::damaged("header")),
             _ => Ok(header),
         }
     }
