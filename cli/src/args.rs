@@ -112,7 +112,7 @@ pub struct RunArgs {
 /// Converts a model into a Dollop file.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt"
+    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate"
 )]
 pub struct ConvertArgs {
     /// GGUF file (any shard of a split one) or Hugging Face folder
@@ -336,16 +336,17 @@ pub struct CalibrationArgs {
     /// Importance matrix of llama.cpp for this model (GGUF or .dat), as published with many GGUF files
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub imatrix: Option<PathBuf>,
-    /// Run the source in f32 over this text first, and measure the inputs of its matrices (- for standard input)
-    #[arg(long, value_name = "TEXT")]
-    pub calibrate: Option<PathBuf>,
-    /// Number of tokens of the text to run, in windows spread evenly over it
+    /// Run the source in f32 first, and measure the inputs of its matrices: over this text (- for standard input), or without
+    /// one over text that the model writes itself, in which each of its experts has its part, and a short one that comes with
+    /// Dollop. Without a text write it last, or as `--calibrate --json`: what follows would be taken for one
+    #[arg(long, value_name = "TEXT", num_args = 0..=1)]
+    pub calibrate: Option<Option<PathBuf>>,
+    /// Tokens that are run: of the text, in windows spread evenly over it, or written
     #[arg(long, value_name = "N", default_value_t = dollop::CalibrateOptions::default().tokens, requires = "calibrate")]
     pub calibrate_tokens: usize,
-    /// Effort of the search for the codes of experts, given a text. `low` weighs each error by its own column's inputs.
-    /// The others use error feedback, in which later weights compensate for earlier ones: this takes many times as
-    /// long, and repeats over all codes two or four times. Meanwhile they keep the inputs in a file beside the output:
-    /// 3 GB for OLMoE-1B-7B and 8192 tokens
+    /// How hard to look for the codes of experts, with --calibrate: `low` weighs each error by its own column's inputs; the others
+    /// have later weights make up for earlier ones, which takes many times as long, and go over all codes again, twice or four
+    /// times. They keep the inputs in a file beside the output meanwhile: 3 GB for OLMoE-1B-7B and 8192 tokens
     #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
     pub effort: Effort,
     /// Store matrices of experts for inputs without rotation, even if error feedback does better with rotated ones

@@ -7,7 +7,7 @@ use crate::screen;
 use crate::{Failure, interrupt};
 use dollop::convert::{Calibration, imatrix, model_name};
 use dollop::internal::Keep;
-use dollop::{CalibrateOptions, CancelToken};
+use dollop::{CalibrateOptions, CancelToken, Progress};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,17 +18,22 @@ fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<O
     if let Some(path) = imatrix {
         return Ok(Some(imatrix::read(path)?));
     }
-    let Some(path) = calibrate else { return Ok(None) };
-    let text = read_text(path)?;
-    let named = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
+    let Some(text) = calibrate else { return Ok(None) };
     let keep = Keep { path: out.with_added_extension("inputs"), dense: false };
     let mut options =
         CalibrateOptions::default().with_tokens(*calibrate_tokens).with_threads(args.how.threads);
     options.keep = Some(keep).filter(|_| *effort != Effort::Low);
     let mut bar = Bar::new(Unit::Bytes);
-    let measured = dollop::calibrate(&args.source, &text, &named, &options, cancel, &mut |p| {
-        bar.show(p.stage, p.done, p.total)
-    })?;
+    let progress = &mut |p: Progress| bar.show(p.stage, p.done, p.total);
+    let measured = match text {
+        Some(path) => {
+            let text = read_text(path)?;
+            let named =
+                path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
+            dollop::calibrate(&args.source, &text, &named, &options, cancel, progress)?
+        }
+        None => dollop::calibrate_by_itself(&args.source, &options, cancel, progress)?,
+    };
     Ok(Some(measured))
 }
 
@@ -58,9 +63,10 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     if out.is_dir() {
         return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
     }
-    // The library checks the files of the source itself.
-    let read = [&args.calibration.imatrix, &args.calibration.calibrate];
-    not_an_input(&out, &read.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    // The library looks at the files of the source itself.
+    let CalibrationArgs { imatrix, calibrate, .. } = &args.calibration;
+    let read = [imatrix.as_deref(), calibrate.as_ref().and_then(Option::as_deref)];
+    not_an_input(&out, &read.into_iter().flatten().collect::<Vec<_>>())?;
     let older = out.exists();
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();

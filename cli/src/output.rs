@@ -7,10 +7,11 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A progress bar with rate and time left; plain lines if stderr is no terminal. It appears only if the work takes
-/// longer than a moment.
+/// A progress bar with rate and time left, of each stage anew; plain lines where stderr is no terminal. Appears only if the
+/// work takes longer than a moment.
 pub struct Bar {
     unit: Unit,
+    stage: &'static str,
     bar: Option<ProgressBar>,
     start: Instant,
     last: Instant,
@@ -42,11 +43,18 @@ impl Unit {
 impl Bar {
     pub fn new(unit: Unit) -> Bar {
         let now = Instant::now();
-        Bar { unit, bar: None, start: now, last: now }
+        Bar { unit, stage: "", bar: None, start: now, last: now }
     }
 
     /// Shows the current stage, and how much of the total is done.
     pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
+        if stage != self.stage {
+            // Another stage has another rate.
+            (self.stage, self.start) = (stage, Instant::now());
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+        }
         if self.start.elapsed() < Duration::from_millis(300) {
             return;
         }

@@ -10,6 +10,7 @@ pub mod mutants;
 mod short;
 pub mod talker;
 pub mod tiny;
+pub mod uneven;
 
 pub use held::HeldFile;
 pub use short::short_model;

@@ -34,13 +34,15 @@ pub struct Calibration {
     description: String,
     inputs: BTreeMap<String, Inputs>,
     rows: Option<Arc<Rows>>,
+    /// By layer, what part of the stream's energy its experts' outputs had, weighed, summed over tokens.
+    shares: BTreeMap<usize, Vec<f32>>,
 }
 
 impl Calibration {
     /// Nothing yet. `description` is for people, and goes into the converted file.
     #[doc(hidden)]
     pub fn new(description: impl Into<String>) -> Calibration {
-        Calibration { description: description.into(), inputs: BTreeMap::new(), rows: None }
+        Calibration { description: description.into(), ..Calibration::default() }
     }
 
     /// What it was measured on.
@@ -66,6 +68,27 @@ impl Calibration {
     /// Adds the inputs themselves, for error feedback.
     pub(crate) fn with_rows(self, rows: Arc<Rows>) -> Calibration {
         Calibration { rows: Some(rows), ..self }
+    }
+
+    /// Adds what the experts of a layer add to the stream: gate² · |output|² / |stream|², summed over tokens.
+    ///
+    /// # Errors
+    /// `Malformed` for what is no sum of squares.
+    #[doc(hidden)]
+    pub fn insert_shares(&mut self, layer: usize, shares: Vec<f32>) -> Result<()> {
+        match shares.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
+            Some(bad) => Err(Error::malformed(format!("shares of layer {layer}"), format!("{bad} is none"))),
+            None => {
+                self.shares.insert(layer, shares);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the experts of a layer add to the stream, where it was measured.
+    #[doc(hidden)]
+    pub fn shares(&self, layer: usize) -> Option<&[f32]> {
+        self.shares.get(&layer).map(Vec::as_slice)
     }
 
     /// The inputs themselves, where they were kept.
@@ -94,6 +117,10 @@ impl Calibration {
             state.update(name.as_bytes());
             state.update(bytemuck::cast_slice(&inputs.sums));
             state.update(bytemuck::cast_slice(&inputs.counts));
+        }
+        for (layer, shares) in &self.shares {
+            state.update(&(*layer as u64).to_le_bytes());
+            state.update(bytemuck::cast_slice(shares));
         }
         state.finalize()
     }

@@ -20,7 +20,7 @@ mod variants;
 
 pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
-pub use observe::Observer;
+pub use observe::{Observer, Summed};
 pub use operands::{
     Activation, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History, Linear,
     LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Uses,

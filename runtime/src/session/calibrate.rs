@@ -4,6 +4,9 @@
 //! The source itself runs, in f32 on the CPU, as the reference does. Embedding and head are left out: the one has no
 //! inputs, and the other is stored at so many bits that it gains nothing.
 
+mod meter;
+mod own_text;
+
 use super::engine::Engine;
 use super::options::EngineOptions;
 use super::tensors::Reference;
@@ -11,22 +14,17 @@ use super::timeline::{SessionOptions, Step, Wish};
 use crate::convert::source::Source;
 use crate::convert::{Calibration, Inputs, Rows};
 use crate::error::{Error, Result};
-use crate::experts::Expert;
-use crate::format::Metadata;
-use crate::format::dollop::{PARTS, is_dollop, part_name};
-use crate::kernels::Observer;
-use crate::model::Tensors;
+use crate::format::dollop::is_dollop;
 use crate::model::weights::Ffn;
-use crate::quant::{Level, Matrix};
+use crate::quant::Matrix;
 use crate::store;
 use crate::telemetry::{CancelToken, Progress};
+use meter::{Kept, Meter, ROUTER, Recording, Routed, Total, keeps, lock};
+use own_text::Writer;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// What the names of routers contain.
-const ROUTER: &str = ".ffn_gate_inp.";
+use std::sync::{Arc, Mutex};
 
 /// Tokens of a window: what llama.cpp takes, so that both see as many beginnings of texts.
 const WINDOW: usize = 512;
@@ -105,7 +103,8 @@ pub fn calibrate(
     let run = Run::open(source, options)?;
     let end = text.floor_char_boundary(MAX_TEXT_BYTES);
     let ids = run.engine.tokenizer()?.encode(&text[..end], false)?;
-    run.measure(&ids, named, options, cancel, progress)
+    let windows = run.windows_of(&ids, named, options)?;
+    run.measure(&windows, named, cancel, progress)
 }
 
 /// [`calibrate`] for a text that is token ids already.
@@ -121,7 +120,25 @@ pub fn calibrate_tokens(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Calibration> {
-    Run::open(source, options)?.measure(ids, named, options, cancel, progress)
+    let run = Run::open(source, options)?;
+    let windows = run.windows_of(ids, named, options)?;
+    run.measure(&windows, named, cancel, progress)
+}
+
+/// [`calibrate`] without a text: the model writes one, so that each of its experts is seen, and a short one is there. The same model
+/// writes the same text. Writing takes about as long as so many tokens twice.
+///
+/// # Errors
+/// As [`calibrate`], but that a source needs no tokenizer.
+pub fn calibrate_by_itself(
+    source: &Path,
+    options: &CalibrateOptions,
+    cancel: &CancelToken,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Calibration> {
+    let run = Run::open(source, options)?;
+    let (windows, named) = run.own_text(options.tokens, cancel, progress)?;
+    run.measure(&windows, &named, cancel, progress)
 }
 
 /// A source that runs, and what is measured of it.
@@ -130,6 +147,8 @@ struct Run {
     meter: Arc<Meter>,
     /// Name and expert of every matrix that is measured, in the order of the meter.
     names: Vec<(String, usize)>,
+    /// How many experts each routed layer has.
+    experts: BTreeMap<usize, usize>,
 }
 
 impl Run {
@@ -143,12 +162,19 @@ impl Run {
         let options = EngineOptions { threads: calibrate.threads, ..EngineOptions::default() };
         let engine = Engine::of_tensors(&recording, path, &options)?;
         let mut places = recording.places.into_inner();
-        places.extend(routers(&engine));
-        let (mut names, mut slots) = (Vec::new(), HashMap::new());
+        let (mut names, mut slots, mut layers) = (Vec::new(), HashMap::new(), HashMap::new());
+        let mut experts = BTreeMap::new();
+        for (layer, router) in routers(&engine) {
+            let (address, name) = (router.address(), format!("blk.{layer}{ROUTER}weight"));
+            places.insert(address, (name, 0, router.cols()));
+            layers.insert(address, layer);
+            experts.insert(layer, router.rows());
+        }
         for (address, (name, expert, cols)) in places {
             slots.insert(address, names.len());
             names.push((name, expert, cols));
         }
+        let routers = layers.into_iter().map(|(address, layer)| (slots[&address], layer)).collect();
         let totals = names.iter().map(|&(.., cols)| Total { sums: vec![0.0; cols], tokens: 0 }).collect();
         let names: Vec<(String, usize)> = names.into_iter().map(|(name, e, _)| (name, e)).collect();
         let rows = match &calibrate.keep {
@@ -160,30 +186,64 @@ impl Run {
             }),
             None => None,
         };
-        let meter = Arc::new(Meter { slots, totals: Mutex::new(totals), kept: rows });
+        let (totals, routed) = (Mutex::new(totals), Mutex::new(Routed::default()));
+        let meter = Arc::new(Meter { slots, totals, kept: rows, routers, routed });
         engine.observe(meter.clone())?;
-        Ok(Run { engine, meter, names })
+        Ok(Run { engine, meter, names, experts })
+    }
+
+    /// Tokens of a window, without the one that all begin with.
+    fn window(&self) -> usize {
+        WINDOW.min(self.engine.info().context) - self.bos().iter().len()
+    }
+
+    fn bos(&self) -> Option<u32> {
+        let special = self.engine.special_tokens();
+        special.bos.filter(|_| special.add_bos)
+    }
+
+    /// What is measured of a text.
+    fn windows_of(&self, ids: &[u32], named: &str, options: &CalibrateOptions) -> Result<Vec<Vec<u32>>> {
+        enough(named, ids.len().min(options.tokens))?;
+        Ok(spread(ids, self.window(), options.tokens).into_iter().map(<[u32]>::to_vec).collect())
+    }
+
+    /// What the model writes and the text that is here, and what they are called.
+    fn own_text(
+        &self,
+        tokens: usize,
+        cancel: &CancelToken,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Vec<Vec<u32>>, String)> {
+        const WRITTEN: &str = "text that the model wrote";
+        enough(WRITTEN, tokens)?;
+        let mut windows = Vec::new();
+        if let Ok(tokenizer) = self.engine.tokenizer() {
+            let ids = tokenizer.encode(own_text::TEXT, false)?;
+            windows.extend(spread(&ids, self.window(), tokens / 4).into_iter().map(<[u32]>::to_vec));
+        }
+        let there: usize = windows.iter().map(Vec::len).sum();
+        let (wanted, window) = (tokens - there, self.window());
+        let context = window + self.bos().iter().len();
+        let session = self.engine.session(SessionOptions { context: Some(context), chunk: Some(CHUNK) })?;
+        let mut writer = Writer::new(session, &self.meter, &self.experts, self.bos(), cancel)?;
+        let written = writer.write(wanted, window, &mut |done| {
+            progress(Progress { stage: "writing text", done: 4 * done as u64, total: 4 * wanted as u64 });
+        })?;
+        let more = if windows.is_empty() { "" } else { " and of a text in the public domain" };
+        windows.extend(written);
+        Ok((windows, format!("{WRITTEN}{more}")))
     }
 
     fn measure(
         self,
-        ids: &[u32],
+        windows: &[Vec<u32>],
         named: &str,
-        options: &CalibrateOptions,
         cancel: &CancelToken,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Calibration> {
-        if ids.len() < MIN_TOKENS || options.tokens < MIN_TOKENS {
-            return Err(Error::Invalid(format!(
-                "{named}: {} tokens are too few to measure anything on; {MIN_TOKENS} are the least, and thousands are wanted",
-                ids.len().min(options.tokens)
-            )));
-        }
-        let special = self.engine.special_tokens();
-        let bos = special.bos.filter(|_| special.add_bos);
-        let context = WINDOW.min(self.engine.info().context);
-        let windows = spread(ids, context - bos.iter().len(), options.tokens);
-        let total: usize = windows.iter().map(|w| w.len()).sum();
+        let (bos, total) = (self.bos(), windows.iter().map(Vec::len).sum::<usize>());
+        let context = self.window() + bos.iter().len();
         let mut session =
             self.engine.session(SessionOptions { context: Some(context), chunk: Some(CHUNK) })?;
         let mut done = 0;
@@ -216,16 +276,22 @@ impl Run {
         let mut all = Calibration::new(description);
         for (name, experts) in stacks {
             let counts: Vec<f32> = experts.values().map(|t| t.tokens as f32).collect();
-            // Routers stay f32: of them only the inputs themselves are wanted.
-            if name.contains(ROUTER) || counts.iter().all(|&n| n == 0.0) {
+            let sums: Vec<f32> = experts.values().flat_map(|t| &t.sums).map(|&s| s as f32).collect();
+            // Routers stay f32: of them only the inputs themselves are wanted. Inputs of zeros say nothing.
+            if name.contains(ROUTER) || sums.iter().all(|&s| s == 0.0) {
                 continue;
             }
-            let sums = experts.values().flat_map(|t| &t.sums).map(|&s| s as f32).collect();
             let inputs = Inputs { sums, counts };
             if name.contains("ffn_gate") {
                 all.insert(name.replace("ffn_gate", "ffn_up"), inputs.clone())?;
             }
             all.insert(name, inputs)?;
+        }
+        let mut shares = std::mem::take(&mut lock(&self.meter.routed).shares);
+        for (layer, count) in self.experts {
+            let mut of = shares.remove(&layer).unwrap_or_default();
+            of.resize(count, 0.0);
+            all.insert_shares(layer, of.into_iter().map(|s| s as f32).collect())?;
         }
         Ok(match &self.meter.kept {
             Some(kept) => all.with_rows(kept.rows.clone()),
@@ -234,15 +300,24 @@ impl Run {
     }
 }
 
-/// Of every router its address, name, expert and columns. They are read as vectors, so that no tensor is noted for them.
-fn routers(engine: &Engine) -> impl Iterator<Item = (usize, (String, usize, usize))> {
+/// The routers, by layer. They are read as vectors, so that no tensor is noted for them.
+fn routers(engine: &Engine) -> impl Iterator<Item = (usize, &Matrix)> {
     let layers = engine.model().weights.layers.iter().enumerate();
     layers.filter_map(|(i, layer)| match &layer.ffn {
-        Ffn::Moe(moe) => {
-            Some((moe.router.address(), (format!("blk.{i}{ROUTER}weight"), 0, moe.router.cols())))
-        }
+        Ffn::Moe(moe) => Some((i, &moe.router)),
         Ffn::Dense(_) => None,
     })
+}
+
+/// # Errors
+/// `Invalid` where so many tokens say nothing.
+fn enough(named: &str, tokens: usize) -> Result<()> {
+    if tokens >= MIN_TOKENS {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{named}: {tokens} tokens are too few to measure anything on; {MIN_TOKENS} are the least, and thousands are wanted"
+    )))
 }
 
 /// Windows of at most `window` ids that together have about `most`, evenly over the text.
@@ -270,106 +345,5 @@ fn fits(source: &Source) -> Result<()> {
                 .into(),
         }),
         _ => Ok(()),
-    }
-}
-
-/// Hands tensors on, and remembers which matrix lies where.
-struct Recording<T> {
-    tensors: T,
-    /// Name, expert and columns by address.
-    places: RefCell<BTreeMap<usize, (String, usize, usize)>>,
-}
-
-impl<T> Recording<T> {
-    fn note(&self, name: &str, expert: usize, matrix: &Matrix) {
-        self.places.borrow_mut().insert(matrix.address(), (name.to_owned(), expert, matrix.cols()));
-    }
-}
-
-impl<T: Tensors> Tensors for Recording<T> {
-    fn metadata(&self) -> &Metadata {
-        self.tensors.metadata()
-    }
-
-    fn rows(&self, name: &str) -> Option<usize> {
-        self.tensors.rows(name)
-    }
-
-    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        self.tensors.vector(name)
-    }
-
-    fn matrix(&self, name: &str) -> Result<Option<Matrix>> {
-        let matrix = self.tensors.matrix(name)?;
-        if let Some(m) = matrix.as_ref().filter(|_| name.starts_with("blk.")) {
-            self.note(name, 0, m);
-        }
-        Ok(matrix)
-    }
-
-    fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
-        let experts = self.tensors.experts(layer, level)?;
-        let [gate, _, down] = PARTS.map(|part| part_name(layer, part));
-        for (i, e) in experts.iter().flatten().enumerate() {
-            self.note(&gate, i, &e.gate);
-            self.note(&down, i, &e.down);
-        }
-        Ok(experts)
-    }
-}
-
-/// What was seen of one matrix.
-struct Total {
-    /// Σ x² of every column.
-    sums: Vec<f64>,
-    tokens: u64,
-}
-
-/// Whether a matrix's inputs are kept. The experts of a layer have their router's, which sees each token once.
-fn keeps(name: &str, dense: bool) -> bool {
-    let experts = name.contains("_exps.");
-    name.contains(ROUTER) || name.contains("ffn_down_exps.") || (dense && !experts)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Keeps inputs themselves.
-struct Kept {
-    rows: Arc<Rows>,
-    /// Of every slot: whether it is kept, its name and expert.
-    which: Vec<bool>,
-    names: Vec<(String, usize)>,
-    /// The first error: products cannot report one.
-    failed: Mutex<Option<Error>>,
-}
-
-/// Adds up energies. The up projections that are not recorded have the inputs of their gates.
-struct Meter {
-    /// Index into `totals` by address.
-    slots: HashMap<usize, usize>,
-    totals: Mutex<Vec<Total>>,
-    kept: Option<Kept>,
-}
-
-impl Observer for Meter {
-    fn inputs(&self, matrix: &Matrix, x: &[f32], rows: &mut dyn Iterator<Item = usize>) {
-        let Some(&slot) = self.slots.get(&matrix.address()) else { return };
-        let mut totals = lock(&self.totals);
-        let Some(Total { sums, tokens }) = totals.get_mut(slot) else { return };
-        let cols = sums.len();
-        let mut seen = rows.inspect(|row| {
-            *tokens += 1;
-            let x = &x[row * cols..][..cols];
-            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
-        });
-        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.which[slot]) {
-            let (name, expert) = &kept.names[slot];
-            if let Err(e) = kept.rows.add(name, *expert, x, cols, &mut seen) {
-                lock(&kept.failed).get_or_insert(e);
-            }
-        }
-        seen.for_each(drop);
     }
 }

@@ -27,7 +27,7 @@ mod tensors;
 mod timeline;
 
 pub use crate::model::tokens::SpecialTokens;
-pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_tokens};
+pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_by_itself, calibrate_tokens};
 pub use chat::{Chat, Overflow};
 pub use devices::{Device, devices};
 pub use engine::Engine;

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
     AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart, Linear, LinearCall,
-    Placing, Projected, Routed, Router, SumCall,
+    Placing, Projected, Routed, Router, SumCall, Summed,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -173,6 +173,9 @@ impl Backend for CpuBackend {
 
     fn sum(&self, call: SumCall<'_, Aligned<f32>>) {
         let SumCall { slots, choices, top_k, d, y, x } = call;
+        if let Some(observer) = self.observer.get() {
+            observer.summed(&Summed { slots, choices, top_k, x, d });
+        }
         self.combine(slots, choices, top_k, d, y);
         self.add(x, y, choices.len() / top_k * d);
     }

@@ -1,0 +1,169 @@
+//! What a run of the model is watched with: which matrix is multiplied with what, and which experts are chosen.
+
+use crate::convert::Rows;
+use crate::error::{Error, Result};
+use crate::experts::Expert;
+use crate::format::Metadata;
+use crate::format::dollop::{PARTS, part_name};
+use crate::kernels::{Observer, Summed};
+use crate::model::Tensors;
+use crate::quant::{Level, Matrix};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the names of routers contain.
+pub(super) const ROUTER: &str = ".ffn_gate_inp.";
+
+/// Hands tensors on, and remembers which matrix lies where.
+pub(super) struct Recording<T> {
+    pub(super) tensors: T,
+    /// Name, expert and columns by address.
+    pub(super) places: RefCell<BTreeMap<usize, (String, usize, usize)>>,
+}
+
+impl<T> Recording<T> {
+    fn note(&self, name: &str, expert: usize, matrix: &Matrix) {
+        self.places.borrow_mut().insert(matrix.address(), (name.to_owned(), expert, matrix.cols()));
+    }
+}
+
+impl<T: Tensors> Tensors for Recording<T> {
+    fn metadata(&self) -> &Metadata {
+        self.tensors.metadata()
+    }
+
+    fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.rows(name)
+    }
+
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.tensors.vector(name)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Option<Matrix>> {
+        let matrix = self.tensors.matrix(name)?;
+        if let Some(m) = matrix.as_ref().filter(|_| name.starts_with("blk.")) {
+            self.note(name, 0, m);
+        }
+        Ok(matrix)
+    }
+
+    fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
+        let experts = self.tensors.experts(layer, level)?;
+        let [gate, _, down] = PARTS.map(|part| part_name(layer, part));
+        for (i, e) in experts.iter().flatten().enumerate() {
+            self.note(&gate, i, &e.gate);
+            self.note(&down, i, &e.down);
+        }
+        Ok(experts)
+    }
+}
+
+/// What was seen of one matrix.
+#[derive(Clone)]
+pub(super) struct Total {
+    /// Σ x² of every column.
+    pub(super) sums: Vec<f64>,
+    pub(super) tokens: u64,
+}
+
+/// Whether a matrix's inputs are kept. The experts of a layer have their router's, which sees each token once.
+pub(super) fn keeps(name: &str, dense: bool) -> bool {
+    let experts = name.contains("_exps.");
+    name.contains(ROUTER) || name.contains("ffn_down_exps.") || (dense && !experts)
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps inputs themselves.
+pub(super) struct Kept {
+    pub(super) rows: Arc<Rows>,
+    /// Of every slot: whether it is kept, its name and expert.
+    pub(super) which: Vec<bool>,
+    pub(super) names: Vec<(String, usize)>,
+    /// The first error: products cannot report one.
+    pub(super) failed: Mutex<Option<Error>>,
+}
+
+/// A choice of a layer's router for one of the rows that passed.
+#[derive(Clone, Copy)]
+pub(super) struct Chosen {
+    pub(super) layer: usize,
+    pub(super) row: usize,
+    pub(super) expert: usize,
+}
+
+/// What routed layers did.
+#[derive(Default)]
+pub(super) struct Routed {
+    /// The layer whose router was seen last.
+    layer: usize,
+    /// While the model writes text: what its routers chose since the last look. Nothing is measured then.
+    pub(super) writing: Option<Vec<Chosen>>,
+    /// By layer, of every expert the sum over tokens of its output's energy, weighed, beside that of the stream.
+    pub(super) shares: BTreeMap<usize, Vec<f64>>,
+}
+
+/// Adds up energies. The up projections that are not recorded have the inputs of their gates.
+pub(super) struct Meter {
+    /// Index into `totals` by address.
+    pub(super) slots: HashMap<usize, usize>,
+    pub(super) totals: Mutex<Vec<Total>>,
+    pub(super) kept: Option<Kept>,
+    /// The layers of routers, by slot.
+    pub(super) routers: HashMap<usize, usize>,
+    pub(super) routed: Mutex<Routed>,
+}
+
+impl Observer for Meter {
+    fn inputs(&self, matrix: &Matrix, x: &[f32], rows: &mut dyn Iterator<Item = usize>) {
+        let Some(&slot) = self.slots.get(&matrix.address()) else { return };
+        let mut routed = lock(&self.routed);
+        if let Some(&layer) = self.routers.get(&slot) {
+            routed.layer = layer;
+        }
+        if routed.writing.is_some() {
+            return;
+        }
+        let mut totals = lock(&self.totals);
+        let Some(Total { sums, tokens }) = totals.get_mut(slot) else { return };
+        let cols = sums.len();
+        let mut seen = rows.inspect(|row| {
+            *tokens += 1;
+            let x = &x[row * cols..][..cols];
+            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        });
+        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.which[slot]) {
+            let (name, expert) = &kept.names[slot];
+            if let Err(e) = kept.rows.add(name, *expert, x, cols, &mut seen) {
+                lock(&kept.failed).get_or_insert(e);
+            }
+        }
+        seen.for_each(drop);
+    }
+
+    fn summed(&self, sum: &Summed) {
+        let &Summed { slots, choices, top_k, x, d } = sum;
+        let routed = &mut *lock(&self.routed);
+        let layer = routed.layer;
+        let shares = routed.shares.entry(layer).or_default();
+        for (slot, choice) in choices.iter().enumerate().filter(|(_, c)| c.gate != 0.0) {
+            let (row, expert) = (slot / top_k, choice.expert as usize);
+            if let Some(writing) = &mut routed.writing {
+                writing.push(Chosen { layer, row, expert });
+                continue;
+            }
+            let energy = |v: &[f32]| v.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+            let stream = energy(&x[row * d..][..d]);
+            let share = f64::from(choice.gate).powi(2) * energy(&slots[slot * d..][..d]) / stream;
+            if shares.len() <= expert {
+                shares.resize(expert + 1, 0.0);
+            }
+            // A stream of zeros says nothing of what is added to it.
+            shares[expert] += if share.is_finite() { share } else { 0.0 };
+        }
+    }
+}
