@@ -47,8 +47,8 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("top_k", &[]),
 ];
 
-/// Operations of `elementwise`: add, copy, SwiGLU.
-const OPS: u32 = 3;
+/// Operations of `elementwise`: add, copy, SwiGLU, GeGLU.
+const OPS: u32 = 4;
 
 /// The code bits of a number of planes; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];

@@ -264,8 +264,8 @@ fn mutants_are_refused_in_one_line() {
         for entry in safetensors::parse(&b)? {
             let data = &b[entry.offset as usize..(entry.offset + entry.n_bytes) as usize];
             assert_eq!(entry.ty.row_bytes(entry.shape.iter().product()), Some(data.len()));
-            for stacks in [hf::Stacks::Halves, hf::Stacks::Alternating] {
-                hf::places(&entry.name, stacks);
+            for dialect in families::FAMILIES.iter().flat_map(|f| f.dialects) {
+                hf::places(&entry.name, dialect);
             }
         }
         Ok(())

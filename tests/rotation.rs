@@ -91,7 +91,7 @@ fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
     let layers: Vec<_> = (0..2).map(|layer| file.experts(layer, Some(level)).unwrap().unwrap()).collect();
     let (mut of_experts, mut dense) = (0, 0);
     for (name, shape, data) in &mut tiny.tensors {
-        let place = hf::places(name, hf::Stacks::Halves).unwrap().remove(0);
+        let place = hf::places(name, &hf::Dialect::USUAL).unwrap().remove(0);
         let matrix = match place.expert {
             Some(e) => {
                 let layer: usize = place.name.split('.').nth(1).unwrap().parse().unwrap();

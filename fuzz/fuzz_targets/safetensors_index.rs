@@ -25,8 +25,10 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = Spec::from_metadata(&meta);
         }
         _ => {
-            hf::places(&text, hf::Stacks::Halves);
-            hf::places(&text, hf::Stacks::Alternating);
+            for dialect in families::FAMILIES.iter().flat_map(|f| f.dialects) {
+                hf::left_out(&text, dialect);
+                hf::places(&text, dialect);
+            }
             let _ = hf::chat_template("a file", &text);
         }
     }

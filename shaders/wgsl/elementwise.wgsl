@@ -1,8 +1,11 @@
-// OP: x += y, x = y, or x = silu(x) · y, with y read from `at` on. One invocation: one value.
+// OP: x += y, x = y, x = silu(x) · y or x = gelu(x) · y, y being taken from `at` on. One invocation: one value.
+
+#import gelu
 
 const ADD = 0u;
 const COPY = 1u;
 const SWIGLU = 2u;
+const GEGLU = 3u;
 
 struct Params {
     len: u32,
@@ -28,6 +31,8 @@ fn main(
         x[i] += value;
     } else if (OP == COPY) {
         x[i] = value;
+    } else if (OP == GEGLU) {
+        x[i] = gelu(x[i]) * value;
     } else {
         x[i] = x[i] / (1.0 + exp(-x[i])) * value;
     }

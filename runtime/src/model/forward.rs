@@ -14,7 +14,7 @@ use super::routing::{Routing, RoutingCounters};
 use super::spec::Spec;
 use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
-use crate::experts::ExpertSource;
+use crate::experts::{Expert, ExpertSource};
 use crate::kernels::{
     AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing, Projected,
     best_of, from_bits,
@@ -98,9 +98,13 @@ impl Model {
             noted.begin(n);
         }
         match &w.embed {
-            Embedding::Held(table) => b.embed(table, tokens, &mut s.x),
+            Embedding::Held(table) => b.embed(table, tokens, c.embed_scale, &mut s.x),
             Embedding::Read(rows) => {
-                rows.read(tokens, &mut |i, row| b.upload(&mut s.x, i * c.d, row))?;
+                let scaled = &mut s.row[..];
+                rows.read(tokens, &mut |i, row| {
+                    scaled.iter_mut().zip(row).for_each(|(to, from)| *to = c.embed_scale * from);
+                    b.upload(&mut s.x, i * c.d, scaled);
+                })?;
             }
         }
         // Behind the last layer's keys and values only those positions count whose logits are wanted.
@@ -126,11 +130,7 @@ impl Model {
                 n = needed;
             }
             match &layer.ffn {
-                Ffn::Dense(ffn) => {
-                    let norm = Some(Norm { weight: &layer.ffn_norm, eps: c.norm_eps });
-                    let State { h, y, x, .. } = &mut *s;
-                    b.feed(FeedCall { norm, h, tokens: n, block: ffn, gate: None, y, x });
-                }
+                Ffn::Dense(ffn) => self.dense(b, s, ffn, layer, i, n),
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
             }
             if want == Want::Finite {
@@ -168,7 +168,7 @@ impl Model {
             k_norm: layer.k_norm.as_deref(),
             eps: c.norm_eps,
             limit: a.limit,
-            rope: &s.rope,
+            rope: &s.ropes[a.rope],
         };
         let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
         let shape = Attention {
@@ -182,7 +182,27 @@ impl Model {
         let (kv, out) = (&mut s.memory[i].kv, &mut s.attn);
         b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shape: &shape, out });
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
-        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add: Some(&mut s.x) });
+        let add = Some(&mut s.x).filter(|_| layer.attn_post_norm.is_none());
+        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add });
+        self.add_normed(b, s, layer.attn_post_norm.as_deref(), n);
+    }
+
+    /// `x += ffn(norm(x))`, of one block.
+    fn dense<B: Backend>(&self, b: &B, s: &mut State<B>, block: &Expert, layer: &Layer, i: usize, n: usize) {
+        let State { h, y, x, .. } = &mut *s;
+        let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.norm_eps };
+        b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], add: None });
+        let activation = self.spec.layers[i].ffn.activation;
+        let x = Some(x).filter(|_| layer.ffn_post_norm.is_none());
+        b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x });
+        self.add_normed(b, s, layer.ffn_post_norm.as_deref(), n);
+    }
+
+    /// `x += norm(y)`, where what a sub-block gives is normed; otherwise it has been added.
+    fn add_normed<B: Backend>(&self, b: &B, s: &mut State<B>, weight: Option<&[f32]>, n: usize) {
+        let Some(weight) = weight else { return };
+        let norm = Some((Norm { weight, eps: self.spec.norm_eps }, &mut s.h));
+        b.linear(LinearCall { x: &s.y, tokens: n, norm, outs: &mut [], add: Some(&mut s.x) });
     }
 
     /// Final norm and output head of the wanted positions.
@@ -218,10 +238,14 @@ impl Model {
                     let n = best_of(&s.host, &mut s.likeliest);
                     s.likeliest.truncate(n);
                 }
+                s.likeliest.iter_mut().for_each(|(_, logit)| *logit = c.capped(*logit));
                 return Ok(());
             }
             for row in 0..rows {
                 read(b, &mut s.noted, (&s.logits, row * w.vocab(), &mut s.host[..]))?;
+                if c.logit_cap.is_some() {
+                    s.host.iter_mut().for_each(|logit| *logit = c.capped(*logit));
+                }
                 each(first + row, &s.host)?;
             }
             first += rows;

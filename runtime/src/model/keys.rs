@@ -6,23 +6,27 @@ use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 
 /// Keys of an architecture (after `<arch>.`) that [`super::spec`] reads.
-const READ: [&str; 27] = [
+const READ: [&str; 31] = [
     "attention.clamp_kqv",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
+    "attention.scale",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
     "attention.value_length",
     "block_count",
     "context_length",
     "embedding_length",
+    "embedding_scale",
     "expert_count",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
     "expert_used_count",
     "expert_weights_scale",
     "feed_forward_length",
+    "final_logit_softcapping",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
@@ -47,17 +51,15 @@ const DESCRIBING: [&str; 6] = [
 ];
 
 /// Keys whose computation is not there, and the values with which it changes nothing.
-const NEUTRAL: [(&str, &[f64]); 18] = [
+const NEUTRAL: [(&str, &[f64]); 16] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attention.shared_kv_layers", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
-    ("embedding_scale", &[0.0, 1.0]),
     ("expert_gating_func", &[0.0, 1.0]),
     ("expert_group_count", &[0.0, 1.0]),
     ("expert_group_used_count", &[0.0, 1.0]),
     ("expert_group_scale", &[0.0, 1.0]),
-    ("final_logit_softcapping", &[0.0]),
     ("full_attention_interval", &[0.0, 1.0]),
     ("interleave_moe_layer_step", &[0.0, 1.0]),
     ("logit_scale", &[0.0, 1.0]),
@@ -87,7 +89,7 @@ pub(super) fn number(value: &Value) -> Option<f64> {
 ///
 /// # Errors
 /// `Unsupported`, naming the key.
-pub fn check(meta: &Metadata, family: &Family, head_dim: usize) -> Result<()> {
+pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
     let prefix = format!("{}.", family.name);
     for (key, value) in meta.iter() {
         let Some(name) = key.strip_prefix(&prefix) else { continue };
@@ -101,9 +103,7 @@ pub fn check(meta: &Metadata, family: &Family, head_dim: usize) -> Result<()> {
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
             }
-            "attention.scale" => {
-                number.is_some_and(|v| v == 0.0 || (v * (head_dim as f64).sqrt() - 1.0).abs() < 1e-5)
-            }
+            "rope.freq_base_swa" => family.window_rope_base.is_some(),
             _ => NEUTRAL
                 .iter()
                 .find(|(known, _)| *known == name)
@@ -134,6 +134,10 @@ pub fn notes(meta: &Metadata) -> Result<Vec<String>> {
     if !unused.is_empty() {
         notes.push(format!("keys that are not used: {}", unused.join(", ")));
     }
+    if let Some(parts) = meta.strings("dollop.source.left_out")? {
+        notes
+            .push(format!("tensors that are left out, for the model takes text alone: {}", parts.join(", ")));
+    }
     if let Some(config) = meta.strings("dollop.source.unused")? {
         notes.push(format!("keys of config.json that are not used: {}", config.join(", ")));
     }
@@ -150,16 +154,16 @@ mod tests {
     fn checked(key: &str, value: impl Into<Value>) -> Result<()> {
         let mut meta = Metadata::new();
         meta.insert(key, value);
-        check(&meta, Family::find("qwen3moe").unwrap(), 64)
+        check(&meta, Family::find("qwen3moe").unwrap())
     }
 
     #[test]
     fn a_key_that_changes_results_is_understood_or_refused() {
         for (key, value) in [
-            ("qwen3moe.final_logit_softcapping", 30.0),
+            ("qwen3moe.attn_logit_softcapping", 30.0),
             ("qwen3moe.rope.scaling.yarn_log_multiplier", 0.1),
             ("qwen3moe.expert_gating_func", 2.0),
-            ("qwen3moe.attention.scale", 0.5),
+            ("qwen3moe.rope.freq_base_swa", 10_000.0),
             ("qwen3moe.something.new", 0.0),
         ] {
             let text = checked(key, value as f32).unwrap_err().to_string();
@@ -172,8 +176,7 @@ mod tests {
         assert!(checked("qwen3moe.expert_weights_norm", false).is_err());
         assert!(checked("qwen3moe.attention.causal", "yes").is_err());
         for (key, value) in [
-            ("qwen3moe.final_logit_softcapping", 0.0),
-            ("qwen3moe.attention.scale", 0.125),
+            ("qwen3moe.attn_logit_softcapping", 0.0),
             ("qwen3moe.logit_scale", 1.0),
             ("qwen3moe.block_count", 3.0),
             ("general.anything", 1.0),
@@ -193,6 +196,7 @@ mod tests {
         assert!(notes(&meta).unwrap().is_empty());
         meta.insert("mradermacher.quantized", "x");
         meta.insert("llamaX", 1u32);
+        meta.insert("dollop.source.left_out", vec!["vision_tower (4)".to_owned()]);
         meta.insert("dollop.source.unused", vec!["a".to_owned(), "b".into()]);
         meta.insert("dollop.source.generation_unused", vec!["c".to_owned()]);
         let notes = notes(&meta).unwrap();
@@ -200,6 +204,7 @@ mod tests {
             notes,
             [
                 "keys that are not used: mradermacher.quantized, llamaX",
+                "tensors that are left out, for the model takes text alone: vision_tower (4)",
                 "keys of config.json that are not used: a, b",
                 "keys of generation_config.json that are not used: c"
             ]

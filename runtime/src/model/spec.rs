@@ -1,11 +1,11 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
-use super::families::{Clamp, Family, Windows};
+use super::families::{Family, Windows};
 use super::keys;
 use super::rope::{RopeConfig, Scaling};
 use crate::error::{Error, Result};
-use crate::format::Metadata;
-use crate::kernels::{Activation, Router, Uses};
+use crate::format::{Metadata, Value};
+use crate::kernels::{Activation, RopeTable, Router, Uses};
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
 const MAX_LAYERS: u64 = 1024;
@@ -27,8 +27,12 @@ pub struct Spec {
     pub context: usize,
     /// In every RMS norm.
     pub norm_eps: f32,
-    /// Rotary embedding.
-    pub rope: RopeConfig,
+    /// Rotary embeddings: that of layers that see everything, and that of others where theirs differs.
+    pub ropes: Vec<RopeConfig>,
+    /// Multiplies embeddings.
+    pub embed_scale: f32,
+    /// Logits become `cap · tanh(logit / cap)`.
+    pub logit_cap: Option<f32>,
     /// Transformer blocks, in order.
     pub layers: Vec<LayerSpec>,
 }
@@ -40,6 +44,8 @@ pub struct LayerSpec {
     pub attention: AttentionSpec,
     /// Its feed-forward block or experts.
     pub ffn: FfnSpec,
+    /// Whether what mixer and feed-forward give is normed before it is added.
+    pub sandwich: bool,
 }
 
 /// A feed-forward block, or experts.
@@ -47,7 +53,7 @@ pub struct LayerSpec {
 pub struct FfnSpec {
     /// Routing, where the layer has experts: in a model with experts its tensors say that.
     pub router: Option<Router>,
-    /// Between gate, up and down of experts.
+    /// Between gate, up and down.
     pub activation: Activation,
     /// Whether router and experts have biases.
     pub biases: bool,
@@ -68,6 +74,8 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// Limit on queries, keys and values before rotation.
     pub limit: Option<f32>,
+    /// Which of the model's rotary embeddings.
+    pub rope: usize,
     /// Whether every head has a sink.
     pub sinks: bool,
     /// Whether all projections have biases; otherwise any may.
@@ -129,6 +137,14 @@ impl Keys<'_> {
             other => Ok(other),
         }
     }
+
+    /// Zero is what converters write that have no such number.
+    fn positive_or_zero(&self, name: &str) -> Result<Option<f32>> {
+        match self.f32(name)? {
+            None | Some(0.0) => Ok(None),
+            Some(_) => self.positive(name),
+        }
+    }
 }
 
 impl Spec {
@@ -140,8 +156,8 @@ impl Spec {
         let keys = Keys { meta, arch: family.name };
         let layers = keys.required("block_count", MAX_LAYERS)?;
         let d = keys.required("embedding_length", MAX_WIDTH)?;
-        let attention = attention(&keys, family, d)?;
-        keys::check(meta, family, attention.head_dim)?;
+        let attention = attention(&keys, family, d, layers)?;
+        keys::check(meta, family)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
@@ -152,15 +168,26 @@ impl Spec {
             biases: family.biases,
         };
         let windows = windows(&keys, family, layers)?;
-        let layer = |window| LayerSpec { attention: AttentionSpec { window, ..attention }, ffn };
+        let ropes = ropes(&keys, family, attention.head_dim, context)?;
+        let layer = |window: Option<usize>| LayerSpec {
+            attention: AttentionSpec {
+                window,
+                rope: if window.is_some() { ropes.len() - 1 } else { 0 },
+                ..attention
+            },
+            ffn,
+            sandwich: family.sandwich,
+        };
         Ok(Spec {
             family,
             name: meta.str("general.name")?.unwrap_or(family.name).to_owned(),
             d,
             context,
             norm_eps,
-            rope: rope(&keys, family, attention.head_dim, context)?,
+            embed_scale: embed_scale(&keys, family, d)?,
+            logit_cap: keys.positive_or_zero("final_logit_softcapping")?,
             layers: windows.into_iter().map(layer).collect(),
+            ropes,
         })
     }
 
@@ -184,6 +211,22 @@ impl Spec {
         }
     }
 
+    /// A logit within the model's limit.
+    pub fn capped(&self, logit: f32) -> f32 {
+        self.logit_cap.map_or(logit, |cap| cap * (logit / cap).tanh())
+    }
+
+    /// The tables of its rotary embeddings. `factors` divide frequencies of the first, that of layers that see everything.
+    pub fn rope_tables(&self, positions: usize, factors: Option<&[f32]>) -> Vec<RopeTable> {
+        let table = |(i, rope): (usize, &RopeConfig)| rope.table(positions, factors.filter(|_| i == 0));
+        self.ropes.iter().enumerate().map(table).collect()
+    }
+
+    /// Values of [`Spec::rope_tables`], with what names each.
+    pub fn rope_values(&self, positions: usize) -> usize {
+        self.ropes.iter().map(|rope| positions * (rope.dims + 1)).sum()
+    }
+
     /// The greatest of a number of all layers.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
         self.layers.iter().map(|l| of(&l.attention)).max().unwrap_or(0)
@@ -191,7 +234,7 @@ impl Spec {
 }
 
 /// Attention as every layer has it, but for windows.
-fn attention(keys: &Keys, family: &Family, d: usize) -> Result<AttentionSpec> {
+fn attention(keys: &Keys, family: &Family, d: usize, layers: usize) -> Result<AttentionSpec> {
     let heads = keys.required("attention.head_count", MAX_HEADS)?;
     let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -221,18 +264,37 @@ fn attention(keys: &Keys, family: &Family, d: usize) -> Result<AttentionSpec> {
             format!("{heads} heads of {head_dim} are too wide"),
         ));
     }
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let limit = keys.positive("attention.clamp_kqv")?;
-    Ok(AttentionSpec {
+    let attention = AttentionSpec {
         heads,
         kv_heads,
         head_dim,
-        scale,
+        scale: 0.0,
         window: None,
         limit,
+        rope: 0,
         sinks: family.sinks,
         biases: family.biases,
-    })
+    };
+    let scale = keys.positive_or_zero("attention.scale")?;
+    let scale = scale.unwrap_or_else(|| (family.score_scale)(&attention, d, layers));
+    Ok(AttentionSpec { scale, ..attention })
+}
+
+/// What multiplies embeddings.
+fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
+    let usual = if family.embed_root { (d as f32).sqrt() } else { 1.0 };
+    Ok(keys.positive_or_zero("embedding_scale")?.unwrap_or(usual))
+}
+
+/// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
+fn ropes(keys: &Keys, family: &Family, head_dim: usize, context: usize) -> Result<Vec<RopeConfig>> {
+    let full = rope(keys, family, head_dim, context)?;
+    let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
+    // What stretches the one for everything leaves windows alone.
+    let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
+    let local = RopeConfig { base, scaling: Scaling::None, ..full.clone() };
+    Ok(vec![full, local])
 }
 
 fn rope(keys: &Keys, family: &Family, head_dim: usize, context: usize) -> Result<RopeConfig> {
@@ -273,7 +335,7 @@ fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
 
 /// GGUF has no keys for the limits.
 fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
-    let Some(Clamp { alpha, limit }) = family.clamp else { return Ok(Activation::Swiglu) };
+    let Activation::Clamped { alpha, limit } = family.activation else { return Ok(family.activation) };
     let number = |name: &str, usual: f32| -> Result<f32> {
         let key = format!("dollop.swiglu.{name}");
         match keys.meta.f32(&key)? {
@@ -290,13 +352,18 @@ fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
 fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
     const LAYERS: &str = "dollop.attention.window_layers";
     let window = keys.optional("attention.sliding_window", MAX_CONTEXT)?.filter(|&w| w > 0);
-    let on: Vec<bool> = match (keys.meta.bools(LAYERS)?, family.windows) {
+    let listed = match keys.meta.bools(LAYERS)? {
+        None => pattern(keys, layers)?,
+        Some(listed) => Some(listed.to_vec()),
+    };
+    let on: Vec<bool> = match (listed, family.windows) {
         (Some(listed), _) if listed.len() != layers => {
             return Err(Error::malformed(LAYERS, format!("{} entries for {layers} layers", listed.len())));
         }
-        (Some(listed), _) => listed.to_vec(),
+        (Some(listed), _) => listed,
         (None, Windows::All) => vec![true; layers],
         (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
+        (None, Windows::AllBut(nth)) => (1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
         // Without a list, a guess would compute something else without an error.
         (None, Windows::Listed) if window.is_some() => {
             let key = keys.key("attention.sliding_window");
@@ -306,6 +373,16 @@ fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usi
         (None, Windows::Listed) => vec![false; layers],
     };
     Ok(on.into_iter().map(|on| window.filter(|_| on)).collect())
+}
+
+/// What llama.cpp has of layers with a window: a list, or n, of which the last has none.
+fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
+    const NAME: &str = "attention.sliding_window_pattern";
+    if keys.meta.get(&keys.key(NAME)).is_none_or(|value| matches!(value, Value::Array(_))) {
+        return Ok(keys.meta.bools(&keys.key(NAME))?.map(<[bool]>::to_vec));
+    }
+    let nth = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
+    Ok(Some((1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect()))
 }
 
 /// llama.cpp writes −1 for "as usual".
@@ -409,6 +486,7 @@ mod tests {
             match family.windows {
                 Windows::All => assert_eq!(windows.unwrap(), [Some(8), Some(8)]),
                 Windows::Even => assert_eq!(windows.unwrap(), [Some(8), None]),
+                Windows::AllBut(nth) => assert!(nth > 2 && windows.unwrap() == [Some(8); 2]),
                 Windows::Listed => assert!(windows.unwrap_err().to_string().contains("sliding_window")),
             }
         }

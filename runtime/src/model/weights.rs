@@ -89,6 +89,9 @@ part! {
         first o: Matrix = Declared::matrix(of.name("attn_output.weight"), of.d, of.spec.attention.q_width());
         /// `[d]`.
         also o_bias: Option<Vec<f32>> = of.bias("attn_output", of.d);
+        /// `[d]`: of what attention gives.
+        first attn_post_norm: Option<Vec<f32>> =
+            Declared::vector(of.name("post_attention_norm.weight"), of.d).only_if(of.spec.sandwich);
         /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
         first q_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_q_norm.weight"), of.spec.attention.head_dim)
             .or(of.spec.attention.q_width())
@@ -104,6 +107,9 @@ part! {
         first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
         /// Experts or one dense block.
         first ffn: Ffn = of;
+        /// `[d]`: of what they give.
+        first ffn_post_norm: Option<Vec<f32>> =
+            Declared::vector(of.name("post_ffw_norm.weight"), of.d).only_if(of.spec.sandwich);
     }
 }
 
@@ -288,7 +294,7 @@ part! {
         /// `[d]`.
         first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
         /// Divisors of the rope frequencies, `[rope dims / 2]`.
-        first rope_factors: Option<Vec<f32>> = Declared::vector("rope_freqs.weight".into(), of.spec.rope.dims / 2).maybe();
+        first rope_factors: Option<Vec<f32>> = Declared::vector("rope_freqs.weight".into(), of.spec.ropes[0].dims / 2).maybe();
     }
 }
 

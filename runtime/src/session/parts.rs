@@ -128,7 +128,8 @@ impl Shape<'_> {
             context,
             threads,
         };
-        let backend = processor::scratch_bytes(self.gpu, &shape, self.vocab, c.rope.dims);
+        let backend =
+            processor::scratch_bytes(self.gpu, &shape, self.vocab, c.ropes.iter().map(|r| r.dims).sum());
         let noted = if self.gpu { State::<CpuBackend>::noted_bytes(c, chunk) } else { 0 };
         (backend + noted + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
     }

@@ -23,6 +23,11 @@ Q3 = dict(**MOE, moe_intermediate_size=64, head_dim=32)
 OSS = dict(num_local_experts=8, num_experts_per_tok=3, head_dim=32, intermediate_size=96, num_hidden_layers=3, rms_norm_eps=1e-5,
            initializer_range=0.02, rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, beta_fast=32.0,
                                                         beta_slow=1.0, truncate=False, original_max_position_embeddings=40))
+kinds = lambda full, window: dict(rope_parameters=dict(full_attention=full, sliding_attention=window))
+G3 = dict(num_hidden_layers=3, head_dim=32, query_pre_attn_scalar=24, tie_word_embeddings=True, vocab_size=256, sliding_window=10,
+          layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+          **kinds(dict(rope_type="linear", factor=8.0, rope_theta=1e6), dict(rope_type="default", rope_theta=1e4)))
+SIGHT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -43,6 +48,9 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "gptoss-listed": ("GptOss", dict(**(OSS | dict(num_hidden_layers=4)), sliding_window=12, swiglu_limit=1.5, swiglu_alpha=1.2,
                                      layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"]), "new"),
     "gptoss-mxfp4": ("GptOss", dict(**(OSS | dict(num_hidden_layers=2)), sliding_window=16), "mxfp4"),
+    "gemma3": ("Gemma3Text", dict(G3, final_logit_softcapping=15.0), "new"),
+    "gemma3-rhythm": ("Gemma3Text", dict(G3 | dict(num_hidden_layers=7, layer_types=None, query_pre_attn_scalar=32), hidden_size=48), "old"),
+    "gemma3-sight": ("Gemma3", dict(text_config=BASE | G3, vision_config=SIGHT, mm_tokens_per_image=4), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -104,6 +112,10 @@ def old_style(config):
     """The keys that transformers 4 wrote."""
     c = dict(config)
     r = dict(c.pop("rope_parameters", None) or {})
+    if "sliding_attention" in r:
+        c["rope_local_base_freq"] = r["sliding_attention"]["rope_theta"]
+        c["sliding_window_pattern"] = c.pop("_sliding_window_pattern")
+        r = dict(r["full_attention"])
     c["rope_theta"] = r.pop("rope_theta", 10000.0)
     c["rope_scaling"] = None if r.get("rope_type", "default") == "default" else r
     c["torch_dtype"] = c.pop("dtype", "float32")
@@ -113,8 +125,10 @@ def old_style(config):
 
 
 def make(name, prefix, changes, style):
-    config = getattr(transformers, prefix + "Config")(**{**BASE, **changes})
-    model = getattr(transformers, prefix + "ForCausalLM")
+    nested = "text_config" in changes
+    config = getattr(transformers, prefix + "Config")(**(changes if nested else {**BASE, **changes}))
+    name_of = prefix + "ForConditionalGeneration" if nested else prefix.removesuffix("Text") + "ForCausalLM"
+    model = getattr(transformers, name_of)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         model(config).float().save_pretrained(folder)
@@ -124,7 +138,7 @@ def make(name, prefix, changes, style):
                 shape = list(f.get_slice(key).get_shape())
                 norm, bias = "norm" in key, key.endswith("bias")
                 scale = 0.3 if norm else 0.2 if bias else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
-                offset = 1.0 if norm else 0.0
+                offset = 1.0 if norm and not prefix.startswith("Gemma3") else 0.0
                 tensors.append([key, shape, scale, offset])
                 arrays[key] = values(key, shape, scale, offset)
         plain = pack(tensors, arrays) if style == "mxfp4" else arrays

@@ -47,7 +47,12 @@ impl Collector {
             if self.index.contains_key(&place.name) {
                 return wrong("appears twice".into());
             }
-            self.push(place.name, shape, ty, pieces, layout);
+            let from_one = place.from_one;
+            if from_one && shape.len() > 1 {
+                return wrong(format!("shape {shape:?} is not that of a norm"));
+            }
+            let at = self.push(place.name, shape, ty, pieces, layout);
+            self.tensors[at].from_one = from_one;
             return Ok(());
         };
         if expert >= MAX_EXPERTS {
@@ -80,7 +85,7 @@ impl Collector {
     ) -> usize {
         let at = self.tensors.len();
         self.index.insert(name.clone(), at);
-        self.tensors.push(Tensor { name, shape, ty, pieces, layout });
+        self.tensors.push(Tensor { name, shape, ty, pieces, layout, from_one: false });
         at
     }
 

@@ -8,7 +8,7 @@ use crate::format::hf::{self, Cut, Form, Place};
 use crate::format::{Metadata, safetensors};
 use crate::model::families;
 use crate::store;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
     let (mut collector, mut blocks) = (Collector::default(), Blocks::default());
     let mut files = Vec::new();
+    let mut left_out = BTreeMap::<&str, usize>::new();
     for shard in shards {
         let path = file(&shard);
         let bytes = store::map(&path)?;
@@ -62,6 +63,10 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
                     continue;
                 }
             }
+            if let Some(part) = hf::left_out(&entry.name, dialect) {
+                *left_out.entry(part).or_default() += 1;
+                continue;
+            }
             add_tensor(&mut collector, &mut blocks, files.len(), entry, dialect).map_err(|e| e.at(&path))?;
         }
         files.push((path, bytes));
@@ -71,6 +76,10 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         return Err(Error::malformed(format!("tensor `{HEAD}`"), what).at(folder));
     }
     blocks.finish(&mut collector).map_err(|e| e.at(folder))?;
+    if !left_out.is_empty() {
+        let parts = left_out.iter().map(|(part, n)| format!("{} ({n})", part.trim_end_matches('.')));
+        metadata.insert("dollop.source.left_out", parts.collect::<Vec<_>>());
+    }
     collector.finish(metadata, files, others).map_err(|e| e.at(folder))
 }
 
@@ -142,7 +151,7 @@ fn add_tensor(
     entry: safetensors::Entry,
     dialect: &hf::Dialect,
 ) -> Result<()> {
-    let Some(places) = hf::places(&entry.name, dialect.stacks) else {
+    let Some(places) = hf::places(&entry.name, dialect) else {
         let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
         return Err(Error::unsupported(what));
     };

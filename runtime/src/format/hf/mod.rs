@@ -5,10 +5,11 @@
 
 mod generation;
 mod places;
+mod positions;
 mod small;
 
 pub use generation::sampling;
-pub use places::{Cut, Form, Place, Stacks, places};
+pub use places::{Cut, Form, Place, Stacks, left_out, places};
 pub use small::{SmallFiles, chat_template, special_tokens};
 
 use super::json;
@@ -35,6 +36,20 @@ pub struct Dialect {
     pub stacks: Stacks,
     /// Whether `swiglu_alpha` and `swiglu_limit` are those of its activation.
     pub clamped: bool,
+    /// What `hidden_act` or `hidden_activation` must say, where they say anything.
+    pub activation: &'static str,
+    /// Whether embeddings are multiplied by the root of their width, rounded as the weights' type (`dtype`) has it.
+    pub embed_root: bool,
+    /// The default base of the rotary embedding of layers with a window, where it is another one there.
+    pub window_rope_base: Option<f64>,
+    /// Whether norms are stored as their distance from one.
+    pub norms_from_one: bool,
+    /// Modules of a layer whose names mean other parts than in most families.
+    pub renamed: &'static [(&'static str, &'static str)],
+    /// Beginnings of the names of tensors that other models than that of text have.
+    pub left_out: &'static [&'static str],
+    /// Numbers of the family's class, for configs that leave them out.
+    pub numbers: &'static [(&'static str, u64)],
 }
 
 /// How a family says which layers have a sliding window.
@@ -44,7 +59,9 @@ pub struct Sliding {
     pub switched: bool,
     /// `layer_types` says which layers, where it is given.
     pub listed: bool,
-    /// Otherwise: whether a layer has one, by its number and `max_window_layers`.
+    /// Where a number called `sliding_window_pattern` says the rhythm, the one that it has by default.
+    pub rhythm: Option<u64>,
+    /// Otherwise: whether a layer has one, by its number and that of the rhythm, or else `max_window_layers`.
     pub on: fn(u64, u64) -> bool,
 }
 
@@ -59,20 +76,31 @@ impl Dialect {
         sliding: None,
         stacks: Stacks::Halves,
         clamped: false,
+        activation: "silu",
+        embed_root: false,
+        window_rope_base: None,
+        norms_from_one: false,
+        renamed: &[],
+        left_out: &[],
+        numbers: &[],
     };
 }
 
 const MAX_LAYERS: u64 = 1024;
 
 /// Keys of `config.json` that are read, here or beside the tokenizer, or whose meaning the tensors show.
-const READ: [&str; 36] = [
+const READ: [&str; 44] = [
+    "_sliding_window_pattern",
     "attention_bias",
+    "attn_logit_softcapping",
     "bos_token_id",
     "clip_qkv",
     "decoder_sparse_step",
     "eos_token_id",
+    "final_logit_softcapping",
     "head_dim",
     "hidden_act",
+    "hidden_activation",
     "hidden_size",
     "intermediate_size",
     "layer_types",
@@ -92,13 +120,17 @@ const READ: [&str; 36] = [
     "partial_rotary_factor",
     "qkv_bias",
     "quantization_config",
+    "query_pre_attn_scalar",
     "rms_norm_eps",
+    "rope_local_base_freq",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
     "shared_expert_intermediate_size",
     "sliding_window",
+    "sliding_window_pattern",
     "tie_word_embeddings",
+    "use_bidirectional_attention",
     "use_sliding_window",
     "vocab_size",
     "pad_token_id",
@@ -129,6 +161,18 @@ const DESCRIBING: [&str; 18] = [
 
 /// Keys of `config.json` with the numbers of a clamped SwiGLU, and what they become.
 const CLAMP: [&str; 2] = ["swiglu_alpha", "swiglu_limit"];
+
+/// Keys that a model of text, pictures and sound has beside `text_config`.
+const BESIDE_TEXT: [&str; 8] = [
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_index",
+    "image_token_id",
+    "mm_tokens_per_image",
+    "boi_token_id",
+    "eoi_token_id",
+    "vision_config",
+];
 
 struct Config {
     json: Map<String, Json>,
@@ -164,23 +208,22 @@ impl Config {
     fn str(&self, key: &str) -> Result<Option<&str>> {
         self.get(key).map(|v| v.as_str().ok_or_else(|| Self::wrong(key, "a string"))).transpose()
     }
+}
 
-    /// The rope parameters of either spelling.
-    fn rope(&self) -> Result<Config> {
-        let mut json = Map::new();
-        for key in ["rope_scaling", "rope_parameters"] {
-            match self.get(key) {
-                None => {}
-                Some(Json::Object(o)) => json.extend(o.iter().map(|(k, v)| (k.clone(), v.clone()))),
-                Some(_) => return Err(Self::wrong(key, "an object")),
-            }
+/// The object of a `config.json`; of a model of text, pictures and sound that of its text, with what stands beside it.
+fn of_text(text: &str) -> Result<Map<String, Json>> {
+    let mut all = object("config.json", text)?;
+    match all.remove("text_config") {
+        None | Some(Json::Null) => Ok(all),
+        Some(Json::Object(text)) => {
+            BESIDE_TEXT.iter().for_each(|key| drop(all.remove(*key)));
+            // A class of its own, by the name of the text's.
+            let model_type = all.get("model_type").cloned();
+            all.extend(text.into_iter().filter(|(_, value)| !value.is_null()));
+            all.extend(model_type.map(|name| ("model_type".into(), name)));
+            Ok(all)
         }
-        for key in ["rope_theta", "partial_rotary_factor"] {
-            if let (None, Some(value)) = (json.get(key), self.get(key)) {
-                json.insert(key.into(), value.clone());
-            }
-        }
-        Ok(Config { json })
+        Some(_) => Err(Config::wrong("text_config", "an object")),
     }
 }
 
@@ -189,7 +232,7 @@ impl Config {
 /// # Errors
 /// `Malformed` where the text is no JSON or names none.
 pub fn model_type(text: &str) -> Result<String> {
-    let c = Config { json: object("config.json", text)? };
+    let c = Config { json: of_text(text)? };
     let name = c.str("model_type")?;
     name.map(str::to_owned).ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))
 }
@@ -199,16 +242,20 @@ pub fn model_type(text: &str) -> Result<String> {
 /// # Errors
 /// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for features that are not supported.
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
-    let c = Config { json: object("config.json", text)? };
+    let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
     supported(&c, dialect)?;
+    for (key, number) in dialect.numbers {
+        c.json.entry(*key).or_insert_with(|| (*number).into());
+    }
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
     sizes(&c, &mut m, arch)?;
     experts(&c, dialect, &mut m)?;
-    windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
-    rope(&c.rope()?, &mut m, arch, dialect.rope_base)?;
+    positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
+    positions::ropes(&c, dialect, &mut m)?;
+    scales(&c, dialect, &mut m)?;
     let unused: Vec<String> = c
         .json
         .keys()
@@ -233,10 +280,18 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
         );
         return Err(Error::unsupported(what));
     }
-    if let Some(act) = c.str("hidden_act")?.filter(|a| *a != "silu") {
-        return Err(Error::unsupported(format!(
-            "config.json: hidden_act `{act}` is not supported; `silu` is"
-        )));
+    for key in ["hidden_act", "hidden_activation"] {
+        let want = dialect.activation;
+        if let Some(act) = c.str(key)?.filter(|a| *a != want) {
+            let what = format!("config.json: {key} `{act}` is not supported; `{want}` is");
+            return Err(Error::unsupported(what));
+        }
+    }
+    if c.get("use_bidirectional_attention").is_some_and(|v| *v != Json::Bool(false)) {
+        return Err(Error::unsupported("config.json: use_bidirectional_attention is not supported"));
+    }
+    if c.get("attn_logit_softcapping").is_some() {
+        return Err(Error::unsupported("config.json: attn_logit_softcapping is not supported"));
     }
     Ok(())
 }
@@ -285,6 +340,30 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     Ok(())
 }
 
+/// What multiplies embeddings and scores, and what limits logits.
+fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    let key = |name: &str| format!("{}.{name}", dialect.architecture);
+    if dialect.embed_root {
+        let root = (c.require_u64("hidden_size")? as f32).sqrt();
+        let rounded = match c.str("dtype")?.or(c.str("torch_dtype")?) {
+            Some("bfloat16") => half::bf16::from_f32(root).to_f32(),
+            Some("float16") => half::f16::from_f32(root).to_f32(),
+            _ => root,
+        };
+        m.insert(key("embedding_scale"), rounded);
+    }
+    if let Some(scalar) = c.f64("query_pre_attn_scalar")? {
+        if scalar.is_nan() || scalar <= 0.0 {
+            return Err(Config::wrong("query_pre_attn_scalar", "a number above zero"));
+        }
+        m.insert(key("attention.scale"), (1.0 / scalar.sqrt()) as f32);
+    }
+    if let Some(cap) = c.f64("final_logit_softcapping")? {
+        m.insert(key("final_logit_softcapping"), cap as f32);
+    }
+    Ok(())
+}
+
 fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let mut number = |name: &str, value| number(m, dialect.architecture, name, value);
     let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
@@ -312,7 +391,7 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
 /// # Errors
 /// As [`metadata_from_config`].
 pub fn is_tied(config: &str) -> Result<Option<bool>> {
-    Config { json: object("config.json", config)? }.bool("tie_word_embeddings")
+    Config { json: of_text(config)? }.bool("tie_word_embeddings")
 }
 
 /// A JSON file whose whole is an object. `name` is the file's.
@@ -321,78 +400,4 @@ fn object(name: &str, text: &str) -> Result<Map<String, Json>> {
         Json::Object(object) => Ok(object),
         _ => Err(Error::malformed(name, "an object is expected")),
     }
-}
-
-/// Which layers have a sliding window: each family says it in its own way.
-fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metadata) -> Result<()> {
-    let (Some(window), Some(sliding)) = (c.u64("sliding_window")?.filter(|&w| w > 0), dialect.sliding) else {
-        return Ok(());
-    };
-    if sliding.switched && !c.bool("use_sliding_window")?.unwrap_or(false) {
-        return Ok(());
-    }
-    let listed = match c.get("layer_types") {
-        Some(Json::Array(all)) => {
-            Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>())
-        }
-        None => None,
-        Some(_) => return Err(Config::wrong("layer_types", "an array")),
-    };
-    let edge = c.u64("max_window_layers")?.unwrap_or(layers);
-    let by_number = || (0..layers).map(|layer| (sliding.on)(layer, edge)).collect();
-    let on = listed.filter(|_| sliding.listed).unwrap_or_else(by_number);
-    m.insert(
-        format!("{}.attention.sliding_window", dialect.architecture),
-        window.min(u32::MAX.into()) as u32,
-    );
-    m.insert("dollop.attention.window_layers", on);
-    Ok(())
-}
-
-fn rope(c: &Config, m: &mut Metadata, arch: &str, base: f64) -> Result<()> {
-    let key = |name: &str| format!("{arch}.rope.{name}");
-    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(base) as f32);
-    if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
-        return Err(Error::unsupported(format!(
-            "config.json: partial_rotary_factor {part} is not supported; 1 is"
-        )));
-    }
-    let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
-    let copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
-        if let Some(v) = c.f64(from)? {
-            m.insert(to, v as f32);
-        }
-        Ok(())
-    };
-    match kind {
-        "default" => {}
-        "linear" | "yarn" => {
-            m.insert(key("scaling.type"), kind);
-            copy(m, "factor", key("scaling.factor"))?;
-            if kind == "yarn" {
-                copy(m, "original_max_position_embeddings", key("scaling.original_context_length"))?;
-                copy(m, "beta_fast", key("scaling.yarn_beta_fast"))?;
-                copy(m, "beta_slow", key("scaling.yarn_beta_slow"))?;
-                for name in ["attention_factor", "mscale", "mscale_all_dim"] {
-                    copy(m, name, format!("dollop.rope.yarn.{name}"))?;
-                }
-                if let Some(truncate) = c.bool("truncate")? {
-                    m.insert("dollop.rope.yarn.truncate", truncate);
-                }
-            }
-        }
-        "llama3" => {
-            for name in ["factor", "low_freq_factor", "high_freq_factor"] {
-                copy(m, name, format!("dollop.rope.llama3.{name}"))?;
-            }
-            copy(m, "original_max_position_embeddings", "dollop.rope.llama3.original_context_length".into())?;
-        }
-        other => {
-            let what = format!(
-                "config.json: rope_type `{other}` is not supported; default, linear, llama3 and yarn are"
-            );
-            return Err(Error::unsupported(what));
-        }
-    }
-    Ok(())
 }

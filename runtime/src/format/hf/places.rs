@@ -1,5 +1,7 @@
 //! Names of Hugging Face tensors, and where they lie among the canonical (GGUF) ones.
 
+use super::Dialect;
+
 /// The place of a Hugging Face tensor among the canonical ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -13,6 +15,8 @@ pub struct Place {
     pub turned: bool,
     /// What its bytes are.
     pub form: Form,
+    /// Whether it is stored as its distance from one.
+    pub from_one: bool,
 }
 
 /// Rows of a tensor that belong together.
@@ -49,7 +53,7 @@ pub enum Stacks {
 impl Place {
     /// Of a tensor that is what it is called.
     pub fn whole(name: String, expert: Option<usize>) -> Place {
-        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values }
+        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values, from_one: false }
     }
 }
 
@@ -85,9 +89,26 @@ fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec
     Some(places)
 }
 
+/// Which of [`Dialect::left_out`] a tensor is of.
+pub fn left_out(name: &str, dialect: &Dialect) -> Option<&'static str> {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    dialect.left_out.iter().find(|part| name.starts_with(**part)).copied()
+}
+
 /// The canonical places of a tensor: one, or two for a stacked `gate_up_proj`. Empty for buffers that carry no weights; `None`
 /// for names of no known family.
-pub fn places(name: &str, stacks: Stacks) -> Option<Vec<Place>> {
+pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
+    // Beside a model of pictures or sound, the text's is a part, in one of two places.
+    let moved = name.strip_prefix("model.language_model.").map(|rest| format!("model.{rest}"));
+    let inner = moved.as_deref().or(name.strip_prefix("language_model."));
+    let mut places = of_text(inner.filter(|_| !dialect.left_out.is_empty()).unwrap_or(name), dialect)?;
+    for place in &mut places {
+        place.from_one = dialect.norms_from_one && place.name.ends_with("norm.weight");
+    }
+    Some(places)
+}
+
+fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
         "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
@@ -105,7 +126,9 @@ pub fn places(name: &str, stacks: Stacks) -> Option<Vec<Place>> {
     if rest == "self_attn.sinks" {
         return one(blk("attn_sinks.weight"), None);
     }
+    let renamed = dialect.renamed.iter().find(|(theirs, _)| *theirs == module).map(|(_, ours)| *ours);
     let plain = match module {
+        _ if renamed.is_some() => renamed,
         "input_layernorm" => Some("attn_norm"),
         "post_attention_layernorm" => Some("ffn_norm"),
         "self_attn.q_proj" => Some("attn_q"),
@@ -129,7 +152,7 @@ pub fn places(name: &str, stacks: Stacks) -> Option<Vec<Place>> {
     }
     let experts =
         rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
-    let Some((expert, part)) = experts.split_once('.') else { return stack(experts, stacks, &blk) };
+    let Some((expert, part)) = experts.split_once('.') else { return stack(experts, dialect.stacks, &blk) };
     let part = match part {
         "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",
         "up_proj.weight" | "w3.weight" => "ffn_up_exps.weight",

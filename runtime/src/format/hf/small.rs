@@ -1,6 +1,6 @@
 //! The small files beside the weights: tokens with a meaning, and the chat template.
 
-use super::object;
+use super::{object, of_text};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use serde_json::{Map, Value as Json};
@@ -30,7 +30,7 @@ pub fn special_tokens(
     let parse = |name: &'static str, text: Option<&str>| -> Result<(&'static str, Map<String, Json>)> {
         Ok((name, text.map_or(Ok(Map::new()), |t| object(name, t))?))
     };
-    let config = parse("config.json", Some(files.config))?;
+    let config = ("config.json", of_text(files.config)?);
     let tokenizer = parse("tokenizer_config.json", files.tokenizer)?;
     let special = parse("special_tokens_map.json", files.special)?;
     let generation = parse("generation_config.json", files.generation)?;

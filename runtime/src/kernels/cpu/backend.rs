@@ -7,8 +7,8 @@ use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart, Linear, LinearCall,
-    Placing, Projected, Routed, Router, SumCall, Summed,
+    Activation, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart, Linear,
+    LinearCall, Placing, Projected, Routed, Router, SumCall, Summed,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -57,12 +57,15 @@ impl Backend for CpuBackend {
         kv.restore(part, from);
     }
 
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Aligned<f32>) {
+    fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Aligned<f32>) {
         let cols = table.cols();
         self.pool.operation("embedding");
-        self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| match table {
-            Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
-            Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
+        self.each_row(&mut out[..tokens.len() * cols], cols, &|i, out| {
+            match table {
+                Matrix::F32 { data, .. } => out.copy_from_slice(&data[tokens[i] as usize * cols..][..cols]),
+                Matrix::Nested(m) => m.dequantize_row(tokens[i] as usize, out),
+            }
+            out.iter_mut().for_each(|x| *x *= scale);
         });
     }
 
@@ -138,6 +141,7 @@ impl Backend for CpuBackend {
 
     fn linear(&self, call: LinearCall<'_, '_, Aligned<f32>>) {
         let LinearCall { x, tokens, norm, outs, add } = call;
+        let norm_len = norm.as_ref().map_or(0, |(norm, _)| norm.weight.len());
         let x = match norm {
             Some((norm, h)) => {
                 self.rms_norm(x, norm.weight, norm.eps, tokens, h);
@@ -146,8 +150,10 @@ impl Backend for CpuBackend {
             None => x,
         };
         CpuBackend::linear(self, x, tokens, outs);
-        if let (Some(to), [one]) = (add, outs) {
-            self.add(to, one.out, tokens * one.matrix.rows());
+        match (add, outs) {
+            (Some(to), [one]) => self.add(to, one.out, tokens * one.matrix.rows()),
+            (Some(to), []) => self.add(to, x, tokens * norm_len),
+            _ => {}
         }
     }
 
@@ -159,25 +165,26 @@ impl Backend for CpuBackend {
     }
 
     fn feed(&self, call: FeedCall<'_, Aligned<f32>>) {
-        let FeedCall { norm, h, tokens, block, gate, y, x } = call;
+        let FeedCall { h, tokens, block, activation, gate, y, x } = call;
         let d = block.down.rows();
-        if let Some(norm) = norm {
-            self.rms_norm(x, norm.weight, norm.eps, tokens, h);
-        }
-        self.ffn(h, tokens, block, y);
+        self.ffn(h, tokens, (block, activation), y);
         if let Some(gate) = gate {
             self.gate_rows(y, gate, tokens, d);
         }
-        self.add(x, y, tokens * d);
+        if let Some(x) = x {
+            self.add(x, y, tokens * d);
+        }
     }
 
     fn sum(&self, call: SumCall<'_, Aligned<f32>>) {
         let SumCall { slots, choices, top_k, d, y, x } = call;
         if let Some(observer) = self.observer.get() {
-            observer.summed(&Summed { slots, choices, top_k, x, d });
+            observer.summed(&Summed { slots, choices, top_k, x: x.as_deref().map(|x| &**x), d });
         }
         self.combine(slots, choices, top_k, d, y);
-        self.add(x, y, choices.len() / top_k * d);
+        if let Some(x) = x {
+            self.add(x, y, choices.len() / top_k * d);
+        }
     }
 }
 
@@ -276,8 +283,14 @@ impl CpuBackend {
         attention::attend(&self.pool, self.isa, &mut scratch.attending, q, kv, pos, tokens, shape, out);
     }
 
-    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
-    pub fn ffn(&self, x: &Aligned<f32>, tokens: usize, expert: &Expert, out: &mut Aligned<f32>) {
+    /// Feed-forward of `x` (`[tokens, d]`) through one expert or dense block.
+    pub fn ffn(
+        &self,
+        x: &Aligned<f32>,
+        tokens: usize,
+        (expert, activation): (&Expert, Activation),
+        out: &mut Aligned<f32>,
+    ) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.clear();
         slots.reserve_exact(tokens);
@@ -287,7 +300,7 @@ impl CpuBackend {
                 x,
                 (tokens, tokens >= MANY, 0),
                 1,
-                &Feed::default(),
+                &Feed { activation, biases: None },
                 &[ExpertJob { index: 0, expert, slots }],
                 out,
             );

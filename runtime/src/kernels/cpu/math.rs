@@ -126,6 +126,14 @@ pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
 pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Swiglu => swiglu(gate, up),
+        Activation::Geglu => {
+            // (1 + tanh z) / 2 is the sigmoid of 2z.
+            const TWICE: f32 = 1.595_769_2; // 2 √(2/π)
+            for (g, u) in gate.iter_mut().zip(up) {
+                let z = TWICE * (*g + 0.044_715 * *g * *g * *g);
+                *g = *g / (1.0 + exp(-z)) * u;
+            }
+        }
         Activation::Clamped { alpha, limit } => {
             for (g, u) in gate.iter_mut().zip(up) {
                 // NaN stays NaN.

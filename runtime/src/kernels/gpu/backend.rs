@@ -8,8 +8,8 @@ use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs, KvPart, Linear,
-    LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall, Uses,
+    Activation, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs, KvPart,
+    Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -59,8 +59,8 @@ impl Backend for GpuBackend {
         (self.gpu.variants.inputs != GpuInputs::Half).then_some(1.min(tokens))
     }
 
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut GpuBuf) {
-        self.note(self.lock().embed(&self.gpu, table, tokens, &out.memory));
+    fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut GpuBuf) {
+        self.note(self.lock().embed(&self.gpu, table, tokens, scale, &out.memory));
     }
 
     fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
@@ -128,6 +128,13 @@ impl Backend for GpuBackend {
             (Some(to), [Linear { matrix, bias, out }]) if norm.is_none() => {
                 self.linear_add(x, tokens, Linear { matrix, bias: *bias, out }, to);
             }
+            (add, []) => {
+                let (norm, h) = norm.expect("without products the norm is the result");
+                self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+                if let Some(to) = add {
+                    self.add(to, h, tokens * norm.weight.len());
+                }
+            }
             (add, outs) => {
                 assert!(add.is_none(), "one product of what is no norm is added");
                 match norm {
@@ -150,17 +157,22 @@ impl Backend for GpuBackend {
     }
 
     fn feed(&self, call: FeedCall<'_, GpuBuf>) {
-        let FeedCall { norm, h, tokens, block, gate, y, x } = call;
-        if let Some(norm) = norm {
-            self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+        let FeedCall { h, tokens, block, activation, gate, y, x } = call;
+        if let Some(x) = x {
+            return self.ffn_add(h, tokens, (block, activation), gate, y, x);
         }
-        self.ffn_add(h, tokens, block, gate, y, x);
+        self.ffn(h, tokens, (block, activation), y);
+        if let Some(gate) = gate {
+            self.gate_rows(y, gate, tokens, block.down.rows());
+        }
     }
 
     fn sum(&self, call: SumCall<'_, GpuBuf>) {
         let SumCall { slots, choices, top_k, d, y, x } = call;
         self.combine(slots, choices, top_k, d, y);
-        self.add(x, y, choices.len() / top_k * d);
+        if let Some(x) = x {
+            self.add(x, y, choices.len() / top_k * d);
+        }
     }
 }
 
@@ -253,9 +265,9 @@ impl GpuBackend {
         true
     }
 
-    /// Feed-forward ([`Activation::Swiglu`]) of `x` (`[tokens, d]`) through one expert or dense block.
-    pub fn ffn(&self, x: &GpuBuf, tokens: usize, expert: &Expert, out: &mut GpuBuf) {
-        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, expert, out));
+    /// Feed-forward of `x` (`[tokens, d]`) through one expert or dense block.
+    pub fn ffn(&self, x: &GpuBuf, tokens: usize, block: (&Expert, Activation), out: &mut GpuBuf) {
+        self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, block, out));
     }
 
     /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, through `y` unless one kernel does it all;
@@ -264,13 +276,13 @@ impl GpuBackend {
         &self,
         h: &GpuBuf,
         tokens: usize,
-        expert: &Expert,
+        block: (&Expert, Activation),
         gate: Option<&GpuBuf>,
         y: &mut GpuBuf,
         x: &mut GpuBuf,
     ) {
         let gate = gate.map(|g| &g.memory);
-        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, expert, gate, y, &x.memory));
+        self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, block, gate, y, &x.memory));
     }
 
     /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Activation, ExpertJob, Feed, Linear, Routed, RoutedBufs, Router};
 use crate::quant::Rotation;
-use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
+use dollop_shaders::{ADD, GEGLU, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer of its matrices.
@@ -55,12 +55,13 @@ impl FeedForward {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
         let [group, group_up, _] = self.groups;
         let plain = self.rotation_down.is_some().into();
-        let (alpha, limit) = match self.activation {
-            Activation::Swiglu => (0.0, 0.0),
-            Activation::Clamped { alpha, limit } => (alpha, limit),
+        let (gelu, alpha, limit) = match self.activation {
+            Activation::Swiglu => (0, 0.0, 0.0),
+            Activation::Geglu => (1, 0.0, 0.0),
+            Activation::Clamped { alpha, limit } => (0, alpha, limit),
         };
         let experts = self.biased;
-        GateUpParams { d, ff, group, group_up, top_k, first, place, plain, experts, alpha, limit }
+        GateUpParams { d, ff, group, group_up, top_k, first, place, plain, experts, gelu, alpha, limit }
     }
 
     /// Parameters of `down`.
@@ -143,14 +144,14 @@ impl State {
         gpu: &Device,
         x: &Memory,
         tokens: usize,
-        expert: &Expert,
+        (expert, activation): (&Expert, Activation),
         out: &mut GpuBuf,
     ) -> Result<()> {
         let Some(job) = self.block(gpu, expert)? else {
-            return self.ffn_by_matrix(gpu, x, tokens, expert, out);
+            return self.ffn_by_matrix(gpu, x, tokens, (expert, activation), out);
         };
         let slots: Vec<u32> = (0..tokens as u32).collect();
-        let shape = FeedForward::of(expert, 1);
+        let shape = FeedForward { activation, ..FeedForward::of(expert, 1) };
         self.feed_forward(gpu, x, &shape, None, &[job], &[&slots], tokens, &out.memory)
     }
 
@@ -160,9 +161,15 @@ impl State {
         gpu: &Device,
         x: &Memory,
         tokens: usize,
-        expert: &Expert,
+        (expert, activation): (&Expert, Activation),
         out: &mut GpuBuf,
     ) -> Result<()> {
+        let op = match activation {
+            Activation::Swiglu => SWIGLU,
+            Activation::Geglu => GEGLU,
+            // Of experts alone, which lie in one buffer.
+            Activation::Clamped { .. } => unreachable!("no dense block is limited"),
+        };
         let len = tokens * expert.gate.rows();
         self.hidden.at_least(gpu, len, "hidden values")?;
         self.ups.at_least(gpu, len, "hidden values")?;
@@ -174,7 +181,7 @@ impl State {
             Linear { matrix: &expert.up, bias: None, out: &mut ups },
         ];
         let first = self.linear(gpu, x, None, tokens, &mut outs, false);
-        self.elementwise(gpu, SWIGLU, &ups.memory, 0, len, &hidden.memory);
+        self.elementwise(gpu, op, &ups.memory, 0, len, &hidden.memory);
         let mut outs = [Linear { matrix: &expert.down, bias: None, out }];
         let second = self.linear(gpu, &hidden.memory, None, tokens, &mut outs, false);
         (self.hidden.0, self.ups.0) = (Some(hidden), Some(ups));
@@ -187,7 +194,7 @@ impl State {
         gpu: &Device,
         h: &Memory,
         tokens: usize,
-        expert: &Expert,
+        (expert, activation): (&Expert, Activation),
         gate: Option<&Memory>,
         y: &mut GpuBuf,
         x: &Memory,
@@ -195,14 +202,14 @@ impl State {
         let block = if tokens == 1 { self.block(gpu, expert)? } else { None };
         let Some((mut job, memory)) = block else {
             let d = expert.down.rows();
-            self.ffn(gpu, h, tokens, expert, y)?;
+            self.ffn(gpu, h, tokens, (expert, activation), y)?;
             if let Some(gate) = gate {
                 self.gate_rows(gpu, gate, tokens, d, &y.memory);
             }
             self.elementwise(gpu, ADD, &y.memory, 0, tokens * d, x);
             return Ok(());
         };
-        let shape = FeedForward::of(expert, 1);
+        let shape = FeedForward { activation, ..FeedForward::of(expert, 1) };
         job[JOB_COUNT] = 1;
         job[JOB_GATE] = 1.0f32.to_bits();
         let first = self.recorder.put(gpu, &job, JOB_WORDS) / JOB_WORDS as u32;
@@ -366,8 +373,10 @@ impl State {
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
         // If one launch can reach all experts, it chooses and computes them.
         let plain = *feed == Feed::default();
-        if plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1 && of.experts <= MAX_CHOSEN_AMONG {
-            self.routed_token(gpu, &bufs, router, &shape, table, variant, &banks[0], finer.first())?;
+        let one = plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1;
+        if let Some(x) = bufs.x.as_ref().filter(|_| one && of.experts <= MAX_CHOSEN_AMONG) {
+            let to = &x.memory;
+            self.routed_token(gpu, (&bufs, to), router, &shape, table, variant, &banks[0], finer.first())?;
             return Ok(true);
         }
         let RoutedBufs { h, logits, slots, y, x, history } = bufs;
@@ -415,7 +424,9 @@ impl State {
         let sum = CombineParams { d: shape.d as u32, top_k: of.top_k as u32, at: 0 };
         let grid = [groups(shape.d), tokens];
         self.recorder.run(gpu, Variant::default(), &sum, &[&slots.memory, choices, &y.memory], grid);
-        self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+        if let Some(x) = x {
+            self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+        }
         Ok(true)
     }
 
@@ -424,7 +435,7 @@ impl State {
     fn routed_token(
         &mut self,
         gpu: &Device,
-        bufs: &RoutedBufs<'_, GpuBuf>,
+        (bufs, x): (&RoutedBufs<'_, GpuBuf>, &Memory),
         router: &Router,
         shape: &FeedForward,
         table: u32,
@@ -464,14 +475,8 @@ impl State {
             self.turn_hidden(gpu, rotation, router.top_k, None)?;
         }
         let hidden = self.turned.down_inputs(shape.rotation_down, &self.hidden, None);
-        let memory = [
-            bank,
-            hidden,
-            self.jobs.get(),
-            &bufs.x.memory,
-            &self.spare[0],
-            finer.map_or(&self.spare[0], |memory| memory),
-        ];
+        let memory =
+            [bank, hidden, self.jobs.get(), x, &self.spare[0], finer.map_or(&self.spare[0], |memory| memory)];
         let grid = shape.sum_grid();
         self.recorder.run(gpu, variant, &shape.down_sum(0, false), &memory[..5 + mixed], grid);
         Ok(())

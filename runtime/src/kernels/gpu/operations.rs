@@ -36,7 +36,14 @@ impl State {
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
     }
 
-    pub(super) fn embed(&mut self, gpu: &Device, table: &Matrix, tokens: &[u32], out: &Memory) -> Result<()> {
+    pub(super) fn embed(
+        &mut self,
+        gpu: &Device,
+        table: &Matrix,
+        tokens: &[u32],
+        scale: f32,
+        out: &Memory,
+    ) -> Result<()> {
         let parts = self.weights.place(gpu, &[table])?.remove(0);
         let cols = table.cols();
         assert!(tokens.len() <= MAX_TOKENS, "{} tokens at once", tokens.len());
@@ -44,7 +51,7 @@ impl State {
         for Placed { memory, form, first, rows } in parts.iter() {
             let Form { base, planes, group, alpha, centre } = *form;
             let (first, rows, cols) = (*first as u32, *rows as u32, cols as u32);
-            let params = EmbedParams { base, first, rows, cols, group, alpha, centre, ids };
+            let params = EmbedParams { base, first, rows, cols, group, alpha, centre, ids, scale };
             let variant = Variant { planes, ..Variant::default() };
             let grid = [groups(cols.div_ceil(4) as usize), tokens.len()];
             self.recorder.run_with_ring(gpu, variant, &params, &[memory, out], 1, grid);

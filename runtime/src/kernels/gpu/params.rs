@@ -71,7 +71,7 @@ params!(
     /// `gate_up.wgsl`.
     GateUp, GateUpParams {
         d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32, plain: u32,
-        experts: u32, alpha: f32, limit: f32,
+        experts: u32, gelu: u32, alpha: f32, limit: f32,
     }
 );
 
@@ -96,7 +96,7 @@ params!(
 params!(
     /// `embed.wgsl`.
     Embed, EmbedParams {
-        base: u32, first: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32, ids: u32,
+        base: u32, first: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32, ids: u32, scale: f32,
     }
 );
 

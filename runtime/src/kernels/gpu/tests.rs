@@ -6,8 +6,8 @@ use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{
-    Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected, RopeTable,
-    RoutedBufs, Router,
+    Activation, Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected,
+    RopeTable, RoutedBufs, Router,
 };
 use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};

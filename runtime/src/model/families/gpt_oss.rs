@@ -1,7 +1,8 @@
 //! gpt-oss (arXiv 2508.10925): sinks, biases everywhere, a window on every other layer, clamped SwiGLU.
 
-use super::{Clamp, Family, Windows};
+use super::{Family, Windows};
 use crate::format::hf::{Dialect, Sliding, Stacks};
+use crate::kernels::Activation;
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt-oss",
@@ -11,9 +12,15 @@ pub(super) const FAMILY: Family = Family {
         rope_base: 150_000.0,
         routed: true,
         renormalize: Some(true),
-        sliding: Some(Sliding { switched: false, listed: true, on: |layer, _| layer.is_multiple_of(2) }),
+        sliding: Some(Sliding {
+            switched: false,
+            listed: true,
+            rhythm: None,
+            on: |layer, _| layer.is_multiple_of(2),
+        }),
         stacks: Stacks::Alternating,
         clamped: true,
+        ..Dialect::USUAL
     }],
     // The softmax over the chosen logits is that over all, divided by the chosen ones' sum.
     renormalize: true,
@@ -21,7 +28,7 @@ pub(super) const FAMILY: Family = Family {
     renamed: &[("post_attention_norm.weight", "ffn_norm.weight")],
     sinks: true,
     biases: true,
-    clamp: Some(Clamp { alpha: 1.702, limit: 7.0 }),
+    activation: Activation::Clamped { alpha: 1.702, limit: 7.0 },
     // GGUF has no key for it.
     yarn_truncate: false,
     ..Family::USUAL

@@ -4,7 +4,7 @@ use super::{Family, Windows};
 use crate::format::hf::{Dialect, Sliding};
 
 /// In every layer, where a window is given at all.
-const ALWAYS: Sliding = Sliding { switched: false, listed: true, on: |_, _| true };
+const ALWAYS: Sliding = Sliding { switched: false, listed: true, rhythm: None, on: |_, _| true };
 
 pub(super) const FAMILY: Family = Family {
     name: "llama",

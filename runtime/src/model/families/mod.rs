@@ -3,6 +3,7 @@
 //! A [`Family`] is what GGUF files and `config.json` leave unsaid. Everything else comes from the file's keys, which
 //! [`super::spec`] resolves to one specification a layer.
 
+mod gemma3;
 mod gpt_oss;
 mod llama;
 mod olmoe;
@@ -11,9 +12,11 @@ mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 
+use super::spec::AttentionSpec;
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use crate::format::hf::{self, Dialect};
+use crate::kernels::Activation;
 
 /// What a family fixes that files do not state.
 #[derive(Debug)]
@@ -36,19 +39,18 @@ pub struct Family {
     pub sinks: bool,
     /// Whether projections, routers and experts always have biases.
     pub biases: bool,
-    /// Limits in the experts' activation, unless the file has others.
-    pub clamp: Option<Clamp>,
+    /// Of blocks and experts. Limits are those, unless the file has others.
+    pub activation: Activation,
+    /// Whether what mixer and feed-forward give is normed before it is added.
+    pub sandwich: bool,
+    /// Whether embeddings are multiplied by the root of their width.
+    pub embed_root: bool,
+    /// What multiplies scores, unless the file says it: of a layer's attention, the width of the stream and the number of layers.
+    pub score_scale: fn(&AttentionSpec, usize, usize) -> f32,
+    /// The base of the rotary embedding in layers with a window, unless the file says it, where it is another one there.
+    pub window_rope_base: Option<f32>,
     /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
     pub yarn_truncate: bool,
-}
-
-/// Numbers of a clamped SwiGLU.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Clamp {
-    /// Steepness of the sigmoid.
-    pub alpha: f32,
-    /// Limit on gate and up.
-    pub limit: f32,
 }
 
 /// The layers that a sliding window is for.
@@ -60,6 +62,8 @@ pub enum Windows {
     All,
     /// Layers 0, 2, 4 and so on.
     Even,
+    /// All but every n-th.
+    AllBut(usize),
 }
 
 impl Family {
@@ -74,7 +78,11 @@ impl Family {
         renamed: &[],
         sinks: false,
         biases: false,
-        clamp: None,
+        activation: Activation::Swiglu,
+        sandwich: false,
+        embed_root: false,
+        score_scale: |attention, _, _| 1.0 / (attention.head_dim as f32).sqrt(),
+        window_rope_base: None,
         yarn_truncate: true,
     };
 
@@ -92,8 +100,9 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 7] = [
+pub static FAMILIES: [Family; 8] = [
     gpt_oss::FAMILY,
+    gemma3::FAMILY,
     olmoe::FAMILY,
     qwen3moe::FAMILY,
     qwen2moe::FAMILY,

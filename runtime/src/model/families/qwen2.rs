@@ -4,7 +4,8 @@ use super::Family;
 use crate::format::hf::{Dialect, Sliding};
 
 /// Where windows are switched on, they are those of the upper layers.
-pub(super) const UPPER: Sliding = Sliding { switched: true, listed: true, on: |layer, edge| layer >= edge };
+pub(super) const UPPER: Sliding =
+    Sliding { switched: true, listed: true, rhythm: None, on: |layer, edge| layer >= edge };
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen2",

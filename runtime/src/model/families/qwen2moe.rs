@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
         sliding: Some(Sliding {
             switched: true,
             listed: true,
+            rhythm: None,
             on: |layer, edge| layer.is_multiple_of(2) && layer < edge,
         }),
         ..Dialect::USUAL

@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
         architecture: "qwen3moe",
         routed: true,
         // Of layers there is no list: a window that is switched on is for all.
-        sliding: Some(Sliding { switched: true, listed: false, on: |_, _| true }),
+        sliding: Some(Sliding { switched: true, listed: false, rhythm: None, on: |_, _| true }),
         ..Dialect::USUAL
     }],
     renormalize: true,

@@ -95,7 +95,7 @@ impl Model {
         let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
-                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x, history };
+                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x: Some(x), history };
                 b.routed(bufs, n, router, (layer, &self.feed(moe, layer)), all)?
             }
             None => false,
@@ -108,7 +108,8 @@ impl Model {
         }
         if let Some(shared) = &moe.shared {
             let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
-            b.feed(FeedCall { norm: None, h, tokens: n, block: shared, gate, y, x });
+            let activation = c.layers[layer].ffn.activation;
+            b.feed(FeedCall { h, tokens: n, block: shared, activation, gate, y, x: Some(x) });
         }
         Ok(())
     }
@@ -178,7 +179,7 @@ impl Model {
         self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
         let (slots, choices) = (&m.slots, &m.choices[..]);
-        b.sum(SumCall { slots, choices, top_k: router.top_k, d: self.spec.d, y, x });
+        b.sum(SumCall { slots, choices, top_k: router.top_k, d: self.spec.d, y, x: Some(x) });
         Ok(())
     }
 

@@ -27,7 +27,8 @@ impl<B: Backend> LayerMemory<B> {
 pub struct State<B: Backend> {
     pub(super) capacity: usize,
     pub(super) chunk: usize,
-    pub(super) rope: RopeTable,
+    /// Of each of the model's rotary embeddings.
+    pub(super) ropes: Vec<RopeTable>,
     pub(super) memory: Vec<LayerMemory<B>>,
     /// The earliest position that all layers can go on from.
     earliest: usize,
@@ -49,6 +50,8 @@ pub struct State<B: Backend> {
     pub(super) logits: B::Buf,
     /// One row of logits, where the caller can read it.
     pub(super) host: Vec<f32>,
+    /// A row of an embedding that is not held, scaled: `[d]`.
+    pub(super) row: Vec<f32>,
     /// `[MAX_BEST, 2]`: the likeliest tokens and their logits, as the backend writes them; the same on the host; read.
     pub(super) best: B::Buf,
     pub(super) best_bits: Vec<f32>,
@@ -70,7 +73,7 @@ impl<B: Backend> State<B> {
         Ok(State {
             capacity,
             chunk,
-            rope: c.rope.table(capacity, w.rope_factors.as_deref()),
+            ropes: c.rope_tables(capacity, w.rope_factors.as_deref()),
             memory: (c.layers.iter())
                 .map(|layer| LayerMemory::new(backend, layer.memory(), capacity, chunk))
                 .collect::<Result<_>>()?,
@@ -84,6 +87,7 @@ impl<B: Backend> State<B> {
             attn: backend.alloc(chunk * q_width)?,
             logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
             host: vec![0.0; w.vocab()],
+            row: vec![0.0; c.d],
             best: backend.alloc(2 * MAX_BEST)?,
             best_bits: vec![0.0; 2 * MAX_BEST],
             likeliest: Vec::with_capacity(MAX_BEST),
@@ -101,8 +105,8 @@ impl<B: Backend> State<B> {
         let stream =
             chunk * (3 * c.d + 2 * c.most(AttentionSpec::q_width) + 2 * c.most(AttentionSpec::kv_width));
         let moe = c.router().map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk));
-        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST;
-        4 * (stream + moe + logits + capacity * (c.rope.dims + 1))
+        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST + c.d;
+        4 * (stream + moe + logits + c.rope_values(capacity))
     }
 
     /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.

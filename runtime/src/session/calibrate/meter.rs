@@ -157,8 +157,12 @@ impl Observer for Meter {
                 continue;
             }
             let energy = |v: &[f32]| v.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
-            let stream = energy(&x[row * d..][..d]);
-            let share = f64::from(choice.gate).powi(2) * energy(&slots[slot * d..][..d]) / stream;
+            let part = |slot: usize| f64::from(choices[slot].gate).powi(2) * energy(&slots[slot * d..][..d]);
+            let whole = match x {
+                Some(x) => energy(&x[row * d..][..d]),
+                None => (row * top_k..(row + 1) * top_k).map(part).sum(),
+            };
+            let share = part(slot) / whole;
             if shares.len() <= expert {
                 shares.resize(expert + 1, 0.0);
             }

@@ -1,7 +1,7 @@
 //! Memory kept between operations: which inputs it belongs to, and its size.
 
 use super::*;
-use crate::kernels::Feed;
+use crate::kernels::{Activation, Feed};
 
 /// Calls for one layer's experts may have another session's calls between them: prepared inputs are found by their
 /// name, and are used for no other.
@@ -84,7 +84,7 @@ fn scratch_stays_within_its_bound() {
             for group in [32, 64] {
                 let matrix = nested(32, shape.widest, group);
                 b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
-                b.ffn(&x, tokens, &expert(shape.ff_dense, group), &mut out);
+                b.ffn(&x, tokens, (&expert(shape.ff_dense, group), Activation::Geglu), &mut out);
                 let mut expert = expert(shape.ff_routed, group);
                 for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
                     let Matrix::Nested(n) = &*m else { unreachable!("all are nested") };

@@ -214,7 +214,7 @@ fn a_tokens_experts_are_added_up_by_down() {
                     logits: &logits,
                     slots: &mut slots,
                     y: &mut y,
-                    x: &mut sum,
+                    x: Some(&mut sum),
                     history: None,
                 };
                 let before = b.stats().dispatches;

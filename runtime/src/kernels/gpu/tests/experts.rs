@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bytes::Bytes;
-use crate::kernels::{Activation, Biases, Feed};
+use crate::kernels::{Biases, Feed, FeedCall};
 use crate::quant::{Nested, Rotation};
 
 #[test]
@@ -43,16 +43,21 @@ fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(64, 160, [false, true]);
 }
 
-/// Biases and a clamped activation, with jobs from the host and from the device, alone and together.
+/// Biases and other activations, from the host's jobs and from the device's, alone and together.
 #[test]
-fn experts_with_biases_are_the_cpus() {
-    let (d, ff, experts, top_k, tokens) = (72, 40, 5, 3, 11);
+fn experts_with_biases_or_another_activation_are_the_cpus() {
+    let (ff, experts, d) = (40, 5, 72);
+    let (gate, up, down) = (values(experts * ff, 1), values(experts * ff, 2), values(experts * d, 3));
+    let biases = Some(Biases { gate: &gate, up: &up, down: &down });
+    check_feed(&Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases }, d, ff, experts);
+    check_feed(&Feed { activation: Activation::Geglu, biases: None }, d, ff, experts);
+}
+
+fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
+    let (top_k, tokens) = (3, 11);
     let Some(b) = gpu() else { return };
     let cpu = cpu();
     let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, None, 10 * i as u32 + 1)).collect();
-    let (gate, up, down) = (values(experts * ff, 1), values(experts * ff, 2), values(experts * d, 3));
-    let biases = Some(Biases { gate: &gate, up: &up, down: &down });
-    let feed = Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases };
     let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
     let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
     let mut choices = Vec::new();
@@ -65,9 +70,9 @@ fn experts_with_biases_are_the_cpus() {
         .collect();
     let of = Routed { layer: 3, experts, top_k, tokens, inputs: 0 };
     let mut want = cpu.alloc(tokens * top_k * d).unwrap();
-    cpu.experts(&put(&cpu, &x), of, &feed, &jobs, &mut want);
+    cpu.experts(&put(&cpu, &x), of, feed, &jobs, &mut want);
     let mut slots = b.alloc(tokens * top_k * d).unwrap();
-    b.experts(&put(&b, &x), of, &feed, &jobs, &mut slots);
+    b.experts(&put(&b, &x), of, feed, &jobs, &mut slots);
     close("slots", &get(&b, &slots), &want, 2e-4);
     let mut sum = b.alloc(tokens * d).unwrap();
     b.combine(&slots, &choices, top_k, d, &mut sum);
@@ -77,8 +82,8 @@ fn experts_with_biases_are_the_cpus() {
         let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
         let mut x = put(&b, &vec![0.0; tokens * d]);
         let (h, logits) = (&h, &logits);
-        let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
-        assert!(b.routed(bufs, tokens, &router, (3, &feed), &all).unwrap());
+        let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: Some(&mut x), history: None };
+        assert!(b.routed(bufs, tokens, &router, (3, feed), &all).unwrap());
         get(&b, &x)
     };
     assert_eq!(on_device(tokens, &x, &logits), sum);
@@ -88,7 +93,35 @@ fn experts_with_biases_are_the_cpus() {
     }
 }
 
-/// The same weights, interpreted as weights for rotated inputs.
+/// The other activation of a dense block, whose matrices lie in one buffer or do not, left in `y` or added.
+#[test]
+fn dense_blocks_with_a_gelu_are_the_cpus() {
+    let Some(b) = gpu() else { return };
+    let (cpu, d, ff) = (cpu(), 72, 40);
+    let mut apart = an_expert(d, ff, Some(Level::B4), 5);
+    apart.up = plain(ff, d, 6);
+    for block in [an_expert(d, ff, Some(Level::B6), 1), apart] {
+        for tokens in [1, 11] {
+            let x: Vec<f32> = values(tokens * d, 9).iter().map(|x| 4.0 * x).collect();
+            let mut want = cpu.alloc(tokens * d).unwrap();
+            cpu.ffn(&put(&cpu, &x), tokens, (&block, Activation::Geglu), &mut want);
+            let (h, mut y) = (put(&b, &x), b.alloc(tokens * d).unwrap());
+            let call = |y: &mut GpuBuf, x: Option<&mut GpuBuf>| {
+                let (block, activation) = (&block, Activation::Geglu);
+                b.feed(FeedCall { h: &h, tokens, block, activation, gate: None, y, x });
+            };
+            call(&mut y, None);
+            // The CPU takes inputs of nested matrices in 8 bits.
+            close("a block", &get(&b, &y), &want, 3e-2);
+            let left = get(&b, &y);
+            let mut sum = put(&b, &vec![0.0; tokens * d]);
+            call(&mut y, Some(&mut sum));
+            close("added", &get(&b, &sum), &left, 1e-6);
+        }
+    }
+}
+
+/// The same weights with another meaning: what is stored is for rotated inputs.
 fn rotated(m: &Matrix) -> Matrix {
     match m {
         Matrix::Nested(n) => Matrix::Nested(n.clone().rotated(Rotation::of(m.cols()))),
@@ -139,7 +172,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         let on_device = |tokens: usize, h: &GpuBuf, logits: &GpuBuf| {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
-            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: &mut x, history: None };
+            let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: Some(&mut x), history: None };
             assert!(b.routed(bufs, tokens, &router, (3, &Feed::default()), &all).unwrap());
             get(&b, &x)
         };
@@ -157,19 +190,26 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         }
         // As one dense block for every token.
         let mut out = b.alloc(tokens * d).unwrap();
-        b.ffn(&input, tokens, &all[1], &mut out);
+        b.ffn(&input, tokens, (&all[1], Activation::Swiglu), &mut out);
         for (t, got) in get(&b, &out).chunks_exact(d).enumerate() {
             close("a block", got, &feed_forward(&all[1], &x[t * d..][..d]), 2e-4);
         }
         // The same, gated and added.
         let gates = values(tokens, 8);
         let (mut y, mut sum) = (b.alloc(tokens * d).unwrap(), put(&b, &x));
-        b.ffn_add(&input, tokens, &all[1], Some(&put(&b, &gates)), &mut y, &mut sum);
+        b.ffn_add(&input, tokens, (&all[1], Activation::Swiglu), Some(&put(&b, &gates)), &mut y, &mut sum);
         let (sum, blocks) = (get(&b, &sum), get(&b, &out));
         for t in 0..tokens {
             let x = &x[t * d..][..d];
             let mut one = put(&b, x);
-            b.ffn_add(&put(&b, x), 1, &all[1], Some(&put(&b, &gates[t..=t])), &mut y, &mut one);
+            b.ffn_add(
+                &put(&b, x),
+                1,
+                (&all[1], Activation::Swiglu),
+                Some(&put(&b, &gates[t..=t])),
+                &mut y,
+                &mut one,
+            );
             assert_eq!(get(&b, &one), sum[t * d..][..d], "level {level:?}, token {t}");
             let gate = 1.0 / (1.0 + (-gates[t]).exp());
             let want: Vec<f32> = x.iter().zip(&blocks[t * d..]).map(|(x, y)| x + gate * y).collect();
@@ -210,8 +250,14 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
     let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
     let logits = put(&b, &values(experts as usize, 1));
-    let bufs =
-        RoutedBufs { h: &input, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history: None };
+    let bufs = RoutedBufs {
+        h: &input,
+        logits: &logits,
+        slots: &mut slots,
+        y: &mut y,
+        x: Some(&mut out),
+        history: None,
+    };
     assert!(!b.routed(bufs, 1, &router, (0, &Feed::default()), &all).unwrap(), "not all of them fit");
     // A plane on the device need not be on the host; a plane on neither is an error.
     let before = b.stats().uploaded_bytes;

@@ -44,7 +44,7 @@ fn cut_matrices_give_the_same_bits(b: &GpuBackend, whole: &GpuBackend) {
                 b.norm_linear(&input, norm, tokens, &mut h, &mut [linear]);
                 let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 97 % matrix.rows() as u32).collect();
                 let mut rows = b.alloc(tokens * 576).unwrap();
-                b.embed(&matrix, &ids, &mut rows);
+                b.embed(&matrix, &ids, 1.0, &mut rows);
                 [get(b, &out), get(b, &h), get(b, &rows)]
             };
             assert_eq!(on(b), on(whole), "a cut matrix gives other bits");
@@ -65,7 +65,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let mut outs = Vec::new();
     for b in [&b, &whole] {
         let mut out = b.alloc(3 * 288).unwrap();
-        b.ffn(&put(b, &x), 3, &expert, &mut out);
+        b.ffn(&put(b, &x), 3, (&expert, Activation::Swiglu), &mut out);
         outs.push(get(b, &out));
     }
     assert_eq!(outs[0], outs[1], "a block by matrix gives other bits");
@@ -79,8 +79,14 @@ fn what_no_kernel_can_read_at_once_is_cut() {
             let (h, logits) = (put(b, &values(tokens * 96, 8)), put(b, &values(tokens * 5, 2)));
             let (mut two, mut y) = (b.alloc(tokens * 2 * 96).unwrap(), b.alloc(tokens * 96).unwrap());
             let mut out = put(b, &values(tokens * 96, 3));
-            let bufs =
-                RoutedBufs { h: &h, logits: &logits, slots: &mut two, y: &mut y, x: &mut out, history: None };
+            let bufs = RoutedBufs {
+                h: &h,
+                logits: &logits,
+                slots: &mut two,
+                y: &mut y,
+                x: Some(&mut out),
+                history: None,
+            };
             let before = b.stats().dispatches;
             assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &experts).unwrap());
             (get(b, &out), b.stats().dispatches - before)

@@ -50,7 +50,8 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
         let (mut slots, mut y) = (b.alloc(tokens * TOP_K * D).unwrap(), b.alloc(tokens * D).unwrap());
         let (mut out, mut noted) = (put(b, &vec![0.0; tokens * D]), b.alloc(2 * LAST * TOP_K + 6).unwrap());
         let history = Some(History { buf: &mut noted, at: 6, tokens: last });
-        let bufs = RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: &mut out, history };
+        let bufs =
+            RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: Some(&mut out), history };
         let before = b.stats();
         assert!(b.routed(bufs, tokens, &ROUTER, (2, &Feed::default()), all).unwrap());
         let launches = b.stats().dispatches - before.dispatches;

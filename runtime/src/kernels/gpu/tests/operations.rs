@@ -102,10 +102,10 @@ fn embeddings_are_rows() {
         for (name, table) in kinds(70, cols) {
             let ids = [0, 69, 17, 17, 33];
             let mut out = b.alloc(ids.len() * cols).unwrap();
-            b.embed(&table, &ids, &mut out);
+            b.embed(&table, &ids, 1.5, &mut out);
             let cpu = cpu();
             let mut want = cpu.alloc(ids.len() * cols).unwrap();
-            cpu.embed(&table, &ids, &mut want);
+            cpu.embed(&table, &ids, 1.5, &mut want);
             close(&name, &get(&b, &out), &want, 1e-5);
         }
     }

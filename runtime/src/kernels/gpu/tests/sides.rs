@@ -125,7 +125,7 @@ fn gate_up_and_down_agree_where_their_loops_turn() {
             let mut alone = Vec::new();
             for tokens in TOKENS {
                 let mut out = b.alloc(tokens * d).unwrap();
-                b.ffn(&put(&b, &x[..tokens * d]), tokens, expert, &mut out);
+                b.ffn(&put(&b, &x[..tokens * d]), tokens, (expert, Activation::Swiglu), &mut out);
                 let (got, hidden) = (get(&b, &out), hidden(&b, ff, tokens));
                 for (t, (got, hidden)) in got.chunks_exact(d).zip(hidden.chunks_exact(ff)).enumerate() {
                     let at = format!("{d} to {ff}, {name}, token {t} of {tokens}");

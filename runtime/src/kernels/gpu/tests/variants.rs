@@ -180,7 +180,7 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
         let matrices = [&expert.gate, &expert.up, &expert.down].map(dense);
         let x = values(tokens * d, 99);
         let mut out = b.alloc(tokens * d).unwrap();
-        b.ffn(&put(b, &x), tokens, &expert, &mut out);
+        b.ffn(&put(b, &x), tokens, (&expert, Activation::Swiglu), &mut out);
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let mut jobs = b.alloc(tokens * d).unwrap();
         let of = Routed { layer: level.index(), experts: 1, top_k: 1, tokens, inputs: 0 };
@@ -205,7 +205,7 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
                 logits: &logits,
                 slots: &mut slots,
                 y: &mut y,
-                x: &mut sum,
+                x: Some(&mut sum),
                 history: None,
             };
             let router = Router { experts: 1, top_k: 1, renormalize: true, scale: 1.0 };

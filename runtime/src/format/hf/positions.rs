@@ -1,0 +1,129 @@
+//! What `config.json` says of positions: which layers have a window, and how positions turn.
+
+use super::{Config, Dialect};
+use crate::error::{Error, Result};
+use crate::format::Metadata;
+use serde_json::{Map, Value as Json};
+
+/// Which layers have a sliding window: each family says it in its own way.
+pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metadata) -> Result<()> {
+    let (Some(window), Some(sliding)) = (c.u64("sliding_window")?.filter(|&w| w > 0), dialect.sliding) else {
+        return Ok(());
+    };
+    if sliding.switched && !c.bool("use_sliding_window")?.unwrap_or(false) {
+        return Ok(());
+    }
+    let listed = match c.get("layer_types") {
+        Some(Json::Array(all)) => {
+            Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>())
+        }
+        None => None,
+        Some(_) => return Err(Config::wrong("layer_types", "an array")),
+    };
+    let edge = match sliding.rhythm {
+        Some(usual) => {
+            c.u64("sliding_window_pattern")?.or(c.u64("_sliding_window_pattern")?).unwrap_or(usual)
+        }
+        None => c.u64("max_window_layers")?.unwrap_or(layers),
+    };
+    let by_number = || (0..layers).map(|layer| (sliding.on)(layer, edge)).collect();
+    let on = listed.filter(|_| sliding.listed).unwrap_or_else(by_number);
+    m.insert(
+        format!("{}.attention.sliding_window", dialect.architecture),
+        window.min(u32::MAX.into()) as u32,
+    );
+    m.insert("dollop.attention.window_layers", on);
+    Ok(())
+}
+
+/// The rotary embedding, and that of layers with a window where the family has another for them.
+pub(super) fn ropes(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    let (full, window) = of_kinds(c)?;
+    if let Some(base) = dialect.window_rope_base {
+        let kind = window.str("rope_type")?.unwrap_or("default");
+        if kind != "default" {
+            let what = format!("config.json: rope_type `{kind}` of layers with a window is not supported");
+            return Err(Error::unsupported(what));
+        }
+        let base = window.f64("rope_theta")?.or(c.f64("rope_local_base_freq")?).unwrap_or(base);
+        m.insert(format!("{}.rope.freq_base_swa", dialect.architecture), base as f32);
+    }
+    rope(&full, m, dialect)
+}
+
+/// The parameters of layers that see everything, and of those with a window where they have their own, of either spelling.
+fn of_kinds(c: &Config) -> Result<(Config, Config)> {
+    let (mut full, mut window) = (Map::new(), Map::new());
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(value) = c.get(key) else { continue };
+        let Json::Object(all) = value else { return Err(Config::wrong(key, "an object")) };
+        let mut kinds = false;
+        for (kind, to) in [("full_attention", &mut full), ("sliding_attention", &mut window)] {
+            match all.get(kind) {
+                None | Some(Json::Null) => {}
+                Some(Json::Object(of)) => {
+                    to.extend(of.iter().map(|(k, v)| (k.clone(), v.clone())));
+                    kinds = true;
+                }
+                Some(_) => return Err(Config::wrong(key, "an object of objects")),
+            }
+        }
+        if !kinds {
+            full.extend(all.iter().map(|(k, v)| (k.clone(), v.clone())));
+        }
+    }
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let (None, Some(value)) = (full.get(key), c.get(key)) {
+            full.insert(key.into(), value.clone());
+        }
+    }
+    Ok((Config { json: full }, Config { json: window }))
+}
+
+fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
+    let key = |name: &str| format!("{}.rope.{name}", dialect.architecture);
+    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(dialect.rope_base) as f32);
+    if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
+        return Err(Error::unsupported(format!(
+            "config.json: partial_rotary_factor {part} is not supported; 1 is"
+        )));
+    }
+    let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
+    let copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
+        if let Some(v) = c.f64(from)? {
+            m.insert(to, v as f32);
+        }
+        Ok(())
+    };
+    match kind {
+        "default" => {}
+        "linear" | "yarn" => {
+            m.insert(key("scaling.type"), kind);
+            copy(m, "factor", key("scaling.factor"))?;
+            if kind == "yarn" {
+                copy(m, "original_max_position_embeddings", key("scaling.original_context_length"))?;
+                copy(m, "beta_fast", key("scaling.yarn_beta_fast"))?;
+                copy(m, "beta_slow", key("scaling.yarn_beta_slow"))?;
+                for name in ["attention_factor", "mscale", "mscale_all_dim"] {
+                    copy(m, name, format!("dollop.rope.yarn.{name}"))?;
+                }
+                if let Some(truncate) = c.bool("truncate")? {
+                    m.insert("dollop.rope.yarn.truncate", truncate);
+                }
+            }
+        }
+        "llama3" => {
+            for name in ["factor", "low_freq_factor", "high_freq_factor"] {
+                copy(m, name, format!("dollop.rope.llama3.{name}"))?;
+            }
+            copy(m, "original_max_position_embeddings", "dollop.rope.llama3.original_context_length".into())?;
+        }
+        other => {
+            let what = format!(
+                "config.json: rope_type `{other}` is not supported; default, linear, llama3 and yarn are"
+            );
+            return Err(Error::unsupported(what));
+        }
+    }
+    Ok(())
+}
