@@ -101,18 +101,21 @@ fn dense_blocks_with_a_gelu_are_the_cpus() {
     let mut apart = an_expert(d, ff, Some(Level::B4), 5);
     apart.up = plain(ff, d, 6);
     for block in [an_expert(d, ff, Some(Level::B6), 1), apart] {
+        // The CPU takes inputs of nested matrices in 8 bits.
+        let [gate, up, down] = [&block.gate, &block.up, &block.down]
+            .map(|m| Matrix::F32 { rows: m.rows(), cols: m.cols(), data: dense(m).into() });
+        let flat = Expert { gate, up, down, place: None };
         for tokens in [1, 11] {
             let x: Vec<f32> = values(tokens * d, 9).iter().map(|x| 4.0 * x).collect();
             let mut want = cpu.alloc(tokens * d).unwrap();
-            cpu.ffn(&put(&cpu, &x), tokens, (&block, Activation::Geglu), &mut want);
+            cpu.ffn(&put(&cpu, &x), tokens, (&flat, Activation::Geglu), &mut want);
             let (h, mut y) = (put(&b, &x), b.alloc(tokens * d).unwrap());
             let call = |y: &mut GpuBuf, x: Option<&mut GpuBuf>| {
                 let (block, activation) = (&block, Activation::Geglu);
                 b.feed(FeedCall { h: &h, tokens, block, activation, gate: None, y, x });
             };
             call(&mut y, None);
-            // The CPU takes inputs of nested matrices in 8 bits.
-            close("a block", &get(&b, &y), &want, 3e-2);
+            close("a block", &get(&b, &y), &want, 2e-4);
             let left = get(&b, &y);
             let mut sum = put(&b, &vec![0.0; tokens * d]);
             call(&mut y, Some(&mut sum));
