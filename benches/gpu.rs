@@ -92,6 +92,7 @@ fn main() -> Result<(), Failure> {
         head_dim: HEAD,
         q_norm: Some(&norm),
         k_norm: Some(&norm),
+        v_norm: false,
         eps: 1e-5,
         limit: None,
         rope: &rope,

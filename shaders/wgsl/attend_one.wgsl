@@ -15,6 +15,7 @@ struct Params {
     base: u32,   // of the first position that is seen
     q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
     k_norm: u32,
+    v_norm: u32, // whether values are normed, head by head, without weights
     eps: f32,
     limit: f32,  // 0 for none
     window: u32, // 0 for none

@@ -10,6 +10,7 @@ const GEGLU = 3u;
 struct Params {
     len: u32,
     at: u32,
+    scale: f32, // multiplies the result
 }
 
 @group(0) @binding(0) var<storage, read> y: array<f32>;
@@ -27,13 +28,13 @@ fn main(
         return;
     }
     let value = y[p.at + i];
+    var result = value;
     if (OP == ADD) {
-        x[i] += value;
-    } else if (OP == COPY) {
-        x[i] = value;
+        result = x[i] + value;
     } else if (OP == GEGLU) {
-        x[i] = gelu(x[i]) * value;
-    } else {
-        x[i] = x[i] / (1.0 + exp(-x[i])) * value;
+        result = gelu(x[i]) * value;
+    } else if (OP == SWIGLU) {
+        result = x[i] / (1.0 + exp(-x[i])) * value;
     }
+    x[i] = p.scale * result;
 }

@@ -13,6 +13,7 @@ struct Params {
     capacity: u32,
     q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
     k_norm: u32,
+    v_norm: u32, // whether values are normed, head by head, without weights
     eps: f32,
     limit: f32,  // 0 for none
 }

@@ -9,6 +9,7 @@ struct Params {
     top_k: u32,
     renormalize: u32,
     scale: f32,
+    scaled: u32, // whether every expert has a factor for its gates
     jobs: u32,  // whether to write jobs
     table: u32, // the layer's first expert in the table
     at: u32,    // where the layer's part of the history begins
@@ -24,6 +25,7 @@ const MAX_EXPERTS = 1024u;
 @group(0) @binding(2) var<storage, read_write> choices: array<u32>; // [tokens, top_k, 2]: expert, gate
 @group(0) @binding(3) var<storage, read_write> jobs: array<u32>;    // [tokens, top_k, JOB_WORDS]
 @group(0) @binding(4) var<storage, read_write> history: array<u32>; // [layers, tokens, top_k, 2]: expert, gate
+@group(0) @binding(5) var<storage, read> scales: array<f32>;        // [experts]
 var<immediate> p: Params;
 
 fn logit(token: u32, e: u32) -> u32 {
@@ -37,7 +39,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     weigh(id.x, lane);
     for (var r = lane; r < p.top_k; r += 128u) {
         let slot = id.x * p.top_k + r;
-        let gate = bitcast<u32>(gates[r]);
+        var factor = 1.0;
+        if (p.scaled == 1u) {
+            factor = scales[chosen[r]];
+        }
+        let gate = bitcast<u32>(gates[r] * factor);
         choices[2u * slot] = chosen[r];
         choices[2u * slot + 1u] = gate;
         if (id.x >= p.first) {

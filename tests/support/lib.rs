@@ -4,6 +4,7 @@ use dollop::sampler::{Sampler, Sampling};
 use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 
+mod gemma;
 mod gptoss;
 mod held;
 pub mod mutants;

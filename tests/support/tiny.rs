@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
-use crate::{gptoss, set};
+use crate::{gemma, gptoss, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
@@ -177,24 +177,18 @@ impl Tiny {
         if architecture == "gpt-oss" {
             return write(path, &gptoss::keys(meta), gptoss::tensors(self));
         }
-        // What is neither in a key of llama.cpp nor the family's is lost.
-        let gemma = architecture.starts_with("gemma");
-        let meta = &if gemma { gemma_keys(meta) } else { meta.clone() };
         let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
+        if architecture.starts_with("gemma") {
+            return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
+        }
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
         let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
         let llama = architecture == "llama";
         let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();
         for (name, shape, data) in &self.tensors {
-            if hf::left_out(name, dialect).is_some() {
-                continue;
-            }
             let places = hf::places(name, dialect).expect("the tensor is known");
             let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
             let mut data = data.clone();
-            if place.from_one {
-                data.iter_mut().for_each(|value| *value += 1.0);
-            }
             let cols = if shape.len() == 2 { shape[1] } else { 1 };
             match place.name.as_str() {
                 n if llama && n.contains("attn_q.") => data = interleave(&data, heads, cols),
@@ -213,16 +207,6 @@ impl Tiny {
         });
         write(path, meta, tensors.collect());
     }
-}
-
-/// The keys that llama.cpp's converter has for Gemma: neither layers with a window, nor what multiplies scores and embeddings.
-fn gemma_keys(meta: &Metadata) -> Metadata {
-    let left_out = ["attention.scale", "embedding_scale", "rope.freq_base_swa", "rope.dimension_count"];
-    let mut all = Metadata::new();
-    meta.iter()
-        .filter(|(key, _)| !key.starts_with("dollop.") && !left_out.iter().any(|l| key.ends_with(l)))
-        .for_each(|(key, value)| all.insert(key, value.clone()));
-    all
 }
 
 /// Writes a GGUF file.

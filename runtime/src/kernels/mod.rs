@@ -22,8 +22,8 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
-    Activation, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History, Linear,
-    LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Uses,
+    Activation, Added, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History,
+    Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 

@@ -25,7 +25,15 @@ pub struct LinearCall<'a, 'o, Buf> {
     /// What it is multiplied with. With nothing, the norm is the result.
     pub outs: &'a mut [Linear<'o, Buf>],
     /// With one result: it is added to these rows, by way of its own where the backend needs it.
-    pub add: Option<&'a mut Buf>,
+    pub add: Option<Added<'a, Buf>>,
+}
+
+/// Where a result is added: `to = scale · (to + result)`.
+pub struct Added<'a, Buf> {
+    /// `[tokens, rows]`.
+    pub to: &'a mut Buf,
+    /// Multiplies the sum; 1 for products.
+    pub scale: f32,
 }
 
 /// Attention of some tokens.
@@ -154,7 +162,9 @@ pub struct Placing<'a> {
     pub q_norm: Option<&'a [f32]>,
     /// Likewise.
     pub k_norm: Option<&'a [f32]>,
-    /// Of both norms.
+    /// Values are normed, head by head, without weights.
+    pub v_norm: bool,
+    /// Of all norms.
     pub eps: f32,
     /// Queries, keys and values are limited to `±limit`.
     pub limit: Option<f32>,
@@ -199,6 +209,8 @@ pub struct Feed<'a> {
     pub activation: Activation,
     /// Added to the products.
     pub biases: Option<Biases<'a>>,
+    /// `[experts]`: they multiply gates.
+    pub scales: Option<&'a [f32]>,
 }
 
 /// Biases of all experts of a layer.

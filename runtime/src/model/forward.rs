@@ -16,8 +16,8 @@ use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, ExpertSource};
 use crate::kernels::{
-    AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing, Projected,
-    best_of, from_bits,
+    Added, AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing,
+    Projected, best_of, from_bits,
 };
 use std::sync::Arc;
 
@@ -149,23 +149,26 @@ impl Model {
     fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
         let (c, a) = (&self.spec, &self.spec.layers[i].attention);
         let norm = Norm { weight: &layer.attn_norm, eps: c.norm_eps };
-        b.linear(LinearCall {
-            x: &s.x,
-            tokens: n,
-            norm: Some((norm, &mut s.h)),
-            outs: &mut [
-                Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q },
-                Linear { matrix: &layer.k, bias: layer.k_bias.as_deref(), out: &mut s.k },
-                Linear { matrix: &layer.v, bias: layer.v_bias.as_deref(), out: &mut s.v },
-            ],
-            add: None,
-        });
+        let q = Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q };
+        let k = Linear { matrix: &layer.k, bias: layer.k_bias.as_deref(), out: &mut s.k };
+        let norm = Some((norm, &mut s.h));
+        match &layer.v {
+            Some(matrix) => {
+                let v = Linear { matrix, bias: layer.v_bias.as_deref(), out: &mut s.v };
+                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs: &mut [q, k, v], add: None });
+            }
+            None => {
+                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs: &mut [q, k], add: None });
+                b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
+            }
+        }
         let how = Placing {
             heads: a.heads,
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             q_norm: layer.q_norm.as_deref(),
             k_norm: layer.k_norm.as_deref(),
+            v_norm: a.v_norm,
             eps: c.norm_eps,
             limit: a.limit,
             rope: &s.ropes[a.rope],
@@ -182,9 +185,13 @@ impl Model {
         let (kv, out) = (&mut s.memory[i].kv, &mut s.attn);
         b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shape: &shape, out });
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
-        let add = Some(&mut s.x).filter(|_| layer.attn_post_norm.is_none());
+        let add = Added { to: &mut s.x, scale: 1.0 };
+        let add = Some(add).filter(|_| layer.attn_post_norm.is_none());
         b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add });
-        self.add_normed(b, s, layer.attn_post_norm.as_deref(), n);
+        if let Some(norm) = layer.attn_post_norm.as_deref() {
+            let bufs = (&s.y, &mut s.h, &mut s.x);
+            self.add_normed(b, bufs, norm, 1.0, n);
+        }
     }
 
     /// `x += ffn(norm(x))`, of one block.
@@ -193,16 +200,26 @@ impl Model {
         let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.norm_eps };
         b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], add: None });
         let activation = self.spec.layers[i].ffn.activation;
-        let x = Some(x).filter(|_| layer.ffn_post_norm.is_none());
-        b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x });
-        self.add_normed(b, s, layer.ffn_post_norm.as_deref(), n);
+        match layer.ffn_post_norm.as_deref() {
+            None => b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: Some(x) }),
+            Some(norm) => {
+                b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: None });
+                self.add_normed(b, (y, h, x), norm, layer.scale(), n);
+            }
+        }
     }
 
-    /// `x += norm(y)`, where what a sub-block gives is normed; otherwise it has been added.
-    fn add_normed<B: Backend>(&self, b: &B, s: &mut State<B>, weight: Option<&[f32]>, n: usize) {
-        let Some(weight) = weight else { return };
-        let norm = Some((Norm { weight, eps: self.spec.norm_eps }, &mut s.h));
-        b.linear(LinearCall { x: &s.y, tokens: n, norm, outs: &mut [], add: Some(&mut s.x) });
+    /// `x = scale · (x + norm(y))`, by way of `h`.
+    fn add_normed<B: Backend>(
+        &self,
+        b: &B,
+        (y, h, to): (&B::Buf, &mut B::Buf, &mut B::Buf),
+        weight: &[f32],
+        scale: f32,
+        n: usize,
+    ) {
+        let norm = Some((Norm { weight, eps: self.spec.norm_eps }, h));
+        b.linear(LinearCall { x: y, tokens: n, norm, outs: &mut [], add: Some(Added { to, scale }) });
     }
 
     /// Final norm and output head of the wanted positions.

@@ -51,11 +51,12 @@ const DESCRIBING: [&str; 6] = [
 ];
 
 /// Keys whose computation is not there, and the values with which it changes nothing.
-const NEUTRAL: [(&str, &[f64]); 16] = [
+const NEUTRAL: [(&str, &[f64]); 17] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attention.shared_kv_layers", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
+    ("embedding_length_per_layer_input", &[0.0]),
     ("expert_gating_func", &[0.0, 1.0]),
     ("expert_group_count", &[0.0, 1.0]),
     ("expert_group_used_count", &[0.0, 1.0]),
@@ -103,7 +104,10 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
             }
-            "rope.freq_base_swa" => family.window_rope_base.is_some(),
+            "attention.key_length_swa"
+            | "attention.value_length_swa"
+            | "rope.dimension_count_swa"
+            | "rope.freq_base_swa" => family.window_rope_base.is_some(),
             _ => NEUTRAL
                 .iter()
                 .find(|(known, _)| *known == name)

@@ -39,6 +39,11 @@ pub enum Scaling {
         /// Context before stretching.
         original_context: f32,
     },
+    /// As trained, but only the first of the frequencies turn.
+    Proportional {
+        /// How many of them.
+        part: f32,
+    },
     /// YaRN (arXiv 2309.00071): a ramp over dimensions, and sharper attention.
     Yarn {
         /// Stretch.
@@ -76,6 +81,10 @@ impl RopeConfig {
             Scaling::None => (half.map(|i| plain(i) as f32).collect(), 1.0),
             Scaling::Linear { factor } => {
                 (half.map(|i| (plain(i) / f64::from(*factor)) as f32).collect(), 1.0)
+            }
+            Scaling::Proportional { part } => {
+                let turning = (f64::from(*part) * dims / 2.0) as usize;
+                (half.map(|i| if i < turning { plain(i) as f32 } else { 0.0 }).collect(), 1.0)
             }
             Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let (factor, low, high) =

@@ -46,6 +46,8 @@ pub struct LayerSpec {
     pub ffn: FfnSpec,
     /// Whether what mixer and feed-forward give is normed before it is added.
     pub sandwich: bool,
+    /// Whether a number may multiply the stream behind it.
+    pub scaled: bool,
 }
 
 /// A feed-forward block, or experts.
@@ -57,6 +59,8 @@ pub struct FfnSpec {
     pub activation: Activation,
     /// Whether router and experts have biases.
     pub biases: bool,
+    /// Whether a dense block stands beside routed experts, both with norms of their own, and the router has one too.
+    pub beside: bool,
 }
 
 /// Attention of grouped queries.
@@ -74,6 +78,10 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// Limit on queries, keys and values before rotation.
     pub limit: Option<f32>,
+    /// Whether values are normed, head by head, without weights.
+    pub v_norm: bool,
+    /// Whether values may be left out: keys, before anything is done to them, then stand for them.
+    pub keys_as_values: bool,
     /// Which of the model's rotary embeddings.
     pub rope: usize,
     /// Whether every head has a sink.
@@ -156,9 +164,13 @@ impl Spec {
         let keys = Keys { meta, arch: family.name };
         let layers = keys.required("block_count", MAX_LAYERS)?;
         let d = keys.required("embedding_length", MAX_WIDTH)?;
-        let attention = attention(&keys, family, d, layers)?;
         keys::check(meta, family)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
+        let windows = windows(&keys, family, layers)?;
+        let kv_heads = kv_heads(&keys, layers)?;
+        let with_window = |window: Option<usize>| attention(&keys, family, d, layers, window);
+        let [full, local] = [with_window(None)?, with_window(Some(0))?];
+        let ropes = ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
@@ -166,17 +178,19 @@ impl Spec {
             router: router(&keys, family)?,
             activation: activation(&keys, family)?,
             biases: family.biases,
+            beside: family.beside,
         };
-        let windows = windows(&keys, family, layers)?;
-        let ropes = ropes(&keys, family, attention.head_dim, context)?;
-        let layer = |window: Option<usize>| LayerSpec {
-            attention: AttentionSpec {
-                window,
-                rope: if window.is_some() { ropes.len() - 1 } else { 0 },
-                ..attention
-            },
-            ffn,
-            sandwich: family.sandwich,
+        let layer = |(layer, window): (usize, Option<usize>)| -> Result<LayerSpec> {
+            let attention = if window.is_some() { local } else { full };
+            let kv_heads = kv_heads.get(layer).copied().unwrap_or(attention.heads);
+            check_heads(&keys, &attention, kv_heads)?;
+            let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
+            Ok(LayerSpec {
+                attention: AttentionSpec { window, kv_heads, rope, ..attention },
+                ffn,
+                sandwich: family.sandwich,
+                scaled: family.layer_scales,
+            })
         };
         Ok(Spec {
             family,
@@ -186,7 +200,7 @@ impl Spec {
             norm_eps,
             embed_scale: embed_scale(&keys, family, d)?,
             logit_cap: keys.positive_or_zero("final_logit_softcapping")?,
-            layers: windows.into_iter().map(layer).collect(),
+            layers: windows.into_iter().enumerate().map(layer).collect::<Result<_>>()?,
             ropes,
         })
     }
@@ -233,19 +247,41 @@ impl Spec {
     }
 }
 
-/// Attention as every layer has it, but for windows.
-fn attention(keys: &Keys, family: &Family, d: usize, layers: usize) -> Result<AttentionSpec> {
-    let heads = keys.required("attention.head_count", MAX_HEADS)?;
-    let kv_heads = keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(Error::malformed(
-            keys.key("attention.head_count_kv"),
-            format!("{kv_heads} key/value heads do not divide {heads} heads"),
-        ));
+/// Key/value heads of each layer; of none where there are as many as heads.
+fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+    const NAME: &str = "attention.head_count_kv";
+    let key = keys.key(NAME);
+    let Some(Value::Array(_)) = keys.meta.get(&key) else {
+        return Ok(keys.optional(NAME, MAX_HEADS)?.map_or_else(Vec::new, |n| vec![n; layers]));
+    };
+    let all = keys.meta.u64s(&key)?.unwrap_or_default();
+    match all.iter().find(|&&n| n > MAX_HEADS) {
+        Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
+        None if all.len() != layers => {
+            Err(Error::malformed(key, format!("{} entries for {layers} layers", all.len())))
+        }
+        None => Ok(all.into_iter().map(|n| n as usize).collect()),
     }
-    let head_dim = match keys.optional("attention.key_length", MAX_WIDTH)? {
-        Some(0) | None if d.is_multiple_of(heads) => d / heads,
-        Some(0) | None => {
+}
+
+fn check_heads(keys: &Keys, attention: &AttentionSpec, kv_heads: usize) -> Result<()> {
+    let heads = attention.heads;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let what = format!("{kv_heads} key/value heads do not divide {heads} heads");
+        return Err(Error::malformed(keys.key("attention.head_count_kv"), what));
+    }
+    Ok(())
+}
+
+/// Values of a head of keys or queries, and of values, of layers of a kind.
+fn head_dim(keys: &Keys, (d, heads): (usize, usize), window: bool) -> Result<usize> {
+    let of = |name: &str| -> Result<Option<usize>> {
+        let own = if window { keys.optional(&format!("{name}_swa"), MAX_WIDTH)? } else { None };
+        Ok(own.or(keys.optional(name, MAX_WIDTH)?).filter(|&n| n > 0))
+    };
+    let head_dim = match of("attention.key_length")? {
+        None if d.is_multiple_of(heads) => d / heads,
+        None => {
             return Err(Error::malformed(
                 keys.key("attention.head_count"),
                 format!("{heads} heads do not divide {d}"),
@@ -253,7 +289,7 @@ fn attention(keys: &Keys, family: &Family, d: usize, layers: usize) -> Result<At
         }
         Some(n) => n,
     };
-    if keys.optional("attention.value_length", MAX_WIDTH)?.is_some_and(|v| v != head_dim) {
+    if of("attention.value_length")?.is_some_and(|v| v != head_dim) {
         return Err(Error::unsupported(
             "values of another length than keys (`attention.value_length`) are not supported",
         ));
@@ -264,14 +300,27 @@ fn attention(keys: &Keys, family: &Family, d: usize, layers: usize) -> Result<At
             format!("{heads} heads of {head_dim} are too wide"),
         ));
     }
-    let limit = keys.positive("attention.clamp_kqv")?;
+    Ok(head_dim)
+}
+
+/// Attention as every layer with or without a window has it, but for the number of its key/value heads and its rope.
+fn attention(
+    keys: &Keys,
+    family: &Family,
+    d: usize,
+    layers: usize,
+    window: Option<usize>,
+) -> Result<AttentionSpec> {
+    let heads = keys.required("attention.head_count", MAX_HEADS)?;
     let attention = AttentionSpec {
         heads,
-        kv_heads,
-        head_dim,
+        kv_heads: heads,
+        head_dim: head_dim(keys, (d, heads), window.is_some())?,
         scale: 0.0,
-        window: None,
-        limit,
+        window,
+        limit: keys.positive("attention.clamp_kqv")?,
+        v_norm: family.v_norm,
+        keys_as_values: family.keys_as_values,
         rope: 0,
         sinks: family.sinks,
         biases: family.biases,
@@ -288,31 +337,34 @@ fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
 }
 
 /// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
-fn ropes(keys: &Keys, family: &Family, head_dim: usize, context: usize) -> Result<Vec<RopeConfig>> {
-    let full = rope(keys, family, head_dim, context)?;
+fn ropes(keys: &Keys, family: &Family, [full, local]: [usize; 2], context: usize) -> Result<Vec<RopeConfig>> {
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    let dims = rope_dims(keys, "rope.dimension_count", full)?;
+    let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
     let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
     // What stretches the one for everything leaves windows alone.
     let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
-    let local = RopeConfig { base, scaling: Scaling::None, ..full.clone() };
-    Ok(vec![full, local])
+    let dims = rope_dims(keys, "rope.dimension_count_swa", local)?;
+    Ok(vec![full, RopeConfig { dims, base, scaling: Scaling::None }])
 }
 
-fn rope(keys: &Keys, family: &Family, head_dim: usize, context: usize) -> Result<RopeConfig> {
-    let dims = keys.optional("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
+/// Rotated dimensions of a head.
+fn rope_dims(keys: &Keys, name: &str, head_dim: usize) -> Result<usize> {
+    let dims = keys.optional(name, MAX_WIDTH)?.unwrap_or(head_dim);
     if dims == 0 || dims % 2 != 0 || dims > head_dim {
-        return Err(Error::malformed(
-            keys.key("rope.dimension_count"),
-            format!("{dims}: it must be even and at most the head's {head_dim}"),
-        ));
+        let what = format!("{dims}: it must be even and at most the head's {head_dim}");
+        return Err(Error::malformed(keys.key(name), what));
     }
-    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    Ok(RopeConfig { dims, base, scaling: scaling(keys, family, context)? })
+    Ok(dims)
 }
 
 fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
     let experts = keys.optional("expert_count", MAX_EXPERTS)?.unwrap_or(0);
     if experts == 0 {
         return Ok(None);
+    }
+    if family.sandwich && !family.beside {
+        return Err(Error::unsupported(format!("experts in a `{}` model are not supported", family.name)));
     }
     let top_k = keys.required("expert_used_count", MAX_EXPERTS)?;
     if top_k > experts {
@@ -421,6 +473,12 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
             high_freq_factor: high,
             original_context: get("original_context_length")?,
         });
+    }
+    const PART: &str = "dollop.rope.proportional";
+    match keys.meta.f32(PART)? {
+        Some(part) if part > 0.0 && part <= 1.0 => return Ok(Scaling::Proportional { part }),
+        Some(part) => return Err(Error::malformed(PART, format!("{part} must be above 0 and up to 1"))),
+        None => {}
     }
     // Files from before `rope.scaling.*` have the linear factor alone.
     let old_linear = keys.positive("rope.scale_linear")?;

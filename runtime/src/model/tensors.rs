@@ -81,6 +81,12 @@ impl Declared {
         Declared { presence: Presence::Maybe, ..self }
     }
 
+    /// A file may have it where `is`, and never otherwise.
+    #[must_use]
+    pub fn maybe_if(self, is: bool) -> Declared {
+        Declared { presence: if is { Presence::Maybe } else { Presence::Never }, ..self }
+    }
+
     /// A file has it where `is`, and never otherwise.
     #[must_use]
     pub fn only_if(self, is: bool) -> Declared {

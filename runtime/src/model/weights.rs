@@ -3,6 +3,7 @@
 //! Every shape is checked when it is read, so that `forward` need not.
 
 use super::embedding::Embedding;
+use super::rope::Scaling;
 use super::spec::{LayerSpec, Spec};
 use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
@@ -33,6 +34,13 @@ impl LayerOf<'_> {
     fn bias(&self, part: &str, len: usize) -> Declared {
         let bias = Declared::vector(self.name(&format!("{part}.bias")), len);
         if self.spec.attention.biases { bias } else { bias.maybe() }
+    }
+
+    /// The projection of values, which some families may leave out.
+    fn values(&self) -> Declared {
+        let a = &self.spec.attention;
+        let values = Declared::matrix(self.name("attn_v.weight"), a.kv_width(), self.d);
+        if a.keys_as_values { values.maybe() } else { values }
     }
 
     /// Its router, where it has experts.
@@ -81,8 +89,8 @@ part! {
         also k: Matrix = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d);
         /// `[kv_heads · head_dim]`.
         also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.attention.kv_width());
-        /// `[kv_heads · head_dim, d]`.
-        also v: Matrix = Declared::matrix(of.name("attn_v.weight"), of.spec.attention.kv_width(), of.d);
+        /// `[kv_heads · head_dim, d]`; without it, keys are values.
+        also v: Option<Matrix> = of.values();
         /// `[kv_heads · head_dim]`.
         also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.attention.kv_width());
         /// `[d, heads · head_dim]`.
@@ -110,6 +118,9 @@ part! {
         /// `[d]`: of what they give.
         first ffn_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_ffw_norm.weight"), of.d).only_if(of.spec.sandwich);
+        /// `[1]`: multiplies the stream behind the layer.
+        first scale: Option<Vec<f32>> =
+            Declared::vector(of.name("layer_output_scale.weight"), 1).maybe_if(of.spec.scaled);
     }
 }
 
@@ -141,10 +152,32 @@ part! {
         /// `[experts]`.
         also router_bias: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
+        /// `[d]`: of the norm of the router's own input.
+        first router_norm: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_gate_inp.scale"), of.layer.d).only_if(of.layer.spec.ffn.beside);
+        /// `[experts]`: they multiply gates.
+        first scales: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_down_exps.scale"), of.router.experts).only_if(of.layer.spec.ffn.beside);
         /// Of the routed experts.
         first biases: Option<ExpertBiases> = of;
         /// An expert that every token uses.
         first shared: Option<Expert> = of.layer.shared();
+        /// A dense block beside the routed experts.
+        first beside: Option<Beside> = of;
+    }
+}
+
+part! {
+    /// A dense block beside routed experts. The layer's norm before the feed-forward is this block's.
+    Beside(of: MoeOf) {
+        /// The block.
+        first block: Expert = of.layer.block("");
+        /// `[d]`: of what it gives.
+        first post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_1.weight"), of.layer.d);
+        /// `[d]`: of what goes to the experts.
+        first experts_norm: Vec<f32> = Declared::vector(of.layer.name("pre_ffw_norm_2.weight"), of.layer.d);
+        /// `[d]`: of what they give.
+        first experts_post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_2.weight"), of.layer.d);
     }
 }
 
@@ -192,6 +225,35 @@ impl Held for Option<ExpertBiases> {
 
     fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
         self.iter_mut().for_each(|biases| biases.each_mut(met));
+    }
+}
+
+impl Moe {
+    /// The block that every token goes through, beside the routed experts or shared.
+    pub fn always(&self) -> Option<&Expert> {
+        self.shared.as_ref().or(self.beside.as_ref().map(|beside| &beside.block))
+    }
+}
+
+impl Held for Option<Beside> {
+    type Of<'o> = MoeOf<'o>;
+
+    fn declare(of: MoeOf<'_>, to: &mut Vec<Declared>) {
+        if of.layer.spec.ffn.beside {
+            Beside::declare(of, to);
+        }
+    }
+
+    fn read(from: &dyn Tensors, of: MoeOf<'_>) -> Result<Self> {
+        of.layer.spec.ffn.beside.then(|| Beside::read(from, of)).transpose()
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        self.iter().for_each(|beside| beside.each(met));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        self.iter_mut().for_each(|beside| beside.each_mut(met));
     }
 }
 
@@ -278,6 +340,16 @@ pub struct EndsOf<'a> {
     vocab: usize,
 }
 
+impl EndsOf<'_> {
+    /// Some families' files have them unless a key says what they would.
+    fn rope_factors(&self) -> Declared {
+        let rope = &self.spec.ropes[0];
+        let factors = Declared::vector("rope_freqs.weight".into(), rope.dims / 2);
+        let said = matches!(rope.scaling, Scaling::Proportional { .. });
+        if self.spec.family.rope_factors && !said { factors } else { factors.maybe() }
+    }
+}
+
 impl<'a> EndsOf<'a> {
     fn new(spec: &'a Spec, rows: &dyn Fn(&str) -> Option<usize>) -> EndsOf<'a> {
         EndsOf { spec, vocab: rows(EMBEDDING).unwrap_or(0) }
@@ -294,7 +366,7 @@ part! {
         /// `[d]`.
         first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
         /// Divisors of the rope frequencies, `[rope dims / 2]`.
-        first rope_factors: Option<Vec<f32>> = Declared::vector("rope_freqs.weight".into(), of.spec.ropes[0].dims / 2).maybe();
+        first rope_factors: Option<Vec<f32>> = of.rope_factors();
     }
 }
 
@@ -344,7 +416,12 @@ impl Weights {
         let mut experts = Vec::with_capacity(spec.layers.len());
         for (layer, of) in spec.layers.iter().enumerate() {
             let of = LayerOf { layer, d: spec.d, spec: of, rows: &rows };
-            layers.push(Layer::read(from, of)?);
+            let mut layer_weights = Layer::read(from, of)?;
+            if let Ffn::Moe(Moe { router_norm: Some(norm), .. }) = &mut layer_weights.ffn {
+                // The router's input is divided by the root of its width.
+                norm.iter_mut().for_each(|w| *w /= (spec.d as f32).sqrt());
+            }
+            layers.push(layer_weights);
             let routed = from.experts(layer, level)?.unwrap_or_default();
             match of.routed() {
                 Some(router) => check_experts(&of, &routed, router.experts)?,
@@ -407,6 +484,11 @@ impl Weights {
 }
 
 impl Layer {
+    /// What multiplies the stream behind it.
+    pub fn scale(&self) -> f32 {
+        self.scale.as_ref().map_or(1.0, |scale| scale[0])
+    }
+
     /// Its matrices but those of routed experts, as [`Weights::matrices`].
     pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
         let mut all: Vec<Vec<&Matrix>> = Vec::new();

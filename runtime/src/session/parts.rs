@@ -87,7 +87,7 @@ impl Shape<'_> {
     ) -> Shape<'a> {
         let always = weights.layers.iter().filter_map(|l| match &l.ffn {
             Ffn::Dense(e) => Some(e),
-            Ffn::Moe(moe) => moe.shared.as_ref(),
+            Ffn::Moe(moe) => moe.always(),
         });
         Shape {
             spec,

@@ -1,7 +1,8 @@
 // A head of queries, keys or values, prepared for attention: normed, limited, rotated.
 //
-// A file that imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
-// of a norm: 0 for none, a head or the whole row), `eps` and `limit` (0 for none).
+// Whoever imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
+// of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed by head, without weights), `eps` and `limit`
+// (0 for none).
 
 #import reduce
 
@@ -39,6 +40,8 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     } else if (role == KEY) {
         span = p.k_norm;
         weights = p.q_norm;
+    } else if (p.v_norm == 1u) {
+        span = p.head_dim;
     }
     // A norm as long as a head runs over the head, a longer one over the row.
     let whole = span > p.head_dim;
@@ -57,7 +60,10 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
         if (i < p.head_dim) {
             value = source(role, at + i);
             if (span > 0u) {
-                value = value * scale * norms[weights + select(0u, h * p.head_dim, whole) + i];
+                value = value * scale;
+                if (role != VALUE) {
+                    value = value * norms[weights + select(0u, h * p.head_dim, whole) + i];
+                }
             }
             if (p.limit > 0.0) {
                 value = clamp(value, -p.limit, p.limit);

@@ -27,6 +27,10 @@ kinds = lambda full, window: dict(rope_parameters=dict(full_attention=full, slid
 G3 = dict(num_hidden_layers=3, head_dim=32, query_pre_attn_scalar=24, tie_word_embeddings=True, vocab_size=256, sliding_window=10,
           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
           **kinds(dict(rope_type="linear", factor=8.0, rope_theta=1e6), dict(rope_type="default", rope_theta=1e4)))
+G4 = dict(num_hidden_layers=4, head_dim=32, global_head_dim=48, num_global_key_value_heads=1, attention_k_eq_v=True, enable_moe_block=True,
+          num_experts=8, top_k_experts=3, moe_intermediate_size=40, hidden_size_per_layer_input=0, tie_word_embeddings=True,
+          vocab_size=256, sliding_window=10, final_logit_softcapping=15.0,
+          layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"])
 SIGHT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -51,6 +55,12 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "gemma3": ("Gemma3Text", dict(G3, final_logit_softcapping=15.0), "new"),
     "gemma3-rhythm": ("Gemma3Text", dict(G3 | dict(num_hidden_layers=7, layer_types=None, query_pre_attn_scalar=32), hidden_size=48), "old"),
     "gemma3-sight": ("Gemma3", dict(text_config=BASE | G3, vision_config=SIGHT, mm_tokens_per_image=4), "new"),
+    "gemma4": ("Gemma4Text", G4, "new"),
+    "gemma4-dense": ("Gemma4Text", dict(G4 | dict(enable_moe_block=False, num_experts=None, top_k_experts=None, moe_intermediate_size=None,
+                                                  attention_k_eq_v=False, num_hidden_layers=3,
+                                                  layer_types=["sliding_attention", "sliding_attention", "full_attention"])), "new"),
+    "gemma4-sight": ("Gemma4", dict(text_config=BASE | G4 | dict(global_head_dim=64, use_bidirectional_attention="vision"), audio_config=None,
+                                    vision_config=SIGHT | dict(num_key_value_heads=2, head_dim=16)), "released"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -136,7 +146,8 @@ def make(name, prefix, changes, style):
         with safe_open(folder / "model.safetensors", "np") as f:
             for key in sorted(f.keys()):
                 shape = list(f.get_slice(key).get_shape())
-                norm, bias = "norm" in key, key.endswith("bias")
+                norm = "norm" in key or key.endswith(("layer_scalar", "router.scale", "per_expert_scale"))
+                bias = key.endswith("bias")
                 scale = 0.3 if norm else 0.2 if bias else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
                 offset = 1.0 if norm and not prefix.startswith("Gemma3") else 0.0
                 tensors.append([key, shape, scale, offset])
@@ -146,7 +157,12 @@ def make(name, prefix, changes, style):
         written = json.loads((folder / "config.json").read_text())
         if style == "old":
             written = old_style(written)
-            (folder / "config.json").write_text(json.dumps(written))
+        if style == "released":
+            # As checkpoints have them: one number for all layers of a kind.
+            text = written["text_config"]
+            of = next(iter(text.pop("per_layer_config").values()))
+            text |= dict(global_head_dim=of["head_dim"], num_global_key_value_heads=of["num_key_value_heads"])
+        (folder / "config.json").write_text(json.dumps(written))
         m, info = model.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
         with torch.no_grad():

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 const MAX_SHARDS: u64 = 1024;
 
+/// A stack of gate and up together.
+const FUSED: &str = "ffn_gate_up_exps.weight";
+
 /// Opens the file and, where it is one of several shards, the others.
 pub(super) fn open(path: &Path) -> Result<Source> {
     let first = store::map(path)?;
@@ -117,9 +120,23 @@ fn add(collector: &mut Collector, file: usize, t: &TensorInfo, family: Option<&F
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
     }
-    let count = if shape.len() == 3 { shape[0] } else { 1 };
+    let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
     let len = t.n_bytes as usize / count;
     let first = Piece { file, offset: t.offset as usize, len };
+    if let (Some(block), 3) = (t.name.strip_suffix(FUSED), shape.len()) {
+        // Of each expert, gate rows before up rows.
+        if !shape[1].is_multiple_of(2) {
+            return Err(Error::malformed(format!("tensor `{}`", t.name), format!("shape {shape:?}")));
+        }
+        shape[1] /= 2;
+        for (half, part) in ["gate", "up"].iter().enumerate() {
+            let place = Place::whole(format!("{block}ffn_{part}_exps.weight"), None);
+            let first = Piece { offset: first.offset + half * (len / 2), len: len / 2, ..first };
+            let pieces = Pieces::Even { first, stride: len, count };
+            collector.add(place, shape.clone(), t.ty, pieces, Layout::Rows)?;
+        }
+        return Ok(());
+    }
     collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count }, Layout::Rows)
 }
 

@@ -42,6 +42,8 @@ pub struct Dialect {
     pub embed_root: bool,
     /// The default base of the rotary embedding of layers with a window, where it is another one there.
     pub window_rope_base: Option<f64>,
+    /// How keys about heads of layers that see everything begin, where they have heads of their own.
+    pub sees_all: Option<&'static str>,
     /// Whether norms are stored as their distance from one.
     pub norms_from_one: bool,
     /// Modules of a layer whose names mean other parts than in most families.
@@ -79,6 +81,7 @@ impl Dialect {
         activation: "silu",
         embed_root: false,
         window_rope_base: None,
+        sees_all: None,
         norms_from_one: false,
         renamed: &[],
         left_out: &[],
@@ -89,19 +92,23 @@ impl Dialect {
 const MAX_LAYERS: u64 = 1024;
 
 /// Keys of `config.json` that are read, here or beside the tokenizer, or whose meaning the tensors show.
-const READ: [&str; 44] = [
+const READ: [&str; 54] = [
     "_sliding_window_pattern",
     "attention_bias",
+    "attention_k_eq_v",
     "attn_logit_softcapping",
     "bos_token_id",
     "clip_qkv",
     "decoder_sparse_step",
+    "enable_moe_block",
     "eos_token_id",
     "final_logit_softcapping",
+    "global_head_dim",
     "head_dim",
     "hidden_act",
     "hidden_activation",
     "hidden_size",
+    "hidden_size_per_layer_input",
     "intermediate_size",
     "layer_types",
     "max_position_embeddings",
@@ -114,10 +121,13 @@ const READ: [&str; 44] = [
     "num_attention_heads",
     "num_experts",
     "num_experts_per_tok",
+    "num_global_key_value_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "num_kv_shared_layers",
     "num_local_experts",
     "partial_rotary_factor",
+    "per_layer_config",
     "qkv_bias",
     "quantization_config",
     "query_pre_attn_scalar",
@@ -130,9 +140,12 @@ const READ: [&str; 44] = [
     "sliding_window",
     "sliding_window_pattern",
     "tie_word_embeddings",
+    "top_k_experts",
     "use_bidirectional_attention",
+    "use_double_wide_mlp",
     "use_sliding_window",
     "vocab_size",
+    "vocab_size_per_layer_input",
     "pad_token_id",
 ];
 
@@ -159,11 +172,25 @@ const DESCRIBING: [&str; 18] = [
     "return_dict",
 ];
 
+/// Keys of `config.json` that no family here has, unless they say that there is nothing of it.
+const UNSUPPORTED: [&str; 4] = [
+    "attn_logit_softcapping",
+    "hidden_size_per_layer_input",
+    "num_kv_shared_layers",
+    "use_bidirectional_attention",
+];
+
 /// Keys of `config.json` with the numbers of a clamped SwiGLU, and what they become.
 const CLAMP: [&str; 2] = ["swiglu_alpha", "swiglu_limit"];
 
 /// Keys that a model of text, pictures and sound has beside `text_config`.
-const BESIDE_TEXT: [&str; 8] = [
+const BESIDE_TEXT: [&str; 14] = [
+    "audio_config",
+    "audio_token_id",
+    "boa_token_id",
+    "eoa_token_id",
+    "eoa_token_index",
+    "video_token_id",
     "boi_token_index",
     "eoi_token_index",
     "image_token_index",
@@ -244,16 +271,17 @@ pub fn model_type(text: &str) -> Result<String> {
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
-    supported(&c, dialect)?;
     for (key, number) in dialect.numbers {
         c.json.entry(*key).or_insert_with(|| (*number).into());
     }
+    supported(&c, dialect)?;
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
     sizes(&c, &mut m, arch)?;
     experts(&c, dialect, &mut m)?;
     positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
+    positions::heads(&c, dialect, &mut m)?;
     positions::ropes(&c, dialect, &mut m)?;
     scales(&c, dialect, &mut m)?;
     let unused: Vec<String> = c
@@ -287,11 +315,13 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
             return Err(Error::unsupported(what));
         }
     }
-    if c.get("use_bidirectional_attention").is_some_and(|v| *v != Json::Bool(false)) {
-        return Err(Error::unsupported("config.json: use_bidirectional_attention is not supported"));
-    }
-    if c.get("attn_logit_softcapping").is_some() {
-        return Err(Error::unsupported("config.json: attn_logit_softcapping is not supported"));
+    // Between pictures, of which there are none.
+    let harmless =
+        |v: &Json| *v == Json::Bool(false) || v.as_str() == Some("vision") || v.as_u64() == Some(0);
+    for key in UNSUPPORTED {
+        if c.get(key).is_some_and(|v| !harmless(v)) {
+            return Err(Error::unsupported(format!("config.json: {key} is not supported")));
+        }
     }
     Ok(())
 }
@@ -366,10 +396,12 @@ fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
 
 fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let mut number = |name: &str, value| number(m, dialect.architecture, name, value);
-    let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
+    let off = c.bool("enable_moe_block")? == Some(false);
+    let experts = c.u64("num_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0 && !off);
     if let Some(experts) = experts.filter(|_| dialect.routed) {
         number("expert_count", Some(experts))?;
-        number("expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
+        let top_k = c.u64("top_k_experts")?.map_or_else(|| c.require_u64("num_experts_per_tok"), Ok)?;
+        number("expert_used_count", Some(top_k))?;
         number("expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
         number("expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
         let renormalize = match dialect.renormalize {

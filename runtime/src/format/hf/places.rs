@@ -119,13 +119,21 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
     let blk = |part: &str| format!("blk.{layer}.{part}");
-    let (module, leaf) = rest.rsplit_once('.')?;
     if rest.starts_with("self_attn.rotary_emb") {
         return Some(Vec::new());
     }
-    if rest == "self_attn.sinks" {
-        return one(blk("attn_sinks.weight"), None);
+    // What has no leaf.
+    let own = match rest {
+        "self_attn.sinks" => Some("attn_sinks.weight"),
+        "layer_scalar" => Some("layer_output_scale.weight"),
+        "router.scale" => Some("ffn_gate_inp.scale"),
+        "router.per_expert_scale" => Some("ffn_down_exps.scale"),
+        _ => None,
+    };
+    if let Some(own) = own {
+        return one(blk(own), None);
     }
+    let (module, leaf) = rest.rsplit_once('.')?;
     let renamed = dialect.renamed.iter().find(|(theirs, _)| *theirs == module).map(|(_, ours)| *ours);
     let plain = match module {
         _ if renamed.is_some() => renamed,
@@ -150,8 +158,9 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(part) = plain {
         return one(blk(&format!("{part}.{leaf}")), None);
     }
-    let experts =
-        rest.strip_prefix("mlp.experts.").or_else(|| rest.strip_prefix("block_sparse_moe.experts."))?;
+    let experts = ["mlp.experts.", "block_sparse_moe.experts.", "experts."]
+        .iter()
+        .find_map(|prefix| rest.strip_prefix(prefix))?;
     let Some((expert, part)) = experts.split_once('.') else { return stack(experts, dialect.stacks, &blk) };
     let part = match part {
         "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",

@@ -39,6 +39,7 @@ pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metada
 /// The rotary embedding, and that of layers with a window where the family has another for them.
 pub(super) fn ropes(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let (full, window) = of_kinds(c)?;
+    let arch = dialect.architecture;
     if let Some(base) = dialect.window_rope_base {
         let kind = window.str("rope_type")?.unwrap_or("default");
         if kind != "default" {
@@ -46,9 +47,51 @@ pub(super) fn ropes(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<(
             return Err(Error::unsupported(what));
         }
         let base = window.f64("rope_theta")?.or(c.f64("rope_local_base_freq")?).unwrap_or(base);
-        m.insert(format!("{}.rope.freq_base_swa", dialect.architecture), base as f32);
+        m.insert(format!("{arch}.rope.freq_base_swa"), base as f32);
+        if window.f64("partial_rotary_factor")?.is_some_and(|p| p != 1.0) {
+            let what = "config.json: partial_rotary_factor of layers with a window is not supported";
+            return Err(Error::unsupported(what));
+        }
     }
     rope(&full, m, dialect)
+}
+
+/// Heads of layers that see everything, where theirs are others than those of layers with a window.
+pub(super) fn heads(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    let Some(kind) = dialect.sees_all else { return Ok(()) };
+    let key = |name: &str| format!("{}.{name}", dialect.architecture);
+    let windows = m.bools("dollop.attention.window_layers")?.map(<[bool]>::to_vec).unwrap_or_default();
+    // Written as numbers of the first such layer by transformers 5.
+    let first = windows.iter().position(|window| !window).map(|layer| layer.to_string());
+    let listed = match (c.get("per_layer_config"), first) {
+        (Some(Json::Object(all)), Some(layer)) => match all.get(&layer) {
+            Some(Json::Object(of)) => Some(Config { json: of.clone() }),
+            _ => None,
+        },
+        _ => None,
+    };
+    let number = |name: &str| -> Result<Option<u64>> {
+        let listed = listed.as_ref().map_or(Ok(None), |of| of.u64(name))?;
+        Ok(listed.or(c.u64(&format!("{kind}_{name}"))?).filter(|&n| n > 0))
+    };
+    let large = |name: &str| Config::wrong(name, "a smaller number");
+    let own = c.require_u64("head_dim")?;
+    let full = number("head_dim")?.unwrap_or(if listed.is_some() { own } else { 512 });
+    for (suffix, n) in [("", full), ("_swa", own)] {
+        let n = u32::try_from(n).map_err(|_| large("head_dim"))?;
+        for name in ["attention.key_length", "attention.value_length", "rope.dimension_count"] {
+            m.insert(key(&format!("{name}{suffix}")), n);
+        }
+    }
+    let kv_heads = c.require_u64("num_key_value_heads")?;
+    let global = listed.as_ref().map_or(Ok(None), |of| of.u64("num_key_value_heads"))?;
+    let global = match c.bool("attention_k_eq_v")? {
+        Some(true) => global.or(c.u64("num_global_key_value_heads")?).unwrap_or(kv_heads),
+        _ => global.unwrap_or(kv_heads),
+    };
+    let of = |&window: &bool| if window { kv_heads } else { global };
+    m.insert(key("attention.head_count_kv"), windows.iter().map(of).collect::<Vec<u64>>());
+    Ok(())
 }
 
 /// The parameters of layers that see everything, and of those with a window where they have their own, of either spelling.
@@ -83,12 +126,13 @@ fn of_kinds(c: &Config) -> Result<(Config, Config)> {
 fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     let key = |name: &str| format!("{}.rope.{name}", dialect.architecture);
     m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(dialect.rope_base) as f32);
-    if let Some(part) = c.f64("partial_rotary_factor")?.filter(|&p| p != 1.0) {
+    let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
+    let part = c.f64("partial_rotary_factor")?;
+    if let Some(part) = part.filter(|&p| p != 1.0 && kind != "proportional") {
         return Err(Error::unsupported(format!(
             "config.json: partial_rotary_factor {part} is not supported; 1 is"
         )));
     }
-    let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
     let copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
         if let Some(v) = c.f64(from)? {
             m.insert(to, v as f32);
@@ -97,6 +141,9 @@ fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     };
     match kind {
         "default" => {}
+        "proportional" if c.f64("factor")?.is_none_or(|f| f == 1.0) => {
+            m.insert("dollop.rope.proportional", part.unwrap_or(1.0) as f32);
+        }
         "linear" | "yarn" => {
             m.insert(key("scaling.type"), kind);
             copy(m, "factor", key("scaling.factor"))?;

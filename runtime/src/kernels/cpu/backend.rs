@@ -7,8 +7,8 @@ use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Activation, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart, Linear,
-    LinearCall, Placing, Projected, Routed, Router, SumCall, Summed,
+    Activation, Added, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart,
+    Linear, LinearCall, Placing, Projected, Routed, Router, SumCall, Summed,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -151,8 +151,18 @@ impl Backend for CpuBackend {
         };
         CpuBackend::linear(self, x, tokens, outs);
         match (add, outs) {
-            (Some(to), [one]) => self.add(to, one.out, tokens * one.matrix.rows()),
-            (Some(to), []) => self.add(to, x, tokens * norm_len),
+            (Some(Added { to, scale }), [one]) => {
+                debug_assert!(scale == 1.0, "products are added as they are");
+                self.add(to, one.out, tokens * one.matrix.rows());
+            }
+            (Some(Added { to, scale }), []) => {
+                self.add(to, x, tokens * norm_len);
+                if scale != 1.0 {
+                    self.each_row(&mut to[..tokens * norm_len], norm_len, &|_, row| {
+                        row.iter_mut().for_each(|x| *x *= scale);
+                    });
+                }
+            }
             _ => {}
         }
     }
@@ -257,6 +267,10 @@ impl CpuBackend {
         if let Some(weight) = how.k_norm {
             self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
         }
+        if how.v_norm {
+            self.pool.operation("norm");
+            self.each_row(&mut v[..kv_len], how.head_dim, &|_, x| math::rms_in_place(x, how.eps));
+        }
         if let Some(limit) = how.limit {
             clamp(&mut q[..q_len], limit);
             clamp(&mut k[..kv_len], limit);
@@ -300,7 +314,7 @@ impl CpuBackend {
                 x,
                 (tokens, tokens >= MANY, 0),
                 1,
-                &Feed { activation, biases: None },
+                &Feed { activation, ..Feed::default() },
                 &[ExpertJob { index: 0, expert, slots }],
                 out,
             );

@@ -72,6 +72,13 @@ pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
     }
 }
 
+/// [`rms_norm_in_place`] without weights.
+#[inline(always)]
+pub(super) fn rms_in_place(x: &mut [f32], eps: f32) {
+    let scale = rms_scale(x, eps);
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
 #[inline(always)]
 fn rms_scale(x: &[f32], eps: f32) -> f32 {
     let sum: f64 = x.chunks(64).map(|x| f64::from(dot(x, x))).sum();

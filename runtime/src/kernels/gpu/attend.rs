@@ -44,6 +44,7 @@ impl State {
             capacity: kv.capacity as u32,
             q_norm: how.q_norm.map_or(0, <[f32]>::len) as u32,
             k_norm: how.k_norm.map_or(0, <[f32]>::len) as u32,
+            v_norm: how.v_norm.into(),
             eps: how.eps,
             limit: how.limit.unwrap_or(0.0),
         };
@@ -94,6 +95,7 @@ impl State {
             base: base(kv, shape, pos),
             q_norm: p.q_norm,
             k_norm: p.k_norm,
+            v_norm: p.v_norm,
             eps: p.eps,
             limit: p.limit,
             window: window(shape),

@@ -8,8 +8,9 @@ use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Activation, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs, KvPart,
-    Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall, Uses,
+    Activation, Added, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs,
+    KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall,
+    Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -38,7 +39,7 @@ impl Backend for GpuBackend {
     }
 
     fn copy(&self, src: &GpuBuf, at: usize, len: usize, dst: &mut GpuBuf) {
-        self.lock().elementwise(&self.gpu, COPY, &src.memory, at, len, &dst.memory);
+        self.lock().elementwise(&self.gpu, (COPY, 1.0), &src.memory, at, len, &dst.memory);
     }
 
     fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
@@ -125,14 +126,16 @@ impl Backend for GpuBackend {
     fn linear(&self, call: LinearCall<'_, '_, GpuBuf>) {
         let LinearCall { x, tokens, norm, outs, add } = call;
         match (add, outs) {
-            (Some(to), [Linear { matrix, bias, out }]) if norm.is_none() => {
+            (Some(Added { to, scale }), [Linear { matrix, bias, out }]) if norm.is_none() => {
+                debug_assert!(scale == 1.0, "products are added as they are");
                 self.linear_add(x, tokens, Linear { matrix, bias: *bias, out }, to);
             }
             (add, []) => {
                 let (norm, h) = norm.expect("without products the norm is the result");
                 self.rms_norm(x, norm.weight, norm.eps, tokens, h);
-                if let Some(to) = add {
-                    self.add(to, h, tokens * norm.weight.len());
+                if let Some(Added { to, scale }) = add {
+                    let len = tokens * norm.weight.len();
+                    self.lock().elementwise(&self.gpu, (ADD, scale), &h.memory, 0, len, &to.memory);
                 }
             }
             (add, outs) => {
@@ -297,6 +300,6 @@ impl GpuBackend {
 
     /// `x[..len] += y[..len]`.
     pub fn add(&self, x: &mut GpuBuf, y: &GpuBuf, len: usize) {
-        self.lock().elementwise(&self.gpu, ADD, &y.memory, 0, len, &x.memory);
+        self.lock().elementwise(&self.gpu, (ADD, 1.0), &y.memory, 0, len, &x.memory);
     }
 }

@@ -181,7 +181,7 @@ impl State {
             Linear { matrix: &expert.up, bias: None, out: &mut ups },
         ];
         let first = self.linear(gpu, x, None, tokens, &mut outs, false);
-        self.elementwise(gpu, op, &ups.memory, 0, len, &hidden.memory);
+        self.elementwise(gpu, (op, 1.0), &ups.memory, 0, len, &hidden.memory);
         let mut outs = [Linear { matrix: &expert.down, bias: None, out }];
         let second = self.linear(gpu, &hidden.memory, None, tokens, &mut outs, false);
         (self.hidden.0, self.ups.0) = (Some(hidden), Some(ups));
@@ -206,7 +206,7 @@ impl State {
             if let Some(gate) = gate {
                 self.gate_rows(gpu, gate, tokens, d, &y.memory);
             }
-            self.elementwise(gpu, ADD, &y.memory, 0, tokens * d, x);
+            self.elementwise(gpu, (ADD, 1.0), &y.memory, 0, tokens * d, x);
             return Ok(());
         };
         let shape = FeedForward { activation, ..FeedForward::of(expert, 1) };
@@ -381,7 +381,7 @@ impl State {
         }
         let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let jobs_of = Some(table).filter(|_| tokens == 1);
-        self.route_on(gpu, &logits.memory, tokens, router, jobs_of, history.as_ref())?;
+        self.route_on(gpu, &logits.memory, tokens, router, feed.scales, jobs_of, history.as_ref())?;
         let form = self.recorder.form(gpu, Kernel::GateUp, variant);
         let form_down = Some(form).filter(|_| tokens > 1);
         let rows = tokens * of.top_k;
@@ -425,7 +425,7 @@ impl State {
         let grid = [groups(shape.d), tokens];
         self.recorder.run(gpu, Variant::default(), &sum, &[&slots.memory, choices, &y.memory], grid);
         if let Some(x) = x {
-            self.elementwise(gpu, ADD, &y.memory, 0, tokens * shape.d, &x.memory);
+            self.elementwise(gpu, (ADD, 1.0), &y.memory, 0, tokens * shape.d, &x.memory);
         }
         Ok(true)
     }

@@ -19,11 +19,11 @@ const ENOUGH: usize = 1024;
 const PARTS: usize = 3;
 
 impl State {
-    /// One of the operations of `elementwise.wgsl`, reading `from` from `at` on.
+    /// One of the operations of `elementwise.wgsl`, `from` being taken from `at` on, the result multiplied.
     pub(super) fn elementwise(
         &mut self,
         gpu: &Device,
-        op: u32,
+        (op, scale): (u32, f32),
         from: &Memory,
         at: usize,
         len: usize,
@@ -31,7 +31,7 @@ impl State {
     ) {
         let n = groups(len);
         let x = n.min(gpu.max_groups);
-        let params = ElementwiseParams { len: len as u32, at: at as u32 };
+        let params = ElementwiseParams { len: len as u32, at: at as u32, scale };
         let variant = Variant { op, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
     }
@@ -182,14 +182,15 @@ impl State {
         Ok(())
     }
 
-    /// Dispatches `route`, which writes the choices and a history. With `table`, the layer's first entry in the table,
-    /// it writes jobs too.
+    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn route_on(
         &mut self,
         gpu: &Device,
         logits: &Memory,
         tokens: usize,
         router: &Router,
+        scales: Option<&[f32]>,
         table: Option<u32>,
         history: Option<&History<'_, GpuBuf>>,
     ) -> Result<()> {
@@ -200,6 +201,7 @@ impl State {
             top_k: top_k as u32,
             renormalize: renormalize.into(),
             scale,
+            scaled: scales.is_some().into(),
             jobs: table.is_some().into(),
             table: table.unwrap_or(0),
             at: history.map_or(0, |h| h.at) as u32,
@@ -207,8 +209,14 @@ impl State {
         };
         let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
         let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;
-        let history = history.map_or(&self.spare[0], |h| &h.buf.memory);
-        let memory = [logits, &self.experts.table, choices, jobs, history];
+        let scales = match scales {
+            Some(scales) => Some(self.weights.vector(gpu, scales, || scales.to_vec())?),
+            None => None,
+        };
+        let [none, spare, ..] = &self.spare;
+        let history = history.map_or(none, |h| &h.buf.memory);
+        let scales = scales.as_deref().unwrap_or(spare);
+        let memory = [logits, &self.experts.table, choices, jobs, history, scales];
         self.recorder.run(gpu, Variant::default(), &params, &memory, [tokens, 1]);
         Ok(())
     }
@@ -221,7 +229,7 @@ impl State {
         router: &Router,
         out: &mut Vec<Choice>,
     ) -> Result<()> {
-        self.route_on(gpu, logits, tokens, router, None, None)?;
+        self.route_on(gpu, logits, tokens, router, None, None, None)?;
         let mut words = vec![0u32; 2 * tokens * router.top_k];
         self.recorder.read(gpu, &mut [(self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))])?;
         out.clear();

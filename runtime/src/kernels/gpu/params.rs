@@ -109,7 +109,7 @@ params!(
     /// `place.wgsl`.
     Place, PlaceParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        eps: f32, limit: f32,
+        v_norm: u32, eps: f32, limit: f32,
     }
 );
 
@@ -140,7 +140,7 @@ params!(
     /// `attend_one.wgsl`.
     AttendOne, AttendOneParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, base: u32, q_norm: u32,
-        k_norm: u32, eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
+        k_norm: u32, v_norm: u32, eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
     }
 );
 
@@ -159,7 +159,9 @@ pub(super) fn partial_values(head_dim: usize) -> usize {
 
 params!(
     /// `route.wgsl`.
-    Route, RouteParams { experts: u32, top_k: u32, renormalize: u32, scale: f32, jobs: u32, table: u32, at: u32, first: u32 }
+    Route, RouteParams {
+        experts: u32, top_k: u32, renormalize: u32, scale: f32, scaled: u32, jobs: u32, table: u32, at: u32, first: u32,
+    }
 );
 
 params!(
@@ -174,7 +176,7 @@ params!(
 
 params!(
     /// `elementwise.wgsl`.
-    Elementwise, ElementwiseParams { len: u32, at: u32 }
+    Elementwise, ElementwiseParams { len: u32, at: u32, scale: f32 }
 );
 
 params!(

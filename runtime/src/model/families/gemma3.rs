@@ -8,7 +8,7 @@ use crate::kernels::Activation;
 /// A layer with a window for all but every sixth, unless the configuration has another rhythm.
 const RHYTHM: usize = 6;
 
-const TEXT: Dialect = Dialect {
+pub(super) const TEXT: Dialect = Dialect {
     model_type: "gemma3_text",
     architecture: "gemma3",
     rope_base: 1e6,

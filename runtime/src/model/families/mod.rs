@@ -4,6 +4,7 @@
 //! [`super::spec`] resolves to one specification a layer.
 
 mod gemma3;
+mod gemma4;
 mod gpt_oss;
 mod llama;
 mod olmoe;
@@ -47,6 +48,16 @@ pub struct Family {
     pub embed_root: bool,
     /// What multiplies scores, unless the file says it: of a layer's attention, the width of the stream and the number of layers.
     pub score_scale: fn(&AttentionSpec, usize, usize) -> f32,
+    /// Whether values are normed, head by head, without weights.
+    pub v_norm: bool,
+    /// Whether layers may leave out values: keys, before anything is done to them, then stand for them.
+    pub keys_as_values: bool,
+    /// Whether layers with experts have a dense block beside them, both with norms of their own, and the router one too.
+    pub beside: bool,
+    /// Whether layers may have a number that multiplies the stream behind them.
+    pub layer_scales: bool,
+    /// Whether frequencies of the rotary embedding of layers that see everything are in the file, where no key says them.
+    pub rope_factors: bool,
     /// The base of the rotary embedding in layers with a window, unless the file says it, where it is another one there.
     pub window_rope_base: Option<f32>,
     /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
@@ -82,6 +93,11 @@ impl Family {
         sandwich: false,
         embed_root: false,
         score_scale: |attention, _, _| 1.0 / (attention.head_dim as f32).sqrt(),
+        v_norm: false,
+        keys_as_values: false,
+        beside: false,
+        layer_scales: false,
+        rope_factors: false,
         window_rope_base: None,
         yarn_truncate: true,
     };
@@ -100,8 +116,9 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 8] = [
+pub static FAMILIES: [Family; 9] = [
     gpt_oss::FAMILY,
+    gemma4::FAMILY,
     gemma3::FAMILY,
     olmoe::FAMILY,
     qwen3moe::FAMILY,

@@ -11,7 +11,7 @@ use crate::kernels::{
     SumCall,
 };
 use crate::model::routing::{self, Routing};
-use crate::model::weights::{ExpertBiases, Ffn, Layer, Moe};
+use crate::model::weights::{Beside, ExpertBiases, Ffn, Layer, Moe};
 use crate::quant::Matrix;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +29,8 @@ pub(super) struct MoeScratch<B: Backend> {
     slots: B::Buf,
     /// `[chunk, 1]`.
     shared_gate: B::Buf,
+    /// What routed experts and the block beside them give, `[chunk, d]`.
+    both: Option<B::Buf>,
     choices: Vec<Choice>,
     /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
     logits: Vec<f32>,
@@ -47,6 +49,10 @@ impl<B: Backend> MoeScratch<B> {
             router: backend.alloc(chunk * experts)?,
             slots: backend.alloc(chunk * top_k * model.spec.d)?,
             shared_gate: backend.alloc(chunk)?,
+            both: match model.spec.layers.iter().any(|l| l.ffn.beside) {
+                true => Some(backend.alloc(chunk * model.spec.d)?),
+                false => None,
+            },
             choices: Vec::with_capacity(chunk * top_k),
             logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
             resident: vec![true; experts],
@@ -57,14 +63,18 @@ impl<B: Backend> MoeScratch<B> {
     }
 
     /// Words of [`MoeScratch::new`].
-    pub(super) fn words(router: &Router, d: usize, chunk: usize) -> usize {
+    pub(super) fn words(router: &Router, d: usize, chunk: usize, beside: bool) -> usize {
+        let both = if beside { chunk * d } else { 0 };
         // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
-        chunk * (2 * router.experts + router.top_k * d + 1) + 6 * chunk * router.top_k + 16 * router.experts
+        both + chunk * (2 * router.experts + router.top_k * d + 1)
+            + 6 * chunk * router.top_k
+            + 16 * router.experts
     }
 }
 
 impl Model {
-    /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`.
+    /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`; with a block beside the experts,
+    /// `x += norm(norm(block(norm(x))) + norm(Σ gate · expert(norm(x))))`.
     pub(super) fn moe<B: Backend>(
         &self,
         b: &B,
@@ -81,7 +91,8 @@ impl Model {
             .as_ref()
             .zip(scratch.as_mut())
             .expect("a routed layer implies a router");
-        let norm = Norm { weight: &norms.ffn_norm, eps: c.norm_eps };
+        let eps = c.norm_eps;
+        let norm = Norm { weight: moe.router_norm.as_deref().unwrap_or(&norms.ffn_norm), eps };
         let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
         let norm = Some((norm, &mut *h));
         match &moe.shared_gate {
@@ -91,11 +102,23 @@ impl Model {
             }
             None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], add: None }),
         }
+        if let Some(Beside { experts_norm, .. }) = &moe.beside {
+            let norm = Some((Norm { weight: experts_norm, eps }, &mut *h));
+            b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], add: None });
+        }
+        let adds = norms.ffn_post_norm.is_none();
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
         let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
-                let bufs = RoutedBufs { h, logits: &m.router, slots: &mut m.slots, y, x: Some(x), history };
+                let bufs = RoutedBufs {
+                    h,
+                    logits: &m.router,
+                    slots: &mut m.slots,
+                    y,
+                    x: Some(&mut *x).filter(|_| adds),
+                    history,
+                };
                 b.routed(bufs, n, router, (layer, &self.feed(moe, layer)), all)?
             }
             None => false,
@@ -104,14 +127,39 @@ impl Model {
             noted.done(layer);
         }
         if !done {
-            self.serve(b, (h, x, y), m, (router, moe), layer, n)?;
+            self.serve(b, (h, x, y), m, (router, moe, adds), layer, n)?;
         }
         if let Some(shared) = &moe.shared {
             let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
             let activation = c.layers[layer].ffn.activation;
             b.feed(FeedCall { h, tokens: n, block: shared, activation, gate, y, x: Some(x) });
         }
+        if let Some((beside, both)) = moe.beside.as_ref().zip(m.both.as_mut()) {
+            self.beside(b, (h, y, both, x), (beside, norms), layer, n);
+        }
         Ok(())
+    }
+
+    /// The dense block beside routed experts, whose sum is in `y`, and both into the stream.
+    fn beside<B: Backend>(
+        &self,
+        b: &B,
+        (h, y, both, x): (&mut B::Buf, &mut B::Buf, &mut B::Buf, &mut B::Buf),
+        (beside, norms): (&Beside, &Layer),
+        layer: usize,
+        n: usize,
+    ) {
+        let eps = self.spec.norm_eps;
+        let norm = Norm { weight: &beside.experts_post_norm, eps };
+        b.linear(LinearCall { x: y, tokens: n, norm: Some((norm, &mut *both)), outs: &mut [], add: None });
+        let norm = Norm { weight: &norms.ffn_norm, eps };
+        b.linear(LinearCall { x, tokens: n, norm: Some((norm, &mut *h)), outs: &mut [], add: None });
+        let activation = self.spec.layers[layer].ffn.activation;
+        b.feed(FeedCall { h, tokens: n, block: &beside.block, activation, gate: None, y, x: None });
+        self.add_normed(b, (y, h, both), &beside.post_norm, 1.0, n);
+        if let Some(norm) = norms.ffn_post_norm.as_deref() {
+            self.add_normed(b, (both, h, x), norm, norms.scale(), n);
+        }
     }
 
     /// What a layer's experts have beside their matrices.
@@ -119,21 +167,22 @@ impl Model {
         Feed {
             activation: self.spec.layers[layer].ffn.activation,
             biases: moe.biases.as_ref().map(ExpertBiases::slices),
+            scales: moe.scales.as_deref(),
         }
     }
 
-    /// `x += Σ gate · expert(h)`, the experts as their source hands them over.
+    /// `x += Σ gate · expert(h)`, or the sum in `y`, the experts as their source hands them over.
     fn serve<B: Backend>(
         &self,
         b: &B,
         (h, x, y): (&B::Buf, &mut B::Buf, &mut B::Buf),
         m: &mut MoeScratch<B>,
-        (router, moe): (&Router, &Moe),
+        (router, moe, adds): (&Router, &Moe, bool),
         layer: usize,
         n: usize,
     ) -> Result<()> {
         b.route(&m.router, n, router, &mut m.choices)?;
-        self.depart(b, m, router, layer, n)?;
+        self.depart(b, m, (router, moe), layer, n)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         let of = Routed {
             layer,
@@ -179,7 +228,14 @@ impl Model {
         self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
         // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
         let (slots, choices) = (&m.slots, &m.choices[..]);
-        b.sum(SumCall { slots, choices, top_k: router.top_k, d: self.spec.d, y, x: Some(x) });
+        b.sum(SumCall {
+            slots,
+            choices,
+            top_k: router.top_k,
+            d: self.spec.d,
+            y,
+            x: Some(x).filter(|_| adds),
+        });
         Ok(())
     }
 
@@ -187,11 +243,13 @@ impl Model {
     fn soon(&self, layer: usize) -> impl Iterator<Item = &Matrix> {
         let (here, next) = (&self.weights.layers[layer], self.weights.layers.get(layer + 1));
         let shared = match &here.ffn {
-            Ffn::Moe(moe) => moe.shared.as_ref(),
+            Ffn::Moe(moe) => moe.always(),
             Ffn::Dense(_) => None,
         };
         let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
-        let attention = next.into_iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]);
+        let attention = next
+            .into_iter()
+            .flat_map(|l| [Some(&l.q), Some(&l.k), l.v.as_ref(), Some(&l.o)].into_iter().flatten());
         let first = next.map_or(&self.weights.head, |l| match &l.ffn {
             Ffn::Moe(moe) => &moe.router,
             Ffn::Dense(ffn) => &ffn.gate,
@@ -204,7 +262,7 @@ impl Model {
         &self,
         b: &B,
         m: &mut MoeScratch<B>,
-        router: &Router,
+        (router, moe): (&Router, &Moe),
         layer: usize,
         n: usize,
     ) -> Result<()> {
@@ -224,6 +282,7 @@ impl Model {
                 &self.counters,
             );
         }
+        scale(&mut m.choices, moe);
         if skip_cold > 0.0 {
             routing::drop_cold(&mut m.choices, router.top_k, &m.resident, skip_cold, &self.counters);
         }
@@ -241,14 +300,23 @@ impl Model {
         out: &mut Vec<Wanted>,
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
-        let norm = Norm { weight: &next.ffn_norm, eps: self.spec.norm_eps };
+        let weight = moe.router_norm.as_deref().unwrap_or(&next.ffn_norm);
+        let norm = Norm { weight, eps: self.spec.norm_eps };
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
         b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, add: None });
         b.route(logits, 1, router, choices)?;
+        scale(choices, moe);
         let wanted =
             |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };
         out.extend(choices.iter().map(wanted));
         Ok(())
+    }
+}
+
+/// Multiplies gates as their experts ask.
+fn scale(choices: &mut [Choice], moe: &Moe) {
+    if let Some(scales) = &moe.scales {
+        choices.iter_mut().for_each(|c| c.gate *= scales[c.expert as usize]);
     }
 }
 

@@ -104,7 +104,9 @@ impl<B: Backend> State<B> {
         let c = spec;
         let stream =
             chunk * (3 * c.d + 2 * c.most(AttentionSpec::q_width) + 2 * c.most(AttentionSpec::kv_width));
-        let moe = c.router().map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk));
+        let moe = c
+            .router()
+            .map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk, c.layers.iter().any(|l| l.ffn.beside)));
         let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST + c.d;
         4 * (stream + moe + logits + c.rope_values(capacity))
     }

@@ -322,6 +322,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
                 head_dim,
                 q_norm: Some(&q_norm),
                 k_norm: Some(&k_norm),
+                v_norm: false,
                 eps: EPS as f32,
                 limit: None,
                 rope: &rope,

@@ -49,8 +49,14 @@ fn experts_with_biases_or_another_activation_are_the_cpus() {
     let (ff, experts, d) = (40, 5, 72);
     let (gate, up, down) = (values(experts * ff, 1), values(experts * ff, 2), values(experts * d, 3));
     let biases = Some(Biases { gate: &gate, up: &up, down: &down });
-    check_feed(&Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases }, d, ff, experts);
-    check_feed(&Feed { activation: Activation::Geglu, biases: None }, d, ff, experts);
+    check_feed(
+        &Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases, scales: None },
+        d,
+        ff,
+        experts,
+    );
+    let scales = values(experts, 4);
+    check_feed(&Feed { activation: Activation::Geglu, biases: None, scales: Some(&scales) }, d, ff, experts);
 }
 
 fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
@@ -74,6 +80,9 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
     let mut slots = b.alloc(tokens * top_k * d).unwrap();
     b.experts(&put(&b, &x), of, feed, &jobs, &mut slots);
     close("slots", &get(&b, &slots), &want, 2e-4);
+    if let Some(scales) = feed.scales {
+        choices.iter_mut().for_each(|c| c.gate *= scales[c.expert as usize]);
+    }
     let mut sum = b.alloc(tokens * d).unwrap();
     b.combine(&slots, &choices, top_k, d, &mut sum);
     let sum = get(&b, &sum);
@@ -102,8 +111,11 @@ fn dense_blocks_with_a_gelu_are_the_cpus() {
     apart.up = plain(ff, d, 6);
     for block in [an_expert(d, ff, Some(Level::B6), 1), apart] {
         // The CPU takes inputs of nested matrices in 8 bits.
-        let [gate, up, down] = [&block.gate, &block.up, &block.down]
-            .map(|m| Matrix::F32 { rows: m.rows(), cols: m.cols(), data: dense(m).into() });
+        let [gate, up, down] = [&block.gate, &block.up, &block.down].map(|m| Matrix::F32 {
+            rows: m.rows(),
+            cols: m.cols(),
+            data: dense(m).iter().map(|&w| w as f32).collect(),
+        });
         let flat = Expert { gate, up, down, place: None };
         for tokens in [1, 11] {
             let x: Vec<f32> = values(tokens * d, 9).iter().map(|x| 4.0 * x).collect();

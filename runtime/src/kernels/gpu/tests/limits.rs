@@ -235,6 +235,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
         head_dim: wide,
         q_norm: None,
         k_norm: None,
+        v_norm: false,
         eps: 1e-5,
         limit: None,
         rope: &rope,

@@ -143,6 +143,7 @@ fn places_and_attends() {
                 head_dim,
                 q_norm: Some(&q_norm[..]).filter(|_| !norm.is_empty()),
                 k_norm: Some(&k_norm[..]).filter(|_| !norm.is_empty()),
+                v_norm: norm == "head",
                 eps: 1e-5,
                 limit,
                 rope: &rope,
@@ -191,8 +192,17 @@ fn two_rotations_of_one_size_are_two() {
         let table = |seed| values(tokens * head_dim / 2, seed + 10 * name as u32);
         let rope = RopeTable { name, dims: head_dim, cos: table(1), sin: table(2) };
         let (kv_heads, eps) = (heads, 1e-5);
-        let how =
-            Placing { heads, kv_heads, head_dim, q_norm: None, k_norm: None, eps, limit: None, rope: &rope };
+        let how = Placing {
+            heads,
+            kv_heads,
+            head_dim,
+            q_norm: None,
+            k_norm: None,
+            v_norm: false,
+            eps,
+            limit: None,
+            rope: &rope,
+        };
         let x = values(tokens * heads * head_dim, 3);
         let (mut q, mut k, mut v) = (put(&b, &x), put(&b, &x), put(&b, &x));
         let (mut kv, mut rotated) = (b.alloc_kv(tokens, heads, head_dim).unwrap(), b.alloc(x.len()).unwrap());
@@ -265,6 +275,7 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
                 head_dim,
                 q_norm: None,
                 k_norm: None,
+                v_norm: false,
                 eps: 1e-5,
                 limit: None,
                 rope: &rope,

@@ -37,6 +37,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         head_dim,
         q_norm: Some(&q_norm),
         k_norm: Some(&k_norm),
+        v_norm: true,
         eps: 1e-5,
         limit: None,
         rope: &rope,
