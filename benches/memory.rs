@@ -37,7 +37,7 @@ const GRANULE: usize = 16384;
 fn layer() -> Result<LayerExperts, Failure> {
     let shapes = [Shape::new(768, 2048, 64)?, Shape::new(768, 2048, 64)?, Shape::new(2048, 768, 64)?];
     let slab = |p: usize| shapes.iter().map(|s| s.plane(p).len).sum::<usize>().next_multiple_of(GRANULE);
-    let plane = |p| PlaneSlabs { offset: 0, stride: slab(p), checksums: vec![0; EXPERTS] };
+    let plane = |p| PlaneSlabs { offset: 0, stride: slab(p), checksums: vec![0; EXPERTS], slots: Vec::new() };
     Ok(LayerExperts {
         shapes,
         rotations: [None; 3],

@@ -6,7 +6,7 @@
 
 use dollop::CancelToken;
 use dollop::convert::source::Source;
-use dollop::convert::{ConvertOptions, convert, imatrix};
+use dollop::convert::{ConvertOptions, Size, convert, imatrix};
 use dollop::internal::Bytes;
 use dollop::internal::format::{Array, GgmlType, Gguf, GgufWriter, Metadata, TensorDecl, Value, Width};
 use dollop::internal::format::{dollop::Directory, hf, safetensors};
@@ -14,6 +14,7 @@ use dollop::internal::model::file::NestedFile;
 use dollop::internal::model::{Spec, Weights, families};
 use dollop_tests::golden;
 use dollop_tests::mutants::{Counting, Rng, most_allocated};
+use dollop_tests::set;
 use dollop_tests::tiny::Tiny;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -225,6 +226,15 @@ fn parse_gguf(bytes: &[u8]) -> Result<(), dollop::Error> {
     Spec::from_metadata(&gguf.metadata).map(drop)
 }
 
+fn parse_dollop(bytes: Bytes) -> Result<(), dollop::Error> {
+    let file = NestedFile::new(bytes)?;
+    let spec = Spec::from_metadata(&file.directory().gguf.metadata)?;
+    let (weights, experts) = Weights::load(&spec, &file, None)?;
+    assert!(weights.vocab() > 0 && experts.len() == spec.layers.len());
+    file.sizes();
+    file.verify()
+}
+
 // One test, so that no other test allocates meanwhile.
 #[test]
 fn mutants_are_refused_in_one_line() {
@@ -238,6 +248,8 @@ fn mutants_are_refused_in_one_line() {
     tiny.write_folder(folder.path());
     let options = ConvertOptions::default().with_threads(1);
     convert(&at("m.gguf"), &at("m.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
+    let options = set!(ConvertOptions { size: Some(Size::Bits(3.2)), ..options });
+    convert(&at("m.gguf"), &at("m.uneven"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
     let read = |name: &str| std::fs::read(at(name)).unwrap();
 
     // All header and hardly any data, so that the bound on memory is tight; then the file of a real model.
@@ -247,16 +259,15 @@ fn mutants_are_refused_in_one_line() {
     let data = Gguf::parse(&gguf).unwrap().data_start as usize;
     torment("gguf", &gguf, 6_000, &|b, r| mutate(b, data, r), &|b| parse_gguf(&b));
 
-    let nested = read("m.dollop");
-    let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
-    torment("dollop file", &nested, 6_000, &|b, r| mutate(b, head, r), &|b| {
-        let file = NestedFile::new(Bytes::from(b))?;
-        let spec = Spec::from_metadata(&file.directory().gguf.metadata)?;
-        let (weights, experts) = Weights::load(&spec, &file, None)?;
-        assert!(weights.vocab() > 0 && experts.len() == spec.layers.len());
-        file.sizes();
-        file.verify()
-    });
+    for (name, what) in
+        [("m.dollop", "dollop file"), ("m.uneven", "dollop file, experts of different levels")]
+    {
+        let nested = read(name);
+        let directory = Directory::parse(&nested).unwrap();
+        assert_eq!(directory.is_uneven(), name == "m.uneven");
+        let head = directory.gguf.data_start as usize;
+        torment(what, &nested, 6_000, &|b, r| mutate(b, head, r), &|b| parse_dollop(Bytes::from(b)));
+    }
 
     let tensors = read("model.safetensors");
     let head = 8 + u64::from_le_bytes(tensors[..8].try_into().unwrap()) as usize;

@@ -2,7 +2,8 @@
 
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
-use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, precision_or_bits};
+use crate::streaming::size;
+use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, mean_bits, precision_or_bits};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use dollop::Level;
 use dollop::Precision;
@@ -112,7 +113,7 @@ pub struct RunArgs {
 /// Converts a model into a Dollop file.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate"
+    after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt\n  dollop convert ./OLMoE-1B-7B-0924 --bits 3.2 --calibrate"
 )]
 pub struct ConvertArgs {
     /// GGUF file (any shard of a split one) or Hugging Face folder
@@ -121,7 +122,15 @@ pub struct ConvertArgs {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: ConvertHow,
-    /// Print a report as JSON
+    /// Size of the file at most, such as 9G: each expert is stored at as many bits as its errors are worth, by what it adds to
+    /// the stream (with --calibrate), by how often it was chosen (with --imatrix), or by its weights' own errors. The whole file is
+    /// written first, beside the output
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "bits")]
+    pub size: Option<u64>,
+    /// The same by bits of an expert's codes on average, 2 to 8, such as 3.2: scales and zero points come on top
+    #[arg(long, value_name = "B", value_parser = mean_bits)]
+    pub bits: Option<f64>,
+    /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use crate::note;
 use crate::output::{Bar, Unit, bytes, not_an_input, peak_memory, read_text};
 use crate::screen;
 use crate::{Failure, interrupt};
-use dollop::convert::{Calibration, imatrix, model_name};
+use dollop::convert::{Calibration, Size, imatrix, model_name};
 use dollop::internal::Keep;
 use dollop::{CalibrateOptions, CancelToken, Progress};
 use std::io::Write;
@@ -72,6 +72,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let mut options = args.how.options();
     options.calibration = calibration(args, &out, &cancel)?.map(Arc::new);
     options.sweeps = if args.calibration.effort == Effort::High { 4 } else { 2 };
+    options.size = args.size.map(Size::File).or(args.bits.map(Size::Bits));
     options.rotate = !args.calibration.no_rotation;
     let mut bar = Bar::new(Unit::Bytes);
     let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| {

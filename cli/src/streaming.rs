@@ -108,7 +108,12 @@ fn budget(text: &str) -> Result<Budget, String> {
     if text == "all" {
         return Ok(Budget::All);
     }
-    let wrong = || format!("`{text}` is no size; write for example 4G, 1.5G, 900M or all");
+    size(text).map(Budget::Bytes).map_err(|e| format!("{e} or all"))
+}
+
+/// A number of bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size; write for example 4G, 1.5G, 900M");
     let upper = text.to_ascii_uppercase();
     let digits = upper.trim_end_matches('B').trim_end_matches('I');
     let (number, unit) = match digits.chars().last() {
@@ -119,11 +124,7 @@ fn budget(text: &str) -> Result<Budget, String> {
     };
     let number: f64 = number.trim().parse().map_err(|_| wrong())?;
     let size = number * unit as f64;
-    if size.is_finite() && (1.0..1e18).contains(&size) {
-        Ok(Budget::Bytes(size as u64))
-    } else {
-        Err(wrong())
-    }
+    if size.is_finite() && (1.0..1e18).contains(&size) { Ok(size as u64) } else { Err(wrong()) }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {

@@ -12,6 +12,12 @@ pub fn level(text: &str) -> Result<Level, String> {
 #[derive(Clone)]
 pub struct Kinds(pub Vec<Kind>);
 
+/// Bits on average, 2 to 8.
+pub fn mean_bits(text: &str) -> Result<f64, String> {
+    let wrong = || format!("`{text}`: bits on average are a number from 2 to 8, such as 3.2");
+    text.parse().ok().filter(|bits| (2.0..=8.0).contains(bits)).ok_or_else(wrong)
+}
+
 pub fn kinds(list: &str) -> Result<Kinds, String> {
     if list == "all" {
         return Ok(Kinds(Kind::ALL.to_vec()));

@@ -167,6 +167,13 @@ fn a_foreign_model_is_converted_once_and_runs() {
     let json: Json =
         serde_json::from_str(&ok(&["inspect", out.to_str().unwrap(), "--json", "--verify"], "")).unwrap();
     assert_eq!((json["kind"].as_str(), json["planes"].as_array().unwrap().len()), (Some("dollop"), 3));
+    let place = out.to_str().unwrap();
+    ok(&["convert", source.to_str().unwrap(), place, "--bits", "3.5", "--max-level", "4"], "");
+    let shown = ok(&["inspect", place], "");
+    assert!(shown.contains("at 3 bits") && shown.contains("on average"), "{shown}");
+    let json: Json = serde_json::from_str(&ok(&["inspect", place, "--json"], "")).unwrap();
+    let levels = json["expert_levels"].as_array().unwrap();
+    assert!(levels.len() > 1 && levels.iter().all(|l| l["experts"].as_u64() > Some(0)), "{levels:?}");
     fails(&["bench", out.to_str().unwrap(), "--level", "8"], b"", &["level 8", "--max-level"]);
 }
 

@@ -178,8 +178,22 @@ pub struct PlaneSlabs {
     pub offset: u64,
     /// From one slab to the next: the bytes of a slab, padding included.
     pub stride: usize,
-    /// CRC-32 of every expert's slab, padding included.
+    /// CRC-32 of every slab, padding included.
     pub checksums: Vec<u32>,
+    /// Where experts are stored at different levels, each one's slab among those that are there; else empty, and experts have
+    /// theirs in order.
+    pub slots: Vec<Option<u32>>,
+}
+
+impl PlaneSlabs {
+    /// The slab of an expert: where it begins, and its checksum. `None` where the expert is stored without this plane.
+    pub fn slab(&self, expert: usize) -> Option<(u64, u32)> {
+        let slot = match self.slots.get(expert) {
+            Some(slot) => (*slot)? as usize,
+            None => expert,
+        };
+        Some((self.offset + (slot * self.stride) as u64, *self.checksums.get(slot)?))
+    }
 }
 
 /// Where the experts of one layer lie, and what their bits mean.
@@ -193,7 +207,7 @@ pub struct LayerExperts {
     pub fits: Vec<[Fits; 3]>,
     /// Squared error of every expert at every level, relative to its weights' energy, averaged over its three matrices.
     pub errors: Vec<[f32; PLANES]>,
-    /// The planes stored, lowest first.
+    /// The planes stored, lowest first. All experts have the first.
     pub planes: Vec<PlaneSlabs>,
 }
 
@@ -208,14 +222,30 @@ impl LayerExperts {
         Level::ALL[self.planes.len() - 1]
     }
 
+    /// How many planes of an expert are stored.
+    pub fn stored(&self, expert: usize) -> usize {
+        self.planes.iter().take_while(|plane| plane.slab(expert).is_some()).count()
+    }
+
+    /// Whether experts are stored at different levels.
+    pub fn is_uneven(&self) -> bool {
+        self.planes.iter().any(|plane| !plane.slots.is_empty())
+    }
+
+    /// Bytes of all experts at `level`, or at their own where that is lower.
+    pub fn total_bytes(&self, level: Level) -> usize {
+        let planes = self.planes.iter().take(level.planes());
+        planes.map(|plane| plane.stride * plane.checksums.len()).sum()
+    }
+
     /// Bytes of one expert's plane `p` in memory.
     pub fn plane_bytes(&self, p: usize) -> usize {
         self.planes[p].stride
     }
 
-    /// Bytes of one expert at `level`.
+    /// Bytes of one expert that has all planes of `level` that any of its layer has.
     pub fn expert_bytes(&self, level: Level) -> usize {
-        (0..level.planes()).map(|p| self.plane_bytes(p)).sum()
+        (0..level.planes().min(self.planes.len())).map(|p| self.plane_bytes(p)).sum()
     }
 
     /// Bytes of one expert at `level` on a device, where nothing is padded.

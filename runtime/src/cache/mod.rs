@@ -74,9 +74,9 @@ impl LayerCache {
         self.entries[expert].planes
     }
 
-    /// Bytes of planes `from..to` of an expert.
+    /// Bytes of planes `from..to` of an expert, as far as there are so many.
     pub fn bytes(&self, from: usize, to: usize) -> usize {
-        self.plane_bytes.get(from..to).map_or(0, |planes| planes.iter().sum())
+        self.plane_bytes.get(from..to.min(self.plane_bytes.len())).map_or(0, |planes| planes.iter().sum())
     }
 
     /// The decayed gate mass of an expert.

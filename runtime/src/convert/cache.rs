@@ -59,6 +59,9 @@ pub fn cached(
         format!("{} {dense} {max} {:?} {:?}", dollop::VERSION_PLAIN, options.group, options.level_embed)
             .as_bytes(),
     );
+    if let Some(size) = options.size {
+        state.update(format!("{size:?}").as_bytes());
+    }
     // Not the usual ones, so that conversions from before they were a choice are found.
     if options.params != GroupParams::Wide {
         state.update(format!("{:?}", options.params).as_bytes());

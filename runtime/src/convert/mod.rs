@@ -3,9 +3,11 @@
 //! A conversion streams: every core holds one block of rows in memory, encodes it and writes it to its place under a
 //! temporary name that becomes the final one only when everything is there (R6).
 
+mod bits;
 mod cache;
 mod calibration;
 mod check;
+mod cut;
 mod encode;
 mod feedback;
 pub mod imatrix;
@@ -17,6 +19,7 @@ mod rows;
 pub mod source;
 
 pub use crate::quant::GroupParams;
+pub use bits::Size;
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
 pub use name::model_name;
@@ -52,6 +55,9 @@ pub struct ConvertOptions {
     pub max_level: Level,
     /// Weights that share a scale.
     pub group: Group,
+    /// How large all may be: experts are then stored at as many bits as their errors are worth, `max_level` at most. The whole file is
+    /// written first, beside the output.
+    pub size: Option<Size>,
     /// How scales and zero points are stored, where codes are not kept.
     pub params: GroupParams,
     /// Threads; 0 for one per core.
@@ -72,6 +78,7 @@ impl Default for ConvertOptions {
             level_dense: Level::B8,
             level_embed: None,
             max_level: Level::B8,
+            size: None,
             group: Group::Auto,
             params: GroupParams::Wide,
             threads: 0,
@@ -194,7 +201,7 @@ pub(crate) fn convert_source(
             JobError::Other(e) => e,
         })?;
     }
-    let Job { encoder, tables, .. } = job;
+    let Job { encoder, tables, progress, .. } = job;
     let mut writer = encoder.writer.into_inner().expect("no thread panicked with the lock");
     for (index, bytes) in plan.tables.iter().zip([tables.fits, tables.errors, tables.checksums]) {
         writer.write(*index, 0, &bytes).map_err(failed)?;
@@ -203,6 +210,10 @@ pub(crate) fn convert_source(
     let bytes_out = file.stream_position().map_err(failed)?;
     file.sync_all().map_err(failed)?;
     drop(file);
+    let (partial, bytes_out) = match options.size {
+        Some(size) => cut::cut(&partial, out, size, options.calibration.as_deref(), cancel, progress)?,
+        None => (partial, bytes_out),
+    };
     partial.keep(out)?;
     log::info!("converted into {} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
     Ok(Report {

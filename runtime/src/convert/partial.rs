@@ -56,6 +56,11 @@ impl Partial {
         self.file.try_clone().map_err(|e| Error::io(&self.path, e))
     }
 
+    /// Where it is meanwhile.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its name.
     pub(crate) fn keep(mut self, out: &Path) -> Result<()> {
         fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;

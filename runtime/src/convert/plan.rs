@@ -206,6 +206,7 @@ fn entry(name: &str, shape: Shape, experts: usize, level: Level) -> MatrixEntry 
         experts,
         group: shape.group,
         level: level.bits(),
+        levels: Vec::new(),
         rotation: 0,
         params: shape.params.number(),
     }
@@ -283,7 +284,7 @@ fn table(m: &mut Metadata, entries: &[MatrixEntry]) {
     // What version 2 has not is written where a matrix has it.
     let mut added = |key: &str, of: fn(&MatrixEntry) -> u8| {
         if entries.iter().any(|e| of(e) != 0) {
-            version = dollop::VERSION;
+            version = dollop::VERSION_ROTATED;
             m.insert(format!("dollop.matrix.{key}"), column(&|e| of(e).into()));
         }
     };

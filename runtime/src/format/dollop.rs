@@ -9,6 +9,8 @@
 //!   the plane's gate, up and down parts, contiguous, each slab aligned so that one direct read fetches it;
 //! - in version 3, where a matrix has either: how groups' parameters are stored (`dollop.matrix.params`), and by what an
 //!   expert's inputs are rotated (`dollop.matrix.rotation`);
+//! - in version 4, where the experts of a layer are stored at different levels: the level of each (`dollop.matrix.levels`, of
+//!   all stacks one after another); a plane's tensor has slabs of those that reach it, in their order;
 //! - norms, biases and routers as F32 under their own names;
 //! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
 //!   every dense planes tensor and of every slab, in the order of the file).
@@ -20,16 +22,21 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Version of the layout that this code reads, and writes where matrices are rotated or have narrow parameters.
-pub const VERSION: u32 = 3;
-/// The version before, in which no matrix is either. It is read as well, and still written where none is: other programs read it,
-/// and conversions stay the same files.
+/// Version of the layout that this code reads, and writes where experts of a layer differ in their level. Those before are
+/// read as well, and still written where they will do: other programs read them, and conversions stay the same files.
+pub const VERSION: u32 = 4;
+/// The version in which matrices may be rotated or have narrow parameters.
+pub const VERSION_ROTATED: u32 = 3;
+/// The version in which no matrix is either.
 pub const VERSION_PLAIN: u32 = 2;
 
 const MAX_MATRICES: usize = 1 << 20;
 /// Experts of a layer at most.
 pub const MAX_EXPERTS: u64 = 4096;
 const MAX_SIDE: u64 = 1 << 24;
+
+/// The tensor with the checksums of weights.
+pub const CHECKSUMS: &str = "dollop.checksums";
 
 /// The parts of an expert, in the order in which they lie in a slab.
 pub const PARTS: [&str; 3] = ["gate", "up", "down"];
@@ -49,6 +56,8 @@ pub struct MatrixEntry {
     pub group: usize,
     /// Highest level stored, in bits.
     pub level: u8,
+    /// The highest level of each expert, where they differ; else empty.
+    pub levels: Vec<u8>,
     /// What its inputs are rotated by: 0 for nothing; the other numbers are `quant`'s.
     pub rotation: u8,
     /// How groups' parameters are stored, as `quant::GroupParams` numbers it.
@@ -141,6 +150,7 @@ impl Directory {
             }
         };
         let (params, rotation) = (added("params", 255)?, added("rotation", 255)?);
+        let mut levels = levels(meta, experts.iter().sum())?.into_iter();
         let mut matrices = Vec::with_capacity(names.len());
         let mut index = HashMap::with_capacity(names.len());
         let mut first = Vec::with_capacity(names.len());
@@ -156,6 +166,7 @@ impl Directory {
                 experts: experts[i] as usize,
                 group: group[i] as usize,
                 level: level[i] as u8,
+                levels: levels.by_ref().take(experts[i] as usize).collect(),
                 rotation: rotation[i] as u8,
                 params: params[i] as u8,
             };
@@ -164,6 +175,11 @@ impl Directory {
             matrices.push(entry);
         }
         Ok(Directory { gguf, matrices, index, first })
+    }
+
+    /// Whether experts of a layer are stored at different levels.
+    pub fn is_uneven(&self) -> bool {
+        self.matrices.iter().any(|m| !m.levels.is_empty())
     }
 
     /// A matrix by canonical name, with its position in the tables of fits and errors.
@@ -196,5 +212,20 @@ impl Directory {
             }
             _ => Ok(t.offset as usize..(t.offset + t.n_bytes) as usize),
         }
+    }
+}
+
+/// The key with the level of each expert.
+pub const LEVELS: &str = "dollop.matrix.levels";
+
+/// Levels of all experts, stack after stack; empty where the file has none.
+fn levels(meta: &Metadata, experts: u64) -> Result<Vec<u8>> {
+    let Some(levels) = meta.u64s(LEVELS)? else { return Ok(Vec::new()) };
+    if levels.len() as u64 != experts {
+        return Err(Error::malformed(LEVELS, format!("{} entries for {experts} experts", levels.len())));
+    }
+    match levels.iter().find(|&&l| l > 8) {
+        Some(l) => Err(Error::malformed(LEVELS, format!("{l} is more than 8"))),
+        None => Ok(levels.into_iter().map(|l| l as u8).collect()),
     }
 }

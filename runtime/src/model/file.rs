@@ -4,16 +4,13 @@ use super::tensors::Tensors;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::experts::{Expert, LayerExperts, PlaneSlabs};
-use crate::format::dollop::{Directory, MAX_EXPERTS, MatrixEntry, PARTS, part_name, slabs_name};
+use crate::format::dollop::{CHECKSUMS, Directory, MAX_EXPERTS, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata};
 use crate::quant::{self, Fit, Fits, GroupParams, Level, Matrix, Nested, PLANES, Rotation, Shape};
 use std::collections::HashMap;
 
 /// What the names of the experts' planes contain.
 const EXPERT_PLANE: &str = ".ffn_exps.plane";
-
-/// The tensor with the checksums of weights.
-const CHECKSUMS: &str = "dollop.checksums";
 
 /// A mapped Dollop file whose tables have been checked against the codec.
 #[derive(Debug)]
@@ -56,6 +53,11 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
             format!("{} bits are no level", entry.level),
         )
     })?;
+    let wrong = entry.levels.iter().find(|&&bits| bits > entry.level || Level::from_bits(bits).is_none());
+    if wrong.is_some() || entry.levels.iter().max().is_some_and(|&most| most != entry.level) {
+        let reason = format!("levels of experts that are none, or not up to {}", entry.level);
+        return Err(Error::malformed(format!("matrix `{}`: levels", entry.name), reason));
+    }
     let params = GroupParams::numbered(entry.params).ok_or_else(|| {
         Error::malformed(
             format!("matrix `{}`: params", entry.name),
@@ -63,6 +65,19 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
         )
     })?;
     Ok((shape.with(params), level))
+}
+
+/// How many experts of an entry have plane `p`, where they differ.
+fn reaching(entry: &MatrixEntry, p: usize) -> Option<usize> {
+    let reach = |bits: &&u8| **bits >= Level::ALL[p].bits();
+    (!entry.levels.is_empty()).then(|| entry.levels.iter().filter(reach).count())
+}
+
+/// Where each expert of an entry has its slab of plane `p`, where they differ.
+fn slots(entry: &MatrixEntry, p: usize) -> Vec<Option<u32>> {
+    let mut next = 0..;
+    let slot = |bits: &u8| (*bits >= Level::ALL[p].bits()).then(|| next.next()).flatten();
+    entry.levels.iter().map(slot).collect()
 }
 
 /// What the inputs of an entry's matrices are rotated by, checked.
@@ -151,7 +166,8 @@ impl NestedFile {
             let weights = (entry.rows * entry.cols * entry.count()) as u64;
             sizes.weights += weights;
             for p in 0..level.planes() {
-                let bytes = (shape.plane(p).len * entry.count()) as u64;
+                let count = reaching(entry, p).unwrap_or(entry.count());
+                let bytes = (shape.plane(p).len * count) as u64;
                 if entry.experts == 0 {
                     sizes.dense_bytes += bytes;
                 } else {
@@ -166,6 +182,16 @@ impl NestedFile {
             }
         }
         sizes
+    }
+
+    /// The highest level of each expert, by layer.
+    pub fn expert_levels(&self) -> Vec<(usize, Vec<u8>)> {
+        let gates = self.directory.matrices.iter().filter_map(|m| {
+            let layer = m.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate_exps.weight")?;
+            let even = || vec![m.level; m.experts];
+            Some((layer.parse().ok()?, if m.levels.is_empty() { even() } else { m.levels.clone() }))
+        });
+        gates.collect()
     }
 
     /// Where the experts of a layer lie; `None` where it has none.
@@ -184,6 +210,12 @@ impl NestedFile {
                 "gate, up and down differ in experts or level",
             ));
         }
+        if parts.iter().any(|p| p.0.levels != gate.0.levels) {
+            return Err(Error::malformed(
+                part_name(layer, "gate"),
+                "gate, up and down differ in experts' levels",
+            ));
+        }
         let rotations = [rotation(gate.0)?, rotation(up.0)?, rotation(down.0)?];
         if rotations[0] != rotations[1] {
             return Err(Error::malformed(
@@ -195,13 +227,15 @@ impl NestedFile {
         for p in 0..stored.planes() {
             let name = slabs_name(layer, p);
             let range = self.directory.tensor(&name, GgmlType::I8, None)?;
-            let stride = range.len() / count;
+            let slots = slots(gate.0, p);
+            let there = slots.iter().flatten().count().max(if slots.is_empty() { count } else { 1 });
+            let stride = range.len() / there;
             let least: usize = shapes.iter().map(|(shape, _)| shape.plane(p).len).sum();
-            let sums = self.checksums.get(&name).filter(|sums| sums.len() == count);
-            let (Some(sums), true) = (sums, stride * count == range.len() && stride >= least) else {
-                return Err(Error::malformed(name, format!("{} bytes for {count} experts", range.len())));
+            let sums = self.checksums.get(&name).filter(|sums| sums.len() == there);
+            let (Some(sums), true) = (sums, stride * there == range.len() && stride >= least) else {
+                return Err(Error::malformed(name, format!("{} bytes for {there} experts", range.len())));
             };
-            planes.push(PlaneSlabs { offset: range.start as u64, stride, checksums: sums.clone() });
+            planes.push(PlaneSlabs { offset: range.start as u64, stride, checksums: sums.clone(), slots });
         }
         let per_expert = |e: usize| parts.map(|(_, first)| first + e);
         Ok(Some(LayerExperts {
@@ -362,15 +396,17 @@ impl Tensors for NestedFile {
 
     fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
         let Some(table) = self.layer_experts(layer)? else { return Ok(None) };
-        let stored = table.level();
-        let level = level.unwrap_or(stored);
-        quant::check_level(level, stored)?;
+        let most = self.directory.matrices.iter().filter(|m| m.experts > 0).map(|m| m.level).max();
+        let most = most.and_then(Level::from_bits).unwrap_or(Level::B8);
+        quant::check_level(level.unwrap_or(most), most)?;
+        let level = level.unwrap_or(most).min(table.level());
         let expert = |e: usize| {
             let slab = |plane: &PlaneSlabs| {
-                let from = plane.offset as usize + e * plane.stride;
-                self.bytes.slice(from..from + plane.stride).expect("the directory is within the file")
+                let from = plane.slab(e)?.0 as usize;
+                Some(self.bytes.slice(from..from + plane.stride).expect("the directory is within the file"))
             };
-            let slabs: Vec<Bytes> = table.planes[..level.planes()].iter().map(slab).collect();
+            // Those that are stored with fewer have what they have.
+            let slabs: Vec<Bytes> = table.planes[..level.planes()].iter().map_while(slab).collect();
             table.view(e, &slabs)
         };
         (0..table.count()).map(expert).collect::<Result<_>>().map(Some)

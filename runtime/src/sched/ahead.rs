@@ -21,13 +21,13 @@ impl Streamer {
         home.keep.fill(0);
         wanted.iter().for_each(|w| home.keep[w.expert as usize] = PLANES as u8);
         let mut reads = Vec::new();
-        let missing = |w: &&Wanted| home.cache.planes(w.expert as usize) < floor;
+        let missing = |w: &&Wanted| !home.has_floor(w.expert as usize, floor);
         let missing: Vec<Wanted> =
             wanted.iter().filter(missing).take(self.options.lookahead).copied().collect();
         'all: for w in missing {
             let expert = w.expert as usize;
-            while state.home(layer).cache.planes(expert) < floor {
-                // If the guess is right, the plane is worth what its gate says.
+            while !state.home(layer).has_floor(expert, floor) {
+                // Worth what its gate says if the guess is right.
                 let value = w.gate + state.home(layer).cache.heat(expert);
                 if !self.make_room(state, layer, expert, value) {
                     continue 'all;
@@ -63,7 +63,8 @@ impl Streamer {
         }
         let mut reads = Vec::new();
         for e in order.into_iter().filter(|&e| heat[e] > 0.0) {
-            let have = state.home(layer).cache.planes(e);
+            let home = state.home(layer);
+            let (have, floor) = (home.cache.planes(e), home.at_most(e, floor));
             if have >= floor {
                 continue;
             }

@@ -52,6 +52,8 @@ pub(super) struct Home {
     pub(super) cache: LayerCache,
     /// By expert, how many of its planes may not be evicted now.
     pub(super) keep: Vec<u8>,
+    /// Planes of each expert that are stored.
+    stored: Vec<u8>,
     memory: Memory,
     slots: Vec<[Slot; PLANES]>,
     /// By expert, one bit for every plane that was read successfully.
@@ -93,6 +95,7 @@ impl Home {
         Home {
             cache,
             keep: vec![0; count],
+            stored: (0..count).map(|e| table.stored(e) as u8).collect(),
             memory,
             slots: (0..count).map(|_| std::array::from_fn(|_| Slot::Empty)).collect(),
             seen: vec![0; count],
@@ -252,15 +255,9 @@ impl Home {
             Verify::First => self.first_read(expert, plane),
             Verify::Never => false,
         };
-        let slabs = &self.table.planes[plane];
-        Request {
-            layer,
-            expert,
-            plane,
-            offset: slabs.offset + (expert * slabs.stride) as u64,
-            checksum: verify.then(|| slabs.checksums[expert]),
-            slab,
-        }
+        let stored = self.table.planes[plane].slab(expert);
+        let (offset, checksum) = stored.expect("only planes that are stored are expected");
+        Request { layer, expert, plane, offset, checksum: verify.then_some(checksum), slab }
     }
 
     /// A plane has been read.
@@ -305,7 +302,17 @@ impl Home {
         &self.views[expert].as_ref().expect("it was prepared").1
     }
 
-    /// Bytes of an expert at a level.
+    /// How many planes an expert has where `planes` are wanted: those that are stored at most.
+    pub(super) fn at_most(&self, expert: usize, planes: usize) -> usize {
+        planes.min(self.stored[expert].into())
+    }
+
+    /// Whether an expert has what it is computed with where `floor` is wanted.
+    pub(super) fn has_floor(&self, expert: usize, floor: usize) -> bool {
+        self.cache.planes(expert) >= self.at_most(expert, floor)
+    }
+
+    /// Bytes of an expert that has all planes of a level.
     pub(super) fn bytes(&self, level: Level) -> usize {
         self.cache.bytes(0, level.planes())
     }

@@ -343,10 +343,10 @@ impl ExpertSource for Streamer {
         self.heat_up(state.home(layer), wanted);
         let home = state.home(layer);
         let mut asks: Vec<Ask> = match self.options.precision {
-            Precision::Exact(level) => policy::asks(wanted, |_| level.planes()),
-            // Resident planes cost nothing.
+            Precision::Exact(level) => policy::asks(wanted, |e| home.at_most(e, level.planes())),
+            // What is resident costs nothing.
             Precision::Adaptive { floor, .. } => {
-                policy::asks(wanted, |e| floor.planes().max(home.cache.planes(e)))
+                policy::asks(wanted, |e| home.at_most(e, floor.planes()).max(home.cache.planes(e)))
             }
         };
         // On a device, running a router early costs one more wait a layer, so nothing is prefetched to it.
@@ -373,6 +373,6 @@ impl ExpertSource for Streamer {
         let mut state = self.lock();
         let planes = self.options.precision.floor().planes();
         let home = state.home(layer);
-        out.iter_mut().enumerate().for_each(|(e, out)| *out = home.cache.planes(e) >= planes);
+        out.iter_mut().enumerate().for_each(|(e, out)| *out = home.has_floor(e, planes));
     }
 }

@@ -259,9 +259,9 @@ impl Refiner {
         let slabs = &of.table.planes[plane];
         let slab = state.arena.as_ref()?.alloc(slabs.stride, End::Low)?;
         let &Offer { winner: expert, loser, .. } = offer;
-        let offset = slabs.offset + (expert * slabs.stride) as u64;
+        let (offset, sum) = slabs.slab(expert)?;
         let compare = verify == Verify::Always || verify == Verify::First && !of.seen[expert];
-        let checksum = compare.then(|| slabs.checksums[expert]);
+        let checksum = compare.then_some(sum);
         state.stats.bytes_wanted += slabs.stride as u64;
         let slot = of.take(expert, loser);
         state.stats.note([layer, expert, slot]);

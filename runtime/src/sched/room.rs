@@ -18,7 +18,7 @@ impl Streamer {
     ) -> Vec<(usize, usize)> {
         let mut reads = Vec::new();
         for ask in asks.iter() {
-            while state.home(layer).cache.planes(ask.expert) < floor {
+            while !state.home(layer).has_floor(ask.expert, floor) {
                 let room = self.make_room(state, layer, ask.expert, f32::INFINITY);
                 assert!(room, "the asks were cut to fit");
                 reads.push((ask.expert, self.expect(state, layer, ask.expert)));
@@ -43,7 +43,7 @@ impl Streamer {
     /// Uses the resident planes that making room for the floor has left.
     fn keep_what_is_there(&self, home: &mut Home, asks: &mut [Ask], floor: usize) {
         for ask in asks {
-            ask.planes = home.cache.planes(ask.expert).max(floor);
+            ask.planes = home.at_most(ask.expert, home.cache.planes(ask.expert).max(floor));
             home.keep[ask.expert] = ask.planes as u8;
         }
     }
@@ -59,6 +59,9 @@ impl Streamer {
         for offer in list {
             let ask = &mut asks[offer.ask];
             let home = state.home(layer);
+            if home.at_most(ask.expert, offer.plane + 1) == offer.plane {
+                continue;
+            }
             let cost = home.table.plane_bytes(offer.plane) as u64;
             if ask.planes != offer.plane || limit.is_some_and(|limit| bytes + cost > limit as u64) {
                 continue;

@@ -48,8 +48,8 @@ impl Streamer {
     ) -> Result<()> {
         let floor = self.options.precision.floor().planes();
         let home = state.home(layer);
-        asks.sort_by_key(|ask| home.cache.planes(ask.expert) < floor);
-        let here = asks.iter().take_while(|ask| home.cache.planes(ask.expert) >= floor).count();
+        asks.sort_by_key(|ask| !home.has_floor(ask.expert, floor));
+        let here = asks.iter().take_while(|ask| home.has_floor(ask.expert, floor)).count();
         let all: usize = asks.iter().map(|ask| home.cache.bytes(0, ask.planes.min(floor))).sum();
         let all_fit = all <= home.cache.capacity();
         let mut steps = || {
@@ -155,7 +155,7 @@ impl Streamer {
     fn account(&self, state: &mut State, layer: usize, asks: &[Ask], floor: usize, reads: &[(usize, usize)]) {
         for ask in asks {
             let read = reads.iter().filter(|r| r.0 == ask.expert).count();
-            let used = ask.planes.max(floor);
+            let used = state.home(layer).at_most(ask.expert, ask.planes.max(floor));
             for p in 0..used {
                 state.stats.planes_wanted[p] += 1;
                 state.stats.planes_hit[p] += u64::from(p + read < used);

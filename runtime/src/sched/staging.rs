@@ -73,8 +73,11 @@ pub(super) fn homes(
 ) -> Result<Vec<Option<Home>>> {
     let share = bytes / tables.iter().flatten().count().max(1);
     let floor = options.precision.floor();
+    // Layers, and experts of a layer, may be stored at fewer bits than others.
+    if let Some(most) = tables.iter().flatten().map(LayerExperts::level).max() {
+        quant::check_level(floor, most)?;
+    }
     let home = |table: LayerExperts| {
-        quant::check_level(floor, table.level())?;
         let home = match &options.device {
             Some(device) => Home::on_device(table, share, device.level),
             None => {
@@ -159,7 +162,8 @@ impl Streamer {
         let places = home.cache.capacity() / home.bytes(floor);
         let wanted = |&e: &usize| Wanted { expert: e as u32, gate: 0.0, energy: 0.0, tokens: 1 };
         let wanted: Vec<Wanted> = order.iter().take(places).map(wanted).collect();
-        let mut asks = policy::asks(&wanted, |_| floor.planes());
+        let home = state.home(layer);
+        let mut asks = policy::asks(&wanted, |e| home.at_most(e, floor.planes()));
         let mut send = |batch: &[(usize, &Expert)]| {
             let named: Vec<_> = batch.iter().map(|&(i, expert)| (wanted[i].expert, expert)).collect();
             send(layer, &named)

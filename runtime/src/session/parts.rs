@@ -169,7 +169,7 @@ impl Parts {
         for expert in self.experts.iter_mut().flatten() {
             for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
                 if let Matrix::Nested(n) = m {
-                    *n = n.at(level).expect("the level is stored");
+                    *n = n.at(level.min(n.level())).expect("the level is stored");
                 }
             }
         }
@@ -279,8 +279,10 @@ impl Parts {
     ) -> Result<Inner> {
         plan.lowered_level().into_iter().for_each(|level| self.cut(level));
         let words = Words::read(tensors.metadata())?;
-        let level = level_of(&self.experts);
-        let manner = self.manner(options, level);
+        let most = level_of(&self.experts);
+        let manner = self.manner(options, most);
+        // Where experts are stored at different levels, there is none that all have.
+        let level = most.filter(|level| levels_of(&self.experts).all(|l| l == *level));
         let info = self.info(&manner, &plan);
         let all = AllResident::new(std::mem::take(&mut self.experts), level);
         let (source, served): (Arc<dyn ExpertSource>, Served) = match plan.refinements.zip(level) {
@@ -378,8 +380,13 @@ fn exact_level(options: &EngineOptions) -> Option<Level> {
     }
 }
 
+/// The highest level of any expert.
 fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
-    experts.iter().flatten().find_map(|e| match &e.gate {
+    levels_of(experts).max()
+}
+
+fn levels_of(experts: &[Vec<Expert>]) -> impl Iterator<Item = Level> {
+    experts.iter().flatten().filter_map(|e| match &e.gate {
         Matrix::Nested(n) => Some(n.level()),
         Matrix::F32 { .. } => None,
     })

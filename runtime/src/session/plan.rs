@@ -174,7 +174,12 @@ impl Request<'_> {
     /// Bytes of all experts at a level.
     fn all(&self, level: Level) -> u64 {
         let layers = self.tables.iter().flatten();
-        layers.map(|t| (t.expert_bytes(level.min(t.level())) * t.count()) as u64).sum()
+        // A device has a place with room for all planes for each.
+        let all = |t: &LayerExperts| match self.gpu {
+            true => t.expert_bytes(level.min(t.level())) * t.count(),
+            false => t.total_bytes(level),
+        };
+        layers.map(|t| all(t) as u64).sum()
     }
 
     /// Bytes that one expert of a layer needs at least in a cache.
@@ -212,7 +217,7 @@ impl Request<'_> {
                 routed().map(places).sum::<u64>() as f64 / routed().map(count).sum::<u64>() as f64
             }
         };
-        let touched: u64 = routed().map(|t| (t.expert_bytes(level) * self.top_k) as u64).sum();
+        let touched = routed().map(|t| (t.total_bytes(level) * self.top_k / t.count().max(1)) as u64).sum();
         LevelFit {
             bits: level.bits(),
             expert_bytes: whole,
@@ -279,7 +284,7 @@ impl MemoryPlan {
             _ => (all(held), 0),
         };
         let unheld = if streaming { unheld } else { Unheld::default() };
-        let stored = routed().map(LayerExperts::level).min();
+        let stored = routed().map(LayerExperts::level).max();
         let listed = |l: &Level| stored.is_some_and(|s| *l <= s) && (*l <= held || held == r.whole);
         let fit = |level| r.fit(level, expert_bytes, streaming);
         let levels = Level::ALL.into_iter().filter(listed).map(fit).collect();
@@ -378,6 +383,10 @@ impl RefinementPlan {
 
     /// What `left` bytes beside experts at `level` are good for: places for their next plane, as many in every layer.
     fn new(tables: &[Option<LayerExperts>], level: Level, left: u64) -> Option<RefinementPlan> {
+        // Where experts are stored at different levels, not all have a next plane.
+        if tables.iter().flatten().any(LayerExperts::is_uneven) {
+            return None;
+        }
         let plane = level.planes();
         let finer = || tables.iter().flatten().filter(|t| t.planes.len() > plane);
         let staging_bytes = Refiner::staging_bytes(tables, level);

@@ -58,6 +58,7 @@ fn tables() -> Vec<Option<LayerExperts>> {
                 checksums: (0..EXPERTS)
                     .map(|e| crc32fast::hash(&[(layer * EXPERTS + e) as u8; STRIDE]))
                     .collect(),
+                slots: Vec::new(),
             })
             .collect(),
     };
