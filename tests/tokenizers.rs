@@ -107,6 +107,17 @@ fn a_sentencepiece_vocabulary_of_a_gguf_gives_the_same_ids() {
 }
 
 #[test]
+fn listed_merges_of_a_spaced_vocabulary_give_the_same_ids() {
+    let v = Vocab { bos: Some(2), ..vocab("gemma3", "gemma4", Some("gemma4")) };
+    let tokenizer = Tokenizer::from_vocab(&v).unwrap();
+    let original = Tokenizer::from_json(&tokenizer_json("gemma3")).unwrap();
+    for (text, want) in strings().iter().zip(expected("gemma3")) {
+        assert_eq!(tokenizer.encode(text, true).unwrap(), want, "{text:?}");
+        assert_eq!(tokenizer.decode(&want, true), original.decode(&want, true), "{text:?}");
+    }
+}
+
+#[test]
 fn the_vocabulary_of_a_real_gguf() {
     let source = dollop::convert::source::Source::open(&fetched("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
     let m = source.metadata();

@@ -59,12 +59,13 @@ pub(crate) fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
 }
 
 /// Tokens that end a turn in the templates of many models, whatever the file calls its end of text.
-const TURN_ENDS: [&str; 8] = [
+const TURN_ENDS: [&str; 9] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|end|>",
     "<|endoftext|>",
     "<end_of_turn>",
+    "<turn|>",
     "<|return|>",
     "<|call|>",
     "<｜end▁of▁sentence｜>",
@@ -95,7 +96,7 @@ pub(crate) fn special_tokens(meta: &Metadata, tokenizer: Option<&Tokenizer>) -> 
     ends.dedup();
     let add_bos = meta
         .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(meta.str("tokenizer.ggml.model")? == Some("llama"));
+        .unwrap_or(matches!(meta.str("tokenizer.ggml.model")?, Some("llama" | "gemma4")));
     Ok(SpecialTokens { bos, add_bos, eos, ends })
 }
 

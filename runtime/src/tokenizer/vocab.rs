@@ -16,10 +16,13 @@ const USER_DEFINED: i64 = 4;
 const UNKNOWN: i64 = 2;
 const BYTE: i64 = 6;
 
+/// The model whose texts are spelled as SentencePiece's, with merges listed.
+const SPACED: &str = "gemma4";
+
 /// What a GGUF file says of its tokenizer, under `tokenizer.ggml.*`.
 #[derive(Clone, Debug, Default)]
 pub struct Vocab {
-    /// `gpt2` (byte-level BPE) or `llama` (SentencePiece).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece) or `gemma4` (as SentencePiece, with merges that are listed).
     pub model: String,
     /// The pre-tokenizer of a byte-level BPE.
     pub pre: Option<String>,
@@ -45,7 +48,7 @@ pub struct Vocab {
 
 impl Vocab {
     pub(super) fn adds_bos(&self) -> bool {
-        self.add_bos.unwrap_or(self.model == "llama")
+        self.add_bos.unwrap_or(self.model == "llama" || self.model == SPACED)
     }
 
     pub(super) fn build(&self) -> Result<tokenizers::Tokenizer> {
@@ -67,10 +70,11 @@ impl Vocab {
         }
         let mut tokenizer = match self.model.as_str() {
             "gpt2" => self.byte_level(&ids)?,
-            "llama" => self.sentence_piece(&ids)?,
+            "llama" => self.sentence_piece(&ids, self.merges_by_score(&ids)?)?,
+            SPACED => self.sentence_piece(&ids, self.listed_merges(&ids)?)?,
             other => {
                 let what = format!(
-                    "tokenizer model `{other}` is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)"
+                    "tokenizer model `{other}` is not supported; supported are gpt2 (byte-level BPE), llama (SentencePiece) and {SPACED}"
                 );
                 return Err(Error::unsupported(what));
             }
@@ -96,11 +100,12 @@ impl Vocab {
         ids.iter().map(|(t, &id)| ((*t).to_owned(), id)).collect::<Vec<_>>().into_iter()
     }
 
-    fn byte_level(&self, ids: &HashMap<&str, u32>) -> Result<tokenizers::Tokenizer> {
+    /// The merges that the file lists.
+    fn listed_merges(&self, ids: &HashMap<&str, u32>) -> Result<Vec<(String, String)>> {
         let field = "tokenizer.ggml.merges";
         let mut merges = Vec::with_capacity(self.merges.len());
         for merge in &self.merges {
-            // Tokens of a byte-level vocabulary hold no space, but may begin with one of other kinds.
+            // Tokens hold no space, but may begin with one of other kinds.
             let (a, b) = merge
                 .split_once(' ')
                 .filter(|(a, b)| !a.is_empty() && !b.is_empty())
@@ -113,6 +118,12 @@ impl Vocab {
             }
             merges.push((a.to_owned(), b.to_owned()));
         }
+        Ok(merges)
+    }
+
+    fn byte_level(&self, ids: &HashMap<&str, u32>) -> Result<tokenizers::Tokenizer> {
+        let field = "tokenizer.ggml.merges";
+        let merges = self.listed_merges(ids)?;
         let pre = self.pre.as_deref().unwrap_or("default");
         let style = pretokenizer::find(pre)?;
         let bpe = BPE::builder()
@@ -131,20 +142,16 @@ impl Vocab {
         Ok(tokenizer)
     }
 
-    fn sentence_piece(&self, ids: &HashMap<&str, u32>) -> Result<tokenizers::Tokenizer> {
-        let field = "tokenizer.ggml.scores";
-        if self.scores.len() != self.tokens.len() {
-            return Err(Error::malformed(
-                field,
-                format!("{} scores for {} tokens", self.scores.len(), self.tokens.len()),
-            ));
-        }
-        if self.scores.iter().any(|s| s.is_nan()) {
-            return Err(Error::malformed(field, "a score is not a number"));
-        }
+    /// Of text with its spaces spelled as characters, and bytes for what has no token.
+    fn sentence_piece(
+        &self,
+        ids: &HashMap<&str, u32>,
+        merges: Vec<(String, String)>,
+    ) -> Result<tokenizers::Tokenizer> {
+        let field = "tokenizer.ggml.tokens";
         let unknown = self.types.iter().position(|&t| t == UNKNOWN).map(|i| self.tokens[i].clone());
         let mut bpe = BPE::builder()
-            .vocab_and_merges(self.vocabulary(ids).collect::<Vocabulary>(), self.merges_by_score(ids))
+            .vocab_and_merges(self.vocabulary(ids).collect::<Vocabulary>(), merges)
             .byte_fallback(self.types.contains(&BYTE))
             .fuse_unk(true);
         if let Some(unknown) = unknown {
@@ -154,7 +161,7 @@ impl Vocab {
             tokenizers::Tokenizer::new(bpe.build().map_err(|e| Error::malformed(field, e.to_string()))?);
         let failed = |e: tokenizers::Error| Error::malformed(field, e.to_string());
         let space: NormalizerWrapper = Replace::new(" ", "▁").map_err(failed)?.into();
-        let prefix = self.add_space_prefix.unwrap_or(true);
+        let prefix = self.add_space_prefix.unwrap_or(self.model != SPACED);
         let steps = if prefix { vec![Prepend::new("▁".into()).into(), space] } else { vec![space] };
         tokenizer.with_normalizer(Some(Normalizers::new(steps))).map_err(failed)?;
         let mut decoders: Vec<DecoderWrapper> = vec![
@@ -171,7 +178,17 @@ impl Vocab {
 
     /// The merges that a SentencePiece model implies: every way to cut a token into two tokens, best score first, as
     /// Hugging Face's converter orders them.
-    fn merges_by_score(&self, ids: &HashMap<&str, u32>) -> Vec<(String, String)> {
+    fn merges_by_score(&self, ids: &HashMap<&str, u32>) -> Result<Vec<(String, String)>> {
+        let field = "tokenizer.ggml.scores";
+        if self.scores.len() != self.tokens.len() {
+            return Err(Error::malformed(
+                field,
+                format!("{} scores for {} tokens", self.scores.len(), self.tokens.len()),
+            ));
+        }
+        if self.scores.iter().any(|s| s.is_nan()) {
+            return Err(Error::malformed(field, "a score is not a number"));
+        }
         struct Merge<'a> {
             score: f32,
             left: &'a str,
@@ -198,7 +215,7 @@ impl Vocab {
         }
         let length = |m: &Merge| (m.left.chars().count(), m.right.chars().count());
         merges.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| length(b).cmp(&length(a))));
-        merges.into_iter().map(|m| (m.left.to_owned(), m.right.to_owned())).collect()
+        Ok(merges.into_iter().map(|m| (m.left.to_owned(), m.right.to_owned())).collect())
     }
 }
 

@@ -1,0 +1,58 @@
+//! Gate 107: Gemma 4, whose layers have a dense block beside routed experts and heads by their kind: streamed is resident, byte for byte,
+//! on CPU and GPU, by each of the ways in which experts are summed.
+
+use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Level, Precision, SessionOptions};
+use dollop_tests::tiny::Tiny;
+use dollop_tests::{has_gpu, set, with_budget};
+use std::path::{Path, PathBuf};
+
+/// Some experts of some layers: what a budget has beyond the smallest that works.
+const SOME: u64 = 20_000;
+
+fn tokens() -> Vec<u32> {
+    (0..60u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 13) % 250).collect()
+}
+
+/// Logits of a prompt taken whole, and of tokens after it one by one.
+fn logits(engine: &Engine) -> Vec<Vec<f32>> {
+    let (ids, mut session) = (tokens(), engine.session(SessionOptions::default()).unwrap());
+    let mut all = session.logits(&ids[..40]).unwrap();
+    ids[40..].iter().for_each(|&id| all.extend(session.logits(&[id]).unwrap()));
+    all
+}
+
+fn converted(folder: &Path) -> PathBuf {
+    Tiny::load("gemma4").write_folder(folder);
+    let path = folder.join("model.gguf");
+    dollop::convert::convert(folder, &path, &Default::default(), &CancelToken::new(), &mut |_| ()).unwrap();
+    path
+}
+
+#[test]
+fn gate_107_streamed_is_resident_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = converted(folder.path());
+    let backends = [BackendChoice::Cpu, BackendChoice::Gpu(None)];
+    for backend in backends.into_iter().take(if has_gpu() { 2 } else { 1 }) {
+        let options = set!(EngineOptions {
+            threads: 2,
+            precision: Some(Precision::Exact(Level::B4)),
+            context: Some(64),
+            chunk: Some(32),
+            backend,
+            ..EngineOptions::default()
+        });
+        let resident = Engine::open(&path, &options).unwrap();
+        assert!(resident.stream_stats().is_none());
+        let want = logits(&resident);
+        assert!(want.iter().flatten().all(|x| x.is_finite()));
+        for lookahead in [0, 2] {
+            let mut o = with_budget(&path, options.clone(), SOME);
+            o.routing.lookahead = lookahead;
+            let streamed = Engine::open(&path, &o).unwrap();
+            assert!(logits(&streamed) == want, "logits differ with {lookahead} read ahead");
+            let stats = streamed.stream_stats().expect("it streams");
+            assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
+        }
+    }
+}
