@@ -104,7 +104,16 @@ fn main() -> Result<(), Failure> {
     for pos in [0, 63, 511, 2047] {
         time(&b, &format!("attend, position {pos}"), 500, 0, || {
             let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-            b.attend(AttendCall { x, how: &how, pos, tokens: 1, kv: &mut kv, shape: &shape, out: &mut out });
+            b.attend(AttendCall {
+                x,
+                how: &how,
+                pos,
+                tokens: 1,
+                kv: &mut kv,
+                shared: false,
+                shape: &shape,
+                out: &mut out,
+            });
         })?;
     }
     Ok(())

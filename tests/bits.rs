@@ -3,11 +3,12 @@
 
 use dollop::convert::{Calibration, ConvertOptions, Size, convert};
 use dollop::internal::Bytes;
+use dollop::internal::Keep;
 use dollop::internal::format::{Gguf, GgufWriter, TensorDecl};
 use dollop::internal::model::file::NestedFile;
 use dollop::internal::quant::Level;
 use dollop::internal::sched::Precision;
-use dollop::{BackendChoice, CalibrateOptions, CancelToken, Engine, EngineOptions, Keep, SessionOptions};
+use dollop::{BackendChoice, CalibrateOptions, CancelToken, Engine, EngineOptions, SessionOptions};
 use dollop_tests::set;
 use dollop_tests::uneven::{EXPERTS, at_level, divergence, noise, uneven};
 use std::fs;

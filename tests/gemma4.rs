@@ -1,5 +1,7 @@
 //! Gate 107: Gemma 4, whose layers have a dense block beside routed experts and heads by their kind: streamed is resident, byte for byte,
 //! on CPU and GPU, by each of the ways in which experts are summed.
+//! Gate 108: its smaller models, whose layers have inputs of their own, read rows of these from the file, and compute the last layers
+//! for the positions alone that are asked for.
 
 use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Level, Precision, SessionOptions};
 use dollop_tests::tiny::Tiny;
@@ -21,8 +23,8 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     all
 }
 
-fn converted(folder: &Path) -> PathBuf {
-    Tiny::load("gemma4").write_folder(folder);
+fn converted(name: &str, folder: &Path) -> PathBuf {
+    Tiny::load(name).write_folder(folder);
     let path = folder.join("model.gguf");
     dollop::convert::convert(folder, &path, &Default::default(), &CancelToken::new(), &mut |_| ()).unwrap();
     path
@@ -31,7 +33,7 @@ fn converted(folder: &Path) -> PathBuf {
 #[test]
 fn gate_107_streamed_is_resident_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
-    let path = converted(folder.path());
+    let path = converted("gemma4", folder.path());
     let backends = [BackendChoice::Cpu, BackendChoice::Gpu(None)];
     for backend in backends.into_iter().take(if has_gpu() { 2 } else { 1 }) {
         let options = set!(EngineOptions {
@@ -54,5 +56,38 @@ fn gate_107_streamed_is_resident_byte_for_byte() {
             let stats = streamed.stream_stats().expect("it streams");
             assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
         }
+    }
+}
+
+/// What 8 bits of weights and of inputs may change in logits that reach 15.
+const ROUNDED: f32 = 0.7;
+
+#[test]
+fn gate_108_inputs_of_layers_are_read_from_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = converted("gemma4-inputs", folder.path());
+    let tiny = Tiny::load("gemma4-inputs");
+    let backends = [BackendChoice::Cpu, BackendChoice::Gpu(None)];
+    for backend in backends.into_iter().take(if has_gpu() { 2 } else { 1 }) {
+        let options =
+            set!(EngineOptions { threads: 2, context: Some(64), backend, ..EngineOptions::default() });
+        let engine = Engine::open(&path, &options).unwrap();
+        let session = |chunk| engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
+        let whole = session(64).logits(&tiny.tokens).unwrap();
+        let far = whole.iter().flatten().zip(tiny.logits.iter().flatten()).map(|(a, b)| (a - b).abs());
+        let far = far.fold(0.0, f32::max);
+        assert!(far > 0.0 && far < ROUNDED, "logits are off by {far}");
+        let before = engine.input_reads().expect("rows are read").bytes;
+        assert!(before > 0);
+        assert!(session(1).logits(&tiny.tokens).unwrap() == whole, "token by token");
+        assert!(engine.input_reads().unwrap().bytes > before);
+        // Three of six layers have no keys of their own: the last position alone passes through them.
+        let last = session(64).last_logits(&tiny.tokens).unwrap();
+        assert!(last == whole[whole.len() - 1], "the last position alone");
+        // The plan does not count what is never held.
+        let held =
+            tiny.tensors.iter().filter(|t| !t.0.contains("per_layer")).map(|t| t.2.len()).sum::<usize>();
+        let plan = engine.memory_plan();
+        assert!(plan.dense_bytes < 4 * held as u64, "{} bytes of {held} weights", plan.dense_bytes);
     }
 }

@@ -10,6 +10,8 @@ const GEGLU = 3u;
 struct Params {
     len: u32,
     at: u32,
+    row: u32,    // values of y that lie together
+    stride: u32, // values from one such row to the next
     scale: f32, // multiplies the result
 }
 
@@ -27,7 +29,7 @@ fn main(
     if (i >= p.len) {
         return;
     }
-    let value = y[p.at + i];
+    let value = y[p.at + i / p.row * p.stride + i % p.row];
     var result = value;
     if (OP == ADD) {
         result = x[i] + value;

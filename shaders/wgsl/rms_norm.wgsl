@@ -4,6 +4,7 @@
 
 struct Params {
     cols: u32,
+    rows: u32,
     eps: f32,
 }
 
@@ -13,9 +14,13 @@ struct Params {
 var<immediate> p: Params;
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, own: Own) {
     let lane = lane_of(own);
-    let at = id.x * p.cols;
+    let row = id.y * n.x + id.x;
+    if (row >= p.rows) {
+        return;
+    }
+    let at = row * p.cols;
     var squares = 0.0;
     for (var col = lane; col < p.cols; col += 128u) {
         let value = x[at + col];

@@ -22,8 +22,9 @@ pub(crate) fn keys(meta: &Metadata, architecture: &str) -> Metadata {
     if of_4 {
         let windows = meta.bools("dollop.attention.window_layers").expect("a list").expect("is there");
         all.insert("gemma4.attention.sliding_window_pattern", windows.to_vec());
-        all.insert("gemma4.attention.shared_kv_layers", 0u32);
-        all.insert("gemma4.embedding_length_per_layer_input", 0u32);
+        for key in ["gemma4.attention.shared_kv_layers", "gemma4.embedding_length_per_layer_input"] {
+            all.insert(key, meta.get(key).cloned().unwrap_or(0u32.into()));
+        }
     }
     all
 }
@@ -40,6 +41,12 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect, meta: &Metadata) -> Vec<Wr
             _ => place.name.replace("ffn_gate_exps", "ffn_gate_up_exps"),
         };
         all.push((name, shape.clone(), GgmlType::F32, le_bytes(&data)));
+    }
+    // Files may have what layers that read another's keys do not use.
+    let number = |key: &str| meta.u64(key).expect("a number").unwrap_or(0);
+    if number("gemma4.attention.shared_kv_layers") > 0 {
+        let last = number("gemma4.block_count") - 1;
+        all.push((format!("blk.{last}.attn_k.weight"), vec![2, 2], GgmlType::F32, le_bytes(&[0.0; 4])));
     }
     if let Some(part) = meta.f32("dollop.rope.proportional").expect("a number") {
         let dims = meta.u64("gemma4.rope.dimension_count").expect("a number").expect("is there") as usize;

@@ -7,6 +7,7 @@ use super::source::Source;
 use crate::error::{Error, Result};
 use crate::format::dollop::{self, MatrixEntry, PARTS, part_name, slabs_name};
 use crate::format::{GgmlType, Metadata, TensorDecl, Value};
+use crate::model::weights::{EMBEDDING, PER_LAYER_EMBEDDING};
 use crate::model::{Spec, weights};
 use crate::quant::{self, GroupParams, Level, PLANE_BITS, Rotation, Shape};
 use std::collections::HashSet;
@@ -64,7 +65,7 @@ pub(super) struct Plan {
 }
 
 fn level_of(options: &ConvertOptions, name: &str) -> Level {
-    let other = name == "token_embd.weight";
+    let other = [EMBEDDING, PER_LAYER_EMBEDDING].contains(&name);
     options.level_embed.filter(|_| other).unwrap_or(options.level_dense)
 }
 

@@ -14,6 +14,7 @@ mod tests;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::format::{GgmlType, Metadata};
+use crate::model::{Spec, weights};
 use crate::store;
 use packed::Packed;
 use std::borrow::Cow;
@@ -98,13 +99,22 @@ impl Source {
     /// # Errors
     /// `Io`, `Malformed` or `Unsupported`, naming the file.
     pub fn open(path: &Path) -> Result<Source> {
-        if path.is_dir() {
-            return folder::open(path);
-        }
-        if path.file_name().is_some_and(|n| n == "config.json") {
-            return folder::open(path.parent().unwrap_or(Path::new(".")));
-        }
-        gguf::open(path)
+        let mut source = if path.is_dir() {
+            folder::open(path)?
+        } else if path.file_name().is_some_and(|n| n == "config.json") {
+            folder::open(path.parent().unwrap_or(Path::new(".")))?
+        } else {
+            gguf::open(path)?
+        };
+        source.leave_out();
+        Ok(source)
+    }
+
+    /// Forgets tensors that the model has and does not use. What is wrong with the keys is told when it is looked at.
+    fn leave_out(&mut self) {
+        let Ok(spec) = Spec::from_metadata(&self.metadata) else { return };
+        self.tensors.retain(|t| !weights::unused(&spec, &t.name));
+        self.index = self.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
     }
 
     /// The keys.

@@ -23,7 +23,8 @@ pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
     Activation, Added, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History,
-    Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Uses,
+    Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Times,
+    Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 

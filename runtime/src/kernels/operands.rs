@@ -24,8 +24,22 @@ pub struct LinearCall<'a, 'o, Buf> {
     pub norm: Option<(Norm<'a>, &'a mut Buf)>,
     /// What it is multiplied with. With nothing, the norm is the result.
     pub outs: &'a mut [Linear<'o, Buf>],
+    /// With one product: what it gates.
+    pub times: Option<Times<'a, Buf>>,
     /// With one result: it is added to these rows, by way of its own where the backend needs it.
     pub add: Option<Added<'a, Buf>>,
+}
+
+/// What a result gates: `out[t] = activation(out[t]) · by[at + t · stride ..]`.
+pub struct Times<'a, Buf> {
+    /// Of the result. None that is limited.
+    pub activation: Activation,
+    /// What it multiplies.
+    pub by: &'a Buf,
+    /// Where the first row of that begins.
+    pub at: usize,
+    /// Values from one row to the next.
+    pub stride: usize,
 }
 
 /// Where a result is added: `to = scale · (to + result)`.
@@ -48,6 +62,8 @@ pub struct AttendCall<'a, Buf, Kv> {
     pub tokens: usize,
     /// The layer's keys and values.
     pub kv: &'a mut Kv,
+    /// They are another layer's, and there already: only queries are placed.
+    pub shared: bool,
     /// The operation itself.
     pub shape: &'a Attention<'a>,
     /// `[tokens, heads · head_dim]`.

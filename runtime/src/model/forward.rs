@@ -3,12 +3,12 @@
 //! [`Model`] is immutable and shared; [`State`] is one timeline's cache and scratch. A call takes a chunk of tokens (a prompt's
 //! part, or one token) through every layer; a layer of routed experts is long enough for a file (`routed`).
 
+mod inputs;
 mod routed;
 mod state;
 
 pub use state::State;
 
-use super::embedding::Embedding;
 use super::history::Noted;
 use super::routing::{Routing, RoutingCounters};
 use super::spec::Spec;
@@ -19,6 +19,7 @@ use crate::kernels::{
     Added, AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing,
     Projected, best_of, from_bits,
 };
+use inputs::take_rows;
 use std::sync::Arc;
 
 /// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
@@ -97,17 +98,9 @@ impl Model {
             refine.begin(&mut |refinement| b.refine(refinement))?;
             noted.begin(n);
         }
-        match &w.embed {
-            Embedding::Held(table) => b.embed(table, tokens, c.embed_scale, &mut s.x),
-            Embedding::Read(rows) => {
-                let scaled = &mut s.row[..];
-                rows.read(tokens, &mut |i, row| {
-                    scaled.iter_mut().zip(row).for_each(|(to, from)| *to = c.embed_scale * from);
-                    b.upload(&mut s.x, i * c.d, scaled);
-                })?;
-            }
-        }
-        // Behind the last layer's keys and values only those positions count whose logits are wanted.
+        take_rows(b, &w.embed, tokens, c.embed_scale, (&mut s.row, &mut s.x))?;
+        self.inputs(b, s, tokens)?;
+        // Behind the last keys and values only those positions count whose logits are wanted.
         // Who notes choices learns from all.
         let tail = if s.noted.is_some() { None } else { b.tail(n) };
         let needed = match (want, tail) {
@@ -115,16 +108,18 @@ impl Model {
             (Want::Last | Want::Best(_), Some(tail)) => tail,
             (Want::Nothing, Some(_)) => 0,
         };
-        let (mut n, before) = (n, n - needed);
+        let (mut n, before, mut at) = (n, n - needed, pos);
         if want == Want::Finite {
             finite(b, s, n, c.d, pos, || "in the embedding".into())?;
         }
         for (i, layer) in w.layers.iter().enumerate() {
-            self.attention(b, s, layer, i, pos, n);
-            if i + 1 == w.layers.len() && needed < n {
+            self.attention(b, s, layer, i, at, n);
+            if i == c.last_with_kv() && needed < n {
                 if needed == 0 {
                     break;
                 }
+                s.inputs.iter_mut().for_each(|inputs| inputs.cut(before));
+                at += before;
                 b.copy(&s.x, before * c.d, needed * c.d, &mut s.h);
                 std::mem::swap(&mut s.x, &mut s.h);
                 n = needed;
@@ -132,6 +127,9 @@ impl Model {
             match &layer.ffn {
                 Ffn::Dense(ffn) => self.dense(b, s, ffn, layer, i, n),
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
+            }
+            if let Some(part) = &layer.per_layer {
+                self.take_in(b, s, (layer, part), i, n);
             }
             if want == Want::Finite {
                 finite(b, s, n, c.d, pos, || format!("in layer {i}"))?;
@@ -150,17 +148,21 @@ impl Model {
         let (c, a) = (&self.spec, &self.spec.layers[i].attention);
         let norm = Norm { weight: &layer.attn_norm, eps: c.norm_eps };
         let q = Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q };
-        let k = Linear { matrix: &layer.k, bias: layer.k_bias.as_deref(), out: &mut s.k };
+        let (k_bias, v_bias) = (layer.k_bias.as_deref(), layer.v_bias.as_deref());
+        let k = layer.k.as_ref().map(|matrix| Linear { matrix, bias: k_bias, out: &mut s.k });
+        let v = layer.v.as_ref().map(|matrix| Linear { matrix, bias: v_bias, out: &mut s.v });
         let norm = Some((norm, &mut s.h));
-        match &layer.v {
-            Some(matrix) => {
-                let v = Linear { matrix, bias: layer.v_bias.as_deref(), out: &mut s.v };
-                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs: &mut [q, k, v], add: None });
-            }
-            None => {
-                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs: &mut [q, k], add: None });
+        let linear = |outs: &mut [Linear<'_, B::Buf>]| {
+            b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+        };
+        match (k, v) {
+            (Some(k), Some(v)) => linear(&mut [q, k, v]),
+            (Some(k), None) => {
+                linear(&mut [q, k]);
                 b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
             }
+            // Those of another layer are there.
+            (None, _) => linear(&mut [q]),
         }
         let how = Placing {
             heads: a.heads,
@@ -182,12 +184,13 @@ impl Model {
             window: a.window,
             sinks: layer.sinks.as_deref(),
         };
-        let (kv, out) = (&mut s.memory[i].kv, &mut s.attn);
-        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shape: &shape, out });
+        let (kv, out) = (&mut s.memory[a.kv_of.unwrap_or(i)].kv, &mut s.attn);
+        let shared = a.kv_of.is_some();
+        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shared, shape: &shape, out });
         let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
         let add = Added { to: &mut s.x, scale: 1.0 };
         let add = Some(add).filter(|_| layer.attn_post_norm.is_none());
-        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], add });
+        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
         if let Some(norm) = layer.attn_post_norm.as_deref() {
             let bufs = (&s.y, &mut s.h, &mut s.x);
             self.add_normed(b, bufs, norm, 1.0, n);
@@ -198,13 +201,13 @@ impl Model {
     fn dense<B: Backend>(&self, b: &B, s: &mut State<B>, block: &Expert, layer: &Layer, i: usize, n: usize) {
         let State { h, y, x, .. } = &mut *s;
         let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.norm_eps };
-        b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], add: None });
+        b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], times: None, add: None });
         let activation = self.spec.layers[i].ffn.activation;
         match layer.ffn_post_norm.as_deref() {
             None => b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: Some(x) }),
             Some(norm) => {
                 b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: None });
-                self.add_normed(b, (y, h, x), norm, layer.scale(), n);
+                self.add_normed(b, (y, h, x), norm, layer.ffn_scale(), n);
             }
         }
     }
@@ -219,7 +222,14 @@ impl Model {
         n: usize,
     ) {
         let norm = Some((Norm { weight, eps: self.spec.norm_eps }, h));
-        b.linear(LinearCall { x: y, tokens: n, norm, outs: &mut [], add: Some(Added { to, scale }) });
+        b.linear(LinearCall {
+            x: y,
+            tokens: n,
+            norm,
+            outs: &mut [],
+            times: None,
+            add: Some(Added { to, scale }),
+        });
     }
 
     /// Final norm and output head of the wanted positions.
@@ -243,7 +253,7 @@ impl Model {
             let norm = Norm { weight: &w.norm, eps: c.norm_eps };
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
             let norm = Some((norm, &mut s.y));
-            b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], add: None });
+            b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], times: None, add: None });
             if let Want::Best(k) = want {
                 if b.best(&s.logits, w.vocab(), k, &mut s.best)? {
                     let bits = &mut s.best_bits[..2 * k];

@@ -51,12 +51,10 @@ const DESCRIBING: [&str; 6] = [
 ];
 
 /// Keys whose computation is not there, and the values with which it changes nothing.
-const NEUTRAL: [(&str, &[f64]); 17] = [
+const NEUTRAL: [(&str, &[f64]); 15] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
-    ("attention.shared_kv_layers", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
-    ("embedding_length_per_layer_input", &[0.0]),
     ("expert_gating_func", &[0.0, 1.0]),
     ("expert_group_count", &[0.0, 1.0]),
     ("expert_group_used_count", &[0.0, 1.0]),
@@ -103,6 +101,9 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             // 3 is the softmax over the chosen ones, which is that over all, divided by their sum.
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
+            }
+            "attention.shared_kv_layers" | "embedding_length_per_layer_input" => {
+                family.per_layer || number == Some(0.0)
             }
             "attention.key_length_swa"
             | "attention.value_length_swa"

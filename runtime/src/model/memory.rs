@@ -6,7 +6,7 @@ use crate::kernels::{KV_BLOCK, KV_TILE};
 /// Positions that a cache of a window holds beyond the window, at least: a timeline goes back by as many without reading again.
 const BACK: usize = 512;
 
-/// What a layer keeps. (A layer that shares another's would be one more kind.)
+/// What a layer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemorySpec {
     /// Keys and values.
@@ -16,7 +16,7 @@ pub enum MemorySpec {
 /// Keys and values of a layer, of its own number and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Key/value heads.
+    /// Key/value heads; none where the layer reads another's.
     pub heads: usize,
     /// Values per head.
     pub head_dim: usize,
@@ -28,7 +28,9 @@ impl LayerSpec {
     /// What it keeps.
     pub fn memory(&self) -> MemorySpec {
         let a = &self.attention;
-        MemorySpec::Kv(KvSpec { heads: a.kv_heads, head_dim: a.head_dim, window: a.window })
+        // What another layer keeps takes no memory twice.
+        let heads = if a.kv_of.is_some() { 0 } else { a.kv_heads };
+        MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, window: a.window })
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
+mod ropes;
+
 use super::families::{Family, Windows};
 use super::keys;
-use super::rope::{RopeConfig, Scaling};
+use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 use crate::kernels::{Activation, RopeTable, Router, Uses};
@@ -31,6 +33,8 @@ pub struct Spec {
     pub ropes: Vec<RopeConfig>,
     /// Multiplies embeddings.
     pub embed_scale: f32,
+    /// Values of an input that each layer has of each token beside the stream; 0 for none.
+    pub per_layer: usize,
     /// Logits become `cap · tanh(logit / cap)`.
     pub logit_cap: Option<f32>,
     /// Transformer blocks, in order.
@@ -82,6 +86,8 @@ pub struct AttentionSpec {
     pub v_norm: bool,
     /// Whether values may be left out: keys, before anything is done to them, then stand for them.
     pub keys_as_values: bool,
+    /// The layer whose keys and values it reads instead of its own.
+    pub kv_of: Option<usize>,
     /// Which of the model's rotary embeddings.
     pub rope: usize,
     /// Whether every head has a sink.
@@ -168,9 +174,10 @@ impl Spec {
         let context = keys.required("context_length", MAX_CONTEXT)?;
         let windows = windows(&keys, family, layers)?;
         let kv_heads = kv_heads(&keys, layers)?;
+        let sources = kv_sources(&keys, &windows)?;
         let with_window = |window: Option<usize>| attention(&keys, family, d, layers, window);
         let [full, local] = [with_window(None)?, with_window(Some(0))?];
-        let ropes = ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
+        let ropes = ropes::ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
@@ -186,7 +193,7 @@ impl Spec {
             check_heads(&keys, &attention, kv_heads)?;
             let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
             Ok(LayerSpec {
-                attention: AttentionSpec { window, kv_heads, rope, ..attention },
+                attention: AttentionSpec { window, kv_heads, rope, kv_of: sources[layer], ..attention },
                 ffn,
                 sandwich: family.sandwich,
                 scaled: family.layer_scales,
@@ -199,6 +206,7 @@ impl Spec {
             context,
             norm_eps,
             embed_scale: embed_scale(&keys, family, d)?,
+            per_layer: keys.optional("embedding_length_per_layer_input", MAX_WIDTH)?.unwrap_or(0),
             logit_cap: keys.positive_or_zero("final_logit_softcapping")?,
             layers: windows.into_iter().enumerate().map(layer).collect::<Result<_>>()?,
             ropes,
@@ -241,6 +249,11 @@ impl Spec {
         self.ropes.iter().map(|rope| positions * (rope.dims + 1)).sum()
     }
 
+    /// The last layer that has keys and values of its own: behind it, a position needs nothing of others but those.
+    pub fn last_with_kv(&self) -> usize {
+        self.layers.iter().rposition(|l| l.attention.kv_of.is_none()).unwrap_or(0)
+    }
+
     /// The greatest of a number of all layers.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
         self.layers.iter().map(|l| of(&l.attention)).max().unwrap_or(0)
@@ -262,6 +275,23 @@ fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
         }
         None => Ok(all.into_iter().map(|n| n as usize).collect()),
     }
+}
+
+/// For each layer, the one whose keys and values it reads: the last layers have none of their own, and take those of the last of
+/// their kind before.
+fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize>>> {
+    const NAME: &str = "attention.shared_kv_layers";
+    let shared = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
+    let wrong = |what: &str| Error::malformed(keys.key(NAME), format!("{shared}: {what}"));
+    let own = windows.len().checked_sub(shared).ok_or_else(|| wrong("there are fewer layers"))?;
+    let source = |layer: usize| -> Result<Option<usize>> {
+        if layer < own {
+            return Ok(None);
+        }
+        let found = (0..own).rev().find(|&l| windows[l].is_some() == windows[layer].is_some());
+        found.map(Some).ok_or_else(|| wrong("there is no layer of that kind before"))
+    };
+    (0..windows.len()).map(source).collect()
 }
 
 fn check_heads(keys: &Keys, attention: &AttentionSpec, kv_heads: usize) -> Result<()> {
@@ -321,6 +351,7 @@ fn attention(
         limit: keys.positive("attention.clamp_kqv")?,
         v_norm: family.v_norm,
         keys_as_values: family.keys_as_values,
+        kv_of: None,
         rope: 0,
         sinks: family.sinks,
         biases: family.biases,
@@ -334,28 +365,6 @@ fn attention(
 fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
     let usual = if family.embed_root { (d as f32).sqrt() } else { 1.0 };
     Ok(keys.positive_or_zero("embedding_scale")?.unwrap_or(usual))
-}
-
-/// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
-fn ropes(keys: &Keys, family: &Family, [full, local]: [usize; 2], context: usize) -> Result<Vec<RopeConfig>> {
-    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    let dims = rope_dims(keys, "rope.dimension_count", full)?;
-    let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
-    let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
-    // What stretches the one for everything leaves windows alone.
-    let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
-    let dims = rope_dims(keys, "rope.dimension_count_swa", local)?;
-    Ok(vec![full, RopeConfig { dims, base, scaling: Scaling::None }])
-}
-
-/// Rotated dimensions of a head.
-fn rope_dims(keys: &Keys, name: &str, head_dim: usize) -> Result<usize> {
-    let dims = keys.optional(name, MAX_WIDTH)?.unwrap_or(head_dim);
-    if dims == 0 || dims % 2 != 0 || dims > head_dim {
-        let what = format!("{dims}: it must be even and at most the head's {head_dim}");
-        return Err(Error::malformed(keys.key(name), what));
-    }
-    Ok(dims)
 }
 
 fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
@@ -435,84 +444,6 @@ fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     }
     let nth = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
     Ok(Some((1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect()))
-}
-
-/// llama.cpp writes −1 for "as usual".
-fn extrapolation(keys: &Keys) -> Result<f32> {
-    match keys.f32("rope.scaling.yarn_ext_factor")? {
-        None => Ok(1.0),
-        Some(v) if v < 0.0 => Ok(1.0),
-        Some(v) if v <= 1.0 => Ok(v),
-        Some(v) => {
-            let what = format!("{v}: it must be between 0 and 1");
-            Err(Error::malformed(keys.key("rope.scaling.yarn_ext_factor"), what))
-        }
-    }
-}
-
-fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
-    if keys.meta.f32("dollop.rope.llama3.factor")?.is_some() {
-        let get = |name: &str| -> Result<f32> {
-            let key = format!("dollop.rope.llama3.{name}");
-            match keys.meta.f32(&key)? {
-                Some(v) if v.is_finite() && v > 0.0 => Ok(v),
-                Some(v) => Err(Error::malformed(key, format!("{v} must be a number above zero"))),
-                None => Err(Error::malformed(key, "the key is missing")),
-            }
-        };
-        let (low, high) = (get("low_freq_factor")?, get("high_freq_factor")?);
-        if high <= low {
-            return Err(Error::malformed(
-                "dollop.rope.llama3.high_freq_factor",
-                "must be above low_freq_factor",
-            ));
-        }
-        return Ok(Scaling::Llama3 {
-            factor: get("factor")?,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_context: get("original_context_length")?,
-        });
-    }
-    const PART: &str = "dollop.rope.proportional";
-    match keys.meta.f32(PART)? {
-        Some(part) if part > 0.0 && part <= 1.0 => return Ok(Scaling::Proportional { part }),
-        Some(part) => return Err(Error::malformed(PART, format!("{part} must be above 0 and up to 1"))),
-        None => {}
-    }
-    // Files from before `rope.scaling.*` have the linear factor alone.
-    let old_linear = keys.positive("rope.scale_linear")?;
-    let kind = match keys.meta.str(&keys.key("rope.scaling.type"))? {
-        Some(kind) => kind,
-        None if old_linear.is_some() => "linear",
-        None => "none",
-    };
-    let factor = keys.positive("rope.scaling.factor")?.or(old_linear);
-    let need = |value: Option<f32>| {
-        value.ok_or_else(|| Error::malformed(keys.key("rope.scaling.factor"), "the key is missing"))
-    };
-    match kind {
-        "none" | "default" | "" => Ok(Scaling::None),
-        "linear" => Ok(Scaling::Linear { factor: need(factor)? }),
-        "yarn" => Ok(Scaling::Yarn {
-            factor: need(factor)?,
-            original_context: keys
-                .positive("rope.scaling.original_context_length")?
-                .unwrap_or(context as f32),
-            beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,
-            mscale: keys.meta.f32("dollop.rope.yarn.mscale")?,
-            mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?,
-            truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),
-            gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
-                * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
-            extrapolation: extrapolation(keys)?,
-        }),
-        other => Err(Error::unsupported(format!(
-            "rope scaling `{other}` is not supported; supported are none, linear, llama3 and yarn"
-        ))),
-    }
 }
 
 #[cfg(test)]

@@ -9,11 +9,45 @@ use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::format::dollop::{PARTS, part_name};
-use crate::kernels::{Biases, Router};
+use crate::kernels::Router;
 use crate::quant::{Level, Matrix};
 
 /// The embedding's name.
 pub const EMBEDDING: &str = "token_embd.weight";
+
+/// The name of the embedding that inputs of layers are made of.
+pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
+
+/// A part that is there or not, by what it is of.
+macro_rules! optional {
+    ($part:ident, $of:ident, |$arg:ident| $is:expr) => {
+        impl Held for Option<$part> {
+            type Of<'o> = $of<'o>;
+
+            fn declare($arg: $of<'_>, to: &mut Vec<Declared>) {
+                if $is {
+                    $part::declare($arg, to);
+                }
+            }
+
+            fn read(from: &dyn Tensors, $arg: $of<'_>) -> Result<Self> {
+                ($is).then(|| $part::read(from, $arg)).transpose()
+            }
+
+            fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+                self.iter().for_each(|part| part.each(met));
+            }
+
+            fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+                self.iter_mut().for_each(|part| part.each_mut(met));
+            }
+        }
+    };
+}
+
+mod ffn;
+
+pub use ffn::{Beside, ExpertBiases, Ffn, Moe, MoeOf};
 
 /// A layer of a model, as its declarations need it.
 #[derive(Clone, Copy)]
@@ -21,6 +55,8 @@ pub struct LayerOf<'a> {
     layer: usize,
     d: usize,
     spec: &'a LayerSpec,
+    /// Values of its own input.
+    per_layer: usize,
     /// Rows of a matrix by name: the width of a feed-forward block is known to the file alone.
     rows: &'a dyn Fn(&str) -> Option<usize>,
 }
@@ -28,6 +64,11 @@ pub struct LayerOf<'a> {
 impl LayerOf<'_> {
     fn name(&self, part: &str) -> String {
         format!("blk.{}.{part}", self.layer)
+    }
+
+    /// Whether it has keys and values of its own.
+    fn has_kv(&self) -> bool {
+        self.spec.attention.kv_of.is_none()
     }
 
     /// The bias of a projection.
@@ -40,7 +81,10 @@ impl LayerOf<'_> {
     fn values(&self) -> Declared {
         let a = &self.spec.attention;
         let values = Declared::matrix(self.name("attn_v.weight"), a.kv_width(), self.d);
-        if a.keys_as_values { values.maybe() } else { values }
+        match a.keys_as_values {
+            true => values.maybe_if(self.has_kv()),
+            false => values.only_if(self.has_kv()),
+        }
     }
 
     /// Its router, where it has experts.
@@ -85,8 +129,8 @@ part! {
         first q: Matrix = Declared::matrix(of.name("attn_q.weight"), of.spec.attention.q_width(), of.d);
         /// `[heads · head_dim]`.
         also q_bias: Option<Vec<f32>> = of.bias("attn_q", of.spec.attention.q_width());
-        /// `[kv_heads · head_dim, d]`.
-        also k: Matrix = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d);
+        /// `[kv_heads · head_dim, d]`; not where another layer's keys are read.
+        also k: Option<Matrix> = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d).only_if(of.has_kv());
         /// `[kv_heads · head_dim]`.
         also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.attention.kv_width());
         /// `[kv_heads · head_dim, d]`; without it, keys are values.
@@ -107,7 +151,7 @@ part! {
         /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
         first k_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_k_norm.weight"), of.spec.attention.head_dim)
             .or(of.spec.attention.kv_width())
-            .maybe();
+            .maybe_if(of.has_kv());
         /// `[heads]`.
         first sinks: Option<Vec<f32>> =
             Declared::vector(of.name("attn_sinks.weight"), of.spec.attention.heads).only_if(of.spec.attention.sinks);
@@ -118,220 +162,27 @@ part! {
         /// `[d]`: of what they give.
         first ffn_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_ffw_norm.weight"), of.d).only_if(of.spec.sandwich);
+        /// What takes the layer's own input in.
+        first per_layer: Option<PerLayer> = of;
         /// `[1]`: multiplies the stream behind the layer.
         first scale: Option<Vec<f32>> =
             Declared::vector(of.name("layer_output_scale.weight"), 1).maybe_if(of.spec.scaled);
     }
 }
 
-/// The feed-forward half of a block.
-#[derive(Clone, Debug)]
-// There is one a layer.
-#[allow(clippy::large_enum_variant)]
-pub enum Ffn {
-    /// One block for every token.
-    Dense(Expert),
-    /// Routed experts.
-    Moe(Moe),
-}
-
-/// A layer with experts.
-#[derive(Clone, Copy)]
-pub struct MoeOf<'a> {
-    layer: LayerOf<'a>,
-    router: Router,
-}
-
 part! {
-    /// Routing and the shared expert; the routed experts come through `ExpertSource`.
-    Moe(of: MoeOf) {
-        /// `[experts, d]`, f32.
-        first router: Matrix = Declared::small(of.layer.name("ffn_gate_inp.weight"), of.router.experts, of.layer.d);
-        /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
-        also shared_gate: Option<Matrix> = Declared::small(of.layer.name("ffn_gate_inp_shexp.weight"), 1, of.layer.d).maybe();
-        /// `[experts]`.
-        also router_bias: Option<Vec<f32>> =
-            Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
-        /// `[d]`: of the norm of the router's own input.
-        first router_norm: Option<Vec<f32>> =
-            Declared::vector(of.layer.name("ffn_gate_inp.scale"), of.layer.d).only_if(of.layer.spec.ffn.beside);
-        /// `[experts]`: they multiply gates.
-        first scales: Option<Vec<f32>> =
-            Declared::vector(of.layer.name("ffn_down_exps.scale"), of.router.experts).only_if(of.layer.spec.ffn.beside);
-        /// Of the routed experts.
-        first biases: Option<ExpertBiases> = of;
-        /// An expert that every token uses.
-        first shared: Option<Expert> = of.layer.shared();
-        /// A dense block beside the routed experts.
-        first beside: Option<Beside> = of;
+    /// What takes a layer's own input in: `x += norm(proj · (gelu(gate · x) ⊙ input))`.
+    PerLayer(of: LayerOf) {
+        /// `[per_layer, d]`.
+        first gate: Matrix = Declared::matrix(of.name("inp_gate.weight"), of.per_layer, of.d);
+        /// `[d, per_layer]`.
+        first proj: Matrix = Declared::matrix(of.name("proj.weight"), of.d, of.per_layer);
+        /// `[d]`.
+        first norm: Vec<f32> = Declared::vector(of.name("post_norm.weight"), of.d);
     }
 }
 
-part! {
-    /// A dense block beside routed experts. The layer's norm before the feed-forward is this block's.
-    Beside(of: MoeOf) {
-        /// The block.
-        first block: Expert = of.layer.block("");
-        /// `[d]`: of what it gives.
-        first post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_1.weight"), of.layer.d);
-        /// `[d]`: of what goes to the experts.
-        first experts_norm: Vec<f32> = Declared::vector(of.layer.name("pre_ffw_norm_2.weight"), of.layer.d);
-        /// `[d]`: of what they give.
-        first experts_post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_2.weight"), of.layer.d);
-    }
-}
-
-part! {
-    /// Biases of routed experts.
-    ExpertBiases(of: MoeOf) {
-        /// `[experts, ff]`.
-        first gate: Vec<f32> = of.bias("gate", of.layer.width("_exps").unwrap_or(0));
-        /// `[experts, ff]`.
-        first up: Vec<f32> = of.bias("up", of.layer.width("_exps").unwrap_or(0));
-        /// `[experts, d]`.
-        first down: Vec<f32> = of.bias("down", of.layer.d);
-    }
-}
-
-impl ExpertBiases {
-    /// As kernels take them.
-    pub fn slices(&self) -> Biases<'_> {
-        Biases { gate: &self.gate, up: &self.up, down: &self.down }
-    }
-}
-
-impl MoeOf<'_> {
-    fn bias(&self, part: &str, rows: usize) -> Declared {
-        Declared::small(self.layer.name(&format!("ffn_{part}_exps.bias")), self.router.experts, rows)
-    }
-}
-
-impl Held for Option<ExpertBiases> {
-    type Of<'o> = MoeOf<'o>;
-
-    fn declare(of: MoeOf<'_>, to: &mut Vec<Declared>) {
-        if of.layer.spec.ffn.biases {
-            ExpertBiases::declare(of, to);
-        }
-    }
-
-    fn read(from: &dyn Tensors, of: MoeOf<'_>) -> Result<Self> {
-        of.layer.spec.ffn.biases.then(|| ExpertBiases::read(from, of)).transpose()
-    }
-
-    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        self.iter().for_each(|biases| biases.each(met));
-    }
-
-    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        self.iter_mut().for_each(|biases| biases.each_mut(met));
-    }
-}
-
-impl Moe {
-    /// The block that every token goes through, beside the routed experts or shared.
-    pub fn always(&self) -> Option<&Expert> {
-        self.shared.as_ref().or(self.beside.as_ref().map(|beside| &beside.block))
-    }
-}
-
-impl Held for Option<Beside> {
-    type Of<'o> = MoeOf<'o>;
-
-    fn declare(of: MoeOf<'_>, to: &mut Vec<Declared>) {
-        if of.layer.spec.ffn.beside {
-            Beside::declare(of, to);
-        }
-    }
-
-    fn read(from: &dyn Tensors, of: MoeOf<'_>) -> Result<Self> {
-        of.layer.spec.ffn.beside.then(|| Beside::read(from, of)).transpose()
-    }
-
-    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        self.iter().for_each(|beside| beside.each(met));
-    }
-
-    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        self.iter_mut().for_each(|beside| beside.each_mut(met));
-    }
-}
-
-impl Held for Ffn {
-    type Of<'o> = LayerOf<'o>;
-
-    fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
-        match of.routed() {
-            None => Expert::declare(of.block(""), to),
-            Some(router) => {
-                Moe::declare(MoeOf { layer: of, router }, to);
-                to.extend(of.stacks(router.experts));
-            }
-        }
-    }
-
-    fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Ffn> {
-        Ok(match of.routed() {
-            None => Ffn::Dense(Expert::read(from, of.block(""))?),
-            Some(router) => Ffn::Moe(Moe::read(from, MoeOf { layer: of, router })?),
-        })
-    }
-
-    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        match self {
-            Ffn::Dense(block) => block.each(met),
-            Ffn::Moe(moe) => moe.each(met),
-        }
-    }
-
-    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        match self {
-            Ffn::Dense(block) => block.each_mut(met),
-            Ffn::Moe(moe) => moe.each_mut(met),
-        }
-    }
-}
-
-impl Held for Expert {
-    type Of<'o> = [Declared; 3];
-
-    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
-        to.extend(of);
-    }
-
-    fn read(from: &dyn Tensors, [gate, up, down]: [Declared; 3]) -> Result<Expert> {
-        let (gate, up) = (Matrix::read(from, gate)?, Matrix::read(from, up)?);
-        Ok(Expert { gate, up, down: Matrix::read(from, down)?, place: None })
-    }
-
-    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        [&self.gate, &self.up, &self.down].into_iter().for_each(|m| met(Met::Matrix(m)));
-    }
-
-    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        [&mut self.gate, &mut self.up, &mut self.down].into_iter().for_each(met);
-    }
-}
-
-impl Held for Option<Expert> {
-    type Of<'o> = [Declared; 3];
-
-    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
-        to.extend(of);
-    }
-
-    fn read(from: &dyn Tensors, of: [Declared; 3]) -> Result<Self> {
-        if of.iter().any(Declared::is_known) { Expert::read(from, of).map(Some) } else { Ok(None) }
-    }
-
-    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        self.iter().for_each(|e| e.each(met));
-    }
-
-    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        self.iter_mut().for_each(|e| e.each_mut(met));
-    }
-}
+optional!(PerLayer, LayerOf, |of| of.per_layer > 0);
 
 /// A model beside its layers, as its declarations need it.
 #[derive(Clone, Copy)]
@@ -341,6 +192,11 @@ pub struct EndsOf<'a> {
 }
 
 impl EndsOf<'_> {
+    /// Values of the inputs of all layers.
+    fn per_layer(&self) -> usize {
+        self.spec.layers.len() * self.spec.per_layer
+    }
+
     /// Some families' files have them unless a key says what they would.
     fn rope_factors(&self) -> Declared {
         let rope = &self.spec.ropes[0];
@@ -367,7 +223,34 @@ part! {
         first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
         /// Divisors of the rope frequencies, `[rope dims / 2]`.
         first rope_factors: Option<Vec<f32>> = of.rope_factors();
+        /// What inputs of layers are made of.
+        first per_layer: Option<PerLayerInputs> = of;
     }
+}
+
+part! {
+    /// What inputs of layers are made of: `(embed + norm(proj · x)) / √2` of the embedded stream.
+    PerLayerInputs(of: EndsOf) {
+        /// `[vocab, layers · per_layer]`.
+        first embed: Matrix = Declared::matrix(PER_LAYER_EMBEDDING.into(), of.vocab, of.per_layer());
+        /// `[layers · per_layer, d]`.
+        first proj: Matrix = Declared::matrix("per_layer_model_proj.weight".into(), of.per_layer(), of.spec.d);
+        /// `[per_layer]`.
+        first norm: Vec<f32> = Declared::vector("per_layer_proj_norm.weight".into(), of.spec.per_layer);
+    }
+}
+
+optional!(PerLayerInputs, EndsOf, |of| of.spec.per_layer > 0);
+
+/// [`PerLayerInputs`], whose embedding need not be held: it is larger than all the rest.
+#[derive(Clone, Debug)]
+pub struct LayerInputs {
+    /// `[vocab, layers · per_layer]`.
+    pub embed: Embedding,
+    /// `[layers · per_layer, d]`.
+    pub proj: Matrix,
+    /// `[per_layer]`.
+    pub norm: Vec<f32>,
 }
 
 /// Everything but the routed experts. A clone shares the matrices' bytes.
@@ -383,6 +266,8 @@ pub struct Weights {
     pub head: Matrix,
     /// Divisors of the rope frequencies, `[rope dims / 2]`.
     pub rope_factors: Option<Vec<f32>>,
+    /// What inputs of layers are made of.
+    pub per_layer: Option<LayerInputs>,
 }
 
 /// Every tensor that a model has. `rows` gives the rows of a matrix that the file has. A tensor that is not among them would be ignored
@@ -391,12 +276,25 @@ pub fn declared(spec: &Spec, rows: &dyn Fn(&str) -> Option<usize>) -> Vec<Declar
     let mut all = Vec::new();
     Ends::declare(EndsOf::new(spec, rows), &mut all);
     for (layer, of) in spec.layers.iter().enumerate() {
-        Layer::declare(LayerOf { layer, d: spec.d, spec: of, rows }, &mut all);
+        Layer::declare(LayerOf { layer, d: spec.d, spec: of, per_layer: spec.per_layer, rows }, &mut all);
         // Old files repeat the rope's frequencies, which follow from the keys.
         all.push(Declared::vector(format!("blk.{layer}.attn_rot_embd.weight"), 0).maybe());
     }
     all.retain(Declared::is_known);
     all
+}
+
+/// Whether a tensor is one that some files have and nothing reads: keys and values of layers that take another's.
+pub fn unused(spec: &Spec, name: &str) -> bool {
+    let of = || {
+        let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+        let layer = spec.layers.get(layer.parse::<usize>().ok()?)?;
+        Some(
+            layer.attention.kv_of.is_some()
+                && ["attn_k.", "attn_v.", "attn_k_norm."].iter().any(|p| part.starts_with(p)),
+        )
+    };
+    of().unwrap_or(false)
 }
 
 impl Weights {
@@ -411,11 +309,11 @@ impl Weights {
         level: Option<Level>,
     ) -> Result<(Weights, Vec<Vec<Expert>>)> {
         let rows = |name: &str| from.rows(name);
-        let Ends { embed, head, norm, rope_factors } = Ends::read(from, EndsOf::new(spec, &rows))?;
+        let Ends { embed, head, norm, rope_factors, per_layer } = Ends::read(from, EndsOf::new(spec, &rows))?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         let mut experts = Vec::with_capacity(spec.layers.len());
         for (layer, of) in spec.layers.iter().enumerate() {
-            let of = LayerOf { layer, d: spec.d, spec: of, rows: &rows };
+            let of = LayerOf { layer, d: spec.d, spec: of, per_layer: spec.per_layer, rows: &rows };
             let mut layer_weights = Layer::read(from, of)?;
             if let Ffn::Moe(Moe { router_norm: Some(norm), .. }) = &mut layer_weights.ffn {
                 // The router's input is divided by the root of its width.
@@ -440,7 +338,12 @@ impl Weights {
             ));
         }
         let head = head.unwrap_or_else(|| embed.clone());
-        Ok((Weights { embed: Embedding::Held(embed), layers, norm, head, rope_factors }, experts))
+        let per_layer = per_layer.map(|PerLayerInputs { embed, proj, norm }| {
+            let embed = Embedding::Held(embed);
+            LayerInputs { embed, proj, norm }
+        });
+        let embed = Embedding::Held(embed);
+        Ok((Weights { embed, layers, norm, head, rope_factors, per_layer }, experts))
     }
 
     /// Every matrix that is held, the head last and only where it is not the embedding once more (`tied`).
@@ -448,6 +351,12 @@ impl Weights {
         let mut all = Vec::new();
         if let Embedding::Held(embed) = &mut self.embed {
             all.push(embed);
+        }
+        if let Some(LayerInputs { embed, proj, .. }) = &mut self.per_layer {
+            if let Embedding::Held(embed) = embed {
+                all.push(embed);
+            }
+            all.push(proj);
         }
         self.layers.iter_mut().for_each(|layer| layer.each_mut(&mut |m| all.push(m)));
         if !tied {
@@ -461,13 +370,16 @@ impl Weights {
     pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let embed = self.embed.held().map(|embed| vec![embed]);
-        embed.into_iter().chain(layers).chain([vec![&self.head]]).collect()
+        let inputs = self.per_layer.iter().flat_map(|of| of.embed.held().into_iter().chain([&of.proj]));
+        let inputs = inputs.map(|m| vec![m]);
+        embed.into_iter().chain(inputs).chain(layers).chain([vec![&self.head]]).collect()
     }
 
     /// Every vector: norms, biases, factors of the rope.
     pub fn vectors(&self) -> Vec<&[f32]> {
         let mut all = vec![&self.norm[..]];
         all.extend(self.rope_factors.as_deref());
+        all.extend(self.per_layer.as_ref().map(|of| &of.norm[..]));
         let mut met = |met| {
             if let Met::Vector(v) = met {
                 all.push(v)
@@ -487,6 +399,11 @@ impl Layer {
     /// What multiplies the stream behind it.
     pub fn scale(&self) -> f32 {
         self.scale.as_ref().map_or(1.0, |scale| scale[0])
+    }
+
+    /// What multiplies the stream behind its feed-forward.
+    pub fn ffn_scale(&self) -> f32 {
+        if self.per_layer.is_some() { 1.0 } else { self.scale() }
     }
 
     /// Its matrices but those of routed experts, as [`Weights::matrices`].

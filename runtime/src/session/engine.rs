@@ -12,6 +12,7 @@ use super::info::ModelInfo;
 use super::processor::Processor;
 use super::saved::Identity;
 use crate::error::{Error, Result};
+use crate::experts::RowReads;
 use crate::kernels::Observer;
 use crate::kernels::cpu::CpuBackend;
 use crate::model::Model;
@@ -167,6 +168,15 @@ impl Engine {
             stats.retries += reads.retries;
         }
         stats
+    }
+
+    /// What reading rows for inputs of layers took, where a model has such and they are not held.
+    #[doc(hidden)]
+    pub fn input_reads(&self) -> Option<RowReads> {
+        match self.model().weights.per_layer.as_ref().map(|of| &of.embed) {
+            Some(Embedding::Read(rows)) => Some(rows.reads()),
+            _ => None,
+        }
     }
 
     /// The streamer, where experts are streamed.

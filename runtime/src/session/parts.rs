@@ -13,16 +13,18 @@ use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts, Rows};
 use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
-use crate::model::file::DenseSums;
+use crate::model::file::{DenseSums, NestedFile};
 use crate::model::memory::MemorySpec;
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
 use crate::model::spec::{AttentionSpec, LayerSpec};
 use crate::model::tokens::{self, SpecialTokens};
+use crate::model::weights::PER_LAYER_EMBEDDING;
 use crate::model::{Model, Spec, State, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sampler::Sampling;
 use crate::sched::{DEFAULT_FLOOR, DEFAULT_QUALITY, FileRows, Precision, Refiner, Streamer};
+use crate::store::{FileStorage, Place, Storage};
 use crate::tokenizer::Tokenizer;
 use std::sync::{Arc, Mutex};
 
@@ -33,6 +35,8 @@ pub(super) struct Parts {
     /// Highest level of the experts in the file; `None` where they are not nested or there are none.
     stored: Option<Level>,
     tied: bool,
+    /// What reading rows of an embedding takes that is never held.
+    row_bytes: u64,
 }
 
 /// What reads while a model runs.
@@ -156,7 +160,7 @@ impl Parts {
         let (weights, experts) = Weights::load(&spec, tensors, None)?;
         let stored = level_of(&experts);
         let tied = is_tied(&weights);
-        let mut parts = Parts { spec, weights, experts, stored, tied };
+        let mut parts = Parts { spec, weights, experts, stored, tied, row_bytes: 0 };
         if let (Some(level), Some(stored)) = (level, stored) {
             quant::check_level(level, stored)?;
             parts.cut(level);
@@ -199,6 +203,30 @@ impl Parts {
         self.precision(options).place_level(self.stored.unwrap_or(Level::B8))
     }
 
+    /// Leaves the embedding of inputs of layers in the file: a token needs one row of what is larger than all the rest.
+    ///
+    /// # Errors
+    /// `Io`; `Malformed` where the file has no such matrix.
+    pub(super) fn read_inputs(
+        &mut self,
+        place: &Place,
+        file: &NestedFile,
+        options: &EngineOptions,
+    ) -> Result<()> {
+        let Some(inputs) = &mut self.weights.per_layer else { return Ok(()) };
+        if let Embedding::Held(Matrix::Nested(embed)) = &inputs.embed {
+            let storage: Arc<dyn Storage> = match &options.streaming.storage {
+                Some(storage) => storage.clone(),
+                None => Arc::new(FileStorage::open_scattered(place)?),
+            };
+            let offset = file.matrix_offset(PER_LAYER_EMBEDDING)?;
+            self.row_bytes = FileRows::memory(embed) as u64;
+            let rows = FileRows::new(place.name(), storage, offset, embed, options.streaming.trace.clone());
+            inputs.embed = Embedding::Read(Arc::new(rows));
+        }
+        Ok(())
+    }
+
     /// The embedding.
     pub(super) fn embedding(&self) -> &Embedding {
         &self.weights.embed
@@ -234,7 +262,7 @@ impl Parts {
         let stored = self.stored.unwrap_or(Level::B8);
         MemoryPlan::new(&Request {
             vocab: self.weights.vocab(),
-            dense_bytes: dense_bytes(&self.weights, gpu),
+            dense_bytes: dense_bytes(&self.weights, gpu) + self.row_bytes,
             embedding: self.unheld(gpu),
             gpu,
             device_level: self.device_level(options),

@@ -31,6 +31,9 @@ G4 = dict(num_hidden_layers=4, head_dim=32, global_head_dim=48, num_global_key_v
           num_experts=8, top_k_experts=3, moe_intermediate_size=40, hidden_size_per_layer_input=0, tie_word_embeddings=True,
           vocab_size=256, sliding_window=10, final_logit_softcapping=15.0,
           layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"])
+G4E = G4 | dict(enable_moe_block=False, num_experts=None, top_k_experts=None, moe_intermediate_size=None, attention_k_eq_v=False,
+                hidden_size_per_layer_input=16, vocab_size_per_layer_input=256, num_hidden_layers=6, num_kv_shared_layers=3,
+                use_double_wide_mlp=True, layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2)
 SIGHT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -59,6 +62,9 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "gemma4-dense": ("Gemma4Text", dict(G4 | dict(enable_moe_block=False, num_experts=None, top_k_experts=None, moe_intermediate_size=None,
                                                   attention_k_eq_v=False, num_hidden_layers=3,
                                                   layer_types=["sliding_attention", "sliding_attention", "full_attention"])), "new"),
+    "gemma4-inputs": ("Gemma4Text", G4E, "new"),
+    "gemma4-inputs-alone": ("Gemma4Text", dict(G4E | dict(num_kv_shared_layers=0, num_hidden_layers=3, use_double_wide_mlp=False,
+                                                          layer_types=G4E["layer_types"][:3])), "new"),
     "gemma4-sight": ("Gemma4", dict(text_config=BASE | G4 | dict(global_head_dim=64, use_bidirectional_attention="vision"), audio_config=None,
                                     vision_config=SIGHT | dict(num_key_value_heads=2, head_dim=16)), "released"),
     "llama": ("Llama", {}, "old"),

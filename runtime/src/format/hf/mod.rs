@@ -42,6 +42,8 @@ pub struct Dialect {
     pub embed_root: bool,
     /// The default base of the rotary embedding of layers with a window, where it is another one there.
     pub window_rope_base: Option<f64>,
+    /// Whether layers may have inputs of their own beside the stream, and the last ones share keys and values.
+    pub per_layer: bool,
     /// How keys about heads of layers that see everything begin, where they have heads of their own.
     pub sees_all: Option<&'static str>,
     /// Whether norms are stored as their distance from one.
@@ -81,6 +83,7 @@ impl Dialect {
         activation: "silu",
         embed_root: false,
         window_rope_base: None,
+        per_layer: false,
         sees_all: None,
         norms_from_one: false,
         renamed: &[],
@@ -178,6 +181,12 @@ const UNSUPPORTED: [&str; 4] = [
     "hidden_size_per_layer_input",
     "num_kv_shared_layers",
     "use_bidirectional_attention",
+];
+
+/// Numbers of inputs of layers, and what they become.
+const PER_LAYER: [(&str, &str); 2] = [
+    ("hidden_size_per_layer_input", "embedding_length_per_layer_input"),
+    ("num_kv_shared_layers", "attention.shared_kv_layers"),
 ];
 
 /// Keys of `config.json` with the numbers of a clamped SwiGLU, and what they become.
@@ -282,6 +291,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     experts(&c, dialect, &mut m)?;
     positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
     positions::heads(&c, dialect, &mut m)?;
+    wide_layers(&c, arch, &mut m)?;
     positions::ropes(&c, dialect, &mut m)?;
     scales(&c, dialect, &mut m)?;
     let unused: Vec<String> = c
@@ -318,7 +328,8 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
     // Between pictures, of which there are none.
     let harmless =
         |v: &Json| *v == Json::Bool(false) || v.as_str() == Some("vision") || v.as_u64() == Some(0);
-    for key in UNSUPPORTED {
+    let own = |key: &&str| dialect.per_layer && PER_LAYER.iter().any(|(own, _)| own == key);
+    for key in UNSUPPORTED.into_iter().filter(|key| !own(key)) {
         if c.get(key).is_some_and(|v| !harmless(v)) {
             return Err(Error::unsupported(format!("config.json: {key} is not supported")));
         }
@@ -360,12 +371,26 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     number("attention.key_length", Some(head_dim))?;
     number("attention.value_length", Some(head_dim))?;
     number("rope.dimension_count", Some(head_dim))?;
+    for (theirs, ours) in PER_LAYER {
+        number(ours, c.u64(theirs)?.filter(|&n| n > 0))?;
+    }
     m.insert(
         format!("{arch}.attention.layer_norm_rms_epsilon"),
         c.f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
     );
     if let Some(clip) = c.f64("clip_qkv")? {
         m.insert(format!("{arch}.attention.clamp_kqv"), clip as f32);
+    }
+    Ok(())
+}
+
+/// Widths by layer, where those without keys and values of their own have blocks twice as wide.
+fn wide_layers(c: &Config, arch: &str, m: &mut Metadata) -> Result<()> {
+    let (layers, shared) = (c.require_u64("num_hidden_layers")?, c.u64("num_kv_shared_layers")?.unwrap_or(0));
+    if c.bool("use_double_wide_mlp")? == Some(true) && shared > 0 {
+        let width = c.require_u64("intermediate_size")?;
+        let of = |layer| if layer < layers.saturating_sub(shared) { width } else { width.saturating_mul(2) };
+        m.insert(format!("{arch}.feed_forward_length"), (0..layers).map(of).collect::<Vec<u64>>());
     }
     Ok(())
 }

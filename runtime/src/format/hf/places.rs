@@ -113,6 +113,9 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     match name {
         "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
         "model.norm.weight" => return one("output_norm.weight".into(), None),
+        "model.embed_tokens_per_layer.weight" => return one("per_layer_token_embd.weight".into(), None),
+        "model.per_layer_model_projection.weight" => return one("per_layer_model_proj.weight".into(), None),
+        "model.per_layer_projection_norm.weight" => return one("per_layer_proj_norm.weight".into(), None),
         "lm_head.weight" => return one("output.weight".into(), None),
         _ => {}
     }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
     Activation, Added, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart,
-    Linear, LinearCall, Placing, Projected, Routed, Router, SumCall, Summed,
+    Linear, LinearCall, Placing, Projected, Routed, Router, SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -140,7 +140,7 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, call: LinearCall<'_, '_, Aligned<f32>>) {
-        let LinearCall { x, tokens, norm, outs, add } = call;
+        let LinearCall { x, tokens, norm, outs, times, add } = call;
         let norm_len = norm.as_ref().map_or(0, |(norm, _)| norm.weight.len());
         let x = match norm {
             Some((norm, h)) => {
@@ -150,6 +150,9 @@ impl Backend for CpuBackend {
             None => x,
         };
         CpuBackend::linear(self, x, tokens, outs);
+        if let (Some(times), [one]) = (times, &mut *outs) {
+            self.gate(one.out, one.matrix.rows(), tokens, times);
+        }
         match (add, outs) {
             (Some(Added { to, scale }), [one]) => {
                 debug_assert!(scale == 1.0, "products are added as they are");
@@ -168,8 +171,9 @@ impl Backend for CpuBackend {
     }
 
     fn attend(&self, call: AttendCall<'_, Aligned<f32>, CpuKv>) {
-        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shape, out } = call;
-        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, kv, out);
+        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, out } = call;
+        let written = if shared { None } else { Some(&mut *kv) };
+        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, written, out);
         self.attention(out, kv, pos, tokens, shape, q);
         std::mem::swap(q, out);
     }
@@ -248,15 +252,15 @@ impl CpuBackend {
         }
     }
 
-    /// Prepares the queries of `tokens` rows at positions `pos..` for attention, in `rotated`, and writes their keys
-    /// and values to the cache. The projections are consumed.
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
+    /// keys and values to the cache, if there is one. The projections are used up.
     pub fn place(
         &self,
         x: Projected<'_, Aligned<f32>>,
         how: &Placing<'_>,
         pos: usize,
         tokens: usize,
-        kv: &mut CpuKv,
+        kv: Option<&mut CpuKv>,
         rotated: &mut Aligned<f32>,
     ) {
         let Projected { q, k, v } = x;
@@ -264,10 +268,10 @@ impl CpuBackend {
         if let Some(weight) = how.q_norm {
             self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
         }
-        if let Some(weight) = how.k_norm {
+        if let (Some(weight), Some(_)) = (how.k_norm, &kv) {
             self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
         }
-        if how.v_norm {
+        if how.v_norm && kv.is_some() {
             self.pool.operation("norm");
             self.each_row(&mut v[..kv_len], how.head_dim, &|_, x| math::rms_in_place(x, how.eps));
         }
@@ -277,8 +281,10 @@ impl CpuBackend {
             clamp(&mut v[..kv_len], limit);
         }
         self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
-        self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
-        self.write_kv(kv, pos, tokens, k, v);
+        if let Some(kv) = kv {
+            self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
+            self.write_kv(kv, pos, tokens, k, v);
+        }
         std::mem::swap(q, rotated);
     }
 
@@ -338,6 +344,15 @@ impl CpuBackend {
             for slot in (t * top_k..(t + 1) * top_k).filter(|&slot| choices[slot].gate != 0.0) {
                 math::axpy(choices[slot].gate, &slots[slot * d..][..d], out);
             }
+        });
+    }
+
+    /// Of rows of `width` values, `x = activation(x) · by`.
+    fn gate(&self, x: &mut Aligned<f32>, width: usize, rows: usize, times: Times<'_, Aligned<f32>>) {
+        let Times { activation, by, at, stride } = times;
+        self.pool.operation("activation");
+        self.each_row(&mut x[..rows * width], width, &|t, x| {
+            math::activate(activation, x, &by[at + t * stride..][..width]);
         });
     }
 

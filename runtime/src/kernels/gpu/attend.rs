@@ -51,22 +51,21 @@ impl State {
         Ok((params, [norms, rope]))
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn place(
         &mut self,
         gpu: &Device,
         x: Projected<'_, GpuBuf>,
         how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &GpuKv,
+        (pos, tokens): (usize, usize),
+        (kv, shared): (&GpuKv, bool),
         rotated: &Memory,
     ) -> Result<()> {
         let (params, [norms, rope]) = self.placing(gpu, how, pos, kv, None)?;
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
         let memory = [q, k, v, &norms, &rope, &kv.keys, &kv.values, rotated];
         let variant = Variant { half: kv.half, ..Variant::default() };
-        self.recorder.run(gpu, variant, &params, &memory, [how.heads + 2 * how.kv_heads, tokens]);
+        let heads = if shared { how.heads } else { how.heads + 2 * how.kv_heads };
+        self.recorder.run(gpu, variant, &params, &memory, [heads, tokens]);
         Ok(())
     }
 

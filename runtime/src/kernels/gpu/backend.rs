@@ -124,7 +124,7 @@ impl Backend for GpuBackend {
     }
 
     fn linear(&self, call: LinearCall<'_, '_, GpuBuf>) {
-        let LinearCall { x, tokens, norm, outs, add } = call;
+        let LinearCall { x, tokens, norm, outs, times, add } = call;
         match (add, outs) {
             (Some(Added { to, scale }), [Linear { matrix, bias, out }]) if norm.is_none() => {
                 debug_assert!(scale == 1.0, "products are added as they are");
@@ -144,17 +144,20 @@ impl Backend for GpuBackend {
                     Some((norm, h)) => self.norm_linear(x, norm, tokens, h, outs),
                     None => GpuBackend::linear(self, x, tokens, outs),
                 }
+                if let (Some(times), [one]) = (times, outs) {
+                    self.lock().gate(&self.gpu, &one.out.memory, one.matrix.rows(), tokens, &times);
+                }
             }
         }
     }
 
     fn attend(&self, call: AttendCall<'_, GpuBuf, GpuKv>) {
-        let AttendCall { x, how, pos, tokens, kv, shape, out } = call;
-        if tokens == 1 && self.attend_one(&x, how, pos, kv, shape, out) {
+        let AttendCall { x, how, pos, tokens, kv, shared, shape, out } = call;
+        if tokens == 1 && !shared && self.attend_one(&x, how, pos, kv, shape, out) {
             return;
         }
         let Projected { q, k, v } = x;
-        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, kv, out);
+        self.place(Projected { q: &mut *q, k, v }, how, (pos, tokens), (kv, shared), out);
         self.attention(out, kv, pos, tokens, shape, q);
         std::mem::swap(q, out);
     }
@@ -223,18 +226,17 @@ impl GpuBackend {
         self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
     }
 
-    /// Prepares the queries of `tokens` rows at positions `pos..` for attention, in `rotated`, and writes their keys
-    /// and values to the cache. The projections are consumed.
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
+    /// keys and values to the cache, unless those of another layer are `shared`. The projections are used up.
     pub fn place(
         &self,
         x: Projected<'_, GpuBuf>,
         how: &Placing<'_>,
-        pos: usize,
-        tokens: usize,
-        kv: &mut GpuKv,
+        (pos, tokens): (usize, usize),
+        (kv, shared): (&mut GpuKv, bool),
         rotated: &mut GpuBuf,
     ) {
-        self.note(self.lock().place(&self.gpu, x, how, pos, tokens, kv, &rotated.memory));
+        self.note(self.lock().place(&self.gpu, x, how, (pos, tokens), (kv, shared), &rotated.memory));
     }
 
     /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.

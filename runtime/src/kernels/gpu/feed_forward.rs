@@ -4,7 +4,7 @@
 use super::device::{Device, Memory};
 use super::experts::Loaded;
 use super::kv::GpuBuf;
-use super::operations::{can_choose, most_jobs};
+use super::operations::{can_choose, gating, most_jobs};
 use super::params::*;
 use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{Activation, ExpertJob, Feed, Linear, Routed, RoutedBufs, Router};
 use crate::quant::Rotation;
-use dollop_shaders::{ADD, GEGLU, Kernel, MANY, SUM_ROWS, SWIGLU, Variant};
+use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, Variant};
 use std::sync::Arc;
 
 /// A job without slots, and the buffer of its matrices.
@@ -164,12 +164,7 @@ impl State {
         (expert, activation): (&Expert, Activation),
         out: &mut GpuBuf,
     ) -> Result<()> {
-        let op = match activation {
-            Activation::Swiglu => SWIGLU,
-            Activation::Geglu => GEGLU,
-            // Of experts alone, which lie in one buffer.
-            Activation::Clamped { .. } => unreachable!("no dense block is limited"),
-        };
+        let op = gating(activation);
         let len = tokens * expert.gate.rows();
         self.hidden.at_least(gpu, len, "hidden values")?;
         self.ups.at_least(gpu, len, "hidden values")?;

@@ -7,9 +7,9 @@ use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
-use crate::kernels::{Choice, History, Linear, Norm, Router};
+use crate::kernels::{Activation, Choice, History, Linear, Norm, Router, Times};
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{Kernel, MANY, Variant};
+use dollop_shaders::{GEGLU, Kernel, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// Enough workgroups to keep any adapter busy.
@@ -29,9 +29,36 @@ impl State {
         len: usize,
         to: &Memory,
     ) {
+        self.elementwise_rows(gpu, (op, scale), from, (at, len, 0), len, to);
+    }
+
+    /// What a product gates.
+    pub(super) fn gate(
+        &mut self,
+        gpu: &Device,
+        x: &Memory,
+        width: usize,
+        rows: usize,
+        times: &Times<'_, GpuBuf>,
+    ) {
+        let by = (times.at, width, times.stride);
+        self.elementwise_rows(gpu, (gating(times.activation), 1.0), &times.by.memory, by, rows * width, x);
+    }
+
+    /// [`State::elementwise`], rows of so many values of `from` being a stride apart.
+    fn elementwise_rows(
+        &mut self,
+        gpu: &Device,
+        (op, scale): (u32, f32),
+        from: &Memory,
+        (at, row, stride): (usize, usize, usize),
+        len: usize,
+        to: &Memory,
+    ) {
+        let [len_words, at, row, stride] = [len, at, row.max(1), stride].map(|n| n as u32);
         let n = groups(len);
         let x = n.min(gpu.max_groups);
-        let params = ElementwiseParams { len: len as u32, at: at as u32, scale };
+        let params = ElementwiseParams { len: len_words, at, row, stride, scale };
         let variant = Variant { op, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
     }
@@ -69,8 +96,10 @@ impl State {
         out: &Memory,
     ) -> Result<()> {
         let norm = self.weights.vector(gpu, weight, || weight.to_vec())?;
-        let params = RmsNormParams { cols: weight.len() as u32, eps };
-        self.recorder.run(gpu, Variant::default(), &params, &[x, &norm, out], [rows, 1]);
+        let params = RmsNormParams { cols: weight.len() as u32, rows: rows as u32, eps };
+        let across = rows.min(gpu.max_groups);
+        let grid = [across, rows.div_ceil(across.max(1))];
+        self.recorder.run(gpu, Variant::default(), &params, &[x, &norm, out], grid);
         Ok(())
     }
 
@@ -270,7 +299,17 @@ pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
     (experts.min(slots) + slots / MANY as usize).min(slots)
 }
 
-/// Whether kernels have room for the experts of a layer.
+/// The operation of `elementwise` that an activation is.
+pub(super) fn gating(activation: Activation) -> u32 {
+    match activation {
+        Activation::Swiglu => SWIGLU,
+        Activation::Geglu => GEGLU,
+        // Of experts alone, which lie in one buffer.
+        Activation::Clamped { .. } => unreachable!("nothing but experts is limited"),
+    }
+}
+
+/// Whether kernels have room for so many experts.
 pub(super) fn can_choose(router: &Router) -> Result<()> {
     let Router { experts, top_k, .. } = *router;
     if experts > MAX_EXPERTS || top_k > MAX_TOP_K {

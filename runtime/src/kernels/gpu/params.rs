@@ -102,7 +102,7 @@ params!(
 
 params!(
     /// `rms_norm.wgsl`.
-    RmsNorm, RmsNormParams { cols: u32, eps: f32 }
+    RmsNorm, RmsNormParams { cols: u32, rows: u32, eps: f32 }
 );
 
 params!(
@@ -176,7 +176,7 @@ params!(
 
 params!(
     /// `elementwise.wgsl`.
-    Elementwise, ElementwiseParams { len: u32, at: u32, scale: f32 }
+    Elementwise, ElementwiseParams { len: u32, at: u32, row: u32, stride: u32, scale: f32 }
 );
 
 params!(

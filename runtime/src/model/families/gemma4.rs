@@ -1,5 +1,6 @@
 //! Gemma 4, its text model: as Gemma 3, but with plain norms, heads of another size in layers that see everything, normed values,
-//! and a dense block beside the routed experts.
+//! and either a
+//! dense block beside routed experts, or inputs of their own for layers, of which the last ones share keys and values.
 
 use super::{Family, Windows, gemma3};
 use crate::format::hf::Dialect;
@@ -12,6 +13,7 @@ const TEXT: Dialect = Dialect {
     renormalize: Some(true),
     norms_from_one: false,
     sees_all: Some("global"),
+    per_layer: true,
     renamed: &[
         ("post_attention_layernorm", "post_attention_norm"),
         ("pre_feedforward_layernorm", "ffn_norm"),
@@ -20,6 +22,9 @@ const TEXT: Dialect = Dialect {
         ("post_feedforward_layernorm_2", "post_ffw_norm_2"),
         ("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
         ("router.proj", "ffn_gate_inp"),
+        ("per_layer_input_gate", "inp_gate"),
+        ("per_layer_projection", "proj"),
+        ("post_per_layer_input_norm", "post_norm"),
     ],
     // The class's.
     numbers: &[
@@ -54,6 +59,7 @@ pub(super) const FAMILY: Family = Family {
     keys_as_values: true,
     beside: true,
     layer_scales: true,
+    per_layer: true,
     rope_factors: true,
     window_rope_base: Some(1e4),
     ..Family::USUAL

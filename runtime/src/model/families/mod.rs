@@ -56,6 +56,8 @@ pub struct Family {
     pub beside: bool,
     /// Whether layers may have a number that multiplies the stream behind them.
     pub layer_scales: bool,
+    /// Whether layers may have inputs of their own beside the stream, and the last ones read the keys and values of others.
+    pub per_layer: bool,
     /// Whether frequencies of the rotary embedding of layers that see everything are in the file, where no key says them.
     pub rope_factors: bool,
     /// The base of the rotary embedding in layers with a window, unless the file says it, where it is another one there.
@@ -97,6 +99,7 @@ impl Family {
         keys_as_values: false,
         beside: false,
         layer_scales: false,
+        per_layer: false,
         rope_factors: false,
         window_rope_base: None,
         yarn_truncate: true,

@@ -98,13 +98,20 @@ impl Model {
         match &moe.shared_gate {
             Some(matrix) => {
                 let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
-                b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits, gate], add: None });
+                b.linear(LinearCall {
+                    x,
+                    tokens: n,
+                    norm,
+                    outs: &mut [logits, gate],
+                    times: None,
+                    add: None,
+                });
             }
-            None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], add: None }),
+            None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], times: None, add: None }),
         }
         if let Some(Beside { experts_norm, .. }) = &moe.beside {
             let norm = Some((Norm { weight: experts_norm, eps }, &mut *h));
-            b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], add: None });
+            b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], times: None, add: None });
         }
         let adds = norms.ffn_post_norm.is_none();
         // With all experts resident there is nothing to decide on the way: no departure changes anything.
@@ -151,14 +158,28 @@ impl Model {
     ) {
         let eps = self.spec.norm_eps;
         let norm = Norm { weight: &beside.experts_post_norm, eps };
-        b.linear(LinearCall { x: y, tokens: n, norm: Some((norm, &mut *both)), outs: &mut [], add: None });
+        b.linear(LinearCall {
+            x: y,
+            tokens: n,
+            norm: Some((norm, &mut *both)),
+            outs: &mut [],
+            times: None,
+            add: None,
+        });
         let norm = Norm { weight: &norms.ffn_norm, eps };
-        b.linear(LinearCall { x, tokens: n, norm: Some((norm, &mut *h)), outs: &mut [], add: None });
+        b.linear(LinearCall {
+            x,
+            tokens: n,
+            norm: Some((norm, &mut *h)),
+            outs: &mut [],
+            times: None,
+            add: None,
+        });
         let activation = self.spec.layers[layer].ffn.activation;
         b.feed(FeedCall { h, tokens: n, block: &beside.block, activation, gate: None, y, x: None });
         self.add_normed(b, (y, h, both), &beside.post_norm, 1.0, n);
         if let Some(norm) = norms.ffn_post_norm.as_deref() {
-            self.add_normed(b, (both, h, x), norm, norms.scale(), n);
+            self.add_normed(b, (both, h, x), norm, norms.ffn_scale(), n);
         }
     }
 
@@ -249,7 +270,7 @@ impl Model {
         let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
         let attention = next
             .into_iter()
-            .flat_map(|l| [Some(&l.q), Some(&l.k), l.v.as_ref(), Some(&l.o)].into_iter().flatten());
+            .flat_map(|l| [Some(&l.q), l.k.as_ref(), l.v.as_ref(), Some(&l.o)].into_iter().flatten());
         let first = next.map_or(&self.weights.head, |l| match &l.ffn {
             Ffn::Moe(moe) => &moe.router,
             Ffn::Dense(ffn) => &ffn.gate,
@@ -303,7 +324,7 @@ impl Model {
         let weight = moe.router_norm.as_deref().unwrap_or(&next.ffn_norm);
         let norm = Norm { weight, eps: self.spec.norm_eps };
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
-        b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, add: None });
+        b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, times: None, add: None });
         b.route(logits, 1, router, choices)?;
         scale(choices, moe);
         let wanted =

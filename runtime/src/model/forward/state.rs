@@ -1,5 +1,6 @@
 //! The memory of one timeline: what each layer keeps, and scratch, all of it taken when it is made, and counted where it is taken.
 
+use super::inputs::InputScratch;
 use super::routed::MoeScratch;
 use super::{LOGIT_ROWS, Model, Noted};
 use crate::error::Result;
@@ -57,6 +58,7 @@ pub struct State<B: Backend> {
     pub(super) best_bits: Vec<f32>,
     pub(super) likeliest: Vec<(u32, f32)>,
     pub(super) moe: Option<MoeScratch<B>>,
+    pub(super) inputs: Option<InputScratch<B>>,
     /// What the routers chose, where somebody learns from it.
     pub(super) noted: Option<Noted<B>>,
 }
@@ -87,11 +89,12 @@ impl<B: Backend> State<B> {
             attn: backend.alloc(chunk * q_width)?,
             logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
             host: vec![0.0; w.vocab()],
-            row: vec![0.0; c.d],
+            row: vec![0.0; c.d.max(c.layers.len() * c.per_layer)],
             best: backend.alloc(2 * MAX_BEST)?,
             best_bits: vec![0.0; 2 * MAX_BEST],
             likeliest: Vec::with_capacity(MAX_BEST),
             moe,
+            inputs: InputScratch::new(backend, c, chunk)?,
             noted: match (c.router(), model.experts.refine()) {
                 (Some(router), Some(_)) => Some(Noted::new(backend, c.layers.len(), router, chunk)?),
                 _ => None,
@@ -107,8 +110,10 @@ impl<B: Backend> State<B> {
         let moe = c
             .router()
             .map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk, c.layers.iter().any(|l| l.ffn.beside)));
-        let logits = (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST + c.d;
-        4 * (stream + moe + logits + c.rope_values(capacity))
+        let logits =
+            (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST + c.d.max(c.layers.len() * c.per_layer);
+        let inputs = InputScratch::<B>::words(c, chunk);
+        4 * (stream + moe + inputs + logits + c.rope_values(capacity))
     }
 
     /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.

@@ -63,7 +63,8 @@ impl Engine {
     fn open_place(place: &Place, options: &EngineOptions) -> Result<Engine> {
         let file = map(place)?;
         let open = |adapter| {
-            let parts = Parts::new(&file, options)?;
+            let mut parts = Parts::new(&file, options)?;
+            parts.read_inputs(place, &file, options)?;
             let tables = streaming::tables(&file, parts.layers())?;
             let plan = parts.plan(options, adapter, &tables)?;
             if plan.streaming {
@@ -125,7 +126,8 @@ impl Engine {
     fn plan_place(place: &Place, options: &EngineOptions) -> Result<MemoryPlan> {
         let file = map(place)?;
         let plan = |adapter| {
-            let parts = Parts::new(&file, options)?;
+            let mut parts = Parts::new(&file, options)?;
+            parts.read_inputs(place, &file, options)?;
             parts.plan(options, adapter, &streaming::tables(&file, parts.layers())?)
         };
         Ok(processor::choose(options.backend, plan).map_err(|e| e.at(place.name()))?.0)

@@ -333,7 +333,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
             let mut rotated = b.alloc(queries.len()).unwrap();
             let mut kv = b.alloc_kv(tokens, kv_heads, head_dim).unwrap();
             let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-            b.place(x, &how, 0, tokens, &mut kv, &mut rotated);
+            b.place(x, &how, (0, tokens), (&mut kv, false), &mut rotated);
             let check = |what: &str, got: &[f32], x: &[f32], weight: &[f32]| {
                 let pairs = got.chunks_exact(weight.len()).zip(x.chunks_exact(weight.len()));
                 for (i, (got, x)) in pairs.enumerate() {

@@ -243,6 +243,6 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     let buf = || put(&b, &vec![0.5; wide]);
     let (mut q, mut k, mut v, mut rotated) = (buf(), buf(), buf(), buf());
     let mut kv = b.alloc_kv(4, 1, wide).unwrap();
-    b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, 1, &mut kv, &mut rotated);
+    b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, (0, 1), (&mut kv, false), &mut rotated);
     assert!(failed(&b), "a head");
 }

@@ -163,13 +163,13 @@ fn places_and_attends() {
                 let (mut gq, mut gk, mut gv) = (put(&b, &q), put(&b, &k), put(&b, &v));
                 let mut rotated = b.alloc(q.len()).unwrap();
                 let x = Projected { q: &mut gq, k: &mut gk, v: &mut gv };
-                b.place(x, &how, pos, tokens, &mut kv, &mut rotated);
+                b.place(x, &how, (pos, tokens), (&mut kv, false), &mut rotated);
                 let mut out = b.alloc(q.len()).unwrap();
                 b.attention(&rotated, &kv, pos, tokens, &shape, &mut out);
                 outs.0 = get(&b, &out);
                 let mut turned = cpu.alloc(q.len()).unwrap();
                 let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-                cpu.place(x, &how, pos, tokens, &mut cpu_kv, &mut turned);
+                cpu.place(x, &how, pos, tokens, Some(&mut cpu_kv), &mut turned);
                 close("queries", &get(&b, &rotated), &turned, 1e-5);
                 let mut mixed = cpu.alloc(turned.len()).unwrap();
                 cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut mixed);
@@ -206,11 +206,17 @@ fn two_rotations_of_one_size_are_two() {
         let x = values(tokens * heads * head_dim, 3);
         let (mut q, mut k, mut v) = (put(&b, &x), put(&b, &x), put(&b, &x));
         let (mut kv, mut rotated) = (b.alloc_kv(tokens, heads, head_dim).unwrap(), b.alloc(x.len()).unwrap());
-        b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, &mut kv, &mut rotated);
+        b.place(
+            Projected { q: &mut q, k: &mut k, v: &mut v },
+            &how,
+            (0, tokens),
+            (&mut kv, false),
+            &mut rotated,
+        );
         let (mut q, mut k, mut v) = (put(&cpu, &x), put(&cpu, &x), put(&cpu, &x));
         let (mut kv, mut want) =
             (cpu.alloc_kv(tokens, heads, head_dim).unwrap(), cpu.alloc(x.len()).unwrap());
-        cpu.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, &mut kv, &mut want);
+        cpu.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, Some(&mut kv), &mut want);
         close("a rotation", &get(&b, &rotated), &want, 1e-5);
     }
 }
@@ -242,8 +248,8 @@ fn alone(
     let x = Projected { q: &mut q, k: &mut k, v: &mut v };
     let before = b.stats().dispatches;
     let (pos_of, out) = (pos + tokens - 1, &mut one);
-    Backend::attend(b, AttendCall { x, how, pos: pos_of, tokens: 1, kv, shape, out });
-    // More than a tile of positions take several workgroups, and one launch merges them.
+    Backend::attend(b, AttendCall { x, how, pos: pos_of, tokens: 1, kv, shared: false, shape, out });
+    // More than a tile of positions are as many workgroups, and one launch puts them together.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
     assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
     assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
@@ -284,7 +290,13 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
             let value = |heads, seed| put(&b, &values(all * heads * head_dim, seed));
             let (mut q, mut k, mut v) = (value(heads, 1), value(kv_heads, 2), value(kv_heads, 3));
             let mut rotated = b.alloc(all * width).unwrap();
-            b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, all, &mut kv, &mut rotated);
+            b.place(
+                Projected { q: &mut q, k: &mut k, v: &mut v },
+                &how,
+                (0, all),
+                (&mut kv, false),
+                &mut rotated,
+            );
             let rotated = get(&b, &rotated);
             let attended = |window, pos: usize, tokens: usize| {
                 let shape = Attention { heads, kv_heads, head_dim, scale: 0.7, window, sinks: None };

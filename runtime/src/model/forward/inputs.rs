@@ -1,0 +1,112 @@
+//! Inputs that layers have of their own beside the stream: made of the token and of its embedding before the first layer, taken in
+//! behind each.
+
+use super::{Model, State};
+use crate::error::Result;
+use crate::kernels::{Added, Backend, Linear, LinearCall, Norm, Times};
+use crate::model::Spec;
+use crate::model::embedding::Embedding;
+use crate::model::weights::{Layer, LayerInputs, PerLayer};
+
+/// Scratch of inputs of layers.
+pub(super) struct InputScratch<B: Backend> {
+    /// `[chunk, layers, per_layer]`.
+    all: B::Buf,
+    /// What the embedded stream adds, as `all`; and its norm.
+    projected: B::Buf,
+    normed: B::Buf,
+    /// `[chunk, per_layer]`.
+    gated: B::Buf,
+    /// Rows of `all` before those of the stream, where that was cut.
+    cut: usize,
+}
+
+impl<B: Backend> InputScratch<B> {
+    pub(super) fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Option<InputScratch<B>>> {
+        if spec.per_layer == 0 {
+            return Ok(None);
+        }
+        let all = || backend.alloc(chunk * spec.layers.len() * spec.per_layer);
+        let gated = backend.alloc(chunk * spec.per_layer)?;
+        Ok(Some(InputScratch { all: all()?, projected: all()?, normed: all()?, gated, cut: 0 }))
+    }
+
+    /// Words of [`InputScratch::new`].
+    pub(super) fn words(spec: &Spec, chunk: usize) -> usize {
+        chunk * (3 * spec.layers.len() + 1) * spec.per_layer
+    }
+
+    /// The first rows of the stream are gone.
+    pub(super) fn cut(&mut self, rows: usize) {
+        self.cut = rows;
+    }
+}
+
+impl Model {
+    /// Inputs of all layers: `(√per_layer · embed[token] + norm(proj · x / √d)) / √2`, of the embedded stream.
+    pub(super) fn inputs<B: Backend>(&self, b: &B, s: &mut State<B>, tokens: &[u32]) -> Result<()> {
+        let (c, State { x, row, inputs, .. }) = (&self.spec, s);
+        let (Some(LayerInputs { embed, proj, norm }), Some(s)) = (&self.weights.per_layer, inputs) else {
+            return Ok(());
+        };
+        s.cut = 0;
+        let (scale, n) = ((c.per_layer as f32).sqrt(), tokens.len());
+        take_rows(b, embed, tokens, scale, (row, &mut s.all))?;
+        let out = Linear { matrix: proj, bias: None, out: &mut s.projected };
+        b.linear(LinearCall { x, tokens: n, norm: None, outs: &mut [out], times: None, add: None });
+        // A norm of what is divided by a number is that of what is not, with another epsilon.
+        let norm = Norm { weight: norm, eps: c.norm_eps * c.d as f32 };
+        let add = Some(Added { to: &mut s.all, scale: std::f32::consts::FRAC_1_SQRT_2 });
+        b.linear(LinearCall {
+            x: &s.projected,
+            tokens: n * c.layers.len(),
+            norm: Some((norm, &mut s.normed)),
+            outs: &mut [],
+            times: None,
+            add,
+        });
+        Ok(())
+    }
+
+    /// `x = scale · (x + norm(proj · (gelu(gate · x) ⊙ input)))`.
+    pub(super) fn take_in<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        (layer, part): (&Layer, &PerLayer),
+        i: usize,
+        n: usize,
+    ) {
+        let (c, State { h, y, x, inputs, .. }) = (&self.spec, s);
+        let s = inputs.as_mut().expect("a layer with an input implies room for it");
+        let (p, layers) = (c.per_layer, c.layers.len());
+        let activation = c.layers[i].ffn.activation;
+        let times = Some(Times { activation, by: &s.all, at: (s.cut * layers + i) * p, stride: layers * p });
+        let gate = Linear { matrix: &part.gate, bias: None, out: &mut s.gated };
+        b.linear(LinearCall { x, tokens: n, norm: None, outs: &mut [gate], times, add: None });
+        let out = Linear { matrix: &part.proj, bias: None, out: &mut *y };
+        b.linear(LinearCall { x: &s.gated, tokens: n, norm: None, outs: &mut [out], times: None, add: None });
+        self.add_normed(b, (y, h, x), &part.norm, layer.scale(), n);
+    }
+}
+
+/// `out[i] = scale · embed[tokens[i]]`; `row` is scratch of a row.
+pub(super) fn take_rows<B: Backend>(
+    b: &B,
+    embed: &Embedding,
+    tokens: &[u32],
+    scale: f32,
+    (row, out): (&mut [f32], &mut B::Buf),
+) -> Result<()> {
+    match embed {
+        Embedding::Held(table) => {
+            b.embed(table, tokens, scale, out);
+            Ok(())
+        }
+        Embedding::Read(rows) => rows.read(tokens, &mut |i, from| {
+            let row = &mut row[..from.len()];
+            row.iter_mut().zip(from).for_each(|(to, from)| *to = scale * from);
+            b.upload(out, i * from.len(), row);
+        }),
+    }
+}

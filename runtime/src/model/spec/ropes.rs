@@ -1,0 +1,111 @@
+//! Rotary embeddings, from a file's keys.
+
+use super::{Keys, MAX_WIDTH};
+use crate::error::{Error, Result};
+use crate::model::families::Family;
+use crate::model::rope::{RopeConfig, Scaling};
+
+/// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
+pub(super) fn ropes(
+    keys: &Keys,
+    family: &Family,
+    [full, local]: [usize; 2],
+    context: usize,
+) -> Result<Vec<RopeConfig>> {
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    let dims = rope_dims(keys, "rope.dimension_count", full)?;
+    let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
+    let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
+    // What stretches the one for everything leaves windows alone.
+    let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
+    let dims = rope_dims(keys, "rope.dimension_count_swa", local)?;
+    Ok(vec![full, RopeConfig { dims, base, scaling: Scaling::None }])
+}
+
+/// Rotated dimensions of a head.
+fn rope_dims(keys: &Keys, name: &str, head_dim: usize) -> Result<usize> {
+    let dims = keys.optional(name, MAX_WIDTH)?.unwrap_or(head_dim);
+    if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        let what = format!("{dims}: it must be even and at most the head's {head_dim}");
+        return Err(Error::malformed(keys.key(name), what));
+    }
+    Ok(dims)
+}
+
+/// llama.cpp writes −1 for "as usual".
+fn extrapolation(keys: &Keys) -> Result<f32> {
+    match keys.f32("rope.scaling.yarn_ext_factor")? {
+        None => Ok(1.0),
+        Some(v) if v < 0.0 => Ok(1.0),
+        Some(v) if v <= 1.0 => Ok(v),
+        Some(v) => {
+            let what = format!("{v}: it must be between 0 and 1");
+            Err(Error::malformed(keys.key("rope.scaling.yarn_ext_factor"), what))
+        }
+    }
+}
+
+fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
+    if keys.meta.f32("dollop.rope.llama3.factor")?.is_some() {
+        let get = |name: &str| -> Result<f32> {
+            let key = format!("dollop.rope.llama3.{name}");
+            match keys.meta.f32(&key)? {
+                Some(v) if v.is_finite() && v > 0.0 => Ok(v),
+                Some(v) => Err(Error::malformed(key, format!("{v} must be a number above zero"))),
+                None => Err(Error::malformed(key, "the key is missing")),
+            }
+        };
+        let (low, high) = (get("low_freq_factor")?, get("high_freq_factor")?);
+        if high <= low {
+            return Err(Error::malformed(
+                "dollop.rope.llama3.high_freq_factor",
+                "must be above low_freq_factor",
+            ));
+        }
+        return Ok(Scaling::Llama3 {
+            factor: get("factor")?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_context: get("original_context_length")?,
+        });
+    }
+    const PART: &str = "dollop.rope.proportional";
+    match keys.meta.f32(PART)? {
+        Some(part) if part > 0.0 && part <= 1.0 => return Ok(Scaling::Proportional { part }),
+        Some(part) => return Err(Error::malformed(PART, format!("{part} must be above 0 and up to 1"))),
+        None => {}
+    }
+    // Files from before `rope.scaling.*` have the linear factor alone.
+    let old_linear = keys.positive("rope.scale_linear")?;
+    let kind = match keys.meta.str(&keys.key("rope.scaling.type"))? {
+        Some(kind) => kind,
+        None if old_linear.is_some() => "linear",
+        None => "none",
+    };
+    let factor = keys.positive("rope.scaling.factor")?.or(old_linear);
+    let need = |value: Option<f32>| {
+        value.ok_or_else(|| Error::malformed(keys.key("rope.scaling.factor"), "the key is missing"))
+    };
+    match kind {
+        "none" | "default" | "" => Ok(Scaling::None),
+        "linear" => Ok(Scaling::Linear { factor: need(factor)? }),
+        "yarn" => Ok(Scaling::Yarn {
+            factor: need(factor)?,
+            original_context: keys
+                .positive("rope.scaling.original_context_length")?
+                .unwrap_or(context as f32),
+            beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,
+            mscale: keys.meta.f32("dollop.rope.yarn.mscale")?,
+            mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?,
+            truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),
+            gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
+                * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            extrapolation: extrapolation(keys)?,
+        }),
+        other => Err(Error::unsupported(format!(
+            "rope scaling `{other}` is not supported; supported are none, linear, llama3 and yarn"
+        ))),
+    }
+}

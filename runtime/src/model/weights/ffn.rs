@@ -1,0 +1,176 @@
+//! The feed-forward half of a layer: one block, or routed experts with what stands beside them.
+
+use super::LayerOf;
+use crate::error::Result;
+use crate::experts::Expert;
+use crate::kernels::{Biases, Router};
+use crate::model::tensors::{Declared, Held, Met, Tensors, part};
+use crate::quant::Matrix;
+
+/// The feed-forward half of a block.
+#[derive(Clone, Debug)]
+// There is one a layer.
+#[allow(clippy::large_enum_variant)]
+pub enum Ffn {
+    /// One block for every token.
+    Dense(Expert),
+    /// Routed experts.
+    Moe(Moe),
+}
+
+/// A layer with experts.
+#[derive(Clone, Copy)]
+pub struct MoeOf<'a> {
+    layer: LayerOf<'a>,
+    router: Router,
+}
+
+part! {
+    /// Routing and the shared expert; the routed experts come through `ExpertSource`.
+    Moe(of: MoeOf) {
+        /// `[experts, d]`, f32.
+        first router: Matrix = Declared::small(of.layer.name("ffn_gate_inp.weight"), of.router.experts, of.layer.d);
+        /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
+        also shared_gate: Option<Matrix> = Declared::small(of.layer.name("ffn_gate_inp_shexp.weight"), 1, of.layer.d).maybe();
+        /// `[experts]`.
+        also router_bias: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
+        /// `[d]`: of the norm of the router's own input.
+        first router_norm: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_gate_inp.scale"), of.layer.d).only_if(of.layer.spec.ffn.beside);
+        /// `[experts]`: they multiply gates.
+        first scales: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("ffn_down_exps.scale"), of.router.experts).only_if(of.layer.spec.ffn.beside);
+        /// Of the routed experts.
+        first biases: Option<ExpertBiases> = of;
+        /// An expert that every token uses.
+        first shared: Option<Expert> = of.layer.shared();
+        /// A dense block beside the routed experts.
+        first beside: Option<Beside> = of;
+    }
+}
+
+part! {
+    /// A dense block beside routed experts. The layer's norm before the feed-forward is this block's.
+    Beside(of: MoeOf) {
+        /// The block.
+        first block: Expert = of.layer.block("");
+        /// `[d]`: of what it gives.
+        first post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_1.weight"), of.layer.d);
+        /// `[d]`: of what goes to the experts.
+        first experts_norm: Vec<f32> = Declared::vector(of.layer.name("pre_ffw_norm_2.weight"), of.layer.d);
+        /// `[d]`: of what they give.
+        first experts_post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_2.weight"), of.layer.d);
+    }
+}
+
+part! {
+    /// Biases of routed experts.
+    ExpertBiases(of: MoeOf) {
+        /// `[experts, ff]`.
+        first gate: Vec<f32> = of.bias("gate", of.layer.width("_exps").unwrap_or(0));
+        /// `[experts, ff]`.
+        first up: Vec<f32> = of.bias("up", of.layer.width("_exps").unwrap_or(0));
+        /// `[experts, d]`.
+        first down: Vec<f32> = of.bias("down", of.layer.d);
+    }
+}
+
+impl ExpertBiases {
+    /// As kernels take them.
+    pub fn slices(&self) -> Biases<'_> {
+        Biases { gate: &self.gate, up: &self.up, down: &self.down }
+    }
+}
+
+impl MoeOf<'_> {
+    fn bias(&self, part: &str, rows: usize) -> Declared {
+        Declared::small(self.layer.name(&format!("ffn_{part}_exps.bias")), self.router.experts, rows)
+    }
+}
+
+optional!(ExpertBiases, MoeOf, |of| of.layer.spec.ffn.biases);
+optional!(Beside, MoeOf, |of| of.layer.spec.ffn.beside);
+
+impl Moe {
+    /// The block that every token goes through, beside the routed experts or shared.
+    pub fn always(&self) -> Option<&Expert> {
+        self.shared.as_ref().or(self.beside.as_ref().map(|beside| &beside.block))
+    }
+}
+
+impl Held for Ffn {
+    type Of<'o> = LayerOf<'o>;
+
+    fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
+        match of.routed() {
+            None => Expert::declare(of.block(""), to),
+            Some(router) => {
+                Moe::declare(MoeOf { layer: of, router }, to);
+                to.extend(of.stacks(router.experts));
+            }
+        }
+    }
+
+    fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Ffn> {
+        Ok(match of.routed() {
+            None => Ffn::Dense(Expert::read(from, of.block(""))?),
+            Some(router) => Ffn::Moe(Moe::read(from, MoeOf { layer: of, router })?),
+        })
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        match self {
+            Ffn::Dense(block) => block.each(met),
+            Ffn::Moe(moe) => moe.each(met),
+        }
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        match self {
+            Ffn::Dense(block) => block.each_mut(met),
+            Ffn::Moe(moe) => moe.each_mut(met),
+        }
+    }
+}
+
+impl Held for Expert {
+    type Of<'o> = [Declared; 3];
+
+    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
+        to.extend(of);
+    }
+
+    fn read(from: &dyn Tensors, [gate, up, down]: [Declared; 3]) -> Result<Expert> {
+        let (gate, up) = (Matrix::read(from, gate)?, Matrix::read(from, up)?);
+        Ok(Expert { gate, up, down: Matrix::read(from, down)?, place: None })
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        [&self.gate, &self.up, &self.down].into_iter().for_each(|m| met(Met::Matrix(m)));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        [&mut self.gate, &mut self.up, &mut self.down].into_iter().for_each(met);
+    }
+}
+
+impl Held for Option<Expert> {
+    type Of<'o> = [Declared; 3];
+
+    fn declare(of: [Declared; 3], to: &mut Vec<Declared>) {
+        to.extend(of);
+    }
+
+    fn read(from: &dyn Tensors, of: [Declared; 3]) -> Result<Self> {
+        if of.iter().any(Declared::is_known) { Expert::read(from, of).map(Some) } else { Ok(None) }
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        self.iter().for_each(|e| e.each(met));
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        self.iter_mut().for_each(|e| e.each_mut(met));
+    }
+}
