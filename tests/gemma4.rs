@@ -59,8 +59,8 @@ fn gate_107_streamed_is_resident_byte_for_byte() {
     }
 }
 
-/// What 8 bits of weights and of inputs may change in logits that reach 15.
-const ROUNDED: f32 = 0.7;
+/// What 8 bits of weights and of inputs may change, of the squares of logits: of other rows it would be the most part.
+const ROUNDED: f32 = 0.01;
 
 #[test]
 fn gate_108_inputs_of_layers_are_read_from_the_file() {
@@ -74,8 +74,10 @@ fn gate_108_inputs_of_layers_are_read_from_the_file() {
         let engine = Engine::open(&path, &options).unwrap();
         let session = |chunk| engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
         let whole = session(64).logits(&tiny.tokens).unwrap();
-        let far = whole.iter().flatten().zip(tiny.logits.iter().flatten()).map(|(a, b)| (a - b).abs());
-        let far = far.fold(0.0, f32::max);
+        let pairs = || whole.iter().flatten().zip(tiny.logits.iter().flatten());
+        let off: f32 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
+        let far = off / pairs().map(|(_, b)| b * b).sum::<f32>();
+        println!("{far} of the squares of logits");
         assert!(far > 0.0 && far < ROUNDED, "logits are off by {far}");
         let before = engine.input_reads().expect("rows are read").bytes;
         assert!(before > 0);

@@ -152,7 +152,7 @@ impl Vocab {
         let unknown = self.types.iter().position(|&t| t == UNKNOWN).map(|i| self.tokens[i].clone());
         let mut bpe = BPE::builder()
             .vocab_and_merges(self.vocabulary(ids).collect::<Vocabulary>(), merges)
-            .byte_fallback(self.types.contains(&BYTE))
+            .byte_fallback(self.types.contains(&BYTE) || self.model == SPACED)
             .fuse_unk(true);
         if let Some(unknown) = unknown {
             bpe = bpe.unk_token(unknown);

@@ -205,26 +205,20 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         }
         // As one dense block for every token.
         let mut out = b.alloc(tokens * d).unwrap();
-        b.ffn(&input, tokens, (&all[1], Activation::Swiglu), &mut out);
+        let block = (&all[1], Activation::Swiglu);
+        b.ffn(&input, tokens, block, &mut out);
         for (t, got) in get(&b, &out).chunks_exact(d).enumerate() {
             close("a block", got, &feed_forward(&all[1], &x[t * d..][..d]), 2e-4);
         }
         // The same, gated and added.
         let gates = values(tokens, 8);
         let (mut y, mut sum) = (b.alloc(tokens * d).unwrap(), put(&b, &x));
-        b.ffn_add(&input, tokens, (&all[1], Activation::Swiglu), Some(&put(&b, &gates)), &mut y, &mut sum);
+        b.ffn_add(&input, tokens, block, Some(&put(&b, &gates)), &mut y, &mut sum);
         let (sum, blocks) = (get(&b, &sum), get(&b, &out));
         for t in 0..tokens {
             let x = &x[t * d..][..d];
             let mut one = put(&b, x);
-            b.ffn_add(
-                &put(&b, x),
-                1,
-                (&all[1], Activation::Swiglu),
-                Some(&put(&b, &gates[t..=t])),
-                &mut y,
-                &mut one,
-            );
+            b.ffn_add(&put(&b, x), 1, block, Some(&put(&b, &gates[t..=t])), &mut y, &mut one);
             assert_eq!(get(&b, &one), sum[t * d..][..d], "level {level:?}, token {t}");
             let gate = 1.0 / (1.0 + (-gates[t]).exp());
             let want: Vec<f32> = x.iter().zip(&blocks[t * d..]).map(|(x, y)| x + gate * y).collect();
