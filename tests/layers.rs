@@ -63,7 +63,7 @@ fn goes_around(name: &str, options: &EngineOptions, chunk: usize, length: usize)
 
 #[test]
 fn a_layer_with_a_window_keeps_its_window() {
-    for name in ["mistral-window", "gptoss", "mixtral-window"] {
+    for name in ["mistral-window", "gptoss", "mixtral-window", "gemma4", "gemma4-inputs"] {
         for chunk in [32, 100] {
             goes_around(name, &EngineOptions::default(), chunk, 1500);
         }
@@ -83,7 +83,7 @@ fn so_it_does_on_a_gpu() {
         return;
     }
     let gpu = EngineOptions::default().with_backend(BackendChoice::Gpu(None));
-    for name in ["mistral-window", "gptoss"] {
-        goes_around(name, &gpu, 64, 700);
+    for name in ["mistral-window", "gptoss", "gemma4-inputs"] {
+        goes_around(name, &gpu, 64, 900);
     }
 }

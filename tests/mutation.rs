@@ -327,7 +327,8 @@ fn mutants_are_refused_in_one_line() {
         Ok(())
     });
 
-    for golden in ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"] {
+    let configs = ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"];
+    for golden in configs.into_iter().chain(["gemma3-sight", "gemma4-sight", "gemma4-inputs"]) {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
             let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;
@@ -365,8 +366,16 @@ fn mutants_are_refused_in_one_line() {
     }
 
     // The same through files, with every row read: a view that opens must be readable to its last byte.
-    for (name, original, head) in [("file.gguf", &gguf, data), ("model.safetensors", &tensors, head)] {
-        let target = if name == "file.gguf" { at(name) } else { folder.path().to_path_buf() };
+    // One with stacks of gate and up together.
+    Tiny::load("gemma4").write_gguf(&at("fused.gguf"));
+    let fused = read("fused.gguf");
+    let fused_data = Gguf::parse(&fused).unwrap().data_start as usize;
+    for (name, original, head) in [
+        ("file.gguf", &gguf, data),
+        ("fused.gguf", &fused, fused_data),
+        ("model.safetensors", &tensors, head),
+    ] {
+        let target = if name.ends_with(".gguf") { at(name) } else { folder.path().to_path_buf() };
         torment(name, original, 600, &|b, r| mutate(b, head, r), &|b| {
             // The mutant stays until the end: its own bytes must not be credited to the parser.
             std::fs::write(at(name), &b).unwrap();

@@ -211,8 +211,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             close("a block", got, &feed_forward(&all[1], &x[t * d..][..d]), 2e-4);
         }
         // The same, gated and added.
-        let gates = values(tokens, 8);
-        let (mut y, mut sum) = (b.alloc(tokens * d).unwrap(), put(&b, &x));
+        let (gates, mut y, mut sum) = (values(tokens, 8), b.alloc(tokens * d).unwrap(), put(&b, &x));
         b.ffn_add(&input, tokens, block, Some(&put(&b, &gates)), &mut y, &mut sum);
         let (sum, blocks) = (get(&b, &sum), get(&b, &out));
         for t in 0..tokens {
