@@ -401,14 +401,21 @@ fn keys_of_a_gguf_are_understood_or_refused() {
     let plain = logits("plain.gguf", None);
     let same = logits("same.gguf", Some(("llama.rope.scaling.attn_factor", 1.0)));
     assert_eq!(plain, same);
-    for (name, value) in [("attn_factor", 2.0), ("yarn_attn_factor", 2.0), ("yarn_ext_factor", 0.0)] {
-        let other = logits("other.gguf", Some((&format!("llama.rope.scaling.{name}"), value)));
+    for (name, value) in [
+        ("rope.scaling.attn_factor", 2.0),
+        ("rope.scaling.yarn_attn_factor", 2.0),
+        ("rope.scaling.yarn_ext_factor", 0.0),
+        ("attention.scale", 0.5),
+        ("embedding_scale", 2.0),
+        ("final_logit_softcapping", 3.0),
+    ] {
+        let other = logits("other.gguf", Some((&format!("llama.{name}"), value)));
         assert_ne!(plain, other, "{name} is ignored");
     }
     let mut meta = meta();
-    meta.insert("llama.final_logit_softcapping", 30.0f32);
+    meta.insert("llama.attn_logit_softcapping", 30.0f32);
     tiny.write_gguf_with(&place.path("cap.gguf"), &meta);
     for command in ["inspect", "convert"] {
-        place.fails(&[command, "cap.gguf"], &["cap.gguf", "llama.final_logit_softcapping", "not understood"]);
+        place.fails(&[command, "cap.gguf"], &["cap.gguf", "llama.attn_logit_softcapping", "not understood"]);
     }
 }

@@ -57,3 +57,53 @@ pub(super) const FAMILY: Family = Family {
     window_rope_base: Some(1e4),
     ..Family::USUAL
 };
+
+#[cfg(test)]
+mod tests {
+    use crate::format::Metadata;
+    use crate::model::Spec;
+    use crate::model::families::metadata_from_config;
+
+    /// `transformers` rounds the root to the weights' type: 25.298 to 25.25. What a config leaves out is its class's.
+    #[test]
+    fn embeddings_are_scaled_as_their_type_has_it() {
+        for (dtype, want) in [("bfloat16", 25.25), ("float16", 25.296875), ("float32", 640f32.sqrt())] {
+            let config = format!(
+                r#"{{"model_type": "gemma3", "vision_config": {{"num_hidden_layers": 3}}, "dtype": "{dtype}",
+                "text_config": {{"hidden_size": 640, "num_hidden_layers": 12, "intermediate_size": 2048,
+                "model_type": "gemma3_text", "rope_scaling": {{"rope_type": "linear", "factor": 8.0}}}}}}"#
+            );
+            let spec = Spec::from_metadata(&metadata_from_config(&config).unwrap()).unwrap();
+            assert_eq!((spec.embed_scale, spec.layers.len()), (want, 12));
+            let attention = spec.layers.iter().map(|l| l.attention);
+            assert!(attention.clone().all(|a| (a.heads, a.kv_heads, a.head_dim) == (8, 4, 256)));
+            let windows: Vec<bool> = attention.clone().map(|a| a.window == Some(4096)).collect();
+            assert!(windows.iter().enumerate().all(|(i, window)| *window == (i % 6 != 5)));
+            assert!(attention.clone().all(|a| a.rope == usize::from(a.window.is_some())));
+            assert_eq!(spec.ropes.iter().map(|r| r.base).collect::<Vec<_>>(), [1e6, 1e4]);
+        }
+    }
+
+    #[test]
+    fn scores_of_the_largest_are_scaled_otherwise() {
+        for (layers, values) in [(48u32, 128f32), (62, 168.0)] {
+            let mut meta = Metadata::new();
+            meta.insert("general.architecture", "gemma3");
+            for (key, value) in [
+                ("block_count", layers),
+                ("context_length", 1024),
+                ("embedding_length", 5376),
+                ("attention.head_count", 32),
+                ("attention.head_count_kv", 16),
+                ("attention.key_length", 128),
+                ("attention.value_length", 128),
+                ("attention.sliding_window", 1024),
+            ] {
+                meta.insert(format!("gemma3.{key}"), value);
+            }
+            meta.insert("gemma3.attention.layer_norm_rms_epsilon", 1e-6f32);
+            let spec = Spec::from_metadata(&meta).unwrap();
+            assert!(spec.layers.iter().all(|l| l.attention.scale == 1.0 / values.sqrt()));
+        }
+    }
+}
