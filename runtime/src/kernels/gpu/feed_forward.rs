@@ -415,17 +415,28 @@ impl State {
             let grid = shape.down_grid(variant.planes, count, each as usize);
             self.recorder.run(gpu, variant, &shape.down(0, at), memory, grid);
         }
-        let choices = self.choices.get();
-        let sum = CombineParams { d: shape.d as u32, top_k: of.top_k as u32, at: 0 };
-        let grid = [groups(shape.d), tokens];
-        self.recorder.run(gpu, Variant::default(), &sum, &[&slots.memory, choices, &y.memory], grid);
-        if let Some(x) = x {
-            self.elementwise(gpu, (ADD, 1.0), &y.memory, 0, tokens * shape.d, &x.memory);
-        }
+        self.sum_slots(gpu, (&slots.memory, &y.memory, x.map(|x| &x.memory)), shape.d, of);
         Ok(true)
     }
 
-    /// One token, whose experts all lie in one buffer.
+    /// The weighted sum of what was chosen on the device, in `y`, and added to `x`.
+    fn sum_slots(
+        &mut self,
+        gpu: &Device,
+        (slots, y, x): (&Memory, &Memory, Option<&Memory>),
+        d: usize,
+        of: Routed,
+    ) {
+        let choices = self.choices.get();
+        let sum = CombineParams { d: d as u32, top_k: of.top_k as u32, at: 0 };
+        let grid = [groups(d), of.tokens];
+        self.recorder.run(gpu, Variant::default(), &sum, &[slots, choices, y], grid);
+        if let Some(x) = x {
+            self.elementwise(gpu, (ADD, 1.0), y, 0, of.tokens * d, x);
+        }
+    }
+
+    /// One token's, whose experts all lie in one buffer.
     #[allow(clippy::too_many_arguments)]
     fn routed_token(
         &mut self,
