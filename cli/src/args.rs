@@ -355,7 +355,8 @@ pub struct CalibrationArgs {
     pub calibrate_tokens: usize,
     /// How hard to look for the codes of experts, with --calibrate: `low` weighs each error by its own column's inputs; the others
     /// have later weights make up for earlier ones, which takes many times as long, and go over all codes again, twice or four
-    /// times. They keep the inputs in a file beside the output meanwhile: 3 GB for OLMoE-1B-7B and 8192 tokens
+    /// times. They keep the inputs in a file beside the output meanwhile (3 GB for OLMoE-1B-7B and 8192 tokens), and what is
+    /// done: interrupted, the same command goes on where it was
     #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
     pub effort: Effort,
     /// Store matrices of experts for inputs without rotation, even if error feedback does better with rotated ones

@@ -5,36 +5,57 @@ use crate::note;
 use crate::output::{Bar, Unit, bytes, not_an_input, peak_memory, read_text};
 use crate::screen;
 use crate::{Failure, interrupt};
-use dollop::convert::{Calibration, Size, imatrix, model_name};
-use dollop::internal::Keep;
+use dollop::convert::{Calibration, ConvertOptions, Journal, Size, imatrix, model_name};
 use dollop::{CalibrateOptions, CancelToken, Progress};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The calibration that the arguments request: inputs of the source's matrices.
-fn calibration(args: &ConvertArgs, out: &Path, cancel: &CancelToken) -> Result<Option<Calibration>, Failure> {
+/// What the arguments say of the inputs of the source's matrices, and where what is done is kept meanwhile.
+fn calibration(
+    args: &ConvertArgs,
+    out: &Path,
+    options: &ConvertOptions,
+    cancel: &CancelToken,
+) -> Result<(Option<Calibration>, Option<Journal>), Failure> {
     let CalibrationArgs { imatrix, calibrate, calibrate_tokens, effort, .. } = &args.calibration;
     if let Some(path) = imatrix {
-        return Ok(Some(imatrix::read(path)?));
+        return Ok((Some(imatrix::read(path)?), None));
     }
-    let Some(text) = calibrate else { return Ok(None) };
-    let keep = Keep { path: out.with_added_extension("inputs"), dense: false };
-    let mut options =
-        CalibrateOptions::default().with_tokens(*calibrate_tokens).with_threads(args.how.threads);
-    options.keep = Some(keep).filter(|_| *effort != Effort::Low);
+    let Some(text) = calibrate else { return Ok((None, None)) };
+    let mut how = CalibrateOptions::default().with_tokens(*calibrate_tokens).with_threads(args.how.threads);
+    let text = match text {
+        Some(path) => {
+            let name = path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref());
+            Some((read_text(path)?, name.to_string_lossy()))
+        }
+        None => None,
+    };
+    let journal = match effort {
+        // What takes minutes is begun anew.
+        Effort::Low => None,
+        Effort::Normal | Effort::High => {
+            let options = options.clone().with_threads(0);
+            Some(Journal::open(out, &args.source, &format!("{calibrate_tokens} {text:?} {options:?}"))?)
+        }
+    };
+    if let Some(journal) = &journal {
+        match journal.done() {
+            0 if journal.was_stale() => {
+                note!("what was done before is of another source or of other options: begun anew")
+            }
+            0 => {}
+            n => note!("going on where it was interrupted: {n} parts are done"),
+        }
+    }
+    how.resume = journal.clone();
     let mut bar = Bar::new(Unit::Bytes);
     let progress = &mut |p: Progress| bar.show(p.stage, p.done, p.total);
     let measured = match text {
-        Some(path) => {
-            let text = read_text(path)?;
-            let named =
-                path.file_name().filter(|n| *n != "-").unwrap_or("standard input".as_ref()).to_string_lossy();
-            dollop::calibrate(&args.source, &text, &named, &options, cancel, progress)?
-        }
-        None => dollop::calibrate_by_itself(&args.source, &options, cancel, progress)?,
+        Some((text, named)) => dollop::calibrate(&args.source, &text, &named, &how, cancel, progress)?,
+        None => dollop::calibrate_by_itself(&args.source, &how, cancel, progress)?,
     };
-    Ok(Some(measured))
+    Ok((Some(measured), journal))
 }
 
 /// A file beside the source, with the source's name.
@@ -70,10 +91,11 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     let older = out.exists();
     let (cancel, _guard) = interrupt::cancellable();
     let mut options = args.how.options();
-    options.calibration = calibration(args, &out, &cancel)?.map(Arc::new);
     options.sweeps = if args.calibration.effort == Effort::High { 4 } else { 2 };
     options.size = args.size.map(Size::File).or(args.bits.map(Size::Bits));
     options.rotate = !args.calibration.no_rotation;
+    let (measured, journal) = calibration(args, &out, &options, &cancel)?;
+    (options.calibration, options.resume) = (measured.map(Arc::new), journal);
     let mut bar = Bar::new(Unit::Bytes);
     let report = dollop::convert::convert(&args.source, &out, &options, &cancel, &mut |p| {
         bar.show(p.stage, p.done, p.total)

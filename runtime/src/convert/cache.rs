@@ -46,14 +46,7 @@ pub fn cached(
     // The place of the source names the family of its conversions; its state and the options name the one.
     let place = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));
     let mut state = crc32fast::Hasher::new();
-    for file in opened.files() {
-        let meta = fs::metadata(file).map_err(|e| Error::io(file, e))?;
-        let changed =
-            meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
-        state.update(file.as_os_str().as_encoded_bytes());
-        state.update(&meta.len().to_le_bytes());
-        state.update(&changed.to_le_bytes());
-    }
+    state.update(&state_of(&opened)?);
     let (dense, max) = (options.level_dense, options.max_level);
     state.update(
         format!("{} {dense} {max} {:?} {:?}", dollop::VERSION_PLAIN, options.group, options.level_embed)
@@ -112,6 +105,20 @@ pub fn cached(
         }
     }
     Ok(target)
+}
+
+/// Names, lengths and times of a source's files: equal where none was changed.
+pub(super) fn state_of(source: &Source) -> Result<Vec<u8>> {
+    let mut state = Vec::new();
+    for file in source.files() {
+        let meta = fs::metadata(file).map_err(|e| Error::io(file, e))?;
+        let changed =
+            meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+        state.extend_from_slice(file.as_os_str().as_encoded_bytes());
+        state.extend_from_slice(&meta.len().to_le_bytes());
+        state.extend_from_slice(&changed.to_le_bytes());
+    }
+    Ok(state)
 }
 
 /// Whether a conversion is there as it was written: its tables are read, which a file that was cut does not survive.

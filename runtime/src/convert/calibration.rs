@@ -3,6 +3,8 @@
 //! A [`Calibration`] is what a file or a run of the model says, checked for values that are none. [`Importance`] is that
 //! beside one source: shapes agree, and every expert has numbers, whether or not the text reached it.
 
+use super::journal::Journal;
+use super::packing::{Pack, Unpack};
 use super::rows::Rows;
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -107,6 +109,46 @@ impl Calibration {
     #[doc(hidden)]
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.inputs.keys().map(String::as_str)
+    }
+
+    /// All of it, for a journal that has the inputs themselves.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn pack(&self) -> Result<Vec<u8>> {
+        let mut to = Pack::default();
+        to.bytes(self.description.as_bytes());
+        to.number(self.inputs.len() as u64);
+        for (name, inputs) in &self.inputs {
+            to.bytes(name.as_bytes());
+            to.floats(&inputs.sums);
+            to.floats(&inputs.counts);
+        }
+        to.number(self.shares.len() as u64);
+        for (layer, shares) in &self.shares {
+            to.number(*layer as u64);
+            to.floats(shares);
+        }
+        if let Some(rows) = &self.rows {
+            rows.pack(&mut to)?;
+        }
+        Ok(to.0)
+    }
+
+    /// What was packed; `None` where it is no longer whole.
+    pub(crate) fn unpack(journal: &Journal, packed: &[u8]) -> Option<Calibration> {
+        let mut from = Unpack(packed);
+        let mut all = Calibration::new(from.text()?);
+        for _ in 0..from.number()? {
+            let name = from.text()?;
+            all.insert(name, Inputs { sums: from.floats()?, counts: from.floats()? }).ok()?;
+        }
+        for _ in 0..from.number()? {
+            let layer = usize::try_from(from.number()?).ok()?;
+            all.insert_shares(layer, from.floats()?).ok()?;
+        }
+        let rows = Rows::unpack(journal, &mut from)?;
+        Some(all.with_rows(Arc::new(rows)))
     }
 
     /// Equal for equal measurements: what a cache of conversions needs to know.

@@ -11,7 +11,9 @@ mod cut;
 mod encode;
 mod feedback;
 pub mod imatrix;
+pub(crate) mod journal;
 mod name;
+pub(crate) mod packing;
 pub(crate) mod partial;
 mod plan;
 mod rows;
@@ -22,6 +24,7 @@ pub use crate::quant::GroupParams;
 pub use bits::Size;
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
+pub use journal::Journal;
 pub use name::model_name;
 pub use plan::Group;
 #[doc(hidden)]
@@ -35,6 +38,7 @@ use calibration::Importance;
 use crc32fast::Hasher;
 use encode::{Encoder, Summary, Work};
 use feedback::Feedbacks;
+use journal::Record;
 use partial::Partial;
 use plan::{Plan, Target};
 use source::Source;
@@ -64,6 +68,8 @@ pub struct ConvertOptions {
     pub threads: usize,
     /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
     pub calibration: Option<Arc<Calibration>>,
+    /// Where what is done is kept, so that a conversion that was killed goes on; the result is the same.
+    pub resume: Option<Journal>,
     /// Passes over all codes of a matrix of experts that look for better ones, behind error feedback; where the calibration has the
     /// inputs themselves.
     pub sweeps: usize,
@@ -83,6 +89,7 @@ impl Default for ConvertOptions {
             params: GroupParams::Wide,
             threads: 0,
             calibration: None,
+            resume: None,
             sweeps: 2,
             rotate: true,
         }
@@ -168,7 +175,7 @@ pub(crate) fn convert_source(
     let importance = Importance::new(options.calibration.as_deref(), source)?;
     let calibrated = plan.matrices().filter(|name| importance.has(name)).count();
     check::not_a_source(source, out)?;
-    let partial = Partial::new(out)?;
+    let (partial, written) = destination(out, options, plan.targets.len())?;
     let file = partial.file()?;
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::StorageFull => Error::io(
@@ -195,12 +202,10 @@ pub(crate) fn convert_source(
         progress,
         tables: Tables::default(),
     };
-    for target in &plan.targets {
-        job.target(target).map_err(|e| match e {
-            JobError::Io(e) => failed(e),
-            JobError::Other(e) => e,
-        })?;
-    }
+    job.all(&plan.targets, written).map_err(|e| match e {
+        JobError::Io(e) => failed(e),
+        JobError::Other(e) => e,
+    })?;
     let Job { encoder, tables, progress, .. } = job;
     let mut writer = encoder.writer.into_inner().expect("no thread panicked with the lock");
     for (index, bytes) in plan.tables.iter().zip([tables.fits, tables.errors, tables.checksums]) {
@@ -215,6 +220,9 @@ pub(crate) fn convert_source(
         None => (partial, bytes_out),
     };
     partial.keep(out)?;
+    if let Some(journal) = &options.resume {
+        journal.remove();
+    }
     log::info!("converted into {} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
     Ok(Report {
         bytes_in: source.bytes(),
@@ -224,6 +232,23 @@ pub(crate) fn convert_source(
         calibrated,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// The file to write, and what of it is written.
+fn destination(out: &Path, options: &ConvertOptions, targets: usize) -> Result<(Partial, Vec<[Vec<u8>; 3]>)> {
+    let Some(journal) = &options.resume else { return Ok((Partial::new(out)?, Vec::new())) };
+    let written = journal.records().into_iter().filter_map(|record| match record {
+        Record::Written(tables) => Some(tables),
+        _ => None,
+    });
+    let mut written: Vec<_> = written.take(targets).collect();
+    let (file, path) = journal.file("-file", false)?;
+    // The tables lie behind all that was written: without it there is no file of this journal.
+    if !written.is_empty() && file.metadata().map_err(|e| Error::io(&path, e))?.len() == 0 {
+        journal.cut(journal.done() - written.len())?;
+        written.clear();
+    }
+    Ok((Partial::lasting(path, file), written))
 }
 
 enum JobError {
@@ -251,6 +276,16 @@ struct Tables {
     checksums: Vec<u8>,
 }
 
+impl Tables {
+    fn lens(&self) -> [usize; 3] {
+        [&self.fits, &self.errors, &self.checksums].map(Vec::len)
+    }
+
+    fn since(&self, [fits, errors, checksums]: [usize; 3]) -> [Vec<u8>; 3] {
+        [self.fits[fits..].to_vec(), self.errors[errors..].to_vec(), self.checksums[checksums..].to_vec()]
+    }
+}
+
 struct Job<'a> {
     encoder: Encoder<'a>,
     done: u64,
@@ -260,6 +295,28 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Writes all but those that are written, of which these are the parts of the tables.
+    fn all(&mut self, targets: &[Target], written: Vec<[Vec<u8>; 3]>) -> Result<(), JobError> {
+        for (target, [fits, errors, checksums]) in targets.iter().zip(&written) {
+            let writer = self.encoder.writer.get_mut().expect("no thread panicked with the lock");
+            target.tensors().for_each(|index| writer.resume(index));
+            self.tables.fits.extend_from_slice(fits);
+            self.tables.errors.extend_from_slice(errors);
+            self.tables.checksums.extend_from_slice(checksums);
+            self.advance(target.names().iter().map(|name| self.encoder.source.tensor_bytes(name)).sum())?;
+        }
+        for target in &targets[written.len()..] {
+            let before = self.tables.lens();
+            self.target(target)?;
+            if let Some(journal) = &self.encoder.options.resume {
+                let writer = self.encoder.writer.get_mut().expect("no thread panicked with the lock");
+                writer.out().sync_data()?;
+                journal.add(Record::Written(self.tables.since(before)))?;
+            }
+        }
+        Ok(())
+    }
+
     fn target(&mut self, target: &Target) -> Result<(), JobError> {
         match target {
             Target::Plain { name, index } => {

@@ -51,6 +51,11 @@ impl Partial {
         Err(Error::io(folder, std::io::Error::other("no new file can be made here")))
     }
 
+    /// A file that stays for another try when this one fails.
+    pub(super) fn lasting(path: PathBuf, file: File) -> Partial {
+        Partial { path, file, kept: true }
+    }
+
     /// To write to. The lock stays until this and the [`Partial`] are gone.
     pub(crate) fn file(&self) -> Result<File> {
         self.file.try_clone().map_err(|e| Error::io(&self.path, e))

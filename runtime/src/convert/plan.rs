@@ -54,6 +54,25 @@ pub(super) enum Target {
     },
 }
 
+impl Target {
+    /// The tensors of the file that it is.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = usize> {
+        let (one, planes) = match self {
+            Target::Plain { index, .. } | Target::Dense { index, .. } => (Some(*index), &[][..]),
+            Target::Experts { planes, .. } => (None, &planes[..]),
+        };
+        one.into_iter().chain(planes.iter().map(|(index, _)| *index))
+    }
+
+    /// The tensors of the source that it is made of.
+    pub(super) fn names(&self) -> &[String] {
+        match self {
+            Target::Plain { name, .. } | Target::Dense { name, .. } => std::slice::from_ref(name),
+            Target::Experts { names, .. } => names,
+        }
+    }
+}
+
 pub(super) struct Plan {
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<TensorDecl>,
@@ -135,11 +154,8 @@ impl Plan {
     pub(super) fn matrices(&self) -> impl Iterator<Item = &str> {
         self.targets
             .iter()
-            .flat_map(|target| match target {
-                Target::Plain { .. } => &[][..],
-                Target::Dense { name, .. } => std::slice::from_ref(name),
-                Target::Experts { names, .. } => names,
-            })
+            .filter(|target| !matches!(target, Target::Plain { .. }))
+            .flat_map(Target::names)
             .map(String::as_str)
     }
 

@@ -4,6 +4,8 @@
 //! Of all experts of a large model the moments would not fit any memory (14 GB for 128 experts in 48 layers of 768 neurons);
 //! their inputs are read when an expert's turn comes.
 
+use super::journal::Journal;
+use super::packing::{Pack, Unpack};
 use super::partial::Partial;
 use crate::error::{Error, Result};
 use crate::quant::{Moments, Rotation};
@@ -18,6 +20,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Most inputs of one matrix that are kept: beyond, more of the same text changes codes by noise.
 const MAX_ROWS: usize = 16384;
 
+/// The end of a journal's file of inputs.
+const INPUTS: &str = "-inputs";
+
 /// Values that are converted at a time.
 const CHUNK: usize = 1 << 14;
 
@@ -25,8 +30,8 @@ const CHUNK: usize = 1 << 14;
 pub struct Rows {
     file: Mutex<Open>,
     path: PathBuf,
-    /// Deletes the file.
-    _partial: Partial,
+    /// Deletes the file, where no journal keeps it.
+    _partial: Option<Partial>,
 }
 
 struct Open {
@@ -58,7 +63,60 @@ impl Rows {
     pub(crate) fn new(path: &Path) -> Result<Rows> {
         let partial = Partial::new(path)?;
         let open = Open { file: partial.file()?, end: 0, kept: BTreeMap::new() };
-        Ok(Rows { file: Mutex::new(open), path: path.to_path_buf(), _partial: partial })
+        Ok(Rows { file: Mutex::new(open), path: path.to_path_buf(), _partial: Some(partial) })
+    }
+
+    /// None yet, in a file that outlives this process.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn of_journal(journal: &Journal) -> Result<Rows> {
+        let (file, path) = journal.file(INPUTS, true)?;
+        Ok(Rows { file: Mutex::new(Open { file, end: 0, kept: BTreeMap::new() }), path, _partial: None })
+    }
+
+    /// What [`Rows::pack`] said of a journal's file, which is there; `None` where either is not whole.
+    pub(super) fn unpack(journal: &Journal, from: &mut Unpack) -> Option<Rows> {
+        let (file, path) = journal.file(INPUTS, false).ok()?;
+        let end = from.number()?;
+        let mut kept = BTreeMap::new();
+        for _ in 0..from.number()? {
+            let (name, expert) = (from.text()?, usize::try_from(from.number()?).ok()?);
+            let mut size = || usize::try_from(from.number()?).ok();
+            let (cols, rows, count) = (size()?, size()?, size()?);
+            let mut runs = Vec::new();
+            for _ in 0..count {
+                let (at, n) = (from.number()?, usize::try_from(from.number()?).ok()?);
+                let len = (n as u64).checked_mul(cols as u64)?.checked_mul(2)?;
+                at.checked_add(len).filter(|&run_end| run_end <= end)?;
+                runs.push((at, n));
+            }
+            kept.insert((name, expert), Kept { cols, rows, runs });
+        }
+        (file.metadata().ok()?.len() >= end).then_some(())?;
+        Some(Rows { file: Mutex::new(Open { file, end, kept }), path, _partial: None })
+    }
+
+    /// Where in the file which inputs are. They are on the disk then.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn pack(&self, to: &mut Pack) -> Result<()> {
+        let open = self.open();
+        open.file.sync_data().map_err(|e| Error::io(&self.path, e))?;
+        to.number(open.end);
+        to.number(open.kept.len() as u64);
+        for ((name, expert), kept) in &open.kept {
+            to.bytes(name.as_bytes());
+            for n in [*expert, kept.cols, kept.rows, kept.runs.len()] {
+                to.number(n as u64);
+            }
+            for &(at, n) in &kept.runs {
+                to.number(at);
+                to.number(n as u64);
+            }
+        }
+        Ok(())
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {

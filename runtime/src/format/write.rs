@@ -111,6 +111,17 @@ impl<W: Write + Seek> GgufWriter<W> {
         Ok(())
     }
 
+    /// Where it is written to.
+    pub fn out(&self) -> &W {
+        &self.out
+    }
+
+    /// Counts tensor `index` as written: it was, by a writer of the same header to the same file.
+    pub fn resume(&mut self, index: usize) {
+        let (_, len, written) = &mut self.places[index];
+        *written = *len;
+    }
+
     /// [`GgufWriter::write`] over bytes that were written before.
     ///
     /// # Errors

@@ -11,8 +11,9 @@ use super::engine::Engine;
 use super::options::EngineOptions;
 use super::tensors::Reference;
 use super::timeline::{SessionOptions, Step, Wish};
+use crate::convert::journal::Record;
 use crate::convert::source::Source;
-use crate::convert::{Calibration, Inputs, Rows};
+use crate::convert::{Calibration, Inputs, Journal, Rows};
 use crate::error::{Error, Result};
 use crate::format::dollop::is_dollop;
 use crate::model::weights::Ffn;
@@ -46,6 +47,9 @@ pub struct CalibrateOptions {
     /// Whose inputs are kept themselves, for error feedback, and beside which file.
     #[doc(hidden)]
     pub keep: Option<Keep>,
+    /// Where what is done is kept, so that a calibration that was killed goes on. The inputs of experts lie beside it then, whatever
+    /// `keep` says.
+    pub resume: Option<Journal>,
 }
 
 /// Whose inputs are kept.
@@ -59,7 +63,7 @@ pub struct Keep {
 
 impl Default for CalibrateOptions {
     fn default() -> Self {
-        CalibrateOptions { tokens: 8192, threads: 0, keep: None }
+        CalibrateOptions { tokens: 8192, threads: 0, keep: None, resume: None }
     }
 }
 
@@ -100,6 +104,9 @@ pub fn calibrate(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Calibration> {
+    if let Some(measured) = measured(options) {
+        return Ok(measured);
+    }
     let run = Run::open(source, options)?;
     let end = text.floor_char_boundary(MAX_TEXT_BYTES);
     let ids = run.engine.tokenizer()?.encode(&text[..end], false)?;
@@ -120,6 +127,9 @@ pub fn calibrate_tokens(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Calibration> {
+    if let Some(measured) = measured(options) {
+        return Ok(measured);
+    }
     let run = Run::open(source, options)?;
     let windows = run.windows_of(ids, named, options)?;
     run.measure(&windows, named, cancel, progress)
@@ -136,9 +146,26 @@ pub fn calibrate_by_itself(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Calibration> {
+    if let Some(measured) = measured(options) {
+        return Ok(measured);
+    }
     let run = Run::open(source, options)?;
-    let (windows, named) = run.own_text(options.tokens, cancel, progress)?;
+    let (windows, named) = run.own_text(options, cancel, progress)?;
     run.measure(&windows, &named, cancel, progress)
+}
+
+/// What an earlier try has measured.
+fn measured(options: &CalibrateOptions) -> Option<Calibration> {
+    let journal = options.resume.as_ref()?;
+    let records = journal.records();
+    let at = records.iter().position(|record| matches!(record, Record::Measured(_)))?;
+    let Record::Measured(packed) = &records[at] else { return None };
+    let measured = Calibration::unpack(journal, packed);
+    if measured.is_none() {
+        // Without the inputs nothing behind it is of use. What cannot be forgotten is written over.
+        let _ = journal.cut(at);
+    }
+    measured
 }
 
 /// A source that runs, and what is measured of it.
@@ -149,6 +176,7 @@ struct Run {
     names: Vec<(String, usize)>,
     /// How many experts each routed layer has.
     experts: BTreeMap<usize, usize>,
+    journal: Option<Journal>,
 }
 
 impl Run {
@@ -177,19 +205,22 @@ impl Run {
         let routers = layers.into_iter().map(|(address, layer)| (slots[&address], layer)).collect();
         let totals = names.iter().map(|&(.., cols)| Total { sums: vec![0.0; cols], tokens: 0 }).collect();
         let names: Vec<(String, usize)> = names.into_iter().map(|(name, e, _)| (name, e)).collect();
-        let rows = match &calibrate.keep {
-            Some(keep) => Some(Kept {
-                rows: Arc::new(Rows::new(&keep.path)?),
-                which: names.iter().map(|(name, _)| keeps(name, keep.dense)).collect(),
-                names: names.clone(),
-                failed: Mutex::new(None),
-            }),
-            None => None,
+        let rows = match (&calibrate.resume, &calibrate.keep) {
+            (Some(journal), _) => Some(Rows::of_journal(journal)?),
+            (None, Some(keep)) => Some(Rows::new(&keep.path)?),
+            (None, None) => None,
         };
+        let dense = calibrate.keep.as_ref().is_some_and(|keep| keep.dense);
+        let rows = rows.map(|rows| Kept {
+            rows: Arc::new(rows),
+            which: names.iter().map(|(name, _)| keeps(name, dense)).collect(),
+            names: names.clone(),
+            failed: Mutex::new(None),
+        });
         let (totals, routed) = (Mutex::new(totals), Mutex::new(Routed::default()));
         let meter = Arc::new(Meter { slots, totals, kept: rows, routers, routed });
         engine.observe(meter.clone())?;
-        Ok(Run { engine, meter, names, experts })
+        Ok(Run { engine, meter, names, experts, journal: calibrate.resume.clone() })
     }
 
     /// Tokens of a window, without the one that all begin with.
@@ -211,10 +242,11 @@ impl Run {
     /// What the model writes and the text that is here, and what they are called.
     fn own_text(
         &self,
-        tokens: usize,
+        options: &CalibrateOptions,
         cancel: &CancelToken,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<Vec<u32>>, String)> {
+        let tokens = options.tokens;
         const WRITTEN: &str = "text that the model wrote";
         enough(WRITTEN, tokens)?;
         let mut windows = Vec::new();
@@ -227,7 +259,7 @@ impl Run {
         let context = window + self.bos().iter().len();
         let session = self.engine.session(SessionOptions { context: Some(context), chunk: Some(CHUNK) })?;
         let mut writer = Writer::new(session, &self.meter, &self.experts, self.bos(), cancel)?;
-        let written = writer.write(wanted, window, &mut |done| {
+        let written = writer.write(wanted, window, options.resume.as_ref(), &mut |done| {
             progress(Progress { stage: "writing text", done: 4 * done as u64, total: 4 * wanted as u64 });
         })?;
         let more = if windows.is_empty() { "" } else { " and of a text in the public domain" };
@@ -293,10 +325,12 @@ impl Run {
             of.resize(count, 0.0);
             all.insert_shares(layer, of.into_iter().map(|s| s as f32).collect())?;
         }
-        Ok(match &self.meter.kept {
-            Some(kept) => all.with_rows(kept.rows.clone()),
-            None => all,
-        })
+        let Some(kept) = &self.meter.kept else { return Ok(all) };
+        let all = all.with_rows(kept.rows.clone());
+        if let Some(journal) = &self.journal {
+            journal.add(Record::Measured(all.pack()?))?;
+        }
+        Ok(all)
     }
 }
 

@@ -7,6 +7,8 @@
 //! English Bible (public domain), as `bible` of models/corpus.py reads them from Debian's `sword-text-web`.
 
 use super::meter::{Chosen, Meter, lock};
+use crate::convert::journal::{Journal, Record};
+use crate::convert::packing::{Pack, Unpack};
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Sampling};
 use crate::session::timeline::{Session, Step, Wish};
@@ -83,6 +85,8 @@ pub(super) struct Writer<'a> {
     cancel: &'a CancelToken,
     balance: Balance,
     sampler: Sampler,
+    /// The sampler's numbers but for the seed, which each window has anew.
+    sampling: Sampling,
     bos: Option<u32>,
     /// First tokens that were tried.
     tried: u32,
@@ -100,12 +104,12 @@ impl<'a> Writer<'a> {
         // The whole distribution but its faintest end: what is cut is seen by no expert.
         let sampling =
             Sampling { top_k: 0, top_p: 1.0, min_p: 0.02, temperature: 1.0, ..Sampling::default() };
-        let sampler = Sampler::new(sampling.with_seed(SEED))?;
+        let sampler = Sampler::new(sampling.clone())?;
         let counts = experts.iter().map(|(&layer, &n)| (layer, vec![0; n])).collect();
-        Ok(Writer { session, meter, cancel, balance: Balance { counts }, sampler, bos, tried: 0 })
+        Ok(Writer { session, meter, cancel, balance: Balance { counts }, sampler, sampling, bos, tried: 0 })
     }
 
-    /// About `tokens` tokens in windows of `window`, and up to half as many again for experts that had too few.
+    /// About `tokens` tokens in windows of `window`, those first that a journal has, and up to half as many again for experts that had too few.
     ///
     /// # Errors
     /// Those of computing, `Cancelled`.
@@ -113,23 +117,60 @@ impl<'a> Writer<'a> {
         &mut self,
         tokens: usize,
         window: usize,
+        journal: Option<&Journal>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Vec<u32>>> {
         lock(&self.meter.routed).writing = Some(Vec::new());
-        let (mut windows, mut done) = (Vec::new(), 0);
+        let mut windows = self.written_before(journal);
+        let mut done: usize = windows.iter().map(Vec::len).sum();
         while done < tokens {
+            self.seed(windows.len())?;
             let ids = self.window(window.min(tokens - done), &mut |n| progress(done + n))?;
             done += ids.len();
+            self.note(journal, &ids)?;
             windows.push(ids);
         }
         let most = tokens + tokens / 2;
         while done < most && self.balance.least().is_some_and(|least| least < LEAST) {
+            self.seed(windows.len())?;
             let ids = self.rare_window(window.min(most - done))?;
             done += ids.len();
+            self.note(journal, &ids)?;
             windows.push(ids);
         }
         lock(&self.meter.routed).writing = None;
         Ok(windows)
+    }
+
+    fn seed(&mut self, window: usize) -> Result<()> {
+        self.sampler = Sampler::new(self.sampling.clone().with_seed(SEED + window as u64))?;
+        Ok(())
+    }
+
+    /// A window is written: what the next one follows from beside its number.
+    fn note(&self, journal: Option<&Journal>, ids: &[u32]) -> Result<()> {
+        let Some(journal) = journal else { return Ok(()) };
+        let mut to = Pack::default();
+        to.words(ids);
+        to.number(self.tried.into());
+        self.balance.counts.values().flatten().for_each(|&n| to.number(n));
+        journal.add(Record::Window(to.0))
+    }
+
+    /// The windows that a journal has, behind which this goes on.
+    fn written_before(&mut self, journal: Option<&Journal>) -> Vec<Vec<u32>> {
+        let mut windows = Vec::new();
+        for record in journal.map(Journal::records).unwrap_or_default() {
+            let Record::Window(packed) = record else { break };
+            let mut from = Unpack(&packed);
+            let Some((ids, tried)) = from.words().zip(from.number()) else { break };
+            windows.push(ids);
+            self.tried = tried as u32;
+            for count in self.balance.counts.values_mut().flatten() {
+                *count = from.number().unwrap_or(0);
+            }
+        }
+        windows
     }
 
     /// The first token of a window, and the logits behind it.
