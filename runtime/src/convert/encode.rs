@@ -7,12 +7,11 @@
 use super::calibration::Importance;
 use super::feedback::Feedbacks;
 use super::source::Source;
+use super::work::Work;
 use super::{ConvertOptions, JobError};
 use crate::error::{Error, Result};
 use crate::format::{GgmlType, GgufWriter};
-use crate::quant::{
-    self, Anchor, EncodedRows, FitSums, Fits, GroupParams, Level, Octave, PLANES, Rotation, Shape,
-};
+use crate::quant::{self, Anchor, EncodedRows, FitSums, Fits, GroupParams, Octave, PLANES, Shape};
 use crate::telemetry::CancelToken;
 use crc32fast::Hasher;
 use std::fs::File;
@@ -20,22 +19,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-
-/// Weights of a block of rows that one thread encodes at a time: its f32 scratch and planes stay in the second cache.
-const BLOCK_WEIGHTS: usize = 1 << 17;
-
-/// One matrix to encode, and where it goes.
-pub(super) struct Work<'a> {
-    pub(super) name: &'a str,
-    pub(super) expert: usize,
-    pub(super) shape: Shape,
-    pub(super) level: Level,
-    pub(super) anchor: Anchor,
-    /// What its inputs are rotated by.
-    pub(super) rotation: Option<Rotation>,
-    /// Of every plane: the tensor of the file, and the first byte in it.
-    pub(super) places: Vec<(usize, u64)>,
-}
 
 /// What the tables of the file say of a matrix.
 pub(super) struct Summary {
@@ -78,21 +61,6 @@ pub(super) struct Encoder<'a> {
 /// Whether the codes of the source are kept as they are.
 pub(super) fn is_kept(shape: Shape, ty: GgmlType) -> bool {
     shape.group == 32 && quant::keeps(ty)
-}
-
-impl Work<'_> {
-    fn rows_per_block(&self) -> usize {
-        (BLOCK_WEIGHTS / self.shape.cols).max(1).next_multiple_of(quant::TILE_ROWS)
-    }
-
-    fn blocks(&self) -> usize {
-        self.shape.rows.div_ceil(self.rows_per_block())
-    }
-
-    fn rows(&self, block: usize) -> Range<usize> {
-        let per_block = self.rows_per_block();
-        block * per_block..((block + 1) * per_block).min(self.shape.rows)
-    }
 }
 
 impl Encoder<'_> {

@@ -3,9 +3,9 @@
 //! Gate and up of all experts of a layer have the inputs of its router; each down projection has its own. Blocks are taken in
 //! order, so few matrices are in hand at a time: those used last are kept.
 
-use super::encode::Work;
 use super::rows::Rows;
 use super::source::Source;
+use super::work::Work;
 use crate::error::Result;
 use crate::quant::{Feedback, Hessian};
 use std::collections::VecDeque;

@@ -19,6 +19,7 @@ mod plan;
 mod rows;
 #[doc(hidden)]
 pub mod source;
+mod work;
 
 pub use crate::quant::GroupParams;
 pub use bits::Size;
@@ -36,7 +37,7 @@ use crate::quant::{Anchor, Level, Rotation, Shape};
 use crate::telemetry::{CancelToken, Progress};
 use calibration::Importance;
 use crc32fast::Hasher;
-use encode::{Encoder, Summary, Work};
+use encode::{Encoder, Summary};
 use feedback::Feedbacks;
 use journal::Record;
 use partial::Partial;
@@ -46,6 +47,7 @@ use std::io::Seek;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use work::Work;
 
 /// How a model is converted.
 #[derive(Clone, Debug)]

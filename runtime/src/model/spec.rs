@@ -2,7 +2,7 @@
 
 mod ropes;
 
-use super::families::{Family, Windows};
+use super::families::{Family, Heads, Windows};
 use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
@@ -357,7 +357,10 @@ fn attention(
         biases: family.biases,
     };
     let scale = keys.positive_or_zero("attention.scale")?;
-    let scale = scale.unwrap_or_else(|| (family.score_scale)(&attention, d, layers));
+    let scale = scale.unwrap_or_else(|| {
+        let AttentionSpec { heads: count, head_dim: dim, .. } = attention;
+        (family.score_scale)(&Heads { count, dim, d, layers })
+    });
     Ok(AttentionSpec { scale, ..attention })
 }
 

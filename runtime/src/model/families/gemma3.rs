@@ -50,8 +50,8 @@ pub(super) const FAMILY: Family = Family {
     sandwich: true,
     embed_root: true,
     // GGUF has no key for it: the one with 62 layers (27B) has another.
-    score_scale: |attention, d, layers| {
-        let values = if layers == 62 { d / attention.heads } else { attention.head_dim };
+    score_scale: |heads| {
+        let values = if heads.layers == 62 { heads.d / heads.count } else { heads.dim };
         1.0 / (values as f32).sqrt()
     },
     window_rope_base: Some(1e4),

@@ -54,7 +54,7 @@ pub(super) const FAMILY: Family = Family {
     activation: Activation::Geglu,
     sandwich: true,
     embed_root: true,
-    score_scale: |_, _, _| 1.0,
+    score_scale: |_| 1.0,
     v_norm: true,
     keys_as_values: true,
     beside: true,

@@ -13,11 +13,22 @@ mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 
-use super::spec::AttentionSpec;
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use crate::format::hf::{self, Dialect};
 use crate::kernels::Activation;
+
+/// What the scale of scores may depend on.
+pub struct Heads {
+    /// Query heads.
+    pub count: usize,
+    /// Values of a head.
+    pub dim: usize,
+    /// Width of the residual stream.
+    pub d: usize,
+    /// Layers of the model.
+    pub layers: usize,
+}
 
 /// What a family fixes that files do not state.
 #[derive(Debug)]
@@ -46,8 +57,8 @@ pub struct Family {
     pub sandwich: bool,
     /// Whether embeddings are multiplied by the root of their width.
     pub embed_root: bool,
-    /// What multiplies scores, unless the file says it: of a layer's attention, the width of the stream and the number of layers.
-    pub score_scale: fn(&AttentionSpec, usize, usize) -> f32,
+    /// What multiplies scores, unless the file says it.
+    pub score_scale: fn(&Heads) -> f32,
     /// Whether values are normed, head by head, without weights.
     pub v_norm: bool,
     /// Whether layers may leave out values: keys, before anything is done to them, then stand for them.
@@ -94,7 +105,7 @@ impl Family {
         activation: Activation::Swiglu,
         sandwich: false,
         embed_root: false,
-        score_scale: |attention, _, _| 1.0 / (attention.head_dim as f32).sqrt(),
+        score_scale: |heads| 1.0 / (heads.dim as f32).sqrt(),
         v_norm: false,
         keys_as_values: false,
         beside: false,
