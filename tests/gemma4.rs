@@ -1,5 +1,6 @@
 //! Gate 107: Gemma 4, whose layers have a dense block beside routed experts and heads by their kind: streamed is resident, byte for byte,
 //! on CPU and GPU, by each of the ways in which experts are summed.
+//! Gate 109: of a model that takes pictures the text's part is read, and the rest is told.
 //! Gate 108: its smaller models, whose layers have inputs of their own, read rows of these from the file, and compute the last layers
 //! for the positions alone that are asked for.
 
@@ -56,6 +57,23 @@ fn gate_107_streamed_is_resident_byte_for_byte() {
             let stats = streamed.stream_stats().expect("it streams");
             assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
         }
+    }
+}
+
+#[test]
+fn gate_109_what_takes_pictures_is_left_out_and_told() {
+    for (name, parts) in [
+        ("gemma3-sight", vec!["multi_modal_projector (2)", "vision_tower (32)"]),
+        ("gemma4-sight", vec!["embed_vision (1)", "vision_tower (15)"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        Tiny::load(name).write_folder(folder.path());
+        let path = folder.path().join("model.gguf");
+        let (options, cancel) = (Default::default(), CancelToken::new());
+        let report = dollop::convert::convert(folder.path(), &path, &options, &cancel, &mut |_| ()).unwrap();
+        assert_eq!(report.left_out, parts);
+        let notes = dollop::inspect::inspect(&path).unwrap().notes;
+        assert!(notes.iter().any(|n| n.contains("left out") && n.ends_with(&parts.join(", "))), "{notes:?}");
     }
 }
 

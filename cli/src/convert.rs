@@ -118,6 +118,9 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
             let of = (report.calibrated, report.matrices);
             note!("{}: {} of {} matrices", calibration.description(), of.0, of.1);
         }
+        if !report.left_out.is_empty() {
+            note!("left out, for the model takes text alone: {}", report.left_out.join(", "));
+        }
         let bits = report.bytes_out as f64 * 8.0 / report.weights as f64;
         note!(
             "{} -> {} ({bits:.2} bits per weight) in {:.1} s, {}/s{}",

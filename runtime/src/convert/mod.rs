@@ -143,6 +143,8 @@ pub struct Report {
     pub matrices: usize,
     /// Of those, whose inputs a calibration has measured.
     pub calibrated: usize,
+    /// Parts of the source that are left out, for the model takes text alone, with the number of their tensors.
+    pub left_out: Vec<String>,
     /// Wall time.
     pub seconds: f64,
 }
@@ -232,6 +234,7 @@ pub(crate) fn convert_source(
         weights: plan.weights,
         matrices: plan.matrices().count(),
         calibrated,
+        left_out: source.metadata().strings("dollop.source.left_out")?.unwrap_or_default().to_vec(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

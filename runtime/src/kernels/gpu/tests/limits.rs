@@ -198,10 +198,18 @@ fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
         (chosen, b.stats().dispatches - before)
     };
     assert_eq!((best(&b), best(&whole)), ((false, 0), (true, 3)));
+    // Rows of a norm are two rows of workgroups.
+    let (x, weight) = (values(21 * 8, 6), values(8, 7));
+    let normed = |b: &GpuBackend| {
+        let mut out = b.alloc(21 * 8).unwrap();
+        b.rms_norm(&put(b, &x), &weight, 1e-5, 21, &mut out);
+        get(b, &out)
+    };
+    assert_eq!(normed(&b), normed(&whole));
     assert!(!b.failed());
     // What cannot be cut is an error at the next read, and no panic.
-    let mut out = b.alloc(21 * 8).unwrap();
-    b.rms_norm(&put(&b, &values(21 * 8, 6)), &values(8, 7), 1e-5, 21, &mut out);
+    let mut out = put(&b, &x);
+    b.gate_rows(&mut out, &put(&b, &values(21, 7)), 21, 8);
     assert!(
         matches!(b.download(&out, 0, &mut [0.0; 8]), Err(Error::Device(what)) if what.contains("workgroups"))
     );
