@@ -82,7 +82,7 @@ fn levels(
         }
         Size::Bits(mean) => {
             let weights = file.sizes().expert_weights;
-            mean.is_finite().then(|| (mean * weights as f64) as u64)
+            mean.is_finite().then_some((mean * weights as f64) as u64)
         }
     };
     let chosen = budget.and_then(|budget| bits::allot(&choices, budget)).ok_or_else(|| {

@@ -235,7 +235,7 @@ impl<'a> Writer<'a> {
         let most = if self.balance.counts.is_empty() { 1 } else { STARTS.min(room) as u32 };
         let starts: Vec<u32> = (1..=most)
             .map(|i| (self.tried + i).wrapping_mul(2_654_435_761))
-            .map(|hash| (u64::from(hash) * u64::from(vocab) >> 32) as u32)
+            .map(|hash| ((u64::from(hash) * u64::from(vocab)) >> 32) as u32)
             .collect();
         self.tried += most;
         let mut best = starts[0];
