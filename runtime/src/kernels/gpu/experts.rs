@@ -204,7 +204,7 @@ impl Experts {
         experts.iter().try_for_each(|&(index, expert)| layer.bring(gpu, recorder, index, expert, &self.table))
     }
 
-    /// Uploads all experts of a layer, if there is room for all.
+    /// Uploads all experts of a layer, if there is room for all and they have equally many planes.
     pub(super) fn load_all(
         &mut self,
         gpu: &Device,
@@ -213,7 +213,8 @@ impl Experts {
         experts: &[Expert],
     ) -> Result<Option<Loaded>> {
         let Some(first) = experts.first() else { return Ok(None) };
-        if self.slots(gpu, of, first)? < experts.len() {
+        // One launch computes all jobs with the same number of planes.
+        if experts.iter().any(|e| planes(e) != planes(first)) || self.slots(gpu, of, first)? < experts.len() {
             return Ok(None);
         }
         if self.layers[&of.layer].complete != Some(planes(first)) {
