@@ -5,7 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dollop::internal::experts::Expert;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::internal::kernels::{Attention, Backend, ExpertJob, Feed, Linear, Routed, Router};
+use dollop::internal::kernels::{Attention, Backend, ExpertJob, Feed, Linear, Routed, Router, Score};
 use dollop::internal::quant::{self, Level, Matrix, Shape};
 use std::hint::black_box;
 
@@ -121,11 +121,14 @@ fn between(c: &mut Criterion) {
                     backend.linear(x, tokens, &mut [Linear { matrix: &small, bias: None, out: &mut out }])
                 });
             });
-            let router = Router { experts: 64, top_k: 8, renormalize: false, scale: 1.0 };
+            let router =
+                Router { experts: 64, top_k: 8, renormalize: false, scale: 1.0, score: Score::Softmax };
             let mut choices = Vec::new();
             group.bench_function("route", |b| {
                 b.iter(|| {
-                    backend.route(black_box(&x), tokens, &router, &mut choices).expect("the same machine")
+                    backend
+                        .route(black_box(&x), tokens, router.unbiased(), &mut choices)
+                        .expect("the same machine")
                 });
             });
             let slots: Vec<u32> = (0..tokens as u32).collect();

@@ -40,6 +40,7 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("attend_merge", &[]),
     ("route", &[Axis::Subgroups]),
     ("group", &[]),
+    ("conv", &[]),
     ("combine", &[]),
     ("elementwise", &[Axis::Op]),
     ("gate_rows", &[]),

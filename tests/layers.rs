@@ -5,11 +5,14 @@ use dollop::{BackendChoice, Engine, EngineOptions, Session, SessionOptions};
 use dollop_tests::has_gpu;
 use dollop_tests::tiny::Tiny;
 
+#[path = "layers/states.rs"]
+mod states;
+
 /// Positions of the contexts here.
 const CONTEXT: usize = 4096;
 
-/// A model whose windows are far shorter than its context.
-fn windowed(name: &str, options: &EngineOptions) -> Engine {
+/// A model whose windows and marks are far shorter than its context.
+fn long(name: &str, options: &EngineOptions) -> Engine {
     let mut tiny = Tiny::load(name);
     tiny.config["max_position_embeddings"] = CONTEXT.into();
     let folder = tempfile::tempdir().unwrap();
@@ -31,7 +34,7 @@ fn last(session: &mut Session, ids: &[u32]) -> Vec<f32> {
 }
 
 fn goes_around(name: &str, options: &EngineOptions, chunk: usize, length: usize) {
-    let engine = windowed(name, options);
+    let engine = long(name, options);
     let ids = ids(length + 10);
     // A chunk as long as the context leaves room for all of it.
     let (mut whole, mut around) = (session(&engine, CONTEXT), session(&engine, chunk));
@@ -52,6 +55,22 @@ fn goes_around(name: &str, options: &EngineOptions, chunk: usize, length: usize)
     let mut fork = around.fork().unwrap();
     assert_eq!((fork.rewind(end - 290), fork.processed_tokens()), (end - 290, 0));
     assert!(want == last(&mut fork, &ids[end - 290..]), "{name}: another copy");
+    // However far back, where a turn ended nothing is read again: what windows saw there was copied.
+    let end = around.tokens().len();
+    let more = &self::ids(end + 700)[end..];
+    for turn in [&more[..3], &more[3..]] {
+        last(&mut around, turn);
+    }
+    assert_eq!(around.rewind(end + 3), end + 3, "{name}");
+    let before = around.processed_tokens();
+    last(&mut whole, &more[..3]);
+    for turn in [&more[5..9], &more[9..60]] {
+        assert!(last(&mut around, turn) == last(&mut whole, turn), "{name}: other logits behind a copy");
+    }
+    assert_eq!(around.processed_tokens() - before, 55);
+    assert_eq!(around.rewind(end), end);
+    assert_eq!(around.rewind(end - 1), 0, "its copies are of other texts, or too new");
+    last(&mut around, &[5]);
     // Back to where nothing is kept of: all is read again, and is the same.
     let before = around.processed_tokens();
     assert_eq!(around.rewind(100), 0);
@@ -69,11 +88,13 @@ fn a_layer_with_a_window_keeps_its_window() {
         }
     }
     // Two of three layers have a window of 10: beside it lie 512 positions, and a tile; 100 take chunks no more.
-    let engine = windowed("gptoss", &EngineOptions::default());
+    let engine = long("gptoss", &EngineOptions::default());
     let plan = engine.memory_plan();
     let position = 2 * 2 * 32 * 4;
     let places = (10 + 512 + 64usize).next_multiple_of(64);
-    let want = (CONTEXT + 2 * places) * position;
+    // And four copies of what a window sees, in whole blocks.
+    let copies = 4 * (26 + 32) * 2 * 32 * 4;
+    let want = (CONTEXT + 2 * places) * position + 2 * copies;
     assert!((want..want + 3 * 512).contains(&(plan.kv_bytes as usize)), "{} of {want}", plan.kv_bytes);
 }
 

@@ -34,9 +34,11 @@ fn compare(what: &str, got: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
 #[test]
 fn every_family_and_variant_agrees_with_transformers() {
     let names = tiny::names();
-    assert!(names.len() >= 35, "only {} goldens were found", names.len());
-    let families =
-        ["gptoss", "gemma3", "olmoe", "mixtral", "qwen2moe", "qwen3moe", "llama", "qwen2", "qwen3"];
+    assert!(names.len() >= 40, "only {} goldens were found", names.len());
+    let families = [
+        "gptoss", "gemma3", "gemma4", "olmoe", "mixtral", "qwen2moe", "qwen3moe", "llama", "qwen2", "qwen3",
+        "lfm2", "lfm2moe",
+    ];
     assert!(families.iter().all(|f| names.iter().any(|n| n.starts_with(f))));
     let mut worst = 0.0f32;
     for name in &names {

@@ -268,6 +268,14 @@ fn mutants_are_refused_in_one_line() {
         let head = directory.gguf.data_start as usize;
         torment(what, &nested, 6_000, &|b, r| mutate(b, head, r), &|b| parse_dollop(Bytes::from(b)));
     }
+    // Layers of two kinds.
+    Tiny::load("lfm2moe").write_gguf(&at("mixed.gguf"));
+    convert(&at("mixed.gguf"), &at("mixed.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
+    let nested = read("mixed.dollop");
+    let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
+    torment("dollop file of mixed layers", &nested, 3_000, &|b, r| mutate(b, head, r), &|b| {
+        parse_dollop(Bytes::from(b))
+    });
 
     let tensors = read("model.safetensors");
     let head = 8 + u64::from_le_bytes(tensors[..8].try_into().unwrap()) as usize;
@@ -328,7 +336,8 @@ fn mutants_are_refused_in_one_line() {
     });
 
     let configs = ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"];
-    for golden in configs.into_iter().chain(["gemma3-sight", "gemma4-sight", "gemma4-inputs"]) {
+    let others = ["gemma3-sight", "gemma4-sight", "gemma4-inputs", "lfm2-bias", "lfm2moe"];
+    for golden in configs.into_iter().chain(others) {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
             let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;

@@ -51,8 +51,9 @@ fn survives(what: &str, first: &Engine, second: &Engine) {
     let ids = ids(first.info().vocab);
     let mut session = first.session(SessionOptions::default().with_chunk(8)).unwrap();
     // Longer than it will be: rewound tokens are not saved.
-    session.logits(&ids).unwrap();
-    session.rewind(PROMPT);
+    session.logits(&ids[..PROMPT]).unwrap();
+    session.logits(&ids[PROMPT..]).unwrap();
+    assert_eq!(session.rewind(PROMPT), PROMPT);
     let bytes = session.save(&path).unwrap();
     assert_eq!(bytes, std::fs::metadata(&path).unwrap().len());
     let want = go_on(&mut session, &ids[PROMPT..]);
@@ -64,7 +65,7 @@ fn survives(what: &str, first: &Engine, second: &Engine) {
     assert!(go_on(&mut restored, &ids[PROMPT..]) == want, "{what}: other logits");
     assert_eq!(restored.processed_tokens(), 6, "{what}: the prompt was computed again");
     // To memory, and back: rewound tokens leave no trace, so the file is the same.
-    restored.rewind(PROMPT);
+    assert_eq!(restored.rewind(PROMPT), PROMPT);
     let mut again = Vec::new();
     assert_eq!(restored.write_to(&mut again).unwrap(), bytes);
     assert!(again == std::fs::read(&path).unwrap(), "{what}: another file");

@@ -10,6 +10,7 @@ use dollop::{Chat, Engine, EngineOptions, Error, GenerateOptions, Overflow, Sess
 use dollop_tests::mutants::{Counting, Rng, most_allocated};
 use dollop_tests::set;
 use dollop_tests::talker::Talker;
+use dollop_tests::tiny::Tiny;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[global_allocator]
@@ -55,15 +56,22 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
     }
 }
 
-/// Where the parts of a sound file end, checksums included, as its header says.
-fn parts(bytes: &[u8]) -> Vec<usize> {
+/// Where the parts of a sound file end, checksums included, as its header says: of layers alike but for those that have a state of
+/// so many values.
+fn parts(bytes: &[u8], states: &[usize], values: usize) -> Vec<usize> {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
     let header = 72 + word(20) + 4;
     let tokens = header + 4 * word(40) + 4;
     let notes = tokens + word(56) + 4;
+    let marks = notes + 8 * word(32) + 4;
     let layers = word(24);
-    let layer = (bytes.len() - notes) / layers;
-    [header, tokens, notes].into_iter().chain((1..=layers).map(|l| notes + l * layer)).collect()
+    let state = 4 * word(32) * values + 4;
+    let layer = (bytes.len() - marks - states.len() * state) / (layers - states.len());
+    let mut ends = vec![header, tokens, notes, marks];
+    for l in 0..layers {
+        ends.push(ends[ends.len() - 1] + if states.contains(&l) { state } else { layer });
+    }
+    ends
 }
 
 /// Corrects every checksum.
@@ -81,6 +89,8 @@ struct Kind<'a> {
     good: Vec<u8>,
     engine: &'a Engine,
     chat: bool,
+    /// Layers with a state.
+    states: &'static [usize],
 }
 
 /// The session that was read, in its saved form.
@@ -122,6 +132,11 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
         ..EngineOptions::default()
     });
     let engine = Engine::open(&path, &options).unwrap();
+    let mixed = tempfile::tempdir().unwrap();
+    Tiny::load("lfm2").write_folder(mixed.path());
+    let path = mixed.path().join("mixed.gguf");
+    convert(mixed.path(), &path, &Default::default(), &Default::default(), &mut |_| ()).unwrap();
+    let other = Engine::open(&path, &options).unwrap();
     let session = || engine.session(SessionOptions::default()).unwrap();
     let mut plain = session();
     plain.logits(&[65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 10]).unwrap();
@@ -129,9 +144,14 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
     let greedy = GenerateOptions::default().with_max_tokens(8).with_sampling(Sampling::greedy());
     assert_eq!(chat.send("What?", &greedy, &mut |_| ()).unwrap().text, "abc");
     let mut kinds = [
-        Kind { name: "session", good: Vec::new(), engine: &engine, chat: false },
-        Kind { name: "conversation", good: Vec::new(), engine: &engine, chat: true },
+        Kind { name: "session", good: Vec::new(), engine: &engine, chat: false, states: &[] },
+        Kind { name: "conversation", good: Vec::new(), engine: &engine, chat: true, states: &[] },
+        Kind { name: "states", good: Vec::new(), engine: &other, chat: false, states: &[0, 2, 3] },
     ];
+    let mut held = other.session(SessionOptions::default()).unwrap();
+    held.logits(&[65, 66, 67, 68, 69, 70, 71, 72, 73]).unwrap();
+    held.logits(&[65, 66, 67, 68, 69, 70, 71, 72, 73]).unwrap();
+    held.write_to(&mut kinds[2].good).unwrap();
     plain.write_to(&mut kinds[0].good).unwrap();
     chat.write_to(&mut kinds[1].good).unwrap();
     for kind in &kinds {
@@ -140,14 +160,14 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
         assert!(original.unwrap() == kind.good);
         let (_, usual) = torment(kind, &kind.good, 0);
         assert!(usual > 0, "the allocator does not count");
-        let ends = parts(&kind.good);
+        let ends = parts(&kind.good, kind.states, 2 * 64);
         assert_eq!(ends.last(), Some(&kind.good.len()));
         let (mut refused, mut same, mut other, mut most) = (0, 0, 0, 0);
         for i in 0..8000u64 {
             let sealed = i >= 5000;
             let seed = i << 8 | kind.name.len() as u64;
             let mut bytes = kind.good.clone();
-            mutate(&mut bytes, ends[2], &mut Rng(seed));
+            mutate(&mut bytes, ends[3], &mut Rng(seed));
             if sealed {
                 // Of the original's length; otherwise the parts would move.
                 bytes.resize(kind.good.len(), 0);

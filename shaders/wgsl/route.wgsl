@@ -1,4 +1,4 @@
-// Softmax of the router's logits and the best experts of each token, best first; ties go to the lower index. With a table of the
+// Softmax or sigmoids of the router's logits and the best experts of each token, best first; ties go to the lower index. With a table of the
 // layer's experts, also writes the job of every slot. The choices of the last tokens go to a history that the host reads back
 // with their logits. One workgroup: one token.
 
@@ -14,6 +14,9 @@ struct Params {
     table: u32, // the layer's first expert in the table
     at: u32,    // where the layer's part of the history begins
     first: u32, // the first token that goes there
+    sigmoid: u32, // a weight of its own for every logit, not a softmax
+    eps: f32,     // added to the sum of those
+    biased: u32,  // whether there is a bias that experts are chosen with
 }
 
 const JOB_WORDS = 24u;
@@ -26,17 +29,50 @@ const MAX_EXPERTS = 1024u;
 @group(0) @binding(3) var<storage, read_write> jobs: array<u32>;    // [tokens, top_k, JOB_WORDS]
 @group(0) @binding(4) var<storage, read_write> history: array<u32>; // [layers, tokens, top_k, 2]: expert, gate
 @group(0) @binding(5) var<storage, read> scales: array<f32>;        // [experts]
+@group(0) @binding(6) var<storage, read> bias: array<f32>;          // [experts]
 var<immediate> p: Params;
 
 fn logit(token: u32, e: u32) -> u32 {
     return logits[token * p.experts + e];
 }
 
+fn sigmoid_of(token: u32, e: u32) -> f32 {
+    return 1.0 / (1.0 + exp(-bitcast<f32>(logit(token, e))));
+}
+
+fn standing(token: u32, e: u32) -> u32 {
+    if (p.sigmoid == 0u) {
+        return logit(token, e);
+    }
+    var score = sigmoid_of(token, e);
+    if (p.biased == 1u) {
+        score += bias[e];
+    }
+    return bitcast<u32>(score);
+}
+
+// `weigh` of sigmoids.
+fn weigh_each(token: u32, lane: u32) {
+    var sum = 0.0;
+    for (var r = 0u; r < p.top_k; r++) {
+        sum += sigmoid_of(token, chosen[r]);
+    }
+    let scale = select(p.scale, p.scale / (sum + p.eps), p.renormalize == 1u);
+    for (var r = lane; r < p.top_k; r += 128u) {
+        gates[r] = sigmoid_of(token, chosen[r]) * scale;
+    }
+    workgroupBarrier();
+}
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     choose(id.x, lane);
-    weigh(id.x, lane);
+    if (p.sigmoid == 1u) {
+        weigh_each(id.x, lane);
+    } else {
+        weigh(id.x, lane);
+    }
     for (var r = lane; r < p.top_k; r += 128u) {
         let slot = id.x * p.top_k + r;
         var factor = 1.0;

@@ -36,6 +36,10 @@ fn logit(token: u32, e: u32) -> u32 {
     return logits[e];
 }
 
+fn standing(token: u32, e: u32) -> u32 {
+    return logit(token, e);
+}
+
 fn entry_word(at: u32) -> u32 {
     return table[at];
 }

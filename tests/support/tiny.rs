@@ -181,6 +181,8 @@ impl Tiny {
         if architecture.starts_with("gemma") {
             return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
         }
+        let conv = architecture.starts_with("lfm2");
+        let keys = if conv && !self.name.ends_with("-plain") { lfm2_keys(meta) } else { meta.clone() };
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
         let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
         let llama = architecture == "llama";
@@ -188,14 +190,19 @@ impl Tiny {
         for (name, shape, data) in &self.tensors {
             let places = hf::places(name, dialect).expect("the tensor is known");
             let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
-            let mut data = data.clone();
+            let (mut data, mut shape) = (data.clone(), shape.clone());
+            let mut to = place.name.clone();
+            if conv {
+                to = to.replace("output_norm", "token_embd_norm");
+                shape.retain(|&n| n > 1);
+            }
             let cols = if shape.len() == 2 { shape[1] } else { 1 };
             match place.name.as_str() {
                 n if llama && n.contains("attn_q.") => data = interleave(&data, heads, cols),
                 n if llama && n.contains("attn_k.") => data = interleave(&data, kv_heads, cols),
                 _ => {}
             }
-            let stack = stacks.entry(place.name.clone()).or_insert_with(|| (shape.clone(), BTreeMap::new()));
+            let stack = stacks.entry(to).or_insert_with(|| (shape.clone(), BTreeMap::new()));
             stack.1.insert(place.expert.unwrap_or(0), data);
         }
         let tensors = stacks.into_iter().map(|(name, (mut shape, parts))| {
@@ -205,8 +212,21 @@ impl Tiny {
             let all: Vec<f32> = parts.into_values().flatten().collect();
             (name, shape, GgmlType::F32, le_bytes(&all))
         });
-        write(path, meta, tensors.collect());
+        write(path, &keys, tensors.collect());
     }
+}
+
+/// The keys of llama.cpp's converter (`conversion/lfm2.py`): none of ours, nor what follows from others.
+fn lfm2_keys(meta: &Metadata) -> Metadata {
+    let mut keys = gptoss::keys(meta);
+    let architecture = meta.require_str("general.architecture").expect("is there").to_owned();
+    for key in ["attention.key_length", "attention.value_length", "rope.dimension_count"] {
+        keys.remove(&format!("{architecture}.{key}"));
+    }
+    if keys.get(&format!("{architecture}.expert_count")).is_some() {
+        keys.insert(format!("{architecture}.expert_gating_func"), 2u32);
+    }
+    keys
 }
 
 /// Writes a GGUF file.

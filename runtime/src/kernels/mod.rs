@@ -22,9 +22,9 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
-    Activation, Added, AttendCall, Attention, Biases, Choice, ExpertJob, Feed, FeedCall, Flow, History,
-    Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs, Router, SumCall, Times,
-    Uses,
+    Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
+    Flow, History, KvCopy, Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
+    Router, Score, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -100,15 +100,11 @@ pub trait Backend: Send + Sync + 'static {
     /// `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
     fn alloc_kv(&self, places: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
 
-    /// Copies a part of a cache to `out`, after all previous operations have finished. Positions that were never
-    /// written have unspecified contents.
+    /// Copies a part of a layer's keys and values.
     ///
     /// # Errors
     /// As [`Backend::read`].
-    fn read_kv(&self, kv: &Self::Kv, part: &KvPart, out: &mut [u8]) -> Result<()>;
-
-    /// Copies the output of [`Backend::read_kv`] to a cache, of this backend or another.
-    fn write_kv(&self, kv: &mut Self::Kv, part: &KvPart, from: &[u8]);
+    fn copy_kv(&self, copy: KvCopy<'_, Self::Kv>, part: &KvPart) -> Result<()>;
 
     /// `out[i] = scale · table[tokens[i]]`, dequantized.
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buf);
@@ -118,6 +114,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Writes keys and values to the cache, and mixes values for the queries. The projections are consumed.
     fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
+
+    /// A gated short convolution. The bits of a token do not depend on which others are in the call.
+    fn conv(&self, call: ConvCall<'_, Self::Buf>);
 
     /// `x += sigmoid(gate) · block(h)`, or what would be added in `y`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);
@@ -129,9 +128,15 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
-    /// Softmax of `logits` (`[tokens, experts]`) and the `top_k` best per token, best first (ties: lower index), in
+    /// Weights of `logits` (`[tokens, experts]`) and the `top_k` best per token, best first (ties: lower index), in
     /// `out`: `tokens · top_k` choices. Reads back from the device.
-    fn route(&self, logits: &Self::Buf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()>;
+    fn route(
+        &self,
+        logits: &Self::Buf,
+        tokens: usize,
+        router: Choosing<'_>,
+        out: &mut Vec<Choice>,
+    ) -> Result<()>;
 
     /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
     fn experts(
@@ -152,7 +157,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         bufs: RoutedBufs<'_, Self::Buf>,
         tokens: usize,
-        router: &Router,
+        router: Choosing<'_>,
         (layer, feed): (usize, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {

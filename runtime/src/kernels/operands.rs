@@ -88,6 +88,37 @@ pub struct FeedCall<'a, Buf> {
     pub x: Option<&'a mut Buf>,
 }
 
+/// A gated short convolution over tokens, channel by channel: of `[B, C, v]` of each token, `C ⊙ conv(B ⊙ v)`, where a token's
+/// last tap meets its own `B ⊙ v`.
+pub struct ConvCall<'a, Buf> {
+    /// `[tokens, 3 · d]`: B, C and v behind each other.
+    pub x: &'a Buf,
+    /// Its rows.
+    pub tokens: usize,
+    /// `[d, taps]`, the newest last.
+    pub weight: &'a [f32],
+    /// `[d]`, added to the sums.
+    pub bias: Option<&'a [f32]>,
+    /// Values of `B ⊙ v` that a token sees.
+    pub taps: usize,
+    /// `[slots, taps - 1, d]`: of each slot the last inputs `B ⊙ v`, oldest first.
+    pub state: &'a mut Buf,
+    /// The slot of the tokens before; zeros where there are none.
+    pub from: Option<usize>,
+    /// Another slot, which is written.
+    pub to: usize,
+    /// `[tokens, d]`.
+    pub out: &'a mut Buf,
+}
+
+/// A part of a layer's keys and values on its way out of a cache or into one.
+pub enum KvCopy<'a, Kv> {
+    /// To these bytes, after everything before it has finished. Positions that were not written are whatever they are.
+    Out(&'a Kv, &'a mut [u8]),
+    /// From what [`KvCopy::Out`] gave, of this backend or another.
+    In(&'a mut Kv, &'a [u8]),
+}
+
 /// The weighted sum of routed experts.
 pub struct SumCall<'a, Buf> {
     /// `[tokens · top_k, d]`. A gate of zero marks a row that was not computed.
@@ -195,10 +226,69 @@ pub struct Router {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// Whether the chosen weights are divided by their sum. The softmax over all experts comes before the choice.
+    /// What becomes of logits before the choice.
+    pub score: Score,
+    /// Whether the chosen weights are divided by their sum.
     pub renormalize: bool,
     /// Multiplies the final weights.
     pub scale: f32,
+}
+
+/// What a router's logits become: weights of experts, before some are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Score {
+    /// A softmax over all experts.
+    #[default]
+    Softmax,
+    /// Each its sigmoid.
+    Sigmoid {
+        /// Added to the sum of the chosen ones.
+        eps: f32,
+    },
+}
+
+/// A router, and what it adds to the scores that it chooses by: the weights of those chosen are without.
+#[derive(Clone, Copy, Debug)]
+pub struct Choosing<'a> {
+    /// How it chooses.
+    pub router: &'a Router,
+    /// `[experts]`; with [`Score::Sigmoid`] alone.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl Router {
+    /// The router alone.
+    pub fn unbiased(&self) -> Choosing<'_> {
+        Choosing { router: self, bias: None }
+    }
+}
+
+impl Choosing<'_> {
+    /// What an expert is chosen by.
+    pub fn standing(&self, expert: u32, logit: f32) -> f32 {
+        match self.router.score {
+            Score::Softmax => logit,
+            Score::Sigmoid { .. } => {
+                Self::sigmoid(logit) + self.bias.map_or(0.0, |bias| bias[expert as usize])
+            }
+        }
+    }
+
+    /// The weight of a logit alone.
+    pub fn sigmoid(logit: f32) -> f32 {
+        1.0 / (1.0 + (-logit).exp())
+    }
+
+    /// What the weights of those chosen are multiplied with.
+    pub fn factor(&self, sum: f32) -> f32 {
+        let Router { score, renormalize, scale, .. } = *self.router;
+        match score {
+            _ if !renormalize => scale,
+            Score::Softmax if sum > 0.0 => scale / sum,
+            Score::Softmax => scale,
+            Score::Sigmoid { eps } => scale / (sum + eps),
+        }
+    }
 }
 
 /// How a feed-forward block's gate and up become the input of its down.

@@ -4,8 +4,10 @@
 //! part, or one token) through every layer; a layer of routed experts is long enough for a file (`routed`).
 
 mod inputs;
+mod mixer;
 mod routed;
 mod state;
+mod windows;
 
 pub use state::State;
 
@@ -15,10 +17,7 @@ use super::spec::Spec;
 use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, ExpertSource};
-use crate::kernels::{
-    Added, AttendCall, Attention, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Placing,
-    Projected, best_of, from_bits,
-};
+use crate::kernels::{Added, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, best_of, from_bits};
 use inputs::take_rows;
 use std::sync::Arc;
 
@@ -93,7 +92,7 @@ impl Model {
         );
         assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
 
-        s.write(pos, pos + n);
+        s.begin(pos, pos + n);
         if let Some((refine, noted)) = self.experts.refine().zip(s.noted.as_mut()) {
             refine.begin(&mut |refinement| b.refine(refinement))?;
             noted.begin(n);
@@ -113,7 +112,7 @@ impl Model {
             finite(b, s, n, c.d, pos, || "in the embedding".into())?;
         }
         for (i, layer) in w.layers.iter().enumerate() {
-            self.attention(b, s, layer, i, at, n);
+            self.mixer(b, s, layer, i, at, n);
             if i == c.last_with_kv() && needed < n {
                 if needed == 0 {
                     break;
@@ -137,64 +136,11 @@ impl Model {
             hear(Passing::Layers(i + 1))?;
         }
         self.logits(b, s, n, want, &mut |i, logits| hear(Passing::Logits(before + i, logits)))?;
-        match (self.experts.refine(), &s.noted) {
-            (Some(refine), Some(noted)) => noted.end(refine, n),
-            _ => Ok(()),
+        if let (Some(refine), Some(noted)) = (self.experts.refine(), &s.noted) {
+            noted.end(refine, n)?;
         }
-    }
-
-    /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
-    fn attention<B: Backend>(&self, b: &B, s: &mut State<B>, layer: &Layer, i: usize, pos: usize, n: usize) {
-        let (c, a) = (&self.spec, &self.spec.layers[i].attention);
-        let norm = Norm { weight: &layer.attn_norm, eps: c.norm_eps };
-        let q = Linear { matrix: &layer.q, bias: layer.q_bias.as_deref(), out: &mut s.q };
-        let (k_bias, v_bias) = (layer.k_bias.as_deref(), layer.v_bias.as_deref());
-        let k = layer.k.as_ref().map(|matrix| Linear { matrix, bias: k_bias, out: &mut s.k });
-        let v = layer.v.as_ref().map(|matrix| Linear { matrix, bias: v_bias, out: &mut s.v });
-        let norm = Some((norm, &mut s.h));
-        let linear = |outs: &mut [Linear<'_, B::Buf>]| {
-            b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
-        };
-        match (k, v) {
-            (Some(k), Some(v)) => linear(&mut [q, k, v]),
-            (Some(k), None) => {
-                linear(&mut [q, k]);
-                b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
-            }
-            // Those of another layer are there.
-            (None, _) => linear(&mut [q]),
-        }
-        let how = Placing {
-            heads: a.heads,
-            kv_heads: a.kv_heads,
-            head_dim: a.head_dim,
-            q_norm: layer.q_norm.as_deref(),
-            k_norm: layer.k_norm.as_deref(),
-            v_norm: a.v_norm,
-            eps: c.norm_eps,
-            limit: a.limit,
-            rope: &s.ropes[a.rope],
-        };
-        let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
-        let shape = Attention {
-            heads: a.heads,
-            kv_heads: a.kv_heads,
-            head_dim: a.head_dim,
-            scale: a.scale,
-            window: a.window,
-            sinks: layer.sinks.as_deref(),
-        };
-        let (kv, out) = (&mut s.memory[a.kv_of.unwrap_or(i)].kv, &mut s.attn);
-        let shared = a.kv_of.is_some();
-        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shared, shape: &shape, out });
-        let o = Linear { matrix: &layer.o, bias: layer.o_bias.as_deref(), out: &mut s.y };
-        let add = Added { to: &mut s.x, scale: 1.0 };
-        let add = Some(add).filter(|_| layer.attn_post_norm.is_none());
-        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
-        if let Some(norm) = layer.attn_post_norm.as_deref() {
-            let bufs = (&s.y, &mut s.h, &mut s.x);
-            self.add_normed(b, bufs, norm, 1.0, n);
-        }
+        s.done(pos + tokens.len());
+        Ok(())
     }
 
     /// `x += ffn(norm(x))`, of one block.

@@ -4,6 +4,10 @@
 use super::families::Family;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
+use crate::kernels::Score;
+
+/// The key of how many tokens a short convolution sees (after `<arch>.`): of families that have such layers.
+pub(super) const TAPS: &str = "shortconv.l_cache";
 
 /// Keys of an architecture (after `<arch>.`) that [`super::spec`] reads.
 const READ: [&str; 31] = [
@@ -97,6 +101,8 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
         }
         let number = number(value);
         let harmless = match name {
+            TAPS => family.conv,
+            "expert_gating_func" if matches!(family.score, Score::Sigmoid { .. }) => number == Some(2.0),
             "expert_weights_norm" => number == Some(f64::from(u8::from(family.renormalize))),
             // 3 is the softmax over the chosen ones, which is that over all, divided by their sum.
             "expert_gating_func" if family.renormalize => {

@@ -1,16 +1,24 @@
 //! What a layer keeps of the tokens before, and how far back that lets a timeline go.
 
-use super::spec::LayerSpec;
-use crate::kernels::{KV_BLOCK, KV_TILE};
+use super::spec::{LayerSpec, MixerSpec};
+use crate::kernels::{KV_BLOCK, KV_TILE, KvShape};
 
 /// Positions that a cache of a window holds beyond the window, at least: a timeline goes back by as many without reading again.
 const BACK: usize = 512;
+
+/// Slots of a recurrent state.
+pub use super::marks::SLOTS;
+
+/// Copies of what a window sees, at most: where the last two turns begin and end.
+pub const COPIES: usize = 4;
 
 /// What a layer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemorySpec {
     /// Keys and values.
     Kv(KvSpec),
+    /// A recurrent state of so many values, which stands for one position: in slots (`marks`).
+    State(usize),
 }
 
 /// Keys and values of a layer, of its own number and length.
@@ -25,12 +33,16 @@ pub struct KvSpec {
 }
 
 impl LayerSpec {
-    /// What it keeps.
-    pub fn memory(&self) -> MemorySpec {
-        let a = &self.attention;
-        // What another layer keeps takes no memory twice.
-        let heads = if a.kv_of.is_some() { 0 } else { a.kv_heads };
-        MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, window: a.window })
+    /// What it keeps, of a residual stream of width `d`.
+    pub fn memory(&self, d: usize) -> MemorySpec {
+        match &self.mixer {
+            MixerSpec::Attention(a) => {
+                // What another layer keeps takes no memory twice.
+                let heads = if a.kv_of.is_some() { 0 } else { a.kv_heads };
+                MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, window: a.window })
+            }
+            MixerSpec::Conv { taps } => MemorySpec::State((taps - 1) * d),
+        }
     }
 }
 
@@ -49,6 +61,17 @@ impl KvSpec {
     pub fn first(&self, pos: usize) -> usize {
         let first = self.window.map_or(0, |window| pos.saturating_add(1).saturating_sub(window));
         first / KV_BLOCK * KV_BLOCK
+    }
+
+    /// What it is for one position.
+    pub fn shape(&self, number_bytes: usize) -> KvShape {
+        KvShape { heads: self.heads, head_dim: self.head_dim, number_bytes }
+    }
+
+    /// Bytes of all copies of what a window sees.
+    pub fn copied_bytes(&self, number_bytes: usize) -> usize {
+        let seen = self.window.map_or(0, |window| window.saturating_add(KV_BLOCK));
+        self.shape(number_bytes).bytes(seen).map_or(usize::MAX, |bytes| COPIES.saturating_mul(bytes))
     }
 
     /// The earliest position that can follow, once the first `written` positions have passed through `places`.

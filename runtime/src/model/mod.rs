@@ -10,6 +10,7 @@ pub mod file;
 pub mod forward;
 mod history;
 pub mod keys;
+mod marks;
 pub mod memory;
 pub mod rope;
 pub mod routing;

@@ -1,7 +1,7 @@
 //! Departures from the router's choice that trade exactness for bytes: all off by default, all counted.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Choice, Router};
+use crate::kernels::{Choice, Choosing, Router, Score};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How routing departs from the model's own.
@@ -12,7 +12,7 @@ pub struct Routing {
     pub top_k: Option<usize>,
     /// Experts that are not resident are dropped where their share of a token's gate weights is below this.
     pub skip_cold: f32,
-    /// Resident experts are ranked as if their logit were higher by this part of the logits' range (the cache prior of
+    /// Resident experts are ranked as if their logit (or what else they are chosen by) were higher by this part of its range (the cache prior of
     /// arXiv 2412.00099). Gate weights stay the router's.
     pub cache_prior: f32,
     /// Guess the next layer's experts from this layer's input and read up to this many ahead on idle lanes. Changes no
@@ -65,26 +65,31 @@ pub struct RoutingCounters {
 /// replaced by the new ones.
 pub fn prefer_resident(
     logits: &[f32],
-    router: &Router,
+    choosing: Choosing<'_>,
     resident: &[bool],
     prior: f32,
     own: &mut [Choice],
     counters: &RoutingCounters,
 ) {
+    let router = choosing.router;
     let mut order: Vec<u32> = Vec::with_capacity(router.experts);
     for (logits, own) in logits.chunks_exact(router.experts).zip(own.chunks_exact_mut(router.top_k)) {
-        let (low, high) =
-            logits.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &x| (l.min(x), h.max(x)));
+        let standing = |e: u32| choosing.standing(e, logits[e as usize]);
+        let (low, high) = (0..router.experts as u32)
+            .map(standing)
+            .fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let bonus = prior * (high - low);
-        let rank = |e: u32| logits[e as usize] + if resident[e as usize] { bonus } else { 0.0 };
+        let rank = |e: u32| standing(e) + if resident[e as usize] { bonus } else { 0.0 };
         order.clear();
         order.extend(0..router.experts as u32);
         order.sort_unstable_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
         order.truncate(router.top_k);
         let sum: f32 = logits.iter().map(|&x| (x - high).exp()).sum();
-        let weight = |e: u32| (logits[e as usize] - high).exp() / sum;
-        let chosen: f32 = order.iter().map(|&e| weight(e)).sum();
-        let scale = if router.renormalize && chosen > 0.0 { router.scale / chosen } else { router.scale };
+        let weight = |e: u32| match router.score {
+            Score::Softmax => (logits[e as usize] - high).exp() / sum,
+            Score::Sigmoid { .. } => Choosing::sigmoid(logits[e as usize]),
+        };
+        let scale = choosing.factor(order.iter().map(|&e| weight(e)).sum());
         let others = order.iter().filter(|&&e| own.iter().all(|c| c.expert != e)).count();
         counters.redirected.fetch_add(others as u64, Ordering::Relaxed);
         for (to, &expert) in own.iter_mut().zip(&order) {
@@ -118,21 +123,22 @@ pub fn drop_cold(
 mod tests {
     use super::*;
 
-    const ROUTER: Router = Router { experts: 4, top_k: 2, renormalize: true, scale: 1.0 };
+    const ROUTER: Router =
+        Router { experts: 4, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
 
     #[test]
     fn a_prior_moves_a_close_choice_to_a_resident_expert_with_its_own_weight() {
         let logits = [2.0, 1.0, 0.9, -1.0];
         let mut own = [Choice { expert: 0, gate: 0.7 }, Choice { expert: 1, gate: 0.3 }];
         let counters = RoutingCounters::default();
-        prefer_resident(&logits, &ROUTER, &[false, false, true, false], 0.1, &mut own, &counters);
+        prefer_resident(&logits, ROUTER.unbiased(), &[false, false, true, false], 0.1, &mut own, &counters);
         assert_eq!(own.map(|c| c.expert), [0, 2]);
         let ratio = own[1].gate / own[0].gate;
         assert!((ratio - (0.9f32 - 2.0).exp()).abs() < 1e-6);
         assert!((own[0].gate + own[1].gate - 1.0).abs() < 1e-6);
         assert_eq!(counters.redirected.load(Ordering::Relaxed), 1);
         // Without a prior the choice is the router's.
-        prefer_resident(&logits, &ROUTER, &[false, false, true, false], 0.0, &mut own, &counters);
+        prefer_resident(&logits, ROUTER.unbiased(), &[false, false, true, false], 0.0, &mut own, &counters);
         assert_eq!(own.map(|c| c.expert), [0, 1]);
     }
 

@@ -7,7 +7,7 @@ use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
-use crate::kernels::{Activation, RopeTable, Router, Uses};
+use crate::kernels::{Activation, RopeTable, Router, Score, Uses};
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
 const MAX_LAYERS: u64 = 1024;
@@ -15,6 +15,7 @@ const MAX_WIDTH: u64 = 1 << 17;
 const MAX_HEADS: u64 = 4096;
 const MAX_EXPERTS: u64 = 4096;
 const MAX_CONTEXT: u64 = 1 << 24;
+const MAX_TAPS: u64 = 64;
 
 /// A model's specification.
 #[derive(Clone, Debug)]
@@ -44,14 +45,36 @@ pub struct Spec {
 /// What a layer computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// Its mixer.
-    pub attention: AttentionSpec,
+    /// What mixes its tokens.
+    pub mixer: MixerSpec,
     /// Its feed-forward block or experts.
     pub ffn: FfnSpec,
     /// Whether what mixer and feed-forward give is normed before it is added.
     pub sandwich: bool,
     /// Whether a number may multiply the stream behind it.
     pub scaled: bool,
+}
+
+/// What mixes the tokens of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MixerSpec {
+    /// Attention.
+    Attention(AttentionSpec),
+    /// A gated short convolution.
+    Conv {
+        /// Tokens that one sees, itself among them.
+        taps: usize,
+    },
+}
+
+impl LayerSpec {
+    /// Its attention, if it has any.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            MixerSpec::Attention(a) => Some(a),
+            MixerSpec::Conv { .. } => None,
+        }
+    }
 }
 
 /// A feed-forward block, or experts.
@@ -65,6 +88,8 @@ pub struct FfnSpec {
     pub biases: bool,
     /// Whether a dense block stands beside routed experts, both with norms of their own, and the router has one too.
     pub beside: bool,
+    /// Whether experts are chosen with a bias that their weights are without.
+    pub choice_bias: bool,
 }
 
 /// Attention of grouped queries.
@@ -186,18 +211,21 @@ impl Spec {
             activation: activation(&keys, family)?,
             biases: family.biases,
             beside: family.beside,
+            choice_bias: choice_bias(&keys, family)?,
         };
+        let taps = taps(&keys, family)?;
         let layer = |(layer, window): (usize, Option<usize>)| -> Result<LayerSpec> {
-            let attention = if window.is_some() { local } else { full };
-            let kv_heads = kv_heads.get(layer).copied().unwrap_or(attention.heads);
-            check_heads(&keys, &attention, kv_heads)?;
-            let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
-            Ok(LayerSpec {
-                attention: AttentionSpec { window, kv_heads, rope, kv_of: sources[layer], ..attention },
-                ffn,
-                sandwich: family.sandwich,
-                scaled: family.layer_scales,
-            })
+            let mixer = match (kv_heads[layer], taps) {
+                (Some(0), Some(taps)) => MixerSpec::Conv { taps },
+                (kv_heads, _) => {
+                    let attention = if window.is_some() { local } else { full };
+                    let kv_heads = divides(&keys, attention.heads, kv_heads.unwrap_or(attention.heads))?;
+                    let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
+                    let kv_of = sources[layer];
+                    MixerSpec::Attention(AttentionSpec { window, kv_heads, rope, kv_of, ..attention })
+                }
+            };
+            Ok(LayerSpec { mixer, ffn, sandwich: family.sandwich, scaled: family.layer_scales })
         };
         Ok(Spec {
             family,
@@ -249,32 +277,67 @@ impl Spec {
         self.ropes.iter().map(|rope| positions * (rope.dims + 1)).sum()
     }
 
-    /// The last layer that has keys and values of its own: behind it, a position needs nothing of others but those.
+    /// The last layer that keeps something of its own: behind it, a position needs nothing of others but those.
     pub fn last_with_kv(&self) -> usize {
-        self.layers.iter().rposition(|l| l.attention.kv_of.is_none()).unwrap_or(0)
+        let own = |l: &LayerSpec| l.attention().is_none_or(|a| a.kv_of.is_none());
+        self.layers.iter().rposition(own).unwrap_or(0)
     }
 
-    /// The greatest of a number of all layers.
+    /// Values of a row that the inputs of convolutions take; 0 where there are none.
+    pub fn conv_width(&self) -> usize {
+        let conv = self.layers.iter().any(|l| l.attention().is_none());
+        if conv { 3 * self.d } else { 0 }
+    }
+
+    /// The greatest of a number of all layers with attention.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
-        self.layers.iter().map(|l| of(&l.attention)).max().unwrap_or(0)
+        self.layers.iter().filter_map(LayerSpec::attention).map(of).max().unwrap_or(0)
     }
 }
 
-/// Key/value heads of each layer; of none where there are as many as heads.
-fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+/// Key/value heads of each layer: one number for all, or a list; `None` where there are as many as heads. 0 is a layer without
+/// attention.
+fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     const NAME: &str = "attention.head_count_kv";
     let key = keys.key(NAME);
-    let Some(Value::Array(_)) = keys.meta.get(&key) else {
-        return Ok(keys.optional(NAME, MAX_HEADS)?.map_or_else(Vec::new, |n| vec![n; layers]));
-    };
-    let all = keys.meta.u64s(&key)?.unwrap_or_default();
-    match all.iter().find(|&&n| n > MAX_HEADS) {
-        Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
-        None if all.len() != layers => {
-            Err(Error::malformed(key, format!("{} entries for {layers} layers", all.len())))
-        }
-        None => Ok(all.into_iter().map(|n| n as usize).collect()),
+    if !matches!(keys.meta.get(&key), Some(Value::Array(_))) {
+        return Ok(vec![keys.optional(NAME, MAX_HEADS)?; layers]);
     }
+    let listed = keys.meta.u64s(&key)?.unwrap_or_default();
+    match listed.iter().find(|&&n| n > MAX_HEADS) {
+        _ if listed.len() != layers => {
+            Err(Error::malformed(key, format!("{} entries for {layers} layers", listed.len())))
+        }
+        Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
+        None => Ok(listed.into_iter().map(|n| Some(n as usize)).collect()),
+    }
+}
+
+fn divides(keys: &Keys, heads: usize, kv_heads: usize) -> Result<usize> {
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(Error::malformed(
+            keys.key("attention.head_count_kv"),
+            format!("{kv_heads} key/value heads do not divide {heads} heads"),
+        ));
+    }
+    Ok(kv_heads)
+}
+
+/// Taps of short convolutions, where the family has them.
+fn taps(keys: &Keys, family: &Family) -> Result<Option<usize>> {
+    if !family.conv {
+        return Ok(None);
+    }
+    match keys.required(keys::TAPS, MAX_TAPS)? {
+        1 => Err(Error::malformed(keys.key(keys::TAPS), "a token must see more than itself")),
+        taps => Ok(Some(taps)),
+    }
+}
+
+/// GGUF has no key for it: the tensor is there or missing.
+fn choice_bias(keys: &Keys, family: &Family) -> Result<bool> {
+    let listed = keys.meta.bool("dollop.router.choice_bias")?;
+    Ok(family.score != Score::Softmax && listed.unwrap_or(true))
 }
 
 /// For each layer, the one whose keys and values it reads: the last layers have none of their own, and take those of the last of
@@ -292,15 +355,6 @@ fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize
         found.map(Some).ok_or_else(|| wrong("there is no layer of that kind before"))
     };
     (0..windows.len()).map(source).collect()
-}
-
-fn check_heads(keys: &Keys, attention: &AttentionSpec, kv_heads: usize) -> Result<()> {
-    let heads = attention.heads;
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        let what = format!("{kv_heads} key/value heads do not divide {heads} heads");
-        return Err(Error::malformed(keys.key("attention.head_count_kv"), what));
-    }
-    Ok(())
 }
 
 /// Values of a head of keys or queries, and of values, of layers of a kind.
@@ -388,6 +442,7 @@ fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
     Ok(Some(Router {
         experts,
         top_k,
+        score: family.score,
         renormalize: keys.meta.bool("dollop.router.renormalize")?.unwrap_or(family.renormalize),
         scale: match keys.f32("expert_weights_scale")? {
             // Written as 0 by converters that have no such number.
@@ -465,6 +520,9 @@ mod tests {
         ] {
             meta.insert(format!("{architecture}.{key}"), value);
         }
+        if Family::find(architecture)?.conv {
+            meta.insert(format!("{architecture}.{}", keys::TAPS), 3u32);
+        }
         meta.insert(format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5f32);
         Spec::from_metadata(&meta)
     }
@@ -473,8 +531,8 @@ mod tests {
     #[test]
     fn a_window_without_a_list_is_for_the_layers_that_the_family_says() {
         for family in &super::super::families::FAMILIES {
-            let windows: Result<Vec<_>> =
-                with_window(family.name).map(|s| s.layers.iter().map(|l| l.attention.window).collect());
+            let windows: Result<Vec<_>> = with_window(family.name)
+                .map(|s| s.layers.iter().map(|l| l.attention().unwrap().window).collect());
             match family.windows {
                 Windows::All => assert_eq!(windows.unwrap(), [Some(8), Some(8)]),
                 Windows::Even => assert_eq!(windows.unwrap(), [Some(8), None]),

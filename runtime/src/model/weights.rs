@@ -2,6 +2,10 @@
 //!
 //! Every shape is checked when it is read, so that `forward` need not.
 
+mod mixer;
+
+pub use mixer::{Attention, Conv, Mixer};
+
 use super::embedding::Embedding;
 use super::rope::Scaling;
 use super::spec::{LayerSpec, Spec};
@@ -66,27 +70,6 @@ impl LayerOf<'_> {
         format!("blk.{}.{part}", self.layer)
     }
 
-    /// Whether it has keys and values of its own.
-    fn has_kv(&self) -> bool {
-        self.spec.attention.kv_of.is_none()
-    }
-
-    /// The bias of a projection.
-    fn bias(&self, part: &str, len: usize) -> Declared {
-        let bias = Declared::vector(self.name(&format!("{part}.bias")), len);
-        if self.spec.attention.biases { bias } else { bias.maybe() }
-    }
-
-    /// The projection of values, which some families may leave out.
-    fn values(&self) -> Declared {
-        let a = &self.spec.attention;
-        let values = Declared::matrix(self.name("attn_v.weight"), a.kv_width(), self.d);
-        match a.keys_as_values {
-            true => values.maybe_if(self.has_kv()),
-            false => values.only_if(self.has_kv()),
-        }
-    }
-
     /// Its router, where it has experts.
     fn routed(&self) -> Option<Router> {
         self.spec.ffn.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
@@ -124,37 +107,12 @@ part! {
     /// One block.
     Layer(of: LayerOf) {
         /// `[d]`.
-        first attn_norm: Vec<f32> = Declared::vector(of.name("attn_norm.weight"), of.d);
-        /// `[heads · head_dim, d]`.
-        first q: Matrix = Declared::matrix(of.name("attn_q.weight"), of.spec.attention.q_width(), of.d);
-        /// `[heads · head_dim]`.
-        also q_bias: Option<Vec<f32>> = of.bias("attn_q", of.spec.attention.q_width());
-        /// `[kv_heads · head_dim, d]`; not where another layer's keys are read.
-        also k: Option<Matrix> = Declared::matrix(of.name("attn_k.weight"), of.spec.attention.kv_width(), of.d).only_if(of.has_kv());
-        /// `[kv_heads · head_dim]`.
-        also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.attention.kv_width());
-        /// `[kv_heads · head_dim, d]`; without it, keys are values.
-        also v: Option<Matrix> = of.values();
-        /// `[kv_heads · head_dim]`.
-        also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.attention.kv_width());
-        /// `[d, heads · head_dim]`.
-        first o: Matrix = Declared::matrix(of.name("attn_output.weight"), of.d, of.spec.attention.q_width());
-        /// `[d]`.
-        also o_bias: Option<Vec<f32>> = of.bias("attn_output", of.d);
-        /// `[d]`: of what attention gives.
-        first attn_post_norm: Option<Vec<f32>> =
+        first norm: Vec<f32> = Declared::vector(of.name("attn_norm.weight"), of.d);
+        /// Attention, or what stands in its place.
+        first mixer: Mixer = of;
+        /// `[d]`: of what that gives.
+        first mixer_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_attention_norm.weight"), of.d).only_if(of.spec.sandwich);
-        /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
-        first q_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_q_norm.weight"), of.spec.attention.head_dim)
-            .or(of.spec.attention.q_width())
-            .maybe();
-        /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
-        first k_norm: Option<Vec<f32>> = Declared::vector(of.name("attn_k_norm.weight"), of.spec.attention.head_dim)
-            .or(of.spec.attention.kv_width())
-            .maybe_if(of.has_kv());
-        /// `[heads]`.
-        first sinks: Option<Vec<f32>> =
-            Declared::vector(of.name("attn_sinks.weight"), of.spec.attention.heads).only_if(of.spec.attention.sinks);
         /// `[d]`.
         first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
         /// Experts or one dense block.
@@ -290,7 +248,7 @@ pub fn unused(spec: &Spec, name: &str) -> bool {
         let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
         let layer = spec.layers.get(layer.parse::<usize>().ok()?)?;
         Some(
-            layer.attention.kv_of.is_some()
+            layer.attention().is_some_and(|a| a.kv_of.is_some())
                 && ["attn_k.", "attn_v.", "attn_k_norm."].iter().any(|p| part.starts_with(p)),
         )
     };
@@ -387,6 +345,16 @@ impl Weights {
         };
         self.layers.iter().for_each(|layer| layer.each(&mut met));
         all
+    }
+
+    /// Whether they are unquantized, all of them or none.
+    pub fn are_single(&self) -> bool {
+        matches!(self.head, Matrix::F32 { .. })
+    }
+
+    /// Bytes of a number of keys and values: those of unquantized weights are not rounded.
+    pub fn number_bytes(&self) -> usize {
+        if self.are_single() { 4 } else { 2 }
     }
 
     /// Vocabulary size.

@@ -83,11 +83,6 @@ pub(super) fn check_embedding(embed: &Nested, sums: &DenseSums) -> Result<()> {
     check.finish(sums)
 }
 
-/// Whether weights are unquantized, all of them or none.
-pub(super) fn is_single(weights: &Weights) -> bool {
-    matches!(weights.head, Matrix::F32 { .. })
-}
-
 /// Whether the head is the embedding once more: the same bytes in memory.
 pub(super) fn is_tied(weights: &Weights) -> bool {
     let Some(embed) = weights.embed.held() else { return false };

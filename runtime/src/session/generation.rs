@@ -117,6 +117,7 @@ impl Generation {
         log::debug!("a prompt of {} tokens, {reused} of them in the cache", prompt.len());
         // What is to be computed again is read as a part of the prompt.
         session.rewind(reused);
+        session.mark();
         // The prompt is all of the text: a context that slid has another beginning than before.
         sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
@@ -205,6 +206,9 @@ impl Generation {
             next.hear(step, listener)
         })?;
         self.read = end;
+        if end == total {
+            session.mark();
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
 
-use super::dense::{PADDING, copy_dense, dense_bytes, is_single, is_tied};
+use super::dense::{PADDING, copy_dense, dense_bytes, is_tied};
 use super::engine::{Inner, Served};
 use super::failover::{Computing, Fallback, Processors};
 use super::info::{Manner, ModelInfo, rotated};
@@ -14,7 +14,7 @@ use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::embedding::Embedding;
 use crate::model::file::{DenseSums, NestedFile};
-use crate::model::memory::MemorySpec;
+use crate::model::memory::{MemorySpec, SLOTS};
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
 use crate::model::spec::{AttentionSpec, LayerSpec};
@@ -99,17 +99,22 @@ impl Shape<'_> {
             ff_routed,
             rotated,
             ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
-            single: is_single(weights),
+            single: weights.are_single(),
             gpu,
         }
     }
 
     /// Bytes of what layers keep.
     pub(super) fn kv(&self, context: usize, chunk: usize) -> u64 {
-        let layer = |l: &LayerSpec| {
-            let MemorySpec::Kv(kv) = l.memory();
-            let places = kv.places(context, chunk);
-            processor::kv_bytes(self.gpu, places, kv.heads, kv.head_dim, self.single) as u64
+        let layer = |l: &LayerSpec| match l.memory(self.spec.d) {
+            MemorySpec::Kv(kv) => {
+                let places = kv.places(context, chunk);
+                let copies =
+                    if places < context { kv.copied_bytes(if self.single { 4 } else { 2 }) } else { 0 };
+                (processor::kv_bytes(self.gpu, places, kv.heads, kv.head_dim, self.single) + copies) as u64
+            }
+            // With its marks.
+            MemorySpec::State(values) => (4 * SLOTS * values) as u64,
         };
         self.spec.layers.iter().map(layer).sum()
     }
@@ -369,7 +374,7 @@ impl Parts {
         fallback: Fallback,
     ) -> Result<Inner> {
         // Unquantized weights are there to be measured against: their keys and values are not rounded either.
-        let kv_single = is_single(&self.weights);
+        let kv_single = self.weights.are_single();
         let needs = Needs {
             kv_single,
             routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),

@@ -59,7 +59,7 @@ pub struct MemoryPlan {
     /// What the embedding would take beside them: where experts are streamed on a CPU, and the output head is another matrix, it is
     /// not held, and tokens' rows are read from the file. 0 where it is held.
     pub unheld_embedding_bytes: u64,
-    /// KV cache.
+    /// KV cache, and what else layers keep of the tokens before: states with their marks, copies of what windows see.
     pub kv_bytes: u64,
     /// Activations and other scratch of one session.
     pub scratch_bytes: u64,

@@ -211,7 +211,13 @@ pub(super) trait Timeline: Send + Sync {
     fn likeliest(&self) -> &[(u32, f32)];
 
     /// [`State::rewind`](crate::model::State::rewind).
-    fn rewind(&self, to: usize) -> usize;
+    fn rewind(&mut self, to: usize) -> usize;
+
+    /// [`State::mark`](crate::model::State::mark).
+    fn mark(&mut self, pos: usize);
+
+    /// [`State::marks`](crate::model::State::marks).
+    fn marks(&self, held: usize) -> Vec<usize>;
 
     /// [`State::earliest`](crate::model::State::earliest).
     fn earliest(&self) -> usize;
@@ -220,7 +226,7 @@ pub(super) trait Timeline: Send + Sync {
     fn places(&self, layer: usize) -> usize;
 
     /// [`State::restored`](crate::model::State::restored).
-    fn restored(&mut self, held: usize, earliest: usize);
+    fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]);
 
     /// Copies a part of a layer's keys and values out.
     ///
@@ -233,6 +239,18 @@ pub(super) trait Timeline: Send + Sync {
     /// # Errors
     /// As [`Timeline::read_kv`].
     fn write_kv(&mut self, layer: usize, part: &KvPart, from: &[u8]) -> Result<()>;
+
+    /// Copies a layer's state out, of a mark by its number, of a timeline that holds `held` positions.
+    ///
+    /// # Errors
+    /// As [`Timeline::read_kv`].
+    fn read_state(&self, layer: usize, at: (usize, usize), out: &mut [f32]) -> Result<()>;
+
+    /// Copies a layer's state in, as that of a mark.
+    ///
+    /// # Errors
+    /// As [`Timeline::read_kv`].
+    fn write_state(&mut self, layer: usize, mark: usize, from: &[f32]) -> Result<()>;
 }
 
 impl dyn Timeline {

@@ -149,7 +149,8 @@ impl Session {
     }
 
     /// Forgets everything after the first `len` tokens. Returns how many of these need not be computed again: a layer that keeps
-    /// the end of the timeline alone cannot go back to wherever it likes. The rest is, before the next token.
+    /// the end of the timeline alone goes back as far as that reaches, and then to where one of the last turns began or ended; one with
+    /// a state to marks, which are there and every 256 tokens. The rest is computed before the next token.
     pub fn rewind(&mut self, len: usize) -> usize {
         self.tokens.truncate(len);
         self.held = self.state.rewind(self.held.min(len));
@@ -229,6 +230,25 @@ impl Session {
         cancel: Option<&CancelToken>,
         hear: Hear,
     ) -> Result<()> {
+        // Several tokens that something is wanted of are what may be taken back whole.
+        let turn = wish != Wish::Nothing && tokens.len() > 1;
+        if turn {
+            self.mark();
+        }
+        self.append_pieces(tokens, wish, cancel, hear)?;
+        if turn {
+            self.mark();
+        }
+        Ok(())
+    }
+
+    fn append_pieces(
+        &mut self,
+        tokens: &[u32],
+        wish: Wish,
+        cancel: Option<&CancelToken>,
+        hear: Hear,
+    ) -> Result<()> {
         let needed = self.tokens.len() + tokens.len();
         if needed > self.context() {
             return Err(Error::ContextFull { needed, limit: self.context() });
@@ -290,6 +310,11 @@ impl Session {
             hear(Step::Read(done))?;
         }
         Ok(())
+    }
+
+    /// The text so far will be gone back to: a turn ends here.
+    pub(super) fn mark(&mut self) {
+        self.state.mark(self.held);
     }
 
     /// How many of `left` tokens are appended at once.

@@ -50,7 +50,7 @@ const STYLES: &[Style] = &[
     Style { names: &["olmo", "olmoe", "dolma"], cut: Cut::Gpt2, ignore_merges: false, nfc: true },
     Style { names: &["smollm"], cut: Cut::DigitsThenGpt2, ignore_merges: false, nfc: false },
     Style {
-        names: &["llama-bpe", "llama3", "llama-v3"],
+        names: &["llama-bpe", "llama3", "llama-v3", "lfm2"],
         cut: Cut::Expressions(&[LLAMA3]),
         ignore_merges: true,
         nfc: false,

@@ -1,7 +1,8 @@
 // The best experts of a token, and their gates.
 //
 // A file that imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e:
-// u32) -> u32`, the router's logit as bits, and `MAX_EXPERTS`.
+// u32) -> u32`, the router's logit as bits, `fn standing(token: u32, e: u32) -> u32`, what experts are chosen by, and
+// `MAX_EXPERTS`.
 
 #import one
 #import reduce
@@ -24,7 +25,7 @@ fn choose(token: u32, lane: u32) {
         // Padding sorts behind all experts.
         var key = vec4<u32>();
         for (var j = 0u; j < min(4u, p.experts - 4u * i); j++) {
-            key[j] = ordered(logit(token, 4u * i + j));
+            key[j] = ordered(standing(token, 4u * i + j));
         }
         keys[i] = key;
     }

@@ -159,6 +159,10 @@ fn add_tensor(
     if shape.len() == 2 && shape[0] == 1 && places.iter().all(|p| p.expert.is_none()) {
         shape.remove(0);
     }
+    // A convolution channel by channel: `[channels, 1, taps]`.
+    if entry.name.ends_with(".conv.conv.weight") && shape.len() == 3 && shape[1] == 1 {
+        shape.remove(1);
+    }
     for place in places {
         if place.form != Form::Values {
             blocks.add(place, file, &entry)?;

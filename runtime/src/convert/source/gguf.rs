@@ -98,7 +98,8 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
 fn canonical(name: &str, family: Option<&Family>) -> String {
     let renamed = family.map_or(&[][..], |f| f.renamed);
     let canonical = |&(theirs, ours): &(&str, &str)| {
-        let block = name.strip_suffix(theirs).filter(|b| b.starts_with("blk.") && b.ends_with('.'))?;
+        let of_block = |b: &&str| b.is_empty() || b.starts_with("blk.") && b.ends_with('.');
+        let block = name.strip_suffix(theirs).filter(of_block)?;
         Some(format!("{block}{ours}"))
     };
     renamed.iter().find_map(canonical).unwrap_or_else(|| name.to_owned())

@@ -3,6 +3,7 @@
 //! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
 //! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
 
+mod conv;
 mod generation;
 mod places;
 mod positions;
@@ -34,6 +35,8 @@ pub struct Dialect {
     pub sliding: Option<Sliding>,
     /// How stacks of experts lie.
     pub stacks: Stacks,
+    /// Whether some layers are short convolutions, in the words of `conv`.
+    pub conv: bool,
     /// Whether `swiglu_alpha` and `swiglu_limit` are those of its activation.
     pub clamped: bool,
     /// What `hidden_act` or `hidden_activation` must say, where they say anything.
@@ -79,6 +82,7 @@ impl Dialect {
         renormalize: None,
         sliding: None,
         stacks: Stacks::Halves,
+        conv: false,
         clamped: false,
         activation: "silu",
         embed_root: false,
@@ -288,6 +292,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
     sizes(&c, &mut m, arch)?;
+    if dialect.conv {
+        conv::keys(&c, &mut m, arch)?;
+    }
     experts(&c, dialect, &mut m)?;
     positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
     positions::heads(&c, dialect, &mut m)?;
@@ -299,6 +306,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .keys()
         .filter(|k| !READ.contains(&k.as_str()) && !DESCRIBING.contains(&k.as_str()))
         .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
+        .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
         .cloned()
         .collect();
     if !unused.is_empty() {
@@ -376,7 +384,7 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     }
     m.insert(
         format!("{arch}.attention.layer_norm_rms_epsilon"),
-        c.f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        c.f64("rms_norm_eps")?.or(c.f64("norm_eps")?).unwrap_or(1e-6) as f32,
     );
     if let Some(clip) = c.f64("clip_qkv")? {
         m.insert(format!("{arch}.attention.clamp_kqv"), clip as f32);
@@ -429,10 +437,7 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
         number("expert_used_count", Some(top_k))?;
         number("expert_feed_forward_length", c.u64("moe_intermediate_size")?)?;
         number("expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
-        let renormalize = match dialect.renormalize {
-            Some(always) => always,
-            None => c.bool("norm_topk_prob")?.unwrap_or(false),
-        };
+        let renormalize = c.bool("norm_topk_prob")?.or(dialect.renormalize).unwrap_or(false);
         m.insert("dollop.router.renormalize", renormalize);
         for key in CLAMP.iter().filter(|_| dialect.clamped) {
             if let Some(value) = c.f64(key)? {
@@ -448,7 +453,8 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
 /// # Errors
 /// As [`metadata_from_config`].
 pub fn is_tied(config: &str) -> Result<Option<bool>> {
-    Config { json: of_text(config)? }.bool("tie_word_embeddings")
+    let c = Config { json: of_text(config)? };
+    Ok(c.bool("tie_word_embeddings")?.or(c.bool("tie_embedding")?))
 }
 
 /// A JSON file whose whole is an object. `name` is the file's.

@@ -112,7 +112,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
         "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
-        "model.norm.weight" => return one("output_norm.weight".into(), None),
+        "model.norm.weight" | "model.embedding_norm.weight" => return one("output_norm.weight".into(), None),
         "model.embed_tokens_per_layer.weight" => return one("per_layer_token_embd.weight".into(), None),
         "model.per_layer_model_projection.weight" => return one("per_layer_model_proj.weight".into(), None),
         "model.per_layer_projection_norm.weight" => return one("per_layer_proj_norm.weight".into(), None),
@@ -136,22 +136,28 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(own) = own {
         return one(blk(own), None);
     }
+    if rest == "feed_forward.expert_bias" {
+        return one(blk("exp_probs_b.bias"), None);
+    }
     let (module, leaf) = rest.rsplit_once('.')?;
     let renamed = dialect.renamed.iter().find(|(theirs, _)| *theirs == module).map(|(_, ours)| *ours);
     let plain = match module {
         _ if renamed.is_some() => renamed,
-        "input_layernorm" => Some("attn_norm"),
-        "post_attention_layernorm" => Some("ffn_norm"),
+        "input_layernorm" | "operator_norm" => Some("attn_norm"),
+        "post_attention_layernorm" | "ffn_norm" => Some("ffn_norm"),
+        "conv.conv" => Some("shortconv.conv"),
+        "conv.in_proj" => Some("shortconv.in_proj"),
+        "conv.out_proj" => Some("shortconv.out_proj"),
         "self_attn.q_proj" => Some("attn_q"),
         "self_attn.k_proj" => Some("attn_k"),
         "self_attn.v_proj" => Some("attn_v"),
-        "self_attn.o_proj" => Some("attn_output"),
-        "self_attn.q_norm" => Some("attn_q_norm"),
-        "self_attn.k_norm" => Some("attn_k_norm"),
-        "mlp.gate_proj" => Some("ffn_gate"),
-        "mlp.up_proj" => Some("ffn_up"),
-        "mlp.down_proj" => Some("ffn_down"),
-        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" => Some("ffn_gate_inp"),
+        "self_attn.o_proj" | "self_attn.out_proj" => Some("attn_output"),
+        "self_attn.q_norm" | "self_attn.q_layernorm" => Some("attn_q_norm"),
+        "self_attn.k_norm" | "self_attn.k_layernorm" => Some("attn_k_norm"),
+        "mlp.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
+        "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
+        "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
+        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" | "feed_forward.gate" => Some("ffn_gate_inp"),
         "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
         "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
         "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
@@ -161,7 +167,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(part) = plain {
         return one(blk(&format!("{part}.{leaf}")), None);
     }
-    let experts = ["mlp.experts.", "block_sparse_moe.experts.", "experts."]
+    let experts = ["mlp.experts.", "block_sparse_moe.experts.", "feed_forward.experts.", "experts."]
         .iter()
         .find_map(|prefix| rest.strip_prefix(prefix))?;
     let Some((expert, part)) = experts.split_once('.') else { return stack(experts, dialect.stacks, &blk) };

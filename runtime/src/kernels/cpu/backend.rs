@@ -3,12 +3,12 @@
 use super::aligned::{Aligned, grow};
 use super::product::{Out, Product};
 use super::scratch::Scratch;
-use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, math, warm};
+use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, conv, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, KvPart,
-    Linear, LinearCall, Placing, Projected, Routed, Router, SumCall, Summed, Times,
+    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
+    Flow, KvCopy, KvPart, Linear, LinearCall, Placing, Projected, Routed, Score, SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -48,13 +48,23 @@ impl Backend for CpuBackend {
         (!all).then_some(least.min(tokens))
     }
 
-    fn read_kv(&self, kv: &CpuKv, part: &KvPart, out: &mut [u8]) -> Result<()> {
-        kv.read(part, out);
+    fn copy_kv(&self, copy: KvCopy<'_, CpuKv>, part: &KvPart) -> Result<()> {
+        match copy {
+            KvCopy::Out(kv, out) => kv.read(part, out),
+            KvCopy::In(kv, from) => kv.restore(part, from),
+        }
         Ok(())
     }
 
-    fn write_kv(&self, kv: &mut CpuKv, part: &KvPart, from: &[u8]) {
-        kv.restore(part, from);
+    fn conv(&self, call: ConvCall<'_, Aligned<f32>>) {
+        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
+        let (kept, d) = (taps - 1, weight.len() / taps);
+        assert!(from != Some(to), "what is read is not written");
+        self.pool.operation("convolution");
+        let before = from.map(|from| &state[from * kept * d..][..kept * d]);
+        let inputs = conv::Inputs { x, before, weight, taps };
+        self.each_row(&mut out[..tokens * d], d, &|t, out| inputs.row(t, bias, out));
+        conv::keep(x, tokens, (kept, d), state, (from, to));
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Aligned<f32>) {
@@ -73,9 +83,10 @@ impl Backend for CpuBackend {
         &self,
         logits: &Aligned<f32>,
         tokens: usize,
-        router: &Router,
+        choosing: Choosing<'_>,
         out: &mut Vec<Choice>,
     ) -> Result<()> {
+        let router = choosing.router;
         out.clear();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { weights, order, .. } = &mut *scratch;
@@ -83,23 +94,29 @@ impl Backend for CpuBackend {
         order.clear();
         order.reserve_exact(router.experts);
         for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
-            weights.copy_from_slice(logits);
-            self.isa.run(
-                #[inline(always)]
-                || math::softmax(weights),
-            );
+            match router.score {
+                Score::Softmax => {
+                    weights.copy_from_slice(logits);
+                    self.isa.run(
+                        #[inline(always)]
+                        || math::softmax(weights),
+                    );
+                }
+                Score::Sigmoid { .. } => {
+                    weights.iter_mut().zip(logits).for_each(|(w, &x)| *w = Choosing::sigmoid(x));
+                }
+            }
             order.clear();
             order.extend(0..router.experts as u32);
             // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
-            let by_logit =
-                |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+            let standing = |e: u32| choosing.standing(e, logits[e as usize]);
+            let best_first = |&a: &u32, &b: &u32| standing(b).total_cmp(&standing(a)).then(a.cmp(&b));
             if router.top_k < order.len() {
-                order.select_nth_unstable_by(router.top_k, by_logit);
+                order.select_nth_unstable_by(router.top_k, best_first);
             }
             order.truncate(router.top_k);
-            order.sort_unstable_by(by_logit);
-            let sum: f32 = order.iter().map(|&e| weights[e as usize]).sum();
-            let scale = if router.renormalize && sum > 0.0 { router.scale / sum } else { router.scale };
+            order.sort_unstable_by(best_first);
+            let scale = choosing.factor(order.iter().map(|&e| weights[e as usize]).sum());
             out.extend(order.iter().map(|&expert| Choice { expert, gate: weights[expert as usize] * scale }));
         }
         Ok(())

@@ -4,7 +4,7 @@ use super::aligned::Aligned;
 use super::*;
 use crate::experts::Expert;
 use crate::kernels::testing::{GROUPS, put, values};
-use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router};
+use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router, Score};
 use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 
 mod rotated;
@@ -283,11 +283,11 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
     let b = backend(Isa::best(), 1);
     let logits = buffer([0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]);
     let mut out = Vec::new();
-    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0 };
-    b.route(&logits, 1, &router, &mut out).unwrap();
+    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax };
+    b.route(&logits, 1, router.unbiased(), &mut out).unwrap();
     assert_eq!(out.iter().map(|c| c.expert).collect::<Vec<_>>(), [1, 2]);
     assert!((out[0].gate - 1.0).abs() < 1e-6 && (out[1].gate - 1.0).abs() < 1e-6);
-    b.route(&logits, 2, &router, &mut out).unwrap();
+    b.route(&logits, 2, router.unbiased(), &mut out).unwrap();
     assert_eq!(out.len(), 4, "a NaN must not lose a choice");
 }
 

@@ -54,8 +54,21 @@ impl Launch {
         Some(at as usize)
     }
 
+    /// Where it says which slots of a state it reads and writes, if it does.
+    fn slots(&self) -> Option<[usize; 2]> {
+        let shader = &SHADERS[self.index];
+        let at =
+            |name| shader.params.iter().find(|(member, _)| *member == name).map(|param| param.1 as usize);
+        (shader.kernel == Kernel::Conv)
+            .then(|| ["before_slot", "after_slot"].map(|name| at(name).expect("its parameters")))
+    }
+
     /// Turns it into the same launch for the next token.
     fn advance(&mut self) {
+        if let Some([from, to]) = self.slots() {
+            // What this one wrote is read, and what it read is free: unless it is kept, and then the guess is wrong.
+            (0..4).for_each(|byte| self.params.swap(from + byte, to + byte));
+        }
         if let Some(at) = self.position() {
             let pos: u32 = bytemuck::pod_read_unaligned(&self.params[at..at + 4]);
             self.params[at..at + 4].copy_from_slice(bytemuck::bytes_of(&pos.wrapping_add(1)));

@@ -142,7 +142,7 @@ impl State {
         let of_head = tokens * (shape.heads / shape.kv_heads);
         let queries = queries_at_once(shape.head_dim);
         // If a window hides positions, tiles of neighbouring tokens begin at different positions; few queries would
-        // leave most of a workgroup idle.
+        // leave most of a workgroup idle. If it hides none, no position has gone around the end of the cache either.
         let hidden = shape.window.is_some_and(|window| window < pos + tokens);
         if !hidden && of_head >= queries {
             let params = AttentionManyParams {

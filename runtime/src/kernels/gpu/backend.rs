@@ -8,9 +8,9 @@ use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, ExpertJob, Feed, FeedCall, Flow, GpuInputs,
-    KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed, RoutedBufs, Router, SumCall,
-    Uses,
+    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
+    Flow, GpuInputs, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed,
+    RoutedBufs, SumCall, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY};
@@ -47,12 +47,19 @@ impl Backend for GpuBackend {
         GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
     }
 
-    fn read_kv(&self, kv: &GpuKv, part: &KvPart, out: &mut [u8]) -> Result<()> {
-        kv.read(&self.gpu, &mut self.lock().recorder, part, out)
+    fn copy_kv(&self, copy: KvCopy<'_, GpuKv>, part: &KvPart) -> Result<()> {
+        let recorder = &mut self.lock().recorder;
+        match copy {
+            KvCopy::Out(kv, out) => kv.read(&self.gpu, recorder, part, out),
+            KvCopy::In(kv, from) => {
+                kv.restore(&self.gpu, recorder, part, from);
+                Ok(())
+            }
+        }
     }
 
-    fn write_kv(&self, kv: &mut GpuKv, part: &KvPart, from: &[u8]) {
-        kv.restore(&self.gpu, &mut self.lock().recorder, part, from);
+    fn conv(&self, call: ConvCall<'_, GpuBuf>) {
+        self.note(self.lock().conv(&self.gpu, call));
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
@@ -64,7 +71,13 @@ impl Backend for GpuBackend {
         self.note(self.lock().embed(&self.gpu, table, tokens, scale, &out.memory));
     }
 
-    fn route(&self, logits: &GpuBuf, tokens: usize, router: &Router, out: &mut Vec<Choice>) -> Result<()> {
+    fn route(
+        &self,
+        logits: &GpuBuf,
+        tokens: usize,
+        router: Choosing<'_>,
+        out: &mut Vec<Choice>,
+    ) -> Result<()> {
         self.lock().route(&self.gpu, &logits.memory, tokens, router, out)
     }
 
@@ -89,12 +102,13 @@ impl Backend for GpuBackend {
         &self,
         bufs: RoutedBufs<'_, GpuBuf>,
         tokens: usize,
-        router: &Router,
+        choosing: Choosing<'_>,
         (layer, feed): (usize, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {
+        let router = choosing.router;
         let of = Routed { layer, experts: router.experts, top_k: router.top_k, tokens, inputs: 0 };
-        self.lock().routed(&self.gpu, bufs, tokens, router, (of, feed), experts)
+        self.lock().routed(&self.gpu, bufs, tokens, choosing, (of, feed), experts)
     }
 
     fn refine(&self, refinement: &Refinement) -> Result<()> {

@@ -11,7 +11,7 @@ use super::weights::{Form, Placed};
 use super::{State, groups, row_blocks};
 use crate::error::Result;
 use crate::experts::Expert;
-use crate::kernels::{Activation, ExpertJob, Feed, Linear, Routed, RoutedBufs, Router};
+use crate::kernels::{Activation, Choosing, ExpertJob, Feed, Linear, Routed, RoutedBufs, Router, Score};
 use crate::quant::Rotation;
 use dollop_shaders::{ADD, Kernel, MANY, SUM_ROWS, Variant};
 use std::sync::Arc;
@@ -347,7 +347,7 @@ impl State {
         gpu: &Device,
         bufs: RoutedBufs<'_, GpuBuf>,
         tokens: usize,
-        router: &Router,
+        choosing: Choosing<'_>,
         (of, feed): (Routed, &Feed<'_>),
         experts: &[Expert],
     ) -> Result<bool> {
@@ -367,7 +367,8 @@ impl State {
         let variant =
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
         // If one launch can reach all experts, it chooses and computes them.
-        let plain = *feed == Feed::default();
+        let router = choosing.router;
+        let plain = *feed == Feed::default() && router.score == Score::Softmax;
         let one = plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1;
         if let Some(x) = bufs.x.as_ref().filter(|_| one && of.experts <= MAX_CHOSEN_AMONG) {
             let to = &x.memory;
@@ -376,7 +377,7 @@ impl State {
         }
         let RoutedBufs { h, logits, slots, y, x, history } = bufs;
         let jobs_of = Some(table).filter(|_| tokens == 1);
-        self.route_on(gpu, &logits.memory, tokens, router, feed.scales, jobs_of, history.as_ref())?;
+        self.route_on(gpu, &logits.memory, tokens, (choosing, feed.scales), jobs_of, history.as_ref())?;
         let form = self.recorder.form(gpu, Kernel::GateUp, variant);
         let form_down = Some(form).filter(|_| tokens > 1);
         let rows = tokens * of.top_k;

@@ -7,7 +7,7 @@ use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Choice, History, Linear, Norm, Router, Times};
+use crate::kernels::{Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Router, Score, Times};
 use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::{GEGLU, Kernel, MANY, SWIGLU, Variant};
 use std::sync::Arc;
@@ -212,19 +212,25 @@ impl State {
     }
 
     /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn route_on(
         &mut self,
         gpu: &Device,
         logits: &Memory,
         tokens: usize,
-        router: &Router,
-        scales: Option<&[f32]>,
+        (choosing, scales): (Choosing<'_>, Option<&[f32]>),
         table: Option<u32>,
         history: Option<&History<'_, GpuBuf>>,
     ) -> Result<()> {
-        can_choose(router)?;
-        let Router { experts, top_k, renormalize, scale } = *router;
+        can_choose(choosing.router)?;
+        let Router { experts, top_k, renormalize, scale, score } = *choosing.router;
+        let (sigmoid, eps) = match score {
+            Score::Softmax => (false, 0.0),
+            Score::Sigmoid { eps } => (true, eps),
+        };
+        let bias = match choosing.bias {
+            Some(bias) => Some(self.weights.vector(gpu, bias, || bias.to_vec())?),
+            None => None,
+        };
         let params = RouteParams {
             experts: experts as u32,
             top_k: top_k as u32,
@@ -235,6 +241,9 @@ impl State {
             table: table.unwrap_or(0),
             at: history.map_or(0, |h| h.at) as u32,
             first: (tokens - history.map_or(0, |h| h.tokens)) as u32,
+            sigmoid: sigmoid.into(),
+            eps,
+            biased: bias.is_some().into(),
         };
         let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
         let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;
@@ -244,9 +253,30 @@ impl State {
         };
         let [none, spare, ..] = &self.spare;
         let history = history.map_or(none, |h| &h.buf.memory);
-        let scales = scales.as_deref().unwrap_or(spare);
-        let memory = [logits, &self.experts.table, choices, jobs, history, scales];
+        let (scales, bias) = (scales.as_deref().unwrap_or(spare), bias.as_deref().unwrap_or(spare));
+        let memory = [logits, &self.experts.table, choices, jobs, history, scales, bias];
         self.recorder.run(gpu, Variant::default(), &params, &memory, [tokens, 1]);
+        Ok(())
+    }
+
+    pub(super) fn conv(&mut self, gpu: &Device, call: ConvCall<'_, GpuBuf>) -> Result<()> {
+        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
+        let d = weight.len() / taps;
+        assert!(from != Some(to), "what is read is not written");
+        assert!(3 * tokens * d <= x.len && tokens * d <= out.len && (to + 1) * (taps - 1) * d <= state.len);
+        let params = ConvParams {
+            d: d as u32,
+            taps: taps as u32,
+            tokens: tokens as u32,
+            before_slot: from.unwrap_or(0) as u32,
+            after_slot: to as u32,
+            before: from.is_some().into(),
+            bias: bias.is_some().into(),
+        };
+        let both = || [weight, bias.unwrap_or_default()].concat();
+        let weight = self.weights.vector(gpu, weight, both)?;
+        let memory = [&x.memory, &weight, &state.memory, &out.memory];
+        self.recorder.run(gpu, Variant::default(), &params, &memory, [groups(d), tokens + taps - 1]);
         Ok(())
     }
 
@@ -255,10 +285,11 @@ impl State {
         gpu: &Device,
         logits: &Memory,
         tokens: usize,
-        router: &Router,
+        choosing: Choosing<'_>,
         out: &mut Vec<Choice>,
     ) -> Result<()> {
-        self.route_on(gpu, logits, tokens, router, None, None, None)?;
+        let router = choosing.router;
+        self.route_on(gpu, logits, tokens, (choosing, None), None, None)?;
         let mut words = vec![0u32; 2 * tokens * router.top_k];
         self.recorder.read(gpu, &mut [(self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))])?;
         out.clear();

@@ -161,12 +161,18 @@ params!(
     /// `route.wgsl`.
     Route, RouteParams {
         experts: u32, top_k: u32, renormalize: u32, scale: f32, scaled: u32, jobs: u32, table: u32, at: u32, first: u32,
+        sigmoid: u32, eps: f32, biased: u32,
     }
 );
 
 params!(
     /// `group.wgsl`.
     Group, GroupParams { experts: u32, slots: u32, jobs: u32, table: u32 }
+);
+
+params!(
+    /// `conv.wgsl`.
+    Conv, ConvParams { d: u32, taps: u32, tokens: u32, before_slot: u32, after_slot: u32, before: u32, bias: u32 }
 );
 
 params!(

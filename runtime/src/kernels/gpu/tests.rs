@@ -7,13 +7,14 @@ use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{
     Activation, Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected,
-    RopeTable, RoutedBufs, Router,
+    RopeTable, RoutedBufs, Router, Score,
 };
 use crate::quant::{self, Level, Shape};
 use dollop_shaders::{Kernel, SHADERS};
 
 mod best;
 mod choices;
+mod conv;
 mod experts;
 mod limits;
 mod mixed;
@@ -156,6 +157,7 @@ fn parameters_are_what_the_kernels_read() {
         check::<AttendMergeParams>(),
         check::<RouteParams>(),
         check::<GroupParams>(),
+        check::<ConvParams>(),
         check::<CombineParams>(),
         check::<ElementwiseParams>(),
         check::<GateRowsParams>(),

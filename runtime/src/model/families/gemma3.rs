@@ -75,7 +75,7 @@ mod tests {
             );
             let spec = Spec::from_metadata(&metadata_from_config(&config).unwrap()).unwrap();
             assert_eq!((spec.embed_scale, spec.layers.len()), (want, 12));
-            let attention = spec.layers.iter().map(|l| l.attention);
+            let attention = spec.layers.iter().filter_map(|l| l.attention().copied());
             assert!(attention.clone().all(|a| (a.heads, a.kv_heads, a.head_dim) == (8, 4, 256)));
             let windows: Vec<bool> = attention.clone().map(|a| a.window == Some(4096)).collect();
             assert!(windows.iter().enumerate().all(|(i, window)| *window == (i % 6 != 5)));
@@ -103,7 +103,7 @@ mod tests {
             }
             meta.insert("gemma3.attention.layer_norm_rms_epsilon", 1e-6f32);
             let spec = Spec::from_metadata(&meta).unwrap();
-            assert!(spec.layers.iter().all(|l| l.attention.scale == 1.0 / values.sqrt()));
+            assert!(spec.layers.iter().all(|l| l.attention().unwrap().scale == 1.0 / values.sqrt()));
         }
     }
 }

@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
             on: |layer, _| layer.is_multiple_of(2),
         }),
         stacks: Stacks::Alternating,
+        conv: false,
         clamped: true,
         ..Dialect::USUAL
     }],

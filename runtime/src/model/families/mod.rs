@@ -6,6 +6,8 @@
 mod gemma3;
 mod gemma4;
 mod gpt_oss;
+mod lfm2;
+mod lfm2moe;
 mod llama;
 mod olmoe;
 mod qwen2;
@@ -16,7 +18,7 @@ mod qwen3moe;
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use crate::format::hf::{self, Dialect};
-use crate::kernels::Activation;
+use crate::kernels::{Activation, Score};
 
 /// What the scale of scores may depend on.
 pub struct Heads {
@@ -37,6 +39,10 @@ pub struct Family {
     pub name: &'static str,
     /// What Hugging Face calls it, and how `config.json` is read then.
     pub dialects: &'static [Dialect],
+    /// What becomes of a router's logits before experts are chosen.
+    pub score: Score,
+    /// Whether layers without key/value heads are short convolutions.
+    pub conv: bool,
     /// Whether chosen gate weights are divided by their sum, unless the file says otherwise.
     pub renormalize: bool,
     /// The layers that a sliding window is for, where the file has one and no list of layers.
@@ -45,7 +51,7 @@ pub struct Family {
     pub expert_width: &'static str,
     /// Whether GGUF files interleave the rows of queries and keys that rotate together.
     pub interleaved: bool,
-    /// Tensors of a block that GGUF files name otherwise than most: theirs, and the canonical name.
+    /// Tensors, of a block or not, that GGUF files name otherwise than most: theirs, and the canonical name.
     pub renamed: &'static [(&'static str, &'static str)],
     /// Whether attention has sinks.
     pub sinks: bool,
@@ -95,6 +101,8 @@ impl Family {
     const USUAL: Family = Family {
         name: "",
         dialects: &[],
+        score: Score::Softmax,
+        conv: false,
         renormalize: false,
         windows: Windows::Listed,
         expert_width: "expert_feed_forward_length",
@@ -130,10 +138,12 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 9] = [
+pub static FAMILIES: [Family; 11] = [
     gpt_oss::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
+    lfm2moe::FAMILY,
+    lfm2::FAMILY,
     olmoe::FAMILY,
     qwen3moe::FAMILY,
     qwen2moe::FAMILY,

@@ -7,8 +7,8 @@ use super::{Model, State};
 use crate::error::Result;
 use crate::experts::{Expert, Guess, Meanwhile, Wanted};
 use crate::kernels::{
-    Backend, Choice, ExpertJob, Feed, FeedCall, Flow, Linear, LinearCall, Norm, Routed, RoutedBufs, Router,
-    SumCall,
+    Backend, Choice, Choosing, ExpertJob, Feed, FeedCall, Flow, Linear, LinearCall, Norm, Routed, RoutedBufs,
+    Router, SumCall,
 };
 use crate::model::routing::{self, Routing};
 use crate::model::weights::{Beside, ExpertBiases, Ffn, Layer, Moe};
@@ -126,7 +126,7 @@ impl Model {
                     x: Some(&mut *x).filter(|_| adds),
                     history,
                 };
-                b.routed(bufs, n, router, (layer, &self.feed(moe, layer)), all)?
+                b.routed(bufs, n, choosing(router, moe), (layer, &self.feed(moe, layer)), all)?
             }
             None => false,
         };
@@ -202,7 +202,7 @@ impl Model {
         layer: usize,
         n: usize,
     ) -> Result<()> {
-        b.route(&m.router, n, router, &mut m.choices)?;
+        b.route(&m.router, n, choosing(router, moe), &mut m.choices)?;
         self.depart(b, m, (router, moe), layer, n)?;
         group_by_expert(&m.choices, &mut m.by_expert, &mut m.wanted);
         let of = Routed {
@@ -268,14 +268,12 @@ impl Model {
             Ffn::Dense(_) => None,
         };
         let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
-        let attention = next
-            .into_iter()
-            .flat_map(|l| [Some(&l.q), l.k.as_ref(), l.v.as_ref(), Some(&l.o)].into_iter().flatten());
+        let mixer = next.into_iter().flat_map(|l| l.mixer.matrices());
         let first = next.map_or(&self.weights.head, |l| match &l.ffn {
             Ffn::Moe(moe) => &moe.router,
             Ffn::Dense(ffn) => &ffn.gate,
         });
-        shared.chain(attention).chain([first])
+        shared.chain(mixer).chain([first])
     }
 
     /// Changes the choices as the options ask.
@@ -296,7 +294,7 @@ impl Model {
             b.read(&mut [(&m.router, 0, logits)])?;
             routing::prefer_resident(
                 logits,
-                router,
+                choosing(router, moe),
                 &m.resident,
                 cache_prior,
                 &mut m.choices,
@@ -325,7 +323,7 @@ impl Model {
         let norm = Norm { weight, eps: self.spec.norm_eps };
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
         b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, times: None, add: None });
-        b.route(logits, 1, router, choices)?;
+        b.route(logits, 1, choosing(router, moe), choices)?;
         scale(choices, moe);
         let wanted =
             |c: &Choice| Wanted { expert: c.expert, gate: c.gate, energy: c.gate * c.gate, tokens: 1 };
@@ -339,6 +337,11 @@ fn scale(choices: &mut [Choice], moe: &Moe) {
     if let Some(scales) = &moe.scales {
         choices.iter_mut().for_each(|c| c.gate *= scales[c.expert as usize]);
     }
+}
+
+/// How a layer's experts are chosen.
+fn choosing<'a>(router: &'a Router, moe: &'a Moe) -> Choosing<'a> {
+    Choosing { router, bias: moe.choice_bias.as_deref() }
 }
 
 /// Sorts the chosen slots by expert; `wanted` lists the experts that were chosen, in index order.

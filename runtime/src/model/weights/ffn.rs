@@ -35,6 +35,9 @@ part! {
         /// `[experts]`.
         also router_bias: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
+        /// `[experts]`: experts are chosen by their scores and this.
+        first choice_bias: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("exp_probs_b.bias"), of.router.experts).only_if(of.layer.spec.ffn.choice_bias);
         /// `[d]`: of the norm of the router's own input.
         first router_norm: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_gate_inp.scale"), of.layer.d).only_if(of.layer.spec.ffn.beside);

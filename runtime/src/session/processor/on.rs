@@ -113,8 +113,16 @@ impl<B: Host> Timeline for Held<B> {
         self.state.likeliest()
     }
 
-    fn rewind(&self, to: usize) -> usize {
-        self.state.rewind(to)
+    fn rewind(&mut self, to: usize) -> usize {
+        self.state.rewind(&*self.backend, to)
+    }
+
+    fn mark(&mut self, pos: usize) {
+        self.state.mark(&*self.backend, pos);
+    }
+
+    fn marks(&self, held: usize) -> Vec<usize> {
+        self.state.marks(held)
     }
 
     fn earliest(&self) -> usize {
@@ -125,8 +133,8 @@ impl<B: Host> Timeline for Held<B> {
         self.state.places(layer)
     }
 
-    fn restored(&mut self, held: usize, earliest: usize) {
-        self.state.restored(held, earliest);
+    fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]) {
+        self.state.restored(held, earliest, marks);
     }
 
     fn read_kv(&self, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
@@ -134,7 +142,15 @@ impl<B: Host> Timeline for Held<B> {
     }
 
     fn write_kv(&mut self, layer: usize, part: &KvPart, from: &[u8]) -> Result<()> {
-        self.state.write_kv(&*self.backend, layer, part, from);
+        self.state.write_kv(&*self.backend, layer, part, from)
+    }
+
+    fn read_state(&self, layer: usize, at: (usize, usize), out: &mut [f32]) -> Result<()> {
+        self.state.read_state(&*self.backend, layer, at, out)
+    }
+
+    fn write_state(&mut self, layer: usize, mark: usize, from: &[f32]) -> Result<()> {
+        self.state.write_state(&*self.backend, layer, mark, from);
         Ok(())
     }
 }
@@ -177,8 +193,14 @@ impl Timeline for Gone {
         &[]
     }
 
-    fn rewind(&self, _: usize) -> usize {
+    fn rewind(&mut self, _: usize) -> usize {
         0
+    }
+
+    fn mark(&mut self, _: usize) {}
+
+    fn marks(&self, _: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn earliest(&self) -> usize {
@@ -189,13 +211,21 @@ impl Timeline for Gone {
         0
     }
 
-    fn restored(&mut self, _: usize, _: usize) {}
+    fn restored(&mut self, _: usize, _: usize, _: &[usize]) {}
 
     fn read_kv(&self, _: usize, _: &KvPart, _: &mut [u8]) -> Result<()> {
         Err(lost())
     }
 
     fn write_kv(&mut self, _: usize, _: &KvPart, _: &[u8]) -> Result<()> {
+        Err(lost())
+    }
+
+    fn read_state(&self, _: usize, _: (usize, usize), _: &mut [f32]) -> Result<()> {
+        Err(lost())
+    }
+
+    fn write_state(&mut self, _: usize, _: usize, _: &[f32]) -> Result<()> {
         Err(lost())
     }
 }

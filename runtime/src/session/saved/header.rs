@@ -4,14 +4,16 @@
 //! header   magic, version, model, shape, lengths, manner; CRC-32 of all of it
 //! tokens   u32 each; CRC-32
 //! notes    JSON of a conversation, or nothing; CRC-32
-//! memory   layer by layer keys, then values (`kernels/kv.rs`), of the positions held; CRC-32 behind every layer
+//! marks    positions that states of layers stand for, u64 each, the last of them the end of what is held; CRC-32
+//! memory   layer by layer keys, then values (`kernels/kv.rs`), of the positions held, or states in f32, one a mark; CRC-32 behind
+//!          every layer
 //! ```
 //! A layer with a window holds from the first position on that the token at `earliest` sees, or from the block of 16 that this is in.
 //! All numbers are little-endian. The lengths say how long the file is, so that a file of another length is refused before
 //! anything is allocated for it.
 
 use super::flow::{SUM, damaged};
-use super::memory::{self, Extent};
+use super::memory::{self, Extent, MAX_MARKS};
 use crate::error::{Error, Result};
 use crate::model::Spec;
 
@@ -63,9 +65,9 @@ impl Header {
         assert!(manner.len() <= MAX_MANNER, "a manner is a few words");
         let words = [VERSION, self.identity.model[0], self.identity.model[1], manner.len() as u32];
         out.extend(words.into_iter().flat_map(u32::to_le_bytes));
-        let sizes = [self.layers, self.number_bytes, 0, 0].map(|n| n as u32);
+        let sizes = [self.layers, self.number_bytes, self.extent.marks, 0].map(|n| n as u32);
         out.extend(sizes.into_iter().flat_map(u32::to_le_bytes));
-        let Extent { held, earliest } = self.extent;
+        let Extent { held, earliest, .. } = self.extent;
         let lengths = [self.tokens, held, self.notes, earliest].map(|n| n as u64);
         out.extend(lengths.into_iter().flat_map(u64::to_le_bytes));
         debug_assert_eq!(out.len(), FIXED);
@@ -121,11 +123,12 @@ impl Header {
             layers: size(0),
             number_bytes: size(1),
             tokens: length(0)?,
-            extent: Extent { held: length(1)?, earliest: length(3)? },
+            extent: Extent { held: length(1)?, earliest: length(3)?, marks: size(2) },
             notes: length(2)?,
         };
-        let Extent { held, earliest } = header.extent;
-        if held > header.tokens || earliest > held || header.notes as u64 > MAX_NOTES {
+        let Extent { held, earliest, marks } = header.extent;
+        let absurd = held > header.tokens || earliest > held || marks > MAX_MARKS;
+        if absurd || header.notes as u64 > MAX_NOTES {
             return Err(damaged("header"));
         }
         Ok(header)
@@ -137,7 +140,9 @@ impl Header {
         let memory = memory::bytes(spec, self.number_bytes, self.extent)?;
         let tokens = self.tokens.checked_mul(4)?.checked_add(SUM)?;
         let notes = self.notes.checked_add(SUM)?;
-        Some(head.checked_add(tokens)?.checked_add(notes)?.checked_add(memory)? as u64)
+        let marks = 8 * self.extent.marks + SUM;
+        let ends = head.checked_add(tokens)?.checked_add(notes)?.checked_add(marks)?;
+        Some(ends.checked_add(memory)? as u64)
     }
 }
 
@@ -156,7 +161,7 @@ mod tests {
             layers: 3,
             number_bytes: 2,
             tokens: 100,
-            extent: Extent { held: 99, earliest: 40 },
+            extent: Extent { held: 99, earliest: 40, marks: 2 },
             notes: 17,
         }
     }
@@ -196,8 +201,8 @@ mod tests {
         let spec = Spec::from_metadata(&meta).unwrap();
         // The layer with a window begins at the block of position 40 - 19.
         let (layer, windowed) = (4 + (99 + 112) * 2 * 64 * 2, 4 + (83 + 96) * 2 * 64 * 2);
-        assert_eq!(header().file_bytes(&spec), Some(83 + 404 + 21 + 2 * layer + windowed));
-        let extent = |held, earliest| Header { extent: Extent { held, earliest }, ..header() };
+        assert_eq!(header().file_bytes(&spec), Some(83 + 404 + 21 + 20 + 2 * layer + windowed));
+        let extent = |held, earliest| Header { extent: Extent { held, earliest, marks: 0 }, ..header() };
         assert_eq!(extent(usize::MAX, 0).file_bytes(&spec), None);
         assert_eq!(extent(usize::MAX, usize::MAX).file_bytes(&spec), None);
         assert_eq!(Header { tokens: usize::MAX / 2, ..header() }.file_bytes(&spec), None);

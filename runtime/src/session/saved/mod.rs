@@ -17,7 +17,7 @@ use crate::convert::partial::Partial;
 use crate::error::{Error, Result};
 use flow::{In, Out};
 use header::{FIXED, Header};
-use memory::Extent;
+use memory::{Extent, Layer};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -69,21 +69,24 @@ impl Session {
     }
 
     /// What can be read of what layers keep.
-    fn readable(&self) -> Extent {
+    fn readable(&self) -> (Extent, Vec<usize>) {
         let gone = self.state.is_gpu() && self.engine().lost().is_some();
         match if gone { 0 } else { self.held.min(self.tokens().len()) } {
-            0 => Extent { held: 0, earliest: 0 },
-            held => Extent { held, earliest: self.state.earliest() },
+            0 => (Extent { held: 0, earliest: 0, marks: 0 }, Vec::new()),
+            held => {
+                let marks = self.state.marks(held);
+                (Extent { held, earliest: self.state.earliest(), marks: marks.len() }, marks)
+            }
         }
     }
 
     fn write_with(&self, to: &mut dyn Write, name: &Path, notes: &[u8]) -> Result<u64> {
         let on = self.engine().processors().of(self.state.is_gpu());
-        let extent = self.readable();
+        let (extent, marks) = self.readable();
         let header = Header {
             identity: self.engine().identity()?,
             layers: on.model.spec.layers.len(),
-            number_bytes: memory::number_bytes(on),
+            number_bytes: on.model.weights.number_bytes(),
             tokens: self.tokens().len(),
             extent,
             notes: notes.len(),
@@ -94,12 +97,15 @@ impl Session {
         out.seal()?;
         out.put(notes)?;
         out.seal()?;
+        let marks: Vec<u64> = marks.into_iter().map(|at| at as u64).collect();
+        out.put(bytemuck::cast_slice(&marks))?;
+        out.seal()?;
         let both = (&*self.state, &*self.state);
         let mut bytes = memory::buffer(on, both, extent);
         for layer in 0..header.layers {
-            for part in memory::parts(on, both, layer, extent) {
-                let bytes = &mut bytes[..part.bytes()];
-                self.heard(self.state.read_kv(layer, &part, bytes))?;
+            for piece in memory::pieces(on, both, layer, extent) {
+                let bytes = &mut bytes[..piece.bytes()];
+                self.heard(Layer { layer, held: extent.held }.read(&*self.state, &piece, bytes))?;
                 out.put(bytes)?;
             }
             out.seal()?;
@@ -134,24 +140,24 @@ impl Session {
     }
 
     /// Its layers were given what they keep.
-    fn restored(&mut self, extent: Extent) {
-        self.state.restored(extent.held, extent.earliest);
+    fn restored(&mut self, extent: Extent, marks: &[usize]) {
+        self.state.restored(extent.held, extent.earliest, marks);
         self.held = extent.held;
     }
 
     fn copy_to(&self, fork: &mut Session) -> Result<()> {
         let processors = self.engine().processors();
         let from = processors.of(self.state.is_gpu());
-        let extent = self.readable();
+        let (extent, marks) = self.readable();
         let mut bytes = memory::buffer(from, (&*self.state, &*fork.state), extent);
         for layer in 0..from.model.spec.layers.len() {
-            for part in memory::parts(from, (&*self.state, &*fork.state), layer, extent) {
-                let bytes = &mut bytes[..part.bytes()];
-                self.heard(self.state.read_kv(layer, &part, bytes))?;
-                fork.state.write_kv(layer, &part, bytes)?;
+            for piece in memory::pieces(from, (&*self.state, &*fork.state), layer, extent) {
+                let (layer, bytes) = (Layer { layer, held: extent.held }, &mut bytes[..piece.bytes()]);
+                self.heard(layer.read(&*self.state, &piece, bytes))?;
+                layer.write(&mut *fork.state, &piece, bytes)?;
             }
         }
-        fork.restored(extent);
+        fork.restored(extent, &marks);
         Ok(())
     }
 }
@@ -218,20 +224,21 @@ impl Engine {
         }
         let notes = from.take_long(header.notes)?;
         from.check("notes")?;
+        let marks = read_marks(&mut from, header.extent)?;
         let mut session = self.session(options)?;
         session.tokens.extend(tokens);
         let on = self.processors().of(session.state.is_gpu());
         let mut bytes = memory::buffer(on, (&*session.state, &*session.state), header.extent);
         for layer in 0..header.layers {
-            for part in memory::parts(on, (&*session.state, &*session.state), layer, header.extent) {
-                let bytes = &mut bytes[..part.bytes()];
+            for piece in memory::pieces(on, (&*session.state, &*session.state), layer, header.extent) {
+                let bytes = &mut bytes[..piece.bytes()];
                 from.take(bytes)?;
-                session.state.write_kv(layer, &part, bytes)?;
+                Layer { layer, held: header.extent.held }.write(&mut *session.state, &piece, bytes)?;
             }
             from.check(&format!("memory of layer {layer}"))?;
         }
         from.end()?;
-        session.restored(header.extent);
+        session.restored(header.extent, &marks);
         log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), session.held);
         Ok((session, notes))
     }
@@ -258,8 +265,12 @@ impl Engine {
         }
         let on = self.processors().now();
         let spec = &on.model.spec;
-        if (header.layers, header.number_bytes) != (spec.layers.len(), memory::number_bytes(on)) {
+        if (header.layers, header.number_bytes) != (spec.layers.len(), on.model.weights.number_bytes()) {
             return foreign("has keys and values of another shape");
+        }
+        let states = spec.conv_width() > 0;
+        if (header.extent.marks > 0) != (states && header.extent.held > 0) {
+            return Err(flow::damaged("header"));
         }
         match (header.file_bytes(spec), len) {
             (Some(bytes), Some(len)) if bytes != len => {
@@ -269,5 +280,19 @@ impl Engine {
             (None, _) => Err(flow::damaged("header")),
             _ => Ok(header),
         }
+    }
+}
+
+/// The positions that states stand for: in order, the last of them where the timeline is.
+fn read_marks(from: &mut In, extent: Extent) -> Result<Vec<usize>> {
+    let bytes = from.take_long(8 * extent.marks)?;
+    from.check("marks")?;
+    let at = |bytes: &[u8]| bytes.try_into().map_or(u64::MAX, u64::from_le_bytes);
+    let marks: Vec<usize> =
+        bytes.chunks_exact(8).map(|b| usize::try_from(at(b)).unwrap_or(usize::MAX)).collect();
+    let ordered = marks.first() != Some(&0) && marks.is_sorted_by(|a, b| a < b);
+    match marks.last() {
+        Some(&last) if !ordered || last != extent.held => Err(flow::damaged("marks")),
+        _ => Ok(marks),
     }
 }

@@ -100,8 +100,9 @@ fn scratch_stays_within_its_bound() {
                 let of = Routed { layer: 0, experts: shape.experts, top_k: shape.top_k, tokens, inputs: 0 };
                 b.experts(&x, of, &Feed::default(), &jobs, &mut out);
             }
-            let router = Router { experts: shape.experts, top_k: shape.top_k, renormalize: true, scale: 1.0 };
-            b.route(&x, tokens, &router, &mut Vec::new()).unwrap();
+            let ScratchShape { experts, top_k, .. } = shape;
+            let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+            b.route(&x, tokens, router.unbiased(), &mut Vec::new()).unwrap();
             let a = Attention {
                 heads: shape.heads,
                 kv_heads: 4,

@@ -33,9 +33,9 @@ fn routing_at_its_limits() {
         let equal = vec![0.25; tokens * experts];
         for (what, logits) in [("values", smooth), ("ties", coarse), ("equals", equal), ("spread", spread)] {
             for renormalize in [false, true] {
-                let router = Router { experts, top_k, renormalize, scale: 1.5 };
+                let router = Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax };
                 let mut got = Vec::new();
-                b.route(&put(&b, &logits), tokens, &router, &mut got).unwrap();
+                b.route(&put(&b, &logits), tokens, router.unbiased(), &mut got).unwrap();
                 let want = logits.chunks_exact(experts).flat_map(|l| chosen(l, &router));
                 let at = format!("{what}, {top_k} of {experts}, renormalized {renormalize}");
                 assert_eq!(got.len(), tokens * top_k, "{at}");
@@ -52,8 +52,8 @@ fn routing_at_its_limits() {
     // One more than the kernels have room for.
     let logits = b.alloc(MAX_EXPERTS + 1).unwrap();
     for (experts, top_k) in [(MAX_EXPERTS + 1, 1), (MAX_EXPERTS, MAX_TOP_K + 1)] {
-        let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
-        assert!(matches!(b.route(&logits, 1, &router, &mut Vec::new()), Err(Error::Device(_))));
+        let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+        assert!(matches!(b.route(&logits, 1, router.unbiased(), &mut Vec::new()), Err(Error::Device(_))));
     }
 }
 
@@ -201,7 +201,7 @@ fn a_tokens_experts_are_added_up_by_down() {
             };
             let all = alike(&distinct, experts);
             let downs: Vec<Vec<f64>> = distinct.iter().map(|e| dense(&e.down)).collect();
-            let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
+            let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
             let tokens = 9;
             let (h, x) = (values(tokens * d, 1), values(tokens * d, 2));
             let logits = values(tokens * experts, 3);
@@ -218,7 +218,7 @@ fn a_tokens_experts_are_added_up_by_down() {
                     history: None,
                 };
                 let before = b.stats().dispatches;
-                assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &all).unwrap());
+                assert!(b.routed(bufs, tokens, router.unbiased(), (0, &Feed::default()), &all).unwrap());
                 // Two launches: choice with gate and up, and the down that adds. With several tokens, the choices are
                 // grouped and inputs prepared. With too many experts, the choice comes first, and slots are added in
                 // two steps.

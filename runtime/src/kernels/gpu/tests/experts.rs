@@ -13,19 +13,20 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
         let mut logits = values(tokens * experts, 3);
         logits[1] = logits[2];
         for renormalize in [false, true] {
-            let router = Router { experts, top_k, renormalize, scale: 1.5 };
+            let router = Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax };
             let (mut got, mut want) = (Vec::new(), Vec::new());
-            b.route(&put(&b, &logits), tokens, &router, &mut got).unwrap();
-            cpu.route(&put(&cpu, &logits), tokens, &router, &mut want).unwrap();
+            b.route(&put(&b, &logits), tokens, router.unbiased(), &mut got).unwrap();
+            cpu.route(&put(&cpu, &logits), tokens, router.unbiased(), &mut want).unwrap();
             let ids = |c: &[Choice]| c.iter().map(|c| c.expert).collect::<Vec<_>>();
             assert_eq!(ids(&got), ids(&want));
             let gates = |c: &[Choice]| c.iter().map(|c| c.gate).collect::<Vec<_>>();
             close("gates", &gates(&got), &gates(&want), 1e-5);
         }
     }
-    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0 };
+    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax };
     let mut out = Vec::new();
-    b.route(&put(&b, &[0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]), 2, &router, &mut out).unwrap();
+    b.route(&put(&b, &[0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]), 2, router.unbiased(), &mut out)
+        .unwrap();
     assert_eq!(out[..2].iter().map(|c| c.expert).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(out.len(), 4, "a NaN must not lose a choice");
 }
@@ -65,9 +66,9 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
     let cpu = cpu();
     let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, None, 10 * i as u32 + 1)).collect();
     let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
-    let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
+    let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
     let mut choices = Vec::new();
-    b.route(&put(&b, &logits), tokens, &router, &mut choices).unwrap();
+    b.route(&put(&b, &logits), tokens, router.unbiased(), &mut choices).unwrap();
     let by_expert: Vec<Vec<u32>> = (0..experts as u32)
         .map(|e| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect())
         .collect();
@@ -92,7 +93,7 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
         let mut x = put(&b, &vec![0.0; tokens * d]);
         let (h, logits) = (&h, &logits);
         let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: Some(&mut x), history: None };
-        assert!(b.routed(bufs, tokens, &router, (3, feed), &all).unwrap());
+        assert!(b.routed(bufs, tokens, router.unbiased(), (3, feed), &all).unwrap());
         get(&b, &x)
     };
     assert_eq!(on_device(tokens, &x, &logits), sum);
@@ -162,10 +163,10 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         }
         let tokens = 23;
         let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
-        let router = Router { experts, top_k, renormalize: true, scale: 1.0 };
+        let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
         let (input, routed) = (put(&b, &x), put(&b, &logits));
         let mut choices = Vec::new();
-        b.route(&routed, tokens, &router, &mut choices).unwrap();
+        b.route(&routed, tokens, router.unbiased(), &mut choices).unwrap();
         let by_expert: Vec<Vec<u32>> = (0..experts as u32)
             .map(|e| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect())
             .collect();
@@ -188,7 +189,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
             let (mut slots, mut y) = (b.alloc(tokens * top_k * d).unwrap(), b.alloc(tokens * d).unwrap());
             let mut x = put(&b, &vec![0.0; tokens * d]);
             let bufs = RoutedBufs { h, logits, slots: &mut slots, y: &mut y, x: Some(&mut x), history: None };
-            assert!(b.routed(bufs, tokens, &router, (3, &Feed::default()), &all).unwrap());
+            assert!(b.routed(bufs, tokens, router.unbiased(), (3, &Feed::default()), &all).unwrap());
             get(&b, &x)
         };
         let before = b.stats();
@@ -256,7 +257,8 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
         }
     }
     let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
-    let router = Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0 };
+    let router =
+        Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
     let logits = put(&b, &values(experts as usize, 1));
     let bufs = RoutedBufs {
         h: &input,
@@ -266,7 +268,10 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
         x: Some(&mut out),
         history: None,
     };
-    assert!(!b.routed(bufs, 1, &router, (0, &Feed::default()), &all).unwrap(), "not all of them fit");
+    assert!(
+        !b.routed(bufs, 1, router.unbiased(), (0, &Feed::default()), &all).unwrap(),
+        "not all of them fit"
+    );
     // A plane on the device need not be on the host; a plane on neither is an error.
     let before = b.stats().uploaded_bytes;
     let gone = |i: usize, place| {

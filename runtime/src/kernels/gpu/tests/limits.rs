@@ -9,9 +9,9 @@ fn what_does_not_fit_is_an_error_and_not_a_crash() {
     assert!(matches!(b.alloc(usize::MAX / 8), Err(Error::Device(_))));
     let huge = GpuBackend::new(&GpuOptions { adapter: Some(1000), ..GpuOptions::default() });
     assert!(matches!(huge, Err(Error::Device(_))));
-    let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0 };
+    let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0, score: Score::Softmax };
     let logits = b.alloc(5000).unwrap();
-    assert!(b.route(&logits, 1, &wide, &mut Vec::new()).is_err());
+    assert!(b.route(&logits, 1, wide.unbiased(), &mut Vec::new()).is_err());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     assert_eq!(outs[0], outs[1], "a block by matrix gives other bits");
 
     let experts: Vec<Expert> = (0..5).map(|i| an_expert(96, 64, Some(Level::B8), 20 * i + 1)).collect();
-    let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0 };
+    let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
     let input = put(&b, &x[..96]);
     // A token's experts in several buffers take two launches for each buffer, and a sum.
     for tokens in [1, 9] {
@@ -88,7 +88,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
                 history: None,
             };
             let before = b.stats().dispatches;
-            assert!(b.routed(bufs, tokens, &router, (0, &Feed::default()), &experts).unwrap());
+            assert!(b.routed(bufs, tokens, router.unbiased(), (0, &Feed::default()), &experts).unwrap());
             (get(b, &out), b.stats().dispatches - before)
         };
         let ((cut, launches), (want, one)) = (on(&b), on(&whole));

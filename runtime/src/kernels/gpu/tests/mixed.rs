@@ -39,7 +39,8 @@ struct Inputs {
     logits: Vec<f32>,
 }
 
-const ROUTER: Router = Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0 };
+const ROUTER: Router =
+    Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0, score: Score::Softmax };
 
 /// The output of `routed` for all tokens together, compared with each token alone; and the history of the last tokens.
 fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
@@ -53,7 +54,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
         let bufs =
             RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: Some(&mut out), history };
         let before = b.stats();
-        assert!(b.routed(bufs, tokens, &ROUTER, (2, &Feed::default()), all).unwrap());
+        assert!(b.routed(bufs, tokens, ROUTER.unbiased(), (2, &Feed::default()), all).unwrap());
         let launches = b.stats().dispatches - before.dispatches;
         if b.gpu.max_binding > BINDING {
             assert_eq!(launches, if tokens == 1 { 2 } else { 7 }, "both levels in one launch");
@@ -86,7 +87,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
 fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
     let mut choices = Vec::new();
-    b.route(&logits, inputs.tokens, &ROUTER, &mut choices).unwrap();
+    b.route(&logits, inputs.tokens, ROUTER.unbiased(), &mut choices).unwrap();
     let slots_of = |e: u32| (0..choices.len() as u32).filter(|&s| choices[s as usize].expert == e).collect();
     let by_expert: Vec<Vec<u32>> = (0..EXPERTS as u32).map(slots_of).collect();
     assert!(by_expert.iter().all(|slots| !slots.is_empty()), "an expert is not tried");

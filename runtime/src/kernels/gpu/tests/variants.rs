@@ -209,10 +209,17 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
                 x: Some(&mut sum),
                 history: None,
             };
-            let router = Router { experts: 1, top_k: 1, renormalize: true, scale: 1.0 };
+            let router =
+                Router { experts: 1, top_k: 1, renormalize: true, scale: 1.0, score: Score::Softmax };
             assert!(
-                b.routed(bufs, 1, &router, (level.index(), &Feed::default()), std::slice::from_ref(&expert))
-                    .unwrap()
+                b.routed(
+                    bufs,
+                    1,
+                    router.unbiased(),
+                    (level.index(), &Feed::default()),
+                    std::slice::from_ref(&expert)
+                )
+                .unwrap()
             );
             let alone = get(b, &sum);
             if inputs == GpuInputs::Half {

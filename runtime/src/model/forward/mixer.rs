@@ -1,0 +1,124 @@
+//! What mixes the tokens of a layer: attention, or a gated short convolution.
+
+use super::{Model, State};
+use crate::kernels::{
+    Added, AttendCall, Attention, Backend, ConvCall, Linear, LinearCall, Norm, Placing, Projected,
+};
+use crate::model::spec::{AttentionSpec, MixerSpec};
+use crate::model::weights::{self, Conv, Layer, Mixer};
+
+impl Model {
+    /// `x += mixer(norm(x))`.
+    pub(super) fn mixer<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        layer: &Layer,
+        i: usize,
+        pos: usize,
+        n: usize,
+    ) {
+        let norm = Norm { weight: &layer.norm, eps: self.spec.norm_eps };
+        match (&layer.mixer, &self.spec.layers[i].mixer) {
+            (Mixer::Attention(w), MixerSpec::Attention(a)) => {
+                let post = layer.mixer_post_norm.as_deref();
+                self.attention(b, s, (norm, w, a, post), i, (pos, n));
+            }
+            (Mixer::Conv(w), MixerSpec::Conv { taps }) => self.conv(b, s, (norm, w, *taps), i, n),
+            _ => unreachable!("weights are read as the specification says"),
+        }
+    }
+
+    /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream, normed itself where there is `post`.
+    fn attention<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        (norm, w, a, post): (Norm<'_>, &weights::Attention, &AttentionSpec, Option<&[f32]>),
+        i: usize,
+        (pos, n): (usize, usize),
+    ) {
+        let eps = norm.eps;
+        let q = Linear { matrix: &w.q, bias: w.q_bias.as_deref(), out: &mut s.q };
+        let (k_bias, v_bias) = (w.k_bias.as_deref(), w.v_bias.as_deref());
+        let k = w.k.as_ref().map(|matrix| Linear { matrix, bias: k_bias, out: &mut s.k });
+        let v = w.v.as_ref().map(|matrix| Linear { matrix, bias: v_bias, out: &mut s.v });
+        let norm = Some((norm, &mut s.h));
+        let linear = |outs: &mut [Linear<'_, B::Buf>]| {
+            b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+        };
+        match (k, v) {
+            (Some(k), Some(v)) => linear(&mut [q, k, v]),
+            (Some(k), None) => {
+                linear(&mut [q, k]);
+                b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
+            }
+            // Those of another layer are there.
+            (None, _) => linear(&mut [q]),
+        }
+        let how = Placing {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            q_norm: w.q_norm.as_deref(),
+            k_norm: w.k_norm.as_deref(),
+            v_norm: a.v_norm,
+            eps,
+            limit: a.limit,
+            rope: &s.ropes[a.rope],
+        };
+        let projected = Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v };
+        let shape = Attention {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            scale: a.scale,
+            window: a.window,
+            sinks: w.sinks.as_deref(),
+        };
+        let (kv, out) = (s.memory[a.kv_of.unwrap_or(i)].kv_mut(), &mut s.attn);
+        let shared = a.kv_of.is_some();
+        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shared, shape: &shape, out });
+        let o = Linear { matrix: &w.o, bias: w.o_bias.as_deref(), out: &mut s.y };
+        let add = Some(Added { to: &mut s.x, scale: 1.0 }).filter(|_| post.is_none());
+        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
+        if let Some(norm) = post {
+            self.add_normed(b, (&s.y, &mut s.h, &mut s.x), norm, 1.0, n);
+        }
+    }
+
+    /// `x += output · (C ⊙ conv(B ⊙ v))`, `[B, C, v] = input · h` of the normed stream.
+    fn conv<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        (norm, w, taps): (Norm<'_>, &Conv, usize),
+        i: usize,
+        n: usize,
+    ) {
+        let input = Linear { matrix: &w.input, bias: w.input_bias.as_deref(), out: &mut s.conv };
+        b.linear(LinearCall {
+            x: &s.x,
+            tokens: n,
+            norm: Some((norm, &mut s.h)),
+            outs: &mut [input],
+            times: None,
+            add: None,
+        });
+        let (state, turn) = (s.memory[i].state(), s.turn);
+        b.conv(ConvCall {
+            x: &s.conv,
+            tokens: n,
+            weight: &w.weight,
+            bias: w.bias.as_deref(),
+            taps,
+            state,
+            from: turn.from,
+            to: turn.to,
+            out: &mut s.h,
+        });
+        let output = Linear { matrix: &w.output, bias: w.output_bias.as_deref(), out: &mut s.y };
+        let add = Some(Added { to: &mut s.x, scale: 1.0 });
+        b.linear(LinearCall { x: &s.h, tokens: n, norm: None, outs: &mut [output], times: None, add });
+    }
+}

@@ -1,0 +1,173 @@
+//! How far back a recurrent state goes: copies of it at some positions, in slots that all recurrent layers have alike.
+//!
+//! A state stands for exactly one position. A call reads the slot of the position that it begins at and writes another, which
+//! counts only once the whole call has succeeded: one that fails or is cancelled leaves the timeline where it was. A slot that is
+//! kept is a mark. Marks are bounded in number, and lie the further apart the older they are.
+
+/// Positions between marks at most, where tokens come in calls that are no longer.
+pub const STEP: usize = 256;
+
+/// Marks at most.
+const MARKS: usize = 14;
+
+/// Slots of a state: the marks, what is now, and what comes next.
+pub const SLOTS: usize = MARKS + 2;
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    /// The position that it stands for: so many tokens have passed.
+    at: usize,
+    /// Whether it stays when tokens go on from it.
+    kept: bool,
+}
+
+/// Which slots a call reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// The state before its first token; none where that is the first of all.
+    pub(super) from: Option<usize>,
+    /// The state behind its last.
+    pub(super) to: usize,
+}
+
+/// The slots of one timeline. Position 0 needs none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Marks {
+    slots: [Option<Slot>; SLOTS],
+}
+
+impl Marks {
+    fn find(&self, at: usize) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.is_some_and(|slot| slot.at == at))
+    }
+
+    /// A call begins at `pos`, which is what [`Marks::rewind`] has returned, or the end of the last call.
+    pub(super) fn begin(&mut self, pos: usize) -> Turn {
+        for slot in &mut self.slots {
+            slot.take_if(|slot| slot.at > pos || slot.at == 0 || !slot.kept && slot.at != pos);
+        }
+        let from = self.find(pos);
+        assert!(from.is_some() || pos == 0, "no state stands for position {pos}");
+        if self.slots.iter().flatten().filter(|slot| slot.kept).count() > MARKS {
+            self.thin(pos);
+        }
+        let to = self.slots.iter().position(Option::is_none).expect("there is one slot more than marks");
+        Turn { from, to }
+    }
+
+    /// The call has taken its tokens through all layers, up to `end`.
+    pub(super) fn done(&mut self, turn: Turn, end: usize) {
+        let last = self.slots.iter().flatten().filter(|slot| slot.kept).map(|slot| slot.at).max();
+        let kept = end - last.unwrap_or(0) >= STEP;
+        self.slots[turn.to] = Some(Slot { at: end, kept });
+    }
+
+    /// Makes a mark of the state at `pos`, if there is one.
+    pub(super) fn keep(&mut self, pos: usize) {
+        if let Some(i) = self.find(pos) {
+            self.slots[i] = Some(Slot { at: pos, kept: true });
+        }
+    }
+
+    /// Drops the mark, other than the one at `now`, that is missed least: whose neighbours are nearest to each other for how long ago
+    /// it was.
+    fn thin(&mut self, now: usize) {
+        let at = |slot: &Slot| slot.at;
+        let all = || self.slots.iter().flatten().map(at);
+        let cost = |slot: &Slot| {
+            let before = all().filter(|&at| at < slot.at).max().unwrap_or(0);
+            let next = all().filter(|&at| at > slot.at).min().unwrap_or(now);
+            (next - before) as f64 / (now - slot.at) as f64
+        };
+        let old = self.slots.iter().flatten().filter(|slot| slot.at < now);
+        let least = old.min_by(|a, b| cost(a).total_cmp(&cost(b)).then(a.at.cmp(&b.at))).copied();
+        for slot in self.slots.iter_mut().filter(|slot| **slot == least) {
+            *slot = None;
+        }
+    }
+
+    /// The last position up to `to` that a state stands for.
+    pub(super) fn rewind(&self, to: usize) -> usize {
+        self.slots.iter().flatten().map(|slot| slot.at).filter(|&at| at <= to).max().unwrap_or(0)
+    }
+
+    /// Marks, and the state at `pos`, in order: positions with their slots.
+    pub(super) fn list(&self, pos: usize) -> Vec<(usize, usize)> {
+        let is = |slot: &Slot| slot.at == pos || slot.kept && slot.at < pos;
+        let slots = self.slots.iter().enumerate();
+        let mut list: Vec<_> =
+            slots.filter_map(|(i, slot)| slot.filter(is).map(|slot| (slot.at, i))).collect();
+        list.sort_unstable();
+        list
+    }
+
+    /// Takes these positions for its marks, in slots from the first on.
+    ///
+    /// # Panics
+    /// Where they are more than slots.
+    pub(super) fn restore(&mut self, positions: &[usize]) {
+        self.slots = [None; SLOTS];
+        for (slot, &at) in self.slots[..positions.len()].iter_mut().zip(positions) {
+            *slot = Some(Slot { at, kept: true });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes `n` tokens on from `pos`.
+    fn pass(marks: &mut Marks, pos: usize, n: usize) -> usize {
+        let turn = marks.begin(pos);
+        assert_ne!(turn.from, Some(turn.to));
+        marks.done(turn, pos + n);
+        pos + n
+    }
+
+    #[test]
+    fn a_call_that_fails_leaves_everything_as_it_was() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.begin(0).from, None);
+        let pos = pass(&mut marks, 0, 5);
+        // Begun and never done, and even done but not counted by the caller.
+        marks.begin(pos);
+        assert_eq!(marks.rewind(pos), 5);
+        pass(&mut marks, pos, 3);
+        assert_eq!(marks.rewind(5), 5);
+        let turn = marks.begin(5);
+        assert!(turn.from.is_some() && marks.rewind(8) == 5);
+        // Without a mark there is no way back but to the beginning.
+        let pos = pass(&mut marks, 5, 10);
+        pass(&mut marks, pos, 10);
+        assert_eq!((marks.rewind(15), marks.rewind(14)), (15, 0));
+    }
+
+    #[test]
+    fn marks_are_dense_where_it_is_recent_and_never_too_many() {
+        let mut marks = Marks::default();
+        let mut pos = 0;
+        while pos < 100_000 {
+            pos = pass(&mut marks, pos, 1);
+            if pos % 1000 == 10 {
+                marks.keep(pos);
+            }
+        }
+        assert!(marks.slots.iter().flatten().count() <= SLOTS);
+        // Going back by little reads little again, and by much no more than that much again, or half of all.
+        for back in [1, 10, 100, 300, 1000, 3000, 10_000, 30_000, 70_000] {
+            let again = (pos - back) - marks.rewind(pos - back);
+            assert!(again <= (2 * back).max(2 * STEP), "{again} tokens again after going back by {back}");
+        }
+        // A mark outlives going back to it.
+        let to = marks.rewind(pos - 5000);
+        pass(&mut marks, to, 7);
+        assert_eq!((marks.rewind(to + 3), marks.rewind(to + 7)), (to, to + 7));
+        let list: Vec<usize> = marks.list(to).into_iter().map(|(at, _)| at).collect();
+        assert!(list.last() == Some(&to) && list.is_sorted());
+        let mut other = Marks::default();
+        other.restore(&list);
+        assert_eq!(other.list(to).into_iter().map(|(at, _)| at).collect::<Vec<_>>(), list);
+    }
+}

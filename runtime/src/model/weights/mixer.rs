@@ -1,0 +1,161 @@
+//! The weights of what mixes the tokens of a layer: attention, or a gated short convolution.
+
+use super::LayerOf;
+use crate::error::Result;
+use crate::model::spec::{AttentionSpec, MixerSpec};
+use crate::model::tensors::{Declared, Held, Met, Tensors, part};
+use crate::quant::Matrix;
+
+/// What mixes tokens.
+#[derive(Clone, Debug)]
+// There is one a layer.
+#[allow(clippy::large_enum_variant)]
+pub enum Mixer {
+    /// Attention.
+    Attention(Attention),
+    /// A gated short convolution.
+    Conv(Conv),
+}
+
+/// A layer with attention.
+#[derive(Clone, Copy)]
+pub struct AttentionOf<'a> {
+    layer: LayerOf<'a>,
+    spec: &'a AttentionSpec,
+}
+
+impl AttentionOf<'_> {
+    fn matrix(&self, part: &str, rows: usize, cols: usize) -> Declared {
+        Declared::matrix(self.layer.name(&format!("{part}.weight")), rows, cols)
+    }
+
+    /// Whether it has keys and values of its own.
+    fn has_kv(&self) -> bool {
+        self.spec.kv_of.is_none()
+    }
+
+    /// The projection of values, which some families may leave out.
+    fn values(&self) -> Declared {
+        let values = self.matrix("attn_v", self.spec.kv_width(), self.layer.d);
+        match self.spec.keys_as_values {
+            true => values.maybe_if(self.has_kv()),
+            false => values.only_if(self.has_kv()),
+        }
+    }
+
+    /// The bias of a projection.
+    fn bias(&self, part: &str, len: usize) -> Declared {
+        let bias = Declared::vector(self.layer.name(&format!("{part}.bias")), len);
+        if self.spec.biases { bias } else { bias.maybe() }
+    }
+
+    /// Over each head or over a whole row of `width`.
+    fn head_norm(&self, part: &str, width: usize) -> Declared {
+        Declared::vector(self.layer.name(&format!("{part}.weight")), self.spec.head_dim).or(width)
+    }
+}
+
+part! {
+    /// Projections, and what stands between them.
+    Attention(of: AttentionOf) {
+        /// `[heads · head_dim, d]`.
+        first q: Matrix = of.matrix("attn_q", of.spec.q_width(), of.layer.d);
+        /// `[heads · head_dim]`.
+        also q_bias: Option<Vec<f32>> = of.bias("attn_q", of.spec.q_width());
+        /// `[kv_heads · head_dim, d]`; not where another layer's keys are read.
+        also k: Option<Matrix> = of.matrix("attn_k", of.spec.kv_width(), of.layer.d).only_if(of.has_kv());
+        /// `[kv_heads · head_dim]`.
+        also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.kv_width());
+        /// `[kv_heads · head_dim, d]`; without it, keys are values.
+        also v: Option<Matrix> = of.values();
+        /// `[kv_heads · head_dim]`.
+        also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.kv_width());
+        /// `[d, heads · head_dim]`.
+        first o: Matrix = of.matrix("attn_output", of.layer.d, of.spec.q_width());
+        /// `[d]`.
+        also o_bias: Option<Vec<f32>> = of.bias("attn_output", of.layer.d);
+        /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
+        first q_norm: Option<Vec<f32>> = of.head_norm("attn_q_norm", of.spec.q_width()).maybe();
+        /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
+        first k_norm: Option<Vec<f32>> = of.head_norm("attn_k_norm", of.spec.kv_width()).maybe_if(of.has_kv());
+        /// `[heads]`.
+        first sinks: Option<Vec<f32>> =
+            Declared::vector(of.layer.name("attn_sinks.weight"), of.spec.heads).only_if(of.spec.sinks);
+    }
+}
+
+/// A layer with a short convolution.
+#[derive(Clone, Copy)]
+pub struct ConvOf<'a> {
+    layer: LayerOf<'a>,
+    taps: usize,
+}
+
+impl ConvOf<'_> {
+    fn name(&self, part: &str) -> String {
+        self.layer.name(&format!("shortconv.{part}"))
+    }
+}
+
+part! {
+    /// A gated short convolution: `out · (C ⊙ conv(B ⊙ v))` of `[B, C, v] = input · h`.
+    Conv(of: ConvOf) {
+        /// `[3 · d, d]`.
+        first input: Matrix = Declared::matrix(of.name("in_proj.weight"), 3 * of.layer.d, of.layer.d);
+        /// `[3 · d]`.
+        also input_bias: Option<Vec<f32>> = Declared::vector(of.name("in_proj.bias"), 3 * of.layer.d).maybe();
+        /// `[d, taps]`, the newest last.
+        first weight: Vec<f32> = Declared::small(of.name("conv.weight"), of.layer.d, of.taps);
+        /// `[d]`.
+        first bias: Option<Vec<f32>> = Declared::vector(of.name("conv.bias"), of.layer.d).maybe();
+        /// `[d, d]`.
+        first output: Matrix = Declared::matrix(of.name("out_proj.weight"), of.layer.d, of.layer.d);
+        /// `[d]`.
+        also output_bias: Option<Vec<f32>> = Declared::vector(of.name("out_proj.bias"), of.layer.d).maybe();
+    }
+}
+
+impl Mixer {
+    /// Its matrices, in the order of their use.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let all = match self {
+            Mixer::Attention(a) => [Some(&a.q), a.k.as_ref(), a.v.as_ref(), Some(&a.o)],
+            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None],
+        };
+        all.into_iter().flatten()
+    }
+}
+
+impl Held for Mixer {
+    type Of<'o> = LayerOf<'o>;
+
+    fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
+        match &of.spec.mixer {
+            MixerSpec::Attention(spec) => Attention::declare(AttentionOf { layer: of, spec }, to),
+            MixerSpec::Conv { taps } => Conv::declare(ConvOf { layer: of, taps: *taps }, to),
+        }
+    }
+
+    fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Mixer> {
+        Ok(match &of.spec.mixer {
+            MixerSpec::Attention(spec) => {
+                Mixer::Attention(Attention::read(from, AttentionOf { layer: of, spec })?)
+            }
+            MixerSpec::Conv { taps } => Mixer::Conv(Conv::read(from, ConvOf { layer: of, taps: *taps })?),
+        })
+    }
+
+    fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
+        match self {
+            Mixer::Attention(attention) => attention.each(met),
+            Mixer::Conv(conv) => conv.each(met),
+        }
+    }
+
+    fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
+        match self {
+            Mixer::Attention(attention) => attention.each_mut(met),
+            Mixer::Conv(conv) => conv.each_mut(met),
+        }
+    }
+}
