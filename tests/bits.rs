@@ -62,8 +62,8 @@ fn a_file_is_as_large_as_was_asked_for_and_says_where_its_bits_are() {
         assert_eq!(fs::metadata(at("cut")).unwrap().len(), bytes);
         assert_eq!(file.directory().is_uneven(), ![2.0, 8.0].contains(&bits), "{bits}");
         let shown = dollop::inspect::inspect(&at("cut")).unwrap();
-        assert_eq!(shown.expert_levels.iter().map(|l| l.experts).sum::<usize>(), 2 * EXPERTS);
-        let of_layers = shown.layer_bits.iter().map(|l| l.bits).sum::<f64>() / 2.0;
+        assert_eq!(shown.expert_levels.values().sum::<usize>(), 2 * EXPERTS);
+        let of_layers = shown.layer_bits.values().sum::<f64>() / 2.0;
         assert!((of_layers - mean).abs() < 1e-9);
         // Within what its experts have, it is the whole file: codes, corrections and errors.
         if bits == 8.0 {

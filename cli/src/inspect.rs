@@ -6,7 +6,6 @@ use crate::output::{bytes, count};
 use crate::screen::{self, one_line};
 use crate::{Failure, locate};
 use dollop::convert::Purpose;
-use dollop::inspect::LayerBits;
 use std::io::Write;
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
@@ -50,16 +49,16 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
             p.bits_per_weight
         )?;
     }
-    if let [_, _, ..] = i.expert_levels[..] {
-        let all = i.expert_levels.iter().map(|t| format!("{} at {} bits", t.experts, t.level));
-        let experts: usize = i.expert_levels.iter().map(|t| t.experts).sum();
-        let mean = i.layer_bits.iter().map(|l| l.bits).sum::<f64>() / i.layer_bits.len() as f64;
-        let by_bits = |a: &&LayerBits, b: &&LayerBits| a.bits.total_cmp(&b.bits);
-        let ends = i.layer_bits.iter().min_by(by_bits).zip(i.layer_bits.iter().max_by(by_bits));
+    if i.expert_levels.len() > 1 {
+        let all = i.expert_levels.iter().map(|(level, n)| format!("{n} at {level} bits"));
+        let experts: usize = i.expert_levels.values().sum();
+        let mean = i.layer_bits.values().sum::<f64>() / i.layer_bits.len() as f64;
         writeln!(out, "  of {experts} experts {}: {mean:.3} on average", all.collect::<Vec<_>>().join(", "))?;
-        if let Some((least, most)) = ends {
-            let (a, b) = (least.layer, most.layer);
-            writeln!(out, "  layers from {:.3} (layer {a}) to {:.3} (layer {b})", least.bits, most.bits)?;
+        let by_bits = |a: &(&usize, &f64), b: &(&usize, &f64)| a.1.total_cmp(b.1);
+        if let Some(((a, least), (b, most))) =
+            i.layer_bits.iter().min_by(by_bits).zip(i.layer_bits.iter().max_by(by_bits))
+        {
+            writeln!(out, "  layers from {least:.3} (layer {a}) to {most:.3} (layer {b})")?;
         }
     }
     if let Some(dense) = i.dense_bits_per_weight {

@@ -62,26 +62,6 @@ pub struct PlaneTotal {
     pub bits_per_weight: f64,
 }
 
-/// The experts of a layer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct LayerBits {
-    /// The layer.
-    pub layer: usize,
-    /// Bits of an expert's codes on average.
-    pub bits: f64,
-}
-
-/// Experts whose highest level is the same.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct LevelTotal {
-    /// The level.
-    pub level: u8,
-    /// How many experts, of all layers together.
-    pub experts: usize,
-}
-
 /// A model file in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -112,10 +92,10 @@ pub struct Inspection {
     pub types: Vec<TypeTotal>,
     /// Planes of the experts; empty for foreign files.
     pub planes: Vec<PlaneTotal>,
-    /// How many experts are stored at which level, lowest first; for Dollop files.
-    pub expert_levels: Vec<LevelTotal>,
-    /// Bits of an expert's codes on average, by layer and without metadata; for Dollop files.
-    pub layer_bits: Vec<LayerBits>,
+    /// By level in bits, how many experts are stored at it; for Dollop files.
+    pub expert_levels: BTreeMap<u8, usize>,
+    /// By layer, bits of an expert's codes on average, without metadata; for Dollop files.
+    pub layer_bits: BTreeMap<usize, f64>,
     /// Bits per weight of dense matrices; for Dollop files.
     pub dense_bits_per_weight: Option<f64>,
     /// Kind of tokenizer and size of its vocabulary.
@@ -213,15 +193,9 @@ fn of_dollop(file: &NestedFile, file_bytes: u64) -> Result<Inspection> {
     }
     for (layer, levels) in file.expert_levels() {
         let bits = levels.iter().map(|&l| f64::from(l)).sum::<f64>() / levels.len().max(1) as f64;
-        i.layer_bits.push(LayerBits { layer, bits });
-        for level in levels {
-            match i.expert_levels.iter_mut().find(|total| total.level == level) {
-                Some(total) => total.experts += 1,
-                None => i.expert_levels.push(LevelTotal { level, experts: 1 }),
-            }
-        }
+        i.layer_bits.insert(layer, bits);
+        levels.into_iter().for_each(|level| *i.expert_levels.entry(level).or_default() += 1);
     }
-    i.expert_levels.sort_by_key(|total| total.level);
     let mut types = BTreeMap::new();
     file.directory().gguf.tensors.iter().for_each(|t| add_type(&mut types, t.ty, t.n_bytes));
     i.types = types.into_values().collect();
@@ -265,8 +239,8 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         file_bytes,
         types: Vec::new(),
         planes: Vec::new(),
-        expert_levels: Vec::new(),
-        layer_bits: Vec::new(),
+        expert_levels: BTreeMap::new(),
+        layer_bits: BTreeMap::new(),
         dense_bits_per_weight: None,
         tokenizer,
         chat_template: template.map(|line| line.chars().take(100).collect()),

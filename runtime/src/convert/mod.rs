@@ -25,6 +25,7 @@ pub use crate::quant::GroupParams;
 pub use bits::Size;
 pub use cache::{Purpose, cached};
 pub use calibration::{Calibration, Inputs};
+#[doc(hidden)]
 pub use journal::Journal;
 pub use name::model_name;
 pub use plan::Group;
@@ -71,6 +72,7 @@ pub struct ConvertOptions {
     /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
     pub calibration: Option<Arc<Calibration>>,
     /// Where what is done is kept, so that a conversion that was killed goes on; the result is the same.
+    #[doc(hidden)]
     pub resume: Option<Journal>,
     /// Passes over all codes of a matrix of experts that look for better ones, behind error feedback; where the calibration has the
     /// inputs themselves.

@@ -49,6 +49,7 @@ pub struct CalibrateOptions {
     pub keep: Option<Keep>,
     /// Where what is done is kept, so that a calibration that was killed goes on. The inputs of experts lie beside it then, whatever
     /// `keep` says.
+    #[doc(hidden)]
     pub resume: Option<Journal>,
 }
 
