@@ -4,6 +4,7 @@
 use dollop::tokenizer::{Tokenizer, Vocab};
 use dollop_tests::{golden, root};
 use serde_json::Value as Json;
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -87,11 +88,86 @@ fn a_byte_level_vocabulary_of_a_gguf_gives_the_same_ids() {
     }
 }
 
+/// The bytes that base64 stands for.
+fn from_base64(text: &str) -> Vec<u8> {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => c - b'A',
+        b'a'..=b'z' => c - b'a' + 26,
+        b'0'..=b'9' => c - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let all = text.trim_end_matches('=').bytes().fold((Vec::new(), 0u32, 0), |(mut out, bits, n), c| {
+        let (bits, n) = (bits << 6 | u32::from(digit(c)), n + 6);
+        if n < 8 {
+            return (out, bits, n);
+        }
+        out.push((bits >> (n - 8)) as u8);
+        (out, bits & ((1 << (n - 8)) - 1), n - 8)
+    });
+    all.0
+}
+
+/// A vocabulary of ranks as a GGUF file would hold it: bytes as characters, and of each token the two whose merge it is.
+fn of_ranks(text: &str, pre: &str) -> Vocab {
+    let tokens: Vec<Vec<u8>> =
+        text.lines().map(|line| from_base64(line.split_once(' ').unwrap().0)).collect();
+    let ranks: HashMap<&[u8], usize> = tokens.iter().enumerate().map(|(rank, t)| (&t[..], rank)).collect();
+    // GPT-2's characters for bytes.
+    let mut next = 256;
+    let characters: Vec<char> = (0..=255u8)
+        .map(|byte| match byte {
+            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => byte as char,
+            _ => {
+                next += 1;
+                char::from_u32(next - 1).unwrap()
+            }
+        })
+        .collect();
+    let spell = |bytes: &[u8]| bytes.iter().map(|&b| characters[b as usize]).collect::<String>();
+    // Some are whole words alone, and no merge makes them.
+    let halves = |token: &Vec<u8>, rank: usize| {
+        let mut ends: Vec<usize> = (0..=token.len()).collect();
+        while ends.len() > 3 {
+            let best = (0..ends.len() - 2)
+                .filter_map(|i| Some((*ranks.get(&token[ends[i]..ends[i + 2]])?, i)))
+                .filter(|&(other, _)| other < rank)
+                .min()?;
+            ends.remove(best.1 + 1);
+        }
+        Some(format!("{} {}", spell(&token[..ends[1]]), spell(&token[ends[1]..])))
+    };
+    Vocab {
+        model: "gpt2".into(),
+        pre: Some(pre.into()),
+        tokens: tokens.iter().map(|t| spell(t)).collect(),
+        types: vec![1; tokens.len()],
+        merges: (tokens.iter().enumerate().filter(|(_, t)| t.len() > 1))
+            .filter_map(|(rank, t)| halves(t, rank))
+            .collect(),
+        ..Vocab::default()
+    }
+}
+
+/// Marks are parts of words there.
+#[test]
+fn ranks_with_qwen_3_5s_cut_give_the_ids_of_tiktoken() {
+    let text = fs::read_to_string(fetched("qwen3_5.tiktoken")).unwrap();
+    let tokenizer = Tokenizer::from_vocab(&of_ranks(&text, "qwen35")).unwrap();
+    let other = Tokenizer::from_vocab(&of_ranks(&text, "qwen2")).unwrap();
+    let mut differ = 0;
+    for (text, want) in strings().iter().zip(expected("qwen3_5")) {
+        assert_eq!(tokenizer.encode(text, false).unwrap(), want, "{text:?}");
+        differ += usize::from(other.encode(text, false).unwrap() != want);
+    }
+    assert!(differ > 0, "the strings have no marks that matter");
+}
+
 #[test]
 fn a_sentencepiece_vocabulary_of_a_gguf_gives_the_same_ids() {
     let mut v = vocab("llama2", "llama", None);
     // A SentencePiece BPE model's scores are the order of its merges: each token's is the rank of the first that makes it.
-    let mut rank = std::collections::HashMap::new();
+    let mut rank = HashMap::new();
     for (i, merge) in v.merges.iter().enumerate() {
         rank.entry(merge.replace(' ', "")).or_insert(-(i as f32));
     }

