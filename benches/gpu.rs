@@ -112,6 +112,7 @@ fn main() -> Result<(), Failure> {
                 kv: &mut kv,
                 shared: false,
                 shape: &shape,
+                gate: None,
                 out: &mut out,
             });
         })?;

@@ -41,6 +41,9 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("route", &[Axis::Subgroups]),
     ("group", &[]),
     ("conv", &[]),
+    ("delta_mix", &[Axis::Subgroups]),
+    ("delta", &[]),
+    ("gated_norm", &[Axis::Subgroups]),
     ("combine", &[]),
     ("elementwise", &[Axis::Op]),
     ("gate_rows", &[]),
@@ -48,8 +51,8 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("top_k", &[]),
 ];
 
-/// Operations of `elementwise`: add, copy, SwiGLU, GeGLU.
-const OPS: u32 = 4;
+/// Operations of `elementwise`: add, copy, SwiGLU, GeGLU, sigmoid gate.
+const OPS: u32 = 5;
 
 /// The code bits of a number of planes; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];

@@ -16,7 +16,7 @@ pub struct Variant {
     pub half: bool,
     /// The last plane lies in a separate buffer, and only some experts have it; the others read zeros for its bits.
     pub mixed: bool,
-    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`] or [`GEGLU`].
+    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`] or [`GATE`].
     pub op: u32,
     /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. The results are bit-identical.
     pub subgroups: bool,
@@ -39,6 +39,8 @@ pub const COPY: u32 = 1;
 pub const SWIGLU: u32 = 2;
 /// `x = gelu(x) · y`.
 pub const GEGLU: u32 = 3;
+/// `x = x · sigmoid(y)`.
+pub const GATE: u32 = 4;
 
 /// Inputs in single precision.
 pub const SINGLE: u32 = 0;

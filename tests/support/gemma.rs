@@ -35,7 +35,8 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect, meta: &Metadata) -> Vec<Wr
     for (name, shape, data) in tiny.tensors.iter().filter(|t| hf::left_out(&t.0, dialect).is_none()) {
         let places = hf::places(name, dialect).expect("the tensor is known");
         let Some(place) = places.first() else { continue };
-        let data: Vec<f32> = data.iter().map(|v| v + if place.from_one { 1.0 } else { 0.0 }).collect();
+        let mut data = data.clone();
+        place.stored.turn(&mut data);
         let name = match place.cut {
             Cut::Whole => place.name.clone(),
             _ => place.name.replace("ffn_gate_exps", "ffn_gate_up_exps"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 mod gemma;
 mod gptoss;
 mod held;
+mod hybrid;
 pub mod mutants;
 mod short;
 pub mod talker;

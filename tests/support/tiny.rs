@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
-use crate::{gemma, gptoss, set};
+use crate::{gemma, gptoss, hybrid, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
@@ -177,6 +177,9 @@ impl Tiny {
         if architecture == "gpt-oss" {
             return write(path, &gptoss::keys(meta), gptoss::tensors(self));
         }
+        if architecture.starts_with("qwen35") || architecture == "qwen3next" {
+            return write(path, &hybrid::keys(meta, &self.config), hybrid::tensors(self, architecture));
+        }
         let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
         if architecture.starts_with("gemma") {
             return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
@@ -192,6 +195,7 @@ impl Tiny {
             let [place] = &places[..] else { panic!("{name} has {} places", places.len()) };
             let (mut data, mut shape) = (data.clone(), shape.clone());
             let mut to = place.name.clone();
+            place.stored.turn(&mut data);
             if conv {
                 to = to.replace("output_norm", "token_embd_norm");
                 shape.retain(|&n| n > 1);
@@ -227,6 +231,28 @@ fn lfm2_keys(meta: &Metadata) -> Metadata {
         keys.insert(format!("{architecture}.expert_gating_func"), 2u32);
     }
     keys
+}
+
+impl Tiny {
+    /// [`Tiny::write_gguf`] with a draft head behind the layers: a block that is counted with them, and three tensors.
+    pub fn write_gguf_with_draft(&self, path: &Path) {
+        let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
+        let architecture = meta.require_str("general.architecture").expect("is there").to_owned();
+        let mut keys = hybrid::keys(&meta, &self.config);
+        let key = |name: &str| format!("{architecture}.{name}");
+        let layers = keys.u64(&key("block_count")).expect("is a number").expect("is there");
+        keys.insert(key("block_count"), layers as u32 + 1);
+        keys.insert(key("nextn_predict_layers"), 1u32);
+        let mut recurrent =
+            keys.bools(&key("attention.recurrent_layers")).expect("a list").expect("is there").to_vec();
+        recurrent.push(false);
+        keys.insert(key("attention.recurrent_layers"), recurrent);
+        let mut tensors = hybrid::tensors(self, &architecture);
+        for part in ["nextn.eh_proj.weight", "nextn.enorm.weight", "attn_q.weight"] {
+            tensors.push((format!("blk.{layers}.{part}"), vec![3, 32], GgmlType::F32, le_bytes(&[1.0; 96])));
+        }
+        write(path, &keys, tensors);
+    }
 }
 
 /// Writes a GGUF file.

@@ -7,12 +7,14 @@
 mod collector;
 mod folder;
 mod gguf;
+mod heads;
 mod packed;
 #[cfg(test)]
 mod tests;
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
+use crate::format::hf::Stored;
 use crate::format::{GgmlType, Metadata};
 use crate::model::{Spec, weights};
 use crate::store;
@@ -31,8 +33,8 @@ struct Tensor {
     ty: GgmlType,
     pieces: Pieces,
     layout: Layout,
-    /// Whether it is stored as its distance from one.
-    from_one: bool,
+    /// What its numbers are.
+    stored: Stored,
 }
 
 /// How the rows of a piece lie in the file.
@@ -42,6 +44,8 @@ enum Layout {
     Rows,
     /// Interleaved within each head (llama.cpp's `permute`); how many heads there are.
     Interleaved(usize),
+    /// These of the file's, one run behind the other; of a vector, its elements.
+    Runs(Vec<Range<usize>>),
     /// Element `[r, c]` is number `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },
     /// MXFP4 codes here, and their scales elsewhere.
@@ -168,7 +172,7 @@ impl Source {
     }
 
     /// Rows of a matrix (of one expert of a stack) as they are stored, in canonical row order. A vector is one row; what is
-    /// stored of a norm may be its distance from one.
+    /// stored of a vector may be something else than its numbers.
     ///
     /// # Errors
     /// `Malformed` for a name, expert or row that does not exist.
@@ -182,35 +186,39 @@ impl Source {
             return Err(none("has fewer rows"));
         }
         let data = &self.files[piece.file].1[piece.offset..piece.offset + piece.len];
-        let heads = match &t.layout {
-            Layout::Rows => return Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes])),
-            Layout::Interleaved(heads) => *heads,
+        // Of a vector, the elements move as the rows of its matrix do.
+        let (unit, moved) = match t.shape.len() {
+            1 => (t.ty.block_bytes(), rows.start * cols..rows.end * cols),
+            _ => (row_bytes, rows.clone()),
+        };
+        let gathered = |stored: &dyn Fn(usize) -> usize| {
+            let mut out = Vec::with_capacity(moved.len() * unit);
+            moved.clone().for_each(|row| out.extend_from_slice(&data[stored(row) * unit..][..unit]));
+            out
+        };
+        match &t.layout {
+            Layout::Rows => Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes])),
+            // llama.cpp stores the row pairs that rotate together side by side; rotation here wants half a head between.
+            Layout::Interleaved(heads) => {
+                let head = t.shape[0] / heads;
+                Ok(Cow::Owned(gathered(&|row| {
+                    let (h, i) = (row / head, row % head);
+                    h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 }
+                })))
+            }
+            Layout::Runs(runs) => Ok(Cow::Owned(gathered(&|row| heads::stored(runs, row)))),
             Layout::Strided { first, row, col } => {
                 let unit = t.ty.block_bytes();
                 let at = |r: usize, c: usize| (first + r * row + c * col) * unit;
                 let elements = rows.flat_map(|r| (0..cols).map(move |c| (r, c)));
                 let bytes = elements.flat_map(|(r, c)| &data[at(r, c)..at(r, c) + unit]);
-                return Ok(Cow::Owned(bytes.copied().collect()));
+                Ok(Cow::Owned(bytes.copied().collect()))
             }
             Layout::Packed(packed) => {
                 let scales = packed.scales(&self.files, expert);
-                return Ok(Cow::Owned(packed.rows(data, scales, rows, cols)));
+                Ok(Cow::Owned(packed.rows(data, scales, rows, cols)))
             }
-        };
-        // llama.cpp stores the row pairs that rotate together side by side; rotation here wants half a head between.
-        // Of a bias, the elements move as the rows of its matrix do.
-        let (unit, moved) = match t.shape.len() {
-            1 => (t.ty.block_bytes(), rows.start * cols..rows.end * cols),
-            _ => (row_bytes, rows),
-        };
-        let head = t.shape[0] / heads;
-        let mut out = Vec::with_capacity(moved.len() * unit);
-        for row in moved {
-            let (h, i) = (row / head, row % head);
-            let stored = h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
-            out.extend_from_slice(&data[stored * unit..(stored + 1) * unit]);
         }
-        Ok(Cow::Owned(out))
     }
 
     /// [`Source::raw_rows`], decoded into `out` (`rows · cols` values).
@@ -221,9 +229,7 @@ impl Source {
         let ty = self.dtype(name);
         let raw = self.raw_rows(name, expert, rows)?;
         ty.expect("raw_rows found it").dequantize(&raw, out)?;
-        if self.find(name).is_some_and(|t| t.from_one) {
-            out.iter_mut().for_each(|value| *value += 1.0);
-        }
+        self.find(name).map_or(Stored::Plain, |t| t.stored).turn(out);
         Ok(())
     }
 

@@ -22,9 +22,9 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
-    Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
-    Flow, History, KvCopy, Linear, LinearCall, Norm, Placing, Projected, RopeTable, Routed, RoutedBufs,
-    Router, Score, SumCall, Times, Uses,
+    Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
+    ExpertJob, Feed, FeedCall, Flow, History, KvCopy, Linear, LinearCall, MAX_TAPS, Norm, Placing, Projected,
+    Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -115,8 +115,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes keys and values to the cache, and mixes values for the queries. The projections are consumed.
     fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
 
-    /// A gated short convolution. The bits of a token do not depend on which others are in the call.
-    fn conv(&self, call: ConvCall<'_, Self::Buf>);
+    /// Mixes tokens with what is kept of those before. The bits of a token do not depend on which others are in the call.
+    fn recur(&self, call: Recur<'_, Self::Buf>);
 
     /// `x += sigmoid(gate) · block(h)`, or what would be added in `y`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);

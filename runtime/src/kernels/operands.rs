@@ -66,8 +66,92 @@ pub struct AttendCall<'a, Buf, Kv> {
     pub shared: bool,
     /// The operation itself.
     pub shape: &'a Attention<'a>,
+    /// `[tokens, heads · head_dim]`: the sigmoid of these multiplies what comes out.
+    pub gate: Option<&'a Buf>,
     /// `[tokens, heads · head_dim]`.
     pub out: &'a mut Buf,
+}
+
+/// A gated delta net of some tokens (arXiv 2412.06464), between its projections.
+pub struct DeltaCall<'a, Buf> {
+    /// Queries, keys and values, `[tokens, channels]`.
+    pub qkv: &'a Buf,
+    /// `[tokens, v_heads · v_dim]`: the SiLU of these multiplies what is normed.
+    pub z: &'a Buf,
+    /// `[tokens, v_heads]`: the sigmoid of these is how much of a correction is written.
+    pub beta: &'a Buf,
+    /// `[tokens, v_heads]`: how long a step is, for what fades with each.
+    pub alpha: &'a Buf,
+    /// How many they are.
+    pub tokens: usize,
+    /// The operation itself.
+    pub shape: &'a Delta<'a>,
+    /// `[slots, state values]`: in each, what is kept of the tokens before some position ([`Delta::state_values`]).
+    pub state: &'a mut Buf,
+    /// The slot of the tokens before; zeros where there are none.
+    pub from: Option<usize>,
+    /// Another slot, which is written.
+    pub to: usize,
+    /// Scratch, `[tokens, channels]`.
+    pub mixed: &'a mut Buf,
+    /// `[tokens, v_heads · v_dim]`.
+    pub out: &'a mut Buf,
+}
+
+/// A mixer whose state stands for one position: a slot of it is read, and another written.
+pub enum Recur<'a, Buf> {
+    /// A gated short convolution.
+    Conv(ConvCall<'a, Buf>),
+    /// A gated delta net.
+    Delta(DeltaCall<'a, Buf>),
+}
+
+/// Inputs that the convolution of a gated delta net sees, at most.
+pub const MAX_TAPS: usize = 4;
+
+/// A gated delta net beside its buffers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Delta<'a> {
+    /// Heads of queries and keys; divides `v_heads`.
+    pub k_heads: usize,
+    /// Heads of values, each with a memory of its own.
+    pub v_heads: usize,
+    /// Values of a key.
+    pub k_dim: usize,
+    /// Values of a value, a multiple of 16.
+    pub v_dim: usize,
+    /// Inputs that the convolution sees, the newest last: 2 to [`MAX_TAPS`].
+    pub taps: usize,
+    /// Whether value head `j` uses key head `j` modulo their number, instead of neighbours sharing one.
+    pub tiled: bool,
+    /// `[channels, taps]`: of the convolution.
+    pub conv: &'a [f32],
+    /// `[v_heads]`, below zero: how fast memory fades.
+    pub a: &'a [f32],
+    /// `[v_heads]`: added to the length of a step.
+    pub dt: &'a [f32],
+    /// `[v_dim]`: of the norm of each head.
+    pub norm: &'a [f32],
+    /// Of that norm.
+    pub eps: f32,
+}
+
+impl Delta<'_> {
+    /// Values of queries, keys and values of a token.
+    pub fn channels(&self) -> usize {
+        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+    }
+
+    /// Values of the state: the last inputs of the convolution, `[taps − 1, channels]`, oldest first, and the memory of the heads,
+    /// `[v_heads, k_dim, v_dim]`.
+    pub fn state_values(&self) -> usize {
+        (self.taps - 1) * self.channels() + self.v_heads * self.k_dim * self.v_dim
+    }
+
+    /// The key head that a value head uses.
+    pub fn key_head(&self, head: usize) -> usize {
+        if self.tiled { head % self.k_heads } else { head / (self.v_heads / self.k_heads) }
+    }
 }
 
 /// A block that every token goes through.
@@ -347,6 +431,8 @@ pub struct Uses {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
+    /// Values of a key of gated delta nets.
+    pub key_dim: usize,
 }
 
 /// One expert chosen for one token.

@@ -1,6 +1,6 @@
 //! Helpers shared by the tests of all backends.
 
-use super::Backend;
+use super::{Backend, Delta, DeltaCall, Recur};
 use crate::quant::GroupParams;
 
 /// Every kind of group: its size, and how its parameters are stored.
@@ -24,4 +24,97 @@ pub(super) fn put<B: Backend>(b: &B, x: &[f32]) -> B::Buf {
     let mut buf = b.alloc(x.len()).unwrap();
     b.upload(&mut buf, 0, x);
     buf
+}
+
+/// A gated delta net of some shape.
+pub(super) struct Net {
+    k_heads: usize,
+    v_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
+    taps: usize,
+    tiled: bool,
+    conv: Vec<f32>,
+    a: Vec<f32>,
+    dt: Vec<f32>,
+    norm: Vec<f32>,
+}
+
+impl Net {
+    pub(super) fn new(
+        (k_heads, v_heads): (usize, usize),
+        (k_dim, v_dim): (usize, usize),
+        taps: usize,
+        tiled: bool,
+    ) -> Net {
+        let channels = 2 * k_heads * k_dim + v_heads * v_dim;
+        Net {
+            conv: values(channels * taps, 5),
+            a: values(v_heads, 6).iter().map(|a| -0.05 - a.abs()).collect(),
+            dt: values(v_heads, 7),
+            norm: values(v_dim, 8).iter().map(|v| 1.0 + v).collect(),
+            ..Net {
+                k_heads,
+                v_heads,
+                k_dim,
+                v_dim,
+                taps,
+                tiled,
+                conv: vec![],
+                a: vec![],
+                dt: vec![],
+                norm: vec![],
+            }
+        }
+    }
+
+    pub(super) fn shape(&self) -> Delta<'_> {
+        let &Net { k_heads, v_heads, k_dim, v_dim, taps, tiled, .. } = self;
+        let Net { conv, a, dt, norm, .. } = self;
+        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, conv, a, dt, norm, eps: 1e-6 }
+    }
+}
+
+/// `[qkv, z, beta, alpha]` of some tokens.
+pub(super) fn rows(d: &Delta, tokens: usize) -> [Vec<f32>; 4] {
+    let widths = [d.channels(), d.v_heads * d.v_dim, d.v_heads, d.v_heads];
+    std::array::from_fn(|i| values(tokens * widths[i], 20 + i as u32))
+}
+
+/// What comes out of a delta net, and the state behind it, for calls of so many tokens between slots in turns.
+pub(super) fn in_calls<B: Backend>(
+    b: &B,
+    d: &Delta,
+    all: &[Vec<f32>; 4],
+    calls: &[usize],
+) -> (Vec<f32>, Vec<f32>) {
+    let (values, width) = (d.state_values(), d.v_heads * d.v_dim);
+    // What was in the slots before does not matter.
+    let mut state = put(b, &vec![f32::NAN; 3 * values]);
+    let (mut outs, mut at, mut slot) = (Vec::new(), 0, None);
+    for &tokens in calls {
+        let part = |i: usize, width: usize| put(b, &all[i][at * width..][..tokens * width]);
+        let to = slot.map_or(1, |slot| (slot + 1) % 3);
+        let mut out = put(b, &vec![f32::NAN; tokens * width]);
+        b.recur(Recur::Delta(DeltaCall {
+            qkv: &part(0, d.channels()),
+            z: &part(1, width),
+            beta: &part(2, d.v_heads),
+            alpha: &part(3, d.v_heads),
+            tokens,
+            shape: d,
+            state: &mut state,
+            from: slot,
+            to,
+            mixed: &mut put(b, &vec![f32::NAN; tokens * d.channels()]),
+            out: &mut out,
+        }));
+        let mut got = vec![0.0; tokens * width];
+        b.read(&mut [(&out, 0, &mut got)]).unwrap();
+        outs.extend(got);
+        (at, slot) = (at + tokens, Some(to));
+    }
+    let mut end = vec![0.0; values];
+    b.read(&mut [(&state, slot.unwrap() * values, &mut end)]).unwrap();
+    (outs, end)
 }

@@ -3,6 +3,7 @@
 //! [`Model`] is immutable and shared; [`State`] is one timeline's cache and scratch. A call takes a chunk of tokens (a prompt's
 //! part, or one token) through every layer; a layer of routed experts is long enough for a file (`routed`).
 
+mod delta;
 mod inputs;
 mod mixer;
 mod routed;

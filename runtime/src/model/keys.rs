@@ -10,7 +10,7 @@ use crate::kernels::Score;
 pub(super) const TAPS: &str = "shortconv.l_cache";
 
 /// Keys of an architecture (after `<arch>.`) that [`super::spec`] reads.
-const READ: [&str; 31] = [
+const READ: [&str; 32] = [
     "attention.clamp_kqv",
     "attention.head_count",
     "attention.head_count_kv",
@@ -31,6 +31,7 @@ const READ: [&str; 31] = [
     "expert_weights_scale",
     "feed_forward_length",
     "final_logit_softcapping",
+    "nextn_predict_layers",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
@@ -44,6 +45,18 @@ const READ: [&str; 31] = [
     "rope.scaling.yarn_ext_factor",
 ];
 
+/// Keys that are read of a family with gated delta nets. Positions of text are the same on all axes of its rope.
+const DELTA: [&str; 8] = [
+    "attention.recurrent_layers",
+    "full_attention_interval",
+    "rope.dimension_sections",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
+];
+
 /// Keys that describe the file, or say what its tensors show.
 const DESCRIBING: [&str; 6] = [
     "expert_shared_count",
@@ -55,7 +68,7 @@ const DESCRIBING: [&str; 6] = [
 ];
 
 /// Keys whose computation is not there, and the values with which it changes nothing.
-const NEUTRAL: [(&str, &[f64]); 15] = [
+const NEUTRAL: [(&str, &[f64]); 14] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
@@ -67,7 +80,6 @@ const NEUTRAL: [(&str, &[f64]); 15] = [
     ("interleave_moe_layer_step", &[0.0, 1.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("moe_every_n_layers", &[0.0, 1.0]),
-    ("nextn_predict_layers", &[0.0]),
     ("residual_scale", &[0.0, 1.0]),
     ("rope.scaling.yarn_log_multiplier", &[0.0]),
     ("use_parallel_residual", &[0.0]),
@@ -108,6 +120,7 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
             }
+            _ if DELTA.contains(&name) && family.delta.is_some() => true,
             "attention.shared_kv_layers" | "embedding_length_per_layer_input" => {
                 family.per_layer || number == Some(0.0)
             }
@@ -146,8 +159,10 @@ pub fn notes(meta: &Metadata) -> Result<Vec<String>> {
         notes.push(format!("keys that are not used: {}", unused.join(", ")));
     }
     if let Some(parts) = meta.strings("dollop.source.left_out")? {
-        notes
-            .push(format!("tensors that are left out, for the model takes text alone: {}", parts.join(", ")));
+        notes.push(format!(
+            "tensors that are left out, of pictures, sound or draft heads: {}",
+            parts.join(", ")
+        ));
     }
     if let Some(config) = meta.strings("dollop.source.unused")? {
         notes.push(format!("keys of config.json that are not used: {}", config.join(", ")));
@@ -215,7 +230,7 @@ mod tests {
             notes,
             [
                 "keys that are not used: mradermacher.quantized, llamaX",
-                "tensors that are left out, for the model takes text alone: vision_tower (4)",
+                "tensors that are left out, of pictures, sound or draft heads: vision_tower (4)",
                 "keys of config.json that are not used: a, b",
                 "keys of generation_config.json that are not used: c"
             ]

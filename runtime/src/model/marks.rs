@@ -7,11 +7,20 @@
 /// Positions between marks at most, where tokens come in calls that are no longer.
 pub const STEP: usize = 256;
 
-/// Marks at most.
-const MARKS: usize = 14;
+/// Slots that are no marks: what is now, and what comes next.
+const MOVING: usize = 2;
 
-/// Slots of a state: the marks, what is now, and what comes next.
-pub const SLOTS: usize = MARKS + 2;
+/// Slots at most, and at least.
+pub const SLOTS: usize = 14 + MOVING;
+const FEW_SLOTS: usize = 2 + MOVING;
+
+/// Bytes that slots may take, all layers together, beyond the fewest: of a large model one slot has tens of MB.
+const SLOTS_BYTES: usize = 256 << 20;
+
+/// How many slots a model has whose layers keep so many values in all.
+pub(super) fn slots(values: usize) -> usize {
+    (SLOTS_BYTES / values.saturating_mul(4).max(1)).clamp(FEW_SLOTS, SLOTS)
+}
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +41,17 @@ pub(super) struct Turn {
 }
 
 /// The slots of one timeline. Position 0 needs none.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Marks {
-    slots: [Option<Slot>; SLOTS],
+    slots: Vec<Option<Slot>>,
 }
 
 impl Marks {
+    /// Without any.
+    pub(super) fn new(slots: usize) -> Marks {
+        Marks { slots: vec![None; slots] }
+    }
+
     fn find(&self, at: usize) -> Option<usize> {
         self.slots.iter().position(|slot| slot.is_some_and(|slot| slot.at == at))
     }
@@ -49,7 +63,7 @@ impl Marks {
         }
         let from = self.find(pos);
         assert!(from.is_some() || pos == 0, "no state stands for position {pos}");
-        if self.slots.iter().flatten().filter(|slot| slot.kept).count() > MARKS {
+        if self.slots.iter().flatten().filter(|slot| slot.kept).count() > self.slots.len() - MOVING {
             self.thin(pos);
         }
         let to = self.slots.iter().position(Option::is_none).expect("there is one slot more than marks");
@@ -107,7 +121,7 @@ impl Marks {
     /// # Panics
     /// Where they are more than slots.
     pub(super) fn restore(&mut self, positions: &[usize]) {
-        self.slots = [None; SLOTS];
+        self.slots.fill(None);
         for (slot, &at) in self.slots[..positions.len()].iter_mut().zip(positions) {
             *slot = Some(Slot { at, kept: true });
         }
@@ -128,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_call_that_fails_leaves_everything_as_it_was() {
-        let mut marks = Marks::default();
+        let mut marks = Marks::new(SLOTS);
         assert_eq!(marks.begin(0).from, None);
         let pos = pass(&mut marks, 0, 5);
         // Begun and never done, and even done but not counted by the caller.
@@ -145,8 +159,22 @@ mod tests {
     }
 
     #[test]
+    fn a_large_state_has_few_marks() {
+        assert_eq!((slots(0), slots(1 << 10), slots(usize::MAX)), (SLOTS, SLOTS, FEW_SLOTS));
+        let of_35b = 30 * (3 * 8192 + 32 * 128 * 128);
+        assert!(4 * of_35b * slots(of_35b) < 300 << 20);
+        let mut marks = Marks::new(FEW_SLOTS);
+        let mut pos = 0;
+        while pos < 10_000 {
+            pos = pass(&mut marks, pos, 64);
+        }
+        assert!(marks.slots.iter().flatten().count() <= FEW_SLOTS);
+        assert!(pos - marks.rewind(pos - 1) <= 2 * STEP);
+    }
+
+    #[test]
     fn marks_are_dense_where_it_is_recent_and_never_too_many() {
-        let mut marks = Marks::default();
+        let mut marks = Marks::new(SLOTS);
         let mut pos = 0;
         while pos < 100_000 {
             pos = pass(&mut marks, pos, 1);
@@ -166,7 +194,7 @@ mod tests {
         assert_eq!((marks.rewind(to + 3), marks.rewind(to + 7)), (to, to + 7));
         let list: Vec<usize> = marks.list(to).into_iter().map(|(at, _)| at).collect();
         assert!(list.last() == Some(&to) && list.is_sorted());
-        let mut other = Marks::default();
+        let mut other = Marks::new(SLOTS);
         other.restore(&list);
         assert_eq!(other.list(to).into_iter().map(|(at, _)| at).collect::<Vec<_>>(), list);
     }

@@ -1,12 +1,13 @@
 //! What a layer keeps of the tokens before, and how far back that lets a timeline go.
 
-use super::spec::{LayerSpec, MixerSpec};
+use super::marks;
+use super::spec::{LayerSpec, MixerSpec, Spec};
 use crate::kernels::{KV_BLOCK, KV_TILE, KvShape};
 
 /// Positions that a cache of a window holds beyond the window, at least: a timeline goes back by as many without reading again.
 const BACK: usize = 512;
 
-/// Slots of a recurrent state.
+/// Slots of a recurrent state, at most.
 pub use super::marks::SLOTS;
 
 /// Copies of what a window sees, at most: where the last two turns begin and end.
@@ -42,7 +43,19 @@ impl LayerSpec {
                 MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, window: a.window })
             }
             MixerSpec::Conv { taps } => MemorySpec::State((taps - 1) * d),
+            MixerSpec::Delta(delta) => MemorySpec::State(delta.state_values()),
         }
+    }
+}
+
+impl Spec {
+    /// Slots of its layers' states.
+    pub fn slots(&self) -> usize {
+        let values = |layer: &LayerSpec| match layer.memory(self.d) {
+            MemorySpec::State(values) => values,
+            MemorySpec::Kv(_) => 0,
+        };
+        marks::slots(self.layers.iter().map(values).fold(0, usize::saturating_add))
     }
 }
 

@@ -1,13 +1,15 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
-mod ropes;
+mod positions;
 
-use super::families::{Family, Heads, Windows};
+use super::delta::DeltaSpec;
+use super::families::{Family, Heads};
 use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 use crate::kernels::{Activation, RopeTable, Router, Score, Uses};
+use positions::windows;
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
 const MAX_LAYERS: u64 = 1024;
@@ -65,6 +67,8 @@ pub enum MixerSpec {
         /// Tokens that one sees, itself among them.
         taps: usize,
     },
+    /// A gated delta net.
+    Delta(DeltaSpec),
 }
 
 impl LayerSpec {
@@ -72,7 +76,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             MixerSpec::Attention(a) => Some(a),
-            MixerSpec::Conv { .. } => None,
+            MixerSpec::Conv { .. } | MixerSpec::Delta(_) => None,
         }
     }
 }
@@ -119,6 +123,8 @@ pub struct AttentionSpec {
     pub sinks: bool,
     /// Whether all projections have biases; otherwise any may.
     pub biases: bool,
+    /// Whether what comes out is gated.
+    pub gated: bool,
 }
 
 impl AttentionSpec {
@@ -134,17 +140,17 @@ impl AttentionSpec {
 }
 
 /// Reads `<arch>.key` and checks its range.
-struct Keys<'a> {
-    meta: &'a Metadata,
+pub(super) struct Keys<'a> {
+    pub(super) meta: &'a Metadata,
     arch: &'static str,
 }
 
 impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.arch)
     }
 
-    fn optional(&self, name: &str, max: u64) -> Result<Option<usize>> {
+    pub(super) fn optional(&self, name: &str, max: u64) -> Result<Option<usize>> {
         let key = self.key(name);
         match self.meta.u64(&key)? {
             Some(v) if v > max => {
@@ -154,7 +160,7 @@ impl Keys<'_> {
         }
     }
 
-    fn required(&self, name: &str, max: u64) -> Result<usize> {
+    pub(super) fn required(&self, name: &str, max: u64) -> Result<usize> {
         match self.optional(name, max)? {
             Some(0) => Err(Error::malformed(self.key(name), "must not be zero")),
             Some(v) => Ok(v),
@@ -193,7 +199,7 @@ impl Spec {
     pub fn from_metadata(meta: &Metadata) -> Result<Spec> {
         let family = Family::find(meta.require_str("general.architecture")?)?;
         let keys = Keys { meta, arch: family.name };
-        let layers = keys.required("block_count", MAX_LAYERS)?;
+        let layers = layers(&keys)?;
         let d = keys.required("embedding_length", MAX_WIDTH)?;
         keys::check(meta, family)?;
         let context = keys.required("context_length", MAX_CONTEXT)?;
@@ -202,7 +208,7 @@ impl Spec {
         let sources = kv_sources(&keys, &windows)?;
         let with_window = |window: Option<usize>| attention(&keys, family, d, layers, window);
         let [full, local] = [with_window(None)?, with_window(Some(0))?];
-        let ropes = ropes::ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
+        let ropes = positions::ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
@@ -214,10 +220,12 @@ impl Spec {
             choice_bias: choice_bias(&keys, family)?,
         };
         let taps = taps(&keys, family)?;
+        let deltas = deltas(&keys, family, layers)?;
         let layer = |(layer, window): (usize, Option<usize>)| -> Result<LayerSpec> {
-            let mixer = match (kv_heads[layer], taps) {
-                (Some(0), Some(taps)) => MixerSpec::Conv { taps },
-                (kv_heads, _) => {
+            let mixer = match (kv_heads[layer], taps, deltas[layer]) {
+                (_, _, Some(delta)) => MixerSpec::Delta(delta),
+                (Some(0), Some(taps), None) => MixerSpec::Conv { taps },
+                (kv_heads, _, None) => {
                     let attention = if window.is_some() { local } else { full };
                     let kv_heads = divides(&keys, attention.heads, kv_heads.unwrap_or(attention.heads))?;
                     let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
@@ -251,6 +259,14 @@ impl Spec {
         self.layers.iter_mut().filter_map(|l| l.ffn.router.as_mut()).for_each(|r| r.top_k = top_k);
     }
 
+    /// Its gated delta nets, where it has any; all layers that have one have alike ones.
+    pub fn delta(&self) -> Option<&DeltaSpec> {
+        self.layers.iter().find_map(|l| match &l.mixer {
+            MixerSpec::Delta(delta) => Some(delta),
+            MixerSpec::Attention(_) | MixerSpec::Conv { .. } => None,
+        })
+    }
+
     /// What a backend must compute for it.
     pub fn uses(&self) -> Uses {
         let router = self.router();
@@ -258,7 +274,24 @@ impl Spec {
             head_dim: self.most(|a| a.head_dim),
             experts: router.map_or(0, |r| r.experts),
             top_k: router.map_or(0, |r| r.top_k),
+            key_dim: self.delta().map_or(0, |d| d.k_dim),
         }
+    }
+
+    /// Whether layers keep a state that stands for one position.
+    pub fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|l| l.attention().is_none())
+    }
+
+    /// Values of a row that gates of attention take; 0 where there are none.
+    pub fn gate_width(&self) -> usize {
+        self.most(|a| if a.gated { a.q_width() } else { 0 })
+    }
+
+    /// Values of a row that the inputs of convolutions take; 0 where there are none.
+    pub fn conv_width(&self) -> usize {
+        let conv = self.layers.iter().any(|l| matches!(l.mixer, MixerSpec::Conv { .. }));
+        if conv { 3 * self.d } else { 0 }
     }
 
     /// A logit within the model's limit.
@@ -283,16 +316,20 @@ impl Spec {
         self.layers.iter().rposition(own).unwrap_or(0)
     }
 
-    /// Values of a row that the inputs of convolutions take; 0 where there are none.
-    pub fn conv_width(&self) -> usize {
-        let conv = self.layers.iter().any(|l| l.attention().is_none());
-        if conv { 3 * self.d } else { 0 }
-    }
-
     /// The greatest of a number of all layers with attention.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
         self.layers.iter().filter_map(LayerSpec::attention).map(of).max().unwrap_or(0)
     }
+}
+
+/// Layers that are run: those of a draft head are counted behind them.
+fn layers(keys: &Keys) -> Result<usize> {
+    let blocks = keys.required("block_count", MAX_LAYERS)?;
+    let draft = keys.optional("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
+    blocks.checked_sub(draft).filter(|&layers| layers > 0).ok_or_else(|| {
+        let what = format!("{draft} of {blocks} layers");
+        Error::malformed(keys.key("nextn_predict_layers"), what)
+    })
 }
 
 /// Key/value heads of each layer: one number for all, or a list; `None` where there are as many as heads. 0 is a layer without
@@ -311,6 +348,13 @@ fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
         Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
         None => Ok(listed.into_iter().map(|n| Some(n as usize)).collect()),
     }
+}
+
+/// The gated delta net of each layer that is one.
+fn deltas(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<DeltaSpec>>> {
+    let Some(of) = family.delta else { return Ok(vec![None; layers]) };
+    let delta = DeltaSpec::read(keys, of)?;
+    Ok(DeltaSpec::layers(keys, of, layers)?.into_iter().map(|is| is.then_some(delta)).collect())
 }
 
 fn divides(keys: &Keys, heads: usize, kv_heads: usize) -> Result<usize> {
@@ -409,6 +453,7 @@ fn attention(
         rope: 0,
         sinks: family.sinks,
         biases: family.biases,
+        gated: family.gate_in_q,
     };
     let scale = keys.positive_or_zero("attention.scale")?;
     let scale = scale.unwrap_or_else(|| {
@@ -467,46 +512,10 @@ fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
     Ok(Activation::Clamped { alpha: number("alpha", alpha)?, limit: number("limit", limit)? })
 }
 
-/// The window of each layer.
-fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    const LAYERS: &str = "dollop.attention.window_layers";
-    let window = keys.optional("attention.sliding_window", MAX_CONTEXT)?.filter(|&w| w > 0);
-    let listed = match keys.meta.bools(LAYERS)? {
-        None => pattern(keys, layers)?,
-        Some(listed) => Some(listed.to_vec()),
-    };
-    let on: Vec<bool> = match (listed, family.windows) {
-        (Some(listed), _) if listed.len() != layers => {
-            return Err(Error::malformed(LAYERS, format!("{} entries for {layers} layers", listed.len())));
-        }
-        (Some(listed), _) => listed,
-        (None, Windows::All) => vec![true; layers],
-        (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
-        (None, Windows::AllBut(nth)) => (1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
-        // Without a list, a guess would compute something else without an error.
-        (None, Windows::Listed) if window.is_some() => {
-            let key = keys.key("attention.sliding_window");
-            let what = format!("`{key}` is given, and nothing says which layers have the window");
-            return Err(Error::unsupported(what));
-        }
-        (None, Windows::Listed) => vec![false; layers],
-    };
-    Ok(on.into_iter().map(|on| window.filter(|_| on)).collect())
-}
-
-/// What llama.cpp has of layers with a window: a list, or n, of which the last has none.
-fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
-    const NAME: &str = "attention.sliding_window_pattern";
-    if keys.meta.get(&keys.key(NAME)).is_none_or(|value| matches!(value, Value::Array(_))) {
-        return Ok(keys.meta.bools(&keys.key(NAME))?.map(<[bool]>::to_vec));
-    }
-    let nth = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
-    Ok(Some((1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::families::Windows;
 
     fn with_window(architecture: &str) -> Result<Spec> {
         let mut meta = Metadata::new();

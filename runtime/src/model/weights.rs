@@ -57,7 +57,7 @@ pub use ffn::{Beside, ExpertBiases, Ffn, Moe, MoeOf};
 #[derive(Clone, Copy)]
 pub struct LayerOf<'a> {
     layer: usize,
-    d: usize,
+    pub(super) d: usize,
     spec: &'a LayerSpec,
     /// Values of its own input.
     per_layer: usize,
@@ -66,7 +66,7 @@ pub struct LayerOf<'a> {
 }
 
 impl LayerOf<'_> {
-    fn name(&self, part: &str) -> String {
+    pub(super) fn name(&self, part: &str) -> String {
         format!("blk.{}.{part}", self.layer)
     }
 

@@ -12,9 +12,10 @@ use crate::error::{Error, Result};
 use crate::experts::{AllResident, Expert, ExpertSource, LayerExperts, Rows};
 use crate::format::Metadata;
 use crate::kernels::cpu::{CpuBackend, ScratchShape};
+use crate::model::delta::DeltaSpec;
 use crate::model::embedding::Embedding;
 use crate::model::file::{DenseSums, NestedFile};
-use crate::model::memory::{MemorySpec, SLOTS};
+use crate::model::memory::MemorySpec;
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
 use crate::model::spec::{AttentionSpec, LayerSpec};
@@ -114,7 +115,7 @@ impl Shape<'_> {
                 (processor::kv_bytes(self.gpu, places, kv.heads, kv.head_dim, self.single) + copies) as u64
             }
             // With its marks.
-            MemorySpec::State(values) => (4 * SLOTS * values) as u64,
+            MemorySpec::State(values) => 4 * (self.spec.slots() * values) as u64,
         };
         self.spec.layers.iter().map(layer).sum()
     }
@@ -126,7 +127,7 @@ impl Shape<'_> {
         let shape = ScratchShape {
             chunk,
             d: c.d,
-            widest: c.d.max(c.most(AttentionSpec::q_width)),
+            widest: c.d.max(c.most(AttentionSpec::q_width)).max(c.delta().map_or(0, DeltaSpec::width)),
             ff_routed: self.ff_routed,
             rotated: self.rotated,
             ff_dense: self.ff_dense,

@@ -5,6 +5,9 @@ Weights are not stored: they come from a counter-based generator that the tests 
 config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
 ids, and the logits of every position. Norms and biases are randomised too: ones and zeros would hide mistakes.
 
+A golden in the "published" style has what published files of its family have and `save_pretrained` does not write: stacked
+experts, and tensors of a draft head, which are left out by whoever reads them.
+
 Names of configurations as arguments make only those. NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
 """
 import json, pathlib, sys, tempfile, zlib
@@ -35,6 +38,12 @@ G4E = G4 | dict(enable_moe_block=False, num_experts=None, top_k_experts=None, mo
                 hidden_size_per_layer_input=16, vocab_size_per_layer_input=256, num_hidden_layers=6, num_kv_shared_layers=3,
                 use_double_wide_mlp=True, layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2)
 SIGHT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+NEXT = dict(**MOE, norm_topk_prob=True, moe_intermediate_size=64, shared_expert_intermediate_size=80, head_dim=32, num_hidden_layers=4,
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32)
+Q35 = dict(head_dim=32, num_hidden_layers=4, linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=32,
+           linear_value_head_dim=32)
+Q35MOE = dict(**Q35, **MOE, moe_intermediate_size=64, shared_expert_intermediate_size=80)
+EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -67,6 +76,17 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
                                                           layer_types=G4E["layer_types"][:3])), "new"),
     "gemma4-sight": ("Gemma4", dict(text_config=BASE | G4 | dict(global_head_dim=64, use_bidirectional_attention="vision"), audio_config=None,
                                     vision_config=SIGHT | dict(num_key_value_heads=2, head_dim=16)), "released"),
+    "qwen3next": ("Qwen3Next", NEXT, "old"),
+    "qwen3next-mlp-only": ("Qwen3Next", dict(**(NEXT | dict(norm_topk_prob=False, num_hidden_layers=3, linear_conv_kernel_dim=3,
+                                                            linear_key_head_dim=24, linear_value_head_dim=16)), mlp_only_layers=[1],
+                                             attention_bias=True,
+                                             layer_types=["full_attention", "linear_attention", "linear_attention"]), "new"),
+    "qwen35moe": ("Qwen3_5MoeText", Q35MOE, "new"),
+    "qwen35moe-published": ("Qwen3_5Moe", dict(text_config=dict(**(BASE | Q35MOE | dict(num_hidden_layers=2)), layer_types=[
+        "linear_attention", "full_attention"],
+        **rope("default", 1e7, partial_rotary_factor=0.25, mrope_section=[2, 1, 1], mrope_interleaved=True)), vision_config=EYES, tie_word_embeddings=False), "published"),
+    "qwen35": ("Qwen3_5Text", dict(**(Q35 | dict(linear_num_value_heads=2)), tie_word_embeddings=True), "new"),
+    "qwen35-grouped": ("Qwen3_5Text", dict(**Q35, full_attention_interval=2, **rope("default", 1e7, partial_rotary_factor=0.5)), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -124,6 +144,25 @@ def pack(tensors, arrays):
     return plain
 
 
+def publish(tensors, config):
+    """Names and shapes as published files have them: experts in stacks, and a draft head."""
+    experts = config["text_config"]["num_experts"]
+    stacks, out = {}, []
+    for key, shape, scale, offset in tensors:
+        base, _, part = key.partition(".experts.")
+        if not part:
+            out.append([key, shape, scale, offset])
+        elif part == "0.gate_proj.weight":
+            out.append([base + ".experts.gate_up_proj", [experts, 2 * shape[0], shape[1]], scale, offset])
+        elif part == "0.down_proj.weight":
+            out.append([base + ".experts.down_proj", [experts, *shape], scale, offset])
+    d = config["text_config"]["hidden_size"]
+    extra = {"fc.weight": [d, 2 * d], "norm.weight": [d], "pre_fc_norm_hidden.weight": [d], "layers.0.self_attn.q_norm.weight": [32],
+             "layers.0.mlp.gate.weight": [experts, d]}
+    out += [[f"mtp.{name}", shape, 0.3, 0.0] for name, shape in extra.items()]
+    return sorted(out)
+
+
 def old_style(config):
     """The keys that transformers 4 wrote."""
     c = dict(config)
@@ -135,29 +174,46 @@ def old_style(config):
     c["rope_theta"] = r.pop("rope_theta", 10000.0)
     c["rope_scaling"] = None if r.get("rope_type", "default") == "default" else r
     c["torch_dtype"] = c.pop("dtype", "float32")
+    if "partial_rotary_factor" in r:
+        c["partial_rotary_factor"] = r.pop("partial_rotary_factor")
     for key in ("layer_types",):
         c.pop(key, None)
     return c
 
 
+def spread(key, shape, ones):
+    """Scale and offset of a tensor's values. `ones`: norms are stored without the one that is added to them."""
+    if key.endswith("A_log"):
+        return 1.0, -1.5
+    if "norm" in key:
+        return 0.3, 0.0 if ones and not key.endswith("linear_attn.norm.weight") else 1.0
+    scale = 0.2 if key.endswith("bias") else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
+    return scale, 0.0
+
+
+def make(name, prefix, changes, style):
+    published = style == "published"
+    kind = "" if published else "Text" if prefix.startswith("Qwen3_5") else ""
+    config = getattr(transformers, f"{prefix}{kind}Config")(**(changes if published else {**BASE, **changes}))
+    model = getattr(transformers, prefix + ("ForConditionalGeneration" if published else "ForCausalLM"))
+    ones = prefix in ("Qwen3Next", "Qwen3_5", "Qwen3_5Moe")
 def make(name, prefix, changes, style):
     nested = "text_config" in changes
     config = getattr(transformers, prefix + "Config")(**(changes if nested else {**BASE, **changes}))
     name_of = prefix + "ForConditionalGeneration" if nested else prefix.removesuffix("Text") + "ForCausalLM"
     model = getattr(transformers, name_of)
+    ones = prefix.startswith(("Gemma3", "Qwen3Next", "Qwen3_5"))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         model(config).float().save_pretrained(folder)
-        tensors, arrays = [], {}
+        tensors = []
         with safe_open(folder / "model.safetensors", "np") as f:
             for key in sorted(f.keys()):
                 shape = list(f.get_slice(key).get_shape())
-                norm = "norm" in key or key.endswith(("layer_scalar", "router.scale", "per_expert_scale"))
-                bias = key.endswith("bias")
-                scale = 0.3 if norm else 0.2 if bias else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
-                offset = 1.0 if norm and not prefix.startswith("Gemma3") else 0.0
-                tensors.append([key, shape, scale, offset])
-                arrays[key] = values(key, shape, scale, offset)
+                tensors.append([key, shape, *spread(key, shape, ones)])
+        if style == "published":
+            tensors = publish(tensors, json.loads((folder / "config.json").read_text()))
+        arrays = {key: values(key, *rest) for key, *rest in tensors}
         plain = pack(tensors, arrays) if style == "mxfp4" else arrays
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         written = json.loads((folder / "config.json").read_text())

@@ -6,7 +6,7 @@
 use super::{Layout, Piece, Pieces, Source, Tensor};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::format::hf::Place;
+use crate::format::hf::{Place, Stored};
 use crate::format::{GgmlType, Metadata};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -47,12 +47,12 @@ impl Collector {
             if self.index.contains_key(&place.name) {
                 return wrong("appears twice".into());
             }
-            let from_one = place.from_one;
-            if from_one && shape.len() > 1 {
-                return wrong(format!("shape {shape:?} is not that of a norm"));
+            let stored = place.stored;
+            if stored != Stored::Plain && shape.len() > 1 {
+                return wrong(format!("shape {shape:?} is not that of a vector"));
             }
             let at = self.push(place.name, shape, ty, pieces, layout);
-            self.tensors[at].from_one = from_one;
+            self.tensors[at].stored = stored;
             return Ok(());
         };
         if expert >= MAX_EXPERTS {
@@ -85,7 +85,7 @@ impl Collector {
     ) -> usize {
         let at = self.tensors.len();
         self.index.insert(name.clone(), at);
-        self.tensors.push(Tensor { name, shape, ty, pieces, layout, from_one: false });
+        self.tensors.push(Tensor { name, shape, ty, pieces, layout, stored: Stored::Plain });
         at
     }
 

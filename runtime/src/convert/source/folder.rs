@@ -1,6 +1,7 @@
 //! A Hugging Face folder as a source: its configuration, what it has of a tokenizer, and safetensors files.
 
 use super::collector::Collector;
+use super::heads::Grouped;
 use super::packed::Blocks;
 use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
@@ -49,7 +50,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let tied = hf::is_tied(&config).map_err(|e| e.at(&config_path))?;
     let mut head = false;
     let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
-    let (mut collector, mut blocks) = (Collector::default(), Blocks::default());
+    let mut collected = Collected { grouped: Grouped::of(&metadata)?, ..Collected::default() };
     let mut files = Vec::new();
     let mut left_out = BTreeMap::<&str, usize>::new();
     for shard in shards {
@@ -67,7 +68,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
                 *left_out.entry(part).or_default() += 1;
                 continue;
             }
-            add_tensor(&mut collector, &mut blocks, files.len(), entry, dialect).map_err(|e| e.at(&path))?;
+            collected.add(files.len(), entry, dialect).map_err(|e| e.at(&path))?;
         }
         files.push((path, bytes));
     }
@@ -75,6 +76,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         let what = "the file has no such tensor, and `tie_word_embeddings` says that the embedding is not the head; is the download complete?";
         return Err(Error::malformed(format!("tensor `{HEAD}`"), what).at(folder));
     }
+    let Collected { mut collector, blocks, .. } = collected;
     blocks.finish(&mut collector).map_err(|e| e.at(folder))?;
     if !left_out.is_empty() {
         let parts = left_out.iter().map(|(part, n)| format!("{} ({n})", part.trim_end_matches('.')));
@@ -144,39 +146,53 @@ fn added_tokens(json: &str) -> HashMap<String, u32> {
     tokens.into_iter().map(|t| (t.content, t.id)).collect()
 }
 
-fn add_tensor(
-    collector: &mut Collector,
-    blocks: &mut Blocks,
-    file: usize,
-    entry: safetensors::Entry,
-    dialect: &hf::Dialect,
-) -> Result<()> {
-    let Some(places) = hf::places(&entry.name, dialect) else {
-        let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
-        return Err(Error::unsupported(what));
-    };
-    let mut shape = entry.shape.clone();
-    if shape.len() == 2 && shape[0] == 1 && places.iter().all(|p| p.expert.is_none()) {
-        shape.remove(0);
-    }
-    // A convolution channel by channel: `[channels, 1, taps]`.
-    if entry.name.ends_with(".conv.conv.weight") && shape.len() == 3 && shape[1] == 1 {
-        shape.remove(1);
-    }
-    for place in places {
-        if place.form != Form::Values {
-            blocks.add(place, file, &entry)?;
-            continue;
-        }
-        if !entry.ty.is_float() {
-            let what =
-                format!("tensor `{}`: element type U8 is not supported; F32, F16 and BF16 are", entry.name);
+/// What the folder's files have.
+#[derive(Default)]
+struct Collected {
+    collector: Collector,
+    blocks: Blocks,
+    grouped: Grouped,
+}
+
+impl Collected {
+    fn add(&mut self, file: usize, entry: safetensors::Entry, dialect: &hf::Dialect) -> Result<()> {
+        let Some(places) = hf::places(&entry.name, dialect) else {
+            let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
             return Err(Error::unsupported(what));
+        };
+        let shape = sides(&entry.shape, &places);
+        for place in places {
+            if place.form != Form::Values {
+                self.blocks.add(place, file, &entry)?;
+                continue;
+            }
+            if !entry.ty.is_float() {
+                let what = format!(
+                    "tensor `{}`: element type U8 is not supported; F32, F16 and BF16 are",
+                    entry.name
+                );
+                return Err(Error::unsupported(what));
+            }
+            let (shape, pieces, layout) = match place.cut {
+                Cut::Heads(part) => {
+                    let whole = Piece { file, offset: entry.offset as usize, len: entry.n_bytes as usize };
+                    self.grouped.cut(&place, part, (&shape, entry.ty), whole)?
+                }
+                _ => cut(&entry, file, &shape, &place)?,
+            };
+            self.collector.add(place, shape, entry.ty, pieces, layout)?;
         }
-        let (shape, pieces, layout) = cut(&entry, file, &shape, &place)?;
-        collector.add(place, shape, entry.ty, pieces, layout)?;
+        Ok(())
     }
-    Ok(())
+}
+
+/// A tensor's shape without what has one of something: rows of a vector, or inputs of a channel of a convolution.
+fn sides(shape: &[usize], places: &[Place]) -> Vec<usize> {
+    match *shape {
+        [1, n] if places.iter().all(|p| p.expert.is_none()) => vec![n],
+        [channels, 1, taps] if places.iter().all(|p| !p.name.contains("_exps.")) => vec![channels, taps],
+        _ => shape.to_vec(),
+    }
 }
 
 /// Which part of a tensor has a place, in the order of rows.

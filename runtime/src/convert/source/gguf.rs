@@ -1,13 +1,15 @@
 //! A foreign GGUF file as a source: its shards, tensors of single experts, and rows that llama.cpp has interleaved.
 
 use super::collector::Collector;
+use super::heads::Grouped;
 use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::dollop;
-use crate::format::hf::Place;
-use crate::format::{Gguf, TensorInfo};
+use crate::format::hf::{Heads, Place};
+use crate::format::{Gguf, Metadata, TensorInfo};
 use crate::model::families::Family;
 use crate::store;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const MAX_SHARDS: u64 = 1024;
@@ -57,11 +59,21 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     // Other architectures are refused by name when the model is looked at.
     let architecture = metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
     let family = Family::find(architecture).ok();
+    let grouped = Grouped::of(&metadata).map_err(|e| e.at(path))?;
+    let draft = draft_blocks(&metadata).map_err(|e| e.at(path))?;
     let mut collector = Collector::default();
+    let mut left_out = 0;
     for (file, gguf) in parsed.iter().enumerate() {
         for t in &gguf.tensors {
-            add(&mut collector, file, t, family).map_err(|e| e.at(&files[file].0))?;
+            if block(&t.name).is_some_and(|block| draft.contains(&block)) {
+                left_out += 1;
+                continue;
+            }
+            add(&mut collector, file, t, family, &grouped).map_err(|e| e.at(&files[file].0))?;
         }
+    }
+    if left_out > 0 {
+        metadata.insert("dollop.source.left_out", vec![format!("nextn ({left_out})")]);
     }
     let mut source = collector.finish(metadata, files, Vec::new()).map_err(|e| e.at(path))?;
     if let Some(family) = family.filter(|f| f.interleaved) {
@@ -94,6 +106,19 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
     Ok((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
 }
 
+/// The number of a tensor's block.
+fn block(name: &str) -> Option<u64> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// The blocks of a draft head: they are counted among the others, behind them.
+fn draft_blocks(meta: &Metadata) -> Result<Range<u64>> {
+    let arch = meta.require_str("general.architecture")?;
+    let number = |key: &str| Ok(meta.u64(&format!("{arch}.{key}"))?.unwrap_or(0));
+    let (blocks, draft): (u64, u64) = (number("block_count")?, number("nextn_predict_layers")?);
+    Ok(blocks.saturating_sub(draft)..blocks)
+}
+
 /// The canonical name of a tensor that this family's files name otherwise.
 fn canonical(name: &str, family: Option<&Family>) -> String {
     let renamed = family.map_or(&[][..], |f| f.renamed);
@@ -105,7 +130,29 @@ fn canonical(name: &str, family: Option<&Family>) -> String {
     renamed.iter().find_map(canonical).unwrap_or_else(|| name.to_owned())
 }
 
-fn add(collector: &mut Collector, file: usize, t: &TensorInfo, family: Option<&Family>) -> Result<()> {
+/// The parts of a tensor that is several in one, by its canonical name.
+fn taken_apart(name: &str, family: Option<&Family>) -> Option<[(String, Heads); 2]> {
+    let (block, part) = name.split_at(name.strip_prefix("blk.")?.find('.')? + "blk..".len());
+    let [a, b] = match part {
+        "ssm_ba.weight" => [("ssm_beta.weight", Heads::Beta), ("ssm_alpha.weight", Heads::Alpha)],
+        "attn_q.weight" if family?.gate_in_q => {
+            [("attn_q.weight", Heads::Query), ("attn_gate.weight", Heads::Gate)]
+        }
+        "attn_q.bias" if family?.gate_in_q => {
+            [("attn_q.bias", Heads::Query), ("attn_gate.bias", Heads::Gate)]
+        }
+        _ => return None,
+    };
+    Some([a, b].map(|(part, heads)| (format!("{block}{part}"), heads)))
+}
+
+fn add(
+    collector: &mut Collector,
+    file: usize,
+    t: &TensorInfo,
+    family: Option<&Family>,
+    grouped: &Grouped,
+) -> Result<()> {
     let mut shape: Vec<usize> = t.shape.iter().rev().map(|&n| n as usize).collect();
     // Old Mixtral files have one tensor per expert: `blk.0.ffn_gate.3.weight`.
     let parts: Vec<_> = t.name.split('.').collect();
@@ -120,6 +167,15 @@ fn add(collector: &mut Collector, file: usize, t: &TensorInfo, family: Option<&F
     // A one-row matrix is stored as a vector by some writers and the other way round; both read alike.
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
+    }
+    if let Some(parts) = taken_apart(&place.name, family) {
+        let whole = Piece { file, offset: t.offset as usize, len: t.n_bytes as usize };
+        for (name, heads) in parts {
+            let place = Place::of_heads(name, heads);
+            let (shape, pieces, layout) = grouped.cut(&place, heads, (&shape, t.ty), whole)?;
+            collector.add(place, shape, t.ty, pieces, layout)?;
+        }
+        return Ok(());
     }
     let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
     let len = t.n_bytes as usize / count;

@@ -80,7 +80,7 @@ impl Blocks {
             };
             let (first, step) = match place.cut {
                 Cut::Alternate(first) => (first, 2),
-                Cut::Whole | Cut::Half(_) => (0, 1),
+                Cut::Whole | Cut::Half(_) | Cut::Heads(_) => (0, 1),
             };
             let (&[experts, rows, blocks, CODES], true) =
                 (&codes.shape[..], codes.shape[..].starts_with(&scales.shape))

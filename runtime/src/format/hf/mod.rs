@@ -4,13 +4,14 @@
 //! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
 
 mod conv;
+mod delta;
 mod generation;
 mod places;
 mod positions;
 mod small;
 
 pub use generation::sampling;
-pub use places::{Cut, Form, Place, Stacks, left_out, places};
+pub use places::{Cut, Form, Heads, Place, Stacks, Stored, left_out, places};
 pub use small::{SmallFiles, chat_template, special_tokens};
 
 use super::json;
@@ -57,6 +58,14 @@ pub struct Dialect {
     pub left_out: &'static [&'static str],
     /// Numbers of the family's class, for configs that leave them out.
     pub numbers: &'static [(&'static str, u64)],
+    /// What is so or not, likewise.
+    pub flags: &'static [(&'static str, bool)],
+    /// The part of a head that turns, by default; `None` where all of it always does.
+    pub partial_rotary: Option<f64>,
+    /// Whether layers are gated delta nets, but for those that `layer_types` or `full_attention_interval` says.
+    pub delta: bool,
+    /// Whether the rows of a gate lie among those of queries, head by head.
+    pub gate_in_q: bool,
 }
 
 /// How a family says which layers have a sliding window.
@@ -93,6 +102,10 @@ impl Dialect {
         renamed: &[],
         left_out: &[],
         numbers: &[],
+        flags: &[],
+        partial_rotary: None,
+        delta: false,
+        gate_in_q: false,
     };
 }
 
@@ -197,7 +210,7 @@ const PER_LAYER: [(&str, &str); 2] = [
 const CLAMP: [&str; 2] = ["swiglu_alpha", "swiglu_limit"];
 
 /// Keys that a model of text, pictures and sound has beside `text_config`.
-const BESIDE_TEXT: [&str; 14] = [
+const BESIDE_TEXT: [&str; 17] = [
     "audio_config",
     "audio_token_id",
     "boa_token_id",
@@ -211,7 +224,10 @@ const BESIDE_TEXT: [&str; 14] = [
     "mm_tokens_per_image",
     "boi_token_id",
     "eoi_token_id",
+    "video_token_id",
     "vision_config",
+    "vision_end_token_id",
+    "vision_start_token_id",
 ];
 
 struct Config {
@@ -287,6 +303,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     for (key, number) in dialect.numbers {
         c.json.entry(*key).or_insert_with(|| (*number).into());
     }
+    for (key, flag) in dialect.flags {
+        c.json.entry(*key).or_insert_with(|| (*flag).into());
+    }
     supported(&c, dialect)?;
 
     let mut m = Metadata::new();
@@ -300,6 +319,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     positions::heads(&c, dialect, &mut m)?;
     wide_layers(&c, arch, &mut m)?;
     positions::ropes(&c, dialect, &mut m)?;
+    delta::layers(&c, dialect, &mut m)?;
     scales(&c, dialect, &mut m)?;
     let unused: Vec<String> = c
         .json
@@ -307,6 +327,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .filter(|k| !READ.contains(&k.as_str()) && !DESCRIBING.contains(&k.as_str()))
         .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
         .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
+        .filter(|k| !(dialect.delta && delta::READ.contains(&k.as_str())))
         .cloned()
         .collect();
     if !unused.is_empty() {

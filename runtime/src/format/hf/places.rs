@@ -15,8 +15,31 @@ pub struct Place {
     pub turned: bool,
     /// What its bytes are.
     pub form: Form,
-    /// Whether it is stored as its distance from one.
-    pub from_one: bool,
+    /// What its numbers are.
+    pub stored: Stored,
+}
+
+/// What the numbers of a tensor are to those that are computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// The same.
+    #[default]
+    Plain,
+    /// One less.
+    LessOne,
+    /// The logarithms of their negatives.
+    LogNegated,
+}
+
+impl Stored {
+    /// Makes of stored numbers what they stand for.
+    pub fn turn(self, values: &mut [f32]) {
+        match self {
+            Stored::Plain => {}
+            Stored::LessOne => values.iter_mut().for_each(|value| *value += 1.0),
+            Stored::LogNegated => values.iter_mut().for_each(|value| *value = -value.exp()),
+        }
+    }
 }
 
 /// Rows of a tensor that belong together.
@@ -28,6 +51,25 @@ pub enum Cut {
     Half(usize),
     /// Every other of each expert's, from this one on.
     Alternate(usize),
+    /// Those that are these of all heads.
+    Heads(Heads),
+}
+
+/// Which rows of each head, of a tensor that has several kinds of them head by head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// Of `[query | gate]`: queries.
+    Query,
+    /// Of the same: the gate of what comes out of attention.
+    Gate,
+    /// Of a key head's `[query | key | values | z]`: all queries, then all keys, then all values.
+    Mixed,
+    /// Of the same: `z`.
+    Z,
+    /// Of a key head's `[beta | alpha]`, a number for each of its value heads.
+    Beta,
+    /// Of the same.
+    Alpha,
 }
 
 /// What the bytes of a tensor are.
@@ -53,7 +95,14 @@ pub enum Stacks {
 impl Place {
     /// Of a tensor that is what it is called.
     pub fn whole(name: String, expert: Option<usize>) -> Place {
-        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values, from_one: false }
+        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values, stored: Stored::Plain }
+    }
+}
+
+impl Place {
+    /// Of some rows of every head.
+    pub fn of_heads(name: String, heads: Heads) -> Place {
+        Place { cut: Cut::Heads(heads), ..Place::whole(name, None) }
     }
 }
 
@@ -89,6 +138,25 @@ fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec
     Some(places)
 }
 
+/// The places of tensors that are several in one, head by head, and of what a delta net has beside matrices.
+fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+    let (module, leaf) = name.rsplit_once('.')?;
+    let two: [(&str, Heads); 2] = match (module, leaf) {
+        ("linear_attn", "A_log") => {
+            let place = Place::whole(blk("ssm_a"), None);
+            return Some(vec![Place { stored: Stored::LogNegated, ..place }]);
+        }
+        ("linear_attn", "dt_bias") => return Some(vec![Place::whole(blk("ssm_dt.bias"), None)]),
+        ("self_attn.q_proj", _) if dialect.gate_in_q => {
+            [("attn_q", Heads::Query), ("attn_gate", Heads::Gate)]
+        }
+        ("linear_attn.in_proj_qkvz", _) => [("attn_qkv", Heads::Mixed), ("attn_gate", Heads::Z)],
+        ("linear_attn.in_proj_ba", _) => [("ssm_beta", Heads::Beta), ("ssm_alpha", Heads::Alpha)],
+        _ => return None,
+    };
+    Some(two.map(|(part, heads)| Place::of_heads(blk(&format!("{part}.{leaf}")), heads)).into())
+}
+
 /// Which of [`Dialect::left_out`] a tensor is of.
 pub fn left_out(name: &str, dialect: &Dialect) -> Option<&'static str> {
     let name = name.strip_prefix("model.").unwrap_or(name);
@@ -103,7 +171,10 @@ pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let inner = moved.as_deref().or(name.strip_prefix("language_model."));
     let mut places = of_text(inner.filter(|_| !dialect.left_out.is_empty()).unwrap_or(name), dialect)?;
     for place in &mut places {
-        place.from_one = dialect.norms_from_one && place.name.ends_with("norm.weight");
+        let plain = place.name.ends_with(".ssm_norm.weight");
+        if dialect.norms_from_one && place.name.ends_with("norm.weight") && !plain {
+            place.stored = Stored::LessOne;
+        }
     }
     Some(places)
 }
@@ -139,6 +210,9 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if rest == "feed_forward.expert_bias" {
         return one(blk("exp_probs_b.bias"), None);
     }
+    if let Some(places) = delta(rest, dialect, &blk) {
+        return Some(places);
+    }
     let (module, leaf) = rest.rsplit_once('.')?;
     let renamed = dialect.renamed.iter().find(|(theirs, _)| *theirs == module).map(|(_, ours)| *ours);
     let plain = match module {
@@ -151,6 +225,13 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
         "self_attn.q_proj" => Some("attn_q"),
         "self_attn.k_proj" => Some("attn_k"),
         "self_attn.v_proj" => Some("attn_v"),
+        "linear_attn.in_proj_qkv" => Some("attn_qkv"),
+        "linear_attn.in_proj_z" => Some("attn_gate"),
+        "linear_attn.in_proj_b" => Some("ssm_beta"),
+        "linear_attn.in_proj_a" => Some("ssm_alpha"),
+        "linear_attn.conv1d" => Some("ssm_conv1d"),
+        "linear_attn.norm" => Some("ssm_norm"),
+        "linear_attn.out_proj" => Some("ssm_out"),
         "self_attn.o_proj" | "self_attn.out_proj" => Some("attn_output"),
         "self_attn.q_norm" | "self_attn.q_layernorm" => Some("attn_q_norm"),
         "self_attn.k_norm" | "self_attn.k_layernorm" => Some("attn_k_norm"),

@@ -128,10 +128,21 @@ fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(dialect.rope_base) as f32);
     let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
     let part = c.f64("partial_rotary_factor")?;
-    if let Some(part) = part.filter(|&p| p != 1.0 && kind != "proportional") {
-        return Err(Error::unsupported(format!(
-            "config.json: partial_rotary_factor {part} is not supported; 1 is"
-        )));
+    match dialect.partial_rotary {
+        Some(usual) => {
+            let of = m.u64(&key("dimension_count"))?.unwrap_or(0);
+            let part = part.unwrap_or(usual);
+            if !(part > 0.0 && part <= 1.0) {
+                return Err(Config::wrong("partial_rotary_factor", "a number above 0 and at most 1"));
+            }
+            m.insert(key("dimension_count"), (of as f64 * part) as u32);
+        }
+        None if part.is_some_and(|part| part != 1.0) && kind != "proportional" => {
+            let part = part.unwrap_or_default();
+            let what = format!("config.json: partial_rotary_factor {part} is not supported; 1 is");
+            return Err(Error::unsupported(what));
+        }
+        None => {}
     }
     let copy = |m: &mut Metadata, from: &str, to: String| -> Result<()> {
         if let Some(v) = c.f64(from)? {

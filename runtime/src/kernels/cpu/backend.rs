@@ -3,12 +3,13 @@
 use super::aligned::{Aligned, grow};
 use super::product::{Out, Product};
 use super::scratch::Scratch;
-use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, conv, math, warm};
+use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, conv, delta, math, warm};
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
-    Flow, KvCopy, KvPart, Linear, LinearCall, Placing, Projected, Routed, Score, SumCall, Summed, Times,
+    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, DeltaCall, ExpertJob,
+    Feed, FeedCall, Flow, KvCopy, KvPart, Linear, LinearCall, Placing, Projected, Recur, Routed, Score,
+    SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -56,15 +57,11 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn conv(&self, call: ConvCall<'_, Aligned<f32>>) {
-        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
-        let (kept, d) = (taps - 1, weight.len() / taps);
-        assert!(from != Some(to), "what is read is not written");
-        self.pool.operation("convolution");
-        let before = from.map(|from| &state[from * kept * d..][..kept * d]);
-        let inputs = conv::Inputs { x, before, weight, taps };
-        self.each_row(&mut out[..tokens * d], d, &|t, out| inputs.row(t, bias, out));
-        conv::keep(x, tokens, (kept, d), state, (from, to));
+    fn recur(&self, call: Recur<'_, Aligned<f32>>) {
+        match call {
+            Recur::Conv(call) => self.conv(call),
+            Recur::Delta(call) => self.delta(call),
+        }
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Aligned<f32>) {
@@ -188,11 +185,18 @@ impl Backend for CpuBackend {
     }
 
     fn attend(&self, call: AttendCall<'_, Aligned<f32>, CpuKv>) {
-        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, out } = call;
+        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, gate, out } = call;
         let written = if shared { None } else { Some(&mut *kv) };
         self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, written, out);
         self.attention(out, kv, pos, tokens, shape, q);
         std::mem::swap(q, out);
+        if let Some(gate) = gate {
+            let width = shape.heads * shape.head_dim;
+            self.pool.operation("gate");
+            self.each_row(&mut out[..tokens * width], width, &|t, out| {
+                math::times_sigmoid(out, &gate[t * width..][..width]);
+            });
+        }
     }
 
     fn feed(&self, call: FeedCall<'_, Aligned<f32>>) {
@@ -221,6 +225,23 @@ impl Backend for CpuBackend {
 
 /// The parts of these calls.
 impl CpuBackend {
+    fn conv(&self, call: ConvCall<'_, Aligned<f32>>) {
+        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
+        let (kept, d) = (taps - 1, weight.len() / taps);
+        assert!(from != Some(to), "what is read is not written");
+        self.pool.operation("convolution");
+        let before = from.map(|from| &state[from * kept * d..][..kept * d]);
+        let inputs = conv::Inputs { x, before, weight, taps };
+        self.each_row(&mut out[..tokens * d], d, &|t, out| inputs.row(t, bias, out));
+        conv::keep(x, tokens, (kept, d), state, (from, to));
+    }
+
+    fn delta(&self, call: DeltaCall<'_, Aligned<f32>>) {
+        let DeltaCall { qkv, z, beta, alpha, tokens, shape, state, from, to, mixed, out } = call;
+        let rows = delta::Rows { qkv, z, beta, alpha, mixed, out };
+        delta::delta(&self.pool, self.isa, shape, tokens, rows, delta::Slots { state, from, to });
+    }
+
     /// The backend's name for display: instruction set and threads.
     pub fn name(&self) -> String {
         let threads = self.threads();

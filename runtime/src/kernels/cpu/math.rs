@@ -128,6 +128,48 @@ pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// `silu(x)`, in place.
+#[inline(always)]
+pub(super) fn silu(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x /= 1.0 + exp(-*x));
+}
+
+/// `x · silu(gate)`, into `x`.
+#[inline(always)]
+pub(super) fn times_silu(x: &mut [f32], gate: &[f32]) {
+    for (x, g) in x.iter_mut().zip(gate) {
+        *x *= *g / (1.0 + exp(-*g));
+    }
+}
+
+/// `x · sigmoid(gate)`, into `x`.
+#[inline(always)]
+pub(super) fn times_sigmoid(x: &mut [f32], gate: &[f32]) {
+    for (x, g) in x.iter_mut().zip(gate) {
+        *x *= sigmoid(*g);
+    }
+}
+
+/// `1 / (1 + e^−x)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `e^(a · ln(1 + e^x))` for an `a` below zero: what is left of a memory after a step of length `ln(1 + e^x)`.
+#[inline(always)]
+pub(super) fn fade(x: f32, a: f32) -> f32 {
+    exp(a * (x.max(0.0) + exp(-x.abs()).ln_1p()))
+}
+
+/// `scale · x / sqrt(Σ x² + eps)`, in place.
+#[inline(always)]
+pub(super) fn to_length(x: &mut [f32], scale: f32, eps: f32) {
+    let sum: f64 = x.chunks(64).map(|x| f64::from(dot(x, x))).sum();
+    let factor = (f64::from(scale) / (sum + f64::from(eps)).sqrt()) as f32;
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
 /// Combines gate and up into the input of down, in `gate`.
 #[inline(always)]
 pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {

@@ -10,6 +10,7 @@ mod avx512;
 mod backend;
 mod conv;
 mod cores;
+mod delta;
 mod dispatch;
 mod halves;
 mod isa;

@@ -7,6 +7,7 @@ use crate::kernels::testing::{GROUPS, put, values};
 use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router, Score};
 use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 
+mod delta;
 mod rotated;
 mod scratch;
 

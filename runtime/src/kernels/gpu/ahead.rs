@@ -59,7 +59,7 @@ impl Launch {
         let shader = &SHADERS[self.index];
         let at =
             |name| shader.params.iter().find(|(member, _)| *member == name).map(|param| param.1 as usize);
-        (shader.kernel == Kernel::Conv)
+        matches!(shader.kernel, Kernel::Conv | Kernel::DeltaMix | Kernel::Delta)
             .then(|| ["before_slot", "after_slot"].map(|name| at(name).expect("its parameters")))
     }
 

@@ -2,18 +2,19 @@
 //!
 //! Most operations cannot return an error: a failure is kept, and the next operation that can returns it.
 
+use super::delta::MAX_KEY;
 use super::device::Memory;
 use super::params::{MAX_EXPERTS, MAX_HEAD, MAX_TOP_K};
 use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, ExpertJob, Feed, FeedCall,
-    Flow, GpuInputs, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Routed,
+    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ExpertJob, Feed, FeedCall, Flow,
+    GpuInputs, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Recur, Routed,
     RoutedBufs, SumCall, Uses,
 };
 use crate::quant::Matrix;
-use dollop_shaders::{ADD, COPY};
+use dollop_shaders::{ADD, COPY, GATE};
 
 impl Backend for GpuBackend {
     type Buf = GpuBuf;
@@ -58,8 +59,12 @@ impl Backend for GpuBackend {
         }
     }
 
-    fn conv(&self, call: ConvCall<'_, GpuBuf>) {
-        self.note(self.lock().conv(&self.gpu, call));
+    fn recur(&self, call: Recur<'_, GpuBuf>) {
+        let mut state = self.lock();
+        self.note(match call {
+            Recur::Conv(call) => state.conv(&self.gpu, call),
+            Recur::Delta(call) => state.delta(&self.gpu, call),
+        });
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
@@ -86,6 +91,7 @@ impl Backend for GpuBackend {
             (uses.head_dim, MAX_HEAD, "values in a head"),
             (uses.experts, MAX_EXPERTS, "experts in a layer"),
             (uses.top_k, MAX_TOP_K, "experts for a token"),
+            (uses.key_dim, MAX_KEY, "values in a key of a delta net"),
         ] {
             if is > most {
                 return Err(format!("the model has {is} {what}, and the GPU's kernels take up to {most}"));
@@ -166,14 +172,17 @@ impl Backend for GpuBackend {
     }
 
     fn attend(&self, call: AttendCall<'_, GpuBuf, GpuKv>) {
-        let AttendCall { x, how, pos, tokens, kv, shared, shape, out } = call;
-        if tokens == 1 && !shared && self.attend_one(&x, how, pos, kv, shape, out) {
-            return;
+        let AttendCall { x, how, pos, tokens, kv, shared, shape, gate, out } = call;
+        if tokens != 1 || shared || !self.attend_one(&x, how, pos, kv, shape, out) {
+            let Projected { q, k, v } = x;
+            self.place(Projected { q: &mut *q, k, v }, how, (pos, tokens), (kv, shared), out);
+            self.attention(out, kv, pos, tokens, shape, q);
+            std::mem::swap(q, out);
         }
-        let Projected { q, k, v } = x;
-        self.place(Projected { q: &mut *q, k, v }, how, (pos, tokens), (kv, shared), out);
-        self.attention(out, kv, pos, tokens, shape, q);
-        std::mem::swap(q, out);
+        if let Some(gate) = gate {
+            let len = tokens * shape.heads * shape.head_dim;
+            self.lock().elementwise(&self.gpu, (GATE, 1.0), &gate.memory, 0, len, &out.memory);
+        }
     }
 
     fn feed(&self, call: FeedCall<'_, GpuBuf>) {

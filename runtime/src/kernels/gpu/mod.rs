@@ -13,6 +13,7 @@ mod attend;
 mod backend;
 mod best;
 mod clock;
+mod delta;
 mod device;
 mod experts;
 mod feed_forward;

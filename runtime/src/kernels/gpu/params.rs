@@ -176,6 +176,27 @@ params!(
 );
 
 params!(
+    /// `delta_mix.wgsl`.
+    DeltaMix, DeltaMixParams {
+        k_heads: u32, v_heads: u32, k_dim: u32, v_dim: u32, taps: u32, tokens: u32, values: u32, before_slot: u32,
+        after_slot: u32, before: u32,
+    }
+);
+
+params!(
+    /// `delta.wgsl`.
+    Delta, DeltaParams {
+        k_heads: u32, v_heads: u32, k_dim: u32, v_dim: u32, taps: u32, tokens: u32, values: u32, before_slot: u32,
+        after_slot: u32, before: u32, tiled: u32,
+    }
+);
+
+params!(
+    /// `gated_norm.wgsl`.
+    GatedNorm, GatedNormParams { heads: u32, dim: u32, stride: u32, first: u32, eps: f32 }
+);
+
+params!(
     /// `combine.wgsl`.
     Combine, CombineParams { d: u32, top_k: u32, at: u32 }
 );

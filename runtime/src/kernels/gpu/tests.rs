@@ -15,6 +15,7 @@ use dollop_shaders::{Kernel, SHADERS};
 mod best;
 mod choices;
 mod conv;
+mod delta;
 mod experts;
 mod limits;
 mod mixed;
@@ -158,6 +159,9 @@ fn parameters_are_what_the_kernels_read() {
         check::<RouteParams>(),
         check::<GroupParams>(),
         check::<ConvParams>(),
+        check::<DeltaMixParams>(),
+        check::<DeltaParams>(),
+        check::<GatedNormParams>(),
         check::<CombineParams>(),
         check::<ElementwiseParams>(),
         check::<GateRowsParams>(),

@@ -13,7 +13,10 @@ mod olmoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 
 use crate::error::{Error, Result};
 use crate::format::Metadata;
@@ -81,6 +84,19 @@ pub struct Family {
     pub window_rope_base: Option<f32>,
     /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
     pub yarn_truncate: bool,
+    /// Which layers are gated delta nets, where it has any.
+    pub delta: Option<Deltas>,
+    /// Whether what comes out of attention is gated, and GGUF files have the rows of the gate among those of queries.
+    pub gate_in_q: bool,
+}
+
+/// How a family says which layers are gated delta nets, and how their heads lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Deltas {
+    /// All but every n-th, unless the file says otherwise.
+    pub all_but: usize,
+    /// Whether GGUF files have value heads that share a key head apart instead of side by side.
+    pub tiled: bool,
 }
 
 /// The layers that a sliding window is for.
@@ -122,6 +138,8 @@ impl Family {
         rope_factors: false,
         window_rope_base: None,
         yarn_truncate: true,
+        delta: None,
+        gate_in_q: false,
     };
 
     /// # Errors
@@ -138,13 +156,16 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 11] = [
+pub static FAMILIES: [Family; 14] = [
     gpt_oss::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
     lfm2moe::FAMILY,
     lfm2::FAMILY,
     olmoe::FAMILY,
+    qwen35moe::FAMILY,
+    qwen3next::FAMILY,
+    qwen35::FAMILY,
     qwen3moe::FAMILY,
     qwen2moe::FAMILY,
     llama::FAMILY,

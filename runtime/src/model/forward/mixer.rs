@@ -2,7 +2,7 @@
 
 use super::{Model, State};
 use crate::kernels::{
-    Added, AttendCall, Attention, Backend, ConvCall, Linear, LinearCall, Norm, Placing, Projected,
+    Added, AttendCall, Attention, Backend, ConvCall, Linear, LinearCall, Norm, Placing, Projected, Recur,
 };
 use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::weights::{self, Conv, Layer, Mixer};
@@ -19,42 +19,52 @@ impl Model {
         n: usize,
     ) {
         let norm = Norm { weight: &layer.norm, eps: self.spec.norm_eps };
+        // What it gives is added, or left to be normed first.
+        let post = layer.mixer_post_norm.as_deref();
+        let add = post.is_none();
         match (&layer.mixer, &self.spec.layers[i].mixer) {
             (Mixer::Attention(w), MixerSpec::Attention(a)) => {
-                let post = layer.mixer_post_norm.as_deref();
-                self.attention(b, s, (norm, w, a, post), i, (pos, n));
+                self.attention(b, s, (norm, w, a), i, (pos, n), add)
             }
-            (Mixer::Conv(w), MixerSpec::Conv { taps }) => self.conv(b, s, (norm, w, *taps), i, n),
+            (Mixer::Conv(w), MixerSpec::Conv { taps }) => self.conv(b, s, (norm, w, *taps), i, n, add),
+            (Mixer::Delta(w), MixerSpec::Delta(of)) => self.delta(b, s, (norm, w, of), i, n, add),
             _ => unreachable!("weights are read as the specification says"),
+        }
+        if let Some(norm) = post {
+            self.add_normed(b, (&s.y, &mut s.h, &mut s.x), norm, 1.0, n);
         }
     }
 
-    /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream, normed itself where there is `post`.
+    /// `x += o · attention(rope(norm(q)), rope(norm(k)), v)` of the normed stream.
     fn attention<B: Backend>(
         &self,
         b: &B,
         s: &mut State<B>,
-        (norm, w, a, post): (Norm<'_>, &weights::Attention, &AttentionSpec, Option<&[f32]>),
+        (norm, w, a): (Norm<'_>, &weights::Attention, &AttentionSpec),
         i: usize,
         (pos, n): (usize, usize),
+        add: bool,
     ) {
         let eps = norm.eps;
         let q = Linear { matrix: &w.q, bias: w.q_bias.as_deref(), out: &mut s.q };
         let (k_bias, v_bias) = (w.k_bias.as_deref(), w.v_bias.as_deref());
         let k = w.k.as_ref().map(|matrix| Linear { matrix, bias: k_bias, out: &mut s.k });
         let v = w.v.as_ref().map(|matrix| Linear { matrix, bias: v_bias, out: &mut s.v });
+        let gate_bias = w.gate_bias.as_deref();
+        let gate = w.gate.as_ref().map(|matrix| Linear { matrix, bias: gate_bias, out: &mut s.gate });
         let norm = Some((norm, &mut s.h));
         let linear = |outs: &mut [Linear<'_, B::Buf>]| {
             b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
         };
-        match (k, v) {
-            (Some(k), Some(v)) => linear(&mut [q, k, v]),
-            (Some(k), None) => {
+        match (k, v, gate) {
+            (Some(k), Some(v), None) => linear(&mut [q, k, v]),
+            (Some(k), Some(v), Some(gate)) => linear(&mut [q, k, v, gate]),
+            (Some(k), None, _) => {
                 linear(&mut [q, k]);
                 b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
             }
             // Those of another layer are there.
-            (None, _) => linear(&mut [q]),
+            (None, _, _) => linear(&mut [q]),
         }
         let how = Placing {
             heads: a.heads,
@@ -77,14 +87,21 @@ impl Model {
             sinks: w.sinks.as_deref(),
         };
         let (kv, out) = (s.memory[a.kv_of.unwrap_or(i)].kv_mut(), &mut s.attn);
-        let shared = a.kv_of.is_some();
-        b.attend(AttendCall { x: projected, how: &how, pos, tokens: n, kv, shared, shape: &shape, out });
+        let (shared, gate) = (a.kv_of.is_some(), w.gate.as_ref().map(|_| &s.gate));
+        b.attend(AttendCall {
+            x: projected,
+            how: &how,
+            pos,
+            tokens: n,
+            kv,
+            shared,
+            shape: &shape,
+            gate,
+            out,
+        });
         let o = Linear { matrix: &w.o, bias: w.o_bias.as_deref(), out: &mut s.y };
-        let add = Some(Added { to: &mut s.x, scale: 1.0 }).filter(|_| post.is_none());
+        let add = Some(Added { to: &mut s.x, scale: 1.0 }).filter(|_| add);
         b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
-        if let Some(norm) = post {
-            self.add_normed(b, (&s.y, &mut s.h, &mut s.x), norm, 1.0, n);
-        }
     }
 
     /// `x += output · (C ⊙ conv(B ⊙ v))`, `[B, C, v] = input · h` of the normed stream.
@@ -95,6 +112,7 @@ impl Model {
         (norm, w, taps): (Norm<'_>, &Conv, usize),
         i: usize,
         n: usize,
+        add: bool,
     ) {
         let input = Linear { matrix: &w.input, bias: w.input_bias.as_deref(), out: &mut s.conv };
         b.linear(LinearCall {
@@ -106,7 +124,7 @@ impl Model {
             add: None,
         });
         let (state, turn) = (s.memory[i].state(), s.turn);
-        b.conv(ConvCall {
+        b.recur(Recur::Conv(ConvCall {
             x: &s.conv,
             tokens: n,
             weight: &w.weight,
@@ -116,9 +134,9 @@ impl Model {
             from: turn.from,
             to: turn.to,
             out: &mut s.h,
-        });
+        }));
         let output = Linear { matrix: &w.output, bias: w.output_bias.as_deref(), out: &mut s.y };
-        let add = Some(Added { to: &mut s.x, scale: 1.0 });
+        let add = Some(Added { to: &mut s.x, scale: 1.0 }).filter(|_| add);
         b.linear(LinearCall { x: &s.h, tokens: n, norm: None, outs: &mut [output], times: None, add });
     }
 }

@@ -1,5 +1,6 @@
 //! The memory of one timeline: what each layer keeps, and scratch, all of it taken when it is made, and counted where it is taken.
 
+use super::delta::DeltaScratch;
 use super::inputs::InputScratch;
 use super::routed::MoeScratch;
 use super::windows::WindowMarks;
@@ -8,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::{Backend, KvCopy, KvPart, MAX_BEST, RopeTable};
 use crate::model::Spec;
 use crate::model::marks::{Marks, Turn};
-use crate::model::memory::{KvSpec, MemorySpec, SLOTS};
+use crate::model::memory::{KvSpec, MemorySpec};
 use crate::model::spec::AttentionSpec;
 
 /// What one layer keeps.
@@ -25,14 +26,18 @@ pub(super) enum LayerMemory<B: Backend> {
 }
 
 impl<B: Backend> LayerMemory<B> {
-    fn new(backend: &B, spec: MemorySpec, capacity: usize, chunk: usize) -> Result<LayerMemory<B>> {
+    fn new(
+        backend: &B,
+        spec: MemorySpec,
+        (capacity, chunk, slots): (usize, usize, usize),
+    ) -> Result<LayerMemory<B>> {
         Ok(match spec {
             MemorySpec::Kv(spec) => {
                 let places = spec.places(capacity, chunk);
                 let kv = backend.alloc_kv(places, spec.heads, spec.head_dim)?;
                 LayerMemory::Kv { spec, places, bounded: places < capacity, kv }
             }
-            MemorySpec::State(values) => LayerMemory::State { values, slots: backend.alloc(SLOTS * values)? },
+            MemorySpec::State(values) => LayerMemory::State { values, slots: backend.alloc(slots * values)? },
         })
     }
 
@@ -96,6 +101,10 @@ pub struct State<B: Backend> {
     pub(super) attn: B::Buf,
     /// `[chunk, 3 · d]`, where layers have convolutions.
     pub(super) conv: B::Buf,
+    /// `[chunk, heads · head_dim]`, where what comes out of attention is gated.
+    pub(super) gate: B::Buf,
+    /// Where layers have delta nets.
+    pub(super) delta: Option<DeltaScratch<B>>,
     /// `[LOGIT_ROWS, vocab]`.
     pub(super) logits: B::Buf,
     /// One row of logits, where the caller can read it.
@@ -126,11 +135,11 @@ impl<B: Backend> State<B> {
             chunk,
             ropes: c.rope_tables(capacity, w.rope_factors.as_deref()),
             memory: (c.layers.iter())
-                .map(|layer| LayerMemory::new(backend, layer.memory(c.d), capacity, chunk))
+                .map(|layer| LayerMemory::new(backend, layer.memory(c.d), (capacity, chunk, c.slots())))
                 .collect::<Result<_>>()?,
             earliest: 0,
             windows: None,
-            marks: (c.conv_width() > 0).then(Marks::default),
+            marks: c.is_recurrent().then(|| Marks::new(c.slots())),
             turn: Turn { from: None, to: 0 },
             x: backend.alloc(chunk * c.d)?,
             h: backend.alloc(chunk * c.d)?,
@@ -140,6 +149,8 @@ impl<B: Backend> State<B> {
             v: backend.alloc(chunk * kv_width)?,
             attn: backend.alloc(chunk * q_width)?,
             conv: backend.alloc(chunk * c.conv_width())?,
+            gate: backend.alloc(chunk * c.gate_width())?,
+            delta: DeltaScratch::new(backend, c, chunk)?,
             logits: backend.alloc(LOGIT_ROWS.min(chunk) * w.vocab())?,
             host: vec![0.0; w.vocab()],
             row: vec![0.0; c.d.max(c.layers.len() * c.per_layer)],
@@ -166,7 +177,9 @@ impl<B: Backend> State<B> {
             * (3 * c.d
                 + 2 * c.most(AttentionSpec::q_width)
                 + 2 * c.most(AttentionSpec::kv_width)
-                + c.conv_width());
+                + c.conv_width()
+                + c.gate_width())
+            + DeltaScratch::<B>::words(c, chunk);
         let moe = c
             .router()
             .map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk, c.layers.iter().any(|l| l.ffn.beside)));

@@ -2,6 +2,7 @@
 
 use super::LayerOf;
 use crate::error::Result;
+use crate::model::delta::{DeltaNet, DeltaOf};
 use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
 use crate::quant::Matrix;
@@ -15,6 +16,8 @@ pub enum Mixer {
     Attention(Attention),
     /// A gated short convolution.
     Conv(Conv),
+    /// A gated delta net.
+    Delta(DeltaNet),
 }
 
 /// A layer with attention.
@@ -70,6 +73,13 @@ part! {
         also v: Option<Matrix> = of.values();
         /// `[kv_heads · head_dim]`.
         also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.kv_width());
+        /// Of what comes out of attention: `[heads · head_dim, d]`.
+        also gate: Option<Matrix> = of.matrix("attn_gate", of.spec.q_width(), of.layer.d).only_if(of.spec.gated);
+        /// `[heads · head_dim]`.
+        also gate_bias: Option<Vec<f32>> = match of.spec.gated {
+            true => of.bias("attn_gate", of.spec.q_width()),
+            false => of.bias("attn_gate", of.spec.q_width()).only_if(false),
+        };
         /// `[d, heads · head_dim]`.
         first o: Matrix = of.matrix("attn_output", of.layer.d, of.spec.q_width());
         /// `[d]`.
@@ -119,8 +129,9 @@ impl Mixer {
     /// Its matrices, in the order of their use.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let all = match self {
-            Mixer::Attention(a) => [Some(&a.q), a.k.as_ref(), a.v.as_ref(), Some(&a.o)],
-            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None],
+            Mixer::Attention(a) => [Some(&a.q), a.k.as_ref(), a.v.as_ref(), a.gate.as_ref(), Some(&a.o)],
+            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None],
+            Mixer::Delta(d) => [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), Some(&d.out)],
         };
         all.into_iter().flatten()
     }
@@ -133,6 +144,7 @@ impl Held for Mixer {
         match &of.spec.mixer {
             MixerSpec::Attention(spec) => Attention::declare(AttentionOf { layer: of, spec }, to),
             MixerSpec::Conv { taps } => Conv::declare(ConvOf { layer: of, taps: *taps }, to),
+            MixerSpec::Delta(spec) => DeltaNet::declare(DeltaOf { layer: of, spec }, to),
         }
     }
 
@@ -142,6 +154,7 @@ impl Held for Mixer {
                 Mixer::Attention(Attention::read(from, AttentionOf { layer: of, spec })?)
             }
             MixerSpec::Conv { taps } => Mixer::Conv(Conv::read(from, ConvOf { layer: of, taps: *taps })?),
+            MixerSpec::Delta(spec) => Mixer::Delta(DeltaNet::read(from, DeltaOf { layer: of, spec })?),
         })
     }
 
@@ -149,6 +162,7 @@ impl Held for Mixer {
         match self {
             Mixer::Attention(attention) => attention.each(met),
             Mixer::Conv(conv) => conv.each(met),
+            Mixer::Delta(delta) => delta.each(met),
         }
     }
 
@@ -156,6 +170,7 @@ impl Held for Mixer {
         match self {
             Mixer::Attention(attention) => attention.each_mut(met),
             Mixer::Conv(conv) => conv.each_mut(met),
+            Mixer::Delta(delta) => delta.each_mut(met),
         }
     }
 }

@@ -268,8 +268,9 @@ impl Engine {
         if (header.layers, header.number_bytes) != (spec.layers.len(), on.model.weights.number_bytes()) {
             return foreign("has keys and values of another shape");
         }
-        let states = spec.conv_width() > 0;
-        if (header.extent.marks > 0) != (states && header.extent.held > 0) {
+        let states = spec.is_recurrent();
+        let marks = header.extent.marks;
+        if (marks > 0) != (states && header.extent.held > 0) || marks > spec.slots() {
             return Err(flow::damaged("header"));
         }
         match (header.file_bytes(spec), len) {

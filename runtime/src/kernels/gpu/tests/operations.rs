@@ -248,7 +248,8 @@ fn alone(
     let x = Projected { q: &mut q, k: &mut k, v: &mut v };
     let before = b.stats().dispatches;
     let (pos_of, out) = (pos + tokens - 1, &mut one);
-    Backend::attend(b, AttendCall { x, how, pos: pos_of, tokens: 1, kv, shared: false, shape, out });
+    let call = AttendCall { x, how, pos: pos_of, tokens: 1, kv, shared: false, shape, gate: None, out };
+    Backend::attend(b, call);
     // More than a tile of positions are as many workgroups, and one launch puts them together.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
     assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));

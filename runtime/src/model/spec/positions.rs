@@ -1,8 +1,9 @@
-//! Rotary embeddings, from a file's keys.
+//! What a file's keys say of positions: which layers have a window, and how positions turn.
 
-use super::{Keys, MAX_WIDTH};
+use super::{Keys, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH};
 use crate::error::{Error, Result};
-use crate::model::families::Family;
+use crate::format::Value;
+use crate::model::families::{Family, Windows};
 use crate::model::rope::{RopeConfig, Scaling};
 
 /// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
@@ -30,6 +31,43 @@ fn rope_dims(keys: &Keys, name: &str, head_dim: usize) -> Result<usize> {
         return Err(Error::malformed(keys.key(name), what));
     }
     Ok(dims)
+}
+
+/// The window of each layer.
+pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
+    const LAYERS: &str = "dollop.attention.window_layers";
+    let window = keys.optional("attention.sliding_window", MAX_CONTEXT)?.filter(|&w| w > 0);
+    let listed = match keys.meta.bools(LAYERS)? {
+        None => pattern(keys, layers)?,
+        Some(listed) => Some(listed.to_vec()),
+    };
+    let on: Vec<bool> = match (listed, family.windows) {
+        (Some(listed), _) if listed.len() != layers => {
+            return Err(Error::malformed(LAYERS, format!("{} entries for {layers} layers", listed.len())));
+        }
+        (Some(listed), _) => listed,
+        (None, Windows::All) => vec![true; layers],
+        (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
+        (None, Windows::AllBut(nth)) => (1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
+        // Without a list, a guess would compute something else without an error.
+        (None, Windows::Listed) if window.is_some() => {
+            let key = keys.key("attention.sliding_window");
+            let what = format!("`{key}` is given, and nothing says which layers have the window");
+            return Err(Error::unsupported(what));
+        }
+        (None, Windows::Listed) => vec![false; layers],
+    };
+    Ok(on.into_iter().map(|on| window.filter(|_| on)).collect())
+}
+
+/// What llama.cpp has of layers with a window: a list, or n, of which the last has none.
+fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
+    const NAME: &str = "attention.sliding_window_pattern";
+    if keys.meta.get(&keys.key(NAME)).is_none_or(|value| matches!(value, Value::Array(_))) {
+        return Ok(keys.meta.bools(&keys.key(NAME))?.map(<[bool]>::to_vec));
+    }
+    let nth = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
+    Ok(Some((1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect()))
 }
 
 /// llama.cpp writes −1 for "as usual".

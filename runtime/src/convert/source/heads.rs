@@ -1,0 +1,134 @@
+//! Tensors that are several in one, head by head, taken apart: rows of queries and of their gate, or of a key head's queries, keys,
+//! values and the rest.
+
+use super::{Layout, Piece, Pieces};
+use crate::error::{Error, Result};
+use crate::format::hf::{Heads, Place};
+use crate::format::{GgmlType, Metadata};
+use std::ops::Range;
+
+/// The most rows that a tensor may have which is taken apart.
+const MAX_ROWS: usize = 1 << 20;
+
+/// How the rows of such tensors are grouped, by a file's keys.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Grouped {
+    heads: usize,
+    head_dim: usize,
+    key_heads: usize,
+    key_dim: usize,
+    /// Value heads of a key head, and the values of each.
+    share: usize,
+    value_dim: usize,
+}
+
+impl Grouped {
+    /// What a file's keys say; zero where they say nothing.
+    ///
+    /// # Errors
+    /// `Malformed` for a key that is no number.
+    pub(super) fn of(meta: &Metadata) -> Result<Grouped> {
+        let arch = meta.str("general.architecture")?.unwrap_or_default();
+        let number = |key: &str| -> Result<usize> {
+            Ok(meta.u64(&format!("{arch}.{key}"))?.map_or(0, |n| usize::try_from(n).unwrap_or(0)))
+        };
+        let (key_heads, value_heads) = (number("ssm.group_count")?, number("ssm.time_step_rank")?);
+        Ok(Grouped {
+            heads: number("attention.head_count")?,
+            head_dim: number("attention.key_length")?,
+            key_heads,
+            key_dim: number("ssm.state_size")?,
+            share: value_heads.checked_div(key_heads).unwrap_or(0),
+            value_dim: number("ssm.inner_size")?.checked_div(value_heads).unwrap_or(0),
+        })
+    }
+
+    /// The rows of a tensor with `rows` of them that are of this kind, in order.
+    fn runs(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
+        let &Grouped { heads, head_dim, key_heads, key_dim, share, value_dim } = self;
+        let values = share.checked_mul(value_dim)?;
+        // Heads, and the lengths of the runs that each has.
+        let (heads, lengths) = match part {
+            Heads::Query | Heads::Gate => (heads, [head_dim, head_dim, 0, 0]),
+            Heads::Mixed | Heads::Z => (key_heads, [key_dim, key_dim, values, values]),
+            Heads::Beta | Heads::Alpha => (key_heads, [share, share, 0, 0]),
+        };
+        let whole = lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
+        let taken: &[usize] = match part {
+            Heads::Query | Heads::Beta => &[0],
+            Heads::Gate | Heads::Alpha => &[1],
+            Heads::Mixed => &[0, 1, 2],
+            Heads::Z => &[3],
+        };
+        let empty = taken.iter().any(|&which| lengths[which] == 0);
+        if empty || rows > MAX_ROWS || heads.checked_mul(whole) != Some(rows) {
+            return None;
+        }
+        let run = |which: usize, head: usize| {
+            let first = head * whole + lengths[..which].iter().sum::<usize>();
+            first..first + lengths[which]
+        };
+        Some(taken.iter().flat_map(|&which| (0..heads).map(move |head| run(which, head))).collect())
+    }
+
+    /// Shape, place and layout of a part of a tensor, which lies whole at `first`.
+    ///
+    /// # Errors
+    /// `Malformed` where the tensor has not the rows that the keys say, or is a vector in blocks.
+    pub(super) fn cut(
+        &self,
+        place: &Place,
+        part: Heads,
+        (shape, ty): (&[usize], GgmlType),
+        first: Piece,
+    ) -> Result<(Vec<usize>, Pieces, Layout)> {
+        let even = shape.len() == 2 || shape.len() == 1 && ty.block_len() == 1;
+        let runs = shape.first().filter(|_| even).and_then(|&rows| self.runs(part, rows));
+        let runs = runs.ok_or_else(|| {
+            let what = format!(
+                "is a part of one with shape {shape:?} of {ty}, which the config's heads do not have"
+            );
+            Error::malformed(format!("tensor `{}`", place.name), what)
+        })?;
+        let mut shape = shape.to_vec();
+        shape[0] = runs.iter().map(Range::len).sum();
+        Ok((shape, Pieces::Even { first, stride: first.len, count: 1 }, Layout::Runs(runs)))
+    }
+}
+
+/// Which row of the file a row is.
+pub(super) fn stored(runs: &[Range<usize>], mut row: usize) -> usize {
+    for run in runs {
+        if row < run.len() {
+            return run.start + row;
+        }
+        row -= run.len();
+    }
+    unreachable!("a tensor has as many rows as its runs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_tensor_are_all_of_it() {
+        let of = Grouped { heads: 3, head_dim: 4, key_heads: 2, key_dim: 5, share: 3, value_dim: 7 };
+        for (parts, rows) in [
+            (&[Heads::Query, Heads::Gate][..], 24),
+            (&[Heads::Mixed, Heads::Z], 2 * (5 + 5 + 21 + 21)),
+            (&[Heads::Beta, Heads::Alpha], 12),
+        ] {
+            let all = parts.iter().flat_map(|&part| of.runs(part, rows).unwrap());
+            let mut all: Vec<usize> = all.flatten().collect();
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..rows), "{parts:?}");
+            assert!(parts.iter().all(|&part| of.runs(part, rows + 1).is_none()));
+        }
+        let runs = of.runs(Heads::Mixed, 104).unwrap();
+        assert_eq!(runs, [0..5, 52..57, 5..10, 57..62, 10..31, 62..83]);
+        assert_eq!([0, 4, 5, 10, 20].map(|row| stored(&runs, row)), [0, 4, 52, 5, 10]);
+        let vast = Grouped { heads: usize::MAX, head_dim: usize::MAX, share: usize::MAX, ..of };
+        assert!(vast.runs(Heads::Query, 24).is_none() && vast.runs(Heads::Z, 104).is_none());
+    }
+}

@@ -1,0 +1,242 @@
+//! The gated delta net (arXiv 2412.06464): a short convolution, a memory that is corrected token by token, a gated norm.
+//!
+//! A head's memory `S` maps keys to values. A token lets it fade, reads what it holds for the token's key, and writes the
+//! difference to the token's value: `S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq`. Tokens are taken in order, each column of `S` by
+//! itself: results depend neither on how tokens are cut into calls nor on threads. A task has some columns of one head, which stay
+//! in the first cache for all tokens of a call.
+#![allow(unsafe_code)]
+
+use super::dispatch::with_lanes;
+use super::isa::Isa;
+use super::lanes::Lanes;
+use super::math;
+use super::pool::Pool;
+use super::rows::each_row;
+use crate::kernels::{Delta, MAX_TAPS};
+
+/// Columns that lie in one [`Lanes`].
+const LANES: usize = 16;
+
+/// Lanes of a task, where a head has so many.
+const WIDE: usize = 4;
+
+/// Added to the sum of squares of queries and keys, whatever the model's own.
+const UNIT_EPS: f32 = 1e-6;
+
+/// The rows of a call: what comes out of the projections, and where the results go.
+pub(super) struct Rows<'a> {
+    /// `[tokens, channels]`: queries, keys, values.
+    pub(super) qkv: &'a [f32],
+    /// `[tokens, v_heads · v_dim]`.
+    pub(super) z: &'a [f32],
+    /// `[tokens, v_heads]`.
+    pub(super) beta: &'a [f32],
+    /// `[tokens, v_heads]`.
+    pub(super) alpha: &'a [f32],
+    /// Scratch, `[tokens, channels]`.
+    pub(super) mixed: &'a mut [f32],
+    /// `[tokens, v_heads · v_dim]`.
+    pub(super) out: &'a mut [f32],
+}
+
+/// What is kept of the tokens before and behind a call, as [`DeltaCall`](crate::kernels::DeltaCall) has it.
+pub(super) struct Slots<'a> {
+    pub(super) state: &'a mut [f32],
+    pub(super) from: Option<usize>,
+    pub(super) to: usize,
+}
+
+/// All of it, for `tokens` tokens.
+pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows, slots: Slots) {
+    let (channels, width) = (d.channels(), d.v_heads * d.v_dim);
+    let Slots { state, from, to } = slots;
+    let (values, kept) = (d.state_values(), (d.taps - 1) * channels);
+    match from {
+        // The memory is read where it is: it may be large.
+        Some(from) => state.copy_within(from * values..from * values + kept, to * values),
+        None => state[to * values..][..values].fill(0.0),
+    }
+    let inputs = &mut state[to * values..][..kept];
+    let Rows { qkv, z, beta, alpha, mixed, out } = rows;
+    let (qkv, mixed, out) =
+        (&qkv[..tokens * channels], &mut mixed[..tokens * channels], &mut out[..tokens * width]);
+    pool.operation("short convolution");
+    each_row(pool, mixed, channels, &|t, to| {
+        isa.run(
+            #[inline(always)]
+            || {
+                match d.taps {
+                    2 => convolve::<2>(d, inputs, qkv, t, to),
+                    3 => convolve::<3>(d, inputs, qkv, t, to),
+                    4 => convolve::<4>(d, inputs, qkv, t, to),
+                    n => unreachable!("a specification has 2 to {MAX_TAPS} taps, not {n}"),
+                }
+                let (q, k) = to[..2 * d.k_heads * d.k_dim].split_at_mut(d.k_heads * d.k_dim);
+                let scale = 1.0 / (d.k_dim as f32).sqrt();
+                q.chunks_exact_mut(d.k_dim).for_each(|q| math::to_length(q, scale, UNIT_EPS));
+                k.chunks_exact_mut(d.k_dim).for_each(|k| math::to_length(k, 1.0, UNIT_EPS));
+            },
+        )
+    });
+    keep(inputs, qkv, channels);
+    pool.operation("delta rule");
+    let call = Call { d, tokens, mixed, beta, alpha };
+    let [from, to] = [from.unwrap_or(to), to].map(|slot| slot * values + kept);
+    remember(pool, isa, &call, (state, from, to), out);
+    pool.operation("gated norm");
+    each_row(pool, out, width, &|t, out| {
+        isa.run(
+            #[inline(always)]
+            || {
+                let z = z[t * width..][..width].chunks_exact(d.v_dim);
+                for (out, z) in out.chunks_exact_mut(d.v_dim).zip(z) {
+                    math::rms_norm_in_place(out, d.norm, d.eps);
+                    math::times_silu(out, z);
+                }
+            },
+        )
+    });
+}
+
+/// `to[c] = SiLU(Σ_j taps[c, j] · x[t − TAPS + 1 + j, c])`; `inputs` are the rows before the first.
+#[inline(always)]
+fn convolve<const TAPS: usize>(d: &Delta, inputs: &[f32], x: &[f32], t: usize, to: &mut [f32]) {
+    let channels = to.len();
+    // The row that each tap meets, counted from the first of `inputs`.
+    let rows: [&[f32]; TAPS] = std::array::from_fn(|j| match (t + j).checked_sub(TAPS - 1) {
+        Some(row) => &x[row * channels..][..channels],
+        None => &inputs[(t + j) * channels..][..channels],
+    });
+    let taps = &d.conv.as_chunks::<TAPS>().0[..channels];
+    for c in 0..channels {
+        to[c] = (0..TAPS).map(|j| taps[c][j] * rows[j][c]).sum();
+    }
+    math::silu(to);
+}
+
+/// The last rows of `inputs` and `x` together become `inputs`.
+fn keep(inputs: &mut [f32], x: &[f32], channels: usize) {
+    let (kept, new) = (inputs.len(), x.len().min(inputs.len()));
+    debug_assert!(kept.is_multiple_of(channels) && x.len().is_multiple_of(channels));
+    inputs.copy_within(new.., 0);
+    inputs[kept - new..].copy_from_slice(&x[x.len() - new..]);
+}
+
+/// What the tasks share.
+struct Call<'a> {
+    d: &'a Delta<'a>,
+    tokens: usize,
+    /// `[tokens, channels]`: queries, keys and values as they are used.
+    mixed: &'a [f32],
+    beta: &'a [f32],
+    alpha: &'a [f32],
+}
+
+/// A head's memory or results, of which every task has columns of its own.
+struct Columns(*mut f32);
+
+// SAFETY: it stands for an exclusive borrow; tasks touch disjoint columns.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn at(&self, i: usize) -> *mut f32 {
+        self.0.wrapping_add(i)
+    }
+}
+
+/// The delta rule of all heads. Memory, `[v_heads, k_dim, v_dim]`, is read at `from` of the state and written at `to`.
+fn remember(
+    pool: &Pool,
+    isa: Isa,
+    call: &Call,
+    (state, from, to): (&mut [f32], usize, usize),
+    out: &mut [f32],
+) {
+    let d = call.d;
+    let (lanes, width) = (d.v_dim / LANES, d.v_heads * d.v_dim);
+    assert!(d.v_dim.is_multiple_of(LANES) && d.v_heads.is_multiple_of(d.k_heads));
+    let size = width * d.k_dim;
+    assert!(
+        from + size <= state.len() && to + size <= state.len() && (from == to || from.abs_diff(to) >= size)
+    );
+    assert!(out.len() == call.tokens * width);
+    assert!(call.mixed.len() == call.tokens * d.channels());
+    assert!(call.beta.len() >= call.tokens * d.v_heads && call.alpha.len() >= call.tokens * d.v_heads);
+    let wide = if lanes.is_multiple_of(WIDE) { WIDE } else { 1 };
+    let (state, out) = (Columns(state.as_mut_ptr()), Columns(out.as_mut_ptr()));
+    let parts = lanes / wide;
+    pool.run(d.v_heads * parts, &|task| {
+        let (head, column) = (task / parts, task % parts * wide * LANES);
+        let at = head * d.k_dim * d.v_dim + column;
+        let memory = (state.at(from + at).cast_const(), state.at(to + at));
+        let out = out.at(head * d.v_dim + column);
+        with_lanes!(isa, L => isa.run(
+            #[inline(always)]
+            // SAFETY: the instruction set is there; sizes were compared above, and a task has its columns alone.
+            || unsafe {
+                match wide {
+                    WIDE => columns::<L, WIDE>(call, head, column, memory, out),
+                    _ => columns::<L, 1>(call, head, column, memory, out),
+                }
+            },
+        ));
+    });
+}
+
+/// `N · LANES` columns of a head, from `column` on, for all tokens.
+///
+/// # Safety
+/// The machine has the instructions of `L`. The memory before and behind the tokens is the head's at `column`, and `out` the first
+/// token's; all have the shapes of `call`, and nobody else has these columns.
+#[inline(always)]
+unsafe fn columns<L: Lanes, const N: usize>(
+    call: &Call,
+    head: usize,
+    column: usize,
+    (before, memory): (*const f32, *mut f32),
+    out: *mut f32,
+) {
+    let d = call.d;
+    let keys = d.k_heads * d.k_dim;
+    let key_head = d.key_head(head);
+    for t in 0..call.tokens {
+        let row = &call.mixed[t * d.channels()..][..d.channels()];
+        let q = &row[key_head * d.k_dim..][..d.k_dim];
+        let k = &row[keys + key_head * d.k_dim..][..d.k_dim];
+        let v = &row[2 * keys + head * d.v_dim + column..][..N * LANES];
+        let fade = math::fade(call.alpha[t * d.v_heads + head] + d.dt[head], d.a[head]);
+        let share = math::sigmoid(call.beta[t * d.v_heads + head]);
+        let before = if t == 0 { before } else { memory.cast_const() };
+        // SAFETY: by the caller; row `i` of the memory begins `i · v_dim` behind the first.
+        unsafe {
+            let zero = L::splat(0.0);
+            let mut held = [zero; N];
+            for (i, k) in k.iter().enumerate() {
+                let (at, k) = (before.add(i * d.v_dim), L::splat(*k));
+                for (n, held) in held.iter_mut().enumerate() {
+                    *held = k.times_plus(L::load(at.add(n * LANES)), *held);
+                }
+            }
+            // β(v − γ·held): what is held fades before it is read.
+            let (fades, away, share) = (L::splat(fade), L::splat(-fade), L::splat(share));
+            let mut wrong = [zero; N];
+            for (n, wrong) in wrong.iter_mut().enumerate() {
+                let missing = held[n].times_plus(away, L::load(v.as_ptr().add(n * LANES)));
+                *wrong = missing.times_plus(share, zero);
+            }
+            let mut read = [zero; N];
+            for (i, (q, k)) in q.iter().zip(k).enumerate() {
+                let (q, k) = (L::splat(*q), L::splat(*k));
+                for n in 0..N {
+                    let at = i * d.v_dim + n * LANES;
+                    let new = L::load(before.add(at)).times_plus(fades, k.times_plus(wrong[n], zero));
+                    new.store(memory.add(at));
+                    read[n] = q.times_plus(new, read[n]);
+                }
+            }
+            for (n, read) in read.into_iter().enumerate() {
+                read.store(out.add(t * d.v_heads * d.v_dim + n * LANES));
+            }
+        }
+    }
+}

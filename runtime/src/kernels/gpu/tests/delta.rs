@@ -1,0 +1,40 @@
+//! Gate 118: gated delta nets and gates of attention on the GPU, with the CPU's.
+
+use super::*;
+use crate::kernels::testing::{Net, in_calls, rows};
+use dollop_shaders::GATE;
+
+#[test]
+fn delta_nets_are_the_cpus_however_tokens_come() {
+    let Some(b) = gpu() else { return };
+    let cpu = cpu();
+    for (heads, dims, taps, tiled) in [
+        ((1, 1), (4, 16), 2, false),
+        ((2, 4), (24, 16), 3, false),
+        ((2, 6), (32, 48), 4, true),
+        ((1, 2), (128, 128), 4, false),
+        ((1, 1), (200, 144), 4, true),
+    ] {
+        let net = Net::new(heads, dims, taps, tiled);
+        let (d, tokens) = (net.shape(), 21);
+        let all = rows(&d, tokens);
+        let (want, end) = in_calls(&cpu, &d, &all, &[tokens]);
+        let (whole, state) = in_calls(&b, &d, &all, &[tokens]);
+        close("results", &whole, &want, 1e-3);
+        close("the state", &state, &end, 1e-3);
+        for calls in [vec![1; tokens], vec![2, 1, 17, 1]] {
+            let (cut, last) = in_calls(&b, &d, &all, &calls);
+            assert!(cut == whole && last == state, "calls of {calls:?} change bits");
+        }
+    }
+}
+
+#[test]
+fn gates_are_sigmoids() {
+    let Some(b) = gpu() else { return };
+    let (x, gate) = (values(1000, 1), values(1000, 2));
+    let (on_gpu, other) = (put(&b, &x), put(&b, &gate));
+    b.lock().elementwise(&b.gpu, (GATE, 1.0), &other.memory, 0, 1000, &on_gpu.memory);
+    let want: Vec<f32> = x.iter().zip(&gate).map(|(x, g)| x / (1.0 + (-g).exp())).collect();
+    close("gated", &get(&b, &on_gpu), &want, 1e-5);
+}

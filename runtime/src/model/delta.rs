@@ -1,0 +1,146 @@
+//! The gated delta net of a layer: its numbers, as the file's keys say them, and its tensors.
+
+use super::families::Deltas;
+use super::spec::Keys;
+use super::tensors::{Declared, part};
+use super::weights::LayerOf;
+use crate::error::{Error, Result};
+use crate::kernels::{Delta, MAX_TAPS};
+use crate::quant::Matrix;
+
+/// Bounds on what a file may claim, far above any real model.
+const MAX_HEADS: u64 = 1024;
+const MAX_DIM: u64 = 1024;
+const MAX_WIDTH: usize = 1 << 17;
+
+/// Values that kernels take together.
+const LANES: usize = 16;
+
+/// The numbers of a gated delta net (arXiv 2412.06464).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaSpec {
+    /// Heads of queries and keys; divides `v_heads`.
+    pub k_heads: usize,
+    /// Heads of values.
+    pub v_heads: usize,
+    /// Values of a key.
+    pub k_dim: usize,
+    /// Values of a value.
+    pub v_dim: usize,
+    /// Inputs that the convolution sees.
+    pub taps: usize,
+    /// Whether value heads that share a key head lie apart instead of side by side.
+    pub tiled: bool,
+}
+
+impl DeltaSpec {
+    /// # Errors
+    /// `Malformed`, naming the key, for what is missing, out of range or contradictory; `Unsupported` for what kernels do not have.
+    pub(super) fn read(keys: &Keys, of: Deltas) -> Result<DeltaSpec> {
+        let (k_heads, v_heads) =
+            (keys.required("ssm.group_count", MAX_HEADS)?, keys.required("ssm.time_step_rank", MAX_HEADS)?);
+        let k_dim = keys.required("ssm.state_size", MAX_DIM)?;
+        let inner = keys.required("ssm.inner_size", MAX_WIDTH as u64)?;
+        let taps = keys.required("ssm.conv_kernel", MAX_HEADS)?;
+        for (key, whole, part) in
+            [("ssm.time_step_rank", v_heads, k_heads), ("ssm.inner_size", inner, v_heads)]
+        {
+            if !whole.is_multiple_of(part) {
+                return Err(Error::malformed(keys.key(key), format!("{part} does not divide {whole}")));
+            }
+        }
+        let v_dim = inner / v_heads;
+        if !(2..=MAX_TAPS).contains(&taps) {
+            let what = format!("`{}` is {taps}; 2 to {MAX_TAPS} are supported", keys.key("ssm.conv_kernel"));
+            return Err(Error::unsupported(what));
+        }
+        if !v_dim.is_multiple_of(LANES) {
+            let what = format!("value heads of {v_dim} are not supported; whole numbers of {LANES} are");
+            return Err(Error::unsupported(what));
+        }
+        let tiled = keys.meta.bool("dollop.delta.tiled")?.unwrap_or(of.tiled);
+        let spec = DeltaSpec { k_heads, v_heads, k_dim, v_dim, taps, tiled };
+        if spec.channels() > MAX_WIDTH {
+            let what = format!("{} queries, keys and values are too wide", spec.channels());
+            return Err(Error::malformed(keys.key("ssm.state_size"), what));
+        }
+        Ok(spec)
+    }
+
+    /// Which of `layers` layers are delta nets.
+    ///
+    /// # Errors
+    /// `Malformed` for a list of another length.
+    pub(super) fn layers(keys: &Keys, of: Deltas, layers: usize) -> Result<Vec<bool>> {
+        let key = keys.key("attention.recurrent_layers");
+        if let Some(listed) = keys.meta.bools(&key)? {
+            // A draft head's layers are behind the others.
+            return listed.get(..layers).map(<[bool]>::to_vec).ok_or_else(|| {
+                Error::malformed(&*key, format!("{} entries for {layers} layers", listed.len()))
+            });
+        }
+        let interval = keys.optional("full_attention_interval", MAX_HEADS)?.unwrap_or(of.all_but).max(1);
+        Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect())
+    }
+
+    /// Values of queries, keys and values of a token.
+    pub fn channels(&self) -> usize {
+        2 * self.k_heads * self.k_dim + self.width()
+    }
+
+    /// Values of the state ([`Delta::state_values`]).
+    pub fn state_values(&self) -> usize {
+        (self.taps - 1) * self.channels() + self.k_dim * self.width()
+    }
+
+    /// Values of the values of a token.
+    pub fn width(&self) -> usize {
+        self.v_heads * self.v_dim
+    }
+}
+
+/// A layer with a gated delta net, as its declarations need it.
+#[derive(Clone, Copy)]
+pub struct DeltaOf<'a> {
+    pub(super) layer: LayerOf<'a>,
+    pub(super) spec: &'a DeltaSpec,
+}
+
+impl DeltaOf<'_> {
+    fn name(&self, part: &str) -> String {
+        self.layer.name(part)
+    }
+}
+
+part! {
+    /// What a gated delta net has.
+    DeltaNet(of: DeltaOf) {
+        /// Queries, keys and values: `[channels, d]`.
+        first qkv: Matrix = Declared::matrix(of.name("attn_qkv.weight"), of.spec.channels(), of.layer.d);
+        /// The gate behind the norm: `[v_heads · v_dim, d]`.
+        also z: Matrix = Declared::matrix(of.name("attn_gate.weight"), of.spec.width(), of.layer.d);
+        /// How much of a correction is written: `[v_heads, d]`, f32.
+        also beta: Matrix = Declared::small(of.name("ssm_beta.weight"), of.spec.v_heads, of.layer.d);
+        /// How long a step is: `[v_heads, d]`, f32.
+        also alpha: Matrix = Declared::small(of.name("ssm_alpha.weight"), of.spec.v_heads, of.layer.d);
+        /// Of the convolution: `[channels, taps]`.
+        first conv: Vec<f32> = Declared::small(of.name("ssm_conv1d.weight"), of.spec.channels(), of.spec.taps);
+        /// How fast memory fades: `[v_heads]`, below zero.
+        first a: Vec<f32> = Declared::vector(of.name("ssm_a"), of.spec.v_heads);
+        /// Added to the length of a step: `[v_heads]`.
+        first dt: Vec<f32> = Declared::vector(of.name("ssm_dt.bias"), of.spec.v_heads);
+        /// Of each head: `[v_dim]`.
+        first norm: Vec<f32> = Declared::vector(of.name("ssm_norm.weight"), of.spec.v_dim);
+        /// `[d, v_heads · v_dim]`.
+        first out: Matrix = Declared::matrix(of.name("ssm_out.weight"), of.layer.d, of.spec.width());
+    }
+}
+
+impl DeltaNet {
+    /// As kernels take it.
+    pub fn shape<'a>(&'a self, spec: &DeltaSpec, eps: f32) -> Delta<'a> {
+        let &DeltaSpec { k_heads, v_heads, k_dim, v_dim, taps, tiled } = spec;
+        let DeltaNet { conv, a, dt, norm, .. } = self;
+        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, conv, a, dt, norm, eps }
+    }
+}

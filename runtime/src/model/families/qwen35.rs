@@ -1,0 +1,14 @@
+//! Qwen3.5, dense: gated delta nets and gated attention, text alone of text and pictures.
+
+use super::Family;
+use super::qwen3next::{DIALECT, HYBRID};
+use crate::format::hf::Dialect;
+
+pub(super) const FAMILY: Family = Family {
+    name: "qwen35",
+    dialects: &[
+        Dialect { model_type: "qwen3_5_text", architecture: "qwen35", ..DIALECT },
+        Dialect { model_type: "qwen3_5", architecture: "qwen35", ..DIALECT },
+    ],
+    ..HYBRID
+};

@@ -1,0 +1,75 @@
+// The gated delta rule, token by token: S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq, where o takes the place of v. One workgroup: 128
+// columns of one head's memory, one an invocation, which needs no other.
+
+const MOST = 256u; // values of a key
+
+struct Params {
+    k_heads: u32,
+    v_heads: u32,
+    k_dim: u32,
+    v_dim: u32,
+    taps: u32,
+    tokens: u32,
+    values: u32,      // of a slot: rows that are kept, then the memory
+    before_slot: u32, // the slot of the tokens before
+    after_slot: u32,  // another, which is written
+    before: u32,      // whether there are any before
+    tiled: u32,       // whether value heads that share a key head lie apart
+}
+
+@group(0) @binding(0) var<storage, read> beta: array<f32>;          // [tokens, v_heads]
+@group(0) @binding(1) var<storage, read> alpha: array<f32>;         // [tokens, v_heads]
+@group(0) @binding(2) var<storage, read> fades: array<f32>;         // [2, v_heads]: a, then dt
+@group(0) @binding(3) var<storage, read_write> state: array<f32>;   // [slots, values]
+@group(0) @binding(4) var<storage, read_write> mixed: array<f32>;   // [tokens, channels]
+var<immediate> p: Params;
+
+var<workgroup> q: array<f32, MOST>;
+var<workgroup> k: array<f32, MOST>;
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let head = id.x;
+    let column = id.y * 128u + lane;
+    let keys = p.k_heads * p.k_dim;
+    let channels = 2u * keys + p.v_heads * p.v_dim;
+    let key_head = select(head / (p.v_heads / p.k_heads), head % p.k_heads, p.tiled == 1u);
+    let memory = (p.taps - 1u) * channels + head * p.k_dim * p.v_dim + column;
+    let after = p.after_slot * p.values + memory;
+    var last = p.before_slot * p.values + memory;
+    for (var t = 0u; t < p.tokens; t++) {
+        let row = t * channels;
+        workgroupBarrier();
+        for (var i = lane; i < p.k_dim; i += 128u) {
+            q[i] = mixed[row + key_head * p.k_dim + i];
+            k[i] = mixed[row + keys + key_head * p.k_dim + i];
+        }
+        workgroupBarrier();
+        if (column < p.v_dim) {
+            let x = alpha[t * p.v_heads + head] + fades[p.v_heads + head];
+            let fade = exp(fades[head] * (max(x, 0.0) + log(1.0 + exp(-abs(x)))));
+            let share = 1.0 / (1.0 + exp(-beta[t * p.v_heads + head]));
+            let none = t == 0u && p.before == 0u;
+            var held = 0.0;
+            if (!none) {
+                for (var i = 0u; i < p.k_dim; i++) {
+                    held = fma(k[i], state[last + i * p.v_dim], held);
+                }
+            }
+            let at = row + 2u * keys + head * p.v_dim + column;
+            let wrong = share * fma(-fade, held, mixed[at]);
+            var read = 0.0;
+            for (var i = 0u; i < p.k_dim; i++) {
+                var old = 0.0;
+                if (!none) {
+                    old = state[last + i * p.v_dim];
+                }
+                let new_value = fma(fade, old, k[i] * wrong);
+                state[after + i * p.v_dim] = new_value;
+                read = fma(q[i], new_value, read);
+            }
+            mixed[at] = read;
+        }
+        last = after;
+    }
+}
