@@ -1,6 +1,9 @@
 //! Gate 7: the code follows ARCHITECTURE.md: rooms import only what the table allows, unsafe code stays in its rooms,
 //! the library does not print, exit or read the environment, files and pages stay readable, and every gate is listed.
 
+#[path = "tidy/circles.rs"]
+mod circles;
+
 use dollop_tests::root;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,6 @@ mod inputs;
 mod mixer;
 mod routed;
 mod state;
-mod windows;
 
 pub use state::State;
 

@@ -4,7 +4,6 @@
 //! computes through [`crate::kernels::Backend`] and gets experts through [`crate::experts::ExpertSource`]; it knows
 //! neither processors nor storage.
 
-pub mod delta;
 pub mod embedding;
 pub mod families;
 pub mod file;

@@ -1,14 +1,15 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
+mod delta;
 mod positions;
 
-use super::delta::DeltaSpec;
 use super::families::{Family, Heads};
 use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 use crate::kernels::{Activation, RopeTable, Router, Score, Uses};
+pub use delta::DeltaSpec;
 use positions::windows;
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.

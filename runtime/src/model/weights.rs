@@ -2,8 +2,10 @@
 //!
 //! Every shape is checked when it is read, so that `forward` need not.
 
+mod delta;
 mod mixer;
 
+pub use delta::DeltaNet;
 pub use mixer::{Attention, Conv, Mixer};
 
 use super::embedding::Embedding;
@@ -49,6 +51,7 @@ macro_rules! optional {
     };
 }
 
+// Behind the macro that it uses.
 mod ffn;
 
 pub use ffn::{Beside, ExpertBiases, Ffn, Moe, MoeOf};

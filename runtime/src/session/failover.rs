@@ -5,9 +5,9 @@
 
 use super::dense::{copy_dense, dense_bytes, is_tied};
 use super::info::{Manner, ModelInfo};
-use super::parts::Shape;
 use super::plan::MemoryPlan;
 use super::processor::{self, Processor, most_threads};
+use super::shape::Shape;
 use crate::error::{Error, Result};
 use crate::kernels::cpu::CpuOptions;
 use crate::model::Model;

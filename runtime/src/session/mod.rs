@@ -21,6 +21,7 @@ mod parts;
 mod plan;
 mod processor;
 mod saved;
+mod shape;
 mod stop;
 mod streaming;
 mod tensors;

@@ -1,46 +1,10 @@
 //! A layer with a gated delta net: its projections, the net, and what it gives.
 
+use super::state::DeltaScratch;
 use super::{Model, State};
-use crate::error::Result;
 use crate::kernels::{Added, Backend, DeltaCall, Linear, LinearCall, Norm, Recur};
-use crate::model::Spec;
-use crate::model::delta::{DeltaNet, DeltaSpec};
-
-/// Scratch of such layers.
-pub(super) struct DeltaScratch<B: Backend> {
-    /// Queries, keys and values, `[chunk, channels]`.
-    qkv: B::Buf,
-    /// The same behind the convolution.
-    mixed: B::Buf,
-    /// `[chunk, v_heads · v_dim]`.
-    z: B::Buf,
-    /// `[chunk, v_heads]`.
-    beta: B::Buf,
-    /// `[chunk, v_heads]`.
-    alpha: B::Buf,
-    /// `[chunk, v_heads · v_dim]`.
-    out: B::Buf,
-}
-
-impl<B: Backend> DeltaScratch<B> {
-    /// Where the model has such layers.
-    pub(super) fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Option<DeltaScratch<B>>> {
-        let Some(d) = spec.delta() else { return Ok(None) };
-        Ok(Some(DeltaScratch {
-            qkv: backend.alloc(chunk * d.channels())?,
-            mixed: backend.alloc(chunk * d.channels())?,
-            z: backend.alloc(chunk * d.width())?,
-            beta: backend.alloc(chunk * d.v_heads)?,
-            alpha: backend.alloc(chunk * d.v_heads)?,
-            out: backend.alloc(chunk * d.width())?,
-        }))
-    }
-
-    /// Words of [`DeltaScratch::new`].
-    pub(super) fn words(spec: &Spec, chunk: usize) -> usize {
-        spec.delta().map_or(0, |d| chunk * 2 * (d.channels() + d.width() + d.v_heads))
-    }
-}
+use crate::model::spec::DeltaSpec;
+use crate::model::weights::DeltaNet;
 
 impl Model {
     /// `x += out · net(qkv, z, beta, alpha)` of the normed stream.

@@ -4,43 +4,8 @@
 use super::{Model, State};
 use crate::error::Result;
 use crate::kernels::{Added, Backend, Linear, LinearCall, Norm, Times};
-use crate::model::Spec;
 use crate::model::embedding::Embedding;
 use crate::model::weights::{Layer, LayerInputs, PerLayer};
-
-/// Scratch of inputs of layers.
-pub(super) struct InputScratch<B: Backend> {
-    /// `[chunk, layers, per_layer]`.
-    all: B::Buf,
-    /// What the embedded stream adds, as `all`; and its norm.
-    projected: B::Buf,
-    normed: B::Buf,
-    /// `[chunk, per_layer]`.
-    gated: B::Buf,
-    /// Rows of `all` before those of the stream, where that was cut.
-    cut: usize,
-}
-
-impl<B: Backend> InputScratch<B> {
-    pub(super) fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Option<InputScratch<B>>> {
-        if spec.per_layer == 0 {
-            return Ok(None);
-        }
-        let all = || backend.alloc(chunk * spec.layers.len() * spec.per_layer);
-        let gated = backend.alloc(chunk * spec.per_layer)?;
-        Ok(Some(InputScratch { all: all()?, projected: all()?, normed: all()?, gated, cut: 0 }))
-    }
-
-    /// Words of [`InputScratch::new`].
-    pub(super) fn words(spec: &Spec, chunk: usize) -> usize {
-        chunk * (3 * spec.layers.len() + 1) * spec.per_layer
-    }
-
-    /// The first rows of the stream are gone.
-    pub(super) fn cut(&mut self, rows: usize) {
-        self.cut = rows;
-    }
-}
 
 impl Model {
     /// Inputs of all layers: `(√per_layer · embed[token] + norm(proj · x / √d)) / √2`, of the embedded stream.

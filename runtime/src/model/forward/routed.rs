@@ -3,6 +3,7 @@
 //! Where all experts are where the backend computes, the choice stays there too. Otherwise it is read back, and the port
 //! [`ExpertSource`](crate::experts::ExpertSource) hands experts over, in whatever order they come.
 
+use super::state::MoeScratch;
 use super::{Model, State};
 use crate::error::Result;
 use crate::experts::{Expert, Guess, Meanwhile, Wanted};
@@ -20,57 +21,6 @@ const JOBS: usize = 64;
 
 /// Names of the inputs of layers of routed experts, whatever session they are of.
 static INPUTS: AtomicU64 = AtomicU64::new(1);
-
-/// Scratch of the routed layers.
-pub(super) struct MoeScratch<B: Backend> {
-    /// `[chunk, experts]`.
-    router: B::Buf,
-    /// `[chunk · top_k, d]`.
-    slots: B::Buf,
-    /// `[chunk, 1]`.
-    shared_gate: B::Buf,
-    /// What routed experts and the block beside them give, `[chunk, d]`.
-    both: Option<B::Buf>,
-    choices: Vec<Choice>,
-    /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
-    logits: Vec<f32>,
-    resident: Vec<bool>,
-    /// What the next layer's router says of this layer's input, where it is asked.
-    guess: Vec<Choice>,
-    /// For each expert, the slots that chose it.
-    by_expert: Vec<Vec<u32>>,
-    wanted: Vec<Wanted>,
-}
-
-impl<B: Backend> MoeScratch<B> {
-    pub(super) fn new(backend: &B, model: &Model, router: &Router, chunk: usize) -> Result<MoeScratch<B>> {
-        let &Router { experts, top_k, .. } = router;
-        Ok(MoeScratch {
-            router: backend.alloc(chunk * experts)?,
-            slots: backend.alloc(chunk * top_k * model.spec.d)?,
-            shared_gate: backend.alloc(chunk)?,
-            both: match model.spec.layers.iter().any(|l| l.ffn.beside) {
-                true => Some(backend.alloc(chunk * model.spec.d)?),
-                false => None,
-            },
-            choices: Vec::with_capacity(chunk * top_k),
-            logits: vec![0.0; if model.routing.cache_prior > 0.0 { chunk * experts } else { 0 }],
-            resident: vec![true; experts],
-            guess: Vec::with_capacity(top_k),
-            by_expert: vec![Vec::new(); experts],
-            wanted: Vec::with_capacity(experts),
-        })
-    }
-
-    /// Words of [`MoeScratch::new`].
-    pub(super) fn words(router: &Router, d: usize, chunk: usize, beside: bool) -> usize {
-        let both = if beside { chunk * d } else { 0 };
-        // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
-        both + chunk * (2 * router.experts + router.top_k * d + 1)
-            + 6 * chunk * router.top_k
-            + 16 * router.experts
-    }
-}
 
 impl Model {
     /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`; with a block beside the experts,

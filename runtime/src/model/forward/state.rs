@@ -1,9 +1,8 @@
 //! The memory of one timeline: what each layer keeps, and scratch, all of it taken when it is made, and counted where it is taken.
 
-use super::delta::DeltaScratch;
-use super::inputs::InputScratch;
-use super::routed::MoeScratch;
-use super::windows::WindowMarks;
+mod scratch;
+mod windows;
+
 use super::{LOGIT_ROWS, Model, Noted};
 use crate::error::Result;
 use crate::kernels::{Backend, KvCopy, KvPart, MAX_BEST, RopeTable};
@@ -11,6 +10,8 @@ use crate::model::Spec;
 use crate::model::marks::{Marks, Turn};
 use crate::model::memory::{KvSpec, MemorySpec};
 use crate::model::spec::AttentionSpec;
+pub(super) use scratch::{DeltaScratch, InputScratch, MoeScratch};
+use windows::WindowMarks;
 
 /// What one layer keeps.
 pub(super) enum LayerMemory<B: Backend> {

@@ -1,8 +1,8 @@
 //! The weights of what mixes the tokens of a layer: attention, or a gated short convolution.
 
 use super::LayerOf;
+use super::delta::{DeltaNet, DeltaOf};
 use crate::error::Result;
-use crate::model::delta::{DeltaNet, DeltaOf};
 use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
 use crate::quant::Matrix;

@@ -1,12 +1,9 @@
-//! The gated delta net of a layer: its numbers, as the file's keys say them, and its tensors.
+//! The numbers of a layer's gated delta net, as the file's keys say them.
 
-use super::families::Deltas;
-use super::spec::Keys;
-use super::tensors::{Declared, part};
-use super::weights::LayerOf;
+use super::Keys;
 use crate::error::{Error, Result};
-use crate::kernels::{Delta, MAX_TAPS};
-use crate::quant::Matrix;
+use crate::kernels::MAX_TAPS;
+use crate::model::families::Deltas;
 
 /// Bounds on what a file may claim, far above any real model.
 const MAX_HEADS: u64 = 1024;
@@ -88,7 +85,7 @@ impl DeltaSpec {
         2 * self.k_heads * self.k_dim + self.width()
     }
 
-    /// Values of the state ([`Delta::state_values`]).
+    /// Values of the state ([`crate::kernels::Delta::state_values`]).
     pub fn state_values(&self) -> usize {
         (self.taps - 1) * self.channels() + self.k_dim * self.width()
     }
@@ -96,51 +93,5 @@ impl DeltaSpec {
     /// Values of the values of a token.
     pub fn width(&self) -> usize {
         self.v_heads * self.v_dim
-    }
-}
-
-/// A layer with a gated delta net, as its declarations need it.
-#[derive(Clone, Copy)]
-pub struct DeltaOf<'a> {
-    pub(super) layer: LayerOf<'a>,
-    pub(super) spec: &'a DeltaSpec,
-}
-
-impl DeltaOf<'_> {
-    fn name(&self, part: &str) -> String {
-        self.layer.name(part)
-    }
-}
-
-part! {
-    /// What a gated delta net has.
-    DeltaNet(of: DeltaOf) {
-        /// Queries, keys and values: `[channels, d]`.
-        first qkv: Matrix = Declared::matrix(of.name("attn_qkv.weight"), of.spec.channels(), of.layer.d);
-        /// The gate behind the norm: `[v_heads · v_dim, d]`.
-        also z: Matrix = Declared::matrix(of.name("attn_gate.weight"), of.spec.width(), of.layer.d);
-        /// How much of a correction is written: `[v_heads, d]`, f32.
-        also beta: Matrix = Declared::small(of.name("ssm_beta.weight"), of.spec.v_heads, of.layer.d);
-        /// How long a step is: `[v_heads, d]`, f32.
-        also alpha: Matrix = Declared::small(of.name("ssm_alpha.weight"), of.spec.v_heads, of.layer.d);
-        /// Of the convolution: `[channels, taps]`.
-        first conv: Vec<f32> = Declared::small(of.name("ssm_conv1d.weight"), of.spec.channels(), of.spec.taps);
-        /// How fast memory fades: `[v_heads]`, below zero.
-        first a: Vec<f32> = Declared::vector(of.name("ssm_a"), of.spec.v_heads);
-        /// Added to the length of a step: `[v_heads]`.
-        first dt: Vec<f32> = Declared::vector(of.name("ssm_dt.bias"), of.spec.v_heads);
-        /// Of each head: `[v_dim]`.
-        first norm: Vec<f32> = Declared::vector(of.name("ssm_norm.weight"), of.spec.v_dim);
-        /// `[d, v_heads · v_dim]`.
-        first out: Matrix = Declared::matrix(of.name("ssm_out.weight"), of.layer.d, of.spec.width());
-    }
-}
-
-impl DeltaNet {
-    /// As kernels take it.
-    pub fn shape<'a>(&'a self, spec: &DeltaSpec, eps: f32) -> Delta<'a> {
-        let &DeltaSpec { k_heads, v_heads, k_dim, v_dim, taps, tiled } = spec;
-        let DeltaNet { conv, a, dt, norm, .. } = self;
-        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, conv, a, dt, norm, eps }
     }
 }

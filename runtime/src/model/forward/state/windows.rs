@@ -3,7 +3,7 @@
 //! A window's cache holds the newest positions alone, and an answer may be longer than that: with a copy a timeline goes back to
 //! where the answer began. It is made where a turn begins or ends, never for every token.
 
-use super::state::LayerMemory;
+use super::LayerMemory;
 use crate::error::Result;
 use crate::kernels::{Backend, KvCopy, KvPart};
 use crate::model::memory::COPIES;
