@@ -179,6 +179,39 @@ pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     Some(places)
 }
 
+/// What most families call a module, and what it is.
+fn common(module: &str) -> Option<&'static str> {
+    match module {
+        "input_layernorm" | "operator_norm" => Some("attn_norm"),
+        "post_attention_layernorm" | "ffn_norm" => Some("ffn_norm"),
+        "conv.conv" => Some("shortconv.conv"),
+        "conv.in_proj" => Some("shortconv.in_proj"),
+        "conv.out_proj" => Some("shortconv.out_proj"),
+        "self_attn.q_proj" => Some("attn_q"),
+        "self_attn.k_proj" => Some("attn_k"),
+        "self_attn.v_proj" => Some("attn_v"),
+        "linear_attn.in_proj_qkv" => Some("attn_qkv"),
+        "linear_attn.in_proj_z" => Some("attn_gate"),
+        "linear_attn.in_proj_b" => Some("ssm_beta"),
+        "linear_attn.in_proj_a" => Some("ssm_alpha"),
+        "linear_attn.conv1d" => Some("ssm_conv1d"),
+        "linear_attn.norm" => Some("ssm_norm"),
+        "linear_attn.out_proj" => Some("ssm_out"),
+        "self_attn.o_proj" | "self_attn.out_proj" => Some("attn_output"),
+        "self_attn.q_norm" | "self_attn.q_layernorm" => Some("attn_q_norm"),
+        "self_attn.k_norm" | "self_attn.k_layernorm" => Some("attn_k_norm"),
+        "mlp.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
+        "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
+        "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
+        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" | "feed_forward.gate" => Some("ffn_gate_inp"),
+        "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
+        "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
+        "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
+        "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
+        _ => None,
+    }
+}
+
 fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
@@ -215,36 +248,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     }
     let (module, leaf) = rest.rsplit_once('.')?;
     let renamed = dialect.renamed.iter().find(|(theirs, _)| *theirs == module).map(|(_, ours)| *ours);
-    let plain = match module {
-        _ if renamed.is_some() => renamed,
-        "input_layernorm" | "operator_norm" => Some("attn_norm"),
-        "post_attention_layernorm" | "ffn_norm" => Some("ffn_norm"),
-        "conv.conv" => Some("shortconv.conv"),
-        "conv.in_proj" => Some("shortconv.in_proj"),
-        "conv.out_proj" => Some("shortconv.out_proj"),
-        "self_attn.q_proj" => Some("attn_q"),
-        "self_attn.k_proj" => Some("attn_k"),
-        "self_attn.v_proj" => Some("attn_v"),
-        "linear_attn.in_proj_qkv" => Some("attn_qkv"),
-        "linear_attn.in_proj_z" => Some("attn_gate"),
-        "linear_attn.in_proj_b" => Some("ssm_beta"),
-        "linear_attn.in_proj_a" => Some("ssm_alpha"),
-        "linear_attn.conv1d" => Some("ssm_conv1d"),
-        "linear_attn.norm" => Some("ssm_norm"),
-        "linear_attn.out_proj" => Some("ssm_out"),
-        "self_attn.o_proj" | "self_attn.out_proj" => Some("attn_output"),
-        "self_attn.q_norm" | "self_attn.q_layernorm" => Some("attn_q_norm"),
-        "self_attn.k_norm" | "self_attn.k_layernorm" => Some("attn_k_norm"),
-        "mlp.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
-        "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
-        "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
-        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" | "feed_forward.gate" => Some("ffn_gate_inp"),
-        "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
-        "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
-        "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
-        "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
-        _ => None,
-    };
+    let plain = renamed.or_else(|| common(module));
     if let Some(part) = plain {
         return one(blk(&format!("{part}.{leaf}")), None);
     }
