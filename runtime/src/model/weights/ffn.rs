@@ -1,9 +1,9 @@
 //! The feed-forward half of a layer: one block, or routed experts with what stands beside them.
 
 use super::LayerOf;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::experts::Expert;
-use crate::kernels::{Biases, Router};
+use crate::kernels::{Activation, Biases, Router};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
 use crate::quant::Matrix;
 
@@ -116,10 +116,16 @@ impl Held for Ffn {
     }
 
     fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Ffn> {
-        Ok(match of.routed() {
+        let ffn = match of.routed() {
             None => Ffn::Dense(Expert::read(from, of.block(""))?),
             Some(router) => Ffn::Moe(Moe::read(from, MoeOf { layer: of, router })?),
-        })
+        };
+        let always = match &ffn {
+            Ffn::Dense(_) => true,
+            Ffn::Moe(moe) => moe.always().is_some(),
+        };
+        check_always(of, always)?;
+        Ok(ffn)
     }
 
     fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
@@ -135,6 +141,18 @@ impl Held for Ffn {
             Ffn::Moe(moe) => moe.each_mut(met),
         }
     }
+}
+
+/// Kernels limit the activation of routed experts alone: no published model has a block for every token beside or instead of these.
+fn check_always(of: LayerOf<'_>, always: bool) -> Result<()> {
+    if always && matches!(of.spec.ffn.activation, Activation::Clamped { .. }) {
+        let what = format!(
+            "a block that every token goes through, with a limited activation, in layer {}",
+            of.layer
+        );
+        return Err(Error::unsupported(what));
+    }
+    Ok(())
 }
 
 impl Held for Expert {
@@ -175,5 +193,35 @@ impl Held for Option<Expert> {
 
     fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
         self.iter_mut().for_each(|e| e.each_mut(met));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Metadata;
+    use crate::model::Spec;
+
+    /// On a GPU such a file was a panic.
+    #[test]
+    fn a_limited_activation_is_of_routed_experts_alone() {
+        let mut meta = Metadata::new();
+        meta.insert("general.architecture", "gpt-oss");
+        for (key, value) in [
+            ("block_count", 1u32),
+            ("context_length", 64),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+            ("attention.sliding_window", 8),
+            ("expert_count", 4),
+            ("expert_used_count", 2),
+        ] {
+            meta.insert(format!("gpt-oss.{key}"), value);
+        }
+        meta.insert("gpt-oss.attention.layer_norm_rms_epsilon", 1e-5f32);
+        let spec = Spec::from_metadata(&meta).unwrap();
+        let of = LayerOf { layer: 0, d: spec.d, spec: &spec.layers[0], per_layer: 0, rows: &|_| None };
+        check_always(of, false).unwrap();
+        assert!(matches!(check_always(of, true), Err(Error::Unsupported { .. })));
     }
 }
