@@ -79,9 +79,6 @@ fn a_seed_is_another_each_time_and_gives_the_answer_again() {
     // The seed of its first answer reproduces a conversation.
     let (talk, line) = answer(place, "chat", &[], "hi\nho\n");
     assert_eq!(answer(place, "chat", &["--seed", seed(&line).unwrap()], "hi\nho\n").0, talk);
-    let turns: Vec<&str> =
-        answer(place, "chat", &["--seed", "1"], "hi\nhi\n").0.lines().map(|_| "").collect();
-    assert!(turns.len() >= 2);
 
     // Greedy decoding shows no seed.
     let (_, line) = answer(place, "run", &["-p", "hi", "--temp", "0"], "");

@@ -75,7 +75,8 @@ impl Journal {
         let (mut records, mut end) = (Vec::new(), head.len());
         if let Some(mut rest) = bytes.strip_prefix(&head[..]) {
             while let Some((record, len)) = next(rest) {
-                (records, end, rest) = ([records, vec![record]].concat(), end + len, &rest[len..]);
+                records.push(record);
+                (end, rest) = (end + len, &rest[len..]);
             }
         } else {
             file.set_len(0).map_err(failed)?;

@@ -61,13 +61,17 @@ impl Spec {
 
 impl KvSpec {
     /// Places of a cache for `context` positions that are taken in chunks of up to `chunk`: all of them, or the window, a chunk and
-    /// some to go back by, and no more than begin and end in tiles of their own.
+    /// some to go back by, and no more than begin and end in tiles of their own. All where the window with its copies takes as much.
     pub fn places(&self, context: usize, chunk: usize) -> usize {
-        let bounded = |window: usize| {
-            let seen = window.saturating_add(chunk.max(BACK)).saturating_add(KV_TILE);
-            seen.checked_next_multiple_of(KV_TILE).unwrap_or(context)
-        };
-        self.window.map_or(context, bounded).min(context)
+        let Some(window) = self.window else { return context };
+        let seen = window.saturating_add(chunk.max(BACK)).saturating_add(KV_TILE);
+        let bounded = seen.checked_next_multiple_of(KV_TILE).unwrap_or(context);
+        if bounded.saturating_add(Self::copied_places(window)) < context { bounded } else { context }
+    }
+
+    /// Positions in all copies of what a window sees.
+    fn copied_places(window: usize) -> usize {
+        window.saturating_add(KV_BLOCK).saturating_mul(COPIES)
     }
 
     /// The first position that a token at `pos` needs, or one before it where a block begins.
@@ -83,8 +87,7 @@ impl KvSpec {
 
     /// Bytes of all copies of what a window sees.
     pub fn copied_bytes(&self, number_bytes: usize) -> usize {
-        let seen = self.window.map_or(0, |window| window.saturating_add(KV_BLOCK));
-        self.shape(number_bytes).bytes(seen).map_or(usize::MAX, |bytes| COPIES.saturating_mul(bytes))
+        self.shape(number_bytes).bytes(self.window.map_or(0, Self::copied_places)).unwrap_or(usize::MAX)
     }
 
     /// The earliest position that can follow, once the first `written` positions have passed through `places`.
@@ -111,6 +114,12 @@ mod tests {
         assert_eq!(spec(Some(100)).places(100_000, 1024), 1216);
         assert_eq!(spec(Some(128)).places(300, 32), 300, "no more than there are positions");
         assert_eq!(spec(Some(usize::MAX)).places(300, 32), 300);
+        assert_eq!(
+            spec(Some(1024)).places(4096, 32),
+            4096,
+            "a window with its copies takes more than the context"
+        );
+        assert_eq!(spec(Some(1024)).places(32768, 32), 1024 + BACK + KV_TILE);
     }
 
     /// What a position needs is there as long as `earliest` says so, and a chunk never writes over what its own tokens see.

@@ -67,7 +67,7 @@ impl<B: Backend> LayerMemory<B> {
     pub(super) fn state(&mut self) -> &mut B::Buf {
         match self {
             LayerMemory::State { slots, .. } => slots,
-            LayerMemory::Kv { .. } => unreachable!("a layer with a convolution has a state"),
+            LayerMemory::Kv { .. } => unreachable!("a recurrent layer has a state"),
         }
     }
 }
