@@ -42,6 +42,8 @@ static void conversations(const dollop::Engine &engine, const std::string &cache
     dollop::Chat::Options options;
     options.context = 512;
     options.system = "You are brief.";
+    // With AMX, calls of 16 and more tokens have other bits (docs/cpu.md).
+    options.chunk = 8;
     dollop::Chat chat(engine, options);
     auto greedy = engine.sampling();
     greedy.temperature = 0;
