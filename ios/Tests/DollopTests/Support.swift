@@ -21,7 +21,8 @@ let short = GenerationOptions(maxTokens: 24, sampling: .greedy)
 let long = GenerationOptions(maxTokens: 400, sampling: .greedy, ignoresEndOfTurn: true)
 
 /// A context that is small enough for any budget here; one thread, since threads that wait for each other spin.
-let small = EngineOptions(precision: .exact(bits: 4), threads: 1, context: 512)
+// With AMX, pieces of 16 and more tokens have other bits (docs/cpu.md), and the last token of a prompt is read again alone.
+let small = EngineOptions(precision: .exact(bits: 4), threads: 1, context: 512, chunk: 8)
 
 /// The options under a budget of `spare` bytes more than the smallest one: experts are streamed.
 func streamed(spare: UInt64 = 8 << 20) async throws -> EngineOptions {
