@@ -131,7 +131,8 @@ impl Cut<'_> {
         let all = || stacks().filter_map(|(_, levels)| levels).flatten().map(|l| u64::from(l.bits()));
         if all().min() != all().max() {
             metadata.insert(LEVELS, all().collect::<Vec<u64>>());
-            metadata.insert("dollop.version", dollop::VERSION);
+            let version = metadata.u64("dollop.version").ok().flatten().unwrap_or_default() as u32;
+            metadata.insert("dollop.version", version.max(dollop::VERSION_UNEVEN));
         }
         metadata
     }

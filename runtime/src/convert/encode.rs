@@ -60,7 +60,7 @@ pub(super) struct Encoder<'a> {
 
 /// Whether the codes of the source are kept as they are.
 pub(super) fn is_kept(shape: Shape, ty: GgmlType) -> bool {
-    shape.group == 32 && quant::keeps(ty)
+    shape.group == 32 && quant::kept(ty) == Some(shape.params)
 }
 
 impl Encoder<'_> {
@@ -168,8 +168,8 @@ impl Encoder<'_> {
         let written = Written {
             codes: (0..work.places.len()).map(|p| hashed(part.codes(p))).collect(),
             scales: match shape.params {
-                GroupParams::Wide => Scales::Written(hashed(part.scales())),
                 GroupParams::Narrow => Scales::Kept(part.scales().to_vec()),
+                _ => Scales::Written(hashed(part.scales())),
             },
             zeros: hashed(part.zeros()),
             sums: part.sums().clone(),
@@ -186,7 +186,7 @@ impl Encoder<'_> {
             put(tensor, from + (tile * shape.tile_bytes(p)) as u64, part.codes(p))?;
         }
         let (layout, (tensor, from)) = (shape.plane(0), work.places[0]);
-        if shape.params == GroupParams::Wide {
+        if shape.params != GroupParams::Narrow {
             put(
                 tensor,
                 from + (layout.scales.start + groups * shape.params.scale_bytes()) as u64,
@@ -268,7 +268,7 @@ impl Encoder<'_> {
             }
             self.pad(work.places[p], layout.zeros.end..layout.len, hasher)?;
         }
-        let (fits, errors) = sums.solve();
+        let (fits, errors) = sums.solve(work.shape.params);
         let fits = fits.map(|fit| fit.lowered(lift).raised(work.shape.params, octave));
         Ok(Summary { fits, errors, checksums: codes })
     }

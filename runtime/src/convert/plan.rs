@@ -121,8 +121,8 @@ impl Plan {
                 }
                 (_, &[_, _, _]) => {}
                 (_, &[rows, cols]) => {
-                    let level = level_of(options, name);
-                    let shape = shape_of(source, options, name, rows, cols)?;
+                    let shape = shape_of(source, options, name, (rows, cols), true)?;
+                    let level = stored_level(level_of(options, name), &[shape]);
                     let entry = entry(name, shape, 0, level);
                     let bytes = (0..level.planes()).map(|p| shape.plane(p).len as u64).sum();
                     let index = plan.declare(entry.planes_name(), vec![bytes], GgmlType::I8);
@@ -182,13 +182,17 @@ impl Plan {
             Error::malformed(format!("tensor `{block}.ffn_gate_exps.weight`"), "belongs to no layer")
         })?;
         let names = PARTS.map(|part| part_name(layer, part));
-        let level = options.max_level;
+        // A slab has planes of all three, so either all have codes of tables or none.
+        let is_table = |name: &String| {
+            source.dtype(name).and_then(quant::kept).is_some_and(|params| params.table().is_some())
+        };
+        let tables = names.iter().all(is_table);
         let mut shapes = Vec::new();
         for name in &names {
             let field = || format!("tensor `{name}`");
             match source.shape(name) {
                 Some(&[n, rows, cols]) if n == experts => {
-                    shapes.push(shape_of(source, options, name, rows, cols)?)
+                    shapes.push(shape_of(source, options, name, (rows, cols), tables)?)
                 }
                 Some(shape) => {
                     return Err(Error::malformed(field(), format!("shape {shape:?} for {experts} experts")));
@@ -197,6 +201,7 @@ impl Plan {
             }
         }
         let shapes: [Shape; 3] = shapes.try_into().expect("three parts");
+        let level = stored_level(options.max_level, &shapes);
         let planes = (0..level.planes()).map(|p| {
             let slab: usize = shapes.iter().map(|s| s.plane(p).len).sum();
             let stride = slab.next_multiple_of(self.alignment as usize);
@@ -248,28 +253,38 @@ fn rotations(
     [of(0, both), of(1, both), of(2, fed_back(2))]
 }
 
+/// The level that matrices are stored at where `level` is asked for: codes of tables have 4 bits, and lose nothing.
+fn stored_level(level: Level, shapes: &[Shape]) -> Level {
+    let table = shapes.iter().any(|shape| shape.params.table().is_some());
+    if table { level.min(Level::B4) } else { level }
+}
+
+/// `tables`: whether codes of tables may be kept.
 fn shape_of(
     source: &Source,
     options: &ConvertOptions,
     name: &str,
-    rows: usize,
-    cols: usize,
+    (rows, cols): (usize, usize),
+    tables: bool,
 ) -> Result<Shape> {
-    let kept = source.dtype(name).is_some_and(quant::keeps);
+    if options.params.table().is_some() {
+        return Err(Error::Invalid("codes of tables are kept where a source has them, and not made".into()));
+    }
+    let kept = source.dtype(name).and_then(quant::kept).filter(|params| tables || params.table().is_none());
     let group = match options.group {
-        Group::Auto if kept => 32,
+        Group::Auto if kept.is_some() => 32,
         Group::Auto | Group::G64 => 64,
         Group::G32 => 32,
     };
     // Codes that are kept have scales that narrow ones have not the bits for.
-    let params = if kept && group == 32 { GroupParams::Wide } else { options.params };
+    let params = kept.filter(|_| group == 32).unwrap_or(options.params);
     Ok(Shape::new(rows, cols, group)?.with(params))
 }
 
 fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
     let slab = source.names().filter(|n| n.contains(".ffn_gate_exps.")).find_map(|name| {
         let &[_, rows, cols] = source.shape(name)? else { return None };
-        Some(3 * shape_of(source, options, name, rows, cols).ok()?.plane(0).len)
+        Some(3 * shape_of(source, options, name, (rows, cols), true).ok()?.plane(0).len)
     });
     if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
 }
@@ -307,5 +322,8 @@ fn table(m: &mut Metadata, entries: &[MatrixEntry]) {
     };
     added("params", |e| e.params);
     added("rotation", |e| e.rotation);
+    if entries.iter().any(|e| GroupParams::numbered(e.params).is_some_and(|p| p.table().is_some())) {
+        version = dollop::VERSION;
+    }
     m.insert("dollop.version", version);
 }

@@ -11,6 +11,7 @@
 //!   expert's inputs are rotated (`dollop.matrix.rotation`);
 //! - in version 4, where the experts of a layer are stored at different levels: the level of each (`dollop.matrix.levels`, of
 //!   all stacks one after another); a plane's tensor has slabs of those that reach it, in their order;
+//! - in version 5, where codes index a table: further numbers of `dollop.matrix.params`, and no planes beyond 4 bits;
 //! - norms, biases and routers as F32 under their own names;
 //! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
 //!   every dense planes tensor and of every slab, in the order of the file).
@@ -22,9 +23,11 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Version of the layout that this code reads, and writes where experts of a layer differ in their level. Those before are
-/// read as well, and still written where they will do: other programs read them, and conversions stay the same files.
-pub const VERSION: u32 = 4;
+/// Version of the layout that this code reads, and writes where codes of a matrix index a table. Those before are read as well,
+/// and still written where they will do: other programs read them, and conversions stay the same files.
+pub const VERSION: u32 = 5;
+/// The version in which experts of a layer may differ in their level.
+pub const VERSION_UNEVEN: u32 = 4;
 /// The version in which matrices may be rotated or have narrow parameters.
 pub const VERSION_ROTATED: u32 = 3;
 /// The version in which no matrix is either.

@@ -64,7 +64,9 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
             format!("{} is no kind of group parameters", entry.params),
         )
     })?;
-    Ok((shape.with(params), level))
+    let shape = shape.with(params);
+    shape.check(level).map_err(at)?;
+    Ok((shape, level))
 }
 
 /// How many experts of an entry have plane `p`, where they differ.

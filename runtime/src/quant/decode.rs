@@ -17,6 +17,14 @@ impl Nested {
         }
     }
 
+    /// What the codes of this level stand for in integers: 8-bit codes, or entries of a table.
+    fn integer(&self, code: u8) -> i32 {
+        match self.shape().params.table() {
+            Some(table) => table.entries(self.level())[usize::from(code)].into(),
+            None => i32::from(code) << self.level().shift(),
+        }
+    }
+
     /// Scale and zero point of group `g` of `row`; a narrow scale is without the octave that stands in the matrix's fits.
     pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
         let shape = self.shape();
@@ -25,13 +33,13 @@ impl Nested {
 
     /// The weights of one row, `[cols]`, as they are multiplied with inputs that are not rotated.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
+        let (shape, fit) = (self.shape(), self.fit());
         let mut codes = [0u8; 64];
         for (g, out) in out[..shape.cols].chunks_mut(shape.group).enumerate() {
             let (scale, zero) = self.group_params(row, g);
             self.group_codes(row, g, &mut codes[..shape.group]);
             for (w, code) in out.iter_mut().zip(codes) {
-                let centred = (i32::from(code) << shift) - i32::from(zero);
+                let centred = self.integer(code) - i32::from(zero);
                 *w = scale * (fit.alpha * centred as f32 + fit.beta);
             }
         }
@@ -42,19 +50,19 @@ impl Nested {
 
     /// The dot product of a row with quantized activations of the same group size, which were rotated before if the matrix is.
     ///
-    /// Per group, with `D = Σ code · q` and `A = Σ q` exact integers: `s · a · ((D << shift) + (β/α − z) · A)`, summed
-    /// over groups and multiplied by `α`. Kernels may sum groups in another order.
+    /// Per group, with `D = Σ c · q` and `A = Σ q` exact integers, where `c` are codes in 8 bits or entries of the matrix's table:
+    /// `s · a · (D + (β/α − z) · A)`, summed over groups and multiplied by `α`. Kernels may sum groups in another order.
     pub fn dot(&self, row: usize, x: &QuantizedRow) -> f32 {
-        let (shape, fit, shift) = (self.shape(), self.fit(), self.level().shift());
+        let (shape, fit) = (self.shape(), self.fit());
         let mut codes = [0u8; 64];
         let mut sum = 0.0f32;
         for g in 0..shape.groups() {
             let (scale, zero) = self.group_params(row, g);
             self.group_codes(row, g, &mut codes[..shape.group]);
             let q = &x.q[g * shape.group..][..shape.group];
-            let dot: i32 = codes.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum();
+            let dot: i32 = codes.iter().zip(q).map(|(&c, &q)| self.integer(c) * i32::from(q)).sum();
             let centre = fit.beta / fit.alpha - f32::from(zero);
-            sum += scale * x.scale[g] * ((dot << shift) as f32 + centre * x.sum[g] as f32);
+            sum += scale * x.scale[g] * (dot as f32 + centre * x.sum[g] as f32);
         }
         fit.alpha * sum
     }

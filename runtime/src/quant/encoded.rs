@@ -58,7 +58,7 @@ impl EncodedRows {
         &self.codes[p]
     }
 
-    /// Scales of these rows' groups, 2 bytes each: narrow ones as they are kept until [`Octave::stored`].
+    /// Scales of these rows' groups: narrow ones in 2 bytes each, as they are kept until [`Octave::stored`].
     pub(crate) fn scales(&self) -> &[u8] {
         &self.scales
     }
@@ -202,7 +202,10 @@ impl Encoded {
     pub fn join(shape: Shape, parts: &[EncodedRows]) -> Encoded {
         let mut sums = FitSums::default();
         parts.iter().for_each(|p| sums.merge(&p.sums));
-        let octave = parts.iter().map(|p| Octave::of(&p.scales)).max().unwrap_or_default();
+        let octave = match shape.params {
+            GroupParams::Narrow => parts.iter().map(|p| Octave::of(&p.scales)).max().unwrap_or_default(),
+            _ => Octave::default(),
+        };
         let planes = (0..parts[0].codes.len()).map(|p| {
             let layout = shape.plane(p);
             let mut plane = vec![0; layout.len];
@@ -210,17 +213,17 @@ impl Encoded {
             fill(&mut plane[layout.codes], all(|rows, p| &rows.codes[p]));
             if p == 0 {
                 match shape.params {
-                    GroupParams::Wide => fill(&mut plane[layout.scales], all(|rows, _| &rows.scales)),
                     GroupParams::Narrow => {
                         let stored: Vec<_> = parts.iter().map(|rows| octave.stored(&rows.scales)).collect();
                         fill(&mut plane[layout.scales], stored.iter().map(|scales| &scales[..]));
                     }
+                    _ => fill(&mut plane[layout.scales], all(|rows, _| &rows.scales)),
                 }
                 fill(&mut plane[layout.zeros], all(|rows, _| &rows.zeros));
             }
             plane
         });
-        let (fits, errors) = sums.solve();
+        let (fits, errors) = sums.solve(shape.params);
         let fits = fits.map(|fit| fit.raised(shape.params, octave));
         Encoded { shape, planes: planes.collect(), fits, errors }
     }

@@ -82,7 +82,7 @@ impl Feedback {
                 Ok(())
             },
         )?;
-        Ok(Feedback { hessian, fits: sums.solve().0, sweeps })
+        Ok(Feedback { hessian, fits: sums.solve(shape.params).0, sweeps })
     }
 
     /// Numbers of the rows that [`Feedback::new`] wants: spread evenly over the `rows` of a matrix.

@@ -6,7 +6,8 @@
 use super::decode::cell_middle;
 use super::lanes::{Lane, times};
 use super::params::TILE_ROWS;
-use super::{Fit, Fits, Level, PLANES};
+use super::table::Table;
+use super::{Fit, Fits, GroupParams, Level, PLANES};
 
 /// Sums run in this many lanes.
 const LANES: usize = 8;
@@ -117,6 +118,28 @@ impl FitSums {
         }
     }
 
+    /// Adds one group of codes that index a table: what they stand for at 4 bits is what a level is to come close to, so that 4 bits
+    /// and more have no error.
+    #[inline(always)]
+    pub(super) fn add_table(&mut self, table: &Table, codes: &[u8], scale: f32, importance: Option<&[f32]>) {
+        let s2 = f64::from(scale) * f64::from(scale);
+        let v = |i: usize| importance.map_or(1.0, |v| v[i]);
+        let value = |level, i: usize| table.value(level, codes[i]);
+        let add = |to: &mut f64, of: &dyn Fn(usize) -> f32| {
+            *to += s2 * f64::from((0..codes.len()).map(|i| v(i) * of(i)).sum::<f32>());
+        };
+        add(&mut self.one, &|_| 1.0);
+        add(&mut self.energy, &|i| value(Level::B4, i).powi(2));
+        for (sums, level) in self.levels.iter_mut().zip([Level::B2, Level::B3]) {
+            let r = |i: usize| value(Level::B4, i) - value(level, i);
+            add(&mut sums.uu, &|i| value(level, i).powi(2));
+            add(&mut sums.u, &|i| value(level, i));
+            add(&mut sums.rr, &|i| r(i).powi(2));
+            add(&mut sums.ru, &|i| r(i) * value(level, i));
+            add(&mut sums.r, &r);
+        }
+    }
+
     /// Adds a tile in the norm of `h` (`[cols, cols]`): every product of two columns counts, where [`FitSums::add_group`] has
     /// those of a column with itself.
     #[inline(always)]
@@ -158,8 +181,9 @@ impl FitSums {
         }
     }
 
-    /// The corrections of every level and the squared error each leaves, relative to the weights' energy.
-    pub fn solve(&self) -> (Fits, [f32; PLANES]) {
+    /// The corrections of every level of a matrix with these parameters, and the squared error each leaves, relative to the weights'
+    /// energy.
+    pub fn solve(&self, params: GroupParams) -> (Fits, [f32; PLANES]) {
         let mut fits = [Fit { alpha: 1.0, beta: 0.0 }; PLANES];
         let mut errors = [0.0; PLANES];
         for (i, (level, s)) in Level::ALL.into_iter().zip(&self.levels).enumerate() {
@@ -174,7 +198,12 @@ impl FitSums {
             // A correction far from the identity means degenerate data, not a better fit.
             let sane = a.abs() < 0.5 && b.abs() < 128.0;
             let (a, b, rest) = if sane { (a, b, rest) } else { (0.0, 0.0, s.rr) };
-            fits[i] = Fit { alpha: 1.0 + a as f32, beta: snap(f64::from(cell_middle(level)) + b) };
+            fits[i] = match params.table() {
+                Some(t) => {
+                    Fit { alpha: t.unit() * t.step(level) * (1.0 + a as f32), beta: t.unit() * b as f32 }
+                }
+                None => Fit { alpha: 1.0 + a as f32, beta: snap(f64::from(cell_middle(level)) + b) },
+            };
             errors[i] = if self.energy > 0.0 { (rest / self.energy) as f32 } else { 0.0 };
         }
         (fits, errors)

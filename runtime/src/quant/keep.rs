@@ -4,20 +4,28 @@
 //! Q8_0 weight `d·q` is code `q + 128` with scale `d` and zero point 128. Types with a minimum (Q4_1, Q5_1, Q4_K, Q5_K)
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
+//!
+//! Codes that index a table (MXFP4, IQ4_NL) are kept as ranks among its values, with the scales as they are.
 
-use super::encode::{best_instructions, encode_group, fits_row};
+use super::encode::{best_instructions, encode_group, fits_row, unsound};
 use super::encoded::EncodedRows;
-use super::search::{Anchor, Effort};
-use super::{GroupParams, Level, Shape};
+use super::search::{Anchor, Effort, MAX_WEIGHT};
+use super::table::Table;
+use super::{GroupParams, Level, MXFP4_LEAST, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
 use crate::format::ggml::{k_scale_min, le_f16};
 use half::f16;
 
-/// Whether matrices of this type are kept.
-pub fn keeps(ty: GgmlType) -> bool {
+/// The parameters of groups of matrices of this type, where its codes are kept.
+pub fn kept(ty: GgmlType) -> Option<GroupParams> {
     use GgmlType::*;
-    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K)
+    match ty {
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K => Some(GroupParams::Wide),
+        MXFP4 => Some(GroupParams::Mxfp4),
+        IQ4_NL => Some(GroupParams::Iq4Nl),
+        F32 | F16 | BF16 | Q2_K | Q3_K | Q6_K | I8 | I32 => None,
+    }
 }
 
 /// One group of 32 as the source has it: `w = scale · code − min`, codes of `bits` bits.
@@ -28,12 +36,12 @@ struct Uniform {
     min: f32,
 }
 
-/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32, and parameters wide: narrow ones have not
-/// the bits of a source's scales. `importance` (`[cols]`) weighs the fits of
-/// the levels. `lift` (a power of two) multiplies the weights, for matrices that are too small for f16 scales.
+/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32, and their parameters those of [`kept`]. `importance`
+/// (`[cols]`) weighs the fits of the levels. `lift` (a power of two) multiplies the weights, for matrices that are too small for f16
+/// scales; those with a table never are.
 ///
 /// # Errors
-/// `Malformed` where a scale is not finite.
+/// `Malformed` where a scale is not finite, or a weight too large.
 pub fn keep_rows(
     shape: Shape,
     first_row: usize,
@@ -43,12 +51,7 @@ pub fn keep_rows(
     max: Level,
     lift: f32,
 ) -> Result<EncodedRows> {
-    assert!(
-        keeps(ty)
-            && shape.group == 32
-            && shape.params == GroupParams::Wide
-            && shape.cols.is_multiple_of(ty.block_len())
-    );
+    assert!(kept(ty) == Some(shape.params) && shape.group == 32 && shape.cols.is_multiple_of(ty.block_len()));
     best_instructions(
         #[inline(always)]
         || {
@@ -60,6 +63,10 @@ pub fn keep_rows(
                 for g in 0..groups {
                     let at = 32 * (i % per_row * groups + g);
                     let importance = importance.map(|v| &v[at..at + 32]);
+                    if let Some(table) = shape.params.table() {
+                        keep_table(table, shape, row, block, importance, &mut out)?;
+                        continue;
+                    }
                     let mut group = read_group(ty, block, g);
                     (group.scale, group.min) = (group.scale * lift, group.min * lift);
                     keep_group(shape, row, &group, importance, &mut out)?;
@@ -103,6 +110,35 @@ fn keep_group(
         let x: [f32; 32] =
             std::array::from_fn(|i| (u.scale * f32::from(u.codes[i]) - u.min) * inverse + f32::from(zero));
         out.sums.add_group(&x, &codes, zero, step.to_f32(), importance);
+    }
+    Ok(())
+}
+
+/// A block of 32 codes that index a table, behind their scale.
+#[inline(always)]
+fn keep_table(
+    table: &Table,
+    shape: Shape,
+    row: usize,
+    block: &[u8],
+    importance: Option<&[f32]>,
+    out: &mut EncodedRows,
+) -> Result<()> {
+    let (scale, codes) = match shape.params {
+        GroupParams::Mxfp4 => (f32::from_bits((u32::from(block[0]) << 23).max(MXFP4_LEAST)), &block[1..]),
+        _ => (le_f16(block), &block[2..]),
+    };
+    let ranks = nibbles(codes).map(|i| table.rank(i));
+    let most = ranks.iter().map(|&rank| table.value(Level::B4, rank).abs()).fold(0.0, f32::max);
+    let largest = most * table.unit() * scale.abs();
+    // A scale that is no number fails as well.
+    if !(largest <= MAX_WEIGHT) {
+        return Err(unsound(row));
+    }
+    out.push_group(&ranks.map(|rank| rank << 4), scale, table.zero);
+    out.largest = out.largest.max(largest);
+    if fits_row(shape, row) {
+        out.sums.add_table(table, &ranks, scale, importance);
     }
     Ok(())
 }

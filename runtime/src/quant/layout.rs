@@ -12,6 +12,7 @@
 //!
 //! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
 
+use super::Level;
 use super::params::{GroupParams, TILE_ROWS};
 use crate::error::{Error, Result};
 use std::fmt;
@@ -89,6 +90,18 @@ impl Shape {
     #[must_use]
     pub fn with(self, params: GroupParams) -> Shape {
         Shape { params, ..self }
+    }
+
+    /// Whether there are such codes up to `level`: those that index a table have 4 bits at most, and groups of 32.
+    ///
+    /// # Errors
+    /// `Malformed` where not.
+    pub fn check(&self, level: Level) -> Result<()> {
+        if self.params.table().is_some() && (self.group != 32 || level > Level::B4) {
+            let what = format!("codes of a table with {level} bits in groups of {}", self.group);
+            return Err(Error::malformed("params", format!("{what}; up to 4 in groups of 32 are supported")));
+        }
+        Ok(())
     }
 
     /// Tiles; the last may be partial.

@@ -19,6 +19,9 @@
 //! `dot(t, q)` and `sum(q)`, whatever the level. Narrow parameters ([`GroupParams`]) are a minifloat `s` and one of sixteen `z`,
 //! in half the bytes.
 //!
+//! A matrix whose source has codes that index a table keeps them ([`table`]): an entry of the level's table then stands in the place
+//! of `t << (8 − b)`, and there are no more than 4 bits.
+//!
 //! A matrix may be stored for rotated inputs ([`Rotation`]): everything here then holds for W Rᵀ and R x.
 
 mod decode;
@@ -33,6 +36,7 @@ mod layout;
 mod params;
 mod rotation;
 mod search;
+mod table;
 mod tile;
 
 pub use decode::{QuantizedRow, cell_middle};
@@ -41,10 +45,10 @@ pub use encoded::{Encoded, EncodedRows};
 pub use feedback::Feedback;
 pub(crate) use fit::FitSums;
 pub use hessian::{Hessian, Moments};
-pub use keep::{keep_rows, keeps};
+pub use keep::{keep_rows, kept};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 pub(crate) use params::Octave;
-pub use params::{GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS};
+pub use params::{GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS};
 pub use rotation::Rotation;
 #[cfg(feature = "gpu")]
 pub(crate) use rotation::hartley_table;
@@ -150,8 +154,8 @@ impl Fit {
     #[must_use]
     pub(crate) fn raised(self, params: GroupParams, octave: Octave) -> Fit {
         match params {
-            GroupParams::Wide => self,
             GroupParams::Narrow => self.lowered(-octave.exponent()),
+            _ => self,
         }
     }
 }
@@ -197,6 +201,7 @@ impl Nested {
         let level = *planes.len().checked_sub(1).and_then(|last| Level::ALL.get(last)).ok_or_else(|| {
             Error::malformed("planes", format!("{} planes; 1 to {PLANES} make a matrix", planes.len()))
         })?;
+        shape.check(level)?;
         for (p, plane) in planes.iter().enumerate() {
             let want = shape.plane(p).len;
             if plane.len() != want && !plane.is_empty() {

@@ -4,7 +4,10 @@
 //! above four of mantissa. It counts from 2⁻¹⁵ of the matrix's largest octave up; which octave that is stands in the matrix's
 //! corrections, so that a kernel has a scale with a shift and an addition. A narrow zero point is one of sixteen steps around
 //! the middle of the codes. Two rows share a byte: row `r` of a tile has the lower half, row `r + 8` the upper.
+//!
+//! Codes that index a table ([`super::table`]) have the scales of their source, and one zero point, which is the table's.
 
+use super::table::{E2M1, IQ4_NL, Table};
 use half::f16;
 
 /// Rows of a tile.
@@ -19,7 +22,19 @@ pub enum GroupParams {
     Wide = 0,
     /// A scale of 8 bits, which begins with a 4-bit exponent, and a zero point of 4 bits: 12 bits a group.
     Narrow = 1,
+    /// What MXFP4 has: a power of two in 8 bits, and codes that index a table. A conversion chooses it where a source's codes are
+    /// kept; it cannot be asked for.
+    Mxfp4 = 2,
+    /// What IQ4_NL has: an f16 scale, and codes that index a table. Likewise.
+    Iq4Nl = 3,
 }
+
+/// The least power of two that MXFP4 has, 2⁻¹²⁷: its exponent is 0, as that of zero is.
+pub const MXFP4_LEAST: u32 = 1 << 22;
+
+/// All kinds, by their number.
+const ALL: [GroupParams; 4] =
+    [GroupParams::Wide, GroupParams::Narrow, GroupParams::Mxfp4, GroupParams::Iq4Nl];
 
 /// Bits of an f32's mantissa that a narrow scale has not.
 const CUT: u32 = 19;
@@ -49,15 +64,25 @@ impl GroupParams {
     /// The one of this number; `None` if there is no such.
     #[doc(hidden)]
     pub fn numbered(number: u8) -> Option<GroupParams> {
-        [GroupParams::Wide, GroupParams::Narrow].into_iter().find(|params| params.number() == number)
+        ALL.into_iter().find(|params| params.number() == number)
+    }
+
+    /// The table that codes index, if they do.
+    #[doc(hidden)]
+    pub const fn table(self) -> Option<&'static Table> {
+        match self {
+            GroupParams::Wide | GroupParams::Narrow => None,
+            GroupParams::Mxfp4 => Some(&E2M1),
+            GroupParams::Iq4Nl => Some(&IQ4_NL),
+        }
     }
 
     /// Bytes of a group's scales in a tile, 16 rows.
     #[doc(hidden)]
     pub const fn scale_bytes(self) -> usize {
         match self {
-            GroupParams::Wide => 2 * TILE_ROWS,
-            GroupParams::Narrow => TILE_ROWS,
+            GroupParams::Wide | GroupParams::Iq4Nl => 2 * TILE_ROWS,
+            GroupParams::Narrow | GroupParams::Mxfp4 => TILE_ROWS,
         }
     }
 
@@ -67,6 +92,7 @@ impl GroupParams {
         match self {
             GroupParams::Wide => TILE_ROWS,
             GroupParams::Narrow => TILE_ROWS / 2,
+            GroupParams::Mxfp4 | GroupParams::Iq4Nl => 0,
         }
     }
 
@@ -74,10 +100,13 @@ impl GroupParams {
     /// octave.
     #[doc(hidden)]
     pub fn read(self, scales: &[u8], zeros: &[u8], at: usize) -> (f32, u8) {
+        let half = || f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32();
         match self {
-            GroupParams::Wide => {
-                (f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32(), zeros[at])
+            GroupParams::Wide => (half(), zeros[at]),
+            GroupParams::Mxfp4 => {
+                (f32::from_bits((u32::from(scales[at]) << 23).max(MXFP4_LEAST)), self.no_zero())
             }
+            GroupParams::Iq4Nl => (half(), self.no_zero()),
             GroupParams::Narrow => {
                 let (group, row) = (at / TILE_ROWS, at % TILE_ROWS);
                 let pair = zeros[group * (TILE_ROWS / 2) + row % 8];
@@ -88,19 +117,22 @@ impl GroupParams {
         }
     }
 
-    /// The zero point of groups without a scale.
-    pub(super) const fn no_zero(self) -> u8 {
-        match self {
-            GroupParams::Wide => 0,
-            GroupParams::Narrow => 128,
+    /// The zero point of groups without a scale, or of all where they have one.
+    #[doc(hidden)]
+    pub const fn no_zero(self) -> u8 {
+        match (self, self.table()) {
+            (_, Some(table)) => table.zero,
+            (GroupParams::Narrow, _) => 128,
+            _ => 0,
         }
     }
 
-    /// Appends a scale as encoders keep it until the matrix's octave is known: 2 bytes.
+    /// Appends a scale as it is stored, or, if it is narrow, as encoders keep it until the matrix's octave is known: 2 bytes.
     #[inline(always)]
     pub(super) fn keep_scale(self, scale: f32, to: &mut Vec<u8>) {
         let bits = match self {
-            GroupParams::Wide => f16::from_f32(scale).to_bits(),
+            GroupParams::Mxfp4 => return to.push((scale.to_bits() >> 23) as u8),
+            GroupParams::Wide | GroupParams::Iq4Nl => f16::from_f32(scale).to_bits(),
             GroupParams::Narrow => (scale.to_bits() >> CUT) as u16,
         };
         to.extend_from_slice(&bits.to_le_bytes());
@@ -115,6 +147,7 @@ impl GroupParams {
                 let nibbles = zeros.map(|zero| (zero - NARROW_ZERO) / NARROW_STEP);
                 to.extend((0..8).map(|r| nibbles[r] | nibbles[r + 8] << 4));
             }
+            GroupParams::Mxfp4 | GroupParams::Iq4Nl => {}
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Shares {
 }
 
 /// Beyond this the scale of a group would overflow f16.
-const MAX_WEIGHT: f32 = 8e6;
+pub(super) const MAX_WEIGHT: f32 = 8e6;
 
 /// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
 const SUMS: usize = 8;

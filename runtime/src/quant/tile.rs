@@ -52,7 +52,8 @@ impl Tile {
     /// Row `row` of the matrix, `[cols]`, of the bytes of its tile, `row / 16`: to the bit what [`Nested::dequantize_row`] says of
     /// it, and several times as fast, for nobody else computes meanwhile.
     pub fn dequantize_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
-        let (shape, fit, shift, row) = (self.shape(), self.fit, self.level.shift(), row % TILE_ROWS);
+        let (shape, fit, row) = (self.shape(), self.fit, row % TILE_ROWS);
+        let (shift, entries) = (self.level.shift(), shape.params.table().map(|t| t.entries(self.level)));
         // Where the planes are, and in the first unit of each the codes of the row: they are so in every unit.
         let (mut planes, mut places) = ([&bytes[..0]; PLANES], [[(0, 0); UNIT_COLS]; PLANES]);
         let mut at = 0;
@@ -74,7 +75,11 @@ impl Tile {
             let (scale, zero) = shape.params.read(scales, zeros, param);
             let zero = i32::from(zero);
             for (w, code) in out.iter_mut().zip(codes) {
-                let centred = (i32::from(code) << shift) - zero;
+                let integer = match entries {
+                    Some(entries) => entries[usize::from(code & 15)].into(),
+                    None => i32::from(code) << shift,
+                };
+                let centred = integer - zero;
                 *w = scale * (fit.alpha * centred as f32 + fit.beta);
             }
         }

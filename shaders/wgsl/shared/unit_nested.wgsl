@@ -9,7 +9,7 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let codes = unit.codes;
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let w = columns(packed(bits, j));
+        let w = columns(packed(m, bits, j));
         for (var t = 0u; t < TOKENS; t++) {
             let x = vector_of(t, at, j);
             var d = fma(w[0], vec4(x.x), dots[t]);

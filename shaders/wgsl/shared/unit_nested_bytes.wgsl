@@ -14,10 +14,10 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let zero = plus(vec4(128.0) - codes.zero, vec4(m.centre));
     var dots: array<vec4<i32>, TOKENS>;
     for (var half = 0u; half < 2u; half++) {
-        let w0 = packed(bits, 4u * half) ^ vec4(0x80808080u);
-        let w1 = packed(bits, 4u * half + 1u) ^ vec4(0x80808080u);
-        let w2 = packed(bits, 4u * half + 2u) ^ vec4(0x80808080u);
-        let w3 = packed(bits, 4u * half + 3u) ^ vec4(0x80808080u);
+        let w0 = packed(m, bits, 4u * half) ^ vec4(0x80808080u);
+        let w1 = packed(m, bits, 4u * half + 1u) ^ vec4(0x80808080u);
+        let w2 = packed(m, bits, 4u * half + 2u) ^ vec4(0x80808080u);
+        let w3 = packed(m, bits, 4u * half + 3u) ^ vec4(0x80808080u);
         for (var t = 0u; t < TOKENS; t++) {
             let x = words_of(t, at, half);
             dots[t] += dots_of(w0, x.x);

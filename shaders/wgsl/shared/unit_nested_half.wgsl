@@ -8,7 +8,7 @@ fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<funct
     let zero = vec4<f16>(codes.zero);
     var dots: Sums;
     for (var j = 0u; j < 8u; j++) {
-        let w = columns(packed(bits, j));
+        let w = columns(packed(m, bits, j));
         let w0 = vec4<f16>(w[0]) - zero;
         let w1 = vec4<f16>(w[1]) - zero;
         let w2 = vec4<f16>(w[2]) - zero;

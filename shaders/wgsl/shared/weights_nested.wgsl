@@ -18,7 +18,7 @@ struct Matrix {
     cells: u32,  // tiles · units
     units: u32,
     groups: u32,
-    narrow: bool,
+    kind: u32,   // how groups' parameters are stored, as GroupParams numbers it
     halves: u32, // the logarithm of a group's units
     alpha: f32,
     centre: f32,  // added to codes, besides their zero point
@@ -38,8 +38,18 @@ struct Codes {
     zero: vec4<f32>,
 }
 
-// A flag in the word of a group's size: its parameters are narrow (quant/params.rs).
-const NARROW = 128u;
+// The kinds of groups' parameters (quant/params.rs). They stand above a group's size in one word, from this bit on.
+const KIND_BIT = 8u;
+const NARROW = 1u;
+const MXFP4 = 2u;
+const IQ4_NL = 3u;
+
+// The zero points of tables (quant/table.rs).
+const MXFP4_ZERO = 32.0;
+const IQ4_NL_ZERO = 128.0;
+
+// The bits of the float that is MXFP4's least scale: 2⁻¹²⁷.
+const MXFP4_LEAST = 0x00400000u;
 
 // The float of a narrow scale of 0: 2⁻¹⁵.
 const NARROW_BASE = 0x38000000u;
@@ -51,14 +61,15 @@ fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) 
     // Groups have 32 or 64 columns, so shifts suffice: divisions would take longer than a unit's product.
     m.halves = (group >> 6u) & 1u;
     m.groups = (cols + (32u << m.halves) - 1u) >> (5u + m.halves);
-    m.narrow = (group & NARROW) != 0u;
+    m.kind = group >> KIND_BIT;
     m.units = m.groups << m.halves;
     m.cells = m.tiles * m.units;
     m.base = base / 4u;
     m.scales = m.base + 8u * m.cells;
     let all = m.tiles * m.groups;
-    m.zeros = m.scales + aligned(select(2u * all, all, m.narrow));
-    m.rest = m.zeros + aligned(select(all, (all + 1u) / 2u, m.narrow));
+    // A table has its own zero point.
+    m.zeros = m.scales + aligned(select(2u * all, all, m.kind == NARROW || m.kind == MXFP4));
+    m.rest = m.zeros + aligned(select(select(all, (all + 1u) / 2u, m.kind == NARROW), 0u, m.kind >= MXFP4));
     m.top = NOWHERE;
     m.alpha = alpha;
     m.centre = centre;
@@ -122,12 +133,49 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
     return b;
 }
 
-// The codes of vector `j` in the bytes of a word for each row, at their position in 8-bit codes.
-fn packed(b: Bits, j: u32) -> vec4<u32> {
+// The entries of a table for `planes` planes, by codes of 4 bits (quant/table.rs has those of fewer bits once).
+fn entries(kind: u32, planes: u32) -> vec4<u32> {
+    if (kind == MXFP4) {
+        if (planes == 3u) {
+            return vec4(0x18141008u, 0x201e1c1au, 0x26242220u, 0x38302c28u);
+        }
+        if (planes == 2u) {
+            return vec4(0x12120606u, 0x1e1e1919u, 0x27272222u, 0x3a3a2e2eu);
+        }
+        return vec4(0x06060606u, 0x19191919u, 0x27272727u, 0x3a3a3a3au);
+    }
+    if (planes == 3u) {
+        return vec4(0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u);
+    }
+    if (planes == 2u) {
+        return vec4(0x38380a0au, 0x70705757u, 0x9f9f8787u, 0xe1e1bcbcu);
+    }
+    return vec4(0x26262626u, 0x64646464u, 0x93939393u, 0xc8c8c8c8u);
+}
+
+// What the codes in the upper halves of bytes stand for.
+fn looked_up(table: vec4<u32>, codes: vec4<u32>) -> vec4<u32> {
+    var found: vec4<u32>;
+    for (var byte = 0u; byte < 4u; byte++) {
+        let code = codes >> vec4(8u * byte + 4u);
+        let odd = (code & vec4(4u)) != vec4<u32>();
+        let low = select(vec4(table.x), vec4(table.y), odd);
+        let high = select(vec4(table.z), vec4(table.w), odd);
+        let four = select(low, high, (code & vec4(8u)) != vec4<u32>());
+        found |= ((four >> ((code & vec4(3u)) << vec4(3u))) & vec4(255u)) << vec4(8u * byte);
+    }
+    return found;
+}
+
+// The codes of vector `j` in the bytes of a word for each row, at their position in 8-bit codes, or what they stand for in a table.
+fn packed(m: Matrix, b: Bits, j: u32) -> vec4<u32> {
     let half = j & 4u;
     let upper = b.upper[j & 3u] << vec4(4u - half);
     if (PLANES > 3u) {
         return merged(upper, b.lower[j & 3u] >> vec4(half), 0xf0f0f0f0u);
+    }
+    if (m.kind >= MXFP4) {
+        return looked_up(entries(m.kind, present(m)), upper);
     }
     return upper & vec4(0xf0f0f0f0u);
 }
@@ -150,7 +198,12 @@ fn one_of(words: vec4<u32>, i: u32) -> u32 {
 
 fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     let at = tile * m.groups + (unit >> m.halves);
-    if (m.narrow) {
+    if (m.kind == MXFP4) {
+        let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
+        let bits = max(scales << vec4(23u), vec4(MXFP4_LEAST));
+        return Codes(bitcast<vec4<f32>>(bits), vec4(MXFP4_ZERO));
+    }
+    if (m.kind == NARROW) {
         // One byte a row; rows 8 apart share one byte for their zero points. A scale's bits go directly into a float.
         let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
         let pairs = one_of(weights[m.zeros + at / 2u], 2u * (at & 1u) + (quad & 1u));
@@ -162,8 +215,12 @@ fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     }
     let scales = weights[m.scales + 2u * at + quad / 2u];
     let pairs = select(scales.xy, scales.zw, (quad & 1u) == 1u);
+    let halves = vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+    if (m.kind == IQ4_NL) {
+        return Codes(halves, vec4(IQ4_NL_ZERO));
+    }
     let four = one_of(weights[m.zeros + at], quad);
-    return Codes(vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y)), vec4<f32>(unpack4xU8(four)));
+    return Codes(halves, vec4<f32>(unpack4xU8(four)));
 }
 
 // A loaded quad of a unit.
@@ -181,6 +238,6 @@ fn four(m: Matrix, tile: u32, unit: u32, j: u32, row: u32) -> vec4<f32> {
     let c = load_codes(m, tile, unit, row / 4u);
     let scale = c.scale[row % 4u];
     let zero = c.zero[row % 4u];
-    let codes = vec4<f32>(unpack4xU8(packed(load_bits(m, tile, unit, row / 4u), j)[row % 4u]));
+    let codes = vec4<f32>(unpack4xU8(packed(m, load_bits(m, tile, unit, row / 4u), j)[row % 4u]));
     return scale * m.alpha * (codes + (m.centre - zero));
 }

@@ -15,3 +15,8 @@ fn word(m: Matrix, plane: u32, first: u32, at: u32) -> vec4<u32> {
     }
     return refinements[m.top + at];
 }
+
+// How many planes of a matrix there are.
+fn present(m: Matrix) -> u32 {
+    return select(PLANES, PLANES - 1u, m.top == NOWHERE);
+}

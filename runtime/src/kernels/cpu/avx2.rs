@@ -12,11 +12,11 @@ use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
 use crate::quant::{
-    GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes,
+    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes,
 };
 use many::many;
 use std::arch::x86_64::*;
-use unpack::{Half, unpack};
+use unpack::{Entries, Half, codes};
 
 /// Plane bytes are prefetched this far ahead of their use.
 const AHEAD: usize = 2048;
@@ -62,26 +62,33 @@ pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums
     // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrix, activations and sums.
     unsafe {
-        match (t.level, t.group) {
-            (1, 64) => times::<1, 2>(t, x, first, sums),
-            (2, 64) => times::<2, 2>(t, x, first, sums),
-            (3, 64) => times::<3, 2>(t, x, first, sums),
-            (4, 64) => times::<4, 2>(t, x, first, sums),
-            (_, 64) => times::<5, 2>(t, x, first, sums),
-            (1, _) => times::<1, 1>(t, x, first, sums),
-            (2, _) => times::<2, 1>(t, x, first, sums),
-            (3, _) => times::<3, 1>(t, x, first, sums),
-            (4, _) => times::<4, 1>(t, x, first, sums),
-            (_, _) => times::<5, 1>(t, x, first, sums),
+        match (t.level, t.group, t.table) {
+            (1, _, Some((_, true))) => times::<1, 4, 1>(t, x, first, sums),
+            (2, _, Some((_, true))) => times::<2, 4, 1>(t, x, first, sums),
+            (_, _, Some((_, true))) => times::<3, 4, 1>(t, x, first, sums),
+            (1, _, Some(_)) => times::<1, 5, 1>(t, x, first, sums),
+            (2, _, Some(_)) => times::<2, 5, 1>(t, x, first, sums),
+            (_, _, Some(_)) => times::<3, 5, 1>(t, x, first, sums),
+            (1, 64, _) => times::<1, 1, 2>(t, x, first, sums),
+            (2, 64, _) => times::<2, 2, 2>(t, x, first, sums),
+            (3, 64, _) => times::<3, 3, 2>(t, x, first, sums),
+            (4, 64, _) => times::<4, 4, 2>(t, x, first, sums),
+            (_, 64, _) => times::<5, 5, 2>(t, x, first, sums),
+            (1, _, _) => times::<1, 1, 1>(t, x, first, sums),
+            (2, _, _) => times::<2, 2, 1>(t, x, first, sums),
+            (3, _, _) => times::<3, 3, 1>(t, x, first, sums),
+            (4, _, _) => times::<4, 4, 1>(t, x, first, sums),
+            (_, _, _) => times::<5, 5, 1>(t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes and groups of `UNITS · 32`; `x` has its groups, and the tokens
+/// The machine has the features; `t` has N planes and groups of `UNITS · 32`, and a table with entries of as many bits as K planes
+/// have, if K is not N; `x` has its groups, and the tokens
 /// `first..`, one for each of `sums`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn times<const N: usize, const UNITS: usize>(
+unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     first: usize,
@@ -90,8 +97,8 @@ unsafe fn times<const N: usize, const UNITS: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match sums {
-            [sums] => one::<N, UNITS>(t, x, first, sums),
-            _ => many::<N, UNITS>(t, x, first, sums),
+            [sums] => one::<N, K, UNITS>(t, x, first, sums),
+            _ => many::<N, K, UNITS>(t, x, first, sums),
         }
     }
 }
@@ -106,6 +113,16 @@ unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
                 let zeros = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS + rows).cast());
                 let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
                 (_mm256_cvtph_ps(scales), _mm256_cvtepu8_epi32(zeros))
+            }
+            GroupParams::Mxfp4 => {
+                let scales = _mm_loadl_epi64(t.scales.as_ptr().add(g * TILE_ROWS + rows).cast());
+                let bits = _mm256_slli_epi32::<23>(_mm256_cvtepu8_epi32(scales));
+                let bits = _mm256_max_epu32(bits, _mm256_set1_epi32(MXFP4_LEAST as i32));
+                (_mm256_castsi256_ps(bits), _mm256_set1_epi32(t.params.no_zero().into()))
+            }
+            GroupParams::Iq4Nl => {
+                let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
+                (_mm256_cvtph_ps(scales), _mm256_set1_epi32(t.params.no_zero().into()))
             }
             GroupParams::Narrow => {
                 let pairs = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS / 2).cast());
@@ -140,7 +157,7 @@ fn add_group((scale, centre): (__m256, __m256), dot: __m256i, a: f32, sum: f32, 
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn one<const N: usize, const UNITS: usize>(
+unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     n: usize,
@@ -151,6 +168,7 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut out = [_mm256_setzero_ps(); 2];
+        let table = Entries::of(t);
         for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
@@ -161,22 +179,22 @@ unsafe fn one<const N: usize, const UNITS: usize>(
                 let mut narrow = _mm256_setzero_si256();
                 for u in 0..UNITS {
                     let q = q.add(u * UNIT_COLS);
-                    let (codes, low) = unpack::<N>(&planes, g * UNITS + u, 8 * half);
-                    if N <= 2 {
+                    let (codes, low) = codes::<N, K>(&planes, &table, g * UNITS + u, 8 * half);
+                    if K <= 2 {
                         // Codes of 2 and 3 bits leave room for a whole group in 16 bits.
                         narrow = _mm256_add_epi16(narrow, narrow_dots(&codes, q));
-                    } else if N == 4 {
+                    } else if K == 4 {
                         dot = _mm256_add_epi32(dot, wide_dots(&codes, q));
                     } else {
                         let mut part = widen(narrow_dots(&codes, q));
-                        if N == 5 {
+                        if K == 5 {
                             part = _mm256_slli_epi32::<4>(part);
                             part = _mm256_add_epi32(part, widen(narrow_dots(&low, q)));
                         }
                         dot = _mm256_add_epi32(dot, part);
                     }
                 }
-                if N <= 2 {
+                if K <= 2 {
                     dot = widen(narrow);
                 }
                 *out = add_group(params(t, g, 8 * half), dot, a, sum, *out);

@@ -16,12 +16,13 @@ use super::lanes::{Cell, Lanes};
 use super::lines::Later;
 use super::tiles::{Sums, Tile};
 use crate::quant::{
-    GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes,
+    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS,
+    unit_bytes,
 };
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use unpack::{AHEAD, raised, unpack};
+use unpack::{AHEAD, codes, entries, raised};
 
 /// Units unpacked at a time: 8 KB of codes of each of two tiles, which leaves room for the activations in the L1 cache.
 const STRETCH: usize = 16;
@@ -31,6 +32,9 @@ const STRETCH_LINES: usize = STRETCH * (8 * VECTOR + 3 * TILE_ROWS) / 64 + 7;
 
 /// The same of two tiles.
 type Next = Later<{ 2 * STRETCH_LINES }>;
+
+/// As many planes have the bits of what a table's codes stand for: the K of kernels, which is N for other codes.
+const LOOKED_UP: usize = 5;
 
 /// Tokens of a block with VNNI: their sums with two tiles are sixteen registers.
 const BLOCK: usize = 8;
@@ -47,17 +51,20 @@ pub(super) fn tile_times<const TILES: usize>(
     // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrices, activations and sums.
     unsafe {
-        match (t[0].level, t[0].group) {
-            (1, 64) => times::<1, 2, TILES>(t, x, first, sums),
-            (2, 64) => times::<2, 2, TILES>(t, x, first, sums),
-            (3, 64) => times::<3, 2, TILES>(t, x, first, sums),
-            (4, 64) => times::<4, 2, TILES>(t, x, first, sums),
-            (_, 64) => times::<5, 2, TILES>(t, x, first, sums),
-            (1, _) => times::<1, 1, TILES>(t, x, first, sums),
-            (2, _) => times::<2, 1, TILES>(t, x, first, sums),
-            (3, _) => times::<3, 1, TILES>(t, x, first, sums),
-            (4, _) => times::<4, 1, TILES>(t, x, first, sums),
-            (_, _) => times::<5, 1, TILES>(t, x, first, sums),
+        match (t[0].level, t[0].group, t[0].table) {
+            (1, _, Some(_)) => times::<1, LOOKED_UP, 1, TILES>(t, x, first, sums),
+            (2, _, Some(_)) => times::<2, LOOKED_UP, 1, TILES>(t, x, first, sums),
+            (_, _, Some(_)) => times::<3, LOOKED_UP, 1, TILES>(t, x, first, sums),
+            (1, 64, _) => times::<1, 1, 2, TILES>(t, x, first, sums),
+            (2, 64, _) => times::<2, 2, 2, TILES>(t, x, first, sums),
+            (3, 64, _) => times::<3, 3, 2, TILES>(t, x, first, sums),
+            (4, 64, _) => times::<4, 4, 2, TILES>(t, x, first, sums),
+            (_, 64, _) => times::<5, 5, 2, TILES>(t, x, first, sums),
+            (1, _, _) => times::<1, 1, 1, TILES>(t, x, first, sums),
+            (2, _, _) => times::<2, 2, 1, TILES>(t, x, first, sums),
+            (3, _, _) => times::<3, 3, 1, TILES>(t, x, first, sums),
+            (4, _, _) => times::<4, 4, 1, TILES>(t, x, first, sums),
+            (_, _, _) => times::<5, 5, 1, TILES>(t, x, first, sums),
         }
     }
 }
@@ -70,26 +77,29 @@ pub(super) fn pair_times(isa: Isa, t: [&Tile; 2], x: &Halves, tokens: (usize, us
     // SAFETY: an `Isa` of this kind exists only where the features were detected; the caller (`nested::pair_times`) has
     // compared the shapes of matrices and activations.
     unsafe {
-        match (t[0].level, t[0].group) {
-            (1, 64) => amx::times::<1, 2>(t, x, tokens, s),
-            (2, 64) => amx::times::<2, 2>(t, x, tokens, s),
-            (3, 64) => amx::times::<3, 2>(t, x, tokens, s),
-            (4, 64) => amx::times::<4, 2>(t, x, tokens, s),
-            (_, 64) => amx::times::<5, 2>(t, x, tokens, s),
-            (1, _) => amx::times::<1, 1>(t, x, tokens, s),
-            (2, _) => amx::times::<2, 1>(t, x, tokens, s),
-            (3, _) => amx::times::<3, 1>(t, x, tokens, s),
-            (4, _) => amx::times::<4, 1>(t, x, tokens, s),
-            (_, _) => amx::times::<5, 1>(t, x, tokens, s),
+        match (t[0].level, t[0].group, t[0].table) {
+            (1, _, Some(_)) => amx::times::<1, LOOKED_UP, 1>(t, x, tokens, s),
+            (2, _, Some(_)) => amx::times::<2, LOOKED_UP, 1>(t, x, tokens, s),
+            (_, _, Some(_)) => amx::times::<3, LOOKED_UP, 1>(t, x, tokens, s),
+            (1, 64, _) => amx::times::<1, 1, 2>(t, x, tokens, s),
+            (2, 64, _) => amx::times::<2, 2, 2>(t, x, tokens, s),
+            (3, 64, _) => amx::times::<3, 3, 2>(t, x, tokens, s),
+            (4, 64, _) => amx::times::<4, 4, 2>(t, x, tokens, s),
+            (_, 64, _) => amx::times::<5, 5, 2>(t, x, tokens, s),
+            (1, _, _) => amx::times::<1, 1, 1>(t, x, tokens, s),
+            (2, _, _) => amx::times::<2, 2, 1>(t, x, tokens, s),
+            (3, _, _) => amx::times::<3, 3, 1>(t, x, tokens, s),
+            (4, _, _) => amx::times::<4, 4, 1>(t, x, tokens, s),
+            (_, _, _) => amx::times::<5, 5, 1>(t, x, tokens, s),
         }
     }
 }
 
 /// # Safety
-/// The machine has the features; all of `t` have N planes and groups of `UNITS · 32`; `x` has their groups, and the tokens
+/// The machine has the features; all of `t` have N planes and groups of `UNITS · 32`, and a table if K is not N; `x` has their groups, and the tokens
 /// `first..`, one for each of every tile's `sums`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
-unsafe fn times<const N: usize, const UNITS: usize, const TILES: usize>(
+unsafe fn times<const N: usize, const K: usize, const UNITS: usize, const TILES: usize>(
     t: [&Tile; TILES],
     x: &Activations,
     first: usize,
@@ -98,10 +108,10 @@ unsafe fn times<const N: usize, const UNITS: usize, const TILES: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if sums[0].len() > 1 {
-            return many::<N, UNITS, TILES>(t, x, first, sums);
+            return many::<N, K, UNITS, TILES>(t, x, first, sums);
         }
         for (t, sums) in t.iter().zip(&mut sums) {
-            sums.iter_mut().for_each(|sums| one::<N, UNITS>(t, x, first, sums));
+            sums.iter_mut().for_each(|sums| one::<N, K, UNITS>(t, x, first, sums));
         }
     }
 }
@@ -115,7 +125,7 @@ struct Params {
 }
 
 impl Params {
-    /// ASK as with [`unpack`].
+    /// ASK as with [`codes`].
     #[inline(always)]
     unsafe fn load<const ASK: bool>(t: &Tile, g: usize) -> Params {
         // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
@@ -130,7 +140,7 @@ impl Params {
     }
 }
 
-/// Scales and zero points of a group. ASK as with [`unpack`].
+/// Scales and zero points of a group. ASK as with [`codes`].
 #[inline(always)]
 unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m512) {
     // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
@@ -145,6 +155,15 @@ unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m5
             GroupParams::Wide => (
                 _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())),
                 _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast())),
+            ),
+            GroupParams::Mxfp4 => {
+                let bits = _mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(_mm_loadu_si128(scales.cast())));
+                let bits = _mm512_max_epu32(bits, _mm512_set1_epi32(MXFP4_LEAST as i32));
+                (_mm512_castsi512_ps(bits), _mm512_set1_epi32(t.params.no_zero().into()))
+            }
+            GroupParams::Iq4Nl => (
+                _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())),
+                _mm512_set1_epi32(t.params.no_zero().into()),
             ),
             GroupParams::Narrow => {
                 let pairs = _mm_loadl_epi64(zeros.cast());
@@ -186,7 +205,7 @@ unsafe fn four(q: *const i8) -> __m512i {
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn one<const N: usize, const UNITS: usize>(
+unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     n: usize,
@@ -197,18 +216,19 @@ unsafe fn one<const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut total = _mm512_setzero_ps();
+        let table = entries(t);
         for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
             // One sum for each field, because fields are raised by different powers of two.
             let mut dots = [_mm512_setzero_si512(); 4];
             for u in 0..UNITS {
-                let codes = unpack::<N, true, true>(&planes, g * UNITS + u);
+                let codes = codes::<N, K, true, true>(&planes, table, g * UNITS + u);
                 for (j, codes) in codes.into_iter().enumerate() {
                     dots[j / 2] = _mm512_dpbusd_epi32(dots[j / 2], codes, four(q.add(u * UNIT_COLS + 4 * j)));
                 }
             }
-            let dot = lower::<N>(dots);
+            let dot = lower::<K>(dots);
             total =
                 add_group(Params::load::<true>(t, g), dot, *a.get_unchecked(n), *sum.get_unchecked(n), total);
         }
@@ -219,16 +239,16 @@ unsafe fn one<const N: usize, const UNITS: usize>(
 /// The sum of the fields' products, each shifted down from its field's position: exact, because they are whole
 /// multiples.
 #[inline(always)]
-fn lower<const N: usize>(dots: [__m512i; 4]) -> __m512i {
+fn lower<const K: usize>(dots: [__m512i; 4]) -> __m512i {
     // SAFETY: as in `add_group`.
     unsafe {
         let [a, b, c, d] = dots;
         let sum = |x, y| _mm512_add_epi32(x, y);
         let down = |x, f| {
-            let bits = const { [raised::<N>(0), raised::<N>(1), raised::<N>(2), raised::<N>(3)] }[f];
+            let bits = const { [raised::<K>(0), raised::<K>(1), raised::<K>(2), raised::<K>(3)] }[f];
             if bits == 0 { x } else { _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
         };
-        if N >= 3 {
+        if K >= 3 {
             return sum(sum(a, b), down(sum(c, d), 2));
         }
         sum(sum(down(a, 0), down(b, 1)), sum(down(c, 2), down(d, 3)))
@@ -246,7 +266,7 @@ struct Stretch {
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
+unsafe fn many<const N: usize, const K: usize, const UNITS: usize, const TILES: usize>(
     t: [&Tile; TILES],
     x: &Activations,
     first: usize,
@@ -278,9 +298,11 @@ unsafe fn many<const N: usize, const UNITS: usize, const TILES: usize>(
         unsafe {
             for (t, s) in t.iter().zip(&mut s) {
                 let planes = t.planes.map(<[u8]>::as_ptr);
+                let table = entries(t);
                 for (i, g) in stretch.clone().enumerate() {
                     for u in 0..UNITS {
-                        s.codes[i * UNITS + u].write(unpack::<N, false, false>(&planes, g * UNITS + u));
+                        let codes = codes::<N, K, false, false>(&planes, table, g * UNITS + u);
+                        s.codes[i * UNITS + u].write(codes);
                     }
                     s.params[i].write(Params::load::<false>(t, g));
                 }

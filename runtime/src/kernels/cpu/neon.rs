@@ -18,13 +18,16 @@ use super::activations::Activations;
 use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
-use crate::quant::{GroupParams, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS};
+use crate::quant::{GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS};
 use dotprod::Dotprod;
 use i8mm::I8mm;
 use many::{Dots, Group, Unit, many};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use unpack::{Quarter, unpack};
+
+/// As many planes have the bits of what a table's codes stand for: the K of kernels, which is N for other codes.
+const LOOKED_UP: usize = 5;
 
 /// How a core multiplies codes with activations.
 trait Core {
@@ -70,48 +73,66 @@ pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums
 unsafe fn any_level<C: Core>(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (t.level, t.group) {
-            (1, 64) => times::<C, 1, 2>(t, x, first, sums),
-            (2, 64) => times::<C, 2, 2>(t, x, first, sums),
-            (3, 64) => times::<C, 3, 2>(t, x, first, sums),
-            (4, 64) => times::<C, 4, 2>(t, x, first, sums),
-            (_, 64) => times::<C, 5, 2>(t, x, first, sums),
-            (1, _) => times::<C, 1, 1>(t, x, first, sums),
-            (2, _) => times::<C, 2, 1>(t, x, first, sums),
-            (3, _) => times::<C, 3, 1>(t, x, first, sums),
-            (4, _) => times::<C, 4, 1>(t, x, first, sums),
-            (_, _) => times::<C, 5, 1>(t, x, first, sums),
+        match (t.level, t.group, t.table) {
+            (1, _, Some(_)) => times::<C, 1, LOOKED_UP, 1>(t, x, first, sums),
+            (2, _, Some(_)) => times::<C, 2, LOOKED_UP, 1>(t, x, first, sums),
+            (_, _, Some(_)) => times::<C, 3, LOOKED_UP, 1>(t, x, first, sums),
+            (1, 64, _) => times::<C, 1, 1, 2>(t, x, first, sums),
+            (2, 64, _) => times::<C, 2, 2, 2>(t, x, first, sums),
+            (3, 64, _) => times::<C, 3, 3, 2>(t, x, first, sums),
+            (4, 64, _) => times::<C, 4, 4, 2>(t, x, first, sums),
+            (_, 64, _) => times::<C, 5, 5, 2>(t, x, first, sums),
+            (1, _, _) => times::<C, 1, 1, 1>(t, x, first, sums),
+            (2, _, _) => times::<C, 2, 2, 1>(t, x, first, sums),
+            (3, _, _) => times::<C, 3, 3, 1>(t, x, first, sums),
+            (4, _, _) => times::<C, 4, 4, 1>(t, x, first, sums),
+            (_, _, _) => times::<C, 5, 5, 1>(t, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// As [`any_level`]; `t` has N planes and groups of `UNITS · 32`.
-unsafe fn times<C: Core, const N: usize, const UNITS: usize>(
+/// As [`any_level`]; `t` has N planes and groups of `UNITS · 32`, and a table if K is not N.
+unsafe fn times<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     // Codes less 128 need a middle that is 128 higher.
-    let middle = if C::SIGNED && N == 5 { t.middle + 128.0 } else { t.middle };
+    let middle = if C::SIGNED && K == 5 { t.middle + 128.0 } else { t.middle };
     let t = &Tile { middle, ..*t };
     // SAFETY: the caller's promise.
     unsafe {
         match sums {
-            [sums] => one::<C, N, UNITS>(t, x, first, sums),
-            _ => many::<C, N, UNITS>(t, x, first, sums),
+            [sums] => one::<C, N, K, UNITS>(t, x, first, sums),
+            _ => many::<C, N, K, UNITS>(t, x, first, sums),
         }
     }
 }
 
-/// The codes of 4 rows of unit `u`, as `C` multiplies them.
+/// The entries of a tile's table; zeros where it has none.
 #[inline(always)]
-unsafe fn codes<C: Core, const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> Quarter {
+fn entries(t: &Tile) -> uint8x16_t {
+    // SAFETY: NEON is AArch64's baseline; a table has sixteen entries.
+    unsafe { t.table.map_or(vdupq_n_u8(0), |(entries, _)| vld1q_u8(entries.as_ptr())) }
+}
+
+/// The codes of 4 rows of unit `u`, or what they stand for in a table if K is not N, as `C` multiplies them.
+#[inline(always)]
+unsafe fn codes<C: Core, const N: usize, const K: usize>(
+    planes: &[*const u8; 5],
+    table: uint8x16_t,
+    u: usize,
+    rows: usize,
+) -> Quarter {
     // SAFETY: NEON is AArch64's baseline; the caller vouches for unit `u` in the first N planes.
     unsafe {
-        let codes = unpack::<N>(planes, u, rows);
-        if C::SIGNED && N == 5 { codes.map(|codes| veorq_u8(codes, vdupq_n_u8(0x80))) } else { codes }
+        let mut codes = unpack::<N>(planes, u, rows);
+        if K != N {
+            codes = codes.map(|codes| vqtbl1q_u8(table, codes));
+        }
+        if C::SIGNED && K == 5 { codes.map(|codes| veorq_u8(codes, vdupq_n_u8(0x80))) } else { codes }
     }
 }
 
@@ -137,6 +158,12 @@ unsafe fn params(t: &Tile, g: usize) -> Params {
                 let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
                 let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
                 ([s0, s1, s2, s3], vld1q_u8(zeros))
+            }
+            GroupParams::Mxfp4 => (powers(vld1q_u8(scales)), vdupq_n_u8(t.params.no_zero())),
+            GroupParams::Iq4Nl => {
+                let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
+                let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
+                ([s0, s1, s2, s3], vdupq_n_u8(t.params.no_zero()))
             }
             GroupParams::Narrow => {
                 let pairs = vld1_u8(zeros);
@@ -175,6 +202,22 @@ unsafe fn narrow_scales(x: uint8x16_t) -> [float32x4_t; 4] {
     }
 }
 
+/// Converts sixteen exponents to powers of two.
+#[inline(always)]
+unsafe fn powers(x: uint8x16_t) -> [float32x4_t; 4] {
+    // SAFETY: NEON is AArch64's baseline.
+    unsafe {
+        let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
+        let power = |x| vreinterpretq_f32_u32(vmaxq_u32(vshlq_n_u32::<23>(x), vdupq_n_u32(MXFP4_LEAST)));
+        [
+            power(vmovl_u16(vget_low_u16(low))),
+            power(vmovl_high_u16(low)),
+            power(vmovl_u16(vget_low_u16(high))),
+            power(vmovl_high_u16(high)),
+        ]
+    }
+}
+
 /// Converts eight floats from half to single precision.
 #[inline(always)]
 fn singles(halves: uint16x8_t) -> [float32x4_t; 2] {
@@ -208,7 +251,7 @@ fn add_group(p: Affine, dot: int32x4_t, a: f32, sum: f32, total: float32x4_t) ->
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn one<C: Core, const N: usize, const UNITS: usize>(
+unsafe fn one<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     n: usize,
@@ -219,6 +262,7 @@ unsafe fn one<C: Core, const N: usize, const UNITS: usize>(
     // and its activations.
     unsafe {
         let mut totals = [vdupq_n_f32(0.0); 4];
+        let table = entries(t);
         for g in 0..t.groups {
             #[cfg(test)]
             tests::uses(C::DOT);
@@ -229,7 +273,7 @@ unsafe fn one<C: Core, const N: usize, const UNITS: usize>(
                 let q = q.add(u * UNIT_COLS);
                 let q = [vld1q_s8(q), vld1q_s8(q.add(16))];
                 for (r, dot) in dots.iter_mut().enumerate() {
-                    let codes = codes::<C, N>(&planes, g * UNITS + u, 4 * r);
+                    let codes = codes::<C, N, K>(&planes, table, g * UNITS + u, 4 * r);
                     for (codes, q) in codes.chunks_exact(4).zip(q) {
                         *dot = C::dot::<0>(*dot, codes[0], q);
                         *dot = C::dot::<1>(*dot, codes[1], q);

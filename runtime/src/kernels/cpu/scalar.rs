@@ -10,7 +10,7 @@ use crate::quant::{PLANE_BITS, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// The codes of unit `u`, one byte each.
+/// The codes of unit `u`, one byte each, or what they stand for in a table.
 pub(super) fn unpack(t: &Tile, u: usize, out: &mut [[u8; VECTOR]; VECTORS]) {
     *out = [[0; VECTOR]; VECTORS];
     for (p, bits) in PLANE_BITS.into_iter().enumerate().take(t.level) {
@@ -23,6 +23,9 @@ pub(super) fn unpack(t: &Tile, u: usize, out: &mut [[u8; VECTOR]; VECTORS]) {
                 out.iter_mut().zip(bytes).for_each(|(c, b)| *c = *c << 1 | b >> j & 1);
             }
         }
+    }
+    if let Some((table, _)) = t.table {
+        out.as_flattened_mut().iter_mut().for_each(|code| *code = table[usize::from(*code & 15)]);
     }
 }
 

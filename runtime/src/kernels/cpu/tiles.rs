@@ -22,8 +22,10 @@ pub(super) struct Tile<'a> {
     pub(super) alpha: f32,
     /// β/α: the part of a code's value that is the same for all codes.
     pub(super) middle: f32,
-    /// Codes of this level times this are 8-bit codes.
+    /// Codes of this level times this are 8-bit codes; those of a table are looked up instead.
     pub(super) step: f32,
+    /// What codes index, if they do: the entries of this level, and whether they have 6 bits at most.
+    pub(super) table: Option<(&'static [u8; 16], bool)>,
     /// Number of planes.
     pub(super) level: usize,
 }
@@ -42,6 +44,7 @@ pub(super) struct Tiles<'a> {
 impl<'a> Tiles<'a> {
     pub(super) fn new(m: &'a Nested) -> Tiles<'a> {
         let (shape, fit, level) = (m.shape(), m.fit(), m.level());
+        let table = shape.params.table();
         Tiles {
             all: Tile {
                 planes: std::array::from_fn(|p| m.codes(p)),
@@ -52,7 +55,8 @@ impl<'a> Tiles<'a> {
                 group: shape.group,
                 alpha: fit.alpha,
                 middle: fit.beta / fit.alpha,
-                step: (1u32 << level.shift()) as f32,
+                step: if table.is_some() { 1.0 } else { (1u32 << level.shift()) as f32 },
+                table: table.map(|table| (table.entries(level), table.is_short())),
                 level: level.planes(),
             },
             cols: shape.cols,

@@ -7,7 +7,7 @@
 use super::device::{Device, Memory};
 use crate::error::Result;
 use crate::kernels::RopeTable;
-use crate::quant::{Fit, GroupParams, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
+use crate::quant::{Fit, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS, VECTORS};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ pub(super) struct Placed {
     pub(super) rows: usize,
 }
 
-/// A flag beside the group's size in one word (`weights_nested.wgsl`).
-const NARROW: u32 = 128;
+/// From this bit on the number of a group's parameters stands above its size, in one word (`weights_nested.wgsl`).
+const KIND_BIT: u32 = 8;
 
 /// How kernels read a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,7 +31,7 @@ pub(super) struct Form {
     pub(super) base: u32,
     /// 0 if it is unquantized.
     pub(super) planes: u32,
-    /// Weights of a group, with [`NARROW`] if their parameters are narrow.
+    /// Weights of a group, and above them the number of its parameters ([`KIND_BIT`]).
     pub(super) group: u32,
     pub(super) alpha: f32,
     pub(super) centre: f32,
@@ -50,8 +50,8 @@ impl Form {
             Matrix::F32 { .. } => Form { base, planes: 0, group: 32, alpha: 1.0, centre: 0.0 },
             Matrix::Nested(n) => {
                 let [alpha, centre] = centred(n.fit());
-                let narrow = if n.shape().params == GroupParams::Narrow { NARROW } else { 0 };
-                let (planes, group) = (n.level().planes() as u32, n.shape().group as u32 | narrow);
+                let kind = u32::from(n.shape().params.number()) << KIND_BIT;
+                let (planes, group) = (n.level().planes() as u32, n.shape().group as u32 | kind);
                 Form { base, planes, group, alpha, centre }
             }
         }
@@ -135,7 +135,9 @@ fn plane_pieces(
         let scales = shape.groups() * shape.params.scale_bytes();
         let zeros = shape.groups() * shape.params.zero_bytes();
         write(layout.scales.start, &n.scales()[first * scales..end * scales]);
-        write(layout.zeros.start, &n.zeros()[first * zeros..end * zeros]);
+        if zeros > 0 {
+            write(layout.zeros.start, &n.zeros()[first * zeros..end * zeros]);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Products of several tokens with AVX2: a group is unpacked to the stack and multiplied with four tokens at a time.
 //! Everything here is inlined into functions that enable the features, except the assembly, which enables them itself.
 
-use super::unpack::unpack;
+use super::unpack::{Entries, codes};
 use super::{add_group, four, params, widen};
 use crate::kernels::cpu::activations::Activations;
 use crate::kernels::cpu::tiles::Tile;
@@ -17,7 +17,7 @@ type Group = [[__m256i; 2]; 2 * VECTORS];
 /// # Safety
 /// As [`super::times`].
 #[inline(always)]
-pub(super) unsafe fn many<const N: usize, const UNITS: usize>(
+pub(super) unsafe fn many<const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     first: usize,
@@ -26,28 +26,29 @@ pub(super) unsafe fn many<const N: usize, const UNITS: usize>(
     let planes = t.planes.map(<[u8]>::as_ptr);
     // SAFETY: as in `super::one`, for every token.
     unsafe {
-        let mut codes: Group = [[_mm256_setzero_si256(); 2]; 2 * VECTORS];
-        let mut lows = codes;
+        let table = Entries::of(t);
+        let mut uppers: Group = [[_mm256_setzero_si256(); 2]; 2 * VECTORS];
+        let mut lows = uppers;
         for g in 0..t.groups {
             for u in 0..UNITS {
                 for half in 0..2 {
-                    let (code, low) = unpack::<N>(&planes, g * UNITS + u, 8 * half);
+                    let (code, low) = codes::<N, K>(&planes, &table, g * UNITS + u, 8 * half);
                     for j in 0..VECTORS {
-                        codes[u * VECTORS + j][half] = code[j];
-                        if N == 5 {
+                        uppers[u * VECTORS + j][half] = code[j];
+                        if K == 5 {
                             lows[u * VECTORS + j][half] = low[j];
                         }
                     }
                 }
             }
-            let group = (&codes, &lows, [params(t, g, 0), params(t, g, 8)]);
+            let group = (&uppers, &lows, [params(t, g, 0), params(t, g, 8)]);
             let (mut fours, mut n) = (sums.chunks_exact_mut(4), first);
             for sums in fours.by_ref() {
-                block::<N, UNITS, 4>(t.step, group, x, g, n, sums);
+                block::<K, UNITS, 4>(t.step, group, x, g, n, sums);
                 n += 4;
             }
             for (i, sums) in fours.into_remainder().chunks_mut(1).enumerate() {
-                block::<N, UNITS, 1>(t.step, group, x, g, n + i, sums);
+                block::<K, UNITS, 1>(t.step, group, x, g, n + i, sums);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Planes to codes with AVX2: half a unit's rows at a time, merged by shifts and selects (see `quant::layout` for what lies
 //! where). Everything here is inlined into functions that enable the features.
 
+use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 
@@ -49,9 +50,51 @@ fn spread(x: [__m256i; 4], bits: i32) -> Half {
     out
 }
 
+/// The entries of a tile's table, in each half of a register: whole, and their two nibbles.
+pub(super) struct Entries {
+    whole: __m256i,
+    high: __m256i,
+    low: __m256i,
+}
+
+impl Entries {
+    /// Zeros where the tile has none.
+    #[inline(always)]
+    pub(super) unsafe fn of(t: &Tile) -> Entries {
+        // SAFETY: the caller vouches for the features.
+        unsafe {
+            let whole = match t.table {
+                Some((entries, _)) => _mm256_broadcastsi128_si256(_mm_loadu_si128(entries.as_ptr().cast())),
+                None => _mm256_setzero_si256(),
+            };
+            Entries { whole, high: and(shift!(whole, right 4), 15), low: and(whole, 15) }
+        }
+    }
+}
+
+/// The codes of 8 rows of unit `u` as [`unpack`] has them; where K is not N, what they stand for in a table, as it has codes of K
+/// planes.
+#[inline(always)]
+pub(super) unsafe fn codes<const N: usize, const K: usize>(
+    planes: &[*const u8; 5],
+    table: &Entries,
+    u: usize,
+    rows: usize,
+) -> (Half, Half) {
+    // SAFETY: the caller's promise; codes of a table are below 16.
+    unsafe {
+        let (codes, low) = unpack::<N>(planes, u, rows);
+        if K == N {
+            return (codes, low);
+        }
+        let of = |entries: __m256i| codes.map(|codes| _mm256_shuffle_epi8(entries, codes));
+        if K == 5 { (of(table.high), of(table.low)) } else { (of(table.whole), low) }
+    }
+}
+
 /// The codes of 8 rows of unit `u`: whole, or at 8 bits the upper nibbles and the lower.
 #[inline(always)]
-pub(super) unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> (Half, Half) {
+unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> (Half, Half) {
     // SAFETY: the caller vouches for unit `u` in the first N planes, and for the features.
     unsafe {
         let load = |p: usize, half: usize| {

@@ -5,7 +5,7 @@
 //! register of pairs of columns, in the order of its codes: lane r of a vector is row r.
 
 use super::scales_and_zeros;
-use super::unpack::unpack;
+use super::unpack::{codes, entries};
 use crate::kernels::cpu::halves::Halves;
 use crate::kernels::cpu::tiles::{Sums, TOKEN_BLOCK, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
@@ -65,10 +65,10 @@ struct Weights([MaybeUninit<[__m512i; 2 * VECTORS]>; STRETCH]);
 /// `sums[i][n][r] = row r of tile i · token first + n`, for `tokens` tokens.
 ///
 /// # Safety
-/// The machine has the features and AMX; both tiles are N planes of one shape in groups of `UNITS · 32`, `x` has the
-/// tokens and their columns.
+/// The machine has the features and AMX; both tiles are N planes of one shape in groups of `UNITS · 32`, with a table if K is not N;
+/// `x` has the tokens and their columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16,f16c,avx2,fma")]
-pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
+pub(super) unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     t: [&Tile; 2],
     x: &Halves,
     (first, tokens): (usize, usize),
@@ -86,7 +86,7 @@ pub(super) unsafe fn times<const N: usize, const UNITS: usize>(
         for from in (0..units).step_by(STRETCH) {
             let n = STRETCH.min(units - from);
             for (t, weights) in t.iter().zip(&mut weights) {
-                fill::<N, UNITS>(t, from, n, weights);
+                fill::<N, K, UNITS>(t, from, n, weights);
             }
             let w = [weights[0].0.as_ptr().cast::<u8>(), weights[1].0.as_ptr().cast::<u8>()];
             let mut row = 0;
@@ -115,20 +115,20 @@ struct Params {
 /// A code becomes a float when it is put into the mantissa of this number, which the offset subtracts again. Codes of
 /// up to 7 bits go to the third byte of 128: the offset's rounding error is 2⁻¹⁷ of a code's step. Codes of 8 bits go
 /// to the second byte of 2¹⁵: 2⁻⁹ of the finest step.
-const fn magic<const N: usize>() -> (f32, usize) {
-    if N == 5 { (32768.0, 1) } else { (128.0, 2) }
+const fn magic<const K: usize>() -> (f32, usize) {
+    if K == 5 { (32768.0, 1) } else { (128.0, 2) }
 }
 
 impl Params {
     #[inline(always)]
-    unsafe fn load<const N: usize>(t: &Tile, g: usize) -> Params {
+    unsafe fn load<const K: usize>(t: &Tile, g: usize) -> Params {
         // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
         unsafe {
             let (scale, zeros) = scales_and_zeros::<true>(t, g);
             let unit = _mm512_mul_ps(scale, _mm512_set1_ps(t.alpha));
             let scale = _mm512_mul_ps(unit, _mm512_set1_ps(t.step));
             let centre = _mm512_mul_ps(unit, _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros));
-            let offset = _mm512_fnmadd_ps(_mm512_set1_ps(magic::<N>().0), scale, centre);
+            let offset = _mm512_fnmadd_ps(_mm512_set1_ps(magic::<K>().0), scale, centre);
             let low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
             let rows = [low, _mm512_add_epi32(low, _mm512_set1_epi32(8))];
             Params {
@@ -156,26 +156,32 @@ const fn places(at: usize, pair: usize, half: usize) -> [u8; VECTOR] {
 /// # Safety
 /// As [`times`].
 #[inline(always)]
-unsafe fn fill<const N: usize, const UNITS: usize>(t: &Tile, from: usize, n: usize, to: &mut Weights) {
+unsafe fn fill<const N: usize, const K: usize, const UNITS: usize>(
+    t: &Tile,
+    from: usize,
+    n: usize,
+    to: &mut Weights,
+) {
     let planes = t.planes.map(<[u8]>::as_ptr);
-    let (number, at) = const { magic::<N>() };
+    let (number, at) = const { magic::<K>() };
     let mask = 0x1111_1111_1111_1111 << at;
     // SAFETY: the caller's promise; tables are a register long.
     unsafe {
         let places = const {
-            let at = magic::<N>().1;
+            let at = magic::<K>().1;
             [[places(at, 0, 0), places(at, 0, 1)], [places(at, 1, 0), places(at, 1, 1)]]
         };
         let places = places.map(|p| p.map(|p| _mm512_loadu_si512(p.as_ptr().cast())));
         let number = _mm512_castps_si512(_mm512_set1_ps(number));
-        let mut p = Params::load::<N>(t, from / UNITS);
+        let table = entries(t);
+        let mut p = Params::load::<K>(t, from / UNITS);
         for (i, to) in to.0[..n].iter_mut().enumerate() {
             let unit = from + i;
             if unit.is_multiple_of(UNITS) {
-                p = Params::load::<N>(t, unit / UNITS);
+                p = Params::load::<K>(t, unit / UNITS);
             }
             let to = to.as_mut_ptr().cast::<__m512i>();
-            for (j, codes) in unpack::<N, false, true>(&planes, unit).into_iter().enumerate() {
+            for (j, codes) in codes::<N, K, false, true>(&planes, table, unit).into_iter().enumerate() {
                 for (pair, places) in places.iter().enumerate() {
                     let value = |half: usize| {
                         let code = _mm512_mask_permutexvar_epi8(number, mask, places[half], codes);

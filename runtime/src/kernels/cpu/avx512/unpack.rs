@@ -1,5 +1,6 @@
 //! Planes to bytes: see `quant::layout` for what lies where.
 
+use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{PLANE_BITS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 
@@ -59,13 +60,48 @@ fn nibbles(high: __m512i, low: __m512i) -> (__m512i, __m512i) {
     (select(0x33, low, left::<2>(high)), select(0x33, right::<2>(low), high))
 }
 
+/// The entries of a tile's table, in each quarter of a register.
+///
+/// # Safety
+/// The machine has the features.
+#[inline(always)]
+pub(super) unsafe fn entries(t: &Tile) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match t.table {
+            Some((entries, _)) => _mm512_broadcast_i32x4(_mm_loadu_si128(entries.as_ptr().cast())),
+            None => _mm512_setzero_si512(),
+        }
+    }
+}
+
+/// The codes of unit `u`, one byte each, as [`unpack`] has them; where K is not N, what they stand for in a table, and nothing is
+/// raised.
+///
+/// # Safety
+/// As [`unpack`].
+#[inline(always)]
+pub(super) unsafe fn codes<const N: usize, const K: usize, const RAISED: bool, const ASK: bool>(
+    planes: &[*const u8; 5],
+    table: __m512i,
+    u: usize,
+) -> [__m512i; VECTORS] {
+    // SAFETY: the caller's promise; codes of a table are below 16.
+    unsafe {
+        if K == N {
+            return unpack::<N, RAISED, ASK>(planes, u);
+        }
+        unpack::<N, false, ASK>(planes, u).map(|codes| _mm512_shuffle_epi8(table, codes))
+    }
+}
+
 /// The codes of unit `u`, one byte each. RAISED saves the shifts that would bring every field to the low end of its
 /// byte: the vectors stay [`raised`], and so do their sums. ASK prefetches the following bytes of the planes.
 ///
 /// # Safety
 /// Unit `u` is in the first N planes, and the machine has the features.
 #[inline(always)]
-pub(super) unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
+unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
     planes: &[*const u8; 5],
     u: usize,
 ) -> [__m512i; VECTORS] {

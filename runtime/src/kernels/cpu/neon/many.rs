@@ -1,6 +1,6 @@
 //! Products of several tokens with NEON: a group is unpacked to the stack and multiplied with four tokens at a time.
 
-use super::{Core, Params, add_group, codes, params};
+use super::{Core, Params, add_group, codes, entries, params};
 use crate::kernels::cpu::activations::{Activations, SPARE_TOKENS};
 use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
@@ -25,7 +25,7 @@ pub(super) type Dots<const T: usize> = [[int32x4_t; 4]; T];
 /// # Safety
 /// As [`super::times`].
 #[inline(always)]
-pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
+pub(super) unsafe fn many<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
     x: &Activations,
     first: usize,
@@ -35,11 +35,12 @@ pub(super) unsafe fn many<C: Core, const N: usize, const UNITS: usize>(
     // SAFETY: as in `super::one`, for every token; a group is complete before it is used, and tokens beyond the last are
     // spare.
     unsafe {
+        let table = entries(t);
         let mut group: Group = [[vdupq_n_u8(0); 4 * VECTORS]; 2];
         for g in 0..t.groups {
             for (u, unit) in group[..UNITS].iter_mut().enumerate() {
                 for r in 0..4 {
-                    C::put(unit, r, codes::<C, N>(&planes, g * UNITS + u, 4 * r));
+                    C::put(unit, r, codes::<C, N, K>(&planes, table, g * UNITS + u, 4 * r));
                 }
             }
             group_times::<C, UNITS>((&group, &params(t, g)), x, g, first, sums);
