@@ -4,9 +4,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dollop::internal::experts::Expert;
+use dollop::internal::format::GgmlType;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use dollop::internal::kernels::{Attention, Backend, ExpertJob, Feed, Linear, Routed, Router, Score};
-use dollop::internal::quant::{self, Level, Matrix, Shape};
+use dollop::internal::quant::{self, Level, Matrix, Nested, Shape};
 use std::hint::black_box;
 
 fn products(c: &mut Criterion) {
@@ -19,6 +20,7 @@ fn products(c: &mut Criterion) {
             .expect("finite weights")
     };
     let (by_64, by_32) = (nested(64), nested(32));
+    let tables = [GgmlType::MXFP4, GgmlType::IQ4_NL].map(|ty| (ty, of_table(ty, rows, cols)));
     for tokens in [1, 64] {
         for (isa, backend) in backends() {
             let x = buffer(&backend, tokens * cols, 2);
@@ -49,10 +51,29 @@ fn products(c: &mut Criterion) {
                 );
             }
             run("level 4, groups of 32".into(), &Matrix::Nested(by_32.at(Level::B4).expect("all planes")));
+            for (ty, table) in &tables {
+                for level in [Level::B2, Level::B3, Level::B4] {
+                    let table = table.at(level).expect("all planes are there");
+                    run(format!("level {level}, {ty}"), &Matrix::Nested(table));
+                }
+            }
             run("f32".into(), &Matrix::F32 { rows, cols, data: w.clone().into() });
             group.finish();
         }
     }
+}
+
+/// Codes that index a table: those of some blocks of their source.
+fn of_table(ty: GgmlType, rows: usize, cols: usize) -> Nested {
+    let shape = Shape::new(rows, cols, 32).expect("a sound shape");
+    let shape = shape.with(quant::kept(ty).expect("its codes are kept"));
+    let mut raw = vec![0; ty.row_bytes(rows * cols).expect("whole blocks")];
+    // 60 is a power of two to MXFP4, and begins an ordinary f16.
+    raw.iter_mut().enumerate().for_each(|(i, byte)| {
+        *byte = if i % ty.block_bytes() < 2 { 60 } else { (i.wrapping_mul(2_654_435_761) >> 11) as u8 }
+    });
+    let kept = quant::keep_rows(shape, 0, ty, &raw, None, Level::B4, 1.0).expect("finite weights");
+    quant::Encoded::join(shape, &[kept]).into_nested().expect("planes that belong together")
 }
 
 /// A backend of one thread for every instruction set.

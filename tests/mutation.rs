@@ -323,6 +323,12 @@ fn mutants_are_refused_in_one_line() {
     Tiny::load("gptoss-mxfp4").write_folder(packed.path());
     let blocks = std::fs::read(&place).unwrap();
     let head = 8 + u64::from_le_bytes(blocks[..8].try_into().unwrap()) as usize;
+    convert(packed.path(), &at("tables.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
+    let nested = read("tables.dollop");
+    let in_head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
+    torment("dollop file of tables", &nested, 3_000, &|b, r| mutate(b, in_head, r), &|b| {
+        parse_dollop(Bytes::from(b))
+    });
     let open = |b: Vec<u8>| {
         std::fs::write(&place, b).unwrap();
         let source = Source::open(packed.path())?;

@@ -67,6 +67,9 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     if i.rotated_weights > 0 {
         writeln!(out, "rotated        inputs of {} weights", count(i.rotated_weights))?;
     }
+    if i.table_weights > 0 {
+        writeln!(out, "table codes    of {} weights, as in the source", count(i.table_weights))?;
+    }
     if let Some(calibration) = &i.calibration {
         writeln!(out, "calibration    {}", one_line(calibration))?;
     }

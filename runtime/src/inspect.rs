@@ -106,6 +106,8 @@ pub struct Inspection {
     pub source: Option<String>,
     /// Of the weights, those in matrices that are stored for rotated inputs.
     pub rotated_weights: u64,
+    /// Weights whose codes index a table, as their source's do.
+    pub table_weights: u64,
     /// What was known of the inputs of its matrices when it was made.
     pub calibration: Option<String>,
     /// How it wants its tokens chosen, where it says anything of that.
@@ -174,7 +176,7 @@ fn of_dollop(file: &NestedFile, file_bytes: u64) -> Result<Inspection> {
     let mut i = common(Kind::Dollop, file.metadata(), file_bytes)?;
     let sizes = file.sizes();
     (i.weights, i.expert_weights) = (sizes.weights, sizes.expert_weights);
-    i.rotated_weights = sizes.rotated_weights;
+    (i.rotated_weights, i.table_weights) = (sizes.rotated_weights, sizes.table_weights);
     let dense = sizes.weights - sizes.expert_weights;
     i.dense_bits_per_weight = (dense > 0).then(|| sizes.dense_bytes as f64 * 8.0 / dense as f64);
     let mut sum = 0;
@@ -236,6 +238,7 @@ fn common(kind: Kind, meta: &Metadata, file_bytes: u64) -> Result<Inspection> {
         weights: 0,
         expert_weights: 0,
         rotated_weights: 0,
+        table_weights: 0,
         file_bytes,
         types: Vec::new(),
         planes: Vec::new(),

@@ -6,7 +6,7 @@ use super::{ConvertOptions, check, convert_source, model_name};
 use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::model::file::NestedFile;
-use crate::quant::GroupParams;
+use crate::quant::{self, GroupParams};
 use crate::store;
 use crate::telemetry::{CancelToken, Progress};
 use std::fs;
@@ -63,6 +63,12 @@ pub fn cached(
     let advises = opened.metadata().iter().any(|(key, _)| key.starts_with("general.sampling."));
     if advises && opened.files().any(|f| f.file_name().is_some_and(|n| n == "generation_config.json")) {
         state.update(b"sampling");
+    }
+    // Those from before codes of tables were kept have others.
+    let is_table =
+        |name| opened.dtype(name).and_then(quant::kept).is_some_and(|params| params.table().is_some());
+    if opened.names().any(is_table) {
+        state.update(b"tables");
     }
     if let Some(calibration) = &options.calibration {
         state.update(&calibration.fingerprint().to_le_bytes());

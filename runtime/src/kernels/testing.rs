@@ -1,11 +1,33 @@
 //! Helpers shared by the tests of all backends.
 
 use super::{Backend, Delta, DeltaCall, Recur};
-use crate::quant::GroupParams;
+use crate::format::GgmlType;
+use crate::quant::{self, GroupParams, Level, Nested, Shape};
 
 /// Every kind of group: its size, and how its parameters are stored.
 pub(super) const GROUPS: [(usize, GroupParams); 4] =
     [(32, GroupParams::Wide), (64, GroupParams::Wide), (32, GroupParams::Narrow), (64, GroupParams::Narrow)];
+
+/// Every kind of codes that index a table.
+pub(super) const TABLES: [GroupParams; 3] = [GroupParams::Mxfp4, GroupParams::Iq4Nl, GroupParams::Iq4Xs];
+
+/// A matrix of such codes, which are those of random blocks of its source, at their highest level.
+pub(super) fn of_table(params: GroupParams, rows: usize, cols: usize, seed: u32) -> Nested {
+    let shape = Shape::new(rows, cols, 32).unwrap().with(params);
+    let kept = |ty: &&GgmlType| quant::kept(**ty) == Some(params);
+    let &ty = GgmlType::ALL.iter().find(kept).expect("a type has them");
+    let random = values(ty.row_bytes(rows * cols).expect("whole blocks"), seed);
+    let mut raw: Vec<u8> = random.iter().map(|x| (x.to_bits() >> 9) as u8).collect();
+    for (block, x) in raw.chunks_exact_mut(ty.block_bytes()).zip(random) {
+        if ty == GgmlType::MXFP4 {
+            block[0] = 120 + block[0] % 6;
+        } else {
+            block[..2].copy_from_slice(&half::f16::from_f32(0.01 * x).to_le_bytes());
+        }
+    }
+    let encoded = quant::keep_rows(shape, 0, ty, &raw, None, Level::B4, 1.0).unwrap();
+    quant::Encoded::join(shape, &[encoded]).into_nested().unwrap()
+}
 
 /// Deterministic values with a few outliers.
 pub(super) fn values(n: usize, seed: u32) -> Vec<f32> {

@@ -36,6 +36,8 @@ pub struct Sizes {
     pub plane_bytes: [u64; PLANES],
     /// Weights in matrices whose inputs are rotated.
     pub rotated_weights: u64,
+    /// Weights whose codes index a table.
+    pub table_weights: u64,
 }
 
 /// The level and shape that an entry claims, checked.
@@ -181,6 +183,9 @@ impl NestedFile {
             }
             if entry.rotation != 0 {
                 sizes.rotated_weights += weights;
+            }
+            if shape.params.table().is_some() {
+                sizes.table_weights += weights;
             }
         }
         sizes

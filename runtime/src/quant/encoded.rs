@@ -113,7 +113,7 @@ impl EncodedRows {
     /// The tile in hand, as planes.
     #[inline(always)]
     fn pack(&mut self) {
-        let (cols, groups) = (self.shape.padded_cols(), self.shape.groups());
+        let cols = self.shape.padded_cols();
         for unit in (0..cols).step_by(UNIT_COLS) {
             let mut vectors = [[0u8; VECTOR]; VECTORS];
             for row in 0..TILE_ROWS {
@@ -132,16 +132,7 @@ impl EncodedRows {
                 }
             }
         }
-        let width = self.shape.params;
-        for g in 0..groups {
-            let mut zeros = [0; TILE_ROWS];
-            for (row, point) in zeros.iter_mut().enumerate() {
-                let (scale, zero) = self.params[row * groups + g];
-                width.keep_scale(scale, &mut self.scales);
-                *point = zero;
-            }
-            width.put_zeros(zeros, &mut self.zeros);
-        }
+        self.shape.params.put(&self.params, &mut self.scales, &mut self.zeros);
         self.tile.clear();
         self.params.clear();
     }

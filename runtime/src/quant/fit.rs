@@ -199,9 +199,7 @@ impl FitSums {
             let sane = a.abs() < 0.5 && b.abs() < 128.0;
             let (a, b, rest) = if sane { (a, b, rest) } else { (0.0, 0.0, s.rr) };
             fits[i] = match params.table() {
-                Some(t) => {
-                    Fit { alpha: t.unit() * t.step(level) * (1.0 + a as f32), beta: t.unit() * b as f32 }
-                }
+                Some(t) => Fit { alpha: t.unit() * (1.0 + a as f32), beta: t.unit() * b as f32 },
                 None => Fit { alpha: 1.0 + a as f32, beta: snap(f64::from(cell_middle(level)) + b) },
             };
             errors[i] = if self.energy > 0.0 { (rest / self.energy) as f32 } else { 0.0 };

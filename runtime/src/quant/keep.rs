@@ -5,7 +5,7 @@
 //! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
 //! encoded like any other.
 //!
-//! Codes that index a table (MXFP4, IQ4_NL) are kept as ranks among its values, with the scales as they are.
+//! Codes that index a table (MXFP4, IQ4_NL, IQ4_XS) are kept as ranks among its values, with the scales as they are.
 
 use super::encode::{best_instructions, encode_group, fits_row, unsound};
 use super::encoded::EncodedRows;
@@ -14,7 +14,7 @@ use super::table::Table;
 use super::{GroupParams, Level, MXFP4_LEAST, Shape};
 use crate::error::Result;
 use crate::format::GgmlType;
-use crate::format::ggml::{k_scale_min, le_f16};
+use crate::format::ggml::{iq4_xs_scale, k_scale_min, le_f16};
 use half::f16;
 
 /// The parameters of groups of matrices of this type, where its codes are kept.
@@ -24,6 +24,7 @@ pub fn kept(ty: GgmlType) -> Option<GroupParams> {
         Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K => Some(GroupParams::Wide),
         MXFP4 => Some(GroupParams::Mxfp4),
         IQ4_NL => Some(GroupParams::Iq4Nl),
+        IQ4_XS => Some(GroupParams::Iq4Xs),
         F32 | F16 | BF16 | Q2_K | Q3_K | Q6_K | I8 | I32 => None,
     }
 }
@@ -64,7 +65,7 @@ pub fn keep_rows(
                     let at = 32 * (i % per_row * groups + g);
                     let importance = importance.map(|v| &v[at..at + 32]);
                     if let Some(table) = shape.params.table() {
-                        keep_table(table, shape, row, block, importance, &mut out)?;
+                        keep_table(table, shape, row, (block, g), importance, &mut out)?;
                         continue;
                     }
                     let mut group = read_group(ty, block, g);
@@ -114,28 +115,35 @@ fn keep_group(
     Ok(())
 }
 
-/// A block of 32 codes that index a table, behind their scale.
+/// Group `g` of a block, of codes that index a table.
 #[inline(always)]
 fn keep_table(
     table: &Table,
     shape: Shape,
     row: usize,
-    block: &[u8],
+    (block, g): (&[u8], usize),
     importance: Option<&[f32]>,
     out: &mut EncodedRows,
 ) -> Result<()> {
-    let (scale, codes) = match shape.params {
-        GroupParams::Mxfp4 => (f32::from_bits((u32::from(block[0]) << 23).max(MXFP4_LEAST)), &block[1..]),
-        _ => (le_f16(block), &block[2..]),
+    // What is stored of the scale, and the scale.
+    let ((stored, zero), scale, codes) = match shape.params {
+        GroupParams::Mxfp4 => {
+            let scale = f32::from_bits((u32::from(block[0]) << 23).max(MXFP4_LEAST));
+            ((scale, table.zero), scale, &block[1..])
+        }
+        GroupParams::Iq4Xs => {
+            let (shared, own) = (le_f16(block), iq4_xs_scale(block, g));
+            ((shared, own as u8), shared * f32::from(own), &block[8 + 16 * g..])
+        }
+        _ => ((le_f16(block), table.zero), le_f16(block), &block[2..]),
     };
     let ranks = nibbles(codes).map(|i| table.rank(i));
     let most = ranks.iter().map(|&rank| table.value(Level::B4, rank).abs()).fold(0.0, f32::max);
     let largest = most * table.unit() * scale.abs();
-    // A scale that is no number fails as well.
-    if !(largest <= MAX_WEIGHT) {
+    if !largest.is_finite() || largest > MAX_WEIGHT {
         return Err(unsound(row));
     }
-    out.push_group(&ranks.map(|rank| rank << 4), scale, table.zero);
+    out.push_group(&ranks.map(|rank| rank << 4), stored, zero);
     out.largest = out.largest.max(largest);
     if fits_row(shape, row) {
         out.sums.add_table(table, &ranks, scale, importance);

@@ -13,7 +13,7 @@
 //! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
 
 use super::Level;
-use super::params::{GroupParams, TILE_ROWS};
+use super::params::{GroupParams, SHARED, TILE_ROWS};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::Range;
@@ -97,6 +97,10 @@ impl Shape {
     /// # Errors
     /// `Malformed` where not.
     pub fn check(&self, level: Level) -> Result<()> {
+        if self.params == GroupParams::Iq4Xs && !self.groups().is_multiple_of(SHARED) {
+            let what = format!("{} columns, where {SHARED} groups share a scale", self.cols);
+            return Err(Error::malformed("params", what));
+        }
         if self.params.table().is_some() && (self.group != 32 || level > Level::B4) {
             let what = format!("codes of a table with {level} bits in groups of {}", self.group);
             return Err(Error::malformed("params", format!("{what}; up to 4 in groups of 32 are supported")));

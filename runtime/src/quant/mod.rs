@@ -48,7 +48,7 @@ pub use hessian::{Hessian, Moments};
 pub use keep::{keep_rows, kept};
 pub use layout::{PLANE_BITS, PLANES, PlaneLayout, Shape, UNIT_COLS, VECTOR, VECTORS, unit_bytes};
 pub(crate) use params::Octave;
-pub use params::{GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS};
+pub use params::{GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, SHARED, TILE_ROWS};
 pub use rotation::Rotation;
 #[cfg(feature = "gpu")]
 pub(crate) use rotation::hartley_table;
@@ -125,7 +125,7 @@ impl std::fmt::Display for Level {
 pub(crate) fn check_level(level: Level, stored: Level) -> Result<()> {
     if level > stored {
         let what = format!(
-            "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level"
+            "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level (codes of tables have 4 bits at most)"
         );
         return Err(Error::Invalid(what));
     }

@@ -27,14 +27,19 @@ pub enum GroupParams {
     Mxfp4 = 2,
     /// What IQ4_NL has: an f16 scale, and codes that index a table. Likewise.
     Iq4Nl = 3,
+    /// What IQ4_XS has: a whole number of 8 bits, times an f16 scale of eight groups; and codes that index a table. Likewise.
+    Iq4Xs = 4,
 }
+
+/// Groups that share a scale of IQ4_XS.
+pub const SHARED: usize = 8;
 
 /// The least power of two that MXFP4 has, 2⁻¹²⁷: its exponent is 0, as that of zero is.
 pub const MXFP4_LEAST: u32 = 1 << 22;
 
 /// All kinds, by their number.
-const ALL: [GroupParams; 4] =
-    [GroupParams::Wide, GroupParams::Narrow, GroupParams::Mxfp4, GroupParams::Iq4Nl];
+const ALL: [GroupParams; 5] =
+    [GroupParams::Wide, GroupParams::Narrow, GroupParams::Mxfp4, GroupParams::Iq4Nl, GroupParams::Iq4Xs];
 
 /// Bits of an f32's mantissa that a narrow scale has not.
 const CUT: u32 = 19;
@@ -73,7 +78,7 @@ impl GroupParams {
         match self {
             GroupParams::Wide | GroupParams::Narrow => None,
             GroupParams::Mxfp4 => Some(&E2M1),
-            GroupParams::Iq4Nl => Some(&IQ4_NL),
+            GroupParams::Iq4Nl | GroupParams::Iq4Xs => Some(&IQ4_NL),
         }
     }
 
@@ -82,17 +87,18 @@ impl GroupParams {
     pub const fn scale_bytes(self) -> usize {
         match self {
             GroupParams::Wide | GroupParams::Iq4Nl => 2 * TILE_ROWS,
-            GroupParams::Narrow | GroupParams::Mxfp4 => TILE_ROWS,
+            GroupParams::Narrow | GroupParams::Mxfp4 | GroupParams::Iq4Xs => TILE_ROWS,
         }
     }
 
-    /// Bytes of a group's zero points in a tile, 16 rows.
+    /// Bytes of a group's zero points in a tile, 16 rows; of IQ4_XS its part of the shared scales, which lie there.
     #[doc(hidden)]
     pub const fn zero_bytes(self) -> usize {
         match self {
             GroupParams::Wide => TILE_ROWS,
             GroupParams::Narrow => TILE_ROWS / 2,
             GroupParams::Mxfp4 | GroupParams::Iq4Nl => 0,
+            GroupParams::Iq4Xs => 2 * TILE_ROWS / SHARED,
         }
     }
 
@@ -100,13 +106,17 @@ impl GroupParams {
     /// octave.
     #[doc(hidden)]
     pub fn read(self, scales: &[u8], zeros: &[u8], at: usize) -> (f32, u8) {
-        let half = || f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32();
+        let half = |of: &[u8], at: usize| f16::from_le_bytes([of[2 * at], of[2 * at + 1]]).to_f32();
         match self {
-            GroupParams::Wide => (half(), zeros[at]),
+            GroupParams::Wide => (half(scales, at), zeros[at]),
             GroupParams::Mxfp4 => {
                 (f32::from_bits((u32::from(scales[at]) << 23).max(MXFP4_LEAST)), self.no_zero())
             }
-            GroupParams::Iq4Nl => (half(), self.no_zero()),
+            GroupParams::Iq4Nl => (half(scales, at), self.no_zero()),
+            GroupParams::Iq4Xs => {
+                let shared = at / TILE_ROWS / SHARED * TILE_ROWS + at % TILE_ROWS;
+                (half(zeros, shared) * f32::from(scales[at] as i8), self.no_zero())
+            }
             GroupParams::Narrow => {
                 let (group, row) = (at / TILE_ROWS, at % TILE_ROWS);
                 let pair = zeros[group * (TILE_ROWS / 2) + row % 8];
@@ -127,12 +137,30 @@ impl GroupParams {
         }
     }
 
+    /// Appends the parameters of a tile's groups, each a scale and a zero point by row and group, as [`GroupParams::keep_scale`] has
+    /// scales. Of IQ4_XS they are the scale that groups share, and the group's own number.
+    pub(super) fn put(self, params: &[(f32, u8)], scales: &mut Vec<u8>, zeros: &mut Vec<u8>) {
+        let groups = params.len() / TILE_ROWS;
+        for g in 0..groups {
+            let of: [(f32, u8); TILE_ROWS] = std::array::from_fn(|row| params[row * groups + g]);
+            if self == GroupParams::Iq4Xs {
+                scales.extend(of.map(|(_, own)| own));
+                if g % SHARED == 0 {
+                    of.iter().for_each(|(shared, _)| zeros.extend(f16::from_f32(*shared).to_le_bytes()));
+                }
+                continue;
+            }
+            of.iter().for_each(|(scale, _)| self.keep_scale(*scale, scales));
+            self.put_zeros(of.map(|(_, zero)| zero), zeros);
+        }
+    }
+
     /// Appends a scale as it is stored, or, if it is narrow, as encoders keep it until the matrix's octave is known: 2 bytes.
     #[inline(always)]
     pub(super) fn keep_scale(self, scale: f32, to: &mut Vec<u8>) {
         let bits = match self {
             GroupParams::Mxfp4 => return to.push((scale.to_bits() >> 23) as u8),
-            GroupParams::Wide | GroupParams::Iq4Nl => f16::from_f32(scale).to_bits(),
+            GroupParams::Wide | GroupParams::Iq4Nl | GroupParams::Iq4Xs => f16::from_f32(scale).to_bits(),
             GroupParams::Narrow => (scale.to_bits() >> CUT) as u16,
         };
         to.extend_from_slice(&bits.to_le_bytes());
@@ -147,7 +175,7 @@ impl GroupParams {
                 let nibbles = zeros.map(|zero| (zero - NARROW_ZERO) / NARROW_STEP);
                 to.extend((0..8).map(|r| nibbles[r] | nibbles[r + 8] << 4));
             }
-            GroupParams::Mxfp4 | GroupParams::Iq4Nl => {}
+            GroupParams::Mxfp4 | GroupParams::Iq4Nl | GroupParams::Iq4Xs => {}
         }
     }
 }

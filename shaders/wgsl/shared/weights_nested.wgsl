@@ -11,7 +11,7 @@
 struct Matrix {
     base: u32,   // plane 0
     scales: u32, // [tiles, groups, 16]: f16, or narrow ones of 8 bits
-    zeros: u32,  // [tiles, groups, 16]: u8, or narrow ones of 4 bits
+    zeros: u32,  // [tiles, groups, 16]: u8, or narrow ones of 4 bits; or [tiles, groups / 8, 16]: shared scales
     rest: u32,   // plane 1
     top: u32,    // if the last plane lies elsewhere: its position there, or NOWHERE
     tiles: u32,
@@ -43,6 +43,7 @@ const KIND_BIT = 8u;
 const NARROW = 1u;
 const MXFP4 = 2u;
 const IQ4_NL = 3u;
+const IQ4_XS = 4u;
 
 // The zero points of tables (quant/table.rs).
 const MXFP4_ZERO = 32.0;
@@ -68,8 +69,12 @@ fn matrix(base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32) 
     m.scales = m.base + 8u * m.cells;
     let all = m.tiles * m.groups;
     // A table has its own zero point.
-    m.zeros = m.scales + aligned(select(2u * all, all, m.kind == NARROW || m.kind == MXFP4));
-    m.rest = m.zeros + aligned(select(select(all, (all + 1u) / 2u, m.kind == NARROW), 0u, m.kind >= MXFP4));
+    m.zeros = m.scales + aligned(select(2u * all, all, m.kind == NARROW || m.kind == MXFP4 || m.kind == IQ4_XS));
+    var zeros = select(all, (all + 1u) / 2u, m.kind == NARROW);
+    if (m.kind >= MXFP4) {
+        zeros = select(0u, all / 4u, m.kind == IQ4_XS);
+    }
+    m.rest = m.zeros + aligned(zeros);
     m.top = NOWHERE;
     m.alpha = alpha;
     m.centre = centre;
@@ -137,12 +142,12 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
 fn entries(kind: u32, planes: u32) -> vec4<u32> {
     if (kind == MXFP4) {
         if (planes == 3u) {
-            return vec4(0x18141008u, 0x201e1c1au, 0x26242220u, 0x38302c28u);
+            return vec4(0x18141008u, 0x201e1c1au, 0x28262422u, 0x3838302cu);
         }
         if (planes == 2u) {
-            return vec4(0x12120606u, 0x1e1e1919u, 0x27272222u, 0x3a3a2e2eu);
+            return vec4(0x16160e0eu, 0x1f1f1b1bu, 0x27272323u, 0x38382e2eu);
         }
-        return vec4(0x06060606u, 0x19191919u, 0x27272727u, 0x3a3a3a3au);
+        return vec4(0x14141414u, 0x1d1d1d1du, 0x25252525u, 0x2f2f2f2fu);
     }
     if (planes == 3u) {
         return vec4(0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u);
@@ -196,12 +201,24 @@ fn one_of(words: vec4<u32>, i: u32) -> u32 {
     return select(select(words.x, words.y, i == 1u), select(words.z, words.w, i == 3u), i > 1u);
 }
 
+// A quad's part of sixteen f16.
+fn halves(first: u32, quad: u32) -> vec4<f32> {
+    let sixteen = weights[first + quad / 2u];
+    let pairs = select(sixteen.xy, sixteen.zw, (quad & 1u) == 1u);
+    return vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+}
+
 fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
     let at = tile * m.groups + (unit >> m.halves);
     if (m.kind == MXFP4) {
         let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
         let bits = max(scales << vec4(23u), vec4(MXFP4_LEAST));
         return Codes(bitcast<vec4<f32>>(bits), vec4(MXFP4_ZERO));
+    }
+    if (m.kind == IQ4_XS) {
+        let own_scale = vec4<f32>(unpack4xI8(one_of(weights[m.scales + at], quad)));
+        let of_eight = halves(m.zeros + 2u * (at / 8u), quad);
+        return Codes(own_scale * of_eight, vec4(IQ4_NL_ZERO));
     }
     if (m.kind == NARROW) {
         // One byte a row; rows 8 apart share one byte for their zero points. A scale's bits go directly into a float.
@@ -213,14 +230,12 @@ fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
             vec4<f32>(8u * zeros + vec4(64u))
         );
     }
-    let scales = weights[m.scales + 2u * at + quad / 2u];
-    let pairs = select(scales.xy, scales.zw, (quad & 1u) == 1u);
-    let halves = vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+    let scales = halves(m.scales + 2u * at, quad);
     if (m.kind == IQ4_NL) {
-        return Codes(halves, vec4(IQ4_NL_ZERO));
+        return Codes(scales, vec4(IQ4_NL_ZERO));
     }
     let four = one_of(weights[m.zeros + at], quad);
-    return Codes(halves, vec4<f32>(unpack4xU8(four)));
+    return Codes(scales, vec4<f32>(unpack4xU8(four)));
 }
 
 // A loaded quad of a unit.

@@ -191,6 +191,25 @@ pub(super) fn iq4_nl(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
+/// The scale of group `g` (0–7) of a block of IQ4_XS, −32 to 31.
+#[inline]
+pub fn iq4_xs_scale(b: &[u8], g: usize) -> i8 {
+    let (high, low) = (u16::from_le_bytes([b[2], b[3]]), b[4 + g / 2]);
+    (low >> (g % 2 * 4) & 15) as i8 + ((high >> (2 * g) & 3) << 4) as i8 - 32
+}
+
+pub(super) fn iq4_xs(bytes: &[u8], out: &mut [f32]) {
+    each::<136, 256>(bytes, out, |b, o| {
+        for (g, o) in o.chunks_exact_mut(32).enumerate() {
+            let (scale, codes) = (le_f16(b) * f32::from(iq4_xs_scale(b, g)), &b[8 + 16 * g..][..16]);
+            for j in 0..16 {
+                o[j] = scale * f32::from(IQ4_NL[(codes[j] & 15) as usize]);
+                o[j + 16] = scale * f32::from(IQ4_NL[(codes[j] >> 4) as usize]);
+            }
+        }
+    });
+}
+
 /// E2M1 values, doubled.
 const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 

@@ -47,6 +47,7 @@ types! {
     Q5_K = 13, "Q5_K", 256, 176, "5 bits, groups of 32, 6-bit scales and minima.";
     Q6_K = 14, "Q6_K", 256, 210, "6 bits, groups of 16, 8-bit scales.";
     IQ4_NL = 20, "IQ4_NL", 32, 18, "4-bit index into a fixed non-linear table, f16 scale.";
+    IQ4_XS = 23, "IQ4_XS", 256, 136, "The same in groups of 32 with 6-bit scales.";
     I8 = 24, "I8", 1, 1, "Bytes; Dollop's planes.";
     I32 = 26, "I32", 1, 4, "Integers; Dollop's checksums.";
     BF16 = 30, "BF16", 1, 2, "The upper half of an IEEE single.";
@@ -54,7 +55,7 @@ types! {
 }
 
 /// Encodings that exist but are not read, so that the message can name them.
-const OTHERS: [(u32, &str); 17] = [
+const OTHERS: [(u32, &str); 16] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -63,7 +64,6 @@ const OTHERS: [(u32, &str); 17] = [
     (19, "IQ1_S"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (25, "I16"),
     (27, "I64"),
     (28, "F64"),
@@ -121,6 +121,7 @@ impl GgmlType {
             GgmlType::Q5_K => blocks::q5_k(bytes, out),
             GgmlType::Q6_K => blocks::q6_k(bytes, out),
             GgmlType::IQ4_NL => blocks::iq4_nl(bytes, out),
+            GgmlType::IQ4_XS => blocks::iq4_xs(bytes, out),
             GgmlType::MXFP4 => blocks::mxfp4(bytes, out),
             GgmlType::I8 | GgmlType::I32 => {
                 return Err(Error::Invalid(format!("{self} elements are no weights")));
@@ -130,7 +131,7 @@ impl GgmlType {
     }
 }
 
-pub use blocks::{k_scale_min, le_f16};
+pub use blocks::{iq4_xs_scale, k_scale_min, le_f16};
 
 impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,8 +181,8 @@ mod tests {
 
     #[test]
     fn unknown_types_are_named_and_the_known_listed() {
-        let text = GgmlType::from_id(23).unwrap_err();
-        assert!(text.contains("IQ4_XS") && text.contains("Q4_K"), "{text}");
+        let text = GgmlType::from_id(21).unwrap_err();
+        assert!(text.contains("IQ3_S") && text.contains("Q4_K"), "{text}");
         assert!(GgmlType::from_id(4).unwrap_err().contains("number 4"));
     }
 }

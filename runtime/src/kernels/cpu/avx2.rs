@@ -12,7 +12,8 @@ use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
 use crate::quant::{
-    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, unit_bytes,
+    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, SHARED, TILE_ROWS, UNIT_COLS, VECTOR,
+    unit_bytes,
 };
 use many::many;
 use std::arch::x86_64::*;
@@ -123,6 +124,13 @@ unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
             GroupParams::Iq4Nl => {
                 let scales = _mm_loadu_si128(t.scales.as_ptr().add(2 * (g * TILE_ROWS + rows)).cast());
                 (_mm256_cvtph_ps(scales), _mm256_set1_epi32(t.params.no_zero().into()))
+            }
+            GroupParams::Iq4Xs => {
+                let own = _mm_loadl_epi64(t.scales.as_ptr().add(g * TILE_ROWS + rows).cast());
+                let shared = t.zeros.as_ptr().add(2 * (g / SHARED * TILE_ROWS + rows));
+                let shared = _mm256_cvtph_ps(_mm_loadu_si128(shared.cast()));
+                let own = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(own));
+                (_mm256_mul_ps(shared, own), _mm256_set1_epi32(t.params.no_zero().into()))
             }
             GroupParams::Narrow => {
                 let pairs = _mm_loadl_epi64(t.zeros.as_ptr().add(g * TILE_ROWS / 2).cast());

@@ -16,8 +16,8 @@ use super::lanes::{Cell, Lanes};
 use super::lines::Later;
 use super::tiles::{Sums, Tile};
 use crate::quant::{
-    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS,
-    unit_bytes,
+    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, SHARED, TILE_ROWS, UNIT_COLS, VECTOR,
+    VECTORS, unit_bytes,
 };
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -165,6 +165,12 @@ unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m5
                 _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())),
                 _mm512_set1_epi32(t.params.no_zero().into()),
             ),
+            GroupParams::Iq4Xs => {
+                let shared = t.zeros.as_ptr().add(2 * (g / SHARED * TILE_ROWS));
+                let shared = _mm512_cvtph_ps(_mm256_loadu_si256(shared.cast()));
+                let own = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(scales.cast())));
+                (_mm512_mul_ps(shared, own), _mm512_set1_epi32(t.params.no_zero().into()))
+            }
             GroupParams::Narrow => {
                 let pairs = _mm_loadl_epi64(zeros.cast());
                 let nibbles = _mm_unpacklo_epi64(pairs, _mm_srli_epi16::<4>(pairs));

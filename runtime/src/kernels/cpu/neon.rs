@@ -18,7 +18,9 @@ use super::activations::Activations;
 use super::isa::{Isa, Kind};
 use super::lanes::{Cell, Lanes};
 use super::tiles::Tile;
-use crate::quant::{GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, TILE_ROWS, UNIT_COLS};
+use crate::quant::{
+    GroupParams, MXFP4_LEAST, NARROW_BASE, NARROW_STEP, NARROW_ZERO, SHARED, TILE_ROWS, UNIT_COLS,
+};
 use dotprod::Dotprod;
 use i8mm::I8mm;
 use many::{Dots, Group, Unit, many};
@@ -164,6 +166,21 @@ unsafe fn params(t: &Tile, g: usize) -> Params {
                 let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(scales)));
                 let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(scales.add(TILE_ROWS))));
                 ([s0, s1, s2, s3], vdupq_n_u8(t.params.no_zero()))
+            }
+            GroupParams::Iq4Xs => {
+                let shared = t.zeros.as_ptr().add(2 * (g / SHARED * TILE_ROWS));
+                let [s0, s1] = singles(vreinterpretq_u16_u8(vld1q_u8(shared)));
+                let [s2, s3] = singles(vreinterpretq_u16_u8(vld1q_u8(shared.add(TILE_ROWS))));
+                let own = vld1q_s8(scales.cast());
+                let (low, high) = (vmovl_s8(vget_low_s8(own)), vmovl_high_s8(own));
+                let times = |shared, own| vmulq_f32(shared, vcvtq_f32_s32(own));
+                let all = [
+                    times(s0, vmovl_s16(vget_low_s16(low))),
+                    times(s1, vmovl_high_s16(low)),
+                    times(s2, vmovl_s16(vget_low_s16(high))),
+                    times(s3, vmovl_high_s16(high)),
+                ];
+                (all, vdupq_n_u8(t.params.no_zero()))
             }
             GroupParams::Narrow => {
                 let pairs = vld1_u8(zeros);

@@ -51,10 +51,8 @@ pub(super) fn add(
     sum: f32,
     sums: &mut [f32; TILE_ROWS],
 ) {
-    let (scales, zeros) = (t.params.scale_bytes(), t.params.zero_bytes());
-    let (scales, zeros) = (&t.scales[g * scales..][..scales], &t.zeros[g * zeros..][..zeros]);
     for row in 0..TILE_ROWS {
-        let (scale, zero) = t.params.read(scales, zeros, row);
+        let (scale, zero) = t.params.read(t.scales, t.zeros, g * TILE_ROWS + row);
         let centre = (t.middle - f32::from(zero)) * sum;
         sums[row] += scale * (dots[row] as f32 * (t.step * a) + centre);
     }

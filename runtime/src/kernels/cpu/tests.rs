@@ -10,6 +10,7 @@ use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 mod delta;
 mod rotated;
 mod scratch;
+mod tables;
 
 fn backend(isa: Isa, threads: usize) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads, isa: Some(isa), kv_single: true, cores: None, trace: None })

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use crate::kernels::testing::{GROUPS, put, values};
+use crate::kernels::testing::{GROUPS, TABLES, of_table, put, values};
 use crate::kernels::{
     Activation, Attention, Backend, Choice, ExpertJob, GpuInputs, Linear, MAX_BEST, Norm, Placing, Projected,
     RopeTable, RoutedBufs, Router, Score,
@@ -22,6 +22,7 @@ mod mixed;
 mod operations;
 mod sides;
 mod staging;
+mod tables;
 mod translations;
 mod variants;
 

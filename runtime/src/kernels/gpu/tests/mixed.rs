@@ -5,7 +5,7 @@ use super::*;
 use crate::experts::Refinement;
 use crate::kernels::{Feed, GpuInputs, GpuVariants, History};
 
-const EXPERTS: usize = 6;
+pub(super) const EXPERTS: usize = 6;
 const TOP_K: usize = 3;
 
 /// Bytes of a buffer that holds all activations, but neither all experts nor, at six bits and more, all refinements.
@@ -23,7 +23,7 @@ fn nested_of(e: &Expert) -> [&quant::Nested; 3] {
 }
 
 /// Puts plane `level` of `whole` in a slot.
-fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level) {
+pub(super) fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level) {
     let [gate, up, down] = nested_of(whole);
     let plane = [gate, up, down].map(|n| n.planes()[level.index()].to_vec()).concat();
     // The bytes behind the plane are padding in the file.
@@ -33,23 +33,24 @@ fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level)
     b.refine(&Refinement { layer: 2, slot, expert: index, fits, plane: &plane }).unwrap();
 }
 
-struct Inputs {
-    tokens: usize,
-    x: Vec<f32>,
-    logits: Vec<f32>,
+pub(super) struct Inputs {
+    pub(super) tokens: usize,
+    pub(super) x: Vec<f32>,
+    pub(super) logits: Vec<f32>,
 }
 
 const ROUTER: Router =
     Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0, score: Score::Softmax };
 
 /// The output of `routed` for all tokens together, compared with each token alone; and the history of the last tokens.
-fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
+pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     const LAST: usize = 4;
+    let d = all[0].gate.cols();
     let call = |x: &[f32], logits: &[f32], last: usize| {
-        let tokens = x.len() / D;
+        let tokens = x.len() / d;
         let (h, logits) = (put(b, x), put(b, logits));
-        let (mut slots, mut y) = (b.alloc(tokens * TOP_K * D).unwrap(), b.alloc(tokens * D).unwrap());
-        let (mut out, mut noted) = (put(b, &vec![0.0; tokens * D]), b.alloc(2 * LAST * TOP_K + 6).unwrap());
+        let (mut slots, mut y) = (b.alloc(tokens * TOP_K * d).unwrap(), b.alloc(tokens * d).unwrap());
+        let (mut out, mut noted) = (put(b, &vec![0.0; tokens * d]), b.alloc(2 * LAST * TOP_K + 6).unwrap());
         let history = Some(History { buf: &mut noted, at: 6, tokens: last });
         let bufs =
             RoutedBufs { h: &h, logits: &logits, slots: &mut slots, y: &mut y, x: Some(&mut out), history };
@@ -61,7 +62,7 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
         } else {
             assert!(launches > if tokens == 1 { 2 } else { 7 }, "experts lie in one buffer");
         }
-        let (mut sum, mut choices) = (vec![0.0; tokens * D], vec![0.0; 2 * last * TOP_K]);
+        let (mut sum, mut choices) = (vec![0.0; tokens * d], vec![0.0; 2 * last * TOP_K]);
         let before = b.stats();
         b.read(&mut [(&out, 0, &mut sum[..]), (&noted, 6, &mut choices[..])]).unwrap();
         let after = b.stats();
@@ -71,10 +72,10 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
     };
     let (sum, choices) = call(&inputs.x, &inputs.logits, LAST);
     for t in 0..inputs.tokens {
-        let (alone, chosen) = call(&inputs.x[t * D..][..D], &inputs.logits[t * EXPERTS..][..EXPERTS], 1);
+        let (alone, chosen) = call(&inputs.x[t * d..][..d], &inputs.logits[t * EXPERTS..][..EXPERTS], 1);
         // In half precision, a token alone differs from the same token among others.
         if b.gpu.variants.inputs != GpuInputs::Half {
-            assert_eq!(alone, sum[t * D..][..D], "token {t} alone and among others");
+            assert_eq!(alone, sum[t * d..][..d], "token {t} alone and among others");
         }
         if let Some(last) = (t + LAST).checked_sub(inputs.tokens) {
             assert_eq!(chosen, choices[last * TOP_K..][..TOP_K], "token {t}");
@@ -84,7 +85,8 @@ fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Cho
 }
 
 /// The same with experts that the host hands over, each complete at its level.
-fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
+pub(super) fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
+    let d = all[0].gate.cols();
     let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
     let mut choices = Vec::new();
     b.route(&logits, inputs.tokens, ROUTER.unbiased(), &mut choices).unwrap();
@@ -95,13 +97,13 @@ fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choi
     let jobs: Vec<ExpertJob> = (0..EXPERTS).map(job).collect();
     let of = Routed { layer: 2, experts: EXPERTS, top_k: TOP_K, tokens: inputs.tokens, inputs: 0 };
     let (mut slots, mut sum) =
-        (b.alloc(inputs.tokens * TOP_K * D).unwrap(), b.alloc(inputs.tokens * D).unwrap());
+        (b.alloc(inputs.tokens * TOP_K * d).unwrap(), b.alloc(inputs.tokens * d).unwrap());
     b.experts(&h, of, &Feed::default(), &jobs, &mut slots);
-    b.combine(&slots, &choices, TOP_K, D, &mut sum);
+    b.combine(&slots, &choices, TOP_K, d, &mut sum);
     // Rounded inputs are tested in variants.rs.
     if b.gpu.variants.inputs == GpuInputs::Single {
-        for (s, got) in get(b, &slots).chunks_exact(D).enumerate() {
-            let want = feed_forward(&all[choices[s].expert as usize], &inputs.x[s / TOP_K * D..][..D]);
+        for (s, got) in get(b, &slots).chunks_exact(d).enumerate() {
+            let want = feed_forward(&all[choices[s].expert as usize], &inputs.x[s / TOP_K * d..][..d]);
             close(&format!("slot {s}"), got, &want, 2e-4);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernels::AttendCall;
+use crate::quant::GroupParams;
 
 /// Every kind of matrix of a shape.
 pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
@@ -13,6 +14,15 @@ pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
             all.push((name, nested_of(shape, level, (rows + cols) as u32)));
         }
     }
+    let fits =
+        |params: &GroupParams| cols.is_multiple_of(if *params == GroupParams::Iq4Xs { 256 } else { 32 });
+    for params in TABLES.into_iter().filter(fits) {
+        let finest = of_table(params, rows, cols, (rows + cols) as u32);
+        for level in [Level::B2, Level::B3, Level::B4] {
+            let matrix = Matrix::Nested(finest.at(level).expect("the planes are there"));
+            all.push((format!("{rows}x{cols}, {params:?}, level {level}"), matrix));
+        }
+    }
     all
 }
 
@@ -20,7 +30,9 @@ pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
 fn products_agree_with_the_specification_at_every_level() {
     let Some(b) = gpu() else { return };
     let mut checked = 0;
-    for (rows, cols) in [(1, 1), (3, 31), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 2100)] {
+    for (rows, cols) in
+        [(1, 1), (3, 31), (5, 32), (33, 64), (70, 96), (7, 160), (40, 200), (65, 2100), (33, 512)]
+    {
         for (name, matrix) in kinds(rows, cols) {
             let weights = dense(&matrix);
             let x = values(9 * cols, 7);
