@@ -14,7 +14,7 @@ pub struct Table {
     ranks: [u8; 16],
     /// What is subtracted from every entry.
     pub zero: u8,
-    /// The entries at 2, 3 and 4 bits, of which a level has the first 4, 8 or 16.
+    /// The entries at 2, 3 and 4 bits. A level has the first 4, 8 or 16, and again: so kernels need not mask what they look up.
     entries: [[u8; 16]; 3],
     /// The weight of a step of entries, where the scale is one: 2 to the minus `shift`.
     shift: i32,
@@ -29,8 +29,8 @@ pub static E2M1: Table = Table {
     ranks: [7, 8, 9, 10, 11, 12, 13, 14, 7, 6, 5, 4, 3, 2, 1, 0],
     zero: 32,
     entries: [
-        [20, 29, 37, 47, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        [14, 22, 27, 31, 35, 39, 46, 56, 0, 0, 0, 0, 0, 0, 0, 0],
+        [20, 29, 37, 47, 20, 29, 37, 47, 20, 29, 37, 47, 20, 29, 37, 47],
+        [14, 22, 27, 31, 35, 39, 46, 56, 14, 22, 27, 31, 35, 39, 46, 56],
         [8, 16, 20, 24, 26, 28, 30, 32, 34, 36, 38, 40, 44, 48, 56, 56],
     ],
     shift: 2,
@@ -41,8 +41,8 @@ pub static IQ4_NL: Table = Table {
     ranks: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
     zero: 128,
     entries: [
-        [38, 100, 147, 200, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        [10, 56, 87, 112, 135, 159, 188, 225, 0, 0, 0, 0, 0, 0, 0, 0],
+        [38, 100, 147, 200, 38, 100, 147, 200, 38, 100, 147, 200, 38, 100, 147, 200],
+        [10, 56, 87, 112, 135, 159, 188, 225, 10, 56, 87, 112, 135, 159, 188, 225],
         [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241],
     ],
     shift: 0,
@@ -88,7 +88,9 @@ mod tests {
             ranks.dedup();
             assert!(ranks.into_iter().eq(0..codes));
             for level in [Level::B2, Level::B3, Level::B4] {
-                let entries = &table.entries(level)[..1 << level.bits()];
+                let (all, n) = (table.entries(level), 1 << level.bits());
+                let entries = &all[..n];
+                assert!(all.chunks(n).all(|again| again == entries));
                 assert!(entries.is_sorted() && entries.iter().all(|&e| !table.is_short() || e < 64));
                 for code in 0..16u8 {
                     let first = code >> (4 - level.bits()) << (4 - level.bits());

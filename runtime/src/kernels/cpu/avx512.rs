@@ -22,7 +22,7 @@ use crate::quant::{
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use unpack::{AHEAD, codes, entries, raised};
+use unpack::{AHEAD, LOWERED, RAISED, codes, entries, raised};
 
 /// Units unpacked at a time: 8 KB of codes of each of two tiles, which leaves room for the activations in the L1 cache.
 const STRETCH: usize = 16;
@@ -35,6 +35,9 @@ type Next = Later<{ 2 * STRETCH_LINES }>;
 
 /// As many planes have the bits of what a table's codes stand for: the K of kernels, which is N for other codes.
 const LOOKED_UP: usize = 5;
+
+/// The same, looked up by an instruction that takes no notice of a code's upper bits, where the machine has it (VBMI).
+const PERMUTED: usize = 6;
 
 /// Tokens of a block with VNNI: their sums with two tiles are sixteen registers.
 const BLOCK: usize = 8;
@@ -51,7 +54,12 @@ pub(super) fn tile_times<const TILES: usize>(
     // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrices, activations and sums.
     unsafe {
+        // The feature is detected once, and then remembered.
+        let permutes = is_x86_feature_detected!("avx512vbmi");
         match (t[0].level, t[0].group, t[0].table) {
+            (1, _, Some(_)) if permutes => times::<1, PERMUTED, 1, TILES>(t, x, first, sums),
+            (2, _, Some(_)) if permutes => times::<2, PERMUTED, 1, TILES>(t, x, first, sums),
+            (_, _, Some(_)) if permutes => times::<3, PERMUTED, 1, TILES>(t, x, first, sums),
             (1, _, Some(_)) => times::<1, LOOKED_UP, 1, TILES>(t, x, first, sums),
             (2, _, Some(_)) => times::<2, LOOKED_UP, 1, TILES>(t, x, first, sums),
             (_, _, Some(_)) => times::<3, LOOKED_UP, 1, TILES>(t, x, first, sums),
@@ -229,7 +237,7 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
             // One sum for each field, because fields are raised by different powers of two.
             let mut dots = [_mm512_setzero_si512(); 4];
             for u in 0..UNITS {
-                let codes = codes::<N, K, true, true>(&planes, table, g * UNITS + u);
+                let codes = codes::<N, K, RAISED, true>(&planes, table, g * UNITS + u);
                 for (j, codes) in codes.into_iter().enumerate() {
                     dots[j / 2] = _mm512_dpbusd_epi32(dots[j / 2], codes, four(q.add(u * UNIT_COLS + 4 * j)));
                 }
@@ -307,7 +315,7 @@ unsafe fn many<const N: usize, const K: usize, const UNITS: usize, const TILES: 
                 let table = entries(t);
                 for (i, g) in stretch.clone().enumerate() {
                     for u in 0..UNITS {
-                        let codes = codes::<N, K, false, false>(&planes, table, g * UNITS + u);
+                        let codes = codes::<N, K, LOWERED, false>(&planes, table, g * UNITS + u);
                         s.codes[i * UNITS + u].write(codes);
                     }
                     s.params[i].write(Params::load::<false>(t, g));

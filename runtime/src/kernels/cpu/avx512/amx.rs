@@ -5,7 +5,7 @@
 //! register of pairs of columns, in the order of its codes: lane r of a vector is row r.
 
 use super::scales_and_zeros;
-use super::unpack::{codes, entries};
+use super::unpack::{LOWERED, codes, entries};
 use crate::kernels::cpu::halves::Halves;
 use crate::kernels::cpu::tiles::{Sums, TOKEN_BLOCK, Tile};
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTOR, VECTORS};
@@ -181,7 +181,7 @@ unsafe fn fill<const N: usize, const K: usize, const UNITS: usize>(
                 p = Params::load::<K>(t, unit / UNITS);
             }
             let to = to.as_mut_ptr().cast::<__m512i>();
-            for (j, codes) in codes::<N, K, false, true>(&planes, table, unit).into_iter().enumerate() {
+            for (j, codes) in codes::<N, K, LOWERED, true>(&planes, table, unit).into_iter().enumerate() {
                 for (pair, places) in places.iter().enumerate() {
                     let value = |half: usize| {
                         let code = _mm512_mask_permutexvar_epi8(number, mask, places[half], codes);

@@ -36,10 +36,21 @@ fn and(x: __m512i, bits: i32) -> __m512i {
     unsafe { _mm512_and_si512(x, _mm512_set1_epi8(bits as i8)) }
 }
 
-/// The field of `mask` from bit SHIFT of every byte on. With RAISED it stays in place, as `2^SHIFT` times its value.
+/// A field of a byte is at its low end, alone.
+pub(super) const LOWERED: u8 = 0;
+/// It is where it was, alone: `2^SHIFT` times its value.
+pub(super) const RAISED: u8 = 1;
+/// It is at the low end, below bits of others.
+const BARE: u8 = 2;
+
+/// The field of `mask` from bit SHIFT of every byte on, as FORM says.
 #[inline(always)]
-fn field<const RAISED: bool, const SHIFT: u32>(x: __m512i, mask: i32) -> __m512i {
-    if RAISED { and(x, mask << SHIFT) } else { and(right::<SHIFT>(x), mask) }
+fn field<const FORM: u8, const SHIFT: u32>(x: __m512i, mask: i32) -> __m512i {
+    match FORM {
+        RAISED => and(x, mask << SHIFT),
+        LOWERED => and(right::<SHIFT>(x), mask),
+        _ => right::<SHIFT>(x),
+    }
 }
 
 /// By how many bits [`unpack`] leaves vectors `2f` and `2f + 1` raised at a level of N planes.
@@ -75,13 +86,35 @@ pub(super) unsafe fn entries(t: &Tile) -> __m512i {
     }
 }
 
+/// The bytes of `table` at the low six bits of every byte of `codes`.
+///
+/// # Safety
+/// The machine has the features, and VBMI.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn permuted(table: __m512i, codes: __m512i) -> __m512i {
+    let out;
+    // In assembly, for the functions that this is inlined into do not enable the feature.
+    // SAFETY: the caller's promise; writes one register.
+    unsafe {
+        std::arch::asm!(
+            "vpermb {out}, {codes}, {table}",
+            out = lateout(zmm_reg) out,
+            codes = in(zmm_reg) codes,
+            table = in(zmm_reg) table,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    out
+}
+
 /// The codes of unit `u`, one byte each, as [`unpack`] has them; where K is not N, what they stand for in a table, and nothing is
 /// raised.
 ///
 /// # Safety
 /// As [`unpack`].
 #[inline(always)]
-pub(super) unsafe fn codes<const N: usize, const K: usize, const RAISED: bool, const ASK: bool>(
+pub(super) unsafe fn codes<const N: usize, const K: usize, const FORM: u8, const ASK: bool>(
     planes: &[*const u8; 5],
     table: __m512i,
     u: usize,
@@ -89,19 +122,22 @@ pub(super) unsafe fn codes<const N: usize, const K: usize, const RAISED: bool, c
     // SAFETY: the caller's promise; codes of a table are below 16.
     unsafe {
         if K == N {
-            return unpack::<N, RAISED, ASK>(planes, u);
+            return unpack::<N, FORM, ASK>(planes, u);
         }
-        unpack::<N, false, ASK>(planes, u).map(|codes| _mm512_shuffle_epi8(table, codes))
+        if K == super::PERMUTED {
+            return unpack::<N, BARE, ASK>(planes, u).map(|codes| permuted(table, codes));
+        }
+        unpack::<N, LOWERED, ASK>(planes, u).map(|codes| _mm512_shuffle_epi8(table, codes))
     }
 }
 
-/// The codes of unit `u`, one byte each. RAISED saves the shifts that would bring every field to the low end of its
+/// The codes of unit `u`, one byte each, in the form FORM. [`RAISED`] saves the shifts that would bring every field to the low end of its
 /// byte: the vectors stay [`raised`], and so do their sums. ASK prefetches the following bytes of the planes.
 ///
 /// # Safety
 /// Unit `u` is in the first N planes, and the machine has the features.
 #[inline(always)]
-unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
+unsafe fn unpack<const N: usize, const FORM: u8, const ASK: bool>(
     planes: &[*const u8; 5],
     u: usize,
 ) -> [__m512i; VECTORS] {
@@ -120,10 +156,10 @@ unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
     let [mut f0, mut f1, mut f2, mut f3] = [[load(0, 0), load(0, 1)]; 4];
     let base = f0;
     if N == 1 {
-        f0 = base.map(|x| field::<RAISED, 0>(x, 3));
-        f1 = base.map(|x| field::<RAISED, 2>(x, 3));
-        f2 = base.map(|x| field::<RAISED, 4>(x, 3));
-        f3 = base.map(|x| field::<RAISED, 6>(x, 3));
+        f0 = base.map(|x| field::<FORM, 0>(x, 3));
+        f1 = base.map(|x| field::<FORM, 2>(x, 3));
+        f2 = base.map(|x| field::<FORM, 4>(x, 3));
+        f3 = base.map(|x| field::<FORM, 6>(x, 3));
         return join(f0, f1, f2, f3);
     }
     let first = load(1, 0);
@@ -132,10 +168,10 @@ unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
         let next = right::<1>(first);
         let even = [select(0x66, left::<1>(base[0]), first), select(0x66, left::<1>(base[1]), next)];
         let odd = [select(0xcc, base[0], next), select(0xcc, base[1], right::<2>(first))];
-        f0 = even.map(|x| field::<RAISED, 0>(x, 7));
-        f1 = odd.map(|x| field::<RAISED, 1>(x, 7));
-        f2 = even.map(|x| field::<RAISED, 4>(x, 7));
-        f3 = odd.map(|x| field::<RAISED, 5>(x, 7));
+        f0 = even.map(|x| field::<FORM, 0>(x, 7));
+        f1 = odd.map(|x| field::<FORM, 1>(x, 7));
+        f2 = even.map(|x| field::<FORM, 4>(x, 7));
+        f3 = odd.map(|x| field::<FORM, 5>(x, 7));
         return join(f0, f1, f2, f3);
     }
     let second = load(2, 0);
@@ -145,10 +181,10 @@ unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
     let ((n0, n2), (n1, n3)) = (nibbles(base[0], even), nibbles(base[1], odd));
     let (low, high) = ([n0, n1], [n2, n3]);
     if N == 3 {
-        f0 = low.map(|x| field::<RAISED, 0>(x, 15));
-        f1 = high.map(|x| field::<RAISED, 0>(x, 15));
-        f2 = low.map(|x| field::<RAISED, 4>(x, 15));
-        f3 = high.map(|x| field::<RAISED, 4>(x, 15));
+        f0 = low.map(|x| field::<FORM, 0>(x, 15));
+        f1 = high.map(|x| field::<FORM, 0>(x, 15));
+        f2 = low.map(|x| field::<FORM, 4>(x, 15));
+        f3 = high.map(|x| field::<FORM, 4>(x, 15));
         return join(f0, f1, f2, f3);
     }
     let third = [load(3, 0), load(3, 1)];
@@ -157,8 +193,8 @@ unsafe fn unpack<const N: usize, const RAISED: bool, const ASK: bool>(
             let (x, y, bits) = (low[half], high[half], third[half]);
             f0[half] = and(select(3, bits, left::<2>(x)), 63);
             f1[half] = and(select(3, right::<2>(bits), left::<2>(y)), 63);
-            f2[half] = field::<RAISED, 2>(select(0x0c, right::<2>(bits), x), 63);
-            f3[half] = field::<RAISED, 2>(select(0x0c, right::<4>(bits), y), 63);
+            f2[half] = field::<FORM, 2>(select(0x0c, right::<2>(bits), x), 63);
+            f3[half] = field::<FORM, 2>(select(0x0c, right::<4>(bits), y), 63);
         }
         return join(f0, f1, f2, f3);
     }
