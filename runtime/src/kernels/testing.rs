@@ -20,9 +20,11 @@ pub(super) fn of_table(params: GroupParams, rows: usize, cols: usize, seed: u32)
     let mut raw: Vec<u8> = random.iter().map(|x| (x.to_bits() >> 9) as u8).collect();
     for (block, x) in raw.chunks_exact_mut(ty.block_bytes()).zip(random) {
         if ty == GgmlType::MXFP4 {
-            block[0] = 120 + block[0] % 6;
+            block[0] = 118 + block[0] % 6;
         } else {
-            block[..2].copy_from_slice(&half::f16::from_f32(0.01 * x).to_le_bytes());
+            // Weights below one: a group of IQ4_XS multiplies its scale by up to 32.
+            let scale = if ty == GgmlType::IQ4_XS { 0.0001 } else { 0.002 };
+            block[..2].copy_from_slice(&half::f16::from_f32(scale * x).to_le_bytes());
         }
     }
     let encoded = quant::keep_rows(shape, 0, ty, &raw, None, Level::B4, 1.0).unwrap();
