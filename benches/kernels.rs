@@ -142,8 +142,14 @@ fn between(c: &mut Criterion) {
                     backend.linear(x, tokens, &mut [Linear { matrix: &small, bias: None, out: &mut out }])
                 });
             });
-            let router =
-                Router { experts: 64, top_k: 8, renormalize: false, scale: 1.0, score: Score::Softmax };
+            let router = Router {
+                experts: 64,
+                top_k: 8,
+                renormalize: false,
+                scale: 1.0,
+                score: Score::Softmax,
+                groups: None,
+            };
             let mut choices = Vec::new();
             group.bench_function("route", |b| {
                 b.iter(|| {

@@ -22,12 +22,12 @@ fn names() -> Vec<String> {
     names
 }
 
-/// Gate 113: the GGUF files of these tests are what llama.cpp's converter makes: every key, and every tensor's name, shape and
+/// Gate 113: GGUF files of these and other tests are what llama.cpp's converter makes: every key, and every tensor's name, shape and
 /// bytes.
 #[test]
 fn gguf_files_are_those_of_llama_cpps_converter() {
     let (mut files, mut tensors) = (0, 0);
-    for name in names() {
+    for name in tiny::names() {
         let Ok(text) = std::fs::read_to_string(golden("models").join(format!("{name}.gguf.json"))) else {
             continue;
         };
@@ -73,13 +73,14 @@ fn gguf_files_are_those_of_llama_cpps_converter() {
         }
         files += 1;
     }
-    assert!(files >= 5 && tensors > 250, "{files} files, {tensors} tensors");
+    assert!(files >= 7 && tensors > 330, "{files} files, {tensors} tensors");
 }
 
 /// Whether a key's value is that of JSON.
 fn same(got: &Value, want: &Json) -> bool {
     match (got, want) {
         (Value::Unsigned(got, _), _) => want.as_u64() == Some(*got),
+        (Value::Bool(got), _) => want.as_bool() == Some(*got),
         (Value::F32(got), _) => want.as_f64().is_some_and(|want| want as f32 == *got),
         (got, want) => {
             let got: String = format!("{got:?}").to_lowercase();
@@ -112,7 +113,8 @@ fn converted(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 fn streamed_logits_are_resident_ones() {
     for name in ROUTED {
         let (_folder, path) = converted(name);
-        let ids = ids(100);
+        // Whole pieces of sixteen: on some processors fewer tokens are computed in another precision.
+        let ids = ids(96);
         let exact = options().with_precision(Precision::Exact(Level::B4));
         let resident = Engine::open(&path, &exact).unwrap();
         let want = session(&resident, 32).logits(&ids).unwrap();

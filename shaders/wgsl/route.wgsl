@@ -17,11 +17,14 @@ struct Params {
     sigmoid: u32, // a weight of its own for every logit, not a softmax
     eps: f32,     // added to the sum of those
     biased: u32,  // whether there is a bias that experts are chosen with
+    groups: u32,  // of neighbouring experts, at most MAX_GROUPS
+    kept: u32,    // groups that are chosen among
 }
 
 const JOB_WORDS = 24u;
 const ENTRY_WORDS = 13u;
 const MAX_EXPERTS = 1024u;
+const MAX_GROUPS = 64u;
 
 @group(0) @binding(0) var<storage, read> logits: array<u32>;        // [tokens, experts], f32
 @group(0) @binding(1) var<storage, read> table: array<u32>;         // [experts of all layers, ENTRY_WORDS]
@@ -32,6 +35,8 @@ const MAX_EXPERTS = 1024u;
 @group(0) @binding(6) var<storage, read> bias: array<f32>;          // [experts]
 var<immediate> p: Params;
 
+var<workgroup> scores: array<f32, MAX_GROUPS>;
+
 fn logit(token: u32, e: u32) -> u32 {
     return logits[token * p.experts + e];
 }
@@ -40,7 +45,8 @@ fn sigmoid_of(token: u32, e: u32) -> f32 {
     return 1.0 / (1.0 + exp(-bitcast<f32>(logit(token, e))));
 }
 
-fn standing(token: u32, e: u32) -> u32 {
+// What an expert is chosen by, whatever its group.
+fn own_standing(token: u32, e: u32) -> u32 {
     if (p.sigmoid == 0u) {
         return logit(token, e);
     }
@@ -49,6 +55,38 @@ fn standing(token: u32, e: u32) -> u32 {
         score += bias[e];
     }
     return bitcast<u32>(score);
+}
+
+// Of each group the score of its best expert or, of sigmoids, the sum of its best two.
+fn score_groups(token: u32, lane: u32) {
+    let size = p.experts / p.groups;
+    for (var g = lane; g < p.groups; g += 128u) {
+        var best = -3.4e38;
+        var second = -3.4e38;
+        for (var e = g * size; e < (g + 1u) * size; e++) {
+            let x = bitcast<f32>(own_standing(token, e));
+            second = max(second, min(x, best));
+            best = max(x, best);
+        }
+        scores[g] = select(best, best + second, p.sigmoid == 1u && size > 1u);
+    }
+    workgroupBarrier();
+}
+
+// Below everything where the expert's group is none of the best; ties go to the lower group.
+fn standing(token: u32, e: u32) -> u32 {
+    if (p.groups > 1u) {
+        let own = e / (p.experts / p.groups);
+        var before = 0u;
+        for (var g = 0u; g < p.groups; g++) {
+            let ahead = scores[g] > scores[own] || (scores[g] == scores[own] && g < own);
+            before += select(0u, 1u, ahead);
+        }
+        if (before >= p.kept) {
+            return 0xff800000u;
+        }
+    }
+    return own_standing(token, e);
 }
 
 // `weigh` of sigmoids.
@@ -67,6 +105,9 @@ fn weigh_each(token: u32, lane: u32) {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
+    if (p.groups > 1u) {
+        score_groups(id.x, lane);
+    }
     choose(id.x, lane);
     if (p.sigmoid == 1u) {
         weigh_each(id.x, lane);

@@ -32,7 +32,8 @@ pub(crate) fn keys(meta: &Metadata, architecture: &str) -> Metadata {
 /// Its tensors.
 pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect, meta: &Metadata) -> Vec<Written> {
     let mut all = Vec::new();
-    for (name, shape, data) in tiny.tensors.iter().filter(|t| hf::left_out(&t.0, dialect).is_none()) {
+    for (name, shape, data) in tiny.tensors.iter().filter(|t| hf::left_out(&t.0, dialect, u64::MAX).is_none())
+    {
         let places = hf::places(name, dialect).expect("the tensor is known");
         let Some(place) = places.first() else { continue };
         let mut data = data.clone();

@@ -8,6 +8,7 @@ mod gemma;
 mod gptoss;
 mod held;
 mod hybrid;
+mod latent;
 pub mod mutants;
 mod short;
 pub mod talker;

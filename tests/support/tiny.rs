@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
 //! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
 
-use crate::{gemma, gptoss, hybrid, set};
+use crate::{gemma, gptoss, hybrid, latent, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
@@ -184,6 +184,9 @@ impl Tiny {
         if architecture.starts_with("gemma") {
             return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
         }
+        if architecture == "glm4moe" {
+            return write(path, &latent::keys(meta), latent::tensors(self, dialect));
+        }
         let conv = architecture.starts_with("lfm2");
         let keys = if conv && !self.name.ends_with("-plain") { lfm2_keys(meta) } else { meta.clone() };
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
@@ -238,16 +241,21 @@ impl Tiny {
     pub fn write_gguf_with_draft(&self, path: &Path) {
         let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
         let architecture = meta.require_str("general.architecture").expect("is there").to_owned();
-        let mut keys = hybrid::keys(&meta, &self.config);
+        let recurrent = architecture.starts_with("qwen");
+        let mut keys = if recurrent { hybrid::keys(&meta, &self.config) } else { latent::keys(&meta) };
         let key = |name: &str| format!("{architecture}.{name}");
         let layers = keys.u64(&key("block_count")).expect("is a number").expect("is there");
         keys.insert(key("block_count"), layers as u32 + 1);
         keys.insert(key("nextn_predict_layers"), 1u32);
-        let mut recurrent =
-            keys.bools(&key("attention.recurrent_layers")).expect("a list").expect("is there").to_vec();
-        recurrent.push(false);
-        keys.insert(key("attention.recurrent_layers"), recurrent);
-        let mut tensors = hybrid::tensors(self, &architecture);
+        if let Some(listed) = keys.bools(&key("attention.recurrent_layers")).expect("a list") {
+            let listed = [listed, &[false]].concat();
+            keys.insert(key("attention.recurrent_layers"), listed);
+        }
+        let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
+        let mut tensors = match recurrent {
+            true => hybrid::tensors(self, &architecture),
+            false => latent::tensors(self, dialect),
+        };
         for part in ["nextn.eh_proj.weight", "nextn.enorm.weight", "attn_q.weight"] {
             tensors.push((format!("blk.{layers}.{part}"), vec![3, 32], GgmlType::F32, le_bytes(&[1.0; 96])));
         }

@@ -23,8 +23,8 @@ pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
     Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
-    ExpertJob, Feed, FeedCall, Flow, History, KvCopy, Linear, LinearCall, MAX_TAPS, Norm, Placing, Projected,
-    Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times, Uses,
+    ExpertJob, Feed, FeedCall, Flow, Groups, History, KvCopy, Linear, LinearCall, MAX_GROUPS, MAX_TAPS, Norm,
+    Placing, Projected, Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 

@@ -316,7 +316,22 @@ pub struct Router {
     pub renormalize: bool,
     /// Multiplies the final weights.
     pub scale: f32,
+    /// Where experts of some groups alone are chosen.
+    pub groups: Option<Groups>,
 }
+
+/// Groups of neighbouring experts, as many in each. Those with the highest scores are chosen among: with [`Score::Softmax`] a
+/// group's score is that of its best expert, with [`Score::Sigmoid`] the sum of its best two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of a layer, at most [`MAX_GROUPS`]; divides the number of experts.
+    pub count: usize,
+    /// Those that are chosen among.
+    pub kept: usize,
+}
+
+/// Groups that a layer's experts may be in.
+pub const MAX_GROUPS: usize = 64;
 
 /// What a router's logits become: weights of experts, before some are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -348,8 +363,40 @@ impl Router {
 }
 
 impl Choosing<'_> {
-    /// What an expert is chosen by.
-    pub fn standing(&self, expert: u32, logit: f32) -> f32 {
+    /// What the experts of a token are chosen by: below everything where their group is none of the best.
+    pub fn standings(&self, logits: &[f32], out: &mut [f32]) {
+        for (expert, (out, &logit)) in out.iter_mut().zip(logits).enumerate() {
+            *out = self.standing(expert as u32, logit);
+        }
+        let Some(Groups { count, kept }) = self.router.groups else { return };
+        let size = out.len() / count;
+        let mut scores = [0.0; MAX_GROUPS];
+        let scores = &mut scores[..count];
+        for (score, group) in scores.iter_mut().zip(out.chunks_exact(size)) {
+            let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+            for &x in group {
+                if x > best {
+                    (best, second) = (x, best);
+                } else {
+                    second = second.max(x);
+                }
+            }
+            *score = match self.router.score {
+                Score::Sigmoid { .. } if size > 1 => best + second,
+                _ => best,
+            };
+        }
+        for (g, group) in out.chunks_exact_mut(size).enumerate() {
+            let before =
+                |&(other, score): &(usize, &f32)| *score > scores[g] || *score == scores[g] && other < g;
+            if scores.iter().enumerate().filter(before).count() >= kept {
+                group.fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    /// What an expert is chosen by, whatever its group.
+    fn standing(&self, expert: u32, logit: f32) -> f32 {
         match self.router.score {
             Score::Softmax => logit,
             Score::Sigmoid { .. } => {

@@ -114,6 +114,14 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
         let number = number(value);
         let harmless = match name {
             TAPS => family.conv,
+            "expert_gating_func"
+            | "expert_weights_norm"
+            | "expert_group_count"
+            | "expert_group_used_count"
+                if family.router_keys =>
+            {
+                true
+            }
             "expert_gating_func" if matches!(family.score, Score::Sigmoid { .. }) => number == Some(2.0),
             "expert_weights_norm" => number == Some(f64::from(u8::from(family.renormalize))),
             // 3 is the softmax over the chosen ones, which is that over all, divided by their sum.

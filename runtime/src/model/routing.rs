@@ -73,10 +73,14 @@ pub fn prefer_resident(
 ) {
     let router = choosing.router;
     let mut order: Vec<u32> = Vec::with_capacity(router.experts);
+    let mut standings = vec![0.0; router.experts];
     for (logits, own) in logits.chunks_exact(router.experts).zip(own.chunks_exact_mut(router.top_k)) {
-        let standing = |e: u32| choosing.standing(e, logits[e as usize]);
+        choosing.standings(logits, &mut standings);
+        let standing = |e: u32| standings[e as usize];
+        // Experts of other groups stand below everything, and stay there.
         let (low, high) = (0..router.experts as u32)
             .map(standing)
+            .filter(|x| *x > f32::NEG_INFINITY)
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let bonus = prior * (high - low);
         let rank = |e: u32| standing(e) + if resident[e as usize] { bonus } else { 0.0 };
@@ -124,7 +128,7 @@ mod tests {
     use super::*;
 
     const ROUTER: Router =
-        Router { experts: 4, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
+        Router { experts: 4, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
 
     #[test]
     fn a_prior_moves_a_close_choice_to_a_resident_expert_with_its_own_weight() {

@@ -2,15 +2,17 @@
 
 mod delta;
 mod positions;
+mod router;
 
 use super::families::{Family, Heads};
 use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
-use crate::kernels::{Activation, RopeTable, Router, Score, Uses};
+use crate::kernels::{Activation, RopeTable, Router, Uses};
 pub use delta::DeltaSpec;
 use positions::windows;
+use router::router;
 
 /// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
 const MAX_LAYERS: u64 = 1024;
@@ -213,12 +215,13 @@ impl Spec {
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
+        let (router, choice_bias) = router(&keys, family)?;
         let ffn = FfnSpec {
-            router: router(&keys, family)?,
+            router,
             activation: activation(&keys, family)?,
             biases: family.biases,
             beside: family.beside,
-            choice_bias: choice_bias(&keys, family)?,
+            choice_bias,
         };
         let taps = taps(&keys, family)?;
         let deltas = deltas(&keys, family, layers)?;
@@ -379,12 +382,6 @@ fn taps(keys: &Keys, family: &Family) -> Result<Option<usize>> {
     }
 }
 
-/// GGUF has no key for it: the tensor is there or missing.
-fn choice_bias(keys: &Keys, family: &Family) -> Result<bool> {
-    let listed = keys.meta.bool("dollop.router.choice_bias")?;
-    Ok(family.score != Score::Softmax && listed.unwrap_or(true))
-}
-
 /// For each layer, the one whose keys and values it reads: the last layers have none of their own, and take those of the last of
 /// their kind before.
 fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize>>> {
@@ -468,34 +465,6 @@ fn attention(
 fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
     let usual = if family.embed_root { (d as f32).sqrt() } else { 1.0 };
     Ok(keys.positive_or_zero("embedding_scale")?.unwrap_or(usual))
-}
-
-fn router(keys: &Keys, family: &Family) -> Result<Option<Router>> {
-    let experts = keys.optional("expert_count", MAX_EXPERTS)?.unwrap_or(0);
-    if experts == 0 {
-        return Ok(None);
-    }
-    if family.sandwich && !family.beside {
-        return Err(Error::unsupported(format!("experts in a `{}` model are not supported", family.name)));
-    }
-    let top_k = keys.required("expert_used_count", MAX_EXPERTS)?;
-    if top_k > experts {
-        return Err(Error::malformed(
-            keys.key("expert_used_count"),
-            format!("{top_k} experts per token out of {experts}"),
-        ));
-    }
-    Ok(Some(Router {
-        experts,
-        top_k,
-        score: family.score,
-        renormalize: keys.meta.bool("dollop.router.renormalize")?.unwrap_or(family.renormalize),
-        scale: match keys.f32("expert_weights_scale")? {
-            // Written as 0 by converters that have no such number.
-            None | Some(0.0) => 1.0,
-            Some(scale) => scale,
-        },
-    }))
 }
 
 /// GGUF has no keys for the limits.

@@ -52,7 +52,7 @@ const STYLES: &[Style] = &[
     Style { names: &["olmo", "olmoe", "dolma"], cut: Cut::Gpt2, ignore_merges: false, nfc: true },
     Style { names: &["smollm"], cut: Cut::DigitsThenGpt2, ignore_merges: false, nfc: false },
     Style {
-        names: &["llama-bpe", "llama3", "llama-v3", "lfm2"],
+        names: &["llama-bpe", "llama3", "llama-v3", "lfm2", "glm4", "glm5"],
         cut: Cut::Expressions(&[LLAMA3]),
         ignore_merges: true,
         nfc: false,

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What llama.cpp's own converter makes of goldens: keys, and names, shapes and checksums of tensors, in NAME.gguf.json.
 
-Argument: a folder with llama.cpp's `conversion` and `gguf-py` (the sdist of llama-cpp-python has it in vendor/llama.cpp). Weights
+Arguments: a folder with llama.cpp's `conversion` and `gguf-py` (the sdist of llama-cpp-python has it in vendor/llama.cpp), and names of
+goldens where not all are to be made. Weights
 are those of make.py, in F32; the tokenizer is left out. The tests write the same file from the golden and compare.
 """
 import json, logging, pathlib, sys, tempfile, zlib
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ["qwen3next", "qwen35moe", "qwen35moe-published", "qwen35", "qwen35-grouped"]
+NAMES = ["qwen3next", "qwen35moe", "qwen35moe-published", "qwen35", "qwen35-grouped", "glm4moe",
+         "glm4moe-groups"]
 ROOT = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(ROOT / "gguf-py"), str(ROOT), str(HERE)]
 logging.disable(logging.CRITICAL)
@@ -41,7 +43,7 @@ def convert(name, golden, folder):
     return gguf.GGUFReader(out)
 
 
-for name in NAMES:
+for name in sys.argv[2:] or NAMES:
     golden = json.loads((HERE / f"{name}.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         reader = convert(name, golden, pathlib.Path(folder))

@@ -5,7 +5,7 @@ Weights are not stored: they come from a counter-based generator that the tests 
 config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
 ids, and the logits of every position. Norms and biases are randomised too: ones and zeros would hide mistakes.
 
-A golden in the "published" style has what published files of its family have and `save_pretrained` does not write: stacked
+A golden in the "draft" style has tensors of a draft head behind its layers. One in the "published" style has what published files of its family have and `save_pretrained` does not write: stacked
 experts, and tensors of a draft head, which are left out by whoever reads them.
 
 Names of configurations as arguments make only those. NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
@@ -43,6 +43,8 @@ NEXT = dict(**MOE, norm_topk_prob=True, moe_intermediate_size=64, shared_expert_
 Q35 = dict(head_dim=32, num_hidden_layers=4, linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=32,
            linear_value_head_dim=32)
 Q35MOE = dict(**Q35, **MOE, moe_intermediate_size=64, shared_expert_intermediate_size=80)
+GLM = dict(n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=48, head_dim=32, num_hidden_layers=3,
+           first_k_dense_replace=1, routed_scaling_factor=1.5, rms_norm_eps=1e-5)
 EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -87,6 +89,9 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
         **rope("default", 1e7, partial_rotary_factor=0.25, mrope_section=[2, 1, 1], mrope_interleaved=True)), vision_config=EYES, tie_word_embeddings=False), "published"),
     "qwen35": ("Qwen3_5Text", dict(**(Q35 | dict(linear_num_value_heads=2)), tie_word_embeddings=True), "new"),
     "qwen35-grouped": ("Qwen3_5Text", dict(**Q35, full_attention_interval=2, **rope("default", 1e7, partial_rotary_factor=0.5)), "new"),
+    "glm4moe": ("Glm4Moe", dict(**GLM, attention_bias=True, use_qk_norm=True), "draft"),
+    "glm4moe-groups": ("Glm4Moe", dict(**(GLM | dict(n_shared_experts=2, first_k_dense_replace=2, n_routed_experts=12)), n_group=4, topk_group=2,
+                                       norm_topk_prob=False, **rope("default", 1e6, partial_rotary_factor=0.25)), "old"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -192,12 +197,6 @@ def spread(key, shape, ones):
 
 
 def make(name, prefix, changes, style):
-    published = style == "published"
-    kind = "" if published else "Text" if prefix.startswith("Qwen3_5") else ""
-    config = getattr(transformers, f"{prefix}{kind}Config")(**(changes if published else {**BASE, **changes}))
-    model = getattr(transformers, prefix + ("ForConditionalGeneration" if published else "ForCausalLM"))
-    ones = prefix in ("Qwen3Next", "Qwen3_5", "Qwen3_5Moe")
-def make(name, prefix, changes, style):
     nested = "text_config" in changes
     config = getattr(transformers, prefix + "Config")(**(changes if nested else {**BASE, **changes}))
     name_of = prefix + "ForConditionalGeneration" if nested else prefix.removesuffix("Text") + "ForCausalLM"
@@ -229,6 +228,12 @@ def make(name, prefix, changes, style):
         assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
         with torch.no_grad():
             logits = m.eval().float()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
+    if style == "draft":
+        # As published: one layer behind those that are run.
+        layer, d = written["num_hidden_layers"], written["hidden_size"]
+        extra = {"eh_proj.weight": [d, 2 * d], "enorm.weight": [d], "hnorm.weight": [d], "shared_head.norm.weight": [d], "mlp.gate.weight": [8, d]}
+        tensors += [[f"model.layers.{layer}.{name}", shape, 0.3, 0.0] for name, shape in extra.items()]
+        written["num_nextn_predict_layers"] = 1
     if style == "mxfp4":
         written["quantization_config"] = dict(quant_method="mxfp4")
     (HERE / f"{name}.json").write_text(json.dumps(dict(config=written, tensors=tensors, tokens=TOKENS)))

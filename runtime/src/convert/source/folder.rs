@@ -51,6 +51,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let mut head = false;
     let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
     let mut collected = Collected { grouped: Grouped::of(&metadata)?, ..Collected::default() };
+    let layers = metadata.u64(&format!("{}.block_count", dialect.architecture))?.unwrap_or(0);
     let mut files = Vec::new();
     let mut left_out = BTreeMap::<&str, usize>::new();
     for shard in shards {
@@ -64,7 +65,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
                     continue;
                 }
             }
-            if let Some(part) = hf::left_out(&entry.name, dialect) {
+            if let Some(part) = hf::left_out(&entry.name, dialect, layers) {
                 *left_out.entry(part).or_default() += 1;
                 continue;
             }

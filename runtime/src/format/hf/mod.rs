@@ -8,10 +8,12 @@ mod delta;
 mod generation;
 mod places;
 mod positions;
+mod routers;
 mod small;
 
 pub use generation::sampling;
 pub use places::{Cut, Form, Heads, Place, Stacks, Stored, left_out, places};
+pub use routers::Sparse;
 pub use small::{SmallFiles, chat_template, special_tokens};
 
 use super::json;
@@ -38,6 +40,10 @@ pub struct Dialect {
     pub stacks: Stacks,
     /// Whether some layers are short convolutions, in the words of `conv`.
     pub conv: bool,
+    /// Where experts are spoken of in the words of `routers`.
+    pub sparse: Option<Sparse>,
+    /// Whether layers behind the last are those of a draft head.
+    pub draft_layers: bool,
     /// Whether `swiglu_alpha` and `swiglu_limit` are those of its activation.
     pub clamped: bool,
     /// What `hidden_act` or `hidden_activation` must say, where they say anything.
@@ -92,6 +98,8 @@ impl Dialect {
         sliding: None,
         stacks: Stacks::Halves,
         conv: false,
+        sparse: None,
+        draft_layers: false,
         clamped: false,
         activation: "silu",
         embed_root: false,
@@ -315,6 +323,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         conv::keys(&c, &mut m, arch)?;
     }
     experts(&c, dialect, &mut m)?;
+    if let Some(sparse) = &dialect.sparse {
+        routers::keys(&c, sparse, &mut m, arch)?;
+    }
     positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
     positions::heads(&c, dialect, &mut m)?;
     wide_layers(&c, arch, &mut m)?;
@@ -327,6 +338,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .filter(|k| !READ.contains(&k.as_str()) && !DESCRIBING.contains(&k.as_str()))
         .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
         .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
+        .filter(|k| !(dialect.sparse.is_some() && routers::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.delta && delta::READ.contains(&k.as_str())))
         .cloned()
         .collect();

@@ -157,9 +157,13 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
     Some(two.map(|(part, heads)| Place::of_heads(blk(&format!("{part}.{leaf}")), heads)).into())
 }
 
-/// Which of [`Dialect::left_out`] a tensor is of.
-pub fn left_out(name: &str, dialect: &Dialect) -> Option<&'static str> {
+/// Which of [`Dialect::left_out`] a tensor is of, in a model of so many layers.
+pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static str> {
     let name = name.strip_prefix("model.").unwrap_or(name);
+    let layer = || name.strip_prefix("layers.")?.split_once('.')?.0.parse::<u64>().ok();
+    if dialect.draft_layers && layer().is_some_and(|layer| layer >= layers) {
+        return Some("nextn");
+    }
     dialect.left_out.iter().find(|part| name.starts_with(**part)).copied()
 }
 
@@ -204,9 +208,9 @@ fn common(module: &str) -> Option<&'static str> {
         "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
         "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
         "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" | "feed_forward.gate" => Some("ffn_gate_inp"),
-        "mlp.shared_expert.gate_proj" => Some("ffn_gate_shexp"),
-        "mlp.shared_expert.up_proj" => Some("ffn_up_shexp"),
-        "mlp.shared_expert.down_proj" => Some("ffn_down_shexp"),
+        "mlp.shared_expert.gate_proj" | "mlp.shared_experts.gate_proj" => Some("ffn_gate_shexp"),
+        "mlp.shared_expert.up_proj" | "mlp.shared_experts.up_proj" => Some("ffn_up_shexp"),
+        "mlp.shared_expert.down_proj" | "mlp.shared_experts.down_proj" => Some("ffn_down_shexp"),
         "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
         _ => None,
     }
@@ -240,7 +244,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(own) = own {
         return one(blk(own), None);
     }
-    if rest == "feed_forward.expert_bias" {
+    if matches!(rest, "feed_forward.expert_bias" | "mlp.gate.e_score_correction_bias") {
         return one(blk("exp_probs_b.bias"), None);
     }
     if let Some(places) = delta(rest, dialect, &blk) {

@@ -86,8 +86,9 @@ impl Backend for CpuBackend {
         let router = choosing.router;
         out.clear();
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { weights, order, .. } = &mut *scratch;
+        let Scratch { weights, standings, order, .. } = &mut *scratch;
         grow(weights, router.experts);
+        grow(standings, router.experts);
         order.clear();
         order.reserve_exact(router.experts);
         for logits in logits[..tokens * router.experts].chunks_exact(router.experts) {
@@ -106,7 +107,8 @@ impl Backend for CpuBackend {
             order.clear();
             order.extend(0..router.experts as u32);
             // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
-            let standing = |e: u32| choosing.standing(e, logits[e as usize]);
+            choosing.standings(logits, standings);
+            let standing = |e: u32| standings[e as usize];
             let best_first = |&a: &u32, &b: &u32| standing(b).total_cmp(&standing(a)).then(a.cmp(&b));
             if router.top_k < order.len() {
                 order.select_nth_unstable_by(router.top_k, best_first);

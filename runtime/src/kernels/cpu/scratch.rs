@@ -110,8 +110,9 @@ pub(super) struct Scratch {
     pub(super) gate: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
     pub(super) attending: Attending,
-    /// For routing: weights of a token's experts, and their order.
+    /// For routing: weights of a token's experts, what they are chosen by, and their order.
     pub(super) weights: Vec<f32>,
+    pub(super) standings: Vec<f32>,
     pub(super) order: Vec<u32>,
 }
 
@@ -119,7 +120,7 @@ impl Scratch {
     /// Bytes allocated.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        let floats = self.weights.capacity();
+        let floats = self.weights.capacity() + self.standings.capacity();
         let ids = self.tokens.capacity() + self.order.capacity();
         let Inputs { by_32, by_64, routed_32, routed_64, halves } = &self.inputs;
         by_32.held()
@@ -164,7 +165,7 @@ impl CpuBackend {
         let gate = Aligned::<f32>::bytes((slots * s.ff_routed).max(dense * s.ff_dense));
         let turned = if s.rotated[0] { Aligned::<f32>::bytes(s.chunk * s.d) } else { 0 };
         let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
-        let routing = 8 * s.experts;
+        let routing = 12 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
         activations + gate + turned + ids + routing + attention

@@ -285,7 +285,8 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
     let b = backend(Isa::best(), 1);
     let logits = buffer([0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]);
     let mut out = Vec::new();
-    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax };
+    let router =
+        Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax, groups: None };
     b.route(&logits, 1, router.unbiased(), &mut out).unwrap();
     assert_eq!(out.iter().map(|c| c.expert).collect::<Vec<_>>(), [1, 2]);
     assert!((out[0].gate - 1.0).abs() < 1e-6 && (out[1].gate - 1.0).abs() < 1e-6);

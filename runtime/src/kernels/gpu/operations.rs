@@ -222,7 +222,7 @@ impl State {
         history: Option<&History<'_, GpuBuf>>,
     ) -> Result<()> {
         can_choose(choosing.router)?;
-        let Router { experts, top_k, renormalize, scale, score } = *choosing.router;
+        let Router { experts, top_k, renormalize, scale, score, groups } = *choosing.router;
         let (sigmoid, eps) = match score {
             Score::Softmax => (false, 0.0),
             Score::Sigmoid { eps } => (true, eps),
@@ -244,6 +244,8 @@ impl State {
             sigmoid: sigmoid.into(),
             eps,
             biased: bias.is_some().into(),
+            groups: groups.map_or(1, |g| g.count) as u32,
+            kept: groups.map_or(1, |g| g.kept) as u32,
         };
         let choices = self.choices.at_least(gpu, 2 * tokens * top_k, "the router's choices")?;
         let jobs = self.jobs.at_least(gpu, most_jobs(experts, tokens, top_k) * JOB_WORDS, "jobs")?;

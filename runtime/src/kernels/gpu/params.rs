@@ -161,7 +161,7 @@ params!(
     /// `route.wgsl`.
     Route, RouteParams {
         experts: u32, top_k: u32, renormalize: u32, scale: f32, scaled: u32, jobs: u32, table: u32, at: u32, first: u32,
-        sigmoid: u32, eps: f32, biased: u32,
+        sigmoid: u32, eps: f32, biased: u32, groups: u32, kept: u32,
     }
 );
 

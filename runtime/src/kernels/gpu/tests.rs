@@ -17,6 +17,7 @@ mod choices;
 mod conv;
 mod delta;
 mod experts;
+mod groups;
 mod limits;
 mod mixed;
 mod operations;

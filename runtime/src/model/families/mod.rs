@@ -5,6 +5,7 @@
 
 mod gemma3;
 mod gemma4;
+mod glm4moe;
 mod gpt_oss;
 mod lfm2;
 mod lfm2moe;
@@ -44,6 +45,8 @@ pub struct Family {
     pub dialects: &'static [Dialect],
     /// What becomes of a router's logits before experts are chosen.
     pub score: Score,
+    /// Whether files have keys for that, for groups of experts, and for whether chosen weights are divided by their sum.
+    pub router_keys: bool,
     /// Whether layers without key/value heads are short convolutions.
     pub conv: bool,
     /// Whether chosen gate weights are divided by their sum, unless the file says otherwise.
@@ -118,6 +121,7 @@ impl Family {
         name: "",
         dialects: &[],
         score: Score::Softmax,
+        router_keys: false,
         conv: false,
         renormalize: false,
         windows: Windows::Listed,
@@ -142,6 +146,14 @@ impl Family {
         gate_in_q: false,
     };
 
+    /// Its sigmoids, where a file says that it has them.
+    pub fn sigmoid(&self) -> Score {
+        match self.score {
+            Score::Softmax => Score::Sigmoid { eps: 1e-20 },
+            score => score,
+        }
+    }
+
     /// # Errors
     /// `Unsupported`, listing what is supported.
     pub fn find(architecture: &str) -> Result<&'static Family> {
@@ -156,10 +168,11 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 14] = [
+pub static FAMILIES: [Family; 15] = [
     gpt_oss::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
+    glm4moe::FAMILY,
     lfm2moe::FAMILY,
     lfm2::FAMILY,
     olmoe::FAMILY,

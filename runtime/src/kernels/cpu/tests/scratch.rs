@@ -101,7 +101,8 @@ fn scratch_stays_within_its_bound() {
                 b.experts(&x, of, &Feed::default(), &jobs, &mut out);
             }
             let ScratchShape { experts, top_k, .. } = shape;
-            let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+            let router =
+                Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
             b.route(&x, tokens, router.unbiased(), &mut Vec::new()).unwrap();
             let a = Attention {
                 heads: shape.heads,

@@ -33,7 +33,8 @@ fn routing_at_its_limits() {
         let equal = vec![0.25; tokens * experts];
         for (what, logits) in [("values", smooth), ("ties", coarse), ("equals", equal), ("spread", spread)] {
             for renormalize in [false, true] {
-                let router = Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax };
+                let router =
+                    Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax, groups: None };
                 let mut got = Vec::new();
                 b.route(&put(&b, &logits), tokens, router.unbiased(), &mut got).unwrap();
                 let want = logits.chunks_exact(experts).flat_map(|l| chosen(l, &router));
@@ -52,7 +53,8 @@ fn routing_at_its_limits() {
     // One more than the kernels have room for.
     let logits = b.alloc(MAX_EXPERTS + 1).unwrap();
     for (experts, top_k) in [(MAX_EXPERTS + 1, 1), (MAX_EXPERTS, MAX_TOP_K + 1)] {
-        let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+        let router =
+            Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
         assert!(matches!(b.route(&logits, 1, router.unbiased(), &mut Vec::new()), Err(Error::Device(_))));
     }
 }
@@ -201,7 +203,8 @@ fn a_tokens_experts_are_added_up_by_down() {
             };
             let all = alike(&distinct, experts);
             let downs: Vec<Vec<f64>> = distinct.iter().map(|e| dense(&e.down)).collect();
-            let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+            let router =
+                Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
             let tokens = 9;
             let (h, x) = (values(tokens * d, 1), values(tokens * d, 2));
             let logits = values(tokens * experts, 3);

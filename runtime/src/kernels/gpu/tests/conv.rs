@@ -83,7 +83,7 @@ fn choices_by_sigmoids_are_their_formula() {
         let (logits, bias) = (values(tokens * experts, 3), values(experts, 4));
         for (renormalize, bias) in [(true, None), (true, Some(&bias[..])), (false, Some(&bias[..]))] {
             let score = Score::Sigmoid { eps: 1e-6 };
-            let router = Router { experts, top_k, renormalize, scale: 1.5, score };
+            let router = Router { experts, top_k, renormalize, scale: 1.5, score, groups: None };
             let choosing = Choosing { router: &router, bias };
             let (mut got, mut own) = (Vec::new(), Vec::new());
             b.route(&put(&b, &logits), tokens, choosing, &mut got).unwrap();

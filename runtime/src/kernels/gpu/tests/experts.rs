@@ -13,7 +13,8 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
         let mut logits = values(tokens * experts, 3);
         logits[1] = logits[2];
         for renormalize in [false, true] {
-            let router = Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax };
+            let router =
+                Router { experts, top_k, renormalize, scale: 1.5, score: Score::Softmax, groups: None };
             let (mut got, mut want) = (Vec::new(), Vec::new());
             b.route(&put(&b, &logits), tokens, router.unbiased(), &mut got).unwrap();
             cpu.route(&put(&cpu, &logits), tokens, router.unbiased(), &mut want).unwrap();
@@ -23,7 +24,8 @@ fn routing_orders_by_weight_and_breaks_ties_by_index() {
             close("gates", &gates(&got), &gates(&want), 1e-5);
         }
     }
-    let router = Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax };
+    let router =
+        Router { experts: 4, top_k: 2, renormalize: true, scale: 2.0, score: Score::Softmax, groups: None };
     let mut out = Vec::new();
     b.route(&put(&b, &[0.0, 2.0, 2.0, -1.0, f32::NAN, 0.0, 1.0, 0.5]), 2, router.unbiased(), &mut out)
         .unwrap();
@@ -66,7 +68,8 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
     let cpu = cpu();
     let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, None, 10 * i as u32 + 1)).collect();
     let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
-    let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+    let router =
+        Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
     let mut choices = Vec::new();
     b.route(&put(&b, &logits), tokens, router.unbiased(), &mut choices).unwrap();
     let by_expert: Vec<Vec<u32>> = (0..experts as u32)
@@ -163,7 +166,8 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         }
         let tokens = 23;
         let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
-        let router = Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax };
+        let router =
+            Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
         let (input, routed) = (put(&b, &x), put(&b, &logits));
         let mut choices = Vec::new();
         b.route(&routed, tokens, router.unbiased(), &mut choices).unwrap();
@@ -257,8 +261,14 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
         }
     }
     let (mut y, mut out) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
-    let router =
-        Router { experts: experts as usize, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
+    let router = Router {
+        experts: experts as usize,
+        top_k: 2,
+        renormalize: true,
+        scale: 1.0,
+        score: Score::Softmax,
+        groups: None,
+    };
     let logits = put(&b, &values(experts as usize, 1));
     let bufs = RoutedBufs {
         h: &input,

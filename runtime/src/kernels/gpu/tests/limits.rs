@@ -9,7 +9,14 @@ fn what_does_not_fit_is_an_error_and_not_a_crash() {
     assert!(matches!(b.alloc(usize::MAX / 8), Err(Error::Device(_))));
     let huge = GpuBackend::new(&GpuOptions { adapter: Some(1000), ..GpuOptions::default() });
     assert!(matches!(huge, Err(Error::Device(_))));
-    let wide = Router { experts: 5000, top_k: 1, renormalize: false, scale: 1.0, score: Score::Softmax };
+    let wide = Router {
+        experts: 5000,
+        top_k: 1,
+        renormalize: false,
+        scale: 1.0,
+        score: Score::Softmax,
+        groups: None,
+    };
     let logits = b.alloc(5000).unwrap();
     assert!(b.route(&logits, 1, wide.unbiased(), &mut Vec::new()).is_err());
 }
@@ -71,7 +78,8 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     assert_eq!(outs[0], outs[1], "a block by matrix gives other bits");
 
     let experts: Vec<Expert> = (0..5).map(|i| an_expert(96, 64, Some(Level::B8), 20 * i + 1)).collect();
-    let router = Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax };
+    let router =
+        Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
     let input = put(&b, &x[..96]);
     // A token's experts in several buffers take two launches for each buffer, and a sum.
     for tokens in [1, 9] {

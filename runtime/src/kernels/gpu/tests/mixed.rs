@@ -39,8 +39,14 @@ pub(super) struct Inputs {
     pub(super) logits: Vec<f32>,
 }
 
-const ROUTER: Router =
-    Router { experts: EXPERTS, top_k: TOP_K, renormalize: true, scale: 1.0, score: Score::Softmax };
+const ROUTER: Router = Router {
+    experts: EXPERTS,
+    top_k: TOP_K,
+    renormalize: true,
+    scale: 1.0,
+    score: Score::Softmax,
+    groups: None,
+};
 
 /// The output of `routed` for all tokens together, compared with each token alone; and the history of the last tokens.
 pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {

@@ -209,8 +209,14 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
                 x: Some(&mut sum),
                 history: None,
             };
-            let router =
-                Router { experts: 1, top_k: 1, renormalize: true, scale: 1.0, score: Score::Softmax };
+            let router = Router {
+                experts: 1,
+                top_k: 1,
+                renormalize: true,
+                scale: 1.0,
+                score: Score::Softmax,
+                groups: None,
+            };
             assert!(
                 b.routed(
                     bufs,

@@ -1,0 +1,22 @@
+//! GLM-4.5 and what followed in its shape (arXiv 2508.06471): partial rope, norms of heads in some, experts chosen by sigmoids and a
+//! bias behind dense layers, and shared ones.
+
+use super::Family;
+use crate::format::hf::{Dialect, Sparse};
+use crate::kernels::Score;
+
+pub(super) const FAMILY: Family = Family {
+    name: "glm4moe",
+    dialects: &[Dialect {
+        model_type: "glm4_moe",
+        architecture: "glm4moe",
+        sparse: Some(Sparse { sigmoid: true, renormalize: None }),
+        partial_rotary: Some(0.5),
+        draft_layers: true,
+        ..Dialect::USUAL
+    }],
+    score: Score::Sigmoid { eps: 1e-20 },
+    router_keys: true,
+    renamed: &[("post_attention_norm.weight", "ffn_norm.weight")],
+    ..Family::USUAL
+};

@@ -1,0 +1,86 @@
+//! How experts are chosen, as the file's keys say it.
+
+use super::{Keys, MAX_EXPERTS};
+use crate::error::{Error, Result};
+use crate::kernels::{Groups, MAX_GROUPS, Router, Score};
+use crate::model::families::Family;
+
+/// The router, where the model has experts, and whether these are chosen with a bias.
+pub(super) fn router(keys: &Keys, family: &Family) -> Result<(Option<Router>, bool)> {
+    let experts = keys.optional("expert_count", MAX_EXPERTS)?.unwrap_or(0);
+    if experts == 0 {
+        return Ok((None, false));
+    }
+    if family.sandwich && !family.beside {
+        return Err(Error::unsupported(format!("experts in a `{}` model are not supported", family.name)));
+    }
+    let top_k = keys.required("expert_used_count", MAX_EXPERTS)?;
+    if top_k > experts {
+        return Err(Error::malformed(
+            keys.key("expert_used_count"),
+            format!("{top_k} experts per token out of {experts}"),
+        ));
+    }
+    let (score, choice_bias) = score(keys, family)?;
+    let router = Router {
+        experts,
+        top_k,
+        score,
+        renormalize: renormalize(keys, family)?,
+        scale: match keys.f32("expert_weights_scale")? {
+            // Written as 0 by converters that have no such number.
+            None | Some(0.0) => 1.0,
+            Some(scale) => scale,
+        },
+        groups: if family.router_keys { groups(keys, experts, top_k)? } else { None },
+    };
+    Ok((Some(router), choice_bias))
+}
+
+/// GGUF has no key for the bias: the tensor is there or missing.
+fn score(keys: &Keys, family: &Family) -> Result<(Score, bool)> {
+    let bias = keys.meta.bool("dollop.router.choice_bias")?;
+    let said = if family.router_keys { keys.optional("expert_gating_func", u64::MAX)? } else { None };
+    let score = match said {
+        Some(1) => Score::Softmax,
+        Some(2) => family.sigmoid(),
+        // Files from before there was a key.
+        None | Some(0) if family.router_keys && bias == Some(true) => family.sigmoid(),
+        None | Some(0) => family.score,
+        Some(other) => {
+            let what = format!("{other}: 1 (softmax) and 2 (sigmoid) are supported");
+            return Err(Error::unsupported(format!("`{}` is {what}", keys.key("expert_gating_func"))));
+        }
+    };
+    Ok((score, score != Score::Softmax && bias.unwrap_or(true)))
+}
+
+fn renormalize(keys: &Keys, family: &Family) -> Result<bool> {
+    let said = match family.router_keys {
+        true => keys.meta.bool(&keys.key("expert_weights_norm"))?,
+        false => None,
+    };
+    Ok(keys.meta.bool("dollop.router.renormalize")?.or(said).unwrap_or(family.renormalize))
+}
+
+fn groups(keys: &Keys, experts: usize, top_k: usize) -> Result<Option<Groups>> {
+    const COUNT: &str = "expert_group_count";
+    const KEPT: &str = "expert_group_used_count";
+    let count = keys.optional(COUNT, MAX_EXPERTS)?.unwrap_or(0);
+    let kept = keys.optional(KEPT, MAX_EXPERTS)?.unwrap_or(0);
+    if count <= 1 || kept == count {
+        return Ok(None);
+    }
+    if count > MAX_GROUPS {
+        let what = format!("`{}` is {count}; up to {MAX_GROUPS} are supported", keys.key(COUNT));
+        return Err(Error::unsupported(what));
+    }
+    if !experts.is_multiple_of(count) {
+        return Err(Error::malformed(keys.key(COUNT), format!("{count} does not divide {experts} experts")));
+    }
+    if kept == 0 || kept > count || kept * (experts / count) < top_k {
+        let what = format!("{top_k} experts out of {kept} of {count} groups");
+        return Err(Error::malformed(keys.key(KEPT), what));
+    }
+    Ok(Some(Groups { count, kept }))
+}
