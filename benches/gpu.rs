@@ -93,13 +93,14 @@ fn main() -> Result<(), Failure> {
         q_norm: Some(&norm),
         k_norm: Some(&norm),
         v_norm: false,
+        latent: false,
         eps: 1e-5,
         limit: None,
         rope: &rope,
     };
     let shape =
         Attention { heads: HEADS, kv_heads: HEADS, head_dim: HEAD, scale: 0.1, window: None, sinks: None };
-    let mut kv = b.alloc_kv(2048, HEADS, HEAD)?;
+    let mut kv = b.alloc_kv(2048, HEADS, [HEAD; 2])?;
     let (mut q, mut k, mut v, mut out) = (buf(D)?, buf(D)?, buf(D)?, buf(D)?);
     for pos in [0, 63, 511, 2047] {
         time(&b, &format!("attend, position {pos}"), 500, 0, || {
@@ -112,6 +113,7 @@ fn main() -> Result<(), Failure> {
                 kv: &mut kv,
                 shared: false,
                 shape: &shape,
+                absorbed: None,
                 gate: None,
                 out: &mut out,
             });

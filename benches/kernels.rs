@@ -101,7 +101,7 @@ fn attention(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("{isa}, attention of one token"));
         group.sample_size(10).measurement_time(std::time::Duration::from_secs(1));
         for depth in [128, 4096, 16384] {
-            let mut kv = backend.alloc_kv(depth, shape.kv_heads, shape.head_dim).expect("memory");
+            let mut kv = backend.alloc_kv(depth, shape.kv_heads, [shape.head_dim; 2]).expect("memory");
             let (k, v) = (dollop_benches::values(depth * width, 2), dollop_benches::values(depth * width, 3));
             backend.write_kv(&mut kv, 0, depth, &k, &v);
             group.throughput(Throughput::Bytes((2 * depth * width * 2) as u64));

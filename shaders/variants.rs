@@ -25,6 +25,7 @@ enum Axis {
 
 const KERNELS: &[(&str, &[Axis])] = &[
     ("linear", &[Axis::Planes, Axis::Tokens, Axis::Subgroups, Axis::Inputs]),
+    ("heads", &[Axis::Planes, Axis::One, Axis::Inputs]),
     ("gate_up", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),
     ("route_gate_up", &[Axis::Planes, Axis::One, Axis::Mixed, Axis::Subgroups, Axis::Inputs]),
     ("down", &[Axis::Planes, Axis::Tokens, Axis::Mixed, Axis::Inputs]),

@@ -1,4 +1,4 @@
-//! Gates 160 to 162: models whose experts are chosen in groups, by sigmoids and a bias.
+//! Gates 160 to 165: models whose experts are chosen in groups, by sigmoids and a bias, and attention to a latent.
 
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert};
@@ -10,8 +10,9 @@ use dollop_tests::tiny::{self, Tiny};
 
 /// Every golden of these families.
 fn names() -> Vec<String> {
-    let names: Vec<_> = tiny::names().into_iter().filter(|n| n.starts_with("glm4moe")).collect();
-    assert!(names.len() >= 2, "{names:?}");
+    let of = |name: &String| name.starts_with("glm4moe") || name.starts_with("deepseek2");
+    let names: Vec<_> = tiny::names().into_iter().filter(of).collect();
+    assert!(names.len() >= 7, "{names:?}");
     names
 }
 
@@ -55,7 +56,13 @@ fn streamed_logits_are_resident_ones() {
 /// Gate 161: a draft head behind the layers is left out by name, in a folder and in a GGUF file, and changes nothing.
 #[test]
 fn draft_heads_are_left_out() {
-    let tiny = Tiny::load("glm4moe");
+    for name in ["glm4moe", "deepseek2-v3"] {
+        let tiny = Tiny::load(name);
+        draft_head_of(&tiny);
+    }
+}
+
+fn draft_head_of(tiny: &Tiny) {
     let folder = tempfile::tempdir().unwrap();
     tiny.write_folder(folder.path());
     let gguf = folder.path().join("draft.gguf");
@@ -88,6 +95,91 @@ fn so_they_are_on_a_gpu() {
             for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
                 assert!((got - want).abs() < 2e-3, "{name}, chunk {chunk}: {got} instead of {want}");
             }
+        }
+    }
+}
+
+/// Gate 163: files from before caches held latents have keys and values of heads in one tensor; they say the same.
+#[test]
+fn old_files_say_the_same() {
+    let mut turned = 0;
+    for name in names().iter().filter(|n| n.starts_with("deepseek2") && *n != "deepseek2-halves") {
+        let tiny = Tiny::load(name);
+        let folder = tempfile::tempdir().unwrap();
+        let gguf = folder.path().join("old.gguf");
+        tiny.write_old_gguf(&gguf);
+        let source = Source::open(&gguf).unwrap();
+        turned += source.names().filter(|n| n.ends_with("attn_k_b.weight")).count();
+        let engine = Engine::open_reference(&gguf, &options()).unwrap();
+        let got = session(&engine, 128).logits(&tiny.tokens).unwrap();
+        for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
+            assert!((got - want).abs() < 1e-4, "{name}: {got} instead of {want}");
+        }
+    }
+    assert_eq!(turned, 12, "layers whose tensors were taken apart");
+}
+
+/// Gate 164: a layer keeps its latent, not keys and values of heads; saved, restored, gone back and forked, sessions say what one
+/// says that was never stopped.
+#[test]
+fn sessions_keep_latents() {
+    for name in ["deepseek2-lite", "deepseek2-v3"] {
+        let folder = tempfile::tempdir().unwrap();
+        Tiny::load(name).write_folder(folder.path());
+        let path = folder.path().join("dollop.gguf");
+        convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
+        let kept = |context: usize| {
+            let options = options().with_context(context);
+            Engine::plan(&path, &options).unwrap().kv_bytes
+        };
+        // 64 values of a key and 48 of a value in half precision, three layers; heads would have 4 · (48 + 32).
+        assert_eq!(kept(128) - kept(64), 64 * 3 * 2 * (64 + 48), "{name}");
+        let engine = Engine::open(&path, &options()).unwrap();
+        let ids = ids(100);
+        let mut one = session(&engine, 32);
+        one.last_logits(&ids[..64]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        one.save(file.path()).unwrap();
+        let mut fork = one.fork().unwrap();
+        let want: Vec<_> = ids[64..80].iter().map(|id| one.last_logits(&[*id]).unwrap()).collect();
+        let mut restored = engine.load_session(file.path(), SessionOptions::default()).unwrap();
+        for session in [&mut fork, &mut restored] {
+            for (id, want) in ids[64..80].iter().zip(&want) {
+                assert!(session.last_logits(&[*id]).unwrap() == *want, "{name}");
+            }
+            assert_eq!(session.rewind(70), 70, "{name}: nothing is read again");
+            assert!(session.last_logits(&ids[70..71]).unwrap() == want[6], "{name}: gone back");
+        }
+        assert_eq!(restored.processed_tokens(), 17, "{name}");
+    }
+}
+
+/// Gate 166: a converted model, from a folder or a GGUF file, says nearly what the source means.
+#[test]
+fn converted_models_say_nearly_the_same() {
+    for name in names().iter().filter(|name| *name != "deepseek2-halves") {
+        let tiny = Tiny::load(name);
+        let folder = tempfile::tempdir().unwrap();
+        tiny.write_folder(folder.path());
+        let (gguf, old) = (folder.path().join("model.gguf"), folder.path().join("old.gguf"));
+        tiny.write_gguf(&gguf);
+        let mut sources = vec![folder.path(), &gguf];
+        if name.starts_with("deepseek2") {
+            tiny.write_old_gguf(&old);
+            sources.push(&old);
+        }
+        for source in sources {
+            let path = folder.path().join("dollop.gguf");
+            convert(source, &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
+            let engine = Engine::open(&path, &options()).unwrap();
+            let got = session(&engine, 32).logits(&tiny.tokens).unwrap();
+            let (mut error, mut all) = (0.0, 0.0);
+            for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
+                error += (got - want).powi(2);
+                all += want.powi(2);
+            }
+            // Some experts are others.
+            assert!(error < 0.15 * all, "{name}, {}: {error} of {all}", source.display());
         }
     }
 }

@@ -277,24 +277,30 @@ fn mutants_are_refused_in_one_line() {
         parse_dollop(Bytes::from(b))
     });
     // Tensors that are several in one, head by head, by numbers of the file's keys.
-    Tiny::load("qwen3next").write_gguf(&at("parts.gguf"));
-    convert(&at("parts.gguf"), &at("parts.dollop"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
-    let nested = read("parts.dollop");
-    let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
-    torment("dollop file of delta nets", &nested, 3_000, &|b, r| mutate(b, head, r), &|b| {
-        parse_dollop(Bytes::from(b))
-    });
-    let parts = read("parts.gguf");
-    let head = Gguf::parse(&parts).unwrap().data_start as usize;
-    torment("gguf of parts", &parts, 300, &|b, r| mutate(b, head, r), &|b| {
-        std::fs::write(at("mutant.gguf"), &b).unwrap();
-        let source = Source::open(&at("mutant.gguf"))?;
-        for name in source.names().filter(|name| name.contains("attn_") || name.contains("ssm_")) {
-            let rows = source.rows(name).unwrap_or(1);
-            source.raw_rows(name, 0, 0..rows)?;
+    for golden in ["qwen3next", "deepseek2-v3"] {
+        let tiny = Tiny::load(golden);
+        match golden {
+            "qwen3next" => tiny.write_gguf(&at("parts.gguf")),
+            _ => tiny.write_old_gguf(&at("parts.gguf")),
         }
-        Spec::from_metadata(source.metadata()).map(drop)
-    });
+        convert(&at("parts.gguf"), &at("parts.dollop"), &options, &CancelToken::default(), &mut |_| {})
+            .unwrap();
+        let nested = read("parts.dollop");
+        let head = Directory::parse(&nested).unwrap().gguf.data_start as usize;
+        let what = format!("dollop file of {golden}");
+        torment(&what, &nested, 3_000, &|b, r| mutate(b, head, r), &|b| parse_dollop(Bytes::from(b)));
+        let parts = read("parts.gguf");
+        let head = Gguf::parse(&parts).unwrap().data_start as usize;
+        torment("gguf of parts", &parts, 300, &|b, r| mutate(b, head, r), &|b| {
+            std::fs::write(at("mutant.gguf"), &b).unwrap();
+            let source = Source::open(&at("mutant.gguf"))?;
+            for name in source.names().filter(|name| name.contains("attn_") || name.contains("ssm_")) {
+                let rows = source.rows(name).unwrap_or(1);
+                source.raw_rows(name, 0, 0..rows)?;
+            }
+            Spec::from_metadata(source.metadata()).map(drop)
+        });
+    }
 
     let tensors = read("model.safetensors");
     let head = 8 + u64::from_le_bytes(tensors[..8].try_into().unwrap()) as usize;
@@ -363,7 +369,8 @@ fn mutants_are_refused_in_one_line() {
     let configs = ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"];
     let others = ["gemma3-sight", "gemma4-sight", "gemma4-inputs", "lfm2-bias", "lfm2moe"];
     let hybrids = ["qwen3next", "qwen35moe-published"];
-    for golden in configs.into_iter().chain(others).chain(hybrids) {
+    let latents = ["deepseek2-lite", "deepseek2-flash", "glm4moe-groups"];
+    for golden in configs.into_iter().chain(others).chain(hybrids).chain(latents) {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
             let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;

@@ -22,17 +22,19 @@ struct Params {
     scale: f32,
     tiles: u32,
     sinks: u32, // whether there are any: behind the norms
+    latent: u32, // 0, or how much of a key turns, where the rest is the value too
+    v_dim: u32,
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]
-@group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, head_dim / 4]
-@group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · head_dim]; or see attend_merge.wgsl
+@group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, v_dim / 4]
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;     // [heads · v_dim]; or see attend_merge.wgsl
 var<immediate> p: Params;
 
 // The token's own key and value: other workgroups may not have written them to the cache yet.
 const OWN = 1u;
 var<workgroup> key: array<Cell, MAX_CELLS>;
-var<workgroup> value: array<Cell, MAX_CELLS>;
+var<workgroup> value: array<Cell, 128>;
 
 fn own_key(i: u32) -> Cell {
     return key[i];
@@ -47,7 +49,7 @@ fn key_place(kv_head: u32, i: u32, pos: u32) -> u32 {
 }
 
 fn value_place(kv_head: u32, i: u32, pos: u32) -> u32 {
-    return (kv_head * p.capacity + place_of(pos)) * ((p.head_dim + 3u) / 4u) + i;
+    return (kv_head * p.capacity + place_of(pos)) * ((p.v_dim + 3u) / 4u) + i;
 }
 
 fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell {
@@ -62,28 +64,29 @@ fn value_at(kv_head: u32, i: u32, pos: u32) -> Cell {
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
     let cells = (p.head_dim + 3u) / 4u;
+    let wide = (p.v_dim + 3u) / 4u;
     let group = p.heads / p.kv_heads;
     let kv_head = id.x / group;
     // This workgroup's tile includes the token itself.
     let last = id.y + 1u == p.tiles;
     let writes = id.x % group == 0u;
     take_head(QUERY, id.x, 0u, p.pos, lane);
-    if (lane < cells) {
-        query[lane] = cell_of(lane) * p.scale;
+    for (var i = lane; i < cells; i += 128u) {
+        query[i] = cell_of(i) * p.scale;
     }
     workgroupBarrier();
     if (last) {
         take_head(KEY, kv_head, 0u, p.pos, lane);
-        if (lane < cells) {
-            let cell = pack(cell_of(lane));
-            key[lane] = cell;
+        for (var i = lane; i < cells; i += 128u) {
+            let cell = pack(cell_of(i));
+            key[i] = cell;
             if (writes) {
-                keys[key_place(kv_head, lane, p.pos)] = cell;
+                keys[key_place(kv_head, i, p.pos)] = cell;
             }
         }
         workgroupBarrier();
         take_head(VALUE, kv_head, 0u, p.pos, lane);
-        if (lane < cells) {
+        if (lane < wide) {
             let cell = pack(cell_of(lane));
             value[lane] = cell;
             if (writes) {
@@ -94,23 +97,23 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     }
     let tile = attend(kv_head, first_seen(p.pos) + 128u * id.y, p.pos, lane);
     if (p.tiles == 1u) {
-        if (lane < cells) {
+        if (lane < wide) {
             var all = put_together(nothing(), tile);
             if (p.sinks == 1u) {
                 all = put_together(all, sink_of(norms[p.q_norm + p.k_norm + id.x]));
             }
-            write_cell(all, lane, id.x * p.head_dim);
+            write_cell(all, lane, id.x * p.v_dim);
         }
         return;
     }
-    let at = 4u * (id.x * p.tiles + id.y) * (cells + 1u);
-    if (lane < cells) {
+    let at = 4u * (id.x * p.tiles + id.y) * (wide + 1u);
+    if (lane < wide) {
         for (var i = 0u; i < 4u; i++) {
             out[at + 4u * lane + i] = tile.sum[i];
         }
     }
     if (lane == 0u) {
-        out[at + 4u * cells] = tile.highest;
-        out[at + 4u * cells + 1u] = tile.total;
+        out[at + 4u * wide] = tile.highest;
+        out[at + 4u * wide + 1u] = tile.total;
     }
 }

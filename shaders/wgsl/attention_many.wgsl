@@ -14,18 +14,20 @@ struct Params {
     queries: u32, // of a workgroup: a multiple of 4, and no more than there is memory for
     scale: f32,
     sinks: u32,   // whether there are any
+    v_dim: u32,   // values of a value
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]
 @group(0) @binding(1) var<storage, read> keys: array<Cell>;     // [kv_heads, head_dim / 4, capacity]
-@group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, head_dim / 4]
-@group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · head_dim]
+@group(0) @binding(2) var<storage, read> values: array<Cell>;   // [kv_heads, capacity, v_dim / 4]
+@group(0) @binding(3) var<storage, read_write> out: array<f32>; // [tokens, heads · v_dim]
 @group(0) @binding(4) var<storage, read> sinks: array<f32>;     // [heads]
 var<immediate> p: Params;
 
 // The same for all invocations of a workgroup.
 var<private> kv_head: u32;
-var<private> cells: u32;
+var<private> cells: u32; // of a key
+var<private> wide: u32;  // cells of a value
 var<private> first: u32; // query
 var<private> count: u32; // of all queries of the head
 
@@ -34,17 +36,17 @@ fn last_of(i: u32) -> u32 {
     return p.pos + min(first + i, count - 1u) / (p.heads / p.kv_heads);
 }
 
-// Where a query begins in `q`, and its result in `out`.
+// Which of all heads of all tokens a query is.
 fn place_of(i: u32) -> u32 {
     let group = p.heads / p.kv_heads;
-    return ((first + i) / group * p.heads + kv_head * group + (first + i) % group) * p.head_dim;
+    return (first + i) / group * p.heads + kv_head * group + (first + i) % group;
 }
 
 fn bring_queries(lane: u32) {
     for (var i = lane; i < p.queries * cells; i += 128u) {
         var cell = vec4<f32>();
         if (first + i / cells < count) {
-            let at = place_of(i / cells) + 4u * (i % cells);
+            let at = place_of(i / cells) * p.head_dim + 4u * (i % cells);
             for (var c = 0u; c < min(4u, p.head_dim - 4u * (i % cells)); c++) {
                 cell[c] = q[at + c] * p.scale;
             }
@@ -59,6 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     know_one(p.head_dim);
     kv_head = id.x;
     cells = (p.head_dim + 3u) / 4u;
+    wide = (p.v_dim + 3u) / 4u;
     first = id.y * p.queries;
     count = p.tokens * (p.heads / p.kv_heads);
     bring_queries(lane);
@@ -74,13 +77,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         put_tile(tile, ends, sums, lane, &all);
     }
     for (var m = 0u; m < ITEMS; m++) {
-        let i = (lane + 128u * m) / cells;
+        let i = (lane + 128u * m) / wide;
         if (i < p.queries && first + i < count) {
             if (p.sinks == 1u) {
                 let group = p.heads / p.kv_heads;
                 all[m] = put_together(all[m], sink_of(sinks[kv_head * group + (first + i) % group]));
             }
-            write_cell(all[m], (lane + 128u * m) % cells, place_of(i));
+            write_cell(all[m], (lane + 128u * m) % wide, place_of(i) * p.v_dim);
         }
     }
 }

@@ -16,10 +16,11 @@ struct Params {
     v_norm: u32, // whether values are normed, head by head, without weights
     eps: f32,
     limit: f32,  // 0 for none
+    latent: u32, // 0, or how much of a key turns, where the rest is the value too
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]
-@group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, head_dim / 4]
+@group(0) @binding(6) var<storage, read_write> values: array<Cell>; // [kv_heads, capacity, v_dim / 4]
 @group(0) @binding(7) var<storage, read_write> rotated: array<f32>; // [tokens, heads · head_dim]
 var<immediate> p: Params;
 
@@ -45,12 +46,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
             rotated[(id.y * p.heads + h) * p.head_dim + i] = head[i];
         }
     } else {
-        for (var i = lane; i < cells; i += 128u) {
+        let wide = (p.head_dim - p.latent + 3u) / 4u;
+        for (var i = lane; i < select(wide, cells, role == KEY); i += 128u) {
             let cell = pack(cell_of(i));
             if (role == KEY) {
                 keys[(h * cells + i) * p.capacity + place] = cell;
             } else {
-                values[(h * p.capacity + place) * cells + i] = cell;
+                values[(h * p.capacity + place) * wide + i] = cell;
             }
         }
     }

@@ -184,8 +184,9 @@ impl Tiny {
         if architecture.starts_with("gemma") {
             return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
         }
-        if architecture == "glm4moe" {
-            return write(path, &latent::keys(meta), latent::tensors(self, dialect));
+        if ["glm4moe", "deepseek2"].contains(&architecture) {
+            let keys = latent::keys(meta, &self.config);
+            return write(path, &keys, latent::tensors(self, dialect, false));
         }
         let conv = architecture.starts_with("lfm2");
         let keys = if conv && !self.name.ends_with("-plain") { lfm2_keys(meta) } else { meta.clone() };
@@ -237,12 +238,23 @@ fn lfm2_keys(meta: &Metadata) -> Metadata {
 }
 
 impl Tiny {
+    /// [`Tiny::write_gguf`] as files from before caches held latents are.
+    pub fn write_old_gguf(&self, path: &Path) {
+        let config = self.config.to_string();
+        let meta = families::metadata_from_config(&config).expect("the family is supported");
+        let mut keys = latent::keys(&meta, &self.config);
+        latent::old(&mut keys);
+        let dialect = families::dialect(&config).expect("the family is supported");
+        write(path, &keys, latent::tensors(self, dialect, true));
+    }
+
     /// [`Tiny::write_gguf`] with a draft head behind the layers: a block that is counted with them, and three tensors.
     pub fn write_gguf_with_draft(&self, path: &Path) {
         let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
         let architecture = meta.require_str("general.architecture").expect("is there").to_owned();
         let recurrent = architecture.starts_with("qwen");
-        let mut keys = if recurrent { hybrid::keys(&meta, &self.config) } else { latent::keys(&meta) };
+        let mut keys =
+            if recurrent { hybrid::keys(&meta, &self.config) } else { latent::keys(&meta, &self.config) };
         let key = |name: &str| format!("{architecture}.{name}");
         let layers = keys.u64(&key("block_count")).expect("is a number").expect("is there");
         keys.insert(key("block_count"), layers as u32 + 1);
@@ -254,7 +266,7 @@ impl Tiny {
         let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
         let mut tensors = match recurrent {
             true => hybrid::tensors(self, &architecture),
-            false => latent::tensors(self, dialect),
+            false => latent::tensors(self, dialect, false),
         };
         for part in ["nextn.eh_proj.weight", "nextn.enorm.weight", "attn_q.weight"] {
             tensors.push((format!("blk.{layers}.{part}"), vec![3, 32], GgmlType::F32, le_bytes(&[1.0; 96])));

@@ -48,6 +48,8 @@ enum Layout {
     Runs(Vec<Range<usize>>),
     /// Element `[r, c]` is number `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },
+    /// Of heads of `head` rows of `rank` values, stored as `ty`, the first `nope`, the other way round; as numbers.
+    Turned { ty: GgmlType, rank: usize, nope: usize, head: usize },
     /// MXFP4 codes here, and their scales elsewhere.
     Packed(Packed),
 }
@@ -213,6 +215,9 @@ impl Source {
                 let elements = rows.flat_map(|r| (0..cols).map(move |c| (r, c)));
                 let bytes = elements.flat_map(|(r, c)| &data[at(r, c)..at(r, c) + unit]);
                 Ok(Cow::Owned(bytes.copied().collect()))
+            }
+            &Layout::Turned { ty, rank, nope, head } => {
+                Ok(Cow::Owned(heads::turned(data, (ty, rank, nope, head), rows)?))
             }
             Layout::Packed(packed) => {
                 let scales = packed.scales(&self.files, expert);

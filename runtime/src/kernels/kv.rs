@@ -16,8 +16,10 @@ pub const KV_TILE: usize = 64;
 pub struct KvShape {
     /// Key/value heads.
     pub heads: usize,
-    /// Values per head.
+    /// Values of a key.
     pub head_dim: usize,
+    /// Values of a value.
+    pub v_dim: usize,
     /// Bytes of a number: 2 (half precision) or 4.
     pub number_bytes: usize,
 }
@@ -27,7 +29,7 @@ pub struct KvShape {
 pub enum KvSide {
     /// `[heads, positions / 16, head_dim, 16]`; the unused lanes of the last block are zero.
     Keys,
-    /// `[heads, positions, head_dim]`.
+    /// `[heads, positions, v_dim]`.
     Values,
 }
 
@@ -55,7 +57,7 @@ impl KvPart {
 
     /// Bytes of one head.
     pub fn head_bytes(&self) -> usize {
-        self.padded() * self.shape.head_dim * self.shape.number_bytes
+        self.padded() * self.shape.dim(self.side) * self.shape.number_bytes
     }
 
     /// Bytes of all of it.
@@ -67,8 +69,17 @@ impl KvPart {
 impl KvShape {
     /// Bytes of a layer's keys and values of `positions` positions; `None` where there is no such number.
     pub fn bytes(&self, positions: usize) -> Option<usize> {
-        let both = positions.checked_add(positions.checked_next_multiple_of(KV_BLOCK)?)?;
-        both.checked_mul(self.heads)?.checked_mul(self.head_dim)?.checked_mul(self.number_bytes)
+        let keys = positions.checked_next_multiple_of(KV_BLOCK)?.checked_mul(self.head_dim)?;
+        let both = keys.checked_add(positions.checked_mul(self.v_dim)?)?;
+        both.checked_mul(self.heads)?.checked_mul(self.number_bytes)
+    }
+
+    /// Values of a key or a value of a head.
+    pub fn dim(&self, side: KvSide) -> usize {
+        match side {
+            KvSide::Keys => self.head_dim,
+            KvSide::Values => self.v_dim,
+        }
     }
 
     /// A layer's `positions` in parts of at most `most` bytes, or one block of one head where that is more, none of which goes
@@ -80,7 +91,7 @@ impl KvShape {
         most: usize,
     ) -> impl Iterator<Item = KvPart> {
         let Range { start, end } = positions;
-        let position_bytes = (self.head_dim * self.number_bytes).max(1);
+        let position_bytes = (self.head_dim.max(self.v_dim) * self.number_bytes).max(1);
         let blocks = (most / position_bytes / KV_BLOCK).max(1);
         // Several heads only with all their positions: a part is one run of bytes.
         let all = (end - start).div_ceil(KV_BLOCK).max(1);
@@ -112,7 +123,7 @@ mod tests {
 
     #[test]
     fn parts_are_all_of_it_whatever_their_size() {
-        let shape = KvShape { heads: 3, head_dim: 10, number_bytes: 2 };
+        let shape = KvShape { heads: 3, head_dim: 10, v_dim: 7, number_bytes: 2 };
         for (start, end, places) in
             [0, 1, 15, 16, 17, 100].map(|n| (0, n, 100)).into_iter().chain([(32, 150, 128), (320, 471, 192)])
         {

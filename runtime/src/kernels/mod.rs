@@ -22,9 +22,10 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
-    Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
-    ExpertJob, Feed, FeedCall, Flow, Groups, History, KvCopy, Linear, LinearCall, MAX_GROUPS, MAX_TAPS, Norm,
-    Placing, Projected, Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times, Uses,
+    Absorbed, Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
+    ExpertJob, Feed, FeedCall, Flow, Groups, HeadsCall, History, KvCopy, Linear, LinearCall, MAX_GROUPS,
+    MAX_TAPS, Norm, Placing, Projected, Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times,
+    Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -96,9 +97,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..at + len]` to the start of `dst`.
     fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
 
-    /// An empty cache with `places` for positions of keys and values, `heads` of `head_dim` values each. Position `p` takes place
-    /// `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
-    fn alloc_kv(&self, places: usize, heads: usize, head_dim: usize) -> Result<Self::Kv>;
+    /// An empty cache with `places` for positions of keys and values, `heads` of them each, with `dims` values in a key and in a value.
+    /// Position `p` takes place `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
+    fn alloc_kv(&self, places: usize, heads: usize, dims: [usize; 2]) -> Result<Self::Kv>;
 
     /// Copies a part of a layer's keys and values.
     ///

@@ -30,6 +30,30 @@ pub struct LinearCall<'a, 'o, Buf> {
     pub add: Option<Added<'a, Buf>>,
 }
 
+/// A product for each head, of a matrix that has those of all heads behind each other, `[heads · rows, cols]`:
+/// `out[t, h] = matrix[h] · x[t, h]`, of a part of what each head has.
+pub struct HeadsCall<'a, Buf> {
+    /// The matrix; `rows` is a multiple of 16.
+    pub matrix: &'a Matrix,
+    /// Heads.
+    pub heads: usize,
+    /// `[tokens, heads, cols + kept]`.
+    pub x: &'a Buf,
+    /// Its rows.
+    pub tokens: usize,
+    /// Values of a head of `x` behind those that are multiplied, which stand before the products in `out`.
+    pub kept: usize,
+    /// `[tokens, heads, kept + rows]`.
+    pub out: &'a mut Buf,
+}
+
+impl<Buf> HeadsCall<'_, Buf> {
+    /// Rows of a head's matrix.
+    pub fn rows(&self) -> usize {
+        self.matrix.rows() / self.heads
+    }
+}
+
 /// What a result gates: `out[t] = activation(out[t]) · by[at + t · stride ..]`.
 pub struct Times<'a, Buf> {
     /// Of the result. None that is limited.
@@ -66,10 +90,22 @@ pub struct AttendCall<'a, Buf, Kv> {
     pub shared: bool,
     /// The operation itself.
     pub shape: &'a Attention<'a>,
+    /// What stands before and behind attention to a latent. The queries are then `[tokens, heads, values that meet the latent and
+    /// values that turn]`, and what comes out is `[tokens, heads, values of a head]`.
+    pub absorbed: Option<Absorbed<'a>>,
     /// `[tokens, heads · head_dim]`: the sigmoid of these multiplies what comes out.
     pub gate: Option<&'a Buf>,
-    /// `[tokens, heads · head_dim]`.
+    /// `[tokens, heads · values of a value]`; as long as the queries.
     pub out: &'a mut Buf,
+}
+
+/// The products of heads around attention to a latent.
+#[derive(Clone, Copy, Debug)]
+pub struct Absorbed<'a> {
+    /// `[heads · values of the latent, values that meet it]`: brings queries to the latent.
+    pub queries: &'a Matrix,
+    /// `[heads · values of a head, values of the latent]`: makes values of what comes out.
+    pub values: &'a Matrix,
 }
 
 /// A gated delta net of some tokens (arXiv 2412.06464), between its projections.
@@ -247,7 +283,7 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values per head.
+    /// Values of a query and a key; those of a value are the cache's.
     pub head_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
@@ -295,6 +331,8 @@ pub struct Placing<'a> {
     pub k_norm: Option<&'a [f32]>,
     /// Values are normed, head by head, without weights.
     pub v_norm: bool,
+    /// Keys are a part that turns and a latent, which is normed and is the value too: there are no others.
+    pub latent: bool,
     /// Of all norms.
     pub eps: f32,
     /// Queries, keys and values are limited to `±limit`.
@@ -472,8 +510,10 @@ impl<'a> Biases<'a> {
 /// The requirements of a model that a backend may not meet: the largest of all layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
-    /// Values per head.
+    /// Values of a key.
     pub head_dim: usize,
+    /// Values of a value.
+    pub v_dim: usize,
     /// Experts of a layer.
     pub experts: usize,
     /// Experts per token.

@@ -5,6 +5,7 @@
 
 mod delta;
 mod inputs;
+mod latent;
 mod mixer;
 mod routed;
 mod state;

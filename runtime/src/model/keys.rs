@@ -128,6 +128,15 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
             }
+            "attention.kv_lora_rank"
+            | "attention.q_lora_rank"
+            | "attention.key_length_mla"
+            | "attention.value_length_mla"
+            | "rope.scaling.yarn_log_multiplier"
+                if family.latent =>
+            {
+                true
+            }
             _ if DELTA.contains(&name) && family.delta.is_some() => true,
             "attention.shared_kv_layers" | "embedding_length_per_layer_input" => {
                 family.per_layer || number == Some(0.0)

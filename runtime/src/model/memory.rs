@@ -27,8 +27,10 @@ pub enum MemorySpec {
 pub struct KvSpec {
     /// Key/value heads; none where the layer reads another's.
     pub heads: usize,
-    /// Values per head.
+    /// Values of a key.
     pub head_dim: usize,
+    /// Values of a value.
+    pub v_dim: usize,
     /// Positions that a token sees; all where there is no window.
     pub window: Option<usize>,
 }
@@ -40,7 +42,7 @@ impl LayerSpec {
             MixerSpec::Attention(a) => {
                 // What another layer keeps takes no memory twice.
                 let heads = if a.kv_of.is_some() { 0 } else { a.kv_heads };
-                MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, window: a.window })
+                MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, v_dim: a.v_dim, window: a.window })
             }
             MixerSpec::Conv { taps } => MemorySpec::State((taps - 1) * d),
             MixerSpec::Delta(delta) => MemorySpec::State(delta.state_values()),
@@ -82,7 +84,8 @@ impl KvSpec {
 
     /// What it is for one position.
     pub fn shape(&self, number_bytes: usize) -> KvShape {
-        KvShape { heads: self.heads, head_dim: self.head_dim, number_bytes }
+        let KvSpec { heads, head_dim, v_dim, .. } = *self;
+        KvShape { heads, head_dim, v_dim, number_bytes }
     }
 
     /// Bytes of all copies of what a window sees.
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
 
     fn spec(window: Option<usize>) -> KvSpec {
-        KvSpec { heads: 2, head_dim: 8, window }
+        KvSpec { heads: 2, head_dim: 8, v_dim: 8, window }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
 
 mod delta;
+mod latent;
 mod positions;
 mod router;
 
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 use crate::kernels::{Activation, RopeTable, Router, Uses};
 pub use delta::DeltaSpec;
+pub use latent::LatentSpec;
 use positions::windows;
 use router::router;
 
@@ -106,8 +108,12 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values per head.
+    /// Values of a query and a key.
     pub head_dim: usize,
+    /// Values of a value.
+    pub v_dim: usize,
+    /// How queries, keys and values come about, where keys are a latent that is the value too.
+    pub latent: Option<LatentSpec>,
     /// Multiplies the scores.
     pub scale: f32,
     /// Sliding window.
@@ -131,14 +137,19 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
-    /// Values of queries that one token has.
+    /// Values of queries that one token has, and of what comes out.
     pub fn q_width(&self) -> usize {
-        self.heads * self.head_dim
+        self.heads * self.latent.map_or(self.head_dim, |of| of.head_width())
     }
 
     /// Values of keys (and as many of values) that one token adds to the layer's cache.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Values that scratch for a token's values takes.
+    pub fn v_width(&self) -> usize {
+        self.kv_width().max(self.latent.and_then(|of| of.q_rank).unwrap_or(0))
     }
 }
 
@@ -224,11 +235,14 @@ impl Spec {
             choice_bias,
         };
         let taps = taps(&keys, family)?;
-        let deltas = deltas(&keys, family, layers)?;
+        let (delta, is_delta) = deltas(&keys, family, layers)?;
         let layer = |(layer, window): (usize, Option<usize>)| -> Result<LayerSpec> {
-            let mixer = match (kv_heads[layer], taps, deltas[layer]) {
+            let mixer = match (kv_heads[layer], taps, delta.filter(|_| is_delta[layer])) {
                 (_, _, Some(delta)) => MixerSpec::Delta(delta),
                 (Some(0), Some(taps), None) => MixerSpec::Conv { taps },
+                (_, _, None) if family.latent => {
+                    MixerSpec::Attention(AttentionSpec { rope: 0, window, ..full })
+                }
                 (kv_heads, _, None) => {
                     let attention = if window.is_some() { local } else { full };
                     let kv_heads = divides(&keys, attention.heads, kv_heads.unwrap_or(attention.heads))?;
@@ -239,6 +253,11 @@ impl Spec {
             };
             Ok(LayerSpec { mixer, ffn, sandwich: family.sandwich, scaled: family.layer_scales })
         };
+        // A file may claim many: no more is taken than they need.
+        let mut all = Vec::with_capacity(windows.len());
+        for of in windows.into_iter().enumerate() {
+            all.push(layer(of)?);
+        }
         Ok(Spec {
             family,
             name: meta.str("general.name")?.unwrap_or(family.name).to_owned(),
@@ -248,7 +267,7 @@ impl Spec {
             embed_scale: embed_scale(&keys, family, d)?,
             per_layer: keys.optional("embedding_length_per_layer_input", MAX_WIDTH)?.unwrap_or(0),
             logit_cap: keys.positive_or_zero("final_logit_softcapping")?,
-            layers: windows.into_iter().enumerate().map(layer).collect::<Result<_>>()?,
+            layers: all,
             ropes,
         })
     }
@@ -276,6 +295,7 @@ impl Spec {
         let router = self.router();
         Uses {
             head_dim: self.most(|a| a.head_dim),
+            v_dim: self.most(|a| a.v_dim),
             experts: router.map_or(0, |r| r.experts),
             top_k: router.map_or(0, |r| r.top_k),
             key_dim: self.delta().map_or(0, |d| d.k_dim),
@@ -354,11 +374,10 @@ fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     }
 }
 
-/// The gated delta net of each layer that is one.
-fn deltas(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<DeltaSpec>>> {
-    let Some(of) = family.delta else { return Ok(vec![None; layers]) };
-    let delta = DeltaSpec::read(keys, of)?;
-    Ok(DeltaSpec::layers(keys, of, layers)?.into_iter().map(|is| is.then_some(delta)).collect())
+/// The gated delta net that layers have, and which do.
+fn deltas(keys: &Keys, family: &Family, layers: usize) -> Result<(Option<DeltaSpec>, Vec<bool>)> {
+    let Some(of) = family.delta else { return Ok((None, vec![false; layers])) };
+    Ok((Some(DeltaSpec::read(keys, of)?), DeltaSpec::layers(keys, of, layers)?))
 }
 
 fn divides(keys: &Keys, heads: usize, kv_heads: usize) -> Result<usize> {
@@ -438,10 +457,17 @@ fn attention(
     window: Option<usize>,
 ) -> Result<AttentionSpec> {
     let heads = keys.required("attention.head_count", MAX_HEADS)?;
+    let latent = if family.latent { Some(LatentSpec::read(keys, heads, d)?) } else { None };
+    let head_dim = match &latent {
+        Some(of) => of.rope_dim + of.rank,
+        None => head_dim(keys, (d, heads), window.is_some())?,
+    };
     let attention = AttentionSpec {
         heads,
-        kv_heads: heads,
-        head_dim: head_dim(keys, (d, heads), window.is_some())?,
+        kv_heads: if latent.is_some() { 1 } else { heads },
+        head_dim,
+        v_dim: latent.map_or(head_dim, |of| of.rank),
+        latent,
         scale: 0.0,
         window,
         limit: keys.positive("attention.clamp_kqv")?,
@@ -454,7 +480,7 @@ fn attention(
         gated: family.gate_in_q,
     };
     let scale = keys.positive_or_zero("attention.scale")?;
-    let scale = scale.unwrap_or_else(|| {
+    let scale = scale.or(latent.map(|of| of.scale)).unwrap_or_else(|| {
         let AttentionSpec { heads: count, head_dim: dim, .. } = attention;
         (family.score_scale)(&Heads { count, dim, d, layers })
     });

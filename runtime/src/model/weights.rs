@@ -3,9 +3,11 @@
 //! Every shape is checked when it is read, so that `forward` need not.
 
 mod delta;
+mod latent;
 mod mixer;
 
 pub use delta::DeltaNet;
+pub use latent::Latent;
 pub use mixer::{Attention, Conv, Mixer};
 
 use super::embedding::Embedding;

@@ -61,9 +61,9 @@ pub(super) fn supports(adapter: Option<Adapter>, uses: &Uses) -> Result<()> {
 }
 
 /// Bytes of the keys and values of one layer.
-pub(super) fn kv_bytes(gpu: bool, places: usize, heads: usize, head_dim: usize, single: bool) -> usize {
+pub(super) fn kv_bytes(gpu: bool, places: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
     let bytes = if gpu { gpu::kv_bytes } else { CpuBackend::kv_bytes };
-    bytes(places, heads, head_dim, single)
+    bytes(places, heads, dims, single)
 }
 
 /// Bytes of a backend's own scratch.

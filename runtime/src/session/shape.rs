@@ -53,7 +53,8 @@ impl Shape<'_> {
                 let places = kv.places(context, chunk);
                 let copies =
                     if places < context { kv.copied_bytes(if self.single { 4 } else { 2 }) } else { 0 };
-                (processor::kv_bytes(self.gpu, places, kv.heads, kv.head_dim, self.single) + copies) as u64
+                (processor::kv_bytes(self.gpu, places, kv.heads, [kv.head_dim, kv.v_dim], self.single)
+                    + copies) as u64
             }
             // With its marks.
             MemorySpec::State(values) => 4 * (self.spec.slots() * values) as u64,
@@ -69,6 +70,7 @@ impl Shape<'_> {
             chunk,
             d: c.d,
             widest: c.d.max(c.most(AttentionSpec::q_width)).max(c.delta().map_or(0, DeltaSpec::width)),
+            of_heads: c.most(|a| if a.latent.is_some() { a.q_width() } else { 0 }),
             ff_routed: self.ff_routed,
             rotated: self.rotated,
             ff_dense: self.ff_dense,

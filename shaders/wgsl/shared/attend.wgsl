@@ -2,7 +2,7 @@
 // workgroups, and tiles are merged in order, so the result is the same whether one workgroup loops over all tiles or each has its
 // own.
 //
-// Whoever imports this has a parameter `head_dim`, `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
+// Whoever imports this has parameters `head_dim` and `v_dim` (of a value, 512 at most), `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
 // of a position's key and value, and where OWN is 1 those of the last position, which are not in the cache:
 // `fn own_key(i: u32) -> Cell` and `fn own_value`. A cache has `capacity` places, of which position `base` has the first.
 
@@ -11,7 +11,7 @@
 #import reduce
 #import softmax
 
-const MAX_CELLS = 128u;
+const MAX_CELLS = 160u;
 var<workgroup> query: array<vec4<f32>, MAX_CELLS>;
 var<workgroup> weight: array<f32, 128>;
 var<workgroup> parts: array<vec4<f32>, 128>;
@@ -67,11 +67,12 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     result.total = sum_of_all(w, lane);
     weight[lane] = w;
     workgroupBarrier();
-    // For the values, a group of invocations has one invocation for each cell of a head; each group takes every `groups`-th
+    // For the values, a group of invocations has one invocation for each cell of a value; each group takes every `groups`-th
     // position.
-    let groups = 128u / cells;
-    let cell = lane % cells;
-    let group = lane / cells;
+    let wide = (p.v_dim + 3u) / 4u;
+    let groups = 128u / wide;
+    let cell = lane % wide;
+    let group = lane / wide;
     var sum = vec4<f32>();
     if (group < groups) {
         let n = min(128u, end - tile);
@@ -94,9 +95,9 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     }
     parts[lane] = sum;
     workgroupBarrier();
-    if (lane < cells) {
+    if (lane < wide) {
         for (var g = 0u; g < groups; g++) {
-            result.sum = plus(result.sum, parts[g * cells + lane]);
+            result.sum = plus(result.sum, parts[g * wide + lane]);
         }
     }
     workgroupBarrier();

@@ -2,7 +2,7 @@
 // attend.wgsl for each query.
 //
 // A file that imports this has parameters `queries` and `capacity`, `keys` and `values`, their head in `kv_head`, its number of
-// `cells`, and `fn last_of(i: u32) -> u32`, the last position that a query sees. A value that is not finite also spoils the
+// `cells` and that of a value, `wide`, and `fn last_of(i: u32) -> u32`, the last position that a query sees. A value that is not finite also spoils the
 // results of queries that do not see it, if one query in their workgroup does.
 
 #import kv
@@ -126,12 +126,12 @@ fn add_value(w: vec4<f32>, value: vec4<f32>, sums: mat4x4<f32>) -> mat4x4<f32> {
     );
 }
 
-// Weighted sums of a tile's values. A group of invocations has one invocation for each cell of a head; each group takes every
+// Weighted sums of a tile's values. A group of invocations has one invocation for each cell of a value; each group takes every
 // `groups`-th position.
 fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
-    let groups = 128u / cells;
-    let cell = lane % cells;
-    let group = lane / cells;
+    let groups = 128u / wide;
+    let cell = lane % wide;
+    let group = lane / wide;
     var sums: Sums;
     if (group < groups) {
         let n = min(TILE, last + 1u - tile);
@@ -139,7 +139,7 @@ fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
             var some: array<Cell, AT_ONCE>;
             for (var j = 0u; j < AT_ONCE; j++) {
                 let at = min(i + j * groups, n - 1u);
-                some[j] = values[(kv_head * p.capacity + tile + at) * cells + cell];
+                some[j] = values[(kv_head * p.capacity + tile + at) * wide + cell];
             }
             for (var j = 0u; j < AT_ONCE; j++) {
                 if (i + j * groups < n) {
@@ -166,12 +166,12 @@ fn put_four(four: u32, tile: u32, sums: mat4x4<f32>, ends: Ends, lane: u32, all:
     workgroupBarrier();
     var ends_of = ends;
     for (var m = 0u; m < ITEMS; m++) {
-        let i = (lane + 128u * m) / cells;
-        let cell = (lane + 128u * m) % cells;
+        let i = (lane + 128u * m) / wide;
+        let cell = (lane + 128u * m) % wide;
         if (i / 4u == four && i < p.queries && tile <= last_of(i)) {
             var sum = vec4<f32>();
-            for (var g = 0u; g < 128u / cells; g++) {
-                sum = plus(sum, between[128u * (i % 4u) + g * cells + cell]);
+            for (var g = 0u; g < 128u / wide; g++) {
+                sum = plus(sum, between[128u * (i % 4u) + g * wide + cell]);
             }
             (*all)[m] = put_together((*all)[m], Tile(ends_of[m].x, ends_of[m].y, sum));
         }
@@ -188,7 +188,7 @@ fn put_tile(tile: u32, ends: vec2<f32>, sums: Sums, lane: u32, all: ptr<function
     workgroupBarrier();
     var ends_of: Ends;
     for (var m = 0u; m < ITEMS; m++) {
-        ends_of[m] = between[min((lane + 128u * m) / cells, MOST - 1u)].xy;
+        ends_of[m] = between[min((lane + 128u * m) / wide, MOST - 1u)].xy;
     }
     workgroupBarrier();
     put_four(0u, tile, sums[0], ends_of, lane, all);

@@ -1,8 +1,8 @@
 // A head of queries, keys or values, prepared for attention: normed, limited, rotated.
 //
 // Whoever imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
-// of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed by head, without weights), `eps` and `limit`
-// (0 for none).
+// of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed by head, without weights), `eps`, `limit`
+// (0 for none) and `latent`: 0, or how much of a key turns, where the rest is normed and is the value too.
 
 #import reduce
 
@@ -12,7 +12,7 @@
 @group(0) @binding(3) var<storage, read> norms: array<f32>;         // [q_norm + k_norm]; attend_one: and sinks
 @group(0) @binding(4) var<storage, read> rope: array<f32>;          // [positions, 2, half]: cosines, sines
 
-const MAX_HEAD = 512u;
+const MAX_HEAD = 640u;
 var<workgroup> head: array<f32, MAX_HEAD>;
 
 const QUERY = 0u;
@@ -23,7 +23,7 @@ fn source(role: u32, i: u32) -> f32 {
     if (role == QUERY) {
         return q[i];
     }
-    if (role == KEY) {
+    if (role == KEY || p.latent > 0u) {
         return k[i];
     }
     return v[i];
@@ -32,12 +32,22 @@ fn source(role: u32, i: u32) -> f32 {
 // Loads head `h` of a token at a position into `head`, padded with zeros to whole cells.
 fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     let row = token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
-    let at = row + h * p.head_dim;
+    var at = row + h * p.head_dim;
+    // Of a latent key the norm leaves out what turns; the value is the rest.
+    var before = 0u;
+    var dim = p.head_dim;
+    if (role == KEY) {
+        before = p.latent;
+    } else if (role == VALUE) {
+        at += p.latent;
+        dim -= p.latent;
+    }
+    let weighted = role != VALUE || p.latent > 0u;
     var span = 0u;
     var weights = 0u;
     if (role == QUERY) {
         span = p.q_norm;
-    } else if (role == KEY) {
+    } else if (role == KEY || p.latent > 0u) {
         span = p.k_norm;
         weights = p.q_norm;
     } else if (p.v_norm == 1u) {
@@ -47,7 +57,7 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     let whole = span > p.head_dim;
     var scale = 1.0;
     if (span > 0u) {
-        let begin = select(at, row, whole);
+        let begin = select(at + before, row, whole);
         var squares = 0.0;
         for (var i = lane; i < span; i += 128u) {
             let value = source(role, begin + i);
@@ -55,14 +65,14 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
         }
         scale = 1.0 / sqrt(fma(sum_of_all(squares, lane), 1.0 / f32(span), p.eps));
     }
-    for (var i = lane; i < (p.head_dim + 3u) / 4u * 4u; i += 128u) {
+    for (var i = lane; i < (dim + 3u) / 4u * 4u; i += 128u) {
         var value = 0.0;
-        if (i < p.head_dim) {
+        if (i < dim) {
             value = source(role, at + i);
-            if (span > 0u) {
+            if (span > 0u && i >= before) {
                 value = value * scale;
-                if (role != VALUE) {
-                    value = value * norms[weights + select(0u, h * p.head_dim, whole) + i];
+                if (weighted) {
+                    value = value * norms[weights + select(0u, h * p.head_dim, whole) + i - before];
                 }
             }
             if (p.limit > 0.0) {

@@ -23,10 +23,10 @@ fn sink_of(score: f32) -> Tile {
     return Tile(score, 1.0, vec4<f32>());
 }
 
-// Writes a cell of a head's result to `out`, up to the head's length.
+// Writes a cell of a head's result to `out`, up to the length of a value.
 fn write_cell(all: Tile, cell: u32, at: u32) {
     let value = all.sum / all.total;
-    for (var i = 0u; i < min(4u, p.head_dim - 4u * cell); i++) {
+    for (var i = 0u; i < min(4u, p.v_dim - 4u * cell); i++) {
         out[at + 4u * cell + i] = value[i];
     }
 }

@@ -45,6 +45,8 @@ Q35 = dict(head_dim=32, num_hidden_layers=4, linear_num_key_heads=2, linear_num_
 Q35MOE = dict(**Q35, **MOE, moe_intermediate_size=64, shared_expert_intermediate_size=80)
 GLM = dict(n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=48, head_dim=32, num_hidden_layers=3,
            first_k_dense_replace=1, routed_scaling_factor=1.5, rms_norm_eps=1e-5)
+MLA = dict(kv_lora_rank=48, q_lora_rank=None, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_key_value_heads=4, n_routed_experts=8,
+           num_experts_per_tok=3, n_shared_experts=2, moe_intermediate_size=48, num_hidden_layers=3, first_k_dense_replace=1)
 EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -92,6 +94,16 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "glm4moe": ("Glm4Moe", dict(**GLM, attention_bias=True, use_qk_norm=True), "draft"),
     "glm4moe-groups": ("Glm4Moe", dict(**(GLM | dict(n_shared_experts=2, first_k_dense_replace=2, n_routed_experts=12)), n_group=4, topk_group=2,
                                        norm_topk_prob=False, **rope("default", 1e6, partial_rotary_factor=0.25)), "old"),
+    "deepseek2-lite": ("DeepseekV2", dict(**MLA, topk_method="greedy", n_group=1, topk_group=1, routed_scaling_factor=1.0, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707)), "old"),
+    "deepseek2-v2": ("DeepseekV2", dict(**(MLA | dict(q_lora_rank=40)), topk_method="group_limited_greedy", n_group=4, topk_group=2,
+                                        routed_scaling_factor=4.0), "new"),
+    "deepseek2-v3": ("DeepseekV3", dict(**(MLA | dict(q_lora_rank=40, n_routed_experts=16, n_shared_experts=1)), n_group=4, topk_group=2, **rope(
+        "yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0)), "draft"),
+    "deepseek2-halves": ("DeepseekV3", dict(**MLA, n_group=1, topk_group=1, rope_interleave=False, attention_bias=True, norm_topk_prob=False),
+                         "new"),
+    "deepseek2-flash": ("Glm4MoeLite", dict(**(MLA | dict(q_lora_rank=32)), n_group=1, topk_group=1, rms_norm_eps=1e-5,
+                                            routed_scaling_factor=1.8), "draft"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),

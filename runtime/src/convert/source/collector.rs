@@ -33,6 +33,7 @@ impl Collector {
         pieces: Pieces,
         layout: Layout,
     ) -> Result<()> {
+        let ty = if matches!(layout, Layout::Turned { .. }) { GgmlType::F32 } else { ty };
         let wrong = |what: String| Err(Error::malformed(format!("tensor `{}`", place.name), what));
         if shape.is_empty() || shape.len() > 3 || shape.contains(&0) || !ty.is_float() {
             return wrong(format!("shape {shape:?} of {ty} is not one of weights"));

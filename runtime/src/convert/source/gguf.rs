@@ -59,6 +59,11 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     // Other architectures are refused by name when the model is looked at.
     let architecture = metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
     let family = Family::find(architecture).ok();
+    // There is no key for it.
+    if family.is_some_and(|f| f.router_keys) {
+        let bias = |g: &Gguf| g.tensors.iter().any(|t| t.name.ends_with(".exp_probs_b.bias"));
+        metadata.insert("dollop.router.choice_bias", parsed.iter().any(bias));
+    }
     let grouped = Grouped::of(&metadata).map_err(|e| e.at(path))?;
     let draft = draft_blocks(&metadata).map_err(|e| e.at(path))?;
     let mut collector = Collector::default();
@@ -131,19 +136,31 @@ fn canonical(name: &str, family: Option<&Family>) -> String {
 }
 
 /// The parts of a tensor that is several in one, by its canonical name.
-fn taken_apart(name: &str, family: Option<&Family>) -> Option<[(String, Heads); 2]> {
+fn taken_apart(name: &str, family: Option<&Family>) -> Option<Vec<(String, Heads)>> {
     let (block, part) = name.split_at(name.strip_prefix("blk.")?.find('.')? + "blk..".len());
-    let [a, b] = match part {
-        "ssm_ba.weight" => [("ssm_beta.weight", Heads::Beta), ("ssm_alpha.weight", Heads::Alpha)],
+    let latent = family?.latent;
+    let parts = match part {
+        "attn_q.weight" | "attn_q_b.weight" if latent => vec![(part, Heads::Turned)],
+        "attn_kv_a_mqa.weight" | "attn_kv_a_mqa.bias" if latent => vec![(part, Heads::Latent)],
+        "attn_kv_b.weight" if latent => {
+            vec![("attn_k_b.weight", Heads::Keys), ("attn_v_b.weight", Heads::Values)]
+        }
+        "ssm_ba.weight" => vec![("ssm_beta.weight", Heads::Beta), ("ssm_alpha.weight", Heads::Alpha)],
         "attn_q.weight" if family?.gate_in_q => {
-            [("attn_q.weight", Heads::Query), ("attn_gate.weight", Heads::Gate)]
+            vec![("attn_q.weight", Heads::Query), ("attn_gate.weight", Heads::Gate)]
         }
         "attn_q.bias" if family?.gate_in_q => {
-            [("attn_q.bias", Heads::Query), ("attn_gate.bias", Heads::Gate)]
+            vec![("attn_q.bias", Heads::Query), ("attn_gate.bias", Heads::Gate)]
         }
         _ => return None,
     };
-    Some([a, b].map(|(part, heads)| (format!("{block}{part}"), heads)))
+    Some(parts.into_iter().map(|(part, heads)| (format!("{block}{part}"), heads)).collect())
+}
+
+/// Whether a tensor has a matrix for each head.
+fn of_heads(name: &str, family: Option<&Family>) -> bool {
+    family.is_some_and(|f| f.latent)
+        && (name.ends_with(".attn_k_b.weight") || name.ends_with(".attn_v_b.weight"))
 }
 
 fn add(
@@ -167,6 +184,10 @@ fn add(
     // A one-row matrix is stored as a vector by some writers and the other way round; both read alike.
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
+    }
+    // One matrix for each head: they are used as one.
+    if let ([heads, rows, cols], true) = (&shape[..], of_heads(&place.name, family)) {
+        shape = vec![heads.saturating_mul(*rows), *cols];
     }
     if let Some(parts) = taken_apart(&place.name, family) {
         let whole = Piece { file, offset: t.offset as usize, len: t.n_bytes as usize };

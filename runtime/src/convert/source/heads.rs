@@ -20,6 +20,74 @@ pub(super) struct Grouped {
     /// Value heads of a key head, and the values of each.
     share: usize,
     value_dim: usize,
+    latent: Latent,
+}
+
+/// How the rows of what makes queries, keys and values of a latent lie.
+#[derive(Clone, Copy, Debug, Default)]
+struct Latent {
+    rank: usize,
+    /// Values of a query that meet the latent, and that turn.
+    nope: usize,
+    rope: usize,
+    value: usize,
+    /// Whether those that turn together are neighbours.
+    pairs: bool,
+}
+
+impl Latent {
+    fn of(meta: &Metadata, number: &dyn Fn(&str) -> Result<usize>) -> Result<Latent> {
+        let own = |name: &str| -> Result<usize> {
+            Ok(Some(number(&format!("{name}_mla"))?).filter(|&n| n > 0).unwrap_or(number(name)?))
+        };
+        let rope = number("rope.dimension_count")?;
+        Ok(Latent {
+            rank: number("attention.kv_lora_rank")?,
+            nope: own("attention.key_length")?.saturating_sub(rope),
+            rope,
+            value: own("attention.value_length")?,
+            pairs: meta.bool("dollop.rope.pairs")?.unwrap_or(true),
+        })
+    }
+
+    /// Rows from `first` on that turn, in the order in which they are turned.
+    fn turned(&self, first: usize) -> Vec<Range<usize>> {
+        match self.pairs {
+            false => std::iter::once(first..first + self.rope).collect(),
+            true => (0..2)
+                .flat_map(|half| (0..self.rope / 2).map(move |i| first + 2 * i + half))
+                .map(|row| row..row + 1)
+                .collect(),
+        }
+    }
+
+    /// The rows of a part, in order, of a tensor with `rows` of them.
+    fn runs(&self, part: Heads, heads: usize, rows: usize) -> Option<Vec<Range<usize>>> {
+        let &Latent { rank, nope, rope, value, .. } = self;
+        if rank == 0 || nope == 0 || rope == 0 || value == 0 {
+            return None;
+        }
+        if part == Heads::Latent {
+            let latent = std::iter::once(0..rank);
+            return (rank.checked_add(rope) == Some(rows))
+                .then(|| self.turned(rank).into_iter().chain(latent).collect());
+        }
+        let whole = nope.checked_add(if part == Heads::Turned { rope } else { value })?;
+        if heads.checked_mul(whole) != Some(rows) {
+            return None;
+        }
+        let of_head = |head: usize| {
+            let first = head * whole;
+            match part {
+                Heads::Turned => {
+                    let turned = self.turned(first + nope);
+                    std::iter::once(first..first + nope).chain(turned).collect::<Vec<_>>()
+                }
+                _ => std::iter::once(first + nope..first + whole).collect(),
+            }
+        };
+        Some((0..heads).flat_map(of_head).collect())
+    }
 }
 
 impl Grouped {
@@ -40,18 +108,23 @@ impl Grouped {
             key_dim: number("ssm.state_size")?,
             share: value_heads.checked_div(key_heads).unwrap_or(0),
             value_dim: number("ssm.inner_size")?.checked_div(value_heads).unwrap_or(0),
+            latent: Latent::of(meta, &number)?,
         })
     }
 
     /// The rows of a tensor with `rows` of them that are of this kind, in order.
     fn runs(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
-        let &Grouped { heads, head_dim, key_heads, key_dim, share, value_dim } = self;
+        let &Grouped { heads, head_dim, key_heads, key_dim, share, value_dim, .. } = self;
         let values = share.checked_mul(value_dim)?;
         // Heads, and the lengths of the runs that each has.
         let (heads, lengths) = match part {
             Heads::Query | Heads::Gate => (heads, [head_dim, head_dim, 0, 0]),
             Heads::Mixed | Heads::Z => (key_heads, [key_dim, key_dim, values, values]),
             Heads::Beta | Heads::Alpha => (key_heads, [share, share, 0, 0]),
+            Heads::Turned | Heads::Latent | Heads::Values if rows <= MAX_ROWS => {
+                return self.latent.runs(part, heads, rows);
+            }
+            Heads::Turned | Heads::Latent | Heads::Values | Heads::Keys => return None,
         };
         let whole = lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
         let taken: &[usize] = match part {
@@ -59,6 +132,7 @@ impl Grouped {
             Heads::Gate | Heads::Alpha => &[1],
             Heads::Mixed => &[0, 1, 2],
             Heads::Z => &[3],
+            _ => return None,
         };
         let empty = taken.iter().any(|&which| lengths[which] == 0);
         if empty || rows > MAX_ROWS || heads.checked_mul(whole) != Some(rows) {
@@ -82,6 +156,9 @@ impl Grouped {
         (shape, ty): (&[usize], GgmlType),
         first: Piece,
     ) -> Result<(Vec<usize>, Pieces, Layout)> {
+        if part == Heads::Keys {
+            return self.turned_keys(place, (shape, ty), first);
+        }
         let even = shape.len() == 2 || shape.len() == 1 && ty.block_len() == 1;
         let runs = shape.first().filter(|_| even).and_then(|&rows| self.runs(part, rows));
         let runs = runs.ok_or_else(|| {
@@ -96,6 +173,31 @@ impl Grouped {
     }
 }
 
+impl Grouped {
+    /// The keys of a latent, head by head the other way round: of `[heads · (nope + value), rank]`, `[heads · rank, nope]`.
+    fn turned_keys(
+        &self,
+        place: &Place,
+        (shape, ty): (&[usize], GgmlType),
+        first: Piece,
+    ) -> Result<(Vec<usize>, Pieces, Layout)> {
+        let Latent { rank, nope, value, .. } = self.latent;
+        let heads = self.heads;
+        let rows = nope.checked_add(value).and_then(|n| n.checked_mul(heads)).filter(|&n| n <= MAX_ROWS);
+        let out = heads.checked_mul(rank).filter(|&n| n <= MAX_ROWS && n > 0 && nope > 0);
+        match (rows, out, shape) {
+            (Some(rows), Some(out), &[r, c]) if r == rows && c == rank => {
+                let layout = Layout::Turned { ty, rank, nope, head: nope + value };
+                Ok((vec![out, nope], Pieces::Even { first, stride: first.len, count: 1 }, layout))
+            }
+            _ => {
+                let what = format!("shape {shape:?} for {heads} heads of {nope} and {value} of {rank}");
+                Err(Error::malformed(format!("tensor `{}`", place.name), what))
+            }
+        }
+    }
+}
+
 /// Which row of the file a row is.
 pub(super) fn stored(runs: &[Range<usize>], mut row: usize) -> usize {
     for run in runs {
@@ -107,13 +209,41 @@ pub(super) fn stored(runs: &[Range<usize>], mut row: usize) -> usize {
     unreachable!("a tensor has as many rows as its runs")
 }
 
+/// Rows of [`Layout::Turned`], as f32.
+pub(super) fn turned(
+    data: &[u8],
+    (ty, rank, nope, head): (GgmlType, usize, usize, usize),
+    rows: Range<usize>,
+) -> Result<Vec<u8>> {
+    let row_bytes = ty.row_bytes(rank).unwrap_or(0);
+    let mut out = Vec::with_capacity(4 * rows.len() * nope);
+    let mut values = vec![0.0; nope * rank];
+    let mut at = usize::MAX;
+    for row in rows {
+        if row / rank != at {
+            at = row / rank;
+            ty.dequantize(&data[at * head * row_bytes..][..nope * row_bytes], &mut values)?;
+        }
+        (0..nope).for_each(|n| out.extend_from_slice(&values[n * rank + row % rank].to_le_bytes()));
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn parts_of_a_tensor_are_all_of_it() {
-        let of = Grouped { heads: 3, head_dim: 4, key_heads: 2, key_dim: 5, share: 3, value_dim: 7 };
+        let of = Grouped {
+            heads: 3,
+            head_dim: 4,
+            key_heads: 2,
+            key_dim: 5,
+            share: 3,
+            value_dim: 7,
+            latent: Latent::default(),
+        };
         for (parts, rows) in [
             (&[Heads::Query, Heads::Gate][..], 24),
             (&[Heads::Mixed, Heads::Z], 2 * (5 + 5 + 21 + 21)),

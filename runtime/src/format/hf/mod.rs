@@ -6,6 +6,7 @@
 mod conv;
 mod delta;
 mod generation;
+mod latent;
 mod places;
 mod positions;
 mod routers;
@@ -40,6 +41,8 @@ pub struct Dialect {
     pub stacks: Stacks,
     /// Whether some layers are short convolutions, in the words of `conv`.
     pub conv: bool,
+    /// Whether keys and values of attention are a latent, in the words of `latent`.
+    pub latent: bool,
     /// Where experts are spoken of in the words of `routers`.
     pub sparse: Option<Sparse>,
     /// Whether layers behind the last are those of a draft head.
@@ -98,6 +101,7 @@ impl Dialect {
         sliding: None,
         stacks: Stacks::Halves,
         conv: false,
+        latent: false,
         sparse: None,
         draft_layers: false,
         clamped: false,
@@ -329,6 +333,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     positions::windows(&c, dialect, c.require_u64("num_hidden_layers")?, &mut m)?;
     positions::heads(&c, dialect, &mut m)?;
     wide_layers(&c, arch, &mut m)?;
+    if dialect.latent {
+        latent::keys(&c, &mut m, arch)?;
+    }
     positions::ropes(&c, dialect, &mut m)?;
     delta::layers(&c, dialect, &mut m)?;
     scales(&c, dialect, &mut m)?;
@@ -339,6 +346,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
         .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.sparse.is_some() && routers::READ.contains(&k.as_str())))
+        .filter(|k| !(dialect.latent && latent::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.delta && delta::READ.contains(&k.as_str())))
         .cloned()
         .collect();

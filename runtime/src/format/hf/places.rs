@@ -70,6 +70,14 @@ pub enum Heads {
     Beta,
     /// Of the same.
     Alpha,
+    /// Of queries that meet a latent: all, those that turn in the order in which they are turned.
+    Turned,
+    /// Of what turns of keys behind their latent: before it, in that order.
+    Latent,
+    /// Of each head's keys and values of a latent: keys, their matrices the other way round.
+    Keys,
+    /// Of the same: values.
+    Values,
 }
 
 /// What the bytes of a tensor are.
@@ -157,7 +165,7 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
     Some(two.map(|(part, heads)| Place::of_heads(blk(&format!("{part}.{leaf}")), heads)).into())
 }
 
-/// Which of [`Dialect::left_out`] a tensor is of, in a model of so many layers.
+/// Which of [`Dialect::left_out`] a tensor is of, in a model with this number of layers.
 pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static str> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     let layer = || name.strip_prefix("layers.")?.split_once('.')?.0.parse::<u64>().ok();
@@ -216,6 +224,23 @@ fn common(module: &str) -> Option<&'static str> {
     }
 }
 
+/// The places of what makes queries, keys and values of a latent.
+fn latent(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+    let (module, leaf) = name.strip_prefix("self_attn.")?.rsplit_once('.')?;
+    let whole = |part: &str| vec![Place::whole(blk(&format!("{part}.{leaf}")), None)];
+    let of_heads = |part: &str, heads| vec![Place::of_heads(blk(&format!("{part}.{leaf}")), heads)];
+    Some(match module {
+        "q_a_proj" => whole("attn_q_a"),
+        "q_a_layernorm" => whole("attn_q_a_norm"),
+        "kv_a_layernorm" => whole("attn_kv_a_norm"),
+        "q_proj" => of_heads("attn_q", Heads::Turned),
+        "q_b_proj" => of_heads("attn_q_b", Heads::Turned),
+        "kv_a_proj_with_mqa" => of_heads("attn_kv_a_mqa", Heads::Latent),
+        "kv_b_proj" => [of_heads("attn_k_b", Heads::Keys), of_heads("attn_v_b", Heads::Values)].concat(),
+        _ => return None,
+    })
+}
+
 fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
@@ -247,7 +272,8 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if matches!(rest, "feed_forward.expert_bias" | "mlp.gate.e_score_correction_bias") {
         return one(blk("exp_probs_b.bias"), None);
     }
-    if let Some(places) = delta(rest, dialect, &blk) {
+    let several = || if dialect.latent { latent(rest, &blk) } else { None };
+    if let Some(places) = delta(rest, dialect, &blk).or_else(several) {
         return Some(places);
     }
     let (module, leaf) = rest.rsplit_once('.')?;

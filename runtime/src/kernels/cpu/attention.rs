@@ -51,7 +51,7 @@ struct Work {
 struct State {
     max: Vec<f32>,
     sum: Vec<f32>,
-    /// `[rows, head_dim]`.
+    /// `[rows, v_dim]`.
     acc: Vec<f32>,
 }
 
@@ -134,13 +134,13 @@ impl Call<'_> {
 
 impl Work {
     /// Makes room for a block of `rows` rows.
-    fn reserve(&mut self, rows: usize, dim: usize) {
+    fn reserve(&mut self, rows: usize, [dim, v_dim]: [usize; 2]) {
         let whole = rows.next_multiple_of(SHARED);
         self.q.clear();
         self.q.reserve_exact(whole * dim);
         at_least(&mut self.scores, whole.max(ROWS) * TILE);
-        self.chunk.reserve(rows, dim);
-        self.total.reserve(rows, dim);
+        self.chunk.reserve(rows, v_dim);
+        self.total.reserve(rows, v_dim);
     }
 
     #[cfg(test)]
@@ -152,7 +152,7 @@ impl Work {
 /// Buffers that attention keeps between operations.
 #[derive(Default)]
 pub(super) struct Attending {
-    /// Partial results of a single token, one for each (key head, chunk): `[head_dim + 2]` for each of its rows.
+    /// Partial results of a single token, one for each (key head, chunk): `[v_dim + 2]` for each of its rows.
     partials: Vec<f32>,
     /// By thread number.
     work: Vec<Mutex<Work>>,
@@ -160,10 +160,10 @@ pub(super) struct Attending {
 
 impl Attending {
     /// Makes room for blocks of `rows` rows on every thread, since any thread may take one.
-    fn reserve(&mut self, pool: &Pool, rows: usize, dim: usize) {
+    fn reserve(&mut self, pool: &Pool, rows: usize, dims: [usize; 2]) {
         self.work.resize_with(pool.numbers(), Mutex::default);
         for work in &mut self.work {
-            work.get_mut().unwrap_or_else(PoisonError::into_inner).reserve(rows, dim);
+            work.get_mut().unwrap_or_else(PoisonError::into_inner).reserve(rows, dims);
         }
     }
 
@@ -197,22 +197,22 @@ pub(super) fn attend(
     out: &mut [f32],
 ) {
     let call = Call { q, kv, pos, shape: *shape };
-    let (dim, share) = (shape.head_dim, call.share());
-    assert!(out.len() >= tokens * shape.heads * dim && q.len() >= tokens * shape.heads * dim);
+    let (dim, v_dim, share) = (shape.head_dim, kv.v_dim, call.share());
+    assert!(out.len() >= tokens * shape.heads * v_dim && q.len() >= tokens * shape.heads * dim);
     assert!(kv.heads == shape.kv_heads && kv.head_dim == dim);
     let (first, last) = call.seen(0);
     assert!((last + tokens - 1) / TILE - first / TILE < kv.capacity / TILE, "tiles would share places");
     let chunks = first / CHUNK..last / CHUNK + 1;
-    let rows = Rows::new(out, share * dim);
+    let rows = Rows::new(out, share * v_dim);
     // Reserve for the whole cache at once, so that no token allocates when the context grows.
     if kv.capacity > CHUNK {
         scratch.partials.clear();
         // What a window sees may begin and end within a chunk.
         let most = kv.capacity.div_ceil(CHUNK) + usize::from(shape.window.is_some());
-        scratch.partials.reserve_exact(shape.heads * most * (dim + 2));
+        scratch.partials.reserve_exact(shape.heads * most * (v_dim + 2));
     }
     let per_block = (ROWS / share).max(1);
-    scratch.reserve(pool, per_block.min(tokens) * share, dim);
+    scratch.reserve(pool, per_block.min(tokens) * share, [dim, v_dim]);
     match tokens {
         1 if chunks.len() > 1 => attend_one(pool, isa, scratch, &call, chunks, &rows),
         _ => attend_many(pool, isa, scratch, &call, (tokens, per_block), &rows),
@@ -228,7 +228,7 @@ fn attend_one(
     chunks: Range<usize>,
     rows: &Rows,
 ) {
-    let (shape, dim, share) = (&call.shape, call.shape.head_dim, call.share());
+    let (shape, dim, share) = (&call.shape, call.kv.v_dim, call.share());
     let Attending { partials, work } = scratch;
     let width = share * (dim + 2);
     grow(partials, shape.kv_heads * chunks.len() * width);
@@ -275,7 +275,7 @@ fn attend_many(
     (tokens, per_block): (usize, usize),
     rows: &Rows,
 ) {
-    let (shape, dim, share) = (&call.shape, call.shape.head_dim, call.share());
+    let (shape, dim, share) = (&call.shape, call.kv.v_dim, call.share());
     let Attending { work, .. } = scratch;
     let blocks = tokens.div_ceil(per_block);
     pool.run_with(blocks * shape.kv_heads, work, &|task, w| {
@@ -330,14 +330,14 @@ fn load(call: &Call, head: usize, from: usize, to: usize, w: &mut Work) {
 }
 
 fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: usize, w: &mut Work) {
-    let at = head * call.kv.capacity * call.kv.head_dim;
+    let [k_at, v_at] = [call.kv.head_dim, call.kv.v_dim].map(|dim| head * call.kv.capacity * dim);
     with_lanes!(isa, L => isa.run(
         #[inline(always)]
         || match &call.kv.store {
             // SAFETY: the instruction set is there; `attend` has compared the sizes.
-            Store::Half { k, v } => unsafe { chunk_with::<L, f16>(call, &k[at..], &v[at..], tokens, chunk, w) },
+            Store::Half { k, v } => unsafe { chunk_with::<L, f16>(call, &k[k_at..], &v[v_at..], tokens, chunk, w) },
             // SAFETY: as above.
-            Store::Single { k, v } => unsafe { chunk_with::<L, f32>(call, &k[at..], &v[at..], tokens, chunk, w) },
+            Store::Single { k, v } => unsafe { chunk_with::<L, f32>(call, &k[k_at..], &v[v_at..], tokens, chunk, w) },
         },
     ));
 }
@@ -356,14 +356,14 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
     chunk: usize,
     w: &mut Work,
 ) {
-    let (share, dim) = (call.share(), call.shape.head_dim);
+    let (share, dim, v_dim) = (call.share(), call.shape.head_dim, call.kv.v_dim);
     let rows = (to - from) * share;
     let end = ((chunk + 1) * CHUNK).min(call.seen(to - 1).1 + 1);
     let start = (chunk * CHUNK).max(call.seen(from).0) / TILE * TILE;
     let State { max, sum, acc } = &mut w.chunk;
     let places = call.kv.capacity;
-    assert!(places.is_multiple_of(TILE) && k.len() >= places * dim && v.len() >= places * dim);
-    assert!(w.q.len() >= rows.next_multiple_of(SHARED) * dim && acc.len() >= rows * dim);
+    assert!(places.is_multiple_of(TILE) && k.len() >= places * dim && v.len() >= places * v_dim);
+    assert!(w.q.len() >= rows.next_multiple_of(SHARED) * dim && acc.len() >= rows * v_dim);
     for tile in (start..end).step_by(TILE) {
         let n = TILE.min(end - tile);
         // A tile's positions are neighbours: there are whole tiles of places.
@@ -371,7 +371,7 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
         let keys = k[at * dim..].as_ptr();
         // Prefetch values while scores are computed, and the next keys while values are mixed. The hardware prefetcher
         // stops at every page: left to it, a long cache is read at half the speed.
-        ask(&v[at * dim..(at + n) * dim]);
+        ask(&v[at * v_dim..(at + n) * v_dim]);
         let mut row = 0;
         while row < rows {
             let q = w.q[row * dim..].as_ptr();
@@ -398,24 +398,24 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
             }
             let factor = weights(scores, &mut max[row], &mut sum[row]);
             if factor != 1.0 {
-                acc[row * dim..][..dim].iter_mut().for_each(|a| *a *= factor);
+                acc[row * v_dim..][..v_dim].iter_mut().for_each(|a| *a *= factor);
             }
         }
         if tile + TILE < end {
             let next = (tile + TILE) % places;
             ask(&k[next * dim..(next + TILE) * dim]);
         }
-        let values = v[at * dim..].as_ptr();
+        let values = v[at * v_dim..].as_ptr();
         let mut row = 0;
         while row < rows {
-            let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * dim..].as_mut_ptr());
+            let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * v_dim..].as_mut_ptr());
             // SAFETY: as above; values are there for `n` positions.
             unsafe {
                 row += match rows - row {
-                    SHARED.. if L::MANY => mix::<L, T, SHARED, 2>(p, values, dim, n, acc),
-                    FEW.. if L::MANY => mix::<L, T, FEW, 4>(p, values, dim, n, acc),
-                    FEW.. => mix::<L, T, FEW, 1>(p, values, dim, n, acc),
-                    _ => mix::<L, T, 1, 4>(p, values, dim, n, acc),
+                    SHARED.. if L::MANY => mix::<L, T, SHARED, 2>(p, values, v_dim, n, acc),
+                    FEW.. if L::MANY => mix::<L, T, FEW, 4>(p, values, v_dim, n, acc),
+                    FEW.. => mix::<L, T, FEW, 1>(p, values, v_dim, n, acc),
+                    _ => mix::<L, T, 1, 4>(p, values, v_dim, n, acc),
                 };
             }
         }

@@ -7,9 +7,9 @@ use super::{CpuBackend, CpuKv, MANY, SLOTS_AT_ONCE, attention, conv, delta, math
 use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, DeltaCall, ExpertJob,
-    Feed, FeedCall, Flow, KvCopy, KvPart, Linear, LinearCall, Placing, Projected, Recur, Routed, Score,
-    SumCall, Summed, Times,
+    Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, DeltaCall,
+    ExpertJob, Feed, FeedCall, Flow, HeadsCall, KvCopy, KvPart, Linear, LinearCall, Placing, Projected,
+    Recur, Routed, Score, SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -38,8 +38,8 @@ impl Backend for CpuBackend {
         dst[..len].copy_from_slice(&src[at..at + len]);
     }
 
-    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<CpuKv> {
-        CpuKv::new(capacity, heads, head_dim, self.kv_single)
+    fn alloc_kv(&self, capacity: usize, heads: usize, dims: [usize; 2]) -> Result<CpuKv> {
+        CpuKv::new(capacity, heads, dims, self.kv_single)
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
@@ -187,13 +187,23 @@ impl Backend for CpuBackend {
     }
 
     fn attend(&self, call: AttendCall<'_, Aligned<f32>, CpuKv>) {
-        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, gate, out } = call;
+        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, absorbed, gate, out } =
+            call;
+        let heads = shape.heads;
+        if let Some(Absorbed { queries: matrix, .. }) = absorbed {
+            self.heads(HeadsCall { matrix, heads, x: q, tokens, kept: how.rope.dims, out });
+            std::mem::swap(q, out);
+        }
         let written = if shared { None } else { Some(&mut *kv) };
         self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, written, out);
         self.attention(out, kv, pos, tokens, shape, q);
         std::mem::swap(q, out);
+        if let Some(Absorbed { values: matrix, .. }) = absorbed {
+            self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
+            std::mem::swap(q, out);
+        }
         if let Some(gate) = gate {
-            let width = shape.heads * shape.head_dim;
+            let width = shape.heads * kv.v_dim;
             self.pool.operation("gate");
             self.each_row(&mut out[..tokens * width], width, &|t, out| {
                 math::times_sigmoid(out, &gate[t * width..][..width]);
@@ -287,7 +297,7 @@ impl CpuBackend {
             let many = tokens >= MANY;
             self.products(inputs, (x, tokens, cols), many, None, count, &|i| {
                 let (matrix, bias, out) = parts[i].expect("one part for each output");
-                Product { matrix, up: None, tokens: all, first: 0, bias, to: None, out }
+                Product { matrix, up: None, tokens: all, part: None, first: 0, bias, to: None, out }
             });
         }
     }
@@ -308,7 +318,13 @@ impl CpuBackend {
         if let Some(weight) = how.q_norm {
             self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
         }
-        if let (Some(weight), Some(_)) = (how.k_norm, &kv) {
+        if let (Some(weight), true, Some(_)) = (how.k_norm, how.latent, &kv) {
+            let turned = how.rope.dims;
+            self.pool.operation("norm");
+            self.each_row(&mut k[..kv_len], how.head_dim, &|_, k| {
+                math::rms_norm_in_place(&mut k[turned..], weight, how.eps);
+            });
+        } else if let (Some(weight), Some(_)) = (how.k_norm, &kv) {
             self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
         }
         if how.v_norm && kv.is_some() {
@@ -323,7 +339,8 @@ impl CpuBackend {
         self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
         if let Some(kv) = kv {
             self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
-            self.write_kv(kv, pos, tokens, k, v);
+            let values: &[f32] = if how.latent { &*k } else { &*v };
+            self.write_kv(kv, pos, tokens, k, values);
         }
         std::mem::swap(q, rotated);
     }

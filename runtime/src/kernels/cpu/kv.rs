@@ -18,38 +18,48 @@ pub(super) const TILE: usize = 64;
 pub struct CpuKv {
     pub(super) heads: usize,
     pub(super) head_dim: usize,
+    pub(super) v_dim: usize,
     /// Places, whole tiles: position `p` takes place `p` modulo their number.
     pub(super) capacity: usize,
     pub(super) store: Store,
 }
 
-/// `[heads, capacity / 16, head_dim, 16]` keys and `[heads, capacity, head_dim]` values.
+/// `[heads, capacity / 16, head_dim, 16]` keys and `[heads, capacity, v_dim]` values.
 pub(super) enum Store {
     Half { k: Aligned<f16>, v: Aligned<f16> },
     Single { k: Aligned<f32>, v: Aligned<f32> },
 }
 
 impl CpuKv {
-    pub(super) fn new(capacity: usize, heads: usize, head_dim: usize, single: bool) -> Result<CpuKv> {
+    /// `[head_dim, v_dim]` are the values of a key and of a value.
+    pub(super) fn new(
+        capacity: usize,
+        heads: usize,
+        [head_dim, v_dim]: [usize; 2],
+        single: bool,
+    ) -> Result<CpuKv> {
         let capacity = capacity.next_multiple_of(TILE);
-        let len = capacity * heads * head_dim;
+        let [keys, values] = [head_dim, v_dim].map(|dim| capacity * heads * dim);
         let store = if single {
-            Store::Single { k: Aligned::zeroed(len)?, v: Aligned::zeroed(len)? }
+            Store::Single { k: Aligned::zeroed(keys)?, v: Aligned::zeroed(values)? }
         } else {
-            Store::Half { k: Aligned::zeroed(len)?, v: Aligned::zeroed(len)? }
+            Store::Half { k: Aligned::zeroed(keys)?, v: Aligned::zeroed(values)? }
         };
-        Ok(CpuKv { heads, head_dim, capacity, store })
+        Ok(CpuKv { heads, head_dim, v_dim, capacity, store })
     }
 
     /// Bytes of a cache made by [`CpuKv::new`].
-    pub(super) fn bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-        let len = capacity.next_multiple_of(TILE) * heads * head_dim;
-        2 * if single { Aligned::<f32>::bytes(len) } else { Aligned::<f16>::bytes(len) }
+    pub(super) fn bytes(capacity: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
+        let side = |dim| {
+            let len = capacity.next_multiple_of(TILE) * heads * dim;
+            if single { Aligned::<f32>::bytes(len) } else { Aligned::<f16>::bytes(len) }
+        };
+        dims.map(side).iter().sum()
     }
 
-    /// Writes `tokens` rows from `pos` on.
+    /// Writes `tokens` rows from `pos` on. Where heads of values are shorter than those of `v`, they are their ends.
     pub(super) fn write(&mut self, pos: usize, tokens: usize, k: &[f32], v: &[f32]) {
-        let (heads, dim, capacity) = (self.heads, self.head_dim, self.capacity);
+        let (heads, dim, v_dim, capacity) = (self.heads, self.head_dim, self.v_dim, self.capacity);
         let width = heads * dim;
         for t in 0..tokens {
             let (k, v, pos) = (&k[t * width..][..width], &v[t * width..][..width], (pos + t) % capacity);
@@ -59,13 +69,15 @@ impl CpuKv {
                     halves.convert_from_f32_slice(k);
                     place(halves, heads, dim, capacity, pos, ks);
                     for (h, v) in v.chunks_exact(dim).enumerate() {
-                        vs[(h * capacity + pos) * dim..][..dim].convert_from_f32_slice(v);
+                        let to = &mut vs[(h * capacity + pos) * v_dim..][..v_dim];
+                        to.convert_from_f32_slice(&v[dim - v_dim..]);
                     }
                 }),
                 Store::Single { k: ks, v: vs } => {
                     place(k, heads, dim, capacity, pos, ks);
                     for (h, v) in v.chunks_exact(dim).enumerate() {
-                        vs[(h * capacity + pos) * dim..][..dim].copy_from_slice(v);
+                        let to = &mut vs[(h * capacity + pos) * v_dim..][..v_dim];
+                        to.copy_from_slice(&v[dim - v_dim..]);
                     }
                 }
             }
@@ -112,11 +124,12 @@ impl CpuKv {
     fn at(&self, part: &KvPart, head: usize) -> usize {
         let shape = part.shape;
         let number = if matches!(self.store, Store::Half { .. }) { 2 } else { 4 };
-        let is = (self.heads, self.head_dim, number);
-        assert_eq!((shape.heads, shape.head_dim, shape.number_bytes), is, "a part of another cache");
+        let is = (self.heads, self.head_dim, self.v_dim, number);
+        let of = (shape.heads, shape.head_dim, shape.v_dim, shape.number_bytes);
+        assert_eq!(of, is, "a part of another cache");
         let at = part.positions.start % self.capacity.max(1);
         assert!(at.is_multiple_of(BLOCK) && at + part.positions.len() <= self.capacity, "it goes around");
-        (head * self.capacity + at) * self.head_dim * number
+        (head * self.capacity + at) * shape.dim(part.side) * number
     }
 
     fn side(&self, side: KvSide) -> &[u8] {

@@ -13,6 +13,7 @@ mod cores;
 mod delta;
 mod dispatch;
 mod halves;
+mod heads;
 mod isa;
 mod kv;
 mod lanes;
@@ -277,6 +278,7 @@ impl CpuBackend {
                 activation: feed.activation,
             }),
             tokens: &token_of[range(i)],
+            part: None,
             first: if order.is_some() {
                 range(i).start
             } else {
@@ -289,8 +291,7 @@ impl CpuBackend {
         self.show(jobs, |e| &e.down, gate, &|i| &row_of[range(i)]);
         if let Some(rotation) = hidden_rotation {
             self.pool.operation("rotation");
-            let isa = self.isa;
-            rows::each_row(&self.pool, &mut gate[..slots * ff], ff, &|_, row| turn(isa, row, rotation));
+            rows::each_row(&self.pool, &mut gate[..slots * ff], ff, &|_, row| turn(self.isa, row, rotation));
         }
         self.pool.operation("down");
         let down_out = Out::new(out, d);
@@ -298,6 +299,7 @@ impl CpuBackend {
             matrix: &jobs[i].expert.down,
             up: None,
             tokens: &row_of[range(i)],
+            part: None,
             first: range(i).start,
             bias: biases(i).map(|[.., down]| down),
             to: Some(jobs[i].slots),

@@ -42,6 +42,8 @@ pub(super) struct Product<'a> {
     pub(super) up: Option<Up<'a>>,
     /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
+    /// Tiles of the matrix that are multiplied, where not all are: results begin at the first of them.
+    pub(super) part: Option<Range<usize>>,
     /// The first of as many consecutive rows of the quantized input.
     pub(super) first: usize,
     pub(super) bias: Option<&'a [f32]>,
@@ -70,7 +72,12 @@ fn add_bias(bias: Option<&[f32]>, tile: usize, sums: &mut [[f32; TILE_ROWS]]) {
 
 impl Product<'_> {
     fn tiles(&self) -> usize {
-        self.matrix.rows().div_ceil(TILE_ROWS)
+        self.part.as_ref().map_or(self.matrix.rows().div_ceil(TILE_ROWS), Range::len)
+    }
+
+    /// The first of them.
+    fn first_tile(&self) -> usize {
+        self.part.as_ref().map_or(0, |part| part.start)
     }
 
     /// Writes the results of a tile's rows for tokens `from..`, with non-temporal stores if `past`.
@@ -81,6 +88,7 @@ impl Product<'_> {
     unsafe fn write(&self, tile: usize, from: usize, sums: &[[f32; TILE_ROWS]], past: bool) {
         let first = tile * TILE_ROWS;
         let n = TILE_ROWS.min(self.matrix.rows() - first);
+        let to_col = first - self.first_tile() * TILE_ROWS;
         // Nearly always a whole tile: with the length constant, the copy is a move instead of a call.
         let whole = n == TILE_ROWS;
         for (i, sums) in (from..).zip(sums.iter()) {
@@ -88,15 +96,16 @@ impl Product<'_> {
             // SAFETY: the caller's promise.
             unsafe {
                 match whole {
-                    true => self.out.set(to, first, sums, past),
-                    false => self.out.set(to, first, &sums[..n], past),
+                    true => self.out.set(to, to_col, sums, past),
+                    false => self.out.set(to, to_col, &sums[..n], past),
                 }
             }
         }
     }
 
     fn bytes(&self) -> usize {
-        self.matrix.bytes() * (1 + usize::from(self.up.is_some()))
+        let all = self.matrix.rows().div_ceil(TILE_ROWS).max(1);
+        self.matrix.bytes() / all * self.tiles() * (1 + usize::from(self.up.is_some()))
     }
 }
 
@@ -106,6 +115,8 @@ pub(super) struct Out {
     at: *mut f32,
     len: usize,
     stride: usize,
+    /// Values before the first of a row.
+    from: usize,
 }
 
 // SAFETY: tasks write disjoint elements (each its own matrix rows), and whoever made the `Out` keeps the buffer borrowed
@@ -117,13 +128,19 @@ unsafe impl Sync for Out {}
 impl Out {
     /// Rows of `stride` values.
     pub(super) fn new(buffer: &mut [f32], stride: usize) -> Out {
-        Out { at: buffer.as_mut_ptr(), len: buffer.len(), stride }
+        Out { at: buffer.as_mut_ptr(), len: buffer.len(), stride, from: 0 }
+    }
+
+    /// The same rows without their first values.
+    pub(super) fn behind(self, from: usize) -> Out {
+        Out { from, ..self }
     }
 
     /// # Safety
     /// The buffer is still borrowed for this `Out`, and nobody else touches the elements meanwhile.
     #[inline(always)]
     unsafe fn set(&self, row: usize, col: usize, values: &[f32], past: bool) {
+        let col = self.from + col;
         let i = row * self.stride + col;
         assert!(
             i + values.len() <= self.len && col + values.len() <= self.stride,
@@ -155,7 +172,7 @@ pub(super) unsafe fn run<'a>(
     for p in (0..count).map(product) {
         bytes += p.bytes();
         tiles += p.tiles();
-        results += p.tokens.len() * p.matrix.rows() * size_of::<f32>();
+        results += p.tokens.len() * p.tiles() * TILE_ROWS * size_of::<f32>();
         many |= p.tokens.len() > 1;
     }
     if tiles == 0 {
@@ -184,7 +201,8 @@ pub(super) unsafe fn run<'a>(
     pool.run(total, &|task| {
         let (i, task) = find(task);
         let p = product(i);
-        let tiles = task * per_task..((task + 1) * per_task).min(p.tiles());
+        let first = p.first_tile();
+        let tiles = first + task * per_task..first + ((task + 1) * per_task).min(p.tiles());
         // SAFETY: the caller's promise; this task alone has these rows of the matrix.
         isa.run(
             #[inline(always)]

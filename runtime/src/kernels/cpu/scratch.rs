@@ -30,6 +30,8 @@ pub struct ScratchShape {
     pub rotated: [bool; 2],
     /// Hidden width of the widest dense block or shared expert; 0 without any.
     pub ff_dense: usize,
+    /// Values of the inputs of products of heads that a token has.
+    pub of_heads: usize,
     /// Routed experts per token.
     pub top_k: usize,
     /// Routed experts per layer.
@@ -108,6 +110,8 @@ pub(super) struct Scratch {
     pub(super) turned: Turned,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
+    /// Inputs of products of heads, `[heads, tokens, cols]`.
+    pub(super) heads: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
     pub(super) attending: Attending,
     /// For routing: weights of a token's experts, what they are chosen by, and their order.
@@ -129,6 +133,7 @@ impl Scratch {
             + routed_64.held()
             + halves.held()
             + self.gate.held()
+            + self.heads.held()
             + self.turned.x.held()
             + self.attending.held()
             + 4 * (floats + ids)
@@ -164,16 +169,18 @@ impl CpuBackend {
         let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
         let gate = Aligned::<f32>::bytes((slots * s.ff_routed).max(dense * s.ff_dense));
         let turned = if s.rotated[0] { Aligned::<f32>::bytes(s.chunk * s.d) } else { 0 };
-        let ids = 4 * (2 * slots.max(s.chunk) + s.chunk);
+        let of_heads = Aligned::<f32>::bytes(s.chunk * s.of_heads);
+        let heads = if s.of_heads > 0 { s.heads } else { 0 };
+        let ids = 4 * (2 * slots.max(s.chunk * heads.max(1)) + s.chunk);
         let routing = 12 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
         let attention = attention::scratch_bytes(s.heads, s.head_dim, s.context, threads);
-        activations + gate + turned + ids + routing + attention
+        activations + gate + turned + of_heads + ids + routing + attention
     }
 
     /// Bytes of the keys and values of one layer.
-    pub fn kv_bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-        super::CpuKv::bytes(capacity, heads, head_dim, single)
+    pub fn kv_bytes(capacity: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
+        super::CpuKv::bytes(capacity, heads, dims, single)
     }
 
     /// Bytes that the backend holds now, including those of the calling thread.

@@ -4,7 +4,7 @@ use super::aligned::Aligned;
 use super::*;
 use crate::experts::Expert;
 use crate::kernels::testing::{GROUPS, put, values};
-use crate::kernels::{Attention, Backend, ExpertJob, Linear, Routed, Router, Score};
+use crate::kernels::{Attention, Backend, ExpertJob, HeadsCall, Linear, Routed, Router, Score};
 use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 
 mod delta;
@@ -254,7 +254,7 @@ fn attention_is_the_formula_alone_and_among_others() {
                 let options =
                     CpuOptions { threads: 2, isa: Some(isa), kv_single: single, cores: None, trace: None };
                 let b = CpuBackend::new(options).unwrap();
-                let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
+                let mut kv = b.alloc_kv(all, kv_heads, [head_dim; 2]).unwrap();
                 b.write_kv(&mut kv, 0, all, &k, &v);
                 let mut out = buffer(vec![f32::NAN; q.len()]);
                 b.attention(&q, &kv, pos, tokens, &shape, &mut out);

@@ -19,7 +19,7 @@ impl State {
         kv: &GpuKv,
         sinks: Option<&[f32]>,
     ) -> Result<(PlaceParams, [Arc<Memory>; 2])> {
-        if how.head_dim > MAX_HEAD {
+        if kv.v_dim > MAX_HEAD || how.head_dim > MAX_WIDE {
             let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
             return Err(Error::Device(what));
         }
@@ -47,6 +47,7 @@ impl State {
             v_norm: how.v_norm.into(),
             eps: how.eps,
             limit: how.limit.unwrap_or(0.0),
+            latent: if how.latent { how.rope.dims } else { 0 } as u32,
         };
         Ok((params, [norms, rope]))
     }
@@ -101,10 +102,12 @@ impl State {
             scale: shape.scale,
             tiles: tiles as u32,
             sinks: shape.sinks.is_some().into(),
+            latent: p.latent,
+            v_dim: kv.v_dim as u32,
         };
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);
         // Allocate for the whole cache: a buffer that grew with it would be reallocated again and again.
-        let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(how.head_dim);
+        let most = how.heads * kv.capacity.div_ceil(TILE) * partial_values(kv.v_dim);
         let to = match tiles {
             1 => out,
             _ => self.partials.at_least(gpu, most, "attention's tiles")?,
@@ -114,7 +117,7 @@ impl State {
         self.recorder.run(gpu, variant, &params, &memory, [how.heads, tiles]);
         if tiles > 1 {
             let sinks = shape.sinks.is_some().into();
-            let params = AttendMergeParams { head_dim: p.head_dim, tiles: tiles as u32, sinks };
+            let params = AttendMergeParams { v_dim: kv.v_dim as u32, tiles: tiles as u32, sinks };
             let to = self.partials.get();
             self.recorder.run(gpu, Variant::default(), &params, &[to, out, &norms], [how.heads, 1]);
         }
@@ -144,7 +147,7 @@ impl State {
         // If a window hides positions, tiles of neighbouring tokens begin at different positions; few queries would
         // leave most of a workgroup idle. If it hides none, no position has gone around the end of the cache either.
         let hidden = shape.window.is_some_and(|window| window < pos + tokens);
-        if !hidden && of_head >= queries {
+        if !hidden && queries > 0 && of_head >= queries {
             let params = AttentionManyParams {
                 heads: shape.heads as u32,
                 kv_heads: shape.kv_heads as u32,
@@ -155,6 +158,7 @@ impl State {
                 queries: queries as u32,
                 scale: shape.scale,
                 sinks: has,
+                v_dim: kv.v_dim as u32,
             };
             let grid = [shape.kv_heads, of_head.div_ceil(queries)];
             self.recorder.run(gpu, variant, &params, &memory, grid);
@@ -170,6 +174,7 @@ impl State {
             window: window(shape),
             scale: shape.scale,
             sinks: has,
+            v_dim: kv.v_dim as u32,
         };
         self.recorder.run(gpu, variant, &params, &memory, [shape.heads, tokens]);
         Ok(())

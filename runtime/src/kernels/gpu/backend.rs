@@ -4,14 +4,14 @@
 
 use super::delta::MAX_KEY;
 use super::device::Memory;
-use super::params::{MAX_EXPERTS, MAX_HEAD, MAX_TOP_K};
+use super::params::{MAX_EXPERTS, MAX_HEAD, MAX_TOP_K, MAX_WIDE};
 use super::{GpuBackend, GpuBuf, GpuKv, State, best};
 use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
-    Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ExpertJob, Feed, FeedCall, Flow,
-    GpuInputs, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected, Recur, Routed,
-    RoutedBufs, SumCall, Uses,
+    Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ExpertJob, Feed, FeedCall,
+    Flow, GpuInputs, HeadsCall, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected,
+    Recur, Routed, RoutedBufs, SumCall, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY, GATE};
@@ -43,9 +43,9 @@ impl Backend for GpuBackend {
         self.lock().elementwise(&self.gpu, (COPY, 1.0), &src.memory, at, len, &dst.memory);
     }
 
-    fn alloc_kv(&self, capacity: usize, heads: usize, head_dim: usize) -> Result<GpuKv> {
+    fn alloc_kv(&self, capacity: usize, heads: usize, dims: [usize; 2]) -> Result<GpuKv> {
         self.lock().recorder.forget_gone(&self.gpu);
-        GpuKv::new(&self.gpu, capacity, heads, head_dim, self.kv_single)
+        GpuKv::new(&self.gpu, capacity, heads, dims, self.kv_single)
     }
 
     fn copy_kv(&self, copy: KvCopy<'_, GpuKv>, part: &KvPart) -> Result<()> {
@@ -88,7 +88,8 @@ impl Backend for GpuBackend {
 
     fn supports(uses: &Uses) -> Result<(), String> {
         for (is, most, what) in [
-            (uses.head_dim, MAX_HEAD, "values in a head"),
+            (uses.v_dim, MAX_HEAD, "values in a head"),
+            (uses.head_dim, MAX_WIDE, "values in a key"),
             (uses.experts, MAX_EXPERTS, "experts in a layer"),
             (uses.top_k, MAX_TOP_K, "experts for a token"),
             (uses.key_dim, MAX_KEY, "values in a key of a delta net"),
@@ -172,15 +173,26 @@ impl Backend for GpuBackend {
     }
 
     fn attend(&self, call: AttendCall<'_, GpuBuf, GpuKv>) {
-        let AttendCall { x, how, pos, tokens, kv, shared, shape, gate, out } = call;
+        let AttendCall { x, how, pos, tokens, kv, shared, shape, absorbed, gate, out } = call;
+        let heads = shape.heads;
+        let Projected { q, k, v } = x;
+        if let Some(Absorbed { queries: matrix, .. }) = absorbed {
+            self.heads(HeadsCall { matrix, heads, x: q, tokens, kept: how.rope.dims, out });
+            std::mem::swap(q, out);
+        }
+        let x = Projected { q: &mut *q, k, v };
         if tokens != 1 || shared || !self.attend_one(&x, how, pos, kv, shape, out) {
             let Projected { q, k, v } = x;
             self.place(Projected { q: &mut *q, k, v }, how, (pos, tokens), (kv, shared), out);
             self.attention(out, kv, pos, tokens, shape, q);
             std::mem::swap(q, out);
         }
+        if let Some(Absorbed { values: matrix, .. }) = absorbed {
+            self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
+            std::mem::swap(q, out);
+        }
         if let Some(gate) = gate {
-            let len = tokens * shape.heads * shape.head_dim;
+            let len = tokens * shape.heads * kv.v_dim;
             self.lock().elementwise(&self.gpu, (GATE, 1.0), &gate.memory, 0, len, &out.memory);
         }
     }
@@ -273,6 +285,11 @@ impl GpuBackend {
         out: &mut GpuBuf,
     ) {
         self.note(self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory));
+    }
+
+    /// Products of heads.
+    pub fn heads(&self, call: HeadsCall<'_, GpuBuf>) {
+        self.note(self.lock().heads(&self.gpu, call));
     }
 
     /// [`Backend::attend`] of one token in one step; `false` if the kernel does not support the combination.

@@ -16,11 +16,12 @@ pub struct GpuBuf {
 }
 
 /// Keys and values of a layer, four dimensions to a cell: keys `[heads, head_dim / 4, capacity]`, so that neighbouring
-/// positions are neighbours, and values `[heads, capacity, head_dim / 4]`. Position `p` takes place `p` modulo `capacity`.
+/// positions are neighbours, and values `[heads, capacity, v_dim / 4]`. Position `p` takes place `p` modulo `capacity`.
 pub struct GpuKv {
     pub(super) keys: Memory,
     pub(super) values: Memory,
     pub(super) capacity: usize,
+    pub(super) v_dim: usize,
     pub(super) half: bool,
 }
 
@@ -29,18 +30,22 @@ impl GpuKv {
         gpu: &Device,
         capacity: usize,
         heads: usize,
-        head_dim: usize,
+        dims: [usize; 2],
         single: bool,
     ) -> Result<GpuKv> {
-        let bytes = Self::bytes(capacity, heads, head_dim, single) as u64 / 2;
-        let (keys, values) = (gpu.memory(bytes, "a layer's keys")?, gpu.memory(bytes, "a layer's values")?);
-        Ok(GpuKv { keys, values, capacity, half: !single })
+        let [keys, values] = Self::sides(capacity, heads, dims, single).map(|bytes| bytes as u64);
+        let (keys, values) = (gpu.memory(keys, "a layer's keys")?, gpu.memory(values, "a layer's values")?);
+        Ok(GpuKv { keys, values, capacity, v_dim: dims[1], half: !single })
     }
 
     /// Bytes of a cache made by [`Backend::alloc_kv`](crate::kernels::Backend::alloc_kv).
-    pub fn bytes(capacity: usize, heads: usize, head_dim: usize, single: bool) -> usize {
+    pub fn bytes(capacity: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
+        Self::sides(capacity, heads, dims, single).iter().sum()
+    }
+
+    fn sides(capacity: usize, heads: usize, dims: [usize; 2], single: bool) -> [usize; 2] {
         let cell = if single { 16 } else { 8 };
-        2 * heads * head_dim.div_ceil(4) * capacity * cell
+        dims.map(|dim| heads * dim.div_ceil(CELL) * capacity * cell)
     }
 }
 
@@ -61,7 +66,7 @@ impl GpuKv {
         assert_eq!(shape.number_bytes, if self.half { 2 } else { 4 }, "a part of another cache");
         let (from, n) = (part.positions.start % self.capacity.max(1), part.positions.len());
         assert!(from.is_multiple_of(KV_BLOCK) && from + n <= self.capacity, "it goes around");
-        let quads = shape.head_dim.div_ceil(CELL);
+        let quads = shape.dim(part.side).div_ceil(CELL);
         let cell = CELL * shape.number_bytes;
         let run = |head: usize, quad: usize| match part.side {
             KvSide::Keys => Run {
@@ -131,7 +136,7 @@ impl GpuKv {
 
 /// Calls `each` with the byte ranges of each number in the part and in the run.
 fn each_number(part: &KvPart, run: &Run, mut each: impl FnMut(Range<usize>, Range<usize>)) {
-    let (dim, number) = (part.shape.head_dim, part.shape.number_bytes);
+    let (dim, number) = (part.shape.dim(part.side), part.shape.number_bytes);
     let head = (run.head - part.heads.start) * part.head_bytes();
     for p in 0..part.positions.len() {
         match part.side {

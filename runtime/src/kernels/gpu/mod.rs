@@ -17,6 +17,7 @@ mod delta;
 mod device;
 mod experts;
 mod feed_forward;
+mod heads;
 mod kv;
 mod operations;
 mod options;
@@ -147,7 +148,7 @@ impl GpuBackend {
         let turned = turned.iter().zip(s.rotated).map(|(&words, is)| if is { s.chunk * words } else { 0 });
         let prepared = prepared + turned.sum::<usize>();
         let choices = 2 * s.chunk * s.top_k + operations::most_jobs(s.experts, s.chunk, s.top_k) * JOB_WORDS;
-        let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim);
+        let tiles = s.heads * s.context.div_ceil(TILE) * partial_values(s.head_dim.min(params::MAX_HEAD));
         let words =
             hidden + prepared + choices + tiles + vocab + best::most_words(vocab) + s.context * rope_dims;
         4 * words + recorder::RING_BYTES + experts::TABLE_BYTES + device::STAGED_BYTES

@@ -55,6 +55,13 @@ pub(super) const BIAS: u32 = 2;
 pub(super) const ADDED: u32 = 4;
 
 params!(
+    /// `heads.wgsl`.
+    Heads, HeadsParams {
+        base: u32, rows: u32, cols: u32, group: u32, alpha: f32, centre: f32, heads: u32, kept: u32,
+    }
+);
+
+params!(
     /// `prepare.wgsl`.
     Prepare, PrepareParams { cols: u32, rows: u32, flags: u32, eps: f32, first: u32 }
 );
@@ -109,7 +116,7 @@ params!(
     /// `place.wgsl`.
     Place, PlaceParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        v_norm: u32, eps: f32, limit: f32,
+        v_norm: u32, eps: f32, limit: f32, latent: u32,
     }
 );
 
@@ -117,7 +124,7 @@ params!(
     /// `attention.wgsl`.
     Attention, AttentionParams {
         heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, base: u32, pos: u32, window: u32, scale: f32,
-        sinks: u32,
+        sinks: u32, v_dim: u32,
     }
 );
 
@@ -125,11 +132,11 @@ params!(
     /// `attention_many.wgsl`.
     AttentionMany, AttentionManyParams {
         heads: u32, kv_heads: u32, head_dim: u32, capacity: u32, pos: u32, tokens: u32, queries: u32, scale: f32,
-        sinks: u32,
+        sinks: u32, v_dim: u32,
     }
 );
 
-/// Queries of a workgroup of `attention_many`, limited by its memory.
+/// Queries of a workgroup of `attention_many`, limited by its memory; 0 where it has too little.
 pub(super) fn queries_at_once(head_dim: usize) -> usize {
     const MOST: usize = 16;
     const CELLS: usize = 512;
@@ -141,20 +148,21 @@ params!(
     AttendOne, AttendOneParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, base: u32, q_norm: u32,
         k_norm: u32, v_norm: u32, eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
+        latent: u32, v_dim: u32,
     }
 );
 
 params!(
     /// `attend_merge.wgsl`.
-    AttendMerge, AttendMergeParams { head_dim: u32, tiles: u32, sinks: u32 }
+    AttendMerge, AttendMergeParams { v_dim: u32, tiles: u32, sinks: u32 }
 );
 
 /// Positions of a tile (`shared/attend.wgsl`).
 pub(super) const TILE: usize = 128;
 
 /// Values that `attend_one` writes for a tile of a head.
-pub(super) fn partial_values(head_dim: usize) -> usize {
-    4 * (head_dim.div_ceil(4) + 1)
+pub(super) fn partial_values(v_dim: usize) -> usize {
+    4 * (v_dim.div_ceil(4) + 1)
 }
 
 params!(
@@ -252,6 +260,8 @@ pub(super) const MAX_EXPERTS: usize = 1024;
 pub(super) const MAX_TOP_K: usize = 64;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_HEAD: usize = 512;
+/// Of a key and a query where values are shorter.
+pub(super) const MAX_WIDE: usize = 640;
 
 /// The most experts of a layer among which the computing kernels can choose themselves.
 pub(super) const MAX_CHOSEN_AMONG: usize = 512;

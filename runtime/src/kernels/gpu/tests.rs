@@ -18,6 +18,7 @@ mod conv;
 mod delta;
 mod experts;
 mod groups;
+mod latent;
 mod limits;
 mod mixed;
 mod operations;
@@ -145,6 +146,7 @@ fn parameters_are_what_the_kernels_read() {
     }
     let checked = [
         check::<LinearParams>(),
+        check::<HeadsParams>(),
         check::<PrepareParams>(),
         check::<RotateParams>(),
         check::<GateUpParams>(),

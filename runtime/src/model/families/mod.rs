@@ -3,6 +3,7 @@
 //! A [`Family`] is what GGUF files and `config.json` leave unsaid. Everything else comes from the file's keys, which
 //! [`super::spec`] resolves to one specification a layer.
 
+mod deepseek2;
 mod gemma3;
 mod gemma4;
 mod glm4moe;
@@ -87,6 +88,8 @@ pub struct Family {
     pub window_rope_base: Option<f32>,
     /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
     pub yarn_truncate: bool,
+    /// Whether keys and values of attention are a latent.
+    pub latent: bool,
     /// Which layers are gated delta nets, where it has any.
     pub delta: Option<Deltas>,
     /// Whether what comes out of attention is gated, and GGUF files have the rows of the gate among those of queries.
@@ -142,6 +145,7 @@ impl Family {
         rope_factors: false,
         window_rope_base: None,
         yarn_truncate: true,
+        latent: false,
         delta: None,
         gate_in_q: false,
     };
@@ -168,8 +172,9 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 15] = [
+pub static FAMILIES: [Family; 16] = [
     gpt_oss::FAMILY,
+    deepseek2::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
     glm4moe::FAMILY,

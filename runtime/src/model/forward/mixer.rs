@@ -26,6 +26,7 @@ impl Model {
             (Mixer::Attention(w), MixerSpec::Attention(a)) => {
                 self.attention(b, s, (norm, w, a), i, (pos, n), add)
             }
+            (Mixer::Latent(w), MixerSpec::Attention(a)) => self.latent(b, s, (norm, w, a), i, (pos, n), add),
             (Mixer::Conv(w), MixerSpec::Conv { taps }) => self.conv(b, s, (norm, w, *taps), i, n, add),
             (Mixer::Delta(w), MixerSpec::Delta(of)) => self.delta(b, s, (norm, w, of), i, n, add),
             _ => unreachable!("weights are read as the specification says"),
@@ -73,6 +74,7 @@ impl Model {
             q_norm: w.q_norm.as_deref(),
             k_norm: w.k_norm.as_deref(),
             v_norm: a.v_norm,
+            latent: false,
             eps,
             limit: a.limit,
             rope: &s.ropes[a.rope],
@@ -96,6 +98,7 @@ impl Model {
             kv,
             shared,
             shape: &shape,
+            absorbed: None,
             gate,
             out,
         });

@@ -35,7 +35,7 @@ impl<B: Backend> LayerMemory<B> {
         Ok(match spec {
             MemorySpec::Kv(spec) => {
                 let places = spec.places(capacity, chunk);
-                let kv = backend.alloc_kv(places, spec.heads, spec.head_dim)?;
+                let kv = backend.alloc_kv(places, spec.heads, [spec.head_dim, spec.v_dim])?;
                 LayerMemory::Kv { spec, places, bounded: places < capacity, kv }
             }
             MemorySpec::State(values) => LayerMemory::State { values, slots: backend.alloc(slots * values)? },
@@ -126,7 +126,8 @@ impl<B: Backend> State<B> {
     /// Memory for `capacity` positions, taken in chunks of up to `chunk` tokens.
     pub fn new(backend: &B, model: &Model, capacity: usize, chunk: usize) -> Result<State<B>> {
         let (c, w) = (&model.spec, &model.weights);
-        let (q_width, kv_width) = (c.most(AttentionSpec::q_width), c.most(AttentionSpec::kv_width));
+        let q_width = c.most(AttentionSpec::q_width);
+        let (kv_width, v_width) = (c.most(AttentionSpec::kv_width), c.most(AttentionSpec::v_width));
         let moe = match c.router() {
             None => None,
             Some(router) => Some(MoeScratch::new(backend, model, &router, chunk)?),
@@ -147,7 +148,7 @@ impl<B: Backend> State<B> {
             y: backend.alloc(chunk * c.d)?,
             q: backend.alloc(chunk * q_width)?,
             k: backend.alloc(chunk * kv_width)?,
-            v: backend.alloc(chunk * kv_width)?,
+            v: backend.alloc(chunk * v_width)?,
             attn: backend.alloc(chunk * q_width)?,
             conv: backend.alloc(chunk * c.conv_width())?,
             gate: backend.alloc(chunk * c.gate_width())?,
@@ -177,7 +178,8 @@ impl<B: Backend> State<B> {
         let stream = chunk
             * (3 * c.d
                 + 2 * c.most(AttentionSpec::q_width)
-                + 2 * c.most(AttentionSpec::kv_width)
+                + c.most(AttentionSpec::kv_width)
+                + c.most(AttentionSpec::v_width)
                 + c.conv_width()
                 + c.gate_width())
             + DeltaScratch::<B>::words(c, chunk);

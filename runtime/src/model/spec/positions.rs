@@ -1,5 +1,6 @@
 //! What a file's keys say of positions: which layers have a window, and how positions turn.
 
+use super::latent::logarithm;
 use super::{Keys, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH};
 use crate::error::{Error, Result};
 use crate::format::Value;
@@ -124,6 +125,7 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
     let need = |value: Option<f32>| {
         value.ok_or_else(|| Error::malformed(keys.key("rope.scaling.factor"), "the key is missing"))
     };
+    let sharp = if family.latent { logarithm(keys)? } else { None };
     match kind {
         "none" | "default" | "" => Ok(Scaling::None),
         "linear" => Ok(Scaling::Linear { factor: need(factor)? }),
@@ -135,8 +137,9 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,
-            mscale: keys.meta.f32("dollop.rope.yarn.mscale")?,
-            mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?,
+            // What sharpens the scores of latents does not sharpen them twice.
+            mscale: keys.meta.f32("dollop.rope.yarn.mscale")?.or(sharp),
+            mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?.or(sharp),
             truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),
             gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
                 * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),

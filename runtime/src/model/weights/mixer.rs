@@ -2,6 +2,7 @@
 
 use super::LayerOf;
 use super::delta::{DeltaNet, DeltaOf};
+use super::latent::{Latent, LatentOf};
 use crate::error::Result;
 use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
@@ -14,6 +15,8 @@ use crate::quant::Matrix;
 pub enum Mixer {
     /// Attention.
     Attention(Attention),
+    /// Attention to a latent.
+    Latent(Latent),
     /// A gated short convolution.
     Conv(Conv),
     /// A gated delta net.
@@ -129,9 +132,14 @@ impl Mixer {
     /// Its matrices, in the order of their use.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let all = match self {
-            Mixer::Attention(a) => [Some(&a.q), a.k.as_ref(), a.v.as_ref(), a.gate.as_ref(), Some(&a.o)],
-            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None],
-            Mixer::Delta(d) => [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), Some(&d.out)],
+            Mixer::Attention(a) => {
+                [Some(&a.q), a.k.as_ref(), a.v.as_ref(), a.gate.as_ref(), Some(&a.o), None]
+            }
+            Mixer::Latent(l) => {
+                [l.q_a.as_ref(), Some(&l.kv), Some(&l.q), Some(&l.k_b), Some(&l.v_b), Some(&l.o)]
+            }
+            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None, None],
+            Mixer::Delta(d) => [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), Some(&d.out), None],
         };
         all.into_iter().flatten()
     }
@@ -142,7 +150,10 @@ impl Held for Mixer {
 
     fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
         match &of.spec.mixer {
-            MixerSpec::Attention(spec) => Attention::declare(AttentionOf { layer: of, spec }, to),
+            MixerSpec::Attention(spec) => match &spec.latent {
+                None => Attention::declare(AttentionOf { layer: of, spec }, to),
+                Some(latent) => Latent::declare(LatentOf { layer: of, spec, of: latent }, to),
+            },
             MixerSpec::Conv { taps } => Conv::declare(ConvOf { layer: of, taps: *taps }, to),
             MixerSpec::Delta(spec) => DeltaNet::declare(DeltaOf { layer: of, spec }, to),
         }
@@ -150,9 +161,10 @@ impl Held for Mixer {
 
     fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Mixer> {
         Ok(match &of.spec.mixer {
-            MixerSpec::Attention(spec) => {
-                Mixer::Attention(Attention::read(from, AttentionOf { layer: of, spec })?)
-            }
+            MixerSpec::Attention(spec) => match &spec.latent {
+                None => Mixer::Attention(Attention::read(from, AttentionOf { layer: of, spec })?),
+                Some(latent) => Mixer::Latent(Latent::read(from, LatentOf { layer: of, spec, of: latent })?),
+            },
             MixerSpec::Conv { taps } => Mixer::Conv(Conv::read(from, ConvOf { layer: of, taps: *taps })?),
             MixerSpec::Delta(spec) => Mixer::Delta(DeltaNet::read(from, DeltaOf { layer: of, spec })?),
         })
@@ -161,6 +173,7 @@ impl Held for Mixer {
     fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
         match self {
             Mixer::Attention(attention) => attention.each(met),
+            Mixer::Latent(latent) => latent.each(met),
             Mixer::Conv(conv) => conv.each(met),
             Mixer::Delta(delta) => delta.each(met),
         }
@@ -169,6 +182,7 @@ impl Held for Mixer {
     fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
         match self {
             Mixer::Attention(attention) => attention.each_mut(met),
+            Mixer::Latent(latent) => latent.each_mut(met),
             Mixer::Conv(conv) => conv.each_mut(met),
             Mixer::Delta(delta) => delta.each_mut(met),
         }

@@ -36,8 +36,8 @@ pub(super) fn supports(uses: &Uses) -> Result<()> {
     GpuBackend::supports(uses).map_err(Error::Device)
 }
 
-pub(super) fn kv_bytes(places: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-    GpuKv::bytes(places, heads, head_dim, single)
+pub(super) fn kv_bytes(places: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
+    GpuKv::bytes(places, heads, dims, single)
 }
 
 pub(super) fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {

@@ -29,8 +29,8 @@ pub(super) fn supports(_: &Uses) -> Result<()> {
     present()
 }
 
-pub(super) fn kv_bytes(places: usize, heads: usize, head_dim: usize, single: bool) -> usize {
-    CpuBackend::kv_bytes(places, heads, head_dim, single)
+pub(super) fn kv_bytes(places: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
+    CpuBackend::kv_bytes(places, heads, dims, single)
 }
 
 pub(super) fn scratch_bytes(shape: &ScratchShape, _: usize, _: usize) -> usize {

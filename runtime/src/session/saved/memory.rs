@@ -47,7 +47,7 @@ impl Piece {
 /// What a layer has for each of its positions, and which these are.
 fn kv_of(kv: KvSpec, number_bytes: usize, extent: Extent) -> (KvShape, Range<usize>) {
     let first = if extent.earliest == 0 { 0 } else { kv.first(extent.earliest) };
-    (KvShape { heads: kv.heads, head_dim: kv.head_dim, number_bytes }, first..extent.held)
+    (kv.shape(number_bytes), first..extent.held)
 }
 
 /// Bytes of all layers with their checksums; `None` where there is no such number.

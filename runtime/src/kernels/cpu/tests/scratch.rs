@@ -50,6 +50,7 @@ fn scratch_stays_within_its_bound() {
         chunk: 300,
         d: 96,
         widest: 128,
+        of_heads: 8 * 48,
         ff_routed: 64,
         rotated: [true, true],
         ff_dense: 160,
@@ -75,15 +76,19 @@ fn scratch_stays_within_its_bound() {
     // On a separate thread, because a part of attention's scratch belongs to the thread.
     std::thread::spawn(move || {
         let b = backend(Isa::best(), shape.threads);
-        let x = buffer(values(chunk * shape.widest, 2));
+        let x = buffer(values(chunk * shape.of_heads, 2));
         let mut out = buffer(vec![0.0; chunk * shape.top_k * shape.widest]);
-        let mut kv = b.alloc_kv(shape.context, 4, shape.head_dim).unwrap();
+        let mut kv = b.alloc_kv(shape.context, 4, [shape.head_dim; 2]).unwrap();
         let mut held = 0;
         // Sizes that grow, so that a buffer that doubled would show.
         for tokens in [1, 150, 160, 200, chunk] {
             for group in [32, 64] {
                 let matrix = nested(32, shape.widest, group);
                 b.linear(&x, tokens, &mut [Linear { matrix: &matrix, bias: None, out: &mut out }]);
+                let heads = shape.heads;
+                let of_heads = nested(heads * 16, 48, group);
+                let call = HeadsCall { matrix: &of_heads, heads, x: &x, tokens, kept: 0, out: &mut out };
+                b.heads(call);
                 b.ffn(&x, tokens, (&expert(shape.ff_dense, group), Activation::Geglu), &mut out);
                 let mut expert = expert(shape.ff_routed, group);
                 for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
@@ -104,14 +109,8 @@ fn scratch_stays_within_its_bound() {
             let router =
                 Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
             b.route(&x, tokens, router.unbiased(), &mut Vec::new()).unwrap();
-            let a = Attention {
-                heads: shape.heads,
-                kv_heads: 4,
-                head_dim: shape.head_dim,
-                scale: 1.0,
-                window: None,
-                sinks: None,
-            };
+            let (heads, head_dim) = (shape.heads, shape.head_dim);
+            let a = Attention { heads, kv_heads: 4, head_dim, scale: 1.0, window: None, sinks: None };
             b.write_kv(&mut kv, shape.context - tokens, tokens, &x, &x);
             b.attention(&x, &kv, shape.context - tokens, tokens, &a, &mut out);
             b.write_kv(&mut kv, shape.context - 1, 1, &x, &x);

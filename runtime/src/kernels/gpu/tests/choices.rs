@@ -326,6 +326,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
                 q_norm: Some(&q_norm),
                 k_norm: Some(&k_norm),
                 v_norm: false,
+                latent: false,
                 eps: EPS as f32,
                 limit: None,
                 rope: &rope,
@@ -334,7 +335,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
                 (values(tokens * heads * head_dim, 1), values(tokens * kv_heads * head_dim, 2));
             let (mut q, mut k, mut v) = (put(&b, &queries), put(&b, &keys), put(&b, &keys));
             let mut rotated = b.alloc(queries.len()).unwrap();
-            let mut kv = b.alloc_kv(tokens, kv_heads, head_dim).unwrap();
+            let mut kv = b.alloc_kv(tokens, kv_heads, [head_dim; 2]).unwrap();
             let x = Projected { q: &mut q, k: &mut k, v: &mut v };
             b.place(x, &how, (0, tokens), (&mut kv, false), &mut rotated);
             let check = |what: &str, got: &[f32], x: &[f32], weight: &[f32]| {

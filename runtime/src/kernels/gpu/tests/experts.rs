@@ -164,10 +164,9 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
                 e.down = rotated(&e.down);
             }
         }
-        let tokens = 23;
+        let (tokens, score) = (23, Score::Softmax);
         let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
-        let router =
-            Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
+        let router = Router { experts, top_k, renormalize: true, scale: 1.0, score, groups: None };
         let (input, routed) = (put(&b, &x), put(&b, &logits));
         let mut choices = Vec::new();
         b.route(&routed, tokens, router.unbiased(), &mut choices).unwrap();

@@ -233,7 +233,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
     };
     let Some(b) = gpu_with(&small) else { return };
     assert!(matches!(b.alloc(10_000), Err(Error::Device(_))), "activations");
-    assert!(matches!(b.alloc_kv(1000, 4, 64), Err(Error::Device(_))), "a cache");
+    assert!(matches!(b.alloc_kv(1000, 4, [64; 2]), Err(Error::Device(_))), "a cache");
     assert!(!b.failed(), "nothing is wrong with the device");
     let expert = an_expert(288, 200, Some(Level::B8), 7);
     let job = [ExpertJob { index: 0, expert: &expert, slots: &[0] }];
@@ -252,13 +252,14 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
         q_norm: None,
         k_norm: None,
         v_norm: false,
+        latent: false,
         eps: 1e-5,
         limit: None,
         rope: &rope,
     };
     let buf = || put(&b, &vec![0.5; wide]);
     let (mut q, mut k, mut v, mut rotated) = (buf(), buf(), buf(), buf());
-    let mut kv = b.alloc_kv(4, 1, wide).unwrap();
+    let mut kv = b.alloc_kv(4, 1, [wide; 2]).unwrap();
     b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, (0, 1), (&mut kv, false), &mut rotated);
     assert!(failed(&b), "a head");
 }

@@ -156,6 +156,7 @@ fn places_and_attends() {
                 q_norm: Some(&q_norm[..]).filter(|_| !norm.is_empty()),
                 k_norm: Some(&k_norm[..]).filter(|_| !norm.is_empty()),
                 v_norm: norm == "head",
+                latent: false,
                 eps: 1e-5,
                 limit,
                 rope: &rope,
@@ -164,8 +165,8 @@ fn places_and_attends() {
             let sinks = Some(&sinks[..]).filter(|_| norm.is_empty());
             let shape = Attention { heads, kv_heads, head_dim, scale: 0.3, window, sinks };
             let (mut kv, mut cpu_kv) = (
-                b.alloc_kv(all, kv_heads, head_dim).unwrap(),
-                cpu.alloc_kv(all, kv_heads, head_dim).unwrap(),
+                b.alloc_kv(all, kv_heads, [head_dim; 2]).unwrap(),
+                cpu.alloc_kv(all, kv_heads, [head_dim; 2]).unwrap(),
             );
             let mut outs = (Vec::new(), Vec::new());
             // The preceding positions, then the tested tokens.
@@ -211,13 +212,15 @@ fn two_rotations_of_one_size_are_two() {
             q_norm: None,
             k_norm: None,
             v_norm: false,
+            latent: false,
             eps,
             limit: None,
             rope: &rope,
         };
         let x = values(tokens * heads * head_dim, 3);
         let (mut q, mut k, mut v) = (put(&b, &x), put(&b, &x), put(&b, &x));
-        let (mut kv, mut rotated) = (b.alloc_kv(tokens, heads, head_dim).unwrap(), b.alloc(x.len()).unwrap());
+        let (mut kv, mut rotated) =
+            (b.alloc_kv(tokens, heads, [head_dim; 2]).unwrap(), b.alloc(x.len()).unwrap());
         b.place(
             Projected { q: &mut q, k: &mut k, v: &mut v },
             &how,
@@ -227,7 +230,7 @@ fn two_rotations_of_one_size_are_two() {
         );
         let (mut q, mut k, mut v) = (put(&cpu, &x), put(&cpu, &x), put(&cpu, &x));
         let (mut kv, mut want) =
-            (cpu.alloc_kv(tokens, heads, head_dim).unwrap(), cpu.alloc(x.len()).unwrap());
+            (cpu.alloc_kv(tokens, heads, [head_dim; 2]).unwrap(), cpu.alloc(x.len()).unwrap());
         cpu.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, Some(&mut kv), &mut want);
         close("a rotation", &get(&b, &rotated), &want, 1e-5);
     }
@@ -260,7 +263,18 @@ fn alone(
     let x = Projected { q: &mut q, k: &mut k, v: &mut v };
     let before = b.stats().dispatches;
     let (pos_of, out) = (pos + tokens - 1, &mut one);
-    let call = AttendCall { x, how, pos: pos_of, tokens: 1, kv, shared: false, shape, gate: None, out };
+    let call = AttendCall {
+        x,
+        how,
+        pos: pos_of,
+        tokens: 1,
+        kv,
+        shared: false,
+        shape,
+        absorbed: None,
+        gate: None,
+        out,
+    };
     Backend::attend(b, call);
     // More than a tile of positions are as many workgroups, and one launch puts them together.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
@@ -295,11 +309,12 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
                 q_norm: None,
                 k_norm: None,
                 v_norm: false,
+                latent: false,
                 eps: 1e-5,
                 limit: None,
                 rope: &rope,
             };
-            let mut kv = b.alloc_kv(all, kv_heads, head_dim).unwrap();
+            let mut kv = b.alloc_kv(all, kv_heads, [head_dim; 2]).unwrap();
             let value = |heads, seed| put(&b, &values(all * heads * head_dim, seed));
             let (mut q, mut k, mut v) = (value(heads, 1), value(kv_heads, 2), value(kv_heads, 3));
             let mut rotated = b.alloc(all * width).unwrap();

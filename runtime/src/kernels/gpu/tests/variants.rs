@@ -38,6 +38,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         q_norm: Some(&q_norm),
         k_norm: Some(&k_norm),
         v_norm: true,
+        latent: false,
         eps: 1e-5,
         limit: None,
         rope: &rope,
@@ -47,7 +48,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
     let rows = |heads, seed| put(b, &values(tokens * heads * head_dim, seed));
     let (mut q, mut k, mut v) = (rows(heads, 1), rows(kv_heads, 2), rows(kv_heads, 3));
     let (mut rotated, mut out) = (rows(heads, 4), rows(heads, 5));
-    let mut kv = b.alloc_kv(tokens, kv_heads, head_dim).unwrap();
+    let mut kv = b.alloc_kv(tokens, kv_heads, [head_dim; 2]).unwrap();
     b.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, (0, tokens), (&mut kv, false), &mut rotated);
     b.attention(&rotated, &kv, 0, tokens, &shape, &mut out);
     all.extend([get(b, &rotated), get(b, &out)]);

@@ -1,0 +1,77 @@
+//! A layer with attention to a latent: queries are brought to it, head by head, and what comes out of attention is made a value.
+
+use super::{Model, State};
+use crate::kernels::{
+    Absorbed, Added, AttendCall, Attention, Backend, Linear, LinearCall, Norm, Placing, Projected,
+};
+use crate::model::spec::AttentionSpec;
+use crate::model::weights::Latent;
+
+/// Of the norms between the projections, whatever the model's other norms have.
+const EPS: f32 = 1e-6;
+
+impl Model {
+    /// `x += o · v_b · attention(rope(q) and k_b · q, rope(k) and c, c)` of the normed stream; `c` is the latent.
+    pub(super) fn latent<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut State<B>,
+        (norm, w, a): (Norm<'_>, &Latent, &AttentionSpec),
+        i: usize,
+        (pos, n): (usize, usize),
+        add: bool,
+    ) {
+        let kv = Linear { matrix: &w.kv, bias: w.kv_bias.as_deref(), out: &mut s.k };
+        let norm = Some((norm, &mut s.h));
+        let q = Linear { matrix: &w.q, bias: None, out: &mut s.q };
+        match (&w.q_a, &w.q_a_norm) {
+            (Some(q_a), Some(weight)) => {
+                let q_a = Linear { matrix: q_a, bias: w.q_a_bias.as_deref(), out: &mut s.v };
+                let outs = &mut [q_a, kv];
+                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+                let norm = Some((Norm { weight, eps: EPS }, &mut s.y));
+                let outs = &mut [q];
+                b.linear(LinearCall { x: &s.v, tokens: n, norm, outs, times: None, add: None });
+            }
+            _ => {
+                let outs = &mut [q, kv];
+                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+            }
+        }
+        let how = Placing {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            q_norm: None,
+            k_norm: Some(&w.kv_norm),
+            v_norm: false,
+            latent: true,
+            eps: EPS,
+            limit: a.limit,
+            rope: &s.ropes[a.rope],
+        };
+        let shape = Attention {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            scale: a.scale,
+            window: a.window,
+            sinks: None,
+        };
+        b.attend(AttendCall {
+            x: Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v },
+            how: &how,
+            pos,
+            tokens: n,
+            kv: s.memory[i].kv_mut(),
+            shared: false,
+            shape: &shape,
+            absorbed: Some(Absorbed { queries: &w.k_b, values: &w.v_b }),
+            gate: None,
+            out: &mut s.attn,
+        });
+        let o = Linear { matrix: &w.o, bias: w.o_bias.as_deref(), out: &mut s.y };
+        let add = Some(Added { to: &mut s.x, scale: 1.0 }).filter(|_| add);
+        b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
+    }
+}

@@ -1,0 +1,75 @@
+//! The weights of attention to a latent (MLA, arXiv 2405.04434), absorbed: queries are brought to the latent, and what comes out of
+//! attention is a latent.
+
+use super::LayerOf;
+use crate::model::spec::{AttentionSpec, LatentSpec};
+use crate::model::tensors::{Declared, part};
+use crate::quant::Matrix;
+
+/// A layer with such attention, as its declarations need it.
+#[derive(Clone, Copy)]
+pub struct LatentOf<'a> {
+    pub(super) layer: LayerOf<'a>,
+    pub(super) spec: &'a AttentionSpec,
+    pub(super) of: &'a LatentSpec,
+}
+
+impl LatentOf<'_> {
+    fn matrix(&self, part: &str, rows: usize, cols: usize) -> Declared {
+        Declared::matrix(self.layer.name(&format!("{part}.weight")), rows, cols)
+    }
+
+    fn vector(&self, part: &str, len: usize) -> Declared {
+        Declared::vector(self.layer.name(part), len)
+    }
+
+    /// Rows of queries.
+    fn q_rows(&self) -> usize {
+        self.spec.heads * (self.of.nope_dim + self.of.rope_dim)
+    }
+
+    /// What queries are made of, where it is not the stream.
+    fn q_rank(&self) -> usize {
+        self.of.q_rank.unwrap_or(0)
+    }
+
+    /// Queries of the stream, or of less.
+    fn queries(&self) -> Declared {
+        match self.of.q_rank {
+            None => self.matrix("attn_q", self.q_rows(), self.layer.d),
+            Some(rank) => self.matrix("attn_q_b", self.q_rows(), rank),
+        }
+    }
+}
+
+part! {
+    /// Attention to a latent.
+    Latent(of: LatentOf) {
+        /// `[q_rank, d]`.
+        first q_a: Option<Matrix> =
+            of.matrix("attn_q_a", of.q_rank(), of.layer.d).only_if(of.of.q_rank.is_some());
+        /// `[q_rank]`.
+        also q_a_bias: Option<Vec<f32>> =
+            of.vector("attn_q_a.bias", of.q_rank()).maybe_if(of.of.q_rank.is_some());
+        /// `[rope_dim + rank, d]`: the part of the key that turns, and the latent.
+        also kv: Matrix = of.matrix("attn_kv_a_mqa", of.of.rope_dim + of.of.rank, of.layer.d);
+        /// `[rope_dim + rank]`.
+        also kv_bias: Option<Vec<f32>> =
+            of.vector("attn_kv_a_mqa.bias", of.of.rope_dim + of.of.rank).maybe();
+        /// `[q_rank]`.
+        first q_a_norm: Option<Vec<f32>> =
+            of.vector("attn_q_a_norm.weight", of.q_rank()).only_if(of.of.q_rank.is_some());
+        /// `[heads · (nope_dim + rope_dim), d or q_rank]`.
+        first q: Matrix = of.queries();
+        /// `[rank]`.
+        first kv_norm: Vec<f32> = of.vector("attn_kv_a_norm.weight", of.of.rank);
+        /// `[heads · rank, nope_dim]`: brings queries to the latent.
+        first k_b: Matrix = of.matrix("attn_k_b", of.spec.heads * of.of.rank, of.of.nope_dim);
+        /// `[heads · v_dim, rank]`: makes values of what comes out.
+        first v_b: Matrix = of.matrix("attn_v_b", of.spec.heads * of.of.v_dim, of.of.rank);
+        /// `[d, heads · v_dim]`.
+        first o: Matrix = of.matrix("attn_output", of.layer.d, of.spec.heads * of.of.v_dim);
+        /// `[d]`.
+        also o_bias: Option<Vec<f32>> = of.vector("attn_output.bias", of.layer.d).maybe();
+    }
+}
