@@ -196,6 +196,7 @@ fn by_hand(e: &Encoded, level: Level, row: usize, col: usize) -> f64 {
             let zero = zeros[at * 8 + row % 8] >> (row % 16 / 8 * 4) & 15;
             (2f64.powi(exponent - 15) * (1.0 + mantissa / 16.0), 128.0 + 8.0 * (f64::from(zero) - 8.0))
         }
+        tables => unreachable!("{tables:?} is of sources whose codes are kept"),
     };
     let fit = e.fits[level.index()];
     scale * (f64::from(fit.alpha) * (f64::from(code << level.shift()) - zero) + f64::from(fit.beta))

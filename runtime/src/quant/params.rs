@@ -24,10 +24,13 @@ pub enum GroupParams {
     Narrow = 1,
     /// What MXFP4 has: a power of two in 8 bits, and codes that index a table. A conversion chooses it where a source's codes are
     /// kept; it cannot be asked for.
+    #[doc(hidden)]
     Mxfp4 = 2,
     /// What IQ4_NL has: an f16 scale, and codes that index a table. Likewise.
+    #[doc(hidden)]
     Iq4Nl = 3,
     /// What IQ4_XS has: a whole number of 8 bits, times an f16 scale of eight groups; and codes that index a table. Likewise.
+    #[doc(hidden)]
     Iq4Xs = 4,
 }
 
