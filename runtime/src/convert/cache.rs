@@ -1,5 +1,6 @@
 //! Conversions that are done once: a folder of Dollop files, keyed by what they were made from.
 
+use super::name::absolute;
 use super::partial::Turn;
 use super::source::Source;
 use super::{ConvertOptions, check, convert_source, model_name};
@@ -41,7 +42,7 @@ pub fn cached(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PathBuf> {
-    let path = source.canonicalize().map_err(|e| Error::io(source, e))?;
+    let path = absolute(source).map_err(|e| Error::io(source, e))?;
     let opened = Source::open(&path)?;
     // The place of the source names the family of its conversions; its state and the options name the one.
     let place = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));

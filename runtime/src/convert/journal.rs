@@ -7,6 +7,7 @@
 //! the bytes of a run without a break. A journal of other inputs or options is not used.
 
 use super::cache;
+use super::name::absolute;
 use super::source::Source;
 use crate::error::{Error, Result};
 use std::ffi::OsString;
@@ -50,7 +51,7 @@ impl Journal {
     /// # Errors
     /// `Invalid` where another process has it; `Io`; those of opening the source.
     pub fn open(out: &Path, source: &Path, options: &str) -> Result<Journal> {
-        let source = source.canonicalize().map_err(|e| Error::io(source, e))?;
+        let source = absolute(source).map_err(|e| Error::io(source, e))?;
         let mut inputs = cache::state_of(&Source::open(&source)?)?;
         inputs.extend_from_slice(concat!(env!("CARGO_PKG_VERSION"), " ").as_bytes());
         inputs.extend_from_slice(options.as_bytes());

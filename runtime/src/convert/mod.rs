@@ -13,6 +13,7 @@ mod feedback;
 pub mod imatrix;
 pub(crate) mod journal;
 mod name;
+mod outline;
 pub(crate) mod packing;
 pub(crate) mod partial;
 mod plan;
@@ -28,6 +29,8 @@ pub use calibration::{Calibration, Inputs};
 #[doc(hidden)]
 pub use journal::Journal;
 pub use name::model_name;
+#[doc(hidden)]
+pub use outline::{Outline, outline};
 pub use plan::Group;
 #[doc(hidden)]
 pub use rows::Rows;

@@ -1,10 +1,11 @@
 //! What a model is called after the file or folder that it lies in.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The name of the model at `source`: a folder's name, whatever dots it has; a file's without `.gguf` and without the number
-/// of a shard. `.` and `..` have the names of the folders that they stand for. `None` for the root.
+/// of a shard. `.` and `..` have the names of the folders that they stand for; a snapshot in the hub's cache
+/// (`models--ORG--NAME/snapshots/COMMIT`) that of its repository. `None` for the root.
 #[doc(hidden)]
 pub fn model_name(source: &Path) -> Option<OsString> {
     let folder = source.file_name().is_some_and(|n| n == "config.json").then(|| match source.parent() {
@@ -17,7 +18,7 @@ pub fn model_name(source: &Path) -> Option<OsString> {
         None => place.canonicalize().ok()?.file_name()?.to_os_string(),
     };
     if folder.is_some() || source.is_dir() {
-        return Some(name);
+        return Some(repository(place).unwrap_or(name));
     }
     let Some(text) = name.to_str() else { return Some(name) };
     let stem = match text.len().checked_sub(".gguf".len()).and_then(|at| text.split_at_checked(at)) {
@@ -32,6 +33,28 @@ pub fn model_name(source: &Path) -> Option<OsString> {
         .filter(|(_, no)| digits(no))
         .map_or(stem, |(rest, _)| rest);
     Some(if whole.is_empty() { name } else { whole.into() })
+}
+
+/// The name of the repository of which a folder is a snapshot.
+fn repository(snapshot: &Path) -> Option<OsString> {
+    let snapshots = snapshot.parent().filter(|up| up.file_name().is_some_and(|n| n == "snapshots"))?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repo.rsplit_once("--").map_or(repo, |(_, name)| name).into())
+}
+
+/// A path without `.`, `..` and links of folders. A link of the file itself stays: in the hub's cache it has the model's name, and
+/// beside it lie the other files of a split model.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn absolute(source: &Path) -> std::io::Result<PathBuf> {
+    match (source.parent(), source.file_name()) {
+        (Some(folder), Some(name)) if !source.is_dir() => {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            Ok(folder.canonicalize()?.join(name))
+        }
+        _ => source.canonicalize(),
+    }
 }
 
 #[cfg(test)]
@@ -59,5 +82,10 @@ mod tests {
             assert_eq!(model_name(Path::new(path)).unwrap(), want, "{path}");
         }
         assert_eq!(model_name(Path::new("/")), None);
+        let snapshot = folder.path().join("models--org--tiny-0.5B/snapshots/0123");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        assert_eq!(model_name(&snapshot).unwrap(), "tiny-0.5B");
+        assert_eq!(model_name(&snapshot.join("config.json")).unwrap(), "tiny-0.5B");
+        assert_eq!(model_name(&snapshot.join("x-Q8_0.gguf")).unwrap(), "x-Q8_0");
     }
 }

@@ -59,7 +59,22 @@ impl Gguf {
     /// `Malformed` for bytes that are no GGUF or contradict themselves, `Unsupported` for other versions, byte orders
     /// and tensor types.
     pub fn parse(bytes: &[u8]) -> Result<Gguf> {
-        let mut r = Reader { bytes, at: 0 };
+        Gguf::read(&mut Reader { bytes, at: 0, len: bytes.len() as u64, short: false })
+    }
+
+    /// [`Gguf::parse`] of a file of `len` bytes of which only these first ones are there; `None` where the header is longer.
+    ///
+    /// # Errors
+    /// As [`Gguf::parse`].
+    pub fn parse_prefix(prefix: &[u8], len: u64) -> Result<Option<Gguf>> {
+        let mut r = Reader { bytes: prefix, at: 0, len: len.max(prefix.len() as u64), short: false };
+        match Gguf::read(&mut r) {
+            Err(_) if r.short => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    fn read(r: &mut Reader) -> Result<Gguf> {
         if r.take(4).ok() != Some(MAGIC) {
             return Err(Error::malformed(
                 "header",
@@ -91,8 +106,10 @@ impl Gguf {
                 return Err(Error::malformed("general.alignment", reason));
             }
         };
-        let mut tensors = Vec::with_capacity(n_tensors as usize);
-        let mut index = HashMap::with_capacity(n_tensors as usize);
+        // What a server says of a file's length is no reason to take memory.
+        let room = n_tensors.min(r.bytes.len() as u64 / MIN_TENSOR_BYTES) as usize;
+        let mut tensors = Vec::with_capacity(room);
+        let mut index = HashMap::with_capacity(room);
         for i in 0..n_tensors {
             let tensor = r.tensor()?;
             if index.insert(tensor.name.clone(), i as usize).is_some() {
@@ -102,7 +119,7 @@ impl Gguf {
         }
         // Without tensors (a vocabulary, a first shard) nothing need follow the header.
         let data_start = (r.at as u64).next_multiple_of(alignment);
-        place(&mut tensors, data_start, alignment, bytes.len() as u64)?;
+        place(&mut tensors, data_start, alignment, r.len)?;
         Ok(Gguf { version, metadata, tensors, alignment, data_start, index })
     }
 
@@ -146,18 +163,25 @@ fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, file_len: 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Length of the file, of which `bytes` are all or the first.
+    len: u64,
+    /// Whether more was read than `bytes` have and the file has.
+    short: bool,
 }
 
 impl<'a> Reader<'a> {
     fn left(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
+        self.len - self.at as u64
     }
 
     fn take(&mut self, n: u64) -> Result<&'a [u8]> {
         if n > self.left() {
-            let reason =
-                format!("the file ends {} bytes early, at byte {}", n - self.left(), self.bytes.len());
+            let reason = format!("the file ends {} bytes early, at byte {}", n - self.left(), self.len);
             return Err(Error::malformed("header", reason));
+        }
+        if n > (self.bytes.len() - self.at) as u64 {
+            self.short = true;
+            return Err(Error::malformed("header", "is longer than what is there of the file"));
         }
         let from = self.at;
         self.at += n as usize;

@@ -111,6 +111,11 @@ impl<W: Write + Seek> GgufWriter<W> {
         Ok(())
     }
 
+    /// Length of the whole file.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Where it is written to.
     pub fn out(&self) -> &W {
         &self.out

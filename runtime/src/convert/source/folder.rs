@@ -4,6 +4,7 @@ use super::collector::Collector;
 use super::heads::Grouped;
 use super::packed::Blocks;
 use super::{Layout, Piece, Pieces, Source};
+use crate::convert::name::model_name;
 use crate::error::{Error, Result};
 use crate::format::hf::{self, Cut, Form, Place};
 use crate::format::{Metadata, safetensors};
@@ -29,7 +30,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         .at(folder)
     })?;
     let mut metadata = families::metadata_from_config(&config).map_err(|e| e.at(folder))?;
-    let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+    let name = folder.canonicalize().ok().and_then(|p| Some(model_name(&p)?.to_string_lossy().into_owned()));
     metadata.insert("general.name", name.unwrap_or_else(|| "model".into()));
     let others = add_tokenizer(folder, &config, &mut metadata)?;
 
