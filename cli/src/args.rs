@@ -1,9 +1,12 @@
 //! The command line, and its `--help`.
 
+use crate::doctor::DoctorArgs;
+use crate::models::{ListArgs, PruneArgs, PullArgs, RmArgs};
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::streaming::size;
 use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, mean_bits, precision_or_bits};
+use crate::{Failure, hub};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use dollop::Level;
 use dollop::Precision;
@@ -11,9 +14,10 @@ use std::path::PathBuf;
 
 /// Runs Mixture-of-Experts language models, a dollop at a time.
 ///
-/// MODEL is a Dollop file, a GGUF file, or a Hugging Face folder. The last two are converted once into the cache folder
-/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop) and open at once afterwards. If an optional MODEL is left out, the small
-/// model that comes with Dollop is used.
+/// MODEL is a Dollop file, a GGUF file, a Hugging Face folder, or the name of a model elsewhere: hf:ORG/NAME[:QUANT] on the hub, or
+/// the URL of a GGUF file. What is not here is fetched, once; what is no Dollop file is converted, once, into the cache folder
+/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop). If an optional MODEL is left out, the small model that comes with Dollop is
+/// used.
 #[derive(Parser)]
 #[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
@@ -36,6 +40,48 @@ pub enum Command {
     Eval(EvalArgs),
     Bench(BenchArgs),
     Devices(DevicesArgs),
+    Doctor(DoctorArgs),
+    Pull(PullArgs),
+    List(ListArgs),
+    Rm(RmArgs),
+    Prune(PruneArgs),
+}
+
+impl Command {
+    /// Fetches the models that are named, unless they are here, and puts their paths in place of the names. `plan` reads what it
+    /// needs itself, and needs little.
+    ///
+    /// # Errors
+    /// What to do.
+    pub fn fetch_models(&mut self) -> Result<(), Failure> {
+        let mut fetched = |model: &mut PathBuf| -> Result<bool, Failure> {
+            let path = hub::local(model)?;
+            let was_named = path != *model;
+            *model = path;
+            Ok(was_named)
+        };
+        let optional = match self {
+            Command::Chat(args) => args.model.as_mut(),
+            Command::Run(args) => args.model.as_mut(),
+            Command::Inspect(args) => args.file.as_mut(),
+            Command::Bench(args) => args.model.as_mut(),
+            Command::Eval(args) => {
+                args.against.as_mut().map(&mut fetched).transpose()?;
+                args.model.as_mut()
+            }
+            Command::Convert(args) => {
+                // The result of a name is written here, and not into the hub's cache.
+                if fetched(&mut args.source)? && args.out.is_none() {
+                    let mut out = dollop::convert::model_name(&args.source).unwrap_or_else(|| "model".into());
+                    out.push(".dollop.gguf");
+                    args.out = Some(out.into());
+                }
+                None
+            }
+            _ => None,
+        };
+        optional.map(fetched).transpose().map(drop)
+    }
 }
 
 /// Chats with a model.
@@ -48,7 +94,7 @@ pub enum Command {
     after_help = "Examples:\n  dollop chat\n  dollop chat OLMoE-1B-7B-Q4_K_M.gguf --system 'You answer in one sentence.'\n  echo 'What is the capital of France?' | dollop chat"
 )]
 pub struct ChatArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// System prompt [default: the template's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -84,7 +130,7 @@ pub enum OverflowArg {
     after_help = "Examples:\n  dollop run -p 'What is the capital of France?'\n  dollop run model.gguf -f question.txt --json\n  dollop run --raw -p 'Once upon a time' -n 64 --temp 0"
 )]
 pub struct RunArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// The prompt
     #[arg(short, long, value_name = "TEXT", required_unless_present = "file", allow_hyphen_values = true)]
@@ -116,9 +162,9 @@ pub struct RunArgs {
     after_help = "Examples:\n  dollop convert Qwen3-30B-A3B-Q8_0.gguf\n  dollop convert ./OLMoE-1B-7B-0924 olmoe.gguf --max-level 4 --level-dense 6\n  dollop convert Qwen3-30B-A3B-BF16.gguf --imatrix Qwen3-30B-A3B.imatrix.gguf\n  dollop convert ./OLMoE-1B-7B-0924 --calibrate wiki.txt\n  dollop convert ./OLMoE-1B-7B-0924 --bits 3.2 --calibrate"
 )]
 pub struct ConvertArgs {
-    /// GGUF file (any shard of a split one) or Hugging Face folder
+    /// GGUF file (any shard of a split one), Hugging Face folder, or name (hf:ORG/NAME[:QUANT])
     pub source: PathBuf,
-    /// The file to write [default: beside the source, NAME.dollop.gguf]
+    /// The file to write [default: NAME.dollop.gguf beside the source, or here for a name]
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: ConvertHow,
@@ -177,7 +223,7 @@ pub enum ParamsArg {
 /// Shows what a model file holds, without loading it.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -187,13 +233,16 @@ pub struct InspectArgs {
     pub verify: bool,
 }
 
-/// Shows how a memory budget would be spent, before anything is loaded: what fits, and how much a token would read.
+/// Shows how a memory budget would be spent, before anything is loaded or converted: what fits, and how much a token would read.
+///
+/// Of a model on the hub only headers are read, a few megabytes: whether it is supported, how large it is on the disk as it is and
+/// converted, and which file of the repository to take.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json"
+    after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M --memory 8G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json"
 )]
 pub struct PlanArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -227,7 +276,7 @@ pub struct PlanArgs {
     after_help = "Examples:\n  dollop eval ./model-folder --reference --tokens 1,2,3 --logits out.json\n  dollop eval model.gguf --text wiki.txt --level 4\n  dollop eval model.dollop.gguf --text wiki.txt --level 3 --against model.gguf\n  dollop eval changed-weights.gguf --reference --text wiki.txt --against model.gguf\n  dollop eval model.gguf --tasks --levels 2,3,4,8\n  dollop eval model.gguf --tasks json,tools --levels 4,adaptive --memory 2G --verbose"
 )]
 pub struct EvalArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// Token ids, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "logits", conflicts_with = "text")]
@@ -270,7 +319,7 @@ pub struct EvalArgs {
 /// Measures speed, as llama-bench does: tokens per second of a prompt and of generation.
 #[derive(Args)]
 pub struct BenchArgs {
-    /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
+    /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
     /// Tokens of the prompt test; 0 for none
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]

@@ -16,3 +16,17 @@ pub fn now() -> DateTime {
         microsecond: now.nanosecond() / 1000 % 1_000_000,
     }
 }
+
+/// A time in seconds since 1970, as a date of this time zone.
+pub fn date(seconds: u64) -> String {
+    let time = chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap_or(0), 0).unwrap_or_default();
+    let time = time.with_timezone(&chrono::Local);
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}",
+        time.year(),
+        time.month(),
+        time.day(),
+        time.hour(),
+        time.minute()
+    )
+}

@@ -4,8 +4,8 @@ use crate::args::EngineArgs;
 use crate::note;
 use crate::output::{Bar, Unit};
 use crate::streaming::Watch;
-use crate::{Failure, interrupt};
-use dollop::convert::Purpose;
+use crate::{Failure, interrupt, inventory};
+use dollop::convert::{Outline, Purpose, outline};
 use dollop::{Chat, Engine, EngineOptions, Error, MemoryPlan, Overflow, Progress, Session};
 use std::env;
 use std::ops::ControlFlow;
@@ -28,9 +28,7 @@ pub fn open_with(
 ) -> Result<(Engine, Watch), Failure> {
     // Without a cache folder, kernels are compiled every time.
     options.pipelines = cache_folder().ok();
-    let engine = converting(model, &mut options, purpose, &mut |path, options, progress| {
-        Engine::open_with(path, options, progress)
-    })?;
+    let engine = converting(model, &mut options, purpose, &mut |path, options| Engine::open(path, options))?;
     if let Some(note) = engine.note() {
         note!("{note}");
     }
@@ -41,29 +39,38 @@ pub fn open_with(
     Ok((engine, watch))
 }
 
-/// How the memory would be spent.
-pub fn plan(model: Option<&Path>, mut options: EngineOptions) -> Result<MemoryPlan, Failure> {
-    converting(model, &mut options, Purpose::Weights, &mut |path, options, progress| {
-        Engine::plan_with(path, options, progress)
-    })
+/// How the memory would be spent, and for a model that is not converted what its conversion would be like: nothing is converted.
+pub fn plan(
+    model: Option<&Path>,
+    mut options: EngineOptions,
+) -> Result<(MemoryPlan, Option<Outline>), Failure> {
+    let path = model.map_or_else(default_model, |path| Ok(path.to_path_buf()))?;
+    if !path.exists() {
+        return Err(format!("{}: there is no such file or folder", path.display()).into());
+    }
+    if is_dollop(&path) {
+        return Ok((Engine::plan(&path, &options)?, None));
+    }
+    let folder = cache_folder()?.join("headers");
+    let out = folder.join(format!("outline-{}.gguf", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    options.cache = None;
+    let plan = outline(&path, &out).and_then(|outline| Ok((Engine::plan(&out, &options)?, Some(outline))));
+    let _ = std::fs::remove_file(&out);
+    Ok(plan?)
 }
 
 /// The Dollop file for the model on the command line.
 pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
-    converting(model, &mut EngineOptions::default(), purpose, &mut |path, options, progress| {
-        Engine::prepare(path, options, progress)
-    })
+    converting(model, &mut EngineOptions::default(), purpose, &mut |path, _| Ok(path.to_path_buf()))
 }
 
-/// A callback for a conversion's progress.
-type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
-
-/// Runs `work` on a model that the library may have to convert first, with a progress bar, until ^C.
+/// Runs `work` on the Dollop file of a model, which is made first where there is none, with a progress bar, until ^C.
 fn converting<T>(
     model: Option<&Path>,
     options: &mut EngineOptions,
     purpose: Purpose,
-    work: &mut dyn FnMut(&Path, &EngineOptions, Hear) -> dollop::Result<T>,
+    work: &mut dyn FnMut(&Path, &EngineOptions) -> dollop::Result<T>,
 ) -> Result<T, Failure> {
     let path = model.map_or_else(default_model, |path| Ok(path.to_path_buf()))?;
     if !path.exists() {
@@ -73,7 +80,7 @@ fn converting<T>(
     (options.cache, options.purpose) = (folder.as_ref().ok().cloned(), purpose);
     let (cancel, _guard) = interrupt::cancellable();
     let mut bar = None;
-    work(&path, options, &mut |p| {
+    let mut hear = |p: Progress| {
         let bar = bar.get_or_insert_with(|| {
             let folder = folder.as_deref().unwrap_or(Path::new("")).display();
             note!("converting {} once, into {folder}", path.display());
@@ -81,8 +88,12 @@ fn converting<T>(
         });
         bar.show(p.stage, p.done, p.total);
         if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .map_err(|e| match (&e, &folder) {
+    };
+    let file = Engine::prepare(&path, options, &mut hear);
+    if let Some(file) = file.as_ref().ok().filter(|file| **file != path) {
+        inventory::remember(file, &path);
+    }
+    file.and_then(|file| work(&file, options)).map_err(|e| match (&e, &folder) {
         // The only error is that there is no folder for the converted model.
         (Error::Unsupported { .. }, Err(Failure(why))) if !is_dollop(&path) => why.as_str().into(),
         _ => template_fault(e, model),
@@ -152,7 +163,8 @@ pub fn home_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
         .or_else(|| env::var_os("HOME").and_then(absolute).map(|h| h.join(below_home)))
 }
 
-fn cache_folder() -> Result<PathBuf, Failure> {
+/// Where conversions and downloads lie.
+pub fn cache_folder() -> Result<PathBuf, Failure> {
     home_folder("XDG_CACHE_HOME", ".cache")
         .map(|p| p.join("dollop"))
         .ok_or_else(|| "there is no folder for converted models: set HOME or XDG_CACHE_HOME, or convert with `dollop convert` first".into())

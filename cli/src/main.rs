@@ -1,7 +1,8 @@
 //! `dollop`: chat with a model, run it, convert it, inspect it, measure it.
 //!
 //! Only results go to stdout; progress, notes and errors go to stderr. Exit status: 0 for success, 1 for a failure, 2
-//! for a wrong command line. Only this program reads the environment and the clock.
+//! for a wrong command line. Only this program reads the environment and the clock, and only it uses the network: when a model's
+//! name asks for it (`hub`).
 
 mod args;
 mod bench;
@@ -9,12 +10,16 @@ mod chat;
 mod clock;
 mod convert;
 mod devices;
+mod doctor;
 mod eval;
+mod hub;
 mod inspect;
 mod interrupt;
+mod inventory;
 mod live;
 mod locate;
 mod logging;
+mod models;
 mod output;
 mod plan;
 mod run;
@@ -63,7 +68,18 @@ impl From<std::io::Error> for Failure {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(cli.log);
-    let result = match cli.command {
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(text)) => {
+            note!("error: {}", screen::one_line(&text));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut command: Command) -> Result<(), Failure> {
+    command.fetch_models()?;
+    match command {
         Command::Chat(args) => chat::chat(&args),
         Command::Run(args) => run::run(&args),
         Command::Convert(args) => convert::convert(&args),
@@ -72,12 +88,10 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Devices(args) => devices::devices(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure(text)) => {
-            note!("error: {}", screen::one_line(&text));
-            ExitCode::FAILURE
-        }
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Pull(args) => models::pull(&args),
+        Command::List(args) => models::list(&args),
+        Command::Rm(args) => models::rm(&args),
+        Command::Prune(args) => models::prune(&args),
     }
 }

@@ -14,6 +14,8 @@ pub struct Bar {
     stage: &'static str,
     bar: Option<ProgressBar>,
     start: Instant,
+    /// What was done before the stage began: it counts for no rate.
+    before: u64,
     last: Instant,
 }
 
@@ -43,14 +45,14 @@ impl Unit {
 impl Bar {
     pub fn new(unit: Unit) -> Bar {
         let now = Instant::now();
-        Bar { unit, stage: "", bar: None, start: now, last: now }
+        Bar { unit, stage: "", bar: None, start: now, before: 0, last: now }
     }
 
     /// Shows the current stage, and how much of the total is done.
     pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
         if stage != self.stage {
             // Another stage has another rate.
-            (self.stage, self.start) = (stage, Instant::now());
+            (self.stage, self.start, self.before) = (stage, Instant::now(), done);
             if let Some(bar) = self.bar.take() {
                 bar.finish_and_clear();
             }
@@ -60,7 +62,8 @@ impl Bar {
         }
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| {
-                let bar = ProgressBar::new(total).with_elapsed(self.start.elapsed());
+                let bar =
+                    ProgressBar::new(total).with_elapsed(self.start.elapsed()).with_position(self.before);
                 bar.set_style(
                     ProgressStyle::with_template(self.unit.template())
                         .expect("the template is a constant")
@@ -76,8 +79,8 @@ impl Bar {
             bar.set_position(done);
         } else if self.last.elapsed() > Duration::from_secs(10) {
             self.last = Instant::now();
-            let rate = done as f64 / self.start.elapsed().as_secs_f64();
-            let left = (total - done) as f64 / rate.max(1.0);
+            let rate = done.saturating_sub(self.before) as f64 / self.start.elapsed().as_secs_f64();
+            let left = total.saturating_sub(done) as f64 / rate.max(1.0);
             note!(
                 "{}: {} of {}, {}/s, {left:.0} s left",
                 stage,

@@ -1,18 +1,80 @@
 //! `dollop plan`.
 
 use crate::args::PlanArgs;
+use crate::hub::{self, Ahead, Seen};
 use crate::output::bytes;
 use crate::screen;
 use crate::{Failure, locate};
+use dollop::MemoryPlan;
+use dollop::convert::Outline;
 use std::io::Write;
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let plan = locate::plan(args.model.as_deref(), args.engine.options())?;
-    let mut out = screen::stdout();
+    let seen = args.model.as_deref().map(hub::look).transpose()?;
+    let (path, ahead) = match &seen {
+        None => (None, None),
+        Some(Seen::Here(path)) => (Some(path.as_path()), None),
+        Some(Seen::Ahead(ahead)) => (Some(ahead.path.as_path()), Some(&**ahead)),
+    };
+    let planned = locate::plan(path, args.engine.options());
+    if let Some(ahead) = ahead {
+        ahead.forget();
+    }
+    let (plan, outline) = planned?;
     if args.json {
-        writeln!(out, "{}", screen::json(&plan, true)?)?;
+        let mut json = serde_json::to_value(&plan).map_err(|e| e.to_string())?;
+        json["conversion"] = serde_json::to_value(&outline).map_err(|e| e.to_string())?;
+        if let Some(ahead) = ahead {
+            json["download"] = serde_json::json!({
+                "taken": ahead.candidate, "why": ahead.why, "files": ahead.all,
+                "bytes_read": ahead.bytes_read, "free_bytes": ahead.free_bytes,
+            });
+        }
+        writeln!(screen::stdout(), "{}", screen::json(&json, true)?)?;
         return Ok(());
     }
+    if let Some(ahead) = ahead {
+        download(ahead)?;
+    }
+    if let Some(outline) = &outline {
+        conversion(outline)?;
+    }
+    memory(&plan)
+}
+
+fn download(ahead: &Ahead) -> Result<(), Failure> {
+    let mut out = screen::stdout();
+    let why = if ahead.why.is_empty() { String::new() } else { format!(": {}", ahead.why) };
+    writeln!(
+        out,
+        "supported           yes, as far as the headers say ({} were read)",
+        bytes(ahead.bytes_read)
+    )?;
+    writeln!(
+        out,
+        "download            {:>12}  {}{why}",
+        bytes(ahead.candidate.bytes),
+        ahead.candidate.label
+    )?;
+    for other in ahead.all.iter().filter(|c| c.file != ahead.candidate.file) {
+        writeln!(out, "  instead           {:>10}  {}", bytes(other.bytes), screen::one_line(&other.label))?;
+    }
+    writeln!(out, "free on the disk    {:>12}", bytes(ahead.free_bytes))?;
+    Ok(())
+}
+
+fn conversion(outline: &Outline) -> Result<(), Failure> {
+    let mut out = screen::stdout();
+    for (bits, size) in outline.sizes.iter().rev() {
+        let how = if *bits == 8 { "converted once".to_owned() } else { format!("--max-level {bits}") };
+        writeln!(out, "  {how:<17} {:>10}", bytes(*size))?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn memory(plan: &MemoryPlan) -> Result<(), Failure> {
+    let mut out = screen::stdout();
     let budget = plan.budget.map_or("no limit".to_owned(), bytes);
     writeln!(out, "budget              {budget}")?;
     writeln!(out, "  program, tables   {:>10}", bytes(plan.overhead_bytes))?;

@@ -1,0 +1,221 @@
+//! `dollop doctor`: what this machine gives a model, measured where that takes a moment, and what to do next.
+
+use crate::hub::settings::Settings;
+use crate::hub::{self, Seen};
+use crate::output::bytes;
+use crate::{Failure, locate, screen};
+use clap::Args;
+use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use dollop::internal::store::{FileStorage, Reads, Storage, available_bytes};
+use serde::Serialize;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Looks at what this machine gives a model: disk, memory, cores, GPUs, limits, the cache folder; and says what to do next.
+///
+/// It writes and reads 256 MB in the cache folder for some seconds. With a model, it plans that one for the memory that is free.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  dollop doctor\n  dollop doctor hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M\n  dollop doctor model.gguf --json"
+)]
+pub struct DoctorArgs {
+    /// The model to plan for: a path, or a name (hf:ORG/NAME[:QUANT])
+    pub model: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Bytes of the file that the disk is measured with, and of one read: about an expert of a 30B model.
+const FILE_BYTES: usize = 256 << 20;
+const READ_BYTES: usize = 2 << 20;
+/// Bytes that memory is measured with: more than most caches hold.
+const MEMORY_BYTES: usize = 256 << 20;
+
+#[derive(Serialize)]
+struct Disk {
+    folder: PathBuf,
+    free_bytes: u64,
+    /// Cold reads at random places past the page cache.
+    read_bytes_per_second: f64,
+    reads_in_flight: usize,
+    access: String,
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    name: String,
+    software: bool,
+    lacks: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Findings {
+    cores: usize,
+    instruction_sets: Vec<String>,
+    memory_bytes_per_second: f64,
+    free_memory_bytes: Option<u64>,
+    /// Of the control group, if it has one.
+    memory_limit_bytes: Option<u64>,
+    open_files_limit: Option<u64>,
+    gpus: Vec<Gpu>,
+    /// Or why the cache folder cannot be used.
+    disk: Result<Disk, String>,
+    advice: String,
+}
+
+pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let disk = locate::cache_folder().and_then(|folder| disk(&folder)).map_err(|Failure(why)| why);
+    let gpu = |d: dollop::Device| Gpu { name: d.name, software: d.software, lacks: d.missing };
+    let found = Findings {
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        instruction_sets: Isa::available().iter().map(ToString::to_string).collect(),
+        memory_bytes_per_second: memory()?,
+        free_memory_bytes: available_bytes(),
+        memory_limit_bytes: first_number("/sys/fs/cgroup/memory.max"),
+        open_files_limit: open_files(),
+        gpus: dollop::devices().into_iter().skip(1).map(gpu).collect(),
+        advice: advice(args.model.as_deref(), disk.as_ref().err()),
+        disk,
+    };
+    let mut out = screen::stdout();
+    if args.json {
+        writeln!(out, "{}", screen::json(&found, true)?)?;
+        return Ok(());
+    }
+    print(&found, &mut out)
+}
+
+fn print(found: &Findings, out: &mut dyn Write) -> Result<(), Failure> {
+    let rate = |r: f64| format!("{}/s", bytes(r as u64));
+    writeln!(out, "cores          {}, with {}", found.cores, found.instruction_sets.join(", "))?;
+    let free = found.free_memory_bytes.map_or("unknown".into(), bytes);
+    let limit = found
+        .memory_limit_bytes
+        .map_or(String::new(), |n| format!(", limited to {} by the control group", bytes(n)));
+    writeln!(out, "memory         {free} free{limit}; read at {}", rate(found.memory_bytes_per_second))?;
+    match &found.disk {
+        Ok(d) => {
+            let how = format!("{} reads in flight, {}", d.reads_in_flight, d.access);
+            writeln!(
+                out,
+                "disk           {} free; cold reads of 2 MiB at {} ({how})",
+                bytes(d.free_bytes),
+                rate(d.read_bytes_per_second)
+            )?;
+            writeln!(out, "cache folder   {}, can be written", d.folder.display())?;
+        }
+        Err(why) => writeln!(out, "cache folder   cannot be used: {why}")?,
+    }
+    for gpu in &found.gpus {
+        let what = match (&gpu.lacks, gpu.software) {
+            (Some(lacks), _) => format!("cannot compute models: it lacks {lacks}"),
+            (None, true) => "in software: slower than the CPU itself".into(),
+            (None, false) => "can compute models".into(),
+        };
+        writeln!(out, "GPU            {}: {what}", screen::one_line(&gpu.name))?;
+    }
+    if found.gpus.is_empty() {
+        writeln!(out, "GPU            none (Vulkan, Metal or DirectX 12)")?;
+    }
+    if let Some(files) = found.open_files_limit {
+        writeln!(out, "limits         {files} open files")?;
+    }
+    writeln!(out, "\n{}", found.advice)?;
+    Ok(())
+}
+
+/// Measures the folder's disk as an engine measures it, with a file of its own.
+fn disk(folder: &Path) -> Result<Disk, Failure> {
+    let failed = |e: std::io::Error| Failure(format!("{}: {e}", folder.display()));
+    fs::create_dir_all(folder).map_err(failed)?;
+    let path = folder.join(format!("doctor-{}", std::process::id()));
+    let measured = write(&path).map_err(failed).and_then(|()| {
+        // All of the file, each part once and far from the one before.
+        let count = FILE_BYTES / READ_BYTES;
+        let probes: Vec<_> = (0..count).map(|i| ((i * 37 % count * READ_BYTES) as u64, READ_BYTES)).collect();
+        Ok(FileStorage::open_measured(&path, &probes, count, None, Reads::Measured)?)
+    });
+    let _ = fs::remove_file(&path);
+    let storage = measured?;
+    let rate = storage.measured().ok_or("the disk could not be read")?;
+    Ok(Disk {
+        folder: folder.to_path_buf(),
+        free_bytes: hub::free_bytes(folder),
+        read_bytes_per_second: rate.bytes_per_second,
+        reads_in_flight: rate.lanes,
+        access: format!("{:?}", storage.access()).to_lowercase(),
+    })
+}
+
+fn write(path: &Path) -> std::io::Result<()> {
+    let mut file = fs::File::create_new(path)?;
+    // Not zeros, which some file systems do not store.
+    let part: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for _ in 0..FILE_BYTES / part.len() {
+        file.write_all(&part)?;
+    }
+    file.sync_all()
+}
+
+/// Bytes per second that all cores together read.
+fn memory() -> Result<f64, Failure> {
+    let cpu = CpuBackend::new(CpuOptions::default())?;
+    let words: Vec<u64> = (0..(MEMORY_BYTES / 8) as u64).collect();
+    let once = |_| {
+        let start = Instant::now();
+        std::hint::black_box(cpu.read(&words));
+        MEMORY_BYTES as f64 / start.elapsed().as_secs_f64()
+    };
+    Ok((0..4).map(once).fold(0.0, f64::max))
+}
+
+/// The first word of a file, if it is a number.
+fn first_number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+fn open_files() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    limits.lines().find_map(|l| l.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// One thing to do, with its command.
+fn advice(model: Option<&Path>, cache_fault: Option<&String>) -> String {
+    if cache_fault.is_some() {
+        return "Set XDG_CACHE_HOME to a folder that can be written; then run `dollop doctor` again.".into();
+    }
+    if let Err(Failure(why)) = Settings::read() {
+        return format!("Models cannot be fetched by name: {why}.");
+    }
+    let Some(model) = model else {
+        return "Next: `dollop chat` talks to the model that comes with Dollop; `dollop plan hf:ORG/NAME` says what another needs.".into();
+    };
+    match fit(model) {
+        Ok((how, memory)) => format!("Next: `dollop chat {} --memory {memory}M`: {how}.", model.display()),
+        Err(Failure(why)) => format!("This model does not run here: {why}."),
+    }
+}
+
+/// How a model would run in the memory that is free, and with how many MiB.
+fn fit(model: &Path) -> Result<(String, u64), Failure> {
+    let seen = hub::look(model)?;
+    let (path, ahead) = match &seen {
+        Seen::Here(path) => (path, None),
+        Seen::Ahead(ahead) => (&ahead.path, Some(ahead)),
+    };
+    let mut options = dollop::EngineOptions::default();
+    options.memory = available_bytes().map(|free| free - free / 10);
+    let planned = locate::plan(Some(path), options);
+    if let Some(ahead) = ahead {
+        ahead.forget();
+    }
+    let (plan, _) = planned?;
+    let how = match plan.streaming {
+        true => "experts that do not fit are read as tokens ask for them",
+        false => "everything fits",
+    };
+    Ok((how.to_owned(), plan.budget.unwrap_or(plan.total_bytes()) >> 20))
+}

@@ -1,0 +1,256 @@
+//! Models by name: from the hub or a URL into the cache, only when a name asks for it. All network code of the project is here.
+//!
+//! `name` says what is meant, `listing` what the repository holds, `choice` which files; `fetch` brings one, `cache` and `web` know
+//! where it lies. A model that is in the cache is used without a request; `dollop pull` looks for a newer one.
+
+pub mod cache;
+pub mod choice;
+pub mod fetch;
+pub mod http;
+pub mod listing;
+pub mod name;
+mod peek;
+pub mod settings;
+mod web;
+
+pub use web::{file_name as web_file, folder as web_folder};
+
+use crate::locate::cache_folder;
+use crate::output::{Bar, Unit, bytes};
+use crate::{Failure, interrupt, note};
+use cache::Repo;
+use choice::{Candidate, INDEX, SAFETENSORS};
+use fetch::Job;
+use http::Client;
+use listing::{Entry, Listing};
+use name::{HubName, Name, encoded};
+use settings::Settings;
+use std::path::{Path, PathBuf};
+
+/// A model on this machine.
+pub struct Local {
+    /// What opens it.
+    pub path: PathBuf,
+    /// Bytes that were fetched for it now.
+    pub fetched: u64,
+}
+
+/// The path of the model that `model` names: itself, if it is a path. What is not here is fetched.
+///
+/// # Errors
+/// What to do.
+pub fn local(model: &Path) -> Result<PathBuf, Failure> {
+    let settings = Settings::read();
+    let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
+    let Some(name) = Name::parse(model, endpoint)? else { return Ok(model.to_path_buf()) };
+    Ok(get(&name, settings?, false)?.path)
+}
+
+/// Fetches a model by name; with `fresh`, also if an older one is here.
+///
+/// # Errors
+/// What to do.
+pub fn get(name: &Name, settings: Settings, fresh: bool) -> Result<Local, Failure> {
+    let (cancel, _guard) = interrupt::cancellable();
+    let client = Client::new(settings, cancel);
+    match name {
+        Name::Hub(name) => {
+            from_hub(&client, name, fresh).map_err(|Failure(why)| Failure(format!("{name}: {why}")))
+        }
+        Name::Url(url) => web::get(&client, url, &cache_folder()?),
+    }
+}
+
+fn from_hub(client: &Client, name: &HubName, fresh: bool) -> Result<Local, Failure> {
+    let settings = &client.settings;
+    let repo = Repo::new(&settings.hub, &name.repo);
+    if let Some((_, path)) = repo.here(name).filter(|_| !fresh || settings.offline) {
+        return Ok(Local { path, fetched: 0 });
+    }
+    let listing = online(client, name)?;
+    let choice = choice::choose(&listing, name.want.as_deref(), free_bytes(&settings.hub))?;
+    let mut candidate = choice.candidate;
+    if !choice.why.is_empty() {
+        note!("{name}: {} is taken ({}): {}", candidate.label, bytes(candidate.bytes), choice.why);
+    }
+    let get = Get { client, repo: &repo, name, commit: &listing.commit };
+    if candidate.label == SAFETENSORS {
+        narrow(&get, &listing, &mut candidate)?;
+    }
+    get.all(&candidate.files)?;
+    repo.set_commit(&name.revision, &listing.commit)
+        .map_err(|e| format!("{}: {e}", repo.folder.display()))?;
+    Ok(Local { path: repo.model(&listing.commit, &candidate), fetched: client.received() })
+}
+
+/// What the hub says that a repository holds.
+///
+/// # Errors
+/// Those of the network; offline.
+pub fn online(client: &Client, name: &HubName) -> Result<Listing, Failure> {
+    if client.settings.offline {
+        let hub = client.settings.hub.display();
+        return Err(format!(
+            "it is not in {hub}, and HF_HUB_OFFLINE forbids the network; unset that to fetch it"
+        )
+        .into());
+    }
+    listing::ask(client, name)
+}
+
+/// Fetches the index, and leaves only those weights that it names.
+fn narrow(get: &Get, listing: &Listing, candidate: &mut Candidate) -> Result<(), Failure> {
+    let index = candidate.files.iter().find(|f| f.path == INDEX).cloned();
+    index.map(|index| get.all(std::slice::from_ref(&index))).transpose()?;
+    narrowed(&get.repo.snapshot(get.commit), &listing.files, candidate)
+}
+
+/// Leaves only those weights that the index in `folder` names, which must all be in the repository.
+fn narrowed(folder: &Path, files: &[Entry], candidate: &mut Candidate) -> Result<(), Failure> {
+    if !candidate.files.iter().any(|f| f.path == INDEX) {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(folder.join(INDEX)).map_err(|e| format!("{INDEX}: {e}"))?;
+    let shards = dollop::internal::format::safetensors::shards(&text)?;
+    candidate.files.retain(|f| !f.path.ends_with(".safetensors"));
+    for shard in shards {
+        let entry = files.iter().find(|f| f.path == shard);
+        let entry =
+            entry.ok_or_else(|| format!("{INDEX} names `{shard}`, which the repository does not have"))?;
+        candidate.files.push(entry.clone());
+    }
+    candidate.bytes = candidate.files.iter().map(|f| f.len).sum();
+    Ok(())
+}
+
+/// A model that is not here, as far as its headers say.
+pub struct Ahead {
+    /// What opens its copy without weights.
+    pub path: PathBuf,
+    pub candidate: Candidate,
+    /// Why this one; empty where the name says it.
+    pub why: String,
+    /// All models of the repository.
+    pub all: Vec<Candidate>,
+    pub bytes_read: u64,
+    pub free_bytes: u64,
+}
+
+impl Ahead {
+    /// Removes the copy without weights: of a folder, the folder; of files, the one that they lie in.
+    pub fn forget(&self) {
+        let folder = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
+        // What stays is pruned.
+        let _ = folder.map(std::fs::remove_dir_all);
+    }
+}
+
+/// Where a name leads for a plan.
+pub enum Seen {
+    Here(PathBuf),
+    Ahead(Box<Ahead>),
+}
+
+/// The model, or what its headers say: nothing else is fetched of one of the hub. One by its URL is fetched.
+///
+/// # Errors
+/// What to do.
+pub fn look(model: &Path) -> Result<Seen, Failure> {
+    let settings = Settings::read();
+    let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
+    let name = match Name::parse(model, endpoint)? {
+        None => return Ok(Seen::Here(model.to_path_buf())),
+        Some(Name::Url(_)) => return local(model).map(Seen::Here),
+        Some(Name::Hub(name)) => name,
+    };
+    let (cancel, _guard) = interrupt::cancellable();
+    let client = Client::new(settings?, cancel);
+    if let Some((_, path)) = Repo::new(&client.settings.hub, &name.repo).here(&name) {
+        return Ok(Seen::Here(path));
+    }
+    ahead(&client, &name).map_err(|Failure(why)| Failure(format!("{name}: {why}")))
+}
+
+fn ahead(client: &Client, name: &HubName) -> Result<Seen, Failure> {
+    let listing = online(client, name)?;
+    let free_bytes = free_bytes(&client.settings.hub);
+    let choice = choice::choose(&listing, name.want.as_deref(), free_bytes)?;
+    let mut candidate = choice.candidate;
+    let folder = format!("{}-{}-{}", name.repo.replace('/', "--"), listing.commit, std::process::id());
+    let folder = cache_folder()?.join("headers").join(folder);
+    let path = peek::headers(client, &name.repo, &listing.commit, &mut candidate, &folder, &listing.files)?;
+    let (all, bytes_read) = (choice::candidates(&listing), client.received());
+    Ok(Seen::Ahead(Box::new(Ahead { path, candidate, why: choice.why, all, bytes_read, free_bytes })))
+}
+
+/// Space for files below a folder that may not be there yet; no limit where the system does not say.
+pub fn free_bytes(folder: &Path) -> u64 {
+    folder.ancestors().find(|up| up.is_dir()).and_then(|up| fs4::available_space(up).ok()).unwrap_or(u64::MAX)
+}
+
+/// Brings files of one commit.
+struct Get<'a> {
+    client: &'a Client,
+    repo: &'a Repo,
+    name: &'a HubName,
+    commit: &'a str,
+}
+
+impl Get<'_> {
+    fn job<'a>(&self, entry: &'a Entry) -> Job<'a> {
+        let Settings { endpoint, hub, .. } = &self.client.settings;
+        Job {
+            shown: &entry.path,
+            url: url(endpoint, &self.name.repo, self.commit, &entry.path),
+            len: entry.len,
+            sha256: entry.has_sha256.then_some(&entry.blob),
+            state: &entry.blob,
+            check_etag: false,
+            to: self.repo.blob(entry),
+            lock: self.repo.lock(hub, entry),
+        }
+    }
+
+    fn all(&self, files: &[Entry]) -> Result<(), Failure> {
+        let there = |f: &&Entry| {
+            std::fs::metadata(self.repo.snapshot(self.commit).join(&f.path)).is_ok_and(|m| m.len() == f.len)
+        };
+        let files: Vec<&Entry> = files.iter().filter(|f| !there(f)).collect();
+        let piece = self.client.settings.piece_bytes;
+        let missing = files.iter().map(|f| self.job(f).missing(piece)).sum::<u64>();
+        room_for(missing, &self.client.settings.hub)?;
+        let total = files.iter().map(|f| f.len).sum();
+        let (mut bar, mut before) = (Bar::new(Unit::Bytes), 0);
+        for file in files {
+            fetch::fetch(self.client, &self.job(file), &mut |stage, done| {
+                let (done, total) =
+                    if stage == "checking" { (done, file.len) } else { (before + done, total) };
+                bar.show(stage, done, total);
+            })?;
+            self.repo.link(self.commit, file)?;
+            before += file.len;
+        }
+        Ok(())
+    }
+}
+
+/// Where a file of a commit is.
+pub fn url(endpoint: &str, repo: &str, commit: &str, path: &str) -> String {
+    format!("{endpoint}/{repo}/resolve/{commit}/{}", encoded(path))
+}
+
+/// # Errors
+/// Where a disk has not the room for so many bytes.
+fn room_for(bytes_missing: u64, folder: &Path) -> Result<(), Failure> {
+    let free = free_bytes(folder);
+    if bytes_missing <= free {
+        return Ok(());
+    }
+    Err(format!(
+        "{} are to be fetched, and {} are free in {}; free some space, take a smaller file (`dollop plan` lists them), or set HF_HOME to a folder on another disk",
+        bytes(bytes_missing),
+        bytes(free),
+        folder.display()
+    )
+    .into())
+}

@@ -1,0 +1,115 @@
+//! The headers of a model that is not here: a few megabytes, read by ranges into files with holes where the weights would be.
+//! The library reads them like any other.
+
+use super::choice::{Candidate, SAFETENSORS};
+use super::http::{Client, Fault};
+use super::listing::Entry;
+use super::{narrowed, url};
+use crate::Failure;
+use dollop::internal::format::Gguf;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Of the file with the keys: a vocabulary is megabytes.
+const FIRST: u64 = 1 << 20;
+/// Of the others.
+const OTHERS: u64 = 64 << 10;
+/// What is added at most: more might be weights.
+const STEP: u64 = 2 << 20;
+const MOST: u64 = 128 << 20;
+/// A plan needs no tokenizer, and it is the largest of the small files.
+const NOT_READ: &str = "tokenizer.json";
+
+/// Makes `folder` a copy of the model without its weights; returns the path that opens it.
+///
+/// # Errors
+/// Those of the network, and what is wrong with the headers.
+pub fn headers(
+    client: &Client,
+    repo: &str,
+    commit: &str,
+    candidate: &mut Candidate,
+    folder: &Path,
+    files: &[Entry],
+) -> Result<PathBuf, Failure> {
+    let of = |entry: &Entry| url(&client.settings.endpoint, repo, commit, &entry.path);
+    let name = |entry: &Entry| folder.join(entry.path.rsplit('/').next().unwrap_or_default());
+    fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    if candidate.label == SAFETENSORS {
+        for entry in
+            candidate.files.clone().iter().filter(|f| !f.path.ends_with(".safetensors") && f.path != NOT_READ)
+        {
+            let (text, _) = client.text(&of(entry), MOST)?;
+            fs::write(name(entry), text).map_err(|e| format!("{}: {e}", folder.display()))?;
+        }
+        narrowed(folder, files, candidate)?;
+    }
+    for (i, entry) in candidate.files.iter().enumerate().filter(|(_, f)| is_weights(&f.path)) {
+        let first = if i == 0 { FIRST } else { OTHERS };
+        let prefix = prefix(client, &of(entry), entry, first)
+            .map_err(|Failure(why)| format!("{}: {why}", entry.path))?;
+        with_holes(&name(entry), &prefix, entry.len).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
+    Ok(if candidate.file.is_empty() { folder.to_path_buf() } else { name(&candidate.files[0]) })
+}
+
+fn is_weights(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    lower.ends_with(".gguf") || lower.ends_with(".safetensors")
+}
+
+/// The first bytes of a file, as far as its header goes.
+fn prefix(client: &Client, url: &str, entry: &Entry, first: u64) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let mut want = first.min(entry.len);
+    loop {
+        let had = bytes.len() as u64;
+        client.patiently(&mut |progress| {
+            let from = bytes.len() as u64;
+            let mut reply = client.open(url, Some(from..want)).map_err(|fault| match fault {
+                Fault::NoRanges => Fault::Stop(
+                    "the server does not send parts of files: fetch the model with `dollop pull` first"
+                        .into(),
+                ),
+                fault => fault,
+            })?;
+            if reply.total.is_some_and(|total| total != entry.len) {
+                return Err(Fault::Stop("the file has another length than the hub says; try again".into()));
+            }
+            let read = (&mut reply.body).take(want - from).read_to_end(&mut bytes);
+            *progress = bytes.len() as u64 - had;
+            match read {
+                Ok(_) if bytes.len() as u64 == want => Ok(()),
+                Ok(_) => Err(Fault::Again("the connection ended early".into(), None)),
+                Err(e) => Err(Fault::Again(e.to_string(), None)),
+            }
+        })?;
+        let next = needed(&bytes, entry)?;
+        if next <= want || want == entry.len {
+            return Ok(bytes);
+        }
+        if next > MOST {
+            return Err(format!("a header of more than {MOST} bytes").into());
+        }
+        want = next.min(entry.len);
+    }
+}
+
+/// How many bytes of the file are to be there before its header is whole.
+fn needed(bytes: &[u8], entry: &Entry) -> Result<u64, Failure> {
+    let here = bytes.len() as u64;
+    if entry.path.to_ascii_lowercase().ends_with(".gguf") {
+        let whole = Gguf::parse_prefix(bytes, entry.len)?.is_some();
+        return Ok(if whole { here } else { here + here.min(STEP) });
+    }
+    let len = bytes.first_chunk::<8>().map_or(u64::MAX, |n| u64::from_le_bytes(*n));
+    Ok(len.saturating_add(8))
+}
+
+fn with_holes(path: &Path, prefix: &[u8], len: u64) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(prefix)?;
+    file.set_len(len)
+}

@@ -1,0 +1,243 @@
+//! What lies in the caches: models of the hub, downloads by URL, conversions, and what is unfinished or left over.
+
+use crate::Failure;
+use crate::hub::cache::Repo;
+use crate::hub::choice;
+use crate::hub::fetch::{PARTIAL, PIECES};
+use crate::hub::listing;
+use crate::hub::settings::Settings;
+use crate::locate::cache_folder;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A model in the hub's cache, which other programs share.
+    Model,
+    /// A file that was fetched by its URL.
+    Download,
+    /// A Dollop file made of another model.
+    Conversion,
+    /// A download that was not finished, headers that `plan` read, a lock.
+    Leftover,
+}
+
+/// One thing that can be removed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Item {
+    pub kind: Kind,
+    /// What it is called on a command line.
+    pub name: String,
+    pub bytes: u64,
+    /// Of a conversion: what it was made of, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
+    /// Of a conversion: whether that is there no more.
+    pub source_is_gone: bool,
+    /// Seconds since 1970: a conversion's last use, of others when they were fetched.
+    pub used: u64,
+    pub path: PathBuf,
+    /// All files, links included.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
+}
+
+/// The file beside a conversion that says what it was made of.
+pub fn source_file(conversion: &Path) -> PathBuf {
+    conversion.with_extension("source")
+}
+
+/// Remembers what a conversion was made of, and that it is used now. Nothing depends on it but `list` and `prune`.
+pub fn remember(conversion: &Path, source: &Path) {
+    let note = source_file(conversion);
+    if let Ok(source) = std::path::absolute(source)
+        && !note.exists()
+    {
+        let _ = fs::write(note, source.as_os_str().as_encoded_bytes());
+    }
+    let _ = File::options().append(true).open(conversion).and_then(|f| f.set_modified(SystemTime::now()));
+}
+
+/// Everything in the caches.
+///
+/// # Errors
+/// Where there is no cache folder.
+pub fn all() -> Result<Vec<Item>, Failure> {
+    let settings = Settings::read()?;
+    let mut items = models(&settings.hub);
+    let cache = cache_folder()?;
+    items.extend(conversions(&cache));
+    items.extend(downloads(&cache));
+    items.extend(leftovers(&cache, &settings.hub));
+    Ok(items)
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = (PathBuf, String)> + use<> {
+    let mut all: Vec<_> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| Some((e.path(), e.file_name().into_string().ok()?)))
+        .collect();
+    all.sort();
+    all.into_iter()
+}
+
+fn seconds(path: &Path) -> u64 {
+    let modified = fs::symlink_metadata(path).and_then(|m| m.modified()).ok();
+    modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs())
+}
+
+/// Bytes that a file takes: less than its length where it has holes.
+fn taken(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::MetadataExt::blocks(&meta).saturating_mul(512).min(meta.len())
+    }
+    #[cfg(not(unix))]
+    {
+        meta.len()
+    }
+}
+
+fn item(kind: Kind, name: String, path: PathBuf, files: Vec<PathBuf>) -> Item {
+    let bytes = files.iter().map(|f| taken(f)).sum();
+    Item { kind, name, bytes, source: None, source_is_gone: false, used: seconds(&path), path, files }
+}
+
+/// The name of a repository that a folder of the hub's cache has.
+fn repo_of(folder: &str) -> Option<String> {
+    folder.strip_prefix("models--").filter(|r| r.matches("--").count() == 1).map(|r| r.replace("--", "/"))
+}
+
+fn models(hub: &Path) -> Vec<Item> {
+    let mut items = Vec::new();
+    for (folder, name) in entries(hub) {
+        let Some(repo_name) = repo_of(&name) else { continue };
+        let repo = Repo { folder };
+        let main = repo.commit("main");
+        for (snapshot, commit) in entries(&repo.folder.join("snapshots")) {
+            let seen = listing::seen(&snapshot, &commit);
+            for candidate in choice::candidates(&seen) {
+                let revision =
+                    if main.as_deref() == Some(&commit) { String::new() } else { format!("@{commit}") };
+                let files: Vec<_> = candidate.files.iter().map(|f| snapshot.join(&f.path)).collect();
+                let path = repo.model(&commit, &candidate);
+                let name = format!("hf:{repo_name}:{}{revision}", candidate.label);
+                let used = files.iter().map(|f| seconds(f)).max().unwrap_or(0);
+                items.push(Item { bytes: candidate.bytes, used, ..item(Kind::Model, name, path, files) });
+            }
+        }
+    }
+    items
+}
+
+fn conversions(cache: &Path) -> Vec<Item> {
+    let of = |(path, name): (PathBuf, String)| {
+        name.ends_with(".gguf").then(|| {
+            let note = source_file(&path);
+            let source = fs::read_to_string(&note).ok().map(PathBuf::from);
+            let files = if note.exists() { vec![path.clone(), note] } else { vec![path.clone()] };
+            let source_is_gone = source.as_ref().is_some_and(|s| !s.exists());
+            Item { source, source_is_gone, ..item(Kind::Conversion, name, path, files) }
+        })
+    };
+    entries(cache).filter_map(of).collect()
+}
+
+fn downloads(cache: &Path) -> Vec<Item> {
+    let folders = entries(&cache.join("downloads"));
+    let files = folders.flat_map(|(folder, _)| entries(&folder).collect::<Vec<_>>());
+    let whole = files.filter(|(_, name)| name.to_ascii_lowercase().ends_with(".gguf"));
+    whole.map(|(path, name)| item(Kind::Download, name, path.clone(), vec![path])).collect()
+}
+
+fn leftovers(cache: &Path, hub: &Path) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut unfinished = |folder: &Path, lock: &dyn Fn(&str) -> PathBuf| {
+        for (path, name) in entries(folder) {
+            let Some(of) = name.strip_suffix(PARTIAL) else { continue };
+            let held = File::open(lock(of)).is_ok_and(|f| f.try_lock().is_err());
+            if !held {
+                let pieces = folder.join(format!("{of}{PIECES}"));
+                items.push(item(Kind::Leftover, name.clone(), path.clone(), vec![path, pieces]));
+            }
+        }
+    };
+    for (folder, name) in entries(hub).filter(|(_, name)| repo_of(name).is_some()) {
+        unfinished(&folder.join("blobs"), &|blob| {
+            hub.join(".locks").join(&name).join(format!("{blob}.lock"))
+        });
+    }
+    for (folder, _) in entries(&cache.join("downloads")) {
+        unfinished(&folder, &|file| folder.join(format!("{file}.lock")));
+    }
+    for (path, name) in entries(&cache.join("headers")) {
+        let files = entries(&path).map(|(file, _)| file).collect();
+        items.push(item(Kind::Leftover, format!("headers of {name}"), path, files));
+    }
+    // Of conversions that were removed in another way.
+    for (path, name) in entries(cache) {
+        if name.ends_with(".source") && !path.with_extension("gguf").exists() {
+            items.push(item(Kind::Leftover, name, path.clone(), vec![path]));
+        }
+    }
+    items
+}
+
+/// Removes an item's files, and what nothing refers to any more. Returns the bytes that are free now.
+///
+/// # Errors
+/// Those of the system, naming the file.
+pub fn remove(item: &Item) -> Result<u64, Failure> {
+    let mut blobs = HashSet::new();
+    for file in &item.files {
+        if let Ok(to) = fs::canonicalize(file) {
+            blobs.insert(to);
+        }
+        match fs::remove_file(file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{}: {e}", file.display()).into());
+            }
+            _ => {}
+        }
+    }
+    let repo = item
+        .path
+        .ancestors()
+        .find(|up| up.file_name().and_then(|n| n.to_str()).is_some_and(|n| repo_of(n).is_some()));
+    if let (Kind::Model, Some(repo)) = (item.kind, repo) {
+        let mut linked = HashSet::new();
+        links(&repo.join("snapshots"), &mut linked);
+        for blob in
+            blobs.difference(&linked).filter(|b| b.starts_with(repo.canonicalize().unwrap_or_default()))
+        {
+            fs::remove_file(blob).map_err(|e| format!("{}: {e}", blob.display()))?;
+        }
+        if linked.is_empty() {
+            fs::remove_dir_all(repo).map_err(|e| format!("{}: {e}", repo.display()))?;
+        }
+    } else if item.path.is_dir() {
+        // Only a folder that is empty goes.
+        let _ = fs::remove_dir(&item.path);
+    }
+    Ok(item.bytes)
+}
+
+/// The bytes that the links of snapshots lead to; folders without any are removed.
+fn links(folder: &Path, linked: &mut HashSet<PathBuf>) {
+    for (path, _) in entries(folder) {
+        if fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+            links(&path, linked);
+            let _ = fs::remove_dir(&path);
+        } else if let Ok(to) = path.canonicalize() {
+            linked.insert(to);
+        }
+    }
+}
