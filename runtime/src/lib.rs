@@ -38,6 +38,7 @@ pub mod convert;
 mod error;
 mod experts;
 mod format;
+mod grammar;
 pub mod inspect;
 mod kernels;
 mod model;
@@ -49,8 +50,10 @@ mod store;
 mod telemetry;
 pub mod template;
 pub mod tokenizer;
+pub mod tools;
 
 pub use error::{Error, Result};
+pub use grammar::Constraint;
 pub use kernels::{GpuInputs, GpuVariants};
 pub use model::routing::Routing;
 pub use quant::Level;

@@ -1,5 +1,8 @@
-//! Channels of an answer: a model whose vocabulary has Harmony's markers writes messages, each with a header that names its channel.
-//! What stands in the channel `analysis` is reasoning; the rest is the answer. Headers and markers are neither.
+//! Which part of an answer a token belongs to: what the model thinks, what it says, or a marker between them.
+//!
+//! Some vocabularies have markers around what is thought, as `<think>` and `</think>`; a template may write the first of them, or both.
+//! Others have Harmony's: an answer is several messages, each with a header that names its channel. What stands in the channel `analysis`
+//! is reasoning; the rest is the answer. A header may name a tool that the message is for. Headers and markers are neither.
 //!
 //! ```text
 //! <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>
@@ -12,16 +15,32 @@ use crate::tokenizer::Tokenizer;
 /// Tokens of a header at most. What follows is shown, so that a broken header hides no text for ever.
 const MAX_HEADER: usize = 64;
 
+/// Tokens of a channel's name at most, where a line ends it.
+const MAX_NAME: usize = 8;
+
+/// Markers around what is thought, and whether a line with a name follows the first.
+const THINKING: [(&str, &str, bool); 6] = [
+    ("<think>", "</think>", false),
+    ("<|channel>", "<channel|>", true),
+    ("[THINK]", "[/THINK]", false),
+    ("<seed:think>", "</seed:think>", false),
+    ("<thinking>", "</thinking>", false),
+    ("<|think_start|>", "<|think_end|>", false),
+];
+
 /// What a token is part of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Answer,
     Reasoning,
     /// A marker, or a header.
     Marker,
+    /// The end of the header, here spelled out, of a message that is for a tool.
+    Call(String),
 }
 
-/// Ids of the markers.
+/// Ids of Harmony's markers.
+#[derive(Clone, Copy)]
 struct Markers {
     start: u32,
     channel: u32,
@@ -29,50 +48,140 @@ struct Markers {
     end: u32,
 }
 
+/// Ids of two markers around what is thought.
+#[derive(Clone, Copy)]
+struct Thinking {
+    open: u32,
+    close: u32,
+    named: bool,
+}
+
 /// Reads an answer, token by token.
 pub(super) struct Channels {
-    /// What spells headers, and the markers; `None` where the vocabulary has none.
-    markers: Option<(Tokenizer, Markers)>,
-    /// The header that is being read: its tokens behind the last `<|channel|>`.
+    /// What spells headers; `None` where the vocabulary has no markers.
+    tokenizer: Option<Tokenizer>,
+    harmony: Option<Markers>,
+    thinking: Vec<Thinking>,
+    /// The header that is being read: its tokens behind `<|start|>`, or behind a marker with a name.
     header: Option<Vec<u32>>,
+    /// A message has ended, and no other has begun.
+    between: bool,
     /// Of the message in hand.
     part: Part,
+    /// Something was thought, or could have been.
+    reasoned: bool,
 }
 
 impl Channels {
     pub(super) fn new(tokenizer: Option<&Tokenizer>) -> Channels {
         let id = |token: &str| tokenizer?.token_id(token);
         let all = [id("<|start|>"), id("<|channel|>"), id("<|message|>"), id("<|end|>")];
-        let markers = match (tokenizer, all) {
-            (Some(tokenizer), [Some(start), Some(channel), Some(message), Some(end)]) => {
-                Some((tokenizer.clone(), Markers { start, channel, message, end }))
+        let harmony = match all {
+            [Some(start), Some(channel), Some(message), Some(end)] => {
+                Some(Markers { start, channel, message, end })
             }
             _ => None,
         };
-        Channels { markers, header: None, part: Part::Answer }
+        let pair = |(open, close, named): (&str, &str, bool)| {
+            Some(Thinking { open: id(open)?, close: id(close)?, named })
+        };
+        let thinking: Vec<Thinking> = THINKING.into_iter().filter_map(pair).collect();
+        let tokenizer = tokenizer.filter(|_| harmony.is_some() || !thinking.is_empty()).cloned();
+        Channels {
+            tokenizer,
+            harmony,
+            thinking,
+            header: None,
+            between: false,
+            part: Part::Answer,
+            reasoned: false,
+        }
+    }
+
+    /// Reads a prompt. A turn of it ends with a special token, and what was thought in it with the turn.
+    pub(super) fn read(&mut self, prompt: &[u32]) {
+        for &id in prompt {
+            let Some(tokenizer) = &self.tokenizer else { return };
+            let marks = self.thinking.iter().any(|of| id == of.open || id == of.close);
+            if self.harmony.is_none() && !marks && tokenizer.is_special_id(id) {
+                (self.part, self.header, self.reasoned) = (Part::Answer, None, false);
+            }
+            self.next(id);
+        }
+    }
+
+    /// Whether the next token, if it is no marker, is part of the answer.
+    pub(super) fn answers(&self) -> bool {
+        self.part == Part::Answer && self.header.is_none() && !self.between
+    }
+
+    /// Whether what is said begins behind something thought.
+    pub(super) fn has_reasoned(&self) -> bool {
+        self.reasoned
     }
 
     /// What the next token is part of.
     pub(super) fn next(&mut self, id: u32) -> Part {
-        let Some((tokenizer, of)) = &self.markers else { return Part::Answer };
-        if id == of.start || id == of.channel {
-            self.header = Some(Vec::new());
+        if let Some(of) = self.thinking.iter().find(|of| id == of.open || id == of.close) {
+            let opens = id == of.open;
+            self.part = if opens { Part::Reasoning } else { Part::Answer };
+            self.header = (opens && of.named).then(Vec::new);
+            self.reasoned = true;
+            return Part::Marker;
+        }
+        match self.harmony {
+            Some(of) => self.next_of_message(id, of),
+            None => self.next_of_thought(id),
+        }
+    }
+
+    /// The next token behind a marker with a name, or of the text.
+    fn next_of_thought(&mut self, id: u32) -> Part {
+        let (Some(header), Some(tokenizer)) = (&mut self.header, &self.tokenizer) else {
+            return self.part.clone();
+        };
+        header.push(id);
+        if header.len() >= MAX_NAME || tokenizer.decode(header, true).contains('\n') {
+            self.header = None;
+        }
+        Part::Marker
+    }
+
+    fn next_of_message(&mut self, id: u32, of: Markers) -> Part {
+        if id == of.start {
+            (self.header, self.between) = (Some(Vec::new()), false);
+        } else if id == of.channel {
+            self.header.get_or_insert_default().push(id);
+            self.between = false;
         } else if id == of.message {
-            // A message without a channel is an answer.
-            let header = self.header.take().unwrap_or_default();
-            let name = tokenizer.decode(&header, true);
-            let name = name.split(|c: char| !c.is_alphanumeric()).find(|word| !word.is_empty());
-            self.part = if name == Some("analysis") { Part::Reasoning } else { Part::Answer };
+            self.between = false;
+            return self.begin_message();
         } else if id == of.end {
-            (self.header, self.part) = (None, Part::Answer);
+            (self.header, self.part, self.between) = (None, Part::Answer, true);
         } else {
             match &mut self.header {
                 Some(header) if header.len() < MAX_HEADER => header.push(id),
                 _ => {
                     self.header = None;
-                    return self.part;
+                    return self.part.clone();
                 }
             }
+        }
+        Part::Marker
+    }
+
+    /// A message without a channel is an answer.
+    fn begin_message(&mut self) -> Part {
+        let header = self.header.take().unwrap_or_default();
+        let header = self.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(&header, false));
+        let channel = header.split_once("<|channel|>").map(|(_, channel)| channel);
+        let word = |text: &str| {
+            text.split(|c: char| !c.is_alphanumeric()).find(|w| !w.is_empty()) == Some("analysis")
+        };
+        self.part = if channel.is_some_and(word) { Part::Reasoning } else { Part::Answer };
+        self.reasoned |= self.part == Part::Reasoning;
+        if self.part == Part::Answer && header.contains("to=functions.") {
+            return Part::Call(format!("<|start|>{header}<|message|>"));
         }
         Part::Marker
     }

@@ -65,6 +65,7 @@ impl Answer {
                 all.text.push_str(&part.text);
                 all.reasoning.push_str(&part.reasoning);
                 all.tokens.extend(part.tokens);
+                all.forced_tokens += part.forced_tokens;
                 all.stop = part.stop;
                 all.prefill_s += part.prefill_s;
                 all.decode_s += part.decode_s;
@@ -86,7 +87,11 @@ impl Answering<'_> {
         answer.end_part();
         let whole = answer.whole?;
         let tokens = [&answer.prompt, &whole.tokens[answer.said..]].concat();
-        self.chat.known = Known { text: answer.text + &whole.text, tokens };
+        // Templates leave out what was thought: the text has no place for these tokens.
+        self.chat.known = match whole.reasoning.is_empty() {
+            true => Known { text: answer.text + &whole.text, tokens },
+            false => Known::default(),
+        };
         self.chat.messages.push(Message::new("assistant", whole.text.clone()));
         Some(whole)
     }
@@ -242,6 +247,7 @@ impl Chat {
         if !part.step(&mut self.session, &mut answer.sampler, listener)? {
             return Ok(false);
         }
+        let guided = part.guided();
         answer.end_part();
         let full = |whole: &Outcome| whole.stop == StopReason::ContextFull;
         let Some(whole) = answer.whole.as_ref().filter(|whole| full(whole)) else { return Ok(true) };
@@ -252,9 +258,13 @@ impl Chat {
         let said = &whole.tokens;
         let mut options = answer.options.clone();
         options.max_tokens = options.max_tokens.saturating_sub(said.len());
+        // The constraint goes on where it is.
+        options.constraint = None;
         let (text, mut prompt) = self.prompt(said.len())?;
         prompt.extend_from_slice(said);
-        answer.part = Some(Generation::new(&mut self.session, &prompt, &options, &mut answer.sampler)?);
+        let mut part = Generation::new(&mut self.session, &prompt, &options, &mut answer.sampler)?;
+        part.follow(guided);
+        answer.part = Some(part);
         (answer.said, answer.text, answer.prompt) = (said.len(), text, prompt);
         Ok(false)
     }

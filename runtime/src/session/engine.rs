@@ -13,6 +13,7 @@ use super::processor::Processor;
 use super::saved::Identity;
 use crate::error::{Error, Result};
 use crate::experts::RowReads;
+use crate::grammar::Words;
 use crate::kernels::Observer;
 use crate::kernels::cpu::CpuBackend;
 use crate::model::Model;
@@ -24,6 +25,7 @@ use crate::sched::{Refiner, Streamer};
 use crate::telemetry::{GpuFault, GpuStats, StreamStats};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
+use crate::tools::Format;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +39,8 @@ pub(super) struct Inner {
     pub(super) sampling: Sampling,
     /// The last texts that DRY follows no repetition over, in tokens.
     pub(super) breakers: Mutex<Option<(Vec<String>, Breakers)>>,
+    /// The vocabulary as grammars see it, once one was asked for.
+    pub(super) words: Mutex<Option<Arc<Words>>>,
     pub(super) served: Served,
     /// Bytes that the engine may take now.
     pub(super) budget: Mutex<Option<u64>>,
@@ -275,6 +279,21 @@ impl Engine {
         }
     }
 
+    /// The vocabulary as grammars see it.
+    ///
+    /// # Errors
+    /// `Unsupported` for a model without a tokenizer, and for one whose tokens are no bytes.
+    #[doc(hidden)]
+    pub fn words(&self) -> Result<Arc<Words>> {
+        let mut words = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(words) = &*words {
+            return Ok(words.clone());
+        }
+        let made = Arc::new(Words::new(self.tokenizer()?, self.info().vocab, &self.0.special.ends)?);
+        *words = Some(made.clone());
+        Ok(made)
+    }
+
     /// The tokenizer.
     ///
     /// # Errors
@@ -289,6 +308,11 @@ impl Engine {
     /// `Unsupported` for a model without one, `Template` for one that does not parse.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
         ChatTemplate::parse(self.0.template.as_deref().ok_or_else(tokens::no_template)?)
+    }
+
+    /// The form in which the model's template writes calls of tools, where it is one that is known.
+    pub fn tool_format(&self) -> Option<Format> {
+        Format::of(self.0.template.as_deref()?)
     }
 
     /// The ids of a text that is no chat: with the tokens that the model wants at its beginning.

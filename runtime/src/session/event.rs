@@ -1,7 +1,9 @@
 //! What a generation is asked, what it tells while it runs, and what comes of it.
 
+use crate::grammar::Constraint;
 use crate::sampler::Sampling;
 use crate::telemetry::CancelToken;
+use crate::tools::Format;
 use std::ops::ControlFlow;
 
 /// How to continue a prompt.
@@ -19,6 +21,10 @@ pub struct GenerateOptions {
     /// Where experts are streamed adaptively: the quality is lowered or raised from token to token to reach this many
     /// tokens per second. Results then depend on the machine's speed.
     pub target_tps: Option<f64>,
+    /// What the answer has to be. It ends where that is complete and nothing may follow.
+    pub constraint: Option<Constraint>,
+    /// The form of calls that the answer may have: their markers are then part of its text, which [`Parser`](crate::tools::Parser) reads.
+    pub tools: Option<Format>,
     /// Stops the generation from another thread; what was generated so far is kept.
     pub cancel: CancelToken,
 }
@@ -31,6 +37,8 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             ignore_eos: false,
             target_tps: None,
+            constraint: None,
+            tools: None,
             cancel: CancelToken::new(),
         }
     }
@@ -55,6 +63,20 @@ impl GenerateOptions {
     #[must_use]
     pub fn with_stop(mut self, texts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.stop = texts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// What the answer has to be.
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// The form of calls that the answer may have.
+    #[must_use]
+    pub fn with_tools(mut self, format: Format) -> Self {
+        self.tools = Some(format);
         self
     }
 
@@ -85,7 +107,8 @@ pub enum Event {
         /// Whole characters.
         text: String,
     },
-    /// A token of what the model thinks before it answers, where its vocabulary marks that (gpt-oss). It is no part of the answer.
+    /// A token of what the model thinks before it answers, where its vocabulary marks that (gpt-oss, `<think>`), or a marker of it. It is
+    /// no part of the answer.
     Reasoning {
         /// Its id.
         id: u32,
@@ -150,6 +173,8 @@ pub struct Outcome {
     pub reasoning: String,
     /// The generated ids, an end-of-turn token excluded.
     pub tokens: Vec<u32>,
+    /// Tokens that a constraint left no choice about.
+    pub forced_tokens: usize,
     /// Why it ended.
     pub stop: StopReason,
     /// Tokens of the prompt.

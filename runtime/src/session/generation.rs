@@ -1,13 +1,12 @@
 //! A generation under way: a piece of the prompt a step, then a token a step. Callbacks and iterators take the same steps.
 
-use super::channels::{Channels, Part};
 use super::event::{Event, GenerateOptions, Outcome, StopReason};
-use super::stop::StopFilter;
+use super::guided::Guided;
 use super::timeline::{Session, Step, Wish};
+use super::wording::Wording;
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::sampler::Sampler;
-use crate::tokenizer::Detokenizer;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -53,8 +52,10 @@ struct Next {
 }
 
 impl Next {
-    fn new(sampler: &Sampler) -> Next {
-        let wish = sampler.enough().filter(|&k| k <= MAX_BEST).map_or(Wish::Last, Wish::Best);
+    /// What a constraint allows may be none of the likeliest.
+    fn new(sampler: &Sampler, guided: bool) -> Next {
+        let enough = sampler.enough().filter(|&k| k <= MAX_BEST && !guided);
+        let wish = enough.map_or(Wish::Last, Wish::Best);
         Next { wish, logits: Vec::new(), best: Vec::new() }
     }
 
@@ -83,11 +84,10 @@ pub(super) struct Generation {
     fresh: Vec<u32>,
     read: usize,
     next: Next,
-    /// The last token, which the cache does not hold yet.
-    pending: Option<u32>,
-    detokenizer: Option<Detokenizer>,
-    channels: Channels,
-    filter: StopFilter,
+    /// The last token, which the cache does not hold yet, and those that a constraint forced behind it.
+    pending: Vec<u32>,
+    guided: Option<Guided>,
+    wording: Wording,
     /// Whether the last step was taken.
     over: bool,
     outcome: Outcome,
@@ -97,7 +97,8 @@ impl Generation {
     /// Forgets what `session` holds and `prompt` does not begin with. The sampler begins anew behind the prompt.
     ///
     /// # Errors
-    /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt or a token outside the vocabulary.
+    /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt, a token outside the vocabulary or a constraint that
+    /// does not compile.
     pub(super) fn new(
         session: &mut Session,
         prompt: &[u32],
@@ -111,6 +112,7 @@ impl Generation {
             return Err(Error::ContextFull { needed: prompt.len(), limit: session.context() });
         }
         session.check_vocabulary(prompt)?;
+        let guided = Guided::new(session.engine(), options)?;
         // The last prompt token is always computed: its logits are where the answer begins.
         let same = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let reused = session.rewind(same.min(prompt.len() - 1));
@@ -121,24 +123,29 @@ impl Generation {
         // The prompt is all of the text: a context that slid has another beginning than before.
         sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
-        let tokenizer = session.engine().tokenizer().ok();
-        // A prompt may end within a message: that of a conversation which slid does.
-        let mut channels = Channels::new(tokenizer);
-        for &id in prompt {
-            channels.next(id);
-        }
         Ok(Generation {
             options: options.clone(),
             fresh: prompt[reused..].to_vec(),
             read: 0,
-            next: Next::new(sampler),
-            pending: None,
-            detokenizer: tokenizer.map(|t| t.stream()),
-            channels,
-            filter: StopFilter::new(&options.stop),
+            next: Next::new(sampler, guided.is_some()),
+            pending: Vec::new(),
+            guided,
+            wording: Wording::new(session.engine().tokenizer().ok(), prompt, options),
             over: false,
             outcome: Outcome { prompt_tokens: prompt.len(), reused_tokens: reused, ..Outcome::default() },
         })
+    }
+
+    /// What it has to obey, for the part of the answer that comes next.
+    pub(super) fn guided(&mut self) -> Option<Guided> {
+        self.guided.take()
+    }
+
+    /// Obeys what the part of the answer before obeyed, and goes on there.
+    pub(super) fn follow(&mut self, guided: Option<Guided>) {
+        if guided.is_some() {
+            (self.guided, self.next.wish) = (guided, Wish::Last);
+        }
     }
 
     /// One step; whether it was the last. Cancellation is no error.
@@ -170,7 +177,7 @@ impl Generation {
         };
         (self.outcome.stop, self.over) = (stop, true);
         if stop != StopReason::StopString {
-            let rest = self.rest();
+            let rest = self.wording.rest();
             if !rest.is_empty() && !listener.stopped {
                 // It is over whatever the answer is.
                 let _ = listener.tell(Event::Rest { text: rest });
@@ -182,15 +189,9 @@ impl Generation {
     /// What came of it, as far as it went.
     pub(super) fn outcome(mut self) -> Outcome {
         if !self.over {
-            self.rest();
+            self.wording.rest();
         }
-        Outcome { text: self.filter.text, ..self.outcome }
-    }
-
-    /// The end of the text, where some was held back.
-    fn rest(&mut self) -> String {
-        let rest = self.detokenizer.as_mut().map_or_else(String::new, Detokenizer::finish);
-        self.filter.push(&rest).0 + &self.filter.finish()
+        Outcome { text: self.wording.text(), ..self.outcome }
     }
 
     /// Reads the next piece of the prompt.
@@ -212,60 +213,107 @@ impl Generation {
         Ok(())
     }
 
-    /// Appends the last token, if there is one, and chooses and shows the next; why it is the last, if it is.
+    /// Appends what is not appended yet, and chooses and shows the next token, with those that must follow it; why it is the last, if it
+    /// is.
     fn say(
         &mut self,
         session: &mut Session,
         sampler: &mut Sampler,
         listener: &mut Listener,
     ) -> Result<Option<StopReason>> {
-        let (options, next) = (&self.options, &mut self.next);
-        if let Some(id) = self.pending.take() {
-            let start = Instant::now();
-            session.append(&[id], next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))?;
-            if let (Some(target), Some(streamer)) = (options.target_tps, session.engine().streamer()) {
-                steer(streamer, target * start.elapsed().as_secs_f64());
-            }
-        }
-        let outcome = &mut self.outcome;
-        if outcome.tokens.len() == options.max_tokens {
+        self.append(session, listener)?;
+        if self.outcome.tokens.len() == self.options.max_tokens {
             return Ok(Some(StopReason::MaxTokens));
         }
-        if options.cancel.is_cancelled() {
+        if self.options.cancel.is_cancelled() {
             return Ok(Some(StopReason::Cancelled));
         }
-        let id = next.sample(sampler);
-        if session.engine().special_tokens().ends_turn(id) && !options.ignore_eos {
+        let mut ids = self.forced();
+        if ids.is_empty() {
+            ids.push(self.choose(sampler)?);
+        }
+        while !ids.is_empty() {
+            for id in ids {
+                let stop = self.take(id, session, sampler, listener)?;
+                if stop.is_some() {
+                    return Ok(stop);
+                }
+            }
+            ids = self.forced();
+        }
+        Ok(None)
+    }
+
+    /// Appends the last token, and those that were forced behind it.
+    fn append(&mut self, session: &mut Session, listener: &mut Listener) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let (start, options, next) = (Instant::now(), &self.options, &mut self.next);
+        let mut append = || {
+            session.append(&pending, next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))
+        };
+        match &mut self.guided {
+            Some(guided) => guided.beside(self.wording.answers(), append)?,
+            None => append()?,
+        }
+        if let (Some(target), Some(streamer)) = (options.target_tps, session.engine().streamer()) {
+            steer(streamer, target * start.elapsed().as_secs_f64() / pending.len() as f64);
+        }
+        Ok(())
+    }
+
+    /// Tokens that the constraint leaves no choice about.
+    fn forced(&mut self) -> Vec<u32> {
+        let answers = self.wording.answers();
+        let forced = self.guided.as_mut().map_or_else(Vec::new, |guided| guided.forced(answers));
+        self.outcome.forced_tokens += forced.len();
+        forced
+    }
+
+    fn choose(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        match &mut self.guided {
+            Some(guided) => guided.choose(&mut self.next.logits, sampler, self.wording.answers()),
+            None => Ok(self.next.sample(sampler)),
+        }
+    }
+
+    /// Makes a token part of the answer; why it is the last, if it is.
+    fn take(
+        &mut self,
+        id: u32,
+        session: &Session,
+        sampler: &mut Sampler,
+        listener: &mut Listener,
+    ) -> Result<Option<StopReason>> {
+        let (options, outcome) = (&self.options, &mut self.outcome);
+        // An answer that obeys and has ended cannot go on.
+        let ends = !options.ignore_eos || self.guided.is_some();
+        if ends && session.engine().special_tokens().ends_turn(id) {
             return Ok(Some(StopReason::EndOfTurn));
+        }
+        if let Some(guided) = &mut self.guided {
+            guided.take(id, self.wording.answers())?;
         }
         sampler.accept(id);
         outcome.tokens.push(id);
-        let part = self.channels.next(id);
-        let mut piece = || self.detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
-        let (event, met) = match part {
-            Part::Answer => {
-                let (text, met) = self.filter.push(&piece());
-                (Event::Token { id, text }, met)
-            }
-            Part::Reasoning => {
-                let text = piece();
-                outcome.reasoning.push_str(&text);
-                (Event::Reasoning { id, text }, false)
-            }
-            Part::Marker => (Event::Reasoning { id, text: String::new() }, false),
-        };
+        let (event, met) = self.wording.hear(id, outcome);
         let heard = listener.tell(event);
         if met {
             return Ok(Some(StopReason::StopString));
         }
         heard?;
+        if self.guided.as_ref().is_some_and(Guided::is_over) {
+            return Ok(Some(StopReason::EndOfTurn));
+        }
         if outcome.tokens.len() == options.max_tokens {
             return Ok(Some(StopReason::MaxTokens));
         }
-        if session.tokens().len() == session.context() {
+        if session.tokens().len() + self.pending.len() == session.context() {
             return Ok(Some(StopReason::ContextFull));
         }
-        self.pending = Some(id);
+        self.pending.push(id);
         Ok(None)
     }
 }

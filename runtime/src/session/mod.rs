@@ -14,6 +14,7 @@ mod event;
 mod failover;
 mod generate;
 mod generation;
+mod guided;
 mod info;
 mod memory;
 mod options;
@@ -26,6 +27,7 @@ mod stop;
 mod streaming;
 mod tensors;
 mod timeline;
+mod wording;
 
 pub use crate::model::tokens::SpecialTokens;
 pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_by_itself, calibrate_tokens};

@@ -318,9 +318,21 @@ impl Parts {
         let first = Computing::new(model, processor, info, plan);
         let processors = Processors::new(first, processor::cpu_options(options, kv_single), fallback);
         let Words { tokenizer, special, template, sampling } = words;
-        let breakers = Mutex::default();
+        let (breakers, words) = (Mutex::default(), Mutex::default());
         let (note, file) = (None, None);
-        Ok(Inner { processors, note, tokenizer, template, special, sampling, breakers, served, budget, file })
+        Ok(Inner {
+            processors,
+            note,
+            tokenizer,
+            template,
+            special,
+            sampling,
+            breakers,
+            words,
+            served,
+            budget,
+            file,
+        })
     }
 }
 

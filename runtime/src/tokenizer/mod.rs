@@ -4,9 +4,12 @@
 //! is the same kind of object. Knows nothing of models or files.
 
 mod pretokenizer;
+mod spelling;
 mod stream;
 mod vocab;
 
+#[cfg_attr(not(feature = "grammar"), allow(unused_imports))]
+pub(crate) use spelling::Spelling;
 pub use stream::Detokenizer;
 #[doc(hidden)]
 pub use vocab::Vocab;
@@ -143,6 +146,11 @@ impl Tokenizer {
     /// Whether a token has a meaning and no text.
     fn is_special(&self, token: &str) -> bool {
         self.inner.get_added_vocabulary().is_special_token(token)
+    }
+
+    /// Whether an id has a meaning and no text.
+    pub(crate) fn is_special_id(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| self.is_special(&token))
     }
 
     /// A decoder for ids that come one by one.

@@ -119,7 +119,7 @@ impl Utf8 {
 
 /// The byte that a character of a byte-level vocabulary stands for: printable ones stand for themselves, the others are
 /// counted from U+0100 on (GPT-2).
-fn byte_of(c: char) -> Option<u8> {
+pub(super) fn byte_of(c: char) -> Option<u8> {
     let byte = match u32::from(c) {
         n @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => n,
         n @ 0x100..=0x120 => n - 0x100,
@@ -131,7 +131,7 @@ fn byte_of(c: char) -> Option<u8> {
 }
 
 /// The byte of a token like `<0xE2>`.
-fn byte_token(token: &str) -> Option<u8> {
+pub(super) fn byte_token(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>').filter(|hex| hex.len() == 2)?;
     u8::from_str_radix(hex, 16).ok()
 }

@@ -1,0 +1,177 @@
+//! A constraint over one answer, by `llguidance`.
+
+use super::words::Env;
+use super::{Constraint, Kind};
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
+use llguidance::{Matcher, ParserFactory};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Deepest nesting of a schema: real ones have some ten levels.
+const MAX_DEPTH: usize = 64;
+
+/// The vocabulary as grammars see it: made once per engine.
+pub struct Words(ParserFactory);
+
+impl Words {
+    /// `ends` are the tokens that end an answer; the model knows `vocab` ids.
+    ///
+    /// # Errors
+    /// `Unsupported` for a tokenizer whose tokens are no bytes.
+    pub fn new(tokenizer: &Tokenizer, vocab: usize, ends: &[u32]) -> Result<Words> {
+        let env = Arc::new(Env::new(tokenizer, vocab, ends)?);
+        let caps = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
+        let make = || {
+            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+            ParserFactory::new(&(env as _), caps, &slices)
+        };
+        let mut factory = catch_unwind(AssertUnwindSafe(make))
+            .map_err(|_| Error::unsupported("constraints over this vocabulary: it contradicts itself"))?
+            .map_err(|e| Error::unsupported(format!("constraints over this vocabulary: {e:#}")))?;
+        factory.quiet().limits_mut().verbose_errors = false;
+        Ok(Words(factory))
+    }
+
+    /// The text with its markers as tokens, or as texts where they are none.
+    fn marked(&self, text: &str, markers: &[&str]) -> String {
+        let trie = self.0.tok_env().tok_trie();
+        markers.iter().fold(text.to_owned(), |text, marker| {
+            let spelled = match trie.get_special_token(marker) {
+                Some(id) => format!("<[{id}]>"),
+                None => serde_json::Value::from(*marker).to_string(),
+            };
+            text.replace(&format!("{{{{{marker}}}}}"), &spelled)
+        })
+    }
+
+    /// # Errors
+    /// `Invalid`, with the place, where the constraint does not compile.
+    pub fn guide(&self, constraint: &Constraint) -> Result<Guide> {
+        constraint.check()?;
+        let text = &*constraint.text;
+        let grammar = match constraint.kind {
+            Kind::Schema => TopLevelGrammar::from_json_schema(schema(text)?),
+            Kind::Regex => TopLevelGrammar::from_regex(text),
+            Kind::Lark => TopLevelGrammar::from_lark(self.marked(text, constraint.markers)),
+        };
+        let matcher = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.0.create_parser(grammar))));
+        let mut matcher = matcher.map_err(|_| refused(constraint.kind, "it cannot be compiled"))?;
+        match matcher.get_error() {
+            Some(why) => Err(refused(constraint.kind, &why)),
+            // What nothing satisfies is found here, and not in the middle of an answer.
+            None if !matcher.is_stopped() => match matcher.compute_mask() {
+                Ok(_) => Ok(Guide { matcher, hurried: constraint.hurried }),
+                Err(e) => Err(refused(constraint.kind, &format!("no answer obeys it: {e}"))),
+            },
+            None => Ok(Guide { matcher, hurried: constraint.hurried }),
+        }
+    }
+}
+
+/// The schema as a value.
+///
+/// # Errors
+/// `Invalid`, with line and column, where it is no JSON.
+fn schema(text: &str) -> Result<serde_json::Value> {
+    let value =
+        serde_json::from_str(text).map_err(|e| refused(Kind::Schema, &format!("it is no JSON: {e}")))?;
+    if depth(&value, 0) > MAX_DEPTH {
+        return Err(refused(Kind::Schema, &format!("it is nested deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(value)
+}
+
+/// Levels of nesting; the reader of JSON allows 128.
+fn depth(value: &serde_json::Value, above: usize) -> usize {
+    let deepest = match value {
+        serde_json::Value::Array(list) => list.iter().map(|v| depth(v, above + 1)).max(),
+        serde_json::Value::Object(map) => map.values().map(|v| depth(v, above + 1)).max(),
+        _ => None,
+    };
+    deepest.unwrap_or(above)
+}
+
+fn refused(kind: Kind, why: &str) -> Error {
+    let why = why.split("\n<").next().unwrap_or_default().trim();
+    let where_to_look = match kind {
+        Kind::Schema => "llguidance's json_schema.md lists the keywords",
+        Kind::Regex => "write it as for the crate regex, without look-around and back-references",
+        Kind::Lark => "llguidance's syntax.md has the form, which begins at `start:`",
+    };
+    Error::Invalid(format!("the {} is refused: {why} ({where_to_look})", kind.name()))
+}
+
+/// Follows one answer.
+pub struct Guide {
+    matcher: Matcher,
+    /// Whether several forced tokens are told at once.
+    hurried: bool,
+}
+
+impl Guide {
+    /// Whether nothing may follow but an end.
+    pub fn is_over(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
+    /// Tokens that must come next, whatever the model would say; none where it has a choice. They are not taken yet.
+    pub fn forced(&mut self) -> Vec<u32> {
+        if !self.hurried || self.is_over() {
+            return Vec::new();
+        }
+        self.matcher.compute_ff_tokens()
+    }
+
+    /// Tokens that may come next. Ends are among them where the answer may be over.
+    ///
+    /// # Errors
+    /// `Invalid` where the grammar is too complex here.
+    pub fn mask(&mut self) -> Result<Mask> {
+        self.matcher.compute_mask_or_eos().map(Mask).map_err(|e| broken(&e.to_string()))
+    }
+
+    /// Goes on behind a token.
+    ///
+    /// # Errors
+    /// `Invalid` for a token that may not come here.
+    pub fn take(&mut self, id: u32) -> Result<()> {
+        self.matcher.consume_token(id).map_err(|e| broken(&e.to_string()))
+    }
+}
+
+fn broken(why: &str) -> Error {
+    let why = why.split("\n<").next().unwrap_or_default().trim();
+    Error::Invalid(format!("the constraint cannot be followed here: {why}; a simpler one may work"))
+}
+
+/// Tokens that may come next.
+pub struct Mask(SimpleVob);
+
+impl Mask {
+    /// Makes all others impossible.
+    pub fn apply(&self, logits: &mut [f32]) {
+        for (words, logits) in self.0.as_slice().iter().zip(logits.chunks_mut(32)) {
+            match *words {
+                u32::MAX => {}
+                0 => logits.fill(f32::NEG_INFINITY),
+                bits => {
+                    let barred = logits.iter_mut().enumerate().filter(|(i, _)| bits >> i & 1 == 0);
+                    barred.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
+
+    /// The first of them.
+    pub fn first(&self) -> Option<u32> {
+        self.0.iter().next()
+    }
+
+    /// Whether this one may.
+    pub fn allows(&self, id: u32) -> bool {
+        (id as usize) < self.0.len() && self.0.is_allowed(id)
+    }
+}

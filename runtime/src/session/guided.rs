@@ -1,0 +1,89 @@
+//! What a constraint does to a generation: which tokens may come next, which must, and when the answer is over.
+
+use super::engine::Engine;
+use super::event::GenerateOptions;
+use crate::error::{Error, Result};
+use crate::grammar::{Guide, Mask};
+use crate::sampler::Sampler;
+use std::thread;
+
+pub(super) struct Guided {
+    guide: Guide,
+    /// Of the next token, where it is known already.
+    mask: Option<Mask>,
+    /// Whether headers and reasoning obey as well.
+    whole: bool,
+    /// Tokens that may not come before the answer has begun.
+    ends: Vec<u32>,
+}
+
+impl Guided {
+    /// # Errors
+    /// `Invalid` for a constraint that does not compile, `Unsupported` for a tokenizer that knows no bytes.
+    pub(super) fn new(engine: &Engine, options: &GenerateOptions) -> Result<Option<Guided>> {
+        let Some(constraint) = &options.constraint else { return Ok(None) };
+        let guide = engine.words()?.guide(constraint)?;
+        let ends = engine.special_tokens().ends.clone();
+        Ok(Some(Guided { guide, mask: None, whole: constraint.is_whole(), ends }))
+    }
+
+    /// Whether the next token has to obey, where the answer has begun or not.
+    fn acts(&self, answers: bool) -> bool {
+        self.whole || answers
+    }
+
+    /// Whether nothing may follow.
+    pub(super) fn is_over(&self) -> bool {
+        self.guide.is_over()
+    }
+
+    /// Tokens that must come next.
+    pub(super) fn forced(&mut self, answers: bool) -> Vec<u32> {
+        if self.acts(answers) { self.guide.forced() } else { Vec::new() }
+    }
+
+    /// Goes on behind a token.
+    pub(super) fn take(&mut self, id: u32, answers: bool) -> Result<()> {
+        self.mask = None;
+        if self.acts(answers) { self.guide.take(id) } else { Ok(()) }
+    }
+
+    /// Finds what may come next while `work` is done.
+    pub(super) fn beside<T>(&mut self, answers: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.acts(answers) {
+            return work();
+        }
+        let guide = &mut self.guide;
+        let (done, mask) = thread::scope(|scope| {
+            let mask = scope.spawn(|| guide.mask());
+            (work(), mask.join())
+        });
+        let done = done?;
+        self.mask = Some(mask.map_err(|_| Error::Invalid("the constraint cannot be followed here".into()))??);
+        Ok(done)
+    }
+
+    /// The next token: one that may come.
+    pub(super) fn choose(&mut self, logits: &mut [f32], sampler: &mut Sampler, answers: bool) -> Result<u32> {
+        if !self.acts(answers) {
+            // It would be over without an answer.
+            for &id in &self.ends {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+            return Ok(sampler.sample(logits));
+        }
+        let mask = match self.mask.take() {
+            Some(mask) => mask,
+            None => self.guide.mask()?,
+        };
+        mask.apply(logits);
+        let id = sampler.sample(logits);
+        if mask.allows(id) {
+            return Ok(id);
+        }
+        // Biases have ruled out all that the constraint allows.
+        mask.first().ok_or_else(|| Error::Invalid("the constraint allows no token here".into()))
+    }
+}

@@ -1,0 +1,49 @@
+//! What a token spells, in bytes, whatever stands before it.
+
+use super::stream::{byte_of, byte_token};
+use super::{ByteTokens, Tokenizer};
+
+/// What a token stands for.
+pub(crate) enum Spelling {
+    /// Part of a text.
+    Text(Vec<u8>),
+    /// No text: a special token, by its name.
+    Special(String),
+    /// Nothing: there is no such token.
+    Nothing,
+}
+
+impl Tokenizer {
+    /// Whether its tokens are bytes, so that what each spells is known.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.byte_tokens != ByteTokens::None
+    }
+
+    /// What a token spells.
+    pub(crate) fn spelling(&self, id: u32) -> Spelling {
+        let Some(token) = self.token(id) else { return Spelling::Nothing };
+        if self.is_special(&token) {
+            return Spelling::Special(token);
+        }
+        // A token that was added is spelled as it is.
+        if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
+            return Spelling::Text(token.into_bytes());
+        }
+        let bytes = match self.byte_tokens {
+            ByteTokens::All => token.chars().map(byte_of).collect::<Option<Vec<u8>>>(),
+            _ => byte_token(&token).map(|byte| vec![byte]),
+        };
+        Spelling::Text(match (bytes, self.byte_tokens) {
+            (Some(bytes), _) => bytes,
+            (None, ByteTokens::All) => token.into_bytes(),
+            (None, _) => token.replace('▁', " ").into_bytes(),
+        })
+    }
+
+    /// The same, for texts in which special tokens that are spelled out mean nothing.
+    pub(crate) fn literal(&self) -> Tokenizer {
+        let mut inner = (*self.inner).clone();
+        inner.set_encode_special_tokens(true);
+        Tokenizer { inner: std::sync::Arc::new(inner), ..self.clone() }
+    }
+}

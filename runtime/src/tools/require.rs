@@ -1,0 +1,269 @@
+//! A grammar under which an answer is one valid call.
+//!
+//! It is written in llguidance's Lark. Markers stand in it as `{{…}}`: only the vocabulary knows whether one is a token or text.
+
+use super::form::Form;
+use super::functions;
+use crate::error::{Error, Result};
+use crate::grammar::Constraint;
+use serde_json::{Map, Value as Json, json};
+use std::fmt::Write;
+
+/// Deepest nesting of a schema that is written without JSON.
+const MAX_DEPTH: usize = 16;
+
+/// Numbers, and words that stand for values.
+const SCALARS: &str = "INT: /-?(0|[1-9][0-9]{0,17})/\nNUM: /-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,15})?/\nBOOL: \"true\" | \"false\"\nNULL: \"null\"\n";
+
+pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constraint> {
+    let of = |(n, parameters): (&str, Option<&Json>)| {
+        (n.to_owned(), parameters.cloned().unwrap_or_else(|| json!({"type": "object"})))
+    };
+    let all: Vec<(String, Json)> = functions(tools).map(of).collect();
+    let chosen: Vec<_> = all.iter().filter(|(n, _)| name.is_none_or(|name| name == n)).collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
+        return Err(Error::Invalid(match name {
+            Some(name) => format!("there is no tool `{name}`; there are: {}", names.join(", ")),
+            None => "a call is required, and there is no tool".into(),
+        }));
+    }
+    let mut of = Grammar { form, rules: String::new(), scalars: false };
+    let calls: Vec<String> = chosen.iter().map(|(name, schema)| of.call(name, schema)).collect();
+    let (calls, scalars) = (calls.join(" | "), if of.scalars { SCALARS } else { "" });
+    let start = start(form);
+    let text = format!("start: {start}\ncall: {calls}\n{}{scalars}", of.rules);
+    let constraint = Constraint::lark(text).with_markers(form.markers());
+    // Headers of messages are a part of the form.
+    Ok(if form == Form::Harmony { constraint.whole() } else { constraint })
+}
+
+/// What stands around a call.
+fn start(form: Form) -> String {
+    match form {
+        Form::Hermes | Form::QwenCoder => r#"{{<tool_call>}} "\n" call "\n" {{</tool_call>}}"#.into(),
+        Form::Glm => "{{<tool_call>}} call {{</tool_call>}}".into(),
+        Form::Harmony => concat!(
+            r#"analysis? {{<|channel|>}} "commentary to=functions." call"#,
+            "\n",
+            r#"analysis: {{<|channel|>}} "analysis" {{<|message|>}} /(?s:.*)/ {{<|end|>}} {{<|start|>}} "assistant""#
+        )
+        .into(),
+        Form::Gemma => r#"{{<|tool_call>}} "call:" call {{<tool_call|>}}"#.into(),
+        Form::FunctionGemma => {
+            r#"{{<start_function_call>}} "call:" call {{<end_function_call>}}"#.into()
+        }
+        Form::Lfm2 => r#"{{<|tool_call_start|>}} "[" call "]" {{<|tool_call_end|>}}"#.into(),
+        Form::DeepSeek | Form::DeepSeekFenced => {
+            "{{<｜tool▁calls▁begin｜>}} {{<｜tool▁call▁begin｜>}} call {{<｜tool▁call▁end｜>}} {{<｜tool▁calls▁end｜>}}".into()
+        }
+        Form::Mistral => r#"{{[TOOL_CALLS]}} "[" call "]""#.into(),
+        Form::MistralNamed => "{{[TOOL_CALLS]}} call".into(),
+        Form::Granite => r#"{{<|tool_call|>}} "[" call "]""#.into(),
+    }
+}
+
+struct Grammar {
+    form: Form,
+    rules: String,
+    scalars: bool,
+}
+
+/// A text as a literal of the grammar.
+fn literal(text: &str) -> String {
+    Json::from(text).to_string()
+}
+
+impl Grammar {
+    /// Adds a rule and returns its name.
+    fn rule(&mut self, body: &str) -> String {
+        let name = format!("r{}", self.rules.lines().count());
+        let _ = writeln!(self.rules, "{name}: {body}");
+        name
+    }
+
+    /// The rule of a call of one tool.
+    fn call(&mut self, name: &str, schema: &Json) -> String {
+        let object = json!({
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": schema},
+            "required": ["name", "arguments"],
+            "additionalProperties": false
+        });
+        let body = match self.form {
+            Form::Hermes | Form::Mistral | Form::Granite => format!("%json {object}"),
+            Form::DeepSeek => format!("{} {{{{<｜tool▁sep｜>}}}} {}", literal(name), json_of(schema)),
+            Form::DeepSeekFenced => format!(
+                r#""function" {{{{<｜tool▁sep｜>}}}} {} {} "\n```""#,
+                literal(&format!("{name}\n```json\n")),
+                json_of(schema)
+            ),
+            Form::MistralNamed => format!("{} {{{{[ARGS]}}}} {}", literal(name), json_of(schema)),
+            Form::Harmony => format!(
+                "{} {{{{<|constrain|>}}}} \"json\" {{{{<|message|>}}}} {}",
+                literal(&format!("{name} ")),
+                json_of(schema)
+            ),
+            Form::QwenCoder => {
+                let all = self.properties(schema, "", &mut |of, key, value| of.parameter(key, value, schema));
+                let (open, close) = (literal(&format!("<function={name}>\n")), literal("</function>"));
+                format!("{open} {all} {close}")
+            }
+            Form::Glm => {
+                let all = self.properties(schema, "", &mut |of, key, value| of.tagged(key, value, schema));
+                format!("{} {all}", literal(&format!("{name}\n")))
+            }
+            Form::Lfm2 => {
+                let all = self.properties(schema, ", ", &mut |of, key, value| {
+                    let value = of.rule(&json_of(&with_definitions(value, schema)));
+                    format!("{} {value}", literal(&format!("{key}=")))
+                });
+                format!("{} {all} \")\"", literal(&format!("{name}(")))
+            }
+            Form::Gemma | Form::FunctionGemma => {
+                let all = self.bare_object(schema, 0);
+                format!("{} {all}", literal(name))
+            }
+        };
+        self.rule(&body)
+    }
+
+    /// The properties of an object, those that are required first, with `between` between two.
+    fn properties(
+        &mut self,
+        schema: &Json,
+        between: &str,
+        one: &mut dyn FnMut(&mut Grammar, &str, &Json) -> String,
+    ) -> String {
+        let empty = Map::new();
+        let properties = schema.get("properties").and_then(Json::as_object).unwrap_or(&empty);
+        let required = schema.get("required").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+        let is_required = |key: &str| required.iter().any(|r| r == key);
+        let mut all: Vec<(String, bool)> = Vec::new();
+        for (key, value) in properties {
+            let body = one(self, key, value);
+            all.push((self.rule(&body), is_required(key)));
+        }
+        // Stable: otherwise in the schema's order.
+        all.sort_by_key(|(_, required)| !required);
+        let between = literal(between);
+        let joined = |rest: &[(String, bool)]| {
+            let more = |(name, required): &(String, bool)| match required {
+                true => format!(" {between} {name}"),
+                false => format!(" ({between} {name})?"),
+            };
+            rest.iter().map(more).collect::<String>()
+        };
+        match all.first() {
+            None => String::new(),
+            Some((first, true)) => format!("{first}{}", joined(&all[1..])),
+            // Any of them may come first.
+            Some(_) => {
+                let from = |i: usize| format!("{}{}", all[i].0, joined(&all[i + 1..]));
+                let body: Vec<String> = (0..all.len()).map(from).collect();
+                format!("{}?", self.rule(&body.join(" | ")))
+            }
+        }
+    }
+
+    /// A text that does not contain `end`, or one of those that a schema lists.
+    fn text(&mut self, schema: &Json, end: &str) -> String {
+        let listed = schema.get("enum").and_then(Json::as_array).cloned();
+        let listed = listed.or_else(|| schema.get("const").map(|c| vec![c.clone()]));
+        if let Some(listed) = listed {
+            let texts: Vec<String> = listed.iter().filter_map(Json::as_str).map(literal).collect();
+            return format!("({})", texts.join(" | "));
+        }
+        let end: String =
+            end.chars().flat_map(|c| if c.is_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect();
+        let name = format!("T{}", self.rules.lines().count());
+        let _ = writeln!(self.rules, "{name}: /(?s:.*)/ & ~/(?s:.*){end}(?s:.*)/");
+        name
+    }
+
+    /// `<parameter=key>` with its value.
+    fn parameter(&mut self, key: &str, value: &Json, schema: &Json) -> String {
+        let value = if is_text(value) {
+            self.text(value, "</parameter>")
+        } else {
+            self.rule(&json_of(&with_definitions(value, schema)))
+        };
+        format!("{} {value} {}", literal(&format!("<parameter={key}>\n")), literal("\n</parameter>\n"))
+    }
+
+    /// `<arg_key>` and `<arg_value>`.
+    fn tagged(&mut self, key: &str, value: &Json, schema: &Json) -> String {
+        let value = if is_text(value) {
+            self.text(value, "</arg_value>")
+        } else {
+            self.rule(&json_of(&with_definitions(value, schema)))
+        };
+        let key = literal(key);
+        format!(
+            r#"{{{{<arg_key>}}}} {key} {{{{</arg_key>}}}} "\n" {{{{<arg_value>}}}} {value} {{{{</arg_value>}}}} "\n""#
+        )
+    }
+
+    /// An object without quotes around its keys.
+    fn bare_object(&mut self, schema: &Json, depth: usize) -> String {
+        let all = self.properties(schema, ",", &mut |of, key, value| {
+            let value = of.bare(value, depth + 1);
+            format!("{} {value}", literal(&format!("{key}:")))
+        });
+        format!("\"{{\" {all} \"}}\"")
+    }
+
+    /// A value of Gemma's form.
+    fn bare(&mut self, schema: &Json, depth: usize) -> String {
+        self.scalars = true;
+        let any = "(INT | BOOL | NULL)";
+        if depth > MAX_DEPTH {
+            return any.into();
+        }
+        if is_text(schema) {
+            let quote = self.form.quote().unwrap_or("\"");
+            let text = self.text(schema, quote);
+            return format!("{{{{{quote}}}}} {text} {{{{{quote}}}}}");
+        }
+        match schema.get("type").and_then(Json::as_str) {
+            Some("integer") => "INT".into(),
+            Some("number") => "NUM".into(),
+            Some("boolean") => "BOOL".into(),
+            Some("null") => "NULL".into(),
+            Some("array") => {
+                let item =
+                    schema.get("items").map_or_else(|| any.to_owned(), |items| self.bare(items, depth + 1));
+                let item = self.rule(&item);
+                format!("\"[\" ({item} (\",\" {item})*)? \"]\"")
+            }
+            Some("object") => self.bare_object(schema, depth),
+            _ => any.into(),
+        }
+    }
+}
+
+/// Whether a schema asks for a text.
+fn is_text(schema: &Json) -> bool {
+    let texts =
+        |all: &Json| all.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(Json::is_string));
+    schema.get("type").is_some_and(|kind| kind == "string")
+        || schema.get("enum").is_some_and(texts)
+        || schema.get("const").is_some_and(Json::is_string)
+}
+
+fn json_of(schema: &Json) -> String {
+    format!("%json {schema}")
+}
+
+/// A part of a schema, with what it may refer to.
+fn with_definitions(part: &Json, whole: &Json) -> Json {
+    let mut part = part.clone();
+    if let Json::Object(map) = &mut part {
+        for key in ["$defs", "definitions"] {
+            if let Some(definitions) = whole.get(key) {
+                map.insert(key.into(), definitions.clone());
+            }
+        }
+    }
+    part
+}

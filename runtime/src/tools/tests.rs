@@ -1,0 +1,3 @@
+//! Readers of calls, form by form.
+
+use super::*;
