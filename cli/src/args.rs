@@ -2,6 +2,7 @@
 
 use crate::doctor::DoctorArgs;
 use crate::models::{ListArgs, PruneArgs, PullArgs, RmArgs};
+use crate::form::FormArgs;
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::streaming::size;
@@ -115,6 +116,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -127,7 +130,7 @@ pub enum OverflowArg {
 /// Answers one prompt, or continues one text, and exits.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop run -p 'What is the capital of France?'\n  dollop run model.gguf -f question.txt --json\n  dollop run --raw -p 'Once upon a time' -n 64 --temp 0"
+    after_help = "Examples:\n  dollop run -p 'What is the capital of France?'\n  dollop run model.gguf -f question.txt --json\n  dollop run --raw -p 'Once upon a time' -n 64 --temp 0\n  dollop run -p 'Name a city and its country.' --json-schema city.json"
 )]
 pub struct RunArgs {
     /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
@@ -152,6 +155,8 @@ pub struct RunArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub form: FormArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }

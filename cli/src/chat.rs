@@ -11,7 +11,7 @@ use crate::{Failure, interrupt, locate};
 use dollop::convert::Purpose;
 use dollop::sampler::Sampling;
 use dollop::template::Message;
-use dollop::{Chat, Event, GenerateOptions, Outcome, Overflow};
+use dollop::{Chat, Constraint, Event, GenerateOptions, Outcome, Overflow};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, IsTerminal, Write};
@@ -77,6 +77,7 @@ struct Talk<'a> {
     answers: usize,
     /// For all answers; only the seed changes.
     sampling: Sampling,
+    constraint: Option<Constraint>,
     interactive: bool,
 }
 
@@ -88,6 +89,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
     // Report typing errors before a model is converted for an hour.
     args.sampling.over(&Sampling::default())?;
+    let constraint = args.form.constraint()?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
     let session = engine.session(args.engine.session(None))?;
     let overflow = match args.overflow {
@@ -106,7 +108,8 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     }
     let interactive = std::io::stdin().is_terminal();
     let sampling = args.sampling.over(engine.sampling())?;
-    let talk = Talk { args, chat, mark: Mark::now(&engine), last: None, answers: 0, sampling, interactive };
+    let mark = Mark::now(&engine);
+    let talk = Talk { args, chat, mark, last: None, answers: 0, sampling, constraint, interactive };
     if interactive { talk.interactive() } else { talk.lines() }?;
     watch.finish()
 }
@@ -202,6 +205,7 @@ impl Talk<'_> {
             .with_stop(&self.args.sampling.stop)
             .with_cancel(cancel);
         options.target_tps = self.args.engine.stream.target_tps;
+        options.constraint.clone_from(&self.constraint);
         self.mark = Mark::now(self.chat.session().engine());
         let mut stdout = screen::answers();
         let (mut broken, mut reasoning) = (None, screen::Reasoning::default());

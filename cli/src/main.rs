@@ -13,6 +13,7 @@ mod devices;
 mod doctor;
 mod eval;
 mod hub;
+mod form;
 mod inspect;
 mod interrupt;
 mod inventory;

@@ -25,6 +25,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
     // Report typing errors before a model is converted for an hour.
     args.sampling.over(&Sampling::default())?;
+    let constraint = args.form.constraint()?;
     let prompt = match (&args.prompt, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => read_text(path)?,
@@ -40,6 +41,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .with_stop(&args.sampling.stop)
         .with_cancel(cancel);
     options.target_tps = args.engine.stream.target_tps;
+    options.constraint = constraint;
     let mark = Mark::now(&engine);
     let mut stdout = screen::answers();
     let (mut broken, mut reasoning) = (None, screen::Reasoning::default());

@@ -158,6 +158,10 @@ struct GenerateOptions {
     std::vector<std::string> stop;
     double target_tps = 0;
     OnEvent on_event;
+    // What the answer has to be, where one of these is not empty.
+    std::string json_schema;
+    std::string regex;
+    std::string grammar;
 };
 
 struct Outcome {
@@ -217,6 +221,10 @@ template <typename Call> Outcome generate(const GenerateOptions &options, Call &
     c.stop = stop.data();
     c.stop_count = options.stop.size();
     c.target_tps = options.target_tps;
+    const auto set = [](const std::string &text) { return text.empty() ? nullptr : text.c_str(); };
+    c.json_schema = set(options.json_schema);
+    c.regex = set(options.regex);
+    c.grammar = set(options.grammar);
     if (options.on_event) {
         c.on_event = dollop_hpp_on_event;
         c.user_data = &guard;

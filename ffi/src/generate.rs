@@ -6,7 +6,7 @@ use crate::handles::Exclusive;
 use crate::outputs::{Out, OutStruct};
 use crate::sampling::dollop_sampling;
 use crate::status::dollop_status::{self, *};
-use runtime::{CancelToken, Engine, Event, GenerateOptions, Outcome, StopReason};
+use runtime::{CancelToken, Constraint, Engine, Event, GenerateOptions, Outcome, StopReason};
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -80,6 +80,13 @@ pub struct dollop_generate_options {
     pub on_event: dollop_event_callback,
     /// Handed to `on_event`.
     pub user_data: *mut c_void,
+    /// The answer is JSON that obeys this JSON Schema, given as its text; NULL for any answer. One of `json_schema`, `regex` and `grammar`
+    /// at most.
+    pub json_schema: *const c_char,
+    /// The answer is what this regular expression matches as a whole; NULL for any answer.
+    pub regex: *const c_char,
+    /// The answer is what this grammar derives from `start`, in llguidance's form of Lark; NULL for any answer.
+    pub grammar: *const c_char,
 }
 
 impl Default for dollop_generate_options {
@@ -94,6 +101,31 @@ impl Default for dollop_generate_options {
             target_tps: 0.0,
             on_event: None,
             user_data: std::ptr::null_mut(),
+            json_schema: std::ptr::null(),
+            regex: std::ptr::null(),
+            grammar: std::ptr::null(),
+        }
+    }
+}
+
+impl dollop_generate_options {
+    /// # Safety
+    /// The contract of pointers in `lib.rs`.
+    unsafe fn constraint(&self) -> Result<Option<Constraint>> {
+        // SAFETY: as of this function.
+        let texts = unsafe {
+            (
+                arguments::optional_text("json_schema", self.json_schema)?,
+                arguments::optional_text("regex", self.regex)?,
+                arguments::optional_text("grammar", self.grammar)?,
+            )
+        };
+        match texts {
+            (None, None, None) => Ok(None),
+            (Some(text), None, None) => Ok(Some(Constraint::json_schema(text))),
+            (None, Some(text), None) => Ok(Some(Constraint::regex(text))),
+            (None, None, Some(text)) => Ok(Some(Constraint::lark(text))),
+            _ => Err(Failure::invalid("json_schema, regex and grammar: set one of them at most")),
         }
     }
 }
@@ -278,6 +310,8 @@ pub(crate) unsafe fn generate<T>(
         .with_cancel(cancel.clone());
     options.ignore_eos = given.ignore_eos != 0;
     options.target_tps = (given.target_tps > 0.0).then_some(given.target_tps);
+    // SAFETY: as of this function.
+    options.constraint = unsafe { given.constraint() }?;
     let mut listener = Listener {
         callback: given.on_event,
         user_data: given.user_data,

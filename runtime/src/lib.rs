@@ -86,6 +86,9 @@ pub mod internal {
     pub mod format {
         pub use crate::format::*;
     }
+    pub mod grammar {
+        pub use crate::grammar::*;
+    }
     pub mod kernels {
         pub use crate::kernels::*;
     }

@@ -187,6 +187,13 @@ static void generating(dollop_engine *engine, uint32_t vocab) {
     g.target_tps = NAN;
     EXPECT(DOLLOP_INVALID, "target_tps", dollop_chat_send(ours, "Hello", &g, &text, &outcome));
     g.target_tps = 0;
+    g.json_schema = "{\"type\": 5}";
+    EXPECT(DOLLOP_INVALID, "JSON Schema", dollop_chat_send(ours, "Hello", &g, &text, &outcome));
+    g.regex = "a(b";
+    EXPECT(DOLLOP_INVALID, "one of them", dollop_chat_send(ours, "Hello", &g, &text, &outcome));
+    g.json_schema = NULL;
+    EXPECT(DOLLOP_INVALID, "regular expression", dollop_chat_send(ours, "Hello", &g, &text, &outcome));
+    g.regex = NULL;
     const char *stops[] = {"a", NULL};
     g.stop = stops;
     g.stop_count = 2;

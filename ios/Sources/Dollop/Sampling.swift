@@ -169,16 +169,25 @@ public struct GenerationOptions: Sendable, Hashable {
     /// Where experts are streamed adaptively, the precision follows this many tokens per second; results then depend on the
     /// machine's speed.
     public var targetTokensPerSecond: Double?
+    /// The answer is JSON that obeys this JSON Schema. One of `jsonSchema`, `regex` and `grammar` at most.
+    public var jsonSchema: String?
+    /// The answer is what this regular expression matches as a whole.
+    public var regex: String?
+    /// The answer is what this grammar derives from `start`, in llguidance's form of Lark.
+    public var grammar: String?
 
     public init(
         maxTokens: Int = 512, sampling: Sampling = Sampling(), stop: [String] = [], ignoresEndOfTurn: Bool = false,
-        targetTokensPerSecond: Double? = nil
+        targetTokensPerSecond: Double? = nil, jsonSchema: String? = nil, regex: String? = nil, grammar: String? = nil
     ) {
         self.maxTokens = maxTokens
         self.sampling = sampling
         self.stop = stop
         self.ignoresEndOfTurn = ignoresEndOfTurn
         self.targetTokensPerSecond = targetTokensPerSecond
+        self.jsonSchema = jsonSchema
+        self.regex = regex
+        self.grammar = grammar
     }
 
     /// The struct of C; what it points to lives in `arena`.
@@ -190,6 +199,9 @@ public struct GenerationOptions: Sendable, Hashable {
         o.target_tps = targetTokensPerSecond ?? 0
         o.stop = try arena.texts(stop, "a stop text")
         o.stop_count = stop.count
+        o.json_schema = try arena.optionalText(jsonSchema, "jsonSchema")
+        o.regex = try arena.optionalText(regex, "regex")
+        o.grammar = try arena.optionalText(grammar, "grammar")
         var chosen = dollop_sampling()
         try check(dollop_sampling_init(&chosen, MemoryLayout.size(ofValue: chosen)))
         try own.apply(to: &chosen, arena)

@@ -1,7 +1,7 @@
 //! A constraint over one answer, by `llguidance`.
 
 use super::words::Env;
-use super::{Constraint, Kind};
+use super::{Constraint, Kind, on_one_line};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use llguidance::api::TopLevelGrammar;
@@ -53,7 +53,7 @@ impl Words {
         constraint.check()?;
         let text = &*constraint.text;
         let grammar = match constraint.kind {
-            Kind::Schema => TopLevelGrammar::from_json_schema(schema(text)?),
+            Kind::Schema => TopLevelGrammar::from_json_schema(on_one_line(schema(text)?)),
             Kind::Regex => TopLevelGrammar::from_regex(text),
             Kind::Lark => TopLevelGrammar::from_lark(self.marked(text, constraint.markers)),
         };

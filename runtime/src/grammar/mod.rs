@@ -15,6 +15,7 @@ mod words;
 pub use guide::{Guide, Mask, Words};
 
 use crate::error::{Error, Result};
+use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
 /// Longest text of a constraint.
@@ -56,8 +57,9 @@ impl Constraint {
         Constraint { kind, text: text.into().into(), whole: false, hurried: true, markers: &[] }
     }
 
-    /// JSON of a schema: its text, with the keywords of
-    /// [llguidance](https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md). Another keyword is an error.
+    /// JSON of a schema, given as its text, with the keywords of
+    /// [llguidance](https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md). Another keyword is an error. It is written
+    /// on one line, with a space behind commas and colons, unless the schema's `x-guidance` says otherwise.
     pub fn json_schema(text: impl Into<String>) -> Constraint {
         Constraint::new(Kind::Schema, text)
     }
@@ -113,4 +115,16 @@ impl Constraint {
         }
         Ok(())
     }
+}
+
+/// A schema whose JSON is written on one line: with free white space a model may go on with that for ever, and less is forced.
+pub(crate) fn on_one_line(mut schema: Json) -> Json {
+    if schema == true {
+        schema = json!({});
+    }
+    if let Json::Object(map) = &mut schema {
+        let form = json!({"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": false});
+        map.entry("x-guidance").or_insert(form);
+    }
+    schema
 }

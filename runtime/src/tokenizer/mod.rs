@@ -4,11 +4,12 @@
 //! is the same kind of object. Knows nothing of models or files.
 
 mod pretokenizer;
+#[cfg(feature = "grammar")]
 mod spelling;
 mod stream;
 mod vocab;
 
-#[cfg_attr(not(feature = "grammar"), allow(unused_imports))]
+#[cfg(feature = "grammar")]
 pub(crate) use spelling::Spelling;
 pub use stream::Detokenizer;
 #[doc(hidden)]

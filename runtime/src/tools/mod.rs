@@ -38,8 +38,6 @@ mod parser;
 mod reader;
 mod require;
 mod tags;
-#[cfg(test)]
-mod tests;
 mod values;
 
 pub use parser::Parser;

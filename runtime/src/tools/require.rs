@@ -5,7 +5,7 @@
 use super::form::Form;
 use super::functions;
 use crate::error::{Error, Result};
-use crate::grammar::Constraint;
+use crate::grammar::{Constraint, on_one_line};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
@@ -91,7 +91,7 @@ impl Grammar {
             "additionalProperties": false
         });
         let body = match self.form {
-            Form::Hermes | Form::Mistral | Form::Granite => format!("%json {object}"),
+            Form::Hermes | Form::Mistral | Form::Granite => json_of(&object),
             Form::DeepSeek => format!("{} {{{{<｜tool▁sep｜>}}}} {}", literal(name), json_of(schema)),
             Form::DeepSeekFenced => format!(
                 r#""function" {{{{<｜tool▁sep｜>}}}} {} {} "\n```""#,
@@ -252,7 +252,7 @@ fn is_text(schema: &Json) -> bool {
 }
 
 fn json_of(schema: &Json) -> String {
-    format!("%json {schema}")
+    format!("%json {}", on_one_line(schema.clone()))
 }
 
 /// A part of a schema, with what it may refer to.
