@@ -1,0 +1,65 @@
+//! What a server says of itself: its model, its health, its counters and its memory.
+
+use crate::metrics::Now;
+use crate::refusal::Refusal;
+use crate::service::Service;
+use serde_json::{Value as Json, json};
+
+fn model(service: &Service) -> Json {
+    json!({
+        "id": service.options.model, "object": "model", "created": 0, "owned_by": "dollop",
+        // Anthropic's clients read these.
+        "type": "model", "display_name": service.engine.info().name, "created_at": "1970-01-01T00:00:00Z",
+        "context_length": service.pool.context,
+    })
+}
+
+/// The list of models: one.
+pub fn models(service: &Service) -> Json {
+    let id = &service.options.model;
+    json!({"object": "list", "data": [model(service)], "has_more": false, "first_id": id, "last_id": id})
+}
+
+/// One model.
+///
+/// # Errors
+/// 404 for another.
+pub fn one_model(service: &Service, name: &str) -> Result<Json, Refusal> {
+    if name == service.options.model {
+        Ok(model(service))
+    } else {
+        Err(Refusal::unknown_model(name, &service.options.model))
+    }
+}
+
+/// Whether requests are taken.
+///
+/// # Errors
+/// 503 while the server stops.
+pub fn health(service: &Service) -> Result<Json, Refusal> {
+    if service.queue.is_stopping() { Err(Refusal::stopping()) } else { Ok(json!({"status": "ok"})) }
+}
+
+/// The plan of memory, the model in numbers, and what its sessions hold.
+pub fn plan(service: &Service) -> Json {
+    let plan = service.engine.memory_plan();
+    let (running, waiting) = service.queue.load();
+    json!({
+        "model": service.engine.info(), "total_bytes": plan.total_bytes(), "memory": plan,
+        "sessions": {
+            "count": service.pool.sessions, "context": service.pool.context, "idle_tokens": service.pool.held(),
+            "running": running, "waiting": waiting,
+        },
+        "sampling": service.sampling(), "stream": service.engine.stream_stats(), "note": service.engine.note(),
+    })
+}
+
+/// The counters.
+pub fn metrics(service: &Service) -> String {
+    service.metrics.text(&Now {
+        load: service.queue.load(),
+        sessions: service.pool.sessions,
+        planned_bytes: service.engine.memory_plan().total_bytes(),
+        stream: service.engine.stream_stats(),
+    })
+}

@@ -1,0 +1,195 @@
+//! OpenAI's `/v1/chat/completions`.
+
+use crate::answer::{Answer, Call, Choice, Finish, Piece, Usage};
+use crate::feed::{Frames, Translation, respond};
+use crate::fields::Fields;
+use crate::refusal::{Form, Refusal};
+use crate::request::{Conversation, Input, MAX_CHOICES, Request, check_model, messages, variables};
+use crate::sampling;
+use crate::service::{Service, unix_time};
+use axum::body::Body;
+use axum::http::Response;
+use dollop::sampler::Sampling;
+use serde_json::{Value as Json, json};
+use std::sync::Arc;
+
+/// Fields that are known and cannot be honoured.
+const REFUSED: [(&str, &str); 7] = [
+    ("logprobs", "probabilities of tokens are not available"),
+    ("top_logprobs", "probabilities of tokens are not available"),
+    ("audio", "this model writes text only"),
+    ("functions", "is out of date: use tools"),
+    ("function_call", "is out of date: use tool_choice"),
+    ("web_search_options", "this server reads no web"),
+    ("prediction", "predicted outputs are not available"),
+];
+
+/// Answers.
+///
+/// # Errors
+/// As `feed::respond`.
+pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
+    let f = Fields::of(json, "")?;
+    check_model(&f, &service.options.model)?;
+    let request = read(&f, service.sampling())?;
+    let translation = Chat::new(&f, service, request.choices)?;
+    respond(service, request, translation).await
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// 400, naming the field.
+pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
+    for (name, why) in REFUSED {
+        f.refuse(name, why)?;
+    }
+    if f.texts("modalities")?.iter().any(|m| m != "text") {
+        return Err(Refusal::unsupported("modalities", "this model writes text only"));
+    }
+    let conversation = Conversation { messages: messages(f, "messages")?, variables: variables(f)? };
+    let mut request = Request::new(f, Input::Chat(conversation), sampling::read(f, base)?)?;
+    request.read_stop(f, "stop")?;
+    request.max_tokens = f.count("max_completion_tokens", 1)?.or(f.count("max_tokens", 1)?);
+    request.choices = choices(f)?;
+    Ok(request)
+}
+
+/// `n`.
+///
+/// # Errors
+/// 400 for too many.
+pub fn choices(f: &Fields) -> Result<usize, Refusal> {
+    match f.count("n", 1)?.unwrap_or(1) {
+        n if n > MAX_CHOICES => Err(f.wrong("n", format!("must be at most {MAX_CHOICES}"))),
+        n => Ok(n),
+    }
+}
+
+/// Whether a stream ends with what it took.
+///
+/// # Errors
+/// 400 for options that are no object.
+pub fn include_usage(f: &Fields) -> Result<bool, Refusal> {
+    let Some(options) = f.get("stream_options") else { return Ok(false) };
+    Ok(Fields::of(options, "stream_options.")?.flag("include_usage")?.unwrap_or(false))
+}
+
+/// What a request took.
+pub fn usage(u: &Usage) -> Json {
+    json!({
+        "prompt_tokens": u.prompt, "completion_tokens": u.output, "total_tokens": u.prompt + u.output,
+        "prompt_tokens_details": {"cached_tokens": u.cached},
+        "completion_tokens_details": {"reasoning_tokens": u.reasoning},
+    })
+}
+
+/// Why an answer ended.
+pub fn finish_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::Turn | Finish::Stop(_) => "stop",
+        Finish::Calls => "tool_calls",
+        Finish::Length => "length",
+    }
+}
+
+struct Chat {
+    id: String,
+    created: u64,
+    model: String,
+    include_usage: bool,
+    /// Calls begun, by answer.
+    calls: Vec<usize>,
+}
+
+impl Chat {
+    fn new(f: &Fields, service: &Service, choices: usize) -> Result<Chat, Refusal> {
+        Ok(Chat {
+            id: service.id("chatcmpl-"),
+            created: unix_time(),
+            model: service.options.model.clone(),
+            include_usage: include_usage(f)?,
+            calls: vec![0; choices],
+        })
+    }
+
+    fn chunk(&self, choices: Json, usage: Json) -> Json {
+        let mut chunk = json!({
+            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
+            "choices": choices,
+        });
+        if self.include_usage {
+            chunk["usage"] = usage;
+        }
+        chunk
+    }
+
+    fn delta(&self, choice: usize, delta: Json, finish: Option<&'static str>) -> Json {
+        self.chunk(json!([{"index": choice, "delta": delta, "finish_reason": finish}]), Json::Null)
+    }
+}
+
+impl Translation for Chat {
+    const FORM: Form = Form::OpenAi;
+
+    fn begin(&mut self, out: &mut Frames) {
+        for choice in 0..self.calls.len() {
+            out.object(&self.delta(choice, json!({"role": "assistant", "content": ""}), None));
+        }
+    }
+
+    fn piece(&mut self, choice: usize, piece: Piece, out: &mut Frames) {
+        let calls = self.calls.get_mut(choice);
+        let delta = match piece {
+            Piece::Reasoning(text) => json!({"reasoning_content": text}),
+            Piece::Text(text) | Piece::Abandoned(text) => json!({"content": text}),
+            Piece::Call { id, name } => {
+                let index = calls.map_or(0, |calls| std::mem::replace(calls, *calls + 1));
+                json!({"tool_calls": [{"index": index, "id": id, "type": "function",
+                    "function": {"name": name, "arguments": ""}}]})
+            }
+            Piece::Arguments(text) => {
+                let index = calls.map_or(0, |calls| calls.saturating_sub(1));
+                json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            }
+        };
+        out.object(&self.delta(choice, delta, None));
+    }
+
+    fn done(&mut self, choice: usize, finish: Finish, out: &mut Frames) {
+        out.object(&self.delta(choice, json!({}), Some(finish_reason(&finish))));
+    }
+
+    fn end(&mut self, took: &Usage, out: &mut Frames) {
+        if self.include_usage {
+            out.object(&self.chunk(json!([]), usage(took)));
+        }
+        out.data("[DONE]");
+    }
+
+    fn whole(&mut self, answer: Answer) -> Json {
+        let choices: Vec<Json> = answer.choices.into_iter().enumerate().map(|(i, c)| whole(i, c)).collect();
+        json!({
+            "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
+            "choices": choices, "usage": usage(&answer.usage),
+        })
+    }
+}
+
+fn whole(index: usize, choice: Choice) -> Json {
+    let finish = finish_reason(&choice.finish);
+    let content =
+        if choice.text.is_empty() && !choice.calls.is_empty() { Json::Null } else { choice.text.into() };
+    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !choice.reasoning.is_empty() {
+        message["reasoning_content"] = choice.reasoning.into();
+    }
+    if !choice.calls.is_empty() {
+        message["tool_calls"] = choice.calls.into_iter().map(call).collect();
+    }
+    json!({"index": index, "message": message, "finish_reason": finish, "logprobs": null})
+}
+
+fn call(call: Call) -> Json {
+    json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+}

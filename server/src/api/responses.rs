@@ -1,0 +1,330 @@
+//! OpenAI's `/v1/responses`. Nothing is stored: a conversation is sent whole each time.
+
+use crate::answer::{Answer, Call, Finish, Piece, Usage};
+use crate::feed::{Frames, Translation, respond};
+use crate::fields::Fields;
+use crate::refusal::{Form, Refusal};
+use crate::request::{Conversation, Input, Request, check_model, content, plain};
+use crate::sampling;
+use crate::service::{Service, unix_time};
+use axum::body::Body;
+use axum::http::Response;
+use dollop::sampler::Sampling;
+use serde_json::{Value as Json, json};
+use std::sync::Arc;
+
+/// Fields that are known and cannot be honoured.
+const REFUSED: [(&str, &str); 5] = [
+    ("previous_response_id", "responses are not stored: send the conversation as input"),
+    ("conversation", "conversations are not stored: send the messages as input"),
+    ("background", "responses are not stored"),
+    ("prompt", "prompts are not stored: send instructions and input"),
+    ("top_logprobs", "probabilities of tokens are not available"),
+];
+
+/// Answers.
+///
+/// # Errors
+/// As `feed::respond`.
+pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
+    let f = Fields::of(json, "")?;
+    check_model(&f, &service.options.model)?;
+    let request = read(&f, service.sampling())?;
+    let echo = |name: &str, default: Json| f.get(name).cloned().unwrap_or(default);
+    let sampling = &request.sampling;
+    let head = json!({
+        "id": service.id("resp_"), "object": "response", "created_at": unix_time(), "status": "in_progress",
+        "error": null, "incomplete_details": null, "instructions": echo("instructions", Json::Null),
+        "max_output_tokens": request.max_tokens, "model": service.options.model, "output": [],
+        "parallel_tool_calls": echo("parallel_tool_calls", true.into()), "previous_response_id": null,
+        "reasoning": echo("reasoning", json!({"effort": null, "summary": null})), "store": false,
+        "temperature": shown(sampling.temperature), "text": echo("text", json!({"format": {"type": "text"}})),
+        "tool_choice": echo("tool_choice", "auto".into()), "tools": echo("tools", json!([])),
+        "top_p": shown(sampling.top_p), "truncation": "disabled", "usage": null,
+        "metadata": echo("metadata", json!({})),
+    });
+    let names = (service.id("msg_"), service.id("rs_"), service.id("fc_"));
+    let translation =
+        Responses { head, names, number: 0, output: Vec::new(), open: None, finish: Finish::Turn };
+    respond(service, request, translation).await
+}
+
+/// The number as it was written, not as the nearest f64.
+fn shown(value: f32) -> Json {
+    value.to_string().parse::<f64>().unwrap_or_default().into()
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// 400, naming the field.
+pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
+    for (name, why) in REFUSED {
+        f.refuse(name, why)?;
+    }
+    if f.text("truncation")?.is_some_and(|how| how != "disabled") {
+        return Err(Refusal::unsupported("truncation", "nothing is left out of a conversation"));
+    }
+    let mut messages = Vec::new();
+    if let Some(instructions) = f.text("instructions")? {
+        messages.push(plain("system", instructions));
+    }
+    match f.get("input") {
+        Some(Json::String(text)) => messages.push(plain("user", text.as_str())),
+        Some(Json::Array(items)) => {
+            for (i, json) in items.iter().enumerate() {
+                let prefix = format!("input[{i}].");
+                item(&Fields::of(json, &prefix)?, &mut messages)?;
+            }
+        }
+        Some(_) => return Err(f.wrong("input", "must be a text or a list of items")),
+        None => return Err(f.wrong("input", "is missing")),
+    }
+    let mut variables = crate::request::variables(f)?;
+    if let Some(reasoning) = f.get("reasoning")
+        && let Some(effort) = Fields::of(reasoning, "reasoning.")?.text("effort")?
+    {
+        crate::request::thinking(&mut variables, effort);
+    }
+    let conversation = Conversation { messages, variables };
+    let mut request = Request::new(f, Input::Chat(conversation), sampling::read(f, base)?)?;
+    request.max_tokens = f.count("max_output_tokens", 1)?;
+    Ok(request)
+}
+
+/// One item of the input.
+fn item(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
+    match f.text("type")?.unwrap_or("message") {
+        "message" => {
+            let role = match f.need_text("role")? {
+                "developer" => "system",
+                role @ ("system" | "user" | "assistant") => role,
+                _ => return Err(f.wrong("role", "must be system, developer, user or assistant")),
+            };
+            let text = content(f, "content")?.ok_or_else(|| f.wrong("content", "is missing"))?;
+            all.push(plain(role, text));
+        }
+        // What was thought before earlier answers is no part of the conversation for most templates.
+        "reasoning" => {}
+        other => {
+            let other: String = other.chars().take(40).collect();
+            return Err(f.wrong("type", format!("`{other}` is not supported")));
+        }
+    }
+    Ok(())
+}
+
+fn usage(u: &Usage) -> Json {
+    json!({
+        "input_tokens": u.prompt, "input_tokens_details": {"cached_tokens": u.cached}, "output_tokens": u.output,
+        "output_tokens_details": {"reasoning_tokens": u.reasoning}, "total_tokens": u.prompt + u.output,
+    })
+}
+
+/// An item of the output while it is written.
+enum Open {
+    Reasoning(String),
+    Text(String),
+    Call(Call),
+}
+
+struct Responses {
+    head: Json,
+    /// What items are called: messages, reasoning, calls; their number follows.
+    names: (String, String, String),
+    /// Events so far.
+    number: u64,
+    /// Items that are whole.
+    output: Vec<Json>,
+    open: Option<Open>,
+    finish: Finish,
+}
+
+impl Responses {
+    fn event(&mut self, name: &str, mut json: Json, out: &mut Frames) {
+        (json["type"], json["sequence_number"]) = (name.into(), self.number.into());
+        self.number += 1;
+        out.event(name, &json);
+    }
+
+    /// The item that is written, as far as it is.
+    fn item(&self, open: &Open, status: &str) -> Json {
+        let n = self.output.len();
+        match open {
+            Open::Reasoning(text) => json!({
+                "type": "reasoning", "id": format!("{}_{n}", self.names.1), "summary": [], "status": status,
+                "content": [{"type": "reasoning_text", "text": text}],
+            }),
+            Open::Text(text) => json!({
+                "type": "message", "id": format!("{}_{n}", self.names.0), "status": status, "role": "assistant",
+                "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
+            }),
+            Open::Call(call) => json!({
+                "type": "function_call", "id": format!("{}_{n}", self.names.2), "call_id": call.id, "name": call.name,
+                "arguments": call.arguments, "status": status,
+            }),
+        }
+    }
+
+    /// What events about the item that is written begin with.
+    fn at(&self, id: &Json) -> Json {
+        json!({"item_id": id, "output_index": self.output.len(), "content_index": 0})
+    }
+
+    fn start(&mut self, open: Open, out: &mut Frames) {
+        self.close("completed", out);
+        let mut item = self.item(&open, "in_progress");
+        let id = item["id"].clone();
+        let part = item["content"][0].clone();
+        if !matches!(open, Open::Call(_)) {
+            item["content"] = json!([]);
+        }
+        self.event(
+            "response.output_item.added",
+            json!({"output_index": self.output.len(), "item": item}),
+            out,
+        );
+        if !matches!(open, Open::Call(_)) {
+            let mut at = self.at(&id);
+            at["part"] = part;
+            self.event("response.content_part.added", at, out);
+        }
+        self.open = Some(open);
+    }
+
+    fn delta(&mut self, text: String, out: &mut Frames) {
+        let Some(mut open) = self.open.take() else { return };
+        let name = match &mut open {
+            Open::Reasoning(all) => {
+                all.push_str(&text);
+                "response.reasoning_text.delta"
+            }
+            Open::Text(all) => {
+                all.push_str(&text);
+                "response.output_text.delta"
+            }
+            Open::Call(call) => {
+                call.arguments.push_str(&text);
+                "response.function_call_arguments.delta"
+            }
+        };
+        let mut at = self.at(&self.item(&open, "in_progress")["id"]);
+        at["delta"] = text.into();
+        if let Open::Text(_) = open {
+            at["logprobs"] = json!([]);
+        }
+        self.open = Some(open);
+        self.event(name, at, out);
+    }
+
+    fn close(&mut self, status: &str, out: &mut Frames) {
+        let Some(open) = self.open.take() else { return };
+        let item = self.item(&open, status);
+        let mut at = self.at(&item["id"]);
+        let name = match &open {
+            Open::Reasoning(text) => {
+                at["text"] = text.as_str().into();
+                "response.reasoning_text.done"
+            }
+            Open::Text(text) => {
+                (at["text"], at["logprobs"]) = (text.as_str().into(), json!([]));
+                "response.output_text.done"
+            }
+            Open::Call(call) => {
+                (at["name"], at["arguments"]) = (call.name.as_str().into(), call.arguments.as_str().into());
+                "response.function_call_arguments.done"
+            }
+        };
+        self.event(name, at, out);
+        if !matches!(open, Open::Call(_)) {
+            let mut at = self.at(&item["id"]);
+            at["part"] = item["content"][0].clone();
+            self.event("response.content_part.done", at, out);
+        }
+        let done = json!({"output_index": self.output.len(), "item": item});
+        self.event("response.output_item.done", done, out);
+        self.output.push(item);
+    }
+
+    /// The response as it is in the end.
+    fn response(&mut self, took: &Usage) -> Json {
+        let mut response = self.head.clone();
+        response["status"] = "completed".into();
+        if self.finish == Finish::Length {
+            response["status"] = "incomplete".into();
+            response["incomplete_details"] = json!({"reason": "max_output_tokens"});
+        }
+        response["output"] = std::mem::take(&mut self.output).into();
+        response["usage"] = usage(took);
+        response
+    }
+}
+
+impl Translation for Responses {
+    const FORM: Form = Form::OpenAi;
+
+    fn begin(&mut self, out: &mut Frames) {
+        let head = self.head.clone();
+        self.event("response.created", json!({"response": head}), out);
+        let head = self.head.clone();
+        self.event("response.in_progress", json!({"response": head}), out);
+    }
+
+    fn piece(&mut self, _choice: usize, piece: Piece, out: &mut Frames) {
+        match piece {
+            Piece::Reasoning(text) => {
+                if !matches!(self.open, Some(Open::Reasoning(_))) {
+                    self.start(Open::Reasoning(String::new()), out);
+                }
+                self.delta(text, out);
+            }
+            Piece::Text(text) | Piece::Abandoned(text) => {
+                if !matches!(self.open, Some(Open::Text(_))) {
+                    self.start(Open::Text(String::new()), out);
+                }
+                self.delta(text, out);
+            }
+            Piece::Call { id, name } => {
+                self.start(Open::Call(Call { id, name, arguments: String::new() }), out);
+            }
+            Piece::Arguments(text) => self.delta(text, out),
+        }
+    }
+
+    fn done(&mut self, _choice: usize, finish: Finish, out: &mut Frames) {
+        let status = if finish == Finish::Length { "incomplete" } else { "completed" };
+        self.close(status, out);
+        self.finish = finish;
+    }
+
+    fn end(&mut self, took: &Usage, out: &mut Frames) {
+        let response = self.response(took);
+        let name = if self.finish == Finish::Length { "response.incomplete" } else { "response.completed" };
+        self.event(name, json!({"response": response}), out);
+    }
+
+    fn failed(&mut self, refusal: &Refusal, out: &mut Frames) {
+        let mut response = self.head.clone();
+        response["status"] = "failed".into();
+        response["error"] = json!({"code": "server_error", "message": refusal.message});
+        self.event("response.failed", json!({"response": response}), out);
+    }
+
+    fn whole(&mut self, answer: Answer) -> Json {
+        let (choice, took) = answer.only();
+        let mut items = Vec::new();
+        if !choice.reasoning.is_empty() {
+            items.push(Open::Reasoning(choice.reasoning));
+        }
+        if !choice.text.is_empty() || choice.calls.is_empty() {
+            items.push(Open::Text(choice.text));
+        }
+        items.extend(choice.calls.into_iter().map(Open::Call));
+        let status = if choice.finish == Finish::Length { "incomplete" } else { "completed" };
+        for item in items {
+            self.output.push(self.item(&item, status));
+        }
+        self.finish = choice.finish;
+        self.response(&took)
+    }
+}

@@ -1,0 +1,117 @@
+//! Counters, and their text for Prometheus.
+
+use crate::answer::Usage;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
+
+/// What was done since the start.
+#[derive(Default)]
+pub struct Metrics(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    /// By route and status.
+    requests: BTreeMap<(&'static str, u16), u64>,
+    cancelled: u64,
+    usage: Usage,
+}
+
+/// What is measured when it is asked for.
+pub struct Now {
+    /// Requests that run, and that wait.
+    pub load: (usize, usize),
+    /// Sessions in all.
+    pub sessions: usize,
+    /// Memory of the plan, in bytes.
+    pub planned_bytes: u64,
+    /// What streaming has done.
+    pub stream: Option<dollop::StreamStats>,
+}
+
+impl Metrics {
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request was answered with a status.
+    pub fn request(&self, route: &'static str, status: u16) {
+        *self.counts().requests.entry((route, status)).or_default() += 1;
+    }
+
+    /// A client hung up before its answer was whole.
+    pub fn cancelled(&self) {
+        self.counts().cancelled += 1;
+    }
+
+    /// Tokens were read and generated.
+    pub fn tokens(&self, more: &Usage) {
+        let all = &mut self.counts().usage;
+        all.prompt += more.prompt;
+        all.cached += more.cached;
+        all.output += more.output;
+        all.reasoning += more.reasoning;
+        all.prefill_s += more.prefill_s;
+        all.decode_s += more.decode_s;
+    }
+
+    /// All of it, in Prometheus' text format.
+    pub fn text(&self, now: &Now) -> String {
+        let counts = self.counts();
+        let mut out = String::new();
+        head(&mut out, "dollop_requests_total", "counter", "Requests by route and status.");
+        for ((route, status), n) in &counts.requests {
+            let _ = writeln!(out, "dollop_requests_total{{route=\"{route}\",status=\"{status}\"}} {n}");
+        }
+        let u = &counts.usage;
+        let mut one = |name: &str, kind: &str, help: &str, value: f64| {
+            head(&mut out, name, kind, help);
+            let _ = writeln!(out, "{name} {value}");
+        };
+        one(
+            "dollop_requests_cancelled_total",
+            "counter",
+            "Requests whose client hung up.",
+            counts.cancelled as f64,
+        );
+        one("dollop_requests_running", "gauge", "Requests that are answered now.", now.load.0 as f64);
+        one("dollop_requests_waiting", "gauge", "Requests in the queue.", now.load.1 as f64);
+        one("dollop_sessions", "gauge", "Sessions.", now.sessions as f64);
+        one("dollop_prompt_tokens_total", "counter", "Tokens of prompts.", u.prompt as f64);
+        one(
+            "dollop_prompt_tokens_cached_total",
+            "counter",
+            "Of those, found in kept conversations.",
+            u.cached as f64,
+        );
+        one("dollop_generated_tokens_total", "counter", "Tokens generated.", u.output as f64);
+        one("dollop_prefill_seconds_total", "counter", "Seconds for prompts.", u.prefill_s);
+        one("dollop_decode_seconds_total", "counter", "Seconds for answers.", u.decode_s);
+        one("dollop_planned_bytes", "gauge", "Memory of the plan.", now.planned_bytes as f64);
+        if let Some(s) = &now.stream {
+            one(
+                "dollop_expert_bytes_read_total",
+                "counter",
+                "Bytes read of experts.",
+                (s.bytes_wanted + s.bytes_ahead) as f64,
+            );
+            one("dollop_expert_evictions_total", "counter", "Planes of experts evicted.", s.evictions as f64);
+            one(
+                "dollop_expert_hit_rate",
+                "gauge",
+                "Planes wanted that were in memory.",
+                finite(s.hit_rate()),
+            );
+            one("dollop_expert_mean_bits", "gauge", "Mean bits of experts used.", finite(s.mean_bits()));
+        }
+        out
+    }
+}
+
+fn finite(value: f64) -> f64 {
+    if value.is_finite() { value } else { 0.0 }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}

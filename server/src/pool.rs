@@ -1,0 +1,111 @@
+//! Kept conversations: sessions with the tokens that they hold. A request takes the one that knows most of its prompt.
+
+use dollop::{Engine, Error, Session, SessionOptions};
+use std::sync::{Mutex, PoisonError};
+
+/// A prefill chunk below this makes long prompts slow, and saves little memory.
+const LEAST_CHUNK: usize = 32;
+
+/// Sessions that no request uses.
+pub struct Pool {
+    idle: Mutex<Idle>,
+    /// Sessions in all.
+    pub sessions: usize,
+    /// Positions of each.
+    pub context: usize,
+}
+
+#[derive(Default)]
+struct Idle {
+    sessions: Vec<Kept>,
+    /// Requests so far: the clock by which sessions are least recently used.
+    clock: u64,
+}
+
+struct Kept {
+    session: Session,
+    used: u64,
+}
+
+impl Pool {
+    /// So many sessions, which share the context and the memory that the engine's plan has for one.
+    ///
+    /// # Errors
+    /// `Invalid` where the budget has no room for them; those of [`Engine::session`].
+    pub fn new(engine: &Engine, sessions: usize) -> Result<Pool, Error> {
+        let plan = engine.memory_plan();
+        let context = plan.context / sessions.max(1);
+        if sessions == 0 || context < 2 {
+            let text = format!("{sessions} sessions cannot share a context of {} tokens", plan.context);
+            return Err(Error::Invalid(text));
+        }
+        // Their scratch shares the plan's as well: chunks are shorter, until all fit.
+        let mut chunk = (plan.chunk / sessions).max(LEAST_CHUNK);
+        let kept = loop {
+            let options = SessionOptions::default().with_context(context).with_chunk(chunk);
+            let open = || Ok(Kept { session: engine.session(options)?, used: 0 });
+            match (0..sessions).map(|_| open()).collect::<Result<Vec<_>, Error>>() {
+                Ok(all) => break all,
+                Err(_) if chunk > LEAST_CHUNK => chunk = (chunk / 2).max(LEAST_CHUNK),
+                Err(e) if sessions > 1 => {
+                    return Err(Error::Invalid(format!("{sessions} sessions (--parallel): {e}")));
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        log::debug!("{sessions} sessions of {context} tokens, chunks of {chunk}");
+        let idle = Mutex::new(Idle { sessions: kept, clock: 0 });
+        Ok(Pool { idle, sessions, context })
+    }
+
+    /// The idle session that shares the longest beginning with `prompt`; of several, the least recently used. `None` where all
+    /// are taken.
+    pub fn take(&self, prompt: &[u32]) -> Option<Lease<'_>> {
+        let mut idle = self.lock();
+        let worth = |kept: &Kept| (shared(kept.session.tokens(), prompt), u64::MAX - kept.used);
+        let best = (0..idle.sessions.len()).max_by_key(|&i| worth(&idle.sessions[i]))?;
+        let kept = idle.sessions.swap_remove(best);
+        Some(Lease { pool: self, session: Some(kept.session) })
+    }
+
+    /// Tokens that idle sessions hold, by session.
+    pub fn held(&self) -> Vec<usize> {
+        self.lock().sessions.iter().map(|kept| kept.session.tokens().len()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many tokens two texts have in common at their beginning.
+fn shared(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// A session, given back when this is dropped.
+pub struct Lease<'a> {
+    pool: &'a Pool,
+    session: Option<Session>,
+}
+
+impl Lease<'_> {
+    /// The session.
+    pub fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("it is given back when the lease ends")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let Some(mut session) = self.session.take() else { return };
+        if std::thread::panicking() {
+            // What it holds is unknown.
+            session.rewind(0);
+        }
+        let mut idle = self.pool.lock();
+        idle.clock += 1;
+        let used = idle.clock;
+        idle.sessions.push(Kept { session, used });
+    }
+}

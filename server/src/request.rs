@@ -1,0 +1,206 @@
+//! The one kind of request that all APIs are translated to, and what they share in reading it.
+
+use crate::fields::Fields;
+use crate::refusal::Refusal;
+use dollop::sampler::Sampling;
+use serde_json::{Map, Value as Json, json};
+
+/// Most answers of one request: prompts, times answers of each.
+pub const MAX_CHOICES: usize = 8;
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 256;
+const MAX_MESSAGES: usize = 4096;
+
+/// What is to be generated.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is continued.
+    pub input: Input,
+    /// Most tokens of an answer; by default as many as fit the context.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen. Answer `i` has the seed `seed + i`.
+    pub sampling: Sampling,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-turn token.
+    pub ignore_eos: bool,
+    /// Answers for each prompt.
+    pub choices: usize,
+    /// Whether pieces are sent as they come.
+    pub stream: bool,
+}
+
+/// What a request continues.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Messages through the model's template.
+    Chat(Conversation),
+    /// Texts as they are.
+    Texts(Vec<Text>),
+}
+
+/// A conversation, in the form that templates read.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    /// Objects with `role`, `content` and what else templates know.
+    pub messages: Vec<Json>,
+    /// Variables that the template sees.
+    pub variables: Map<String, Json>,
+}
+
+/// A text, or its tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Text {
+    /// To be tokenized.
+    Plain(String),
+    /// Tokens as they are.
+    Ids(Vec<u32>),
+}
+
+impl Request {
+    /// A request with what fields of all APIs say alike: sampling, and whether it streams.
+    ///
+    /// # Errors
+    /// 400, naming the field.
+    pub fn new(f: &Fields, input: Input, sampling: Sampling) -> Result<Request, Refusal> {
+        Ok(Request {
+            input,
+            max_tokens: None,
+            sampling,
+            stop: Vec::new(),
+            ignore_eos: f.flag("ignore_eos")?.unwrap_or(false),
+            choices: 1,
+            stream: f.flag("stream")?.unwrap_or(false),
+        })
+    }
+
+    /// Sets the texts that end an answer, from the field `name`.
+    ///
+    /// # Errors
+    /// 400 for too many, or empty or long ones.
+    pub fn read_stop(&mut self, f: &Fields, name: &str) -> Result<(), Refusal> {
+        self.stop = f.texts(name)?;
+        let bad = |s: &String| s.is_empty() || s.len() > MAX_STOP_BYTES;
+        if self.stop.len() > MAX_STOPS || self.stop.iter().any(bad) {
+            let must = format!("at most {MAX_STOPS} texts of 1 to {MAX_STOP_BYTES} bytes");
+            return Err(f.wrong(name, must));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a model other than the one served. None at all is that one.
+///
+/// # Errors
+/// 404.
+pub fn check_model(f: &Fields, served: &str) -> Result<(), Refusal> {
+    match f.text("model")? {
+        // Ollama's clients name a model's version.
+        Some(asked) if asked.strip_suffix(":latest").unwrap_or(asked) != served => {
+            Err(Refusal::unknown_model(asked, served))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The messages of OpenAI's and Ollama's chats, as templates read them.
+///
+/// # Errors
+/// 400, naming the message.
+pub fn messages(f: &Fields, name: &str) -> Result<Vec<Json>, Refusal> {
+    let list = f.list(name)?.ok_or_else(|| f.wrong(name, "is missing"))?;
+    if list.is_empty() || list.len() > MAX_MESSAGES {
+        return Err(f.wrong(name, format!("must be 1 to {MAX_MESSAGES} messages")));
+    }
+    let one = |(i, json): (usize, &Json)| {
+        let prefix = format!("{}[{i}].", f.name(name));
+        message(&Fields::of(json, &prefix)?)
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+fn message(f: &Fields) -> Result<Json, Refusal> {
+    let role = match f.need_text("role")? {
+        "developer" => "system",
+        role @ ("system" | "user" | "assistant" | "tool") => role,
+        _ => return Err(f.wrong("role", "must be system, developer, user, assistant or tool")),
+    };
+    f.refuse("images", "this model reads text only")?;
+    f.refuse("audio", "this model reads text only")?;
+    f.refuse("function_call", "is out of date: use tool_calls")?;
+    let content = content(f, "content")?;
+    if content.is_none() && f.get("tool_calls").is_none() && role != "assistant" {
+        return Err(f.wrong("content", "is missing"));
+    }
+    let mut message = Map::new();
+    message.insert("role".into(), role.into());
+    message.insert("content".into(), content.unwrap_or_default().into());
+    for name in ["name", "tool_call_id", "reasoning_content", "reasoning", "thinking"] {
+        if let Some(text) = f.text(name)? {
+            message.insert(name.into(), text.into());
+        }
+    }
+    Ok(Json::Object(message))
+}
+
+/// A content: a text, or a list of parts with a text each.
+///
+/// # Errors
+/// 400 for parts of another kind.
+pub fn content(f: &Fields, name: &str) -> Result<Option<String>, Refusal> {
+    let parts = match f.get(name) {
+        None => return Ok(None),
+        Some(Json::String(text)) => return Ok(Some(text.clone())),
+        Some(Json::Array(parts)) => parts,
+        Some(_) => return Err(f.wrong(name, "must be a text or a list of text parts")),
+    };
+    let mut whole = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        let prefix = format!("{}[{i}].", f.name(name));
+        let part = Fields::of(part, &prefix)?;
+        match part.text("type")?.unwrap_or("text") {
+            "text" | "input_text" | "output_text" => whole.push_str(part.need_text("text")?),
+            "refusal" => whole.push_str(part.need_text("refusal")?),
+            other => {
+                let other: String = other.chars().take(40).collect();
+                return Err(part.wrong("type", format!("`{other}`: this model reads text only")));
+            }
+        }
+    }
+    Ok(Some(whole))
+}
+
+/// A message of a role and a text.
+pub fn plain(role: &str, text: impl Into<String>) -> Json {
+    json!({"role": role, "content": text.into()})
+}
+
+/// Variables for the template: `chat_template_kwargs`, and how much to think.
+///
+/// # Errors
+/// 400, naming the field.
+pub fn variables(f: &Fields) -> Result<Map<String, Json>, Refusal> {
+    let mut all = match f.get("chat_template_kwargs") {
+        None => Map::new(),
+        Some(Json::Object(map)) => map.clone(),
+        Some(_) => return Err(f.wrong("chat_template_kwargs", "must be an object")),
+    };
+    // These are the conversation, not variables.
+    for name in ["messages", "add_generation_prompt", "bos_token", "eos_token"] {
+        if all.contains_key(name) {
+            return Err(f.wrong("chat_template_kwargs", format!("`{name}` cannot be set")));
+        }
+    }
+    if let Some(effort) = f.text("reasoning_effort")? {
+        thinking(&mut all, effort);
+    }
+    Ok(all)
+}
+
+/// How much to think, under the names that templates read.
+pub fn thinking(variables: &mut Map<String, Json>, effort: &str) {
+    match effort {
+        "none" => variables.insert("enable_thinking".into(), false.into()),
+        effort => variables.insert("reasoning_effort".into(), effort.into()),
+    };
+}

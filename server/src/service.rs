@@ -1,0 +1,306 @@
+//! What all APIs work on: the model, its sessions and the queue before them. A request becomes prompts here, and updates.
+
+use crate::answer::{Finish, Piece, Update, Usage};
+use crate::metrics::Metrics;
+use crate::options::ServerOptions;
+use crate::pool::Pool;
+use crate::queue::{Queue, Turn};
+use crate::refusal::Refusal;
+use crate::request::{Conversation, Input, MAX_CHOICES, Request, Text};
+use dollop::sampler::Sampling;
+use dollop::template::{ChatTemplate, RenderContext};
+use dollop::{CancelToken, Engine, Event, GenerateOptions, Outcome, StopReason};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Requests whose prompts are rendered and tokenized at a time.
+const PREPARING: usize = 2;
+
+/// The model and what serves it.
+pub struct Service {
+    /// The model.
+    pub engine: Engine,
+    /// How the server is run.
+    pub options: ServerOptions,
+    /// Its conversations.
+    pub pool: Pool,
+    /// The queue before them.
+    pub queue: Arc<Queue>,
+    /// Counters.
+    pub metrics: Metrics,
+    template: Result<ChatTemplate, String>,
+    context: RenderContext,
+    /// Texts that are rendered and tokenized now.
+    pub preparing: Semaphore,
+    ids: AtomicU64,
+}
+
+/// A generation under way. It is cancelled when this is dropped.
+pub struct Generation {
+    /// What happens.
+    pub updates: UnboundedReceiver<Update>,
+    cancel: CancelToken,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl Service {
+    /// Opens the sessions.
+    ///
+    /// # Errors
+    /// `Invalid` where the budget has no room for so many.
+    pub fn new(engine: Engine, options: ServerOptions) -> Result<Service, dollop::Error> {
+        let pool = Pool::new(&engine, options.parallel)?;
+        let special = engine.special_tokens();
+        let spelling =
+            |id: Option<u32>| id.and_then(|id| engine.tokenizer().ok()?.token(id)).unwrap_or_default();
+        let context = RenderContext {
+            bos_token: spelling(special.bos),
+            eos_token: spelling(special.eos),
+            add_generation_prompt: true,
+            ..RenderContext::default()
+        };
+        Ok(Service {
+            template: engine.chat_template().map_err(|e| e.to_string()),
+            queue: Arc::new(Queue::new(pool.sessions, options.queue)),
+            metrics: Metrics::default(),
+            preparing: Semaphore::new(PREPARING),
+            ids: AtomicU64::new(RandomState::new().build_hasher().finish() >> 1),
+            engine,
+            options,
+            pool,
+            context,
+        })
+    }
+
+    /// How the model wants its tokens chosen: what a request does not say.
+    pub fn sampling(&self) -> &Sampling {
+        self.engine.sampling()
+    }
+
+    /// What the model can do, as Ollama says it.
+    pub fn capabilities(&self) -> Vec<&'static str> {
+        vec!["completion"]
+    }
+
+    /// A new name for an answer or a call.
+    pub fn id(&self, prefix: &str) -> String {
+        // An odd factor: consecutive numbers become names that do not look alike, and none twice.
+        let n = self.ids.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!("{prefix}{n:016x}")
+    }
+
+    /// The conversation as the model reads it.
+    ///
+    /// # Errors
+    /// 400 where the model has no template, or the template refuses the messages.
+    pub fn render(&self, of: &Conversation) -> Result<String, Refusal> {
+        let template = self.template.as_ref().map_err(|e| Refusal::invalid(e.clone()))?;
+        let mut context = self.context.clone();
+        context.variables = of.variables.clone();
+        context.now = self.options.clock.map(|clock| clock());
+        let messages = serde_json::Value::Array(of.messages.clone());
+        template.render_json(&messages, &context).map_err(Refusal::from)
+    }
+
+    /// The tokens of a rendered conversation. Templates write the beginning-of-text token themselves if the model wants one.
+    ///
+    /// # Errors
+    /// 400 for a text that the tokenizer has no tokens for.
+    pub fn tokenize(&self, rendered: &str) -> Result<Vec<u32>, Refusal> {
+        let mut tokens = self.engine.tokenizer()?.encode(rendered, false)?;
+        let special = self.engine.special_tokens();
+        if let Some(bos) = special.bos.filter(|&bos| special.add_bos && tokens.first() != Some(&bos)) {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    fn prompt(&self, text: &Text) -> Result<Vec<u32>, Refusal> {
+        match text {
+            Text::Plain(text) => Ok(self.engine.encode_text(text)?),
+            Text::Ids(ids) => {
+                let vocab = self.engine.info().vocab;
+                match ids.iter().find(|&&id| id as usize >= vocab) {
+                    Some(id) => {
+                        Err(Refusal::invalid(format!("token {id} is outside the vocabulary of {vocab}")))
+                    }
+                    None => Ok(ids.clone()),
+                }
+            }
+        }
+    }
+
+    /// The prompts of a request.
+    ///
+    /// # Errors
+    /// 400 for one that is empty or does not fit, and for too many.
+    fn prompts(&self, input: &Input) -> Result<Vec<Vec<u32>>, Refusal> {
+        let prompts = match input {
+            Input::Chat(of) => vec![self.tokenize(&self.render(of)?)?],
+            Input::Texts(texts) => texts.iter().map(|t| self.prompt(t)).collect::<Result<_, _>>()?,
+        };
+        let limit = self.pool.context;
+        for prompt in &prompts {
+            if prompt.is_empty() {
+                return Err(Refusal::invalid("the prompt is empty: there is nothing to continue"));
+            }
+            // At least one token of an answer must fit behind it.
+            if prompt.len() >= limit {
+                return Err(dollop::Error::ContextFull { needed: prompt.len() + 1, limit }.into());
+            }
+        }
+        Ok(prompts)
+    }
+
+    /// Begins to answer, as soon as a session is free.
+    ///
+    /// # Errors
+    /// 400 for what cannot be answered, 429 where too many wait, 503 where the server stops.
+    pub async fn start(self: &Arc<Self>, request: Request) -> Result<Generation, Refusal> {
+        let vocab = self.engine.info().vocab;
+        if let Some(bias) = request.sampling.logit_bias.iter().find(|b| b.token as usize >= vocab) {
+            let message = format!("token {}: there are {vocab}", bias.token);
+            return Err(Refusal::field("logit_bias", message));
+        }
+        let (request, prompts) = {
+            let _permit = self.preparing.acquire().await.map_err(|_| Refusal::stopping())?;
+            let service = self.clone();
+            let work = move || service.prompts(&request.input).map(|prompts| (request, prompts));
+            tokio::task::spawn_blocking(work).await.map_err(|_| crate::answer::broken())??
+        };
+        if prompts.len() * request.choices > MAX_CHOICES {
+            return Err(Refusal::invalid(format!("at most {MAX_CHOICES} answers for one request")));
+        }
+        let turn = self.queue.enter().await?;
+        let cancel = turn.cancel.clone();
+        let (sender, updates) = unbounded_channel();
+        let service = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let work = Work { service: &service, request, sender, cancel: turn.cancel.clone() };
+            work.run(&prompts, turn);
+        });
+        Ok(Generation { updates, cancel })
+    }
+}
+
+/// A request on a session, on a thread of its own. What it says is bounded by the context, so its channel need not be: a
+/// client that reads slowly keeps no session.
+struct Work<'a> {
+    service: &'a Service,
+    request: Request,
+    sender: UnboundedSender<Update>,
+    cancel: CancelToken,
+}
+
+impl Work<'_> {
+    fn run(&self, prompts: &[Vec<u32>], turn: Turn) {
+        let result = self.answer(prompts);
+        // The session is free before the client hears that this is over: it may ask for the next answer at once.
+        drop(turn);
+        let (Ok(usage) | Err((usage, _))) = &result;
+        self.service.metrics.tokens(usage);
+        let update = match result {
+            Ok(usage) => Update::End(usage),
+            Err((_, refusal)) => Update::Failed(refusal),
+        };
+        // Nothing hears it if the client has hung up.
+        let _ = self.sender.send(update);
+    }
+
+    fn answer(&self, prompts: &[Vec<u32>]) -> Result<Usage, (Usage, Refusal)> {
+        let mut usage = Usage::default();
+        for (p, prompt) in prompts.iter().enumerate() {
+            let lease = self.service.pool.take(prompt);
+            let mut lease = lease.ok_or_else(|| (usage, Refusal::internal("no session is free")))?;
+            for i in 0..self.request.choices {
+                let choice = p * self.request.choices + i;
+                let outcome = self.generate(lease.session(), prompt, choice, &mut usage);
+                let outcome = outcome.map_err(|e| (usage, Refusal::from(e)))?;
+                if i == 0 {
+                    usage.prompt += outcome.prompt_tokens;
+                    usage.cached += outcome.reused_tokens;
+                }
+                usage.output += outcome.tokens.len();
+                usage.prefill_s += outcome.prefill_s;
+                usage.decode_s += outcome.decode_s;
+                if outcome.stop == StopReason::Cancelled {
+                    if self.sender.is_closed() {
+                        self.service.metrics.cancelled();
+                    }
+                    return Err((usage, Refusal::stopping()));
+                }
+                let finish = self.finish(&outcome);
+                let _ = self.sender.send(Update::Done(choice, finish));
+            }
+        }
+        Ok(usage)
+    }
+
+    fn generate(
+        &self,
+        session: &mut dollop::Session,
+        prompt: &[u32],
+        choice: usize,
+        usage: &mut Usage,
+    ) -> dollop::Result<Outcome> {
+        let request = &self.request;
+        let room = session.context() - prompt.len();
+        let sampling = request.sampling.clone();
+        let seed = sampling.seed.wrapping_add(choice as u64);
+        let mut options = GenerateOptions::default()
+            .with_max_tokens(request.max_tokens.unwrap_or(room).min(room))
+            .with_sampling(sampling.with_seed(seed))
+            .with_stop(&request.stop)
+            .with_cancel(self.cancel.clone());
+        options.ignore_eos = request.ignore_eos;
+        let tell = |piece: Piece| match self.sender.send(Update::Piece(choice, piece)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        session.generate(prompt, &options, &mut |event| match event {
+            Event::Token { text, .. } | Event::Rest { text } if !text.is_empty() => tell(Piece::Text(text)),
+            Event::Reasoning { text, .. } => {
+                usage.reasoning += 1;
+                if text.is_empty() { ControlFlow::Continue(()) } else { tell(Piece::Reasoning(text)) }
+            }
+            Event::GpuLost { note } => {
+                log::warn!("{note}");
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    fn finish(&self, outcome: &Outcome) -> Finish {
+        match outcome.stop {
+            StopReason::StopString => Finish::Stop(self.stop_string(outcome)),
+            StopReason::MaxTokens | StopReason::ContextFull => Finish::Length,
+            StopReason::EndOfTurn | StopReason::Cancelled => Finish::Turn,
+        }
+    }
+
+    /// Which stop string it was: the one that follows the answer's text.
+    fn stop_string(&self, outcome: &Outcome) -> Option<String> {
+        if let [only] = &self.request.stop[..] {
+            return Some(only.clone());
+        }
+        let said = self.service.engine.tokenizer().ok()?.decode(&outcome.tokens, false);
+        let met = |stop: &&String| said.contains(&format!("{}{stop}", outcome.text));
+        self.request.stop.iter().find(met).cloned()
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

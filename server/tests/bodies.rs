@@ -1,0 +1,96 @@
+//! Gate 135: bodies of any bytes, and requests with any values in their fields, are read or refused, and nothing panics.
+
+use dollop_server::read_all;
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+/// Values as hostile as JSON allows.
+fn value() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        any::<i64>().prop_map(Json::from),
+        any::<f64>().prop_map(Json::from),
+        "\\PC{0,12}".prop_map(Json::from),
+        prop_oneof!["user", "assistant", "text", "image_url", "tool", "function", "json_schema"]
+            .prop_map(Json::from),
+    ];
+    leaf.prop_recursive(4, 40, 6, |inner| {
+        let name = prop_oneof![
+            "role",
+            "content",
+            "type",
+            "text",
+            "name",
+            "function",
+            "arguments",
+            "tool_calls",
+            "\\PC{0,4}"
+        ];
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Json::from),
+            prop::collection::vec((name, inner), 0..6)
+                .prop_map(|pairs| Json::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+const NAMES: [&str; 34] = [
+    "model",
+    "messages",
+    "prompt",
+    "input",
+    "system",
+    "instructions",
+    "stream",
+    "stream_options",
+    "n",
+    "stop",
+    "stop_sequences",
+    "max_tokens",
+    "max_output_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "logit_bias",
+    "samplers",
+    "mirostat",
+    "repeat_last_n",
+    "dry_sequence_breakers",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "format",
+    "options",
+    "think",
+    "thinking",
+    "reasoning",
+    "chat_template_kwargs",
+    "modalities",
+    "text",
+];
+
+proptest! {
+    #[test]
+    fn gate_135_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        read_all(&bytes);
+    }
+
+    #[test]
+    fn gate_135_fields_of_any_value_are_read_or_refused(fields in prop::collection::vec((0..NAMES.len(), value()), 0..8)) {
+        let mut body = json!({"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "input": "Hi", "max_tokens": 1});
+        for (name, value) in fields {
+            body[NAMES[name]] = value;
+        }
+        read_all(body.to_string().as_bytes());
+    }
+}
+
+#[test]
+fn gate_135_what_is_sound_is_read() {
+    // The property above would hold if every body were refused.
+    assert!(read_all(br#"{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "prompt": "Hi", "input": "Hi"}"#) == 6);
+    assert!(read_all(br#"{"messages": [{"role": "nobody", "content": "Hi"}]}"#) == 0);
+}
