@@ -228,6 +228,7 @@ fn the_program_prints_through_its_screen_alone() {
 fn files_stay_readable() {
     let mut all = sources(&root().join("runtime/src"));
     all.extend(sources(&root().join("cli/src")));
+    all.extend(sources(&root().join("server")));
     all.extend(sources(&root().join("shaders/src")));
     all.extend(sources(&root().join("ffi")));
     assert!(all.len() > 40);
@@ -261,7 +262,7 @@ fn pages_stay_readable() {
     let text = |page: &str| fs::read_to_string(root().join(page)).unwrap();
     let all = text("ARCHITECTURE.md").split_whitespace().count();
     assert!(all <= 1200, "ARCHITECTURE.md has {all} words");
-    let docs = ["bindings", "cpu", "file", "gpu", "sessions", "streaming"].map(|d| format!("docs/{d}.md"));
+    let docs = ["bindings", "cpu", "file", "gpu", "server", "sessions", "streaming"].map(|d| format!("docs/{d}.md"));
     for page in docs.iter().map(String::as_str).chain(["ARCHITECTURE.md"]) {
         let words = sentences(&text(page));
         assert!(words.len() >= 8, "{page}: the search finds {} sentences", words.len());
@@ -282,7 +283,7 @@ fn every_gate_is_listed_once() {
     }
     assert!(listed.is_sorted_by(|a, b| a < b), "a number is used twice, or out of order: {listed:?}");
     let mut seen = 0;
-    for folder in ["tests", "cli/tests", "ffi", "runtime/src"] {
+    for folder in ["tests", "cli/tests", "server/tests", "ffi", "runtime/src"] {
         for path in sources(&root().join(folder)) {
             let text = fs::read_to_string(&path).unwrap();
             for gate in text.split("Gate ").skip(1).chain(text.split("fn gate_").skip(1)) {
@@ -322,7 +323,7 @@ fn the_way_into_the_code_is_short() {
 #[test]
 fn functions_fit_a_screen() {
     let mut seen = 0;
-    for folder in ["runtime/src", "cli/src", "ffi/src", "shaders"] {
+    for folder in ["runtime/src", "cli/src", "server/src", "ffi/src", "shaders"] {
         for path in sources(&root().join(folder)) {
             let text = fs::read_to_string(&path).unwrap();
             let lines: Vec<&str> = text.lines().collect();

@@ -41,6 +41,8 @@ pub enum Command {
     Eval(EvalArgs),
     Bench(BenchArgs),
     Devices(DevicesArgs),
+    #[cfg(feature = "serve")]
+    Serve(crate::serve::ServeArgs),
     Doctor(DoctorArgs),
     Pull(PullArgs),
     List(ListArgs),
@@ -66,6 +68,8 @@ impl Command {
             Command::Run(args) => args.model.as_mut(),
             Command::Inspect(args) => args.file.as_mut(),
             Command::Bench(args) => args.model.as_mut(),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => args.model.as_mut(),
             Command::Eval(args) => {
                 args.against.as_mut().map(&mut fetched).transpose()?;
                 args.model.as_mut()

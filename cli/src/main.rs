@@ -26,6 +26,8 @@ mod plan;
 mod run;
 mod sampling;
 mod screen;
+#[cfg(feature = "serve")]
+mod serve;
 mod streaming;
 mod tasks;
 mod values;
@@ -94,5 +96,7 @@ fn run(mut command: Command) -> Result<(), Failure> {
         Command::List(args) => models::list(&args),
         Command::Rm(args) => models::rm(&args),
         Command::Prune(args) => models::prune(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::serve(&args),
     }
 }

@@ -56,6 +56,8 @@ pub struct Usage {
 /// What happens to a request, in order: pieces and ends of its answers, then the end or a failure.
 #[derive(Clone, Debug)]
 pub enum Update {
+    /// The request is sound, and its prompt is being read.
+    Begun,
     /// A piece of an answer.
     Piece(usize, Piece),
     /// An answer ended.
@@ -139,6 +141,7 @@ impl Answer {
             match update {
                 Update::Piece(i, piece) => choices[i].add(piece),
                 Update::Done(i, finish) => choices[i].finish = finish,
+                Update::Begun => {}
                 Update::End(usage) => return Ok(Answer { choices, usage }),
                 Update::Failed(refusal) => return Err(refusal),
             }

@@ -96,7 +96,13 @@ pub async fn respond<T: Translation>(
         let answer = Answer::collect(&mut generation.updates).await?;
         return Ok(json(&translation.whole(answer)));
     }
-    let feed = Feed::new(generation, translation, service.options.ping);
+    // What is wrong with the request shows before its prompt is read: then the status says so.
+    let first = match generation.updates.recv().await {
+        Some(Update::Failed(refusal)) => return Err(refusal),
+        first => first.unwrap_or_else(|| Update::Failed(broken())),
+    };
+    let mut feed = Feed::new(generation, translation, service.options.ping);
+    feed.hear(first);
     let mut response = Response::new(Body::new(feed));
     let kind = if T::LINES { "application/x-ndjson" } else { "text/event-stream" };
     let headers = response.headers_mut();
@@ -132,6 +138,7 @@ impl<T: Translation> Feed<T> {
     fn hear(&mut self, update: Update) {
         let (to, out) = (&mut self.translation, &mut self.frames);
         match update {
+            Update::Begun => return,
             Update::Piece(choice, piece) => return to.piece(choice, piece, out),
             Update::Done(choice, finish) => return to.done(choice, finish, out),
             Update::End(usage) => to.end(&usage, out),

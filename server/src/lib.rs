@@ -19,6 +19,7 @@ mod refusal;
 mod request;
 mod sampling;
 mod service;
+mod tools;
 
 pub use listen::Server;
 pub use options::ServerOptions;

@@ -2,6 +2,8 @@
 
 use crate::fields::Fields;
 use crate::refusal::Refusal;
+use crate::tools::{self, Tools};
+use dollop::Constraint;
 use dollop::sampler::Sampling;
 use serde_json::{Map, Value as Json, json};
 
@@ -22,6 +24,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// What the answer has to be.
+    pub constraint: Option<Constraint>,
     /// Go on after an end-of-turn token.
     pub ignore_eos: bool,
     /// Answers for each prompt.
@@ -44,6 +48,8 @@ pub enum Input {
 pub struct Conversation {
     /// Objects with `role`, `content` and what else templates know.
     pub messages: Vec<Json>,
+    /// Tools that may be called.
+    pub tools: Tools,
     /// Variables that the template sees.
     pub variables: Map<String, Json>,
 }
@@ -68,10 +74,24 @@ impl Request {
             max_tokens: None,
             sampling,
             stop: Vec::new(),
+            constraint: None,
             ignore_eos: f.flag("ignore_eos")?.unwrap_or(false),
             choices: 1,
             stream: f.flag("stream")?.unwrap_or(false),
         })
+    }
+
+    /// Sets what the answer has to be.
+    ///
+    /// # Errors
+    /// 400, naming the field, and where tools may be called as well.
+    pub fn read_format(&mut self, value: Option<&Json>, name: &str) -> Result<(), Refusal> {
+        self.constraint = tools::format(value, name)?;
+        let has_tools = matches!(&self.input, Input::Chat(c) if c.tools.list.is_some());
+        if self.constraint.is_some() && has_tools {
+            return Err(Refusal::unsupported(name, "together with tools is not supported"));
+        }
+        Ok(())
     }
 
     /// Sets the texts that end an answer, from the field `name`.
@@ -116,7 +136,9 @@ pub fn messages(f: &Fields, name: &str) -> Result<Vec<Json>, Refusal> {
         let prefix = format!("{}[{i}].", f.name(name));
         message(&Fields::of(json, &prefix)?)
     };
-    list.iter().enumerate().map(one).collect()
+    let mut all = list.iter().enumerate().map(one).collect::<Result<Vec<Json>, Refusal>>()?;
+    tools::name_results(&mut all);
+    Ok(all)
 }
 
 fn message(f: &Fields) -> Result<Json, Refusal> {
@@ -128,13 +150,19 @@ fn message(f: &Fields) -> Result<Json, Refusal> {
     f.refuse("images", "this model reads text only")?;
     f.refuse("audio", "this model reads text only")?;
     f.refuse("function_call", "is out of date: use tool_calls")?;
-    let content = content(f, "content")?;
-    if content.is_none() && f.get("tool_calls").is_none() && role != "assistant" {
+    let (content, calls) = (content(f, "content")?, tools::calls(f)?);
+    if content.is_none() && role != "assistant" {
         return Err(f.wrong("content", "is missing"));
     }
     let mut message = Map::new();
     message.insert("role".into(), role.into());
     message.insert("content".into(), content.unwrap_or_default().into());
+    if !calls.is_empty() {
+        message.insert("tool_calls".into(), calls.into());
+    }
+    if let Some(name) = f.text("tool_name")? {
+        message.insert("name".into(), name.into());
+    }
     for name in ["name", "tool_call_id", "reasoning_content", "reasoning", "thinking"] {
         if let Some(text) = f.text(name)? {
             message.insert(name.into(), text.into());

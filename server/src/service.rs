@@ -9,7 +9,9 @@ use crate::refusal::Refusal;
 use crate::request::{Conversation, Input, MAX_CHOICES, Request, Text};
 use dollop::sampler::Sampling;
 use dollop::template::{ChatTemplate, RenderContext};
+use dollop::tools::{Format, Parser};
 use dollop::{CancelToken, Engine, Event, GenerateOptions, Outcome, StopReason};
+use serde_json::Value as Json;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -89,7 +91,8 @@ impl Service {
 
     /// What the model can do, as Ollama says it.
     pub fn capabilities(&self) -> Vec<&'static str> {
-        vec!["completion"]
+        let tools = self.engine.tool_format().map(|_| "tools");
+        ["completion"].into_iter().chain(tools).collect()
     }
 
     /// A new name for an answer or a call.
@@ -107,6 +110,7 @@ impl Service {
         let template = self.template.as_ref().map_err(|e| Refusal::invalid(e.clone()))?;
         let mut context = self.context.clone();
         context.variables = of.variables.clone();
+        context.tools = of.tools.list.clone();
         context.now = self.options.clock.map(|clock| clock());
         let messages = serde_json::Value::Array(of.messages.clone());
         template.render_json(&messages, &context).map_err(Refusal::from)
@@ -162,16 +166,30 @@ impl Service {
         Ok(prompts)
     }
 
+    /// The form of calls, where the request has tools, and what makes the answer one where it has to be.
+    fn calls(&self, request: &mut Request) -> Result<Option<(Format, Json)>, Refusal> {
+        let Input::Chat(Conversation { tools, .. }) = &request.input else { return Ok(None) };
+        let Some(list) = &tools.list else { return Ok(None) };
+        let format = self.engine.tool_format();
+        let format =
+            format.ok_or_else(|| Refusal::unsupported("tools", "this model's template knows no tools"))?;
+        if let Some(name) = &tools.require {
+            request.constraint = Some(format.require(list, name.as_deref())?);
+        }
+        Ok(Some((format, list.clone())))
+    }
+
     /// Begins to answer, as soon as a session is free.
     ///
     /// # Errors
     /// 400 for what cannot be answered, 429 where too many wait, 503 where the server stops.
-    pub async fn start(self: &Arc<Self>, request: Request) -> Result<Generation, Refusal> {
+    pub async fn start(self: &Arc<Self>, mut request: Request) -> Result<Generation, Refusal> {
         let vocab = self.engine.info().vocab;
         if let Some(bias) = request.sampling.logit_bias.iter().find(|b| b.token as usize >= vocab) {
             let message = format!("token {}: there are {vocab}", bias.token);
             return Err(Refusal::field("logit_bias", message));
         }
+        let calls = self.calls(&mut request)?;
         let (request, prompts) = {
             let _permit = self.preparing.acquire().await.map_err(|_| Refusal::stopping())?;
             let service = self.clone();
@@ -186,7 +204,7 @@ impl Service {
         let (sender, updates) = unbounded_channel();
         let service = self.clone();
         tokio::task::spawn_blocking(move || {
-            let work = Work { service: &service, request, sender, cancel: turn.cancel.clone() };
+            let work = Work { service: &service, request, calls, sender, cancel: turn.cancel.clone() };
             work.run(&prompts, turn);
         });
         Ok(Generation { updates, cancel })
@@ -198,6 +216,8 @@ impl Service {
 struct Work<'a> {
     service: &'a Service,
     request: Request,
+    /// The form of calls, and the tools.
+    calls: Option<(Format, Json)>,
     sender: UnboundedSender<Update>,
     cancel: CancelToken,
 }
@@ -225,7 +245,7 @@ impl Work<'_> {
             for i in 0..self.request.choices {
                 let choice = p * self.request.choices + i;
                 let outcome = self.generate(lease.session(), prompt, choice, &mut usage);
-                let outcome = outcome.map_err(|e| (usage, Refusal::from(e)))?;
+                let (outcome, called) = outcome.map_err(|e| (usage, Refusal::from(e)))?;
                 if i == 0 {
                     usage.prompt += outcome.prompt_tokens;
                     usage.cached += outcome.reused_tokens;
@@ -239,7 +259,7 @@ impl Work<'_> {
                     }
                     return Err((usage, Refusal::stopping()));
                 }
-                let finish = self.finish(&outcome);
+                let finish = self.finish(&outcome, called);
                 let _ = self.sender.send(Update::Done(choice, finish));
             }
         }
@@ -252,7 +272,7 @@ impl Work<'_> {
         prompt: &[u32],
         choice: usize,
         usage: &mut Usage,
-    ) -> dollop::Result<Outcome> {
+    ) -> dollop::Result<(Outcome, bool)> {
         let request = &self.request;
         let room = session.context() - prompt.len();
         let sampling = request.sampling.clone();
@@ -263,26 +283,48 @@ impl Work<'_> {
             .with_stop(&request.stop)
             .with_cancel(self.cancel.clone());
         options.ignore_eos = request.ignore_eos;
-        let tell = |piece: Piece| match self.sender.send(Update::Piece(choice, piece)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        };
-        session.generate(prompt, &options, &mut |event| match event {
-            Event::Token { text, .. } | Event::Rest { text } if !text.is_empty() => tell(Piece::Text(text)),
+        options.constraint.clone_from(&request.constraint);
+        options.tools = self.calls.as_ref().map(|(format, _)| *format);
+        let parser = self.calls.as_ref().map(|(format, tools)| Parser::new(*format, tools));
+        let mut reader = Reader { work: self, choice, parser, called: false };
+        let outcome = session.generate(prompt, &options, &mut |event| match event {
+            Event::Token { text, .. } | Event::Rest { text } => reader.text(text),
             Event::Reasoning { text, .. } => {
                 usage.reasoning += 1;
-                if text.is_empty() { ControlFlow::Continue(()) } else { tell(Piece::Reasoning(text)) }
+                self.tell(choice, Piece::Reasoning(text))
             }
+            Event::Prefill { .. } => self.send(Update::Begun),
             Event::GpuLost { note } => {
                 log::warn!("{note}");
                 ControlFlow::Continue(())
             }
             _ => ControlFlow::Continue(()),
-        })
+        })?;
+        let called = reader.end();
+        Ok((outcome, called))
     }
 
-    fn finish(&self, outcome: &Outcome) -> Finish {
+    fn send(&self, update: Update) -> ControlFlow<()> {
+        match self.sender.send(update) {
+            Ok(()) => ControlFlow::Continue(()),
+            // The client has hung up.
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    /// Sends a piece that says something.
+    fn tell(&self, choice: usize, piece: Piece) -> ControlFlow<()> {
+        match &piece {
+            Piece::Text(text) | Piece::Reasoning(text) | Piece::Arguments(text) if text.is_empty() => {
+                ControlFlow::Continue(())
+            }
+            _ => self.send(Update::Piece(choice, piece)),
+        }
+    }
+
+    fn finish(&self, outcome: &Outcome, called: bool) -> Finish {
         match outcome.stop {
+            StopReason::EndOfTurn if called => Finish::Calls,
             StopReason::StopString => Finish::Stop(self.stop_string(outcome)),
             StopReason::MaxTokens | StopReason::ContextFull => Finish::Length,
             StopReason::EndOfTurn | StopReason::Cancelled => Finish::Turn,
@@ -297,6 +339,55 @@ impl Work<'_> {
         let said = self.service.engine.tokenizer().ok()?.decode(&outcome.tokens, false);
         let met = |stop: &&String| said.contains(&format!("{}{stop}", outcome.text));
         self.request.stop.iter().find(met).cloned()
+    }
+}
+
+/// An answer's text, in which calls of tools are told apart where there are tools.
+struct Reader<'a> {
+    work: &'a Work<'a>,
+    choice: usize,
+    parser: Option<Parser>,
+    /// Whether a call is whole.
+    called: bool,
+}
+
+impl Reader<'_> {
+    fn text(&mut self, text: String) -> ControlFlow<()> {
+        match &mut self.parser {
+            None => self.work.tell(self.choice, Piece::Text(text)),
+            Some(parser) => {
+                let pieces = parser.push(&text);
+                self.hear(pieces)
+            }
+        }
+    }
+
+    fn hear(&mut self, pieces: Vec<dollop::tools::Piece>) -> ControlFlow<()> {
+        use dollop::tools::Piece as Read;
+        for piece in pieces {
+            let piece = match piece {
+                Read::Text(text) => Piece::Text(text),
+                Read::Call { name } => Piece::Call { id: self.work.service.id("call_"), name },
+                Read::Arguments(text) => Piece::Arguments(text),
+                Read::Abandoned { text } => Piece::Abandoned(text),
+                Read::End => {
+                    self.called = true;
+                    continue;
+                }
+                _ => continue,
+            };
+            self.work.tell(self.choice, piece)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The end of the answer; whether there was a call in it.
+    fn end(mut self) -> bool {
+        if let Some(mut parser) = self.parser.take() {
+            // Nothing more is computed: whether anything hears it does not matter.
+            let _ = self.hear(parser.finish());
+        }
+        self.called
     }
 }
 

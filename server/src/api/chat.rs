@@ -7,6 +7,7 @@ use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, MAX_CHOICES, Request, check_model, messages, variables};
 use crate::sampling;
 use crate::service::{Service, unix_time};
+use crate::tools;
 use axum::body::Body;
 use axum::http::Response;
 use dollop::sampler::Sampling;
@@ -47,9 +48,14 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     if f.texts("modalities")?.iter().any(|m| m != "text") {
         return Err(Refusal::unsupported("modalities", "this model writes text only"));
     }
-    let conversation = Conversation { messages: messages(f, "messages")?, variables: variables(f)? };
+    let conversation = Conversation {
+        messages: messages(f, "messages")?,
+        tools: tools::openai(f, true)?,
+        variables: variables(f)?,
+    };
     let mut request = Request::new(f, Input::Chat(conversation), sampling::read(f, base)?)?;
     request.read_stop(f, "stop")?;
+    request.read_format(f.get("response_format"), "response_format")?;
     request.max_tokens = f.count("max_completion_tokens", 1)?.or(f.count("max_tokens", 1)?);
     request.choices = choices(f)?;
     Ok(request)

@@ -7,6 +7,7 @@ use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, Request, check_model, content, plain};
 use crate::sampling;
 use crate::service::Service;
+use crate::tools;
 use axum::body::Body;
 use axum::http::Response;
 use dollop::sampler::Sampling;
@@ -74,7 +75,8 @@ fn conversation(f: &Fields) -> Result<Conversation, Refusal> {
         let on = Fields::of(thinking, "thinking.")?.text("type")? == Some("enabled");
         variables.insert("enable_thinking".into(), on.into());
     }
-    Ok(Conversation { messages, variables })
+    tools::name_results(&mut messages);
+    Ok(Conversation { messages, tools: tools::anthropic(f)?, variables })
 }
 
 /// One message; results of tools become messages of their own.
@@ -91,7 +93,8 @@ fn message(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
             return Ok(());
         }
     };
-    let (mut text, mut thinking) = (String::new(), String::new());
+    let (mut text, mut thinking, mut calls) = (String::new(), String::new(), Vec::new());
+    let mut results = false;
     for (i, block) in blocks.iter().enumerate() {
         let prefix = format!("{}[{i}].", f.name("content"));
         let b = Fields::of(block, &prefix)?;
@@ -99,17 +102,34 @@ fn message(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
             "text" => text.push_str(b.need_text("text")?),
             "thinking" => thinking.push_str(b.need_text("thinking")?),
             "redacted_thinking" => {}
+            "tool_use" => {
+                let input = tools::arguments(&b, "input")?;
+                calls.push(tools::call(Some(b.need_text("id")?), b.need_text("name")?, input));
+            }
+            "tool_result" => {
+                let result = content(&b, "content")?.unwrap_or_default();
+                let id = b.need_text("tool_use_id")?;
+                all.push(json!({"role": "tool", "tool_call_id": id, "content": result}));
+                results = true;
+            }
             other => {
                 let other: String = other.chars().take(40).collect();
                 return Err(b.wrong("type", format!("`{other}`: this model reads text only")));
             }
         }
     }
+    // A message of results alone says nothing else.
+    if results && text.is_empty() {
+        return Ok(());
+    }
     let mut message = Map::new();
     message.insert("role".into(), role.into());
     message.insert("content".into(), text.into());
     if !thinking.is_empty() {
         message.insert("reasoning_content".into(), thinking.into());
+    }
+    if !calls.is_empty() {
+        message.insert("tool_calls".into(), calls.into());
     }
     all.push(Json::Object(message));
     Ok(())

@@ -7,6 +7,7 @@ use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, Request, Text, check_model, messages, plain};
 use crate::sampling;
 use crate::service::{Service, unix_time};
+use crate::tools;
 use axum::body::Body;
 use axum::http::Response;
 use dollop::sampler::Sampling;
@@ -67,7 +68,11 @@ impl Asked {
 /// # Errors
 /// 400, naming the field.
 pub fn read_chat(f: &Fields, base: &Sampling) -> Result<Asked, Refusal> {
-    let conversation = Conversation { messages: messages(f, "messages")?, variables: variables(f)? };
+    let conversation = Conversation {
+        messages: messages(f, "messages")?,
+        tools: tools::openai(f, true)?,
+        variables: variables(f)?,
+    };
     read(f, Input::Chat(conversation), base)
 }
 
@@ -86,7 +91,11 @@ pub fn read_generate(f: &Fields, base: &Sampling) -> Result<Asked, Refusal> {
     } else {
         let system = f.text("system")?.filter(|text| !text.is_empty());
         let messages = system.map(|text| plain("system", text)).into_iter().chain([plain("user", prompt)]);
-        Input::Chat(Conversation { messages: messages.collect(), variables: variables(f)? })
+        Input::Chat(Conversation {
+            messages: messages.collect(),
+            variables: variables(f)?,
+            ..Conversation::default()
+        })
     };
     read(f, input, base)
 }
@@ -108,6 +117,7 @@ fn read(f: &Fields, input: Input, base: &Sampling) -> Result<Asked, Refusal> {
     let mut request = Request::new(f, input, sampling::read(&options, base)?)?;
     request.stream = f.flag("stream")?.unwrap_or(true);
     request.read_stop(&options, "stop")?;
+    request.read_format(f.get("format"), "format")?;
     // -1 and -2 are as many as fit.
     request.max_tokens = match options.whole("num_predict")? {
         Some(0) => return Err(options.wrong("num_predict", "nothing would be generated")),

@@ -7,6 +7,7 @@ use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, Request, check_model, content, plain};
 use crate::sampling;
 use crate::service::{Service, unix_time};
+use crate::tools;
 use axum::body::Body;
 use axum::http::Response;
 use dollop::sampler::Sampling;
@@ -86,9 +87,13 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     {
         crate::request::thinking(&mut variables, effort);
     }
-    let conversation = Conversation { messages, variables };
+    tools::name_results(&mut messages);
+    let conversation = Conversation { messages, tools: tools::openai(f, false)?, variables };
     let mut request = Request::new(f, Input::Chat(conversation), sampling::read(f, base)?)?;
     request.max_tokens = f.count("max_output_tokens", 1)?;
+    if let Some(text) = f.get("text") {
+        request.read_format(Fields::of(text, "text.")?.get("format"), "text.format")?;
+    }
     Ok(request)
 }
 
@@ -103,6 +108,22 @@ fn item(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
             };
             let text = content(f, "content")?.ok_or_else(|| f.wrong("content", "is missing"))?;
             all.push(plain(role, text));
+        }
+        "function_call" => {
+            let call = tools::call(
+                Some(f.need_text("call_id")?),
+                f.need_text("name")?,
+                tools::arguments(f, "arguments")?,
+            );
+            // Calls of one answer are one message.
+            match all.last_mut().and_then(|last| last.get_mut("tool_calls")?.as_array_mut()) {
+                Some(calls) => calls.push(call),
+                None => all.push(json!({"role": "assistant", "content": "", "tool_calls": [call]})),
+            }
+        }
+        "function_call_output" => {
+            let output = content(f, "output")?.unwrap_or_default();
+            all.push(json!({"role": "tool", "tool_call_id": f.need_text("call_id")?, "content": output}));
         }
         // What was thought before earlier answers is no part of the conversation for most templates.
         "reasoning" => {}

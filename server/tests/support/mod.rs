@@ -32,11 +32,16 @@ pub struct Running {
 impl Running {
     /// On the default model, on a free port, called `m`, with options of the test's own.
     pub fn new(change: impl FnOnce(&mut ServerOptions)) -> Running {
+        Running::of(engine(), change)
+    }
+
+    /// On another model.
+    pub fn of(engine: Engine, change: impl FnOnce(&mut ServerOptions)) -> Running {
         let mut options = ServerOptions::default();
         options.listen.set_port(0);
         options.model = "m".into();
         change(&mut options);
-        let server = Server::bind(engine(), options).unwrap();
+        let server = Server::bind(engine, options).unwrap();
         let (address, stop) = (server.address().unwrap(), CancelToken::new());
         let token = stop.clone();
         let thread = Some(std::thread::spawn(move || server.run(&token).unwrap()));
