@@ -262,7 +262,8 @@ fn pages_stay_readable() {
     let text = |page: &str| fs::read_to_string(root().join(page)).unwrap();
     let all = text("ARCHITECTURE.md").split_whitespace().count();
     assert!(all <= 1200, "ARCHITECTURE.md has {all} words");
-    let docs = ["bindings", "cpu", "file", "gpu", "server", "sessions", "streaming"].map(|d| format!("docs/{d}.md"));
+    let docs =
+        ["bindings", "cpu", "file", "gpu", "server", "sessions", "streaming"].map(|d| format!("docs/{d}.md"));
     for page in docs.iter().map(String::as_str).chain(["ARCHITECTURE.md"]) {
         let words = sentences(&text(page));
         assert!(words.len() >= 8, "{page}: the search finds {} sentences", words.len());

@@ -26,7 +26,9 @@ struct Logger {
 impl Log for Logger {
     /// All messages of Dollop, and only warnings and errors of other libraries.
     fn enabled(&self, of: &Metadata) -> bool {
-        of.level() <= log::Level::Warn || of.target() == "dollop" || of.target().starts_with("dollop::")
+        of.level() <= log::Level::Warn
+            || of.target() == "dollop"
+            || of.target().starts_with("dollop::")
             || of.target().starts_with("dollop_server")
     }
 
