@@ -91,6 +91,10 @@ proptest! {
 #[test]
 fn gate_135_what_is_sound_is_read() {
     // The property above would hold if every body were refused.
-    assert!(read_all(br#"{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "prompt": "Hi", "input": "Hi"}"#) == 6);
-    assert!(read_all(br#"{"messages": [{"role": "nobody", "content": "Hi"}]}"#) == 0);
+    let messages = r#""messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1"#;
+    let reads = |more: &str| read_all(format!("{{{messages}{more}}}").as_bytes());
+    assert_eq!(reads(""), 3, "chats, messages and Ollama's chat");
+    assert_eq!(reads(r#", "input": "Hi""#), 4, "and responses");
+    assert_eq!(reads(r#", "prompt": "Hi""#), 5, "and both that continue a prompt");
+    assert_eq!(read_all(br#"{"messages": [{"role": "nobody", "content": "Hi"}]}"#), 0);
 }
