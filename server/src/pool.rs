@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 /// A prefill chunk below this makes long prompts slow, and saves little memory.
 const LEAST_CHUNK: usize = 32;
 
+/// Fewer tokens than this at a time some processors compute in another precision.
+const MANY: usize = 16;
+
 /// Sessions that no request uses.
 pub struct Pool {
     idle: Mutex<Idle>,
@@ -24,6 +27,8 @@ struct Idle {
 
 struct Kept {
     session: Session,
+    /// Tokens at its beginning that were read as a prompt: those of an answer were computed one by one.
+    read: usize,
     used: u64,
 }
 
@@ -43,7 +48,7 @@ impl Pool {
         let mut chunk = (plan.chunk / sessions).max(LEAST_CHUNK);
         let kept = loop {
             let options = SessionOptions::default().with_context(context).with_chunk(chunk);
-            let open = || Ok(Kept { session: engine.session(options)?, used: 0 });
+            let open = || Ok(Kept { session: engine.session(options)?, read: 0, used: 0 });
             match (0..sessions).map(|_| open()).collect::<Result<Vec<_>, Error>>() {
                 Ok(all) => break all,
                 Err(_) if chunk > LEAST_CHUNK => chunk = (chunk / 2).max(LEAST_CHUNK),
@@ -62,10 +67,10 @@ impl Pool {
     /// are taken.
     pub fn take(&self, prompt: &[u32]) -> Option<Lease<'_>> {
         let mut idle = self.lock();
-        let worth = |kept: &Kept| (shared(kept.session.tokens(), prompt), u64::MAX - kept.used);
+        let worth = |kept: &Kept| (shared(&kept.session.tokens()[..kept.read], prompt), u64::MAX - kept.used);
         let best = (0..idle.sessions.len()).max_by_key(|&i| worth(&idle.sessions[i]))?;
         let kept = idle.sessions.swap_remove(best);
-        Some(Lease { pool: self, session: Some(kept.session) })
+        Some(Lease { pool: self, session: Some(kept.session), read: kept.read })
     }
 
     /// Tokens that idle sessions hold, by session.
@@ -87,12 +92,23 @@ fn shared(a: &[u32], b: &[u32]) -> usize {
 pub struct Lease<'a> {
     pool: &'a Pool,
     session: Option<Session>,
+    read: usize,
 }
 
 impl Lease<'_> {
-    /// The session.
-    pub fn session(&mut self) -> &mut Session {
-        self.session.as_mut().expect("it is given back when the lease ends")
+    /// The session, ready to read `prompt`. It knows as much of it as changes no bit of what follows: no token that was
+    /// computed one by one, and at least [`MANY`] are left to read.
+    pub fn session(&mut self, prompt: &[u32]) -> &mut Session {
+        let session = self.session.as_mut().expect("it is given back when the lease ends");
+        let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
+        session.rewind(known.min(prompt.len().saturating_sub(MANY)));
+        self.read = session.tokens().len();
+        session
+    }
+
+    /// The prompt was read whole.
+    pub fn read(&mut self, prompt: &[u32]) {
+        self.read = if prompt.len() < MANY { 0 } else { prompt.len() };
     }
 }
 
@@ -102,10 +118,12 @@ impl Drop for Lease<'_> {
         if std::thread::panicking() {
             // What it holds is unknown.
             session.rewind(0);
+            self.read = 0;
         }
         let mut idle = self.pool.lock();
         idle.clock += 1;
         let used = idle.clock;
-        idle.sessions.push(Kept { session, used });
+        let read = self.read.min(session.tokens().len());
+        idle.sessions.push(Kept { session, read, used });
     }
 }

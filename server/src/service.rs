@@ -244,8 +244,11 @@ impl Work<'_> {
             let mut lease = lease.ok_or_else(|| (usage, Refusal::internal("no session is free")))?;
             for i in 0..self.request.choices {
                 let choice = p * self.request.choices + i;
-                let outcome = self.generate(lease.session(), prompt, choice, &mut usage);
+                let outcome = self.generate(lease.session(prompt), prompt, choice, &mut usage);
                 let (outcome, called) = outcome.map_err(|e| (usage, Refusal::from(e)))?;
+                if outcome.stop != StopReason::Cancelled {
+                    lease.read(prompt);
+                }
                 if i == 0 {
                     usage.prompt += outcome.prompt_tokens;
                     usage.cached += outcome.reused_tokens;

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use support::{Running, joined};
 
 const SAID: &str = "Sure.<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln \\\"am\\\" Rhein\", \"days\": 3}}</tool_call>";
-const TEMPLATE: &str = "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.city }}{% endif %}{% endfor %}\n";
+const TEMPLATE: &str = "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.city }}{% endif %}{% endfor %}{{ '\n' }}";
 
 fn arguments() -> Json {
     json!({"city": "Köln \"am\" Rhein", "days": 3})
