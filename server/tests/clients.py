@@ -62,7 +62,7 @@ def use_anthropic(said):
     import anthropic
 
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
-    ask = {"model": model, "messages": QUESTION, "max_tokens": 16, "temperature": 0}
+    ask = {"model": model, "messages": QUESTION, "max_tokens": 16, "extra_body": {"temperature": 0}}
     whole = client.messages.create(**ask)
     assert (whole.content[0].text, whole.stop_reason, whole.usage.output_tokens) == (said, "max_tokens", 16), whole
     with client.messages.stream(**ask) as stream:
