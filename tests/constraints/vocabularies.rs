@@ -23,8 +23,9 @@ const TEXTS: [&str; 8] = [
 fn gate_121_forced_text_is_spelled_by_every_vocabulary() {
     for name in VOCABULARIES {
         let path = root().join("target/goldens").join(name).join("package/models/tokenizer.json");
-        let json = std::fs::read_to_string(&path)
-            .unwrap_or_else(|_| panic!("{} is missing: run tests/goldens/fetch.sh (./check does)", path.display()));
+        let json = std::fs::read_to_string(&path).unwrap_or_else(|_| {
+            panic!("{} is missing: run tests/goldens/fetch.sh (./check does)", path.display())
+        });
         let tokenizer = Tokenizer::from_json(&json).unwrap();
         let words = Words::new(&tokenizer, tokenizer.vocab_size(), &[]).unwrap();
         let mut forced = 0;

@@ -103,8 +103,12 @@ fn can_say(form: &str, calls: &[(String, Json)]) -> bool {
     let text =
         Json::from(calls.iter().map(|(_, arguments)| arguments.clone()).collect::<Vec<_>>()).to_string();
     match form {
-        // A space or a line's end at the end of a text is stripped by some templates.
         "QwenCoder" | "Glm" => !text.contains("</"),
+        // The template puts texts between quotes as they are.
+        "Lfm2" => {
+            let texts = calls.iter().flat_map(|(_, arguments)| arguments.as_object().unwrap().values());
+            texts.filter_map(Json::as_str).all(|text| !text.contains(['\'', '\\']))
+        }
         _ => true,
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
 }
 
 /// Tokens that end a turn in the templates of many models, whatever the file calls its end of text.
-const TURN_ENDS: [&str; 9] = [
+const TURN_ENDS: [&str; 10] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|end|>",
@@ -68,6 +68,8 @@ const TURN_ENDS: [&str; 9] = [
     "<turn|>",
     "<|return|>",
     "<|call|>",
+    // Behind a call: what a tool answers is no model's to say.
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
 ];
 

@@ -233,6 +233,32 @@ mod tests {
     }
 
     #[test]
+    fn a_message_for_a_tool_has_its_header() {
+        let tokens = [&TOKENS[..], &["to=functions.f"]].concat();
+        let t = tokenizer(&tokens);
+        let said = ["<|start|>", "assistant", "to=functions.f", "<|channel|>", "a", "<|message|>", "b"];
+        let got = parts(&t, &said);
+        let header = "<|start|>assistantto=functions.f<|channel|>a<|message|>";
+        assert_eq!(got[5..], [Part::Call(header.into()), Part::Answer]);
+    }
+
+    #[test]
+    fn tags_end_with_the_turn_in_a_prompt() {
+        use Part::{Answer, Marker, Reasoning};
+        let t = tokenizer(&["<think>", "</think>", "<|im_end|>", "a", "b"]);
+        let ids = |tokens: &[&str]| tokens.iter().map(|t2| t.token_id(t2).unwrap()).collect::<Vec<_>>();
+        assert_eq!(parts(&t, &["<think>", "a", "</think>", "b"]), [Marker, Reasoning, Marker, Answer]);
+        let mut channels = Channels::new(Some(&t));
+        channels.read(&ids(&["<think>", "a", "<|im_end|>", "b"]));
+        assert!(channels.answers() && !channels.has_reasoned());
+        channels.read(&ids(&["<|im_end|>", "<think>"]));
+        assert!(!channels.answers());
+        assert_eq!(channels.next(t.token_id("a").unwrap()), Reasoning);
+        assert_eq!(channels.next(t.token_id("</think>").unwrap()), Marker);
+        assert!(channels.answers() && channels.has_reasoned());
+    }
+
+    #[test]
     fn without_markers_all_is_answer() {
         let t = tokenizer(&["<|start|>", "analysis", "a"]);
         assert_eq!(parts(&t, &["<|start|>", "analysis", "a"]), [Part::Answer; 3]);

@@ -37,12 +37,14 @@ impl Named {
                     self.at = At::Arguments;
                 }
                 At::Arguments => {
-                    r.space()?;
-                    if r.rest.starts_with('{') || r.has_arguments() {
-                        r.stream()?;
-                        return r.end();
+                    if !r.has_arguments() {
+                        r.space()?;
+                        if !r.rest.starts_with('{') {
+                            return Err(Halt::Bad);
+                        }
                     }
-                    return Err(Halt::Bad);
+                    r.stream()?;
+                    return r.end();
                 }
             }
         }

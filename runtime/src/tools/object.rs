@@ -29,7 +29,10 @@ impl Object {
 
     pub fn read(&mut self, r: &mut Reader) -> Flow {
         loop {
-            r.space()?;
+            // Between words; within the arguments white space may be a part of a text.
+            if !matches!(self.at, At::Arguments) {
+                r.space()?;
+            }
             match self.at {
                 At::Open => {
                     r.expect("{")?;

@@ -127,7 +127,9 @@ impl Reader {
     /// `More` where nothing follows yet.
     pub fn space(&mut self) -> Flow {
         let n = self.rest.len() - self.rest.trim_start().len();
-        self.take(n);
+        if n > 0 {
+            self.take(n);
+        }
         if self.rest.is_empty() { Err(Halt::More) } else { Ok(()) }
     }
 
