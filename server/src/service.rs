@@ -224,28 +224,26 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(&self, prompts: &[Vec<u32>], turn: Turn) {
-        let result = self.answer(prompts);
+        let mut usage = Usage::default();
+        let result = self.answer(prompts, &mut usage);
         // The session is free before the client hears that this is over: it may ask for the next answer at once.
         drop(turn);
-        let (Ok(usage) | Err((usage, _))) = &result;
-        self.service.metrics.tokens(usage);
+        self.service.metrics.tokens(&usage);
         let update = match result {
-            Ok(usage) => Update::End(usage),
-            Err((_, refusal)) => Update::Failed(refusal),
+            Ok(()) => Update::End(usage),
+            Err(refusal) => Update::Failed(refusal),
         };
         // Nothing hears it if the client has hung up.
         let _ = self.sender.send(update);
     }
 
-    fn answer(&self, prompts: &[Vec<u32>]) -> Result<Usage, (Usage, Refusal)> {
-        let mut usage = Usage::default();
+    fn answer(&self, prompts: &[Vec<u32>], usage: &mut Usage) -> Result<(), Refusal> {
         for (p, prompt) in prompts.iter().enumerate() {
             let lease = self.service.pool.take(prompt);
-            let mut lease = lease.ok_or_else(|| (usage, Refusal::internal("no session is free")))?;
+            let mut lease = lease.ok_or_else(|| Refusal::internal("no session is free"))?;
             for i in 0..self.request.choices {
                 let choice = p * self.request.choices + i;
-                let outcome = self.generate(lease.session(prompt), prompt, choice, &mut usage);
-                let (outcome, called) = outcome.map_err(|e| (usage, Refusal::from(e)))?;
+                let (outcome, called) = self.generate(lease.session(prompt), prompt, choice, usage)?;
                 if outcome.stop != StopReason::Cancelled {
                     lease.read(prompt);
                 }
@@ -260,13 +258,13 @@ impl Work<'_> {
                     if self.sender.is_closed() {
                         self.service.metrics.cancelled();
                     }
-                    return Err((usage, Refusal::stopping()));
+                    return Err(Refusal::stopping());
                 }
                 let finish = self.finish(&outcome, called);
                 let _ = self.sender.send(Update::Done(choice, finish));
             }
         }
-        Ok(usage)
+        Ok(())
     }
 
     fn generate(
