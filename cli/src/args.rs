@@ -1,8 +1,8 @@
 //! The command line, and its `--help`.
 
 use crate::doctor::DoctorArgs;
-use crate::models::{ListArgs, PruneArgs, PullArgs, RmArgs};
 use crate::form::FormArgs;
+use crate::models::{ListArgs, PruneArgs, PullArgs, RmArgs};
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::streaming::size;

@@ -23,15 +23,15 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
         [Constraint::json_schema(city.to_string()), Constraint::regex("(one|two|three) of [a-z]{3,6}\\.")];
     let (mut clear, mut forced) = (0, 0);
     for constraint in constraints {
-        let before = on_gpu.gpu_stats().unwrap().submissions;
+        let before = on_gpu.gpu_stats().unwrap().submits;
         let said = say(&mut gpu, &constraint, Sampling::greedy(), 40).unwrap();
-        let quick = on_gpu.gpu_stats().unwrap().submissions - before;
+        let quick = on_gpu.gpu_stats().unwrap().submits - before;
         assert!(said.stop == StopReason::EndOfTurn, "{said:?}");
-        let before = on_gpu.gpu_stats().unwrap().submissions;
+        let before = on_gpu.gpu_stats().unwrap().submits;
         let slow = say(&mut gpu, &constraint.clone().one_by_one(), Sampling::greedy(), 40).unwrap();
         assert_eq!(said.tokens, slow.tokens);
         // Forced tokens are computed together.
-        let slow = on_gpu.gpu_stats().unwrap().submissions - before;
+        let slow = on_gpu.gpu_stats().unwrap().submits - before;
         assert!(quick < slow, "{quick} submissions, one by one {slow}");
         forced += said.forced_tokens;
         // The CPU gets the GPU's answer, token by token, and would have chosen the same of what is allowed.

@@ -229,7 +229,7 @@ mod tests {
         let t = tokenizer(&TOKENS);
         let said: Vec<&str> = std::iter::once("<|channel|>").chain(std::iter::repeat_n("a", 100)).collect();
         let got = parts(&t, &said);
-        assert_eq!(got.iter().filter(|&&p| p == Part::Answer).count(), 100 - MAX_HEADER);
+        assert_eq!(got.iter().filter(|p| **p == Part::Answer).count(), 100 - MAX_HEADER);
     }
 
     #[test]
@@ -261,6 +261,6 @@ mod tests {
     #[test]
     fn without_markers_all_is_answer() {
         let t = tokenizer(&["<|start|>", "analysis", "a"]);
-        assert_eq!(parts(&t, &["<|start|>", "analysis", "a"]), [Part::Answer; 3]);
+        assert_eq!(parts(&t, &["<|start|>", "analysis", "a"]), [const { Part::Answer }; 3]);
     }
 }
