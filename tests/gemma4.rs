@@ -6,7 +6,7 @@
 
 use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Level, Precision, SessionOptions};
 use dollop_tests::tiny::Tiny;
-use dollop_tests::{has_gpu, set, with_budget};
+use dollop_tests::{even_isa, has_gpu, set, with_budget};
 use std::path::{Path, PathBuf};
 
 /// Some experts of some layers: what a budget has beyond the smallest that works.
@@ -88,7 +88,7 @@ fn gate_108_inputs_of_layers_are_read_from_the_file() {
     let backends = [BackendChoice::Cpu, BackendChoice::Gpu(None)];
     for backend in backends.into_iter().take(if has_gpu() { 2 } else { 1 }) {
         let options =
-            set!(EngineOptions { threads: 2, context: Some(64), backend, ..EngineOptions::default() });
+            set!(EngineOptions { threads: 2, context: Some(64), backend, isa: even_isa(), ..EngineOptions::default() });
         let engine = Engine::open(&path, &options).unwrap();
         let session = |chunk| engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
         let whole = session(64).logits(&tiny.tokens).unwrap();

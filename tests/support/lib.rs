@@ -1,6 +1,7 @@
 //! Helpers shared by several gates: the tiny models of `goldens/models`, rebuilt from their generator.
 
 use dollop::sampler::{Sampler, Sampling};
+use dollop::internal::kernels::cpu::Isa;
 use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,11 @@ pub fn with_budget(path: &Path, mut o: EngineOptions, more: u64) -> EngineOption
         other => panic!("planned for one byte: {other:?}"),
     }
     o
+}
+
+/// The best instruction set whose products of one token are those of the same token among many: not AMX, which takes bfloat16 for many.
+pub fn even_isa() -> Option<Isa> {
+    Isa::available().into_iter().rfind(|isa| isa.to_string() != "amx")
 }
 
 /// The root of the clone.

@@ -421,7 +421,11 @@ impl<'a> Round<'a> {
                 reply => return reply,
             }
         }
-        let reply = self.client.open(&self.job.url, Some(range))?;
+        // A signature may run out between the redirect and the request that follows it.
+        let reply = match self.client.open(&self.job.url, Some(range.clone())) {
+            Err(Fault::Stop(_)) => self.client.open(&self.job.url, Some(range))?,
+            reply => reply?,
+        };
         if reply.url != self.job.url {
             *direct() = Some(reply.url.clone());
         }

@@ -13,7 +13,7 @@
 //!
 //! let tools = serde_json::json!([{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]);
 //! let format = engine.tool_format().expect("the template has tools");
-//! let mut parser = Parser::new(format, &tools);
+//! let (mut parser, mut called) = (Parser::new(format, &tools), Vec::new());
 //! for event in session.stream(&prompt, &GenerateOptions::default().with_tools(format))? {
 //!     let pieces = match event? {
 //!         Event::Token { text, .. } | Event::Rest { text } => parser.push(&text),
@@ -21,7 +21,7 @@
 //!     };
 //!     for piece in pieces {
 //!         if let Piece::Call { name } = piece {
-//!             println!("calls {name}");
+//!             called.push(name);
 //!         }
 //!     }
 //! }

@@ -114,13 +114,15 @@ fn rounded(x: &[f32], inputs: GpuInputs) -> Vec<f32> {
 /// by up to 2⁻¹¹.
 const HALF_SUMS: f64 = 2e-3;
 
-/// Compares products of every level and shape, of one token and of many, with exact products of rounded inputs.
-fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInputs) {
-    let mut others = 0;
+/// Compares products of every level and shape, of one token and of many, with exact products of rounded inputs. How many matrices there
+/// were, and how many of them nested.
+fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInputs) -> (u64, u64) {
+    let (mut others, mut matrices, mut all_nested) = (0, 0, 0);
     for (rows, cols) in [(1, 1), (3, 31), (33, 64), (70, 96), (7, 160), (40, 200), (65, 4200)] {
         for (name, matrix) in super::operations::kinds(rows, cols) {
             let weights = dense(&matrix);
             let nested = matches!(matrix, Matrix::Nested(_));
+            (matrices, all_nested) = (matrices + 1, all_nested + u64::from(nested));
             // Magnitudes of every size, and a unit without any.
             let mut x = values(9 * cols, 7);
             x.iter_mut().enumerate().for_each(|(i, x)| *x *= 10f32.powi(i as i32 / 32 % 11 - 5));
@@ -158,6 +160,7 @@ fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInp
         }
     }
     assert!(others > 50, "{others} products have other bits");
+    (matrices, all_nested)
 }
 
 /// `down · (silu(gate · x) ⊙ up · x)` of rounded inputs, with the magnitudes to which the error is relative: those of
@@ -249,10 +252,11 @@ fn gate_47_products_in_half_precision_are_those_of_rounded_inputs() {
         assert_eq!((b.stats().half_dispatches, b.failed()), (0, false));
         return;
     }
-    products_of_rounded_inputs(&b, &plain, inputs);
+    let (matrices, _) = products_of_rounded_inputs(&b, &plain, inputs);
     let of_products = b.stats().half_dispatches;
-    // Of 21 kinds with 7 shapes, those with 2 and with 9 tokens, but not with one.
-    assert_eq!(of_products, 21 * 7 * 2);
+    // Those with 2 and with 9 tokens, but not with one, of more than 20 kinds with 7 shapes.
+    assert_eq!(of_products, matrices * 2);
+    assert!(matrices > 20 * 7);
     blocks_of_rounded_inputs(&b, inputs);
     assert_eq!(b.stats().half_dispatches - of_products, 4 * Level::ALL.len() as u64);
     assert_eq!((b.stats().byte_dispatches, plain.stats().half_dispatches), (0, 0));
@@ -263,10 +267,11 @@ fn gate_48_products_of_bytes_are_those_of_the_integers() {
     let inputs = GpuInputs::Bytes;
     let Some(b) = with(GpuVariants { inputs, ..GpuVariants::default() }) else { return };
     let plain = with(GpuVariants::PLAIN).unwrap();
-    products_of_rounded_inputs(&b, &plain, inputs);
-    // Of 21 kinds, those that are nested, with one token as well.
+    let (_, nested) = products_of_rounded_inputs(&b, &plain, inputs);
+    // Those that are nested, with one token as well.
     let of_products = b.stats().byte_dispatches;
-    assert_eq!(of_products, 20 * 7 * 3);
+    assert_eq!(of_products, nested * 3);
+    assert!(nested >= 20 * 7);
     blocks_of_rounded_inputs(&b, inputs);
     assert!(b.stats().byte_dispatches > of_products);
     assert_eq!((b.stats().half_dispatches, plain.stats().byte_dispatches), (0, 0));
