@@ -8,9 +8,9 @@ use dollop::internal::model::Tensors;
 use dollop::internal::model::file::NestedFile;
 use dollop::internal::quant::{Level, Matrix};
 use dollop::{CalibrateOptions, CancelToken, Engine, EngineOptions, Error, SessionOptions};
-use dollop_tests::{even_isa, golden};
 use dollop_tests::set;
 use dollop_tests::tiny::Tiny;
+use dollop_tests::{even_isa, golden};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -210,7 +210,11 @@ fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
         |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(ids).unwrap().concat();
     let want = logits(Engine::open_reference(source, &EngineOptions::default()).unwrap());
     let got = logits(
-        Engine::open(file, &set!(EngineOptions { level: Some(level), isa: even_isa(), ..EngineOptions::default() })).unwrap(),
+        Engine::open(
+            file,
+            &set!(EngineOptions { level: Some(level), isa: even_isa(), ..EngineOptions::default() }),
+        )
+        .unwrap(),
     );
     let squares = |a: &mut dyn Iterator<Item = f32>| a.map(|a| f64::from(a).powi(2)).sum::<f64>();
     squares(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())

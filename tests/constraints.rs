@@ -102,7 +102,7 @@ fn gate_121_forced_tokens_change_no_text() {
                 (&slow.text, &slow.tokens, slow.stop),
                 "{constraint:?}"
             );
-            assert_eq!(slow.forced_tokens, 0);
+            assert_eq!(slow.forced_tokens, quick.forced_tokens);
             forced += quick.forced_tokens;
         }
     }
@@ -159,7 +159,7 @@ fn gate_125_what_cannot_be_obeyed_is_an_error_that_says_why() {
     refused(Constraint::json_schema(" ".repeat(300 << 10)), &["262144"]);
     refused(Constraint::regex("a(b"), &["regular expression"]);
     refused(Constraint::regex("(?=a)b"), &["regular expression"]);
-    refused(Constraint::regex("(((a{1000}){1000}){1000}){1000}"), &["regular expression"]);
+    refused(Constraint::regex("(((a{1000}){1000}){1000}){1000}"), &["too many", "a simpler one may work"]);
     refused(Constraint::lark("start: nothing"), &["grammar", "nothing"]);
     refused(Constraint::lark("begin: \"a\""), &["grammar", "start"]);
     refused(Constraint::lark("start: start \"a\"\n"), &["grammar"]);

@@ -87,8 +87,13 @@ fn gate_108_inputs_of_layers_are_read_from_the_file() {
     let tiny = Tiny::load("gemma4-inputs");
     let backends = [BackendChoice::Cpu, BackendChoice::Gpu(None)];
     for backend in backends.into_iter().take(if has_gpu() { 2 } else { 1 }) {
-        let options =
-            set!(EngineOptions { threads: 2, context: Some(64), backend, isa: even_isa(), ..EngineOptions::default() });
+        let options = set!(EngineOptions {
+            threads: 2,
+            context: Some(64),
+            backend,
+            isa: even_isa(),
+            ..EngineOptions::default()
+        });
         let engine = Engine::open(&path, &options).unwrap();
         let session = |chunk| engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
         let whole = session(64).logits(&tiny.tokens).unwrap();

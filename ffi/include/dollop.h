@@ -320,6 +320,13 @@ typedef struct dollop_generate_options {
     dollop_event_callback on_event;
     // Handed to `on_event`.
     void *user_data;
+    // The answer is JSON that obeys this JSON Schema, given as its text; NULL for any answer. One of `json_schema`, `regex` and `grammar`
+    // at most.
+    const char *json_schema;
+    // The answer is what this regular expression matches as a whole; NULL for any answer.
+    const char *regex;
+    // The answer is what this grammar derives from `start`, in llguidance's form of Lark; NULL for any answer.
+    const char *grammar;
 } dollop_generate_options;
 
 // A finished generation.

@@ -25,7 +25,8 @@ const FORMATS: [&str; 5] = ["date", "time", "uuid", "ipv4", "email"];
 
 /// A schema, nested at most so deep.
 pub fn schema(chance: &mut Chance, depth: usize) -> Json {
-    match chance.below(if depth == 0 { 7 } else { 11 }) {
+    // Definitions stand at the top.
+    match chance.below([7, 10, 11][depth.min(2)]) {
         0 => text(chance),
         1 => {
             let low = chance.below(2000) as i64 - 1000;
@@ -45,7 +46,7 @@ pub fn schema(chance: &mut Chance, depth: usize) -> Json {
             json!({"type": "array", "items": schema(chance, depth - 1), "minItems": least, "maxItems": least + chance.below(3)})
         }
         8 => json!({"anyOf": [schema(chance, depth - 1), schema(chance, depth - 1)]}),
-        9 => {
+        10 => {
             let item = schema(chance, depth - 1);
             let list = json!({"type": "array", "items": {"$ref": "#/$defs/item"}, "maxItems": 2});
             json!({"$defs": {"item": item}, "type": "object", "properties": {"all": list}, "additionalProperties": false,

@@ -6,12 +6,12 @@ use dollop_tests::talker::{END, Talker};
 use std::path::Path;
 
 /// Ids of the tags, behind those that a talker has.
-const OPEN: u32 = 258;
-const CLOSE: u32 = 259;
+const OPEN: u32 = 257;
+const CLOSE: u32 = 258;
 
 /// A model that thinks "hm" and says "ok!", after a template that may begin the thought.
 fn thinker(folder: &Path, opens: bool) -> Engine {
-    let template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}A\n";
+    let template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}A{{ '\n' }}";
     let template = if opens { template.to_owned() + "<think>" } else { template.to_owned() };
     let mut talker = Talker::new(b"", &template);
     let added = talker.tokenizer["added_tokens"].as_array_mut().unwrap();

@@ -1,7 +1,7 @@
 //! Helpers shared by several gates: the tiny models of `goldens/models`, rebuilt from their generator.
 
-use dollop::sampler::{Sampler, Sampling};
 use dollop::internal::kernels::cpu::Isa;
+use dollop::sampler::{Sampler, Sampling};
 use dollop::{Engine, EngineOptions, Error, Session};
 use std::path::{Path, PathBuf};
 

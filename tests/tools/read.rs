@@ -71,7 +71,7 @@ fn pieces(format: Format, tools: &Json, text: &str, chance: &mut Chance) -> Vec<
 
 /// The calls among pieces, and what was abandoned or is text at the end.
 fn calls_of(pieces: &[Piece]) -> (Vec<(String, Json)>, Option<String>) {
-    let (mut calls, mut last, mut arguments) = (Vec::new(), None, String::new());
+    let (mut calls, mut last, mut arguments) = (Vec::new(), None::<String>, String::new());
     let mut name: Option<String> = None;
     for piece in pieces {
         match piece {
@@ -86,11 +86,12 @@ fn calls_of(pieces: &[Piece]) -> (Vec<(String, Json)>, Option<String>) {
             Piece::End => {
                 let arguments = serde_json::from_str(&std::mem::take(&mut arguments)).unwrap();
                 calls.push((name.take().unwrap(), arguments));
+                last = None;
             }
             Piece::Abandoned { text } => {
                 (name, arguments, last) = (None, String::new(), Some(text.clone()));
             }
-            Piece::Text(text) => last = Some(text.clone()),
+            Piece::Text(text) => last = Some(last.unwrap_or_default() + text),
             other => panic!("{other:?}"),
         }
     }

@@ -41,6 +41,10 @@ impl Guide {
         match self.0 {}
     }
 
+    pub fn is_hurried(&self) -> bool {
+        match self.0 {}
+    }
+
     pub fn mask(&mut self) -> Result<Mask> {
         match self.0 {}
     }

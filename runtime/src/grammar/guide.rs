@@ -7,6 +7,7 @@ use crate::tokenizer::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
 use llguidance::{Matcher, ParserFactory};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -58,15 +59,15 @@ impl Words {
             Kind::Lark => TopLevelGrammar::from_lark(self.marked(text, constraint.markers)),
         };
         let matcher = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.0.create_parser(grammar))));
-        let mut matcher = matcher.map_err(|_| refused(constraint.kind, "it cannot be compiled"))?;
+        let matcher = matcher.map_err(|_| refused(constraint.kind, "it cannot be compiled"))?;
         match matcher.get_error() {
             Some(why) => Err(refused(constraint.kind, &why)),
-            // What nothing satisfies is found here, and not in the middle of an answer.
-            None if !matcher.is_stopped() => match matcher.compute_mask() {
-                Ok(_) => Ok(Guide { matcher, hurried: constraint.hurried }),
-                Err(e) => Err(refused(constraint.kind, &format!("no answer obeys it: {e}"))),
-            },
-            None => Ok(Guide { matcher, hurried: constraint.hurried }),
+            None => {
+                let mut guide = Guide { matcher, hurried: constraint.hurried, queue: VecDeque::new() };
+                // What nothing satisfies is found here, and not in the middle of an answer.
+                guide.mask().map_err(|e| refused(constraint.kind, &format!("no answer obeys it: {e}")))?;
+                Ok(guide)
+            }
         }
     }
 }
@@ -109,6 +110,8 @@ pub struct Guide {
     matcher: Matcher,
     /// Whether several forced tokens are told at once.
     hurried: bool,
+    /// Forced tokens that are not taken yet, where they are told one by one.
+    queue: VecDeque<u32>,
 }
 
 impl Guide {
@@ -119,10 +122,18 @@ impl Guide {
 
     /// Tokens that must come next, whatever the model would say; none where it has a choice. They are not taken yet.
     pub fn forced(&mut self) -> Vec<u32> {
-        if !self.hurried || self.is_over() {
-            return Vec::new();
+        if self.hurried {
+            return if self.is_over() { Vec::new() } else { self.matcher.compute_ff_tokens() };
         }
-        self.matcher.compute_ff_tokens()
+        if self.queue.is_empty() && !self.is_over() {
+            self.queue = self.matcher.compute_ff_tokens().into();
+        }
+        self.queue.front().copied().into_iter().collect()
+    }
+
+    /// Whether forced tokens are computed together with the token before.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried
     }
 
     /// Tokens that may come next. Ends are among them where the answer may be over.
@@ -138,6 +149,9 @@ impl Guide {
     /// # Errors
     /// `Invalid` for a token that may not come here.
     pub fn take(&mut self, id: u32) -> Result<()> {
+        if self.queue.front() == Some(&id) {
+            self.queue.pop_front();
+        }
         self.matcher.consume_token(id).map_err(|e| broken(&e.to_string()))
     }
 }

@@ -239,7 +239,8 @@ impl Generation {
                     return Ok(stop);
                 }
             }
-            ids = self.forced();
+            let hurried = self.guided.as_ref().is_some_and(Guided::is_hurried);
+            ids = if hurried { self.forced() } else { Vec::new() };
         }
         Ok(None)
     }

@@ -42,6 +42,11 @@ impl Guided {
         if self.acts(answers) { self.guide.forced() } else { Vec::new() }
     }
 
+    /// Whether they are computed together with the token before.
+    pub(super) fn is_hurried(&self) -> bool {
+        self.guide.is_hurried()
+    }
+
     /// Goes on behind a token.
     pub(super) fn take(&mut self, id: u32, answers: bool) -> Result<()> {
         self.mask = None;

@@ -69,10 +69,10 @@ impl Parser {
     pub fn finish(&mut self) -> Vec<Piece> {
         self.read();
         if !matches!(self.place, Place::Text | Place::Tail | Place::Between) {
-            // It breaks off: what was read of the call is text, and what follows the marker may be calls as well.
+            // It breaks off: all of it is text.
             self.reader.take(self.reader.rest.len());
-            self.reader.abandon();
         }
+        self.reader.abandon();
         let (n, space) = (self.reader.rest.len(), self.reader.rest.trim().is_empty());
         match space && self.called {
             true => self.reader.drop(n),
@@ -125,19 +125,19 @@ impl Parser {
         let end = found.map_or_else(|| rest.len() - self.undecided(), |(at, _)| at);
         let shown = rest[..end].trim_end().len();
         if shown > 0 {
+            // The marker of a section without a call in it is text as well.
+            self.reader.abandon();
             self.reader.text(shown);
             self.called = false;
         }
         let Some((_, len)) = found else { return Err(Halt::More) };
-        if self.called || len != open.len() {
-            self.reader.drop(end - shown);
-        } else {
-            self.reader.take(end - shown);
+        match self.called {
+            true => self.reader.drop(end - shown),
+            false => drop(self.reader.take(end - shown)),
         }
         self.reader.take(len);
-        // The marker of a section begins no call, and is left out with the white space.
+        // The marker of a section begins no call.
         if len != open.len() {
-            self.reader.forget();
             return Ok(());
         }
         (self.place, self.listed) = (Place::Begin, false);

@@ -71,7 +71,8 @@ struct Grammar {
 
 /// A text as a literal of the grammar.
 fn literal(text: &str) -> String {
-    Json::from(text).to_string()
+    // The one control character that JSON leaves as it is.
+    Json::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 impl Grammar {
@@ -174,8 +175,9 @@ impl Grammar {
             let texts: Vec<String> = listed.iter().filter_map(Json::as_str).map(literal).collect();
             return format!("({})", texts.join(" | "));
         }
-        let end: String =
-            end.chars().flat_map(|c| if c.is_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect();
+        let escaped =
+            |c: char| if "\\/|?*+.()[]{}^$&~".contains(c) { format!("\\{c}") } else { c.to_string() };
+        let end: String = end.chars().map(escaped).collect();
         let name = format!("T{}", self.rules.lines().count());
         let _ = writeln!(self.rules, "{name}: /(?s:.*)/ & ~/(?s:.*){end}(?s:.*)/");
         name
