@@ -79,7 +79,7 @@ fn gate_120_random_schemas_are_obeyed() {
         texts.len()
     );
     assert!(valid * 10 > cases * 9, "{valid} of {cases} were not cut off");
-    assert!(texts.len() * 2 > cases && forced > 0, "{} answers, {forced} forced tokens", texts.len());
+    assert!(texts.len() > 50 && forced > 200, "{} answers, {forced} forced tokens", texts.len());
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn gate_121_forced_tokens_change_no_text() {
         }
     }
     println!("{forced} forced");
-    assert!(forced > 200, "{forced} tokens were forced");
+    assert!(forced > 100, "{forced} tokens were forced");
     let year = say(&mut session, &constraints[12], Sampling::greedy(), 100).unwrap();
     assert!(year.forced_tokens >= 5 && year.text.starts_with("The year was "), "{year:?}");
     // What is forced counts, and stops where it has to.

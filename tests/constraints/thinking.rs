@@ -88,5 +88,5 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
     let folder = tempfile::tempdir().unwrap();
     let engine = thinker(folder.path(), false);
     let (_, said, thought) = ask(&engine, Some(Constraint::regex("ok|no")), "2+2?");
-    assert!(said == "ok" && thought.is_empty(), "{said}, {thought}");
+    assert!(["ok", "no"].contains(&said.as_str()) && thought.is_empty(), "{said}, {thought}");
 }

@@ -1,7 +1,7 @@
 //! Calls that templates render, read back.
 
 use super::calls::{self, Chance};
-use dollop::template::{ChatTemplate, RenderContext};
+use dollop::template::{ChatTemplate, DateTime, RenderContext};
 use dollop::tools::{Format, Parser, Piece};
 use dollop_tests::root;
 use serde_json::{Value as Json, json};
@@ -50,7 +50,8 @@ fn rendered(template: &ChatTemplate, tools: &Json, calls: &[(String, Json)]) -> 
     let call = |(i, (name, arguments)): (usize, &(String, Json))| json!({"type": "function", "id": format!("call0000{i}"), "function": {"name": name, "arguments": arguments}});
     let calls: Vec<Json> = calls.iter().enumerate().map(call).collect();
     let messages = json!([{"role": "user", "content": ASKED}, {"role": "assistant", "content": "", "tool_calls": calls}]);
-    let with = RenderContext { tools: Some(tools.clone()), ..RenderContext::default() };
+    let now = DateTime { year: 2026, month: 11, day: 30, hour: 8, minute: 0, second: 0, microsecond: 0 };
+    let with = RenderContext { tools: Some(tools.clone()), now: Some(now), ..RenderContext::default() };
     let text = template.render_json(&messages, &with).unwrap();
     text.rsplit_once(ASKED).unwrap().1.to_owned()
 }

@@ -51,16 +51,16 @@ impl Form {
     }
 
     /// What begins a call, or a list of calls.
-    pub fn open(self) -> &'static str {
+    pub fn open(self) -> &'static [&'static str] {
         match self {
-            Form::Hermes | Form::QwenCoder | Form::Glm => "<tool_call>",
-            Form::Harmony => "<|start|>",
-            Form::Gemma => "<|tool_call>",
-            Form::FunctionGemma => "<start_function_call>",
-            Form::Lfm2 => "<|tool_call_start|>",
-            Form::DeepSeek | Form::DeepSeekFenced => "<｜tool▁call▁begin｜>",
-            Form::Mistral | Form::MistralNamed => "[TOOL_CALLS]",
-            Form::Granite => "<|tool_call|>",
+            Form::Hermes | Form::QwenCoder | Form::Glm => &["<tool_call>"],
+            Form::Harmony => &["<|start|>", "<|channel|>"],
+            Form::Gemma => &["<|tool_call>"],
+            Form::FunctionGemma => &["<start_function_call>"],
+            Form::Lfm2 => &["<|tool_call_start|>"],
+            Form::DeepSeek | Form::DeepSeekFenced => &["<｜tool▁call▁begin｜>"],
+            Form::Mistral | Form::MistralNamed => &["[TOOL_CALLS]"],
+            Form::Granite => &["<|tool_call|>"],
         }
     }
 

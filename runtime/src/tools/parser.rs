@@ -119,9 +119,8 @@ impl Parser {
 
     /// Passes text on, up to what may begin calls and the white space before it.
     fn text(&mut self) -> Flow {
-        let (rest, open) = (&self.reader.rest, self.form.open());
-        let marker = |word: &str| rest.find(word).map(|at| (at, word.len()));
-        let found = [Some(open), self.form.before()].into_iter().flatten().filter_map(marker).min();
+        let rest = &self.reader.rest;
+        let found = self.markers().filter_map(|word| Some((rest.find(word)?, word))).min();
         let end = found.map_or_else(|| rest.len() - self.undecided(), |(at, _)| at);
         let shown = rest[..end].trim_end().len();
         if shown > 0 {
@@ -130,26 +129,30 @@ impl Parser {
             self.reader.text(shown);
             self.called = false;
         }
-        let Some((_, len)) = found else { return Err(Halt::More) };
+        let Some((_, marker)) = found else { return Err(Halt::More) };
         match self.called {
             true => self.reader.drop(end - shown),
             false => drop(self.reader.take(end - shown)),
         }
-        self.reader.take(len);
+        self.reader.take(marker.len());
         // The marker of a section begins no call.
-        if len != open.len() {
+        if Some(marker) == self.form.before() {
             return Ok(());
         }
         (self.place, self.listed) = (Place::Begin, false);
         Ok(())
     }
 
+    /// What may begin calls.
+    fn markers(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.form.open().iter().copied().chain(self.form.before())
+    }
+
     /// Bytes at the end of the text that may begin a marker.
     fn undecided(&self) -> usize {
         let rest = &self.reader.rest;
-        let markers = [Some(self.form.open()), self.form.before()];
-        let begins = |tail: &str| markers.iter().flatten().any(|m| m.starts_with(tail));
-        let longest = markers.iter().flatten().map(|m| m.len()).max().unwrap_or(0);
+        let begins = |tail: &str| self.markers().any(|m| m.starts_with(tail));
+        let longest = self.markers().map(str::len).max().unwrap_or(0);
         let from = rest.len().saturating_sub(longest);
         let starts = rest.char_indices().rev().take_while(|(i, _)| *i >= from).map(|(i, _)| i);
         starts.filter(|&i| begins(&rest[i..])).last().map_or(0, |i| rest.len() - i)
