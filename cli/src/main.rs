@@ -4,6 +4,9 @@
 //! for a wrong command line. Only this program reads the environment and the clock, and only it uses the network: when a model's
 //! name asks for it (`hub`).
 
+// Comments of arguments are their help texts, in which brackets and addresses are no links.
+#![allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
 mod args;
 mod bench;
 mod chat;

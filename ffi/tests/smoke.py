@@ -15,7 +15,8 @@ OnEvent = c.CFUNCTYPE(c.c_int32, c.POINTER(Event), c.c_void_p)
 class GenerateOptions(c.Structure):
     _fields_ = [("struct_size", c.c_size_t), ("max_tokens", c.c_uint32), ("ignore_eos", c.c_int32),
                 ("sampling", c.c_void_p), ("stop", c.c_void_p), ("stop_count", c.c_size_t),
-                ("target_tps", c.c_double), ("on_event", OnEvent), ("user_data", c.c_void_p)]
+                ("target_tps", c.c_double), ("on_event", OnEvent), ("user_data", c.c_void_p),
+                ("json_schema", c.c_char_p), ("regex", c.c_char_p), ("grammar", c.c_char_p)]
 
 
 class Sampling(c.Structure):
