@@ -73,14 +73,9 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(calibration) = &i.calibration {
         writeln!(out, "calibration    {}", one_line(calibration))?;
     }
-    match &i.tokenizer {
-        Some(t) => writeln!(out, "tokenizer      {}", one_line(t))?,
-        None => writeln!(out, "tokenizer      none")?,
-    }
-    match &i.chat_template {
-        Some(first) => writeln!(out, "chat template  {}", one_line(first))?,
-        None => writeln!(out, "chat template  none")?,
-    }
+    let or_none = |text: &Option<String>| one_line(text.as_deref().unwrap_or("none")).to_string();
+    writeln!(out, "tokenizer      {}", or_none(&i.tokenizer))?;
+    writeln!(out, "chat template  {}", or_none(&i.chat_template))?;
     if let Some(sampling) = &i.sampling {
         writeln!(out, "sampling       {}", one_line(sampling))?;
     }

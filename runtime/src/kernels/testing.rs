@@ -1,8 +1,7 @@
 //! Helpers shared by the tests of all backends.
 
 use super::{Backend, Delta, DeltaCall, Recur};
-use crate::format::GgmlType;
-use crate::quant::{self, GroupParams, Level, Nested, Shape};
+use crate::quant::{self, GgmlType, GroupParams, Level, Nested, Shape};
 
 /// Every kind of group: its size, and how its parameters are stored.
 pub(super) const GROUPS: [(usize, GroupParams); 4] =

@@ -39,6 +39,9 @@ mod search;
 mod table;
 mod tile;
 
+/// Tests of kernels make matrices of sources' codes.
+#[cfg(test)]
+pub(crate) use crate::format::GgmlType;
 pub use decode::{QuantizedRow, cell_middle};
 pub use encode::{encode, encode_rows};
 pub use encoded::{Encoded, EncodedRows};
