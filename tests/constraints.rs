@@ -149,7 +149,9 @@ fn gate_125_what_cannot_be_obeyed_is_an_error_that_says_why() {
     refused(Constraint::json_schema("{\"type\": "), &["JSON Schema", "line 1 column"]);
     refused(Constraint::json_schema(r#"{"type": "strin"}"#), &["JSON Schema", "strin"]);
     let deep = json!({"properties": {"a": {"type": "object", "unevaluatedProperties": false}}});
-    refused(Constraint::json_schema(deep.to_string()), &["unevaluatedProperties"]);
+    refused(Constraint::json_schema(deep.to_string()), &["at /properties/a: ", "unevaluatedProperties"]);
+    let list = json!({"$defs": {"a/b": {"anyOf": [{"type": "null"}, {"type": "strin"}]}}, "items": {"$ref": "#/$defs/a~1b"}});
+    refused(Constraint::json_schema(list.to_string()), &["strin", "/anyOf/1: "]);
     refused(Constraint::json_schema(r#"{"$ref": "http://a.example/b"}"#), &["JSON Schema"]);
     refused(Constraint::json_schema(r#"{"$ref": "file:///etc/passwd"}"#), &["JSON Schema"]);
     refused(Constraint::json_schema(r#"{"type": "string", "pattern": "a(b"}"#), &["JSON Schema"]);

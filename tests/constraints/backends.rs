@@ -22,18 +22,21 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
         "required": ["city", "big"], "additionalProperties": false});
     let constraints =
         [Constraint::json_schema(city.to_string()), Constraint::regex("(one|two|three) of [a-z]{3,6}\\.")];
-    let (mut clear, mut forced) = (0, 0);
+    let (mut clear, mut forced, mut compared) = (0, 0, 0);
     for constraint in constraints {
         let submits = || on_gpu.gpu_stats().unwrap().submits;
         let before = submits();
         let said = say(&mut gpu, &constraint, Sampling::greedy(), 40).unwrap();
         let together = submits() - before;
         assert!(said.stop == StopReason::EndOfTurn, "{said:?}");
-        let apart = say(&mut gpu, &constraint.clone().one_by_one(), Sampling::greedy(), 40).unwrap();
-        assert_eq!(said.tokens, apart.tokens);
-        // Forced tokens are computed together.
-        let apart = submits() - before - together;
-        assert!(together < apart, "{together} submissions, one by one {apart}");
+        if said.forced_tokens > 0 && compared == 0 {
+            let apart = say(&mut gpu, &constraint.clone().one_by_one(), Sampling::greedy(), 40).unwrap();
+            assert_eq!(said.tokens, apart.tokens);
+            // Forced tokens are computed together.
+            let apart = submits() - before - together;
+            assert!(together < apart, "{together} submissions, one by one {apart}");
+            compared += 1;
+        }
         forced += said.forced_tokens;
         // The CPU gets the GPU's answer, token by token, and would have chosen the same of what is allowed.
         let mut guide = cpu.engine().words().unwrap().guide(&constraint.one_by_one()).unwrap();
@@ -51,5 +54,5 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
         }
     }
     println!("{clear} clear tokens, {forced} forced");
-    assert!(clear >= 10 && forced >= 6, "{clear} clear tokens, {forced} forced");
+    assert!(clear >= 10 && forced >= 6 && compared == 1, "{clear} clear tokens, {forced} forced");
 }

@@ -52,7 +52,14 @@ fn rendered(template: &ChatTemplate, tools: &Json, calls: &[(String, Json)]) -> 
     let messages = json!([{"role": "user", "content": ASKED}, {"role": "assistant", "content": "", "tool_calls": calls}]);
     let now = DateTime { year: 2026, month: 11, day: 30, hour: 8, minute: 0, second: 0, microsecond: 0 };
     let with = RenderContext { tools: Some(tools.clone()), now: Some(now), ..RenderContext::default() };
-    let text = template.render_json(&messages, &with).unwrap();
+    // llama.cpp's template for R1 hands a generator to `tojson` where there are tools, which Python refuses as well.
+    let generator = "Object of type generator is not JSON serializable";
+    let text = match template.render_json(&messages, &with) {
+        Err(e) if e.to_string().contains(generator) => {
+            template.render_json(&messages, &RenderContext { tools: None, ..with }).unwrap()
+        }
+        text => text.unwrap(),
+    };
     text.rsplit_once(ASKED).unwrap().1.to_owned()
 }
 

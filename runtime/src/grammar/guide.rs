@@ -1,7 +1,7 @@
 //! A constraint over one answer, by `llguidance`.
 
 use super::words::Env;
-use super::{Constraint, Kind, on_one_line};
+use super::{Constraint, Kind, on_one_line, schema};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use llguidance::api::TopLevelGrammar;
@@ -10,9 +10,6 @@ use llguidance::{Matcher, ParserFactory};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-/// Deepest nesting of a schema: real ones have some ten levels.
-const MAX_DEPTH: usize = 64;
 
 /// The vocabulary as grammars see it: made once per engine.
 pub struct Words(ParserFactory);
@@ -52,47 +49,35 @@ impl Words {
     /// `Invalid`, with the place, where the constraint does not compile.
     pub fn guide(&self, constraint: &Constraint) -> Result<Guide> {
         constraint.check()?;
-        let text = &*constraint.text;
-        let grammar = match constraint.kind {
-            Kind::Schema => TopLevelGrammar::from_json_schema(on_one_line(schema(text)?)),
+        let (kind, text) = (constraint.kind, &*constraint.text);
+        let grammar = match kind {
+            Kind::Schema => {
+                let value = schema::parse(text).map_err(|why| refused(kind, &why))?;
+                let grammar = |value| TopLevelGrammar::from_json_schema(on_one_line(value));
+                return self.compiled(grammar(value.clone()), constraint).map_err(|why| {
+                    let fails = |part| self.compiled(grammar(part), constraint).err();
+                    let place = schema::place(&value, &fails);
+                    refused(kind, &place.map_or(why, |(place, why)| format!("at {place}: {why}")))
+                });
+            }
             Kind::Regex => TopLevelGrammar::from_regex(text),
             Kind::Lark => TopLevelGrammar::from_lark(self.marked(text, constraint.markers)),
         };
-        let matcher = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.0.create_parser(grammar))));
-        let matcher = matcher.map_err(|_| refused(constraint.kind, "it cannot be compiled"))?;
-        match matcher.get_error() {
-            Some(why) => Err(refused(constraint.kind, &why)),
-            None => {
-                let mut guide = Guide { matcher, hurried: constraint.hurried, queue: VecDeque::new() };
-                // What nothing satisfies is found here, and not in the middle of an answer.
-                guide.mask().map_err(|e| refused(constraint.kind, &format!("no answer obeys it: {e}")))?;
-                Ok(guide)
-            }
+        self.compiled(grammar, constraint).map_err(|why| refused(kind, &why))
+    }
+
+    /// What follows a grammar, or why there is none.
+    fn compiled(&self, grammar: TopLevelGrammar, constraint: &Constraint) -> Result<Guide, String> {
+        let made = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.0.create_parser(grammar))));
+        let matcher = made.map_err(|_| "it cannot be compiled")?;
+        if let Some(why) = matcher.get_error() {
+            return Err(why);
         }
+        let mut guide = Guide { matcher, hurried: constraint.hurried, queue: VecDeque::new() };
+        // What nothing satisfies is found here, and not in the middle of an answer.
+        guide.mask().map_err(|e| format!("no answer obeys it: {e}"))?;
+        Ok(guide)
     }
-}
-
-/// The schema as a value.
-///
-/// # Errors
-/// `Invalid`, with line and column, where it is no JSON.
-fn schema(text: &str) -> Result<serde_json::Value> {
-    let value =
-        serde_json::from_str(text).map_err(|e| refused(Kind::Schema, &format!("it is no JSON: {e}")))?;
-    if depth(&value, 0) > MAX_DEPTH {
-        return Err(refused(Kind::Schema, &format!("it is nested deeper than {MAX_DEPTH} levels")));
-    }
-    Ok(value)
-}
-
-/// Levels of nesting; the reader of JSON allows 128.
-fn depth(value: &serde_json::Value, above: usize) -> usize {
-    let deepest = match value {
-        serde_json::Value::Array(list) => list.iter().map(|v| depth(v, above + 1)).max(),
-        serde_json::Value::Object(map) => map.values().map(|v| depth(v, above + 1)).max(),
-        _ => None,
-    };
-    deepest.unwrap_or(above)
 }
 
 fn refused(kind: Kind, why: &str) -> Error {

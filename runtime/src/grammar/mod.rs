@@ -6,9 +6,12 @@
 
 #[cfg(not(feature = "grammar"))]
 #[path = "absent.rs"]
+#[allow(missing_docs)]
 mod guide;
 #[cfg(feature = "grammar")]
 mod guide;
+#[cfg(feature = "grammar")]
+mod schema;
 #[cfg(feature = "grammar")]
 mod words;
 

@@ -13,15 +13,17 @@
 //!
 //! let tools = serde_json::json!([{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]);
 //! let format = engine.tool_format().expect("the template has tools");
-//! let (mut parser, mut called) = (Parser::new(format, &tools), Vec::new());
+//! let mut parser = Parser::new(format, &tools);
 //! for event in session.stream(&prompt, &GenerateOptions::default().with_tools(format))? {
 //!     let pieces = match event? {
 //!         Event::Token { text, .. } | Event::Rest { text } => parser.push(&text),
 //!         _ => continue,
 //!     };
 //!     for piece in pieces {
-//!         if let Piece::Call { name } = piece {
-//!             called.push(name);
+//!         match piece {
+//!             Piece::Text(text) => { /* show it */ }
+//!             Piece::Call { name } => { /* the arguments follow, piece by piece */ }
+//!             _ => {}
 //!         }
 //!     }
 //! }

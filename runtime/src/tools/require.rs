@@ -9,11 +9,11 @@ use crate::grammar::{Constraint, on_one_line};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
+/// Longest texts whose length is bounded: a counter of the grammar has as many states.
+const MAX_LENGTH: u64 = 1000;
+
 /// Deepest nesting of a schema that is written without JSON.
 const MAX_DEPTH: usize = 16;
-
-/// Numbers, and words that stand for values.
-const SCALARS: &str = "INT: /-?(0|[1-9][0-9]{0,17})/\nNUM: /-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,15})?/\nBOOL: \"true\" | \"false\"\nNULL: \"null\"\n";
 
 pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constraint> {
     let of = |(n, parameters): (&str, Option<&Json>)| {
@@ -28,11 +28,9 @@ pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constrain
             None => "a call is required, and there is no tool".into(),
         }));
     }
-    let mut of = Grammar { form, rules: String::new(), scalars: false };
+    let mut of = Grammar { form, rules: String::new() };
     let calls: Vec<String> = chosen.iter().map(|(name, schema)| of.call(name, schema)).collect();
-    let (calls, scalars) = (calls.join(" | "), if of.scalars { SCALARS } else { "" });
-    let start = start(form);
-    let text = format!("start: {start}\ncall: {calls}\n{}{scalars}", of.rules);
+    let text = format!("start: {}\ncall: {}\n{}", start(form), calls.join(" | "), of.rules);
     let constraint = Constraint::lark(text).with_markers(form.markers());
     // Headers of messages are a part of the form.
     Ok(if form == Form::Harmony { constraint.whole() } else { constraint })
@@ -66,7 +64,6 @@ fn start(form: Form) -> String {
 struct Grammar {
     form: Form,
     rules: String,
-    scalars: bool,
 }
 
 /// A text as a literal of the grammar.
@@ -179,7 +176,10 @@ impl Grammar {
             |c: char| if "\\/|?*+.()[]{}^$&~".contains(c) { format!("\\{c}") } else { c.to_string() };
         let end: String = end.chars().map(escaped).collect();
         let name = format!("T{}", self.rules.lines().count());
-        let _ = writeln!(self.rules, "{name}: /(?s:.*)/ & ~/(?s:.*){end}(?s:.*)/");
+        let length = |key: &str| schema.get(key).and_then(Json::as_u64).filter(|n| *n <= MAX_LENGTH);
+        let least = length("minLength").unwrap_or(0);
+        let most = length("maxLength").map_or_else(String::new, |n| n.to_string());
+        let _ = writeln!(self.rules, "{name}: /(?s:.{{{least},{most}}})/ & ~/(?s:.*){end}(?s:.*)/");
         name
     }
 
@@ -217,10 +217,10 @@ impl Grammar {
 
     /// A value of Gemma's form.
     fn bare(&mut self, schema: &Json, depth: usize) -> String {
-        self.scalars = true;
-        let any = "(INT | BOOL | NULL)";
+        // Numbers and words are written as in JSON.
+        let any = json!({"type": ["integer", "boolean", "null"]});
         if depth > MAX_DEPTH {
-            return any.into();
+            return self.rule(&json_of(&any));
         }
         if is_text(schema) {
             let quote = self.form.quote().unwrap_or("\"");
@@ -228,18 +228,14 @@ impl Grammar {
             return format!("{{{{{quote}}}}} {text} {{{{{quote}}}}}");
         }
         match schema.get("type").and_then(Json::as_str) {
-            Some("integer") => "INT".into(),
-            Some("number") => "NUM".into(),
-            Some("boolean") => "BOOL".into(),
-            Some("null") => "NULL".into(),
             Some("array") => {
-                let item =
-                    schema.get("items").map_or_else(|| any.to_owned(), |items| self.bare(items, depth + 1));
+                let item = self.bare(schema.get("items").unwrap_or(&any), depth + 1);
                 let item = self.rule(&item);
                 format!("\"[\" ({item} (\",\" {item})*)? \"]\"")
             }
             Some("object") => self.bare_object(schema, depth),
-            _ => any.into(),
+            Some("integer" | "number" | "boolean" | "null") => self.rule(&json_of(schema)),
+            _ => self.rule(&json_of(&any)),
         }
     }
 }
