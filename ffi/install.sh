@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
     --prefix) prefix=${2:?--prefix needs a folder}; shift 2 ;;
     --destdir) destdir=${2:?--destdir needs a folder}; shift 2 ;;
     --target) target=(--target "${2:?--target needs a triple}"); shift 2 ;;
-    --no-gpu) features=(--no-default-features); shift ;;
+    --no-gpu) features=(--no-default-features --features grammar); shift ;;
     *) echo "usage: ffi/install.sh [--prefix DIR] [--no-gpu] [--target TRIPLE] [--destdir DIR]" >&2; exit 2 ;;
   esac
 done

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 features=()
 case "${1:-}" in
   "") ;;
-  --no-gpu) features=(--no-default-features) ;;
+  --no-gpu) features=(--no-default-features --features grammar) ;;
   *) echo "usage: ios/build-xcframework.sh [--no-gpu]" >&2; exit 2 ;;
 esac
 for tool in xcodebuild lipo rustup cargo; do

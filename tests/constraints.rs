@@ -15,8 +15,9 @@ use dollop::sampler::{Mirostat, Sampling};
 use dollop::{
     Constraint, Engine, EngineOptions, Error, GenerateOptions, Outcome, Session, SessionOptions, StopReason,
 };
+use dollop_tests::chance::Chance;
 use dollop_tests::{full, set, short_model};
-use schemas::{Chance, schema};
+use schemas::schema;
 use serde_json::{Value as Json, json};
 
 fn session() -> Session {
@@ -150,7 +151,7 @@ fn gate_125_what_cannot_be_obeyed_is_an_error_that_says_why() {
     refused(Constraint::json_schema(r#"{"type": "strin"}"#), &["JSON Schema", "strin"]);
     let deep = json!({"properties": {"a": {"type": "object", "unevaluatedProperties": false}}});
     refused(Constraint::json_schema(deep.to_string()), &["at /properties/a: ", "unevaluatedProperties"]);
-    let list = json!({"$defs": {"a/b": {"anyOf": [{"type": "null"}, {"type": "strin"}]}}, "items": {"$ref": "#/$defs/a~1b"}});
+    let list = json!({"$defs": {"a b": {"anyOf": [{"type": "null"}, {"type": "strin"}]}}, "items": {"$ref": "#/$defs/a b"}});
     refused(Constraint::json_schema(list.to_string()), &["strin", "/anyOf/1: "]);
     refused(Constraint::json_schema(r#"{"$ref": "http://a.example/b"}"#), &["JSON Schema"]);
     refused(Constraint::json_schema(r#"{"$ref": "file:///etc/passwd"}"#), &["JSON Schema"]);

@@ -19,12 +19,12 @@ say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS %
 host=$(rustc -vV | sed -n 's/^host: //p')
 say "the library with AddressSanitizer"
 RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
-  cargo build --quiet -p dollop-ffi --lib --no-default-features --target "$host"
+  cargo build --quiet -p dollop-ffi --lib --no-default-features --features grammar --target "$host"
 say "the library without"
-CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features
+CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features --features grammar
 
 programs() { # FILTER…: the tests that run compiled programs, without the search for exports, which sanitizers add to.
-  cargo test --quiet -p dollop-ffi --no-default-features --test programs -- "$@"
+  cargo test --quiet -p dollop-ffi --no-default-features --features grammar --test programs -- "$@"
 }
 say "programs with AddressSanitizer and LeakSanitizer"
 DOLLOP_TEST_LIBRARY=$PWD/target/asan/$host/debug DOLLOP_TEST_CFLAGS="-fsanitize=address -fno-omit-frame-pointer" \

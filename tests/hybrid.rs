@@ -7,7 +7,7 @@ use dollop::{
     BackendChoice, CancelToken, Engine, EngineOptions, Error, Level, Precision, Session, SessionOptions,
 };
 use dollop_tests::tiny::{self, Tiny};
-use dollop_tests::{golden, has_gpu};
+use dollop_tests::{assert_streamed_as_resident, golden, has_gpu};
 use serde_json::Value as Json;
 use std::path::Path;
 
@@ -114,20 +114,7 @@ fn converted(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 fn streamed_logits_are_resident_ones() {
     for name in ROUTED {
         let (_folder, path) = converted(name);
-        // Whole pieces of sixteen: on some processors fewer tokens are computed in another precision.
-        let ids = ids(96);
-        let exact = options().with_precision(Precision::Exact(Level::B4));
-        let resident = Engine::open(&path, &exact).unwrap();
-        let want = session(&resident, 32).logits(&ids).unwrap();
-        let Err(Error::Budget { smallest, .. }) = Engine::plan(&path, &exact.clone().with_memory(1)) else {
-            panic!("a budget of one byte fits")
-        };
-        let streamed = Engine::open(&path, &exact.with_memory(smallest)).unwrap();
-        for chunk in [16, 32] {
-            assert!(session(&streamed, chunk).logits(&ids).unwrap() == want, "{name}, chunk {chunk}");
-        }
-        let stats = streamed.stream_stats().expect("it streams");
-        assert!(stats.bytes_wanted > 0 && stats.upgrades > 0 && stats.evictions > 0, "{name}: {stats:?}");
+        assert_streamed_as_resident(&path, &ids(96), name);
     }
 }
 

@@ -133,6 +133,7 @@ impl dollop_generate_options {
 // SAFETY: `repr(C)`, a size first, then numbers, raw pointers and an optional function.
 unsafe impl Struct for dollop_generate_options {
     const NAME: &'static str = "dollop_generate_options";
+    const FIRST: usize = std::mem::offset_of!(dollop_generate_options, json_schema);
 }
 
 /// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.

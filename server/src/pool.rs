@@ -1,13 +1,11 @@
 //! Kept conversations: sessions with the tokens that they hold. A request takes the one that knows most of its prompt.
 
+use dollop::internal::kernels::MANY;
 use dollop::{Engine, Error, Session, SessionOptions};
 use std::sync::{Mutex, PoisonError};
 
 /// A prefill chunk below this makes long prompts slow, and saves little memory.
 const LEAST_CHUNK: usize = 32;
-
-/// Fewer tokens than this at a time some processors compute in another precision.
-const MANY: usize = 16;
 
 /// Sessions that no request uses.
 pub struct Pool {

@@ -2,9 +2,10 @@
 
 use dollop::internal::kernels::cpu::Isa;
 use dollop::sampler::{Sampler, Sampling};
-use dollop::{Engine, EngineOptions, Error, Session};
+use dollop::{Engine, EngineOptions, Error, Level, Precision, Session, SessionOptions};
 use std::path::{Path, PathBuf};
 
+pub mod chance;
 mod gemma;
 mod gptoss;
 mod held;
@@ -47,6 +48,28 @@ pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampli
         next = vec![id];
     }
     tokens
+}
+
+/// Asserts that a model's logits of `ids`, streamed within the smallest budget and however the tokens are cut, are those of
+/// the resident model, byte for byte.
+///
+/// `ids` are whole pieces of sixteen: on some processors fewer tokens are computed in another precision.
+pub fn assert_streamed_as_resident(path: &Path, ids: &[u32], name: &str) {
+    assert!(!ids.is_empty() && ids.len().is_multiple_of(32));
+    let exact = EngineOptions::default().with_threads(2).with_precision(Precision::Exact(Level::B4));
+    let logits = |engine: &Engine, chunk: usize| {
+        engine.session(SessionOptions::default().with_chunk(chunk)).unwrap().logits(ids).unwrap()
+    };
+    let want = logits(&Engine::open(path, &exact).unwrap(), 32);
+    let Err(Error::Budget { smallest, .. }) = Engine::plan(path, &exact.clone().with_memory(1)) else {
+        panic!("a budget of one byte fits")
+    };
+    let streamed = Engine::open(path, &exact.with_memory(smallest)).unwrap();
+    for chunk in [16, 32] {
+        assert!(logits(&streamed, chunk) == want, "{name}, chunk {chunk}");
+    }
+    let stats = streamed.stream_stats().expect("it streams");
+    assert!(stats.bytes_wanted > 0 && stats.upgrades > 0 && stats.evictions > 0, "{name}: {stats:?}");
 }
 
 /// Below this margin, the two best logits are too close for backends, which add in different orders, to agree on the

@@ -1,9 +1,9 @@
 //! Calls that a constraint makes a model write.
 
-use super::calls::Chance;
 use dollop::sampler::Sampling;
 use dollop::tools::{Format, Parser, Piece};
 use dollop::{Engine, EngineOptions, Event, GenerateOptions, SessionOptions};
+use dollop_tests::chance::Chance;
 use dollop_tests::short_model;
 use serde_json::{Value as Json, json};
 

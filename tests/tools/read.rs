@@ -1,8 +1,9 @@
 //! Calls that templates render, read back.
 
-use super::calls::{self, Chance};
+use super::calls;
 use dollop::template::{ChatTemplate, DateTime, RenderContext};
 use dollop::tools::{Format, Parser, Piece};
+use dollop_tests::chance::Chance;
 use dollop_tests::root;
 use serde_json::{Value as Json, json};
 

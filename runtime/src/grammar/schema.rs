@@ -11,7 +11,7 @@ const MAX_TRIES: usize = 200;
 /// Keywords whose value is a schema or a list of them, and keywords whose value has schemas by name.
 const SCHEMAS: [&str; 8] =
     ["items", "prefixItems", "additionalProperties", "contains", "not", "allOf", "anyOf", "oneOf"];
-const NAMED: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+const NAMED: [&str; 4] = ["$defs", "definitions", "properties", "patternProperties"];
 
 /// The schema as a value, or what is wrong with its text: with line and column, where it is no JSON.
 pub fn parse(text: &str) -> Result<Json, String> {
@@ -57,6 +57,12 @@ pub fn place(whole: &Json, fails: &dyn Fn(Json) -> Option<String>) -> Option<(St
 /// The schemas right below one, with their pointers.
 fn parts(of: &Json) -> Vec<(String, &Json)> {
     let mut out = Vec::new();
+    // Definitions first: a part that refers to one that does not compile fails too.
+    for key in NAMED {
+        let named = of.get(key).and_then(Json::as_object).into_iter().flatten();
+        let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
+        out.extend(named.map(|(name, part)| (format!("/{key}/{}", escaped(name)), part)));
+    }
     for key in SCHEMAS {
         match of.get(key) {
             Some(Json::Array(all)) => {
@@ -65,11 +71,6 @@ fn parts(of: &Json) -> Vec<(String, &Json)> {
             Some(part @ Json::Object(_)) => out.push((format!("/{key}"), part)),
             _ => {}
         }
-    }
-    for key in NAMED {
-        let named = of.get(key).and_then(Json::as_object).into_iter().flatten();
-        let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
-        out.extend(named.map(|(name, part)| (format!("/{key}/{}", escaped(name)), part)));
     }
     out
 }

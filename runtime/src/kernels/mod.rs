@@ -36,7 +36,7 @@ use crate::quant::Matrix;
 /// Calls of this many tokens or more may be computed differently (on a CPU in bfloat16). That holds for all products of
 /// the call, so that an expert's results do not depend on how many tokens chose it. The session cuts longer prompts
 /// into pieces of at least this size.
-pub(crate) const MANY: usize = 16;
+pub const MANY: usize = 16;
 
 /// A processor that can run a transformer.
 ///
