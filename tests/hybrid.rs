@@ -3,9 +3,7 @@
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::{Gguf, Value};
-use dollop::{
-    BackendChoice, CancelToken, Engine, EngineOptions, Error, Level, Precision, Session, SessionOptions,
-};
+use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Session, SessionOptions};
 use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{assert_streamed_as_resident, golden, has_gpu};
 use serde_json::Value as Json;

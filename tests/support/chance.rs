@@ -4,6 +4,7 @@
 pub struct Chance(pub u64);
 
 impl Chance {
+    /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -12,10 +13,12 @@ impl Chance {
         ((z ^ z >> 31) % n as u64) as usize
     }
 
+    /// One of them.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
+    /// True once in `n` times.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
