@@ -149,7 +149,15 @@ impl CpuBackend {
         // An expert is chosen once per token at most, so one job alone has no more slots than tokens.
         let slots = (s.chunk * s.top_k).min(SLOTS_AT_ONCE.max(s.chunk));
         let dense = s.chunk.min(SLOTS_AT_ONCE);
-        let inputs = [(s.chunk, s.widest.max(s.d)), (slots, s.ff_routed), (dense, s.ff_dense)];
+        // Products of heads have a row for each head of each token.
+        let heads = if s.of_heads > 0 { s.heads } else { 0 };
+        let of_head = s.of_heads.div_ceil(s.heads.max(1));
+        let inputs = [
+            (s.chunk, s.widest.max(s.d)),
+            (slots, s.ff_routed),
+            (dense, s.ff_dense),
+            (s.chunk * heads, of_head),
+        ];
         let ordered = if s.ff_routed > 0 { slots } else { 0 };
         // Quantized activations of calls of up to `tokens` tokens.
         let quantized = |tokens: usize| -> usize {
@@ -165,12 +173,12 @@ impl CpuBackend {
         };
         // In bfloat16, if the machine computes calls of many tokens so; then only calls of few tokens are quantized.
         let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
-        let halves = halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(1));
+        let halves =
+            halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(heads).max(1));
         let activations = quantized(usize::MAX).max(if Isa::best().halves() { halves } else { 0 });
         let gate = Aligned::<f32>::bytes((slots * s.ff_routed).max(dense * s.ff_dense));
         let turned = if s.rotated[0] { Aligned::<f32>::bytes(s.chunk * s.d) } else { 0 };
         let of_heads = Aligned::<f32>::bytes(s.chunk * s.of_heads);
-        let heads = if s.of_heads > 0 { s.heads } else { 0 };
         let ids = 4 * (2 * slots.max(s.chunk * heads.max(1)) + s.chunk);
         let routing = 12 * s.experts;
         let threads = if s.threads == 0 { super::available() } else { s.threads };
