@@ -1,3 +1,0 @@
-//! Readers of calls, form by form.
-
-use super::*;
