@@ -1,25 +1,25 @@
-//! The embedding: a matrix like others, or rows that come when tokens ask for them.
+//! The embedding: either a matrix in memory, or rows that are read from storage when a token needs them.
 //!
-//! A token needs one row of it. Where the output head is another matrix, the rest serves nobody, and where experts are streamed
-//! memory is worth more as their cache (`benches/records/streaming.md`). Who reads is behind the port [`Rows`], for this room
-//! knows no storage. Rows are the same numbers either way.
+//! A token needs one row. If the output head is a separate matrix, the rest of the embedding is never used,
+//! and streamed models use that memory better as expert cache (`benches/records/streaming.md`). The trait
+//! [`Rows`] does the reading, because this module may not know storage. Both variants give the same numbers.
 
 use crate::experts::Rows;
 use crate::quant::Matrix;
 use std::fmt;
 use std::sync::Arc;
 
-/// `[vocab, d]`.
+/// The embedding, `[vocab, d]`.
 #[derive(Clone)]
 pub enum Embedding {
-    /// All of it, in memory or mapped.
+    /// The whole matrix, in memory or mapped.
     Held(Matrix),
-    /// Nowhere in memory.
+    /// Rows are read from storage one by one.
     Read(Arc<dyn Rows>),
 }
 
 impl Embedding {
-    /// The matrix, where there is one.
+    /// The matrix, if it is in memory.
     pub fn held(&self) -> Option<&Matrix> {
         match self {
             Embedding::Held(matrix) => Some(matrix),

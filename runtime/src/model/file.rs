@@ -1,4 +1,4 @@
-//! A Dollop file as a source of tensors: matrices are views of the mapping, nothing is copied.
+//! A Dollop file as a source of tensors. Matrices are views of the mapping; nothing is copied.
 
 use super::tensors::Tensors;
 use crate::bytes::Bytes;
@@ -9,38 +9,38 @@ use crate::format::{GgmlType, Metadata};
 use crate::quant::{self, Fit, Fits, GroupParams, Level, Matrix, Nested, PLANES, Rotation, Shape};
 use std::collections::HashMap;
 
-/// What the names of the experts' planes contain.
+/// Part of the names of expert-plane tensors.
 const EXPERT_PLANE: &str = ".ffn_exps.plane";
 
-/// A mapped Dollop file whose tables have been checked against the codec.
+/// A mapped Dollop file. Its tables have been checked against the codec.
 #[derive(Debug)]
 pub struct NestedFile {
     bytes: Bytes,
     directory: Directory,
     fits: Vec<Fits>,
     errors: Vec<[f32; PLANES]>,
-    /// CRC-32 of every dense matrix's planes and of every slab, by tensor.
+    /// CRC-32 of every dense matrix's planes and of every slab, by tensor name.
     checksums: HashMap<String, Vec<u32>>,
 }
 
-/// How many bytes of a file are what.
+/// Weights and bytes of a file, by kind.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Sizes {
     /// Weights in nested matrices.
     pub weights: u64,
-    /// Of those, weights of routed experts.
+    /// Weights of routed experts, also counted in `weights`.
     pub expert_weights: u64,
     /// Bytes of dense matrices, metadata included.
     pub dense_bytes: u64,
-    /// Bytes of the experts' planes, without padding between slabs.
+    /// Bytes of each expert plane, without padding between slabs.
     pub plane_bytes: [u64; PLANES],
     /// Weights in matrices whose inputs are rotated.
     pub rotated_weights: u64,
-    /// Weights whose codes index a table.
+    /// Weights whose codes index a lookup table.
     pub table_weights: u64,
 }
 
-/// The level and shape that an entry claims, checked.
+/// Checks and returns the shape and level of a directory entry.
 fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
     let at = |e: Error| match e {
         Error::Malformed { reason, field, .. } => {
@@ -71,20 +71,21 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
     Ok((shape, level))
 }
 
-/// How many experts of an entry have plane `p`, where they differ.
+/// How many experts of an entry have plane `p`; `None` if all have the same planes.
 fn reaching(entry: &MatrixEntry, p: usize) -> Option<usize> {
     let reach = |bits: &&u8| **bits >= Level::ALL[p].bits();
     (!entry.levels.is_empty()).then(|| entry.levels.iter().filter(reach).count())
 }
 
-/// Where each expert of an entry has its slab of plane `p`, where they differ.
+/// The slab index of each expert in plane `p`, or `None` for experts without that plane. Empty if all experts
+/// have the same planes.
 fn slots(entry: &MatrixEntry, p: usize) -> Vec<Option<u32>> {
     let mut next = 0..;
     let slot = |bits: &u8| (*bits >= Level::ALL[p].bits()).then(|| next.next()).flatten();
     entry.levels.iter().map(slot).collect()
 }
 
-/// What the inputs of an entry's matrices are rotated by, checked.
+/// Checks and returns the rotation of an entry's inputs.
 fn rotation(entry: &MatrixEntry) -> Result<Option<Rotation>> {
     let field = || format!("matrix `{}`: rotation", entry.name);
     match entry.rotation {
@@ -103,7 +104,7 @@ fn rotation(entry: &MatrixEntry) -> Result<Option<Rotation>> {
 
 impl NestedFile {
     /// # Errors
-    /// `Malformed` or `Unsupported` where the file is no Dollop file, is of another version or contradicts itself.
+    /// `Malformed` or `Unsupported` if this is not a Dollop file, has another version, or contradicts itself.
     pub fn new(bytes: Bytes) -> Result<NestedFile> {
         let directory = Directory::parse(&bytes)?;
         for entry in &directory.matrices {
@@ -124,24 +125,25 @@ impl NestedFile {
         Ok(file)
     }
 
-    /// The tables.
+    /// The parsed header and tables.
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// Squared error of every level relative to the weights' energy: of a matrix, or of one expert of a stack.
+    /// Squared error at every level, relative to the weights' energy, of a matrix or of one expert in a
+    /// stack.
     pub fn errors(&self, name: &str, expert: usize) -> Option<[f32; PLANES]> {
         let (entry, first) = self.directory.matrix(name)?;
         (expert < entry.count()).then(|| self.errors[first + expert])
     }
 
-    /// What tells this file from others: checksums of its header, and of the checksums of its weights.
+    /// Identifies the file: a checksum of its header, and one of the table of checksums.
     ///
     /// # Errors
-    /// `Malformed` where the table of checksums is not there.
+    /// `Malformed` if the table of checksums is missing.
     pub fn identity(&self) -> Result<[u32; 2]> {
         let table = self.directory.tensor(CHECKSUMS, GgmlType::I32, None)?;
-        // The directory has found both within the file.
+        // The directory has checked that both lie within the file.
         let header = self.bytes.get(..self.directory.gguf.data_start as usize).unwrap_or_default();
         Ok([crc32fast::hash(header), crc32fast::hash(&self.bytes[table])])
     }
@@ -151,10 +153,10 @@ impl NestedFile {
         Ok(self.bytes.slice(range).expect("the directory is within the file"))
     }
 
-    /// Where in the file a dense matrix begins, whose planes follow one another.
+    /// File offset of a dense matrix. Its planes follow one another.
     ///
     /// # Errors
-    /// `Malformed` where there is none of this name.
+    /// `Malformed` if the file has no dense matrix of this name.
     pub fn matrix_offset(&self, name: &str) -> Result<u64> {
         let entry = self.directory.matrix(name).filter(|(entry, _)| entry.experts == 0);
         let (entry, _) =
@@ -162,7 +164,7 @@ impl NestedFile {
         Ok(self.directory.tensor(&entry.planes_name(), GgmlType::I8, None)?.start as u64)
     }
 
-    /// Sizes by kind.
+    /// Counts weights and bytes by kind.
     pub fn sizes(&self) -> Sizes {
         let mut sizes = Sizes::default();
         for entry in &self.directory.matrices {
@@ -191,7 +193,7 @@ impl NestedFile {
         sizes
     }
 
-    /// The highest level of each expert, by layer.
+    /// The highest stored level of each expert, by layer.
     pub fn expert_levels(&self) -> Vec<(usize, Vec<u8>)> {
         let gates = self.directory.matrices.iter().filter_map(|m| {
             let layer = m.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate_exps.weight")?;
@@ -201,10 +203,10 @@ impl NestedFile {
         gates.collect()
     }
 
-    /// Where the experts of a layer lie; `None` where it has none.
+    /// Where the experts of a layer lie in the file; `None` for a dense layer.
     ///
     /// # Errors
-    /// `Malformed` where the tables contradict each other.
+    /// `Malformed` if the tables contradict each other.
     pub fn layer_experts(&self, layer: usize) -> Result<Option<LayerExperts>> {
         let parts = PARTS.map(|part| self.directory.matrix(&part_name(layer, part)));
         let [Some(gate), Some(up), Some(down)] = parts else { return Ok(None) };
@@ -259,7 +261,7 @@ impl NestedFile {
         }))
     }
 
-    /// Checksums by tensor: one of a dense matrix, one per slab of a layer's plane.
+    /// Checksums by tensor name: one for a dense matrix, one per slab for an expert plane.
     fn read_checksums(&self) -> Result<HashMap<String, Vec<u32>>> {
         let parts = self.checked_parts()?;
         let table = self.directory.tensor(CHECKSUMS, GgmlType::I32, Some(4 * parts.len()))?;
@@ -270,7 +272,7 @@ impl NestedFile {
         Ok(sums)
     }
 
-    /// Compares every checksum with the bytes.
+    /// Computes every checksum and compares it with the stored one.
     ///
     /// # Errors
     /// `Malformed`, naming the first tensor that differs.
@@ -287,7 +289,7 @@ impl NestedFile {
     /// The checksums of dense matrices.
     ///
     /// # Errors
-    /// `Malformed`.
+    /// `Malformed` if the tables contradict the file.
     pub fn dense_sums(&self) -> Result<DenseSums> {
         let dense = (self.checked_parts()?.into_iter()).filter(|(name, _)| !name.contains(EXPERT_PLANE)).map(
             |(name, bytes)| {
@@ -298,7 +300,7 @@ impl NestedFile {
         Ok(DenseSums(dense.collect()))
     }
 
-    /// What the checksums are of, in their order: dense planes and slabs as they lie in the file.
+    /// The parts that have checksums, in the order of the table: dense planes and slabs.
     fn checked_parts(&self) -> Result<Vec<(String, Bytes)>> {
         let mut parts = Vec::new();
         for t in self.directory.gguf.tensors.iter().filter(|t| t.ty == GgmlType::I8) {
@@ -320,18 +322,18 @@ impl NestedFile {
     }
 }
 
-/// Dense matrices by where their planes begin in memory: length in bytes, checksum, name.
+/// Checksums of dense matrices, by the address of their planes in memory: length in bytes, checksum, name.
 #[derive(Default)]
 pub struct DenseSums(HashMap<usize, (usize, u32, String)>);
 
 impl DenseSums {
-    /// Whether nothing is compared.
+    /// Whether there is nothing to compare.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The checksum of a matrix whose planes are read one by one.
+/// Computes the checksum of a matrix whose planes are read one after another.
 #[derive(Default)]
 pub struct DenseCheck {
     start: Option<usize>,
@@ -340,17 +342,18 @@ pub struct DenseCheck {
 }
 
 impl DenseCheck {
-    /// What comes next, as it was read at `address`: a plane, or a part of one.
+    /// Adds the next bytes, a plane or part of one, which were read at `address`.
     pub fn add(&mut self, address: usize, bytes: &[u8]) {
         self.start.get_or_insert(address);
         self.len += bytes.len();
         self.hasher.update(bytes);
     }
 
-    /// Compares, where `sums` knows the matrix. One that is held at fewer planes than the file has cannot be compared.
+    /// Compares the checksum if `sums` has the matrix. A matrix loaded with fewer planes than the file has
+    /// cannot be compared, so it passes.
     ///
     /// # Errors
-    /// `Malformed`, naming the tensor.
+    /// `Malformed`, naming the tensor, if they differ.
     pub fn finish(self, sums: &DenseSums) -> Result<()> {
         match self.start.and_then(|start| sums.0.get(&start)) {
             Some((len, sum, name)) if *len == self.len => compare(name, *sum, self.hasher.finalize()),
@@ -412,7 +415,7 @@ impl Tensors for NestedFile {
                 let from = plane.slab(e)?.0 as usize;
                 Some(self.bytes.slice(from..from + plane.stride).expect("the directory is within the file"))
             };
-            // Those that are stored with fewer have what they have.
+            // Experts that are stored with fewer planes get those they have.
             let slabs: Vec<Bytes> = table.planes[..level.planes()].iter().map_while(slab).collect();
             table.view(e, &slabs)
         };

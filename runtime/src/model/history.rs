@@ -1,32 +1,34 @@
-//! What the routers of a call chose, on its way back from a device: noted layer by layer, read together with the first
-//! logits, so that learning from it costs no wait.
+//! Records which experts the routers of a call chose, so that the cache and the refiner can learn from it. A
+//! device writes the choices layer by layer. The host reads them together with the first logits, so that this
+//! costs no extra wait.
 
 use crate::error::{Error, Result};
 use crate::experts::{Chosen, Refine};
 use crate::kernels::{Backend, History, MANY, Router};
 
-/// Of a longer call so many last tokens are noted: heat halves in a few, and no piece of a prompt is shorter, so what is
-/// learned from a prompt does not depend on how it was cut.
+/// Only this many last tokens of a call are recorded. Heat halves within a few tokens, and no piece of a
+/// prompt is shorter. So the result does not depend on how a prompt was cut.
 const TOKENS: usize = MANY;
 
-/// Values of a choice: the expert and its gate.
+/// Values per choice: the expert and its gate.
 const CHOICE: usize = 2;
 
-/// The choices of a call.
+/// The recorded choices of one call.
 pub(super) struct Noted<B: Backend> {
     router: Router,
     /// `[layers, tokens, top_k, 2]`.
     buf: B::Buf,
-    /// The same where the host can read it.
+    /// `buf`, copied to the host.
     host: Vec<f32>,
-    /// Tokens that are noted of this call.
+    /// Recorded tokens of this call.
     tokens: usize,
-    /// Layers whose choices were noted: none of those that are dense, or whose experts were served.
+    /// Layers whose choices were recorded. Dense layers are not, nor layers whose experts came through
+    /// `serve`.
     layers: Vec<bool>,
     read: bool,
 }
 
-/// Values of a layer's part for calls of up to `chunk` tokens.
+/// Values of one layer's choices, for calls of up to `chunk` tokens.
 fn layer_values(top_k: usize, chunk: usize) -> usize {
     chunk.min(TOKENS) * top_k * CHOICE
 }
@@ -44,30 +46,30 @@ impl<B: Backend> Noted<B> {
         })
     }
 
-    /// Bytes of [`Noted::new`], on the device and on the host, and of where they land between the two.
+    /// Bytes that [`Noted::new`] takes: on the device, on the host, and in the staging buffer between them.
     pub(super) fn bytes(layers: usize, top_k: usize, chunk: usize) -> usize {
         3 * 4 * layers * layer_values(top_k, chunk) + layers
     }
 
-    /// A call of so many tokens begins.
+    /// Starts a call of `tokens` tokens.
     pub(super) fn begin(&mut self, tokens: usize) {
         self.tokens = tokens.min(TOKENS);
         self.layers.fill(false);
         self.read = false;
     }
 
-    /// Where a layer's choices are noted.
+    /// Where the backend writes a layer's choices.
     pub(super) fn of(&mut self, layer: usize) -> History<'_, B::Buf> {
         let at = layer * layer_values(self.router.top_k, self.tokens);
         History { buf: &mut self.buf, at, tokens: self.tokens }
     }
 
-    /// They have been.
+    /// Records that a layer's choices were written.
     pub(super) fn done(&mut self, layer: usize) {
         self.layers[layer] = true;
     }
 
-    /// What is to be downloaded with the call's first result.
+    /// The buffer to download with the call's first result; `None` if it is already read or empty.
     pub(super) fn unread(&mut self) -> Option<(&B::Buf, usize, &mut [f32])> {
         if std::mem::replace(&mut self.read, true) || !self.layers.contains(&true) {
             return None;
@@ -76,10 +78,10 @@ impl<B: Backend> Noted<B> {
         Some((&self.buf, 0, &mut self.host[..values]))
     }
 
-    /// Tells what was chosen, where it was read.
+    /// Passes the choices to `refine`, if they were read.
     ///
     /// # Errors
-    /// `Device` for a choice that cannot be: what came back from a device is not to be trusted with an index.
+    /// `Device` if an expert index is out of range: indices from a device are checked before use.
     pub(super) fn end(&self, refine: &dyn Refine, tokens: usize) -> Result<()> {
         if !self.read || !self.layers.contains(&true) {
             refine.end(tokens, 0, &mut std::iter::empty());

@@ -1,15 +1,15 @@
-//! What a file's keys say that this version does not compute. A key that changes results and is not understood is an error;
-//! the rest is told by `dollop inspect`.
+//! Checks that this version understands a file's keys. A key that changes results and is not understood is an
+//! error; `dollop inspect` lists the other unused keys.
 
 use super::families::Family;
 use crate::error::{Error, Result};
 use crate::format::{Metadata, Value};
 use crate::kernels::Score;
 
-/// The key of how many tokens a short convolution sees (after `<arch>.`): of families that have such layers.
+/// The width of the short convolutions (after `<arch>.`), for families that have them.
 pub(super) const TAPS: &str = "shortconv.l_cache";
 
-/// Keys of an architecture (after `<arch>.`) that [`super::spec`] reads.
+/// Architecture keys (after `<arch>.`) that [`super::spec`] reads.
 const READ: [&str; 32] = [
     "attention.clamp_kqv",
     "attention.head_count",
@@ -45,7 +45,8 @@ const READ: [&str; 32] = [
     "rope.scaling.yarn_ext_factor",
 ];
 
-/// Keys that are read of a family with gated delta nets. Positions of text are the same on all axes of its rope.
+/// Keys read for families with gated delta nets. `rope.dimension_sections` needs no code: for text, all axes
+/// of the RoPE have the same position.
 const DELTA: [&str; 8] = [
     "attention.recurrent_layers",
     "full_attention_interval",
@@ -57,7 +58,7 @@ const DELTA: [&str; 8] = [
     "ssm.time_step_rank",
 ];
 
-/// Keys that describe the file, or say what its tensors show.
+/// Keys that describe the file, or repeat what its tensors show.
 const DESCRIBING: [&str; 6] = [
     "expert_shared_count",
     "leading_dense_block_count",
@@ -67,7 +68,7 @@ const DESCRIBING: [&str; 6] = [
     "decoder_sparse_step",
 ];
 
-/// Keys whose computation is not there, and the values with which it changes nothing.
+/// Keys that we do not implement, with the values that leave results unchanged.
 const NEUTRAL: [(&str, &[f64]); 14] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
@@ -85,10 +86,10 @@ const NEUTRAL: [(&str, &[f64]); 14] = [
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Other namespaces whose keys this version reads or that describe the file.
+/// Other namespaces whose keys this version reads, or which only describe the file.
 const OTHERS: [&str; 6] = ["general.", "dollop.", "quantize.", "split.", "tokenizer.", "imatrix."];
 
-/// A number of any kind.
+/// A scalar as a number; `None` for strings and arrays.
 pub(super) fn number(value: &Value) -> Option<f64> {
     match *value {
         Value::Unsigned(v, _) => Some(v as f64),
@@ -100,7 +101,7 @@ pub(super) fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// Refuses keys of the architecture that would change results and are not understood.
+/// Refuses architecture keys that would change results and are not understood.
 ///
 /// # Errors
 /// `Unsupported`, naming the key.
@@ -124,7 +125,8 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             }
             "expert_gating_func" if matches!(family.score, Score::Sigmoid { .. }) => number == Some(2.0),
             "expert_weights_norm" => number == Some(f64::from(u8::from(family.renormalize))),
-            // 3 is the softmax over the chosen ones, which is that over all, divided by their sum.
+            // 3 means softmax over the chosen logits. It equals softmax over all, renormalized over the
+            // chosen ones.
             "expert_gating_func" if family.renormalize => {
                 number.is_some_and(|v| [0.0, 1.0, 3.0].contains(&v))
             }
@@ -160,10 +162,10 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
     Ok(())
 }
 
-/// Keys that are not used, a line each, for people.
+/// Unused keys, as lines for people.
 ///
 /// # Errors
-/// `Malformed` where a list of such keys is none.
+/// `Malformed` if one of our own list keys is not a list of strings.
 pub fn notes(meta: &Metadata) -> Result<Vec<String>> {
     let arch = meta.str("general.architecture")?.unwrap_or_default();
     let known = |key: &str| {

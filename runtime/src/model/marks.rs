@@ -1,53 +1,56 @@
-//! How far back a recurrent state goes: copies of it at some positions, in slots that all recurrent layers have alike.
+//! Manages checkpoints of recurrent states, so that a timeline can rewind. All recurrent layers use the same
+//! slots.
 //!
-//! A state stands for exactly one position. A call reads the slot of the position that it begins at and writes another, which
-//! counts only once the whole call has succeeded: one that fails or is cancelled leaves the timeline where it was. A slot that is
-//! kept is a mark. Marks are bounded in number, and lie the further apart the older they are.
+//! A recurrent state belongs to exactly one position. A call reads the slot of its start position and writes
+//! another slot, which counts only after the whole call succeeded. A failed or cancelled call therefore
+//! leaves the timeline unchanged. A slot that is kept is a mark. The number of marks is bounded; older marks
+//! are further apart.
 
-/// Positions between marks at most, where tokens come in calls that are no longer.
+/// The most positions between marks, if no call is longer than this.
 pub const STEP: usize = 256;
 
-/// Slots that are no marks: what is now, and what comes next.
+/// Slots that are not marks: the current state, and the one being written.
 const MOVING: usize = 2;
 
-/// Slots at most, and at least.
+/// The most and the fewest slots of a model.
 pub const SLOTS: usize = 14 + MOVING;
 const FEW_SLOTS: usize = 2 + MOVING;
 
-/// Bytes that slots may take, all layers together, beyond the fewest: of a large model one slot has tens of MB.
+/// Bytes that the slots of all layers may take, if more than the fewest fit. In a large model, one slot takes
+/// tens of MB.
 const SLOTS_BYTES: usize = 256 << 20;
 
-/// How many slots a model has whose layers keep so many values in all.
+/// The number of slots, if one state of all layers together has `values` values.
 pub(super) fn slots(values: usize) -> usize {
     (SLOTS_BYTES / values.saturating_mul(4).max(1)).clamp(FEW_SLOTS, SLOTS)
 }
 
-/// What a slot holds.
+/// The content of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slot {
-    /// The position that it stands for: so many tokens have passed.
+    /// The position of the state: this many tokens were processed.
     at: usize,
-    /// Whether it stays when tokens go on from it.
+    /// Whether the slot is a mark, which stays when tokens follow it.
     kept: bool,
 }
 
-/// Which slots a call reads and writes.
+/// The slots that a call reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn {
-    /// The state before its first token; none where that is the first of all.
+    /// Slot of the state before the first token; `None` at position 0.
     pub(super) from: Option<usize>,
-    /// The state behind its last.
+    /// Slot of the state after the last token.
     pub(super) to: usize,
 }
 
-/// The slots of one timeline. Position 0 needs none.
+/// The slots of one timeline. Position 0 needs no slot.
 #[derive(Clone, Debug)]
 pub(super) struct Marks {
     slots: Vec<Option<Slot>>,
 }
 
 impl Marks {
-    /// Without any.
+    /// No marks, in `slots` empty slots.
     pub(super) fn new(slots: usize) -> Marks {
         Marks { slots: vec![None; slots] }
     }
@@ -56,7 +59,7 @@ impl Marks {
         self.slots.iter().position(|slot| slot.is_some_and(|slot| slot.at == at))
     }
 
-    /// A call begins at `pos`, which is what [`Marks::rewind`] has returned, or the end of the last call.
+    /// Starts a call at `pos`: the result of [`Marks::rewind`], or the end of the last call.
     pub(super) fn begin(&mut self, pos: usize) -> Turn {
         for slot in &mut self.slots {
             slot.take_if(|slot| slot.at > pos || slot.at == 0 || !slot.kept && slot.at != pos);
@@ -70,22 +73,22 @@ impl Marks {
         Turn { from, to }
     }
 
-    /// The call has taken its tokens through all layers, up to `end`.
+    /// Completes a call: all layers have processed its tokens, up to `end`.
     pub(super) fn done(&mut self, turn: Turn, end: usize) {
         let last = self.slots.iter().flatten().filter(|slot| slot.kept).map(|slot| slot.at).max();
         let kept = end - last.unwrap_or(0) >= STEP;
         self.slots[turn.to] = Some(Slot { at: end, kept });
     }
 
-    /// Makes a mark of the state at `pos`, if there is one.
+    /// Makes the state at `pos` a mark, if there is one.
     pub(super) fn keep(&mut self, pos: usize) {
         if let Some(i) = self.find(pos) {
             self.slots[i] = Some(Slot { at: pos, kept: true });
         }
     }
 
-    /// Drops the mark, other than the one at `now`, that is missed least: whose neighbours are nearest to each other for how long ago
-    /// it was.
+    /// Drops the least useful mark before `now`: the one with the smallest gap between its neighbours
+    /// relative to its age.
     fn thin(&mut self, now: usize) {
         let at = |slot: &Slot| slot.at;
         let all = || self.slots.iter().flatten().map(at);
@@ -101,12 +104,12 @@ impl Marks {
         }
     }
 
-    /// The last position up to `to` that a state stands for.
+    /// The last position, at most `to`, that has a state; 0 if none.
     pub(super) fn rewind(&self, to: usize) -> usize {
         self.slots.iter().flatten().map(|slot| slot.at).filter(|&at| at <= to).max().unwrap_or(0)
     }
 
-    /// Marks, and the state at `pos`, in order: positions with their slots.
+    /// The marks up to `pos` and the state at `pos`, sorted: pairs of position and slot.
     pub(super) fn list(&self, pos: usize) -> Vec<(usize, usize)> {
         let is = |slot: &Slot| slot.at == pos || slot.kept && slot.at < pos;
         let slots = self.slots.iter().enumerate();
@@ -116,10 +119,10 @@ impl Marks {
         list
     }
 
-    /// Takes these positions for its marks, in slots from the first on.
+    /// Sets marks at these positions, in slots 0 and up.
     ///
     /// # Panics
-    /// Where they are more than slots.
+    /// If there are more positions than slots.
     pub(super) fn restore(&mut self, positions: &[usize]) {
         self.slots.fill(None);
         for (slot, &at) in self.slots[..positions.len()].iter_mut().zip(positions) {
@@ -132,7 +135,7 @@ impl Marks {
 mod tests {
     use super::*;
 
-    /// Takes `n` tokens on from `pos`.
+    /// Processes `n` tokens from `pos`.
     fn pass(marks: &mut Marks, pos: usize, n: usize) -> usize {
         let turn = marks.begin(pos);
         assert_ne!(turn.from, Some(turn.to));
@@ -145,14 +148,14 @@ mod tests {
         let mut marks = Marks::new(SLOTS);
         assert_eq!(marks.begin(0).from, None);
         let pos = pass(&mut marks, 0, 5);
-        // Begun and never done, and even done but not counted by the caller.
+        // A call that begins but never completes, and one whose result the caller discards.
         marks.begin(pos);
         assert_eq!(marks.rewind(pos), 5);
         pass(&mut marks, pos, 3);
         assert_eq!(marks.rewind(5), 5);
         let turn = marks.begin(5);
         assert!(turn.from.is_some() && marks.rewind(8) == 5);
-        // Without a mark there is no way back but to the beginning.
+        // Without a mark, only the beginning remains.
         let pos = pass(&mut marks, 5, 10);
         pass(&mut marks, pos, 10);
         assert_eq!((marks.rewind(15), marks.rewind(14)), (15, 0));
@@ -183,12 +186,12 @@ mod tests {
             }
         }
         assert!(marks.slots.iter().flatten().count() <= SLOTS);
-        // Going back by little reads little again, and by much no more than that much again, or half of all.
+        // A small rewind recomputes little. A large one recomputes at most twice its own length.
         for back in [1, 10, 100, 300, 1000, 3000, 10_000, 30_000, 70_000] {
             let again = (pos - back) - marks.rewind(pos - back);
             assert!(again <= (2 * back).max(2 * STEP), "{again} tokens again after going back by {back}");
         }
-        // A mark outlives going back to it.
+        // A mark survives rewinding to it.
         let to = marks.rewind(pos - 5000);
         pass(&mut marks, to, 7);
         assert_eq!((marks.rewind(to + 3), marks.rewind(to + 7)), (to, to + 7));

@@ -1,46 +1,49 @@
-//! What a layer keeps of the tokens before, and how far back that lets a timeline go.
+//! What each layer remembers of earlier tokens (KV cache or recurrent state), and how far a timeline can
+//! rewind.
 
 use super::marks;
 use super::spec::{LayerSpec, MixerSpec, Spec};
 use crate::kernels::{KV_BLOCK, KV_TILE, KvShape};
 
-/// Positions that a cache of a window holds beyond the window, at least: a timeline goes back by as many without reading again.
+/// Positions that a window's KV cache holds beyond the window, at least. A timeline can rewind by this many
+/// without recomputing.
 const BACK: usize = 512;
 
-/// Slots of a recurrent state, at most.
+/// The most slots of a recurrent state.
 pub use super::marks::SLOTS;
 
-/// Copies of what a window sees, at most: where the last two turns begin and end.
+/// The most copies of a window's keys and values: the beginnings and ends of the last two turns.
 pub const COPIES: usize = 4;
 
-/// What a layer keeps.
+/// The memory of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemorySpec {
-    /// Keys and values.
+    /// A KV cache.
     Kv(KvSpec),
-    /// A recurrent state of so many values, which stands for one position: in slots (`marks`).
+    /// A recurrent state of this many values. It belongs to one position; several are held in slots (see
+    /// `marks`).
     State(usize),
 }
 
-/// Keys and values of a layer, of its own number and length.
+/// Dimensions of a layer's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Key/value heads; none where the layer reads another's.
+    /// Key/value heads; 0 if the layer reads another layer's cache.
     pub heads: usize,
-    /// Values of a key.
+    /// Dimension of a key.
     pub head_dim: usize,
-    /// Values of a value.
+    /// Dimension of a value.
     pub v_dim: usize,
-    /// Positions that a token sees; all where there is no window.
+    /// Sliding window in positions; `None` for full attention.
     pub window: Option<usize>,
 }
 
 impl LayerSpec {
-    /// What it keeps, of a residual stream of width `d`.
+    /// The memory of this layer in a model of width `d`.
     pub fn memory(&self, d: usize) -> MemorySpec {
         match &self.mixer {
             MixerSpec::Attention(a) => {
-                // What another layer keeps takes no memory twice.
+                // A layer that reads another's cache allocates none.
                 let heads = if a.kv_of.is_some() { 0 } else { a.kv_heads };
                 MemorySpec::Kv(KvSpec { heads, head_dim: a.head_dim, v_dim: a.v_dim, window: a.window })
             }
@@ -51,7 +54,7 @@ impl LayerSpec {
 }
 
 impl Spec {
-    /// Slots of its layers' states.
+    /// Slots for the recurrent states of all layers.
     pub fn slots(&self) -> usize {
         let values = |layer: &LayerSpec| match layer.memory(self.d) {
             MemorySpec::State(values) => values,
@@ -62,8 +65,10 @@ impl Spec {
 }
 
 impl KvSpec {
-    /// Places of a cache for `context` positions that are taken in chunks of up to `chunk`: all of them, or the window, a chunk and
-    /// some to go back by, and no more than begin and end in tiles of their own. All where the window with its copies takes as much.
+    /// Positions that the cache holds, for a context of `context` positions in chunks of up to `chunk`
+    /// tokens. Without a window it holds the context. With a window it holds the window, a chunk, and room to
+    /// rewind, rounded up to tiles. If that and the window's copies need as much as the context, it holds the
+    /// context.
     pub fn places(&self, context: usize, chunk: usize) -> usize {
         let Some(window) = self.window else { return context };
         let seen = window.saturating_add(chunk.max(BACK)).saturating_add(KV_TILE);
@@ -71,29 +76,30 @@ impl KvSpec {
         if bounded.saturating_add(Self::copied_places(window)) < context { bounded } else { context }
     }
 
-    /// Positions in all copies of what a window sees.
+    /// Positions in all copies of the window.
     fn copied_places(window: usize) -> usize {
         window.saturating_add(KV_BLOCK).saturating_mul(COPIES)
     }
 
-    /// The first position that a token at `pos` needs, or one before it where a block begins.
+    /// The first position that a token at `pos` sees, rounded down to the start of a block.
     pub fn first(&self, pos: usize) -> usize {
         let first = self.window.map_or(0, |window| pos.saturating_add(1).saturating_sub(window));
         first / KV_BLOCK * KV_BLOCK
     }
 
-    /// What it is for one position.
+    /// The shape of the cache, with numbers of `number_bytes` bytes.
     pub fn shape(&self, number_bytes: usize) -> KvShape {
         let KvSpec { heads, head_dim, v_dim, .. } = *self;
         KvShape { heads, head_dim, v_dim, number_bytes }
     }
 
-    /// Bytes of all copies of what a window sees.
+    /// Bytes of all copies of the window.
     pub fn copied_bytes(&self, number_bytes: usize) -> usize {
         self.shape(number_bytes).bytes(self.window.map_or(0, Self::copied_places)).unwrap_or(usize::MAX)
     }
 
-    /// The earliest position that can follow, once the first `written` positions have passed through `places`.
+    /// The earliest position from which a timeline can continue, after `written` positions went through a
+    /// cache of `places` positions.
     pub fn earliest(&self, places: usize, written: usize) -> usize {
         match self.window {
             Some(window) if written > places => (written - places) + window + KV_BLOCK,
@@ -125,7 +131,8 @@ mod tests {
         assert_eq!(spec(Some(1024)).places(32768, 32), 1024 + BACK + KV_TILE);
     }
 
-    /// What a position needs is there as long as `earliest` says so, and a chunk never writes over what its own tokens see.
+    /// The cache still holds what a token at `earliest` needs, and a chunk never overwrites what its own
+    /// tokens see.
     #[test]
     fn what_is_needed_is_there() {
         for (window, chunk) in [(1, 1), (7, 32), (128, 512), (130, 700), (1000, 64)] {
@@ -134,7 +141,7 @@ mod tests {
             for written in (0..4 * places).step_by(13) {
                 let earliest = of.earliest(places, written);
                 assert!(earliest <= written, "the next token can always follow");
-                // What lies before has been written over.
+                // Earlier positions were overwritten.
                 let gone = written.saturating_sub(places);
                 assert!(earliest == 0 && gone == 0 || of.first(earliest) >= gone, "{window} {written}");
                 assert!(earliest == 0 || written - earliest >= BACK, "{window} {written}");

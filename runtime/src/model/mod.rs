@@ -1,8 +1,8 @@
-//! The transformer: its numbers, its weights, and the walk of a token through them.
+//! The transformer: its specification, its weights, and the forward pass.
 //!
-//! Assembled from parts chosen by data: a family is a file in [`families`], everything else comes from the model's file. This room
-//! computes through [`crate::kernels::Backend`] and gets experts through [`crate::experts::ExpertSource`]; it knows
-//! neither processors nor storage.
+//! A family is one file in [`families`]; everything else comes from the model file's keys. This module
+//! computes through [`crate::kernels::Backend`] and gets experts through [`crate::experts::ExpertSource`]. It
+//! knows neither processors nor storage.
 
 pub mod embedding;
 pub mod families;

@@ -1,77 +1,80 @@
-//! Rotary position embedding: inverse frequencies under every scaling, and the table of cosines and sines.
+//! Rotary position embedding (RoPE): the inverse frequencies under every scaling, and tables of cosines and
+//! sines.
 //!
-//! Formulas follow `transformers` (`modeling_rope_utils.py`), which the goldens come from: frequencies are rounded to
-//! f32 and angles are f32 products, because at thousands of positions another rounding is another angle.
+//! The formulas follow `transformers` (`modeling_rope_utils.py`), which made the goldens. Frequencies are
+//! rounded to f32 and angles are f32 products: at thousands of positions, another rounding gives another
+//! angle.
 
 use crate::kernels::RopeTable;
 use std::f64::consts::PI;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// How positions turn into angles.
+/// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Rotated dimensions of a head (even).
     pub dims: usize,
-    /// θ: the wavelength base.
+    /// The base θ.
     pub base: f32,
-    /// Stretching beyond the trained context.
+    /// How frequencies are scaled for contexts beyond the trained one.
     pub scaling: Scaling,
 }
 
 /// Frequency scaling.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scaling {
-    /// As trained.
+    /// No scaling.
     None,
-    /// All frequencies divided by `factor` (position interpolation).
+    /// Divides all frequencies by `factor` (position interpolation).
     Linear {
-        /// Stretch.
+        /// Ratio of the new context to the trained one.
         factor: f32,
     },
-    /// Llama 3.1: long wavelengths divided, short ones kept, a ramp between.
+    /// Llama 3.1: divides the frequencies of long wavelengths, keeps those of short ones, and interpolates
+    /// between.
     Llama3 {
-        /// Stretch.
+        /// Ratio of the new context to the trained one.
         factor: f32,
-        /// Wavelengths above `original_context / low_freq_factor` are divided.
+        /// Wavelengths above `original_context / low_freq_factor` are scaled.
         low_freq_factor: f32,
         /// Wavelengths below `original_context / high_freq_factor` are kept.
         high_freq_factor: f32,
-        /// Context before stretching.
+        /// Trained context in tokens.
         original_context: f32,
     },
-    /// As trained, but only the first of the frequencies turn.
+    /// Unscaled, but only the leading frequencies rotate.
     Proportional {
-        /// How many of them.
+        /// The share of frequencies that rotate.
         part: f32,
     },
-    /// YaRN (arXiv 2309.00071): a ramp over dimensions, and sharper attention.
+    /// YaRN (arXiv 2309.00071): scales frequencies by a ramp over dimensions, and sharpens attention.
     Yarn {
-        /// Stretch.
+        /// Ratio of the new context to the trained one.
         factor: f32,
-        /// Context before stretching.
+        /// Trained context in tokens.
         original_context: f32,
-        /// Rotations at which a dimension counts as fast.
+        /// Dimensions with at least this many rotations over the trained context keep their frequency.
         beta_fast: f32,
-        /// Rotations at which a dimension counts as slow.
+        /// Dimensions with at most this many rotations over the trained context are fully scaled.
         beta_slow: f32,
-        /// Multiplies cosines and sines; by default `0.1 ln(factor) + 1`.
+        /// Factor on cosines and sines; by default `0.1 ln(factor) + 1`.
         attention_factor: Option<f32>,
-        /// With `mscale_all_dim`, another way to give the attention factor.
+        /// Together with `mscale_all_dim`, another way to define the attention factor.
         mscale: Option<f32>,
         /// See `mscale`.
         mscale_all_dim: Option<f32>,
-        /// Round the ramp's ends to whole dimensions.
+        /// Whether the ramp's ends are rounded to whole dimensions.
         truncate: bool,
-        /// Multiplies cosines and sines once more (GGUF's `attn_factor` and `yarn_attn_factor`).
+        /// Another factor on cosines and sines (GGUF's `attn_factor` and `yarn_attn_factor`).
         gain: f32,
-        /// How much of the ramp there is (GGUF's `yarn_ext_factor`): 0 stretches all frequencies alike, and then nothing
-        /// sharpens attention by itself.
+        /// Strength of the ramp (GGUF's `yarn_ext_factor`). At 0, all frequencies are scaled alike and the
+        /// default attention factor is 1.
         extrapolation: f32,
     },
 }
 
 impl RopeConfig {
-    /// Inverse frequencies `[dims / 2]` and the factor on cosines and sines.
+    /// Inverse frequencies `[dims / 2]`, and the factor on cosines and sines.
     fn frequencies(&self) -> (Vec<f32>, f32) {
         let dims = self.dims as f64;
         let base = f64::from(self.base);
@@ -116,7 +119,7 @@ impl RopeConfig {
                 extrapolation,
             } => {
                 let factor = f64::from(*factor);
-                // The dimension that turns `rotations` times over the original context.
+                // The dimension that rotates `rotations` times over the trained context.
                 let dimension = |rotations: f32| {
                     dims * (f64::from(*original_context) / (f64::from(rotations) * 2.0 * PI)).ln()
                         / (2.0 * base.ln())
@@ -148,8 +151,8 @@ impl RopeConfig {
         }
     }
 
-    /// The table for positions `0..positions`. `factors` (`[dims / 2]`, a GGUF's `rope_freqs.weight`) divide the
-    /// frequencies.
+    /// The table for positions `0..positions`. `factors` (`[dims / 2]`, from a GGUF's `rope_freqs.weight`)
+    /// divide the frequencies.
     pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> RopeTable {
         let (mut inv, attention) = self.frequencies();
         if let Some(factors) = factors {
@@ -189,9 +192,9 @@ mod tests {
         }
     }
 
-    /// Values of ggml's `rope_yarn`, in Python: base 10000, 16 dimensions, factor 4, 64 positions before stretching, at dimension
-    /// pairs 0, 2 and 7 of position 5, `ramp · ext_factor` mixed in, and `attn_factor · (1 + 0.1 ln 4)`, the last only where
-    /// `ext_factor` is not 0.
+    /// Expected values from a Python port of ggml's `rope_yarn`: base 10000, 16 dimensions, factor 4, trained
+    /// context of 64, at dimension pairs 0, 2 and 7 of position 5. It mixes by `ramp · ext_factor` and
+    /// multiplies by `attn_factor · (1 + 0.1 ln 4)`, the latter only if `ext_factor` is not 0.
     #[test]
     fn factors_of_yarn_are_those_of_ggml() {
         let table = |gain, extrapolation| {

@@ -1,38 +1,39 @@
-//! Departures from the router's choice that trade exactness for bytes: all off by default, all counted.
+//! Optional changes to the router's choice that trade accuracy for fewer bytes read. All are off by default,
+//! and counters record their effects.
 
 use crate::error::{Error, Result};
 use crate::kernels::{Choice, Choosing, Router, Score};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How routing departs from the model's own.
+/// How routing differs from the model's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Routing {
-    /// Experts per token, fewer than the model's.
+    /// Experts per token, if fewer than the model's.
     pub top_k: Option<usize>,
-    /// Experts that are not resident are dropped where their share of a token's gate weights is below this.
+    /// Drops an expert that is not resident if its share of the token's gate weights is below this.
     pub skip_cold: f32,
-    /// Resident experts are ranked as if their logit (or what else they are chosen by) were higher by this part of its range (the cache prior of
-    /// arXiv 2412.00099). Gate weights stay the router's.
+    /// Raises the rank of resident experts by this fraction of the range of their scores (the cache prior of
+    /// arXiv 2412.00099). Gate weights stay those of the router.
     pub cache_prior: f32,
-    /// Guess the next layer's experts from this layer's input and read up to this many ahead on idle lanes. Changes no
-    /// result.
+    /// Guesses the next layer's experts from this layer's input, and prefetches up to this many on idle
+    /// lanes. Does not change results.
     pub lookahead: usize,
-    /// Ask for every layer what its router chose, also where nobody has to know: what that costs, for measurements. Changes no
-    /// result.
+    /// Reads every layer's choice back to the host, even if all experts are resident. For measuring what that
+    /// costs; does not change results.
     #[doc(hidden)]
     pub ask: bool,
 }
 
 impl Routing {
-    /// Whether results differ from the model's.
+    /// Whether results may differ from the model's.
     #[doc(hidden)]
     pub fn is_lossy(&self) -> bool {
         self.top_k.is_some() || self.skip_cold > 0.0 || self.cache_prior > 0.0
     }
 
     /// # Errors
-    /// `Invalid` for numbers that make no sense with this router.
+    /// `Invalid` if a number is out of range for this router.
     #[doc(hidden)]
     pub fn check(&self, router: &Router) -> Result<()> {
         if let Some(k) = self.top_k
@@ -52,17 +53,17 @@ impl Routing {
     }
 }
 
-/// How often routing has departed from the model's own.
+/// How often routing changed the router's choice.
 #[derive(Debug, Default)]
 pub struct RoutingCounters {
-    /// Choices that were dropped.
+    /// Experts that were dropped.
     pub dropped: AtomicU64,
-    /// Choices that went to another expert.
+    /// Experts that replaced one of the router's choice.
     pub redirected: AtomicU64,
 }
 
-/// Chooses with resident experts ranked higher. `logits` are `[tokens, experts]`; `own` are the router's own choices,
-/// replaced by the new ones.
+/// Chooses experts again, with resident ones ranked higher. `logits` are `[tokens, experts]`. `own` holds the
+/// router's choices, and is overwritten with the new ones.
 pub fn prefer_resident(
     logits: &[f32],
     choosing: Choosing<'_>,
@@ -77,7 +78,7 @@ pub fn prefer_resident(
     for (logits, own) in logits.chunks_exact(router.experts).zip(own.chunks_exact_mut(router.top_k)) {
         choosing.standings(logits, &mut standings);
         let standing = |e: u32| standings[e as usize];
-        // Experts of other groups stand below everything, and stay there.
+        // Experts of unselected groups have −∞ and stay there.
         let (low, high) = (0..router.experts as u32)
             .map(standing)
             .filter(|x| *x > f32::NEG_INFINITY)
@@ -102,7 +103,7 @@ pub fn prefer_resident(
     }
 }
 
-/// Sets the gates of weak experts that are not resident to zero: they are not computed.
+/// Sets the gate of weak, non-resident experts to zero, so that they are not computed.
 pub fn drop_cold(
     choices: &mut [Choice],
     top_k: usize,
@@ -114,7 +115,7 @@ pub fn drop_cold(
         let sum: f32 = choices.iter().map(|c| c.gate).sum();
         let strongest = choices.iter().map(|c| c.gate).fold(0.0, f32::max);
         for c in choices.iter_mut() {
-            // The strongest stays, whatever the threshold: a token needs an answer.
+            // The strongest expert always stays, so that every token has a feed-forward output.
             if !resident[c.expert as usize] && c.gate < threshold * sum && c.gate < strongest {
                 c.gate = 0.0;
                 counters.dropped.fetch_add(1, Ordering::Relaxed);

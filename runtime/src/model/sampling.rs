@@ -1,27 +1,29 @@
-//! How a model wants its tokens chosen: llama.cpp's keys `general.sampling.*`, and ours for what those have no name for.
+//! Reads a model's recommended sampling: llama.cpp's keys `general.sampling.*`, and our own for settings that
+//! these lack.
 //!
-//! A model whose advice is broken still runs: what cannot be used is left at the built-in value, and `dollop inspect` tells.
+//! Broken recommendations do not stop a model from running. The built-in value is used instead, and `dollop
+//! inspect` reports it.
 
 use super::keys::number;
 use crate::error::Result;
 use crate::format::{Metadata, Value};
 use crate::sampler::{Link, Mirostat, Sampling};
 
-/// What begins with one of these is about sampling.
+/// Prefixes of keys about sampling.
 const PREFIXES: [&str; 2] = ["general.sampling.", "dollop.sampling."];
 
-/// What a file says of sampling.
+/// The sampling that a file recommends.
 #[derive(Clone, Debug, Default)]
 pub struct Advice {
-    /// The built-in numbers with those of the file in their place.
+    /// The built-in numbers, overridden by those of the file.
     pub sampling: Sampling,
-    /// Keys that were used.
+    /// Number of keys used.
     pub used: usize,
-    /// Keys that were not, and why, a line each.
+    /// Unused keys with the reason, one per line.
     pub notes: Vec<String>,
 }
 
-/// Reads a file's keys.
+/// Reads the recommendation from a file's keys.
 pub fn advice(meta: &Metadata) -> Advice {
     let mut advice = Advice::default();
     for (key, value) in meta.iter() {
@@ -38,11 +40,11 @@ pub fn advice(meta: &Metadata) -> Advice {
     advice
 }
 
-/// Sets one number; says what is wrong where it is none.
+/// Sets one field. The error text says what is wrong with the value.
 fn set(with: &mut Sampling, name: &str, value: &Value) -> Result<(), String> {
     let number = || number(value).filter(|_| !matches!(value, Value::Bool(_)));
     let float = || number().map(|x| x as f32).ok_or_else(|| "a number is expected".to_owned());
-    // What llama.cpp switches off by a number below zero.
+    // llama.cpp uses negative numbers for "off".
     let count = || match number() {
         Some(n) if n.fract() == 0.0 && n.abs() < 1e9 => Ok(n.max(0.0) as usize),
         _ => Err("a whole number is expected".to_owned()),
@@ -94,7 +96,7 @@ mod tests {
         assert_eq!((none.sampling, none.used, none.notes.len()), (Sampling::default(), 0, 0));
         let some = read(&[
             ("general.sampling.temp", 0.6f32.into()),
-            // As llama.cpp's converter writes it.
+            // llama.cpp's converter writes it as a signed integer.
             ("general.sampling.top_k", Value::Signed(20, Width::W32)),
             ("general.sampling.penalty_last_n", Value::Signed(-1, Width::W32)),
             ("general.sampling.penalty_repeat", 1u32.into()),

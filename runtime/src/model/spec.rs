@@ -1,4 +1,5 @@
-//! What a model computes, layer by layer: resolved once from the file's keys and its family, and checked. Knows no weights.
+//! The specification of a model: what each layer computes. It is resolved and checked once, from the file's
+//! keys and the model family; it knows no weights.
 
 mod delta;
 mod latent;
@@ -16,7 +17,8 @@ pub use latent::LatentSpec;
 use positions::windows;
 use router::router;
 
-/// Bounds on what a file may claim, far above any real model and far below what would overflow or exhaust memory.
+/// Upper limits on a file's numbers: far above any real model, and low enough that nothing overflows or
+/// exhausts memory.
 const MAX_LAYERS: u64 = 1024;
 const MAX_WIDTH: u64 = 1 << 17;
 const MAX_HEADS: u64 = 4096;
@@ -27,21 +29,21 @@ const MAX_TAPS: u64 = 64;
 /// A model's specification.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Of which family it is.
+    /// The model's family.
     pub family: &'static Family,
-    /// `general.name`, or the architecture's.
+    /// `general.name`, or the architecture's name if the file has none.
     pub name: String,
     /// Width of the residual stream.
     pub d: usize,
-    /// Longest context the model was made for, in tokens.
+    /// Longest context that the model was trained for, in tokens.
     pub context: usize,
-    /// In every RMS norm.
+    /// Epsilon of every RMS norm.
     pub norm_eps: f32,
-    /// Rotary embeddings: that of layers that see everything, and that of others where theirs differs.
+    /// Rotary embeddings: first that of full-attention layers, then that of window layers if it differs.
     pub ropes: Vec<RopeConfig>,
-    /// Multiplies embeddings.
+    /// Factor on embeddings.
     pub embed_scale: f32,
-    /// Values of an input that each layer has of each token beside the stream; 0 for none.
+    /// Values of the extra per-layer input of each token; 0 if the model has none.
     pub per_layer: usize,
     /// Logits become `cap · tanh(logit / cap)`.
     pub logit_cap: Option<f32>,
@@ -49,27 +51,27 @@ pub struct Spec {
     pub layers: Vec<LayerSpec>,
 }
 
-/// What a layer computes.
+/// What one layer computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// What mixes its tokens.
+    /// How the layer mixes tokens.
     pub mixer: MixerSpec,
-    /// Its feed-forward block or experts.
+    /// A feed-forward block or experts.
     pub ffn: FfnSpec,
-    /// Whether what mixer and feed-forward give is normed before it is added.
+    /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
-    /// Whether a number may multiply the stream behind it.
+    /// Whether the layer's output may be multiplied by a stored number.
     pub scaled: bool,
 }
 
-/// What mixes the tokens of a layer.
+/// How a layer mixes tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MixerSpec {
     /// Attention.
     Attention(AttentionSpec),
     /// A gated short convolution.
     Conv {
-        /// Tokens that one sees, itself among them.
+        /// Tokens that the convolution sees, including the current one.
         taps: usize,
     },
     /// A gated delta net.
@@ -77,7 +79,7 @@ pub enum MixerSpec {
 }
 
 impl LayerSpec {
-    /// Its attention, if it has any.
+    /// The attention, if this layer has it.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             MixerSpec::Attention(a) => Some(a),
@@ -86,74 +88,77 @@ impl LayerSpec {
     }
 }
 
-/// A feed-forward block, or experts.
+/// A dense feed-forward block, or routed experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FfnSpec {
-    /// Routing, where the layer has experts: in a model with experts its tensors say that.
+    /// The router. In a model with experts, a layer has experts only if its tensors are in the file.
     pub router: Option<Router>,
-    /// Between gate, up and down.
+    /// The activation between gate, up and down.
     pub activation: Activation,
     /// Whether router and experts have biases.
     pub biases: bool,
-    /// Whether a dense block stands beside routed experts, both with norms of their own, and the router has one too.
+    /// Whether a dense block runs in parallel with the routed experts. Both, and the router, then have their
+    /// own norms.
     pub beside: bool,
-    /// Whether experts are chosen with a bias that their weights are without.
+    /// Whether a bias is added to the scores for choosing experts, but not to their gates.
     pub choice_bias: bool,
 }
 
-/// Attention of grouped queries.
+/// Grouped-query attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values of a query and a key.
+    /// Dimension of a query or key head.
     pub head_dim: usize,
-    /// Values of a value.
+    /// Dimension of a value head.
     pub v_dim: usize,
-    /// How queries, keys and values come about, where keys are a latent that is the value too.
+    /// Latent attention (MLA), if the layer uses it. The latent is then part of the key and the value, too.
     pub latent: Option<LatentSpec>,
-    /// Multiplies the scores.
+    /// Factor on the attention scores.
     pub scale: f32,
-    /// Sliding window.
+    /// Sliding window in positions; `None` for full attention.
     pub window: Option<usize>,
-    /// Limit on queries, keys and values before rotation.
+    /// Queries, keys and values are clamped to ±this before rotation.
     pub limit: Option<f32>,
-    /// Whether values are normed, head by head, without weights.
+    /// Whether values are normed per head, without weights.
     pub v_norm: bool,
-    /// Whether values may be left out: keys, before anything is done to them, then stand for them.
+    /// Whether the value projection may be missing. The key projection's output, before norm and rotation, is
+    /// then the value.
     pub keys_as_values: bool,
-    /// The layer whose keys and values it reads instead of its own.
+    /// The layer whose KV cache this one reads, if it has none of its own.
     pub kv_of: Option<usize>,
-    /// Which of the model's rotary embeddings.
+    /// Index of the rotary embedding in [`Spec::ropes`].
     pub rope: usize,
-    /// Whether every head has a sink.
+    /// Whether every head has an attention sink.
     pub sinks: bool,
-    /// Whether all projections have biases; otherwise any may.
+    /// Whether every projection must have a bias; otherwise any may have one.
     pub biases: bool,
-    /// Whether what comes out is gated.
+    /// Whether the attention output is gated.
     pub gated: bool,
 }
 
 impl AttentionSpec {
-    /// Values of queries that one token has, and of what comes out.
+    /// Values of one token's queries; the attention output has as many.
     pub fn q_width(&self) -> usize {
         self.heads * self.latent.map_or(self.head_dim, |of| of.head_width())
     }
 
-    /// Values of keys (and as many of values) that one token adds to the layer's cache.
+    /// Values of one token's keys; its values have as many.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Values that scratch for a token's values takes.
+    /// Values of a token's row in the value scratch buffer, which also holds the low-rank queries of latent
+    /// attention.
     pub fn v_width(&self) -> usize {
         self.kv_width().max(self.latent.and_then(|of| of.q_rank).unwrap_or(0))
     }
 }
 
-/// Reads `<arch>.key` and checks its range.
+/// Reads keys of the form `<arch>.key` and checks their range.
 pub(super) struct Keys<'a> {
     pub(super) meta: &'a Metadata,
     arch: &'static str,
@@ -197,7 +202,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Zero is what converters write that have no such number.
+    /// Converters write zero if the model has no such number.
     fn positive_or_zero(&self, name: &str) -> Result<Option<f32>> {
         match self.f32(name)? {
             None | Some(0.0) => Ok(None),
@@ -208,8 +213,8 @@ impl Keys<'_> {
 
 impl Spec {
     /// # Errors
-    /// `Unsupported` for an unknown architecture or rope scaling; `Malformed`, naming the key, for what is missing,
-    /// out of range or contradictory.
+    /// `Unsupported` for an unknown architecture or RoPE scaling. `Malformed`, naming the key, if a number is
+    /// missing, out of range or contradicts another.
     pub fn from_metadata(meta: &Metadata) -> Result<Spec> {
         let family = Family::find(meta.require_str("general.architecture")?)?;
         let keys = Keys { meta, arch: family.name };
@@ -253,7 +258,7 @@ impl Spec {
             };
             Ok(LayerSpec { mixer, ffn, sandwich: family.sandwich, scaled: family.layer_scales })
         };
-        // A file may claim many: no more is taken than they need.
+        // A file may claim many layers: the vector grows only as specifications are built.
         let mut all = Vec::with_capacity(windows.len());
         for of in windows.into_iter().enumerate() {
             all.push(layer(of)?);
@@ -272,17 +277,17 @@ impl Spec {
         })
     }
 
-    /// Routing, where the model has experts; all layers that have them route alike.
+    /// The router, if the model has experts. All layers with experts share its parameters.
     pub fn router(&self) -> Option<Router> {
         self.layers.iter().find_map(|l| l.ffn.router)
     }
 
-    /// The same model with fewer experts per token.
+    /// Sets the number of experts per token in every layer.
     pub fn set_top_k(&mut self, top_k: usize) {
         self.layers.iter_mut().filter_map(|l| l.ffn.router.as_mut()).for_each(|r| r.top_k = top_k);
     }
 
-    /// Its gated delta nets, where it has any; all layers that have one have alike ones.
+    /// The gated delta net, if the model has one. All such layers share its dimensions.
     pub fn delta(&self) -> Option<&DeltaSpec> {
         self.layers.iter().find_map(|l| match &l.mixer {
             MixerSpec::Delta(delta) => Some(delta),
@@ -290,7 +295,7 @@ impl Spec {
         })
     }
 
-    /// What a backend must compute for it.
+    /// The dimensions that a backend must support for this model.
     pub fn uses(&self) -> Uses {
         let router = self.router();
         Uses {
@@ -302,51 +307,53 @@ impl Spec {
         }
     }
 
-    /// Whether layers keep a state that stands for one position.
+    /// Whether any layer has a recurrent state.
     pub fn is_recurrent(&self) -> bool {
         self.layers.iter().any(|l| l.attention().is_none())
     }
 
-    /// Values of a row that gates of attention take; 0 where there are none.
+    /// Values per token of the attention gates; 0 if there are none.
     pub fn gate_width(&self) -> usize {
         self.most(|a| if a.gated { a.q_width() } else { 0 })
     }
 
-    /// Values of a row that the inputs of convolutions take; 0 where there are none.
+    /// Values per token of the convolutions' inputs; 0 if there are none.
     pub fn conv_width(&self) -> usize {
         let conv = self.layers.iter().any(|l| matches!(l.mixer, MixerSpec::Conv { .. }));
         if conv { 3 * self.d } else { 0 }
     }
 
-    /// A logit within the model's limit.
+    /// The logit after the model's soft cap.
     pub fn capped(&self, logit: f32) -> f32 {
         self.logit_cap.map_or(logit, |cap| cap * (logit / cap).tanh())
     }
 
-    /// The tables of its rotary embeddings. `factors` divide frequencies of the first, that of layers that see everything.
+    /// The cosine and sine tables of all rotary embeddings. `factors` divide the frequencies of the first
+    /// one, that of full-attention layers.
     pub fn rope_tables(&self, positions: usize, factors: Option<&[f32]>) -> Vec<RopeTable> {
         let table = |(i, rope): (usize, &RopeConfig)| rope.table(positions, factors.filter(|_| i == 0));
         self.ropes.iter().enumerate().map(table).collect()
     }
 
-    /// Values of [`Spec::rope_tables`], with what names each.
+    /// Values in [`Spec::rope_tables`], counted generously.
     pub fn rope_values(&self, positions: usize) -> usize {
         self.ropes.iter().map(|rope| positions * (rope.dims + 1)).sum()
     }
 
-    /// The last layer that keeps something of its own: behind it, a position needs nothing of others but those.
+    /// The last layer with memory of its own. Later layers only read caches that are already filled, so after it the
+    /// forward pass can drop positions whose logits are not needed.
     pub fn last_with_kv(&self) -> usize {
         let own = |l: &LayerSpec| l.attention().is_none_or(|a| a.kv_of.is_none());
         self.layers.iter().rposition(own).unwrap_or(0)
     }
 
-    /// The greatest of a number of all layers with attention.
+    /// The maximum of `of` over all attention layers.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
         self.layers.iter().filter_map(LayerSpec::attention).map(of).max().unwrap_or(0)
     }
 }
 
-/// Layers that are run: those of a draft head are counted behind them.
+/// The number of layers to run. Draft-head layers are stored after them and not run.
 fn layers(keys: &Keys) -> Result<usize> {
     let blocks = keys.required("block_count", MAX_LAYERS)?;
     let draft = keys.optional("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
@@ -356,8 +363,8 @@ fn layers(keys: &Keys) -> Result<usize> {
     })
 }
 
-/// Key/value heads of each layer: one number for all, or a list; `None` where there are as many as heads. 0 is a layer without
-/// attention.
+/// Key/value heads of each layer: one number for all, or a list. `None` means as many as query heads; 0 means
+/// no attention.
 fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     const NAME: &str = "attention.head_count_kv";
     let key = keys.key(NAME);
@@ -374,7 +381,7 @@ fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     }
 }
 
-/// The gated delta net that layers have, and which do.
+/// The dimensions of the gated delta nets, and which layers are such nets.
 fn deltas(keys: &Keys, family: &Family, layers: usize) -> Result<(Option<DeltaSpec>, Vec<bool>)> {
     let Some(of) = family.delta else { return Ok((None, vec![false; layers])) };
     Ok((Some(DeltaSpec::read(keys, of)?), DeltaSpec::layers(keys, of, layers)?))
@@ -390,7 +397,7 @@ fn divides(keys: &Keys, heads: usize, kv_heads: usize) -> Result<usize> {
     Ok(kv_heads)
 }
 
-/// Taps of short convolutions, where the family has them.
+/// Width of the short convolutions, if the family has them.
 fn taps(keys: &Keys, family: &Family) -> Result<Option<usize>> {
     if !family.conv {
         return Ok(None);
@@ -401,8 +408,8 @@ fn taps(keys: &Keys, family: &Family) -> Result<Option<usize>> {
     }
 }
 
-/// For each layer, the one whose keys and values it reads: the last layers have none of their own, and take those of the last of
-/// their kind before.
+/// For each layer, the layer whose KV cache it reads. The last `shared_kv_layers` layers have no cache. Each
+/// reads that of the last earlier layer of its kind (window or full).
 fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize>>> {
     const NAME: &str = "attention.shared_kv_layers";
     let shared = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
@@ -418,7 +425,7 @@ fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize
     (0..windows.len()).map(source).collect()
 }
 
-/// Values of a head of keys or queries, and of values, of layers of a kind.
+/// Dimension of query, key and value heads, for window layers or for full-attention layers.
 fn head_dim(keys: &Keys, (d, heads): (usize, usize), window: bool) -> Result<usize> {
     let of = |name: &str| -> Result<Option<usize>> {
         let own = if window { keys.optional(&format!("{name}_swa"), MAX_WIDTH)? } else { None };
@@ -448,7 +455,8 @@ fn head_dim(keys: &Keys, (d, heads): (usize, usize), window: bool) -> Result<usi
     Ok(head_dim)
 }
 
-/// Attention as every layer with or without a window has it, but for the number of its key/value heads and its rope.
+/// Attention parameters that all layers with (or without) a window share. Key/value heads and RoPE are set
+/// per layer.
 fn attention(
     keys: &Keys,
     family: &Family,
@@ -487,13 +495,13 @@ fn attention(
     Ok(AttentionSpec { scale, ..attention })
 }
 
-/// What multiplies embeddings.
+/// The factor on embeddings.
 fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
     let usual = if family.embed_root { (d as f32).sqrt() } else { 1.0 };
     Ok(keys.positive_or_zero("embedding_scale")?.unwrap_or(usual))
 }
 
-/// GGUF has no keys for the limits.
+/// GGUF has no keys for the parameters of the clamped activation, so we use our own.
 fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
     let Activation::Clamped { alpha, limit } = family.activation else { return Ok(family.activation) };
     let number = |name: &str, usual: f32| -> Result<f32> {
@@ -532,7 +540,7 @@ mod tests {
         Spec::from_metadata(&meta)
     }
 
-    /// Every layer got it before.
+    /// Regression test: every layer used to get the window.
     #[test]
     fn a_window_without_a_list_is_for_the_layers_that_the_family_says() {
         for family in &super::super::families::FAMILIES {

@@ -1,8 +1,9 @@
-//! How a part of a model says which tensors it has: once, for everything that walks over them.
+//! Declares which tensors a part of a model has. Each is declared once, for loading, checking, converting and
+//! walking.
 //!
-//! [`part!`] makes a struct of a part: a field and, beside it, the tensor that it holds. From that follow what is loaded, what
-//! a converter checks and how it stores it, which tensors are known at all, and the walks over what is in memory. [`Tensors`]
-//! is what a file of weights can do for the model, whatever its format.
+//! The macro [`part!`] defines a struct: each field stands beside the tensor that it holds. From this follow
+//! what is loaded, what a converter checks and how it stores it, which tensors are known, and the walks over
+//! weights in memory. The trait [`Tensors`] is the interface to a file of weights in any format.
 
 use crate::error::{Error, Result};
 use crate::experts::Expert;
@@ -11,23 +12,23 @@ use crate::quant::{Level, Matrix};
 
 /// A source of named tensors, under their canonical (GGUF) names.
 pub trait Tensors {
-    /// The file's keys.
+    /// The file's metadata keys.
     fn metadata(&self) -> &Metadata;
 
-    /// Rows of a matrix, or of each of a stack; `None` where the file has none of this name.
+    /// Rows of a matrix, or of each matrix in a stack; `None` if the file has no such tensor.
     fn rows(&self, name: &str) -> Option<usize>;
 
-    /// A small tensor (norm, bias, router) as flat f32; `None` where the file has none of this name.
+    /// A small tensor (norm, bias, router) as flat f32; `None` if the file has no such tensor.
     fn vector(&self, name: &str) -> Result<Option<Vec<f32>>>;
 
-    /// A matrix `[rows, cols]`.
+    /// A matrix `[rows, cols]`; `None` if the file has no such tensor.
     fn matrix(&self, name: &str) -> Result<Option<Matrix>>;
 
-    /// The experts of a layer, read at `level` or else at the highest level stored; `None` where the layer has none.
+    /// The experts of a layer, at `level` or at the highest stored level; `None` for a dense layer.
     fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>>;
 }
 
-/// Whether a file has a tensor.
+/// Whether a file must, may or must not have a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Always,
@@ -35,73 +36,73 @@ enum Presence {
     Never,
 }
 
-/// One tensor that a part has.
+/// The declaration of one tensor.
 #[derive(Clone, Debug)]
 pub struct Declared {
-    /// Its canonical name.
+    /// Canonical (GGUF) name.
     pub name: String,
-    /// Its shape, slowest first; one of several. 0 is any number.
+    /// Allowed shapes, slowest dimension first. A dimension of 0 matches any number.
     shapes: Vec<Vec<usize>>,
-    /// Whether it stays f32: what is small, and what chooses.
+    /// Whether the tensor is kept in f32: small tensors, and routers.
     pub stays_f32: bool,
     presence: Presence,
 }
 
 impl Declared {
-    /// `[len]`, in f32.
+    /// A vector `[len]` in f32.
     pub fn vector(name: String, len: usize) -> Declared {
         Declared { name, shapes: vec![vec![len]], stays_f32: true, presence: Presence::Always }
     }
 
-    /// `[rows, cols]`.
+    /// A matrix `[rows, cols]`.
     pub fn matrix(name: String, rows: usize, cols: usize) -> Declared {
         Declared { name, shapes: vec![vec![rows, cols]], stays_f32: false, presence: Presence::Always }
     }
 
-    /// `[rows, cols]`, in f32.
+    /// A matrix `[rows, cols]` in f32.
     pub fn small(name: String, rows: usize, cols: usize) -> Declared {
         Declared { stays_f32: true, ..Declared::matrix(name, rows, cols) }
     }
 
-    /// `[experts, rows, cols]`: matrices that come through `ExpertSource`.
+    /// A stack `[experts, rows, cols]`; these matrices come through `ExpertSource`.
     pub fn stack(name: String, experts: usize, rows: usize, cols: usize) -> Declared {
         Declared { shapes: vec![vec![experts, rows, cols]], ..Declared::matrix(name, rows, cols) }
     }
 
-    /// Or a vector of this length.
+    /// Also allows a vector of this length.
     #[must_use]
     pub fn or(mut self, len: usize) -> Declared {
         self.shapes.push(vec![len]);
         self
     }
 
-    /// A file need not have it.
+    /// Makes the tensor optional.
     #[must_use]
     pub fn maybe(self) -> Declared {
         Declared { presence: Presence::Maybe, ..self }
     }
 
-    /// A file may have it where `is`, and never otherwise.
+    /// Makes the tensor optional if `is`, and forbidden otherwise.
     #[must_use]
     pub fn maybe_if(self, is: bool) -> Declared {
         Declared { presence: if is { Presence::Maybe } else { Presence::Never }, ..self }
     }
 
-    /// A file has it where `is`, and never otherwise.
+    /// Makes the tensor required if `is`, and forbidden otherwise.
     #[must_use]
     pub fn only_if(self, is: bool) -> Declared {
         Declared { presence: if is { Presence::Always } else { Presence::Never }, ..self }
     }
 
-    /// Whether a file may have it.
+    /// Whether a file may have the tensor.
     pub fn is_known(&self) -> bool {
         self.presence != Presence::Never
     }
 
-    /// Compares with what a file has. `missing` says what to do where it has nothing.
+    /// Compares the declaration with the shape in a file. `missing` ends the error text for a missing tensor.
     ///
     /// # Errors
-    /// `Malformed`, naming the tensor.
+    /// `Malformed`, naming the tensor, if it is missing or has another shape.
     pub fn check(&self, found: Option<&[usize]>, missing: &str) -> Result<()> {
         let wrong = |reason: String| Err(Error::malformed(format!("tensor `{}`", self.name), reason));
         match found {
@@ -110,7 +111,7 @@ impl Declared {
             }
             None => Ok(()),
             Some(found) => {
-                // A matrix of one row is stored as a vector by some writers.
+                // Some writers store a matrix of one row as a vector.
                 let sides =
                     |shape: &[usize]| shape.iter().copied().skip_while(|&n| n == 1).collect::<Vec<_>>();
                 let found = sides(found);
@@ -128,7 +129,7 @@ impl Declared {
         }
     }
 
-    /// [`Declared::check`] of a flat run of values: their number alone is compared.
+    /// Like [`Declared::check`] for flat values: compares only their number.
     fn check_len(&self, len: usize) -> Result<()> {
         match self.shapes.iter().any(|s| s.iter().product::<usize>() == len) {
             true => Ok(()),
@@ -146,12 +147,12 @@ impl Declared {
     }
 }
 
-/// What may have happened to a file that lacks a tensor.
+/// The likely causes of a missing tensor, for error texts.
 const MISSING: &str = "was it cut short or made for another model?";
 
-/// What a walk meets.
+/// One item of a walk over a part.
 pub enum Met<'a> {
-    /// The matrices up to the next of these are multiplied by one operation.
+    /// A new operation begins: the matrices up to the next such item are multiplied together.
     Operation,
     /// A matrix.
     Matrix(&'a Matrix),
@@ -159,24 +160,24 @@ pub enum Met<'a> {
     Vector(&'a [f32]),
 }
 
-/// What a part holds: a tensor, or another part.
+/// A field of a part: a tensor, or another part.
 pub trait Held: Sized {
-    /// What it is read by.
+    /// What its declaration depends on.
     type Of<'o>;
 
-    /// Appends its tensors.
+    /// Appends the declarations of its tensors.
     fn declare(of: Self::Of<'_>, to: &mut Vec<Declared>);
 
-    /// Reads it, its shape checked.
+    /// Reads it, and checks the shapes.
     ///
     /// # Errors
-    /// Those of the file; `Malformed` where a tensor is missing or of another shape.
+    /// Errors of the file. `Malformed` if a tensor is missing or has another shape.
     fn read(from: &dyn Tensors, of: Self::Of<'_>) -> Result<Self>;
 
-    /// Everything that is held.
+    /// Calls `met` with every operation, matrix and vector, in order.
     fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>));
 
-    /// Every matrix.
+    /// Calls `met` with every matrix, in order.
     fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix));
 }
 
@@ -277,7 +278,8 @@ impl Held for Matrix {
     }
 }
 
-/// A part: its fields, and the tensor or part of each. `first` begins an operation; `also` is multiplied by the same.
+/// Defines a part: its fields, and the tensor or part that each holds. `first` starts a new operation; an
+/// `also` matrix is multiplied in the same operation as the one before.
 macro_rules! part {
     ($(#[$doc:meta])* $part:ident($arg:ident: $of:ident) {
         $( $(#[$field_doc:meta])* $order:ident $field:ident: $held:ty = $declared:expr; )*

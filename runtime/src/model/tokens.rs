@@ -1,15 +1,15 @@
-//! What a file says of its tokens: the tokenizer, and ids with a meaning.
+//! Reads the tokenizer and the special token ids from a file's keys.
 
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use crate::tokenizer::{Tokenizer, Vocab};
 
-/// Ids with a meaning.
+/// Token ids with a special meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Beginning of text.
     pub bos: Option<u32>,
-    /// Whether texts that are no chat begin with it.
+    /// Whether plain text (not a chat) begins with it.
     pub add_bos: bool,
     /// End of text.
     pub eos: Option<u32>,
@@ -30,10 +30,10 @@ fn id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
         .transpose()
 }
 
-/// The tokenizer that a file describes, if it describes one.
+/// The tokenizer in a file, if the file has one.
 ///
 /// # Errors
-/// `Malformed` or `Unsupported`, as [`Tokenizer`] says.
+/// `Malformed` or `Unsupported`, as for [`Tokenizer`].
 pub(crate) fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
     if let Some(json) = meta.str("tokenizer.huggingface.json")? {
         return Tokenizer::from_json(json).map(Some);
@@ -58,7 +58,7 @@ pub(crate) fn tokenizer(meta: &Metadata) -> Result<Option<Tokenizer>> {
     Tokenizer::from_vocab(&vocab).map(Some)
 }
 
-/// Tokens that end a turn in the templates of many models, whatever the file calls its end of text.
+/// Tokens that end a turn in many models' templates, in addition to the file's end of text.
 const TURN_ENDS: [&str; 10] = [
     "<|im_end|>",
     "<|eot_id|>",
@@ -68,18 +68,19 @@ const TURN_ENDS: [&str; 10] = [
     "<turn|>",
     "<|return|>",
     "<|call|>",
-    // Behind a call: what a tool answers is no model's to say.
+    // Follows a tool call. The model must not write the tool's response itself.
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
 ];
 
-/// What ends a message and no turn where a vocabulary has `<|return|>` for that: an answer of gpt-oss is several messages.
+/// Ends a message. If the vocabulary also has `<|return|>`, it does not end the turn: a gpt-oss answer has
+/// several messages.
 const MESSAGE_END: &str = "<|end|>";
 
-/// Ids with a meaning.
+/// Reads the special token ids.
 ///
 /// # Errors
-/// `Malformed` where a key has another kind.
+/// `Malformed` if a key has the wrong type.
 pub(crate) fn special_tokens(meta: &Metadata, tokenizer: Option<&Tokenizer>) -> Result<SpecialTokens> {
     let (bos, eos) = (id(meta, "tokenizer.ggml.bos_token_id")?, id(meta, "tokenizer.ggml.eos_token_id")?);
     let mut ends: Vec<u32> = eos
@@ -102,7 +103,8 @@ pub(crate) fn special_tokens(meta: &Metadata, tokenizer: Option<&Tokenizer>) -> 
     Ok(SpecialTokens { bos, add_bos, eos, ends })
 }
 
-/// Keys after `tokenizer.ggml.` that are read, or that name tokens for uses that are not here (search, infilling).
+/// Keys (after `tokenizer.ggml.`) that we read, or that name tokens for tasks that we do not have (search,
+/// infilling).
 const KNOWN: [&str; 24] = [
     "add_bos_token",
     "add_eos_token",
@@ -130,10 +132,10 @@ const KNOWN: [&str; 24] = [
     "unknown_token_id",
 ];
 
-/// What a file says of its tokenizer that is not used, a line each, for people.
+/// Unused tokenizer settings of a file, as lines for people.
 ///
 /// # Errors
-/// `Malformed` where a key has another kind.
+/// `Malformed` if a key has the wrong type.
 pub(crate) fn notes(meta: &Metadata) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Blocks {
@@ -142,7 +144,7 @@ pub(crate) fn notes(meta: &Metadata) -> Result<Vec<String>> {
     }
     let mut notes = Vec::new();
     if let Some(json) = meta.str("tokenizer.huggingface.json")? {
-        // One that does not parse is another's concern.
+        // Loading the tokenizer reports JSON errors; here they are ignored.
         let blocks = serde_json::from_str(json).unwrap_or(Blocks { truncation: None, padding: None });
         for (name, there) in [("truncation", blocks.truncation), ("padding", blocks.padding)] {
             if there.is_some() {
@@ -158,17 +160,17 @@ pub(crate) fn notes(meta: &Metadata) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Whether a file describes a tokenizer.
+/// Whether the file has a tokenizer.
 pub(crate) fn has_tokenizer(meta: &Metadata) -> Result<bool> {
     Ok(meta.str("tokenizer.huggingface.json")?.is_some() || meta.strings("tokenizer.ggml.tokens")?.is_some())
 }
 
-/// What is said of a model without one.
+/// The error for a model without a tokenizer.
 pub(crate) fn no_tokenizer() -> Error {
     Error::unsupported("the model has no tokenizer; put its tokenizer.json beside it and convert it again")
 }
 
-/// What is said of a model without one.
+/// The error for a model without a chat template.
 pub(crate) fn no_template() -> Error {
     Error::unsupported(
         "the model has no chat template, so it cannot chat; continue plain text with `dollop run --raw`",

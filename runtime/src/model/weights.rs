@@ -1,6 +1,6 @@
-//! The always-used weights of a model: what each part has is declared here, once.
+//! The weights of a model, except routed experts. Each part declares its tensors here, once.
 //!
-//! Every shape is checked when it is read, so that `forward` need not.
+//! Shapes are checked when tensors are read, so `forward` does not check them again.
 
 mod delta;
 mod latent;
@@ -20,13 +20,13 @@ use crate::format::dollop::{PARTS, part_name};
 use crate::kernels::Router;
 use crate::quant::{Level, Matrix};
 
-/// The embedding's name.
+/// Name of the embedding tensor.
 pub const EMBEDDING: &str = "token_embd.weight";
 
-/// The name of the embedding that inputs of layers are made of.
+/// Name of the embedding tensor for the per-layer inputs.
 pub const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
-/// A part that is there or not, by what it is of.
+/// Implements [`Held`] for `Option<$part>`: the part exists if the expression `$is` holds.
 macro_rules! optional {
     ($part:ident, $of:ident, |$arg:ident| $is:expr) => {
         impl Held for Option<$part> {
@@ -53,20 +53,20 @@ macro_rules! optional {
     };
 }
 
-// Behind the macro that it uses.
+// After the macro, because this module uses it.
 mod ffn;
 
 pub use ffn::{Beside, ExpertBiases, Ffn, Moe, MoeOf};
 
-/// A layer of a model, as its declarations need it.
+/// What a layer's declarations depend on.
 #[derive(Clone, Copy)]
 pub struct LayerOf<'a> {
     layer: usize,
     pub(super) d: usize,
     spec: &'a LayerSpec,
-    /// Values of its own input.
+    /// Values of the layer's extra input; 0 if it has none.
     per_layer: usize,
-    /// Rows of a matrix by name: the width of a feed-forward block is known to the file alone.
+    /// Rows of a tensor by its name. Only the file knows the widths of feed-forward blocks.
     rows: &'a dyn Fn(&str) -> Option<usize>,
 }
 
@@ -75,17 +75,17 @@ impl LayerOf<'_> {
         format!("blk.{}.{part}", self.layer)
     }
 
-    /// Its router, where it has experts.
+    /// The router, if the file has expert tensors for this layer.
     fn routed(&self) -> Option<Router> {
         self.spec.ffn.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
     }
 
-    /// Rows of gate and up.
+    /// Rows of the gate and up matrices.
     fn width(&self, suffix: &str) -> Option<usize> {
         (self.rows)(&self.name(&format!("ffn_up{suffix}.weight")))
     }
 
-    /// The three matrices of a block.
+    /// The three matrices of a feed-forward block.
     fn block(&self, suffix: &str) -> [Declared; 3] {
         let (d, ff) = (self.d, self.width(suffix).unwrap_or(0));
         let part = |part: &str, rows, cols| {
@@ -94,13 +94,13 @@ impl LayerOf<'_> {
         [part("gate", ff, d), part("up", ff, d), part("down", d, ff)]
     }
 
-    /// A shared expert, whole or not at all.
+    /// The matrices of a shared expert: all three or none.
     fn shared(&self) -> [Declared; 3] {
         let is = self.width("_shexp").is_some();
         self.block("_shexp").map(|part| part.only_if(is))
     }
 
-    /// The matrices of its routed experts.
+    /// The stacked matrices of the routed experts.
     fn stacks(&self, experts: usize) -> [Declared; 3] {
         let (d, ff) = (self.d, self.width("_exps").unwrap_or(0));
         let stack = |part, rows, cols| Declared::stack(part_name(self.layer, part), experts, rows, cols);
@@ -109,32 +109,32 @@ impl LayerOf<'_> {
 }
 
 part! {
-    /// One block.
+    /// One transformer block.
     Layer(of: LayerOf) {
         /// `[d]`.
         first norm: Vec<f32> = Declared::vector(of.name("attn_norm.weight"), of.d);
-        /// Attention, or what stands in its place.
+        /// Attention, or its replacement.
         first mixer: Mixer = of;
-        /// `[d]`: of what that gives.
+        /// `[d]`: norm of the mixer's output.
         first mixer_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_attention_norm.weight"), of.d).only_if(of.spec.sandwich);
         /// `[d]`.
         first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
-        /// Experts or one dense block.
+        /// Routed experts or one dense block.
         first ffn: Ffn = of;
-        /// `[d]`: of what they give.
+        /// `[d]`: norm of the feed-forward output.
         first ffn_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_ffw_norm.weight"), of.d).only_if(of.spec.sandwich);
-        /// What takes the layer's own input in.
+        /// The part that uses the layer's extra input.
         first per_layer: Option<PerLayer> = of;
-        /// `[1]`: multiplies the stream behind the layer.
+        /// `[1]`: factor on the layer's output.
         first scale: Option<Vec<f32>> =
             Declared::vector(of.name("layer_output_scale.weight"), 1).maybe_if(of.spec.scaled);
     }
 }
 
 part! {
-    /// What takes a layer's own input in: `x += norm(proj · (gelu(gate · x) ⊙ input))`.
+    /// Adds a layer's extra input to the stream: `x += norm(proj · (gelu(gate · x) ⊙ input))`.
     PerLayer(of: LayerOf) {
         /// `[per_layer, d]`.
         first gate: Matrix = Declared::matrix(of.name("inp_gate.weight"), of.per_layer, of.d);
@@ -147,7 +147,7 @@ part! {
 
 optional!(PerLayer, LayerOf, |of| of.per_layer > 0);
 
-/// A model beside its layers, as its declarations need it.
+/// What the declarations of tensors outside the layers depend on.
 #[derive(Clone, Copy)]
 pub struct EndsOf<'a> {
     spec: &'a Spec,
@@ -155,12 +155,12 @@ pub struct EndsOf<'a> {
 }
 
 impl EndsOf<'_> {
-    /// Values of the inputs of all layers.
+    /// Values of the extra inputs of all layers together.
     fn per_layer(&self) -> usize {
         self.spec.layers.len() * self.spec.per_layer
     }
 
-    /// Some families' files have them unless a key says what they would.
+    /// A few families must have this tensor, unless the file's keys already define the frequencies.
     fn rope_factors(&self) -> Declared {
         let rope = &self.spec.ropes[0];
         let factors = Declared::vector("rope_freqs.weight".into(), rope.dims / 2);
@@ -176,23 +176,24 @@ impl<'a> EndsOf<'a> {
 }
 
 part! {
-    /// What stands before and behind the layers.
+    /// The tensors before and after the layers.
     Ends(of: EndsOf) {
         /// `[vocab, d]`.
         first embed: Matrix = Declared::matrix(EMBEDDING.into(), of.vocab, of.spec.d);
-        /// `[vocab, d]`; the embedding where the file ties them.
+        /// `[vocab, d]`; `None` if the embedding is also the head.
         first head: Option<Matrix> = Declared::matrix("output.weight".into(), of.vocab, of.spec.d).maybe();
         /// `[d]`.
         first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
-        /// Divisors of the rope frequencies, `[rope dims / 2]`.
+        /// Divisors of the RoPE frequencies, `[rope dims / 2]`.
         first rope_factors: Option<Vec<f32>> = of.rope_factors();
-        /// What inputs of layers are made of.
+        /// The weights that compute the layers' extra inputs.
         first per_layer: Option<PerLayerInputs> = of;
     }
 }
 
 part! {
-    /// What inputs of layers are made of: `(embed + norm(proj · x)) / √2` of the embedded stream.
+    /// Computes the layers' extra inputs from tokens and the embedded stream `x`: `(embed + norm(proj · x)) /
+    /// √2`.
     PerLayerInputs(of: EndsOf) {
         /// `[vocab, layers · per_layer]`.
         first embed: Matrix = Declared::matrix(PER_LAYER_EMBEDDING.into(), of.vocab, of.per_layer());
@@ -205,7 +206,8 @@ part! {
 
 optional!(PerLayerInputs, EndsOf, |of| of.spec.per_layer > 0);
 
-/// [`PerLayerInputs`], whose embedding need not be held: it is larger than all the rest.
+/// [`PerLayerInputs`] with an embedding that may stay on storage: it is larger than all other weights
+/// together.
 #[derive(Clone, Debug)]
 pub struct LayerInputs {
     /// `[vocab, layers · per_layer]`.
@@ -216,38 +218,39 @@ pub struct LayerInputs {
     pub norm: Vec<f32>,
 }
 
-/// Everything but the routed experts. A clone shares the matrices' bytes.
+/// All weights except the routed experts. A clone shares the matrices' bytes.
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// `[vocab, d]`.
     pub embed: Embedding,
-    /// Blocks, in order.
+    /// Transformer blocks, in order.
     pub layers: Vec<Layer>,
     /// `[d]`.
     pub norm: Vec<f32>,
-    /// `[vocab, d]`; the embedding where the file ties them.
+    /// `[vocab, d]`; the same matrix as the embedding if the file has no other.
     pub head: Matrix,
-    /// Divisors of the rope frequencies, `[rope dims / 2]`.
+    /// Divisors of the RoPE frequencies, `[rope dims / 2]`.
     pub rope_factors: Option<Vec<f32>>,
-    /// What inputs of layers are made of.
+    /// The weights that compute the layers' extra inputs.
     pub per_layer: Option<LayerInputs>,
 }
 
-/// Every tensor that a model has. `rows` gives the rows of a matrix that the file has. A tensor that is not among them would be ignored
-/// without a word: it is an error.
+/// Declares every tensor that a model of this specification may have. `rows` gives the rows of a tensor in
+/// the file. Callers treat any other tensor as an error, because it would be silently ignored.
 pub fn declared(spec: &Spec, rows: &dyn Fn(&str) -> Option<usize>) -> Vec<Declared> {
     let mut all = Vec::new();
     Ends::declare(EndsOf::new(spec, rows), &mut all);
     for (layer, of) in spec.layers.iter().enumerate() {
         Layer::declare(LayerOf { layer, d: spec.d, spec: of, per_layer: spec.per_layer, rows }, &mut all);
-        // Old files repeat the rope's frequencies, which follow from the keys.
+        // Old files store the RoPE frequencies again. They follow from the keys, so nothing reads this
+        // tensor.
         all.push(Declared::vector(format!("blk.{layer}.attn_rot_embd.weight"), 0).maybe());
     }
     all.retain(Declared::is_known);
     all
 }
 
-/// Whether a tensor is one that some files have and nothing reads: keys and values of layers that take another's.
+/// Whether a tensor is allowed but never read: keys and values of a layer that reads another layer's cache.
 pub fn unused(spec: &Spec, name: &str) -> bool {
     let of = || {
         let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
@@ -261,11 +264,11 @@ pub fn unused(spec: &Spec, name: &str) -> bool {
 }
 
 impl Weights {
-    /// The weights, and the routed experts of each layer (empty where a layer is dense), read at `level` or the
-    /// highest stored.
+    /// Reads the weights, and the routed experts of each layer (empty for dense layers) at `level` or at the
+    /// highest stored level.
     ///
     /// # Errors
-    /// `Malformed` where a tensor is missing or has another shape than the specification says.
+    /// `Malformed` if a tensor is missing, or its shape differs from the specification.
     pub fn load(
         spec: &Spec,
         from: &dyn Tensors,
@@ -279,7 +282,7 @@ impl Weights {
             let of = LayerOf { layer, d: spec.d, spec: of, per_layer: spec.per_layer, rows: &rows };
             let mut layer_weights = Layer::read(from, of)?;
             if let Ffn::Moe(Moe { router_norm: Some(norm), .. }) = &mut layer_weights.ffn {
-                // The router's input is divided by the root of its width.
+                // The router's input is divided by √d. We fold the division into the norm's weights.
                 norm.iter_mut().for_each(|w| *w /= (spec.d as f32).sqrt());
             }
             layers.push(layer_weights);
@@ -309,7 +312,7 @@ impl Weights {
         Ok((Weights { embed, layers, norm, head, rope_factors, per_layer }, experts))
     }
 
-    /// Every matrix that is held, the head last and only where it is not the embedding once more (`tied`).
+    /// Every matrix in memory, mutable. The head comes last, and is left out if it is the embedding (`tied`).
     pub fn matrices_mut(&mut self, tied: bool) -> Vec<&mut Matrix> {
         let mut all = Vec::new();
         if let Embedding::Held(embed) = &mut self.embed {
@@ -328,8 +331,8 @@ impl Weights {
         all
     }
 
-    /// Every matrix that is held, those together that one operation of the forward pass multiplies with; the head last, whether
-    /// or not it is the embedding once more.
+    /// Every matrix in memory, grouped by the operation that multiplies with it. The head comes last, even if
+    /// it is the embedding.
     pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let embed = self.embed.held().map(|embed| vec![embed]);
@@ -338,7 +341,7 @@ impl Weights {
         embed.into_iter().chain(inputs).chain(layers).chain([vec![&self.head]]).collect()
     }
 
-    /// Every vector: norms, biases, factors of the rope.
+    /// Every vector: norms, biases and RoPE factors.
     pub fn vectors(&self) -> Vec<&[f32]> {
         let mut all = vec![&self.norm[..]];
         all.extend(self.rope_factors.as_deref());
@@ -352,12 +355,12 @@ impl Weights {
         all
     }
 
-    /// Whether they are unquantized, all of them or none.
+    /// Whether the weights are unquantized (f32). Either all are or none.
     pub fn are_single(&self) -> bool {
         matches!(self.head, Matrix::F32 { .. })
     }
 
-    /// Bytes of a number of keys and values: those of unquantized weights are not rounded.
+    /// Bytes per number in the KV cache: f32 for unquantized weights, otherwise 16 bits.
     pub fn number_bytes(&self) -> usize {
         if self.are_single() { 4 } else { 2 }
     }
@@ -369,17 +372,18 @@ impl Weights {
 }
 
 impl Layer {
-    /// What multiplies the stream behind it.
+    /// The factor on the layer's output.
     pub fn scale(&self) -> f32 {
         self.scale.as_ref().map_or(1.0, |scale| scale[0])
     }
 
-    /// What multiplies the stream behind its feed-forward.
+    /// The factor on the stream after the feed-forward. It is 1 if a later part of the layer applies
+    /// [`Layer::scale`].
     pub fn ffn_scale(&self) -> f32 {
         if self.per_layer.is_some() { 1.0 } else { self.scale() }
     }
 
-    /// Its matrices but those of routed experts, as [`Weights::matrices`].
+    /// The layer's matrices without routed experts, grouped as in [`Weights::matrices`].
     pub fn matrices(&self) -> Vec<Vec<&Matrix>> {
         let mut all: Vec<Vec<&Matrix>> = Vec::new();
         self.each(&mut |met| match met {
@@ -392,7 +396,7 @@ impl Layer {
     }
 }
 
-/// The experts of a layer are as many as its router chooses among, and have the shapes of its stacks.
+/// Checks that a layer has as many experts as its router expects, with the declared shapes.
 fn check_experts(of: &LayerOf, experts: &[Expert], want: usize) -> Result<()> {
     let stacks = of.stacks(want);
     if experts.len() != want {
@@ -412,7 +416,7 @@ mod tests {
     use super::*;
     use crate::format::Metadata;
 
-    /// Biases of experts were taken for a stack of matrices, or dropped.
+    /// Regression test: biases of experts were read as stacks of matrices, or dropped.
     #[test]
     fn a_tensor_that_no_part_has_is_not_known() {
         let mut meta = Metadata::new();

@@ -1,5 +1,5 @@
-//! DeepSeek-V2 and V3 (arXiv 2405.04434, 2412.19437) and what has their shape (Moonlight, GLM-4.7-Flash): attention to a latent, small
-//! experts behind dense layers, and shared ones.
+//! DeepSeek-V2 and V3 (arXiv 2405.04434, 2412.19437) and models of the same architecture (Moonlight,
+//! GLM-4.7-Flash): latent attention, dense first layers, then small routed experts and shared ones.
 
 use super::Family;
 use crate::format::hf::{Dialect, Sparse};
@@ -16,7 +16,7 @@ const V3: Dialect = Dialect {
 pub(super) const FAMILY: Family = Family {
     name: "deepseek2",
     dialects: &[
-        // `transformers` does not read norm_topk_prob there, and published models say false.
+        // `transformers` ignores `norm_topk_prob` for this type, and published models set it to false.
         Dialect {
             model_type: "deepseek_v2",
             sparse: Some(Sparse { sigmoid: false, renormalize: Some(false) }),

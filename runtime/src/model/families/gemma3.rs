@@ -1,11 +1,11 @@
-//! Gemma 3 (arXiv 2503.19786), its text model: norms on both sides of mixer and feed-forward, GeGLU, five layers with a window for
-//! one that sees everything, each kind with its own rope.
+//! Gemma 3 (arXiv 2503.19786), text only: norms before and after mixer and feed-forward, GeGLU, and five
+//! window layers per full-attention layer, each kind with its own RoPE.
 
 use super::{Family, Windows};
 use crate::format::hf::{Dialect, Sliding};
 use crate::kernels::Activation;
 
-/// A layer with a window for all but every sixth, unless the configuration has another rhythm.
+/// Every sixth layer has full attention, unless the configuration says otherwise.
 const RHYTHM: usize = 6;
 
 pub(super) const TEXT: Dialect = Dialect {
@@ -27,7 +27,7 @@ pub(super) const TEXT: Dialect = Dialect {
         ("pre_feedforward_layernorm", "ffn_norm"),
         ("post_feedforward_layernorm", "post_ffw_norm"),
     ],
-    // The class's, which the first checkpoints leave out.
+    // Defaults of the class in `transformers`, which the first checkpoints leave out.
     numbers: &[
         ("head_dim", 256),
         ("max_position_embeddings", 131_072),
@@ -49,7 +49,7 @@ pub(super) const FAMILY: Family = Family {
     activation: Activation::Geglu,
     sandwich: true,
     embed_root: true,
-    // GGUF has no key for it: the one with 62 layers (27B) has another.
+    // GGUF has no key for this scale. Only the model with 62 layers (27B) differs.
     score_scale: |heads| {
         let values = if heads.layers == 62 { heads.d / heads.count } else { heads.dim };
         1.0 / (values as f32).sqrt()
@@ -64,7 +64,8 @@ mod tests {
     use crate::model::Spec;
     use crate::model::families::metadata_from_config;
 
-    /// `transformers` rounds the root to the weights' type: 25.298 to 25.25. What a config leaves out is its class's.
+    /// `transformers` rounds √d to the weights' type: 25.298 becomes 25.25. Missing numbers of a
+    /// configuration are the class's defaults.
     #[test]
     fn embeddings_are_scaled_as_their_type_has_it() {
         for (dtype, want) in [("bfloat16", 25.25), ("float16", 25.296875), ("float32", 640f32.sqrt())] {

@@ -1,6 +1,6 @@
-//! Gemma 4, its text model: as Gemma 3, but with plain norms, heads of another size in layers that see everything, normed values,
-//! and either a
-//! dense block beside routed experts, or inputs of their own for layers, of which the last ones share keys and values.
+//! Gemma 4, text only. It differs from Gemma 3 in plain norms, another head size in full-attention layers,
+//! and normed values. It also has either a dense block in parallel with routed experts, or extra layer inputs
+//! and last layers that share keys and values.
 
 use super::{Family, Windows, gemma3};
 use crate::format::hf::Dialect;
@@ -26,7 +26,7 @@ const TEXT: Dialect = Dialect {
         ("per_layer_projection", "proj"),
         ("post_per_layer_input_norm", "post_norm"),
     ],
-    // The class's.
+    // Defaults of the class in `transformers`.
     numbers: &[
         ("head_dim", 256),
         ("hidden_size_per_layer_input", 256),
@@ -49,7 +49,7 @@ pub(super) const FAMILY: Family = Family {
         },
     ],
     renormalize: true,
-    // Files list them.
+    // Files list the window layers.
     windows: Windows::Listed,
     activation: Activation::Geglu,
     sandwich: true,

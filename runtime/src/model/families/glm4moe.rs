@@ -1,5 +1,5 @@
-//! GLM-4.5 and what followed in its shape (arXiv 2508.06471): partial rope, norms of heads in some, experts chosen by sigmoids and a
-//! bias behind dense layers, and shared ones.
+//! GLM-4.5 and models of the same architecture (arXiv 2508.06471): partial RoPE, sometimes norms per head,
+//! dense first layers, then experts chosen by sigmoid scores with a bias, and shared ones.
 
 use super::Family;
 use crate::format::hf::{Dialect, Sparse};

@@ -1,4 +1,5 @@
-//! gpt-oss (arXiv 2508.10925): sinks, biases everywhere, a window on every other layer, clamped SwiGLU.
+//! gpt-oss (arXiv 2508.10925): attention sinks, biases everywhere, a window in every other layer, clamped
+//! SwiGLU.
 
 use super::{Family, Windows};
 use crate::format::hf::{Dialect, Sliding, Stacks};
@@ -23,14 +24,14 @@ pub(super) const FAMILY: Family = Family {
         clamped: true,
         ..Dialect::USUAL
     }],
-    // The softmax over the chosen logits is that over all, divided by the chosen ones' sum.
+    // Softmax over the chosen logits equals softmax over all, renormalized over the chosen ones.
     renormalize: true,
     windows: Windows::Even,
     renamed: &[("post_attention_norm.weight", "ffn_norm.weight")],
     sinks: true,
     biases: true,
     activation: Activation::Clamped { alpha: 1.702, limit: 7.0 },
-    // GGUF has no key for it.
+    // GGUF has no key for this.
     yarn_truncate: false,
     ..Family::USUAL
 };

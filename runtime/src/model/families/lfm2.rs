@@ -1,9 +1,9 @@
-//! LFM2 (arXiv 2511.23404): gated short convolutions, and attention in some layers; dense.
+//! LFM2 (arXiv 2511.23404), dense: gated short convolutions, and attention in some layers.
 
 use super::{Family, Windows};
 use crate::format::hf::Dialect;
 
-/// The last norm's name: what it norms are no embeddings.
+/// The name of the final norm misleads: it does not norm embeddings.
 pub(super) const RENAMED: &[(&str, &str)] = &[("token_embd_norm.weight", "output_norm.weight")];
 
 pub(super) const FAMILY: Family = Family {
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
         ..Dialect::USUAL
     }],
     conv: true,
-    // Of layers with attention all have one, where a file has one at all.
+    // If a file has a window, all attention layers use it.
     windows: Windows::All,
     renamed: RENAMED,
     ..Family::USUAL

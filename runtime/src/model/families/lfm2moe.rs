@@ -1,4 +1,5 @@
-//! LFM2 with experts (arXiv 2511.23404): behind some dense layers, chosen by sigmoids and a bias.
+//! LFM2 with experts (arXiv 2511.23404): some dense layers first, then experts chosen by sigmoid scores with
+//! a bias.
 
 use super::{Family, lfm2};
 use crate::format::hf::Dialect;

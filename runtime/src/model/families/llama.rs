@@ -1,9 +1,9 @@
-//! Llama, and what has its shape: Mistral, and with experts Mixtral (arXiv 2401.04088).
+//! Llama and models of the same architecture: Mistral, and Mixtral (arXiv 2401.04088) with experts.
 
 use super::{Family, Windows};
 use crate::format::hf::{Dialect, Sliding};
 
-/// In every layer, where a window is given at all.
+/// If there is a window, every layer uses it.
 const ALWAYS: Sliding = Sliding { switched: false, listed: true, rhythm: None, on: |_, _| true };
 
 pub(super) const FAMILY: Family = Family {

@@ -1,7 +1,7 @@
-//! The model families that this version runs: one file each, the only one that knows its names.
+//! The supported model families, one file each. A family's names appear only in its own file.
 //!
-//! A [`Family`] is what GGUF files and `config.json` leave unsaid. Everything else comes from the file's keys, which
-//! [`super::spec`] resolves to one specification a layer.
+//! A [`Family`] holds what neither GGUF files nor `config.json` state. The rest comes from the file's keys,
+//! which [`super::spec`] resolves to one specification per layer.
 
 mod deepseek2;
 mod gemma3;
@@ -25,90 +25,95 @@ use crate::format::Metadata;
 use crate::format::hf::{self, Dialect};
 use crate::kernels::{Activation, Score};
 
-/// What the scale of scores may depend on.
+/// What the default scale of attention scores may depend on.
 pub struct Heads {
     /// Query heads.
     pub count: usize,
-    /// Values of a head.
+    /// Dimension of a head.
     pub dim: usize,
     /// Width of the residual stream.
     pub d: usize,
-    /// Layers of the model.
+    /// Number of layers.
     pub layers: usize,
 }
 
-/// What a family fixes that files do not state.
+/// The facts about a family that files do not state.
 #[derive(Debug)]
 pub struct Family {
     /// `general.architecture`.
     pub name: &'static str,
-    /// What Hugging Face calls it, and how `config.json` is read then.
+    /// The Hugging Face `model_type`s, and how to read their `config.json`.
     pub dialects: &'static [Dialect],
-    /// What becomes of a router's logits before experts are chosen.
+    /// The score function that the router applies to its logits.
     pub score: Score,
-    /// Whether files have keys for that, for groups of experts, and for whether chosen weights are divided by their sum.
+    /// Whether files have keys for the score function, for expert groups, and for renormalizing the gates.
     pub router_keys: bool,
     /// Whether layers without key/value heads are short convolutions.
     pub conv: bool,
-    /// Whether chosen gate weights are divided by their sum, unless the file says otherwise.
+    /// Whether the chosen gates are divided by their sum, unless the file says otherwise.
     pub renormalize: bool,
-    /// The layers that a sliding window is for, where the file has one and no list of layers.
+    /// Which layers use the sliding window, if the file has one but no list of layers.
     pub windows: Windows,
-    /// The key of the experts' width.
+    /// The key with the experts' width.
     pub expert_width: &'static str,
-    /// Whether GGUF files interleave the rows of queries and keys that rotate together.
+    /// Whether GGUF files interleave those rows of queries and keys that rotate together.
     pub interleaved: bool,
-    /// Tensors, of a block or not, that GGUF files name otherwise than most: theirs, and the canonical name.
+    /// Unusual tensor names in GGUF files, each with the canonical name.
     pub renamed: &'static [(&'static str, &'static str)],
-    /// Whether attention has sinks.
+    /// Whether attention heads have sinks.
     pub sinks: bool,
     /// Whether projections, routers and experts always have biases.
     pub biases: bool,
-    /// Of blocks and experts. Limits are those, unless the file has others.
+    /// Activation of dense blocks and experts. The file may override the numbers of the clamped activation.
     pub activation: Activation,
-    /// Whether what mixer and feed-forward give is normed before it is added.
+    /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
-    /// Whether embeddings are multiplied by the root of their width.
+    /// Whether embeddings are multiplied by √d.
     pub embed_root: bool,
-    /// What multiplies scores, unless the file says it.
+    /// The factor on attention scores, unless the file says otherwise.
     pub score_scale: fn(&Heads) -> f32,
-    /// Whether values are normed, head by head, without weights.
+    /// Whether values are normed per head, without weights.
     pub v_norm: bool,
-    /// Whether layers may leave out values: keys, before anything is done to them, then stand for them.
+    /// Whether the value projection may be missing. The key projection's output, before norm and rotation, is
+    /// then the value.
     pub keys_as_values: bool,
-    /// Whether layers with experts have a dense block beside them, both with norms of their own, and the router one too.
+    /// Whether layers with experts have a dense block in parallel. Both, and the router, then have their own
+    /// norms.
     pub beside: bool,
-    /// Whether layers may have a number that multiplies the stream behind them.
+    /// Whether a layer's output may be multiplied by a stored number.
     pub layer_scales: bool,
-    /// Whether layers may have inputs of their own beside the stream, and the last ones read the keys and values of others.
+    /// Whether layers may have extra inputs, and the last layers may read earlier layers' KV caches.
     pub per_layer: bool,
-    /// Whether frequencies of the rotary embedding of layers that see everything are in the file, where no key says them.
+    /// Whether the file has a tensor with factors for the RoPE of full-attention layers, unless keys define
+    /// the frequencies.
     pub rope_factors: bool,
-    /// The base of the rotary embedding in layers with a window, unless the file says it, where it is another one there.
+    /// The RoPE base of window layers, if they have their own; a file may override it.
     pub window_rope_base: Option<f32>,
-    /// Whether YaRN's ramp has its ends rounded to whole dimensions, unless the file says otherwise.
+    /// Whether the ends of YaRN's ramp are rounded to whole dimensions, unless the file says otherwise.
     pub yarn_truncate: bool,
-    /// Whether keys and values of attention are a latent.
+    /// Whether the model uses latent attention (MLA).
     pub latent: bool,
-    /// Which layers are gated delta nets, where it has any.
+    /// Which layers are gated delta nets, if the family has them.
     pub delta: Option<Deltas>,
-    /// Whether what comes out of attention is gated, and GGUF files have the rows of the gate among those of queries.
+    /// Whether the attention output is gated. GGUF files then store the gate's rows within the query
+    /// projection.
     pub gate_in_q: bool,
 }
 
-/// How a family says which layers are gated delta nets, and how their heads lie.
+/// How a family places its gated delta nets, and how their heads map.
 #[derive(Clone, Copy, Debug)]
 pub struct Deltas {
-    /// All but every n-th, unless the file says otherwise.
+    /// Every n-th layer is attention, the others are delta nets, unless the file says otherwise.
     pub all_but: usize,
-    /// Whether GGUF files have value heads that share a key head apart instead of side by side.
+    /// Whether GGUF files order value heads so that head `j` uses key head `j mod k_heads`, instead of
+    /// placing heads with one key head side by side.
     pub tiled: bool,
 }
 
-/// The layers that a sliding window is for.
+/// Which layers use the sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
-    /// The family does not say: a window without a list of its layers is an error.
+    /// The family does not say. A window without a list of layers is an error.
     Listed,
     /// Every layer.
     All,
@@ -119,7 +124,7 @@ pub enum Windows {
 }
 
 impl Family {
-    /// What most families have.
+    /// Defaults, shared by most families.
     const USUAL: Family = Family {
         name: "",
         dialects: &[],
@@ -150,7 +155,7 @@ impl Family {
         gate_in_q: false,
     };
 
-    /// Its sigmoids, where a file says that it has them.
+    /// The family's sigmoid score, for files whose keys choose sigmoid.
     pub fn sigmoid(&self) -> Score {
         match self.score {
             Score::Softmax => Score::Sigmoid { eps: 1e-20 },
@@ -159,7 +164,7 @@ impl Family {
     }
 
     /// # Errors
-    /// `Unsupported`, listing what is supported.
+    /// `Unsupported`, listing the supported architectures.
     pub fn find(architecture: &str) -> Result<&'static Family> {
         FAMILIES.iter().find(|f| f.name == architecture).ok_or_else(|| {
             let names: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
@@ -191,10 +196,11 @@ pub static FAMILIES: [Family; 16] = [
     qwen3::FAMILY,
 ];
 
-/// How a `config.json` of this `model_type` is read.
+/// Finds how to read a `config.json` by its `model_type`.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON or names no `model_type`; `Unsupported`, listing what is supported.
+/// `Malformed` if the text is not JSON or has no `model_type`. `Unsupported`, listing the supported types,
+/// for another `model_type`.
 pub fn dialect(config: &str) -> Result<&'static Dialect> {
     let name = hf::model_type(config)?;
     let all = || FAMILIES.iter().flat_map(|f| f.dialects);
@@ -205,10 +211,10 @@ pub fn dialect(config: &str) -> Result<&'static Dialect> {
     })
 }
 
-/// GGUF keys for a `config.json`.
+/// Converts a `config.json` to GGUF keys.
 ///
 /// # Errors
-/// As [`dialect`] and [`hf::metadata_from_config`].
+/// Those of [`dialect`] and [`hf::metadata_from_config`].
 pub fn metadata_from_config(config: &str) -> Result<Metadata> {
     hf::metadata_from_config(config, dialect(config)?)
 }

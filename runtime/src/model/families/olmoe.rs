@@ -1,4 +1,4 @@
-//! OLMoE (arXiv 2409.02060): 64 experts, norms of whole rows of queries and keys.
+//! OLMoE (arXiv 2409.02060): 64 experts, and norms over whole rows of queries and keys.
 
 use super::Family;
 use crate::format::hf::Dialect;

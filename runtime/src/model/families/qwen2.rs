@@ -1,9 +1,9 @@
-//! Qwen2 (arXiv 2407.10671): dense, biases on queries, keys and values.
+//! Qwen2 (arXiv 2407.10671): dense, with biases on queries, keys and values.
 
 use super::Family;
 use crate::format::hf::{Dialect, Sliding};
 
-/// Where windows are switched on, they are those of the upper layers.
+/// If windows are enabled, the upper layers use them.
 pub(super) const UPPER: Sliding =
     Sliding { switched: true, listed: true, rhythm: None, on: |layer, edge| layer >= edge };
 

@@ -1,4 +1,4 @@
-//! Qwen1.5-MoE and Qwen2-MoE: small experts and a gated shared one.
+//! Qwen1.5-MoE and Qwen2-MoE: small experts and one gated shared expert.
 
 use super::Family;
 use crate::format::hf::{Dialect, Sliding};

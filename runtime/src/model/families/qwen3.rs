@@ -1,4 +1,4 @@
-//! Qwen3 (arXiv 2505.09388): dense, norms of heads of queries and keys.
+//! Qwen3 (arXiv 2505.09388): dense, with norms over each head of queries and keys.
 
 use super::{Family, qwen2};
 use crate::format::hf::Dialect;

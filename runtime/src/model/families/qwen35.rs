@@ -1,4 +1,4 @@
-//! Qwen3.5, dense: gated delta nets and gated attention, text alone of text and pictures.
+//! Qwen3.5, dense: gated delta nets and gated attention. Of the multimodal models we run the text part.
 
 use super::Family;
 use super::qwen3next::{DIALECT, HYBRID};

@@ -9,7 +9,7 @@ pub(super) const FAMILY: Family = Family {
         model_type: "qwen3_moe",
         architecture: "qwen3moe",
         routed: true,
-        // Of layers there is no list: a window that is switched on is for all.
+        // There is no list of layers: if windows are enabled, every layer uses them.
         sliding: Some(Sliding { switched: true, listed: false, rhythm: None, on: |_, _| true }),
         ..Dialect::USUAL
     }],

@@ -1,9 +1,10 @@
-//! Qwen3-Next: three gated delta nets (arXiv 2412.06464) for one gated attention, small experts and a gated shared one.
+//! Qwen3-Next: three gated delta nets (arXiv 2412.06464) per gated attention layer, small experts and one
+//! gated shared expert.
 
 use super::{Deltas, Family};
 use crate::format::hf::Dialect;
 
-/// What configurations leave out that all models with such layers have by default.
+/// Defaults of all models with such layers, which configurations may leave out.
 pub(super) const NUMBERS: &[(&str, u64)] = &[
     ("head_dim", 256),
     ("linear_conv_kernel_dim", 4),
@@ -13,7 +14,7 @@ pub(super) const NUMBERS: &[(&str, u64)] = &[
     ("linear_value_head_dim", 128),
 ];
 
-/// What the families have in common whose layers are delta nets and gated attention.
+/// Settings shared by all families with delta nets and gated attention.
 pub(super) const DIALECT: Dialect = Dialect {
     norms_from_one: true,
     left_out: &["mtp.", "visual."],
@@ -24,7 +25,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     ..Dialect::USUAL
 };
 
-/// Likewise.
+/// Family facts shared by the same families.
 pub(super) const HYBRID: Family = Family {
     renormalize: true,
     renamed: &[("post_attention_norm.weight", "ffn_norm.weight")],

@@ -1,4 +1,4 @@
-//! A layer with a gated delta net: its projections, the net, and what it gives.
+//! The forward pass of a gated delta net layer.
 
 use super::state::DeltaScratch;
 use super::{Model, State};
@@ -7,7 +7,7 @@ use crate::model::spec::DeltaSpec;
 use crate::model::weights::DeltaNet;
 
 impl Model {
-    /// `x += out · net(qkv, z, beta, alpha)` of the normed stream.
+    /// `x += out · net(qkv, z, beta, alpha)`, computed from the normed stream.
     pub(super) fn delta<B: Backend>(
         &self,
         b: &B,

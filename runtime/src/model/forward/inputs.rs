@@ -1,5 +1,5 @@
-//! Inputs that layers have of their own beside the stream: made of the token and of its embedding before the first layer, taken in
-//! behind each.
+//! The layers' extra inputs: computed before the first layer from the token and its embedding, and added to
+//! the stream after each layer's feed-forward.
 
 use super::{Model, State};
 use crate::error::Result;
@@ -8,7 +8,8 @@ use crate::model::embedding::Embedding;
 use crate::model::weights::{Layer, LayerInputs, PerLayer};
 
 impl Model {
-    /// Inputs of all layers: `(√per_layer · embed[token] + norm(proj · x / √d)) / √2`, of the embedded stream.
+    /// The extra inputs of all layers: `(√per_layer · embed[token] + norm(proj · x / √d)) / √2`, with the
+    /// embedded stream `x`.
     pub(super) fn inputs<B: Backend>(&self, b: &B, s: &mut State<B>, tokens: &[u32]) -> Result<()> {
         let (c, State { x, row, inputs, .. }) = (&self.spec, s);
         let (Some(LayerInputs { embed, proj, norm }), Some(s)) = (&self.weights.per_layer, inputs) else {
@@ -19,7 +20,7 @@ impl Model {
         take_rows(b, embed, tokens, scale, (row, &mut s.all))?;
         let out = Linear { matrix: proj, bias: None, out: &mut s.projected };
         b.linear(LinearCall { x, tokens: n, norm: None, outs: &mut [out], times: None, add: None });
-        // A norm of what is divided by a number is that of what is not, with another epsilon.
+        // `norm(v / √d)` with epsilon e equals `norm(v)` with epsilon e · d, so we skip the division.
         let norm = Norm { weight: norm, eps: c.norm_eps * c.d as f32 };
         let add = Some(Added { to: &mut s.all, scale: std::f32::consts::FRAC_1_SQRT_2 });
         b.linear(LinearCall {
@@ -55,7 +56,7 @@ impl Model {
     }
 }
 
-/// `out[i] = scale · embed[tokens[i]]`; `row` is scratch of a row.
+/// `out[i] = scale · embed[tokens[i]]`. `row` is scratch for one row.
 pub(super) fn take_rows<B: Backend>(
     b: &B,
     embed: &Embedding,

@@ -1,4 +1,5 @@
-//! A layer with attention to a latent: queries are brought to it, head by head, and what comes out of attention is made a value.
+//! The forward pass of multi-head latent attention: queries are projected into the latent space head by head,
+//! and the attention output is projected from there to values.
 
 use super::{Model, State};
 use crate::kernels::{
@@ -7,11 +8,12 @@ use crate::kernels::{
 use crate::model::spec::AttentionSpec;
 use crate::model::weights::Latent;
 
-/// Of the norms between the projections, whatever the model's other norms have.
+/// Epsilon of the norms between the projections. It is fixed, whatever the model's other norms use.
 const EPS: f32 = 1e-6;
 
 impl Model {
-    /// `x += o · v_b · attention(rope(q) and k_b · q, rope(k) and c, c)` of the normed stream; `c` is the latent.
+    /// `x += o · v_b · attention(rope(q) and k_b · q, rope(k) and c, c)` of the normed stream, with the
+    /// latent `c`.
     pub(super) fn latent<B: Backend>(
         &self,
         b: &B,

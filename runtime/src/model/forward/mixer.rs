@@ -1,4 +1,5 @@
-//! What mixes the tokens of a layer: attention, or a gated short convolution.
+//! The forward pass of a layer's token mixer. Attention and short convolutions are here; latent attention and delta
+//! nets have files of their own.
 
 use super::{Model, State};
 use crate::kernels::{
@@ -19,7 +20,7 @@ impl Model {
         n: usize,
     ) {
         let norm = Norm { weight: &layer.norm, eps: self.spec.norm_eps };
-        // What it gives is added, or left to be normed first.
+        // The output is added to the stream directly, or normed first.
         let post = layer.mixer_post_norm.as_deref();
         let add = post.is_none();
         match (&layer.mixer, &self.spec.layers[i].mixer) {
@@ -64,7 +65,7 @@ impl Model {
                 linear(&mut [q, k]);
                 b.copy(&s.k, 0, n * a.kv_width(), &mut s.v);
             }
-            // Those of another layer are there.
+            // The other layer's keys and values are already in its cache.
             (None, _, _) => linear(&mut [q]),
         }
         let how = Placing {
@@ -107,7 +108,7 @@ impl Model {
         b.linear(LinearCall { x: &s.attn, tokens: n, norm: None, outs: &mut [o], times: None, add });
     }
 
-    /// `x += output · (C ⊙ conv(B ⊙ v))`, `[B, C, v] = input · h` of the normed stream.
+    /// `x += output · (C ⊙ conv(B ⊙ v))` with `[B, C, v] = input · h` of the normed stream.
     fn conv<B: Backend>(
         &self,
         b: &B,

@@ -1,7 +1,8 @@
-//! A layer of routed experts: the router's choice, departures from it, and the experts as they are there or come.
+//! The forward pass of a layer with routed experts: routing, optional changes to the choice, and computing
+//! the experts.
 //!
-//! Where all experts are where the backend computes, the choice stays there too. Otherwise it is read back, and the port
-//! [`ExpertSource`](crate::experts::ExpertSource) hands experts over, in whatever order they come.
+//! If all experts are resident on the backend, the choice stays there, too. Otherwise it is read back, and
+//! the trait [`ExpertSource`](crate::experts::ExpertSource) hands over experts in any order.
 
 use super::state::MoeScratch;
 use super::{Model, State};
@@ -16,15 +17,15 @@ use crate::model::weights::{Beside, ExpertBiases, Ffn, Layer, Moe};
 use crate::quant::Matrix;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Experts handed to the backend at once: a list on the stack, for a token's decoding allocates nothing.
+/// The most experts per call of the backend. The list is on the stack, because decoding must not allocate.
 const JOBS: usize = 64;
 
-/// Names of the inputs of layers of routed experts, whatever session they are of.
+/// Counter that identifies the inputs of each routed layer call, across all sessions.
 static INPUTS: AtomicU64 = AtomicU64::new(1);
 
 impl Model {
-    /// `x += Σ gate · expert(h)`, and the shared expert, of the normed stream `h`; with a block beside the experts,
-    /// `x += norm(norm(block(norm(x))) + norm(Σ gate · expert(norm(x))))`.
+    /// `x += Σ gate · expert(h)` plus the shared expert, with the normed stream `h`. With a parallel dense
+    /// block, `x += norm(norm(block(norm(x))) + norm(Σ gate · expert(norm(x))))`.
     pub(super) fn moe<B: Backend>(
         &self,
         b: &B,
@@ -64,7 +65,8 @@ impl Model {
             b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], times: None, add: None });
         }
         let adds = norms.ffn_post_norm.is_none();
-        // With all experts resident there is nothing to decide on the way: no departure changes anything.
+        // If all experts are resident, the options cannot change the choice, so the backend can route by
+        // itself.
         let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
@@ -97,7 +99,7 @@ impl Model {
         Ok(())
     }
 
-    /// The dense block beside routed experts, whose sum is in `y`, and both into the stream.
+    /// Computes the parallel dense block, and adds it and the experts' sum (in `y`) to the stream.
     fn beside<B: Backend>(
         &self,
         b: &B,
@@ -133,7 +135,7 @@ impl Model {
         }
     }
 
-    /// What a layer's experts have beside their matrices.
+    /// Activation, biases and scales of a layer's experts.
     fn feed<'a>(&self, moe: &'a Moe, layer: usize) -> Feed<'a> {
         Feed {
             activation: self.spec.layers[layer].ffn.activation,
@@ -142,7 +144,7 @@ impl Model {
         }
     }
 
-    /// `x += Σ gate · expert(h)`, or the sum in `y`, the experts as their source hands them over.
+    /// `x += Σ gate · expert(h)`, or only the sum in `y`. The experts come from their source.
     fn serve<B: Backend>(
         &self,
         b: &B,
@@ -173,10 +175,10 @@ impl Model {
         };
         let guess: Option<Guess> = next.map(|_| &mut guess as _);
         let mut idle = || {
-            // Nothing waits for it, and nothing that a result depends on can fail.
+            // An error can be ignored: prefetching does not affect results.
             let _ = b.flow(Flow::Soon(&mut self.soon(layer)));
         };
-        // The products of many tokens do not wait for memory.
+        // For one token, computing waits for memory and prefetching helps. For many tokens it does not.
         let idle = if n == 1 { Some(&mut idle as _) } else { None };
         let mut left = wanted.len();
         let mut compute = |batch: &[(usize, &Expert)]| {
@@ -192,12 +194,12 @@ impl Model {
                 jobs.iter_mut().zip(batch).for_each(|(to, from)| *to = job(from));
                 b.experts(h, of, &feed, &jobs[..batch.len()], slots);
             }
-            // The others are being read, and whoever waits for a disk should not keep a device waiting. With the last ones it
-            // is told by whoever reads a result.
+            // More experts are being read. Start the device now, so that it does not wait for the disk, too.
+            // After the last batch, reading a result starts it.
             if left > 0 { b.flow(Flow::Begin) } else { Ok(()) }
         };
         self.experts.serve(layer, wanted, &mut compute, Meanwhile { guess, idle })?;
-        // Summed by rank, not by arrival: the result may not depend on the order in which experts came (R2).
+        // Sum by rank, not by arrival: results must not depend on the order in which experts arrive (R2).
         let (slots, choices) = (&m.slots, &m.choices[..]);
         b.sum(SumCall {
             slots,
@@ -210,7 +212,7 @@ impl Model {
         Ok(())
     }
 
-    /// What is used behind a layer's routed experts, in order, up to the next ones.
+    /// The matrices used after a layer's routed experts, in order, up to the next routed experts.
     fn soon(&self, layer: usize) -> impl Iterator<Item = &Matrix> {
         let (here, next) = (&self.weights.layers[layer], self.weights.layers.get(layer + 1));
         let shared = match &here.ffn {
@@ -226,7 +228,7 @@ impl Model {
         shared.chain(mixer).chain([first])
     }
 
-    /// Changes the choices as the options ask.
+    /// Applies the routing options to the choices.
     fn depart<B: Backend>(
         &self,
         b: &B,
@@ -258,7 +260,7 @@ impl Model {
         Ok(())
     }
 
-    /// What the next layer's router says of the stream as it is now: right for four of five experts.
+    /// Applies the next layer's router to the current stream. The guess is right for four of five experts.
     fn guess<B: Backend>(
         &self,
         b: &B,
@@ -282,23 +284,23 @@ impl Model {
     }
 }
 
-/// Multiplies gates as their experts ask.
+/// Multiplies gates by their experts' scales.
 fn scale(choices: &mut [Choice], moe: &Moe) {
     if let Some(scales) = &moe.scales {
         choices.iter_mut().for_each(|c| c.gate *= scales[c.expert as usize]);
     }
 }
 
-/// How a layer's experts are chosen.
+/// The router and its choice bias.
 fn choosing<'a>(router: &'a Router, moe: &'a Moe) -> Choosing<'a> {
     Choosing { router, bias: moe.choice_bias.as_deref() }
 }
 
-/// Sorts the chosen slots by expert; `wanted` lists the experts that were chosen, in index order.
+/// Groups the chosen slots by expert. `wanted` lists the chosen experts in index order.
 fn group_by_expert(choices: &[Choice], by_expert: &mut [Vec<u32>], wanted: &mut Vec<Wanted>) {
     by_expert.iter_mut().for_each(Vec::clear);
     wanted.clear();
-    // A gate of zero is an expert that was dropped.
+    // A gate of zero means that the expert was dropped.
     for (slot, choice) in choices.iter().enumerate().filter(|(_, c)| c.gate != 0.0) {
         by_expert[choice.expert as usize].push(slot as u32);
     }

@@ -1,4 +1,5 @@
-//! The memory of one timeline: what each layer keeps, and scratch, all of it taken when it is made, and counted where it is taken.
+//! The memory of one timeline: what each layer remembers, and scratch buffers. All of it is allocated, and
+//! counted for the memory plan, here.
 
 mod scratch;
 mod windows;
@@ -13,12 +14,12 @@ use crate::model::spec::AttentionSpec;
 pub(super) use scratch::{DeltaScratch, InputScratch, MoeScratch};
 use windows::WindowMarks;
 
-/// What one layer keeps.
+/// The memory of one layer.
 pub(super) enum LayerMemory<B: Backend> {
     Kv {
         spec: KvSpec,
         places: usize,
-        /// Whether these are fewer than positions.
+        /// Whether the cache has fewer places than the context has positions.
         bounded: bool,
         kv: B::Kv,
     },
@@ -56,7 +57,7 @@ impl<B: Backend> LayerMemory<B> {
         }
     }
 
-    /// Its window and places, where these are fewer than positions.
+    /// The cache's dimensions and places, if it has fewer places than positions.
     pub(super) fn bounded(&self) -> Option<(KvSpec, usize)> {
         match self {
             LayerMemory::Kv { spec, places, bounded: true, .. } => Some((*spec, *places)),
@@ -72,18 +73,19 @@ impl<B: Backend> LayerMemory<B> {
     }
 }
 
-/// The memory of one timeline: what layers keep, and scratch for chunks of up to `chunk` tokens.
+/// The memory of one timeline: the layers' memory, and scratch for chunks of up to `chunk` tokens.
 pub struct State<B: Backend> {
     pub(super) capacity: usize,
     pub(super) chunk: usize,
-    /// Of each of the model's rotary embeddings.
+    /// The tables of the rotary embeddings, as in [`Spec::ropes`].
     pub(super) ropes: Vec<RopeTable>,
     pub(super) memory: Vec<LayerMemory<B>>,
-    /// The earliest position that layers with a window can go on from.
+    /// The earliest position from which all window layers can continue.
     earliest: usize,
-    /// Copies of what they see, where their caches are shorter than the context.
+    /// Copies of the windows, if their caches are shorter than the context.
     windows: Option<WindowMarks>,
-    /// Where layers with a state can go on from, if there are any; and the call at hand.
+    /// The positions from which recurrent layers can continue, if there are such layers; and the slots of the
+    /// current call.
     marks: Option<Marks>,
     pub(super) turn: Turn,
     /// Residual stream, `[chunk, d]`.
@@ -100,30 +102,31 @@ pub struct State<B: Backend> {
     pub(super) v: B::Buf,
     /// `[chunk, heads · head_dim]`.
     pub(super) attn: B::Buf,
-    /// `[chunk, 3 · d]`, where layers have convolutions.
+    /// `[chunk, 3 · d]`, if layers have convolutions.
     pub(super) conv: B::Buf,
-    /// `[chunk, heads · head_dim]`, where what comes out of attention is gated.
+    /// `[chunk, heads · head_dim]`, if the attention output is gated.
     pub(super) gate: B::Buf,
-    /// Where layers have delta nets.
+    /// Scratch of the gated delta nets.
     pub(super) delta: Option<DeltaScratch<B>>,
     /// `[LOGIT_ROWS, vocab]`.
     pub(super) logits: B::Buf,
-    /// One row of logits, where the caller can read it.
+    /// One row of logits on the host.
     pub(super) host: Vec<f32>,
-    /// A row of an embedding that is not held, scaled: `[d]`.
+    /// One scaled row of an embedding that is read from storage, `[d]`.
     pub(super) row: Vec<f32>,
-    /// `[MAX_BEST, 2]`: the likeliest tokens and their logits, as the backend writes them; the same on the host; read.
+    /// The likeliest tokens with their logits: as the backend writes them (`[MAX_BEST, 2]`), copied to the
+    /// host, and decoded.
     pub(super) best: B::Buf,
     pub(super) best_bits: Vec<f32>,
     pub(super) likeliest: Vec<(u32, f32)>,
     pub(super) moe: Option<MoeScratch<B>>,
     pub(super) inputs: Option<InputScratch<B>>,
-    /// What the routers chose, where somebody learns from it.
+    /// The routers' choices, if the expert source learns from them.
     pub(super) noted: Option<Noted<B>>,
 }
 
 impl<B: Backend> State<B> {
-    /// Memory for `capacity` positions, taken in chunks of up to `chunk` tokens.
+    /// Allocates memory for `capacity` positions, in chunks of up to `chunk` tokens.
     pub fn new(backend: &B, model: &Model, capacity: usize, chunk: usize) -> Result<State<B>> {
         let (c, w) = (&model.spec, &model.weights);
         let q_width = c.most(AttentionSpec::q_width);
@@ -172,7 +175,7 @@ impl<B: Backend> State<B> {
         Ok(state)
     }
 
-    /// Bytes of [`State::new`] without what layers keep and what the backend keeps for itself.
+    /// Bytes that [`State::new`] allocates, without the layers' memory and the backend's own.
     pub fn bytes(spec: &Spec, vocab: usize, capacity: usize, chunk: usize) -> usize {
         let c = spec;
         let stream = chunk
@@ -192,12 +195,12 @@ impl<B: Backend> State<B> {
         4 * (stream + moe + inputs + logits + c.rope_values(capacity))
     }
 
-    /// Bytes that [`State::new`] takes beyond [`State::bytes`] where somebody learns what routers choose.
+    /// More bytes that [`State::new`] allocates if the expert source learns from the routers' choices.
     pub fn noted_bytes(spec: &Spec, chunk: usize) -> usize {
         spec.router().map_or(0, |r| Noted::<B>::bytes(spec.layers.len(), r.top_k, chunk))
     }
 
-    /// Tokens at `pos..end` begin to pass through: what they take the places of is gone, even if they do not arrive.
+    /// Starts a call with tokens at `pos..end`. What their cache places held is lost, even if the call fails.
     pub(super) fn begin(&mut self, pos: usize, end: usize) {
         self.write(pos, end);
         if let Some(windows) = &mut self.windows {
@@ -208,7 +211,7 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// They have, all of them, up to `end`.
+    /// Completes a call: all tokens up to `end` were processed.
     pub(super) fn done(&mut self, end: usize) {
         if let Some(marks) = &mut self.marks {
             marks.done(self.turn, end);
@@ -226,7 +229,8 @@ impl<B: Backend> State<B> {
         self.earliest = self.memory.iter().map(earliest).fold(self.earliest, usize::max);
     }
 
-    /// Goes back to the last position up to `to` that tokens can follow, and returns it: what lies between has to be read again.
+    /// Rewinds to the last position, at most `to`, from which tokens can continue, and returns it. The caller
+    /// must process the tokens between again.
     pub fn rewind(&mut self, backend: &B, to: usize) -> usize {
         let at = self.marks.as_ref().map_or(to, |marks| marks.rewind(to));
         if at >= self.earliest {
@@ -237,35 +241,36 @@ impl<B: Backend> State<B> {
         let stands = |at: &usize| self.marks.as_ref().is_none_or(|marks| marks.rewind(*at) == *at);
         let Some(at) = windows.positions().filter(stands).max() else { return 0 };
         if windows.restore(backend, &mut self.memory, at).is_err() {
-            // A device that is lost says so with the next token.
+            // If the device is lost, the next call reports it.
             return 0;
         }
         self.earliest = at;
         at
     }
 
-    /// `pos`, where the timeline is, will be gone back to.
+    /// Remembers `pos`, the current position, as one to which the caller will rewind.
     pub fn mark(&mut self, backend: &B, pos: usize) {
         if let Some(marks) = &mut self.marks {
             marks.keep(pos);
         }
         if let Some(windows) = self.windows.as_mut().filter(|_| pos > 0) {
-            // Without a copy there is one position less to go back to; a device that is lost says so with the next token.
+            // If copying fails, there is one position less to rewind to. If the device is lost, the next call
+            // reports it.
             let _ = windows.keep(backend, &self.memory, pos);
         }
     }
 
-    /// The positions up to `held` that a state stands for, in order.
+    /// The positions up to `held` that have a recurrent state, sorted.
     pub fn marks(&self, held: usize) -> Vec<usize> {
         self.marks.iter().flat_map(|marks| marks.list(held)).map(|(at, _)| at).collect()
     }
 
-    /// The earliest position that [`State::rewind`] does not go beyond.
+    /// The earliest position to which [`State::rewind`] can go without copies.
     pub fn earliest(&self) -> usize {
         self.earliest
     }
 
-    /// Places of a layer's keys and values.
+    /// Places in a layer's KV cache; 0 for a recurrent layer.
     pub fn places(&self, layer: usize) -> usize {
         match &self.memory[layer] {
             LayerMemory::Kv { places, .. } => *places,
@@ -273,8 +278,8 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// All layers were given what they hold of `held` positions, so that they can go back to `earliest` where they have the places,
-    /// and to `marks`.
+    /// Records that all layers were restored with `held` positions. They can rewind to `earliest`, if the
+    /// caches have the places, and to `marks`.
     pub fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]) {
         self.write(0, held);
         self.earliest = self.earliest.max(earliest);
@@ -283,10 +288,10 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Copies a layer's state at the `i`-th of [`State::marks`] out.
+    /// Copies a layer's state out: that of the `i`-th position in [`State::marks`].
     ///
     /// # Errors
-    /// As [`Backend::read`].
+    /// Those of [`Backend::read`].
     pub fn read_state(
         &self,
         backend: &B,
@@ -302,40 +307,40 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Copies a layer's state at the `i`-th of the marks that [`State::restored`] will get in.
+    /// Copies a layer's state in: that of the `i`-th mark that [`State::restored`] will get.
     pub fn write_state(&mut self, backend: &B, layer: usize, i: usize, from: &[f32]) {
         let slots = self.memory[layer].state();
         backend.upload(slots, i * from.len(), from);
     }
 
-    /// Copies a part of a layer's keys or values out.
+    /// Copies part of a layer's keys or values out.
     ///
     /// # Errors
-    /// As [`Backend::copy_kv`].
+    /// Those of [`Backend::copy_kv`].
     pub fn read_kv(&self, backend: &B, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
         backend.copy_kv(KvCopy::Out(self.memory[layer].kv(), out), part)
     }
 
-    /// Copies a part of a layer's keys or values in.
+    /// Copies part of a layer's keys or values in.
     ///
     /// # Errors
-    /// As [`Backend::copy_kv`].
+    /// Those of [`Backend::copy_kv`].
     pub fn write_kv(&mut self, backend: &B, layer: usize, part: &KvPart, from: &[u8]) -> Result<()> {
         backend.copy_kv(KvCopy::In(self.memory[layer].kv_mut(), from), part)
     }
 
-    /// Positions that the cache holds.
+    /// Positions that the timeline can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// The greatest logits that the last call was asked for ([`Want::Best`](super::Want::Best)), with their tokens, greatest
-    /// first.
+    /// The greatest logits of the last call with [`Want::Best`](super::Want::Best), with their tokens,
+    /// greatest first.
     pub fn likeliest(&self) -> &[(u32, f32)] {
         &self.likeliest
     }
 
-    /// Tokens that one call may take.
+    /// The most tokens per call.
     pub fn chunk(&self) -> usize {
         self.chunk
     }

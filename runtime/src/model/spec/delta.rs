@@ -1,38 +1,40 @@
-//! The numbers of a layer's gated delta net, as the file's keys say them.
+//! Reads and checks the dimensions of a gated delta net from a file's keys.
 
 use super::Keys;
 use crate::error::{Error, Result};
 use crate::kernels::MAX_TAPS;
 use crate::model::families::Deltas;
 
-/// Bounds on what a file may claim, far above any real model.
+/// Upper limits on a file's numbers, far above any real model.
 const MAX_HEADS: u64 = 1024;
 const MAX_DIM: u64 = 1024;
 const MAX_WIDTH: usize = 1 << 17;
 
-/// Values that kernels take together.
+/// Kernels process value heads in groups of this many values.
 const LANES: usize = 16;
 
-/// The numbers of a gated delta net (arXiv 2412.06464).
+/// Dimensions of a gated delta net (arXiv 2412.06464).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaSpec {
-    /// Heads of queries and keys; divides `v_heads`.
+    /// Query and key heads; divides `v_heads`.
     pub k_heads: usize,
-    /// Heads of values.
+    /// Value heads.
     pub v_heads: usize,
-    /// Values of a key.
+    /// Dimension of a query or key head.
     pub k_dim: usize,
-    /// Values of a value.
+    /// Dimension of a value head.
     pub v_dim: usize,
-    /// Inputs that the convolution sees.
+    /// Width of the convolution: inputs per output.
     pub taps: usize,
-    /// Whether value heads that share a key head lie apart instead of side by side.
+    /// How value heads map to key heads: value head `j` uses key head `j mod k_heads` if true, and
+    /// neighbouring value heads share one if false.
     pub tiled: bool,
 }
 
 impl DeltaSpec {
     /// # Errors
-    /// `Malformed`, naming the key, for what is missing, out of range or contradictory; `Unsupported` for what kernels do not have.
+    /// `Malformed`, naming the key, if a number is missing, out of range or contradicts another.
+    /// `Unsupported` if the kernels cannot compute it.
     pub(super) fn read(keys: &Keys, of: Deltas) -> Result<DeltaSpec> {
         let (k_heads, v_heads) =
             (keys.required("ssm.group_count", MAX_HEADS)?, keys.required("ssm.time_step_rank", MAX_HEADS)?);
@@ -64,14 +66,14 @@ impl DeltaSpec {
         Ok(spec)
     }
 
-    /// Which of `layers` layers are delta nets.
+    /// Marks, for each of `layers` layers, whether it is a delta net.
     ///
     /// # Errors
-    /// `Malformed` for a list of another length.
+    /// `Malformed` if the file's list is too short.
     pub(super) fn layers(keys: &Keys, of: Deltas, layers: usize) -> Result<Vec<bool>> {
         let key = keys.key("attention.recurrent_layers");
         if let Some(listed) = keys.meta.bools(&key)? {
-            // A draft head's layers are behind the others.
+            // The list may continue with the layers of a draft head, which are not run.
             return listed.get(..layers).map(<[bool]>::to_vec).ok_or_else(|| {
                 Error::malformed(&*key, format!("{} entries for {layers} layers", listed.len()))
             });
@@ -80,17 +82,17 @@ impl DeltaSpec {
         Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect())
     }
 
-    /// Values of queries, keys and values of a token.
+    /// Values of queries, keys and values together, per token.
     pub fn channels(&self) -> usize {
         2 * self.k_heads * self.k_dim + self.width()
     }
 
-    /// Values of the state ([`crate::kernels::Delta::state_values`]).
+    /// Values of one state ([`crate::kernels::Delta::state_values`]).
     pub fn state_values(&self) -> usize {
         (self.taps - 1) * self.channels() + self.k_dim * self.width()
     }
 
-    /// Values of the values of a token.
+    /// Values of all value heads, per token.
     pub fn width(&self) -> usize {
         self.v_heads * self.v_dim
     }

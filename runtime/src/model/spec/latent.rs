@@ -1,42 +1,44 @@
-//! The numbers of attention whose keys and values are a latent (MLA, arXiv 2405.04434), as the file's keys say them.
+//! Reads and checks the dimensions of multi-head latent attention (MLA, arXiv 2405.04434) from a file's keys.
 
 use super::{Keys, MAX_WIDTH};
 use crate::error::{Error, Result};
 
-/// Rows of a head's matrices that kernels take together.
+/// Kernels process a head's matrices in tiles of this many rows.
 const TILE: usize = 16;
 
-/// How queries, keys and values come about. The cache holds one key for all heads: a part that turns, and a latent, which is the
-/// value too.
+/// Dimensions of latent attention. The cache holds one key for all heads: a rotated part of `rope_dim` values
+/// and the latent of `rank` values. The latent is the value, too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LatentSpec {
-    /// Values that queries are made of, where they are no product of the stream.
+    /// Rank of the query projection, if queries are projected in two steps. `None` if they come directly from
+    /// the stream.
     pub q_rank: Option<usize>,
     /// Values of the latent.
     pub rank: usize,
-    /// Values of a head's query that meet the latent.
+    /// Values of a head's query that are not rotated; they are compared with the latent.
     pub nope_dim: usize,
-    /// Values of a head's query that turn.
+    /// Values of a head's query that are rotated.
     pub rope_dim: usize,
-    /// Values of what a head makes of the latent.
+    /// Values that a head makes from the latent.
     pub v_dim: usize,
-    /// Multiplies the scores.
+    /// Factor on the attention scores.
     pub scale: f32,
 }
 
 impl LatentSpec {
-    /// The most values that a head has, before, in or behind attention.
+    /// The most values that a head has before, in or after attention.
     pub fn head_width(&self) -> usize {
         self.rope_dim + self.rank.max(self.nope_dim).max(self.v_dim)
     }
 
     /// # Errors
-    /// `Malformed`, naming the key, for what is missing, out of range or contradictory; `Unsupported` for what kernels do not have.
+    /// `Malformed`, naming the key, if a number is missing, out of range or contradicts another.
+    /// `Unsupported` if the kernels cannot compute it.
     pub(super) fn read(keys: &Keys, heads: usize, d: usize) -> Result<LatentSpec> {
         let rank = keys.required("attention.kv_lora_rank", MAX_WIDTH)?;
         let rope_dim = keys.required("rope.dimension_count", MAX_WIDTH)?;
         let q_rank = keys.optional("attention.q_lora_rank", MAX_WIDTH)?.filter(|&n| n > 0);
-        // Files from before the cache held the latent have the heads' own lengths.
+        // Older files lack the `_mla` keys. They store the heads' own lengths under the plain names.
         let own = |name: &str| -> Result<usize> {
             match keys.optional(&format!("{name}_mla"), MAX_WIDTH)?.filter(|&n| n > 0) {
                 Some(n) => Ok(n),
@@ -72,7 +74,7 @@ impl LatentSpec {
     }
 }
 
-/// What a context that is longer than the trained one multiplies queries and keys with.
+/// YaRN's factor on queries and on keys for a context longer than the trained one; 1 without YaRN.
 fn stretch(keys: &Keys) -> Result<f32> {
     let yarn = keys.meta.str(&keys.key("rope.scaling.type"))? == Some("yarn");
     let factor = keys.positive("rope.scaling.factor")?.filter(|&f| yarn && f > 1.0);
@@ -86,7 +88,7 @@ fn stretch(keys: &Keys) -> Result<f32> {
     })
 }
 
-/// llama.cpp writes a tenth of it.
+/// The factor of YaRN's logarithm. llama.cpp stores a tenth of it.
 pub(super) fn logarithm(keys: &Keys) -> Result<Option<f32>> {
     Ok(keys.f32("rope.scaling.yarn_log_multiplier")?.filter(|&v| v != 0.0).map(|v| v / 0.1))
 }

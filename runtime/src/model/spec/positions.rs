@@ -1,4 +1,5 @@
-//! What a file's keys say of positions: which layers have a window, and how positions turn.
+//! Reads from a file's keys which layers have a sliding window, and the parameters of their rotary
+//! embeddings.
 
 use super::latent::logarithm;
 use super::{Keys, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH};
@@ -7,7 +8,7 @@ use crate::format::Value;
 use crate::model::families::{Family, Windows};
 use crate::model::rope::{RopeConfig, Scaling};
 
-/// The rotary embedding of layers that see everything, and that of layers with a window where the family has another for them.
+/// The rotary embedding of full-attention layers, and that of window layers if the family has a second one.
 pub(super) fn ropes(
     keys: &Keys,
     family: &Family,
@@ -18,7 +19,7 @@ pub(super) fn ropes(
     let dims = rope_dims(keys, "rope.dimension_count", full)?;
     let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
     let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
-    // What stretches the one for everything leaves windows alone.
+    // Context scaling applies to full-attention layers only.
     let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
     let dims = rope_dims(keys, "rope.dimension_count_swa", local)?;
     Ok(vec![full, RopeConfig { dims, base, scaling: Scaling::None }])
@@ -34,7 +35,7 @@ fn rope_dims(keys: &Keys, name: &str, head_dim: usize) -> Result<usize> {
     Ok(dims)
 }
 
-/// The window of each layer.
+/// The sliding window of each layer; `None` for full attention.
 pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec<Option<usize>>> {
     const LAYERS: &str = "dollop.attention.window_layers";
     let window = keys.optional("attention.sliding_window", MAX_CONTEXT)?.filter(|&w| w > 0);
@@ -50,7 +51,7 @@ pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec
         (None, Windows::All) => vec![true; layers],
         (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
         (None, Windows::AllBut(nth)) => (1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
-        // Without a list, a guess would compute something else without an error.
+        // Guessing the layers would give wrong results without an error.
         (None, Windows::Listed) if window.is_some() => {
             let key = keys.key("attention.sliding_window");
             let what = format!("`{key}` is given, and nothing says which layers have the window");
@@ -61,7 +62,8 @@ pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec
     Ok(on.into_iter().map(|on| window.filter(|_| on)).collect())
 }
 
-/// What llama.cpp has of layers with a window: a list, or n, of which the last has none.
+/// Reads llama.cpp's key for window layers: a list, or a number n that leaves every n-th layer without a
+/// window.
 fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     const NAME: &str = "attention.sliding_window_pattern";
     if keys.meta.get(&keys.key(NAME)).is_none_or(|value| matches!(value, Value::Array(_))) {
@@ -71,7 +73,7 @@ fn pattern(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     Ok(Some((1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect()))
 }
 
-/// llama.cpp writes −1 for "as usual".
+/// YaRN's `ext_factor`. llama.cpp writes −1 for the default of 1.
 fn extrapolation(keys: &Keys) -> Result<f32> {
     match keys.f32("rope.scaling.yarn_ext_factor")? {
         None => Ok(1.0),
@@ -114,7 +116,7 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
         Some(part) => return Err(Error::malformed(PART, format!("{part} must be above 0 and up to 1"))),
         None => {}
     }
-    // Files from before `rope.scaling.*` have the linear factor alone.
+    // Older files have `rope.scale_linear` instead of `rope.scaling.*`.
     let old_linear = keys.positive("rope.scale_linear")?;
     let kind = match keys.meta.str(&keys.key("rope.scaling.type"))? {
         Some(kind) => kind,
@@ -137,7 +139,8 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             attention_factor: keys.meta.f32("dollop.rope.yarn.attention_factor")?,
-            // What sharpens the scores of latents does not sharpen them twice.
+            // Latent attention already has this factor in its scores. Setting both numbers to it cancels it
+            // in the table.
             mscale: keys.meta.f32("dollop.rope.yarn.mscale")?.or(sharp),
             mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?.or(sharp),
             truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),

@@ -1,11 +1,11 @@
-//! How experts are chosen, as the file's keys say it.
+//! Reads and checks the router's parameters from a file's keys.
 
 use super::{Keys, MAX_EXPERTS};
 use crate::error::{Error, Result};
 use crate::kernels::{Groups, MAX_GROUPS, Router, Score};
 use crate::model::families::Family;
 
-/// The router, where the model has experts, and whether these are chosen with a bias.
+/// The router, if the model has experts, and whether experts are chosen with a bias.
 pub(super) fn router(keys: &Keys, family: &Family) -> Result<(Option<Router>, bool)> {
     let experts = keys.optional("expert_count", MAX_EXPERTS)?.unwrap_or(0);
     if experts == 0 {
@@ -28,7 +28,7 @@ pub(super) fn router(keys: &Keys, family: &Family) -> Result<(Option<Router>, bo
         score,
         renormalize: renormalize(keys, family)?,
         scale: match keys.f32("expert_weights_scale")? {
-            // Written as 0 by converters that have no such number.
+            // Converters write 0 if the model has no such factor.
             None | Some(0.0) => 1.0,
             Some(scale) => scale,
         },
@@ -37,14 +37,15 @@ pub(super) fn router(keys: &Keys, family: &Family) -> Result<(Option<Router>, bo
     Ok((Some(router), choice_bias))
 }
 
-/// GGUF has no key for the bias: the tensor is there or missing.
+/// The score function, and whether experts are chosen with a bias. GGUF has no key for the bias: when a file is
+/// imported, we set our own key if it has the tensor.
 fn score(keys: &Keys, family: &Family) -> Result<(Score, bool)> {
     let bias = keys.meta.bool("dollop.router.choice_bias")?;
     let said = if family.router_keys { keys.optional("expert_gating_func", u64::MAX)? } else { None };
     let score = match said {
         Some(1) => Score::Softmax,
         Some(2) => family.sigmoid(),
-        // Files from before there was a key.
+        // Older files have no key for the score function.
         None | Some(0) if family.router_keys && bias == Some(true) => family.sigmoid(),
         None | Some(0) => family.score,
         Some(other) => {

@@ -1,4 +1,5 @@
-//! The feed-forward half of a layer: one block, or routed experts with what stands beside them.
+//! The feed-forward weights of a layer: one dense block, or a router with what accompanies the routed
+//! experts.
 
 use super::LayerOf;
 use crate::error::{Error, Result};
@@ -7,18 +8,18 @@ use crate::kernels::{Activation, Biases, Router};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
 use crate::quant::Matrix;
 
-/// The feed-forward half of a block.
+/// The feed-forward half of a layer.
 #[derive(Clone, Debug)]
-// There is one a layer.
+// One per layer: the difference in size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub enum Ffn {
-    /// One block for every token.
+    /// One dense block.
     Dense(Expert),
-    /// Routed experts.
+    /// A router and routed experts.
     Moe(Moe),
 }
 
-/// A layer with experts.
+/// What the declarations of a layer with experts depend on.
 #[derive(Clone, Copy)]
 pub struct MoeOf<'a> {
     layer: LayerOf<'a>,
@@ -26,49 +27,49 @@ pub struct MoeOf<'a> {
 }
 
 part! {
-    /// Routing and the shared expert; the routed experts come through `ExpertSource`.
+    /// Router and shared expert. The routed experts come through `ExpertSource`.
     Moe(of: MoeOf) {
-        /// `[experts, d]`, f32.
+        /// Router, `[experts, d]`, f32.
         first router: Matrix = Declared::small(of.layer.name("ffn_gate_inp.weight"), of.router.experts, of.layer.d);
-        /// `[1, d]`: the shared expert's output is multiplied by the sigmoid of this product.
+        /// `[1, d]`: the sigmoid of this product multiplies the shared expert's output.
         also shared_gate: Option<Matrix> = Declared::small(of.layer.name("ffn_gate_inp_shexp.weight"), 1, of.layer.d).maybe();
-        /// `[experts]`.
+        /// Bias of the router's logits, `[experts]`.
         also router_bias: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_gate_inp.bias"), of.router.experts).only_if(of.layer.spec.ffn.biases);
-        /// `[experts]`: experts are chosen by their scores and this.
+        /// `[experts]`: added to the scores for choosing experts, but not to their gates.
         first choice_bias: Option<Vec<f32>> =
             Declared::vector(of.layer.name("exp_probs_b.bias"), of.router.experts).only_if(of.layer.spec.ffn.choice_bias);
-        /// `[d]`: of the norm of the router's own input.
+        /// `[d]`: norm of the router's input.
         first router_norm: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_gate_inp.scale"), of.layer.d).only_if(of.layer.spec.ffn.beside);
-        /// `[experts]`: they multiply gates.
+        /// `[experts]`: factors on the gates.
         first scales: Option<Vec<f32>> =
             Declared::vector(of.layer.name("ffn_down_exps.scale"), of.router.experts).only_if(of.layer.spec.ffn.beside);
-        /// Of the routed experts.
+        /// Biases of the routed experts.
         first biases: Option<ExpertBiases> = of;
         /// An expert that every token uses.
         first shared: Option<Expert> = of.layer.shared();
-        /// A dense block beside the routed experts.
+        /// A dense block in parallel with the routed experts.
         first beside: Option<Beside> = of;
     }
 }
 
 part! {
-    /// A dense block beside routed experts. The layer's norm before the feed-forward is this block's.
+    /// A dense block in parallel with the routed experts. `ffn_norm` of the layer is this block's input norm.
     Beside(of: MoeOf) {
-        /// The block.
+        /// The dense block.
         first block: Expert = of.layer.block("");
-        /// `[d]`: of what it gives.
+        /// `[d]`: norm of the block's output.
         first post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_1.weight"), of.layer.d);
-        /// `[d]`: of what goes to the experts.
+        /// `[d]`: norm of the experts' input.
         first experts_norm: Vec<f32> = Declared::vector(of.layer.name("pre_ffw_norm_2.weight"), of.layer.d);
-        /// `[d]`: of what they give.
+        /// `[d]`: norm of the experts' sum.
         first experts_post_norm: Vec<f32> = Declared::vector(of.layer.name("post_ffw_norm_2.weight"), of.layer.d);
     }
 }
 
 part! {
-    /// Biases of routed experts.
+    /// Biases of the routed experts' matrices.
     ExpertBiases(of: MoeOf) {
         /// `[experts, ff]`.
         first gate: Vec<f32> = of.bias("gate", of.layer.width("_exps").unwrap_or(0));
@@ -80,7 +81,7 @@ part! {
 }
 
 impl ExpertBiases {
-    /// As kernels take them.
+    /// The arguments that the kernels take.
     pub fn slices(&self) -> Biases<'_> {
         Biases { gate: &self.gate, up: &self.up, down: &self.down }
     }
@@ -96,7 +97,7 @@ optional!(ExpertBiases, MoeOf, |of| of.layer.spec.ffn.biases);
 optional!(Beside, MoeOf, |of| of.layer.spec.ffn.beside);
 
 impl Moe {
-    /// The block that every token goes through, beside the routed experts or shared.
+    /// The block that every token uses: the shared expert or the parallel dense block.
     pub fn always(&self) -> Option<&Expert> {
         self.shared.as_ref().or(self.beside.as_ref().map(|beside| &beside.block))
     }
@@ -143,7 +144,8 @@ impl Held for Ffn {
     }
 }
 
-/// Kernels limit the activation of routed experts alone: no published model has a block for every token beside or instead of these.
+/// Refuses a clamped activation in a block that every token uses. The kernels clamp only in routed experts;
+/// no published model needs more.
 fn check_always(of: LayerOf<'_>, always: bool) -> Result<()> {
     if always && matches!(of.spec.ffn.activation, Activation::Clamped { .. }) {
         let what = format!(
@@ -202,7 +204,7 @@ mod tests {
     use crate::format::Metadata;
     use crate::model::Spec;
 
-    /// On a GPU such a file was a panic.
+    /// Regression test: the GPU backend panicked on such a file.
     #[test]
     fn a_limited_activation_is_of_routed_experts_alone() {
         let mut meta = Metadata::new();

@@ -1,12 +1,12 @@
-//! The weights of attention to a latent (MLA, arXiv 2405.04434), absorbed: queries are brought to the latent, and what comes out of
-//! attention is a latent.
+//! The weights of multi-head latent attention (MLA, arXiv 2405.04434) in absorbed form: queries are projected
+//! into the latent space, and attention returns a latent.
 
 use super::LayerOf;
 use crate::model::spec::{AttentionSpec, LatentSpec};
 use crate::model::tensors::{Declared, part};
 use crate::quant::Matrix;
 
-/// A layer with such attention, as its declarations need it.
+/// What the declarations of latent attention depend on.
 #[derive(Clone, Copy)]
 pub struct LatentOf<'a> {
     pub(super) layer: LayerOf<'a>,
@@ -23,17 +23,17 @@ impl LatentOf<'_> {
         Declared::vector(self.layer.name(part), len)
     }
 
-    /// Rows of queries.
+    /// Rows of the query projection.
     fn q_rows(&self) -> usize {
         self.spec.heads * (self.of.nope_dim + self.of.rope_dim)
     }
 
-    /// What queries are made of, where it is not the stream.
+    /// Rank of the query projection; 0 if queries come directly from the stream.
     fn q_rank(&self) -> usize {
         self.of.q_rank.unwrap_or(0)
     }
 
-    /// Queries of the stream, or of less.
+    /// The query projection, from the stream or from the low-rank query.
     fn queries(&self) -> Declared {
         match self.of.q_rank {
             None => self.matrix("attn_q", self.q_rows(), self.layer.d),
@@ -43,31 +43,31 @@ impl LatentOf<'_> {
 }
 
 part! {
-    /// Attention to a latent.
+    /// Latent attention.
     Latent(of: LatentOf) {
-        /// `[q_rank, d]`.
+        /// Stream to low-rank query: `[q_rank, d]`.
         first q_a: Option<Matrix> =
             of.matrix("attn_q_a", of.q_rank(), of.layer.d).only_if(of.of.q_rank.is_some());
         /// `[q_rank]`.
         also q_a_bias: Option<Vec<f32>> =
             of.vector("attn_q_a.bias", of.q_rank()).maybe_if(of.of.q_rank.is_some());
-        /// `[rope_dim + rank, d]`: the part of the key that turns, and the latent.
+        /// `[rope_dim + rank, d]`: stream to the rotated part of the key, and to the latent.
         also kv: Matrix = of.matrix("attn_kv_a_mqa", of.of.rope_dim + of.of.rank, of.layer.d);
         /// `[rope_dim + rank]`.
         also kv_bias: Option<Vec<f32>> =
             of.vector("attn_kv_a_mqa.bias", of.of.rope_dim + of.of.rank).maybe();
-        /// `[q_rank]`.
+        /// Norm of the low-rank query: `[q_rank]`.
         first q_a_norm: Option<Vec<f32>> =
             of.vector("attn_q_a_norm.weight", of.q_rank()).only_if(of.of.q_rank.is_some());
-        /// `[heads · (nope_dim + rope_dim), d or q_rank]`.
+        /// Query projection: `[heads · (nope_dim + rope_dim), d or q_rank]`.
         first q: Matrix = of.queries();
-        /// `[rank]`.
+        /// Norm of the latent: `[rank]`.
         first kv_norm: Vec<f32> = of.vector("attn_kv_a_norm.weight", of.of.rank);
-        /// `[heads · rank, nope_dim]`: brings queries to the latent.
+        /// `[heads · rank, nope_dim]`: projects each head's query into the latent space.
         first k_b: Matrix = of.matrix("attn_k_b", of.spec.heads * of.of.rank, of.of.nope_dim);
-        /// `[heads · v_dim, rank]`: makes values of what comes out.
+        /// `[heads · v_dim, rank]`: projects the attention output from the latent space to values.
         first v_b: Matrix = of.matrix("attn_v_b", of.spec.heads * of.of.v_dim, of.of.rank);
-        /// `[d, heads · v_dim]`.
+        /// Output projection: `[d, heads · v_dim]`.
         first o: Matrix = of.matrix("attn_output", of.layer.d, of.spec.heads * of.of.v_dim);
         /// `[d]`.
         also o_bias: Option<Vec<f32>> = of.vector("attn_output.bias", of.layer.d).maybe();

@@ -1,4 +1,4 @@
-//! The weights of what mixes the tokens of a layer: attention, or a gated short convolution.
+//! The weights of a layer's token mixer: attention or one of its replacements.
 
 use super::LayerOf;
 use super::delta::{DeltaNet, DeltaOf};
@@ -8,14 +8,14 @@ use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::tensors::{Declared, Held, Met, Tensors, part};
 use crate::quant::Matrix;
 
-/// What mixes tokens.
+/// The token mixer of a layer.
 #[derive(Clone, Debug)]
-// There is one a layer.
+// One per layer: the difference in size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub enum Mixer {
-    /// Attention.
+    /// Grouped-query attention.
     Attention(Attention),
-    /// Attention to a latent.
+    /// Latent attention (MLA).
     Latent(Latent),
     /// A gated short convolution.
     Conv(Conv),
@@ -23,7 +23,7 @@ pub enum Mixer {
     Delta(DeltaNet),
 }
 
-/// A layer with attention.
+/// What the declarations of attention depend on.
 #[derive(Clone, Copy)]
 pub struct AttentionOf<'a> {
     layer: LayerOf<'a>,
@@ -35,12 +35,12 @@ impl AttentionOf<'_> {
         Declared::matrix(self.layer.name(&format!("{part}.weight")), rows, cols)
     }
 
-    /// Whether it has keys and values of its own.
+    /// Whether the layer has a KV cache of its own.
     fn has_kv(&self) -> bool {
         self.spec.kv_of.is_none()
     }
 
-    /// The projection of values, which some families may leave out.
+    /// The value projection, which some families may leave out.
     fn values(&self) -> Declared {
         let values = self.matrix("attn_v", self.spec.kv_width(), self.layer.d);
         match self.spec.keys_as_values {
@@ -49,55 +49,55 @@ impl AttentionOf<'_> {
         }
     }
 
-    /// The bias of a projection.
+    /// The bias of a projection: required or optional, as the specification says.
     fn bias(&self, part: &str, len: usize) -> Declared {
         let bias = Declared::vector(self.layer.name(&format!("{part}.bias")), len);
         if self.spec.biases { bias } else { bias.maybe() }
     }
 
-    /// Over each head or over a whole row of `width`.
+    /// A norm over each head, or over a whole row of `width` values.
     fn head_norm(&self, part: &str, width: usize) -> Declared {
         Declared::vector(self.layer.name(&format!("{part}.weight")), self.spec.head_dim).or(width)
     }
 }
 
 part! {
-    /// Projections, and what stands between them.
+    /// Grouped-query attention.
     Attention(of: AttentionOf) {
-        /// `[heads · head_dim, d]`.
+        /// Query projection, `[heads · head_dim, d]`.
         first q: Matrix = of.matrix("attn_q", of.spec.q_width(), of.layer.d);
         /// `[heads · head_dim]`.
         also q_bias: Option<Vec<f32>> = of.bias("attn_q", of.spec.q_width());
-        /// `[kv_heads · head_dim, d]`; not where another layer's keys are read.
+        /// Key projection, `[kv_heads · head_dim, d]`; `None` if the layer reads another layer's cache.
         also k: Option<Matrix> = of.matrix("attn_k", of.spec.kv_width(), of.layer.d).only_if(of.has_kv());
         /// `[kv_heads · head_dim]`.
         also k_bias: Option<Vec<f32>> = of.bias("attn_k", of.spec.kv_width());
-        /// `[kv_heads · head_dim, d]`; without it, keys are values.
+        /// Value projection, `[kv_heads · head_dim, d]`. If it is missing, the unrotated keys are the values.
         also v: Option<Matrix> = of.values();
         /// `[kv_heads · head_dim]`.
         also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.kv_width());
-        /// Of what comes out of attention: `[heads · head_dim, d]`.
+        /// Projection to the gate of the attention output: `[heads · head_dim, d]`.
         also gate: Option<Matrix> = of.matrix("attn_gate", of.spec.q_width(), of.layer.d).only_if(of.spec.gated);
         /// `[heads · head_dim]`.
         also gate_bias: Option<Vec<f32>> = match of.spec.gated {
             true => of.bias("attn_gate", of.spec.q_width()),
             false => of.bias("attn_gate", of.spec.q_width()).only_if(false),
         };
-        /// `[d, heads · head_dim]`.
+        /// Output projection, `[d, heads · head_dim]`.
         first o: Matrix = of.matrix("attn_output", of.layer.d, of.spec.q_width());
         /// `[d]`.
         also o_bias: Option<Vec<f32>> = of.bias("attn_output", of.layer.d);
-        /// Over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
+        /// Norm of queries, over each head (`[head_dim]`) or the whole row (`[heads · head_dim]`).
         first q_norm: Option<Vec<f32>> = of.head_norm("attn_q_norm", of.spec.q_width()).maybe();
-        /// Over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
+        /// Norm of keys, over each head (`[head_dim]`) or the whole row (`[kv_heads · head_dim]`).
         first k_norm: Option<Vec<f32>> = of.head_norm("attn_k_norm", of.spec.kv_width()).maybe_if(of.has_kv());
-        /// `[heads]`.
+        /// Attention sink logits, `[heads]`.
         first sinks: Option<Vec<f32>> =
             Declared::vector(of.layer.name("attn_sinks.weight"), of.spec.heads).only_if(of.spec.sinks);
     }
 }
 
-/// A layer with a short convolution.
+/// What the declarations of a short convolution depend on.
 #[derive(Clone, Copy)]
 pub struct ConvOf<'a> {
     layer: LayerOf<'a>,
@@ -111,13 +111,13 @@ impl ConvOf<'_> {
 }
 
 part! {
-    /// A gated short convolution: `out · (C ⊙ conv(B ⊙ v))` of `[B, C, v] = input · h`.
+    /// A gated short convolution: `out · (C ⊙ conv(B ⊙ v))` with `[B, C, v] = input · h`.
     Conv(of: ConvOf) {
         /// `[3 · d, d]`.
         first input: Matrix = Declared::matrix(of.name("in_proj.weight"), 3 * of.layer.d, of.layer.d);
         /// `[3 · d]`.
         also input_bias: Option<Vec<f32>> = Declared::vector(of.name("in_proj.bias"), 3 * of.layer.d).maybe();
-        /// `[d, taps]`, the newest last.
+        /// `[d, taps]`, the weight of the newest input last.
         first weight: Vec<f32> = Declared::small(of.name("conv.weight"), of.layer.d, of.taps);
         /// `[d]`.
         first bias: Option<Vec<f32>> = Declared::vector(of.name("conv.bias"), of.layer.d).maybe();
@@ -129,7 +129,7 @@ part! {
 }
 
 impl Mixer {
-    /// Its matrices, in the order of their use.
+    /// The mixer's matrices, in the order of use.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let all = match self {
             Mixer::Attention(a) => {

@@ -1,27 +1,27 @@
-//! Scratch of layers of one kind: of routed experts, of inputs of their own, of delta nets.
+//! Scratch buffers for layers of one kind: routed experts, extra layer inputs, and delta nets.
 
 use crate::error::Result;
 use crate::experts::Wanted;
 use crate::kernels::{Backend, Choice, Router};
 use crate::model::{Model, Spec};
 
-/// Scratch of the routed layers.
+/// Scratch of routed layers.
 pub(in crate::model::forward) struct MoeScratch<B: Backend> {
-    /// `[chunk, experts]`.
+    /// Router logits, `[chunk, experts]`.
     pub(in crate::model::forward) router: B::Buf,
-    /// `[chunk · top_k, d]`.
+    /// Outputs of the chosen experts, `[chunk · top_k, d]`.
     pub(in crate::model::forward) slots: B::Buf,
-    /// `[chunk, 1]`.
+    /// Gate of the shared expert, `[chunk, 1]`.
     pub(in crate::model::forward) shared_gate: B::Buf,
-    /// What routed experts and the block beside them give, `[chunk, d]`.
+    /// Sum of the routed experts and the parallel dense block, `[chunk, d]`.
     pub(in crate::model::forward) both: Option<B::Buf>,
     pub(in crate::model::forward) choices: Vec<Choice>,
-    /// Where departures from the router's choice need them: logits on the host (`[chunk, experts]`), and who is resident.
+    /// For the routing options: logits on the host (`[chunk, experts]`), and whether each expert is resident.
     pub(in crate::model::forward) logits: Vec<f32>,
     pub(in crate::model::forward) resident: Vec<bool>,
-    /// What the next layer's router says of this layer's input, where it is asked.
+    /// The guessed choices of the next layer, for prefetching.
     pub(in crate::model::forward) guess: Vec<Choice>,
-    /// For each expert, the slots that chose it.
+    /// The slots that chose each expert.
     pub(in crate::model::forward) by_expert: Vec<Vec<u32>>,
     pub(in crate::model::forward) wanted: Vec<Wanted>,
 }
@@ -51,26 +51,26 @@ impl<B: Backend> MoeScratch<B> {
         })
     }
 
-    /// Words of [`MoeScratch::new`].
+    /// Words (4 bytes) that [`MoeScratch::new`] allocates.
     pub(in crate::model::forward) fn words(router: &Router, d: usize, chunk: usize, beside: bool) -> usize {
         let both = if beside { chunk * d } else { 0 };
-        // Two lists of choices and of slots by expert; `by_expert` grows by doubling.
+        // The lists of choices, and of slots by expert, take twice their size: `by_expert` grows by doubling.
         both + chunk * (2 * router.experts + router.top_k * d + 1)
             + 6 * chunk * router.top_k
             + 16 * router.experts
     }
 }
 
-/// Scratch of inputs of layers.
+/// Scratch of the extra layer inputs.
 pub(in crate::model::forward) struct InputScratch<B: Backend> {
-    /// `[chunk, layers, per_layer]`.
+    /// The inputs of all layers, `[chunk, layers, per_layer]`.
     pub(in crate::model::forward) all: B::Buf,
-    /// What the embedded stream adds, as `all`; and its norm.
+    /// The projection of the embedded stream, and its norm, each as large as `all`.
     pub(in crate::model::forward) projected: B::Buf,
     pub(in crate::model::forward) normed: B::Buf,
-    /// `[chunk, per_layer]`.
+    /// The gated input of one layer, `[chunk, per_layer]`.
     pub(in crate::model::forward) gated: B::Buf,
-    /// Rows of `all` before those of the stream, where that was cut.
+    /// Rows of `all` to skip, if the first rows of the stream were dropped.
     pub(in crate::model::forward) cut: usize,
 }
 
@@ -88,35 +88,35 @@ impl<B: Backend> InputScratch<B> {
         Ok(Some(InputScratch { all: all()?, projected: all()?, normed: all()?, gated, cut: 0 }))
     }
 
-    /// Words of [`InputScratch::new`].
+    /// Words (4 bytes) that [`InputScratch::new`] allocates.
     pub(in crate::model::forward) fn words(spec: &Spec, chunk: usize) -> usize {
         chunk * (3 * spec.layers.len() + 1) * spec.per_layer
     }
 
-    /// The first rows of the stream are gone.
+    /// Records that the first `rows` rows of the stream were dropped.
     pub(in crate::model::forward) fn cut(&mut self, rows: usize) {
         self.cut = rows;
     }
 }
 
-/// Scratch of such layers.
+/// Scratch of gated delta nets.
 pub(in crate::model::forward) struct DeltaScratch<B: Backend> {
     /// Queries, keys and values, `[chunk, channels]`.
     pub(in crate::model::forward) qkv: B::Buf,
-    /// The same behind the convolution.
+    /// The same after the convolution.
     pub(in crate::model::forward) mixed: B::Buf,
-    /// `[chunk, v_heads · v_dim]`.
+    /// Output gate, `[chunk, v_heads · v_dim]`.
     pub(in crate::model::forward) z: B::Buf,
     /// `[chunk, v_heads]`.
     pub(in crate::model::forward) beta: B::Buf,
     /// `[chunk, v_heads]`.
     pub(in crate::model::forward) alpha: B::Buf,
-    /// `[chunk, v_heads · v_dim]`.
+    /// Output of the heads, `[chunk, v_heads · v_dim]`.
     pub(in crate::model::forward) out: B::Buf,
 }
 
 impl<B: Backend> DeltaScratch<B> {
-    /// Where the model has such layers.
+    /// `None` if the model has no gated delta nets.
     pub(in crate::model::forward) fn new(
         backend: &B,
         spec: &Spec,
@@ -133,7 +133,7 @@ impl<B: Backend> DeltaScratch<B> {
         }))
     }
 
-    /// Words of [`DeltaScratch::new`].
+    /// Words (4 bytes) that [`DeltaScratch::new`] allocates.
     pub(in crate::model::forward) fn words(spec: &Spec, chunk: usize) -> usize {
         spec.delta().map_or(0, |d| chunk * 2 * (d.channels() + d.width() + d.v_heads))
     }

@@ -1,47 +1,48 @@
-//! Copies of what layers with a window see at the beginnings and ends of turns, on the host.
+//! Copies, on the host, of the keys and values that window layers see at the beginnings and ends of turns.
 //!
-//! A window's cache holds the newest positions alone, and an answer may be longer than that: with a copy a timeline goes back to
-//! where the answer began. It is made where a turn begins or ends, never for every token.
+//! A window layer's cache holds only the newest positions, and an answer may be longer. With a copy, a
+//! timeline can rewind to where the answer began. Copies are made only at the beginning and end of a turn,
+//! not per token.
 
 use super::LayerMemory;
 use crate::error::Result;
 use crate::kernels::{Backend, KvCopy, KvPart};
 use crate::model::memory::COPIES;
 
-/// Bytes that are copied at a time.
+/// The most bytes copied at once.
 const PART_BYTES: usize = 1 << 20;
 
 /// The copies of one timeline, oldest first.
 pub(super) struct WindowMarks {
     copies: Vec<Copy>,
-    /// Of a number of keys and values.
+    /// Bytes per number in the KV cache.
     number_bytes: usize,
 }
 
-/// What all layers with a window see at a position.
+/// The keys and values that all window layers see at one position.
 struct Copy {
     at: usize,
-    /// The parts of the layers, one behind the other.
+    /// The parts of all layers, concatenated.
     bytes: Vec<u8>,
 }
 
 impl WindowMarks {
-    /// None yet, of a timeline that has layers whose caches are shorter than itself.
+    /// No copies yet, for a timeline with window layers whose caches are shorter than the context.
     pub(super) fn new(number_bytes: usize) -> WindowMarks {
         WindowMarks { copies: Vec::with_capacity(COPIES), number_bytes }
     }
 
-    /// Positions that there are copies for.
+    /// The positions that have copies.
     pub(super) fn positions(&self) -> impl Iterator<Item = usize> {
         self.copies.iter().map(|copy| copy.at)
     }
 
-    /// The text behind `pos` is another from now on.
+    /// Drops the copies after `pos`, because the text there changes.
     pub(super) fn forget_behind(&mut self, pos: usize) {
         self.copies.retain(|copy| copy.at <= pos);
     }
 
-    /// Of a layer whose cache is shorter than the context the parts that a token at `at` sees.
+    /// The parts of a layer's cache that a token at `at` sees; none if the cache is as long as the context.
     fn parts<'a, B: Backend>(
         number_bytes: usize,
         memory: &'a LayerMemory<B>,
@@ -53,10 +54,10 @@ impl WindowMarks {
         })
     }
 
-    /// Copies what is seen at `at`, in the place of the oldest copy where there are as many as there may be.
+    /// Copies what is visible at `at`. If [`COPIES`] exist, this replaces the oldest.
     ///
     /// # Errors
-    /// Those of the backend; there is no copy then.
+    /// Those of the backend. No copy is made then.
     pub(super) fn keep<B: Backend>(&mut self, b: &B, memory: &[LayerMemory<B>], at: usize) -> Result<()> {
         if let Some(i) = self.copies.iter().position(|copy| copy.at == at) {
             let newest = self.copies.remove(i);
@@ -76,7 +77,7 @@ impl WindowMarks {
         Ok(())
     }
 
-    /// Gives the layers back what they saw at `at`.
+    /// Writes back what the layers saw at `at`.
     ///
     /// # Errors
     /// Those of the backend.
