@@ -1,7 +1,7 @@
-//! A cheap handle on a run of bytes that something else owns: a file's mapping or a buffer.
+//! A cheap handle to a run of bytes in a file mapping or a buffer.
 //!
-//! Weights of any size pass through the rooms as [`Bytes`], so that rooms above `store` need not know whether they are
-//! mapped, were read into memory, or come from a conversion.
+//! All modules pass weights as [`Bytes`]. So modules above `store` need not know whether these are mapped,
+//! were read into memory, or come from a conversion.
 
 use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
@@ -19,7 +19,7 @@ impl Bytes {
         Bytes { owner, range }
     }
 
-    /// Part of these bytes, or `None` where `range` is not inside them.
+    /// Part of these bytes, or `None` if `range` is not inside them.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let (start, end) =
             (self.range.start.checked_add(range.start)?, self.range.start.checked_add(range.end)?);

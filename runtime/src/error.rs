@@ -1,28 +1,29 @@
-//! The one error type of the library. Every room may import it; it knows none of them.
+//! The error type of the library. Every module may import it; it imports none.
 //!
 //! Parsers do not know where their bytes came from: they build errors with [`Error::malformed`], and the edge that
 //! opened the file adds its name with [`Error::at`].
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong. Each variant is one kind of remedy for the caller; the text names file, field and cause.
+/// What can go wrong. Each variant calls for one kind of remedy. The text names the file, the field and the
+/// cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused: no such file, no permission, no space, a read that failed.
+    /// The operating system reported an error: no such file, no permission, no space, a failed read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder in question.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A file's bytes contradict themselves or its format: truncated, corrupted or hostile.
     #[error("{}{field}: {reason}", prefix(path))]
     Malformed {
-        /// The file, where it is known.
+        /// The file, if it is known.
         path: Option<PathBuf>,
-        /// The key, tensor or table in question.
+        /// The key, tensor or table.
         field: String,
         /// What is wrong with it.
         reason: String,
@@ -30,12 +31,12 @@ pub enum Error {
     /// A well-formed input that this version cannot run (an architecture, a tensor type, a tokenizer).
     #[error("{}{what}", prefix(path))]
     Unsupported {
-        /// The file, where it is known.
+        /// The file, if it is known.
         path: Option<PathBuf>,
-        /// What is not supported, and what is.
+        /// What is not supported, and what is instead.
         what: String,
     },
-    /// A caller's option or argument makes no sense; the text says what would.
+    /// An option or argument is invalid; the text says what is valid.
     #[error("{0}")]
     Invalid(String),
     /// A chat template failed to parse or to render.
@@ -51,40 +52,40 @@ pub enum Error {
         /// Tokens that the KV cache holds.
         limit: usize,
     },
-    /// The memory budget cannot work for this model.
+    /// The memory budget is too small for this model.
     #[error(
         "a memory budget of {} is too small: {} are needed at least{hint}", mega(*budget), mega(*smallest)
     )]
     Budget {
-        /// Bytes that were given.
+        /// The given budget in bytes.
         budget: u64,
         /// The smallest budget that works, in bytes.
         smallest: u64,
-        /// What would lower it, for people; begins with punctuation or is empty.
+        /// A way to need less, for people. Begins with punctuation, or is empty.
         hint: String,
     },
-    /// The model computes values that are no finite numbers, so there is no next token.
+    /// The model computes values that are not finite, so there is no next token.
     #[error(
         "the model's values are not finite numbers, first {place}: the file is damaged, or was badly merged or converted (`dollop inspect --verify` compares a Dollop file with its checksums)"
     )]
     NotFinite {
-        /// Where they begin: a layer (counted from 0) and a token's position.
+        /// Where they first appear: a layer (counted from 0) and a token's position.
         place: String,
     },
-    /// The caller cancelled a long operation that has nothing to return.
+    /// The caller cancelled a long operation. It has no partial result.
     #[error("cancelled")]
     Cancelled,
-    /// The GPU is missing, was lost, is out of memory or refused what was asked of it. What is on it is gone; an engine
-    /// that was open goes on on the CPU by itself, and a model that could not be opened can be opened there.
+    /// The GPU is missing, was lost, is out of memory, or refused an operation. Its memory is lost. An open
+    /// engine continues on the CPU by itself; a model that failed to open can be opened on the CPU.
     #[error("GPU: {0}")]
     Device(String),
 }
 
-/// The library's result.
+/// The result type of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn mega(bytes: u64) -> String {
-    // Rounded up: a number that is asked for must be enough.
+    // Rounded up: a budget of this number must be enough.
     format!("{}M", bytes.div_ceil(1 << 20))
 }
 
@@ -93,25 +94,25 @@ fn prefix(path: &Option<PathBuf>) -> String {
 }
 
 impl Error {
-    /// An error about bytes whose file is not known here; [`Error::at`] adds it.
+    /// An error about bytes whose file is not known yet; [`Error::at`] adds it.
     #[doc(hidden)]
     pub fn malformed(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Malformed { path: None, field: field.into(), reason: reason.into() }
     }
 
-    /// An input that is sound but that this version cannot run; `what` lists what it can.
+    /// An error about a valid input that this version cannot run; `what` lists what it can.
     #[doc(hidden)]
     pub fn unsupported(what: impl Into<String>) -> Self {
         Error::Unsupported { path: None, what: what.into() }
     }
 
-    /// What the system said about `path`.
+    /// A system error about `path`.
     #[doc(hidden)]
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
 
-    /// Names the file that the bytes came from, unless a deeper call already did.
+    /// Adds the file that the bytes came from, unless a deeper call already did.
     #[must_use]
     #[doc(hidden)]
     pub fn at(mut self, file: impl AsRef<Path>) -> Self {

@@ -1,4 +1,4 @@
-//! The port between the model and the source of experts, and where experts lie in a file.
+//! The trait through which the model gets experts, and the description of where experts lie in a file.
 //!
 //! The model requests the experts of a layer and computes each one when the source hands it over. It never learns
 //! whether the weights were resident, mapped or just read. [`AllResident`] is the trivial source and, because results
@@ -47,7 +47,7 @@ pub struct Meanwhile<'a> {
     pub idle: Option<&'a mut dyn FnMut()>,
 }
 
-/// Provides experts to the model.
+/// Where the forward pass gets a layer's experts.
 pub trait ExpertSource: Send + Sync {
     /// Calls `compute` with the index into `wanted` and the weights, once for every wanted expert, in batches as they
     /// become usable. The weights are valid only during the call.
@@ -62,7 +62,7 @@ pub trait ExpertSource: Send + Sync {
         meanwhile: Meanwhile,
     ) -> Result<()>;
 
-    /// The level at which `serve` hands out experts, where that is one fixed level.
+    /// The level at which `serve` hands out experts; `None` if levels vary.
     fn level(&self) -> Option<Level>;
 
     /// Whether each expert of a layer could be handed out without a read. By default all of them.
@@ -87,24 +87,25 @@ pub trait ExpertSource: Send + Sync {
     /// nothing if the experts are on the host already.
     ///
     /// # Errors
-    /// `Invalid` if that is too little, or the system has no such memory.
+    /// `Invalid` if `bytes` is too little, or the system has not enough memory.
     fn keep_on_host(&self, bytes: u64) -> Result<()> {
         let _ = bytes;
         Ok(())
     }
 }
 
-/// Gives the hottest experts of a layer, all of which a device holds at one level, their next plane. No token waits for
-/// a decision: a token's choices are read back with its logits, and the planes they lead to take effect some tokens
-/// later.
+/// Gives the hottest experts of a layer their next plane. A device already holds all of them at one common
+/// level. No token waits for a decision: a token's choices are read back with its logits, and the resulting
+/// planes take effect some tokens later.
 pub trait Refine: Send + Sync {
-    /// Called before some tokens are computed: hands over the changes, in order.
+    /// Called before tokens are computed. Passes the due changes to `apply`, in order.
     ///
     /// # Errors
-    /// Errors of `apply`, and of reading planes. An expert whose plane could not be read goes on without it.
+    /// Errors of `apply`, and of reading planes. An expert whose plane could not be read stays without it.
     fn begin(&self, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()>;
 
-    /// Called after `tokens` tokens were computed: what the last `seen` of them chose, in all layers.
+    /// Called after `tokens` tokens were computed. `chosen` are the choices of the last `seen` of them, in
+    /// all layers.
     fn end(&self, tokens: usize, seen: usize, chosen: &mut dyn Iterator<Item = Chosen>);
 
     /// The device is lost: reads and decisions stop, and the staging memory is freed. [`ExpertSource::refine`] is
@@ -112,19 +113,19 @@ pub trait Refine: Send + Sync {
     fn stop(&self);
 }
 
-/// An expert gets one plane more than the common level of its layer.
+/// Gives an expert one plane more than its layer's common level.
 #[derive(Clone, Copy, Debug)]
 pub struct Refinement<'a> {
     /// The layer.
     pub layer: usize,
-    /// The slot that the layer keeps the plane in, among its slots for such planes. The slot's former expert loses its
+    /// The plane's slot among the layer's slots for extra planes. The expert that had the slot loses its
     /// plane.
     pub slot: usize,
     /// The expert.
     pub expert: u32,
-    /// Corrections of gate, up and down at the new level.
+    /// Scale corrections of gate, up and down at the new level.
     pub fits: [Fit; 3],
-    /// The plane: gate, up, down.
+    /// The bytes of the plane: gate, up, down.
     pub plane: &'a [u8],
 }
 
@@ -174,19 +175,19 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
 /// One plane of all experts of a layer, as it lies in a file.
 #[derive(Clone, Debug)]
 pub struct PlaneSlabs {
-    /// Where the slab of expert 0 begins.
+    /// File offset of the first slab.
     pub offset: u64,
-    /// From one slab to the next: the bytes of a slab, padding included.
+    /// Distance between slabs: the bytes of one slab, padding included.
     pub stride: usize,
     /// CRC-32 of every slab, padding included.
     pub checksums: Vec<u32>,
-    /// Where experts are stored at different levels, each one's slab among those that are there; else empty, and experts have
-    /// theirs in order.
+    /// The slab index of each expert, if experts are stored at different levels. Otherwise empty, and the
+    /// slabs are in expert order.
     pub slots: Vec<Option<u32>>,
 }
 
 impl PlaneSlabs {
-    /// The slab of an expert: where it begins, and its checksum. `None` where the expert is stored without this plane.
+    /// File offset and checksum of an expert's slab; `None` if the expert is stored without this plane.
     pub fn slab(&self, expert: usize) -> Option<(u64, u32)> {
         let slot = match self.slots.get(expert) {
             Some(slot) => (*slot)? as usize,
@@ -196,18 +197,18 @@ impl PlaneSlabs {
     }
 }
 
-/// Where the experts of one layer lie, and what their bits mean.
+/// Where the experts of one layer lie in the file, and how to decode them.
 #[derive(Clone, Debug)]
 pub struct LayerExperts {
-    /// Of gate, up and down, which follow each other in a slab in this order.
+    /// Shapes of gate, up and down. A slab stores them in this order.
     pub shapes: [Shape; 3],
-    /// How the inputs of gate, up and down are rotated; gate and up share one rotation.
+    /// Rotations of the inputs of gate, up and down. Gate and up share one rotation.
     pub rotations: [Option<Rotation>; 3],
-    /// Corrections of every expert's gate, up and down.
+    /// Scale corrections of every expert's gate, up and down.
     pub fits: Vec<[Fits; 3]>,
     /// Squared error of every expert at every level, relative to its weights' energy, averaged over its three matrices.
     pub errors: Vec<[f32; PLANES]>,
-    /// The planes stored, lowest first. All experts have the first.
+    /// The stored planes, lowest first. All experts have the first.
     pub planes: Vec<PlaneSlabs>,
 }
 
@@ -232,7 +233,7 @@ impl LayerExperts {
         self.planes.iter().any(|plane| !plane.slots.is_empty())
     }
 
-    /// Bytes of all experts at `level`, or at their own where that is lower.
+    /// Bytes of all experts at `level`, or at their highest stored level if that is lower.
     pub fn total_bytes(&self, level: Level) -> usize {
         let planes = self.planes.iter().take(level.planes());
         planes.map(|plane| plane.stride * plane.checksums.len()).sum()
@@ -243,18 +244,18 @@ impl LayerExperts {
         self.planes[p].stride
     }
 
-    /// Bytes of one expert that has all planes of `level` that any of its layer has.
+    /// Bytes of one expert with all planes up to `level` that the layer stores.
     pub fn expert_bytes(&self, level: Level) -> usize {
         (0..level.planes().min(self.planes.len())).map(|p| self.plane_bytes(p)).sum()
     }
 
-    /// Bytes of one expert at `level` on a device, where nothing is padded.
+    /// Bytes of one expert at `level` on a device, where slabs have no padding.
     pub fn device_bytes(&self, level: Level) -> usize {
         let planes = |shape: &Shape| -> usize { (0..level.planes()).map(|p| shape.plane(p).len).sum() };
         self.shapes.iter().map(planes).sum()
     }
 
-    /// An expert whose slabs are in memory, at the level that they complete.
+    /// An expert with its slabs in memory, at the level of its last slab.
     ///
     /// # Errors
     /// `Malformed` if a slab is too short.
@@ -262,11 +263,11 @@ impl LayerExperts {
         self.view_at(expert, slabs, None)
     }
 
-    /// Like [`LayerExperts::view`], for an expert that may have a slot on a device, which then holds the planes whose
-    /// slabs are empty.
+    /// Like [`LayerExperts::view`], but `place` may name a slot on a device. The device then holds the planes
+    /// whose slabs are empty.
     ///
     /// # Errors
-    /// As [`LayerExperts::view`].
+    /// Those of [`LayerExperts::view`].
     pub fn view_at(&self, expert: usize, slabs: &[Bytes], place: Option<u32>) -> Result<Expert> {
         let matrix = |m: usize| -> Result<Matrix> {
             let planes = slabs.iter().enumerate().map(|(p, slab)| {
@@ -294,7 +295,7 @@ pub struct AllResident {
 }
 
 impl AllResident {
-    /// `layers[l]` are the experts of block `l`, empty for a dense block; `level` is the level they are read at.
+    /// `layers[l]` are the experts of layer `l`, empty for a dense layer; `level` is their level.
     pub fn new(layers: Vec<Vec<Expert>>, level: Option<Level>) -> Self {
         AllResident { layers, level }
     }
@@ -309,7 +310,7 @@ impl ExpertSource for AllResident {
         _: Meanwhile,
     ) -> Result<()> {
         let experts = &self.layers[layer];
-        // Lists on the stack: decoding allocates nothing.
+        // Batches are on the stack, because decoding must not allocate.
         const BATCH: usize = 64;
         for (n, wanted) in wanted.chunks(BATCH).enumerate() {
             let mut batch = [(0, &experts[wanted[0].expert as usize]); BATCH];
@@ -330,28 +331,29 @@ impl ExpertSource for AllResident {
     }
 }
 
-/// Reads rows of a matrix. May be used from any thread; those that come while somebody reads wait.
+/// Reads rows of a matrix from storage. Any thread may call it; concurrent calls wait for each other.
 pub trait Rows: Send + Sync {
-    /// How many there are.
+    /// Number of rows.
     fn count(&self) -> usize;
 
-    /// Hands the row of each of `tokens`, all below [`Rows::count`], to `each` with its index in `tokens`, in any order.
+    /// Reads the row of each of `tokens` (all below [`Rows::count`]). Calls `each` with the index in `tokens`
+    /// and the row, in any order.
     ///
     /// # Errors
-    /// `Io`. Some rows may have been handed over.
+    /// `Io`. `each` may already have been called for some rows.
     fn read(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
 
-    /// What that took since they were opened.
+    /// Counters since the rows were opened.
     fn reads(&self) -> RowReads;
 }
 
-/// What reading rows took.
+/// What reading rows cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowReads {
     /// Bytes read.
     pub bytes: u64,
     /// Nanoseconds in which computing waited for them.
     pub wait_ns: u64,
-    /// Reads that had to be repeated.
+    /// Reads that were repeated.
     pub retries: u64,
 }

@@ -1,4 +1,4 @@
-//! How long operations report progress and are cancelled; counters and traces. Knows nothing of the operations.
+//! Progress, cancellation, counters and traces of long operations. Knows nothing about the operations.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +33,7 @@ pub struct Progress {
     pub stage: &'static str,
     /// Bytes done.
     pub done: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
 }
 
@@ -41,17 +41,17 @@ pub struct Progress {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct StreamStats {
-    /// Layers served, and how many of those found every expert resident.
+    /// Layers served.
     pub servings: u64,
-    /// See `servings`.
+    /// Layers served with every expert already resident.
     pub servings_without_reads: u64,
-    /// Planes wanted, lowest first.
+    /// Planes that experts needed, lowest plane first.
     pub planes_wanted: [u64; 5],
-    /// Of those, resident.
+    /// Needed planes that were resident.
     pub planes_hit: [u64; 5],
-    /// Bytes read because they were wanted.
+    /// Bytes read because a layer needed them.
     pub bytes_wanted: u64,
-    /// Bytes read ahead of need.
+    /// Bytes prefetched.
     pub bytes_ahead: u64,
     /// Bytes read for embedding rows that are not held in memory. They belong to no expert and are in no other byte
     /// count.
@@ -60,7 +60,7 @@ pub struct StreamStats {
     pub upgrades: u64,
     /// Planes above the base that were evicted.
     pub downgrades: u64,
-    /// Bases that were evicted.
+    /// Base planes that were evicted.
     pub evictions: u64,
     /// Bytes moved to merge free memory.
     pub bytes_moved: u64,
@@ -68,26 +68,26 @@ pub struct StreamStats {
     pub resizes: u64,
     /// Bytes that resizes gave back to the system.
     pub bytes_given_back: u64,
-    /// Gate mass, and gate mass times bits: their quotient is the mean precision.
+    /// Sum of gate weights.
     pub gate_mass: f64,
-    /// See `gate_mass`.
+    /// Sum of gate weights times bits. Divided by `gate_mass`, it is the mean precision.
     pub gate_mass_bits: f64,
     /// Nanoseconds spent computing experts.
     pub compute_ns: u64,
-    /// Nanoseconds in which computation waited for reads.
+    /// Nanoseconds that computation waited for reads.
     pub wait_ns: u64,
-    /// Calls that had to wait for a refinement that was due.
+    /// Calls that waited for a refinement that was due.
     pub stalls: u64,
     /// Nanoseconds that lanes spent reading, summed over lanes.
     pub lane_ns: u64,
-    /// Number of retries.
+    /// Reads that were repeated.
     pub retries: u64,
-    /// A hash of every decision made: equal for equal inputs (R3).
+    /// Hash of every decision: equal inputs give equal hashes (R3).
     pub decisions: u64,
 }
 
 impl StreamStats {
-    /// Adds to the hash of decisions (FNV-1a over words).
+    /// Adds values to the hash of decisions (FNV-1a over words).
     pub(crate) fn note(&mut self, values: [usize; 3]) {
         let mut hash = if self.decisions == 0 { 0xcbf2_9ce4_8422_2325 } else { self.decisions };
         for v in values {
@@ -96,19 +96,19 @@ impl StreamStats {
         self.decisions = hash;
     }
 
-    /// Mean bits of the experts computed, by gate mass.
+    /// Mean bits of the computed experts, weighted by gate.
     pub fn mean_bits(&self) -> f64 {
         if self.gate_mass > 0.0 { self.gate_mass_bits / self.gate_mass } else { 0.0 }
     }
 
-    /// Share of the planes wanted that were resident.
+    /// Share of the needed planes that were resident.
     pub fn hit_rate(&self) -> f64 {
         let sum = |planes: &[u64; 5]| planes.iter().sum::<u64>() as f64;
         let wanted = sum(&self.planes_wanted);
         if wanted > 0.0 { sum(&self.planes_hit) / wanted } else { 1.0 }
     }
 
-    /// What was done since an earlier snapshot. The hash of decisions is the later one.
+    /// The counters since an earlier snapshot. The hash of decisions is not a difference.
     #[must_use]
     pub fn since(&self, earlier: &StreamStats) -> StreamStats {
         let planes = |now: &[u64; 5], then: &[u64; 5]| std::array::from_fn(|p| now[p] - then[p]);
@@ -144,50 +144,50 @@ impl StreamStats {
 pub struct GpuStats {
     /// Kernels launched.
     pub dispatches: u64,
-    /// Of these, kernels that use subgroups.
+    /// Kernels launched that use subgroups.
     pub subgroup_dispatches: u64,
-    /// Products whose inputs were in half precision.
+    /// Matrix products with half-precision inputs.
     pub half_dispatches: u64,
-    /// Products whose inputs were in 8 bits.
+    /// Matrix products with 8-bit inputs.
     pub byte_dispatches: u64,
     /// Command buffers submitted.
     pub submits: u64,
-    /// Of these, command buffers recorded while the device computed the previous token.
+    /// Command buffers recorded while the device computed the previous token.
     pub ahead: u64,
     /// Waits for a result.
     pub readbacks: u64,
-    /// Bytes of those results.
+    /// Bytes read back.
     pub read_bytes: u64,
     /// Pipelines created.
     pub pipelines: u64,
-    /// Bind groups created. They are cached, so a token like the last one creates none.
+    /// Bind groups created. They are cached: a token usually creates none.
     pub bind_groups: u64,
-    /// Bytes of compiled kernels that were found in a file.
+    /// Bytes of compiled kernels that were loaded from the pipeline cache file.
     pub pipelines_read_bytes: u64,
     /// Bytes of weights copied to the device.
     pub uploaded_bytes: u64,
-    /// Waits for uploads, because all 16 MB that may be in flight were still unprocessed.
+    /// Times that an upload waited, because all 16 MB of staging memory were in flight.
     pub upload_waits: u64,
-    /// Bytes allocated on the device now.
+    /// Bytes allocated on the device at present.
     pub held_bytes: u64,
-    /// Kernel times, the longest first, if [`crate::EngineOptions::gpu_clock`] is set.
+    /// Kernel times, longest first, if [`crate::EngineOptions::gpu_clock`] is set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[doc(hidden)]
     pub kernels: Vec<GpuKernelTime>,
 }
 
-/// The time that launches of a kernel took on a GPU, each from the end of the work before it to its own end.
+/// GPU time of one kernel's launches. Each launch counts from the end of the previous work to its own end.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 #[doc(hidden)]
 pub struct GpuKernelTime {
     /// The kernel's name, with its variant.
     pub kernel: String,
-    /// Workgroups of a launch.
+    /// Workgroups per launch.
     pub workgroups: [u32; 2],
-    /// Launches.
+    /// Number of launches.
     pub launches: u64,
-    /// Nanoseconds of all of them.
+    /// Total nanoseconds.
     pub nanoseconds: u64,
 }
 
@@ -197,11 +197,11 @@ pub struct GpuKernelTime {
 pub enum GpuFault {
     /// The device is lost.
     Lost,
-    /// An allocation is refused for want of memory.
+    /// An allocation fails for lack of memory.
     OutOfMemory,
     /// The driver rejects a command.
     Invalid,
-    /// The device does not answer while it is waited for.
+    /// The device does not answer.
     Hung,
 }
 
@@ -232,7 +232,7 @@ struct Span {
     length: Duration,
 }
 
-/// Spans kept at most: a forgotten trace must not fill memory (about 100 bytes each).
+/// The most spans kept, about 100 bytes each: a forgotten trace must not fill memory.
 const MAX_SPANS: usize = 1 << 18;
 
 /// A timeline of which thread or lane did what, for a trace viewer.
@@ -240,7 +240,7 @@ const MAX_SPANS: usize = 1 << 18;
 pub struct Trace {
     start: Instant,
     spans: Mutex<Vec<Span>>,
-    /// Compute threads that have a track, even if one of them never ran a task.
+    /// Compute threads that get a track, even if they never run a task.
     threads: AtomicUsize,
     /// Spans dropped because the trace was full.
     dropped: AtomicU64,
@@ -260,7 +260,7 @@ impl Trace {
         self.threads.fetch_max(count, Ordering::Relaxed);
     }
 
-    /// Records what `track` has done from `from` until now.
+    /// Records that `track` did something from `from` until now.
     #[doc(hidden)]
     pub fn span(&self, track: Track, from: Instant, name: impl FnOnce() -> String) {
         let length = from.elapsed();
@@ -277,7 +277,7 @@ impl Trace {
         }
     }
 
-    /// Spans dropped because the trace was full: the latest ones are missing.
+    /// Number of spans dropped because the trace was full. The latest spans are missing.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
