@@ -1,6 +1,6 @@
-//! What `guide.rs` has, for a build without grammars: every constraint is an error.
+//! Replaces `guide.rs` in builds without the feature `grammar`: every constraint is an error.
 
-// Said in `guide.rs`; nothing here can be called.
+// Documented in `guide.rs`. No value of these types can exist, so the methods are never called.
 #![allow(missing_docs)]
 
 use super::Constraint;
@@ -8,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use std::convert::Infallible;
 
-/// A vocabulary, which is not needed.
+/// The vocabulary; not needed here.
 pub struct Words;
 
 impl Words {
     /// # Errors
-    /// Always.
+    /// `Unsupported`, always.
     pub fn new(_: &Tokenizer, _: usize, _: &[u32]) -> Result<Words> {
         Err(Error::unsupported("this build has no constraints (feature `grammar`)"))
     }
 
     /// # Errors
-    /// None: there are no words.
+    /// `Unsupported`, always.
     pub fn guide(&self, _: &Constraint) -> Result<Guide> {
         Words::new_guide()
     }
@@ -29,10 +29,10 @@ impl Words {
     }
 }
 
-/// There is none.
+/// Never exists.
 pub struct Guide(Infallible);
 
-/// There is none.
+/// Never exists.
 pub struct Mask(Infallible);
 
 impl Guide {

@@ -1,4 +1,4 @@
-//! A constraint over one answer, by `llguidance`.
+//! Applies a constraint to one answer, with the crate `llguidance`.
 
 use super::words::Env;
 use super::{Constraint, Kind, on_one_line, schema};
@@ -11,14 +11,14 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-/// The vocabulary as grammars see it: made once per engine.
+/// The vocabulary as `llguidance` needs it. It is built once per engine.
 pub struct Words(ParserFactory);
 
 impl Words {
-    /// `ends` are the tokens that end an answer; the model knows `vocab` ids.
+    /// `ends` are the tokens that end an answer. `vocab` is the number of ids in the model.
     ///
     /// # Errors
-    /// `Unsupported` for a tokenizer whose tokens are no bytes.
+    /// `Unsupported` if the tokenizer's tokens are not byte strings.
     pub fn new(tokenizer: &Tokenizer, vocab: usize, ends: &[u32]) -> Result<Words> {
         let env = Arc::new(Env::new(tokenizer, vocab, ends)?);
         let caps = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
@@ -33,7 +33,8 @@ impl Words {
         Ok(Words(factory))
     }
 
-    /// The text with its markers as tokens, or as texts where they are none.
+    /// Replaces markers in the grammar's text by special tokens, or by string literals if the vocabulary has
+    /// no such token.
     fn marked(&self, text: &str, markers: &[&str]) -> String {
         let trie = self.0.tok_env().tok_trie();
         markers.iter().fold(text.to_owned(), |text, marker| {
@@ -46,7 +47,7 @@ impl Words {
     }
 
     /// # Errors
-    /// `Invalid`, with the place, where the constraint does not compile.
+    /// `Invalid`, with the place, if the constraint does not compile.
     pub fn guide(&self, constraint: &Constraint) -> Result<Guide> {
         constraint.check()?;
         let (kind, text) = (constraint.kind, &*constraint.text);
@@ -66,7 +67,7 @@ impl Words {
         self.compiled(grammar, constraint).map_err(|why| refused(kind, &why))
     }
 
-    /// What follows a grammar, or why there is none.
+    /// Compiles a grammar. The error text says why it fails.
     fn compiled(&self, grammar: TopLevelGrammar, constraint: &Constraint) -> Result<Guide, String> {
         let made = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.0.create_parser(grammar))));
         let matcher = made.map_err(|_| "it cannot be compiled")?;
@@ -74,7 +75,7 @@ impl Words {
             return Err(why);
         }
         let mut guide = Guide { matcher, hurried: constraint.hurried, queue: VecDeque::new() };
-        // What nothing satisfies is found here, and not in the middle of an answer.
+        // Find an unsatisfiable grammar now, not in the middle of an answer.
         guide.mask().map_err(|e| format!("no answer obeys it: {e}"))?;
         Ok(guide)
     }
@@ -90,22 +91,23 @@ fn refused(kind: Kind, why: &str) -> Error {
     Error::Invalid(format!("the {} is refused: {why} ({where_to_look})", kind.name()))
 }
 
-/// Follows one answer.
+/// The state of a constraint within one answer.
 pub struct Guide {
     matcher: Matcher,
-    /// Whether several forced tokens are told at once.
+    /// Whether [`Guide::forced`] returns all forced tokens at once.
     hurried: bool,
-    /// Forced tokens that are not taken yet, where they are told one by one.
+    /// Forced tokens still to be returned, if they are returned one by one.
     queue: VecDeque<u32>,
 }
 
 impl Guide {
-    /// Whether nothing may follow but an end.
+    /// Whether the answer is complete, and only an end token may follow.
     pub fn is_over(&self) -> bool {
         self.matcher.is_stopped()
     }
 
-    /// Tokens that must come next, whatever the model would say; none where it has a choice. They are not taken yet.
+    /// The tokens that the grammar forces next; empty if the model has a choice. This does not advance: call
+    /// [`Guide::take`] for each.
     pub fn forced(&mut self) -> Vec<u32> {
         if self.hurried {
             return if self.is_over() { Vec::new() } else { self.matcher.compute_ff_tokens() };
@@ -116,23 +118,23 @@ impl Guide {
         self.queue.front().copied().into_iter().collect()
     }
 
-    /// Whether forced tokens are computed together with the token before.
+    /// Whether forced tokens are computed in one call with the token before them.
     pub fn is_hurried(&self) -> bool {
         self.hurried
     }
 
-    /// Tokens that may come next. Ends are among them where the answer may be over.
+    /// The mask of tokens that may come next. It includes end tokens if the answer may be complete.
     ///
     /// # Errors
-    /// `Invalid` where the grammar is too complex here.
+    /// `Invalid` if the grammar is too complex at this point.
     pub fn mask(&mut self) -> Result<Mask> {
         self.matcher.compute_mask_or_eos().map(Mask).map_err(|e| broken(&e.to_string()))
     }
 
-    /// Goes on behind a token.
+    /// Advances by one token.
     ///
     /// # Errors
-    /// `Invalid` for a token that may not come here.
+    /// `Invalid` if the token may not come here.
     pub fn take(&mut self, id: u32) -> Result<()> {
         if self.queue.front() == Some(&id) {
             self.queue.pop_front();
@@ -146,11 +148,11 @@ fn broken(why: &str) -> Error {
     Error::Invalid(format!("the constraint cannot be followed here: {why}; a simpler one may work"))
 }
 
-/// Tokens that may come next.
+/// The set of tokens that may come next.
 pub struct Mask(SimpleVob);
 
 impl Mask {
-    /// Makes all others impossible.
+    /// Sets the logits of all other tokens to −∞.
     pub fn apply(&self, logits: &mut [f32]) {
         for (words, logits) in self.0.as_slice().iter().zip(logits.chunks_mut(32)) {
             match *words {
@@ -164,12 +166,12 @@ impl Mask {
         }
     }
 
-    /// The first of them.
+    /// The first token of the set.
     pub fn first(&self) -> Option<u32> {
         self.0.iter().next()
     }
 
-    /// Whether this one may.
+    /// Whether the set has this token.
     pub fn allows(&self, id: u32) -> bool {
         (id as usize) < self.0.len() && self.0.is_allowed(id)
     }

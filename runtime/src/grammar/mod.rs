@@ -1,8 +1,8 @@
-//! Answers that obey a JSON Schema, a regular expression or a grammar.
+//! Constrains answers to a JSON Schema, a regular expression or a grammar.
 //!
-//! [`Constraint`] says what an answer has to be. A [`Guide`] follows one answer: it says which tokens may come next, and which must. The
-//! work is done by `llguidance`; without the feature `grammar` there is the same with an error in its place. Knows tokens, and nothing of
-//! models.
+//! A [`Constraint`] describes the answer. A [`Guide`] follows one answer: it tells which tokens may come
+//! next, and which are forced. The crate `llguidance` does the work; without the feature `grammar`, every
+//! constraint is an error. This module knows tokens and no models.
 
 #[cfg(not(feature = "grammar"))]
 #[path = "absent.rs"]
@@ -21,19 +21,22 @@ use crate::error::{Error, Result};
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
-/// Longest text of a constraint.
+/// The most bytes of a constraint's text.
 const MAX_BYTES: usize = 256 << 10;
 
-/// What an answer has to be. Reasoning before it is free, where the model or its template marks it.
+/// What an answer must look like. Reasoning before the answer is not constrained, if the model or its
+/// template marks it.
 ///
-/// Checked where a generation begins: a text that does not compile is `Error::Invalid`, which names the place.
+/// The text is compiled when a generation begins. If that fails, the error is `Error::Invalid` and names the
+/// place.
 #[derive(Clone, Debug)]
 pub struct Constraint {
     kind: Kind,
     text: Arc<str>,
     whole: bool,
     hurried: bool,
-    /// Markers in the text, between double braces: tokens where the vocabulary has them, else texts.
+    /// Markers in the text, written as `{{marker}}`. Each becomes a special token if the vocabulary has it,
+    /// otherwise text.
     markers: &'static [&'static str],
 }
 
@@ -45,7 +48,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What its text is called.
+    /// The kind's name in error texts.
     fn name(self) -> &'static str {
         match self {
             Kind::Schema => "JSON Schema",
@@ -60,47 +63,49 @@ impl Constraint {
         Constraint { kind, text: text.into().into(), whole: false, hurried: true, markers: &[] }
     }
 
-    /// JSON of a schema, given as its text, with the keywords of
-    /// [llguidance](https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md). Another keyword is an error. It is written
-    /// on one line, with a space behind commas and colons, unless the schema's `x-guidance` says otherwise.
+    /// An answer that is JSON of this schema (JSON text). The supported keywords are those of
+    /// [llguidance](https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md); any other is an
+    /// error. The answer is written on one line, with a space after commas and colons, unless the schema's
+    /// `x-guidance` says otherwise.
     pub fn json_schema(text: impl Into<String>) -> Constraint {
         Constraint::new(Kind::Schema, text)
     }
 
-    /// Any JSON object.
+    /// An answer that is any JSON object.
     pub fn json() -> Constraint {
         Constraint::json_schema(r#"{"type": "object"}"#)
     }
 
-    /// What a regular expression matches as a whole, in the syntax of the crate `regex`: no look-around, no back-references.
+    /// An answer that the regular expression matches as a whole. The syntax is that of the crate `regex`: no
+    /// look-around, no back-references.
     pub fn regex(text: impl Into<String>) -> Constraint {
         Constraint::new(Kind::Regex, text)
     }
 
-    /// What a context-free grammar derives from `start`, in
-    /// [llguidance's form of Lark](https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
+    /// An answer that a context-free grammar derives from `start`, in [llguidance's form of
+    /// Lark](https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
     pub fn lark(text: impl Into<String>) -> Constraint {
         Constraint::new(Kind::Lark, text)
     }
 
-    /// The same from the first token on, reasoning and headers of messages included.
+    /// Applies the constraint from the first token, including reasoning and message headers.
     pub(crate) fn whole(mut self) -> Constraint {
         self.whole = true;
         self
     }
 
-    /// The same, with these between double braces in its text.
+    /// Sets the markers that the text uses.
     pub(crate) fn with_markers(mut self, markers: &'static [&'static str]) -> Constraint {
         self.markers = markers;
         self
     }
 
-    /// Whether it begins with the first token.
+    /// Whether the constraint applies from the first token.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
     }
 
-    /// The same, with forced tokens computed one by one: what taking them together has to equal.
+    /// Computes forced tokens one by one. Tests compare the usual joint computation with this.
     #[doc(hidden)]
     #[must_use]
     pub fn one_by_one(mut self) -> Constraint {
@@ -109,7 +114,7 @@ impl Constraint {
     }
 
     /// # Errors
-    /// `Invalid` for a text that is too long.
+    /// `Invalid` if the text is too long.
     #[cfg_attr(not(feature = "grammar"), allow(dead_code))]
     fn check(&self) -> Result<()> {
         let (name, len) = (self.kind.name(), self.text.len());
@@ -120,7 +125,8 @@ impl Constraint {
     }
 }
 
-/// A schema whose JSON is written on one line: with free white space a model may go on with that for ever, and less is forced.
+/// Makes a schema's JSON compact, on one line. With free white space a model could write spaces forever, and
+/// fewer tokens would be forced.
 pub(crate) fn on_one_line(mut schema: Json) -> Json {
     if schema == true {
         schema = json!({});

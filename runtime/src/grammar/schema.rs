@@ -1,19 +1,20 @@
-//! JSON Schemas as values, and where in one something is wrong.
+//! Parses JSON Schemas, and finds the place of an error in one.
 
 use serde_json::Value as Json;
 
-/// Deepest nesting: real schemas have some ten levels.
+/// Deepest nesting allowed; real schemas have about ten levels.
 const MAX_DEPTH: usize = 64;
 
-/// Parts that are tried at most, to find the one that does not compile.
+/// The most parts to try when looking for the one that does not compile.
 const MAX_TRIES: usize = 200;
 
-/// Keywords whose value is a schema or a list of them, and keywords whose value has schemas by name.
+/// Keywords whose value is a schema or a list of schemas (`SCHEMAS`), or a map from names to schemas
+/// (`NAMED`).
 const SCHEMAS: [&str; 8] =
     ["items", "prefixItems", "additionalProperties", "contains", "not", "allOf", "anyOf", "oneOf"];
 const NAMED: [&str; 4] = ["$defs", "definitions", "properties", "patternProperties"];
 
-/// The schema as a value, or what is wrong with its text: with line and column, where it is no JSON.
+/// Parses a schema. The error text has line and column if the text is not JSON.
 pub fn parse(text: &str) -> Result<Json, String> {
     let value = serde_json::from_str(text).map_err(|e| format!("it is no JSON: {e}"))?;
     match depth(&value, 0) > MAX_DEPTH {
@@ -22,7 +23,7 @@ pub fn parse(text: &str) -> Result<Json, String> {
     }
 }
 
-/// Levels of nesting; the reader of JSON allows 128.
+/// Levels of nesting. The JSON parser allows at most 128.
 fn depth(value: &Json, above: usize) -> usize {
     let deepest = match value {
         Json::Array(list) => list.iter().map(|v| depth(v, above + 1)).max(),
@@ -32,7 +33,7 @@ fn depth(value: &Json, above: usize) -> usize {
     deepest.unwrap_or(above)
 }
 
-/// The innermost part of a schema that does not compile by itself, as a JSON pointer, and why.
+/// Finds the innermost part that does not compile by itself: its JSON pointer, and why.
 pub fn place(whole: &Json, fails: &dyn Fn(Json) -> Option<String>) -> Option<(String, String)> {
     let (mut at, mut found, mut tries) = (whole, None, 0);
     let mut pointer = String::new();
@@ -54,10 +55,10 @@ pub fn place(whole: &Json, fails: &dyn Fn(Json) -> Option<String>) -> Option<(St
     }
 }
 
-/// The schemas right below one, with their pointers.
+/// The schemas directly below this one, with their relative JSON pointers.
 fn parts(of: &Json) -> Vec<(String, &Json)> {
     let mut out = Vec::new();
-    // Definitions first: a part that refers to one that does not compile fails too.
+    // Definitions first: a part that refers to a broken definition fails, too.
     for key in NAMED {
         let named = of.get(key).and_then(Json::as_object).into_iter().flatten();
         let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
@@ -75,7 +76,7 @@ fn parts(of: &Json) -> Vec<(String, &Json)> {
     out
 }
 
-/// A part with the definitions that it may refer to.
+/// A part of a schema, with the definitions that it may refer to.
 fn alone(part: &Json, whole: &Json) -> Json {
     let mut part = part.clone();
     if let Json::Object(map) = &mut part {

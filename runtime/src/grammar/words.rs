@@ -1,25 +1,27 @@
-//! The vocabulary as a tree of bytes, and texts in tokens, as `llguidance` asks for them.
+//! Gives `llguidance` the vocabulary as a byte trie, and tokenizes texts for it.
 
 use crate::error::{Error, Result};
 use crate::tokenizer::{Spelling, Tokenizer};
 use llguidance::toktrie::{INVALID_TOKEN, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Longest token of the tree, which takes 1,024 at most. Longer ones are left out, as a token of nothing but spaces in some vocabularies.
+/// The longest token in the trie, which allows up to 1,024 bytes. Longer tokens are left out, for example
+/// long runs of spaces in some vocabularies.
 const MAX_TOKEN_BYTES: usize = 512;
 
-/// A character that no text has: before a text that gets a space by its tokenizer, it takes the space.
+/// A character that no text contains. Some tokenizers put a space before a text. With this character first,
+/// the space goes before it, and the text's own tokens are unchanged.
 const GUARD: char = '\u{2}';
 
 pub(super) struct Env {
     trie: TokTrie,
-    /// Takes texts as they are: a special token that is spelled out in one is no special token.
+    /// A tokenizer without special tokens: a text that spells one is tokenized as text.
     plain: Tokenizer,
 }
 
 impl Env {
     /// # Errors
-    /// `Unsupported` for a tokenizer whose tokens are no bytes.
+    /// `Unsupported` if the tokenizer's tokens are not byte strings.
     pub(super) fn new(tokenizer: &Tokenizer, vocab: usize, ends: &[u32]) -> Result<Env> {
         if !tokenizer.has_bytes() {
             return Err(Error::unsupported(
@@ -45,7 +47,7 @@ impl Env {
         Ok(Env { trie, plain: tokenizer.literal() })
     }
 
-    /// The tokens of a text, where they spell just it.
+    /// Tokenizes a text; `None` if the tokens would spell anything else.
     fn encode(&self, text: &str) -> Option<Vec<TokenId>> {
         let spells = |ids: &[u32], text: &str| self.trie.decode_raw(ids) == text.as_bytes();
         let ids = self.plain.encode(text, false).ok()?;
