@@ -1,6 +1,6 @@
-//! The forms of calls: how each is known, and the markers that it has.
+//! The forms in which models write tool calls: how each is recognized, and its markers.
 
-/// A form.
+/// A form of tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `<tool_call>{"name": "f", "arguments": {…}}</tool_call>`: Qwen, Hermes, Granite 4.
@@ -30,7 +30,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// By words that only templates of the form have; the first that fits.
+    /// Recognizes the form by strings that only its templates contain. The first match wins.
     pub fn of(template: &str) -> Option<Form> {
         let has = |word: &str| template.contains(word);
         let of: [(bool, Form); 12] = [
@@ -50,7 +50,7 @@ impl Form {
         of.into_iter().find_map(|(is, form)| is.then_some(form))
     }
 
-    /// What begins a call, or a list of calls.
+    /// Markers that begin a call or a list of calls.
     pub fn open(self) -> &'static [&'static str] {
         match self {
             Form::Hermes | Form::QwenCoder | Form::Glm => &["<tool_call>"],
@@ -64,7 +64,7 @@ impl Form {
         }
     }
 
-    /// What may end it.
+    /// Markers that may end it.
     pub fn close(self) -> &'static [&'static str] {
         match self {
             Form::Hermes | Form::QwenCoder | Form::Glm => &["</tool_call>"],
@@ -78,17 +78,17 @@ impl Form {
         }
     }
 
-    /// A marker before the first call that says nothing.
+    /// A marker before the first call that carries no information.
     pub fn before(self) -> Option<&'static str> {
         matches!(self, Form::DeepSeek | Form::DeepSeekFenced).then_some("<｜tool▁calls▁begin｜>")
     }
 
-    /// Whether calls may stand in brackets, with commas between.
+    /// Whether calls may be a bracketed list with commas.
     pub fn is_list(self) -> bool {
         matches!(self, Form::Lfm2 | Form::Mistral | Form::Granite)
     }
 
-    /// What stands around texts where nothing in them is escaped.
+    /// The quote around strings, in forms without escapes.
     pub fn quote(self) -> Option<&'static str> {
         match self {
             Form::Gemma => Some("<|\"|>"),
@@ -97,7 +97,7 @@ impl Form {
         }
     }
 
-    /// All that a vocabulary may have as tokens without a text.
+    /// All markers that a vocabulary may have as special tokens, which show no text.
     pub fn markers(self) -> &'static [&'static str] {
         match self {
             Form::Hermes | Form::QwenCoder => &["<tool_call>", "</tool_call>"],

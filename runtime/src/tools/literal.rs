@@ -1,25 +1,25 @@
-//! Values as programs write them: JSON's, Python's, and with texts between quotes in which nothing is escaped.
+//! Parses argument values: JSON literals, Python literals, and strings in special quotes without escapes.
 
 use serde_json::{Map, Number, Value as Json};
 
-/// Deepest nesting.
+/// Deepest nesting allowed.
 const MAX_DEPTH: usize = 64;
 
-/// Looks for the end of a value among others: a comma or a closing bracket that is not part of it.
+/// Finds the end of a value in a list of values: the first comma or closing bracket that is not inside it.
 pub struct Ends {
     quote: Option<&'static str>,
     depth: usize,
-    /// What ends the text in hand.
+    /// The quote that ends the current string, if inside one.
     text: Option<&'static str>,
 }
 
 impl Ends {
-    /// `quote` stands around texts in which nothing is escaped.
+    /// `quote` is the special quote around strings without escapes, if the form has one.
     pub fn new(quote: Option<&'static str>) -> Ends {
         Ends { quote, depth: 0, text: None }
     }
 
-    /// Goes on from `at`; how far it looked, and whether the value ends there.
+    /// Continues the search at byte `at`. Returns how far it searched, and whether the value ends there.
     pub fn find(&mut self, rest: &str, mut at: usize) -> (usize, bool) {
         while at < rest.len() {
             let here = &rest[at..];
@@ -29,7 +29,7 @@ impl Ends {
                     self.text = None;
                     at += end.len();
                 } else if end.starts_with(here) {
-                    // It may be the end, when more has come.
+                    // Possibly the closing quote: more text decides.
                     return (at, false);
                 } else if c == '\\' && self.quote.is_none() {
                     let Some(escaped) = here.chars().nth(1) else { return (at, false) };
@@ -59,7 +59,7 @@ impl Ends {
     }
 }
 
-/// The value that a text spells as a whole, if it spells one.
+/// Parses a whole text as one value; `None` if it is not one.
 pub fn parse(text: &str, quote: Option<&'static str>) -> Option<Json> {
     if quote.is_none()
         && let Ok(value) = serde_json::from_str(text)
@@ -139,7 +139,7 @@ impl Literal<'_> {
         }
     }
 
-    /// A key: a text, or without quotes where that is how they are written.
+    /// A map key: a string, or an unquoted word if the form has special quotes.
     fn key(&mut self) -> Option<String> {
         self.space();
         if let Some(text) = self.text() {
@@ -173,7 +173,7 @@ impl Literal<'_> {
         None
     }
 
-    /// A number, or a word that stands for a value.
+    /// A number, or a word like `true` or `None`.
     fn bare(&mut self) -> Option<Json> {
         let n = self.rest.find([',', ']', '}', ')']).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(n);
@@ -188,7 +188,7 @@ impl Literal<'_> {
     }
 }
 
-/// What stands behind a backslash, in JSON or in Python.
+/// Decodes the rest of a JSON or Python escape after the backslash.
 fn escape(chars: &mut std::str::CharIndices, out: &mut String) -> Option<()> {
     let (_, c) = chars.next()?;
     let plain = match c {
@@ -214,7 +214,7 @@ fn escape(chars: &mut std::str::CharIndices, out: &mut String) -> Option<()> {
             }
         }
         '\\' | '"' | '\'' | '/' => c,
-        // Python leaves what it does not know.
+        // Like Python, keep the backslash of an unknown escape.
         other => {
             out.push('\\');
             other

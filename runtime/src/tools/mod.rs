@@ -1,8 +1,10 @@
-//! Calls of tools: in which form a model writes them, how they are read from its answer, and what makes it write one.
+//! Tool calls: reads them from a model's answer, and forces an answer to be one.
 //!
-//! A template tells the model which tools there are ([`RenderContext::tools`](crate::template::RenderContext::tools)), and the model answers
-//! with calls in the form that it was trained on. [`Format`] is that form, known by the template's text; [`Parser`] reads an answer that
-//! comes in pieces; [`Format::require`] is a [`Constraint`] under which the answer is a valid call.
+//! The chat template tells the model which tools exist
+//! ([`RenderContext::tools`](crate::template::RenderContext::tools)). The model writes calls in the form that
+//! it was trained on. [`Format`] is that form, recognized by the template's text. [`Parser`] reads calls from
+//! an answer that arrives in pieces. [`Format::require`] makes a [`Constraint`] under which the answer is one
+//! valid call.
 //!
 //! ```no_run
 //! # fn main() -> dollop::Result<()> {
@@ -50,33 +52,34 @@ use crate::grammar::Constraint;
 use form::Form;
 use serde_json::Value as Json;
 
-/// The form in which a model writes calls.
+/// The form in which a model writes tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format(Form);
 
 impl Format {
-    /// By the text of a chat template: `None` where it has no calls, or in a form that is not known. Known are those of Qwen and Hermes
-    /// (JSON), Qwen3-Coder and GLM (tags), gpt-oss, Gemma, LFM2, DeepSeek, Mistral and Granite.
+    /// Recognizes the form by the text of a chat template; `None` if the template has no calls or an unknown
+    /// form. Known are the forms of Qwen and Hermes (JSON), Qwen3-Coder and GLM (tags), gpt-oss, Gemma, LFM2,
+    /// DeepSeek, Mistral and Granite.
     pub fn of(template: &str) -> Option<Format> {
         Form::of(template).map(Format)
     }
 
-    /// Tokens around calls, of which some vocabularies show nothing in a text.
+    /// The markers around calls. Some vocabularies have them as special tokens, which show no text.
     pub(crate) fn markers(self) -> &'static [&'static str] {
         self.0.markers()
     }
 
-    /// What makes an answer one call of one of `tools`, or of the one that is `name`, with arguments that obey its `parameters`.
-    /// Reasoning before it is free.
+    /// A constraint under which an answer is one call of a tool in `tools`, or of the tool `name`. Its
+    /// arguments obey the tool's `parameters`. Reasoning before the call is not constrained.
     ///
     /// # Errors
-    /// `Invalid` where there is no such tool, or none at all; `Unsupported` where the form has no such constraint.
+    /// `Invalid` if `tools` is empty or has no such tool. `Unsupported` if this form cannot be constrained.
     pub fn require(self, tools: &Json, name: Option<&str>) -> Result<Constraint> {
         require::require(self.0, tools, name)
     }
 }
 
-/// The functions of a list of tools, as OpenAI's API writes them or without the frame: name and parameters.
+/// Names and parameters of a list of tools, with or without the `function` object of OpenAI's API.
 fn functions(tools: &Json) -> impl Iterator<Item = (&str, Option<&Json>)> {
     let list = tools.as_array().map_or(&[][..], Vec::as_slice);
     list.iter().filter_map(|tool| {

@@ -1,4 +1,4 @@
-//! A call as a name, a marker and arguments in JSON: `[TOOL_CALLS]f[ARGS]{…}`, and with more around the name.
+//! Reads calls of the form name, marker, JSON arguments, such as `[TOOL_CALLS]f[ARGS]{…}`.
 
 use super::form::Form;
 use super::reader::{Flow, Halt, MAX_HEAD, Reader};
@@ -6,7 +6,7 @@ use super::reader::{Flow, Halt, MAX_HEAD, Reader};
 #[derive(Clone, Copy)]
 enum At {
     Head,
-    /// The name stands behind the kind of the call, and before a fence.
+    /// The name follows the kind of the call and precedes a code fence (DeepSeek V3).
     Name,
     Fence,
     Arguments,

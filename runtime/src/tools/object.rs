@@ -1,4 +1,4 @@
-//! A call as a JSON object: `{"name": "f", "arguments": {…}}`, in any order and with other keys between.
+//! Reads calls of the form `{"name": "f", "arguments": {…}}`, with keys in any order, and other keys ignored.
 
 use super::reader::{Flow, Halt, Reader};
 use serde_json::Value as Json;
@@ -29,7 +29,7 @@ impl Object {
 
     pub fn read(&mut self, r: &mut Reader) -> Flow {
         loop {
-            // Between words; within the arguments white space may be a part of a text.
+            // Skip white space, except in arguments, where it may be inside a string.
             if !matches!(self.at, At::Arguments) {
                 r.space()?;
             }
@@ -81,7 +81,7 @@ impl Object {
                 r.call(&name)?;
                 self.name = true;
             }
-            // Some write the object as a text.
+            // Some models write the arguments object as a JSON string.
             (_, Json::String(text)) if self.is_arguments() => self.early = Some(text),
             (_, object @ Json::Object(_)) if self.is_arguments() => self.early = Some(object.to_string()),
             _ => {}

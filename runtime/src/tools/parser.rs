@@ -1,4 +1,4 @@
-//! Calls in an answer that comes in pieces.
+//! Separates tool calls from text in an answer that arrives in pieces.
 
 use super::form::Form;
 use super::named::Named;
@@ -10,27 +10,28 @@ use super::{Format, functions};
 use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 
-/// Reads an answer that comes in pieces, and tells calls in it from text. What begins as a call and is none stays text.
+/// Reads an answer in pieces, and separates tool calls from text. What begins like a call but is not one
+/// remains text.
 pub struct Parser {
     form: Form,
-    /// What the arguments of each tool have to be.
+    /// The parameter schemas of each tool, by parameter name.
     properties: HashMap<String, Map<String, Json>>,
     reader: Reader,
     place: Place,
-    /// Whether the calls stand in brackets.
+    /// Whether the calls are a bracketed list.
     listed: bool,
-    /// Whether a call was read, and no text since.
+    /// Whether a call was read, with no text after it.
     called: bool,
 }
 
 enum Place {
     Text,
-    /// Behind the marker that begins calls.
+    /// After the marker that begins calls.
     Begin,
     Call(Call),
-    /// Between calls in brackets.
+    /// Between calls of a bracketed list.
     Between,
-    /// Behind the last call.
+    /// After the last call.
     Tail,
 }
 
@@ -42,7 +43,8 @@ enum Call {
 }
 
 impl Parser {
-    /// `tools` is the list that the template was given: by it numbers are told from texts, where the form writes both alike.
+    /// `tools` is the list given to the template. Its schemas separate numbers from strings in forms that
+    /// write both alike.
     pub fn new(format: Format, tools: &Json) -> Parser {
         let of = |(name, parameters): (&str, Option<&Json>)| {
             let properties = parameters.and_then(|p| p.get("properties")?.as_object());
@@ -58,18 +60,18 @@ impl Parser {
         }
     }
 
-    /// Takes the next piece of the answer; what is certain now.
+    /// Takes the next piece of the answer. Returns what can be decided now.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.reader.rest.push_str(text);
         self.read();
         std::mem::take(&mut self.reader.out)
     }
 
-    /// The end of the answer: what was held back. The parser is then as new.
+    /// Ends the answer, and returns what was held back. The parser can then read another answer.
     pub fn finish(&mut self) -> Vec<Piece> {
         self.read();
         if !matches!(self.place, Place::Text | Place::Tail | Place::Between) {
-            // It breaks off: all of it is text.
+            // The call is incomplete: all of it is text.
             self.reader.take(self.reader.rest.len());
         }
         self.reader.abandon();
@@ -117,14 +119,14 @@ impl Parser {
         }
     }
 
-    /// Passes text on, up to what may begin calls and the white space before it.
+    /// Passes text on, up to a marker that may begin calls, and the white space before it.
     fn text(&mut self) -> Flow {
         let rest = &self.reader.rest;
         let found = self.markers().filter_map(|word| Some((rest.find(word)?, word))).min();
         let end = found.map_or_else(|| rest.len() - self.undecided(), |(at, _)| at);
         let shown = rest[..end].trim_end().len();
         if shown > 0 {
-            // The marker of a section without a call in it is text as well.
+            // A section marker that is followed by text, not by a call, is text itself.
             self.reader.abandon();
             self.reader.text(shown);
             self.called = false;
@@ -135,7 +137,7 @@ impl Parser {
             false => drop(self.reader.take(end - shown)),
         }
         self.reader.take(marker.len());
-        // The marker of a section begins no call.
+        // A section marker does not begin a call.
         if Some(marker) == self.form.before() {
             return Ok(());
         }
@@ -143,12 +145,12 @@ impl Parser {
         Ok(())
     }
 
-    /// What may begin calls.
+    /// Markers that may begin calls.
     fn markers(&self) -> impl Iterator<Item = &'static str> + use<> {
         self.form.open().iter().copied().chain(self.form.before())
     }
 
-    /// Bytes at the end of the text that may begin a marker.
+    /// Bytes at the end of the text that may be the beginning of a marker.
     fn undecided(&self) -> usize {
         let rest = &self.reader.rest;
         let begins = |tail: &str| self.markers().any(|m| m.starts_with(tail));
@@ -193,7 +195,7 @@ impl Parser {
         });
     }
 
-    /// Leaves out what may end calls.
+    /// Skips markers that may end calls.
     fn tail(&mut self) -> Flow {
         let rest = self.reader.rest.trim_start();
         let space = self.reader.rest.len() - rest.len();

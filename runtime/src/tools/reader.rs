@@ -1,47 +1,47 @@
-//! What a reader of calls has in hand: text that is not read yet, and what was read of the call so far.
+//! The shared state of the call readers: unread text, and what was read of the current call.
 //!
-//! Readers take from the front what they are sure of. Where the text in hand may go on in several ways they halt, and are asked again
-//! when there is more.
+//! Readers consume text from the front as soon as it is unambiguous. If the next bytes could still mean
+//! several things, they stop with [`Halt::More`] and are called again with more text.
 
 use serde_json::Value as Json;
 
-/// Longest name of a tool, with what stands around it.
+/// The most bytes of a tool's name, with the text around it.
 pub const MAX_HEAD: usize = 512;
 
-/// What was read of an answer, in order.
+/// A part of an answer, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Piece {
-    /// Text that is no call.
+    /// Text outside of calls.
     Text(String),
-    /// A call has begun.
+    /// A call begins.
     Call {
-        /// Of the tool.
+        /// Name of the tool.
         name: String,
     },
-    /// The next piece of the arguments of the call: together they are the text of a JSON object.
+    /// More of the call's arguments. All pieces together are the text of a JSON object.
     Arguments(String),
     /// The call is complete.
     End,
-    /// The call that began last is none: it broke off, or its form is wrong.
+    /// The current call turned out not to be one: it is incomplete or malformed.
     Abandoned {
-        /// All of it, as the model wrote it.
+        /// Its whole text, as the model wrote it.
         text: String,
     },
 }
 
-/// Why reading does not go on.
+/// Why a reader stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Halt {
-    /// What follows decides.
+    /// More text is needed to decide.
     More,
-    /// This is no call.
+    /// This is not a call.
     Bad,
 }
 
 pub type Flow<T = ()> = Result<T, Halt>;
 
-/// Where a JSON value ends.
+/// Finds the end of a JSON value, byte by byte.
 #[derive(Default)]
 struct Scan {
     depth: usize,
@@ -51,7 +51,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// Whether the value ends with this byte, or before it.
+    /// `Some(true)` if the value ends with this byte, `Some(false)` if it ended before, `None` if it goes on.
     fn next(&mut self, byte: u8) -> Option<bool> {
         if self.string {
             match byte {
@@ -84,21 +84,21 @@ impl Scan {
 
 #[derive(Default)]
 pub struct Reader {
-    /// Not read yet.
+    /// Unread text.
     pub rest: String,
-    /// What the call in hand was read from, with white space before it.
+    /// The text of the current call so far, with the white space before it.
     raw: String,
-    /// How much of `rest` was looked at.
+    /// How far `rest` was searched.
     at: usize,
     scan: Scan,
-    /// The arguments so far.
+    /// The arguments of the current call so far.
     arguments: String,
     begun: bool,
     pub out: Vec<Piece>,
 }
 
 impl Reader {
-    /// Takes the first bytes as a part of the call.
+    /// Consumes the first `n` bytes as part of the call.
     pub fn take(&mut self, n: usize) -> String {
         self.at = 0;
         let taken: String = self.rest.drain(..n).collect();
@@ -106,7 +106,7 @@ impl Reader {
         taken
     }
 
-    /// Text that is no call.
+    /// Passes the first `n` bytes on as text.
     pub fn text(&mut self, n: usize) {
         self.at = 0;
         let text: String = self.rest.drain(..n).collect();
@@ -115,7 +115,7 @@ impl Reader {
         }
     }
 
-    /// Leaves the first bytes out.
+    /// Discards the first `n` bytes.
     pub fn drop(&mut self, n: usize) {
         self.at = 0;
         self.rest.drain(..n);
@@ -124,7 +124,7 @@ impl Reader {
     /// Skips white space.
     ///
     /// # Errors
-    /// `More` where nothing follows yet.
+    /// `More` if nothing follows yet.
     pub fn space(&mut self) -> Flow {
         let n = self.rest.len() - self.rest.trim_start().len();
         if n > 0 {
@@ -133,10 +133,10 @@ impl Reader {
         if self.rest.is_empty() { Err(Halt::More) } else { Ok(()) }
     }
 
-    /// Takes a word, if it comes next.
+    /// Consumes `word` if it comes next; returns whether it did.
     ///
     /// # Errors
-    /// `More` where it may come.
+    /// `More` if the text so far is a prefix of it.
     pub fn word(&mut self, word: &str) -> Flow<bool> {
         if self.rest.starts_with(word) {
             self.take(word.len());
@@ -145,18 +145,19 @@ impl Reader {
         if word.starts_with(&*self.rest) { Err(Halt::More) } else { Ok(false) }
     }
 
-    /// Takes a word.
+    /// Consumes `word`, which must come next.
     ///
     /// # Errors
-    /// `More` where it may come, `Bad` where another comes.
+    /// `More` if the text so far is a prefix of it; `Bad` if something else comes.
     pub fn expect(&mut self, word: &str) -> Flow {
         if self.word(word)? { Ok(()) } else { Err(Halt::Bad) }
     }
 
-    /// Takes what stands before the first of some words, and none of them; which it is.
+    /// Consumes the text before the first of `words`, but not the word. Returns the text and the index of the
+    /// word.
     ///
     /// # Errors
-    /// `More` where none has come, `Bad` where none comes within `most` bytes.
+    /// `More` if no word was found yet; `Bad` if none is within `most` bytes.
     pub fn until(&mut self, words: &[&str], most: usize) -> Flow<(String, usize)> {
         let longest = words.iter().map(|w| w.len()).max().unwrap_or(1);
         let mut from = self.at.saturating_sub(longest);
@@ -166,7 +167,7 @@ impl Reader {
         let found =
             words.iter().enumerate().filter_map(|(i, w)| Some((self.rest[from..].find(w)? + from, i)));
         match found.min() {
-            // A longer word may begin where a shorter one was found.
+            // On a tie, the smaller index wins.
             Some((n, i)) => Ok((self.take(n), i)),
             None if self.rest.len() > most => Err(Halt::Bad),
             None => {
@@ -176,7 +177,8 @@ impl Reader {
         }
     }
 
-    /// Looks for the end of a value; how far the text belongs to it, and whether it ends there.
+    /// Searches for the end of a JSON value. Returns how many bytes belong to it so far, and whether it ends
+    /// there.
     fn scan(&mut self) -> (usize, bool) {
         for i in self.at..self.rest.len() {
             if let Some(with) = self.scan.next(self.rest.as_bytes()[i]) {
@@ -188,10 +190,10 @@ impl Reader {
         (self.at, false)
     }
 
-    /// Takes a JSON value, as a text that is not looked at closer.
+    /// Consumes a JSON value and returns its text, unparsed.
     ///
     /// # Errors
-    /// `More` where it has not ended.
+    /// `More` if it has not ended.
     pub fn value(&mut self) -> Flow<String> {
         match self.scan() {
             (n, true) => Ok(self.take(n)),
@@ -199,10 +201,10 @@ impl Reader {
         }
     }
 
-    /// Takes the arguments, which are JSON, as they come.
+    /// Consumes the JSON arguments, and passes each piece on at once.
     ///
     /// # Errors
-    /// `More` where they have not ended.
+    /// `More` if they have not ended.
     pub fn stream(&mut self) -> Flow {
         let (n, ended) = self.scan();
         let text = self.take(n);
@@ -210,10 +212,11 @@ impl Reader {
         if ended { Ok(()) } else { Err(Halt::More) }
     }
 
-    /// Takes a value whose end `find` looks for: how far it came, and whether the value ends there.
+    /// Consumes a value. `find` searches for its end from a byte offset, and returns how far it searched and
+    /// whether the value ends there.
     ///
     /// # Errors
-    /// `More` where it has not ended.
+    /// `More` if it has not ended.
     pub fn ended(&mut self, mut find: impl FnMut(&str, usize) -> (usize, bool)) -> Flow<String> {
         let (at, ended) = find(&self.rest, self.at);
         if ended {
@@ -223,15 +226,15 @@ impl Reader {
         Err(Halt::More)
     }
 
-    /// Whether arguments have begun.
+    /// Whether any arguments were read.
     pub fn has_arguments(&self) -> bool {
         !self.arguments.is_empty()
     }
 
-    /// A call begins.
+    /// Begins a call.
     ///
     /// # Errors
-    /// `Bad` for a name that is none.
+    /// `Bad` if the name is not valid.
     pub fn call(&mut self, name: &str) -> Flow {
         if name.is_empty()
             || name.chars().any(|c| c.is_whitespace() || c.is_control() || "<>{}\"".contains(c))
@@ -243,7 +246,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The next piece of its arguments.
+    /// Passes on more of the arguments.
     pub fn argument(&mut self, text: &str) {
         if !text.is_empty() {
             self.arguments.push_str(text);
@@ -251,22 +254,22 @@ impl Reader {
         }
     }
 
-    /// One argument of several that are written one after another; the first opens the object.
+    /// Passes on one argument. The first one also opens the JSON object.
     pub fn pair(&mut self, key: &str, value: &Json) {
         let between = if self.arguments.is_empty() { "{" } else { ", " };
         let text = format!("{between}{}: {value}", Json::from(key));
         self.argument(&text);
     }
 
-    /// Closes what [`Reader::pair`] opened.
+    /// Closes the object that [`Reader::pair`] opened.
     pub fn close(&mut self) {
         self.argument(if self.arguments.is_empty() { "{}" } else { "}" });
     }
 
-    /// The call is complete.
+    /// Completes the call.
     ///
     /// # Errors
-    /// `Bad` where its arguments are no JSON object.
+    /// `Bad` if its arguments are not a JSON object.
     pub fn end(&mut self) -> Flow {
         let object = serde_json::from_str::<serde_json::Map<String, Json>>(&self.arguments);
         if object.is_err() || !self.begun {
@@ -277,7 +280,7 @@ impl Reader {
         Ok(())
     }
 
-    /// It was no call after all: all of it is text.
+    /// Gives up the current call: all of it is text.
     pub fn abandon(&mut self) {
         let text = std::mem::take(&mut self.raw);
         match self.begun {
@@ -288,7 +291,7 @@ impl Reader {
         self.forget();
     }
 
-    /// Begins anew.
+    /// Forgets the current call.
     pub fn forget(&mut self) {
         self.raw.clear();
         self.arguments.clear();

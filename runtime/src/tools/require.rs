@@ -1,6 +1,7 @@
-//! A grammar under which an answer is one valid call.
+//! Builds a grammar under which an answer is one valid tool call.
 //!
-//! It is written in llguidance's Lark. Markers stand in it as `{{…}}`: only the vocabulary knows whether one is a token or text.
+//! The grammar is in llguidance's Lark. Markers are written as `{{…}}`, because only the vocabulary knows
+//! whether a marker is a special token or text.
 
 use super::form::Form;
 use super::functions;
@@ -9,10 +10,11 @@ use crate::grammar::{Constraint, on_one_line};
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
-/// Longest texts whose length is bounded: a counter of the grammar has as many states.
+/// The longest bounded string length. The grammar needs one state per character of the bound, so longer
+/// bounds are ignored.
 const MAX_LENGTH: u64 = 1000;
 
-/// Deepest nesting of a schema that is written without JSON.
+/// Deepest nesting of a schema in the forms that are not JSON.
 const MAX_DEPTH: usize = 16;
 
 pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constraint> {
@@ -32,11 +34,11 @@ pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constrain
     let calls: Vec<String> = chosen.iter().map(|(name, schema)| of.call(name, schema)).collect();
     let text = format!("start: {}\ncall: {}\n{}", start(form), calls.join(" | "), of.rules);
     let constraint = Constraint::lark(text).with_markers(form.markers());
-    // Headers of messages are a part of the form.
+    // In this form, message headers are part of the call.
     Ok(if form == Form::Harmony { constraint.whole() } else { constraint })
 }
 
-/// What stands around a call.
+/// The grammar of the text around a call.
 fn start(form: Form) -> String {
     match form {
         Form::Hermes | Form::QwenCoder => r#"{{<tool_call>}} "\n" call "\n" {{</tool_call>}}"#.into(),
@@ -66,9 +68,9 @@ struct Grammar {
     rules: String,
 }
 
-/// A text as a literal of the grammar.
+/// A text as a string literal of the grammar.
 fn literal(text: &str) -> String {
-    // The one control character that JSON leaves as it is.
+    // DEL is the one control character that JSON does not escape.
     Json::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
@@ -80,7 +82,7 @@ impl Grammar {
         name
     }
 
-    /// The rule of a call of one tool.
+    /// Adds the rule for a call of one tool, and returns its name.
     fn call(&mut self, name: &str, schema: &Json) -> String {
         let object = json!({
             "type": "object",
@@ -126,7 +128,7 @@ impl Grammar {
         self.rule(&body)
     }
 
-    /// The properties of an object, those that are required first, with `between` between two.
+    /// The properties of an object, required ones first, separated by `between`.
     fn properties(
         &mut self,
         schema: &Json,
@@ -142,7 +144,7 @@ impl Grammar {
             let body = one(self, key, value);
             all.push((self.rule(&body), is_required(key)));
         }
-        // Stable: otherwise in the schema's order.
+        // The sort is stable, so properties otherwise keep the schema's order.
         all.sort_by_key(|(_, required)| !required);
         let between = literal(between);
         let joined = |rest: &[(String, bool)]| {
@@ -155,7 +157,7 @@ impl Grammar {
         match all.first() {
             None => String::new(),
             Some((first, true)) => format!("{first}{}", joined(&all[1..])),
-            // Any of them may come first.
+            // All are optional, so any may come first.
             Some(_) => {
                 let from = |i: usize| format!("{}{}", all[i].0, joined(&all[i + 1..]));
                 let body: Vec<String> = (0..all.len()).map(from).collect();
@@ -164,7 +166,7 @@ impl Grammar {
         }
     }
 
-    /// A text that does not contain `end`, or one of those that a schema lists.
+    /// A string that does not contain `end`, or one of the strings that the schema lists.
     fn text(&mut self, schema: &Json, end: &str) -> String {
         let listed = schema.get("enum").and_then(Json::as_array).cloned();
         let listed = listed.or_else(|| schema.get("const").map(|c| vec![c.clone()]));
@@ -183,7 +185,7 @@ impl Grammar {
         name
     }
 
-    /// `<parameter=key>` with its value.
+    /// A `<parameter=key>` tag with its value.
     fn parameter(&mut self, key: &str, value: &Json, schema: &Json) -> String {
         let value = if is_text(value) {
             self.text(value, "</parameter>")
@@ -193,7 +195,7 @@ impl Grammar {
         format!("{} {value} {}", literal(&format!("<parameter={key}>\n")), literal("\n</parameter>\n"))
     }
 
-    /// `<arg_key>` and `<arg_value>`.
+    /// An `<arg_key>` and an `<arg_value>` tag.
     fn tagged(&mut self, key: &str, value: &Json, schema: &Json) -> String {
         let value = if is_text(value) {
             self.text(value, "</arg_value>")
@@ -206,7 +208,7 @@ impl Grammar {
         )
     }
 
-    /// An object without quotes around its keys.
+    /// An object with unquoted keys.
     fn bare_object(&mut self, schema: &Json, depth: usize) -> String {
         let all = self.properties(schema, ",", &mut |of, key, value| {
             let value = of.bare(value, depth + 1);
@@ -215,9 +217,9 @@ impl Grammar {
         format!("\"{{\" {all} \"}}\"")
     }
 
-    /// A value of Gemma's form.
+    /// A value in Gemma's form.
     fn bare(&mut self, schema: &Json, depth: usize) -> String {
-        // Numbers and words are written as in JSON.
+        // Numbers, booleans and null are written as in JSON.
         let any = json!({"type": ["integer", "boolean", "null"]});
         if depth > MAX_DEPTH {
             return self.rule(&json_of(&any));
@@ -240,7 +242,7 @@ impl Grammar {
     }
 }
 
-/// Whether a schema asks for a text.
+/// Whether a schema allows only strings.
 fn is_text(schema: &Json) -> bool {
     let texts =
         |all: &Json| all.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(Json::is_string));
@@ -253,7 +255,7 @@ fn json_of(schema: &Json) -> String {
     format!("%json {}", on_one_line(schema.clone()))
 }
 
-/// A part of a schema, with what it may refer to.
+/// A part of a schema, with the definitions that it may refer to.
 fn with_definitions(part: &Json, whole: &Json) -> Json {
     let mut part = part.clone();
     if let Json::Object(map) = &mut part {

@@ -1,5 +1,5 @@
-//! A call as tags, with arguments as texts: `<function=f><parameter=a>…</parameter></function>`. What an argument is, number or text,
-//! only the tool's parameters say.
+//! Reads calls written as tags: `<function=f><parameter=a>…</parameter></function>`. Arguments are plain
+//! text; only the tool's parameter schemas tell numbers from strings.
 
 use super::form::Form;
 use super::literal;
@@ -10,7 +10,7 @@ enum At {
     Head,
     Next,
     Key,
-    /// Behind the key.
+    /// After the key.
     Gap,
     Value,
 }
@@ -22,7 +22,7 @@ pub struct Tags {
     is: Form,
 }
 
-/// How a form spells its tags.
+/// The tags of a form.
 struct Spelled {
     key: (&'static str, &'static str),
     value: (&'static str, &'static str),
@@ -38,7 +38,7 @@ impl Tags {
         Tags { at: At::Head, name: String::new(), key: String::new(), is }
     }
 
-    /// `schema` says what an argument of a tool has to be.
+    /// `schema` returns the schema of a tool's parameter.
     pub fn read<'a>(&mut self, r: &mut Reader, schema: &dyn Fn(&str, &str) -> Option<&'a Json>) -> Flow {
         let spelled = if self.is == Form::Glm { GLM } else { QWEN };
         loop {
@@ -90,7 +90,7 @@ impl Tags {
                 At::Value => {
                     let (text, _) = r.until(&[spelled.value.1], usize::MAX)?;
                     r.expect(spelled.value.1)?;
-                    // Qwen's values stand on lines of their own.
+                    // In Qwen's form, a value is on lines of its own.
                     let text = match self.is {
                         Form::Glm => &*text,
                         _ => text.strip_prefix('\n').unwrap_or(&text),
@@ -107,19 +107,19 @@ impl Tags {
     }
 }
 
-/// What a text means where `schema` is asked for.
+/// The value that a text means under `schema`.
 fn typed(text: &str, schema: Option<&Json>) -> Json {
     let kinds = schema.map(kinds).unwrap_or_default();
     let value = || literal::parse(text.trim(), None);
     if kinds.contains(&"string") {
-        // No text but `null` is meant otherwise where a text is right.
+        // If a string is allowed, the text is a string, except `null` if null is allowed, too.
         let null = kinds.contains(&"null") && matches!(text.trim(), "null" | "None");
         return if null { Json::Null } else { text.into() };
     }
     value().unwrap_or_else(|| text.into())
 }
 
-/// The types that a schema allows, where it says so at its top.
+/// Which of `string` and `null` the schema allows at its top level.
 fn kinds(schema: &Json) -> Vec<&str> {
     let of = |schema: &'_ Json| -> Vec<String> {
         match &schema["type"] {

@@ -1,4 +1,5 @@
-//! A call as in a program: `f(a="…", b=[1, 2])` of LFM2, `call:f{a:<|"|>…<|"|>,b:[1,2]}` of Gemma.
+//! Reads calls in function syntax: `f(a="…", b=[1, 2])` of LFM2, and `call:f{a:<|"|>…<|"|>,b:[1,2]}` of
+//! Gemma.
 
 use super::form::Form;
 use super::literal::{self, Ends};
