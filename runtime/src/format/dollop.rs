@@ -1,47 +1,49 @@
-//! The directory of a Dollop file: which matrices it holds, where their planes lie, and the plan by which a converter
-//! lays them out.
+//! The directory of a Dollop file: its matrices, and where their planes are.
 //!
-//! A Dollop file is a GGUF file (version 3) with
-//! - the keys of its source, and `dollop.*`: version, plane widths, and the table of matrices as parallel arrays
-//!   (`dollop.matrix.{names,rows,cols,experts,group,level}`);
-//! - per dense matrix `X.weight` one byte tensor `X.planes`: its planes one behind the other;
-//! - per layer with experts and per plane `p` one byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs, one per expert:
-//!   the plane's gate, up and down parts, contiguous, each slab aligned so that one direct read fetches it;
-//! - in version 3, where a matrix has either: how groups' parameters are stored (`dollop.matrix.params`), and by what an
-//!   expert's inputs are rotated (`dollop.matrix.rotation`);
-//! - in version 4, where the experts of a layer are stored at different levels: the level of each (`dollop.matrix.levels`, of
-//!   all stacks one after another); a plane's tensor has slabs of those that reach it, in their order;
-//! - in version 5, where codes index a table: further numbers of `dollop.matrix.params`, and no planes beyond 4 bits;
+//! A Dollop file is a GGUF file (version 3) that contains
+//! - the keys of its source, and keys under `dollop.*`: the version, plane widths, and the table of matrices
+//!   as parallel arrays (`dollop.matrix.{names,rows,cols,experts,group,level}`);
+//! - for each dense matrix `X.weight`, a byte tensor `X.planes` with its planes one after another;
+//! - for each layer with experts and each plane `p`, a byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs,
+//!   one per expert. A slab holds the plane's gate, up and down parts. Slabs are aligned, so that one direct
+//!   read fetches a slab;
+//! - since version 3, for matrices that need it: how group parameters are stored (`dollop.matrix.params`),
+//!   and how an expert's inputs are rotated (`dollop.matrix.rotation`);
+//! - since version 4, if experts of a layer are stored at different levels: the level of each expert
+//!   (`dollop.matrix.levels`, all stacks concatenated). A plane's tensor has slabs only for the experts that
+//!   have the plane, in expert order;
+//! - since version 5, if codes index a table: more values of `dollop.matrix.params`, and no planes above 4
+//!   bits;
 //! - norms, biases and routers as F32 under their own names;
-//! - at the end `dollop.fits`, `dollop.errors` (per matrix, experts counted singly) and `dollop.checksums` (CRC-32 of
-//!   every dense planes tensor and of every slab, in the order of the file).
+//! - at the end, `dollop.fits` and `dollop.errors` (per matrix, each expert counted), and `dollop.checksums`
+//!   (CRC-32 of every dense planes tensor and of every slab, in file order).
 //!
-//! This file knows numbers only; what the planes mean is `quant`'s.
+//! This file knows only the numbers; `quant` knows what planes mean.
 
 use super::{GgmlType, Gguf, Metadata, TensorInfo};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Version of the layout that this code reads, and writes where codes of a matrix index a table. Those before are read as well,
-/// and still written where they will do: other programs read them, and conversions stay the same files.
+/// The newest layout version. It is written only if a matrix's codes index a table. Older versions are still
+/// read, and are written if they suffice: other programs read them, and conversions stay byte-identical.
 pub const VERSION: u32 = 5;
-/// The version in which experts of a layer may differ in their level.
+/// The version in which experts of a layer may have different levels.
 pub const VERSION_UNEVEN: u32 = 4;
-/// The version in which matrices may be rotated or have narrow parameters.
+/// The version in which matrices may have rotated inputs or narrow group parameters.
 pub const VERSION_ROTATED: u32 = 3;
-/// The version in which no matrix is either.
+/// The version without either.
 pub const VERSION_PLAIN: u32 = 2;
 
 const MAX_MATRICES: usize = 1 << 20;
-/// Experts of a layer at most.
+/// The most experts per layer.
 pub const MAX_EXPERTS: u64 = 4096;
 const MAX_SIDE: u64 = 1 << 24;
 
-/// The tensor with the checksums of weights.
+/// Name of the tensor with the weights' checksums.
 pub const CHECKSUMS: &str = "dollop.checksums";
 
-/// The parts of an expert, in the order in which they lie in a slab.
+/// The parts of an expert, in slab order.
 pub const PARTS: [&str; 3] = ["gate", "up", "down"];
 
 /// One matrix, or one stack of expert matrices.
@@ -59,37 +61,37 @@ pub struct MatrixEntry {
     pub group: usize,
     /// Highest level stored, in bits.
     pub level: u8,
-    /// The highest level of each expert, where they differ; else empty.
+    /// The highest level of each expert if they differ, otherwise empty.
     pub levels: Vec<u8>,
-    /// What its inputs are rotated by: 0 for nothing; the other numbers are `quant`'s.
+    /// The rotation of the inputs, as `quant` numbers it; 0 for none.
     pub rotation: u8,
-    /// How groups' parameters are stored, as `quant::GroupParams` numbers it.
+    /// How group parameters are stored, as `quant::GroupParams` numbers it.
     pub params: u8,
 }
 
 impl MatrixEntry {
-    /// How many matrices the entry stands for.
+    /// Number of matrices that the entry describes.
     pub fn count(&self) -> usize {
         self.experts.max(1)
     }
 
-    /// The name of a dense matrix's tensor.
+    /// Name of a dense matrix's tensor.
     pub fn planes_name(&self) -> String {
         format!("{}.planes", self.name.strip_suffix(".weight").unwrap_or(&self.name))
     }
 }
 
-/// The name of the tensor with plane `p` of a layer's experts.
+/// Name of the tensor with plane `p` of a layer's experts.
 pub fn slabs_name(layer: usize, p: usize) -> String {
     format!("blk.{layer}.ffn_exps.plane{p}")
 }
 
-/// The name of one part of a layer's experts.
+/// Name of one part of a layer's experts.
 pub fn part_name(layer: usize, part: &str) -> String {
     format!("blk.{layer}.ffn_{part}_exps.weight")
 }
 
-/// Whether these keys are a Dollop file's.
+/// Whether this is the metadata of a Dollop file.
 pub fn is_dollop(metadata: &Metadata) -> bool {
     metadata.get("dollop.version").is_some()
 }
@@ -97,18 +99,18 @@ pub fn is_dollop(metadata: &Metadata) -> bool {
 /// A parsed Dollop file.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    /// The container.
+    /// The GGUF header.
     pub gguf: Gguf,
     /// The table of matrices.
     pub matrices: Vec<MatrixEntry>,
     index: HashMap<String, usize>,
-    /// Position of each entry's first matrix in `dollop.fits` and `dollop.errors`.
+    /// Index of each entry's first matrix in `dollop.fits` and `dollop.errors`.
     first: Vec<usize>,
 }
 
 impl Directory {
     /// # Errors
-    /// `Malformed` where the file contradicts itself, `Unsupported` for another version.
+    /// `Malformed` if the file contradicts itself, `Unsupported` for another version.
     pub fn parse(bytes: &[u8]) -> Result<Directory> {
         let gguf = Gguf::parse(bytes)?;
         let meta = &gguf.metadata;
@@ -145,7 +147,7 @@ impl Directory {
         let (rows, cols) = (column("rows", MAX_SIDE)?, column("cols", MAX_SIDE)?);
         let (experts, group, level) =
             (column("experts", MAX_EXPERTS)?, column("group", 256)?, column("level", 8)?);
-        // Attributes that version 2 has not.
+        // Columns that version 2 does not have.
         let added = |key: &str, max: u64| -> Result<Vec<u64>> {
             match meta.get(&format!("dollop.matrix.{key}")) {
                 None => Ok(vec![0; names.len()]),
@@ -185,21 +187,21 @@ impl Directory {
         self.matrices.iter().any(|m| !m.levels.is_empty())
     }
 
-    /// A matrix by canonical name, with its position in the tables of fits and errors.
+    /// A matrix by canonical name, and its index in the tables of fits and errors.
     pub fn matrix(&self, name: &str) -> Option<(&MatrixEntry, usize)> {
         let &i = self.index.get(name)?;
         Some((&self.matrices[i], self.first[i]))
     }
 
-    /// Number of matrices, experts counted singly.
+    /// Number of matrices, each expert counted.
     pub fn total(&self) -> usize {
         self.matrices.iter().map(MatrixEntry::count).sum()
     }
 
-    /// The bytes of a tensor of type `ty`, as a range of the file.
+    /// The file range of a tensor of type `ty`.
     ///
     /// # Errors
-    /// `Malformed` where it is missing or of another type or length.
+    /// `Malformed` if it is missing, or has another type or length.
     pub fn tensor(&self, name: &str, ty: GgmlType, n_bytes: Option<usize>) -> Result<Range<usize>> {
         let wrong = |what: String| Error::malformed(format!("tensor `{name}`"), what);
         let t: &TensorInfo = self
@@ -218,10 +220,10 @@ impl Directory {
     }
 }
 
-/// The key with the level of each expert.
+/// The key with each expert's level.
 pub const LEVELS: &str = "dollop.matrix.levels";
 
-/// Levels of all experts, stack after stack; empty where the file has none.
+/// The levels of all experts, stacks concatenated; empty if the file has none.
 fn levels(meta: &Metadata, experts: u64) -> Result<Vec<u8>> {
     let Some(levels) = meta.u64s(LEVELS)? else { return Ok(Vec::new()) };
     if levels.len() as u64 != experts {

@@ -1,7 +1,7 @@
-//! The GGUF container, versions 2 and 3: header, metadata, tensor directory. Pure parsing of bytes that somebody else
-//! mapped; tensor data is only located, never touched.
+//! Parses the GGUF container, versions 2 and 3: header, metadata and tensor directory. It locates tensor data
+//! but never reads it. The caller provides the bytes.
 //!
-//! Every count is checked against the bytes that are left before anything is allocated for it, so a header can claim no
+//! Every count is checked against the remaining bytes before memory is allocated, so a header cannot claim
 //! more memory than the file has bytes.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
@@ -19,7 +19,7 @@ const MAX_KEYS: u64 = 1 << 16;
 const MAX_KEY_BYTES: u64 = 1 << 16;
 const MAX_DIMS: u32 = 4;
 
-/// Smallest encodings, which bound how many entries the bytes left can hold.
+/// The smallest possible entries: they bound how many fit the remaining bytes.
 const MIN_KEY_BYTES: u64 = 8 + 4 + 1;
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
@@ -38,14 +38,14 @@ pub struct TensorInfo {
     pub n_bytes: u64,
 }
 
-/// A parsed header. All tensors are known to lie within the file and not to overlap.
+/// A parsed header. All tensors were checked to lie within the file, without overlaps.
 #[derive(Clone, Debug)]
 pub struct Gguf {
     /// 2 or 3.
     pub version: u32,
     /// Keys and values.
     pub metadata: Metadata,
-    /// The directory, in the file's order.
+    /// The tensors, in directory order.
     pub tensors: Vec<TensorInfo>,
     /// `general.alignment`.
     pub alignment: u64,
@@ -56,16 +56,17 @@ pub struct Gguf {
 
 impl Gguf {
     /// # Errors
-    /// `Malformed` for bytes that are no GGUF or contradict themselves, `Unsupported` for other versions, byte orders
-    /// and tensor types.
+    /// `Malformed` if the bytes are not GGUF or contradict themselves. `Unsupported` for other versions, byte
+    /// orders and tensor types.
     pub fn parse(bytes: &[u8]) -> Result<Gguf> {
         Gguf::read(&mut Reader { bytes, at: 0, len: bytes.len() as u64, short: false })
     }
 
-    /// [`Gguf::parse`] of a file of `len` bytes of which only these first ones are there; `None` where the header is longer.
+    /// Like [`Gguf::parse`], given only the first bytes of a file of `len` bytes. `None` if the header is
+    /// longer than these.
     ///
     /// # Errors
-    /// As [`Gguf::parse`].
+    /// Those of [`Gguf::parse`].
     pub fn parse_prefix(prefix: &[u8], len: u64) -> Result<Option<Gguf>> {
         let mut r = Reader { bytes: prefix, at: 0, len: len.max(prefix.len() as u64), short: false };
         match Gguf::read(&mut r) {
@@ -106,7 +107,7 @@ impl Gguf {
                 return Err(Error::malformed("general.alignment", reason));
             }
         };
-        // What a server says of a file's length is no reason to take memory.
+        // `len` may come from a server: bound the allocation by the bytes that we have.
         let room = n_tensors.min(r.bytes.len() as u64 / MIN_TENSOR_BYTES) as usize;
         let mut tensors = Vec::with_capacity(room);
         let mut index = HashMap::with_capacity(room);
@@ -117,7 +118,7 @@ impl Gguf {
             }
             tensors.push(tensor);
         }
-        // Without tensors (a vocabulary, a first shard) nothing need follow the header.
+        // A file without tensors (a vocabulary, a first shard) may end with the header.
         let data_start = (r.at as u64).next_multiple_of(alignment);
         place(&mut tensors, data_start, alignment, r.len)?;
         Ok(Gguf { version, metadata, tensors, alignment, data_start, index })
@@ -129,7 +130,7 @@ impl Gguf {
     }
 }
 
-/// Turns offsets within the data into offsets within the file; checks bounds and overlap.
+/// Makes offsets relative to the file instead of the data; checks bounds and overlaps.
 fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, file_len: u64) -> Result<()> {
     let field = |t: &TensorInfo| format!("tensor `{}`", t.name);
     for t in tensors.iter_mut() {
@@ -163,9 +164,9 @@ fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, file_len: 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Length of the file, of which `bytes` are all or the first.
+    /// Length of the whole file; `bytes` may be only its beginning.
     len: u64,
-    /// Whether more was read than `bytes` have and the file has.
+    /// Whether the header continues past the end of `bytes`, but not of the file.
     short: bool,
 }
 
@@ -203,7 +204,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A count of things of at least `each` bytes.
+    /// Reads a count of entries that take at least `each` bytes.
     fn count(&mut self, what: &str, max: u64, each: u64) -> Result<u64> {
         let n = self.u64(what)?;
         if n > max {
@@ -308,7 +309,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A directory entry; its offset is still relative to the tensor data.
+    /// Reads a directory entry. Its offset is still relative to the tensor data.
     fn tensor(&mut self) -> Result<TensorInfo> {
         let name = self.text("tensor name", MAX_KEY_BYTES)?.to_owned();
         let field = format!("tensor `{name}`");

@@ -1,12 +1,12 @@
-//! JSON as Python writes it: its `json` module writes and reads numbers that JSON has none for.
+//! Parses JSON as Python's `json` module writes it, which includes numbers that JSON does not have.
 
 use serde_json::Value;
 
-/// Parses a file that Python may have written. `NaN`, `Infinity` and `-Infinity` become those words as text: where such a number is
-/// used, the caller's check of its kind names it, and elsewhere it does no harm.
+/// Parses a file that Python may have written. `NaN`, `Infinity` and `-Infinity` become strings. If such a
+/// value is used, the caller's type check reports it; otherwise it does no harm.
 ///
 /// # Errors
-/// What the parser says of the text as it is.
+/// The parser's error for the original text.
 pub(crate) fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|e| match quoted(text) {
         Some(text) => serde_json::from_str(&text),
@@ -14,7 +14,7 @@ pub(crate) fn parse(text: &str) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// The text with such numbers in quotation marks; `None` where there are none.
+/// Puts such numbers in quotation marks; `None` if there are none.
 fn quoted(text: &str) -> Option<String> {
     let (mut out, mut rest, mut found) = (String::with_capacity(text.len()), text, false);
     while let Some(c) = rest.chars().next() {
@@ -35,7 +35,7 @@ fn quoted(text: &str) -> Option<String> {
     found.then_some(out)
 }
 
-/// The length of the string literal that a text begins with.
+/// Length of the string literal at the start of a text.
 fn string_len(text: &str) -> usize {
     let mut escaped = false;
     for (i, b) in text.bytes().enumerate().skip(1) {

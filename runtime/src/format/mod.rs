@@ -1,7 +1,7 @@
-//! Bytes on disk: GGUF, safetensors and Hugging Face configurations, and the directory of a Dollop file.
+//! File formats: GGUF, safetensors, Hugging Face configurations, and the directory of a Dollop file.
 //!
-//! Pure parsing and writing. Nothing here opens files, and nothing here trusts what it reads: every count is bounded
-//! by the bytes that are really there before memory is taken for it.
+//! Pure parsing and writing; nothing here opens files. Input is untrusted: every count is checked against the
+//! available bytes before memory is allocated.
 
 pub mod dollop;
 pub mod ggml;

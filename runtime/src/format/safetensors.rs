@@ -1,4 +1,4 @@
-//! The safetensors container and its sharded index. Locates tensors; reads none.
+//! Parses the safetensors container and its index of shards. It locates tensors but does not read them.
 
 use super::ggml::GgmlType;
 use crate::error::{Error, Result};
@@ -20,10 +20,11 @@ pub struct Entry {
     pub n_bytes: u64,
 }
 
-/// The tensors of one file. `bytes` is the whole file: the header is checked against its length.
+/// The tensors of one file. `bytes` must be the whole file, because offsets are checked against its length.
 ///
 /// # Errors
-/// `Malformed` for a header that contradicts itself or the file, `Unsupported` for element types that are no weights.
+/// `Malformed` if the header contradicts itself or the file. `Unsupported` for element types that are not
+/// weights.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
     let malformed = |e: ::safetensors::SafeTensorError| Error::malformed("safetensors header", e.to_string());
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
@@ -34,7 +35,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
             Dtype::F32 => GgmlType::F32,
             Dtype::F16 => GgmlType::F16,
             Dtype::BF16 => GgmlType::BF16,
-            // Parts of blocks, which another tensor completes.
+            // Blocks of MXFP4: the codes are in one tensor, their scales in another.
             Dtype::U8 => GgmlType::I8,
             other => {
                 let what = format!(
@@ -63,11 +64,11 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The shard files that `model.safetensors.index.json` names, in order, each once. Names are plain file names: an index
-/// cannot point out of its folder.
+/// The shard files that `model.safetensors.index.json` names, sorted, without duplicates. Only plain file
+/// names are accepted, so an index cannot refer outside its folder.
 ///
 /// # Errors
-/// `Malformed` where the text is no index.
+/// `Malformed` if the text is not an index, or names a path.
 pub fn shards(index: &str) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Index {

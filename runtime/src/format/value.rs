@@ -1,16 +1,16 @@
-//! GGUF metadata: typed values under dotted keys, in the file's order.
+//! GGUF metadata: typed values under dotted keys, in file order.
 //!
-//! Getters convert between integer widths, because writers disagree on them, and name the key when a value has another
-//! kind than the caller can use.
+//! Getters convert between integer widths, because writers disagree on them. If a value has the wrong type,
+//! the error names the key.
 
 use crate::error::{Error, Result};
 
 /// One metadata value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Any unsigned integer type; the width it is written with.
+    /// An unsigned integer, and the width in which it is written.
     Unsigned(u64, Width),
-    /// Any signed integer type; the width it is written with.
+    /// A signed integer, and the width in which it is written.
     Signed(i64, Width),
     /// 32-bit float.
     F32(f32),
@@ -18,13 +18,13 @@ pub enum Value {
     F64(f64),
     /// Boolean.
     Bool(bool),
-    /// UTF-8 text.
+    /// UTF-8 string.
     String(String),
-    /// Many values of one kind.
+    /// Values of one type.
     Array(Array),
 }
 
-/// Bits of an integer.
+/// Width of an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// 8 bits.
@@ -37,18 +37,18 @@ pub enum Width {
     W64,
 }
 
-/// An array. Integer widths are normalised on reading, since vocabularies have hundreds of thousands of entries.
+/// An array. Integers are widened to 64 bits when read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
-    /// From any unsigned type; written as u32 where all fit, else u64.
+    /// From any unsigned type. Written as u32 if all values fit, else as u64.
     Unsigned(Vec<u64>),
-    /// From any signed type; written as i32 where all fit, else i64.
+    /// From any signed type. Written as i32 if all values fit, else as i64.
     Signed(Vec<i64>),
     /// From f32 or f64; written as f32.
     F32(Vec<f32>),
     /// Booleans.
     Bool(Vec<bool>),
-    /// Texts.
+    /// Strings.
     String(Vec<String>),
 }
 
@@ -101,7 +101,7 @@ impl From<Vec<bool>> for Value {
 }
 
 impl Value {
-    /// Its kind, for error messages.
+    /// The value's type, for error messages.
     fn kind(&self) -> &'static str {
         match self {
             Value::Unsigned(..) | Value::Signed(..) => "an integer",
@@ -113,7 +113,7 @@ impl Value {
     }
 }
 
-/// Metadata in the order of the file.
+/// Metadata in file order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -130,7 +130,7 @@ impl Metadata {
         self.entries.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
-    /// Sets a key, in its old place if it had one.
+    /// Sets a key. An existing key keeps its position.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
@@ -139,12 +139,12 @@ impl Metadata {
         }
     }
 
-    /// Appends without looking for an older value: for readers that have checked.
+    /// Appends without checking for duplicates: the reader has checked.
     pub(super) fn push(&mut self, key: String, value: Value) {
         self.entries.push((key, value));
     }
 
-    /// Drops a key.
+    /// Removes a key and returns its value.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let at = self.entries.iter().position(|(k, _)| k == key)?;
         Some(self.entries.remove(at).1)
@@ -160,7 +160,7 @@ impl Metadata {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -178,7 +178,7 @@ impl Metadata {
         }
     }
 
-    /// A text.
+    /// A string; `None` if the key is missing.
     pub fn str(&self, key: &str) -> Result<Option<&str>> {
         match self.get(key) {
             None => Ok(None),
@@ -187,12 +187,13 @@ impl Metadata {
         }
     }
 
-    /// A text that must be there.
+    /// A string; an error if the key is missing.
     pub fn require_str(&self, key: &str) -> Result<&str> {
         self.str(key)?.ok_or_else(|| Error::malformed(key, "the key is missing"))
     }
 
-    /// A non-negative integer of any type. Where a file gives one value per layer in an array, all of them must agree.
+    /// A non-negative integer of any type. An array (one value per layer) is accepted if all its values are
+    /// equal.
     pub fn u64(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "a non-negative integer", |v| match v {
             Value::Unsigned(n, _) => Some(*n),
@@ -207,7 +208,7 @@ impl Metadata {
         })
     }
 
-    /// A float (or an integer, as some writers have it).
+    /// A float. Integers are accepted, because some writers use them.
     pub fn f32(&self, key: &str) -> Result<Option<f32>> {
         self.typed(key, "a number", |v| match v {
             Value::F32(x) => Some(*x),
@@ -226,7 +227,7 @@ impl Metadata {
         })
     }
 
-    /// Texts.
+    /// An array of strings.
     pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
         match self.get(key) {
             None => Ok(None),
@@ -237,7 +238,7 @@ impl Metadata {
         }
     }
 
-    /// Floats.
+    /// An array of floats.
     pub fn f32s(&self, key: &str) -> Result<Option<&[f32]>> {
         match self.get(key) {
             None => Ok(None),
@@ -248,7 +249,7 @@ impl Metadata {
         }
     }
 
-    /// Booleans.
+    /// An array of booleans.
     pub fn bools(&self, key: &str) -> Result<Option<&[bool]>> {
         match self.get(key) {
             None => Ok(None),
@@ -259,7 +260,7 @@ impl Metadata {
         }
     }
 
-    /// Non-negative integers of any type.
+    /// An array of non-negative integers of any type.
     pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>> {
         self.typed(key, "an array of non-negative integers", |v| match v {
             Value::Array(Array::Unsigned(v)) => Some(v.clone()),
@@ -268,7 +269,7 @@ impl Metadata {
         })
     }
 
-    /// Integers of any type.
+    /// An array of integers of any type.
     pub fn i64s(&self, key: &str) -> Result<Option<Vec<i64>>> {
         self.typed(key, "an array of integers", |v| match v {
             Value::Array(Array::Unsigned(v)) => v.iter().map(|&n| i64::try_from(n).ok()).collect(),

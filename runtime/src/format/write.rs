@@ -1,12 +1,12 @@
-//! Writing GGUF: header and directory first, tensor data behind in any order.
+//! Writes GGUF files: header and directory first, then tensor data in any order.
 //!
-//! Sizes are declared up front, so that a conversion can stream: nothing but the directory is held in memory.
+//! All sizes are declared first. So a conversion can stream, and holds only the directory in memory.
 
 use super::ggml::GgmlType;
 use super::value::{Array, Metadata, Value, Width};
 use std::io::{self, Seek, SeekFrom, Write};
 
-/// A tensor that will be written.
+/// The declaration of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorDecl {
     /// Unique name.
@@ -18,10 +18,10 @@ pub struct TensorDecl {
 }
 
 impl TensorDecl {
-    /// Length of its data.
+    /// Length of the tensor's data.
     ///
     /// # Panics
-    /// For shapes that [`GgufWriter::new`] refuses.
+    /// If [`GgufWriter::new`] would refuse the shape.
     pub fn n_bytes(&self) -> u64 {
         self.checked_bytes().expect("the shape is whole blocks and fits a file")
     }
@@ -37,18 +37,19 @@ impl TensorDecl {
 /// A GGUF file being written.
 pub struct GgufWriter<W> {
     out: W,
-    /// Offset, length, and bytes written so far of every tensor.
+    /// Offset, length, and bytes written so far, per tensor.
     places: Vec<(u64, u64, u64)>,
     end: u64,
-    /// Where `out` stands: a seek would empty the buffer of a buffered `out`.
+    /// Current position of `out`. Seeking only when needed keeps a buffered `out` from flushing.
     at: u64,
 }
 
 impl<W: Write + Seek> GgufWriter<W> {
-    /// Writes header, metadata (with `general.alignment`) and directory.
+    /// Writes the header, the metadata (with `general.alignment`) and the directory.
     ///
     /// # Errors
-    /// Those of `out`; `InvalidInput` for an alignment that is no power of two, and for sizes that no file can have.
+    /// Those of `out`. `InvalidInput` if the alignment is not a power of two, or sizes are too large for a
+    /// file.
     pub fn new(mut out: W, metadata: &Metadata, tensors: &[TensorDecl], alignment: u64) -> io::Result<Self> {
         let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
         if !alignment.is_power_of_two() {
@@ -89,13 +90,13 @@ impl<W: Write + Seek> GgufWriter<W> {
         Ok(GgufWriter { out, places, end: start + offset, at: start })
     }
 
-    /// Writes `bytes` of tensor `index`, from byte `at` of it.
+    /// Writes `bytes` into tensor `index`, from the tensor's byte `at`.
     ///
     /// # Errors
     /// Those of the file.
     ///
     /// # Panics
-    /// Where the bytes do not fit the tensor.
+    /// If the bytes do not fit the tensor.
     pub fn write(&mut self, index: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
         let (offset, len, written) = &mut self.places[index];
         assert!(at + bytes.len() as u64 <= *len, "tensor {index}: {} bytes at {at} of {len}", bytes.len());
@@ -104,49 +105,50 @@ impl<W: Write + Seek> GgufWriter<W> {
         if self.at != from {
             self.out.seek(SeekFrom::Start(from))?;
         }
-        // Where the write fails, the position is unknown, and the next one seeks.
+        // If the write fails, the position is unknown, so the next write must seek.
         self.at = u64::MAX;
         self.out.write_all(bytes)?;
         self.at = from + bytes.len() as u64;
         Ok(())
     }
 
-    /// Length of the whole file.
+    /// Length of the complete file.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Where it is written to.
+    /// The underlying writer.
     pub fn out(&self) -> &W {
         &self.out
     }
 
-    /// Counts tensor `index` as written: it was, by a writer of the same header to the same file.
+    /// Counts tensor `index` as written, because an earlier writer with the same header wrote it to this
+    /// file.
     pub fn resume(&mut self, index: usize) {
         let (_, len, written) = &mut self.places[index];
         *written = *len;
     }
 
-    /// [`GgufWriter::write`] over bytes that were written before.
+    /// Like [`GgufWriter::write`], over bytes that were already written.
     ///
     /// # Errors
     /// Those of the file.
     ///
     /// # Panics
-    /// As [`GgufWriter::write`], and where fewer bytes were written.
+    /// Those of [`GgufWriter::write`], and if fewer bytes were written before.
     pub fn rewrite(&mut self, index: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
         let written = &mut self.places[index].2;
         *written = written.checked_sub(bytes.len() as u64).expect("these bytes were written before");
         self.write(index, at, bytes)
     }
 
-    /// Pads the end and hands the file back.
+    /// Pads the file to its full length and returns the writer.
     ///
     /// # Errors
     /// Those of the file.
     ///
     /// # Panics
-    /// Where a declared tensor was not written whole.
+    /// If a declared tensor is incomplete.
     pub fn finish(mut self) -> io::Result<W> {
         for (i, (_, len, written)) in self.places.iter().enumerate() {
             assert_eq!(len, written, "tensor {i} was not written whole");

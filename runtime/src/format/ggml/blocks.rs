@@ -1,6 +1,7 @@
-//! One function per encoding: whole blocks in, f32 out. Callers have checked the lengths.
+//! Dequantizes blocks to f32, one function per encoding. Callers have checked the lengths.
 //!
-//! Layouts follow ggml's `ggml-common.h`; nibbles of a 32-block hold elements `j` (low) and `j + 16` (high).
+//! Layouts follow ggml's `ggml-common.h`. In blocks of 32, byte `j` holds element `j` in its low nibble and
+//! element `j + 16` in its high nibble.
 
 use half::f16;
 
@@ -32,7 +33,7 @@ pub(super) fn bf16s(bytes: &[u8], out: &mut [f32]) {
     each::<2, 1>(bytes, out, |b, o| o[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
 }
 
-/// Bit `j` of the 32 high bits of a 5-bit block.
+/// Bit `j` of a 5-bit block's 32 high bits, moved to bit 4.
 #[inline]
 fn fifth(b: &[u8], j: usize) -> u8 {
     (b[j / 8] >> (j % 8) & 1) << 4
@@ -93,7 +94,7 @@ pub(super) fn q2_k(bytes: &[u8], out: &mut [f32]) {
         let (d, dmin) = (le_f16(&b[80..]), le_f16(&b[82..]));
         for (g, o) in o.chunks_exact_mut(16).enumerate() {
             let (scale, min) = (d * f32::from(scales[g] & 15), dmin * f32::from(scales[g] >> 4));
-            // 128 elements share 32 bytes; each run of 32 has its own pair of bits.
+            // 128 elements share 32 bytes; each run of 32 elements has its own two bits of each byte.
             let (from, shift) = (g / 8 * 32 + g % 2 * 16, g % 8 / 2 * 2);
             for j in 0..16 {
                 o[j] = scale * f32::from(qs[from + j] >> shift & 3) - min;
@@ -120,7 +121,7 @@ pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// 6-bit scale and minimum number `g` (0–7) of the 12 packed bytes of Q4_K and Q5_K.
+/// The 6-bit scale and minimum of group `g` (0–7), from the 12 packed bytes of Q4_K and Q5_K.
 #[inline]
 pub fn k_scale_min(packed: &[u8], g: usize) -> (u8, u8) {
     if g < 4 {
@@ -167,7 +168,7 @@ pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
         let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], le_f16(&b[208..]));
         for (g, o) in o.chunks_exact_mut(16).enumerate() {
             let scale = d * f32::from(scales[g] as i8);
-            // Of each 128 elements, four runs of 32: runs 0 and 2 share low bytes, as do 1 and 3.
+            // Each 128 elements are four runs of 32. Runs 0 and 2 share low bytes, as do runs 1 and 3.
             let (half, run, from) = (g / 8, g % 8 / 2, g % 2 * 16);
             for j in 0..16 {
                 let l = low[half * 64 + run % 2 * 32 + from + j] >> (run / 2 * 4) & 15;
@@ -178,7 +179,7 @@ pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// ggml's `kvalues_iq4nl`.
+/// The table `kvalues_iq4nl` of ggml.
 const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 pub(super) fn iq4_nl(bytes: &[u8], out: &mut [f32]) {
@@ -210,12 +211,12 @@ pub(super) fn iq4_xs(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// E2M1 values, doubled.
+/// The values of E2M1, doubled.
 const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 pub(super) fn mxfp4(bytes: &[u8], out: &mut [f32]) {
     each::<17, 32>(bytes, out, |b, o| {
-        // Half of 2^(e − 127), to undo the doubling; the two smallest are subnormal.
+        // 2^(e − 127) / 2, to undo the doubling. The two smallest are subnormal.
         let half = f32::from_bits(match b[0] {
             e @ 0..=1 => 0x0020_0000 << e,
             e => (u32::from(e) - 1) << 23,

@@ -1,6 +1,7 @@
-//! The element encodings of GGUF tensors: sizes, and dequantization to f32.
+//! Element encodings of GGUF tensors: their sizes, and dequantization to f32.
 //!
-//! The values are exactly those of the `gguf` Python package's `quants.dequantize` (`tests/goldens/ggml`).
+//! Values are bit-identical to those of the `gguf` Python package's `quants.dequantize`
+//! (`tests/goldens/ggml`).
 
 mod blocks;
 
@@ -18,7 +19,7 @@ macro_rules! types {
             /// Every type.
             pub const ALL: &'static [GgmlType] = &[$(GgmlType::$variant),*];
 
-            /// The number in a GGUF directory.
+            /// The type's number in a GGUF directory.
             pub const fn id(self) -> u32 { match self { $(GgmlType::$variant => $id),* } }
 
             /// The name that GGUF tools print.
@@ -54,7 +55,7 @@ types! {
     MXFP4 = 39, "MXFP4", 32, 17, "4-bit floats (E2M1) with a shared power of two.";
 }
 
-/// Encodings that exist but are not read, so that the message can name them.
+/// Encodings that we do not read, so that error messages can name them.
 const OTHERS: [(u32, &str); 16] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -75,7 +76,7 @@ const OTHERS: [(u32, &str); 16] = [
 ];
 
 impl GgmlType {
-    /// The type with this number, or a message that names it and lists what is supported.
+    /// The type with this number. The error text names the type and lists the supported ones.
     pub fn from_id(id: u32) -> Result<GgmlType, String> {
         GgmlType::ALL.iter().copied().find(|t| t.id() == id).ok_or_else(|| {
             let known = OTHERS
@@ -87,12 +88,12 @@ impl GgmlType {
         })
     }
 
-    /// Bytes of a row of `n` elements, where `n` is a whole number of blocks.
+    /// Bytes of a row of `n` elements; `None` if `n` is not a multiple of the block length.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         n.is_multiple_of(self.block_len()).then(|| n / self.block_len())?.checked_mul(self.block_bytes())
     }
 
-    /// Whether the elements are weights (rather than bytes or integers).
+    /// Whether the elements are weights, not bytes or integers.
     pub fn is_float(self) -> bool {
         !matches!(self, GgmlType::I8 | GgmlType::I32)
     }
@@ -100,7 +101,7 @@ impl GgmlType {
     /// Decodes `bytes` into `out`.
     ///
     /// # Errors
-    /// `Malformed` where the lengths do not belong together, `Invalid` for integer types.
+    /// `Malformed` if the lengths do not match, `Invalid` for integer types.
     pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         if self.row_bytes(out.len()) != Some(bytes.len()) {
             let reason = format!("{} bytes of {self} are not {} elements", bytes.len(), out.len());
@@ -143,7 +144,7 @@ impl fmt::Display for GgmlType {
 mod tests {
     use super::*;
 
-    /// Blocks of every type with the values that the `gguf` package gives them (`tests/goldens/ggml/make.py`).
+    /// Blocks of every type, with the values from the `gguf` package (`tests/goldens/ggml/make.py`).
     const GOLDEN: &[u8] = include_bytes!("../../../../tests/goldens/ggml/blocks.bin");
 
     #[test]

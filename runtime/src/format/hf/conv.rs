@@ -1,11 +1,11 @@
-//! What a `config.json` says of short convolutions (LFM2), of what stands beside them, and of the routers of these models.
+//! Reads the keys of LFM2 models in `config.json`: short convolutions, block widths, and routers.
 
 use super::{Config, number};
 use crate::error::{Error, Result};
 use crate::format::value::Metadata;
 use serde_json::Value as Json;
 
-/// Keys that are read here.
+/// Keys that this module reads.
 pub(super) const READ: [&str; 16] = [
     "block_auto_adjust_ff_dim",
     "block_ff_dim",
@@ -25,7 +25,7 @@ pub(super) const READ: [&str; 16] = [
     "use_expert_bias",
 ];
 
-/// The layers' kinds, and what else these models have.
+/// Writes the GGUF keys for the kinds of layers, widths and routers.
 pub(super) fn keys(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     let mut number = |name: &str, value| number(m, arch, name, value);
     number("shortconv.l_cache", Some(c.u64("conv_L_cache")?.unwrap_or(3)))?;
@@ -45,7 +45,7 @@ pub(super) fn keys(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Which layers have attention: by kind or, in old files, by number; otherwise all.
+/// Which layers have attention: by `layer_types`, or in old files by `full_attn_idxs`; otherwise all.
 fn attends(c: &Config, layers: u64) -> Result<Vec<bool>> {
     let list = |key| match c.get(key) {
         None => Ok(None),
@@ -69,17 +69,18 @@ fn attends(c: &Config, layers: u64) -> Result<Vec<bool>> {
     Ok((0..layers).map(|layer| listed.iter().any(|n| n.as_u64() == Some(layer))).collect())
 }
 
-/// The width of dense blocks: as it is written or, where the file says so, two thirds of it, times a factor, rounded up.
+/// The width of dense blocks. If the file says so, it is two thirds of the given width, times a factor,
+/// rounded up to a multiple.
 fn feed_forward(c: &Config) -> Result<Option<u64>> {
     let Some(width) = c.u64("block_ff_dim")?.or(c.u64("intermediate_size")?) else { return Ok(None) };
-    // Models with experts have none of these keys, and their width is as it is written.
+    // Models with experts have none of these keys, and use the width as it is.
     let adjusts = c.bool("block_auto_adjust_ff_dim")?.unwrap_or(c.u64("num_experts")?.is_none());
     if !adjusts {
         return Ok(Some(width));
     }
     let factor = c.f64("block_ffn_dim_multiplier")?.unwrap_or(1.0);
     let multiple = c.u64("block_multiple_of")?.unwrap_or(256);
-    // Both round towards zero, as Python's `int` does.
+    // Both conversions truncate, as Python's `int` does.
     let width = (2.0 * width as f64 / 3.0) as u64;
     let width = (factor * width as f64) as u64;
     let rounded = width.checked_next_multiple_of(multiple);

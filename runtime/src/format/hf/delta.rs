@@ -1,11 +1,11 @@
-//! What `config.json` says of layers that are gated delta nets.
+//! Reads the keys of gated delta nets in `config.json`.
 
 use super::{Config, Dialect, number};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use serde_json::Value as Json;
 
-/// Keys that are read here, or say what is so in all models with such layers.
+/// Keys that this module reads, or that are the same in all such models.
 pub(super) const READ: [&str; 10] = [
     "attn_output_gate",
     "full_attention_interval",
@@ -15,12 +15,12 @@ pub(super) const READ: [&str; 10] = [
     "linear_num_value_heads",
     "linear_value_head_dim",
     "mamba_ssm_dtype",
-    // Of a draft head, which is left out.
+    // These belong to a draft head, which we leave out.
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
 ];
 
-/// Their sizes, and which layers they are.
+/// Writes the GGUF keys for dimensions, and for which layers are delta nets.
 pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     if !dialect.delta {
         return Ok(());
@@ -40,7 +40,7 @@ pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<
     ] {
         number(m, dialect.architecture, key, Some(value))?;
     }
-    // GGUF files may have value heads in another order.
+    // GGUF files may order value heads differently.
     m.insert("dollop.delta.tiled", false);
     let layers = c.require_u64("num_hidden_layers")?;
     let is_delta = match c.get("layer_types") {
@@ -59,7 +59,7 @@ pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<
     Ok(())
 }
 
-/// Every so many layers one has attention, by default.
+/// Every n-th layer has attention, by default.
 const INTERVAL: u64 = 4;
 
 /// Whether a layer of this type is a delta net.

@@ -1,13 +1,13 @@
-//! What `generation_config.json` says of sampling, in llama.cpp's keys. Whether the numbers make sense is asked where they
-//! are used.
+//! Converts the sampling settings of `generation_config.json` to llama.cpp's GGUF keys. The values are
+//! validated when they are used.
 
 use super::object;
 use crate::error::Result;
 use crate::format::{Metadata, Value, Width};
 use serde_json::Value as Json;
 
-/// Keys that are copied, and the GGUF keys that they become: those that llama.cpp's converter copies, and `typical_p`,
-/// which has no name there.
+/// Keys to copy, and their GGUF keys. They are those of llama.cpp's converter, plus `typical_p`, for which it
+/// has none.
 const COPIED: [(&str, &str); 14] = [
     ("temperature", "general.sampling.temp"),
     ("top_k", "general.sampling.top_k"),
@@ -25,7 +25,7 @@ const COPIED: [(&str, &str); 14] = [
     ("sequence", "general.sampling.sequence"),
 ];
 
-/// Keys that are read elsewhere, or are about lengths, caches and the file itself.
+/// Keys that are read elsewhere, or concern lengths, caches and the file itself.
 const OTHERS: [&str; 14] = [
     "_from_model_config",
     "bos_token_id",
@@ -43,10 +43,10 @@ const OTHERS: [&str; 14] = [
     "chat_format",
 ];
 
-/// Copies the numbers of a `generation_config.json`. Keys that mean something and are not understood are listed.
+/// Copies the sampling settings of a `generation_config.json`, and lists the keys that are not understood.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON object.
+/// `Malformed` if the text is not a JSON object.
 pub fn sampling(m: &mut Metadata, generation: &str) -> Result<()> {
     let json = object("generation_config.json", generation)?;
     let mut unused = Vec::new();
@@ -64,7 +64,7 @@ pub fn sampling(m: &mut Metadata, generation: &str) -> Result<()> {
     }
     match json.get("do_sample") {
         None | Some(Json::Null | Json::Bool(true)) => {}
-        // What transformers calls greedy is temperature 0 here, whatever else the file says.
+        // transformers calls this greedy: temperature 0, whatever else the file says.
         Some(Json::Bool(false)) => m.insert("general.sampling.temp", 0.0f32),
         Some(_) => unused.push("do_sample (true or false is expected)".into()),
     }
@@ -74,7 +74,7 @@ pub fn sampling(m: &mut Metadata, generation: &str) -> Result<()> {
     Ok(())
 }
 
-/// A number or a text as llama.cpp's writer would store it.
+/// A number or string, as llama.cpp's writer would store it.
 fn gguf(value: &Json) -> Option<Value> {
     match value {
         Json::Number(n) => Some(match n.as_i64().and_then(|n| i32::try_from(n).ok()) {

@@ -1,10 +1,10 @@
-//! What a `config.json` says of attention to a latent (MLA, arXiv 2405.04434).
+//! Reads the keys of multi-head latent attention (MLA, arXiv 2405.04434) in `config.json`.
 
 use super::{Config, number};
 use crate::error::Result;
 use crate::format::value::Metadata;
 
-/// Keys that are read here.
+/// Keys that this module reads.
 pub(super) const READ: [&str; 8] = [
     "kv_lora_rank",
     "q_lora_rank",
@@ -16,12 +16,12 @@ pub(super) const READ: [&str; 8] = [
     "v_head_dim",
 ];
 
-/// Lengths of the parts of a head.
+/// Writes the GGUF keys for the dimensions of heads and latent.
 pub(super) fn keys(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     let (rank, rope) = (c.require_u64("kv_lora_rank")?, c.require_u64("qk_rope_head_dim")?);
     let (nope, value) = (c.require_u64("qk_nope_head_dim")?, c.require_u64("v_head_dim")?);
     let mut number = |name: &str, value| number(m, arch, name, value);
-    // One key and value for all heads.
+    // All heads share one key and one value.
     number("attention.head_count_kv", Some(1))?;
     number("attention.kv_lora_rank", Some(rank))?;
     number("attention.q_lora_rank", c.u64("q_lora_rank")?)?;

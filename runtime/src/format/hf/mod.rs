@@ -1,7 +1,8 @@
-//! Hugging Face models in GGUF's words: `config.json` becomes GGUF keys, tensor names become GGUF names.
+//! Converts Hugging Face models to GGUF conventions: `config.json` to GGUF keys, tensor names to GGUF names.
 //!
-//! Both spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of transformers 5
-//! (`rope_parameters`). Keys are those that llama.cpp's converter writes; what GGUF has no key for is under `dollop.*`.
+//! Two spellings of `config.json` are read: the old one (`rope_theta`, `rope_scaling`) and that of
+//! transformers 5 (`rope_parameters`). Keys are those of llama.cpp's converter; facts without a GGUF key are
+//! stored under `dollop.*`.
 
 mod conv;
 mod delta;
@@ -22,76 +23,77 @@ use super::value::Metadata;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value as Json};
 
-/// How one family's `config.json` is read.
+/// How to read the `config.json` of one `model_type`.
 #[derive(Debug)]
 pub struct Dialect {
     /// `model_type`.
     pub model_type: &'static str,
-    /// The GGUF architecture that it becomes.
+    /// The GGUF architecture to convert to.
     pub architecture: &'static str,
-    /// The default of the family's class, for configs that leave `rope_theta` out.
+    /// The class's default for `rope_theta`.
     pub rope_base: f64,
     /// Whether it has routed experts.
     pub routed: bool,
-    /// Whether chosen gate weights are divided by their sum, where no `norm_topk_prob` says it.
+    /// Whether the chosen gates are divided by their sum, if `norm_topk_prob` is missing.
     pub renormalize: Option<bool>,
-    /// How `sliding_window` is read; `None` where it is not used.
+    /// How to read `sliding_window`; `None` if the model does not use it.
     pub sliding: Option<Sliding>,
-    /// How stacks of experts lie.
+    /// The layout of stacked experts.
     pub stacks: Stacks,
-    /// Whether some layers are short convolutions, in the words of `conv`.
+    /// Whether some layers are short convolutions (see `conv`).
     pub conv: bool,
-    /// Whether keys and values of attention are a latent, in the words of `latent`.
+    /// Whether the model uses latent attention (see `latent`).
     pub latent: bool,
-    /// Where experts are spoken of in the words of `routers`.
+    /// The defaults for DeepSeek's keys about experts (see `routers`), if the model uses those keys.
     pub sparse: Option<Sparse>,
-    /// Whether layers behind the last are those of a draft head.
+    /// Whether tensors of layers after the last belong to a draft head.
     pub draft_layers: bool,
-    /// Whether `swiglu_alpha` and `swiglu_limit` are those of its activation.
+    /// Whether the activation has the parameters `swiglu_alpha` and `swiglu_limit`.
     pub clamped: bool,
-    /// What `hidden_act` or `hidden_activation` must say, where they say anything.
+    /// The required value of `hidden_act` and `hidden_activation`, if present.
     pub activation: &'static str,
-    /// Whether embeddings are multiplied by the root of their width, rounded as the weights' type (`dtype`) has it.
+    /// Whether embeddings are multiplied by √d, rounded to the weights' type (`dtype`).
     pub embed_root: bool,
-    /// The default base of the rotary embedding of layers with a window, where it is another one there.
+    /// The default RoPE base of window layers, if they have their own.
     pub window_rope_base: Option<f64>,
-    /// Whether layers may have inputs of their own beside the stream, and the last ones share keys and values.
+    /// Whether layers may have extra inputs, and the last layers may share KV caches.
     pub per_layer: bool,
-    /// How keys about heads of layers that see everything begin, where they have heads of their own.
+    /// Prefix of the keys about heads of full-attention layers, if these differ from window layers.
     pub sees_all: Option<&'static str>,
-    /// Whether norms are stored as their distance from one.
+    /// Whether norm weights are stored minus one.
     pub norms_from_one: bool,
-    /// Modules of a layer whose names mean other parts than in most families.
+    /// Modules of a layer with unusual names, and their canonical names.
     pub renamed: &'static [(&'static str, &'static str)],
-    /// Beginnings of the names of tensors that other models than that of text have.
+    /// Prefixes of tensors that do not belong to the text model.
     pub left_out: &'static [&'static str],
-    /// Numbers of the family's class, for configs that leave them out.
+    /// The class's default numbers, for missing keys.
     pub numbers: &'static [(&'static str, u64)],
-    /// What is so or not, likewise.
+    /// The class's default flags, for missing keys.
     pub flags: &'static [(&'static str, bool)],
-    /// The part of a head that turns, by default; `None` where all of it always does.
+    /// The default rotated share of a head; `None` if heads always rotate fully.
     pub partial_rotary: Option<f64>,
-    /// Whether layers are gated delta nets, but for those that `layer_types` or `full_attention_interval` says.
+    /// Whether layers are gated delta nets, except those that `layer_types` or `full_attention_interval`
+    /// selects.
     pub delta: bool,
-    /// Whether the rows of a gate lie among those of queries, head by head.
+    /// Whether the query projection contains the gate's rows, head by head.
     pub gate_in_q: bool,
 }
 
-/// How a family says which layers have a sliding window.
+/// How a family selects the layers with a sliding window.
 #[derive(Clone, Copy, Debug)]
 pub struct Sliding {
-    /// Only where `use_sliding_window` is true.
+    /// Whether the window also needs `use_sliding_window` to be true.
     pub switched: bool,
-    /// `layer_types` says which layers, where it is given.
+    /// Whether `layer_types`, if present, lists the layers.
     pub listed: bool,
-    /// Where a number called `sliding_window_pattern` says the rhythm, the one that it has by default.
+    /// The default of `sliding_window_pattern`, for families that have this key.
     pub rhythm: Option<u64>,
-    /// Otherwise: whether a layer has one, by its number and that of the rhythm, or else `max_window_layers`.
+    /// Otherwise decides by the layer's number, and by `sliding_window_pattern` or else `max_window_layers`.
     pub on: fn(u64, u64) -> bool,
 }
 
 impl Dialect {
-    /// What most families have.
+    /// Defaults, shared by most families.
     pub const USUAL: Dialect = Dialect {
         model_type: "",
         architecture: "",
@@ -123,7 +125,7 @@ impl Dialect {
 
 const MAX_LAYERS: u64 = 1024;
 
-/// Keys of `config.json` that are read, here or beside the tokenizer, or whose meaning the tensors show.
+/// Keys of `config.json` that we read (here or for the tokenizer), or whose meaning the tensors show.
 const READ: [&str; 54] = [
     "_sliding_window_pattern",
     "attention_bias",
@@ -188,7 +190,7 @@ const DESCRIBING: [&str; 18] = [
     "attention_dropout",
     "auto_map",
     "dtype",
-    // What another key says too.
+    // Repeats another key.
     "experts_per_token",
     "initial_context_length",
     "initializer_range",
@@ -204,7 +206,7 @@ const DESCRIBING: [&str; 18] = [
     "return_dict",
 ];
 
-/// Keys of `config.json` that no family here has, unless they say that there is nothing of it.
+/// Keys of `config.json` that we support only if they are off.
 const UNSUPPORTED: [&str; 4] = [
     "attn_logit_softcapping",
     "hidden_size_per_layer_input",
@@ -212,16 +214,16 @@ const UNSUPPORTED: [&str; 4] = [
     "use_bidirectional_attention",
 ];
 
-/// Numbers of inputs of layers, and what they become.
+/// Keys about extra layer inputs, and their GGUF keys.
 const PER_LAYER: [(&str, &str); 2] = [
     ("hidden_size_per_layer_input", "embedding_length_per_layer_input"),
     ("num_kv_shared_layers", "attention.shared_kv_layers"),
 ];
 
-/// Keys of `config.json` with the numbers of a clamped SwiGLU, and what they become.
+/// Keys with the parameters of the clamped SwiGLU.
 const CLAMP: [&str; 2] = ["swiglu_alpha", "swiglu_limit"];
 
-/// Keys that a model of text, pictures and sound has beside `text_config`.
+/// Keys that a multimodal model has beside `text_config`.
 const BESIDE_TEXT: [&str; 17] = [
     "audio_config",
     "audio_token_id",
@@ -278,14 +280,15 @@ impl Config {
     }
 }
 
-/// The object of a `config.json`; of a model of text, pictures and sound that of its text, with what stands beside it.
+/// The object in a `config.json`. For a multimodal model, this is its `text_config` merged with the outer
+/// keys.
 fn of_text(text: &str) -> Result<Map<String, Json>> {
     let mut all = object("config.json", text)?;
     match all.remove("text_config") {
         None | Some(Json::Null) => Ok(all),
         Some(Json::Object(text)) => {
             BESIDE_TEXT.iter().for_each(|key| drop(all.remove(*key)));
-            // A class of its own, by the name of the text's.
+            // The multimodal model's own `model_type` wins over that of `text_config`.
             let model_type = all.get("model_type").cloned();
             all.extend(text.into_iter().filter(|(_, value)| !value.is_null()));
             all.extend(model_type.map(|name| ("model_type".into(), name)));
@@ -295,20 +298,21 @@ fn of_text(text: &str) -> Result<Map<String, Json>> {
     }
 }
 
-/// The `model_type` of a `config.json`.
+/// The `model_type` in a `config.json`.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON or names none.
+/// `Malformed` if the text is not JSON or has no `model_type`.
 pub fn model_type(text: &str) -> Result<String> {
     let c = Config { json: of_text(text)? };
     let name = c.str("model_type")?;
     name.map(str::to_owned).ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))
 }
 
-/// GGUF keys for a `config.json` of this dialect.
+/// The GGUF keys for a `config.json` of this dialect.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON or a key has the wrong kind, `Unsupported` for features that are not supported.
+/// `Malformed` if the text is not JSON or a key has the wrong type. `Unsupported` for features that we do not
+/// support.
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
@@ -356,10 +360,10 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     Ok(m)
 }
 
-/// Refuses what no family here has.
+/// Refuses features that no supported family has.
 fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
     let method = c.get("quantization_config").map(|how| how["quant_method"].as_str());
-    // The blocks of stacks that alternate are read.
+    // MXFP4 blocks are read, but only in stacks of the alternating layout.
     if let Some(method) = method.filter(|m| *m != Some("mxfp4") || dialect.stacks != Stacks::Alternating) {
         let method = method.unwrap_or("a method without a name");
         let what = format!(
@@ -374,7 +378,7 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
             return Err(Error::unsupported(what));
         }
     }
-    // Between pictures, of which there are none.
+    // `vision` means bidirectional attention only among image tokens, and we have none.
     let harmless =
         |v: &Json| *v == Json::Bool(false) || v.as_str() == Some("vision") || v.as_u64() == Some(0);
     let own = |key: &&str| dialect.per_layer && PER_LAYER.iter().any(|(own, _)| own == key);
@@ -386,7 +390,7 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
     Ok(())
 }
 
-/// Writes a number under the family's key, if there is one.
+/// Writes a number under an architecture key, if there is one.
 fn number(m: &mut Metadata, arch: &str, name: &str, value: Option<u64>) -> Result<()> {
     if let Some(v) = value {
         let large = |_| Error::malformed(format!("config.json: {name}"), "is absurdly large");
@@ -433,7 +437,7 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Widths by layer, where those without keys and values of their own have blocks twice as wide.
+/// Writes a width per layer, if layers without their own KV cache have feed-forward blocks twice as wide.
 fn wide_layers(c: &Config, arch: &str, m: &mut Metadata) -> Result<()> {
     let (layers, shared) = (c.require_u64("num_hidden_layers")?, c.u64("num_kv_shared_layers")?.unwrap_or(0));
     if c.bool("use_double_wide_mlp")? == Some(true) && shared > 0 {
@@ -444,7 +448,7 @@ fn wide_layers(c: &Config, arch: &str, m: &mut Metadata) -> Result<()> {
     Ok(())
 }
 
-/// What multiplies embeddings and scores, and what limits logits.
+/// Writes the factors on embeddings and scores, and the limit on logits.
 fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let key = |name: &str| format!("{}.{name}", dialect.architecture);
     if dialect.embed_root {
@@ -489,16 +493,17 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     Ok(())
 }
 
-/// Whether a `config.json` says that embedding and output head are one matrix; `None` where it leaves that to the family.
+/// Whether a `config.json` says that embedding and output head are the same matrix; `None` if it does not
+/// say.
 ///
 /// # Errors
-/// As [`metadata_from_config`].
+/// Those of [`metadata_from_config`].
 pub fn is_tied(config: &str) -> Result<Option<bool>> {
     let c = Config { json: of_text(config)? };
     Ok(c.bool("tie_word_embeddings")?.or(c.bool("tie_embedding")?))
 }
 
-/// A JSON file whose whole is an object. `name` is the file's.
+/// Parses a JSON file, which must be an object. `name` is the file's name.
 fn object(name: &str, text: &str) -> Result<Map<String, Json>> {
     match json::parse(text).map_err(|e| Error::malformed(name, e.to_string()))? {
         Json::Object(object) => Ok(object),

@@ -1,38 +1,39 @@
-//! Names of Hugging Face tensors, and where they lie among the canonical (GGUF) ones.
+//! Maps names of Hugging Face tensors to canonical (GGUF) names, with the transformation that each tensor
+//! needs.
 
 use super::Dialect;
 
-/// The place of a Hugging Face tensor among the canonical ones.
+/// One destination of a Hugging Face tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// GGUF name.
     pub name: String,
-    /// The expert, where the tensor holds one of a stack.
+    /// The expert's index, if the tensor holds one expert of a stack.
     pub expert: Option<usize>,
-    /// Which of its rows.
+    /// Which rows of the tensor go there.
     pub cut: Cut,
-    /// Whether its matrices are `[in, out]`.
+    /// Whether the matrices are stored transposed, as `[in, out]`.
     pub turned: bool,
-    /// What its bytes are.
+    /// What the tensor's bytes encode.
     pub form: Form,
-    /// What its numbers are.
+    /// How stored numbers map to the real ones.
     pub stored: Stored,
 }
 
-/// What the numbers of a tensor are to those that are computed with.
+/// How the stored numbers of a tensor map to those used in computing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stored {
-    /// The same.
+    /// Identical.
     #[default]
     Plain,
-    /// One less.
+    /// Stored minus one.
     LessOne,
-    /// The logarithms of their negatives.
+    /// Stored as the logarithm of the negated number.
     LogNegated,
 }
 
 impl Stored {
-    /// Makes of stored numbers what they stand for.
+    /// Converts stored numbers to the real ones, in place.
     pub fn turn(self, values: &mut [f32]) {
         match self {
             Stored::Plain => {}
@@ -42,79 +43,81 @@ impl Stored {
     }
 }
 
-/// Rows of a tensor that belong together.
+/// A selection of a tensor's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// All.
+    /// All rows.
     Whole,
-    /// The first (0) or second (1) half of each expert's.
+    /// The first (0) or second (1) half of each expert's rows.
     Half(usize),
-    /// Every other of each expert's, from this one on.
+    /// Every other row of each expert, starting with this one.
     Alternate(usize),
-    /// Those that are these of all heads.
+    /// The same selection from each head.
     Heads(Heads),
 }
 
-/// Which rows of each head, of a tensor that has several kinds of them head by head.
+/// Which rows of each head are selected, in tensors that interleave several kinds of rows head by head. The
+/// variants tell how a head is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heads {
-    /// Of `[query | gate]`: queries.
+    /// `[query | gate]`: the query.
     Query,
-    /// Of the same: the gate of what comes out of attention.
+    /// `[query | gate]`: the gate of the attention output.
     Gate,
-    /// Of a key head's `[query | key | values | z]`: all queries, then all keys, then all values.
+    /// A key head's `[query | key | values | z]`: first all queries, then all keys, then all values.
     Mixed,
-    /// Of the same: `z`.
+    /// A key head's `[query | key | values | z]`: `z`.
     Z,
-    /// Of a key head's `[beta | alpha]`, a number for each of its value heads.
+    /// A key head's `[beta | alpha]`, one number per value head: `beta`.
     Beta,
-    /// Of the same.
+    /// A key head's `[beta | alpha]`: `alpha`.
     Alpha,
-    /// Of queries that meet a latent: all, those that turn in the order in which they are turned.
+    /// Queries of latent attention: all rows, the rotated ones reordered for our RoPE.
     Turned,
-    /// Of what turns of keys behind their latent: before it, in that order.
+    /// The latent followed by the rotated part of the key: the rotated part first, reordered for our RoPE,
+    /// then the latent.
     Latent,
-    /// Of each head's keys and values of a latent: keys, their matrices the other way round.
+    /// `[key | value]` of latent attention: the key, each head's matrix transposed.
     Keys,
-    /// Of the same: values.
+    /// `[key | value]` of latent attention: the value.
     Values,
 }
 
-/// What the bytes of a tensor are.
+/// What the bytes of a tensor encode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Numbers.
+    /// Ordinary numbers.
     Values,
     /// The 4-bit codes of MXFP4 blocks, `[…, blocks, 16]`.
     Codes,
-    /// Their scales, `[…, blocks]`.
+    /// The scales of MXFP4 blocks, `[…, blocks]`.
     Scales,
 }
 
-/// How a family stacks its experts, where it does.
+/// The layout of stacked experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stacks {
     /// `[experts, out, in]`, gate rows before up rows.
     Halves,
-    /// `[experts, in, out]`, outputs of gate and up alternate; as MXFP4 blocks `[experts, out, in]`.
+    /// `[experts, in, out]`, with alternating outputs of gate and up. As MXFP4 blocks, `[experts, out, in]`.
     Alternating,
 }
 
 impl Place {
-    /// Of a tensor that is what it is called.
+    /// The whole tensor, unchanged.
     pub fn whole(name: String, expert: Option<usize>) -> Place {
         Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values, stored: Stored::Plain }
     }
 }
 
 impl Place {
-    /// Of some rows of every head.
+    /// The selected rows of every head.
     pub fn of_heads(name: String, heads: Heads) -> Place {
         Place { cut: Cut::Heads(heads), ..Place::whole(name, None) }
     }
 }
 
-/// The places of a stack, by its name behind `mlp.experts.`.
+/// The destinations of a stack of experts. `name` is the part after `mlp.experts.`.
 fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     let both = |leaf: &str, cut: fn(usize) -> Cut| {
         let place =
@@ -146,7 +149,7 @@ fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec
     Some(places)
 }
 
-/// The places of tensors that are several in one, head by head, and of what a delta net has beside matrices.
+/// The destinations of tensors that combine several, head by head, and of a delta net's vectors.
 fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     let (module, leaf) = name.rsplit_once('.')?;
     let two: [(&str, Heads); 2] = match (module, leaf) {
@@ -165,7 +168,8 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
     Some(two.map(|(part, heads)| Place::of_heads(blk(&format!("{part}.{leaf}")), heads)).into())
 }
 
-/// Which of [`Dialect::left_out`] a tensor is of, in a model with this number of layers.
+/// The part of the model that a tensor belongs to, if it is left out: an entry of [`Dialect::left_out`], or
+/// the draft head after the `layers` layers.
 pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static str> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     let layer = || name.strip_prefix("layers.")?.split_once('.')?.0.parse::<u64>().ok();
@@ -175,10 +179,10 @@ pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static s
     dialect.left_out.iter().find(|part| name.starts_with(**part)).copied()
 }
 
-/// The canonical places of a tensor: one, or two for a stacked `gate_up_proj`. Empty for buffers that carry no weights; `None`
-/// for names of no known family.
+/// The destinations of a tensor: one, or several for a combined tensor. Empty for buffers without weights;
+/// `None` for unknown names.
 pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
-    // Beside a model of pictures or sound, the text's is a part, in one of two places.
+    // In a multimodal model, the text model's tensors have one of two prefixes.
     let moved = name.strip_prefix("model.language_model.").map(|rest| format!("model.{rest}"));
     let inner = moved.as_deref().or(name.strip_prefix("language_model."));
     let mut places = of_text(inner.filter(|_| !dialect.left_out.is_empty()).unwrap_or(name), dialect)?;
@@ -191,7 +195,7 @@ pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     Some(places)
 }
 
-/// What most families call a module, and what it is.
+/// The canonical name of a module, by its name in most families.
 fn common(module: &str) -> Option<&'static str> {
     match module {
         "input_layernorm" | "operator_norm" => Some("attn_norm"),
@@ -224,7 +228,7 @@ fn common(module: &str) -> Option<&'static str> {
     }
 }
 
-/// The places of what makes queries, keys and values of a latent.
+/// The destinations of the projections of latent attention.
 fn latent(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     let (module, leaf) = name.strip_prefix("self_attn.")?.rsplit_once('.')?;
     let whole = |part: &str| vec![Place::whole(blk(&format!("{part}.{leaf}")), None)];
@@ -258,7 +262,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if rest.starts_with("self_attn.rotary_emb") {
         return Some(Vec::new());
     }
-    // What has no leaf.
+    // Names without a `.weight` or `.bias`.
     let own = match rest {
         "self_attn.sinks" => Some("attn_sinks.weight"),
         "layer_scalar" => Some("layer_output_scale.weight"),

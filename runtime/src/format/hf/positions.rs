@@ -1,11 +1,11 @@
-//! What `config.json` says of positions: which layers have a window, and how positions turn.
+//! Reads from `config.json` which layers have a sliding window, and the parameters of the rotary embeddings.
 
 use super::{Config, Dialect};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use serde_json::{Map, Value as Json};
 
-/// Which layers have a sliding window: each family says it in its own way.
+/// Writes which layers have a sliding window. Each family tells it in its own way.
 pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metadata) -> Result<()> {
     let (Some(window), Some(sliding)) = (c.u64("sliding_window")?.filter(|&w| w > 0), dialect.sliding) else {
         return Ok(());
@@ -36,7 +36,7 @@ pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metada
     Ok(())
 }
 
-/// The rotary embedding, and that of layers with a window where the family has another for them.
+/// Writes the rotary embedding, and that of window layers if they have their own.
 pub(super) fn ropes(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let (full, window) = of_kinds(c)?;
     let arch = dialect.architecture;
@@ -56,12 +56,12 @@ pub(super) fn ropes(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<(
     rope(&full, m, dialect)
 }
 
-/// Heads of layers that see everything, where theirs are others than those of layers with a window.
+/// Writes the heads of full-attention layers, if these differ from window layers.
 pub(super) fn heads(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let Some(kind) = dialect.sees_all else { return Ok(()) };
     let key = |name: &str| format!("{}.{name}", dialect.architecture);
     let windows = m.bools("dollop.attention.window_layers")?.map(<[bool]>::to_vec).unwrap_or_default();
-    // Written as numbers of the first such layer by transformers 5.
+    // transformers 5 writes them in the entry of the first such layer.
     let first = windows.iter().position(|window| !window).map(|layer| layer.to_string());
     let listed = match (c.get("per_layer_config"), first) {
         (Some(Json::Object(all)), Some(layer)) => match all.get(&layer) {
@@ -94,7 +94,8 @@ pub(super) fn heads(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<(
     Ok(())
 }
 
-/// The parameters of layers that see everything, and of those with a window where they have their own, of either spelling.
+/// The RoPE parameters of full-attention layers, and those of window layers if separate. Reads both
+/// spellings.
 fn of_kinds(c: &Config) -> Result<(Config, Config)> {
     let (mut full, mut window) = (Map::new(), Map::new());
     for key in ["rope_scaling", "rope_parameters"] {

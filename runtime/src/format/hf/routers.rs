@@ -1,25 +1,25 @@
-//! What a `config.json` says of experts in DeepSeek's words (arXiv 2405.04434, 2412.19437): behind some dense layers, shared ones among
-//! them, in groups.
+//! Reads DeepSeek's keys about experts in `config.json` (arXiv 2405.04434, 2412.19437): dense first layers,
+//! shared experts, and expert groups.
 
 use super::{Config, number};
 use crate::error::{Error, Result};
 use crate::format::value::Metadata;
 
-/// How experts are chosen, where no key says it.
+/// Defaults for keys that are missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Sparse {
-    /// By sigmoids and a bias, not by a softmax.
+    /// Sigmoid scores with a bias, instead of softmax.
     pub sigmoid: bool,
-    /// Whether chosen weights are divided by their sum, whatever `norm_topk_prob` says.
+    /// Whether the chosen gates are divided by their sum; this overrides `norm_topk_prob`.
     pub renormalize: Option<bool>,
 }
 
-/// Keys that are read here.
+/// Keys that this module reads.
 pub(super) const READ: [&str; 15] = [
     "aux_loss_alpha",
     "ep_size",
     "first_k_dense_replace",
-    // Dense layers are those whose tensors are.
+    // Not needed: the tensors show which layers are dense.
     "mlp_layer_types",
     "moe_layer_freq",
     "n_group",
@@ -34,7 +34,7 @@ pub(super) const READ: [&str; 15] = [
     "use_qk_norm",
 ];
 
-/// The keys of experts.
+/// Writes the GGUF keys about experts.
 pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) -> Result<()> {
     let experts = c.u64("n_routed_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
     let Some(experts) = experts else { return Ok(()) };

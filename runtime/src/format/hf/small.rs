@@ -1,27 +1,28 @@
-//! The small files beside the weights: tokens with a meaning, and the chat template.
+//! Reads special tokens and the chat template from the small files beside the weights.
 
 use super::{object, of_text};
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use serde_json::{Map, Value as Json};
 
-/// The small files beside a model's weights, as far as they are there.
+/// The small files beside a model's weights; missing ones are `None`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmallFiles<'a> {
     /// `config.json`.
     pub config: &'a str,
     /// `tokenizer_config.json`.
     pub tokenizer: Option<&'a str>,
-    /// `special_tokens_map.json`: what `tokenizer_config.json` leaves out.
+    /// `special_tokens_map.json`, for keys that `tokenizer_config.json` lacks.
     pub special: Option<&'a str>,
     /// `generation_config.json`.
     pub generation: Option<&'a str>,
 }
 
-/// Copies the ids and flags of the small files that GGUF has keys for. `token_id` looks a token's text up in the tokenizer.
+/// Copies the token ids and flags that GGUF has keys for. `token_id` looks up a token's text in the
+/// tokenizer.
 ///
 /// # Errors
-/// `Malformed`, naming the file, for one that is no JSON: ignored, it would take the end of every answer with it.
+/// `Malformed`, naming the file, if one is not JSON. Ignoring it could lose the token that ends answers.
 pub fn special_tokens(
     m: &mut Metadata,
     files: SmallFiles<'_>,
@@ -66,7 +67,7 @@ fn wrong_kind(file: &str, key: &str, want: &str) -> Error {
     Error::malformed(format!("{file}: {key}"), format!("{want} is expected"))
 }
 
-/// A token as tokenizers' files spell it: a text, or an object around one.
+/// A token's text: a string, or the `content` of an object.
 fn spelling<'a>(file: &str, json: &'a Map<String, Json>, key: &str) -> Result<Option<&'a str>> {
     match json.get(key) {
         None | Some(Json::Null) => Ok(None),
@@ -77,7 +78,7 @@ fn spelling<'a>(file: &str, json: &'a Map<String, Json>, key: &str) -> Result<Op
     }
 }
 
-/// One id, several, or none.
+/// An id or a list of ids; empty if the key is missing.
 fn ids(file: &str, json: &Map<String, Json>, key: &str) -> Result<Vec<u32>> {
     let id = |v: &Json| {
         let id = v.as_u64().and_then(|n| u32::try_from(n).ok());
@@ -86,22 +87,23 @@ fn ids(file: &str, json: &Map<String, Json>, key: &str) -> Result<Vec<u32>> {
     match json.get(key) {
         None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::Array(all)) => all.iter().map(id).collect(),
-        // Minus one is how some writers say that there is none.
+        // Some writers use −1 for "no token".
         Some(one) if one.as_i64() == Some(-1) => Ok(Vec::new()),
         Some(one) => Ok(vec![id(one)?]),
     }
 }
 
-/// The chat template of a `tokenizer_config.json` (or a `chat_template.json`): a text, or the one named `default` of a list.
+/// The chat template in a `tokenizer_config.json` or `chat_template.json`: a string, or the entry named
+/// `default` in a list.
 ///
 /// # Errors
-/// `Malformed` where the text is no JSON.
+/// `Malformed` if the text is not JSON.
 pub fn chat_template(name: &str, config: &str) -> Result<Option<String>> {
     let json = object(name, config)?;
     match json.get("chat_template") {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(s)) => Ok(Some(s.clone())),
-        // Others of a list are for tools or documents, and chosen by name.
+        // The other templates in a list are for tools or documents, and are selected by name.
         Some(Json::Array(all)) if all.iter().all(|t| t["template"].is_string()) => {
             let default = all.iter().find(|t| t["name"] == "default");
             Ok(default.and_then(|t| t["template"].as_str()).map(str::to_owned))
