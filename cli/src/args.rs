@@ -15,15 +15,15 @@ use std::path::PathBuf;
 
 /// Runs Mixture-of-Experts language models, a dollop at a time.
 ///
-/// MODEL is a Dollop file, a GGUF file, a Hugging Face folder, or the name of a model elsewhere: hf:ORG/NAME[:QUANT] on the hub, or
-/// the URL of a GGUF file. What is not here is fetched, once; what is no Dollop file is converted, once, into the cache folder
-/// ($XDG_CACHE_HOME/dollop or ~/.cache/dollop). If an optional MODEL is left out, the small model that comes with Dollop is
-/// used.
+/// MODEL is a Dollop file, a GGUF file, a Hugging Face folder, or the name of a remote model:
+/// hf:ORG/NAME[:QUANT] on the Hugging Face hub, or the URL of a GGUF file. A remote model is downloaded once.
+/// A model that is not a Dollop file is converted once, into the cache folder ($XDG_CACHE_HOME/dollop or
+/// ~/.cache/dollop). Without a MODEL, commands that allow it use the small model that comes with Dollop.
 #[derive(Parser)]
 #[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// Log what the library does, on stderr: -v opened and converted files, and warnings (a lost GPU, retried reads);
-    /// -vv also decisions (memory plan, instruction set, how storage is read), prompts and resizes; -vvv also every
+    /// Log to stderr: -v shows opened and converted files, and warnings (a lost GPU, retried reads); -vv also
+    /// decisions (memory plan, instruction set, how storage is read), prompts and resizes; -vvv also every
     /// plane of an expert that is read or evicted
     #[arg(short = 'v', action = ArgAction::Count, global = true)]
     pub log: u8,
@@ -51,11 +51,11 @@ pub enum Command {
 }
 
 impl Command {
-    /// Fetches the models that are named, unless they are here, and puts their paths in place of the names. `plan` reads what it
-    /// needs itself, and needs little.
+    /// Downloads the models that the arguments name, and replaces the names by paths. `plan` is not included:
+    /// it needs only headers, and reads them itself.
     ///
     /// # Errors
-    /// What to do.
+    /// What the user can do about it.
     pub fn fetch_models(&mut self) -> Result<(), Failure> {
         let mut fetched = |model: &mut PathBuf| -> Result<bool, Failure> {
             let path = hub::local(model)?;
@@ -75,7 +75,8 @@ impl Command {
                 args.model.as_mut()
             }
             Command::Convert(args) => {
-                // The result of a name is written here, and not into the hub's cache.
+                // The conversion of a remote model is written to the current folder, not into the hub's
+                // cache.
                 if fetched(&mut args.source)? && args.out.is_none() {
                     let mut out = dollop::convert::model_name(&args.source).unwrap_or_else(|| "model".into());
                     out.push(".dollop.gguf");
@@ -148,7 +149,7 @@ pub struct RunArgs {
     /// System prompt [default: the template's own]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Maximum number of tokens to generate; 0 only reads the prompt
+    /// Maximum number of tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
     pub max_tokens: usize,
     /// Continue the text verbatim, without the chat template
@@ -173,19 +174,21 @@ pub struct RunArgs {
 pub struct ConvertArgs {
     /// GGUF file (any shard of a split one), Hugging Face folder, or name (hf:ORG/NAME[:QUANT])
     pub source: PathBuf,
-    /// The file to write [default: NAME.dollop.gguf beside the source, or here for a name]
+    /// The file to write [default: NAME.dollop.gguf beside the source, or in the current folder for a remote
+    /// model]
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: ConvertHow,
-    /// Size of the file at most, such as 9G: each expert is stored at as many bits as its errors are worth, by what it adds to
-    /// the stream (with --calibrate), by how often it was chosen (with --imatrix), or by its weights' own errors. The whole file is
-    /// written first, beside the output
+    /// Largest size of the file, such as 9G. Each expert is stored at as many bits as its errors justify.
+    /// Errors are weighted by the expert's effect on the stream (with --calibrate) or by how often it was
+    /// chosen (with --imatrix). The full file is written first, beside the output
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "bits")]
     pub size: Option<u64>,
-    /// The same by bits of an expert's codes on average, 2 to 8, such as 3.2: scales and zero points come on top
+    /// Like --size, but as average bits of the experts' codes, 2 to 8, such as 3.2. Scales and zero points
+    /// are not counted
     #[arg(long, value_name = "B", value_parser = mean_bits)]
     pub bits: Option<f64>,
-    /// Print what was done as JSON
+    /// Print a report as JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -197,16 +200,17 @@ pub struct ConvertHow {
     /// Bits of dense weights (attention, dense blocks, shared experts, head): 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub level_dense: Level,
-    /// Bits of the embedding, which often is the output head as well [default: same as --level-dense]
+    /// Bits of the embedding, which is often also the output head [default: same as --level-dense]
     #[arg(long, value_name = "B", value_parser = level)]
     pub level_embed: Option<Level>,
     /// Highest number of bits stored for an expert: 2, 3, 4, 6 or 8
     #[arg(long, value_name = "B", default_value = "8", value_parser = level)]
     pub max_level: Level,
-    /// Weights per scale; auto keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K unchanged
+    /// Weights per scale. `auto` keeps the codes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K unchanged
     #[arg(long, value_enum, default_value = "auto")]
     pub group: GroupArg,
-    /// How scales and zero points are stored: `narrow` ones take half the bytes, and add some error at 4 bits and more
+    /// Storage of scales and zero points. `narrow` takes half the bytes, and adds some error at 4 bits and
+    /// more
     #[arg(long, value_enum, default_value = "wide")]
     pub params: ParamsArg,
     /// Threads [default: one per core]
@@ -229,7 +233,7 @@ pub enum ParamsArg {
     Narrow,
 }
 
-/// Shows what a model file holds, without loading it.
+/// Shows what a model file contains, without loading it.
 #[derive(Args)]
 pub struct InspectArgs {
     /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
@@ -242,10 +246,12 @@ pub struct InspectArgs {
     pub verify: bool,
 }
 
-/// Shows how a memory budget would be spent, before anything is loaded or converted: what fits, and how much a token would read.
+/// Shows how a memory budget would be spent, before anything is loaded or converted: what fits, and how much
+/// a token would read.
 ///
-/// Of a model on the hub only headers are read, a few megabytes: whether it is supported, how large it is on the disk as it is and
-/// converted, and which file of the repository to take.
+/// For a model on the hub, only headers are downloaded, a few megabytes. The plan then also shows whether the
+/// model is supported, its size on disk as downloaded and converted, and which file of the repository would
+/// be used.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M --memory 8G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json"
@@ -300,22 +306,22 @@ pub struct EvalArgs {
     #[arg(long, value_name = "KINDS", num_args = 0..=1, default_missing_value = "all", value_parser = kinds,
         conflicts_with_all = ["tokens", "text"])]
     pub tasks: Option<Kinds>,
-    /// A column of --tasks for each of these: levels in bits that the file has, adaptive or adaptive:Q [default: one
+    /// One column of --tasks for each of these: stored levels in bits, adaptive or adaptive:Q [default: one
     /// column, as set by --level or --precision]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = precision_or_bits, requires = "tasks",
         conflicts_with_all = ["text", "tokens", "level", "precision", "reference", "trace"])]
     pub levels: Vec<Precision>,
-    /// List every task that the model got wrong, and why
+    /// List every wrong answer, and why it is wrong
     #[arg(long, requires = "tasks", conflicts_with_all = ["text", "tokens"])]
     pub verbose: bool,
     /// Compute from the unquantized source weights in f32
     #[arg(long)]
     pub reference: bool,
-    /// Compare with this model by KL divergence and agreement: a foreign model unquantized, a Dollop file at its
-    /// highest level
+    /// Compare with this model by KL divergence and agreement. A foreign model is computed unquantized, a
+    /// Dollop file at its highest level
     #[arg(long, value_name = "REF", requires = "text")]
     pub against: Option<PathBuf>,
-    /// Tokens that pass through the layers at once; 1 computes token by token
+    /// Tokens per forward pass; 1 computes token by token
     #[arg(long, value_name = "N")]
     pub chunk: Option<usize>,
     /// Print JSON
@@ -366,8 +372,8 @@ pub struct DevicesArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct EngineArgs {
-    /// Backend: auto (a GPU, unless there are only software adapters), cpu, gpu, or gpu:N of `dollop devices`. A GPU's
-    /// compiled kernels are kept in the cache folder
+    /// Backend: auto (a GPU if there is a hardware one), cpu, gpu, or gpu:N as listed by `dollop devices`.
+    /// Compiled GPU kernels are kept in the cache folder
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = backend)]
     pub backend: dollop::BackendChoice,
     /// Threads [default: one per core]
@@ -382,42 +388,44 @@ pub struct EngineArgs {
     /// Instruction set [default: the best available]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub isa: Option<dollop::internal::kernels::cpu::Isa>,
-    /// Variants of a GPU's kernels to use if `dollop devices` shows that the GPU supports them: subgroups; single, half
-    /// or bytes for the format of products' inputs, by default the best for the GPU; plain for none
+    /// Optional GPU kernel variants, used if `dollop devices` shows that the GPU supports them: subgroups;
+    /// single, half or bytes for the inputs of matrix products (by default the best for the GPU); plain for
+    /// none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
     pub gpu_kernels: dollop::GpuVariants,
-    /// Makes the GPU fail after so many submissions (for tests)
+    /// Makes the GPU fail after this many submissions (for tests)
     #[arg(long, value_name = "N", hide = true)]
     pub lose_gpu: Option<u64>,
     #[command(flatten)]
     pub stream: StreamArgs,
-    /// Cores to run on, such as 4,5,6,7 for the big cores of a phone [default: all]
+    /// Cores to use, such as 4,5,6,7 for the big cores of a phone [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Option<Vec<usize>>,
 }
 
-/// Options that reduce the conversion error: both help at 2 and 3 bits where the model's inputs are large.
+/// Options that reduce the conversion error. They help most at 2 and 3 bits, in models with large inputs.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrationArgs {
-    /// Importance matrix of llama.cpp for this model (GGUF or .dat), as published with many GGUF files
+    /// Importance matrix from llama.cpp for this model (GGUF or .dat), as published with many GGUF files
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub imatrix: Option<PathBuf>,
-    /// Run the source in f32 first, and measure the inputs of its matrices: over this text (- for standard input), or without
-    /// one over text that the model writes itself, in which each of its experts has its part, and a short one that comes with
-    /// Dollop. Without a text write it last, or as `--calibrate --json`: what follows would be taken for one
+    /// Run the source in f32 first, to measure the inputs of its matrices, on this text (- for standard
+    /// input). Without TEXT, on text that the model writes itself, in which every expert takes part, plus a
+    /// short text that comes with Dollop. Without TEXT, write this option last or before another option, as
+    /// in `--calibrate --json`
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     pub calibrate: Option<Option<PathBuf>>,
-    /// Tokens that are run: of the text, in windows spread evenly over it, or written
+    /// Calibration tokens: from the text, in windows spread evenly over it, or written by the model
     #[arg(long, value_name = "N", default_value_t = dollop::CalibrateOptions::default().tokens, requires = "calibrate")]
     pub calibrate_tokens: usize,
-    /// How hard to look for the codes of experts, with --calibrate: `low` weighs each error by its own column's inputs; the others
-    /// have later weights make up for earlier ones, which takes many times as long, and go over all codes again, twice or four
-    /// times. They keep the inputs in a file beside the output meanwhile (3 GB for OLMoE-1B-7B and 8192 tokens), and what is
-    /// done: interrupted, the same command goes on where it was
+    /// Effort in choosing the experts' codes, with --calibrate. `low` weights each error by the inputs of its
+    /// column. `normal` and `high` also let later weights compensate earlier errors, which takes many times
+    /// as long; they refine all codes twice or four times. They keep the inputs in a file beside the output
+    /// (3 GB for OLMoE-1B-7B and 8192 tokens), and their progress: if interrupted, the same command continues
     #[arg(long, value_enum, default_value = "normal", requires = "calibrate")]
     pub effort: Effort,
-    /// Store matrices of experts for inputs without rotation, even if error feedback does better with rotated ones
+    /// Store experts for unrotated inputs, even if error feedback works better with rotated ones
     #[arg(long, requires = "calibrate")]
     pub no_rotation: bool,
 }
@@ -442,7 +450,7 @@ impl EngineArgs {
         options
     }
 
-    /// Options of a session.
+    /// The session options of these arguments.
     pub fn session(&self, chunk: Option<usize>) -> dollop::SessionOptions {
         let mut options = dollop::SessionOptions::default();
         (options.context, options.chunk) = (self.ctx, chunk);

@@ -19,21 +19,21 @@ struct Row {
     mean_tps: f64,
     sd_tps: f64,
     tps: Vec<f64>,
-    /// Bytes of weights per second, for decoding: those that a token touches times tokens per second.
+    /// Bytes of weights per second when decoding: the bytes that a token uses, times tokens per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes_per_second: Option<f64>,
     /// Streaming statistics of the counted runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<serde_json::Value>,
-    /// Bytes per second that these runs read from storage.
+    /// Bytes per second that the counted runs read from storage.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage_bytes_per_second: Option<f64>,
-    /// Times of a GPU's kernels in these runs.
+    /// GPU kernel times in the counted runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kernels: Vec<GpuKernelTime>,
 }
 
-/// Bytes of the read test of memory: more than the caches of most machines.
+/// Bytes of the memory read test: larger than most CPU caches.
 const READ_TEST: usize = 1 << 30;
 
 /// Maximum bytes of the read test of storage.
@@ -69,7 +69,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         }
     }
     let decoded = rows.iter().any(|row| row.weight_bytes_per_second.is_some());
-    // The read test allocates memory that a budget does not include, and measures the CPU.
+    // The read test allocates memory outside of the budget, and measures only the CPU.
     let ceiling = if decoded && !engine.memory_plan().streaming && engine.gpu_stats().is_none() {
         Some(engine.read_bandwidth(READ_TEST)?)
     } else {
@@ -91,7 +91,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     print(&engine, &rows, ceiling, storage)
 }
 
-/// One test: `n` tokens of a prompt (`pp`) or of an answer (`tg`), behind `args.depth` tokens of context.
+/// Runs one test: `n` tokens of a prompt (`pp`) or of an answer (`tg`), after `args.depth` tokens of context.
 fn measure(
     args: &BenchArgs,
     engine: &Engine,
@@ -103,7 +103,7 @@ fn measure(
     let mut tps = Vec::new();
     let mut mark = None;
     let mut kernels = Vec::new();
-    // The first run warms the caches and does not count.
+    // The first run warms the caches and is not counted.
     for run in 0..=args.repeat {
         if run == 1 {
             mark = Mark::now(engine);
@@ -147,7 +147,7 @@ fn measure(
     })
 }
 
-/// The table, and the read rates relative to those of memory (`ceiling`) and of storage.
+/// Prints the table, and the read rates relative to those of memory (`ceiling`) and of storage.
 fn print(engine: &Engine, rows: &[Row], ceiling: Option<f64>, storage: Option<f64>) -> Result<(), Failure> {
     let info = engine.info();
     let mut out = screen::stdout();
@@ -238,16 +238,16 @@ fn report_kernels(test: &str, kernels: &[GpuKernelTime], tokens: usize) -> Resul
     Ok(())
 }
 
-/// Seconds for the tokens after the first `depth`, which are in the cache.
+/// Seconds to process the tokens after the first `depth`, which are already in the KV cache.
 fn prompt(session: &mut Session, depth: usize, tokens: &[u32]) -> Result<f64, Failure> {
     session.rewind(depth);
     let options = GenerateOptions::default().with_max_tokens(0).with_sampling(Sampling::greedy());
     Ok(session.generate(tokens, &options, &mut |_| ())?.prefill_s)
 }
 
-/// Seconds for `n` tokens, one by one, after `before`, which is in the cache. The tokens are spread over the
-/// vocabulary: generated text of a model with random weights soon repeats, and so do its experts. Every run uses other
-/// tokens.
+/// Seconds to process `n` tokens, one by one, after `before`, which is already in the KV cache. The tokens
+/// are spread over the vocabulary, and differ between runs: the text of a model with random weights soon
+/// repeats, and so would its experts.
 fn generate(session: &mut Session, before: &[u32], n: usize, run: usize) -> Result<f64, Failure> {
     session.rewind(before.len());
     let vocab = session.engine().info().vocab as u64;

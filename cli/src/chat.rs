@@ -39,7 +39,7 @@ enum Line<'a> {
     Nothing,
     Say(&'a str),
     Command(&'a str, &'a str),
-    /// Looks like a command but is none: probably a typo.
+    /// Looks like a command but is not one: probably a typo.
     Slip(&'a str),
 }
 
@@ -75,7 +75,7 @@ struct Talk<'a> {
     mark: Option<Mark>,
     last: Option<Outcome>,
     answers: usize,
-    /// For all answers; only the seed changes.
+    /// The same for all answers, except for the seed.
     sampling: Sampling,
     constraint: Option<Constraint>,
     interactive: bool,
@@ -87,7 +87,7 @@ fn speed(tokens: usize, start: Instant) -> String {
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
-    // Report typing errors before a model is converted for an hour.
+    // Report typing errors before converting a model, which can take an hour.
     args.sampling.over(&Sampling::default())?;
     let constraint = args.form.constraint()?;
     let (engine, watch) = locate::open(args.model.as_deref(), &args.engine, Purpose::Chat)?;
@@ -160,7 +160,7 @@ impl Talk<'_> {
         loop {
             match read_turn(&mut editor) {
                 Ok(line) => {
-                    // If the line cannot be added to the history, that is no failure.
+                    // A line missing from the history is not a failure.
                     let _ = editor.add_history_entry(&line);
                     let done = match read_line(&line) {
                         Line::Nothing => Ok(()),
@@ -303,7 +303,7 @@ impl Talk<'_> {
         let model = self.chat.session().engine().info().name.clone();
         let saved = Saved { model, messages: self.chat.messages().to_vec() };
         let json = serde_json::to_string_pretty(&saved).map_err(|e| e.to_string())?;
-        // A typing error must not overwrite a file of another kind.
+        // A mistyped name must not overwrite a file of another kind.
         if path.exists() && !is_conversation(path) {
             return Err(format!("{}: this file is no conversation; name another file", path.display()).into());
         }

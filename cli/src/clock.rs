@@ -1,9 +1,9 @@
-//! The local date and time: the library reads no clock.
+//! The local date and time, which the library does not read itself.
 
 use chrono::{Datelike, Timelike};
 use dollop::template::DateTime;
 
-/// Now, in the time zone of this machine.
+/// The current time, in the local time zone.
 pub fn now() -> DateTime {
     let now = chrono::Local::now();
     DateTime {
@@ -17,7 +17,7 @@ pub fn now() -> DateTime {
     }
 }
 
-/// A time in seconds since 1970, as a date of this time zone.
+/// Formats seconds since 1970 as a date in the local time zone.
 pub fn date(seconds: u64) -> String {
     let time = chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap_or(0), 0).unwrap_or_default();
     let time = time.with_timezone(&chrono::Local);

@@ -11,7 +11,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the arguments say of the inputs of the source's matrices, and where what is done is kept meanwhile.
+/// Measures or reads the inputs of the source's matrices, as the arguments say. Also opens the journal that
+/// stores progress.
 fn calibration(
     args: &ConvertArgs,
     out: &Path,
@@ -32,7 +33,7 @@ fn calibration(
         None => None,
     };
     let journal = match effort {
-        // What takes minutes is begun anew.
+        // A conversion of minutes needs no journal.
         Effort::Low => None,
         Effort::Normal | Effort::High => {
             let options = options.clone().with_threads(0);
@@ -58,7 +59,7 @@ fn calibration(
     Ok((Some(measured), journal))
 }
 
-/// A file beside the source, with the source's name.
+/// The default output: beside the source, with the source's name.
 fn default_out(source: &Path) -> Result<PathBuf, Failure> {
     let mut name = model_name(source).ok_or_else(|| {
         format!("{}: there is no name for the result; name a file to write", source.display())
@@ -69,7 +70,7 @@ fn default_out(source: &Path) -> Result<PathBuf, Failure> {
     } else {
         source
     };
-    // A path without a name (`.`) stands for a folder that has one.
+    // A path without a name, such as `.`, is a folder whose real path has one.
     Ok(match folder.file_name() {
         Some(_) => folder.with_file_name(name),
         None => folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?.with_file_name(name),
@@ -84,7 +85,7 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     if out.is_dir() {
         return Err(format!("{}: this is a folder; name the file to write", out.display()).into());
     }
-    // The library looks at the files of the source itself.
+    // The library checks the files of the source itself.
     let CalibrationArgs { imatrix, calibrate, .. } = &args.calibration;
     let read = [imatrix.as_deref(), calibrate.as_ref().and_then(Option::as_deref)];
     not_an_input(&out, &read.into_iter().flatten().collect::<Vec<_>>())?;

@@ -1,4 +1,4 @@
-//! `dollop doctor`: what this machine gives a model, measured where that takes a moment, and what to do next.
+//! `dollop doctor`: measures what this machine offers for running models, and suggests the next step.
 
 use crate::hub::settings::Settings;
 use crate::hub::{self, Seen};
@@ -13,9 +13,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Looks at what this machine gives a model: disk, memory, cores, GPUs, limits, the cache folder; and says what to do next.
+/// Checks what this machine offers for running models: disk, memory, cores, GPUs, limits and the cache
+/// folder. Suggests the next step.
 ///
-/// It writes and reads 256 MB in the cache folder for some seconds. With a model, it plans that one for the memory that is free.
+/// Takes some seconds, and writes and reads 256 MB in the cache folder. With MODEL, also plans that model for
+/// the free memory.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop doctor\n  dollop doctor hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M\n  dollop doctor model.gguf --json"
@@ -28,17 +30,17 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Bytes of the file that the disk is measured with, and of one read: about an expert of a 30B model.
+/// Bytes of the disk test's file, and of one read: about the size of an expert of a 30B model.
 const FILE_BYTES: usize = 256 << 20;
 const READ_BYTES: usize = 2 << 20;
-/// Bytes that memory is measured with: more than most caches hold.
+/// Bytes of the memory test: larger than most CPU caches.
 const MEMORY_BYTES: usize = 256 << 20;
 
 #[derive(Serialize)]
 struct Disk {
     folder: PathBuf,
     free_bytes: u64,
-    /// Cold reads at random places past the page cache.
+    /// Random reads that bypass the page cache.
     read_bytes_per_second: f64,
     reads_in_flight: usize,
     access: String,
@@ -57,11 +59,11 @@ struct Findings {
     instruction_sets: Vec<String>,
     memory_bytes_per_second: f64,
     free_memory_bytes: Option<u64>,
-    /// Of the control group, if it has one.
+    /// The limit of the control group, if there is one.
     memory_limit_bytes: Option<u64>,
     open_files_limit: Option<u64>,
     gpus: Vec<Gpu>,
-    /// Or why the cache folder cannot be used.
+    /// An error says why the cache folder cannot be used.
     disk: Result<Disk, String>,
     advice: String,
 }
@@ -127,13 +129,13 @@ fn print(found: &Findings, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Measures the folder's disk as an engine measures it, with a file of its own.
+/// Measures the folder's disk as an engine does, with a temporary file.
 fn disk(folder: &Path) -> Result<Disk, Failure> {
     let failed = |e: std::io::Error| Failure(format!("{}: {e}", folder.display()));
     fs::create_dir_all(folder).map_err(failed)?;
     let path = folder.join(format!("doctor-{}", std::process::id()));
     let measured = write(&path).map_err(failed).and_then(|()| {
-        // All of the file, each part once and far from the one before.
+        // Reads the whole file, each part once, and each far from the part before.
         let count = FILE_BYTES / READ_BYTES;
         let probes: Vec<_> = (0..count).map(|i| ((i * 37 % count * READ_BYTES) as u64, READ_BYTES)).collect();
         Ok(FileStorage::open_measured(&path, &probes, count, None, Reads::Measured)?)
@@ -152,7 +154,7 @@ fn disk(folder: &Path) -> Result<Disk, Failure> {
 
 fn write(path: &Path) -> std::io::Result<()> {
     let mut file = fs::File::create_new(path)?;
-    // Not zeros, which some file systems do not store.
+    // Not zeros, because some file systems do not store these.
     let part: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for _ in 0..FILE_BYTES / part.len() {
         file.write_all(&part)?;
@@ -160,7 +162,7 @@ fn write(path: &Path) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// Bytes per second that all cores together read.
+/// Memory bandwidth of all cores together, in bytes per second.
 fn memory() -> Result<f64, Failure> {
     let cpu = CpuBackend::new(CpuOptions::default())?;
     let words: Vec<u64> = (0..(MEMORY_BYTES / 8) as u64).collect();
@@ -182,7 +184,7 @@ fn open_files() -> Option<u64> {
     limits.lines().find_map(|l| l.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// One thing to do, with its command.
+/// One suggestion, with its command.
 fn advice(model: Option<&Path>, cache_fault: Option<&String>) -> String {
     if cache_fault.is_some() {
         return "Set XDG_CACHE_HOME to a folder that can be written; then run `dollop doctor` again.".into();
@@ -199,7 +201,7 @@ fn advice(model: Option<&Path>, cache_fault: Option<&String>) -> String {
     }
 }
 
-/// How a model would run in the memory that is free, and with how many MiB.
+/// How a model would run in the free memory, and the budget in MiB.
 fn fit(model: &Path) -> Result<(String, u64), Failure> {
     let seen = hub::look(model)?;
     let (path, ahead) = match &seen {

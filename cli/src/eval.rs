@@ -1,4 +1,5 @@
-//! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text. Tasks are in `tasks`.
+//! `dollop eval`: logits of given tokens; perplexity, bits per byte and divergence on a text. For tasks, see
+//! `tasks`.
 
 use crate::args::EvalArgs;
 use crate::note;
@@ -33,7 +34,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     watch.finish()
 }
 
-/// Opens the model to measure; with `--reference` the source in f32.
+/// Opens the model to measure; with `--reference`, the source in f32.
 pub fn open(args: &EvalArgs, options: EngineOptions, purpose: Purpose) -> Result<(Engine, Watch), Failure> {
     if !args.reference {
         return locate::open_with(args.model.as_deref(), &args.engine, options, purpose);
@@ -63,12 +64,12 @@ fn logits(args: &EvalArgs, engine: &Engine, out: &std::path::Path) -> Result<(),
     write_file(out, &(json + "\n"), &inputs(args))
 }
 
-/// Files that the command reads, which its results must not replace.
+/// The command's input files, which its results must not replace.
 fn inputs(args: &EvalArgs) -> Vec<&std::path::Path> {
     [&args.model, &args.text, &args.against].into_iter().flatten().map(std::path::PathBuf::as_path).collect()
 }
 
-/// The model of `--against`: a foreign model unquantized, or a Dollop file at its highest level, all in memory.
+/// Opens the model of `--against` in memory: a foreign model unquantized, a Dollop file at its highest level.
 fn reference(path: &std::path::Path, args: &EvalArgs) -> Result<Engine, Failure> {
     let mut plain =
         EngineOptions::default().with_backend(args.engine.backend).with_threads(args.engine.threads);
@@ -117,7 +118,7 @@ fn text(args: &EvalArgs, engine: &Engine, text: &str) -> Result<(), Failure> {
             let mut row = logits.to_vec();
             log_softmax(&mut row);
             nll -= f64::from(row[targets[i] as usize]);
-            // Rows are kept only for a comparison: each is a vocabulary of f32.
+            // Rows are kept only for a comparison, because each is as large as the vocabulary.
             if reference.is_some() {
                 ours.push(row);
             }

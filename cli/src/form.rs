@@ -1,4 +1,4 @@
-//! Options of the form that an answer has to have.
+//! Options that constrain the form of an answer.
 
 use crate::Failure;
 use crate::output::read_text;
@@ -10,20 +10,21 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Form of the answer")]
 #[group(multiple = false)]
 pub struct FormArgs {
-    /// The answer is JSON that obeys the JSON Schema in this file (- for standard input). Keywords that are not supported are an
-    /// error. Raise -n if the JSON is cut off
+    /// The answer must be JSON that obeys the JSON Schema in this file (- for standard input). Unsupported
+    /// keywords are an error. Raise -n if the JSON is cut off
     #[arg(long, value_name = "FILE")]
     pub json_schema: Option<PathBuf>,
-    /// The answer is what this regular expression matches, such as '(yes|no)'
+    /// The answer must match this regular expression, such as '(yes|no)'
     #[arg(long, value_name = "RE", allow_hyphen_values = true)]
     pub regex: Option<String>,
-    /// The answer is what the grammar in this file derives from `start`, in Lark's form as llguidance reads it (- for standard input)
+    /// The answer must follow the grammar in this file (- for standard input): llguidance's form of Lark,
+    /// starting at `start`
     #[arg(long, value_name = "FILE")]
     pub grammar: Option<PathBuf>,
 }
 
 impl FormArgs {
-    /// The constraint, if one was asked for. It is compiled when the vocabulary is known.
+    /// The constraint, if one was given. It is compiled later, when the vocabulary is known.
     pub fn constraint(&self) -> Result<Option<Constraint>, Failure> {
         Ok(match (&self.json_schema, &self.regex, &self.grammar) {
             (Some(file), ..) => Some(Constraint::json_schema(read_text(file)?)),

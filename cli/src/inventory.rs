@@ -1,4 +1,5 @@
-//! What lies in the caches: models of the hub, downloads by URL, conversions, and what is unfinished or left over.
+//! Lists and removes what is in the caches: models from the hub, downloads by URL, conversions, and
+//! leftovers.
 
 use crate::Failure;
 use crate::hub::cache::Repo;
@@ -13,46 +14,46 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What an item is.
+/// The kind of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A model in the hub's cache, which other programs share.
+    /// A model in the hub's cache, which is shared with other programs.
     Model,
-    /// A file that was fetched by its URL.
+    /// A file downloaded by its URL.
     Download,
-    /// A Dollop file made of another model.
+    /// A Dollop file converted from another model.
     Conversion,
-    /// A download that was not finished, headers that `plan` read, a lock.
+    /// An unfinished download, headers read by `plan`, or a lock.
     Leftover,
 }
 
-/// One thing that can be removed.
+/// An item in a cache, which can be removed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Item {
     pub kind: Kind,
-    /// What it is called on a command line.
+    /// Its name on the command line.
     pub name: String,
     pub bytes: u64,
-    /// Of a conversion: what it was made of, if that is known.
+    /// The source of a conversion, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// Of a conversion: whether that is there no more.
+    /// Whether the source of a conversion no longer exists.
     pub source_is_gone: bool,
-    /// Seconds since 1970: a conversion's last use, of others when they were fetched.
+    /// Seconds since 1970: the last use of a conversion, or the time of a download.
     pub used: u64,
     pub path: PathBuf,
-    /// All files, links included.
+    /// All files of the item, links included.
     #[serde(skip)]
     pub files: Vec<PathBuf>,
 }
 
-/// The file beside a conversion that says what it was made of.
+/// The file that records the source of a conversion. It lies beside the conversion.
 pub fn source_file(conversion: &Path) -> PathBuf {
     conversion.with_extension("source")
 }
 
-/// Remembers what a conversion was made of, and that it is used now. Nothing depends on it but `list` and `prune`.
+/// Records the source of a conversion, and that it was used now. Only `list` and `prune` need this.
 pub fn remember(conversion: &Path, source: &Path) {
     let note = source_file(conversion);
     if let Ok(source) = std::path::absolute(source)
@@ -63,10 +64,10 @@ pub fn remember(conversion: &Path, source: &Path) {
     let _ = File::options().append(true).open(conversion).and_then(|f| f.set_modified(SystemTime::now()));
 }
 
-/// Everything in the caches.
+/// All items in the caches.
 ///
 /// # Errors
-/// Where there is no cache folder.
+/// If there is no cache folder.
 pub fn all() -> Result<Vec<Item>, Failure> {
     let settings = Settings::read()?;
     let mut items = models(&settings.hub);
@@ -93,7 +94,7 @@ fn seconds(path: &Path) -> u64 {
     modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs())
 }
 
-/// Bytes that a file takes: less than its length where it has holes.
+/// Bytes that a file occupies; less than its length if the file is sparse.
 fn taken(path: &Path) -> u64 {
     let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
     #[cfg(unix)]
@@ -111,7 +112,7 @@ fn item(kind: Kind, name: String, path: PathBuf, files: Vec<PathBuf>) -> Item {
     Item { kind, name, bytes, source: None, source_is_gone: false, used: seconds(&path), path, files }
 }
 
-/// The name of a repository that a folder of the hub's cache has.
+/// The repository's name for a folder in the hub's cache.
 fn repo_of(folder: &str) -> Option<String> {
     folder.strip_prefix("models--").filter(|r| r.matches("--").count() == 1).map(|r| r.replace("--", "/"))
 }
@@ -182,7 +183,7 @@ fn leftovers(cache: &Path, hub: &Path) -> Vec<Item> {
         let files = entries(&path).map(|(file, _)| file).collect();
         items.push(item(Kind::Leftover, format!("headers of {name}"), path, files));
     }
-    // Of conversions that were removed in another way.
+    // Records of conversions that were removed by other means.
     for (path, name) in entries(cache) {
         if name.ends_with(".source") && !path.with_extension("gguf").exists() {
             items.push(item(Kind::Leftover, name, path.clone(), vec![path]));
@@ -191,10 +192,10 @@ fn leftovers(cache: &Path, hub: &Path) -> Vec<Item> {
     items
 }
 
-/// Removes an item's files, and what nothing refers to any more. Returns the bytes that are free now.
+/// Removes an item's files, and blobs that are no longer linked. Returns the bytes freed.
 ///
 /// # Errors
-/// Those of the system, naming the file.
+/// System errors, naming the file.
 pub fn remove(item: &Item) -> Result<u64, Failure> {
     let mut blobs = HashSet::new();
     for file in &item.files {
@@ -224,13 +225,13 @@ pub fn remove(item: &Item) -> Result<u64, Failure> {
             fs::remove_dir_all(repo).map_err(|e| format!("{}: {e}", repo.display()))?;
         }
     } else if item.path.is_dir() {
-        // Only a folder that is empty goes.
+        // Remove only an empty folder.
         let _ = fs::remove_dir(&item.path);
     }
     Ok(item.bytes)
 }
 
-/// The bytes that the links of snapshots lead to; folders without any are removed.
+/// Collects the blobs that snapshots link to, and removes empty folders.
 fn links(folder: &Path, linked: &mut HashSet<PathBuf>) {
     for (path, _) in entries(folder) {
         if fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {

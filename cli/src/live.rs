@@ -7,7 +7,7 @@ use console::Term;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Time between two updates: often enough to look alive.
+/// Time between updates: often enough to look alive.
 const EVERY: Duration = Duration::from_millis(250);
 
 /// The status line, while it is shown.
@@ -26,7 +26,8 @@ impl Live {
             return None;
         }
         let live = Live { term, rows, last: None };
-        // A line feed and back: the cursor must not be in the reserved row. Setting the region moves it home.
+        // Move up by a line feed, so that the cursor is not in the reserved row. Setting the region moves the
+        // cursor home.
         live.write(&format!("\n\x1b[1A\x1b7\x1b[1;{}r\x1b8", rows - 1));
         Some(live)
     }
@@ -40,7 +41,7 @@ impl Live {
     }
 
     fn write(&self, text: &str) {
-        // If the status cannot be shown, that is no failure.
+        // A missing status line is not a failure.
         let _ = self.term.write_str(text);
     }
 }

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// The file name of the model that comes with Dollop.
 const DEFAULT_MODEL: &str = "smollm2-moe.gguf";
 
-/// Opens a model, after converting it if it is a foreign one. The second part writes the requested files at the end.
+/// Opens a model; a foreign one is converted first. The returned `Watch` writes the requested files at the
+/// end.
 pub fn open(model: Option<&Path>, args: &EngineArgs, purpose: Purpose) -> Result<(Engine, Watch), Failure> {
     open_with(model, args, args.options(), purpose)
 }
@@ -39,7 +40,7 @@ pub fn open_with(
     Ok((engine, watch))
 }
 
-/// How the memory would be spent, and for a model that is not converted what its conversion would be like: nothing is converted.
+/// Plans the memory for a model without converting it. For a foreign model, also outlines the conversion.
 pub fn plan(
     model: Option<&Path>,
     mut options: EngineOptions,
@@ -60,12 +61,13 @@ pub fn plan(
     Ok(plan?)
 }
 
-/// The Dollop file for the model on the command line.
+/// The Dollop file of the model on the command line; converts a foreign model.
 pub fn dollop_file(model: Option<&Path>, purpose: Purpose) -> Result<PathBuf, Failure> {
     converting(model, &mut EngineOptions::default(), purpose, &mut |path, _| Ok(path.to_path_buf()))
 }
 
-/// Runs `work` on the Dollop file of a model, which is made first where there is none, with a progress bar, until ^C.
+/// Runs `work` on the Dollop file of a model, after converting the model if needed. Shows a progress bar; ^C
+/// cancels.
 fn converting<T>(
     model: Option<&Path>,
     options: &mut EngineOptions,
@@ -94,7 +96,7 @@ fn converting<T>(
         inventory::remember(file, &path);
     }
     file.and_then(|file| work(&file, options)).map_err(|e| match (&e, &folder) {
-        // The only error is that there is no folder for the converted model.
+        // Here the only possible error is that there is no folder for the converted model.
         (Error::Unsupported { .. }, Err(Failure(why))) if !is_dollop(&path) => why.as_str().into(),
         _ => template_fault(e, model),
     })
@@ -104,7 +106,7 @@ fn is_dollop(path: &Path) -> bool {
     dollop::inspect::kind(path).is_ok_and(|kind| kind == dollop::inspect::Kind::Dollop)
 }
 
-/// Begins a conversation. A template that does not parse is a fault of the model, so the message names the model.
+/// Begins a conversation. If the template does not parse, the error names the model, whose fault it is.
 pub fn converse(
     session: Session,
     system: Option<String>,
@@ -112,7 +114,7 @@ pub fn converse(
     model: Option<&Path>,
 ) -> Result<Chat, Failure> {
     let mut chat = Chat::new(session, system, overflow).map_err(|e| template_fault(e, model))?;
-    // Set once a conversation: if the date changed, the whole prompt would be computed again.
+    // Set once per conversation: if the date changed, the whole prompt would have to be computed again.
     chat.set_now(crate::clock::now());
     Ok(chat)
 }
@@ -163,7 +165,7 @@ pub fn home_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
         .or_else(|| env::var_os("HOME").and_then(absolute).map(|h| h.join(below_home)))
 }
 
-/// Where conversions and downloads lie.
+/// The folder of conversions and downloads.
 pub fn cache_folder() -> Result<PathBuf, Failure> {
     home_folder("XDG_CACHE_HOME", ".cache")
         .map(|p| p.join("dollop"))

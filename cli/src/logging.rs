@@ -14,7 +14,7 @@ pub fn start(verbose: u8) {
         _ => LevelFilter::Trace,
     };
     static LOGGER: OnceLock<Logger> = OnceLock::new();
-    // There is no other logger in this program.
+    // This program installs no other logger.
     let _ = log::set_logger(LOGGER.get_or_init(|| Logger { start: Instant::now() }));
     log::set_max_level(level);
 }

@@ -1,10 +1,10 @@
 //! `dollop`: chat with a model, run it, convert it, inspect it, measure it.
 //!
-//! Only results go to stdout; progress, notes and errors go to stderr. Exit status: 0 for success, 1 for a failure, 2
-//! for a wrong command line. Only this program reads the environment and the clock, and only it uses the network: when a model's
-//! name asks for it (`hub`).
+//! Only results go to stdout; progress, notes and errors go to stderr. Exit status: 0 for success, 1 for a
+//! failure, 2 for a wrong command line. Only this program, not the library, reads the environment and the
+//! clock. Only `hub` uses the network, and only if a model's name requires it.
 
-// Comments of arguments are their help texts, in which brackets and addresses are no links.
+// The doc comments of arguments are help texts, whose brackets and addresses are not links.
 #![allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 mod args;
@@ -63,7 +63,7 @@ impl From<&str> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(e: std::io::Error) -> Self {
-        // The reader has enough and closed the pipe: `dollop run … | head` is no failure.
+        // The reader closed the pipe, as in `dollop run … | head`: this is not a failure.
         if e.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }

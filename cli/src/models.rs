@@ -1,4 +1,4 @@
-//! `dollop pull`, `list`, `rm` and `prune`: models by name, and what the caches hold.
+//! `dollop pull`, `list`, `rm` and `prune`: downloading models by name, and managing the caches.
 
 use crate::hub::name::Name;
 use crate::hub::settings::Settings;
@@ -10,11 +10,13 @@ use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Fetches a model from the hub or a URL, and prints where it is. What was fetched before is not fetched again.
+/// Downloads a model from the hub or a URL, and prints its path. Files that are already here are not
+/// downloaded again.
 ///
-/// A model is named hf:ORG/NAME, with :QUANT or :FILE behind it, and @REVISION; all commands take such names. Models lie in the hub's
-/// cache ($HF_HOME/hub, by default ~/.cache/huggingface/hub), where other programs find them. HF_TOKEN is the token for gated
-/// models, HF_ENDPOINT another hub, HF_HUB_OFFLINE=1 forbids the network.
+/// The name of a model is hf:ORG/NAME, optionally followed by :QUANT or :FILE, and by @REVISION. All commands
+/// accept such names. Models are stored in the hub's cache ($HF_HOME/hub, by default
+/// ~/.cache/huggingface/hub), where other programs find them. HF_TOKEN is the token for gated models,
+/// HF_ENDPOINT selects another hub, HF_HUB_OFFLINE=1 forbids the network.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop pull hf:allenai/OLMoE-1B-7B-0924-Instruct-GGUF\n  dollop pull hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M\n  dollop pull hf:ORG/NAME:sub/model-Q8_0.gguf@v1.0\n  dollop pull https://example.org/model.gguf"
@@ -28,7 +30,7 @@ pub struct PullArgs {
     pub json: bool,
 }
 
-/// Lists models that were fetched, and conversions: their size, what they were made of, and their last use.
+/// Lists downloaded models and conversions: their size, source and last use.
 #[derive(Args)]
 pub struct ListArgs {
     /// Print JSON
@@ -36,10 +38,10 @@ pub struct ListArgs {
     pub json: bool,
 }
 
-/// Removes a model that was fetched, with its conversions; or the conversions of a model.
+/// Removes a downloaded model with its conversions, or only the conversions of a model.
 ///
-/// Models of the hub are shared with other programs that use its cache. A path is never removed itself: only what was converted
-/// from it.
+/// Models from the hub are shared with other programs that use its cache. If NAME is a path, only its
+/// conversions are removed, never the path itself.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop rm hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M\n  dollop rm hf:Qwen/Qwen3-30B-A3B-GGUF     (all that was fetched of it)\n  dollop rm ./OLMoE-1B-7B-Q4_K_M.gguf      (its conversions)\n  dollop rm OLMoE-1B-7B-Q4_K_M-0ab1-99c2.gguf   (a conversion, as `dollop list` names it)"
@@ -53,7 +55,7 @@ pub struct RmArgs {
     pub dry_run: bool,
 }
 
-/// Removes what is of no more use: conversions whose source is gone, downloads that were not finished.
+/// Removes what is no longer needed: conversions whose source is gone, and unfinished downloads.
 #[derive(Args)]
 pub struct PruneArgs {
     /// Only print what would be removed
@@ -133,12 +135,12 @@ pub fn rm(args: &RmArgs) -> Result<(), Failure> {
     all(&chosen, args.dry_run)
 }
 
-/// Whether a conversion's source is this item's model.
+/// Whether a conversion was made from this item.
 fn made_of(item: &Item, source: &Path) -> bool {
     item.files.iter().any(|f| f == source) || item.path.is_dir() && source == item.path
 }
 
-/// The items that a name means.
+/// The items that a name refers to.
 fn named<'a>(name: &Path, items: &'a [Item]) -> Result<Vec<&'a Item>, Failure> {
     let settings = Settings::read()?;
     let is = |item: &&Item| -> bool {

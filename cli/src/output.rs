@@ -1,4 +1,4 @@
-//! Progress output, and how numbers are printed.
+//! Progress bars, number formats, and reading and writing files.
 
 use crate::Failure;
 use crate::note;
@@ -7,14 +7,14 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A progress bar with rate and time left, of each stage anew; plain lines where stderr is no terminal. Appears only if the
-/// work takes longer than a moment.
+/// A progress bar with rate and time left, restarted for each stage. Without a terminal, it prints plain
+/// lines. It appears only if the work takes longer than 300 ms.
 pub struct Bar {
     unit: Unit,
     stage: &'static str,
     bar: Option<ProgressBar>,
     start: Instant,
-    /// What was done before the stage began: it counts for no rate.
+    /// Progress before the stage began, which does not count for the rate.
     before: u64,
     last: Instant,
 }
@@ -51,7 +51,7 @@ impl Bar {
     /// Shows the current stage, and how much of the total is done.
     pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
         if stage != self.stage {
-            // Another stage has another rate.
+            // Each stage has its own rate.
             (self.stage, self.start, self.before) = (stage, Instant::now(), done);
             if let Some(bar) = self.bar.take() {
                 bar.finish_and_clear();
@@ -68,7 +68,7 @@ impl Bar {
                     ProgressStyle::with_template(self.unit.template())
                         .expect("the template is a constant")
                         .with_key("rate", |state: &ProgressState, to: &mut dyn std::fmt::Write| {
-                            // If the rate cannot be shown, that is no failure.
+                            // A missing rate is not a failure.
                             let _ = write!(to, "{:.0} tok/s", state.per_sec());
                         })
                         .progress_chars("=> "),
@@ -121,7 +121,7 @@ pub fn peak_memory() -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Writes a result to a file atomically: to another file, which is then renamed. It never replaces a model, nor an
+/// Writes a result to a file atomically, by renaming a temporary file. It never replaces a model, nor an
 /// input of the command.
 pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failure> {
     not_an_input(path, inputs)?;
@@ -132,7 +132,7 @@ pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failu
         return Err(format!("{}: this file is a model; name another file to write", path.display()).into());
     }
     let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
-    // Several programs may write a file of the same name at once: each has its own partial file.
+    // Several processes may write the same file at once, so each uses its own temporary file.
     let mut name = path.as_os_str().to_os_string();
     name.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(name);
@@ -140,7 +140,7 @@ pub fn write_file(path: &Path, text: &str, inputs: &[&Path]) -> Result<(), Failu
     written.inspect_err(|_| drop(std::fs::remove_file(&partial))).map_err(failed)
 }
 
-/// Fails if a file to write is one of the command's inputs, or lies in a folder that is an input.
+/// Fails if the output file is one of the command's inputs, or lies in an input folder.
 pub fn not_an_input(out: &Path, inputs: &[&Path]) -> Result<(), Failure> {
     let Ok(place) = out.canonicalize() else { return Ok(()) };
     if inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| place.starts_with(input))) {
@@ -149,7 +149,7 @@ pub fn not_an_input(out: &Path, inputs: &[&Path]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Text from a file (`-`: standard input), which must be UTF-8.
+/// Reads UTF-8 text from a file, or from standard input for `-`.
 pub fn read_text(path: &Path) -> Result<String, Failure> {
     let name = path.display();
     let bytes = if path.as_os_str() == "-" {

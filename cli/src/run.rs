@@ -11,7 +11,7 @@ use dollop::sampler::Sampling;
 use dollop::{Event, GenerateOptions, Outcome, Overflow, StopReason};
 use std::io::{IsTerminal, Write};
 
-/// A request for no tokens is a mistake.
+/// Refuses a limit of no tokens, which is a mistake.
 pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
     if max_tokens == 0 {
         let remedy =
@@ -23,7 +23,7 @@ pub fn something_to_say(max_tokens: usize) -> Result<(), Failure> {
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     something_to_say(args.max_tokens)?;
-    // Report typing errors before a model is converted for an hour.
+    // Report typing errors before converting a model, which can take an hour.
     args.sampling.over(&Sampling::default())?;
     let constraint = args.form.constraint()?;
     let prompt = match (&args.prompt, &args.file) {
@@ -50,7 +50,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let (Event::Prefill { done, total }, Some(bar)) = (&event, &mut bar) {
             return bar.show("reading the prompt", *done as u64, *total as u64);
         }
-        // The next output is written where the bar was.
+        // Remove the bar, because the next output is written in its place.
         bar = None;
         if let Event::GpuLost { note } = &event {
             gpu_lost(note);
@@ -112,7 +112,7 @@ fn json(
     json["prefill_tps"] = outcome.prefill_tps().into();
     json["decode_tps"] = outcome.decode_tps().into();
     json["seed"] = sampling.seed.into();
-    // Through text, which has 0.7, where a value would have the nearest f64.
+    // Convert through text, which keeps 0.7 as it is; a direct conversion gives the nearest f64 of an f32.
     let text = serde_json::to_string(sampling).map_err(|e| e.to_string())?;
     json["sampling"] = serde_json::from_str(&text).map_err(|e| e.to_string())?;
     json["peak_memory_bytes"] = peak_memory().into();

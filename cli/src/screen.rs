@@ -14,7 +14,7 @@ macro_rules! note {
 
 /// [`note!`] writes through this.
 pub fn line(text: &str) {
-    // If a message cannot be shown, that is no failure.
+    // A message that cannot be shown is not a failure.
     let _ = writeln!(std::io::stderr(), "{}", visible(text));
 }
 
@@ -99,7 +99,7 @@ impl Reasoning {
         let mut to = std::io::stderr();
         if !text.is_empty() && to.is_terminal() && std::io::stdout().is_terminal() {
             self.open = true;
-            // If it cannot be shown, that is no failure.
+            // Reasoning that cannot be shown is not a failure.
             let _ = write!(to, "\x1b[2m{}\x1b[0m", visible(text));
         }
     }

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 /// Serves a model over HTTP, to programs that know OpenAI's, Anthropic's or Ollama's API.
 ///
-/// Only this machine may connect unless --listen says otherwise; then an API key is needed. Requests choose their own
-/// sampling; what they do not say is as the model's file says. A conversation that goes on is not read again: a request
-/// takes the session that knows most of its prompt. ^C or SIGTERM stops the server; running answers may finish. -v shows
-/// each request. docs/server.md lists what is honoured and what is refused.
+/// By default only this machine can connect. If --listen allows others, an API key is required. Requests
+/// choose their own sampling; the model's file gives the defaults. The prompt of a continued conversation is
+/// not computed again: each request gets the session that already holds most of its prompt. ^C or SIGTERM
+/// stops the server after running answers finish. -v logs each request. docs/server.md lists supported and
+/// refused fields.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop serve\n  dollop serve Qwen3-30B-A3B-Q4_K_M.gguf --memory 8G --ctx 8192 --parallel 2\n  dollop serve --listen 0.0.0.0:8080 --host box.example --api-key-file key.txt\n  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'"
@@ -26,10 +27,12 @@ pub struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// A name by which clients may call this server, beside localhost and addresses. May be given several times
+    /// A host name by which clients reach this server, besides localhost and addresses. May be given several
+    /// times
     #[arg(long, value_name = "NAME")]
     pub host: Vec<String>,
-    /// An origin, such as https://app.example, whose pages may use this server; * for all. May be given several times
+    /// A web origin, such as https://app.example, whose pages may use this server; * for all. May be given
+    /// several times
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
     /// File with the API key that clients must send [default: the environment variable DOLLOP_API_KEY, else none]
@@ -38,22 +41,22 @@ pub struct ServeArgs {
     /// Serve other machines without an API key
     #[arg(long, conflicts_with = "api_key_file")]
     pub no_api_key: bool,
-    /// What the model is called in the APIs [default: the file's name]
+    /// Name of the model in the APIs [default: the file's name]
     #[arg(long, value_name = "NAME")]
     pub alias: Option<String>,
-    /// Requests answered at a time. They share the context (--ctx) and its memory
+    /// Requests answered at the same time. They share the context (--ctx) and its memory
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub parallel: usize,
-    /// Requests that may wait for a session; more are told to come back later (429)
+    /// Requests that may wait for a session; more get status 429
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub queue: usize,
-    /// Seconds that running answers have to finish when the server is stopped
+    /// Seconds that running answers get to finish when the server stops
     #[arg(long, value_name = "S", default_value_t = 10)]
     pub grace: u64,
-    /// Longest body of a request
+    /// Largest body of a request
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size)]
     pub max_body: u64,
-    /// Connections at a time
+    /// Connections at the same time
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_connections: usize,
     #[command(flatten)]
@@ -62,7 +65,7 @@ pub struct ServeArgs {
 
 pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let key = key(args)?;
-    // Refused before a model is converted for an hour.
+    // Check this before converting a model, which can take an hour.
     if key.is_none() && !args.no_api_key && !args.listen.ip().is_loopback() {
         return Err(format!(
             "{}: other machines could use this server; give --api-key-file or DOLLOP_API_KEY, or say --no-api-key",
@@ -99,7 +102,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     watch.finish()
 }
 
-/// A command that asks the server something.
+/// An example request for this server, as a command line.
 fn example(address: SocketAddr, needs_key: bool) -> String {
     let port = address.port();
     let host = match address.ip() {

@@ -1,4 +1,4 @@
-//! Options of memory, precision and streaming, and reports of streaming.
+//! Options for memory, precision and streaming, and reports about streaming.
 
 use crate::Failure;
 use crate::note;
@@ -17,44 +17,46 @@ use std::time::Instant;
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Memory and streaming")]
 pub struct StreamArgs {
-    /// Memory budget in all, e.g. 4G or 900M; experts that do not fit are read when a token needs them. `all` reads
-    /// everything from the mapping without a limit [default: the memory available, less a margin]
+    /// Total memory budget, e.g. 4G or 900M. Experts that do not fit are read when a token needs them. `all`
+    /// uses the whole mapping without a limit [default: the available memory, less a margin]
     #[arg(long, value_name = "SIZE", value_parser = budget)]
     pub memory: Option<Budget>,
-    /// exact:B computes every expert at B bits; adaptive or adaptive:Q reads as many bits as are worth their bytes, Q
-    /// for an average expert [default: exact if everything fits, else adaptive]
+    /// exact:B computes every expert at B bits. adaptive or adaptive:Q reads more bits only where they are
+    /// worth their bytes; an average expert gets Q bits [default: exact if everything fits, else adaptive]
     #[arg(long, value_name = "P", value_parser = precision, conflicts_with = "level")]
     pub precision: Option<Precision>,
-    /// Fewest bits of adaptive precision [default: 3; 2-bit experts break the syntax of JSON and tool calls]
+    /// Fewest bits that adaptive precision uses [default: 3; 2-bit experts break the syntax of JSON and tool
+    /// calls]
     #[arg(long, value_name = "B", value_parser = crate::values::level)]
     pub floor: Option<Level>,
     /// Show streaming statistics
     #[arg(long)]
     pub stats: bool,
-    /// Write a trace of reads and computation, to be opened in ui.perfetto.dev
+    /// Write a trace of reads and computation, to open in ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Load the experts that were hot when this file was last written, and write it at the end
+    /// Preload the experts that were hot when this file was last written, and update it at the end
     #[arg(long, value_name = "FILE")]
     pub heat: Option<PathBuf>,
-    /// Guess the next layer's experts and prefetch up to N of them on idle lanes; changes no result (CPU only: a GPU
-    /// would have to wait for the guess)
+    /// Guess the next layer's experts and prefetch up to N of them on idle lanes; does not change results
+    /// (CPU only: a GPU would have to wait for the guess)
     #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
     pub lookahead: usize,
     /// Drop experts that are not in memory and have less than this share of a token's gate weights (lossy)
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub skip_cold: f32,
-    /// Prefer experts in memory by this fraction of the router's range of logits (lossy)
+    /// Raise the rank of experts in memory by this fraction of the range of the router's logits (lossy)
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub cache_prior: f32,
-    /// Experts per token, fewer than the model's (lossy)
+    /// Experts per token, if fewer than the model's (lossy)
     #[arg(long, value_name = "K")]
     pub experts_used: Option<usize>,
-    /// Lower or raise the quality of adaptive precision while generating, to reach this speed (not reproducible)
+    /// Adjust the quality of adaptive precision while generating, to reach this speed in tokens per second
+    /// (not reproducible)
     #[arg(long, value_name = "TPS")]
     pub target_tps: Option<f64>,
-    /// How experts are read: by the kernel (io_uring on Linux) or by threads [default: the faster one, measured when
-    /// the model is opened]
+    /// How experts are read: by the kernel (ring: io_uring on Linux) or by threads [default: the faster one,
+    /// measured when the model is opened]
     #[arg(long, value_enum, value_name = "WHO")]
     pub reads: Option<ReadsArg>,
     /// Reads in flight [default: the best number, measured when the model is opened]
@@ -63,13 +65,13 @@ pub struct StreamArgs {
     /// Wait for all reads of a layer before computing (for comparison; CPU only)
     #[arg(long)]
     pub no_overlap: bool,
-    /// When the checksum of a plane is verified: at its first read, always, or never
+    /// When to verify a plane's checksum: at its first read, always, or never
     #[arg(long, value_enum, default_value = "first")]
     pub verify: VerifyArg,
-    /// Order in which refinements are bought (for comparison)
+    /// Order in which extra planes are chosen (for comparison)
     #[arg(long, value_enum, default_value = "worth", hide = true)]
     pub order: OrderArg,
-    /// Bytes that a layer may read for refinements, in place of a price (for comparison)
+    /// Bytes that a layer may read for extra planes, instead of a price (for comparison)
     #[arg(long, value_name = "N", hide = true)]
     pub refinement_bytes: Option<usize>,
     /// Half-life of an expert's heat, in tokens
@@ -177,7 +179,7 @@ impl StreamArgs {
         s.trace = self.trace.as_ref().map(|_| Arc::new(Trace::default()));
     }
 
-    /// The work after opening and before leaving.
+    /// Loads the heat file, and returns the work to do at the end.
     pub fn watch(&self, engine: &Engine, options: &EngineOptions) -> Result<Watch, Failure> {
         let watch =
             Watch { args: self.clone(), engine: engine.clone(), trace: options.streaming.trace.clone() };
@@ -225,7 +227,7 @@ impl Watch {
     }
 }
 
-/// A point in time from which to count.
+/// A point in time with its counters, from which later reports count.
 pub struct Mark {
     stats: StreamStats,
     departures: (u64, u64),
@@ -262,13 +264,13 @@ impl Mark {
         json
     }
 
-    /// Bytes per second read since.
+    /// Bytes per second read since this mark.
     pub fn read_rate(&self, engine: &Engine) -> f64 {
         let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
         (s.bytes_wanted + s.bytes_ahead) as f64 / self.at.elapsed().as_secs_f64()
     }
 
-    /// One line: bits, hits, bytes per token.
+    /// One line: mean bits, hit rate, bytes per token.
     pub fn line(&self, engine: &Engine, tokens: usize) -> String {
         let s = engine.stream_stats().unwrap_or_default().since(&self.stats);
         let read = (s.bytes_wanted + s.bytes_ahead) / tokens.max(1) as u64;

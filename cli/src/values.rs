@@ -1,4 +1,4 @@
-//! Values of arguments that have a type in the library, parsed from text.
+//! Parsers for argument values that have a type in the library.
 
 use crate::tasks::Kind;
 use dollop::Level;
@@ -8,11 +8,11 @@ pub fn level(text: &str) -> Result<Level, String> {
     text.parse().ok().and_then(Level::from_bits).ok_or_else(|| "levels are 2, 3, 4, 6 and 8 bits".into())
 }
 
-/// Kinds of tasks, each once and in their own order.
+/// Kinds of tasks, without duplicates, in the order of [`Kind::ALL`].
 #[derive(Clone)]
 pub struct Kinds(pub Vec<Kind>);
 
-/// Bits on average, 2 to 8.
+/// Parses average bits, from 2 to 8.
 pub fn mean_bits(text: &str) -> Result<f64, String> {
     let wrong = || format!("`{text}`: bits on average are a number from 2 to 8, such as 3.2");
     text.parse().ok().filter(|bits| (2.0..=8.0).contains(bits)).ok_or_else(wrong)
@@ -30,7 +30,7 @@ pub fn kinds(list: &str) -> Result<Kinds, String> {
     Ok(Kinds(Kind::ALL.into_iter().filter(|kind| named.contains(&kind.name())).collect()))
 }
 
-/// A precision, or the bits of an exact one.
+/// Parses a precision, or bits as an exact precision.
 pub fn precision_or_bits(text: &str) -> Result<Precision, String> {
     level(text).map(Precision::Exact).or_else(|_| text.parse::<Precision>()).map_err(|_| {
         format!("`{text}` is neither a level (2, 3, 4, 6 or 8) nor adaptive, adaptive:Q or exact:B")

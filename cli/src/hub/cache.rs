@@ -1,4 +1,4 @@
-//! The hub's cache on disk, in the layout of Hugging Face's own programs, which find what lies there and are found:
+//! The hub's cache on disk, shared with Hugging Face's own programs. Its layout is
 //! `models--ORG--NAME/{blobs/CHECKSUM, refs/REVISION, snapshots/COMMIT/PATH → blobs}`.
 
 use super::choice::{self, Candidate, INDEX};
@@ -23,7 +23,7 @@ impl Repo {
         self.folder.join("blobs").join(&entry.blob)
     }
 
-    /// The lock that others take as well while they write a blob.
+    /// The lock that other programs take, too, while they write a blob.
     pub fn lock(&self, hub: &Path, entry: &Entry) -> PathBuf {
         let name = self.folder.file_name().unwrap_or_default();
         hub.join(".locks").join(name).join(format!("{}.lock", entry.blob))
@@ -33,7 +33,7 @@ impl Repo {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The commit that a revision was when it was last fetched.
+    /// The commit of a revision when it was last fetched.
     pub fn commit(&self, revision: &str) -> Option<String> {
         let commit = match is_hex(revision, &[40, 64]) {
             true => revision.to_owned(),
@@ -42,7 +42,7 @@ impl Repo {
         is_hex(&commit, &[40, 64]).then_some(commit)
     }
 
-    /// Remembers what a revision is now.
+    /// Records the current commit of a revision.
     pub fn set_commit(&self, revision: &str, commit: &str) -> io::Result<()> {
         if is_hex(revision, &[40, 64]) {
             return Ok(());
@@ -52,7 +52,7 @@ impl Repo {
         fs::write(path, commit)
     }
 
-    /// The model of this name that is here whole, as the path that opens it.
+    /// The complete model of this name in the cache, with the path that opens it.
     pub fn here(&self, name: &HubName) -> Option<(Candidate, PathBuf)> {
         let commit = self.commit(&name.revision)?;
         let snapshot = self.snapshot(&commit);
@@ -67,7 +67,7 @@ impl Repo {
         self.snapshot(commit).join(&candidate.file)
     }
 
-    /// Gives a blob its name in a snapshot.
+    /// Links a blob under its name in a snapshot.
     pub fn link(&self, commit: &str, entry: &Entry) -> Result<(), Failure> {
         let path = self.snapshot(commit).join(&entry.path);
         let failed = |e: io::Error| Failure(format!("{}: {e}", path.display()));
@@ -75,14 +75,14 @@ impl Repo {
             return Ok(());
         }
         fs::create_dir_all(path.parent().unwrap_or(&self.folder)).map_err(failed)?;
-        // A link to bytes that are gone, or another one's half-written file.
+        // Remove a dangling link, or a file that another process has half written.
         let _ = fs::remove_file(&path);
         let up = "../".repeat(entry.path.split('/').count() + 1);
         match link(&Path::new(&up).join("blobs").join(&entry.blob), &path) {
             Ok(()) => Ok(()),
-            // Another process was faster.
+            // Another process created it first.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // A file system without links holds the bytes where the link would be.
+            // Without symbolic links, the file itself is stored here.
             Err(_) => fs::rename(self.blob(entry), &path).map_err(failed),
         }
     }
@@ -103,7 +103,7 @@ fn link(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether a folder has all weights that its index names.
+/// Whether a folder has all shards that its index names.
 fn is_whole(folder: &Path) -> bool {
     match fs::read_to_string(folder.join(INDEX)) {
         Ok(index) => dollop::internal::format::safetensors::shards(&index)

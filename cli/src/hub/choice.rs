@@ -1,11 +1,12 @@
-//! Which files of a repository make the model. A pure function of the listing, the name and the space on the disk.
+//! Chooses which files of a repository make the model. This is a pure function of the listing, the name and
+//! the free disk space.
 
 use super::listing::{Entry, Listing};
 use crate::output::bytes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The small files of a Hugging Face folder that are read.
+/// The small files of a Hugging Face folder that we read.
 const FOLDER: [&str; 8] = [
     "config.json",
     "generation_config.json",
@@ -14,27 +15,27 @@ const FOLDER: [&str; 8] = [
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
-    // With it the model is refused: what it says is not applied.
+    // Downloaded so that the library can refuse the model: we do not apply adapters.
     "adapter_config.json",
 ];
 pub const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// What a folder of safetensors is called where a quantization may stand.
+/// The label of a safetensors folder, in place of a quantization.
 pub const SAFETENSORS: &str = "safetensors";
 
-/// Quantizations, best first. Those of 8, 5 and 4 bits in even groups keep their codes when they are converted; Q8_0 gives
-/// every level from half of what BF16 takes.
+/// Quantizations, best first. A conversion keeps the codes of 8, 5 and 4 bits in even groups. Q8_0 has half
+/// the size of BF16 and still provides every level.
 const BEST: [&str; 22] = [
     "Q8_0", "BF16", "F16", "F32", "Q8_K_XL", "Q6_K", "Q5_K_XL", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "MXFP4",
     "Q4_K_XL", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
 ];
 
-/// A model that a repository holds.
+/// A model in a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Candidate {
-    /// Its quantization, `safetensors`, or the name of its file.
+    /// Its quantization, `safetensors`, or its file name.
     pub label: String,
-    /// All of its files together.
+    /// Total size of its files.
     pub bytes: u64,
     /// Its first file; empty for a folder.
     pub file: String,
@@ -42,15 +43,15 @@ pub struct Candidate {
     pub files: Vec<Entry>,
 }
 
-/// The one to take, and why.
+/// The chosen model, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub candidate: Candidate,
-    /// Empty where the name says it.
+    /// Empty if the user's name for the model already decides.
     pub why: String,
 }
 
-/// The models of a repository: GGUF files, split ones as one, and the folder of safetensors.
+/// The models of a repository: GGUF files, split ones counted as one, and the safetensors folder.
 pub fn candidates(listing: &Listing) -> Vec<Candidate> {
     let mut groups: BTreeMap<String, Vec<(usize, usize, &Entry)>> = BTreeMap::new();
     for entry in &listing.files {
@@ -65,7 +66,7 @@ pub fn candidates(listing: &Listing) -> Vec<Candidate> {
     let mut all = Vec::new();
     for mut group in groups.into_values() {
         group.sort_by_key(|(no, ..)| *no);
-        // A split model of which a file is missing is none.
+        // Skip a split model with a missing file.
         if group.iter().enumerate().all(|(i, (no, of, _))| *no == i + 1 && *of == group.len()) {
             let files: Vec<Entry> = group.into_iter().map(|(.., entry)| entry.clone()).collect();
             all.push(candidate(quantization(&files[0].path), files));
@@ -94,7 +95,7 @@ fn candidate(label: String, files: Vec<Entry>) -> Candidate {
     Candidate { label, bytes: files.iter().map(|f| f.len).sum(), file, files }
 }
 
-/// `stem`, number and count of a file of several.
+/// The stem, number and count in the name of a split file.
 fn shard(stem: &str) -> Option<(&str, usize, usize)> {
     let digits = |s: &str| (s.len() == 5).then(|| s.parse::<usize>().ok()).flatten();
     let (rest, of) = stem.rsplit_once("-of-")?;
@@ -102,7 +103,7 @@ fn shard(stem: &str) -> Option<(&str, usize, usize)> {
     Some((rest, digits(no)?, digits(of)?)).filter(|(_, no, of)| (1..=*of).contains(no))
 }
 
-/// The quantization that the name of a file says; else the name.
+/// The quantization in a file's name, or the name itself.
 fn quantization(path: &str) -> String {
     let base = path.rsplit('/').next().unwrap_or(path);
     let upper = base.to_ascii_uppercase();
@@ -130,23 +131,24 @@ fn quantization(path: &str) -> String {
     }
 }
 
-/// The place in the order of preference; lower is better.
+/// The rank in order of preference; lower is better.
 fn rank(label: &str) -> usize {
     let plain = label.strip_prefix("UD-").unwrap_or(label);
     let of =
         |known: &str| plain.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
     match label {
         "dollop" => 0,
-        // The whole weights, where there is no file of one piece.
+        // After Q8_0 and BF16, because a single file is preferred.
         SAFETENSORS => 5,
         _ => BEST.iter().position(|known| of(known)).map_or(200, |i| 2 * i + 2 + usize::from(plain != label)),
     }
 }
 
-/// The model that `want` names, or the best one for which there is room twice: as it is, and converted.
+/// The model that `want` names. Otherwise the best one that fits on the disk twice: as downloaded, and
+/// converted.
 ///
 /// # Errors
-/// What there is instead.
+/// What is available instead.
 pub fn choose(listing: &Listing, want: Option<&str>, free_bytes: u64) -> Result<Choice, String> {
     let mut all = candidates(listing);
     if all.is_empty() {
@@ -184,7 +186,7 @@ pub fn choose(listing: &Listing, want: Option<&str>, free_bytes: u64) -> Result<
 fn best(all: Vec<Candidate>, free_bytes: u64) -> Result<Choice, String> {
     let needs = |c: &Candidate| if c.label == "dollop" { c.bytes } else { c.bytes.saturating_mul(2) };
     let fits = |c: &&Candidate| needs(c) <= free_bytes;
-    // Where none fits, the download says how much it needs.
+    // If none fits, the download reports how much space it needs.
     let taken = all.iter().find(fits).unwrap_or(&all[0]);
     let same: Vec<&Candidate> = all.iter().filter(|c| c.label == taken.label).collect();
     if same.len() > 1 {
@@ -286,7 +288,7 @@ mod tests {
         ];
         assert_eq!(chosen(&folder, None, 1000), Ok(("safetensors".into(), 5)));
         assert_eq!(chosen(&folder[..3], None, 1000).map(|c| c.1), Ok(3), "the index says what is missing");
-        // A file of a split model that is missing leaves none.
+        // A split model with a missing file is not a candidate.
         assert!(chosen(&[("m-Q8_0-00001-of-00002.gguf", 1)], None, 9).is_err());
         let two = [("a-Q8_0.gguf", 1), ("b-Q8_0.gguf", 2), ("a-UD-Q4_K_XL.gguf", 1)];
         assert!(chosen(&two, None, 9).unwrap_err().contains("a-Q8_0.gguf, b-Q8_0.gguf"));

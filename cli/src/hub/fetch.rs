@@ -1,7 +1,8 @@
-//! One file's download: in pieces over several connections, resumed after a kill at any moment.
+//! Downloads one file, in pieces over several connections. A download can resume after a kill at any moment.
 //!
-//! Bytes lie in `FILE.dollop-partial` at their final offsets; `FILE.dollop-pieces` says which pieces are whole. The file gets its
-//! name when its checksum agrees. A lock keeps a second process out, Hugging Face's own programs too.
+//! `FILE.dollop-partial` holds the bytes at their final offsets, and `FILE.dollop-pieces` records which
+//! pieces are complete. The file gets its final name after its checksum was verified. A lock keeps other
+//! processes out, including Hugging Face's own programs.
 
 use super::http::{Client, Fault, host};
 use crate::{Failure, note};
@@ -13,33 +14,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// More gave nothing on a fast line, and fewer less on a slow one's long way.
+/// More connections were no faster on a fast line, and fewer were slower on a line with high latency.
 const CONNECTIONS: usize = 6;
 const BUFFER: usize = 256 << 10;
-/// Between two looks at how far the connections are.
+/// Interval of progress updates.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What to fetch.
+/// A file to download.
 pub struct Job<'a> {
-    /// What messages call it.
+    /// Its name in messages.
     pub shown: &'a str,
     pub url: String,
     pub len: u64,
-    /// In hexadecimal digits.
+    /// In hexadecimal.
     pub sha256: Option<&'a str>,
-    /// What tells this state of the file from others: a checksum, or the server's ETag.
+    /// Identifies this version of the file: a checksum, or the server's ETag.
     pub state: &'a str,
-    /// Whether the ETag of each part must be `state`.
+    /// Whether the ETag of each response must equal `state`.
     pub check_etag: bool,
     pub to: PathBuf,
     pub lock: PathBuf,
 }
 
-/// Hears what is done and how many bytes of the file it has reached.
+/// Receives the current stage, and how many bytes are done.
 pub type Show<'a> = &'a mut dyn FnMut(&'static str, u64);
 
 enum Trouble {
-    /// The file is another one than when the download began.
+    /// The file on the server changed during the download.
     Changed(String),
     NoRanges,
     Failed(Failure),
@@ -56,7 +57,7 @@ impl Job<'_> {
         fs::metadata(&self.to).is_ok_and(|m| m.len() == self.len)
     }
 
-    /// Bytes that are still to come, as far as can be seen.
+    /// Bytes still to download, judged by the files on disk.
     pub fn missing(&self, piece: u64) -> u64 {
         if self.is_there() { 0 } else { Pieces::seen(self, piece).map_or(self.len, |p| self.len - p.bytes()) }
     }
@@ -81,15 +82,16 @@ impl Job<'_> {
     }
 }
 
-/// Ends of the names of unfinished files.
+/// Suffixes of unfinished files.
 pub const PARTIAL: &str = ".dollop-partial";
 pub const PIECES: &str = ".dollop-pieces";
 
-/// Fetches a file, or what is missing of it. `false` where the server's file is not that of the job's ETag any more: another
-/// job says what it is now.
+/// Downloads a file, or what is missing of it. Returns `false` if the file on the server no longer has the
+/// job's ETag: the caller must then make a new job.
 ///
 /// # Errors
-/// What to do. Nothing is left under the final name; what was fetched stays for the next try.
+/// What the user can do about it. The final file does not exist then; downloaded pieces stay for the next
+/// try.
 pub fn fetch(client: &Client, job: &Job, show: Show) -> Result<bool, Failure> {
     if job.is_there() {
         return Ok(true);
@@ -123,7 +125,7 @@ pub fn fetch(client: &Client, job: &Job, show: Show) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Waits until no other process fetches this file. `None` where the file system has no locks.
+/// Waits until no other process downloads this file. `None` if the file system has no locks.
 fn lock(client: &Client, job: &Job, show: Show) -> Result<Option<File>, Failure> {
     let failed = |e: io::Error| job.failed(&e);
     fs::create_dir_all(job.lock.parent().unwrap_or(Path::new("."))).map_err(failed)?;
@@ -175,7 +177,7 @@ fn once(client: &Client, job: &Job, piece: u64, show: Show) -> Result<(), Troubl
     Ok(())
 }
 
-/// `None` where ^C came.
+/// The SHA-256 of the file; `None` if cancelled.
 fn checksum(client: &Client, mut file: &File, show: Show) -> io::Result<Option<String>> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 20];
@@ -195,7 +197,7 @@ fn checksum(client: &Client, mut file: &File, show: Show) -> io::Result<Option<S
     Ok(Some(context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect()))
 }
 
-/// Which pieces are whole.
+/// Which pieces are complete.
 struct Pieces {
     piece: u64,
     len: u64,
@@ -216,7 +218,7 @@ impl Pieces {
         }
     }
 
-    /// What an earlier try has left of the same state of the file.
+    /// The pieces of an earlier try, if it was for the same version of the file.
     fn seen(job: &Job, piece: u64) -> Option<Pieces> {
         let mut pieces = Pieces::empty(job, piece);
         let text = fs::read(job.beside(PIECES)).ok()?;
@@ -266,19 +268,20 @@ impl Pieces {
     }
 }
 
-/// One go at all pieces that are missing.
+/// One attempt at all missing pieces.
 struct Round<'a> {
     client: &'a Client,
     job: &'a Job<'a>,
     missing: Vec<(usize, Range<u64>)>,
     pieces: Mutex<Pieces>,
-    /// The whole file is one piece, which begins anew when it fails: the server may know no ranges.
+    /// Whether the whole file is one piece, which restarts from the beginning on failure. This is for servers
+    /// without ranges.
     in_one: bool,
     next: AtomicUsize,
     done: AtomicU64,
     stop: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
-    /// Where redirects led last: storage behind the hub, for a while.
+    /// The URL that the last redirect led to. It is valid for a while.
     direct: Mutex<Option<String>>,
 }
 
@@ -345,14 +348,14 @@ impl<'a> Round<'a> {
             (None, Err(failure)) => return Err(Trouble::Failed(failure)),
             (None, Ok(())) => {}
         }
-        // Where no checksum tells, the bytes are on the disk before the mark is.
+        // Without a checksum, the bytes must be on disk before the piece is marked.
         if self.job.sha256.is_none() {
             file.sync_data().map_err(failed)?;
         }
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner).mark(i).map_err(failed)
     }
 
-    /// Fetches a range; `reached` counts the bytes that are written.
+    /// Downloads a range; `reached` counts the bytes written.
     fn part(
         &self,
         range: Range<u64>,
@@ -411,7 +414,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Asks where redirects led last; if that has run out, anew.
+    /// Requests the last redirect's target directly. If that has expired, starts again at the original URL.
     fn open(&self, range: Range<u64>) -> Result<super::http::Reply, Fault> {
         let direct = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
         let known = direct().clone();
@@ -421,7 +424,7 @@ impl<'a> Round<'a> {
                 reply => return reply,
             }
         }
-        // A signature may run out between the redirect and the request that follows it.
+        // A signed URL may expire between the redirect and the next request, so try twice.
         let reply = match self.client.open(&self.job.url, Some(range.clone())) {
             Err(Fault::Stop(_)) => self.client.open(&self.job.url, Some(range))?,
             reply => reply?,

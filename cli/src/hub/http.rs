@@ -1,6 +1,7 @@
-//! Requests: redirects, ranges, errors in words, and what is worth another try.
+//! HTTP requests: redirects, ranges, retries, and readable errors.
 //!
-//! The token goes to the hub alone: redirects lead to other hosts, and are followed here to see where they lead.
+//! The token is sent only to the hub. Redirects to other hosts are followed here, not by the HTTP library, to
+//! ensure that.
 
 use super::settings::Settings;
 use crate::{Failure, note};
@@ -14,24 +15,24 @@ use ureq::http::{HeaderMap, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 
 const REDIRECTS: usize = 10;
-/// Tries that bring nothing, before the download ends with an error.
+/// Tries without progress before a download fails.
 const TRIES: u32 = 6;
-/// Before the second try; doubled for each that follows.
+/// Wait before the second try. It doubles with each further try.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// What a server may ask to wait.
+/// The longest wait that we accept from a server.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Without a byte for so long, a connection counts as dropped.
+/// Without a byte for this long, a connection counts as dropped.
 const SILENCE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(20);
 
 /// Why a request failed.
 #[derive(Debug)]
 pub enum Fault {
-    /// Another try may succeed, after the time that the server asks for.
+    /// A retry may succeed, after the time that the server asks for.
     Again(String, Option<Duration>),
-    /// It would not.
+    /// A retry would fail, too.
     Stop(String),
-    /// The server sent the whole file in answer to a request for a part.
+    /// The server ignored the range and sent the whole file.
     NoRanges,
 }
 
@@ -41,21 +42,21 @@ impl Fault {
     }
 }
 
-/// The beginning of an answer.
+/// The beginning of a response.
 pub struct Reply {
-    /// Its body, of at most as many bytes as were asked for.
+    /// The body, limited to the requested number of bytes.
     pub body: Box<dyn Read + Send>,
-    /// Length of the whole file, if the server says it.
+    /// Length of the whole file, if known.
     pub total: Option<u64>,
-    /// What tells this state of the file from others.
+    /// The ETag, or else the modification time.
     pub etag: Option<String>,
-    /// The URL that answered, behind all redirects.
+    /// The final URL, after redirects.
     pub url: String,
-    /// The next page of a listing.
+    /// URL of the next page of a listing.
     next: Option<String>,
 }
 
-/// Makes requests, from any number of threads.
+/// Makes requests; may be used from any number of threads.
 pub struct Client {
     agent: ureq::Agent,
     pub settings: Settings,
@@ -65,9 +66,9 @@ pub struct Client {
 
 impl Client {
     pub fn new(settings: Settings, cancel: CancelToken) -> Client {
-        // The first provider stays: a second call changes nothing.
+        // Only the first call has an effect.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // The system's certificates: a proxy in a company has its own there.
+        // Use the system's certificates: companies add those of their proxies there.
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let config = ureq::Agent::config_builder()
             .tls_config(tls)
@@ -82,15 +83,15 @@ impl Client {
         Client { agent, settings, cancel, received: Arc::default() }
     }
 
-    /// Bytes of all answers.
+    /// Bytes received in all responses.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// The text at `url`, and the next page of a listing.
+    /// Downloads text, with the URL of a listing's next page.
     ///
     /// # Errors
-    /// What to do about it.
+    /// What the user can do about it.
     pub fn text(&self, url: &str, limit: u64) -> Result<(String, Option<String>), Failure> {
         self.patiently(&mut |_| {
             let mut reply = self.open(url, None)?;
@@ -106,7 +107,8 @@ impl Client {
         })
     }
 
-    /// Runs `work` until it succeeds, has tried often enough without progress, or fails for good. It counts its progress up.
+    /// Runs `work` until it succeeds, fails for good, or fails [`TRIES`] times without progress. `work`
+    /// increases its argument to report progress.
     pub fn patiently<T>(&self, work: &mut dyn FnMut(&mut u64) -> Result<T, Fault>) -> Result<T, Failure> {
         let (mut tries, mut progress) = (0, 0);
         loop {
@@ -146,10 +148,10 @@ impl Client {
         }
     }
 
-    /// Asks for a file, or for a part of it.
+    /// Requests a file, or a range of it.
     ///
     /// # Errors
-    /// As [`Fault`] says.
+    /// See [`Fault`].
     pub fn open(&self, url: &str, range: Option<Range<u64>>) -> Result<Reply, Fault> {
         let mut url = url.to_owned();
         for _ in 0..REDIRECTS {
@@ -242,7 +244,7 @@ impl Client {
     }
 }
 
-/// Counts what comes.
+/// Counts the bytes read.
 struct Counted<R> {
     body: R,
     received: Arc<AtomicU64>,
@@ -256,7 +258,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// The length of the whole file, if the answer is the part that was asked for.
+/// The length of the whole file, if the response is the requested range.
 fn part_of(range: &Range<u64>, said: Option<&str>, url: &str) -> Result<u64, Fault> {
     let parsed = said.and_then(|s| {
         let (part, total) = s.strip_prefix("bytes ")?.split_once('/')?;
@@ -286,7 +288,7 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_ascii_lowercase(), port))
 }
 
-/// The host of a URL, for messages: paths of storage hosts are pages long.
+/// The host of a URL, for messages. Whole URLs of storage hosts can be very long.
 pub fn host(url: &str) -> String {
     url.parse::<Uri>()
         .ok()
@@ -294,7 +296,7 @@ pub fn host(url: &str) -> String {
         .unwrap_or_else(|| url.to_owned())
 }
 
-/// Where a redirect leads.
+/// The target of a redirect.
 fn joined(from: &str, to: &str) -> Result<String, Fault> {
     let bad = || Fault::stop(format!("{}: a redirect to `{to}`, which is refused", host(from)));
     let uri: Uri = from.parse().map_err(|_| bad())?;
@@ -307,11 +309,11 @@ fn joined(from: &str, to: &str) -> Result<String, Fault> {
         }
         _ => return Err(bad()),
     };
-    // What was asked for in secret is not sent openly.
+    // A secure request must not be redirected to an insecure URL.
     if scheme == "https" && !url.starts_with("https://") { Err(bad()) } else { Ok(url) }
 }
 
-/// The URL of `rel="next"` in a header `Link`.
+/// The URL with `rel="next"` in a `Link` header.
 fn next_page(link: &str) -> Option<String> {
     let page = link.split(',').find(|part| part.contains("rel=\"next\""))?;
     Some(page.split_once('<')?.1.split_once('>')?.0.to_owned())

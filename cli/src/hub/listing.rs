@@ -1,4 +1,4 @@
-//! What a repository holds: asked of the hub, or seen in the cache.
+//! The files of a repository, from the hub or from the cache.
 
 use super::http::{Client, host};
 use super::name::{HubName, encoded, is_inside};
@@ -10,7 +10,7 @@ use std::path::Path;
 const PAGES: usize = 200;
 const PAGE_BYTES: u64 = 16 << 20;
 const FILES: usize = 100_000;
-/// Folders below a snapshot's.
+/// Deepest nesting of folders in a snapshot.
 const DEPTH: usize = 8;
 
 /// The files of a repository at one commit.
@@ -23,10 +23,10 @@ pub struct Listing {
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Inside the repository.
+    /// Path inside the repository.
     pub path: String,
     pub len: u64,
-    /// The name of its bytes in the cache: SHA-256 of large files, git's SHA-1 of small ones.
+    /// File name of its bytes in the cache: SHA-256 for large files, git's SHA-1 for small ones.
     pub blob: String,
     /// Whether `blob` is the SHA-256.
     pub has_sha256: bool,
@@ -55,15 +55,16 @@ struct Large {
     size: u64,
 }
 
-/// Whether a text is a checksum in hexadecimal digits: it becomes the name of a file.
+/// Whether a text is a hexadecimal checksum of one of these lengths. Checksums become file names, so anything
+/// else is refused.
 pub fn is_hex(text: &str, lens: &[usize]) -> bool {
     lens.contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What the hub says that a repository holds.
+/// Requests the listing of a repository from the hub.
 ///
 /// # Errors
-/// Those of the network; names that climb out.
+/// Network errors; file names that lead outside of the repository.
 pub fn ask(client: &Client, name: &HubName) -> Result<Listing, Failure> {
     let endpoint = &client.settings.endpoint;
     let wrong = |what: String| Failure(format!("{}: {what}", host(endpoint)));
@@ -83,7 +84,7 @@ pub fn ask(client: &Client, name: &HubName) -> Result<Listing, Failure> {
     let mut page = Some(format!("{models}/tree/{sha}?recursive=true"));
     for _ in 0..PAGES {
         let Some(url) = page.take() else { break };
-        // A listing stays on its host.
+        // Pages of a listing must be on the same host.
         if !url.starts_with(&format!("{endpoint}/")) {
             return Err(wrong(format!("a listing that goes on at {}", host(&url))));
         }
@@ -121,7 +122,7 @@ fn entry(node: Node) -> Result<Entry, String> {
     Ok(Entry { path: node.path, len, blob, has_sha256 })
 }
 
-/// What lies in a snapshot's folder: links to bytes that are not there are left out.
+/// The files in a snapshot's folder; dangling links are left out.
 pub fn seen(snapshot: &Path, commit: &str) -> Listing {
     let mut files = Vec::new();
     walk(snapshot, "", DEPTH, &mut files);

@@ -1,7 +1,9 @@
-//! Models by name: from the hub or a URL into the cache, only when a name asks for it. All network code of the project is here.
+//! Downloads models by name, from the hub or a URL into the cache. All network code of the program is here,
+//! and it runs only if a name requires it.
 //!
-//! `name` says what is meant, `listing` what the repository holds, `choice` which files; `fetch` brings one, `cache` and `web` know
-//! where it lies. A model that is in the cache is used without a request; `dollop pull` looks for a newer one.
+//! `name` parses names, `listing` gets a repository's files, `choice` selects some, `fetch` downloads one;
+//! `cache` and `web` define where files are stored. A model in the cache is used without a request; only
+//! `dollop pull` looks for a newer version.
 
 pub mod cache;
 pub mod choice;
@@ -29,16 +31,16 @@ use std::path::{Path, PathBuf};
 
 /// A model on this machine.
 pub struct Local {
-    /// What opens it.
+    /// The path that opens it.
     pub path: PathBuf,
-    /// Bytes that were fetched for it now.
+    /// Bytes downloaded for it now.
     pub fetched: u64,
 }
 
-/// The path of the model that `model` names: itself, if it is a path. What is not here is fetched.
+/// The path of the model `model`: unchanged if it is a path, downloaded if it is a name.
 ///
 /// # Errors
-/// What to do.
+/// What the user can do about it.
 pub fn local(model: &Path) -> Result<PathBuf, Failure> {
     let settings = Settings::read();
     let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
@@ -46,10 +48,10 @@ pub fn local(model: &Path) -> Result<PathBuf, Failure> {
     Ok(get(&name, settings?, false)?.path)
 }
 
-/// Fetches a model by name; with `fresh`, also if an older one is here.
+/// Downloads a model by name. With `fresh`, also if an older version is in the cache.
 ///
 /// # Errors
-/// What to do.
+/// What the user can do about it.
 pub fn get(name: &Name, settings: Settings, fresh: bool) -> Result<Local, Failure> {
     let (cancel, _guard) = interrupt::cancellable();
     let client = Client::new(settings, cancel);
@@ -83,10 +85,10 @@ fn from_hub(client: &Client, name: &HubName, fresh: bool) -> Result<Local, Failu
     Ok(Local { path: repo.model(&listing.commit, &candidate), fetched: client.received() })
 }
 
-/// What the hub says that a repository holds.
+/// Requests a repository's listing, unless offline.
 ///
 /// # Errors
-/// Those of the network; offline.
+/// Network errors; an error if offline.
 pub fn online(client: &Client, name: &HubName) -> Result<Listing, Failure> {
     if client.settings.offline {
         let hub = client.settings.hub.display();
@@ -98,14 +100,14 @@ pub fn online(client: &Client, name: &HubName) -> Result<Listing, Failure> {
     listing::ask(client, name)
 }
 
-/// Fetches the index, and leaves only those weights that it names.
+/// Downloads the index, and keeps only the weight files that it names.
 fn narrow(get: &Get, listing: &Listing, candidate: &mut Candidate) -> Result<(), Failure> {
     let index = candidate.files.iter().find(|f| f.path == INDEX).cloned();
     index.map(|index| get.all(std::slice::from_ref(&index))).transpose()?;
     narrowed(&get.repo.snapshot(get.commit), &listing.files, candidate)
 }
 
-/// Leaves only those weights that the index in `folder` names, which must all be in the repository.
+/// Keeps only the weight files that the index in `folder` names. The repository must have all of them.
 fn narrowed(folder: &Path, files: &[Entry], candidate: &mut Candidate) -> Result<(), Failure> {
     if !candidate.files.iter().any(|f| f.path == INDEX) {
         return Ok(());
@@ -123,12 +125,12 @@ fn narrowed(folder: &Path, files: &[Entry], candidate: &mut Candidate) -> Result
     Ok(())
 }
 
-/// A model that is not here, as far as its headers say.
+/// A remote model of which only headers were downloaded.
 pub struct Ahead {
-    /// What opens its copy without weights.
+    /// The path that opens the copy without weights.
     pub path: PathBuf,
     pub candidate: Candidate,
-    /// Why this one; empty where the name says it.
+    /// Why this model was chosen; empty if the name decides.
     pub why: String,
     /// All models of the repository.
     pub all: Vec<Candidate>,
@@ -137,24 +139,24 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Removes the copy without weights: of a folder, the folder; of files, the one that they lie in.
+    /// Removes the copy without weights.
     pub fn forget(&self) {
         let folder = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
-        // What stays is pruned.
+        // `dollop prune` removes what remains.
         let _ = folder.map(std::fs::remove_dir_all);
     }
 }
 
-/// Where a name leads for a plan.
+/// What `plan` can look at.
 pub enum Seen {
     Here(PathBuf),
     Ahead(Box<Ahead>),
 }
 
-/// The model, or what its headers say: nothing else is fetched of one of the hub. One by its URL is fetched.
+/// The model if it is here, or the headers of a model on the hub. A model with a URL is downloaded.
 ///
 /// # Errors
-/// What to do.
+/// What the user can do about it.
 pub fn look(model: &Path) -> Result<Seen, Failure> {
     let settings = Settings::read();
     let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
@@ -183,12 +185,13 @@ fn ahead(client: &Client, name: &HubName) -> Result<Seen, Failure> {
     Ok(Seen::Ahead(Box::new(Ahead { path, candidate, why: choice.why, all, bytes_read, free_bytes })))
 }
 
-/// Space for files below a folder that may not be there yet; no limit where the system does not say.
+/// Free space on the file system of a folder that may not exist yet; no limit if the system does not report
+/// it.
 pub fn free_bytes(folder: &Path) -> u64 {
     folder.ancestors().find(|up| up.is_dir()).and_then(|up| fs4::available_space(up).ok()).unwrap_or(u64::MAX)
 }
 
-/// Brings files of one commit.
+/// Downloads files of one commit.
 struct Get<'a> {
     client: &'a Client,
     repo: &'a Repo,
@@ -234,13 +237,13 @@ impl Get<'_> {
     }
 }
 
-/// Where a file of a commit is.
+/// The URL of a file at a commit.
 pub fn url(endpoint: &str, repo: &str, commit: &str, path: &str) -> String {
     format!("{endpoint}/{repo}/resolve/{commit}/{}", encoded(path))
 }
 
 /// # Errors
-/// Where a disk has not the room for so many bytes.
+/// If the disk does not have this much free space.
 fn room_for(bytes_missing: u64, folder: &Path) -> Result<(), Failure> {
     let free = free_bytes(folder);
     if bytes_missing <= free {

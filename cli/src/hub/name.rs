@@ -1,25 +1,25 @@
-//! How a model is named: `hf:ORG/NAME[:FILE-or-QUANT][@REVISION]`, a URL, or a path.
+//! Names of models: `hf:ORG/NAME[:FILE-or-QUANT][@REVISION]`, a URL, or a path.
 //!
-//! Names come from the command line, and from listings of a server that is not trusted: a name that climbs out of its folder is
-//! refused here.
+//! Names come from the command line and from untrusted server listings. Names that lead outside of their
+//! folder are refused here.
 
 use crate::Failure;
 use std::path::Path;
 
-/// A model that lies elsewhere.
+/// The name of a remote model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
     Hub(HubName),
-    /// One file, or one of a split one, on any server.
+    /// One GGUF file, or one file of a split model, on any server.
     Url(String),
 }
 
-/// A repository of the hub, and what of it.
+/// A repository on the hub, and the selection in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubName {
     /// `ORG/NAME`.
     pub repo: String,
-    /// A file, or a quantization; without either the best one is taken.
+    /// A file or a quantization; `None` selects the best model.
     pub want: Option<String>,
     /// A branch, tag or commit.
     pub revision: String,
@@ -36,10 +36,10 @@ impl std::fmt::Display for HubName {
 }
 
 impl Name {
-    /// `None` for a path. URLs of the hub's own pages and files are names of the hub.
+    /// Parses a name; `None` for a path. URLs of the hub's pages and files count as hub names.
     ///
     /// # Errors
-    /// What is wrong with a name that begins with `hf:`.
+    /// If a name that begins with `hf:` is malformed.
     pub fn parse(model: &Path, endpoint: &str) -> Result<Option<Name>, Failure> {
         let Some(text) = model.to_str() else { return Ok(None) };
         if let Some(rest) = text.strip_prefix("hf:") {
@@ -57,7 +57,7 @@ impl Name {
     }
 }
 
-/// `ORG/NAME[:WANT][@REVISION]`.
+/// Parses `ORG/NAME[:WANT][@REVISION]`.
 fn hub(whole: &str, text: &str) -> Result<HubName, Failure> {
     let (text, revision) = text.rsplit_once('@').unwrap_or((text, "main"));
     let (repo, want) = match text.split_once(':') {
@@ -67,7 +67,8 @@ fn hub(whole: &str, text: &str) -> Result<HubName, Failure> {
     checked(whole, repo, want, revision)
 }
 
-/// The rest of a URL of the hub: `ORG/NAME`, and behind it `resolve`, `blob` or `tree` with a revision and a file.
+/// Parses the path of a hub URL: `ORG/NAME`, optionally with `resolve`, `blob` or `tree`, a revision and a
+/// file.
 fn of_hub_url(whole: &str, rest: &str) -> Result<HubName, Failure> {
     let rest = rest.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
     let mut parts = rest.splitn(5, '/');
@@ -113,7 +114,7 @@ fn checked(whole: &str, repo: &str, want: Option<String>, revision: &str) -> Res
     Ok(HubName { repo: repo.to_owned(), want, revision: revision.to_owned() })
 }
 
-/// Whether a relative path with `/` stays inside its folder, on every system.
+/// Whether a relative path with `/` stays inside its folder, on every operating system.
 pub fn is_inside(path: &str) -> bool {
     let part = |p: &str| {
         !p.is_empty()
@@ -126,13 +127,13 @@ pub fn is_inside(path: &str) -> bool {
     path.len() <= 1024 && path.split('/').all(part)
 }
 
-/// A path in a URL: what is not plain is escaped.
+/// Percent-encodes a path for a URL.
 pub fn encoded(path: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b);
     path.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-/// A part of a URL without its escapes.
+/// Percent-decodes a part of a URL.
 pub fn decoded(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();

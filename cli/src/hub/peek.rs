@@ -1,5 +1,5 @@
-//! The headers of a model that is not here: a few megabytes, read by ranges into files with holes where the weights would be.
-//! The library reads them like any other.
+//! Downloads only the headers of a remote model, a few megabytes. They are written to sparse files of full
+//! length, which the library reads like any other model.
 
 use super::choice::{Candidate, SAFETENSORS};
 use super::http::{Client, Fault};
@@ -11,20 +11,20 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Of the file with the keys: a vocabulary is megabytes.
+/// First bytes to read of the file with the metadata: a vocabulary takes megabytes.
 const FIRST: u64 = 1 << 20;
-/// Of the others.
+/// First bytes to read of other files.
 const OTHERS: u64 = 64 << 10;
-/// What is added at most: more might be weights.
+/// The most bytes added per step, because more might be weights.
 const STEP: u64 = 2 << 20;
 const MOST: u64 = 128 << 20;
-/// A plan needs no tokenizer, and it is the largest of the small files.
+/// The largest of the small files, which a plan does not need.
 const NOT_READ: &str = "tokenizer.json";
 
-/// Makes `folder` a copy of the model without its weights; returns the path that opens it.
+/// Creates a copy of the model without weights in `folder`, and returns the path that opens it.
 ///
 /// # Errors
-/// Those of the network, and what is wrong with the headers.
+/// Network errors, and errors in the headers.
 pub fn headers(
     client: &Client,
     repo: &str,
@@ -59,7 +59,7 @@ fn is_weights(path: &str) -> bool {
     lower.ends_with(".gguf") || lower.ends_with(".safetensors")
 }
 
-/// The first bytes of a file, as far as its header goes.
+/// The first bytes of a file, up to the end of its header.
 fn prefix(client: &Client, url: &str, entry: &Entry, first: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let mut want = first.min(entry.len);
@@ -96,7 +96,7 @@ fn prefix(client: &Client, url: &str, entry: &Entry, first: u64) -> Result<Vec<u
     }
 }
 
-/// How many bytes of the file are to be there before its header is whole.
+/// How many bytes of the file are needed for a complete header.
 fn needed(bytes: &[u8], entry: &Entry) -> Result<u64, Failure> {
     let here = bytes.len() as u64;
     if entry.path.to_ascii_lowercase().ends_with(".gguf") {

@@ -1,30 +1,30 @@
-//! What the environment says of the hub, by the variables that Hugging Face's own programs read.
+//! Settings of the hub from environment variables, the same ones that Hugging Face's own programs read.
 
 use crate::Failure;
 use crate::locate::home_folder;
 use std::env;
 use std::path::PathBuf;
 
-/// Read once a command.
+/// Read once per command.
 pub struct Settings {
-    /// `HF_ENDPOINT`, without a slash at its end.
+    /// `HF_ENDPOINT`, without a trailing slash.
     pub endpoint: String,
     /// `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<String>,
-    /// `HF_HUB_OFFLINE`: nothing is fetched.
+    /// `HF_HUB_OFFLINE`: forbids downloads.
     pub offline: bool,
-    /// Where models lie, in the hub's own layout.
+    /// The folder of downloaded models, in the hub's own layout.
     pub hub: PathBuf,
-    /// Bytes that one request asks for.
+    /// Bytes per request.
     pub piece_bytes: u64,
 }
 
-/// Large enough that requests cost nothing, small enough that a killed download loses little.
+/// Large enough that the cost of a request does not matter, small enough that a killed download loses little.
 const PIECE_BYTES: u64 = 16 << 20;
 
 impl Settings {
     /// # Errors
-    /// Where there is no folder to keep models in.
+    /// If there is no folder for models.
     pub fn read() -> Result<Settings, Failure> {
         let set = |name: &str| env::var(name).ok().map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
@@ -48,7 +48,7 @@ impl Settings {
             token,
             offline: set("HF_HUB_OFFLINE").is_some_and(is_on),
             hub: hub.ok_or("there is no folder for models: set HOME, HF_HOME or HF_HUB_CACHE")?,
-            // For tests: so that small files have many pieces.
+            // For tests, to split small files into many pieces.
             piece_bytes: set("DOLLOP_PIECE_BYTES")
                 .and_then(|n| n.parse().ok())
                 .filter(|&n| n > 0)

@@ -1,4 +1,4 @@
-//! A model by the URL of a file on any server: kept in a folder of the cache that is named after the URL.
+//! Downloads a model by the URL of a file on any server, into a cache folder named after the URL.
 
 use super::fetch::{self, Job};
 use super::http::{Client, Fault};
@@ -9,16 +9,16 @@ use crate::output::{Bar, Unit};
 use std::path::{Path, PathBuf};
 
 const SHARDS: usize = 1024;
-/// Times that a file may change while it is fetched.
+/// How often a file may change on the server during its download.
 const CHANGES: usize = 3;
 
-/// The folder of a URL's files.
+/// The folder for a URL's files.
 pub fn folder(cache: &Path, url: &str) -> PathBuf {
     let place = url.rsplit_once('/').map_or(url, |(folder, _)| folder);
     cache.join("downloads").join(format!("{:08x}", crc32fast::hash(place.as_bytes())))
 }
 
-/// The name of the file that a URL names.
+/// The file name in a URL.
 pub fn file_name(url: &str) -> Result<String, Failure> {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = super::name::decoded(path.rsplit('/').next().unwrap_or_default());
@@ -28,10 +28,10 @@ pub fn file_name(url: &str) -> Result<String, Failure> {
     })
 }
 
-/// Fetches what the URL names, and the other files of a split model.
+/// Downloads the file of a URL, and the other files of a split model.
 ///
 /// # Errors
-/// What to do.
+/// What the user can do about it.
 pub fn get(client: &Client, url: &str, cache: &Path) -> Result<Local, Failure> {
     let name = file_name(url)?;
     let folder = folder(cache, url);
@@ -86,7 +86,7 @@ fn one(client: &Client, name: &str, url: &str, folder: &Path) -> Result<(), Fail
     Err("the file changed on the server again and again; try again later".into())
 }
 
-/// How long a file is, and its ETag.
+/// The length of a file, and its ETag.
 fn probe(client: &Client, url: &str) -> Result<(u64, Option<String>), Failure> {
     client.patiently(&mut |_| {
         let reply = match client.open(url, Some(0..1)) {

@@ -6,18 +6,18 @@ use super::words::{self, Word, numbers, positions};
 /// The number of words within which an answer must come to the point.
 const WINDOW: usize = 20;
 
-/// A question and its answers.
+/// A question and its accepted answers.
 pub struct Fact {
     pub ask: String,
-    /// Any of these is right. Numbers may be in digits or in words.
+    /// Any of these is right. Numbers may be digits or words.
     pub accept: Vec<String>,
-    /// Wrong answers of the same sort.
+    /// Wrong answers of the same kind.
     pub others: Vec<String>,
-    /// Whether another answer of the same sort beside the right one makes it wrong.
+    /// Whether naming another answer of the same kind makes a right answer wrong.
     pub closed: bool,
 }
 
-/// Some words, from the first to before the last.
+/// A range of words, `[from, to)`.
 type Span = (usize, usize);
 
 /// Right if an accepted answer is in the first sentence, or in the first 20 words of a longer one, is not denied, and
@@ -51,7 +51,8 @@ impl Fact {
         numbers(said).into_iter().filter(|(value, _)| *value == want).map(|(_, span)| span).collect()
     }
 
-    /// Another answer of the same sort. The answer may repeat words of the question, and `1` may be an article.
+    /// Another answer of the same kind. The answer may repeat words of the question, and `1` may be an
+    /// article.
     fn other(&self, said: &[Word]) -> Option<String> {
         let asked = words::words(&self.ask);
         let Some(want) = self.number().filter(|_| self.closed) else {

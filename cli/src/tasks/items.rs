@@ -48,7 +48,7 @@ impl Kind {
 /// One question.
 pub struct Item {
     pub kind: Kind,
-    /// Its position among those of its kind, from 1.
+    /// Its number within its kind, from 1.
     pub number: usize,
     /// The question as a report shows it.
     pub ask: String,
@@ -115,7 +115,7 @@ struct Retrieval {
     items: Vec<Hidden>,
 }
 
-/// A fact among `sentences` of filler, behind the first `at` of them.
+/// A fact hidden after the first `at` of `sentences` filler sentences.
 #[derive(Deserialize)]
 struct Hidden {
     fact: String,
@@ -125,7 +125,7 @@ struct Hidden {
     at: usize,
 }
 
-/// Questions of one sort, each with its accepted answers.
+/// Questions of one kind, each with its accepted answers.
 #[derive(Deserialize)]
 struct Group {
     /// Whether the answer of another question of the group makes a right answer wrong.
@@ -196,7 +196,7 @@ impl Tools {
 }
 
 impl Hidden {
-    /// The filler begins elsewhere for every item, so that no two items share their text.
+    /// Each item starts at another place in the filler, so that no two items share their text.
     fn prompt(&self, filler: &[String], number: usize) -> String {
         let from = filler.iter().cycle().skip(7 * number);
         let mut text: Vec<&str> = from.take(self.sentences).map(String::as_str).collect();

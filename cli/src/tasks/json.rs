@@ -1,4 +1,4 @@
-//! Answers that are JSON.
+//! Scores answers that must be JSON.
 
 use super::schema;
 use super::score::Verdict;

@@ -140,7 +140,7 @@ fn column(
 struct Asker {
     chat: Chat,
     target_tps: Option<f64>,
-    /// How the model is told of tools, once it had to be.
+    /// How the model is told of tools, once an item needed them.
     told: Option<Told>,
 }
 

@@ -7,7 +7,7 @@ use crate::screen::one_line;
 use dollop::{Outcome, StopReason};
 use serde::Serialize;
 
-/// Characters of an answer that a line shows.
+/// The most characters of an answer in a line.
 const SHOWN: usize = 160;
 
 /// The answers at one precision.
@@ -19,7 +19,7 @@ pub struct Column {
     pub backend: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_lost: Option<String>,
-    /// How the model was told of tools, if it had to be.
+    /// How the model was told of tools, if any item needed them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Told>,
     pub kinds: Vec<Count>,
@@ -48,7 +48,7 @@ pub struct Answer {
     pub ask: String,
     pub answer: String,
     pub right: bool,
-    /// What is wrong with it.
+    /// What is wrong with the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     pub loops: bool,

@@ -1,8 +1,8 @@
-//! The part of JSON Schema that the items need.
+//! Checks values against the part of JSON Schema that the items use.
 
 use serde_json::Value as Json;
 
-/// The keywords that are checked; a description is only for models.
+/// The keywords that are checked. A description is only for the model.
 #[cfg(test)]
 const KEYWORDS: [&str; 8] =
     ["type", "required", "properties", "items", "enum", "minimum", "maximum", "description"];
@@ -10,7 +10,7 @@ const KEYWORDS: [&str; 8] =
 /// Whether a value meets a schema.
 ///
 /// # Errors
-/// The first position that does not, and why.
+/// The first place that does not, and why.
 pub fn check(value: &Json, schema: &Json) -> Result<(), String> {
     at("", value, schema)
 }

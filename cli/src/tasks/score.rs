@@ -1,4 +1,4 @@
-//! Whether an answer is right, and whether it loops.
+//! Decides whether an answer is right, and whether it loops.
 
 use super::items::{Check, Item};
 use super::{facts, json, tools, words};
@@ -7,7 +7,7 @@ use dollop::StopReason;
 /// Why an answer is wrong, in a few words.
 pub type Verdict = Result<(), String>;
 
-/// The number of tokens that must repeat for an answer to loop, and how often they must occur.
+/// An answer loops if its last `LOOP_TOKENS` tokens occur `LOOP_TIMES` times.
 const LOOP_TOKENS: usize = 12;
 const LOOP_TIMES: usize = 3;
 

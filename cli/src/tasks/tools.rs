@@ -1,4 +1,4 @@
-//! Answers that call a tool, and how a model is told of tools.
+//! Scores answers that must call a tool, and tells a model about tools.
 
 use super::score::Verdict;
 use super::{json, schema};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
-/// How the model is told of the tools that it may call.
+/// How the model is told of its tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Told {
@@ -17,7 +17,7 @@ pub enum Told {
     Template,
     /// By our system prompt, if the template shows no tools.
     System,
-    /// By the same text before the question, if the template has no system prompt either.
+    /// By the same text before the question, if the template has no system prompt.
     Question,
 }
 

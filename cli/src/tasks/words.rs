@@ -1,4 +1,4 @@
-//! Words and numbers of an answer, as scoring reads them.
+//! Splits an answer into words and numbers, for scoring.
 
 /// A word, in lower case, or a number.
 #[derive(Debug)]
