@@ -148,7 +148,7 @@ fn place(tensors: &mut [TensorInfo], data_start: u64, alignment: u64, file_len: 
                     format!("{} bytes past the end of the file; is the download complete?", end - file_len);
                 return Err(Error::malformed(field(t), reason));
             }
-            None => return Err(Error::malformed(field(t), "the offset is absurd")),
+            None => return Err(Error::malformed(field(t), "the offset is too large for any file")),
         }
     }
     let mut order: Vec<&TensorInfo> = tensors.iter().filter(|t| t.n_bytes > 0).collect();
@@ -182,7 +182,7 @@ impl<'a> Reader<'a> {
         }
         if n > (self.bytes.len() - self.at) as u64 {
             self.short = true;
-            return Err(Error::malformed("header", "is longer than what is there of the file"));
+            return Err(Error::malformed("header", "continues past the bytes read so far"));
         }
         let from = self.at;
         self.at += n as usize;
@@ -265,7 +265,7 @@ impl<'a> Reader<'a> {
         match self.array::<1>(key)?[0] {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(Error::malformed(key, format!("{other} is no boolean"))),
+            other => Err(Error::malformed(key, format!("{other} is not a boolean (0 or 1)"))),
         }
     }
 
@@ -298,7 +298,7 @@ impl<'a> Reader<'a> {
                 let bools = raw.map(|c| match c[0] {
                     0 => Ok(false),
                     1 => Ok(true),
-                    other => Err(Error::malformed(key, format!("{other} is no boolean"))),
+                    other => Err(Error::malformed(key, format!("{other} is not a boolean (0 or 1)"))),
                 });
                 Array::Bool(bools.collect::<Result<_>>()?)
             }
@@ -327,17 +327,21 @@ impl<'a> Reader<'a> {
         let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
         let n_bytes = elements
             .filter(|&n| n > 0)
-            .ok_or_else(|| Error::malformed(&field, format!("the shape {shape:?} is absurd")))
+            .ok_or_else(|| Error::malformed(&field, format!("the shape {shape:?} is empty or too large")))
             .and_then(|n| {
                 let row = shape.first().copied().unwrap_or(1);
-                let reason =
-                    || format!("rows of {row} are no whole number of {ty} blocks of {}", ty.block_len());
+                let reason = || {
+                    format!(
+                        "rows of {row} elements are not a multiple of the {ty} block of {}",
+                        ty.block_len()
+                    )
+                };
                 if row % ty.block_len() as u64 != 0 {
                     return Err(Error::malformed(&field, reason()));
                 }
-                (n / ty.block_len() as u64)
-                    .checked_mul(ty.block_bytes() as u64)
-                    .ok_or_else(|| Error::malformed(&field, format!("the shape {shape:?} is absurd")))
+                (n / ty.block_len() as u64).checked_mul(ty.block_bytes() as u64).ok_or_else(|| {
+                    Error::malformed(&field, format!("the shape {shape:?} is empty or too large"))
+                })
             })?;
         Ok(TensorInfo { name, shape, ty, offset, n_bytes })
     }

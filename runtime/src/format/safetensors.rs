@@ -81,7 +81,7 @@ pub fn shards(index: &str) -> Result<Vec<String>> {
     files.dedup();
     for file in &files {
         if file.is_empty() || file.contains(['/', '\\']) || file == ".." {
-            return Err(Error::malformed(FIELD, format!("`{file}` is no file name")));
+            return Err(Error::malformed(FIELD, format!("`{file}` is no file name; paths are not allowed")));
         }
     }
     Ok(files)

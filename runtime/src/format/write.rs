@@ -74,8 +74,12 @@ impl<W: Write + Seek> GgufWriter<W> {
             t.shape.iter().for_each(|d| head.extend_from_slice(&d.to_le_bytes()));
             head.extend_from_slice(&t.ty.id().to_le_bytes());
             head.extend_from_slice(&offset.to_le_bytes());
-            let absurd =
-                || invalid(format!("tensor `{}`: the shape {:?} is absurd for {}", t.name, t.shape, t.ty));
+            let absurd = || {
+                invalid(format!(
+                    "tensor `{}`: the shape {:?} is not whole blocks of {}, or too large",
+                    t.name, t.shape, t.ty
+                ))
+            };
             let n_bytes = t.checked_bytes().ok_or_else(absurd)?;
             places.push((offset, n_bytes, 0));
             offset = offset

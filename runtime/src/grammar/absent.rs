@@ -15,7 +15,7 @@ impl Words {
     /// # Errors
     /// `Unsupported`, always.
     pub fn new(_: &Tokenizer, _: usize, _: &[u32]) -> Result<Words> {
-        Err(Error::unsupported("this build has no constraints (feature `grammar`)"))
+        Err(Error::unsupported("this build cannot constrain answers; build it with the feature `grammar`"))
     }
 
     /// # Errors
@@ -25,7 +25,7 @@ impl Words {
     }
 
     fn new_guide() -> Result<Guide> {
-        Err(Error::unsupported("this build has no constraints (feature `grammar`)"))
+        Err(Error::unsupported("this build cannot constrain answers; build it with the feature `grammar`"))
     }
 }
 

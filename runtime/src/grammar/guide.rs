@@ -27,8 +27,12 @@ impl Words {
             ParserFactory::new(&(env as _), caps, &slices)
         };
         let mut factory = catch_unwind(AssertUnwindSafe(make))
-            .map_err(|_| Error::unsupported("constraints over this vocabulary: it contradicts itself"))?
-            .map_err(|e| Error::unsupported(format!("constraints over this vocabulary: {e:#}")))?;
+            .map_err(|_| {
+                Error::unsupported("this vocabulary cannot be used for constraints: it contradicts itself")
+            })?
+            .map_err(|e| {
+                Error::unsupported(format!("this vocabulary cannot be used for constraints: {e:#}"))
+            })?;
         factory.quiet().limits_mut().verbose_errors = false;
         Ok(Words(factory))
     }
@@ -76,7 +80,7 @@ impl Words {
         }
         let mut guide = Guide { matcher, hurried: constraint.hurried, queue: VecDeque::new() };
         // Find an unsatisfiable grammar now, not in the middle of an answer.
-        guide.mask().map_err(|e| format!("no answer obeys it: {e}"))?;
+        guide.mask().map_err(|e| format!("no answer can satisfy it: {e}"))?;
         Ok(guide)
     }
 }

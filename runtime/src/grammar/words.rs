@@ -43,7 +43,9 @@ impl Env {
             let trie = TokTrie::from(&info, &words);
             if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) }
         }))
-        .map_err(|_| Error::unsupported("constraints over this vocabulary: it contradicts itself"))?;
+        .map_err(|_| {
+            Error::unsupported("this vocabulary cannot be used for constraints: it contradicts itself")
+        })?;
         Ok(Env { trie, plain: tokenizer.literal() })
     }
 

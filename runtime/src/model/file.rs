@@ -52,18 +52,21 @@ fn shape(entry: &MatrixEntry) -> Result<(Shape, Level)> {
     let level = Level::from_bits(entry.level).ok_or_else(|| {
         Error::malformed(
             format!("matrix `{}`: level", entry.name),
-            format!("{} bits are no level", entry.level),
+            format!("{} bits is not a level; 2, 3, 4, 6 and 8 are", entry.level),
         )
     })?;
     let wrong = entry.levels.iter().find(|&&bits| bits > entry.level || Level::from_bits(bits).is_none());
     if wrong.is_some() || entry.levels.iter().max().is_some_and(|&most| most != entry.level) {
-        let reason = format!("levels of experts that are none, or not up to {}", entry.level);
+        let reason = format!(
+            "levels of experts must be 2, 3, 4, 6 or 8 bits, and the highest must be {}",
+            entry.level
+        );
         return Err(Error::malformed(format!("matrix `{}`: levels", entry.name), reason));
     }
     let params = GroupParams::numbered(entry.params).ok_or_else(|| {
         Error::malformed(
             format!("matrix `{}`: params", entry.name),
-            format!("{} is no kind of group parameters", entry.params),
+            format!("{} is not a known kind of group parameters", entry.params),
         )
     })?;
     let shape = shape.with(params);
@@ -159,8 +162,8 @@ impl NestedFile {
     /// `Malformed` if the file has no dense matrix of this name.
     pub fn matrix_offset(&self, name: &str) -> Result<u64> {
         let entry = self.directory.matrix(name).filter(|(entry, _)| entry.experts == 0);
-        let (entry, _) =
-            entry.ok_or_else(|| Error::malformed(format!("matrix `{name}`"), "there is none"))?;
+        let (entry, _) = entry
+            .ok_or_else(|| Error::malformed(format!("matrix `{name}`"), "the file has no such matrix"))?;
         Ok(self.directory.tensor(&entry.planes_name(), GgmlType::I8, None)?.start as u64)
     }
 

@@ -155,7 +155,7 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
         if !harmless {
             let what = number.map_or_else(String::new, |v| format!(" with the value {v}"));
             return Err(Error::unsupported(format!(
-                "the key `{key}`{what} is not understood: without it the model would compute something else"
+                "the key `{key}`{what} is not understood; ignoring it would change the model's results, so try a newer version"
             )));
         }
     }

@@ -40,7 +40,7 @@ impl Routing {
             && !(1..=router.top_k).contains(&k)
         {
             return Err(Error::Invalid(format!(
-                "{k} experts per token: this model uses {}, and fewer can be asked for",
+                "{k} experts per token: choose 1 to {}, the number that this model uses",
                 router.top_k
             )));
         }

@@ -358,7 +358,7 @@ fn layers(keys: &Keys) -> Result<usize> {
     let blocks = keys.required("block_count", MAX_LAYERS)?;
     let draft = keys.optional("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
     blocks.checked_sub(draft).filter(|&layers| layers > 0).ok_or_else(|| {
-        let what = format!("{draft} of {blocks} layers");
+        let what = format!("{draft} draft layers leave none of {blocks} layers");
         Error::malformed(keys.key("nextn_predict_layers"), what)
     })
 }
@@ -414,13 +414,13 @@ fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize
     const NAME: &str = "attention.shared_kv_layers";
     let shared = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
     let wrong = |what: &str| Error::malformed(keys.key(NAME), format!("{shared}: {what}"));
-    let own = windows.len().checked_sub(shared).ok_or_else(|| wrong("there are fewer layers"))?;
+    let own = windows.len().checked_sub(shared).ok_or_else(|| wrong("the model has fewer layers"))?;
     let source = |layer: usize| -> Result<Option<usize>> {
         if layer < own {
             return Ok(None);
         }
         let found = (0..own).rev().find(|&l| windows[l].is_some() == windows[layer].is_some());
-        found.map(Some).ok_or_else(|| wrong("there is no layer of that kind before"))
+        found.map(Some).ok_or_else(|| wrong("no earlier layer of the same kind has a KV cache"))
     };
     (0..windows.len()).map(source).collect()
 }
@@ -443,7 +443,7 @@ fn head_dim(keys: &Keys, (d, heads): (usize, usize), window: bool) -> Result<usi
     };
     if of("attention.value_length")?.is_some_and(|v| v != head_dim) {
         return Err(Error::unsupported(
-            "values of another length than keys (`attention.value_length`) are not supported",
+            "value heads (`attention.value_length`) must be as long as key heads",
         ));
     }
     if heads * head_dim > MAX_WIDTH as usize {

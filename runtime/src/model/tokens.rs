@@ -26,7 +26,7 @@ impl SpecialTokens {
 
 fn id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
     meta.u64(key)?
-        .map(|v| u32::try_from(v).map_err(|_| Error::malformed(key, format!("{v} is no token"))))
+        .map(|v| u32::try_from(v).map_err(|_| Error::malformed(key, format!("{v} is not a token id"))))
         .transpose()
 }
 

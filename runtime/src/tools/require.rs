@@ -26,8 +26,8 @@ pub fn require(form: Form, tools: &Json, name: Option<&str>) -> Result<Constrain
     if chosen.is_empty() {
         let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
         return Err(Error::Invalid(match name {
-            Some(name) => format!("there is no tool `{name}`; there are: {}", names.join(", ")),
-            None => "a call is required, and there is no tool".into(),
+            Some(name) => format!("there is no tool `{name}`; the tools are: {}", names.join(", ")),
+            None => "a tool call is required, but no tools were given".into(),
         }));
     }
     let mut of = Grammar { form, rules: String::new() };

@@ -125,7 +125,9 @@ impl GgmlType {
             GgmlType::IQ4_XS => blocks::iq4_xs(bytes, out),
             GgmlType::MXFP4 => blocks::mxfp4(bytes, out),
             GgmlType::I8 | GgmlType::I32 => {
-                return Err(Error::Invalid(format!("{self} elements are no weights")));
+                return Err(Error::Invalid(format!(
+                    "{self} elements are not weights and cannot be dequantized"
+                )));
             }
         }
         Ok(())

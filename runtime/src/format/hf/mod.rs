@@ -393,7 +393,7 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
 /// Writes a number under an architecture key, if there is one.
 fn number(m: &mut Metadata, arch: &str, name: &str, value: Option<u64>) -> Result<()> {
     if let Some(v) = value {
-        let large = |_| Error::malformed(format!("config.json: {name}"), "is absurdly large");
+        let large = |_| Error::malformed(format!("config.json: {name}"), "the number is too large");
         m.insert(format!("{arch}.{name}"), u32::try_from(v).map_err(large)?);
     }
     Ok(())

@@ -47,7 +47,7 @@ impl LatentSpec {
         };
         let (whole, v_dim) = (own("attention.key_length")?, own("attention.value_length")?);
         let nope_dim = whole.checked_sub(rope_dim).filter(|&n| n > 0).ok_or_else(|| {
-            let what = format!("{whole} values of a key, of which {rope_dim} turn");
+            let what = format!("a key of {whole} values must be longer than its {rope_dim} rotated ones");
             Error::malformed(keys.key("attention.key_length_mla"), what)
         })?;
         for (name, n) in [("attention.kv_lora_rank", rank), ("attention.value_length_mla", v_dim)] {
@@ -67,7 +67,7 @@ impl LatentSpec {
         let stretch = stretch(keys)?;
         let scale = stretch * stretch / (whole as f32).sqrt();
         if !scale.is_finite() {
-            let what = format!("scores are multiplied by {scale}");
+            let what = format!("the factor on scores is {scale}, which is not finite");
             return Err(Error::malformed(keys.key("rope.scaling.yarn_log_multiplier"), what));
         }
         Ok(LatentSpec { q_rank, rank, nope_dim, rope_dim, v_dim, scale })

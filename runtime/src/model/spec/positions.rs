@@ -54,7 +54,7 @@ pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec
         // Guessing the layers would give wrong results without an error.
         (None, Windows::Listed) if window.is_some() => {
             let key = keys.key("attention.sliding_window");
-            let what = format!("`{key}` is given, and nothing says which layers have the window");
+            let what = format!("`{key}` is set, but no key says which layers use the window");
             return Err(Error::unsupported(what));
         }
         (None, Windows::Listed) => vec![false; layers],

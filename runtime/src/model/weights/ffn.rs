@@ -149,7 +149,7 @@ impl Held for Ffn {
 fn check_always(of: LayerOf<'_>, always: bool) -> Result<()> {
     if always && matches!(of.spec.ffn.activation, Activation::Clamped { .. }) {
         let what = format!(
-            "a block that every token goes through, with a limited activation, in layer {}",
+            "layer {}: a clamped activation is supported in routed experts only, not in dense or shared blocks",
             of.layer
         );
         return Err(Error::unsupported(what));
