@@ -335,7 +335,7 @@ impl Spec {
         self.ropes.iter().enumerate().map(table).collect()
     }
 
-    /// Values in [`Spec::rope_tables`], counted generously.
+    /// An upper bound on the values in [`Spec::rope_tables`].
     pub fn rope_values(&self, positions: usize) -> usize {
         self.ropes.iter().map(|rope| positions * (rope.dims + 1)).sum()
     }
