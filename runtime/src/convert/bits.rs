@@ -1,41 +1,44 @@
-//! How many bits each expert is stored with, given a size for all: a linear programme, one choice of a level for each expert. MC-MoE
-//! (arXiv 2410.06270) solves one over bits and frequency; here what an expert loses at a level is measured.
+//! Chooses the level (bits) of each expert so that all experts together fit a given size.
 //!
-//! An expert's error counts as much as what it adds to the stream ([`Calibration::shares`]). Pure arithmetic.
+//! This is a linear programme with one level per expert. MC-MoE (arXiv 2410.06270) solves one over bits and
+//! usage frequency; here the loss of each expert at each level is measured. An expert's error is weighted by
+//! its contribution to the residual stream ([`Calibration::shares`]).
 
 use super::calibration::Calibration;
 use crate::error::Result;
 use crate::model::file::NestedFile;
 use crate::quant::PLANE_BITS;
 
-/// What every expert of a layer has of its layer's mean, beside what it was seen to add: one that a text left out is not free.
+/// Fraction of the layer's mean weight that is added to the weight of every expert. Without it, errors of an
+/// expert that the calibration text never reached would cost nothing.
 const PRIOR: f64 = 0.05;
 
-/// What one expert costs and loses at each level, lowest first. Costs rise.
+/// Cost and loss of one expert at each level, lowest level first. Costs increase.
 #[derive(Clone, Debug)]
 pub(super) struct Choice {
     pub(super) costs: Vec<u64>,
     pub(super) losses: Vec<f64>,
 }
 
-/// A rise from one level to a higher one, on the lower hull of an expert's costs and losses.
+/// A rise: the step from one level to a higher one, on the lower convex hull of an expert's costs and losses.
 struct Rise {
     expert: usize,
     to: usize,
     cost: u64,
-    /// Loss that it takes off per cost.
+    /// Loss removed per unit of cost.
     worth: f64,
 }
 
 impl Choice {
-    /// The rises of the lower hull, in order: each is worth less than the one before, and all take off something.
+    /// The rises along the lower convex hull, as (level, cost, worth). Each rise is worth less than the one
+    /// before, and all are worth more than 0.
     fn hull(&self) -> Vec<(usize, u64, f64)> {
         let (mut at, mut rises) = (0, Vec::new());
         loop {
             let worth = |to: usize| {
                 (self.losses[at] - self.losses[to]) / (self.costs[to] - self.costs[at]).max(1) as f64
             };
-            // Of rises of equal worth the longest.
+            // Of rises with equal worth, take the longest.
             let best =
                 (at + 1..self.costs.len()).max_by(|&a, &b| worth(a).total_cmp(&worth(b)).then(a.cmp(&b)));
             let Some(to) = best.filter(|&to| worth(to) > 0.0) else { return rises };
@@ -45,11 +48,13 @@ impl Choice {
     }
 }
 
-/// The level of each expert, as an index into its choices, so that all cost `budget` at most: rises in the order of their worth, as
-/// long as they fit. Where one fits exactly it is the optimum; otherwise it is above the optimum of the linear programme by less
-/// than one rise.
+/// Chooses the level of each expert, as an index into its choices, with a total cost of at most `budget`.
+/// Takes the rises of all hulls in order of their worth, as long as they fit.
 ///
-/// `None` where the lowest levels cost more.
+/// If the rises use up the budget exactly, the result is optimal. Otherwise its loss is above the optimum of
+/// the linear programme by less than one rise.
+///
+/// Returns `None` if the lowest levels already cost more than `budget`.
 pub(super) fn allot(experts: &[Choice], budget: u64) -> Option<Vec<usize>> {
     let mut levels = vec![0; experts.len()];
     let mut left = budget.checked_sub(experts.iter().map(|e| e.costs[0]).sum())?;
@@ -59,7 +64,8 @@ pub(super) fn allot(experts: &[Choice], budget: u64) -> Option<Vec<usize>> {
         rises.extend(choice.hull().into_iter().map(of));
     }
     rises.sort_by(|a, b| b.worth.total_cmp(&a.worth).then(a.expert.cmp(&b.expert)).then(a.to.cmp(&b.to)));
-    // An expert whose rise did not fit rises no further: what comes later is worth less, and rests on it.
+    // If a rise does not fit, the expert's later rises are skipped: they start where this one ends, and are
+    // worth less.
     let mut stopped = vec![false; experts.len()];
     for rise in rises {
         if stopped[rise.expert] || rise.cost > left {
@@ -71,17 +77,17 @@ pub(super) fn allot(experts: &[Choice], budget: u64) -> Option<Vec<usize>> {
     Some(levels)
 }
 
-/// What a size counts.
+/// The limit that a conversion's size must keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Size {
-    /// Bytes of the whole file, at most.
+    /// At most this many bytes for the whole file.
     File(u64),
-    /// Bits of an expert's codes on average, at most.
+    /// At most this many bits of codes per expert weight, on average.
     Bits(f64),
 }
 
-/// What the experts of some layers of a file lose at each level and cost, layer after layer: in bytes of the file, or in bits of
-/// codes.
+/// Cost and loss of every expert of `layers` at each stored level, layer by layer. If `bytes` is set, costs
+/// are bytes in the file; otherwise they are bits of codes.
 ///
 /// # Errors
 /// As [`NestedFile::layer_experts`].
@@ -113,13 +119,13 @@ pub(super) fn choices(
     Ok(all)
 }
 
-/// How much an error of each expert counts: what it adds to the stream where a model was watched; how often it was chosen where
-/// that alone is known; else all alike.
+/// Weight of each expert's error in a layer. This is its contribution to the residual stream if that was
+/// measured, else how often it was chosen if that was counted, else the same for all.
 fn uses(calibration: Option<&Calibration>, layer: usize, count: usize) -> Vec<f64> {
     let counted = || {
         let inputs = calibration?.get(&format!("blk.{layer}.ffn_gate_exps.weight"))?;
         let sum: f32 = inputs.counts.iter().sum();
-        // Inputs that no token had would make every worth NaN.
+        // If no token was counted, dividing by the sum would make every weight NaN.
         (inputs.counts.len() == count && sum > 0.0)
             .then(|| inputs.counts.iter().map(|c| f64::from(c / sum)).collect())
     };
@@ -135,7 +141,7 @@ fn uses(calibration: Option<&Calibration>, layer: usize, count: usize) -> Vec<f6
 mod tests {
     use super::*;
 
-    /// 20 experts whose losses fall about as those of codes do, some of them unevenly.
+    /// 20 experts whose losses fall roughly like those of real codes, some of them unevenly.
     fn toy() -> Vec<Choice> {
         let mut state = 7u64;
         let mut next = || {
@@ -163,7 +169,7 @@ mod tests {
         experts.iter().zip(levels).map(|(e, &l)| e.costs[l]).sum()
     }
 
-    /// The least loss at every budget, by trying all.
+    /// The lowest loss at every budget up to `most`, found by trying every level of every expert.
     fn optima(experts: &[Choice], most: u64) -> Vec<f64> {
         let mut best = vec![0.0; most as usize + 1];
         for e in experts {
@@ -196,7 +202,7 @@ mod tests {
             let same = got <= best + 1e-12;
             (equal, above) = (equal + u32::from(same), above + u32::from(!same));
         }
-        // At the corners of the hull the programme's answer is whole: the rises up to there, and none left out.
+        // At each corner of the hull the rises use up the budget exactly, so the result must be the optimum.
         let mut rises: Vec<(f64, u64)> =
             experts.iter().flat_map(Choice::hull).map(|(_, cost, worth)| (worth, cost)).collect();
         rises.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -212,11 +218,12 @@ mod tests {
 
     #[test]
     fn what_is_not_worth_its_bytes_is_left_out() {
-        // The second level is no better than the first, and the third much better: both rises are one.
+        // The second level is no better than the first, the third is much better: the hull has one rise, from
+        // 2 to 4.
         let odd = Choice { costs: vec![2, 3, 4], losses: vec![1.0, 1.0, 0.1] };
         assert_eq!(allot(std::slice::from_ref(&odd), 3).unwrap(), [0]);
         assert_eq!(allot(std::slice::from_ref(&odd), 4).unwrap(), [2]);
-        // Nothing is gained by more: nothing is spent.
+        // Higher levels lose as much as the lowest: nothing is spent on them.
         let flat = Choice { costs: vec![2, 3], losses: vec![0.5, 0.5] };
         assert_eq!(allot(&[flat], 100).unwrap(), [0]);
     }

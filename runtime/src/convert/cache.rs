@@ -1,4 +1,4 @@
-//! Conversions that are done once: a folder of Dollop files, keyed by what they were made from.
+//! A cache of conversions: a folder of Dollop files, keyed by source and options.
 
 use super::name::absolute;
 use super::partial::Turn;
@@ -14,25 +14,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Between two looks at whether another process is done with the same conversion.
+/// Time between two checks whether another process has finished the same conversion.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What a conversion is for: a model that cannot do it is refused before an hour is spent on it.
+/// What the converted model is for. A model that cannot serve this purpose is refused before an hour is spent
+/// on its conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// Its weights: measuring, ids in and out, plain text.
+    /// Weights only: measuring, token ids in and out, plain text.
     #[default]
     Weights,
-    /// Conversations: it needs a tokenizer and a chat template.
+    /// Chat: the model needs a tokenizer and a chat template.
     Chat,
 }
 
-/// The Dollop file for a foreign model: an earlier conversion if the source is unchanged, else a new one in `folder`.
-/// A damaged one (a disk was full, a machine crashed) is made again. Older conversions of the same source are removed once
-/// the new one is there. Where another process converts the same model into this folder, its result is waited for.
+/// Returns the Dollop file for a foreign model: an earlier conversion in `folder` if the source is unchanged,
+/// else a new one.
+///
+/// A damaged earlier conversion (full disk, machine crash) is converted again. Once the new file is complete,
+/// older conversions of the same source are removed. If another process is converting the same model into
+/// `folder`, this call waits for its result.
 ///
 /// # Errors
-/// As [`super::convert`]; `Unsupported` or `Template` where the model does not serve the purpose.
+/// As [`super::convert`]; `Unsupported` or `Template` if the model does not serve `purpose`.
 #[doc(hidden)]
 pub fn cached(
     source: &Path,
@@ -44,7 +48,8 @@ pub fn cached(
 ) -> Result<PathBuf> {
     let path = absolute(source).map_err(|e| Error::io(source, e))?;
     let opened = Source::open(&path)?;
-    // The place of the source names the family of its conversions; its state and the options name the one.
+    // The path of the source identifies the family of its conversions; its state and the options identify one
+    // of them.
     let place = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));
     let mut state = crc32fast::Hasher::new();
     state.update(&state_of(&opened)?);
@@ -56,16 +61,16 @@ pub fn cached(
     if let Some(size) = options.size {
         state.update(format!("{size:?}").as_bytes());
     }
-    // Not the usual ones, so that conversions from before they were a choice are found.
+    // The default adds nothing to the key, so that conversions older than this option are still found.
     if options.params != GroupParams::Wide {
         state.update(format!("{:?}", options.params).as_bytes());
     }
-    // Conversions from before a folder's advice on sampling was kept lack it.
+    // Older conversions did not store a folder's sampling advice.
     let advises = opened.metadata().iter().any(|(key, _)| key.starts_with("general.sampling."));
     if advises && opened.files().any(|f| f.file_name().is_some_and(|n| n == "generation_config.json")) {
         state.update(b"sampling");
     }
-    // Those from before codes of tables were kept have others.
+    // Older conversions did not keep table codes.
     let is_table =
         |name| opened.dtype(name).and_then(quant::kept).is_some_and(|params| params.table().is_some());
     if opened.names().any(is_table) {
@@ -114,7 +119,7 @@ pub fn cached(
     Ok(target)
 }
 
-/// Names, lengths and times of a source's files: equal where none was changed.
+/// Names, lengths and modification times of a source's files: equal if no file was changed.
 pub(super) fn state_of(source: &Source) -> Result<Vec<u8>> {
     let mut state = Vec::new();
     for file in source.files() {
@@ -128,7 +133,8 @@ pub(super) fn state_of(source: &Source) -> Result<Vec<u8>> {
     Ok(state)
 }
 
-/// Whether a conversion is there as it was written: its tables are read, which a file that was cut does not survive.
+/// Whether a conversion exists and is complete. Opening it reads its tables, which fails for a truncated
+/// file.
 fn is_whole(target: &Path) -> bool {
     if !target.exists() {
         return false;

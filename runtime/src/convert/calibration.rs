@@ -1,7 +1,8 @@
-//! What was measured of the inputs of a model's matrices, and the weights of least squares that follow from it.
+//! Measured energies of the inputs of a model's matrices, and the least-squares weights derived from them.
 //!
-//! A [`Calibration`] is what a file or a run of the model says, checked for values that are none. [`Importance`] is that
-//! beside one source: shapes agree, and every expert has numbers, whether or not the text reached it.
+//! A [`Calibration`] holds the measurements of a file or of a run of the model, checked for invalid values.
+//! [`Importance`] matches them to one source: shapes agree, and every expert has numbers even if the
+//! calibration text never reached it.
 
 use super::journal::Journal;
 use super::packing::{Pack, Unpack};
@@ -11,51 +12,56 @@ use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Tokens that the expected energies count for, beside those measured.
+/// Weight of the prior: the expected energies count as much as this many measured tokens.
 ///
-/// An energy measured over `n` tokens of Gaussian inputs is off by √(2/n): 25 % at 32 tokens. An expert that so many
-/// reached is believed half, one that none reached has the layer's mean, and of thousands nothing is left of the
-/// expectation but that no column counts for nothing. Neurons of an expert differ by far more than that. Experts of a layer
-/// differ by 5 % in a column of a model with 12 of 16 active (median), for which more tokens would be right;
-/// where few of many are active they should differ more, which is not measured: so the number is on the side of what was seen.
+/// An energy measured over `n` tokens of Gaussian inputs has a relative error of √(2/n): 25 % at 32 tokens.
+/// An expert that 32 tokens reached is therefore half measurement and half prior. One that no token reached
+/// has the mean of its layer. With thousands of tokens the prior only keeps every column's weight above zero.
+///
+/// Neurons of one expert differ by far more than 25 %. Between experts of a layer, a column differs by 5 %
+/// (median) in a model with 12 of 16 experts active; a stronger prior would suit that model. With few of many
+/// experts active they should differ more, but this is not measured. So the number favours the measurement.
 const PRIOR_TOKENS: f64 = 32.0;
 
-/// Of the inputs of one matrix, or of the experts of a layer.
+/// Measured inputs of one matrix, or of the experts of a layer.
 #[derive(Clone, Debug, PartialEq)]
 #[doc(hidden)]
 pub struct Inputs {
     /// Σ x² of every column: `[cols]` or `[experts, cols]`.
     pub sums: Vec<f32>,
-    /// Tokens that were summed: one number, or one per expert. One number for all experts says that nobody counted them.
+    /// Number of tokens summed: one number, or one per expert. One number for several experts means that
+    /// tokens were not counted per expert.
     pub counts: Vec<f32>,
 }
 
-/// Energies of inputs, by the matrices' canonical names, and where a run of the model was watched, the inputs themselves.
+/// Energies of matrix inputs, keyed by the matrices' canonical names. A run of the model also keeps the
+/// inputs.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     description: String,
     inputs: BTreeMap<String, Inputs>,
     rows: Option<Arc<Rows>>,
-    /// By layer, what part of the stream's energy its experts' outputs had, weighed, summed over tokens.
+    /// By layer: each expert's contribution to the residual stream, as in [`Calibration::insert_shares`].
     shares: BTreeMap<usize, Vec<f32>>,
 }
 
 impl Calibration {
-    /// Nothing yet. `description` is for people, and goes into the converted file.
+    /// Creates an empty calibration. `description` is text for readers, and is stored in the converted file.
     #[doc(hidden)]
     pub fn new(description: impl Into<String>) -> Calibration {
         Calibration { description: description.into(), ..Calibration::default() }
     }
 
-    /// What it was measured on.
+    /// What the calibration was measured on.
     pub fn description(&self) -> &str {
         &self.description
     }
 
-    /// Adds what was measured of one matrix or stack.
+    /// Adds the measurement of one matrix or stack.
     ///
     /// # Errors
-    /// `Malformed`, naming the matrix, for values that are no energies, nothing but zeros, or counts that do not match.
+    /// `Malformed`, naming the matrix, for values that are not energies, energies that are all zero, or
+    /// counts that do not match.
     #[doc(hidden)]
     pub fn insert(&mut self, name: impl Into<String>, inputs: Inputs) -> Result<()> {
         let name = name.into();
@@ -67,15 +73,16 @@ impl Calibration {
         Ok(())
     }
 
-    /// Adds the inputs themselves, for error feedback.
+    /// Attaches the inputs themselves, for error feedback.
     pub(crate) fn with_rows(self, rows: Arc<Rows>) -> Calibration {
         Calibration { rows: Some(rows), ..self }
     }
 
-    /// Adds what the experts of a layer add to the stream: gate² · |output|² / |stream|², summed over tokens.
+    /// Adds the contribution of each expert of a layer to the residual stream: gate² · |output|² / |stream|²,
+    /// summed over tokens.
     ///
     /// # Errors
-    /// `Malformed` for what is no sum of squares.
+    /// `Malformed` if a value is negative or not finite.
     #[doc(hidden)]
     pub fn insert_shares(&mut self, layer: usize, shares: Vec<f32>) -> Result<()> {
         match shares.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
@@ -87,31 +94,31 @@ impl Calibration {
         }
     }
 
-    /// What the experts of a layer add to the stream, where it was measured.
+    /// The contribution of each expert of a layer to the residual stream, if it was measured.
     #[doc(hidden)]
     pub fn shares(&self, layer: usize) -> Option<&[f32]> {
         self.shares.get(&layer).map(Vec::as_slice)
     }
 
-    /// The inputs themselves, where they were kept.
+    /// The inputs themselves, if they were kept.
     #[doc(hidden)]
     pub fn rows(&self) -> Option<&Arc<Rows>> {
         self.rows.as_ref()
     }
 
-    /// What was measured of a matrix.
+    /// The measurement of a matrix or stack.
     #[doc(hidden)]
     pub fn get(&self, name: &str) -> Option<&Inputs> {
         self.inputs.get(name)
     }
 
-    /// Names, sorted.
+    /// Names of the measured matrices, sorted.
     #[doc(hidden)]
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.inputs.keys().map(String::as_str)
     }
 
-    /// All of it, for a journal that has the inputs themselves.
+    /// Serializes the calibration for a journal. The inputs themselves are in the journal's own file.
     ///
     /// # Errors
     /// `Io`.
@@ -135,7 +142,7 @@ impl Calibration {
         Ok(to.0)
     }
 
-    /// What was packed; `None` where it is no longer whole.
+    /// Reads what [`Calibration::pack`] wrote; `None` if it is incomplete.
     pub(crate) fn unpack(journal: &Journal, packed: &[u8]) -> Option<Calibration> {
         let mut from = Unpack(packed);
         let mut all = Calibration::new(from.text()?);
@@ -151,7 +158,7 @@ impl Calibration {
         Some(all.with_rows(Arc::new(rows)))
     }
 
-    /// Equal for equal measurements: what a cache of conversions needs to know.
+    /// A checksum of the measurements, for the key of a cached conversion.
     pub(super) fn fingerprint(&self) -> u32 {
         let mut state = crc32fast::Hasher::new();
         state.update(self.description.as_bytes());
@@ -193,24 +200,24 @@ fn check_values(inputs: &Inputs) -> Result<(), String> {
     Ok(())
 }
 
-/// One matrix or stack, as the source has it.
+/// One matrix of the source, or one stack of experts.
 struct Stack<'a> {
     cols: usize,
     inputs: &'a Inputs,
-    /// E(x²) of every column where an expert has no measurement of its own; none where the columns of one expert are
-    /// not those of another.
+    /// The prior E(x²) of every column. `None` where experts cannot share one: in a dense matrix, and where
+    /// the columns of one expert are not those of another.
     expected: Option<Vec<f64>>,
 }
 
-/// The weights of least squares for every matrix that a calibration has measured.
+/// Least-squares weights for every matrix that a calibration measured.
 #[derive(Default)]
 pub(super) struct Importance<'a>(HashMap<&'a str, Stack<'a>>);
 
 impl<'a> Importance<'a> {
-    /// What `calibration` says of the matrices of `source`. It may know others as well, and need not know all.
+    /// Matches `calibration` to the matrices of `source`. Either may have matrices that the other lacks.
     ///
     /// # Errors
-    /// `Malformed` where shapes differ, `Invalid` where it knows nothing of this model.
+    /// `Malformed` if shapes differ, `Invalid` if the two have no matrix in common.
     pub(super) fn new(calibration: Option<&'a Calibration>, source: &Source) -> Result<Self> {
         let Some(calibration) = calibration else { return Ok(Importance::default()) };
         let mut stacks = HashMap::new();
@@ -218,7 +225,8 @@ impl<'a> Importance<'a> {
             let (experts, cols) = match source.shape(name) {
                 Some(&[experts, _, cols]) => (experts, cols),
                 Some(&[_, cols]) => (1, cols),
-                // Vectors have no inputs; what the model does not have may be a part that we do not compute.
+                // Vectors have no inputs. A matrix that the source lacks may belong to a part that we do not
+                // compute.
                 _ => continue,
             };
             if inputs.sums.len() != experts * cols || ![1, experts].contains(&inputs.counts.len()) {
@@ -247,12 +255,12 @@ impl<'a> Importance<'a> {
         Ok(Importance(stacks))
     }
 
-    /// Whether a matrix or stack has weights.
+    /// Whether a matrix or stack was measured.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Weights of the columns (`[cols]`, 1 on average) for a matrix or one expert of a stack.
+    /// Column weights (`[cols]`, mean 1) of a matrix, or of one expert of a stack.
     pub(super) fn of(&self, name: &str, expert: usize) -> Option<Vec<f32>> {
         let Stack { cols, inputs, expected } = self.0.get(name)?;
         let (sums, tokens) = of_expert(inputs, expert, *cols);
@@ -263,21 +271,21 @@ impl<'a> Importance<'a> {
             let prior = expected.as_ref().map_or(flat, |all| all[c]);
             (own(c) + PRIOR_TOKENS * prior) / (tokens + PRIOR_TOKENS)
         };
-        // Only ratios count; these are safe from overflow in sums of f32.
+        // Only ratios matter. With a mean of 1, sums in f32 cannot overflow.
         let mean = (0..*cols).map(weight).sum::<f64>() / *cols as f64;
         Some((0..*cols).map(|c| (weight(c) / mean) as f32).collect())
     }
 }
 
-/// Energies of one expert, and its tokens: none where no text reached it, whatever the energies say.
+/// Energies of one expert, and its token count: 0 if no text reached it, whatever the energies say.
 fn of_expert(inputs: &Inputs, expert: usize, cols: usize) -> (&[f32], f64) {
     let sums = &inputs.sums[expert * cols..][..cols];
     let experts = inputs.sums.len() / cols;
     match inputs.counts.get(expert) {
         Some(&count) if inputs.counts.len() == experts => (sums, count.into()),
         _ => {
-            // Nobody counted; a token has at least one expert. llama.cpp's older files hold one number throughout for
-            // an expert that no token reached.
+            // Tokens were not counted per expert; each token reaches at least one expert. For an expert that
+            // no token reached, llama.cpp's older files hold the same number in every column.
             let tokens = f64::from(inputs.counts[0]) / experts as f64;
             let reached = experts == 1 || sums.iter().any(|s| *s != sums[0]);
             (sums, if reached { tokens } else { 0.0 })
@@ -285,7 +293,8 @@ fn of_expert(inputs: &Inputs, expert: usize, cols: usize) -> (&[f32], f64) {
     }
 }
 
-/// E(x²) of every column over all experts together; of columns that even they have hardly seen, the mean.
+/// E(x²) of every column over all experts together. The fewer tokens were measured, the closer it is to the
+/// mean of all columns.
 fn expected(inputs: &Inputs, cols: usize) -> Vec<f64> {
     let (mut sums, mut tokens) = (vec![0.0f64; cols], 0.0);
     for expert in 0..inputs.sums.len() / cols {

@@ -1,5 +1,5 @@
-//! What can be known to be wrong with a source before anything is written: missing tensors, shapes that disagree with the
-//! config, tensors of no known part.
+//! Checks a source before anything is written: missing tensors, shapes that disagree with the config, unknown
+//! tensors.
 
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -9,6 +9,8 @@ use crate::template::ChatTemplate;
 use std::collections::HashSet;
 use std::path::Path;
 
+/// Checks the metadata, tensors and tokenizer of a source.
+///
 /// # Errors
 /// `Malformed` or `Unsupported`, naming file and tensor.
 pub(super) fn check(source: &Source) -> Result<()> {
@@ -22,10 +24,10 @@ pub(super) fn check(source: &Source) -> Result<()> {
     Ok(())
 }
 
-/// Whether a model can chat: it has a tokenizer, and a template that parses.
+/// Checks that a model can chat: it has a tokenizer, and a chat template that parses.
 ///
 /// # Errors
-/// `Unsupported` or `Template`, as an engine with this model would say later.
+/// `Unsupported` or `Template`, the same that an engine with this model would report later.
 pub(super) fn can_chat(source: &Source) -> Result<()> {
     let meta = source.metadata();
     if !tokens::has_tokenizer(meta)? {
@@ -34,8 +36,10 @@ pub(super) fn can_chat(source: &Source) -> Result<()> {
     ChatTemplate::parse(meta.str("tokenizer.chat_template")?.ok_or_else(tokens::no_template)?).map(drop)
 }
 
+/// Refuses an output that would replace one of the source's files, under any name or link.
+///
 /// # Errors
-/// `Invalid` where a conversion would replace a file that it reads, by whatever name or link.
+/// `Invalid`.
 pub(super) fn not_a_source(source: &Source, out: &Path) -> Result<()> {
     let Ok(place) = out.canonicalize() else { return Ok(()) };
     if source.files().any(|f| f.canonicalize().is_ok_and(|f| f == place)) {
@@ -62,7 +66,8 @@ fn all(source: &Source) -> Result<()> {
     (0..spec.layers.len()).try_for_each(|layer| widths(source, &spec, layer))
 }
 
-/// The width of a layer's block, or of its experts, is what the keys say, where they say one for all layers.
+/// Checks that the width of a layer's block, or of its experts, is the width in the metadata. A model whose
+/// metadata has no single width for all layers passes.
 fn widths(source: &Source, spec: &Spec, layer: usize) -> Result<()> {
     for (suffix, key) in [("_exps", spec.family.expert_width), ("", "feed_forward_length")] {
         let up = format!("blk.{layer}.ffn_up{suffix}.weight");

@@ -1,5 +1,7 @@
-//! A converted file written once more, with as many planes of each expert as a size has room for. What experts lose at every level
-//! is known when all are encoded, and where they lie in a file follows from it: so the whole one is there first.
+//! Copies a converted file, keeping only as many planes of each expert as fit a given size.
+//!
+//! The levels depend on the losses of all experts, and the layout of the file depends on the levels. So the
+//! complete file is written first.
 
 use super::bits::{self, Size};
 use super::calibration::Calibration;
@@ -15,13 +17,14 @@ use crate::telemetry::{CancelToken, Progress};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Bytes that are copied between two looks at whether to go on.
+/// Bytes copied between two checks for cancellation.
 const PIECE: usize = 8 << 20;
 
-/// Writes the file `whole` for `out` again, within `size`. Its result is another partial file.
+/// Copies the file `whole` into a new partial file for `out` that fits `size`. Returns the new file and its
+/// length in bytes.
 ///
 /// # Errors
-/// `Invalid` where even the lowest level is more; `Cancelled`; those of reading and writing.
+/// `Invalid` if even the lowest levels do not fit; `Cancelled`; errors of reading and writing.
 pub(super) fn cut(
     whole: &Partial,
     out: &Path,
@@ -58,7 +61,7 @@ pub(super) fn cut(
     Ok((partial, written))
 }
 
-/// The level of every expert, by layer.
+/// Chooses the level of every expert, by layer.
 fn levels(
     file: &NestedFile,
     length: u64,
@@ -76,7 +79,8 @@ fn levels(
     let most: u64 = choices.iter().filter_map(|c| c.costs.last()).sum();
     let least: u64 = choices.iter().filter_map(|c| c.costs.first()).sum();
     let budget = match size {
-        // The list of levels is 8 bytes an expert of a stack at most; a part of a slab's alignment may be lost behind the header.
+        // Reserve the overhead of the cut file. The list of levels takes at most 8 bytes per expert in each
+        // of three stacks, and padding after the header may take part of a slab's alignment.
         Size::File(size) => {
             (size + most).checked_sub(length + 24 * experts as u64 + 2 * file.directory().gguf.alignment)
         }
@@ -98,7 +102,7 @@ fn levels(
     Ok(stored.into_iter().map(|(layer, all)| (layer, chosen.by_ref().take(all.len()).collect())).collect())
 }
 
-/// What of a file is kept.
+/// A file, and the levels to keep of its experts.
 struct Cut<'a> {
     file: &'a NestedFile,
     bytes: Bytes,
@@ -106,7 +110,7 @@ struct Cut<'a> {
 }
 
 impl Cut<'_> {
-    /// By tensor of a plane: which experts keep their slab of it.
+    /// For each tensor of a plane: which experts keep their slab.
     fn kept(&self) -> HashMap<String, Vec<bool>> {
         let planes = self.levels.iter().flat_map(|(layer, levels)| {
             let keep = |p: usize| levels.iter().map(|l| l.planes() > p).collect();
@@ -115,7 +119,7 @@ impl Cut<'_> {
         planes.collect()
     }
 
-    /// The keys, with the level of each expert where they differ.
+    /// The metadata of the cut file. It lists the level of each expert if levels differ.
     fn metadata(&self) -> Metadata {
         let directory = self.file.directory();
         let mut metadata = directory.gguf.metadata.clone();
@@ -137,7 +141,7 @@ impl Cut<'_> {
         metadata
     }
 
-    /// The tensors that are left.
+    /// The tensors of the cut file.
     fn tensors(&self) -> Vec<TensorDecl> {
         let kept = self.kept();
         let mut sums = 0;
@@ -161,7 +165,7 @@ impl Cut<'_> {
         tensors
     }
 
-    /// Hands the parts of each tensor to `write`, with its number among those that are left.
+    /// Passes the data of each remaining tensor to `write` in parts, with the tensor's index in the cut file.
     fn parts(&self, write: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let (kept, gguf) = (self.kept(), &self.file.directory().gguf);
         let table = self.file.directory().tensor(dollop::CHECKSUMS, GgmlType::I32, None)?;
@@ -176,7 +180,7 @@ impl Cut<'_> {
                         sums.extend_from_slice(sum);
                         write(index, slab)?;
                     }
-                    // A plane that no expert keeps is no tensor any more.
+                    // A plane that no expert keeps has no tensor in the cut file.
                     index += usize::from(kept.contains(&true));
                     continue;
                 }

@@ -1,8 +1,9 @@
-//! Encoding a run of matrices on all cores, each block of rows straight into the file.
+//! Encodes a list of matrices on all cores and writes each block of rows straight into the file.
 //!
-//! Threads take blocks in order and write what they made at its place, so reading, encoding and writing overlap without
-//! queues, and memory is a block a thread whatever the size of a matrix. What depends on the whole matrix (corrections,
-//! errors, checksums) is joined in the order of blocks afterwards: the file is the same whatever the threads.
+//! Threads take blocks in order and write the encoded bytes at their final offset. Reading, encoding and
+//! writing overlap without queues, and memory is one block per thread, whatever the size of a matrix. Values
+//! that depend on the whole matrix (corrections, errors, checksums) are joined in block order afterwards, so
+//! the file does not depend on the number of threads.
 
 use super::calibration::Importance;
 use super::feedback::Feedbacks;
@@ -20,7 +21,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// What the tables of the file say of a matrix.
+/// A matrix's entries in the tables of the file.
 pub(super) struct Summary {
     pub(super) fits: Fits,
     pub(super) errors: [f32; PLANES],
@@ -28,7 +29,7 @@ pub(super) struct Summary {
     pub(super) checksums: Vec<Hasher>,
 }
 
-/// What remains of a block once its bytes are in the file.
+/// Data kept of a block after its bytes are in the file.
 #[derive(Clone)]
 struct Written {
     sums: FitSums,
@@ -42,13 +43,13 @@ struct Written {
 /// The scales of a block.
 #[derive(Clone)]
 enum Scales {
-    /// They are in the file.
+    /// Already in the file; their checksum.
     Written(Hasher),
-    /// They wait for the octave of their matrix: 2 bytes a group.
+    /// Held back until the octave of their whole matrix is known: 2 bytes a group.
     Kept(Vec<u8>),
 }
 
-/// Who does the work, and where it goes.
+/// Everything the threads share: source, options, calibration and output.
 pub(super) struct Encoder<'a> {
     pub(super) source: &'a Source,
     pub(super) options: &'a ConvertOptions,
@@ -58,13 +59,14 @@ pub(super) struct Encoder<'a> {
     pub(super) writer: Mutex<GgufWriter<File>>,
 }
 
-/// Whether the codes of the source are kept as they are.
+/// Whether the codes of the source are kept unchanged.
 pub(super) fn is_kept(shape: Shape, ty: GgmlType) -> bool {
     shape.group == 32 && quant::kept(ty) == Some(shape.params)
 }
 
 impl Encoder<'_> {
-    /// Encodes and writes all of `works`. `done` is told, on this thread, how many bytes of the source are behind.
+    /// Encodes and writes all of `works`. Calls `done`, on this thread, with the number of source bytes
+    /// processed so far.
     pub(super) fn run(
         &self,
         works: &[Work],
@@ -76,7 +78,8 @@ impl Encoder<'_> {
             read = bytes;
             done(bytes)
         })?;
-        // Matrices of very small weights are encoded once more, as a multiple of themselves. Rare, and known only now.
+        // A matrix of very small weights is encoded again, multiplied by a power of two. This is rare, and
+        // only known now.
         let faint = |blocks: &[Written]| blocks.iter().any(|b| b.faint);
         let largest = |blocks: &[Written]| blocks.iter().fold(0.0f32, |m, b| m.max(b.largest));
         let again: Vec<(usize, i32)> = (every.iter())
@@ -93,7 +96,8 @@ impl Encoder<'_> {
         all.map(|((work, blocks), lift)| self.join(work, blocks, lift)).collect()
     }
 
-    /// Encodes and writes some of `works`, each multiplied by 2 to the number with it. Returns what remains of their blocks.
+    /// Encodes and writes some of `works`, given as (index, lift): the weights are multiplied by 2^lift.
+    /// Returns the kept data of their blocks.
     fn pass(
         &self,
         works: &[Work],
@@ -137,7 +141,8 @@ impl Encoder<'_> {
         Ok(which.iter().map(|&(w, _)| written.by_ref().take(works[w].blocks()).collect()).collect())
     }
 
-    /// Encodes rows of a matrix and writes them to their places. Returns also the bytes of the source they were.
+    /// Encodes rows of a matrix and writes them at their offsets. Also returns the number of source bytes
+    /// read.
     fn block(
         &self,
         work: &Work,
@@ -159,7 +164,7 @@ impl Encoder<'_> {
         let part = self.encode(work, rows.clone(), &raw, lift, scratch).map_err(at)?;
         let tile = rows.start / quant::TILE_ROWS;
         let groups = tile * shape.groups();
-        // Hashed before the lock is taken: only copies into the page cache are done one at a time.
+        // Hash before taking the lock: under the lock we only copy into the page cache.
         let hashed = |bytes: &[u8]| {
             let mut hasher = Hasher::new();
             hasher.update(bytes);
@@ -177,7 +182,7 @@ impl Encoder<'_> {
             faint: part.faint(),
         };
         let mut writer = self.writer.lock().expect("no thread panics with the lock");
-        // A matrix is multiplied only where it was written before as it is.
+        // A matrix is lifted only after it was written once without a lift, so overwrite it.
         let mut put = |tensor, at, bytes: &[u8]| match lift {
             0 => writer.write(tensor, at, bytes),
             _ => writer.rewrite(tensor, at, bytes),
@@ -230,7 +235,7 @@ impl Encoder<'_> {
         quant::encode_rows(work.shape, rows.start, scratch, importance, work.level, work.anchor)
     }
 
-    /// Joins what is known of a matrix's blocks, and writes the padding between its arrays.
+    /// Joins the data of a matrix's blocks. Writes held-back scales, and the padding between the arrays.
     fn join(&self, work: &Work, blocks: Vec<Written>, lift: i32) -> Result<Summary, JobError> {
         let mut sums = FitSums::default();
         let mut codes = vec![Hasher::new(); work.places.len()];
@@ -273,7 +278,7 @@ impl Encoder<'_> {
         Ok(Summary { fits, errors, checksums: codes })
     }
 
-    /// Writes zeros to a part of a tensor, from `place` on, and adds them to its checksum.
+    /// Writes zeros to `range` of a tensor, counted from the offset `from`, and adds them to the checksum.
     pub(super) fn pad(
         &self,
         (tensor, from): (usize, u64),

@@ -1,7 +1,8 @@
-//! What error feedback needs of a matrix, made when its turn comes, and shared by the threads that encode its rows.
+//! Builds the error-feedback data of a matrix when its first block is encoded, and shares it between threads.
 //!
-//! Gate and up of all experts of a layer have the inputs of its router; each down projection has its own. Blocks are taken in
-//! order, so few matrices are in hand at a time: those used last are kept.
+//! Gate and up projections of all experts of a layer have the inputs of its router; each down projection has
+//! its own. Blocks are taken in order, so few matrices are in use at a time, and a cache of the most recent
+//! ones is enough.
 
 use super::rows::Rows;
 use super::source::Source;
@@ -11,7 +12,7 @@ use crate::quant::{Feedback, Hessian};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The values that were used last, by name and number.
+/// A cache of the most recently used values, by name and number.
 struct Recent<V> {
     most: usize,
     entries: Mutex<VecDeque<Entry<V>>>,
@@ -28,7 +29,8 @@ impl<V> Recent<V> {
         Recent { most, entries: Mutex::default() }
     }
 
-    /// The value of this name, made by `make` if it is not kept: once, and other threads that ask for it wait.
+    /// Returns the value for this name and number. If it is not cached, `make` builds it once; other threads
+    /// that need the same value wait.
     fn get(&self, name: &str, number: usize, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
         let place = {
             let mut entries = lock(&self.entries);
@@ -50,7 +52,7 @@ impl<V> Recent<V> {
     }
 }
 
-/// For the matrices of one conversion.
+/// Error feedback for the matrices of one conversion.
 pub(super) struct Feedbacks<'a> {
     source: &'a Source,
     rows: Option<&'a Rows>,
@@ -60,14 +62,16 @@ pub(super) struct Feedbacks<'a> {
 }
 
 impl<'a> Feedbacks<'a> {
-    /// `rows`: the inputs that were kept; without them there is no feedback. `threads` use it at a time.
+    /// `rows`: the recorded inputs; without them there is no feedback. `threads`: how many threads use it at
+    /// a time.
     pub(super) fn new(source: &'a Source, rows: Option<&'a Rows>, sweeps: usize, threads: usize) -> Self {
         let most = threads + 2;
         Feedbacks { source, rows, sweeps, hessians: Recent::new(most), matrices: Recent::new(most) }
     }
 
-    /// Feedback for a matrix of experts that is encoded as a multiple of itself, 2 to the `lift`; none where its inputs are not
-    /// known. One that is rotated as others of its layer are has it anyway: of no inputs, all columns are alike.
+    /// Feedback for an expert matrix that is encoded multiplied by 2^`lift`; `None` if its inputs were not
+    /// recorded. A rotated matrix always gets feedback, because all experts of its layer are rotated. If its
+    /// inputs were not recorded, all columns count alike.
     pub(super) fn of(&self, work: &Work, lift: i32) -> Result<Option<Arc<Feedback>>> {
         let Work { name, expert, shape, rotation, .. } = *work;
         let (inputs, number) = (inputs_of(name), if is_down(name) { expert } else { 0 });
@@ -96,12 +100,12 @@ impl<'a> Feedbacks<'a> {
     }
 }
 
-/// Whether an expert's matrix has inputs of its own.
+/// Whether each expert's matrix has inputs of its own.
 fn is_down(name: &str) -> bool {
     name.contains(".ffn_down_exps.")
 }
 
-/// The matrix under whose name the inputs of a layer's experts' were kept.
+/// The name under which the inputs of an expert matrix were recorded.
 pub(super) fn inputs_of(name: &str) -> String {
     match name.split_once(".ffn_gate_exps.").or_else(|| name.split_once(".ffn_up_exps.")) {
         Some((block, _)) => format!("{block}.ffn_gate_inp.weight"),

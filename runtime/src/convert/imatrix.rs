@@ -1,12 +1,13 @@
-//! Importance matrices of llama.cpp, which publishers of GGUF files give away beside them: Σ x² of the inputs of every
-//! matrix, in one of two formats.
+//! Reads importance matrices of llama.cpp, which publishers of GGUF files provide beside them: Σ x² of the
+//! inputs of every matrix, in one of two formats.
 //!
-//! The format in use is a GGUF file (`general.type` is `imatrix`): of a matrix `NAME`, the tensors `NAME.in_sum2`
-//! (`[cols, matrices]`, f32) and `NAME.counts` (`[1, matrices]`, tokens). The older one is a list of names with values
-//! that are means times a number of chunks, without tokens; all numbers in it are little-endian and of 32 bits. Both as
-//! in llama.cpp's `tools/imatrix/imatrix.cpp` and `common/imatrix-loader.cpp`.
+//! The current format is a GGUF file (`general.type` is `imatrix`). For a matrix `NAME` it has the tensors
+//! `NAME.in_sum2` (`[cols, matrices]`, f32) and `NAME.counts` (`[1, matrices]`, tokens). The older format is
+//! a list of names with values; a value is a mean times a number of chunks, and there are no token counts.
+//! All its numbers are little-endian and 32 bits wide. Both are as in llama.cpp's `tools/imatrix/imatrix.cpp`
+//! and `common/imatrix-loader.cpp`.
 //!
-//! Untrusted bytes: nothing is allocated that the file does not hold.
+//! The bytes are untrusted: no allocation is larger than the file.
 
 use super::calibration::{Calibration, Inputs};
 use crate::error::{Error, Result};
@@ -15,24 +16,24 @@ use crate::store;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Tokens of a chunk, where the file does not say: llama.cpp's default.
+/// Tokens of a chunk, which the older format does not store: llama.cpp's default.
 const CHUNK_TOKENS: f32 = 512.0;
-/// The fewest bytes of an entry of the older format: three numbers, one byte of a name, one value.
+/// The fewest bytes of an entry in the older format: three numbers, a name of one byte, one value.
 const MIN_ENTRY_BYTES: usize = 3 * 4 + 1 + 4;
-/// Characters of the description that come from the file.
+/// The most characters of the description that come from the file.
 const MAX_SAID: usize = 120;
 
-/// Reads an importance matrix.
+/// Reads the importance matrix at `path`.
 ///
 /// # Errors
-/// `Io`; `Malformed`, naming file and matrix, for what is none.
+/// `Io`; `Malformed`, naming file and matrix, if it is not an importance matrix.
 pub fn read(path: &Path) -> Result<Calibration> {
     let bytes = store::map(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     parse(&bytes, &name).map_err(|e| e.at(path))
 }
 
-/// The importance matrix in `bytes`; `name` is for its description.
+/// Parses the importance matrix in `bytes`. `name` appears in its description.
 ///
 /// # Errors
 /// `Malformed`, `Unsupported`.
@@ -53,7 +54,7 @@ fn parse_gguf(bytes: &[u8], name: &str) -> Result<Calibration> {
         let (matrix, part) = match (t.name.strip_suffix(".in_sum2"), t.name.strip_suffix(".counts")) {
             (Some(matrix), _) => (matrix, 0),
             (_, Some(matrix)) => (matrix, 1),
-            // Σ x, and whatever else a later version writes.
+            // Ignore other tensors: Σ x, and any that a later version adds.
             _ => continue,
         };
         if t.ty != GgmlType::F32 {
@@ -74,7 +75,7 @@ fn parse_gguf(bytes: &[u8], name: &str) -> Result<Calibration> {
             let what = "one of its tensors `in_sum2` and `counts` is missing";
             return Err(Error::malformed(format!("inputs of `{matrix}`"), what));
         };
-        // A matrix that no text reached at all is as good as absent.
+        // A matrix that no text reached is treated as absent.
         if counts.iter().any(|&c| c != 0.0) {
             insert(&mut all, matrix, Inputs { sums, counts })?;
         }
@@ -82,8 +83,8 @@ fn parse_gguf(bytes: &[u8], name: &str) -> Result<Calibration> {
     refuse_empty(all)
 }
 
-/// The older format: a number of entries, each of a name, a number of calls and values; then calls and data set, if they
-/// are there.
+/// Parses the older format: the number of entries, then for each a name, a number of calls and its values.
+/// The number of chunks and the data set may follow.
 fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
     let mut r = Reader { bytes };
     let entries = r.number("number of entries")?;
@@ -103,7 +104,7 @@ fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
                 "end behind the end of the file; is the download complete?",
             )
         })?;
-        // Values are means times calls: with so many tokens, sums.
+        // Values are means times calls. Times the tokens of a call, they are sums over tokens.
         let sums = values(data).into_iter().map(|v| v * CHUNK_TOKENS).collect();
         found.push((matrix, Inputs { sums, counts: vec![calls * CHUNK_TOKENS] }));
     }
@@ -122,7 +123,8 @@ fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
     refuse_empty(all)
 }
 
-/// Adds a matrix under our names, which are llama.cpp's; one that it stores as two halves of one has the inputs of both.
+/// Adds a matrix under its canonical name, which is llama.cpp's. A fused gate-and-up matrix is added twice,
+/// because both halves have the same inputs.
 fn insert(all: &mut Calibration, matrix: &str, inputs: Inputs) -> Result<()> {
     match matrix.split_once(".ffn_gate_up_exps.") {
         Some((block, rest)) => {
@@ -154,7 +156,7 @@ fn values(data: &[u8]) -> Vec<f32> {
     data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-/// What is left of the older format.
+/// The unread rest of a file in the older format.
 struct Reader<'a> {
     bytes: &'a [u8],
 }
@@ -166,7 +168,7 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    /// A number that is not negative.
+    /// Reads a number and checks that it is not negative.
     fn number(&mut self, field: &str) -> Result<usize> {
         let four = self.take(4).ok_or_else(|| cut(field))?;
         let n = i32::from_le_bytes(four.try_into().expect("four bytes"));

@@ -1,10 +1,14 @@
-//! What is done of a calibrated conversion, beside its output: hours of work that a kill should not cost.
+//! The journal of a calibrated conversion. It takes hours, so a conversion that was killed resumes from its
+//! journal.
 //!
-//! `OUT.resume` is a list of records, each with its length and checksum: windows of text that the model wrote, what was measured
-//! of its inputs, and every part of the file that is written. Beside it lie the inputs themselves (`OUT.resume-inputs`) and
-//! the file on its way (`OUT.resume-file`). What a record speaks of is on the disk before the record is. The first record that is not
-//! whole ends the list, and the work goes on there: as all that is done is a function of source and options, the result has
-//! the bytes of a run without a break. A journal of other inputs or options is not used.
+//! `OUT.resume` is a list of records, each with its length and checksum: windows of text that the model
+//! generated, the measurements of its inputs, and each part of the file that is written. Beside it are the
+//! inputs themselves (`OUT.resume-inputs`) and the unfinished output (`OUT.resume-file`). Data is synced to
+//! disk before the record that describes it is written.
+//!
+//! The list ends at the first incomplete record, and the work resumes there. All results depend only on
+//! source and options, so the output is byte-identical to that of an uninterrupted run. A journal of other
+//! inputs or options is discarded.
 
 use super::cache;
 use super::name::absolute;
@@ -17,21 +21,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: &[u8; 16] = b"DOLLOP JOURNAL 1";
-/// Length and checksum of a record.
+/// Bytes of a record's header: its length and its checksum.
 const HEAD: usize = 12;
 
-/// A part of the work that is done.
+/// A finished part of the work.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
     /// A window of text, as its writer packed it.
     Window(Vec<u8>),
-    /// A calibration.
+    /// A packed calibration.
     Measured(Vec<u8>),
-    /// A tensor or layer that is written: its part of the tables of fits, errors and checksums.
+    /// A tensor or layer that is in the file: its parts of the tables of fits, errors and checksums.
     Written([Vec<u8>; 3]),
 }
 
-/// The journal of a conversion.
+/// The journal of a conversion. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Journal(Arc<Mutex<Inner>>);
 
@@ -40,16 +44,17 @@ struct Inner {
     stem: PathBuf,
     file: File,
     records: Vec<Record>,
-    /// Whether a journal of something else was there.
+    /// Whether a journal of other inputs or options was found and discarded.
     stale: bool,
 }
 
 impl Journal {
-    /// The journal of a conversion of `source` into `out`. `options` tell it from others: all that the result follows from beside the
-    /// source, whose files are known by name, length and time.
+    /// Opens or creates the journal of a conversion of `source` into `out`. `options` describes everything
+    /// else that the result depends on. The files of the source are identified by name, length and
+    /// modification time.
     ///
     /// # Errors
-    /// `Invalid` where another process has it; `Io`; those of opening the source.
+    /// `Invalid` if another process has the journal open; `Io`; errors of opening the source.
     pub fn open(out: &Path, source: &Path, options: &str) -> Result<Journal> {
         let source = absolute(source).map_err(|e| Error::io(source, e))?;
         let mut inputs = cache::state_of(&Source::open(&source)?)?;
@@ -83,7 +88,7 @@ impl Journal {
             file.set_len(0).map_err(failed)?;
             file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&head)).map_err(failed)?;
         }
-        // A record that is not whole goes.
+        // Cut off an incomplete record.
         file.set_len(end as u64).and_then(|()| file.seek(SeekFrom::End(0))).map_err(failed)?;
         let stale = !bytes.is_empty() && !bytes.starts_with(&head);
         if stale {
@@ -96,12 +101,12 @@ impl Journal {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many parts of the work are done.
+    /// Number of finished parts of the work.
     pub fn done(&self) -> usize {
         self.lock().records.len()
     }
 
-    /// Whether there was one of other inputs or options, which was not used.
+    /// Whether a journal of other inputs or options was found and discarded.
     pub fn was_stale(&self) -> bool {
         self.lock().stale
     }
@@ -110,7 +115,7 @@ impl Journal {
         self.lock().records.clone()
     }
 
-    /// Forgets the records from the `n`th on: what they speak of is not there.
+    /// Removes the records from the `n`th on, because the data that they describe is gone.
     pub(crate) fn cut(&self, n: usize) -> Result<()> {
         let kept: Vec<Record> = self.records().into_iter().take(n).collect();
         let inner = &mut *self.lock();
@@ -121,19 +126,19 @@ impl Journal {
         kept.into_iter().try_for_each(|record| inner.add(record))
     }
 
-    /// What was done is done. Its files must be on the disk.
+    /// Appends a record. The data that it describes must already be on disk.
     pub(crate) fn add(&self, record: Record) -> Result<()> {
         self.lock().add(record)
     }
 
-    /// One of the files beside the journal: emptied if it is to be made anew.
+    /// Opens a file beside the journal, and empties it if `anew` is set.
     pub(crate) fn file(&self, end: &str, anew: bool) -> Result<(File, PathBuf)> {
         let path = with(&self.lock().stem, end);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(anew).open(&path);
         Ok((file.map_err(|e| Error::io(&path, e))?, path))
     }
 
-    /// The result is there: nothing of the journal is needed any more.
+    /// Removes the journal and its files, once the result is complete.
     pub(crate) fn remove(&self) {
         let inner = self.lock();
         for end in ["-inputs", "-file", ""] {
@@ -155,7 +160,7 @@ impl Inner {
     }
 }
 
-/// What the inputs are called: two checksums of them, which differ in what they mistake.
+/// Identifies the inputs: two checksums (FNV-1a and CRC-32) combined, which collide on different inputs.
 fn hash(inputs: &[u8]) -> u64 {
     let fnv = inputs
         .iter()
@@ -169,7 +174,7 @@ fn with(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-/// The first record of `bytes` and its length, if it is whole.
+/// The first record of `bytes` and its length in bytes, if it is complete.
 fn next(bytes: &[u8]) -> Option<(Record, usize)> {
     let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
     let (len, crc) = head.split_first_chunk::<8>()?;
@@ -244,7 +249,7 @@ mod tests {
             let journal = Journal::of(&out, b"inputs").unwrap();
             assert_eq!(journal.records(), all[..journal.done()]);
             seen.push(journal.done());
-            // It goes on behind the last whole record.
+            // New records follow the last complete one.
             journal.add(all[1].clone()).unwrap();
             drop(journal);
             assert_eq!(Journal::of(&out, b"inputs").unwrap().done(), seen.last().unwrap() + 1);

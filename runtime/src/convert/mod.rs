@@ -1,7 +1,7 @@
-//! From foreign models to Dollop files.
+//! Converts models from other formats (GGUF files, Hugging Face folders) into Dollop files.
 //!
-//! A conversion streams: every core holds one block of rows in memory, encodes it and writes it to its place under a
-//! temporary name that becomes the final one only when everything is there (R6).
+//! A conversion streams: each thread holds one block of rows, encodes it and writes it at its final offset.
+//! The output has a temporary name until it is complete, and is then renamed (R6).
 
 mod bits;
 mod cache;
@@ -53,35 +53,38 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use work::Work;
 
-/// How a model is converted.
+/// Options of a conversion.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConvertOptions {
-    /// Level of dense matrices: attention, dense blocks, shared experts, head.
+    /// Level of dense matrices: attention, dense blocks, shared experts, output head.
     pub level_dense: Level,
-    /// Level of the embedding (which is also the head where the two are tied), if it is another.
+    /// Level of the embedding, which a tied model also uses as its output head. `None` means `level_dense`.
     pub level_embed: Option<Level>,
-    /// Highest level of the experts that is stored.
+    /// Highest level stored for the experts.
     pub max_level: Level,
-    /// Weights that share a scale.
+    /// Number of weights that share a scale and a zero point.
     pub group: Group,
-    /// How large all may be: experts are then stored at as many bits as their errors are worth, `max_level` at most. The whole file is
-    /// written first, beside the output.
+    /// Limit on the size of the result. Within it, each expert gets the level, up to `max_level`, that keeps
+    /// the total error low. The complete file is first written beside the output, and then cut to the limit.
     pub size: Option<Size>,
-    /// How scales and zero points are stored, where codes are not kept.
+    /// Format of scales and zero points. A matrix that keeps its source's codes uses the source's format
+    /// instead.
     pub params: GroupParams,
-    /// Threads; 0 for one per core.
+    /// Number of threads; 0 means one per core.
     pub threads: usize,
-    /// What is known of the matrices' inputs: errors where they are large then cost more. Codes that are kept stay as they are.
+    /// Measured inputs of the matrices. Errors then cost more in columns with large inputs. Codes kept from
+    /// the source do not change.
     pub calibration: Option<Arc<Calibration>>,
-    /// Where what is done is kept, so that a conversion that was killed goes on; the result is the same.
+    /// Journal of the finished work. A conversion that was killed resumes from it, and the result is
+    /// byte-identical.
     #[doc(hidden)]
     pub resume: Option<Journal>,
-    /// Passes over all codes of a matrix of experts that look for better ones, behind error feedback; where the calibration has the
-    /// inputs themselves.
+    /// Passes over all codes of an expert matrix that look for better ones, after error feedback. This needs
+    /// a calibration that kept the inputs themselves.
     pub sweeps: usize,
-    /// Whether matrices of experts that error feedback encodes are stored for rotated inputs, which lowers the error of low levels.
-    /// Before version 3, files had no such matrices.
+    /// Whether expert matrices encoded with error feedback are stored for rotated inputs, which lowers the
+    /// error of low levels. Files before version 3 have no such matrices.
     pub rotate: bool,
 }
 
@@ -104,21 +107,21 @@ impl Default for ConvertOptions {
 }
 
 impl ConvertOptions {
-    /// Level of dense matrices.
+    /// Sets the level of dense matrices.
     #[must_use]
     pub fn with_level_dense(mut self, level: Level) -> Self {
         self.level_dense = level;
         self
     }
 
-    /// Highest level of the experts that is stored.
+    /// Sets the highest level stored for the experts.
     #[must_use]
     pub fn with_max_level(mut self, level: Level) -> Self {
         self.max_level = level;
         self
     }
 
-    /// Threads; 0 for one per core.
+    /// Sets the number of threads; 0 means one per core.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -127,38 +130,38 @@ impl ConvertOptions {
 }
 
 impl ConvertOptions {
-    /// How many threads that is.
+    /// The number of threads to use: `threads`, or one per core if that is 0.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         if self.threads == 0 { cores() } else { self.threads }
     }
 }
 
-/// What a conversion did.
+/// The result of a conversion.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// Bytes of the source's tensors.
+    /// Bytes of all tensors of the source.
     pub bytes_in: u64,
     /// Bytes of the file written.
     pub bytes_out: u64,
     /// Weights in nested matrices.
     pub weights: u64,
-    /// Nested matrices, the experts of a layer counted as three.
+    /// Number of nested matrices. The experts of a layer count as three: gate, up and down.
     pub matrices: usize,
-    /// Of those, whose inputs a calibration has measured.
+    /// Number of nested matrices whose inputs the calibration measured.
     pub calibrated: usize,
-    /// Parts of the source that are left out, for the model takes text alone, with the number of their tensors.
+    /// Parts of the source that a text model does not use, each with the number of its tensors.
     pub left_out: Vec<String>,
-    /// Wall time.
+    /// Wall time in seconds.
     pub seconds: f64,
 }
 
 /// Converts the model at `source` into a Dollop file `out`.
 ///
 /// # Errors
-/// Those of reading and writing; `Invalid` where `out` is one of the files that are read; `Cancelled`. Nothing is left under
-/// `out` then, and an older file there is untouched.
+/// Errors of reading and writing; `Invalid` if `out` is one of the files being read; `Cancelled`. After an
+/// error no new file exists at `out`, and an older file there is untouched.
 pub fn convert(
     source: &Path,
     out: &Path,
@@ -244,7 +247,7 @@ pub(crate) fn convert_source(
     })
 }
 
-/// The file to write, and what of it is written.
+/// Opens the file to write. When resuming, also returns the table parts of the targets already written.
 fn destination(out: &Path, options: &ConvertOptions, targets: usize) -> Result<(Partial, Vec<[Vec<u8>; 3]>)> {
     let Some(journal) = &options.resume else { return Ok((Partial::new(out)?, Vec::new())) };
     let written = journal.records().into_iter().filter_map(|record| match record {
@@ -253,7 +256,7 @@ fn destination(out: &Path, options: &ConvertOptions, targets: usize) -> Result<(
     });
     let mut written: Vec<_> = written.take(targets).collect();
     let (file, path) = journal.file("-file", false)?;
-    // The tables lie behind all that was written: without it there is no file of this journal.
+    // The journal lists written targets, but the file is empty: it was deleted. Drop those records.
     if !written.is_empty() && file.metadata().map_err(|e| Error::io(&path, e))?.len() == 0 {
         journal.cut(journal.done() - written.len())?;
         written.clear();
@@ -278,7 +281,7 @@ impl From<Error> for JobError {
     }
 }
 
-/// The tables at the end of the file, as bytes.
+/// The tables at the end of the file, as raw bytes.
 #[derive(Default)]
 struct Tables {
     fits: Vec<u8>,
@@ -305,7 +308,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Writes all but those that are written, of which these are the parts of the tables.
+    /// Writes all targets. The first `written.len()` of them are already in the file; `written` holds their
+    /// table parts.
     fn all(&mut self, targets: &[Target], written: Vec<[Vec<u8>; 3]>) -> Result<(), JobError> {
         for (target, [fits, errors, checksums]) in targets.iter().zip(&written) {
             let writer = self.encoder.writer.get_mut().expect("no thread panicked with the lock");
@@ -377,7 +381,7 @@ impl Job<'_> {
         level: Level,
         planes: &[(usize, usize)],
     ) -> Result<(), JobError> {
-        // Expert by expert: a slab's parts are written close to one another.
+        // Go expert by expert, so that the parts of a slab are written close together.
         let part = |p: usize, m: usize| shapes[..m].iter().map(|s| s.plane(p).len).sum::<usize>();
         let works: Vec<Work> = (0..3 * experts)
             .map(|i| {
@@ -414,7 +418,7 @@ impl Job<'_> {
         self.tables.errors.extend_from_slice(bytemuck::cast_slice(&of.errors));
     }
 
-    /// Of one slab, or of the planes of a dense matrix that follow one another.
+    /// Adds one checksum, combined from `parts`: a slab, or all planes of a dense matrix in order.
     fn checksum(&mut self, parts: &[Hasher]) {
         let mut all = Hasher::new();
         parts.iter().for_each(|part| all.combine(part));

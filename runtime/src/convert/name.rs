@@ -1,11 +1,13 @@
-//! What a model is called after the file or folder that it lies in.
+//! Derives a model's name from the path of its file or folder.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// The name of the model at `source`: a folder's name, whatever dots it has; a file's without `.gguf` and without the number
-/// of a shard. `.` and `..` have the names of the folders that they stand for; a snapshot in the hub's cache
-/// (`models--ORG--NAME/snapshots/COMMIT`) that of its repository. `None` for the root.
+/// The name of the model at `source`; `None` for the root folder.
+///
+/// A folder's name is kept whole, dots included. A file's name loses `.gguf` and the number of a shard. `.`
+/// and `..` are resolved to the folders that they stand for. A snapshot in the Hugging Face cache
+/// (`models--ORG--NAME/snapshots/COMMIT`) has the name of its repository.
 #[doc(hidden)]
 pub fn model_name(source: &Path) -> Option<OsString> {
     let folder = source.file_name().is_some_and(|n| n == "config.json").then(|| match source.parent() {
@@ -35,18 +37,18 @@ pub fn model_name(source: &Path) -> Option<OsString> {
     Some(if whole.is_empty() { name } else { whole.into() })
 }
 
-/// The name of the repository of which a folder is a snapshot.
+/// The name of the repository that a folder is a snapshot of.
 fn repository(snapshot: &Path) -> Option<OsString> {
     let snapshots = snapshot.parent().filter(|up| up.file_name().is_some_and(|n| n == "snapshots"))?;
     let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
     Some(repo.rsplit_once("--").map_or(repo, |(_, name)| name).into())
 }
 
-/// A path without `.`, `..` and links of folders. A link of the file itself stays: in the hub's cache it has the model's name, and
-/// beside it lie the other files of a split model.
+/// Resolves `.`, `..` and links in the folders of a path. If the file itself is a link, it stays one: in the
+/// Hugging Face cache the link has the model's name, and the other files of a split model lie beside it.
 ///
 /// # Errors
-/// Those of the system.
+/// Errors of the file system.
 pub(super) fn absolute(source: &Path) -> std::io::Result<PathBuf> {
     match (source.parent(), source.file_name()) {
         (Some(folder), Some(name)) if !source.is_dir() => {

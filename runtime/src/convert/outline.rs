@@ -1,4 +1,4 @@
-//! A conversion without its weights: what its result will be like is known from the source's headers alone.
+//! Predicts the result of a conversion from the source's headers alone, without reading weights.
 
 use super::plan::Plan;
 use super::source::Source;
@@ -9,20 +9,20 @@ use crate::quant::Level;
 use std::fs::File;
 use std::path::Path;
 
-/// What a conversion would be.
+/// The predicted sizes of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Outline {
-    /// Bytes of the source's tensors.
+    /// Bytes of all tensors of the source.
     pub source_bytes: u64,
-    /// The highest level stored, and the bytes of the file.
+    /// For each level as the highest one stored: its bits, and the bytes of the file.
     pub sizes: Vec<(u8, u64)>,
 }
 
-/// Writes a file to `out` that a memory plan takes for the source's conversion: its header, and holes where the weights would be.
-/// Reads no weights of the source.
+/// Writes a file to `out` that memory planning accepts as the source's conversion: its header, with holes in
+/// place of the weights. Reads no weights of the source.
 ///
 /// # Errors
-/// As [`super::convert`] before its first byte.
+/// As [`super::convert`] before it writes its first byte.
 pub fn outline(source: &Path, out: &Path) -> Result<Outline> {
     let source = Source::open(source)?;
     check::check(&source)?;

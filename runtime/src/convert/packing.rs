@@ -1,7 +1,7 @@
-//! Numbers and lists one behind the other, for the journal: little-endian, each list behind its length. What is read was
-//! written by the same program, but may be anything: nothing is allocated that is not there.
+//! Serialization for the journal: little-endian numbers, and lists after their length in bytes. The reader
+//! expects damaged data: a length never causes an allocation larger than the data.
 
-/// Appends.
+/// Appends values to a buffer.
 #[derive(Default)]
 pub(crate) struct Pack(pub(crate) Vec<u8>);
 
@@ -26,7 +26,7 @@ impl Pack {
     }
 }
 
-/// Takes off again; `None` where there is no more of that.
+/// Reads the values back in the same order. Every method returns `None` if too few bytes are left.
 pub(crate) struct Unpack<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Unpack<'a> {

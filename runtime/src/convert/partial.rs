@@ -1,18 +1,18 @@
-//! Files on their way: written under a name of their own, renamed when whole (R6).
+//! Unfinished files: written under a temporary name, and renamed when complete (R6).
 
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
-/// New names tried: each is one of 2⁶⁴.
+/// Random names tried before giving up; each is one of 2⁶⁴.
 const TRIES: usize = 16;
 
-/// A file under a temporary name, deleted unless kept.
+/// A file under a temporary name, deleted on drop unless kept.
 ///
-/// Its holder has a lock on it, which the system lets go of when the holder ends, however that happens. So a file of this
-/// kind that can be locked is a leftover, whatever process numbers say: those repeat in containers, and not every system
-/// tells which are in use.
+/// The owner holds a lock on the file. The system releases the lock when the owner's process ends, even by a
+/// crash. So a partial file that can be locked is a leftover. Process ids would not tell: they repeat in
+/// containers, and not every system lists those in use.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
@@ -20,7 +20,8 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Beside `out`, so that the rename stays within one file system. Leftovers of conversions that were killed go.
+    /// Creates a file beside `out`, so that the rename stays within one file system. Removes leftovers of
+    /// killed conversions.
     pub(crate) fn new(out: &Path) -> Result<Partial> {
         let name =
             out.file_name().ok_or_else(|| Error::Invalid(format!("{} is no file name", out.display())))?;
@@ -41,9 +42,10 @@ impl Partial {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(Error::io(path, e)),
             };
-            // On a file system without locks the name alone tells this file from others, and leftovers stay.
+            // On a file system without locks this fails. The name alone then keeps files apart, and leftovers
+            // are not removed.
             let _ = file.try_lock();
-            // Before it was locked, another process may have taken it for a leftover.
+            // Before the lock was taken, another process may have removed the file as a leftover.
             if path.exists() {
                 return Ok(Partial { path, file, kept: false });
             }
@@ -51,22 +53,22 @@ impl Partial {
         Err(Error::io(folder, std::io::Error::other("no new file can be made here")))
     }
 
-    /// A file that stays for another try when this one fails.
+    /// A file that is not deleted on drop, so that a later run can resume it.
     pub(super) fn lasting(path: PathBuf, file: File) -> Partial {
         Partial { path, file, kept: true }
     }
 
-    /// To write to. The lock stays until this and the [`Partial`] are gone.
+    /// Returns a handle for writing. The lock lasts until this handle and the [`Partial`] are dropped.
     pub(crate) fn file(&self) -> Result<File> {
         self.file.try_clone().map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Where it is meanwhile.
+    /// The temporary path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the file its name.
+    /// Renames the file to `out`.
     pub(crate) fn keep(mut self, out: &Path) -> Result<()> {
         fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
         self.kept = true;
@@ -82,7 +84,7 @@ impl Drop for Partial {
     }
 }
 
-/// Removes a partial file whose holder is gone. A file that cannot be opened or locked still has a holder.
+/// Removes a partial file that has no owner. A file that cannot be opened or locked counts as owned.
 fn remove_leftover(path: &Path) {
     if let Ok(file) = OpenOptions::new().write(true).open(path)
         && file.try_lock().is_ok()
@@ -91,15 +93,15 @@ fn remove_leftover(path: &Path) {
     }
 }
 
-/// A lock that conversions of one model into one cache take, so that the second finds what the first made.
+/// A lock for conversions of one model into one cache, so that the second finds the result of the first.
 pub(super) struct Turn {
     path: PathBuf,
-    /// Locked while this lives; `None` where the file system has no locks.
+    /// Locked until this is dropped; `None` on a file system without locks.
     _file: Option<File>,
 }
 
 impl Turn {
-    /// Waits for the others. `wait` is called again and again meanwhile, and ends the wait with an error.
+    /// Waits for the lock. Calls `wait` between attempts; an error from `wait` ends the waiting.
     pub(super) fn take(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<Turn> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|e| Error::io(path, e))?;
@@ -116,8 +118,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Those who wait have it open, get its lock, and look for what was made. On Windows the name would go with the last of them, and
-        // until then nobody could open it: there the empty file stays.
+        // Waiting processes have the file open: they get its lock, and look for the result. On Windows a
+        // removed name stays in use until the last of them closes the file, and cannot be opened until then.
+        // So the empty file stays there.
         if !cfg!(windows) {
             let _ = fs::remove_file(&self.path);
         }
@@ -139,7 +142,7 @@ mod tests {
     fn a_partial_file_is_a_leftover_only_when_its_holder_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("m.gguf");
-        // As older versions, and a killed one of today, leave them; and a file of another output.
+        // Leftovers of older versions and of a killed run today, and a file of another output.
         for name in ["m.gguf.partial-1", "m.gguf.partial-00ff", "other.gguf.partial-1"] {
             fs::write(folder.path().join(name), "x").unwrap();
         }
@@ -171,8 +174,8 @@ mod tests {
         });
         assert!(second.is_ok() && waits == 3);
         let third = Turn::take(&path, &mut || Err(Error::Cancelled));
-        // The second one's file was removed with the first: the third has a new one, and both must look for the result. Where the file
-        // stays, the third waits.
+        // Dropping the first turn removed the file that the second has locked. The third creates a new file
+        // and gets its lock, so both must look for the result. Where the file stays, the third waits.
         assert_eq!(third.is_ok(), !cfg!(windows));
     }
 }

@@ -1,4 +1,4 @@
-//! What a conversion will write: every tensor with its size, before the first byte.
+//! Plans the output file: every tensor and its size, before the first byte is written.
 
 use super::ConvertOptions;
 use super::encode::is_kept;
@@ -12,25 +12,26 @@ use crate::model::{Spec, weights};
 use crate::quant::{self, GroupParams, Level, PLANE_BITS, Rotation, Shape};
 use std::collections::HashSet;
 
-/// Weights that share a scale and a zero point.
+/// Number of weights that share a scale and a zero point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Group {
-    /// 32 where the source has uniform codes in groups of 32, which are then kept as they are; else 64.
+    /// 32 if the source has uniform codes in groups of 32, which are then kept unchanged; else 64.
     #[default]
     Auto,
-    /// 32: 0.75 bits per weight of metadata.
+    /// 32: 0.75 bits of metadata per weight.
     G32,
-    /// 64: 0.375 bits per weight of metadata.
+    /// 64: 0.375 bits of metadata per weight.
     G64,
 }
 
-/// Slabs of plane 0 from this size on are aligned for direct reads in 16 KiB; padding would drown smaller ones.
+/// Slabs of plane 0 of at least this size are aligned to 16 KiB for direct reads. Smaller slabs would
+/// waste too much space on padding.
 const LARGE_SLAB_BYTES: usize = 256 << 10;
 const LARGE_ALIGNMENT: u64 = 16384;
 const SMALL_ALIGNMENT: u64 = 512;
 
-/// One thing to write, in the order of the file.
-// There is one a tensor.
+/// One unit to write, in file order: a small tensor, a dense matrix, or the experts of a layer.
+// There is only one value per tensor, so the size of the largest variant does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Target {
     Plain {
@@ -43,7 +44,7 @@ pub(super) enum Target {
         level: Level,
         index: usize,
     },
-    /// `planes`: tensor index and slab stride of each.
+    /// `planes`: tensor index and slab stride in bytes of each plane.
     Experts {
         names: [String; 3],
         shapes: [Shape; 3],
@@ -55,7 +56,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// The tensors of the file that it is.
+    /// Indices of the tensors it has in the output file.
     pub(super) fn tensors(&self) -> impl Iterator<Item = usize> {
         let (one, planes) = match self {
             Target::Plain { index, .. } | Target::Dense { index, .. } => (Some(*index), &[][..]),
@@ -64,7 +65,7 @@ impl Target {
         one.into_iter().chain(planes.iter().map(|(index, _)| *index))
     }
 
-    /// The tensors of the source that it is made of.
+    /// Names of the source tensors it is made from.
     pub(super) fn names(&self) -> &[String] {
         match self {
             Target::Plain { name, .. } | Target::Dense { name, .. } => std::slice::from_ref(name),
@@ -77,7 +78,7 @@ pub(super) struct Plan {
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<TensorDecl>,
     pub(super) targets: Vec<Target>,
-    /// Indices of fits, errors and checksums.
+    /// Tensor indices of the tables of fits, errors and checksums.
     pub(super) tables: [usize; 3],
     pub(super) alignment: u64,
     pub(super) weights: u64,
@@ -100,7 +101,7 @@ impl Plan {
             weights: 0,
         };
         let spec = Spec::from_metadata(source.metadata())?;
-        // What is small stays f32: norms, biases, routers, rope factors.
+        // Small tensors stay f32: norms, biases, routers, rope factors.
         let declared = weights::declared(&spec, &|name| source.rows(name));
         let small: HashSet<&str> = declared.iter().filter(|d| d.stays_f32).map(|d| d.name.as_str()).collect();
         let mut entries = Vec::new();
@@ -150,7 +151,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Names of the nested matrices, one for the experts of a layer.
+    /// Names of the nested matrices; a stack of experts has one name.
     pub(super) fn matrices(&self) -> impl Iterator<Item = &str> {
         self.targets
             .iter()
@@ -159,7 +160,7 @@ impl Plan {
             .map(String::as_str)
     }
 
-    /// The size of the file, within its padding.
+    /// The size of the file in bytes, up to padding and without its header.
     pub(super) fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.n_bytes().next_multiple_of(self.alignment)).sum()
     }
@@ -169,7 +170,7 @@ impl Plan {
         self.tensors.len() - 1
     }
 
-    /// Returns how many slabs were planned.
+    /// Plans the experts of a layer. Returns the number of slabs.
     fn experts(
         &mut self,
         source: &Source,
@@ -182,7 +183,7 @@ impl Plan {
             Error::malformed(format!("tensor `{block}.ffn_gate_exps.weight`"), "belongs to no layer")
         })?;
         let names = PARTS.map(|part| part_name(layer, part));
-        // A slab has planes of all three, so either all have codes of tables or none.
+        // A slab holds planes of gate, up and down, so either all three keep table codes or none does.
         let is_table = |name: &String| {
             source.dtype(name).and_then(quant::kept).is_some_and(|params| params.table().is_some())
         };
@@ -234,8 +235,9 @@ fn entry(name: &str, shape: Shape, experts: usize, level: Level) -> MatrixEntry 
     }
 }
 
-/// What the inputs of a layer's gate, up and down are rotated by: those that are encoded with error feedback, without which
-/// rotation loses more than it gains (`benches/records/nested-codec.md`). Gate and up have the same inputs.
+/// Rotations of the inputs of a layer's gate, up and down. Only matrices encoded with error feedback are
+/// rotated: without it, rotation loses more than it gains (`benches/records/nested-codec.md`). Gate and up
+/// have the same inputs.
 fn rotations(
     source: &Source,
     options: &ConvertOptions,
@@ -253,13 +255,14 @@ fn rotations(
     [of(0, both), of(1, both), of(2, fed_back(2))]
 }
 
-/// The level that matrices are stored at where `level` is asked for: codes of tables have 4 bits, and lose nothing.
+/// The level to store matrices at if `level` is requested. Table codes have 4 bits and lose nothing, so they
+/// need no higher level.
 fn stored_level(level: Level, shapes: &[Shape]) -> Level {
     let table = shapes.iter().any(|shape| shape.params.table().is_some());
     if table { level.min(Level::B4) } else { level }
 }
 
-/// `tables`: whether codes of tables may be kept.
+/// The shape of a matrix in the file. `tables`: whether table codes may be kept.
 fn shape_of(
     source: &Source,
     options: &ConvertOptions,
@@ -276,7 +279,7 @@ fn shape_of(
         Group::Auto | Group::G64 => 64,
         Group::G32 => 32,
     };
-    // Codes that are kept have scales that narrow ones have not the bits for.
+    // Codes kept from the source have scales that the narrow format has too few bits for.
     let params = kept.filter(|_| group == 32).unwrap_or(options.params);
     Ok(Shape::new(rows, cols, group)?.with(params))
 }
@@ -289,7 +292,7 @@ fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
     if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
 }
 
-/// The source's keys without those that describe its own encoding.
+/// The source's metadata without the keys that describe its own encoding, with ours added.
 fn keys(source: &Source) -> Metadata {
     let mut m = source.metadata().clone();
     for key in ["general.file_type", "general.quantization_version", "general.alignment"] {
@@ -313,7 +316,7 @@ fn table(m: &mut Metadata, entries: &[MatrixEntry]) {
     m.insert("dollop.matrix.group", column(&|e| e.group));
     m.insert("dollop.matrix.level", column(&|e| e.level.into()));
     let mut version = dollop::VERSION_PLAIN;
-    // What version 2 has not is written where a matrix has it.
+    // Columns that version 2 lacks are written only if a matrix needs them.
     let mut added = |key: &str, of: fn(&MatrixEntry) -> u8| {
         if entries.iter().any(|e| of(e) != 0) {
             version = dollop::VERSION_ROTATED;

@@ -1,8 +1,8 @@
-//! The inputs of matrices themselves, as a run of the model saw them: what second moments are made of when a matrix is
-//! encoded. They lie in a file beside the conversion's, which is gone with the last user.
+//! Stores the inputs of matrices that a run of the model recorded. Second moments are computed from them when
+//! a matrix is encoded. The inputs lie in a file beside the output, which is deleted with its last user.
 //!
-//! Of all experts of a large model the moments would not fit any memory (14 GB for 128 experts in 48 layers of 768 neurons);
-//! their inputs are read when an expert's turn comes.
+//! The second moments of all experts of a large model would not fit in memory: 14 GB for 128 experts in 48
+//! layers with 768 neurons. So we keep the inputs, and read those of an expert when it is encoded.
 
 use super::journal::Journal;
 use super::packing::{Pack, Unpack};
@@ -17,20 +17,20 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Most inputs of one matrix that are kept: beyond, more of the same text changes codes by noise.
+/// The most inputs kept per matrix. Beyond this, more of the same text changes codes only by noise.
 const MAX_ROWS: usize = 16384;
 
-/// The end of a journal's file of inputs.
+/// Suffix of the journal's file of inputs.
 const INPUTS: &str = "-inputs";
 
-/// Values that are converted at a time.
+/// Number of values converted at a time.
 const CHUNK: usize = 1 << 14;
 
-/// Inputs of matrices, by name and expert.
+/// Recorded inputs of matrices, by name and expert.
 pub struct Rows {
     file: Mutex<Open>,
     path: PathBuf,
-    /// Deletes the file, where no journal keeps it.
+    /// Deletes the file on drop; `None` if a journal keeps the file.
     _partial: Option<Partial>,
 }
 
@@ -44,7 +44,7 @@ struct Open {
 struct Kept {
     cols: usize,
     rows: usize,
-    /// First byte and rows of every run.
+    /// Offset in bytes and number of rows of every run.
     runs: Vec<(u64, usize)>,
 }
 
@@ -56,17 +56,17 @@ impl std::fmt::Debug for Rows {
 }
 
 impl Rows {
-    /// None yet; their file is made beside `path`.
+    /// Creates an empty store, with its file beside `path`.
     ///
     /// # Errors
-    /// `Io` where no file can be made there.
+    /// `Io` if the file cannot be created.
     pub(crate) fn new(path: &Path) -> Result<Rows> {
         let partial = Partial::new(path)?;
         let open = Open { file: partial.file()?, end: 0, kept: BTreeMap::new() };
         Ok(Rows { file: Mutex::new(open), path: path.to_path_buf(), _partial: Some(partial) })
     }
 
-    /// None yet, in a file that outlives this process.
+    /// Creates an empty store in a file of the journal, which outlives this process.
     ///
     /// # Errors
     /// `Io`.
@@ -75,7 +75,8 @@ impl Rows {
         Ok(Rows { file: Mutex::new(Open { file, end: 0, kept: BTreeMap::new() }), path, _partial: None })
     }
 
-    /// What [`Rows::pack`] said of a journal's file, which is there; `None` where either is not whole.
+    /// Restores a store from what [`Rows::pack`] wrote and the journal's file; `None` if either is
+    /// incomplete.
     pub(super) fn unpack(journal: &Journal, from: &mut Unpack) -> Option<Rows> {
         let (file, path) = journal.file(INPUTS, false).ok()?;
         let end = from.number()?;
@@ -97,7 +98,7 @@ impl Rows {
         Some(Rows { file: Mutex::new(Open { file, end, kept }), path, _partial: None })
     }
 
-    /// Where in the file which inputs are. They are on the disk then.
+    /// Serializes the index: where in the file the inputs of each matrix lie. Syncs the file to disk first.
     ///
     /// # Errors
     /// `Io`.
@@ -123,7 +124,7 @@ impl Rows {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds some of the rows of `x` (`[_, cols]`). What is beyond the limit of a matrix is left out.
+    /// Appends the given `rows` of `x` (`[_, cols]`). Rows beyond the limit per matrix are dropped.
     ///
     /// # Errors
     /// `Io`.
@@ -156,21 +157,22 @@ impl Rows {
         Ok(())
     }
 
-    /// Whether inputs of this matrix were kept.
+    /// Whether inputs of this matrix were recorded.
     pub(super) fn has(&self, name: &str, expert: usize) -> bool {
         self.open().kept.contains_key(&(name.to_owned(), expert))
     }
 
-    /// Whether inputs of any expert of this matrix were kept.
+    /// Whether inputs of any expert of this matrix were recorded.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let from = (name.to_owned(), 0);
         self.open().kept.range(from..).next().is_some_and(|((kept, _), _)| kept == name)
     }
 
-    /// The second moments of a matrix's inputs, rotated if they are to be; of no tokens where none were seen.
+    /// The second moments of a matrix's inputs, rotated if `rotation` is given. If none were recorded, the
+    /// moments are over 0 tokens.
     ///
     /// # Errors
-    /// `Io`; `Malformed` for inputs that are no finite numbers, or of another number of columns.
+    /// `Io`; `Malformed` if inputs are not finite, or have another number of columns.
     pub fn moments(
         &self,
         name: &str,
@@ -231,7 +233,7 @@ mod tests {
         let cols = 8;
         let x: Vec<f32> = (0..200 * cols).map(|i| ((i * 37) % 64) as f32 / 8.0 - 4.0).collect();
         rows.add("a", 1, &x, cols, &mut (0..150)).unwrap();
-        // What was read last does not move the end.
+        // Reading does not move the offset of the next write.
         assert_eq!(rows.moments("a", 1, cols, None).unwrap().tokens(), 150.0);
         rows.add("b", 0, &x, cols, &mut [3usize, 3].into_iter()).unwrap();
         rows.add("a", 1, &x, cols, &mut (150..200)).unwrap();
@@ -239,7 +241,7 @@ mod tests {
         want.add(&x).unwrap();
         let got = rows.moments("a", 1, cols, None).unwrap();
         assert_eq!(got.tokens(), 200.0);
-        // Eighths and small sums are exact, whatever the order.
+        // Small sums of eighths are exact in any order.
         assert_eq!(format!("{got:?}"), format!("{want:?}"));
         assert_eq!(rows.moments("b", 0, cols, None).unwrap().tokens(), 2.0);
         assert!(rows.moments("b", 0, 4, None).is_err());

@@ -1,8 +1,8 @@
-//! One view over foreign models: GGUF files (split or not) and Hugging Face folders.
+//! One view over foreign models: GGUF files (whole or in shards) and Hugging Face folders.
 //!
-//! Whatever the file says, callers see canonical names (GGUF's), shapes with rows first, stacked experts, and attention
-//! rows in half-split rope order. Nothing is copied until rows are read. What a format has that the view does not show is
-//! known to its own file (`gguf`, `folder`) alone.
+//! Callers always see canonical names (GGUF's), shapes with rows first, stacked experts, and attention rows
+//! in half-split rope order. Nothing is copied until rows are read. Everything else about a format stays in
+//! its own file (`gguf`, `folder`).
 
 mod collector;
 mod folder;
@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// A tensor under its canonical name: one piece, or one per expert.
+/// A tensor under its canonical name, stored as one piece or as one per expert.
 #[derive(Debug)]
 struct Tensor {
     name: String,
@@ -33,31 +33,33 @@ struct Tensor {
     ty: GgmlType,
     pieces: Pieces,
     layout: Layout,
-    /// What its numbers are.
+    /// How the stored values relate to the values used in computation.
     stored: Stored,
 }
 
 /// How the rows of a piece lie in the file.
 #[derive(Debug)]
 enum Layout {
-    /// One behind the other.
+    /// In order, without gaps.
     Rows,
-    /// Interleaved within each head (llama.cpp's `permute`); how many heads there are.
+    /// Interleaved within each head (llama.cpp's `permute`); the number of heads.
     Interleaved(usize),
-    /// These of the file's, one run behind the other; of a vector, its elements.
+    /// These ranges of the file's rows, one after another. For a vector, ranges of its elements.
     Runs(Vec<Range<usize>>),
-    /// Element `[r, c]` is number `first + r · row + c · col`.
+    /// Element `[r, c]` has the index `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },
-    /// Of heads of `head` rows of `rank` values, stored as `ty`, the first `nope`, the other way round; as numbers.
+    /// Transposed head by head. A head has `head` rows of `rank` values of type `ty`; its first `nope` rows
+    /// are transposed and read as f32.
     Turned { ty: GgmlType, rank: usize, nope: usize, head: usize },
-    /// MXFP4 codes here, and their scales elsewhere.
+    /// MXFP4 codes in this tensor, with their scales in another.
     Packed(Packed),
 }
 
-/// Where the matrices of a tensor lie.
+/// Where the matrices of a tensor lie in the files.
 #[derive(Debug)]
 enum Pieces {
-    /// `count` of them, the first at `first`, each `stride` bytes behind the one before. A dense tensor is one.
+    /// `count` matrices, the first at `first`, each `stride` bytes after the one before. A dense tensor has
+    /// one.
     Even { first: Piece, stride: usize, count: usize },
     /// One tensor of the file per expert.
     Each(Vec<Piece>),
@@ -84,12 +86,12 @@ impl Pieces {
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     file: usize,
-    /// Where the rows of this piece begin in the file, and their length in bytes.
+    /// Offset of this piece's first row in the file, and the length of the piece, in bytes.
     offset: usize,
     len: usize,
 }
 
-/// An unquantized or foreign-quantized model.
+/// A model in a foreign format, quantized or not.
 #[derive(Debug)]
 pub struct Source {
     metadata: Metadata,
@@ -116,44 +118,45 @@ impl Source {
         Ok(source)
     }
 
-    /// Forgets tensors that the model has and does not use. What is wrong with the keys is told when it is looked at.
+    /// Drops tensors that the model does not use. Faults in the metadata are reported later, when it is
+    /// checked.
     fn leave_out(&mut self) {
         let Ok(spec) = Spec::from_metadata(&self.metadata) else { return };
         self.tensors.retain(|t| !weights::unused(&spec, &t.name));
         self.index = self.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
     }
 
-    /// The keys.
+    /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// Canonical names, in the file's order.
+    /// Canonical names, in file order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())
     }
 
-    /// `[n]`, `[rows, cols]` or `[experts, rows, cols]`.
+    /// Shape of a tensor: `[n]`, `[rows, cols]` or `[experts, rows, cols]`.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.find(name).map(|t| t.shape.as_slice())
     }
 
-    /// Rows of a matrix, or of each of a stack.
+    /// Rows of a matrix, or of each matrix of a stack.
     pub fn rows(&self, name: &str) -> Option<usize> {
         self.find(name).filter(|t| t.shape.len() > 1).map(|t| t.rows_cols().0)
     }
 
-    /// How the elements are stored.
+    /// Element type of a tensor.
     pub fn dtype(&self, name: &str) -> Option<GgmlType> {
         self.find(name).map(|t| t.ty)
     }
 
-    /// Every file read: what a cache must watch.
+    /// Every file that was read, so that a cache can watch them for changes.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(p, _)| p.as_path()).chain(self.others.iter().map(PathBuf::as_path))
     }
 
-    /// The file that a tensor (of one expert) lies in.
+    /// The file that holds a tensor (of one expert).
     pub(super) fn file(&self, name: &str, expert: usize) -> Option<&Path> {
         let piece = self.find(name)?.pieces.get(expert)?;
         Some(&self.files[piece.file].0)
@@ -173,8 +176,8 @@ impl Source {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// Rows of a matrix (of one expert of a stack) as they are stored, in canonical row order. A vector is one row; what is
-    /// stored of a vector may be something else than its numbers.
+    /// Rows of a matrix (of one expert of a stack) as stored, in canonical row order. A vector is one row.
+    /// Its stored values may differ from those that [`Source::read_rows`] returns.
     ///
     /// # Errors
     /// `Malformed` for a name, expert or row that does not exist.
@@ -188,7 +191,7 @@ impl Source {
             return Err(none("has fewer rows"));
         }
         let data = &self.files[piece.file].1[piece.offset..piece.offset + piece.len];
-        // Of a vector, the elements move as the rows of its matrix do.
+        // In a vector, single elements are reordered as the rows of its matrix are.
         let (unit, moved) = match t.shape.len() {
             1 => (t.ty.block_bytes(), rows.start * cols..rows.end * cols),
             _ => (row_bytes, rows.clone()),
@@ -200,7 +203,8 @@ impl Source {
         };
         match &t.layout {
             Layout::Rows => Ok(Cow::Borrowed(&data[rows.start * row_bytes..rows.end * row_bytes])),
-            // llama.cpp stores the row pairs that rotate together side by side; rotation here wants half a head between.
+            // llama.cpp stores the two rows that rotate together side by side; our rope expects them half a
+            // head apart.
             Layout::Interleaved(heads) => {
                 let head = t.shape[0] / heads;
                 Ok(Cow::Owned(gathered(&|row| {
@@ -226,7 +230,7 @@ impl Source {
         }
     }
 
-    /// [`Source::raw_rows`], decoded into `out` (`rows · cols` values).
+    /// Reads rows as [`Source::raw_rows`] does, and decodes them into `out` (`rows · cols` values).
     ///
     /// # Errors
     /// As [`Source::raw_rows`].
@@ -238,7 +242,7 @@ impl Source {
         Ok(())
     }
 
-    /// Tells the system that a tensor's pages are no longer needed.
+    /// Tells the operating system that a tensor's pages are no longer needed.
     pub fn release(&self, name: &str) {
         let Some(t) = self.find(name) else { return };
         let (pieces, len) = match &t.pieces {
@@ -252,7 +256,7 @@ impl Source {
 }
 
 impl Tensor {
-    /// Bytes of what it is in the file.
+    /// Bytes of the tensor in the file.
     fn bytes(&self) -> u64 {
         let (rows, cols) = self.rows_cols();
         let matrix = self.ty.row_bytes(cols).unwrap_or(0) as u64 * rows as u64;

@@ -1,9 +1,10 @@
-//! A matrix to encode.
+//! One matrix to encode, and its blocks of rows.
 
 use crate::quant::{self, Anchor, Level, Rotation, Shape};
 use std::ops::Range;
 
-/// Weights of a block of rows that one thread encodes at a time: its f32 scratch and planes stay in the second cache.
+/// Weights in the block of rows that one thread encodes at a time. Its f32 scratch and its planes fit in the
+/// L2 cache.
 const BLOCK_WEIGHTS: usize = 1 << 17;
 
 /// One matrix to encode, and where it goes.
@@ -13,9 +14,9 @@ pub(super) struct Work<'a> {
     pub(super) shape: Shape,
     pub(super) level: Level,
     pub(super) anchor: Anchor,
-    /// What its inputs are rotated by.
+    /// The rotation of its inputs, if any.
     pub(super) rotation: Option<Rotation>,
-    /// Of every plane: the tensor of the file, and the first byte in it.
+    /// For every plane: the tensor's index in the file, and the first byte within the tensor.
     pub(super) places: Vec<(usize, u64)>,
 }
 

@@ -1,4 +1,4 @@
-//! What few tokens are worth, and what is no energy.
+//! Tests of the prior for experts with few tokens, and of values that are refused as energies.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn inputs(sums: &[f32], counts: &[f32]) -> Inputs {
     Inputs { sums: sums.to_vec(), counts: counts.to_vec() }
 }
 
-/// Weights of one expert of a stack of `name`, as an encoder asks for them.
+/// Weights of one expert of a stack called `name`, as the encoder gets them.
 fn weights(name: &str, inputs: &Inputs, experts: usize, expert: usize) -> Vec<f32> {
     let cols = inputs.sums.len() / experts;
     let shared = experts > 1 && !name.contains("ffn_down_exps");
@@ -23,13 +23,13 @@ fn close(a: &[f32], b: &[f32]) {
 
 #[test]
 fn an_expert_is_believed_as_far_as_text_reached_it() {
-    // Three experts: many tokens with the first column large, none, and one token.
+    // Three experts: a million tokens with a large first column, no tokens, one token.
     let n = 1e6;
     let all = inputs(&[3.0 * n, n, 0.0, 0.0, 1.0, 3.0], &[n, 0.0, 1.0]);
     let of = |e| weights(GATE, &all, 3, e);
     close(&of(0), &[1.5, 0.5]);
     close(&of(1), &[1.5, 0.5]);
-    // One token against 32 that are expected.
+    // One measured token against a prior of 32.
     close(&of(2), &[97.0 / 66.0, 35.0 / 66.0]);
 }
 

@@ -1,7 +1,6 @@
-//! What a foreign model has, collected tensor by tensor while its files are read.
+//! Collects the tensors of a foreign model while its files are read.
 //!
-//! Names are canonical already, and not to be trusted: sizes and numbers are checked here, once for all formats. Experts that
-//! come one by one are stacked at the end.
+//! Names are canonical already, but untrusted: sizes and numbers are checked here, once for all formats.
 
 use super::{Layout, Piece, Pieces, Source, Tensor};
 use crate::bytes::Bytes;
@@ -13,18 +12,18 @@ use std::path::PathBuf;
 
 const MAX_EXPERTS: usize = 4096;
 
-/// Collects tensors while files are read; experts that come one by one are stacked at the end.
+/// The tensors found so far. Experts that come one by one are stacked at the end.
 #[derive(Default)]
 pub(super) struct Collector {
     tensors: Vec<Tensor>,
     index: HashMap<String, usize>,
-    /// Experts that came one by one, behind the position in `tensors`. Maps rather than lists: a hostile name can claim
-    /// any number of an expert, and must not cost memory for those below it.
+    /// Experts that came one by one, by their position in `tensors`. These are maps and not lists: a hostile
+    /// name can claim any expert number, and must not allocate memory for all numbers below it.
     stacks: BTreeMap<usize, BTreeMap<usize, Piece>>,
 }
 
 impl Collector {
-    /// Adds a tensor; where `place` names an expert, `pieces` is that expert's one matrix.
+    /// Adds a tensor. If `place` names an expert, `pieces` is the one matrix of that expert.
     pub(super) fn add(
         &mut self,
         place: Place,

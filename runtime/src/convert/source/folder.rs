@@ -1,4 +1,4 @@
-//! A Hugging Face folder as a source: its configuration, what it has of a tokenizer, and safetensors files.
+//! Opens a Hugging Face folder as a source: its configuration, tokenizer files and safetensors files.
 
 use super::collector::Collector;
 use super::heads::Grouped;
@@ -18,7 +18,7 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 
 const HEAD: &str = "lm_head.weight";
 
-/// Opens the folder: everything but its tensors' rows is read.
+/// Opens the folder and reads everything but the rows of its tensors.
 pub(super) fn open(folder: &Path) -> Result<Source> {
     let file = |name: &str| folder.join(name);
     let config_path = file("config.json");
@@ -61,7 +61,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         for entry in safetensors::parse(&bytes).map_err(|e| e.at(&path))? {
             if entry.name == HEAD {
                 head = true;
-                // Some writers store the head of a tied model all the same; `transformers` takes the embedding.
+                // Some writers store the head of a tied model anyway; `transformers` uses the embedding.
                 if tied == Some(true) {
                     continue;
                 }
@@ -102,7 +102,7 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
     let special = read("special_tokens_map.json")?;
     let generation = read("generation_config.json")?;
     let mut template = read("chat_template.jinja")?;
-    // The first that has one: `chat_template.json` is what processors of pictures and sound write.
+    // The first file with a template is used. Processors of images and sound write `chat_template.json`.
     for (name, text) in [
         ("tokenizer_config.json", tokenizer_config.clone()),
         ("chat_template.json", read("chat_template.json")?),
@@ -132,7 +132,8 @@ fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result
     Ok(others)
 }
 
-/// Ids of the added (special) tokens of a `tokenizer.json`. Only that list is kept: the rest is megabytes.
+/// Ids of the added (special) tokens of a `tokenizer.json`. Only this list is kept, because the rest is
+/// megabytes.
 fn added_tokens(json: &str) -> HashMap<String, u32> {
     #[derive(serde::Deserialize)]
     struct Added {
@@ -148,7 +149,7 @@ fn added_tokens(json: &str) -> HashMap<String, u32> {
     tokens.into_iter().map(|t| (t.content, t.id)).collect()
 }
 
-/// What the folder's files have.
+/// The tensors found in the folder's files so far.
 #[derive(Default)]
 struct Collected {
     collector: Collector,
@@ -188,7 +189,8 @@ impl Collected {
     }
 }
 
-/// A tensor's shape without what has one of something: rows of a vector, or inputs of a channel of a convolution.
+/// A tensor's shape without dimensions of size 1: the one row of a vector, or the one input channel of a
+/// depthwise convolution.
 fn sides(shape: &[usize], places: &[Place]) -> Vec<usize> {
     match *shape {
         [1, n] if places.iter().all(|p| p.expert.is_none()) => vec![n],
@@ -197,7 +199,7 @@ fn sides(shape: &[usize], places: &[Place]) -> Vec<usize> {
     }
 }
 
-/// Which part of a tensor has a place, in the order of rows.
+/// The part of a tensor that `place` takes: its shape, pieces and layout.
 fn cut(
     entry: &safetensors::Entry,
     file: usize,
@@ -215,7 +217,7 @@ fn cut(
             let count = if shape.len() == 3 { shape[0].max(1) } else { 1 };
             (shape.to_vec(), even(offset, all / count, all / count, count), Layout::Rows)
         }
-        // Gate rows, then up rows, of each expert.
+        // For each expert, gate rows and then up rows.
         (Cut::Half(half), false, &[experts, rows, cols]) if experts > 0 && rows.is_multiple_of(2) => {
             let len = all / (2 * experts);
             (vec![experts, rows / 2, cols], even(offset + half * len, len, 2 * len, experts), Layout::Rows)
@@ -228,7 +230,7 @@ fn cut(
             let layout = Layout::Strided { first, row: parts, col: rows };
             (vec![experts, rows / parts, cols], even(offset, len, len, experts), layout)
         }
-        // Values of gate and up alternate in a bias.
+        // In a bias, gate and up values alternate.
         (Cut::Alternate(first), false, &[experts, values]) if values.is_multiple_of(2) => {
             let layout = Layout::Strided { first, row: values, col: 2 };
             (vec![experts, values / 2], even(offset, all, all, 1), layout)

@@ -1,4 +1,5 @@
-//! A foreign GGUF file as a source: its shards, tensors of single experts, and rows that llama.cpp has interleaved.
+//! Opens a foreign GGUF file as a source: its shards, tensors of single experts, and rows that llama.cpp
+//! interleaves.
 
 use super::collector::Collector;
 use super::heads::Grouped;
@@ -14,10 +15,10 @@ use std::path::{Path, PathBuf};
 
 const MAX_SHARDS: u64 = 1024;
 
-/// A stack of gate and up together.
+/// Suffix of a stack that holds gate and up together.
 const FUSED: &str = "ffn_gate_up_exps.weight";
 
-/// Opens the file and, where it is one of several shards, the others.
+/// Opens the file and, if it is one of several shards, the others.
 pub(super) fn open(path: &Path) -> Result<Source> {
     let first = store::map(path)?;
     let gguf = Gguf::parse(&first).map_err(|e| e.at(path))?;
@@ -46,7 +47,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
         parsed.push(gguf);
         files.push((shard, bytes));
     }
-    // The first shard has all keys; the others only say which shard they are.
+    // The first shard has all keys; the others have only their shard numbers.
     let mut metadata = std::mem::take(&mut parsed[0].metadata);
     let total = metadata.u64("split.tensors.count").ok().flatten();
     ["split.no", "split.count", "split.tensors.count"].iter().for_each(|k| drop(metadata.remove(k)));
@@ -56,10 +57,10 @@ pub(super) fn open(path: &Path) -> Result<Source> {
             format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
         return Err(Error::malformed("split.tensors.count", what).at(path));
     }
-    // Other architectures are refused by name when the model is looked at.
+    // An unknown architecture is refused by name later, when the model is checked.
     let architecture = metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
     let family = Family::find(architecture).ok();
-    // There is no key for it.
+    // GGUF has no key for a router's choice bias, so look for its tensor.
     if family.is_some_and(|f| f.router_keys) {
         let bias = |g: &Gguf| g.tensors.iter().any(|t| t.name.ends_with(".exp_probs_b.bias"));
         metadata.insert("dollop.router.choice_bias", parsed.iter().any(bias));
@@ -111,12 +112,12 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
     Ok((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
 }
 
-/// The number of a tensor's block.
+/// The block number in a tensor's name.
 fn block(name: &str) -> Option<u64> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// The blocks of a draft head: they are counted among the others, behind them.
+/// The block numbers of a draft head. `block_count` includes them, after the model's own blocks.
 fn draft_blocks(meta: &Metadata) -> Result<Range<u64>> {
     let arch = meta.require_str("general.architecture")?;
     let number = |key: &str| Ok(meta.u64(&format!("{arch}.{key}"))?.unwrap_or(0));
@@ -124,7 +125,7 @@ fn draft_blocks(meta: &Metadata) -> Result<Range<u64>> {
     Ok(blocks.saturating_sub(draft)..blocks)
 }
 
-/// The canonical name of a tensor that this family's files name otherwise.
+/// The canonical name of a tensor. Files of some families use other names.
 fn canonical(name: &str, family: Option<&Family>) -> String {
     let renamed = family.map_or(&[][..], |f| f.renamed);
     let canonical = |&(theirs, ours): &(&str, &str)| {
@@ -135,7 +136,7 @@ fn canonical(name: &str, family: Option<&Family>) -> String {
     renamed.iter().find_map(canonical).unwrap_or_else(|| name.to_owned())
 }
 
-/// The parts of a tensor that is several in one, by its canonical name.
+/// The parts of a tensor that holds several, given by its canonical name; `None` if it is not split.
 fn taken_apart(name: &str, family: Option<&Family>) -> Option<Vec<(String, Heads)>> {
     let (block, part) = name.split_at(name.strip_prefix("blk.")?.find('.')? + "blk..".len());
     let latent = family?.latent;
@@ -157,7 +158,7 @@ fn taken_apart(name: &str, family: Option<&Family>) -> Option<Vec<(String, Heads
     Some(parts.into_iter().map(|(part, heads)| (format!("{block}{part}"), heads)).collect())
 }
 
-/// Whether a tensor has a matrix for each head.
+/// Whether a tensor stores one matrix per head.
 fn of_heads(name: &str, family: Option<&Family>) -> bool {
     family.is_some_and(|f| f.latent)
         && (name.ends_with(".attn_k_b.weight") || name.ends_with(".attn_v_b.weight"))
@@ -181,11 +182,11 @@ fn add(
         }
         _ => Place::whole(canonical(&t.name, family), None),
     };
-    // A one-row matrix is stored as a vector by some writers and the other way round; both read alike.
+    // Some writers store a one-row matrix as a vector, and others the reverse. Both read alike.
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
     }
-    // One matrix for each head: they are used as one.
+    // Join the matrices of all heads into one.
     if let ([heads, rows, cols], true) = (&shape[..], of_heads(&place.name, family)) {
         shape = vec![heads.saturating_mul(*rows), *cols];
     }
@@ -202,7 +203,7 @@ fn add(
     let len = t.n_bytes as usize / count;
     let first = Piece { file, offset: t.offset as usize, len };
     if let (Some(block), 3) = (t.name.strip_suffix(FUSED), shape.len()) {
-        // Of each expert, gate rows before up rows.
+        // For each expert, gate rows and then up rows.
         if !shape[1].is_multiple_of(2) {
             return Err(Error::malformed(format!("tensor `{}`", t.name), format!("shape {shape:?}")));
         }
@@ -218,7 +219,7 @@ fn add(
     collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count }, Layout::Rows)
 }
 
-/// llama.cpp permutes the query and key rows of some architectures.
+/// Marks the query and key rows, which llama.cpp permutes for some architectures.
 fn mark_interleaved(source: &mut Source, family: &Family) -> Result<()> {
     let number = |key: &str| source.metadata.u64(&format!("{}.attention.{key}", family.name));
     let heads = number("head_count")?.unwrap_or(0) as usize;

@@ -1,5 +1,5 @@
-//! Tensors that are several in one, head by head, taken apart: rows of queries and of their gate, or of a key head's queries, keys,
-//! values and the rest.
+//! Splits tensors that hold several parts head by head: queries and their gate, or queries, keys, values and
+//! the output gate of each key head.
 
 use super::{Layout, Piece, Pieces};
 use crate::error::{Error, Result};
@@ -7,31 +7,31 @@ use crate::format::hf::{Heads, Place};
 use crate::format::{GgmlType, Metadata};
 use std::ops::Range;
 
-/// The most rows that a tensor may have which is taken apart.
+/// The most rows of a tensor that can be split.
 const MAX_ROWS: usize = 1 << 20;
 
-/// How the rows of such tensors are grouped, by a file's keys.
+/// How the rows of such tensors are grouped, from a file's metadata.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Grouped {
     heads: usize,
     head_dim: usize,
     key_heads: usize,
     key_dim: usize,
-    /// Value heads of a key head, and the values of each.
+    /// Value heads per key head, and the values of each.
     share: usize,
     value_dim: usize,
     latent: Latent,
 }
 
-/// How the rows of what makes queries, keys and values of a latent lie.
+/// Row layout of latent attention: of the projections that make queries, keys and values.
 #[derive(Clone, Copy, Debug, Default)]
 struct Latent {
     rank: usize,
-    /// Values of a query that meet the latent, and that turn.
+    /// Values of a query head without rope (`nope`) and with it (`rope`).
     nope: usize,
     rope: usize,
     value: usize,
-    /// Whether those that turn together are neighbours.
+    /// Whether rope rotates neighbouring values together; if not, values half of `rope` apart.
     pairs: bool,
 }
 
@@ -50,7 +50,7 @@ impl Latent {
         })
     }
 
-    /// Rows from `first` on that turn, in the order in which they are turned.
+    /// The rope rows from `first` on, in half-split order.
     fn turned(&self, first: usize) -> Vec<Range<usize>> {
         match self.pairs {
             false => std::iter::once(first..first + self.rope).collect(),
@@ -61,7 +61,8 @@ impl Latent {
         }
     }
 
-    /// The rows of a part, in order, of a tensor with `rows` of them.
+    /// The file rows of a part, in output order; `None` if a tensor with `rows` rows does not fit the
+    /// metadata.
     fn runs(&self, part: Heads, heads: usize, rows: usize) -> Option<Vec<Range<usize>>> {
         let &Latent { rank, nope, rope, value, .. } = self;
         if rank == 0 || nope == 0 || rope == 0 || value == 0 {
@@ -91,10 +92,10 @@ impl Latent {
 }
 
 impl Grouped {
-    /// What a file's keys say; zero where they say nothing.
+    /// Reads the grouping from a file's metadata. Missing keys count as zero.
     ///
     /// # Errors
-    /// `Malformed` for a key that is no number.
+    /// `Malformed` for a key that is not a number.
     pub(super) fn of(meta: &Metadata) -> Result<Grouped> {
         let arch = meta.str("general.architecture")?.unwrap_or_default();
         let number = |key: &str| -> Result<usize> {
@@ -112,11 +113,12 @@ impl Grouped {
         })
     }
 
-    /// The rows of a tensor with `rows` of them that are of this kind, in order.
+    /// The file rows of a part, in output order; `None` if a tensor with `rows` rows does not fit the
+    /// metadata.
     fn runs(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
         let &Grouped { heads, head_dim, key_heads, key_dim, share, value_dim, .. } = self;
         let values = share.checked_mul(value_dim)?;
-        // Heads, and the lengths of the runs that each has.
+        // The number of heads, and the lengths of the runs of rows in each.
         let (heads, lengths) = match part {
             Heads::Query | Heads::Gate => (heads, [head_dim, head_dim, 0, 0]),
             Heads::Mixed | Heads::Z => (key_heads, [key_dim, key_dim, values, values]),
@@ -145,10 +147,11 @@ impl Grouped {
         Some(taken.iter().flat_map(|&which| (0..heads).map(move |head| run(which, head))).collect())
     }
 
-    /// Shape, place and layout of a part of a tensor, which lies whole at `first`.
+    /// Shape, pieces and layout of a part of a tensor; the whole tensor lies at `first`.
     ///
     /// # Errors
-    /// `Malformed` where the tensor has not the rows that the keys say, or is a vector in blocks.
+    /// `Malformed` if the tensor does not have the rows that the metadata says, or is a block-quantized
+    /// vector.
     pub(super) fn cut(
         &self,
         place: &Place,
@@ -174,7 +177,8 @@ impl Grouped {
 }
 
 impl Grouped {
-    /// The keys of a latent, head by head the other way round: of `[heads · (nope + value), rank]`, `[heads · rank, nope]`.
+    /// The keys of latent attention, transposed head by head: from `[heads · (nope + value), rank]` to
+    /// `[heads · rank, nope]`.
     fn turned_keys(
         &self,
         place: &Place,
@@ -198,7 +202,7 @@ impl Grouped {
     }
 }
 
-/// Which row of the file a row is.
+/// Maps a row of a part to its row in the file.
 pub(super) fn stored(runs: &[Range<usize>], mut row: usize) -> usize {
     for run in runs {
         if row < run.len() {

@@ -1,4 +1,5 @@
-//! MXFP4 as Hugging Face stores it: codes in one tensor, scales in another. Rows come out as GGUF's blocks have them.
+//! MXFP4 as Hugging Face stores it, with codes in one tensor and scales in another. Rows are repacked into
+//! GGUF's blocks.
 
 use super::collector::Collector;
 use super::{Layout, Piece, Pieces};
@@ -10,31 +11,31 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Weights of a block.
+/// Weights per block.
 const BLOCK: usize = 32;
 
-/// Bytes of its codes.
+/// Bytes of a block's codes.
 const CODES: usize = BLOCK / 2;
 
-/// What a stack of packed matrices is beside its codes.
+/// Where the rows and the scales of a stack of packed matrices lie.
 #[derive(Debug)]
 pub(super) struct Packed {
-    /// The first row, and how many rows of the file are one of these.
+    /// The first row of a matrix in the file, and the distance to its next row, in rows.
     first: usize,
     step: usize,
-    /// Scales of expert 0; those of the others follow.
+    /// Scales of expert 0; those of the other experts follow.
     scales: Piece,
 }
 
 impl Packed {
-    /// The scales of an expert.
+    /// The scales of one expert.
     pub(super) fn scales<'a>(&self, files: &'a [(PathBuf, Bytes)], expert: usize) -> &'a [u8] {
         let Piece { file, offset, len } = self.scales;
         &files[file].1[offset + expert * len..][..len]
     }
 
-    /// Rows as blocks of GGUF: the scale, then 16 bytes with values `j` (low) and `j + 16` (high). In `codes` byte `j` has values
-    /// `2j` and `2j + 1`.
+    /// Repacks rows into GGUF's blocks: the scale, then 16 bytes with values `j` (low half) and `j + 16`
+    /// (high half). In `codes`, byte `j` holds values `2j` and `2j + 1`.
     pub(super) fn rows(&self, codes: &[u8], scales: &[u8], rows: Range<usize>, cols: usize) -> Vec<u8> {
         let blocks = cols / BLOCK;
         let mut out = Vec::with_capacity(rows.len() * blocks * GgmlType::MXFP4.block_bytes());
@@ -48,15 +49,15 @@ impl Packed {
     }
 }
 
-/// Codes and scales by their canonical name, until both are there.
+/// Codes and scales by canonical name, collected until both are found.
 #[derive(Default)]
 pub(super) struct Blocks(BTreeMap<String, [Option<(Place, usize, safetensors::Entry)>; 2]>);
 
 impl Blocks {
-    /// One of the two.
+    /// Adds the codes or the scales of a tensor.
     ///
     /// # Errors
-    /// `Malformed` where it is there already or is not of bytes.
+    /// `Malformed` if this part was added before, or is not of bytes.
     pub(super) fn add(&mut self, place: Place, file: usize, entry: &safetensors::Entry) -> Result<()> {
         let wrong = |what: &str| Err(Error::malformed(format!("tensor `{}`", entry.name), what.to_owned()));
         if entry.ty != GgmlType::I8 {
@@ -70,8 +71,10 @@ impl Blocks {
         }
     }
 
+    /// Adds all packed tensors to `collector`.
+    ///
     /// # Errors
-    /// `Malformed` where one of the two is missing, or they differ in shape.
+    /// `Malformed` if codes or scales are missing, or their shapes differ.
     pub(super) fn finish(self, collector: &mut Collector) -> Result<()> {
         for (name, [codes, scales]) in self.0 {
             let wrong = |what: String| Error::malformed(format!("tensor `{name}`"), what);

@@ -1,4 +1,5 @@
-//! Foreign layouts, written here and read back: what the canonical view promises, and what hostile files get.
+//! Tests of foreign layouts: files are written here and read back through the canonical view. Hostile files
+//! are refused.
 
 use super::*;
 use crate::format::{GgufWriter, TensorDecl};
@@ -7,7 +8,7 @@ use ::safetensors::tensor::TensorView;
 use std::fs::{self, File};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A folder that goes when the test ends.
+/// A temporary folder, deleted when the test ends.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -30,7 +31,8 @@ impl Drop for Folder {
     }
 }
 
-/// Name, GGUF shape (fastest first); values count up from 0 in each tensor.
+/// Writes a GGUF file. `tensors` has names and GGUF shapes (fastest dimension first); values of each count up
+/// from 0.
 fn gguf(path: &Path, keys: &[(&str, u32)], arch: &str, tensors: &[(&str, &[u64])]) {
     let mut meta = Metadata::new();
     meta.insert("general.architecture", arch);
@@ -74,7 +76,7 @@ fn interleaved_rows_come_out_half_split() {
     ];
     gguf(&path, &HEADS, "llama", &tensors);
     let s = Source::open(&path).unwrap();
-    // Head 0 is stored as 0, 0', 1, 1', its halves are (0, 1) and (0', 1').
+    // Head 0 is stored as 0, 0', 1, 1'; its halves are (0, 1) and (0', 1').
     let half_split = [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
     assert_eq!(read(&s, "blk.0.attn_q.weight", 0, 0..8), half_split);
     assert_eq!(read(&s, "blk.0.attn_q.weight", 0, 3..6), half_split[3..6]);
@@ -82,7 +84,7 @@ fn interleaved_rows_come_out_half_split() {
     assert_eq!(read(&s, "blk.0.attn_v.weight", 0, 0..4), [0.0, 1.0, 2.0, 3.0]);
     assert_eq!(s.shape("blk.0.attn_q.bias"), Some(&[8][..]));
     assert_eq!(read(&s, "blk.0.attn_q.bias", 0, 0..1), half_split);
-    // Windows does not let a mapped file be written anew.
+    // Windows does not allow a mapped file to be overwritten.
     drop(s);
 
     gguf(&path, &HEADS, "qwen2", &tensors);
