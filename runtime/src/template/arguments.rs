@@ -1,10 +1,10 @@
-//! Arguments of a Python function: by position or by name, each with a default.
+//! Arguments of a Python function, given by position or by name.
 
 use super::value::{Result, refuse};
 use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Error, ErrorKind};
 
-/// Splits what minijinja hands over into positions and names.
+/// Splits the arguments from minijinja into positional and named ones.
 pub fn split(args: &[Value]) -> (&[Value], Option<Kwargs>) {
     match args.split_last() {
         Some((last, rest)) if last.is_kwargs() => (rest, Kwargs::try_from(last.clone()).ok()),
@@ -12,8 +12,8 @@ pub fn split(args: &[Value]) -> (&[Value], Option<Kwargs>) {
     }
 }
 
-/// The arguments in the order of `names`; one that was not given is `None`. A name may begin with `/`: it is taken by
-/// position only. A star at the beginning means that it must be given.
+/// Returns the arguments in the order of `names`; `None` for one that was not given. A `/` at the beginning
+/// of a name means positional only. A `*` there means required.
 pub fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<Value>; N]> {
     let (positional, named) = split(args);
     if positional.len() > N {
@@ -42,7 +42,7 @@ pub fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<
     Ok(out)
 }
 
-/// Arguments as a method gets them: those with names are one value at the end.
+/// Arguments in the form that methods receive: all named ones are a single value at the end.
 pub fn whole(args: Rest<Value>, named: Kwargs) -> Vec<Value> {
     let mut args = args.0;
     if named.args().next().is_some() {

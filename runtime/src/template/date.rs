@@ -1,8 +1,8 @@
-//! A date and a time of day, and C's `strftime` of them. The caller gives them: the library reads no clock.
+//! A date and time, and C's `strftime` of it. The caller supplies the time: the library reads no clock.
 
 use std::fmt::Write;
 
-/// A moment of the Gregorian calendar, in the caller's local time.
+/// A date and time of the Gregorian calendar, in the caller's local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DateTime {
     /// Year.
@@ -37,13 +37,13 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// The width that a format may ask for.
+/// The largest width that a format may request.
 const MAX_WIDTH: usize = 1000;
 
-/// How one field is filled: glibc's flags.
+/// How one field is padded and cased: glibc's flags.
 #[derive(Clone, Copy, Default)]
 struct Flags {
-    /// `-` none, `_` spaces, `0` zeros; the field's own without.
+    /// `-` for no padding, `_` for spaces, `0` for zeros; `None` for the field's default.
     pad: Option<char>,
     upper: bool,
     swap: bool,
@@ -51,7 +51,8 @@ struct Flags {
 }
 
 impl DateTime {
-    /// The moment of a Unix time (seconds since 1970) in UTC, by Howard Hinnant's civil-from-days.
+    /// The UTC date and time of a Unix time (seconds since 1970), by Howard Hinnant's civil-from-days
+    /// algorithm.
     pub fn from_unix(seconds: u64) -> DateTime {
         let z = (seconds / 86_400) as i64 + 719_468;
         let (era, doe) = (z / 146_097, z % 146_097);
@@ -89,7 +90,7 @@ impl DateTime {
             .rem_euclid(7)
     }
 
-    /// ISO 8601's year and week.
+    /// Year and week of ISO 8601.
     fn iso_week(self) -> (i64, i64) {
         let weeks = |year: i64| {
             let p = |y: i64| (y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400)).rem_euclid(7);
@@ -104,7 +105,8 @@ impl DateTime {
         }
     }
 
-    /// What Python's `datetime.strftime` gives on Linux (glibc, locale C) for a time without a time zone.
+    /// Formats as Python's `datetime.strftime` does on Linux (glibc, locale C) for a time without a time
+    /// zone.
     #[doc(hidden)]
     pub fn format(self, format: &str) -> String {
         let mut out = String::new();
@@ -137,7 +139,7 @@ impl DateTime {
             if done {
                 i += 1;
             } else {
-                // As glibc: what is no field stands as it is.
+                // As in glibc, a sequence that is not a field is copied.
                 i = (i + 1).min(chars.len());
                 out.extend(&chars[start..i]);
             }

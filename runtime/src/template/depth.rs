@@ -1,18 +1,19 @@
-//! How deep values may nest.
+//! Limits how deep values may nest.
 //!
-//! A template can put a list into a list in a loop, and values are dropped, compared and hashed by recursion: deep ones
-//! would overflow the stack. Only what is stored outlives an expression, and an expression is bounded. So what a
-//! template stores is measured, and may hold nothing that changes later or cannot be measured.
+//! A template can put a list into a list in a loop. Values are dropped, compared and hashed by recursion, so
+//! deep ones would overflow the stack. Only stored values outlive an expression, and expressions are bounded.
+//! So a value is measured when a template stores it. It may contain nothing that changes later or cannot be
+//! measured.
 
 use super::objects::{Generator, Group, View};
 use super::value::{Py, Result, refuse};
 use minijinja::State;
 use minijinja::value::Value;
 
-/// Deeper than the JSON of any tool: readers of JSON stop at 128.
+/// Deeper than the JSON of any tool: JSON readers stop at 128.
 const MAX_DEPTH: usize = 200;
 
-/// The value, where it may be stored in a variable: `part` says that it becomes part of another value.
+/// Checks that the value may be stored in a variable. `part`: whether it becomes part of another value.
 pub fn keep(state: &State, value: &Value, part: bool) -> Result<()> {
     walk(state, value, usize::from(part))
 }

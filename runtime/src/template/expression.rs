@@ -1,20 +1,20 @@
-//! Expressions of Jinja, parsed and written again for minijinja: what minijinja computes as Python does stays, the rest
-//! becomes a filter of ours (`operators.rs`, `python.rs`).
+//! Parses Jinja expressions and writes them again for minijinja. What minijinja computes as Python does
+//! stays; the rest becomes one of our filters (`operators.rs`, `python.rs`).
 
 use super::lexer::{Token, fault};
 use crate::error::Result;
 use std::collections::BTreeSet;
 
-/// How deep expressions nest. minijinja's own bound is 150.
+/// Deepest nesting of expressions. minijinja's own limit is 150.
 const MAX_DEPTH: usize = 60;
 
-/// Filters and the like one behind another: each may put its value into one more list.
+/// Longest chain of filters and tests. Each may wrap its value in one more list.
 pub const MAX_CHAIN: usize = 300;
 
-/// What may stand directly behind a piece of text.
+/// What may directly follow a piece of text.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 pub enum Binds {
-    /// Filters after parentheses only.
+    /// Nothing: a filter needs parentheses around the text.
     Loosely,
     /// A filter or test.
     Filtered,
@@ -22,7 +22,7 @@ pub enum Binds {
     Tightly,
 }
 
-/// An expression written anew.
+/// An expression rewritten for minijinja.
 pub struct Text {
     pub text: String,
     pub binds: Binds,
@@ -43,9 +43,9 @@ pub struct Parser<'a> {
     pub tokens: &'a [Token],
     pub at: usize,
     depth: usize,
-    /// Macros that take any arguments (`varargs`, `kwargs`).
+    /// Names of the macros that take any arguments (`varargs`, `kwargs`).
     pub catching: &'a BTreeSet<String>,
-    /// Which of `varargs` and `kwargs` occurred.
+    /// Whether `varargs` and `kwargs` occurred.
     pub caught: [bool; 2],
 }
 
@@ -82,7 +82,7 @@ impl<'a> Parser<'a> {
         if self.skip(operator) { Ok(()) } else { Err(fault(&format!("expected '{operator}'"))) }
     }
 
-    /// A name in the spelling that minijinja takes.
+    /// Reads a name and spells it as minijinja accepts it.
     pub fn name(&mut self) -> Result<String> {
         match self.peek() {
             Some(Token::Name(name)) => {
@@ -93,7 +93,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Nothing may be left over.
+    /// Checks that no tokens are left.
     pub fn end(&self) -> Result<()> {
         if self.at == self.tokens.len() { Ok(()) } else { Err(fault("unexpected text at the end of a tag")) }
     }
@@ -102,12 +102,12 @@ impl<'a> Parser<'a> {
         self.at == self.tokens.len()
     }
 
-    /// An expression.
+    /// Reads an expression.
     pub fn expression(&mut self) -> Result<String> {
         Ok(self.conditional()?.text)
     }
 
-    /// An expression, or several with commas, which are a tuple.
+    /// Reads an expression, or several with commas, which form a tuple.
     pub fn tuple(&mut self, conditional: bool) -> Result<String> {
         Ok(self.bare_tuple(conditional, false)?.text)
     }
@@ -140,7 +140,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The targets of a `for` or `set`: names, nested in tuples.
+    /// Reads the targets of a `for` or `set`: names, nested in tuples. `namespace`: whether `name.attribute`
+    /// is allowed.
     pub fn target(&mut self, namespace: bool) -> Result<String> {
         self.nest(|p| {
             let mut out = String::new();
@@ -171,7 +172,8 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Parameters of a macro or a call block, without the parentheses; beside them the defaults that are no constants.
+    /// Reads the parameters of a macro or a call block, without the parentheses. Also returns the names and
+    /// defaults of those whose default is not a constant.
     pub fn parameters(&mut self) -> Result<(Vec<String>, Vec<(String, String)>)> {
         self.expect("(")?;
         let mut out: Vec<String> = Vec::new();
@@ -422,7 +424,7 @@ impl<'a> Parser<'a> {
                     self.expect(":")?;
                     items.push(format!("{key}: {}", self.expression()?));
                 }
-                // A space: two braces would end or begin another tag.
+                // The spaces keep two braces from ending this tag or beginning another.
                 format!("{{ {} }}", items.join(", "))
             }
             Token::Operator(o) => return Err(fault(&format!("unexpected '{o}'"))),
@@ -431,7 +433,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// A name in ASCII: minijinja takes no others.
+/// A name in ASCII, because minijinja accepts no other names.
 fn plain(name: &str) -> String {
     let mut out = String::new();
     for c in name.chars() {

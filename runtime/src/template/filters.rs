@@ -1,4 +1,4 @@
-//! Jinja's filters for lists and dicts, as Jinja2 has them; those for text are in `text.rs`, for numbers in `numbers.rs`.
+//! Jinja2's filters for lists and dicts. Those for text are in `text.rs`, those for numbers in `numbers.rs`.
 
 use super::arguments::{self, bind, split};
 use super::numbers::{self, number};
@@ -9,7 +9,7 @@ use minijinja::value::{Kwargs, Rest, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::cmp::Ordering;
 
-/// Arguments of `map`, each of which may be another `map`.
+/// Most arguments of `map`. Each of them may be another `map`.
 const MAX_NESTED: usize = 20;
 
 type Filter = fn(&mut State, &Value, &[Value]) -> Result<Value>;
@@ -47,7 +47,7 @@ pub const FILTERS: [(&str, Filter); 32] = [
     ("sort", sort),
     ("sum", sum),
     ("unique", unique),
-    // What expressions are rewritten to (`expression.rs`).
+    // Filters that rewritten expressions use (`expression.rs`).
     ("__attr", |state, value, args| {
         super::python::get_attr(state, value, args[0].as_str().unwrap_or_default())
     }),
@@ -67,7 +67,7 @@ pub fn add_to(environment: &mut Environment) {
             },
         );
     }
-    // Those that minijinja has and Jinja has not.
+    // Remove the filters that minijinja has and Jinja lacks.
     for name in ["bool", "chain", "lines", "split", "zip"] {
         environment.remove_filter(name);
     }
@@ -83,7 +83,7 @@ fn attr(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let name = name.as_str().unwrap_or_default();
     match Py::of(value) {
         Py::Other | Py::Namespace | Py::Undefined => value.get_attr(name),
-        // Items are no attributes.
+        // Items are not attributes.
         _ if super::python::may_be_method(name) => {
             let found = super::python::get_attr(state, value, name)?;
             Ok(if found.as_object().is_some_and(|o| o.downcast_ref::<objects::Callable>().is_some()) {
@@ -96,7 +96,7 @@ fn attr(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     }
 }
 
-/// Where a part of a list that has too few items is filled up.
+/// Pads a part that has fewer than `to` items, if there is a value to pad with.
 fn filled(mut part: Vec<Value>, to: usize, with: &Option<Value>) -> Value {
     if let Some(with) = with.as_ref().filter(|v| !v.is_none()) {
         while part.len() < to {
@@ -164,10 +164,10 @@ fn less(a: &Value, b: &Value) -> Result<bool> {
     Ok(value::order(a, b, 0)? == Some(Ordering::Less))
 }
 
-/// Sorts by keys that are computed once.
+/// Sorts items by their keys, which are computed once.
 fn sorted(state: &State, items: Vec<Value>, keys: Vec<Value>, reverse: bool) -> Result<Vec<Value>> {
     let mut pairs: Vec<(Value, Value)> = keys.into_iter().zip(items).collect();
-    // Python sorts backwards without turning equal items round.
+    // Python's reverse sort keeps the order of equal items.
     pairs = value::sort(state, pairs, &|a, b| if reverse { less(&b.0, &a.0) } else { less(&a.0, &b.0) })?;
     Ok(pairs.into_iter().map(|(_, item)| item).collect())
 }
@@ -202,7 +202,7 @@ fn last(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     Ok(value::items(state, value)?.pop().unwrap_or_default())
 }
 
-/// The item at a path such as `a.b.0`, or `default` where it is undefined.
+/// The item at a path such as `a.b.0`, or `default` if it is undefined.
 fn at_path(state: &State, item: &Value, path: &Value, default: Option<&Value>) -> Result<Value> {
     let mut found = item.clone();
     match path.as_str() {
@@ -244,7 +244,7 @@ fn groupby(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let items = sorted(state, items, keys, false)?;
     let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
     for item in items {
-        // The key as the first item of the group has it.
+        // A group's key is that of its first item, in its original case.
         let key =
             keys_at(state, std::slice::from_ref(&item), path.as_ref(), true, default.as_ref())?.remove(0);
         let folded = lowered(key.clone(), case);
@@ -269,7 +269,7 @@ fn items(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
 }
 
 fn map(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
-    // As Jinja's, the filters `map`, `select` and their like take anything false for an empty list.
+    // As in Jinja, `map`, `select` and similar filters treat any false value as an empty list.
     if !value.is_true() {
         return Ok(Generator::value(Vec::new()));
     }
@@ -362,7 +362,7 @@ fn sort(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         Some(paths) => paths.split(',').map(Value::from).collect(),
         None => vec![path.unwrap_or_else(|| Value::from(()))],
     };
-    // Keys are lists, as Jinja's are: equal parts need no order.
+    // Keys are lists, as in Jinja: equal parts are skipped, and need no order.
     let mut lists = vec![Vec::new(); items.len()];
     for path in &paths {
         let keys = keys_at(state, &items, Some(path), case, None)?;

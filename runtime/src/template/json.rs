@@ -155,7 +155,7 @@ impl Writer<'_> {
     }
 }
 
-/// A float as `json.dumps` writes it, the values that JSON does not have included.
+/// A float as `json.dumps` writes it, including the values that JSON lacks (NaN, infinities).
 fn number(f: f64) -> String {
     match (f.is_nan(), f.is_infinite()) {
         (true, _) => "NaN".into(),

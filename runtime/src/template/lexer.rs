@@ -1,8 +1,8 @@
-//! The tokens within a tag, as Jinja's lexer finds them.
+//! Splits the inside of a tag into tokens, as Jinja's lexer does.
 
 use crate::error::{Error, Result};
 
-/// Tokens of one tag: a table of a million numbers is no template.
+/// Most tokens of one tag. A table of a million numbers is not a template.
 const MAX_TOKENS: usize = 100_000;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -14,13 +14,13 @@ pub enum Token {
     Operator(&'static str),
 }
 
-/// The inside of a tag.
+/// The contents of a tag.
 #[derive(Debug)]
 pub struct Tag {
     pub tokens: Vec<Token>,
     /// `-` or `+` before the closing delimiter.
     pub sign: Option<char>,
-    /// Where the source goes on behind the tag.
+    /// The position in the source after the tag.
     pub end: usize,
 }
 
@@ -29,7 +29,7 @@ const OPERATORS: [&str; 29] = [
     "=", ".", ":", "|", ",", ";", "!", "@", "`",
 ];
 
-/// Reads a tag's inside from `start` on, up to `close` (`}}` or `%}`).
+/// Reads the contents of a tag from `start` up to `close` (`}}` or `%}`).
 pub fn tag(source: &str, start: usize, close: &str) -> Result<Tag> {
     let mut tokens: Vec<Token> = Vec::new();
     let mut open: Vec<&str> = Vec::new();
@@ -87,7 +87,7 @@ pub fn fault(what: &str) -> Error {
     Error::Template(what.to_owned())
 }
 
-/// An integer or a float; behind a dot (`a.0.1`) integers only.
+/// Reads an integer or a float. After a dot (`a.0.1`) there are only integers.
 fn number(rest: &str, behind_dot: bool) -> Result<(Token, usize)> {
     let bytes = rest.as_bytes();
     let radix = match bytes.get(1).filter(|_| bytes[0] == b'0').map(u8::to_ascii_lowercase) {
@@ -96,7 +96,7 @@ fn number(rest: &str, behind_dot: bool) -> Result<(Token, usize)> {
         Some(b'b') => 2,
         _ => 10,
     };
-    // Digits with single underscores between them.
+    // The end of a run of digits with single underscores between them.
     let run = |from: usize, radix: u32| {
         let mut end = from;
         while bytes.get(end).is_some_and(|b| char::from(*b).is_digit(radix))
@@ -140,7 +140,7 @@ fn number(rest: &str, behind_dot: bool) -> Result<(Token, usize)> {
     Ok((Token::Float(digits), end))
 }
 
-/// A string literal with Python's escapes.
+/// Reads a string literal with Python's escapes.
 fn string(rest: &str, quote: char) -> Result<(String, usize)> {
     let mut out = String::new();
     let mut chars = rest.char_indices().skip(1);

@@ -1,8 +1,9 @@
-//! Chat templates: Jinja, as transformers sets it up, by minijinja.
+//! Chat templates: Jinja as transformers sets it up, rendered by minijinja.
 //!
-//! A template renders here to the bytes that it renders to in Python (`benches/records/templates.md`): `source.rs` writes
-//! it anew for minijinja, and values print, compare and have methods as in Python. Templates come with models and are
-//! untrusted: they run with a budget of steps and of output, see no files, no clock and no environment.
+//! A template renders to the same bytes as in Python (`benches/records/templates.md`). For this, `source.rs`
+//! rewrites it for minijinja, and values print, compare and have methods as in Python. Templates come with
+//! models and are untrusted: they run with a limit on steps and on output, and see no files, no clock and no
+//! environment.
 
 mod arguments;
 mod date;
@@ -33,53 +34,54 @@ use minijinja::{AutoEscape, Environment, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-/// Instructions that one rendering may take: real templates take some hundred per message.
+/// Most instructions of one rendering. Real templates take a few hundred per message.
 const MAX_STEPS: u64 = 5_000_000;
 
 /// Longest template and longest rendering.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 
-/// Longest format of `strftime_now`: a field may be a thousand characters wide.
+/// Longest format of `strftime_now`. It is short because one field may be a thousand characters wide.
 const MAX_DATE_FORMAT_BYTES: usize = 1000;
 
 const NAME: &str = "chat template";
 
-/// Names that messages have for what an assistant thought; transformers fills the first two from any of them.
+/// Keys of a message that may hold the reasoning of an assistant. transformers fills the first two from any
+/// of them.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant` or what else the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
     /// The text.
     pub content: String,
 }
 
 impl Message {
-    /// A message.
+    /// Creates a message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Message { role: role.into(), content: content.into() }
     }
 }
 
-/// What a template sees beside the messages.
+/// The variables of a template besides the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderContext {
-    /// Spelling of the beginning-of-text token.
+    /// Text of the beginning-of-text token.
     pub bos_token: String,
-    /// Spelling of the end-of-text token.
+    /// Text of the end-of-text token.
     pub eos_token: String,
-    /// End with the beginning of an answer.
+    /// Whether the rendering ends with the beginning of an answer.
     pub add_generation_prompt: bool,
     /// Tools that the model may call, as JSON.
     pub tools: Option<Json>,
     /// Documents to answer from: objects with a title and a text.
     pub documents: Option<Json>,
-    /// Any other variables, such as `enable_thinking`; they take the place of those above.
+    /// Other variables, such as `enable_thinking`. They override those above.
     pub variables: serde_json::Map<String, Json>,
-    /// The local date and time, for templates that say so: the library reads no clock.
+    /// The local date and time, for templates that print it. The library reads no clock.
     pub now: Option<DateTime>,
 }
 
@@ -91,8 +93,10 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// Parses a template.
+    ///
     /// # Errors
-    /// `Template`, with the line, where the text does not parse.
+    /// `Template`, with the line, if the text does not parse.
     pub fn parse(source: &str) -> Result<ChatTemplate> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(Error::Template(format!("{} bytes are more than any template has", source.len())));
@@ -112,23 +116,24 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, source: source.to_owned() })
     }
 
-    /// The text it was parsed from.
+    /// The text that was parsed.
     #[doc(hidden)]
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The conversation as the model was trained to read it.
+    /// Renders a conversation as the model was trained to read it.
     ///
     /// # Errors
-    /// `Template` where the template refuses the messages, fails, or does not end.
+    /// `Template` if the template refuses the messages, fails, or exceeds its limits.
     pub fn render(&self, messages: &[Message], with: &RenderContext) -> Result<String> {
         let messages = serde_json::to_value(messages).map_err(|e| Error::Template(e.to_string()))?;
         self.render_json(&messages, with)
     }
 
-    /// As [`ChatTemplate::render`], of messages with anything that templates read: tool calls and their results,
-    /// reasoning, a content that is null or a list of parts. A list of objects; their keys keep their order.
+    /// Like [`ChatTemplate::render`], for messages with anything that templates read: tool calls and their
+    /// results, reasoning, content that is null or a list of parts. `messages` is a list of objects, whose
+    /// keys keep their order.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -144,7 +149,7 @@ impl ChatTemplate {
             ("tools", Value::from(Serde(&with.tools))),
             ("documents", Value::from(Serde(&with.documents))),
         ];
-        // Templates ask whether the function is there.
+        // Without a time the function is undefined, which templates check.
         if let Some(now) = with.now {
             values.push(("strftime_now", strftime_now(now)));
         }
@@ -181,7 +186,7 @@ fn strftime_now(now: DateTime) -> Value {
     })
 }
 
-/// What `{{ value }}` writes.
+/// Writes the value of `{{ value }}`.
 fn print(out: &mut minijinja::Output, state: &mut State, value: &Value) -> value::Result<()> {
     let written = if *state.auto_escape() != AutoEscape::None && !value.is_safe() {
         let escaped = state.apply_filter("e", std::slice::from_ref(value))?;
@@ -194,7 +199,7 @@ fn print(out: &mut minijinja::Output, state: &mut State, value: &Value) -> value
     written.map_err(minijinja::Error::from)
 }
 
-/// Output with a bound.
+/// Output with a size limit.
 struct Limited(Vec<u8>);
 
 impl std::io::Write for Limited {

@@ -14,7 +14,8 @@ pub fn abs(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     }
 }
 
-/// `float(text)`: underscores between digits, white space around, infinities and nan.
+/// Parses like Python's `float(text)`: with underscores between digits, surrounding white space, infinities
+/// and nan.
 pub fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim_matches(super::unicode::is_space);
     let between = |i: usize| {
@@ -57,7 +58,7 @@ pub fn parse_int(text: &str, base: i128) -> Option<i128> {
         || digits.starts_with(['+', '-', '_'])
         || digits.ends_with('_')
         || digits.contains("__");
-    // Without a prefix base 0 takes no leading zeros.
+    // In base 0, a number without a prefix may not have leading zeros.
     let zeros = base == 0
         && prefix.is_none()
         && digits.starts_with('0')

@@ -1,4 +1,4 @@
-//! Python's objects that minijinja has no like of.
+//! Python objects that minijinja lacks.
 
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, State};
@@ -35,7 +35,7 @@ impl Object for Range {
     }
 }
 
-/// `keys()`, `values()` and `items()` of a dict.
+/// The result of a dict's `keys()`, `values()` or `items()`.
 #[derive(Debug)]
 pub struct View {
     pub name: &'static str,
@@ -52,7 +52,7 @@ impl Object for View {
     }
 }
 
-/// What filters such as `map` give: it is true, has no length, and is read once.
+/// The result of filters such as `map`: always true, without a length, and readable once.
 #[derive(Debug)]
 pub struct Generator(Mutex<Vec<Value>>);
 
@@ -61,7 +61,7 @@ impl Generator {
         Value::from_object(Generator(Mutex::new(items)))
     }
 
-    /// Looks at the items and leaves them there.
+    /// Reads the items without consuming them.
     pub fn peek<T>(&self, look: impl FnOnce(&[Value]) -> T) -> T {
         look(&self.0.lock().expect("no panic holds it"))
     }
@@ -112,7 +112,7 @@ impl Object for Group {
     }
 }
 
-/// Something that can be called: a method that was looked up and not called yet, or a class such as `dict`.
+/// A callable value: a method that was looked up but not yet called, or a class such as `dict`.
 pub struct Callable {
     pub name: String,
     pub call: Box<dyn Fn(&mut State, &[Value]) -> Result<Value, Error> + Send + Sync>,

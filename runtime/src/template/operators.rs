@@ -1,7 +1,7 @@
-//! Operators and tests as Python has them, where minijinja's own give another answer or none.
+//! Operators and tests with Python's meaning, where minijinja's differ or are missing.
 //!
-//! `expression.rs` writes an expression with these as filters, whose names begin with two underscores: no template can
-//! name such a filter itself.
+//! `expression.rs` rewrites expressions to use these as filters. Their names begin with two underscores,
+//! which templates may not use in filter names.
 
 use super::arguments::{self, split};
 use super::numbers;
@@ -34,7 +34,7 @@ pub const FILTERS: [(&str, Filter); 10] = [
 
 fn remainder(state: &State, left: &Value, right: &Value) -> Result<Value> {
     if let Some(format) = left.as_str().filter(|_| left.is_safe()) {
-        // What a safe text is made of is escaped.
+        // Values formatted into a safe text are escaped.
         let text = match Py::of(right) {
             Py::Tuple => {
                 let items = value::items(state, right)?;
@@ -75,7 +75,7 @@ fn remainder(state: &State, left: &Value, right: &Value) -> Result<Value> {
     }
 }
 
-/// `a ~ b ~ …`: texts one behind another.
+/// `a ~ b ~ …`: concatenates texts.
 fn concatenate(state: &mut State, first: &Value, args: &[Value]) -> Result<Value> {
     let mut out = String::new();
     for value in std::iter::once(first).chain(args) {
@@ -86,7 +86,7 @@ fn concatenate(state: &mut State, first: &Value, args: &[Value]) -> Result<Value
     Ok(Value::from(out))
 }
 
-/// `a + b + …`: lists are new ones; beside a safe text another is escaped.
+/// `a + b + …`: joined lists are new lists. If one of two texts is safe, the other is escaped.
 fn add(state: &mut State, first: &Value, args: &[Value]) -> Result<Value> {
     let mut left = first.clone();
     for right in args {
@@ -157,7 +157,8 @@ fn negative(_: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     }
 }
 
-/// A chain of comparisons, `a < b <= c`: each with its operator's name.
+/// A chain of comparisons, `a < b <= c`. `args` has the name of each operator, followed by its right-hand
+/// value.
 fn compare(state: &mut State, first: &Value, args: &[Value]) -> Result<Value> {
     let mut left = first;
     for pair in args.chunks_exact(2) {
@@ -203,7 +204,7 @@ fn contains(state: &State, list: &Value, item: &Value) -> Result<bool> {
     }
 }
 
-/// A call of a macro that takes any arguments: those without a parameter go into `varargs` and `kwargs`.
+/// Calls a macro that takes any arguments. Those without a parameter go into `varargs` and `kwargs`.
 pub fn call_macro(state: &mut State, called: &Value, args: &[Value]) -> Result<Value> {
     let names = called.get_attr("arguments").ok().filter(|n| !n.is_undefined());
     let Some(names) = names else { return called.call(state, args) };
@@ -324,7 +325,7 @@ fn parity(state: &State, value: &Value, rest: f64) -> Result<bool> {
     Ok(Py::of(&found).number().is_some_and(|n| n.float() == rest))
 }
 
-/// Undefined, too: its call is an error of its own.
+/// Undefined counts as callable, as in Jinja: calling it has an error of its own.
 fn is_callable(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Undefined => true,

@@ -1,4 +1,4 @@
-//! What stands behind an expression: attributes, items, calls, filters and tests.
+//! Parses what follows an expression: attributes, items, calls, filters and tests.
 
 use super::expression::{Binds, MAX_CHAIN, Parser, Text, literal};
 use super::lexer::{Token, fault};
@@ -82,7 +82,8 @@ impl Parser<'_> {
     }
 
     fn call(&mut self, out: Text) -> Result<Text> {
-        // What a macro or a recursive loop hands down may grow with every level.
+        // Arguments of a macro or a recursive loop may nest deeper with every call, so they are measured
+        // (`depth.rs`).
         let args = self.arguments(out.binds == Binds::Tightly && !out.text.contains(['.', '(']))?;
         let text = if self.catching.contains(&out.text) {
             format!("__call({}{}{args})", out.text, if args.is_empty() { "" } else { ", " })
@@ -132,7 +133,7 @@ impl Parser<'_> {
         Ok(out.join(", "))
     }
 
-    /// Filters, tests and calls behind an expression.
+    /// Reads the filters, tests and calls that follow an expression.
     pub fn filters(&mut self, mut out: Text) -> Result<Text> {
         for _ in 0..MAX_CHAIN {
             if self.skip("|") {
@@ -157,7 +158,7 @@ impl Parser<'_> {
         Ok(name)
     }
 
-    /// A filter's name and arguments.
+    /// Reads a filter's name and arguments.
     pub fn filter(&mut self) -> Result<String> {
         let name = self.dotted()?;
         if name.starts_with("__") {
@@ -168,7 +169,7 @@ impl Parser<'_> {
 
     fn test(&mut self, out: Text) -> Result<Text> {
         let not = if self.skip_name("not") { "not " } else { "" };
-        // Operators are names of tests, but not in this place.
+        // Tests may have operators as names, but not here.
         let name = self.dotted()?;
         let ends = ["else", "or", "and"].iter().any(|n| self.is_name(n));
         let begins = match self.peek() {

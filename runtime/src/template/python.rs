@@ -1,6 +1,6 @@
-//! Attributes, items and methods of values as Python has them, and the classes that Jinja gives to templates.
+//! Attributes, items and methods of values as in Python, and the classes that Jinja provides to templates.
 //!
-//! What would change a value is refused, as in Jinja's immutable sandbox.
+//! Methods that change a value are refused, as in Jinja's immutable sandbox.
 
 pub mod format;
 mod spec;
@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex};
 const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
 const LIST: [&str; 3] = ["copy", "count", "index"];
 const TUPLE: [&str; 2] = ["count", "index"];
-/// The sandbox hides what changes a value: such an attribute is undefined, and a call of it an error.
+/// Methods that change a value. The sandbox hides them: the attribute is undefined, and calling it is an
+/// error.
 const CHANGING: [&str; 12] = [
     "append",
     "clear",
@@ -33,7 +34,7 @@ const CHANGING: [&str; 12] = [
     "add",
 ];
 
-/// Whether an attribute of this name may be a method: only such ones are looked up by [`get_attr`].
+/// Whether an attribute of this name may be a method. [`get_attr`] looks up only such names.
 pub fn may_be_method(name: &str) -> bool {
     strings::METHODS.binary_search(&name).is_ok()
         || DICT.contains(&name)
@@ -52,7 +53,7 @@ fn methods(value: &Value) -> &'static [&'static str] {
     }
 }
 
-/// `value.name` that is not called: a method before an item.
+/// `value.name` without a call: a method, else an item.
 pub fn get_attr(state: &State, value: &Value, name: &str) -> Result<Value> {
     if methods(value).contains(&name) {
         depth::keep(state, value, false)?;
@@ -63,13 +64,13 @@ pub fn get_attr(state: &State, value: &Value, name: &str) -> Result<Value> {
         }));
     }
     if name.starts_with("__") && Py::of(value) != Py::Dict {
-        // The sandbox's answer, which prints nothing.
+        // As in the sandbox: undefined, which prints nothing.
         return Ok(Value::UNDEFINED);
     }
     value.get_attr(name)
 }
 
-/// `value[key]`: an item, else an attribute; undefined where there is neither.
+/// `value[key]`: an item, else an attribute, else undefined.
 pub fn get_item(state: &State, value: &Value, key: &Value) -> Result<Value> {
     let python = Py::of(value);
     if let Py::Str(s) = python {
@@ -152,7 +153,7 @@ pub fn slice(
     })
 }
 
-/// A method of a string, a list or a dict; `UnknownMethod` where Python has none of this name.
+/// Calls a method of a string, a list or a dict; `UnknownMethod` if Python has no such method.
 pub fn call_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value> {
     let unknown = || Err(Error::from(ErrorKind::UnknownMethod));
     let python = Py::of(value);
@@ -230,7 +231,7 @@ fn from_keys(state: &State, args: &[Value]) -> Result<Value> {
     ))
 }
 
-/// The pairs that `dict(…)` is made of: of a dict or of pairs, and of names.
+/// The pairs of `dict(…)`: from a dict or a list of pairs, and from named arguments.
 pub fn dict_pairs(state: &State, args: &[Value]) -> Result<Vec<(Value, Value)>> {
     let (positional, named) = split(args);
     let mut pairs = match positional {
@@ -279,7 +280,7 @@ fn range(_: &State, args: &[Value]) -> Result<Value> {
     Ok(Value::from_object(range))
 }
 
-/// `dict`, which can be called and has `fromkeys`.
+/// The class `dict`, which can be called and has `fromkeys`.
 #[derive(Debug)]
 struct DictClass;
 
@@ -302,7 +303,7 @@ impl Object for DictClass {
     }
 }
 
-/// `cycler(…)`: one item after another, over and over.
+/// `cycler(…)`: returns one item after another, and starts again after the last.
 #[derive(Debug)]
 struct Cycler {
     items: Vec<Value>,
@@ -333,7 +334,7 @@ impl Object for Cycler {
     }
 }
 
-/// The functions and classes that a template of transformers sees.
+/// Adds the functions and classes that transformers provides to templates.
 pub fn add_to(environment: &mut Environment) {
     let function = |name: &str, call: fn(&mut State, &[Value]) -> Result<Value>| {
         Value::from_object(Callable { name: format!("function {name}"), call: Box::new(call) })

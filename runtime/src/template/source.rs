@@ -1,23 +1,25 @@
-//! A template's text as minijinja takes it: line ends, statements that only Jinja or transformers has, and expressions.
+//! Rewrites a template's text for minijinja: line ends, statements that only Jinja or transformers has, and
+//! expressions.
 //!
-//! Tags are read by Jinja's rules and written again, with line numbers kept. Text between them, comments and raw blocks
-//! stay as they are.
+//! Tags are read by Jinja's rules and written again, with line numbers kept. Comments, and text outside of
+//! tags, stay unchanged.
 
 use super::expression::{Parser, literal};
 use super::lexer::{self, Tag, Token, fault};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 
-/// How deep blocks nest, and how many macros may take any arguments.
+/// Deepest nesting of blocks, and most macros that take any arguments.
 const MAX_OPEN: usize = 100;
 const MAX_CATCHING: usize = 500;
 
-/// The source for minijinja.
+/// Returns the template rewritten for minijinja.
 pub fn prepare(source: &str) -> Result<String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut catching = BTreeSet::new();
     let mut out = Writer::run(&source, &catching)?;
-    // Calls of a macro that takes any arguments are written otherwise, and may stand before it.
+    // Calls of a macro that takes any arguments are rewritten differently, and may come before the macro. So
+    // run again with the macros found.
     if !out.catching.is_empty() {
         catching = std::mem::take(&mut out.catching);
         out = Writer::run(&source, &catching)?;
@@ -25,7 +27,8 @@ pub fn prepare(source: &str) -> Result<String> {
     Ok(out.out)
 }
 
-/// A block that is open: its tag, and for a macro its name, where its parameters end and what it catches.
+/// An open block: its tag, and for a macro its name, where its parameters end in the output, and whether it
+/// uses `varargs` and `kwargs`.
 struct Open {
     tag: String,
     name: String,
@@ -62,7 +65,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes the tag at `start`; the position behind it.
+    /// Writes the tag at `start`. Returns the position after it.
     fn tag(&mut self, start: usize) -> Result<usize> {
         let rest = &self.source[start..];
         if rest.starts_with("{#") {
@@ -71,7 +74,7 @@ impl<'a> Writer<'a> {
             return Ok(start + end);
         }
         if let Some(raw) = raw_block(rest)? {
-            // As a text that is printed: minijinja drops the line end behind the tag, Jinja does not.
+            // Write it as a printed text: minijinja drops the line end after a raw tag, Jinja does not.
             let [left, _, _, right] = raw.signs;
             self.out.push_str("{%");
             self.out.extend(left);
@@ -85,7 +88,7 @@ impl<'a> Writer<'a> {
         }
         let close = if rest.starts_with("{{") { "}}" } else { "%}" };
         let sign = rest[2..].chars().next().filter(|c| matches!(c, '-' | '+'));
-        // `{{+` is a sign of the number: only blocks have that mark.
+        // In `{{+` the plus belongs to the number: only blocks have that mark.
         let sign = sign.filter(|&c| c == '-' || close == "%}");
         let tag = lexer::tag(self.source, start + 2 + usize::from(sign.is_some()), close)?;
         let lines = self.source[start..tag.end].matches('\n').count();
@@ -113,7 +116,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Remembers that the innermost macro uses `varargs` or `kwargs`.
+    /// Records that the innermost macro uses `varargs` or `kwargs`.
     fn catch(&mut self, caught: [bool; 2]) {
         if let Some(open) = self.open.iter_mut().rev().find(|o| o.tag == "macro") {
             open.caught[0] |= caught[0];
@@ -173,7 +176,7 @@ impl<'a> Writer<'a> {
                 opens = Some("autoescape");
                 format!("autoescape {}", p.expression()?)
             }
-            // Marks the answer for training; what is set in it stays in it.
+            // Marks the answer for training. A `with` block also keeps variables set in it local.
             "generation" => {
                 opens = Some("generation");
                 "with".to_owned()
@@ -256,7 +259,7 @@ fn for_text(p: &mut Parser) -> Result<String> {
     Ok(text)
 }
 
-/// A `set`, and whether a block follows that is its value.
+/// The text of a `set`, and whether it opens a block whose content is the value.
 fn set_text(p: &mut Parser) -> Result<(String, bool)> {
     let target = p.target(true)?;
     if !p.skip("=") {
@@ -279,11 +282,12 @@ fn with_text(p: &mut Parser) -> Result<String> {
     Ok(format!("with {}", parts.join(", ")))
 }
 
-/// A macro up to the end of its parameters, and the rest of its tag.
+/// A macro tag up to the end of its parameters, and the rest of the tag.
 fn macro_text(p: &mut Parser) -> Result<(String, String)> {
     let name = p.name()?;
     let (parameters, defaults) = p.parameters()?;
-    // A default may name parameters before it, which minijinja does not know in this place.
+    // A default may use earlier parameters, which minijinja does not know in that place. So set it in the
+    // macro's body.
     let set = |(name, default): (String, String)| {
         format!(" %}}{{% set {name} = {name} if {name} is defined else ({default})")
     };
@@ -291,7 +295,7 @@ fn macro_text(p: &mut Parser) -> Result<(String, String)> {
     Ok((format!("macro {name}({}", parameters.join(", ")), rest))
 }
 
-/// The filters that follow, each with its bar.
+/// The filters that follow, each with its `|`.
 fn filters(p: &mut Parser) -> Result<String> {
     let mut text = String::new();
     while p.skip("|") {
@@ -300,22 +304,22 @@ fn filters(p: &mut Parser) -> Result<String> {
     Ok(text)
 }
 
-/// The next `{{`, `{%` or `{#`.
+/// The position of the next `{{`, `{%` or `{#`.
 fn find_tag(source: &str, from: usize) -> Option<usize> {
     let bytes = source.as_bytes();
     (from..bytes.len().saturating_sub(1))
         .find(|&i| bytes[i] == b'{' && matches!(bytes[i + 1], b'{' | b'%' | b'#'))
 }
 
-/// A raw block.
+/// A raw block: its text, and the position after it.
 struct Raw<'a> {
     text: &'a str,
     end: usize,
-    /// The signs of both tags, in order.
+    /// The `-` and `+` signs of both tags, in order.
     signs: [Option<char>; 4],
 }
 
-/// The raw block that begins here.
+/// The raw block at the beginning of `rest`, if there is one.
 fn raw_block(rest: &str) -> Result<Option<Raw<'_>>> {
     let signed = |text: &str| text.chars().next().filter(|c| matches!(c, '-' | '+'));
     let named = |text: &str, name: &str| -> Option<(usize, [Option<char>; 2])> {

@@ -1,5 +1,5 @@
-//! What needs no golden: hostile templates, and the parts that a caller gives. Equality with Python is gate 59's
-//! (`tests/templates.rs`).
+//! Tests of hostile templates, and of values that a caller supplies. Gate 59 (`tests/templates.rs`) tests
+//! that renderings equal Python's.
 
 use super::*;
 

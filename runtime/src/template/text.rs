@@ -1,4 +1,4 @@
-//! Jinja's filters for text, as Jinja2 has them.
+//! Jinja2's filters for text.
 
 use super::arguments::{bind, split};
 use super::python::format;
@@ -81,7 +81,8 @@ pub const FILTERS: [(&str, Filter); 26] = [
     ("__text", |state, value, _| Ok(Value::from(value::text(state, value)?))),
 ];
 
-/// The value with the keys of its dicts in order, as `pprint` shows them. Long values are not broken into lines here.
+/// The value with the keys of its dicts sorted, as `pprint` prints them. Unlike there, long values stay on
+/// one line.
 fn by_key(state: &State, value: &Value, depth: usize) -> Result<Value> {
     if depth > 50 {
         return refuse("a value is nested too deep to print");
@@ -89,7 +90,7 @@ fn by_key(state: &State, value: &Value, depth: usize) -> Result<Value> {
     Ok(match Py::of(value) {
         Py::Dict => {
             let less = |a: &(Value, Value), b: &(Value, Value)| {
-                // Keys of different types go by the names of their types, about as in Python.
+                // Keys of different types are ordered by type, roughly as in Python.
                 Ok(value::order(&a.0, &b.0, 0)
                     .map_or(a.0.kind() < b.0.kind(), |o| o == Some(std::cmp::Ordering::Less)))
             };
@@ -110,7 +111,7 @@ fn by_key(state: &State, value: &Value, depth: usize) -> Result<Value> {
     })
 }
 
-/// A method of the value's text.
+/// Calls a string method on the value's text.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value> {
     let text = value::text(state, value)?;
     Ok(strings::call(state, &text, name, args)?.unwrap_or_default())
@@ -131,7 +132,7 @@ fn escaped(text: &str) -> Value {
     Value::from_safe_string(out)
 }
 
-/// A text that is not safe yet, escaped; other values as they are.
+/// Escapes a text that is not marked safe. Other values stay unchanged.
 pub fn safe(value: &Value) -> Value {
     match value.as_str() {
         Some(text) if !value.is_safe() => escaped(text),
@@ -187,7 +188,7 @@ fn indent(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
             _ => return refuse("indent: the width is a number of spaces"),
         },
     };
-    // The line end that is put behind it makes an empty last line count.
+    // With this line end, an empty last line counts as a line.
     let text = string(Some(value))?.to_owned() + "\n";
     let lines = unicode::lines(&text, false);
     pay(state, text.len() + lines.len().saturating_mul(by.len()))?;
@@ -240,7 +241,7 @@ fn strip_tags(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     Ok(Value::from(entities.iter().fold(text, |text, (name, c)| text.replace(name, c))))
 }
 
-/// Jinja's title case, which begins a word only behind white space, a dash or an opening bracket.
+/// Jinja's title case: a word begins only after white space, a dash or an opening bracket.
 fn title(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [] = bind(args, [])?;
     let text = value::text(state, value)?;
@@ -327,7 +328,8 @@ fn url_encode(state: &mut State, value: &Value, _: &[Value]) -> Result<Value> {
     Ok(Value::from(parts.join("&")))
 }
 
-/// Lines of at most `width` characters: words are broken where they are longer, white space where a line breaks is lost.
+/// Wraps lines at `width` characters. Longer words are broken by default, and white space at a line break is
+/// dropped.
 fn word_wrap(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [width, long, mark, hyphens] =
         bind(args, ["width", "break_long_words", "wrapstring", "break_on_hyphens"])?;

@@ -1,6 +1,6 @@
-//! Python's classes and cases of characters, where Rust's standard library has others.
+//! Python's character classes and case mappings, where Rust's standard library differs.
 
-/// The zeros of scripts whose ten digits follow one another (category Nd of Unicode 14).
+/// The digit zero of each script whose ten digits are consecutive (category Nd of Unicode 14).
 #[rustfmt::skip]
 const ZEROS: [u32; 66] = [
     0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50,
@@ -11,7 +11,7 @@ const ZEROS: [u32; 66] = [
     0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 ];
 
-/// What `isdigit` takes beside decimal digits.
+/// Ranges of characters besides decimal digits that `isdigit` accepts.
 #[rustfmt::skip]
 const DIGITS: [(u32, u32); 20] = [
     (0xb2, 0xb3), (0xb9, 0xb9), (0x1369, 0x1371), (0x19da, 0x19da), (0x2070, 0x2070), (0x2074, 0x2079),
@@ -20,7 +20,7 @@ const DIGITS: [(u32, u32); 20] = [
     (0x10e60, 0x10e68), (0x11052, 0x1105a), (0x1f100, 0x1f10a),
 ];
 
-/// Ideographs that are numbers.
+/// Ideographs that `isnumeric` accepts.
 #[rustfmt::skip]
 const NUMBERS: [u32; 81] = [
     0x3405, 0x3483, 0x382a, 0x3b4d, 0x4e00, 0x4e03, 0x4e07, 0x4e09, 0x4e5d, 0x4e8c, 0x4e94, 0x4e96, 0x4ebf,
@@ -49,12 +49,12 @@ pub fn is_numeric(c: char) -> bool {
     c.is_numeric() || NUMBERS.binary_search(&u32::from(c)).is_ok()
 }
 
-/// Marks that Rust counts as alphabetic and Python does not: combining characters.
+/// Combining marks that Rust counts as alphabetic and Python does not.
 pub fn is_mark(c: char) -> bool {
     matches!(u32::from(c), 0x300..=0x36f | 0x900..=0x903 | 0x93a..=0x93c | 0x93e..=0x94f | 0x5b0..=0x5c7 | 0x610..=0x61a | 0x64b..=0x65f)
 }
 
-/// The characters that have a third case, as in a title.
+/// Characters in title case, a third case besides upper and lower.
 pub fn is_title(c: char) -> bool {
     matches!(u32::from(c), 0x1c5 | 0x1c8 | 0x1cb | 0x1f2 | 0x1f88..=0x1f8f | 0x1f98..=0x1f9f | 0x1fa8..=0x1faf | 0x1fbc | 0x1fcc | 0x1ffc)
 }
@@ -67,7 +67,7 @@ fn is_cased(c: char) -> bool {
     c.is_lowercase() || is_upper_or_title(c)
 }
 
-/// A character as the first of a title.
+/// Appends `c` as the first letter of a word in title case.
 fn title_start(c: char, out: &mut String) {
     match u32::from(c) {
         n @ 0x1c4..=0x1cc => out.extend(char::from_u32(0x1c5 + (n - 0x1c4) / 3 * 3)),
@@ -86,7 +86,7 @@ pub fn capitalize(s: &str) -> String {
     if let Some(c) = chars.next() {
         title_start(c, &mut out);
     }
-    // In one piece: a sigma's small letter depends on what stands before it.
+    // Convert the whole text: the lower case of a sigma depends on the characters before it.
     let rest = s.to_lowercase();
     let first = s.chars().next().map_or(0, |c| c.to_lowercase().map(char::len_utf8).sum());
     out + rest.get(first..).unwrap_or_default()
@@ -133,7 +133,8 @@ pub fn swapcase(s: &str) -> String {
     out
 }
 
-/// Through capitals and back, which unites what folding unites; the dotless i stays.
+/// Folds case by converting to upper case and back, which merges what Python's folding merges. The dotless i
+/// stays.
 pub fn casefold(s: &str) -> String {
     let fold = |c: char| -> String {
         match c {
@@ -149,7 +150,7 @@ fn is_line_end(c: char) -> bool {
     matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
-/// `splitlines`: Python has more line ends than Rust.
+/// `splitlines`: Python knows more line ends than Rust.
 pub fn lines(s: &str, keep: bool) -> Vec<&str> {
     let mut out = Vec::new();
     let mut rest = s;
@@ -166,7 +167,7 @@ pub fn lines(s: &str, keep: bool) -> Vec<&str> {
     out
 }
 
-/// `split()` at runs of white space, at most so many times, from the left or from the right.
+/// `split()` at runs of white space, at most `most` times, from the left or from the right.
 pub fn split_space(s: &str, most: usize, from_right: bool) -> Vec<&str> {
     let mut out = Vec::new();
     let mut rest = s.trim_matches(is_space);
@@ -174,7 +175,7 @@ pub fn split_space(s: &str, most: usize, from_right: bool) -> Vec<&str> {
         while !rest.is_empty() {
             let cut = if out.len() < most { rest.rfind(is_space) } else { None };
             let Some(at) = cut else {
-                // What is left keeps the space at its beginning.
+                // The unsplit rest keeps its leading white space.
                 let end = rest.as_ptr() as usize - s.as_ptr() as usize + rest.len();
                 out.push(if out.len() < most { rest } else { &s[..end] });
                 break;
@@ -189,7 +190,7 @@ pub fn split_space(s: &str, most: usize, from_right: bool) -> Vec<&str> {
     while !rest.is_empty() {
         let cut = if out.len() < most { rest.find(is_space) } else { None };
         let Some(at) = cut else {
-            // What is left keeps the space at its end.
+            // The unsplit rest keeps its trailing white space.
             let start = rest.as_ptr() as usize - s.as_ptr() as usize;
             out.push(if out.len() < most { rest } else { &s[start..] });
             break;

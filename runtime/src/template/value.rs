@@ -1,6 +1,6 @@
-//! What Python makes of values: their types, their text and their order.
+//! Values as Python sees them: their types, their text and their order.
 //!
-//! minijinja's own text differs in floats, quotes, `Undefined` and views of a dict; its order has no type errors.
+//! minijinja prints floats, quotes, `Undefined` and dict views differently, and its order has no type errors.
 
 use super::objects::{Generator, Group, Range, View};
 use minijinja::value::{DynObject, Value, ValueKind};
@@ -8,23 +8,23 @@ use minijinja::{Error, ErrorKind, State};
 use std::cmp::Ordering;
 use std::fmt::Write;
 
-/// Longest text that one operation may make.
+/// Longest text that one operation may produce.
 pub const MAX_TEXT_BYTES: usize = 16 << 20;
 
-/// How deep containers are printed and compared.
+/// Deepest nesting of containers that are printed or compared.
 const MAX_DEPTH: usize = 100;
 
-/// Jinja's bound for `range`.
+/// Jinja's limit for `range`.
 pub const MAX_RANGE: i128 = 100_000;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What Python would call a `TypeError` or `ValueError`.
+/// An error for which Python would raise a `TypeError` or `ValueError`.
 pub fn refuse<T>(why: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
     Err(Error::new(ErrorKind::InvalidOperation, why))
 }
 
-/// Pays for `n` items or bytes that an operation is about to touch.
+/// Charges fuel for `n` items or bytes that an operation is about to touch.
 pub fn pay(state: &State, n: usize) -> Result<()> {
     if n > MAX_TEXT_BYTES {
         return refuse("a value is too large");
@@ -39,7 +39,7 @@ pub enum Py<'a> {
     None,
     Bool(bool),
     Int(i128),
-    /// Larger than `i128`: it prints, and no more.
+    /// Beyond `i128`: it can be printed and compared, but not computed with.
     Huge,
     Float(f64),
     Str(&'a str),
@@ -92,7 +92,7 @@ impl<'a> Py<'a> {
         }
     }
 
-    /// The number, bools included.
+    /// The value as a number, bools included.
     pub fn number(self) -> Option<Number> {
         match self {
             Py::Bool(b) => Some(Number::Int(i128::from(b))),
@@ -102,7 +102,7 @@ impl<'a> Py<'a> {
         }
     }
 
-    /// The integer, bools included: what Python takes for an index or a width.
+    /// The value as an integer, bools included, as Python accepts it for an index or a width.
     pub fn index(self) -> Option<i128> {
         match self.number() {
             Some(Number::Int(i)) => Some(i),
@@ -110,7 +110,7 @@ impl<'a> Py<'a> {
         }
     }
 
-    /// The name of the type in messages.
+    /// The name of the type, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Py::Undefined => "Undefined",
@@ -146,7 +146,7 @@ impl Number {
     }
 }
 
-/// The items of what Python can iterate: undefined is empty, a string its characters, a dict its keys.
+/// The items of an iterable value. Undefined has none, a string has its characters, a dict its keys.
 pub fn items(state: &State, value: &Value) -> Result<Vec<Value>> {
     match Py::of(value) {
         Py::Undefined => Ok(Vec::new()),
@@ -166,12 +166,12 @@ pub fn items(state: &State, value: &Value) -> Result<Vec<Value>> {
     }
 }
 
-/// Pairs of a dict, in its order.
+/// The pairs of a dict, in its order.
 pub fn pairs(value: &Value) -> Vec<(Value, Value)> {
     value.as_object().and_then(DynObject::try_iter_pairs).into_iter().flatten().collect()
 }
 
-/// Shortest digits of a float, as Python's `repr` lays them out.
+/// The shortest digits of a float, laid out as in Python's `repr`.
 pub fn float_text(f: f64) -> String {
     if f.is_nan() {
         return "nan".into();
@@ -190,7 +190,8 @@ pub fn float_text(f: f64) -> String {
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }
 
-/// Characters that Python's `repr` of a string escapes, beside quotes and backslashes.
+/// Whether Python's `repr` of a string prints the character unescaped. Quotes and backslashes are handled by
+/// [`quote`].
 fn is_printable(c: char) -> bool {
     match c {
         ' ' => true,
@@ -209,7 +210,7 @@ pub fn printable(s: &str) -> bool {
     s.chars().all(is_printable)
 }
 
-/// `repr` of a string; with `ascii` every other character is escaped, too.
+/// `repr` of a string. With `ascii`, every character beyond ASCII is escaped too.
 pub fn quote(s: &str, ascii: bool, out: &mut String) {
     let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -335,7 +336,7 @@ fn write_repr(state: &State, value: &Value, depth: usize, out: &mut String) -> R
     Ok(())
 }
 
-/// The order of two values: `None` where neither is smaller (nan), an error where Python has none.
+/// The order of two values: `None` if neither is smaller (nan), an error if Python cannot compare them.
 pub fn order(a: &Value, b: &Value, depth: usize) -> Result<Option<Ordering>> {
     let (x, y) = (Py::of(a), Py::of(b));
     if depth > MAX_DEPTH {
@@ -367,7 +368,8 @@ pub fn order(a: &Value, b: &Value, depth: usize) -> Result<Option<Ordering>> {
     }
 }
 
-/// A stable sort by an order that may fail or be no order at all (nan): the library's own sort may panic on one.
+/// A stable sort by an order that may fail, or that is inconsistent (nan). The standard library's sort may
+/// panic on an inconsistent order.
 pub fn sort<T: Clone>(state: &State, items: Vec<T>, less: &dyn Fn(&T, &T) -> Result<bool>) -> Result<Vec<T>> {
     if items.len() < 2 {
         return Ok(items);
@@ -392,7 +394,7 @@ pub fn sort<T: Clone>(state: &State, items: Vec<T>, less: &dyn Fn(&T, &T) -> Res
     Ok(out)
 }
 
-/// Python's `len`, where the value has one.
+/// Python's `len`; `None` if the value has no length.
 pub fn length_of(value: &Value) -> Option<usize> {
     match Py::of(value) {
         Py::Undefined => Some(0),

@@ -24,7 +24,7 @@ fn by_spec(state: &State, value: &Value, text: &str) -> Result<String> {
             }
             return text_by_spec(s, spec);
         }
-        // A bool is an integer where a type is asked for.
+        // A bool counts as an integer if the format names a type.
         _ => match python.number() {
             Some(n) => n,
             None => return wrong('?'),
@@ -77,7 +77,7 @@ fn text_by_spec(s: &str, spec: Spec) -> Result<String> {
     Ok(spec.pad("", &cut, '<'))
 }
 
-/// Like `g`, with a digit behind the point.
+/// Like `g`, but with a digit after the point.
 fn float_by_default(f: f64, precision: usize, alternate: bool) -> String {
     let text = float_digits(f, 'g', precision, alternate);
     let exponent = format!("{:.*e}", precision.max(1) - 1, f.abs());
@@ -157,7 +157,7 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
             return refuse("a text is too long");
         }
     }
-    // A dict or a list may be left over, as in Python.
+    // As in Python, a dict or a list may be left over.
     if !named
         && next.next().is_some()
         && !matches!(python, Py::Dict | Py::List | Py::Range | Py::View | Py::Undefined)
@@ -167,7 +167,7 @@ pub fn percent(state: &State, format: &str, values: &Value) -> Result<String> {
     Ok(out)
 }
 
-/// Reads flags into `spec`; returns whether `0` was among them.
+/// Reads flags into `spec`. Returns whether `0` was among them.
 fn flags(chars: &[char], i: &mut usize, spec: &mut Spec) -> bool {
     let mut zero = false;
     while let Some(c @ ('-' | '+' | ' ' | '#' | '0')) = chars.get(*i) {
@@ -184,7 +184,7 @@ fn flags(chars: &[char], i: &mut usize, spec: &mut Spec) -> bool {
     zero
 }
 
-/// A number in the format, or the next value where it has a `*`.
+/// Reads a number from the format. For a `*`, takes the next value instead.
 fn star<'v>(
     chars: &[char],
     i: &mut usize,
@@ -203,7 +203,7 @@ fn star<'v>(
     }))
 }
 
-/// One conversion of [`percent`].
+/// Formats one conversion of [`percent`].
 fn conversion(state: &State, item: &Value, kind: char, spec: &Spec) -> Result<String> {
     let python = Py::of(item);
     let cut = |text: String| -> String { text.chars().take(spec.precision.unwrap_or(usize::MAX)).collect() };
@@ -264,7 +264,7 @@ pub fn braces(state: &State, format: &str, args: &[Value]) -> Result<String> {
     expand(state, format, args, &mut at, 0)
 }
 
-/// Fields are numbered by themselves or by the text, not both.
+/// Fields are numbered either automatically or in the text, never both.
 #[derive(PartialEq)]
 enum Numbering {
     Unknown,
@@ -306,7 +306,7 @@ fn expand(state: &State, format: &str, args: &[Value], at: &mut Numbering, depth
     Ok(out)
 }
 
-/// One field, `name[.attribute|[item]]…[!conversion][:spec]`.
+/// Expands one field: `name[.attribute|[item]]…[!conversion][:spec]`.
 fn replacement(
     state: &State,
     field: &str,

@@ -1,11 +1,11 @@
-//! Python's format specifications, and the digits of numbers in their styles.
+//! Python's format specifications, and the digits of numbers in each style.
 
 use crate::template::value::{Result, refuse};
 
-/// Widths and precisions beyond this are refused: Python would allocate what they ask for.
+/// Widths and precisions beyond this are refused. Python would allocate as much as they say.
 pub const MAX_WIDTH: usize = 1 << 20;
 
-/// How a value is laid out.
+/// A parsed format specification.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub fill: char,
@@ -34,7 +34,7 @@ impl Default for Spec {
 }
 
 impl Spec {
-    /// `[[fill]align][sign][#][0][width][grouping][.precision][type]`
+    /// Parses `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
     pub fn parse(text: &str) -> Result<Spec> {
         let mut spec = Spec::default();
         let chars: Vec<char> = text.chars().collect();
@@ -75,7 +75,7 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Fills `body`, whose sign and prefix come first, up to the width.
+    /// Pads `prefix` (sign and base) and `body` with the fill character up to the width.
     pub fn pad(&self, prefix: &str, body: &str, default: char) -> String {
         let missing = self.width.saturating_sub(prefix.chars().count() + body.chars().count());
         let fill = |n: usize| self.fill.to_string().repeat(n);
@@ -97,7 +97,7 @@ impl Spec {
         let prefix = format!("{sign}{base}");
         let Some(mark) = self.grouping else { return self.pad(&prefix, digits, '>') };
         let (whole, rest) = digits.split_at(digits.find(['.', 'e', '%']).unwrap_or(digits.len()));
-        // Zeros in front of the number are grouped like its digits.
+        // Leading zeros are grouped like digits.
         let room = if self.fill == '0' && self.align == Some('=') {
             self.width.saturating_sub(prefix.len() + rest.len())
         } else {
@@ -136,7 +136,7 @@ pub fn digits(chars: &[char], from: usize) -> Result<Option<(usize, usize)>> {
     }
 }
 
-/// The digits of `f` without its sign in the style of `e`, `f`, `g` or `%`.
+/// The digits of `f` without its sign, in the style of `e`, `f`, `g` or `%`.
 pub fn float_digits(f: f64, kind: char, precision: usize, alternate: bool) -> String {
     let f = f.abs();
     if !f.is_finite() {

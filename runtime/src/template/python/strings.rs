@@ -7,7 +7,7 @@ use crate::template::value::{self, MAX_TEXT_BYTES, Py, Result, pay, refuse};
 use minijinja::State;
 use minijinja::value::{Tuple, Value};
 
-/// Those that this file has, and those that give bytes or tables, which templates have no use for.
+/// Methods that this file implements, and those that return bytes or tables, which templates do not need.
 pub const METHODS: [&str; 47] = [
     "capitalize",
     "casefold",
@@ -58,7 +58,7 @@ pub const METHODS: [&str; 47] = [
     "zfill",
 ];
 
-/// `s.name(args)`, or `None` where a string has no such method.
+/// Calls `s.name(args)`; `None` if strings have no such method.
 pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option<Value>> {
     pay(state, s.len())?;
     let nothing = || bind(args, []).map(|[]| ());
@@ -128,7 +128,7 @@ pub fn call(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Option
     }))
 }
 
-/// `s.isalnum()` and the like; `None` where `name` is no test.
+/// `s.isalnum()` and similar tests; `None` if `name` is not a test.
 fn test(s: &str, name: &str) -> Option<bool> {
     let every = |holds: fn(char) -> bool| !s.is_empty() && s.chars().all(holds);
     Some(match name {
@@ -207,7 +207,7 @@ fn translate(s: &str, args: &[Value]) -> Result<Value> {
     Ok(Value::from(out))
 }
 
-/// How many at most: all where nothing is given, or a negative number.
+/// A maximum count. It is unlimited if `count` is missing or negative.
 fn most(name: &str, count: Option<&Value>) -> Result<usize> {
     match count.map(|v| Py::of(v).index()) {
         None => Ok(usize::MAX),
@@ -223,7 +223,7 @@ pub fn string(value: Option<&Value>) -> Result<&str> {
     }
 }
 
-/// A width: its bytes are paid for before they are made.
+/// Reads a width, and charges fuel for its bytes before they are allocated.
 fn room(state: &State, width: &Option<Value>) -> Result<usize> {
     match width.as_ref().and_then(|v| Py::of(v).index()) {
         Some(n) if n > MAX_TEXT_BYTES as i128 => refuse("a width is too large"),
@@ -255,7 +255,7 @@ fn justify(state: &State, s: &str, name: &str, args: &[Value]) -> Result<Value> 
         return refuse("The fill character must be exactly one character long");
     }
     let missing = width.saturating_sub(s.chars().count());
-    // CPython puts the odd one on the left where the width is odd.
+    // CPython puts the extra fill character on the left if the width is odd.
     let left = match name {
         "center" => missing / 2 + (missing & width & 1),
         "rjust" => missing,
@@ -284,7 +284,7 @@ fn expand_tabs(state: &State, s: &str, size: i128) -> Result<Value> {
     Ok(Value::from(out))
 }
 
-/// The characters from `start` to `end`, and how many stand before; nothing where `start` lies behind the end.
+/// The characters from `start` to `end`, and how many come before; `None` if `start` is past the end.
 fn window<'a>(s: &'a str, start: Option<&Value>, end: Option<&Value>) -> Result<Option<(&'a str, usize)>> {
     let length = s.chars().count() as i128;
     let bound = |v: Option<&Value>, missing: i128| match v.filter(|v| !v.is_none()).map(|v| Py::of(v).index())
