@@ -1,4 +1,4 @@
-//! The tokens that may still be chosen. Logits are finite from the moment they come in, so that no step has to ask.
+//! The tokens that can still be chosen. Their logits are finite from the start, so that no step has to check.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -6,20 +6,20 @@ use std::collections::HashMap;
 /// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// Its logit, as far as it was changed.
+    /// Logit, with the changes made so far.
     pub logit: f32,
-    /// Its probability among the candidates.
+    /// Probability among the candidates.
     pub p: f32,
 }
 
-/// How candidates follow one another.
+/// The order of the candidates in their list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// By id, which finds single ones quickly.
+    /// By id, so that a token is found by binary search.
     Id,
-    /// The likeliest first, of equals the lower id.
+    /// The likeliest first, the lower id first among equals.
     Likelihood,
     Unknown,
 }
@@ -28,14 +28,14 @@ pub(super) enum Order {
 pub(super) struct Candidates {
     pub(super) list: Vec<Candidate>,
     pub(super) order: Order,
-    /// Room for a step that sorts by something else.
+    /// Scratch space for a step that sorts by another number.
     pub(super) scored: Vec<(f32, Candidate)>,
 }
 
-/// So many tokens are not all equal where a model works; fewer may well be.
+/// From this many candidates on, equal logits mean that the model is broken. Fewer candidates may well be equal.
 const MANY: usize = 16;
 
-/// Zeros of both signs are equal.
+/// Orders by logit, the highest first, then by id. Zeros of both signs are equal.
 pub(super) fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.id.cmp(&b.id))
 }
@@ -45,8 +45,8 @@ impl Candidates {
         Candidates { list: Vec::new(), order: Order::Unknown, scored: Vec::new() }
     }
 
-    /// Starts with these tokens, which have this order. What is no number or impossible is left out; beside infinity
-    /// nothing counts.
+    /// Replaces the candidates by these tokens, which come in this order. NaN and minus infinity are left
+    /// out. A token with a logit of infinity becomes the only candidate.
     pub(super) fn fill(&mut self, logits: impl Iterator<Item = (u32, f32)>, order: Order) {
         self.list.clear();
         self.order = order;
@@ -62,7 +62,7 @@ impl Candidates {
         }
     }
 
-    /// Whether there are many, whose logits differ by less than `noise`.
+    /// Whether there are many candidates, and their logits differ by less than `noise`.
     pub(super) fn are_flat(&self, noise: f32) -> bool {
         let logits = self.list.iter().map(|c| c.logit);
         let (low, high) = logits.fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(v), high.max(v)));
@@ -73,12 +73,12 @@ impl Candidates {
         self.list.clear();
     }
 
-    /// The probability that a token had.
+    /// The probability of a token; `None` if it is not a candidate.
     pub(super) fn p(&self, id: u32) -> Option<f32> {
         self.list.iter().find(|c| c.id == id).map(|c| c.p)
     }
 
-    /// Puts the `first` likeliest in front, in order.
+    /// Moves the `first` likeliest to the front, in order; 0 sorts all.
     pub(super) fn sort(&mut self, first: usize) {
         if self.order == Order::Likelihood {
             return;
@@ -105,7 +105,7 @@ impl Candidates {
         self.list.iter().fold(f32::MIN, |max, c| max.max(c.logit))
     }
 
-    /// Probabilities from logits.
+    /// Computes the probabilities from the logits (softmax).
     pub(super) fn weigh(&mut self) {
         let max = self.max();
         let mut sum = 0.0f64;
@@ -118,7 +118,7 @@ impl Candidates {
         }
     }
 
-    /// Changes the logits of the tokens that `of` lists, by what it says of them.
+    /// Changes the logits of the tokens in `of`. `change` gets a logit and the token's number in `of`.
     pub(super) fn adjust(&mut self, of: &HashMap<u32, u32>, change: impl Fn(f32, u32) -> f32) {
         let finite = |logit: f32| logit.clamp(f32::MIN, f32::MAX);
         if self.order == Order::Id {

@@ -1,35 +1,35 @@
-//! The links of the chain: their names, which are llama.cpp's, and their order.
+//! The links of the sampling chain: their names, which are llama.cpp's, and their order.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// One step between logits and the choice of a token.
+/// One step between the logits and the choice of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
-    /// Repeat, frequency and presence penalty.
+    /// Repeat, frequency and presence penalties.
     Penalties,
-    /// Penalty on whole repetitions.
+    /// Penalty on tokens that continue a repetition.
     Dry,
-    /// Cut by standard deviations.
+    /// Keeps logits within some standard deviations of the highest.
     TopNSigma,
-    /// Cut by number.
+    /// Keeps a fixed number of tokens.
     TopK,
-    /// Cut by expected surprise.
+    /// Keeps tokens whose surprise is close to the expected one.
     #[serde(rename = "typ_p")]
     Typical,
-    /// Cut by probability of all together.
+    /// Keeps the likeliest tokens up to a total probability.
     TopP,
-    /// Cut by probability beside the likeliest.
+    /// Keeps tokens with a minimum probability relative to the likeliest.
     MinP,
-    /// Leaves the most probable out.
+    /// Drops the most probable tokens.
     Xtc,
-    /// Flattens or sharpens.
+    /// Flattens or sharpens the distribution.
     Temperature,
 }
 
 impl Link {
-    /// All, in the order in which they are applied where nothing else is said: llama.cpp's.
+    /// All links in their default order, which is llama.cpp's.
     #[doc(hidden)]
     pub const ALL: [Link; 9] = [
         Link::Penalties,
@@ -43,7 +43,7 @@ impl Link {
         Link::Temperature,
     ];
 
-    /// Its name in a chain.
+    /// The link's name in a chain.
     #[doc(hidden)]
     pub fn name(self) -> &'static str {
         match self {
@@ -59,7 +59,7 @@ impl Link {
         }
     }
 
-    /// By any spelling that llama.cpp takes: `top_k`, `top-k`, `topk`.
+    /// Finds a link by any spelling that llama.cpp accepts: `top_k`, `top-k`, `topk`.
     fn named(name: &str) -> Option<Link> {
         let plain = |name: &str| name.to_ascii_lowercase().replace(['_', '-'], "");
         let name = plain(name);
@@ -71,10 +71,11 @@ impl Link {
         }
     }
 
-    /// A chain from names with semicolons (or commas) between them; of an empty text one without links.
+    /// Parses a chain of names with semicolons (or commas) between them. An empty text is a chain without
+    /// links.
     ///
     /// # Errors
-    /// `Invalid`, naming what is no link or appears twice.
+    /// `Invalid`, naming the link that is unknown or appears twice.
     #[doc(hidden)]
     pub fn chain(text: &str) -> Result<Vec<Link>> {
         let names = text.split([';', ',']).map(str::trim).filter(|_| !text.trim().is_empty());
@@ -88,7 +89,7 @@ impl Link {
         Link::check(&chain).map(|()| chain)
     }
 
-    /// Every link once at most.
+    /// Checks that no link appears twice.
     pub(super) fn check(chain: &[Link]) -> Result<()> {
         let twice = chain.iter().enumerate().find(|(i, link)| chain[..*i].contains(link));
         twice.map_or(Ok(()), |(_, link)| {

@@ -1,20 +1,20 @@
-//! Steps that leave candidates out, and the temperature. Each keeps at least one.
+//! The steps that remove candidates, and the temperature. Each keeps at least one candidate.
 //!
-//! What is kept equals what llama.cpp's samplers of the same names keep (`tests/samplers.rs`).
+//! The candidates kept equal those of llama.cpp's samplers of the same names (`tests/samplers.rs`).
 
 use super::candidates::{Candidate, Candidates, Order, likelier};
 
-/// Candidates that top-p sorts before it knows that it needs more: sorting a whole vocabulary would take longer than all other steps.
+/// Candidates that top-p sorts at first. Sorting a whole vocabulary would take longer than all other steps.
 const FEW: usize = 256;
 
 impl Candidates {
-    /// Those that are at least `p` times as likely as the likeliest.
+    /// Keeps candidates that are at least `p` times as likely as the likeliest.
     pub(super) fn min_p(&mut self, p: f32) {
         let least = self.max() + p.ln();
         self.list.retain(|c| c.logit >= least);
     }
 
-    /// The fewest that together have the probability `p`.
+    /// Keeps the fewest candidates that together have the probability `p`.
     pub(super) fn top_p(&mut self, p: f32) {
         self.weigh();
         let len = self.list.len();
@@ -38,10 +38,11 @@ impl Candidates {
         }
     }
 
-    /// Those whose surprise is nearest to the entropy, until they have more than the probability `p`.
+    /// Keeps the candidates whose surprise is nearest to the entropy, until together they have more than the
+    /// probability `p`.
     pub(super) fn typical(&mut self, p: f32) {
         self.weigh();
-        // 0 · ln 0 is 0 here.
+        // Count 0 · ln 0 as 0.
         let entropy = -self.list.iter().filter(|c| c.p > 0.0).map(|c| c.p * c.p.ln()).sum::<f32>();
         self.scored.clear();
         self.scored.extend(self.list.iter().map(|&c| ((-c.p.ln() - entropy).abs(), c)));
@@ -57,7 +58,7 @@ impl Candidates {
         self.order = Order::Unknown;
     }
 
-    /// Those within `n` standard deviations of the highest logit.
+    /// Keeps candidates within `n` standard deviations of the highest logit.
     pub(super) fn top_n_sigma(&mut self, n: f32) {
         let count = self.list.len() as f64;
         let mean = self.list.iter().map(|c| f64::from(c.logit)).sum::<f64>() / count;
@@ -66,7 +67,7 @@ impl Candidates {
         self.list.retain(|c| f64::from(c.logit) >= least);
     }
 
-    /// Of those that have the probability `threshold` or more, only the least likely, and all others.
+    /// Of the candidates with a probability of at least `threshold`, drops all but the least likely.
     pub(super) fn xtc(&mut self, threshold: f32) {
         self.weigh();
         let probable = self.list.iter().filter(|c| c.p >= threshold).count();
@@ -76,7 +77,7 @@ impl Candidates {
         }
     }
 
-    /// Divides logits.
+    /// Divides the logits by `t`.
     pub(super) fn temperature(&mut self, t: f32) {
         for c in &mut self.list {
             c.logit = (c.logit / t).clamp(f32::MIN, f32::MAX);

@@ -1,4 +1,4 @@
-//! DRY: what would continue a repetition becomes less likely, the more the longer the repetition is.
+//! DRY: makes tokens that would continue a repetition less likely, the more so the longer the repetition.
 //!
 //! After p-e-w's design (oobabooga/text-generation-webui#5677), with the numbers and breakers of llama.cpp.
 
@@ -8,19 +8,20 @@ use super::options::Sampling;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// ln of the largest f32: no penalty is larger.
+/// ln of the largest f32, to keep penalties finite.
 const MAX_LN: f32 = 88.722_84;
 
-/// Most tokens of a breaker behind its first.
+/// Most tokens of a breaker after its first.
 const MAX_TAIL: usize = 20;
 
-/// Texts over which no repetition is followed, as tokens: by first token, what must follow it. Cheap to clone.
+/// Texts that DRY matches no repetition across, as tokens: by first token, the tokens that must follow it.
+/// Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Breakers(Arc<HashMap<u32, Vec<Vec<u32>>>>);
 
 impl Breakers {
-    /// Every way in which tokens spell one of `texts`: within a token, or beginning at the end of one. `words` are all
-    /// tokens with their texts; `ids` tokenizes the rest of a text.
+    /// Finds every way in which tokens spell one of `texts`: within a token, or beginning at the end of one.
+    /// `words` are all tokens with their texts; `ids` tokenizes the rest of a text.
     pub fn new(
         texts: &[String],
         words: impl Iterator<Item = (u32, String)>,
@@ -48,12 +49,12 @@ impl Breakers {
         Breakers(Arc::new(all))
     }
 
-    /// Whether the token breaks on its own.
+    /// Whether the token alone is a breaker.
     fn breaks(&self, token: u32) -> bool {
         self.0.get(&token).is_some_and(|tails| tails.iter().any(Vec::is_empty))
     }
 
-    /// Tokens behind the last breaker of a text, which is given from its end.
+    /// Number of tokens after the last breaker of a text, which is given newest token first.
     fn since(&self, newest_first: &[u32]) -> usize {
         for (i, token) in newest_first.iter().enumerate() {
             let Some(tails) = self.0.get(token) else { continue };
@@ -68,16 +69,16 @@ impl Breakers {
     }
 }
 
-/// The last tokens. Empty where DRY does not act.
+/// DRY's memory of the recent tokens. Empty if DRY is off.
 #[derive(Clone, Debug)]
 pub(super) struct Dry {
     last_n: usize,
     last: VecDeque<u32>,
     breakers: Breakers,
     newest_first: Vec<u32>,
-    /// How many tokens from each on are those from the newest on.
+    /// For each position, how many tokens from there on equal those from the newest on.
     repeats: Vec<usize>,
-    /// The longest repetition that a token would continue.
+    /// For each token, the longest repetition that it would continue.
     longest: HashMap<u32, u32>,
 }
 
@@ -121,7 +122,7 @@ impl Dry {
         });
     }
 
-    /// Lists what would continue a repetition of `allowed` tokens or more.
+    /// Finds the tokens that would continue a repetition of at least `allowed` tokens.
     fn find(&mut self, allowed: usize) {
         self.longest.clear();
         self.newest_first.clear();
@@ -134,7 +135,7 @@ impl Dry {
         repeats(s, &mut self.repeats);
         for k in 1..s.len() {
             let length = self.repeats[k].min(limit);
-            // What came after the earlier occurrence.
+            // The token that followed the earlier occurrence.
             let next = s[k - 1];
             if length >= allowed && !self.breakers.breaks(next) {
                 let longest = self.longest.entry(next).or_default();
@@ -144,12 +145,12 @@ impl Dry {
     }
 }
 
-/// For each place of `s`, how many elements from there on are those at its beginning (the Z-function: one pass, because
-/// what is known of a repetition is known of its parts).
+/// For each position of `s`, how many elements from there on equal those at the beginning of `s` (the
+/// Z-function). It takes one pass, because matches within a known repetition are already known.
 fn repeats(s: &[u32], z: &mut Vec<usize>) {
     z.clear();
     z.resize(s.len(), 0);
-    // The repetition found so far that reaches farthest.
+    // The repetition found so far that ends last.
     let (mut from, mut to) = (0, 0);
     for k in 1..s.len() {
         let mut n = if k < to { z[k - from].min(to - k) } else { 0 };
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(breakers.0[&7], [tail("uman")]);
         assert_eq!(breakers.0.len(), 4);
         assert_eq!(breakers.since(&[0, 0, 2, 0]), 2);
-        // `hu`, `m`, `a`, `n`, then two more.
+        // `hu`, `m`, `a`, `n`, then two more tokens.
         let text: Vec<u32> = [4].into_iter().chain(tail("man")).chain([0, 0]).rev().collect();
         assert_eq!(breakers.since(&text), 2);
         assert_eq!(breakers.since(&text[3..]), 3, "`man` is not there yet");

@@ -1,9 +1,11 @@
-//! Choosing the next token from logits.
+//! Chooses the next token from logits.
 //!
-//! Biases of single tokens come first, then the chain, whose default order is llama.cpp's: penalties, DRY, top-n-sigma,
-//! top-k, typical-p, top-p, min-p, XTC, temperature. A token is drawn from what is left. Mirostat takes the place of the
-//! chain but its temperature, as in llama.cpp. At temperature 0 the likeliest token after biases, penalties and DRY is taken,
-//! and no chance is thrown. Given a seed, a choice is a function of the logits and the tokens before: no clock, no
+//! Biases of single tokens are applied first. Then comes the chain, whose default order is llama.cpp's:
+//! penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature. A token is drawn from the
+//! candidates that are left. Mirostat replaces the chain except its temperature, as in llama.cpp. At
+//! temperature 0 the likeliest token after biases, penalties and DRY is taken, and nothing is random.
+//!
+//! With a given seed, a choice is a function of the logits and the earlier tokens: there is no clock and no
 //! global generator.
 
 mod candidates;
@@ -31,16 +33,16 @@ use mirostat::Surprise;
 use penalties::Penalties;
 use rng::Rng;
 
-/// Logits of a model that differ by less than this say nothing, as those of a head whose weights were scaled to nothing: by them every token
-/// is drawn as often as any other.
+/// Logits that all differ by less than this carry no information. A head whose weights were scaled to zero
+/// gives such logits: every token would be drawn equally often.
 const FLAT: f32 = 1e-3;
 
-/// A [`Sampling`] at work: its random state and what appeared lately.
+/// Draws tokens as a [`Sampling`] says. Holds the random state and the recent tokens.
 #[derive(Clone, Debug)]
 #[doc(hidden)]
 pub struct Sampler {
     with: Sampling,
-    /// The links that change something.
+    /// The links that have an effect.
     chain: Vec<Link>,
     rng: Rng,
     penalties: Penalties,
@@ -50,6 +52,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Creates a sampler.
+    ///
     /// # Errors
     /// As [`Sampling::validate`].
     pub fn new(with: Sampling) -> Result<Sampler> {
@@ -65,27 +69,29 @@ impl Sampler {
         })
     }
 
-    /// Texts over which DRY is to follow no repetition; `None` where it does not act. A sampler knows no texts:
-    /// [`Sampler::set_breakers`] is to say what they are in tokens.
+    /// The texts that DRY matches no repetition across; `None` if DRY is off. A sampler has no tokenizer, so
+    /// the caller passes them as tokens to [`Sampler::set_breakers`].
     #[doc(hidden)]
     pub fn breakers(&self) -> Option<&[String]> {
         self.chain.contains(&Link::Dry).then_some(&self.with.dry_breakers)
     }
 
-    /// See [`Sampler::breakers`].
+    /// Sets the breakers; see [`Sampler::breakers`].
     #[doc(hidden)]
     pub fn set_breakers(&mut self, breakers: Breakers) {
         self.dry.set_breakers(breakers);
     }
 
-    /// Forgets the text: what is accepted next is its beginning. Chances go on, and so does what mirostat has learnt.
+    /// Forgets the text: the next accepted token is its first. The random state and what mirostat has learned
+    /// are kept.
     pub fn restart(&mut self) {
         self.penalties.clear();
         self.dry.clear();
         self.candidates.clear();
     }
 
-    /// Remembers a token, of the prompt or generated, for the penalties. Mirostat learns from the one that was chosen.
+    /// Records a token of the prompt or of the output, for the penalties. Mirostat learns from a token that
+    /// was sampled.
     pub fn accept(&mut self, token: u32) {
         self.penalties.accept(token);
         self.dry.accept(token);
@@ -95,14 +101,15 @@ impl Sampler {
         }
     }
 
-    /// How many of the likeliest tokens are enough to choose among ([`Sampler::sample_best`]); `None` where it takes all
-    /// logits.
+    /// How many of the likeliest tokens [`Sampler::sample_best`] needs to choose from; `None` if all logits
+    /// are needed.
     #[doc(hidden)]
     pub fn enough(&self) -> Option<usize> {
         if !self.with.logit_bias.is_empty() || self.surprise.is_some() {
             return None;
         }
-        // Before top-k only steps may come that do the same to the likeliest whatever the others are.
+        // Before top-k, only steps may come whose effect on the likeliest tokens does not depend on the
+        // others.
         let first = self.chain.iter().find(|link| **link != Link::MinP);
         match first {
             Some(Link::TopK) => Some(self.with.top_k),
@@ -111,23 +118,25 @@ impl Sampler {
         }
     }
 
-    /// The next token, chosen among the [`Sampler::enough`] likeliest, which are listed with their logits, likeliest first
-    /// (of equals the lower id first), NaN left out. The same as [`Sampler::sample`] says.
+    /// Samples the next token from the [`Sampler::enough`] likeliest. They are listed with their logits:
+    /// likeliest first, the lower id first among equals, without NaN. The result is that of
+    /// [`Sampler::sample`].
     #[doc(hidden)]
     pub fn sample_best(&mut self, best: &[(u32, f32)]) -> u32 {
         self.candidates.fill(best.iter().copied(), Order::Likelihood);
-        // Only mirostat counts the vocabulary, for which the best are not enough.
+        // Only mirostat uses the size of the vocabulary, and it needs all logits.
         self.narrow(best.len());
         self.draw()
     }
 
-    /// The next token; 0 where no logit is a number. Biases are added to `logits` in place.
+    /// Samples the next token; 0 if no logit is a number. Adds the biases to `logits` in place.
     pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
         self.weigh(logits);
         self.draw()
     }
 
-    /// What the next token would be drawn from, with probabilities, in no order. Biases are added to `logits` in place.
+    /// The candidates for the next token with their probabilities, in no order. Adds the biases to `logits`
+    /// in place.
     #[doc(hidden)]
     pub fn weigh(&mut self, logits: &mut [f32]) -> &[Candidate] {
         for b in &self.with.logit_bias {
@@ -140,8 +149,8 @@ impl Sampler {
         &self.candidates.list
     }
 
-    /// Takes the candidates through the chain. Where many are left and the model prefers none of them, chance would be noise: the likeliest
-    /// is left alone then, whatever the temperature.
+    /// Passes the candidates through the chain. If many are left with nearly equal logits, a draw would be
+    /// noise. Then only the likeliest is kept, whatever the temperature.
     fn narrow(&mut self, vocab: usize) {
         let Sampler { with, chain, rng, penalties, dry, surprise, candidates } = self;
         for link in chain.iter() {
@@ -176,7 +185,7 @@ impl Sampler {
         candidates.weigh();
     }
 
-    /// One of the candidates.
+    /// Draws one of the candidates.
     fn draw(&mut self) -> u32 {
         let list = &self.candidates.list;
         let [.., last] = list[..] else { return 0 };
@@ -195,7 +204,7 @@ impl Sampler {
     }
 }
 
-/// The likeliest token, the first of equals. NaN is less than everything.
+/// The likeliest token, the lowest id among equals. NaN counts as less than everything.
 #[doc(hidden)]
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);

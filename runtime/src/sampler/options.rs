@@ -1,84 +1,90 @@
-//! The numbers of sampling: what each means, what it may be, and what it is where neither user nor model says.
+//! Options of sampling: their meanings, their ranges, and the defaults if neither user nor model sets them.
 
 use super::chain::Link;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// How tokens are chosen. A number that switches a step off is named with it. A file or text may leave any of them out.
+/// How tokens are chosen. Each option says which value switches its step off. A file or text may leave any of
+/// them out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token, and then nothing is cut off.
+    /// Flattens (above 1) or sharpens the distribution. 0 always takes the likeliest token, and skips all
+    /// cuts.
     pub temperature: f32,
-    /// Only the `top_k` likeliest; 0 for all.
+    /// Keeps only the `top_k` likeliest tokens; 0 keeps all.
     pub top_k: usize,
-    /// Only the likeliest that together have this probability; 1 for all (Holtzman et al., 2019).
+    /// Keeps only the likeliest tokens that together have this probability; 1 keeps all (Holtzman et al.,
+    /// 2019).
     pub top_p: f32,
-    /// Only those at least this part as likely as the likeliest; 0 for all (Nguyen et al., 2024).
+    /// Keeps only tokens at least this fraction as likely as the likeliest; 0 keeps all (Nguyen et al.,
+    /// 2024).
     pub min_p: f32,
-    /// Only those whose surprise is nearest to the expected one, together of this probability; 1 for all (Meister et al.,
-    /// 2022).
+    /// Keeps only the tokens whose surprise is nearest to the expected one, until together they have this
+    /// probability; 1 keeps all (Meister et al., 2022).
     pub typical_p: f32,
-    /// Only logits within this many standard deviations of the highest; 0 for all (Tang et al., 2024).
+    /// Keeps only logits within this many standard deviations of the highest; 0 keeps all (Tang et al.,
+    /// 2024).
     pub top_n_sigma: f32,
-    /// How often all but the least likely of the probable tokens are left out (XTC); 0 for never.
+    /// How often XTC drops all but the least likely of the probable tokens, as a probability; 0 switches XTC
+    /// off.
     pub xtc_probability: f32,
-    /// What counts as probable for XTC; above 0.5 for never.
+    /// Probability from which XTC counts a token as probable; more than 0.5 switches XTC off.
     pub xtc_threshold: f32,
-    /// Divides the logit of what appeared lately (multiplies a negative one); 1 for none.
+    /// Divides the logits of recent tokens, or multiplies negative ones; 1 has no effect.
     pub repeat_penalty: f32,
-    /// How many tokens back counts as lately; 0 for no penalty.
+    /// Number of previous tokens that count as recent; 0 switches all penalties off.
     pub repeat_last_n: usize,
-    /// Subtracted from the logit of what appeared lately; 0 for none.
+    /// Subtracted from the logits of recent tokens; 0 has no effect.
     pub presence_penalty: f32,
-    /// Subtracted from the logit of what appeared lately, once for each time; 0 for none.
+    /// Subtracted from the logits of recent tokens, once per occurrence; 0 has no effect.
     pub frequency_penalty: f32,
-    /// DRY: a token that would continue a repetition of n tokens loses `multiplier · base^(n − allowed_length)`; 0 for
-    /// nothing.
+    /// DRY: a token that would continue a repetition of n tokens loses `multiplier · base^(n −
+    /// allowed_length)`; 0 switches DRY off.
     pub dry_multiplier: f32,
     /// See `dry_multiplier`.
     pub dry_base: f32,
-    /// Repetitions shorter than this are free of DRY.
+    /// DRY ignores repetitions shorter than this.
     pub dry_allowed_length: usize,
-    /// How many tokens back DRY looks for repetitions; 0 for no DRY.
+    /// Number of previous tokens in which DRY looks for repetitions; 0 switches DRY off.
     pub dry_last_n: usize,
-    /// Texts over which DRY follows no repetition.
+    /// Texts that DRY matches no repetition across.
     pub dry_breakers: Vec<String>,
-    /// Takes the place of the whole chain but the temperature.
+    /// Mirostat, which replaces the whole chain except the temperature.
     pub mirostat: Mirostat,
-    /// Surprise per token that mirostat aims at, in bits.
+    /// The surprise per token that mirostat aims at, in bits.
     pub mirostat_tau: f32,
-    /// How fast mirostat learns.
+    /// Learning rate of mirostat.
     pub mirostat_eta: f32,
-    /// Added to the logits of single tokens, before everything else.
+    /// Added to the logits of single tokens, before all other steps.
     pub logit_bias: Vec<LogitBias>,
-    /// What is applied, in order. What a number switches off is left out.
+    /// The steps to apply, in order. A step that its option switches off is skipped.
     pub chain: Vec<Link>,
-    /// Start of the random sequence.
+    /// Seed of the random sequence.
     pub seed: u64,
 }
 
-/// Mirostat (Basu et al., 2020): the number of candidates follows how surprising the text was so far.
+/// Mirostat (Basu et al., 2020): adapts the number of candidates to how surprising the text was so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mirostat {
-    /// The chain.
+    /// Off: the chain is used.
     #[default]
     Off,
     /// As in the paper: the number of candidates is estimated from a Zipf exponent.
     V1,
-    /// All tokens up to a surprise.
+    /// All tokens up to a maximum surprise are candidates.
     V2,
 }
 
-/// What is added to the logit of a token.
+/// A number to add to the logit of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogitBias {
-    /// Its id.
+    /// Token id.
     pub token: u32,
-    /// Finite, or minus infinity for a token that is never chosen; JSON has no infinity and says `null`.
+    /// Finite, or minus infinity for a token that is never chosen. JSON has no infinity and uses `null`.
     #[serde(deserialize_with = "bias")]
     pub bias: f32,
 }
@@ -117,50 +123,52 @@ impl Default for Sampling {
     }
 }
 
-/// Longest memory of a penalty.
+/// Longest window of a penalty, in tokens.
 const MAX_LAST_N: usize = 1 << 20;
-/// Below this, logits divided by the temperature may be infinite, and equal where they were not.
+/// Below this, logits divided by the temperature may become infinite, and different ones equal.
 const MIN_TEMPERATURE: f32 = 1e-6;
 const MAX_BIASES: usize = 1 << 16;
 const MAX_BREAKERS: usize = 64;
 const MAX_BREAKER_BYTES: usize = 40;
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Options that always take the likeliest token.
     pub fn greedy() -> Self {
         Sampling::default().with_temperature(0.0)
     }
 
-    /// Flattens or sharpens the distribution; 0 always takes the likeliest token.
+    /// Sets the temperature, which flattens or sharpens the distribution; 0 always takes the likeliest token.
     #[must_use]
     pub fn with_temperature(mut self, temperature: f32) -> Self {
         self.temperature = temperature;
         self
     }
 
-    /// Only the `top_k` likeliest; 0 for all.
+    /// Keeps only the `top_k` likeliest tokens; 0 keeps all.
     #[must_use]
     pub fn with_top_k(mut self, top_k: usize) -> Self {
         self.top_k = top_k;
         self
     }
 
-    /// Only the likeliest that together have this probability; 1 for all.
+    /// Keeps only the likeliest tokens that together have this probability; 1 keeps all.
     #[must_use]
     pub fn with_top_p(mut self, top_p: f32) -> Self {
         self.top_p = top_p;
         self
     }
 
-    /// Start of the random sequence.
+    /// Sets the seed of the random sequence.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
+    /// Checks that every option is within its range.
+    ///
     /// # Errors
-    /// `Invalid`, naming the number and its range.
+    /// `Invalid`, naming the option and its range.
     pub fn validate(&self) -> Result<()> {
         let fail = |name: &str, value: &dyn fmt::Display, must: &str| {
             Err(Error::Invalid(format!("{name} {value}: it must be {must}")))
@@ -220,25 +228,26 @@ impl Sampling {
         Link::check(&self.chain)
     }
 
-    /// Whether chances decide: otherwise the seed changes nothing.
+    /// Whether tokens are drawn at random. If not, the seed has no effect.
     pub fn is_random(&self) -> bool {
         self.temperature != 0.0
     }
 
-    /// The links that change something, in order.
+    /// The links that have an effect, in order.
     pub(super) fn acting(&self) -> Vec<Link> {
         let links = match self.mirostat {
-            // As in llama.cpp: the temperature then counts whether the chain names it or not.
+            // As in llama.cpp, the temperature then applies whether the chain names it or not.
             Mirostat::V1 | Mirostat::V2 if self.is_random() => &[Link::Temperature][..],
             _ => &self.chain,
         };
-        // At temperature 0 nothing is cut: no chance may change what is likeliest.
+        // At temperature 0 cuts are skipped: a random step (XTC) must not change which token is the
+        // likeliest.
         let counts = |link: Link| self.is_random() || matches!(link, Link::Penalties | Link::Dry);
         links.iter().copied().filter(|&link| counts(link) && link.acts(self)).collect()
     }
 }
 
-/// What changes something, in order, for people: `top-k 40, top-p 0.95, min-p 0.05, temperature 0.7`.
+/// Lists the steps that have an effect, in order: `top-k 40, top-p 0.95, min-p 0.05, temperature 0.7`.
 impl fmt::Display for Sampling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
@@ -260,7 +269,7 @@ impl fmt::Display for Sampling {
 }
 
 impl Link {
-    /// Whether it changes anything with these numbers.
+    /// Whether the link has an effect with these options.
     pub(super) fn acts(self, with: &Sampling) -> bool {
         match self {
             Link::Penalties => {
@@ -279,7 +288,7 @@ impl Link {
         }
     }
 
-    /// With its numbers, for people.
+    /// The link with its options, for display.
     pub(super) fn described(self, with: &Sampling) -> String {
         match self {
             Link::Penalties => format!(

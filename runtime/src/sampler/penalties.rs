@@ -1,11 +1,11 @@
-//! What appeared lately becomes less likely.
+//! Penalties that make recent tokens less likely.
 
 use super::candidates::Candidates;
 use super::chain::Link;
 use super::options::Sampling;
 use std::collections::{HashMap, VecDeque};
 
-/// The last tokens, and how often each is among them. Empty where no penalty acts.
+/// The recent tokens, and how often each occurs among them. Empty if no penalty is active.
 #[derive(Clone, Debug)]
 pub(super) struct Penalties {
     last_n: usize,
@@ -13,7 +13,7 @@ pub(super) struct Penalties {
     counts: HashMap<u32, u32>,
 }
 
-/// Tokens that are made room for beforehand: more than that only a long prompt brings, before decoding begins.
+/// Number of tokens allocated in advance. Only a long prompt has more, and it comes before decoding begins.
 const ROOM: usize = 1 << 12;
 
 impl Penalties {

@@ -1,5 +1,5 @@
-//! SplitMix64 (Steele, Lea, Flood, 2014): eight lines, any seed is good, and the sequence is fixed for ever, which a
-//! dependency would not promise.
+//! SplitMix64 (Steele, Lea, Flood, 2014). It takes eight lines, any seed is good, and its sequence never
+//! changes, which a dependency would not promise.
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! What sampling promises whatever the logits are; that it equals llama.cpp's is `tests/samplers.rs`.
+//! Tests of sampling with any logits. `tests/samplers.rs` compares it with llama.cpp.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn penalties_turn_away_from_what_was_said() {
     assert_eq!(forgetful.sample(&mut [1.0, 1.5, -1.0]), 1);
 }
 
-/// Logits with many ties, and broken ones.
+/// Logits with many ties, and logits with invalid values.
 fn hard_logits() -> Vec<Vec<f32>> {
     let ties = (0..300).map(|i| (4.0 * (i as f32 * 0.7).sin()).round() / 4.0).collect();
     vec![
@@ -106,7 +106,7 @@ fn the_likeliest_are_enough_where_it_says_so() {
     assert_eq!(enough(Sampling { presence_penalty: 0.5, repeat_last_n: 0, ..Sampling::greedy() }), Some(1));
     assert_eq!(enough(Sampling { top_k: 0, ..Sampling::default() }), None);
     assert_eq!(enough(Sampling { top_n_sigma: 1.0, ..Sampling::default() }), None);
-    // At temperature 0 nothing is cut.
+    // At temperature 0 cuts are skipped.
     let cut = Sampling { top_n_sigma: 1.0, typical_p: 0.5, xtc_probability: 1.0, ..Sampling::greedy() };
     assert_eq!(enough(cut), Some(1));
     assert_eq!(enough(Sampling { dry_multiplier: 0.8, ..Sampling::greedy() }), None);
@@ -148,7 +148,7 @@ fn a_repetition_is_not_continued() {
     assert_eq!(sampler.breakers().unwrap().len(), 4);
     [5, 6, 7, 1, 5, 6].into_iter().for_each(|t| sampler.accept(t));
     let logits = [0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 2.4];
-    // 7 would continue `5 6`, and loses 2.
+    // Token 7 would continue `5 6`, and loses 2.
     assert_eq!(sampler.sample(&mut logits.clone()), 2);
     let words = (0..8).map(|id| (id, if id == 6 { "\n".into() } else { "x".to_owned() }));
     sampler.set_breakers(Breakers::new(&["\n".into()], words, &|_| Vec::new()));
@@ -255,7 +255,7 @@ fn numbers_out_of_range_are_named() {
 
 #[test]
 fn numbers_from_before_are_read() {
-    // What versions wrote that knew no more.
+    // What older versions with fewer options wrote.
     let old = r#"{"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "repeat_penalty": 1.1,
         "repeat_last_n": 8, "presence_penalty": 0.2, "seed": 7}"#;
     let want = Sampling {
@@ -295,11 +295,11 @@ fn of_equal_logits_none_is_drawn_by_chance() {
     let best = drawn(1.0, 100, Sampling { temperature: 0.0, ..open() })[0];
     for with in [open(), Sampling { top_k: 40, ..open() }, Sampling { mirostat: Mirostat::V2, ..open() }] {
         assert_eq!(drawn(1e-6, 100, with.clone()), [best; 50], "{with:?}");
-        // A preference that is small is one, and few tokens may well be equal.
+        // Larger differences are a preference, and few tokens may well be equal.
         let differ = |tokens: Vec<u32>| tokens.iter().any(|&t| t != tokens[0]);
         assert!(differ(drawn(1e-2, 100, with.clone())) && differ(drawn(1e-6, 8, with)));
     }
-    // What the caller prefers counts.
+    // The caller's preference counts.
     let biased = Sampling { logit_bias: vec![LogitBias { token: 7, bias: 5e-4 }], ..open() };
     assert_eq!(drawn(1e-6, 100, biased), [7; 50]);
 }
