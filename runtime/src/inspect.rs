@@ -1,4 +1,4 @@
-//! What a model file holds, without loading it.
+//! Summarizes a model file without loading its weights.
 
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
@@ -11,16 +11,16 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What kind of model a path is.
+/// The kind of model at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kind {
     /// A Dollop file.
     Dollop,
-    /// Another GGUF file.
+    /// A GGUF file that is not a Dollop file.
     Gguf,
-    /// A folder with `config.json` and safetensors.
+    /// A Hugging Face folder, with `config.json` and safetensors.
     HuggingFace,
 }
 
@@ -34,15 +34,15 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// The tensors of one element type.
+/// The number and size of the tensors of one element type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TypeTotal {
     /// Element type.
     pub ty: String,
-    /// How many tensors.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Their bytes.
+    /// Bytes of these tensors.
     pub bytes: u64,
 }
 
@@ -50,19 +50,19 @@ pub struct TypeTotal {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PlaneTotal {
-    /// Number, from 0.
+    /// Number of the plane, from 0.
     pub plane: usize,
-    /// Bits that it adds.
+    /// Bits that the plane adds.
     pub bits: u8,
-    /// The level that it completes.
+    /// Level, in bits, that the plane completes.
     pub level: u8,
-    /// Its bytes.
+    /// Bytes of the plane.
     pub bytes: u64,
-    /// Bits per weight up to and with this plane, all metadata included.
+    /// Bits per weight of this plane and all before it, metadata included.
     pub bits_per_weight: f64,
 }
 
-/// A model file in numbers.
+/// A summary of a model file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
@@ -72,7 +72,7 @@ pub struct Inspection {
     pub name: String,
     /// `general.architecture`.
     pub architecture: String,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub layers: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -80,46 +80,46 @@ pub struct Inspection {
     pub context: usize,
     /// Experts per routed layer; 0 for a dense model.
     pub experts: usize,
-    /// Experts per token.
+    /// Experts active per token.
     pub experts_used: usize,
-    /// Weights in matrices.
+    /// Weights in all matrices.
     pub weights: u64,
-    /// Of those, in routed experts.
+    /// Weights in routed experts.
     pub expert_weights: u64,
-    /// Bytes on disk, of all shards.
+    /// Bytes on disk, in all shards.
     pub file_bytes: u64,
     /// Tensors by element type.
     pub types: Vec<TypeTotal>,
-    /// Planes of the experts; empty for foreign files.
+    /// Planes of the experts; empty unless it is a Dollop file.
     pub planes: Vec<PlaneTotal>,
-    /// By level in bits, how many experts are stored at it; for Dollop files.
+    /// In a Dollop file, the number of experts stored at each level, by the level's bits.
     pub expert_levels: BTreeMap<u8, usize>,
-    /// By layer, bits of an expert's codes on average, without metadata; for Dollop files.
+    /// In a Dollop file, the average bits of an expert's codes in each layer, without metadata.
     pub layer_bits: BTreeMap<usize, f64>,
-    /// Bits per weight of dense matrices; for Dollop files.
+    /// In a Dollop file, bits per weight of dense matrices.
     pub dense_bits_per_weight: Option<f64>,
-    /// Kind of tokenizer and size of its vocabulary.
+    /// Kind of tokenizer, and size of its vocabulary.
     pub tokenizer: Option<String>,
-    /// First line of the chat template.
+    /// First line of the chat template, shortened.
     pub chat_template: Option<String>,
-    /// What a Dollop file was made from.
+    /// Name of the file that a Dollop file was converted from.
     pub source: Option<String>,
-    /// Of the weights, those in matrices that are stored for rotated inputs.
+    /// Weights in matrices that are stored for rotated inputs.
     pub rotated_weights: u64,
-    /// Weights whose codes index a table, as their source's do.
+    /// Weights whose codes index a table, as in their source.
     pub table_weights: u64,
-    /// What was known of the inputs of its matrices when it was made.
+    /// Description of the calibration that a Dollop file was converted with.
     pub calibration: Option<String>,
-    /// How it wants its tokens chosen, where it says anything of that.
+    /// The sampling that the file recommends, if it does.
     pub sampling: Option<String>,
-    /// What the file says that is not used, a line each.
+    /// Settings of the file that are not used, one line each.
     pub notes: Vec<String>,
 }
 
-/// The kind of model at a path.
+/// Determines the kind of model at a path.
 ///
 /// # Errors
-/// `Io`, or `Malformed` where the header does not parse.
+/// `Io`; `Malformed` if the header does not parse.
 pub fn kind(path: &Path) -> Result<Kind> {
     if path.is_dir() || path.file_name().is_some_and(|n| n == "config.json") {
         return Ok(Kind::HuggingFace);
@@ -129,7 +129,7 @@ pub fn kind(path: &Path) -> Result<Kind> {
     Ok(if dollop::is_dollop(&gguf.metadata) { Kind::Dollop } else { Kind::Gguf })
 }
 
-/// Compares the checksums of a Dollop file with its bytes.
+/// Compares the checksums of a Dollop file with its contents.
 ///
 /// # Errors
 /// `Malformed`, naming the tensor that differs; `Unsupported` for files that have no checksums.
@@ -140,7 +140,7 @@ pub fn verify(path: &Path) -> Result<()> {
     NestedFile::new(store::map(path)?).and_then(|f| f.verify()).map_err(|e| e.at(path))
 }
 
-/// Looks into a Dollop file, a GGUF file or a Hugging Face folder.
+/// Summarizes a Dollop file, a GGUF file or a Hugging Face folder.
 ///
 /// # Errors
 /// `Io`, `Malformed` or `Unsupported`, naming the file.
