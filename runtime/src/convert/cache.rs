@@ -142,7 +142,7 @@ fn is_whole(target: &Path) -> bool {
     match store::map(target).and_then(NestedFile::new) {
         Ok(_) => true,
         Err(e) => {
-            log::warn!("{}: made again: {e}", target.display());
+            log::warn!("{}: damaged, converting again: {e}", target.display());
             false
         }
     }

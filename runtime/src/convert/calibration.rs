@@ -86,7 +86,10 @@ impl Calibration {
     #[doc(hidden)]
     pub fn insert_shares(&mut self, layer: usize, shares: Vec<f32>) -> Result<()> {
         match shares.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
-            Some(bad) => Err(Error::malformed(format!("shares of layer {layer}"), format!("{bad} is none"))),
+            Some(bad) => Err(Error::malformed(
+                format!("shares of layer {layer}"),
+                format!("{bad} is not a sum of squares"),
+            )),
             None => {
                 self.shares.insert(layer, shares);
                 Ok(())
@@ -182,7 +185,7 @@ fn check_values(inputs: &Inputs) -> Result<(), String> {
     }
     for (what, values) in [("energy", sums), ("count", counts)] {
         if let Some(i) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
-            return Err(format!("{what} {i} is {}, and must be a number of zero or more", values[i]));
+            return Err(format!("{what} {i} is {}, and must be zero or a positive number", values[i]));
         }
     }
     if let Some(i) = counts.iter().position(|c| c.fract() != 0.0) {
@@ -191,7 +194,7 @@ fn check_values(inputs: &Inputs) -> Result<(), String> {
     let cols = sums.len() / counts.len();
     for (i, (sums, &count)) in sums.chunks_exact(cols).zip(counts).enumerate() {
         if count == 0.0 && sums.iter().any(|&s| s > 0.0) {
-            return Err(format!("matrix {i} has energies and no tokens"));
+            return Err(format!("matrix {i} has energies but no tokens"));
         }
     }
     if sums.iter().all(|&s| s == 0.0) {
@@ -247,7 +250,7 @@ impl<'a> Importance<'a> {
         }
         if stacks.is_empty() {
             return Err(Error::Invalid(format!(
-                "{}: none of the model's matrices is among its {}; was it made for another model?",
+                "{}: none of its {} matrices is in this model; was it made for another model?",
                 calibration.description,
                 calibration.inputs.len()
             )));

@@ -57,7 +57,7 @@ fn all(source: &Source) -> Result<()> {
     let declared = weights::declared(&spec, &|name| source.rows(name));
     let known: HashSet<&str> = declared.iter().map(|d| d.name.as_str()).collect();
     if let Some(name) = source.names().find(|name| !known.contains(name)) {
-        let what = format!("tensor `{name}` is no part of a `{}` model that is supported", spec.family.name);
+        let what = format!("tensor `{name}` is not part of a supported `{}` model", spec.family.name);
         return Err(Error::unsupported(what));
     }
     for tensor in &declared {
@@ -75,7 +75,7 @@ fn widths(source: &Source, spec: &Spec, layer: usize) -> Result<()> {
         let said = source.metadata().u64(&key).ok().flatten();
         if let Some((width, said)) = source.rows(&up).zip(said).filter(|&(width, said)| width as u64 != said)
         {
-            let reason = format!("is {width} wide; `{key}` says {said}");
+            let reason = format!("is {width} wide, but `{key}` says {said}");
             return Err(Error::malformed(format!("tensor `{up}`"), reason));
         }
     }

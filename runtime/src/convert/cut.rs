@@ -72,7 +72,9 @@ fn levels(
     let layers: Vec<usize> = stored.iter().map(|(layer, _)| *layer).collect();
     let experts: usize = stored.iter().map(|(_, levels)| levels.len()).sum();
     if experts == 0 {
-        return Err(Error::Invalid("a size is met by the bits of experts, and this model has none".into()));
+        return Err(Error::Invalid(
+            "a size limit lowers the bits of experts, and this model has no experts".into(),
+        ));
     }
     let bytes = matches!(size, Size::File(_));
     let choices = bits::choices(file, &layers, calibration, bytes)?;
@@ -92,10 +94,10 @@ fn levels(
     let chosen = budget.and_then(|budget| bits::allot(&choices, budget)).ok_or_else(|| {
         Error::Invalid(match size {
             Size::File(_) => format!(
-                "the size: with all experts at 2 bits the file takes {} MB; lower --level-dense or --level-embed",
+                "the size is too small: with all experts at 2 bits the file takes {} MB; lower --level-dense or --level-embed",
                 (length - most + least).div_ceil(1 << 20)
             ),
-            Size::Bits(bits) => format!("{bits} bits an expert: 2 are the least"),
+            Size::Bits(bits) => format!("{bits} bits an expert are too few: 2 are the least"),
         })
     })?;
     let mut chosen = chosen.into_iter().map(|index| Level::ALL[index]);

@@ -46,7 +46,7 @@ fn parse_gguf(bytes: &[u8], name: &str) -> Result<Calibration> {
     let gguf = Gguf::parse(bytes)?;
     let meta = &gguf.metadata;
     if meta.str("general.type")? != Some("imatrix") {
-        let what = "this GGUF file is no importance matrix (which says `imatrix` here)";
+        let what = "this GGUF file is no importance matrix: that has the value `imatrix` here";
         return Err(Error::malformed("general.type", what));
     }
     let mut parts: BTreeMap<&str, [Option<Vec<f32>>; 2]> = BTreeMap::new();
@@ -89,7 +89,7 @@ fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
     let mut r = Reader { bytes };
     let entries = r.number("number of entries")?;
     if entries == 0 || entries > r.bytes.len() / MIN_ENTRY_BYTES {
-        let what = "this is no importance matrix of llama.cpp, neither GGUF nor the older kind";
+        let what = "this is no importance matrix of llama.cpp, neither in GGUF nor in the older format";
         return Err(Error::malformed("header", what));
     }
     let mut found = Vec::new();
@@ -101,7 +101,7 @@ fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
         let data = n.checked_mul(4).and_then(|n| r.take(n)).ok_or_else(|| {
             Error::malformed(
                 format!("inputs of `{matrix}`"),
-                "end behind the end of the file; is the download complete?",
+                "end past the end of the file; is the download complete?",
             )
         })?;
         // Values are means times calls. Times the tokens of a call, they are sums over tokens.
@@ -113,7 +113,7 @@ fn parse_dat(bytes: &[u8], name: &str) -> Result<Calibration> {
         text = Some(format!("{} chunks", r.number("number of chunks")?));
         dataset = if r.bytes.is_empty() { None } else { Some(r.text("data set")?) };
         if !r.bytes.is_empty() {
-            return Err(Error::malformed("end", format!("{} bytes follow it", r.bytes.len())));
+            return Err(Error::malformed("end", format!("{} unexpected bytes follow", r.bytes.len())));
         }
     }
     let mut all = Calibration::new(describe(name, text, dataset.into_iter()));
@@ -137,7 +137,7 @@ fn insert(all: &mut Calibration, matrix: &str, inputs: Inputs) -> Result<()> {
 
 fn refuse_empty(all: Calibration) -> Result<Calibration> {
     if all.names().next().is_none() {
-        return Err(Error::malformed("tensors", "there are no energies in this importance matrix"));
+        return Err(Error::malformed("tensors", "this importance matrix has no energies"));
     }
     Ok(all)
 }

@@ -71,7 +71,10 @@ impl Journal {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&stem);
         let mut file = file.map_err(|e| Error::io(&stem, e))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            return Err(Error::Invalid(format!("{}: another conversion writes this file", out.display())));
+            return Err(Error::Invalid(format!(
+                "{}: another conversion is writing this file; wait until it ends",
+                out.display()
+            )));
         }
         let failed = |e| Error::io(&stem, e);
         let mut bytes = Vec::new();
@@ -92,7 +95,7 @@ impl Journal {
         file.set_len(end as u64).and_then(|()| file.seek(SeekFrom::End(0))).map_err(failed)?;
         let stale = !bytes.is_empty() && !bytes.starts_with(&head);
         if stale {
-            log::info!("{}: of other inputs or options; begun anew", stem.display());
+            log::info!("{}: this journal is of other inputs or options; starting over", stem.display());
         }
         Ok(Journal(Arc::new(Mutex::new(Inner { stem, file, records, stale }))))
     }

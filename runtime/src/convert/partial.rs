@@ -24,7 +24,7 @@ impl Partial {
     /// killed conversions.
     pub(crate) fn new(out: &Path) -> Result<Partial> {
         let name =
-            out.file_name().ok_or_else(|| Error::Invalid(format!("{} is no file name", out.display())))?;
+            out.file_name().ok_or_else(|| Error::Invalid(format!("{} is not a file name", out.display())))?;
         let stem = format!("{}.partial-", name.to_string_lossy());
         let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
@@ -50,7 +50,7 @@ impl Partial {
                 return Ok(Partial { path, file, kept: false });
             }
         }
-        Err(Error::io(folder, std::io::Error::other("no new file can be made here")))
+        Err(Error::io(folder, std::io::Error::other("no temporary file can be created here")))
     }
 
     /// A file that is not deleted on drop, so that a later run can resume it.

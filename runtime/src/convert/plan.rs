@@ -135,7 +135,7 @@ impl Plan {
                 _ => {
                     return Err(Error::malformed(
                         format!("tensor `{name}`"),
-                        format!("shape {shape:?} is not that of a matrix"),
+                        format!("has shape {shape:?}, and must be a matrix"),
                     ));
                 }
             }
@@ -180,7 +180,10 @@ impl Plan {
         entries: &mut Vec<MatrixEntry>,
     ) -> Result<usize> {
         let layer: usize = block.strip_prefix("blk.").and_then(|n| n.parse().ok()).ok_or_else(|| {
-            Error::malformed(format!("tensor `{block}.ffn_gate_exps.weight`"), "belongs to no layer")
+            Error::malformed(
+                format!("tensor `{block}.ffn_gate_exps.weight`"),
+                "has no layer number in its name",
+            )
         })?;
         let names = PARTS.map(|part| part_name(layer, part));
         // A slab holds planes of gate, up and down, so either all three keep table codes or none does.
@@ -196,7 +199,10 @@ impl Plan {
                     shapes.push(shape_of(source, options, name, (rows, cols), tables)?)
                 }
                 Some(shape) => {
-                    return Err(Error::malformed(field(), format!("shape {shape:?} for {experts} experts")));
+                    return Err(Error::malformed(
+                        field(),
+                        format!("has shape {shape:?}, but the layer has {experts} experts"),
+                    ));
                 }
                 None => return Err(Error::malformed(field(), "the file has no such tensor")),
             }
@@ -271,7 +277,9 @@ fn shape_of(
     tables: bool,
 ) -> Result<Shape> {
     if options.params.table().is_some() {
-        return Err(Error::Invalid("codes of tables are kept where a source has them, and not made".into()));
+        return Err(Error::Invalid(
+            "codes of tables can be kept from a source, but not made; choose another format of scales".into(),
+        ));
     }
     let kept = source.dtype(name).and_then(quant::kept).filter(|params| tables || params.table().is_none());
     let group = match options.group {

@@ -183,7 +183,7 @@ impl Rows {
         let mut moments = Moments::new(cols);
         let runs = match self.open().kept.get(&(name.to_owned(), expert)) {
             Some(kept) if kept.cols != cols => {
-                let reason = format!("inputs of {} columns, the matrix has {cols}", kept.cols);
+                let reason = format!("have {} columns, but the matrix has {cols}", kept.cols);
                 return Err(Error::malformed(format!("inputs of `{name}`"), reason));
             }
             Some(kept) => kept.runs.clone(),

@@ -184,11 +184,11 @@ impl Source {
     pub fn raw_rows(&self, name: &str, expert: usize, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let none = |what: &str| Error::malformed(format!("tensor `{name}`"), what.to_owned());
         let t = self.find(name).ok_or_else(|| none("the file has no such tensor"))?;
-        let piece = t.pieces.get(expert).ok_or_else(|| none("has fewer experts"))?;
+        let piece = t.pieces.get(expert).ok_or_else(|| none("does not have this expert"))?;
         let (total, cols) = t.rows_cols();
-        let row_bytes = t.ty.row_bytes(cols).ok_or_else(|| none("rows are no whole number of blocks"))?;
+        let row_bytes = t.ty.row_bytes(cols).ok_or_else(|| none("a row is not a whole number of blocks"))?;
         if rows.start > rows.end || rows.end > total {
-            return Err(none("has fewer rows"));
+            return Err(none("does not have these rows"));
         }
         let data = &self.files[piece.file].1[piece.offset..piece.offset + piece.len];
         // In a vector, single elements are reordered as the rows of its matrix are.

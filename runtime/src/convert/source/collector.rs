@@ -35,13 +35,10 @@ impl Collector {
         let ty = if matches!(layout, Layout::Turned { .. }) { GgmlType::F32 } else { ty };
         let wrong = |what: String| Err(Error::malformed(format!("tensor `{}`", place.name), what));
         if shape.is_empty() || shape.len() > 3 || shape.contains(&0) || !ty.is_float() {
-            return wrong(format!("shape {shape:?} of {ty} is not one of weights"));
+            return wrong(format!("shape {shape:?} with type {ty} is not supported for weights"));
         }
         if pieces.count() > MAX_EXPERTS {
-            return wrong(format!(
-                "{} experts are more than the {MAX_EXPERTS} that are supported",
-                pieces.count()
-            ));
+            return wrong(format!("has {} experts; at most {MAX_EXPERTS} are supported", pieces.count()));
         }
         let (Some(expert), Some(piece)) = (place.expert, pieces.get(0)) else {
             if self.index.contains_key(&place.name) {
@@ -49,14 +46,14 @@ impl Collector {
             }
             let stored = place.stored;
             if stored != Stored::Plain && shape.len() > 1 {
-                return wrong(format!("shape {shape:?} is not that of a vector"));
+                return wrong(format!("has shape {shape:?}, and must be a vector"));
             }
             let at = self.push(place.name, shape, ty, pieces, layout);
             self.tensors[at].stored = stored;
             return Ok(());
         };
         if expert >= MAX_EXPERTS {
-            return wrong(format!("expert {expert} is past the {MAX_EXPERTS} that are supported"));
+            return wrong(format!("has an expert {expert}; at most {MAX_EXPERTS} experts are supported"));
         }
         let at = match self.index.get(&place.name) {
             Some(&at) => at,
@@ -64,7 +61,7 @@ impl Collector {
         };
         let tensor = &self.tensors[at];
         if !matches!(tensor.pieces, Pieces::Each(_)) {
-            return wrong("appears whole and expert by expert".into());
+            return wrong("appears both whole and expert by expert".into());
         }
         if shape.len() != 2 || tensor.shape != shape || tensor.ty != ty {
             return wrong(format!("expert {expert} differs from the others in shape or type"));
@@ -99,7 +96,8 @@ impl Collector {
             let t = &mut self.tensors[at];
             let n = stack.last_key_value().map_or(0, |(&last, _)| last + 1);
             if stack.len() != n {
-                let what = format!("{} of {n} experts are there; is the download complete?", stack.len());
+                let what =
+                    format!("only {} of {n} experts are there; is the download complete?", stack.len());
                 return Err(Error::malformed(format!("tensor `{}`", t.name), what));
             }
             t.pieces = Pieces::Each(stack.into_values().collect());

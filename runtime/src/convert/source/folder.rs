@@ -23,11 +23,8 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let file = |name: &str| folder.join(name);
     let config_path = file("config.json");
     let config = read_text(&config_path)?.ok_or_else(|| {
-        Error::malformed(
-            "folder",
-            "has no config.json; a Hugging Face model folder or a GGUF file is expected",
-        )
-        .at(folder)
+        Error::malformed("folder", "has no config.json; name a Hugging Face model folder or a GGUF file")
+            .at(folder)
     })?;
     let mut metadata = families::metadata_from_config(&config).map_err(|e| e.at(folder))?;
     let name = folder.canonicalize().ok().and_then(|p| Some(model_name(&p)?.to_string_lossy().into_owned()));
@@ -39,7 +36,7 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         Some(index) => safetensors::shards(&index).map_err(|e| e.at(folder))?,
         None if file("model.safetensors").exists() => vec!["model.safetensors".to_owned()],
         None => {
-            let what = "has no model.safetensors and no model.safetensors.index.json; other weight files are not read";
+            let what = "has no model.safetensors and no model.safetensors.index.json; other weight files are not supported";
             return Err(Error::malformed("folder", what).at(folder));
         }
     };
@@ -160,7 +157,7 @@ struct Collected {
 impl Collected {
     fn add(&mut self, file: usize, entry: safetensors::Entry, dialect: &hf::Dialect) -> Result<()> {
         let Some(places) = hf::places(&entry.name, dialect) else {
-            let what = format!("tensor `{}` belongs to no part of a model that is supported", entry.name);
+            let what = format!("tensor `{}` is not part of a supported model", entry.name);
             return Err(Error::unsupported(what));
         };
         let shape = sides(&entry.shape, &places);
@@ -206,8 +203,12 @@ fn cut(
     shape: &[usize],
     place: &Place,
 ) -> Result<(Vec<usize>, Pieces, Layout)> {
-    let wrong =
-        || Err(Error::malformed(format!("tensor `{}`", entry.name), format!("shape {:?}", entry.shape)));
+    let wrong = || {
+        Err(Error::malformed(
+            format!("tensor `{}`", entry.name),
+            format!("has the unexpected shape {:?}", entry.shape),
+        ))
+    };
     let (offset, all) = (entry.offset as usize, entry.n_bytes as usize);
     let even =
         |offset, len, stride, count| Pieces::Even { first: Piece { file, offset, len }, stride, count };
@@ -244,9 +245,11 @@ fn read_text(path: &Path) -> Result<Option<String>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, e)),
         Ok(m) if m.len() > MAX_JSON_BYTES => {
-            return Err(
-                Error::malformed("file", format!("{} bytes are too many for this file", m.len())).at(path)
-            );
+            return Err(Error::malformed(
+                "file",
+                format!("has {} bytes; at most {MAX_JSON_BYTES} are read", m.len()),
+            )
+            .at(path));
         }
         Ok(_) => {}
     }

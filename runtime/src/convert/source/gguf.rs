@@ -41,7 +41,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
         if let Some(no) =
             gguf.metadata.u64("split.no").map_err(|e| e.at(&shard))?.filter(|&no| no != i as u64)
         {
-            let what = format!("{no}, but the file's name says {i} (counted from 0)");
+            let what = format!("is {no}, but the file's name says {i} (counted from 0)");
             return Err(Error::malformed("split.no", what).at(&shard));
         }
         parsed.push(gguf);
@@ -53,8 +53,10 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     ["split.no", "split.count", "split.tensors.count"].iter().for_each(|k| drop(metadata.remove(k)));
     let found: usize = parsed.iter().map(|g| g.tensors.len()).sum();
     if total.is_some_and(|t| t != found as u64) {
-        let what =
-            format!("{found} tensors in all shards together; the first shard says {}", total.unwrap_or(0));
+        let what = format!(
+            "all shards together have {found} tensors, but the first shard says {}",
+            total.unwrap_or(0)
+        );
         return Err(Error::malformed("split.tensors.count", what).at(path));
     }
     // An unknown architecture is refused by name later, when the model is checked.
@@ -94,7 +96,10 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_path_buf()]);
     }
     if count > MAX_SHARDS {
-        return Err(Error::malformed("split.count", format!("{count} is more than {MAX_SHARDS}")));
+        return Err(Error::malformed(
+            "split.count",
+            format!("is {count}; at most {MAX_SHARDS} shards are supported"),
+        ));
     }
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let stem = name
@@ -105,7 +110,7 @@ fn shard_paths(path: &Path, gguf: &Gguf) -> Result<Vec<PathBuf>> {
         .ok_or_else(|| {
             Error::malformed(
                 "split.count",
-                format!("one of {count} shards, but not named …-00001-of-{count:05}.gguf"),
+                format!("this is one of {count} shards, and must be named like …-00001-of-{count:05}.gguf"),
             )
         })?
         .0;
@@ -205,7 +210,10 @@ fn add(
     if let (Some(block), 3) = (t.name.strip_suffix(FUSED), shape.len()) {
         // For each expert, gate rows and then up rows.
         if !shape[1].is_multiple_of(2) {
-            return Err(Error::malformed(format!("tensor `{}`", t.name), format!("shape {shape:?}")));
+            return Err(Error::malformed(
+                format!("tensor `{}`", t.name),
+                format!("shape {shape:?} has an odd number of rows, and must hold gate and up rows"),
+            ));
         }
         shape[1] /= 2;
         for (half, part) in ["gate", "up"].iter().enumerate() {
@@ -235,7 +243,7 @@ fn mark_interleaved(source: &mut Source, family: &Family) -> Result<()> {
         let whole =
             heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
         if !whole || t.shape.len() > 2 {
-            let what = format!("shape {:?} for {heads} heads", t.shape);
+            let what = format!("shape {:?} does not fit {heads} heads", t.shape);
             return Err(Error::malformed(format!("tensor `{}`", t.name), what));
         }
         if t.shape.len() == 1 && t.ty.block_len() != 1 {

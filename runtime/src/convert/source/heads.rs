@@ -166,7 +166,7 @@ impl Grouped {
         let runs = shape.first().filter(|_| even).and_then(|&rows| self.runs(part, rows));
         let runs = runs.ok_or_else(|| {
             let what = format!(
-                "is a part of one with shape {shape:?} of {ty}, which the config's heads do not have"
+                "is part of a tensor of shape {shape:?} and type {ty}, which does not fit the heads in the config"
             );
             Error::malformed(format!("tensor `{}`", place.name), what)
         })?;
@@ -195,7 +195,9 @@ impl Grouped {
                 Ok((vec![out, nope], Pieces::Even { first, stride: first.len, count: 1 }, layout))
             }
             _ => {
-                let what = format!("shape {shape:?} for {heads} heads of {nope} and {value} of {rank}");
+                let what = format!(
+                    "shape {shape:?} does not fit {heads} heads with {nope} + {value} rows of {rank} values"
+                );
                 Err(Error::malformed(format!("tensor `{}`", place.name), what))
             }
         }

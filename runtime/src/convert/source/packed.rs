@@ -61,7 +61,7 @@ impl Blocks {
     pub(super) fn add(&mut self, place: Place, file: usize, entry: &safetensors::Entry) -> Result<()> {
         let wrong = |what: &str| Err(Error::malformed(format!("tensor `{}`", entry.name), what.to_owned()));
         if entry.ty != GgmlType::I8 {
-            return wrong("is not of bytes, as blocks are");
+            return wrong("has MXFP4 blocks, and its element type must be U8");
         }
         let both = self.0.entry(place.name.clone()).or_default();
         let part = &mut both[usize::from(place.form == Form::Scales)];
@@ -79,7 +79,7 @@ impl Blocks {
         for (name, [codes, scales]) in self.0 {
             let wrong = |what: String| Error::malformed(format!("tensor `{name}`"), what);
             let (Some((place, file, codes)), Some((_, scales_file, scales))) = (codes, scales) else {
-                return Err(wrong("has codes or scales, and not both; is the download complete?".into()));
+                return Err(wrong("has only codes or only scales; is the download complete?".into()));
             };
             let (first, step) = match place.cut {
                 Cut::Alternate(first) => (first, 2),
@@ -88,10 +88,16 @@ impl Blocks {
             let (&[experts, rows, blocks, CODES], true) =
                 (&codes.shape[..], codes.shape[..].starts_with(&scales.shape))
             else {
-                return Err(wrong(format!("shape {:?} of codes, {:?} of scales", codes.shape, scales.shape)));
+                return Err(wrong(format!(
+                    "codes of shape {:?} do not fit scales of shape {:?}",
+                    codes.shape, scales.shape
+                )));
             };
             if scales.shape.len() != 3 || experts == 0 || !rows.is_multiple_of(step) {
-                return Err(wrong(format!("shape {:?} of codes, {:?} of scales", codes.shape, scales.shape)));
+                return Err(wrong(format!(
+                    "codes of shape {:?} do not fit scales of shape {:?}",
+                    codes.shape, scales.shape
+                )));
             }
             let piece = |file, entry: &safetensors::Entry| Piece {
                 file,
@@ -100,7 +106,7 @@ impl Blocks {
             };
             let at = piece(file, &codes);
             let pieces = Pieces::Even { first: at, stride: at.len, count: experts };
-            let cols = blocks.checked_mul(BLOCK).ok_or_else(|| wrong("is absurdly large".into()))?;
+            let cols = blocks.checked_mul(BLOCK).ok_or_else(|| wrong("has too many columns".into()))?;
             let packed = Packed { first, step, scales: piece(scales_file, &scales) };
             let shape = vec![experts, rows / step, cols];
             collector.add(place, shape, GgmlType::MXFP4, pieces, Layout::Packed(packed))?;
