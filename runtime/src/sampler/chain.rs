@@ -82,7 +82,7 @@ impl Link {
         let link = |name: &str| {
             Link::named(name).ok_or_else(|| {
                 let all = Link::ALL.map(Link::name).join(", ");
-                Error::Invalid(format!("there is no sampler `{name}`; there are {all}"))
+                Error::Invalid(format!("there is no sampler `{name}`; choose from {all}"))
             })
         };
         let chain = names.map(link).collect::<Result<Vec<_>>>()?;

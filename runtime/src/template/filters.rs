@@ -112,7 +112,7 @@ fn count_of(state: &State, value: Option<Value>) -> Result<usize> {
             pay(state, n as usize * 8)?;
             Ok(n as usize)
         }
-        _ => refuse("a count of parts is a number of 1 or more"),
+        _ => refuse("the number of parts must be 1 or more"),
     }
 }
 
@@ -180,7 +180,7 @@ fn dictsort(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         _ => return refuse("You can only sort by either \"key\" or \"value\""),
     };
     if Py::of(value) != Py::Dict {
-        return refuse("dictsort sorts a dict");
+        return refuse("dictsort takes a dict");
     }
     let case = flag(case);
     let pairs: Vec<[Value; 2]> = value::pairs(value).into_iter().map(|(k, v)| [k, v]).collect();

@@ -28,16 +28,16 @@ pub fn to_json(state: &State, value: Value, args: Rest<Value>) -> Result<String>
         Some(Py::Str(s)) => Some(s.to_owned()),
         Some(python) => match python.index() {
             Some(n) if n <= 1000 => Some(" ".repeat(n.max(0) as usize)),
-            _ => return refuse("tojson: indent is no number of spaces"),
+            _ => return refuse("tojson: indent must be a number of spaces"),
         },
     };
     let (item_separator, key_separator) = match separators.filter(|s| !s.is_none()) {
         Some(two) => match &value::items(state, &two)?[..] {
             [a, b] => match (a.as_str(), b.as_str()) {
                 (Some(a), Some(b)) => (a.to_owned(), b.to_owned()),
-                _ => return refuse("tojson: separators are two strings"),
+                _ => return refuse("tojson: separators must be two strings"),
             },
-            _ => return refuse("tojson: separators are two strings"),
+            _ => return refuse("tojson: separators must be two strings"),
         },
         None => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
     };

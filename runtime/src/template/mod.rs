@@ -99,7 +99,10 @@ impl ChatTemplate {
     /// `Template`, with the line, if the text does not parse.
     pub fn parse(source: &str) -> Result<ChatTemplate> {
         if source.len() > MAX_TEMPLATE_BYTES {
-            return Err(Error::Template(format!("{} bytes are more than any template has", source.len())));
+            return Err(Error::Template(format!(
+                "the template has {} bytes; at most {MAX_TEMPLATE_BYTES} are allowed",
+                source.len()
+            )));
         }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -138,7 +141,7 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn render_json(&self, messages: &Json, with: &RenderContext) -> Result<String> {
-        let list = messages.as_array().ok_or_else(|| Error::Template("messages are a list".into()))?;
+        let list = messages.as_array().ok_or_else(|| Error::Template("messages must be a list".into()))?;
         let messages = list.iter().map(reasoned).collect::<Result<Vec<Json>>>()?;
         let template = self.environment.get_template(NAME).map_err(describe)?;
         let mut values: Vec<(&str, Value)> = vec![
@@ -162,7 +165,9 @@ impl ChatTemplate {
 
 /// The message with its reasoning under the names that templates read.
 fn reasoned(message: &Json) -> Result<Json> {
-    let Json::Object(fields) = message else { return Err(Error::Template("a message is an object".into())) };
+    let Json::Object(fields) = message else {
+        return Err(Error::Template("a message must be an object".into()));
+    };
     let Some(reasoning) = REASONING.iter().find_map(|key| fields.get(*key).filter(|v| !v.is_null())) else {
         return Ok(message.clone());
     };
@@ -180,7 +185,7 @@ fn strftime_now(now: DateTime) -> Value {
             let [format] = arguments::bind(args, ["*format"])?;
             match format.as_ref().and_then(Value::as_str) {
                 Some(format) if format.len() <= MAX_DATE_FORMAT_BYTES => Ok(Value::from(now.format(format))),
-                _ => value::refuse("strftime_now takes a short text"),
+                _ => value::refuse("strftime_now takes a short format text"),
             }
         }),
     })

@@ -32,7 +32,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
 pub fn float(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [default] = bind(args, ["default"])?;
     let parsed = match Py::of(value) {
-        Py::Undefined => return refuse("a number of what is undefined"),
+        Py::Undefined => return refuse("cannot convert an undefined value to a number"),
         Py::Str(s) => parse_float(s),
         Py::Huge => f64::try_from(value.clone()).ok(),
         other => other.number().map(Number::float),
@@ -74,7 +74,7 @@ pub fn int(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let base = base.map_or(Some(10), |v| Py::of(&v).index()).unwrap_or(10);
     let whole = |f: f64| if f.is_finite() && f.abs() < 1e38 { Some(f.trunc() as i128) } else { None };
     let parsed = match Py::of(value) {
-        Py::Undefined => return refuse("a number of what is undefined"),
+        Py::Undefined => return refuse("cannot convert an undefined value to a number"),
         Py::Huge => return Ok(value.clone()),
         Py::Str(s) => parse_int(s, base).or_else(|| parse_float(s).and_then(whole)),
         other => match other.number() {
@@ -96,7 +96,7 @@ pub fn round(_: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
     let [precision, method] = bind(args, ["precision", "method"])?;
     let precision = precision.map_or(Some(0), |v| Py::of(&v).index());
     let Some(precision) = precision.filter(|p| p.abs() < 300) else {
-        return refuse("round: the precision is an integer");
+        return refuse("round: the precision must be an integer");
     };
     let Some(n) = Py::of(value).number() else { return refuse("round takes a number") };
     let method = method.as_ref().map_or(Some("common"), Value::as_str);

@@ -28,7 +28,7 @@ impl Parser<'_> {
 
     fn attribute(&mut self, out: Text) -> Result<Text> {
         let Some(Token::Name(name)) = self.peek() else {
-            return Err(fault("expected a name or a number behind '.'"));
+            return Err(fault("expected a name or a number after '.'"));
         };
         self.at += 1;
         let text = if may_be_method(name) && !self.is("(") {
@@ -123,7 +123,7 @@ impl Parser<'_> {
                     ""
                 };
                 if named && star.is_empty() {
-                    return Err(fault("an argument without a name stands behind one with a name"));
+                    return Err(fault("a positional argument follows a named one"));
                 }
                 named |= star == "**";
                 let text = self.expression()?;
@@ -147,7 +147,7 @@ impl Parser<'_> {
                 return Ok(out);
             }
         }
-        Err(fault("too many filters stand one behind another"))
+        Err(fault("there are too many filters in a row"))
     }
 
     fn dotted(&mut self) -> Result<String> {

@@ -237,13 +237,13 @@ pub fn dict_pairs(state: &State, args: &[Value]) -> Result<Vec<(Value, Value)>> 
     let mut pairs = match positional {
         [] => Vec::new(),
         [one] if matches!(Py::of(one), Py::Dict) => value::pairs(one),
-        [one] if one.is_undefined() => return refuse("a dict of what is undefined"),
+        [one] if one.is_undefined() => return refuse("cannot make a dict of an undefined value"),
         [one] => {
             let mut pairs = Vec::new();
             for item in value::items(state, one)? {
                 match <[Value; 2]>::try_from(value::items(state, &item)?) {
                     Ok([key, value]) => pairs.push((key, value)),
-                    Err(_) => return refuse("a dict is made of pairs"),
+                    Err(_) => return refuse("dict takes pairs"),
                 }
             }
             pairs

@@ -182,7 +182,7 @@ impl<'a> Writer<'a> {
                 "with".to_owned()
             }
             "include" | "import" | "from" | "extends" => {
-                return Err(fault("a chat template has no other templates"));
+                return Err(fault("a chat template cannot use other templates"));
             }
             _ => match name.strip_prefix("end") {
                 Some(block) => {

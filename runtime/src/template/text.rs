@@ -49,7 +49,7 @@ pub const FILTERS: [(&str, Filter); 26] = [
         let (old, new) =
             (value::text(state, &old.unwrap_or_default())?, value::text(state, &new.unwrap_or_default())?);
         let count = count.filter(|c| !c.is_none()).map_or(Some(-1), |c| Py::of(&c).index());
-        let Some(count) = count else { return refuse("count is an integer") };
+        let Some(count) = count else { return refuse("count must be an integer") };
         let most = usize::try_from(count).unwrap_or(usize::MAX);
         Ok(Value::from(strings::replace(state, &value::text(state, value)?, &old, &new, most)?))
     }),
@@ -185,7 +185,7 @@ fn indent(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> {
         Some(Py::Str(s)) => s.to_owned(),
         Some(other) => match other.index() {
             Some(n) if n <= 1 << 20 => " ".repeat(n.max(0) as usize),
-            _ => return refuse("indent: the width is a number of spaces"),
+            _ => return refuse("indent: the width must be a number of spaces"),
         },
     };
     // With this line end, an empty last line counts as a line.
@@ -338,7 +338,7 @@ fn word_wrap(state: &mut State, value: &Value, args: &[Value]) -> Result<Value> 
         .map_or(Some(79), |v| Py::of(&v).index())
         .and_then(|n| usize::try_from(n).ok())
         .filter(|n| *n > 0);
-    let Some(width) = width else { return refuse("wordwrap: the width is a number") };
+    let Some(width) = width else { return refuse("wordwrap: the width must be a positive number") };
     let long = long.is_none_or(|v| v.is_true());
     let mark =
         mark.filter(|m| !m.is_none()).map_or_else(|| Ok("\n".to_owned()), |m| value::text(state, &m))?;

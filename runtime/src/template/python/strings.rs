@@ -212,7 +212,7 @@ fn most(name: &str, count: Option<&Value>) -> Result<usize> {
     match count.map(|v| Py::of(v).index()) {
         None => Ok(usize::MAX),
         Some(Some(n)) => Ok(usize::try_from(n).unwrap_or(usize::MAX)),
-        Some(None) => refuse(format!("{name} is an integer")),
+        Some(None) => refuse(format!("{name} must be an integer")),
     }
 }
 
@@ -232,7 +232,7 @@ fn room(state: &State, width: &Option<Value>) -> Result<usize> {
             pay(state, n)?;
             Ok(n)
         }
-        None => refuse("a width is an integer"),
+        None => refuse("a width must be an integer"),
     }
 }
 
