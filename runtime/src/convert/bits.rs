@@ -119,8 +119,8 @@ pub(super) fn choices(
     Ok(all)
 }
 
-/// Weight of each expert's error in a layer. This is its contribution to the residual stream if that was
-/// measured, else how often it was chosen if that was counted, else the same for all.
+/// Weight of each expert's error in a layer: its measured contribution to the residual stream. Without one, it
+/// is how often the expert was chosen. If that was not counted either, all experts have the same weight.
 fn uses(calibration: Option<&Calibration>, layer: usize, count: usize) -> Vec<f64> {
     let counted = || {
         let inputs = calibration?.get(&format!("blk.{layer}.ffn_gate_exps.weight"))?;

@@ -48,8 +48,7 @@ pub fn cached(
 ) -> Result<PathBuf> {
     let path = absolute(source).map_err(|e| Error::io(source, e))?;
     let opened = Source::open(&path)?;
-    // The path of the source identifies the family of its conversions; its state and the options identify one
-    // of them.
+    // The source's path identifies the family of its conversions, its state and the options one of them.
     let place = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));
     let mut state = crc32fast::Hasher::new();
     state.update(&state_of(&opened)?);

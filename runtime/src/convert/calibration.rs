@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// has the mean of its layer. With thousands of tokens the prior only keeps every column's weight above zero.
 ///
 /// Neurons of one expert differ by far more than 25 %. Between experts of a layer, a column differs by 5 %
-/// (median) in a model with 12 of 16 experts active; a stronger prior would suit that model. With few of many
+/// (median) in a model with 12 of 16 experts active. A stronger prior would suit that model. With few of many
 /// experts active they should differ more, but this is not measured. So the number favours the measurement.
 const PRIOR_TOKENS: f64 = 32.0;
 

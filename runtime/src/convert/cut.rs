@@ -82,7 +82,7 @@ fn levels(
     let least: u64 = choices.iter().filter_map(|c| c.costs.first()).sum();
     let budget = match size {
         // Reserve the overhead of the cut file. The list of levels takes at most 8 bytes per expert in each
-        // of three stacks, and padding after the header may take part of a slab's alignment.
+        // of three stacks. Padding after the header may take part of a slab's alignment.
         Size::File(size) => {
             (size + most).checked_sub(length + 24 * experts as u64 + 2 * file.directory().gguf.alignment)
         }

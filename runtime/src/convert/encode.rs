@@ -2,7 +2,7 @@
 //!
 //! Threads take blocks in order and write the encoded bytes at their final offset. Reading, encoding and
 //! writing overlap without queues, and memory is one block per thread, whatever the size of a matrix. Values
-//! that depend on the whole matrix (corrections, errors, checksums) are joined in block order afterwards, so
+//! that depend on the whole matrix (corrections, errors, checksums) are joined in block order afterwards. So
 //! the file does not depend on the number of threads.
 
 use super::calibration::Importance;

@@ -1,8 +1,8 @@
 //! The journal of a calibrated conversion. It takes hours, so a conversion that was killed resumes from its
 //! journal.
 //!
-//! `OUT.resume` is a list of records, each with its length and checksum: windows of text that the model
-//! generated, the measurements of its inputs, and each part of the file that is written. Beside it are the
+//! `OUT.resume` is a list of records, each with its length and checksum. They hold windows of text that the
+//! model generated, the measurements of its inputs, and the table parts of what is written. Beside it are the
 //! inputs themselves (`OUT.resume-inputs`) and the unfinished output (`OUT.resume-file`). Data is synced to
 //! disk before the record that describes it is written.
 //!

@@ -44,7 +44,7 @@ fn repository(snapshot: &Path) -> Option<OsString> {
     Some(repo.rsplit_once("--").map_or(repo, |(_, name)| name).into())
 }
 
-/// Resolves `.`, `..` and links in the folders of a path. If the file itself is a link, it stays one: in the
+/// Resolves `.`, `..` and links in the folders of a path. If the file itself is a link, it stays one. In the
 /// Hugging Face cache the link has the model's name, and the other files of a split model lie beside it.
 ///
 /// # Errors
