@@ -44,7 +44,14 @@ pub struct ServeArgs {
     /// Name of the model in the APIs [default: the file's name]
     #[arg(long, value_name = "NAME")]
     pub alias: Option<String>,
+<<<<<<< HEAD
     /// Requests answered at the same time. They share the context (--ctx) and its memory
+=======
+    /// The largest memory budget that clients, such as the page, may set while it runs [default: --memory]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
+    /// Requests answered at a time. They share the context (--ctx) and its memory
+>>>>>>> c4be814 (server: a chat page at /, a live picture of experts, a memory slider)
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub parallel: usize,
     /// Requests that may wait for a session; more get status 429
@@ -81,6 +88,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     options.key = key;
     options.model = name(args, &engine);
     options.model_bytes = engine.info().bytes;
+    options.max_memory = args.max_memory;
     (options.parallel, options.queue) = (args.parallel, args.queue);
     options.grace = Duration::from_secs(args.grace);
     options.max_body_bytes = usize::try_from(args.max_body).unwrap_or(usize::MAX);

@@ -4,6 +4,8 @@ use crate::api::{about, chat, completions, messages, ollama, responses, text};
 use crate::feed::json;
 use crate::fields;
 use crate::guard;
+use crate::live;
+use crate::page;
 use crate::refusal::{Form, Refusal};
 use crate::service::Service;
 use axum::Router;
@@ -43,8 +45,11 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/models", get(async |State(s): App| json(&about::models(&s))))
         .route("/v1/models/{*name}", get(one_model))
         .route("/v1/plan", get(async |State(s): App| json(&about::plan(&s))))
+        .route("/v1/live", get(async |State(s): App| watched(&s)))
+        .route("/v1/memory", post(async |s: App, r: HttpRequest| post_to(s, r, Api::Memory).await))
         .route("/health", get(async |State(s): App| shown(about::health(&s), Form::OpenAi)))
         .route("/metrics", get(metrics))
+        .merge(page::router())
         .fallback(async |r: HttpRequest| unknown(&r, StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async |r: HttpRequest| unknown(&r, StatusCode::METHOD_NOT_ALLOWED))
         .layer(middleware::from_fn_with_state(service.clone(), guarded))
@@ -65,6 +70,7 @@ enum Api {
     Tokenize,
     Detokenize,
     Template,
+    Memory,
 }
 
 async fn post_to(State(service): App, request: HttpRequest, api: Api) -> Response<Body> {
@@ -84,6 +90,7 @@ async fn answer(service: &Arc<Service>, request: HttpRequest, api: Api) -> Reply
         Api::Messages => messages::answer(service, &body).await,
         Api::OllamaChat => ollama::chat(service, &body).await,
         Api::OllamaGenerate => ollama::generate(service, &body).await,
+        Api::Memory => live::set_memory(service, &body).await,
         Api::OllamaShow => ollama::show(service, &body).map(|j| json(&j)),
         Api::Count => apart(service, body, messages::count).await,
         Api::Tokenize => apart(service, body, text::tokenize).await,
@@ -131,6 +138,10 @@ async fn one_model(State(service): App, Path(name): Path<String>) -> Response<Bo
     shown(about::one_model(&service, &name), Form::OpenAi)
 }
 
+fn watched(service: &Arc<Service>) -> Response<Body> {
+    live::watch(service).unwrap_or_else(|refusal| refusal.response(Form::OpenAi))
+}
+
 async fn metrics(State(service): App) -> Response<Body> {
     let mut response = Response::new(Body::from(about::metrics(&service)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -146,7 +157,7 @@ fn unknown(request: &HttpRequest, status: StatusCode) -> Response<Body> {
 }
 
 /// Routes as metrics name them: a client cannot make up new ones.
-const ROUTES: [&str; 18] = [
+const ROUTES: [&str; 20] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -154,6 +165,8 @@ const ROUTES: [&str; 18] = [
     "/v1/messages/count_tokens",
     "/v1/models",
     "/v1/plan",
+    "/v1/live",
+    "/v1/memory",
     "/api/chat",
     "/api/generate",
     "/api/tags",

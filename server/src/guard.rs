@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use subtle::ConstantTimeEq;
 
 /// Paths that need no key: they say nothing of what is asked and answered.
-const OPEN: [&str; 3] = ["/", "/health", "/api/version"];
+const OPEN: [&str; 6] = ["/", "/page.js", "/page.css", "/page.licences.txt", "/health", "/api/version"];
 
 /// Lets a request pass.
 ///

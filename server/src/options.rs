@@ -20,6 +20,8 @@ pub struct ServerOptions {
     pub model: String,
     /// Bytes of the model's file.
     pub model_bytes: u64,
+    /// The largest budget of memory that clients may set; by default the one that the engine was opened with.
+    pub max_memory: Option<u64>,
     /// Requests that are answered at a time. They share the context and its memory.
     pub parallel: usize,
     /// Requests that may wait for a session; more are refused with 429.
@@ -47,6 +49,7 @@ impl Default for ServerOptions {
             key: None,
             model: "dollop".into(),
             model_bytes: 0,
+            max_memory: None,
             parallel: 1,
             queue: 32,
             grace: Duration::from_secs(10),

@@ -1,6 +1,7 @@
 //! What all APIs work on: the model, its sessions and the queue before them. A request becomes prompts here, and updates.
 
 use crate::answer::{Finish, Piece, Update, Usage};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::options::ServerOptions;
 use crate::pool::Pool;
@@ -35,6 +36,8 @@ pub struct Service {
     pub queue: Arc<Queue>,
     /// Counters.
     pub metrics: Metrics,
+    /// Who watches, and what is counted for them.
+    pub live: Live,
     template: Result<ChatTemplate, String>,
     context: RenderContext,
     /// Texts that are rendered and tokenized now.
@@ -75,6 +78,7 @@ impl Service {
             template: engine.chat_template().map_err(|e| e.to_string()),
             queue: Arc::new(Queue::new(pool.sessions, options.queue)),
             metrics: Metrics::default(),
+            live: Live::new(&engine, &options),
             preparing: Semaphore::new(PREPARING),
             ids: AtomicU64::new(RandomState::new().build_hasher().finish() >> 1),
             engine,
@@ -289,9 +293,14 @@ impl Work<'_> {
         let parser = self.calls.as_ref().map(|(format, tools)| Parser::new(*format, tools));
         let mut reader = Reader { work: self, choice, parser, called: false };
         let outcome = session.generate(prompt, &options, &mut |event| match event {
-            Event::Token { text, .. } | Event::Rest { text } => reader.text(text),
+            Event::Token { text, .. } => {
+                self.service.live.token();
+                reader.text(text)
+            }
+            Event::Rest { text } => reader.text(text),
             Event::Reasoning { text, .. } => {
                 usage.reasoning += 1;
+                self.service.live.token();
                 self.tell(choice, Piece::Reasoning(text))
             }
             Event::Prefill { .. } => self.send(Update::Begun),

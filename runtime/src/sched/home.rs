@@ -58,6 +58,8 @@ pub(super) struct Home {
     slots: Vec<[Slot; PLANES]>,
     /// By expert, one bit for every plane that was read successfully.
     seen: Vec<u8>,
+    /// By expert, how many of its planes were read so far, for [`super::Held`].
+    pub(super) reads: Vec<u32>,
     /// Experts as kernels read them, with their number of planes. Made at first use and kept until one of the expert's
     /// planes changes.
     views: Vec<Option<(usize, Expert)>>,
@@ -99,6 +101,7 @@ impl Home {
             memory,
             slots: (0..count).map(|_| std::array::from_fn(|_| Slot::Empty)).collect(),
             seen: vec![0; count],
+            reads: vec![0; count],
             views: vec![None; count],
             table,
         }
@@ -176,6 +179,7 @@ impl Home {
     /// comes from [`Home::slabs`].
     pub(super) fn expect(&mut self, expert: usize) -> usize {
         let plane = self.cache.add_next(expert);
+        self.reads[expert] = self.reads[expert].wrapping_add(1);
         self.views[expert] = None;
         self.slots[expert][plane] = Slot::Reading;
         if let (0, Memory::Device { places, free }) = (plane, &mut self.memory) {

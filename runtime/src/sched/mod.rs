@@ -134,6 +134,15 @@ struct State {
     guess: Vec<Wanted>,
 }
 
+/// What is in memory of an expert, or on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// 0 where nothing is.
+    pub bits: u8,
+    /// Planes read since the start; wraps around.
+    pub reads: u32,
+}
+
 /// A read that failed.
 struct Fault {
     layer: usize,
@@ -204,6 +213,16 @@ impl Streamer {
         let mut stats = self.lock().stats.clone();
         (stats.lane_ns, stats.retries) = self.lanes.counters();
         stats
+    }
+
+    /// What is in memory of every expert, by layer. Waits for the layer that is being computed.
+    pub fn held(&self) -> Vec<Vec<Held>> {
+        let held = |home: &Home, e: usize| Held {
+            bits: home.cache.planes(e).checked_sub(1).map_or(0, |top| Level::ALL[top].bits()),
+            reads: home.reads[e],
+        };
+        let of = |home: &Home| (0..home.cache.experts()).map(|e| held(home, e)).collect();
+        self.lock().homes.iter().map(|home| home.as_ref().map_or_else(Vec::new, of)).collect()
     }
 
     /// How the file is read.

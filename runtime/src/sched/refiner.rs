@@ -11,7 +11,7 @@
 //! new one. [`crate::cache::LayerCache`] does the bookkeeping by counting slots: to it, a plane is one byte.
 
 use super::lanes::{Lanes, Request};
-use super::{Verify, policy};
+use super::{Held, Verify, policy};
 use crate::error::{Error, Result};
 use crate::experts::{AllResident, Chosen, Expert, ExpertSource, LayerExperts, Meanwhile};
 use crate::experts::{Refine, Refinement, Wanted};
@@ -144,6 +144,22 @@ impl Refiner {
         let mut stats = self.lock().stats.clone();
         (stats.lane_ns, stats.retries) = self.lanes.counters();
         stats
+    }
+
+    /// What is in memory of every expert, by layer.
+    pub fn held(&self) -> Vec<Vec<Held>> {
+        let state = self.lock();
+        let (level, finer) = (self.options.level, self.options.level.planes());
+        let of = |(layer, own): (usize, &Option<Layer>)| {
+            let count = self.base.all(layer).map_or(0, <[Expert]>::len);
+            let one = |e: usize| {
+                let refined = own.as_ref().is_some_and(|own| own.at[e].is_some());
+                let bits = if refined { Level::ALL[finer].bits() } else { level.bits() };
+                Held { bits, reads: own.as_ref().map_or(0, |own| own.reads[e]) }
+            };
+            (0..count).map(one).collect()
+        };
+        state.layers.iter().enumerate().map(of).collect()
     }
 
     /// How many waits for a read have begun. Takes no lock, so it may be called during a wait.

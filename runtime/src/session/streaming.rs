@@ -13,7 +13,7 @@ use crate::model::file::{DenseSums, NestedFile};
 use crate::model::weights::EMBEDDING;
 use crate::quant::{Level, Matrix};
 use crate::sched::{
-    DEFAULT_LANES, DeviceOptions, FileRows, RefineOptions, Refiner, StreamOptions, Streamer, Verify,
+    DEFAULT_LANES, DeviceOptions, FileRows, Held, RefineOptions, Refiner, StreamOptions, Streamer, Verify,
 };
 use crate::store::{FileStorage, Place, Reads, Storage};
 use std::collections::HashSet;
@@ -93,6 +93,17 @@ pub(super) fn open(
 }
 
 impl Engine {
+    /// What is in memory of every expert, by layer; `None` where all of them are for good. Waits for the layer that is being
+    /// computed.
+    #[doc(hidden)]
+    pub fn held_experts(&self) -> Option<Vec<Vec<Held>>> {
+        match (self.streamer(), self.refiner()) {
+            (Some(streamer), _) => Some(streamer.held()),
+            (None, Some(refiner)) => Some(refiner.held()),
+            (None, None) => None,
+        }
+    }
+
     /// Where experts are streamed: sets the heat of every expert (of [`Streamer::heat`]) and loads the hottest, each at the floor,
     /// until the cache is full.
     ///

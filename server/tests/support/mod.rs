@@ -137,6 +137,20 @@ impl Open {
         }
     }
 
+    /// The events that are left of a stream whose beginning was read.
+    pub fn rest(mut self) -> Vec<Json> {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).unwrap();
+        let data = text.lines().filter_map(|l| l.strip_prefix("data: ")).filter(|l| *l != "[DONE]");
+        data.map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Reads to the end of a stream, which comes as it should: with the last chunk.
+    pub fn reply_is_over(mut self) -> bool {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).is_ok() && text.ends_with("0\r\n\r\n")
+    }
+
     /// The whole response.
     pub fn reply(mut self) -> Reply {
         let status = self.line();

@@ -43,6 +43,8 @@ pub(super) struct Layer {
     /// Experts whose plane was read once, and those whose plane could not be read: these are not requested again.
     pub(super) seen: Vec<bool>,
     pub(super) broken: Vec<bool>,
+    /// By expert, how often its plane was read.
+    pub(super) reads: Vec<u32>,
 }
 
 /// A plane that was decided upon.
@@ -113,6 +115,7 @@ impl Layer {
             keep: vec![0; count],
             seen: vec![false; count],
             broken: vec![false; count],
+            reads: vec![0; count],
         }
     }
 
@@ -141,6 +144,7 @@ impl Layer {
             None => self.free.pop().expect("there is a free place"),
         };
         self.cache.add_next(expert);
+        self.reads[expert] = self.reads[expert].wrapping_add(1);
         self.keep[expert] = 1;
         slot
     }

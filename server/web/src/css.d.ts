@@ -1,0 +1,2 @@
+// Styles are files to Vite, and nothing to TypeScript.
+declare module "*.css";
