@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Serves a model over HTTP, to programs that know OpenAI's, Anthropic's or Ollama's API.
+/// Serves a model over HTTP: a page to chat with it, and APIs for programs that know OpenAI's, Anthropic's or Ollama's.
 ///
 /// By default only this machine can connect. If --listen allows others, an API key is required. Requests
 /// choose their own sampling; the model's file gives the defaults. The prompt of a continued conversation is
@@ -103,7 +103,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let address = server.address()?;
     let (stop, _guard) = interrupt::cancellable();
     note!("{model} ({}), {} session(s) of {} tokens", engine.info().mode, args.parallel, server.context());
-    note!("serving at http://{address}, ^C stops; try:");
+    note!("serving at http://{address}, ^C stops; open it in a browser, or try:");
     note!("  {}", example(address, needs_key));
     server.run(&stop)?;
     note!("stopped");

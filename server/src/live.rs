@@ -130,7 +130,9 @@ impl Seen {
         let (engine, at) = (&service.engine, Instant::now());
         let tokens = service.live.tokens.load(Ordering::Relaxed);
         let (stream, held) = (engine.stream_stats(), engine.held_experts());
-        let since = stream.as_ref().map(|now| self.stream.as_ref().map_or_else(StreamStats::default, |then| now.since(then)));
+        let since = stream
+            .as_ref()
+            .map(|now| self.stream.as_ref().map_or_else(StreamStats::default, |then| now.since(then)));
         let (running, waiting) = service.queue.load();
         let event = json!({
             "seconds": self.at.map_or(0.0, |then| (at - then).as_secs_f64()),

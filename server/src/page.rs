@@ -18,7 +18,11 @@ struct File {
 
 const FILES: [File; 4] = [
     File { path: "/", kind: "text/html; charset=utf-8", text: include_str!("../web/dist/index.html") },
-    File { path: "/page.js", kind: "text/javascript; charset=utf-8", text: include_str!("../web/dist/page.js") },
+    File {
+        path: "/page.js",
+        kind: "text/javascript; charset=utf-8",
+        text: include_str!("../web/dist/page.js"),
+    },
     File { path: "/page.css", kind: "text/css; charset=utf-8", text: include_str!("../web/dist/page.css") },
     File {
         path: "/page.licences.txt",
@@ -44,7 +48,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
 
 /// The page's routes.
 pub fn router() -> Router<Arc<Service>> {
-    let route = |router: Router<_>, file: &'static File| router.route(file.path, get(async || response(file)));
+    let route =
+        |router: Router<_>, file: &'static File| router.route(file.path, get(async || response(file)));
     FILES.iter().fold(Router::new(), route)
 }
 

@@ -9,8 +9,9 @@ use support::{Open, Running, joined};
 
 /// The default model at 4 bits, in the smallest budget that works and `more` bytes.
 fn streamed(more: u64) -> Engine {
-    let options =
-        || EngineOptions::default().with_context(512).with_precision(Precision::Exact(Level::B4)).with_threads(2);
+    let options = || {
+        EngineOptions::default().with_context(512).with_precision(Precision::Exact(Level::B4)).with_threads(2)
+    };
     let path = dollop_tests::default_model();
     let Err(Error::Budget { smallest, .. }) = Engine::plan(&path, &options().with_memory(1)) else {
         panic!("a budget of one byte fits")
@@ -42,8 +43,12 @@ fn gate_144_the_page_runs_nothing_but_its_own() {
         ("/page.licences.txt", "text/plain"),
     ] {
         let reply = server.get(path);
-        let header = |name: &str| reply.header(name).unwrap_or_else(|| panic!("{path}: no {name}")).to_owned();
-        assert!(reply.status == 200 && reply.text.len() > 300 && header("content-type").starts_with(kind), "{path}");
+        let header =
+            |name: &str| reply.header(name).unwrap_or_else(|| panic!("{path}: no {name}")).to_owned();
+        assert!(
+            reply.status == 200 && reply.text.len() > 300 && header("content-type").starts_with(kind),
+            "{path}"
+        );
         let policy = header("content-security-policy");
         for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
             assert!(policy.contains(part), "{path}: {policy}");
@@ -80,7 +85,8 @@ fn gate_167_the_live_picture_is_what_the_engine_holds() {
         let event = event(&mut watch);
         tokens += event["tokens"].as_u64().unwrap();
         bytes += event["stream"]["bytes_read"].as_u64().unwrap();
-        let digits = |of: &Json| of.as_array().unwrap().iter().map(|l| l.as_str().unwrap().to_owned()).collect();
+        let digits =
+            |of: &Json| of.as_array().unwrap().iter().map(|l| l.as_str().unwrap().to_owned()).collect();
         let read: Vec<String> = digits(&event["experts"]["reads"]);
         reads += read.concat().bytes().filter(|&b| b != b'0').count();
         pictures.push(digits(&event["experts"]["bits"]) as Vec<String>);
@@ -103,7 +109,11 @@ fn gate_167_the_live_picture_is_what_the_engine_holds() {
     assert_eq!(bytes, stats.bytes_wanted + stats.bytes_ahead + stats.bytes_embedding);
     assert_eq!(last["memory"]["total_bytes"], engine.memory_plan().total_bytes());
     pictures.dedup();
-    assert!(pictures.len() > 2 && reads > 100 && stats.evictions > 0, "{} pictures, {reads} reads", pictures.len());
+    assert!(
+        pictures.len() > 2 && reads > 100 && stats.evictions > 0,
+        "{} pictures, {reads} reads",
+        pictures.len()
+    );
     // Who watches does not keep the server from ending.
     server.stop.cancel();
     assert!(watch.reply_is_over());
@@ -117,7 +127,9 @@ fn gate_167_what_does_not_stream_says_so_and_watchers_are_limited() {
     for watch in &mut watches {
         let event = event(watch);
         assert!(event["experts"].is_null() && event["stream"].is_null(), "{event}");
-        assert!(event["memory"]["least_bytes"].is_null() && event["memory"]["total_bytes"].as_u64().unwrap() > 0);
+        assert!(
+            event["memory"]["least_bytes"].is_null() && event["memory"]["total_bytes"].as_u64().unwrap() > 0
+        );
     }
     let refused = server.get("/v1/live");
     assert_eq!(refused.error(429)["error"]["type"], "rate_limit_error");
@@ -142,12 +154,15 @@ fn gate_168_the_budget_changes_while_an_answer_is_written() {
     let budget = engine.memory_plan().budget.unwrap();
     let server = Running::of(engine.clone(), |o| o.max_memory = Some(budget + (4 << 20)));
     let content = "/choices/0/delta/content";
-    let want = joined(&server.post("/v1/chat/completions", &ask(96, true)).events(), content);
+    let want = joined(&server.post("/v1/chat/completions", &ask(64, true)).events(), content);
     let mut memory = event(&mut server.open("GET", "/v1/live", &[], b""))["memory"].take();
     let least = memory["least_bytes"].as_u64().unwrap();
-    assert_eq!((memory["budget"].as_u64(), memory["most_bytes"].as_u64()), (Some(budget), Some(budget + (4 << 20))));
+    assert_eq!(
+        (memory["budget"].as_u64(), memory["most_bytes"].as_u64()),
+        (Some(budget), Some(budget + (4 << 20)))
+    );
 
-    let mut open = server.open("POST", "/v1/chat/completions", &[], ask(96, true).to_string().as_bytes());
+    let mut open = server.open("POST", "/v1/chat/completions", &[], ask(64, true).to_string().as_bytes());
     let mut said = String::new();
     let mut given = 0;
     for bytes in [least, budget + (4 << 20), least + (1 << 20), budget] {
@@ -158,14 +173,19 @@ fn gate_168_the_budget_changes_while_an_answer_is_written() {
         given += done["given_back_bytes"].as_u64().unwrap();
         memory = done["memory"].clone();
         let total = memory["total_bytes"].as_u64().unwrap();
-        assert!(memory["budget"] == bytes && total <= bytes && total + (2 << 20) > bytes, "{bytes}: {memory}");
+        assert!(
+            memory["budget"] == bytes && total <= bytes && total + (2 << 20) > bytes,
+            "{bytes}: {memory}"
+        );
     }
     assert_eq!(server.metric("dollop_requests_running"), 1.0, "it was not over before the last change");
     said += &joined(&open.rest(), content);
     assert_eq!(said, want);
     let stats = engine.stream_stats().unwrap();
     assert!(stats.resizes == 4 && given > 0 && stats.bytes_given_back == given, "{stats:?}");
-    for (bytes, word) in [(json!(least - 1), "at least"), (json!(budget * 2), "--max-memory"), (json!("much"), "bytes")] {
+    for (bytes, word) in
+        [(json!(least - 1), "at least"), (json!(budget * 2), "--max-memory"), (json!("much"), "bytes")]
+    {
         let refused = server.post("/v1/memory", &json!({"bytes": bytes})).error(400);
         assert_eq!(refused["error"]["param"], "bytes");
         assert!(refused["error"]["message"].as_str().unwrap().contains(word), "{refused}");
@@ -177,7 +197,9 @@ fn gate_168_the_budget_changes_while_an_answer_is_written() {
 fn piece(open: &mut Open) -> String {
     loop {
         let event = event(open);
-        if let Some(text) = event.pointer("/choices/0/delta/content").and_then(Json::as_str).filter(|t| !t.is_empty()) {
+        if let Some(text) =
+            event.pointer("/choices/0/delta/content").and_then(Json::as_str).filter(|t| !t.is_empty())
+        {
             return text.to_owned();
         }
     }

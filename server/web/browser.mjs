@@ -240,12 +240,12 @@ await stub(long, Array.from({ length: 1000 }, (_, i) => (i % 50 === 49 ? `${"wor
 const start = Date.now();
 await send(long, "Write a megabyte.");
 await idle(long);
-await until("the end of it", async () => (await answers(long).last().innerText()).length >= 990_000);
+await until("the end of it", async () => (await answers(long).last().textContent()).length >= 990_000);
 assert(Date.now() - start < 120_000);
 await stub(long, ["> ".repeat(100_000), "nested"]);
 await say(long, "Quote deeply.");
 await long.reload();
-await until("a megabyte kept", async () => (await answers(long).first().innerText()).length >= 990_000);
+await until("a megabyte kept", async () => (await answers(long).first().textContent()).length >= 990_000);
 await long.context().close();
 through("long");
 
@@ -313,13 +313,13 @@ assert(await again.evaluate((e) => document.activeElement === e));
 await keys.keyboard.press("Escape");
 assert.equal(await again.count(), 0);
 const order = [];
-await keys.evaluate(() => document.activeElement.blur());
-for (let i = 0; i < 40; i++) {
+for (let i = 0; i < 60; i++) {
   await keys.keyboard.press("Tab");
-  order.push(await keys.evaluate(() => document.activeElement.closest(".side, main, .panel")?.tagName + document.activeElement.closest(".side, main, .panel")?.className));
+  order.push(await keys.evaluate(() => document.activeElement.closest(".side, main, .panel")?.className ?? "none"));
 }
-const places = order.filter((place, i) => place !== order[i - 1] && !place.startsWith("undefined"));
-assert.deepEqual(places.slice(0, 3), ["ASIDEside", "MAIN", "ASIDEpanel"], places.join(" "));
+const places = order.filter((place, i) => place !== order[i - 1] && place !== "none");
+// `main` has no class.
+assert.match(places.join(","), /side,,panel/, order.join());
 through("keyboard");
 
 for (const colorScheme of ["light", "dark"]) {

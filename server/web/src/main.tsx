@@ -139,6 +139,8 @@ function App() {
     document.addEventListener("keydown", hear);
     return () => document.removeEventListener("keydown", hear);
   });
+  const title = state.current.messages.length > 0 ? `${state.current.title} · Dollop` : "Dollop";
+  useEffect(() => void (document.title = title), [title]);
   const covered = (panel !== null && !roomy) || (list && !listed);
   return (
     <div class="page" data-panel={panel !== null} data-list={list || listed}>

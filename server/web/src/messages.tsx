@@ -224,7 +224,7 @@ function Answered({ reply, live, busy, last }: { reply: Reply; live: boolean; bu
         </p>
       ) : (
         <div class="tools">
-          <Copy text={() => answer.text} />
+          {answer.text && <Copy text={() => answer.text} />}
           {last && (
             <button type="button" class="tool" aria-label="Answer again" title="Answer again" disabled={busy} onClick={regenerate}>
               <Icon name="again" />
