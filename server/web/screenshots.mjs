@@ -28,7 +28,7 @@ const numbers = { temperature: "0", max_tokens: "120" };
 
 const light = await open("light", 1280, 860, "page-light", { numbers });
 await ask(light.page, "What is the capital of France?", true);
-await ask(light.page, "Write a short poem about the sea.", false);
+await ask(light.page, "Give me three tips for better sleep.", false);
 // The budget goes down and up: its trace is in the rates.
 const slider = light.page.getByRole("slider");
 await light.page.waitForTimeout(4000);
@@ -56,7 +56,7 @@ await dark.page.waitForTimeout(500);
 await dark.shoot();
 
 const phone = await open("dark", 390, 844, "page-phone", { numbers });
-await ask(phone.page, "Write a short poem about the sea.", false);
+await ask(phone.page, "What is photosynthesis?", false);
 await tab(phone.page, "Live").click();
 await phone.page.waitForTimeout(7000);
 await phone.shoot();

@@ -151,7 +151,8 @@ impl Refiner {
         let state = self.lock();
         let (level, finer) = (self.options.level, self.options.level.planes());
         let of = |(layer, own): (usize, &Option<Layer>)| {
-            let count = self.base.all(layer).map_or(0, <[Expert]>::len);
+            let all = || self.base.all(layer).map_or(0, <[Expert]>::len);
+            let count = own.as_ref().map_or_else(all, |own| own.at.len());
             let one = |e: usize| {
                 let refined = own.as_ref().is_some_and(|own| own.at[e].is_some());
                 let bits = if refined { Level::ALL[finer].bits() } else { level.bits() };

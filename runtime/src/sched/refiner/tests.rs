@@ -158,6 +158,11 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
     assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (1, 1, 3.0), "{stats:?}");
     assert_eq!((stats.planes_wanted, stats.planes_hit), ([2, 2, 0, 0, 0], [2, 2, 0, 0, 0]));
     assert_eq!(r.stats().bytes_wanted, STRIDE as u64);
+    // Who looks on sees the same.
+    let held = &r.held()[1];
+    assert_eq!(held[3], Held { bits: 3, reads: 1 });
+    let finer: u32 = held.iter().filter(|e| e.bits == 3).map(|e| e.reads).sum();
+    assert_eq!((finer, held.iter().map(|e| e.reads).sum::<u32>(), held[5].bits), (2, 3, 2));
 }
 
 #[test]
