@@ -6,7 +6,6 @@
 
 #[cfg(not(feature = "grammar"))]
 #[path = "absent.rs"]
-#[allow(missing_docs)]
 mod guide;
 #[cfg(feature = "grammar")]
 mod guide;
