@@ -16,5 +16,5 @@ npm run --silent build >build.log 2>&1 || { cat build.log >&2; exit 1; }
 if [ "${1:-}" = --write ]; then
   cp dist/* ../../server/web/dist/
 else
-  diff -r dist ../../server/web/dist || { echo "server/web/dist is not what its source makes: server/web/build.sh --write" >&2; exit 1; }
+  diff -rq dist ../../server/web/dist || { echo "server/web/dist is not what its source makes: server/web/build.sh --write" >&2; exit 1; }
 fi
