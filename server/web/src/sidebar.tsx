@@ -159,7 +159,8 @@ export function Sidebar({ done }: { done: () => void }) {
       <footer>
         <div class="model">
           <b>{plan?.model.name ?? "…"}</b>
-          <span>{plan?.note ?? plan?.model.mode ?? ""}</span>
+          {/* Without the size of the cache, which the slider changes. */}
+          <span>{plan?.note ?? plan?.model.mode.replace(/, cache of.*/, "") ?? ""}</span>
         </div>
         <Theme />
       </footer>
