@@ -7,7 +7,7 @@
 
 use dollop::internal::kernels::gpu::{GpuBackend, GpuBuf, GpuOptions};
 use dollop::internal::kernels::{
-    AttendCall, Attention, Backend, Flow, Linear, Norm, Placing, Projected, RopeTable,
+    AttendCall, Attention, Backend, Flow, Linear, Norm, Placing, Projected, RopeTable, Sequence,
 };
 use dollop::internal::quant::{self, Level, Matrix, Shape};
 use dollop_benches::values;
@@ -108,9 +108,8 @@ fn main() -> Result<(), Failure> {
             b.attend(AttendCall {
                 x,
                 how: &how,
-                pos,
                 tokens: 1,
-                kv: &mut kv,
+                sequences: &mut std::iter::once(Sequence { pos, tokens: 1, kv: &mut kv }),
                 shared: false,
                 shape: &shape,
                 absorbed: None,

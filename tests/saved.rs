@@ -12,6 +12,8 @@ use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{default_model, has_gpu, with_budget};
 use std::path::{Path, PathBuf};
 
+#[path = "saved/in_place.rs"]
+mod in_place;
 #[path = "saved/refused.rs"]
 mod refused;
 

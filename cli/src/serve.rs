@@ -44,16 +44,23 @@ pub struct ServeArgs {
     /// Name of the model in the APIs [default: the file's name]
     #[arg(long, value_name = "NAME")]
     pub alias: Option<String>,
-<<<<<<< HEAD
-    /// Requests answered at the same time. They share the context (--ctx) and its memory
-=======
-    /// The largest memory budget that clients, such as the page, may set while it runs [default: --memory]
+    /// Largest memory budget that clients, such as the page, may set while the server runs [default: --memory]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
-    /// Requests answered at a time. They share the context (--ctx) and its memory
->>>>>>> c4be814 (server: a chat page at /, a live picture of experts, a memory slider)
+    /// Requests answered at the same time: one step computes the next token of each. They share the context (--ctx)
+    /// and its memory
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub parallel: usize,
+    /// Longest pause of running answers, in milliseconds, while another request's prompt is computed; one layer of the
+    /// prompt may exceed it
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    pub stall: u64,
+    /// Folder that keeps computed prompt prefixes, so that they are not computed again after a restart
+    #[arg(long, value_name = "DIR")]
+    pub prefix_cache: Option<PathBuf>,
+    /// Size of that folder. The least recently used prefixes are removed first
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, requires = "prefix_cache")]
+    pub prefix_cache_size: u64,
     /// Requests that may wait for a session; more get status 429
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub queue: usize,
@@ -90,6 +97,9 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     options.model_bytes = engine.info().bytes;
     options.max_memory = args.max_memory;
     (options.parallel, options.queue) = (args.parallel, args.queue);
+    options.prefix_cache.clone_from(&args.prefix_cache);
+    options.prefix_cache_bytes = args.prefix_cache_size;
+    options.stall = Duration::from_millis(args.stall);
     options.grace = Duration::from_secs(args.grace);
     options.max_body_bytes = usize::try_from(args.max_body).unwrap_or(usize::MAX);
     options.max_connections = args.max_connections.max(1);

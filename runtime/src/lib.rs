@@ -59,10 +59,10 @@ pub use model::routing::Routing;
 pub use quant::Level;
 pub use sched::Precision;
 pub use session::{
-    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
-    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
-    SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_by_itself, calibrate_tokens,
-    devices,
+    BackendChoice, Batch, BatchStats, CalibrateOptions, Chat, Device, Ended, Engine, EngineOptions, Event,
+    Events, GenerateOptions, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply,
+    Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate,
+    calibrate_by_itself, calibrate_tokens, devices,
 };
 pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats};
 

@@ -16,12 +16,15 @@ mod metrics;
 mod options;
 mod page;
 mod pool;
+mod prefix;
 mod queue;
 mod refusal;
 mod request;
 mod sampling;
+mod scheduler;
 mod service;
 mod tools;
+mod work;
 
 pub use listen::Server;
 pub use options::ServerOptions;

@@ -59,9 +59,14 @@ impl Server {
     pub fn run(self, stop: &CancelToken) -> Result<(), Error> {
         let failed = |source| Error::Io { path: "server".into(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let service = self.service.clone();
         let served = runtime.block_on(self.serve(stop)).map_err(failed);
-        // What still computes ends within a layer.
         runtime.shutdown_timeout(LAST);
+        // What still computes ends with its step.
+        service.scheduler.stop(LAST);
+        if let Some(prefixes) = &service.prefixes {
+            service.pool.keep(prefixes);
+        }
         served
     }
 

@@ -25,6 +25,10 @@ pub struct Now {
     pub sessions: usize,
     /// Memory of the plan, in bytes.
     pub planned_bytes: u64,
+    /// What was computed together.
+    pub batch: dollop::BatchStats,
+    /// What was done with prefixes on disk, where there are such.
+    pub prefixes: Option<crate::prefix::PrefixCounts>,
     /// What streaming has done.
     pub stream: Option<dollop::StreamStats>,
 }
@@ -104,7 +108,53 @@ impl Metrics {
             );
             one("dollop_expert_mean_bits", "gauge", "Mean bits of experts used.", finite(s.mean_bits()));
         }
+        now.more(&mut out);
         out
+    }
+}
+
+impl Now {
+    /// Of what was computed together, and of prefixes on disk.
+    fn more(&self, out: &mut String) {
+        let now = self;
+        let mut one = |name: &str, kind: &str, help: &str, value: f64| {
+            head(out, name, kind, help);
+            let _ = writeln!(out, "{name} {value}");
+        };
+        one(
+            "dollop_steps_total",
+            "counter",
+            "Calls that appended tokens to answers.",
+            now.batch.steps as f64,
+        );
+        one(
+            "dollop_step_tokens_total",
+            "counter",
+            "Tokens that these appended; by calls: how many answers share a read.",
+            now.batch.tokens as f64,
+        );
+        one("dollop_step_answers_max", "gauge", "The most answers of one call.", now.batch.most as f64);
+        one(
+            "dollop_stall_seconds_max",
+            "gauge",
+            "The longest time that answers waited for prompts.",
+            now.batch.stalled.as_secs_f64(),
+        );
+        if let Some(p) = &now.prefixes {
+            one(
+                "dollop_prefix_tokens_total",
+                "counter",
+                "Tokens of prompts read from files.",
+                p.tokens as f64,
+            );
+            one("dollop_prefix_files_saved_total", "counter", "Prefixes written to files.", p.saved as f64);
+            one(
+                "dollop_prefix_files_skipped_total",
+                "counter",
+                "Files of prefixes that could not be used.",
+                p.skipped as f64,
+            );
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use dollop::template::DateTime;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How a server is run. The defaults are safe: this machine alone.
@@ -24,6 +25,12 @@ pub struct ServerOptions {
     pub max_memory: Option<u64>,
     /// Requests that are answered at a time. They share the context and its memory.
     pub parallel: usize,
+    /// Time for which answers wait at most while another request's prompt is read, beside that of one layer of it.
+    pub stall: Duration,
+    /// Where beginnings of prompts are kept across restarts; nowhere by default.
+    pub prefix_cache: Option<PathBuf>,
+    /// Bytes that they may take there.
+    pub prefix_cache_bytes: u64,
     /// Requests that may wait for a session; more are refused with 429.
     pub queue: usize,
     /// Seconds that running answers have to finish when the server is stopped.
@@ -51,6 +58,9 @@ impl Default for ServerOptions {
             model_bytes: 0,
             max_memory: None,
             parallel: 1,
+            stall: Duration::from_millis(200),
+            prefix_cache: None,
+            prefix_cache_bytes: 4 << 30,
             queue: 32,
             grace: Duration::from_secs(10),
             max_body_bytes: 8 << 20,

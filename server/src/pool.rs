@@ -1,8 +1,9 @@
 //! Kept conversations: sessions with the tokens that they hold. A request takes the one that knows most of its prompt.
 
+use crate::prefix::{self, Prefixes};
 use dollop::internal::kernels::MANY;
 use dollop::{Engine, Error, Session, SessionOptions};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A prefill chunk below this makes long prompts slow, and saves little memory.
 const LEAST_CHUNK: usize = 32;
@@ -63,12 +64,12 @@ impl Pool {
 
     /// The idle session that shares the longest beginning with `prompt`; of several, the least recently used. `None` where all
     /// are taken.
-    pub fn take(&self, prompt: &[u32]) -> Option<Lease<'_>> {
+    pub fn take(self: &Arc<Self>, prompt: &[u32]) -> Option<Lease> {
         let mut idle = self.lock();
         let worth = |kept: &Kept| (shared(&kept.session.tokens()[..kept.read], prompt), u64::MAX - kept.used);
         let best = (0..idle.sessions.len()).max_by_key(|&i| worth(&idle.sessions[i]))?;
         let kept = idle.sessions.swap_remove(best);
-        Some(Lease { pool: self, session: Some(kept.session), read: kept.read })
+        Some(Lease { pool: self.clone(), session: Some(kept.session), read: kept.read })
     }
 
     /// Tokens that idle sessions hold, by session.
@@ -82,42 +83,78 @@ impl Pool {
 }
 
 /// How many tokens two texts have in common at their beginning.
-fn shared(a: &[u32], b: &[u32]) -> usize {
+pub fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// A session, given back when this is dropped.
-pub struct Lease<'a> {
-    pool: &'a Pool,
+impl Pool {
+    /// Writes what idle sessions hold to the folder of prefixes: the server stops.
+    pub fn keep(&self, prefixes: &Prefixes) {
+        for kept in &mut self.lock().sessions {
+            kept.read = keep(&mut kept.session, kept.read, 0, prefixes);
+        }
+    }
+}
+
+/// Writes what of a session was read as a prompt and is more than `known`, if that is worth a file; how much is still held.
+fn keep(session: &mut Session, read: usize, known: usize, prefixes: &Prefixes) -> usize {
+    if read.saturating_sub(known) < prefix::LEAST {
+        return read;
+    }
+    // Answers are not kept: their tokens were computed one by one.
+    let read = session.rewind(read);
+    session.rewind(read);
+    prefixes.save(session);
+    read
+}
+
+/// The right to use a session, which the pool has again when this is dropped.
+pub struct Lease {
+    pool: Arc<Pool>,
+    /// While it is not used.
     session: Option<Session>,
     read: usize,
 }
 
-impl Lease<'_> {
+impl Lease {
     /// The session, ready to read `prompt`. It knows as much of it as changes no bit of what follows: no token that was
-    /// computed one by one, and at least [`MANY`] are left to read.
-    pub fn session(&mut self, prompt: &[u32]) -> &mut Session {
-        let session = self.session.as_mut().expect("it is given back when the lease ends");
+    /// computed one by one, and at least [`MANY`] are left to read. `None` where it is in use.
+    pub fn begin(&mut self, prompt: &[u32]) -> Option<Session> {
+        let mut session = self.session.take()?;
         let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
         session.rewind(known.min(prompt.len().saturating_sub(MANY)));
         self.read = session.tokens().len();
-        session
+        Some(session)
     }
 
-    /// The prompt was read whole.
-    pub fn read(&mut self, prompt: &[u32]) {
-        self.read = if prompt.len() < MANY { 0 } else { prompt.len() };
+    /// Gives the session what files know of `prompt`, where that is more; what is lost by it, or will be by the prompt, becomes a file.
+    pub fn warm(&mut self, prompt: &[u32], prefixes: &Prefixes) {
+        let Some(session) = &mut self.session else { return };
+        let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
+        self.read = keep(session, self.read, known, prefixes);
+        if let Some(read) = prefixes.load(session, prompt, known.min(self.read)) {
+            self.read = read;
+        }
+    }
+
+    /// The session is used no more, and `prompt` was read whole, if it is given.
+    pub fn end(&mut self, session: Session, prompt: Option<&[u32]>) {
+        if let Some(prompt) = prompt {
+            self.read = if prompt.len() < MANY { 0 } else { prompt.len() };
+        }
+        self.session = Some(session);
+    }
+
+    /// The session is used no more, and what it holds is unknown.
+    pub fn broken(&mut self, mut session: Session) {
+        session.rewind(0);
+        (self.session, self.read) = (Some(session), 0);
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(mut session) = self.session.take() else { return };
-        if std::thread::panicking() {
-            // What it holds is unknown.
-            session.rewind(0);
-            self.read = 0;
-        }
+        let Some(session) = self.session.take() else { return };
         let mut idle = self.pool.lock();
         idle.clock += 1;
         let used = idle.clock;

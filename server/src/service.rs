@@ -1,25 +1,27 @@
 //! What all APIs work on: the model, its sessions and the queue before them. A request becomes prompts here, and updates.
 
-use crate::answer::{Finish, Piece, Update, Usage};
+use crate::answer::Update;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::options::ServerOptions;
 use crate::pool::Pool;
-use crate::queue::{Queue, Turn};
+use crate::prefix::Prefixes;
+use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::request::{Conversation, Input, MAX_CHOICES, Request, Text};
+use crate::scheduler::Scheduler;
+use crate::work::Work;
 use dollop::sampler::Sampling;
 use dollop::template::{ChatTemplate, RenderContext};
-use dollop::tools::{Format, Parser};
-use dollop::{CancelToken, Engine, Event, GenerateOptions, Outcome, StopReason};
+use dollop::tools::Format;
+use dollop::{CancelToken, Engine};
 use serde_json::Value as Json;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Requests whose prompts are rendered and tokenized at a time.
 const PREPARING: usize = 2;
@@ -31,7 +33,11 @@ pub struct Service {
     /// How the server is run.
     pub options: ServerOptions,
     /// Its conversations.
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
+    /// Beginnings of prompts on disk, where there is a folder for them.
+    pub prefixes: Option<Prefixes>,
+    /// What generates.
+    pub scheduler: Scheduler,
     /// The queue before them.
     pub queue: Arc<Queue>,
     /// Counters.
@@ -64,7 +70,10 @@ impl Service {
     /// # Errors
     /// `Invalid` where the budget has no room for so many.
     pub fn new(engine: Engine, options: ServerOptions) -> Result<Service, dollop::Error> {
-        let pool = Pool::new(&engine, options.parallel)?;
+        let pool = Arc::new(Pool::new(&engine, options.parallel)?);
+        let folder = options.prefix_cache.clone();
+        let prefixes =
+            folder.map(|folder| Prefixes::new(&engine, folder, options.prefix_cache_bytes)).transpose()?;
         let special = engine.special_tokens();
         let spelling =
             |id: Option<u32>| id.and_then(|id| engine.tokenizer().ok()?.token(id)).unwrap_or_default();
@@ -79,6 +88,8 @@ impl Service {
             queue: Arc::new(Queue::new(pool.sessions, options.queue)),
             metrics: Metrics::default(),
             live: Live::new(&engine, &options),
+            prefixes,
+            scheduler: Scheduler::new(&engine, options.stall)?,
             preparing: Semaphore::new(PREPARING),
             ids: AtomicU64::new(RandomState::new().build_hasher().finish() >> 1),
             engine,
@@ -207,197 +218,9 @@ impl Service {
         let cancel = turn.cancel.clone();
         let (sender, updates) = unbounded_channel();
         let service = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let work = Work { service: &service, request, calls, sender, cancel: turn.cancel.clone() };
-            work.run(&prompts, turn);
-        });
+        let begin = move || Work::new(service, request, prompts, calls, (sender, turn)).map(Work::schedule);
+        tokio::task::spawn_blocking(begin).await.map_err(|_| crate::answer::broken())??;
         Ok(Generation { updates, cancel })
-    }
-}
-
-/// A request on a session, on a thread of its own. What it says is bounded by the context, so its channel need not be: a
-/// client that reads slowly keeps no session.
-struct Work<'a> {
-    service: &'a Service,
-    request: Request,
-    /// The form of calls, and the tools.
-    calls: Option<(Format, Json)>,
-    sender: UnboundedSender<Update>,
-    cancel: CancelToken,
-}
-
-impl Work<'_> {
-    fn run(&self, prompts: &[Vec<u32>], turn: Turn) {
-        let mut usage = Usage::default();
-        let result = self.answer(prompts, &mut usage);
-        // The session is free before the client hears that this is over: it may ask for the next answer at once.
-        drop(turn);
-        self.service.metrics.tokens(&usage);
-        let update = match result {
-            Ok(()) => Update::End(usage),
-            Err(refusal) => Update::Failed(refusal),
-        };
-        // Nothing hears it if the client has hung up.
-        let _ = self.sender.send(update);
-    }
-
-    fn answer(&self, prompts: &[Vec<u32>], usage: &mut Usage) -> Result<(), Refusal> {
-        for (p, prompt) in prompts.iter().enumerate() {
-            let lease = self.service.pool.take(prompt);
-            let mut lease = lease.ok_or_else(|| Refusal::internal("no session is free"))?;
-            for i in 0..self.request.choices {
-                let choice = p * self.request.choices + i;
-                let (outcome, called) = self.generate(lease.session(prompt), prompt, choice, usage)?;
-                if outcome.stop != StopReason::Cancelled {
-                    lease.read(prompt);
-                }
-                if i == 0 {
-                    usage.prompt += outcome.prompt_tokens;
-                    usage.cached += outcome.reused_tokens;
-                }
-                usage.output += outcome.tokens.len();
-                usage.prefill_s += outcome.prefill_s;
-                usage.decode_s += outcome.decode_s;
-                if outcome.stop == StopReason::Cancelled {
-                    if self.sender.is_closed() {
-                        self.service.metrics.cancelled();
-                    }
-                    return Err(Refusal::stopping());
-                }
-                let finish = self.finish(&outcome, called);
-                let _ = self.sender.send(Update::Done(choice, finish));
-            }
-        }
-        Ok(())
-    }
-
-    fn generate(
-        &self,
-        session: &mut dollop::Session,
-        prompt: &[u32],
-        choice: usize,
-        usage: &mut Usage,
-    ) -> dollop::Result<(Outcome, bool)> {
-        let request = &self.request;
-        let room = session.context() - prompt.len();
-        let sampling = request.sampling.clone();
-        let seed = sampling.seed.wrapping_add(choice as u64);
-        let mut options = GenerateOptions::default()
-            .with_max_tokens(request.max_tokens.unwrap_or(room).min(room))
-            .with_sampling(sampling.with_seed(seed))
-            .with_stop(&request.stop)
-            .with_cancel(self.cancel.clone());
-        options.ignore_eos = request.ignore_eos;
-        options.constraint.clone_from(&request.constraint);
-        options.tools = self.calls.as_ref().map(|(format, _)| *format);
-        let parser = self.calls.as_ref().map(|(format, tools)| Parser::new(*format, tools));
-        let mut reader = Reader { work: self, choice, parser, called: false };
-        let outcome = session.generate(prompt, &options, &mut |event| match event {
-            Event::Token { text, .. } => {
-                self.service.live.token();
-                reader.text(text)
-            }
-            Event::Rest { text } => reader.text(text),
-            Event::Reasoning { text, .. } => {
-                usage.reasoning += 1;
-                self.service.live.token();
-                self.tell(choice, Piece::Reasoning(text))
-            }
-            Event::Prefill { .. } => self.send(Update::Begun),
-            Event::GpuLost { note } => {
-                log::warn!("{note}");
-                ControlFlow::Continue(())
-            }
-            _ => ControlFlow::Continue(()),
-        })?;
-        let called = reader.end();
-        Ok((outcome, called))
-    }
-
-    fn send(&self, update: Update) -> ControlFlow<()> {
-        match self.sender.send(update) {
-            Ok(()) => ControlFlow::Continue(()),
-            // The client has hung up.
-            Err(_) => ControlFlow::Break(()),
-        }
-    }
-
-    /// Sends a piece that says something.
-    fn tell(&self, choice: usize, piece: Piece) -> ControlFlow<()> {
-        match &piece {
-            Piece::Text(text) | Piece::Reasoning(text) | Piece::Arguments(text) if text.is_empty() => {
-                ControlFlow::Continue(())
-            }
-            _ => self.send(Update::Piece(choice, piece)),
-        }
-    }
-
-    fn finish(&self, outcome: &Outcome, called: bool) -> Finish {
-        match outcome.stop {
-            StopReason::EndOfTurn if called => Finish::Calls,
-            StopReason::StopString => Finish::Stop(self.stop_string(outcome)),
-            StopReason::MaxTokens | StopReason::ContextFull => Finish::Length,
-            StopReason::EndOfTurn | StopReason::Cancelled => Finish::Turn,
-        }
-    }
-
-    /// Which stop string it was: the one that follows the answer's text.
-    fn stop_string(&self, outcome: &Outcome) -> Option<String> {
-        if let [only] = &self.request.stop[..] {
-            return Some(only.clone());
-        }
-        let said = self.service.engine.tokenizer().ok()?.decode(&outcome.tokens, false);
-        let met = |stop: &&String| said.contains(&format!("{}{stop}", outcome.text));
-        self.request.stop.iter().find(met).cloned()
-    }
-}
-
-/// An answer's text, in which calls of tools are told apart where there are tools.
-struct Reader<'a> {
-    work: &'a Work<'a>,
-    choice: usize,
-    parser: Option<Parser>,
-    /// Whether a call is whole.
-    called: bool,
-}
-
-impl Reader<'_> {
-    fn text(&mut self, text: String) -> ControlFlow<()> {
-        match &mut self.parser {
-            None => self.work.tell(self.choice, Piece::Text(text)),
-            Some(parser) => {
-                let pieces = parser.push(&text);
-                self.hear(pieces)
-            }
-        }
-    }
-
-    fn hear(&mut self, pieces: Vec<dollop::tools::Piece>) -> ControlFlow<()> {
-        use dollop::tools::Piece as Read;
-        for piece in pieces {
-            let piece = match piece {
-                Read::Text(text) => Piece::Text(text),
-                Read::Call { name } => Piece::Call { id: self.work.service.id("call_"), name },
-                Read::Arguments(text) => Piece::Arguments(text),
-                Read::Abandoned { text } => Piece::Abandoned(text),
-                Read::End => {
-                    self.called = true;
-                    continue;
-                }
-                _ => continue,
-            };
-            self.work.tell(self.choice, piece)?;
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// The end of the answer; whether there was a call in it.
-    fn end(mut self) -> bool {
-        if let Some(mut parser) = self.parser.take() {
-            // Nothing more is computed: whether anything hears it does not matter.
-            let _ = self.hear(parser.finish());
-        }
-        self.called
     }
 }
 

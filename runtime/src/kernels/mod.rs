@@ -24,8 +24,8 @@ pub use observe::{Observer, Summed};
 pub use operands::{
     Absorbed, Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
     ExpertJob, Feed, FeedCall, Flow, Groups, HeadsCall, History, KvCopy, Linear, LinearCall, MAX_GROUPS,
-    MAX_TAPS, Norm, Placing, Projected, Recur, RopeTable, Routed, RoutedBufs, Router, Score, SumCall, Times,
-    Uses,
+    MAX_TAPS, Norm, Placing, Projected, Recur, Recurrent, RopeTable, Routed, RoutedBufs, Router, Score,
+    Sequence, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 
@@ -48,6 +48,10 @@ pub trait Backend: Send + Sync + 'static {
     type Buf: Send + Sync;
     /// The keys and values of one layer.
     type Kv: Send + Sync;
+
+    /// Sequences that one call may have tokens of: with several, a token each. Fewer than [`MANY`], so that a token is computed
+    /// as it would be alone.
+    const TOGETHER: usize = 1;
 
     /// Whether the backend computes all that a model uses; otherwise what is missing, for display. Called first, so
     /// that another backend can take the model.
@@ -113,11 +117,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Several products of one input, or its norm alone.
     fn linear(&self, call: LinearCall<'_, '_, Self::Buf>);
 
-    /// Writes keys and values to the cache, and mixes values for the queries. The projections are consumed.
-    fn attend(&self, call: AttendCall<'_, Self::Buf, Self::Kv>);
+    /// Writes keys and values to the caches, and mixes values for the queries. The projections are consumed.
+    fn attend(&self, call: AttendCall<'_, '_, Self::Buf, Self::Kv>);
 
     /// Mixes tokens with what is kept of those before. The bits of a token do not depend on which others are in the call.
-    fn recur(&self, call: Recur<'_, Self::Buf>);
+    fn recur(&self, call: Recur<'_, '_, Self::Buf>);
 
     /// `x += sigmoid(gate) · block(h)`, or what would be added in `y`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);

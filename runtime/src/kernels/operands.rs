@@ -74,19 +74,27 @@ pub struct Added<'a, Buf> {
     pub scale: f32,
 }
 
-/// Attention of some tokens.
-pub struct AttendCall<'a, Buf, Kv> {
+/// Tokens of one sequence among the rows of a call: neighbours, behind those of the sequences before.
+pub struct Sequence<'a, Kv> {
+    /// The position of the first.
+    pub pos: usize,
+    /// How many they are.
+    pub tokens: usize,
+    /// The layer's keys and values of this sequence.
+    pub kv: &'a mut Kv,
+}
+
+/// Attention of some tokens, each to those before it in its own sequence.
+pub struct AttendCall<'a, 's, Buf, Kv> {
     /// The tokens' projections.
     pub x: Projected<'a, Buf>,
-    /// How the projections are prepared.
+    /// How the projections are prepared. The rotation reaches the last position of every sequence.
     pub how: &'a Placing<'a>,
-    /// The position of the first token.
-    pub pos: usize,
-    /// The number of tokens.
+    /// The number of tokens, all sequences together.
     pub tokens: usize,
-    /// The layer's keys and values.
-    pub kv: &'a mut Kv,
-    /// They are another layer's, and there already: only queries are placed.
+    /// Whose they are, in order; at most [`Backend::TOGETHER`](super::Backend::TOGETHER).
+    pub sequences: &'a mut (dyn Iterator<Item = Sequence<'s, Kv>> + 's),
+    /// Keys and values are another layer's, and there already: only queries are placed.
     pub shared: bool,
     /// The operation itself.
     pub shape: &'a Attention<'a>,
@@ -109,7 +117,7 @@ pub struct Absorbed<'a> {
 }
 
 /// A gated delta net of some tokens (arXiv 2412.06464), between its projections.
-pub struct DeltaCall<'a, Buf> {
+pub struct DeltaCall<'a, 's, Buf> {
     /// Queries, keys and values, `[tokens, channels]`.
     pub qkv: &'a Buf,
     /// `[tokens, v_heads · v_dim]`: the SiLU of these multiplies what is normed.
@@ -118,28 +126,34 @@ pub struct DeltaCall<'a, Buf> {
     pub beta: &'a Buf,
     /// `[tokens, v_heads]`: how long a step is, for what fades with each.
     pub alpha: &'a Buf,
-    /// How many they are.
-    pub tokens: usize,
+    /// Whose tokens these are. A slot of a state is what is kept of the tokens before a position ([`Delta::state_values`]).
+    pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
     /// The operation itself.
     pub shape: &'a Delta<'a>,
-    /// `[slots, state values]`: in each, what is kept of the tokens before some position ([`Delta::state_values`]).
-    pub state: &'a mut Buf,
-    /// The slot of the tokens before; zeros where there are none.
-    pub from: Option<usize>,
-    /// Another slot, which is written.
-    pub to: usize,
     /// Scratch, `[tokens, channels]`.
     pub mixed: &'a mut Buf,
     /// `[tokens, v_heads · v_dim]`.
     pub out: &'a mut Buf,
 }
 
+/// Tokens of one sequence among the rows of a call, as [`Sequence`], for a mixer with a state.
+pub struct Recurrent<'a, Buf> {
+    /// How many they are.
+    pub tokens: usize,
+    /// `[slots, values of a slot]`.
+    pub state: &'a mut Buf,
+    /// The slot of the tokens before; zeros where there are none.
+    pub from: Option<usize>,
+    /// Another slot, which is written.
+    pub to: usize,
+}
+
 /// A mixer whose state stands for one position: a slot of it is read, and another written.
-pub enum Recur<'a, Buf> {
+pub enum Recur<'a, 's, Buf> {
     /// A gated short convolution.
-    Conv(ConvCall<'a, Buf>),
+    Conv(ConvCall<'a, 's, Buf>),
     /// A gated delta net.
-    Delta(DeltaCall<'a, Buf>),
+    Delta(DeltaCall<'a, 's, Buf>),
 }
 
 /// Inputs that the convolution of a gated delta net sees, at most.
@@ -210,23 +224,17 @@ pub struct FeedCall<'a, Buf> {
 
 /// A gated short convolution over tokens, channel by channel: of `[B, C, v]` of each token, `C ⊙ conv(B ⊙ v)`, where a token's
 /// last tap meets its own `B ⊙ v`.
-pub struct ConvCall<'a, Buf> {
+pub struct ConvCall<'a, 's, Buf> {
     /// `[tokens, 3 · d]`: B, C and v behind each other.
     pub x: &'a Buf,
-    /// Its rows.
-    pub tokens: usize,
+    /// Whose tokens these are. A slot of a state is `[taps - 1, d]`: the last inputs `B ⊙ v`, oldest first.
+    pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
     /// `[d, taps]`, the newest last.
     pub weight: &'a [f32],
     /// `[d]`, added to the sums.
     pub bias: Option<&'a [f32]>,
     /// Values of `B ⊙ v` that a token sees.
     pub taps: usize,
-    /// `[slots, taps - 1, d]`: of each slot the last inputs `B ⊙ v`, oldest first.
-    pub state: &'a mut Buf,
-    /// The slot of the tokens before; zeros where there are none.
-    pub from: Option<usize>,
-    /// Another slot, which is written.
-    pub to: usize,
     /// `[tokens, d]`.
     pub out: &'a mut Buf,
 }

@@ -1,6 +1,6 @@
 //! Helpers shared by the tests of all backends.
 
-use super::{Backend, Delta, DeltaCall, Recur};
+use super::{Backend, Delta, DeltaCall, Recur, Recurrent};
 use crate::quant::{self, GgmlType, GroupParams, Level, Nested, Shape};
 
 /// Every kind of group: its size, and how its parameters are stored.
@@ -124,11 +124,8 @@ pub(super) fn in_calls<B: Backend>(
             z: &part(1, width),
             beta: &part(2, d.v_heads),
             alpha: &part(3, d.v_heads),
-            tokens,
+            sequences: &mut std::iter::once(Recurrent { tokens, state: &mut state, from: slot, to }),
             shape: d,
-            state: &mut state,
-            from: slot,
-            to,
             mixed: &mut put(b, &vec![f32::NAN; tokens * d.channels()]),
             out: &mut out,
         }));

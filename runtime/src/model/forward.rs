@@ -1,16 +1,19 @@
 //! The forward pass, top to bottom like the papers.
 //!
-//! [`Model`] is immutable and shared; [`State`] is one timeline's cache and scratch. A call takes a chunk of tokens (a prompt's
-//! part, or one token) through every layer; a layer of routed experts is long enough for a file (`routed`).
+//! [`Model`] is immutable and shared; [`Memory`] is what one sequence keeps, [`Scratch`] what a call needs. A call takes tokens through
+//! every layer: a chunk of one sequence, or a token each of several, which then share what is read of the weights. Everything but
+//! mixers works on rows and does not know whose they are. A layer of routed experts is long enough for a file (`routed`).
 
 mod delta;
 mod inputs;
 mod latent;
 mod mixer;
 mod routed;
+mod scratch;
 mod state;
 
-pub use state::State;
+pub use scratch::Scratch;
+pub use state::Memory;
 
 use super::history::Noted;
 use super::routing::{Routing, RoutingCounters};
@@ -18,7 +21,9 @@ use super::spec::Spec;
 use super::weights::{Ffn, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::experts::{Expert, ExpertSource};
-use crate::kernels::{Added, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, best_of, from_bits};
+use crate::kernels::{
+    Added, Backend, FeedCall, Flow, Linear, LinearCall, MANY, Norm, Recurrent, Sequence, best_of, from_bits,
+};
 use inputs::take_rows;
 use std::sync::Arc;
 
@@ -42,15 +47,46 @@ pub struct Model {
     pub counters: Arc<RoutingCounters>,
 }
 
-/// Which positions of a chunk the caller wants logits for.
+/// Tokens of one sequence in a call.
+pub struct Part<'a, B: Backend> {
+    /// What the sequence keeps.
+    pub memory: &'a mut Memory<B>,
+    /// Its tokens.
+    pub tokens: &'a [u32],
+    /// The position of the first.
+    pub pos: usize,
+    /// What the caller wants of them.
+    pub want: Want,
+}
+
+/// The keys and values of a layer of all parts.
+fn sequences<'a, B: Backend>(
+    parts: &'a mut [Part<'_, B>],
+    layer: usize,
+) -> impl Iterator<Item = Sequence<'a, B::Kv>> {
+    parts.iter_mut().map(move |part| Sequence {
+        pos: part.pos,
+        tokens: part.tokens.len(),
+        kv: part.memory.kv_mut(layer),
+    })
+}
+
+/// The states of a layer of all parts.
+fn recurrences<'a, B: Backend>(
+    parts: &'a mut [Part<'_, B>],
+    layer: usize,
+) -> impl Iterator<Item = Recurrent<'a, B::Buf>> {
+    parts.iter_mut().map(move |part| part.memory.recurrent(layer, part.tokens.len()))
+}
+
+/// Which positions of a part the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// None: a prompt's earlier chunk.
     Nothing,
     /// The last position's.
     Last,
-    /// Of the last position's only so many of the greatest, at most [`MAX_BEST`](crate::kernels::MAX_BEST), in
-    /// [`State::likeliest`].
+    /// Of the last position's only so many of the greatest, at most [`MAX_BEST`](crate::kernels::MAX_BEST).
     Best(usize),
     /// Every position's.
     All,
@@ -63,63 +99,67 @@ pub enum Want {
 pub enum Passing<'a> {
     /// So many layers are computed; on a GPU, told to it.
     Layers(usize),
-    /// The logits of a wanted position, by its index in the tokens.
+    /// The logits of a wanted position, by its index among the tokens of the call.
     Logits(usize, &'a [f32]),
+    /// The greatest of them with their tokens, greatest first: fewer where not so many are numbers.
+    Best(usize, &'a [(u32, f32)]),
 }
 
 impl Model {
-    /// Takes `tokens` at positions `pos..` through the model and hands the logits of the wanted positions to `hear`, in order,
-    /// and between them how far it is. An error of `hear` ends the call: what the cache holds at these positions is then of no
-    /// use.
+    /// Takes the tokens of `parts` through the model, each part's at its positions, and hands the logits of the wanted positions to
+    /// `hear`, in order, and between them how far it is. With several parts each has one token, and what comes of it is bit for bit
+    /// what comes of it alone. An error of `hear` ends the call: what the caches hold at these positions is then of no use.
     ///
     /// # Panics
-    /// Where the tokens are none or more than a chunk, do not fit the cache, or are not in the vocabulary: the session
-    /// checks.
+    /// Where the tokens are none or more than a chunk, the parts more than [`Backend::TOGETHER`], or several of several tokens; where
+    /// tokens do not fit the cache, or are not in the vocabulary: the session checks.
     pub fn forward<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
-        tokens: &[u32],
-        pos: usize,
-        want: Want,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
-        let (c, w, n) = (&self.spec, &self.weights, tokens.len());
-        assert!(
-            n > 0 && n <= s.chunk && pos + n <= s.capacity,
-            "{n} tokens at {pos}: chunk {}, capacity {}",
-            s.chunk,
-            s.capacity
-        );
-        assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
-
-        s.begin(pos, pos + n);
+        let (c, w, n) = (&self.spec, &self.weights, parts.iter().map(|p| p.tokens.len()).sum());
+        let several = parts.len() > 1;
+        assert!(n > 0 && n <= s.chunk && parts.len() <= B::TOGETHER, "{n} tokens: chunk {}", s.chunk);
+        s.tokens.clear();
+        for Part { memory, tokens, pos, .. } in parts.iter_mut() {
+            let end = *pos + tokens.len();
+            assert!(end <= memory.capacity().min(s.capacity), "{pos}..{end} of {}", memory.capacity());
+            assert!(!several || tokens.len() == 1, "several sequences go on by a token each");
+            assert!(tokens.iter().all(|&t| (t as usize) < w.vocab()), "a token is outside the vocabulary");
+            memory.begin(*pos, end);
+            s.tokens.extend_from_slice(tokens);
+        }
         if let Some((refine, noted)) = self.experts.refine().zip(s.noted.as_mut()) {
             refine.begin(&mut |refinement| b.refine(refinement))?;
             noted.begin(n);
         }
-        take_rows(b, &w.embed, tokens, c.embed_scale, (&mut s.row, &mut s.x))?;
-        self.inputs(b, s, tokens)?;
+        take_rows(b, &w.embed, &s.tokens, c.embed_scale, (&mut s.row, &mut s.x))?;
+        self.inputs(b, s)?;
+        let (want, ends) = (parts[0].want, n);
         // Behind the last keys and values only those positions count whose logits are wanted.
         // Who notes choices learns from all.
-        let tail = if s.noted.is_some() { None } else { b.tail(n) };
+        let tail = if s.noted.is_some() || several { None } else { b.tail(n) };
         let needed = match (want, tail) {
             (Want::All | Want::Finite, _) | (_, None) => n,
             (Want::Last | Want::Best(_), Some(tail)) => tail,
             (Want::Nothing, Some(_)) => 0,
         };
-        let (mut n, before, mut at) = (n, n - needed, pos);
+        let (mut n, before) = (n, n - needed);
         if want == Want::Finite {
-            finite(b, s, n, c.d, pos, || "in the embedding".into())?;
+            finite(b, s, n, c.d, parts[0].pos, || "in the embedding".into())?;
         }
         for (i, layer) in w.layers.iter().enumerate() {
-            self.mixer(b, s, layer, i, at, n);
+            self.mixer(b, s, parts, layer, i, n);
             if i == c.last_with_kv() && needed < n {
                 if needed == 0 {
                     break;
                 }
                 s.inputs.iter_mut().for_each(|inputs| inputs.cut(before));
-                at += before;
+                parts[0].tokens = &parts[0].tokens[before..];
+                parts[0].pos += before;
                 b.copy(&s.x, before * c.d, needed * c.d, &mut s.h);
                 std::mem::swap(&mut s.x, &mut s.h);
                 n = needed;
@@ -132,21 +172,35 @@ impl Model {
                 self.take_in(b, s, (layer, part), i, n);
             }
             if want == Want::Finite {
-                finite(b, s, n, c.d, pos, || format!("in layer {i}"))?;
+                finite(b, s, n, c.d, parts[0].pos, || format!("in layer {i}"))?;
             }
             hear(Passing::Layers(i + 1))?;
         }
-        self.logits(b, s, n, want, &mut |i, logits| hear(Passing::Logits(before + i, logits)))?;
+        self.logits(b, s, parts, n, &mut |passing| {
+            hear(match passing {
+                Passing::Logits(i, logits) => Passing::Logits(before + i, logits),
+                Passing::Best(i, best) => Passing::Best(before + i, best),
+                other => other,
+            })
+        })?;
         if let (Some(refine), Some(noted)) = (self.experts.refine(), &s.noted) {
-            noted.end(refine, n)?;
+            noted.end(refine, ends)?;
         }
-        s.done(pos + tokens.len());
+        parts.iter_mut().for_each(|part| part.memory.done(part.pos + part.tokens.len()));
         Ok(())
     }
 
     /// `x += ffn(norm(x))`, of one block.
-    fn dense<B: Backend>(&self, b: &B, s: &mut State<B>, block: &Expert, layer: &Layer, i: usize, n: usize) {
-        let State { h, y, x, .. } = &mut *s;
+    fn dense<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        block: &Expert,
+        layer: &Layer,
+        i: usize,
+        n: usize,
+    ) {
+        let Scratch { h, y, x, .. } = &mut *s;
         let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.norm_eps };
         b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], times: None, add: None });
         let activation = self.spec.layers[i].ffn.activation;
@@ -179,20 +233,20 @@ impl Model {
         });
     }
 
-    /// Final norm and output head of the wanted positions.
+    /// Final norm and output head of the wanted positions among the `n` rows.
     fn logits<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &[Part<'_, B>],
         n: usize,
-        want: Want,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         let (c, w) = (&self.spec, &self.weights);
-        let mut first = match want {
-            Want::Nothing | Want::Finite => return b.flow(Flow::HandOver),
-            Want::Last | Want::Best(_) => n - 1,
-            Want::All => 0,
+        let mut first = match parts {
+            [Part { want: Want::Nothing | Want::Finite, .. }] => return b.flow(Flow::HandOver),
+            [Part { want: Want::Last | Want::Best(_), .. }] => n - 1,
+            _ => 0,
         };
         while first < n {
             let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
@@ -201,26 +255,33 @@ impl Model {
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
             let norm = Some((norm, &mut s.y));
             b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], times: None, add: None });
-            if let Want::Best(k) = want {
-                if b.best(&s.logits, w.vocab(), k, &mut s.best)? {
+            for row in 0..rows {
+                // With several parts a row is a part's, else all are the only one's.
+                let want = parts.get(first + row).filter(|_| parts.len() > 1).unwrap_or(&parts[0]).want;
+                let k = match want {
+                    Want::Nothing => continue,
+                    Want::Best(k) => k,
+                    Want::Last | Want::All | Want::Finite => 0,
+                };
+                if k > 0 && rows == 1 && b.best(&s.logits, w.vocab(), k, &mut s.best)? {
                     let bits = &mut s.best_bits[..2 * k];
                     read(b, &mut s.noted, (&s.best, 0, bits))?;
                     from_bits(bits, &mut s.likeliest);
                 } else {
-                    read(b, &mut s.noted, (&s.logits, 0, &mut s.host[..]))?;
+                    read(b, &mut s.noted, (&s.logits, row * w.vocab(), &mut s.host[..]))?;
                     s.likeliest.resize(k, (0, 0.0));
-                    let n = best_of(&s.host, &mut s.likeliest);
-                    s.likeliest.truncate(n);
+                    let found = if k > 0 { best_of(&s.host, &mut s.likeliest) } else { 0 };
+                    s.likeliest.truncate(found);
                 }
-                s.likeliest.iter_mut().for_each(|(_, logit)| *logit = c.capped(*logit));
-                return Ok(());
-            }
-            for row in 0..rows {
-                read(b, &mut s.noted, (&s.logits, row * w.vocab(), &mut s.host[..]))?;
-                if c.logit_cap.is_some() {
-                    s.host.iter_mut().for_each(|logit| *logit = c.capped(*logit));
+                if k > 0 {
+                    s.likeliest.iter_mut().for_each(|(_, logit)| *logit = c.capped(*logit));
+                    hear(Passing::Best(first + row, &s.likeliest))?;
+                } else {
+                    if c.logit_cap.is_some() {
+                        s.host.iter_mut().for_each(|logit| *logit = c.capped(*logit));
+                    }
+                    hear(Passing::Logits(first + row, &s.host))?;
                 }
-                each(first + row, &s.host)?;
             }
             first += rows;
         }
@@ -234,7 +295,7 @@ impl Model {
 /// `NotFinite`, with the place and the position of the first row that is not.
 fn finite<B: Backend>(
     b: &B,
-    s: &State<B>,
+    s: &Scratch<B>,
     n: usize,
     d: usize,
     pos: usize,

@@ -20,7 +20,7 @@ mod tensors;
 pub mod tokens;
 pub mod weights;
 
-pub use forward::{Model, State};
+pub use forward::{Memory, Model, Scratch};
 pub use spec::Spec;
 pub use tensors::Tensors;
 pub use weights::Weights;

@@ -6,7 +6,8 @@
 
 use super::event::{Event, GenerateOptions, Outcome, Reply, StopReason};
 use super::generate::{Events, Steps, to_end};
-use super::generation::{Generation, Listener};
+use super::generation::Generation;
+use super::listener::Listener;
 use super::timeline::Session;
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;

@@ -1,7 +1,8 @@
 //! Generation as a caller sees it: a prompt in; events, to a callback or one after another, and an outcome out.
 
 use super::event::{Event, GenerateOptions, Outcome, Reply};
-use super::generation::{Generation, Listener};
+use super::generation::Generation;
+use super::listener::Listener;
 use super::timeline::Session;
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;

@@ -2,12 +2,13 @@
 
 use super::event::{Event, GenerateOptions, Outcome, StopReason};
 use super::guided::Guided;
+use super::listener::Listener;
 use super::timeline::{Session, Step, Wish};
 use super::wording::Wording;
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
 use crate::sampler::Sampler;
-use std::ops::ControlFlow;
+use crate::telemetry::CancelToken;
 use std::time::Instant;
 
 /// Moves the quality against the time that a token took, as a multiple of the time it should take. Half a bit is about
@@ -25,27 +26,8 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     }
 }
 
-/// What hears events, and may end them.
-pub(super) struct Listener<'a> {
-    on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
-    stopped: bool,
-}
-
-impl<'a> Listener<'a> {
-    pub(super) fn new(on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>) -> Listener<'a> {
-        Listener { on_event, stopped: false }
-    }
-
-    /// # Errors
-    /// `Cancelled` from the first time on that the answer is to stop.
-    fn tell(&mut self, event: Event) -> Result<()> {
-        self.stopped = self.stopped || (self.on_event)(event).is_break();
-        if self.stopped { Err(Error::Cancelled) } else { Ok(()) }
-    }
-}
-
 /// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
-struct Next {
+pub(super) struct Next {
     wish: Wish,
     logits: Vec<f32>,
     best: Vec<(u32, f32)>,
@@ -60,13 +42,20 @@ impl Next {
     }
 
     fn hear(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
+        if let Step::Moved(why) = step {
+            listener.tell(Event::GpuLost { note: why.to_owned() })?;
+        }
+        self.keep(step);
+        Ok(())
+    }
+
+    /// Keeps logits.
+    pub(super) fn keep(&mut self, step: Step) {
         match step {
-            Step::Read(_) => {}
             Step::Logits(_, last) => last.clone_into(&mut self.logits),
             Step::Best(best) => best.clone_into(&mut self.best),
-            Step::Moved(why) => listener.tell(Event::GpuLost { note: why.to_owned() })?,
+            Step::Read(_) | Step::Moved(_) | Step::Layer => {}
         }
-        Ok(())
     }
 
     fn sample(&mut self, sampler: &mut Sampler) -> u32 {
@@ -75,6 +64,18 @@ impl Next {
             Wish::Nothing | Wish::All | Wish::Last => sampler.sample(&mut self.logits),
         }
     }
+}
+
+/// What a generation brings to a step that several take together.
+pub(super) struct Joining<'a> {
+    /// The token that is to be appended.
+    pub(super) token: u32,
+    pub(super) wish: Wish,
+    pub(super) cancel: &'a CancelToken,
+    /// Where its logits go.
+    pub(super) next: &'a mut Next,
+    /// What it has to obey.
+    pub(super) guided: Option<&'a mut Guided>,
 }
 
 /// A prompt that is read, and then continued.
@@ -148,6 +149,39 @@ impl Generation {
         }
     }
 
+    /// Whether the next step reads a piece of the prompt.
+    pub(super) fn reads(&self) -> bool {
+        self.read < self.fresh.len()
+    }
+
+    /// Tokens that the next step appends.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What it brings to a step with others: `None` where the next step appends no token, or several, or nothing any more.
+    pub(super) fn joining(&mut self) -> Option<Joining<'_>> {
+        let &[token] = &self.pending[..] else { return None };
+        let (cancel, answers) = (&self.options.cancel, self.wording.answers());
+        let guided = self.guided.as_mut().and_then(|guided| guided.acting(answers));
+        let joining = Joining { token, wish: self.next.wish, cancel, next: &mut self.next, guided };
+        (!self.over && !cancel.is_cancelled()).then_some(joining)
+    }
+
+    /// That step was taken: the token is appended.
+    pub(super) fn joined(&mut self, session: &Session, seconds: f64) {
+        self.pending.clear();
+        self.outcome.decode_s += seconds;
+        self.steer(session, seconds);
+    }
+
+    /// Brings the time of a token nearer to what was asked for.
+    fn steer(&self, session: &Session, seconds: f64) {
+        if let (Some(target), Some(streamer)) = (self.options.target_tps, session.engine().streamer()) {
+            steer(streamer, target * seconds);
+        }
+    }
+
     /// One step; whether it was the last. Cancellation is no error.
     ///
     /// # Errors
@@ -158,7 +192,7 @@ impl Generation {
         sampler: &mut Sampler,
         listener: &mut Listener,
     ) -> Result<bool> {
-        let (start, prompt) = (Instant::now(), self.read < self.fresh.len());
+        let (start, prompt) = (Instant::now(), self.reads());
         let stop = match prompt {
             true => self.read_on(session, listener).map(|()| None),
             false => self.say(session, sampler, listener),
@@ -178,7 +212,7 @@ impl Generation {
         (self.outcome.stop, self.over) = (stop, true);
         if stop != StopReason::StopString {
             let rest = self.wording.rest();
-            if !rest.is_empty() && !listener.stopped {
+            if !rest.is_empty() && !listener.has_stopped() {
                 // It is over whatever the answer is.
                 let _ = listener.tell(Event::Rest { text: rest });
             }
@@ -201,8 +235,10 @@ impl Generation {
         let wish = if end == total { self.next.wish } else { Wish::Nothing };
         let (next, cancel) = (&mut self.next, Some(&self.options.cancel));
         session.append(&self.fresh[before..end], wish, cancel, &mut |step| {
-            if let Step::Read(done) = step {
-                listener.tell(Event::Prefill { done: before + done, total })?;
+            match step {
+                Step::Read(done) => listener.tell(Event::Prefill { done: before + done, total })?,
+                Step::Layer => listener.pause(),
+                _ => {}
             }
             next.hear(step, listener)
         })?;
@@ -252,16 +288,12 @@ impl Generation {
             return Ok(());
         }
         let (start, options, next) = (Instant::now(), &self.options, &mut self.next);
-        let mut append = || {
+        let answers = self.wording.answers();
+        let guided = self.guided.as_mut().and_then(|guided| guided.acting(answers));
+        Guided::beside(guided.into_iter().collect::<Vec<_>>().as_mut_slice(), || {
             session.append(&pending, next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))
-        };
-        match &mut self.guided {
-            Some(guided) => guided.beside(self.wording.answers(), append)?,
-            None => append()?,
-        }
-        if let (Some(target), Some(streamer)) = (options.target_tps, session.engine().streamer()) {
-            steer(streamer, target * start.elapsed().as_secs_f64() / pending.len() as f64);
-        }
+        })?;
+        self.steer(session, start.elapsed().as_secs_f64() / pending.len() as f64);
         Ok(())
     }
 

@@ -5,12 +5,13 @@ use super::event::GenerateOptions;
 use crate::error::{Error, Result};
 use crate::grammar::{Guide, Mask};
 use crate::sampler::Sampler;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 pub(super) struct Guided {
     guide: Guide,
-    /// Of the next token, where it is known already.
-    mask: Option<Mask>,
+    /// Of the next token, where it is known already, or why it cannot be.
+    mask: Option<Result<Mask>>,
     /// Whether headers and reasoning obey as well.
     whole: bool,
     /// Tokens that may not come before the answer has begun.
@@ -53,19 +54,28 @@ impl Guided {
         if self.acts(answers) { self.guide.take(id) } else { Ok(()) }
     }
 
-    /// Finds what may come next while `work` is done.
-    pub(super) fn beside<T>(&mut self, answers: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        if !self.acts(answers) {
+    /// Itself, where the next token has to obey.
+    pub(super) fn acting(&mut self, answers: bool) -> Option<&mut Guided> {
+        self.acts(answers).then_some(self)
+    }
+
+    /// Finds what may come next, for each of `all`, while `work` is done. What fails fails when a token is chosen.
+    pub(super) fn beside<T>(all: &mut [&mut Guided], work: impl FnOnce() -> T) -> T {
+        if all.is_empty() {
             return work();
         }
+        thread::scope(|scope| {
+            scope.spawn(|| all.iter_mut().for_each(|guided| guided.find()));
+            work()
+        })
+    }
+
+    /// Finds what may come next.
+    fn find(&mut self) {
         let guide = &mut self.guide;
-        let (done, mask) = thread::scope(|scope| {
-            let mask = scope.spawn(|| guide.mask());
-            (work(), mask.join())
-        });
-        let done = done?;
-        self.mask = Some(mask.map_err(|_| Error::Invalid("the constraint cannot be followed here".into()))??);
-        Ok(done)
+        let mask = catch_unwind(AssertUnwindSafe(|| guide.mask()));
+        let broken = |_| Err(Error::Invalid("the constraint cannot be followed here".into()));
+        self.mask = Some(mask.unwrap_or_else(broken));
     }
 
     /// The next token: one that may come.
@@ -80,7 +90,7 @@ impl Guided {
             return Ok(sampler.sample(logits));
         }
         let mask = match self.mask.take() {
-            Some(mask) => mask,
+            Some(mask) => mask?,
             None => self.guide.mask()?,
         };
         mask.apply(logits);

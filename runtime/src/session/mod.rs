@@ -4,6 +4,7 @@
 //! This is the only room that knows all others. It prints nothing, reads no environment and starts no thread that
 //! outlives its engine.
 
+mod batch;
 mod calibrate;
 mod channels;
 mod chat;
@@ -16,6 +17,7 @@ mod generate;
 mod generation;
 mod guided;
 mod info;
+mod listener;
 mod memory;
 mod options;
 mod parts;
@@ -27,9 +29,11 @@ mod stop;
 mod streaming;
 mod tensors;
 mod timeline;
+mod together;
 mod wording;
 
 pub use crate::model::tokens::SpecialTokens;
+pub use batch::{Batch, BatchStats, Ended};
 pub use calibrate::{CalibrateOptions, Keep, calibrate, calibrate_by_itself, calibrate_tokens};
 pub use chat::{Chat, Overflow};
 pub use devices::{Device, devices};

@@ -19,6 +19,7 @@ use crate::quant::{Level, Matrix};
 use crate::telemetry::{GpuFault, GpuStats};
 pub(super) use on::Gone;
 use on::On;
+use std::any::Any;
 
 /// Calls `open` with the adapter to compute on, or `None` for the CPU. Where a GPU cannot be had that was not demanded, the
 /// CPU computes, and the second part says why.
@@ -113,6 +114,20 @@ pub(super) trait Processor: Send + Sync {
     /// [`Backend::refine`].
     fn refine(&self, refinement: &Refinement) -> Result<()>;
 
+    /// [`Backend::TOGETHER`].
+    fn together(&self) -> usize;
+
+    /// [`Model::forward`], of timelines that this processor made.
+    ///
+    /// # Errors
+    /// Those of computing; `Device` where a timeline's memory is lost.
+    fn forward(
+        &self,
+        model: &Model,
+        parts: &mut [Part<'_>],
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
+    ) -> Result<()>;
+
     /// Memory for a timeline.
     fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Box<dyn Timeline>>;
 }
@@ -139,7 +154,9 @@ impl dyn Processor {
     /// `Device`.
     pub(super) fn warm_up(&self, model: &Model) -> Result<()> {
         if self.is_gpu() {
-            self.timeline(model, 1, 1)?.forward(model, &[0], 0, Want::Last, &mut |_| Ok(()))?;
+            let timeline = &mut *self.timeline(model, 1, 1)?;
+            let part = Part { timeline, tokens: &[0], pos: 0, want: Want::Last };
+            self.forward(model, &mut [part], &mut |_| Ok(()))?;
         }
         Ok(())
     }
@@ -187,8 +204,17 @@ pub(super) enum Lies {
     Nowhere,
 }
 
+/// A timeline's tokens in a call.
+pub(super) struct Part<'a> {
+    pub(super) timeline: &'a mut dyn Timeline,
+    pub(super) tokens: &'a [u32],
+    /// The position of the first.
+    pub(super) pos: usize,
+    pub(super) want: Want,
+}
+
 /// A timeline's memory on its processor.
-pub(super) trait Timeline: Send + Sync {
+pub(super) trait Timeline: Any + Send + Sync {
     fn lies(&self) -> Lies;
 
     /// Positions that the cache holds.
@@ -197,35 +223,22 @@ pub(super) trait Timeline: Send + Sync {
     /// Tokens that one call may take.
     fn chunk(&self) -> usize;
 
-    /// [`Model::forward`].
-    fn forward(
-        &mut self,
-        model: &Model,
-        tokens: &[u32],
-        pos: usize,
-        want: Want,
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
-    ) -> Result<()>;
-
-    /// What the last call with [`Want::Best`] found.
-    fn likeliest(&self) -> &[(u32, f32)];
-
-    /// [`State::rewind`](crate::model::State::rewind).
+    /// [`Memory::rewind`](crate::model::Memory::rewind).
     fn rewind(&mut self, to: usize) -> usize;
 
-    /// [`State::mark`](crate::model::State::mark).
+    /// [`Memory::mark`](crate::model::Memory::mark).
     fn mark(&mut self, pos: usize);
 
-    /// [`State::marks`](crate::model::State::marks).
+    /// [`Memory::marks`](crate::model::Memory::marks).
     fn marks(&self, held: usize) -> Vec<usize>;
 
-    /// [`State::earliest`](crate::model::State::earliest).
+    /// [`Memory::earliest`](crate::model::Memory::earliest).
     fn earliest(&self) -> usize;
 
-    /// [`State::places`](crate::model::State::places).
+    /// [`Memory::places`](crate::model::Memory::places).
     fn places(&self, layer: usize) -> usize;
 
-    /// [`State::restored`](crate::model::State::restored).
+    /// [`Memory::restored`](crate::model::Memory::restored).
     fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]);
 
     /// Copies a part of a layer's keys and values out.

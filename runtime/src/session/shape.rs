@@ -6,7 +6,7 @@ use crate::kernels::cpu::{CpuBackend, ScratchShape};
 use crate::model::memory::MemorySpec;
 use crate::model::spec::{AttentionSpec, DeltaSpec, LayerSpec};
 use crate::model::weights::Ffn;
-use crate::model::{Model, Spec, State, Weights};
+use crate::model::{Model, Scratch, Spec, Weights};
 
 /// What the memory of a session depends on.
 pub(super) struct Shape<'a> {
@@ -83,7 +83,7 @@ impl Shape<'_> {
         };
         let backend =
             processor::scratch_bytes(self.gpu, &shape, self.vocab, c.ropes.iter().map(|r| r.dims).sum());
-        let noted = if self.gpu { State::<CpuBackend>::noted_bytes(c, chunk) } else { 0 };
-        (backend + noted + State::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
+        let noted = if self.gpu { Scratch::<CpuBackend>::noted_bytes(c, chunk) } else { 0 };
+        (backend + noted + Scratch::<CpuBackend>::bytes(c, self.vocab, context, chunk)) as u64
     }
 }

@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::failover::{Booking, Computing};
 use super::plan::CHUNK;
-use super::processor::{Gone, Lies, Timeline};
+use super::processor::{Gone, Lies, Part, Timeline};
 use crate::error::{Error, Result};
 use crate::kernels::MANY;
 use crate::kernels::MAX_BEST;
@@ -43,12 +43,12 @@ impl SessionOptions {
 
 /// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
 pub struct Session {
-    engine: Engine,
+    pub(super) engine: Engine,
     pub(super) state: Box<dyn Timeline>,
     pub(super) tokens: Vec<u32>,
     /// How many of them the cache holds: all, but for those that were lost with a device and are to be read again.
     pub(super) held: usize,
-    processed: u64,
+    pub(super) processed: u64,
     /// Its part of the budget.
     booking: Option<Booking>,
 }
@@ -74,6 +74,8 @@ pub(super) enum Step<'a> {
     Logits(usize, &'a [f32]),
     /// The greatest logits at the last token, with the tokens that they are of.
     Best(&'a [(u32, f32)]),
+    /// A layer of many is done: another timeline may be computed before the next.
+    Layer,
     /// The GPU is gone, for the reason given in one line; the CPU reads again what was lost with it, and goes on.
     Moved(&'a str),
 }
@@ -275,6 +277,7 @@ impl Session {
                     // A long chunk may take minutes. What a GPU was told takes no time, and cannot be taken back.
                     Passing::Layers(n) if waits => {
                         check(cancel)?;
+                        hear(Step::Layer)?;
                         let so_far = done + chunk.len() * n / layers;
                         if so_far > read && n < layers {
                             read = so_far;
@@ -286,23 +289,19 @@ impl Session {
                         heard = done + i + 1;
                         hear(Step::Logits(done + i, logits))?;
                     }
+                    Passing::Best(_, best) => {
+                        likeliest_are_numbers(best, want, vocab)?;
+                        hear(Step::Best(best))?;
+                    }
                     _ => {}
                 }
                 Ok(())
             });
-            let computed = match (computed, want) {
-                // Of these a device tells nothing but the greatest.
-                (Ok(()), Want::Best(k)) => self.likeliest_are_numbers(k.min(vocab)),
-                (computed, _) => computed,
-            };
             if let Err(Error::NotFinite { .. }) = computed {
                 return Err(self.not_finite(tokens, done, cancel));
             }
             if !self.stays(computed)? {
                 continue;
-            }
-            if let Want::Best(_) = want {
-                hear(Step::Best(self.state.likeliest()))?;
             }
             self.tokens.extend_from_slice(chunk);
             self.held = self.tokens.len();
@@ -330,16 +329,6 @@ impl Session {
             Some(bad) => Err(Error::Invalid(format!("token {bad} is outside the vocabulary of {vocab}"))),
             None => Ok(()),
         }
-    }
-
-    /// Whether the last call's `k` greatest logits are there, and are finite numbers. Where the stream of a token is not finite,
-    /// none of its logits is a number.
-    fn likeliest_are_numbers(&self, k: usize) -> Result<()> {
-        let found = self.state.likeliest();
-        if found.len() < k {
-            return numbers([f32::NAN]);
-        }
-        numbers(found.iter().map(|best| best.1))
     }
 
     /// Finds where values stopped being finite, among the tokens held and then those of `tokens` up to the chunk at `done`:
@@ -373,7 +362,8 @@ impl Session {
     ) -> Result<()> {
         let engine = self.engine.clone();
         let on = engine.processors().of(self.state.is_gpu());
-        self.state.forward(&on.model, chunk, self.held, want, hear)?;
+        let part = Part { timeline: &mut *self.state, tokens: chunk, pos: self.held, want };
+        on.processor.forward(&on.model, &mut [part], hear)?;
         self.processed += chunk.len() as u64;
         Ok(())
     }
@@ -414,11 +404,20 @@ impl Session {
 
 /// # Errors
 /// `NotFinite` where a logit is not a finite number; the place is found afterwards.
-fn numbers(logits: impl IntoIterator<Item = f32>) -> Result<()> {
+pub(super) fn numbers(logits: impl IntoIterator<Item = f32>) -> Result<()> {
     if logits.into_iter().all(f32::is_finite) {
         return Ok(());
     }
     Err(Error::NotFinite { place: String::new() })
+}
+
+/// Whether as many of the greatest logits as were wanted are there, and are finite numbers. Where the stream of a token is not
+/// finite, none of its logits is a number.
+pub(super) fn likeliest_are_numbers(found: &[(u32, f32)], want: Want, vocab: usize) -> Result<()> {
+    match want {
+        Want::Best(k) if found.len() < k.min(vocab) => numbers([f32::NAN]),
+        _ => numbers(found.iter().map(|best| best.1)),
+    }
 }
 
 fn check(cancel: Option<&CancelToken>) -> Result<()> {

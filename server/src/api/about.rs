@@ -1,6 +1,7 @@
 //! What a server says of itself: its model, its health, its counters and its memory.
 
 use crate::metrics::Now;
+use crate::prefix::Prefixes;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use serde_json::{Value as Json, json};
@@ -60,6 +61,8 @@ pub fn metrics(service: &Service) -> String {
         load: service.queue.load(),
         sessions: service.pool.sessions,
         planned_bytes: service.engine.memory_plan().total_bytes(),
+        batch: service.scheduler.stats(),
+        prefixes: service.prefixes.as_ref().map(Prefixes::counts),
         stream: service.engine.stream_stats(),
     })
 }

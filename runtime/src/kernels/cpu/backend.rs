@@ -9,7 +9,7 @@ use crate::experts::Expert;
 use crate::kernels::{
     Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, DeltaCall,
     ExpertJob, Feed, FeedCall, Flow, HeadsCall, KvCopy, KvPart, Linear, LinearCall, Placing, Projected,
-    Recur, Routed, Score, SumCall, Summed, Times,
+    Recur, Recurrent, Routed, Score, Sequence, SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -25,6 +25,8 @@ fn clamp(x: &mut [f32], limit: f32) {
 impl Backend for CpuBackend {
     type Buf = Aligned<f32>;
     type Kv = CpuKv;
+
+    const TOGETHER: usize = MANY - 1;
 
     fn alloc(&self, len: usize) -> Result<Aligned<f32>> {
         Aligned::zeroed(len)
@@ -57,7 +59,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn recur(&self, call: Recur<'_, Aligned<f32>>) {
+    fn recur(&self, call: Recur<'_, '_, Aligned<f32>>) {
         match call {
             Recur::Conv(call) => self.conv(call),
             Recur::Delta(call) => self.delta(call),
@@ -186,24 +188,32 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn attend(&self, call: AttendCall<'_, Aligned<f32>, CpuKv>) {
-        let AttendCall { x: Projected { q, k, v }, how, pos, tokens, kv, shared, shape, absorbed, gate, out } =
-            call;
-        let heads = shape.heads;
+    fn attend(&self, call: AttendCall<'_, '_, Aligned<f32>, CpuKv>) {
+        let AttendCall { x, how, tokens, sequences, shared, shape, absorbed, gate, out } = call;
+        let Projected { q, k, v } = x;
+        let (heads, q_width, kv_width) = (shape.heads, how.heads * how.head_dim, how.kv_heads * how.head_dim);
         if let Some(Absorbed { queries: matrix, .. }) = absorbed {
             self.heads(HeadsCall { matrix, heads, x: q, tokens, kept: how.rope.dims, out });
             std::mem::swap(q, out);
         }
-        let written = if shared { None } else { Some(&mut *kv) };
-        self.place(Projected { q: &mut *q, k, v }, how, pos, tokens, written, out);
-        self.attention(out, kv, pos, tokens, shape, q);
-        std::mem::swap(q, out);
+        let (mut row, mut v_dim) = (0, 0);
+        for Sequence { pos, tokens, kv } in sequences {
+            let (q, k) = (&mut q[row * q_width..], &mut k[row * kv_width..]);
+            // A latent is its own value.
+            let v = if how.latent { &mut [][..] } else { &mut v[row * kv_width..] };
+            let written = if shared { None } else { Some(&mut *kv) };
+            self.place([&mut *q, k, v], how, pos, tokens, written);
+            v_dim = kv.v_dim;
+            self.attention(q, kv, pos, tokens, shape, &mut out[row * heads * v_dim..]);
+            row += tokens;
+        }
+        debug_assert_eq!(row, tokens, "every row is one sequence's");
         if let Some(Absorbed { values: matrix, .. }) = absorbed {
             self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
             std::mem::swap(q, out);
         }
         if let Some(gate) = gate {
-            let width = shape.heads * kv.v_dim;
+            let width = heads * v_dim;
             self.pool.operation("gate");
             self.each_row(&mut out[..tokens * width], width, &|t, out| {
                 math::times_sigmoid(out, &gate[t * width..][..width]);
@@ -237,21 +247,38 @@ impl Backend for CpuBackend {
 
 /// The parts of these calls.
 impl CpuBackend {
-    fn conv(&self, call: ConvCall<'_, Aligned<f32>>) {
-        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
+    fn conv(&self, call: ConvCall<'_, '_, Aligned<f32>>) {
+        let ConvCall { x, sequences, weight, bias, taps, out } = call;
         let (kept, d) = (taps - 1, weight.len() / taps);
-        assert!(from != Some(to), "what is read is not written");
-        self.pool.operation("convolution");
-        let before = from.map(|from| &state[from * kept * d..][..kept * d]);
-        let inputs = conv::Inputs { x, before, weight, taps };
-        self.each_row(&mut out[..tokens * d], d, &|t, out| inputs.row(t, bias, out));
-        conv::keep(x, tokens, (kept, d), state, (from, to));
+        let mut row = 0;
+        for Recurrent { tokens, state, from, to } in sequences {
+            assert!(from != Some(to), "what is read is not written");
+            self.pool.operation("convolution");
+            let x = &x[3 * row * d..];
+            let before = from.map(|from| &state[from * kept * d..][..kept * d]);
+            let inputs = conv::Inputs { x, before, weight, taps };
+            self.each_row(&mut out[row * d..][..tokens * d], d, &|t, out| inputs.row(t, bias, out));
+            conv::keep(x, tokens, (kept, d), state, (from, to));
+            row += tokens;
+        }
     }
 
-    fn delta(&self, call: DeltaCall<'_, Aligned<f32>>) {
-        let DeltaCall { qkv, z, beta, alpha, tokens, shape, state, from, to, mixed, out } = call;
-        let rows = delta::Rows { qkv, z, beta, alpha, mixed, out };
-        delta::delta(&self.pool, self.isa, shape, tokens, rows, delta::Slots { state, from, to });
+    fn delta(&self, call: DeltaCall<'_, '_, Aligned<f32>>) {
+        let DeltaCall { qkv, z, beta, alpha, sequences, shape, mixed, out } = call;
+        let (channels, width, heads) = (shape.channels(), shape.v_heads * shape.v_dim, shape.v_heads);
+        let mut row = 0;
+        for Recurrent { tokens, state, from, to } in sequences {
+            let rows = delta::Rows {
+                qkv: &qkv[row * channels..],
+                z: &z[row * width..],
+                beta: &beta[row * heads..],
+                alpha: &alpha[row * heads..],
+                mixed: &mut mixed[row * channels..],
+                out: &mut out[row * width..],
+            };
+            delta::delta(&self.pool, self.isa, shape, tokens, rows, delta::Slots { state, from, to });
+            row += tokens;
+        }
     }
 
     /// The backend's name for display: instruction set and threads.
@@ -302,18 +329,16 @@ impl CpuBackend {
         }
     }
 
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
-    /// keys and values to the cache, if there is one. The projections are used up.
+    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, where they are, and writes their
+    /// keys and values to the cache, if there is one. These are used up.
     pub fn place(
         &self,
-        x: Projected<'_, Aligned<f32>>,
+        [q, k, v]: [&mut [f32]; 3],
         how: &Placing<'_>,
         pos: usize,
         tokens: usize,
         kv: Option<&mut CpuKv>,
-        rotated: &mut Aligned<f32>,
     ) {
-        let Projected { q, k, v } = x;
         let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
         if let Some(weight) = how.q_norm {
             self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
@@ -334,7 +359,7 @@ impl CpuBackend {
         if let Some(limit) = how.limit {
             clamp(&mut q[..q_len], limit);
             clamp(&mut k[..kv_len], limit);
-            clamp(&mut v[..kv_len], limit);
+            clamp(if how.latent { v } else { &mut v[..kv_len] }, limit);
         }
         self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
         if let Some(kv) = kv {
@@ -342,18 +367,17 @@ impl CpuBackend {
             let values: &[f32] = if how.latent { &*k } else { &*v };
             self.write_kv(kv, pos, tokens, k, values);
         }
-        std::mem::swap(q, rotated);
     }
 
     /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
     pub fn attention(
         &self,
-        q: &Aligned<f32>,
+        q: &[f32],
         kv: &CpuKv,
         pos: usize,
         tokens: usize,
         shape: &Attention,
-        out: &mut Aligned<f32>,
+        out: &mut [f32],
     ) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.pool.operation("attention");

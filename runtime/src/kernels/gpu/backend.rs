@@ -11,7 +11,7 @@ use crate::experts::{Expert, Refinement};
 use crate::kernels::{
     Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ExpertJob, Feed, FeedCall,
     Flow, GpuInputs, HeadsCall, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected,
-    Recur, Routed, RoutedBufs, SumCall, Uses,
+    Recur, Routed, RoutedBufs, Sequence, SumCall, Uses,
 };
 use crate::quant::Matrix;
 use dollop_shaders::{ADD, COPY, GATE};
@@ -59,7 +59,7 @@ impl Backend for GpuBackend {
         }
     }
 
-    fn recur(&self, call: Recur<'_, GpuBuf>) {
+    fn recur(&self, call: Recur<'_, '_, GpuBuf>) {
         let mut state = self.lock();
         self.note(match call {
             Recur::Conv(call) => state.conv(&self.gpu, call),
@@ -172,8 +172,9 @@ impl Backend for GpuBackend {
         }
     }
 
-    fn attend(&self, call: AttendCall<'_, GpuBuf, GpuKv>) {
-        let AttendCall { x, how, pos, tokens, kv, shared, shape, absorbed, gate, out } = call;
+    fn attend(&self, call: AttendCall<'_, '_, GpuBuf, GpuKv>) {
+        let AttendCall { x, how, tokens: _, sequences, shared, shape, absorbed, gate, out } = call;
+        let Sequence { pos, tokens, kv } = super::only(sequences);
         let heads = shape.heads;
         let Projected { q, k, v } = x;
         if let Some(Absorbed { queries: matrix, .. }) = absorbed {

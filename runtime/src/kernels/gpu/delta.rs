@@ -5,7 +5,7 @@ use super::device::Device;
 use super::kv::GpuBuf;
 use super::params::{DeltaMixParams, DeltaParams, GatedNormParams};
 use crate::error::Result;
-use crate::kernels::DeltaCall;
+use crate::kernels::{DeltaCall, Recurrent};
 use dollop_shaders::Variant;
 
 /// Invocations of a workgroup.
@@ -15,8 +15,9 @@ const LANES: usize = 128;
 pub(super) const MAX_KEY: usize = 256;
 
 impl State {
-    pub(super) fn delta(&mut self, gpu: &Device, call: DeltaCall<'_, GpuBuf>) -> Result<()> {
-        let DeltaCall { qkv, z, beta, alpha, tokens, shape: d, state, from, to, mixed, out } = call;
+    pub(super) fn delta(&mut self, gpu: &Device, call: DeltaCall<'_, '_, GpuBuf>) -> Result<()> {
+        let DeltaCall { qkv, z, beta, alpha, sequences, shape: d, mixed, out } = call;
+        let Recurrent { tokens, state, from, to } = super::only(sequences);
         let (channels, width, values) = (d.channels(), d.v_heads * d.v_dim, d.state_values());
         assert!(from != Some(to), "what is read is not written");
         assert!(tokens * channels <= qkv.len.min(mixed.len) && tokens * width <= z.len.min(out.len));

@@ -55,6 +55,13 @@ use weights::Weights;
 /// The most tokens of one call: their tables fit the ring, and their number fits a dispatch.
 pub const MAX_TOKENS: usize = 2048;
 
+/// The sequence of a call: there is one ([`Backend::TOGETHER`](super::Backend::TOGETHER)).
+fn only<'s, T>(sequences: &mut (dyn Iterator<Item = T> + 's)) -> T {
+    let one = sequences.next().expect("a call has a sequence");
+    assert!(sequences.next().is_none(), "calls with several sequences are for other backends");
+    one
+}
+
 /// The GPU backend.
 pub struct GpuBackend {
     gpu: Device,

@@ -7,7 +7,9 @@ use super::recorder::PUT_WORDS;
 use super::weights::{Form, Placed};
 use super::{MAX_TOKENS, State, by_tokens, groups, row_blocks};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Router, Score, Times};
+use crate::kernels::{
+    Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Recurrent, Router, Score, Times,
+};
 use crate::quant::{Matrix, TILE_ROWS};
 use dollop_shaders::{GEGLU, Kernel, MANY, SWIGLU, Variant};
 use std::sync::Arc;
@@ -261,8 +263,9 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn conv(&mut self, gpu: &Device, call: ConvCall<'_, GpuBuf>) -> Result<()> {
-        let ConvCall { x, tokens, weight, bias, taps, state, from, to, out } = call;
+    pub(super) fn conv(&mut self, gpu: &Device, call: ConvCall<'_, '_, GpuBuf>) -> Result<()> {
+        let ConvCall { x, sequences, weight, bias, taps, out } = call;
+        let Recurrent { tokens, state, from, to } = super::only(sequences);
         let d = weight.len() / taps;
         assert!(from != Some(to), "what is read is not written");
         assert!(3 * tokens * d <= x.len && tokens * d <= out.len && (to + 1) * (taps - 1) * d <= state.len);

@@ -1,7 +1,7 @@
 //! The forward pass of a gated delta net layer.
 
-use super::state::DeltaScratch;
-use super::{Model, State};
+use super::scratch::DeltaScratch;
+use super::{Model, Part, Scratch, recurrences};
 use crate::kernels::{Added, Backend, DeltaCall, Linear, LinearCall, Norm, Recur};
 use crate::model::spec::DeltaSpec;
 use crate::model::weights::DeltaNet;
@@ -11,14 +11,14 @@ impl Model {
     pub(super) fn delta<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         (norm, w, spec): (Norm<'_>, &DeltaNet, &DeltaSpec),
-        i: usize,
-        n: usize,
+        (i, n): (usize, usize),
         add: bool,
     ) {
-        let (turn, DeltaScratch { qkv, mixed, z, beta, alpha, out }) =
-            (s.turn, s.delta.as_mut().expect("a layer with a delta net implies scratch"));
+        let DeltaScratch { qkv, mixed, z, beta, alpha, out } =
+            s.delta.as_mut().expect("a layer with a delta net implies scratch");
         b.linear(LinearCall {
             x: &s.x,
             tokens: n,
@@ -37,11 +37,8 @@ impl Model {
             z,
             beta,
             alpha,
-            tokens: n,
+            sequences: &mut recurrences(parts, i),
             shape: &w.shape(spec, norm.eps),
-            state: s.memory[i].state(),
-            from: turn.from,
-            to: turn.to,
             mixed,
             out,
         }));

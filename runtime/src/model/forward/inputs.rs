@@ -1,7 +1,7 @@
 //! The layers' extra inputs: computed before the first layer from the token and its embedding, and added to
 //! the stream after each layer's feed-forward.
 
-use super::{Model, State};
+use super::{Model, Scratch};
 use crate::error::Result;
 use crate::kernels::{Added, Backend, Linear, LinearCall, Norm, Times};
 use crate::model::embedding::Embedding;
@@ -10,8 +10,8 @@ use crate::model::weights::{Layer, LayerInputs, PerLayer};
 impl Model {
     /// The extra inputs of all layers: `(√per_layer · embed[token] + norm(proj · x / √d)) / √2`, with the
     /// embedded stream `x`.
-    pub(super) fn inputs<B: Backend>(&self, b: &B, s: &mut State<B>, tokens: &[u32]) -> Result<()> {
-        let (c, State { x, row, inputs, .. }) = (&self.spec, s);
+    pub(super) fn inputs<B: Backend>(&self, b: &B, s: &mut Scratch<B>) -> Result<()> {
+        let (c, Scratch { x, row, inputs, tokens, .. }) = (&self.spec, s);
         let (Some(LayerInputs { embed, proj, norm }), Some(s)) = (&self.weights.per_layer, inputs) else {
             return Ok(());
         };
@@ -38,12 +38,12 @@ impl Model {
     pub(super) fn take_in<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
         (layer, part): (&Layer, &PerLayer),
         i: usize,
         n: usize,
     ) {
-        let (c, State { h, y, x, inputs, .. }) = (&self.spec, s);
+        let (c, Scratch { h, y, x, inputs, .. }) = (&self.spec, s);
         let s = inputs.as_mut().expect("a layer with an input implies room for it");
         let (p, layers) = (c.per_layer, c.layers.len());
         let activation = c.layers[i].ffn.activation;

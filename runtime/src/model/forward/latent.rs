@@ -1,7 +1,7 @@
 //! The forward pass of multi-head latent attention: queries are projected into the latent space head by head,
 //! and the attention output is projected from there to values.
 
-use super::{Model, State};
+use super::{Model, Part, Scratch, sequences};
 use crate::kernels::{
     Absorbed, Added, AttendCall, Attention, Backend, Linear, LinearCall, Norm, Placing, Projected,
 };
@@ -17,10 +17,10 @@ impl Model {
     pub(super) fn latent<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         (norm, w, a): (Norm<'_>, &Latent, &AttentionSpec),
-        i: usize,
-        (pos, n): (usize, usize),
+        (i, n): (usize, usize),
         add: bool,
     ) {
         let kv = Linear { matrix: &w.kv, bias: w.kv_bias.as_deref(), out: &mut s.k };
@@ -63,9 +63,8 @@ impl Model {
         b.attend(AttendCall {
             x: Projected { q: &mut s.q, k: &mut s.k, v: &mut s.v },
             how: &how,
-            pos,
             tokens: n,
-            kv: s.memory[i].kv_mut(),
+            sequences: &mut sequences(parts, i),
             shared: false,
             shape: &shape,
             absorbed: Some(Absorbed { queries: &w.k_b, values: &w.v_b }),

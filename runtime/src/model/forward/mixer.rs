@@ -1,7 +1,7 @@
 //! The forward pass of a layer's token mixer. Attention and short convolutions are here; latent attention and delta
 //! nets have files of their own.
 
-use super::{Model, State};
+use super::{Model, Part, Scratch, recurrences, sequences};
 use crate::kernels::{
     Added, AttendCall, Attention, Backend, ConvCall, Linear, LinearCall, Norm, Placing, Projected, Recur,
 };
@@ -13,10 +13,10 @@ impl Model {
     pub(super) fn mixer<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         layer: &Layer,
         i: usize,
-        pos: usize,
         n: usize,
     ) {
         let norm = Norm { weight: &layer.norm, eps: self.spec.norm_eps };
@@ -25,11 +25,15 @@ impl Model {
         let add = post.is_none();
         match (&layer.mixer, &self.spec.layers[i].mixer) {
             (Mixer::Attention(w), MixerSpec::Attention(a)) => {
-                self.attention(b, s, (norm, w, a), i, (pos, n), add)
+                self.attention(b, s, parts, (norm, w, a), (i, n), add)
             }
-            (Mixer::Latent(w), MixerSpec::Attention(a)) => self.latent(b, s, (norm, w, a), i, (pos, n), add),
-            (Mixer::Conv(w), MixerSpec::Conv { taps }) => self.conv(b, s, (norm, w, *taps), i, n, add),
-            (Mixer::Delta(w), MixerSpec::Delta(of)) => self.delta(b, s, (norm, w, of), i, n, add),
+            (Mixer::Latent(w), MixerSpec::Attention(a)) => {
+                self.latent(b, s, parts, (norm, w, a), (i, n), add)
+            }
+            (Mixer::Conv(w), MixerSpec::Conv { taps }) => {
+                self.conv(b, s, parts, (norm, w, *taps), (i, n), add)
+            }
+            (Mixer::Delta(w), MixerSpec::Delta(of)) => self.delta(b, s, parts, (norm, w, of), (i, n), add),
             _ => unreachable!("weights are read as the specification says"),
         }
         if let Some(norm) = post {
@@ -41,10 +45,10 @@ impl Model {
     fn attention<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         (norm, w, a): (Norm<'_>, &weights::Attention, &AttentionSpec),
-        i: usize,
-        (pos, n): (usize, usize),
+        (i, n): (usize, usize),
         add: bool,
     ) {
         let eps = norm.eps;
@@ -89,14 +93,13 @@ impl Model {
             window: a.window,
             sinks: w.sinks.as_deref(),
         };
-        let (kv, out) = (s.memory[a.kv_of.unwrap_or(i)].kv_mut(), &mut s.attn);
+        let out = &mut s.attn;
         let (shared, gate) = (a.kv_of.is_some(), w.gate.as_ref().map(|_| &s.gate));
         b.attend(AttendCall {
             x: projected,
             how: &how,
-            pos,
             tokens: n,
-            kv,
+            sequences: &mut sequences(parts, a.kv_of.unwrap_or(i)),
             shared,
             shape: &shape,
             absorbed: None,
@@ -112,10 +115,10 @@ impl Model {
     fn conv<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
+        parts: &mut [Part<'_, B>],
         (norm, w, taps): (Norm<'_>, &Conv, usize),
-        i: usize,
-        n: usize,
+        (i, n): (usize, usize),
         add: bool,
     ) {
         let input = Linear { matrix: &w.input, bias: w.input_bias.as_deref(), out: &mut s.conv };
@@ -127,16 +130,12 @@ impl Model {
             times: None,
             add: None,
         });
-        let (state, turn) = (s.memory[i].state(), s.turn);
         b.recur(Recur::Conv(ConvCall {
             x: &s.conv,
-            tokens: n,
+            sequences: &mut recurrences(parts, i),
             weight: &w.weight,
             bias: w.bias.as_deref(),
             taps,
-            state,
-            from: turn.from,
-            to: turn.to,
             out: &mut s.h,
         }));
         let output = Linear { matrix: &w.output, bias: w.output_bias.as_deref(), out: &mut s.y };

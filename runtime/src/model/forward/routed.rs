@@ -4,8 +4,8 @@
 //! If all experts are resident on the backend, the choice stays there, too. Otherwise it is read back, and
 //! the trait [`ExpertSource`](crate::experts::ExpertSource) hands over experts in any order.
 
-use super::state::MoeScratch;
-use super::{Model, State};
+use super::scratch::MoeScratch;
+use super::{Model, Scratch};
 use crate::error::Result;
 use crate::experts::{Expert, Guess, Meanwhile, Wanted};
 use crate::kernels::{
@@ -29,13 +29,13 @@ impl Model {
     pub(super) fn moe<B: Backend>(
         &self,
         b: &B,
-        s: &mut State<B>,
+        s: &mut Scratch<B>,
         moe: &Moe,
         norms: &Layer,
         layer: usize,
         n: usize,
     ) -> Result<()> {
-        let (c, State { h, x, y, moe: scratch, noted, .. }) = (&self.spec, s);
+        let (c, Scratch { h, x, y, moe: scratch, noted, .. }) = (&self.spec, s);
         let (router, m) = c.layers[layer]
             .ffn
             .router

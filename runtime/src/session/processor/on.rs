@@ -1,12 +1,13 @@
 //! Backends as objects: [`On`] is a processor, [`Held`] a timeline in its memory, [`Gone`] one whose device was lost.
 
-use super::{Accelerator, Lies, Processor, Timeline};
+use super::{Accelerator, Lies, Part, Processor, Timeline};
 use crate::error::{Error, Result};
 use crate::experts::Refinement;
 use crate::kernels::cpu::CpuBackend;
 use crate::kernels::{Backend, KvPart};
-use crate::model::forward::{Passing, Want};
-use crate::model::{Model, State};
+use crate::model::forward::{self, Passing};
+use crate::model::{Memory, Model, Scratch};
+use std::any::Any;
 use std::sync::Arc;
 
 /// What tells one backend from another.
@@ -74,15 +75,60 @@ impl<B: Host> Processor for On<B> {
         self.0.refine(refinement)
     }
 
+    fn together(&self) -> usize {
+        B::TOGETHER
+    }
+
+    fn forward(
+        &self,
+        model: &Model,
+        parts: &mut [Part<'_>],
+        hear: &mut dyn FnMut(Passing) -> Result<()>,
+    ) -> Result<()> {
+        // A token of one sequence allocates nothing.
+        if let [one] = parts {
+            let (scratch, part) = held(one)?;
+            return model.forward(&*self.0, scratch, &mut [part], hear);
+        }
+        let (mut scratch, mut all) = (None::<&mut Scratch<B>>, Vec::with_capacity(parts.len()));
+        for part in parts {
+            let (own, part) = held(part)?;
+            all.push(part);
+            // Rotations reach as far as the longest of them.
+            match &mut scratch {
+                Some(longest) if longest.capacity() >= own.capacity() => {}
+                longest => *longest = Some(own),
+            }
+        }
+        match scratch {
+            Some(scratch) => model.forward(&*self.0, scratch, &mut all, hear),
+            None => Ok(()),
+        }
+    }
+
     fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Box<dyn Timeline>> {
-        Ok(Box::new(Held { state: State::new(&*self.0, model, context, chunk)?, backend: self.0.clone() }))
+        let (backend, b) = (self.0.clone(), &*self.0);
+        let memory = Memory::new(b, model, context, chunk)?;
+        Ok(Box::new(Held { memory, scratch: Scratch::new(b, model, context, chunk)?, backend }))
     }
 }
 
 /// A timeline and the backend that its memory is of.
 struct Held<B: Backend> {
-    state: State<B>,
+    memory: Memory<B>,
+    scratch: Scratch<B>,
     backend: Arc<B>,
+}
+
+/// A timeline's scratch, and its part of a call.
+///
+/// # Errors
+/// `Device` where its memory is not this backend's: it was lost.
+fn held<'a, B: Host>(part: &'a mut Part<'_>) -> Result<(&'a mut Scratch<B>, forward::Part<'a, B>)> {
+    let Part { timeline, tokens, pos, want } = part;
+    let any: &mut dyn Any = &mut **timeline;
+    let Held { memory, scratch, .. } = any.downcast_mut::<Held<B>>().ok_or_else(lost)?;
+    Ok((scratch, forward::Part { memory, tokens, pos: *pos, want: *want }))
 }
 
 impl<B: Host> Timeline for Held<B> {
@@ -91,66 +137,51 @@ impl<B: Host> Timeline for Held<B> {
     }
 
     fn capacity(&self) -> usize {
-        self.state.capacity()
+        self.memory.capacity()
     }
 
     fn chunk(&self) -> usize {
-        self.state.chunk()
-    }
-
-    fn forward(
-        &mut self,
-        model: &Model,
-        tokens: &[u32],
-        pos: usize,
-        want: Want,
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
-    ) -> Result<()> {
-        model.forward(&*self.backend, &mut self.state, tokens, pos, want, hear)
-    }
-
-    fn likeliest(&self) -> &[(u32, f32)] {
-        self.state.likeliest()
+        self.scratch.chunk()
     }
 
     fn rewind(&mut self, to: usize) -> usize {
-        self.state.rewind(&*self.backend, to)
+        self.memory.rewind(&*self.backend, to)
     }
 
     fn mark(&mut self, pos: usize) {
-        self.state.mark(&*self.backend, pos);
+        self.memory.mark(&*self.backend, pos);
     }
 
     fn marks(&self, held: usize) -> Vec<usize> {
-        self.state.marks(held)
+        self.memory.marks(held)
     }
 
     fn earliest(&self) -> usize {
-        self.state.earliest()
+        self.memory.earliest()
     }
 
     fn places(&self, layer: usize) -> usize {
-        self.state.places(layer)
+        self.memory.places(layer)
     }
 
     fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]) {
-        self.state.restored(held, earliest, marks);
+        self.memory.restored(held, earliest, marks);
     }
 
     fn read_kv(&self, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()> {
-        self.state.read_kv(&*self.backend, layer, part, out)
+        self.memory.read_kv(&*self.backend, layer, part, out)
     }
 
     fn write_kv(&mut self, layer: usize, part: &KvPart, from: &[u8]) -> Result<()> {
-        self.state.write_kv(&*self.backend, layer, part, from)
+        self.memory.write_kv(&*self.backend, layer, part, from)
     }
 
     fn read_state(&self, layer: usize, at: (usize, usize), out: &mut [f32]) -> Result<()> {
-        self.state.read_state(&*self.backend, layer, at, out)
+        self.memory.read_state(&*self.backend, layer, at, out)
     }
 
     fn write_state(&mut self, layer: usize, mark: usize, from: &[f32]) -> Result<()> {
-        self.state.write_state(&*self.backend, layer, mark, from);
+        self.memory.write_state(&*self.backend, layer, mark, from);
         Ok(())
     }
 }
@@ -176,21 +207,6 @@ impl Timeline for Gone {
 
     fn chunk(&self) -> usize {
         self.chunk
-    }
-
-    fn forward(
-        &mut self,
-        _: &Model,
-        _: &[u32],
-        _: usize,
-        _: Want,
-        _: &mut dyn FnMut(Passing) -> Result<()>,
-    ) -> Result<()> {
-        Err(lost())
-    }
-
-    fn likeliest(&self) -> &[(u32, f32)] {
-        &[]
     }
 
     fn rewind(&mut self, _: usize) -> usize {

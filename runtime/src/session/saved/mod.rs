@@ -80,17 +80,32 @@ impl Session {
         }
     }
 
-    fn write_with(&self, to: &mut dyn Write, name: &Path, notes: &[u8]) -> Result<u64> {
+    fn header(&self, extent: Extent, notes: usize) -> Result<Header> {
         let on = self.engine().processors().of(self.state.is_gpu());
-        let (extent, marks) = self.readable();
-        let header = Header {
+        Ok(Header {
             identity: self.engine().identity()?,
             layers: on.model.spec.layers.len(),
             number_bytes: on.model.weights.number_bytes(),
             tokens: self.tokens().len(),
             extent,
-            notes: notes.len(),
-        };
+            notes,
+        })
+    }
+
+    /// Bytes that [`Session::save`] would write.
+    ///
+    /// # Errors
+    /// As [`Session::save`].
+    #[doc(hidden)]
+    pub fn saved_bytes(&self) -> Result<u64> {
+        let spec = &self.engine().model().spec;
+        Ok(self.header(self.readable().0, 0)?.file_bytes(spec).unwrap_or(u64::MAX))
+    }
+
+    fn write_with(&self, to: &mut dyn Write, name: &Path, notes: &[u8]) -> Result<u64> {
+        let on = self.engine().processors().of(self.state.is_gpu());
+        let (extent, marks) = self.readable();
+        let header = self.header(extent, notes.len())?;
         let mut out = Out::new(to, name);
         out.raw(&header.bytes())?;
         out.put(bytemuck::cast_slice(self.tokens()))?;
@@ -139,6 +154,55 @@ impl Session {
         Ok(fork)
     }
 
+    /// Takes what a saved session holds in the place of its own, as [`Engine::load_session`] would give it.
+    ///
+    /// # Errors
+    /// As [`Engine::load_session`]; the session is then as it was, or empty.
+    #[doc(hidden)]
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        let engine = self.engine.clone();
+        let (mut file, len) = open_saved(path)?;
+        let mut from = In::new(&mut file, path);
+        let mut read = || {
+            let header = engine.read_header(&mut from, Some(len))?;
+            if header.tokens > self.context() {
+                return Err(Error::ContextFull { needed: header.tokens, limit: self.context() });
+            }
+            let tokens = engine.read_tokens(&mut from, &header)?;
+            from.take_long(header.notes)?;
+            from.check("notes")?;
+            self.rewind(0);
+            self.read_memory(&mut from, &header)?;
+            self.tokens.extend(tokens);
+            Ok(())
+        };
+        read().map_err(|e: Error| {
+            if self.tokens.is_empty() {
+                self.rewind(0);
+            }
+            e.at(path)
+        })
+    }
+
+    /// Reads what layers keep, to the end of the file.
+    fn read_memory(&mut self, from: &mut In, header: &Header) -> Result<()> {
+        let (engine, extent) = (self.engine.clone(), header.extent);
+        let marks = read_marks(from, extent)?;
+        let on = engine.processors().of(self.state.is_gpu());
+        let mut bytes = memory::buffer(on, (&*self.state, &*self.state), extent);
+        for layer in 0..header.layers {
+            for piece in memory::pieces(on, (&*self.state, &*self.state), layer, extent) {
+                let bytes = &mut bytes[..piece.bytes()];
+                from.take(bytes)?;
+                Layer { layer, held: extent.held }.write(&mut *self.state, &piece, bytes)?;
+            }
+            from.check(&format!("memory of layer {layer}"))?;
+        }
+        from.end()?;
+        self.restored(extent, &marks);
+        Ok(())
+    }
+
     /// Its layers were given what they keep.
     fn restored(&mut self, extent: Extent, marks: &[usize]) {
         self.state.restored(extent.held, extent.earliest, marks);
@@ -185,17 +249,23 @@ impl Engine {
     }
 
     fn load_with(&self, path: &Path, options: SessionOptions) -> Result<(Session, Vec<u8>)> {
-        let open = || {
-            let file = File::open(path)?;
-            let meta = file.metadata()?;
-            Ok((file, meta))
+        let (mut file, len) = open_saved(path)?;
+        self.read_with(&mut file, path, Some(len), options).map_err(|e| e.at(path))
+    }
+
+    /// The tokens of a saved session that this engine could load, without the rest of the file.
+    ///
+    /// # Errors
+    /// As [`Engine::load_session`].
+    #[doc(hidden)]
+    pub fn saved_tokens(&self, path: &Path) -> Result<Vec<u32>> {
+        let (mut file, len) = open_saved(path)?;
+        let mut from = In::new(&mut file, path);
+        let read = |from: &mut In| {
+            let header = self.read_header(from, Some(len))?;
+            self.read_tokens(from, &header)
         };
-        let (file, meta) = open().map_err(|e| Error::io(path, e))?;
-        if !meta.is_file() {
-            return Err(Error::malformed("file", "this is no saved session").at(path));
-        }
-        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
-        self.read_with(&mut file, path, Some(meta.len()), options).map_err(|e| e.at(path))
+        read(&mut from).map_err(|e| e.at(path))
     }
 
     /// The session, and the notes of a conversation. `len` is the file's, where it is known.
@@ -212,35 +282,28 @@ impl Engine {
         if header.tokens > context {
             return Err(Error::ContextFull { needed: header.tokens, limit: context });
         }
+        let tokens = self.read_tokens(&mut from, &header)?;
+        let notes = from.take_long(header.notes)?;
+        from.check("notes")?;
+        let mut session = self.session(options)?;
+        session.read_memory(&mut from, &header)?;
+        session.tokens.extend(tokens);
+        log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), session.held);
+        Ok((session, notes))
+    }
+
+    fn read_tokens(&self, from: &mut In, header: &Header) -> Result<Vec<u32>> {
         let bytes = from.take_long(4 * header.tokens)?;
         from.check("tokens")?;
         let vocab = self.model().weights.vocab();
-        let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        if let Some(bad) = tokens.clone().find(|&t| t as usize >= vocab) {
-            return Err(Error::malformed(
-                "tokens",
-                format!("token {bad} is outside the vocabulary of {vocab}"),
-            ));
-        }
-        let notes = from.take_long(header.notes)?;
-        from.check("notes")?;
-        let marks = read_marks(&mut from, header.extent)?;
-        let mut session = self.session(options)?;
-        session.tokens.extend(tokens);
-        let on = self.processors().of(session.state.is_gpu());
-        let mut bytes = memory::buffer(on, (&*session.state, &*session.state), header.extent);
-        for layer in 0..header.layers {
-            for piece in memory::pieces(on, (&*session.state, &*session.state), layer, header.extent) {
-                let bytes = &mut bytes[..piece.bytes()];
-                from.take(bytes)?;
-                Layer { layer, held: header.extent.held }.write(&mut *session.state, &piece, bytes)?;
+        let tokens: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            Some(bad) => {
+                let what = format!("token {bad} is outside the vocabulary of {vocab}");
+                Err(Error::malformed("tokens", what))
             }
-            from.check(&format!("memory of layer {layer}"))?;
+            None => Ok(tokens),
         }
-        from.end()?;
-        session.restored(header.extent, &marks);
-        log::debug!("{}: {} tokens restored, {} held", name.display(), session.tokens.len(), session.held);
-        Ok((session, notes))
     }
 
     /// A header that is this engine's, of a file that is as long as it says.
@@ -282,6 +345,20 @@ impl Engine {
             _ => Ok(header),
         }
     }
+}
+
+/// A file that may be a saved session, and its length.
+fn open_saved(path: &Path) -> Result<(BufReader<File>, u64)> {
+    let open = || {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        Ok((file, meta))
+    };
+    let (file, meta) = open().map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Err(Error::malformed("file", "this is no saved session").at(path));
+    }
+    Ok((BufReader::with_capacity(BUFFER_BYTES, file), meta.len()))
 }
 
 /// The positions that states stand for: in order, the last of them where the timeline is.

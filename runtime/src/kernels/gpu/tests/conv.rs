@@ -1,7 +1,7 @@
 //! Gate 99: short convolutions and choices by sigmoids, on the CPU and on the GPU, against f64.
 
 use super::*;
-use crate::kernels::{Choosing, ConvCall, Recur};
+use crate::kernels::{Choosing, ConvCall, Recur, Recurrent};
 
 /// `C ⊙ (conv(B ⊙ v) + bias)` of all tokens.
 fn formula(x: &[f32], weight: &[f32], bias: Option<&[f32]>, d: usize) -> Vec<f32> {
@@ -38,7 +38,8 @@ fn in_calls<B: Backend>(
         let slot = |i: usize| (from.unwrap_or(0) + i) % 3;
         for to in [slot(1), slot(2)] {
             let (state, out) = (&mut state, &mut out);
-            b.recur(Recur::Conv(ConvCall { x: &input, tokens, weight, bias, taps, state, from, to, out }));
+            let sequences = &mut std::iter::once(Recurrent { tokens, state, from, to });
+            b.recur(Recur::Conv(ConvCall { x: &input, sequences, weight, bias, taps, out }));
             if to == slot(2) {
                 let mut values = vec![0.0; tokens * d];
                 b.read(&mut [(&*out, 0, &mut values)]).unwrap();

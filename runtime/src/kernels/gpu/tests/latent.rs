@@ -1,7 +1,7 @@
 //! Attention to a latent, and products of heads, on both backends, against their formulas in f64.
 
 use super::*;
-use crate::kernels::{AttendCall, HeadsCall};
+use crate::kernels::{AttendCall, HeadsCall, Sequence};
 
 /// Tokens in calls of these lengths.
 fn heads_in_calls<B: Backend>(
@@ -98,9 +98,8 @@ fn attended<B: Backend>(b: &B, (heads, rope, rank): (usize, usize, usize), calls
         b.attend(AttendCall {
             x: Projected { q: &mut q, k: &mut k, v: &mut v },
             how: &how,
-            pos,
             tokens,
-            kv: &mut kv,
+            sequences: &mut std::iter::once(Sequence { pos, tokens, kv: &mut kv }),
             shared: false,
             shape: &shape,
             absorbed: None,

@@ -1,7 +1,7 @@
 //! Products, embeddings, attention and elementwise operations.
 
 use super::*;
-use crate::kernels::AttendCall;
+use crate::kernels::{AttendCall, Sequence};
 use crate::quant::GroupParams;
 
 /// Every kind of matrix of a shape.
@@ -180,12 +180,10 @@ fn places_and_attends() {
                 let mut out = b.alloc(q.len()).unwrap();
                 b.attention(&rotated, &kv, pos, tokens, &shape, &mut out);
                 outs.0 = get(&b, &out);
-                let mut turned = cpu.alloc(q.len()).unwrap();
-                let x = Projected { q: &mut q, k: &mut k, v: &mut v };
-                cpu.place(x, &how, pos, tokens, Some(&mut cpu_kv), &mut turned);
-                close("queries", &get(&b, &rotated), &turned, 1e-5);
-                let mut mixed = cpu.alloc(turned.len()).unwrap();
-                cpu.attention(&turned, &cpu_kv, pos, tokens, &shape, &mut mixed);
+                cpu.place([&mut q, &mut k, &mut v], &how, pos, tokens, Some(&mut cpu_kv));
+                close("queries", &get(&b, &rotated), &q, 1e-5);
+                let mut mixed = cpu.alloc(q.len()).unwrap();
+                cpu.attention(&q, &cpu_kv, pos, tokens, &shape, &mut mixed);
                 outs.1 = mixed.to_vec();
                 alone(&b, &get(&b, &rotated), &how, &shape, (pos, tokens), &mut kv, &outs.0);
             }
@@ -229,10 +227,9 @@ fn two_rotations_of_one_size_are_two() {
             &mut rotated,
         );
         let (mut q, mut k, mut v) = (put(&cpu, &x), put(&cpu, &x), put(&cpu, &x));
-        let (mut kv, mut want) =
-            (cpu.alloc_kv(tokens, heads, [head_dim; 2]).unwrap(), cpu.alloc(x.len()).unwrap());
-        cpu.place(Projected { q: &mut q, k: &mut k, v: &mut v }, &how, 0, tokens, Some(&mut kv), &mut want);
-        close("a rotation", &get(&b, &rotated), &want, 1e-5);
+        let mut kv = cpu.alloc_kv(tokens, heads, [head_dim; 2]).unwrap();
+        cpu.place([&mut q, &mut k, &mut v], &how, 0, tokens, Some(&mut kv));
+        close("a rotation", &get(&b, &rotated), &q, 1e-5);
     }
 }
 
@@ -266,9 +263,8 @@ fn alone(
     let call = AttendCall {
         x,
         how,
-        pos: pos_of,
         tokens: 1,
-        kv,
+        sequences: &mut std::iter::once(Sequence { pos: pos_of, tokens: 1, kv: &mut *kv }),
         shared: false,
         shape,
         absorbed: None,

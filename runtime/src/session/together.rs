@@ -1,0 +1,82 @@
+//! A step of several sessions: a token each, in one call, so that one read of an expert serves all of them.
+
+use super::processor::{Lies, Part};
+use super::timeline::{Session, Step, Wish, likeliest_are_numbers, numbers};
+use crate::error::{Error, Result};
+use crate::model::forward::{Passing, Want};
+use crate::telemetry::CancelToken;
+use std::slice;
+
+/// A session's token in a step.
+pub(super) struct Turn<'a> {
+    pub(super) session: &'a mut Session,
+    pub(super) token: u32,
+    pub(super) wish: Wish,
+    pub(super) cancel: &'a CancelToken,
+}
+
+impl Session {
+    /// With how many others at most its next token may be computed, itself among them: 1 where something must be read again
+    /// first, or there is no room.
+    pub(super) fn most_together(&self) -> usize {
+        let processors = self.engine.processors();
+        let here = match self.state.lies() {
+            Lies::OnCpu => true,
+            Lies::OnGpu => processors.lost().is_none(),
+            Lies::Nowhere => false,
+        };
+        if !here || self.held != self.tokens.len() || self.held >= self.context() {
+            return 1;
+        }
+        processors.of(self.state.is_gpu()).processor.together().min(self.state.chunk())
+    }
+}
+
+/// Appends its token to every session, all of one engine and none with a smaller [`Session::most_together`] than there are. Logits are
+/// bit for bit those of a step alone.
+///
+/// # Errors
+/// Those of computing, `NotFinite` without a place, and `Cancelled` where all are. No session has changed then.
+pub(super) fn step(turns: &mut [Turn<'_>], keep: &mut dyn FnMut(usize, Step)) -> Result<()> {
+    let Some(first) = turns.first() else { return Ok(()) };
+    let (engine, gpu) = (first.session.engine.clone(), first.session.state.is_gpu());
+    let (on, vocab) = (engine.processors().of(gpu), engine.model().weights.vocab());
+    let mut parts = Vec::with_capacity(turns.len());
+    let mut cancels = Vec::with_capacity(turns.len());
+    for Turn { session, token, wish, cancel } in turns.iter_mut() {
+        session.check_vocabulary(slice::from_ref(token))?;
+        let want = match *wish {
+            Wish::Nothing => Want::Nothing,
+            Wish::Last | Wish::All => Want::Last,
+            Wish::Best(k) => Want::Best(k),
+        };
+        cancels.push(*cancel);
+        let (pos, tokens) = (session.held, slice::from_ref(token));
+        parts.push(Part { timeline: &mut *session.state, tokens, pos, want });
+    }
+    let wants: Vec<Want> = parts.iter().map(|part| part.want).collect();
+    on.processor.forward(&on.model, &mut parts, &mut |passing| {
+        match passing {
+            // Those that go on do not wait for the others to be taken out.
+            Passing::Layers(_) if cancels.iter().all(|cancel| cancel.is_cancelled()) => {
+                return Err(Error::Cancelled);
+            }
+            Passing::Layers(_) => {}
+            Passing::Logits(i, logits) => {
+                numbers(logits.iter().copied())?;
+                keep(i, Step::Logits(0, logits));
+            }
+            Passing::Best(i, best) => {
+                likeliest_are_numbers(best, wants[i], vocab)?;
+                keep(i, Step::Best(best));
+            }
+        }
+        Ok(())
+    })?;
+    for Turn { session, token, .. } in turns {
+        session.tokens.push(*token);
+        session.held += 1;
+        session.processed += 1;
+    }
+    Ok(())
+}
