@@ -1,4 +1,5 @@
-//! Generations that go on together: those that decode take a step in one call, and prompts are read between the steps.
+//! Runs several generations at once (continuous batching). All answers that decode take a step in one call,
+//! and prompts are prefilled chunk by chunk between these steps.
 
 use super::engine::Engine;
 use super::event::{Event, GenerateOptions, Outcome, Reply};
@@ -14,49 +15,51 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Time for which answers wait for a prompt at most, beside that of one of its layers.
+/// The default stall time: how long answers wait for a prompt before they take a step.
 const STALL: Duration = Duration::from_millis(200);
 
-/// Generations of one engine that go on together (continuous batching). They may begin and end at any time.
+/// Runs several generations of one engine at once (continuous batching). A generation may begin or end at any
+/// time.
 ///
-/// A step appends a token to every answer, all in one call: a weight, and an expert that was read, then serves all of them.
-/// Prompts are read in chunks, one prompt after another in turns. Between two layers of a chunk the answers take a step
-/// wherever they have waited for the stall time, so none waits longer than that and a layer of a chunk.
+/// A step appends one token to every answer, in one call. The call reads each weight and each streamed expert
+/// once for all answers. Prompts are prefilled in chunks, in turn. If answers have waited for the stall time
+/// ([`Batch::with_stall`]), they take a step between two layers of a chunk. So no answer waits longer than
+/// the stall time plus one layer of a chunk.
 ///
-/// With exact precision an answer is the same, byte for byte, as that of [`Session::generate`]: nothing of it depends on what else
-/// runs. With adaptive precision it does, as the cache of experts is shared. Where a GPU computes, sessions take their steps
-/// one after another, and prompts are not interrupted within a chunk.
+/// With exact precision, an answer is byte-identical to that of [`Session::generate`], whatever else runs.
+/// With adaptive precision it is not, because the generations share the expert cache. On a GPU, the sessions
+/// take their steps one after another, and a chunk of a prompt is not interrupted.
 ///
-/// `T` is the caller's, to know a generation by.
+/// `T` is the caller's tag for a generation.
 pub struct Batch<T> {
     engine: Engine,
     running: Vec<Running<T>>,
-    /// Prompts whose turn it was.
+    /// Prompt chunks read so far.
     turn: u64,
     pace: Pace,
 }
 
 /// A generation that has ended, with its session.
 pub struct Ended<T> {
-    /// What it was begun with.
+    /// The tag that was passed to [`Batch::begin`].
     pub tag: T,
-    /// The session, which holds what was appended.
+    /// The session. It holds the prompt and the answer.
     pub session: Session,
-    /// What came of it.
+    /// The result of the generation.
     pub outcome: Result<Outcome>,
 }
 
-/// What a [`Batch`] has done since it was made.
+/// Counters of a [`Batch`] since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct BatchStats {
     /// Calls that appended tokens to answers.
     pub steps: u64,
-    /// Tokens that these appended: divided by `steps`, how many answers went on in one call.
+    /// Tokens that these calls appended. `tokens / steps` is the mean number of answers per call.
     pub tokens: u64,
-    /// The most answers that went on in one call.
+    /// The most answers in one call.
     pub most: usize,
-    /// The longest time that answers waited for prompts.
+    /// The longest time that answers waited for a prompt.
     pub stalled: Duration,
 }
 
@@ -66,36 +69,38 @@ struct Running<T> {
     sampler: Option<Sampler>,
     generation: Option<Generation>,
     end: Option<Result<Outcome>>,
-    /// When a chunk of its prompt was last read.
+    /// [`Batch::turn`] when a chunk of this prompt was last read.
     turn: u64,
 }
 
-/// Time and numbers of steps.
+/// When answers take their next step, and the counters.
 struct Pace {
     stall: Duration,
-    /// When answers that wait now took their last step.
+    /// When the answers last took a step; `None` if no answer waits.
     last: Option<Instant>,
     stats: BatchStats,
 }
 
-/// What hears the events of all generations.
+/// The callback for the events of all generations.
 type Hears<'a, T> = RefCell<&'a mut dyn FnMut(&mut T, Event) -> ControlFlow<()>>;
 
 impl<T> Batch<T> {
-    /// No generations yet.
+    /// Creates a batch without generations.
     pub fn new(engine: &Engine) -> Batch<T> {
         let pace = Pace { stall: STALL, last: None, stats: BatchStats::default() };
         Batch { engine: engine.clone(), running: Vec::new(), turn: 0, pace }
     }
 
-    /// With another stall time than 200 ms: shorter steps come more often, and prompts take longer.
+    /// Sets the stall time (200 ms by default). A shorter one lets answers step more often while a prompt is
+    /// prefilled, and makes prefill slower.
     #[must_use]
     pub fn with_stall(mut self, stall: Duration) -> Self {
         self.pace.stall = stall;
         self
     }
 
-    /// Begins a generation as [`Session::generate`] does. What is wrong with it comes out of the next [`Batch::step`].
+    /// Begins a generation as [`Session::generate`] does. If it cannot begin, the next [`Batch::step`]
+    /// returns the error.
     pub fn begin(&mut self, tag: T, mut session: Session, prompt: &[u32], options: &GenerateOptions) {
         let mut made = || {
             if !Arc::ptr_eq(&session.engine().0, &self.engine.0) {
@@ -112,23 +117,24 @@ impl<T> Batch<T> {
         self.running.push(Running { tag, session, sampler, generation, end, turn: 0 });
     }
 
-    /// Generations that have not come out yet.
+    /// The number of generations that [`Batch::step`] has not returned yet.
     pub fn len(&self) -> usize {
         self.running.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no such generations.
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
 
-    /// What it has done.
+    /// The counters of this batch.
     pub fn stats(&self) -> BatchStats {
         self.pace.stats
     }
 
-    /// Appends a token to every answer and reads a chunk of one prompt; returns what has ended. `on_event` hears what happens, in
-    /// order for each generation, and may end one ([`Reply`]). What fails ends by itself.
+    /// Appends a token to every answer, reads a chunk of one prompt, and returns the generations that have
+    /// ended. Events of one generation reach `on_event` in order, and its [`Reply`] may end that generation.
+    /// If a generation fails, the others continue.
     pub fn step<R: Reply>(&mut self, on_event: &mut dyn FnMut(&mut T, Event) -> R) -> Vec<Ended<T>> {
         let mut on_event = |tag: &mut T, event| on_event(tag, event).flow();
         let hears: Hears<'_, T> = RefCell::new(&mut on_event);
@@ -143,7 +149,8 @@ impl<T> Batch<T> {
         ended.collect()
     }
 
-    /// Ends all of them where they are, as cancelling does. The sessions are usable, also after a panic of [`Batch::step`].
+    /// Ends all generations at once, as if cancelled. The sessions stay usable, even if [`Batch::step`]
+    /// panicked.
     pub fn clear(&mut self) -> Vec<Ended<T>> {
         self.pace.last = None;
         let ended = self.running.drain(..);
@@ -152,7 +159,7 @@ impl<T> Batch<T> {
             .collect()
     }
 
-    /// Reads a chunk of the prompt whose turn it is, and lets the others take steps between its layers.
+    /// Reads a chunk of the prompt that has waited longest. Between its layers, the answers take steps.
     fn read(&mut self, hears: &Hears<'_, T>) {
         let Batch { running, turn, pace, .. } = self;
         let reads = |one: &Running<T>| one.generation.as_ref().is_some_and(Generation::reads);
@@ -173,19 +180,19 @@ impl<T> Batch<T> {
 }
 
 impl Pace {
-    /// Whether answers have waited long enough.
+    /// Whether answers have waited for the stall time.
     fn is_due(&self) -> bool {
         self.last.is_some_and(|last| last.elapsed() >= self.stall)
     }
 
-    /// Answers go on.
+    /// Records how long the answers waited. Called when they take a step.
     fn begin(&mut self) {
         if let Some(last) = self.last.take() {
             self.stats.stalled = self.stats.stalled.max(last.elapsed());
         }
     }
 
-    /// Those of a call have.
+    /// Counts a call that appended `tokens` tokens to `answers` answers.
     fn count(&mut self, answers: usize, tokens: usize) {
         self.stats.steps += 1;
         self.stats.tokens += tokens as u64;
@@ -194,12 +201,12 @@ impl Pace {
 }
 
 impl<T> Running<T> {
-    /// Whether it takes steps beside a prompt that is read.
+    /// Whether prefill is complete, so that the generation decodes.
     fn answers(&self) -> bool {
         self.generation.as_ref().is_some_and(|generation| !generation.reads())
     }
 
-    /// Takes a step alone: a piece of the prompt, or the next token.
+    /// Takes a step alone: reads a chunk of the prompt, or chooses the next token.
     fn step(&mut self, hears: &Hears<'_, T>, between: Option<&mut dyn FnMut()>) {
         let Running { tag, session, sampler, generation, end, .. } = self;
         let (Some(going), Some(sampler)) = (generation.as_mut(), sampler.as_mut()) else { return };
@@ -217,8 +224,9 @@ impl<T> Running<T> {
     }
 }
 
-/// Takes a step of all that answer: what can be computed in one call first, and the choice of each next token then. A call that fails
-/// is taken apart, so that only that fails which fails alone.
+/// Takes a step of all answers that decode. First, shared calls compute the pending tokens of those that can
+/// join. Then each answer chooses its next token. If a shared call fails, its answers continue one by one, so
+/// only those that fail alone end with an error.
 fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, hears: &Hears<'_, T>) {
     let mut answers: Vec<&mut Running<T>> =
         running.iter_mut().filter(|one| one.answers()).map(|one| &mut **one).collect();
@@ -232,7 +240,7 @@ fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, hears: &Hears<'_,
         .filter(|(most, _)| *most > 1)
         .collect();
     let limit = joining.iter().map(|(most, _)| *most).min().unwrap_or(1);
-    // Calls of nearly equal size: each reads all weights.
+    // Each call reads all weights, so we make as few calls as possible, of nearly equal size.
     let calls = joining.len().div_ceil(limit).max(1);
     let each = joining.len().div_ceil(calls).max(1);
     for group in joining.chunks_mut(each).filter(|group| group.len() > 1) {
@@ -252,7 +260,7 @@ fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, hears: &Hears<'_,
     pace.last = answers.iter().any(|one| one.answers()).then(Instant::now);
 }
 
-/// Appends a token to each in one call, but to those that were cancelled meanwhile; to how many.
+/// Appends one token to each answer in one call, skipping cancelled ones. Returns how many answers took part.
 fn together<T>(group: &mut [(usize, &mut Running<T>)]) -> Result<usize> {
     let start = Instant::now();
     let (mut turns, mut nexts, mut guided, mut joined) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

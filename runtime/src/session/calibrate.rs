@@ -1,8 +1,8 @@
-//! Measures what a model's matrices are multiplied with, on a text: for a conversion that puts its errors where they do
-//! least harm.
+//! Runs an unquantized model on a text and measures the inputs of its matrices. The conversion uses these to
+//! choose codes whose errors matter least.
 //!
-//! The source itself runs, in f32 on the CPU, as the reference does. Embedding and head are left out: the one has no
-//! inputs, and the other is stored at so many bits that it gains nothing.
+//! The source model runs in f32 on the CPU, like the reference. We skip the embedding, which has no inputs,
+//! and the output head, which is stored at so many bits that it gains nothing.
 
 mod meter;
 mod own_text;
@@ -27,38 +27,38 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// Tokens of a window: what llama.cpp takes, so that both see as many beginnings of texts.
+/// Tokens per window. The same as in llama.cpp, so that both see equally many text beginnings.
 const WINDOW: usize = 512;
-/// Fewer tokens than this say nothing.
+/// The fewest tokens that give a useful measurement.
 const MIN_TOKENS: usize = 64;
-/// The part of a text that is looked at: hours of windows.
+/// Bytes of the text that are used. More would take hours.
 const MAX_TEXT_BYTES: usize = 16 << 20;
-/// Tokens between two looks at whether to go on.
+/// Tokens per prefill chunk. Progress and cancellation are handled after each.
 const CHUNK: usize = 128;
 
-/// How inputs are measured.
+/// Options of a calibration.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CalibrateOptions {
-    /// Most tokens that are run, in windows spread evenly over the text.
+    /// The most tokens to run. Windows of them are spread evenly over the text.
     pub tokens: usize,
     /// Threads; 0 for one per core.
     pub threads: usize,
-    /// Whose inputs are kept themselves, for error feedback, and beside which file.
+    /// Which matrices' inputs are stored row by row, for error feedback, and beside which file.
     #[doc(hidden)]
     pub keep: Option<Keep>,
-    /// Where what is done is kept, so that a calibration that was killed goes on. The inputs of experts lie beside it then, whatever
-    /// `keep` says.
+    /// The journal from which a killed calibration resumes. The inputs of experts are then stored beside the
+    /// journal, whatever `keep` says.
     #[doc(hidden)]
     pub resume: Option<Journal>,
 }
 
-/// Whose inputs are kept.
+/// Which matrices' inputs are stored.
 #[derive(Clone, Debug)]
 pub struct Keep {
-    /// Their file is made beside this path, and is gone with the [`Calibration`].
+    /// The inputs' file is created beside this path, and deleted with the [`Calibration`].
     pub path: PathBuf,
-    /// Also those of dense matrices.
+    /// Whether inputs of dense matrices are stored, too.
     pub dense: bool,
 }
 
@@ -69,21 +69,21 @@ impl Default for CalibrateOptions {
 }
 
 impl CalibrateOptions {
-    /// Most tokens that are run.
+    /// Sets the most tokens to run.
     #[must_use]
     pub fn with_tokens(mut self, tokens: usize) -> Self {
         self.tokens = tokens;
         self
     }
 
-    /// Threads; 0 for one per core.
+    /// Sets the number of threads; 0 for one per core.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Whose inputs are kept themselves.
+    /// Sets which matrices' inputs are stored.
     #[doc(hidden)]
     #[must_use]
     pub fn with_keep(mut self, keep: Keep) -> Self {
@@ -92,11 +92,12 @@ impl CalibrateOptions {
     }
 }
 
-/// Runs the model at `source` over `text`, whose name is `named`, and measures the inputs of its matrices.
+/// Runs the model at `source` on `text` and measures the inputs of its matrices. `named` names the text in
+/// the result's description.
 ///
 /// # Errors
-/// `Budget` where the weights do not fit the memory in f32; `Invalid` for a text that is too short; `Unsupported` for a
-/// source without a tokenizer; `Cancelled`; those of opening the source.
+/// `Budget` if the weights do not fit the memory in f32; `Invalid` if the text is too short; `Unsupported`
+/// for a source without a tokenizer; `Cancelled`; those of opening the source.
 pub fn calibrate(
     source: &Path,
     text: &str,
@@ -115,7 +116,7 @@ pub fn calibrate(
     run.measure(&windows, named, cancel, progress)
 }
 
-/// [`calibrate`] for a text that is token ids already.
+/// [`calibrate`] on token ids instead of a text.
 ///
 /// # Errors
 /// As [`calibrate`].
@@ -136,11 +137,12 @@ pub fn calibrate_tokens(
     run.measure(&windows, named, cancel, progress)
 }
 
-/// [`calibrate`] without a text: the model writes one, so that each of its experts is seen, and a short one is there. The same model
-/// writes the same text. Writing takes about as long as so many tokens twice.
+/// [`calibrate`] without a text. The model generates one that uses each of its experts, and a short text in
+/// the public domain is added. The same model generates the same text. Generating takes about as long as
+/// computing twice that many tokens.
 ///
 /// # Errors
-/// As [`calibrate`], but that a source needs no tokenizer.
+/// As [`calibrate`], but the source needs no tokenizer.
 pub fn calibrate_by_itself(
     source: &Path,
     options: &CalibrateOptions,
@@ -155,7 +157,7 @@ pub fn calibrate_by_itself(
     run.measure(&windows, &named, cancel, progress)
 }
 
-/// What an earlier try has measured.
+/// The measurements of an earlier, interrupted conversion.
 fn measured(options: &CalibrateOptions) -> Option<Calibration> {
     let journal = options.resume.as_ref()?;
     let records = journal.records();
@@ -163,19 +165,20 @@ fn measured(options: &CalibrateOptions) -> Option<Calibration> {
     let Record::Measured(packed) = &records[at] else { return None };
     let measured = Calibration::unpack(journal, packed);
     if measured.is_none() {
-        // Without the inputs nothing behind it is of use. What cannot be forgotten is written over.
+        // Without the inputs, this record and all later ones are useless. If cutting fails, they are
+        // overwritten.
         let _ = journal.cut(at);
     }
     measured
 }
 
-/// A source that runs, and what is measured of it.
+/// A source model with an engine that runs it, and the meter that observes it.
 struct Run {
     engine: Engine,
     meter: Arc<Meter>,
-    /// Name and expert of every matrix that is measured, in the order of the meter.
+    /// Name and expert of every measured matrix, in the order of the meter's slots.
     names: Vec<(String, usize)>,
-    /// How many experts each routed layer has.
+    /// The number of experts of each routed layer.
     experts: BTreeMap<usize, usize>,
     journal: Option<Journal>,
 }
@@ -224,7 +227,7 @@ impl Run {
         Ok(Run { engine, meter, names, experts, journal: calibrate.resume.clone() })
     }
 
-    /// Tokens of a window, without the one that all begin with.
+    /// Tokens per window, without the BOS token that begins each.
     fn window(&self) -> usize {
         WINDOW.min(self.engine.info().context) - self.bos().iter().len()
     }
@@ -234,13 +237,13 @@ impl Run {
         special.bos.filter(|_| special.add_bos)
     }
 
-    /// What is measured of a text.
+    /// The windows of a text that are run.
     fn windows_of(&self, ids: &[u32], named: &str, options: &CalibrateOptions) -> Result<Vec<Vec<u32>>> {
         enough(named, ids.len().min(options.tokens))?;
         Ok(spread(ids, self.window(), options.tokens).into_iter().map(<[u32]>::to_vec).collect())
     }
 
-    /// What the model writes and the text that is here, and what they are called.
+    /// The windows that the model generates and those of the built-in text, and a name for both.
     fn own_text(
         &self,
         options: &CalibrateOptions,
@@ -285,7 +288,7 @@ impl Run {
             let tokens: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
             session.append(&tokens, Wish::Last, Some(cancel), &mut |step| {
                 if let Step::Read(n) = step {
-                    // Progress counts bytes: those that tokens take.
+                    // Progress counts bytes: four per token.
                     let bytes = 4 * (done + n.min(window.len())) as u64;
                     progress(Progress { stage: "calibrating", done: bytes, total: 4 * total as u64 });
                 }
@@ -310,7 +313,8 @@ impl Run {
         for (name, experts) in stacks {
             let counts: Vec<f32> = experts.values().map(|t| t.tokens as f32).collect();
             let sums: Vec<f32> = experts.values().flat_map(|t| &t.sums).map(|&s| s as f32).collect();
-            // Routers stay f32: of them only the inputs themselves are wanted. Inputs of zeros say nothing.
+            // Routers stay f32, so only their stored rows are needed. Inputs that are all zero carry no
+            // information.
             if name.contains(ROUTER) || sums.iter().all(|&s| s == 0.0) {
                 continue;
             }
@@ -335,7 +339,7 @@ impl Run {
     }
 }
 
-/// The routers, by layer. They are read as vectors, so that no tensor is noted for them.
+/// The routers by layer. The loader reads them as vectors, and [`Recording`] notes only matrices.
 fn routers(engine: &Engine) -> impl Iterator<Item = (usize, &Matrix)> {
     let layers = engine.model().weights.layers.iter().enumerate();
     layers.filter_map(|(i, layer)| match &layer.ffn {
@@ -345,7 +349,7 @@ fn routers(engine: &Engine) -> impl Iterator<Item = (usize, &Matrix)> {
 }
 
 /// # Errors
-/// `Invalid` where so many tokens say nothing.
+/// `Invalid` if `tokens` are too few to measure on.
 fn enough(named: &str, tokens: usize) -> Result<()> {
     if tokens >= MIN_TOKENS {
         return Ok(());
@@ -355,7 +359,7 @@ fn enough(named: &str, tokens: usize) -> Result<()> {
     )))
 }
 
-/// Windows of at most `window` ids that together have about `most`, evenly over the text.
+/// Windows of at most `window` ids, about `most` ids in all, spread evenly over the text.
 fn spread(ids: &[u32], window: usize, most: usize) -> Vec<&[u32]> {
     let all: Vec<&[u32]> = ids.chunks(window).collect();
     let want = most.div_ceil(window).min(all.len());
@@ -363,14 +367,14 @@ fn spread(ids: &[u32], window: usize, most: usize) -> Vec<&[u32]> {
 }
 
 /// # Errors
-/// `Budget` where the weights of `source` do not fit the memory that is there.
+/// `Budget` if the weights of `source` do not fit the available memory in f32.
 fn fits(source: &Source) -> Result<()> {
     let weights: u64 = source
         .names()
         .filter_map(|name| source.shape(name))
         .map(|shape| shape.iter().map(|&n| n as u64).fold(4, u64::saturating_mul))
         .fold(0, u64::saturating_add);
-    // An eighth for all else: keys and values of one window, activations, sums.
+    // We add an eighth for the rest: the KV cache of one window, activations, and sums.
     let smallest = weights.saturating_add(weights / 8);
     match store::available_bytes() {
         Some(budget) if budget < smallest => Err(Error::Budget {

@@ -1,24 +1,26 @@
-//! Which part of an answer a token belongs to: what the model thinks, what it says, or a marker between them.
+//! Sorts the tokens of an answer into reasoning, answer text, and markers.
 //!
-//! Some vocabularies have markers around what is thought, as `<think>` and `</think>`; a template may write the first of them, or both.
-//! Others have Harmony's: an answer is several messages, each with a header that names its channel. What stands in the channel `analysis`
-//! is reasoning; the rest is the answer. A header may name a tool that the message is for. Headers and markers are neither.
+//! Some vocabularies have markers around reasoning, such as `<think>` and `</think>`. A template may write
+//! the opening marker, or both. Others have the markers of OpenAI's Harmony format. There, an answer is
+//! several messages, each with a header that names its channel. Messages in the channel `analysis` are
+//! reasoning; all others are the answer. A header may also name a tool that the message calls. Without such
+//! markers, every token is part of the answer.
 //!
 //! ```text
 //! <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>
 //! ```
 //!
-//! The format: OpenAI, "OpenAI Harmony Response Format". Where a vocabulary has no such markers, all is answer.
+//! Source: OpenAI, "OpenAI Harmony Response Format".
 
 use crate::tokenizer::Tokenizer;
 
-/// Tokens of a header at most. What follows is shown, so that a broken header hides no text for ever.
+/// The most tokens of a header. Later tokens are shown, so that a broken header cannot hide text for ever.
 const MAX_HEADER: usize = 64;
 
-/// Tokens of a channel's name at most, where a line ends it.
+/// The most tokens of a channel's name that a line break ends.
 const MAX_NAME: usize = 8;
 
-/// Markers around what is thought, and whether a line with a name follows the first.
+/// The markers around reasoning, and whether a line with a channel's name follows the opening marker.
 const THINKING: [(&str, &str, bool); 6] = [
     ("<think>", "</think>", false),
     ("<|channel>", "<channel|>", true),
@@ -28,18 +30,18 @@ const THINKING: [(&str, &str, bool); 6] = [
     ("<|think_start|>", "<|think_end|>", false),
 ];
 
-/// What a token is part of.
+/// What a token belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Answer,
     Reasoning,
-    /// A marker, or a header.
+    /// A marker, or part of a header.
     Marker,
-    /// The end of the header, here spelled out, of a message that is for a tool.
+    /// The last token of the header of a tool call. Carries the header's text.
     Call(String),
 }
 
-/// Ids of Harmony's markers.
+/// Token ids of Harmony's markers.
 #[derive(Clone, Copy)]
 struct Markers {
     start: u32,
@@ -48,7 +50,7 @@ struct Markers {
     end: u32,
 }
 
-/// Ids of two markers around what is thought.
+/// Token ids of the two markers around reasoning.
 #[derive(Clone, Copy)]
 struct Thinking {
     open: u32,
@@ -56,19 +58,19 @@ struct Thinking {
     named: bool,
 }
 
-/// Reads an answer, token by token.
+/// Classifies the tokens of an answer, one by one.
 pub(super) struct Channels {
-    /// What spells headers; `None` where the vocabulary has no markers.
+    /// Decodes headers; `None` if the vocabulary has no markers.
     tokenizer: Option<Tokenizer>,
     harmony: Option<Markers>,
     thinking: Vec<Thinking>,
-    /// The header that is being read: its tokens behind `<|start|>`, or behind a marker with a name.
+    /// The tokens so far of the current header, after `<|start|>` or after an opening marker with a name.
     header: Option<Vec<u32>>,
-    /// A message has ended, and no other has begun.
+    /// Whether a message has ended and no other has begun.
     between: bool,
-    /// Of the message in hand.
+    /// What the tokens of the current message belong to.
     part: Part,
-    /// Something was thought, or could have been.
+    /// Whether markers of reasoning, or a reasoning message, came in this turn.
     reasoned: bool,
 }
 
@@ -98,7 +100,8 @@ impl Channels {
         }
     }
 
-    /// Reads a prompt. A turn of it ends with a special token, and what was thought in it with the turn.
+    /// Reads the tokens of a prompt. A special token ends a turn of the prompt, and with it the turn's
+    /// reasoning.
     pub(super) fn read(&mut self, prompt: &[u32]) {
         for &id in prompt {
             let Some(tokenizer) = &self.tokenizer else { return };
@@ -110,17 +113,17 @@ impl Channels {
         }
     }
 
-    /// Whether the next token, if it is no marker, is part of the answer.
+    /// Whether the next token is part of the answer, unless it is a marker.
     pub(super) fn answers(&self) -> bool {
         self.part == Part::Answer && self.header.is_none() && !self.between
     }
 
-    /// Whether what is said begins behind something thought.
+    /// Whether reasoning came before the answer.
     pub(super) fn has_reasoned(&self) -> bool {
         self.reasoned
     }
 
-    /// What the next token is part of.
+    /// Classifies the next token.
     pub(super) fn next(&mut self, id: u32) -> Part {
         if let Some(of) = self.thinking.iter().find(|of| id == of.open || id == of.close) {
             let opens = id == of.open;
@@ -135,7 +138,7 @@ impl Channels {
         }
     }
 
-    /// The next token behind a marker with a name, or of the text.
+    /// Classifies a token that is not a marker: part of the channel's name after an opening marker, or text.
     fn next_of_thought(&mut self, id: u32) -> Part {
         let (Some(header), Some(tokenizer)) = (&mut self.header, &self.tokenizer) else {
             return self.part.clone();
@@ -172,7 +175,7 @@ impl Channels {
         Part::Marker
     }
 
-    /// A message without a channel is an answer.
+    /// Begins a message. Without a channel, it is part of the answer.
     fn begin_message(&mut self) -> Part {
         let header = self.header.take().unwrap_or_default();
         let header = self.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(&header, false));

@@ -1,8 +1,8 @@
-//! A conversation: messages through the model's template onto one timeline.
+//! A conversation: renders messages with the model's chat template and runs them in one session.
 //!
-//! The text of the conversation is rendered anew for every turn, but only what the timeline does not hold yet is
-//! tokenized and computed: earlier turns are kept as the very ids that were generated, so that reuse does not depend on
-//! the tokenizer turning an answer's text back into the same ids.
+//! Every turn renders the whole conversation again, but tokenizes and computes only the new part. Earlier
+//! turns are kept as the token ids that were generated. So the KV cache is reused even if the tokenizer would
+//! split an answer's text differently.
 
 use super::event::{Event, GenerateOptions, Outcome, Reply, StopReason};
 use super::generate::{Events, Steps, to_end};
@@ -13,51 +13,52 @@ use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::template::{ChatTemplate, DateTime, Message, RenderContext};
 
-/// What happens when the conversation outgrows the context.
+/// What happens if the conversation no longer fits the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overflow {
-    /// An error that says so.
+    /// A prompt that does not fit is an error (`ContextFull`). An answer ends when the context is full.
     #[default]
     Error,
-    /// The oldest turns are forgotten; the system prompt stays.
+    /// The oldest turns are dropped; the system prompt stays.
     Slide,
 }
 
-/// A conversation.
+/// A conversation with a model: messages, their template, and a session.
 pub struct Chat {
     session: Session,
     template: ChatTemplate,
     messages: Vec<Message>,
     pub(super) overflow: Overflow,
     pub(super) context: RenderContext,
-    /// The conversation up to the last answer, as text and as the ids that were read and generated.
+    /// The conversation up to the last answer, as text and as token ids.
     pub(super) known: Known,
 }
 
-/// A text, and the ids that it was read and generated as.
+/// A text, and the token ids that were read and generated for it.
 #[derive(Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Known {
     pub(super) text: String,
     pub(super) tokens: Vec<u32>,
 }
 
-/// An answer on its way, in several parts where the context slides.
+/// An answer in progress. If the context slides, it has several parts.
 struct Answer {
     options: GenerateOptions,
     sampler: Sampler,
-    /// What the part in hand continues: the conversation, rendered, and its tokens with those said before.
+    /// What the current part continues: the rendered conversation, and its tokens followed by those that
+    /// earlier parts generated.
     text: String,
     prompt: Vec<u32>,
     part: Option<Generation>,
-    /// Tokens of the parts before.
+    /// Tokens that earlier parts generated.
     said: usize,
-    /// What came of the parts that are done.
+    /// The merged outcome of the finished parts.
     whole: Option<Outcome>,
 }
 
 impl Answer {
-    /// Adds the part in hand to the whole.
+    /// Merges the current part into the whole outcome.
     fn end_part(&mut self) {
         let Some(part) = self.part.take().map(Generation::outcome) else { return };
         match &mut self.whole {
@@ -75,7 +76,8 @@ impl Answer {
     }
 }
 
-/// A conversation while it answers. However that ends, what was said becomes part of it; after an error it is as it was before.
+/// A conversation while it generates an answer. What was generated becomes part of the conversation, even if
+/// the answer is cancelled or dropped. After an error, the conversation is unchanged.
 pub(super) struct Answering<'a> {
     chat: &'a mut Chat,
     before: Vec<Message>,
@@ -88,7 +90,7 @@ impl Answering<'_> {
         answer.end_part();
         let whole = answer.whole?;
         let tokens = [&answer.prompt, &whole.tokens[answer.said..]].concat();
-        // Templates leave out what was thought: the text has no place for these tokens.
+        // Templates omit earlier reasoning, so the next rendering will not match these tokens.
         self.chat.known = match whole.reasoning.is_empty() {
             true => Known { text: answer.text + &whole.text, tokens },
             false => Known::default(),
@@ -120,10 +122,10 @@ impl Drop for Answering<'_> {
 }
 
 impl Chat {
-    /// A conversation on an empty timeline, with a system prompt or the template's default one.
+    /// Creates a conversation in an empty session. Without a system prompt, the template's default applies.
     ///
     /// # Errors
-    /// For a model without tokenizer or chat template, or whose template does not parse.
+    /// If the model has no tokenizer or chat template, or its template does not parse.
     pub fn new(session: Session, system: Option<String>, overflow: Overflow) -> Result<Chat> {
         let engine = session.engine().clone();
         let tokenizer = engine.tokenizer()?;
@@ -142,47 +144,47 @@ impl Chat {
         Ok(chat)
     }
 
-    /// What was said so far, the system prompt included if one was given.
+    /// The messages so far, including the system prompt if one was given.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The timeline.
+    /// The session that the conversation runs in.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The local date and time, for templates that say so: without it they find no clock.
+    /// Sets the local date and time for templates that print it. Otherwise they have no clock.
     pub fn set_now(&mut self, now: DateTime) {
         self.context.now = Some(now);
     }
 
-    /// What the template sees beside the messages, such as `tools` or `enable_thinking`
-    /// ([`RenderContext::variables`]), in place of what was set before. The conversation stays.
+    /// Sets the template's variables, such as `tools` or `enable_thinking` ([`RenderContext::variables`]).
+    /// Replaces the previous ones. The conversation stays.
     pub fn set_variables(&mut self, variables: serde_json::Map<String, serde_json::Value>) {
         self.context.variables = variables;
     }
 
-    /// Forgets the conversation but not the system prompt.
+    /// Drops all messages except the system prompt.
     pub fn reset(&mut self) {
         let system = self.messages.first().filter(|m| m.role == "system").cloned();
         self.messages = system.into_iter().collect();
     }
 
-    /// Replaces the system prompt (`None`: the template's default) and forgets the conversation.
+    /// Replaces the system prompt (`None`: the template's default) and drops all messages.
     pub fn set_system(&mut self, system: Option<String>) {
         self.messages = system.into_iter().map(|text| Message::new("system", text)).collect();
     }
 
-    /// Continues a conversation that was held before.
+    /// Replaces the messages, to continue an earlier conversation.
     pub fn restore(&mut self, messages: Vec<Message>) {
         self.messages = messages;
     }
 
-    /// Takes the last answer back and answers the same message again.
+    /// Discards the last answer and generates another to the same message.
     ///
     /// # Errors
-    /// `Invalid` where nothing was asked yet; otherwise as [`Chat::send`].
+    /// `Invalid` if there is no user message yet; otherwise as [`Chat::send`].
     pub fn regenerate<R: Reply>(
         &mut self,
         options: &GenerateOptions,
@@ -200,11 +202,12 @@ impl Chat {
         outcome
     }
 
-    /// Says something and generates the answer. A cancelled answer stays in the conversation as far as it came.
+    /// Sends a user message and generates the answer. If it is cancelled, the partial answer stays in the
+    /// conversation.
     ///
     /// # Errors
-    /// `ContextFull` where the conversation does not fit (and may not slide, or cannot enough); the template's refusal
-    /// of the messages; those of [`Session::generate`]. The conversation is then as it was before.
+    /// `ContextFull` if the conversation does not fit and cannot slide far enough; `Template` if the template
+    /// rejects the messages; those of [`Session::generate`]. The conversation is then unchanged.
     pub fn send<R: Reply>(
         &mut self,
         text: &str,
@@ -214,10 +217,10 @@ impl Chat {
         to_end(&mut self.begin(text, options)?, on_event)
     }
 
-    /// [`Chat::send`] as an iterator over its events.
+    /// [`Chat::send`] as an iterator over the events.
     ///
     /// # Errors
-    /// As [`Chat::send`]; those of computing come from the iterator.
+    /// As [`Chat::send`]. Errors of computing come from the iterator.
     pub fn stream(&mut self, text: &str, options: &GenerateOptions) -> Result<Events<'_>> {
         Ok(Events::new(Box::new(self.begin(text, options)?)))
     }
@@ -242,7 +245,7 @@ impl Chat {
         Ok(Answer { options, sampler, text, prompt, part, said: 0, whole: None })
     }
 
-    /// One step of an answer; whether it was the last.
+    /// Takes one step of an answer. Returns whether it was the last.
     fn step(&mut self, answer: &mut Answer, listener: &mut Listener) -> Result<bool> {
         let Some(part) = &mut answer.part else { return Ok(true) };
         if !part.step(&mut self.session, &mut answer.sampler, listener)? {
@@ -255,11 +258,11 @@ impl Chat {
         if self.overflow != Overflow::Slide || !self.forget() {
             return Ok(true);
         }
-        // What was generated before the context slid stands behind the shortened conversation.
+        // The tokens generated so far follow the shortened conversation.
         let said = &whole.tokens;
         let mut options = answer.options.clone();
         options.max_tokens = options.max_tokens.saturating_sub(said.len());
-        // The constraint goes on where it is.
+        // The new part keeps the constraint's state instead (`follow`).
         options.constraint = None;
         let (text, mut prompt) = self.prompt(said.len())?;
         prompt.extend_from_slice(said);
@@ -270,12 +273,12 @@ impl Chat {
         Ok(false)
     }
 
-    /// The rendered conversation and its tokens, shortened until it and `more` tokens fit.
+    /// Renders and tokenizes the conversation. Drops turns until it fits together with `more` tokens.
     fn prompt(&mut self, more: usize) -> Result<(String, Vec<u32>)> {
         loop {
             let text = self.template.render(&self.messages, &self.context)?;
             let tokens = self.tokenize(&text)?;
-            // At least one token of an answer must fit behind it.
+            // At least one token of the answer must fit, too.
             let (needed, limit) = (tokens.len() + more + 1, self.session.context());
             if needed <= limit {
                 return Ok((text, tokens));
@@ -286,7 +289,7 @@ impl Chat {
         }
     }
 
-    /// Drops the oldest turn: a user's message and what follows it up to the next. The last one stays.
+    /// Drops the oldest turn: a user message and all messages up to the next one. The last turn stays.
     fn forget(&mut self) -> bool {
         let mut asked = (0..self.messages.len()).filter(|&i| self.messages[i].role == "user");
         match (asked.next(), asked.next()) {
@@ -302,7 +305,7 @@ impl Chat {
         }
     }
 
-    /// The ids of a rendering. Where it continues what the timeline says, only the rest is tokenized.
+    /// Tokenizes a rendering. If it continues the known text, only the rest is tokenized.
     fn tokenize(&self, text: &str) -> Result<Vec<u32>> {
         let engine = self.session.engine();
         let tokenizer = engine.tokenizer()?;
@@ -311,12 +314,13 @@ impl Chat {
         {
             let mut tokens = self.known.tokens.clone();
             tokens.extend(tokenizer.encode(rest, false)?);
-            // Some tokenizers put a space before every piece of text: then the pieces are not the whole.
+            // Some tokenizers put a space before every text. Then the concatenated pieces differ from the
+            // whole.
             if tokenizer.decode(&tokens, false) == tokenizer.decode(&tokenizer.encode(text, false)?, false) {
                 return Ok(tokens);
             }
         }
-        // Templates write the beginning-of-text token themselves if the model wants one.
+        // If the model wants a BOS token, the template usually writes it.
         let tokens = tokenizer.encode(text, false)?;
         let special = engine.special_tokens();
         match special.bos {

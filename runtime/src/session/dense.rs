@@ -1,4 +1,4 @@
-//! The always-used weights: what they take in memory, and their copy beside streamed experts.
+//! The always-used weights: their size in memory, and their copy in RAM if experts are streamed.
 
 use super::processor;
 use crate::bytes::Bytes;
@@ -9,17 +9,17 @@ use crate::quant::{self, Matrix, Nested};
 use crate::store::{self, Arena, End};
 use std::sync::Arc;
 
-/// Bytes between matrices in memory: a cache line.
+/// Alignment of matrices in memory, in bytes: a cache line.
 const LINE: usize = 64;
 
-/// Bytes of an embedding that are compared with its checksum at a time, and then let go of.
+/// Bytes of an embedding that are checksummed at once, before their pages are released.
 const CHECKED_BYTES: usize = 4 << 20;
 
-/// What that costs a matrix at most.
+/// The most bytes that this alignment costs per matrix.
 pub(super) const PADDING: usize = LINE * quant::PLANES;
 
-/// Bytes of always-used weights in memory. A device has a copy of all: of what is mapped the only one, of what is f32 (routers,
-/// norms, biases) one beside the host's.
+/// Bytes of the always-used weights in memory. A device copies all of them. Mapped weights then exist only
+/// there. f32 weights (routers, norms, biases) exist on both sides.
 pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
     let mut matrices: Vec<&Matrix> = weights.matrices().into_iter().flatten().collect();
     if is_tied(weights) {
@@ -35,9 +35,8 @@ pub(super) fn dense_bytes(weights: &Weights, gpu: bool) -> u64 {
     (matrices + if gpu { 2 * vectors } else { vectors }) as u64
 }
 
-/// Copies the always-used weights into memory of their own: pages of a mapping would be pushed out by the reads of
-/// experts, and come back one fault at a time.
-/// What has a checksum in `sums` is compared with it.
+/// Copies the always-used weights from the mapping into RAM, and compares them with the checksums in `sums`.
+/// Reads of experts would evict pages of a mapping, and these would then fault in again one by one.
 pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) -> Result<()> {
     let nested = |m: &&mut Matrix| match m {
         Matrix::Nested(n) => {
@@ -66,8 +65,8 @@ pub(super) fn copy_dense(weights: &mut Weights, tied: bool, sums: &DenseSums) ->
     Ok(())
 }
 
-/// Compares the embedding with its checksum, where `sums` has one, as is done with weights that are copied. This is the only time:
-/// a row has no checksum of its own.
+/// Compares the embedding with its checksum in `sums`, if it has one. Rows that are read later have no
+/// checksums of their own.
 ///
 /// # Errors
 /// `Malformed`.
@@ -83,7 +82,7 @@ pub(super) fn check_embedding(embed: &Nested, sums: &DenseSums) -> Result<()> {
     check.finish(sums)
 }
 
-/// Whether the head is the embedding once more: the same bytes in memory.
+/// Whether the output head is tied: it shares the embedding's bytes in memory.
 pub(super) fn is_tied(weights: &Weights) -> bool {
     let Some(embed) = weights.embed.held() else { return false };
     match (embed, &weights.head) {

@@ -1,30 +1,30 @@
-//! What models can be computed on here.
+//! Lists the processors of this machine that can compute models.
 
 use super::options::BackendChoice;
 use crate::kernels::cpu::Isa;
 
-/// A processor.
+/// A processor: the CPU or a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Device {
-    /// What to put in [`EngineOptions::backend`](super::EngineOptions::backend) for it.
+    /// The value of [`EngineOptions::backend`](super::EngineOptions::backend) that selects it.
     pub backend: BackendChoice,
-    /// What it calls itself; of the CPU, the instruction set that is used.
+    /// The GPU's name; for the CPU, the instruction set in use.
     pub name: String,
     /// Vulkan, Metal or Dx12; empty for the CPU.
     pub api: String,
     /// The driver and its version; empty for the CPU.
     pub driver: String,
-    /// Whether it is a GPU that the CPU does the work of.
+    /// Whether this is a software GPU, which the CPU emulates.
     pub software: bool,
-    /// What it lacks to compute models, if anything.
+    /// The features it lacks to compute models; `None` if it can.
     pub missing: Option<String>,
-    /// The largest piece of memory that a GPU's kernels can read, in bytes.
+    /// The largest buffer that a GPU's kernels can read, in bytes.
     pub max_binding_bytes: Option<u64>,
 }
 
-/// The CPU, and behind it the GPUs of this machine, the strongest kind first. Asking GPUs for themselves loads their drivers, which
-/// may take a second.
+/// Lists the CPU first, then the GPUs, best kind first. Querying GPUs loads their drivers, which may take a
+/// second.
 pub fn devices() -> Vec<Device> {
     let cpu = Device {
         backend: BackendChoice::Cpu,

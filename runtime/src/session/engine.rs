@@ -1,6 +1,6 @@
-//! A loaded model: weights, tokenizer, template, processor. Shared by all its sessions.
+//! The engine: a loaded model with its weights, tokenizer, template and processor. All its sessions share it.
 //!
-//! This file is what an engine answers; how it comes about is in `prepare` and `open`.
+//! This file has the engine's queries; `prepare` and `open` create one.
 
 mod open;
 mod prepare;
@@ -31,53 +31,54 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(super) struct Inner {
     pub(super) processors: Processors,
-    /// Why the CPU computes, where a GPU would have been preferred.
+    /// Why the CPU computes, if a GPU was preferred.
     pub(super) note: Option<String>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) template: Option<String>,
     pub(super) special: SpecialTokens,
     pub(super) sampling: Sampling,
-    /// The last texts that DRY follows no repetition over, in tokens.
+    /// The DRY sequence breakers of the last sampler: their texts, and the tokens that contain them.
     pub(super) breakers: Mutex<Option<(Vec<String>, Breakers)>>,
-    /// The vocabulary as grammars see it, once one was asked for.
+    /// The vocabulary for grammars, built at first use.
     pub(super) words: Mutex<Option<Arc<Words>>>,
     pub(super) served: Served,
-    /// Bytes that the engine may take now.
+    /// The current memory budget in bytes.
     pub(super) budget: Mutex<Option<u64>>,
-    /// What the file is, for sessions that are saved: checksums of its header and of its weights' checksums. `None` where
-    /// the model is not read from a Dollop file.
+    /// Identifies the model in saved sessions: the checksums of the file's header and of its weights'
+    /// checksums. `None` if the model was not read from a Dollop file.
     pub(super) file: Option<[u32; 2]>,
 }
 
-/// Who provides experts.
+/// How the engine holds its experts.
 pub(super) enum Served {
-    /// All are in memory for good.
+    /// All experts stay in memory.
     Resident,
-    /// All are on a device, some with a plane more.
+    /// All experts are on a device, some of them with one extra plane.
     Refined(Arc<Refiner>),
-    /// They are read when they are wanted.
+    /// Experts are read from storage on demand.
     Streamed(Arc<Streamer>),
 }
 
-/// A loaded model. Cheap to clone, usable from any thread.
+/// A loaded model. Clones are cheap and share it, and all threads may use it.
 #[derive(Clone)]
 pub struct Engine(pub(super) Arc<Inner>);
 
 impl Engine {
-    /// Why the CPU computes, in one line, where [`BackendChoice::Auto`](super::BackendChoice::Auto) would have
-    /// preferred a GPU or the GPU was lost.
+    /// Why the CPU computes, in one line, although [`BackendChoice::Auto`](super::BackendChoice::Auto) would
+    /// prefer a GPU. Also set if the GPU was lost.
     pub fn note(&self) -> Option<&str> {
         self.lost().or(self.0.note.as_deref())
     }
 
-    /// What became of the GPU, in one line, where it failed after the engine was opened: was lost, ran out of memory or
-    /// refused what was asked of it. Sessions then go on on the CPU, if the budget allows.
+    /// How the GPU failed after the engine was opened, in one line: it was lost, ran out of memory, or
+    /// rejected a command. Sessions then continue on the CPU, if the budget allows.
     pub fn lost(&self) -> Option<&str> {
         self.processors().lost()
     }
 
-    /// Writes the kernels that a GPU's driver has compiled to the folder that the options named, for the next time. `false`
-    /// where there is nothing to write: no GPU, no folder, an adapter that keeps nothing, or nothing new.
+    /// Saves the GPU kernels that the driver compiled to the folder in the options, so that the next start is
+    /// faster. Returns `false` if there is nothing to save: no GPU, no folder, an adapter without a pipeline
+    /// cache, or no new kernels.
     ///
     /// # Errors
     /// `Io`.
@@ -85,7 +86,8 @@ impl Engine {
         self.processor().accelerator().map_or(Ok(false), |gpu| gpu.save_pipelines())
     }
 
-    /// For tests: the GPU fails as `fault` says after so many more submissions. Nothing where there is none.
+    /// For tests: makes the GPU fail with `fault` after `submissions` more submissions. No effect without a
+    /// GPU.
     #[doc(hidden)]
     pub fn lose_gpu(&self, submissions: u64, fault: GpuFault) {
         if let Some(gpu) = self.processors().first.processor.accelerator() {
@@ -93,10 +95,10 @@ impl Engine {
         }
     }
 
-    /// Shows `observer` the inputs of every product from now on.
+    /// From now on, passes the inputs of every matrix product to `observer`.
     ///
     /// # Errors
-    /// `Device` where a GPU computes.
+    /// `Device` if a GPU computes.
     pub(super) fn observe(&self, observer: Arc<dyn Observer>) -> Result<()> {
         self.cpu()?.observe(observer);
         Ok(())
@@ -122,22 +124,23 @@ impl Engine {
         self.processor().cpu().ok_or_else(|| Error::Device("this engine computes on a GPU".into()))
     }
 
-    /// Threads that compute.
+    /// The number of threads that compute.
     #[doc(hidden)]
     pub fn threads(&self) -> usize {
         self.processor().threads()
     }
 
-    /// What the GPU was given to do since the engine was opened; `None` where it computes on the CPU.
+    /// Counters of the GPU's work since the engine was opened; `None` if the CPU computes.
     pub fn gpu_stats(&self) -> Option<GpuStats> {
         self.processor().accelerator().map(|gpu| gpu.stats())
     }
 
-    /// Bytes per second that this engine's threads read from memory when they do nothing else: the ceiling of decoding.
-    /// The best of five passes over a buffer of `bytes`, which should be larger than the caches.
+    /// Measures how many bytes per second this engine's threads read from memory. This bounds the speed of
+    /// decoding. Takes the best of five passes over a buffer of `bytes`, which should be larger than the
+    /// CPU's caches.
     ///
     /// # Errors
-    /// `Invalid` where there is no memory for the buffer, `Device` where no threads compute.
+    /// `Invalid` if there is no memory for the buffer, `Device` if a GPU computes.
     #[doc(hidden)]
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64> {
         let cpu = self.cpu()?;
@@ -154,7 +157,8 @@ impl Engine {
         Ok(best)
     }
 
-    /// What streaming has done since the engine was opened; `None` where everything is resident for good.
+    /// Counters of streaming since the engine was opened; `None` if neither experts nor refinements are
+    /// streamed.
     pub fn stream_stats(&self) -> Option<StreamStats> {
         match &self.0.served {
             Served::Resident => None,
@@ -163,7 +167,7 @@ impl Engine {
         }
     }
 
-    /// Adds what reading rows of the embedding took.
+    /// Adds the counters of reading embedding rows.
     fn with_rows(&self, mut stats: StreamStats) -> StreamStats {
         if let Embedding::Read(rows) = &self.model().weights.embed {
             let reads = rows.reads();
@@ -174,7 +178,8 @@ impl Engine {
         stats
     }
 
-    /// What reading rows for inputs of layers took, where a model has such and they are not held.
+    /// Counters of reading rows of the per-layer input embedding; `None` if the model has none or it is in
+    /// memory.
     #[doc(hidden)]
     pub fn input_reads(&self) -> Option<RowReads> {
         match self.model().weights.per_layer.as_ref().map(|of| &of.embed) {
@@ -183,7 +188,7 @@ impl Engine {
         }
     }
 
-    /// The streamer, where experts are streamed.
+    /// The streamer, if experts are streamed.
     #[doc(hidden)]
     pub fn streamer(&self) -> Option<&Streamer> {
         match &self.0.served {
@@ -192,7 +197,7 @@ impl Engine {
         }
     }
 
-    /// Who gives some experts a plane more, where that is done.
+    /// The refiner, which gives some experts an extra plane on a device, if there is one.
     #[doc(hidden)]
     pub fn refiner(&self) -> Option<&Refiner> {
         match &self.0.served {
@@ -201,22 +206,23 @@ impl Engine {
         }
     }
 
-    /// Choices of the router that were dropped, and that went to another expert, since the engine was opened.
+    /// How many of the router's choices were dropped, and how many redirected to another expert, since the
+    /// engine was opened.
     #[doc(hidden)]
     pub fn routing_departures(&self) -> (u64, u64) {
         let counters = &self.model().counters;
         (counters.dropped.load(Ordering::Relaxed), counters.redirected.load(Ordering::Relaxed))
     }
 
-    /// The model in numbers.
+    /// The model's dimensions and sizes.
     pub fn info(&self) -> &ModelInfo {
         &self.now().info
     }
 
-    /// What a session's keys and values follow from beside its tokens.
+    /// What a session's KV cache depends on besides its tokens.
     ///
     /// # Errors
-    /// `Unsupported` for a model that is not read from a Dollop file.
+    /// `Unsupported` if the model was not read from a Dollop file.
     pub(super) fn identity(&self) -> Result<Identity> {
         let model = self.0.file.ok_or_else(|| {
             Error::unsupported(
@@ -233,21 +239,21 @@ impl Engine {
         Ok(Identity { model, manner })
     }
 
-    /// Ids with a meaning.
+    /// The ids of special tokens, such as BOS and end of turn.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.0.special
     }
 
-    /// How the model wants its tokens chosen, with the built-in numbers where it says nothing:
+    /// The sampling that the model recommends, with defaults for what it leaves open. To change one value:
     /// `Sampling { temperature: 0.2, ..engine.sampling().clone() }`.
     pub fn sampling(&self) -> &Sampling {
         &self.0.sampling
     }
 
-    /// A sampler of this model's tokens.
+    /// Creates a sampler for this model's vocabulary.
     ///
     /// # Errors
-    /// `Invalid`, as [`Sampling::validate`], and for a bias of a token that there is not.
+    /// `Invalid`, as [`Sampling::validate`], and for a bias of a token outside the vocabulary.
     #[doc(hidden)]
     pub fn sampler(&self, with: Sampling) -> Result<Sampler> {
         let vocab = self.info().vocab;
@@ -262,9 +268,10 @@ impl Engine {
         Ok(sampler)
     }
 
-    /// Texts in tokens. Every token is looked at for them, so those of the last sampler are kept for the next.
+    /// Finds the tokens that contain the breakers' texts. This searches the whole vocabulary, so we cache the
+    /// last result.
     fn breakers(&self, texts: &[String]) -> Breakers {
-        // Without a tokenizer no token spells anything.
+        // Without a tokenizer, tokens have no text.
         let Ok(tokenizer) = self.tokenizer() else { return Breakers::default() };
         let mut last = self.0.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -279,10 +286,10 @@ impl Engine {
         }
     }
 
-    /// The vocabulary as grammars see it.
+    /// The vocabulary for grammars.
     ///
     /// # Errors
-    /// `Unsupported` for a model without a tokenizer, and for one whose tokens are no bytes.
+    /// `Unsupported` for a model without a tokenizer, and for one whose tokens are not byte strings.
     #[doc(hidden)]
     pub fn words(&self) -> Result<Arc<Words>> {
         let mut words = self.0.words.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,7 +309,7 @@ impl Engine {
         self.0.tokenizer.as_ref().ok_or_else(tokens::no_tokenizer)
     }
 
-    /// The chat template, parsed.
+    /// The parsed chat template.
     ///
     /// # Errors
     /// `Unsupported` for a model without one, `Template` for one that does not parse.
@@ -310,12 +317,13 @@ impl Engine {
         ChatTemplate::parse(self.0.template.as_deref().ok_or_else(tokens::no_template)?)
     }
 
-    /// The form in which the model's template writes calls of tools, where it is one that is known.
+    /// The format in which the model's template writes tool calls, if it is a known one.
     pub fn tool_format(&self) -> Option<Format> {
         Format::of(self.0.template.as_deref()?)
     }
 
-    /// The ids of a text that is no chat: with the tokens that the model wants at its beginning.
+    /// Tokenizes a text that is not a chat. Adds the tokens that the model wants at the beginning, such as
+    /// BOS.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].

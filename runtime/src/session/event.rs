@@ -1,4 +1,4 @@
-//! What a generation is asked, what it tells while it runs, and what comes of it.
+//! The options, events and outcome of a generation.
 
 use crate::grammar::Constraint;
 use crate::sampler::Sampling;
@@ -6,26 +6,28 @@ use crate::telemetry::CancelToken;
 use crate::tools::Format;
 use std::ops::ControlFlow;
 
-/// How to continue a prompt.
+/// Options for continuing a prompt.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// Most tokens to generate; 0 only processes the prompt.
+    /// The most tokens to generate; 0 only processes the prompt.
     pub max_tokens: usize,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Texts that end the answer; they are not part of it.
+    /// Stop strings: texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
-    /// Go on after an end-of-turn token (benchmarks).
+    /// Continues after an end-of-turn token (for benchmarks).
     pub ignore_eos: bool,
-    /// Where experts are streamed adaptively: the quality is lowered or raised from token to token to reach this many
-    /// tokens per second. Results then depend on the machine's speed.
+    /// The target speed in tokens per second, if experts are streamed with adaptive precision. The quality is
+    /// lowered or raised after each token to reach it. Results then depend on the machine's speed.
     pub target_tps: Option<f64>,
-    /// What the answer has to be. It ends where that is complete and nothing may follow.
+    /// The constraint on the answer, such as a grammar or a JSON schema. The answer ends when it is complete
+    /// and nothing may follow.
     pub constraint: Option<Constraint>,
-    /// The form of calls that the answer may have: their markers are then part of its text, which [`Parser`](crate::tools::Parser) reads.
+    /// The format of tool calls in the answer. The markers of calls are then part of its text, so that
+    /// [`Parser`](crate::tools::Parser) can read them.
     pub tools: Option<Format>,
-    /// Stops the generation from another thread; what was generated so far is kept.
+    /// Stops the generation from another thread. The tokens generated so far are kept.
     pub cancel: CancelToken,
 }
 
@@ -45,42 +47,42 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Most tokens to generate.
+    /// Sets the most tokens to generate.
     #[must_use]
     pub fn with_max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = tokens;
         self
     }
 
-    /// How the next token is chosen.
+    /// Sets how the next token is chosen.
     #[must_use]
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self
     }
 
-    /// Texts that end the answer.
+    /// Sets the stop strings, which end the answer.
     #[must_use]
     pub fn with_stop(mut self, texts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.stop = texts.into_iter().map(Into::into).collect();
         self
     }
 
-    /// What the answer has to be.
+    /// Sets the constraint that the answer must follow.
     #[must_use]
     pub fn with_constraint(mut self, constraint: Constraint) -> Self {
         self.constraint = Some(constraint);
         self
     }
 
-    /// The form of calls that the answer may have.
+    /// Sets the format of tool calls in the answer.
     #[must_use]
     pub fn with_tools(mut self, format: Format) -> Self {
         self.tools = Some(format);
         self
     }
 
-    /// What stops it from another thread.
+    /// Sets the token that stops the generation from another thread.
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
         self.cancel = cancel;
@@ -88,49 +90,50 @@ impl GenerateOptions {
     }
 }
 
-/// What happens during a generation, in order.
+/// An event of a generation. Events come in order.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// Prompt tokens computed so far, of those that were not in the cache.
+    /// Progress of prefill. Prompt tokens that were already in the KV cache do not count.
     Prefill {
-        /// Done.
+        /// Tokens computed so far.
         done: usize,
-        /// In all.
+        /// Tokens to compute in all.
         total: usize,
     },
-    /// A token was generated; `text` is what became showable, perhaps nothing (part of a character, or the possible
-    /// beginning of a stop string).
+    /// A token was generated. Its `text` may be empty, if the token ends within a character or could begin a
+    /// stop string.
     Token {
-        /// Its id.
+        /// The token's id.
         id: u32,
-        /// Whole characters.
+        /// The text that can be shown now, in whole characters.
         text: String,
     },
-    /// A token of what the model thinks before it answers, where its vocabulary marks that (gpt-oss, `<think>`), or a marker of it. It is
-    /// no part of the answer.
+    /// A token of the model's reasoning before the answer, or one of the markers around it, if the vocabulary
+    /// has such markers (gpt-oss, `<think>`). It is not part of the answer.
     Reasoning {
-        /// Its id.
+        /// The token's id.
         id: u32,
-        /// Whole characters.
+        /// The text that can be shown now, in whole characters; empty for a marker.
         text: String,
     },
-    /// The GPU failed and the CPU goes on in its place, reading again what was lost: no token is lost or repeated.
+    /// The GPU failed and the CPU continues. It computes the lost KV cache again. No token is lost or
+    /// repeated.
     GpuLost {
         /// What happened, in one line.
         note: String,
     },
-    /// The end of the text, where something was held back until it was certain that nothing follows.
+    /// The end of the text, if some was held back until the generation ended.
     Rest {
-        /// Whole characters.
+        /// The text, in whole characters.
         text: String,
     },
 }
 
-/// What a callback answers to an [`Event`]: nothing, or whether to go on. After [`ControlFlow::Break`] the generation ends as a
-/// cancelled one does, and the callback is not called again.
+/// The return value of an event callback: `()`, or whether to continue. [`ControlFlow::Break`] ends the
+/// generation as cancelling does, and the callback is not called again.
 pub trait Reply {
-    /// Whether to go on.
+    /// Whether to continue.
     fn flow(self) -> ControlFlow<()>;
 }
 
@@ -152,38 +155,39 @@ impl Reply for ControlFlow<()> {
 pub enum StopReason {
     /// The model ended its turn.
     EndOfTurn,
-    /// A stop string was met.
+    /// The answer contained a stop string.
     StopString,
-    /// `max_tokens` were generated.
+    /// `max_tokens` tokens were generated.
     MaxTokens,
-    /// The caller cancelled, a callback said [`ControlFlow::Break`], or an iterator was dropped: no other reason came first.
+    /// The caller cancelled, a callback returned [`ControlFlow::Break`], or an iterator was dropped before
+    /// the generation ended.
     #[default]
     Cancelled,
     /// The KV cache is full.
     ContextFull,
 }
 
-/// A finished generation.
+/// The result of a generation.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Outcome {
     /// The answer, without stop strings and end-of-turn tokens.
     pub text: String,
-    /// What the model thought before, where its vocabulary marks that.
+    /// The model's reasoning before the answer, if its vocabulary marks it.
     pub reasoning: String,
-    /// The generated ids, an end-of-turn token excluded.
+    /// The ids of the generated tokens, without the end-of-turn token.
     pub tokens: Vec<u32>,
-    /// Tokens that a constraint left no choice about.
+    /// Tokens that the constraint forced.
     pub forced_tokens: usize,
-    /// Why it ended.
+    /// Why the generation ended.
     pub stop: StopReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of those, found in the cache.
+    /// Prompt tokens that were already in the KV cache.
     pub reused_tokens: usize,
-    /// Seconds for the rest of the prompt.
+    /// Seconds spent on the other prompt tokens.
     pub prefill_s: f64,
-    /// Seconds for the generated tokens.
+    /// Seconds spent on the generated tokens.
     pub decode_s: f64,
 }
 

@@ -1,7 +1,9 @@
-//! What an engine computes on: the processor that it was opened on and, where that is a GPU and fails, the CPU in its place.
+//! Holds what an engine computes on: the processor that it was opened with, and the CPU if that was a GPU and
+//! failed.
 //!
-//! The device's weights and caches are gone then, and what the CPU needs instead takes their part of the budget. This
-//! happens once; sessions move when they next compute (`timeline.rs`), with the tokens that they know.
+//! A failed GPU takes its weights and caches with it, and what the CPU needs takes over their part of the
+//! budget. This happens at most once. Each session moves when it next computes (`timeline.rs`), and computes
+//! its tokens again.
 
 use super::dense::{copy_dense, dense_bytes, is_tied};
 use super::info::{Manner, ModelInfo};
@@ -15,34 +17,35 @@ use crate::model::file::DenseSums;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// A processor, the model as it reads it, and the memory that both were promised.
+/// A processor, the model as it reads it, and the memory plan for both.
 pub(super) struct Computing {
     pub(super) model: Model,
     pub(super) processor: Box<dyn Processor>,
     pub(super) info: ModelInfo,
     pub(super) plan: MemoryPlan,
-    /// Bytes of sessions that are open.
+    /// Bytes of the open sessions.
     sessions: Arc<AtomicU64>,
 }
 
 pub(super) struct Processors {
     pub(super) first: Computing,
-    /// How the CPU is opened, should it have to take over.
+    /// How to open the CPU if it must take over.
     cpu: CpuOptions,
     fallback: Fallback,
-    /// What became of the GPU, in one line.
+    /// How the GPU failed, in one line.
     lost: OnceLock<String>,
     second: OnceLock<Computing>,
-    /// Held while `second` is made.
+    /// Held while `second` is created.
     making: Mutex<()>,
 }
 
-/// What the CPU must know to take over.
+/// What the CPU needs to take over.
 pub(super) struct Fallback {
     pub(super) manner: Manner,
-    /// The smallest cache for streamed experts.
+    /// The smallest cache for streamed experts, in bytes.
     pub(super) least_cache: u64,
-    /// Checksums of the always-used weights, which the CPU copies where experts are streamed.
+    /// Checksums of the always-used weights. The CPU verifies them when it copies the weights, if experts are
+    /// streamed.
     pub(super) sums: DenseSums,
 }
 
@@ -56,7 +59,7 @@ impl Computing {
         Computing { model, processor, info, plan, sessions: Arc::default() }
     }
 
-    /// Takes memory for a session out of the budget.
+    /// Reserves memory for a session in the budget.
     pub(super) fn book(&self, context: usize, chunk: usize) -> Result<Booking> {
         let shape = Shape::of(&self.model, &self.info, self.processor.is_gpu());
         let bytes = shape.kv(context, chunk) + shape.scratch(context, chunk, self.processor.threads());
@@ -79,7 +82,7 @@ impl Computing {
     }
 }
 
-/// Memory of a session, given back when it ends.
+/// A session's reserved memory, released when it is dropped.
 pub(super) struct Booking {
     sessions: Arc<AtomicU64>,
     bytes: u64,
@@ -97,27 +100,27 @@ impl Processors {
         Processors { first, cpu, fallback, lost, second, making }
     }
 
-    /// What computes now.
+    /// The processor that computes now.
     pub(super) fn now(&self) -> &Computing {
         self.second.get().unwrap_or(&self.first)
     }
 
-    /// What computes a timeline that lies on a GPU, or does not.
+    /// The processor of a timeline: the first one if the timeline is on a GPU, else the current one.
     pub(super) fn of(&self, gpu: bool) -> &Computing {
         if gpu { &self.first } else { self.now() }
     }
 
-    /// At which precision experts are computed: what a session's keys and values follow from.
+    /// The precision at which experts are computed, on which a session's keys and values depend.
     pub(super) fn manner(&self) -> String {
         self.fallback.manner.tag(&self.first.plan)
     }
 
-    /// What became of the GPU, in one line, where it failed.
+    /// How the GPU failed, in one line; `None` if it did not.
     pub(super) fn lost(&self) -> Option<&str> {
         self.lost.get().map(String::as_str)
     }
 
-    /// Gives the GPU up, and with it the memory that it takes.
+    /// Gives up the GPU and frees its memory.
     pub(super) fn lose(&self, why: &str) {
         // A driver's message may have several lines.
         let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -133,11 +136,11 @@ impl Processors {
         }
     }
 
-    /// The CPU in the place of the GPU that was lost.
+    /// Opens the CPU in place of the lost GPU.
     ///
     /// # Errors
-    /// `Budget` where the budget does not hold what the CPU needs; those of opening it and of reading weights. It may be
-    /// tried again.
+    /// `Budget` if the budget is too small for the CPU; those of opening it and of reading weights. The
+    /// caller may try again.
     pub(super) fn take_over(&self) -> Result<&Computing> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(second) = self.second.get() {
@@ -159,9 +162,9 @@ impl Processors {
         Ok(self.second.get_or_init(|| Computing::new(model, processor, info, plan)))
     }
 
-    /// The plan with the CPU's weights, keys, values and scratch in the place of the device's, and its experts: all at the level that all
-    /// had, read from the mapping, or an empty cache. What the driver took on the host stays counted: it may not give that
-    /// back.
+    /// The plan for the CPU, with its weights, KV cache and scratch. Experts are either all at the level that
+    /// all had, read from the mapping, or streamed into an empty cache. The driver may keep its memory on the
+    /// host, so that stays counted.
     fn plan(&self) -> Result<MemoryPlan> {
         let Computing { model, info, plan, .. } = &self.first;
         let shape = Shape::of(model, info, false);

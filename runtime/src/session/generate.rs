@@ -1,4 +1,5 @@
-//! Generation as a caller sees it: a prompt in; events, to a callback or one after another, and an outcome out.
+//! Generation as callers see it: a prompt goes in; events and an outcome come out, through a callback or an
+//! iterator.
 
 use super::event::{Event, GenerateOptions, Outcome, Reply};
 use super::generation::Generation;
@@ -11,13 +12,13 @@ use std::iter::FusedIterator;
 use std::ops::ControlFlow;
 
 impl Session {
-    /// Makes the timeline read `prompt` and continues it. Whatever the cache already holds of the prompt's beginning is
-    /// reused, the rest of the cache is forgotten; afterwards the cache holds the prompt and all but the last of the
-    /// generated tokens. `on_event` hears what happens, and may end it ([`Reply`]).
+    /// Processes `prompt` and continues it. Reuses the part of the KV cache that matches the prompt's
+    /// beginning, and drops the rest. Afterwards, the cache holds the prompt and all generated tokens but the
+    /// last. Events go to `on_event`, and its [`Reply`] may end the generation.
     ///
     /// # Errors
-    /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt or bad options. Cancellation is no
-    /// error. After an error the session is usable.
+    /// `ContextFull` if the prompt does not fit, `Invalid` for an empty prompt or bad options. Cancellation
+    /// is no error. The session stays usable after an error.
     pub fn generate<R: Reply>(
         &mut self,
         prompt: &[u32],
@@ -27,10 +28,10 @@ impl Session {
         to_end(&mut self.begin(prompt, options)?, on_event)
     }
 
-    /// [`Session::generate`] as an iterator over its events.
+    /// [`Session::generate`] as an iterator over the events.
     ///
     /// # Errors
-    /// As [`Session::generate`]; those of computing come from the iterator.
+    /// As [`Session::generate`]. Errors of computing come from the iterator.
     pub fn stream(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Events<'_>> {
         Ok(Events::new(Box::new(self.begin(prompt, options)?)))
     }
@@ -42,13 +43,14 @@ impl Session {
     }
 }
 
-/// What goes on step by step until there is an outcome.
+/// A generation that runs step by step.
 pub(super) trait Steps {
-    /// One step; the outcome, where it was the last. Not to be called again after that, or after an error.
+    /// Takes one step; returns the outcome if it was the last. Must not be called after that, nor after an
+    /// error.
     fn step(&mut self, listener: &mut Listener) -> Result<Option<Outcome>>;
 }
 
-/// Takes all steps, of which a callback hears.
+/// Takes all steps and passes their events to a callback.
 pub(super) fn to_end<R: Reply>(
     steps: &mut dyn Steps,
     on_event: &mut dyn FnMut(Event) -> R,
@@ -62,7 +64,7 @@ pub(super) fn to_end<R: Reply>(
     }
 }
 
-/// A session that continues a prompt.
+/// A generation on a session.
 struct Continuing<'a> {
     session: &'a mut Session,
     sampler: Sampler,
@@ -77,11 +79,12 @@ impl Steps for Continuing<'_> {
     }
 }
 
-/// The events of a generation, one after another: [`Chat::stream`](super::Chat::stream), [`Session::stream`].
+/// Iterates over the events of a generation. Returned by [`Chat::stream`](super::Chat::stream) and
+/// [`Session::stream`].
 ///
-/// Each is computed when it is asked for, on the thread that asks; nothing is computed meanwhile. Dropping the iterator ends the
-/// generation as cancelling does: what was generated so far stays, and the chat or session can go on at once. After an error there
-/// are no more events.
+/// `next` computes on the calling thread until there is an event; nothing runs between calls. Dropping the
+/// iterator ends the generation as cancelling does: the tokens so far are kept, and the chat or session can
+/// continue at once. After an error, there are no more events.
 #[must_use = "nothing is generated until events are asked for"]
 pub struct Events<'a> {
     run: Box<dyn Steps + Send + 'a>,
@@ -89,11 +92,11 @@ pub struct Events<'a> {
     end: End,
 }
 
-/// Whether it has ended, and with what.
+/// Whether the generation has ended, and how.
 enum End {
     Open,
     Done(Outcome),
-    /// An error that is not returned yet.
+    /// An error that was not returned yet.
     Failed(Error),
     Told,
 }
@@ -103,7 +106,7 @@ impl<'a> Events<'a> {
         Events { run, heard: VecDeque::new(), end: End::Open }
     }
 
-    /// What came of it, once the last event was returned.
+    /// The outcome, after the last event was returned.
     pub fn outcome(&self) -> Option<&Outcome> {
         match &self.end {
             End::Done(outcome) if self.heard.is_empty() => Some(outcome),
@@ -111,10 +114,10 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Generates the rest, whose events nobody sees, and returns what came of it all.
+    /// Generates the rest, discards its events, and returns the outcome.
     ///
     /// # Errors
-    /// Those of computing; `Cancelled` where the iterator has returned an error already.
+    /// Those of computing; `Cancelled` if the iterator has already returned an error.
     pub fn finish(mut self) -> Result<Outcome> {
         for event in &mut self {
             event?;

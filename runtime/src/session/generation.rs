@@ -1,4 +1,5 @@
-//! A generation under way: a piece of the prompt a step, then a token a step. Callbacks and iterators take the same steps.
+//! The state machine of one generation. A step reads a piece of the prompt, or chooses one token. Callbacks,
+//! iterators and batches take the same steps.
 
 use super::event::{Event, GenerateOptions, Outcome, StopReason};
 use super::guided::Guided;
@@ -11,8 +12,8 @@ use crate::sampler::Sampler;
 use crate::telemetry::CancelToken;
 use std::time::Instant;
 
-/// Moves the quality against the time that a token took, as a multiple of the time it should take. Half a bit is about
-/// an eighth of a token's bytes; small steps do not swing.
+/// Adjusts the quality, in bits, to the target speed. `taken` is the time of a token as a multiple of its
+/// target. Half a bit is about an eighth of a token's bytes. Small steps prevent oscillation.
 fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     let step = if taken > 1.05 {
         -0.1
@@ -26,7 +27,8 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     }
 }
 
-/// What the next token is chosen from: as little as the sampler needs, for a device would have to send all of it back.
+/// What the next token is chosen from: no more than the sampler needs, because a device must send it to the
+/// host.
 pub(super) struct Next {
     wish: Wish,
     logits: Vec<f32>,
@@ -34,7 +36,7 @@ pub(super) struct Next {
 }
 
 impl Next {
-    /// What a constraint allows may be none of the likeliest.
+    /// With a constraint, all logits are needed, because the allowed tokens may not be among the likeliest.
     fn new(sampler: &Sampler, guided: bool) -> Next {
         let enough = sampler.enough().filter(|&k| k <= MAX_BEST && !guided);
         let wish = enough.map_or(Wish::Last, Wish::Best);
@@ -49,7 +51,7 @@ impl Next {
         Ok(())
     }
 
-    /// Keeps logits.
+    /// Keeps the logits of a step.
     pub(super) fn keep(&mut self, step: Step) {
         match step {
             Step::Logits(_, last) => last.clone_into(&mut self.logits),
@@ -66,26 +68,26 @@ impl Next {
     }
 }
 
-/// What a generation brings to a step that several take together.
+/// A generation's part in a step of several sessions.
 pub(super) struct Joining<'a> {
-    /// The token that is to be appended.
+    /// The token to append.
     pub(super) token: u32,
     pub(super) wish: Wish,
     pub(super) cancel: &'a CancelToken,
-    /// Where its logits go.
+    /// Receives the logits.
     pub(super) next: &'a mut Next,
-    /// What it has to obey.
+    /// The constraint that the next token must follow.
     pub(super) guided: Option<&'a mut Guided>,
 }
 
-/// A prompt that is read, and then continued.
+/// A generation: prefill of a prompt, then decoding.
 pub(super) struct Generation {
     options: GenerateOptions,
-    /// What of the prompt the cache did not hold, and how much of that is read.
+    /// The prompt's tokens that were not in the cache, and how many of them were read.
     fresh: Vec<u32>,
     read: usize,
     next: Next,
-    /// The last token, which the cache does not hold yet, and those that a constraint forced behind it.
+    /// The last token, which is not in the cache yet, and the tokens that a constraint forced after it.
     pending: Vec<u32>,
     guided: Option<Guided>,
     wording: Wording,
@@ -95,11 +97,11 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Forgets what `session` holds and `prompt` does not begin with. The sampler begins anew behind the prompt.
+    /// Drops the part of `session` that `prompt` does not begin with. Restarts the sampler on the prompt.
     ///
     /// # Errors
-    /// `ContextFull` where the prompt does not fit, `Invalid` for an empty prompt, a token outside the vocabulary or a constraint that
-    /// does not compile.
+    /// `ContextFull` if the prompt does not fit; `Invalid` for an empty prompt, a token outside the
+    /// vocabulary, or a constraint that does not compile.
     pub(super) fn new(
         session: &mut Session,
         prompt: &[u32],
@@ -114,14 +116,16 @@ impl Generation {
         }
         session.check_vocabulary(prompt)?;
         let guided = Guided::new(session.engine(), options)?;
-        // The last prompt token is always computed: its logits are where the answer begins.
+        // The last prompt token is always computed, because its logits give the first token of the answer.
         let same = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let reused = session.rewind(same.min(prompt.len() - 1));
         log::debug!("a prompt of {} tokens, {reused} of them in the cache", prompt.len());
-        // What is to be computed again is read as a part of the prompt.
+        // If the session rewound further than asked, we drop the tokens between and compute them as part of
+        // the prompt.
         session.rewind(reused);
         session.mark();
-        // The prompt is all of the text: a context that slid has another beginning than before.
+        // For the sampler, the prompt is the whole text. After the context slid, it begins elsewhere than
+        // before.
         sampler.restart();
         prompt.iter().for_each(|&t| sampler.accept(t));
         Ok(Generation {
@@ -137,12 +141,12 @@ impl Generation {
         })
     }
 
-    /// What it has to obey, for the part of the answer that comes next.
+    /// Takes out the constraint's state, for the next part of the answer.
     pub(super) fn guided(&mut self) -> Option<Guided> {
         self.guided.take()
     }
 
-    /// Obeys what the part of the answer before obeyed, and goes on there.
+    /// Continues with the constraint's state of the previous part of the answer.
     pub(super) fn follow(&mut self, guided: Option<Guided>) {
         if guided.is_some() {
             (self.guided, self.next.wish) = (guided, Wish::Last);
@@ -154,12 +158,12 @@ impl Generation {
         self.read < self.fresh.len()
     }
 
-    /// Tokens that the next step appends.
+    /// The number of tokens that the next step appends.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// What it brings to a step with others: `None` where the next step appends no token, or several, or nothing any more.
+    /// This generation's part in a shared step. `None` unless the next step appends exactly one token.
     pub(super) fn joining(&mut self) -> Option<Joining<'_>> {
         let &[token] = &self.pending[..] else { return None };
         let (cancel, answers) = (&self.options.cancel, self.wording.answers());
@@ -168,24 +172,24 @@ impl Generation {
         (!self.over && !cancel.is_cancelled()).then_some(joining)
     }
 
-    /// That step was taken: the token is appended.
+    /// Completes a shared step that appended the token.
     pub(super) fn joined(&mut self, session: &Session, seconds: f64) {
         self.pending.clear();
         self.outcome.decode_s += seconds;
         self.steer(session, seconds);
     }
 
-    /// Brings the time of a token nearer to what was asked for.
+    /// Adjusts the quality towards the target speed.
     fn steer(&self, session: &Session, seconds: f64) {
         if let (Some(target), Some(streamer)) = (self.options.target_tps, session.engine().streamer()) {
             steer(streamer, target * seconds);
         }
     }
 
-    /// One step; whether it was the last. Cancellation is no error.
+    /// Takes one step; returns whether it was the last. Cancellation is no error.
     ///
     /// # Errors
-    /// Those of computing. The session is usable after them.
+    /// Those of computing. The session stays usable.
     pub(super) fn step(
         &mut self,
         session: &mut Session,
@@ -213,14 +217,14 @@ impl Generation {
         if stop != StopReason::StopString {
             let rest = self.wording.rest();
             if !rest.is_empty() && !listener.has_stopped() {
-                // It is over whatever the answer is.
+                // The generation has ended, whatever the callback returns.
                 let _ = listener.tell(Event::Rest { text: rest });
             }
         }
         Ok(true)
     }
 
-    /// What came of it, as far as it went.
+    /// The outcome so far.
     pub(super) fn outcome(mut self) -> Outcome {
         if !self.over {
             self.wording.rest();
@@ -249,8 +253,8 @@ impl Generation {
         Ok(())
     }
 
-    /// Appends what is not appended yet, and chooses and shows the next token, with those that must follow it; why it is the last, if it
-    /// is.
+    /// Appends the pending tokens, then chooses and shows the next token and any forced after it. Returns a
+    /// reason if the generation ends.
     fn say(
         &mut self,
         session: &mut Session,
@@ -281,7 +285,7 @@ impl Generation {
         Ok(None)
     }
 
-    /// Appends the last token, and those that were forced behind it.
+    /// Appends the last token and those that were forced after it.
     fn append(&mut self, session: &mut Session, listener: &mut Listener) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
@@ -297,7 +301,7 @@ impl Generation {
         Ok(())
     }
 
-    /// Tokens that the constraint leaves no choice about.
+    /// The tokens that the constraint forces next.
     fn forced(&mut self) -> Vec<u32> {
         let answers = self.wording.answers();
         let forced = self.guided.as_mut().map_or_else(Vec::new, |guided| guided.forced(answers));
@@ -312,7 +316,7 @@ impl Generation {
         }
     }
 
-    /// Makes a token part of the answer; why it is the last, if it is.
+    /// Adds a token to the answer. Returns a reason if the generation ends.
     fn take(
         &mut self,
         id: u32,
@@ -321,7 +325,7 @@ impl Generation {
         listener: &mut Listener,
     ) -> Result<Option<StopReason>> {
         let (options, outcome) = (&self.options, &mut self.outcome);
-        // An answer that obeys and has ended cannot go on.
+        // A constrained answer that is complete cannot continue.
         let ends = !options.ignore_eos || self.guided.is_some();
         if ends && session.engine().special_tokens().ends_turn(id) {
             return Ok(Some(StopReason::EndOfTurn));

@@ -1,4 +1,4 @@
-//! What a constraint does to a generation: which tokens may come next, which must, and when the answer is over.
+//! Applies a constraint to a generation: masks the logits, forces tokens, and ends the answer.
 
 use super::engine::Engine;
 use super::event::GenerateOptions;
@@ -10,17 +10,18 @@ use std::thread;
 
 pub(super) struct Guided {
     guide: Guide,
-    /// Of the next token, where it is known already, or why it cannot be.
+    /// The mask for the next token, if it was computed already, or the error.
     mask: Option<Result<Mask>>,
-    /// Whether headers and reasoning obey as well.
+    /// Whether the constraint also covers headers and reasoning.
     whole: bool,
-    /// Tokens that may not come before the answer has begun.
+    /// The end tokens, which may not come before the answer has begun.
     ends: Vec<u32>,
 }
 
 impl Guided {
     /// # Errors
-    /// `Invalid` for a constraint that does not compile, `Unsupported` for a tokenizer that knows no bytes.
+    /// `Invalid` for a constraint that does not compile, `Unsupported` for a tokenizer whose tokens are not
+    /// byte strings.
     pub(super) fn new(engine: &Engine, options: &GenerateOptions) -> Result<Option<Guided>> {
         let Some(constraint) = &options.constraint else { return Ok(None) };
         let guide = engine.words()?.guide(constraint)?;
@@ -28,38 +29,40 @@ impl Guided {
         Ok(Some(Guided { guide, mask: None, whole: constraint.is_whole(), ends }))
     }
 
-    /// Whether the next token has to obey, where the answer has begun or not.
+    /// Whether the constraint covers the next token. `answers`: whether it is part of the
+    /// answer, not of a header or reasoning.
     fn acts(&self, answers: bool) -> bool {
         self.whole || answers
     }
 
-    /// Whether nothing may follow.
+    /// Whether the answer is complete and nothing may follow.
     pub(super) fn is_over(&self) -> bool {
         self.guide.is_over()
     }
 
-    /// Tokens that must come next.
+    /// The tokens that the constraint forces next.
     pub(super) fn forced(&mut self, answers: bool) -> Vec<u32> {
         if self.acts(answers) { self.guide.forced() } else { Vec::new() }
     }
 
-    /// Whether they are computed together with the token before.
+    /// Whether forced tokens are computed in one call with the token before them.
     pub(super) fn is_hurried(&self) -> bool {
         self.guide.is_hurried()
     }
 
-    /// Goes on behind a token.
+    /// Advances the constraint by one token.
     pub(super) fn take(&mut self, id: u32, answers: bool) -> Result<()> {
         self.mask = None;
         if self.acts(answers) { self.guide.take(id) } else { Ok(()) }
     }
 
-    /// Itself, where the next token has to obey.
+    /// Returns `self` if the constraint covers the next token.
     pub(super) fn acting(&mut self, answers: bool) -> Option<&mut Guided> {
         self.acts(answers).then_some(self)
     }
 
-    /// Finds what may come next, for each of `all`, while `work` is done. What fails fails when a token is chosen.
+    /// Computes the masks of `all` on another thread while `work` runs. Errors are reported when the token is
+    /// chosen.
     pub(super) fn beside<T>(all: &mut [&mut Guided], work: impl FnOnce() -> T) -> T {
         if all.is_empty() {
             return work();
@@ -70,7 +73,7 @@ impl Guided {
         })
     }
 
-    /// Finds what may come next.
+    /// Computes the mask of the next token.
     fn find(&mut self) {
         let guide = &mut self.guide;
         let mask = catch_unwind(AssertUnwindSafe(|| guide.mask()));
@@ -78,10 +81,10 @@ impl Guided {
         self.mask = Some(mask.unwrap_or_else(broken));
     }
 
-    /// The next token: one that may come.
+    /// Chooses the next token among the allowed ones.
     pub(super) fn choose(&mut self, logits: &mut [f32], sampler: &mut Sampler, answers: bool) -> Result<u32> {
         if !self.acts(answers) {
-            // It would be over without an answer.
+            // An end token here would end the generation without an answer.
             for &id in &self.ends {
                 if let Some(logit) = logits.get_mut(id as usize) {
                     *logit = f32::NEG_INFINITY;
@@ -98,7 +101,7 @@ impl Guided {
         if mask.allows(id) {
             return Ok(id);
         }
-        // Biases have ruled out all that the constraint allows.
+        // Logit biases excluded every allowed token.
         mask.first().ok_or_else(|| Error::Invalid("the constraint allows no token here".into()))
     }
 }

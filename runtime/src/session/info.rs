@@ -1,4 +1,4 @@
-//! What there is to say about a loaded model: its numbers, and how it runs.
+//! Describes a loaded model: its dimensions and sizes, and how it runs.
 
 use super::plan::MemoryPlan;
 use crate::experts::Expert;
@@ -7,13 +7,13 @@ use crate::model::{Spec, Weights};
 use crate::quant::{Level, Matrix};
 use crate::sched::Precision;
 
-/// A model in numbers.
+/// A model's dimensions and sizes.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ModelInfo {
-    /// `general.name`.
+    /// The model's name (`general.name`).
     pub name: String,
-    /// `general.architecture`.
+    /// The model's architecture (`general.architecture`).
     pub architecture: String,
     /// Transformer blocks.
     pub layers: usize,
@@ -23,29 +23,31 @@ pub struct ModelInfo {
     pub experts_used: usize,
     /// Hidden width of a routed expert; 0 for a dense model.
     pub expert_width: usize,
-    /// Longest context the model was made for, in tokens.
+    /// The longest context that the model was trained for, in tokens.
     pub context: usize,
-    /// Vocabulary.
+    /// Tokens in the vocabulary.
     pub vocab: usize,
-    /// Weights in matrices.
+    /// Weights in all matrices.
     pub parameters: u64,
-    /// Weights in matrices that one token passes through (of the embedding, one row).
+    /// Weights in the matrices that one token uses. The one row of the embedding that it reads does not
+    /// count.
     pub active_parameters: u64,
-    /// Bytes of those weights at the level in use: what a token reads.
+    /// Bytes of those weights at the level in use: what one token reads.
     pub active_bytes: u64,
     /// Bytes of all weights at the level in use.
     pub bytes: u64,
-    /// How it runs, for people: residency, mode, level.
+    /// How the model runs, for display: resident or streaming, precision, level.
     pub mode: String,
-    /// What it runs on, for people.
+    /// The processor, for display.
     pub backend: String,
-    /// Whether inputs of routed experts are rotated anywhere: those of gate and up, those of down.
+    /// Whether any routed expert has rotated inputs: of gate and up, and of down.
     #[serde(skip)]
     pub(super) rotated: [bool; 2],
 }
 
 impl ModelInfo {
-    /// Of a model with routed experts by layer, and its embedding before it is let go of; what it runs on comes later.
+    /// Describes a model, given its experts by layer and the embedding still in `weights`. The caller sets
+    /// `backend` later.
     pub(super) fn new(
         spec: &Spec,
         weights: &Weights,
@@ -84,7 +86,8 @@ impl ModelInfo {
                 [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));
             }
         }
-        // A tied head is the embedding once more, not more weights. Of the embedding a token reads one row.
+        // A tied head is the same matrix as the embedding, so it adds no weights. A token reads one row of
+        // the embedding.
         if let Some(embed) = weights.embed.held() {
             add(embed, true, false);
         }
@@ -93,24 +96,24 @@ impl ModelInfo {
     }
 }
 
-/// Whether inputs of experts are rotated anywhere: those of gate and up, those of down.
+/// Whether any expert has rotated inputs: of gate and up, and of down.
 pub(super) fn rotated(experts: &[Vec<Expert>]) -> [bool; 2] {
     let any = |of: fn(&Expert) -> &Matrix| experts.iter().flatten().any(|e| of(e).rotation().is_some());
     [any(|e| &e.gate), any(|e| &e.down)]
 }
 
-/// What a model's mode is described by, beside the plan of whoever computes.
+/// What describes a model's precision, besides the memory plan.
 #[derive(Clone, Copy)]
 pub(super) struct Manner {
     pub(super) precision: Precision,
-    /// The level of routed experts that are resident, where they are quantized.
+    /// The level of resident routed experts, if they are quantized.
     pub(super) level: Option<Level>,
-    /// The same of the always-used weights.
+    /// The level of the always-used weights, if they are quantized.
     pub(super) dense: Option<Level>,
 }
 
 impl Manner {
-    /// The same for the same results: the precision alone, whatever is resident.
+    /// The precision as a string that is equal if results are equal, whatever is resident.
     pub(super) fn tag(&self, plan: &MemoryPlan) -> String {
         match (self.level, plan.is_tight()) {
             (Some(level), false) => Precision::Exact(level).to_string(),

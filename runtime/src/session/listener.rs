@@ -1,10 +1,10 @@
-//! Who hears what happens during a generation.
+//! Passes the events of a generation to the caller's callback.
 
 use super::event::Event;
 use crate::error::{Error, Result};
 use std::ops::ControlFlow;
 
-/// What hears events, and may end them.
+/// Wraps a callback, which may end the generation.
 pub(super) struct Listener<'a> {
     on_event: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
     /// Called between the layers of a prompt.
@@ -17,25 +17,27 @@ impl<'a> Listener<'a> {
         Listener { on_event, between: None, stopped: false }
     }
 
-    /// With work for the time between the layers of a prompt.
+    /// Sets work to do between the layers of a prompt.
     pub(super) fn with_between(self, between: &'a mut dyn FnMut()) -> Listener<'a> {
         Listener { between: Some(between), ..self }
     }
 
-    /// Whether the answer is to stop.
+    /// Whether the callback ended the generation.
     pub(super) fn has_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Lets others go on, between two layers of a prompt.
+    /// Runs the work set by [`Listener::with_between`].
     pub(super) fn pause(&mut self) {
         if let Some(between) = &mut self.between {
             between();
         }
     }
 
+    /// Passes an event to the callback, unless the callback has ended the generation.
+    ///
     /// # Errors
-    /// `Cancelled` from the first time on that the answer is to stop.
+    /// `Cancelled` once the callback has ended the generation.
     pub(super) fn tell(&mut self, event: Event) -> Result<()> {
         self.stopped = self.stopped || (self.on_event)(event).is_break();
         if self.stopped { Err(Error::Cancelled) } else { Ok(()) }

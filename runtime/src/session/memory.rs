@@ -1,14 +1,14 @@
-//! Memory given back and taken again while a model is open.
+//! Changes the memory of an open engine. Only the cache of streamed experts can shrink; all other memory is
+//! in use.
 //!
-//! What can give way is the cache of streamed experts; everything else is in use. Any thread may ask, also during a
-//! generation; results at exact precision do not change (R2).
+//! Any thread may call this, even during a generation. Results at exact precision do not change (R2).
 
 use super::engine::{Engine, Served};
 use super::plan::MemoryPlan;
 use crate::error::{Error, Result};
 use std::sync::PoisonError;
 
-/// How much memory a program wants back, as systems say it.
+/// How much memory the program should give back, in the terms of operating systems.
 ///
 /// | | Android, `onTrimMemory` | iOS |
 /// |---|---|---|
@@ -17,21 +17,22 @@ use std::sync::PoisonError;
 /// | `Critical` | `RUNNING_CRITICAL`, `BACKGROUND` | `didReceiveMemoryWarning`, memory pressure `.critical` |
 /// | `Complete` | `MODERATE`, `COMPLETE` | the app goes to the background |
 ///
-/// A level says how large the cache is, and not by how much it shrinks: the same warning twice does nothing the second time.
+/// A level sets the size of the cache; it does not shrink it by an amount. The same level twice has no
+/// further effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrimLevel {
-    /// The whole budget may be used again.
+    /// The cache may use the whole budget.
     Normal,
-    /// Half of the cache beyond the smallest that works.
+    /// The smallest cache that works, plus half of what the budget allows beyond it.
     Moderate,
-    /// An eighth of that.
+    /// The smallest cache that works, plus an eighth of what the budget allows beyond it.
     Critical,
-    /// The smallest that works: every expert that a token chooses is read.
+    /// The smallest cache that works. Every expert that a token chooses is then read.
     Complete,
 }
 
 impl TrimLevel {
-    /// The cache under this level, between the smallest and what the budget allows.
+    /// The cache's size in bytes under this level, between the smallest and the largest.
     fn cache(self, least: u64, most: u64) -> u64 {
         let beyond = most.saturating_sub(least);
         match self {
@@ -44,7 +45,7 @@ impl TrimLevel {
 }
 
 impl Engine {
-    /// What the memory is spent on now.
+    /// What the engine's memory is used for now.
     pub fn memory_plan(&self) -> MemoryPlan {
         let mut plan = self.now().plan.clone();
         if let (Served::Streamed(streamer), false) = (&self.0.served, plan.gpu) {
@@ -58,15 +59,17 @@ impl Engine {
         *self.0.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the engine another budget of memory, from any thread, with sessions open and tokens being computed. Where experts are
-    /// streamed, the cache shrinks or grows to it: what is beyond goes back to the system before this returns, at the latest when
-    /// the layer in hand is computed. Returns the bytes that went back. Texts at exact precision stay the same; speed does not.
+    /// Sets another memory budget, in bytes. Works from any thread, with sessions open and while tokens are
+    /// computed. If experts are streamed, their cache shrinks or grows to fit. Memory beyond the budget is
+    /// freed before this returns; that may wait for the current layer. Returns the bytes that were freed.
+    /// Text at exact precision stays the same; the speed changes.
     ///
-    /// A cache that grows beyond what it was when the model was opened moves to new memory, which takes as long as copying it.
+    /// If the cache becomes larger than when the model was opened, it moves to new memory, which takes the
+    /// time of a copy.
     ///
     /// # Errors
-    /// `Budget` where that is too little, with the smallest that works beside the memory of sessions that the engine was opened for;
-    /// nothing changes then. `Unsupported` where the cache is on a GPU.
+    /// `Budget` if `bytes` is too small, naming the smallest budget that works with the sessions that the
+    /// engine was opened for; nothing changes then. `Unsupported` if the experts are in a GPU's memory.
     pub fn set_memory(&self, bytes: u64) -> Result<u64> {
         if self.now().plan.gpu && self.now().plan.is_tight() {
             return Err(Error::unsupported(
@@ -94,13 +97,15 @@ impl Engine {
         Ok(given)
     }
 
-    /// Gives memory back, or takes it again, as the system asks for it; the budget stays. Returns the bytes that went back. Where
-    /// all experts are resident and mapped, the mapping's pages are let go of from [`TrimLevel::Critical`] on, if the system takes
-    /// them, and come back as they are used; all of their bytes are returned then, though only those in memory can go back. What is
-    /// on a GPU stays.
+    /// Frees memory, or takes it back, at the system's request. The budget stays. Returns the bytes that were
+    /// freed.
+    ///
+    /// If all experts are resident and mapped, this releases the mapping's pages from [`TrimLevel::Critical`]
+    /// on, if the system allows that. Pages return when they are used. The result then counts all their
+    /// bytes, even those that were not in memory. Memory on a GPU stays.
     ///
     /// # Errors
-    /// `Invalid` where the system has no memory for a cache that is to grow.
+    /// `Invalid` if the cache should grow and the system has no memory for it.
     pub fn trim(&self, level: TrimLevel) -> Result<u64> {
         let (fixed, least) = self.fixed_and_least();
         let on_gpu = self.now().plan.gpu;
@@ -119,7 +124,7 @@ impl Engine {
         Ok(given)
     }
 
-    /// Bytes of everything but the cache of streamed experts, and of the smallest such cache.
+    /// Bytes of everything except the cache of streamed experts, and of the smallest cache that works.
     fn fixed_and_least(&self) -> (u64, u64) {
         let plan = &self.now().plan;
         match &self.0.served {

@@ -1,8 +1,8 @@
-//! The composition root: a loaded model ([`Engine`]), one timeline of it ([`Session`]), and a conversation on a
-//! timeline ([`Chat`]).
+//! The composition root: [`Engine`] is a loaded model, [`Session`] one sequence of tokens with its KV cache,
+//! and [`Chat`] a conversation in a session.
 //!
-//! This is the only room that knows all others. It prints nothing, reads no environment and starts no thread that
-//! outlives its engine.
+//! Only this module imports all others. It prints nothing, reads no environment variables, and starts no
+//! thread that outlives its engine.
 
 mod batch;
 mod calibrate;

@@ -1,4 +1,4 @@
-//! What a program may say of how a model is opened.
+//! The options for opening a model.
 
 use crate::convert::Purpose;
 use crate::kernels::GpuVariants;
@@ -11,107 +11,109 @@ use crate::telemetry::Trace;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The processor that is asked for.
+/// Selects a processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendChoice {
     /// The CPU.
     #[default]
     Cpu,
-    /// A GPU where there is one that is no software, else the CPU.
+    /// A hardware GPU if there is one, else the CPU.
     Auto,
-    /// A GPU, software or not: this one of `kernels::gpu::adapters`, or the first usable one.
+    /// A GPU, even a software one: the one with this index in `kernels::gpu::adapters`, or the first usable
+    /// one.
     Gpu(Option<usize>),
 }
 
-/// How a model is opened.
+/// Options for opening a model.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// What to compute on; by default the CPU.
+    /// The processor; by default the CPU.
     pub backend: BackendChoice,
-    /// Threads, the caller's included; 0 for one per core.
+    /// Threads, including the caller's; 0 for one per core.
     pub threads: usize,
-    /// Level at which experts are read where they are all resident; by default the highest stored. The same as
-    /// `precision` with [`Precision::Exact`].
+    /// The level of experts if all are resident; by default the highest stored. The same as `precision` with
+    /// [`Precision::Exact`].
     pub level: Option<Level>,
-    /// Instruction set; by default the best that the machine has.
+    /// The instruction set; by default the best that the CPU supports.
     #[doc(hidden)]
     pub isa: Option<Isa>,
-    /// Bytes of memory that this engine and one session of it may take together. Where the model needs more, its experts
-    /// are streamed. Without one, everything is resident.
+    /// The memory budget in bytes, for this engine and one session together. If the model needs more, its
+    /// experts are streamed. Without a budget, everything is resident.
     pub memory: Option<u64>,
-    /// Precision of experts. By default the highest level stored where everything fits, else adaptive.
+    /// The precision of experts. By default, the highest stored level if everything fits, else adaptive.
     pub precision: Option<Precision>,
-    /// Positions of the KV cache that the budget is planned for; by default the model's context, at most 4096.
+    /// Positions of the KV cache that the budget must hold; by default the model's context, at most 4096.
     pub context: Option<usize>,
-    /// Prefill chunk that the budget is planned for; by default 512, and where experts are streamed what the budget allows, at
-    /// most 2048.
+    /// The prefill chunk that the budget must hold, in tokens. By default 512; if experts are streamed, what
+    /// the budget allows, at most 2048.
     pub chunk: Option<usize>,
-    /// Departures from the router's choice.
+    /// Changes to the router's choices.
     pub routing: Routing,
-    /// How streaming works.
+    /// How experts are streamed.
     pub streaming: StreamingOptions,
-    /// A folder where a GPU's compiled kernels are looked for, and written by
-    /// [`Engine::save_pipelines`](super::Engine::save_pipelines): opening is then quicker where the driver keeps none of its own.
-    /// By default none.
+    /// A folder for compiled GPU kernels. The engine reads it when it opens, and
+    /// [`Engine::save_pipelines`](super::Engine::save_pipelines) writes it. Opening is then faster if the
+    /// driver has no such cache. By default none.
     pub pipelines: Option<PathBuf>,
-    /// Variants of its kernels that a GPU may use.
+    /// The kernel variants that a GPU may use.
     #[doc(hidden)]
     pub gpu_variants: GpuVariants,
-    /// Time every kernel of a GPU ([`crate::telemetry::GpuStats::kernels`]). Everything waits for it: for finding out what
-    /// takes long, and not how long all of it does.
+    /// Measures the time of every GPU kernel ([`crate::telemetry::GpuStats::kernels`]). The GPU waits after
+    /// each. Use this to compare kernels, not to measure the total time.
     #[doc(hidden)]
     pub gpu_clock: bool,
-    /// For tests: bytes that a GPU's kernels may read from one buffer, where they are to be fewer than the adapter allows.
+    /// For tests: the most bytes that a GPU kernel may read from one buffer, if fewer than the adapter
+    /// allows.
     #[doc(hidden)]
     pub gpu_binding_bytes: Option<u64>,
-    /// A folder for conversions of foreign models, made once and found there from then on; by default none, and only Dollop files
-    /// open.
+    /// A folder for converted models. Each foreign model is converted once and reused. By default none, and
+    /// only Dollop files can be opened.
     pub cache: Option<PathBuf>,
-    /// What a foreign model is converted for: one that cannot do it is refused before that takes its time.
+    /// The purpose of a conversion. A model that does not suit it is rejected before the conversion starts.
     pub purpose: Purpose,
-    /// Cores to run on, by the system's numbers; by default all. Linux and Android only.
+    /// The CPU cores to run on, by the system's numbers; by default all. Linux and Android only.
     pub cores: Option<Vec<usize>>,
 }
 
 impl EngineOptions {
-    /// What to compute on.
+    /// Sets the processor.
     #[must_use]
     pub fn with_backend(mut self, backend: BackendChoice) -> Self {
         self.backend = backend;
         self
     }
 
-    /// Threads, the caller's included; 0 for one per core.
+    /// Sets the number of threads, including the caller's; 0 for one per core.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Bytes that the engine and one session may take together.
+    /// Sets the memory budget in bytes, for the engine and one session together.
     #[must_use]
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// Precision of experts.
+    /// Sets the precision of experts.
     #[must_use]
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = Some(precision);
         self
     }
 
-    /// Positions of the KV cache that the budget is planned for.
+    /// Sets the positions of the KV cache that the budget must hold.
     #[must_use]
     pub fn with_context(mut self, tokens: usize) -> Self {
         self.context = Some(tokens);
         self
     }
 
-    /// A folder for conversions of foreign models.
+    /// Sets the folder for converted models.
     #[must_use]
     pub fn with_cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
@@ -119,36 +121,36 @@ impl EngineOptions {
     }
 }
 
-/// How experts are streamed, where they are.
+/// How experts are streamed.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct StreamingOptions {
-    /// Stream experts although all of them would fit the budget, so that memory can be given back later
+    /// Streams experts even if all fit the budget, so that memory can be given back later
     /// ([`Engine::set_memory`](super::Engine::set_memory)).
     pub always: bool,
-    /// Reads at a time; by default as many as prove best when the file is opened.
+    /// Reads in flight; by default the number that measures best when the file is opened.
     pub lanes: Option<usize>,
-    /// Who reads; by default whoever proves faster when the file is opened.
+    /// The method of reading; by default the one that measures faster when the file is opened.
     #[doc(hidden)]
     pub reads: store::Reads,
-    /// Compute while reads are under way.
+    /// Computes while reads are in flight.
     pub overlap: bool,
-    /// When checksums of what is read are compared.
+    /// When the checksums of read planes are verified.
     #[doc(hidden)]
     pub verify: Verify,
-    /// In which order refinements are bought.
+    /// The order in which refinements are read.
     #[doc(hidden)]
     pub order: Order,
-    /// Bytes that a layer of a token may read for refinements, in place of a price: for comparisons.
+    /// Bytes of refinements per layer and token, instead of a price. For comparisons.
     #[doc(hidden)]
     pub refinement_bytes: Option<usize>,
-    /// Tokens after which half of an expert's heat is gone.
+    /// The number of tokens after which an expert's heat has halved.
     #[doc(hidden)]
     pub half_life: f32,
-    /// Records who did what when.
+    /// Records a trace of which thread did what, and when.
     #[doc(hidden)]
     pub trace: Option<Arc<Trace>>,
-    /// Reads through this in place of the file itself: for tests that inject faults.
+    /// Replaces the file's storage. For tests that inject faults.
     #[doc(hidden)]
     pub storage: Option<Arc<dyn store::Storage>>,
 }

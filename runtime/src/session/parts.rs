@@ -1,4 +1,5 @@
-//! A model on its way from a file to an engine: weights as views of the file, a plan, and then what the plan says.
+//! Builds an engine from a file. Loads the weights as views of the file, makes a memory plan, and then loads
+//! or streams what the plan says.
 
 use super::dense::{PADDING, copy_dense, dense_bytes, is_tied};
 use super::engine::{Inner, Served};
@@ -30,24 +31,24 @@ pub(super) struct Parts {
     pub(super) spec: Spec,
     weights: Weights,
     experts: Vec<Vec<Expert>>,
-    /// Highest level of the experts in the file; `None` where they are not nested or there are none.
+    /// The highest level of experts in the file; `None` if they are not nested or there are none.
     stored: Option<Level>,
     tied: bool,
-    /// What reading rows of an embedding takes that is never held.
+    /// Memory for reading rows of the per-layer input embedding, which is never held, in bytes.
     row_bytes: u64,
 }
 
-/// What reads while a model runs.
+/// What reads from storage while the model runs.
 pub(super) struct Streams {
     pub(super) streamer: Streamer,
-    /// The embedding's rows, where it is not held.
+    /// Reads the embedding's rows, if it is not in memory.
     pub(super) rows: Option<Arc<dyn Rows>>,
-    /// Checksums of the always-used weights, where these are compared.
+    /// Checksums of the always-used weights, if these are verified.
     pub(super) sums: DenseSums,
 }
 
-/// What a file says of texts. Read before weights and caches take their memory: reading a tokenizer takes several times what
-/// it holds in the end.
+/// The text part of a file. We read it before weights and caches take their memory, because building a
+/// tokenizer takes several times the memory that it needs afterwards.
 struct Words {
     tokenizer: Option<Tokenizer>,
     special: SpecialTokens,
@@ -65,10 +66,11 @@ impl Words {
 }
 
 impl Parts {
-    /// Weights as views.
+    /// Loads the weights as views of the file.
     ///
     /// # Errors
-    /// `Malformed` where the file contradicts its config; `Invalid` for options that contradict each other or the model.
+    /// `Malformed` if the file contradicts its config; `Invalid` for options that contradict each other or
+    /// the model.
     pub(super) fn new(tensors: &dyn Tensors, options: &EngineOptions) -> Result<Parts> {
         let mut spec = Spec::from_metadata(tensors.metadata())?;
         if let Some(router) = spec.router() {
@@ -93,7 +95,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// Reads experts at a level that is stored.
+    /// Restricts all experts to a stored level.
     fn cut(&mut self, level: Level) {
         for expert in self.experts.iter_mut().flatten() {
             for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
@@ -123,15 +125,16 @@ impl Parts {
         }
     }
 
-    /// The highest level that streamed experts have on a device, where all of them have room for it.
+    /// The highest level of streamed experts on a device. Every slot there has room for it.
     pub(super) fn device_level(&self, options: &EngineOptions) -> Level {
         self.precision(options).place_level(self.stored.unwrap_or(Level::B8))
     }
 
-    /// Leaves the embedding of inputs of layers in the file: a token needs one row of what is larger than all the rest.
+    /// Leaves the per-layer input embedding in the file. It is larger than all other weights together, and a
+    /// token needs one row of it.
     ///
     /// # Errors
-    /// `Io`; `Malformed` where the file has no such matrix.
+    /// `Io`; `Malformed` if the file has no such matrix.
     pub(super) fn read_inputs(
         &mut self,
         place: &Place,
@@ -152,7 +155,7 @@ impl Parts {
         Ok(())
     }
 
-    /// The embedding.
+    /// The embedding of tokens.
     pub(super) fn embedding(&self) -> &Embedding {
         &self.weights.embed
     }
@@ -170,7 +173,7 @@ impl Parts {
     }
 
     /// # Errors
-    /// `Budget`; `Invalid` for a context or chunk that the model does not have.
+    /// `Budget`; `Invalid` for a context or chunk that the model does not support.
     pub(super) fn plan(
         &self,
         options: &EngineOptions,
@@ -205,8 +208,9 @@ impl Parts {
         })
     }
 
-    /// What an embedding takes that need not be held where experts are streamed: the CPU looks rows up, and the head is another
-    /// matrix. A device has its own copy, and no hand on the file.
+    /// The size of the embedding, if it can stay in the file while experts are streamed. That needs the CPU,
+    /// which reads single rows, and an output head that is another matrix. A device has its own copy and no
+    /// access to the file.
     fn unheld(&self, gpu: bool) -> Unheld {
         match self.weights.embed.held() {
             Some(embed @ Matrix::Nested(n)) if !gpu && !self.tied => {
@@ -220,8 +224,8 @@ impl Parts {
         self.experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0)
     }
 
-    /// An engine with everything in memory or mapped. Where some experts get a plane more, `refine` makes out of all of them
-    /// who sees to it.
+    /// Builds an engine whose weights are all in memory or mapped. If some experts get an extra plane,
+    /// `refine` creates the refiner from all experts.
     pub(super) fn resident(
         mut self,
         tensors: &dyn Tensors,
@@ -234,7 +238,7 @@ impl Parts {
         let words = Words::read(tensors.metadata())?;
         let most = level_of(&self.experts);
         let manner = self.manner(options, most);
-        // Where experts are stored at different levels, there is none that all have.
+        // The level of all experts; `None` if they are stored at different levels.
         let level = most.filter(|level| levels_of(&self.experts).all(|l| l == *level));
         let info = self.info(&manner, &plan);
         let all = AllResident::new(std::mem::take(&mut self.experts), level);
@@ -249,7 +253,8 @@ impl Parts {
         self.assemble(words, options, adapter, plan, info, source, served, fallback)
     }
 
-    /// An engine whose experts are streamed, and rows of the embedding where it is not held.
+    /// Builds an engine that streams experts, and the embedding's rows if the plan leaves the embedding in
+    /// the file.
     pub(super) fn streamed(
         mut self,
         tensors: &dyn Tensors,
@@ -271,7 +276,7 @@ impl Parts {
         if let Some(rows) = rows {
             self.weights.embed = Embedding::Read(rows);
         }
-        // A device has its own copy, made once.
+        // A device makes its own copy.
         if adapter.is_none() {
             copy_dense(&mut self.weights, self.tied, &sums)?;
         }
@@ -293,7 +298,7 @@ impl Parts {
         served: Served,
         fallback: Fallback,
     ) -> Result<Inner> {
-        // Unquantized weights are there to be measured against: their keys and values are not rounded either.
+        // Unquantized weights are a reference for measurements, so their KV cache is not rounded, either.
         let kv_single = self.weights.are_single();
         let needs = Needs {
             kv_single,
@@ -336,7 +341,7 @@ impl Parts {
     }
 }
 
-/// The exact level that the options ask for.
+/// The exact level that the options set.
 fn exact_level(options: &EngineOptions) -> Option<Level> {
     match options.precision {
         Some(Precision::Exact(level)) => Some(level),

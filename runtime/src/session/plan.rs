@@ -1,8 +1,8 @@
-//! What a budget of memory is spent on, worked out before anything is loaded (R1).
+//! Plans how a memory budget is spent, before anything is loaded (R1).
 //!
-//! Everything the process allocates is in the plan: the always-used weights, the KV cache and scratch of one session, what
-//! the library needs besides, and the expert cache, which gets the rest. The plan depends on the file, the budget and the
-//! options alone, never on what the machine happens to be doing.
+//! The plan covers everything the process allocates: the always-used weights, the KV cache and scratch of one
+//! session, the library's own memory, and the expert cache, which gets the rest. It depends only on the file,
+//! the budget and the options, never on the machine's current load.
 
 use crate::error::{Error, Result};
 use crate::experts::LayerExperts;
@@ -10,71 +10,73 @@ use crate::quant::Level;
 use crate::sched::{self, Refiner};
 use serde::Serialize;
 
-/// Code, allocator and standard library: what a process with an open model holds besides what is listed.
+/// What a process with an open model uses beyond the listed parts: code, allocator and standard library.
 const BASE_BYTES: u64 = 10 << 20;
 
-/// What a GPU's driver takes on the host beside what is asked of it.
+/// What a GPU's driver uses on the host beyond our buffers.
 const GPU_BASE_BYTES: u64 = 96 << 20;
 
-/// A tokenizer's tables, per token of the vocabulary (measured: benches/records/streaming.md).
+/// Bytes of a tokenizer's tables per token of the vocabulary (measured: benches/records/streaming.md).
 const BYTES_PER_TOKEN: u64 = 400;
 
-/// Tokens of a prompt taken through the layers at once where everything is in memory: more would bring nothing.
+/// Tokens per prefill chunk if everything is in memory. Longer chunks are not faster.
 pub(super) const CHUNK: usize = 512;
 
-/// The chunk sizes that a plan chooses among where experts are streamed, largest first. Experts that do not fit are read once
-/// a chunk.
+/// The chunk sizes for streamed experts, largest first. Experts that do not fit the cache are read once per
+/// chunk, so longer chunks read less.
 const CHUNKS: [usize; 7] = [2048, 1024, CHUNK, 256, 128, 64, 32];
 
-/// The longest chunk whose scratch is worth having: as long as it does not eat the cache. Of what is `left` for both it may take
-/// an eighth, and a longer chunk than [`CHUNK`] a sixteenth: that makes long prompts faster, and every token behind them slower
-/// (measured: benches/records/streaming.md).
+/// The longest chunk whose scratch may be taken from the cache. `left` is the memory for both. Scratch may
+/// take an eighth of it, and for chunks longer than [`CHUNK`] a sixteenth: these speed up long prompts, but
+/// slow down every later token (measured: benches/records/streaming.md).
 fn longest_chunk(left: u64, scratch: &dyn Fn(usize) -> u64) -> Option<usize> {
     CHUNKS.into_iter().find(|&chunk| scratch(chunk) <= left / if chunk > CHUNK { 16 } else { 8 })
 }
 
-/// How a budget is spent, in bytes.
+/// How a memory budget is spent, in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct MemoryPlan {
-    /// What may be used; `None` where nobody set a limit and the system names none.
+    /// The memory budget; `None` if there is no limit.
     pub budget: Option<u64>,
-    /// Whether a GPU computes: its memory is in the plan like any other.
+    /// Whether a GPU computes. The plan counts its memory like the host's.
     pub gpu: bool,
-    /// Whether experts are streamed; otherwise everything is resident.
+    /// Whether experts are streamed. Otherwise everything is resident.
     pub streaming: bool,
-    /// Whether experts are resident at fewer bits than are stored, because a GPU computes with adaptive precision and the
-    /// budget holds no more: it then never waits for a choice of the router.
+    /// Whether experts are resident at a lower level than the stored one. A GPU with adaptive precision does
+    /// so if the budget is too small for more: it then never waits for the router's choices to be read.
     pub lowered: bool,
-    /// Where experts are lowered and the budget leaves something: what it is spent on.
+    /// If experts are lowered: the refinements that the rest of the budget pays for.
     pub refinements: Option<RefinementPlan>,
-    /// Positions of the KV cache that is planned for.
+    /// Positions of the planned KV cache.
     pub context: usize,
-    /// Tokens of a prompt taken through the layers together.
+    /// Tokens per prefill chunk.
     pub chunk: usize,
-    /// Program, tokenizer, tables, and what rows of an embedding that is not held are read into.
+    /// Program, tokenizer, tables, and buffers for reading rows of embeddings that stay in the file.
     pub overhead_bytes: u64,
     /// Always-used weights.
     pub dense_bytes: u64,
-    /// What the embedding would take beside them: where experts are streamed on a CPU, and the output head is another matrix, it is
-    /// not held, and tokens' rows are read from the file. 0 where it is held.
+    /// Bytes of the embedding if it stays in the file, else 0. That is so if experts are streamed on a CPU
+    /// and the output head is another matrix. Tokens' rows are then read from the file.
     pub unheld_embedding_bytes: u64,
-    /// KV cache, and what else layers keep of the tokens before: states with their marks, copies of what windows see.
+    /// KV cache and other memory of earlier tokens: recurrent states with their marks, and copies of sliding
+    /// windows.
     pub kv_bytes: u64,
     /// Activations and other scratch of one session.
     pub scratch_bytes: u64,
-    /// Memory for experts: the cache, or all of them. Where a GPU computes it is there, and the host has only the file's mapping.
+    /// Memory for experts: the cache, or all of them. With a GPU, it is on the GPU, and the host has only the
+    /// file's mapping.
     pub expert_bytes: u64,
-    /// Memory on the host that streamed experts pass through on their way to a GPU.
+    /// Host memory through which streamed experts pass on their way to a GPU.
     pub staging_bytes: u64,
     /// The smallest budget that works, with the smallest chunk and one expert per layer.
     pub smallest_bytes: u64,
-    /// What each level that is stored would mean.
+    /// What each stored level would mean under this plan.
     pub levels: Vec<LevelFit>,
 }
 
 impl std::fmt::Display for MemoryPlan {
-    /// In one line, in MB.
+    /// One line, in MB.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mb = |bytes: u64| bytes.div_ceil(1 << 20);
         match self.budget {
@@ -99,74 +101,74 @@ impl std::fmt::Display for MemoryPlan {
     }
 }
 
-/// Experts that are resident with one plane more than all are.
+/// The experts that are resident with one plane more than the others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RefinementPlan {
-    /// Their bits.
+    /// Bits of the refined experts.
     pub bits: u8,
-    /// How many experts of each layer may have them at a time.
+    /// The most experts per layer that are refined at one time.
     pub slots: usize,
-    /// The same as a part of all experts.
+    /// The refined share of all experts, from 0 to 1.
     pub share: f64,
-    /// Their planes, on the GPU.
+    /// Bytes of the extra planes, on the GPU.
     pub bytes: u64,
-    /// What planes are read into on their way.
+    /// Bytes of host buffers that planes are read into.
     pub staging_bytes: u64,
 }
 
-/// One level under a plan.
+/// What one level means under a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LevelFit {
-    /// Bits.
+    /// Bits of the level.
     pub bits: u8,
-    /// All experts at this level.
+    /// Bytes of all experts at this level.
     pub expert_bytes: u64,
-    /// The part of them that the cache holds.
+    /// The share of these bytes that the cache holds, from 0 to 1.
     pub resident: f64,
-    /// Expert bytes that a token touches.
+    /// Bytes of the experts that one token uses.
     pub touched_bytes: u64,
-    /// Bytes that a token reads if all experts are equally likely: real routing reads less.
+    /// Bytes that one token reads if all experts are equally likely. Real routing reads less.
     pub read_bytes: u64,
 }
 
-/// An embedding that is not held.
+/// An embedding that stays in the file.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Unheld {
-    /// What it would take.
+    /// Bytes that it would take in memory.
     pub(super) bytes: u64,
-    /// What its rows are read into.
+    /// Bytes of the buffers for its rows.
     pub(super) row_bytes: u64,
 }
 
-/// What a plan is made from.
+/// The inputs of a plan.
 pub(super) struct Request<'a> {
     pub(super) vocab: usize,
-    /// All always-used weights.
+    /// All always-used weights, in bytes.
     pub(super) dense_bytes: u64,
-    /// What of them is not held where experts are streamed.
+    /// The embedding that stays in the file if experts are streamed.
     pub(super) embedding: Unheld,
     /// Whether a GPU computes.
     pub(super) gpu: bool,
-    /// The highest level that a streamed expert may have there: every one has a place with room for it.
+    /// The highest level of streamed experts on the device. Every slot has room for it.
     pub(super) device_level: Level,
-    /// By layer.
+    /// The experts' tables, by layer.
     pub(super) tables: &'a [Option<LayerExperts>],
     pub(super) budget: Option<u64>,
-    /// Whether experts are streamed also where all of them fit.
+    /// Whether experts are streamed even if all fit.
     pub(super) always_streamed: bool,
     pub(super) context: usize,
     pub(super) chunk: Option<usize>,
-    /// Level that everything must fit at to be resident, and that one expert must fit at to be streamed.
+    /// The level at which everything must fit to be resident.
     pub(super) whole: Level,
-    /// Whether a lower one, down to `floor`, will do to be resident.
+    /// Whether a lower level, down to `floor`, is good enough to be resident.
     pub(super) may_lower: bool,
     pub(super) floor: Level,
     pub(super) top_k: usize,
-    /// Bytes of the session's buffers for (context, chunk): the backend knows.
+    /// Bytes of a session's buffers for (context, chunk).
     pub(super) scratch: &'a dyn Fn(usize, usize) -> u64,
-    /// The same of what its layers keep.
+    /// Bytes of what a session's layers keep, for (context, chunk).
     pub(super) kv: &'a dyn Fn(usize, usize) -> u64,
 }
 
@@ -174,7 +176,7 @@ impl Request<'_> {
     /// Bytes of all experts at a level.
     fn all(&self, level: Level) -> u64 {
         let layers = self.tables.iter().flatten();
-        // A device has a place with room for all planes for each.
+        // On a device, every expert's slot has room for all planes of the level.
         let all = |t: &LayerExperts| match self.gpu {
             true => t.expert_bytes(level.min(t.level())) * t.count(),
             false => t.total_bytes(level),
@@ -182,7 +184,7 @@ impl Request<'_> {
         layers.map(|t| all(t) as u64).sum()
     }
 
-    /// Bytes that one expert of a layer needs at least in a cache.
+    /// The fewest cache bytes that one expert of a layer needs.
     fn place(&self, t: &LayerExperts) -> u64 {
         match self.gpu {
             true => t.device_bytes(self.device_level) as u64,
@@ -190,7 +192,7 @@ impl Request<'_> {
         }
     }
 
-    /// What to do about a budget that is too small.
+    /// Advice for a budget that is too small.
     fn hint(&self, kv_bytes: u64, has_experts: bool) -> String {
         let (context, mb) = (self.context, kv_bytes >> 20);
         match (context > 512, has_experts) {
@@ -202,7 +204,7 @@ impl Request<'_> {
         }
     }
 
-    /// What a level means with so many bytes for experts, in equal shares for all layers.
+    /// What a level means if the cache has `expert_bytes`, in equal shares for all layers.
     fn fit(&self, level: Level, expert_bytes: u64, streaming: bool) -> LevelFit {
         let routed = || self.tables.iter().flatten();
         let layers = routed().count().max(1) as u64;
@@ -237,7 +239,8 @@ impl MemoryPlan {
         let overhead = base + BYTES_PER_TOKEN * r.vocab as u64 + table_bytes(r.tables);
         let least_chunk = r.chunk.unwrap_or(CHUNKS[CHUNKS.len() - 1]).min(r.context);
         let kv = |chunk: usize| (r.kv)(r.context, chunk);
-        // A window's cache has room for a chunk: what that takes beyond the least one is counted as a chunk's scratch.
+        // A window's cache has room for a chunk. What this takes beyond the smallest chunk counts as scratch
+        // of the chunk.
         let scratch_of = |chunk: usize| (r.scratch)(r.context, chunk) + kv(chunk) - kv(least_chunk);
         let fixed = overhead + r.dense_bytes + kv(least_chunk);
         let (one_staged, well_staged) = match r.gpu {
@@ -246,7 +249,8 @@ impl MemoryPlan {
         };
         // Every layer gets the same share.
         let one_each = routed().map(|t| r.place(t)).max().unwrap_or(0) * routed().count() as u64 + one_staged;
-        // Either everything fits, the embedding with it, or experts are streamed and have what the embedding would take.
+        // Either everything is resident, including the embedding, or experts are streamed and get the
+        // embedding's memory.
         let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
         let streamed = fixed - unheld.bytes + unheld.row_bytes;
         let smallest = streamed + scratch_of(least_chunk) + one_each;
@@ -272,12 +276,12 @@ impl MemoryPlan {
         if let Some(budget) = r.budget.filter(|&budget| budget < smallest) {
             return Err(Error::Budget { budget, smallest, hint: r.hint(kv(least_chunk), one_each > 0) });
         }
-        // What experts pass through is, like a chunk's scratch, worth having as long as it does not eat the cache.
+        // Like a chunk's scratch, staging is useful as long as it leaves the cache most of the memory.
         let (expert_bytes, staging_bytes) = match r.budget {
             Some(budget) if streaming => {
                 let left = budget - streamed - scratch;
                 let staging = well_staged.min((left - one_each) / 8).max(one_staged);
-                // Where they are streamed although they fit, more than all of them is of no use.
+                // If experts are streamed although they fit, memory beyond all of them is useless.
                 let most = if stream { all(r.whole).max(one_each) } else { u64::MAX };
                 ((left - staging).min(most), staging)
             }
@@ -311,22 +315,22 @@ impl MemoryPlan {
         })
     }
 
-    /// Whether the plan leaves nothing for more than it says: streamed experts and lowered ones take all they can get.
+    /// Whether the plan uses the whole budget: streamed and lowered experts take all they can get.
     pub(super) fn is_tight(&self) -> bool {
         self.streaming || self.lowered
     }
 
-    /// The level at which experts are resident, where it is lower than what is stored.
+    /// The level of resident experts, if it is lower than the stored one.
     pub(super) fn lowered_level(&self) -> Option<Level> {
         let bits = self.levels.last().filter(|_| self.lowered)?.bits;
         Level::from_bits(bits)
     }
 
-    /// The same on the CPU, whose weights and session take so much, in the place of a GPU that was lost: experts are as many as were there
-    /// at one level, or cached in what is left, at least `least` bytes.
+    /// The plan for the CPU after a GPU was lost, given the CPU's weights and session. Experts are all
+    /// resident at the same level as before, or cached in what is left, at least `least` bytes.
     ///
     /// # Errors
-    /// How much it would take.
+    /// The bytes that the CPU needs, if the budget is smaller.
     pub(super) fn on_cpu(
         &self,
         dense_bytes: u64,
@@ -363,7 +367,7 @@ impl MemoryPlan {
         }
     }
 
-    /// Everything together.
+    /// The sum of all parts, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes
             + self.dense_bytes
@@ -376,14 +380,15 @@ impl MemoryPlan {
 }
 
 impl RefinementPlan {
-    /// What they are, behind the level that all have.
+    /// Describes the refinements, to follow the description of the common level.
     pub(super) fn described(&self) -> String {
         format!(" and {} for {:.0} % of them, on the device", self.bits, 100.0 * self.share)
     }
 
-    /// What `left` bytes beside experts at `level` are good for: places for their next plane, as many in every layer.
+    /// What `left` bytes buy beside experts at `level`: slots for their next plane, equally many in every
+    /// layer.
     fn new(tables: &[Option<LayerExperts>], level: Level, left: u64) -> Option<RefinementPlan> {
-        // Where experts are stored at different levels, not all have a next plane.
+        // If experts are stored at different levels, some have no next plane.
         if tables.iter().flatten().any(LayerExperts::is_uneven) {
             return None;
         }
@@ -405,7 +410,7 @@ impl RefinementPlan {
     }
 }
 
-/// What the tables and the book-keeping of a streamed model take.
+/// Bytes of the tables and bookkeeping of a streamed model.
 fn table_bytes(tables: &[Option<LayerExperts>]) -> u64 {
     const PER_EXPERT: usize = 1200;
     tables.iter().flatten().map(|t| (t.count() * PER_EXPERT) as u64).sum()

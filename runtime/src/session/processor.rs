@@ -1,5 +1,5 @@
-//! Which processor an engine computes on, and what sessions see of it: two objects, a processor and a timeline in its
-//! memory. Nothing else in this room knows a backend's type.
+//! Selects the processor of an engine, and hides its type: sessions see a [`Processor`] and a [`Timeline`] in
+//! its memory. Only this module knows the types of backends.
 
 #[cfg(feature = "gpu")]
 mod gpu;
@@ -21,11 +21,11 @@ pub(super) use on::Gone;
 use on::On;
 use std::any::Any;
 
-/// Calls `open` with the adapter to compute on, or `None` for the CPU. Where a GPU cannot be had that was not demanded, the
-/// CPU computes, and the second part says why.
+/// Calls `open` with a GPU adapter, or with `None` for the CPU. If no GPU can be used and the options do not
+/// require one, the CPU computes, and the second result says why.
 ///
 /// # Errors
-/// Those of `open`, and `Device` where a GPU is demanded and this build has no GPU kernels.
+/// Those of `open`, and `Device` if the options require a GPU and this build has no GPU kernels.
 pub(super) fn choose<T>(
     choice: BackendChoice,
     open: impl Fn(Option<Adapter>) -> Result<T>,
@@ -53,7 +53,7 @@ pub(super) fn choose<T>(
 }
 
 /// # Errors
-/// `Device` where an adapter is to compute what the GPU's kernels do not.
+/// `Device` if the model uses an operation that the backend does not have.
 pub(super) fn supports(adapter: Option<Adapter>, uses: &Uses) -> Result<()> {
     match adapter {
         None => CpuBackend::supports(uses).map_err(Error::Device),
@@ -61,7 +61,7 @@ pub(super) fn supports(adapter: Option<Adapter>, uses: &Uses) -> Result<()> {
     }
 }
 
-/// Bytes of the keys and values of one layer.
+/// Bytes of one layer's KV cache.
 pub(super) fn kv_bytes(gpu: bool, places: usize, heads: usize, dims: [usize; 2], single: bool) -> usize {
     let bytes = if gpu { gpu::kv_bytes } else { CpuBackend::kv_bytes };
     bytes(places, heads, dims, single)
@@ -77,38 +77,38 @@ pub(super) fn matrix_bytes(m: &Matrix) -> usize {
     gpu::matrix_bytes(m)
 }
 
-/// An adapter to open: its index, or the first usable one.
+/// A GPU adapter to open: its index, or `None` for the first usable one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(super) struct Adapter(pub(super) Option<usize>);
 
-/// What the processor must know of the model.
+/// What the processor must know about the model.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(super) struct Needs {
-    /// Keys and values in single precision.
+    /// Whether the KV cache is f32.
     pub(super) kv_single: bool,
     /// Layers with routed experts.
     pub(super) routed_layers: usize,
-    /// The highest level that routed experts are read at.
+    /// The highest level at which routed experts are read.
     pub(super) level: Level,
     /// Bytes that routed experts may take on a device; `None` for no limit.
     pub(super) expert_bytes: Option<u64>,
-    /// Of every layer, experts that may have one plane more on a device.
+    /// The most experts per layer that may have an extra plane on a device.
     pub(super) refinements: usize,
 }
 
 /// An open processor.
 pub(super) trait Processor: Send + Sync {
-    /// For display.
+    /// The name for display.
     fn name(&self) -> String;
 
-    /// Threads that compute: one, where they only talk to a device.
+    /// Threads that compute; 1 if they only submit work to a device.
     fn threads(&self) -> usize;
 
-    /// The backend, where it is the CPU.
+    /// The backend, if it is the CPU.
     fn cpu(&self) -> Option<&CpuBackend>;
 
-    /// What has memory of its own, where it is a GPU.
+    /// The device, if it is a GPU.
     fn accelerator(&self) -> Option<&dyn Accelerator>;
 
     /// [`Backend::refine`].
@@ -117,10 +117,10 @@ pub(super) trait Processor: Send + Sync {
     /// [`Backend::TOGETHER`].
     fn together(&self) -> usize;
 
-    /// [`Model::forward`], of timelines that this processor made.
+    /// [`Model::forward`] for timelines that this processor created.
     ///
     /// # Errors
-    /// Those of computing; `Device` where a timeline's memory is lost.
+    /// Those of computing; `Device` if a timeline's memory was lost with its device.
     fn forward(
         &self,
         model: &Model,
@@ -128,7 +128,7 @@ pub(super) trait Processor: Send + Sync {
         hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()>;
 
-    /// Memory for a timeline.
+    /// Allocates a timeline.
     fn timeline(&self, model: &Model, context: usize, chunk: usize) -> Result<Box<dyn Timeline>>;
 }
 
@@ -137,18 +137,18 @@ impl dyn Processor {
         self.accelerator().is_some()
     }
 
-    /// The most tokens that one call may take.
+    /// The most tokens per call.
     pub(super) fn longest_chunk(&self) -> usize {
         self.accelerator().map_or(usize::MAX, |gpu| gpu.longest_chunk())
     }
 
-    /// Whether a device has failed: nothing can be computed on it any more.
+    /// Whether the device has failed. It then cannot compute any more.
     pub(super) fn failed(&self) -> bool {
         self.accelerator().is_some_and(|gpu| gpu.failed())
     }
 
-    /// Brings all weights to a device and finds out whether it can compute with them: a token through the model. Nothing
-    /// for the CPU.
+    /// Runs one token through the model on a GPU. This uploads all weights and tests whether the GPU can
+    /// compute. No effect on the CPU.
     ///
     /// # Errors
     /// `Device`.
@@ -162,33 +162,34 @@ impl dyn Processor {
     }
 }
 
-/// A device with memory of its own.
+/// A device with its own memory.
 pub(super) trait Accelerator {
-    /// The most tokens that one call may take.
+    /// The most tokens per call.
     fn longest_chunk(&self) -> usize;
 
-    /// What it was given to do since it was opened.
+    /// Counters of its work since it was opened.
     fn stats(&self) -> GpuStats;
 
-    /// Writes kernels that were compiled, where the options named a folder for them.
+    /// Saves the compiled kernels, if the options name a folder for them. Returns whether anything was
+    /// written.
     fn save_pipelines(&self) -> Result<bool>;
 
-    /// Lets go of the device and all that the backend keeps on it.
+    /// Frees the device and everything that the backend keeps on it.
     fn abandon(&self);
 
-    /// Whether it has failed.
+    /// Whether the device has failed.
     fn failed(&self) -> bool;
 
-    /// For tests: makes it fail after this number of further submissions.
+    /// For tests: makes the device fail after this many more submissions.
     fn lose_after(&self, submissions: u64, fault: GpuFault);
 
-    /// Brings matrices that one operation takes together to the device before they are used.
+    /// Uploads the matrices that one operation uses together, before their first use.
     ///
     /// # Errors
     /// `Device`.
     fn bring_matrices(&self, together: &[&Matrix]) -> Result<()>;
 
-    /// Brings some experts of a layer to the device before they are used.
+    /// Uploads some experts of a layer before their first use.
     ///
     /// # Errors
     /// `Device`.
@@ -208,7 +209,7 @@ pub(super) enum Lies {
 pub(super) struct Part<'a> {
     pub(super) timeline: &'a mut dyn Timeline,
     pub(super) tokens: &'a [u32],
-    /// The position of the first.
+    /// The position of the first token.
     pub(super) pos: usize,
     pub(super) want: Want,
 }
@@ -217,10 +218,10 @@ pub(super) struct Part<'a> {
 pub(super) trait Timeline: Any + Send + Sync {
     fn lies(&self) -> Lies;
 
-    /// Positions that the cache holds.
+    /// Positions that the KV cache can hold.
     fn capacity(&self) -> usize;
 
-    /// Tokens that one call may take.
+    /// The most tokens per call.
     fn chunk(&self) -> usize;
 
     /// [`Memory::rewind`](crate::model::Memory::rewind).
@@ -241,25 +242,26 @@ pub(super) trait Timeline: Any + Send + Sync {
     /// [`Memory::restored`](crate::model::Memory::restored).
     fn restored(&mut self, held: usize, earliest: usize, marks: &[usize]);
 
-    /// Copies a part of a layer's keys and values out.
+    /// Copies part of a layer's keys or values out.
     ///
     /// # Errors
-    /// `Device` where it was on one that is lost.
+    /// `Device` if the memory was on a device that was lost.
     fn read_kv(&self, layer: usize, part: &KvPart, out: &mut [u8]) -> Result<()>;
 
-    /// Copies a part of a layer's keys and values in.
+    /// Copies part of a layer's keys or values in.
     ///
     /// # Errors
     /// As [`Timeline::read_kv`].
     fn write_kv(&mut self, layer: usize, part: &KvPart, from: &[u8]) -> Result<()>;
 
-    /// Copies a layer's state out, of a mark by its number, of a timeline that holds `held` positions.
+    /// Copies a layer's recurrent state out. `at` is the mark's index and the number of positions that the
+    /// timeline holds.
     ///
     /// # Errors
     /// As [`Timeline::read_kv`].
     fn read_state(&self, layer: usize, at: (usize, usize), out: &mut [f32]) -> Result<()>;
 
-    /// Copies a layer's state in, as that of a mark.
+    /// Copies a layer's recurrent state in, for the mark with this index.
     ///
     /// # Errors
     /// As [`Timeline::read_kv`].
@@ -272,12 +274,12 @@ impl dyn Timeline {
     }
 }
 
-/// An upper bound of the CPU's threads for these options, before it is opened.
+/// An upper bound of the CPU's threads for these options, before the backend is opened.
 pub(super) fn most_threads(threads: usize, cores: Option<&[usize]>) -> usize {
     cores.map_or(threads, |cores| threads.max(cores.len()))
 }
 
-/// The CPU as the options ask for it.
+/// The CPU backend's options.
 pub(super) fn cpu_options(options: &EngineOptions, kv_single: bool) -> CpuOptions {
     CpuOptions {
         threads: options.threads,
@@ -288,12 +290,12 @@ pub(super) fn cpu_options(options: &EngineOptions, kv_single: bool) -> CpuOption
     }
 }
 
-/// The CPU.
+/// Opens the CPU.
 pub(super) fn cpu(options: CpuOptions) -> Result<Box<dyn Processor>> {
     Ok(On::boxed(CpuBackend::new(options)?))
 }
 
-/// The processor that was chosen.
+/// Opens the chosen processor.
 pub(super) fn open(
     adapter: Option<Adapter>,
     options: &EngineOptions,

@@ -1,4 +1,4 @@
-//! What the memory of a session depends on, and how much that is.
+//! Computes how much memory a session takes.
 
 use super::info::ModelInfo;
 use super::processor;
@@ -8,7 +8,7 @@ use crate::model::spec::{AttentionSpec, DeltaSpec, LayerSpec};
 use crate::model::weights::Ffn;
 use crate::model::{Model, Scratch, Spec, Weights};
 
-/// What the memory of a session depends on.
+/// The dimensions that a session's memory depends on.
 pub(super) struct Shape<'a> {
     spec: &'a Spec,
     vocab: usize,
@@ -46,7 +46,7 @@ impl Shape<'_> {
         }
     }
 
-    /// Bytes of what layers keep.
+    /// Bytes that the layers keep per session: KV caches, window copies, and recurrent states.
     pub(super) fn kv(&self, context: usize, chunk: usize) -> u64 {
         let layer = |l: &LayerSpec| match l.memory(self.spec.d) {
             MemorySpec::Kv(kv) => {
@@ -56,13 +56,13 @@ impl Shape<'_> {
                 (processor::kv_bytes(self.gpu, places, kv.heads, [kv.head_dim, kv.v_dim], self.single)
                     + copies) as u64
             }
-            // With its marks.
+            // All slots: the current state, the next one, and the marks.
             MemorySpec::State(values) => 4 * (self.spec.slots() * values) as u64,
         };
         self.spec.layers.iter().map(layer).sum()
     }
 
-    /// Bytes of everything else that a session makes the engine allocate.
+    /// Bytes of everything else that a session allocates.
     pub(super) fn scratch(&self, context: usize, chunk: usize, threads: usize) -> u64 {
         let c = self.spec;
         let router = c.router();

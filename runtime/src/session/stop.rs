@@ -1,21 +1,22 @@
-//! Stop strings over a stream of text: what may be shown now, and when to stop.
+//! Finds stop strings in streamed text. Decides which text can be shown, and when to stop.
 
 /// Holds text back as long as it could be the beginning of a stop string.
 pub(super) struct StopFilter {
     stops: Vec<String>,
     held: String,
-    /// What has passed, stop strings excluded.
+    /// The text that was released, without stop strings.
     pub(super) text: String,
 }
 
 impl StopFilter {
-    /// Empty stop strings are ignored: they would end everything at once.
+    /// Ignores empty stop strings, which would match at once.
     pub(super) fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|s| !s.is_empty()).cloned().collect();
         StopFilter { stops, held: String::new(), text: String::new() }
     }
 
-    /// Takes more text; returns what may be shown, and whether a stop string was met (the rest is dropped).
+    /// Adds text. Returns the text that can be shown, and whether a stop string was found. Text after it is
+    /// dropped.
     pub(super) fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         let met = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min();
@@ -31,14 +32,14 @@ impl StopFilter {
         (shown, met.is_some())
     }
 
-    /// The end of the text: what was held back after all.
+    /// Ends the text. Returns what was held back.
     pub(super) fn finish(&mut self) -> String {
         let rest = std::mem::take(&mut self.held);
         self.text.push_str(&rest);
         rest
     }
 
-    /// Length of the longest end of the held text that begins a stop string.
+    /// The length of the longest end of the held text that begins a stop string.
     fn undecided(&self) -> usize {
         let starts = |tail: &str| self.stops.iter().any(|s| s.starts_with(tail));
         self.held

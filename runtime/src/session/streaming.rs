@@ -1,5 +1,5 @@
-//! Opens the streaming of experts, or of refinements: where they lie in the file, how the file is best read, the cache or the
-//! places that the plan allows.
+//! Opens the streamer or the refiner: finds the experts in the file, measures how to read it, and creates the
+//! cache or the slots of the plan.
 
 use super::dense::check_embedding;
 use super::engine::Engine;
@@ -19,19 +19,19 @@ use crate::store::{FileStorage, Place, Reads, Storage};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Slabs that may be read to find out how the file is best read, and bytes of each at most.
+/// The most slabs that are read to measure the ways of reading the file, and the most bytes of each.
 const PROBES: usize = 48;
 
-/// Ways of reading that they are divided among at most.
+/// The most ways of reading among which they are divided.
 const WAYS: usize = 4;
 const PROBE_BYTES: usize = 2 << 20;
 
-/// Where the experts of every layer lie.
+/// Reads where the experts of every layer are in the file.
 pub(super) fn tables(file: &NestedFile, layers: usize) -> Result<Vec<Option<LayerExperts>>> {
     (0..layers).map(|layer| file.layer_experts(layer)).collect()
 }
 
-/// The streamer that `plan` allows, and what goes with it.
+/// Opens the streamer for `plan`, and the reader of embedding rows if the embedding stays in the file.
 pub(super) fn open(
     place: &Place,
     file: &NestedFile,
@@ -93,8 +93,8 @@ pub(super) fn open(
 }
 
 impl Engine {
-    /// What is in memory of every expert, by layer; `None` where all of them are for good. Waits for the layer that is being
-    /// computed.
+    /// The resident planes of every expert, by layer; `None` if these never change. Waits for the
+    /// current layer.
     #[doc(hidden)]
     pub fn held_experts(&self) -> Option<Vec<Vec<Held>>> {
         match (self.streamer(), self.refiner()) {
@@ -104,11 +104,11 @@ impl Engine {
         }
     }
 
-    /// Where experts are streamed: sets the heat of every expert (of [`Streamer::heat`]) and loads the hottest, each at the floor,
-    /// until the cache is full.
+    /// Sets the heat of every expert ([`Streamer::heat`]), and loads the hottest ones at the floor level
+    /// until the cache is full. No effect if experts are not streamed.
     ///
     /// # Errors
-    /// `Invalid` where `heat` is another model's; those of reading, and `Device`.
+    /// `Invalid` if `heat` belongs to another model; those of reading, and `Device`.
     #[doc(hidden)]
     pub fn warm_start(&self, heat: &[Vec<f32>]) -> Result<()> {
         let (Some(streamer), Some(router)) = (self.streamer(), self.model().spec.router()) else {
@@ -122,10 +122,10 @@ impl Engine {
     }
 }
 
-/// Lanes that read refinements: few planes a token, which have as long as the token takes.
+/// Lanes for reading refinements. A token needs few planes, and they may take as long as the token.
 const REFINING_LANES: usize = 2;
 
-/// Who refines what `all` have at `level`, as far as `plan` allows.
+/// Opens the refiner, which adds planes to experts that are all resident at `level`, within `plan`.
 pub(super) fn refiner(
     place: &Place,
     granule: usize,
@@ -150,12 +150,12 @@ pub(super) fn refiner(
     Refiner::new(place.name().to_path_buf(), storage, tables, all, granule, how, s.trace.clone())
 }
 
-/// What slabs of a file are aligned to.
+/// The alignment of slabs in the file, in bytes.
 pub(super) fn granule(file: &NestedFile) -> usize {
     file.directory().gguf.alignment.next_power_of_two() as usize
 }
 
-/// The file, read in the way that proves fastest on slabs spread over it.
+/// Opens the file with the way of reading that measures fastest on slabs spread over it.
 fn measured(
     place: &Place,
     tables: &[Option<LayerExperts>],
@@ -163,7 +163,7 @@ fn measured(
     reads: Reads,
 ) -> Result<FileStorage> {
     let routed: Vec<&LayerExperts> = tables.iter().flatten().collect();
-    // One after another from all over the file, so that each way of reading gets what the others get.
+    // Consecutive probes are spread over the file, so that each way of reading gets similar ones.
     let probe = |i: usize| {
         let table = routed.get(i % routed.len().max(1))?;
         let slabs = &table.planes[0];
@@ -171,9 +171,9 @@ fn measured(
         Some((slabs.offset + (expert * slabs.stride) as u64, slabs.stride.min(PROBE_BYTES)))
     };
     let mut probes: Vec<(u64, usize)> = (0..PROBES.min(WAYS * routed.len())).filter_map(probe).collect();
-    // Nothing is read twice: the second time it might come from a cache of the disk.
+    // No slab is read twice: the second read might come from the disk's cache.
     let mut seen = HashSet::new();
     probes.retain(|p| seen.insert(p.0));
-    // The smallest cache holds a base plane for every layer: probing takes no more memory than that.
+    // The smallest cache holds a base plane per layer. Probing takes no more memory than that.
     FileStorage::open_measured(place, &probes, routed.len(), lanes, reads)
 }

@@ -1,4 +1,4 @@
-//! The unquantized reference: weights of a foreign model in f32, as a source of tensors.
+//! The unquantized reference: serves the tensors of a foreign model in f32.
 
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::format::dollop::{PARTS, part_name};
 use crate::model::Tensors;
 use crate::quant::{Level, Matrix};
 
-/// Reads a [`Source`] whole, in f32. For measuring: it takes four bytes a weight.
+/// Reads a whole [`Source`] as f32. It takes four bytes per weight, so it is only for measurements.
 pub(super) struct Reference(pub(super) Source);
 
 impl Reference {

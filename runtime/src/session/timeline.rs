@@ -1,4 +1,4 @@
-//! One timeline: a KV cache, the tokens in it, and how many were ever computed.
+//! A session: a KV cache, the tokens in it, and a counter of computed tokens.
 
 use super::engine::Engine;
 use super::failover::{Booking, Computing};
@@ -10,30 +10,30 @@ use crate::kernels::MAX_BEST;
 use crate::model::forward::{Passing, Want};
 use crate::telemetry::CancelToken;
 
-/// The context a session gets unless asked otherwise (or the model's, where that is shorter): enough for a long chat,
-/// small enough for a phone.
+/// The default context of a session, unless the model's is shorter: enough for a long chat, small enough for
+/// a phone.
 pub(super) const DEFAULT_CONTEXT: usize = 4096;
 
-/// How a [`Session`] is made.
+/// Options for creating a [`Session`].
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct SessionOptions {
     /// Positions in the KV cache; by default the model's context, at most 4096.
     pub context: Option<usize>,
-    /// Tokens of a prompt that pass through the layers together; by default 512, or what the plan of a budget says. Results
-    /// do not depend on it.
+    /// The prefill chunk, in tokens; by default 512, or what the plan of a budget says. Results do not depend
+    /// on it.
     pub chunk: Option<usize>,
 }
 
 impl SessionOptions {
-    /// Positions in the KV cache.
+    /// Sets the positions in the KV cache.
     #[must_use]
     pub fn with_context(mut self, tokens: usize) -> Self {
         self.context = Some(tokens);
         self
     }
 
-    /// Tokens of a prompt that pass through the layers together.
+    /// Sets the prefill chunk, in tokens.
     #[must_use]
     pub fn with_chunk(mut self, tokens: usize) -> Self {
         self.chunk = Some(tokens);
@@ -41,56 +41,58 @@ impl SessionOptions {
     }
 }
 
-/// One timeline of a model. All its memory is allocated when it is made. Use it from one thread at a time.
+/// A sequence of tokens with its KV cache. All its memory is allocated when it is created. Only one thread
+/// may use it at a time.
 pub struct Session {
     pub(super) engine: Engine,
     pub(super) state: Box<dyn Timeline>,
     pub(super) tokens: Vec<u32>,
-    /// How many of them the cache holds: all, but for those that were lost with a device and are to be read again.
+    /// How many of `tokens` are in the cache: all, unless some were lost with a device and must be computed
+    /// again.
     pub(super) held: usize,
     pub(super) processed: u64,
-    /// Its part of the budget.
+    /// Its memory in the budget.
     booking: Option<Booking>,
 }
 
-/// What the caller of [`Session::append`] wants of the logits.
+/// The logits that [`Session::append`] should return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// None.
     Nothing,
     /// Those of every token.
     All,
-    /// Those of the last one.
+    /// Those of the last token.
     Last,
-    /// So many of the greatest of the last one.
+    /// The greatest logits of the last token, this many.
     Best(usize),
 }
 
-/// What happens while tokens are appended.
+/// A progress report or result of [`Session::append`].
 pub(super) enum Step<'a> {
-    /// So many of them are done, or as much of all layers as these would be.
+    /// This many tokens are done, or an equal share of the work.
     Read(usize),
-    /// Logits at a token, by its index.
+    /// The logits of a token, by its index.
     Logits(usize, &'a [f32]),
-    /// The greatest logits at the last token, with the tokens that they are of.
+    /// The greatest logits of the last token, with their token ids.
     Best(&'a [(u32, f32)]),
-    /// A layer of many is done: another timeline may be computed before the next.
+    /// A layer is done. Other timelines may compute before the next one.
     Layer,
-    /// The GPU is gone, for the reason given in one line; the CPU reads again what was lost with it, and goes on.
+    /// The GPU failed, for this reason in one line. The CPU continues, after computing the lost part again.
     Moved(&'a str),
 }
 
-/// Hears what happens while tokens are appended. An error ends that.
+/// Receives the steps of an append. An error ends it.
 pub(super) type Hear<'a> = &'a mut dyn FnMut(Step) -> Result<()>;
 
 impl Engine {
-    /// An empty timeline.
+    /// Creates an empty session.
     ///
     /// # Errors
-    /// `Invalid` for a context of zero or beyond what the model was made for or the budget planned for.
+    /// `Invalid` for a context of zero, or beyond what the model supports or the budget was planned for.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         let (limit, plan) = (self.model().spec.context, self.memory_plan());
-        // A plan's session is the default one.
+        // The budget was planned for this context.
         let context = options.context.unwrap_or(plan.context);
         check_context(context, limit)?;
         let chunk = match options.chunk {
@@ -99,7 +101,8 @@ impl Engine {
         };
         let on = if self.lost().is_some() { self.processors().take_over()? } else { self.processors().now() };
         let (booking, state) = match place(on, context, chunk) {
-            // Nobody has noticed yet. A device that only has no room for one more goes on with those it has.
+            // The device failed, and this is the first call to see it. If it is only out of memory for one
+            // more session, the open ones continue on it.
             Err(Error::Device(why)) if on.processor.failed() => {
                 self.processors().lose(&why);
                 place(self.processors().take_over()?, context, chunk)?
@@ -111,7 +114,7 @@ impl Engine {
     }
 }
 
-/// Memory for a timeline, and its part of the budget.
+/// Reserves memory in the budget and allocates a timeline.
 fn place(on: &Computing, context: usize, chunk: usize) -> Result<(Booking, Box<dyn Timeline>)> {
     let chunk = chunk.min(on.processor.longest_chunk());
     let booking = on.book(context, chunk)?;
@@ -119,7 +122,7 @@ fn place(on: &Computing, context: usize, chunk: usize) -> Result<(Booking, Box<d
 }
 
 /// # Errors
-/// `Invalid` for a context of zero or beyond what the model was made for.
+/// `Invalid` for a context of zero or beyond what the model supports.
 pub(super) fn check_context(context: usize, limit: usize) -> Result<()> {
     if context == 0 || context > limit {
         return Err(Error::Invalid(format!("a context of {context} tokens: this model takes 1 to {limit}")));
@@ -128,38 +131,42 @@ pub(super) fn check_context(context: usize, limit: usize) -> Result<()> {
 }
 
 impl Session {
-    /// The model.
+    /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// The tokens so far: those in the cache, and after an error of a GPU those that were in its cache.
+    /// The tokens so far. After a GPU failed, this includes those that were lost with its cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Positions that the cache holds.
+    /// Positions that the KV cache can hold.
     pub fn context(&self) -> usize {
         self.state.capacity()
     }
 
-    /// Tokens computed since the session was made, whether or not they are still in the cache: what reuse of the cache
-    /// saves does not appear here.
+    /// Tokens computed since the session was created, even if they have left the cache. Reused tokens do not
+    /// count.
     #[doc(hidden)]
     pub fn processed_tokens(&self) -> u64 {
         self.processed
     }
 
-    /// Forgets everything after the first `len` tokens. Returns how many of these need not be computed again: a layer that keeps
-    /// the end of the timeline alone goes back as far as that reaches, and then to where one of the last turns began or ended; one with
-    /// a state to marks, which are there and every 256 tokens. The rest is computed before the next token.
+    /// Drops everything after the first `len` tokens. Returns how many of these are still computed; the
+    /// others are computed again before the next token.
+    ///
+    /// A layer with a KV cache for all positions keeps all `len`. A sliding-window layer can go back as far
+    /// as its cache reaches, or to where one of the last turns began or ended. A recurrent layer can go back
+    /// to marks: the same places, and one every 256 tokens.
     pub fn rewind(&mut self, len: usize) -> usize {
         self.tokens.truncate(len);
         self.held = self.state.rewind(self.held.min(len));
         self.held
     }
 
-    /// Appends `tokens` and returns the logits (`[vocab]`, unnormalised log probabilities of the next token) at each.
+    /// Appends `tokens` and returns the logits after each (`[vocab]`, unnormalised log probabilities of the
+    /// next token).
     ///
     /// # Errors
     /// As [`Session::for_each_logits`].
@@ -169,7 +176,8 @@ impl Session {
         Ok(all)
     }
 
-    /// Appends `tokens` and returns the logits at the last: the output head is computed for one position.
+    /// Appends `tokens` and returns the logits after the last one. The output head is computed for that
+    /// position only.
     ///
     /// # Errors
     /// As [`Session::for_each_logits`]; `Invalid` for no tokens.
@@ -187,12 +195,12 @@ impl Session {
         Ok(last)
     }
 
-    /// Appends `tokens` and hands the logits at each to `each`, with the token's index in `tokens`.
+    /// Appends `tokens` and passes the logits after each to `each`, with the token's index in `tokens`.
     ///
     /// # Errors
-    /// `ContextFull` where they do not fit, `Invalid` for a token outside the vocabulary; nothing is appended then.
-    /// `Budget` where a GPU was lost and the budget has no room for the CPU in its place: the session knows its tokens
-    /// still, but can compute no more.
+    /// `ContextFull` if they do not fit, `Invalid` for a token outside the vocabulary; nothing is appended
+    /// then. `Budget` if a GPU was lost and the budget is too small for the CPU: the session keeps its
+    /// tokens, but cannot compute.
     pub fn for_each_logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         self.append(tokens, Wish::All, None, &mut |step| {
             if let Step::Logits(i, logits) = step {
@@ -202,8 +210,8 @@ impl Session {
         })
     }
 
-    /// Appends `tokens` and returns the `k` likeliest next tokens with their logits, likeliest first: what a device sends
-    /// back is then no whole vocabulary. Fewer where not so many logits are numbers.
+    /// Appends `tokens` and returns the `k` likeliest next tokens with their logits, likeliest first. A
+    /// device then sends back only these. Returns fewer if some logits are not numbers.
     ///
     /// # Errors
     /// As [`Session::for_each_logits`]; `Invalid` for a `k` of zero or above [`MAX_BEST`], and for no tokens.
@@ -223,8 +231,8 @@ impl Session {
         Ok(best)
     }
 
-    /// Appends `tokens` chunk by chunk. On cancellation, and after an error of `hear`, the chunks done stay. Where a GPU fails, the
-    /// CPU takes the timeline over in the middle of it: no step is heard twice.
+    /// Appends `tokens` chunk by chunk. After cancellation or an error of `hear`, the finished chunks stay.
+    /// If a GPU fails, the CPU continues from there, and no step is reported twice.
     pub(super) fn append(
         &mut self,
         tokens: &[u32],
@@ -232,7 +240,7 @@ impl Session {
         cancel: Option<&CancelToken>,
         hear: Hear,
     ) -> Result<()> {
-        // Several tokens that something is wanted of are what may be taken back whole.
+        // Several tokens with wanted logits are a turn, which a caller may rewind as a whole.
         let turn = wish != Wish::Nothing && tokens.len() > 1;
         if turn {
             self.mark();
@@ -257,7 +265,8 @@ impl Session {
         }
         self.check_vocabulary(tokens)?;
         let vocab = self.engine.model().weights.vocab();
-        // Tokens done, and tokens whose logits were heard: more, where a device fails between two rows of them.
+        // Finished tokens, and tokens whose logits were reported. These are more if a device failed between
+        // two rows.
         let (mut done, mut heard) = (0, 0);
         while done < tokens.len() {
             self.catch_up(cancel, hear)?;
@@ -274,7 +283,8 @@ impl Session {
             let mut read = done;
             let computed = self.forward(chunk, want, &mut |passing| {
                 match passing {
-                    // A long chunk may take minutes. What a GPU was told takes no time, and cannot be taken back.
+                    // A long chunk may take minutes on the CPU, so we report each layer. Submitting work to a
+                    // GPU takes no time, and cannot be undone.
                     Passing::Layers(n) if waits => {
                         check(cancel)?;
                         hear(Step::Layer)?;
@@ -311,12 +321,12 @@ impl Session {
         Ok(())
     }
 
-    /// The text so far will be gone back to: a turn ends here.
+    /// Marks the current position as one to rewind to: the beginning or end of a turn.
     pub(super) fn mark(&mut self) {
         self.state.mark(self.held);
     }
 
-    /// How many of `left` tokens are appended at once.
+    /// How many of `left` tokens the next chunk has.
     pub(super) fn piece(&self, left: usize) -> usize {
         piece(left, self.state.chunk())
     }
@@ -331,9 +341,9 @@ impl Session {
         }
     }
 
-    /// Finds where values stopped being finite, among the tokens held and then those of `tokens` up to the chunk at `done`:
-    /// all are computed again, with a look after every layer. Forgets them afterwards, for keys and values that are no
-    /// numbers spoil every later token.
+    /// Finds where values stopped being finite. To do so, computes all tokens again, from the first to the
+    /// end of the chunk at `done` in `tokens`, with a check after every layer. Then drops all tokens, because
+    /// keys and values that are not finite would spoil every later token.
     fn not_finite(&mut self, tokens: &[u32], done: usize, cancel: Option<&CancelToken>) -> Error {
         let mut all = std::mem::take(&mut self.tokens);
         self.held = 0;
@@ -353,7 +363,7 @@ impl Session {
         Error::NotFinite { place: "in the output head".into() }
     }
 
-    /// Takes `chunk` through the model behind what the cache holds.
+    /// Runs `chunk` through the model at the end of the cache.
     fn forward(
         &mut self,
         chunk: &[u32],
@@ -368,7 +378,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether something was computed where this timeline lies. Where the device has failed, that is nowhere any more.
+    /// Whether `computed` succeeded. If the device failed, marks it as lost and returns `false`.
     fn stays(&mut self, computed: Result<()>) -> Result<bool> {
         match computed {
             Err(Error::Device(why)) if self.state.is_gpu() => {
@@ -379,12 +389,13 @@ impl Session {
         }
     }
 
-    /// Moves to the CPU, if the GPU that held this timeline is lost, and reads again what was lost with it.
+    /// If the GPU with this timeline was lost, moves it to the CPU. Then computes the tokens that are not in
+    /// the cache.
     fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: Hear) -> Result<()> {
         let engine = self.engine.clone();
         if let Some(why) = engine.lost().filter(|_| self.state.lies() != Lies::OnCpu) {
             let (capacity, chunk) = (self.state.capacity(), self.state.chunk());
-            // What it had is given back first.
+            // Frees the old memory first.
             self.state = Box::new(Gone { capacity, chunk });
             (self.held, self.booking) = (0, None);
             let (booking, state) = place(engine.processors().take_over()?, capacity, chunk)?;
@@ -403,7 +414,7 @@ impl Session {
 }
 
 /// # Errors
-/// `NotFinite` where a logit is not a finite number; the place is found afterwards.
+/// `NotFinite` if a logit is not a finite number. The caller finds the place afterwards.
 pub(super) fn numbers(logits: impl IntoIterator<Item = f32>) -> Result<()> {
     if logits.into_iter().all(f32::is_finite) {
         return Ok(());
@@ -411,7 +422,7 @@ pub(super) fn numbers(logits: impl IntoIterator<Item = f32>) -> Result<()> {
     Err(Error::NotFinite { place: String::new() })
 }
 
-/// Whether as many of the greatest logits as were wanted are there, and are finite numbers. Where the stream of a token is not
+/// Checks that all wanted greatest logits were found and are finite. If a token's residual stream is not
 /// finite, none of its logits is a number.
 pub(super) fn likeliest_are_numbers(found: &[(u32, f32)], want: Want, vocab: usize) -> Result<()> {
     match want {
@@ -424,9 +435,9 @@ fn check(cancel: Option<&CancelToken>) -> Result<()> {
     if cancel.is_some_and(CancelToken::is_cancelled) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-/// How many of `left` tokens to take at once, where up to `chunk` can be. The last piece of a longer prompt is not left
-/// shorter than what counts as many tokens, whose products some processors compute in another precision: so it is the
-/// prompt that decides, whatever chunk a budget allows.
+/// How many of `left` tokens to take at once, if a chunk has at most `chunk`. Some processors compute calls
+/// of [`MANY`] or more tokens in another precision. So the last piece of a longer prompt gets at least that
+/// many: results depend on the prompt, not on the chunk that the budget allows.
 fn piece(left: usize, chunk: usize) -> usize {
     let rest = left.saturating_sub(chunk);
     if rest == 0 {

@@ -1,4 +1,5 @@
-//! A step of several sessions: a token each, in one call, so that one read of an expert serves all of them.
+//! Appends one token to each of several sessions in one call, so that one read of an expert serves all of
+//! them.
 
 use super::processor::{Lies, Part};
 use super::timeline::{Session, Step, Wish, likeliest_are_numbers, numbers};
@@ -7,7 +8,7 @@ use crate::model::forward::{Passing, Want};
 use crate::telemetry::CancelToken;
 use std::slice;
 
-/// A session's token in a step.
+/// A session's token in a shared step.
 pub(super) struct Turn<'a> {
     pub(super) session: &'a mut Session,
     pub(super) token: u32,
@@ -16,8 +17,8 @@ pub(super) struct Turn<'a> {
 }
 
 impl Session {
-    /// With how many others at most its next token may be computed, itself among them: 1 where something must be read again
-    /// first, or there is no room.
+    /// The most sessions, including this one, that may share the call for its next token. 1 if the session
+    /// must compute lost tokens first, or its context is full.
     pub(super) fn most_together(&self) -> usize {
         let processors = self.engine.processors();
         let here = match self.state.lies() {
@@ -32,11 +33,12 @@ impl Session {
     }
 }
 
-/// Appends its token to every session, all of one engine and none with a smaller [`Session::most_together`] than there are. Logits are
-/// bit for bit those of a step alone.
+/// Appends each turn's token to its session. All sessions belong to one engine, and there are at most as many
+/// as each one's [`Session::most_together`]. Logits are bit-identical to those of separate steps.
 ///
 /// # Errors
-/// Those of computing, `NotFinite` without a place, and `Cancelled` where all are. No session has changed then.
+/// Those of computing, `NotFinite` without a place, and `Cancelled` if all turns are cancelled. No session
+/// has changed then.
 pub(super) fn step(turns: &mut [Turn<'_>], keep: &mut dyn FnMut(usize, Step)) -> Result<()> {
     let Some(first) = turns.first() else { return Ok(()) };
     let (engine, gpu) = (first.session.engine.clone(), first.session.state.is_gpu());
@@ -57,7 +59,7 @@ pub(super) fn step(turns: &mut [Turn<'_>], keep: &mut dyn FnMut(usize, Step)) ->
     let wants: Vec<Want> = parts.iter().map(|part| part.want).collect();
     on.processor.forward(&on.model, &mut parts, &mut |passing| {
         match passing {
-            // Those that go on do not wait for the others to be taken out.
+            // If only some are cancelled, the call completes for the others.
             Passing::Layers(_) if cancels.iter().all(|cancel| cancel.is_cancelled()) => {
                 return Err(Error::Cancelled);
             }

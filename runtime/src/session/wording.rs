@@ -1,4 +1,5 @@
-//! From ids to events: which part of the answer a token belongs to, what text became showable, whether a stop string was met.
+//! Turns token ids into events: sorts them into reasoning and answer, decodes their text, and finds stop
+//! strings.
 
 use super::channels::{Channels, Part};
 use super::event::{Event, GenerateOptions, Outcome};
@@ -10,16 +11,17 @@ pub(super) struct Wording {
     detokenizer: Option<Detokenizer>,
     channels: Channels,
     filter: StopFilter,
-    /// Special tokens that are part of the text: those around calls.
+    /// Special tokens that are shown as text: the markers of tool calls.
     shown: Vec<u32>,
-    /// Whether calls are part of the answer, with their headers.
+    /// Whether tool calls, with their headers, are part of the answer.
     calls: bool,
-    /// Nothing but white space was said since the reasoning ended: it belongs to the marker.
+    /// Whether only white space came since the reasoning ended. It belongs to the marker, and is dropped.
     blank: bool,
 }
 
 impl Wording {
-    /// A prompt may end within a message: that of a conversation which slid does, and a template may begin the reasoning.
+    /// Reads the prompt, because it may end within a message: after the context slid, or if the template
+    /// opens the reasoning.
     pub(super) fn new(tokenizer: Option<&Tokenizer>, prompt: &[u32], options: &GenerateOptions) -> Wording {
         let mut channels = Channels::new(tokenizer);
         channels.read(prompt);
@@ -35,12 +37,12 @@ impl Wording {
         }
     }
 
-    /// Whether the next token, if it is no marker, is part of the answer.
+    /// Whether the next token is part of the answer, unless it is a marker.
     pub(super) fn answers(&self) -> bool {
         self.channels.answers()
     }
 
-    /// What a token adds to the answer, and whether a stop string was met.
+    /// Returns a token's event, and whether its text completes a stop string.
     pub(super) fn hear(&mut self, id: u32, outcome: &mut Outcome) -> (Event, bool) {
         let text = match self.channels.next(id) {
             Part::Answer => self.piece(id),
@@ -62,25 +64,25 @@ impl Wording {
         (Event::Token { id, text }, met)
     }
 
-    /// Whole characters that a token completes, or its name where that is shown.
+    /// The text that a token completes, in whole characters. For a special token that is shown, its name.
     fn piece(&mut self, id: u32) -> String {
         let Some(detokenizer) = &mut self.detokenizer else { return String::new() };
         if self.shown.contains(&id) {
             let name = self.tokenizer.as_ref().and_then(|t| t.token(id)).unwrap_or_default();
-            // One that is no special token has its text already.
+            // A token that is not special already has its text.
             let text = detokenizer.push(id);
             return if text.is_empty() { detokenizer.finish() + &name } else { text };
         }
         detokenizer.push(id)
     }
 
-    /// The end of the text, where some was held back.
+    /// Ends the text. Returns what was held back.
     pub(super) fn rest(&mut self) -> String {
         let rest = self.detokenizer.as_mut().map_or_else(String::new, Detokenizer::finish);
         self.filter.push(&rest).0 + &self.filter.finish()
     }
 
-    /// The answer.
+    /// The answer's text.
     pub(super) fn text(self) -> String {
         self.filter.text
     }

@@ -1,4 +1,4 @@
-//! What a run of the model is watched with: which matrix is multiplied with what, and which experts are chosen.
+//! Observes a run of the model: the inputs of every matrix, and the experts that the routers choose.
 
 use crate::convert::Rows;
 use crate::error::{Error, Result};
@@ -12,13 +12,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What the names of routers contain.
+/// Part of every router's name.
 pub(super) const ROUTER: &str = ".ffn_gate_inp.";
 
-/// Hands tensors on, and remembers which matrix lies where.
+/// Passes tensors on, and records the address of each matrix.
 pub(super) struct Recording<T> {
     pub(super) tensors: T,
-    /// Name, expert and columns by address.
+    /// Name, expert index and columns of each matrix, by its address.
     pub(super) places: RefCell<BTreeMap<usize, (String, usize, usize)>>,
 }
 
@@ -60,7 +60,7 @@ impl<T: Tensors> Tensors for Recording<T> {
     }
 }
 
-/// What was seen of one matrix.
+/// The measurements of one matrix.
 #[derive(Clone)]
 pub(super) struct Total {
     /// Σ x² of every column.
@@ -68,7 +68,8 @@ pub(super) struct Total {
     pub(super) tokens: u64,
 }
 
-/// Whether a matrix's inputs are kept. The experts of a layer have their router's, which sees each token once.
+/// Whether a matrix's inputs are stored. Gate and up projections of experts use the router's inputs, which
+/// contain each token once.
 pub(super) fn keeps(name: &str, dense: bool) -> bool {
     let experts = name.contains("_exps.");
     name.contains(ROUTER) || name.contains("ffn_down_exps.") || (dense && !experts)
@@ -78,17 +79,17 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps inputs themselves.
+/// Stores inputs row by row.
 pub(super) struct Kept {
     pub(super) rows: Arc<Rows>,
-    /// Of every slot: whether it is kept, its name and expert.
+    /// For each slot: whether its inputs are stored, and its name and expert.
     pub(super) which: Vec<bool>,
     pub(super) names: Vec<(String, usize)>,
-    /// The first error: products cannot report one.
+    /// The first error. The observer cannot return it.
     pub(super) failed: Mutex<Option<Error>>,
 }
 
-/// A choice of a layer's router for one of the rows that passed.
+/// A router's choice of one expert for one row of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Chosen {
     pub(super) layer: usize,
@@ -96,20 +97,22 @@ pub(super) struct Chosen {
     pub(super) expert: usize,
 }
 
-/// What routed layers did.
+/// What the routed layers did.
 #[derive(Default)]
 pub(super) struct Routed {
-    /// The layer whose router was seen last.
+    /// The layer whose router ran last.
     layer: usize,
-    /// While the model writes text: what its routers chose since the last look. Nothing is measured then.
+    /// While the model generates text: the choices since they were last taken. Nothing is measured then.
     pub(super) writing: Option<Vec<Chosen>>,
-    /// By layer, of every expert the sum over tokens of its output's energy, weighed, beside that of the stream.
+    /// By layer, for each expert: the energy (Σ v²) of its gated output relative to that of the residual
+    /// stream, summed over tokens.
     pub(super) shares: BTreeMap<usize, Vec<f64>>,
 }
 
-/// Adds up energies. The up projections that are not recorded have the inputs of their gates.
+/// Sums up energies. Up projections of experts are not recorded: their inputs are those of the gate
+/// projections.
 pub(super) struct Meter {
-    /// Index into `totals` by address.
+    /// Indices into `totals`, by the matrix's address.
     pub(super) slots: HashMap<usize, usize>,
     pub(super) totals: Mutex<Vec<Total>>,
     pub(super) kept: Option<Kept>,
@@ -166,7 +169,7 @@ impl Observer for Meter {
             if shares.len() <= expert {
                 shares.resize(expert + 1, 0.0);
             }
-            // A stream of zeros says nothing of what is added to it.
+            // If the stream is all zero, the share is undefined and does not count.
             shares[expert] += if share.is_finite() { share } else { 0.0 };
         }
     }

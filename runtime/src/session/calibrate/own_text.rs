@@ -1,10 +1,11 @@
-//! Text that a model writes itself, in which each of its experts has its part: a text from elsewhere leaves experts out that it
-//! has no use for, and their codes are then made for nothing. Expert-balanced self-sampling as in MoEQuant
-//! (arXiv 2505.03804), without its tree of candidates: of two continuations of some tokens the one stays that is likelier and
-//! chooses experts that were chosen less.
+//! Generates calibration text that uses all experts of the model. A text from elsewhere leaves out experts
+//! that it has no use for, and their codes would then be fitted to nothing. The method is expert-balanced
+//! self-sampling as in MoEQuant (arXiv 2505.03804), without its tree of candidates: of two continuations, we
+//! keep the one that is likelier and chooses experts that were chosen less.
 //!
-//! What is written follows from the model and [`SEED`] alone. `web.txt` are Ruth 2, Ecclesiastes 3 and James 3 of the World
-//! English Bible (public domain), as `bible` of models/corpus.py reads them from Debian's `sword-text-web`.
+//! The text depends only on the model and [`SEED`]. `web.txt` contains Ruth 2, Ecclesiastes 3 and James 3 of
+//! the World English Bible (public domain), as `bible` in models/corpus.py reads them from Debian's
+//! `sword-text-web`.
 
 use super::meter::{Chosen, Meter, lock};
 use crate::convert::journal::{Journal, Record};
@@ -15,43 +16,46 @@ use crate::session::timeline::{Session, Step, Wish};
 use crate::telemetry::CancelToken;
 use std::collections::BTreeMap;
 
-/// A text in the public domain, a quarter of what is measured at most: what people wrote, beside what the model does.
+/// A text in the public domain, at most a quarter of the measured tokens, so that human text is measured,
+/// too.
 pub(super) const TEXT: &str = include_str!("web.txt");
 
 const SEED: u64 = 1;
-/// Tokens after which continuations are compared.
+/// Tokens per continuation.
 const SEGMENT: usize = 32;
-/// Continuations that are compared, where the model has experts.
+/// Continuations that are compared, if the model has experts.
 const BRANCHES: usize = 2;
-/// Tokens of the vocabulary among which a window's first is chosen, in one pass.
+/// Candidates for a window's first token, spread over the vocabulary and computed in one pass.
 const STARTS: usize = 96;
-/// How much an expert chosen as often as its layer's mean counts beside a token of so many nats.
+/// The weight of expert balance in a continuation's cost. An expert that was chosen as often as its layer's
+/// mean costs as much as this many nats per token.
 const BALANCE: f64 = 2.0;
-/// Choices below which an expert's inputs say nothing: for those more is written, every few tokens one that chooses them.
+/// An expert with fewer choices than this is rare: its inputs are too few to measure. We write extra text for
+/// rare experts, with a new token that chooses them after every `APART` tokens.
 const LEAST: u64 = 16;
 const APART: usize = 4;
 
-/// How often experts were chosen.
+/// Counts how often experts were chosen.
 #[derive(Default)]
 struct Balance {
-    /// By layer.
+    /// The counts of each layer's experts.
     counts: BTreeMap<usize, Vec<u64>>,
 }
 
 impl Balance {
-    /// How often an expert was chosen, as a multiple of its layer's mean: the root of it, so that the rare ones differ most.
+    /// The square root of an expert's count over its layer's mean. The root makes rare experts differ most.
     fn load(&self, of: &Chosen) -> f64 {
         let counts = &self.counts[&of.layer];
         let all: u64 = counts.iter().sum();
         if all == 0 { 0.0 } else { ((counts[of.expert] * counts.len() as u64) as f64 / all as f64).sqrt() }
     }
 
-    /// How many of some choices are of experts that had too few.
+    /// How many of these choices are of rare experts.
     fn needed<'a>(&self, chosen: impl Iterator<Item = &'a Chosen>) -> usize {
         chosen.filter(|of| self.counts[&of.layer][of.expert] < LEAST).count()
     }
 
-    /// The mean of some choices.
+    /// The mean load of these choices.
     fn mean_load<'a>(&self, chosen: impl Iterator<Item = &'a Chosen>) -> f64 {
         let (sum, n) = chosen.fold((0.0, 0u64), |(sum, n), of| (sum + self.load(of), n + 1));
         sum / n.max(1) as f64
@@ -71,29 +75,29 @@ impl Balance {
 /// A continuation.
 struct Segment {
     tokens: Vec<u32>,
-    /// Behind the last of them.
+    /// The logits after its last token.
     logits: Vec<f32>,
     chosen: Vec<Chosen>,
-    /// Its surprise in nats a token, and what its choices of experts add.
+    /// The mean surprise in nats per token, plus the cost of its choices of experts.
     cost: f64,
 }
 
-/// A model that writes.
+/// A model that generates calibration text.
 pub(super) struct Writer<'a> {
     session: Session,
     meter: &'a Meter,
     cancel: &'a CancelToken,
     balance: Balance,
     sampler: Sampler,
-    /// The sampler's numbers but for the seed, which each window has anew.
+    /// The sampling options. Each window sets its own seed.
     sampling: Sampling,
     bos: Option<u32>,
-    /// First tokens that were tried.
+    /// First tokens that were tried so far.
     tried: u32,
 }
 
 impl<'a> Writer<'a> {
-    /// `experts`: how many each routed layer has.
+    /// `experts`: the number of experts of each routed layer.
     pub(super) fn new(
         session: Session,
         meter: &'a Meter,
@@ -101,7 +105,7 @@ impl<'a> Writer<'a> {
         bos: Option<u32>,
         cancel: &'a CancelToken,
     ) -> Result<Writer<'a>> {
-        // The whole distribution but its faintest end: what is cut is seen by no expert.
+        // Nearly the whole distribution: a token that is cut off would reach no expert.
         let sampling =
             Sampling { top_k: 0, top_p: 1.0, min_p: 0.02, temperature: 1.0, ..Sampling::default() };
         let sampler = Sampler::new(sampling.clone())?;
@@ -109,7 +113,8 @@ impl<'a> Writer<'a> {
         Ok(Writer { session, meter, cancel, balance: Balance { counts }, sampler, sampling, bos, tried: 0 })
     }
 
-    /// About `tokens` tokens in windows of `window`, those first that a journal has, and up to half as many again for experts that had too few.
+    /// Generates about `tokens` tokens in windows of `window`, including those that the journal already has.
+    /// Adds up to half as many for rare experts.
     ///
     /// # Errors
     /// Those of computing, `Cancelled`.
@@ -147,7 +152,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// A window is written: what the next one follows from beside its number.
+    /// Records a window in the journal, with the state that the next window depends on.
     fn note(&self, journal: Option<&Journal>, ids: &[u32]) -> Result<()> {
         let Some(journal) = journal else { return Ok(()) };
         let mut to = Pack::default();
@@ -157,7 +162,7 @@ impl<'a> Writer<'a> {
         journal.add(Record::Window(to.0))
     }
 
-    /// The windows that a journal has, behind which this goes on.
+    /// The windows in the journal. Restores the state after the last one.
     fn written_before(&mut self, journal: Option<&Journal>) -> Vec<Vec<u32>> {
         let mut windows = Vec::new();
         for record in journal.map(Journal::records).unwrap_or_default() {
@@ -173,7 +178,7 @@ impl<'a> Writer<'a> {
         windows
     }
 
-    /// The first token of a window, and the logits behind it.
+    /// Begins a window: returns its first token, and the logits after it.
     fn begin(&mut self) -> Result<(u32, Vec<f32>)> {
         self.session.rewind(0);
         if let Some(bos) = self.bos {
@@ -208,7 +213,7 @@ impl<'a> Writer<'a> {
         Ok(ids)
     }
 
-    /// A window that goes on with a token for experts that had too few again and again, as long as there are such.
+    /// A window for rare experts. It jumps to a new token again and again, as long as there are such experts.
     fn rare_window(&mut self, len: usize) -> Result<Vec<u32>> {
         let (first, mut logits) = self.begin()?;
         let mut ids = vec![first];
@@ -226,8 +231,8 @@ impl<'a> Writer<'a> {
         Ok(ids)
     }
 
-    /// Appends a token that does not follow from those before: of some spread over the vocabulary the one that chooses most
-    /// experts that had too few; else those chosen least.
+    /// Appends a token that does not continue the text. Of some spread over the vocabulary, takes the one
+    /// that chooses the most rare experts, or on a tie the least loaded ones.
     fn jump(&mut self) -> Result<(u32, Vec<f32>)> {
         let vocab = self.session.engine().model().weights.vocab() as u32;
         let at = self.session.tokens().len();
@@ -255,7 +260,7 @@ impl<'a> Writer<'a> {
         Ok((best, logits))
     }
 
-    /// `n` tokens that begin with one that `logits` say.
+    /// Generates `n` tokens, the first of them from `logits`.
     fn segment(&mut self, mut logits: Vec<f32>, n: usize) -> Result<Segment> {
         let (mut tokens, mut chosen, mut surprise) = (Vec::with_capacity(n), Vec::new(), 0.0);
         for _ in 0..n {
@@ -270,7 +275,7 @@ impl<'a> Writer<'a> {
         Ok(Segment { tokens, logits, chosen, cost })
     }
 
-    /// Appends tokens: the logits behind them, and what routers chose.
+    /// Appends tokens. Returns the logits after the last one, and the choices of the routers.
     fn read(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Vec<Chosen>)> {
         let mut last = Vec::new();
         self.session.append(tokens, Wish::Last, Some(self.cancel), &mut |step| {

@@ -1,5 +1,5 @@
-//! From a file, or whatever has tensors, to an engine: a plan first, then what it says, on the processor that the options ask
-//! for or the one that is left.
+//! Opens an engine from a file or another source of tensors. Makes a plan first, then loads what it says on
+//! the processor of the options, or on the CPU if that is not available.
 
 use super::prepare::prepare;
 use super::{Engine, Inner, Served};
@@ -24,21 +24,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl Engine {
-    /// Opens a model: a Dollop file, or a GGUF file (any part of a split one) or a Hugging Face folder, which is converted once
-    /// into the folder that [`EngineOptions::cache`] names. Where everything fits the budget, or there is none, weights are read
-    /// from the mapping and nothing is loaded; otherwise the always-used weights are loaded and the experts streamed, and on a CPU
-    /// rows of an embedding that is not the output head as well.
+    /// Opens a model: a Dollop file, a GGUF file (any part of a split one) or a Hugging Face folder. The
+    /// latter two are converted once, into the folder [`EngineOptions::cache`].
+    ///
+    /// If everything fits the budget, or there is none, weights are used from the file's mapping and nothing
+    /// is loaded. Otherwise, the always-used weights are loaded and the experts are streamed. On a CPU, an
+    /// embedding that is not also the output head is then read row by row.
     ///
     /// # Errors
-    /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that cannot work; `Invalid` for
-    /// options that contradict each other; `Device` where a GPU is demanded and cannot be had. `Unsupported` as well for a
-    /// foreign model where no cache folder is named.
+    /// `Malformed`, `Unsupported` or `Io`, naming the file; `Budget` for a budget that is too small;
+    /// `Invalid` for options that contradict each other; `Device` if the options require a GPU and none can
+    /// be used. `Unsupported` for a foreign model if no cache folder is named.
     pub fn open(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Engine> {
         Engine::open_with(path, options, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// [`Engine::open`], which may take minutes where a model is converted: `progress` hears of that, on this thread, and ends it
-    /// with [`ControlFlow::Break`].
+    /// [`Engine::open`] with progress, because a conversion may take minutes. It calls `progress` on this
+    /// thread, which may end it with [`ControlFlow::Break`].
     ///
     /// # Errors
     /// As [`Engine::open`], and `Cancelled`.
@@ -50,12 +52,12 @@ impl Engine {
         Engine::open_place(&Place::Named(prepare(path.as_ref(), options, progress)?), options)
     }
 
-    /// [`Engine::open`] of a part of an open file: `len` bytes from `offset` on, a multiple of 64. For systems that hand out
-    /// open files and no names, such as Android for documents and assets. Direct reads are used where the system opens the file a
-    /// second time for them.
+    /// [`Engine::open`] for part of an open file: `len` bytes from `offset`, a multiple of 64. For systems
+    /// that pass open files instead of names, such as Android for documents and assets. Uses direct reads if
+    /// the system can open the file again.
     ///
     /// # Errors
-    /// As [`Engine::open`], and `Invalid` where the file has no such part.
+    /// As [`Engine::open`], and `Invalid` if the file has no such part.
     pub fn open_file(file: File, offset: u64, len: u64, options: &EngineOptions) -> Result<Engine> {
         Engine::open_place(&Place::part(file, offset, len)?, options)
     }
@@ -95,7 +97,8 @@ impl Engine {
         Engine::on(options, inner).map(|e| e.told(place.name())).map_err(|e| e.at(place.name()))
     }
 
-    /// What [`Engine::open`] would do with the memory. Loads nothing, but converts a foreign model as that would.
+    /// Plans the memory that [`Engine::open`] would use. Loads nothing, but converts a foreign model as that
+    /// does.
     ///
     /// # Errors
     /// As [`Engine::open`].
@@ -115,7 +118,7 @@ impl Engine {
         Engine::plan_place(&Place::Named(prepare(path.as_ref(), options, progress)?), options)
     }
 
-    /// [`Engine::plan`] of what [`Engine::open_file`] opens.
+    /// [`Engine::plan`] for what [`Engine::open_file`] opens.
     ///
     /// # Errors
     /// As [`Engine::open_file`].
@@ -133,7 +136,8 @@ impl Engine {
         Ok(processor::choose(options.backend, plan).map_err(|e| e.at(place.name()))?.0)
     }
 
-    /// Opens a foreign model unquantized, in f32, to measure against. Takes four bytes a weight.
+    /// Opens a foreign model unquantized, in f32, as a reference for measurements. It takes four bytes per
+    /// weight.
     ///
     /// # Errors
     /// As [`Engine::open`].
@@ -147,7 +151,7 @@ impl Engine {
         Engine::of_tensors(&Reference(source), path, options)
     }
 
-    /// An engine of whatever has tensors, all of them in memory.
+    /// Opens an engine on any source of tensors, with all of them in memory.
     pub(in crate::session) fn of_tensors(
         tensors: &dyn Tensors,
         path: &Path,
@@ -166,14 +170,14 @@ impl Engine {
         Engine::on(&options, open).map(|e| e.told(path)).map_err(|e| e.at(path))
     }
 
-    /// An engine on the processor that the options ask for.
+    /// Opens an engine on the processor that the options select.
     fn on(options: &EngineOptions, open: impl Fn(Option<Adapter>) -> Result<Inner>) -> Result<Engine> {
         let (mut inner, note) = processor::choose(options.backend, open)?;
         inner.note = note;
         Ok(Engine(Arc::new(inner)))
     }
 
-    /// Tells the log what was opened, and how.
+    /// Logs the model, its processor and its memory plan.
     fn told(self, name: &Path) -> Engine {
         let info = self.info();
         log::info!(
@@ -191,8 +195,9 @@ impl Engine {
     }
 }
 
-/// Brings the always-used weights to a device, and lets go of the mapping's pages as they get there: beside experts that are
-/// streamed there is no memory to hold anything twice. No token is needed for it, which would read experts.
+/// Uploads the always-used weights to a device, and releases each page of the mapping afterwards. With
+/// streamed experts, there is no memory to hold anything twice. We do not run a token for this, because it
+/// would read experts.
 fn upload(first: &Computing) -> Result<()> {
     for together in first.model.weights.matrices() {
         if let Some(gpu) = first.processor.accelerator() {
@@ -203,13 +208,14 @@ fn upload(first: &Computing) -> Result<()> {
     Ok(())
 }
 
-/// Lets go of the mapping's pages once a device has a copy: on one memory they would be held twice.
+/// Releases the mapping's pages once a device has a copy. With unified memory, they would take the space
+/// twice.
 fn release(model: &Model) {
     release_experts(model);
     model.weights.matrices().into_iter().flatten().for_each(release_matrix);
 }
 
-/// Lets go of the pages of experts that are mapped, and returns their bytes.
+/// Releases the pages of mapped experts, and returns their bytes.
 pub(in crate::session) fn release_experts(model: &Model) -> u64 {
     let mut bytes = 0;
     for layer in 0..model.spec.layers.len() {

@@ -1,5 +1,5 @@
-//! From what a path names to a Dollop file: the file itself, or a conversion of a foreign model into the cache folder that
-//! the options name. The one way there for the library, the command line and the bindings.
+//! Finds the Dollop file for a path: the file itself, or the conversion of a foreign model in the cache
+//! folder. The library, the command line and the bindings all use this.
 
 use super::Engine;
 use crate::convert::{ConvertOptions, cached};
@@ -10,17 +10,18 @@ use crate::telemetry::{CancelToken, Progress};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// Hears how far a long call has come, and may end it.
+/// Receives the progress of a long call, and may end it.
 pub(super) type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 impl Engine {
-    /// The Dollop file that [`Engine::open`] opens for a path, without opening it: the file itself, or the conversion of a
-    /// foreign model, made now if the cache folder has none. `progress` hears of a conversion, on this thread, and ends it with
-    /// [`ControlFlow::Break`].
+    /// Returns the Dollop file that [`Engine::open`] would open for a path, without opening it. That is the
+    /// file itself, or the conversion of a foreign model. If the cache folder has none, this converts the
+    /// model. Progress goes to `progress` on this thread, which may end it with [`ControlFlow::Break`].
     ///
     /// # Errors
-    /// `Io`, `Malformed`; `Unsupported` for a foreign model where the options name no cache folder, and for one that cannot
-    /// be converted or does not serve the options' purpose; `Template` for a chat whose template does not parse; `Cancelled`.
+    /// `Io`, `Malformed`; `Unsupported` for a foreign model if the options name no cache folder, or if it
+    /// cannot be converted or does not suit the options' purpose; `Template` for a chat model whose template
+    /// does not parse; `Cancelled`.
     pub fn prepare(
         path: impl AsRef<Path>,
         options: &EngineOptions,
@@ -32,7 +33,7 @@ impl Engine {
 
 /// [`Engine::prepare`].
 pub(super) fn prepare(path: &Path, options: &EngineOptions, progress: Hear) -> Result<PathBuf> {
-    // What the system says of a path that is not there is the best answer.
+    // For a missing file, the system's own message is the clearest.
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if meta.is_file() && kind(path)? == Kind::Dollop {
         return Ok(path.to_path_buf());

@@ -1,4 +1,4 @@
-//! GPUs, in a build that has kernels for them. `no_gpu.rs` has the same functions for one that has none.
+//! GPUs, in a build with GPU kernels. `no_gpu.rs` has the same functions for a build without.
 
 use super::on::{Host, On};
 use super::{Accelerator, Adapter, Lies, Needs, Processor};
@@ -17,7 +17,7 @@ pub(super) fn present() -> Result<()> {
     Ok(())
 }
 
-/// The strongest GPU that is no software, with its name.
+/// The strongest hardware GPU, with its name.
 ///
 /// # Errors
 /// Why there is none.
@@ -31,7 +31,7 @@ pub(super) fn strongest() -> std::result::Result<(Adapter, String), Option<&'sta
 }
 
 /// # Errors
-/// `Device` where the kernels do not compute what a model uses.
+/// `Device` if the kernels lack an operation of the model.
 pub(super) fn supports(uses: &Uses) -> Result<()> {
     GpuBackend::supports(uses).map_err(Error::Device)
 }

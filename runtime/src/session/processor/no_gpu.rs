@@ -1,4 +1,4 @@
-//! What `gpu.rs` has, for a build without GPU kernels: there is no GPU.
+//! The functions of `gpu.rs` for a build without GPU kernels: there is no GPU.
 
 use super::{Adapter, Needs, Processor};
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub(super) fn present() -> Result<()> {
 }
 
 /// # Errors
-/// Always, without a reason that a user could do something about.
+/// Always. It gives no reason, because the user could do nothing about it.
 pub(super) fn strongest() -> std::result::Result<(Adapter, String), Option<&'static str>> {
     Err(None)
 }

@@ -1,4 +1,5 @@
-//! Backends as objects: [`On`] is a processor, [`Held`] a timeline in its memory, [`Gone`] one whose device was lost.
+//! Wraps backends as trait objects: [`On`] is a processor, [`Held`] a timeline in its memory, and [`Gone`] a
+//! timeline whose device was lost.
 
 use super::{Accelerator, Lies, Part, Processor, Timeline};
 use crate::error::{Error, Result};
@@ -10,11 +11,11 @@ use crate::model::{Memory, Model, Scratch};
 use std::any::Any;
 use std::sync::Arc;
 
-/// What tells one backend from another.
+/// What differs between backends.
 pub(super) trait Host: Backend {
     const LIES: Lies;
 
-    /// For display.
+    /// The name for display.
     fn name(&self) -> String;
 
     /// Threads that compute.
@@ -85,7 +86,7 @@ impl<B: Host> Processor for On<B> {
         parts: &mut [Part<'_>],
         hear: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
-        // A token of one sequence allocates nothing.
+        // This path allocates nothing, so that decoding one sequence does not.
         if let [one] = parts {
             let (scratch, part) = held(one)?;
             return model.forward(&*self.0, scratch, &mut [part], hear);
@@ -94,7 +95,7 @@ impl<B: Host> Processor for On<B> {
         for part in parts {
             let (own, part) = held(part)?;
             all.push(part);
-            // Rotations reach as far as the longest of them.
+            // Take the scratch whose rotary tables reach furthest.
             match &mut scratch {
                 Some(longest) if longest.capacity() >= own.capacity() => {}
                 longest => *longest = Some(own),
@@ -113,7 +114,7 @@ impl<B: Host> Processor for On<B> {
     }
 }
 
-/// A timeline and the backend that its memory is of.
+/// A timeline and the backend that owns its memory.
 struct Held<B: Backend> {
     memory: Memory<B>,
     scratch: Scratch<B>,
@@ -123,7 +124,7 @@ struct Held<B: Backend> {
 /// A timeline's scratch, and its part of a call.
 ///
 /// # Errors
-/// `Device` where its memory is not this backend's: it was lost.
+/// `Device` if the timeline's memory was lost with its device.
 fn held<'a, B: Host>(part: &'a mut Part<'_>) -> Result<(&'a mut Scratch<B>, forward::Part<'a, B>)> {
     let Part { timeline, tokens, pos, want } = part;
     let any: &mut dyn Any = &mut **timeline;
@@ -186,7 +187,7 @@ impl<B: Host> Timeline for Held<B> {
     }
 }
 
-/// A timeline that was on a device that was lost: until it has memory elsewhere it has nothing but its size.
+/// A timeline whose device was lost. Until it gets memory elsewhere, it knows only its size.
 pub(in crate::session) struct Gone {
     pub(in crate::session) capacity: usize,
     pub(in crate::session) chunk: usize,

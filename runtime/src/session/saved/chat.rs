@@ -1,4 +1,4 @@
-//! Conversations that outlive their process: the session, and with it what was said and how the template is rendered.
+//! Saves and loads conversations: a session, its messages, and the template's variables.
 
 use super::super::chat::{Chat, Known, Overflow};
 use super::super::engine::Engine;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// What is saved of a conversation beside its session.
+/// The part of a conversation that is saved besides its session.
 #[derive(Serialize, Deserialize)]
 struct Notes {
     messages: Vec<Message>,
@@ -20,8 +20,8 @@ struct Notes {
 }
 
 impl Chat {
-    /// Writes the conversation to a file: its session, its messages with the system prompt, and the template's variables. The
-    /// clock is not saved. Otherwise as [`Session::save`](super::super::Session::save).
+    /// Saves the conversation to a file: its session, its messages with the system prompt, and the template's
+    /// variables. The clock is not saved. Otherwise like [`Session::save`](super::super::Session::save).
     ///
     /// # Errors
     /// As [`Session::save`](super::super::Session::save).
@@ -29,7 +29,7 @@ impl Chat {
         self.session().save_with(path, &self.notes()?)
     }
 
-    /// [`Chat::save`] to anything.
+    /// [`Chat::save`] to any writer.
     ///
     /// # Errors
     /// As [`Session::write_to`](super::super::Session::write_to).
@@ -56,7 +56,7 @@ impl Chat {
 }
 
 impl Engine {
-    /// Goes on with a conversation that [`Chat::save`] wrote.
+    /// Loads a conversation that [`Chat::save`] wrote, to continue it.
     ///
     /// # Errors
     /// As [`Engine::load_session`]; `Malformed` for a session without a conversation; as [`Chat::new`].
@@ -65,7 +65,7 @@ impl Engine {
         self.chat(session, &notes).map_err(|e| e.at(path))
     }
 
-    /// [`Engine::load_chat`] from anything, to its end.
+    /// [`Engine::load_chat`] from any reader. Reads it to its end.
     ///
     /// # Errors
     /// As [`Engine::load_chat`].

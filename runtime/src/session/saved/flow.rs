@@ -1,4 +1,4 @@
-//! Bytes on their way to a saved session and back, with a checksum behind every part.
+//! Writes and reads the bytes of a saved session, with a checksum after every part.
 
 use crate::error::{Error, Result};
 use std::io::{self, Read, Write};
@@ -7,21 +7,21 @@ use std::path::Path;
 /// Bytes of a checksum.
 pub(super) const SUM: usize = 4;
 
-/// Bytes that are not those that were written.
+/// The error for bytes that differ from those that were written.
 pub(super) fn damaged(field: &str) -> Error {
     Error::malformed(field, "the bytes are not those that were saved: the file is damaged")
 }
 
-/// Bytes that are taken at a time where only a file says how many there are: memory follows what has come.
+/// The most bytes read at once if the length comes from the file. So memory grows only as bytes arrive.
 const STEP: usize = 1 << 20;
 
-/// What is written.
+/// Writes a saved session.
 pub(super) struct Out<'a> {
     to: &'a mut dyn Write,
-    /// For errors.
+    /// The file's name, for errors.
     name: &'a Path,
     sum: crc32fast::Hasher,
-    /// Bytes so far.
+    /// Bytes written so far.
     pub(super) bytes: u64,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Out<'a> {
         self.raw(&sum.to_le_bytes())
     }
 
-    /// Bytes that have a checksum of their own.
+    /// Writes bytes that have their own checksum.
     pub(super) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len() as u64;
         self.to.write_all(bytes).map_err(|e| Error::io(self.name, e))
@@ -53,7 +53,7 @@ impl<'a> Out<'a> {
     }
 }
 
-/// What is read.
+/// Reads a saved session.
 pub(super) struct In<'a> {
     from: &'a mut dyn Read,
     name: &'a Path,
@@ -68,14 +68,14 @@ impl<'a> In<'a> {
     /// Fills `to`.
     ///
     /// # Errors
-    /// `Malformed` where the file ends before; `Io`.
+    /// `Malformed` if the file ends early; `Io`.
     pub(super) fn take(&mut self, to: &mut [u8]) -> Result<()> {
         self.raw(to)?;
         self.sum.update(to);
         Ok(())
     }
 
-    /// Takes `len` bytes, where `len` is a claim of the file.
+    /// Reads `len` bytes. `len` comes from the file and is not trusted.
     pub(super) fn take_long(&mut self, len: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         while all.len() < len {
@@ -88,7 +88,7 @@ impl<'a> In<'a> {
         Ok(all)
     }
 
-    /// Compares the part that was taken with its checksum.
+    /// Verifies the checksum of the part that was read.
     ///
     /// # Errors
     /// `Malformed`, naming the part.
@@ -99,7 +99,7 @@ impl<'a> In<'a> {
         if read == u32::from_le_bytes(sum) { Ok(()) } else { Err(damaged(part)) }
     }
 
-    /// Bytes that have a checksum of their own.
+    /// Reads bytes that have their own checksum.
     pub(super) fn raw(&mut self, to: &mut [u8]) -> Result<()> {
         self.from.read_exact(to).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => Error::malformed("file", "it ends too early: it was cut"),
@@ -108,7 +108,7 @@ impl<'a> In<'a> {
     }
 
     /// # Errors
-    /// `Malformed` where something follows.
+    /// `Malformed` if more bytes follow.
     pub(super) fn end(&mut self) -> Result<()> {
         let mut one = [0];
         loop {

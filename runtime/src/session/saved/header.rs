@@ -1,63 +1,65 @@
-//! How a saved session begins: what it is of and how long its parts are. Pure parsing; every byte is untrusted.
+//! The header of a saved session: its identity, and the lengths of its parts. Pure parsing; every byte is
+//! untrusted.
 //!
 //! ```text
 //! header   magic, version, model, shape, lengths, manner; CRC-32 of all of it
 //! tokens   u32 each; CRC-32
 //! notes    JSON of a conversation, or nothing; CRC-32
-//! marks    positions that states of layers stand for, u64 each, the last of them the end of what is held; CRC-32
-//! memory   layer by layer keys, then values (`kernels/kv.rs`), of the positions held, or states in f32, one a mark; CRC-32 behind
-//!          every layer
+//! marks    positions of recurrent states, u64 each; the last is the end of what is held; CRC-32
+//! memory   layer by layer, each with a CRC-32: keys, then values (`kernels/kv.rs`) of the positions held,
+//!          or recurrent states in f32, one per mark
 //! ```
-//! A layer with a window holds from the first position on that the token at `earliest` sees, or from the block of 16 that this is in.
-//! All numbers are little-endian. The lengths say how long the file is, so that a file of another length is refused before
-//! anything is allocated for it.
+//! A window layer begins at the first position that the token at `earliest` sees, or at that position's block
+//! of 16. All numbers are little-endian. The lengths determine the file's length, so a file of another length
+//! is rejected before anything is allocated.
 
 use super::flow::{SUM, damaged};
 use super::memory::{self, Extent, MAX_MARKS};
 use crate::error::{Error, Result};
 use crate::model::Spec;
 
-/// What a saved session begins with.
+/// The first bytes of a saved session.
 const MAGIC: [u8; 8] = *b"DOLLOPKV";
 
-/// The version of what follows.
+/// The version of this format.
 const VERSION: u32 = 2;
 
-/// Bytes of the header before the manner.
+/// Bytes of the header before `manner`.
 pub(super) const FIXED: usize = 72;
 
-/// Bytes of a manner at most.
+/// The most bytes of `manner`.
 const MAX_MANNER: usize = 256;
 
-/// Bytes of a conversation's notes at most.
+/// The most bytes of a conversation's notes.
 const MAX_NOTES: u64 = 256 << 20;
 
-/// What a session's keys and values follow from beside its tokens: a session is restored where these are equal.
+/// What a session's keys and values depend on besides its tokens. A session can be loaded only if this is
+/// equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::session) struct Identity {
-    /// Checksums of the model's header, and of the checksums of its weights.
+    /// The checksums of the model's header, and of its weights' checksums.
     pub(in crate::session) model: [u32; 2],
-    /// At which precision experts are computed, and how routing departs from the model's.
+    /// The precision of experts, and how the routing differs from the model's.
     pub(in crate::session) manner: String,
 }
 
-/// A header.
+/// The parsed header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) identity: Identity,
     pub(super) layers: usize,
-    /// Of a number that is kept.
+    /// Bytes per number in the KV cache.
     pub(super) number_bytes: usize,
-    /// Tokens of the timeline.
+    /// Tokens of the session.
     pub(super) tokens: usize,
-    /// What layers hold of these.
+    /// The part of these that the layers hold.
     pub(super) extent: Extent,
     /// Bytes of the notes.
     pub(super) notes: usize,
 }
 
 impl Header {
-    /// Its bytes, checksum included.
+    /// Encodes the header, including its checksum.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(FIXED + self.identity.manner.len() + SUM);
         out.extend(MAGIC);
@@ -77,10 +79,10 @@ impl Header {
         out
     }
 
-    /// How long the manner and the checksum behind the first [`FIXED`] bytes are.
+    /// The length of `manner` and the checksum, which follow the first [`FIXED`] bytes.
     ///
     /// # Errors
-    /// `Malformed` for what is no saved session, `Unsupported` for one of another version.
+    /// `Malformed` for anything but a saved session, `Unsupported` for another version.
     pub(super) fn rest(fixed: &[u8; FIXED]) -> Result<usize> {
         if fixed[..8] != MAGIC {
             return Err(Error::malformed("header", "this is no saved session"));
@@ -101,7 +103,7 @@ impl Header {
         Ok(manner + SUM)
     }
 
-    /// Reads what [`Header::bytes`] made.
+    /// Decodes what [`Header::bytes`] encoded.
     ///
     /// # Errors
     /// `Malformed`.
@@ -134,7 +136,7 @@ impl Header {
         Ok(header)
     }
 
-    /// Bytes of the whole file of a model; `None` where there are no such numbers.
+    /// Bytes of the whole file for a model; `None` if they overflow.
     pub(super) fn file_bytes(&self, spec: &Spec) -> Option<u64> {
         let head = FIXED + self.identity.manner.len() + SUM;
         let memory = memory::bytes(spec, self.number_bytes, self.extent)?;

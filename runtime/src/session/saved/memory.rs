@@ -1,4 +1,5 @@
-//! What a timeline's layers keep, wherever it lies, as bytes: what is saved, restored and copied to another timeline.
+//! Copies what a timeline's layers keep as bytes, on any processor: to save it, to restore it, and to fork
+//! it.
 
 use super::super::failover::Computing;
 use super::super::processor::Timeline;
@@ -9,33 +10,34 @@ use crate::model::Spec;
 use crate::model::memory::{KvSpec, MemorySpec, SLOTS};
 use std::ops::Range;
 
-/// Bytes that are copied at a time: memory beside what a plan counts, and less than one read of an expert.
+/// Bytes that are copied at once. This memory is not in the plan, but it is less than one read of an expert.
 const PART_BYTES: usize = 1 << 20;
 
-/// Marks at most.
+/// The most marks.
 pub(super) const MAX_MARKS: usize = SLOTS;
 
-/// What of a timeline there is.
+/// The part of a timeline that its layers hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// Positions.
+    /// Positions held.
     pub(super) held: usize,
-    /// The earliest that tokens can follow: a layer with a window has what one there sees, and what comes later.
+    /// The earliest position from which tokens can continue. A window layer holds what a token there sees,
+    /// and everything later.
     pub(super) earliest: usize,
-    /// Positions that a layer with a state has one for.
+    /// Positions for which a recurrent layer has a state.
     pub(super) marks: usize,
 }
 
-/// A piece of what a layer keeps.
+/// A piece of a layer's memory.
 pub(super) enum Piece {
-    /// Of its keys and values.
+    /// Part of the keys and values.
     Kv(KvPart),
-    /// Of its state: which of its marks, and how many values.
+    /// A recurrent state: the index of its mark, and its number of values.
     State { mark: usize, values: usize },
 }
 
 impl Piece {
-    /// Its bytes.
+    /// The piece's size in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Piece::Kv(part) => part.bytes(),
@@ -44,13 +46,13 @@ impl Piece {
     }
 }
 
-/// What a layer has for each of its positions, and which these are.
+/// The shape of a layer's keys and values, and the positions that it holds.
 fn kv_of(kv: KvSpec, number_bytes: usize, extent: Extent) -> (KvShape, Range<usize>) {
     let first = if extent.earliest == 0 { 0 } else { kv.first(extent.earliest) };
     (kv.shape(number_bytes), first..extent.held)
 }
 
-/// Bytes of all layers with their checksums; `None` where there is no such number.
+/// Bytes of all layers with their checksums; `None` if they overflow.
 pub(super) fn bytes(spec: &Spec, number_bytes: usize, extent: Extent) -> Option<usize> {
     spec.layers.iter().try_fold(0usize, |sum, layer| {
         let bytes = match layer.memory(spec.d) {
@@ -64,7 +66,7 @@ pub(super) fn bytes(spec: &Spec, number_bytes: usize, extent: Extent) -> Option<
     })
 }
 
-/// The pieces of a layer, none of which goes around the end of `a` or `b`.
+/// The pieces of a layer. None wraps around the end of a ring buffer in `a` or `b`.
 pub(super) fn pieces(
     on: &Computing,
     (a, b): (&dyn Timeline, &dyn Timeline),
@@ -83,13 +85,13 @@ pub(super) fn pieces(
     }
 }
 
-/// What a piece is copied to and from.
+/// Allocates a buffer that holds any piece.
 pub(super) fn buffer(on: &Computing, both: (&dyn Timeline, &dyn Timeline), extent: Extent) -> Vec<u8> {
     let all = (0..on.model.spec.layers.len()).flat_map(|i| pieces(on, both, i, extent));
     vec![0; all.map(|piece| piece.bytes()).max().unwrap_or(0)]
 }
 
-/// A layer's memory where it lies, and the position that the timeline is at.
+/// A layer's index, and the position of its timeline.
 pub(super) struct Layer {
     pub(super) layer: usize,
     pub(super) held: usize,
@@ -99,7 +101,7 @@ impl Layer {
     /// Copies a piece out of a timeline.
     ///
     /// # Errors
-    /// `Device` where it was on one that is lost.
+    /// `Device` if it was on a device that was lost.
     pub(super) fn read(&self, of: &dyn Timeline, piece: &Piece, out: &mut [u8]) -> Result<()> {
         match piece {
             Piece::Kv(part) => of.read_kv(self.layer, part, out),

@@ -1,8 +1,9 @@
-//! Sessions that outlive their process, and copies of one: tokens, and the keys and values that were computed of them.
+//! Saves, loads and forks sessions: their tokens, and the memory that was computed from them.
 //!
-//! A saved session is tied to its model and to how the model is computed ([`Identity`]), not to a budget, a backend or a
-//! context: keys and values have one order on disk. It is written under another name and renamed (R6), and read with
-//! nothing believed (R5): lengths are compared with the file's before anything is allocated, and every byte has a checksum.
+//! A saved session belongs to a model and to how it is computed ([`Identity`]), not to a budget, a backend or
+//! a context: keys and values have the same order on disk for all. It is written under another name and then
+//! renamed (R6). Reading trusts no byte (R5): lengths are checked against the file's before anything is
+//! allocated, and every byte has a checksum.
 
 mod chat;
 mod flow;
@@ -22,29 +23,29 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-/// Buffers of files: what is longer passes them by.
+/// Buffer size for files. Longer reads and writes bypass the buffer.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// What stands for a file's name in errors.
+/// Replaces a file's name in errors.
 const UNNAMED: &str = "saved session";
 
 impl Session {
-    /// Writes the session to a file: its tokens, and the keys and values that were computed of them. The file takes the place
-    /// of one that is there only when it is whole. Returns its bytes.
+    /// Saves the session to a file: its tokens, and the keys, values and states computed from them. An
+    /// existing file is replaced only when the new one is complete. Returns the bytes written.
     ///
-    /// [`Engine::load_session`] goes on with it. On one backend, and at exact precision, logits are then those of the session that
-    /// never stopped, byte for byte.
+    /// [`Engine::load_session`] loads it. On the same backend and at exact precision, logits are then
+    /// byte-identical to those of a session that never stopped.
     ///
     /// # Errors
-    /// `Io`; `Unsupported` for a model that is not read from a Dollop file. The session is as it was.
+    /// `Io`; `Unsupported` for a model that was not read from a Dollop file. The session is unchanged.
     pub fn save(&self, path: &Path) -> Result<u64> {
         self.save_with(path, &[])
     }
 
-    /// [`Session::save`] to anything. Nothing is renamed: what is there after an error is no saved session.
+    /// [`Session::save`] to any writer. After an error, what was written is not a saved session.
     ///
     /// # Errors
-    /// As [`Session::save`], and `Device` where a GPU is lost meanwhile: then it can be tried again.
+    /// As [`Session::save`], and `Device` if a GPU is lost meanwhile. The caller may then try again.
     pub fn write_to(&self, to: &mut dyn Write) -> Result<u64> {
         self.write_with(to, Path::new(UNNAMED), &[])
     }
@@ -54,7 +55,7 @@ impl Session {
             let partial = Partial::new(path)?;
             let mut file = BufWriter::with_capacity(BUFFER_BYTES, partial.file()?);
             let bytes = self.write_with(&mut file, path, notes)?;
-            // Before the name: after a loss of power there would be neither the old session nor this one.
+            // Sync before renaming. Otherwise, a power loss could destroy both the old session and this one.
             file.get_ref().sync_all().map_err(|e| Error::io(path, e))?;
             drop(file);
             partial.keep(path)?;
@@ -62,13 +63,13 @@ impl Session {
             Ok(bytes)
         };
         match write() {
-            // What was on the device is gone, the tokens are not.
+            // The GPU's memory is lost, but the tokens are not.
             Err(Error::Device(_)) if self.state.is_gpu() => write(),
             other => other,
         }
     }
 
-    /// What can be read of what layers keep.
+    /// The part of the layers' memory that can be read, and the positions of recurrent states.
     fn readable(&self) -> (Extent, Vec<usize>) {
         let gone = self.state.is_gpu() && self.engine().lost().is_some();
         match if gone { 0 } else { self.held.min(self.tokens().len()) } {
@@ -130,7 +131,7 @@ impl Session {
         Ok(bytes)
     }
 
-    /// Notes that a device is lost.
+    /// Marks the device as lost if reading from it failed.
     fn heard<T>(&self, read: Result<T>) -> Result<T> {
         if let (Err(Error::Device(why)), true) = (&read, self.state.is_gpu()) {
             self.engine().processors().lose(why);
@@ -138,15 +139,16 @@ impl Session {
         read
     }
 
-    /// A second session that begins with what this one holds, to continue one prefix in several ways. Nothing is computed.
+    /// Creates a second session with the same content, to continue one prefix in several ways. Computes
+    /// nothing.
     ///
     /// # Errors
-    /// `Invalid` where a budget has no room for one more session; as [`Engine::session`].
+    /// `Invalid` if the budget has no room for another session; as [`Engine::session`].
     pub fn fork(&self) -> Result<Session> {
         let options = SessionOptions { context: Some(self.context()), chunk: Some(self.state.chunk()) };
         let mut fork = self.engine().session(options)?;
         match self.copy_to(&mut fork) {
-            // It is not on the device any more: the tokens are read again.
+            // The device was lost. The new session computes the tokens again.
             Err(Error::Device(_)) if self.state.is_gpu() => fork = self.engine().session(options)?,
             other => other?,
         }
@@ -154,10 +156,10 @@ impl Session {
         Ok(fork)
     }
 
-    /// Takes what a saved session holds in the place of its own, as [`Engine::load_session`] would give it.
+    /// Replaces the content of this session with a saved one, as [`Engine::load_session`] would load it.
     ///
     /// # Errors
-    /// As [`Engine::load_session`]; the session is then as it was, or empty.
+    /// As [`Engine::load_session`]. The session is then unchanged or empty.
     #[doc(hidden)]
     pub fn restore(&mut self, path: &Path) -> Result<()> {
         let engine = self.engine.clone();
@@ -184,7 +186,7 @@ impl Session {
         })
     }
 
-    /// Reads what layers keep, to the end of the file.
+    /// Reads the layers' memory, to the end of the file.
     fn read_memory(&mut self, from: &mut In, header: &Header) -> Result<()> {
         let (engine, extent) = (self.engine.clone(), header.extent);
         let marks = read_marks(from, extent)?;
@@ -203,7 +205,7 @@ impl Session {
         Ok(())
     }
 
-    /// Its layers were given what they keep.
+    /// Records that the layers' memory was filled.
     fn restored(&mut self, extent: Extent, marks: &[usize]) {
         self.state.restored(extent.held, extent.earliest, marks);
         self.held = extent.held;
@@ -227,20 +229,21 @@ impl Session {
 }
 
 impl Engine {
-    /// Goes on with a session that [`Session::save`] or [`Chat::save`](super::Chat::save) wrote, perhaps in another process. The context
-    /// is that of the options, not the saved one's.
+    /// Loads a session that [`Session::save`] or [`Chat::save`](super::Chat::save) wrote, perhaps in another
+    /// process. The context comes from `options`, not from the saved session.
     ///
-    /// What was saved on one backend may go on on another, whose next logits are then as close as its own would be. Keys and
-    /// values that were lost with a GPU are computed again, from the tokens.
+    /// A session may continue on another backend. Its next logits are then as accurate as if that backend had
+    /// computed the session from the start. Keys and values that were lost with a GPU are computed again from
+    /// the tokens.
     ///
     /// # Errors
-    /// `Malformed` for a damaged file, `Unsupported` for one of another version, model or precision, each saying why;
-    /// `ContextFull` where its tokens do not fit; `Io`; as [`Engine::session`].
+    /// `Malformed` for a damaged file, `Unsupported` for another version, model or precision, each with the
+    /// reason; `ContextFull` if its tokens do not fit; `Io`; as [`Engine::session`].
     pub fn load_session(&self, path: &Path, options: SessionOptions) -> Result<Session> {
         Ok(self.load_with(path, options)?.0)
     }
 
-    /// [`Engine::load_session`] from anything, to its end.
+    /// [`Engine::load_session`] from any reader. Reads it to its end.
     ///
     /// # Errors
     /// As [`Engine::load_session`].
@@ -253,7 +256,7 @@ impl Engine {
         self.read_with(&mut file, path, Some(len), options).map_err(|e| e.at(path))
     }
 
-    /// The tokens of a saved session that this engine could load, without the rest of the file.
+    /// The tokens of a saved session that this engine could load. Does not read the rest of the file.
     ///
     /// # Errors
     /// As [`Engine::load_session`].
@@ -268,7 +271,7 @@ impl Engine {
         read(&mut from).map_err(|e| e.at(path))
     }
 
-    /// The session, and the notes of a conversation. `len` is the file's, where it is known.
+    /// Reads the session, and a conversation's notes. `len` is the file's length, if known.
     fn read_with(
         &self,
         from: &mut dyn Read,
@@ -306,7 +309,7 @@ impl Engine {
         }
     }
 
-    /// A header that is this engine's, of a file that is as long as it says.
+    /// Reads the header. Checks that it fits this engine, and that it matches the file's length.
     fn read_header(&self, from: &mut In, len: Option<u64>) -> Result<Header> {
         let mut fixed = [0; FIXED];
         from.raw(&mut fixed)?;
@@ -347,7 +350,7 @@ impl Engine {
     }
 }
 
-/// A file that may be a saved session, and its length.
+/// Opens a file that may be a saved session, and returns its length.
 fn open_saved(path: &Path) -> Result<(BufReader<File>, u64)> {
     let open = || {
         let file = File::open(path)?;
@@ -361,7 +364,7 @@ fn open_saved(path: &Path) -> Result<(BufReader<File>, u64)> {
     Ok((BufReader::with_capacity(BUFFER_BYTES, file), meta.len()))
 }
 
-/// The positions that states stand for: in order, the last of them where the timeline is.
+/// Reads the positions of recurrent states. They are in order, and the last is the current position.
 fn read_marks(from: &mut In, extent: Extent) -> Result<Vec<usize>> {
     let bytes = from.take_long(8 * extent.marks)?;
     from.check("marks")?;
