@@ -1,8 +1,9 @@
-//! The forward pass, top to bottom like the papers.
+//! The forward pass. It reads top to bottom, like the papers.
 //!
-//! [`Model`] is immutable and shared; [`Memory`] is what one sequence keeps, [`Scratch`] what a call needs. A call takes tokens through
-//! every layer: a chunk of one sequence, or a token each of several, which then share what is read of the weights. Everything but
-//! mixers works on rows and does not know whose they are. A layer of routed experts is long enough for a file (`routed`).
+//! [`Model`] is immutable and shared, [`Memory`] is what one sequence keeps, and [`Scratch`] holds the
+//! buffers of a call. A call runs tokens through every layer: a chunk of one sequence, or one token each of
+//! several sequences, which then share the reads of weights. Everything except the mixers works on rows,
+//! whichever sequence they belong to. Layers with routed experts have their own file (`routed`).
 
 mod delta;
 mod inputs;
@@ -27,39 +28,41 @@ use crate::kernels::{
 use inputs::take_rows;
 use std::sync::Arc;
 
-/// Rows of logits computed at once when every position's are wanted: bounds their buffer to this many vocabularies. Fewer
-/// than what a backend may compute in another way, so that a position's logits do not depend on which others are wanted.
+/// The most rows of logits computed at once, which bounds their buffer to this many vocabularies. Fewer than
+/// [`MANY`], from which on a backend may compute differently. So a position's logits do not depend on which
+/// others are wanted.
 const LOGIT_ROWS: usize = 8;
 const _: () = assert!(LOGIT_ROWS < MANY);
 
-/// Weights and everything fixed about them. A clone shares experts, counters and the bytes of matrices.
+/// A model's weights and its fixed settings. A clone shares the experts, the counters and the bytes of
+/// matrices.
 #[derive(Clone)]
 pub struct Model {
-    /// What is computed.
+    /// The model's structure and dimensions.
     pub spec: Spec,
-    /// Always-used weights.
+    /// The always-used weights.
     pub weights: Weights,
-    /// Provider of routed experts.
+    /// The source of routed experts.
     pub experts: Arc<dyn ExpertSource>,
-    /// Departures from the router's choice.
+    /// Options that change the router's choices.
     pub routing: Routing,
-    /// How often they happened.
+    /// How often they did.
     pub counters: Arc<RoutingCounters>,
 }
 
-/// Tokens of one sequence in a call.
+/// The tokens of one sequence in a call.
 pub struct Part<'a, B: Backend> {
-    /// What the sequence keeps.
+    /// The memory of the sequence.
     pub memory: &'a mut Memory<B>,
-    /// Its tokens.
+    /// The tokens.
     pub tokens: &'a [u32],
-    /// The position of the first.
+    /// The position of the first token.
     pub pos: usize,
-    /// What the caller wants of them.
+    /// The logits that the caller wants.
     pub want: Want,
 }
 
-/// The keys and values of a layer of all parts.
+/// The keys and values of one layer, for all parts.
 fn sequences<'a, B: Backend>(
     parts: &'a mut [Part<'_, B>],
     layer: usize,
@@ -71,7 +74,7 @@ fn sequences<'a, B: Backend>(
     })
 }
 
-/// The states of a layer of all parts.
+/// The recurrent states of one layer, for all parts.
 fn recurrences<'a, B: Backend>(
     parts: &'a mut [Part<'_, B>],
     layer: usize,
@@ -79,40 +82,43 @@ fn recurrences<'a, B: Backend>(
     parts.iter_mut().map(move |part| part.memory.recurrent(layer, part.tokens.len()))
 }
 
-/// Which positions of a part the caller wants logits for.
+/// The logits that the caller wants of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// None: a prompt's earlier chunk.
+    /// None: an earlier chunk of a prompt.
     Nothing,
-    /// The last position's.
+    /// Those of the last position.
     Last,
-    /// Of the last position's only so many of the greatest, at most [`MAX_BEST`](crate::kernels::MAX_BEST).
+    /// The greatest logits of the last position: this many, at most [`MAX_BEST`](crate::kernels::MAX_BEST).
     Best(usize),
-    /// Every position's.
+    /// Those of every position.
     All,
-    /// None, but after every layer a look at whether the values are still finite numbers: `NotFinite` where they are not.
+    /// None, but check after every layer that values are finite, and return `NotFinite` if not.
     Finite,
 }
 
-/// What is heard while tokens pass through a model.
+/// A progress report or result of a call.
 #[derive(Clone, Copy, Debug)]
 pub enum Passing<'a> {
-    /// So many layers are computed; on a GPU, told to it.
+    /// This many layers are computed; on a GPU, submitted.
     Layers(usize),
-    /// The logits of a wanted position, by its index among the tokens of the call.
+    /// The logits of a wanted position, by its index among the call's tokens.
     Logits(usize, &'a [f32]),
-    /// The greatest of them with their tokens, greatest first: fewer where not so many are numbers.
+    /// The greatest logits of a wanted position with their tokens, greatest first. Fewer than wanted if some
+    /// are not numbers.
     Best(usize, &'a [(u32, f32)]),
 }
 
 impl Model {
-    /// Takes the tokens of `parts` through the model, each part's at its positions, and hands the logits of the wanted positions to
-    /// `hear`, in order, and between them how far it is. With several parts each has one token, and what comes of it is bit for bit
-    /// what comes of it alone. An error of `hear` ends the call: what the caches hold at these positions is then of no use.
+    /// Runs the tokens of `parts` through the model, each part at its own positions. Passes progress and the
+    /// logits of the wanted positions to `hear`, in order. With several parts, each has one token, and its
+    /// result is bit-identical to that of a call on its own. An error of `hear` ends the call; the caches'
+    /// contents at these positions are then invalid.
     ///
     /// # Panics
-    /// Where the tokens are none or more than a chunk, the parts more than [`Backend::TOGETHER`], or several of several tokens; where
-    /// tokens do not fit the cache, or are not in the vocabulary: the session checks.
+    /// If there are no tokens, more than a chunk, or more parts than [`Backend::TOGETHER`]; if one of several
+    /// parts has more than one token; if tokens do not fit the cache or are not in the vocabulary. The
+    /// session checks all this.
     pub fn forward<B: Backend>(
         &self,
         b: &B,
@@ -139,8 +145,8 @@ impl Model {
         take_rows(b, &w.embed, &s.tokens, c.embed_scale, (&mut s.row, &mut s.x))?;
         self.inputs(b, s)?;
         let (want, ends) = (parts[0].want, n);
-        // Behind the last keys and values only those positions count whose logits are wanted.
-        // Who notes choices learns from all.
+        // After the last layer that writes keys and values, only positions whose logits are wanted must be
+        // computed. If routers' choices are recorded, we compute all.
         let tail = if s.noted.is_some() || several { None } else { b.tail(n) };
         let needed = match (want, tail) {
             (Want::All | Want::Finite, _) | (_, None) => n,
@@ -190,7 +196,7 @@ impl Model {
         Ok(())
     }
 
-    /// `x += ffn(norm(x))`, of one block.
+    /// `x += ffn(norm(x))`, for one dense block.
     fn dense<B: Backend>(
         &self,
         b: &B,
@@ -213,7 +219,7 @@ impl Model {
         }
     }
 
-    /// `x = scale · (x + norm(y))`, by way of `h`.
+    /// `x = scale · (x + norm(y))`, with `h` as scratch.
     fn add_normed<B: Backend>(
         &self,
         b: &B,
@@ -233,7 +239,7 @@ impl Model {
         });
     }
 
-    /// Final norm and output head of the wanted positions among the `n` rows.
+    /// The final norm and output head, for the wanted positions among the `n` rows.
     fn logits<B: Backend>(
         &self,
         b: &B,
@@ -256,7 +262,7 @@ impl Model {
             let norm = Some((norm, &mut s.y));
             b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], times: None, add: None });
             for row in 0..rows {
-                // With several parts a row is a part's, else all are the only one's.
+                // With several parts, each has one row. Otherwise, all rows belong to the only part.
                 let want = parts.get(first + row).filter(|_| parts.len() > 1).unwrap_or(&parts[0]).want;
                 let k = match want {
                     Want::Nothing => continue,
@@ -289,7 +295,7 @@ impl Model {
     }
 }
 
-/// Whether the first `n` rows of the residual stream are finite numbers.
+/// Checks that the first `n` rows of the residual stream are finite.
 ///
 /// # Errors
 /// `NotFinite`, with the place and the position of the first row that is not.
@@ -309,7 +315,8 @@ fn finite<B: Backend>(
     }
 }
 
-/// Downloads a result, and with the first of a call what its routers chose: one wait for both.
+/// Downloads a result. The first download of a call also fetches the recorded choices of its routers, to wait
+/// only once.
 fn read<B: Backend>(b: &B, noted: &mut Option<Noted<B>>, result: (&B::Buf, usize, &mut [f32])) -> Result<()> {
     match noted.as_mut().and_then(Noted::unread) {
         Some(choices) => b.read(&mut [result, choices]),

@@ -1,5 +1,5 @@
-//! The forward pass of a layer's token mixer. Attention and short convolutions are here; latent attention and delta
-//! nets have files of their own.
+//! The forward pass of a layer's token mixer. Attention and short convolutions are here; latent attention and
+//! delta nets have files of their own.
 
 use super::{Model, Part, Scratch, recurrences, sequences};
 use crate::kernels::{

@@ -1,4 +1,5 @@
-//! Scratch of a call: buffers for its rows, whichever sequences they are of, taken once and counted where they are taken.
+//! The buffers of a call, whichever sequences its rows belong to. Allocated once; `bytes` counts what `new`
+//! allocates.
 
 mod layers;
 
@@ -9,11 +10,11 @@ use crate::model::Spec;
 use crate::model::spec::AttentionSpec;
 pub(super) use layers::{DeltaScratch, InputScratch, MoeScratch};
 
-/// Buffers for calls of up to `chunk` tokens at positions of up to `capacity`.
+/// Buffers for calls of up to `chunk` tokens, at positions below `capacity`.
 pub struct Scratch<B: Backend> {
     pub(super) chunk: usize,
     pub(super) capacity: usize,
-    /// Of each of the model's rotary embeddings.
+    /// The tables of each of the model's rotary embeddings.
     pub(super) ropes: Vec<RopeTable>,
     /// The tokens of a call.
     pub(super) tokens: Vec<u32>,
@@ -23,38 +24,40 @@ pub struct Scratch<B: Backend> {
     pub(super) h: B::Buf,
     /// Output of a sub-block, `[chunk, d]`.
     pub(super) y: B::Buf,
-    /// `[chunk, heads · head_dim]`.
+    /// Queries, `[chunk, heads · head_dim]`.
     pub(super) q: B::Buf,
-    /// `[chunk, kv_heads · head_dim]`.
+    /// Keys, `[chunk, kv_heads · head_dim]`.
     pub(super) k: B::Buf,
-    /// `[chunk, kv_heads · head_dim]`.
+    /// Values, `[chunk, kv_heads · head_dim]`.
     pub(super) v: B::Buf,
-    /// `[chunk, heads · head_dim]`.
+    /// Output of attention, `[chunk, heads · head_dim]`.
     pub(super) attn: B::Buf,
-    /// `[chunk, 3 · d]`, where layers have convolutions.
+    /// Projected input of convolutions, `[chunk, 3 · d]`; empty without convolution layers.
     pub(super) conv: B::Buf,
-    /// `[chunk, heads · head_dim]`, where what comes out of attention is gated.
+    /// Gate of attention's output, `[chunk, heads · head_dim]`; empty without such gates.
     pub(super) gate: B::Buf,
-    /// Where layers have delta nets.
+    /// Present if the model has delta nets.
     pub(super) delta: Option<DeltaScratch<B>>,
     /// `[LOGIT_ROWS, vocab]`.
     pub(super) logits: B::Buf,
-    /// One row of logits, where the caller can read it.
+    /// One row of logits on the host, `[vocab]`.
     pub(super) host: Vec<f32>,
-    /// A row of an embedding that is not held, scaled: `[d]`.
+    /// A scaled row of an embedding that stays in the file, `[d]`, or `[layers · per_layer]` if that is
+    /// wider.
     pub(super) row: Vec<f32>,
-    /// `[MAX_BEST, 2]`: the likeliest tokens and their logits, as the backend writes them; the same on the host; read.
+    /// The likeliest tokens and their logits: `[MAX_BEST, 2]` as the backend writes them, the same on the
+    /// host, and decoded.
     pub(super) best: B::Buf,
     pub(super) best_bits: Vec<f32>,
     pub(super) likeliest: Vec<(u32, f32)>,
     pub(super) moe: Option<MoeScratch<B>>,
     pub(super) inputs: Option<InputScratch<B>>,
-    /// What the routers chose, where somebody learns from it.
+    /// The routers' recorded choices, if a refiner learns from them.
     pub(super) noted: Option<Noted<B>>,
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Scratch for `chunk` tokens at a time, at positions of up to `capacity`.
+    /// Allocates buffers for up to `chunk` tokens at positions below `capacity`.
     pub fn new(backend: &B, model: &Model, capacity: usize, chunk: usize) -> Result<Scratch<B>> {
         let (c, w) = (&model.spec, &model.weights);
         let q_width = c.most(AttentionSpec::q_width);
@@ -93,7 +96,7 @@ impl<B: Backend> Scratch<B> {
         })
     }
 
-    /// Bytes of [`Scratch::new`] without what the backend keeps for itself.
+    /// Bytes of [`Scratch::new`], without the backend's own scratch.
     pub fn bytes(spec: &Spec, vocab: usize, capacity: usize, chunk: usize) -> usize {
         let c = spec;
         let stream = chunk
@@ -113,17 +116,17 @@ impl<B: Backend> Scratch<B> {
         4 * (stream + moe + inputs + logits + chunk + c.rope_values(capacity))
     }
 
-    /// Bytes that [`Scratch::new`] takes beyond [`Scratch::bytes`] where somebody learns what routers choose.
+    /// Bytes of [`Scratch::new`] beyond [`Scratch::bytes`], if a refiner learns from the routers' choices.
     pub fn noted_bytes(spec: &Spec, chunk: usize) -> usize {
         spec.router().map_or(0, |r| Noted::<B>::bytes(spec.layers.len(), r.top_k, chunk))
     }
 
-    /// Tokens that one call may take.
+    /// The most tokens per call.
     pub fn chunk(&self) -> usize {
         self.chunk
     }
 
-    /// Positions that rotations reach.
+    /// The number of positions that the rotary tables cover.
     pub fn capacity(&self) -> usize {
         self.capacity
     }

@@ -103,7 +103,7 @@ impl<B: Backend> InputScratch<B> {
 pub(in crate::model::forward) struct DeltaScratch<B: Backend> {
     /// Queries, keys and values, `[chunk, channels]`.
     pub(in crate::model::forward) qkv: B::Buf,
-    /// The same after the convolution.
+    /// The same after the convolution, `[chunk, channels]`.
     pub(in crate::model::forward) mixed: B::Buf,
     /// Output gate, `[chunk, v_heads · v_dim]`.
     pub(in crate::model::forward) z: B::Buf,
