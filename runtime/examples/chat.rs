@@ -1,8 +1,9 @@
-//! Talks with a model, a line a turn:
+//! A chat in the terminal, one line per turn:
 //!
 //!     cargo run --release -p dollop --example chat -- MODEL [MEGABYTES]
 //!
-//! MODEL is a Dollop file, a GGUF file or a Hugging Face folder; the last two are converted once, into `models` beside it.
+//! MODEL is a Dollop file, a GGUF file or a Hugging Face folder. The last two are converted once, into the
+//! folder `models` beside it.
 
 use dollop::{Chat, Engine, EngineOptions, Event, GenerateOptions, Overflow, SessionOptions};
 use std::io::{BufRead, Write};
@@ -31,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (Event::Token { text, .. } | Event::Rest { text }) = event else {
                 return ControlFlow::Continue(());
             };
-            // Where nobody reads any more, nothing more is said.
+            // If standard output is closed, stop the generation.
             match write!(out, "{text}").and_then(|()| out.flush()) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

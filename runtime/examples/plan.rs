@@ -1,4 +1,5 @@
-//! Says what budgets of memory would mean for a model, without loading it, and what it can be computed on:
+//! Prints the processors of this machine, and the memory plans of a model under several budgets, without
+//! loading it:
 //!
 //!     cargo run --release -p dollop --example plan -- MODEL.gguf
 
@@ -12,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let whole = Engine::plan(&model, &EngineOptions::default())?;
     println!("whole: {whole}");
-    // From what works at all to what holds everything.
+    // Budgets from the smallest that works to one that holds everything.
     let all = whole.total_bytes();
     for part in [0, 4, 2, 1].map(|n: u64| all.checked_div(n).unwrap_or(1)) {
         match Engine::plan(&model, &EngineOptions::default().with_memory(part)) {

@@ -1,4 +1,4 @@
-//! Continues a text under a budget of memory, event by event, and says what streaming the experts took:
+//! Continues a text under a memory budget, event by event, and prints statistics of expert streaming:
 //!
 //!     cargo run --release -p dollop --example stream -- MODEL.gguf MEGABYTES 'Once upon a time'
 

@@ -1,7 +1,8 @@
-//! Dollop runs Mixture-of-Experts language models that may be larger than the memory of the device in hand.
+//! Dollop runs Mixture-of-Experts language models, even if they are larger than the device's memory.
 //!
-//! [`Engine::open`] opens a model, [`Engine::session`] gives a timeline of it with its KV cache, and a [`Chat`] holds a
-//! conversation on one. [`Engine::plan`] says what a budget of memory would be spent on before anything is loaded.
+//! [`Engine::open`] opens a model. [`Engine::session`] creates a sequence of tokens with its KV cache, and a
+//! [`Chat`] holds a conversation in one. [`Engine::plan`] says how a memory budget would be spent, before
+//! anything is loaded.
 //!
 //! ```no_run
 //! use dollop::{Chat, Engine, EngineOptions, Event, GenerateOptions, Overflow, SessionOptions};
@@ -20,13 +21,16 @@
 //! # }
 //! ```
 //!
-//! **Threads.** An engine is shared by all threads; a session or chat is used by one at a time. **Options** are made by
-//! `Default` and changed by their `with_` methods or field by field; fields may be added to them, and to plans, statistics and
-//! events. **Logging** goes to the facade `log`; the library prints nothing.
-// Rooms' headers point at their own private files: they are for who reads the source.
+//! **Threads.** All threads may share an engine. Only one thread at a time may use a session or a chat.
+//!
+//! **Options** start from `Default`. Change them with their `with_` methods or field by field. Later versions
+//! may add fields to options, plans, statistics and events.
+//!
+//! **Logging** uses the `log` crate. The library itself prints nothing.
+// Module docs link to private items, for readers of the source.
 #![allow(rustdoc::private_intra_doc_links)]
 
-// Wrong sizes in the middle of a model would be worse than no program.
+// A wrong size deep in a model would be worse than a failed build.
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("Dollop needs a 64-bit target: it maps whole models, and 32 bits cannot address them");
 #[cfg(not(target_endian = "little"))]
@@ -66,13 +70,13 @@ pub use session::{
 };
 pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats};
 
-/// The README's program compiles.
+/// Compiles the program in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-/// What the library is made of, for its own tests, benchmarks, bindings and command line. No program should use it: it changes from
-/// one version to the next.
+/// Internals for this project's tests, benchmarks, bindings and command line. Applications should not use
+/// them: they may change in any version.
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod internal {
