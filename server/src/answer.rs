@@ -1,4 +1,5 @@
-//! What comes of a request, whatever API it came by: pieces of its answers one after another, or the answers whole.
+//! The result of a request in a form that does not depend on the API. It is either a stream of updates or the
+//! collected answers.
 
 use crate::refusal::Refusal;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -6,89 +7,89 @@ use tokio::sync::mpsc::UnboundedReceiver;
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// Of what the model thinks before it answers.
+    /// Text of the model's reasoning, before the answer.
     Reasoning(String),
-    /// Of the answer's text.
+    /// Text of the answer.
     Text(String),
-    /// A call of a tool begins.
+    /// A tool call begins.
     Call {
-        /// What its result will name it by.
+        /// The call's id. The tool's result refers to it.
         id: String,
-        /// The tool.
+        /// The tool's name.
         name: String,
     },
-    /// More of the arguments of the call that began last, as JSON.
+    /// The next part of the latest call's arguments. All parts together are JSON.
     Arguments(String),
-    /// The call that began last is none after all: this is the text that it was taken for.
+    /// The latest call turned out to be plain text, which is given here.
     Abandoned(String),
 }
 
 /// Why an answer ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Finish {
-    /// The model ended its turn.
+    /// The model generated an end-of-turn token.
     Turn,
-    /// A stop string was met: this one, if it is known.
+    /// The answer reached a stop string. The string is `None` if it could not be determined.
     Stop(Option<String>),
-    /// The model ended its turn with calls of tools.
+    /// The model ended its turn with tool calls.
     Calls,
-    /// `max_tokens` or the context's end.
+    /// The answer reached `max_tokens` or the end of the context.
     Length,
 }
 
-/// Tokens and seconds of a request, over all its answers.
+/// Token counts and times of a request, summed over its answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Tokens of the prompts, each counted once.
+    /// Tokens of the prompts. A prompt with several answers counts once.
     pub prompt: usize,
-    /// Of those, found in a kept conversation.
+    /// Prompt tokens that were reused from a session or a prefix file.
     pub cached: usize,
-    /// Tokens generated.
+    /// Generated tokens.
     pub output: usize,
-    /// Of those, reasoning.
+    /// Generated tokens that are reasoning.
     pub reasoning: usize,
-    /// Seconds for prompts.
+    /// Seconds of prefill.
     pub prefill_s: f64,
-    /// Seconds for answers.
+    /// Seconds of decoding.
     pub decode_s: f64,
 }
 
-/// What happens to a request, in order: pieces and ends of its answers, then the end or a failure.
+/// An event of a request. Pieces and ends of answers come first, then `End` or `Failed`.
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// The request is sound, and its prompt is being read.
+    /// The request is valid, and prefill of its prompt has begun.
     Begun,
-    /// A piece of an answer.
     Piece(usize, Piece),
-    /// An answer ended.
+    /// A piece of the answer with this index.
+    /// The answer with this index ended.
     Done(usize, Finish),
     /// All answers ended.
     End(Usage),
-    /// No more comes.
+    /// The request failed. No further update follows.
     Failed(Refusal),
 }
 
-/// A call of a tool.
+/// A complete tool call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
-    /// What its result will name it by.
+    /// The call's id. The tool's result refers to it.
     pub id: String,
-    /// The tool.
+    /// The tool's name.
     pub name: String,
-    /// JSON.
+    /// The arguments as JSON text.
     pub arguments: String,
 }
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// What the model thought.
+    /// The model's reasoning.
     pub reasoning: String,
-    /// What it says.
+    /// The answer's text.
     pub text: String,
-    /// Tools that it calls.
+    /// The answer's tool calls.
     pub calls: Vec<Call>,
-    /// Why it ended.
+    /// Why the answer ended.
     pub finish: Finish,
 }
 
@@ -118,17 +119,17 @@ impl Choice {
 /// All answers of a request.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// One for each answer that was asked for.
+    /// One entry per requested answer.
     pub choices: Vec<Choice>,
-    /// What they took.
+    /// Token counts and times of all answers.
     pub usage: Usage,
 }
 
 impl Answer {
-    /// Waits for the end.
+    /// Collects updates until the request ends.
     ///
     /// # Errors
-    /// What the request failed with.
+    /// The refusal of [`Update::Failed`], or 500 if the channel closed early.
     pub async fn collect(updates: &mut UnboundedReceiver<Update>) -> Result<Answer, Refusal> {
         let mut choices: Vec<Choice> = Vec::new();
         loop {
@@ -148,14 +149,14 @@ impl Answer {
         }
     }
 
-    /// The only answer, for APIs that have one.
+    /// The first answer, for APIs that return exactly one.
     pub fn only(self) -> (Choice, Usage) {
         let first = self.choices.into_iter().next();
         (first.unwrap_or_else(|| Choice::empty(Finish::Length)), self.usage)
     }
 }
 
-/// A generation that ended without saying so: its thread panicked.
+/// The error for a channel that closed without `End` or `Failed`, because the sending thread panicked.
 pub fn broken() -> Refusal {
     Refusal::internal("the generation broke off: this is a fault of the server")
 }

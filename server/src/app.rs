@@ -1,4 +1,4 @@
-//! Routes: which path is answered by which API.
+//! The HTTP routes: which path belongs to which API.
 
 use crate::api::{about, chat, completions, messages, ollama, responses, text};
 use crate::feed::json;
@@ -23,7 +23,7 @@ use std::time::Instant;
 type App = State<Arc<Service>>;
 type Reply = Result<Response<Body>, Refusal>;
 
-/// All routes.
+/// The router with all routes.
 pub fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(async |s: App, r: HttpRequest| post_to(s, r, Api::Chat).await))
@@ -56,7 +56,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// What a body is sent to.
+/// The handler that receives a POST body.
 #[derive(Clone, Copy)]
 enum Api {
     Chat,
@@ -99,7 +99,8 @@ async fn answer(service: &Arc<Service>, request: HttpRequest, api: Api) -> Reply
     }
 }
 
-/// Work on a text, which may be long, beside the thread that serves connections.
+/// Runs `work` on a blocking thread. Its input text may be long, and the async thread must keep serving
+/// connections.
 async fn apart(
     service: &Arc<Service>,
     body: Json,
@@ -115,7 +116,7 @@ async fn apart(
     done.map_err(|_| crate::answer::broken())?.map(|j| json(&j))
 }
 
-/// The body, within its limits of bytes and time.
+/// Reads the body, limited by `max_body_bytes` and `read_timeout`.
 async fn read(service: &Service, request: HttpRequest) -> Result<Bytes, Refusal> {
     let limit = service.options.max_body_bytes;
     let body = Limited::new(request.into_body(), limit).collect();
@@ -156,7 +157,7 @@ fn unknown(request: &HttpRequest, status: StatusCode) -> Response<Body> {
         .response(Form::of(path))
 }
 
-/// Routes as metrics name them: a client cannot make up new ones.
+/// Route labels of the metrics. The list is fixed, so a client cannot create new labels with unknown paths.
 const ROUTES: [&str; 20] = [
     "/v1/chat/completions",
     "/v1/completions",
@@ -180,7 +181,7 @@ const ROUTES: [&str; 20] = [
     "/",
 ];
 
-/// What surrounds every request: who may use the server, counters, the log.
+/// Middleware for every request: checks host, origin and key, adds CORS headers, counts and logs.
 async fn guarded(State(service): App, request: HttpRequest, next: Next) -> Response<Body> {
     let start = Instant::now();
     let (method, uri, headers) = (request.method().clone(), request.uri().clone(), request.headers().clone());

@@ -1,4 +1,5 @@
-//! From updates to a response's body: whole, or piece by piece. Each API says in a [`Translation`] what its pieces look like.
+//! Turns updates into a response body, either at once or as a stream. Each API implements [`Translation`] to
+//! format updates.
 
 use crate::answer::{Answer, Finish, Piece, Update, Usage, broken};
 use crate::refusal::{Form, Refusal};
@@ -16,36 +17,36 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-/// How an API says what happens to a request.
+/// How an API formats the updates of a request.
 pub trait Translation: Send + Unpin + 'static {
-    /// Whose errors these are.
+    /// The API's error format.
     const FORM: Form;
-    /// Lines of JSON instead of server-sent events.
+    /// Whether the stream is newline-delimited JSON (NDJSON) instead of server-sent events.
     const LINES: bool = false;
 
-    /// The beginning of a stream.
+    /// Writes the beginning of a stream.
     fn begin(&mut self, _out: &mut Frames) {}
-    /// A piece of an answer.
+    /// Writes a piece of an answer.
     fn piece(&mut self, choice: usize, piece: Piece, out: &mut Frames);
-    /// The end of an answer.
+    /// Writes the end of an answer.
     fn done(&mut self, choice: usize, finish: Finish, out: &mut Frames);
-    /// The end of a stream.
+    /// Writes the end of a stream.
     fn end(&mut self, usage: &Usage, out: &mut Frames);
-    /// The stream breaks off.
+    /// Writes the error that ends a stream early.
     fn failed(&mut self, refusal: &Refusal, out: &mut Frames) {
         out.object(&refusal.json(Self::FORM));
     }
-    /// A sign of life.
+    /// Writes a keep-alive. NDJSON has no comments, so there it writes nothing.
     fn ping(&mut self, out: &mut Frames) {
         if !Self::LINES {
             out.comment();
         }
     }
-    /// The response that is no stream.
+    /// The body of a response that is not streamed.
     fn whole(&mut self, answer: Answer) -> Json;
 }
 
-/// What is to be sent.
+/// Output that is not yet sent.
 #[derive(Default)]
 pub struct Frames {
     text: String,
@@ -53,7 +54,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// An object: an event without a name, or a line.
+    /// Adds a JSON object, as an unnamed SSE event or as an NDJSON line.
     pub fn object(&mut self, json: &Json) {
         if self.lines {
             self.text.push_str(&format!("{json}\n"));
@@ -62,12 +63,12 @@ impl Frames {
         }
     }
 
-    /// An event without a name.
+    /// Adds an unnamed SSE event.
     pub fn data(&mut self, text: &str) {
         self.text.push_str(&format!("data: {text}\n\n"));
     }
 
-    /// An event with a name.
+    /// Adds a named SSE event.
     pub fn event(&mut self, name: &str, json: &Json) {
         self.text.push_str(&format!("event: {name}\ndata: {json}\n\n"));
     }
@@ -81,10 +82,11 @@ impl Frames {
     }
 }
 
-/// Answers a request, in the API's own way.
+/// Starts a request and responds in the API's format.
 ///
 /// # Errors
-/// As [`Service::start`], and what the generation of a response that is no stream fails with.
+/// Those of [`Service::start`]. Also the failure of the generation, if the response is not streamed or the
+/// failure is the first update.
 pub async fn respond<T: Translation>(
     service: &Arc<Service>,
     request: Request,
@@ -96,7 +98,8 @@ pub async fn respond<T: Translation>(
         let answer = Answer::collect(&mut generation.updates).await?;
         return Ok(json(&translation.whole(answer)));
     }
-    // What is wrong with the request shows before its prompt is read: then the status says so.
+    // An invalid request fails before prefill, as the first update. The response can then still have an error
+    // status.
     let first = match generation.updates.recv().await {
         Some(Update::Failed(refusal)) => return Err(refusal),
         first => first.unwrap_or_else(|| Update::Failed(broken())),
@@ -111,14 +114,14 @@ pub async fn respond<T: Translation>(
     Ok(response)
 }
 
-/// A response of JSON.
+/// A JSON response.
 pub fn json(json: &Json) -> Response<Body> {
     let mut response = Response::new(Body::from(json.to_string()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-/// The body of a stream. Dropping it, as when the client hangs up, ends the generation.
+/// The body of a streamed response. Hyper drops it when the client disconnects, which cancels the generation.
 struct Feed<T> {
     generation: Option<Generation>,
     translation: T,

@@ -1,16 +1,16 @@
-//! Reads fields of a JSON object that a client sent: each of its type, `null` as if it were not there.
+//! Typed access to the fields of a JSON object from a client. A `null` field counts as absent.
 
 use crate::refusal::Refusal;
 use serde_json::{Map, Value as Json};
 
-/// An object, and what its fields are called in errors.
+/// A JSON object, and the prefix of its field names in errors.
 #[derive(Clone, Copy)]
 pub struct Fields<'a> {
     map: &'a Map<String, Json>,
     prefix: &'a str,
 }
 
-/// A request's body as JSON.
+/// Parses a request body as a JSON object.
 ///
 /// # Errors
 /// 400 for anything else.
@@ -21,10 +21,10 @@ pub fn parse(body: &[u8]) -> Result<Json, Refusal> {
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of a value; `prefix` is what stands before their names, such as `options.`.
+    /// The fields of an object. `prefix` precedes their names in errors, for example `options.`.
     ///
     /// # Errors
-    /// 400 where it is no object.
+    /// 400 if `json` is not an object.
     pub fn of(json: &'a Json, prefix: &'a str) -> Result<Fields<'a>, Refusal> {
         match json {
             Json::Object(map) => Ok(Fields { map, prefix }),
@@ -33,17 +33,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The field's full name.
+    /// The field's name with the prefix.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// An error about a field.
+    /// A 400 error that names the field.
     pub fn wrong(&self, name: &str, message: impl std::fmt::Display) -> Refusal {
         Refusal::field(&self.name(name), message)
     }
 
-    /// The value of a field that is there.
+    /// The field's value, or `None` if it is absent or `null`.
     pub fn get(&self, name: &str) -> Option<&'a Json> {
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -58,27 +58,27 @@ impl<'a> Fields<'a> {
         self.get(name).map(read).transpose()
     }
 
-    /// A text.
+    /// A string field.
     pub fn text(&self, name: &str) -> Result<Option<&'a str>, Refusal> {
         self.read(name, "a text", Json::as_str)
     }
 
-    /// A text that must be there.
+    /// A required string field.
     pub fn need_text(&self, name: &str) -> Result<&'a str, Refusal> {
         self.text(name)?.ok_or_else(|| self.wrong(name, "is missing"))
     }
 
-    /// True or false.
+    /// A boolean field.
     pub fn flag(&self, name: &str) -> Result<Option<bool>, Refusal> {
         self.read(name, "true or false", Json::as_bool)
     }
 
-    /// A number.
+    /// A finite number field.
     pub fn number(&self, name: &str) -> Result<Option<f32>, Refusal> {
         self.read(name, "a number", |v| v.as_f64().map(|v| v as f32).filter(|v| v.is_finite()))
     }
 
-    /// A whole number; one that is written with a fraction of zero is one.
+    /// An integer field. A float without a fraction, such as `1.0`, is accepted.
     pub fn whole(&self, name: &str) -> Result<Option<i64>, Refusal> {
         self.read(name, "a whole number", |v| {
             let whole = |f: f64| (f.fract() == 0.0 && f.abs() < 9e15).then_some(f as i64);
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A whole number of at least `least`.
+    /// An integer field of at least `least`.
     pub fn count(&self, name: &str, least: usize) -> Result<Option<usize>, Refusal> {
         let number = self.whole(name)?;
         let fits = |n: i64| usize::try_from(n).ok().filter(|&n| n >= least);
@@ -94,12 +94,12 @@ impl<'a> Fields<'a> {
         number.map(read).transpose()
     }
 
-    /// A list.
+    /// An array field.
     pub fn list(&self, name: &str) -> Result<Option<&'a [Json]>, Refusal> {
         self.read(name, "a list", |v| v.as_array().map(Vec::as_slice))
     }
 
-    /// A text, or a list of texts.
+    /// A field that is a string or an array of strings.
     pub fn texts(&self, name: &str) -> Result<Vec<String>, Refusal> {
         let list = |v: &Json| match v {
             Json::String(text) => Some(vec![text.clone()]),
@@ -109,10 +109,11 @@ impl<'a> Fields<'a> {
         Ok(self.read(name, "a text or a list of texts", list)?.unwrap_or_default())
     }
 
-    /// Refuses a field that is there and says anything but no.
+    /// Refuses a field, unless it is absent or has an empty value: `false`, 0, an empty string or an empty
+    /// array.
     ///
     /// # Errors
-    /// 400, with the reason.
+    /// 400 with `why` as the reason.
     pub fn refuse(&self, name: &str, why: &str) -> Result<(), Refusal> {
         let says_no = |v: &Json| match v {
             Json::Bool(on) => !on,

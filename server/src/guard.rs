@@ -1,4 +1,4 @@
-//! Who may use the server: the name it is called by, pages of other sites, and the key.
+//! Access control: checks of the `Host` header, the `Origin` header and the API key.
 
 use crate::options::ServerOptions;
 use crate::refusal::Refusal;
@@ -7,13 +7,13 @@ use axum::http::{Method, StatusCode, Uri};
 use std::net::IpAddr;
 use subtle::ConstantTimeEq;
 
-/// Paths that need no key: they say nothing of what is asked and answered.
+/// Paths that need no key. They reveal nothing about requests and answers.
 const OPEN: [&str; 6] = ["/", "/page.js", "/page.css", "/page.licences.txt", "/health", "/api/version"];
 
-/// Lets a request pass.
+/// Checks whether a request may pass.
 ///
 /// # Errors
-/// 403 for a name that is not this server's, and for pages of other sites; 401 without the key.
+/// 403 for a host name that is not allowed or a page of another site. 401 for a missing or wrong key.
 pub fn check(options: &ServerOptions, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
     check_host(options, uri, headers)?;
     check_origin(options, headers)?;
@@ -27,12 +27,13 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// A page of another site may have its own name lead to this machine (DNS rebinding), but the browser then sends that name.
+/// Protects against DNS rebinding: a site can point its own name at this machine, but the browser then sends
+/// that name in `Host`.
 fn check_host(options: &ServerOptions, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
     let sent = uri.authority().map(|a| a.as_str()).or_else(|| text(headers, header::HOST));
     let name = sent.map(host_name).unwrap_or_default();
     let own = |own: &String| own.eq_ignore_ascii_case(name);
-    // An address is no name that could lead elsewhere.
+    // An IP address cannot be rebound: DNS does not resolve it.
     let address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     if address || name.eq_ignore_ascii_case("localhost") || options.hosts.iter().any(own) {
         return Ok(());
@@ -42,7 +43,7 @@ fn check_host(options: &ServerOptions, uri: &Uri, headers: &HeaderMap) -> Result
     Err(Refusal { code: Some("host_not_allowed"), ..Refusal::new(StatusCode::FORBIDDEN, message) })
 }
 
-/// `name:port` without the port.
+/// Removes the port from `name:port`.
 fn host_name(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
@@ -50,7 +51,8 @@ fn host_name(host: &str) -> &str {
     }
 }
 
-/// Browsers say which page a request comes from. Pages of this server may use it, others only if they were named.
+/// Browsers send the origin of the page that makes a request. Pages of this server are allowed, other origins
+/// only if `--cors` names them.
 fn check_origin(options: &ServerOptions, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let own = || {
@@ -65,14 +67,15 @@ fn check_origin(options: &ServerOptions, headers: &HeaderMap) -> Result<(), Refu
     Err(Refusal { code: Some("origin_not_allowed"), ..Refusal::new(StatusCode::FORBIDDEN, message) })
 }
 
-/// What stands in `Access-Control-Allow-Origin` for a page of another site.
+/// The value of `Access-Control-Allow-Origin` for another site's page, or `None` if that origin is not
+/// allowed.
 fn allowed(options: &ServerOptions, origin: &HeaderValue) -> Option<HeaderValue> {
     let origin_text = origin.to_str().ok()?;
     let named = options.cors.iter().any(|cors| cors == "*" || cors.trim_end_matches('/') == origin_text);
     named.then(|| origin.clone())
 }
 
-/// The headers that let a page of another site read the response, where it may.
+/// Adds the CORS headers that let an allowed origin read the response.
 pub fn cors(options: &ServerOptions, request: &HeaderMap, response: &mut HeaderMap) {
     if options.cors.is_empty() {
         return;
@@ -84,35 +87,36 @@ pub fn cors(options: &ServerOptions, request: &HeaderMap, response: &mut HeaderM
     response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     let methods = HeaderValue::from_static("GET, POST, OPTIONS");
     response.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-    // Clients in browsers send headers of their own; the key is checked whatever they are.
+    // Browser clients send their own extra headers, so any are allowed. The key is checked all the same.
     let wanted = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let headers = wanted.unwrap_or(HeaderValue::from_static("authorization, content-type, x-api-key"));
     response.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers);
     response.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
 }
 
-/// Whether a browser asks if it may ask. It sends no key with that.
+/// Whether this is a CORS preflight. Browsers send it without the key.
 pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The checks of a preflight.
+/// Checks the host and origin of a preflight.
 ///
 /// # Errors
-/// 403.
+/// 403 if either check fails.
 pub fn check_preflight(options: &ServerOptions, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
     check_host(options, uri, headers)?;
     check_origin(options, headers)
 }
 
-/// The key, as OpenAI's or as Anthropic's clients send it.
+/// Checks the key, in the header of OpenAI's clients (`Authorization: Bearer`) or of Anthropic's
+/// (`x-api-key`).
 fn check_key(key: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let bearer = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
         let (scheme, key) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
     });
     let sent = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
-    // In a time that does not depend on where they differ.
+    // In constant time, so that timing does not reveal how much of a guessed key is right.
     if sent.is_some_and(|sent| bool::from(sent.ct_eq(key.as_bytes()))) {
         return Ok(());
     }

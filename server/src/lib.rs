@@ -1,8 +1,9 @@
-//! HTTP APIs of Dollop: OpenAI's, Anthropic's and Ollama's, on one model.
 //!
-//! Each API is a file that reads its requests into one kind of request and writes what comes of it in its own way; there
-//! is one path between. Requests are answered on sessions that keep their conversations. The library reads no
-//! environment and prints nothing; `docs/server.md` says what is honoured and what is refused.
+//! An HTTP server for one model, with the APIs of OpenAI, Anthropic and Ollama.
+//!
+//! Each API has its own file, which translates requests to a common type and formats the results. Everything
+//! between is shared. Requests run on sessions, which keep their tokens for later requests. The library does
+//! not read the environment and does not print. `docs/server.md` lists the supported and refused fields.
 
 mod answer;
 mod api;
@@ -29,7 +30,7 @@ mod work;
 pub use listen::Server;
 pub use options::ServerOptions;
 
-/// For tests: reads a body as every API does; how many take it.
+/// For tests: parses a body as a request of each API, and returns how many APIs accept it.
 #[doc(hidden)]
 pub fn read_all(body: &[u8]) -> usize {
     let Ok(json) = fields::parse(body) else { return 0 };

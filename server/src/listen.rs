@@ -1,4 +1,4 @@
-//! Connections: they are accepted, limited, and ended when the server stops.
+//! Accepts connections, limits their number, and closes them when the server stops.
 
 use crate::app;
 use crate::options::ServerOptions;
@@ -13,24 +13,25 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How often the token that stops the server is looked at.
+/// Interval at which the server checks the stop token.
 const LOOK: Duration = Duration::from_millis(50);
-/// Time that cancelled answers have to send their end.
+/// Time for cancelled answers to send their last bytes.
 const LAST: Duration = Duration::from_secs(5);
-/// Bytes of a request's head.
+/// Limit on the bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// A server that has its address and its sessions, and takes no requests yet.
+/// A server that is bound to its address and has opened its sessions. It accepts no requests until
+/// [`Server::run`].
 pub struct Server {
     listener: TcpListener,
     service: Arc<Service>,
 }
 
 impl Server {
-    /// Takes the address and opens the sessions.
+    /// Binds the address and opens the sessions.
     ///
     /// # Errors
-    /// `Io` for an address that cannot be had, `Invalid` where the budget has no room for so many sessions.
+    /// `Io` if the address cannot be bound. `Invalid` if the budget has no room for the sessions.
     pub fn bind(engine: Engine, options: ServerOptions) -> Result<Server, Error> {
         let address = options.listen;
         let failed = |source| Error::Io { path: address.to_string().into(), source };
@@ -39,30 +40,30 @@ impl Server {
         Ok(Server { listener, service: Arc::new(Service::new(engine, options)?) })
     }
 
-    /// Where it listens.
+    /// The address that the server listens on, with the actual port.
     ///
     /// # Errors
-    /// `Io`, where the system does not say.
+    /// `Io` if the system call fails.
     pub fn address(&self) -> Result<SocketAddr, Error> {
         self.listener.local_addr().map_err(|source| Error::Io { path: "listener".into(), source })
     }
 
-    /// Positions of each session.
+    /// Token positions of each session.
     pub fn context(&self) -> usize {
         self.service.pool.context
     }
 
-    /// Serves until `stop` is cancelled. Running answers then have the grace of the options to finish.
+    /// Serves until `stop` is cancelled. Running answers then have [`ServerOptions::grace`] to finish.
     ///
     /// # Errors
-    /// `Io`, where the system gives no threads or sockets.
+    /// `Io` if the system gives no threads or sockets.
     pub fn run(self, stop: &CancelToken) -> Result<(), Error> {
         let failed = |source| Error::Io { path: "server".into(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let service = self.service.clone();
         let served = runtime.block_on(self.serve(stop)).map_err(failed);
         runtime.shutdown_timeout(LAST);
-        // What still computes ends with its step.
+        // Cancelled generations end with their current step.
         service.scheduler.stop(LAST);
         if let Some(prefixes) = &service.prefixes {
             service.pool.keep(prefixes);
@@ -80,7 +81,8 @@ impl Server {
                 service.queue.stop();
                 deadline = Some(Instant::now() + service.options.grace);
             }
-            // Until the last answer is done, new requests hear that the server stops.
+            // Until the last answer is done, the loop still accepts connections, so that new requests get
+            // 503.
             if deadline.is_some_and(|at| service.queue.load().0 == 0 || Instant::now() >= at) {
                 break;
             }
@@ -88,7 +90,8 @@ impl Server {
                 match accepted {
                     Ok(()) => {}
                     Err(e) => {
-                        // Such as too many open files: those that are open go on, and may end.
+                        // For example too many open files. Open connections continue, and closing them frees
+                        // some.
                         log::warn!("a connection could not be accepted: {e}");
                         sleep(LOOK).await;
                     }
@@ -126,7 +129,7 @@ impl Connections {
     async fn accept(&self, listener: &tokio::net::TcpListener) -> std::io::Result<()> {
         let room = self.room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
         let (stream, _) = listener.accept().await?;
-        // Pieces of answers are small, and wait for no more.
+        // Disables Nagle's algorithm: pieces of answers are small and should be sent at once.
         let _ = stream.set_nodelay(true);
         let connection = self.http.serve_connection(TokioIo::new(stream), self.service.clone());
         let connection = self.graceful.watch(connection);

@@ -1,8 +1,9 @@
-//! A model at work, for who looks on: `GET /v1/live`, an event every quarter of a second, and `POST /v1/memory`, a budget that
-//! changes while it runs.
 //!
-//! Nothing is computed while no client watches, but for a count of tokens. What an event needs is behind the lock of the layer that is
-//! being computed, so events are made beside the thread that serves connections.
+//! Live monitoring. `GET /v1/live` streams an event every quarter of a second. `POST /v1/memory` changes the
+//! memory budget while the model runs.
+//!
+//! Without a watching client, only tokens are counted. An event needs data behind a lock, which the layer
+//! being computed holds. So events are built on a blocking thread, not on the thread that serves connections.
 
 use crate::feed::json;
 use crate::fields::Fields;
@@ -26,23 +27,23 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often what is happening is told.
+/// Interval between events.
 const EVERY: Duration = Duration::from_millis(250);
-/// Who may watch at a time.
+/// Maximum number of clients that watch at a time.
 const MAX_WATCHERS: usize = 16;
 
-/// What is kept for those who watch.
+/// The server's state for live monitoring.
 pub struct Live {
     tokens: AtomicU64,
     watchers: Arc<Semaphore>,
-    /// Changes of the budget, one at a time: each waits for the layer in hand.
+    /// Serializes changes of the budget, each of which waits for the layer being computed.
     resizing: Semaphore,
-    /// The largest budget that may be set.
+    /// The largest budget that a client may set.
     most: u64,
 }
 
 impl Live {
-    /// Nothing yet.
+    /// No tokens and no watchers.
     pub fn new(engine: &Engine, options: &ServerOptions) -> Live {
         let opened = || engine.memory_plan().budget;
         Live {
@@ -53,23 +54,23 @@ impl Live {
         }
     }
 
-    /// A token was generated.
+    /// Counts a generated token.
     pub fn token(&self) {
         self.tokens.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Tells what is happening, until the client hangs up or the server stops.
+/// Streams events until the client disconnects or the server stops.
 ///
 /// # Errors
-/// 429 where too many watch already.
+/// 429 if `MAX_WATCHERS` clients watch already.
 pub fn watch(service: &Arc<Service>) -> Result<Response<Body>, Refusal> {
     let permit = service.live.watchers.clone().try_acquire_owned();
     let permit = permit.map_err(|_| {
         let message = format!("{MAX_WATCHERS} clients watch already: close one");
         Refusal { retry_after: Some(5), ..Refusal::new(StatusCode::TOO_MANY_REQUESTS, message) }
     })?;
-    // A client that reads slowly gets fewer events, not later ones.
+    // With room for one event, a client that reads slowly gets fewer events, not outdated ones.
     let (sender, events) = channel(1);
     let service = service.clone();
     tokio::spawn(async move {
@@ -97,7 +98,7 @@ pub fn watch(service: &Arc<Service>) -> Result<Response<Body>, Refusal> {
     Ok(response)
 }
 
-/// The body of a stream of events.
+/// The response body of an event stream.
 struct Events {
     events: Receiver<Bytes>,
     _permit: OwnedSemaphorePermit,
@@ -115,7 +116,7 @@ impl http_body::Body for Events {
     }
 }
 
-/// What a client was told last.
+/// The counters at a client's last event.
 #[derive(Default)]
 struct Seen {
     at: Option<Instant>,
@@ -125,7 +126,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// What happened since then.
+    /// The next event, with differences to `self`, and the counters for the one after it.
     fn next(self, service: &Service) -> (Json, Seen) {
         let (engine, at) = (&service.engine, Instant::now());
         let tokens = service.live.tokens.load(Ordering::Relaxed);
@@ -148,7 +149,7 @@ impl Seen {
 }
 
 fn streamed(s: &StreamStats) -> Json {
-    // Without a use there is no mean and no rate.
+    // Means and rates are undefined while no expert has been used.
     let used = s.gate_mass > 0.0;
     json!({
         "mean_bits": used.then(|| s.mean_bits()), "hit_rate": used.then(|| s.hit_rate()),
@@ -157,8 +158,9 @@ fn streamed(s: &StreamStats) -> Json {
     })
 }
 
-/// A text for each layer, with a digit for each expert: its bits in memory, and the planes that were read since the last event, as
-/// far as a digit goes. A large model has 20,000 experts: as numbers they would be several times as long.
+/// Two strings per layer with a digit per expert: its bits in memory, and its planes read since the last
+/// event (9: nine or more). A large model has 20,000 experts, and JSON numbers would be several times as
+/// long.
 fn picture(held: &[Vec<Held>], before: &[u32]) -> Json {
     let digit = |n: u32| char::from_digit(n.min(9), 10).unwrap_or('9');
     let mut before = before.iter();
@@ -168,7 +170,7 @@ fn picture(held: &[Vec<Held>], before: &[u32]) -> Json {
     json!({"bits": held.iter().map(bits).collect::<Vec<_>>(), "reads": reads})
 }
 
-/// The plan as it is now, and between what a client may change its budget.
+/// The current memory plan, and the range of budgets that a client may set.
 fn memory(service: &Service) -> Json {
     let plan = service.engine.memory_plan();
     let total = plan.total_bytes();
@@ -182,7 +184,7 @@ fn memory(service: &Service) -> Json {
     if plan.streaming
         && let Some(least) = least(&service.engine)
     {
-        // More than all experts at all their bits is of no use.
+        // A budget beyond all experts at their highest level has no effect.
         let all = plan.levels.iter().map(|level| level.expert_bytes).max().unwrap_or(0);
         let most = (total - plan.expert_bytes + all).min(service.live.most);
         json["least_bytes"] = least.into();
@@ -191,7 +193,8 @@ fn memory(service: &Service) -> Json {
     json
 }
 
-/// The smallest budget that the engine takes; `None` where it takes no other than it has.
+/// The smallest budget that the engine accepts, or `None` if its budget cannot change. A budget of 0 always
+/// fails, and the error contains the smallest one.
 fn least(engine: &Engine) -> Option<u64> {
     match engine.set_memory(0) {
         Err(Error::Budget { smallest, .. }) => Some(smallest),
@@ -199,10 +202,10 @@ fn least(engine: &Engine) -> Option<u64> {
     }
 }
 
-/// `{"bytes": N}`: another budget.
+/// Sets the memory budget from a body `{"bytes": N}`.
 ///
 /// # Errors
-/// 400 for one that is too small, or larger than the server allows; where nothing is streamed on the CPU.
+/// 400 for a budget that is too small or above the server's limit, and if no experts are streamed on the CPU.
 pub async fn set_memory(service: &Arc<Service>, body: &Json) -> Result<Response<Body>, Refusal> {
     let bytes = Fields::of(body, "")?.count("bytes", 1)?;
     let bytes = bytes.ok_or_else(|| Refusal::field("bytes", "is missing"))? as u64;

@@ -1,35 +1,35 @@
-//! Counters, and their text for Prometheus.
+//! Counters, and their output in Prometheus' text format.
 
 use crate::answer::Usage;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 
-/// What was done since the start.
+/// Counters since the server started.
 #[derive(Default)]
 pub struct Metrics(Mutex<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// By route and status.
+    /// Requests by route and status.
     requests: BTreeMap<(&'static str, u16), u64>,
     cancelled: u64,
     usage: Usage,
 }
 
-/// What is measured when it is asked for.
+/// Values that are read when metrics are requested.
 pub struct Now {
-    /// Requests that run, and that wait.
+    /// Numbers of running and waiting requests.
     pub load: (usize, usize),
-    /// Sessions in all.
+    /// Number of sessions.
     pub sessions: usize,
-    /// Memory of the plan, in bytes.
+    /// Bytes of the memory plan.
     pub planned_bytes: u64,
-    /// What was computed together.
+    /// Statistics of batched steps.
     pub batch: dollop::BatchStats,
-    /// What was done with prefixes on disk, where there are such.
+    /// Statistics of the prefix cache, if it is enabled.
     pub prefixes: Option<crate::prefix::PrefixCounts>,
-    /// What streaming has done.
+    /// Statistics of streaming, if experts are streamed.
     pub stream: Option<dollop::StreamStats>,
 }
 
@@ -38,17 +38,17 @@ impl Metrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request was answered with a status.
+    /// Counts a request by route and response status.
     pub fn request(&self, route: &'static str, status: u16) {
         *self.counts().requests.entry((route, status)).or_default() += 1;
     }
 
-    /// A client hung up before its answer was whole.
+    /// Counts a client that disconnected before its answer was complete.
     pub fn cancelled(&self) {
         self.counts().cancelled += 1;
     }
 
-    /// Tokens were read and generated.
+    /// Adds the token counts and times of a request.
     pub fn tokens(&self, more: &Usage) {
         let all = &mut self.counts().usage;
         all.prompt += more.prompt;
@@ -59,7 +59,7 @@ impl Metrics {
         all.decode_s += more.decode_s;
     }
 
-    /// All of it, in Prometheus' text format.
+    /// All counters and values in Prometheus' text format.
     pub fn text(&self, now: &Now) -> String {
         let counts = self.counts();
         let mut out = String::new();
@@ -114,7 +114,7 @@ impl Metrics {
 }
 
 impl Now {
-    /// Of what was computed together, and of prefixes on disk.
+    /// Writes the metrics of batched steps and of the prefix cache.
     fn more(&self, out: &mut String) {
         let now = self;
         let mut one = |name: &str, kind: &str, help: &str, value: f64| {

@@ -1,49 +1,50 @@
-//! How a server is run: where it listens, who may use it, and its limits.
+//! Server options: the address, access control and limits.
 
 use dollop::template::DateTime;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a server is run. The defaults are safe: this machine alone.
+/// Server options. The defaults are safe: only this machine can connect.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ServerOptions {
-    /// Address and port; port 0 is one that is free.
+    /// Address and port. Port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Names by which clients may call this server (`Host`), beside those of this machine and IP addresses.
+    /// Host names that clients may send in `Host`, besides `localhost` and IP addresses.
     pub hosts: Vec<String>,
-    /// Origins of other sites' pages that may use this server; `*` is all.
+    /// Origins of other sites whose pages may use this server. `*` allows all.
     pub cors: Vec<String>,
-    /// The key that clients must send; without one, every client that reaches the server may use it.
+    /// The API key that clients must send. Without a key, every client that can connect may use the server.
     pub key: Option<String>,
-    /// What the model is called.
+    /// The model's name in the APIs.
     pub model: String,
-    /// Bytes of the model's file.
+    /// Size of the model file in bytes.
     pub model_bytes: u64,
-    /// The largest budget of memory that clients may set; by default the one that the engine was opened with.
+    /// The largest memory budget that clients may set. The default is the budget that the engine was opened
+    /// with.
     pub max_memory: Option<u64>,
-    /// Requests that are answered at a time. They share the context and its memory.
+    /// Number of requests that run at a time. They share the context and its memory.
     pub parallel: usize,
-    /// Time for which answers wait at most while another request's prompt is read, beside that of one layer of it.
+    /// How long decoding waits at most for another request's prefill, plus the time of one layer.
     pub stall: Duration,
-    /// Where beginnings of prompts are kept across restarts; nowhere by default.
+    /// Folder of the prefix cache, which keeps prompt prefixes across restarts. By default there is none.
     pub prefix_cache: Option<PathBuf>,
-    /// Bytes that they may take there.
+    /// Limit on the bytes of that folder.
     pub prefix_cache_bytes: u64,
-    /// Requests that may wait for a session; more are refused with 429.
+    /// Number of requests that may wait for a session. Further requests get 429.
     pub queue: usize,
-    /// Seconds that running answers have to finish when the server is stopped.
+    /// Time for running answers to finish when the server stops.
     pub grace: Duration,
-    /// Bytes of a request's body.
+    /// Limit on the bytes of a request's body.
     pub max_body_bytes: usize,
-    /// Connections at a time; more wait.
+    /// Number of connections at a time. Further connections wait.
     pub max_connections: usize,
-    /// Time for a request's head, and for its body.
+    /// Time limit for reading a request's head, and another for its body.
     pub read_timeout: Duration,
-    /// Time without a piece of an answer after which a stream carries a sign of life.
+    /// Time without output after which a stream sends a keep-alive.
     pub ping: Duration,
-    /// The local date and time, for templates that say so.
+    /// Returns the local date and time, for chat templates that use it.
     pub clock: Option<fn() -> DateTime>,
 }
 

@@ -1,7 +1,8 @@
-//! The chat page at `/`: four files that are part of the program, made from `server/web` by its `build.sh`.
 //!
-//! The page shows texts that a model wrote, so it may run no script but its own and fetch nothing from elsewhere: its headers say
-//! so, whatever gets past its own cleaning.
+//! The chat page at `/`: four files embedded in the program, built from `server/web` by its `build.sh`.
+//!
+//! The page shows text that a model wrote, and sanitizes it. If something gets through, the
+//! Content-Security-Policy still blocks foreign scripts and requests to other origins.
 
 use crate::service::Service;
 use axum::Router;
@@ -31,7 +32,8 @@ const FILES: [File; 4] = [
     },
 ];
 
-/// `data:` is the icon of the page, which is in the HTML. Pictures in answers are not shown at all.
+/// `img-src data:` is for the page's icon, which is inlined in the HTML. Pictures in answers are not shown at
+/// all.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
     trusted-types dompurify";
@@ -42,7 +44,7 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::REFERRER_POLICY, "no-referrer"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    // Another version of the program has another page.
+    // The browser must revalidate: another version of the program has a different page.
     (header::CACHE_CONTROL, "no-cache"),
 ];
 

@@ -1,41 +1,43 @@
-//! Kept conversations: sessions with the tokens that they hold. A request takes the one that knows most of its prompt.
+//! The pool of idle sessions, which keep their tokens. A request takes the session that shares the longest
+//! prefix with its prompt.
 
 use crate::prefix::{self, Prefixes};
 use dollop::internal::kernels::MANY;
 use dollop::{Engine, Error, Session, SessionOptions};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A prefill chunk below this makes long prompts slow, and saves little memory.
+/// The smallest prefill chunk. A smaller one makes long prompts slow and saves little memory.
 const LEAST_CHUNK: usize = 32;
 
-/// Sessions that no request uses.
+/// The sessions, of which the idle ones are stored here.
 pub struct Pool {
     idle: Mutex<Idle>,
-    /// Sessions in all.
+    /// Number of sessions, idle and in use.
     pub sessions: usize,
-    /// Positions of each.
+    /// Token positions of each session.
     pub context: usize,
 }
 
 #[derive(Default)]
 struct Idle {
     sessions: Vec<Kept>,
-    /// Requests so far: the clock by which sessions are least recently used.
+    /// Counts returned sessions. It is the clock for finding the least recently used session.
     clock: u64,
 }
 
 struct Kept {
     session: Session,
-    /// Tokens at its beginning that were read as a prompt: those of an answer were computed one by one.
+    /// Number of leading tokens that were prefilled as a prompt. Tokens after them were decoded one by one.
     read: usize,
     used: u64,
 }
 
 impl Pool {
-    /// So many sessions, which share the context and the memory that the engine's plan has for one.
+    /// Opens `sessions` sessions. They share the context and the memory that the engine's plan has for one
+    /// session.
     ///
     /// # Errors
-    /// `Invalid` where the budget has no room for them; those of [`Engine::session`].
+    /// `Invalid` if the budget has no room for them. Those of [`Engine::session`].
     pub fn new(engine: &Engine, sessions: usize) -> Result<Pool, Error> {
         let plan = engine.memory_plan();
         let context = plan.context / sessions.max(1);
@@ -43,7 +45,7 @@ impl Pool {
             let text = format!("{sessions} sessions cannot share a context of {} tokens", plan.context);
             return Err(Error::Invalid(text));
         }
-        // Their scratch shares the plan's as well: chunks are shorter, until all fit.
+        // The sessions also share the plan's scratch memory. Halve the prefill chunk until all sessions fit.
         let mut chunk = (plan.chunk / sessions).max(LEAST_CHUNK);
         let kept = loop {
             let options = SessionOptions::default().with_context(context).with_chunk(chunk);
@@ -62,8 +64,8 @@ impl Pool {
         Ok(Pool { idle, sessions, context })
     }
 
-    /// The idle session that shares the longest beginning with `prompt`; of several, the least recently used. `None` where all
-    /// are taken.
+    /// Takes the idle session that shares the longest prefix with `prompt`. Among equals, takes the least
+    /// recently used one. Returns `None` if no session is idle.
     pub fn take(self: &Arc<Self>, prompt: &[u32]) -> Option<Lease> {
         let mut idle = self.lock();
         let worth = |kept: &Kept| (shared(&kept.session.tokens()[..kept.read], prompt), u64::MAX - kept.used);
@@ -72,7 +74,7 @@ impl Pool {
         Some(Lease { pool: self.clone(), session: Some(kept.session), read: kept.read })
     }
 
-    /// Tokens that idle sessions hold, by session.
+    /// Number of tokens in each idle session.
     pub fn held(&self) -> Vec<usize> {
         self.lock().sessions.iter().map(|kept| kept.session.tokens().len()).collect()
     }
@@ -82,13 +84,13 @@ impl Pool {
     }
 }
 
-/// How many tokens two texts have in common at their beginning.
+/// Length of the common prefix of `a` and `b`.
 pub fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 impl Pool {
-    /// Writes what idle sessions hold to the folder of prefixes: the server stops.
+    /// Writes the idle sessions to the prefix cache when the server stops.
     pub fn keep(&self, prefixes: &Prefixes) {
         for kept in &mut self.lock().sessions {
             kept.read = keep(&mut kept.session, kept.read, 0, prefixes);
@@ -96,29 +98,32 @@ impl Pool {
     }
 }
 
-/// Writes what of a session was read as a prompt and is more than `known`, if that is worth a file; how much is still held.
+/// Writes the prefilled part of a session (`read` tokens) to the prefix cache, if it exceeds `known` by at
+/// least [`prefix::LEAST`] tokens. Returns how many prefilled tokens the session then holds.
 fn keep(session: &mut Session, read: usize, known: usize, prefixes: &Prefixes) -> usize {
     if read.saturating_sub(known) < prefix::LEAST {
         return read;
     }
-    // Answers are not kept: their tokens were computed one by one.
+    // Leave out the answer, whose tokens were decoded one by one. Layers with a state can go back only to a
+    // mark, which may be before `read`. The second rewind drops the tokens after that mark.
     let read = session.rewind(read);
     session.rewind(read);
     prefixes.save(session);
     read
 }
 
-/// The right to use a session, which the pool has again when this is dropped.
+/// Exclusive use of a session. Dropping the lease returns the session to the pool.
 pub struct Lease {
     pool: Arc<Pool>,
-    /// While it is not used.
+    /// `None` while a generation uses the session.
     session: Option<Session>,
     read: usize,
 }
 
 impl Lease {
-    /// The session, ready to read `prompt`. It knows as much of it as changes no bit of what follows: no token that was
-    /// computed one by one, and at least [`MANY`] are left to read. `None` where it is in use.
+    /// Returns the session, rewound to the part of `prompt` that can be reused without changing the answer by
+    /// a bit. That part has no decoded tokens, and leaves at least [`MANY`] tokens to prefill. `None` if the
+    /// session is in use.
     pub fn begin(&mut self, prompt: &[u32]) -> Option<Session> {
         let mut session = self.session.take()?;
         let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
@@ -127,7 +132,8 @@ impl Lease {
         Some(session)
     }
 
-    /// Gives the session what files know of `prompt`, where that is more; what is lost by it, or will be by the prompt, becomes a file.
+    /// Loads a prefix file into the session if the file shares a longer prefix with `prompt`. First saves the
+    /// session's own tokens, if `prompt` would overwrite enough of them.
     pub fn warm(&mut self, prompt: &[u32], prefixes: &Prefixes) {
         let Some(session) = &mut self.session else { return };
         let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
@@ -137,7 +143,7 @@ impl Lease {
         }
     }
 
-    /// The session is used no more, and `prompt` was read whole, if it is given.
+    /// Takes the session back after a generation. `prompt` is given if all of it was prefilled.
     pub fn end(&mut self, session: Session, prompt: Option<&[u32]>) {
         if let Some(prompt) = prompt {
             self.read = if prompt.len() < MANY { 0 } else { prompt.len() };
@@ -145,7 +151,7 @@ impl Lease {
         self.session = Some(session);
     }
 
-    /// The session is used no more, and what it holds is unknown.
+    /// Takes the session back after a panic. Its content is unknown, so it is cleared.
     pub fn broken(&mut self, mut session: Session) {
         session.rewind(0);
         (self.session, self.read) = (Some(session), 0);

@@ -1,6 +1,9 @@
-//! Beginnings of prompts on disk: sessions that outlive the server, each in a file named by a hash of its tokens.
 //!
-//! Several servers may use one folder: files are written under another name and renamed, never changed, and may go at any time.
+//! The prefix cache: prompt prefixes on disk, which outlive the server. Each is a saved session in a file,
+//! named by a hash of its tokens.
+//!
+//! Several servers may use one folder. A file is written under a temporary name, then renamed, and never
+//! changed. Any file may be deleted at any time.
 
 use crate::pool::shared;
 use dollop::internal::kernels::MANY;
@@ -13,30 +16,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// Tokens that are worth a file, and that are worth reading one.
+/// Minimum number of tokens for which writing or reading a file pays off.
 pub const LEAST: usize = 64;
 
-/// What names end in.
+/// File name suffix.
 const SUFFIX: &str = ".prefix";
 
-/// The folder.
+/// A prefix cache in a folder.
 pub struct Prefixes {
     engine: Engine,
     folder: PathBuf,
-    /// Bytes of all files.
+    /// Limit on the bytes of all files.
     limit: u64,
-    /// What is in the files: nothing where one is another model's, or damaged.
+    /// The tokens of each file. `None` if the file is damaged or belongs to another model.
     known: Mutex<HashMap<PathBuf, Option<Arc<[u32]>>>>,
     counts: [AtomicU64; 3],
 }
 
-/// What was done with files since the start.
+/// Counters of the prefix cache since the server started.
 pub struct PrefixCounts {
-    /// Tokens that were read from files.
+    /// Prompt tokens taken from files instead of prefill.
     pub tokens: u64,
-    /// Files written.
+    /// Number of files written.
     pub saved: u64,
-    /// Files that could not be used.
+    /// Number of files that could not be used.
     pub skipped: u64,
 }
 
@@ -45,17 +48,17 @@ const SAVED: usize = 1;
 const SKIPPED: usize = 2;
 
 impl Prefixes {
-    /// A folder, which is made, whose files may take so many bytes.
+    /// Opens the cache in `folder`, which is created if needed. Its files may take `limit` bytes.
     ///
     /// # Errors
-    /// `Io`, where it cannot be made.
+    /// `Io` if the folder cannot be created.
     pub fn new(engine: &Engine, folder: PathBuf, limit: u64) -> Result<Prefixes, Error> {
         fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
         let (engine, known, counts) = (engine.clone(), Mutex::default(), Default::default());
         Ok(Prefixes { engine, folder, limit, known, counts })
     }
 
-    /// What was done.
+    /// The counters.
     pub fn counts(&self) -> PrefixCounts {
         let [tokens, saved, skipped] = self.counts.each_ref().map(|n| n.load(Ordering::Relaxed));
         PrefixCounts { tokens, saved, skipped }
@@ -65,10 +68,12 @@ impl Prefixes {
         self.counts[what].fetch_add(n as u64, Ordering::Relaxed);
     }
 
-    /// Gives `session` the file that knows most of `prompt`, if that is enough more than `known` tokens: how many it has then.
+    /// Restores `session` from the file that shares the longest prefix with `prompt`. The file must save at
+    /// least [`LEAST`] tokens of prefill beyond the `known` ones. Returns the number of tokens that the
+    /// session then holds, or `None` if no file was loaded.
     pub fn load(&self, session: &mut Session, prompt: &[u32], known: usize) -> Option<usize> {
         let context = session.context();
-        // The last tokens of a prompt are read in any case.
+        // The last `MANY` tokens of a prompt are always prefilled.
         let most = prompt.len().saturating_sub(MANY);
         loop {
             let worth = |tokens: &[u32]| shared(tokens, prompt).min(most);
@@ -80,7 +85,8 @@ impl Prefixes {
             }
             match session.restore(&path) {
                 Ok(()) => {
-                    // Used last now. Where the system does not let it be noted, files go by when they were written.
+                    // The modification time is the time of last use. If it cannot be set, the time of writing
+                    // counts.
                     let _ = File::options()
                         .append(true)
                         .open(&path)
@@ -88,7 +94,7 @@ impl Prefixes {
                     self.count(TOKENS, worth(&tokens));
                     return Some(tokens.len());
                 }
-                // Another one may know nearly as much.
+                // Another file may share nearly as many tokens, so try again without this one.
                 Err(e) => self.skip(path, &e),
             }
             if session.tokens().is_empty() && known > 0 {
@@ -97,7 +103,7 @@ impl Prefixes {
         }
     }
 
-    /// Writes a session, unless a file begins with all that it holds.
+    /// Writes a session to a file, unless an existing file already begins with all its tokens.
     pub fn save(&self, session: &Session) {
         let tokens = session.tokens();
         let has = |(_, of): &(PathBuf, Arc<[u32]>)| shared(of, tokens) == tokens.len();
@@ -122,7 +128,7 @@ impl Prefixes {
         }
     }
 
-    /// A name of these tokens with this model.
+    /// A file name stem from a hash of the model and the tokens.
     fn name(&self, tokens: &[u32]) -> String {
         let info = self.engine.info();
         let half = |seed: u64| {
@@ -133,7 +139,7 @@ impl Prefixes {
         format!("{:016x}{:016x}", half(0), half(1))
     }
 
-    /// The files that can be used, with their tokens. A new one is opened once.
+    /// The usable files with their tokens. Each new file is opened once.
     fn look(&self) -> Vec<(PathBuf, Arc<[u32]>)> {
         let mut known = lock(&self.known);
         let files: Vec<PathBuf> = self.files().into_iter().map(|(path, ..)| path).collect();
@@ -161,7 +167,7 @@ impl Prefixes {
         lock(&self.known).insert(path, None);
     }
 
-    /// All files: path, time of last use, bytes.
+    /// All files of the cache: path, time of last use, bytes.
     fn files(&self) -> Vec<(PathBuf, SystemTime, u64)> {
         let Ok(folder) = fs::read_dir(&self.folder) else { return Vec::new() };
         let file = |entry: fs::DirEntry| {
@@ -172,7 +178,7 @@ impl Prefixes {
         folder.flatten().filter_map(file).collect()
     }
 
-    /// Removes the files that were not used for longest, until so many bytes may be added.
+    /// Removes the least recently used files until `bytes` more fit the limit.
     fn make_room(&self, bytes: u64) {
         let mut files = self.files();
         files.sort_by_key(|(_, used, _)| *used);

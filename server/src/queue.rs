@@ -1,4 +1,4 @@
-//! Who may generate: so many at a time, the others in a bounded queue, first come first served.
+//! Limits how many requests run at a time. Further requests wait in a bounded first-in, first-out queue.
 
 use crate::refusal::Refusal;
 use dollop::CancelToken;
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Longest time that a refused client is told to wait.
+/// Upper limit of `Retry-After`, in seconds.
 const MOST_SECONDS: u64 = 60;
 
-/// The queue before the sessions.
+/// The queue of requests that wait for a session.
 pub struct Queue {
     permits: Arc<Semaphore>,
     sessions: usize,
@@ -20,12 +20,12 @@ pub struct Queue {
     stopping: AtomicBool,
     running: Mutex<BTreeMap<u64, CancelToken>>,
     next: AtomicU64,
-    /// Milliseconds that requests took lately, as a moving average.
+    /// Moving average of the time per request, in milliseconds.
     mean_ms: AtomicU64,
 }
 
 impl Queue {
-    /// A queue of at most `limit` requests before so many sessions.
+    /// A queue with at most `limit` waiting requests for `sessions` sessions.
     pub fn new(sessions: usize, limit: usize) -> Queue {
         Queue {
             permits: Arc::new(Semaphore::new(sessions)),
@@ -39,10 +39,10 @@ impl Queue {
         }
     }
 
-    /// Waits for a session.
+    /// Waits until the request may use a session.
     ///
     /// # Errors
-    /// 429 where too many wait already, 503 where the server stops.
+    /// 429 if the queue is full, 503 if the server is stopping.
     pub async fn enter(self: &Arc<Self>) -> Result<Turn, Refusal> {
         if self.is_stopping() {
             return Err(Refusal::stopping());
@@ -59,23 +59,23 @@ impl Queue {
         Ok(Turn { queue: self.clone(), id, cancel, start: Instant::now(), _permit: permit })
     }
 
-    /// From now on nothing enters, and what waits is refused.
+    /// Refuses new and waiting requests from now on.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.permits.close();
     }
 
-    /// Whether the server stops.
+    /// Whether the server is stopping.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Ends what runs.
+    /// Cancels all running requests.
     pub fn cancel(&self) {
         self.running().values().for_each(CancelToken::cancel);
     }
 
-    /// Requests that run, and that wait.
+    /// Numbers of running and waiting requests.
     pub fn load(&self) -> (usize, usize) {
         (self.running().len(), self.waiting.load(Ordering::Relaxed))
     }
@@ -84,14 +84,15 @@ impl Queue {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When a place should be free.
+    /// Estimated wait of a refused client in seconds: the time to serve the running requests and a full
+    /// queue.
     fn seconds(&self) -> u64 {
         let ms = self.mean_ms.load(Ordering::Relaxed) * (1 + self.limit / self.sessions) as u64;
         ms.div_ceil(1000).clamp(1, MOST_SECONDS)
     }
 }
 
-/// A place in the queue.
+/// A place in the queue, freed on drop.
 struct Waits<'a>(&'a Queue);
 
 impl<'a> Waits<'a> {
@@ -110,11 +111,11 @@ impl Drop for Waits<'_> {
     }
 }
 
-/// The right to use a session, as long as this exists.
+/// Permission to use a session, until this is dropped.
 pub struct Turn {
     queue: Arc<Queue>,
     id: u64,
-    /// Ends the generation.
+    /// Cancels the generation.
     pub cancel: CancelToken,
     start: Instant,
     _permit: OwnedSemaphorePermit,

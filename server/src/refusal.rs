@@ -1,10 +1,10 @@
-//! Why a request is refused or failed, and how each API says so.
+//! Errors of requests, and their JSON in each API's format.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
 use serde_json::{Value as Json, json};
 
-/// Whose form an error takes.
+/// The JSON format of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `{"error": {"message", "type", "param", "code"}}`.
@@ -16,7 +16,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form of the API that a path belongs to.
+    /// The format of the API that `path` belongs to.
     pub fn of(path: &str) -> Form {
         if path.starts_with("/v1/messages") {
             Form::Anthropic
@@ -31,40 +31,40 @@ impl Form {
 /// A refused or failed request.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// The HTTP status.
+    /// The HTTP status code.
     pub status: StatusCode,
-    /// What is wrong, and what to do about it.
+    /// What is wrong, and how to fix it.
     pub message: String,
-    /// The field that is wrong.
+    /// The field that caused the error.
     pub field: Option<String>,
-    /// OpenAI's `code`, where there is one.
+    /// OpenAI's `code`, if one applies.
     pub code: Option<&'static str>,
-    /// Seconds after which another try makes sense.
+    /// Seconds for the `Retry-After` header.
     pub retry_after: Option<u64>,
 }
 
 impl Refusal {
-    /// A refusal without more than a status and a text.
+    /// A refusal with only a status and a message.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Refusal {
         Refusal { status, message: message.into(), field: None, code: None, retry_after: None }
     }
 
-    /// A request that makes no sense.
+    /// 400: the request is invalid.
     pub fn invalid(message: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// A field that makes no sense.
+    /// 400: a field is invalid.
     pub fn field(name: &str, message: impl std::fmt::Display) -> Refusal {
         Refusal { field: Some(name.to_owned()), ..Refusal::invalid(format!("{name}: {message}")) }
     }
 
-    /// A field whose meaning is known and cannot be honoured.
+    /// 400: a field is known but not supported.
     pub fn unsupported(name: &str, why: impl std::fmt::Display) -> Refusal {
         Refusal { code: Some("unsupported_parameter"), ..Refusal::field(name, why) }
     }
 
-    /// A model that is not served.
+    /// 404: the requested model is not the one that is served.
     pub fn unknown_model(asked: &str, served: &str) -> Refusal {
         let shown: String = asked.chars().take(80).collect();
         let message = format!("model '{shown}' not found: this server serves '{served}'");
@@ -72,25 +72,25 @@ impl Refusal {
         Refusal { code, field: Some("model".into()), ..Refusal::new(StatusCode::NOT_FOUND, message) }
     }
 
-    /// All sessions are busy and the queue is full.
+    /// 429: all sessions are busy and the queue is full.
     pub fn busy(seconds: u64) -> Refusal {
         let message = format!("all sessions are busy and the queue is full; try again in {seconds} s");
         let (code, retry_after) = (Some("rate_limit_exceeded"), Some(seconds));
         Refusal { code, retry_after, ..Refusal::new(StatusCode::TOO_MANY_REQUESTS, message) }
     }
 
-    /// The server ends.
+    /// 503: the server is stopping.
     pub fn stopping() -> Refusal {
         let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
         Refusal { retry_after: Some(5), ..refusal }
     }
 
-    /// The server's own fault.
+    /// 500: an error of the server itself.
     pub fn internal(message: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// The error as an object of `form`.
+    /// The error as JSON in the format `form`.
     pub fn json(&self, form: Form) -> Json {
         match form {
             Form::OpenAi => {
@@ -121,7 +121,7 @@ impl Refusal {
         }
     }
 
-    /// The whole response.
+    /// The error as an HTTP response.
     pub fn response(&self, form: Form) -> Response<Body> {
         let mut response = Response::new(Body::from(self.json(form).to_string()));
         *response.status_mut() = self.status;

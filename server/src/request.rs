@@ -1,4 +1,4 @@
-//! The one kind of request that all APIs are translated to, and what they share in reading it.
+//! The common request type that all APIs translate to, and the parsing that they share.
 
 use crate::fields::Fields;
 use crate::refusal::Refusal;
@@ -7,64 +7,64 @@ use dollop::Constraint;
 use dollop::sampler::Sampling;
 use serde_json::{Map, Value as Json, json};
 
-/// Most answers of one request: prompts, times answers of each.
+/// Maximum number of answers of one request: prompts times answers per prompt.
 pub const MAX_CHOICES: usize = 8;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
 const MAX_MESSAGES: usize = 4096;
 
-/// What is to be generated.
+/// A request for one or more generations.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What is continued.
+    /// The input to continue.
     pub input: Input,
-    /// Most tokens of an answer; by default as many as fit the context.
+    /// Maximum number of tokens of an answer. The default is as many as fit the context.
     pub max_tokens: Option<usize>,
-    /// How tokens are chosen. Answer `i` has the seed `seed + i`.
+    /// Sampling parameters. Answer `i` uses the seed `seed + i`.
     pub sampling: Sampling,
-    /// Texts that end an answer.
+    /// Stop strings, which end an answer.
     pub stop: Vec<String>,
-    /// What the answer has to be.
+    /// The constraint that the answer must satisfy.
     pub constraint: Option<Constraint>,
-    /// Go on after an end-of-turn token.
+    /// Whether to continue after an end-of-turn token.
     pub ignore_eos: bool,
-    /// Answers for each prompt.
+    /// Number of answers per prompt.
     pub choices: usize,
-    /// Whether pieces are sent as they come.
+    /// Whether the response is streamed.
     pub stream: bool,
 }
 
-/// What a request continues.
+/// The input of a request.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Messages through the model's template.
+    /// Messages, rendered with the model's chat template.
     Chat(Conversation),
-    /// Texts as they are.
+    /// Texts that are used without a template.
     Texts(Vec<Text>),
 }
 
-/// A conversation, in the form that templates read.
+/// A conversation in the form that chat templates take.
 #[derive(Clone, Debug, Default)]
 pub struct Conversation {
-    /// Objects with `role`, `content` and what else templates know.
+    /// Objects with `role`, `content` and the other keys that templates use.
     pub messages: Vec<Json>,
-    /// Tools that may be called.
+    /// Tools that the model may call.
     pub tools: Tools,
-    /// Variables that the template sees.
+    /// Additional variables for the template.
     pub variables: Map<String, Json>,
 }
 
-/// A text, or its tokens.
+/// A prompt, as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Text {
-    /// To be tokenized.
+    /// Text that is not tokenized yet.
     Plain(String),
-    /// Tokens as they are.
+    /// Token ids.
     Ids(Vec<u32>),
 }
 
 impl Request {
-    /// A request with what fields of all APIs say alike: sampling, and whether it streams.
+    /// A request with the fields that all APIs share: sampling, `stream` and `ignore_eos`.
     ///
     /// # Errors
     /// 400, naming the field.
@@ -81,10 +81,10 @@ impl Request {
         })
     }
 
-    /// Sets what the answer has to be.
+    /// Reads the answer's constraint from a format field.
     ///
     /// # Errors
-    /// 400, naming the field, and where tools may be called as well.
+    /// 400, naming the field. Also 400 if the request has tools.
     pub fn read_format(&mut self, value: Option<&Json>, name: &str) -> Result<(), Refusal> {
         self.constraint = tools::format(value, name)?;
         let has_tools = matches!(&self.input, Input::Chat(c) if c.tools.list.is_some());
@@ -94,10 +94,10 @@ impl Request {
         Ok(())
     }
 
-    /// Sets the texts that end an answer, from the field `name`.
+    /// Reads the stop strings from the field `name`.
     ///
     /// # Errors
-    /// 400 for too many, or empty or long ones.
+    /// 400 for too many strings, or for a string that is empty or too long.
     pub fn read_stop(&mut self, f: &Fields, name: &str) -> Result<(), Refusal> {
         self.stop = f.texts(name)?;
         let bad = |s: &String| s.is_empty() || s.len() > MAX_STOP_BYTES;
@@ -109,13 +109,13 @@ impl Request {
     }
 }
 
-/// Refuses a model other than the one served. None at all is that one.
+/// Refuses a model name other than the served one. A request without a name is accepted.
 ///
 /// # Errors
-/// 404.
+/// 404 for another name.
 pub fn check_model(f: &Fields, served: &str) -> Result<(), Refusal> {
     match f.text("model")? {
-        // Ollama's clients name a model's version.
+        // Ollama's clients append a version to the model's name.
         Some(asked) if asked.strip_suffix(":latest").unwrap_or(asked) != served => {
             Err(Refusal::unknown_model(asked, served))
         }
@@ -123,7 +123,7 @@ pub fn check_model(f: &Fields, served: &str) -> Result<(), Refusal> {
     }
 }
 
-/// The messages of OpenAI's and Ollama's chats, as templates read them.
+/// Reads the messages of OpenAI's and Ollama's chat APIs into the form that templates take.
 ///
 /// # Errors
 /// 400, naming the message.
@@ -171,10 +171,10 @@ fn message(f: &Fields) -> Result<Json, Refusal> {
     Ok(Json::Object(message))
 }
 
-/// A content: a text, or a list of parts with a text each.
+/// Reads a message's content: a string, or an array of text parts, which are joined.
 ///
 /// # Errors
-/// 400 for parts of another kind.
+/// 400 for parts that are not text.
 pub fn content(f: &Fields, name: &str) -> Result<Option<String>, Refusal> {
     let parts = match f.get(name) {
         None => return Ok(None),
@@ -198,12 +198,12 @@ pub fn content(f: &Fields, name: &str) -> Result<Option<String>, Refusal> {
     Ok(Some(whole))
 }
 
-/// A message of a role and a text.
+/// A message with only a role and a text.
 pub fn plain(role: &str, text: impl Into<String>) -> Json {
     json!({"role": role, "content": text.into()})
 }
 
-/// Variables for the template: `chat_template_kwargs`, and how much to think.
+/// Reads the template variables from `chat_template_kwargs` and `reasoning_effort`.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -213,7 +213,7 @@ pub fn variables(f: &Fields) -> Result<Map<String, Json>, Refusal> {
         Some(Json::Object(map)) => map.clone(),
         Some(_) => return Err(f.wrong("chat_template_kwargs", "must be an object")),
     };
-    // These are the conversation, not variables.
+    // The server sets these itself from the conversation.
     for name in ["messages", "add_generation_prompt", "bos_token", "eos_token"] {
         if all.contains_key(name) {
             return Err(f.wrong("chat_template_kwargs", format!("`{name}` cannot be set")));
@@ -225,7 +225,7 @@ pub fn variables(f: &Fields) -> Result<Map<String, Json>, Refusal> {
     Ok(all)
 }
 
-/// How much to think, under the names that templates read.
+/// Sets the reasoning effort under the variable names that templates use.
 pub fn thinking(variables: &mut Map<String, Json>, effort: &str) {
     match effort {
         "none" => variables.insert("enable_thinking".into(), false.into()),

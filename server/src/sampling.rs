@@ -1,4 +1,5 @@
-//! The sampling fields of a request, over the model's own sampling. All APIs share the names; Ollama has them in `options`.
+//! Reads the sampling fields of a request, with the model's own sampling as the default. All APIs share the
+//! field names; Ollama's API has them in `options`.
 
 use crate::fields::Fields;
 use crate::refusal::Refusal;
@@ -6,10 +7,11 @@ use dollop::sampler::{Link, LogitBias, Mirostat, Sampling};
 use serde_json::Value as Json;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// What `-1` for a number of recent tokens means: all.
+/// The value for a number of recent tokens of `-1`, which means all.
 const ALL_TOKENS: usize = 1 << 20;
 
-/// The sampling that a request wants: what it does not say is as in `base`, the seed a new one.
+/// Reads the sampling parameters. Absent fields keep the values of `base`; an absent seed becomes a random
+/// one.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -38,7 +40,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Sampling, Refusal> {
     set(&["mirostat_tau"], &mut s.mirostat_tau)?;
     set(&["mirostat_eta"], &mut s.mirostat_eta)?;
     if let Some(k) = f.whole("top_k")? {
-        // -1 and 0 are all of them.
+        // -1 and 0 switch top-k off.
         s.top_k = usize::try_from(k).unwrap_or(0);
     }
     let recent = |name: &str| -> Result<Option<usize>, Refusal> {
@@ -71,7 +73,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Sampling, Refusal> {
         })?;
     }
     s.seed = match f.whole("seed")? {
-        // As for Ollama and llama.cpp, -1 is a new one.
+        // A seed of -1 means a random one, as in Ollama and llama.cpp.
         Some(seed) if seed != -1 => seed as u64,
         _ => RandomState::new().build_hasher().finish(),
     };
@@ -79,14 +81,14 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Sampling, Refusal> {
     Ok(s)
 }
 
-/// OpenAI's `{"15043": -100}`, or llama.cpp's `[[15043, -100]]`, where `false` is never.
+/// Reads OpenAI's `{"15043": -100}` or llama.cpp's `[[15043, -100]]`. In the latter, `false` bans a token.
 fn biases(json: &Json) -> Option<Vec<LogitBias>> {
     let one = |token: Option<u32>, bias: &Json| {
         let bias = match bias {
             Json::Bool(false) => f32::NEG_INFINITY,
             other => other.as_f64()? as f32,
         };
-        // As OpenAI's: -100 excludes a token.
+        // As in OpenAI's API, -100 bans a token.
         let bias = if bias <= -100.0 { f32::NEG_INFINITY } else { bias };
         Some(LogitBias { token: token?, bias })
     };
@@ -123,7 +125,8 @@ mod tests {
             "seed": 11,
         });
         let (got, base) = (of(all).unwrap(), Sampling::default());
-        // Through text, field by field: a number that is added to the library and not here fails.
+        // Compare every field through JSON. This fails if a parameter is added to the library but not to this
+        // list.
         let (got, base) = (serde_json::to_value(&got).unwrap(), serde_json::to_value(&base).unwrap());
         for (name, value) in got.as_object().unwrap() {
             assert_ne!(value, &base[name], "{name} is as it was");

@@ -1,4 +1,4 @@
-//! The thread that generates: all requests that have a session go on together in it.
+//! The scheduler: one thread that runs the generations of all requests with a session, as one batch.
 
 use crate::work::Work;
 use dollop::{Batch, BatchStats, Engine, Error};
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often it is looked at whether the thread has ended.
+/// Interval at which `stop` checks whether the thread has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The way to that thread. It ends when there is no way any more and nothing is left to do.
+/// Sends requests to the scheduler thread. The thread ends when the channel is closed and the batch is empty.
 pub struct Scheduler {
     requests: Mutex<Option<Sender<Work>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -19,10 +19,10 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the thread. Answers wait for a prompt for about `stall` at most.
+    /// Starts the thread. Decoding waits for another request's prefill for about `stall` at most.
     ///
     /// # Errors
-    /// `Io`, where the system gives no thread.
+    /// `Io` if the thread cannot be created.
     pub fn new(engine: &Engine, stall: Duration) -> Result<Scheduler, Error> {
         let (requests, receiver) = channel();
         let stats = Arc::<Mutex<BatchStats>>::default();
@@ -33,19 +33,19 @@ impl Scheduler {
         Ok(Scheduler { requests: Mutex::new(Some(requests)), thread: Mutex::new(Some(thread)), stats })
     }
 
-    /// Begins to answer a request. One that comes after the end is dropped.
+    /// Queues a request for the thread. After [`Scheduler::stop`], the request is dropped.
     pub fn begin(&self, work: Work) {
         if let Some(requests) = &*lock(&self.requests) {
             let _ = requests.send(work);
         }
     }
 
-    /// What was done.
+    /// Statistics of the batch so far.
     pub fn stats(&self) -> BatchStats {
         *lock(&self.stats)
     }
 
-    /// Takes no more, and waits for the end of what runs, but no longer than `most`.
+    /// Closes the channel and waits until running generations end, at most for `most`.
     pub fn stop(&self, most: Duration) {
         *lock(&self.requests) = None;
         let (start, thread) = (Instant::now(), lock(&self.thread).take());
@@ -77,7 +77,8 @@ fn run(mut batch: Batch<Work>, requests: &Receiver<Work>, stats: &Mutex<BatchSta
                     }
                 }
             }
-            // A fault of the program: those that run end, those that come are answered.
+            // A panic is a bug in this program. All running requests fail; the thread continues with later
+            // ones.
             Err(_) => batch.clear().into_iter().for_each(|one| one.tag.broken(one.session)),
         }
     }

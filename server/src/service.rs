@@ -1,4 +1,5 @@
-//! What all APIs work on: the model, its sessions and the queue before them. A request becomes prompts here, and updates.
+//! The state that all APIs share: the model, its sessions and the queue. [`Service::start`] turns a request
+//! into prompts and starts its generation.
 
 use crate::answer::Update;
 use crate::live::Live;
@@ -23,37 +24,37 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// Requests whose prompts are rendered and tokenized at a time.
+/// Maximum number of requests that are rendered and tokenized at a time.
 const PREPARING: usize = 2;
 
-/// The model and what serves it.
+/// The state of a server.
 pub struct Service {
     /// The model.
     pub engine: Engine,
-    /// How the server is run.
+    /// The server's options.
     pub options: ServerOptions,
-    /// Its conversations.
+    /// The sessions.
     pub pool: Arc<Pool>,
-    /// Beginnings of prompts on disk, where there is a folder for them.
+    /// The prefix cache, if it is enabled.
     pub prefixes: Option<Prefixes>,
-    /// What generates.
+    /// The thread that runs the generations.
     pub scheduler: Scheduler,
-    /// The queue before them.
+    /// The queue of requests that wait for a session.
     pub queue: Arc<Queue>,
-    /// Counters.
+    /// Counters for `/metrics`.
     pub metrics: Metrics,
-    /// Who watches, and what is counted for them.
+    /// State of `/v1/live`.
     pub live: Live,
     template: Result<ChatTemplate, String>,
     context: RenderContext,
-    /// Texts that are rendered and tokenized now.
+    /// Limits concurrent rendering and tokenizing to `PREPARING`.
     pub preparing: Semaphore,
     ids: AtomicU64,
 }
 
-/// A generation under way. It is cancelled when this is dropped.
+/// A running generation. Dropping this cancels it.
 pub struct Generation {
-    /// What happens.
+    /// The generation's updates, in order.
     pub updates: UnboundedReceiver<Update>,
     cancel: CancelToken,
 }
@@ -65,10 +66,11 @@ impl Drop for Generation {
 }
 
 impl Service {
-    /// Opens the sessions.
+    /// Opens the sessions and starts the scheduler.
     ///
     /// # Errors
-    /// `Invalid` where the budget has no room for so many.
+    /// `Invalid` if the budget has no room for the sessions. `Io` for the prefix cache's folder or the
+    /// thread.
     pub fn new(engine: Engine, options: ServerOptions) -> Result<Service, dollop::Error> {
         let pool = Arc::new(Pool::new(&engine, options.parallel)?);
         let folder = options.prefix_cache.clone();
@@ -99,28 +101,28 @@ impl Service {
         })
     }
 
-    /// How the model wants its tokens chosen: what a request does not say.
+    /// The model's own sampling, which is the default for requests.
     pub fn sampling(&self) -> &Sampling {
         self.engine.sampling()
     }
 
-    /// What the model can do, as Ollama says it.
+    /// The model's capabilities in Ollama's terms.
     pub fn capabilities(&self) -> Vec<&'static str> {
         let tools = self.engine.tool_format().map(|_| "tools");
         ["completion"].into_iter().chain(tools).collect()
     }
 
-    /// A new name for an answer or a call.
+    /// A new id for an answer or a tool call.
     pub fn id(&self, prefix: &str) -> String {
-        // An odd factor: consecutive numbers become names that do not look alike, and none twice.
+        // Multiplying by an odd number is a bijection: ids stay unique, and consecutive ones look different.
         let n = self.ids.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         format!("{prefix}{n:016x}")
     }
 
-    /// The conversation as the model reads it.
+    /// Renders a conversation with the model's chat template.
     ///
     /// # Errors
-    /// 400 where the model has no template, or the template refuses the messages.
+    /// 400 if the model has no template or the template rejects the messages.
     pub fn render(&self, of: &Conversation) -> Result<String, Refusal> {
         let template = self.template.as_ref().map_err(|e| Refusal::invalid(e.clone()))?;
         let mut context = self.context.clone();
@@ -131,10 +133,11 @@ impl Service {
         template.render_json(&messages, &context).map_err(Refusal::from)
     }
 
-    /// The tokens of a rendered conversation. Templates write the beginning-of-text token themselves if the model wants one.
+    /// Tokenizes a rendered conversation. Most templates write the beginning-of-text token themselves. It is
+    /// added only if the model wants one and it is missing.
     ///
     /// # Errors
-    /// 400 for a text that the tokenizer has no tokens for.
+    /// 400 for a text that the tokenizer cannot encode.
     pub fn tokenize(&self, rendered: &str) -> Result<Vec<u32>, Refusal> {
         let mut tokens = self.engine.tokenizer()?.encode(rendered, false)?;
         let special = self.engine.special_tokens();
@@ -159,10 +162,10 @@ impl Service {
         }
     }
 
-    /// The prompts of a request.
+    /// The prompts of a request, tokenized.
     ///
     /// # Errors
-    /// 400 for one that is empty or does not fit, and for too many.
+    /// 400 for a prompt that is invalid, empty or too long for the context.
     fn prompts(&self, input: &Input) -> Result<Vec<Vec<u32>>, Refusal> {
         let prompts = match input {
             Input::Chat(of) => vec![self.tokenize(&self.render(of)?)?],
@@ -173,7 +176,7 @@ impl Service {
             if prompt.is_empty() {
                 return Err(Refusal::invalid("the prompt is empty: there is nothing to continue"));
             }
-            // At least one token of an answer must fit behind it.
+            // At least one token of an answer must fit after the prompt.
             if prompt.len() >= limit {
                 return Err(dollop::Error::ContextFull { needed: prompt.len() + 1, limit }.into());
             }
@@ -181,7 +184,8 @@ impl Service {
         Ok(prompts)
     }
 
-    /// The form of calls, where the request has tools, and what makes the answer one where it has to be.
+    /// The format of tool calls and the tools, if the request has tools. If a call is required, also sets the
+    /// constraint that forces one.
     fn calls(&self, request: &mut Request) -> Result<Option<(Format, Json)>, Refusal> {
         let Input::Chat(Conversation { tools, .. }) = &request.input else { return Ok(None) };
         let Some(list) = &tools.list else { return Ok(None) };
@@ -194,10 +198,10 @@ impl Service {
         Ok(Some((format, list.clone())))
     }
 
-    /// Begins to answer, as soon as a session is free.
+    /// Waits for a free session and starts the generation.
     ///
     /// # Errors
-    /// 400 for what cannot be answered, 429 where too many wait, 503 where the server stops.
+    /// 400 for an invalid request, 429 if the queue is full, 503 if the server is stopping.
     pub async fn start(self: &Arc<Self>, mut request: Request) -> Result<Generation, Refusal> {
         let vocab = self.engine.info().vocab;
         if let Some(bias) = request.sampling.logit_bias.iter().find(|b| b.token as usize >= vocab) {
@@ -224,7 +228,7 @@ impl Service {
     }
 }
 
-/// Seconds since 1970.
+/// Seconds since the Unix epoch.
 pub fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -1,4 +1,4 @@
-//! Tools and forms of answers: what a request says of them, in the one form that templates and the runtime read.
+//! Reads the tools and answer formats of a request into the form that templates and the runtime take.
 
 use crate::fields::Fields;
 use crate::refusal::Refusal;
@@ -10,13 +10,13 @@ const MAX_TOOLS: usize = 128;
 /// The tools of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Tools {
-    /// OpenAI's list of them; `None` where none may be called.
+    /// The tools as a list in OpenAI's form. `None` if the model may call no tool.
     pub list: Option<Json>,
-    /// Whether one has to be called, and which.
+    /// `Some` if a tool must be called. The inner value names a specific tool.
     pub require: Option<Option<String>>,
 }
 
-/// A tool as templates read it.
+/// Reads a tool into the form that templates take. `parameters` names the field with its JSON Schema.
 fn tool(f: &Fields, parameters: &str) -> Result<Json, Refusal> {
     let mut function = Map::new();
     function.insert("name".into(), f.need_text("name")?.into());
@@ -49,7 +49,8 @@ fn only_functions(f: &Fields) -> Result<(), Refusal> {
     }
 }
 
-/// Tools and `tool_choice` of OpenAI's chats and of Ollama's (`framed`: in `function`), and of `/v1/responses`.
+/// Reads `tools` and `tool_choice` of OpenAI's and Ollama's APIs. The chat APIs wrap each tool in `function`
+/// (`framed`); `/v1/responses` does not.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -82,7 +83,7 @@ pub fn openai(f: &Fields, framed: bool) -> Result<Tools, Refusal> {
     Tools { list, require }.checked(f)
 }
 
-/// Tools and `tool_choice` of Anthropic's API.
+/// Reads `tools` and `tool_choice` of Anthropic's API.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -113,12 +114,12 @@ impl Tools {
     }
 }
 
-/// A call that the assistant made before, as templates read it: its arguments are an object.
+/// An earlier tool call of the assistant, in the form that templates take: `arguments` is an object.
 pub fn call(id: Option<&str>, name: &str, arguments: Json) -> Json {
     json!({"type": "function", "id": id, "function": {"name": name, "arguments": arguments}})
 }
 
-/// The arguments of a call, as a text of JSON or as an object.
+/// Reads the arguments of a call, which are an object or its JSON text.
 ///
 /// # Errors
 /// 400 for anything else.
@@ -132,7 +133,7 @@ pub fn arguments(f: &Fields, name: &str) -> Result<Json, Refusal> {
     if read.is_object() { Ok(read) } else { Err(f.wrong(name, "must be a JSON object")) }
 }
 
-/// The calls of an assistant's message in OpenAI's form.
+/// Reads the tool calls of an assistant's message in OpenAI's form.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -148,7 +149,7 @@ pub fn calls(f: &Fields) -> Result<Vec<Json>, Refusal> {
     f.list("tool_calls")?.unwrap_or_default().iter().enumerate().map(read).collect()
 }
 
-/// Gives results of tools the names of their tools, which some templates write.
+/// Adds the tool's name to each tool result. Some templates render it.
 pub fn name_results(messages: &mut [Json]) {
     let mut names = Map::new();
     for message in messages {
@@ -166,7 +167,8 @@ pub fn name_results(messages: &mut [Json]) {
     }
 }
 
-/// The form that an answer has to have: `response_format`, `text.format` or `format`; a schema is under `schema` or is it.
+/// Reads the required format of an answer from `response_format`, `text.format` or `format`. A JSON Schema is
+/// in the field `schema`, or is the value itself (Ollama).
 ///
 /// # Errors
 /// 400, naming the field.
@@ -187,7 +189,7 @@ pub fn format(value: Option<&Json>, name: &str) -> Result<Option<Constraint>, Re
                     let of = of.get("schema").filter(|s| s.is_object());
                     Ok(schema(of.ok_or_else(|| f.wrong("schema", "is missing"))?))
                 }
-                // Ollama's is the schema itself.
+                // Ollama's `format` is the schema itself.
                 _ if name == "format" => Ok(schema(json)),
                 _ => Err(f.wrong("type", "must be text, json_object or json_schema")),
             }

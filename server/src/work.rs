@@ -1,4 +1,4 @@
-//! A request that has a session: its answers one after another, and what its client hears of them.
+//! A request with a session. It generates its answers one after another and sends updates to its client.
 
 use crate::answer::{Finish, Piece, Update, Usage, broken};
 use crate::pool::Lease;
@@ -13,36 +13,36 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// A request with a session. What it says is bounded by the context, so its channel need not be: a client that reads slowly keeps
-/// no session.
+/// A request with a session. The channel of its updates is unbounded, so a slow client does not block the
+/// session. The context bounds the number of updates.
 pub struct Work {
     service: Arc<Service>,
     request: Request,
     prompts: Vec<Vec<u32>>,
-    /// The form of calls, and the tools.
+    /// The format of tool calls, and the tools.
     calls: Option<(Format, Json)>,
     sender: UnboundedSender<Update>,
     lease: Lease,
     turn: Turn,
     usage: Usage,
-    /// The answer at hand, among those of all prompts.
+    /// Index of the current answer, counted over all prompts.
     choice: usize,
     reader: Reader,
 }
 
-/// An answer's text, in which calls of tools are told apart where there are tools.
+/// Separates tool calls from an answer's text.
 #[derive(Default)]
 struct Reader {
     parser: Option<Parser>,
-    /// Whether a call is whole.
+    /// Whether the answer has a complete call.
     called: bool,
 }
 
 impl Work {
-    /// Takes a session.
+    /// Takes a session for the request.
     ///
     /// # Errors
-    /// 500 where none is free: whoever has a turn has one.
+    /// 500 if no session is free. That would be a bug: a [`Turn`] guarantees a session.
     pub fn new(
         service: Arc<Service>,
         request: Request,
@@ -52,7 +52,9 @@ impl Work {
     ) -> Result<Work, Refusal> {
         let first = prompts.first().ok_or_else(no_session)?;
         if request.constraint.is_some() {
-            // Here, where no other answer waits for it. What is wrong is said where it is needed.
+            // Build the engine's vocabulary table for constraints here, on a blocking thread. In the
+            // scheduler, all answers would wait for it. An error is ignored here, because using the table
+            // reports it again.
             let _ = service.engine.words();
         }
         let mut lease = service.pool.take(first).ok_or_else(no_session)?;
@@ -63,7 +65,7 @@ impl Work {
         Ok(Work { service, request, prompts, calls, sender, lease, turn, usage, choice, reader })
     }
 
-    /// Gives it to the thread that generates.
+    /// Hands the request to the scheduler.
     pub fn schedule(self) {
         let service = self.service.clone();
         service.scheduler.begin(self);
@@ -73,7 +75,7 @@ impl Work {
         &self.prompts[self.choice / self.request.choices.max(1)]
     }
 
-    /// Begins the answer at hand.
+    /// Starts the current answer in the batch.
     pub fn begin(mut self, batch: &mut Batch<Work>) {
         let prompt = self.prompt().to_vec();
         let Some(session) = self.lease.begin(&prompt) else { return self.over(Err(no_session())) };
@@ -99,7 +101,7 @@ impl Work {
         options
     }
 
-    /// Passes on what happens.
+    /// Forwards an event of the generation to the client.
     pub fn hear(&mut self, event: Event) -> ControlFlow<()> {
         match event {
             Event::Token { text, .. } => {
@@ -121,7 +123,7 @@ impl Work {
         }
     }
 
-    /// The answer at hand has ended; the work, where another one follows.
+    /// Finishes the current answer. Returns the work if another answer follows.
     pub fn ended(mut self, session: Session, outcome: Result<Outcome>) -> Option<Work> {
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -159,7 +161,7 @@ impl Work {
         Some(self)
     }
 
-    /// It broke off by a fault of the program.
+    /// Fails the request after a panic in the scheduler.
     pub fn broken(mut self, session: Session) {
         self.lease.broken(session);
         self.over(Err(broken()));
@@ -167,7 +169,7 @@ impl Work {
 
     fn over(self, result: Result<(), Refusal>) {
         let Work { service, sender, lease, turn, usage, .. } = self;
-        // The session is free before the client hears that this is over: it may ask for the next answer at once.
+        // Free the session before sending the last update: the client may send its next request at once.
         drop(lease);
         drop(turn);
         service.metrics.tokens(&usage);
@@ -175,19 +177,19 @@ impl Work {
             Ok(()) => Update::End(usage),
             Err(refusal) => Update::Failed(refusal),
         };
-        // Nothing hears it if the client has hung up.
+        // Sending fails if the client has disconnected, which does not matter here.
         let _ = sender.send(update);
     }
 
     fn send(&self, update: Update) -> ControlFlow<()> {
         match self.sender.send(update) {
             Ok(()) => ControlFlow::Continue(()),
-            // The client has hung up.
+            // The client has disconnected.
             Err(_) => ControlFlow::Break(()),
         }
     }
 
-    /// Sends a piece that says something.
+    /// Sends a piece, unless its text is empty.
     fn tell(&self, piece: Piece) -> ControlFlow<()> {
         match &piece {
             Piece::Text(text) | Piece::Reasoning(text) | Piece::Arguments(text) if text.is_empty() => {
@@ -206,7 +208,7 @@ impl Work {
         }
     }
 
-    /// Which stop string it was: the one that follows the answer's text.
+    /// Finds the stop string that ended the answer: the one that follows the answer's text.
     fn stop_string(&self, outcome: &Outcome) -> Option<String> {
         if let [only] = &self.request.stop[..] {
             return Some(only.clone());
@@ -226,10 +228,10 @@ impl Work {
         }
     }
 
-    /// The end of the answer's text.
+    /// Sends the pieces that the parser still holds at the end of the text.
     fn end_text(&mut self) {
         if let Some(mut parser) = self.reader.parser.take() {
-            // Nothing more is computed: whether anything hears it does not matter.
+            // The generation is over, so a disconnected client does not matter here.
             let _ = self.read(parser.finish());
         }
     }

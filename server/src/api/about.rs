@@ -1,4 +1,4 @@
-//! What a server says of itself: its model, its health, its counters and its memory.
+//! Endpoints that describe the server: its model, health, metrics and memory plan.
 
 use crate::metrics::Now;
 use crate::prefix::Prefixes;
@@ -9,22 +9,22 @@ use serde_json::{Value as Json, json};
 fn model(service: &Service) -> Json {
     json!({
         "id": service.options.model, "object": "model", "created": 0, "owned_by": "dollop",
-        // Anthropic's clients read these.
+        // Anthropic's clients read these fields.
         "type": "model", "display_name": service.engine.info().name, "created_at": "1970-01-01T00:00:00Z",
         "context_length": service.pool.context,
     })
 }
 
-/// The list of models: one.
+/// The list of models, which has one entry.
 pub fn models(service: &Service) -> Json {
     let id = &service.options.model;
     json!({"object": "list", "data": [model(service)], "has_more": false, "first_id": id, "last_id": id})
 }
 
-/// One model.
+/// The model with this name.
 ///
 /// # Errors
-/// 404 for another.
+/// 404 for another name.
 pub fn one_model(service: &Service, name: &str) -> Result<Json, Refusal> {
     if name == service.options.model {
         Ok(model(service))
@@ -33,15 +33,15 @@ pub fn one_model(service: &Service, name: &str) -> Result<Json, Refusal> {
     }
 }
 
-/// Whether requests are taken.
+/// Reports whether the server accepts requests.
 ///
 /// # Errors
-/// 503 while the server stops.
+/// 503 while the server is stopping.
 pub fn health(service: &Service) -> Result<Json, Refusal> {
     if service.queue.is_stopping() { Err(Refusal::stopping()) } else { Ok(json!({"status": "ok"})) }
 }
 
-/// The plan of memory, the model in numbers, and what its sessions hold.
+/// The memory plan, the model's sizes, and the state of the sessions.
 pub fn plan(service: &Service) -> Json {
     let plan = service.engine.memory_plan();
     let (running, waiting) = service.queue.load();
@@ -55,7 +55,7 @@ pub fn plan(service: &Service) -> Json {
     })
 }
 
-/// The counters.
+/// All metrics in Prometheus' text format.
 pub fn metrics(service: &Service) -> String {
     service.metrics.text(&Now {
         load: service.queue.load(),

@@ -14,7 +14,7 @@ use dollop::sampler::Sampling;
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
-/// Fields that are known and cannot be honoured.
+/// Known fields that are not supported, with the reason.
 const REFUSED: [(&str, &str); 7] = [
     ("logprobs", "probabilities of tokens are not available"),
     ("top_logprobs", "probabilities of tokens are not available"),
@@ -25,10 +25,10 @@ const REFUSED: [(&str, &str); 7] = [
     ("prediction", "predicted outputs are not available"),
 ];
 
-/// Answers.
+/// Answers a request.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -61,10 +61,10 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     Ok(request)
 }
 
-/// `n`.
+/// Reads `n`, the number of answers.
 ///
 /// # Errors
-/// 400 for too many.
+/// 400 for more than [`MAX_CHOICES`].
 pub fn choices(f: &Fields) -> Result<usize, Refusal> {
     match f.count("n", 1)?.unwrap_or(1) {
         n if n > MAX_CHOICES => Err(f.wrong("n", format!("must be at most {MAX_CHOICES}"))),
@@ -72,16 +72,16 @@ pub fn choices(f: &Fields) -> Result<usize, Refusal> {
     }
 }
 
-/// Whether a stream ends with what it took.
+/// Whether a stream ends with the token usage.
 ///
 /// # Errors
-/// 400 for options that are no object.
+/// 400 if `stream_options` is not an object.
 pub fn include_usage(f: &Fields) -> Result<bool, Refusal> {
     let Some(options) = f.get("stream_options") else { return Ok(false) };
     Ok(Fields::of(options, "stream_options.")?.flag("include_usage")?.unwrap_or(false))
 }
 
-/// What a request took.
+/// The token usage of a request, in OpenAI's form.
 pub fn usage(u: &Usage) -> Json {
     json!({
         "prompt_tokens": u.prompt, "completion_tokens": u.output, "total_tokens": u.prompt + u.output,
@@ -90,7 +90,7 @@ pub fn usage(u: &Usage) -> Json {
     })
 }
 
-/// Why an answer ended.
+/// The `finish_reason` of an answer.
 pub fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::Turn | Finish::Stop(_) => "stop",
@@ -104,7 +104,7 @@ struct Chat {
     created: u64,
     model: String,
     include_usage: bool,
-    /// Calls begun, by answer.
+    /// Number of tool calls so far, per answer.
     calls: Vec<usize>,
 }
 

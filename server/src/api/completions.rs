@@ -1,4 +1,4 @@
-//! OpenAI's `/v1/completions`: a text is continued as it is.
+//! OpenAI's `/v1/completions`: continues a text without a chat template.
 
 use super::chat::{choices, finish_reason, include_usage, usage};
 use crate::answer::{Answer, Finish, Piece, Usage};
@@ -14,13 +14,13 @@ use dollop::sampler::Sampling;
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
-/// What `max_tokens` is if it is not given, as in OpenAI's API.
+/// The default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_TOKENS: usize = 16;
 
-/// Answers.
+/// Answers a request.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -65,7 +65,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     Ok(request)
 }
 
-/// A text, a list of texts, a list of tokens, or a list of these.
+/// Reads `prompt`: a string, an array of token ids, or an array of these.
 fn prompts(f: &Fields) -> Result<Vec<Text>, Refusal> {
     let id = |v: &Json| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let one = |v: &Json| match v {
@@ -86,7 +86,7 @@ struct Completions {
     created: u64,
     model: String,
     include_usage: bool,
-    /// By answer, what stands before it.
+    /// With `echo`, the prompt of each answer. Otherwise empty.
     echo: Vec<String>,
 }
 

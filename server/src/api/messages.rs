@@ -14,10 +14,10 @@ use dollop::sampler::Sampling;
 use serde_json::{Map, Value as Json, json};
 use std::sync::Arc;
 
-/// Answers.
+/// Answers a request.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -79,7 +79,7 @@ fn conversation(f: &Fields) -> Result<Conversation, Refusal> {
     Ok(Conversation { messages, tools: tools::anthropic(f)?, variables })
 }
 
-/// One message; results of tools become messages of their own.
+/// Reads one message. Each tool result in it becomes a separate message.
 fn message(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
     let role = match f.need_text("role")? {
         role @ ("user" | "assistant" | "system") => role,
@@ -118,7 +118,7 @@ fn message(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
             }
         }
     }
-    // A message of results alone says nothing else.
+    // The message had only tool results, so nothing is left to add.
     if results && text.is_empty() {
         return Ok(());
     }
@@ -151,7 +151,7 @@ fn usage(u: &Usage) -> Json {
     })
 }
 
-/// Kinds of blocks.
+/// The kind of a content block.
 #[derive(Clone, Copy, PartialEq)]
 enum Block {
     Thinking,
@@ -162,9 +162,9 @@ enum Block {
 struct Message {
     id: String,
     model: String,
-    /// The block that pieces belong to.
+    /// The content block that is being streamed.
     open: Option<Block>,
-    /// Blocks that ended.
+    /// Number of finished content blocks, which is the index of the next one.
     blocks: usize,
     finish: Finish,
 }
@@ -260,7 +260,7 @@ impl Translation for Message {
             content.push(json!({"type": "text", "text": choice.text}));
         }
         for call in &choice.calls {
-            // One that was cut off is none.
+            // A call that was cut off has no valid JSON and is dropped.
             let Ok(input) = serde_json::from_str::<Json>(&call.arguments) else { continue };
             content.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
         }

@@ -1,4 +1,4 @@
-//! The APIs: each file reads its own requests into the one kind that there is, and says its own answers.
+//! The APIs. Each file parses its requests into the common request type and formats its responses.
 
 pub mod about;
 pub mod chat;

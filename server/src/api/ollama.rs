@@ -1,4 +1,4 @@
-//! Ollama's `/api/chat` and `/api/generate`, and what its clients ask about the model.
+//! Ollama's `/api/chat` and `/api/generate`, and its endpoints that describe the model.
 
 use crate::answer::{Answer, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, json as respond_json, respond};
@@ -19,11 +19,11 @@ use std::time::Instant;
 /// Answers `/api/chat`.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn chat(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
-    // Clients load a model with a chat of no messages. It is loaded.
+    // Clients send a chat without messages to load a model. The model is already loaded.
     if f.list("messages")?.is_none_or(<[Json]>::is_empty) {
         return Ok(respond_json(&Ollama::new(service, true).loaded()));
     }
@@ -34,7 +34,7 @@ pub async fn chat(service: &Arc<Service>, json: &Json) -> Result<Response<Body>,
 /// Answers `/api/generate`.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn generate(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -45,7 +45,7 @@ pub async fn generate(service: &Arc<Service>, json: &Json) -> Result<Response<Bo
     respond(service, request.request, Ollama::new(service, false)).await
 }
 
-/// A request, and the context that it wants.
+/// A request, and the context length that it needs (`num_ctx`).
 pub struct Asked {
     /// The request.
     pub request: Request,
@@ -118,7 +118,7 @@ fn read(f: &Fields, input: Input, base: &Sampling) -> Result<Asked, Refusal> {
     request.stream = f.flag("stream")?.unwrap_or(true);
     request.read_stop(&options, "stop")?;
     request.read_format(f.get("format"), "format")?;
-    // -1 and -2 are as many as fit.
+    // -1 and -2 mean as many tokens as fit the context.
     request.max_tokens = match options.whole("num_predict")? {
         Some(0) => return Err(options.wrong("num_predict", "nothing would be generated")),
         n => n.and_then(|n| usize::try_from(n).ok()),
@@ -126,13 +126,13 @@ fn read(f: &Fields, input: Input, base: &Sampling) -> Result<Asked, Refusal> {
     Ok(Asked { request, context: options.count("num_ctx", 1)? })
 }
 
-/// A time as Ollama writes it.
+/// A timestamp in Ollama's format.
 fn stamp(seconds: u64) -> String {
     let t = DateTime::from_unix(seconds);
     format!("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z", t.year, t.month, t.day, t.hour, t.minute, t.second)
 }
 
-/// The models: one.
+/// The list of models, which has one entry.
 pub fn tags(service: &Service) -> Json {
     let name = format!("{}:latest", service.options.model);
     json!({"models": [{
@@ -141,10 +141,10 @@ pub fn tags(service: &Service) -> Json {
     }]})
 }
 
-/// The model, in detail.
+/// The model's details.
 ///
 /// # Errors
-/// 404 for another one.
+/// 404 for another model.
 pub fn show(service: &Service, json: &Json) -> Result<Json, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -186,7 +186,8 @@ struct Ollama {
     chat: bool,
     start: Instant,
     finish: Finish,
-    /// A call that is not whole: calls are sent whole.
+    /// Name and arguments of the call that is being received. Ollama's API sends a call only when it is
+    /// complete.
     call: Option<(String, String)>,
 }
 
@@ -235,7 +236,7 @@ impl Ollama {
         out
     }
 
-    /// Sends the call that is whole now.
+    /// Sends the pending call, which is now complete.
     fn end_call(&mut self, out: &mut Frames) {
         if let Some((name, arguments)) = self.call.take() {
             out.object(&self.object("", "", call(&name, &arguments).into_iter().collect()));
@@ -243,7 +244,7 @@ impl Ollama {
     }
 }
 
-/// A call; one that was cut off is none.
+/// A call in Ollama's form, or `None` if it was cut off and its arguments are not valid JSON.
 fn call(name: &str, arguments: &str) -> Option<Json> {
     let arguments: Json = serde_json::from_str(arguments).ok()?;
     Some(json!({"function": {"name": name, "arguments": arguments}}))

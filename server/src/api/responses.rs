@@ -1,4 +1,4 @@
-//! OpenAI's `/v1/responses`. Nothing is stored: a conversation is sent whole each time.
+//! OpenAI's `/v1/responses`. The server stores nothing: the client sends the whole conversation each time.
 
 use crate::answer::{Answer, Call, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, respond};
@@ -14,7 +14,7 @@ use dollop::sampler::Sampling;
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
-/// Fields that are known and cannot be honoured.
+/// Known fields that are not supported, with the reason.
 const REFUSED: [(&str, &str); 5] = [
     ("previous_response_id", "responses are not stored: send the conversation as input"),
     ("conversation", "conversations are not stored: send the messages as input"),
@@ -23,10 +23,10 @@ const REFUSED: [(&str, &str); 5] = [
     ("top_logprobs", "probabilities of tokens are not available"),
 ];
 
-/// Answers.
+/// Answers a request.
 ///
 /// # Errors
-/// As `feed::respond`.
+/// 400 and 404 for an invalid request, and those of `feed::respond`.
 pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body>, Refusal> {
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
@@ -50,7 +50,7 @@ pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body
     respond(service, request, translation).await
 }
 
-/// The number as it was written, not as the nearest f64.
+/// The number as the client wrote it: a direct conversion to f64 would show 0.7 as 0.699999988.
 fn shown(value: f32) -> Json {
     value.to_string().parse::<f64>().unwrap_or_default().into()
 }
@@ -97,7 +97,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     Ok(request)
 }
 
-/// One item of the input.
+/// Reads one item of the input.
 fn item(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
     match f.text("type")?.unwrap_or("message") {
         "message" => {
@@ -115,7 +115,7 @@ fn item(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
                 f.need_text("name")?,
                 tools::arguments(f, "arguments")?,
             );
-            // Calls of one answer are one message.
+            // Consecutive calls of one answer belong to one message.
             match all.last_mut().and_then(|last| last.get_mut("tool_calls")?.as_array_mut()) {
                 Some(calls) => calls.push(call),
                 None => all.push(json!({"role": "assistant", "content": "", "tool_calls": [call]})),
@@ -125,7 +125,7 @@ fn item(f: &Fields, all: &mut Vec<Json>) -> Result<(), Refusal> {
             let output = content(f, "output")?.unwrap_or_default();
             all.push(json!({"role": "tool", "tool_call_id": f.need_text("call_id")?, "content": output}));
         }
-        // What was thought before earlier answers is no part of the conversation for most templates.
+        // Most templates leave the reasoning of earlier answers out of the conversation.
         "reasoning" => {}
         other => {
             let other: String = other.chars().take(40).collect();
@@ -142,7 +142,7 @@ fn usage(u: &Usage) -> Json {
     })
 }
 
-/// An item of the output while it is written.
+/// An output item that is being streamed.
 enum Open {
     Reasoning(String),
     Text(String),
@@ -151,11 +151,11 @@ enum Open {
 
 struct Responses {
     head: Json,
-    /// What items are called: messages, reasoning, calls; their number follows.
+    /// Id prefixes of messages, reasoning items and calls. The item's index is appended.
     names: (String, String, String),
-    /// Events so far.
+    /// The sequence number of the next event.
     number: u64,
-    /// Items that are whole.
+    /// Finished items.
     output: Vec<Json>,
     open: Option<Open>,
     finish: Finish,
@@ -168,7 +168,7 @@ impl Responses {
         out.event(name, &json);
     }
 
-    /// The item that is written, as far as it is.
+    /// The JSON of the open item in its current state.
     fn item(&self, open: &Open, status: &str) -> Json {
         let n = self.output.len();
         match open {
@@ -187,7 +187,7 @@ impl Responses {
         }
     }
 
-    /// What events about the item that is written begin with.
+    /// The fields that all events about the open item share.
     fn at(&self, id: &Json) -> Json {
         json!({"item_id": id, "output_index": self.output.len(), "content_index": 0})
     }
@@ -267,7 +267,7 @@ impl Responses {
         self.output.push(item);
     }
 
-    /// The response as it is in the end.
+    /// The final response object.
     fn response(&mut self, took: &Usage) -> Json {
         let mut response = self.head.clone();
         response["status"] = "completed".into();

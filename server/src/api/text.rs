@@ -7,7 +7,7 @@ use crate::request::Input;
 use crate::service::Service;
 use serde_json::{Value as Json, json};
 
-/// The tokens of a text.
+/// Tokenizes a text.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -23,7 +23,7 @@ pub fn tokenize(service: &Service, json: &Json) -> Result<Json, Refusal> {
     Ok(json!({"tokens": ids.into_iter().map(piece).collect::<Vec<_>>()}))
 }
 
-/// The text of tokens.
+/// Converts token ids to text.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -37,7 +37,7 @@ pub fn detokenize(service: &Service, json: &Json) -> Result<Json, Refusal> {
     Ok(json!({"content": service.engine.tokenizer()?.decode(&ids, false)}))
 }
 
-/// A conversation as the model reads it. The body is one of `/v1/chat/completions`.
+/// Renders a conversation with the model's chat template. The body is that of `/v1/chat/completions`.
 ///
 /// # Errors
 /// 400, naming the field.
