@@ -1,5 +1,5 @@
-//! Gates 130 and 131: what each API answers. A streamed answer is the whole one; a seed reproduces it; a text after a kept
-//! conversation is that of a fresh one.
+//! Gates 130 and 131: answers of each API. A streamed answer equals the unstreamed one. A seed reproduces an
+//! answer. An answer that reuses a session's tokens equals that of a fresh server.
 
 mod support;
 
@@ -154,7 +154,7 @@ fn gate_130_seeds_stops_and_sampling_are_honoured() {
     let stopped = server.post("/v1/messages", &anthropic).json();
     assert_eq!((&stopped["stop_reason"], &stopped["stop_sequence"]), (&json!("stop_sequence"), &json!(word)));
 
-    // A token that is never chosen.
+    // A bias of -100 bans the token.
     let first_id = server.post("/tokenize", &json!({"content": plain})).json()["tokens"][0].clone();
     let bias = json!({"logit_bias": {first_id.to_string(): -100}});
     let other = content(&with(chat(24), bias)).remove(0);
@@ -170,10 +170,10 @@ fn gate_131_a_kept_conversation_changes_no_answer() {
     for question in [QUESTION, "And of Italy?", "Which is larger?"] {
         messages.push(json!({"role": "user", "content": question}));
         let body = json!({"model": "m", "messages": messages, "max_tokens": 20, "temperature": 0});
-        // Another conversation between takes the other session.
+        // A different conversation in between takes the other session.
         server.post("/v1/completions", &json!({"prompt": "Something else", "max_tokens": 2})).json();
         let reply = server.post("/v1/chat/completions", &body).json();
-        // What the other server kept is thrown out first.
+        // The reference server must reuse nothing, so replace what its session holds.
         fresh.post("/v1/completions", &json!({"prompt": "x y z", "max_tokens": 1})).json();
         let alone = fresh.post("/v1/chat/completions", &body).json();
         assert_eq!(reply["choices"], alone["choices"]);

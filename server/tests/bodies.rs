@@ -1,10 +1,10 @@
-//! Gate 135: bodies of any bytes, and requests with any values in their fields, are read or refused, and nothing panics.
+//! Gate 135: bodies of random bytes and fields with random values are parsed or refused, without a panic.
 
 use dollop_server::read_all;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-/// Values as hostile as JSON allows.
+/// Random JSON values, which use the field names and strings that the parsers look for.
 fn value() -> impl Strategy<Value = Json> {
     let leaf = prop_oneof![
         Just(Json::Null),
@@ -90,7 +90,7 @@ proptest! {
 
 #[test]
 fn gate_135_what_is_sound_is_read() {
-    // The property above would hold if every body were refused.
+    // The properties above would also hold if every body were refused. So check that valid ones are accepted.
     let messages = r#""messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1"#;
     let reads = |more: &str| read_all(format!("{{{messages}{more}}}").as_bytes());
     assert_eq!(reads(""), 3, "chats, messages and Ollama's chat");

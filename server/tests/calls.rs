@@ -1,5 +1,5 @@
-//! Gate 136: tools and schemas: a call that a model writes is a call in every API, streamed and whole, and an answer that has to
-//! obey a schema does.
+//! Gate 136: tools and schemas. A tool call that the model writes arrives as a call in every API, streamed
+//! and unstreamed. An answer with a required schema is valid under it.
 
 mod support;
 
@@ -28,7 +28,7 @@ fn parsed(text: &str) -> Json {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
-/// A server of a model that says [`SAID`] whatever it is asked.
+/// A server whose model answers every request with [`SAID`].
 fn caller(folder: &std::path::Path) -> Running {
     Talker::saying(SAID, TEMPLATE).write(&folder.join("model"));
     let options = EngineOptions::default().with_cache(folder.join("cache"));
@@ -61,7 +61,7 @@ fn gate_136_a_call_is_a_call_in_every_api() {
     assert_eq!(parsed(&joined(&events, "/choices/0/delta/tool_calls/0/function/arguments")), arguments());
     assert_eq!(joined(&events, "/choices/0/finish_reason"), "tool_calls");
 
-    // What a client sends back: the call, and its result.
+    // The client sends the call and its result back; the template must render both.
     let back = json!([messages[0], choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "Rain"}]);
     let prompt = server.post("/apply-template", &json!({"messages": back})).json()["prompt"].clone();
     assert!(
@@ -70,7 +70,7 @@ fn gate_136_a_call_is_a_call_in_every_api() {
         "{prompt}"
     );
 
-    // Without tools the same is a text.
+    // Without tools, the same output is plain text.
     let none = with(body.clone(), json!({"tool_choice": "none"}));
     let text = server.post("/v1/chat/completions", &none).json()["choices"][0]["message"]["content"].clone();
     assert_eq!(text, SAID);
@@ -136,7 +136,7 @@ fn gate_136_answers_obey_their_schema() {
         json!({"messages": messages, "format": schema, "stream": false, "options": {"num_predict": 60}});
     good(&server.post("/api/chat", &ollama).json()["message"]["content"]);
 
-    // A schema that cannot be compiled is refused before a stream begins.
+    // A schema that cannot be compiled is refused with 400, also before a stream begins.
     for stream in [false, true] {
         let bad = json!({"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}});
         let reply = server.post(
@@ -145,7 +145,7 @@ fn gate_136_answers_obey_their_schema() {
         );
         assert_eq!(reply.error(400)["error"]["type"], "invalid_request_error");
     }
-    // This model's template knows no tools.
+    // The default model's template does not support tools.
     let tools = json!({"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]});
     assert_eq!(server.post("/v1/chat/completions", &tools).error(400)["error"]["param"], "tools");
 }

@@ -1,5 +1,5 @@
-//! Gate 137: clients as they come from PyPI: streaming, errors, schemas, hanging up. With `target/clients`, which
-//! `server/tests/clients.sh` makes; `./check --full` does.
+//! Gate 137: client libraries from PyPI. They test streaming, errors, schemas and disconnecting. They are
+//! installed in `target/clients` by `server/tests/clients.sh`, which `./check --full` runs.
 
 mod support;
 

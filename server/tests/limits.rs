@@ -1,5 +1,5 @@
-//! Gates 132 to 134: a client that hangs up ends its generation; who is too many is told to come back; who may not use the
-//! server, and what is no request, is refused in the API's own form.
+//! Gates 132 to 134. A client that disconnects ends its generation. Requests beyond the queue get 429.
+//! Requests without access and invalid requests are refused in the API's own error format.
 
 mod support;
 
@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use std::time::Duration;
 use support::{Open, Running};
 
-/// A request that would take the whole context.
+/// The body of a request that would generate until the context is full.
 fn long(stream: bool) -> Vec<u8> {
     let body = json!({"model": "m", "messages": [{"role": "user", "content": "Tell a story."}], "ignore_eos": true, "stream": stream});
     body.to_string().into_bytes()
@@ -30,7 +30,7 @@ fn gate_132_hanging_up_ends_a_generation() {
     server.wait("dollop_requests_cancelled_total", 2.0);
     server.wait("dollop_requests_running", 0.0);
     assert!(server.metric("dollop_generated_tokens_total") < 900.0, "neither went to the context's end");
-    // The session answers again.
+    // The session is usable again.
     let body = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2});
     server.post("/v1/chat/completions", &body).json();
 }
@@ -45,7 +45,7 @@ fn gate_133_a_full_queue_says_when_to_come_back() {
     let reply = server.send("POST", "/v1/chat/completions", &[], &long(false));
     assert_eq!(reply.error(429)["error"]["type"], "rate_limit_error");
     assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
-    // Whoever hangs up in the queue leaves it.
+    // A client that disconnects while waiting leaves the queue.
     drop(waits);
     server.wait("dollop_requests_waiting", 0.0);
     let waits = begin(&server, false);
@@ -66,7 +66,7 @@ fn gate_133_a_server_that_stops_ends_what_runs() {
     assert!(error.contains("stopping"), "{error}");
     server.join();
 
-    // With more time a running answer finishes, and new requests are refused meanwhile.
+    // With a longer grace period, a running answer finishes. New requests are refused meanwhile.
     let server = Running::new(|o| o.grace = Duration::from_secs(600));
     let mut runs = begin(&server, true);
     runs.until("\"content\":\" ");
@@ -162,7 +162,7 @@ fn gate_134_a_slow_client_does_not_keep_a_connection() {
     });
     let mut slow = std::net::TcpStream::connect(server.address).unwrap();
     slow.write_all(b"GET /health HT").unwrap();
-    // The only connection there may be is given to the next client.
+    // The server allows one connection. The read timeout must free it for the next client.
     assert_eq!(server.get("/health").status, 200);
     let mut rest = Vec::new();
     slow.read_to_end(&mut rest).unwrap();

@@ -1,5 +1,5 @@
-//! Gates 144, 167 and 168: the page runs nothing but its own script, and has the guards of the APIs; the live picture is what the
-//! engine holds and has read; the budget of memory changes while an answer is written.
+//! Gates 144, 167 and 168. The page may run only its own script and has the same access control as the APIs.
+//! Events of `/v1/live` match the engine's state. The memory budget changes while an answer is generated.
 
 mod support;
 
@@ -7,7 +7,7 @@ use dollop::{Engine, EngineOptions, Error, Level, Precision};
 use serde_json::{Value as Json, json};
 use support::{Open, Running, joined};
 
-/// The default model at 4 bits, in the smallest budget that works and `more` bytes.
+/// The default model at 4 bits, streamed, with `more` bytes above the smallest budget.
 fn streamed(more: u64) -> Engine {
     let options = || {
         EngineOptions::default().with_context(512).with_precision(Precision::Exact(Level::B4)).with_threads(2)
@@ -56,12 +56,12 @@ fn gate_144_the_page_runs_nothing_but_its_own() {
         assert!(!policy.contains("unsafe") && !policy.contains("http") && !policy.contains('*'), "{policy}");
         assert_eq!((&*header("x-content-type-options"), &*header("x-frame-options")), ("nosniff", "DENY"));
         assert!(page.text.contains(path), "the page uses {path}, or it is of no use");
-        // The page is as protected as all else: from other names for this machine, and from pages of other sites.
+        // The page's files have the same checks of `Host` and `Origin` as the APIs.
         assert_eq!(server.send("GET", path, &[("host", "evil.example")], b"").status, 403);
         assert_eq!(server.send("GET", path, &[("origin", "https://evil.example")], b"").status, 403);
         assert_eq!(server.send("GET", path, &[("host", "box.example")], b"").status, 200);
     }
-    // A policy without `unsafe-inline` would silently switch off what is written into the page.
+    // The policy has no `unsafe-inline`, so browsers would silently ignore inline scripts and styles.
     let scripts: Vec<&str> = page.text.split("<script").skip(1).collect();
     assert!(scripts.len() == 1 && scripts[0].contains("src=\"/page.js\"></script>"), "{}", page.text);
     assert!(!page.text.contains("<style") && !page.text.contains(" style=") && !page.text.contains(" on"));
@@ -95,14 +95,14 @@ fn gate_167_the_live_picture_is_what_the_engine_holds() {
         }
     };
     assert_eq!(answer.reply().json()["usage"]["completion_tokens"], 24);
-    // Nothing computes any more: the picture is the engine's.
+    // The engine is idle now, so the last event must equal its state.
     let held = engine.held_experts().unwrap();
     let text = |bits: Vec<u8>| bits.iter().map(u8::to_string).collect::<String>();
     let own: Vec<String> = held.iter().map(|layer| text(layer.iter().map(|e| e.bits).collect())).collect();
     assert_eq!(pictures.last().unwrap(), &own);
     let (info, stats) = (engine.info(), engine.stream_stats().unwrap());
     assert_eq!((own.len(), own[0].len()), (info.layers, info.experts));
-    // Nothing was read ahead: every plane that was missing was read once.
+    // Nothing was prefetched, so every plane that missed the cache was read once.
     let missing = |p: usize| stats.planes_wanted[p] - stats.planes_hit[p];
     let planes: u64 = held.iter().flatten().map(|e| u64::from(e.reads)).sum();
     assert_eq!(planes, (0..5).map(missing).sum::<u64>());
@@ -114,7 +114,7 @@ fn gate_167_the_live_picture_is_what_the_engine_holds() {
         "{} pictures, {reads} reads",
         pictures.len()
     );
-    // Who watches does not keep the server from ending.
+    // A watching client does not keep the server from stopping.
     server.stop.cancel();
     assert!(watch.reply_is_over());
     server.join();
@@ -134,7 +134,7 @@ fn gate_167_what_does_not_stream_says_so_and_watchers_are_limited() {
     let refused = server.get("/v1/live");
     assert_eq!(refused.error(429)["error"]["type"], "rate_limit_error");
     drop(watches);
-    // A place is free when the server has noticed that nothing listens.
+    // A slot becomes free only when the server has noticed a disconnected client.
     let start = std::time::Instant::now();
     loop {
         let mut watch = server.open("GET", "/v1/live", &[], b"");
@@ -193,7 +193,7 @@ fn gate_168_the_budget_changes_while_an_answer_is_written() {
     assert_eq!(engine.memory_plan().budget, Some(budget), "a refused budget changes nothing");
 }
 
-/// The text of the next event that has one.
+/// The text of the next event with a non-empty text.
 fn piece(open: &mut Open) -> String {
     loop {
         let event = event(open);

@@ -1,4 +1,4 @@
-//! Gate 139: beginnings of prompts outlive the server, on disk.
+//! Gate 139: the prefix cache keeps prompt prefixes on disk across restarts.
 
 mod support;
 
@@ -39,7 +39,8 @@ fn gate_139_a_prompt_that_goes_on_is_not_read_again_after_a_restart() {
     let (want_first, want_more) = (ask(&fresh, &first).0, ask(&Running::new(|_| {}), &more).0);
     let server = Running::new(with(folder.path(), 1 << 30));
     assert_eq!(ask(&server, &first), (want_first.clone(), 0));
-    // Another prompt takes the session: what it held goes to a file, and comes back from it.
+    // Another prompt takes the session, so its tokens are written to a file. The next request loads that
+    // file.
     ask(&server, &prompt(2, LONG));
     assert_eq!((server.metric("dollop_prefix_files_saved_total"), files(folder.path()).len()), (1.0, 1));
     assert_eq!(ask(&server, &more), (want_more.clone(), LONG as u64));
@@ -48,7 +49,7 @@ fn gate_139_a_prompt_that_goes_on_is_not_read_again_after_a_restart() {
     server.stop.cancel();
     server.join();
     assert!(before > 0.0 && files(folder.path()).len() == 3, "a server that stops writes what it holds");
-    // Two servers on one folder, after a restart.
+    // After a restart, two servers use the folder at once.
     for _ in 0..2 {
         let (a, b) = (Running::new(with(folder.path(), 1 << 30)), Running::new(with(folder.path(), 1 << 30)));
         assert_eq!(ask(&a, &more), (want_more.clone(), LONG as u64));
@@ -69,7 +70,8 @@ fn gate_139_what_is_damaged_is_skipped_and_what_is_old_goes() {
     server.join();
     let [file] = &files(folder.path())[..] else { panic!("one file") };
     let good = std::fs::read(file).unwrap();
-    // In the middle of what layers keep, in the head, cut, and of another kind.
+    // Damage in the layers' data, damage in the header, and two truncated files. `other.prefix` is no saved
+    // session.
     for (at, cut) in [(good.len() - 100, 0), (20, 0), (0, 1000), (0, good.len() - 10)] {
         let mut bytes = good.clone();
         bytes[at] ^= 4;
@@ -83,13 +85,13 @@ fn gate_139_what_is_damaged_is_skipped_and_what_is_old_goes() {
         server.stop.cancel();
         server.join();
         std::fs::remove_file(folder.path().join("other.prefix")).unwrap();
-        // What it kept instead of the file that it could not use.
+        // Remove the file that the server wrote in place of the damaged one.
         files(folder.path())
             .iter()
             .filter(|path| *path != file)
             .for_each(|path| std::fs::remove_file(path).unwrap());
     }
-    // Room for two and a half.
+    // The limit has room for two and a half files.
     std::fs::write(file, &good).unwrap();
     let limit = good.len() as u64 * 5 / 2;
     let server = Running::new(with(folder.path(), limit));

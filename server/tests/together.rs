@@ -1,11 +1,12 @@
-//! Gate 138: requests that are answered together get the answers that each gets alone.
+//! Gate 138: requests that run as one batch get the same answers as each request alone.
 
 mod support;
 
 use serde_json::{Value as Json, json};
 use support::Running;
 
-/// Rounds in which some are to meet: clients that begin at once may be served one after another on a busy machine.
+/// Limit on rounds. On a busy machine, requests sent at once may still run one after another, so the test
+/// repeats until enough of them share a step.
 const ROUNDS: usize = 20;
 
 fn requests(n: usize) -> Vec<Json> {
@@ -38,7 +39,7 @@ fn gate_138_answers_together_are_those_alone() {
     assert_eq!(alone.metric("dollop_step_answers_max"), 1.0);
     for round in 0.. {
         std::thread::scope(|scope| {
-            // One that hangs up in the middle.
+            // One more client, which disconnects in the middle of its answer.
             let gone = json!({"prompt": "Far away", "max_tokens": 150, "ignore_eos": true, "stream": true});
             let gone = server.open("POST", "/v1/completions", &[], gone.to_string().as_bytes());
             let server = &server;

@@ -1,4 +1,4 @@
-//! A server of the default model on a free port, and a client that can do what a well-behaved one does not.
+//! A test server with the default model on a free port, and an HTTP client that can misbehave.
 
 #![allow(dead_code)]
 
@@ -11,10 +11,10 @@ use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What ends a hang.
+/// Time after which a test that hangs fails.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The default model, opened once a process.
+/// The default model, opened once per process.
 pub fn engine() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     let open =
@@ -22,7 +22,7 @@ pub fn engine() -> Engine {
     ENGINE.get_or_init(open).clone()
 }
 
-/// A server that stops when this is dropped.
+/// A running server. Dropping it stops the server.
 pub struct Running {
     pub address: SocketAddr,
     pub stop: CancelToken,
@@ -30,12 +30,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// On the default model, on a free port, called `m`, with options of the test's own.
+    /// Starts a server with the default model, named `m`, on a free port. `change` edits the options.
     pub fn new(change: impl FnOnce(&mut ServerOptions)) -> Running {
         Running::of(engine(), change)
     }
 
-    /// On another model.
+    /// Starts a server with another model.
     pub fn of(engine: Engine, change: impl FnOnce(&mut ServerOptions)) -> Running {
         let mut options = ServerOptions::default();
         options.listen.set_port(0);
@@ -60,7 +60,7 @@ impl Running {
         self.open(method, path, headers, body).reply()
     }
 
-    /// Sends a request, and reads nothing yet.
+    /// Sends a request without reading the response.
     pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Open {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -71,19 +71,19 @@ impl Running {
         }
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-        // A server that refuses a request early does not read all of it.
+        // Writing the body may fail, because a server that refuses a request early does not read all of it.
         let _ = stream.write_all(body);
         Open(BufReader::new(stream))
     }
 
-    /// The value of a line of `/metrics`.
+    /// The value of a metric in `/metrics`.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text;
         let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }
 
-    /// Waits until a line of `/metrics` has a value.
+    /// Waits until a metric has the given value.
     pub fn wait(&self, name: &str, value: f64) {
         let start = std::time::Instant::now();
         while self.metric(name) != value {
@@ -92,7 +92,7 @@ impl Running {
         }
     }
 
-    /// Waits until it has stopped.
+    /// Waits until the server has stopped.
     pub fn join(mut self) {
         self.thread.take().unwrap().join().unwrap();
     }
@@ -108,10 +108,10 @@ impl Drop for Running {
     }
 }
 
-/// A request whose response is not read yet. Dropping it hangs up.
+/// A request whose response is not read yet. Dropping it closes the connection.
 pub struct Open(BufReader<TcpStream>);
 
-/// A response.
+/// A complete response.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -120,7 +120,7 @@ pub struct Reply {
 }
 
 impl Open {
-    /// Reads a line of the head or of the body, chunk sizes among them.
+    /// Reads a line of the head or the body. Lines with chunk sizes are included.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
@@ -137,7 +137,7 @@ impl Open {
         }
     }
 
-    /// The events that are left of a stream whose beginning was read.
+    /// Reads the remaining events of a stream whose head has been read.
     pub fn rest(mut self) -> Vec<Json> {
         let mut text = String::new();
         self.0.read_to_string(&mut text).unwrap();
@@ -145,13 +145,13 @@ impl Open {
         data.map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
-    /// Reads to the end of a stream, which comes as it should: with the last chunk.
+    /// Reads to the end of a stream. Returns whether it ended properly, with the terminating chunk.
     pub fn reply_is_over(mut self) -> bool {
         let mut text = String::new();
         self.0.read_to_string(&mut text).is_ok() && text.ends_with("0\r\n\r\n")
     }
 
-    /// The whole response.
+    /// Reads the whole response.
     pub fn reply(mut self) -> Reply {
         let status = self.line();
         let status =
@@ -188,21 +188,21 @@ impl Reply {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body of a response that is no error.
+    /// The JSON body. Asserts status 200.
     #[track_caller]
     pub fn json(&self) -> Json {
         assert_eq!(self.status, 200, "{}", self.text);
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
 
-    /// The body of an error of a status.
+    /// The JSON body of an error. Asserts its status.
     #[track_caller]
     pub fn error(&self, status: u16) -> Json {
         assert_eq!(self.status, status, "{}", self.text);
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
 
-    /// The objects of server-sent events, and of lines of JSON.
+    /// The JSON objects of server-sent events or of NDJSON lines.
     #[track_caller]
     pub fn events(&self) -> Vec<Json> {
         assert_eq!(self.status, 200, "{}", self.text);
@@ -213,7 +213,7 @@ impl Reply {
     }
 }
 
-/// The texts at `pointer` of events, together.
+/// Concatenates the strings at `pointer` of all events.
 pub fn joined(events: &[Json], pointer: &str) -> String {
     events.iter().filter_map(|e| e.pointer(pointer)?.as_str()).collect()
 }
