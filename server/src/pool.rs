@@ -122,8 +122,8 @@ pub struct Lease {
 
 impl Lease {
     /// Returns the session, rewound to the part of `prompt` that can be reused without changing the answer by
-    /// a bit. That part has no decoded tokens, and leaves at least [`MANY`] tokens to prefill. `None` if the
-    /// session is in use.
+    /// a bit. That part has no decoded tokens. It leaves at least [`MANY`] tokens, because calls with fewer
+    /// may be computed differently. `None` if the session is in use.
     pub fn begin(&mut self, prompt: &[u32]) -> Option<Session> {
         let mut session = self.session.take()?;
         let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
