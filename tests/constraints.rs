@@ -54,7 +54,7 @@ fn sampling(i: usize) -> Sampling {
 
 #[test]
 fn gate_120_random_schemas_are_obeyed() {
-    let (cases, mut session, mut chance) = (if full() { 1000 } else { 200 }, session(), Chance(1));
+    let (cases, mut session, mut chance) = (if full() { 1000 } else { 80 }, session(), Chance(1));
     let (mut valid, mut tokens, mut forced, mut texts) = (0, 0, 0, std::collections::HashSet::new());
     for case in 0..cases {
         let schema = schema(&mut chance, 2);
@@ -80,7 +80,7 @@ fn gate_120_random_schemas_are_obeyed() {
         texts.len()
     );
     assert!(valid * 10 > cases * 9, "{valid} of {cases} were not cut off");
-    assert!(texts.len() > 50 && forced > 200, "{} answers, {forced} forced tokens", texts.len());
+    assert!(texts.len() > cases / 4 && forced > cases, "{} answers, {forced} forced tokens", texts.len());
 }
 
 #[test]
