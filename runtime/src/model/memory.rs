@@ -95,7 +95,9 @@ impl KvSpec {
 
     /// Bytes of all copies of the window.
     pub fn copied_bytes(&self, number_bytes: usize) -> usize {
-        self.shape(number_bytes).bytes(self.window.map_or(0, Self::copied_places)).unwrap_or(usize::MAX)
+        // Each copy is in whole blocks of its own.
+        let one = self.shape(number_bytes).bytes(self.window.map_or(0, |w| w.saturating_add(KV_BLOCK)));
+        one.map_or(usize::MAX, |bytes| COPIES.saturating_mul(bytes))
     }
 
     /// The earliest position from which a timeline can continue, after `written` positions went through a
