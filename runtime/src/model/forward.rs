@@ -1,4 +1,4 @@
-//! The forward pass. It reads top to bottom, like the papers.
+//! The forward pass, top to bottom like the papers.
 //!
 //! [`Model`] is immutable and shared, [`Memory`] is what one sequence keeps, and [`Scratch`] holds the
 //! buffers of a call. A call runs tokens through every layer: a chunk of one sequence, or one token each of
@@ -34,8 +34,7 @@ use std::sync::Arc;
 const LOGIT_ROWS: usize = 8;
 const _: () = assert!(LOGIT_ROWS < MANY);
 
-/// A model's weights and its fixed settings. A clone shares the experts, the counters and the bytes of
-/// matrices.
+/// A model's weights and fixed settings. A clone shares experts, counters and the bytes of matrices.
 #[derive(Clone)]
 pub struct Model {
     /// The model's structure and dimensions.
@@ -104,8 +103,7 @@ pub enum Passing<'a> {
     Layers(usize),
     /// The logits of a wanted position, by its index among the call's tokens.
     Logits(usize, &'a [f32]),
-    /// The greatest logits of a wanted position with their tokens, greatest first. Fewer than wanted if some
-    /// are not numbers.
+    /// A wanted position's greatest logits with their tokens, greatest first; fewer if some are not numbers.
     Best(usize, &'a [(u32, f32)]),
 }
 
@@ -145,8 +143,7 @@ impl Model {
         take_rows(b, &w.embed, &s.tokens, c.embed_scale, (&mut s.row, &mut s.x))?;
         self.inputs(b, s)?;
         let (want, ends) = (parts[0].want, n);
-        // After the last layer that writes keys and values, only positions whose logits are wanted must be
-        // computed. If routers' choices are recorded, we compute all.
+        // After the last layer with keys and values, only wanted positions, unless choices are recorded.
         let tail = if s.noted.is_some() || several { None } else { b.tail(n) };
         let needed = match (want, tail) {
             (Want::All | Want::Finite, _) | (_, None) => n,
@@ -315,8 +312,7 @@ fn finite<B: Backend>(
     }
 }
 
-/// Downloads a result. The first download of a call also fetches the recorded choices of its routers, to wait
-/// only once.
+/// Downloads a result. A call's first download also fetches its routers' recorded choices: one wait, not two.
 fn read<B: Backend>(b: &B, noted: &mut Option<Noted<B>>, result: (&B::Buf, usize, &mut [f32])) -> Result<()> {
     match noted.as_mut().and_then(Noted::unread) {
         Some(choices) => b.read(&mut [result, choices]),

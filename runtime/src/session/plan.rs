@@ -249,8 +249,7 @@ impl MemoryPlan {
         };
         // Every layer gets the same share.
         let one_each = routed().map(|t| r.place(t)).max().unwrap_or(0) * routed().count() as u64 + one_staged;
-        // Either everything is resident, including the embedding, or experts are streamed and get the
-        // embedding's memory.
+        // Either all is resident, also the embedding, or experts are streamed and get the embedding's memory.
         let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
         let streamed = fixed - unheld.bytes + unheld.row_bytes;
         let smallest = streamed + scratch_of(least_chunk) + one_each;
