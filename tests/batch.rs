@@ -1,9 +1,10 @@
 //! Gates 145 to 147: generations that go on together are those that run alone, byte for byte, and read less.
 
+use dollop::internal::{Batch, BatchStats};
 use dollop::sampler::Sampling;
 use dollop::{
-    Batch, BatchStats, CancelToken, Engine, EngineOptions, Event, GenerateOptions, Level, Outcome, Precision,
-    Session, SessionOptions, StopReason, StreamingOptions,
+    CancelToken, Engine, EngineOptions, Event, GenerateOptions, Level, Outcome, Precision, Session,
+    SessionOptions, StopReason, StreamingOptions,
 };
 use dollop_tests::chance::Chance;
 use dollop_tests::tiny::Tiny;
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// Positions of a session: the longest prompt and answer.
 const CONTEXT: usize = 112;
 
-/// Requests begin before so many steps.
+/// All requests begin before this step.
 const BEGIN: usize = 5;
 
 /// A request of a mix.

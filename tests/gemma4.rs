@@ -97,9 +97,7 @@ fn gate_108_inputs_of_layers_are_read_from_the_file() {
         let engine = Engine::open(&path, &options).unwrap();
         let session = |chunk| engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
         let whole = session(64).logits(&tiny.tokens).unwrap();
-        let pairs = || whole.iter().flatten().zip(tiny.logits.iter().flatten());
-        let off: f32 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
-        let far = off / pairs().map(|(_, b)| b * b).sum::<f32>();
+        let far = tiny.error(&whole);
         println!("{far} of the squares of logits");
         assert!(far > 0.0 && far < ROUNDED, "logits are off by {far}");
         let before = engine.input_reads().expect("rows are read").bytes;

@@ -57,9 +57,7 @@ fn draft_head_of(tiny: &Tiny) {
         assert_eq!(source.metadata().strings("dollop.source.left_out").unwrap().unwrap(), [parts]);
         let engine = Engine::open_reference(path, &options()).unwrap();
         let got = session(&engine, 128).logits(&tiny.tokens).unwrap();
-        for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
-            assert!((got - want).abs() < 1e-4, "{}: {got} instead of {want}", path.display());
-        }
+        tiny.assert_near(&got, 1e-4, &path.display().to_string());
     }
 }
 
@@ -77,9 +75,7 @@ fn so_they_are_on_a_gpu() {
         let engine = Engine::open_reference(folder.path(), &options).unwrap();
         for chunk in [1, 7, 128] {
             let got = session(&engine, chunk).logits(&tiny.tokens).unwrap();
-            for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
-                assert!((got - want).abs() < 2e-3, "{name}, chunk {chunk}: {got} instead of {want}");
-            }
+            tiny.assert_near(&got, 2e-3, &format!("chunk {chunk}"));
         }
     }
 }
@@ -97,9 +93,7 @@ fn old_files_say_the_same() {
         turned += source.names().filter(|n| n.ends_with("attn_k_b.weight")).count();
         let engine = Engine::open_reference(&gguf, &options()).unwrap();
         let got = session(&engine, 128).logits(&tiny.tokens).unwrap();
-        for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
-            assert!((got - want).abs() < 1e-4, "{name}: {got} instead of {want}");
-        }
+        tiny.assert_near(&got, 1e-4, "old file");
     }
     assert_eq!(turned, 12, "layers whose tensors were taken apart");
 }
@@ -158,13 +152,9 @@ fn converted_models_say_nearly_the_same() {
             convert(source, &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
             let engine = Engine::open(&path, &options()).unwrap();
             let got = session(&engine, 32).logits(&tiny.tokens).unwrap();
-            let (mut error, mut all) = (0.0, 0.0);
-            for (got, want) in got.iter().flatten().zip(tiny.logits.iter().flatten()) {
-                error += (got - want).powi(2);
-                all += want.powi(2);
-            }
+            let error = tiny.error(&got);
             // Some experts are others.
-            assert!(error < 0.15 * all, "{name}, {}: {error} of {all}", source.display());
+            assert!(error < 0.15, "{name}, {}: {error}", source.display());
         }
     }
 }

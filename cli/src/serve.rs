@@ -13,10 +13,10 @@ use std::time::Duration;
 /// Serves a model over HTTP: a page to chat with it, and APIs for programs that know OpenAI's, Anthropic's or Ollama's.
 ///
 /// By default only this machine can connect. If --listen allows others, an API key is required. Requests
-/// choose their own sampling; the model's file gives the defaults. The prompt of a continued conversation is
-/// not computed again: each request gets the session that already holds most of its prompt. ^C or SIGTERM
-/// stops the server; running answers may finish within --grace seconds. -v logs each request. docs/server.md
-/// lists what is supported and what is refused.
+/// choose their own sampling; the model's file gives the defaults. Each request gets the session that holds
+/// most of its prompt: of a continued conversation, only the last answer and the new messages are computed.
+/// ^C or SIGTERM stops the server; running answers may finish within --grace seconds. -v logs each request.
+/// docs/server.md lists what is supported and what is refused.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop serve\n  dollop serve Qwen3-30B-A3B-Q4_K_M.gguf --memory 8G --ctx 8192 --parallel 2\n  dollop serve --listen 0.0.0.0:8080 --host box.example --api-key-file key.txt\n  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'"

@@ -63,10 +63,10 @@ pub use model::routing::Routing;
 pub use quant::Level;
 pub use sched::Precision;
 pub use session::{
-    BackendChoice, Batch, BatchStats, CalibrateOptions, Chat, Device, Ended, Engine, EngineOptions, Event,
-    Events, GenerateOptions, LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply,
-    Session, SessionOptions, SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate,
-    calibrate_by_itself, calibrate_tokens, devices,
+    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
+    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
+    SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_by_itself, calibrate_tokens,
+    devices,
 };
 pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats};
 
@@ -81,7 +81,7 @@ struct Readme;
 #[allow(missing_docs)]
 pub mod internal {
     pub use crate::bytes::Bytes;
-    pub use crate::session::Keep;
+    pub use crate::session::{Batch, BatchStats, Ended, Keep};
     pub use crate::telemetry::{GpuFault, Trace, Track};
 
     pub mod experts {

@@ -153,7 +153,7 @@ async fn metrics(State(service): App) -> Response<Body> {
 fn unknown(request: &HttpRequest, status: StatusCode) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     let shown: String = path.chars().take(80).collect();
-    Refusal::new(status, format!("there is no {method} {shown}; docs/server.md lists what there is"))
+    Refusal::new(status, format!("there is no {method} {shown}; docs/server.md lists the endpoints"))
         .response(Form::of(path))
 }
 

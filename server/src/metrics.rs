@@ -26,7 +26,7 @@ pub struct Now {
     /// Bytes of the memory plan.
     pub planned_bytes: u64,
     /// Statistics of batched steps.
-    pub batch: dollop::BatchStats,
+    pub batch: dollop::internal::BatchStats,
     /// Statistics of the prefix cache, if it is enabled.
     pub prefixes: Option<crate::prefix::PrefixCounts>,
     /// Statistics of streaming, if experts are streamed.

@@ -1,7 +1,8 @@
 //! The scheduler: one thread that runs the generations of all requests with a session, as one batch.
 
 use crate::work::Work;
-use dollop::{Batch, BatchStats, Engine, Error};
+use dollop::internal::{Batch, BatchStats};
+use dollop::{Engine, Error};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -76,6 +76,31 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 impl Tiny {
+    /// Pairs of `got` and this model's logits. Panics if `got` has other positions or another vocabulary: a
+    /// `zip` alone would compare fewer.
+    fn pairs<'a>(&'a self, got: &'a [Vec<f32>]) -> impl Iterator<Item = (f32, f32)> + 'a {
+        let shape = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(shape(got), shape(&self.logits), "{}: positions and vocabulary", self.name);
+        got.iter().flatten().copied().zip(self.logits.iter().flatten().copied())
+    }
+
+    /// Asserts that every logit of `got` is within `bound` of this model's. `what` names the case.
+    pub fn assert_near(&self, got: &[Vec<f32>], bound: f32, what: &str) {
+        for (got, want) in self.pairs(got) {
+            assert!((got - want).abs() < bound, "{}, {what}: {got} instead of {want}", self.name);
+        }
+    }
+
+    /// The sum of squared errors of `got`, as a share of the sum of squares of this model's logits.
+    pub fn error(&self, got: &[Vec<f32>]) -> f32 {
+        let (mut error, mut all) = (0.0, 0.0);
+        for (got, want) in self.pairs(got) {
+            error += (got - want).powi(2);
+            all += want.powi(2);
+        }
+        error / all
+    }
+
     /// Reads a golden and generates its weights.
     pub fn load(name: &str) -> Tiny {
         let read = |ext: &str| {

@@ -164,8 +164,8 @@ fn refusals_say_what_to_do() {
     }
     place.hub.reset();
     wrong(&place, "hf:org/nowhere", &["no such repository", "private or gated", "HF_TOKEN"]);
-    let mut nobody = place.command(&["pull", NAME]);
-    let out = nobody.env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
+    let mut unreachable = place.command(&["pull", NAME]);
+    let out = unreachable.env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     failed(&["pull"], out, &["127.0.0.1", "tries", "check the network"]);
     // An index that climbs out of its folder.
     place.hub.put("config.json", b"{}");

@@ -13,7 +13,7 @@ use std::time::Duration;
 pub enum Fault {
     /// A status with headers.
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this many bytes of the body.
     Drop(usize),
     /// It ends with the whole file in the announced length, of another content.
     Garble,
@@ -33,7 +33,7 @@ pub enum Fault {
     Say(String),
 }
 
-/// A rule: for requests whose path contains the text, from the `skip`-th on, so many times.
+/// A rule: it applies to requests whose path contains the text, this many times, from the `skip`-th on.
 struct Rule {
     path: String,
     skip: usize,

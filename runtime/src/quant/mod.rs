@@ -128,7 +128,7 @@ impl std::fmt::Display for Level {
 pub(crate) fn check_level(level: Level, stored: Level) -> Result<()> {
     if level > stored {
         let what = format!(
-            "level {level} is asked for, but the experts are stored at up to {stored} bits; convert with a higher --max-level (codes of tables have 4 bits at most)"
+            "level {level} was requested, but the experts are stored at up to {stored} bits; convert with a higher --max-level (codes of tables have 4 bits at most)"
         );
         return Err(Error::Invalid(what));
     }

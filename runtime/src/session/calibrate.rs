@@ -2,7 +2,7 @@
 //! choose codes whose errors matter least.
 //!
 //! The source model runs in f32 on the CPU, like the reference. We skip the embedding, which has no inputs,
-//! and the output head, which is stored at so many bits that it gains nothing.
+//! and the output head, which keeps enough bits to gain nothing.
 
 mod meter;
 mod own_text;
