@@ -8,7 +8,7 @@ use dollop::{
 };
 use dollop_tests::chance::Chance;
 use dollop_tests::tiny::Tiny;
-use dollop_tests::{HeldFile, default_model, set, with_budget};
+use dollop_tests::{HeldFile, set, test_model, with_budget};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -174,7 +174,7 @@ fn answers_together_are_those_alone() {
         dollop::convert::convert(&source, &path, &options, &CancelToken::new(), &mut |_| ()).unwrap();
         seen.push(same(&Engine::open(&path, &exact()).unwrap(), 7 + i as u64, name, Duration::ZERO));
     }
-    let path = default_model();
+    let path = test_model();
     seen.push(same(&Engine::open(&path, &exact()).unwrap(), 1, "resident", Duration::MAX));
     let engine = streamed(&path);
     seen.push(same(&engine, 2, "streamed", Duration::MAX));
@@ -187,7 +187,7 @@ fn answers_together_are_those_alone() {
 /// Gate 146: what is read for a token falls with the number of answers that go on together.
 #[test]
 fn a_read_serves_all() {
-    let path = default_model();
+    let path = test_model();
     let read = |n: usize| {
         let engine = streamed(&path);
         let mut batch = Batch::new(&engine).with_stall(Duration::MAX);
@@ -220,9 +220,9 @@ fn a_read_serves_all() {
 /// nothing after it.
 #[test]
 fn what_fails_fails_alone() {
-    let file = HeldFile::open(&default_model());
+    let file = HeldFile::open(&test_model());
     let options = with_budget(
-        &default_model(),
+        &test_model(),
         set!(EngineOptions { context: Some(4096), chunk: Some(512), ..exact() }),
         1 << 20,
     );
@@ -230,7 +230,7 @@ fn what_fails_fails_alone() {
         streaming: set!(StreamingOptions { storage: Some(file.clone()), ..options.streaming.clone() }),
         ..options.clone()
     });
-    let engine = Engine::open(default_model(), &options).unwrap();
+    let engine = Engine::open(test_model(), &options).unwrap();
     let mut asks = mix(&mut Chance(5), engine.info().vocab, 6);
     asks.iter_mut().for_each(|ask| (ask.at, ask.hangs_up, ask.options.max_tokens) = (0, None, 12));
     let want: Vec<Answer> = asks.iter().map(|ask| alone(&engine, ask)).collect();

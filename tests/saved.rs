@@ -9,7 +9,7 @@ use dollop::{
     BackendChoice, Chat, Engine, EngineOptions, GenerateOptions, Overflow, Session, SessionOptions,
 };
 use dollop_tests::tiny::{self, Tiny};
-use dollop_tests::{default_model, has_gpu, with_budget};
+use dollop_tests::{has_gpu, test_model, with_budget};
 use std::path::{Path, PathBuf};
 
 #[path = "saved/in_place.rs"]
@@ -128,8 +128,8 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
     }
     // To another backend: as close as backends are.
     let o = exact(Level::B4);
-    let first = Engine::open(default_model(), &gpu(o.clone())).unwrap();
-    let second = Engine::open(default_model(), &o).unwrap();
+    let first = Engine::open(test_model(), &gpu(o.clone())).unwrap();
+    let second = Engine::open(test_model(), &o).unwrap();
     let ids = ids(first.info().vocab);
     let mut session = first.session(SessionOptions::default()).unwrap();
     session.logits(&ids[..PROMPT]).unwrap();
@@ -151,7 +151,7 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
 
 #[test]
 fn forks_continue_one_prefix_in_several_ways() {
-    let engine = Engine::open(default_model(), &exact(Level::B4)).unwrap();
+    let engine = Engine::open(test_model(), &exact(Level::B4)).unwrap();
     let ids = ids(engine.info().vocab);
     let mut trunk = engine.session(SessionOptions::default()).unwrap();
     trunk.logits(&ids[..PROMPT]).unwrap();
@@ -175,8 +175,8 @@ fn forks_continue_one_prefix_in_several_ways() {
 
 #[test]
 fn a_budget_for_one_session_has_no_room_for_a_fork() {
-    let tight = smallest(&default_model(), exact(Level::B4));
-    let engine = Engine::open(default_model(), &tight).unwrap();
+    let tight = smallest(&test_model(), exact(Level::B4));
+    let engine = Engine::open(test_model(), &tight).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.logits(&[1, 2, 3]).unwrap();
     let refused = session.fork().err().expect("there is no room").to_string();
@@ -189,7 +189,7 @@ fn a_conversation_goes_on_with_what_was_said() {
     let greedy = GenerateOptions::default().with_max_tokens(8).with_sampling(Sampling::greedy());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat");
-    let open = || Engine::open(default_model(), &exact(Level::B4).with_context(512)).unwrap();
+    let open = || Engine::open(test_model(), &exact(Level::B4).with_context(512)).unwrap();
     let session = open().session(SessionOptions::default()).unwrap();
     let mut chat = Chat::new(session, Some("You are brief.".into()), Overflow::Slide).unwrap();
     chat.set_variables([("mood".to_owned(), "calm".into())].into_iter().collect());
@@ -221,7 +221,7 @@ fn what_a_lost_gpu_held_is_saved_as_tokens() {
         return;
     }
     let o = exact(Level::B4).with_backend(BackendChoice::Gpu(None));
-    let engine = Engine::open(default_model(), &o).unwrap();
+    let engine = Engine::open(test_model(), &o).unwrap();
     let ids = ids(engine.info().vocab);
     let mut session = engine.session(SessionOptions::default()).unwrap();
     session.logits(&ids[..PROMPT]).unwrap();
@@ -230,7 +230,7 @@ fn what_a_lost_gpu_held_is_saved_as_tokens() {
     let path = folder.path().join("session");
     session.save(&path).unwrap();
     assert!(engine.lost().is_some(), "the GPU was lost while its memory was read");
-    let cpu = Engine::open(default_model(), &exact(Level::B4)).unwrap();
+    let cpu = Engine::open(test_model(), &exact(Level::B4)).unwrap();
     let mut restored = cpu.load_session(&path, SessionOptions::default()).unwrap();
     assert_eq!(restored.tokens(), &ids[..PROMPT]);
     let mut whole = cpu.session(SessionOptions::default()).unwrap();

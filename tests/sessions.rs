@@ -7,25 +7,36 @@ use dollop::{
     CancelToken, Chat, Engine, EngineOptions, Error, Event, GenerateOptions, Overflow, SessionOptions,
     StopReason,
 };
-use dollop_tests::{chosen_among_all, default_model, set, short_model, talker::Talker, tiny::Tiny};
+use dollop_tests::{
+    chosen_among_all, default_model, set, short_model, talker::Talker, test_model, tiny::Tiny,
+};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+fn open(model: PathBuf) -> Engine {
+    Engine::open(model, &EngineOptions::default().with_threads(2)).unwrap()
+}
 
 fn engine() -> Engine {
-    Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap()
+    open(test_model())
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions::default().with_max_tokens(max_tokens).with_sampling(Sampling::greedy())
 }
 
-fn chat(context: usize, overflow: Overflow) -> Chat {
-    let session = engine().session(SessionOptions::default().with_context(context).with_chunk(64)).unwrap();
+fn chat_with(engine: &Engine, context: usize, overflow: Overflow) -> Chat {
+    let session = engine.session(SessionOptions::default().with_context(context).with_chunk(64)).unwrap();
     Chat::new(session, Some("You are brief.".into()), overflow).unwrap()
+}
+
+fn chat(context: usize, overflow: Overflow) -> Chat {
+    chat_with(&engine(), context, overflow)
 }
 
 #[test]
 fn the_default_model_knows_the_capital_of_france() {
-    let mut chat = chat(512, Overflow::Error);
+    let mut chat = chat_with(&open(default_model()), 512, Overflow::Error);
     let outcome = chat.send("What is the capital of France?", &greedy(64), &mut |_| ()).unwrap();
     assert!(outcome.text.contains("Paris"), "{}", outcome.text);
     assert!(!outcome.tokens.is_empty() && outcome.prompt_tokens > 20);

@@ -393,7 +393,8 @@ pub struct EngineArgs {
     /// none
     #[arg(long, value_name = "LIST", default_value = "subgroups", value_parser = gpu_kernels)]
     pub gpu_kernels: dollop::GpuVariants,
-    /// Makes the GPU fail after this many submissions (for tests)
+    /// Makes the GPU fail after this many submissions, for tests: a release build has no such option
+    #[cfg(debug_assertions)]
     #[arg(long, value_name = "N", hide = true)]
     pub lose_gpu: Option<u64>,
     #[command(flatten)]

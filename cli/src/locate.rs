@@ -33,6 +33,7 @@ pub fn open_with(
     if let Some(note) = engine.note() {
         note!("{note}");
     }
+    #[cfg(debug_assertions)]
     if let Some(submissions) = args.lose_gpu {
         engine.lose_gpu(submissions, dollop::internal::GpuFault::Lost);
     }

@@ -6,7 +6,7 @@ use crate::output::{bytes, write_file};
 use clap::Args;
 use dollop::Level;
 use dollop::internal::Trace;
-use dollop::internal::sched::{Order, Precision, Verify};
+use dollop::internal::sched::{Precision, Verify};
 use dollop::internal::store::Reads;
 use dollop::{Engine, EngineOptions, StreamStats};
 use serde::{Deserialize, Serialize};
@@ -68,15 +68,6 @@ pub struct StreamArgs {
     /// When to verify a plane's checksum: at its first read, always, or never
     #[arg(long, value_enum, default_value = "first")]
     pub verify: VerifyArg,
-    /// Order in which extra planes are chosen (for comparison)
-    #[arg(long, value_enum, default_value = "worth", hide = true)]
-    pub order: OrderArg,
-    /// Bytes that a layer may read for extra planes, instead of a price (for comparison)
-    #[arg(long, value_name = "N", hide = true)]
-    pub refinement_bytes: Option<usize>,
-    /// Half-life of an expert's heat, in tokens
-    #[arg(long, value_name = "N", default_value_t = 4.0, hide = true)]
-    pub half_life: f32,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -90,13 +81,6 @@ pub enum VerifyArg {
 pub enum ReadsArg {
     Ring,
     Threads,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum OrderArg {
-    Worth,
-    Arrival,
-    Gate,
 }
 
 /// The value of `--memory`.
@@ -169,13 +153,6 @@ impl StreamArgs {
             VerifyArg::Always => Verify::Always,
             VerifyArg::Never => Verify::Never,
         };
-        s.order = match self.order {
-            OrderArg::Worth => Order::Worth,
-            OrderArg::Arrival => Order::Arrival,
-            OrderArg::Gate => Order::Gate,
-        };
-        s.refinement_bytes = self.refinement_bytes;
-        s.half_life = self.half_life.max(0.1);
         s.trace = self.trace.as_ref().map(|_| Arc::new(Trace::default()));
     }
 

@@ -480,7 +480,7 @@ typedef struct dollop_model_info {
     uint32_t has_chat_template;
 } dollop_model_info;
 
-// Hears one message: its level (a `DOLLOP_LOG_`), the part of the library that it is from, such as "dollop::session", and a line
+// Called for each message: its level (a `DOLLOP_LOG_`), the part of the library that it is from, such as "dollop::session", and a line
 // for people. The texts are valid during the callback. Runs on whichever thread logs, on several at a time. Must not throw or
 // `longjmp`. What the library logs while it runs, on its thread, is dropped.
 typedef void (*dollop_log_callback)(uint32_t level,

@@ -99,7 +99,7 @@ inline std::vector<Device> devices() {
     return found;
 }
 
-// Hears one message of the log: its level (a DOLLOP_LOG_), the part of the library, a line for people; valid during the callback.
+// Called for each message of the log: its level (a DOLLOP_LOG_), the part of the library, a line for people; valid during the callback.
 using OnLog = std::function<void(std::uint32_t level, std::string_view target, std::string_view message)>;
 
 namespace detail {

@@ -30,7 +30,7 @@ pub unsafe extern "C" fn dollop_engine_open(
                 Out::new("engine", engine)?,
             )
         };
-        let open = |progress: Hear| Engine::open_with(&path, &opening.engine, progress);
+        let open = |progress: OnProgress| Engine::open_with(&path, &opening.engine, progress);
         engine.set(handles::open(with_progress(&opening, open)?)?);
         Ok(())
     })
@@ -44,12 +44,12 @@ pub unsafe extern "C" fn dollop_engine_free(engine: *mut dollop_engine) -> dollo
 }
 
 /// A callback for a conversion's progress, which decides whether it goes on.
-pub(crate) type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// Runs `work`, which may convert a model first, and reports its progress to the caller's callback.
 pub(crate) fn with_progress<T>(
     opening: &Opening,
-    work: impl FnOnce(Hear) -> runtime::Result<T>,
+    work: impl FnOnce(OnProgress) -> runtime::Result<T>,
 ) -> Result<T> {
     let mut panicked = false;
     let done = work(&mut |progress| {

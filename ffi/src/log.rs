@@ -21,7 +21,7 @@ pub const DOLLOP_LOG_DEBUG: u32 = 4;
 /// Every plane of an expert that is read or gives way.
 pub const DOLLOP_LOG_TRACE: u32 = 5;
 
-/// Hears one message: its level (a `DOLLOP_LOG_`), the part of the library that it is from, such as "dollop::session", and a line
+/// Called for each message: its level (a `DOLLOP_LOG_`), the part of the library that it is from, such as "dollop::session", and a line
 /// for people. The texts are valid during the callback. Runs on whichever thread logs, on several at a time. Must not throw or
 /// `longjmp`. What the library logs while it runs, on its thread, is dropped.
 pub type dollop_log_callback = Option<

@@ -2,7 +2,7 @@
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
-use crate::engine::{Hear, with_progress};
+use crate::engine::{OnProgress, with_progress};
 use crate::handles::{self, dollop_engine, dollop_plan};
 use crate::options::dollop_engine_options;
 use crate::outputs::{Out, OutStruct};
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn dollop_plan_new(
                 Out::new("plan", plan)?,
             )
         };
-        let work = |progress: Hear| Engine::plan_with(&path, &opening.engine, progress);
+        let work = |progress: OnProgress| Engine::plan_with(&path, &opening.engine, progress);
         plan.set(handles::open(Arc::new(with_progress(&opening, work)?))?);
         Ok(())
     })

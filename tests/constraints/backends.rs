@@ -2,7 +2,7 @@
 
 use super::*;
 use dollop::{BackendChoice, GpuInputs, GpuVariants};
-use dollop_tests::{MARGIN, default_model, has_gpu};
+use dollop_tests::{MARGIN, has_gpu, test_model};
 
 #[test]
 fn gate_122_a_gpu_obeys_as_the_cpu_does() {
@@ -13,9 +13,9 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
     let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
     let options = EngineOptions::default().with_backend(BackendChoice::Gpu(None));
     let on_gpu =
-        Engine::open(default_model(), &set!(EngineOptions { gpu_variants: inputs, ..options })).unwrap();
+        Engine::open(test_model(), &set!(EngineOptions { gpu_variants: inputs, ..options })).unwrap();
     let mut gpu = on_gpu.session(SessionOptions::default().with_context(256)).unwrap();
-    let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
+    let on_cpu = Engine::open(test_model(), &EngineOptions::default().with_threads(2)).unwrap();
     let mut cpu = on_cpu.session(SessionOptions::default().with_context(256)).unwrap();
     let prompt = cpu.engine().encode_text("An answer: ").unwrap();
     let city = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 6}, "big": {"type": "boolean"}},

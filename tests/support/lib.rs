@@ -134,6 +134,11 @@ pub fn full() -> bool {
     std::env::var_os("DOLLOP_TEST_FULL").is_some()
 }
 
+/// The default model if gates test all cases, else [`short_model`].
+pub fn test_model() -> PathBuf {
+    if full() { default_model() } else { short_model() }
+}
+
 /// Whether there is an adapter to test with. If `DOLLOP_TEST_GPU` is set, as `./check` does, there must be one.
 #[cfg(feature = "gpu")]
 pub fn has_gpu() -> bool {

@@ -26,7 +26,7 @@ use items::{Check, Item};
 use report::{Answer, Column};
 use serde_json::{Map, Value as Json};
 use std::io::Write;
-use tools::Told;
+use tools::Shown;
 
 /// Items between two lines of progress.
 const PROGRESS: usize = 20;
@@ -108,7 +108,7 @@ fn column(
     let session = engine.session(args.engine.session(args.chunk))?;
     let mut chat = locate::converse(session, None, Overflow::Error, args.model.as_deref())?;
     chat.set_now(DateTime::from_unix(TODAY));
-    let mut asker = Asker { chat, target_tps: args.engine.stream.target_tps, told: None };
+    let mut asker = Asker { chat, target_tps: args.engine.stream.target_tps, shown: None };
     let mark = Mark::now(&engine);
     let label = label(args, precision);
     let mut answers: Vec<Answer> = Vec::new();
@@ -128,7 +128,7 @@ fn column(
         mode: engine.info().mode.clone(),
         backend: engine.info().backend.clone(),
         gpu_lost: engine.lost().map(str::to_owned),
-        tools: asker.told,
+        tools: asker.shown,
         kinds: kinds.iter().map(|kind| report::count(*kind, &answers)).collect(),
         stream: mark.as_ref().map(|mark| mark.json(&engine, tokens)),
         stream_report: mark.filter(|_| args.engine.stream.stats).map(|mark| mark.report(&engine, tokens)),
@@ -140,8 +140,8 @@ fn column(
 struct Asker {
     chat: Chat,
     target_tps: Option<f64>,
-    /// How the model is told of tools, once an item needed them.
-    told: Option<Told>,
+    /// Where the prompt describes tools, once an item needed them.
+    shown: Option<Shown>,
 }
 
 impl Asker {
@@ -153,8 +153,8 @@ impl Asker {
         let mut prompt = item.prompt.clone();
         if let Check::Call { tools, .. } = &item.check {
             let template = self.chat.session().engine().chat_template()?;
-            let told = *self.told.get_or_insert_with(|| Told::by(&template, tools));
-            prompt = told.tell(&mut self.chat, &mut variables, tools, &item.prompt);
+            let shown = *self.shown.get_or_insert_with(|| Shown::by(&template, tools));
+            prompt = shown.begin(&mut self.chat, &mut variables, tools, &item.prompt);
         }
         self.chat.set_variables(variables);
         let mut options = GenerateOptions::default()

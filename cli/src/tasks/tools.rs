@@ -9,10 +9,10 @@ use serde_json::{Map, Value as Json};
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
-/// How the model is told of its tools.
+/// Where the prompt describes the tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Told {
+pub enum Shown {
     /// By the chat template, as the model was trained.
     Template,
     /// By our system prompt, if the template shows no tools.
@@ -21,9 +21,9 @@ pub enum Told {
     Question,
 }
 
-impl Told {
+impl Shown {
     /// The best way that this template supports.
-    pub fn by(template: &ChatTemplate, tools: &[Json]) -> Told {
+    pub fn by(template: &ChatTemplate, tools: &[Json]) -> Shown {
         let render = |messages: &[Message], tools: Option<Json>| {
             template
                 .render(messages, &RenderContext { tools, ..RenderContext::default() })
@@ -33,25 +33,27 @@ impl Told {
         let name = |tool: &Json| tool["function"]["name"].as_str().unwrap_or_default().to_owned();
         let shown = render(std::slice::from_ref(&user), Some(tools.into()));
         if tools.iter().all(|tool| shown.contains(&name(tool))) {
-            return Told::Template;
+            return Shown::Template;
         }
         let marked = render(&[Message::new("system", "b1f7"), user], None);
-        if marked.contains("b1f7") { Told::System } else { Told::Question }
+        if marked.contains("b1f7") { Shown::System } else { Shown::Question }
     }
 
     /// A note for the user, unless the template shows the tools.
     pub fn note(self) -> Option<&'static str> {
         match self {
-            Told::Template => None,
-            Told::System => Some("the chat template shows no tools: they are described in the system prompt"),
-            Told::Question => {
+            Shown::Template => None,
+            Shown::System => {
+                Some("the chat template shows no tools: they are described in the system prompt")
+            }
+            Shown::Question => {
                 Some("the chat template shows no tools: they are described before the question")
             }
         }
     }
 
     /// Begins a conversation with `tools`; returns the prompt to send.
-    pub fn tell(
+    pub fn begin(
         self,
         chat: &mut Chat,
         variables: &mut Map<String, Json>,
@@ -59,9 +61,9 @@ impl Told {
         ask: &str,
     ) -> String {
         match self {
-            Told::Template => drop(variables.insert("tools".to_owned(), tools.into())),
-            Told::System => chat.set_system(Some(description(tools))),
-            Told::Question => return format!("{}\n\n{ask}", description(tools)),
+            Shown::Template => drop(variables.insert("tools".to_owned(), tools.into())),
+            Shown::System => chat.set_system(Some(description(tools))),
+            Shown::Question => return format!("{}\n\n{ask}", description(tools)),
         }
         ask.to_owned()
     }
@@ -174,14 +176,14 @@ mod tests {
 
     #[test]
     fn templates_are_asked_whether_they_show_tools() {
-        let by = |source: &str| Told::by(&ChatTemplate::parse(source).unwrap(), &timer());
+        let by = |source: &str| Shown::by(&ChatTemplate::parse(source).unwrap(), &timer());
         let all = "{% for m in messages %}{{ m.content }}{% endfor %}";
-        assert_eq!(by(&format!("{{{{ tools | tojson }}}}{all}")), Told::Template);
-        assert_eq!(by(&format!("{{% if tools %}}I have tools.{{% endif %}}{all}")), Told::System);
-        assert_eq!(by(all), Told::System);
-        assert_eq!(by("{{ messages[-1].content }}"), Told::Question);
+        assert_eq!(by(&format!("{{{{ tools | tojson }}}}{all}")), Shown::Template);
+        assert_eq!(by(&format!("{{% if tools %}}I have tools.{{% endif %}}{all}")), Shown::System);
+        assert_eq!(by(all), Shown::System);
+        assert_eq!(by("{{ messages[-1].content }}"), Shown::Question);
         let refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}";
-        assert_eq!(by(&format!("{refuses}{all}")), Told::Question);
+        assert_eq!(by(&format!("{refuses}{all}")), Shown::Question);
         assert!(description(&timer()).contains("set_timer"));
     }
 }

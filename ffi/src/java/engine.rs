@@ -4,7 +4,7 @@ use super::listener::Listener;
 use super::options::opening;
 use super::{enter, handle, ids, java, java_ids, number, path, text, unsigned};
 use crate::boundary::{Failure, Result};
-use crate::engine::Hear;
+use crate::engine::OnProgress;
 use crate::file::part;
 use crate::handles::{self, dollop_engine};
 use jni::JNIEnv;
@@ -20,7 +20,7 @@ fn with_path<T>(
     env: &mut JNIEnv,
     path: &JString,
     listener: &JObject,
-    work: impl FnOnce(&Path, Hear) -> runtime::Result<T>,
+    work: impl FnOnce(&Path, OnProgress) -> runtime::Result<T>,
 ) -> Result<T> {
     let path = self::path(env, path)?;
     let mut listener = Listener::new(env, listener)?;
@@ -53,7 +53,7 @@ extern "system" fn Java_dev_dollop_Native_engineOpen<'a>(
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &pipelines])?;
-        let open = |path: &Path, progress: Hear| Engine::open_with(path, &opening.engine, progress);
+        let open = |path: &Path, progress: OnProgress| Engine::open_with(path, &opening.engine, progress);
         Ok(number(handles::open::<dollop_engine>(with_path(env, &path, &listener, open)?)?))
     })
 }
@@ -92,7 +92,7 @@ extern "system" fn Java_dev_dollop_Native_planJson<'a>(
 ) -> jstring {
     enter(&mut env, null_mut(), |env| {
         let opening = opening(env, &numbers, quality, memory, [&cache, &JString::default()])?;
-        let plan = |path: &Path, progress: Hear| Engine::plan_with(path, &opening.engine, progress);
+        let plan = |path: &Path, progress: OnProgress| Engine::plan_with(path, &opening.engine, progress);
         let plan = with_path(env, &path, &listener, plan)?;
         java(env, &crate::plan::json(&plan)?)
     })

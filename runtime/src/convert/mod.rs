@@ -410,7 +410,7 @@ impl Job<'_> {
     fn encode(&mut self, works: &[Work]) -> Result<Vec<Summary>, JobError> {
         let (before, total, cancel) = (self.done, self.total, self.encoder.cancel);
         let progress = &mut self.progress;
-        self.encoder.run(works, &mut |bytes| tell(*progress, before + bytes, total, cancel))
+        self.encoder.run(works, &mut |bytes| report(*progress, before + bytes, total, cancel))
     }
 
     fn table(&mut self, of: &Summary) {
@@ -427,11 +427,11 @@ impl Job<'_> {
 
     fn advance(&mut self, bytes: u64) -> Result<(), JobError> {
         self.done += bytes;
-        tell(self.progress, self.done, self.total, self.encoder.cancel)
+        report(self.progress, self.done, self.total, self.encoder.cancel)
     }
 }
 
-fn tell(
+fn report(
     progress: &mut dyn FnMut(Progress),
     done: u64,
     total: u64,

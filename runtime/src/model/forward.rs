@@ -109,8 +109,8 @@ pub enum Passing<'a> {
 
 impl Model {
     /// Runs the tokens of `parts` through the model, each part at its own positions. Passes progress and the
-    /// logits of the wanted positions to `hear`, in order. With several parts, each has one token, and its
-    /// result is bit-identical to that of a call on its own. An error of `hear` ends the call; the caches'
+    /// logits of the wanted positions to `emit`, in order. With several parts, each has one token, and its
+    /// result is bit-identical to that of a call on its own. An error of `emit` ends the call; the caches'
     /// contents at these positions are then invalid.
     ///
     /// # Panics
@@ -122,7 +122,7 @@ impl Model {
         b: &B,
         s: &mut Scratch<B>,
         parts: &mut [Part<'_, B>],
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
+        emit: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         let (c, w, n) = (&self.spec, &self.weights, parts.iter().map(|p| p.tokens.len()).sum());
         let several = parts.len() > 1;
@@ -177,10 +177,10 @@ impl Model {
             if want == Want::Finite {
                 finite(b, s, n, c.d, parts[0].pos, || format!("in layer {i}"))?;
             }
-            hear(Passing::Layers(i + 1))?;
+            emit(Passing::Layers(i + 1))?;
         }
         self.logits(b, s, parts, n, &mut |passing| {
-            hear(match passing {
+            emit(match passing {
                 Passing::Logits(i, logits) => Passing::Logits(before + i, logits),
                 Passing::Best(i, best) => Passing::Best(before + i, best),
                 other => other,
@@ -243,7 +243,7 @@ impl Model {
         s: &mut Scratch<B>,
         parts: &[Part<'_, B>],
         n: usize,
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
+        emit: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         let (c, w) = (&self.spec, &self.weights);
         let mut first = match parts {
@@ -278,12 +278,12 @@ impl Model {
                 }
                 if k > 0 {
                     s.likeliest.iter_mut().for_each(|(_, logit)| *logit = c.capped(*logit));
-                    hear(Passing::Best(first + row, &s.likeliest))?;
+                    emit(Passing::Best(first + row, &s.likeliest))?;
                 } else {
                     if c.logit_cap.is_some() {
                         s.host.iter_mut().for_each(|logit| *logit = c.capped(*logit));
                     }
-                    hear(Passing::Logits(first + row, &s.host))?;
+                    emit(Passing::Logits(first + row, &s.host))?;
                 }
             }
             first += rows;

@@ -19,10 +19,6 @@ pub struct Routing {
     /// Guesses the next layer's experts from this layer's input, and prefetches up to this many on idle
     /// lanes. Does not change results.
     pub lookahead: usize,
-    /// Reads every layer's choice back to the host, even if all experts are resident. For measuring what that
-    /// costs; does not change results.
-    #[doc(hidden)]
-    pub ask: bool,
 }
 
 impl Routing {

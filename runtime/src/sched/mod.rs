@@ -34,7 +34,7 @@ use crate::telemetry::{StreamStats, Trace, Track};
 use home::Home;
 use lanes::{Landed, Lanes, Request};
 use policy::Ask;
-use resize::Wishes;
+use resize::Requests;
 use staging::{Staging, ToDevice};
 use std::io;
 use std::path::PathBuf;
@@ -116,7 +116,7 @@ pub struct Streamer {
     on_host: AtomicBool,
     /// Whether a resize is requested and not yet done.
     asked: AtomicBool,
-    wishes: Wishes,
+    requests: Requests,
 }
 
 struct State {
@@ -199,7 +199,7 @@ impl Streamer {
             capacity,
             on_host,
             asked: AtomicBool::new(false),
-            wishes: Wishes::default(),
+            requests: Requests::default(),
         })
     }
 

@@ -17,13 +17,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Requested resizes.
 #[derive(Default)]
-pub(super) struct Wishes {
-    wish: Mutex<Wish>,
+pub(super) struct Requests {
+    request: Mutex<Request>,
     fulfilled: Condvar,
 }
 
 #[derive(Default)]
-struct Wish {
+struct Request {
     bytes: usize,
     /// The number of requests so far, and up to which they are done.
     asked: u64,
@@ -32,9 +32,9 @@ struct Wish {
     result: Option<Result<u64, String>>,
 }
 
-impl Wishes {
-    fn lock(&self) -> MutexGuard<'_, Wish> {
-        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+impl Requests {
+    fn lock(&self) -> MutexGuard<'_, Request> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,11 +71,11 @@ impl Streamer {
             return Err(Error::Invalid(format!("a cache of {bytes} bytes: {least} are needed at least")));
         }
         let number = {
-            let mut wish = self.wishes.lock();
-            wish.bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            wish.asked += 1;
+            let mut request = self.requests.lock();
+            request.bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            request.asked += 1;
             self.asked.store(true, Ordering::Release);
-            wish.asked
+            request.asked
         };
         loop {
             match self.state.try_lock() {
@@ -83,15 +83,15 @@ impl Streamer {
                 Err(TryLockError::Poisoned(state)) => self.fulfil(&mut state.into_inner()),
                 Err(TryLockError::WouldBlock) => {}
             }
-            let wish = self.wishes.lock();
-            if wish.done >= number {
-                return match &wish.result {
+            let request = self.requests.lock();
+            if request.done >= number {
+                return match &request.result {
                     Some(Err(what)) => Err(Error::Invalid(what.clone())),
                     Some(Ok(bytes)) => Ok(*bytes),
                     None => Ok(0),
                 };
             }
-            let woken = self.wishes.fulfilled.wait_timeout(wish, LOOK_AGAIN);
+            let woken = self.requests.fulfilled.wait_timeout(request, LOOK_AGAIN);
             drop(woken.unwrap_or_else(PoisonError::into_inner));
         }
     }
@@ -102,8 +102,8 @@ impl Streamer {
             return;
         }
         let (bytes, number) = {
-            let wish = self.wishes.lock();
-            (wish.bytes, wish.asked)
+            let request = self.requests.lock();
+            (request.bytes, request.asked)
         };
         // Slabs of prefetches in flight cannot be moved before they land.
         while state.pending > 0 {
@@ -131,10 +131,10 @@ impl Streamer {
             Ok(given) => log::debug!("the cache has {} bytes, {given} went back", self.cache_bytes()),
             Err(e) => log::warn!("the cache was not resized: {e}"),
         }
-        let mut wish = self.wishes.lock();
-        wish.done = number;
-        wish.result = Some(result);
-        drop(wish);
-        self.wishes.fulfilled.notify_all();
+        let mut request = self.requests.lock();
+        request.done = number;
+        request.result = Some(result);
+        drop(request);
+        self.requests.fulfilled.notify_all();
     }
 }

@@ -82,7 +82,7 @@ struct Pace {
 }
 
 /// The callback for the events of all generations.
-type Hears<'a, T> = RefCell<&'a mut dyn FnMut(&mut T, Event) -> ControlFlow<()>>;
+type OnEvent<'a, T> = RefCell<&'a mut dyn FnMut(&mut T, Event) -> ControlFlow<()>>;
 
 impl<T> Batch<T> {
     /// Creates a batch without generations.
@@ -137,9 +137,9 @@ impl<T> Batch<T> {
     /// If a generation fails, the others continue.
     pub fn step<R: Reply>(&mut self, on_event: &mut dyn FnMut(&mut T, Event) -> R) -> Vec<Ended<T>> {
         let mut on_event = |tag: &mut T, event| on_event(tag, event).flow();
-        let hears: Hears<'_, T> = RefCell::new(&mut on_event);
-        decode(&mut self.running.iter_mut().collect::<Vec<_>>(), &mut self.pace, &hears);
-        self.read(&hears);
+        let on_event: OnEvent<'_, T> = RefCell::new(&mut on_event);
+        decode(&mut self.running.iter_mut().collect::<Vec<_>>(), &mut self.pace, &on_event);
+        self.read(&on_event);
         let ended = self.running.extract_if(.., |one| one.end.is_some());
         let ended = ended.map(|one| Ended {
             tag: one.tag,
@@ -160,7 +160,7 @@ impl<T> Batch<T> {
     }
 
     /// Reads a chunk of the prompt that has waited longest. Between its layers, the answers take steps.
-    fn read(&mut self, hears: &Hears<'_, T>) {
+    fn read(&mut self, on_event: &OnEvent<'_, T>) {
         let Batch { running, turn, pace, .. } = self;
         let reads = |one: &Running<T>| one.generation.as_ref().is_some_and(Generation::reads);
         let prompts = running.iter().enumerate().filter(|(_, one)| reads(one));
@@ -172,10 +172,10 @@ impl<T> Batch<T> {
         let mut between = || {
             if pace.is_due() {
                 let mut others: Vec<&mut Running<T>> = before.iter_mut().chain(after.iter_mut()).collect();
-                decode(&mut others, pace, hears);
+                decode(&mut others, pace, on_event);
             }
         };
-        one.step(hears, Some(&mut between));
+        one.step(on_event, Some(&mut between));
     }
 }
 
@@ -207,10 +207,10 @@ impl<T> Running<T> {
     }
 
     /// Takes a step alone: reads a chunk of the prompt, or chooses the next token.
-    fn step(&mut self, hears: &Hears<'_, T>, between: Option<&mut dyn FnMut()>) {
+    fn step(&mut self, on_event: &OnEvent<'_, T>, between: Option<&mut dyn FnMut()>) {
         let Running { tag, session, sampler, generation, end, .. } = self;
         let (Some(going), Some(sampler)) = (generation.as_mut(), sampler.as_mut()) else { return };
-        let mut on_event = |event| (*hears.borrow_mut())(tag, event);
+        let mut on_event = |event| (*on_event.borrow_mut())(tag, event);
         let mut listener = Listener::new(&mut on_event);
         if let Some(between) = between {
             listener = listener.with_between(between);
@@ -227,7 +227,7 @@ impl<T> Running<T> {
 /// Takes a step of all answers that decode. First, shared calls compute the pending tokens of those that can
 /// join. Then each answer chooses its next token. If a shared call fails, its answers continue one by one, so
 /// only those that fail alone end with an error.
-fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, hears: &Hears<'_, T>) {
+fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, on_event: &OnEvent<'_, T>) {
     let mut answers: Vec<&mut Running<T>> =
         running.iter_mut().filter(|one| one.answers()).map(|one| &mut **one).collect();
     if answers.is_empty() {
@@ -255,7 +255,7 @@ fn decode<T>(running: &mut [&mut Running<T>], pace: &mut Pace, hears: &Hears<'_,
         if let Some(alone) = one.generation.as_ref().map(Generation::pending).filter(|&n| n > 0) {
             pace.count(1, alone);
         }
-        one.step(hears, None);
+        one.step(on_event, None);
     }
     pace.last = answers.iter().any(|one| one.answers()).then(Instant::now);
 }
@@ -268,7 +268,7 @@ fn together<T>(group: &mut [(usize, &mut Running<T>)]) -> Result<usize> {
         let of = generation.as_mut().and_then(Generation::joining);
         joined.push(of.is_some());
         let Some(of) = of else { continue };
-        turns.push(Turn { session, token: of.token, wish: of.wish, cancel: of.cancel });
+        turns.push(Turn { session, token: of.token, want: of.want, cancel: of.cancel });
         nexts.push(of.next);
         guided.extend(of.guided);
     }

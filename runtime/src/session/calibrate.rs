@@ -10,12 +10,13 @@ mod own_text;
 use super::engine::Engine;
 use super::options::EngineOptions;
 use super::tensors::Reference;
-use super::timeline::{SessionOptions, Step, Wish};
+use super::timeline::{SessionOptions, Step};
 use crate::convert::journal::Record;
 use crate::convert::source::Source;
 use crate::convert::{Calibration, Inputs, Journal, Rows};
 use crate::error::{Error, Result};
 use crate::format::dollop::is_dollop;
+use crate::model::forward::Want;
 use crate::model::weights::Ffn;
 use crate::quant::Matrix;
 use crate::store;
@@ -286,7 +287,7 @@ impl Run {
         for window in windows {
             session.rewind(0);
             let tokens: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
-            session.append(&tokens, Wish::Last, Some(cancel), &mut |step| {
+            session.append(&tokens, Want::Last, Some(cancel), &mut |step| {
                 if let Step::Read(n) = step {
                     // Progress counts bytes: four per token.
                     let bytes = 4 * (done + n.min(window.len())) as u64;

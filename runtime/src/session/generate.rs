@@ -88,7 +88,7 @@ impl Steps for Continuing<'_> {
 #[must_use = "nothing is generated until events are asked for"]
 pub struct Events<'a> {
     run: Box<dyn Steps + Send + 'a>,
-    heard: VecDeque<Event>,
+    queue: VecDeque<Event>,
     end: End,
 }
 
@@ -98,18 +98,18 @@ enum End {
     Done(Outcome),
     /// An error that was not returned yet.
     Failed(Error),
-    Told,
+    Returned,
 }
 
 impl<'a> Events<'a> {
     pub(super) fn new(run: Box<dyn Steps + Send + 'a>) -> Events<'a> {
-        Events { run, heard: VecDeque::new(), end: End::Open }
+        Events { run, queue: VecDeque::new(), end: End::Open }
     }
 
     /// The outcome, after the last event was returned.
     pub fn outcome(&self) -> Option<&Outcome> {
         match &self.end {
-            End::Done(outcome) if self.heard.is_empty() => Some(outcome),
+            End::Done(outcome) if self.queue.is_empty() => Some(outcome),
             _ => None,
         }
     }
@@ -134,10 +134,10 @@ impl Iterator for Events<'_> {
 
     fn next(&mut self) -> Option<Result<Event>> {
         loop {
-            if let Some(event) = self.heard.pop_front() {
+            if let Some(event) = self.queue.pop_front() {
                 return Some(Ok(event));
             }
-            match std::mem::replace(&mut self.end, End::Told) {
+            match std::mem::replace(&mut self.end, End::Returned) {
                 End::Open => self.end = End::Open,
                 End::Failed(e) => return Some(Err(e)),
                 over => {
@@ -146,7 +146,7 @@ impl Iterator for Events<'_> {
                 }
             }
             let mut hear = |event| {
-                self.heard.push_back(event);
+                self.queue.push_back(event);
                 ControlFlow::Continue(())
             };
             let mut listener = Listener::new(&mut hear);

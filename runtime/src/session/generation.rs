@@ -4,10 +4,11 @@
 use super::event::{Event, GenerateOptions, Outcome, StopReason};
 use super::guided::Guided;
 use super::listener::Listener;
-use super::timeline::{Session, Step, Wish};
+use super::timeline::{Session, Step};
 use super::wording::Wording;
 use crate::error::{Error, Result};
 use crate::kernels::MAX_BEST;
+use crate::model::forward::Want;
 use crate::sampler::Sampler;
 use crate::telemetry::CancelToken;
 use std::time::Instant;
@@ -30,7 +31,7 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
 /// What the next token is chosen from: no more than the sampler needs, because a device must send it to the
 /// host.
 pub(super) struct Next {
-    wish: Wish,
+    want: Want,
     logits: Vec<f32>,
     best: Vec<(u32, f32)>,
 }
@@ -39,13 +40,13 @@ impl Next {
     /// With a constraint, all logits are needed, because the allowed tokens may not be among the likeliest.
     fn new(sampler: &Sampler, guided: bool) -> Next {
         let enough = sampler.enough().filter(|&k| k <= MAX_BEST && !guided);
-        let wish = enough.map_or(Wish::Last, Wish::Best);
-        Next { wish, logits: Vec::new(), best: Vec::new() }
+        let want = enough.map_or(Want::Last, Want::Best);
+        Next { want, logits: Vec::new(), best: Vec::new() }
     }
 
-    fn hear(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
+    fn handle(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
         if let Step::Moved(why) = step {
-            listener.tell(Event::GpuLost { note: why.to_owned() })?;
+            listener.send(Event::GpuLost { note: why.to_owned() })?;
         }
         self.keep(step);
         Ok(())
@@ -61,9 +62,9 @@ impl Next {
     }
 
     fn sample(&mut self, sampler: &mut Sampler) -> u32 {
-        match self.wish {
-            Wish::Best(_) => sampler.sample_best(&self.best),
-            Wish::Nothing | Wish::All | Wish::Last => sampler.sample(&mut self.logits),
+        match self.want {
+            Want::Best(_) => sampler.sample_best(&self.best),
+            Want::Nothing | Want::All | Want::Last => sampler.sample(&mut self.logits),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Next {
 pub(super) struct Joining<'a> {
     /// The token to append.
     pub(super) token: u32,
-    pub(super) wish: Wish,
+    pub(super) want: Want,
     pub(super) cancel: &'a CancelToken,
     /// Receives the logits.
     pub(super) next: &'a mut Next,
@@ -149,7 +150,7 @@ impl Generation {
     /// Continues with the constraint's state of the previous part of the answer.
     pub(super) fn follow(&mut self, guided: Option<Guided>) {
         if guided.is_some() {
-            (self.guided, self.next.wish) = (guided, Wish::Last);
+            (self.guided, self.next.want) = (guided, Want::Last);
         }
     }
 
@@ -168,7 +169,7 @@ impl Generation {
         let &[token] = &self.pending[..] else { return None };
         let (cancel, answers) = (&self.options.cancel, self.wording.answers());
         let guided = self.guided.as_mut().and_then(|guided| guided.acting(answers));
-        let joining = Joining { token, wish: self.next.wish, cancel, next: &mut self.next, guided };
+        let joining = Joining { token, want: self.next.want, cancel, next: &mut self.next, guided };
         (!self.over && !cancel.is_cancelled()).then_some(joining)
     }
 
@@ -218,7 +219,7 @@ impl Generation {
             let rest = self.wording.rest();
             if !rest.is_empty() && !listener.has_stopped() {
                 // The generation has ended, whatever the callback returns.
-                let _ = listener.tell(Event::Rest { text: rest });
+                let _ = listener.send(Event::Rest { text: rest });
             }
         }
         Ok(true)
@@ -236,15 +237,15 @@ impl Generation {
     fn read_on(&mut self, session: &mut Session, listener: &mut Listener) -> Result<()> {
         let (before, total) = (self.read, self.fresh.len());
         let end = before + session.piece(total - before);
-        let wish = if end == total { self.next.wish } else { Wish::Nothing };
+        let want = if end == total { self.next.want } else { Want::Nothing };
         let (next, cancel) = (&mut self.next, Some(&self.options.cancel));
-        session.append(&self.fresh[before..end], wish, cancel, &mut |step| {
+        session.append(&self.fresh[before..end], want, cancel, &mut |step| {
             match step {
-                Step::Read(done) => listener.tell(Event::Prefill { done: before + done, total })?,
+                Step::Read(done) => listener.send(Event::Prefill { done: before + done, total })?,
                 Step::Layer => listener.pause(),
                 _ => {}
             }
-            next.hear(step, listener)
+            next.handle(step, listener)
         })?;
         self.read = end;
         if end == total {
@@ -295,7 +296,8 @@ impl Generation {
         let answers = self.wording.answers();
         let guided = self.guided.as_mut().and_then(|guided| guided.acting(answers));
         Guided::beside(guided.into_iter().collect::<Vec<_>>().as_mut_slice(), || {
-            session.append(&pending, next.wish, Some(&options.cancel), &mut |step| next.hear(step, listener))
+            session
+                .append(&pending, next.want, Some(&options.cancel), &mut |step| next.handle(step, listener))
         })?;
         self.steer(session, start.elapsed().as_secs_f64() / pending.len() as f64);
         Ok(())
@@ -335,12 +337,12 @@ impl Generation {
         }
         sampler.accept(id);
         outcome.tokens.push(id);
-        let (event, met) = self.wording.hear(id, outcome);
-        let heard = listener.tell(event);
+        let (event, met) = self.wording.push(id, outcome);
+        let sent = listener.send(event);
         if met {
             return Ok(Some(StopReason::StopString));
         }
-        heard?;
+        sent?;
         if self.guided.as_ref().is_some_and(Guided::is_over) {
             return Ok(Some(StopReason::EndOfTurn));
         }

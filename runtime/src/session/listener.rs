@@ -38,7 +38,7 @@ impl<'a> Listener<'a> {
     ///
     /// # Errors
     /// `Cancelled` once the callback has ended the generation.
-    pub(super) fn tell(&mut self, event: Event) -> Result<()> {
+    pub(super) fn send(&mut self, event: Event) -> Result<()> {
         self.stopped = self.stopped || (self.on_event)(event).is_break();
         if self.stopped { Err(Error::Cancelled) } else { Ok(()) }
     }

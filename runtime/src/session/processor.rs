@@ -198,11 +198,11 @@ pub(super) trait Accelerator {
 
 /// Where a timeline's memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lies {
-    OnCpu,
-    OnGpu,
+pub(super) enum Location {
+    Cpu,
+    Gpu,
     /// It was on a device that was lost.
-    Nowhere,
+    Lost,
 }
 
 /// A timeline's tokens in a call.
@@ -216,7 +216,7 @@ pub(super) struct Part<'a> {
 
 /// A timeline's memory on its processor.
 pub(super) trait Timeline: Any + Send + Sync {
-    fn lies(&self) -> Lies;
+    fn location(&self) -> Location;
 
     /// Positions that the KV cache can hold.
     fn capacity(&self) -> usize;
@@ -270,7 +270,7 @@ pub(super) trait Timeline: Any + Send + Sync {
 
 impl dyn Timeline {
     pub(super) fn is_gpu(&self) -> bool {
-        self.lies() == Lies::OnGpu
+        self.location() == Location::Gpu
     }
 }
 

@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::failover::{Booking, Computing};
 use super::plan::CHUNK;
-use super::processor::{Gone, Lies, Part, Timeline};
+use super::processor::{Gone, Location, Part, Timeline};
 use crate::error::{Error, Result};
 use crate::kernels::MANY;
 use crate::kernels::MAX_BEST;
@@ -55,19 +55,6 @@ pub struct Session {
     booking: Option<Booking>,
 }
 
-/// The logits that [`Session::append`] should return.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// None.
-    Nothing,
-    /// Those of every token.
-    All,
-    /// Those of the last token.
-    Last,
-    /// The greatest logits of the last token, this many.
-    Best(usize),
-}
-
 /// A progress report or result of [`Session::append`].
 pub(super) enum Step<'a> {
     /// This many tokens are done, or an equal share of the work.
@@ -83,7 +70,7 @@ pub(super) enum Step<'a> {
 }
 
 /// Receives the steps of an append. An error ends it.
-pub(super) type Hear<'a> = &'a mut dyn FnMut(Step) -> Result<()>;
+pub(super) type Emit<'a> = &'a mut dyn FnMut(Step) -> Result<()>;
 
 impl Engine {
     /// Creates an empty session.
@@ -186,7 +173,7 @@ impl Session {
             return Err(Error::Invalid("logits after no tokens: there is no last one".into()));
         }
         let mut last = Vec::new();
-        self.append(tokens, Wish::Last, None, &mut |step| {
+        self.append(tokens, Want::Last, None, &mut |step| {
             if let Step::Logits(_, logits) = step {
                 last.extend_from_slice(logits);
             }
@@ -202,7 +189,7 @@ impl Session {
     /// then. `Budget` if a GPU was lost and the budget is too small for the CPU: the session keeps its
     /// tokens, but cannot compute.
     pub fn for_each_logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.append(tokens, Wish::All, None, &mut |step| {
+        self.append(tokens, Want::All, None, &mut |step| {
             if let Step::Logits(i, logits) = step {
                 each(i, logits);
             }
@@ -222,7 +209,7 @@ impl Session {
             return Err(Error::Invalid(format!("{what}: ask for 1 to {MAX_BEST}, after one token or more")));
         }
         let mut best = Vec::with_capacity(k);
-        self.append(tokens, Wish::Best(k), None, &mut |step| {
+        self.append(tokens, Want::Best(k), None, &mut |step| {
             if let Step::Best(found) = step {
                 best.extend_from_slice(found);
             }
@@ -231,21 +218,21 @@ impl Session {
         Ok(best)
     }
 
-    /// Appends `tokens` chunk by chunk. After cancellation or an error of `hear`, the finished chunks stay.
+    /// Appends `tokens` chunk by chunk. After cancellation or an error of `emit`, the finished chunks stay.
     /// If a GPU fails, the CPU continues from there, and no step is reported twice.
     pub(super) fn append(
         &mut self,
         tokens: &[u32],
-        wish: Wish,
+        want: Want,
         cancel: Option<&CancelToken>,
-        hear: Hear,
+        emit: Emit,
     ) -> Result<()> {
         // Several tokens with wanted logits are a turn, which a caller may rewind as a whole.
-        let turn = wish != Wish::Nothing && tokens.len() > 1;
+        let turn = want != Want::Nothing && tokens.len() > 1;
         if turn {
             self.mark();
         }
-        self.append_pieces(tokens, wish, cancel, hear)?;
+        self.append_pieces(tokens, want, cancel, emit)?;
         if turn {
             self.mark();
         }
@@ -255,9 +242,9 @@ impl Session {
     fn append_pieces(
         &mut self,
         tokens: &[u32],
-        wish: Wish,
+        want: Want,
         cancel: Option<&CancelToken>,
-        hear: Hear,
+        emit: Emit,
     ) -> Result<()> {
         let needed = self.tokens.len() + tokens.len();
         if needed > self.context() {
@@ -267,18 +254,14 @@ impl Session {
         let vocab = self.engine.model().weights.vocab();
         // Finished tokens, and tokens whose logits were reported. These are more if a device failed between
         // two rows.
-        let (mut done, mut heard) = (0, 0);
+        let (mut done, mut emitted) = (0, 0);
         while done < tokens.len() {
-            self.catch_up(cancel, hear)?;
+            self.catch_up(cancel, emit)?;
             check(cancel)?;
             let rest = &tokens[done..];
             let chunk = &rest[..piece(rest.len(), self.state.chunk())];
-            let want = match (wish, done + chunk.len() == tokens.len()) {
-                (Wish::All, _) => Want::All,
-                (Wish::Last, true) => Want::Last,
-                (Wish::Best(k), true) => Want::Best(k),
-                (Wish::Nothing, _) | (_, false) => Want::Nothing,
-            };
+            let is_last = done + chunk.len() == tokens.len();
+            let want = if is_last || want == Want::All { want } else { Want::Nothing };
             let (layers, waits) = (self.engine.model().spec.layers.len(), !self.state.is_gpu());
             let mut read = done;
             let computed = self.forward(chunk, want, &mut |passing| {
@@ -287,21 +270,21 @@ impl Session {
                     // GPU takes no time, and cannot be undone.
                     Passing::Layers(n) if waits => {
                         check(cancel)?;
-                        hear(Step::Layer)?;
+                        emit(Step::Layer)?;
                         let so_far = done + chunk.len() * n / layers;
                         if so_far > read && n < layers {
                             read = so_far;
-                            hear(Step::Read(read))?;
+                            emit(Step::Read(read))?;
                         }
                     }
-                    Passing::Logits(i, logits) if done + i >= heard => {
+                    Passing::Logits(i, logits) if done + i >= emitted => {
                         numbers(logits.iter().copied())?;
-                        heard = done + i + 1;
-                        hear(Step::Logits(done + i, logits))?;
+                        emitted = done + i + 1;
+                        emit(Step::Logits(done + i, logits))?;
                     }
                     Passing::Best(_, best) => {
                         likeliest_are_numbers(best, want, vocab)?;
-                        hear(Step::Best(best))?;
+                        emit(Step::Best(best))?;
                     }
                     _ => {}
                 }
@@ -316,7 +299,7 @@ impl Session {
             self.tokens.extend_from_slice(chunk);
             self.held = self.tokens.len();
             done += chunk.len();
-            hear(Step::Read(done))?;
+            emit(Step::Read(done))?;
         }
         Ok(())
     }
@@ -368,12 +351,12 @@ impl Session {
         &mut self,
         chunk: &[u32],
         want: Want,
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
+        emit: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         let engine = self.engine.clone();
         let on = engine.processors().of(self.state.is_gpu());
         let part = Part { timeline: &mut *self.state, tokens: chunk, pos: self.held, want };
-        on.processor.forward(&on.model, &mut [part], hear)?;
+        on.processor.forward(&on.model, &mut [part], emit)?;
         self.processed += chunk.len() as u64;
         Ok(())
     }
@@ -391,16 +374,16 @@ impl Session {
 
     /// If the GPU with this timeline was lost, moves it to the CPU. Then computes the tokens that are not in
     /// the cache.
-    fn catch_up(&mut self, cancel: Option<&CancelToken>, hear: Hear) -> Result<()> {
+    fn catch_up(&mut self, cancel: Option<&CancelToken>, emit: Emit) -> Result<()> {
         let engine = self.engine.clone();
-        if let Some(why) = engine.lost().filter(|_| self.state.lies() != Lies::OnCpu) {
+        if let Some(why) = engine.lost().filter(|_| self.state.location() != Location::Cpu) {
             let (capacity, chunk) = (self.state.capacity(), self.state.chunk());
             // Frees the old memory first.
             self.state = Box::new(Gone { capacity, chunk });
             (self.held, self.booking) = (0, None);
             let (booking, state) = place(engine.processors().take_over()?, capacity, chunk)?;
             (self.booking, self.state) = (Some(booking), state);
-            hear(Step::Moved(why))?;
+            emit(Step::Moved(why))?;
         }
         while self.held < self.tokens.len() {
             check(cancel)?;

@@ -1,8 +1,8 @@
 //! Appends one token to each of several sessions in one call, so that one read of an expert serves all of
 //! them.
 
-use super::processor::{Lies, Part};
-use super::timeline::{Session, Step, Wish, likeliest_are_numbers, numbers};
+use super::processor::{Location, Part};
+use super::timeline::{Session, Step, likeliest_are_numbers, numbers};
 use crate::error::{Error, Result};
 use crate::model::forward::{Passing, Want};
 use crate::telemetry::CancelToken;
@@ -12,7 +12,7 @@ use std::slice;
 pub(super) struct Turn<'a> {
     pub(super) session: &'a mut Session,
     pub(super) token: u32,
-    pub(super) wish: Wish,
+    pub(super) want: Want,
     pub(super) cancel: &'a CancelToken,
 }
 
@@ -21,10 +21,10 @@ impl Session {
     /// must compute lost tokens first, or its context is full.
     pub(super) fn most_together(&self) -> usize {
         let processors = self.engine.processors();
-        let here = match self.state.lies() {
-            Lies::OnCpu => true,
-            Lies::OnGpu => processors.lost().is_none(),
-            Lies::Nowhere => false,
+        let here = match self.state.location() {
+            Location::Cpu => true,
+            Location::Gpu => processors.lost().is_none(),
+            Location::Lost => false,
         };
         if !here || self.held != self.tokens.len() || self.held >= self.context() {
             return 1;
@@ -45,16 +45,11 @@ pub(super) fn step(turns: &mut [Turn<'_>], keep: &mut dyn FnMut(usize, Step)) ->
     let (on, vocab) = (engine.processors().of(gpu), engine.model().weights.vocab());
     let mut parts = Vec::with_capacity(turns.len());
     let mut cancels = Vec::with_capacity(turns.len());
-    for Turn { session, token, wish, cancel } in turns.iter_mut() {
+    for Turn { session, token, want, cancel } in turns.iter_mut() {
         session.check_vocabulary(slice::from_ref(token))?;
-        let want = match *wish {
-            Wish::Nothing => Want::Nothing,
-            Wish::Last | Wish::All => Want::Last,
-            Wish::Best(k) => Want::Best(k),
-        };
         cancels.push(*cancel);
         let (pos, tokens) = (session.held, slice::from_ref(token));
-        parts.push(Part { timeline: &mut *session.state, tokens, pos, want });
+        parts.push(Part { timeline: &mut *session.state, tokens, pos, want: *want });
     }
     let wants: Vec<Want> = parts.iter().map(|part| part.want).collect();
     on.processor.forward(&on.model, &mut parts, &mut |passing| {

@@ -43,7 +43,7 @@ impl Wording {
     }
 
     /// Returns a token's event, and whether its text completes a stop string.
-    pub(super) fn hear(&mut self, id: u32, outcome: &mut Outcome) -> (Event, bool) {
+    pub(super) fn push(&mut self, id: u32, outcome: &mut Outcome) -> (Event, bool) {
         let text = match self.channels.next(id) {
             Part::Answer => self.piece(id),
             Part::Call(header) if self.calls => header,

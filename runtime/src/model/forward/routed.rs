@@ -67,7 +67,7 @@ impl Model {
         let adds = norms.ffn_post_norm.is_none();
         // If all experts are resident, the options cannot change the choice, so the backend can route by
         // itself.
-        let done = match self.experts.all(layer).filter(|_| !self.routing.ask) {
+        let done = match self.experts.all(layer) {
             Some(all) => {
                 let history = noted.as_mut().map(|noted| noted.of(layer));
                 let bufs = RoutedBufs {

@@ -11,8 +11,9 @@ use super::meter::{Chosen, Meter, lock};
 use crate::convert::journal::{Journal, Record};
 use crate::convert::packing::{Pack, Unpack};
 use crate::error::{Error, Result};
+use crate::model::forward::Want;
 use crate::sampler::{Sampler, Sampling};
-use crate::session::timeline::{Session, Step, Wish};
+use crate::session::timeline::{Session, Step};
 use crate::telemetry::CancelToken;
 use std::collections::BTreeMap;
 
@@ -278,7 +279,7 @@ impl<'a> Writer<'a> {
     /// Appends tokens. Returns the logits after the last one, and the choices of the routers.
     fn read(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Vec<Chosen>)> {
         let mut last = Vec::new();
-        self.session.append(tokens, Wish::Last, Some(self.cancel), &mut |step| {
+        self.session.append(tokens, Want::Last, Some(self.cancel), &mut |step| {
             if let Step::Logits(_, logits) = step {
                 last.extend_from_slice(logits);
             }

@@ -94,7 +94,7 @@ impl Engine {
             }
         };
         let inner = |adapter| Ok(Inner { file: Some(file.identity()?), ..open(adapter)? });
-        Engine::on(options, inner).map(|e| e.told(place.name())).map_err(|e| e.at(place.name()))
+        Engine::on(options, inner).map(|e| e.log_opened(place.name())).map_err(|e| e.at(place.name()))
     }
 
     /// Plans the memory that [`Engine::open`] would use. Loads nothing, but converts a foreign model as that
@@ -167,7 +167,7 @@ impl Engine {
             first.processor.warm_up(&first.model)?;
             Ok(inner)
         };
-        Engine::on(&options, open).map(|e| e.told(path)).map_err(|e| e.at(path))
+        Engine::on(&options, open).map(|e| e.log_opened(path)).map_err(|e| e.at(path))
     }
 
     /// Opens an engine on the processor that the options select.
@@ -178,7 +178,7 @@ impl Engine {
     }
 
     /// Logs the model, its processor and its memory plan.
-    fn told(self, name: &Path) -> Engine {
+    fn log_opened(self, name: &Path) -> Engine {
         let info = self.info();
         log::info!(
             "{}: {} ({}, {} layers, {} experts) on {}, {}",

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Receives the progress of a long call, and may end it.
-pub(super) type Hear<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+pub(super) type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 impl Engine {
     /// Returns the Dollop file that [`Engine::open`] would open for a path, without opening it. That is the
@@ -32,7 +32,7 @@ impl Engine {
 }
 
 /// [`Engine::prepare`].
-pub(super) fn prepare(path: &Path, options: &EngineOptions, progress: Hear) -> Result<PathBuf> {
+pub(super) fn prepare(path: &Path, options: &EngineOptions, progress: OnProgress) -> Result<PathBuf> {
     // For a missing file, the system's own message is the clearest.
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if meta.is_file() && kind(path)? == Kind::Dollop {

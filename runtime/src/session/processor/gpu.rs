@@ -1,7 +1,7 @@
 //! GPUs, in a build with GPU kernels. `no_gpu.rs` has the same functions for a build without.
 
 use super::on::{Host, On};
-use super::{Accelerator, Adapter, Lies, Needs, Processor};
+use super::{Accelerator, Adapter, Location, Needs, Processor};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::kernels::cpu::ScratchShape;
@@ -67,7 +67,7 @@ pub(super) fn open(adapter: Adapter, options: &EngineOptions, needs: &Needs) -> 
 }
 
 impl Host for GpuBackend {
-    const LIES: Lies = Lies::OnGpu;
+    const LOCATION: Location = Location::Gpu;
 
     fn name(&self) -> String {
         self.name()

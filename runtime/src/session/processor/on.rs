@@ -1,7 +1,7 @@
 //! Wraps backends as trait objects: [`On`] is a processor, [`Held`] a timeline in its memory, and [`Gone`] a
 //! timeline whose device was lost.
 
-use super::{Accelerator, Lies, Part, Processor, Timeline};
+use super::{Accelerator, Location, Part, Processor, Timeline};
 use crate::error::{Error, Result};
 use crate::experts::Refinement;
 use crate::kernels::cpu::CpuBackend;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// What differs between backends.
 pub(super) trait Host: Backend {
-    const LIES: Lies;
+    const LOCATION: Location;
 
     /// The name for display.
     fn name(&self) -> String;
@@ -31,7 +31,7 @@ pub(super) trait Host: Backend {
 }
 
 impl Host for CpuBackend {
-    const LIES: Lies = Lies::OnCpu;
+    const LOCATION: Location = Location::Cpu;
 
     fn name(&self) -> String {
         self.name()
@@ -84,12 +84,12 @@ impl<B: Host> Processor for On<B> {
         &self,
         model: &Model,
         parts: &mut [Part<'_>],
-        hear: &mut dyn FnMut(Passing) -> Result<()>,
+        emit: &mut dyn FnMut(Passing) -> Result<()>,
     ) -> Result<()> {
         // This path allocates nothing, so that decoding one sequence does not.
         if let [one] = parts {
             let (scratch, part) = held(one)?;
-            return model.forward(&*self.0, scratch, &mut [part], hear);
+            return model.forward(&*self.0, scratch, &mut [part], emit);
         }
         let (mut scratch, mut all) = (None::<&mut Scratch<B>>, Vec::with_capacity(parts.len()));
         for part in parts {
@@ -102,7 +102,7 @@ impl<B: Host> Processor for On<B> {
             }
         }
         match scratch {
-            Some(scratch) => model.forward(&*self.0, scratch, &mut all, hear),
+            Some(scratch) => model.forward(&*self.0, scratch, &mut all, emit),
             None => Ok(()),
         }
     }
@@ -133,8 +133,8 @@ fn held<'a, B: Host>(part: &'a mut Part<'_>) -> Result<(&'a mut Scratch<B>, forw
 }
 
 impl<B: Host> Timeline for Held<B> {
-    fn lies(&self) -> Lies {
-        B::LIES
+    fn location(&self) -> Location {
+        B::LOCATION
     }
 
     fn capacity(&self) -> usize {
@@ -198,8 +198,8 @@ fn lost() -> Error {
 }
 
 impl Timeline for Gone {
-    fn lies(&self) -> Lies {
-        Lies::Nowhere
+    fn location(&self) -> Location {
+        Location::Lost
     }
 
     fn capacity(&self) -> usize {

@@ -121,7 +121,7 @@ impl Session {
         for layer in 0..header.layers {
             for piece in memory::pieces(on, both, layer, extent) {
                 let bytes = &mut bytes[..piece.bytes()];
-                self.heard(Layer { layer, held: extent.held }.read(&*self.state, &piece, bytes))?;
+                self.noting_loss(Layer { layer, held: extent.held }.read(&*self.state, &piece, bytes))?;
                 out.put(bytes)?;
             }
             out.seal()?;
@@ -132,7 +132,7 @@ impl Session {
     }
 
     /// Marks the device as lost if reading from it failed.
-    fn heard<T>(&self, read: Result<T>) -> Result<T> {
+    fn noting_loss<T>(&self, read: Result<T>) -> Result<T> {
         if let (Err(Error::Device(why)), true) = (&read, self.state.is_gpu()) {
             self.engine().processors().lose(why);
         }
@@ -219,7 +219,7 @@ impl Session {
         for layer in 0..from.model.spec.layers.len() {
             for piece in memory::pieces(from, (&*self.state, &*fork.state), layer, extent) {
                 let (layer, bytes) = (Layer { layer, held: extent.held }, &mut bytes[..piece.bytes()]);
-                self.heard(layer.read(&*self.state, &piece, bytes))?;
+                self.noting_loss(layer.read(&*self.state, &piece, bytes))?;
                 layer.write(&mut *fork.state, &piece, bytes)?;
             }
         }

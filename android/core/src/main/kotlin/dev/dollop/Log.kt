@@ -19,7 +19,7 @@ public enum class LogLevel {
     TRACE,
 }
 
-/** Hears one message: [target] is the part of the library, such as "dollop::session", [message] a line for people. */
+/** Called for each message: [target] is the part of the library, such as "dollop::session", [message] a line for people. */
 public fun interface LogListener {
     public fun log(level: LogLevel, target: String, message: String)
 }
