@@ -1,5 +1,5 @@
-//! Linker arguments for the shared library. On Linux and Android what other crates export to C (llguidance) stays inside. On Android
-//! also its name, which the system's loader uses, and segments that systems with 16 KiB pages can map (older NDKs align to 4 KiB).
+//! Linker arguments for the shared library. On Linux and Android, symbols that other crates export to C (llguidance) stay hidden.
+//! On Android also the library's name, which the loader uses, and segments aligned for 16 KiB pages (older NDKs align to 4 KiB).
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -3,8 +3,8 @@
 #
 #     ffi/install.sh [--prefix DIR] [--no-gpu] [--target TRIPLE] [--destdir DIR]
 #
-# PREFIX is /usr/local by default; DESTDIR is put before it, for packages. The libraries are stripped, and of the static one
-# only dollop_* can be seen from outside: two static libraries with Rust in them do not get in each other's way.
+# The prefix is /usr/local by default. DESTDIR is put before it, for packages. The shared library is stripped. On Linux the static
+# one is too, and exports only dollop_*, so a program can link it with other static libraries that contain Rust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +27,7 @@ case "$system" in
   Linux) name=libdollop.so.$abi soname=(-C "link-arg=-Wl,-soname,$name") private="-lgcc_s -lpthread -ldl -lm" ;;
   Darwin) name=libdollop.$abi.dylib soname=(-C "link-arg=-Wl,-install_name,$prefix/lib/$name")
     private="-framework Metal -framework QuartzCore -framework Foundation -lobjc" ;;
-  *) echo "ffi/install.sh: $system is not known here; build with: cargo build --release -p dollop-ffi" >&2; exit 1 ;;
+  *) echo "ffi/install.sh: $system is not supported; build with: cargo build --release -p dollop-ffi" >&2; exit 1 ;;
 esac
 
 cargo rustc --release -p dollop-ffi --lib "${features[@]}" "${target[@]}" -- "${soname[@]}"
@@ -42,11 +42,11 @@ if [ "$system" = Linux ]; then
   strip --strip-unneeded -o "$work/$name" "$built/libdollop.so"
   install -m 755 "$work/$name" "$to/lib/$name"
   ln -sf "$name" "$to/lib/libdollop.so"
-  # One object of all that the functions of the header need; everything else becomes local to it.
+  # One object with everything that the header's functions need. All other symbols become local to it.
   roots=$(sed -n 's/.*\b\(dollop_[a-z_0-9]*\)(.*/-u \1/p' ffi/include/dollop.h | sort -u)
   # shellcheck disable=SC2086 # A list of options.
   ld -r --gc-sections $roots -o "$work/all.o" "$built/libdollop.a"
-  # Without the compiler's intermediate code, which `ar` takes for that of its own LLVM.
+  # Drops the compiler's intermediate code: `ar` would read it as that of its own LLVM.
   objcopy --wildcard --keep-global-symbol='dollop_*' --strip-debug -R .llvmbc -R .llvmcmd "$work/all.o" "$work/dollop.o"
   ar rcsD "$work/libdollop.a" "$work/dollop.o"
 else

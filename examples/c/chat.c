@@ -1,12 +1,12 @@
-/* Asks the default model a question and streams its answer: ./chat [MODEL [QUESTION]] */
+/* Asks a model a question and streams its answer: ./chat [MODEL [QUESTION]] */
 #include <dollop.h>
 #include <stdio.h>
 
 static int show(const dollop_event *event, void *user_data) {
     (void)user_data;
-    fputs(event->text, stdout); /* Whole UTF-8 characters; "" while the prompt is read. */
+    fputs(event->text, stdout); /* Whole UTF-8 characters; "" during prefill. */
     fflush(stdout);
-    return 0; /* Anything else stops the answer. */
+    return 0; /* Any other value stops the answer. */
 }
 
 static int failed(const char *what) {
@@ -26,7 +26,7 @@ int main(int argc, char **argv) {
     dollop_generate_options_init(&options, sizeof options);
     dollop_sampling_init(&greedy, sizeof greedy);
     dollop_status status = dollop_chat_new(engine, NULL, &chat);
-    if (status == DOLLOP_OK) status = dollop_engine_sampling(engine, &greedy); /* What the model's file says, */
+    if (status == DOLLOP_OK) status = dollop_engine_sampling(engine, &greedy); /* The model's own sampling, */
     if (status == DOLLOP_OK) {
         greedy.temperature = 0; /* but always the likeliest token. */
         options.sampling = &greedy;

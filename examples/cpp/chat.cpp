@@ -1,4 +1,4 @@
-// Talks with a model, line by line: ./chat [MODEL]
+// Chats with a model, line by line: ./chat [MODEL]
 #include <dollop.hpp>
 #include <iostream>
 

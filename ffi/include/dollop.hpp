@@ -1,9 +1,9 @@
-// dollop.hpp: the C++17 interface of Dollop, in one header over dollop.h.
+// dollop.hpp: the C++17 interface of Dollop, one header over dollop.h.
 //
-// Objects own their handles: they move, do not copy, and close themselves. Failures are dollop::error, with the status of
-// dollop.h. Callbacks are std::function: what they throw stops the call, passes the library by, and is thrown again to the
-// caller (what the log's throws is dropped). Threads are as in dollop.h: engines and plans from any thread at a time; sessions and chats one call at a time,
-// but for cancel().
+// Objects own their handles: they can be moved but not copied, and close themselves. Failures throw dollop::error
+// with the status of dollop.h. Callbacks are std::function. An exception of a callback stops the call, bypasses the
+// library, and is thrown again to the caller; one of the log function is dropped. Threads are as in dollop.h: any
+// number at a time for engines and plans, one call at a time for a session or chat, except cancel().
 #ifndef DOLLOP_HPP
 #define DOLLOP_HPP
 
@@ -23,7 +23,7 @@
 
 namespace dollop {
 
-// A call that failed: what() says why.
+// A failed call. what() is the reason.
 class error : public std::runtime_error {
 public:
     error(dollop_status status, const std::string &text) : std::runtime_error(text), status_(status) {}
@@ -46,7 +46,7 @@ template <typename T, dollop_status (*init)(T *, std::size_t)> T filled() {
     return value;
 }
 
-// A text of the library, freed when it has been copied.
+// Copies a text of the library and frees it.
 inline std::string taken(char *text) {
     std::unique_ptr<char, void (*)(char *)> owner(text, dollop_text_free);
     return text ? std::string(text) : std::string();
@@ -57,7 +57,7 @@ template <typename T, dollop_status (*free)(T *)> struct closer {
 };
 template <typename T, dollop_status (*free)(T *)> using owner = std::unique_ptr<T, closer<T, free>>;
 
-// A null-terminated view of every text of a list, valid as long as the list is.
+// Pointers to all texts of a list, followed by a null pointer. Valid as long as the list.
 inline std::vector<const char *> pointers(const std::vector<std::string> &texts) {
     std::vector<const char *> list;
     list.reserve(texts.size() + 1);
@@ -86,10 +86,10 @@ inline SessionOptions session_options() {
     return detail::filled<SessionOptions, dollop_session_options_init>();
 }
 
-// Version of the library, such as "0.1.0".
+// The library's version, such as "0.1.0".
 inline std::string version() { return dollop_version(); }
 
-// The GPUs that there are.
+// The GPUs of this machine.
 inline std::vector<Device> devices() {
     std::size_t count = 0;
     detail::check(dollop_devices(nullptr, 0, &count));
@@ -99,12 +99,12 @@ inline std::vector<Device> devices() {
     return found;
 }
 
-// Called for each message of the log: its level (a DOLLOP_LOG_), the part of the library, a line for people; valid during the callback.
+// Receives one log message: its level (a DOLLOP_LOG_ constant), module, and one line to display; valid during the callback.
 using OnLog = std::function<void(std::uint32_t level, std::string_view target, std::string_view message)>;
 
 namespace detail {
 
-// Whether this thread is inside the log's function.
+// Whether this thread is inside the log function.
 inline bool &in_log() {
     static thread_local bool inside = false;
     return inside;
@@ -123,22 +123,22 @@ inline void dollop_hpp_on_log(std::uint32_t level, const char *target, const cha
 
 } // namespace detail
 
-// Has a function hear what the library logs, up to max_level (a DOLLOP_LOG_), in place of the one before; nullptr ends that. It runs
-// on whichever thread logs, on several at a time. When this returns, the one before is not running, and is gone. Any thread, but not
-// from the function itself (DOLLOP_BUSY).
+// Sets the function for log messages up to max_level (a DOLLOP_LOG_ constant). It replaces the previous one;
+// nullptr removes it. It runs on the logging thread, on several at a time. When this returns, the previous function
+// is not running and is destroyed. Any thread, but DOLLOP_BUSY from the function itself.
 inline void set_log(OnLog on_log, std::uint32_t max_level = DOLLOP_LOG_INFO) {
     if (detail::in_log()) throw error(DOLLOP_BUSY, "the log cannot be changed from its own function");
     static std::mutex changing;
-    // A bare pointer: nothing destroys it when the process ends, while other threads may still log.
+    // A bare pointer, so that nothing destroys it when the process ends while other threads may still log.
     static OnLog *current = nullptr;
     auto next = on_log ? std::make_unique<OnLog>(std::move(on_log)) : nullptr;
-    std::unique_ptr<OnLog> before; // Destroyed after the lock is left.
+    std::unique_ptr<OnLog> before; // Destroyed after the lock is released.
     const std::lock_guard<std::mutex> lock(changing);
     detail::check(dollop_set_log(next ? detail::dollop_hpp_on_log : nullptr, next.get(), max_level));
     before.reset(std::exchange(current, next.release()));
 }
 
-// What happens during a generation; text is valid during the callback.
+// An event of a generation. text is valid during the callback.
 struct Event {
     std::uint32_t kind; // DOLLOP_EVENT_
     std::uint32_t token;
@@ -147,18 +147,18 @@ struct Event {
     std::uint64_t total;
 };
 
-// Returns whether to go on.
+// Returns whether to continue.
 using OnEvent = std::function<bool(const Event &)>;
 using OnProgress = std::function<bool(std::string_view stage, std::uint64_t done, std::uint64_t total)>;
 
 struct GenerateOptions {
     std::uint32_t max_tokens = 512;
     bool ignore_eos = false;
-    const Sampling *sampling = nullptr; // The model's own.
+    const Sampling *sampling = nullptr; // By default the model's own.
     std::vector<std::string> stop;
     double target_tps = 0;
     OnEvent on_event;
-    // What the answer has to be, where one of these is not empty.
+    // The constraint on the answer; at most one of these may be non-empty.
     std::string json_schema;
     std::string regex;
     std::string grammar;
@@ -181,7 +181,7 @@ struct Message {
 
 namespace detail {
 
-// A std::function behind a C callback, and what it threw.
+// A std::function behind a C callback, and the exception that it threw.
 template <typename F> struct Guard {
     const F &function;
     std::exception_ptr thrown;
@@ -210,7 +210,7 @@ inline std::int32_t dollop_hpp_on_progress(const dollop_progress *p, void *guard
 }
 }
 
-// Runs a generating call of the C interface: call(options, text, outcome).
+// Runs a C call that generates: call(options, text, outcome).
 template <typename Call> Outcome generate(const GenerateOptions &options, Call &&call) {
     auto c = filled<dollop_generate_options, dollop_generate_options_init>();
     const auto stop = pointers(options.stop);
@@ -261,7 +261,7 @@ inline std::vector<dollop_message> messages(const std::vector<Message> &list) {
 // How a memory budget is spent.
 class Plan {
 public:
-    // What opening a model would do with the memory; loads nothing.
+    // Plans the memory for opening a model. Loads nothing.
     explicit Plan(const std::string &path, const EngineOptions &options = engine_options(),
                   const OnProgress &on_progress = {}) {
         dollop_plan *plan = nullptr;
@@ -269,7 +269,7 @@ public:
                      [&](const EngineOptions *o) { return dollop_plan_new(path.c_str(), o, &plan); });
         handle_.reset(plan);
     }
-    // The same of a Dollop file in an open file: length bytes from offset on, 0 for all that follows.
+    // Plans for a Dollop file in an open file: length bytes from offset; 0 means up to the end.
     explicit Plan(int descriptor, std::uint64_t offset = 0, std::uint64_t length = 0,
                   const EngineOptions &options = engine_options()) {
         dollop_plan *plan = nullptr;
@@ -312,7 +312,7 @@ public:
                      [&](const EngineOptions *o) { return dollop_engine_open(path.c_str(), o, &engine); });
         handle_.reset(engine);
     }
-    // A Dollop file in an open file, whose descriptor is duplicated: length bytes from offset on, 0 for all that follows.
+    // Opens a Dollop file in an open file, whose descriptor is duplicated: length bytes from offset; 0 means up to the end.
     explicit Engine(int descriptor, std::uint64_t offset = 0, std::uint64_t length = 0,
                     const EngineOptions &options = engine_options()) {
         dollop_engine *engine = nullptr;
@@ -320,7 +320,7 @@ public:
         handle_.reset(engine);
     }
 
-    // Another budget, and a level of DOLLOP_TRIM_; both return the bytes that went back to the system. From any thread.
+    // Set another budget, and a DOLLOP_TRIM_ level. Both return the number of bytes freed to the system. Any thread.
     std::uint64_t set_memory(std::uint64_t bytes) const {
         std::uint64_t given = 0;
         detail::check(dollop_engine_set_memory(get(), bytes, &given));
@@ -367,7 +367,7 @@ public:
         detail::check(dollop_engine_detokenize(get(), ids.data(), ids.size(), skip_special, &text));
         return detail::taken(text);
     }
-    // Messages as the chat template writes them.
+    // Renders messages with the model's chat template.
     std::string render(const std::vector<Message> &messages, bool add_generation_prompt = true) const {
         const auto list = detail::messages(messages);
         char *text = nullptr;
@@ -385,7 +385,7 @@ private:
     detail::owner<dollop_engine, dollop_engine_free> handle_;
 };
 
-// One timeline: plain text and tokens.
+// A session: a sequence of tokens with its KV cache.
 class Session {
 public:
     explicit Session(const Engine &engine, const SessionOptions &options = session_options()) {
@@ -404,7 +404,7 @@ public:
             return dollop_session_complete(get(), prompt.c_str(), o, text, outcome);
         });
     }
-    // Appends ids and returns the logits of the token after them; vocab is ModelInfo::vocab.
+    // Appends ids and returns the logits of the next token. vocab is ModelInfo::vocab.
     std::vector<float> logits(const std::vector<std::uint32_t> &ids, std::size_t vocab) {
         std::vector<float> logits(vocab);
         detail::check(dollop_session_logits(get(), ids.data(), ids.size(), logits.data(), logits.size()));
@@ -423,7 +423,7 @@ public:
         return info;
     }
     void rewind(std::size_t count) { detail::check(dollop_session_rewind(get(), count)); }
-    // Returns the bytes of the file.
+    // Returns the size of the file in bytes.
     std::uint64_t save(const std::string &path) const {
         std::uint64_t bytes = 0;
         detail::check(dollop_session_save(get(), path.c_str(), &bytes));
@@ -440,7 +440,7 @@ public:
         detail::check(dollop_session_fork(get(), &fork));
         return Session(fork);
     }
-    // From any thread.
+    // Any thread.
     void cancel() const { detail::check(dollop_session_cancel(get())); }
     dollop_session *get() const noexcept { return handle_.get(); }
 
@@ -453,7 +453,7 @@ private:
 class Chat {
 public:
     struct Options {
-        const char *system = nullptr; // The template's own.
+        const char *system = nullptr; // By default the template's own.
         std::uint32_t context = 0;
         std::uint32_t chunk = 0;
         std::uint32_t overflow = DOLLOP_OVERFLOW_ERROR;
@@ -482,7 +482,7 @@ public:
         });
     }
     void reset() { detail::check(dollop_chat_reset(get())); }
-    // Returns the bytes of the file.
+    // Returns the size of the file in bytes.
     std::uint64_t save(const std::string &path) const {
         std::uint64_t bytes = 0;
         detail::check(dollop_chat_save(get(), path.c_str(), &bytes));
@@ -503,7 +503,7 @@ public:
         detail::check(dollop_chat_messages_json(get(), &text));
         return detail::taken(text);
     }
-    // A JSON object of what the template sees beside the messages.
+    // A JSON object with the template's variables besides the messages.
     void set_variables(const std::string &json) {
         detail::check(dollop_chat_set_variables(get(), json.c_str()));
     }
@@ -513,7 +513,7 @@ public:
         detail::check(dollop_chat_get(get(), &info));
         return info;
     }
-    // From any thread.
+    // Any thread.
     void cancel() const { detail::check(dollop_chat_cancel(get())); }
     dollop_chat *get() const noexcept { return handle_.get(); }
 

@@ -1,4 +1,4 @@
-//! The boundary between Rust and C: failures become a status and a text, and a panic becomes a status.
+//! The boundary between Rust and C: turns failures into a status and a text, and panics into a status.
 
 use crate::status::{self, dollop_status};
 use runtime::Error;
@@ -42,7 +42,7 @@ pub(crate) fn run(body: impl FnOnce() -> Result<()>) -> dollop_status {
     }
 }
 
-/// Runs the body of a function that another language calls. The only place that catches a panic of the library.
+/// Runs the body of a function that another language calls. The only place where a panic of the library is caught.
 pub(crate) fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // A body changes state only behind a handle's lock, which a panic poisons (`handles.rs`), or as its last step.
     match catch_unwind(AssertUnwindSafe(body)) {
@@ -54,22 +54,22 @@ pub(crate) fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn panicked(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    format!("a bug in Dollop: {}", text.unwrap_or("a panic without a text"))
+    format!("a bug in Dollop: {}", text.unwrap_or("a panic without a message"))
 }
 
 fn remember(failure: Failure) -> dollop_status {
-    // A thread that is ending may have destroyed its storage for the text.
+    // If the thread is ending, its storage for the text may be gone.
     let _ = LAST.try_with(|last| *last.borrow_mut() = c_string(&failure.text));
     failure.status
 }
 
-/// A text for C. A NUL, which would end it, becomes a space: only error texts and names pass here.
+/// A text for C, for errors and names only. A NUL would end it in C, so each becomes a space.
 pub(crate) fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', " ")).unwrap_or_default()
 }
 
-/// What went wrong in this thread's last call that failed: one line for people; "" if none did. A call that succeeds
-/// leaves it. The text is valid until the next call on this thread that fails.
+/// The reason for the last failed call on this thread, as one line to display; "" if none failed. Successful calls
+/// do not change it. The text is valid until the next call on this thread fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn dollop_last_error() -> *const c_char {
     LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())

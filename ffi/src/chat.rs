@@ -1,4 +1,4 @@
-//! A conversation: messages, rendered by the model's template, on a separate timeline.
+//! A conversation: messages, rendered by the model's template, in its own session.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -12,24 +12,24 @@ use runtime::{Chat, Engine, Overflow};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// `dollop_chat_options.overflow`: a conversation that outgrows the context is `DOLLOP_CONTEXT_FULL`.
+/// `dollop_chat_options.overflow`: a prompt that no longer fits the context is `DOLLOP_CONTEXT_FULL`.
 pub const DOLLOP_OVERFLOW_ERROR: u32 = 0;
-/// The oldest turns are forgotten; the system prompt stays.
+/// The oldest turns are dropped; the system prompt stays.
 pub const DOLLOP_OVERFLOW_SLIDE: u32 = 1;
 
-/// How a conversation is made. Fill with `dollop_chat_options_init`.
+/// Options for creating a conversation. Call `dollop_chat_options_init` first.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_chat_options {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
     /// System prompt; NULL for the template's own.
     pub system: *const c_char,
-    /// Positions of the KV cache; 0 for what the engine's budget was planned for.
+    /// Positions of the KV cache; 0 for the number that the engine planned for.
     pub context: u32,
-    /// Tokens of a prompt that pass through the layers together; 0 for the plan's.
+    /// Tokens per prefill chunk; 0 for the planned number.
     pub chunk: u32,
-    /// A `DOLLOP_OVERFLOW_`.
+    /// A `DOLLOP_OVERFLOW_` constant.
     pub overflow: u32,
     /// Always 0.
     pub reserved: u32,
@@ -48,31 +48,31 @@ impl Default for dollop_chat_options {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers and a raw pointer.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers and a raw pointer.
 unsafe impl Struct for dollop_chat_options {
     const NAME: &'static str = "dollop_chat_options";
 }
 
-/// Seconds until the end of the year 9999.
+/// The end of the year 9999, in seconds since 1970.
 pub(crate) const END_OF_TIME: u64 = 253_402_300_800;
 
 /// One message of a conversation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_message {
-    /// "system", "user", "assistant" or what else the template knows.
+    /// "system", "user", "assistant", or another role that the template supports.
     pub role: *const c_char,
-    /// The text.
+    /// The message's text.
     pub content: *const c_char,
 }
 
 /// # Safety
-/// `from` is NULL or has `count` messages, whose texts are NULL or end with a NUL.
+/// `from` is NULL or has `count` messages, whose texts are NULL or NUL-terminated.
 unsafe fn messages(from: *const dollop_message, count: usize) -> Result<Vec<Message>> {
-    // SAFETY: as of this function.
+    // SAFETY: by this function's contract.
     let list = unsafe { arguments::array("messages", from, count) }?;
     let one = |m: &dollop_message| {
-        // SAFETY: as of this function.
+        // SAFETY: by this function's contract.
         let (role, content) =
             unsafe { (arguments::text("role", m.role)?, arguments::text("content", m.content)?) };
         Ok(Message::new(role, content))
@@ -80,18 +80,18 @@ unsafe fn messages(from: *const dollop_message, count: usize) -> Result<Vec<Mess
     list.iter().map(one).collect()
 }
 
-/// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
+/// Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_options_init(
     options: *mut dollop_chat_options,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
 }
 
-/// Begins a conversation on a new timeline. `options` may be NULL. `DOLLOP_UNSUPPORTED` for a model without tokenizer or
-/// chat template. Writes a handle to `*chat`, which `dollop_chat_free` closes. Any thread.
+/// Creates a conversation with a new session. `options` may be NULL. `DOLLOP_UNSUPPORTED` if the model has no
+/// tokenizer or chat template. Writes a new handle to `*chat`; close it with `dollop_chat_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_new(
     engine: *const dollop_engine,
@@ -100,9 +100,9 @@ pub unsafe extern "C" fn dollop_chat_new(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for options with their text and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for options with their text and a handle's destination.
         let (o, chat) = unsafe { (dollop_chat_options::read_or_default(options)?, Out::new("chat", chat)?) };
-        // SAFETY: the same.
+        // SAFETY: as above.
         let system = unsafe { arguments::optional_text("system", o.system) }?;
         let overflow = match o.overflow {
             DOLLOP_OVERFLOW_ERROR => Overflow::Error,
@@ -116,8 +116,8 @@ pub unsafe extern "C" fn dollop_chat_new(
     })
 }
 
-/// Closes the handle; NULL is fine. Any thread: a generation that runs is cancelled, keeps what it needs, and calls its
-/// callback at most once more, before its own call returns.
+/// Closes the handle. NULL does nothing. Any thread. A running generation is cancelled and keeps what it needs. It
+/// calls its callback at most once more, before its own call returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_free(chat: *mut dollop_chat) -> dollop_status {
     run(|| {
@@ -128,8 +128,8 @@ pub unsafe extern "C" fn dollop_chat_free(chat: *mut dollop_chat) -> dollop_stat
     })
 }
 
-/// Stops the generation that runs on this chat; its call returns `DOLLOP_OK` with `DOLLOP_STOP_CANCELLED`, and the answer
-/// stays in the conversation as far as it came. Does nothing if none runs. Any thread, also from a callback.
+/// Cancels the running generation of this chat. Its call returns `DOLLOP_OK` with `DOLLOP_STOP_CANCELLED`; the
+/// answer so far stays in the conversation. Does nothing if none runs. Any thread, also from a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_cancel(chat: *const dollop_chat) -> dollop_status {
     run(|| {
@@ -138,9 +138,9 @@ pub unsafe extern "C" fn dollop_chat_cancel(chat: *const dollop_chat) -> dollop_
     })
 }
 
-/// Says `message` as the user and generates the answer. `options` may be NULL. `answer`, if not NULL, gets its text, to be
-/// freed with `dollop_text_free`; `outcome`, if not NULL, has its `struct_size` set and is filled. Blocks; one call at a time
-/// (`DOLLOP_BUSY`). After a failure the conversation is as it was.
+/// Adds `message` as the user's turn and generates the answer. `options` may be NULL. `answer`, if not NULL,
+/// receives the text: free it with `dollop_text_free`. `outcome`, if not NULL, is filled; its `struct_size` must be
+/// set. Blocks. One call at a time, else `DOLLOP_BUSY`. After a failure the conversation is unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_send(
     chat: *const dollop_chat,
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn dollop_chat_send(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a text, and all that the options point to.
+        // SAFETY: by the pointer contract of `lib.rs`, for a text, and everything that the options point to.
         unsafe {
             let message = arguments::text("message", message)?;
             let body =
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn dollop_chat_send(
     })
 }
 
-/// Takes the last answer back and answers the same message again. Otherwise as `dollop_chat_send`.
+/// Removes the last answer and answers the same message again. Otherwise as `dollop_chat_send`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_regenerate(
     chat: *const dollop_chat,
@@ -172,12 +172,12 @@ pub unsafe extern "C" fn dollop_chat_regenerate(
     run(|| {
         let chat = handles::get(chat)?;
         let body = |c: &mut Chat, options: &_, hear: &mut dyn FnMut(_)| Ok(c.regenerate(options, hear)?);
-        // SAFETY: the contract of pointers in `lib.rs`, for all that the options point to.
+        // SAFETY: by the pointer contract of `lib.rs`, for everything that the options point to.
         unsafe { generate(&chat, |c| c.session().engine().clone(), options, answer, outcome, Box::new(body)) }
     })
 }
 
-/// Forgets the conversation but not the system prompt. One call at a time (`DOLLOP_BUSY`).
+/// Clears the conversation; the system prompt stays. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_reset(chat: *const dollop_chat) -> dollop_status {
     run(|| {
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn dollop_chat_reset(chat: *const dollop_chat) -> dollop_s
     })
 }
 
-/// Replaces the conversation, the system prompt included, by `count` messages. One call at a time (`DOLLOP_BUSY`).
+/// Replaces the conversation and its system prompt by `count` messages. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_set_messages(
     chat: *const dollop_chat,
@@ -195,15 +195,15 @@ pub unsafe extern "C" fn dollop_chat_set_messages(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let list = unsafe { messages(list, count) }?;
         chat.take()?.restore(list);
         Ok(())
     })
 }
 
-/// The conversation as a JSON array of objects with `role` and `content`. `*json` is freed with `dollop_text_free`. One call
-/// at a time (`DOLLOP_BUSY`).
+/// The conversation as a JSON array of objects with `role` and `content`. Free `*json` with `dollop_text_free`. One
+/// call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_messages_json(
     chat: *const dollop_chat,
@@ -211,7 +211,7 @@ pub unsafe extern "C" fn dollop_chat_messages_json(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let json = unsafe { Out::new("json", json) }?;
         let text = serde_json::json!(chat.take()?.messages()).to_string();
         json.set_text(&text);
@@ -219,8 +219,8 @@ pub unsafe extern "C" fn dollop_chat_messages_json(
     })
 }
 
-/// Sets what the template sees beside the messages, such as {"enable_thinking": false}: a JSON object, in place of what was
-/// set before. One call at a time (`DOLLOP_BUSY`).
+/// Sets the template's variables besides the messages, as a JSON object such as {"enable_thinking": false}. It
+/// replaces those set before. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_set_variables(
     chat: *const dollop_chat,
@@ -228,30 +228,30 @@ pub unsafe extern "C" fn dollop_chat_set_variables(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let json = unsafe { arguments::text("json", json) }?;
         let variables = serde_json::from_str(json)
-            .map_err(|e| Failure::invalid(format!("the variables are no JSON object: {e}")))?;
+            .map_err(|e| Failure::invalid(format!("the variables are not a JSON object: {e}")))?;
         chat.take()?.set_variables(variables);
         Ok(())
     })
 }
 
-/// Sets the local time for templates that say it, in seconds since 1970 as if the local clock showed UTC: the library reads
-/// no clock. One call at a time (`DOLLOP_BUSY`).
+/// Sets the local time for templates that use it, in seconds since 1970 as if the local clock showed UTC. The
+/// library reads no clock. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_set_time(chat: *const dollop_chat, seconds: u64) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
         if seconds >= END_OF_TIME {
-            return Err(Failure::invalid(format!("{seconds} seconds are after the year 9999")));
+            return Err(Failure::invalid(format!("{seconds} seconds: the time is after the year 9999")));
         }
         chat.take()?.set_now(DateTime::from_unix(seconds));
         Ok(())
     })
 }
 
-/// Fills `info`, whose `struct_size` is set, with the numbers of the chat's timeline. One call at a time (`DOLLOP_BUSY`).
+/// Fills `info` with the numbers of the chat's session. `info->struct_size` must be set. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_get(
     chat: *const dollop_chat,
@@ -259,15 +259,15 @@ pub unsafe extern "C" fn dollop_chat_get(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let info = unsafe { OutStruct::new(info) }?;
         info.set(info_of(chat.take()?.session()));
         Ok(())
     })
 }
 
-/// Renders messages with the model's chat template, at the end the beginning of an answer if `add_generation_prompt` is not
-/// 0. `*text` is freed with `dollop_text_free`. Any thread.
+/// Renders `count` messages with the model's chat template. If `add_generation_prompt` is not 0, the text ends with
+/// the beginning of an answer. Free `*text` with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_render(
     engine: *const dollop_engine,
@@ -278,7 +278,7 @@ pub unsafe extern "C" fn dollop_engine_render(
 ) -> dollop_status {
     run(|| {
         let engine: Engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let (list, text) = unsafe { (messages(list, count)?, Out::new("text", text)?) };
         let (tokenizer, special) = (engine.tokenizer()?, engine.special_tokens());
         let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();

@@ -10,19 +10,19 @@ use std::ffi::c_char;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_device {
-    /// What `dollop_engine_options.gpu_index` names it by.
+    /// The value of `dollop_engine_options.gpu_index` that selects it.
     pub index: u32,
     /// 1 if kernels can run on it.
     pub usable: u32,
-    /// 1 if the processor does the work.
+    /// 1 for a software GPU, which computes on the CPU.
     pub software: u32,
     /// Always 0.
     pub reserved: u32,
     /// The largest buffer that a kernel can read, in bytes.
     pub max_binding_bytes: u64,
-    /// What it calls itself: UTF-8 that ends with a NUL, cut where it is longer.
+    /// Its name: NUL-terminated UTF-8, cut if longer.
     pub name: [c_char; 128],
-    /// Vulkan, Metal or Dx12; ends with a NUL.
+    /// Vulkan, Metal or Dx12; NUL-terminated.
     pub api: [c_char; 16],
 }
 
@@ -46,7 +46,7 @@ fn all() -> Vec<(dollop_device, Value)> {
     Vec::new()
 }
 
-/// A text in an array, cut at a character boundary, followed by a NUL.
+/// A text as a NUL-terminated array, cut at a character boundary.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
     let mut field = [0; N];
@@ -58,7 +58,7 @@ pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
             break;
         }
         for &b in bytes {
-            // A byte, whether `c_char` is signed on this system or not.
+            // The same byte, whether `c_char` is signed on this system or not.
             field[at] = b as c_char;
             at += 1;
         }
@@ -66,8 +66,8 @@ pub(crate) fn field<const N: usize>(text: &str) -> [c_char; N] {
     field
 }
 
-/// Lists the GPUs. Writes `*count`, and the GPUs to `devices`, which has room for `capacity`; with `devices` NULL only the
-/// count. Asks the drivers, which may take a second. No GPU is no failure. Any thread.
+/// Lists the GPUs. Writes their number to `*count`, which may be 0. Writes the GPUs to `devices`, which has room
+/// for `capacity` elements, unless it is NULL. Queries the drivers, which may take a second. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_devices(
     devices: *mut dollop_device,
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn dollop_devices(
     count: *mut usize,
 ) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`, for an array of `capacity` and a number.
+        // SAFETY: by the pointer contract of `lib.rs`, for an array of `capacity` and a number.
         let (devices, count) = unsafe { (OutArray::new(devices, capacity), Out::new("count", count)?) };
         let found: Vec<dollop_device> = all().into_iter().map(|(device, _)| device).collect();
         devices.set("devices", &found)?;
@@ -90,11 +90,11 @@ pub(crate) fn json() -> Result<String> {
     serde_json::to_string(&list).map_err(|e| Failure::new(DOLLOP_OTHER, format!("the devices: {e}")))
 }
 
-/// The same and more as a JSON array. `*json` is freed with `dollop_text_free`. Any thread.
+/// As `dollop_devices`, but with more fields and as a JSON array. Free `*json` with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_devices_json(json: *mut *mut c_char) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let out = unsafe { Out::new("json", json) }?;
         out.set_text(&self::json()?);
         Ok(())

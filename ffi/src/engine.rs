@@ -1,4 +1,4 @@
-//! Opening and closing a model, and the progress of a conversion.
+//! Opens and closes models, and reports the progress of conversions.
 
 use crate::arguments;
 use crate::arguments::Struct;
@@ -12,9 +12,9 @@ use std::ffi::c_char;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Opens a model: a Dollop file, or with `cache_folder` a GGUF file (any part of a split one) or a Hugging Face folder,
-/// which is converted once. `options` may be NULL for the defaults. Writes a handle to `*engine`, which
-/// `dollop_engine_free` closes. Blocks until the model is open, minutes for a conversion; call it from a thread that may.
+/// Opens a model: a Dollop file. With `cache_folder` also a GGUF file (any part of a split one) or a Hugging Face folder,
+/// which is converted once. `options` may be NULL for the defaults. Writes a new handle to `*engine`; close it with
+/// `dollop_engine_free`. Blocks until the model is open, for minutes if it converts; call it on a thread that may block.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_open(
     path: *const c_char,
@@ -22,7 +22,7 @@ pub unsafe extern "C" fn dollop_engine_open(
     engine: *mut *mut dollop_engine,
 ) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`, for a path, options with theirs, and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path, options with their pointers, and a handle's destination.
         let (path, opening, engine) = unsafe {
             (
                 arguments::path("path", path)?,
@@ -36,17 +36,17 @@ pub unsafe extern "C" fn dollop_engine_open(
     })
 }
 
-/// Closes the handle; NULL is fine. Sessions, chats and plans of the engine stay as they are, and the model stays in memory
-/// until they are freed too. Any thread.
+/// Closes the handle. NULL does nothing. Sessions, chats and plans of the engine stay valid, and the model stays in
+/// memory until they are freed too. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_free(engine: *mut dollop_engine) -> dollop_status {
     run(|| handles::close(engine).map(drop))
 }
 
-/// A callback for a conversion's progress, which decides whether it goes on.
+/// A callback for the progress of a conversion. Returns whether to continue.
 pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
-/// Runs `work`, which may convert a model first, and reports its progress to the caller's callback.
+/// Runs `work`, which may first convert a model, and reports its progress to the caller's callback.
 pub(crate) fn with_progress<T>(
     opening: &Opening,
     work: impl FnOnce(OnProgress) -> runtime::Result<T>,
@@ -65,11 +65,11 @@ pub(crate) fn with_progress<T>(
 
 type Callback = unsafe extern "C-unwind" fn(*const dollop_progress, *mut std::ffi::c_void) -> i32;
 
-/// The callback's answer; `None` if it panicked.
+/// The callback's return value; `None` if it panicked.
 fn report(callback: Callback, opening: &Opening, progress: Progress) -> Option<i32> {
     let stage = c_string(progress.stage);
     let progress = dollop_progress { stage: stage.as_ptr(), done: progress.done, total: progress.total };
-    // SAFETY: by the contract of `lib.rs` a function of this type, which gets a value that lives until it returns. What a
-    // callback in Rust may unwind with ends here.
+    // SAFETY: by the contract of `lib.rs` a function of this type. Its argument is valid until it returns. A panic
+    // of a callback in Rust ends here.
     catch_unwind(AssertUnwindSafe(|| unsafe { callback(&progress, opening.user_data) })).ok()
 }

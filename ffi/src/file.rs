@@ -1,4 +1,4 @@
-//! Models in open files: for systems that hand out descriptors instead of paths.
+//! Models in open files, for systems that pass descriptors instead of paths.
 
 use crate::arguments::Struct;
 use crate::boundary::{Failure, Result, run};
@@ -11,10 +11,10 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::sync::Arc;
 
-/// Opens the Dollop file that lies in `length` bytes from `offset` on (a multiple of 64) of an open file; a `length` of 0 is
-/// all that follows. For Android's assets and documents, and sandboxes. The descriptor is duplicated: the caller closes its
-/// own whenever it likes. Foreign models have to be converted first. Otherwise as `dollop_engine_open`. `DOLLOP_UNSUPPORTED`
-/// on Windows, which has no descriptors.
+/// Opens a Dollop file that is part of an open file: `length` bytes from `offset`, a multiple of 64; a `length` of
+/// 0 means up to the end. For Android's assets and documents, and for sandboxes. The descriptor is duplicated; the
+/// caller may close its own at any time. Other model formats must be converted first. `DOLLOP_UNSUPPORTED` on
+/// Windows, which has no descriptors. Otherwise as `dollop_engine_open`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_open_file(
     descriptor: c_int,
@@ -24,7 +24,7 @@ pub unsafe extern "C" fn dollop_engine_open_file(
     engine: *mut *mut dollop_engine,
 ) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`, for options with theirs and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for options with their pointers and a handle's destination.
         let (opening, engine) = unsafe {
             (dollop_engine_options::read_or_default(options)?.opening()?, Out::new("engine", engine)?)
         };
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn dollop_engine_open_file(
     })
 }
 
-/// Plans what `dollop_engine_open_file` with the same arguments would do with the memory; loads nothing. Otherwise as
+/// Plans the memory for `dollop_engine_open_file` with the same arguments. Loads nothing. Otherwise as
 /// `dollop_plan_new`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_new_file(
@@ -45,7 +45,7 @@ pub unsafe extern "C" fn dollop_plan_new_file(
     plan: *mut *mut dollop_plan,
 ) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`, for options with theirs and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for options with their pointers and a handle's destination.
         let (opening, plan) =
             unsafe { (dollop_engine_options::read_or_default(options)?.opening()?, Out::new("plan", plan)?) };
         let (file, length) = part(descriptor, offset, length)?;
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn dollop_plan_new_file(
     })
 }
 
-/// A duplicate of a descriptor, and the length of its part.
+/// A duplicate of a descriptor, and the length of the part to read.
 pub(crate) fn part(descriptor: c_int, offset: u64, length: u64) -> Result<(File, u64)> {
     let file = duplicate(descriptor)?;
     if length != 0 {
@@ -71,9 +71,9 @@ pub(crate) fn part(descriptor: c_int, offset: u64, length: u64) -> Result<(File,
 fn duplicate(descriptor: c_int) -> Result<File> {
     use std::os::fd::BorrowedFd;
     if descriptor < 0 {
-        return Err(Failure::invalid(format!("{descriptor} is no descriptor")));
+        return Err(Failure::invalid(format!("{descriptor} is not a file descriptor")));
     }
-    // SAFETY: not -1. The caller keeps it open while the call lasts; one that is not open is refused by the system.
+    // SAFETY: not -1. The caller keeps it open during the call. If it is not open, the system returns an error.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
     let own = borrowed.try_clone_to_owned().map_err(|e| runtime::Error::io("the descriptor", e))?;
     Ok(File::from(own))
@@ -82,5 +82,5 @@ fn duplicate(descriptor: c_int) -> Result<File> {
 #[cfg(not(unix))]
 fn duplicate(_: c_int) -> Result<File> {
     use crate::status::dollop_status::DOLLOP_UNSUPPORTED;
-    Err(Failure::new(DOLLOP_UNSUPPORTED, "this system has no descriptors: name the file's path"))
+    Err(Failure::new(DOLLOP_UNSUPPORTED, "this system has no file descriptors: open the file by its path"))
 }

@@ -1,4 +1,4 @@
-//! Generation for C: options in, events through a callback, an outcome out.
+//! Generation for C. Takes options, reports events through a callback, returns an outcome.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -10,82 +10,82 @@ use runtime::{CancelToken, Constraint, Engine, Event, GenerateOptions, Outcome, 
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// `dollop_event.kind`: a part of the prompt was read: `done` of `total` tokens.
+/// `dollop_event.kind`: prefill progress, `done` of `total` tokens.
 pub const DOLLOP_EVENT_PREFILL: u32 = 0;
-/// A token was generated: `token`, and in `text` what can be shown by now, perhaps nothing. A token of a model's reasoning has none.
+/// A token was generated: `token`. `text` can be shown now and may be empty; for a token of the model's reasoning it is empty.
 pub const DOLLOP_EVENT_TOKEN: u32 = 1;
-/// The end of the text that was held back until now: `text`.
+/// The end of the text, held back until the generation ended: `text`.
 pub const DOLLOP_EVENT_REST: u32 = 2;
-/// The GPU failed and the CPU goes on: `text` says why.
+/// The GPU failed and the CPU continues: `text` is the reason.
 pub const DOLLOP_EVENT_GPU_LOST: u32 = 3;
 
 /// `dollop_outcome.stop`: the model ended its turn.
 pub const DOLLOP_STOP_END_OF_TURN: u32 = 0;
-/// A stop text was met.
+/// The answer contained a stop string.
 pub const DOLLOP_STOP_TEXT: u32 = 1;
-/// `max_tokens` were generated.
+/// `max_tokens` tokens were generated.
 pub const DOLLOP_STOP_MAX_TOKENS: u32 = 2;
-/// A callback or another thread asked for it.
+/// A callback or another thread cancelled the generation.
 pub const DOLLOP_STOP_CANCELLED: u32 = 3;
 /// The KV cache is full.
 pub const DOLLOP_STOP_CONTEXT_FULL: u32 = 4;
-/// A reason that has no number yet.
+/// A reason without a number of its own.
 pub const DOLLOP_STOP_OTHER: u32 = 99;
 
-/// What happens during a generation. Programs ignore kinds that they do not know.
+/// An event of a generation. Programs must ignore unknown kinds.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_event {
-    /// A `DOLLOP_EVENT_`.
+    /// A `DOLLOP_EVENT_` constant.
     pub kind: u32,
     /// The token's id.
     pub token: u32,
-    /// Whole UTF-8 characters with a NUL behind them; never NULL. Valid during the callback.
+    /// Whole UTF-8 characters, NUL-terminated; never NULL. Valid during the callback.
     pub text: *const c_char,
-    /// Bytes of `text`, the NUL not counted.
+    /// Bytes of `text`, without the terminating NUL.
     pub text_len: usize,
-    /// Prompt tokens read.
+    /// Prompt tokens computed so far.
     pub done: u64,
-    /// Prompt tokens to be read in all.
+    /// Prompt tokens to compute in all.
     pub total: u64,
 }
 
-/// Receives events, on the thread that generates. Returns 0 to go on, anything else to stop: the generation then ends with
-/// `DOLLOP_STOP_CANCELLED`, and the callback is not called again. May call any function of this library; those on the
-/// generating session or chat, but for `_cancel` and `_free`, are `DOLLOP_BUSY`. Must not throw or `longjmp`.
+/// Receives events, on the thread that generates. Returns 0 to continue, anything else to stop: the generation then ends
+/// with `DOLLOP_STOP_CANCELLED`, and the callback is not called again. May call any function of this library. On the
+/// generating session or chat, all but `_cancel` and `_free` return `DOLLOP_BUSY`. Must not throw or `longjmp`.
 pub type dollop_event_callback =
     Option<unsafe extern "C-unwind" fn(event: *const dollop_event, user_data: *mut c_void) -> i32>;
 
-/// How to generate. Fill with `dollop_generate_options_init`, then change what should differ. Pointers must stay valid until
-/// the call that takes the options returns.
+/// Options for generating. Call `dollop_generate_options_init`, then change what should differ. Pointers must stay
+/// valid until the call with these options returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_generate_options {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// Most tokens to generate; 0 only reads the prompt. 512.
+    /// The most tokens to generate, by default 512; 0 only processes the prompt.
     pub max_tokens: u32,
-    /// Not 0: go on after an end-of-turn token.
+    /// If not 0, continues after an end-of-turn token.
     pub ignore_eos: i32,
-    /// How tokens are chosen; NULL for the model's own way.
+    /// How tokens are chosen; NULL for the model's own sampling.
     pub sampling: *const dollop_sampling,
-    /// Texts that end the answer and are not part of it; NULL for none.
+    /// Stop strings: texts that end the answer and are not part of it; NULL for none.
     pub stop: *const *const c_char,
     /// Elements of `stop`.
     pub stop_count: usize,
-    /// Where experts are streamed adaptively: the precision follows this many tokens per second, and results depend on the
-    /// machine's speed. 0 for not.
+    /// Target speed in tokens per second, if experts are streamed with adaptive precision: the precision then
+    /// follows it, and results depend on the machine's speed. 0 for none.
     pub target_tps: f64,
     /// Receives events; NULL for none.
     pub on_event: dollop_event_callback,
-    /// Handed to `on_event`.
+    /// Passed to `on_event`.
     pub user_data: *mut c_void,
-    /// The answer is JSON that obeys this JSON Schema, given as its text; NULL for any answer. One of `json_schema`, `regex` and `grammar`
-    /// at most.
+    /// JSON Schema, as a text: the answer is JSON that is valid under it; NULL for any answer. At most one of
+    /// `json_schema`, `regex` and `grammar` may be set.
     pub json_schema: *const c_char,
-    /// The answer is what this regular expression matches as a whole; NULL for any answer.
+    /// Regular expression that the whole answer must match; NULL for any answer.
     pub regex: *const c_char,
-    /// The answer is what this grammar derives from `start`, in llguidance's form of Lark; NULL for any answer.
+    /// Grammar in llguidance's dialect of Lark that must derive the answer from `start`; NULL for any answer.
     pub grammar: *const c_char,
 }
 
@@ -110,9 +110,9 @@ impl Default for dollop_generate_options {
 
 impl dollop_generate_options {
     /// # Safety
-    /// The contract of pointers in `lib.rs`.
+    /// The pointer contract of `lib.rs`.
     unsafe fn constraint(&self) -> Result<Option<Constraint>> {
-        // SAFETY: as of this function.
+        // SAFETY: by this function's contract.
         let texts = unsafe {
             (
                 arguments::optional_text("json_schema", self.json_schema)?,
@@ -125,44 +125,44 @@ impl dollop_generate_options {
             (Some(text), None, None) => Ok(Some(Constraint::json_schema(text))),
             (None, Some(text), None) => Ok(Some(Constraint::regex(text))),
             (None, None, Some(text)) => Ok(Some(Constraint::lark(text))),
-            _ => Err(Failure::invalid("json_schema, regex and grammar: set one of them at most")),
+            _ => Err(Failure::invalid("json_schema, regex and grammar: set at most one of them")),
         }
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers, raw pointers and an optional function.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers, raw pointers and an optional function.
 unsafe impl Struct for dollop_generate_options {
     const NAME: &'static str = "dollop_generate_options";
     const FIRST: usize = std::mem::offset_of!(dollop_generate_options, json_schema);
 }
 
-/// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
+/// Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_generate_options_init(
     options: *mut dollop_generate_options,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
 }
 
-/// A finished generation.
+/// The result of a generation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_outcome {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// A `DOLLOP_STOP_`.
+    /// A `DOLLOP_STOP_` constant.
     pub stop: u32,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Of those, found in the cache.
+    /// Prompt tokens that were already in the KV cache.
     pub reused_tokens: u32,
-    /// Tokens generated, an end-of-turn token excluded.
+    /// Generated tokens, without the end-of-turn token.
     pub generated_tokens: u32,
-    /// Seconds for the rest of the prompt.
+    /// Seconds spent on the other prompt tokens.
     pub prefill_seconds: f64,
-    /// Seconds for the generated tokens.
+    /// Seconds spent on the generated tokens.
     pub decode_seconds: f64,
 }
 
@@ -180,18 +180,18 @@ impl Default for dollop_outcome {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_outcome {
     const NAME: &'static str = "dollop_outcome";
 }
 
-/// Zeroes `outcome` and sets its size; `struct_size` is `sizeof *outcome`. Any thread.
+/// Initialises `outcome`. `struct_size` must be `sizeof *outcome`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_outcome_init(
     outcome: *mut dollop_outcome,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(outcome, struct_size, |o| o.struct_size = struct_size) })
 }
 
@@ -216,12 +216,12 @@ pub(crate) fn outcome_of(o: &Outcome) -> dollop_outcome {
     }
 }
 
-/// A caller's callback, and its state.
+/// A caller's callback and its state.
 struct Listener {
     callback: dollop_event_callback,
     user_data: *mut c_void,
     cancel: CancelToken,
-    /// The text with its NUL; the buffer is reused for every event.
+    /// The event's text with its NUL. The buffer is reused.
     text: Vec<u8>,
     stopped: bool,
     panicked: bool,
@@ -232,8 +232,8 @@ impl Listener {
         let Some(callback) = self.callback.filter(|_| !self.stopped) else { return };
         let (kind, token, text, done, total) = match &event {
             Event::Prefill { done, total } => (DOLLOP_EVENT_PREFILL, 0, "", *done, *total),
-            // Reasoning is no part of the answer: it is reported as a token without text, and the callback's answer
-            // counts as for any other.
+            // Reasoning is not part of the answer, so it is reported as a token without text. The callback's return
+            // value has the same effect as for other events.
             Event::Reasoning { id, .. } => (DOLLOP_EVENT_TOKEN, *id, "", 0, 0),
             Event::Token { id, text } => (DOLLOP_EVENT_TOKEN, *id, text.as_str(), 0, 0),
             Event::Rest { text } => (DOLLOP_EVENT_REST, 0, text.as_str(), 0, 0),
@@ -253,8 +253,8 @@ impl Listener {
             total: total as u64,
         };
         let user_data = self.user_data;
-        // SAFETY: by the contract of `lib.rs` a function of this type, which gets an event that lives until it returns. What
-        // a callback in Rust may unwind with ends here.
+        // SAFETY: by the contract of `lib.rs` a function of this type. Its argument is valid until it returns. A
+        // panic of a callback in Rust ends here.
         let called = catch_unwind(AssertUnwindSafe(|| unsafe { callback(&event, user_data) }));
         self.panicked = called.is_err();
         if called.unwrap_or(1) != 0 {
@@ -268,10 +268,10 @@ impl Listener {
 pub(crate) type Body<'a, T> =
     dyn FnOnce(&mut T, &GenerateOptions, &mut dyn FnMut(Event)) -> Result<Outcome> + 'a;
 
-/// Takes a session or a chat, generates, and writes the answer and the outcome.
+/// Locks a session or a chat, generates, and writes the answer and the outcome.
 ///
 /// # Safety
-/// The contract of pointers in `lib.rs` for `options`, and all that they point to, `answer` and `outcome`.
+/// The pointer contract of `lib.rs`, for `options` with everything they point to, `answer`, and `outcome`.
 pub(crate) unsafe fn generate<T>(
     with: &Exclusive<T>,
     engine: impl FnOnce(&T) -> Engine,
@@ -280,7 +280,7 @@ pub(crate) unsafe fn generate<T>(
     outcome: *mut dollop_outcome,
     body: Box<Body<T>>,
 ) -> Result<()> {
-    // SAFETY: as of this function.
+    // SAFETY: by this function's contract.
     let (answer, outcome, given) = unsafe {
         (
             Out::optional(answer),
@@ -292,12 +292,12 @@ pub(crate) unsafe fn generate<T>(
     let own = engine(&value).sampling().clone();
     let sampling = match given.sampling.is_null() {
         true => own,
-        // SAFETY: as of this function: not NULL, and its own pointers are as they should be.
+        // SAFETY: by this function's contract: not NULL, and its own pointers are valid.
         false => unsafe { dollop_sampling::read(given.sampling)?.sampling(&own) }?,
     };
     let stop = match given.stop.is_null() {
         true => Vec::new(),
-        // SAFETY: as of this function.
+        // SAFETY: by this function's contract.
         false => unsafe { arguments::texts("stop", given.stop, given.stop_count) }?,
     };
     if !(0.0..=1e6).contains(&given.target_tps) {
@@ -311,7 +311,7 @@ pub(crate) unsafe fn generate<T>(
         .with_cancel(cancel.clone());
     options.ignore_eos = given.ignore_eos != 0;
     options.target_tps = (given.target_tps > 0.0).then_some(given.target_tps);
-    // SAFETY: as of this function.
+    // SAFETY: by this function's contract.
     options.constraint = unsafe { given.constraint() }?;
     let mut listener = Listener {
         callback: given.on_event,

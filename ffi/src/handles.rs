@@ -1,8 +1,8 @@
-//! Handles: what C holds in place of a Rust value.
+//! Handles, which represent Rust values in C.
 //!
-//! A handle is not an address but a number that is used once, with the type in its low bits. One table maps all open
-//! handles to their values. So a handle that is closed, of another type or invented is detected without reading freed
-//! memory, and closing a handle while another thread computes with it leaves the value to that thread.
+//! A handle is not an address but a number that is used only once, with the type in its low bits. One table maps all
+//! open handles to their values. So closed handles, handles of another type and invalid ones are detected without
+//! reading freed memory. If a handle is closed while another thread computes with it, that thread keeps the value.
 
 use crate::boundary::{Failure, Result};
 use crate::status::dollop_status::*;
@@ -15,12 +15,12 @@ pub struct dollop_engine {
     _opaque: [u8; 0],
 }
 
-/// One timeline of a model: tokens and their KV cache. One call at a time; another thread may cancel or free.
+/// A session: a sequence of tokens with its KV cache. One call at a time; other threads may cancel or free.
 pub struct dollop_session {
     _opaque: [u8; 0],
 }
 
-/// A conversation on a timeline of its own. One call at a time; another thread may cancel or free.
+/// A conversation, with its own session. One call at a time; other threads may cancel or free.
 pub struct dollop_chat {
     _opaque: [u8; 0],
 }
@@ -41,7 +41,7 @@ impl<T> Exclusive<T> {
         Exclusive { value: Mutex::new(value), running: Mutex::new(None) }
     }
 
-    /// The value, unless another call has it.
+    /// Locks the value, unless another call holds it.
     pub(crate) fn take(&self) -> Result<MutexGuard<'_, T>> {
         self.value.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
@@ -53,7 +53,7 @@ impl<T> Exclusive<T> {
         })
     }
 
-    /// Sets the token that [`Exclusive::cancel`] cancels, while the guard exists.
+    /// Sets the token that [`Exclusive::cancel`] cancels, until the guard is dropped.
     pub(crate) fn cancels(&self, token: &CancelToken) -> impl Drop + '_ {
         struct Running<'a>(&'a Mutex<Option<CancelToken>>);
         impl Drop for Running<'_> {
@@ -83,11 +83,11 @@ pub(crate) enum Object {
 
 const NAMES: [&str; 4] = ["engine", "session", "chat", "plan"];
 
-/// A type of handles.
+/// A type of handle.
 pub(crate) trait Handle {
-    /// The type of its value; a clone is the same object.
+    /// The type of the value. A clone is the same object.
     type Value: Clone;
-    /// Its index in `NAMES`, and the low bits of its numbers.
+    /// The index in `NAMES`, and the low bits of the handle's number.
     const TAG: usize;
     fn wrap(value: Self::Value) -> Object;
     fn unwrap(object: &Object) -> Option<&Self::Value>;
@@ -124,10 +124,10 @@ struct Table {
 static TABLE: LazyLock<RwLock<Table>> =
     LazyLock::new(|| RwLock::new(Table { open: HashMap::new(), next: 1 }));
 
-/// A new handle of a value.
+/// Creates a handle for a value.
 ///
 /// # Errors
-/// `DOLLOP_OTHER` after 2^26 handles on a 32-bit machine: numbers are not reused.
+/// `DOLLOP_OTHER` after 2^26 handles on a 32-bit machine, because numbers are not reused.
 pub(crate) fn open<H: Handle>(value: H::Value) -> Result<*mut H> {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
     let number = table.next.checked_mul(16).map(|n| n + H::TAG);
@@ -137,19 +137,19 @@ pub(crate) fn open<H: Handle>(value: H::Value) -> Result<*mut H> {
     Ok(std::ptr::without_provenance_mut(number))
 }
 
-/// Why `number` is no open handle of type `H`.
+/// Why `number` is not an open handle of type `H`.
 fn unknown<H: Handle>(number: usize, open: bool) -> Failure {
     let (name, tag) = (NAMES[H::TAG], number % 16);
     match NAMES.get(tag) {
         Some(other) if open && tag != H::TAG => Failure::new(
             DOLLOP_WRONG_HANDLE,
-            format!("the {name} is no {name}: it is a handle of type {other}"),
+            format!("the {name} argument is a handle of another type: {other}"),
         ),
-        _ => Failure::new(DOLLOP_CLOSED, format!("the {name} is closed, or never was one")),
+        _ => Failure::new(DOLLOP_CLOSED, format!("the {name} is closed, or never was valid")),
     }
 }
 
-/// The value of an open handle. The clone stays valid even if the handle is closed.
+/// The value of an open handle. The clone stays valid if the handle is closed.
 pub(crate) fn get<H: Handle>(handle: *const H) -> Result<H::Value> {
     if handle.is_null() {
         return Err(Failure::new(DOLLOP_NULL, format!("the {} is NULL", NAMES[H::TAG])));
@@ -160,21 +160,21 @@ pub(crate) fn get<H: Handle>(handle: *const H) -> Result<H::Value> {
     found.and_then(H::unwrap).cloned().ok_or_else(|| unknown::<H>(number, found.is_some()))
 }
 
-/// Closes a handle; NULL does nothing. Returns its value, which is dropped outside of the table's lock.
+/// Closes a handle; NULL does nothing. Returns its value, so that it is dropped outside the table's lock.
 pub(crate) fn close<H: Handle>(handle: *mut H) -> Result<Option<H::Value>> {
     if handle.is_null() {
         return Ok(None);
     }
     let value = get(handle.cast_const())?;
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
-    // Another thread may have closed it in between.
+    // Another thread may have closed it in the meantime.
     match table.open.remove(&handle.addr()) {
         Some(_) => Ok(Some(value)),
         None => Err(unknown::<H>(handle.addr(), false)),
     }
 }
 
-/// Handles that are open in this process: for tests that nothing is forgotten. Any thread.
+/// The number of open handles in this process. Tests use it to find leaks. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn dollop_open_handles() -> usize {
     TABLE.read().unwrap_or_else(PoisonError::into_inner).open.len()

@@ -1,4 +1,4 @@
-//! The model in numbers: `dollop_model_info` and the same as JSON.
+//! A model's dimensions and sizes: `dollop_model_info`, and the same as JSON.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -9,11 +9,11 @@ use runtime::Engine;
 use serde_json::json;
 use std::ffi::c_char;
 
-/// A model in numbers; names are in `dollop_engine_info_json`.
+/// A model's dimensions and sizes. `dollop_engine_info_json` also has its names.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_model_info {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
     /// Transformer blocks.
     pub layers: u32,
@@ -23,21 +23,21 @@ pub struct dollop_model_info {
     pub experts_used: u32,
     /// Hidden width of a routed expert; 0 for a dense model.
     pub expert_width: u32,
-    /// Longest context that the model was made for, in tokens.
+    /// The longest context that the model was trained for, in tokens.
     pub context: u32,
-    /// Token ids are below this; the length of an array of logits.
+    /// Tokens in the vocabulary: token ids are below this, and an array of logits has this many elements.
     pub vocab: u32,
     /// Token at the beginning of a text; -1 for none.
     pub bos: i64,
     /// Token at the end of a text; -1 for none.
     pub eos: i64,
-    /// Weights in matrices.
+    /// Weights in all matrices.
     pub parameters: u64,
-    /// Of those, what one token passes through.
+    /// Weights in the matrices that one token uses.
     pub active_parameters: u64,
     /// Bytes of all weights at the level in use.
     pub bytes: u64,
-    /// Bytes that a token reads.
+    /// Bytes of the weights that one token reads.
     pub active_bytes: u64,
     /// Threads that compute.
     pub threads: u32,
@@ -67,22 +67,22 @@ impl Default for dollop_model_info {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_model_info {
     const NAME: &'static str = "dollop_model_info";
 }
 
-/// Clears `info` and sets its size; `struct_size` is `sizeof *info`. Any thread.
+/// Initialises `info`. `struct_size` must be `sizeof *info`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_model_info_init(
     info: *mut dollop_model_info,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(info, struct_size, |i| i.struct_size = struct_size) })
 }
 
-/// Fills `info`, whose `struct_size` is set. Any thread.
+/// Fills `info`. `info->struct_size` must be set. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_info(
     engine: *const dollop_engine,
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn dollop_engine_info(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let info = unsafe { OutStruct::new(info) }?;
         let (i, special) = (engine.info(), engine.special_tokens());
         let n = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -128,8 +128,8 @@ pub(crate) fn json(engine: &Engine) -> Result<String> {
     Ok(info.to_string())
 }
 
-/// The same and more as a JSON object: name, architecture, how and on what it runs, and in `note` why the CPU computes where
-/// a GPU would have been preferred. `*json` is freed with `dollop_text_free`. Any thread.
+/// As `dollop_engine_info`, but with more fields and as a JSON object: also name, architecture, mode and processor. `note`
+/// gives the reason if the CPU computes instead of a preferred or failed GPU. Free `*json` with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_info_json(
     engine: *const dollop_engine,
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn dollop_engine_info_json(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let out = unsafe { Out::new("json", json) }?;
         out.set_text(&self::json(&engine)?);
         Ok(())

@@ -1,14 +1,14 @@
-//! The C ABI of Dollop: what `include/dollop.h` declares.
+//! The C ABI of Dollop, as `include/dollop.h` declares it.
 //!
-//! Every function is thin: it checks its arguments (`arguments.rs`), finds its handle (`handles.rs`), calls the library, and
-//! writes its outputs last (`outputs.rs`), all inside one panic boundary (`boundary.rs`). The header is generated from this
-//! crate, so the comments here are written for C: types and functions have their C names.
+//! Every function is thin. It checks its arguments (`arguments.rs`), looks up its handle (`handles.rs`), calls the
+//! library, and writes its outputs last (`outputs.rs`), all inside one panic boundary (`boundary.rs`). The header is
+//! generated from this crate. So its comments are written for C programs: types and functions have their C names.
 //!
-//! Unsafe code here rests on one contract, which the header states for its callers: a pointer argument is NULL or points to
-//! what its type says, for as long as the call lasts. NULL, sizes, numbers, text and handles are checked; a dangling pointer
-//! cannot be.
+//! The unsafe code here rests on one contract, which the header gives to callers: a pointer argument is NULL, or points
+//! to a value of its type for the whole call. NULL, sizes, numbers, texts and handles are checked; a dangling pointer
+//! cannot be detected.
 #![allow(unsafe_code, non_camel_case_types)]
-// The contract of pointers is the same for all functions; the header and the lines above state it once.
+// The pointer contract is the same for all functions. The header and the lines above state it once.
 #![allow(clippy::missing_safety_doc)]
 
 mod arguments;

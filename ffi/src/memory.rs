@@ -1,4 +1,4 @@
-//! Gives memory back and takes it again while a model is open.
+//! Changes the memory of an open engine.
 
 use crate::boundary::{Failure, Result, run};
 use crate::handles::{self, dollop_engine};
@@ -6,18 +6,18 @@ use crate::outputs::Out;
 use crate::status::dollop_status;
 use runtime::TrimLevel;
 
-/// A level of `dollop_engine_trim`: the whole budget may be used again.
+/// `level` of `dollop_engine_trim`: the cache may use the whole budget.
 pub const DOLLOP_TRIM_NORMAL: u32 = 0;
-/// Half of the cache beyond the smallest that works. Android: `RUNNING_MODERATE`, `RUNNING_LOW`, `UI_HIDDEN`; iOS: memory
-/// pressure `.warning`.
+/// The smallest cache that works, plus half of what the budget allows beyond it. Android: `RUNNING_MODERATE`,
+/// `RUNNING_LOW`, `UI_HIDDEN`; iOS: memory pressure `.warning`.
 pub const DOLLOP_TRIM_MODERATE: u32 = 1;
-/// An eighth of that. Android: `RUNNING_CRITICAL`, `BACKGROUND`; iOS: `didReceiveMemoryWarning`, memory pressure `.critical`.
+/// An eighth instead of half. Android: `RUNNING_CRITICAL`, `BACKGROUND`; iOS: `didReceiveMemoryWarning`, pressure `.critical`.
 pub const DOLLOP_TRIM_CRITICAL: u32 = 2;
-/// The smallest that works: every expert that a token chooses is read. Android: `MODERATE`, `COMPLETE`; iOS: the app goes to
-/// the background.
+/// The smallest cache that works. Every expert that a token chooses is then read. Android: `MODERATE`, `COMPLETE`;
+/// iOS: the app goes to the background.
 pub const DOLLOP_TRIM_COMPLETE: u32 = 3;
 
-/// A level by its number.
+/// The level with this number.
 pub(crate) fn level(number: u32) -> Result<TrimLevel> {
     match number {
         DOLLOP_TRIM_NORMAL => Ok(TrimLevel::Normal),
@@ -28,10 +28,10 @@ pub(crate) fn level(number: u32) -> Result<TrimLevel> {
     }
 }
 
-/// Gives the engine another budget, in bytes. Where experts are streamed, their cache shrinks or grows to it, and what is
-/// beyond goes back to the system before this returns; `given`, if not NULL, gets the bytes that did. Texts at exact precision
-/// stay the same. A budget that cannot work is `DOLLOP_BUDGET` and changes nothing; `DOLLOP_UNSUPPORTED` where the cache is on
-/// a GPU. Any thread, also during a generation and from its callback.
+/// Sets another memory budget, in bytes. If experts are streamed, their cache shrinks or grows to fit. Memory
+/// beyond the budget is freed before this returns; `given`, if not NULL, receives the number of freed bytes. Text
+/// at exact precision stays the same. `DOLLOP_BUDGET` if the budget is too small; nothing changes then.
+/// `DOLLOP_UNSUPPORTED` if the cache is on a GPU. Any thread, also during a generation and from its callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_set_memory(
     engine: *const dollop_engine,
@@ -40,16 +40,16 @@ pub unsafe extern "C" fn dollop_engine_set_memory(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let given = unsafe { Out::optional(given) };
         given.set(engine.set_memory(bytes)?);
         Ok(())
     })
 }
 
-/// Gives memory back, or takes it again, as the system asks for it; the budget stays. `level` is a `DOLLOP_TRIM_`, which says
-/// how large the cache is: the same warning twice does nothing the second time. `given`, if not NULL, gets the bytes that went
-/// back to the system. Any thread, also during a generation and from its callback.
+/// Shrinks or grows the expert cache in response to the system's memory warnings; the budget stays. `level`, a
+/// `DOLLOP_TRIM_` constant, sets the size of the cache, so the same level twice has no further effect. `given`, if not
+/// NULL, receives the number of bytes freed to the system. Any thread, also during a generation and from its callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_trim(
     engine: *const dollop_engine,
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn dollop_engine_trim(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let given = unsafe { Out::optional(given) };
         given.set(engine.trim(self::level(level)?)?);
         Ok(())

@@ -1,4 +1,4 @@
-//! Options for opening a model or planning for it: `dollop_engine_options`.
+//! Options for opening a model or planning its memory: `dollop_engine_options`.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -10,86 +10,86 @@ use std::ffi::{c_char, c_void};
 
 /// `dollop_engine_options.backend`: the CPU.
 pub const DOLLOP_BACKEND_CPU: u32 = 0;
-/// A GPU if there is one that is no software, else the CPU.
+/// A hardware GPU if there is one, else the CPU.
 pub const DOLLOP_BACKEND_AUTO: u32 = 1;
-/// The GPU that `gpu_index` names, or an error.
+/// The GPU that `gpu_index` selects, even a software one; an error if there is none.
 pub const DOLLOP_BACKEND_GPU: u32 = 2;
 
 /// `dollop_engine_options.precision`: the highest stored level if everything fits the budget, else adaptive.
 pub const DOLLOP_PRECISION_DEFAULT: u32 = 0;
-/// Every expert at `level` bits: results do not depend on the budget.
+/// Every expert at `level` bits. Results do not depend on the budget.
 pub const DOLLOP_PRECISION_EXACT: u32 = 1;
 /// As many bits as are worth their bytes, but at least `level`.
 pub const DOLLOP_PRECISION_ADAPTIVE: u32 = 2;
 
 /// More threads are a mistake: no supported machine has as many cores, and each thread has a stack.
 const MAX_THREADS: usize = 1024;
-/// More than the experts of any layer.
+/// More than any layer has experts.
 const MAX_LOOKAHEAD: usize = 1024;
 
-/// How far a long call is.
+/// The progress of a long call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_progress {
-    /// What is being done, for people. Valid during the callback.
+    /// The current stage, for display. Valid during the callback.
     pub stage: *const c_char,
     /// Bytes done.
     pub done: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
 }
 
-/// Reports progress, on the thread that opens the model. Returns 0 to go on, anything else to cancel: the call then fails
-/// with `DOLLOP_CANCELLED`. May call any function of this library. Must not throw or `longjmp`.
+/// Receives progress, on the thread that opens the model. Returns 0 to continue, anything else to cancel: the call
+/// then fails with `DOLLOP_CANCELLED`. May call any function of this library. Must not throw or `longjmp`.
 pub type dollop_progress_callback =
     Option<unsafe extern "C-unwind" fn(progress: *const dollop_progress, user_data: *mut c_void) -> i32>;
 
-/// How a model is opened. Fill with `dollop_engine_options_init`, then change what should differ. Pointers must stay valid
-/// until the call that takes the options returns.
+/// Options for opening a model. Call `dollop_engine_options_init`, then change what should differ. Pointers must
+/// stay valid until the call with these options returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_engine_options {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// A `DOLLOP_BACKEND_`; the CPU.
+    /// A `DOLLOP_BACKEND_` constant; by default the CPU.
     pub backend: u32,
-    /// Which GPU of `dollop_devices`; -1 for the first that can be used.
+    /// Index of the GPU in `dollop_devices`; -1 for the first usable one.
     pub gpu_index: i32,
-    /// Threads that compute, the caller's included; 0 for one per core.
+    /// Threads that compute, including the caller's; 0 for one per core.
     pub threads: u32,
-    /// Positions of the KV cache that the budget is planned for; 0 for the model's context, at most 4096.
+    /// Positions of the KV cache that the budget must hold; 0 for the model's context, at most 4096.
     pub context: u32,
-    /// Tokens of a prompt that pass through the layers together; 0 for what the budget allows, at most 2048.
+    /// Tokens per prefill chunk; 0 for 512 or, if experts are streamed, for what the budget allows, at most 2048.
     pub chunk: u32,
-    /// A `DOLLOP_PRECISION_`.
+    /// A `DOLLOP_PRECISION_` constant.
     pub precision: u32,
-    /// Bits for the precision: 2, 3, 4, 6 or 8. Adaptive precision takes 0 for 3.
+    /// Bits of that precision: 2, 3, 4, 6 or 8. With adaptive precision 0 means 3.
     pub level: u32,
-    /// Adaptive precision: bits of an expert of average weight, 2 to 8; 0 for 4.
+    /// With adaptive precision, the bits of an expert of average gate weight, 2 to 8; 0 means 4.
     pub quality: f32,
-    /// Bytes of memory that the engine and one session may take together: experts are streamed if they do not fit. 0 for
-    /// no limit: everything is resident.
+    /// Memory budget in bytes, for the engine and one session together. Experts are streamed if they do not fit it.
+    /// 0 for no limit: everything is resident.
     pub memory_bytes: u64,
-    /// Folder for conversions. A GGUF file or a Hugging Face folder is converted into it once; with NULL these are
-    /// `DOLLOP_UNSUPPORTED`, and only Dollop files open.
+    /// Folder for converted models. Each GGUF file or Hugging Face folder is converted into it once. If NULL, only
+    /// Dollop files can be opened; others are `DOLLOP_UNSUPPORTED`.
     pub cache_folder: *const c_char,
-    /// Folder for a GPU's compiled kernels; NULL for none.
+    /// Folder with compiled GPU kernels, read when the model is opened; NULL for none.
     pub pipelines_folder: *const c_char,
-    /// Experts per token, fewer than the model's; 0 for the model's. Changes results.
+    /// Experts per token, if fewer than the model's; 0 for the model's. Changes results.
     pub experts_used: u32,
-    /// Experts that are read ahead on a guess of the next layer's choice; 0 for none. Changes no result.
+    /// Experts to prefetch on a guess of the next layer's choice; 0 for none. Does not change results.
     pub lookahead: u32,
-    /// Experts that are not resident are skipped below this share of a token's gate weights; 0 for never. Changes results.
+    /// Skips an expert that is not resident if its share of the token's gate weights is below this; 0 for never. Changes results.
     pub skip_cold: f32,
-    /// How much higher resident experts are ranked, as a part of the range of logits; 0 for not. Changes results.
+    /// Raises the rank of resident experts by this fraction of the range of their scores; 0 for none. Changes results.
     pub cache_prior: f32,
-    /// Reads at a time; 0 for as many as prove best.
+    /// Reads in flight; 0 for the number that measures best when the model is opened.
     pub lanes: u32,
-    /// 1 streams experts even where all of them fit `memory_bytes`, so that the engine can give memory back later.
+    /// 1 to stream experts even if all fit `memory_bytes`, so that the engine can give memory back later.
     pub always_stream: u32,
-    /// Progress of a conversion; NULL for none.
+    /// Receives the progress of a conversion; NULL for none.
     pub on_progress: dollop_progress_callback,
-    /// Handed to `on_progress`.
+    /// Passed to `on_progress`.
     pub progress_user_data: *mut c_void,
 }
 
@@ -120,18 +120,18 @@ impl Default for dollop_engine_options {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers, raw pointers and an optional function.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers, raw pointers and an optional function.
 unsafe impl Struct for dollop_engine_options {
     const NAME: &'static str = "dollop_engine_options";
 }
 
-/// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
+/// Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_options_init(
     options: *mut dollop_engine_options,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
 }
 
@@ -157,14 +157,14 @@ fn level(bits: u32) -> Result<Option<Level>> {
 
 impl dollop_engine_options {
     /// # Safety
-    /// Texts are NULL or end with a NUL, and stay as they are during the call.
+    /// Texts are NULL or NUL-terminated, and do not change during the call.
     pub(crate) unsafe fn opening(&self) -> Result<Opening> {
         let backend = match (self.backend, usize::try_from(self.gpu_index)) {
             (DOLLOP_BACKEND_CPU, _) => BackendChoice::Cpu,
             (DOLLOP_BACKEND_AUTO, _) => BackendChoice::Auto,
             (DOLLOP_BACKEND_GPU, index) => BackendChoice::Gpu(index.ok()),
             (other, _) => {
-                return Err(Failure::invalid(format!("backend {other}: it must be a DOLLOP_BACKEND_")));
+                return Err(Failure::invalid(format!("backend {other}: not a DOLLOP_BACKEND_ constant")));
             }
         };
         for (name, value, most) in [
@@ -190,7 +190,7 @@ impl dollop_engine_options {
             DOLLOP_PRECISION_EXACT if bits.is_some() => engine.precision = bits.map(Precision::Exact),
             DOLLOP_PRECISION_DEFAULT => {
                 return Err(Failure::invalid(
-                    "a level without a precision: set DOLLOP_PRECISION_EXACT with it",
+                    "level is set without a precision: also set DOLLOP_PRECISION_EXACT",
                 ));
             }
             DOLLOP_PRECISION_EXACT => {
@@ -205,13 +205,13 @@ impl dollop_engine_options {
                 engine.precision = Some(Precision::Adaptive { quality, floor });
             }
             other => {
-                return Err(Failure::invalid(format!("precision {other}: it must be a DOLLOP_PRECISION_")));
+                return Err(Failure::invalid(format!("precision {other}: not a DOLLOP_PRECISION_ constant")));
             }
         }
         engine.streaming.lanes = given(self.lanes);
         engine.streaming.always = self.always_stream != 0;
         let folder = |name, text: *const c_char| {
-            // SAFETY: as of this function.
+            // SAFETY: by this function's contract.
             (!text.is_null()).then(|| unsafe { arguments::path(name, text) }).transpose()
         };
         engine.pipelines = folder("pipelines_folder", self.pipelines_folder)?;

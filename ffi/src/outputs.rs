@@ -1,4 +1,4 @@
-//! Outputs: checked before the work, written after it, so that a call that fails leaves them untouched.
+//! Outputs. They are checked before the work and written after it, so a failed call leaves them unchanged.
 
 use crate::arguments::Struct;
 use crate::boundary::{Failure, Result};
@@ -6,7 +6,7 @@ use crate::status::dollop_status::*;
 use std::ffi::{CString, c_char};
 use std::ptr::NonNull;
 
-/// A destination for a value, or none if the caller does not want it.
+/// A destination for a value, or none if the caller passed NULL.
 pub(crate) struct Out<T>(Option<NonNull<T>>);
 
 impl<T> Out<T> {
@@ -24,7 +24,7 @@ impl<T> Out<T> {
     /// A destination that may be NULL.
     ///
     /// # Safety
-    /// As [`Out::new`].
+    /// As for [`Out::new`].
     pub(crate) unsafe fn optional(to: *mut T) -> Out<T> {
         Out(NonNull::new(to))
     }
@@ -32,14 +32,14 @@ impl<T> Out<T> {
     /// Writes the value, if there is a destination.
     pub(crate) fn set(self, value: T) {
         if let Some(place) = self.0 {
-            // SAFETY: by the constructor's contract a value can be written there.
+            // SAFETY: a value can be written there by the constructor's contract.
             unsafe { place.write_unaligned(value) };
         }
     }
 }
 
 impl Out<*mut c_char> {
-    /// Hands out a text, which the caller frees. A NUL in it, which would end it in C, becomes U+FFFD.
+    /// Writes a text that the caller must free. A NUL would end it in C, so each becomes U+FFFD.
     pub(crate) fn set_text(self, text: &str) {
         if self.0.is_some() {
             let text = CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
@@ -55,9 +55,9 @@ impl<T: Struct> OutStruct<T> {
     /// A required struct.
     ///
     /// # Safety
-    /// `to` is NULL, or begins with a `usize` that says how many bytes can be written to until this is used.
+    /// `to` is NULL, or begins with a `usize` that gives the number of bytes that can be written until this is used.
     pub(crate) unsafe fn new(to: *mut T) -> Result<OutStruct<T>> {
-        // SAFETY: as of this function.
+        // SAFETY: by this function's contract.
         let place = unsafe { OutStruct::optional(to) }?;
         match place.0 {
             Some(_) => Ok(place),
@@ -68,21 +68,21 @@ impl<T: Struct> OutStruct<T> {
     /// A struct that may be NULL.
     ///
     /// # Safety
-    /// As [`OutStruct::new`].
+    /// As for [`OutStruct::new`].
     pub(crate) unsafe fn optional(to: *mut T) -> Result<OutStruct<T>> {
         let Some(place) = NonNull::new(to) else { return Ok(OutStruct(None)) };
-        // SAFETY: not NULL, so it begins with a `usize` by the caller's contract.
+        // SAFETY: not NULL, so by this function's contract it begins with a `usize`.
         let size = unsafe { place.cast::<usize>().read_unaligned() };
         T::check(size)?;
         Ok(OutStruct(Some((place, size))))
     }
 
-    /// Fills the struct; its size stays the caller's.
+    /// Fills the struct, except for its size field.
     pub(crate) fn set(self, value: T) {
         let Some((place, size)) = self.0 else { return };
         let head = size_of::<usize>();
-        // SAFETY: `size` bytes can be written to there, by the constructor's contract; `value` has at least as many, since
-        // `check` allows no more. Both begin with the size, which is left out.
+        // SAFETY: `size` bytes are writable there by the constructor's contract. `value` has at least as many,
+        // because `check` allows no more. Both begin with the size, which is skipped.
         unsafe {
             let from = (&raw const value).cast::<u8>().add(head);
             std::ptr::copy_nonoverlapping(from, place.as_ptr().cast::<u8>().add(head), size - head);
@@ -90,7 +90,7 @@ impl<T: Struct> OutStruct<T> {
     }
 }
 
-/// A caller's array to fill, or none if only the count is wanted.
+/// A caller's array to fill, or none if the caller needs only the count.
 pub(crate) struct OutArray<T: Copy> {
     to: Option<NonNull<T>>,
     capacity: usize,
@@ -104,21 +104,21 @@ impl<T: Copy> OutArray<T> {
     }
 
     /// # Errors
-    /// `DOLLOP_TOO_SMALL` if there is an array without room for `needed` elements.
+    /// `DOLLOP_TOO_SMALL` if there is an array, but with room for fewer than `needed` elements.
     pub(crate) fn check(&self, name: &str, needed: usize) -> Result<()> {
         if self.to.is_some() && self.capacity < needed {
-            let text = format!("{name} has room for {} elements, and there are {needed}", self.capacity);
+            let text = format!("{name} has room for {} elements, but {needed} are needed", self.capacity);
             return Err(Failure::new(DOLLOP_TOO_SMALL, text));
         }
         Ok(())
     }
 
-    /// Writes all values, or fails and writes none.
+    /// Writes all values. On failure it writes none.
     pub(crate) fn set(self, name: &str, values: &[T]) -> Result<()> {
         self.check(name, values.len())?;
         if let Some(to) = self.to {
             for (i, &value) in values.iter().enumerate() {
-                // SAFETY: `i` is below the capacity by the check, and by the constructor's contract so many can be written.
+                // SAFETY: `i` is below the capacity by the check, so by the constructor's contract this element is writable.
                 unsafe { to.add(i).write_unaligned(value) };
             }
         }

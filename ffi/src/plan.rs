@@ -1,4 +1,4 @@
-//! How a memory budget is spent, before a model is opened or after.
+//! How a memory budget is spent, before a model is opened and after.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -11,19 +11,19 @@ use runtime::{Engine, MemoryPlan};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// How a budget is spent, in bytes.
+/// How a memory budget is spent, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_plan_info {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// What may be used; 0 for no limit.
+    /// The memory budget; 0 for no limit.
     pub budget_bytes: u64,
-    /// Everything together.
+    /// The sum of all parts.
     pub total_bytes: u64,
     /// The smallest budget that works.
     pub smallest_bytes: u64,
-    /// Program, tokenizer and tables.
+    /// Program, tokenizer, tables, and buffers for reading embedding rows.
     pub overhead_bytes: u64,
     /// Weights that every token uses.
     pub dense_bytes: u64,
@@ -31,21 +31,21 @@ pub struct dollop_plan_info {
     pub kv_bytes: u64,
     /// Activations and other scratch of one session.
     pub scratch_bytes: u64,
-    /// Experts: all of them, or the cache.
+    /// Memory for experts: the cache, or all of them.
     pub expert_bytes: u64,
-    /// Memory that streamed experts pass through on their way to a GPU.
+    /// Host memory through which streamed experts pass on their way to a GPU.
     pub staging_bytes: u64,
     /// Positions of the KV cache.
     pub context: u32,
-    /// Tokens of a prompt that pass through the layers together.
+    /// Tokens per prefill chunk.
     pub chunk: u32,
     /// 1 if experts are streamed, 0 if all are resident.
     pub streaming: u32,
     /// 1 if a GPU computes.
     pub gpu: u32,
-    /// 1 if experts are resident at fewer bits than are stored.
+    /// 1 if experts are resident at fewer bits than the file stores.
     pub lowered: u32,
-    /// Levels that `dollop_plan_level_at` tells of.
+    /// Number of levels for `dollop_plan_level_at`.
     pub level_count: u32,
 }
 
@@ -72,26 +72,26 @@ impl Default for dollop_plan_info {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_plan_info {
     const NAME: &'static str = "dollop_plan_info";
 }
 
-/// What the experts at one level would mean.
+/// What one level of experts means under a plan.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_plan_level {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// Bits.
+    /// Bits of the level.
     pub bits: u32,
-    /// The part of the experts at this level that the memory holds, 0 to 1.
+    /// The share of the experts at this level that the memory holds, from 0 to 1.
     pub resident: f64,
-    /// Bytes of all experts.
+    /// Bytes of all experts at this level.
     pub expert_bytes: u64,
-    /// Expert bytes that a token touches.
+    /// Bytes of the experts that one token uses.
     pub touched_bytes: u64,
-    /// Bytes that a token reads if all experts are equally likely.
+    /// Bytes that one token reads if all experts are equally likely.
     pub read_bytes: u64,
 }
 
@@ -108,32 +108,32 @@ impl Default for dollop_plan_level {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_plan_level {
     const NAME: &'static str = "dollop_plan_level";
 }
 
-/// Clears `info` and sets its size; `struct_size` is `sizeof *info`. Any thread.
+/// Initialises `info`. `struct_size` must be `sizeof *info`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_info_init(
     info: *mut dollop_plan_info,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(info, struct_size, |i| i.struct_size = struct_size) })
 }
 
-/// Clears `level` and sets its size; `struct_size` is `sizeof *level`. Any thread.
+/// Initialises `level`. `struct_size` must be `sizeof *level`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_level_init(
     level: *mut dollop_plan_level,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(level, struct_size, |l| l.struct_size = struct_size) })
 }
 
-/// A plan with its sum, as a JSON object.
+/// A plan and its total, as a JSON object.
 pub(crate) fn json(plan: &MemoryPlan) -> Result<String> {
     let value = serde_json::to_value(plan);
     let mut value = value.map_err(|e| Failure::new(DOLLOP_OTHER, format!("the plan: {e}")))?;
@@ -141,9 +141,9 @@ pub(crate) fn json(plan: &MemoryPlan) -> Result<String> {
     Ok(value.to_string())
 }
 
-/// Plans what `dollop_engine_open` with the same arguments would do with the memory. Loads nothing, but converts a foreign
-/// model as that call would. A budget that cannot work is `DOLLOP_BUDGET`. Writes a handle to `*plan`, which
-/// `dollop_plan_free` closes.
+/// Plans the memory for `dollop_engine_open` with the same arguments. Loads nothing, but converts a model of
+/// another format as that call would. `DOLLOP_BUDGET` if the budget is too small. Writes a new handle to `*plan`;
+/// close it with `dollop_plan_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_new(
     path: *const c_char,
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn dollop_plan_new(
     plan: *mut *mut dollop_plan,
 ) -> dollop_status {
     run(|| {
-        // SAFETY: the contract of pointers in `lib.rs`, for a path, options with theirs, and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path, options with their pointers, and a handle's destination.
         let (path, opening, plan) = unsafe {
             (
                 arguments::path("path", path)?,
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn dollop_plan_new(
     })
 }
 
-/// The plan that an open model follows. Writes a handle to `*plan`, which `dollop_plan_free` closes. Any thread.
+/// The plan of an open model. Writes a new handle to `*plan`; close it with `dollop_plan_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_plan(
     engine: *const dollop_engine,
@@ -173,20 +173,20 @@ pub unsafe extern "C" fn dollop_engine_plan(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let plan = unsafe { Out::new("plan", plan) }?;
         plan.set(handles::open(Arc::new(engine.memory_plan().clone()))?);
         Ok(())
     })
 }
 
-/// Closes the handle; NULL is fine. Any thread.
+/// Closes the handle. NULL does nothing. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_free(plan: *mut dollop_plan) -> dollop_status {
     run(|| handles::close(plan).map(drop))
 }
 
-/// Fills `info`, whose `struct_size` is set. Any thread.
+/// Fills `info`. `info->struct_size` must be set. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_get(
     plan: *const dollop_plan,
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn dollop_plan_get(
 ) -> dollop_status {
     run(|| {
         let plan: Arc<MemoryPlan> = handles::get(plan)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let info = unsafe { OutStruct::new(info) }?;
         let n = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         info.set(dollop_plan_info {
@@ -219,7 +219,7 @@ pub unsafe extern "C" fn dollop_plan_get(
     })
 }
 
-/// Fills `level`, whose `struct_size` is set, with the level at `index`, lowest first. Any thread.
+/// Fills `level` with the level at `index`, lowest first. `level->struct_size` must be set. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_level_at(
     plan: *const dollop_plan,
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn dollop_plan_level_at(
 ) -> dollop_status {
     run(|| {
         let plan: Arc<MemoryPlan> = handles::get(plan)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let level = unsafe { OutStruct::new(level) }?;
         let count = plan.levels.len();
         let l = plan.levels.get(index);
@@ -245,12 +245,12 @@ pub unsafe extern "C" fn dollop_plan_level_at(
     })
 }
 
-/// The whole plan as a JSON object. `*json` is freed with `dollop_text_free`. Any thread.
+/// The whole plan as a JSON object. Free `*json` with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_plan_json(plan: *const dollop_plan, json: *mut *mut c_char) -> dollop_status {
     run(|| {
         let plan: Arc<MemoryPlan> = handles::get(plan)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let json = unsafe { Out::new("json", json) }?;
         json.set_text(&self::json(&plan)?);
         Ok(())

@@ -1,4 +1,4 @@
-//! Sampling options: `dollop_sampling`, the model's own numbers in it, and its conversion to the library's type.
+//! Sampling options: `dollop_sampling`, the model's own values, and conversion to the library's type.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, Result, run};
@@ -8,75 +8,75 @@ use crate::status::dollop_status;
 use runtime::sampler::{Link, LogitBias, Mirostat, Sampling};
 use std::ffi::c_char;
 
-/// `dollop_sampling.mirostat`: the chain chooses.
+/// `dollop_sampling.mirostat`: off; the chain is used.
 pub const DOLLOP_MIROSTAT_OFF: u32 = 0;
-/// Mirostat as in the paper.
+/// Mirostat as in the paper (Basu et al., 2020).
 pub const DOLLOP_MIROSTAT_V1: u32 = 1;
 /// Mirostat 2.
 pub const DOLLOP_MIROSTAT_V2: u32 = 2;
 
-/// What is added to the logit of a token.
+/// A number to add to the logit of a token.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_logit_bias {
-    /// Its id.
+    /// Token id.
     pub token: u32,
     /// Finite, or minus infinity for a token that is never chosen.
     pub bias: f32,
 }
 
-/// How tokens are chosen. Fill with `dollop_sampling_init` (built-in numbers) or `dollop_engine_sampling` (the model's own),
-/// then change what should differ. A number that switches a step off is named with it.
+/// How tokens are chosen. Call `dollop_sampling_init` (defaults) or `dollop_engine_sampling` (the model's own
+/// values), then change what should differ. Each field names the value that switches its step off.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_sampling {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// Start of the random sequence: the same seed, tokens and budget give the same text.
+    /// Seed of the random sequence. The same seed, tokens and budget give the same text.
     pub seed: u64,
     /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token.
     pub temperature: f32,
-    /// Only the likeliest; 0 for all.
+    /// Keeps only the `top_k` likeliest tokens; 0 keeps all.
     pub top_k: u32,
-    /// Only the likeliest that together have this probability; 1 for all.
+    /// Keeps only the likeliest tokens that together have this probability; 1 keeps all.
     pub top_p: f32,
-    /// Only those at least this part as likely as the likeliest; 0 for all.
+    /// Keeps only tokens at least this fraction as likely as the likeliest; 0 keeps all.
     pub min_p: f32,
-    /// Only those whose surprise is nearest to the expected one, together of this probability; 1 for all.
+    /// Keeps the tokens whose surprise is nearest to the expected one, until together they have this probability; 1 keeps all.
     pub typical_p: f32,
-    /// Only logits within this many standard deviations of the highest; 0 for all.
+    /// Keeps only logits within this many standard deviations of the highest; 0 keeps all.
     pub top_n_sigma: f32,
-    /// How often all but the least likely of the probable tokens are left out (XTC); 0 for never.
+    /// How often XTC drops all but the least likely of the probable tokens, as a probability; 0 switches XTC off.
     pub xtc_probability: f32,
-    /// What counts as probable for XTC; above 0.5 for never.
+    /// Probability from which XTC counts a token as probable; more than 0.5 switches XTC off.
     pub xtc_threshold: f32,
-    /// Divides the logit of recent tokens; 1 for none.
+    /// Divides the logits of recent tokens, or multiplies negative ones; 1 has no effect.
     pub repeat_penalty: f32,
-    /// How many tokens back are recent; 0 for no penalty.
+    /// Number of previous tokens that count as recent; 0 switches all penalties off.
     pub repeat_last_n: u32,
-    /// Subtracted from the logit of recent tokens; 0 for none.
+    /// Subtracted from the logits of recent tokens; 0 has no effect.
     pub presence_penalty: f32,
-    /// Subtracted from the logit of recent tokens, once for each time; 0 for none.
+    /// Subtracted from the logits of recent tokens, once per occurrence; 0 has no effect.
     pub frequency_penalty: f32,
-    /// DRY: a token that would continue a repetition of n tokens loses multiplier * base^(n - allowed_length); 0 for nothing.
+    /// DRY: a token that would continue a repetition of n tokens loses multiplier * base^(n - allowed_length); 0 switches it off.
     pub dry_multiplier: f32,
     /// See `dry_multiplier`.
     pub dry_base: f32,
-    /// Repetitions shorter than this are free of DRY.
+    /// DRY ignores repetitions shorter than this.
     pub dry_allowed_length: u32,
-    /// How many tokens back DRY looks for repetitions; 0 for no DRY.
+    /// Number of previous tokens in which DRY looks for repetitions; 0 switches DRY off.
     pub dry_last_n: u32,
-    /// A `DOLLOP_MIROSTAT_`: takes the place of the whole chain but the temperature.
+    /// A `DOLLOP_MIROSTAT_` constant. Mirostat replaces the whole chain except the temperature.
     pub mirostat: u32,
-    /// Surprise per token that mirostat aims at, in bits.
+    /// The surprise per token that mirostat aims at, in bits.
     pub mirostat_tau: f32,
-    /// How fast mirostat learns.
+    /// Learning rate of mirostat.
     pub mirostat_eta: f32,
     /// Elements of `dry_breakers`, at most 64.
     pub dry_breaker_count: u32,
-    /// Texts over which DRY follows no repetition; NULL for the model's own. For none: not NULL, and a count of 0.
+    /// Texts that DRY matches no repetition across; NULL for the model's own. For none: not NULL, and a count of 0.
     pub dry_breakers: *const *const c_char,
-    /// Added to the logits of single tokens before everything else; NULL for the model's own. For none: as above.
+    /// Added to the logits of single tokens before all other steps; NULL for the model's own. For none, as above.
     pub logit_bias: *const dollop_logit_bias,
     /// Elements of `logit_bias`, at most 65536.
     pub logit_bias_count: usize,
@@ -90,17 +90,17 @@ impl Default for dollop_sampling {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers and raw pointers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers and raw pointers.
 unsafe impl Struct for dollop_sampling {
     const NAME: &'static str = "dollop_sampling";
 }
 
-/// Numbers that a file cannot make larger than these fields: `Sampling::validate` has lower limits.
+/// Saturates. Valid options are far smaller: `Sampling::validate` has lower limits.
 fn short(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// The numbers of a sampling; its lists are left to the model.
+/// The numbers of a sampling. Its lists are those of the model.
 fn numbers(s: &Sampling) -> dollop_sampling {
     dollop_sampling {
         struct_size: size_of::<dollop_sampling>(),
@@ -137,10 +137,10 @@ fn numbers(s: &Sampling) -> dollop_sampling {
 }
 
 impl dollop_sampling {
-    /// Converts it, on top of the model's own sampling.
+    /// Converts it, with the model's own sampling for what it leaves out.
     ///
     /// # Safety
-    /// The pointers are NULL or have what their counts say, and stay as they are during the call.
+    /// The pointers are NULL, or have as many elements as their counts give and do not change during the call.
     pub(crate) unsafe fn sampling(&self, own: &Sampling) -> Result<Sampling> {
         let mut s = own.clone();
         s.seed = self.seed;
@@ -169,17 +169,17 @@ impl dollop_sampling {
         s.mirostat_tau = self.mirostat_tau;
         s.mirostat_eta = self.mirostat_eta;
         if !self.dry_breakers.is_null() {
-            // SAFETY: as of this function.
+            // SAFETY: by this function's contract.
             s.dry_breakers = unsafe {
                 arguments::texts("dry_breakers", self.dry_breakers, self.dry_breaker_count as usize)
             }?;
         }
         if !self.logit_bias.is_null() {
-            // SAFETY: as of this function.
+            // SAFETY: by this function's contract.
             let biases = unsafe { arguments::array("logit_bias", self.logit_bias, self.logit_bias_count) }?;
             s.logit_bias = biases.iter().map(|b| LogitBias { token: b.token, bias: b.bias }).collect();
         }
-        // SAFETY: as of this function.
+        // SAFETY: by this function's contract.
         if let Some(chain) = unsafe { arguments::optional_text("chain", self.chain) }? {
             s.chain = Link::chain(chain)?;
         }
@@ -188,18 +188,18 @@ impl dollop_sampling {
     }
 }
 
-/// Fills `sampling` with the built-in numbers; `struct_size` is `sizeof *sampling`. Any thread.
+/// Sets all fields of `sampling` to their defaults. `struct_size` must be `sizeof *sampling`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_sampling_init(
     sampling: *mut dollop_sampling,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(sampling, struct_size, |s| s.struct_size = struct_size) })
 }
 
-/// Fills `sampling`, whose `struct_size` is set, with the numbers that the model's file advises, and the built-in ones where
-/// it says nothing. Any thread.
+/// Fills `sampling` with the values that the model's file recommends, and with defaults where it has none.
+/// `sampling->struct_size` must be set. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_sampling(
     engine: *const dollop_engine,
@@ -207,7 +207,7 @@ pub unsafe extern "C" fn dollop_engine_sampling(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let sampling = unsafe { OutStruct::new(sampling) }?;
         sampling.set(numbers(engine.sampling()));
         Ok(())

@@ -1,4 +1,4 @@
-//! Saving and restoring sessions and conversations, and copies of them.
+//! Saves, loads and forks sessions; saves and loads conversations.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::run;
@@ -9,9 +9,9 @@ use crate::status::dollop_status;
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// Writes the timeline to a file: its tokens, and the keys and values that were computed of them. It takes the place of a
-/// file that is there only when it is whole and on the disk. `bytes`, if not NULL, gets its size. One call at a time
-/// (`DOLLOP_BUSY`). After a failure the timeline and the old file are as they were.
+/// Writes the session to a file: its tokens, and the keys and values computed for them. An existing file is
+/// replaced only when the new one is complete and on disk. `bytes`, if not NULL, receives the file's size. One call
+/// at a time, else `DOLLOP_BUSY`. After a failure the session and the old file are unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_save(
     session: *const dollop_session,
@@ -20,17 +20,17 @@ pub unsafe extern "C" fn dollop_session_save(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a path and a number.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path and a number.
         let (path, bytes) = unsafe { (arguments::path("path", path)?, Out::optional(bytes)) };
         bytes.set(session.take()?.save(&path)?);
         Ok(())
     })
 }
 
-/// Goes on with a timeline that `dollop_session_save` or `dollop_chat_save` wrote, perhaps in another process. On one backend
-/// and at exact precision its logits are those of the timeline that never stopped. The context is that of `options`, which may
-/// be NULL. `DOLLOP_MALFORMED` for a damaged file, `DOLLOP_UNSUPPORTED` for one of another model, precision or version,
-/// `DOLLOP_CONTEXT_FULL` where its tokens do not fit. Writes a handle to `*session`. Any thread.
+/// Loads a session that `dollop_session_save` or `dollop_chat_save` wrote, also in another process. On the same
+/// backend and at exact precision its logits are the same as without saving. The context is that of `options`,
+/// which may be NULL. `DOLLOP_MALFORMED` for a damaged file, `DOLLOP_UNSUPPORTED` for another model, precision or
+/// version, `DOLLOP_CONTEXT_FULL` if the tokens do not fit. Writes a new handle to `*session`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_load(
     engine: *const dollop_engine,
@@ -40,7 +40,7 @@ pub unsafe extern "C" fn dollop_session_load(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a path, options, and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path, options, and a handle's destination.
         let (path, options, session) = unsafe {
             (
                 arguments::path("path", path)?,
@@ -54,8 +54,8 @@ pub unsafe extern "C" fn dollop_session_load(
     })
 }
 
-/// A second timeline that begins with what this one holds, to continue one prefix in several ways; nothing is computed.
-/// Writes a handle to `*fork`, which `dollop_session_free` closes. One call at a time (`DOLLOP_BUSY`).
+/// Copies a session, to continue one prefix in several ways. Computes nothing. Writes a new handle to `*fork`;
+/// close it with `dollop_session_free`. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_fork(
     session: *const dollop_session,
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn dollop_session_fork(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let fork = unsafe { Out::new("fork", fork) }?;
         let second = session.take()?.fork()?;
         fork.set(handles::open(Arc::new(Exclusive::new(second)))?);
@@ -71,8 +71,8 @@ pub unsafe extern "C" fn dollop_session_fork(
     })
 }
 
-/// Writes the conversation to a file: its timeline, its messages with the system prompt, what to do on overflow, and the
-/// template's variables, but not the time. Otherwise as `dollop_session_save`.
+/// Writes the conversation to a file: its session, its messages with the system prompt, the overflow option, and
+/// the template's variables, but not the time. Otherwise as `dollop_session_save`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_save(
     chat: *const dollop_chat,
@@ -81,15 +81,15 @@ pub unsafe extern "C" fn dollop_chat_save(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a path and a number.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path and a number.
         let (path, bytes) = unsafe { (arguments::path("path", path)?, Out::optional(bytes)) };
         bytes.set(chat.take()?.save(&path)?);
         Ok(())
     })
 }
 
-/// Goes on with a conversation that `dollop_chat_save` wrote. Otherwise as `dollop_session_load`; a timeline without a
-/// conversation is `DOLLOP_MALFORMED`. Writes a handle to `*chat`, which `dollop_chat_free` closes.
+/// Loads a conversation that `dollop_chat_save` wrote. `DOLLOP_MALFORMED` for a session without a conversation.
+/// Otherwise as `dollop_session_load`. Writes a new handle to `*chat`; close it with `dollop_chat_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_chat_load(
     engine: *const dollop_engine,
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn dollop_chat_load(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a path, options, and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for a path, options, and a handle's destination.
         let (path, options, chat) = unsafe {
             (
                 arguments::path("path", path)?,

@@ -1,4 +1,4 @@
-//! One timeline of a model: plain text and tokens, without a chat template.
+//! A session: plain text and tokens, without a chat template.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::{Failure, run};
@@ -10,15 +10,15 @@ use runtime::{Session, SessionOptions};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// How a session is made. Fill with `dollop_session_options_init`.
+/// Options for creating a session. Call `dollop_session_options_init` first.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_session_options {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
-    /// Positions of the KV cache; 0 for what the engine's budget was planned for.
+    /// Positions of the KV cache; 0 for the number that the engine planned for.
     pub context: u32,
-    /// Tokens of a prompt that pass through the layers together; 0 for the plan's. Results do not depend on it.
+    /// Tokens per prefill chunk; 0 for the planned number. From 32 on, results do not depend on it.
     pub chunk: u32,
 }
 
@@ -28,7 +28,7 @@ impl Default for dollop_session_options {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_session_options {
     const NAME: &'static str = "dollop_session_options";
 }
@@ -42,18 +42,18 @@ impl dollop_session_options {
     }
 }
 
-/// Fills `options` with the defaults; `struct_size` is `sizeof *options`. Any thread.
+/// Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_options_init(
     options: *mut dollop_session_options,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(options, struct_size, |o| o.struct_size = struct_size) })
 }
 
-/// Makes an empty timeline; all its memory is allocated here. `options` may be NULL. Writes a handle to `*session`, which
-/// `dollop_session_free` closes. Any thread.
+/// Creates an empty session and allocates all its memory. `options` may be NULL. Writes a new handle to `*session`;
+/// close it with `dollop_session_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_new(
     engine: *const dollop_engine,
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn dollop_session_new(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for options and a place for a handle.
+        // SAFETY: by the pointer contract of `lib.rs`, for options and a handle's destination.
         let (options, session) =
             unsafe { (dollop_session_options::read_or_default(options)?, Out::new("session", session)?) };
         let new = engine.session(options.options())?;
@@ -71,8 +71,8 @@ pub unsafe extern "C" fn dollop_session_new(
     })
 }
 
-/// Closes the handle; NULL is fine. Any thread: a generation that runs is cancelled, keeps what it needs, and calls its
-/// callback at most once more, before its own call returns.
+/// Closes the handle. NULL does nothing. Any thread. A running generation is cancelled and keeps what it needs. It
+/// calls its callback at most once more, before its own call returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_free(session: *mut dollop_session) -> dollop_status {
     run(|| {
@@ -83,8 +83,8 @@ pub unsafe extern "C" fn dollop_session_free(session: *mut dollop_session) -> do
     })
 }
 
-/// Stops the generation that runs on this session; its call returns `DOLLOP_OK` with `DOLLOP_STOP_CANCELLED`, and what was
-/// generated stays. Does nothing if none runs. Any thread, also from a callback.
+/// Cancels the running generation of this session. Its call returns `DOLLOP_OK` with `DOLLOP_STOP_CANCELLED`; the
+/// generated tokens stay. Does nothing if none runs. Any thread, also from a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_cancel(session: *const dollop_session) -> dollop_status {
     run(|| {
@@ -93,9 +93,9 @@ pub unsafe extern "C" fn dollop_session_cancel(session: *const dollop_session) -
     })
 }
 
-/// Reads the prompt `ids` and continues it. What the cache holds of the prompt's beginning is reused; the rest of the cache
-/// is forgotten. `options` may be NULL. `text`, if not NULL, gets the answer, to be freed with `dollop_text_free`;
-/// `outcome`, if not NULL, has its `struct_size` set and is filled. Blocks; one call at a time (`DOLLOP_BUSY`).
+/// Processes the prompt `ids` and continues it. Tokens of the session that the prompt begins with are reused, the others
+/// are dropped. `options` may be NULL. `text`, if not NULL, receives the answer: free it with `dollop_text_free`.
+/// `outcome`, if not NULL, is filled; its `struct_size` must be set. Blocks. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_generate(
     session: *const dollop_session,
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn dollop_session_generate(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for an array of `count`, and all that the options point to.
+        // SAFETY: by the pointer contract of `lib.rs`, for an array of `count`, and everything that the options point to.
         unsafe {
             let prompt = arguments::array("ids", ids, count)?;
             continue_from(&session, |_| Ok(prompt.to_vec()), options, text, outcome)
@@ -115,8 +115,8 @@ pub unsafe extern "C" fn dollop_session_generate(
     })
 }
 
-/// As `dollop_session_generate`, with the prompt as text, in front of which come the tokens that the model wants at the
-/// beginning of a text. The chat template is not used.
+/// As `dollop_session_generate`, but the prompt is a text. The tokens that the model wants around a text (BOS, EOS)
+/// are added. The chat template is not used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_complete(
     session: *const dollop_session,
@@ -127,7 +127,7 @@ pub unsafe extern "C" fn dollop_session_complete(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a text, and all that the options point to.
+        // SAFETY: by the pointer contract of `lib.rs`, for a text, and everything that the options point to.
         unsafe {
             let prompt = arguments::text("prompt", prompt)?;
             let encode = |s: &Session| Ok(s.engine().encode_text(prompt)?);
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn dollop_session_complete(
 }
 
 /// # Safety
-/// As `generate`.
+/// As for [`generate`].
 unsafe fn continue_from(
     session: &Exclusive<Session>,
     prompt: impl FnOnce(&Session) -> crate::boundary::Result<Vec<u32>>,
@@ -149,13 +149,13 @@ unsafe fn continue_from(
         let prompt = prompt(s)?;
         Ok(s.generate(&prompt, options, hear)?)
     };
-    // SAFETY: as of this function.
+    // SAFETY: by this function's contract.
     unsafe { generate(session, |s| s.engine().clone(), options, text, outcome, Box::new(body)) }
 }
 
-/// Appends `ids` to the timeline and writes the logits of the token after them (unnormalised log probabilities, by token id)
-/// to `logits`, which has room for `capacity`: at least `dollop_model_info.vocab`, else `DOLLOP_TOO_SMALL`. Blocks; one call
-/// at a time (`DOLLOP_BUSY`). After a failure the timeline is as it was.
+/// Appends `ids` to the session and writes the logits of the next token to `logits`: unnormalised log probabilities
+/// by token id. `capacity` must be at least `dollop_model_info.vocab`, else `DOLLOP_TOO_SMALL`. Blocks. One call at
+/// a time, else `DOLLOP_BUSY`. After a failure the session is unchanged, but empty after `DOLLOP_NOT_FINITE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_logits(
     session: *const dollop_session,
@@ -166,12 +166,12 @@ pub unsafe extern "C" fn dollop_session_logits(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for an array of `count` and one of `capacity`.
+        // SAFETY: by the pointer contract of `lib.rs`, for an array of `count` and one of `capacity`.
         let (ids, out) = unsafe { (arguments::array("ids", ids, count)?, OutArray::new(logits, capacity)) };
-        // SAFETY: as above; this only asks whether it is NULL.
+        // SAFETY: as above. This only checks for NULL.
         unsafe { Out::new("logits", logits) }?;
         if ids.is_empty() {
-            return Err(Failure::invalid("no ids: there is no token to follow"));
+            return Err(Failure::invalid("ids is empty: there is no token to append"));
         }
         let mut session = session.take()?;
         out.check("logits", session.engine().info().vocab)?;
@@ -186,8 +186,8 @@ pub unsafe extern "C" fn dollop_session_logits(
     })
 }
 
-/// Forgets all but the first `count` tokens of the timeline; no failure if there are fewer. One call at a time
-/// (`DOLLOP_BUSY`).
+/// Drops all but the first `count` tokens of the session. If there are fewer, does nothing. One call at a time,
+/// else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_rewind(
     session: *const dollop_session,
@@ -199,8 +199,8 @@ pub unsafe extern "C" fn dollop_session_rewind(
     })
 }
 
-/// The tokens of the timeline. Writes `*count`, and the ids to `ids`, which has room for `capacity`; with `ids` NULL only
-/// the count. One call at a time (`DOLLOP_BUSY`).
+/// The tokens of the session. Writes their number to `*count`. Writes the ids to `ids`, which has room for
+/// `capacity` elements, unless it is NULL. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_tokens(
     session: *const dollop_session,
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn dollop_session_tokens(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for an array of `capacity` and a number.
+        // SAFETY: by the pointer contract of `lib.rs`, for an array of `capacity` and a number.
         let (ids, count) = unsafe { (OutArray::new(ids, capacity), Out::new("count", count)?) };
         let session = session.take()?;
         ids.set("ids", session.tokens())?;
@@ -219,17 +219,17 @@ pub unsafe extern "C" fn dollop_session_tokens(
     })
 }
 
-/// A timeline in numbers.
+/// The numbers of a session.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_session_info {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
     /// Positions of the KV cache.
     pub context: u64,
-    /// Tokens in it.
+    /// Tokens in the session.
     pub tokens: u64,
-    /// Tokens computed since the session was made: what reuse of the cache saves does not appear here.
+    /// Tokens computed since the session was created. Reused tokens do not count.
     pub processed_tokens: u64,
 }
 
@@ -239,18 +239,18 @@ impl Default for dollop_session_info {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_session_info {
     const NAME: &'static str = "dollop_session_info";
 }
 
-/// Clears `info` and sets its size; `struct_size` is `sizeof *info`. Any thread.
+/// Initialises `info`. `struct_size` must be `sizeof *info`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_info_init(
     info: *mut dollop_session_info,
     struct_size: usize,
 ) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(info, struct_size, |i| i.struct_size = struct_size) })
 }
 
@@ -263,7 +263,7 @@ pub(crate) fn info_of(session: &Session) -> dollop_session_info {
     }
 }
 
-/// Fills `info`, whose `struct_size` is set. One call at a time (`DOLLOP_BUSY`).
+/// Fills `info`. `info->struct_size` must be set. One call at a time, else `DOLLOP_BUSY`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_session_get(
     session: *const dollop_session,
@@ -271,7 +271,7 @@ pub unsafe extern "C" fn dollop_session_get(
 ) -> dollop_status {
     run(|| {
         let session = handles::get(session)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let info = unsafe { OutStruct::new(info) }?;
         info.set(info_of(&*session.take()?));
         Ok(())

@@ -1,4 +1,4 @@
-//! Counters of an engine since it was opened: `dollop_stats` and the same as JSON.
+//! Counters of an engine since it was opened: `dollop_stats`, and the same as JSON.
 
 use crate::arguments::{self, Struct};
 use crate::boundary::run;
@@ -8,42 +8,42 @@ use crate::status::dollop_status;
 use runtime::{Engine, GpuStats, StreamStats};
 use std::ffi::c_char;
 
-/// What an engine has done since it was opened. Numbers of streaming are 0 where all experts are resident, numbers of a GPU
-/// where the CPU computes.
+/// Counters of an engine since it was opened. Those of streaming are 0 if all experts are resident, those of a GPU
+/// if the CPU computes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dollop_stats {
-    /// Bytes of this struct.
+    /// Size of this struct, in bytes.
     pub struct_size: usize,
     /// 1 if experts are streamed or refined.
     pub streaming: u32,
-    /// 1 if a GPU computes or did.
+    /// 1 if a GPU computes.
     pub gpu: u32,
-    /// Planes of experts wanted.
+    /// Expert planes that layers needed.
     pub planes_wanted: u64,
-    /// Of those, resident.
+    /// Needed planes that were resident.
     pub planes_hit: u64,
-    /// Bytes read because they were wanted.
+    /// Bytes read because a layer needed them.
     pub bytes_wanted: u64,
-    /// Bytes read ahead of need.
+    /// Bytes prefetched.
     pub bytes_ahead: u64,
-    /// Bytes read for rows of an embedding that is not held.
+    /// Bytes read for embedding rows that are not held in memory.
     pub bytes_embedding: u64,
-    /// Planes given up above the base.
+    /// Planes above the base that were evicted.
     pub downgrades: u64,
-    /// Bases given up.
+    /// Base planes that were evicted.
     pub evictions: u64,
     /// Reads that were repeated.
     pub retries: u64,
-    /// Nanoseconds that computing waited for reads.
+    /// Nanoseconds that computation waited for reads.
     pub wait_ns: u64,
     /// Nanoseconds spent computing experts.
     pub compute_ns: u64,
-    /// Mean bits of the experts computed, by gate mass; 0 before the first token.
+    /// Mean bits of the computed experts, weighted by gate; 0 before the first token.
     pub mean_bits: f64,
-    /// `planes_hit` by `planes_wanted`; 1 before the first token.
+    /// `planes_hit` divided by `planes_wanted`; 1 before the first token.
     pub hit_rate: f64,
-    /// Bytes allocated on the GPU now.
+    /// Bytes now allocated on the GPU.
     pub gpu_bytes: u64,
     /// Kernels launched on the GPU.
     pub gpu_dispatches: u64,
@@ -57,7 +57,7 @@ impl Default for dollop_stats {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for dollop_stats {
     const NAME: &'static str = "dollop_stats";
 }
@@ -86,14 +86,14 @@ fn of(stream: Option<&StreamStats>, gpu: Option<&GpuStats>) -> dollop_stats {
     }
 }
 
-/// Clears `stats` and sets its size; `struct_size` is `sizeof *stats`. Any thread.
+/// Initialises `stats`. `struct_size` must be `sizeof *stats`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_stats_init(stats: *mut dollop_stats, struct_size: usize) -> dollop_status {
-    // SAFETY: the contract of pointers in `lib.rs`.
+    // SAFETY: by the pointer contract of `lib.rs`.
     run(|| unsafe { arguments::init(stats, struct_size, |s| s.struct_size = struct_size) })
 }
 
-/// Fills `stats`, whose `struct_size` is set. Any thread, also during a generation.
+/// Fills `stats`. `stats->struct_size` must be set. Any thread, also during a generation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_stats(
     engine: *const dollop_engine,
@@ -101,7 +101,7 @@ pub unsafe extern "C" fn dollop_engine_stats(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let stats = unsafe { OutStruct::new(stats) }?;
         stats.set(of(engine.stream_stats().as_ref(), engine.gpu_stats().as_ref()));
         Ok(())
@@ -123,8 +123,8 @@ pub(crate) fn json(engine: &Engine) -> String {
     .to_string()
 }
 
-/// All counters as a JSON object: `stream` and `gpu`, each null where there is none, and the router's choices that were
-/// dropped or redirected. `*json` is freed with `dollop_text_free`. Any thread, also during a generation.
+/// All counters as a JSON object: `stream` and `gpu`, null if unused, and the number of the router's choices that
+/// were dropped or redirected. Free `*json` with `dollop_text_free`. Any thread, also during a generation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_stats_json(
     engine: *const dollop_engine,
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn dollop_engine_stats_json(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`.
+        // SAFETY: by the pointer contract of `lib.rs`.
         let out = unsafe { Out::new("json", json) }?;
         out.set_text(&self::json(&engine));
         Ok(())

@@ -1,59 +1,59 @@
-//! Statuses: one fixed number for each kind of failure, and its name.
+//! Statuses: a fixed number for each kind of failure, and its name.
 
 use runtime::Error;
 use std::ffi::{CStr, c_char};
 
-/// What a call returns. Numbers are never reused; a program must take unknown ones as failures.
+/// The result of a call. Numbers are never reused. A program must treat unknown ones as failures.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum dollop_status {
-    /// The call did what it says.
+    /// Success.
     DOLLOP_OK = 0,
-    /// The operating system refused: no such file, no permission, no space, a read that failed.
+    /// The operating system reported an error: no such file, no permission, no space, a failed read.
     DOLLOP_IO = 1,
-    /// A file contradicts itself or its format: truncated, corrupted or hostile.
+    /// A file is truncated, corrupted or hostile: it contradicts itself or its format.
     DOLLOP_MALFORMED = 2,
-    /// A sound file or request that this version cannot run.
+    /// A valid file or request that this version cannot run.
     DOLLOP_UNSUPPORTED = 3,
-    /// An option or argument is out of its range; the text says what would do.
+    /// An option or argument is out of range. The error text names the allowed values.
     DOLLOP_INVALID = 4,
-    /// The model's chat template does not parse, or refuses the messages.
+    /// The model's chat template does not parse, or rejects the messages.
     DOLLOP_TEMPLATE = 5,
     /// The prompt or the conversation does not fit the context.
     DOLLOP_CONTEXT_FULL = 6,
-    /// The memory budget cannot work for this model; the text names the smallest that does.
+    /// The memory budget is too small for this model. The error text names the smallest budget that works.
     DOLLOP_BUDGET = 7,
-    /// The model computes values that are no finite numbers.
+    /// The model computed values that are not finite.
     DOLLOP_NOT_FINITE = 8,
-    /// A callback or another thread cancelled a call that has nothing to return.
+    /// A callback or another thread cancelled a call that has no partial result.
     DOLLOP_CANCELLED = 9,
-    /// The GPU is missing, was lost, is out of memory or refused a command.
+    /// The GPU is missing, was lost, is out of memory, or rejected a command.
     DOLLOP_DEVICE = 10,
-    /// An error of the library that has no number yet.
+    /// An error without a number of its own.
     DOLLOP_OTHER = 99,
     /// A pointer argument that must not be NULL is NULL.
     DOLLOP_NULL = 100,
-    /// A struct's `struct_size` is none that this library knows: it was not initialised, or the header is newer.
+    /// The library has no version of the struct with this `struct_size`: it was not initialised, or the header is newer.
     DOLLOP_STRUCT_SIZE = 101,
     /// A text is not UTF-8.
     DOLLOP_UTF8 = 102,
-    /// A handle is closed, or never was one.
+    /// A handle is closed or invalid.
     DOLLOP_CLOSED = 103,
-    /// A handle is one of another type.
+    /// A handle has another type.
     DOLLOP_WRONG_HANDLE = 104,
-    /// Another call on this session or chat has not returned: one thread at a time, and none from its own callbacks.
+    /// Another call on this session or chat has not returned. Only one call may run at a time, and none from its own callbacks.
     DOLLOP_BUSY = 105,
-    /// The buffer has too few elements; nothing was written.
+    /// The buffer has too few elements. Nothing was written.
     DOLLOP_TOO_SMALL = 106,
-    /// A callback written in Rust panicked. The session goes on as if the callback had asked to stop.
+    /// A callback written in Rust panicked. The session is in the same state as if the callback had stopped the call.
     DOLLOP_CALLBACK_PANIC = 107,
-    /// The library panicked: a bug. The session or chat of the call is unusable; free it.
+    /// The library panicked; this is a bug. The session or chat of this call is unusable: free it.
     DOLLOP_PANIC = 108,
 }
 
 use dollop_status::*;
 
-/// The status of a library's error.
+/// The status for an error of the library.
 pub(crate) fn of(error: &Error) -> dollop_status {
     match error {
         Error::Io { .. } => DOLLOP_IO,
@@ -70,7 +70,7 @@ pub(crate) fn of(error: &Error) -> dollop_status {
     }
 }
 
-/// Every status, by number.
+/// All statuses, in the order of their numbers.
 pub(crate) const ALL: [(dollop_status, &CStr); 21] = [
     (DOLLOP_OK, c"DOLLOP_OK"),
     (DOLLOP_IO, c"DOLLOP_IO"),
@@ -95,7 +95,7 @@ pub(crate) const ALL: [(dollop_status, &CStr); 21] = [
     (DOLLOP_PANIC, c"DOLLOP_PANIC"),
 ];
 
-/// A status's name, such as "DOLLOP_BUDGET"; "unknown status" for any other number. Any thread; the text is never freed.
+/// The name of a status, such as "DOLLOP_BUDGET"; "unknown status" for any other number. Any thread. The text is never freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn dollop_status_name(status: i32) -> *const c_char {
     let found = ALL.iter().find(|(s, _)| *s as i32 == status);

@@ -1,5 +1,5 @@
-//! Gate 82: faults that only Rust can provoke: panics of callbacks and of the library, races for a handle, structs of
-//! other versions. `ffi/tests` has everything that C can provoke.
+//! Gate 82: faults that only Rust can cause: panics of callbacks and of the library, races for a handle, structs of
+//! other versions. `ffi/tests` covers what C can cause.
 
 use crate::arguments::{Struct, init};
 use crate::boundary::{Failure, dollop_last_error, run};
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
 fn last_error() -> String {
-    // SAFETY: never NULL, and no call of this thread fails meanwhile.
+    // SAFETY: never NULL, and no call on this thread fails meanwhile.
     unsafe { CStr::from_ptr(dollop_last_error()) }.to_str().unwrap().to_owned()
 }
 
@@ -31,9 +31,9 @@ fn c_path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
 }
 
-/// Counts its calls behind `user_data`, and panics.
+/// Counts its calls in `user_data`, and panics.
 unsafe extern "C-unwind" fn panics(_: *const dollop_event, user_data: *mut c_void) -> i32 {
-    // SAFETY: the test hands in a counter that outlives the call.
+    // SAFETY: the test passes a counter that outlives the call.
     unsafe { &*user_data.cast::<AtomicUsize>() }.fetch_add(1, Ordering::Relaxed);
     panic!("on purpose");
 }
@@ -49,7 +49,7 @@ fn a_panic_of_a_callback_ends_the_generation_and_nothing_else() {
     let mut options = dollop_generate_options { max_tokens: 4, ..Default::default() };
     options.on_event = Some(panics);
     options.user_data = (&raw const calls).cast_mut().cast();
-    // SAFETY: all pointers are NULL or to values of this function.
+    // SAFETY: all pointers are NULL or point to values of this function.
     unsafe {
         assert_eq!(dollop_engine_open(path.as_ptr(), null(), &mut engine), dollop_status::DOLLOP_OK);
         assert_eq!(dollop_chat_new(engine, null(), &mut chat), dollop_status::DOLLOP_OK);
@@ -67,14 +67,14 @@ fn a_panic_of_a_callback_ends_the_generation_and_nothing_else() {
     }
 }
 
-/// Messages, by level, behind `user_data`; panics at the first.
+/// Appends each message to the list in `user_data`; panics at the first.
 unsafe extern "C-unwind" fn hears_log(
     level: u32,
     target: *const c_char,
     message: *const c_char,
     user_data: *mut c_void,
 ) {
-    // SAFETY: the test hands in a list that outlives the sink, and texts of a callback are valid while it runs.
+    // SAFETY: the test passes a list that outlives the sink, and a callback's texts are valid while it runs.
     let (heard, target, message) =
         unsafe { (&*user_data.cast::<Heard>(), CStr::from_ptr(target), CStr::from_ptr(message)) };
     let text = |t: &CStr| t.to_str().unwrap().to_owned();
@@ -82,28 +82,28 @@ unsafe extern "C-unwind" fn hears_log(
     heard.push((level, text(target), text(message)));
     let first = heard.len() == 1;
     drop(heard);
-    // SAFETY: no pointers.
+    // SAFETY: there are no pointers.
     assert_eq!(unsafe { dollop_set_log(None, null_mut(), 0) }, dollop_status::DOLLOP_BUSY);
     assert!(!first, "on purpose");
 }
 
 type Heard = Mutex<Vec<(u32, String, String)>>;
 
-/// Gate 91, its C part. The only test of this program that sets the log, which other tests write to meanwhile.
+/// Gate 91, its C part. The only test here that sets the log. Meanwhile, other tests write to it.
 #[test]
 fn the_log_reaches_its_callback_until_it_is_taken_away() {
     let (path, heard) = (c_path(&default_model()), Heard::default());
     let user_data = (&raw const heard).cast_mut().cast();
     let open = || {
         let mut engine = null_mut();
-        // SAFETY: all pointers are to values of this function, or NULL.
+        // SAFETY: all pointers are NULL or point to values of this function.
         unsafe {
             assert_eq!(dollop_engine_open(path.as_ptr(), null(), &mut engine), dollop_status::DOLLOP_OK);
             assert_eq!(dollop_engine_free(engine), dollop_status::DOLLOP_OK);
         }
         std::mem::take(&mut *heard.lock().unwrap())
     };
-    // SAFETY: the list outlives the sink, which is taken away below.
+    // SAFETY: the list outlives the sink, which is removed below.
     let set = |callback, level| unsafe { dollop_set_log(callback, user_data, level) };
     assert_eq!(set(Some(hears_log), 6), dollop_status::DOLLOP_INVALID);
     assert_eq!(set(Some(hears_log), DOLLOP_LOG_INFO), dollop_status::DOLLOP_OK);
@@ -116,7 +116,7 @@ fn the_log_reaches_its_callback_until_it_is_taken_away() {
     let all = open();
     assert!(all.iter().any(|m| m.0 == DOLLOP_LOG_DEBUG && m.2.starts_with("memory: ")), "{all:?}");
     assert_eq!(set(None, DOLLOP_LOG_TRACE), dollop_status::DOLLOP_OK);
-    assert_eq!(open(), [], "after it was taken away");
+    assert_eq!(open(), [], "after it was removed");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_panic_of_a_progress_callback_ends_the_conversion() {
         on_progress: Some(progress_panics),
         ..Default::default()
     };
-    // SAFETY: all pointers are to values of this function.
+    // SAFETY: all pointers point to values of this function.
     let status = unsafe { dollop_plan_new(model.as_ptr(), &options, &mut plan) };
     assert_eq!((status, plan.is_null()), (dollop_status::DOLLOP_CALLBACK_PANIC, true));
     let left = std::fs::read_dir(folder.path().join("cache")).unwrap().flatten();
@@ -164,7 +164,7 @@ fn of_many_threads_that_close_a_handle_one_does() {
     let (mut closed, mut late) = (0, 0);
     for _ in 0..200 {
         let mut plan = null_mut();
-        // SAFETY: pointers to values of this function.
+        // SAFETY: all pointers are NULL or point to values of this function.
         let status = unsafe { dollop_plan_new(path.as_ptr(), null(), &mut plan) };
         assert_eq!(status, dollop_status::DOLLOP_OK);
         let (number, barrier) = (plan.addr(), Arc::new(Barrier::new(4)));
@@ -175,7 +175,7 @@ fn of_many_threads_that_close_a_handle_one_does() {
                     let plan: *mut dollop_plan = std::ptr::without_provenance_mut(number);
                     barrier.wait();
                     if i == 0 {
-                        // The value lives as long as its clone, also after the handle is closed.
+                        // The clone keeps the value alive, even after the handle is closed.
                         return handles::get(plan.cast_const()).map(|p| p.total_bytes() > 0).unwrap_or(true);
                     }
                     handles::close(plan).is_ok()
@@ -193,7 +193,7 @@ fn of_many_threads_that_close_a_handle_one_does() {
     assert_eq!((closed, late), (200, 400));
 }
 
-/// A struct that has grown by one field since its first version.
+/// A struct that has gained one field since its first version.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Grown {
@@ -208,7 +208,7 @@ impl Default for Grown {
     }
 }
 
-// SAFETY: `repr(C)`, a size first, then numbers.
+// SAFETY: `repr(C)`; the first field is the size, the others are numbers.
 unsafe impl Struct for Grown {
     const NAME: &'static str = "grown";
     const FIRST: usize = 16;
@@ -219,7 +219,7 @@ fn a_program_with_an_older_header_keeps_its_bytes_and_gets_defaults() {
     let guard = 0xdead_beef_u64;
     let mut old = [16u64, 7, guard];
     let place = old.as_mut_ptr().cast::<Grown>();
-    // SAFETY: 16 bytes are there, and no more are said to be.
+    // SAFETY: the struct has 16 bytes, and its size field says 16 or is rejected.
     unsafe {
         let read = Grown::read(place).unwrap_or_else(|e| panic!("{}", e.text));
         assert_eq!(read, Grown { struct_size: 16, old: 7, new: 2 });
@@ -247,7 +247,7 @@ fn statuses_have_one_number_and_their_own_name() {
     }
 }
 
-/// `DOLLOP_OTHER` is for errors of a later library: today's errors all have their own numbers.
+/// Every error of the library has its own number; `DOLLOP_OTHER` is for errors of later libraries.
 #[test]
 fn every_error_of_the_library_has_a_status() {
     use dollop_status::*;

@@ -1,4 +1,4 @@
-//! Texts that the library returns, and conversions between texts and tokens.
+//! Texts that the library returns; conversion of text to tokens and back.
 
 use crate::arguments;
 use crate::boundary::run;
@@ -7,19 +7,19 @@ use crate::outputs::{Out, OutArray};
 use crate::status::dollop_status;
 use std::ffi::{CString, c_char};
 
-/// Frees a text that a function of this library wrote to a `char **`; NULL is fine. Any thread. Nothing else may be freed
-/// with it, and these texts with nothing else.
+/// Frees a text that a function of this library wrote to a `char **`. NULL does nothing. Use it for no other
+/// memory, and nothing else for these texts. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_text_free(text: *mut c_char) {
     if !text.is_null() {
-        // SAFETY: by the contract of this function a text of `Out::set_text`, which came from `CString::into_raw`.
+        // SAFETY: by this function's contract, `Out::set_text` made this text with `CString::into_raw`.
         drop(unsafe { CString::from_raw(text) });
     }
 }
 
-/// Turns text into token ids. With `add_special` (not 0) the tokens that the model wants at the beginning of a text come
-/// first. Writes `*count`, and the ids to `ids`, which has room for `capacity`; with `ids` NULL only the count.
-/// `DOLLOP_TOO_SMALL` if there are more. Any thread.
+/// Converts text to token ids. If `add_special` is not 0, this adds the tokens that the model wants around a text
+/// (BOS, EOS). Writes the number of ids to `*count`. Writes the ids to `ids`, which has room for `capacity`
+/// elements, unless it is NULL. `DOLLOP_TOO_SMALL` if there are more ids than that. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_tokenize(
     engine: *const dollop_engine,
@@ -31,7 +31,7 @@ pub unsafe extern "C" fn dollop_engine_tokenize(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for a text, an array of `capacity` and a number.
+        // SAFETY: by the pointer contract of `lib.rs`, for a text, an array of `capacity`, and a number.
         let (text, ids, count) = unsafe {
             (arguments::text("text", text)?, OutArray::new(ids, capacity), Out::new("count", count)?)
         };
@@ -42,8 +42,8 @@ pub unsafe extern "C" fn dollop_engine_tokenize(
     })
 }
 
-/// Turns `count` token ids into text; with `skip_special` (not 0) tokens that are no text are left out. Unknown ids are
-/// `DOLLOP_INVALID`. `*text` is freed with `dollop_text_free`. Any thread.
+/// Converts `count` token ids to text. If `skip_special` is not 0, control tokens are left out. `DOLLOP_INVALID`
+/// for ids outside the vocabulary. Free `*text` with `dollop_text_free`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dollop_engine_detokenize(
     engine: *const dollop_engine,
@@ -54,11 +54,11 @@ pub unsafe extern "C" fn dollop_engine_detokenize(
 ) -> dollop_status {
     run(|| {
         let engine = handles::get(engine)?;
-        // SAFETY: the contract of pointers in `lib.rs`, for an array of `count` and a place for a pointer.
+        // SAFETY: by the pointer contract of `lib.rs`, for an array of `count` and a destination for a pointer.
         let (ids, text) = unsafe { (arguments::array("ids", ids, count)?, Out::new("text", text)?) };
         let (tokenizer, vocab) = (engine.tokenizer()?, engine.info().vocab);
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(crate::boundary::Failure::invalid(format!("token {id}: there are {vocab}")));
+            return Err(crate::boundary::Failure::invalid(format!("token {id}: the vocabulary has {vocab}")));
         }
         text.set_text(&tokenizer.decode(ids, skip_special != 0));
         Ok(())

@@ -1,6 +1,6 @@
-//! Gate 80: `include/dollop.h` is identical to cbindgen's output for the sources.
+//! Gate 80: `include/dollop.h` equals cbindgen's output for the sources.
 //!
-//! To write it anew: `DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header`.
+//! To write it again: `DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header`.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn the_header_is_that_of_the_sources() {
     let mut text = Vec::new();
     made.write(&mut text);
     let text = String::from_utf8(text).unwrap();
-    assert!(text.matches("dollop_status dollop_").count() > 40, "cbindgen has found no functions");
+    assert!(text.matches("dollop_status dollop_").count() > 40, "cbindgen found no functions");
     let path = here.join("include/dollop.h");
     if std::env::var_os("DOLLOP_WRITE_HEADER").is_some() {
         fs::write(&path, &text).unwrap();
@@ -21,6 +21,6 @@ fn the_header_is_that_of_the_sources() {
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         text == committed,
-        "include/dollop.h is not what the sources say: DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header"
+        "include/dollop.h differs from cbindgen's output: DOLLOP_WRITE_HEADER=1 cargo test -p dollop-ffi --test header"
     );
 }

@@ -1,9 +1,9 @@
-//! Gate 81: programs in C, C++ and Python use the library as its header says, linked dynamically and statically.
+//! Gate 81: programs in C, C++ and Python use the library as its header describes, linked dynamically and statically.
 //!
-//! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a; without it they are built first, in the
-//! profile of this test. `DOLLOP_TEST_CFLAGS` is added to the compilers' flags and `DOLLOP_TEST_RUNNER` put before
-//! programs: `tests/ffi.sh` runs them under sanitizers and valgrind that way. `tests/aarch64.sh` also sets other
-//! compilers (`DOLLOP_TEST_CC`, `DOLLOP_TEST_CXX`), and runs them under qemu.
+//! `DOLLOP_TEST_LIBRARY` names a folder with libdollop.so and libdollop.a. Without it, both are built first, in the
+//! profile of this test. `DOLLOP_TEST_CFLAGS` is added to the compiler flags, and `DOLLOP_TEST_RUNNER` is put before
+//! programs: `tests/ffi.sh` uses them for sanitizers and valgrind. `tests/aarch64.sh` also sets other compilers
+//! (`DOLLOP_TEST_CC`, `DOLLOP_TEST_CXX`), and runs the programs under qemu.
 #![cfg(target_os = "linux")]
 
 use dollop_tests::talker::Talker;
@@ -42,7 +42,7 @@ fn library() -> &'static Path {
         if let Some(folder) = env::var_os("DOLLOP_TEST_LIBRARY") {
             return folder.into();
         }
-        // This program lies in deps, below the folder of its profile.
+        // This program is in `deps`, below the folder of its profile.
         let program = env::current_exe().unwrap();
         let folder = program.ancestors().nth(2).unwrap().to_path_buf();
         // With tests, so that the library's dependencies have the same features as in `cargo test --workspace`.
@@ -94,7 +94,7 @@ fn start(program: &Path) -> Command {
     }
 }
 
-/// Compiles and runs a test program with its fixtures; returns how many checks it made.
+/// Compiles and runs a test program with its fixtures. Returns the number of checks that it made.
 fn checks(source: &str, link: Link) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -160,7 +160,7 @@ fn the_examples_answer() {
     assert!(out.starts_with("> "), "{out}");
 }
 
-/// The header is read by both languages, alone and first.
+/// The header compiles alone in both languages.
 #[test]
 fn the_header_is_c_and_cpp() {
     let header = root().join("ffi/include/dollop.h");
@@ -178,7 +178,7 @@ fn only_dollop_is_exported() {
     assert!(names.len() > 40, "{all}");
     let other: Vec<_> = names.iter().filter(|n| !n.starts_with("dollop_")).collect();
     assert!(other.is_empty(), "{other:?}");
-    // The library exports exactly the names that the header declares.
+    // The library exports only names that the header declares.
     let header = std::fs::read_to_string(root().join("ffi/include/dollop.h")).unwrap();
     for name in &names {
         assert!(header.contains(&format!("{name}(")), "{name} is not in the header");

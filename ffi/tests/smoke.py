@@ -1,4 +1,4 @@
-"""The C interface from Python, by ctypes alone: smoke.py LIBRARY MODEL streams an answer."""
+"""The C interface from Python with ctypes only. smoke.py LIBRARY MODEL streams an answer."""
 
 import ctypes as c
 import sys
@@ -20,7 +20,7 @@ class GenerateOptions(c.Structure):
 
 
 class Sampling(c.Structure):
-    # The numbers behind the temperature are left as they are.
+    # The fields after the temperature are not changed.
     _fields_ = [("struct_size", c.c_size_t), ("seed", c.c_uint64), ("temperature", c.c_float), ("rest", c.c_byte * 108)]
 
 

@@ -46,7 +46,7 @@ extern "system" fn Java_dev_dollop_Native_chatLoad<'a>(
     })
 }
 
-/// Returns the bytes of the file.
+/// Returns the size of the file in bytes.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_chatSave<'a>(
     mut env: JNIEnv<'a>,
@@ -129,7 +129,7 @@ extern "system" fn Java_dev_dollop_Native_chatSetMessages<'a>(
     enter(&mut env, (), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
         let messages: Vec<Message> = serde_json::from_str(&text(env, &json)?)
-            .map_err(|e| Failure::invalid(format!("these are no messages: {e}")))?;
+            .map_err(|e| Failure::invalid(format!("not an array of messages: {e}")))?;
         chat.take()?.restore(messages);
         Ok(())
     });
@@ -145,7 +145,7 @@ extern "system" fn Java_dev_dollop_Native_chatSetVariables<'a>(
     enter(&mut env, (), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
         let variables = serde_json::from_str(&text(env, &json)?)
-            .map_err(|e| Failure::invalid(format!("the variables are no JSON object: {e}")))?;
+            .map_err(|e| Failure::invalid(format!("the variables are not a JSON object: {e}")))?;
         chat.take()?.set_variables(variables);
         Ok(())
     });
@@ -162,7 +162,7 @@ extern "system" fn Java_dev_dollop_Native_chatSetTime<'a>(
         let chat = handles::get::<dollop_chat>(handle(chat))?;
         let seconds = unsigned("the time", seconds)?;
         if seconds >= END_OF_TIME {
-            return Err(Failure::invalid(format!("{seconds} seconds are after the year 9999")));
+            return Err(Failure::invalid(format!("{seconds} seconds: the time is after the year 9999")));
         }
         chat.take()?.set_now(DateTime::from_unix(seconds));
         Ok(())
@@ -177,7 +177,7 @@ extern "system" fn Java_dev_dollop_Native_chatReset<'a>(mut env: JNIEnv<'a>, _: 
     });
 }
 
-/// Returns the context, the tokens in it, and those computed since the timeline was made.
+/// Returns the context, the number of tokens in it, and the number computed since the session was created.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_chatNumbers<'a>(
     mut env: JNIEnv<'a>,

@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::ptr::null_mut;
 
-/// Opens or plans by a path; a foreign model is converted first, with progress to the listener.
+/// Opens or plans by a path. A model of another format is converted first, with progress to the listener.
 fn with_path<T>(
     env: &mut JNIEnv,
     path: &JString,
@@ -32,7 +32,7 @@ fn with_path<T>(
         }
     };
     let done = work(&path, &mut hear)?;
-    // A conversion may finish before the listener's answer arrives; the opened model is closed then.
+    // A conversion may finish before the listener answers. The opened model is then closed.
     if listener.is_some_and(|listener| listener.stopped()) {
         return Err(runtime::Error::Cancelled.into());
     }
@@ -137,7 +137,7 @@ extern "system" fn Java_dev_dollop_Native_engineJson<'a>(
     })
 }
 
-/// Returns the bytes that went back to the system.
+/// Returns the number of bytes freed to the system.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_engineSetMemory<'a>(
     mut env: JNIEnv<'a>,
@@ -151,7 +151,7 @@ extern "system" fn Java_dev_dollop_Native_engineSetMemory<'a>(
     })
 }
 
-/// The level is the ordinal of `TrimLevel` in Kotlin. Returns the bytes that went back to the system.
+/// The level is the ordinal of `TrimLevel` in Kotlin. Returns the number of bytes freed to the system.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_engineTrim<'a>(
     mut env: JNIEnv<'a>,
@@ -195,7 +195,7 @@ extern "system" fn Java_dev_dollop_Native_engineDetokenize<'a>(
         let ids = ids(env, &from)?;
         let vocab = engine.info().vocab;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Failure::invalid(format!("token {id}: there are {vocab}")));
+            return Err(Failure::invalid(format!("token {id}: the vocabulary has {vocab}")));
         }
         let text = engine.tokenizer()?.decode(&ids, skip_special != 0);
         java(env, &text)

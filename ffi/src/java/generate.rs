@@ -1,4 +1,4 @@
-//! Generation for Kotlin: options in, events through a listener, six numbers out.
+//! Generation for Kotlin. Takes options, reports events through a listener, returns six numbers.
 
 use super::listener::Listener;
 use super::{optional_text, text};
@@ -12,7 +12,7 @@ use runtime::sampler::Sampling;
 use runtime::{Engine, Event, GenerateOptions, Outcome};
 use std::ptr::null_mut;
 
-/// How to generate, as it comes from Kotlin.
+/// The options of a generation, as Kotlin passes them.
 pub(super) struct Wanted<'a> {
     pub(super) max_tokens: jint,
     /// A JSON object with the differences from the model's own sampling, or null.
@@ -32,13 +32,13 @@ impl Wanted<'_> {
             env.delete_local_ref(one)?;
         }
         options.max_tokens =
-            usize::try_from(self.max_tokens).map_err(|_| Failure::invalid("negative max_tokens"))?;
+            usize::try_from(self.max_tokens).map_err(|_| Failure::invalid("max_tokens is negative"))?;
         options.sampling = sampling(own, json.as_deref())?;
         Ok(options)
     }
 }
 
-/// The model's own numbers, overridden by those of a JSON object.
+/// The model's own sampling, overridden by the fields of a JSON object.
 fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
     let failed = |e| Failure::invalid(format!("the sampling: {e}"));
     let mut all = serde_json::to_value(own).map_err(failed)?;
@@ -53,7 +53,7 @@ fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
 type Body<'a, T> =
     dyn FnOnce(&mut T, &GenerateOptions, &mut dyn FnMut(Event)) -> runtime::Result<Outcome> + 'a;
 
-/// Takes a session or a chat and generates. Returns stop, prompt, reused and generated tokens, and seconds of both parts.
+/// Locks a session or a chat and generates. Returns stop, prompt, reused and generated tokens, and the seconds of both phases.
 pub(super) fn generate<T>(
     env: &mut JNIEnv,
     with: &Exclusive<T>,
@@ -69,7 +69,7 @@ pub(super) fn generate<T>(
     let done = body(&mut value, &options, &mut |event| {
         let (numbers, text) = match &event {
             Event::Prefill { done, total } => ([0, 0, *done as jlong, *total as jlong], ""),
-            // Reasoning is no part of the answer: a token without text.
+            // Reasoning is not part of the answer: a token without text.
             Event::Reasoning { id, .. } => ([1, (*id).into(), 0, 0], ""),
             Event::Token { id, text } => ([1, (*id).into(), 0, 0], text.as_str()),
             Event::Rest { text } => ([2, 0, 0, 0], text.as_str()),

@@ -1,4 +1,4 @@
-//! Events of a native call for Kotlin: numbers and a text, to a listener on the thread of the call.
+//! Passes events of a native call, as numbers and a text, to a Kotlin listener on the thread of the call.
 
 use crate::boundary::Result;
 use jni::JNIEnv;
@@ -9,7 +9,7 @@ use jni::sys::jlong;
 /// The signature of `Listener.hear`.
 const HEAR: &str = "(JJJJLjava/lang/String;)Z";
 
-/// A listener with its method, looked up once for all events of a call.
+/// A listener and its method, looked up once for all events of a call.
 pub(super) struct Listener<'a> {
     object: &'a JObject<'a>,
     method: JMethodID,
@@ -27,24 +27,24 @@ impl<'a> Listener<'a> {
         Ok(Some(Listener { object, method, stopped: false }))
     }
 
-    /// Whether it has returned false or thrown: after that the virtual machine must not be called.
+    /// Whether it has returned false or thrown. The virtual machine must not be called after that.
     pub(super) fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Calls it; returns whether to go on.
+    /// Calls the listener. Returns whether to continue.
     pub(super) fn hear(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
         if self.stopped {
             return false;
         }
-        // In its own local frame: otherwise a call with thousands of texts would hold a reference to each.
+        // In its own local frame. Otherwise a call with thousands of texts would hold a reference to each.
         let answer = env.with_local_frame(4, |env| {
             let text = env.new_string(text)?;
             let n = numbers.map(|n| JValue::Long(n).as_jni());
             let arguments = [n[0], n[1], n[2], n[3], JValue::Object(&text).as_jni()];
             let returns = ReturnType::Primitive(Primitive::Boolean);
-            // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and this type
-            // are of.
+            // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and
+            // this type match.
             unsafe { env.call_method_unchecked(self.object, self.method, returns, &arguments) }?.z()
         });
         self.stopped = !answer.unwrap_or(false);

@@ -1,4 +1,4 @@
-//! The log's listener in Kotlin: called on the logging thread, which is attached to the virtual machine first.
+//! The log's listener in Kotlin. It runs on the logging thread, which is first attached to the virtual machine.
 
 use super::{enter, unsigned};
 use crate::boundary::Result;
@@ -21,14 +21,14 @@ struct Listener {
 
 impl Listener {
     fn hear(&self, level: Level, target: &str, message: &str) -> jni::errors::Result<()> {
-        // Attached as a daemon: a thread that once logged must not keep the virtual machine from ending. It stays
-        // attached until it ends, because threads that log do so again.
+        // Attached as a daemon, so that a thread that once logged does not keep the virtual machine from ending. It
+        // stays attached until it ends, because it will probably log again.
         let mut env = self.vm.attach_current_thread_as_daemon()?;
-        // A listener of events may have thrown on this thread. That exception belongs to its caller, and no Java method
-        // can be called before it is cleared.
+        // A listener of events may have thrown on this thread. That exception belongs to its caller, and no Java
+        // method can be called before it is cleared.
         let thrown = env.exception_occurred()?;
         env.exception_clear()?;
-        // In its own local frame: on threads not created by Java, references live as long as the thread.
+        // In its own local frame. On threads not created by Java, references live as long as the thread.
         let heard = env.with_local_frame(4, |env| self.call(env, level, target, message));
         // Exceptions of this listener are dropped.
         env.exception_clear()?;
@@ -46,7 +46,7 @@ impl Listener {
             JValue::Object(&message).as_jni(),
         ];
         let returns = ReturnType::Primitive(Primitive::Void);
-        // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and this type are of.
+        // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and this type match.
         unsafe { env.call_method_unchecked(&self.object, self.method, returns, &arguments) }?;
         Ok(())
     }
@@ -62,7 +62,7 @@ fn sink(env: &mut JNIEnv, listener: &JObject) -> Result<Sink> {
     }))
 }
 
-/// `dollop_set_log`; a null listener removes the sink.
+/// `dollop_set_log`. A null listener removes the sink.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_setLog<'a>(
     mut env: JNIEnv<'a>,

@@ -1,8 +1,8 @@
-//! Entry points of the Kotlin library: what `dev.dollop.Native` declares (android/core), over the same handles as C's.
+//! Entry points of the Kotlin library, which `dev.dollop.Native` (android/core) declares. They use the same handles as C.
 //!
 //! A failure becomes a `DollopException` with the status and the text. An exception of a listener stops the call, which
-//! throws it again; until the call returns, the virtual machine is not called any more. Files here are by subject; this
-//! one converts texts, numbers, handles and failures.
+//! throws it again. Until the call returns, the virtual machine is not called. The files here are by subject; this one
+//! converts texts, numbers, handles and failures.
 
 mod chat;
 mod engine;
@@ -29,7 +29,7 @@ impl From<JniError> for Failure {
     }
 }
 
-/// Runs the body of a native method. A failure is thrown, unless an exception is pending, and `none` is returned.
+/// Runs the body of a native method. On failure throws it, unless an exception is pending, and returns `none`.
 fn enter<T>(env: &mut JNIEnv, none: T, body: impl FnOnce(&mut JNIEnv) -> Result<T>) -> T {
     let result = guarded(|| body(&mut *env));
     result.unwrap_or_else(|failure| {
@@ -74,7 +74,7 @@ fn java_longs(env: &mut JNIEnv, numbers: &[jlong]) -> Result<jlongArray> {
     Ok(array.into_raw())
 }
 
-/// Token ids: vocabularies are far smaller than a signed number's range.
+/// Token ids. Vocabularies are far smaller than the range of a signed number.
 fn java_ids(env: &mut JNIEnv, ids: &[u32]) -> Result<jintArray> {
     let ids: Vec<jint> = ids.iter().map(|&id| jint::try_from(id).unwrap_or(jint::MAX)).collect();
     let array = env.new_int_array(ids.len() as jint)?;
@@ -89,7 +89,7 @@ fn ids(env: &mut JNIEnv, from: &JIntArray) -> Result<Vec<u32>> {
     let mut ids = vec![0; env.get_array_length(from)? as usize];
     env.get_int_array_region(from, 0, &mut ids)?;
     ids.into_iter()
-        .map(|id| u32::try_from(id).map_err(|_| Failure::invalid(format!("token {id}: it is negative"))))
+        .map(|id| u32::try_from(id).map_err(|_| Failure::invalid(format!("token {id} is negative"))))
         .collect()
 }
 
@@ -98,7 +98,7 @@ fn unsigned(name: &str, number: jlong) -> Result<u64> {
     u64::try_from(number).map_err(|_| Failure::invalid(format!("{name}: {number} is negative")))
 }
 
-/// Tokens of context; 0 means the planned number.
+/// Options with a context in tokens; 0 means the planned number.
 fn session_options(context: jint) -> Result<SessionOptions> {
     let mut options = SessionOptions::default();
     if context != 0 {
@@ -107,7 +107,7 @@ fn session_options(context: jint) -> Result<SessionOptions> {
     Ok(options)
 }
 
-/// A handle that Kotlin holds as a number.
+/// A handle, which Kotlin holds as a number.
 fn handle<H>(number: jlong) -> *mut H {
     without_provenance_mut(usize::try_from(number).unwrap_or_default())
 }

@@ -9,7 +9,7 @@ use jni::sys::{jfloat, jlong};
 use std::ffi::CString;
 use std::ptr::null;
 
-/// The numbers are those of `EngineOptions.numbers` in Kotlin, in its order.
+/// The numbers are those of `EngineOptions.numbers` in Kotlin, in the same order.
 pub(super) fn opening(
     env: &mut JNIEnv,
     numbers: &JIntArray,
@@ -22,7 +22,7 @@ pub(super) fn opening(
     let given = |i: usize| u32::try_from(n[i]).map_err(|_| Failure::invalid(format!("option {i}: {}", n[i])));
     let mut folder = |i: usize| -> Result<Option<CString>> {
         let path = optional_text(env, folders[i])?;
-        path.map(|p| CString::new(p).map_err(|_| Failure::invalid("a path with a NUL"))).transpose()
+        path.map(|p| CString::new(p).map_err(|_| Failure::invalid("a path contains a NUL"))).transpose()
     };
     let (cache, pipelines) = (folder(0)?, folder(1)?);
     let pointer = |path: &Option<CString>| path.as_ref().map_or(null(), |p| p.as_ptr());

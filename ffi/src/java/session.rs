@@ -1,4 +1,4 @@
-//! Timelines of plain text and tokens, without a chat template.
+//! Sessions: plain text and tokens, without a chat template.
 
 use super::generate::{Wanted, generate};
 use super::{enter, handle, ids, java_ids, java_longs, number, path, session_options, text, unsigned};
@@ -11,7 +11,7 @@ use runtime::Session;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-/// The context, the tokens in it, and those computed since the timeline was made.
+/// The context, the number of tokens in it, and the number computed since the session was created.
 pub(super) fn numbers(session: &Session) -> [jlong; 3] {
     let info = info_of(session);
     [info.context, info.tokens, info.processed_tokens].map(|n| n as jlong)
@@ -48,7 +48,7 @@ extern "system" fn Java_dev_dollop_Native_sessionLoad<'a>(
     })
 }
 
-/// Returns the bytes of the file.
+/// Returns the size of the file in bytes.
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_sessionSave<'a>(
     mut env: JNIEnv<'a>,

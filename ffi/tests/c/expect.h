@@ -1,4 +1,4 @@
-/* What the C tests share: checks that say where they failed, and texts compared. */
+/* Shared by the C tests: checks that print where they failed. */
 #ifndef EXPECT_H
 #define EXPECT_H
 
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Counted: a test that checks nothing is a defect. */
+/* The number of checks made: a test without checks is a defect. */
 static int checks;
 
 #define CHECK(condition)                                                                                     \
@@ -20,13 +20,13 @@ static int checks;
         }                                                                                                    \
     } while (0)
 
-/* A call's status, and for a failure a text with `part` in it. */
+/* Checks a call's status, and for a failure also that the error text contains `part`. */
 #define EXPECT(want, part, call)                                                                             \
     do {                                                                                                     \
         const dollop_status got = (call);                                                                    \
         checks++;                                                                                            \
         if (got != (want) || ((want) != DOLLOP_OK && !strstr(dollop_last_error(), part))) {                  \
-            fprintf(stderr, "%s:%d: %s gives %s (%s), and should give %s with \"%s\"\n", __FILE__, __LINE__, \
+            fprintf(stderr, "%s:%d: %s returned %s (%s), expected %s with \"%s\"\n", __FILE__, __LINE__, \
                     #call, dollop_status_name(got), dollop_last_error(), dollop_status_name(want), part);    \
             exit(1);                                                                                         \
         }                                                                                                    \
@@ -34,17 +34,17 @@ static int checks;
 
 #define OK(call) EXPECT(DOLLOP_OK, "", call)
 
-/* A struct with its defaults. */
+/* Declares a struct with its defaults. */
 #define NEW(type, name)                                                                                      \
     type name;                                                                                               \
     OK(type##_init(&name, sizeof name))
 
-/* Arguments that all tests get from the script that runs them. */
+/* The arguments of every test program (../programs.rs). */
 struct fixtures {
     const char *model;   /* The default model. */
     const char *talker;  /* A Hugging Face folder of a model that says "h\xc3\xa9 \xf0\x9f\x99\x82". */
-    const char *broken;  /* The same, whose values overflow. */
-    const char *garbage; /* A file that begins as GGUF and ends there. */
+    const char *broken;  /* The same, but its values overflow. */
+    const char *garbage; /* A file that ends after the beginning of a GGUF header. */
     const char *cache;   /* An empty folder. */
 };
 

@@ -1,4 +1,4 @@
-/* Everything that works: opening, planning, chatting, completing, tokens, logits, cancelling, statistics, devices. */
+/* Successful calls: opening, planning, chatting, completing, tokens, logits, cancelling, statistics, devices, the log. */
 #include "expect.h"
 #include <pthread.h>
 
@@ -6,8 +6,8 @@ struct heard {
     char text[4096];
     size_t len;
     int tokens, prefills, rests, stop_after;
-    dollop_chat *chat;       /* Freed by the callback, if there is one. */
-    dollop_session *session; /* Cancelled by the callback, if there is one. */
+    dollop_chat *chat;       /* Freed by the callback, if not NULL. */
+    dollop_session *session; /* Cancelled by the callback, if not NULL. */
 };
 
 static int whole_characters(const char *text, size_t len) {
@@ -47,7 +47,7 @@ static void chatting(dollop_engine *engine) {
     o.system = "You are brief.";
     o.context = 512;
     o.overflow = DOLLOP_OVERFLOW_SLIDE;
-    /* With AMX, calls of 16 and more tokens have other bits (docs/cpu.md): the last token of a prompt, read again alone, too. */
+    /* With AMX, calls of 16 or more tokens round differently (docs/cpu.md), and regenerating reads the last token alone. */
     o.chunk = 8;
     OK(dollop_chat_new(engine, &o, &chat));
     NEW(dollop_sampling, greedy);
@@ -66,7 +66,7 @@ static void chatting(dollop_engine *engine) {
     CHECK(outcome.generated_tokens == (uint32_t)h.tokens && outcome.prompt_tokens > 10);
     CHECK(outcome.prefill_seconds > 0 && outcome.decode_seconds > 0);
 
-    /* The same again, and then another question that reuses the cache. */
+    /* The same answer again, then another question, which reuses the cache. */
     char *again = NULL;
     OK(dollop_chat_regenerate(chat, &g, &again, &outcome));
     CHECK(strcmp(text, again) == 0 && outcome.reused_tokens > 0);
@@ -95,7 +95,7 @@ static void chatting(dollop_engine *engine) {
     OK(dollop_chat_get(chat, &info));
     CHECK(info.context == 512 && info.tokens > 0 && info.processed_tokens > 0);
 
-    /* Freed in the middle by its own callback: the call ends well, and the handle is closed. */
+    /* Freed by its own callback: the call succeeds, and the handle is closed. */
     struct heard freed = {.chat = chat};
     g.user_data = &freed;
     OK(dollop_chat_send(chat, "Tell me a story.", &g, NULL, &outcome));
@@ -156,7 +156,7 @@ static void sessions(dollop_engine *engine) {
     dollop_text_free(first);
     dollop_text_free(text);
 
-    /* A stop text ends it, and every option of the sampler is taken. */
+    /* A stop string ends the answer; every sampling option is accepted. */
     const char *stop[] = {"Paris"};
     g.stop = stop;
     g.stop_count = 1;
@@ -196,7 +196,7 @@ static void sessions(dollop_engine *engine) {
     OK(dollop_session_free(session));
 }
 
-/* What two threads see of each other. */
+/* State shared by two threads. */
 struct meeting {
     pthread_mutex_t lock;
     pthread_cond_t moved;
@@ -218,7 +218,7 @@ static void *interrupt(void *user_data) {
     pthread_mutex_lock(&m->lock);
     while (m->running == 0) pthread_cond_wait(&m->moved, &m->lock);
     pthread_mutex_unlock(&m->lock);
-    /* This session is busy, another thread's error is not ours, and cancelling works. */
+    /* The session is busy, errors of other threads are not visible here, and cancelling works. */
     CHECK(strcmp(dollop_last_error(), "") == 0);
     EXPECT(DOLLOP_BUSY, "not returned", dollop_session_rewind(m->session, 0));
     OK(dollop_session_cancel(m->session));
@@ -268,7 +268,7 @@ static void streaming(const char *model) {
         dollop_session *session = NULL;
         OK(dollop_session_new(engine, NULL, &session));
         OK(dollop_engine_plan(engine, &plan));
-        /* What an engine has given away outlives it. */
+        /* The session and the plan outlive their engine. */
         NEW(dollop_stats, s);
         OK(dollop_session_complete(session, "The capital of France is", &g, &texts[streamed], NULL));
         OK(dollop_engine_stats(engine, &s));
@@ -302,7 +302,7 @@ static int count_progress(const dollop_progress *progress, void *user_data) {
     return 0;
 }
 
-/* A foreign model is converted once; its characters of several bytes, a token each, arrive whole. */
+/* A foreign model is converted once. Its characters of several bytes, one token per byte, arrive whole. */
 static void foreign(const struct fixtures *f) {
     int asked = 0;
     NEW(dollop_engine_options, o);
@@ -329,7 +329,7 @@ static void foreign(const struct fixtures *f) {
     }
 }
 
-/* What is logged on this thread; other threads have none here. */
+/* Counts messages by level. Nothing here logs on other threads. */
 static void count_log(uint32_t level, const char *target, const char *message, void *user_data) {
     int *messages = user_data;
     CHECK(level >= DOLLOP_LOG_ERROR && level <= DOLLOP_LOG_DEBUG);

@@ -1,5 +1,5 @@
-/* What outlives a process and what gives way while one runs: saved sessions and chats, forks, budgets, models in open files.
-   With every status that these functions have of their own. */
+/* Saved sessions and chats, forks, changes of the memory budget, and models in open files, with every status that only these
+   functions return. */
 #define _POSIX_C_SOURCE 200809L
 #include "expect.h"
 #include <fcntl.h>
@@ -17,7 +17,7 @@ static dollop_generate_options tokens(uint32_t count) {
     return g;
 }
 
-/* The text of a prompt on a session of its own. */
+/* Completes the prompt in a new session. */
 static char *text_of(dollop_engine *engine, const dollop_generate_options *g) {
     dollop_session *session = NULL;
     char *text = NULL;
@@ -27,7 +27,7 @@ static char *text_of(dollop_engine *engine, const dollop_generate_options *g) {
     return text;
 }
 
-/* A model in the middle of a file, behind 128 bytes of something else. */
+/* A model in the middle of a file, after 128 other bytes. */
 static void descriptors(const struct fixtures *f, const char *expected) {
     dollop_engine *engine = NULL;
     dollop_plan *plan = NULL;
@@ -89,7 +89,7 @@ static void sessions(const struct fixtures *f, dollop_engine *engine, uint32_t v
     OK(dollop_session_fork(ours, &fork));
     OK(dollop_session_load(engine, path, NULL, &loaded));
 
-    /* All three go on with the same logits, byte for byte. */
+    /* All three continue with bit-identical logits. */
     dollop_session *all[3] = {ours, loaded, fork};
     float *logits[3];
     const uint32_t next = 7;
@@ -122,7 +122,7 @@ static void sessions(const struct fixtures *f, dollop_engine *engine, uint32_t v
     EXPECT(DOLLOP_CONTEXT_FULL, "context", dollop_session_load(engine, path, &small, &loaded));
     EXPECT(DOLLOP_MALFORMED, "cut", dollop_session_load(engine, f->garbage, NULL, &loaded));
 
-    /* Of another model, and damaged in one bit. */
+    /* A file of another model, and one with one flipped bit. */
     dollop_engine *talker = NULL;
     NEW(dollop_engine_options, o);
     o.cache_folder = f->cache;
@@ -175,7 +175,7 @@ struct squeeze {
     uint32_t calls;
 };
 
-/* Another size of the cache with each token. */
+/* Resizes the cache with each token. */
 static int resize(const dollop_event *event, void *user_data) {
     struct squeeze *s = user_data;
     if (event->kind != DOLLOP_EVENT_TOKEN) return 0;

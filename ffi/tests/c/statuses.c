@@ -1,4 +1,4 @@
-/* Every status that C can provoke, and that outputs are untouched then. The other three are in ffi/src/tests.rs. */
+/* Every status that C can cause; outputs then stay unchanged. The other three are in ffi/src/tests.rs. */
 #include "expect.h"
 #include <math.h>
 
@@ -10,7 +10,7 @@ static int refuse_progress(const dollop_progress *progress, void *user_data) {
 
 static dollop_chat *ours;
 
-/* On its own chat a callback may only cancel and free. */
+/* A callback may only cancel and free its own chat. */
 static int reenter(const dollop_event *event, void *user_data) {
     (void)event;
     char *text = (char *)1;

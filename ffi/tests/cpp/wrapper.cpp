@@ -1,4 +1,4 @@
-// dollop.hpp: everything once, exceptions through callbacks, moves, and typed errors.
+// dollop.hpp: every function once, exceptions through callbacks, moves, and typed errors.
 #include <dollop.hpp>
 
 #include <atomic>
@@ -42,7 +42,7 @@ static void conversations(const dollop::Engine &engine, const std::string &cache
     dollop::Chat::Options options;
     options.context = 512;
     options.system = "You are brief.";
-    // With AMX, calls of 16 and more tokens have other bits (docs/cpu.md).
+    // With AMX, calls of 16 or more tokens round differently (docs/cpu.md).
     options.chunk = 8;
     dollop::Chat chat(engine, options);
     auto greedy = engine.sampling();
@@ -59,7 +59,7 @@ static void conversations(const dollop::Engine &engine, const std::string &cache
     CHECK(first.text == heard && first.text.find("Paris") != std::string::npos && first.generated_tokens > 0);
     CHECK(chat.regenerate(g).text == first.text);
 
-    // What a callback throws arrives here, and the chat goes on.
+    // An exception of a callback reaches the caller, and the chat stays usable.
     g.on_event = [](const dollop::Event &e) -> bool {
         if (e.kind == DOLLOP_EVENT_TOKEN) throw Thrown{7};
         return true;
@@ -137,7 +137,7 @@ static void timelines(const dollop::Engine &engine, const std::string &cache) {
     CHECK(outcome.stop == DOLLOP_STOP_CANCELLED && outcome.generated_tokens == 1);
 }
 
-// Other threads log, too: what they say is kept under a lock.
+// Other threads log too, so the messages are kept under a lock.
 static void logging(const std::string &model, const dollop::EngineOptions &options) {
     struct Heard {
         std::mutex lock;
@@ -161,7 +161,7 @@ static void logging(const std::string &model, const dollop::EngineOptions &optio
     dollop::set_log(hears, DOLLOP_LOG_DEBUG);
     dollop::Engine(model, options);
     CHECK(heard->opened.size() == 2 && heard->debug > 0);
-    // Nobody else has it when it has been taken away: this function's list, and its lambda.
+    // After the log is reset, the only owners are this function's pointer and its lambda.
     dollop::set_log(nullptr);
     CHECK(heard.use_count() == 2);
     dollop::Engine(model, options);
