@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Assembles an AAR of what Maven compiled (`mvn compile` in this folder) and native.sh built, for where Gradle with Google's plugin
-# cannot be had: target/aar/dollop-android-VERSION.aar, with the core's classes in it, and the POM that names what it depends on.
-# Without native libraries it is incomplete, and this says so.
+# Assembles an AAR without Gradle, from the output of Maven (`mvn compile` in this folder) and native.sh. Writes
+# target/aar/dollop-android-VERSION.aar, which includes the core's classes, and a POM with its dependencies. Reports missing native
+# libraries: without them the AAR is incomplete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,4 +48,4 @@ cat >"$out/$name.pom" <<POM
 </project>
 POM
 echo "$out/$name.aar: $(stat -c %s "$out/$name.aar") bytes"
-[ -z "$missing" ] || echo "android/aar.sh: not in it:$missing (android/native.sh builds them; it needs Google's NDK)" >&2
+[ -z "$missing" ] || echo "android/aar.sh: missing in the AAR:$missing (android/native.sh builds them; it needs Google's NDK)" >&2

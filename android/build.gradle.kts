@@ -1,4 +1,4 @@
-// Plugins of the modules, each in one version.
+// The plugins of all modules, each with one version.
 plugins {
     alias(libs.plugins.android.application) apply false
     alias(libs.plugins.android.library) apply false

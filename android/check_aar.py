@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Checks the layout of an AAR: its files, its manifest, whose classes it has, what its rules keep, and its native libraries.
+"""Checks the layout of an AAR: its files, manifest, classes, keep rules and native libraries.
 
     android/check_aar.py FILE.aar [--native]
 
-With --native the libraries of both ABIs must be there.
+With --native, the libraries of both ABIs are required.
 """
 import io
 import re
@@ -23,8 +23,8 @@ def need(truth, text):
 
 
 def check_native(abi, data):
-    """A 64-bit shared library of the ABI whose segments lie on pages of 16 KiB, and which exports our names alone."""
-    need(data[:6] == b"\x7fELF\x02\x01", f"{abi}: no little-endian ELF of 64 bits")
+    """Checks for a 64-bit shared library of the ABI with 16 KiB aligned segments, which exports only our names."""
+    need(data[:6] == b"\x7fELF\x02\x01", f"{abi}: not a 64-bit little-endian ELF file")
     kind, machine = struct.unpack_from("<HH", data, 16)
     need((kind, machine) == (3, MACHINES[abi]), f"{abi}: type {kind}, machine {machine}")
     programs, sections = struct.unpack_from("<QQ", data, 32)
@@ -43,7 +43,7 @@ def check_native(abi, data):
                 exports.add(data[strings + name:data.index(b"\0", strings + name)].decode())
     foreign = {e for e in exports if not re.match("dollop_|Java_dev_dollop_Native_", e)}
     need(not foreign, f"{abi}: exports {sorted(foreign)[:5]}")
-    need("Java_dev_dollop_Native_engineOpen" in exports, f"{abi}: has no entry points of Kotlin")
+    need("Java_dev_dollop_Native_engineOpen" in exports, f"{abi}: has no JNI entry points")
 
 
 def main():
@@ -61,19 +61,19 @@ def main():
 
     manifest = xml.fromstring(aar.read("AndroidManifest.xml"))
     need(manifest.get("package") == "dev.dollop.android", "the manifest has no package")
-    need([c.tag for c in manifest] == ["uses-sdk"], "the manifest asks for more than an SDK")
-    need(int(manifest[0].get(ANDROID + "minSdkVersion")) >= 21, "the oldest Android")
+    need([c.tag for c in manifest] == ["uses-sdk"], "the manifest has more than uses-sdk")
+    need(int(manifest[0].get(ANDROID + "minSdkVersion")) >= 21, "minSdkVersion is below 21")
 
     jar = zipfile.ZipFile(io.BytesIO(aar.read("classes.jar")))
     classes = {n[:-6].replace("/", ".") for n in jar.namelist() if n.endswith(".class")}
-    need(all(c.startswith("dev.dollop.") for c in classes), f"others' classes: {sorted(c for c in classes if not c.startswith('dev.dollop.'))[:5]}")
+    need(all(c.startswith("dev.dollop.") for c in classes), f"foreign classes: {sorted(c for c in classes if not c.startswith('dev.dollop.'))[:5]}")
     for wanted in ("Engine", "Chat", "Session", "android.DeviceMemory", "android.MemoryFollowerKt"):
         need(f"dev.dollop.{wanted}" in classes, f"no class {wanted}")
-    need(not any("Test" in c for c in classes), "classes of tests")
-    # What native code looks up by name must exist, be kept by rules that apps get, and not be left out of them.
+    need(not any("Test" in c for c in classes), "has test classes")
+    # The rules for apps must keep exactly the classes that native code looks up by name, and these must exist.
     kept = set(re.findall(r"^-keep\w* (?:class|interface) ([\w.]+)", aar.read("proguard.txt").decode(), re.M))
     need(kept == {"dev.dollop.Native", "dev.dollop.DollopException", "dev.dollop.Listener", "dev.dollop.LogSink"}, f"rules keep {sorted(kept)}")
-    need(kept <= classes, "rules keep what is not there")
+    need(kept <= classes, "rules keep classes that do not exist")
     print(f"{sys.argv[1]}: {len(classes)} classes, libraries for {', '.join(sorted(n.split('/')[1] for n in native)) or 'no ABI'}")
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds libdollop.so with Kotlin's entry points for Android devices into target/android/jni/ABI, where Gradle and aar.sh take it from:
+# Builds libdollop.so with the JNI entry points for Android devices. Gradle and aar.sh take it from target/android/jni/ABI.
 #
 #     ANDROID_NDK_HOME=… android/native.sh [--no-gpu]
 #
-# Needs Google's NDK (r27 or later) and Rust's targets: rustup target add aarch64-linux-android x86_64-linux-android. Exits with 3
-# where there is no NDK.
+# Needs Google's NDK (r27 or later) and two Rust targets: rustup target add aarch64-linux-android x86_64-linux-android. Exits with 3
+# if there is no NDK.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,12 +21,12 @@ if [ -z "$ndk" ] || [ ! -x "$tools/llvm-strip" ]; then
   exit 3
 fi
 
-# The oldest Android that the library says it runs on (library/build.gradle.kts).
+# The minSdk of library/build.gradle.kts.
 api=24
 for pair in arm64-v8a:aarch64-linux-android x86_64:x86_64-linux-android; do
   abi=${pair%%:*} target=${pair##*:}
   upper=$(echo "$target" | tr 'a-z-' 'A-Z_')
-  # Pages of 16 KiB: Android 15 and later has them on some devices.
+  # Some devices with Android 15 or later have 16 KiB pages.
   env "CARGO_TARGET_${upper}_LINKER=$tools/$target$api-clang" \
     "CARGO_TARGET_${upper}_RUSTFLAGS=-C link-arg=-Wl,-z,max-page-size=16384 -C link-arg=-Wl,-soname,libdollop.so" \
     "CC_$(echo "$target" | tr - _)=$tools/$target$api-clang" "AR_$(echo "$target" | tr - _)=$tools/llvm-ar" \

@@ -1,4 +1,4 @@
-// The build with Google's Android plugin: an AAR and the sample app. `./native.sh` first, which builds libdollop.so for the devices.
+// The build with Google's Android plugin: an AAR and the sample app. Run `./native.sh` first: it builds libdollop.so for devices.
 pluginManagement {
     repositories {
         google()

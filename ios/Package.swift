@@ -1,6 +1,6 @@
 // swift-tools-version: 6.0
-// The Swift package of Dollop. On a Mac the native library is the XCFramework that `build-xcframework.sh` makes beside this
-// file. On Linux it is the installed library (`ffi/install.sh`), which pkg-config finds.
+// The Swift package of Dollop. On a Mac, the native library is the XCFramework that `build-xcframework.sh` makes in this folder. On
+// Linux, it is the installed library (`ffi/install.sh`), which pkg-config finds.
 import PackageDescription
 
 #if os(macOS)
@@ -19,7 +19,7 @@ let package = Package(
             name: "Dollop",
             dependencies: ["CDollop"],
             linkerSettings: [
-                // What the static library needs of the system; the dynamic one names it itself.
+                // The system libraries that the static library needs. The dynamic one names them itself.
                 .linkedFramework("Metal", .when(platforms: [.iOS, .macOS])),
                 .linkedFramework("QuartzCore", .when(platforms: [.iOS, .macOS])),
                 .linkedLibrary("objc", .when(platforms: [.iOS, .macOS])),

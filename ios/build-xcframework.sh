@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds Dollop.xcframework beside this file, where Package.swift looks for it: static libraries for iOS devices, the iOS
-# simulator and macOS. Needs a Mac with Xcode and rustup.
+# Builds Dollop.xcframework in this folder, for Package.swift: static libraries for iOS devices, the iOS simulator and macOS.
+# Needs a Mac with Xcode and rustup.
 #
 #     ios/build-xcframework.sh [--no-gpu]
 set -euo pipefail
@@ -16,7 +16,7 @@ for tool in xcodebuild lipo rustup cargo; do
   command -v "$tool" >/dev/null || { echo "ios/build-xcframework.sh: $tool is missing; this needs a Mac with Xcode and rustup" >&2; exit 3; }
 done
 
-# The same as in Package.swift.
+# The same versions as in Package.swift.
 export IPHONEOS_DEPLOYMENT_TARGET=16.0 MACOSX_DEPLOYMENT_TARGET=13.0
 targets=(aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios aarch64-apple-darwin x86_64-apple-darwin)
 rustup target add "${targets[@]}"
@@ -24,7 +24,7 @@ rustup target add "${targets[@]}"
 target_folder=${CARGO_TARGET_DIR:-$PWD/target}
 work=$target_folder/xcframework
 rm -rf "$work" ios/Dollop.xcframework
-# The module lies in a folder of its own: Xcode puts the headers of all XCFrameworks of an app into one.
+# The module has a folder of its own, because Xcode copies the headers of all XCFrameworks of an app into one folder.
 mkdir -p "$work/Headers/CDollop"
 cp ffi/include/dollop.h "$work/Headers/CDollop/"
 cat >"$work/Headers/CDollop/module.modulemap" <<'MAP'
@@ -35,7 +35,7 @@ module CDollop {
 MAP
 
 for target in "${targets[@]}"; do
-  # ${a[@]+…}: the bash of macOS takes an empty array for an unset variable.
+  # ${a[@]+…}: the bash of macOS treats an empty array as an unset variable.
   cargo rustc --release -p dollop-ffi --lib --crate-type staticlib --target "$target" ${features[@]+"${features[@]}"}
   mkdir -p "$work/$target"
   cp "$target_folder/$target/release/libdollop.a" "$work/$target/"

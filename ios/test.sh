@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds libdollop and tests the Swift package against the static library: ios/test.sh [arguments of `swift test`]
+# Builds libdollop and tests the Swift package with the static library: ios/test.sh [arguments of `swift test`]
 #
-# Takes Swift 6 from PATH. Without it, on Debian as root, installs Debian trixie with its Swift into a folder that is kept
-# (DOLLOP_SWIFT_ROOT, 3.4 GB; about five minutes, once) and runs it there by chroot. Exit status 3: Swift cannot be had.
+# Uses Swift 6 from PATH. If there is none, on Debian as root, this installs Debian trixie with its Swift into a folder that is
+# kept (DOLLOP_SWIFT_ROOT, 3.4 GB; about five minutes, once), and runs it there with chroot. Exit status 3: no Swift available.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
@@ -41,9 +41,10 @@ root=${DOLLOP_SWIFT_ROOT:-/var/cache/dollop/trixie}
 if swift_6; then
   inside() { bash -ec "$1" inside "${@:2}"; }
 else
-  # Moved there when all of it was installed. Not a file in it: its links lead out of it.
+  # The folder is moved into place when the installation is complete, so its existence is the test. A file in it is not, because its
+  # links point outside of it.
   [ -d "$root" ] || install_swift || exit 3
-  # The mounts are this command's alone: nothing of the repository is left inside of the folder when it has ended.
+  # The mounts are private to this command, so nothing of the repository stays in the folder afterwards.
   inside() {
     unshare --mount --propagation private bash -euc '
       root=$1 here=$2
@@ -60,26 +61,26 @@ fi
 say "libdollop, installed below target/swift"
 prefix=$PWD/target/swift/prefix
 ffi/install.sh --prefix "$prefix" --no-gpu
-# The static one is tested: without the other, the linker takes it.
+# Without the dynamic library, the linker uses the static one.
 rm -f "$prefix"/lib/libdollop.so*
 
 say "the Swift package"
 tests() {
   export PKG_CONFIG_PATH=$PWD/target/swift/prefix/lib/pkgconfig
   swift --version 2>&1 | head -1
-  # Written when the package is compiled, and kept for when it need not be.
+  # The symbol graph is written when the package is compiled, and kept for later runs that compile nothing.
   mkdir -p target/swift/symbols/Dollop
   swift build --package-path ios --build-tests -Xswiftc -warnings-as-errors -Xswiftc -emit-symbol-graph \
     -Xswiftc -emit-symbol-graph-dir -Xswiftc "$PWD/target/swift/symbols" >target/swift/build.log 2>&1 || {
     cat target/swift/build.log
     return 1
   }
-  echo "== the example app: what needs no SwiftUI is compiled, the rest parsed"
+  echo "== the example app: the sources without SwiftUI are compiled, the others parsed"
   # shellcheck disable=SC2046 # Flags.
   swiftc -swift-version 6 -warnings-as-errors -typecheck -I ios/.build/debug/Modules -I ios/Sources/CDollop \
     $(pkg-config --cflags-only-I dollop | sed "s/-I/-Xcc -I/g") ios/Example/Sources/ChatModel.swift
   swiftc -parse ios/Example/Sources/*.swift
-  echo "== what is for Apple's systems: types are checked against declarations of our own"
+  echo "== the sources for Apple's systems: types are checked against stubs"
   local stubs=target/swift/stubs
   mkdir -p $stubs
   swiftc -swift-version 6 -emit-module -module-name UIKit -o $stubs/UIKit.swiftmodule ios/Tests/Stubs/UIKit.swift
@@ -88,7 +89,7 @@ tests() {
   swiftc -swift-version 6 -warnings-as-errors -typecheck -I $stubs -I ios/Sources/CDollop \
     $(pkg-config --cflags-only-I dollop | sed "s/-I/-Xcc -I/g") ios/Sources/Dollop/*.swift
   if command -v docc >/dev/null; then
-    echo "== the documentation: every link leads somewhere"
+    echo "== the documentation: all links are checked"
     cp target/swift/symbols/Dollop.symbols.json target/swift/symbols/Dollop/
     docc convert ios/Sources/Dollop/Dollop.docc --additional-symbol-graph-dir target/swift/symbols/Dollop \
       --output-path target/swift/documentation --fallback-display-name Dollop --fallback-bundle-identifier dev.dollop \

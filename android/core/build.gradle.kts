@@ -1,4 +1,4 @@
-// The library for the JVM. Its tests run with Maven, against the native library of the machine (test.sh).
+// The library for the JVM. Its tests run with Maven, with the native library for this machine (test.sh).
 plugins {
     alias(libs.plugins.kotlin.jvm)
     alias(libs.plugins.kotlin.serialization)

@@ -1,4 +1,4 @@
-// The Android layer: an AAR with the native library of `../native.sh`.
+// The Android layer: an AAR with the native library that `../native.sh` builds.
 plugins {
     alias(libs.plugins.android.library)
     alias(libs.plugins.kotlin.android)

@@ -1,4 +1,4 @@
-// A chat app on the library, in Jetpack Compose.
+// A chat app that uses the library, in Jetpack Compose.
 plugins {
     alias(libs.plugins.android.application)
     alias(libs.plugins.kotlin.android)

@@ -1,27 +1,35 @@
-// What the app knows and does. No SwiftUI here: this compiles on Linux too.
+// The app's state and actions. It does not use SwiftUI, so that it also compiles on Linux.
 import Dollop
 import Foundation
 import Observation
 
-/// A line of the conversation on the screen.
+/// A message on the screen.
 struct Line: Identifiable {
     let id = UUID()
     let role: String
     var text: String
 }
 
+/// The state of the app: one engine, one conversation, one answer at a time.
 @MainActor @Observable
 final class ChatModel {
+    /// The messages on the screen.
     private(set) var lines: [Line] = []
-    /// What is being done, or what went wrong.
+    /// The current activity, or the last error.
     private(set) var status = "Opening the model…"
+    /// Whether an answer is being generated.
     private(set) var isAnswering = false
+    /// Whether the model is open.
     private(set) var isReady = false
+    /// Tokens per second of the last answer.
     private(set) var speed: Double?
-    /// Of the engine since it was opened: mean bits of the experts, and the part of them that was in memory.
+    /// Mean bits of the experts since the engine was opened.
     private(set) var bits: Double?
+    /// The share of the needed planes that were in memory since the engine was opened.
     private(set) var hitRate: Double?
+    /// How the memory budget is spent.
     private(set) var plan: MemoryPlan?
+    /// The current trim level.
     private(set) var trim = TrimLevel.normal
     /// The budget that the model was opened with.
     private(set) var mostMemory: UInt64 = 0
@@ -31,11 +39,11 @@ final class ChatModel {
     private var keeper: MemoryKeeper?
     private var answer: Task<Void, Never>?
 
-    /// Opens the model within `memory` bytes, and goes on with the conversation that `saved` has.
+    /// Opens the model with a budget of at most `memory` bytes, and restores the conversation from the file `saved`.
     func open(_ model: URL, memory: UInt64, saved: URL) async {
         do {
             let plan = try await Engine.plan(contentsOf: model, options: EngineOptions(context: 2048))
-            // Less than the whole budget where the model does not need it; never less than works.
+            // No more than the model needs, and no less than the smallest budget that works.
             let budget = min(max(memory, plan.smallestBytes), plan.totalBytes)
             let engine = try await Engine(
                 contentsOf: model,
@@ -50,7 +58,7 @@ final class ChatModel {
                 chat = restored
                 lines = try await restored.messages().map { Line(role: $0.role, text: $0.content) }
             } else {
-                // There is none, or it is one of another model.
+                // No conversation was saved, or it is of another model.
                 chat = try await engine.chat()
             }
             isReady = true
@@ -60,6 +68,7 @@ final class ChatModel {
         }
     }
 
+    /// Sends a message, and shows the answer as it is generated.
     func send(_ message: String) {
         guard let chat, let engine, !isAnswering else { return }
         isAnswering = true
@@ -89,9 +98,10 @@ final class ChatModel {
         }
     }
 
-    /// Stops the answer; what was said stays.
+    /// Stops the answer. The text generated so far stays.
     func stop() { chat?.cancel() }
 
+    /// Stops the answer and clears the conversation.
     func clear() async {
         answer?.cancel()
         await answer?.value
@@ -103,7 +113,7 @@ final class ChatModel {
         }
     }
 
-    /// Moves the budget while the engine works.
+    /// Changes the memory budget, even during an answer.
     func setMemory(_ bytes: UInt64) async {
         do {
             try await engine?.setMemory(bytes)

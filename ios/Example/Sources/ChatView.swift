@@ -1,6 +1,7 @@
-// The conversation, and what is below and above it.
+// The screen: the gauge, the conversation, and the text field.
 import SwiftUI
 
+/// Shows the chat.
 struct ChatView: View {
     @Bindable var model: ChatModel
     @State private var draft = ""

@@ -1,8 +1,9 @@
-// The app: the model of the bundle, or the first in the app's documents, and one conversation that outlives the process.
+// The app: opens the first model in its documents, or the one in its bundle, and keeps one conversation, which it saves.
 import Dollop
 import SwiftUI
 import os
 
+/// The app: one window with the chat.
 @main
 struct DollopChatApp: App {
     @State private var model = ChatModel()
@@ -21,7 +22,7 @@ struct DollopChatApp: App {
             .first { $0.pathExtension == "gguf" }
         guard let file = own ?? Bundle.main.url(forResource: "smollm2-moe", withExtension: "gguf") else { return }
         let saved = documents.appending(path: "conversation.dollop")
-        // Two thirds of what the system grants; the rest is the app's.
+        // Two thirds of the memory available to the process. The rest is for the app.
         await model.open(file, memory: UInt64(os_proc_available_memory()) / 3 * 2, saved: saved)
         if let chat = model.chat { saver = BackgroundSaver(chat, to: saved) }
     }

@@ -1,8 +1,9 @@
-// Memory of the process, bits and hits of the engine, live; and a slider for the budget.
+// A live gauge of the process's memory and the engine's bits and hit rate, and a slider for the budget.
 import Dollop
 import SwiftUI
 import os
 
+/// Shows the gauge, updated twice a second.
 struct EngineGauge: View {
     let model: ChatModel
     @State private var used: UInt64 = 0
@@ -53,7 +54,7 @@ struct EngineGauge: View {
     private func size(_ bytes: UInt64) -> String { Int64(bytes).formatted(.byteCount(style: .memory)) }
 }
 
-/// What the system counts as this process's memory.
+/// The bytes that the system counts as this process's memory.
 private func footprint() -> UInt64 {
     var info = task_vm_info_data_t()
     var count = mach_msg_type_number_t(MemoryLayout<task_vm_info_data_t>.size / MemoryLayout<integer_t>.size)

@@ -1,2 +1,2 @@
-// The installed header; pkg-config says where it is.
+// Includes the installed header, which pkg-config finds.
 #include <dollop.h>

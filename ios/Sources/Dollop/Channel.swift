@@ -1,11 +1,11 @@
-// Events on their way from the thread that generates to the task that consumes, few at a time.
+// The queue of events between the thread that generates and the task that consumes.
 import Foundation
 
-/// A bounded queue between one thread, which may block, and tasks, which may not.
+/// A bounded queue from one thread, which may block, to tasks, which may not.
 ///
 /// The thread waits while `capacity` events are unread. So a slow consumer slows generation down, and memory stays bounded.
 final class Channel: @unchecked Sendable {
-    // Unchecked: everything below is reached through the condition's lock alone.
+    // Unchecked: the condition's lock guards all properties below.
     private let condition = NSCondition()
     private let capacity: Int
     private var events: [Event] = []
@@ -15,48 +15,52 @@ final class Channel: @unchecked Sendable {
     private var failure: (any Error)?
 
     private enum Phase {
+        /// The generation may continue.
         case open
-        /// What is generated is to end; what was is still delivered.
+        /// The generation must end. Queued events are still delivered.
         case stopping
-        /// The consumer is gone: nothing is delivered.
+        /// The consumer is gone. The generation must end, and nothing more is delivered.
         case abandoned
     }
 
+    /// Creates an open queue in which at most `capacity` events wait.
     init(capacity: Int) { self.capacity = capacity }
 
     private typealias Waiting = CheckedContinuation<Event?, any Error>
     private typealias Delivery = (to: Waiting, what: Result<Event?, any Error>)
 
+    /// Calls `body` with the lock held.
     private func locked<Result>(_ body: () -> Result) -> Result {
         condition.lock()
         defer { condition.unlock() }
         return body()
     }
 
-    /// Resumes what `body` returns when the lock is free again: a cancellation handler that waits for the lock may hold what
-    /// resuming needs.
+    /// Calls `body` with the lock held, and makes the deliveries that it returns after the unlock. A cancellation handler that
+    /// waits for the lock may hold what resuming a task needs.
     private func deliveries(_ body: () -> [Delivery]) {
         for (waiting, result) in locked(body) { waiting.resume(with: result) }
     }
 
-    /// Whether the generation is to go on.
+    /// Whether the generation may continue.
     var isOpen: Bool { locked { phase == .open && !ended } }
 
-    /// Hands an event over; blocks while the consumer is behind. Whether the generation is to go on.
+    /// Appends an event. Blocks while the queue is full.
+    /// - Returns: whether the generation may continue.
     func push(_ event: Event) -> Bool {
         var goOn = false
         deliveries {
             while phase == .open && events.count >= capacity { condition.wait() }
             if phase == .abandoned { return [] }
             goOn = phase == .open
-            // Beyond the capacity by this one, where the generation was stopped while the consumer was behind.
+            // If the generation was stopped while the queue was full, this exceeds the capacity by one event.
             events.append(event)
             return answers()
         }
         return goOn
     }
 
-    /// The generation's last word: the event of its end, or why it failed. Whoever waits for the end goes on.
+    /// Ends the queue with the generation's outcome, as the last event, or with its error. Resumes waiting tasks.
     func finish(_ result: Result<Outcome, any Error>) {
         deliveries {
             ended = true
@@ -68,7 +72,7 @@ final class Channel: @unchecked Sendable {
         }
     }
 
-    /// Lets the generation end at the next event.
+    /// Makes the generation end at its next event. Queued events are still delivered.
     func stop() {
         locked {
             if phase == .open { phase = .stopping }
@@ -76,7 +80,7 @@ final class Channel: @unchecked Sendable {
         }
     }
 
-    /// The same, and forgets what was not consumed.
+    /// Makes the generation end at its next event, and drops queued events.
     func abandon() {
         locked {
             phase = .abandoned
@@ -86,8 +90,9 @@ final class Channel: @unchecked Sendable {
         }
     }
 
-    /// The next event; nil at the end. A cancelled task abandons the generation and gets nil when that has ended: the chat is
-    /// free then.
+    /// Returns the next event, or nil at the end.
+    ///
+    /// If the task is cancelled, this calls `onCancel`, and returns nil when the generation has ended. The chat is then free.
     func next(onCancel: @escaping @Sendable () -> Void) async throws -> Event? {
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
@@ -101,7 +106,7 @@ final class Channel: @unchecked Sendable {
         }
     }
 
-    /// What those who wait get now: events in order, and at the end nothing, or once the failure.
+    /// Takes the deliveries for waiting tasks: events in order, then the error once, then nil. Needs the lock.
     private func answers() -> [Delivery] {
         var answers: [Delivery] = []
         while !waiting.isEmpty && (ended || !events.isEmpty) {

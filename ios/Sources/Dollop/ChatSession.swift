@@ -1,23 +1,25 @@
-// A conversation.
+// Conversations.
 import CDollop
 import Foundation
 
-/// How a conversation is made.
+/// Options for creating a chat.
 public struct ChatOptions: Sendable, Hashable {
-    /// What a conversation that outgrows the context does.
+    /// What happens if the conversation no longer fits the context.
     public enum Overflow: Sendable, Hashable {
-        /// Forget the oldest turns; the system prompt stays.
+        /// The oldest turns are dropped; the system prompt stays.
         case slide
-        /// Throw ``DollopError/Status/contextFull``.
+        /// A prompt that does not fit throws ``DollopError/Status/contextFull``. An answer ends when the context is full.
         case fail
     }
 
-    /// System prompt; nil for the template's own.
+    /// The system prompt; nil for the template's default.
     public var system: String?
-    /// Positions of the KV cache; nil for what the engine's budget was planned for.
+    /// Positions of the KV cache; nil for the number that the engine's budget was planned for.
     public var context: Int?
+    /// What happens if the conversation no longer fits the context.
     public var overflow: Overflow
 
+    /// Creates options. Each parameter sets the property of its name.
     public init(system: String? = nil, context: Int? = nil, overflow: Overflow = .slide) {
         self.system = system
         self.context = context
@@ -27,15 +29,17 @@ public struct ChatOptions: Sendable, Hashable {
 
 /// A conversation with a model.
 ///
-/// One answer at a time: a second one meanwhile fails with ``DollopError/Status/busy``, as does every call that reads or changes
-/// the conversation. Calls of C that block run on threads of their own.
+/// A chat generates one answer at a time. Until it ends, a second answer fails with ``DollopError/Status/busy``, and so does every
+/// call that reads or changes the conversation. Blocking native calls run on threads of their own.
 ///
-/// ``cancel()`` and ``close()`` may come at any time, from any thread. A chat that is released while its answer is consumed lives
-/// until the answer ends.
+/// ``cancel()`` and ``close()`` may be called at any time, from any thread. A chat that is released while its answer is consumed
+/// lives until the answer ends.
 public actor ChatSession {
     private nonisolated let stage: Stage
 
-    /// Begins a conversation. Its memory is allocated here.
+    /// Creates a conversation and allocates its memory.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` if the context is longer than the budget or the model allows.
     public init(_ engine: Engine, options: ChatOptions = ChatOptions()) async throws {
         stage = try await Self.stage(engine) { engine, to in
             var o = dollop_chat_options()
@@ -50,9 +54,9 @@ public actor ChatSession {
         }
     }
 
-    /// Restores a conversation that ``save(to:)`` wrote. It goes on as if it had never stopped, and is not computed again.
+    /// Restores a conversation that ``save(to:)`` wrote. It continues as if it had never stopped. Nothing is computed again.
     ///
-    /// - Throws: ``DollopError`` for a damaged file, or one of another model or precision; the message says which.
+    /// - Throws: ``DollopError`` for a damaged file, or a file of another model or precision; the message says which.
     public init(_ engine: Engine, contentsOf url: URL, context: Int? = nil) async throws {
         stage = try await Self.stage(engine) { engine, to in
             var o = dollop_session_options()
@@ -72,13 +76,16 @@ public actor ChatSession {
         }
     }
 
-    /// Says `message` as the user and generates the answer.
+    /// Adds `message` as the user's message, and generates the answer.
     ///
-    /// Generation begins at once and goes on while the stream is consumed: it waits when 16 events are unread. It stops when the
-    /// consuming task is cancelled, or the stream is released, as by a `break` out of the loop; what was generated so far stays
-    /// in the conversation. The last event is ``Event/finished(_:)``. The stream has one consumer.
+    /// Generation begins at once, and waits while 16 events are unread. The last event is ``Event/finished(_:)``. The stream has
+    /// one consumer.
     ///
-    /// A cancelled task's loop ends, without an error, when the generation has stopped.
+    /// Generation stops when the consuming task is cancelled, or when the stream is released, as by a `break` out of the loop. The
+    /// text generated so far stays in the conversation. If the task is cancelled, its loop ends without an error, when the
+    /// generation has stopped.
+    ///
+    /// The stream throws ``DollopError``. The conversation is then unchanged.
     public nonisolated func send(
         _ message: String, options: GenerationOptions = GenerationOptions()
     ) -> AsyncThrowingStream<Event, any Error> {
@@ -87,14 +94,16 @@ public actor ChatSession {
         }
     }
 
-    /// Takes the last answer back and answers the same message again; otherwise as ``send(_:options:)``.
+    /// Discards the last answer and generates another to the same message. Otherwise the same as ``send(_:options:)``.
     public nonisolated func regenerate(
         options: GenerationOptions = GenerationOptions()
     ) -> AsyncThrowingStream<Event, any Error> {
         stage.generate(options) { chat, options, outcome, _ in dollop_chat_regenerate(chat, options, nil, outcome) }
     }
 
-    /// Says `message` and returns the whole answer. A cancelled task throws `CancellationError`.
+    /// Adds `message` as the user's message, and returns the whole answer.
+    ///
+    /// - Throws: ``DollopError``, or `CancellationError` if the task is cancelled.
     public func reply(to message: String, options: GenerationOptions = GenerationOptions()) async throws -> Reply {
         var text = ""
         for try await event in send(message, options: options) {
@@ -104,14 +113,14 @@ public actor ChatSession {
         throw CancellationError()
     }
 
-    /// The conversation, the system prompt included.
+    /// Returns the messages so far, including the system prompt if one was given.
     public func messages() async throws -> [Message] {
         try await stage.call("messages") { chat in
             try takeJSON([Message].self) { try check(dollop_chat_messages_json(chat, $0)) }
         }
     }
 
-    /// Replaces the conversation, the system prompt included.
+    /// Replaces all messages, including the system prompt, to continue an earlier conversation.
     public func setMessages(_ messages: [Message]) async throws {
         try await stage.call("messages") { chat in
             let arena = Arena()
@@ -121,8 +130,7 @@ public actor ChatSession {
         }
     }
 
-    /// Sets what the template sees beside the messages, such as `{"enable_thinking": false}`: a JSON object, in place of what was
-    /// set before.
+    /// Sets the chat template's variables: a JSON object, such as `{"enable_thinking": false}`. Replaces the previous ones.
     public func setVariables(json: String) async throws {
         try await stage.call("variables") { chat in
             let arena = Arena()
@@ -132,21 +140,23 @@ public actor ChatSession {
         }
     }
 
-    /// Sets the time for templates that say it.
+    /// Sets the local date and time for templates that print it. Otherwise they have no clock.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` for a date after the year 9999.
     public func setTime(_ date: Date, in zone: TimeZone = .current) async throws {
-        // As if the local clock showed UTC. A date before 1970 becomes its beginning.
+        // As if the local clock showed UTC. A date before 1970 becomes the beginning of 1970.
         let seconds = date.timeIntervalSince1970 + Double(zone.secondsFromGMT(for: date))
         try await stage.call("time") { chat in
             try check(dollop_chat_set_time(chat, UInt64(exactly: max(0, seconds).rounded(.down)) ?? .max))
         }
     }
 
-    /// Forgets the conversation but not the system prompt.
+    /// Drops all messages except the system prompt.
     public func reset() async throws {
         try await stage.call("reset") { try check(dollop_chat_reset($0)) }
     }
 
-    /// How full the context is.
+    /// Returns how full the context is.
     public func usage() async throws -> ContextUsage {
         try await stage.call("usage") { chat in
             var info = dollop_session_info()
@@ -157,10 +167,10 @@ public actor ChatSession {
         }
     }
 
-    /// Writes the conversation with its KV cache to a file, from which ``init(_:contentsOf:context:)`` restores it.
+    /// Saves the conversation with its KV cache to a file. ``init(_:contentsOf:context:)`` restores it.
     ///
-    /// An older file of that name stays until the new one is whole. After ``cancel()`` this waits for the answer to end.
-    /// - Returns: the bytes written.
+    /// An existing file is replaced only when the new one is complete. After ``cancel()``, this waits until the answer has ended.
+    /// - Returns: the file's size in bytes.
     @discardableResult
     public func save(to url: URL) async throws -> UInt64 {
         try await stage.call("save") { chat in
@@ -170,23 +180,24 @@ public actor ChatSession {
         }
     }
 
-    /// Stops the answer that is generated now, waits for its end and saves: what an app does on its way to the background.
+    /// Stops the current answer, waits until it has ended, and saves the conversation. For apps that go to the background.
+    /// - Returns: the file's size in bytes.
     @discardableResult
     public func stopAndSave(to url: URL) async throws -> UInt64 {
         cancel()
         return try await save(to: url)
     }
 
-    /// Stops the answer that is generated now; its stream delivers what was generated and ends with ``Event/finished(_:)``.
+    /// Stops the current answer, if any. Its stream delivers what was generated and ends with ``Event/finished(_:)``.
     public nonisolated func cancel() { stage.stop() }
 
-    /// Stops the answer that is generated now, and closes the chat. Any number of times; releasing the chat does the same once
-    /// its answer has ended.
+    /// Stops the current answer and closes the chat. Further calls have no effect. Releasing the chat closes it, too, when its
+    /// answer has ended.
     public nonisolated func close() { stage.close() }
 }
 
 extension Engine {
-    /// Begins a conversation.
+    /// Creates a conversation and allocates its memory.
     public func chat(options: ChatOptions = ChatOptions()) async throws -> ChatSession {
         try await ChatSession(self, options: options)
     }

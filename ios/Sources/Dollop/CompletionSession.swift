@@ -1,15 +1,19 @@
-// A timeline of tokens, without messages or a template.
+// Sequences of tokens, without messages or a chat template.
 import CDollop
 import Foundation
 
-/// A timeline of a model: tokens and their KV cache, for text that is continued rather than answered.
+/// A sequence of tokens with its KV cache, to continue text without a chat template.
 ///
-/// As a ``ChatSession``, it does one call at a time, and ``cancel()`` and ``close()`` may come at any time.
+/// Like a ``ChatSession``, it runs one generation at a time, and ``cancel()`` and ``close()`` may be called at any time.
 public actor CompletionSession {
     private nonisolated let stage: Stage
     private nonisolated let vocab: Int
 
-    /// Makes an empty timeline; its memory is allocated here.
+    /// Creates an empty session and allocates its memory.
+    ///
+    /// - Parameters:
+    ///   - engine: the model.
+    ///   - context: positions of the KV cache; nil for the number that the engine's budget was planned for.
     public init(_ engine: Engine, context: Int? = nil) async throws {
         try await self.init(of: engine.handle, vocab: try engine.info.vocab) { engine, to in
             var o = try Self.options(context)
@@ -17,7 +21,9 @@ public actor CompletionSession {
         }
     }
 
-    /// Restores a timeline that ``save(to:)`` wrote. Its logits are bit-identical to those of one that never stopped.
+    /// Restores a session that ``save(to:)`` wrote. Its logits are bit-identical to those of a session that never stopped.
+    ///
+    /// - Throws: ``DollopError`` for a damaged file, or a file of another model or precision; the message says which.
     public init(_ engine: Engine, contentsOf url: URL, context: Int? = nil) async throws {
         try await self.init(of: engine.handle, vocab: try engine.info.vocab) { engine, to in
             var o = try Self.options(context)
@@ -55,9 +61,9 @@ public actor CompletionSession {
         return o
     }
 
-    /// Continues a text, in front of which come the tokens that the model wants at the beginning of one.
+    /// Continues a text. The tokens that the model expects at the beginning of a text are put first.
     ///
-    /// What the cache has of the text's beginning is reused; the rest of the cache is forgotten. Otherwise as
+    /// The prompt's beginning is reused as far as it is in the KV cache; the rest of the cache is dropped. Otherwise the same as
     /// ``ChatSession/send(_:options:)``.
     public nonisolated func complete(
         _ prompt: String, options: GenerationOptions = GenerationOptions()
@@ -67,7 +73,7 @@ public actor CompletionSession {
         }
     }
 
-    /// Continues tokens, with nothing put in front of them.
+    /// Continues a prompt given as token ids, to which nothing is added.
     public nonisolated func complete(
         _ prompt: [TokenID], options: GenerationOptions = GenerationOptions()
     ) -> AsyncThrowingStream<Event, any Error> {
@@ -76,7 +82,9 @@ public actor CompletionSession {
         }
     }
 
-    /// Appends tokens to the timeline; the logits of the token after them: unnormalised log probabilities, by token.
+    /// Appends tokens and returns the logits of the token after them: unnormalised log probabilities, indexed by token id.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` for an id outside the vocabulary. After a failure, the session is unchanged.
     public func logits(after ids: [TokenID]) async throws -> [Float] {
         try await stage.call("logits") { [vocab] session in
             try [Float](unsafeUninitializedCapacity: vocab) { logits, count in
@@ -86,7 +94,7 @@ public actor CompletionSession {
         }
     }
 
-    /// The tokens of the timeline.
+    /// Returns the tokens in the KV cache.
     public func tokens() async throws -> [TokenID] {
         try await stage.call("tokens") { session in
             var count = 0
@@ -97,13 +105,15 @@ public actor CompletionSession {
         }
     }
 
-    /// Forgets all but the first `count` tokens.
+    /// Drops all but the first `count` tokens. Has no effect if there are fewer.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` if `count` is negative.
     public func rewind(to count: Int) async throws {
         let count: UInt = try number(count, "count")
         try await stage.call("rewind") { try check(dollop_session_rewind($0, Int(count))) }
     }
 
-    /// A second timeline with the same tokens, which goes its own way.
+    /// Returns a second session that begins with the tokens of this one. Nothing is computed again.
     public func fork() async throws -> CompletionSession {
         let fork = try await stage.call("fork") { [sampling = stage.sampling] session in
             try Self.stage(sampling) { try check(dollop_session_fork(session, $0)) }
@@ -111,8 +121,8 @@ public actor CompletionSession {
         return CompletionSession(fork, vocab)
     }
 
-    /// Writes the timeline with its KV cache to a file, from which ``init(_:contentsOf:context:)`` restores it.
-    /// - Returns: the bytes written.
+    /// Saves the session with its KV cache to a file. ``init(_:contentsOf:context:)`` restores it.
+    /// - Returns: the file's size in bytes.
     @discardableResult
     public func save(to url: URL) async throws -> UInt64 {
         try await stage.call("save") { session in
@@ -122,9 +132,9 @@ public actor CompletionSession {
         }
     }
 
-    /// Stops what is generated now; its stream delivers what was generated and ends with ``Event/finished(_:)``.
+    /// Stops the current generation, if any. Its stream delivers what was generated and ends with ``Event/finished(_:)``.
     public nonisolated func cancel() { stage.stop() }
 
-    /// Stops what is generated now, and closes the timeline. Any number of times.
+    /// Stops the current generation and closes the session. Further calls have no effect.
     public nonisolated func close() { stage.close() }
 }

@@ -2,19 +2,19 @@
 import CDollop
 import Foundation
 
-/// A loaded model. One engine for a model, a ``ChatSession`` for each conversation.
+/// A loaded model. Create one engine per model and one ``ChatSession`` per conversation.
 ///
-/// Any task or thread may use it at any time. A chat keeps what it needs of its engine, so the engine may be closed or released
-/// before its chats, also while they generate.
+/// Any task or thread may use it at any time. A chat keeps what it needs of its engine. So the engine may be closed or released
+/// before its chats, even while they generate. Methods of a closed engine throw ``DollopError/Status/closed``.
 public final class Engine: Sendable {
     let handle: Handle
 
-    /// Opens a Dollop file, or converts a foreign model into ``EngineOptions/cacheFolder`` and opens that.
+    /// Opens a Dollop file. A foreign model is converted into ``EngineOptions/cacheFolder`` first.
     ///
-    /// The work is done on a thread of its own. `onProgress` is called on it during a conversion, which takes minutes; a
-    /// cancelled task ends the conversion and throws `CancellationError`.
+    /// The work runs on a thread of its own. `onProgress` is called on that thread during a conversion, which takes minutes.
     ///
-    /// - Throws: ``DollopError``; ``DollopError/Status/budget`` if the memory cannot work, and the message says what would.
+    /// - Throws: ``DollopError``, with ``DollopError/Status/budget`` if the memory budget is too small; the message gives the smallest
+    ///   one that works. `CancellationError` if the task is cancelled, which also ends a conversion.
     public convenience init(
         contentsOf url: URL, options: EngineOptions = EngineOptions(),
         onProgress: (@Sendable (OpenProgress) -> Void)? = nil
@@ -22,10 +22,10 @@ public final class Engine: Sendable {
         self.init(try await opened(options, onProgress, Source.url(url)))
     }
 
-    /// Opens a Dollop file that lies in an open file: `length` bytes from `offset` on, a multiple of 64, or to the end.
+    /// Opens a Dollop file from an open file, for files without a lasting path, such as those of a document picker.
     ///
-    /// The descriptor is duplicated: the caller closes its own whenever it likes. For files that have no path that stays, such as
-    /// those of a document picker.
+    /// The Dollop file is the part of `length` bytes that begins at `offset`, a multiple of 64. If `length` is nil, it is the rest
+    /// of the file. The file descriptor is duplicated, so the caller may close `file` after the call.
     public convenience init(
         contentsOf file: FileHandle, offset: UInt64 = 0, length: UInt64? = nil, options: EngineOptions = EngineOptions()
     ) async throws {
@@ -34,7 +34,9 @@ public final class Engine: Sendable {
 
     private init(_ handle: Handle) { self.handle = handle }
 
-    /// What opening a model would do with the memory. Loads nothing, but converts a foreign model as opening would.
+    /// Plans how opening a model would use the memory. Loads nothing, but converts a foreign model as opening would.
+    ///
+    /// - Throws: ``DollopError/Status/budget`` if the memory budget is too small.
     public static func plan(
         contentsOf url: URL, options: EngineOptions = EngineOptions(),
         onProgress: (@Sendable (OpenProgress) -> Void)? = nil
@@ -42,14 +44,14 @@ public final class Engine: Sendable {
         try await planned(options, onProgress, .url(url))
     }
 
-    /// The same for a Dollop file in an open file.
+    /// Plans how opening a Dollop file from an open file would use the memory.
     public static func plan(
         contentsOf file: FileHandle, offset: UInt64 = 0, length: UInt64? = nil, options: EngineOptions = EngineOptions()
     ) async throws -> MemoryPlan {
         try await planned(options, nil, .file(file, offset, length))
     }
 
-    /// The GPUs. Asks the drivers, which may take a second; none is no failure.
+    /// Returns the system's GPUs; empty if there are none. Querying their drivers may take a second.
     public static func devices() async throws -> [Device] {
         try await onThread("devices") { try takeJSON([Device].self) { try check(dollop_devices_json($0)) } }
     }
@@ -57,17 +59,17 @@ public final class Engine: Sendable {
     /// The version of the native library, such as "0.1.0".
     public static var libraryVersion: String { String(cString: dollop_version()) }
 
-    /// The model in names and numbers.
+    /// The model's names, dimensions and sizes.
     public var info: ModelInfo {
         get throws { try takeJSON(ModelInfo.self) { try check(dollop_engine_info_json(handle.get(), $0)) } }
     }
 
-    /// What the engine has done since it was opened; also during a generation.
+    /// The counters since the engine was opened. May be read during a generation.
     public var statistics: Statistics {
         get throws { try takeJSON(Statistics.self) { try check(dollop_engine_stats_json(handle.get(), $0)) } }
     }
 
-    /// What the memory is spent on now.
+    /// What the memory is used for now. May be read during a generation.
     public var plan: MemoryPlan {
         get throws {
             let plan = try planHandle { try check(dollop_engine_plan(handle.get(), $0)) }
@@ -75,7 +77,7 @@ public final class Engine: Sendable {
         }
     }
 
-    /// Turns text into tokens, those that the model wants at the beginning of a text first if `addSpecial`.
+    /// Returns the token ids of a text. With `addSpecial`, the tokens that the model expects at the beginning of a text come first.
     public func tokenize(_ text: String, addSpecial: Bool = false) throws -> [TokenID] {
         let arena = Arena()
         return try withExtendedLifetime(arena) {
@@ -88,14 +90,16 @@ public final class Engine: Sendable {
         }
     }
 
-    /// Turns tokens into text; with `skipSpecial` those that are no text are left out.
+    /// Returns the text of token ids. With `skipSpecial`, special tokens, which are not text, are omitted.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` for an id outside the vocabulary.
     public func detokenize(_ ids: [TokenID], skipSpecial: Bool = true) throws -> String {
         try takeText { to in
             try check(dollop_engine_detokenize(handle.get(), ids, ids.count, skipSpecial ? 1 : 0, to))
         }
     }
 
-    /// Messages as the model's chat template writes them, with the beginning of an answer at the end if `answering`.
+    /// Renders messages with the model's chat template. With `answering`, the text ends with the beginning of an answer.
     public func render(_ messages: [Message], answering: Bool = true) throws -> String {
         let arena = Arena()
         return try withExtendedLifetime(arena) {
@@ -106,15 +110,16 @@ public final class Engine: Sendable {
         }
     }
 
-    /// How tokens are chosen where ``Sampling`` says nothing: what the model's file advises.
+    /// The sampling options that the model's file recommends. They apply if a property of ``Sampling`` is nil.
     public var sampling: Sampling {
         get throws { try Sampling(of: handle) }
     }
 
-    /// Gives memory back, or takes it again, as the system asks for it; the budget stays.
+    /// Gives memory back to the system, or takes it again. The budget stays.
     ///
-    /// Also during a generation, whose text stays the same at exact precision. Waits for the layer in hand, on a thread of its own.
-    /// - Returns: the bytes that went back to the system.
+    /// May be called during a generation; its text stays the same at exact precision. This waits for the current layer, on a thread
+    /// of its own.
+    /// - Returns: the bytes given back to the system.
     @discardableResult
     public func trim(_ level: TrimLevel) async throws -> UInt64 {
         try await onThread("trim") { [handle] in
@@ -124,9 +129,10 @@ public final class Engine: Sendable {
         }
     }
 
-    /// Gives the engine another budget, in bytes; otherwise as ``trim(_:)``.
+    /// Sets another memory budget, in bytes. Otherwise the same as ``trim(_:)``.
     ///
-    /// - Throws: ``DollopError/Status/budget`` below the smallest that works; the old budget stays then.
+    /// - Returns: the bytes given back to the system.
+    /// - Throws: ``DollopError/Status/budget`` if the budget is too small; the old one then stays.
     @discardableResult
     public func setMemory(_ bytes: UInt64) async throws -> UInt64 {
         try await onThread("memory") { [handle] in
@@ -136,17 +142,17 @@ public final class Engine: Sendable {
         }
     }
 
-    /// Closes the engine; its chats go on. Any number of times; releasing the engine does the same.
+    /// Closes the engine, as releasing it does. Its chats stay usable. Further calls have no effect.
     public func close() { handle.close() }
 }
 
-/// Where a model lies.
+/// Where a model is read from: a path, or an open file with an offset and a length.
 private enum Source: Sendable {
     case url(URL)
     case file(FileHandle, UInt64, UInt64?)
 }
 
-/// Runs `body` on a thread of its own, which cancelling the task ends where that can be.
+/// Runs `body` on a thread of its own. Cancelling the task ends a conversion in it.
 private func opening<Value: Sendable>(
     _ report: (@Sendable (OpenProgress) -> Void)?, _ body: @escaping @Sendable (Opening) throws -> Value
 ) async throws -> Value {
@@ -165,6 +171,7 @@ private func opening<Value: Sendable>(
     }
 }
 
+/// Opens a model.
 private func opened(
     _ options: EngineOptions, _ report: (@Sendable (OpenProgress) -> Void)?, _ source: Source
 ) async throws -> Handle {
@@ -187,6 +194,7 @@ private func opened(
     }
 }
 
+/// Plans a model's memory.
 private func planned(
     _ options: EngineOptions, _ report: (@Sendable (OpenProgress) -> Void)?, _ source: Source
 ) async throws -> MemoryPlan {
@@ -210,13 +218,13 @@ private func planHandle(_ make: (UnsafeMutablePointer<OpaquePointer?>) throws ->
     try Handle("plan", free: { _ = dollop_plan_free($0) }, make: make)
 }
 
-/// The file's descriptor. A length of 0 would mean the rest of the file in C.
+/// Returns the file's descriptor. Throws for a length of 0, which means the rest of the file in C.
 private func descriptor(_ file: FileHandle, _ length: UInt64?) throws -> Int32 {
     if length == 0 { throw DollopError(status: .invalid, message: "length 0: the part has no bytes") }
     return file.fileDescriptor
 }
 
-/// Calls `body` with a path as the system spells it.
+/// Calls `body` with the URL's path, as a C string that lives during the call.
 func withPath<Result>(_ url: URL, _ body: (UnsafePointer<CChar>) throws -> Result) throws -> Result {
     let arena = Arena()
     return try withExtendedLifetime(arena) { try body(arena.path(url, "the path")) }

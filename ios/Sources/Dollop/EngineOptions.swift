@@ -1,50 +1,54 @@
-// How a model is opened.
+// Options for opening a model, and its progress.
 import CDollop
 import Foundation
 
-/// How a model is opened. What is nil is left to the library.
+/// Options for opening a model. Nil selects the library's default.
 public struct EngineOptions: Sendable, Hashable {
-    /// What computes.
+    /// Selects a processor.
     public enum Backend: Sendable, Hashable {
-        /// The processor.
+        /// The CPU.
         case cpu
-        /// A GPU if there is one that is no software, else the CPU.
+        /// A hardware GPU if there is one, else the CPU.
         case automatic
-        /// The GPU with this ``Device/index``, or the first that can be used; an error if there is none.
+        /// The GPU with this ``Device/index``, or the first usable one. Opening fails if there is none.
         case gpu(index: Int? = nil)
     }
 
-    /// How many bits experts have.
+    /// The precision of experts.
     public enum Precision: Sendable, Hashable {
         /// The highest stored level if everything fits the budget, else adaptive.
         case standard
-        /// Every expert at this many bits (2, 3, 4, 6 or 8): answers do not depend on the memory budget.
+        /// Every expert has this many bits: 2, 3, 4, 6 or 8. Answers do not depend on the memory budget.
         case exact(bits: Int)
-        /// As many bits as are worth their bytes: `quality` bits for an expert of average weight, and at least `floor`.
+        /// As many bits as are worth their bytes: `quality` bits for an expert of average gate weight, and at least `floor`.
         case adaptive(quality: Float = 4, floor: Int = 3)
     }
 
-    /// Bytes that the engine and one chat may take together. Experts that do not fit are read when a token needs them.
+    /// The memory budget in bytes, for the engine and one chat together; nil for no limit. Experts that do not fit are read when a
+    /// token needs them.
     public var memory: UInt64?
+    /// The processor.
     public var backend: Backend
+    /// The precision of experts.
     public var precision: Precision
     /// Threads that compute; nil for one per core.
     public var threads: Int?
-    /// Tokens of context that the budget is planned for; nil for the model's, at most 4096.
+    /// Positions of the KV cache that the budget must hold; nil for the model's context, at most 4096.
     public var context: Int?
-    /// Tokens of a prompt that pass through the layers together; nil for what the budget allows.
+    /// The prefill chunk, in tokens; nil for what the budget allows.
     public var chunk: Int?
-    /// Folder that a foreign model (GGUF, Hugging Face) is converted into, once. Without it only Dollop files open.
+    /// The folder for converted models (GGUF, Hugging Face). Each is converted once. If nil, only Dollop files can be opened.
     public var cacheFolder: URL?
-    /// Folder for a GPU's compiled kernels.
+    /// The folder that a GPU's compiled kernels are read from; nil for none.
     public var pipelinesFolder: URL?
-    /// Experts that are read ahead on a guess of the next layer's choice. Changes no result.
+    /// Experts to prefetch on a guess of the next layer's choice; 0 for none. Does not change results.
     public var lookahead: Int
-    /// Reads at a time; nil for as many as prove best.
+    /// Reads in flight; nil for the number that measures best when the file is opened.
     public var lanes: Int?
-    /// Streams experts even where all of them fit ``memory``, so that the engine can give memory back later.
+    /// Whether to stream experts even if all fit ``memory``, so that the engine can give memory back later.
     public var streamsAlways: Bool
 
+    /// Creates options. Each parameter sets the property of its name.
     public init(
         memory: UInt64? = nil, backend: Backend = .cpu, precision: Precision = .standard, threads: Int? = nil,
         context: Int? = nil, chunk: Int? = nil, cacheFolder: URL? = nil, pipelinesFolder: URL? = nil,
@@ -63,7 +67,7 @@ public struct EngineOptions: Sendable, Hashable {
         self.streamsAlways = streamsAlways
     }
 
-    /// The struct of C; its texts live in `arena`.
+    /// Returns the options as a C struct, whose texts live in `arena`.
     func native(_ arena: Arena) throws -> dollop_engine_options {
         var o = dollop_engine_options()
         try check(dollop_engine_options_init(&o, MemoryLayout.size(ofValue: o)))
@@ -97,9 +101,9 @@ public struct EngineOptions: Sendable, Hashable {
     }
 }
 
-/// How far an opening is.
+/// The progress of opening a model.
 public struct OpenProgress: Sendable, Hashable {
-    /// What is being done, for people.
+    /// The current stage, for display.
     public let stage: String
     /// Bytes done.
     public let done: UInt64
@@ -107,17 +111,18 @@ public struct OpenProgress: Sendable, Hashable {
     public let total: UInt64
 }
 
-/// What an opening hears of and is cancelled by, while the call lasts.
+/// Passes progress from the native call that opens a model, and cancellation to it. Lives as long as the call.
 final class Opening: Sendable {
     private let cancelled = Protected(false)
     private let report: (@Sendable (OpenProgress) -> Void)?
 
     init(_ report: (@Sendable (OpenProgress) -> Void)?) { self.report = report }
 
+    /// Makes the native call end at its next progress report.
     func cancel() { cancelled { $0 = true } }
     var isCancelled: Bool { cancelled { $0 } }
 
-    /// Calls `body` with options whose callback reaches this.
+    /// Calls `body` with options whose progress callback is connected to this object.
     func with<Result>(_ options: EngineOptions, _ body: (inout dollop_engine_options) throws -> Result) throws -> Result {
         let arena = Arena()
         return try withExtendedLifetime((arena, self)) {

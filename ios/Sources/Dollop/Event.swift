@@ -1,20 +1,21 @@
-// What a generation says, and what remains of it.
+// The events of a generation, its outcome, and messages.
 import CDollop
 
-/// What happens during a generation, in order.
+/// An event of a generation. Events come in order.
 public enum Event: Sendable, Hashable {
-    /// Of the prompt, `done` of `total` tokens are read.
+    /// Progress of prefill: `done` of `total` tokens are computed. Prompt tokens that were already in the KV cache do not count.
     case prefill(done: Int, total: Int)
-    /// A token, and what can be shown by now: whole characters, perhaps none.
+    /// A token was generated. `text` can be shown now, in whole characters. It is empty if the token ends within a character, could
+    /// begin a stop string, or belongs to the model's reasoning.
     case token(TokenID, text: String)
-    /// The end of the text that was held back until now.
+    /// The end of the text, which was held back until the generation ended.
     case rest(String)
-    /// The GPU failed and the CPU goes on; no token is lost.
+    /// The GPU failed and the CPU continues. No token is lost.
     case gpuLost(reason: String)
-    /// The last event.
+    /// The generation has ended. The last event, unless the consumer leaves before.
     case finished(Outcome)
 
-    /// What to append to the answer; nil for events that have no text of the model.
+    /// The text to append to the answer; nil for events without text of the model.
     public var text: String? {
         switch self {
         case .token(_, let text), .rest(let text): text
@@ -22,7 +23,7 @@ public enum Event: Sendable, Hashable {
         }
     }
 
-    /// Nil for kinds that this version does not know.
+    /// Converts an event of C. Returns nil for kinds that this version does not define.
     init?(_ event: dollop_event) {
         var text: String {
             let bytes = UnsafeRawBufferPointer(start: event.text, count: event.text_len)
@@ -38,19 +39,19 @@ public enum Event: Sendable, Hashable {
     }
 }
 
-/// Why an answer ended.
+/// Why a generation ended.
 public enum StopReason: String, Codable, Sendable, Hashable {
     /// The model ended its turn.
     case endOfTurn
-    /// A stop text was met.
+    /// The answer contained a stop string.
     case stopText
-    /// ``GenerationOptions/maxTokens`` were generated.
+    /// ``GenerationOptions/maxTokens`` tokens were generated.
     case maxTokens
-    /// ``ChatSession/cancel()`` was called.
+    /// The generation was cancelled, as by ``ChatSession/cancel()`` or ``ChatSession/close()``.
     case cancelled
     /// The KV cache is full.
     case contextFull
-    /// A reason that this version does not know.
+    /// A reason that this version does not define.
     case other
 
     init(_ reason: UInt32) {
@@ -65,26 +66,27 @@ public enum StopReason: String, Codable, Sendable, Hashable {
     }
 }
 
-/// A generation in numbers.
+/// The result of a generation.
 public struct Outcome: Codable, Sendable, Hashable {
+    /// Why the generation ended.
     public let stop: StopReason
-    /// Tokens of the prompt, and of those, found in the cache.
+    /// Tokens of the prompt.
     public let promptTokens: Int
-    /// See ``promptTokens``.
+    /// Prompt tokens that were already in the KV cache.
     public let reusedTokens: Int
-    /// Tokens generated, an end-of-turn token excluded.
+    /// Generated tokens, without the end-of-turn token.
     public let generatedTokens: Int
-    /// Seconds for the rest of the prompt.
+    /// Seconds spent on the prompt tokens that were not reused.
     public let prefillSeconds: Double
-    /// Seconds for the generated tokens.
+    /// Seconds spent on the generated tokens.
     public let decodeSeconds: Double
 
-    /// Tokens generated per second; nil where none were.
+    /// Generated tokens per second; nil if none were generated.
     public var tokensPerSecond: Double? {
         decodeSeconds > 0 ? Double(generatedTokens) / decodeSeconds : nil
     }
 
-    /// Of a generation that was cancelled before it began.
+    /// The outcome of a generation that was cancelled before it began.
     static let nothing = Outcome(dollop_outcome(), stop: .cancelled)
 
     init(_ o: dollop_outcome, stop: StopReason? = nil) {
@@ -99,16 +101,20 @@ public struct Outcome: Codable, Sendable, Hashable {
 
 /// A whole answer.
 public struct Reply: Sendable, Hashable {
+    /// The answer's text.
     public let text: String
+    /// The result of the generation.
     public let outcome: Outcome
 }
 
-/// One message of a conversation.
+/// A message of a conversation.
 public struct Message: Codable, Sendable, Hashable {
-    /// "system", "user", "assistant" or what else the model's template knows.
+    /// "system", "user", "assistant", or another role that the model's chat template supports.
     public var role: String
+    /// The message's text.
     public var content: String
 
+    /// Creates a message.
     public init(role: String, content: String) {
         self.role = role
         self.content = content
@@ -116,6 +122,7 @@ public struct Message: Codable, Sendable, Hashable {
 }
 
 extension Arena {
+    /// Returns messages as an array of C structs.
     func messages(_ messages: [Message]) throws -> UnsafePointer<dollop_message> {
         array(
             try messages.map {

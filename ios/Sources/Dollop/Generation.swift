@@ -1,38 +1,42 @@
-// One generation: a thread that computes, and the stream of its events.
+// Generations: a thread that computes, and the stream of its events.
 import CDollop
 import Foundation
 
-/// Events that wait for a slow consumer; then generation waits for it.
+/// The most events that wait for a slow consumer. After that, generation waits.
 let waitingEvents = 16
 
-/// A call of C that generates.
+/// A native call that generates: takes the handle, the options, the outcome to fill, and memory for its texts; returns a status.
 typealias GenerateCall = @Sendable (
     OpaquePointer, UnsafePointer<dollop_generate_options>, UnsafeMutablePointer<dollop_outcome>, Arena
 ) throws -> Int32
 
-/// Where a generation runs: a handle, what stops it, and who else wants it.
+/// The native chat or session that calls run on, one at a time.
 struct Stage: Sendable {
     let handle: Handle
-    /// The model's own numbers.
+    /// The sampling options that the model's file recommends.
     let sampling: Sampling
+    /// The queue of calls.
     let turns = Turns()
+    /// Cancels the native call that runs on a handle.
     let cancel: @Sendable (OpaquePointer) -> Void
 
-    /// Stops what is generated now, also between two events, as in a long prompt.
+    /// Stops the current generation, between two events, too, as in a long prompt.
     func stop() { turns.stop(cancelNative) }
 
-    /// A handle is a number that is never used twice: a late cancel hits nothing.
+    /// Cancels the native call. A handle is a number that is never reused, so a late cancel has no effect.
     fileprivate func cancelNative() {
         if let handle = try? handle.get() { cancel(handle) }
     }
 
-    /// Stops, and closes the handle. The thread that generates keeps what it needs until it returns.
+    /// Stops the current generation and closes the handle. The thread that generates keeps what it needs until it returns.
     func close() {
         stop()
         handle.close()
     }
 
-    /// Runs a call that ends by itself, behind those before it.
+    /// Runs a call that ends by itself, on a thread of its own, after the calls before it.
+    ///
+    /// - Throws: ``DollopError/Status/busy`` during a generation; what `body` throws.
     func call<Value: Sendable>(_ name: String, _ body: @escaping @Sendable (OpaquePointer) throws -> Value) async throws -> Value {
         let turn = try turns.join()
         return try await onThread(name) { [self] in
@@ -42,7 +46,8 @@ struct Stage: Sendable {
         }
     }
 
-    /// Starts to generate. The stream's end, its release and the cancellation of its consumer end the generation.
+    /// Starts a generation on a thread of its own and returns the stream of its events. Releasing the stream or cancelling its
+    /// consumer stops the generation.
     func generate(_ options: GenerationOptions, _ call: @escaping GenerateCall) -> AsyncThrowingStream<Event, any Error> {
         let channel = Channel(capacity: waitingEvents)
         let turn: Turns.Turn
@@ -54,7 +59,7 @@ struct Stage: Sendable {
         startThread("generation") { [self] in
             turns.wait(for: turn)
             let result = Result { try run(channel, options, call) }
-            // First the turn: who hears of the end finds the chat free.
+            // The turn ends first, so that the chat is free when the consumer receives the last event.
             turns.leave(turn)
             channel.finish(result)
         }
@@ -62,8 +67,9 @@ struct Stage: Sendable {
         return AsyncThrowingStream { try await consumer.next() }
     }
 
+    /// Makes the native call, whose events go to `channel`.
     private func run(_ channel: Channel, _ options: GenerationOptions, _ call: GenerateCall) throws -> Outcome {
-        // C forgets a cancel that comes before the call. The conversation stays as it was.
+        // The C interface ignores a cancel before the call, so it is checked here. The conversation stays unchanged.
         guard channel.isOpen else { return .nothing }
         let arena = Arena()
         return try withExtendedLifetime((arena, channel)) {
@@ -84,7 +90,7 @@ struct Stage: Sendable {
     }
 }
 
-/// What a stream holds on to. When it is released, as by a `break` out of a loop, the generation ends.
+/// Reads the events for a stream, which owns it. Releasing it, as by a `break` out of a loop, stops the generation.
 private final class Consumer: Sendable {
     private let channel: Channel
     private let turn: Turns.Turn
@@ -96,10 +102,12 @@ private final class Consumer: Sendable {
         self.stage = stage
     }
 
+    /// Returns the next event, or nil at the end.
     func next() async throws -> Event? {
         try await channel.next { [self] in leave() }
     }
 
+    /// Stops the generation and drops its events.
     private func leave() {
         stage.turns.abandon(turn, stage.cancelNative)
     }

@@ -1,76 +1,79 @@
-// Answers to the system's warnings about memory.
+// Trims an engine when the system requests memory.
 import CDollop
 import Foundation
 
-/// How much of its memory an engine gives back. A level says how large the cache of experts is, not by how much it shrinks: the
-/// same level twice does nothing the second time.
+/// How much memory an engine gives back.
+///
+/// A level sets the size of the expert cache; it does not shrink it by an amount. So the same level twice has no further effect.
 public enum TrimLevel: UInt32, Sendable, Hashable, CaseIterable, Comparable {
-    /// The whole budget may be used again.
+    /// The cache may use the whole budget.
     case normal = 0
-    /// Half of the cache beyond the smallest that works.
+    /// The smallest cache that works, plus half of what the budget allows beyond it.
     case moderate = 1
-    /// An eighth of that.
+    /// The smallest cache that works, plus an eighth of what the budget allows beyond it.
     case critical = 2
-    /// The smallest that works: every expert that a token chooses is read.
+    /// The smallest cache that works. Every expert that a token chooses is then read.
     case complete = 3
 
+    /// Whether `a` keeps a larger cache than `b`.
     public static func < (a: TrimLevel, b: TrimLevel) -> Bool { a.rawValue < b.rawValue }
 }
 
-/// What the system says of memory, and how an app moves between foreground and background.
+/// A change of memory pressure, or of the app between foreground and background.
 public enum MemoryEvent: Sendable, Hashable, CaseIterable {
     /// Memory pressure is over.
     case pressureNormal
-    /// Memory pressure, `DispatchSource.MemoryPressureEvent.warning`.
+    /// Memory pressure: `DispatchSource.MemoryPressureEvent.warning`.
     case pressureWarning
-    /// Memory pressure, `DispatchSource.MemoryPressureEvent.critical`, or `UIApplication.didReceiveMemoryWarningNotification`.
+    /// Memory pressure: `DispatchSource.MemoryPressureEvent.critical`, or `UIApplication.didReceiveMemoryWarningNotification`.
     case pressureCritical
-    /// The app can no longer be seen, and is among the first that the system ends for their memory.
+    /// The app has entered the background, where the system first ends apps to free their memory.
     case enteredBackground
-    /// The app is about to be seen again.
+    /// The app is about to enter the foreground.
     case entersForeground
 }
 
-/// The level that follows from what the system said so far: the higher one of pressure and background.
+/// Computes the trim level from memory events: the higher one of the levels for memory pressure and for the background.
 public struct MemoryPolicy: Sendable, Hashable {
     private var pressure = TrimLevel.normal
     private var background = false
 
+    /// Creates a policy for an app in the foreground, without memory pressure.
     public init() {}
 
-    /// The level in force.
+    /// The current level.
     public var level: TrimLevel { max(pressure, background ? .complete : .normal) }
 
-    /// Takes note of an event; the level in force after it.
+    /// Records an event and returns the new level.
     public mutating func note(_ event: MemoryEvent) -> TrimLevel {
         switch event {
         case .pressureNormal: pressure = .normal
         case .pressureWarning: pressure = .moderate
         case .pressureCritical: pressure = .critical
         case .enteredBackground: background = true
-        // A warning of UIKit has no end. What still holds is said again.
+        // UIKit does not report the end of a memory warning. If pressure persists, the system reports it again.
         case .entersForeground: (background, pressure) = (false, .normal)
         }
         return level
     }
 }
 
-/// Trims an engine as the system asks for it, for as long as this lives.
+/// Trims an engine when the system requests memory, as long as this object exists.
 ///
-/// On Apple's systems it hears of memory pressure, and where there is UIKit, of memory warnings and of the way to the background
-/// and back. Elsewhere, and in tests, ``note(_:)`` tells it.
+/// On Apple's systems it observes memory pressure. With UIKit, it also observes memory warnings and the app's changes between
+/// foreground and background. On other systems, and in tests, pass events to ``note(_:)``.
 public final class MemoryKeeper: Sendable {
     private let policy = Protected(MemoryPolicy())
     private let events: AsyncStream<TrimLevel>.Continuation
     private let endListening = Protected<[() -> Void]>([])
 
-    /// Trims until this is released, or the engine is, which this does not keep.
+    /// Starts to trim. This ends when this object or the engine is released.
     ///
     /// - Parameters:
-    ///   - engine: what to trim.
-    ///   - onTrim: hears what a trim gave back, or why it failed.
+    ///   - engine: the engine to trim, held weakly.
+    ///   - onTrim: receives the level and the result of each trim: the bytes given back to the system, or the error.
     public init(_ engine: Engine, onTrim: (@Sendable (TrimLevel, Result<UInt64, any Error>) -> Void)? = nil) {
-        // Levels may come faster than they are reached: only the last one counts.
+        // Levels may change faster than the engine follows; only the latest counts.
         let (levels, events) = AsyncStream.makeStream(of: TrimLevel.self, bufferingPolicy: .bufferingNewest(1))
         self.events = events
         Task { [weak engine] in
@@ -89,7 +92,7 @@ public final class MemoryKeeper: Sendable {
         }
     }
 
-    /// Tells of an event that this does not hear of by itself.
+    /// Records an event that this object does not observe itself, and trims the engine to the new level.
     public func note(_ event: MemoryEvent) {
         events.yield(policy { $0.note(event) })
     }

@@ -1,15 +1,16 @@
-// What lies between Swift and C: handles that are closed once, texts that live during a call, threads for calls that block.
+// The layer between Swift and C: handles that are closed once, texts that live during a call, threads for blocking calls.
 import CDollop
 import Foundation
 
-/// A value behind a lock.
+/// A value that a lock guards.
 final class Protected<Value>: @unchecked Sendable {
-    // Unchecked: the value is reached through the lock alone.
+    // Unchecked: the lock guards all accesses to the value.
     private let lock = NSLock()
     private var value: Value
 
     init(_ value: Value) { self.value = value }
 
+    /// Calls `body` with the value, with the lock held.
     func callAsFunction<Result>(_ body: (inout Value) throws -> Result) rethrows -> Result {
         lock.lock()
         defer { lock.unlock() }
@@ -17,14 +18,14 @@ final class Protected<Value>: @unchecked Sendable {
     }
 }
 
-/// Owns a handle. The C side finds out a closed handle without reading memory that is gone, and a call that runs keeps what it
-/// needs, so closing may race with any call.
+/// Owns a native handle. The native library detects a closed handle without reading freed memory, and a running call keeps what it
+/// needs. So closing may race with any call.
 final class Handle: Sendable {
     private let open: Protected<OpaquePointer?>
     private let name: String
     private let free: @Sendable (OpaquePointer) -> Void
 
-    /// Takes what `make` writes.
+    /// Creates the owner of the handle that `make` writes. `name` is its name in messages; `free` closes it.
     init(
         _ name: String, free: @escaping @Sendable (OpaquePointer) -> Void,
         make: (UnsafeMutablePointer<OpaquePointer?>) throws -> Void
@@ -36,6 +37,9 @@ final class Handle: Sendable {
         self.free = free
     }
 
+    /// Returns the native handle.
+    ///
+    /// - Throws: ``DollopError/Status/closed`` after ``close()``.
     func get() throws -> OpaquePointer {
         guard let handle = open({ $0 }) else {
             throw DollopError(status: .closed, message: "the \(name) is closed")
@@ -43,7 +47,7 @@ final class Handle: Sendable {
         return handle
     }
 
-    /// Any number of times, from any thread.
+    /// Closes the handle. May be called from any thread; further calls have no effect.
     func close() {
         let closing = open { handle in
             defer { handle = nil }
@@ -55,12 +59,15 @@ final class Handle: Sendable {
     deinit { close() }
 }
 
-/// Memory for the texts and arrays of one call. They live as long as this.
+/// Memory for the texts and arrays of one call. They live as long as the arena.
 final class Arena {
     private var allocations: [UnsafeMutableRawPointer] = []
 
+    /// Copies a text as a C string.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` if it contains a NUL; the message begins with `name`.
     func text(_ text: String, _ name: String) throws -> UnsafePointer<CChar> {
-        // C would take a NUL for the end.
+        // In C, the text would end at the NUL.
         if text.utf8.contains(0) {
             throw DollopError(status: .invalid, message: "\(name) contains a NUL")
         }
@@ -68,23 +75,27 @@ final class Arena {
         return array(bytes)
     }
 
+    /// Copies a text as a C string; nil becomes NULL.
     func optionalText(_ text: String?, _ name: String) throws -> UnsafePointer<CChar>? {
         try text.map { try self.text($0, name) }
     }
 
-    /// A path as the system spells it.
+    /// Copies a file URL's path as a C string.
+    ///
+    /// - Throws: ``DollopError/Status/invalid`` if the URL is not a file URL.
     func path(_ url: URL, _ name: String) throws -> UnsafePointer<CChar> {
         guard url.isFileURL else {
-            throw DollopError(status: .invalid, message: "\(name): \(url.absoluteString) is no file URL")
+            throw DollopError(status: .invalid, message: "\(name): \(url.absoluteString) is not a file URL")
         }
         return try text(url.path, name)
     }
 
+    /// Copies texts as an array of C strings.
     func texts(_ texts: [String], _ name: String) throws -> UnsafePointer<UnsafePointer<CChar>?> {
         array(try texts.map { try text($0, name) as UnsafePointer<CChar>? })
     }
 
-    /// Never NULL, also where there are no elements.
+    /// Copies an array. The pointer is never NULL, even if the array is empty.
     func array<Element>(_ elements: [Element]) -> UnsafePointer<Element> {
         let to = UnsafeMutablePointer<Element>.allocate(capacity: max(elements.count, 1))
         allocations.append(UnsafeMutableRawPointer(to))
@@ -93,12 +104,12 @@ final class Arena {
     }
 
     deinit {
-        // Numbers and pointers: nothing in them is to be destroyed.
+        // The elements are numbers and pointers, so they need no deinitialization.
         allocations.forEach { $0.deallocate() }
     }
 }
 
-/// A text that a call writes.
+/// Returns the text that `call` writes, and frees the original.
 func takeText(_ call: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) throws -> Void) throws -> String {
     var text: UnsafeMutablePointer<CChar>?
     defer { dollop_text_free(text) }
@@ -106,7 +117,7 @@ func takeText(_ call: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) throw
     return text.map { String(cString: $0) } ?? ""
 }
 
-/// A JSON text that a call writes, decoded. Keys are in snake case.
+/// Decodes the JSON text that `call` writes, whose keys are in snake case.
 func takeJSON<Value: Decodable>(
     _ type: Value.Type, _ call: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) throws -> Void
 ) throws -> Value {
@@ -120,7 +131,9 @@ func takeJSON<Value: Decodable>(
     }
 }
 
-/// A number for C.
+/// Converts a number to a C type.
+///
+/// - Throws: ``DollopError/Status/invalid`` if it does not fit; the message begins with `name`.
 func number<To: FixedWidthInteger>(_ value: Int, _ name: String) throws -> To {
     guard let number = To(exactly: value) else {
         throw DollopError(status: .invalid, message: "\(name) \(value): it must be \(To.min) to \(To.max)")
@@ -128,8 +141,8 @@ func number<To: FixedWidthInteger>(_ value: Int, _ name: String) throws -> To {
     return number
 }
 
-/// Runs `body` on a thread of its own, where it may block and compute for as long as it likes: never on the threads of Swift's
-/// cooperative pool, which are few. The stack is as large as a main thread's; the default would be 512 KB on Apple's systems.
+/// Starts a thread that runs `body`, which may block. Swift's cooperative pool has few threads, so blocking calls must not run
+/// there. The stack is as large as a main thread's; the default is 512 KB on Apple's systems.
 func startThread(_ name: String, _ body: @escaping @Sendable () -> Void) {
     let thread = Thread(block: body)
     thread.name = "dev.dollop.\(name)"
@@ -138,7 +151,7 @@ func startThread(_ name: String, _ body: @escaping @Sendable () -> Void) {
     thread.start()
 }
 
-/// What `body` returns on such a thread.
+/// Runs `body` on a thread of its own and returns its result.
 func onThread<Value: Sendable>(
     _ name: String, _ body: @escaping @Sendable () throws -> Value
 ) async throws -> Value {

@@ -1,8 +1,10 @@
-// What the library says of a model, its memory, its work and the devices: the C functions' JSON as `Codable` values.
+// Reports on a model, its memory, its work and the devices: `Codable` types for the JSON of the C functions.
 
-/// A model in names and numbers.
+/// A model's names, dimensions and sizes.
 public struct ModelInfo: Codable, Sendable, Hashable {
+    /// The model's name.
     public let name: String
+    /// The model's architecture, such as "qwen2moe".
     public let architecture: String
     /// Transformer blocks.
     public let layers: Int
@@ -12,50 +14,51 @@ public struct ModelInfo: Codable, Sendable, Hashable {
     public let expertsUsed: Int
     /// Hidden width of a routed expert; 0 for a dense model.
     public let expertWidth: Int
-    /// Longest context that the model was made for, in tokens.
+    /// The longest context that the model was trained for, in tokens.
     public let context: Int
-    /// Token ids are below this.
+    /// Tokens in the vocabulary. Token ids are below this.
     public let vocab: Int
-    /// Token at the beginning of a text.
+    /// The token at the beginning of a text; nil if there is none.
     public let bos: TokenID?
-    /// Token at the end of a text.
+    /// The token at the end of a text; nil if there is none.
     public let eos: TokenID?
-    /// Weights in matrices, and of those what one token passes through.
+    /// Weights in all matrices.
     public let parameters: UInt64
-    /// See ``parameters``.
+    /// Weights in the matrices that one token uses.
     public let activeParameters: UInt64
     /// Bytes of all weights at the level in use.
     public let bytes: UInt64
-    /// Bytes that a token reads.
+    /// Bytes of the weights that one token reads, at the level in use.
     public let activeBytes: UInt64
-    /// How it runs, for people: residency, precision, level.
+    /// How the model runs, for display: residency, precision, level.
     public let mode: String
-    /// What it runs on, for people.
+    /// The processor, for display.
     public let backend: String
-    /// Why the CPU computes where a GPU would have been preferred.
+    /// Why the CPU computes although a GPU was preferred; nil if it was not.
     public let note: String?
     /// Threads that compute.
     public let threads: Int
+    /// Whether the model has a chat template.
     public let hasChatTemplate: Bool
 }
 
 /// How a memory budget is spent, in bytes.
 public struct MemoryPlan: Codable, Sendable, Hashable {
-    /// What may be used; nil for no limit.
+    /// The memory budget; nil for no limit.
     public let budget: UInt64?
-    /// Everything together.
+    /// The sum of all parts.
     public let totalBytes: UInt64
     /// The smallest budget that works.
     public let smallestBytes: UInt64
     /// Whether a GPU computes.
     public let gpu: Bool
-    /// Whether experts are streamed; otherwise all are resident.
+    /// Whether experts are streamed. Otherwise all are resident.
     public let streaming: Bool
     /// Whether experts are resident at fewer bits than are stored.
     public let lowered: Bool
-    /// Positions of the KV cache.
+    /// Positions of the planned KV cache.
     public let context: Int
-    /// Tokens of a prompt that pass through the layers together.
+    /// Tokens per prefill chunk.
     public let chunk: Int
     /// Program, tokenizer and tables.
     public let overheadBytes: UInt64
@@ -65,65 +68,66 @@ public struct MemoryPlan: Codable, Sendable, Hashable {
     public let kvBytes: UInt64
     /// Activations and other scratch of one chat.
     public let scratchBytes: UInt64
-    /// Experts: all of them, or the cache.
+    /// Memory for experts: the cache, or all of them.
     public let expertBytes: UInt64
-    /// Memory that streamed experts pass through on their way to a GPU.
+    /// Host memory through which streamed experts pass on their way to a GPU.
     public let stagingBytes: UInt64
-    /// What the experts at each stored level would mean, lowest first.
+    /// What each stored level would mean under this plan, lowest first.
     public let levels: [Level]
 
-    /// Experts at one level under a plan.
+    /// What one level would mean under a plan.
     public struct Level: Codable, Sendable, Hashable {
+        /// Bits of the level.
         public let bits: Int
-        /// Bytes of all experts.
+        /// Bytes of all experts at this level.
         public let expertBytes: UInt64
-        /// The part of the experts that the memory holds, 0 to 1.
+        /// The share of the experts' bytes that the memory holds, from 0 to 1.
         public let resident: Double
-        /// Expert bytes that a token touches.
+        /// Bytes of the experts that one token uses.
         public let touchedBytes: UInt64
-        /// Bytes that a token reads if all experts are equally likely.
+        /// Bytes that one token reads if all experts are equally likely. Real routing reads less.
         public let readBytes: UInt64
     }
 }
 
-/// What an engine has done since it was opened.
+/// Counters of an engine since it was opened.
 public struct Statistics: Codable, Sendable, Hashable {
-    /// Mean bits of the experts computed, by gate mass; nil where all experts are resident.
+    /// Mean bits of the computed experts, weighted by gate; nil if all experts are resident.
     public let meanBits: Double?
-    /// The part of the planes wanted that was resident; nil where all experts are.
+    /// The share of the needed planes that were resident, from 0 to 1; nil if all experts are resident.
     public let hitRate: Double?
-    /// Streaming, where experts are streamed or refined.
+    /// Counters of streaming; nil unless experts are streamed or refined.
     public let stream: Stream?
-    /// A GPU, where one computes or did.
+    /// Counters of the GPU; nil if only the CPU has computed.
     public let gpu: GPU?
-    /// Choices of the router that were dropped, and those that were redirected.
+    /// Choices of the router that were dropped.
     public let dropped: UInt64
-    /// See ``dropped``.
+    /// Choices of the router that were redirected to another expert.
     public let redirected: UInt64
 
-    /// Counters of streaming. A plane is a part of an expert that adds bits to it.
+    /// Counters of streaming. A plane adds one or two bits to an expert.
     public struct Stream: Codable, Sendable, Hashable {
-        /// Planes wanted, lowest first, and of those, resident.
+        /// Planes that experts needed, lowest plane first.
         public let planesWanted: [UInt64]
-        /// See ``planesWanted``.
+        /// Needed planes that were resident, lowest plane first.
         public let planesHit: [UInt64]
-        /// Bytes read because they were wanted.
+        /// Bytes read because a layer needed them.
         public let bytesWanted: UInt64
-        /// Bytes read ahead of need.
+        /// Bytes prefetched.
         public let bytesAhead: UInt64
-        /// Planes given up above the base.
+        /// Planes above the base that were evicted.
         public let downgrades: UInt64
-        /// Bases given up.
+        /// Base planes that were evicted.
         public let evictions: UInt64
         /// Reads that were repeated.
         public let retries: UInt64
-        /// Times that the cache was made smaller or larger.
+        /// How often the cache was resized.
         public let resizes: UInt64
-        /// Bytes that went back to the system by that.
+        /// Bytes that resizes gave back to the system.
         public let bytesGivenBack: UInt64
         /// Nanoseconds spent computing experts.
         public let computeNs: UInt64
-        /// Nanoseconds in which computing waited for reads.
+        /// Nanoseconds that computation waited for reads.
         public let waitNs: UInt64
     }
 
@@ -133,37 +137,38 @@ public struct Statistics: Codable, Sendable, Hashable {
         public let dispatches: UInt64
         /// Waits for a result.
         public let readbacks: UInt64
-        /// Bytes allocated on it now.
+        /// Bytes allocated on the GPU now.
         public let heldBytes: UInt64
     }
 }
 
-/// A GPU, or what poses as one.
+/// A GPU of this system, hardware or software.
 public struct Device: Codable, Sendable, Hashable {
-    /// What ``EngineOptions/Backend/gpu(index:)`` names it by.
+    /// The index of ``EngineOptions/Backend/gpu(index:)`` that selects it.
     public let index: Int
+    /// The GPU's name.
     public let name: String
     /// Vulkan, Metal or Dx12.
     public let api: String
     /// The driver and its version.
     public let driver: String
-    /// Whether the processor does the work.
+    /// Whether this is a software GPU, which the CPU emulates.
     public let software: Bool
-    /// What it lacks to run kernels; nil if it can.
+    /// The features it lacks to compute models; nil if it can.
     public let missing: String?
     /// The largest buffer that a kernel can read, in bytes.
     public let maxBindingBytes: UInt64
 }
 
-/// A token's number in the model's vocabulary.
+/// The index of a token in the model's vocabulary.
 public typealias TokenID = UInt32
 
 /// How full a chat's context is.
 public struct ContextUsage: Sendable, Hashable {
     /// Positions of the KV cache.
     public let capacity: Int
-    /// Tokens in it.
+    /// Tokens in the KV cache.
     public let tokens: Int
-    /// Tokens computed since the chat was made: those that were found in the cache do not count.
+    /// Tokens computed since the chat was created. Reused tokens do not count.
     public let processed: Int
 }

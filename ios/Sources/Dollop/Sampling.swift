@@ -1,55 +1,61 @@
-// How tokens are chosen.
+// Options for choosing tokens and for generating.
 import CDollop
 
-/// How tokens are chosen. What is nil is what the model's file advises, and the library's own number where it says nothing.
+/// How tokens are chosen.
+///
+/// Nil selects what the model's file recommends, or the library's default if it recommends nothing. Each property says which value
+/// switches its step off.
 public struct Sampling: Codable, Sendable, Hashable {
-    /// Start of the random sequence: the same seed, tokens and budget give the same text.
+    /// Seed of the random sequence. The same seed, tokens and budget give the same text.
     public var seed: UInt64?
     /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token.
     public var temperature: Float?
-    /// Only the likeliest; 0 for all.
+    /// Keeps only this many of the likeliest tokens; 0 keeps all.
     public var topK: Int?
-    /// Only the likeliest that together have this probability; 1 for all.
+    /// Keeps only the likeliest tokens that together have this probability; 1 keeps all.
     public var topP: Float?
-    /// Only those at least this part as likely as the likeliest; 0 for all.
+    /// Keeps only tokens at least this fraction as likely as the likeliest; 0 keeps all.
     public var minP: Float?
-    /// Only those whose surprise is nearest to the expected one, together of this probability; 1 for all.
+    /// Keeps only the tokens whose surprise is nearest to the expected one, until together they have this probability; 1 keeps all.
     public var typicalP: Float?
-    /// Only logits within this many standard deviations of the highest; 0 for all.
+    /// Keeps only logits within this many standard deviations of the highest; 0 keeps all.
     public var topNSigma: Float?
-    /// How often all but the least likely of the probable tokens are left out (XTC); 0 for never.
+    /// How often XTC drops all but the least likely of the probable tokens, as a probability; 0 switches XTC off.
     public var xtcProbability: Float?
-    /// What counts as probable for XTC; above 0.5 for never.
+    /// Probability from which XTC counts a token as probable; more than 0.5 switches XTC off.
     public var xtcThreshold: Float?
-    /// Divides the logit of recent tokens; 1 for none.
+    /// Divides the logits of recent tokens, or multiplies negative ones; 1 has no effect.
     public var repeatPenalty: Float?
-    /// How many tokens back are recent; 0 for no penalty.
+    /// Number of previous tokens that count as recent; 0 switches all penalties off.
     public var repeatLastN: Int?
-    /// Subtracted from the logit of recent tokens; 0 for none.
+    /// Subtracted from the logits of recent tokens; 0 has no effect.
     public var presencePenalty: Float?
-    /// Subtracted from the logit of recent tokens, once for each time; 0 for none.
+    /// Subtracted from the logits of recent tokens, once per occurrence; 0 has no effect.
     public var frequencyPenalty: Float?
-    /// Repetitions that lose logits.
+    /// A penalty on repetitions.
     public var dry: DRY?
-    /// In place of the whole chain but the temperature.
+    /// Replaces the whole chain except the temperature.
     public var mirostat: Mirostat?
-    /// Added to the logits of single tokens before everything else; minus infinity for a token that is never chosen.
+    /// Added to the logits of single tokens, before all other steps. With minus infinity, a token is never chosen.
     public var logitBias: [TokenID: Float]?
-    /// The steps in order, such as "penalties;top_k;top_p;temperature".
+    /// The steps to apply, in order, such as "penalties;top_k;top_p;temperature".
     public var chain: String?
 
-    /// A token that would continue a repetition of n tokens loses multiplier * base^(n - allowedLength).
+    /// A penalty on repetitions: a token that would continue a repetition of n tokens loses
+    /// `multiplier * base^(n - allowedLength)`.
     public struct DRY: Codable, Sendable, Hashable {
-        /// 0 for nothing.
+        /// The factor of the penalty; 0 switches DRY off.
         public var multiplier: Float
+        /// The base of the penalty.
         public var base: Float
-        /// Repetitions shorter than this are free.
+        /// Repetitions shorter than this are ignored.
         public var allowedLength: Int
-        /// How many tokens back repetitions are looked for; 0 for none.
+        /// Number of previous tokens in which DRY looks for repetitions; 0 switches DRY off.
         public var lastN: Int
-        /// Texts over which no repetition is followed; nil for the model's own.
+        /// Texts that DRY matches no repetition across; nil for the model's own.
         public var breakers: [String]?
 
+        /// Creates a penalty. Each parameter sets the property of its name.
         public init(multiplier: Float, base: Float, allowedLength: Int, lastN: Int, breakers: [String]? = nil) {
             self.multiplier = multiplier
             self.base = base
@@ -59,16 +65,19 @@ public struct Sampling: Codable, Sendable, Hashable {
         }
     }
 
-    /// Sampling that aims at a surprise.
+    /// Mirostat (Basu et al., 2020), which adapts the number of candidates to how surprising the text was so far.
+    ///
+    /// `tau` is the surprise per token that it aims at, in bits. `eta` is its learning rate.
     public enum Mirostat: Codable, Sendable, Hashable {
+        /// Off: the chain is used.
         case off
-        /// As in the paper: the surprise per token that it aims at, in bits, and how fast it learns.
+        /// As in the paper: the number of candidates is estimated from a Zipf exponent.
         case v1(tau: Float, eta: Float)
-        /// Mirostat 2.
+        /// All tokens up to a maximum surprise are candidates.
         case v2(tau: Float, eta: Float)
     }
 
-    /// Everything as the model's file advises, but for what is set afterwards.
+    /// Creates options. Each parameter sets the property of its name; the other properties are nil.
     public init(
         temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil, repeatPenalty: Float? = nil,
         seed: UInt64? = nil
@@ -81,10 +90,10 @@ public struct Sampling: Codable, Sendable, Hashable {
         self.seed = seed
     }
 
-    /// Always the likeliest token.
+    /// Always takes the likeliest token.
     public static let greedy = Sampling(temperature: 0)
 
-    /// Of numbers alone: lists are the model's own.
+    /// Copies the numbers of a C struct. Its lists and texts stay nil, so the model's own apply.
     init(_ s: dollop_sampling) {
         self.init(
             temperature: s.temperature, topK: Int(s.top_k), topP: s.top_p, minP: s.min_p, repeatPenalty: s.repeat_penalty,
@@ -106,7 +115,7 @@ public struct Sampling: Codable, Sendable, Hashable {
         }
     }
 
-    /// Puts what is set over the model's own numbers; texts and lists live in `arena`.
+    /// Overwrites a C struct with the properties that are not nil. Texts and lists live in `arena`.
     func apply(to s: inout dollop_sampling, _ arena: Arena) throws {
         s.seed = seed ?? s.seed
         s.temperature = temperature ?? s.temperature
@@ -138,7 +147,7 @@ public struct Sampling: Codable, Sendable, Hashable {
         case .v2(let tau, let eta): (s.mirostat, s.mirostat_tau, s.mirostat_eta) = (UInt32(DOLLOP_MIROSTAT_V2), tau, eta)
         }
         if let logitBias {
-            // In order: the same options are the same call.
+            // Sorted, so that equal options make equal calls.
             let list = logitBias.sorted { $0.key < $1.key }.map { dollop_logit_bias(token: $0.key, bias: $0.value) }
             s.logit_bias = arena.array(list)
             s.logit_bias_count = list.count
@@ -148,7 +157,7 @@ public struct Sampling: Codable, Sendable, Hashable {
 }
 
 extension Sampling {
-    /// What a model's file advises.
+    /// Returns the options that the model's file recommends.
     init(of engine: Handle) throws {
         var s = dollop_sampling()
         try check(dollop_sampling_init(&s, MemoryLayout.size(ofValue: s)))
@@ -157,25 +166,27 @@ extension Sampling {
     }
 }
 
-/// How an answer is generated.
+/// Options for generating an answer.
 public struct GenerationOptions: Sendable, Hashable {
-    /// Most tokens to generate; 0 only reads the prompt.
+    /// The most tokens to generate; 0 only processes the prompt.
     public var maxTokens: Int
+    /// How the next token is chosen.
     public var sampling: Sampling
-    /// Texts that end the answer and are not part of it.
+    /// Stop strings: texts that end the answer. They are not part of it.
     public var stop: [String]
-    /// Go on after an end-of-turn token.
+    /// Whether to continue after an end-of-turn token.
     public var ignoresEndOfTurn: Bool
-    /// Where experts are streamed adaptively, the precision follows this many tokens per second; results then depend on the
-    /// machine's speed.
+    /// The target speed, if experts are streamed with adaptive precision; nil for none. The quality is lowered or raised to reach
+    /// it. Results then depend on the machine's speed.
     public var targetTokensPerSecond: Double?
-    /// The answer is JSON that obeys this JSON Schema. One of `jsonSchema`, `regex` and `grammar` at most.
+    /// A JSON Schema that the answer must follow. At most one of `jsonSchema`, `regex` and `grammar` may be set.
     public var jsonSchema: String?
-    /// The answer is what this regular expression matches as a whole.
+    /// A regular expression that the whole answer must match.
     public var regex: String?
-    /// The answer is what this grammar derives from `start`, in llguidance's form of Lark.
+    /// A grammar in llguidance's variant of Lark, whose rule `start` must derive the answer.
     public var grammar: String?
 
+    /// Creates options. Each parameter sets the property of its name.
     public init(
         maxTokens: Int = 512, sampling: Sampling = Sampling(), stop: [String] = [], ignoresEndOfTurn: Bool = false,
         targetTokensPerSecond: Double? = nil, jsonSchema: String? = nil, regex: String? = nil, grammar: String? = nil
@@ -190,7 +201,7 @@ public struct GenerationOptions: Sendable, Hashable {
         self.grammar = grammar
     }
 
-    /// The struct of C; what it points to lives in `arena`.
+    /// Returns the options as a C struct; what it points to lives in `arena`. `own` has the model's sampling options.
     func native(_ arena: Arena, over own: Sampling) throws -> dollop_generate_options {
         var o = dollop_generate_options()
         try check(dollop_generate_options_init(&o, MemoryLayout.size(ofValue: o)))

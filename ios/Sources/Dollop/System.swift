@@ -1,4 +1,4 @@
-// What Apple's systems say, and what they ask for: the only file that names them. None of it compiles on Linux.
+// Events of Apple's systems. Only this file names their frameworks, and none of that part compiles on Linux.
 import Dispatch
 import Foundation
 
@@ -6,10 +6,10 @@ import Foundation
 import UIKit
 #endif
 
-/// Calls a closure whenever something happens, until what it returns is called.
+/// Observes an event: calls the given closure on every occurrence. Returns a closure that ends this.
 typealias Listen = (@escaping @Sendable () -> Void) -> () -> Void
 
-/// Where this system says what of memory.
+/// The memory events of this system, and how to observe each.
 var systemMemoryEvents: [(MemoryEvent, Listen)] {
     var sources: [(MemoryEvent, Listen)] = []
     #if canImport(Darwin)
@@ -30,6 +30,7 @@ var systemMemoryEvents: [(MemoryEvent, Listen)] {
 }
 
 #if canImport(Darwin)
+/// Observes memory pressure of a level.
 private func pressure(_ level: DispatchSource.MemoryPressureEvent) -> Listen {
     { happened in
         let source = DispatchSource.makeMemoryPressureSource(eventMask: level, queue: .global())
@@ -41,6 +42,7 @@ private func pressure(_ level: DispatchSource.MemoryPressureEvent) -> Listen {
 #endif
 
 #if canImport(UIKit) && !os(watchOS)
+/// Observes a notification.
 private func notification(_ name: Notification.Name) -> Listen {
     { happened in
         let observer = NotificationCenter.default.addObserver(forName: name, object: nil, queue: nil) { _ in happened() }
@@ -48,25 +50,25 @@ private func notification(_ name: Notification.Name) -> Listen {
     }
 }
 
-/// Saves a chat whenever the app goes to the background, for as long as this lives.
+/// Saves a chat whenever the app goes to the background, as long as this object exists.
 ///
-/// The answer that is being generated is stopped, and is saved as far as it came. The system is asked for the time that takes; if
-/// it gives none, the older file stays.
+/// The current answer is stopped, and saved as far as it was generated. The saver requests background time for this from the
+/// system. If the system grants none, the existing file stays.
 public final class BackgroundSaver: Sendable {
     private let endListening = Protected<() -> Void>({})
 
-    /// Saves until this is released, or the chat is, which this does not keep.
+    /// Starts to observe the app. This ends when this object or the chat is released.
     ///
     /// - Parameters:
-    ///   - chat: what to stop and to save.
+    ///   - chat: the chat to stop and save, held weakly.
     ///   - url: the file.
-    ///   - onSave: hears the bytes written, or why saving failed.
+    ///   - onSave: receives the file's size in bytes, or the error.
     public init(_ chat: ChatSession, to url: URL, onSave: (@Sendable (Result<UInt64, any Error>) -> Void)? = nil) {
         let end = notification(UIApplication.didEnterBackgroundNotification)({ [weak chat] in
             guard let chat else { return }
             ProcessInfo.processInfo.performExpiringActivity(withReason: "Saving a conversation") { expired in
                 if expired { return }
-                // The activity lasts until this block returns; it runs on a thread of the system that may wait.
+                // The activity lasts until this block returns. It runs on a thread of the system, which may block.
                 let saved = DispatchSemaphore(value: 0)
                 Task {
                     do {

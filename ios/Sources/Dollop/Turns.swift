@@ -1,22 +1,24 @@
-// Who has a chat: one call at a time.
+// The queue of calls on a chat: one runs at a time.
 import Foundation
 
-/// The queue of those who want a chat. What ends by itself is waited for; an answer that is being generated is not, since its
-/// consumer may be the one who would wait.
+/// The queue of calls on a chat or session. A call waits for calls that end by themselves. It does not wait for a generation, but
+/// fails: the waiting task may be the consumer that the generation waits for.
 final class Turns: @unchecked Sendable {
-    // Unchecked: the queue is reached through the condition's lock alone.
+    // Unchecked: the condition's lock guards the queue.
     private let condition = NSCondition()
     private var queue: [Turn] = []
 
-    /// A place in the queue.
+    /// A call in the queue.
     final class Turn: Sendable {
-        /// What it generates, if it does.
+        /// The events of the call if it generates, else nil.
         let channel: Channel?
 
         init(_ channel: Channel?) { self.channel = channel }
     }
 
-    /// Takes the next place, at once and in the order of calls.
+    /// Appends a call to the queue. Does not block.
+    ///
+    /// - Throws: ``DollopError/Status/busy`` if a generation is in the queue.
     func join(_ channel: Channel? = nil) throws -> Turn {
         condition.lock()
         defer { condition.unlock() }
@@ -28,13 +30,14 @@ final class Turns: @unchecked Sendable {
         return turn
     }
 
-    /// Blocks until all before it are done. On threads that may block.
+    /// Blocks until all calls before `turn` are done. Only for threads that may block.
     func wait(for turn: Turn) {
         condition.lock()
         defer { condition.unlock() }
         while queue.first !== turn { condition.wait() }
     }
 
+    /// Removes a call from the queue, and wakes the next one.
     func leave(_ turn: Turn) {
         condition.lock()
         defer { condition.unlock() }
@@ -42,7 +45,7 @@ final class Turns: @unchecked Sendable {
         condition.broadcast()
     }
 
-    /// Stops all that is generated or will be; `cancel` stops the call of C that runs.
+    /// Stops all generations in the queue. `cancel` cancels the native call that runs.
     func stop(_ cancel: () -> Void) {
         condition.lock()
         defer { condition.unlock() }
@@ -50,7 +53,8 @@ final class Turns: @unchecked Sendable {
         cancel()
     }
 
-    /// The same for what is generated in this turn, if it has not ended: the next turn's call does not begin meanwhile.
+    /// Stops the generation of `turn`, if it has not ended, and drops its events. The lock is held, so that `cancel` cannot hit the
+    /// native call of the next turn.
     func abandon(_ turn: Turn, _ cancel: () -> Void) {
         condition.lock()
         defer { condition.unlock() }

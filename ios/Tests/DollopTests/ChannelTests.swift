@@ -26,7 +26,7 @@ final class ChannelTests: XCTestCase {
         let (last, end) = (try await channel.next {}, try await channel.next {})
         XCTAssertEqual(last, .finished(.nothing))
         XCTAssertNil(end)
-        // One more may be in the consumer's hands before it is counted.
+        // The consumer may have taken one more, but not counted it yet.
         XCTAssertTrue(ahead { $0 } <= 5, "\(ahead { $0 }) events ahead")
     }
 
@@ -46,7 +46,7 @@ final class ChannelTests: XCTestCase {
         channel.stop()
         try await eventually("the second") { answers { $0.count == 2 } }
         XCTAssertEqual(answers { $0 }, [true, false])
-        // Nothing that was pushed is lost.
+        // No event is lost.
         var events: [Event] = []
         while let event = try await channel.next(onCancel: {}) { events.append(event) }
         XCTAssertEqual(events, [token(0), token(1), .finished(.nothing)])

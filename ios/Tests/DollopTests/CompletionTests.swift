@@ -1,4 +1,4 @@
-// Timelines of tokens: continued, forked, rewound, saved.
+// Completion sessions: continuing, forking, rewinding, saving.
 import CDollop
 import Foundation
 import XCTest

@@ -1,4 +1,4 @@
-// Answers that end early: cancelled, left, closed and released while they are generated.
+// Answers that end early: cancelling, leaving the loop, closing and releasing during a generation.
 import CDollop
 import Foundation
 import XCTest
@@ -15,10 +15,10 @@ final class EndTests: DollopTestCase {
             if case .token = event { tokens += 1 }
             if tokens == 5 { break }
         }
-        // Waits for the thread that generated, and does not fail.
+        // The call waits for the generating thread and does not fail.
         let said = try await chat.messages()
         XCTAssertEqual(said.map(\.role), ["user", "assistant"])
-        XCTAssertTrue(said[1].content.hasPrefix(text), "what was said stays: \(said[1].content)")
+        XCTAssertTrue(said[1].content.hasPrefix(text), "the generated text stays: \(said[1].content)")
         let generated = try engine.tokenize(said[1].content).count
         XCTAssertTrue((5...25).contains(generated), "\(generated) tokens, and not all 400")
         let next = try await chat.reply(to: "Go on.", options: short)
@@ -41,7 +41,7 @@ final class EndTests: DollopTestCase {
         consumer.cancel()
         let finished = try await consumer.value
         XCTAssertFalse(finished, "the loop ended without an error, and without an end")
-        // The loop ends after the native call: the chat is free, with no wait.
+        // The loop ends after the native call, so the chat is free at once.
         let said = try await chat.messages()
         XCTAssertTrue(try engine.tokenize(said[1].content).count < 100)
 
@@ -94,7 +94,7 @@ final class EndTests: DollopTestCase {
         let said = try await chat.messages()
         XCTAssertTrue(said[1].content.hasPrefix(text))
 
-        // A stop that comes before anything was generated.
+        // Cancelled before anything was generated.
         let stream = chat.send("Go on.", options: long)
         chat.cancel()
         let stopped = try await collect(stream).end
@@ -137,7 +137,7 @@ final class EndTests: DollopTestCase {
         await expect(.closed) { try engine.tokenize("a") }
     }
 
-    /// A close, a release or a cancel at any moment of an answer, many times. `DOLLOP_TEST_FULL` has more.
+    /// Closes or cancels a chat at a random moment of its answer, many times. `DOLLOP_TEST_FULL` runs more rounds.
     func testClosingRacesWithGeneration() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let rounds = ProcessInfo.processInfo.environment["DOLLOP_TEST_FULL"] == nil ? 100 : 10_000

@@ -1,4 +1,4 @@
-// Opening a model, from a path and from an open file, and what an engine says.
+// Opening a model from a path and from an open file, plans, statistics, conversion.
 import CDollop
 import Foundation
 import XCTest
@@ -27,7 +27,7 @@ final class EngineTests: DollopTestCase {
         XCTAssertTrue(Engine.libraryVersion.contains("."))
     }
 
-    /// An open model's cache is as large as planned, to whole pages of each layer.
+    /// Checks that an open model's cache is as large as planned, up to whole pages per layer.
     private func assertFollows(_ open: MemoryPlan, _ plan: MemoryPlan, line: UInt = #line) {
         XCTAssertTrue(open.streaming && plan.streaming, line: line)
         XCTAssertEqual(open.budget, plan.budget, line: line)

@@ -1,4 +1,4 @@
-// Failures: each kind that a caller can provoke, with nothing lost.
+// Failures of every kind that a caller can provoke. They leave the chat unchanged and no handle open.
 import CDollop
 import Foundation
 import XCTest
@@ -9,7 +9,7 @@ final class ErrorTests: DollopTestCase {
     func testModelsThatDoNotOpen() async throws {
         await expect(.io, "no-such-file") { try await Engine(contentsOf: URL(fileURLWithPath: "/no-such-file")) }
         await expect(.io) { try await Engine.plan(contentsOf: URL(fileURLWithPath: "/no-such-file")) }
-        await expect(.invalid, "no file URL") { try await Engine(contentsOf: URL(string: "https://a.b/c")!) }
+        await expect(.invalid, "not a file URL") { try await Engine(contentsOf: URL(string: "https://a.b/c")!) }
         await expect(.unsupported, "folder") { try await Engine(contentsOf: self.folder) }
         let damaged = folder.appendingPathComponent("damaged.gguf")
         try Data(contentsOf: model).prefix(100_000).write(to: damaged)

@@ -1,4 +1,4 @@
-// Memory that is given back and taken again, also while an answer is generated.
+// Giving memory back and taking it again, even during a generation.
 import CDollop
 import Foundation
 import XCTest
@@ -91,7 +91,7 @@ final class MemoryTests: DollopTestCase {
         var policy = MemoryPolicy()
         let story: [(MemoryEvent, TrimLevel)] = [
             (.pressureWarning, .moderate), (.pressureCritical, .critical), (.enteredBackground, .complete),
-            // Pressure that ends in the background is no reason to take memory there.
+            // In the background, the end of memory pressure does not enlarge the cache.
             (.pressureNormal, .complete), (.pressureWarning, .complete), (.entersForeground, .normal),
             (.pressureCritical, .critical), (.pressureNormal, .normal),
         ]

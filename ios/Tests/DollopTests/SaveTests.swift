@@ -1,4 +1,4 @@
-// Conversations that outlive their process.
+// Saving and restoring conversations.
 import CDollop
 import Foundation
 import XCTest
@@ -18,7 +18,7 @@ final class SaveTests: DollopTestCase {
         let want = try await chat!.reply(to: "And what is it known for?", options: short)
         (chat, engine) = (nil, nil)
 
-        // Another engine, whose experts are streamed: at exact precision that changes nothing.
+        // In another engine with streamed experts. At exact precision, streaming does not change results.
         let other = try await Engine(contentsOf: model, options: try await streamed())
         let restored = try await ChatSession(other, contentsOf: file)
         let messages = try await restored.messages()
@@ -51,7 +51,7 @@ final class SaveTests: DollopTestCase {
         let restored = try await ChatSession(engine, contentsOf: file).messages()
         XCTAssertEqual(restored, said)
 
-        // Also where nobody consumes: the thread that generates waits for a reader then, and must not be waited for.
+        // Also without a consumer. The generating thread then waits for one, so saving must not wait for the end of the answer.
         let unread = chat.send("Go on.", options: long)
         try await Task.sleep(nanoseconds: 1_000_000_000)
         try await chat.stopAndSave(to: file)
@@ -80,7 +80,7 @@ final class SaveTests: DollopTestCase {
         await expect(.malformed) { try await ChatSession(engine, contentsOf: model) }
         let lower = try await Engine(contentsOf: model, options: EngineOptions(precision: .exact(bits: 3), context: 512))
         await expect(.unsupported) { try await ChatSession(lower, contentsOf: file) }
-        // The chat is none the worse for it.
+        // The chat is unchanged.
         let count = try await chat.messages().count
         XCTAssertEqual(count, 2)
     }

@@ -1,4 +1,4 @@
-// Answers as streams: what they say, who waits for whom, and how they end.
+// Answers as streams: their events, options, back-pressure, and concurrent answers.
 import CDollop
 import Foundation
 import XCTest
@@ -40,7 +40,7 @@ final class StreamTests: DollopTestCase {
         let engine = try await Engine(contentsOf: model, options: small)
         let chat = try await engine.chat(options: ChatOptions(system: "You are brief."))
         let answer = try await chat.reply(to: question, options: short)
-        // What was said is in the cache, but for the last message.
+        // All but the last message is in the cache.
         let again = try await chat.reply(to: "Are you sure?", options: short)
         XCTAssertTrue(again.outcome.reusedTokens >= answer.outcome.promptTokens)
         try await chat.reset()
@@ -61,7 +61,7 @@ final class StreamTests: DollopTestCase {
         XCTAssertEqual(three.outcome.generatedTokens, 3)
         XCTAssertTrue(answer.text.hasPrefix(three.text))
 
-        // The same seed is the same text; a bias of minus infinity is a token that never comes.
+        // The same seed gives the same text. A token with a bias of minus infinity is never chosen.
         var hot = GenerationOptions(maxTokens: 12, sampling: Sampling(temperature: 1.5, topK: 0, topP: 1, seed: 7))
         try await chat.reset()
         let seven = try await chat.reply(to: question, options: hot)
@@ -97,7 +97,7 @@ final class StreamTests: DollopTestCase {
             events += 1
             if events == 1 { before = try wanted() }
             if events == 2 {
-                // The consumer takes its time: generation comes to a halt when 16 events wait.
+                // The consumer is slow: generation halts while 16 events wait.
                 func ahead() throws -> UInt64 { (try wanted() - before) / layers }
                 try await eventually("a full queue") { try ahead() >= 12 }
                 try await Task.sleep(nanoseconds: 3_000_000_000)
@@ -134,7 +134,7 @@ final class StreamTests: DollopTestCase {
         await expect(.busy) { try await chat.reply(to: "And of Spain?") }
         await expect(.busy) { try await chat.messages() }
         await expect(.busy) { try await chat.save(to: self.folder.appendingPathComponent("chat")) }
-        // Another chat of the engine may.
+        // Another chat of the engine is not busy.
         try await other.reset()
         async let parallel = other.reply(to: question, options: short)
         let answer = try await collect(stream)

@@ -1,11 +1,11 @@
-// What all tests share: the default model, and a check that no handle stays open.
+// Shared by all tests: the default model, options, and a check that no handle stays open.
 import CDollop
 import Foundation
 import XCTest
 
 @testable import Dollop
 
-/// The repository.
+/// The repository's folder.
 let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
     .deletingLastPathComponent().deletingLastPathComponent()
 
@@ -14,29 +14,29 @@ let model = root.appendingPathComponent("models/smollm2-moe.gguf")
 
 let question = "What is the capital of France?"
 
-/// Answers are the same every time, and short.
+/// Short answers that are the same every time.
 let short = GenerationOptions(maxTokens: 24, sampling: .greedy)
 
-/// An answer that would take long.
+/// Long answers, to be stopped.
 let long = GenerationOptions(maxTokens: 400, sampling: .greedy, ignoresEndOfTurn: true)
 
-/// A context that is small enough for any budget here; one thread, since threads that wait for each other spin.
-// With AMX, pieces of 16 and more tokens have other bits (docs/cpu.md), and the last token of a prompt is read again alone.
+/// A context that fits every budget here, and one thread, because threads spin while they wait for each other.
+// With AMX, chunks of 16 or more tokens give other bits (docs/cpu.md), and the last token of a reused prompt is computed alone.
 let small = EngineOptions(precision: .exact(bits: 4), threads: 1, context: 512, chunk: 8)
 
-/// The options under a budget of `spare` bytes more than the smallest one: experts are streamed.
+/// Options with streamed experts: the smallest budget that works, plus `spare` bytes.
 func streamed(spare: UInt64 = 8 << 20) async throws -> EngineOptions {
     var options = small
     options.memory = try await Engine.plan(contentsOf: model, options: small).smallestBytes + spare
     return options
 }
 
-/// A text of about so many tokens.
+/// A text of about `words` tokens.
 func text(words: Int) -> String {
     (0..<words).map { ["river", "stone", "seven", "green", "paper"][$0 * 7 % 5] }.joined(separator: " ")
 }
 
-/// A stream to its end.
+/// Reads a stream to its end. Returns its text, and its outcome if it has one.
 func collect(_ stream: AsyncThrowingStream<Event, any Error>) async throws -> (text: String, end: Outcome?) {
     var (text, end) = ("", Outcome?.none)
     for try await event in stream {
@@ -52,10 +52,10 @@ func eventually(_ what: String, _ condition: () throws -> Bool) async throws {
         if try condition() { return }
         try await Task.sleep(nanoseconds: 10_000_000)
     }
-    XCTFail("never came: \(what)")
+    XCTFail("timed out: \(what)")
 }
 
-/// What `body` throws must be a `DollopError` of this status, whose message contains `part`.
+/// Checks that `body` throws a `DollopError` with this status, whose message contains `part`.
 func expect<Value>(
     _ status: DollopError.Status, _ part: String = "", file: StaticString = #filePath, line: UInt = #line,
     _ body: () async throws -> Value
@@ -68,11 +68,11 @@ func expect<Value>(
         XCTAssertTrue(part.isEmpty || error.message.contains(part), error.message, file: file, line: line)
         XCTAssertEqual(error.localizedDescription, error.message, file: file, line: line)
     } catch {
-        XCTFail("no DollopError, but \(error)", file: file, line: line)
+        XCTFail("not a DollopError: \(error)", file: file, line: line)
     }
 }
 
-/// A folder of its own, and no handle that stays open.
+/// The base class of tests. Each test has a temporary folder. After it, no handle may be open.
 class DollopTestCase: XCTestCase {
     private(set) var folder = URL(fileURLWithPath: "/")
 
@@ -83,7 +83,7 @@ class DollopTestCase: XCTestCase {
 
     override func tearDown() async throws {
         try FileManager.default.removeItem(at: folder)
-        // A thread that generates may be on its way out.
+        // A generating thread may still be ending.
         try await eventually("all handles closed") { dollop_open_handles() == 0 }
     }
 }

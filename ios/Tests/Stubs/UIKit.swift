@@ -1,4 +1,4 @@
-// What `System.swift` uses of Apple's frameworks, declared as Apple declares it: on Linux the compiler checks types with it.
+// Declares the parts of Apple's frameworks that `System.swift` uses, so that its types can be checked on Linux.
 import Dispatch
 import Foundation
 

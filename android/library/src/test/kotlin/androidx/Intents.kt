@@ -1,4 +1,4 @@
-// As Registries.kt: intents.
+// Stubs for Robolectric (see Registries.kt): intents.
 package androidx.test.runner.intent
 
 import android.app.Instrumentation

@@ -1,4 +1,4 @@
-// As Registries.kt: where Robolectric reports intents.
+// Stubs for Robolectric (see Registries.kt): receives intents.
 package androidx.test.internal.runner.intent
 
 import android.content.Intent

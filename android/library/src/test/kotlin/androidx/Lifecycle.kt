@@ -1,4 +1,4 @@
-// As Registries.kt: the life of activities and applications.
+// Stubs for Robolectric (see Registries.kt): lifecycles of activities and applications.
 package androidx.test.runner.lifecycle
 
 import android.app.Activity

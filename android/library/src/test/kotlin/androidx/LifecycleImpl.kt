@@ -1,4 +1,4 @@
-// As Registries.kt: where Robolectric reports the life of activities and applications.
+// Stubs for Robolectric (see Registries.kt): receives lifecycle changes of activities and applications.
 package androidx.test.internal.runner.lifecycle
 
 import android.app.Activity

@@ -1,4 +1,5 @@
-// What Robolectric tells of a test's instrumentation, heard by nobody: classes that it names and that only Google's repository has.
+// Stubs for classes that Robolectric refers to and that only Google's repository has. They ignore all reports. This file: a
+// test's instrumentation.
 package androidx.test.platform.app
 
 import android.app.Instrumentation

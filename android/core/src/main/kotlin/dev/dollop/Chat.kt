@@ -1,4 +1,4 @@
-// A conversation. Its answers are cold flows: collecting one generates, cancelling the collector stops.
+// Conversations. Answers are cold flows: collecting one generates it, and cancelling the collector stops it.
 package dev.dollop
 
 import kotlinx.coroutines.CoroutineDispatcher
@@ -6,53 +6,74 @@ import kotlinx.coroutines.flow.Flow
 import kotlinx.serialization.Serializable
 import kotlinx.serialization.json.JsonObject
 
-/** One message: [role] is "system", "user", "assistant" or what else the model's template knows. */
+/**
+ * A message of a conversation.
+ *
+ * @property role "system", "user", "assistant", or another role that the model's chat template supports
+ * @property content the message's text
+ */
 @Serializable
 public data class Message(val role: String, val content: String)
 
 /**
- * A conversation; one call at a time, from any thread: a second one is [Status.BUSY]. [close] and [cancel] may come at any time,
- * from any thread.
+ * A conversation with a model.
+ *
+ * Methods may be called from any thread, one call at a time: a second one fails with [Status.BUSY]. Only [cancel] and
+ * [close] may be called at any time. After [close], all other methods fail with [Status.CLOSED].
  */
 public interface Chat : AutoCloseable {
     /**
-     * Says [message] and generates the answer while the flow is collected. A slow collector slows generation down. When its
-     * collector is cancelled, generation stops, and what was said so far stays in the conversation. The last event is
-     * [Event.Done]. A second collection says it again.
+     * Adds [message] as the user's message, and generates the answer while the returned flow is collected.
+     *
+     * The flow is cold: collecting it again sends the message again. At most 16 events wait for a slow collector; then
+     * generation waits, too. The last event is [Event.Done]. If the collector is cancelled, generation stops, and the
+     * flow completes when the native call has returned. The text generated so far stays in the conversation.
+     *
+     * The flow throws [DollopException] to its collector: [Status.BUSY] during another call, [Status.CONTEXT_FULL] if
+     * the conversation does not fit the context, [Status.INVALID] if an option is out of range. The conversation is
+     * then unchanged.
      */
     public fun send(message: String, options: GenerateOptions = GenerateOptions()): Flow<Event>
 
-    /** Takes the last answer back and answers the same message again, as [send] does. */
+    /** Discards the last answer and generates another to the same message. Otherwise the same as [send]. */
     public fun regenerate(options: GenerateOptions = GenerateOptions()): Flow<Event>
 
-    /** What was said so far; the system prompt too, if one was given. */
+    /** Returns the messages so far, including the system prompt if one was given. */
     public fun messages(): List<Message>
 
-    /** Replaces the conversation, the system prompt included. */
+    /** Replaces all messages, including the system prompt, to continue an earlier conversation. */
     public fun setMessages(messages: List<Message>)
 
-    /** What the template sees beside the messages, such as `enable_thinking`, in place of what was set before. */
+    /** Sets the chat template's variables, such as `enable_thinking`. Replaces the previous ones. */
     public fun setVariables(variables: JsonObject)
 
-    /** The local time, in seconds since 1970 as if the clock showed UTC, for templates that say it. */
+    /**
+     * Sets the local date and time for templates that print it. Otherwise they have no clock.
+     *
+     * @param seconds seconds since 1970, as if the local clock showed UTC; up to the year 9999
+     */
     public fun setTime(seconds: Long)
 
-    /** Forgets the conversation but not the system prompt. */
+    /** Drops all messages except the system prompt. */
     public fun reset()
 
-    /** How full its context is. */
+    /** Returns how full the context is. */
     public fun timeline(): Timeline
 
     /**
-     * Writes the conversation to a file, which takes the place of one that is there only when it is whole. [Engine.loadChat] goes on
-     * with it, perhaps in another process, without computing it again. Returns the bytes of the file.
+     * Saves the conversation to a file and returns the file's size in bytes.
+     *
+     * [Engine.loadChat] restores it, even in another process, without computing it again. An existing file is replaced
+     * only when the new one is complete.
+     *
+     * @throws DollopException with [Status.IO] if the file cannot be written
      */
     public suspend fun save(path: String): Long
 
-    /** Stops the answer that is generated now; its flow ends with [Event.Done]. */
+    /** Stops the current generation, if any. Its flow ends with [Event.Done]. */
     public fun cancel()
 
-    /** Any number of times. An answer that is generated now stops. */
+    /** Closes the chat and stops the current generation. Further calls have no effect. */
     override fun close()
 }
 

@@ -1,4 +1,4 @@
-// A loaded model. Owns a native handle; the native side finds out a closed one without touching freed memory.
+// A loaded model. Owns a native handle; the native side detects a closed one without reading freed memory.
 package dev.dollop
 
 import kotlin.coroutines.CoroutineContext
@@ -6,78 +6,127 @@ import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.isActive
 
-/** How far an opening is: [done] of [total] bytes of [stage], a text for people. */
+/**
+ * The progress of opening a model.
+ *
+ * @property stage the current stage, for display
+ * @property done bytes done
+ * @property total bytes in all
+ */
 public data class Progress(val stage: String, val done: Long, val total: Long)
 
 /**
- * A part of an open file: what a system that keeps apps apart hands out in place of a path. [fd] is duplicated during the call and
- * stays the caller's. [length] 0 reaches to the end of the file; [offset] is a multiple of 64.
+ * A part of an open file, for systems that give sandboxed apps a file descriptor instead of a path.
+ *
+ * @property fd the file descriptor. The call duplicates it; the caller still owns it and may close it afterwards.
+ * @property offset where the part begins, in bytes; a multiple of 64
+ * @property length the part's length in bytes; 0 for all bytes up to the end of the file
  */
 public data class Descriptor(val fd: Int, val offset: Long = 0, val length: Long = 0)
 
-/** How much memory a program wants back. The library says what it means on Android (`dev.dollop.android`). */
+/**
+ * How much memory an engine gives back. A level sets the size of the expert cache; it does not shrink it by an amount.
+ * The package `dev.dollop.android` maps Android's levels to these.
+ */
 public enum class TrimLevel {
-    /** The whole budget may be used again. */
+    /** The cache may use the whole budget. */
     NORMAL,
 
-    /** Half of the cache of experts beyond the smallest that works. */
+    /** The smallest cache that works, plus half of what the budget allows beyond it. */
     MODERATE,
 
-    /** An eighth of that. */
+    /** The smallest cache that works, plus an eighth of what the budget allows beyond it. */
     CRITICAL,
 
-    /** The smallest that works: every expert that a token chooses is read. */
+    /** The smallest cache that works. Every expert that a token chooses is then read. */
     COMPLETE,
 }
 
-/** A loaded model; any thread. Chats and sessions of it go on after [close], which may be called any number of times. */
+/**
+ * A loaded model.
+ *
+ * Methods may be called from any thread at any time. Chats and sessions of the engine stay usable after [close]; the
+ * methods of the engine itself then fail with [Status.CLOSED].
+ */
 public interface Engine : AutoCloseable {
-    /** The model in numbers and names. */
+    /** Returns the model's names, dimensions and sizes. */
     public fun info(): ModelInfo
 
-    /** What was done since it was opened; also during a generation. */
+    /** Returns the counters since the engine was opened. May be called during a generation. */
     public fun stats(): Stats
 
-    /** What the memory is spent on now; also during a generation. */
+    /** Returns what the memory is used for now. May be called during a generation. */
     public fun plan(): Plan
 
-    /** Begins a conversation. Its memory is allocated here. */
+    /**
+     * Creates a conversation and allocates its memory.
+     *
+     * @throws DollopException with [Status.INVALID] if the context is longer than the budget or the model allows
+     */
     public suspend fun chat(options: ChatOptions = ChatOptions()): Chat
 
     /**
-     * Goes on with a conversation that [Chat.save] wrote. [context] null is what the budget was planned for. A damaged file is
-     * [Status.MALFORMED]; one of another model, precision or version is [Status.UNSUPPORTED]; the text says why.
+     * Restores a conversation that [Chat.save] wrote.
+     *
+     * @param context positions of the KV cache; null for the number that the budget was planned for
+     * @throws DollopException with [Status.MALFORMED] for a damaged file, [Status.UNSUPPORTED] for a file of another
+     * model, precision or version (the message says which), [Status.CONTEXT_FULL] if its tokens do not fit [context]
      */
     public suspend fun loadChat(path: String, context: Int? = null): Chat
 
-    /** Begins a timeline without a chat template. Its memory is allocated here. */
+    /** Creates an empty session, which uses no chat template, and allocates its memory. */
     public suspend fun session(context: Int? = null): Session
 
-    /** Goes on with a timeline that [Session.save] or [Chat.save] wrote; otherwise as [loadChat]. */
+    /** Restores a session that [Session.save] or [Chat.save] wrote. Otherwise the same as [loadChat]. */
     public suspend fun loadSession(path: String, context: Int? = null): Session
 
     /**
-     * Gives the engine another budget of memory, also during a generation: the cache of streamed experts shrinks or grows to it,
-     * when the layer in hand is computed. Texts at exact precision stay the same. Returns the bytes that went back to the system.
-     * Too little is [Status.BUDGET], and nothing changes.
+     * Sets another memory budget and returns the bytes that were given back to the system.
+     *
+     * May be called during a generation. The cache of streamed experts shrinks or grows to fit when the current layer
+     * is done. Text at exact precision stays the same.
+     *
+     * @param bytes the new budget
+     * @throws DollopException with [Status.BUDGET] if the budget is too small; nothing changes then
      */
     public suspend fun setMemory(bytes: Long): Long
 
-    /** Gives memory back, or takes it again, as [setMemory] does; the budget stays. The same level twice does nothing the second time. */
+    /**
+     * Gives memory back to the system, or takes it again, and returns the bytes that were given back. The budget stays.
+     * The same level twice has no further effect. Otherwise the same as [setMemory].
+     */
     public suspend fun trim(level: TrimLevel): Long
 
-    /** The tokens of a text; with [addSpecial] those in front that the model wants at the beginning of one. */
+    /**
+     * Returns the token ids of a text.
+     *
+     * @param addSpecial whether to begin with the tokens that the model expects at the beginning of a text
+     */
     public suspend fun tokenize(text: String, addSpecial: Boolean = false): IntArray
 
-    /** The text of tokens; with [skipSpecial] those that are no text are left out. */
+    /**
+     * Returns the text of token ids.
+     *
+     * @param skipSpecial whether to omit special tokens, which are not text
+     * @throws DollopException with [Status.INVALID] for an id outside the vocabulary
+     */
     public suspend fun detokenize(ids: IntArray, skipSpecial: Boolean = true): String
 
+    /** Closes the engine. Its chats and sessions stay usable. Further calls have no effect. */
     override fun close()
 
+    /** Opens and plans models, and lists GPUs. */
     public companion object {
         /**
-         * Opens a model on [dispatcher]'s threads, where its chats and sessions compute too; a foreign one is converted first, as
-         * [onProgress] hears. Cancelling the coroutine ends a conversion.
+         * Opens a model. A foreign model is converted first, into [EngineOptions.cacheFolder].
+         *
+         * Cancelling the coroutine ends a conversion. An exception of [onProgress] also ends it, and is thrown by this
+         * function.
+         *
+         * @param dispatcher runs the blocking native calls of the engine, its chats and its sessions
+         * @param onProgress receives the progress of a conversion, on a thread of [dispatcher]
+         * @throws DollopException with [Status.BUDGET] if the memory budget is too small for the model,
+         * [Status.UNSUPPORTED] for a foreign model without a [EngineOptions.cacheFolder]
          */
         public suspend fun open(
             path: String,
@@ -91,7 +140,7 @@ public interface Engine : AutoCloseable {
             )
         }
 
-        /** Opens a Dollop file that is open already. A foreign model needs a path. */
+        /** Opens a Dollop file from a file descriptor. Foreign models can only be opened from a path. */
         public suspend fun open(
             file: Descriptor,
             options: EngineOptions = EngineOptions(),
@@ -102,7 +151,11 @@ public interface Engine : AutoCloseable {
             )
         }
 
-        /** What opening would do with the memory; loads nothing, but converts a foreign model as [open] does. */
+        /**
+         * Plans how [open] would use the memory. Loads nothing, but converts a foreign model as [open] does.
+         *
+         * @throws DollopException with [Status.BUDGET] if the memory budget is too small for the model
+         */
         public suspend fun plan(
             path: String,
             options: EngineOptions = EngineOptions(),
@@ -115,7 +168,7 @@ public interface Engine : AutoCloseable {
             },
         )
 
-        /** The same for a Dollop file that is open already. */
+        /** Plans how [open] would use the memory for a Dollop file from a file descriptor. */
         public suspend fun plan(
             file: Descriptor,
             options: EngineOptions = EngineOptions(),
@@ -126,7 +179,7 @@ public interface Engine : AutoCloseable {
             },
         )
 
-        /** The GPUs of this machine. Asks their drivers, which may take a second. */
+        /** Returns this machine's GPUs; empty if there are none. Querying their drivers may take a second. */
         public suspend fun gpus(dispatcher: CoroutineDispatcher = Dispatchers.IO): List<Gpu> =
             json.decodeFromString(blocking(dispatcher) { Native.devicesJson() })
     }

@@ -1,37 +1,79 @@
-// What a generation says, in order.
+// The events of a generation.
 package dev.dollop
 
-/** What happens during a generation. */
+/** An event of a generation. Events come in order. */
 public sealed interface Event {
-    /** What can be shown now, whole characters; empty for events that have no text. An answer is the texts of its events. */
+    /**
+     * The text that can be shown now, in whole characters; empty for events without text. An answer is the
+     * concatenation of its events' texts.
+     */
     public val text: String get() = ""
 
-    /** [done] of [total] prompt tokens are read. */
+    /**
+     * Progress of prefill. Prompt tokens that were already in the KV cache do not count.
+     *
+     * @property done tokens computed so far
+     * @property total tokens to compute in all
+     */
     public data class Prefill(val done: Long, val total: Long) : Event
 
-    /** A token; [text] is what became showable with it, perhaps nothing. */
+    /**
+     * A token was generated. Its [text] may be empty: if the token ends within a character, could begin a stop string,
+     * or belongs to the model's reasoning.
+     *
+     * @property id the token's id
+     */
     public data class Token(val id: Int, override val text: String) : Event
 
-    /** The end of the text that was held back until now. */
+    /** The end of the text, which was held back until the generation ended. */
     public data class Rest(override val text: String) : Event
 
-    /** The GPU failed and the CPU goes on; no token is lost. */
+    /**
+     * The GPU failed and the CPU continues. No token is lost.
+     *
+     * @property note what happened, in one line
+     */
     public data class GpuLost(val note: String) : Event
 
-    /** The last event of an answer that was not cancelled by its collector. */
+    /** The generation has ended. The last event, unless the collector cancels. */
     public data class Done(
+        /** Why the generation ended. */
         val stop: Stop,
+        /** Tokens of the prompt. */
         val promptTokens: Int,
+        /** Prompt tokens that were already in the KV cache. */
         val reusedTokens: Int,
+        /** Generated tokens, without the end-of-turn token. */
         val generatedTokens: Int,
+        /** Seconds spent on the prompt tokens that were not reused. */
         val prefillSeconds: Double,
+        /** Seconds spent on the generated tokens. */
         val decodeSeconds: Double,
     ) : Event
 }
 
-/** Why an answer ended. */
-public enum class Stop { END_OF_TURN, STOP_TEXT, MAX_TOKENS, CANCELLED, CONTEXT_FULL, OTHER }
+/** Why a generation ended. */
+public enum class Stop {
+    /** The model ended its turn. */
+    END_OF_TURN,
 
+    /** The answer contained a stop string. */
+    STOP_TEXT,
+
+    /** [GenerateOptions.maxTokens] tokens were generated. */
+    MAX_TOKENS,
+
+    /** `cancel` or `close` was called. */
+    CANCELLED,
+
+    /** The KV cache is full. */
+    CONTEXT_FULL,
+
+    /** A reason that this version has no name for. */
+    OTHER
+}
+
+/** Builds the event of a native callback; [kind] is a `DOLLOP_EVENT_` of dollop.h. */
 internal fun event(kind: Long, token: Long, done: Long, total: Long, text: String): Event = when (kind) {
     0L -> Event.Prefill(done, total)
     1L -> Event.Token(token.toInt(), text)
@@ -39,6 +81,7 @@ internal fun event(kind: Long, token: Long, done: Long, total: Long, text: Strin
     else -> Event.GpuLost(text)
 }
 
+/** Builds the last event from the result of a native call: one number per property, in order. */
 internal fun done(numbers: DoubleArray): Event.Done = Event.Done(
     Stop.entries.getOrElse(numbers[0].toInt()) { Stop.OTHER },
     numbers[1].toInt(), numbers[2].toInt(), numbers[3].toInt(), numbers[4], numbers[5],

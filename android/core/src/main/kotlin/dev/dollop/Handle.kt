@@ -1,4 +1,4 @@
-// What owns a native value: a number that is used once, closed once.
+// Owners of native values. A handle is a number that is used once and closed once.
 package dev.dollop
 
 import java.util.concurrent.atomic.AtomicLong
@@ -8,21 +8,32 @@ import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.withContext
 
-/** The native side knows a closed number from an open one without touching freed memory, so that any call may race with [close]. */
+/**
+ * Owns a native value. The native side detects a closed handle without reading freed memory, so any call may race with
+ * [close]. [what] names the value in messages, and [free] closes the native handle.
+ */
 internal class Handle(number: Long, private val what: String, private val free: (Long) -> Unit) : AutoCloseable {
     private val current = AtomicLong(number)
 
-    /** @throws DollopException with [Status.CLOSED] once it is closed. */
+    /**
+     * The native handle.
+     *
+     * @throws DollopException with [Status.CLOSED] after [close]
+     */
     val number: Long
         get() = current.get().takeIf { it != 0L } ?: throw DollopException(Status.CLOSED, "the $what is closed")
 
+    /** Frees the native value. May be called from any thread; further calls have no effect. */
     override fun close() {
         val closing = current.getAndSet(0)
         if (closing != 0L) free(closing)
     }
 }
 
-/** A native call that blocks, on [dispatcher]'s threads. A handle that it makes after its coroutine is cancelled is discarded. */
+/**
+ * Runs a blocking native call on [dispatcher]'s threads and returns its result. If the coroutine is cancelled before the
+ * result is delivered, [discard] receives it, to close a new handle.
+ */
 internal suspend fun <T : Any> blocking(
     dispatcher: CoroutineDispatcher,
     discard: (T) -> Unit = {},

@@ -1,41 +1,58 @@
-// What the library logs, handed to a listener. One for the process, as the native side has it.
+// Passes the library's log messages to a listener. There is one per process, as in the native library.
 package dev.dollop
 
-/** How much a message matters; those before are more urgent. */
+/** The severity of a log message, most severe first. */
 public enum class LogLevel {
-    /** What failed. */
+    /** Failures. */
     ERROR,
 
-    /** What went wrong and was put right: a GPU that the CPU replaces, a read that is tried again, a conversion that is made again. */
+    /** Problems that were solved: a GPU that the CPU replaces, a read or a conversion that is repeated. */
     WARN,
 
-    /** Models that were opened, conversions. */
+    /** Opened models, and conversions. */
     INFO,
 
-    /** What was chosen: the memory plan, instructions, how storage is read; prompts, resizes, sessions saved and restored. */
+    /**
+     * Choices: the memory plan, the instruction set, the method of reading. Also prompts, resizes, and sessions saved
+     * and restored.
+     */
     DEBUG,
 
-    /** Every plane of an expert that is read or gives way. */
+    /** Every plane of an expert that is read or evicted. */
     TRACE,
 }
 
-/** Called for each message: [target] is the part of the library, such as "dollop::session", [message] a line for people. */
+/** Receives the library's log messages. */
 public fun interface LogListener {
+    /**
+     * Receives one message, on the thread that logs it.
+     *
+     * @param target the part of the library, such as "dollop::session"
+     * @param message one line for display
+     */
     public fun log(level: LogLevel, target: String, message: String)
 }
 
-/** What the library logs: nothing, until someone [listen]s. */
+/** The library's log. Messages go nowhere until [listen] sets a listener. */
 public object DollopLog {
     /**
-     * Has [listener] hear what is logged up to [level], in place of the one before. It runs on whichever thread logs, on several at a
-     * time, threads of the library's own among them; what it throws is dropped, and so is what the library logs on its thread meanwhile.
-     * From inside a listener this is [Status.BUSY].
+     * Sets the listener for messages up to [level], and replaces the previous one.
+     *
+     * The listener runs on the thread that logs, which may be one of the library's own, and on several at a time. Its
+     * exceptions are dropped. So are messages that the library logs on its thread while it runs.
+     *
+     * @throws DollopException with [Status.BUSY] if called from a listener
      */
     public fun listen(level: LogLevel = LogLevel.INFO, listener: LogListener) {
         val sink = LogSink { number, target, message -> listener.log(LogLevel.entries[number - 1], target, message) }
         Native.setLog(sink, level.ordinal + 1)
     }
 
-    /** Ends that. The listener is not running any more when this returns: hold no lock meanwhile that it takes. */
+    /**
+     * Removes the listener. When this returns, the listener is not running. This waits for it, so the caller must not
+     * hold a lock that the listener takes.
+     *
+     * @throws DollopException with [Status.BUSY] if called from a listener
+     */
     public fun stop(): Unit = Native.setLog(null, 0)
 }

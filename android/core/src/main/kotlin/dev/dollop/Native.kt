@@ -1,16 +1,19 @@
-// The native library: what ffi/src/java implements, file by file. The only file that names it.
+// The native methods, which ffi/src/java implements. Only this file names the native library.
 package dev.dollop
 
-/** Hears of events or progress on the thread of the native call; returns whether to go on. */
+/** Receives events or progress, on the thread of the native call. */
 internal fun interface Listener {
+    /** Receives an event ([event]), or progress, whose stage is [text]. Returns whether to continue. */
     fun hear(kind: Long, token: Long, done: Long, total: Long, text: String): Boolean
 }
 
-/** Hears of the log, on whichever thread logs; [level] is the number of dollop.h. */
+/** Receives log messages, on the thread that logs. */
 internal fun interface LogSink {
+    /** Receives one message; [level] is a `DOLLOP_LOG_` of dollop.h. */
     fun hear(level: Int, target: String, message: String)
 }
 
+/** The native methods, grouped as in ffi/src/java. Handles are numbers. Failures are thrown as [DollopException]. */
 internal object Native {
     init {
         System.loadLibrary("dollop")
@@ -29,7 +32,7 @@ internal object Native {
         descriptor: Int, offset: Long, length: Long, numbers: IntArray, quality: Float, memory: Long,
     ): String
 
-    /** 0 for the model, 1 for statistics, 2 for the plan. */
+    /** Returns JSON: of the model if [what] is 0, the statistics if 1, the plan if 2. */
     @JvmStatic external fun engineJson(engine: Long, what: Int): String
     @JvmStatic external fun engineSetMemory(engine: Long, bytes: Long): Long
     @JvmStatic external fun engineTrim(engine: Long, level: Int): Long
@@ -72,7 +75,9 @@ internal object Native {
     @JvmStatic external fun sessionCancel(session: Long)
     @JvmStatic external fun sessionClose(session: Long)
 
+    /** Sets the log sink up to [level], a `DOLLOP_LOG_` of dollop.h; a null sink removes it. */
     @JvmStatic external fun setLog(sink: LogSink?, level: Int)
 
+    /** Returns the number of open handles, for tests. */
     @JvmStatic external fun openHandles(): Long
 }

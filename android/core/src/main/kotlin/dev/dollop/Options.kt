@@ -1,43 +1,63 @@
-// How a model is opened, a conversation made, an answer generated. What is null is the library's or the model's own.
+// Options for opening a model, creating a chat and generating. Null selects the default of the library or the model.
 package dev.dollop
 
-/** What to compute on. */
-public enum class Backend { CPU, AUTO, GPU }
+/** Selects a processor. */
+public enum class Backend {
+    /** The CPU. */
+    CPU,
 
-/** How many bits experts have. */
+    /** A hardware GPU if there is one, else the CPU. */
+    AUTO,
+
+    /** The GPU of [EngineOptions.gpuIndex]; opening fails if there is none. */
+    GPU
+}
+
+/** The precision of experts. */
 public sealed interface Precision {
     /** The highest stored level if everything fits the budget, else adaptive. */
     public data object Default : Precision
 
-    /** Every expert at [bits] bits (2, 3, 4, 6 or 8): answers do not depend on the budget. */
+    /**
+     * The same number of bits for every expert. Answers do not depend on the budget.
+     *
+     * @property bits 2, 3, 4, 6 or 8
+     */
     public data class Exact(val bits: Int) : Precision
 
-    /** As many bits as are worth their bytes: [quality] for an average expert, at least [floor]. */
+    /**
+     * As many bits as are worth their bytes.
+     *
+     * @property quality the bits of an expert of average gate weight that has to be read
+     * @property floor the fewest bits of any expert
+     */
     public data class Adaptive(val quality: Float = 4f, val floor: Int = 3) : Precision
 }
 
-/** How a model is opened. */
+/** Options for opening a model. */
 public data class EngineOptions(
-    /** Bytes that the engine and one chat may take together; null for no limit. */
+    /** The memory budget in bytes, for the engine and one chat together; null for no limit. */
     val memoryBytes: Long? = null,
+    /** The processor. */
     val backend: Backend = Backend.CPU,
-    /** Which GPU; null for the first that can be used. */
+    /** The GPU's [Gpu.index]; null for the first usable one. */
     val gpuIndex: Int? = null,
+    /** The precision of experts. */
     val precision: Precision = Precision.Default,
     /** Threads that compute; null for one per core. */
     val threads: Int? = null,
-    /** Tokens of context that the budget is planned for. */
+    /** Positions of the KV cache that the budget must hold; null for the model's context, at most 4096. */
     val context: Int? = null,
-    /** Reads at a time; null for as many as prove best. */
+    /** Reads in flight; null for the number that measures best when the file is opened. */
     val lanes: Int? = null,
-    /** Stream experts even where all of them fit [memoryBytes], so that the engine can give memory back later. */
+    /** Whether to stream experts even if all fit [memoryBytes], so that the engine can give memory back later. */
     val alwaysStream: Boolean = false,
-    /** Folder that a foreign model is converted into, once. */
+    /** The folder for converted models; each foreign model is converted once. Null: only Dollop files can be opened. */
     val cacheFolder: String? = null,
-    /** Folder for a GPU's compiled kernels. */
+    /** The folder that a GPU's compiled kernels are read from; null for none. */
     val pipelinesFolder: String? = null,
 ) {
-    /** In the order that the native library reads them. */
+    /** The options as numbers, in the order that the native library reads them. */
     internal fun numbers(): IntArray {
         val (kind, level) = when (val p = precision) {
             Precision.Default -> 0 to 0
@@ -48,27 +68,35 @@ public data class EngineOptions(
         return intArrayOf(backend.ordinal, gpuIndex ?: -1, threads ?: 0, context ?: 0, 0, kind, level, lanes ?: 0, 0, always)
     }
 
+    /** The quality of adaptive precision; 0 if the precision is another. */
     internal val quality: Float get() = (precision as? Precision.Adaptive)?.quality ?: 0f
+
+    /** The memory budget in bytes; 0 for no limit. */
     internal val memory: Long get() = memoryBytes ?: 0
 }
 
-/** How a conversation is made. */
+/** Options for creating a chat. */
 public data class ChatOptions(
-    /** System prompt; null for the template's own. */
+    /** The system prompt; null for the template's default. */
     val system: String? = null,
-    /** Tokens of context; null for what the budget was planned for. */
+    /** Positions of the KV cache; null for the number that the budget was planned for. */
     val context: Int? = null,
-    /** Forget the oldest turns when the context is full; otherwise that is [Status.CONTEXT_FULL]. */
+    /**
+     * Whether to drop the oldest turns when the context is full; the system prompt stays. If not, a prompt that does not
+     * fit fails with [Status.CONTEXT_FULL], and an answer ends when the context is full.
+     */
     val slide: Boolean = true,
 )
 
-/** How an answer is generated. */
+/** Options for generating an answer. */
 public data class GenerateOptions(
-    /** Most tokens of the answer; 0 only reads the prompt. */
+    /** The most tokens to generate; 0 only processes the prompt. */
     val maxTokens: Int = 512,
+    /** How the next token is chosen. */
     val sampling: Sampling = Sampling(),
-    /** Texts that end the answer and are not part of it. */
+    /** Stop strings: texts that end the answer. They are not part of it. */
     val stop: List<String> = emptyList(),
 ) {
+    /** The stop strings as the native library takes them. */
     internal fun stops(): Array<String> = stop.toTypedArray()
 }

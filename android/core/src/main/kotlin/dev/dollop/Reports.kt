@@ -1,4 +1,4 @@
-// What the library says of models, memory and work: the native side's JSON as data classes, which can be written as JSON again.
+// Reports on models, memory and work: data classes for the native library's JSON. They can be serialized again.
 package dev.dollop
 
 import kotlinx.serialization.ExperimentalSerializationApi
@@ -6,7 +6,7 @@ import kotlinx.serialization.Serializable
 import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonNamingStrategy
 
-/** The native side's names; what this version has no field for is passed over. */
+/** Reads the native library's JSON, whose names are in snake case. Keys without a property are ignored. */
 @OptIn(ExperimentalSerializationApi::class)
 internal val json: Json = Json {
     namingStrategy = JsonNamingStrategy.SnakeCase
@@ -14,121 +14,128 @@ internal val json: Json = Json {
     explicitNulls = false
 }
 
-/** A model in numbers and names. */
+/** A model's names, dimensions and sizes. */
 @Serializable
 public data class ModelInfo(
+    /** The model's name. */
     val name: String,
+    /** The model's architecture, such as "qwen2moe". */
     val architecture: String,
+    /** Transformer blocks. */
     val layers: Int,
-    /** Experts of a routed layer; 0 for a dense model. */
+    /** Experts per routed layer; 0 for a dense model. */
     val experts: Int,
-    /** Experts that a token uses. */
+    /** Experts per token. */
     val expertsUsed: Int,
     /** Hidden width of a routed expert; 0 for a dense model. */
     val expertWidth: Int,
-    /** Longest context that the model was made for, in tokens. */
+    /** The longest context that the model was trained for, in tokens. */
     val context: Long,
-    /** Token ids are below this. */
+    /** Tokens in the vocabulary. Token ids are below this. */
     val vocab: Int,
-    /** Weights in matrices. */
+    /** Weights in all matrices. */
     val parameters: Long,
-    /** Of those, what one token passes through. */
+    /** Weights in the matrices that one token uses. */
     val activeParameters: Long,
     /** Bytes of all weights at the level in use. */
     val bytes: Long,
-    /** Bytes that a token reads. */
+    /** Bytes of the weights that one token reads, at the level in use. */
     val activeBytes: Long,
-    /** How it runs, for people. */
+    /** How the model runs, for display: residency, precision, level. */
     val mode: String,
-    /** What it runs on, for people. */
+    /** The processor, for display. */
     val backend: String,
+    /** Threads that compute. */
     val threads: Int,
+    /** Whether the model has a chat template. */
     val hasChatTemplate: Boolean,
-    /** Why the CPU computes where a GPU would have been preferred. */
+    /** Why the CPU computes although a GPU was preferred; null if it was not. */
     val note: String? = null,
 )
 
-/** How a budget of memory is spent, in bytes. */
+/** How a memory budget is spent, in bytes. */
 @Serializable
 public data class Plan(
-    /** What may be used; null for no limit. */
+    /** The memory budget; null for no limit. */
     val budget: Long? = null,
-    /** Everything together. */
+    /** The sum of all parts. */
     val totalBytes: Long,
     /** The smallest budget that works. */
     val smallestBytes: Long,
-    /** Whether experts are streamed; otherwise all are resident. */
+    /** Whether experts are streamed. Otherwise all are resident. */
     val streaming: Boolean,
+    /** Whether a GPU computes. */
     val gpu: Boolean,
     /** Whether experts are resident at fewer bits than are stored. */
     val lowered: Boolean,
-    /** Tokens of context that are planned for. */
+    /** Positions of the planned KV cache. */
     val context: Long,
-    /** Tokens of a prompt that pass through the layers together. */
+    /** Tokens per prefill chunk. */
     val chunk: Int,
     /** Program, tokenizer and tables. */
     val overheadBytes: Long,
     /** Weights that every token uses. */
     val denseBytes: Long,
-    /** Keys and values of one session. */
+    /** KV cache of one session. */
     val kvBytes: Long,
     /** Activations and other scratch of one session. */
     val scratchBytes: Long,
-    /** Experts: all of them, or the cache. */
+    /** Memory for experts: the cache, or all of them. */
     val expertBytes: Long,
-    /** Memory that streamed experts pass through on their way to a GPU. */
+    /** Host memory through which streamed experts pass on their way to a GPU. */
     val stagingBytes: Long,
-    /** What each stored level would mean, lowest first. */
+    /** What each stored level would mean under this plan, lowest first. */
     val levels: List<LevelFit>,
 )
 
-/** What experts at one level would mean. */
+/** What one level would mean under a plan. */
 @Serializable
 public data class LevelFit(
+    /** Bits of the level. */
     val bits: Int,
-    /** The part of them that the memory holds, 0 to 1. */
+    /** The share of the experts' bytes that the memory holds, from 0 to 1. */
     val resident: Double,
-    /** Bytes of all of them. */
+    /** Bytes of all experts at this level. */
     val expertBytes: Long,
-    /** Bytes of experts that a token touches. */
+    /** Bytes of the experts that one token uses. */
     val touchedBytes: Long,
-    /** Bytes that a token reads if all experts are equally likely; real routing reads less. */
+    /** Bytes that one token reads if all experts are equally likely. Real routing reads less. */
     val readBytes: Long,
 )
 
-/** What an engine has done since it was opened. */
+/** Counters of an engine since it was opened. */
 @Serializable
 public data class Stats(
-    /** Mean bits of the experts computed; null where all are resident. */
+    /** Mean bits of the computed experts, weighted by gate; null if all experts are resident. */
     val meanBits: Double? = null,
-    /** The part of what was wanted that was in memory; null where all experts are resident. */
+    /** The share of the needed planes that were resident, from 0 to 1; null if all experts are resident. */
     val hitRate: Double? = null,
-    /** Null where all experts are resident. */
+    /** Counters of streaming; null if all experts are resident. */
     val stream: StreamStats? = null,
-    /** Null where the CPU computes. */
+    /** Counters of the GPU; null if only the CPU has computed. */
     val gpu: GpuStats? = null,
 )
 
-/** What streaming did. A plane is one bit or two more for an expert. */
+/** Counters of streaming. A plane adds one or two bits to an expert. */
 @Serializable
 public data class StreamStats(
-    /** Planes wanted, lowest first. */
+    /** Planes that experts needed, lowest plane first. */
     val planesWanted: List<Long>,
-    /** Of those, in memory. */
+    /** Needed planes that were resident, lowest plane first. */
     val planesHit: List<Long>,
-    /** Bytes read because they were wanted. */
+    /** Bytes read because a layer needed them. */
     val bytesWanted: Long,
-    /** Bytes read ahead of need. */
+    /** Bytes prefetched. */
     val bytesAhead: Long,
-    /** Planes given up above the base. */
+    /** Planes above the base that were evicted. */
     val downgrades: Long,
-    /** Experts given up. */
+    /** Base planes that were evicted. */
     val evictions: Long,
-    /** Times that the cache was made smaller or larger. */
+    /** How often the cache was resized. */
     val resizes: Long,
-    /** Bytes that went back to the system by that. */
+    /** Bytes that resizes gave back to the system. */
     val bytesGivenBack: Long,
-    /** Nanoseconds that computing waited for reads. */
+    /** Nanoseconds that computation waited for reads. */
     val waitNs: Long,
     /** Nanoseconds spent computing experts. */
     val computeNs: Long,
@@ -136,10 +143,10 @@ public data class StreamStats(
     val retries: Long,
 )
 
-/** What a GPU did. */
+/** Counters of a GPU. */
 @Serializable
 public data class GpuStats(
-    /** Bytes allocated on it now. */
+    /** Bytes allocated on the GPU now. */
     val heldBytes: Long,
     /** Kernels launched. */
     val dispatches: Long,
@@ -147,18 +154,20 @@ public data class GpuStats(
     val readbacks: Long,
 )
 
-/** A GPU. */
+/** A GPU of this machine. */
 @Serializable
 public data class Gpu(
-    /** For [EngineOptions.gpuIndex]. */
+    /** The value of [EngineOptions.gpuIndex] that selects it. */
     val index: Int,
+    /** The GPU's name. */
     val name: String,
     /** Vulkan, Metal or Dx12. */
     val api: String,
+    /** The driver and its version. */
     val driver: String,
-    /** Whether the CPU does its work. */
+    /** Whether this is a software GPU, which the CPU emulates. */
     val software: Boolean,
-    /** What it lacks to compute models, if anything. */
+    /** The features it lacks to compute models; null if it can. */
     val missing: String? = null,
     /** The largest buffer that a kernel can read, in bytes. */
     val maxBindingBytes: Long,

@@ -4,63 +4,91 @@ package dev.dollop
 import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
 
-/** Takes the place of all steps but the temperature. */
+/** Mirostat (Basu et al., 2020), which replaces all sampling steps except the temperature. */
 @Serializable
 public enum class Mirostat {
+    /** Off: the other steps are used. */
     @SerialName("off") OFF,
+
+    /** As in the paper: the number of candidates is estimated from a Zipf exponent. */
     @SerialName("v1") V1,
+
+    /** All tokens up to a maximum surprise are candidates. */
     @SerialName("v2") V2,
 }
 
-/** Added to the logit of a token; [bias] is finite. */
+/**
+ * A number to add to the logit of a token.
+ *
+ * @property token the token's id
+ * @property bias the number, which must be finite
+ */
 @Serializable
 public data class LogitBias(val token: Int, val bias: Float)
 
-/** How tokens are chosen; what is null is the model's own. A number that switches a step off is named with it. */
+/**
+ * How tokens are chosen.
+ *
+ * Null selects what the model's file recommends, or the library's default if it recommends nothing. Each property says
+ * which value switches its step off.
+ */
 @Serializable
 public data class Sampling(
     /** Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token. */
     val temperature: Float? = null,
-    /** Only the likeliest; 0 for all. */
+    /** Keeps only this many of the likeliest tokens; 0 keeps all. */
     val topK: Int? = null,
-    /** Only the likeliest that together have this probability; 1 for all. */
+    /** Keeps only the likeliest tokens that together have this probability; 1 keeps all. */
     val topP: Float? = null,
-    /** Only those at least this part as likely as the likeliest; 0 for all. */
+    /** Keeps only tokens at least this fraction as likely as the likeliest; 0 keeps all. */
     val minP: Float? = null,
-    /** Only those whose surprise is nearest to the expected one; 1 for all. */
+    /**
+     * Keeps only the tokens whose surprise is nearest to the expected one, until together they have this probability; 1
+     * keeps all.
+     */
     val typicalP: Float? = null,
-    /** Only logits within this many standard deviations of the highest; 0 for all. */
+    /** Keeps only logits within this many standard deviations of the highest; 0 keeps all. */
     val topNSigma: Float? = null,
-    /** How often all but the least likely of the probable tokens are left out (XTC); 0 for never. */
+    /** How often XTC drops all but the least likely of the probable tokens, as a probability; 0 switches XTC off. */
     val xtcProbability: Float? = null,
-    /** What counts as probable for XTC. */
+    /** Probability from which XTC counts a token as probable; more than 0.5 switches XTC off. */
     val xtcThreshold: Float? = null,
-    /** Divides the logit of recent tokens; 1 for none. */
+    /** Divides the logits of recent tokens, or multiplies negative ones; 1 has no effect. */
     val repeatPenalty: Float? = null,
-    /** How many tokens back are recent. */
+    /** Number of previous tokens that count as recent; 0 switches all penalties off. */
     val repeatLastN: Int? = null,
-    /** Subtracted from the logit of recent tokens; 0 for none. */
+    /** Subtracted from the logits of recent tokens; 0 has no effect. */
     val presencePenalty: Float? = null,
-    /** The same, once for each time. */
+    /** Subtracted from the logits of recent tokens, once per occurrence; 0 has no effect. */
     val frequencyPenalty: Float? = null,
-    /** DRY: a token that would continue a repetition of n tokens loses multiplier * base^(n - allowed length); 0 for nothing. */
+    /**
+     * DRY: a token that would continue a repetition of n tokens loses `dryMultiplier * dryBase^(n - dryAllowedLength)`;
+     * 0 switches DRY off.
+     */
     val dryMultiplier: Float? = null,
+    /** See [dryMultiplier]. */
     val dryBase: Float? = null,
+    /** DRY ignores repetitions shorter than this. */
     val dryAllowedLength: Int? = null,
+    /** Number of previous tokens in which DRY looks for repetitions; 0 switches DRY off. */
     val dryLastN: Int? = null,
+    /** Replaces all steps except the temperature. */
     val mirostat: Mirostat? = null,
-    /** Surprise per token that mirostat aims at, in bits. */
+    /** The surprise per token that mirostat aims at, in bits. */
     val mirostatTau: Float? = null,
-    /** How fast mirostat learns. */
+    /** Learning rate of mirostat. */
     val mirostatEta: Float? = null,
+    /** Added to the logits of single tokens, before all other steps. */
     val logitBias: List<LogitBias>? = null,
-    /** Start of the random sequence: the same seed, tokens and budget give the same text. */
+    /** Seed of the random sequence. The same seed, tokens and budget give the same text. */
     val seed: Long? = null,
 ) {
+    /** The non-null properties as a JSON object. */
     internal fun json(): String = json.encodeToString(this)
 
+    /** Common choices. */
     public companion object {
-        /** Always the likeliest token. */
+        /** Always takes the likeliest token. */
         public val Greedy: Sampling = Sampling(temperature = 0f)
     }
 }

@@ -1,54 +1,65 @@
-// A timeline of plain text and tokens, without a chat template.
+// Sessions: sequences of tokens, without a chat template.
 package dev.dollop
 
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.flow.Flow
 
-/** A timeline in numbers, all of tokens. */
+/** How full the context of a chat or session is, in tokens. */
 public data class Timeline(
-    /** Room. */
+    /** Positions of the KV cache. */
     val context: Long,
-    /** What of it is taken. */
+    /** Tokens in it. */
     val tokens: Long,
-    /** Computed since the timeline was made: what reuse of the cache saves does not appear here. */
+    /** Tokens computed since the chat or session was created. Reused tokens do not count. */
     val processedTokens: Long,
 ) {
     internal constructor(numbers: LongArray) : this(numbers[0], numbers[1], numbers[2])
 }
 
 /**
- * A timeline; one call at a time, from any thread: a second one is [Status.BUSY]. [close] and [cancel] may come at any time, from
- * any thread.
+ * A sequence of tokens with its KV cache, to continue text without a chat template.
+ *
+ * Methods may be called from any thread, one call at a time: a second one fails with [Status.BUSY]. Only [cancel] and
+ * [close] may be called at any time. After [close], all other methods fail with [Status.CLOSED].
  */
 public interface Session : AutoCloseable {
     /**
-     * Reads [prompt], in front of which come the tokens that the model wants at the beginning of a text, and continues it while the
-     * flow is collected, as [Chat.send] does. What the cache holds of the prompt's beginning is reused.
+     * Continues [prompt] while the returned flow is collected, as [Chat.send] does.
+     *
+     * The tokens that the model expects at the beginning of a text are put first. The prompt's beginning is reused as
+     * far as it is in the KV cache; the rest of the cache is dropped.
      */
     public fun complete(prompt: String, options: GenerateOptions = GenerateOptions()): Flow<Event>
 
-    /** The same with the prompt as tokens, to which nothing is added. */
+    /** Continues a prompt given as token ids, to which nothing is added. Otherwise the same as [complete]. */
     public fun generate(prompt: IntArray, options: GenerateOptions = GenerateOptions()): Flow<Event>
 
-    /** What the timeline holds: the last prompt, and all but the last of the tokens that were generated. */
+    /** Returns the tokens in the KV cache: the last prompt, and all but the last of the generated tokens. */
     public fun tokens(): IntArray
 
-    /** Forgets all but the first [count] tokens; no failure if there are fewer. */
+    /**
+     * Drops all but the first [count] tokens. Has no effect if there are fewer.
+     *
+     * @throws DollopException with [Status.INVALID] if [count] is negative
+     */
     public fun rewind(count: Int)
 
-    /** How full it is. */
+    /** Returns how full the context is. */
     public fun timeline(): Timeline
 
-    /** A second timeline that begins with what this one holds, to continue one prefix in several ways. Nothing is computed. */
+    /**
+     * Returns a second session that begins with the tokens of this one, to continue one prefix in several ways. Nothing
+     * is computed again.
+     */
     public suspend fun fork(): Session
 
-    /** Writes the timeline to a file, as [Chat.save] does; [Engine.loadSession] goes on with it. Returns the bytes of the file. */
+    /** Saves the session to a file, as [Chat.save] does. [Engine.loadSession] restores it. */
     public suspend fun save(path: String): Long
 
-    /** Stops what is generated now; its flow ends with [Event.Done]. */
+    /** Stops the current generation, if any. Its flow ends with [Event.Done]. */
     public fun cancel()
 
-    /** Any number of times. What is generated now stops. */
+    /** Closes the session and stops the current generation. Further calls have no effect. */
     override fun close()
 }
 

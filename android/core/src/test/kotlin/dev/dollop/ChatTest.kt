@@ -40,7 +40,7 @@ class ChatTest : WithModel() {
                 assertEquals(Message("user", "What is the capital of France?"), asked)
                 assertEquals(Message("assistant", text(events)), answered)
                 assertEquals(text(events), text(chat.regenerate(greedy).toList()))
-                // The same flow again says it again; a slow collector gets the same events.
+                // The same message gives the same answer, and a slow collector gets the same events.
                 chat.reset()
                 val slow = chat.send("What is the capital of France?", greedy).onEach { repeat(50) { yield() } }.toList()
                 assertEquals(text(events), text(slow))
@@ -56,14 +56,14 @@ class ChatTest : WithModel() {
                 val long = GenerateOptions(maxTokens = 400, sampling = Sampling.Greedy)
                 val some = chat.send("Tell me a story.", long).filterIsInstance<Event.Token>().take(3).toList()
                 assertEquals(3, some.size)
-                // Not busy: the native call has returned.
+                // Not BUSY: the native call has returned.
                 assertEquals("Tell me a story.", chat.messages().first { it.role == "user" }.content)
                 val job = launch(Dispatchers.Default) { chat.send("And another.", long).collect {} }
                 while (runCatching { chat.messages() }.isSuccess && job.isActive) yield()
                 job.cancel()
                 job.join()
                 assertEquals(3, chat.send("Hello", greedy.copy(maxTokens = 3)).toList().count { it is Event.Token })
-                // Cancelled by name, the flow ends as usual.
+                // After cancel(), the flow completes with Done.
                 val done = chat.send("A poem.", long).onEach { if (it is Event.Token) chat.cancel() }.toList().last()
                 assertEquals(Stop.CANCELLED, assertIs<Event.Done>(done).stop)
             }
@@ -84,7 +84,7 @@ class ChatTest : WithModel() {
             repeat(3) { chat.close() }
             assertEquals(Status.CLOSED, status { chat.send("Hi").collect() })
             assertEquals(Status.CLOSED, status { chat.reset() })
-            // One answer at a time. More is to come than waits for the collector, so this one is still generated.
+            // One answer at a time. It has more events than the buffer, so it is still being generated.
             engine.chat().use { busy ->
                 val long = greedy.copy(maxTokens = 60)
                 var seen = 0
@@ -117,7 +117,7 @@ class ChatTest : WithModel() {
         }
     }
 
-    /** A collector that is slow holds generation up: sixteen events wait for it, and not a whole answer. */
+    /** A slow collector holds generation up: 16 events wait for it, not a whole answer. */
     @Test
     fun aSlowCollectorHoldsTheGenerationUp() = runBlocking<Unit> {
         class Enough : Exception()
@@ -126,19 +126,19 @@ class ChatTest : WithModel() {
                 val prompt = engine.tokenize("Once upon a time")
                 assertFailsWith<Enough> {
                     session.generate(prompt, greedy.copy(maxTokens = 400)).filterIsInstance<Event.Token>().collect {
-                        // Some milliseconds a token: time for a hundred.
+                        // A token takes a few milliseconds: this is enough time for a hundred.
                         delay(2000)
                         throw Enough()
                     }
                 }
-                // One is collected, one on its way, and the last is not in the cache yet.
+                // 16 tokens wait, one was collected, one is being sent, and the last is not in the cache yet.
                 val generated = session.timeline().tokens - prompt.size
                 assertTrue(generated in 2..19, "$generated tokens were generated while one was collected")
             }
         }
     }
 
-    /** What a chat has, a generation keeps until it ends: closing in the middle is safe at every point. */
+    /** A generation keeps what it needs of a closed chat until it ends, so closing is safe at every point. */
     @Test
     fun closingRacesWithGenerating() = runBlocking<Unit> {
         val races = Integer.getInteger("dollop.races", 300)

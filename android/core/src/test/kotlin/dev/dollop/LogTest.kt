@@ -1,4 +1,4 @@
-// Gate 91 for Kotlin: what the library logs reaches a listener, whatever it and others throw.
+// Gate 91 for Kotlin: log messages reach a listener, whatever it and other listeners throw.
 package dev.dollop
 
 import java.io.File
@@ -18,7 +18,7 @@ class LogTest : WithModel() {
     private val heard = ConcurrentLinkedQueue<Said>()
     private val hears = LogListener { level, target, message -> heard += Said(level, target, message, Thread.currentThread()) }
 
-    /** What was said since the last time. */
+    /** Returns the messages since the last call. */
     private fun said(): List<Said> = generateSequence { heard.poll() }.toList()
 
     @AfterEach
@@ -54,7 +54,7 @@ class LogTest : WithModel() {
         }
     }
 
-    /** The listener of events has thrown, which is pending while the call ends; what is logged then neither loses nor disturbs it. */
+    /** An exception of an event listener is pending until its call ends. Messages logged meanwhile arrive, and do not lose it. */
     @Test
     fun whatAnotherListenerThrewArrives() = runBlocking<Unit> {
         streaming().use { engine ->
@@ -70,7 +70,7 @@ class LogTest : WithModel() {
         }
     }
 
-    /** Experts whose bytes change beneath an open engine: each is read again, and that is said. */
+    /** The bytes of experts change while the engine is open: each is read again, and a message is logged. */
     @Test
     fun readsThatAreTriedAgainAreHeard() = runBlocking<Unit> {
         withFolder { folder ->

@@ -1,4 +1,4 @@
-// Gate 85: memory through Kotlin: plans, budgets that change and trims from other threads while tokens are generated.
+// Gate 85: memory in Kotlin: plans, and budgets and trims that other threads set during a generation.
 package dev.dollop
 
 import kotlin.random.Random
@@ -40,7 +40,7 @@ class MemoryTest : WithModel() {
             assertEquals(2, info.threads)
             assertTrue(info.activeBytes in 1 until info.bytes)
         }
-        // None where the library is built without kernels for GPUs, as for these tests.
+        // Empty if the library is built without GPU kernels, as for these tests.
         val gpus = Engine.gpus()
         assertEquals(gpus.indices.toList(), gpus.map { it.index })
     }
@@ -75,7 +75,7 @@ class MemoryTest : WithModel() {
             assertEquals(quiet, restless)
             val stream = engine.stats().stream!!
             assertTrue(turns > 3 && given > 0 && stream.resizes > 3, "$turns turns, $given bytes, $stream")
-            // The last one's answer may have come after the end.
+            // The last resize may be cancelled before it returns its bytes.
             assertTrue(given <= stream.bytesGivenBack, "$given bytes, $stream")
         }
     }

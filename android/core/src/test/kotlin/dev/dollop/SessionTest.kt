@@ -1,4 +1,4 @@
-// Gate 84: timelines through Kotlin: plain completion, tokens, forks, saved files and what is wrong with them.
+// Gate 84: sessions in Kotlin: completion of text and tokens, forks, saved files, and files that do not fit.
 package dev.dollop
 
 import java.nio.file.Path
@@ -30,7 +30,7 @@ class SessionTest : WithModel() {
             assertTrue(ids.size > 8 && ids.all { it in 0 until engine.info().vocab })
             assertEquals(text, engine.detokenize(ids))
             assertEquals(0, engine.tokenize("").size)
-            // Half a character is no text: it is replaced, and does not get further.
+            // A lone surrogate is replaced.
             assertTrue('a' in engine.detokenize(engine.tokenize("a\uD83D")))
             assertEquals(Status.INVALID, status { engine.detokenize(intArrayOf(engine.info().vocab)) })
             assertEquals(Status.INVALID, status { engine.detokenize(intArrayOf(-1)) })
@@ -47,11 +47,11 @@ class SessionTest : WithModel() {
                 assertEquals(ids.size, done.promptTokens)
                 assertContentEquals(ids, session.tokens().copyOf(ids.size))
                 val said = events.filterIsInstance<Event.Token>().map { it.id }
-                // The last is in the cache where the model ended its turn behind it.
+                // The last token is in the cache only if the model ended its turn after it.
                 val kept = if (done.stop == Stop.MAX_TOKENS) said.dropLast(1) else said
                 assertContentEquals(kept.toIntArray(), session.tokens().drop(ids.size).toIntArray())
                 assertEquals(engine.detokenize(said.toIntArray()), text(events))
-                // The same as tokens, of which all but the last are in the cache; and once more after they are forgotten.
+                // The same prompt as tokens, with all but the last one in the cache. Then again after a rewind.
                 val again = session.generate(ids, greedy).toList()
                 assertEquals(text(events), text(again))
                 assertEquals(ids.size - 1, assertIs<Event.Done>(again.last()).reusedTokens)
@@ -63,7 +63,7 @@ class SessionTest : WithModel() {
                 assertEquals(Status.INVALID, status { session.generate(IntArray(0)).toList() })
                 assertEquals(Status.INVALID, status { session.rewind(-1) })
                 assertEquals(Status.CONTEXT_FULL, status { session.generate(IntArray(129) { 5 }).toList() })
-                // Options reach it: a text that ends the answer, a seed that decides it.
+                // Options have an effect: a stop string, a seed, a bias.
                 val word = text(events).trim().split(' ')[1]
                 val short = session.complete(start, greedy.copy(stop = listOf(word))).toList()
                 assertEquals(Stop.STOP_TEXT, assertIs<Event.Done>(short.last()).stop)
@@ -100,7 +100,7 @@ class SessionTest : WithModel() {
         }
     }
 
-    /** What was saved goes on in another engine, as one does that lives in a later process. */
+    /** A saved chat continues in another engine, as it would in a later process. */
     @Test
     fun whatWasSavedGoesOnWithTheSameText() = runBlocking<Unit> {
         withFolder { folder ->
@@ -110,7 +110,7 @@ class SessionTest : WithModel() {
                     chat.send("What is the capital of France?", greedy).toList()
                     val bytes = chat.save(file.toString())
                     assertEquals(file.fileSize(), bytes)
-                    // Written over itself, whole.
+                    // The second save replaces the file.
                     assertEquals(bytes, chat.save(file.toString()))
                     chat.messages() to chat.send("And of Italy?", greedy).toList()
                 }
@@ -126,7 +126,7 @@ class SessionTest : WithModel() {
                     assertEquals(then.reusedTokens, now.reusedTokens)
                     assertTrue(now.reusedTokens > 20)
                 }
-                // A chat's file has a timeline; a timeline's file has no chat.
+                // A chat's file can be loaded as a session, but a session's file not as a chat.
                 engine.loadSession(file.toString(), context = 256).use { session ->
                     assertEquals(256, session.timeline().context)
                     val alone = folder.resolve("alone.session").toString()
@@ -158,7 +158,7 @@ class SessionTest : WithModel() {
                 assertEquals(Status.MALFORMED, load(damaged))
                 damaged.writeBytes(ByteArray(0))
                 assertEquals(Status.MALFORMED, load(damaged))
-                // No folder can be there.
+                // The parent is a file, not a folder.
                 assertEquals(Status.IO, status { engine.session(64).use { it.save(file.resolve("inside").toString()) } })
             }
             // Another precision, another model.
@@ -178,7 +178,7 @@ class SessionTest : WithModel() {
             { engine.detokenize(intArrayOf(1)) }, { engine.loadChat("a") }, { engine.loadSession("a") },
         )
         for (call in calls) assertEquals(Status.CLOSED, status(call))
-        // What an engine made goes on without it.
+        // Sessions and chats outlive their engine.
         assertEquals(1, session.complete("Hi", greedy.copy(maxTokens = 1)).toList().count { it is Event.Token })
         session.fork().close()
         repeat(2) { session.close() }
@@ -192,7 +192,7 @@ class SessionTest : WithModel() {
         for (call in later) assertEquals(Status.CLOSED, status(call))
     }
 
-    /** Closing races with what else a session does on other threads. */
+    /** Closing a session races with its other calls on other threads. */
     @Test
     fun closingRacesWithSavingAndForking() = runBlocking<Unit> {
         val (whole, refused) = AtomicInteger() to AtomicInteger()

@@ -1,4 +1,4 @@
-// What the tests share: the default model, texts of answers, statuses of failures, descriptors.
+// Shared by the tests: the default model, texts of answers, statuses of failures, file descriptors.
 package dev.dollop
 
 import java.io.File
@@ -10,7 +10,7 @@ import kotlin.test.assertFailsWith
 import kotlin.test.assertTrue
 import org.junit.jupiter.api.AfterEach
 
-/** Tests on the default model. Each ends with no handle open. */
+/** The base class of tests on the default model. Checks after each that no handle is open. */
 abstract class WithModel {
     protected val model: String = System.getProperty("dollop.model")
     protected val greedy: GenerateOptions = GenerateOptions(maxTokens = 24, sampling = Sampling.Greedy)
@@ -18,7 +18,7 @@ abstract class WithModel {
     protected suspend fun engine(precision: Precision = Precision.Default): Engine =
         Engine.open(model, EngineOptions(threads = 2, context = 512, precision = precision))
 
-    /** Experts are streamed: the smallest budget that works, and [more] bytes of cache beyond. */
+    /** Opens the model with streamed experts: the smallest budget that works, plus [more] bytes of cache. */
     protected suspend fun streaming(more: Long = 8L shl 20, bits: Int = 4): Engine {
         val options = EngineOptions(threads = 2, context = 512, precision = Precision.Exact(bits))
         val smallest = Engine.plan(model, options).smallestBytes
@@ -27,7 +27,7 @@ abstract class WithModel {
 
     protected fun text(events: List<Event>): String = events.joinToString("") { it.text }
 
-    /** The status of a failure, which has a text. */
+    /** Returns the status of the failure that [call] must have. Its message must not be empty. */
     protected suspend fun status(call: suspend () -> Unit): Status {
         val failure = assertFailsWith<DollopException> { call() }
         assertTrue(failure.message!!.length > 8, failure.message)
@@ -38,14 +38,14 @@ abstract class WithModel {
     fun nothingIsForgotten(): Unit = assertEquals(0, Native.openHandles())
 }
 
-/** Calls [use] with the descriptor that this process has for [path]; Java keeps the number to itself, Linux does not. */
+/** Calls [use] with a file descriptor of [path]. Java does not expose the number, so it is read from /proc/self/fd. */
 internal inline fun <T> withDescriptor(path: String, use: (Int) -> T): T = RandomAccessFile(path, "r").use {
     val real = File(path).toPath().toRealPath()
     val same = { fd: File -> runCatching { Files.readSymbolicLink(fd.toPath()) }.getOrNull() == real }
     use(File("/proc/self/fd").listFiles()!!.first(same).name.toInt())
 }
 
-/** A folder that is gone afterwards. */
+/** Calls [use] with a temporary folder, and deletes it afterwards. */
 internal inline fun <T> withFolder(use: (Path) -> T): T {
     val folder = Files.createTempDirectory("dollop")
     return try {

@@ -1,4 +1,4 @@
-// A model of one small layer whose token takes microseconds: what is left is the cost of getting it to Kotlin.
+// A model of one small layer. A token takes microseconds, so that the cost of delivering it to Kotlin can be measured.
 package dev.dollop
 
 import java.nio.ByteBuffer
@@ -14,17 +14,18 @@ import kotlinx.serialization.json.put
 import kotlinx.serialization.json.putJsonArray
 import kotlinx.serialization.json.putJsonObject
 
+/** Writes and opens the model. */
 internal object Tiny {
     private const val WIDTH = 32
     private const val VOCAB = 64
 
-    /** Converts it into [folder] and opens it. */
+    /** Converts the model into [folder] and opens it. */
     suspend fun open(folder: Path): Engine {
         val source = write(folder.resolve("tiny")).toString()
         return Engine.open(source, EngineOptions(threads = 1, cacheFolder = folder.resolve("tiny-cache").toString()))
     }
 
-    /** Writes it as Hugging Face does: a configuration, weights by chance, and a tokenizer of one character a token. */
+    /** Writes the model in Hugging Face's format: a configuration, random weights, and a tokenizer with one character per token. */
     fun write(folder: Path): Path {
         folder.createDirectories()
         folder.resolve("config.json").writeText(config())

@@ -1,5 +1,5 @@
-// Gate 87: what a token costs on its way to Kotlin, beside the same generation that tells nobody. `-Ddollop.tokens=20000 -Ddollop.jvm=`
-// is how benches/records/ffi.md measured it.
+// Gate 87: the cost of delivering a token to Kotlin, compared with the same generation without a listener. benches/records/ffi.md
+// measured it with `-Ddollop.tokens=20000 -Ddollop.jvm=`.
 package dev.dollop
 
 import java.lang.management.ManagementFactory
@@ -9,12 +9,12 @@ import kotlinx.coroutines.runBlocking
 import org.junit.jupiter.api.Test
 
 class TokenCostTest : WithModel() {
-    /** Tokens of one generation: few, so that attention stays cheap. */
+    /** Tokens per generation: few, so that attention stays cheap. */
     private val piece = 250
     private val rounds = Integer.getInteger("dollop.tokens") / piece
     private val threads = ManagementFactory.getThreadMXBean()
 
-    /** Nanoseconds that all threads of this process have computed: waiting for a busy machine is no part of it. */
+    /** Nanoseconds of CPU time that all threads of this process have used. Waiting for a busy machine does not count. */
     private fun processors(): Long = threads.allThreadIds.sumOf { threads.getThreadCpuTime(it).coerceAtLeast(0) }
 
     @Test
@@ -42,7 +42,7 @@ class TokenCostTest : WithModel() {
                 }
                 val ways = listOf(nobody, listener, flow)
                 val used = ways.map { mutableListOf<Long>() }
-                // In turns, so that what else the machine does meets all of them; the first rounds warm up.
+                // In turns, so that other load on the machine affects all ways equally. The first rounds warm up.
                 repeat(rounds + WARM) { round ->
                     ways.forEachIndexed { i, way ->
                         val before = processors()
@@ -52,9 +52,9 @@ class TokenCostTest : WithModel() {
                 }
                 val (alone, called, collected) = used.map { it.sorted()[rounds / 2] }
                 val more = "${called - alone} ns more to a listener, ${collected - alone} ns more to a flow"
-                println("a token: $alone ns of processors with nobody to hear, $more (medians of $rounds times $piece tokens)")
-                assertEquals(2 * piece * (rounds + WARM), heard, "a character a token, twice")
-                // A bound for what would be a mistake; how fast it is depends on what else the machine does.
+                println("a token: $alone ns of CPU time without a listener, $more (medians of $rounds times $piece tokens)")
+                assertEquals(2 * piece * (rounds + WARM), heard, "one character per token, twice")
+                // A loose bound, to catch mistakes: the time depends on other load on the machine.
                 assertTrue(collected - alone < 1_000_000, "$used")
                 Native.sessionClose(session)
                 kotlin.close()

@@ -1,4 +1,4 @@
-// Models that another app or the system holds: opened by what a document picker or a content provider hands out.
+// Opens models that belong to another app or to the system, by the URI of a document picker or a content provider.
 package dev.dollop.android
 
 import android.content.Context
@@ -14,12 +14,18 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.withContext
 
 /**
- * Opens the Dollop file at a content [uri] (or `file:`, `android.resource:`). Other models have to be converted from a path. The
- * file is read while the engine lives, and its descriptor is the engine's own. A document that is streamed from elsewhere is no
- * file and is `Status.INVALID`; a part of a file, such as an uncompressed asset, must begin at a multiple of 64 bytes.
+ * Opens the Dollop file at a content URI.
  *
- * @throws FileNotFoundException where the provider has no such file
- * @throws SecurityException where this app may not read it
+ * Foreign models can only be opened from a path, which converts them. The engine reads the file until it is closed, with
+ * its own file descriptor.
+ *
+ * @param uri the URI; its scheme is `content:`, `file:` or `android.resource:`. The provider must return a file or a
+ * part of one that begins at a multiple of 64 bytes, such as an uncompressed asset.
+ * @param dispatcher runs the blocking calls of the provider, the engine, its chats and its sessions
+ * @throws FileNotFoundException if the provider has no such file
+ * @throws SecurityException if this app may not read it
+ * @throws dev.dollop.DollopException with `Status.INVALID` if the provider streams the document instead of returning a
+ * file, or if the part begins at another offset
  */
 public suspend fun Engine.Companion.open(
     context: Context,
@@ -28,7 +34,7 @@ public suspend fun Engine.Companion.open(
     dispatcher: CoroutineDispatcher = Dispatchers.IO,
 ): Engine = withFile(context, uri, dispatcher) { open(it, options, dispatcher) }
 
-/** What opening the same would do with the memory; loads nothing. */
+/** Plans how opening the same file would use the memory. Loads nothing. Otherwise the same as [open]. */
 public suspend fun Engine.Companion.plan(
     context: Context,
     uri: Uri,
@@ -36,7 +42,7 @@ public suspend fun Engine.Companion.plan(
     dispatcher: CoroutineDispatcher = Dispatchers.IO,
 ): Plan = withFile(context, uri, dispatcher) { plan(it, options, dispatcher) }
 
-/** Providers may take their time: off the main thread. */
+/** Calls [use] with the URI's file, on [dispatcher], because a provider may block. */
 private suspend fun <T> withFile(
     context: Context,
     uri: Uri,
@@ -44,7 +50,7 @@ private suspend fun <T> withFile(
     use: suspend (Descriptor) -> T,
 ): T = withContext(dispatcher) {
     val file = context.contentResolver.openAssetFileDescriptor(uri, "r")
-        ?: throw FileNotFoundException("$uri: its provider handed out nothing")
+        ?: throw FileNotFoundException("$uri: the provider returned no file")
     file.use {
         val length = it.declaredLength.takeIf { n -> n != AssetFileDescriptor.UNKNOWN_LENGTH } ?: 0
         use(Descriptor(it.parcelFileDescriptor.fd, it.startOffset, length))

@@ -1,4 +1,4 @@
-// What the system says of memory, told to an engine. Callbacks come on the main thread; the engine is asked on its own.
+// Trims an engine as the system requests. The callbacks run on the main thread; the engine is trimmed in a coroutine.
 package dev.dollop.android
 
 import android.app.Activity
@@ -17,19 +17,20 @@ import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.launch
 
 /**
- * What a level of [ComponentCallbacks2.onTrimMemory] asks of an engine. New levels may come between the known ones, so each counts
- * as the next lower one that is known.
+ * Returns the engine's trim level for a level of [ComponentCallbacks2.onTrimMemory].
+ *
+ * Future systems may add levels between the known ones. An unknown level counts as the next lower known one.
  *
  * | Android | engine |
  * |---|---|
- * | an activity is in front again | [TrimLevel.NORMAL] |
+ * | an activity is started | [TrimLevel.NORMAL] |
  * | `RUNNING_MODERATE`, `RUNNING_LOW`, `UI_HIDDEN` | [TrimLevel.MODERATE] |
  * | `RUNNING_CRITICAL`, `BACKGROUND` | [TrimLevel.CRITICAL] |
  * | `MODERATE`, `COMPLETE`, `onLowMemory` | [TrimLevel.COMPLETE] |
  *
- * Since Android 14 apps are told of `UI_HIDDEN` and `BACKGROUND` alone.
+ * Since Android 14, apps receive only `UI_HIDDEN` and `BACKGROUND`.
  */
-@Suppress("DEPRECATION") // Older systems say them.
+@Suppress("DEPRECATION") // Older systems send these levels.
 public fun trimLevel(onTrimMemory: Int): TrimLevel = when {
     onTrimMemory >= ComponentCallbacks2.TRIM_MEMORY_MODERATE -> TrimLevel.COMPLETE
     onTrimMemory >= ComponentCallbacks2.TRIM_MEMORY_BACKGROUND -> TrimLevel.CRITICAL
@@ -39,13 +40,23 @@ public fun trimLevel(onTrimMemory: Int): TrimLevel = when {
     else -> TrimLevel.NORMAL
 }
 
-/** What became of a wish of the system: the bytes that went back to it, or why none could. */
+/**
+ * The result of a trim.
+ *
+ * @property level the level that the system requested
+ * @property bytes bytes given back to the system
+ * @property failure why the trim failed; null if it did not
+ */
 public data class Trimmed(val level: TrimLevel, val bytes: Long, val failure: DollopException?)
 
 /**
- * Has the engine give memory back when the system asks for it, and take it again when an activity is in front. [scope] outlives the
- * engine's use; closing what is returned, closing the engine or cancelling the scope ends it. [onTrimmed] hears of each change, in
- * [scope].
+ * Trims the engine when the system requests memory, and restores its cache when an activity is started.
+ *
+ * This ends when the returned object is closed or [scope] is cancelled. After the engine is closed, it ends at the next
+ * change of level.
+ *
+ * @param scope runs the trims; it should live as long as the engine
+ * @param onTrimmed receives the result of each trim, in [scope]
  */
 public fun Engine.followMemory(context: Context, scope: CoroutineScope, onTrimmed: (Trimmed) -> Unit = {}): AutoCloseable =
     MemoryFollower(this, context.applicationContext, scope, onTrimmed)
@@ -56,7 +67,7 @@ private class MemoryFollower(
     scope: CoroutineScope,
     private val onTrimmed: (Trimmed) -> Unit,
 ) : AutoCloseable, ComponentCallbacks2, Application.ActivityLifecycleCallbacks {
-    /** The last word counts: while the engine follows one, others may come and go. */
+    /** The requested level. Levels may change faster than the engine follows; only the latest counts. */
     private val wanted = MutableStateFlow(TrimLevel.NORMAL)
     private val job: Job = scope.launch { follow() }
 
@@ -74,7 +85,7 @@ private class MemoryFollower(
                 Trimmed(level, engine.trim(level), null)
             } catch (e: DollopException) {
                 if (e.status == Status.CLOSED) return@collect job.cancel()
-                // The cache could not grow; it stays as it is, and the next wish is followed.
+                // The cache could not grow. It stays as it is until the level changes.
                 Trimmed(level, 0, e)
             }
             followed = level
@@ -93,7 +104,7 @@ private class MemoryFollower(
         wanted.value = trimLevel(level)
     }
 
-    @Deprecated("Systems before Android 14 call it.")
+    @Deprecated("Called only by systems before Android 14.")
     override fun onLowMemory() {
         wanted.value = TrimLevel.COMPLETE
     }

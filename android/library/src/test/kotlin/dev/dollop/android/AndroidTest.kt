@@ -1,4 +1,4 @@
-// Gate 88: the Android layer in the framework's own code: what the system says of memory, models of content providers, budgets.
+// Gate 88: the Android layer in the framework's own code: memory warnings, models of content providers, budgets.
 package dev.dollop.android
 
 import android.app.Activity
@@ -41,7 +41,7 @@ import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 
-/** Hands out the file that the test names, whole or a part of it. */
+/** Provides the default model as a file. */
 class Models : ContentProvider() {
     override fun onCreate(): Boolean = true
 
@@ -79,7 +79,7 @@ class AndroidTest {
             ComponentCallbacks2.TRIM_MEMORY_MODERATE to TrimLevel.COMPLETE,
             ComponentCallbacks2.TRIM_MEMORY_COMPLETE to TrimLevel.COMPLETE,
             0 to TrimLevel.NORMAL,
-            // Between known ones: as the next lower.
+            // Unknown levels count as the next lower known one.
             12 to TrimLevel.MODERATE, 17 to TrimLevel.CRITICAL, 30 to TrimLevel.MODERATE, 50 to TrimLevel.CRITICAL, 100 to TrimLevel.COMPLETE,
         )
         assertEquals(expected, expected.mapValues { trimLevel(it.key) })
@@ -99,11 +99,11 @@ class AndroidTest {
         assertTrue(engine.plan().expertBytes < full)
         application.onLowMemory()
         assertEquals(TrimLevel.COMPLETE, next().level)
-        // In front again.
+        // An activity is in front again.
         Robolectric.buildActivity(Activity::class.java).setup()
         assertEquals(TrimLevel.NORMAL, next().level)
         assertEquals(full, engine.plan().expertBytes)
-        // What comes after the end is not followed; and a closed engine ends it by itself.
+        // After close(), levels are ignored. A closed engine also ends it.
         following.close()
         application.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
         val again = engine.followMemory(application, scope) { heard.trySend(it) }
@@ -149,11 +149,11 @@ class AndroidTest {
         }
         manager.setMemoryClass(256)
         assertEquals(256, device(5.6, 3.0).heapMegabytes)
-        // What the kernel has of devices sold with 3, 4, 6, 8, 12 and 16 GB, most of it free.
+        // The kernel's memory on devices with nominally 3, 4, 6, 8, 12 and 16 GB, most of it free.
         val budgets = listOf(2.7, 3.6, 5.6, 7.4, 11.2, 15.1).map { device(it, it).budget() / 100_000_000 }
         assertEquals(listOf<Long>(8, 12, 20, 25, 30, 40), budgets)
         assertEquals(4, device(1.8, 1.8).budget() / 100_000_000)
-        // Two thirds of what is left above the threshold, where that is less.
+        // Two thirds of the memory available above the threshold, if that is less.
         assertEquals(gib / 2, device(7.4, 1.0).budget())
         assertEquals(0, device(7.4, 0.2, low = true).budget())
         assertTrue(device(7.4, 0.2, low = true).low)

@@ -1,5 +1,5 @@
-// What the screen shows and does: one engine, one conversation, one answer at a time. All of it on the main thread; the library
-// computes on its own.
+// The state and actions of the screen: one engine, one conversation, one answer at a time. Runs on the main thread; the library
+// computes on threads of its own.
 package dev.dollop.sample
 
 import android.app.Application
@@ -30,9 +30,10 @@ import kotlinx.coroutines.delay
 import kotlinx.coroutines.isActive
 import kotlinx.coroutines.launch
 
-/** What the gauge shows. */
+/** The values that the gauge shows. */
 data class Gauge(val plan: Plan, val stats: Stats, val tokensPerSecond: Double, val trimmed: String?)
 
+/** The view model of the chat. */
 class ChatModel(application: Application) : AndroidViewModel(application) {
     private val scope = (application as SampleApplication).scope
     private val saved = File(application.filesDir, "chat.session").path
@@ -53,7 +54,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
 
     val ready: Boolean get() = gauge != null
 
-    /** Opens the document that was picked, with a budget for this device and this moment. */
+    /** Opens the picked document, with a budget that fits the device and its available memory. */
     fun open(uri: Uri): Job = viewModelScope.launch {
         said {
             shut()
@@ -62,14 +63,14 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
             val options = EngineOptions(memoryBytes = maxOf(device.budget(), whole.smallestBytes))
             val opened = Engine.open(getApplication<Application>(), uri, options)
             engine = opened
-            following = opened.followMemory(getApplication<Application>(), scope) { trimmed = "${it.level}: ${it.bytes / 1_000_000} MB back" }
+            following = opened.followMemory(getApplication<Application>(), scope) { trimmed = "${it.level}: ${it.bytes / 1_000_000} MB freed" }
             chat = restored(opened) ?: opened.chat()
             messages += chat!!.messages()
             watch(opened)
         }
     }
 
-    /** The conversation of last time, if it was with this model. */
+    /** Restores the saved conversation. Returns null if there is none, or it is of another model. */
     private suspend fun restored(engine: Engine): Chat? = try {
         if (File(saved).exists()) engine.loadChat(saved) else null
     } catch (e: DollopException) {
@@ -77,6 +78,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         null
     }
 
+    /** Updates the gauge twice a second while the engine is open. */
     private fun watch(engine: Engine) = viewModelScope.launch {
         while (isActive && this@ChatModel.engine === engine) {
             gauge = Gauge(engine.plan(), engine.stats(), tokensPerSecond, trimmed)
@@ -84,6 +86,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         }
     }
 
+    /** Sends a message and appends the answer to the screen as it is generated. */
     fun send(text: String) {
         val chat = chat ?: return
         if (answering || text.isBlank()) return
@@ -104,12 +107,12 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         }
     }
 
-    /** Stops the answer; what was said stays. */
+    /** Stops the answer. The text generated so far stays. */
     fun stop() {
         answer?.cancel()
     }
 
-    /** The screen is gone: no answer goes on unseen, and the conversation outlives the process. */
+    /** Stops the answer and saves the conversation when the screen is hidden: the system may then end the process. */
     fun hidden() {
         val chat = chat ?: return
         val running = answer
@@ -120,6 +123,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         }
     }
 
+    /** Runs an action and shows its failure in [note]. */
     private suspend fun said(action: suspend () -> Unit) {
         note = null
         try {
@@ -131,6 +135,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         }
     }
 
+    /** Closes the engine and clears the screen. */
     private fun shut() {
         following?.close()
         chat?.close()

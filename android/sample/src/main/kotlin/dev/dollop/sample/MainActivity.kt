@@ -1,4 +1,4 @@
-// The screen: a conversation, a field to write in, and a gauge of memory, bits and hits.
+// The screen: a conversation, a text field, and a gauge of memory, bits and hit rate.
 package dev.dollop.sample
 
 import android.os.Bundle
@@ -34,6 +34,7 @@ import androidx.compose.ui.Modifier
 import androidx.compose.ui.unit.dp
 import dev.dollop.Message
 
+/** Shows the chat. */
 class MainActivity : ComponentActivity() {
     private val model: ChatModel by viewModels()
 
@@ -63,7 +64,7 @@ private fun Screen(model: ChatModel) {
     }
 }
 
-/** Memory as bars of the budget; bits and hits as they are now. */
+/** Shows each part of the memory as a bar, relative to the budget, and the mean bits and hit rate. */
 @Composable
 private fun GaugeCard(gauge: Gauge) {
     val plan = gauge.plan
@@ -102,7 +103,7 @@ private fun Conversation(messages: List<Message>, modifier: Modifier) {
 private fun Entry(model: ChatModel) {
     var text by rememberSaveable { mutableStateOf("") }
     Row(Modifier.fillMaxWidth(), Arrangement.spacedBy(8.dp), Alignment.CenterVertically) {
-        OutlinedTextField(text, { text = it }, Modifier.weight(1f), placeholder = { Text("Say something") })
+        OutlinedTextField(text, { text = it }, Modifier.weight(1f), placeholder = { Text("Message") })
         if (model.answering) {
             Button(onClick = model::stop) { Text("Stop") }
         } else {

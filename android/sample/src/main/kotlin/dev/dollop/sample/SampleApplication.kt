@@ -1,4 +1,4 @@
-// The process: the scope that outlives screens, for saving and for what the system says of memory.
+// The process-wide state of the app.
 package dev.dollop.sample
 
 import android.app.Application
@@ -6,6 +6,7 @@ import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.SupervisorJob
 
+/** The application. Its [scope] outlives the screens: the conversation is saved and the engine trimmed in it. */
 class SampleApplication : Application() {
     val scope: CoroutineScope = CoroutineScope(SupervisorJob() + Dispatchers.Main.immediate)
 }
