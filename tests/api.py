@@ -4,7 +4,7 @@ import json
 import sys
 
 # Items that the listing may have: an app's way in, not the house.
-MOST = 188
+MOST = 187
 
 crate = json.load(open(sys.argv[1]))
 index = crate["index"]

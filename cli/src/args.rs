@@ -351,9 +351,6 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Read back every layer's routing from a GPU, even if it is not needed, to measure the cost
-    #[arg(long)]
-    pub ask_router: bool,
     /// Show how long every kernel of a GPU takes. Every submission waits for the clock, so tokens per second are lower
     #[arg(long)]
     pub gpu_clock: bool,

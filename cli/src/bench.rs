@@ -47,10 +47,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let mut options = args.engine.options();
     options.context = Some(context);
     options.gpu_clock = args.gpu_clock;
-    options.routing.ask = args.ask_router;
     let (engine, watch) = locate::open_with(args.model.as_deref(), &args.engine, options, Purpose::Weights)?;
-    if (args.gpu_clock || args.ask_router) && engine.gpu_stats().is_none() {
-        return Err("--gpu-clock and --ask-router are about a GPU: name one with --backend gpu".into());
+    if args.gpu_clock && engine.gpu_stats().is_none() {
+        return Err("--gpu-clock needs a GPU: add --backend gpu".into());
     }
     let info = engine.info();
     let mut session = engine.session(SessionOptions::default().with_context(context))?;

@@ -177,7 +177,7 @@ struct Heat {
     heat: Vec<Vec<f32>>,
 }
 
-/// Writes traces, heat and a GPU's compiled kernels when a command is done.
+/// Writes traces and heat when a command is done.
 pub struct Watch {
     args: StreamArgs,
     engine: Engine,
@@ -186,9 +186,6 @@ pub struct Watch {
 
 impl Watch {
     pub fn finish(&self) -> Result<(), Failure> {
-        if let Err(e) = self.engine.save_pipelines() {
-            note!("note: the GPU's compiled kernels were not kept: {e}");
-        }
         if let (Some(path), Some(trace)) = (&self.args.trace, &self.trace) {
             write_file(path, &trace.to_json(), &[])?;
             note!("trace written to {}; open it at ui.perfetto.dev", path.display());

@@ -426,7 +426,7 @@ typedef struct dollop_engine_options {
     // Folder for converted models. Each GGUF file or Hugging Face folder is converted into it once. If NULL, only
     // Dollop files can be opened; others are `DOLLOP_UNSUPPORTED`.
     const char *cache_folder;
-    // Folder with compiled GPU kernels, read when the model is opened; NULL for none.
+    // Folder for compiled GPU kernels: read when the model is opened, written after new ones were compiled; NULL for none.
     const char *pipelines_folder;
     // Experts per token, if fewer than the model's; 0 for the model's. Changes results.
     uint32_t experts_used;

@@ -73,7 +73,7 @@ pub struct dollop_engine_options {
     /// Folder for converted models. Each GGUF file or Hugging Face folder is converted into it once. If NULL, only
     /// Dollop files can be opened; others are `DOLLOP_UNSUPPORTED`.
     pub cache_folder: *const c_char,
-    /// Folder with compiled GPU kernels, read when the model is opened; NULL for none.
+    /// Folder for compiled GPU kernels: read when the model is opened, written after new ones were compiled; NULL for none.
     pub pipelines_folder: *const c_char,
     /// Experts per token, if fewer than the model's; 0 for the model's. Changes results.
     pub experts_used: u32,

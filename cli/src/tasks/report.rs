@@ -2,7 +2,7 @@
 
 use super::items::{Item, Kind};
 use super::score;
-use super::tools::Told;
+use super::tools::Shown;
 use crate::screen::one_line;
 use dollop::{Outcome, StopReason};
 use serde::Serialize;
@@ -19,9 +19,9 @@ pub struct Column {
     pub backend: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_lost: Option<String>,
-    /// How the model was told of tools, if any item needed them.
+    /// Where the prompt described tools, if any item needed them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tools: Option<Told>,
+    pub tools: Option<Shown>,
     pub kinds: Vec<Count>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<serde_json::Value>,
@@ -96,7 +96,7 @@ pub fn table(columns: &[Column], kinds: &[Kind]) -> String {
         text.push('\n');
     }
     for Column { column, model, mode, backend, tools, gpu_lost, stream_report, .. } in columns {
-        let notes = [tools.and_then(Told::note), gpu_lost.as_deref()].into_iter().flatten();
+        let notes = [tools.and_then(Shown::note), gpu_lost.as_deref()].into_iter().flatten();
         let notes: String = notes.map(|note| format!("; {note}")).collect();
         text += &format!("\n{column}: {}; {mode}; {backend}{notes}", one_line(model));
         if let Some(report) = stream_report {
@@ -163,7 +163,7 @@ mod tests {
             mode: "resident".into(),
             backend: "CPU".into(),
             gpu_lost: None,
-            tools: Some(Told::System),
+            tools: Some(Shown::System),
             kinds: counts,
             stream: None,
             stream_report: None,

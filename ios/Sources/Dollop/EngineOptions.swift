@@ -39,7 +39,7 @@ public struct EngineOptions: Sendable, Hashable {
     public var chunk: Int?
     /// The folder for converted models (GGUF, Hugging Face). Each is converted once. If nil, only Dollop files can be opened.
     public var cacheFolder: URL?
-    /// The folder that a GPU's compiled kernels are read from; nil for none.
+    /// The folder for a GPU's compiled kernels: read on opening, written after new ones were compiled; nil for none.
     public var pipelinesFolder: URL?
     /// Experts to prefetch on a guess of the next layer's choice; 0 for none. Does not change results.
     public var lookahead: Int

@@ -49,6 +49,23 @@ pub(super) struct Inner {
     pub(super) file: Option<[u32; 2]>,
 }
 
+impl Inner {
+    /// Writes newly compiled GPU kernels to the folder in the options.
+    pub(super) fn keep_pipelines(&self) {
+        let gpu = self.processors.now().processor.accelerator();
+        if let Some(Err(e)) = gpu.map(|gpu| gpu.save_pipelines()) {
+            log::warn!("the GPU's compiled kernels were not saved: {e}");
+        }
+    }
+}
+
+impl Drop for Inner {
+    /// Not every use ends a generation: `logits`, for example.
+    fn drop(&mut self) {
+        self.keep_pipelines();
+    }
+}
+
 /// How the engine holds its experts.
 pub(super) enum Served {
     /// All experts stay in memory.
@@ -74,16 +91,6 @@ impl Engine {
     /// rejected a command. Sessions then continue on the CPU, if the budget allows.
     pub fn lost(&self) -> Option<&str> {
         self.processors().lost()
-    }
-
-    /// Saves the GPU kernels that the driver compiled to the folder in the options, so that the next start is
-    /// faster. Returns `false` if there is nothing to save: no GPU, no folder, an adapter without a pipeline
-    /// cache, or no new kernels.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn save_pipelines(&self) -> Result<bool> {
-        self.processor().accelerator().map_or(Ok(false), |gpu| gpu.save_pipelines())
     }
 
     /// For tests: makes the GPU fail with `fault` after `submissions` more submissions. No effect without a

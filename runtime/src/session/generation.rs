@@ -64,7 +64,7 @@ impl Next {
     fn sample(&mut self, sampler: &mut Sampler) -> u32 {
         match self.want {
             Want::Best(_) => sampler.sample_best(&self.best),
-            Want::Nothing | Want::All | Want::Last => sampler.sample(&mut self.logits),
+            _ => sampler.sample(&mut self.logits),
         }
     }
 }
@@ -215,6 +215,7 @@ impl Generation {
             },
         };
         (self.outcome.stop, self.over) = (stop, true);
+        session.engine().0.keep_pipelines();
         if stop != StopReason::StopString {
             let rest = self.wording.rest();
             if !rest.is_empty() && !listener.has_stopped() {

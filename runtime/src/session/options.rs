@@ -53,9 +53,9 @@ pub struct EngineOptions {
     pub routing: Routing,
     /// How experts are streamed.
     pub streaming: StreamingOptions,
-    /// A folder for compiled GPU kernels. The engine reads it when it opens, and
-    /// [`Engine::save_pipelines`](super::Engine::save_pipelines) writes it. Opening is then faster if the
-    /// driver has no such cache. By default none.
+    /// A folder for compiled GPU kernels. The engine reads it when it opens, and writes it at the end of a
+    /// generation that compiled new ones. The next start is then faster if the driver has no such cache. By
+    /// default none.
     pub pipelines: Option<PathBuf>,
     /// The kernel variants that a GPU may use.
     #[doc(hidden)]

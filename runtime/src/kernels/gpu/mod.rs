@@ -188,8 +188,9 @@ impl GpuBackend {
     /// # Errors
     /// `Io`.
     pub fn save_pipelines(&self) -> Result<bool> {
+        let compiled = self.lock().recorder.stats().pipelines;
         match &mut *self.gpu.pipelines() {
-            Some(pipelines) if !self.failed() => pipelines.save(),
+            Some(pipelines) if !self.failed() => pipelines.save(compiled),
             _ => Ok(false),
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct Pipelines {
     identity: String,
     /// The data that was loaded from the file.
     loaded: Vec<u8>,
+    /// Kernels that were compiled until the last call of [`Pipelines::save`].
+    compiled: u64,
 }
 
 impl Pipelines {
@@ -36,7 +38,7 @@ impl Pipelines {
             Some(cache) => (cache, loaded),
             None => (cache(device, &[])?, Vec::new()),
         };
-        Some(Pipelines { cache, path, identity, loaded })
+        Some(Pipelines { cache, path, identity, loaded, compiled: 0 })
     }
 
     /// Bytes that were loaded from a file.
@@ -44,12 +46,15 @@ impl Pipelines {
         self.loaded.len() as u64
     }
 
-    /// Writes the current cache unless the file already holds it. The write is atomic: to another file, which is then
-    /// renamed.
+    /// Writes the current cache if kernels were compiled since the last call, and the file does not hold them yet.
+    /// `compiled` counts the kernels so far. The write is atomic: to another file, which is then renamed.
     ///
     /// # Errors
-    /// `Io`.
-    pub(super) fn save(&mut self) -> Result<bool> {
+    /// `Io`, once: the next call tries again only after more kernels were compiled.
+    pub(super) fn save(&mut self, compiled: u64) -> Result<bool> {
+        if std::mem::replace(&mut self.compiled, compiled) == compiled {
+            return Ok(false);
+        }
         let Some(data) = self.cache.get_data().filter(|data| *data != self.loaded) else { return Ok(false) };
         let failed = |e| Error::io(&self.path, e);
         if let Some(folder) = self.path.parent() {

@@ -93,7 +93,11 @@ impl Engine {
                 Ok(inner)
             }
         };
-        let inner = |adapter| Ok(Inner { file: Some(file.identity()?), ..open(adapter)? });
+        let inner = |adapter| {
+            let mut inner = open(adapter)?;
+            inner.file = Some(file.identity()?);
+            Ok(inner)
+        };
         Engine::on(options, inner).map(|e| e.log_opened(place.name())).map_err(|e| e.at(place.name()))
     }
 

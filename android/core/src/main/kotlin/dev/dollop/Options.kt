@@ -54,7 +54,7 @@ public data class EngineOptions(
     val alwaysStream: Boolean = false,
     /** The folder for converted models; each foreign model is converted once. Null: only Dollop files can be opened. */
     val cacheFolder: String? = null,
-    /** The folder that a GPU's compiled kernels are read from; null for none. */
+    /** The folder for a GPU's compiled kernels: read on opening, written after new ones were compiled; null for none. */
     val pipelinesFolder: String? = null,
 ) {
     /** The options as numbers, in the order that the native library reads them. */
