@@ -1,8 +1,8 @@
-//! What a constraint costs for every token: the mask of tokens that may come next, and how many tokens are forced.
+//! The cost of a constraint per token: the mask of allowed tokens, and the number of forced tokens.
 //!
 //!     cargo run --release -p dollop-benches --bin constraints -- tokenizer.json
 //!
-//! Documents are taken token by token, as a model would say them.
+//! Documents are consumed token by token, like a model's answer.
 
 use dollop::Constraint;
 use dollop::internal::grammar::Words;
@@ -38,7 +38,7 @@ fn cases() -> [(&'static str, Json, Json); 3] {
     ]
 }
 
-/// JSON with a space behind commas and colons, as constraints write it.
+/// JSON with a space after commas and colons, as constraints write it.
 fn spaced(value: &Json) -> String {
     match value {
         Json::Array(all) => format!("[{}]", all.iter().map(spaced).collect::<Vec<_>>().join(", ")),
@@ -64,7 +64,7 @@ fn main() -> Result<(), Failure> {
         words.guide(&constraint)?;
         let compiled = start.elapsed();
         let (mut times, mut forced, mut tokens) = (Vec::<Duration>::new(), 0, 0);
-        // The first round fills the caches that a long answer has filled.
+        // The first round fills the caches, as a long answer would have.
         for round in 0..20 {
             let mut guide = words.guide(&constraint)?;
             let ids = tokenizer.encode(&spaced(&document), false)?;

@@ -1,4 +1,4 @@
-//! Nanoseconds per weight of encoding: with the search, and keeping the codes of a uniform source.
+//! Nanoseconds per weight of encoding: with the search, and when the codes of a uniform source are kept.
 #![allow(missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,9 +1,9 @@
-//! What a GPU's kernels cost in decoding, one after another as in a token: microseconds of a launch, each waiting for the one
-//! before, of a long chain that is recorded first and timed from the handing over to the end.
+//! The cost of a GPU's kernels in decoding, one after another as in a token: microseconds per launch, where
+//! each waits for the one before. A long chain is recorded first, and timed from its submission to its end.
 //!
 //!     cargo run --release -p dollop-benches --bin gpu [-- PART-OF-A-NAME]
 //!
-//! Weights that fit a GPU's cache are read from there: these are times of launches, and not of memory.
+//! Weights that fit a GPU's cache are read from there: these are times of launches, not of memory.
 
 use dollop::internal::kernels::gpu::{GpuBackend, GpuBuf, GpuOptions};
 use dollop::internal::kernels::{
@@ -25,7 +25,7 @@ fn nested(rows: usize, cols: usize, level: Level) -> Result<Matrix, Failure> {
     Ok(Matrix::Nested(encoded.into_nested()?))
 }
 
-/// Prints how long one of `count` launches takes that `launch` records, the least of many runs, the first of which raise the clock.
+/// Prints the time of one of `count` launches that `launch` records: the least of many runs, as the first raise the clock.
 fn time(
     b: &GpuBackend,
     name: &str,

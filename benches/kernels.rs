@@ -1,5 +1,5 @@
-//! Every kind of operation, with every instruction set of the machine, on one thread. Products at every level: bytes of
-//! weights per second for one token, products per second for many. The sizes are those of a model of 7 billion weights.
+//! Every kind of operation, on every instruction set of the machine, on one thread. Products at every level: bytes of
+//! weights per second for one token, products per second for many. The sizes are those of a 7-billion-parameter model.
 #![allow(missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -63,12 +63,12 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// Codes that index a table: those of some blocks of their source.
+/// Table codes of several blocks of a source type.
 fn of_table(ty: GgmlType, rows: usize, cols: usize) -> Nested {
     let shape = Shape::new(rows, cols, 32).expect("a sound shape");
     let shape = shape.with(quant::kept(ty).expect("its codes are kept"));
     let mut raw = vec![0; ty.row_bytes(rows * cols).expect("whole blocks")];
-    // 60 is a power of two to MXFP4, and begins an ordinary f16.
+    // 60 is a power of two in MXFP4, and the beginning of a normal f16.
     raw.iter_mut().enumerate().for_each(|(i, byte)| {
         *byte = if i % ty.block_bytes() < 2 { 60 } else { (i.wrapping_mul(2_654_435_761) >> 11) as u8 }
     });
@@ -76,7 +76,7 @@ fn of_table(ty: GgmlType, rows: usize, cols: usize) -> Nested {
     quant::Encoded::join(shape, &[kept]).into_nested().expect("planes that belong together")
 }
 
-/// A backend of one thread for every instruction set.
+/// A backend with one thread, for every instruction set.
 fn backends() -> impl Iterator<Item = (Isa, CpuBackend)> {
     Isa::available().into_iter().map(|isa| {
         let options = CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() };
@@ -84,14 +84,14 @@ fn backends() -> impl Iterator<Item = (Isa, CpuBackend)> {
     })
 }
 
-/// A buffer of so many values.
+/// A buffer of `len` values.
 fn buffer(backend: &CpuBackend, len: usize, seed: u32) -> <CpuBackend as Backend>::Buf {
     let mut buffer = backend.alloc(len).expect("memory");
     backend.upload(&mut buffer, 0, &dollop_benches::values(len, seed));
     buffer
 }
 
-/// One token at a depth: bytes of keys and values per second. Four query heads share a key head.
+/// One token at a given depth: bytes of keys and values per second. Four query heads share a key head.
 fn attention(c: &mut Criterion) {
     let shape = Attention { heads: 16, kv_heads: 4, head_dim: 128, scale: 0.09, window: None, sinks: None };
     let width = shape.kv_heads * shape.head_dim;
@@ -113,7 +113,7 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-/// What stands between products: norms, routing, and a feed-forward block (two quantizations of activations, SwiGLU).
+/// Operations between products: norms, routing, a feed-forward block (two quantizations of activations, SwiGLU).
 fn between(c: &mut Criterion) {
     let (d, ff) = (2048, 1024);
     let matrix = |rows: usize, cols: usize, seed| {

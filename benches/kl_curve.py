@@ -5,7 +5,7 @@ usage: benches/kl_curve.py DOLLOP TEXT OUT.svg [BUDGET …]
 
 Runs `dollop eval` on the default model, token by token (as when answering), and compares with the model at its highest
 level. Prints the points as a Markdown table and draws them. A point of adaptive precision should lie on or below the
-lower hull of the exact points of its budget; the table says by how much it does.
+lower hull of the exact points of its budget; the table shows by how much.
 """
 
 import json

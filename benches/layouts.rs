@@ -1,6 +1,6 @@
-//! Ways to cut a 4-bit code into planes, and groups of 32 against 64: a prototype of one token's product with AVX-512
-//! for each, from the second-level cache and from memory, on one thread. The file has 2+1+1; what this measured is in
-//! `records/cpu-avx512.md`.
+//! Ways to divide a 4-bit code into planes, and groups of 32 against 64: a prototype of one token's product
+//! with AVX-512 for each, from the L2 cache and from memory, on one thread. The file format uses 2+1+1;
+//! results are in `records/cpu-avx512.md`.
 #![allow(missing_docs, unsafe_code)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -11,10 +11,10 @@ mod prototype {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    /// Weights of a unit: 16 rows of 32 columns.
+    /// Weights per unit: 16 rows of 32 columns.
     const UNIT: usize = 512;
 
-    /// How codes lie: the bytes that a unit takes in each stream of memory.
+    /// The layout of codes: bytes per unit in each stream of memory.
     #[derive(Clone, Copy, PartialEq, Debug)]
     pub enum Cut {
         Two,
@@ -76,7 +76,7 @@ mod prototype {
         unsafe { _mm512_srli_epi16::<N>(x) }
     }
 
-    /// Nibbles of which each makes two vectors of codes, those of the high ones raised by four bits.
+    /// Nibbles, of which each register gives two vectors of codes; those of high nibbles are raised by four bits.
     #[inline(always)]
     fn spread(x: [__m512i; 4]) -> [__m512i; 8] {
         let [a, b, c, d] = x;
@@ -159,7 +159,7 @@ mod prototype {
     }
 
     /// # Safety
-    /// The machine has the features; streams, scales, zero points and activations are those of `units`.
+    /// The machine has the features; streams, scales, zero points and activations belong to `units` units.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
     unsafe fn product<const CUT: u8, const UNITS: usize>(
         streams: &[Vec<u8>],
@@ -169,7 +169,7 @@ mod prototype {
         units: usize,
     ) -> f32 {
         let at = std::array::from_fn(|s| streams.get(s).map_or(std::ptr::null(), |bytes| bytes.as_ptr()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe {
             let mut total = _mm512_setzero_ps();
             for g in 0..units / UNITS {

@@ -1,4 +1,4 @@
-//! What the benchmarks share.
+//! Helpers shared by the benchmarks.
 
 /// Deterministic values in roughly [−1.5, 1.5], bell-shaped.
 pub fn values(n: usize, seed: u32) -> Vec<f32> {

@@ -1,9 +1,9 @@
-//! How long it takes to give memory of the expert cache back to the system, and to take it again.
+//! The time to give memory of the expert cache back to the system, and to take it again.
 //!
 //!     cargo run --release -p dollop-benches --bin memory -- MB
 //!
-//! A cache of twice as many MB is filled with experts of the Qwen3-30B-A3B shape (48 layers of 128 experts at 4 bits) from storage
-//! that has nothing but zeros; then it is made so many MB smaller, and larger again, five times.
+//! A cache of twice as many MB is filled with experts of the Qwen3-30B-A3B shape (48 layers of 128 experts at 4
+//! bits), from storage that contains only zeros. Then it shrinks by that many MB, and grows again, five times.
 
 use dollop::internal::experts::{LayerExperts, PlaneSlabs};
 use dollop::internal::quant::{Fit, Level, PLANES, Shape};
@@ -15,7 +15,7 @@ use std::time::Instant;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Zeros without end.
+/// Endless zeros.
 struct Zeros;
 
 impl Storage for Zeros {
@@ -33,7 +33,7 @@ const LAYERS: usize = 48;
 const EXPERTS: usize = 128;
 const GRANULE: usize = 16384;
 
-/// A layer's experts: nothing but where they would lie.
+/// A layer's experts: only their offsets.
 fn layer() -> Result<LayerExperts, Failure> {
     let shapes = [Shape::new(768, 2048, 64)?, Shape::new(768, 2048, 64)?, Shape::new(2048, 768, 64)?];
     let slab = |p: usize| shapes.iter().map(|s| s.plane(p).len).sum::<usize>().next_multiple_of(GRANULE);
@@ -77,7 +77,7 @@ fn main() -> Result<(), Failure> {
             1e3 * start.elapsed().as_secs_f64()
         );
     }
-    // Beyond what it was: to new memory.
+    // Beyond its first size: to new memory.
     fill()?;
     let start = Instant::now();
     streamer.resize(full + gone)?;

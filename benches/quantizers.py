@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The peers' codes on the same weights: a GGUF of f32 weights that went through ggml's quantizers and back.
+"""ggml's codes on the same weights: a GGUF of f32 weights that were quantized and dequantized by ggml.
 
     pip install numpy gguf
     quantizers.py LIBGGML SOURCE OUT TYPE[,TYPE…] [--energies FILE]
 
-LIBGGML is ggml's base library as a shared object; SOURCE is what `requantize SOURCE OUT --dither` writes; FILE is what
-`requantize … --energies FILE` writes, E(x²) of each matrix's inputs, given as the importance matrix. Matrices of the blocks alone
-are quantized, as `requantize --blocks` does. K-quants take 256 weights at a time: rows whose width is no multiple of that are
-joined, and their importance repeated, without padding. Writes OUT.TYPE, and says how many bits a weight takes."""
+LIBGGML is ggml's base library as a shared object; SOURCE is the output of `requantize SOURCE OUT --dither`; FILE is the
+output of `requantize … --energies FILE`, E(x²) of each matrix's inputs, used as the importance matrix. Only matrices of
+blocks are quantized, as with `requantize --blocks`. K-quants take 256 weights at a time: rows of other widths are joined,
+and their importance repeated, without padding. Writes OUT.TYPE, and prints the bits per weight."""
 import ctypes
 import os
 import sys
@@ -30,7 +30,7 @@ pointer = lambda a: None if a is None else a.ctypes.data_as(ctypes.c_void_p)
 
 
 def through(w, importance, ty):
-    """Weights that were quantized and read again, and the bytes they took."""
+    """Weights after quantizing and dequantizing, and their quantized bytes."""
     block, _ = gguf.GGML_QUANT_SIZES[ty]
     rows, cols = w.shape
     joined = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n * cols % block == 0)
@@ -51,7 +51,7 @@ for name in types.split(","):
     lib.ggml_quantize_init(ctypes.c_int(int(ty)))
     reader = gguf.GGUFReader(source, "c")
     path = f"{out}.{name}"
-    # The same file, with other values where matrices of the blocks lie.
+    # The same file, with other values in the blocks' matrices.
     with open(source, "rb") as of, open(path, "wb") as to:
         while part := of.read(1 << 24):
             to.write(part)
@@ -66,7 +66,7 @@ for name in types.split(","):
         many = w.reshape(-1, *shape[-2:])
         parts = []
         known = energies.get(t.name)
-        # Of experts, each has its own, one behind the other.
+        # Each expert has its own, one after the other.
         known = [None] * len(many) if known is None else known.reshape(-1, shape[-1])
         for one, importance in zip(many, known, strict=True):
             values, size = through(one, importance, ty)

@@ -1,16 +1,16 @@
-//! What a level does to a model: writes a GGUF file of f32 weights that went through the nested code and back.
+//! The effect of a level on a model: writes a GGUF file of f32 weights that were encoded and decoded with the nested code.
 //!
-//! Every matrix is encoded with all planes and read again at the level asked for; norms and biases stay as they are.
+//! Every matrix is encoded with all planes and decoded at the requested level; norms and biases do not change.
 //! `dollop eval OUT --reference --text FILE --against SOURCE` then measures the loss with everything else exact.
 //!
 //!     cargo run --release -p dollop-benches --bin requantize -- SOURCE OUT [--level B[,B] --group 32|64 --narrow]
 //!         [--calibrate TEXT --tokens N --sweeps N --diagonal --rotate --energies FILE] [--blocks [--every N]] [--dither]
 //!
-//! Without a level the weights are only made f32: the reference itself; `--dither` moves those of Q4_1 by up to half a step, so
-//! that no encoding finds the source's lattice again. `--blocks` leaves embedding and head as they are, `--every N`
-//! all blocks but every Nth. With a text, codes are
-//! found by error feedback (`--diagonal`: by least squares under E(x²); `--rotate`: of matrices for rotated inputs, `--rotate
-//! both`: with and without). `--energies` writes E(x²) of each matrix's inputs, for `quantizers.py`. Of several files each has its level appended to the name of OUT, and `r` where inputs are rotated.
+//! Without a level the weights are only converted to f32: the reference. `--dither` moves those of Q4_1 by up to half a
+//! step, so that no encoding finds the source's lattice again. `--blocks` leaves embedding and head unchanged, `--every N`
+//! all blocks but every Nth. With a text, codes are found by error feedback (`--diagonal`: by least squares under E(x²);
+//! `--rotate`: for rotated inputs, `--rotate both`: with and without). `--energies` writes E(x²) of each matrix's inputs,
+//! for `quantizers.py`. Of several files each has its level appended to the name of OUT, and `r` if inputs are rotated.
 
 use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl};
@@ -32,14 +32,14 @@ fn matrix(shape: &[u64]) -> Option<(usize, usize)> {
     }
 }
 
-/// What is known of a matrix's inputs.
+/// The known properties of a matrix's inputs.
 enum Inputs {
     Nothing,
     Diagonal(Vec<f32>),
     Moments(Moments, usize, Option<Rotation>),
 }
 
-/// The weights in the nested code, and the error of every level: of products, where their inputs are known.
+/// The weights in the nested code, and the error of every level: of products, if their inputs are known.
 fn encoded(shape: Shape, inputs: Inputs, w: &mut [f32]) -> Result<(Nested, [f32; PLANES]), Failure> {
     let mut rotated = None;
     let encoded = match inputs {
@@ -68,7 +68,7 @@ fn encoded(shape: Shape, inputs: Inputs, w: &mut [f32]) -> Result<(Nested, [f32;
     Ok((encoded.into_nested()?.rotated(rotated), errors))
 }
 
-/// Moves the weights of Q4_1 blocks by up to half a step either way.
+/// Moves the weights of Q4_1 blocks by up to half a step in either direction.
 fn dither(raw: &[u8], w: &mut [f32]) {
     let mut state = 7u64;
     for (block, w) in raw.chunks_exact(20).zip(w.chunks_exact_mut(32)) {
@@ -181,14 +181,14 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A file that is written, and what its level costs.
+/// An output file, and the loss of its level.
 struct Out {
     level: Option<Level>,
     rotate: bool,
     writer: GgufWriter<BufWriter<std::fs::File>>,
     error: f64,
     energy: f64,
-    /// What the encoder says of the error of each matrix, added up.
+    /// The sum of the encoder's errors for all matrices.
     fitted: f64,
     matrices: usize,
     bytes: usize,
@@ -211,7 +211,7 @@ impl Out {
         Ok(self.writer.write(tensor, 0, &le)?)
     }
 
-    /// The weights `before` as this level shows them.
+    /// The weights `before`, decoded at this level.
     fn write_nested(
         &mut self,
         tensor: usize,
@@ -227,7 +227,7 @@ impl Out {
         self.energy += before.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>();
         self.fitted += f64::from(errors[level.index()]);
         self.matrices += 1;
-        // The planes, two corrections for each of the levels, and the table of errors.
+        // The planes, two corrections per level, and the table of errors.
         self.bytes += (0..level.planes()).map(|p| shape.plane(p).len).sum::<usize>() + 5 * (4 + 4 + 4);
         self.write(tensor, &w)
     }

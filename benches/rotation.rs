@@ -1,5 +1,5 @@
-//! What rotated inputs cost in decoding: a layer's experts of one token, with the same bytes read as rotated matrices and as plain
-//! ones, in turn. One thread; attention and all else of a token would make the difference smaller.
+//! The cost of rotated inputs in decoding: a layer's experts of one token, with the same bytes read as rotated matrices
+//! and as plain ones, in turn. One thread; attention and the rest of a token would make the relative difference smaller.
 //!
 //!     cargo run --release -p dollop-benches --bin rotation -- [D FF USED]
 
@@ -9,7 +9,7 @@ use dollop::internal::kernels::{Backend, ExpertJob, Feed, Routed};
 use dollop::internal::quant::{self, Level, Matrix, Rotation, Shape};
 use std::time::Instant;
 
-/// More than any cache holds, with the default sizes.
+/// More than fit any cache, with the default sizes.
 const EXPERTS: usize = 64;
 const ROUNDS: usize = 400;
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         quant::encode(Shape::new(rows, cols, 64)?, &w, None, Level::B4)?.into_nested()
     };
     let (up, down) = (matrix(ff, d)?, matrix(d, ff)?);
-    // Copies: each expert's bytes lie elsewhere.
+    // Copies, so that each expert's bytes have another address.
     let copy = |m: &quant::Nested, rotate: bool| -> dollop::Result<Matrix> {
         let own = m.try_map(|bytes| Ok(bytes.to_vec().into()))?;
         Ok(Matrix::Nested(own.rotated(Rotation::of(m.shape().cols).filter(|_| rotate))))

@@ -1,9 +1,9 @@
-//! How long it takes to save a session, to restore it and to fork it, and how many bytes that is.
+//! The time to save, restore and fork a session, and its size in bytes.
 //!
 //!     cargo run --release -p dollop-benches --bin sessions -- MODEL.gguf TOKENS FOLDER
 //!
-//! The first run computes a session and saves it, the best of five times. A second one restores it, as a program does that was
-//! started again: once, with the memory that the system provides for it.
+//! The first run computes a session and saves it, the best of five times. A second one restores it once, like
+//! a restarted program, including the time in which the system provides the memory.
 
 use dollop::{Engine, EngineOptions, SessionOptions};
 use std::path::Path;

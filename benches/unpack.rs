@@ -1,9 +1,9 @@
-//! A Dollop file's weights as a GGUF file of f32: a source to convert and measure again, where its own is not at hand.
+//! A Dollop file's weights as a GGUF file of f32: a source to convert and measure again, if its own is not available.
 //!
 //!     cargo run --release -p dollop-benches --bin unpack -- FILE OUT [--dither]
 //!
-//! `--dither` moves the weights of routed experts by up to half a step of their codes either way, so that no encoding finds the
-//! same codes again.
+//! `--dither` moves the weights of routed experts by up to half a step of their codes in either direction, so that no
+//! encoding finds the same codes again.
 
 use dollop::internal::Bytes;
 use dollop::internal::format::dollop::{PARTS, part_name};

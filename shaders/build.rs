@@ -9,7 +9,7 @@ use std::{env, fs};
 
 include!("variants.rs");
 
-/// A variant, as the library's `Variant` has it.
+/// A variant, like the library's `Variant`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Variant {
     planes: u32,
@@ -35,8 +35,8 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
                 Axis::Mixed => [false, true].map(|mixed| Variant { mixed, ..v }).to_vec(),
                 Axis::Subgroups => [false, true].map(|subgroups| Variant { subgroups, ..v }).to_vec(),
                 Axis::Inputs => (SINGLE..=BYTES)
-                    // With one token, products wait for the weights whatever the size of the inputs, so `HALF` gains nothing;
-                    // bytes need integer codes.
+                    // With one token, a product's time is that of loading the weights, so `HALF` inputs gain
+                    // nothing. Bytes need integer codes.
                     .filter(|&i| (i != HALF || v.tokens > 1) && (i != BYTES || v.planes > 0))
                     .map(|inputs| Variant { inputs, ..v })
                     .collect(),
@@ -49,7 +49,7 @@ fn variants(axes: &[Axis]) -> Vec<Variant> {
     all
 }
 
-/// The file that an import refers to.
+/// The file of an import.
 fn imported(name: &str, v: &Variant) -> String {
     let weights = if v.planes == 0 { "f32" } else { "nested" };
     let inputs = ["single", "half", "bytes"][v.inputs as usize];
@@ -142,8 +142,8 @@ fn describe(
     let source = &(head.clone() + &parts.iter().map(|file| files.part(file)).collect::<String>());
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    // Immediates are the only feature beyond WebGPU. A kernel that needs more than every adapter supports fails here, except for
-    // variants for optional features.
+    // Immediates are the only feature beyond WebGPU. A kernel that needs more than every adapter supports
+    // fails here, except for variants of optional features.
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, v.subgroups);
     capabilities.set(Capabilities::SHADER_FLOAT16, v.inputs == HALF);
@@ -219,8 +219,8 @@ const FIXED: [&str; 22] = [
     "weigh",
 ];
 
-/// Panics if a compiler has a choice in these functions (`shared/one.wgsl`): if floats are added by anything but `fma`, or if an
-/// operand of a subtraction is a product or quotient. Records which of them it has seen.
+/// Panics if a compiler could choose the order of sums in these functions (`shared/one.wgsl`): if floats are added
+/// other than by `fma`, or an operand of a subtraction is a product or quotient. Records the functions it has checked.
 fn fixed_sums(label: &str, module: &Module, info: &ModuleInfo, seen: &mut BTreeSet<&'static str>) {
     for (handle, function) in module.functions.iter() {
         let Some(&name) = FIXED.iter().find(|&&name| function.name.as_deref() == Some(name)) else {

@@ -3,21 +3,21 @@
 /// An axis along which a kernel varies.
 #[derive(Clone, Copy, PartialEq)]
 enum Axis {
-    /// How many planes of the weights are present: 0 for unquantized ones.
+    /// Planes of the weights: 0 for unquantized ones.
     Planes,
-    /// Tokens of a workgroup.
+    /// Tokens per workgroup.
     Tokens,
     /// Keys and values in half precision.
     Half,
-    /// No axis: products of one token at a time, with the constants that [`Axis::Tokens`] gives them.
+    /// Not an axis: products of one token at a time, with the constants of [`Axis::Tokens`].
     One,
-    /// The last plane lies in a separate buffer, and not every expert has it.
+    /// The last plane is in a separate buffer, and only some experts have it.
     Mixed,
     /// The operation of `elementwise`.
     Op,
     /// Sums and maxima over a workgroup use subgroups.
     Subgroups,
-    /// How products keep their inputs in workgroup memory.
+    /// The format of products' inputs in workgroup memory.
     Inputs,
     /// The format of prepared inputs, one for each of [`Axis::Inputs`].
     Forms,
@@ -55,10 +55,10 @@ const KERNELS: &[(&str, &[Axis])] = &[
 /// Operations of `elementwise`: add, copy, SwiGLU, GeGLU, sigmoid gate.
 const OPS: u32 = 5;
 
-/// The code bits of a number of planes; 0 for unquantized weights.
+/// Code bits by number of planes; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];
 
-/// Tokens of a workgroup.
+/// Tokens per workgroup.
 const TOKENS: [u32; 2] = [1, 8];
 
 /// The format of inputs: f32; f16 relative to the unit's largest; 8 bits.
@@ -66,7 +66,7 @@ const SINGLE: u32 = 0;
 const HALF: u32 = 1;
 const BYTES: u32 = 2;
 
-/// The columns of each of many tokens that a workgroup holds in its memory (16 KiB at most in all).
+/// Columns of each of many tokens that a workgroup holds in its memory (at most 16 KiB in all).
 fn columns(inputs: u32) -> u32 {
     match inputs {
         HALF | BYTES => 512,
@@ -74,8 +74,8 @@ fn columns(inputs: u32) -> u32 {
     }
 }
 
-/// The rows of a matrix of `planes` planes that a workgroup multiplies with `tokens` tokens. `product_one`, `product_row` and
-/// `product_many` are written for these numbers.
+/// Rows of a matrix of `planes` planes that a workgroup multiplies with `tokens` tokens. `product_one`,
+/// `product_row` and `product_many` rely on these numbers.
 const fn rows(tokens: u32, planes: u32) -> u32 {
     match (tokens, planes) {
         (1, 0) => 2,
@@ -84,5 +84,5 @@ const fn rows(tokens: u32, planes: u32) -> u32 {
     }
 }
 
-/// The rows of a workgroup of `down_sum`: a quad.
+/// Rows per workgroup of `down_sum`: a quad.
 const SUM_ROWS: u32 = 4;

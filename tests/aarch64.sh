@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds for aarch64 and runs under qemu: the kernels' tests with i8mm (and every other extension), with the dot product, with
-# neither; the C interface's own tests; a program in C that uses the library both ways.
-# Uses Debian's Rust, which has the aarch64 standard library; installs it and says so. Exits with 3 where it cannot be had.
+# Builds for aarch64 and runs under qemu: the kernels' tests with i8mm (and every other extension), with the dot product,
+# with neither; the C interface's own tests; a program in C that links the library statically and dynamically.
+# Uses Debian's Rust, which has the aarch64 standard library; prints what it installs. Exits with 3 if that fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/toolchain.sh
@@ -22,6 +22,6 @@ echo "== the C interface"
 qemu="timeout 1200 qemu-aarch64 -cpu max"
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$qemu aarch64_cargo test -p dollop-ffi --no-default-features --lib
 aarch64_cargo build -p dollop-ffi --no-default-features --lib
-# The test that compiles and runs the program is one of this machine.
+# The test that compiles and runs the program itself runs on this machine.
 env -u RUSTC DOLLOP_TEST_LIBRARY="$PWD/target/aarch64/$target/debug" DOLLOP_TEST_CC=aarch64-linux-gnu-gcc DOLLOP_TEST_RUNNER="$qemu" \
   cargo test --quiet --workspace --test programs -- every_function

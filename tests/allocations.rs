@@ -1,4 +1,4 @@
-//! Decoding allocates nothing: neither on the calling thread nor on the pool's threads, at any depth of the context. A
+//! Decoding allocates nothing, on the calling thread and on the pool's threads, at any depth of the context. A
 //! separate binary, because it counts the allocations of the whole process, except for the test harness's thread.
 #![allow(unsafe_code)]
 
@@ -13,8 +13,8 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// The test harness's own thread, by the address of its `HERE`: the first thread that allocates. It is not counted: if
-/// a test takes a minute, as on a busy machine, the harness prints a message, and allocates for it.
+/// The test harness's own thread, by the address of its `HERE`: the first thread that allocates. It is not
+/// counted. If a test takes a minute, as on a busy machine, the harness prints a message, for which it allocates.
 static HARNESS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -26,8 +26,8 @@ fn here() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
-// SAFETY: everything is the system allocator's; a counter beside it changes nothing. The methods not written out call
-// `alloc` and so are counted as well.
+// SAFETY: all calls go to the system allocator; a counter beside it changes nothing. The methods not written
+// out call `alloc` and so are counted as well.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let here = here();
@@ -35,12 +35,12 @@ unsafe impl GlobalAlloc for Counting {
         if first.is_err_and(|harness| harness != here) {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -55,7 +55,7 @@ fn decoding_allocates_nothing() {
     let engine = Engine::open(root().join("models/smollm2-moe.gguf"), &options).unwrap();
     let session_options = SessionOptions::default().with_context(1200).with_chunk(256);
     let mut session = engine.session(session_options).unwrap();
-    // Use every expert, every thread and every buffer of a prompt's size once; then decode a few tokens.
+    // Use every expert, every thread and every buffer of a prompt's size once; then decode several tokens.
     let vocab = engine.info().vocab as u32;
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % vocab;
     let prompt: Vec<u32> = (0..1000).map(token).collect();
@@ -70,13 +70,13 @@ fn decoding_allocates_nothing() {
         ALLOCATIONS.load(Ordering::Relaxed) - before
     };
     decode(1000, 4);
-    // Across position 1024, where attention begins to share a token's work among threads.
+    // Across position 1024, from which attention splits a token's work among threads.
     assert_eq!(decode(1004, 60), 0, "allocations in 60 tokens");
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > 0, "nothing was counted");
     sampling();
     rotated();
-    // Serving streamed experts allocates a little; reading rows of an embedding that is not held adds nothing to that.
-    // Not a separate test, because its allocations would be counted here.
+    // Serving streamed experts allocates a little; reading rows of an embedding that is not in memory adds
+    // nothing to it. Not a separate test, because its allocations would be counted here.
     let ((read, bytes), (held, none)) = (streamed(false), streamed(true));
     assert_eq!(read, held, "allocations with an embedding that is read, and with one that is held");
     assert!(bytes > 0 && none == 0, "{bytes} bytes, and {none}");
@@ -112,7 +112,7 @@ fn rotated() {
     assert!(dollop::inspect::inspect(&path).unwrap().rotated_weights > 0);
     let engine = Engine::open(&path, &EngineOptions::default().with_threads(2)).unwrap();
     let mut session = engine.session(SessionOptions::default().with_context(128)).unwrap();
-    // Tokens that choose many experts: each has a list that grows with its first token.
+    // Tokens that choose many experts: each expert has a list that grows with its first token.
     let token = |i: u32| i * 37 % 256;
     session.for_each_logits(&(0..40).map(token).collect::<Vec<_>>(), &mut |_, _| ()).unwrap();
     let mut decode = |n: u32| {
@@ -124,8 +124,8 @@ fn rotated() {
     assert_eq!(decode(60), 0, "allocations in 60 tokens with rotated inputs");
 }
 
-/// Allocations of 60 streamed tokens with all experts in the cache, which come from servings, and the bytes of the
-/// embedding read meanwhile.
+/// Allocations of 60 streamed tokens with all experts in the cache, which come from servings, and the bytes
+/// of the embedding read meanwhile.
 fn streamed(tied: bool) -> (usize, u64) {
     let folder = tempfile::tempdir().unwrap();
     let mut tiny = Tiny::load("olmoe");

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Lists the public items of a crate from rustdoc's JSON: one line an item, fields and variants on lines of their type."""
+"""Lists the public items of a crate from rustdoc's JSON: one line per item, with fields and variants on their type's."""
 import json
 import sys
 
-# Items that the listing may have: an app's way in, not the house.
+# Items that the listing may contain: the interface for apps, not the internals.
 MOST = 187
 
 crate = json.load(open(sys.argv[1]))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Gate 93: docs/api.txt lists what the crate `dollop` exports. tests/api.sh compares, tests/api.sh --write writes it anew.
+# Gate 93: docs/api.txt lists what the crate `dollop` exports. tests/api.sh compares, tests/api.sh --write updates it.
 #
-# The listing is made of what rustdoc knows. Its JSON is not stable yet, so the compiler is told to act as a nightly one; nothing
-# that is built here is used for anything else.
+# The listing comes from rustdoc's JSON, which is not stable yet. So the compiler runs as a nightly one; nothing that is
+# built here is used for anything else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-//! Gates 145 to 147: generations that go on together are those that run alone, byte for byte, and read less.
+//! Gates 145 to 147: generations in a batch equal those that run alone, byte for byte, and read less.
 
 use dollop::internal::{Batch, BatchStats};
 use dollop::sampler::Sampling;
@@ -24,9 +24,9 @@ const BEGIN: usize = 5;
 struct Ask {
     prompt: Vec<u32>,
     options: GenerateOptions,
-    /// The step before which it comes.
+    /// The step before which it starts.
     at: usize,
-    /// Tokens after which its client hangs up.
+    /// Tokens after which its client disconnects.
     hangs_up: Option<usize>,
 }
 
@@ -50,7 +50,7 @@ fn mix(chance: &mut Chance, vocab: usize, n: usize) -> Vec<Ask> {
     (0..n).map(ask).collect()
 }
 
-/// What came of a request: its answer, and all that its session keeps.
+/// The outcome of a request: its answer, and everything that its session keeps.
 #[derive(PartialEq)]
 struct Answer {
     tokens: Vec<u32>,
@@ -82,7 +82,7 @@ fn alone(engine: &Engine, ask: &Ask) -> Answer {
     answer(&session, outcome)
 }
 
-/// What came of a mix, and whether an answer went on while a chunk of a prompt was read.
+/// The outcome of a mix, and whether an answer continued while a chunk of a prompt was computed.
 struct Mixed {
     answers: Vec<Answer>,
     stats: BatchStats,
@@ -112,9 +112,9 @@ fn together(engine: &Engine, asks: &[Ask], stall: Duration) -> Mixed {
     Mixed { answers, stats: batch.stats(), between }
 }
 
-/// Compares a mix with each of its requests alone; how many hung up, and the most that took a step together.
+/// Compares a mix with each of its requests alone; returns how many disconnected, and the most in one step.
 ///
-/// Without a stall time answers go on between all layers of a prompt; with a long one they meet.
+/// Without a stall time, answers continue between all layers of a prompt; with a long one they share steps.
 fn same(engine: &Engine, seed: u64, name: &str, stall: Duration) -> [usize; 2] {
     let asks = mix(&mut Chance(seed), engine.info().vocab, 14);
     let Mixed { answers, stats, between } = together(engine, &asks, stall);
@@ -148,8 +148,8 @@ fn streamed(path: &Path) -> Engine {
     Engine::open(path, &with_budget(path, options, more / 1000)).unwrap()
 }
 
-/// Gate 145: requests of a mix that begin, end and hang up at any time are answered as each alone: the tokens, and every byte that
-/// their sessions keep; resident and streamed.
+/// Gate 145: requests of a mix that begin, end and disconnect at any time get the same results as each alone:
+/// the tokens, and every byte that their sessions keep; resident and streamed.
 #[test]
 fn answers_together_are_those_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -184,7 +184,7 @@ fn answers_together_are_those_alone() {
     assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
 }
 
-/// Gate 146: what is read for a token falls with the number of answers that go on together.
+/// Gate 146: the bytes read per token decrease with the number of answers in a batch.
 #[test]
 fn a_read_serves_all() {
     let path = test_model();
@@ -200,7 +200,7 @@ fn a_read_serves_all() {
             });
             batch.begin(i, session(&engine), &[11, 500, 9000 + i as u32], &options);
         }
-        // Prompts are read, and the first token is computed.
+        // Prompts are computed, and the first tokens.
         (0..n + 1).for_each(|_| assert!(batch.step(&mut |_, _| ()).is_empty()));
         let (before, so_far) = (engine.stream_stats().unwrap().bytes_wanted, batch.stats());
         let mut ended = 0;
@@ -216,8 +216,8 @@ fn a_read_serves_all() {
     assert!(one > 0.0 && eight < 0.5 * one, "{one} and {eight} bytes a token");
 }
 
-/// Gate 147: what fails, fails alone: a bad request beside good ones, and a storage that fails for a while ends what runs, and
-/// nothing after it.
+/// Gate 147: a failure affects only what fails. An invalid request beside valid ones fails alone, and a
+/// temporary storage failure ends the running generations, but not later ones.
 #[test]
 fn what_fails_fails_alone() {
     let file = HeldFile::open(&test_model());

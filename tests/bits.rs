@@ -1,5 +1,5 @@
-//! Gates 102 and 103: files whose experts are stored at different levels are as large as was asked for, open, stream and say so;
-//! and the bits that a size leaves lie where they matter.
+//! Gates 102 and 103: files whose experts are stored at different levels have the requested size, open,
+//! stream and report their levels; and a size puts the bits where they matter.
 
 use dollop::convert::{Calibration, ConvertOptions, Size, convert};
 use dollop::internal::Bytes;
@@ -65,7 +65,7 @@ fn a_file_is_as_large_as_was_asked_for_and_says_where_its_bits_are() {
         assert_eq!(shown.expert_levels.values().sum::<usize>(), 2 * EXPERTS);
         let of_layers = shown.layer_bits.values().sum::<f64>() / 2.0;
         assert!((of_layers - mean).abs() < 1e-9);
-        // Within what its experts have, it is the whole file: codes, corrections and errors.
+        // Up to its level, an expert equals that of the whole file: codes, corrections and errors.
         if bits == 8.0 {
             assert!(fs::read(at("cut")).unwrap() == fs::read(at("whole")).unwrap());
         }
@@ -87,7 +87,7 @@ fn a_file_is_as_large_as_was_asked_for_and_says_where_its_bits_are() {
     assert_eq!(left.count(), 0, "something is left");
 }
 
-/// Logits of some tokens, read at once and one after another.
+/// Logits of several tokens, computed at once and one after another.
 fn logits(path: &Path, options: &EngineOptions) -> Vec<f32> {
     let engine = Engine::open(path, options).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
@@ -137,7 +137,7 @@ fn experts_of_different_levels_stream_as_they_are_resident() {
                 );
             }
         }
-        // Adaptive precision never asks for a plane that is not there, and repeats itself.
+        // Adaptive precision never requests a plane that is not stored, and repeats.
         let mut adaptive = base.clone();
         adaptive.precision = Some("adaptive:6".parse().unwrap());
         let smallest = Engine::plan(&path, &adaptive).unwrap().smallest_bytes;
@@ -201,7 +201,7 @@ fn levels_that_contradict_the_file_are_refused() {
     assert!(changed(0, 200).contains("more than 8"));
     let other = if levels[0] == 3 { 2 } else { 3 };
     assert!(changed(0, other).contains("differ"), "{}", changed(0, other));
-    // All three parts of an expert: then planes have other sizes than they should.
+    // All three parts of an expert: then planes have other sizes than expected.
     let mut three = levels.clone();
     (0..3).for_each(|part| three[part * EXPERTS] = other);
     let refused = with(three).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Gate 44: measurements of the inputs of a model's matrices are read correctly, taken correctly, and improve the low
+//! Gate 44: importance matrices are read correctly, inputs are measured correctly, and both improve the low
 //! levels of a conversion; damaged files are refused.
 
 use dollop::convert::{Calibration, ConvertOptions, Inputs, convert, imatrix};
@@ -15,7 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Of goldens/imatrix/make.py.
+/// As in goldens/imatrix/make.py.
 const EXPERTS: usize = 8;
 
 fn converted(source: &Path, out: &Path, calibration: Option<Calibration>) -> dollop::convert::Report {
@@ -59,7 +59,7 @@ fn both_formats_of_llama_cpp_are_read_alike() {
     assert_eq!(gguf.description(), said);
     assert_eq!(dat.description(), "importance matrix small.dat (2 chunks of wiki.train.raw)");
     assert!(gguf.names().eq(dat.names()));
-    // As make.py says: column c of the file's m-th matrix, expert e, has the mean 1 + (7c + 3e + m) % 11.
+    // As in make.py: column c of the file's m-th matrix, expert e, has the mean 1 + (7c + 3e + m) % 11.
     for (m, name) in gguf.names().enumerate() {
         let (a, b) = (gguf.get(name).unwrap(), dat.get(name).unwrap());
         let experts = if name.contains("_exps") { EXPERTS } else { 1 };
@@ -98,7 +98,7 @@ fn an_importance_matrix_is_used_and_named() {
     let shown = dollop::inspect::inspect(&at("with")).unwrap();
     assert_eq!(shown.calibration.as_deref(), Some(matrix().description()));
 
-    // Of another model, or of none.
+    // A matrix of another model, or of no known model.
     let other = tempfile::tempdir().unwrap();
     Tiny::load("qwen3moe").write_folder(other.path());
     let refused = |calibration: Calibration, source: &Path| {
@@ -126,7 +126,7 @@ fn measured_inputs_are_those_of_the_model() {
     let all = measured(folder.path(), &ids);
     assert_eq!(all.description(), "inputs measured on 300 tokens of noise");
 
-    // The first matrices read the normed embedding: computed here again.
+    // The first matrices read the normed embedding, which is computed here again.
     let tensor = |name: &str| &tiny.tensors.iter().find(|t| t.0 == name).unwrap().2;
     let (embed, norm) =
         (tensor("model.embed_tokens.weight"), tensor("model.layers.0.input_layernorm.weight"));
@@ -145,7 +145,7 @@ fn measured_inputs_are_those_of_the_model() {
         let close = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-4 * want + 1e-6;
         assert!(got.sums.iter().zip(&want).all(close), "{part}: {:?} instead of {want:?}", got.sums);
     }
-    // Every token has two experts and passes through their three matrices; each token's input is somewhere in the sums.
+    // Every token has two experts and passes through their three matrices; the sums contain each token's input.
     for layer in 0..2 {
         let of = |part: &str| all.get(&format!("blk.{layer}.{part}.weight")).unwrap();
         let (gate, up, down) = (of("ffn_gate_exps"), of("ffn_up_exps"), of("ffn_down_exps"));
@@ -204,7 +204,7 @@ fn low_levels_are_better_for_it_on_other_tokens() {
     }
 }
 
-/// Squared distance of the logits of `ids` from those of the source, relative to theirs.
+/// Squared distance between the logits of `ids` and the source's, relative to the source's.
 fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
     let logits =
         |engine: Engine| engine.session(SessionOptions::default()).unwrap().logits(ids).unwrap().concat();
@@ -224,7 +224,7 @@ fn distance(source: &Path, file: &Path, level: Level, ids: &[u32]) -> f64 {
 fn error_feedback_brings_logits_nearer_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let mut tiny = with_outliers(folder.path());
-    // Inputs with few directions, like those of trained models.
+    // Inputs in few directions, like those of trained models.
     let embed = &mut tiny.tensors.iter_mut().find(|t| t.0 == "model.embed_tokens.weight").unwrap().2;
     for i in 64..embed.len() {
         embed[i] = 0.1 * embed[i] + embed[i % 64 + 64 * (i / 64 % 7)] - embed[i % 64 + 64 * (i / 448 % 5)];
@@ -329,7 +329,7 @@ fn damage_is_refused_in_one_line() {
         assert!(words.iter().all(|w| text.contains(w)), "{text}");
         assert!(text.contains(&file.path().display().to_string()), "{text}");
     }
-    // A model in place of an importance matrix.
+    // A model instead of an importance matrix.
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("m.gguf");
     let tiny = Tiny::load("olmoe");

@@ -1,5 +1,5 @@
-//! Gate 3: the nested code against uniform quantizers optimised for each level alone, at the same group size and with
-//! unquantized parameters; its cost; and that lower levels and upgrades are what they claim to be.
+//! Gate 3: the nested code against uniform quantizers optimised for each level alone, at the same group size
+//! and with unquantized parameters; its size; and lower levels and upgrades have the right bits.
 
 use dollop::internal::quant::{self, Anchor, Encoded, GroupParams, Level, Nested, Shape};
 use dollop_tests::golden;
@@ -57,8 +57,8 @@ fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }
 
-/// Squared error of the best uniform quantizer of `bits` for one group: a fine grid of ranges, each polished by
-/// alternating between codes and least squares. Written for strength, not for speed.
+/// Squared error of the best uniform quantizer of `bits` for one group: a fine grid of ranges, each refined
+/// by alternating between codes and least squares. Written for accuracy, not for speed.
 fn best_uniform(w: &[f32], bits: u8) -> f64 {
     let top = f64::from((1u32 << bits) - 1);
     let w: Vec<f64> = w.iter().map(|&w| f64::from(w)).collect();
@@ -91,7 +91,7 @@ fn best_uniform(w: &[f32], bits: u8) -> f64 {
     best
 }
 
-/// Ratios of squared errors, nested over best uniform, at 2, 3, 4, 6 bits, and the relative error at 8.
+/// Ratios of squared errors, nested to best uniform, at 2, 3, 4, 6 bits, and the relative error at 8.
 fn ratios(matrices: &[(Shape, Vec<f32>)]) -> ([f64; 4], f64) {
     let (mut ours, mut best, mut energy) = ([0.0; 5], [0.0; 4], 0.0);
     for (shape, w) in matrices {
@@ -147,7 +147,7 @@ fn narrow_parameters_cost_little_at_low_levels() {
     for (ratio, bound) in ratios.into_iter().zip([1.01, 1.02, 1.08, 1.15, 1.45]) {
         assert!(ratio <= bound, "{ratios:?}");
     }
-    // 2.1875 bits of 2.375, and lines of 64 bytes, which small matrices do not fill.
+    // 2.1875 bits instead of 2.375, and lines of 64 bytes, which small matrices do not fill.
     assert!((bytes[1] as f64) < 0.93 * bytes[0] as f64, "{bytes:?}");
 }
 
@@ -164,10 +164,10 @@ fn a_level_costs_its_bits_and_at_most_two_thirds_of_one_more() {
     }
 }
 
-/// The value of a code by the formula in `quant`'s documentation, from the planes' bits one by one.
+/// The value of a code, computed with the formula in `quant`'s documentation from the planes' single bits.
 fn by_hand(e: &Encoded, level: Level, row: usize, col: usize) -> f64 {
     let s = e.shape;
-    // The layout, written out once more: tiles of 16 rows, units of 32 columns, vectors of 4 columns.
+    // The layout, implemented a second time: tiles of 16 rows, units of 32 columns, vectors of 4 columns.
     let units = s.groups() * s.group / 32;
     let (unit, vector, byte) = (row / 16 * units + col / 32, col % 32 / 4, row % 16 * 4 + col % 4);
     let mut code = 0u32;

@@ -1,5 +1,5 @@
-//! Gates 120 to 122, and 125: answers that obey. Random schemas are obeyed at random sampling; forced tokens change no text; a GPU
-//! obeys as the CPU does; a constraint waits for the end of reasoning; and what cannot be obeyed is an error.
+//! Gates 120 to 122, and 125: constrained answers. Random schemas hold at random sampling; forced tokens change no text;
+//! a GPU gives the CPU's answer; a constraint waits for the end of reasoning; an impossible constraint is an error.
 
 #[cfg(feature = "gpu")]
 #[path = "constraints/backends.rs"]
@@ -94,7 +94,7 @@ fn gate_121_forced_tokens_change_no_text() {
         "start: \"[\" item (\", \" item)* \"]\"\nitem: \"one item\" | \"two items\"\n",
     ));
     for (i, constraint) in constraints.iter().enumerate() {
-        // Chances of XTC are thrown for every token, forced or not.
+        // XTC draws a random number for every token, forced or not.
         for sampling in [Sampling::greedy(), Sampling::default().with_seed(i as u64)] {
             let quick = say(&mut session, constraint, sampling.clone(), 100).unwrap();
             let slow = say(&mut session, &constraint.clone().one_by_one(), sampling, 100).unwrap();
@@ -111,7 +111,7 @@ fn gate_121_forced_tokens_change_no_text() {
     assert!(forced > 100, "{forced} tokens were forced");
     let year = say(&mut session, &constraints[12], Sampling::greedy(), 100).unwrap();
     assert!(year.forced_tokens >= 5 && year.text.starts_with("The year was "), "{year:?}");
-    // What is forced counts, and stops where it has to.
+    // Forced tokens count, and stop at the limit.
     let cut = say(&mut session, &constraints[12], Sampling::greedy(), 2).unwrap();
     assert_eq!(
         (cut.tokens.len(), cut.stop, cut.tokens[..] == year.tokens[..2]),
@@ -166,7 +166,7 @@ fn gate_125_what_cannot_be_obeyed_is_an_error_that_says_why() {
     refused(Constraint::lark("start: nothing"), &["grammar", "nothing"]);
     refused(Constraint::lark("begin: \"a\""), &["grammar", "start"]);
     refused(Constraint::lark("start: start \"a\"\n"), &["grammar"]);
-    // The session is as good as before.
+    // The session is still usable.
     let outcome = say(&mut session, &Constraint::regex("yes|no"), Sampling::greedy(), 4).unwrap();
     assert!(["yes", "no"].contains(&outcome.text.as_str()));
 }

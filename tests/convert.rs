@@ -1,5 +1,5 @@
-//! Gate 6: conversion: the same bytes for any number of threads, no file under the final name after a failure,
-//! unchanged sources open at once, and every bad source gets a clear refusal.
+//! Gate 6: conversion: the same bytes for any number of threads, no file under the final name after a
+//! failure, unchanged sources open at once, and every bad source is refused with a clear message.
 
 use dollop::Level;
 use dollop::convert::{ConvertOptions, GroupParams, Purpose, cached, convert};

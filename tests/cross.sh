@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Type-checks the library and its C interface for the systems that apps run on, with and without the GPU's kernels, and with Kotlin's
-# entry points for Android. Says what became of each, and fails where one that could be tried fails.
+# Type-checks the library and its C interface for the systems that apps run on, with and without the GPU's kernels, and
+# with Kotlin's entry points for Android. Prints each result, and fails if a target that could be tried fails.
 #
 #     tests/cross.sh [TRIPLE…]
 #
-# No foreign C compiler or SDK is needed: no dependency has C in it. A target's standard library is rustup's where it can be had
-# (`rustup target add TRIPLE`, which this does), and otherwise built from the source that Debian ships, which takes longer.
+# No foreign C compiler or SDK is needed, because no dependency contains C. A target's standard library is rustup's if
+# available (this script runs `rustup target add TRIPLE`), otherwise built from Debian's source, which takes longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/toolchain.sh
@@ -34,7 +34,7 @@ tried() { # TARGET WHAT CARGO-ARGUMENT…
     say "$1" "$2" ok
   elif grep -q 'error: Dollop needs a' "$log"; then
     say "$1" "$2" "refused: $(sed -n 's/^error: \(Dollop needs a.*\)/\1/p' "$log" | head -1)"
-    # Every other target here has 64 bits.
+    # All other targets here have 64 bits.
     case "$1" in armv7-*) ;; *) failed=1 ;; esac
   else
     say "$1" "$2" FAILED

@@ -1,6 +1,6 @@
-//! Gate 58: an embedding that is not held in memory. If experts are streamed on the CPU and the output head is a
-//! separate matrix, tokens' rows are read from the file. Logits are those of the model held whole, the plan gives the
-//! memory to experts, and faults are errors or retries.
+//! Gate 58: an embedding that is not in memory. If experts are streamed on the CPU and the output head is a
+//! separate matrix, tokens' rows are read from the file. Logits equal those of the resident model, the plan
+//! gives the memory to experts, and faults are errors or retries.
 
 use dollop::Level;
 use dollop::convert::{ConvertOptions, Group, GroupParams, convert};
@@ -96,7 +96,7 @@ fn stats(engine: &Engine) -> StreamStats {
     engine.stream_stats().expect("this engine streams")
 }
 
-/// Ids all over the vocabulary, including the first and the last, some of them repeated.
+/// Ids from the whole vocabulary, including the first and the last, some of them repeated.
 fn tokens(n: usize) -> Vec<u32> {
     let token = |i: usize| match i % 7 {
         0 => 17,
@@ -203,7 +203,7 @@ fn gate_58_a_plan_without_the_embedding_is_smaller_by_it() {
         with(whole.total_bytes()),
         set!(MemoryPlan { budget: Some(whole.total_bytes()), ..whole.clone() })
     );
-    // A device holds a copy of it.
+    // A device has a copy of it.
     let gpu = o.clone().with_backend(BackendChoice::Gpu(None));
     let p = plan(&path, &gpu, Some(smallest(&path, &gpu))).unwrap();
     assert!(p.streaming && p.unheld_embedding_bytes == 0 && p.dense_bytes > whole.dense_bytes, "{p:?}");
@@ -245,7 +245,7 @@ fn gate_58_a_processor_that_takes_over_holds_it() {
     let (p, whole) = (engine.memory_plan(), plan(&path, &options(), None).unwrap());
     assert_eq!((p.unheld_embedding_bytes, p.dense_bytes), (0, whole.dense_bytes));
     assert!(stats(&engine).bytes_embedding == 0 && stats(&engine).bytes_wanted > 0);
-    // In the same pieces: with AMX their lengths count.
+    // In pieces of the same length, which matters with AMX.
     let mut never = self::session(&open(&path, &options()));
     never.logits(&ids[..20]).unwrap();
     assert!(logits == never.logits(&ids[20..]).unwrap());
@@ -323,7 +323,7 @@ fn gate_58_faults_are_retried_or_errors_and_the_session_goes_on() {
     for (fault, says) in [(Fault::Fails, "EIO"), (Fault::Ends, "ends here")] {
         storage.set(fault);
         let before = stats(&engine).bytes_wanted;
-        // One token, and as many as take several rounds.
+        // One token, and enough for several rounds.
         for n in [1, 20] {
             match session.logits(&ids[PROMPT..][..n]) {
                 Err(e @ Error::Io { .. }) => {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes long of the C interface: its programs under AddressSanitizer with LeakSanitizer and under valgrind, and the installed
-# library through pkg-config and CMake. Installs what it needs and says so (Debian, as root).
+# Long tests of the C interface: its programs under AddressSanitizer with LeakSanitizer and under valgrind, and the
+# installed library with pkg-config and CMake. Installs and prints what it needs (Debian, as root).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,8 +14,8 @@ fi
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp} CARGO_PROFILE_DEV_DEBUG=0
 say() { printf '== %s (after %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 
-# Everything between the programs and the kernel is instrumented but the standard library. RUSTC_BOOTSTRAP lets a stable
-# compiler take -Z. Without GPU kernels: drivers leak.
+# Everything between the programs and the kernel is instrumented, except the standard library. With RUSTC_BOOTSTRAP a
+# stable compiler accepts -Z. Without GPU kernels, because drivers leak.
 host=$(rustc -vV | sed -n 's/^host: //p')
 say "the library with AddressSanitizer"
 RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
@@ -60,7 +60,7 @@ for program in target/cmake/pc target/cmake/build/shared target/cmake/build/stat
   "$program" models/smollm2-moe.gguf | grep -q Paris
 done
 echo | target/cmake/build/cpp models/smollm2-moe.gguf >/dev/null
-# Only the interface can be seen, from outside of either library.
+# Only the interface is visible from outside of either library.
 for list in "-D $prefix/lib/libdollop.so" "-g $prefix/lib/libdollop.a"; do
   # shellcheck disable=SC2086 # Flags and a file.
   names=$(nm --defined-only $list | awk 'NF == 3 { print $3 }')

@@ -1,5 +1,5 @@
-//! Gate 106: Gemma 3 270M straight from its GGUF says what `transformers` says of the same weights, measures the same, and cuts
-//! texts into the same tokens; converted, it measures nearly the same. Its file is fetched for `./check --full` alone.
+//! Gate 106: Gemma 3 270M, directly from its GGUF, gives the text, the bits per byte and the token ids of `transformers`
+//! with the same weights; converted, nearly the same bits per byte. Its file is downloaded only for `./check --full`.
 
 use dollop::sampler::argmax;
 use dollop::tokenizer::Tokenizer;
@@ -8,10 +8,10 @@ use dollop_tests::{full, golden, root};
 use serde_json::Value as Json;
 use std::path::PathBuf;
 
-/// Below this the two best logits are too close for f32 sums in another order to agree on.
+/// Below this margin, the two best logits are too close for f32 sums in different orders to agree.
 const MARGIN: f64 = 0.01;
 
-/// The file, where tests are to try all that they can.
+/// The file, if tests run all cases.
 fn file() -> Option<PathBuf> {
     let path = root().join("target/goldens/gemma-3-270m-q4_k_m.gguf");
     assert!(!full() || path.exists(), "{} is missing: run tests/goldens/fetch.sh", path.display());
@@ -22,7 +22,7 @@ fn json(name: &str) -> Json {
     serde_json::from_str(&std::fs::read_to_string(golden(name)).unwrap()).unwrap()
 }
 
-/// Bits per byte by the rule of `goldens/text/README.md`, and the bytes and tokens they are of.
+/// Bits per byte by the rule of `goldens/text/README.md`, and the numbers of bytes and tokens.
 fn bits_per_byte(engine: &Engine, tokenizer: &Tokenizer) -> (f64, usize, usize) {
     let text = std::fs::read_to_string(golden("text/austen.txt")).unwrap();
     let ids = tokenizer.encode(&text, false).unwrap();

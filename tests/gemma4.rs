@@ -1,22 +1,22 @@
-//! Gate 107: Gemma 4, whose layers have a dense block beside routed experts and heads by their kind: streamed is resident, byte for byte,
-//! on CPU and GPU, by each of the ways in which experts are summed.
-//! Gate 109: of a model that takes pictures the text's part is read, and the rest is told.
-//! Gate 108: its smaller models, whose layers have inputs of their own, read rows of these from the file, and compute the last layers
-//! for the positions alone that are asked for.
+//! Gate 107: Gemma 4, whose layers have a dense block beside routed experts, and heads that depend on the kind of
+//! layer: streamed results equal resident ones, byte for byte, on CPU and GPU, for each way of summing experts.
+//! Gate 109: of a model with images, only the text's part is read, and the rest is reported.
+//! Gate 108: its smaller models, whose layers have their own inputs, read rows of these from the file, and compute the last
+//! layers only for the requested positions.
 
 use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Level, Precision, SessionOptions};
 use dollop_tests::tiny::Tiny;
 use dollop_tests::{even_isa, has_gpu, set, with_budget};
 use std::path::{Path, PathBuf};
 
-/// Some experts of some layers: what a budget has beyond the smallest that works.
+/// Some experts of some layers: bytes beyond the smallest budget that works.
 const SOME: u64 = 20_000;
 
 fn tokens() -> Vec<u32> {
     (0..60u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 13) % 250).collect()
 }
 
-/// Logits of a prompt taken whole, and of tokens after it one by one.
+/// Logits of a prompt computed at once, and of tokens after it one by one.
 fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     let (ids, mut session) = (tokens(), engine.session(SessionOptions::default()).unwrap());
     let mut all = session.logits(&ids[..40]).unwrap();
@@ -77,7 +77,7 @@ fn gate_109_what_takes_pictures_is_left_out_and_told() {
     }
 }
 
-/// What 8 bits of weights and of inputs may change, of the squares of logits: of other rows it would be the most part.
+/// The error from 8-bit weights and inputs, as a share of the squares of logits. Wrong rows would change most of it.
 const ROUNDED: f32 = 0.01;
 
 #[test]
@@ -104,10 +104,10 @@ fn gate_108_inputs_of_layers_are_read_from_the_file() {
         assert!(before > 0);
         assert!(session(1).logits(&tiny.tokens).unwrap() == whole, "token by token");
         assert!(engine.input_reads().unwrap().bytes > before);
-        // Three of six layers have no keys of their own: the last position alone passes through them.
+        // Three of six layers have no keys of their own: only the last position passes through them.
         let last = session(64).last_logits(&tiny.tokens).unwrap();
         assert!(last == whole[whole.len() - 1], "the last position alone");
-        // The plan does not count what is never held.
+        // The plan does not count what is never in memory.
         let held =
             tiny.tensors.iter().filter(|t| !t.0.contains("per_layer")).map(|t| t.2.len()).sum::<usize>();
         let plan = engine.memory_plan();

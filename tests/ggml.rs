@@ -1,5 +1,5 @@
-//! Gate 4: foreign encodings decode exactly as in the `gguf` Python package, and imported matrices in uniform blocks
-//! keep their codes.
+//! Gate 4: foreign encodings decode exactly as in the `gguf` Python package, and imported matrices with
+//! uniform blocks keep their codes.
 
 use dollop::internal::format::GgmlType;
 use dollop::internal::quant::{self, Encoded, GroupParams, Level, Shape};
@@ -83,11 +83,11 @@ fn uniform_blocks_keep_their_codes() {
             g.ty
         );
         match g.ty {
-            // Symmetric: nothing but the scale's last bit and the corrections' rounding.
+            // Symmetric: only the scale's last bit and the corrections' rounding differ.
             GgmlType::Q8_0 | GgmlType::Q5_0 | GgmlType::Q4_0 => {
                 assert!(worst_8 < 1e-3 && at_8 < 1e-7, "{}: {at_8} {worst_8}", g.ty)
             }
-            // A minimum is rounded to half a step of 8 bits.
+            // A minimum is rounded to half an 8-bit step.
             _ => assert!(at_8 < 1e-4, "{}: {at_8}", g.ty),
         }
         if g.ty == GgmlType::Q4_0 {

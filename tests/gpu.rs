@@ -1,6 +1,6 @@
-//! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default model
-//! answers as on the CPU; results depend neither on how tokens are split into calls nor on streaming; a token costs the
-//! expected launches.
+//! Gates 20–25, 28–30, 43, 49 and 52 to 55: the GPU backend. Logits agree with `transformers`; the default
+//! model gives the CPU's answers; results depend neither on how tokens are split into calls nor on streaming;
+//! a token has the expected launches.
 
 use dollop::Level;
 use dollop::Precision;
@@ -34,7 +34,7 @@ fn on_gpu() -> EngineOptions {
     EngineOptions::default().with_backend(BackendChoice::Gpu(None))
 }
 
-/// A model as a Dollop file, which exists as long as its folder is held.
+/// A model as a Dollop file, which exists as long as the returned folder.
 fn file_of(tiny: &Tiny) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     tiny.write_folder(folder.path());
@@ -59,8 +59,8 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
         let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
         assert!(engine.info().backend.starts_with("GPU"), "{}", engine.info().backend);
         let mut whole = Vec::new();
-        // A model in one piece, and every other one token by token: on software adapters, launches for single tokens
-        // take long.
+        // Every model at once, and every other one token by token: on software adapters, launches for single
+        // tokens take long.
         let chunks = if full() { &[128, 7, 1][..] } else { &[[128, 7], [128, 1]][i % 2] };
         for &chunk in chunks {
             let mut session = engine.session(SessionOptions::default().with_chunk(chunk)).unwrap();
@@ -84,7 +84,7 @@ fn gate_20_every_family_and_variant_agrees_with_transformers() {
     println!("{} goldens, largest difference {worst:e}", names.len());
 }
 
-/// The GPU reports what it lacks before anything is loaded, so that `auto` can fall back.
+/// The GPU reports a missing feature before anything is loaded, so that `auto` can fall back.
 #[test]
 fn gate_23_a_model_that_the_kernels_have_no_room_for_is_refused_by_what_it_has() {
     let mut tiny = Tiny::load("llama");
@@ -114,7 +114,7 @@ fn since(now: &GpuStats, then: &GpuStats) -> [u64; 4] {
     ]
 }
 
-/// Memory, pipelines and bind groups created: the same after a token as before it.
+/// Memory, pipelines and bind groups created so far. A token must not change them.
 fn kept(stats: &GpuStats) -> [u64; 3] {
     [stats.held_bytes, stats.pipelines, stats.bind_groups]
 }
@@ -158,7 +158,7 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
     if !has_gpu() {
         return;
     }
-    // Besides the layers: the embedding, a copy, and the head.
+    // Launches outside the layers: the embedding, a copy, and the head.
     const REST: u64 = 3;
     for name in ["olmoe", "mixtral", "qwen3moe", "llama"] {
         let folder = tempfile::tempdir().unwrap();
@@ -166,12 +166,12 @@ fn gate_22_a_token_is_six_launches_a_layer_one_submission_and_one_read_back() {
         let engine = Engine::open_reference(folder.path(), &on_gpu()).unwrap();
         let (n, layers) = (launches(&engine), engine.info().layers as u64);
         assert_eq!(n, 6 * layers + REST, "{name}: {layers} layers");
-        // A prompt's choices stay on the device as well: nothing is read back but logits.
+        // A prompt's choices stay on the device as well: only logits are read back.
         let mut session = engine.session(SessionOptions::default().with_context(32)).unwrap();
         let before = engine.gpu_stats().unwrap();
         let rows = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().len() as u64;
         assert_eq!(since(&engine.gpu_stats().unwrap(), &before)[1..], [rows, rows, 0], "{name}");
-        // Logits of the last position alone skip the last layer's feed-forward for the others, and are the same.
+        // With the last logits only, the last layer skips other positions' feed-forward. Results are the same.
         session.rewind(0);
         let last = session.logits(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap().pop().unwrap();
         session.rewind(0);
@@ -194,7 +194,7 @@ fn gate_23_what_cannot_be_had_is_an_error() {
     let missing = EngineOptions::default().with_backend(BackendChoice::Gpu(Some(1000)));
     let open = |o: &EngineOptions| Engine::open(Path::new(&short_model()), o);
     assert!(matches!(open(&missing), Err(Error::Device(_))));
-    // A software adapter is no gain: by default the engine takes the CPU.
+    // A software adapter is no faster: by default the engine uses the CPU.
     let auto = EngineOptions::default().with_backend(BackendChoice::Auto);
     let engine = open(&auto).unwrap();
     let real = dollop::internal::kernels::gpu::adapters().iter().any(|a| !a.software && a.missing.is_none());
@@ -221,7 +221,7 @@ fn outcome(session: &mut Session, ids: &[u32]) -> dollop::Result<Vec<f32>> {
     Ok(session.logits(ids)?.concat())
 }
 
-/// Random tokens, unlike any text.
+/// Random tokens, unlike normal text.
 fn noise(n: u32) -> Vec<u32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 4_000).collect()
 }
@@ -287,7 +287,7 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     let adaptive = Precision::Adaptive { quality: 4.0, floor: Level::B2 };
     let mut o = streaming(adaptive, 0.3);
     let opened = |o: &EngineOptions| Engine::open(short_model(), o).unwrap();
-    // Memory for one copy of all experts at 3 bits, and not enough to refine some of them.
+    // Memory for one copy of all experts at 3 bits, but not for refinements.
     let small = Engine::plan(short_model(), &o).unwrap();
     let at = |bits: u8| small.levels.iter().find(|l| l.bits == bits).unwrap().expert_bytes;
     let rest = small.total_bytes() - small.expert_bytes - small.staging_bytes;
@@ -298,7 +298,7 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     assert_eq!(plan.expert_bytes, at(3));
     assert!(plan.total_bytes() <= plan.budget.unwrap());
     assert!(engine.info().mode.contains("level 3"), "{}", engine.info().mode);
-    // The counters: `launches` asserts one submission and one read-back a token. A shared expert takes two of eight.
+    // The counters: `launches` asserts one submission and read-back per token. A shared expert takes two of eight.
     let (n, layers) = (launches(&engine), engine.info().layers as u64);
     assert_eq!(n, 8 * layers + 3);
     let got = outcomes(&engine);
@@ -318,7 +318,7 @@ fn gate_25_adaptive_experts_whose_floor_fits_never_stop_for_the_router() {
     o.memory = Some(rest + at(2));
     let lowest = Engine::plan(short_model(), &o).unwrap();
     assert!(lowest.lowered && lowest.expert_bytes == at(2));
-    // The CPU, which never waits for a read-back, gives every expert the bits that it is worth.
+    // The CPU, which never waits for a read-back, gives every expert the bits it is worth.
     o.backend = BackendChoice::Cpu;
     assert!(!Engine::plan(short_model(), &o).unwrap().lowered);
 }

@@ -9,7 +9,7 @@ use dollop_tests::{assert_streamed_as_resident, golden, has_gpu};
 use serde_json::Value as Json;
 use std::path::Path;
 
-/// Those with routed experts.
+/// Models with routed experts.
 const ROUTED: [&str; 3] = ["qwen3next", "qwen35moe", "qwen35moe-published"];
 
 /// Every golden with such layers.
@@ -20,8 +20,8 @@ fn names() -> Vec<String> {
     names
 }
 
-/// Gate 113: GGUF files of these and other tests are what llama.cpp's converter makes: every key, and every tensor's name, shape and
-/// bytes.
+/// Gate 113: GGUF files of these and other tests equal those of llama.cpp's converter: every key, and every
+/// tensor's name, shape and bytes.
 #[test]
 fn gguf_files_are_those_of_llama_cpps_converter() {
     let (mut files, mut tensors) = (0, 0);
@@ -74,7 +74,7 @@ fn gguf_files_are_those_of_llama_cpps_converter() {
     assert!(files >= 12 && tensors > 580, "{files} files, {tensors} tensors");
 }
 
-/// Whether a key's value is that of JSON.
+/// Whether a key's value equals the JSON value.
 fn same(got: &Value, want: &Json) -> bool {
     match (got, want) {
         (Value::Unsigned(got, _), _) => want.as_u64() == Some(*got),
@@ -107,7 +107,7 @@ fn converted(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     (folder, path)
 }
 
-/// Gate 115: streamed logits are resident ones, byte for byte, however the tokens are cut.
+/// Gate 115: streamed logits equal resident ones, byte for byte, however the tokens are split.
 #[test]
 fn streamed_logits_are_resident_ones() {
     for name in ROUTED {
@@ -116,7 +116,7 @@ fn streamed_logits_are_resident_ones() {
     }
 }
 
-/// Gate 115, of conversions: what is stored of norms, decays and heads is what the source means, from a folder or a GGUF file.
+/// Gate 115 for conversions: stored norms, decays and heads have the source's meaning, from a folder or a GGUF file.
 #[test]
 fn converted_models_say_nearly_the_same() {
     for name in names().iter().filter(|name| *name != "qwen3next-mlp-only") {
@@ -131,14 +131,14 @@ fn converted_models_say_nearly_the_same() {
             let engine = Engine::open(&path, &options()).unwrap();
             let got = session(&engine, 32).logits(&tiny.tokens).unwrap();
             let error = tiny.error(&got);
-            // Where experts are chosen, some are others.
+            // With routers, some experts differ.
             let bound = if ROUTED.contains(&&**name) { 0.1 } else { 0.01 };
             assert!(error < bound, "{name}, {}: {error}", source.display());
         }
     }
 }
 
-/// A folder with a model that has room for so many tokens.
+/// A folder with a model whose context has this length.
 fn roomy(name: &str, context: usize) -> tempfile::TempDir {
     let mut tiny = Tiny::load(name);
     let numbers = match tiny.config.get_mut("text_config") {
@@ -151,8 +151,8 @@ fn roomy(name: &str, context: usize) -> tempfile::TempDir {
     folder
 }
 
-/// Gate 116: a session goes back and is forked, and says what one says that never was; what is read again reaches back to a mark, not
-/// to the beginning.
+/// Gate 116: a rewound or forked session equals one without a break. Recomputation begins at a mark, not at
+/// the beginning.
 #[test]
 fn sessions_go_back_to_marks() {
     const LENGTH: usize = 1500;
@@ -170,18 +170,18 @@ fn sessions_go_back_to_marks() {
         last(&mut other, &ids[720..LENGTH]);
         let want: Vec<_> = ids[LENGTH..].iter().map(|id| last(&mut one, &[*id])).collect();
         assert!(last(&mut other, &ids[LENGTH..LENGTH + 1]) == want[0], "{name}: another cut, other bits");
-        // Sixteen new tokens are sixteen tokens.
+        // Sixteen new tokens count as sixteen.
         let before = one.processed_tokens();
         last(&mut one, &ids[..16]);
         assert_eq!(one.processed_tokens() - before, 16, "{name}");
-        // Back to the middle: what is read again is less than the steps between marks.
+        // Back to the middle: fewer tokens are recomputed than lie between marks.
         let before = one.processed_tokens();
         let reached = one.rewind(LENGTH);
         assert!(reached > LENGTH - 600 && reached <= LENGTH, "{name}: back to {reached}");
         assert!(last(&mut one, &ids[LENGTH..LENGTH + 1]) == want[0], "{name}: other logits after going back");
         let again = one.processed_tokens() - before;
         assert_eq!(again as usize, LENGTH + 1 - reached, "{name}: read again");
-        // A copy goes on as well, and each by itself.
+        // A fork also continues, and both are independent.
         let mut fork = one.fork().unwrap();
         for session in [&mut fork, &mut one] {
             let before = session.processed_tokens();
@@ -191,7 +191,7 @@ fn sessions_go_back_to_marks() {
     }
 }
 
-/// Gate 116, of files: a restored session says what the one says that was saved, and goes back as far.
+/// Gate 116 for files: a restored session equals the saved one, and can be rewound as far.
 #[test]
 fn saved_sessions_go_on() {
     for name in ["qwen35moe", "qwen3next", "qwen35-grouped"] {
@@ -216,7 +216,7 @@ fn saved_sessions_go_on() {
     }
 }
 
-/// Gate 117: pictures and draft heads are left out by name, wherever they are, and change nothing.
+/// Gate 117: tensors of images and draft heads are left out by name, in any place, and change nothing.
 #[test]
 fn what_is_left_out_is_named() {
     let name = "qwen35moe-published";
@@ -237,7 +237,7 @@ fn what_is_left_out_is_named() {
     tiny.assert_near(&got, 1e-4, "with a draft head");
 }
 
-/// Gate 118: on a GPU the same logits, whole, in pieces and token by token; sessions go back there as well.
+/// Gate 118: the same logits on a GPU: at once, in pieces and token by token; sessions can be rewound there, too.
 #[test]
 fn so_they_are_on_a_gpu() {
     if !has_gpu() {

@@ -1,4 +1,4 @@
-//! Gates 160 to 165: models whose experts are chosen in groups, by sigmoids and a bias, and attention to a latent.
+//! Gates 160 to 165: models whose experts are chosen in groups, by sigmoids with a bias, and attention to a latent.
 
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert};
@@ -26,7 +26,7 @@ fn ids(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
 }
 
-/// Gate 160: streamed logits are resident ones, byte for byte, however the tokens are cut.
+/// Gate 160: streamed logits equal resident ones, byte for byte, however the tokens are split.
 #[test]
 fn streamed_logits_are_resident_ones() {
     for name in names() {
@@ -38,7 +38,7 @@ fn streamed_logits_are_resident_ones() {
     }
 }
 
-/// Gate 161: a draft head behind the layers is left out by name, in a folder and in a GGUF file, and changes nothing.
+/// Gate 161: a draft head after the layers is left out by name, in a folder and in a GGUF file, and changes nothing.
 #[test]
 fn draft_heads_are_left_out() {
     for name in ["glm4moe", "deepseek2-v3"] {
@@ -61,7 +61,7 @@ fn draft_head_of(tiny: &Tiny) {
     }
 }
 
-/// Gate 162: on a GPU the same logits, whole, in pieces and token by token.
+/// Gate 162: the same logits on a GPU: at once, in pieces and token by token.
 #[test]
 fn so_they_are_on_a_gpu() {
     if !has_gpu() {
@@ -80,7 +80,7 @@ fn so_they_are_on_a_gpu() {
     }
 }
 
-/// Gate 163: files from before caches held latents have keys and values of heads in one tensor; they say the same.
+/// Gate 163: old files, from before cached latents, have one tensor for heads' keys and values: same results.
 #[test]
 fn old_files_say_the_same() {
     let mut turned = 0;
@@ -98,8 +98,8 @@ fn old_files_say_the_same() {
     assert_eq!(turned, 12, "layers whose tensors were taken apart");
 }
 
-/// Gate 164: a layer keeps its latent, not keys and values of heads; saved, restored, gone back and forked, sessions say what one
-/// says that was never stopped.
+/// Gate 164: a layer keeps its latent, not keys and values of heads. Saved, restored, rewound and forked
+/// sessions equal one without a break.
 #[test]
 fn sessions_keep_latents() {
     for name in ["deepseek2-lite", "deepseek2-v3"] {
@@ -133,7 +133,7 @@ fn sessions_keep_latents() {
     }
 }
 
-/// Gate 166: a converted model, from a folder or a GGUF file, says nearly what the source means.
+/// Gate 166: logits of a converted model, from a folder or a GGUF file, are close to the source's.
 #[test]
 fn converted_models_say_nearly_the_same() {
     for name in names().iter().filter(|name| *name != "deepseek2-halves") {
@@ -153,7 +153,7 @@ fn converted_models_say_nearly_the_same() {
             let engine = Engine::open(&path, &options()).unwrap();
             let got = session(&engine, 32).logits(&tiny.tokens).unwrap();
             let error = tiny.error(&got);
-            // Some experts are others.
+            // Some chosen experts differ.
             assert!(error < 0.15, "{name}, {}: {error}", source.display());
         }
     }

@@ -1,5 +1,5 @@
-//! Gate 91: messages to the facade `log`: opened files and decisions, each plane that is read or evicted, corrected
-//! faults. The engine's counters agree, and a disabled level logs nothing.
+//! Gate 91: messages to the facade `log`: opened files and decisions, each plane that is read or evicted,
+//! corrected faults. The engine's counters agree, and a disabled level logs nothing.
 
 use dollop::Level;
 use dollop::Precision;

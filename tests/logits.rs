@@ -1,5 +1,5 @@
-//! Gate 1: logits agree with `transformers`, at f32, at every position: from the safetensors folder and from a GGUF, as
-//! one prefill, in chunks, and token by token; and with every instruction set.
+//! Gate 1: logits agree with `transformers`, in f32, at every position: from the safetensors folder and from
+//! a GGUF; as one prefill, in chunks, and token by token; and on every instruction set.
 
 use dollop::internal::kernels::cpu::Isa;
 use dollop::{Engine, EngineOptions, SessionOptions};
@@ -64,7 +64,7 @@ fn every_family_and_variant_agrees_with_transformers() {
         tiny.write_folder(folder.path());
         let gguf = folder.path().join("model.gguf");
         tiny.write_gguf(&gguf);
-        // llama.cpp has no keys for these families' layers with a window, limits of activations, scales of scores and routers.
+        // llama.cpp has no keys for these families' windowed layers, activation limits, or scales of scores and routers.
         let unsaid = ["gptoss-listed", "gemma3", "gemma3-sight", "qwen3next-mlp-only", "deepseek2-halves"]
             .contains(&name.as_str());
         let paths = if unsaid { &[folder.path()][..] } else { &[folder.path(), &gguf] };

@@ -1,5 +1,5 @@
-//! Gates 40–42: a GPU that fails in the middle of a session. The CPU computes the lost state again and continues; no
-//! token is lost or repeated; a budget that does not suffice is an error, and the tokens are kept.
+//! Gates 40–42: a GPU that fails in the middle of a session. The CPU recomputes the lost state and continues;
+//! no token is lost or repeated. A budget that does not suffice is an error, and the tokens are kept.
 
 use dollop::Level;
 use dollop::Precision;
@@ -31,19 +31,19 @@ const CHUNK: usize = 16;
 /// A prompt whose answer has clear margins: the CPU, which rounds activations, gives the GPU's answer.
 const PROMPT: &str = "The capital of France is Paris, a city on the river Seine. The capital of Italy is Rome. The capital of Spain is";
 
-/// When the GPU fails.
+/// The moment at which the GPU fails.
 #[derive(Clone, Copy, Debug)]
 enum When {
     Never,
     /// After this many more submissions than opening took.
     Submissions(u64),
-    /// Soon after this many tokens of the prompt were computed.
+    /// Soon after this many tokens of the prompt have been computed.
     Prompt(usize),
-    /// When this many tokens were generated.
+    /// After this many tokens have been generated.
     Tokens(usize),
 }
 
-/// Generates greedily; returns the answer, the ids of the events, and how often the loss of the GPU was reported.
+/// Generates greedily; returns the answer, the ids of the events, and the number of reports that the GPU was lost.
 fn answer(engine: &Engine, session: &mut Session, when: When, fault: GpuFault) -> (Outcome, Vec<u32>, usize) {
     let options = set!(GenerateOptions {
         max_tokens: TOKENS,
@@ -90,7 +90,7 @@ fn on_cpu(options: &EngineOptions) -> Vec<u32> {
     answer(&engine, &mut session(&engine), When::Never, GpuFault::Lost).1
 }
 
-/// Loses the GPU at some points of a session; afterwards the CPU computes, for a second session as well.
+/// Loses the GPU at several points of a session. Afterwards the CPU computes, also for a second session.
 fn survives(options: &EngineOptions, want: Option<&[u32]>, points: &[(When, GpuFault)]) {
     for &(when, fault) in points {
         let engine = open(options);
@@ -161,7 +161,7 @@ fn gate_40_in_streaming_too() {
     survives(&options, Some(&want), &points.map(|when| (when, GpuFault::Lost)));
     let options = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     survives(&options, None, &[(When::Submissions(3), GpuFault::Lost)]);
-    // What adaptive precision decides is a function of the tokens and of where the GPU was lost (R3).
+    // The decisions of adaptive precision depend only on the tokens and on where the GPU was lost (R3).
     let again = || {
         let engine = open(&options);
         answer(&engine, &mut session(&engine), When::Tokens(7), GpuFault::Lost).1
@@ -254,8 +254,8 @@ fn gate_42_what_the_budget_does_not_hold_is_refused_and_the_tokens_are_kept() {
     if !has_gpu() {
         return;
     }
-    // All experts at the lowest level, to the byte. The threads that would take over need more scratch for attention
-    // than the driver's part leaves.
+    // All experts at the lowest level, to the byte. The threads that would continue need more scratch for
+    // attention than the driver's share leaves.
     let adaptive = streamed(Precision::Adaptive { quality: 4.0, floor: Level::B2 });
     let mut o = adaptive.with_threads(1024).with_context(4096);
     let plan = |memory| Engine::plan(short_model(), &o.clone().with_memory(memory));

@@ -1,5 +1,5 @@
-//! The system's figures for a process's memory, on which budget tests rely. A separate binary, because it measures the
-//! whole process: concurrent tests would give memory back at the same time.
+//! The system's figures for a process's memory, which budget tests use. A separate binary, because it
+//! measures the whole process: concurrent tests would free memory at the same time.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use dollop::internal::store::anonymous_bytes;

@@ -1,8 +1,8 @@
-//! Gate: files that were cut, flipped or overwritten are refused in one line. Tens of thousands of mutants of real small
-//! files go through every parser of untrusted bytes: none may panic, take long, or allocate more than a small multiple
-//! of what the file has (R5).
+//! Gate: files that were truncated, flipped or overwritten are refused in one line. Tens of thousands of
+//! mutants of real small files go through every parser of untrusted bytes. None may panic, take long, or
+//! allocate more than a small multiple of the file's size (R5).
 //!
-//! The mutants are the same in every run; a failure names the seed that makes the one mutant again.
+//! The mutants are the same in every run; a failure prints the seed that creates the mutant again.
 
 use dollop::CancelToken;
 use dollop::convert::source::Source;
@@ -19,18 +19,18 @@ use dollop_tests::tiny::Tiny;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// The most that parsing may allocate: this many times the input, and a little for tables of fixed size.
+/// The most that parsing may allocate: this many times the input, plus a little for tables of fixed size.
 const ALLOC_FACTOR: usize = 24;
 const ALLOC_FIXED: usize = 1 << 16;
-/// Far above the time of any mutant: this finds endless loops, not slowness. If the machine stalls, a mutant is tried
-/// again.
+/// Far above the time of any mutant: this finds endless loops, not slowness. If the machine stalls, a mutant
+/// is tried again.
 const MUTANT_TIME: Duration = Duration::from_secs(5);
 const TRIES: usize = 4;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Values that break arithmetic which is not checked.
+/// Values that break unchecked arithmetic.
 const ABSURD: [u64; 14] = [
     0,
     1,
@@ -48,7 +48,7 @@ const ABSURD: [u64; 14] = [
     u64::MAX,
 ];
 
-/// Changes `bytes` within its first `head` bytes, one to four times, and sometimes cuts it.
+/// Changes `bytes` within its first `head` bytes, one to four times, and sometimes truncates it.
 fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
     for _ in 0..1 + rng.below(4) {
         let head = head.min(bytes.len());
@@ -64,7 +64,7 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
                 let n = [4, 8][rng.below(2)].min(bytes.len() - at);
                 bytes[at..at + n].copy_from_slice(&value[..n]);
             }
-            // A small change to a number that was sensible: off by one finds other bugs than absurdity does.
+            // A small change to a valid number: off by one finds other bugs than absurd values do.
             5 => bytes[at] = bytes[at].wrapping_add([1, 255, 2, 254][rng.below(4)]),
             6 => {
                 let (from, n) = (rng.below(head), 1 + rng.below(24));
@@ -81,7 +81,7 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
                 bytes.splice(at..at, copy);
             }
             _ => {
-                // Cuts are mostly within the header, where each one is a different error.
+                // Truncations are mostly within the header, where each one is a different error.
                 let keep = if rng.below(4) == 0 { rng.below(bytes.len()) } else { at };
                 bytes.truncate(keep);
             }
@@ -119,7 +119,7 @@ fn mutate_json(text: &mut Vec<u8>, rng: &mut Rng) {
     }
 }
 
-/// Counts of what happened to the mutants of one kind.
+/// The numbers of results for the mutants of one kind.
 #[derive(Default)]
 struct Tally {
     mutants: usize,
@@ -128,7 +128,7 @@ struct Tally {
     slowest: Duration,
 }
 
-/// Runs `parse` on `n` mutants of `original`. `parse` says whether the bytes were accepted; its errors must be texts.
+/// Runs `parse` on `n` mutants of `original`. It returns whether bytes were accepted; its errors must be texts.
 fn torment(
     name: &str,
     original: &[u8],
@@ -181,7 +181,7 @@ fn torment(
         start.elapsed()
     );
     assert_eq!(tally.mutants, n);
-    // Mutants that change nothing that matters exist; a parser that refuses few of them checks little.
+    // Some mutants change nothing that matters, but a parser that refuses few of them checks little.
     assert!(tally.refused * 5 > n, "{name}: only {} of {n} mutants were refused", tally.refused);
 }
 
@@ -252,7 +252,7 @@ fn mutants_are_refused_in_one_line() {
     convert(&at("m.gguf"), &at("m.uneven"), &options, &CancelToken::default(), &mut |_| {}).unwrap();
     let read = |name: &str| std::fs::read(at(name)).unwrap();
 
-    // All header and hardly any data, so that the bound on memory is tight; then the file of a real model.
+    // A large header and hardly any data, so that the bound on memory is tight; then the file of a real model.
     let small = every_type(&with_all_kinds(&tiny));
     torment("small gguf", &small, 40_000, &|b, r| mutate(b, usize::MAX, r), &|b| parse_gguf(&b));
     let gguf = read("m.gguf");
@@ -276,7 +276,7 @@ fn mutants_are_refused_in_one_line() {
     torment("dollop file of mixed layers", &nested, 3_000, &|b, r| mutate(b, head, r), &|b| {
         parse_dollop(Bytes::from(b))
     });
-    // Tensors that are several in one, head by head, by numbers of the file's keys.
+    // Tensors that contain several, head by head, with sizes from the file's keys.
     for golden in ["qwen3next", "deepseek2-v3"] {
         let tiny = Tiny::load(golden);
         match golden {
@@ -379,7 +379,7 @@ fn mutants_are_refused_in_one_line() {
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate(b, usize::MAX, r), &parse);
         torment(golden, config.as_bytes(), 2_000, &|b, r| mutate_json(b, r), &parse);
     }
-    // The small files beside the weights, with numbers that only Python's JSON allows.
+    // The small files beside the weights, with numbers that are valid only in Python's JSON.
     let small = r#"{"eos_token": {"content": "<|end|>"}, "bos_token": "<s>", "add_bos_token": true, "model_max_length": Infinity,
         "eos_token_id": [1, 2], "chat_template": [{"name": "default", "template": "{{ x }}"}], "x": NaN, "do_sample": true, "temperature": 0.6,
         "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "sequence": "top_k;temperature"}"#;
@@ -407,8 +407,8 @@ fn mutants_are_refused_in_one_line() {
         torment(name, &bytes, 6_000, &|b, r| mutate(b, 4096, r), &|b| imatrix::parse(&b, original).map(drop));
     }
 
-    // The same through files, with every row read: a view that opens must be readable to its last byte.
-    // One with stacks of gate and up together.
+    // The same through files, with every row read: an opened view must be readable to its last byte. One file
+    // has stacks of gate and up together.
     Tiny::load("gemma4").write_gguf(&at("fused.gguf"));
     let fused = read("fused.gguf");
     let fused_data = Gguf::parse(&fused).unwrap().data_start as usize;
@@ -419,7 +419,7 @@ fn mutants_are_refused_in_one_line() {
     ] {
         let target = if name.ends_with(".gguf") { at(name) } else { folder.path().to_path_buf() };
         torment(name, original, 600, &|b, r| mutate(b, head, r), &|b| {
-            // The mutant stays until the end: its own bytes must not be credited to the parser.
+            // The mutant is kept until the end, so that freeing it does not reduce what the parser allocated.
             std::fs::write(at(name), &b).unwrap();
             let source = Source::open(&target)?;
             let names: Vec<String> = source.names().map(str::to_owned).collect();

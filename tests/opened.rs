@@ -1,5 +1,5 @@
-//! Gate 74: a model in a part of an open file, as Android provides them: without a name, with other bytes before and
-//! after. It gives the same logits as the file opened by its name.
+//! Gate 74: a model in a part of an open file, as Android provides them: without a name, with other bytes
+//! before and after. It gives the same logits as the file opened by its name.
 
 use dollop::Level;
 use dollop::Precision;
@@ -19,7 +19,7 @@ fn options() -> EngineOptions {
     })
 }
 
-/// A file without a name that contains a model from a byte on, surrounded by other bytes; and the model's length.
+/// A file without a name that contains a model at an offset, surrounded by other bytes; and the model's length.
 fn hidden(offset: u64) -> (File, u64) {
     let model = std::fs::read(short_model()).unwrap();
     let mut file = tempfile::tempfile().unwrap();

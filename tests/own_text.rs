@@ -1,5 +1,5 @@
-//! Gate 100: text that a model writes itself is the same each time, lets every expert have its part, and makes low levels
-//! better on other text.
+//! Gate 100: text that a model generates itself is the same each time, uses every expert, and improves low
+//! levels on other text.
 
 use dollop::convert::{Calibration, ConvertOptions, convert};
 use dollop::internal::Keep;
@@ -57,7 +57,7 @@ fn every_expert_has_its_part_and_the_text_is_the_same_each_time() {
         );
         assert!(least(own_counts) >= 16.0, "layer {layer}: {own_counts:?}");
         assert!(unevenness(own_counts) < 0.95 * unevenness(other), "layer {layer}");
-        // What each expert adds to the stream was measured as well.
+        // The contribution of each expert to the stream was measured as well.
         let shares = own.shares(layer).unwrap();
         assert!(shares.len() == EXPERTS && shares.iter().all(|&s| s > 0.0), "layer {layer}: {shares:?}");
     }

@@ -1,6 +1,6 @@
-//! Gate 72: memory is given back and taken again while tokens are computed, from any thread. At exact precision no
-//! result changes, at adaptive precision generation continues, and impossible requests are refused with the number that
-//! works, without a change.
+//! Gate 72: memory is given back and taken again while tokens are computed, from any thread. At exact
+//! precision no result changes, at adaptive precision generation continues. Impossible requests are refused
+//! with the smallest number that works, and change nothing.
 
 use dollop::Level;
 use dollop::Precision;
@@ -50,8 +50,8 @@ fn say(engine: &Engine, n: usize) -> Vec<u32> {
     session.generate(&prompt, &o, &mut |_| ()).unwrap().tokens
 }
 
-/// Runs `run` repeatedly while another thread resizes at random, once between two layers, until `times` resizes are
-/// done. Returns how often it ran.
+/// Runs `run` repeatedly while another thread resizes at random, once between two layers, until `times`
+/// resizes are done. Returns the number of runs.
 fn while_resized(engine: &Engine, most: u64, times: u64, run: &dyn Fn()) -> usize {
     let plan = engine.memory_plan();
     let least = match engine.set_memory(1) {
@@ -77,7 +77,7 @@ fn while_resized(engine: &Engine, most: u64, times: u64, run: &dyn Fn()) -> usiz
                 } else {
                     let bytes = least + (most - least) * (random / 3 % 1000) as u64 / 999;
                     one.set_memory(bytes).unwrap();
-                    // The plan holds as long as no other thread resizes: only this thread does.
+                    // The plan stays valid as long as no other thread resizes, and only this thread does.
                     let plan = one.memory_plan();
                     assert!(plan.total_bytes() <= bytes && plan.budget == Some(bytes));
                 }

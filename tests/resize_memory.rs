@@ -1,5 +1,5 @@
-//! Gate 73: memory that is given back returns to the system, and a cache that grows stays within its budget. A separate
-//! binary, because it measures the whole process.
+//! Gate 73: memory that is given back returns to the system, and a cache that grows stays within its budget.
+//! A separate binary, because it measures the whole process.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use dollop::Level;
@@ -8,7 +8,7 @@ use dollop::internal::store::anonymous_bytes;
 use dollop::{Engine, EngineOptions, SessionOptions, TrimLevel};
 use dollop_tests::{default_model, set, with_budget};
 
-/// Memory that the process needs beside the cache or retains from before: allocators keep some.
+/// Memory that the process needs beside the cache or still has from before: allocators keep some.
 const SLACK: u64 = 4 << 20;
 
 #[test]

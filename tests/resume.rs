@@ -1,5 +1,5 @@
-//! Gate 104: a calibrated conversion that was ended anywhere goes on where it was, to the same bytes; what another command has
-//! left is not used.
+//! Gate 104: a calibrated conversion that was interrupted anywhere resumes there, and gives the same bytes.
+//! Files of another command are not used.
 
 use dollop::convert::{ConvertOptions, Journal, Size, convert};
 use dollop::{CalibrateOptions, CancelToken, Error, Progress};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const OPTIONS: &str = "these";
 
-/// What happened until the end, or until the `end`th progress: parts done before, and how often each stage was heard of.
+/// Counts until the end, or until the `end`th progress report: parts done before, and reports of each stage.
 #[derive(Debug, Default)]
 struct Run {
     before: usize,
@@ -35,7 +35,7 @@ fn run(source: &Path, out: &Path, size: Option<Size>, options: &str, end: usize)
             cancel.cancel();
         }
     };
-    // One thread, for the same progress each time.
+    // One thread, for the same reports each time.
     let how = CalibrateOptions::default().with_tokens(700).with_threads(1);
     let how = set!(CalibrateOptions { resume: Some(journal.clone()), ..how });
     let result = dollop::calibrate_by_itself(source, &how, &cancel, &mut progress).and_then(|calibration| {
@@ -120,7 +120,7 @@ fn a_journal_that_is_cut_damaged_or_of_something_else_is_used_as_far_as_it_is_wh
     };
     let all = again("whole").before;
     assert!(all > 10, "{all}");
-    // As a machine leaves it that lost power while it wrote.
+    // The file as after a power failure during a write.
     let mut befores = Vec::new();
     for share in [1, 5, 9] {
         restore();

@@ -1,5 +1,5 @@
-//! Gate 94: matrices of experts that are stored for rotated inputs. The file names them; logits are those of the
-//! weights that it represents, on every backend, resident and streamed; unknown rotations are refused.
+//! Gate 94: matrices of experts that are stored for rotated inputs. The file names them; logits equal those
+//! of the weights that it represents, on every backend, resident and streamed; unknown rotations are refused.
 
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::hf;
@@ -79,7 +79,7 @@ fn gate_94_a_file_says_what_is_rotated() {
     }
 }
 
-/// The source, with the weights that a file represents at a level, for inputs without rotation.
+/// The source with the weights that a file represents at a level, for inputs without rotation.
 fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
     let mut tiny = Tiny {
         name: tiny.name.clone(),
@@ -113,8 +113,8 @@ fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
     tiny.write_folder(folder);
 }
 
-/// Squared distance of logits, relative to the wanted ones, at the median position: if rounded activations make a
-/// router choose another expert, a position is far off.
+/// Squared distance of logits, relative to the wanted ones, at the median position. If rounded activations
+/// make a router choose another expert, a position is far off.
 fn distance(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
     let of = |(got, want): (&Vec<f32>, &Vec<f32>)| {
@@ -133,12 +133,12 @@ fn gate_94_logits_are_those_of_the_weights_that_the_file_stands_for() {
         let on = |path: &Path, backend| {
             logits(&Engine::open(path, &options(level).with_backend(backend)).unwrap())
         };
-        // For the file with rotated inputs, and for the other: how far each is from its own weights.
+        // For the file with rotated inputs, and for the other: the distance from its own weights.
         let [far, bound] = [&path, &plain].map(|path| {
             let folder = tempfile::tempdir().unwrap();
             decoded(&tiny, &open(path), level, folder.path());
             let want = logits(&Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap());
-            // Activations in 8 bits, keys and values in half precision; on a GPU, half precision there alone.
+            // Activations in 8 bits, keys and values in half precision; on a GPU, only half precision there.
             let gpu = has_gpu().then(|| distance(&on(path, BackendChoice::Gpu(None)), &want));
             [Some(distance(&on(path, BackendChoice::Cpu), &want)), gpu]
         });
@@ -168,7 +168,7 @@ fn gate_94_streamed_is_resident_to_the_last_bit() {
         assert_eq!(logits(&engine), want, "{backend:?}");
         let stats = engine.stream_stats().unwrap();
         assert!(stats.bytes_wanted > 0 && stats.evictions > 0, "{stats:?}");
-        // Adaptive precision decides the same twice, and gives other logits.
+        // Adaptive precision makes the same decisions twice, and gives other logits.
         let adaptive = Precision::Adaptive { quality: 2.5, floor: Level::B2 };
         let adaptive = with_budget(&path, set!(EngineOptions { precision: Some(adaptive), ..streamed }), 0);
         let [a, b] = [(); 2].map(|()| logits(&Engine::open(&path, &adaptive).unwrap()));
@@ -182,7 +182,7 @@ fn gate_94_what_is_not_understood_is_refused() {
     let bytes = fs::read(&path).unwrap();
     let key = b"dollop.matrix.rotation";
     let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len();
-    // After the key: that it is an array, its type, and its length.
+    // After the key: the array type, the element type, and the length.
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     let (kind, count) = (word(at), word(at + 8) as usize);
     assert_eq!(kind, 4 << 32 | 9, "an array of u32");

@@ -1,5 +1,5 @@
-//! Gate 65: every sampler leaves the same tokens as llama.cpp's of the same name, with the same probabilities, alone
-//! and in chains (`goldens/samplers/make.py`).
+//! Gate 65: every sampler leaves the same tokens as llama.cpp's of the same name, with the same
+//! probabilities, alone and in chains (`goldens/samplers/make.py`).
 
 use dollop::sampler::{Breakers, Sampler, Sampling};
 use dollop_tests::golden;
@@ -19,7 +19,7 @@ fn weighed(sampler: &mut Sampler, logits: &[f32]) -> Left {
     candidates.iter().map(|c| (c.id, f64::from(c.p))).collect()
 }
 
-/// If a penalty exceeds f32, llama.cpp's logit is minus infinity, and ours the lowest number: impossible either way.
+/// If a penalty exceeds f32, llama.cpp's logit is minus infinity, and ours the lowest number: both mean impossible.
 fn assert_same(got: &Left, want: &Left, what: &dyn std::fmt::Debug) {
     let possible = |of: &Left| of.iter().filter(|(id, p)| **p > 0.0 || want.contains_key(*id)).count();
     assert_eq!(possible(got), want.len(), "{what:?}: {got:?} for {want:?}");

@@ -1,5 +1,5 @@
-//! Gate 70: sessions that outlive their process. A restored session gives the same logits as the session that never
-//! stopped, bit-identical, for every family, resident, streamed and on a GPU, and computes nothing again. Forks of one
+//! Gate 70: sessions that outlive their process. A restored session gives bit-identical logits to a session
+//! without a break, for every family, resident, streamed and on a GPU, and recomputes nothing. Forks of one
 //! prefix do not affect each other. Damaged files and files of other models are refused with a reason.
 
 use dollop::Level;
@@ -17,7 +17,7 @@ mod in_place;
 #[path = "saved/refused.rs"]
 mod refused;
 
-/// A prompt of more than one block of keys, and what follows it.
+/// A prompt of more than one block of keys, and the tokens after it.
 const PROMPT: usize = 21;
 
 fn exact(level: Level) -> EngineOptions {
@@ -46,13 +46,13 @@ fn go_on(session: &mut Session, ids: &[u32]) -> Vec<Vec<f32>> {
     ids.iter().flat_map(|&id| session.logits(&[id]).unwrap()).collect()
 }
 
-/// Saves a session of `first` after a prompt, continues it, and compares with the saved one continued by `second`.
+/// Saves a session of `first` after a prompt, continues it, and compares with `second` continuing the saved one.
 fn survives(what: &str, first: &Engine, second: &Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     let ids = ids(first.info().vocab);
     let mut session = first.session(SessionOptions::default().with_chunk(8)).unwrap();
-    // Longer than it will be: rewound tokens are not saved.
+    // Longer than needed: rewound tokens are not saved.
     session.logits(&ids[..PROMPT]).unwrap();
     session.logits(&ids[PROMPT..]).unwrap();
     assert_eq!(session.rewind(PROMPT), PROMPT);
@@ -90,8 +90,8 @@ fn every_family_goes_on_where_it_stopped() {
         if open(&resident).info().experts == 0 {
             continue;
         }
-        // Saved by an engine that streams with the smallest budget, restored by one that holds everything, and the
-        // other way round.
+        // Saved by an engine that streams with the smallest budget and restored by one with everything
+        // resident, and vice versa.
         let tight = smallest(&path, resident.clone());
         let (first, second) = (open(&tight), open(&tight));
         survives(&format!("{name}, streamed"), &first, &second);
@@ -126,7 +126,7 @@ fn a_gpu_gives_its_memory_to_a_file_and_takes_it_back() {
             survives(&format!("{name}, streamed"), &open(tight.clone()), &open(tight));
         }
     }
-    // To another backend: as close as backends are.
+    // On another backend: as close as backends are.
     let o = exact(Level::B4);
     let first = Engine::open(test_model(), &gpu(o.clone())).unwrap();
     let second = Engine::open(test_model(), &o).unwrap();
@@ -164,7 +164,7 @@ fn forks_continue_one_prefix_in_several_ways() {
     };
     let ways = [vec![7, 8, 9], vec![70, 80, 90]];
     let wants: Vec<_> = ways.iter().map(|way| alone(way)).collect();
-    // In turns, so that a fork would see the other's writes.
+    // In turn, so that a fork would read the other's writes.
     for at in 0..3 {
         for (fork, (way, want)) in forks.iter_mut().zip(ways.iter().zip(&wants)) {
             assert!(go_on(fork, &way[at..=at])[0] == want[at]);
@@ -203,12 +203,12 @@ fn a_conversation_goes_on_with_what_was_said() {
     let same = restored.send("And another?", &greedy, &mut |_| ()).unwrap();
     assert_eq!((&same.text, same.reused_tokens), (&next.text, next.reused_tokens));
     assert!(same.reused_tokens > 20 && restored.session().processed_tokens() < 40);
-    // Replaces the older file, which is whole until then; no other file stays in the folder.
+    // Replaces the older file, which stays complete until then; no other file stays in the folder.
     restored.save(&path).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let latest = open().load_chat(&path, SessionOptions::default()).unwrap();
     assert_eq!(latest.messages().len(), 5);
-    // It is a session as well; and a session is no conversation.
+    // The file is also a session, but a session is not a conversation.
     let session = open().load_session(&path, SessionOptions::default()).unwrap();
     session.save(&path).unwrap();
     let refused = open().load_chat(&path, SessionOptions::default()).err().unwrap().to_string();

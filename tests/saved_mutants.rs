@@ -1,7 +1,7 @@
-//! Gate 71: a saved session is untrusted. Mutants of one, and of one with a conversation, are each an error or the
-//! saved session; mutants with corrected checksums are an error or a usable session. None panics, and none makes the
-//! reader allocate more than the file or the requested session needs. A separate binary, because it measures the
-//! allocations of the whole process.
+//! Gate 71: a saved session is untrusted. Each mutant of a session, and of one with a conversation, is an
+//! error or gives the saved session. Mutants with corrected checksums are an error or a usable session. None
+//! panics, and none makes the reader allocate more than the file or the requested session needs. A separate
+//! binary, because it measures the allocations of the whole process.
 
 use dollop::Level;
 use dollop::Precision;
@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What a reader may allocate beyond the reading of the original: a part that is copied, and the parsed JSON of a
+/// What a reader may allocate beyond the original's reading: a copy of a part, and the parsed JSON of a
 /// conversation.
 const MORE: usize = 1 << 20;
 
@@ -56,8 +56,8 @@ fn mutate(bytes: &mut Vec<u8>, head: usize, rng: &mut Rng) {
     }
 }
 
-/// Where the parts of a sound file end, checksums included, as its header says: of layers alike but for those that have a state of
-/// so many values.
+/// The ends of a valid file's parts, checksums included, according to its header. All layers have the same
+/// size, except those with a state of `values` values.
 fn parts(bytes: &[u8], states: &[usize], values: usize) -> Vec<usize> {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
     let header = 72 + word(20) + 4;
@@ -93,13 +93,13 @@ struct Kind<'a> {
     states: &'static [usize],
 }
 
-/// The session that was read, in its saved form.
+/// Reads a session, and returns it in its saved form.
 fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     let (mut again, options) = (Vec::with_capacity(2 * kind.good.len()), SessionOptions::default());
     if kind.chat {
         let mut chat = kind.engine.read_chat(&mut &bytes[..], options)?;
         chat.write_to(&mut again)?;
-        // It can be used.
+        // The session is usable.
         let greedy = GenerateOptions::default().with_max_tokens(1).with_sampling(Sampling::greedy());
         let _ = chat.send("x\n", &greedy, &mut |_| ());
     } else {
@@ -110,7 +110,7 @@ fn read(kind: &Kind, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(again)
 }
 
-/// Reads a mutant. Returns the result, and the most that was allocated for it.
+/// Reads a mutant. Returns the result, and the peak of allocations.
 fn torment(kind: &Kind, bytes: &[u8], seed: u64) -> (Result<Vec<u8>, Error>, usize) {
     let (result, used) = most_allocated(|| catch_unwind(AssertUnwindSafe(|| read(kind, bytes))));
     (result.unwrap_or_else(|_| panic!("{}: mutant {seed:#x} panicked", kind.name)), used)
@@ -155,7 +155,7 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
     plain.write_to(&mut kinds[0].good).unwrap();
     chat.write_to(&mut kinds[1].good).unwrap();
     for kind in &kinds {
-        // Once before measuring: threads create their buffers.
+        // Once before measuring, because threads create their buffers.
         let (original, _) = torment(kind, &kind.good, 0);
         assert!(original.unwrap() == kind.good);
         let (_, usual) = torment(kind, &kind.good, 0);
@@ -169,7 +169,7 @@ fn gate_71_mutants_of_a_session_are_errors_or_the_session() {
             let mut bytes = kind.good.clone();
             mutate(&mut bytes, ends[3], &mut Rng(seed));
             if sealed {
-                // Of the original's length; otherwise the parts would move.
+                // The original's length; otherwise the parts would move.
                 bytes.resize(kind.good.len(), 0);
                 seal(&mut bytes, &ends);
             }

@@ -1,5 +1,5 @@
-//! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts; and that
-//! nested weights stay close to the model they were made from.
+//! Gate 5: sessions and conversations: reuse of the cache, cancelling, stop strings, sliding, full contexts;
+//! and nested weights stay close to the model from which they were made.
 
 use dollop::internal::kernels::cpu::Isa;
 use dollop::sampler::{LogitBias, Sampling};
@@ -77,22 +77,22 @@ fn chunks_and_threads_change_no_bit() {
             engine.session(SessionOptions::default().with_context(64).with_chunk(chunk)).unwrap();
         let mut all = session.logits(&ids).unwrap();
         all.extend(session.logits(&[7]).unwrap());
-        // With only the last position requested, the last layer's feed-forward is skipped for the others, and the
-        // result is the same.
+        // With only the last position requested, the last layer's feed-forward is skipped for the others, and
+        // the result is the same.
         session.rewind(0);
         let best = session.best(&ids, 8).unwrap();
         assert!(best.iter().all(|&(id, logit)| all[ids.len() - 1][id as usize] == logit));
         assert!(session.logits(&[7]).unwrap()[0] == all[ids.len()]);
         all
     };
-    // Without AMX, whatever the chunk.
+    // Without AMX, for any chunk.
     for isa in Isa::available().into_iter().filter(|isa| isa.to_string() != "amx") {
         let whole = on(Some(isa), 1, 64);
         for (threads, chunk) in [(1, 1), (2, 7), (3, 40)] {
             assert!(whole == on(Some(isa), threads, chunk), "{isa}, {threads} threads, chunks of {chunk}");
         }
     }
-    // With AMX, a prompt of many tokens uses other products than one in chunks of few.
+    // With AMX, a prompt of many tokens uses other products than one in short chunks.
     let run = |threads, chunk| on(None, threads, chunk);
     let whole = run(1, 64);
     for (threads, chunk) in [(2, 32), (3, 40)] {
@@ -129,7 +129,7 @@ fn a_cancelled_answer_stays_and_the_session_goes_on() {
     assert_eq!(chat.messages().last().unwrap().content, outcome.text);
     assert_ne!(chat.send("Hello", &greedy(4), &mut |_| ()).unwrap().stop, StopReason::Cancelled);
 
-    // Cancelled before it began: the prompt is not even read.
+    // Cancelled before the start: the prompt is not computed at all.
     let cancel = CancelToken::new();
     cancel.cancel();
     let outcome = chat.send("And?", &greedy(4).with_cancel(cancel), &mut |_| ()).unwrap();
@@ -211,13 +211,13 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
     assert_eq!((got.tokens, got.stop), (want.tokens, want.stop));
     assert_eq!(asked.messages(), told.messages());
 
-    // Never begun: the conversation has the question, and an empty answer.
+    // Never started: the conversation contains the question, and an empty answer.
     drop(asked.stream("Are you there?", &greedy(8)).unwrap());
     assert_eq!(asked.messages().last().unwrap().content, "");
     assert!(matches!(asked.stream(&"word ".repeat(600), &greedy(8)), Err(Error::ContextFull { .. })));
     assert_eq!(asked.messages().last().unwrap().content, "", "a refused question leaves nothing behind");
 
-    // A context that slides in the middle of an answer; another thread may ask.
+    // A context that slides in the middle of an answer; another thread may read the iterator.
     let (mut told, mut asked) = (chat(96, Overflow::Slide), chat(96, Overflow::Slide));
     let mut slid = false;
     for turn in 0..4 {
@@ -232,7 +232,7 @@ fn an_iterator_over_events_is_the_callback_turned_around() {
     }
     assert!(slid && told.messages() == asked.messages());
 
-    // For a session alone, byte for byte; a failure in the middle is the last item.
+    // For a session without a chat, byte for byte; a failure in the middle is the last item.
     let (mut told, mut asked) = (
         engine().session(SessionOptions::default()).unwrap(),
         engine().session(SessionOptions::default()).unwrap(),
@@ -371,9 +371,9 @@ fn dry_ends_a_loop_and_follows_none_over_a_breaker() {
             ..Sampling::greedy()
         })
     };
-    // All three may come again, and then not the first.
+    // All three may repeat once, but then not the first.
     assert!(say(dry("x")).starts_with("bcabc") && !say(dry("x")).starts_with("bcabca"), "{}", say(dry("x")));
-    // Within a breaker, and over two tokens.
+    // Within a breaker, and across two tokens.
     assert_eq!((say(dry("c")), say(dry("ca"))), (say(Sampling::greedy()), say(Sampling::greedy())));
     let bias =
         |token| set!(Sampling { logit_bias: vec![LogitBias { token, bias: 1e3 }], ..Sampling::greedy() });
@@ -386,7 +386,7 @@ fn dry_ends_a_loop_and_follows_none_over_a_breaker() {
 fn values_that_are_not_finite_are_an_error_and_harmless_afterwards() {
     let folder = tempfile::tempdir().unwrap();
     let mut talker = Talker::new(b"ok", "{{ messages[-1].content }}");
-    // A third layer: later tokens attend to what the second one made of this.
+    // A third layer: later tokens attend to the second layer's result.
     (talker.overflow, talker.layers) = (Some((1, b'h')), 3);
     talker.write(folder.path());
     let engine = Engine::open_reference(folder.path(), &EngineOptions::default()).unwrap();
@@ -420,7 +420,7 @@ fn higher_levels_are_closer_to_the_reference() {
                 .unwrap();
             let engine = Engine::open(&out, &EngineOptions::default()).unwrap();
             let got = engine.session(SessionOptions::default()).unwrap().logits(&tiny.tokens).unwrap();
-            // The median over positions: where a router's two best experts are close, another expert may be chosen.
+            // The median over positions: if a router's two best experts are close, another expert may be chosen.
             let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             let mut relative: Vec<f64> = (got.iter().zip(&tiny.logits))
                 .map(|(g, w)| norm(&mut g.iter().zip(w).map(|(g, w)| g - w)) / norm(&mut w.iter().copied()))

@@ -1,5 +1,5 @@
-//! Gate 9: a real model straight from its GGUF answers as in `transformers` with the same weights, and has the same
-//! bits per byte.
+//! Gate 9: a real model, directly from its GGUF, gives the text of `transformers` with the same weights, and
+//! has the same bits per byte.
 
 use dollop::sampler::{Sampling, argmax};
 use dollop::{Chat, Engine, EngineOptions, GenerateOptions, Overflow, SessionOptions};
@@ -33,7 +33,7 @@ fn greedy_answers_equal_those_of_transformers() {
         let mut chat = Chat::new(session, None, Overflow::Error).unwrap();
         let options = GenerateOptions::default().with_max_tokens(40).with_sampling(Sampling::greedy());
         let outcome = chat.send(prompt["message"].as_str().unwrap(), &options, &mut |_| ()).unwrap();
-        // The template rendered the same prompt: otherwise nothing below means anything.
+        // The template rendered the same prompt; otherwise the rest would be meaningless.
         assert_eq!(outcome.prompt_tokens, input.len());
         let want: Vec<u32> = greedy.iter().copied().filter(|&id| id != 2).collect();
         match outcome.tokens.iter().zip(&want).position(|(a, b)| a != b) {

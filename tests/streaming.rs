@@ -1,6 +1,6 @@
-//! Gates 12–16: streaming. Streamed results are bit-identical to resident ones (R2), decisions repeat (R3), an upgrade
-//! reads only the missing planes (R4), and faults of storage are errors or retries, never wrong tokens. Every gate
-//! asserts that its mechanism ran.
+//! Gates 12–16: streaming. Streamed results are bit-identical to resident ones (R2), decisions repeat (R3),
+//! an upgrade reads only the missing planes (R4), and storage faults are errors or retries, never wrong
+//! tokens. Every gate asserts that its mechanism ran.
 
 use dollop::Level;
 use dollop::Precision;
@@ -22,7 +22,7 @@ mod faults;
 
 const CONTEXT: usize = 96;
 
-/// A prompt and a continuation that visit many experts: ids spread over the vocabulary.
+/// A prompt and a continuation that use many experts: ids spread over the vocabulary.
 fn tokens() -> Vec<u32> {
     (0..28u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) % 49_000).collect()
 }
@@ -37,7 +37,7 @@ fn options(precision: Precision) -> EngineOptions {
     })
 }
 
-/// A budget under which about `share` of the experts at the precision's floor fit.
+/// A budget that fits about `share` of the experts at the precision's floor.
 fn with_share(mut o: EngineOptions, share: f64) -> EngineOptions {
     let base = o.clone();
     let plan = |memory| Engine::plan(default_model(), &base.clone().with_memory(memory));
@@ -73,7 +73,7 @@ fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     all
 }
 
-/// Reads through io_uring, if the system has it.
+/// Reads through io_uring, if the system supports it.
 fn ring() -> Reads {
     let probe = FileStorage::open_measured(&default_model(), &[(0, 4096)], 1, None, Reads::Ring);
     if probe.is_ok() {
@@ -246,7 +246,7 @@ fn gate_14_an_upgrade_reads_the_missing_planes_alone() {
     session.logits(&ids[..1]).unwrap();
     let high = stats(&engine).since(&low);
     assert!(high.planes_hit[0] > 0 && high.upgrades > 0, "{high:?}");
-    // The bases of the first layer's experts were there; what it read are planes 1 and 2.
+    // The bases of the first layer's experts were resident; it read planes 1 and 2.
     let plan = engine.memory_plan();
     let bytes = |bits: u8| plan.levels.iter().find(|l| l.bits == bits).unwrap().touched_bytes;
     let experts = engine.info().experts_used * engine.info().layers;

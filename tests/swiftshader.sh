@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU's kernels on a second driver: SwiftShader, which Debian ships inside chromium (subgroups of 4, no f16, 10 storage
-# buffers). Takes the driver out of the package, which is fetched but not installed. Exits with 3 where it cannot be had.
+# buffers). Extracts the driver from the package, which is downloaded but not installed. Exits with 3 if that fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$PWD/target/swiftshader
@@ -14,6 +14,6 @@ if [ ! -f "$icd" ]; then
     tar xf - -C "$out" ./usr/lib/chromium/libvk_swiftshader.so ./usr/lib/chromium/vk_swiftshader_icd.json || exit 3
   rm "$out"/chromium-common_*.deb
 fi
-# Both names: older loaders know the first.
+# Both names: older loaders read only the first.
 VK_ICD_FILENAMES=$icd VK_DRIVER_FILES=$icd XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp} DOLLOP_TEST_GPU=1 \
   cargo test --workspace --lib --quiet -- kernels::gpu

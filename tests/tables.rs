@@ -1,4 +1,4 @@
-//! Codes that index a table: MXFP4's and IQ4_NL's are kept as they are at 4 bits, and nested below.
+//! Codes that index a table: those of MXFP4 and IQ4_NL are kept at 4 bits, and nested below.
 
 use dollop::convert::{ConvertOptions, Group, GroupParams, Report, convert};
 use dollop::inspect;
@@ -16,7 +16,7 @@ const TYPES: [GgmlType; 3] = [GgmlType::MXFP4, GgmlType::IQ4_NL, GgmlType::IQ4_X
 
 const LEVELS: [Level; 3] = [Level::B2, Level::B3, Level::B4];
 
-/// Blocks of a matrix kept.
+/// Keeps the codes of a matrix's blocks.
 fn kept(ty: GgmlType, rows: usize, cols: usize, raw: &[u8]) -> dollop::Result<Encoded> {
     let shape = Shape::new(rows, cols, 32)?.with(quant::kept(ty).expect("its codes are kept"));
     Ok(Encoded::join(shape, &[quant::keep_rows(shape, 0, ty, raw, None, Level::B4, 1.0)?]))
@@ -29,15 +29,15 @@ fn dequantized(nested: &Nested) -> Vec<f32> {
     out
 }
 
-/// A block for every scale of a type that its weights may have, each with all sixteen codes twice, in some order.
+/// A block for every scale that a type's weights may have, each with all sixteen codes twice, in some order.
 fn every_scale(ty: GgmlType) -> Vec<u8> {
     let codes =
         |i: usize| (0..16).map(move |j| ((i + 5 * j) % 16) as u8 | (((3 * i + 7 * j) % 16) as u8) << 4);
-    // Finite scales with which no weight is more than 8 million.
+    // Finite scales for which no weight exceeds 8 million.
     let halves = |most: u16| (0..=u16::MAX).filter(move |bits| bits & 0x7fff < most && bits % 3 == 0);
     let mut raw = Vec::new();
     match ty {
-        // Beyond 147 weights are more than 8 million.
+        // Above 147 weights exceed 8 million.
         GgmlType::MXFP4 => (0..=147u8).for_each(|e| {
             raw.push(e);
             raw.extend(codes(e.into()));
@@ -46,7 +46,7 @@ fn every_scale(ty: GgmlType) -> Vec<u8> {
             raw.extend(bits.to_le_bytes());
             raw.extend(codes(bits.into()));
         }),
-        // All groups' scales of 6 bits in turn.
+        // All 6-bit scales of groups in turn.
         _ => halves(0x6400).step_by(11).for_each(|bits| {
             raw.extend(bits.to_le_bytes());
             raw.extend((bits.wrapping_mul(40_503) ^ 0x1b).to_le_bytes());
@@ -83,7 +83,7 @@ fn scales_that_are_none_are_errors() {
     }
 }
 
-/// Blocks of normally distributed weights as a source would have them: the scale of MXFP4's specification, of IQ4_NL the best of a few.
+/// Blocks of normally distributed weights, with the scale of MXFP4's specification or, for IQ4_NL, the best of a few.
 fn normal(ty: GgmlType, blocks: usize) -> Vec<u8> {
     let mut state = 7u64;
     let mut unit = || {
@@ -101,7 +101,7 @@ fn normal(ty: GgmlType, blocks: usize) -> Vec<u8> {
             GgmlType::MXFP4 => vec![vec![(127 + peak.abs().log2().floor() as i32 - 2) as u8]],
             _ => (-7..8).map(|n| half_bytes(peak / (-127.0 + n as f32))).collect(),
         };
-        // Of one scale: the nearest of the sixteen values for each weight, and the error.
+        // For one scale: the nearest of the sixteen values for each weight, and the error.
         let mut tried = scales.into_iter().map(|scale| {
             let block = [&scale[..], &std::array::from_fn::<u8, 16, _>(|j| j as u8)].concat();
             ty.dequantize(&block, &mut values).unwrap();
@@ -117,7 +117,7 @@ fn normal(ty: GgmlType, blocks: usize) -> Vec<u8> {
 }
 
 fn half_bytes(x: f32) -> Vec<u8> {
-    // The nearest f16 of an ordinary number.
+    // The nearest f16 of a normal number.
     let bits = x.to_bits() + 0x0fff + (x.to_bits() >> 13 & 1);
     let exponent = (bits >> 23 & 255) as i32 - 127 + 15;
     assert!((1..31).contains(&exponent));
@@ -222,12 +222,12 @@ fn gate_156_gpt_oss_keeps_its_codes_from_either_source() {
     assert_eq!(i.planes.len(), 3);
     assert_eq!(i.table_weights, i.expert_weights);
     assert!(i.planes[2].bits_per_weight < 4.3, "{:?}", i.planes);
-    // A level that is not stored is refused, and the message does not ask for what cannot be had.
+    // A level that is not stored is refused, and the message does not suggest an impossible request.
     let options =
         set!(EngineOptions { precision: Some(Precision::Exact(Level::B8)), ..EngineOptions::default() });
     let refused = Engine::open(&of_gguf, &options).err().expect("8 bits are not stored").to_string();
     assert!(refused.contains("4 bits"), "{refused}");
-    // In groups of 64 they are codes like any other.
+    // In groups of 64 they are converted like any other codes.
     let options = set!(ConvertOptions { group: Group::G64, ..ConvertOptions::default() });
     let path = folder.path().join("by-64");
     converted(&gguf, &path, &options);
@@ -237,8 +237,8 @@ fn gate_156_gpt_oss_keeps_its_codes_from_either_source() {
     assert!(asked.contains("tables"), "{asked}");
 }
 
-/// The GGUF file with blocks of IQ4_NL in the place of dense matrices, and of the first layer's down projections in f32: they are stored
-/// beside gate and up, whose codes then cannot be kept.
+/// The GGUF file with blocks of IQ4_NL for dense matrices, and the first layer's down projections in f32.
+/// These are stored beside gate and up, whose codes then cannot be kept.
 fn mixed(gguf: &Path, to: &Path) {
     let source = std::fs::read(gguf).unwrap();
     let parsed = Gguf::parse(&source).unwrap();
@@ -295,8 +295,8 @@ fn gate_156_dense_matrices_keep_theirs_and_mixed_experts_do_not() {
         dense += 1;
     }
     assert!(dense > 4, "{dense} dense matrices");
-    // Beside logits of the source's own numbers they err no more than uniform codes of 8 bits in groups of 64 do: rounding inputs to
-    // 8 bits is left, and experts that are chosen otherwise for it.
+    // Compared with the logits of the source's own values, the error is at most that of uniform 8-bit codes in
+    // groups of 64. It comes from rounding inputs to 8 bits, and from experts chosen differently because of it.
     let options = set!(EngineOptions { threads: 2, context: Some(64), ..EngineOptions::default() });
     let want = logits(&Engine::open_reference(&source, &options).unwrap()).concat();
     let energy: f32 = want.iter().map(|x| x * x).sum();
@@ -361,7 +361,7 @@ fn gate_151_tables_that_their_planes_contradict_are_refused() {
     }
 }
 
-/// Logits of a prompt and of tokens after it one by one.
+/// Logits of a prompt computed at once, and of tokens after it one by one.
 fn logits(engine: &Engine) -> Vec<Vec<f32>> {
     let ids: Vec<u32> = (0..60u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 13) % 250).collect();
     let mut session = engine.session(SessionOptions::default()).unwrap();

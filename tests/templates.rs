@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use std::fmt::Write;
 use std::fs;
 
-/// A known difference among the expressions: a group, a part of the template, the number of differences, and the
+/// A known difference in the expressions: a group, a part of the template, the number of differences, and the
 /// reason.
 struct Exception(&'static str, &'static str, usize, &'static str);
 
@@ -45,7 +45,7 @@ const EXCEPTIONS: [Exception; 12] = [
     Exception("methods", "encode", 19, "there are no bytes"),
     Exception("operators", "**", 2, "there are no complex numbers: nan"),
 ];
-/// Seconds since 1970 depend on the time zone, which the library does not know.
+/// Seconds since 1970 depend on the time zone, which the library does not have.
 const STRFTIME_EXCEPTION: &str = "%s";
 
 fn read(name: &str) -> Json {
@@ -69,7 +69,7 @@ fn moment(json: &Json) -> DateTime {
     }
 }
 
-/// The rendering of a conversation: all of its fields but the messages are variables.
+/// The rendering of a conversation. All of its fields but the messages are variables.
 fn render(template: &str, chat: &Json, special: &Json, now: DateTime) -> Option<String> {
     let fields = chat.as_object().unwrap().iter().chain(special.as_object().unwrap());
     let variables = fields.filter(|(k, _)| *k != "messages").map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -178,7 +178,7 @@ fn dates_are_written_as_python_writes_them() {
     assert!(compared >= 150, "only {compared}");
 }
 
-/// Renders all templates with all conversations; the table of `benches/records/templates.md`.
+/// Renders all templates with all conversations, for the table in `benches/records/templates.md`.
 fn record() -> (String, usize, usize) {
     let file = read("templates/renderings.json");
     let conversations = file["conversations"].as_object().unwrap();

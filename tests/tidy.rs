@@ -1,5 +1,5 @@
-//! Gate 7: the code follows ARCHITECTURE.md: rooms import only what the table allows, unsafe code stays in its rooms,
-//! the library does not print, exit or read the environment, files and pages stay readable, and every gate is listed.
+//! Gate 7: the code follows ARCHITECTURE.md: modules import only what its table allows, unsafe code stays where it
+//! may be, the library does not print, exit or read the environment, files and pages are short, gates are listed.
 
 #[path = "tidy/circles.rs"]
 mod circles;
@@ -27,7 +27,7 @@ fn library() -> Vec<(String, String)> {
     sources(&src).iter().map(|p| (name(p), fs::read_to_string(p).unwrap())).collect()
 }
 
-/// The table in ARCHITECTURE.md: room, what it may import.
+/// The table in ARCHITECTURE.md: module, and what it may import.
 fn table() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let from = text.find("| room | may import |").expect("ARCHITECTURE.md has the import table");
@@ -97,7 +97,7 @@ fn unsafe_code_stays_in_its_rooms_and_is_argued() {
     assert!(seen > 5, "the search finds nothing");
 }
 
-/// The C interface is the fourth room. It knows the library's API only, and every function has the one panic boundary.
+/// The C interface uses only the library's API, and every function goes through the one panic boundary.
 #[test]
 fn the_c_interface_is_thin_and_has_one_boundary() {
     let (mut functions, mut boundaries) = (0, 0);
@@ -118,8 +118,8 @@ fn the_c_interface_is_thin_and_has_one_boundary() {
     assert!(functions > 40 && boundaries == 1, "{functions} functions, {boundaries} boundaries");
 }
 
-/// The rest of the library checks properties of a family, not its name. Tokenizers have their own names, some of which
-/// are the same.
+/// The rest of the library checks properties of a family, not its name. Tokenizers have their own names, some
+/// of which are the same.
 #[test]
 fn only_its_file_knows_a_family_by_name() {
     let of_family = |file: &str| file.starts_with("model/families/") && !file.ends_with("/mod.rs");
@@ -150,7 +150,7 @@ fn only_its_file_knows_a_family_by_name() {
     }
 }
 
-/// The seam stays small: what varies is a field of a call.
+/// The interface stays small: variations are fields of a call.
 #[test]
 fn the_seam_to_processors_stays_small() {
     let (_, text) = library().into_iter().find(|(file, _)| file == "kernels/mod.rs").unwrap();
@@ -239,7 +239,7 @@ fn files_stay_readable() {
     }
 }
 
-/// Words of every sentence of a page: of its prose and lists, without tables, headings and code.
+/// The number of words of every sentence of a page: of its prose and lists, without tables, headings and code.
 fn sentences(page: &str) -> Vec<usize> {
     let mut code = false;
     let prose = page.lines().map(|line| {

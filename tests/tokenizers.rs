@@ -1,5 +1,5 @@
-//! Gate 2: ids equal those of the Python `tokenizers` package, from tokenizer.json and from GGUF-style vocabularies;
-//! decoding in a stream never splits a character.
+//! Gate 2: ids equal those of the Python `tokenizers` package, from tokenizer.json and from GGUF-style
+//! vocabularies; decoding in a stream never splits a character.
 
 use dollop::tokenizer::{Tokenizer, Vocab};
 use dollop_tests::{golden, root};
@@ -44,7 +44,7 @@ fn ids_equal_those_of_the_python_package() {
     }
 }
 
-/// The vocabulary of a tokenizer.json as a GGUF file would hold it.
+/// The vocabulary of a tokenizer.json as in a GGUF file.
 fn vocab(name: &str, model: &str, pre: Option<&str>) -> Vocab {
     let json: Json = serde_json::from_str(&tokenizer_json(name)).unwrap();
     let added = json["added_tokens"].as_array().unwrap();
@@ -88,7 +88,7 @@ fn a_byte_level_vocabulary_of_a_gguf_gives_the_same_ids() {
     }
 }
 
-/// The bytes that base64 stands for.
+/// The bytes of a base64 text.
 fn from_base64(text: &str) -> Vec<u8> {
     let digit = |c: u8| match c {
         b'A'..=b'Z' => c - b'A',
@@ -108,7 +108,7 @@ fn from_base64(text: &str) -> Vec<u8> {
     all.0
 }
 
-/// A vocabulary of ranks as a GGUF file would hold it: bytes as characters, and of each token the two whose merge it is.
+/// A vocabulary of ranks as in a GGUF file: bytes as characters, and for each token the two that merge to it.
 fn of_ranks(text: &str, pre: &str) -> Vocab {
     let tokens: Vec<Vec<u8>> =
         text.lines().map(|line| from_base64(line.split_once(' ').unwrap().0)).collect();
@@ -125,7 +125,7 @@ fn of_ranks(text: &str, pre: &str) -> Vocab {
         })
         .collect();
     let spell = |bytes: &[u8]| bytes.iter().map(|&b| characters[b as usize]).collect::<String>();
-    // Some are whole words alone, and no merge makes them.
+    // Some tokens are whole words only, and no merge gives them.
     let halves = |token: &Vec<u8>, rank: usize| {
         let mut ends: Vec<usize> = (0..=token.len()).collect();
         while ends.len() > 3 {
@@ -149,7 +149,7 @@ fn of_ranks(text: &str, pre: &str) -> Vocab {
     }
 }
 
-/// Marks are parts of words there.
+/// There, combining marks are parts of words.
 #[test]
 fn ranks_with_qwen_3_5s_cut_give_the_ids_of_tiktoken() {
     let text = fs::read_to_string(fetched("qwen3_5.tiktoken")).unwrap();
@@ -166,7 +166,7 @@ fn ranks_with_qwen_3_5s_cut_give_the_ids_of_tiktoken() {
 #[test]
 fn a_sentencepiece_vocabulary_of_a_gguf_gives_the_same_ids() {
     let mut v = vocab("llama2", "llama", None);
-    // A SentencePiece BPE model's scores are the order of its merges: each token's is the rank of the first that makes it.
+    // A SentencePiece BPE model's scores are the order of its merges: a token's is the rank of the first that gives it.
     let mut rank = HashMap::new();
     for (i, merge) in v.merges.iter().enumerate() {
         rank.entry(merge.replace(' ', "")).or_insert(-(i as f32));

@@ -1,9 +1,9 @@
-# Sourced by scripts that build for other systems: Debian's own Rust, beside rustup's. It brings the standard library's source, so
-# that libraries for any system can be built, and the aarch64 Linux library as a package.
+# Sourced by scripts that build for other systems: Debian's own Rust, beside rustup's. It contains the standard library's
+# source, so that libraries for any system can be built, and the aarch64 Linux library as a package.
 #
-# RUSTC and `debian_cargo` are it. RUSTC_BOOTSTRAP lets its stable compiler take -Z.
+# RUSTC and `debian_cargo` refer to it. With RUSTC_BOOTSTRAP its stable compiler accepts -Z.
 
-packages() { # PACKAGE…: installs those that are missing, and says so; 3 where that cannot be done.
+packages() { # PACKAGE…: installs and prints those that are missing; 3 if that is not possible.
   local missing=() package
   for package in "$@"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
@@ -23,7 +23,7 @@ rust_packages="rustc-web cargo-web rust-web-src libstd-rust-web-dev"
 export RUSTC=/usr/bin/rustc CARGO_PROFILE_DEV_DEBUG=0
 
 debian_cargo() { # SUBCOMMAND ARGUMENT…: with the standard library built from source; `std` names its crates.
-  # Without the reading of debug information for backtraces, a third of it.
+  # Without reading debug information for backtraces, a third of the library.
   RUSTC_BOOTSTRAP=1 /usr/bin/cargo "$1" "-Zbuild-std=${std:-std,panic_unwind}" -Zbuild-std-features=panic-unwind \
     --config tests/cross.toml "${@:2}"
 }

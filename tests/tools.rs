@@ -1,5 +1,5 @@
-//! Gates 123 and 124: calls of tools. What the templates of real models make of calls is read back as the same calls, however the text is
-//! cut into pieces; what breaks off or is none stays text. And under a constraint a model can write nothing but a valid call.
+//! Gates 123 and 124: tool calls. Calls rendered by the templates of real models are parsed back to the same calls, for
+//! any split of the text; incomplete or invalid ones stay text. With a constraint a model can only write valid calls.
 
 #[path = "tools/calls.rs"]
 mod calls;

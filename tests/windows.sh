@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the library's tests for Windows with mingw-w64 and runs those of files, memory and sessions under Wine. Arithmetic (kernels,
-# codes) and templates are the same everywhere, and slow in a build that is not optimised. Exits with 3 where the tools cannot be had.
+# Builds the library's tests for Windows with mingw-w64 and runs those of files, memory and sessions under Wine. Arithmetic
+# (kernels, codes) and templates are the same everywhere, and slow without optimisation. Exits with 3 without the tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/toolchain.sh
@@ -10,8 +10,8 @@ target=x86_64-pc-windows-gnu
 out=$PWD/target/windows
 mkdir -p "$out/tools"
 
-# Rust puts two objects around a program that only 32-bit Windows needs; they come with no source build of the standard library. The
-# linker's name tells Rust how to talk to it.
+# Rust links two objects that only 32-bit Windows needs; a source build of the standard library does not contain them. The
+# linker's name determines the flavour of its arguments.
 cat >"$out/tools/gcc" <<'LINK'
 #!/bin/sh
 for argument do
@@ -21,7 +21,7 @@ done
 exec x86_64-w64-mingw32-gcc "$@"
 LINK
 chmod +x "$out/tools/gcc"
-# Random numbers come from a library that Wine 8 lacks: its one function, by way of an older one.
+# Random numbers come from a library that Wine 8 lacks. This is its one function, implemented with an older one.
 cat >"$out/tools/prng.c" <<'C'
 #include <windows.h>
 BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);

@@ -1,4 +1,4 @@
-//! Progress, cancellation, counters and traces of long operations. Knows nothing about the operations.
+//! Progress, cancellation, counters and traces of long operations, independent of the operations.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,7 @@
-//! The WGSL kernels of Dollop: sources assembled and validated when this crate is built, and the bindings of each.
+//! The WGSL kernels of Dollop: sources assembled and validated when this crate is built, and their bindings.
 //!
-//! One kernel is one file of `wgsl/`. Shared parts are in `wgsl/shared` and named by `#import` lines; the axes along which a
-//! kernel varies are data (`variants.rs`). Knows nothing of any GPU library.
+//! Each kernel is one file of `wgsl/`. Shared parts are in `wgsl/shared` and included by `#import` lines; the
+//! axes along which a kernel varies are data (`variants.rs`). Independent of any GPU library.
 
 include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
@@ -10,18 +10,18 @@ include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 pub struct Variant {
     /// Planes of nested weights, 0 for unquantized ones.
     pub planes: u32,
-    /// Tokens of a workgroup, 1 or [`MANY`].
+    /// Tokens per workgroup, 1 or [`MANY`].
     pub tokens: u32,
     /// Keys and values in half precision.
     pub half: bool,
-    /// The last plane lies in a separate buffer, and only some experts have it; the others read zeros for its bits.
+    /// The last plane is in a separate buffer, and only some experts have it. The others read zeros for its bits.
     pub mixed: bool,
     /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`] or [`GATE`].
     pub op: u32,
-    /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. The results are bit-identical.
+    /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. Results are bit-identical.
     pub subgroups: bool,
-    /// How products keep their inputs in workgroup memory: [`SINGLE`]; [`HALF`] with [`MANY`] tokens on an adapter with f16;
-    /// [`BYTES`] with nested weights.
+    /// The format of products' inputs in workgroup memory: [`SINGLE`]; [`HALF`] with [`MANY`] tokens on an
+    /// adapter with f16; [`BYTES`] with nested weights.
     pub inputs: u32,
 }
 
@@ -46,19 +46,19 @@ pub const GATE: u32 = 4;
 pub const SINGLE: u32 = 0;
 /// Inputs in half precision, relative to the largest of their unit.
 pub const HALF: u32 = 1;
-/// Inputs as 8-bit integers, with a scale for every unit.
+/// Inputs as 8-bit integers, with a scale per unit.
 pub const BYTES: u32 = 2;
 
-/// Tokens of a workgroup that computes many tokens.
+/// Tokens per workgroup in kernels for many tokens.
 pub const MANY: u32 = 8;
 
-/// Invocations of every kernel's workgroup.
+/// Invocations per workgroup, in every kernel.
 pub const WORKGROUP: u32 = 128;
 
 /// One variant of a kernel.
 #[derive(Debug)]
 pub struct Shader {
-    /// The file.
+    /// The kernel.
     pub kernel: Kernel,
     /// The values of its axes.
     pub variant: Variant,
@@ -66,9 +66,9 @@ pub struct Shader {
     pub source: &'static [&'static str],
     /// The entry point.
     pub entry: &'static str,
-    /// Invocations of a workgroup.
+    /// Invocations per workgroup, in each dimension.
     pub workgroup: [u32; 3],
-    /// For each binding of group 0, from 0 on: whether the kernel writes it. All are storage buffers.
+    /// For each binding of group 0, from 0 on: whether the kernel writes to it. All are storage buffers.
     pub writable: &'static [bool],
     /// Members of the immediates with their offsets in bytes.
     pub params: &'static [(&'static str, u32)],

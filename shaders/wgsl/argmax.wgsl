@@ -1,5 +1,5 @@
-// The largest of some values, and its first index. One workgroup: SPAN values in, one pair out; the pairs of one dispatch are the
-// values of the next.
+// The largest of some values, and its first index. One workgroup: SPAN values in, one pair out. The pairs of
+// one dispatch are the values of the next.
 
 #import order
 
@@ -24,7 +24,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = id.x * SPAN + lane; i < min(p.len, (id.x + 1u) * SPAN); i += 128u) {
         let at = select(i, 2u * i + 1u, p.pairs == 1u);
         let other = order(values[at]);
-        // Within a lane, the first of equal values is kept, with pairs as well.
+        // Within a lane, the first of equal values is kept, also with pairs.
         if (other > key) {
             key = other;
             place = i;

@@ -1,11 +1,11 @@
-// Merges the tiles of each head that `attend_one` left. One workgroup: one query head.
+// Merges the tiles of each head from `attend_one`. One workgroup: one query head.
 
 #import softmax
 
 struct Params {
     v_dim: u32,
     tiles: u32,
-    sinks: u32, // whether there are any
+    sinks: u32, // whether there are sinks
 }
 
 @group(0) @binding(0) var<storage, read> partial: array<vec4<f32>>; // [heads, tiles, v_dim / 4 + 1]: cells; highest, total

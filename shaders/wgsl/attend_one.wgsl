@@ -1,6 +1,6 @@
-// `place` and `attention` of one token in one launch. Each workgroup computes the token's own key and value again; the first of
-// the query heads that share them writes them to the cache. One workgroup: one query head and, if there are several tiles of
-// positions, one tile; `attend_merge` merges the tiles.
+// `place` and `attention` of one token in one launch. Each workgroup computes the token's own key and value
+// again; the first of the query heads that share them writes them to the cache. One workgroup: one query head
+// and, if there are several tiles of positions, one tile; `attend_merge` merges the tiles.
 
 #import attend
 #import placed
@@ -12,8 +12,8 @@ struct Params {
     half: u32,   // rotated pairs
     pos: u32,
     capacity: u32,
-    base: u32,   // of the first position that is seen
-    q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
+    base: u32,   // position at place 0 of the cache
+    q_norm: u32, // length of the queries' norm: 0 for none, a head or the whole row
     k_norm: u32,
     v_norm: u32, // whether values are normed, head by head, without weights
     eps: f32,
@@ -21,8 +21,8 @@ struct Params {
     window: u32, // 0 for none
     scale: f32,
     tiles: u32,
-    sinks: u32, // whether there are any: behind the norms
-    latent: u32, // 0, or how much of a key turns, where the rest is the value too
+    sinks: u32, // whether there are sinks, after the norms
+    latent: u32, // 0, or the rotated part of a key, whose rest is also the value
     v_dim: u32,
 }
 

@@ -7,12 +7,12 @@ struct Params {
     kv_heads: u32,
     head_dim: u32,
     capacity: u32,
-    base: u32,   // of the first position that is seen
+    base: u32,   // position at place 0 of the cache
     pos: u32,
     window: u32, // 0 for none
     scale: f32,
-    sinks: u32, // whether there are any
-    v_dim: u32, // values of a value; as many as of a query and a key, or less
+    sinks: u32, // whether there are sinks
+    v_dim: u32, // values of a value; at most those of a query
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;         // [tokens, heads · head_dim]

@@ -1,6 +1,6 @@
-// Causal attention of many tokens: bit-identical to attention.wgsl, for calls in which no window hides a position. One workgroup:
-// up to 16 queries of one key and value head, neighbours in the order of tokens and then of the heads that share it. Every key
-// and value is read once for all of them.
+// Causal attention of many tokens: bit-identical to attention.wgsl, for calls in which no window hides a
+// position. One workgroup: up to 16 queries of one key-value head, which are neighbours in the order of
+// tokens and then of heads. Every key and value is read once for all of them.
 
 #import attend_many
 
@@ -11,9 +11,9 @@ struct Params {
     capacity: u32,
     pos: u32,
     tokens: u32,
-    queries: u32, // of a workgroup: a multiple of 4, and no more than there is memory for
+    queries: u32, // per workgroup: a multiple of 4, limited by workgroup memory
     scale: f32,
-    sinks: u32,   // whether there are any
+    sinks: u32,   // whether there are sinks
     v_dim: u32,   // values of a value
 }
 
@@ -28,15 +28,15 @@ var<immediate> p: Params;
 var<private> kv_head: u32;
 var<private> cells: u32; // of a key
 var<private> wide: u32;  // cells of a value
-var<private> first: u32; // query
-var<private> count: u32; // of all queries of the head
+var<private> first: u32; // first query
+var<private> count: u32; // queries of the head
 
-// The last position that a query sees.
+// The last position that a query attends to.
 fn last_of(i: u32) -> u32 {
     return p.pos + min(first + i, count - 1u) / (p.heads / p.kv_heads);
 }
 
-// Which of all heads of all tokens a query is.
+// The index of a query among all heads of all tokens.
 fn place_of(i: u32) -> u32 {
     let group = p.heads / p.kv_heads;
     return (first + i) / group * p.heads + kv_head * group + (first + i) % group;

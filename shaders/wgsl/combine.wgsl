@@ -1,10 +1,10 @@
-// out[token] = Σ gate · slots[slot] over the token's slots, ranks in order; a gate of zero marks a slot that was not computed.
-// One invocation: one column of one token.
+// out[token] = Σ gate · slots[slot] over the token's slots, in order of rank. A gate of zero marks a slot
+// that was not computed. One invocation: one column of one token.
 
 struct Params {
     d: u32,
     top_k: u32,
-    at: u32, // where the choices begin
+    at: u32, // index of the first choice
 }
 
 @group(0) @binding(0) var<storage, read> slots: array<f32>;     // [tokens, top_k, d]

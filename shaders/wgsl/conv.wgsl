@@ -1,14 +1,14 @@
-// A gated short convolution, channel by channel: out = C ⊙ conv(B ⊙ v), oldest tap first, and the last inputs B ⊙ v, which the tokens
-// after these see. One invocation: one channel of one token or, behind the tokens, of one row that is kept.
+// A gated short convolution, per channel: out = C ⊙ conv(B ⊙ v), oldest tap first. Also stores the last inputs B ⊙
+// v for the tokens after these. One invocation: one channel of one token or, after the tokens, of one stored row.
 
 struct Params {
     d: u32,
     taps: u32,
     tokens: u32,
     before_slot: u32, // the slot of the tokens before
-    after_slot: u32,  // another, which is written
-    before: u32,      // whether there are any before
-    bias: u32,        // whether there is one, behind the weights
+    after_slot: u32,  // the slot to write, a different one
+    before: u32,      // whether there are tokens before
+    bias: u32,        // whether there is a bias, after the weights
 }
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;           // [tokens, 3, d]: B, C, v
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;   // [tokens, d]
 var<immediate> p: Params;
 
-// The input of a channel at a token, counted from `taps - 1` before the first.
+// The input of a channel at token `t`, counted from `taps - 1` before the first.
 fn input(i: u32, channel: u32) -> f32 {
     let kept = p.taps - 1u;
     if (i >= kept) {

@@ -13,7 +13,7 @@ struct Params {
     group: u32,
     first: u32, // the first job
     place: u32, // jobs in another buffer, or at another level, belong to another dispatch
-    experts: u32, // of the layer if they have biases; otherwise 0
+    experts: u32, // in the layer if they have biases; otherwise 0
 }
 
 @group(0) @binding(3) var<storage, read_write> out: array<f32>; // [slots, d]

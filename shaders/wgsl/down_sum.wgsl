@@ -1,6 +1,6 @@
-// out[token] += Σ gate · down · hidden[slot] over the token's jobs, in the order of their ranks; the gate is the job's or, if
-// `gated`, the sigmoid of the token's. One workgroup: a quad of rows of one token, with two times four ranks and 32 units of each
-// in flight; with 128 units of one rank if a token has fewer than four jobs.
+// out[token] += Σ gate · down · hidden[slot] over the token's jobs, in order of rank. The gate is the job's
+// or, if `gated`, the sigmoid of the token's. One workgroup: a quad of rows of one token, with two times four
+// ranks and 32 units of each in flight; with fewer than four jobs per token, 128 units of one rank.
 
 #import weights
 #import inputs

@@ -1,4 +1,4 @@
-// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y or x = x · sigmoid(y), y being taken from `at` on. One invocation: one value.
+// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y or x = x · sigmoid(y); y begins at `at`. One invocation: one value.
 
 #import gelu
 
@@ -11,9 +11,9 @@ const GATE = 4u;
 struct Params {
     len: u32,
     at: u32,
-    row: u32,    // values of y that lie together
-    stride: u32, // values from one such row to the next
-    scale: f32, // multiplies the result
+    row: u32,    // adjacent values of y
+    stride: u32, // distance of such rows in y
+    scale: f32, // factor of the result
 }
 
 @group(0) @binding(0) var<storage, read> y: array<f32>;

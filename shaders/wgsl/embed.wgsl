@@ -1,4 +1,4 @@
-// out[i] = scale · table[ids[i]] where that row lies in this part of the table. One invocation: four columns of one token.
+// out[i] = scale · table[ids[i]] if that row is in this part of the table. One invocation: four columns of one token.
 
 #import weights
 
@@ -10,7 +10,7 @@ struct Params {
     group: u32,
     alpha: f32,
     centre: f32,
-    ids: u32,   // where the ids begin
+    ids: u32,   // index of the first id
     scale: f32,
 }
 

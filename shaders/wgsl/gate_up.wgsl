@@ -1,4 +1,4 @@
-// hidden[slot] = activation of gate · x[token] and up · x[token] for the slots of each job. One workgroup: ROWS rows of one job.
+// hidden[slot] = activation of gate · x[token] and up · x[token] for each job's slots. One workgroup: ROWS rows of one job.
 
 #import product
 #import job
@@ -16,12 +16,12 @@ struct Params {
     group_up: u32,
     top_k: u32, // slots per token
     first: u32, // the first job
-    place: u32, // jobs that lie elsewhere, or at another level, are left to another dispatch
-    plain: u32, // whether hidden values are left as they are, to be rotated
-    experts: u32, // of the layer, where they have biases; otherwise 0
-    gelu: u32,    // whether that is the activation
+    place: u32, // jobs in another buffer, or at another level, belong to another dispatch
+    plain: u32, // whether hidden values stay unprepared, to be rotated
+    experts: u32, // in the layer if they have biases; otherwise 0
+    gelu: u32,    // whether this is the activation
     alpha: f32,   // of a clamped SwiGLU
-    limit: f32,   // likewise; 0 for a plain one
+    limit: f32,   // also of a clamped SwiGLU; 0 for a plain one
 }
 
 @group(0) @binding(4) var<storage, read> biases: array<f32>; // [experts, ff], [experts, ff], [experts, d]

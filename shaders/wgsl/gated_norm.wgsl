@@ -1,12 +1,12 @@
-// out = x / sqrt(mean(x²) + eps) · weight · SiLU(z), head by head. One workgroup: one head of one token.
+// out = x / sqrt(mean(x²) + eps) · weight · SiLU(z), per head. One workgroup: one head of one token.
 
 #import reduce
 
 struct Params {
     heads: u32,
     dim: u32,
-    stride: u32, // values of a row of x
-    first: u32,  // of the first head in it
+    stride: u32, // values per row of x
+    first: u32,  // index of the first head in a row
     eps: f32,
 }
 

@@ -1,10 +1,10 @@
-// Sorts the choices of many tokens by expert, and writes jobs of up to MANY slots each. The order of slots within an expert
-// varies from run to run; every slot is computed by itself, so no result depends on it. One workgroup.
+// Sorts the choices of many tokens by expert, and writes jobs of up to MANY slots each. The order of slots within
+// an expert varies from run to run. Every slot is computed separately, so no result depends on it. One workgroup.
 
 struct Params {
     experts: u32,
     slots: u32,
-    jobs: u32,  // dispatched jobs; those beyond the last one are marked
+    jobs: u32,  // dispatched jobs; those after the last one are marked
     table: u32, // the layer's first expert in the table
 }
 

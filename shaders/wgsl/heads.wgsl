@@ -1,5 +1,5 @@
-// Products of heads: `out[t, h] = matrix[h] · x[t, h]`, of a matrix that has those of all heads behind each other; what a head of x
-// has behind the inputs stands before the products. One workgroup: ROWS rows of one head, one token.
+// Per-head products: `out[t, h] = matrix[h] · x[t, h]`, with all heads' rows in one matrix. Values after the
+// inputs of a head of x are copied in front of its products. One workgroup: ROWS rows of one head, one token.
 
 #import product
 #import x
@@ -7,7 +7,7 @@
 const MATRICES = 1u;
 
 struct Params {
-    base: u32, // word where the matrix begins
+    base: u32, // index of the matrix's first word
     rows: u32, // of all heads
     cols: u32,
     group: u32,
@@ -20,7 +20,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> out: array<f32>; // [tokens, heads, kept + rows of a head]
 var<immediate> p: Params;
 
-var<private> begin: u32; // of a head of a token in x
+var<private> begin: u32; // of a token's head in x
 
 fn input(t: u32, col: u32) -> vec4<f32> {
     if (col >= p.cols) {

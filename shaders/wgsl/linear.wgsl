@@ -1,6 +1,6 @@
-// out = matrix · x + bias for up to three matrices of one buffer that share their input, optionally of the RMS norm of x (which
-// the variant for one token also writes to `h`), optionally added to `out`. One workgroup: some blocks of ROWS rows, TOKENS
-// tokens.
+// out = matrix · x + bias for up to three matrices of one buffer that share their input. Optionally with the
+// RMS norm of x (which the variant for one token also writes to `h`), and optionally added to `out`. One
+// workgroup: several blocks of ROWS rows, TOKENS tokens.
 
 #import product
 #import normed
@@ -12,13 +12,13 @@ const ADD = 4u;
 const MATRICES = 1u;
 
 struct Part {
-    base: u32,  // word where the matrix begins
+    base: u32,  // index of the matrix's first word
     rows: u32,
     group: u32,
-    tiles: u32, // of the parts before
+    tiles: u32, // of earlier parts
     alpha: f32,
     centre: f32,
-    at: u32,    // where its first row goes
+    at: u32,    // index of its first row in the output
     stride: u32, // values per token in its output
 }
 
@@ -29,7 +29,7 @@ struct Params {
     eps: f32,
     parts: u32,
     bias: u32, // tiles before the first bias
-    each: u32, // blocks of rows of a workgroup
+    each: u32, // blocks of rows per workgroup
     part: array<Part, 3>,
 }
 

@@ -1,5 +1,5 @@
-// The steps between the projections and attention: norms of queries and keys, limits, rope. Queries go to `rotated`, keys and
-// values to the cache. One workgroup: one head of one token.
+// The steps between the projections and attention: norms of queries and keys, clamping, rope. Queries go to
+// `rotated`, keys and values to the cache. One workgroup: one head of one token.
 
 #import kv
 #import placed
@@ -11,12 +11,12 @@ struct Params {
     half: u32,   // rotated pairs
     pos: u32,
     capacity: u32,
-    q_norm: u32, // length of the norm of queries: 0 for none, a head or the whole row
+    q_norm: u32, // length of the queries' norm: 0 for none, a head or the whole row
     k_norm: u32,
     v_norm: u32, // whether values are normed, head by head, without weights
     eps: f32,
     limit: f32,  // 0 for none
-    latent: u32, // 0, or how much of a key turns, where the rest is the value too
+    latent: u32, // 0, or the rotated part of a key, whose rest is also the value
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]

@@ -1,5 +1,5 @@
-// Prepares a row for products of many tokens (shared/layout.wgsl), optionally its RMS norm, which is then also written to `h`.
-// One workgroup: one row, or one of the listed rows.
+// Prepares a row for products of many tokens (shared/layout.wgsl), or optionally its RMS norm, which is then
+// also written to `h`. One workgroup: one row, or one of the listed rows.
 
 const TO = 2u; // binding
 
@@ -15,7 +15,7 @@ struct Params {
     rows: u32,
     flags: u32,
     eps: f32,
-    first: u32, // where the list begins
+    first: u32, // index of the list's first entry
 }
 
 @group(0) @binding(0) var<storage, read> norm: array<vec4<f32>>; // [cols]

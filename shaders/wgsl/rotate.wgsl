@@ -1,18 +1,18 @@
-// Rotates rows of inputs (`quant/rotation.rs`): signs, a mix across blocks, and the Walsh–Hadamard transform of each block. One
-// workgroup: one block of one row.
+// Rotates rows of inputs (`quant/rotation.rs`): signs, a mix across blocks, and the Walsh–Hadamard transform
+// of each block. One workgroup: one block of one row.
 
 const MAX_BLOCK = 2048u;
 
 struct Params {
     rows: u32,
-    block: u32,  // columns of a block, a power of two
-    blocks: u32, // blocks of a row
-    table: u32,  // where the factors for this number of blocks begin
+    block: u32,  // columns per block, a power of two
+    blocks: u32, // blocks per row
+    table: u32,  // index of the factors for this number of blocks
     norm: f32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;         // [rows, blocks, block]
-@group(0) @binding(1) var<storage, read> factors: array<f32>;   // [blocks], behind those of fewer
+@group(0) @binding(1) var<storage, read> factors: array<f32>;   // [blocks], after those of fewer blocks
 @group(0) @binding(2) var<storage, read_write> out: array<f32>; // as x
 var<immediate> p: Params;
 

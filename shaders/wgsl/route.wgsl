@@ -1,6 +1,6 @@
-// Softmax or sigmoids of the router's logits and the best experts of each token, best first; ties go to the lower index. With a table of the
-// layer's experts, also writes the job of every slot. The choices of the last tokens go to a history that the host reads back
-// with their logits. One workgroup: one token.
+// Softmax or sigmoids of the router's logits, and the best experts of each token, best first; ties go to the
+// lower index. With a table of the layer's experts, also writes the job of every slot. The choices of the
+// last tokens go to a history, which the host reads back with their logits. One workgroup: one token.
 
 #import choose
 
@@ -9,16 +9,16 @@ struct Params {
     top_k: u32,
     renormalize: u32,
     scale: f32,
-    scaled: u32, // whether every expert has a factor for its gates
+    scaled: u32, // whether experts have factors for their gates
     jobs: u32,  // whether to write jobs
     table: u32, // the layer's first expert in the table
-    at: u32,    // where the layer's part of the history begins
-    first: u32, // the first token that goes there
-    sigmoid: u32, // a weight of its own for every logit, not a softmax
-    eps: f32,     // added to the sum of those
-    biased: u32,  // whether there is a bias that experts are chosen with
+    at: u32,    // index of the layer's part in the history
+    first: u32, // the first token in the history
+    sigmoid: u32, // whether each logit has its own sigmoid, instead of a softmax
+    eps: f32,     // added to the sum of sigmoids
+    biased: u32,  // whether experts are chosen with a bias
     groups: u32,  // of neighbouring experts, at most MAX_GROUPS
-    kept: u32,    // groups that are chosen among
+    kept: u32,    // groups from which experts are chosen
 }
 
 const JOB_WORDS = 24u;
@@ -45,7 +45,7 @@ fn sigmoid_of(token: u32, e: u32) -> f32 {
     return 1.0 / (1.0 + exp(-bitcast<f32>(logit(token, e))));
 }
 
-// What an expert is chosen by, whatever its group.
+// An expert's score for the choice, regardless of its group.
 fn own_standing(token: u32, e: u32) -> u32 {
     if (p.sigmoid == 0u) {
         return logit(token, e);
@@ -57,7 +57,7 @@ fn own_standing(token: u32, e: u32) -> u32 {
     return bitcast<u32>(score);
 }
 
-// Of each group the score of its best expert or, of sigmoids, the sum of its best two.
+// The score of each group: that of its best expert or, with sigmoids, the sum of its best two.
 fn score_groups(token: u32, lane: u32) {
     let size = p.experts / p.groups;
     for (var g = lane; g < p.groups; g += 128u) {
@@ -73,7 +73,7 @@ fn score_groups(token: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Below everything where the expert's group is none of the best; ties go to the lower group.
+// The lowest possible score if the expert's group is not among the best; ties go to the lower group.
 fn standing(token: u32, e: u32) -> u32 {
     if (p.groups > 1u) {
         let own = e / (p.experts / p.groups);
@@ -89,7 +89,7 @@ fn standing(token: u32, e: u32) -> u32 {
     return own_standing(token, e);
 }
 
-// `weigh` of sigmoids.
+// `weigh` for sigmoids.
 fn weigh_each(token: u32, lane: u32) {
     var sum = 0.0;
     for (var r = 0u; r < p.top_k; r++) {

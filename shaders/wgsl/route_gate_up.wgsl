@@ -1,5 +1,5 @@
-// `route` and `gate_up` of one token in one launch, if one buffer has all experts: every workgroup computes the choice itself,
-// and the first of each expert writes the job that `down_sum` reads. One workgroup: ROWS rows of one expert.
+// `route` and `gate_up` of one token in one launch, if all experts are in one buffer. Every workgroup computes the choice
+// itself, and the first of each expert writes the job that `down_sum` reads. One workgroup: ROWS rows of one expert.
 
 #import product
 #import entry
@@ -22,7 +22,7 @@ struct Params {
     scale: f32,
     table: u32, // the layer's first expert in the table
     kept: u32,  // whether the choices go to the history
-    at: u32,    // where the layer's part of the history begins
+    at: u32,    // index of the layer's part in the history
 }
 
 @group(0) @binding(2) var<storage, read> logits: array<u32>;        // [experts], f32

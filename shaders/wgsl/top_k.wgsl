@@ -1,5 +1,5 @@
-// The k largest of some values with their indices, largest first, ties by lowest index. One workgroup: SPAN values in, sorted, k
-// pairs out; the pairs of one dispatch are the values of the next. NaN has no index.
+// The k largest of some values with their indices, largest first, ties by lowest index. One workgroup: SPAN
+// values in, sorted, k pairs out. The pairs of one dispatch are the values of the next. NaN has no index.
 
 #import order
 
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         keys[i] = key;
         places[i] = select(place, 0xffffffffu, key == 0u);
     }
-    // Bitonic sort: runs of `size`, descending and ascending in turn, are merged by exchanges at `stride`.
+    // Bitonic sort: runs of `size`, descending and ascending in turn, are merged by exchanges over `stride`.
     for (var size = 2u; size <= SPAN; size = size * 2u) {
         for (var stride = size / 2u; stride > 0u; stride = stride / 2u) {
             workgroupBarrier();

@@ -9,7 +9,7 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
     if !has_gpu() {
         return;
     }
-    // The CPU's products have inputs in 8 bits.
+    // The CPU's products have 8-bit inputs.
     let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
     let options = EngineOptions::default().with_backend(BackendChoice::Gpu(None));
     let on_gpu =
@@ -38,7 +38,7 @@ fn gate_122_a_gpu_obeys_as_the_cpu_does() {
             compared += 1;
         }
         forced += said.forced_tokens;
-        // The CPU gets the GPU's answer, token by token, and would have chosen the same of what is allowed.
+        // The CPU gets the GPU's answer, token by token, and must prefer the same token among the allowed ones.
         let mut guide = cpu.engine().words().unwrap().guide(&constraint.one_by_one()).unwrap();
         cpu.rewind(0);
         let mut next = prompt.clone();

@@ -1,4 +1,4 @@
-//! Random schemas, of the keywords that are supported.
+//! Random schemas with the supported keywords.
 
 use dollop_tests::chance::Chance;
 use serde_json::{Map, Value as Json, json};
@@ -7,9 +7,9 @@ const KEYS: [&str; 8] = ["name", "first name", "größe", "x", "is_it", "\"quote
 const PATTERNS: [&str; 5] = ["^[a-z]{2,5}$", "^(yes|no)$", "^\\d{4}-\\d{2}$", "^[A-Z][a-zé]*-?[0-9]+$", "b"];
 const FORMATS: [&str; 5] = ["date", "time", "uuid", "ipv4", "email"];
 
-/// A schema, nested at most so deep.
+/// A schema, nested to at most this depth.
 pub fn schema(chance: &mut Chance, depth: usize) -> Json {
-    // Definitions stand at the top.
+    // Definitions are only at the top.
     match chance.below([7, 10, 11][depth.min(2)]) {
         0 => text(chance),
         1 => {

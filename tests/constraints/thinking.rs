@@ -1,15 +1,15 @@
-//! Reasoning before an answer: marked by tags, begun by the model or by its template, and free of the constraint.
+//! Reasoning before an answer: marked by tags, begun by the model or by its template, and unconstrained.
 
 use super::*;
 use dollop::{Chat, Event, Overflow};
 use dollop_tests::talker::{END, Talker};
 use std::path::Path;
 
-/// Ids of the tags, behind those that a talker has.
+/// Ids of the tags, after those of a talker.
 const OPEN: u32 = 257;
 const CLOSE: u32 = 258;
 
-/// A model that thinks "hm" and says "ok!", after a template that may begin the thought.
+/// A model that reasons "hm" and answers "ok!". The template may open the reasoning.
 fn thinker(folder: &Path, opens: bool) -> Engine {
     let template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}A{{ '\n' }}";
     let template = if opens { template.to_owned() + "<think>" } else { template.to_owned() };
@@ -84,7 +84,7 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
         said.starts_with("ok") && (said.ends_with('?') || outcome.stop == StopReason::MaxTokens),
         "{said}"
     );
-    // Where the template opens no tag, the answer begins at once.
+    // If the template opens no tag, the answer begins at once.
     let folder = tempfile::tempdir().unwrap();
     let engine = thinker(folder.path(), false);
     let (_, said, thought) = ask(&engine, Some(Constraint::regex("ok|no")), "2+2?");

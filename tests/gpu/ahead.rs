@@ -7,8 +7,8 @@ fn feed(session: &mut Session, token: u32) -> Vec<f32> {
     session.logits(&[token]).unwrap().remove(0)
 }
 
-/// Calls of two sessions: one alone past the end of a tile of positions, both in turn, one that rewinds. Returns all
-/// logits, and for each part how many tokens' commands were recorded ahead.
+/// Calls of two sessions: one alone past the end of a tile of positions, both in turn, one that rewinds.
+/// Returns all logits, and for each part the number of tokens whose commands were recorded ahead.
 fn a_day(engine: &Engine, vocab: u32) -> (Vec<Vec<f32>>, [u64; 3]) {
     let options = SessionOptions::default().with_context(160);
     let (mut a, mut b) = (engine.session(options).unwrap(), engine.session(options).unwrap());
@@ -48,8 +48,8 @@ fn gate_56_commands_made_ahead_and_a_clock_change_nothing() {
     let (engine, timed) = (open(false), open(true));
     let vocab = engine.info().vocab as u32;
     let (logits, ahead) = a_day(&engine, vocab);
-    // Every token but the first after a prompt, and position 128, which begins a tile and takes one more launch; none
-    // while two sessions alternate; all but the first after the rewind.
+    // All tokens except the first after a prompt, and position 128, which begins a tile and takes one more
+    // launch; none while two sessions alternate; all but the first after the rewind.
     assert_eq!(ahead, [18, 0, 3]);
     assert!(engine.gpu_stats().unwrap().kernels.is_empty());
 

@@ -1,5 +1,5 @@
-//! Gate 53: a layer with more experts than a kernel can read at once. They lie in several buffers, and so do their
-//! refinements; a token has the same logits as with one buffer, with one submission and one read-back.
+//! Gate 53: a layer with more experts than a kernel can bind at once. They lie in several buffers, and so do
+//! their refinements. A token has the same logits as with one buffer, with one submission and one read-back.
 
 use super::*;
 use dollop_tests::with_refinements;

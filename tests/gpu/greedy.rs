@@ -1,5 +1,5 @@
-//! Gates 21 and 55: greedy choices. The default model answers on a GPU as on the CPU, and a real model straight from
-//! its GGUF answers as in `transformers` with the same weights, unless the two best logits are almost equal.
+//! Gates 21 and 55: greedy choices. The default model gives the CPU's answers on a GPU, and a real model, directly
+//! from its GGUF, those of `transformers` with the same weights, unless the two best logits are almost equal.
 
 use super::*;
 use dollop::internal::kernels::{GpuInputs, GpuVariants};
@@ -12,8 +12,8 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     if !has_gpu() {
         return;
     }
-    // The CPU's products have inputs in 8 bits; inputs in single precision move the two best logits by more than the
-    // margin.
+    // The CPU's products have 8-bit inputs; single-precision inputs change the two best logits by more than
+    // the margin.
     let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
     let engine =
         Engine::open(default_model(), &set!(EngineOptions { gpu_variants: inputs, ..on_gpu() })).unwrap();
@@ -26,7 +26,7 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     let stats = engine.gpu_stats().unwrap();
     assert!(stats.byte_dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
 
-    // The CPU gets the GPU's answer, token by token, and would have chosen the same.
+    // The CPU gets the GPU's answer, token by token, and must prefer the same tokens.
     let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
     assert!(on_cpu.gpu_stats().is_none());
     let mut session = on_cpu.session(options).unwrap();
@@ -62,7 +62,7 @@ fn gate_55_a_real_model_says_what_transformers_says() {
     for prompt in expected["prompts"].as_array().unwrap().iter().take(prompts) {
         let ids = |key: &str| serde_json::from_value::<Vec<u32>>(prompt[key].clone()).unwrap();
         let margins: Vec<f32> = serde_json::from_value(prompt["margins"].clone()).unwrap();
-        // Prompts begin alike; the session need not compute a common prefix again.
+        // Prompts have a common beginning, which the session need not compute again.
         let prompted = ids("ids");
         let same = session.tokens().iter().zip(&prompted).take_while(|(a, b)| a == b).count();
         session.rewind(same);

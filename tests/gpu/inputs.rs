@@ -1,5 +1,5 @@
-//! Gate 49: the error of logits from inputs of products in half precision or in 8 bits. It is far larger than the error
-//! from sums in another order.
+//! Gate 49: the error of logits from half-precision or 8-bit inputs of products. It is far larger than the
+//! error from another order of sums.
 
 use super::*;
 use dollop::internal::kernels::{GpuInputs, GpuVariants};
@@ -13,7 +13,7 @@ fn has_f16() -> bool {
     dollop::internal::kernels::gpu::adapters().iter().find(|a| a.missing.is_none()).is_some_and(|a| a.f16)
 }
 
-/// The engine's products so far with inputs in half precision, and in 8 bits.
+/// The engine's products so far with half-precision inputs, and with 8-bit inputs.
 fn products(engine: &Engine) -> (u64, u64) {
     let stats = engine.gpu_stats().unwrap();
     (stats.half_dispatches, stats.byte_dispatches)
@@ -24,7 +24,7 @@ fn farthest(got: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
     pairs.map(|(g, w)| (g - w).abs()).fold(0.0, f32::max)
 }
 
-/// The mean of KL(want ‖ got) over positions.
+/// The mean KL(want ‖ got) over positions.
 fn divergence(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     let log_sum = |x: &[f32]| {
         let most = x.iter().fold(f32::MIN, |m, &x| m.max(x));
@@ -41,16 +41,16 @@ fn divergence(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
     got.iter().zip(want).map(of).sum::<f64>() / want.len() as f64
 }
 
-/// The error bound of the goldens' logits with inputs in half precision; inputs in single precision keep [`BOUND`].
+/// The error bound of the goldens' logits with half-precision inputs; single-precision inputs keep [`BOUND`].
 const HALF_BOUND: f32 = 3e-2;
 
-/// The position where a router's third and fourth choices are 0.0011 apart in `transformers`, the closest of all: in half precision the
-/// other one is chosen. What is compared lies before.
+/// The position where a router's third and fourth choices differ by only 0.0011 in `transformers`, the
+/// closest of all: with half-precision inputs the other one is chosen. Only earlier positions are compared.
 const NEAR_TIE: (&str, usize) = ("gptoss-listed", 30);
 
-/// The same of models with delta nets. Where memory holds few tokens, what it gives is `q·k` times a value, and the norm behind it leaves
-/// of a small `q·k` little more than the sign: differences grow there, up to 0.079 at one of the first positions of `qwen35`, and
-/// are 0.01 later.
+/// The bound for models with delta nets. When their memory holds few tokens, its output is `q·k` times a
+/// value, and the norm after it reduces a small `q·k` to little more than its sign. There differences grow,
+/// up to 0.079 at one of the first positions of `qwen35`; later they are 0.01.
 const DELTA_HALF_BOUND: f32 = 0.1;
 
 #[test]
@@ -59,7 +59,7 @@ fn gate_49_goldens_with_inputs_in_half_precision() {
         return;
     }
     let mut worst = (0.0, String::new());
-    // Every third golden stands for all: the rounding of inputs is the same in all of them.
+    // Every third golden represents all: the rounding of inputs is the same in all of them.
     for name in tiny::names().into_iter().step_by(if full() { 1 } else { 3 }) {
         let tiny = Tiny::load(&name);
         let folder = tempfile::tempdir().unwrap();
@@ -85,7 +85,7 @@ fn gate_49_the_default_model_with_other_inputs() {
     if !has_gpu() {
         return;
     }
-    // A few layers stand for all.
+    // A few layers represent all.
     let (path, ids) = if full() { (default_model(), noise(24)) } else { (short_model(), noise(12)) };
     let (last, prompt) = ids.split_last().unwrap();
     let run = |inputs| {
@@ -97,7 +97,7 @@ fn gate_49_the_default_model_with_other_inputs() {
     };
     let (single, none) = run(GpuInputs::Single);
     assert_eq!(none, (0, 0));
-    // Random tokens are hard on a router: a logit says little where another expert was chosen, so distributions are compared.
+    // Random tokens are hard for a router: with another expert one logit means little, so distributions are compared.
     for (inputs, bound) in [(GpuInputs::Half, 0.02), (GpuInputs::Bytes, 0.1)] {
         let (got, (half, bytes)) = run(inputs);
         let (off, divergence) = (farthest(&got, &single), divergence(&got, &single));

@@ -1,6 +1,6 @@
-//! Gate 30: experts streamed to a GPU are held once, there. The host holds only the planned staging memory; reads that
-//! fail leave nothing behind; and when the GPU is lost, its experts are read again. Gate 54: so are the weights beside
-//! them, and weights held by both count for both.
+//! Gate 30: experts streamed to a GPU exist once, there. The host has only the planned staging memory; failed
+//! reads leave nothing behind; and when the GPU is lost, its experts are read again. Gate 54: the same for
+//! the weights beside them, and weights on both count for both.
 
 use super::refined::with_faults;
 use super::*;
@@ -31,7 +31,7 @@ fn gate_30_streamed_experts_are_held_once() {
         let plan = engine.memory_plan().clone();
         assert!(plan.total_bytes() <= plan.budget.unwrap());
         let at = format!("{precision}, {share}: {plan:?}");
-        // Not a second cache: a few experts in all layers together, and much less than the device has.
+        // Not a second cache: a few experts of all layers together, and much less than the device has.
         let one = plan.levels.last().unwrap();
         let one = one.touched_bytes / (engine.info().experts_used * engine.info().layers) as u64;
         let [host, _, experts] = held(&engine);
@@ -55,7 +55,7 @@ fn gate_30_streamed_experts_are_held_once() {
         last = Some((o, engine));
     }
 
-    // A warm start uploads the hottest, and leaves nothing on the host either.
+    // A warm start uploads the hottest, and also leaves nothing on the host.
     let (o, cold) = last.unwrap();
     let warm = Engine::open(short_model(), &o).unwrap();
     warm.warm_start(&cold.streamer().unwrap().heat()).unwrap();
@@ -82,14 +82,14 @@ fn gate_30_streamed_experts_are_held_once() {
             storage.fail(false);
             outcome(&mut session, &ids[next.clone()])
         });
-        // Everything may have been resident already.
+        // Possibly everything was resident already.
         got.push(result.unwrap());
         at = next.end;
     }
     assert!(failures > 0, "nothing was read");
     assert!(got == want, "a failed read shows in a result");
 
-    // The device is lost: an empty cache on the host, in all that the budget leaves, and reads from the file.
+    // The device is lost: an empty cache on the host, with all the memory that is left, and reads from the file.
     drop(session);
     let engine = Engine::open(short_model(), &o).unwrap();
     let mut session = engine.session(SessionOptions::default()).unwrap();
@@ -102,7 +102,7 @@ fn gate_30_streamed_experts_are_held_once() {
     assert!(plan.total_bytes() <= plan.budget.unwrap() && planned.staging_bytes > 0);
     let [host, device, experts] = held(&engine);
     assert!(device == 0 && host > planned.staging_bytes && host <= experts, "{host} bytes, {plan:?}");
-    // The tokens before were read again, with experts that were all read again.
+    // The earlier tokens were computed again, with experts that were all read again.
     assert!(after.bytes_wanted > before.bytes_wanted + planned.staging_bytes, "{before:?} {after:?}");
     assert!(!engine.info().mode.contains("on the device"), "{}", engine.info().mode);
 }

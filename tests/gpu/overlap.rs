@@ -1,5 +1,5 @@
-//! Gate 52: a device gets the experts that are resident while the others are read from storage; a streamed token waits
-//! for the device once a layer, and once for its logits.
+//! Gate 52: a device gets the resident experts while the others are read from storage. A streamed token waits
+//! for the device once per layer, and once for its logits.
 
 use super::refined::with_faults;
 use super::*;
@@ -16,8 +16,8 @@ fn gate_52_experts_that_are_there_are_computed_while_others_are_read() {
     let (mut begun, mut waited) = (0, 0);
     for id in (0..8u32).map(|i| 2000 + 37 * i) {
         let before = engine.gpu_stats().unwrap();
-        // The first layer that lacks an expert waits until the latch opens. By then every submission belongs to a
-        // read-back, except those for resident experts.
+        // The first layer without an expert waits until the latch opens. By then every submission belongs to
+        // a read-back, except those for resident experts.
         let mut ahead = 0;
         let look = || {
             let [_, submits, readbacks, _] = since(&engine.gpu_stats().unwrap(), &before);

@@ -1,5 +1,5 @@
-//! Gates 28 and 29, and gate 43 with them: experts on a GPU, the hottest with one more plane. Tokens are reproducible,
-//! cost one submission and one read-back, and survive failed reads.
+//! Gates 28 and 29, and gate 43 with them: experts on a GPU, the hottest with one more plane. Tokens are
+//! reproducible, take one submission and one read-back, and survive failed reads.
 
 use super::*;
 use dollop::{StreamStats, StreamingOptions};
@@ -17,11 +17,11 @@ fn refined_of(path: &Path, share: f64) -> EngineOptions {
     with_refinements(path, o, share)
 }
 
-/// Numbers of tokens of an ordinary text: of the prompt, and those that follow.
+/// Numbers of tokens of a normal text: of the prompt, and of its continuation.
 const PROMPT: usize = 20;
 const TOKENS: usize = 38;
 
-/// An ordinary text.
+/// A normal text.
 fn text(engine: &Engine) -> Vec<u32> {
     let text = "Water boils at one hundred degrees Celsius at sea level. On top of a mountain the air is thinner, and it \
                 boils at a lower temperature, so that potatoes take longer to cook. A pressure cooker does the opposite: \
@@ -32,8 +32,8 @@ fn text(engine: &Engine) -> Vec<u32> {
     ids
 }
 
-/// Tokens one by one after a prompt: their logits, and the engine's counters. With a held file, planes land only when a
-/// token waits for them.
+/// Tokens one by one after a prompt: their logits, and the engine's counters. With a held file, planes arrive
+/// only when a token waits for them.
 fn decoded(engine: &Engine, held: Option<&HeldFile>) -> (Vec<Vec<f32>>, StreamStats) {
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let ids = text(engine);
@@ -81,7 +81,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
         "{held} held, {planned} planned"
     );
 
-    // The same state gives the same results, however late reads land.
+    // The same state gives the same results, however late reads complete.
     let (want, stats) = decoded(&engine, None);
     assert!(stats.upgrades > 0 && stats.downgrades > 0 && stats.bytes_wanted > 0, "{stats:?}");
     assert!(stats.mean_bits() > 3.05 && stats.mean_bits() < 4.0 && stats.decisions != 0, "{stats:?}");
@@ -92,7 +92,7 @@ fn gate_28_the_hottest_experts_get_a_plane_more_and_no_token_waits_for_the_route
     assert_eq!((repeated.decisions, repeated.stalls > 0), (stats.decisions, true), "{repeated:?}");
     assert!(storage.stopped() > 0, "no read was held back");
 
-    // `launches_and_uploads` asserts one submission and one read-back a token. A shared expert takes two of eight launches.
+    // `launches_and_uploads` asserts one submission and read-back per token. A shared expert takes two of eight launches.
     let ((n, uploaded), layers) = (launches_and_uploads(&engine), engine.info().layers as u64);
     assert_eq!(n, 8 * layers + 3);
     assert!(uploaded > 0);
@@ -168,7 +168,7 @@ fn gate_43_refined_experts_cost_a_token_that_is_chosen_on_the_device_no_further_
         let Event::Token { .. } = event else { return };
         let after = engine.gpu_stats().unwrap();
         let [_, submits, readbacks, _] = since(&after, &before);
-        // The first token comes with the prompt, which has only one read-back as well.
+        // The first token comes with the prompt, which also has only one read-back.
         assert_eq!((submits, readbacks), (1, 1), "token {tokens}");
         assert!(after.read_bytes - before.read_bytes < 4 * engine.info().vocab as u64);
         // A token's resources are created with the first decoded one; a refinement needs no new ones.
@@ -188,7 +188,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_six_launches_a_layer_a
     if !has_gpu() {
         return;
     }
-    // Without a shared expert, which takes two launches more.
+    // Without a shared expert, which takes two more launches.
     let (_folder, tiny) = file_of(&Tiny::load("olmoe").with_experts(64));
     for (path, share, launches, end) in [(tiny, 0.4, 6, 40), (short_model(), 0.3, 8, 20)] {
         let engine = Engine::open(&path, &refined_of(&path, share)).unwrap();
@@ -210,7 +210,7 @@ fn gate_29_a_token_beside_which_experts_are_refined_costs_six_launches_a_layer_a
             let [dispatches, submits, readbacks, uploaded] = since(&after, &before);
             let upgraded = engine.stream_stats().unwrap().upgrades > upgrades;
             assert_eq!((submits, readbacks, uploaded > 0), (1, 1, upgraded), "token {id}");
-            // Besides the layers: the embedding, a copy, and the head.
+            // Launches outside the layers: the embedding, a copy, and the head.
             assert_eq!(dispatches, launches * layers + 3);
             assert_eq!(kept(&before), kept(&after), "decoding allocates");
             (counted, before) = (counted + u64::from(upgraded), after);

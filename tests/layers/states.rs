@@ -1,5 +1,5 @@
-//! Gates 96 to 98: sessions of models with convolutions, whose layers keep a state that stands for one position, and marks of
-//! earlier ones.
+//! Gates 96 to 98: sessions of models with convolutions, whose layers keep a state for one position, and
+//! marks of earlier ones.
 
 use super::{CONTEXT, ids, last, long, session};
 use dollop::sampler::Sampling;
@@ -11,10 +11,10 @@ use dollop_tests::has_gpu;
 use dollop_tests::tiny::Tiny;
 use std::ops::ControlFlow;
 
-/// Positions between marks at most, where chunks are no longer.
+/// The most positions between marks, unless chunks are longer.
 const STEP: usize = 256;
 
-/// Slots of a state: marks, what is now and what comes next.
+/// Slots of a state: marks, the current one and the next one.
 const SLOTS: usize = 16;
 
 fn greedy(n: usize) -> GenerateOptions {
@@ -27,7 +27,7 @@ fn say(session: &mut Session, prompt: &[u32]) -> Outcome {
     session.generate(prompt, &greedy(20), &mut |_| ()).unwrap()
 }
 
-/// Gate 97: a turn is read and the conversation before it is not; nor is it for another answer, or where an answer was shortened.
+/// Gate 97: a turn is computed without the conversation before it; also for another answer, or a shortened one.
 fn converses(name: &str, options: &EngineOptions, length: usize) {
     let engine = long(name, options);
     let mut talk = session(&engine, 64);
@@ -38,11 +38,11 @@ fn converses(name: &str, options: &EngineOptions, length: usize) {
     let before = talk.processed_tokens();
     let second = say(&mut talk, &text);
     assert_eq!(second.reused_tokens, held);
-    // The last token said, the turn, and all but the last of the answer.
+    // The last token of the context, the turn, and all but the last token of the answer.
     assert_eq!(talk.processed_tokens() - before, 1 + 16 + 19);
     let fresh = say(&mut session(&engine, 64), &text);
     assert_eq!((&second.tokens, fresh.reused_tokens), (&fresh.tokens, 0), "{name}");
-    // Another answer to the same: the turn is read again.
+    // Another answer to the same turn: the turn is computed again.
     let before = talk.processed_tokens();
     let again = say(&mut talk, &text);
     assert_eq!((again.tokens, again.reused_tokens), (fresh.tokens, held), "{name}");
@@ -54,7 +54,7 @@ fn converses(name: &str, options: &EngineOptions, length: usize) {
     assert_eq!(third.tokens, say(&mut session(&engine, 64), &text).tokens, "{name}");
 }
 
-/// Gate 96: back to anywhere, stopped in the middle, and continued in several ways.
+/// Gate 96: rewound to any position, stopped in the middle, and continued in several ways.
 fn goes_back(name: &str, options: &EngineOptions, length: usize) {
     let engine = long(name, options);
     let ids = ids(length);
@@ -74,7 +74,7 @@ fn goes_back(name: &str, options: &EngineOptions, length: usize) {
         last(&mut whole, &ids[to + 1..]);
     }
     assert!(again > 0, "marks everywhere");
-    // Stopped between layers: what was done stays.
+    // Stopped between layers: earlier results stay.
     let mut stopped = session(&engine, 64);
     let outcome = stopped.generate(&ids, &greedy(4), &mut |event| match event {
         Event::Prefill { done, .. } if done > 200 => ControlFlow::Break(()),
@@ -86,7 +86,7 @@ fn goes_back(name: &str, options: &EngineOptions, length: usize) {
     let before = stopped.processed_tokens();
     assert!(last(&mut stopped, &ids[held..]) == last(&mut session(&engine, 64), &ids), "{name}: stopped");
     assert_eq!(stopped.processed_tokens() - before, (length - held) as u64);
-    // Copies go on as they like, and back as far as what they are of.
+    // Forks continue independently, and can be rewound as far as the original.
     let mut forks = [stopped.fork().unwrap(), stopped.fork().unwrap()];
     let mut want = Vec::new();
     for fork in &mut forks {
@@ -115,7 +115,7 @@ fn so_they_do_on_a_gpu() {
     let gpu = EngineOptions::default().with_backend(BackendChoice::Gpu(None));
     goes_back("lfm2", &gpu, 900);
     converses("lfm2moe", &gpu, 500);
-    // A token's commands are made while the one before is computed, also where slots take turns.
+    // A token's commands are recorded while the one before is computed, even if slots alternate.
     let engine = long("lfm2", &gpu);
     let mut session = session(&engine, 64);
     session.logits(&[1, 2, 3, 4, 5]).unwrap();

@@ -1,4 +1,4 @@
-//! Gate 148: a session that takes a saved one in the place of what it held is that session, and goes back as it would.
+//! Gate 148: a session that loads a saved one in place equals that one, and can be rewound as far.
 
 use super::{PROMPT, exact, file_of, go_on, ids};
 use dollop::{Engine, Level, SessionOptions};
@@ -26,7 +26,7 @@ fn a_used_session_takes_another_in_its_place() {
         let want = go_on(&mut first, &ids[PROMPT..]);
         assert!(go_on(&mut used, &ids[PROMPT..]) == want, "{name}: other logits");
         assert_eq!(used.processed_tokens() - before, 6, "{name}: the prompt was computed again");
-        // Nothing of what it held before is gone back to.
+        // No position is rewound to the earlier contents.
         for session in [&mut first, &mut used] {
             let at = session.rewind(12);
             assert!(at <= 12);

@@ -1,4 +1,4 @@
-//! Files that are not sessions of this engine are refused, with the reason.
+//! Files that are not sessions of this engine are refused, with a reason.
 
 use super::{PROMPT, exact, file_of, ids};
 use dollop::Level;
@@ -50,7 +50,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
         words((by_name, by_bytes), part);
     }
 
-    // Intact, but of something else.
+    // Intact, but with other contents.
     let (by_name, _) = refused(&engine, &good, SessionOptions::default().with_context(PROMPT - 1));
     assert!(matches!(by_name, Error::ContextFull { needed: PROMPT, .. }), "{by_name}");
     words(refused(&open(&exact(Level::B3)), &good, of), "exact:4, and this engine runs at exact:3");
@@ -61,7 +61,7 @@ fn what_is_damaged_or_anothers_is_refused_in_words() {
     let another = file_of(&Tiny::load("qwen3moe"), elsewhere.path());
     let another = Engine::open(&another, &exact(Level::B4)).unwrap();
     words(refused(&another, &good, of), "another model");
-    // The same model with other weights: one that changed since.
+    // The same model with other weights, as if it had changed.
     let mut changed = Tiny::load("olmoe");
     changed.tensors.iter_mut().filter(|t| t.0.contains("q_proj")).for_each(|t| t.2[0] += 0.5);
     let changed = Engine::open(file_of(&changed, folder.path()), &exact(Level::B4)).unwrap();

@@ -1,5 +1,5 @@
-//! Gate 16: options of a program. Budgets and options that cannot work are refused, departures from the router's choice
-//! are counted, and orders and limits of refinements are kept.
+//! Gate 16: options of a program. Budgets and options that cannot work are refused, departures from the
+//! router's choice are counted, and orders and limits of refinements hold.
 
 use super::*;
 use dollop::Routing;
@@ -20,7 +20,7 @@ fn gate_16_budgets_that_cannot_work_and_contradictions_are_refused() {
     let least = exact.clone().with_memory(smallest);
     let engine = open(&least);
     assert!(engine.memory_plan().total_bytes() <= smallest);
-    // One session is planned for; a second one is not, until the first is gone.
+    // The plan has room for one session. A second one fails until the first is dropped.
     let first = engine.session(SessionOptions::default()).unwrap();
     assert!(engine.session(SessionOptions::default()).is_err());
     drop(first);

@@ -1,5 +1,5 @@
-//! Gate 15: faults of storage. A transient fault is retried and changes nothing; a lasting one is an error, and the
-//! session continues where it was.
+//! Gate 15: storage faults. A transient fault is retried and changes nothing; a permanent one is an error,
+//! and the session continues from the same state.
 
 use super::*;
 use dollop::internal::sched::Verify;
@@ -9,8 +9,8 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A fault of a read. It gets the number of distinct offsets read before, if this one is new (after a fault, an offset
-/// is read again, on any lane), the bytes, and their count.
+/// A fault of a read. Arguments: the number of distinct offsets read before, if this one is new (after a
+/// fault, an offset is read again, on any lane), the bytes, and their count.
 type Fault = fn(Option<u64>, &mut [u8], usize) -> io::Result<usize>;
 
 fn every(n: Option<u64>, k: u64) -> bool {
@@ -124,12 +124,12 @@ fn gate_15_lasting_faults_are_errors_and_the_session_goes_on() {
                         failures += 1;
                     }
                     Err(e) => panic!("{name}: {e}"),
-                    // Everything happened to be resident.
+                    // Possibly everything was resident.
                     Ok(_) => drop(session.rewind(21)),
                 }
             }
             assert!(failures > 0 && session.tokens().len() == 21, "{name}");
-            // The device comes back: the session goes on where it was. In exact mode with the very same logits.
+            // The device works again: the session continues from its state; in exact mode with the same logits.
             storage.on.store(false, Ordering::Relaxed);
             ids[21..].iter().for_each(|&id| all.extend(session.logits(&[id]).unwrap()));
             let exact = matches!(precision, Precision::Exact(_));

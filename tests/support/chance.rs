@@ -1,4 +1,4 @@
-//! Numbers that look like chance and are the same each time.
+//! Numbers that appear random and are the same each time.
 
 /// A generator of such numbers (splitmix64).
 pub struct Chance(pub u64);
@@ -13,7 +13,7 @@ impl Chance {
         ((z ^ z >> 31) % n as u64) as usize
     }
 
-    /// One of them.
+    /// A random element.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }

@@ -1,12 +1,12 @@
-//! A tiny Gemma as llama.cpp's converter writes it (`conversion/gemma.py`): no numbers for scales of scores and embeddings, lists of
-//! windows and heads by layer, gate and up of experts in one stack, frequencies of the rope that do not turn.
+//! A tiny Gemma as llama.cpp's converter writes it (`conversion/gemma.py`): without scales of scores and embeddings, with
+//! lists of windows and heads by layer, gate and up of experts in one stack, and rope frequencies for unrotated parts.
 
 use crate::gptoss::Written;
 use crate::tiny::{Tiny, le_bytes};
 use dollop::internal::format::hf::{self, Cut, Dialect};
 use dollop::internal::format::{GgmlType, Metadata};
 
-/// Keys that a GGUF file has. Of Gemma 3 nothing says which layers have a window, nor the base of their rope.
+/// The keys of a GGUF file. For Gemma 3 none defines which layers have a window, or their rope's base.
 pub(crate) fn keys(meta: &Metadata, architecture: &str) -> Metadata {
     let of_4 = architecture == "gemma4";
     let left_out = ["attention.scale", "embedding_scale", "expert_weights_scale"];
@@ -44,7 +44,7 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect, meta: &Metadata) -> Vec<Wr
         };
         all.push((name, shape.clone(), GgmlType::F32, le_bytes(&data)));
     }
-    // Files may have what layers that read another's keys do not use.
+    // Files may contain tensors that layers with another layer's keys do not use.
     let number = |key: &str| meta.u64(key).expect("a number").unwrap_or(0);
     if number("gemma4.attention.shared_kv_layers") > 0 {
         let last = number("gemma4.block_count") - 1;

@@ -1,5 +1,5 @@
-//! A tiny gpt-oss as llama.cpp's converter writes it (`conversion/gpt_oss.py`): experts apart and `[out, in]`, the norm before the
-//! experts under its other name, MXFP4 blocks in GGUF's order.
+//! A tiny gpt-oss as llama.cpp's converter writes it (`conversion/gpt_oss.py`): separate experts `[out, in]`,
+//! the norm before the experts under its other name, MXFP4 blocks in GGUF's order.
 
 use crate::tiny::{Tiny, le_bytes};
 use dollop::internal::format::{GgmlType, Metadata};
@@ -7,8 +7,8 @@ use dollop::internal::format::{GgmlType, Metadata};
 /// One tensor: its name, its shape (slowest first), its type and bytes.
 pub(crate) type Written = (String, Vec<usize>, GgmlType, Vec<u8>);
 
-/// Keys of a GGUF file: none of them says which layers have a window, how YaRN's ramp ends or where activations are
-/// limited.
+/// The keys of a GGUF file. None defines which layers have a window, how YaRN's ramp ends, or the limit of
+/// activations.
 pub(crate) fn keys(meta: &Metadata) -> Metadata {
     let mut all = Metadata::new();
     meta.iter()

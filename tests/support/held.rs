@@ -1,5 +1,5 @@
-//! A file whose reads a test can hold back until something has happened, or make fail. Delays would not do: whether a
-//! read of some milliseconds comes too late depends on the machine.
+//! A file whose reads a test can block until an event, or make fail. Delays would not work: whether a read of
+//! some milliseconds is too late depends on the machine.
 
 use dollop::internal::store::{Access, FileStorage, Storage};
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Turns a hang into a failure. A busy machine stays far below it.
+/// Turns a hang into a failure. A busy machine stays far below this.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// A file with a latch.
@@ -18,7 +18,7 @@ pub struct HeldFile {
     held: Mutex<bool>,
     let_go: Condvar,
     fails: AtomicBool,
-    /// Reads that found the latch closed.
+    /// Reads that were blocked by the latch.
     stopped: AtomicU64,
 }
 
@@ -41,14 +41,14 @@ impl HeldFile {
         self.fails.store(fails, Ordering::Relaxed);
     }
 
-    /// Reads that were held back so far.
+    /// Reads that were blocked so far.
     pub fn stopped(&self) -> u64 {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Runs `token` with a closed latch until `waits`, the count of waits for reads, increases. Then calls `meanwhile`,
-    /// opens the latch and lets `token` continue. If `token` waits for nothing, `meanwhile` is not called and the latch
-    /// stays closed, so that reads of a later token are held back as well.
+    /// Runs `token` with a closed latch until `waits`, the count of waits for reads, increases. Then calls
+    /// `meanwhile`, opens the latch and lets `token` continue. If `token` waits for nothing, `meanwhile` is
+    /// not called and the latch stays closed, so that reads of a later token are blocked as well.
     ///
     /// # Panics
     /// If nothing happens for half an hour.

@@ -1,12 +1,12 @@
-//! Tiny models with gated delta nets as llama.cpp's converter writes them (`conversion/qwen.py`): queries, keys and values apart from
-//! the rest, value heads that share a key head apart from each other, one added to norms. Gate 113 compares with the converter.
+//! Tiny models with gated delta nets as llama.cpp's converter writes them (`conversion/qwen.py`): queries, keys and
+//! values separate from the rest, value heads of a key head apart, norms plus one. Gate 113 compares with the converter.
 
 use crate::gptoss::Written;
 use crate::tiny::{Tiny, le_bytes};
 use dollop::internal::format::{Array, GgmlType, Metadata, Value};
 use std::collections::BTreeMap;
 
-/// Keys that a GGUF file has.
+/// The keys of a GGUF file.
 pub(crate) fn keys(meta: &Metadata, config: &serde_json::Value) -> Metadata {
     let arch = meta.require_str("general.architecture").expect("is there");
     let mut all = Metadata::new();
@@ -27,13 +27,13 @@ pub(crate) fn keys(meta: &Metadata, config: &serde_json::Value) -> Metadata {
     all
 }
 
-/// How many heads there are, and how wide they are.
+/// The number of heads, and their width.
 struct Heads {
     keys: usize,
     share: usize,
     k_dim: usize,
     v_dim: usize,
-    /// Whether value heads that share a key head lie apart.
+    /// Whether value heads that share a key head are apart.
     tiled: bool,
 }
 
@@ -60,13 +60,13 @@ impl Heads {
         (0..self.keys * self.share).flat_map(|i| rows[head(i) * width..][..width].to_vec()).collect()
     }
 
-    /// The same with the rows of queries and keys in front, as they are.
+    /// The same, after the unchanged rows of queries and keys.
     fn mixed(&self, rows: &[f32], cols: usize) -> Vec<f32> {
         let (front, values) = rows.split_at(2 * self.keys * self.k_dim * cols);
         [front, &self.values(values, cols, self.v_dim)].concat()
     }
 
-    /// Rows that each key head has, of which it has `whole`.
+    /// A part of the `whole` rows of each key head.
     fn part(&self, rows: &[f32], cols: usize, whole: usize, from: usize, len: usize) -> Vec<f32> {
         rows.chunks_exact(whole * cols).flat_map(|head| head[from * cols..][..len * cols].to_vec()).collect()
     }
@@ -108,7 +108,7 @@ pub(crate) fn tensors(tiny: &Tiny, architecture: &str) -> Vec<Written> {
     all.into_iter().map(written).collect()
 }
 
-/// What becomes of a tensor that is none of an expert.
+/// The converted form of a tensor that belongs to no expert.
 fn converted(part: &str, shape: &[usize], data: &[f32], of: &Heads) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let cols = if shape.len() == 2 { shape[1] } else { 1 };
     let one = |name: &str, data: Vec<f32>| vec![(name.to_owned(), shape.to_vec(), data)];

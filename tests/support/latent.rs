@@ -1,5 +1,5 @@
-//! Tiny models of GLM-4.5's and DeepSeek's shape as llama.cpp's converter writes them (`conversion/glm.py`, `conversion/deepseek.py`).
-//! Gate 113 compares with the converter.
+//! Tiny models of GLM-4.5's and DeepSeek's form as llama.cpp's converter writes them (`conversion/glm.py`,
+//! `conversion/deepseek.py`). Gate 113 compares with the converter.
 
 use crate::gptoss::{self, Written};
 use crate::tiny::{Tiny, le_bytes};
@@ -7,7 +7,7 @@ use dollop::internal::format::{GgmlType, Metadata, hf};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
-/// Keys that a GGUF file has: none of them is ours.
+/// The keys of a GGUF file, none of them ours.
 pub(crate) fn keys(meta: &Metadata, config: &Json) -> Metadata {
     let mut keys = gptoss::keys(meta);
     if meta.require_str("general.architecture").expect("is there") != "deepseek2" {
@@ -29,7 +29,7 @@ pub(crate) fn keys(meta: &Metadata, config: &Json) -> Metadata {
     keys
 }
 
-/// What old files have instead: heads' own lengths.
+/// What old files have instead: the heads' own lengths.
 pub(crate) fn old(keys: &mut Metadata) {
     let heads = keys.u64("deepseek2.attention.head_count").expect("a number").expect("is there");
     keys.insert("deepseek2.attention.head_count_kv", heads as u32);
@@ -40,7 +40,7 @@ pub(crate) fn old(keys: &mut Metadata) {
     }
 }
 
-/// Its tensors: experts stacked, no draft head, what makes keys and values of a latent apart unless `fused`.
+/// Its tensors: experts stacked, no draft head, and keys and values of a latent separate unless `fused`.
 pub(crate) fn tensors(tiny: &Tiny, dialect: &hf::Dialect, fused: bool) -> Vec<Written> {
     let layers = tiny.config["num_hidden_layers"].as_u64().expect("a number");
     let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();

@@ -20,7 +20,7 @@ pub mod uneven;
 pub use held::HeldFile;
 pub use short::short_model;
 
-/// `EngineOptions { threads: 2, ..base }` for structs that may grow, which cannot be written like that outside of their crate.
+/// `EngineOptions { threads: 2, ..base }` for non-exhaustive structs, for which other crates cannot use this syntax.
 #[macro_export]
 macro_rules! set {
     ($of:ident { $($field:ident $(: $value:expr)?,)* .. $base:expr }) => {{
@@ -32,8 +32,8 @@ macro_rules! set {
     ($all:ident, $field:ident, $value:expr) => { $all.$field = $value };
 }
 
-/// Tokens that `sampling` chooses after `prompt` from whole logits: the required result of a generation that sees only
-/// the most likely ones.
+/// Tokens that `sampling` chooses after `prompt` from whole logits: the expected result of a generation that
+/// reads back only the most likely ones.
 pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(sampling.clone()).expect("the numbers make sense");
     prompt.iter().for_each(|&id| sampler.accept(id));
@@ -50,10 +50,10 @@ pub fn chosen_among_all(session: &mut Session, prompt: &[u32], sampling: &Sampli
     tokens
 }
 
-/// Asserts that a model's logits of `ids`, streamed within the smallest budget and however the tokens are cut, are those of
-/// the resident model, byte for byte.
+/// Asserts that a model's logits of `ids`, streamed with the smallest budget and for any split of the tokens,
+/// equal those of the resident model, byte for byte.
 ///
-/// `ids` are whole pieces of sixteen: on some processors fewer tokens are computed in another precision.
+/// `ids` are whole pieces of sixteen: some processors compute fewer tokens in another precision.
 pub fn assert_streamed_as_resident(path: &Path, ids: &[u32], name: &str) {
     assert!(!ids.is_empty() && ids.len().is_multiple_of(32));
     let exact = EngineOptions::default().with_threads(2).with_precision(Precision::Exact(Level::B4));
@@ -72,11 +72,11 @@ pub fn assert_streamed_as_resident(path: &Path, ids: &[u32], name: &str) {
     assert!(stats.bytes_wanted > 0 && stats.upgrades > 0 && stats.evictions > 0, "{name}: {stats:?}");
 }
 
-/// Below this margin, the two best logits are too close for backends, which add in different orders, to agree on the
-/// better one.
+/// Below this margin, the two best logits are too close for backends, which add in different orders, to agree
+/// on the better one.
 pub const MARGIN: f32 = 0.02;
 
-/// The most likely token after `tokens`, which the session takes in, and its margin over the next one.
+/// The most likely token after `tokens`, which are appended to the session, and its margin over the next one.
 pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
     match session.best(tokens, 2).expect("the context is long enough")[..] {
         [(id, best), (_, next)] => (id, best - next),
@@ -84,7 +84,7 @@ pub fn best_and_margin(session: &mut Session, tokens: &[u32]) -> (u32, f32) {
     }
 }
 
-/// Options that lack only a budget, with one for all experts at 3 bits and for about `share` of their fourth bits.
+/// Options without a budget, with one added for all experts at 3 bits and about `share` of their fourth bits.
 pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> EngineOptions {
     let plan = |memory| Engine::plan(path, &o.clone().with_memory(memory));
     let Err(Error::Budget { smallest, .. }) = plan(1) else { panic!("planned for one byte") };
@@ -100,7 +100,7 @@ pub fn with_refinements(path: &Path, mut o: EngineOptions, share: f64) -> Engine
     o
 }
 
-/// Options under the smallest budget that works, and this many bytes more.
+/// Options with the smallest budget that works, plus this many bytes.
 pub fn with_budget(path: &Path, mut o: EngineOptions, more: u64) -> EngineOptions {
     match Engine::plan(path, &o.clone().with_memory(1)) {
         Err(Error::Budget { smallest, .. }) => o.memory = Some(smallest + more),
@@ -109,17 +109,17 @@ pub fn with_budget(path: &Path, mut o: EngineOptions, more: u64) -> EngineOption
     o
 }
 
-/// The best instruction set whose products of one token are those of the same token among many: not AMX, which takes bfloat16 for many.
+/// The best instruction set whose products for one token equal those among many: not AMX, which uses bfloat16 for many.
 pub fn even_isa() -> Option<Isa> {
     Isa::available().into_iter().rfind(|isa| isa.to_string() != "amx")
 }
 
-/// The root of the clone.
+/// The root of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the clone").to_path_buf()
 }
 
-/// A file below `tests/goldens`.
+/// A file in `tests/goldens`.
 pub fn golden(name: &str) -> PathBuf {
     root().join("tests/goldens").join(name)
 }

@@ -1,5 +1,5 @@
 //! Helpers for tests of untrusted bytes: an allocator that counts, and reproducible random numbers.
-#![allow(unsafe_code)] // The allocator counts, and hands everything on to the system's.
+#![allow(unsafe_code)] // The allocator counts, and passes every call to the system's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -10,12 +10,12 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// For `#[global_allocator]`: records the peak of the process's allocations.
 pub struct Counting;
 
-// SAFETY: every call is handed to `System` unchanged, so its guarantees hold; the counters touch no memory of callers.
+// SAFETY: every call is passed to `System` unchanged, so its guarantees hold; the counters access no memory of callers.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
         PEAK.fetch_max(live, Relaxed);
-        // SAFETY: the caller's promises about `layout` are those that `System` asks for.
+        // SAFETY: the caller's guarantees about `layout` are those that `System` requires.
         unsafe { System.alloc(layout) }
     }
 

@@ -1,5 +1,5 @@
-//! The default model with only its first layers and tokens: for gates of the GPU that run on software adapters, where
-//! every layer and a head of many tokens costs seconds, and the rest shows nothing new. Routing is made real: in the
+//! The default model with only its first layers and tokens, for GPU gates on software adapters. There each layer, and
+//! a head of many tokens, takes seconds, and the rest would test nothing new. Routing is made realistic: in the
 //! default model all experts but one are active, and almost equal. All other remaining bytes are the default model's.
 
 use crate::{default_model, root};
@@ -11,20 +11,20 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// Layers that are left: enough for experts of some layers to give way to those of others.
+/// Remaining layers: enough for experts of some layers to be evicted for those of others.
 const LAYERS: u32 = 4;
 
 /// Remaining tokens; the most likely come first. A multiple of a tile's rows.
 const TOKENS: usize = 4096;
 
-/// Experts of a token, and the factor of the routers' weights, so that some experts are chosen more often than others.
+/// Experts per token, and the factor of the routers' weights, so that some experts are chosen more often.
 const USED: u32 = 8;
 const SHARPER: f32 = 100.0;
 
-/// Tables with a row for each matrix, experts counted singly.
+/// Tables with a row per matrix, and per expert.
 const TABLES: [&str; 3] = ["dollop.fits", "dollop.errors", "dollop.checksums"];
 
-/// The file, written once by each process.
+/// The file, written once per process.
 pub fn short_model() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(write).clone()
@@ -55,7 +55,7 @@ fn write() -> PathBuf {
     sides[0] = TOKENS as u64;
     meta.insert("dollop.matrix.rows", Value::Array(Array::Unsigned(sides)));
     first_tokens(&mut meta);
-    // Rows of the tables that stay, as the matrices do.
+    // Rows of the tables that stay, like the matrices.
     let rows: Vec<bool> =
         directory.matrices.iter().zip(&kept).flat_map(|(m, &kept)| vec![kept; m.count()]).collect();
     let left = rows.iter().filter(|kept| **kept).count() as u64;
@@ -84,7 +84,7 @@ fn write() -> PathBuf {
             parts.push((TensorDecl { name: t.name.clone(), shape, ty: t.ty }, bytes));
         }
     }
-    // Renamed when it is whole: other processes may read it.
+    // Renamed when it is complete: other processes may read it.
     let folder = root().join("target/short");
     std::fs::create_dir_all(&folder).expect("the build folder is writable");
     let (path, partial) = (folder.join("smollm2-moe.gguf"), folder.join(std::process::id().to_string()));

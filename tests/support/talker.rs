@@ -1,8 +1,8 @@
-//! A model whose answer the test chooses: every token has one successor. For tests of the code around a model, where
-//! the answer must be known and the weights need not be learned.
+//! A model whose answer the test chooses: every token has one successor. For tests of the code around a
+//! model, where the answer must be known and the weights do not matter.
 //!
-//! The embedding has a direction for every token, attention and feed-forward add nothing, and the head turns the direction
-//! of a token into its successor's logit.
+//! The embedding has a direction for every token, attention and feed-forward add nothing, and the head maps
+//! the direction of a token to its successor's logit.
 
 use crate::tiny::le_bytes;
 use safetensors::{Dtype, tensor::TensorView};
@@ -16,7 +16,7 @@ const VOCAB: usize = 288;
 /// The token that is the whole answer of [`Talker::saying`].
 pub const WHOLE: u32 = 257;
 
-/// Written as a Hugging Face folder. The fields may be changed before that.
+/// Written as a Hugging Face folder. The fields may be changed before.
 pub struct Talker {
     /// `config.json`.
     pub config: Json,
@@ -30,13 +30,13 @@ pub struct Talker {
     pub head_scale: f32,
     /// The weights of the last norm.
     pub norm: f32,
-    /// A layer whose feed-forward overflows, and the byte that makes it.
+    /// A layer whose feed-forward overflows, and the byte for which it does.
     pub overflow: Option<(usize, u8)>,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
 }
 
-/// The character that stands for a byte in a byte-level vocabulary.
+/// The character for a byte in a byte-level vocabulary.
 fn spelling(byte: u8) -> char {
     let plain = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let n = (0..byte).filter(|&b| !plain(b)).count() as u32;
@@ -87,7 +87,7 @@ impl Talker {
     /// A model that answers any text, as a separate token, after a prompt that ends in a line feed.
     ///
     /// # Panics
-    /// Never: the list of added tokens is the one that [`Talker::new`] makes.
+    /// Never: the list of added tokens is the one of [`Talker::new`].
     pub fn saying(text: &str, template: &str) -> Talker {
         let mut talker = Talker::new(b"", template);
         let added = talker.tokenizer["added_tokens"].as_array_mut().expect("a list");
@@ -143,7 +143,7 @@ impl Talker {
         if let Some((layer, byte)) = self.overflow {
             let norm = format!("model.layers.{layer}.post_attention_layernorm.weight");
             let found = tensors.iter_mut().find(|t| t.0 == norm).expect("every layer has one");
-            // Gate and up are about 1e21 each behind it, and their product is beyond f32.
+            // After it gate and up are about 1e21 each, and their product exceeds f32.
             found.2[usize::from(byte)] = 1e20;
         }
         let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| le_bytes(&t.2)).collect();

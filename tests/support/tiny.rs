@@ -1,5 +1,5 @@
-//! Tiny models whose logits `goldens/models/make.py` computed with `transformers`: their weights come from a counter-based
-//! generator that is repeated here, and are written as a Hugging Face folder or as a GGUF file by llama.cpp's conventions.
+//! Tiny models whose logits `goldens/models/make.py` computed with `transformers`. Their weights come from a counter-based
+//! generator, implemented here again, and are written as a Hugging Face folder or as a GGUF file in llama.cpp's format.
 
 use crate::{gemma, gptoss, hybrid, latent, set};
 use dollop::convert::{ConvertOptions, convert};
@@ -55,7 +55,7 @@ fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<f32> {
     numbers(name, n).map(|v| offset + scale * (v as f32 / (1u32 << 23) as f32 - 1.0)).collect()
 }
 
-/// Whether a tensor holds bytes, here as integers.
+/// Whether a tensor contains bytes, here as integers.
 fn is_bytes(name: &str) -> bool {
     name.ends_with("_blocks") || name.ends_with("_scales")
 }
@@ -76,8 +76,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 impl Tiny {
-    /// Pairs of `got` and this model's logits. Panics if `got` has other positions or another vocabulary: a
-    /// `zip` alone would compare fewer.
+    /// Pairs of `got` and this model's logits. Panics if `got` has other positions or another vocabulary,
+    /// because a `zip` alone would compare fewer.
     fn pairs<'a>(&'a self, got: &'a [Vec<f32>]) -> impl Iterator<Item = (f32, f32)> + 'a {
         let shape = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(shape(got), shape(&self.logits), "{}: positions and vocabulary", self.name);
@@ -189,8 +189,8 @@ impl Tiny {
         path
     }
 
-    /// Writes an F32 GGUF as llama.cpp's converter would: experts stacked, and for the `llama` architecture the rows of
-    /// queries and keys interleaved.
+    /// Writes an F32 GGUF like llama.cpp's converter: experts stacked, and for the `llama` architecture the
+    /// rows of queries and keys interleaved.
     pub fn write_gguf(&self, path: &Path) {
         let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
         self.write_gguf_with(path, &meta);
@@ -249,7 +249,7 @@ impl Tiny {
     }
 }
 
-/// The keys of llama.cpp's converter (`conversion/lfm2.py`): none of ours, nor what follows from others.
+/// The keys of llama.cpp's converter (`conversion/lfm2.py`), without ours and those that follow from others.
 fn lfm2_keys(meta: &Metadata) -> Metadata {
     let mut keys = gptoss::keys(meta);
     let architecture = meta.require_str("general.architecture").expect("is there").to_owned();
@@ -263,7 +263,7 @@ fn lfm2_keys(meta: &Metadata) -> Metadata {
 }
 
 impl Tiny {
-    /// [`Tiny::write_gguf`] as files from before caches held latents are.
+    /// [`Tiny::write_gguf`] in the form of old files, from before caches held latents.
     pub fn write_old_gguf(&self, path: &Path) {
         let config = self.config.to_string();
         let meta = families::metadata_from_config(&config).expect("the family is supported");
@@ -273,7 +273,7 @@ impl Tiny {
         write(path, &keys, latent::tensors(self, dialect, true));
     }
 
-    /// [`Tiny::write_gguf`] with a draft head behind the layers: a block that is counted with them, and three tensors.
+    /// [`Tiny::write_gguf`] with a draft head after the layers: a block that is counted with them, and three tensors.
     pub fn write_gguf_with_draft(&self, path: &Path) {
         let meta = families::metadata_from_config(&self.config.to_string()).expect("the family is supported");
         let architecture = meta.require_str("general.architecture").expect("is there").to_owned();

@@ -1,4 +1,4 @@
-//! A tiny model whose experts differ: some are chosen often and some hardly ever, as in models that were trained.
+//! A tiny model whose experts differ: some are chosen often and some hardly ever, as in trained models.
 
 use crate::set;
 use crate::tiny::Tiny;
@@ -14,13 +14,13 @@ pub fn at_level(level: Level) -> EngineOptions {
     set!(EngineOptions { level: Some(level), ..EngineOptions::default() })
 }
 
-/// Tokens without any order, other ones for another seed.
+/// Random tokens, different for each seed.
 pub fn noise(n: u32, seed: u32) -> Vec<u32> {
     (0..n).map(|i| 3 + (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 40_503) >> 13) % 250).collect()
 }
 
-/// `olmoe` with 32 experts of which the router prefers some, inputs of few directions, and columns that are `outliers` times
-/// as large as others.
+/// `olmoe` with 32 experts some of which the router prefers, inputs in few directions, and columns that are
+/// `outliers` times as large as others.
 pub fn uneven(folder: &Path, outliers: f32) {
     let mut tiny = Tiny::load("olmoe").with_experts(EXPERTS);
     for (name, _, data) in &mut tiny.tensors {
@@ -44,7 +44,7 @@ pub fn uneven(folder: &Path, outliers: f32) {
     tiny.write_folder(folder);
 }
 
-/// The mean KL divergence of a file's predictions from those of its source, over `ids`.
+/// The mean KL divergence of a file's predictions from its source's, over `ids`.
 pub fn divergence(source: &Path, file: &Path, options: &EngineOptions, ids: &[u32]) -> f64 {
     let rows = |engine: Engine| -> Vec<Vec<f64>> {
         let mut session = engine.session(SessionOptions::default()).unwrap();

@@ -1,5 +1,5 @@
-//! No circle of imports between files of the library. A file and those in its own folder (`pool.rs` and `pool/…`) are one
-//! thing to a reader, so what parent and child say of each other does not count.
+//! No files of the library import each other in a circle. A file and those in its own folder (`pool.rs` and
+//! `pool/…`) count as one, so imports between parent and child do not count.
 
 use super::library;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,9 +9,9 @@ type Path = Vec<String>;
 struct File {
     /// Code without comments and unit tests.
     code: String,
-    /// What it imports, from the crate's root on.
+    /// Its imports, as paths from the crate's root.
     imports: Vec<Path>,
-    /// What it exports of others: under which name (`*` for all), and what.
+    /// Its re-exports: the name (`*` for all), and the path.
     exports: Vec<(String, Path)>,
 }
 
@@ -75,7 +75,7 @@ fn statements(code: &str) -> (Vec<(bool, String)>, String) {
     (uses, rest)
 }
 
-/// What a tree such as `a::{b, c::{self, d}}` names, and as what.
+/// The paths in a tree such as `a::{b, c::{self, d}}`, with their names.
 fn leaves(tree: &str) -> Vec<(String, Path)> {
     let tree = tree.trim();
     let Some((stem, inner)) = tree.split_once('{') else {
@@ -98,7 +98,7 @@ fn leaves(tree: &str) -> Vec<(String, Path)> {
     parts.flat_map(|part| leaves(part)).map(|(name, rest)| (name, [path(stem), rest].concat())).collect()
 }
 
-/// Braces that are opened and not closed once the last ones are taken off.
+/// Braces opened but not closed in `inner`, without the last ones.
 fn depth(inner: &str) -> usize {
     let taken = inner.trim_end().trim_end_matches('}');
     taken.matches('{').count() - taken.matches('}').count()
@@ -132,7 +132,7 @@ fn absolute(module: &[String], path: &[String], modules: &BTreeSet<Path>) -> Opt
     Some([&base[..], rest].concat())
 }
 
-/// The module in whose file something stands, whatever exports it.
+/// The module that defines something, whatever exports it.
 fn home(path: &Path, files: &BTreeMap<Path, File>, hops: usize) -> Option<Path> {
     let at = (1..=path.len()).rev().find(|&n| files.contains_key(&path[..n]))?;
     let (module, rest) = path.split_at(at);
@@ -158,7 +158,7 @@ fn defines(code: &str, name: &str) -> bool {
     })
 }
 
-/// The way from `at` back to a file that is on it already.
+/// The path from `at` back to a file that is already on it.
 fn circle(
     at: &Path,
     edges: &BTreeMap<Path, BTreeSet<Path>>,

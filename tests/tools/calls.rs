@@ -1,4 +1,4 @@
-//! Random tools and calls of them.
+//! Random tools and calls.
 
 use dollop_tests::chance::Chance;
 use serde_json::{Map, Value as Json, json};
@@ -44,7 +44,7 @@ pub fn text(chance: &mut Chance) -> String {
 
 const KEYS: [&str; 8] = ["place", "days", "Unit", "tags", "at", "x1", "deep_key", "name"];
 
-/// Any value, nested.
+/// A random value, nested.
 fn value(chance: &mut Chance, depth: usize) -> Json {
     match chance.below(if depth == 0 { 5 } else { 7 }) {
         0 => text(chance).into(),
@@ -61,7 +61,7 @@ fn object(chance: &mut Chance, depth: usize) -> Map<String, Json> {
     (0..chance.below(4)).map(|_| (chance.pick(&KEYS).to_owned(), value(chance, depth))).collect()
 }
 
-/// A value and a schema that it obeys.
+/// A value and a schema under which it is valid.
 fn argument(chance: &mut Chance) -> (Json, Json) {
     match chance.below(7) {
         0 | 1 => (text(chance).into(), json!({"type": "string"})),

@@ -1,4 +1,4 @@
-//! Calls that a constraint makes a model write.
+//! Calls that a constraint forces.
 
 use dollop::sampler::Sampling;
 use dollop::tools::{Format, Parser, Piece};
@@ -7,7 +7,7 @@ use dollop_tests::chance::Chance;
 use dollop_tests::short_model;
 use serde_json::{Value as Json, json};
 
-/// A word of each form's templates, by which it is known.
+/// A word of each form's templates, by which it is recognised.
 const FORMS: [(&str, &str); 12] = [
     ("Hermes", "<tool_call>"),
     ("QwenCoder", "<tool_call><function="),

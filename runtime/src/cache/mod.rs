@@ -1,13 +1,13 @@
-//! Which planes of a layer's experts are in memory, how hot each expert is, and what is evicted.
+//! The directory of a layer's experts: which planes are in memory, how hot each expert is, and what to evict.
 //!
-//! Bookkeeping only: no memory, no I/O, no clock. Each layer has its own [`LayerCache`] with its own share of the
-//! bytes. Decoding sweeps the layers in order: one cache for all layers that is smaller than a token's working set
-//! would evict every expert just before its next use. Decisions are functions of the calls made (R3). The resident
+//! Bookkeeping only: no memory, no I/O, no clock. Each layer has its own [`LayerCache`] with its own share of
+//! the bytes. Decoding visits the layers in order, so a common cache smaller than a token's working set would
+//! evict every expert just before its next use. Decisions are functions of the calls (R3). The resident
 //! planes of an expert are always a prefix of its planes (R4).
 
 use crate::quant::PLANES;
 
-/// The weight of a plane beside its expert's heat when planes are evicted: 1 for a plane that would be read again at
+/// The weight of a plane in evictions, beside its expert's heat: 1 for a plane that would be read again at
 /// the next use, less for one that the policy can do without.
 pub type Worth = [f32; PLANES];
 
@@ -28,19 +28,19 @@ struct Entry {
 }
 
 impl LayerCache {
-    /// An empty cache of `capacity` bytes. Plane `p` of an expert takes `plane_bytes[p]`; `worth` has one entry per
-    /// expert.
+    /// An empty cache of `capacity` bytes. Plane `p` of an expert takes `plane_bytes[p]`; `worth` has one
+    /// entry per expert.
     pub fn new(capacity: usize, plane_bytes: Vec<usize>, worth: Vec<Worth>) -> LayerCache {
         let entries = worth.into_iter().map(|worth| Entry { planes: 0, heat: 0.0, worth }).collect();
         LayerCache { capacity, used: 0, plane_bytes, entries }
     }
 
-    /// Bytes that may be resident.
+    /// The most bytes that may be resident.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Changes the bytes that may be resident.
+    /// Changes the most bytes that may be resident.
     ///
     /// # Panics
     /// If more are in use.
@@ -49,12 +49,12 @@ impl LayerCache {
         self.capacity = capacity;
     }
 
-    /// Bytes that are in use.
+    /// Bytes in use.
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// Bytes that are not in use.
+    /// Bytes not in use.
     pub fn free(&self) -> usize {
         self.capacity - self.used
     }
@@ -64,17 +64,17 @@ impl LayerCache {
         self.entries.len()
     }
 
-    /// Planes that an expert may have.
+    /// The most planes of an expert.
     pub fn planes_most(&self) -> usize {
         self.plane_bytes.len()
     }
 
-    /// How many planes of an expert are resident.
+    /// The number of an expert's resident planes.
     pub fn planes(&self, expert: usize) -> usize {
         self.entries[expert].planes
     }
 
-    /// Bytes of planes `from..to` of an expert, as far as there are so many.
+    /// Bytes of planes `from..to` of an expert; planes that do not exist count as 0.
     pub fn bytes(&self, from: usize, to: usize) -> usize {
         self.plane_bytes.get(from..to.min(self.plane_bytes.len())).map_or(0, |planes| planes.iter().sum())
     }
@@ -84,12 +84,12 @@ impl LayerCache {
         self.entries[expert].heat
     }
 
-    /// Sets the heat of an expert: a warm start.
+    /// Sets the heat of an expert, for a warm start.
     pub fn set_heat(&mut self, expert: usize, heat: f32) {
         self.entries[expert].heat = heat;
     }
 
-    /// Decays all heat, once for every use of the layer.
+    /// Decays all heat. Called once per use of the layer.
     pub fn cool(&mut self, decay: f32) {
         self.entries.iter_mut().for_each(|e| e.heat *= decay);
     }
@@ -99,14 +99,14 @@ impl LayerCache {
         self.entries[expert].heat += mass;
     }
 
-    /// What holding plane `p` of an expert is worth.
+    /// The value of holding plane `p` of an expert.
     pub fn value(&self, expert: usize, p: usize) -> f32 {
         let e = &self.entries[expert];
         e.heat * e.worth[p]
     }
 
-    /// The plane to evict first, with its value: the least valuable top plane among experts with more planes than
-    /// `keep` protects. Ties go to the higher plane, then to the higher expert.
+    /// The plane to evict first, with its value: the least valuable top plane among experts with more planes
+    /// than `keep` protects. Ties go to the higher plane, then to the higher expert.
     pub fn coldest(&self, keep: &[u8]) -> Option<(usize, usize, f32)> {
         let mut best: Option<(usize, usize, f32)> = None;
         for (i, e) in self.entries.iter().enumerate() {

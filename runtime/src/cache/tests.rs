@@ -1,5 +1,5 @@
-//! Gate 11: the cache against a naive one, over random histories: never over its share, planes are prefixes, and the
-//! evicted plane has the least value and is not kept.
+//! Gate 11: the cache against a naive one, over random histories: it never exceeds its share, planes are
+//! prefixes, and the evicted plane has the least value and is not protected.
 
 use super::*;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 const EXPERTS: usize = 6;
 const BYTES: [usize; 4] = [19, 8, 8, 16];
 
-/// Resident planes as a set of (expert, plane), heats in a list.
+/// Resident planes as a set of (expert, plane), heats as a list.
 #[derive(Default)]
 struct Naive {
     planes: std::collections::BTreeSet<(usize, usize)>,
@@ -32,7 +32,7 @@ fn worth(e: usize) -> Worth {
 enum Step {
     Warm(usize, f32),
     Cool(f32),
-    /// Bring an expert to a number of planes while another expert's are kept.
+    /// Bring an expert to a number of planes while another expert's planes are protected.
     Want(usize, usize, usize),
 }
 
@@ -89,7 +89,7 @@ proptest! {
             }
             prop_assert!(cache.free() == capacity - naive.used());
             for e in 0..EXPERTS {
-                // The planes are a prefix: their count follows from the highest.
+                // The planes are a prefix, so the highest one gives their number.
                 let planes = naive.planes.iter().filter(|&&(x, _)| x == e).count();
                 prop_assert_eq!(planes, naive.top(e).map_or(0, |p| p + 1));
                 prop_assert_eq!(cache.planes(e), planes);

@@ -1,14 +1,14 @@
-//! The largest of some values, for samplers that need no others: the specification of [`super::Backend::best`], and of
-//! `argmax.wgsl` and `top_k.wgsl`.
+//! The largest of some values, for samplers that need only these. This is the specification of
+//! [`super::Backend::best`], and of `argmax.wgsl` and `top_k.wgsl`.
 
-/// The largest `k`.
+/// The largest supported `k`.
 pub const MAX_BEST: usize = 256;
 
-/// The index of an empty entry, which remains if fewer than `k` values are numbers.
+/// The index of an empty entry. Entries stay empty if fewer than `k` values are numbers.
 const NOWHERE: u32 = u32::MAX;
 
-/// The largest values with their indices, largest first, ties by lowest index; as many as `out` holds, or fewer if
-/// there are fewer. NaN is left out. Returns the count.
+/// The largest values with their indices, largest first, ties by lowest index: as many as `out` holds, or
+/// fewer if there are fewer. NaN is left out. Returns the count.
 ///
 /// # Panics
 /// If `out` is empty.
@@ -42,7 +42,7 @@ mod tests {
     fn the_best_are_those_of_a_sort() {
         let mut out = Vec::new();
         for (len, k) in [(0, 1), (1, 1), (5, 9), (300, 1), (300, 40), (1000, MAX_BEST)] {
-            // Coarse, so that many are equal.
+            // Coarse values, so that many are equal.
             let mut x: Vec<f32> = values(len, 3).iter().map(|v| (8.0 * v).round() / 8.0).collect();
             x.iter_mut().skip(3).step_by(7).for_each(|x| *x = f32::NAN);
             x.iter_mut().skip(4).step_by(9).for_each(|x| *x = f32::NEG_INFINITY);
@@ -52,7 +52,7 @@ mod tests {
             want.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
             want.truncate(k);
             assert_eq!(pairs[..n], want);
-            // As a device writes them, with empty entries at the end.
+            // The format that a device writes, with empty entries at the end.
             let mut bits: Vec<f32> = want.iter().flat_map(|&(i, x)| [f32::from_bits(i), x]).collect();
             bits.resize(2 * k, f32::from_bits(NOWHERE));
             from_bits(&bits, &mut out);

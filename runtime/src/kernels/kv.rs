@@ -1,17 +1,17 @@
 //! The layout of keys and values outside of a backend: in a saved session, and in copies between sessions.
 //!
-//! Every backend orders its caches for its own kernels. This order is the CPU's, which copies it unchanged; a GPU
-//! translates. Numbers are little-endian, in the precision of the cache.
+//! Each backend orders its caches for its own kernels. This layout is the CPU's, which copies it unchanged; a
+//! GPU converts it. Numbers are little-endian, in the precision of the cache.
 
 use std::ops::Range;
 
-/// Positions whose keys lie together.
+/// Positions whose keys are stored together.
 pub const KV_BLOCK: usize = 16;
 
-/// A cache that holds fewer places than positions has a multiple of these: position `p` lies at place `p` modulo their number.
+/// If a cache has fewer places than positions, it has a multiple of this many. Position `p` has place `p % places`.
 pub const KV_TILE: usize = 64;
 
-/// What a layer's keys and values are for one position.
+/// The shape of a layer's keys and values at one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Key/value heads.
@@ -20,7 +20,7 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Values of a value.
     pub v_dim: usize,
-    /// Bytes of a number: 2 (half precision) or 4.
+    /// Bytes per number: 2 (half precision) or 4.
     pub number_bytes: usize,
 }
 
@@ -38,16 +38,16 @@ pub enum KvSide {
 pub struct KvPart {
     /// The layer's shape.
     pub shape: KvShape,
-    /// Which of the two.
+    /// Keys or values.
     pub side: KvSide,
-    /// Heads, all of them or one.
+    /// The heads, all or one.
     pub heads: Range<usize>,
-    /// Positions, from a multiple of [`KV_BLOCK`] on.
+    /// The positions. The first is a multiple of [`KV_BLOCK`].
     pub positions: Range<usize>,
 }
 
 impl KvPart {
-    /// Positions, with the unused lanes of a last block of keys.
+    /// The number of positions. For keys, the last block counts as full.
     fn padded(&self) -> usize {
         match self.side {
             KvSide::Keys => self.positions.len().next_multiple_of(KV_BLOCK),
@@ -60,21 +60,21 @@ impl KvPart {
         self.padded() * self.shape.dim(self.side) * self.shape.number_bytes
     }
 
-    /// Bytes of all of it.
+    /// Bytes of the whole part.
     pub fn bytes(&self) -> usize {
         self.heads.len() * self.head_bytes()
     }
 }
 
 impl KvShape {
-    /// Bytes of a layer's keys and values of `positions` positions; `None` where there is no such number.
+    /// Bytes of a layer's keys and values for `positions` positions; `None` on overflow.
     pub fn bytes(&self, positions: usize) -> Option<usize> {
         let keys = positions.checked_next_multiple_of(KV_BLOCK)?.checked_mul(self.head_dim)?;
         let both = keys.checked_add(positions.checked_mul(self.v_dim)?)?;
         both.checked_mul(self.heads)?.checked_mul(self.number_bytes)
     }
 
-    /// Values of a key or a value of a head.
+    /// Values of one head's key or value.
     pub fn dim(&self, side: KvSide) -> usize {
         match side {
             KvSide::Keys => self.head_dim,
@@ -82,8 +82,8 @@ impl KvShape {
         }
     }
 
-    /// A layer's `positions` in parts of at most `most` bytes, or one block of one head where that is more, none of which goes
-    /// around the end of a cache with either number of places. Their bytes, one part behind the other, depend on none of these.
+    /// Splits a layer's `positions` into parts of at most `most` bytes, but at least one block of one head. No part wraps
+    /// around the end of a cache with either number of places. The parts' concatenated bytes depend on none of these.
     pub fn parts(
         self,
         positions: Range<usize>,
@@ -93,7 +93,7 @@ impl KvShape {
         let Range { start, end } = positions;
         let position_bytes = (self.head_dim.max(self.v_dim) * self.number_bytes).max(1);
         let blocks = (most / position_bytes / KV_BLOCK).max(1);
-        // Several heads only with all their positions: a part is one run of bytes.
+        // Several heads only with all their positions, so that a part is one contiguous run of bytes.
         let all = (end - start).div_ceil(KV_BLOCK).max(1);
         let together = if places.iter().any(|&n| n < end) { 1 } else { (blocks / all).max(1) };
         let stop = move |at: usize| {
@@ -134,10 +134,10 @@ mod tests {
                 assert!(
                     parts.iter().all(|p| p.bytes() <= most.max(320) && p.positions.start % KV_BLOCK == 0)
                 );
-                // None goes around.
+                // No part wraps around.
                 assert!(parts.iter().all(|p| p.positions.start % places + p.positions.len() <= places));
                 for side in [KvSide::Keys, KvSide::Values] {
-                    // In order, and every position of every head once.
+                    // The parts are in order and cover every position of every head once.
                     let cells: Vec<(usize, usize)> = (parts.iter().filter(|p| p.side == side))
                         .flat_map(|p| {
                             p.heads.clone().flat_map(|h| p.positions.clone().map(move |at| (h, at)))

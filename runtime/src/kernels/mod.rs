@@ -1,11 +1,11 @@
 //! The operations that a transformer runs on a processor, on buffers.
 //!
-//! [`Backend`] is the seam between `model` and the hardware. Buffers are opaque, so that they may live on a device;
-//! host values pass through [`Backend::upload`] and [`Backend::read`] only. Calls are made from one thread at a
-//! time per buffer; a backend spreads the work over its own threads. Results of one backend do not depend on how many
-//! threads it has or on how tokens are split into calls.
+//! [`Backend`] is the interface between `model` and the hardware. Buffers are opaque, because they may live
+//! on a device; host values pass only through [`Backend::upload`] and [`Backend::read`]. At any time one
+//! thread makes calls with a buffer; a backend uses its own threads for the work. A backend's results do not
+//! depend on its number of threads, or on how tokens are split into calls.
 //!
-//! All buffers hold f32, row-major, one row per token.
+//! All buffers contain f32, row-major, one row per token.
 
 mod best;
 pub mod cpu;
@@ -33,31 +33,31 @@ use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::quant::Matrix;
 
-/// Calls of this many tokens or more may be computed differently (on a CPU in bfloat16). That holds for all products of
-/// the call, so that an expert's results do not depend on how many tokens chose it. The session cuts longer prompts
-/// into pieces of at least this size.
+/// Calls of this many tokens or more may be computed differently (on a CPU in bfloat16). The rule applies to
+/// all products of a call, so an expert's results do not depend on how many tokens chose it. The session
+/// splits longer prompts into pieces of at least this size.
 pub const MANY: usize = 16;
 
 /// A processor that can run a transformer.
 ///
-/// Weights are identified by their address. A matrix, norm, bias or table that was passed must not change, nor be freed
-/// for another, while the backend is in use, so that a device may keep its copy; rope tables have their own names. An
-/// operation without a result reports its failure at the next operation that returns one.
+/// Weights are identified by their address, so that a device may keep a copy. A matrix, norm, bias or table that was
+/// passed must not change, or be freed and its memory reused, while the backend exists; rope tables have their own
+/// names. If an operation without a result fails, the next operation that returns a `Result` reports the failure.
 pub trait Backend: Send + Sync + 'static {
-    /// A run of f32 values.
+    /// A buffer of f32 values.
     type Buf: Send + Sync;
     /// The keys and values of one layer.
     type Kv: Send + Sync;
 
-    /// Sequences that one call may have tokens of: with several, a token each. Fewer than [`MANY`], so that a token is computed
-    /// as it would be alone.
+    /// The most sequences in one call; with several, each has one token. Less than [`MANY`], so that a token
+    /// is computed as it would be alone.
     const TOGETHER: usize = 1;
 
-    /// Whether the backend computes all that a model uses; otherwise what is missing, for display. Called first, so
-    /// that another backend can take the model.
+    /// Checks whether the backend supports everything that a model uses. Called before anything else, so that
+    /// another backend can be chosen.
     ///
     /// # Errors
-    /// What is missing.
+    /// The missing feature, for display.
     fn supports(uses: &Uses) -> Result<(), String>
     where
         Self: Sized,
@@ -72,10 +72,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src` to `dst[at..]`.
     fn upload(&self, dst: &mut Self::Buf, at: usize, src: &[f32]);
 
-    /// For every part, copies `src[at..]` to `dst` after all previous operations have finished: one wait for all parts.
+    /// For each part, copies `src[at..]` to `dst` after all earlier operations have finished. Waits once for all parts.
     ///
     /// # Errors
-    /// `Device` if a previous operation failed.
+    /// `Device` if an earlier operation failed.
     fn read(&self, parts: &mut [(&Self::Buf, usize, &mut [f32])]) -> Result<()>;
 
     /// A hint about what the caller does next.
@@ -87,9 +87,9 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The `k` largest of the first `len` values of `x`, at most [`MAX_BEST`], as defined by [`best_of`], in `out`
-    /// (`[k, 2]`: index and value as the bits of values, to be read by [`from_bits`]). Returns `false` and does nothing
-    /// if the backend does not support it: the caller then reads the values and selects.
+    /// The `k` largest of the first `len` values of `x`, at most [`MAX_BEST`], as defined by [`best_of`]. `out` is
+    /// `[k, 2]`: the index and the value, both as the bits of an f32 ([`from_bits`] reads them). Returns `false` and
+    /// does nothing if the backend does not support it: the caller then reads the values and selects.
     ///
     /// # Errors
     /// As [`Backend::read`].
@@ -101,8 +101,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Copies `src[at..at + len]` to the start of `dst`.
     fn copy(&self, src: &Self::Buf, at: usize, len: usize, dst: &mut Self::Buf);
 
-    /// An empty cache with `places` for positions of keys and values, `heads` of them each, with `dims` values in a key and in a value.
-    /// Position `p` takes place `p` modulo their number, which is a multiple of [`KV_TILE`] where there are more positions than places.
+    /// An empty cache for keys and values, with `places` positions and `heads` heads; `dims` are the values of a key and of
+    /// a value. Position `p` has place `p % places`. With more positions than places, `places` is a multiple of [`KV_TILE`].
     fn alloc_kv(&self, places: usize, heads: usize, dims: [usize; 2]) -> Result<Self::Kv>;
 
     /// Copies a part of a layer's keys and values.
@@ -114,27 +114,27 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[i] = scale · table[tokens[i]]`, dequantized.
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buf);
 
-    /// Several products of one input, or its norm alone.
+    /// Several products with the same input, or only the input's norm.
     fn linear(&self, call: LinearCall<'_, '_, Self::Buf>);
 
-    /// Writes keys and values to the caches, and mixes values for the queries. The projections are consumed.
+    /// Writes keys and values to the caches, and mixes values for the queries. Overwrites the projections.
     fn attend(&self, call: AttendCall<'_, '_, Self::Buf, Self::Kv>);
 
-    /// Mixes tokens with what is kept of those before. The bits of a token do not depend on which others are in the call.
+    /// Mixes tokens with the state of earlier ones. A token's bits do not depend on the other tokens of the call.
     fn recur(&self, call: Recur<'_, '_, Self::Buf>);
 
-    /// `x += sigmoid(gate) · block(h)`, or what would be added in `y`.
+    /// `x += sigmoid(gate) · block(h)`; without `x`, the summand goes to `y`.
     fn feed(&self, call: FeedCall<'_, Self::Buf>);
 
-    /// How many of a call's last tokens have to be computed together, so that the last one's results are the same as
-    /// among all. `None` if the backend should compute all.
+    /// How many of a call's last tokens must be computed together so that the last one's results are the same
+    /// as with all tokens. `None` if the backend should compute all.
     fn tail(&self, tokens: usize) -> Option<usize> {
         let _ = tokens;
         None
     }
 
-    /// Weights of `logits` (`[tokens, experts]`) and the `top_k` best per token, best first (ties: lower index), in
-    /// `out`: `tokens · top_k` choices. Reads back from the device.
+    /// Gate weights for `logits` (`[tokens, experts]`). `out` receives the `top_k` best choices of each
+    /// token, best first (ties: lower index): `tokens · top_k` choices. Reads back from the device.
     fn route(
         &self,
         logits: &Self::Buf,
@@ -143,7 +143,7 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Vec<Choice>,
     ) -> Result<()>;
 
-    /// Feed-forward of each job's tokens; row `s` of `slots` (`[tokens · top_k, d]`) receives slot `s`.
+    /// The feed-forward block of each job's expert. Slot `s` goes to row `s` of `slots` (`[tokens · top_k, d]`).
     fn experts(
         &self,
         x: &Self::Buf,
@@ -153,8 +153,8 @@ pub trait Backend: Send + Sync + 'static {
         slots: &mut Self::Buf,
     );
 
-    /// Routing, experts and their weighted sum, added to `x` or in `y`, without a word to the host. `false`, and nothing done, where
-    /// the backend cannot: the caller then routes and serves. Results are the same either way.
+    /// Routing, experts and their weighted sum, added to `x` or written to `y`, without a read-back. Returns `false`
+    /// and does nothing if unsupported: the caller then routes and serves. Results are the same either way.
     ///
     /// # Errors
     /// `Device` if the experts do not fit the device.
@@ -170,8 +170,8 @@ pub trait Backend: Send + Sync + 'static {
         Ok(false)
     }
 
-    /// Gives an expert of [`Backend::routed`] one more plane, from its next call on. Does nothing if the backend does
-    /// not compute experts that way, or has no room for planes beside them.
+    /// Gives an expert of [`Backend::routed`] one more plane, from its next call on. Does nothing if the
+    /// backend does not compute experts that way, or has no room for extra planes.
     ///
     /// # Errors
     /// `Device`.
@@ -180,6 +180,6 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// `x[t] += Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order; or what would be added in `y`.
+    /// `x[t] += Σ_r choices[t·k + r].gate · slots[t·k + r]`, in order of rank; without `x`, the sum goes to `y`.
     fn sum(&self, call: SumCall<'_, Self::Buf>);
 }

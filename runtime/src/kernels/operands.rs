@@ -1,9 +1,9 @@
-//! The operands of operations, beside buffers.
+//! The operands of a backend's operations, other than plain buffers.
 
 use crate::experts::Expert;
 use crate::quant::Matrix;
 
-/// One product of several that share their input: `out[t] = matrix · x[t] + bias`.
+/// One of several products with the same input: `out[t] = matrix · x[t] + bias`.
 pub struct Linear<'a, Buf> {
     /// `[rows, cols]`.
     pub matrix: &'a Matrix,
@@ -17,31 +17,31 @@ pub struct Linear<'a, Buf> {
 pub struct LinearCall<'a, 'o, Buf> {
     /// `[tokens, cols]`.
     pub x: &'a Buf,
-    /// Its rows.
+    /// Rows of `x`.
     pub tokens: usize,
-    /// A norm of `x`; the normed rows, which are multiplied in its place, are written to the second buffer (`[tokens,
-    /// cols]`).
+    /// A norm to apply to `x` first. The normed rows, which are then multiplied, are written to the second
+    /// buffer (`[tokens, cols]`).
     pub norm: Option<(Norm<'a>, &'a mut Buf)>,
-    /// What it is multiplied with. With nothing, the norm is the result.
+    /// The products. If empty, the norm is the result.
     pub outs: &'a mut [Linear<'o, Buf>],
-    /// With one product: what it gates.
+    /// Only with one product: the gated values.
     pub times: Option<Times<'a, Buf>>,
-    /// With one result: it is added to these rows, by way of its own where the backend needs it.
+    /// Only with one result: the rows to which it is added. A backend may store the result in `out` on the way.
     pub add: Option<Added<'a, Buf>>,
 }
 
-/// A product for each head, of a matrix that has those of all heads behind each other, `[heads · rows, cols]`:
-/// `out[t, h] = matrix[h] · x[t, h]`, of a part of what each head has.
+/// A product per head: `out[t, h] = matrix[h] · x[t, h]`, with a part of each head's values. The matrix has
+/// the rows of all heads one after the other, `[heads · rows, cols]`.
 pub struct HeadsCall<'a, Buf> {
-    /// The matrix; `rows` is a multiple of 16.
+    /// All heads' matrices; `rows` is a multiple of 16.
     pub matrix: &'a Matrix,
     /// Heads.
     pub heads: usize,
     /// `[tokens, heads, cols + kept]`.
     pub x: &'a Buf,
-    /// Its rows.
+    /// Rows of `x`.
     pub tokens: usize,
-    /// Values of a head of `x` behind those that are multiplied, which stand before the products in `out`.
+    /// Values at the end of each head of `x` that are copied in front of its products in `out`.
     pub kept: usize,
     /// `[tokens, heads, kept + rows]`.
     pub out: &'a mut Buf,
@@ -54,79 +54,79 @@ impl<Buf> HeadsCall<'_, Buf> {
     }
 }
 
-/// What a result gates: `out[t] = activation(out[t]) · by[at + t · stride ..]`.
+/// The values that a product gates: `out[t] = activation(out[t]) · by[at + t · stride ..]`.
 pub struct Times<'a, Buf> {
-    /// Of the result. None that is limited.
+    /// The activation of the product. [`Activation::Clamped`] is not allowed.
     pub activation: Activation,
-    /// What it multiplies.
+    /// The gated values.
     pub by: &'a Buf,
-    /// Where the first row of that begins.
+    /// Index of the first row in `by`.
     pub at: usize,
     /// Values from one row to the next.
     pub stride: usize,
 }
 
-/// Where a result is added: `to = scale · (to + result)`.
+/// The rows to which a result is added: `to = scale · (to + result)`.
 pub struct Added<'a, Buf> {
     /// `[tokens, rows]`.
     pub to: &'a mut Buf,
-    /// Multiplies the sum; 1 for products.
+    /// A factor for the sum; 1 for products.
     pub scale: f32,
 }
 
-/// Tokens of one sequence among the rows of a call: neighbours, behind those of the sequences before.
+/// The tokens of one sequence in a call. They are neighbouring rows, after those of earlier sequences.
 pub struct Sequence<'a, Kv> {
-    /// The position of the first.
+    /// The position of the first token.
     pub pos: usize,
-    /// How many they are.
+    /// The number of tokens.
     pub tokens: usize,
-    /// The layer's keys and values of this sequence.
+    /// The layer's keys and values for this sequence.
     pub kv: &'a mut Kv,
 }
 
-/// Attention of some tokens, each to those before it in its own sequence.
+/// Attention of several tokens, each to the earlier tokens of its own sequence.
 pub struct AttendCall<'a, 's, Buf, Kv> {
     /// The tokens' projections.
     pub x: Projected<'a, Buf>,
-    /// How the projections are prepared. The rotation reaches the last position of every sequence.
+    /// How the projections are prepared. Its rope table covers the last position of every sequence.
     pub how: &'a Placing<'a>,
     /// The number of tokens, all sequences together.
     pub tokens: usize,
-    /// Whose they are, in order; at most [`Backend::TOGETHER`](super::Backend::TOGETHER).
+    /// The sequences, in row order; at most [`Backend::TOGETHER`](super::Backend::TOGETHER).
     pub sequences: &'a mut (dyn Iterator<Item = Sequence<'s, Kv>> + 's),
-    /// Keys and values are another layer's, and there already: only queries are placed.
+    /// Whether another layer has already written the keys and values. Then only queries are prepared.
     pub shared: bool,
     /// The operation itself.
     pub shape: &'a Attention<'a>,
-    /// What stands before and behind attention to a latent. The queries are then `[tokens, heads, values that meet the latent and
-    /// values that turn]`, and what comes out is `[tokens, heads, values of a head]`.
+    /// The products around attention to a latent. The output is then `[tokens, heads, values of a head]`, and
+    /// queries are `[tokens, heads, values for the latent and rotated values]`.
     pub absorbed: Option<Absorbed<'a>>,
-    /// `[tokens, heads · head_dim]`: the sigmoid of these multiplies what comes out.
+    /// `[tokens, heads · head_dim]`. The output is multiplied by its sigmoid.
     pub gate: Option<&'a Buf>,
-    /// `[tokens, heads · values of a value]`; as long as the queries.
+    /// `[tokens, heads · values of a value]`, but as long as the queries.
     pub out: &'a mut Buf,
 }
 
-/// The products of heads around attention to a latent.
+/// The per-head products around attention to a latent.
 #[derive(Clone, Copy, Debug)]
 pub struct Absorbed<'a> {
-    /// `[heads · values of the latent, values that meet it]`: brings queries to the latent.
+    /// `[heads · values of the latent, query values for the latent]`: projects queries to the latent.
     pub queries: &'a Matrix,
-    /// `[heads · values of a head, values of the latent]`: makes values of what comes out.
+    /// `[heads · values of a head, values of the latent]`: turns the mixed latents into values of heads.
     pub values: &'a Matrix,
 }
 
-/// A gated delta net of some tokens (arXiv 2412.06464), between its projections.
+/// A gated delta net for several tokens (arXiv 2412.06464), between its projections.
 pub struct DeltaCall<'a, 's, Buf> {
     /// Queries, keys and values, `[tokens, channels]`.
     pub qkv: &'a Buf,
-    /// `[tokens, v_heads · v_dim]`: the SiLU of these multiplies what is normed.
+    /// `[tokens, v_heads · v_dim]`. The normed output is multiplied by its SiLU.
     pub z: &'a Buf,
-    /// `[tokens, v_heads]`: the sigmoid of these is how much of a correction is written.
+    /// `[tokens, v_heads]`. Its sigmoid is the share of a correction that is written.
     pub beta: &'a Buf,
-    /// `[tokens, v_heads]`: how long a step is, for what fades with each.
+    /// `[tokens, v_heads]`: the length of a step, for the decay per step.
     pub alpha: &'a Buf,
-    /// Whose tokens these are. A slot of a state is what is kept of the tokens before a position ([`Delta::state_values`]).
+    /// The tokens' sequences. A slot of a state is for one position ([`Delta::state_values`]).
     pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
     /// The operation itself.
     pub shape: &'a Delta<'a>,
@@ -136,19 +136,19 @@ pub struct DeltaCall<'a, 's, Buf> {
     pub out: &'a mut Buf,
 }
 
-/// Tokens of one sequence among the rows of a call, as [`Sequence`], for a mixer with a state.
+/// The tokens of one sequence in a call, like [`Sequence`], for a mixer with a state.
 pub struct Recurrent<'a, Buf> {
-    /// How many they are.
+    /// The number of tokens.
     pub tokens: usize,
     /// `[slots, values of a slot]`.
     pub state: &'a mut Buf,
-    /// The slot of the tokens before; zeros where there are none.
+    /// The slot to read: the state after the tokens before. `None` if there are none; the state is then zero.
     pub from: Option<usize>,
-    /// Another slot, which is written.
+    /// The slot to write, a different one.
     pub to: usize,
 }
 
-/// A mixer whose state stands for one position: a slot of it is read, and another written.
+/// A mixer with a state that belongs to one position. It reads one slot of the state and writes another.
 pub enum Recur<'a, 's, Buf> {
     /// A gated short convolution.
     Conv(ConvCall<'a, 's, Buf>),
@@ -156,44 +156,44 @@ pub enum Recur<'a, 's, Buf> {
     Delta(DeltaCall<'a, 's, Buf>),
 }
 
-/// Inputs that the convolution of a gated delta net sees, at most.
+/// The most inputs in a window of a gated delta net's convolution.
 pub const MAX_TAPS: usize = 4;
 
-/// A gated delta net beside its buffers.
+/// A gated delta net, without its buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Delta<'a> {
     /// Heads of queries and keys; divides `v_heads`.
     pub k_heads: usize,
-    /// Heads of values, each with a memory of its own.
+    /// Heads of values, each with its own memory.
     pub v_heads: usize,
     /// Values of a key.
     pub k_dim: usize,
     /// Values of a value, a multiple of 16.
     pub v_dim: usize,
-    /// Inputs that the convolution sees, the newest last: 2 to [`MAX_TAPS`].
+    /// Inputs in the convolution's window, the newest last: 2 to [`MAX_TAPS`].
     pub taps: usize,
-    /// Whether value head `j` uses key head `j` modulo their number, instead of neighbours sharing one.
+    /// Whether value head `j` uses key head `j % k_heads`. Otherwise neighbouring value heads share one.
     pub tiled: bool,
-    /// `[channels, taps]`: of the convolution.
+    /// `[channels, taps]`: weights of the convolution.
     pub conv: &'a [f32],
-    /// `[v_heads]`, below zero: how fast memory fades.
+    /// `[v_heads]`, negative: the rate of decay.
     pub a: &'a [f32],
     /// `[v_heads]`: added to the length of a step.
     pub dt: &'a [f32],
-    /// `[v_dim]`: of the norm of each head.
+    /// `[v_dim]`: weights of each head's norm.
     pub norm: &'a [f32],
-    /// Of that norm.
+    /// Epsilon of that norm.
     pub eps: f32,
 }
 
 impl Delta<'_> {
-    /// Values of queries, keys and values of a token.
+    /// Channels of a token: all values of its queries, keys and values.
     pub fn channels(&self) -> usize {
         2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
     }
 
-    /// Values of the state: the last inputs of the convolution, `[taps − 1, channels]`, oldest first, and the memory of the heads,
-    /// `[v_heads, k_dim, v_dim]`.
+    /// Values of a state: the last inputs of the convolution, `[taps − 1, channels]`, oldest first, and the
+    /// heads' memory, `[v_heads, k_dim, v_dim]`.
     pub fn state_values(&self) -> usize {
         (self.taps - 1) * self.channels() + self.v_heads * self.k_dim * self.v_dim
     }
@@ -204,46 +204,46 @@ impl Delta<'_> {
     }
 }
 
-/// A block that every token goes through.
+/// A feed-forward block that every token passes through.
 pub struct FeedCall<'a, Buf> {
     /// `[tokens, d]`.
     pub h: &'a Buf,
-    /// Its rows.
+    /// Rows of `h`.
     pub tokens: usize,
     /// The block.
     pub block: &'a Expert,
-    /// Between gate, up and down.
+    /// The activation between gate, up and down.
     pub activation: Activation,
-    /// `[tokens, 1]`: the sigmoid of these multiplies what the block gives.
+    /// `[tokens, 1]`. The block's output is multiplied by its sigmoid.
     pub gate: Option<&'a Buf>,
-    /// `[tokens, d]`: the result, or scratch where it is added.
+    /// `[tokens, d]`: the result, or scratch if the result is added to `x`.
     pub y: &'a mut Buf,
-    /// What it is added to, `[tokens, d]`.
+    /// The rows to which the result is added, `[tokens, d]`.
     pub x: Option<&'a mut Buf>,
 }
 
-/// A gated short convolution over tokens, channel by channel: of `[B, C, v]` of each token, `C ⊙ conv(B ⊙ v)`, where a token's
-/// last tap meets its own `B ⊙ v`.
+/// A gated short convolution over tokens, for each channel. With a token's `[B, C, v]` the result is
+/// `C ⊙ conv(B ⊙ v)`; the last tap multiplies the token's own `B ⊙ v`.
 pub struct ConvCall<'a, 's, Buf> {
-    /// `[tokens, 3 · d]`: B, C and v behind each other.
+    /// `[tokens, 3 · d]`: B, C and v, one after the other.
     pub x: &'a Buf,
-    /// Whose tokens these are. A slot of a state is `[taps - 1, d]`: the last inputs `B ⊙ v`, oldest first.
+    /// The sequences of the tokens. A slot of a state is `[taps - 1, d]`: the last inputs `B ⊙ v`, oldest first.
     pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
-    /// `[d, taps]`, the newest last.
+    /// `[d, taps]`, the newest tap last.
     pub weight: &'a [f32],
     /// `[d]`, added to the sums.
     pub bias: Option<&'a [f32]>,
-    /// Values of `B ⊙ v` that a token sees.
+    /// Values of `B ⊙ v` in the window of a token.
     pub taps: usize,
     /// `[tokens, d]`.
     pub out: &'a mut Buf,
 }
 
-/// A part of a layer's keys and values on its way out of a cache or into one.
+/// The direction of a copy of a layer's keys and values.
 pub enum KvCopy<'a, Kv> {
-    /// To these bytes, after everything before it has finished. Positions that were not written are whatever they are.
+    /// Out to these bytes, after all earlier operations have finished. Unwritten positions have undefined values.
     Out(&'a Kv, &'a mut [u8]),
-    /// From what [`KvCopy::Out`] gave, of this backend or another.
+    /// In from bytes of [`KvCopy::Out`], of this backend or another.
     In(&'a mut Kv, &'a [u8]),
 }
 
@@ -251,27 +251,27 @@ pub enum KvCopy<'a, Kv> {
 pub struct SumCall<'a, Buf> {
     /// `[tokens · top_k, d]`. A gate of zero marks a row that was not computed.
     pub slots: &'a Buf,
-    /// `tokens · top_k` of them.
+    /// `tokens · top_k` choices.
     pub choices: &'a [Choice],
-    /// Choices of a token.
+    /// Choices per token.
     pub top_k: usize,
     /// Values of a row.
     pub d: usize,
-    /// `[tokens, d]`: the result, or scratch where it is added.
+    /// `[tokens, d]`: the result, or scratch if the result is added to `x`.
     pub y: &'a mut Buf,
-    /// What it is added to, `[tokens, d]`.
+    /// The rows to which the result is added, `[tokens, d]`.
     pub x: Option<&'a mut Buf>,
 }
 
 /// What the caller does next.
 pub enum Flow<'a, 'w> {
-    /// It waits elsewhere, for example for weights from storage, and more work follows: the processor may start with
-    /// what it has.
+    /// The caller waits for something else, such as weights from storage, and more work follows. The
+    /// processor may start the operations so far.
     Begin,
-    /// A part of a longer computation is complete, and nothing is read back: the processor may start, and the caller is
-    /// kept from running far ahead.
+    /// A part of a longer computation is complete, and nothing is read back. The processor may start, and the
+    /// call may block so that the caller does not run far ahead.
     HandOver,
-    /// It waits, and will use these weights next, in order: they may be prefetched.
+    /// The caller waits, and then uses these weights in this order. They may be prefetched.
     Soon(&'a mut dyn Iterator<Item = &'w Matrix>),
 }
 
@@ -284,29 +284,29 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
-/// One attention operation beside its buffers.
+/// One attention operation, without its buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention<'a> {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Values of a query and a key; those of a value are the cache's.
+    /// Values of a query or key. The number of values of a value is the cache's.
     pub head_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
-    /// With `Some(w)`, position `p` sees `p − w + 1 ..= p`; otherwise `0 ..= p`.
+    /// With `Some(w)`, position `p` attends to `p − w + 1 ..= p`; otherwise to `0 ..= p`.
     pub window: Option<usize>,
-    /// `[heads]`: a score of each head that joins the softmax and has no value.
+    /// `[heads]`: a score per head that takes part in the softmax but has no value.
     pub sinks: Option<&'a [f32]>,
 }
 
-/// Cosines and sines for rotary embedding, in half-split ("NeoX") order, any frequency scaling already applied.
+/// Cosines and sines for rotary embedding, in half-split ("NeoX") order, with frequency scaling applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
-    /// Identifies the rotation. Of two tables with one name, the shorter is a prefix of the longer.
+    /// Identifies the rotation. If two tables have the same name, the shorter one is a prefix of the longer.
     pub name: u64,
-    /// Rotated dimensions of a head, even; the rest of the head passes through.
+    /// Rotated dimensions of a head, even. The rest of the head is unchanged.
     pub dims: usize,
     /// `[positions, dims / 2]`.
     pub cos: Vec<f32>,
@@ -314,7 +314,7 @@ pub struct RopeTable {
     pub sin: Vec<f32>,
 }
 
-/// The projections of some tokens.
+/// The projections of several tokens.
 pub struct Projected<'a, Buf> {
     /// `[tokens, heads · head_dim]`.
     pub q: &'a mut Buf,
@@ -324,7 +324,7 @@ pub struct Projected<'a, Buf> {
     pub v: &'a mut Buf,
 }
 
-/// The steps between projections and attention, in this order: norms of queries and keys, limits, rope.
+/// The steps between projections and attention, in this order: norms of queries and keys, clamping, rope.
 #[derive(Clone, Copy, Debug)]
 pub struct Placing<'a> {
     /// Query heads.
@@ -333,17 +333,17 @@ pub struct Placing<'a> {
     pub kv_heads: usize,
     /// Values per head.
     pub head_dim: usize,
-    /// Over each head if it is as long as a head, else over the row.
+    /// Weights of the queries' norm: per head if as long as a head, else over the whole row.
     pub q_norm: Option<&'a [f32]>,
-    /// Likewise.
+    /// The same for keys.
     pub k_norm: Option<&'a [f32]>,
-    /// Values are normed, head by head, without weights.
+    /// Whether values are normed, head by head, without weights.
     pub v_norm: bool,
-    /// Keys are a part that turns and a latent, which is normed and is the value too: there are no others.
+    /// Whether a key is a rotated part and a normed latent, where the latent is also the value.
     pub latent: bool,
-    /// Of all norms.
+    /// Epsilon of all norms.
     pub eps: f32,
-    /// Queries, keys and values are limited to `±limit`.
+    /// Queries, keys and values are clamped to `±limit`.
     pub limit: Option<f32>,
     /// Rotation of queries and keys.
     pub rope: &'a RopeTable,
@@ -356,60 +356,60 @@ pub struct Router {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// What becomes of logits before the choice.
+    /// How logits become scores before the choice.
     pub score: Score,
-    /// Whether the chosen weights are divided by their sum.
+    /// Whether the chosen experts' weights are divided by their sum.
     pub renormalize: bool,
     /// Multiplies the final weights.
     pub scale: f32,
-    /// Where experts of some groups alone are chosen.
+    /// If experts are chosen only from the best groups.
     pub groups: Option<Groups>,
 }
 
-/// Groups of neighbouring experts, as many in each. Those with the highest scores are chosen among: with [`Score::Softmax`] a
-/// group's score is that of its best expert, with [`Score::Sigmoid`] the sum of its best two.
+/// Equal groups of neighbouring experts. Experts are chosen from the groups with the highest scores. With
+/// [`Score::Softmax`] a group's score is that of its best expert, with [`Score::Sigmoid`] the sum of its best two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     /// Groups of a layer, at most [`MAX_GROUPS`]; divides the number of experts.
     pub count: usize,
-    /// Those that are chosen among.
+    /// Groups from which experts are chosen.
     pub kept: usize,
 }
 
-/// Groups that a layer's experts may be in.
+/// The most groups per layer.
 pub const MAX_GROUPS: usize = 64;
 
-/// What a router's logits become: weights of experts, before some are chosen.
+/// How a router's logits become weights of experts, before the choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Score {
     /// A softmax over all experts.
     #[default]
     Softmax,
-    /// Each its sigmoid.
+    /// The sigmoid of each logit.
     Sigmoid {
-        /// Added to the sum of the chosen ones.
+        /// Added to the sum of the chosen experts' weights.
         eps: f32,
     },
 }
 
-/// A router, and what it adds to the scores that it chooses by: the weights of those chosen are without.
+/// A router, with a bias for choosing. The chosen experts' weights do not contain the bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Choosing<'a> {
-    /// How it chooses.
+    /// The router.
     pub router: &'a Router,
-    /// `[experts]`; with [`Score::Sigmoid`] alone.
+    /// `[experts]`; only with [`Score::Sigmoid`].
     pub bias: Option<&'a [f32]>,
 }
 
 impl Router {
-    /// The router alone.
+    /// The router without a bias.
     pub fn unbiased(&self) -> Choosing<'_> {
         Choosing { router: self, bias: None }
     }
 }
 
 impl Choosing<'_> {
-    /// What the experts of a token are chosen by: below everything where their group is none of the best.
+    /// The scores by which a token's experts are chosen; minus infinity in groups other than the best.
     pub fn standings(&self, logits: &[f32], out: &mut [f32]) {
         for (expert, (out, &logit)) in out.iter_mut().zip(logits).enumerate() {
             *out = self.standing(expert as u32, logit);
@@ -441,7 +441,7 @@ impl Choosing<'_> {
         }
     }
 
-    /// What an expert is chosen by, whatever its group.
+    /// An expert's score for the choice, regardless of its group.
     fn standing(&self, expert: u32, logit: f32) -> f32 {
         match self.router.score {
             Score::Softmax => logit,
@@ -451,12 +451,12 @@ impl Choosing<'_> {
         }
     }
 
-    /// The weight of a logit alone.
+    /// The weight for a single logit.
     pub fn sigmoid(logit: f32) -> f32 {
         1.0 / (1.0 + (-logit).exp())
     }
 
-    /// What the weights of those chosen are multiplied with.
+    /// The factor for the chosen experts' weights, whose sum is `sum`.
     pub fn factor(&self, sum: f32) -> f32 {
         let Router { score, renormalize, scale, .. } = *self.router;
         match score {
@@ -468,13 +468,13 @@ impl Choosing<'_> {
     }
 }
 
-/// How a feed-forward block's gate and up become the input of its down.
+/// How the gate and up of a feed-forward block become the input of its down.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
     /// `g · sigmoid(g) · u`.
     #[default]
     Swiglu,
-    /// `gelu(g) · u`, the gelu by its approximation with a tanh (arXiv 2002.05202; 1606.08415, section 2).
+    /// `gelu(g) · u`, with the tanh approximation of gelu (arXiv 2002.05202; 1606.08415, section 2).
     Geglu,
     /// `g' · sigmoid(alpha · g') · (u' + 1)` with `g' = min(g, limit)` and `u'` within `±limit` (gpt-oss).
     Clamped {
@@ -485,18 +485,18 @@ pub enum Activation {
     },
 }
 
-/// What the experts of a layer have besides their matrices.
+/// Properties of a layer's experts besides their matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Feed<'a> {
-    /// Between gate, up and down.
+    /// The activation between gate, up and down.
     pub activation: Activation,
-    /// Added to the products.
+    /// Biases of the products.
     pub biases: Option<Biases<'a>>,
-    /// `[experts]`: they multiply gates.
+    /// `[experts]`: factors of the gate weights.
     pub scales: Option<&'a [f32]>,
 }
 
-/// Biases of all experts of a layer.
+/// Biases of a layer's experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Biases<'a> {
     /// `[experts, ff]`.
@@ -515,7 +515,7 @@ impl<'a> Biases<'a> {
     }
 }
 
-/// The requirements of a model that a backend may not meet: the largest of all layers.
+/// Requirements of a model that a backend may not meet: the maximum over all layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
     /// Values of a key.
@@ -526,7 +526,7 @@ pub struct Uses {
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// Values of a key of gated delta nets.
+    /// Values of a key in gated delta nets.
     pub key_dim: usize,
 }
 
@@ -542,16 +542,16 @@ pub struct Choice {
 /// The routed experts of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routed {
-    /// The layer. With the expert's index it names the expert's weights: a backend may keep them under that name.
+    /// The layer. Layer and expert index identify an expert's weights, so a backend may cache them under these.
     pub layer: usize,
     /// Experts in the layer.
     pub experts: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// Tokens of the call, whichever experts they chose.
+    /// Tokens of the call, even those that chose none of its experts.
     pub tokens: usize,
-    /// A name of the inputs, shared by calls with the same inputs: a layer's experts may come in several calls, with
-    /// others between them. Converted inputs with this name may be reused. 0 names none.
+    /// Identifies the inputs. A layer's experts may come in several calls with the same inputs, and other
+    /// calls between them. A backend may reuse converted inputs with the same number. 0 means no identity.
     pub inputs: u64,
 }
 
@@ -563,19 +563,19 @@ pub struct RoutedBufs<'a, Buf> {
     pub logits: &'a Buf,
     /// Scratch, `[tokens · top_k, d]`.
     pub slots: &'a mut Buf,
-    /// `[tokens, d]`: the result, or scratch where it is added.
+    /// `[tokens, d]`: the result, or scratch if the result is added to `x`.
     pub y: &'a mut Buf,
-    /// What it is added to, `[tokens, d]`.
+    /// The rows to which the result is added, `[tokens, d]`.
     pub x: Option<&'a mut Buf>,
-    /// Where choices are noted for whoever reads a result back later.
+    /// Where choices are recorded, to be read back later with a result.
     pub history: Option<History<'a, Buf>>,
 }
 
-/// What the last tokens of a call have chosen in one layer.
+/// The choices of a call's last tokens in one layer.
 pub struct History<'a, Buf> {
-    /// `[layers, tokens, top_k, 2]`: expert and gate, as the bits of values.
+    /// `[layers, tokens, top_k, 2]`: expert and gate weight, as the bits of f32 values.
     pub buf: &'a mut Buf,
-    /// Where the layer's part begins.
+    /// Index of the layer's part in `buf`.
     pub at: usize,
     /// How many of the last tokens are recorded.
     pub tokens: usize,

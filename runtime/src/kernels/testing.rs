@@ -3,14 +3,14 @@
 use super::{Backend, Delta, DeltaCall, Recur, Recurrent};
 use crate::quant::{self, GgmlType, GroupParams, Level, Nested, Shape};
 
-/// Every kind of group: its size, and how its parameters are stored.
+/// All kinds of groups: size and storage of the parameters.
 pub(super) const GROUPS: [(usize, GroupParams); 4] =
     [(32, GroupParams::Wide), (64, GroupParams::Wide), (32, GroupParams::Narrow), (64, GroupParams::Narrow)];
 
-/// Every kind of codes that index a table.
+/// All kinds of table codes.
 pub(super) const TABLES: [GroupParams; 3] = [GroupParams::Mxfp4, GroupParams::Iq4Nl, GroupParams::Iq4Xs];
 
-/// A matrix of such codes, which are those of random blocks of its source, at their highest level.
+/// A matrix of table codes at their highest level, converted from random blocks of the source type.
 pub(super) fn of_table(params: GroupParams, rows: usize, cols: usize, seed: u32) -> Nested {
     let shape = Shape::new(rows, cols, 32).unwrap().with(params);
     let kept = |ty: &&GgmlType| quant::kept(**ty) == Some(params);
@@ -21,7 +21,7 @@ pub(super) fn of_table(params: GroupParams, rows: usize, cols: usize, seed: u32)
         if ty == GgmlType::MXFP4 {
             block[0] = 118 + block[0] % 6;
         } else {
-            // Weights below one: a group of IQ4_XS multiplies its scale by up to 32.
+            // Keeps weights below one: a group of IQ4_XS multiplies its scale by up to 32.
             let scale = if ty == GgmlType::IQ4_XS { 0.0001 } else { 0.002 };
             block[..2].copy_from_slice(&half::f16::from_f32(scale * x).to_le_bytes());
         }
@@ -49,7 +49,7 @@ pub(super) fn put<B: Backend>(b: &B, x: &[f32]) -> B::Buf {
     buf
 }
 
-/// A gated delta net of some shape.
+/// A gated delta net of a given shape.
 pub(super) struct Net {
     k_heads: usize,
     v_heads: usize,
@@ -98,13 +98,13 @@ impl Net {
     }
 }
 
-/// `[qkv, z, beta, alpha]` of some tokens.
+/// Random `[qkv, z, beta, alpha]` for `tokens` tokens.
 pub(super) fn rows(d: &Delta, tokens: usize) -> [Vec<f32>; 4] {
     let widths = [d.channels(), d.v_heads * d.v_dim, d.v_heads, d.v_heads];
     std::array::from_fn(|i| values(tokens * widths[i], 20 + i as u32))
 }
 
-/// What comes out of a delta net, and the state behind it, for calls of so many tokens between slots in turns.
+/// Outputs and final state of a delta net, in calls of these lengths that use the slots in turn.
 pub(super) fn in_calls<B: Backend>(
     b: &B,
     d: &Delta,
@@ -112,7 +112,7 @@ pub(super) fn in_calls<B: Backend>(
     calls: &[usize],
 ) -> (Vec<f32>, Vec<f32>) {
     let (values, width) = (d.state_values(), d.v_heads * d.v_dim);
-    // What was in the slots before does not matter.
+    // Slots that were not written must not matter.
     let mut state = put(b, &vec![f32::NAN; 3 * values]);
     let (mut outs, mut at, mut slot) = (Vec::new(), 0, None);
     for &tokens in calls {

@@ -1,4 +1,4 @@
-//! The scalar specification: what codes stand for, and what a dot product with quantized activations is.
+//! The scalar specification: the value of a code, and the dot product with quantized activations.
 //!
 //! Slow and plain on purpose. Kernels are compared with this file.
 
@@ -17,7 +17,7 @@ impl Nested {
         }
     }
 
-    /// What the codes of this level stand for in integers: 8-bit codes, or entries of a table.
+    /// The integer value of a code at this level: the 8-bit code, or the table's entry.
     fn integer(&self, code: u8) -> i32 {
         match self.shape().params.table() {
             Some(table) => table.entries(self.level())[usize::from(code)].into(),
@@ -25,13 +25,13 @@ impl Nested {
         }
     }
 
-    /// Scale and zero point of group `g` of `row`; a narrow scale is without the octave that stands in the matrix's fits.
+    /// Scale and zero point of group `g` of `row`. A narrow scale is without the octave, which the matrix's fits contain.
     pub fn group_params(&self, row: usize, g: usize) -> (f32, u8) {
         let shape = self.shape();
         shape.params.read(self.scales(), self.zeros(), shape.param(row, g))
     }
 
-    /// The weights of one row, `[cols]`, as they are multiplied with inputs that are not rotated.
+    /// The weights of one row, `[cols]`, for inputs without rotation.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let (shape, fit) = (self.shape(), self.fit());
         let mut codes = [0u8; 64];
@@ -48,9 +48,9 @@ impl Nested {
         }
     }
 
-    /// The dot product of a row with quantized activations of the same group size, which were rotated before if the matrix is.
+    /// The dot product of a row with quantized activations of the same group size, rotated if the matrix is.
     ///
-    /// Per group, with `D = Σ c · q` and `A = Σ q` exact integers, where `c` are codes in 8 bits or entries of the matrix's table:
+    /// Per group, with exact integers `D = Σ c · q` and `A = Σ q`, where `c` are 8-bit codes or table entries:
     /// `s · a · (D + (β/α − z) · A)`, summed over groups and multiplied by `α`. Kernels may sum groups in another order.
     pub fn dot(&self, row: usize, x: &QuantizedRow) -> f32 {
         let (shape, fit) = (self.shape(), self.fit());
@@ -68,7 +68,7 @@ impl Nested {
     }
 }
 
-/// A row of activations in 8 bits: `x ≈ scale · q` per group.
+/// A row of 8-bit activations: `x ≈ scale · q` per group.
 #[derive(Clone, Debug, Default)]
 pub struct QuantizedRow {
     /// `[padded cols]`, −127 to 127; zero in the padding.
@@ -97,7 +97,7 @@ impl QuantizedRow {
     }
 }
 
-/// The middle of a truncated cell in steps of the 8-bit code: what `beta` would be without a fit.
+/// The middle of a truncated cell in steps of the 8-bit code: the value of `beta` without a fit.
 pub fn cell_middle(level: Level) -> f32 {
     ((1u32 << level.shift()) - 1) as f32 / 2.0
 }

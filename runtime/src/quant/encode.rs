@@ -1,18 +1,18 @@
-//! Finding the codes of a matrix.
+//! Finds the codes of a matrix.
 //!
-//! Codes are anchored at 4 bits: a group's scale and zero point are those of the best 4-bit codes that a short search
-//! finds, under the weights of its inputs if those are known. The 8-bit code is the nearest step of the same lattice,
-//! so every lower level is the nearest cell by plain truncation.
+//! Codes are anchored at 4 bits. A group's scale and zero point are those of the best 4-bit codes that a
+//! short search finds, weighted by the importance of its inputs if that is known. The 8-bit code is the
+//! nearest step of the same lattice, so truncating it gives the nearest cell at every lower level.
 //!
-//! This file walks a matrix; `search` finds a group's parameters, `encoded` packs what was found.
+//! This file walks through a matrix; `search` finds a group's parameters, `encoded` packs the result.
 
 use super::encoded::{Encoded, EncodedRows};
 use super::search::{Anchor, Effort, Group};
 use super::{Level, Shape};
 use crate::error::{Error, Result};
 
-/// Rows between those that enter the least-squares sums of a large matrix: two numbers per level do not need millions
-/// of samples.
+/// One of this many rows of a large matrix enters the least-squares sums: two numbers per level do not need
+/// millions of samples.
 const FIT_STRIDE: usize = 4;
 const FIT_ALL_BELOW: usize = 256;
 
@@ -24,11 +24,11 @@ pub fn encode(shape: Shape, weights: &[f32], importance: Option<&[f32]>, max: Le
     Ok(Encoded::join(shape, &[encode_rows(shape, 0, weights, importance, max, Anchor::Nested)?]))
 }
 
-/// Encodes the rows from `first_row` on that `weights` holds. Runs of a matrix may be encoded on several threads; all but
-/// the last are of whole tiles.
+/// Encodes the rows in `weights`, which begin at row `first_row`. Several threads may encode ranges of a
+/// matrix; all ranges but the last must be whole tiles.
 ///
 /// # Errors
-/// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
+/// `Malformed`, naming the row, for a weight that is not finite, or too large for an f16 scale.
 pub fn encode_rows(
     shape: Shape,
     first_row: usize,
@@ -38,8 +38,8 @@ pub fn encode_rows(
     anchor: Anchor,
 ) -> Result<EncodedRows> {
     assert!(weights.len().is_multiple_of(shape.cols) && importance.is_none_or(|v| v.len() == shape.cols));
-    // Everything inside is inlined, and so compiled for the best instruction set of the machine; none of it fuses
-    // multiplications and additions, so the codes are the same on all.
+    // Everything inside is inlined, and so compiled for the machine's best instruction set. No multiplication
+    // and addition are fused, so the codes are the same on all machines.
     best_instructions(
         #[inline(always)]
         || {
@@ -57,7 +57,7 @@ pub fn encode_rows(
     )
 }
 
-/// Runs `f`, compiled for the best instruction set of the machine as far as it is inlined.
+/// Runs `f`. What is inlined into `f` is compiled for the machine's best instruction set.
 pub(super) fn best_instructions<R>(f: impl FnOnce() -> R) -> R {
     struct Call<F>(F);
     impl<R, F: FnOnce() -> R> pulp::WithSimd for Call<F> {
@@ -88,7 +88,7 @@ pub(super) fn encode_group(
     encoded.ok_or_else(|| unsound(row))
 }
 
-/// Of a row with a weight that has no code.
+/// The error for a row with a weight that has no code.
 #[cold]
 pub(super) fn unsound(row: usize) -> Error {
     Error::malformed(format!("row {row}"), "a weight is infinite, not a number or beyond 8 million")

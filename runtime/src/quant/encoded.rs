@@ -1,8 +1,8 @@
-//! What encoding a matrix makes: planes, filled tile by tile.
+//! The result of encoding a matrix: planes, filled tile by tile.
 //!
-//! Rows come group by group, as codes of 8 bits, whoever found them ([`super::encode`], [`super::keep`]); sixteen rows are a
-//! tile, which is cut into planes as [`super::layout`] has them. Runs of rows are made on several threads and joined in
-//! order, so that a matrix does not depend on how many there were. Packing is inlined into the loops that fill it.
+//! Rows arrive group by group as 8-bit codes, from [`super::encode`] or [`super::keep`]. Sixteen rows are a tile, which
+//! is split into planes in the layout of [`super::layout`]. Several threads encode ranges of rows, which are joined in
+//! order, so a matrix does not depend on the number of threads. Packing is inlined into the loops that fill it.
 
 use super::fit::FitSums;
 use super::layout::{UNIT_COLS, VECTOR, VECTORS};
@@ -12,10 +12,10 @@ use super::{Fits, Level, Nested, PLANES, Shape};
 use crate::bytes::Bytes;
 use crate::error::Result;
 
-/// Below this, f16 has six bits or fewer for a scale, and the error of a group grows.
+/// Below this, f16 has six bits or fewer for a scale, and a group's error increases.
 const FAINT: f32 = 1.0 / 262_144.0; // 2⁻¹⁸
 
-/// A run of encoded rows, tile after tile as the planes have them.
+/// A range of encoded rows, tile after tile in the layout of planes.
 #[derive(Clone, Debug)]
 pub struct EncodedRows {
     shape: Shape,
@@ -23,11 +23,11 @@ pub struct EncodedRows {
     scales: Vec<u8>,
     zeros: Vec<u8>,
     pub(super) sums: FitSums,
-    /// The largest weight's size, rounded up where codes are kept.
+    /// The absolute value of the largest weight; rounded up if codes are kept.
     pub(super) largest: f32,
-    /// Whether a group's scale is so small that f16 has only a few bits for it, or none.
+    /// Whether a group's scale is so small that f16 has few or no bits for it.
     faint: bool,
-    /// 8-bit codes of the tile in hand, `[16, padded cols]`, and its parameters, `[16, groups]`.
+    /// 8-bit codes of the current tile, `[16, padded cols]`, and its parameters, `[16, groups]`.
     tile: Vec<u8>,
     params: Vec<(f32, u8)>,
 }
@@ -53,12 +53,12 @@ impl EncodedRows {
         self.shape
     }
 
-    /// What these rows have in plane `p`.
+    /// The codes of these rows in plane `p`.
     pub(crate) fn codes(&self, p: usize) -> &[u8] {
         &self.codes[p]
     }
 
-    /// Scales of these rows' groups: narrow ones in 2 bytes each, as they are kept until [`Octave::stored`].
+    /// Scales of these rows' groups. Narrow ones have 2 bytes each until [`Octave::stored`].
     pub(crate) fn scales(&self) -> &[u8] {
         &self.scales
     }
@@ -68,29 +68,29 @@ impl EncodedRows {
         &self.zeros
     }
 
-    /// The size of the largest weight.
+    /// The absolute value of the largest weight.
     pub(crate) fn largest(&self) -> f32 {
         self.largest
     }
 
-    /// Whether scales are too small for f16, so that the matrix should be encoded as a multiple of itself.
+    /// Whether scales are too small for f16, so that a multiple of the matrix should be encoded instead.
     pub(crate) fn faint(&self) -> bool {
         self.faint
     }
 
-    /// What the corrections of the matrix need of these rows.
+    /// The sums of these rows for the matrix's corrections.
     pub(crate) fn sums(&self) -> &FitSums {
         &self.sums
     }
 
-    /// Notes the size of a group's largest weight, and whether its scale is too small for f16.
+    /// Records the absolute value of a group's largest weight, and whether its scale is too small for f16.
     #[inline(always)]
     pub(super) fn note(&mut self, largest: f32, scale: f32) {
         self.largest = self.largest.max(largest);
         self.faint |= self.shape.params == GroupParams::Wide && scale < FAINT && largest > 0.0;
     }
 
-    /// Appends one whole group's codes and parameters, which are such as the matrix has: groups in order, row after row.
+    /// Appends one whole group's codes and parameters in the matrix's format. Groups come in order, row after row.
     #[inline(always)]
     pub(super) fn push_group(&mut self, codes: &[u8], scale: f32, zero: u8) {
         self.tile.extend_from_slice(codes);
@@ -110,7 +110,7 @@ impl EncodedRows {
         self
     }
 
-    /// The tile in hand, as planes.
+    /// Appends the current tile to the planes.
     #[inline(always)]
     fn pack(&mut self) {
         let cols = self.shape.padded_cols();
@@ -138,7 +138,7 @@ impl EncodedRows {
     }
 }
 
-/// Puts the parts of an array one behind the other.
+/// Concatenates the parts of an array.
 fn fill<'a>(to: &mut [u8], parts: impl Iterator<Item = &'a [u8]>) {
     let mut at = 0;
     for bytes in parts {
@@ -148,7 +148,7 @@ fn fill<'a>(to: &mut [u8], parts: impl Iterator<Item = &'a [u8]>) {
     assert_eq!(at, to.len(), "the parts are not the whole matrix");
 }
 
-/// Bits `SHIFT` and `SHIFT + 1` of a unit's codes, as a 2-bit plane has them.
+/// Bits `SHIFT` and `SHIFT + 1` of a unit's codes, in the layout of a 2-bit plane.
 #[inline(always)]
 fn two_bits<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; 2 * VECTOR] {
     let mut out = [0; 2 * VECTOR];
@@ -160,7 +160,7 @@ fn two_bits<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; 2 * VEC
     out
 }
 
-/// Bit `SHIFT` of a unit's codes, as a 1-bit plane has them.
+/// Bit `SHIFT` of a unit's codes, in the layout of a 1-bit plane.
 #[inline(always)]
 fn one_bit<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; VECTOR] {
     let mut out = [0; VECTOR];
@@ -175,21 +175,21 @@ fn one_bit<const SHIFT: u32>(vectors: &[[u8; VECTOR]; VECTORS]) -> [u8; VECTOR] 
 /// A matrix in planes.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// Size.
+    /// The size.
     pub shape: Shape,
-    /// Planes as [`Shape::plane`] lays them out.
+    /// Planes in the layout of [`Shape::plane`].
     pub planes: Vec<Vec<u8>>,
     /// Corrections per level.
     pub fits: Fits,
-    /// Squared error of each level relative to the weights' energy (under the importance, if there was one).
+    /// Squared error of each level relative to the weights' energy, weighted by the importance if there was one.
     pub errors: [f32; PLANES],
 }
 
 impl Encoded {
-    /// Joins runs of rows, in order, that together are the whole matrix.
+    /// Joins ranges of rows, in order, that together are the whole matrix.
     ///
     /// # Panics
-    /// Where they are not.
+    /// If they are not the whole matrix.
     pub fn join(shape: Shape, parts: &[EncodedRows]) -> Encoded {
         let mut sums = FitSums::default();
         parts.iter().for_each(|p| sums.merge(&p.sums));
@@ -222,7 +222,7 @@ impl Encoded {
     /// The matrix as kernels read it.
     ///
     /// # Errors
-    /// None for what [`Encoded::join`] made.
+    /// None for a result of [`Encoded::join`].
     pub fn into_nested(self) -> Result<Nested> {
         Nested::new(self.shape, self.planes.into_iter().map(Bytes::from).collect(), self.fits)
     }

@@ -1,14 +1,14 @@
-//! Codes by nested error feedback: what a code gets wrong is made up for by the weights that are encoded after it, at every
-//! level by itself.
+//! Codes by nested error feedback: weights that are encoded later compensate for the error of a code, at each
+//! level separately.
 //!
-//! The error that matters is Σ λ_b (Ŵ_b − W) H (Ŵ_b − W)ᵀ over the levels b: one code serves all. Every level has its own
-//! running target, which begins as W. Column by column the code is chosen that is nearest to all targets together, and each
-//! level's remaining error is moved on to its own target of the columns behind, by the factor of H⁻¹ (GPTQ, arXiv
-//! 2210.17323). Then coordinate descent on the same sum goes over all columns again: a clipped weight cannot make up for
-//! others, which feedback finds out too late.
+//! We minimize Σ λ_b (Ŵ_b − W) H (Ŵ_b − W)ᵀ over the levels b; one code determines all levels. Every level
+//! has its own running target, which begins as W. Column by column we choose the code that is nearest to all
+//! targets together, and propagate each level's remaining error to its own target of later columns, by the
+//! factor of H⁻¹ (GPTQ, arXiv 2210.17323). Then coordinate descent on the same sum visits all columns again:
+//! a clipped weight cannot compensate for others, which feedback detects too late.
 //!
-//! Sixteen rows, a tile, go side by side as the lanes of vectors. Targets are updated in blocks of columns, so that the
-//! long updates are products of small matrices from the first cache.
+//! Sixteen rows (a tile) are processed side by side as vector lanes. Targets are updated in blocks of
+//! columns, so that the long updates are products of small matrices from the L1 cache.
 
 use super::encode::{best_instructions, unsound};
 use super::encoded::EncodedRows;
@@ -21,30 +21,30 @@ use super::{Fits, Level, Shape};
 use crate::error::Result;
 use std::sync::Arc;
 
-/// Levels that have a target of their own; 6 bits are the top of the 8-bit code.
+/// Levels with their own target; 6 bits are the top of the 8-bit code.
 const TARGETS: [Level; 4] = [Level::B2, Level::B3, Level::B4, Level::B8];
 
 /// A value of every row at every target.
 type Targets = [Lane; TARGETS.len()];
 
-/// What the squared errors at 2, 3 and 4 bits count beside one another.
+/// Weights of the squared errors at 2, 3 and 4 bits.
 const WEIGHTS: [f32; 3] = [0.12, 0.5, 1.0];
 
-/// What the square of the distance to the chosen 4-bit cell counts, of the weight that 8 bits would like: beyond it every
-/// finer level is clipped.
+/// Weight of the squared distance between the 8-bit target and the chosen 4-bit cell: a weight outside the
+/// cell is clipped at every finer level.
 const OUTSIDE: f32 = 4.0;
 
-/// What errors at 3 and 2 bits count in the search for a group's parameters: more than without feedback, which finds codes
-/// for coarse levels that do not hurt the fine ones.
+/// Weights of the errors at 3 and 2 bits in the search for a group's parameters. They are larger than without
+/// feedback, which finds codes for coarse levels that do not hurt the fine ones.
 const SHARES: Shares = Shares { three: 0.5, two: 0.06 };
 
-/// Tiles between those that enter the sums of the corrections, where a matrix has many.
+/// One of this many tiles enters the sums of the corrections, if a matrix has many.
 const FIT_TILES: usize = 4;
 
-/// Rows that the first corrections are made of.
+/// The number of rows from which the first corrections are computed.
 const FIRST_ROWS: usize = 64;
 
-/// What the blocks of a matrix share.
+/// The parts that all blocks of a matrix share.
 #[derive(Clone, Debug)]
 pub struct Feedback {
     hessian: Arc<Hessian>,
@@ -53,11 +53,11 @@ pub struct Feedback {
 }
 
 impl Feedback {
-    /// For a matrix of this shape, of which `rows` (`[_, cols]`) are the first rows of [`Feedback::sample`] or all of them; `sweeps` of
-    /// coordinate descent.
+    /// For a matrix of this shape. `rows` (`[_, cols]`) are the first rows of [`Feedback::sample`], or all of
+    /// them; `sweeps` is the number of passes of coordinate descent.
     ///
     /// # Errors
-    /// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
+    /// `Malformed`, naming the row, for a weight that is not finite, or too large for an f16 scale.
     pub fn new(hessian: Arc<Hessian>, shape: Shape, rows: &[f32], sweeps: usize) -> Result<Feedback> {
         assert!(hessian.cols() == shape.cols && rows.len().is_multiple_of(shape.cols));
         let mut sums = FitSums::default();
@@ -85,16 +85,16 @@ impl Feedback {
         Ok(Feedback { hessian, fits: sums.solve(shape.params).0, sweeps })
     }
 
-    /// Numbers of the rows that [`Feedback::new`] wants: spread evenly over the `rows` of a matrix.
+    /// The row numbers for [`Feedback::new`], spread evenly over the `rows` of a matrix.
     pub fn sample(rows: usize) -> impl Iterator<Item = usize> {
         let n = rows.min(FIRST_ROWS);
         (0..n).map(move |i| i * rows / n)
     }
 
-    /// Encodes the rows from `first_row` on that `weights` holds, as [`super::encode_rows`] does.
+    /// Encodes the rows in `weights`, which begin at row `first_row`, like [`super::encode_rows`].
     ///
     /// # Errors
-    /// `Malformed`, naming the row, for a weight that is no finite number or too large for an f16 scale.
+    /// `Malformed`, naming the row, for a weight that is not finite, or too large for an f16 scale.
     pub fn encode_rows(
         &self,
         shape: Shape,
@@ -126,19 +126,19 @@ impl Feedback {
     }
 }
 
-/// Sixteen rows at work.
+/// Sixteen rows while they are encoded.
 struct Tile<'a> {
     with: &'a Feedback,
     shape: Shape,
-    /// `[cols]`; rows that are not there are zero.
+    /// `[cols]`; missing rows are zero.
     w: Vec<Lane>,
     codes: Vec<[u8; TILE_ROWS]>,
-    /// `[groups]`, and the bytes they are stored in, `[16, groups]`.
+    /// `[groups]`, and their stored bytes, `[16, groups]`.
     scale: Vec<Lane>,
     inverse: Vec<Lane>,
     zero: Vec<Lane>,
     params: Vec<(f32, u8)>,
-    /// `[cols]`: running targets, then E·H; what codes stand for less the weights.
+    /// `[cols]`: running targets, then E·H; the codes' values minus the weights.
     targets: Vec<Targets>,
     errors: Vec<Targets>,
     choice: Choice,
@@ -162,7 +162,7 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// Takes rows, and finds the parameters of their groups.
+    /// Loads rows, and finds the parameters of their groups.
     #[inline(always)]
     fn load(&mut self, rows: &[f32], first: usize, out: &mut EncodedRows) -> Result<()> {
         let (cols, group, groups) = (self.shape.cols, self.shape.group, self.shape.groups());
@@ -188,7 +188,7 @@ impl<'a> Tile<'a> {
         Ok(())
     }
 
-    /// Chooses the codes of all columns, each error moved on to the columns behind.
+    /// Chooses the codes of all columns, and propagates each error to later columns.
     #[inline(always)]
     fn feed_back(&mut self) {
         let (cols, ut) = (self.shape.cols, &self.with.hessian.ut[..]);
@@ -221,7 +221,7 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// One pass over all columns, of which each gets the code that suits all others best. `first`: E·H is computed.
+    /// One pass over all columns. Each column gets the best code given all others. If `first`, computes E·H.
     #[inline(always)]
     fn descend(&mut self, first: bool) {
         let (cols, h) = (self.shape.cols, &self.with.hessian.h[..]);
@@ -269,7 +269,7 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// Appends the codes and parameters of the rows that are there.
+    /// Appends the codes and parameters of the rows that exist.
     #[inline(always)]
     fn emit(&self, rows: usize, out: &mut EncodedRows) {
         let (group, groups) = (self.shape.group, self.shape.groups());
@@ -299,7 +299,7 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// The choice of a code: what the levels' codes stand for, in steps of a group.
+/// Chooses a code: the values of the levels' codes, in steps of a group.
 struct Choice {
     fits: [(f32, f32); TARGETS.len()],
 }
@@ -309,14 +309,14 @@ impl Choice {
         Choice { fits: TARGETS.map(|level| (fits[level.index()].alpha, fits[level.index()].beta)) }
     }
 
-    /// The codes of 16 rows whose sum of errors to their wanted values is least, and what they stand for at every target.
+    /// The codes of 16 rows with the least sum of errors to the wanted values, and their values at every target.
     #[inline(always)]
     fn choose(
         &self,
         wanted: &Targets,
         (scale, inverse, zero): (&Lane, &Lane, &Lane),
     ) -> ([u8; TILE_ROWS], Targets) {
-        // In steps of 8 bits from code 0, so that what a code stands for is the same in all rows.
+        // In 8-bit steps from code 0, so that a code has the same value in all rows.
         let mut x = *wanted;
         for (x, (alpha, beta)) in x.iter_mut().zip(self.fits) {
             (0..TILE_ROWS).for_each(|r| x[r] = x[r] * inverse[r] - beta + alpha * zero[r]);

@@ -1,6 +1,6 @@
-//! The per-matrix corrections of each level, by least squares, and the error that remains.
+//! The corrections of each level of a matrix, by least squares, and the remaining error.
 //!
-//! Sums are gathered over residuals to the uncorrected value, not over values: at 8 bits the error is 10⁻⁵ of the
+//! Sums are over residuals of the uncorrected value, not over values: at 8 bits the error is 10⁻⁵ of the
 //! energy, and the difference of two large sums would be noise.
 
 use super::decode::cell_middle;
@@ -9,16 +9,16 @@ use super::params::TILE_ROWS;
 use super::table::Table;
 use super::{Fit, Fits, GroupParams, Level, PLANES};
 
-/// Sums run in this many lanes.
+/// Lanes of a sum.
 const LANES: usize = 8;
 
-/// Longest group.
+/// The longest group.
 const MAX_GROUP: usize = 64;
 
-/// Of a tile's column: scales, weights, and what each level leaves of them.
+/// For a tile's column: scales, weights, and the residuals of each level.
 const CHANNELS: usize = 2 + PLANES;
 
-/// A tile as [`FitSums::add_products`] takes it.
+/// A tile in the form that [`FitSums::add_products`] takes.
 pub(super) struct Products {
     columns: Vec<[Lane; CHANNELS]>,
 }
@@ -53,7 +53,7 @@ struct LevelSums {
     r: f64,
 }
 
-/// What least squares needs of the rows seen so far. Merging in row order gives one result for any number of threads.
+/// The sums for least squares. Merging in row order gives the same result for any number of threads.
 #[derive(Clone, Debug, Default)]
 pub struct FitSums {
     levels: [LevelSums; PLANES],
@@ -76,7 +76,7 @@ impl FitSums {
     ) {
         let s2 = f64::from(scale) * f64::from(scale);
         let zero = f32::from(zero);
-        // Padded to whole lanes, padding without weight: the loops below then vectorise.
+        // Padded to whole lanes, with zero importance: so the loops below vectorise.
         let (mut v, mut xs, mut cs) = ([0.0f32; MAX_GROUP], [0.0f32; MAX_GROUP], [0u8; MAX_GROUP]);
         match importance {
             Some(importance) => v[..x.len()].copy_from_slice(importance),
@@ -118,8 +118,8 @@ impl FitSums {
         }
     }
 
-    /// Adds one group of codes that index a table: what they stand for at 4 bits is what a level is to come close to, so that 4 bits
-    /// and more have no error.
+    /// Adds one group of table codes. The target of every level is the value at 4 bits, so 4 bits and more
+    /// have no error.
     #[inline(always)]
     pub(super) fn add_table(&mut self, table: &Table, codes: &[u8], scale: f32, importance: Option<&[f32]>) {
         let s2 = f64::from(scale) * f64::from(scale);
@@ -140,8 +140,8 @@ impl FitSums {
         }
     }
 
-    /// Adds a tile in the norm of `h` (`[cols, cols]`): every product of two columns counts, where [`FitSums::add_group`] has
-    /// those of a column with itself.
+    /// Adds a tile in the norm of `h` (`[cols, cols]`): every product of two columns counts, where
+    /// [`FitSums::add_group`] counts only those of a column with itself.
     #[inline(always)]
     pub(super) fn add_products(&mut self, of: &Products, h: &[f32]) {
         let mut by_h = vec![[[0.0f32; TILE_ROWS]; CHANNELS]; of.columns.len()];
@@ -168,7 +168,7 @@ impl FitSums {
         }
     }
 
-    /// Adds what another block of rows gathered.
+    /// Adds the sums of another block of rows.
     pub fn merge(&mut self, other: &FitSums) {
         self.one += other.one;
         self.energy += other.energy;
@@ -181,14 +181,14 @@ impl FitSums {
         }
     }
 
-    /// The corrections of every level of a matrix with these parameters, and the squared error each leaves, relative to the weights'
-    /// energy.
+    /// The corrections of every level for a matrix with these parameters, and the remaining squared error of
+    /// each level, relative to the weights' energy.
     pub fn solve(&self, params: GroupParams) -> (Fits, [f32; PLANES]) {
         let mut fits = [Fit { alpha: 1.0, beta: 0.0 }; PLANES];
         let mut errors = [0.0; PLANES];
         for (i, (level, s)) in Level::ALL.into_iter().zip(&self.levels).enumerate() {
             let det = s.uu * self.one - s.u * s.u;
-            // Without spread in the codes (a constant matrix) only the offset can be fitted.
+            // Without variance in the codes (a constant matrix) only the offset can be fitted.
             let (a, b) = if det > 1e-9 * s.uu * self.one {
                 ((s.ru * self.one - s.r * s.u) / det, (s.r * s.uu - s.ru * s.u) / det)
             } else {
@@ -208,7 +208,7 @@ impl FitSums {
     }
 }
 
-/// Kept codes (`keep`) have a whole `beta`; the sums' rounding must not move it.
+/// Kept codes (`keep`) have an integer `beta`, which the sums' rounding must not change.
 fn snap(beta: f64) -> f32 {
     let whole = beta.round();
     if (beta - whole).abs() < 1e-5 { whole as f32 } else { beta as f32 }

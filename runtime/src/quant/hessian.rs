@@ -1,16 +1,16 @@
-//! What the inputs of a matrix have in common: the second moments H = E(x xᵀ), in whose norm an error of the weights is an
-//! error of the product, and the factor of H⁻¹ by which error feedback ([`super::feedback`]) moves an error to the weights
-//! that are still to be encoded (GPTQ, arXiv 2210.17323).
+//! The second moments of a matrix's inputs, H = E(x xᵀ). In the norm of H, an error of the weights is an
+//! error of the product. Also the factor of H⁻¹ with which error feedback ([`super::feedback`]) propagates an
+//! error to weights that are encoded later (GPTQ, arXiv 2210.17323).
 
 use super::encode::best_instructions;
 use crate::error::{Error, Result};
 
-/// Part of the mean of H's diagonal that is added to the diagonal, whatever was seen: it keeps codes from following the
-/// text they were measured on.
+/// The part of the mean of H's diagonal that is always added to the diagonal. It keeps codes from fitting the
+/// measured text too closely.
 const DAMPING: f64 = 0.1;
 
-/// Tokens that an even spectrum counts for, beside those seen. Second moments of few tokens have directions in which nothing
-/// was seen, and feedback would put every error there .
+/// Tokens as which a flat spectrum counts, besides the measured ones. Second moments of few tokens have
+/// directions without inputs, into which feedback would move every error.
 const PRIOR_TOKENS: f64 = 256.0;
 
 /// Lanes of a sum: codes must not depend on the machine's registers.
@@ -19,20 +19,20 @@ const LANES: usize = 16;
 /// Columns whose products with 16 others are summed at a time.
 const ROWS: usize = 4;
 
-/// Tokens that are added at a time: their columns stay in the second cache.
+/// Tokens that are added at a time: their columns stay in the L2 cache.
 const CHUNK: usize = 64;
 
-/// Σ x xᵀ of the inputs seen so far.
+/// Σ x xᵀ of the inputs so far.
 #[derive(Clone, Debug)]
 pub struct Moments {
     cols: usize,
-    /// `[padded, padded]`: on and right of the diagonal's blocks.
+    /// `[padded, padded]`: the blocks on the diagonal, and those to its right.
     sums: Vec<f32>,
     tokens: f64,
 }
 
 impl Moments {
-    /// Zero, for a matrix of `cols` columns.
+    /// All zero, for a matrix of `cols` columns.
     pub fn new(cols: usize) -> Moments {
         let padded = cols.next_multiple_of(LANES);
         Moments { cols, sums: vec![0.0; padded * padded], tokens: 0.0 }
@@ -41,7 +41,7 @@ impl Moments {
     /// Adds rows of inputs, `[_, cols]`.
     ///
     /// # Errors
-    /// `Malformed` for an input that is no finite number.
+    /// `Malformed` for an input that is not finite.
     pub fn add(&mut self, rows: &[f32]) -> Result<()> {
         if !rows.iter().all(|x| x.is_finite()) {
             return Err(Error::malformed("inputs of a matrix", "a value is infinite or not a number"));
@@ -84,13 +84,13 @@ impl Moments {
         Ok(())
     }
 
-    /// Rows that were added.
+    /// The number of rows added.
     pub fn tokens(&self) -> f64 {
         self.tokens
     }
 }
 
-/// The damped second moments of a matrix's inputs, and what follows from them.
+/// The damped second moments of a matrix's inputs, and values derived from them.
 #[derive(Clone, Debug)]
 pub struct Hessian {
     cols: usize,
@@ -104,11 +104,11 @@ pub struct Hessian {
 
 impl Hessian {
     /// # Errors
-    /// `Invalid` where the moments have no such factor, which damping rules out for sums of finite inputs.
+    /// `Invalid` if the moments have no such factor, which damping rules out for sums of finite inputs.
     pub fn new(moments: &Moments) -> Result<Hessian> {
         let (n, padded, tokens) = (moments.cols, moments.cols.next_multiple_of(LANES), moments.tokens);
         let trace: f64 = (0..n).map(|i| f64::from(moments.sums[i * padded + i])).sum();
-        // Nothing seen, or nothing but zeros: all columns alike.
+        // Without inputs other than zero, all columns are treated alike.
         let scale = if trace > 0.0 { n as f64 / trace } else { 0.0 };
         let prior = PRIOR_TOKENS / (tokens + PRIOR_TOKENS);
         let (own, even) = ((scale * (1.0 - prior)) as f32, prior as f32);
@@ -134,10 +134,10 @@ impl Hessian {
     }
 }
 
-/// Uᵀ of the symmetric positive `h`, where h⁻¹ = Uᵀ U and U is upper triangular.
+/// Uᵀ for the symmetric positive `h`, where h⁻¹ = Uᵀ U and U is upper triangular.
 ///
-/// With the order of columns reversed, h = L Lᵀ; read backwards L is an upper factor U′ with h = U′ U′ᵀ, and U = U′⁻¹, which is
-/// L⁻¹ read backwards.
+/// With the order of columns reversed, h = L Lᵀ. L with its order reversed is an upper factor U′ with h = U′
+/// U′ᵀ, and U = U′⁻¹, which is L⁻¹ with its order reversed.
 fn inverse_factor(h: &[f32], n: usize) -> Option<Vec<f32>> {
     best_instructions(
         #[inline(always)]
@@ -160,7 +160,7 @@ fn inverse_factor(h: &[f32], n: usize) -> Option<Vec<f32>> {
                     }
                 }
             }
-            // L⁻¹, row after row, in place: row i needs the rows above, and of L its own.
+            // L⁻¹, row after row, in place: row i needs the rows above, and its own row of L.
             let mut own = vec![0.0f32; n];
             for i in 0..n {
                 let (done, rest) = l.split_at_mut(i * n);
@@ -202,7 +202,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// Inputs whose columns depend on one another.
+    /// Inputs with dependent columns.
     fn rows(n: usize, cols: usize) -> Vec<f32> {
         let mut state = 1u32;
         let mut next = || {
@@ -226,7 +226,7 @@ mod tests {
             assert_eq!(moments.tokens(), 200.0);
             let hessian = Hessian::new(&moments).unwrap();
             let (h, ut) = (&hessian.h, &hessian.ut);
-            // Against sums in double precision.
+            // Compared with sums in double precision.
             let sum = |i: usize, j: usize| -> f64 {
                 rows.chunks_exact(cols).map(|x| f64::from(x[i]) * f64::from(x[j])).sum()
             };

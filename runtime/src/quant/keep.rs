@@ -1,11 +1,11 @@
-//! Import of matrices that are already uniform codes in groups of 32: the codes are kept, not fitted again.
+//! Import of matrices that already have uniform codes in groups of 32: the codes are kept instead of fitted again.
 //!
-//! A Q4_0 weight `d·(q − 8)` is code `16q + 8` with scale `d/16` and zero point 136, at 8 bits and at 4 bits alike; a
-//! Q8_0 weight `d·q` is code `q + 128` with scale `d` and zero point 128. Types with a minimum (Q4_1, Q5_1, Q4_K, Q5_K)
-//! lose only what rounding the minimum to a step of 8 bits loses. A group whose minimum or scale has no such form is
-//! encoded like any other.
+//! A Q4_0 weight `d·(q − 8)` is code `16q + 8` with scale `d/16` and zero point 136, at 8 bits and at 4 bits. A
+//! Q8_0 weight `d·q` is code `q + 128` with scale `d` and zero point 128. Types with a minimum (Q4_1, Q5_1, Q4_K,
+//! Q5_K) lose only the rounding of the minimum to an 8-bit step. A group whose minimum or scale cannot be
+//! represented is encoded like any other.
 //!
-//! Codes that index a table (MXFP4, IQ4_NL, IQ4_XS) are kept as ranks among its values, with the scales as they are.
+//! Table codes (MXFP4, IQ4_NL, IQ4_XS) are kept as ranks of their values, with unchanged scales.
 
 use super::encode::{best_instructions, encode_group, fits_row, unsound};
 use super::encoded::EncodedRows;
@@ -17,7 +17,7 @@ use crate::format::GgmlType;
 use crate::format::ggml::{iq4_xs_scale, k_scale_min, le_f16};
 use half::f16;
 
-/// The parameters of groups of matrices of this type, where its codes are kept.
+/// The group parameters for matrices of this type, if its codes are kept.
 pub fn kept(ty: GgmlType) -> Option<GroupParams> {
     use GgmlType::*;
     match ty {
@@ -29,7 +29,7 @@ pub fn kept(ty: GgmlType) -> Option<GroupParams> {
     }
 }
 
-/// One group of 32 as the source has it: `w = scale · code − min`, codes of `bits` bits.
+/// One group of 32 in the source: `w = scale · code − min`, with codes of `bits` bits.
 struct Uniform {
     bits: u32,
     codes: [u8; 32],
@@ -37,12 +37,12 @@ struct Uniform {
     min: f32,
 }
 
-/// Encodes whole rows of `ty` blocks, keeping their codes; groups must be of 32, and their parameters those of [`kept`]. `importance`
-/// (`[cols]`) weighs the fits of the levels. `lift` (a power of two) multiplies the weights, for matrices that are too small for f16
-/// scales; those with a table never are.
+/// Encodes whole rows of `ty` blocks, keeping their codes. Groups must be of 32, with the parameters of
+/// [`kept`]. `importance` (`[cols]`) weights the fits of the levels. `lift` (a power of two) multiplies the
+/// weights of matrices that are too small for f16 scales; matrices with a table are never multiplied.
 ///
 /// # Errors
-/// `Malformed` where a scale is not finite, or a weight too large.
+/// `Malformed` if a scale is not finite, or a weight is too large.
 pub fn keep_rows(
     shape: Shape,
     first_row: usize,
@@ -99,7 +99,7 @@ fn keep_group(
     }
     let zero = zero as u8;
     let mut codes = [0u8; 32];
-    // A negative scale counts downwards: code q stands where top − q would.
+    // With a negative scale codes count downwards: code q becomes top − q.
     let (start, sign) = if flip { (top as u8, u8::MAX) } else { (0, 1) };
     for (code, &q) in codes.iter_mut().zip(&u.codes) {
         *code = (start.wrapping_add(q.wrapping_mul(sign)) << shift) + middle as u8;
@@ -115,7 +115,7 @@ fn keep_group(
     Ok(())
 }
 
-/// Group `g` of a block, of codes that index a table.
+/// Group `g` of a block with table codes.
 #[inline(always)]
 fn keep_table(
     table: &Table,
@@ -125,7 +125,7 @@ fn keep_table(
     importance: Option<&[f32]>,
     out: &mut EncodedRows,
 ) -> Result<()> {
-    // What is stored of the scale, and the scale.
+    // The stored part of the scale, and the scale.
     let ((stored, zero), scale, codes) = match shape.params {
         GroupParams::Mxfp4 => {
             let scale = f32::from_bits((u32::from(block[0]) << 23).max(MXFP4_LEAST));

@@ -1,8 +1,8 @@
-//! Arithmetic on sixteen rows at a time: one value for every row of a tile, as the lanes of a vector.
+//! Arithmetic on sixteen rows at a time: one value for every row of a tile, as vector lanes.
 
 use super::params::TILE_ROWS;
 
-/// Columns taken together: what is made of them stays in the first cache.
+/// Columns per block: their intermediate results stay in the L1 cache.
 pub(super) const BLOCK: usize = 64;
 
 /// One value for every row of a tile.

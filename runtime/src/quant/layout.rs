@@ -1,16 +1,16 @@
-//! Where the bits of a nested matrix lie. Pure arithmetic; knows nothing of files or kernels.
+//! The layout of a nested matrix's bits. Pure arithmetic, without files or kernels.
 //!
-//! Rows are taken in *tiles* of 16, the columns of a tile in *units* of 32: 512 codes, cut into 8 vectors of 64 bytes,
-//! one byte per code, of which vector `j` has columns `4j .. 4j+4` of every row (byte `4·row + column mod 4`). That is
-//! what integer dot products want: each 32-bit lane is four neighbouring columns of one row, so a lane's sum belongs to
-//! one row, a group's scales are one vector of 16, and nothing is added across lanes.
+//! Rows are divided into *tiles* of 16, the columns of a tile into *units* of 32: 512 codes. They form 8 vectors of
+//! 64 bytes, one byte per code; vector `j` has columns `4j .. 4j+4` of every row (byte `4·row + column mod 4`).
+//! This suits integer dot products: each 32-bit lane has four neighbouring columns of one row. So a lane's sum
+//! belongs to one row, a group's scales are one vector of 16, and nothing is added across lanes.
 //!
-//! A plane keeps its part of the 8 vectors in as few bytes: the 1-bit plane has 64 bytes a unit, bit `j` of byte `b`
-//! for byte `b` of vector `j`; a 2-bit plane has twice 64, first for the even vectors, then for the odd ones, and bits
-//! `2f, 2f+1` are for vector `2f` (or `2f+1`). So whole registers of planes are merged by shifts and selects before
-//! they are spread to bytes: three instructions per 64 codes at 4 bits.
+//! A plane stores its bits of the 8 vectors compactly. A 1-bit plane has 64 bytes per unit: bit `j` of byte `b`
+//! belongs to byte `b` of vector `j`. A 2-bit plane has two times 64 bytes, first for the even vectors, then for
+//! the odd ones: bits `2f, 2f+1` belong to vector `2f` (or `2f+1`). So whole registers of planes are merged by
+//! shifts and selects before they are spread to bytes: three instructions per 64 codes at 4 bits.
 //!
-//! Units of a tile follow one another, then come the next tile's; the last tile is padded with rows of zero scale.
+//! A tile's units follow one another, then the next tile's; the last tile is padded with rows of zero scale.
 
 use super::Level;
 use super::params::{GroupParams, SHARED, TILE_ROWS};
@@ -24,19 +24,19 @@ pub const PLANE_BITS: [u8; PLANES] = [2, 1, 1, 2, 2];
 /// Number of planes.
 pub const PLANES: usize = 5;
 
-/// Columns of a unit.
+/// Columns per unit.
 pub const UNIT_COLS: usize = 32;
 
 /// Bytes of a unit's vector, and of its part of a 1-bit plane.
 pub const VECTOR: usize = 64;
 
-/// Vectors of a unit.
+/// Vectors per unit.
 pub const VECTORS: usize = 8;
 
 /// Alignment of the arrays within a plane, in bytes: a cache line, and an AVX-512 register.
 pub const ALIGN: usize = 64;
 
-/// Rows and columns beyond this are refused: no model comes near, and products of sizes stay far from overflow.
+/// More rows or columns are rejected: no model comes near, and products of sizes stay far from overflow.
 const MAX_SIDE: usize = 1 << 24;
 
 /// The size of a nested matrix.
@@ -52,7 +52,7 @@ pub struct Shape {
     pub params: GroupParams,
 }
 
-/// The arrays of one plane of one matrix, as byte ranges within it.
+/// The arrays of one plane of a matrix, as byte ranges within it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaneLayout {
     /// Codes, `tiles` times [`Shape::tile_bytes`].
@@ -69,7 +69,7 @@ impl Shape {
     /// A matrix with wide parameters.
     ///
     /// # Errors
-    /// `Malformed` where a side is zero or absurd, or the group is neither 32 nor 64.
+    /// `Malformed` if a side is zero or too large, or the group is neither 32 nor 64.
     pub fn new(rows: usize, cols: usize, group: usize) -> Result<Shape> {
         if rows == 0 || cols == 0 || rows > MAX_SIDE || cols > MAX_SIDE {
             return Err(Error::malformed(
@@ -86,16 +86,16 @@ impl Shape {
         Ok(Shape { rows, cols, group, params: GroupParams::Wide })
     }
 
-    /// The same matrix with parameters of this width.
+    /// The same matrix with parameters of this format.
     #[must_use]
     pub fn with(self, params: GroupParams) -> Shape {
         Shape { params, ..self }
     }
 
-    /// Whether there are such codes up to `level`: those that index a table have 4 bits at most, and groups of 32.
+    /// Checks that codes up to `level` exist. Table codes have at most 4 bits, and groups of 32.
     ///
     /// # Errors
-    /// `Malformed` where not.
+    /// `Malformed` if not.
     pub fn check(&self, level: Level) -> Result<()> {
         if self.params == GroupParams::Iq4Xs && !self.groups().is_multiple_of(SHARED) {
             let what = format!("{} columns, where {SHARED} groups share a scale", self.cols);
@@ -108,18 +108,18 @@ impl Shape {
         Ok(())
     }
 
-    /// Tiles; the last may be partial.
+    /// The number of tiles; the last may be partial.
     pub fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
 
     /// Groups per row; the last may be partial.
     pub fn groups(&self) -> usize {
-        // A power of two, which compilers do not know: kernels ask often enough for a division to show.
+        // A power of two, which compilers cannot infer: kernels call this often enough for a division to show.
         (self.cols + self.group - 1) >> self.group.trailing_zeros()
     }
 
-    /// Columns rounded up to whole groups: codes exist for all of them.
+    /// Columns rounded up to whole groups: all of them have codes.
     pub fn padded_cols(&self) -> usize {
         self.groups() * self.group
     }
@@ -144,7 +144,7 @@ impl Shape {
         PlaneLayout { codes, scales, zeros, len: end }
     }
 
-    /// Where plane `p` has its bits of a code: the byte, and the lowest bit in it.
+    /// The location of a code's bits in plane `p`: the byte, and the lowest bit in it.
     pub fn place(&self, p: usize, row: usize, col: usize) -> (usize, u32) {
         let (vector, lane) = (col % UNIT_COLS / 4, 4 * (row % TILE_ROWS) + col % 4);
         let unit = row / TILE_ROWS * (self.padded_cols() / UNIT_COLS) + col / UNIT_COLS;
@@ -155,7 +155,7 @@ impl Shape {
         }
     }
 
-    /// Where the scale and zero point of a group are among all of them, as [`GroupParams::read`] takes it.
+    /// The index of a group's scale and zero point, for [`GroupParams::read`].
     pub fn param(&self, row: usize, group: usize) -> usize {
         (row / TILE_ROWS * self.groups() + group) * TILE_ROWS + row % TILE_ROWS
     }

@@ -1,28 +1,28 @@
-//! Bit-nested weights: one code of up to 8 bits per weight, stored as planes, of which any prefix is a complete
-//! lower-precision matrix.
+//! Bit-nested weights: one code of up to 8 bits per weight, stored as planes. Any prefix of the planes is a
+//! complete matrix at a lower precision.
 //!
-//! This room owns the codec: what the bits mean ([`layout`], [`decode`]), how they are found ([`encode`]), and the
-//! matrix types that kernels read. The scalar code here is the specification; `kernels` must agree with it.
+//! This module owns the codec: the meaning of the bits ([`layout`], [`decode`]), the search for codes ([`encode`]),
+//! and the matrix types that kernels read. The scalar code here is the specification; `kernels` must agree with it.
 //!
 //! # The code
-//! A matrix `[rows, cols]` is cut along its columns (the input dimension) into groups of 32 or 64 weights; a last
-//! partial group is padded. Every weight has an 8-bit code; level `b` sees its top `b` bits `t`. A group has one scale
-//! `s` (f16) and one zero point `z` (u8, in steps of the 8-bit code), and a matrix has one pair `(alpha, beta)` per
-//! level, so that
+//! A matrix `[rows, cols]` is divided along its columns (the input dimension) into groups of 32 or 64 weights; a
+//! last partial group is padded. Every weight has an 8-bit code; level `b` uses its top `b` bits `t`. A group has
+//! one scale `s` (f16) and one zero point `z` (u8, in steps of the 8-bit code), and a matrix has one pair
+//! `(alpha, beta)` per level:
 //!
 //! ```text
 //! w_b = s · (alpha_b · ((t << (8 − b)) − z) + beta_b)
 //! ```
 //!
-//! `beta_b` is close to the middle of the truncated cell (half of `2^(8−b)`), `alpha_b` to 1; both are fitted by least
-//! squares. Everything but the two corrections is an integer, so a group's dot product with 8-bit activations `q` is
-//! `dot(t, q)` and `sum(q)`, whatever the level. Narrow parameters ([`GroupParams`]) are a minifloat `s` and one of sixteen `z`,
-//! in half the bytes.
+//! `beta_b` is close to the middle of the truncated cell (half of `2^(8−b)`), `alpha_b` to 1; both are fitted by
+//! least squares. All other terms are integers, so a group's dot product with 8-bit activations `q` consists of
+//! `dot(t, q)` and `sum(q)` at every level. Narrow parameters ([`GroupParams`]) are a minifloat `s` and one of
+//! sixteen `z`, in half the bytes.
 //!
-//! A matrix whose source has codes that index a table keeps them ([`table`]): an entry of the level's table then stands in the place
-//! of `t << (8 − b)`, and there are no more than 4 bits.
+//! If the source's codes index a table, they are kept ([`table`]): an entry of the level's table replaces
+//! `t << (8 − b)`, and there are at most 4 bits.
 //!
-//! A matrix may be stored for rotated inputs ([`Rotation`]): everything here then holds for W Rᵀ and R x.
+//! A matrix may be stored for rotated inputs ([`Rotation`]): then all of this applies to W Rᵀ and R x.
 
 mod decode;
 mod encode;
@@ -39,7 +39,7 @@ mod search;
 mod table;
 mod tile;
 
-/// Tests of kernels make matrices of sources' codes.
+/// Tests of kernels create matrices from a source type's codes.
 #[cfg(test)]
 pub(crate) use crate::format::GgmlType;
 pub use decode::{QuantizedRow, cell_middle};
@@ -92,7 +92,7 @@ impl Level {
         self as u8
     }
 
-    /// How many planes are present at this level (1–5).
+    /// The number of planes at this level (1–5).
     #[doc(hidden)]
     pub const fn planes(self) -> usize {
         match self {
@@ -110,7 +110,7 @@ impl Level {
         self.planes() - 1
     }
 
-    /// How far a code of this level is shifted to stand among 8-bit codes: `8 − bits`.
+    /// The left shift from a code of this level to an 8-bit code: `8 − bits`.
     #[doc(hidden)]
     pub const fn shift(self) -> u32 {
         8 - self.bits() as u32
@@ -124,7 +124,7 @@ impl std::fmt::Display for Level {
 }
 
 /// # Errors
-/// `Invalid` where more bits are asked for than the file has.
+/// `Invalid` if the file has fewer bits than requested.
 pub(crate) fn check_level(level: Level, stored: Level) -> Result<()> {
     if level > stored {
         let what = format!(
@@ -135,25 +135,25 @@ pub(crate) fn check_level(level: Level, stored: Level) -> Result<()> {
     Ok(())
 }
 
-/// The per-matrix correction of one level; see the module's formula.
+/// The correction of one level of a matrix; see the module's formula.
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Fit {
-    /// Multiplies the centred code.
+    /// Factor of the centred code.
     pub alpha: f32,
     /// Added in steps of the 8-bit code.
     pub beta: f32,
 }
 
 impl Fit {
-    /// The correction of weights that were multiplied by 2 to the `lift` before they were encoded.
+    /// The correction for weights that were multiplied by 2 to the `lift` before encoding.
     #[must_use]
     pub(crate) fn lowered(self, lift: i32) -> Fit {
         let down = 0.5f32.powi(lift);
         Fit { alpha: self.alpha * down, beta: self.beta * down }
     }
 
-    /// The correction of codes whose scales are stored without this octave, where they are narrow.
+    /// The correction for codes whose scales, if narrow, are stored without this octave.
     #[must_use]
     pub(crate) fn raised(self, params: GroupParams, octave: Octave) -> Fit {
         match params {
@@ -163,9 +163,9 @@ impl Fit {
     }
 }
 
-/// The power of two by which a matrix whose largest weight is this is multiplied, where its scales are too small for f16: scales
-/// then begin at the top of f16's range, and reach down to 2⁻²⁸ of the largest without loss. At most 2⁶⁰, so that a
-/// correction stays an ordinary f32.
+/// The exponent of the power of two by which a matrix with this largest weight is multiplied if its scales
+/// are too small for f16. Scales then begin at the top of f16's range, and reach down to 2⁻²⁸ of the largest
+/// without loss. At most 2⁶⁰, so that a correction is a normal f32.
 pub(crate) fn lift(largest: f32) -> i32 {
     (21 - largest.log2().floor() as i32).clamp(0, 60)
 }
@@ -173,7 +173,7 @@ pub(crate) fn lift(largest: f32) -> i32 {
 /// The corrections of all levels, in the order of [`Level::ALL`].
 pub type Fits = [Fit; PLANES];
 
-/// A nested matrix `[rows, cols]` as kernels read it: the planes of one level, wherever their bytes live.
+/// A nested matrix `[rows, cols]` as kernels read it: the planes of one level, in any kind of memory.
 #[derive(Clone, Debug)]
 pub struct Nested {
     shape: Shape,
@@ -187,7 +187,7 @@ impl Nested {
     /// A matrix at the level that `planes` complete.
     ///
     /// # Errors
-    /// `Malformed` where a plane is missing or has another length than [`Shape::plane`] says, or a fit is not finite.
+    /// `Malformed` if a plane is missing or its length differs from [`Shape::plane`], or a fit is not finite.
     pub fn new(shape: Shape, planes: Vec<Bytes>, fits: Fits) -> Result<Nested> {
         match planes.iter().position(|plane| plane.is_empty()) {
             Some(p) => Err(Error::malformed(format!("plane {p}"), "it has no bytes")),
@@ -195,8 +195,8 @@ impl Nested {
         }
     }
 
-    /// [`Nested::new`] of a matrix that a device has: planes that are empty are there alone ([`Nested::has`]), and no kernel of
-    /// the host may read them.
+    /// [`Nested::new`] for a matrix on a device. Empty planes exist only there ([`Nested::has`]), and no
+    /// kernel of the host may read them.
     ///
     /// # Errors
     /// As [`Nested::new`].
@@ -220,17 +220,17 @@ impl Nested {
         Ok(Nested { shape, level, planes, fits, rotation: None })
     }
 
-    /// The same bytes as those of a matrix whose inputs are rotated.
+    /// The same bytes as a matrix whose inputs are rotated.
     ///
     /// # Panics
-    /// Where the rotation is one of another number of columns.
+    /// If the rotation is for another number of columns.
     #[must_use]
     pub fn rotated(self, rotation: Option<Rotation>) -> Nested {
         assert!(rotation.is_none_or(|r| r.cols() == self.shape.cols), "a rotation of {} columns", self.shape);
         Nested { rotation, ..self }
     }
 
-    /// What its inputs are to be rotated by before they are quantized and multiplied.
+    /// The rotation to apply to inputs before they are quantized and multiplied.
     pub fn rotation(&self) -> Option<Rotation> {
         self.rotation
     }
@@ -240,26 +240,26 @@ impl Nested {
         self.shape
     }
 
-    /// The level this value is read at.
+    /// The level at which this value is read.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// The correction of the level this value is read at.
+    /// The correction of the level at which this value is read.
     pub fn fit(&self) -> Fit {
         self.fits[self.level.index()]
     }
 
-    /// The same weights read at `level`, where that is not above the planes present (R4: a plane set is a prefix).
+    /// The same weights read at `level`; `None` if some of its planes are missing (R4: the planes are a prefix).
     pub fn at(&self, level: Level) -> Option<Nested> {
         let planes = self.planes.get(..level.planes())?.to_vec();
         Some(Nested { level, planes, ..*self })
     }
 
-    /// The same matrix with its planes' bytes elsewhere.
+    /// The same matrix with its planes' bytes copied elsewhere.
     ///
     /// # Errors
-    /// Those of `copy`, and as [`Nested::new`].
+    /// Errors of `copy`, and as [`Nested::new`].
     pub fn try_map(&self, copy: impl FnMut(&Bytes) -> Result<Bytes>) -> Result<Nested> {
         let planes = self.planes.iter().map(copy).collect::<Result<_>>()?;
         Ok(Nested::new(self.shape, planes, self.fits)?.rotated(self.rotation))
@@ -280,12 +280,12 @@ impl Nested {
         self.planes.get(p).map_or(&[], |plane| &plane[self.shape.plane(p).codes])
     }
 
-    /// The group scales, `[tiles, groups, 16]`: f16 bits in little-endian order, 2 bytes each, or narrow ones, 1 byte each.
+    /// The group scales, `[tiles, groups, 16]`: f16 bits in little-endian order (2 bytes each), or narrow ones (1 byte).
     pub fn scales(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).scales]
     }
 
-    /// The group zero points, `[tiles, groups, 16]` bytes, or 8 where they are narrow.
+    /// The group zero points, `[tiles, groups, 16]` bytes, or 8 bytes instead of 16 if narrow.
     pub fn zeros(&self) -> &[u8] {
         &self.planes[0][self.shape.plane(0).zeros]
     }
@@ -294,7 +294,7 @@ impl Nested {
 /// A weight matrix `[rows, cols]`: `y = W x` for a column `x` of `cols` activations.
 #[derive(Clone, Debug)]
 pub enum Matrix {
-    /// Unquantized, row-major: the reference path.
+    /// Unquantized, row-major: the reference.
     F32 {
         /// Output features.
         rows: usize,
@@ -324,7 +324,7 @@ impl Matrix {
         }
     }
 
-    /// What its inputs are to be rotated by; reference matrices take them as they are.
+    /// The rotation to apply to inputs; `None` for unquantized matrices.
     pub fn rotation(&self) -> Option<Rotation> {
         match self {
             Matrix::F32 { .. } => None,
@@ -332,7 +332,7 @@ impl Matrix {
         }
     }
 
-    /// Where its values lie in memory: tells matrices that are held apart from one another. Clones have the same.
+    /// The address of its values in memory, which identifies a matrix. Clones have the same address.
     pub fn address(&self) -> usize {
         match self {
             Matrix::F32 { data, .. } => data.as_ptr().addr(),

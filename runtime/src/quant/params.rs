@@ -1,65 +1,65 @@
 //! A group's scale and zero point in bytes, wide or narrow.
 //!
-//! Narrow ones take half the bytes: 12 bits a group where wide ones take 24. A narrow scale is a byte, four bits of exponent
-//! above four of mantissa. It counts from 2⁻¹⁵ of the matrix's largest octave up; which octave that is stands in the matrix's
-//! corrections, so that a kernel has a scale with a shift and an addition. A narrow zero point is one of sixteen steps around
-//! the middle of the codes. Two rows share a byte: row `r` of a tile has the lower half, row `r + 8` the upper.
+//! Narrow ones take half the bytes: 12 bits per group instead of 24. A narrow scale is a byte: four bits of exponent
+//! above four of mantissa. Exponents begin at 2⁻¹⁵ of the matrix's largest octave. The matrix's corrections contain
+//! that octave, so a kernel computes a scale with a shift and an addition. A narrow zero point is one of sixteen steps
+//! around the middle of the codes. Two rows share a byte: row `r` of a tile has the lower half, row `r + 8` the upper.
 //!
-//! Codes that index a table ([`super::table`]) have the scales of their source, and one zero point, which is the table's.
+//! Table codes ([`super::table`]) have the scales of their source, and one zero point, which is the table's.
 
 use super::table::{E2M1, IQ4_NL, Table};
 use half::f16;
 
-/// Rows of a tile.
+/// Rows per tile.
 pub const TILE_ROWS: usize = 16;
 
 /// How a group's scale and zero point are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum GroupParams {
-    /// An f16 scale and a zero point of 8 bits: 24 bits a group.
+    /// An f16 scale and an 8-bit zero point: 24 bits per group.
     #[default]
     Wide = 0,
-    /// A scale of 8 bits, which begins with a 4-bit exponent, and a zero point of 4 bits: 12 bits a group.
+    /// An 8-bit scale, which begins with a 4-bit exponent, and a 4-bit zero point: 12 bits per group.
     Narrow = 1,
-    /// What MXFP4 has: a power of two in 8 bits, and codes that index a table. A conversion chooses it where a source's codes are
-    /// kept; it cannot be asked for.
+    /// MXFP4's: a power of two in 8 bits, with table codes. A conversion chooses this if a source's codes are
+    /// kept; it cannot be requested.
     #[doc(hidden)]
     Mxfp4 = 2,
-    /// What IQ4_NL has: an f16 scale, and codes that index a table. Likewise.
+    /// IQ4_NL's: an f16 scale, with table codes. Cannot be requested either.
     #[doc(hidden)]
     Iq4Nl = 3,
-    /// What IQ4_XS has: a whole number of 8 bits, times an f16 scale of eight groups; and codes that index a table. Likewise.
+    /// IQ4_XS's: an 8-bit integer, times an f16 scale of eight groups, with table codes. Cannot be requested either.
     #[doc(hidden)]
     Iq4Xs = 4,
 }
 
-/// Groups that share a scale of IQ4_XS.
+/// Groups that share a scale in IQ4_XS.
 pub const SHARED: usize = 8;
 
-/// The least power of two that MXFP4 has, 2⁻¹²⁷: its exponent is 0, as that of zero is.
+/// The smallest power of two in MXFP4, 2⁻¹²⁷. Its exponent is 0, like that of zero.
 pub const MXFP4_LEAST: u32 = 1 << 22;
 
-/// All kinds, by their number.
+/// All kinds, by number.
 const ALL: [GroupParams; 5] =
     [GroupParams::Wide, GroupParams::Narrow, GroupParams::Mxfp4, GroupParams::Iq4Nl, GroupParams::Iq4Xs];
 
-/// Bits of an f32's mantissa that a narrow scale has not.
+/// Bits of an f32's mantissa that a narrow scale does not have.
 const CUT: u32 = 19;
 
 /// Octaves of narrow scales.
 const OCTAVES: i32 = 16;
 
-/// The bits of the f32 that a narrow scale of 0 is: 2⁻¹⁵. The largest scale, 255, is 1.9375.
+/// The f32 bits of narrow scale 0: 2⁻¹⁵. The largest scale, 255, is 1.9375.
 pub const NARROW_BASE: u32 = (127 - (OCTAVES as u32 - 1)) << 23;
 
-/// The first narrow zero point.
+/// The lowest narrow zero point.
 pub const NARROW_ZERO: u8 = 64;
 
-/// From one narrow zero point to the next.
+/// The step between narrow zero points.
 pub const NARROW_STEP: u8 = 8;
 
-/// What narrow zero points reach.
+/// The range of narrow zero points.
 pub(super) const ZEROS: std::ops::RangeInclusive<f32> = 64.0..=184.0;
 
 impl GroupParams {
@@ -69,13 +69,13 @@ impl GroupParams {
         self as u8
     }
 
-    /// The one of this number; `None` if there is no such.
+    /// The kind with this number; `None` if there is none.
     #[doc(hidden)]
     pub fn numbered(number: u8) -> Option<GroupParams> {
         ALL.into_iter().find(|params| params.number() == number)
     }
 
-    /// The table that codes index, if they do.
+    /// The table of the codes, if they index one.
     #[doc(hidden)]
     pub const fn table(self) -> Option<&'static Table> {
         match self {
@@ -85,7 +85,7 @@ impl GroupParams {
         }
     }
 
-    /// Bytes of a group's scales in a tile, 16 rows.
+    /// Bytes of a group's scales for a tile of 16 rows.
     #[doc(hidden)]
     pub const fn scale_bytes(self) -> usize {
         match self {
@@ -94,7 +94,7 @@ impl GroupParams {
         }
     }
 
-    /// Bytes of a group's zero points in a tile, 16 rows; of IQ4_XS its part of the shared scales, which lie there.
+    /// Bytes of a group's zero points for a tile of 16 rows; for IQ4_XS its part of the shared scales, stored there.
     #[doc(hidden)]
     pub const fn zero_bytes(self) -> usize {
         match self {
@@ -105,8 +105,8 @@ impl GroupParams {
         }
     }
 
-    /// Scale and zero point `at` ([`super::Shape::param`]) of a matrix's or a tile's. A narrow scale is without the matrix's
-    /// octave.
+    /// Scale and zero point number `at` ([`super::Shape::param`]) of a matrix or a tile. A narrow scale is
+    /// without the matrix's octave.
     #[doc(hidden)]
     pub fn read(self, scales: &[u8], zeros: &[u8], at: usize) -> (f32, u8) {
         let half = |of: &[u8], at: usize| f16::from_le_bytes([of[2 * at], of[2 * at + 1]]).to_f32();
@@ -130,7 +130,7 @@ impl GroupParams {
         }
     }
 
-    /// The zero point of groups without a scale, or of all where they have one.
+    /// The zero point of groups without a scale, or of all groups if they have a common one.
     #[doc(hidden)]
     pub const fn no_zero(self) -> u8 {
         match (self, self.table()) {
@@ -140,8 +140,8 @@ impl GroupParams {
         }
     }
 
-    /// Appends the parameters of a tile's groups, each a scale and a zero point by row and group, as [`GroupParams::keep_scale`] has
-    /// scales. Of IQ4_XS they are the scale that groups share, and the group's own number.
+    /// Appends the parameters of a tile's groups, a scale and a zero point by row and group, with scales as
+    /// in [`GroupParams::keep_scale`]. For IQ4_XS they are the shared scale and the group's own number.
     pub(super) fn put(self, params: &[(f32, u8)], scales: &mut Vec<u8>, zeros: &mut Vec<u8>) {
         let groups = params.len() / TILE_ROWS;
         for g in 0..groups {
@@ -158,7 +158,7 @@ impl GroupParams {
         }
     }
 
-    /// Appends a scale as it is stored, or, if it is narrow, as encoders keep it until the matrix's octave is known: 2 bytes.
+    /// Appends a scale as it is stored; a narrow one takes 2 bytes until the matrix's octave is known.
     #[inline(always)]
     pub(super) fn keep_scale(self, scale: f32, to: &mut Vec<u8>) {
         let bits = match self {
@@ -183,30 +183,30 @@ impl GroupParams {
     }
 }
 
-/// The narrow scale at or below `scale`, and the next: candidates of a search. An exponent is not bound here.
+/// The narrow scale at or below `scale`, and the next. Candidates of a search; exponents are not limited.
 #[inline(always)]
 pub(super) fn neighbours(scale: f32) -> [f32; 2] {
     let bits = scale.to_bits() >> CUT;
     [bits, bits + 1].map(|bits| f32::from_bits(bits << CUT))
 }
 
-/// The octave of a matrix's largest scale, of scales as [`GroupParams::keep_scale`] left them.
+/// The octave of a matrix's largest scale, from scales in the form of [`GroupParams::keep_scale`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Octave(u16);
 
 impl Octave {
-    /// That of some of the matrix's scales. The matrix's own is the largest.
+    /// The octave of some of a matrix's scales. The matrix's own is the largest of these.
     pub(crate) fn of(kept: &[u8]) -> Octave {
         Octave(kept.chunks_exact(2).map(|s| u16::from_le_bytes([s[0], s[1]])).max().unwrap_or(0) >> 4)
     }
 
-    /// The power of two that the corrections are to be multiplied by. Its bounds keep them ordinary floats, also on devices
-    /// that take less than 10⁻²⁰ for nothing; below them scales are as good as zero.
+    /// The exponent of the power of two for the corrections. Its bounds keep corrections normal floats, also
+    /// on devices that flush values below 10⁻²⁰ to zero. Scales below the bounds are as good as zero.
     pub(crate) fn exponent(self) -> i32 {
         if self.0 == 0 { 0 } else { (i32::from(self.0) - 127).clamp(-60, 60) }
     }
 
-    /// Scales as they are stored. Those of 2⁻¹⁵ of the largest and less become that.
+    /// Scales as they are stored. Scales of at most 2⁻¹⁵ of the largest become that value.
     pub(crate) fn stored(self, kept: &[u8]) -> Vec<u8> {
         let first = (self.exponent() + 127 - (OCTAVES - 1)) << 4;
         let scale = |s: &[u8]| (i32::from(u16::from_le_bytes([s[0], s[1]])) - first).clamp(0, 255) as u8;
@@ -225,7 +225,7 @@ mod tests {
             for group in 0..16 {
                 let mut points = [0; TILE_ROWS];
                 for (row, point) in points.iter_mut().enumerate() {
-                    // All 256 scales of the matrix's octaves.
+                    // All 256 scales in the matrix's octaves.
                     let scale = (1.0 + row as f32 / 16.0) * 2f32.powi(exponent - group);
                     *point = NARROW_ZERO + NARROW_STEP * ((5 * row as i32 + group) % 16) as u8;
                     GroupParams::Narrow.keep_scale(scale, &mut kept);

@@ -1,26 +1,26 @@
-//! Rotation of a matrix's inputs: W x = (W Rᵀ)(R x). W Rᵀ is what a rotated matrix stores, and R x what it is multiplied with.
+//! Rotation of a matrix's inputs: W x = (W Rᵀ)(R x). A rotated matrix stores W Rᵀ, and is multiplied with R x.
 //!
-//! R spreads what a few columns have over all of them. Feedback ([`super::feedback`]) then has weights without outliers to
-//! encode (QuIP#, arXiv 2402.04396). It consists of random signs, and of an orthonormal Walsh–Hadamard transform of whole
-//! blocks whose width is a power of two. Blocks are mixed by the discrete Hartley transform of their number, as small as the odd
-//! factor of most widths. Both transforms are symmetric and their own inverses.
+//! R spreads the values of a few columns over all columns. So feedback ([`super::feedback`]) encodes weights without
+//! outliers (QuIP#, arXiv 2402.04396). R consists of random signs, and an orthonormal Walsh–Hadamard transform of
+//! whole blocks whose width is a power of two. Blocks are mixed by the discrete Hartley transform, whose size is the
+//! number of blocks: the odd factor of most widths, so small. Both transforms are symmetric and their own inverses.
 //!
-//! R depends on the number of columns alone, so all matrices that read one input read the same R x. The file names it by a
+//! R depends only on the number of columns, so all matrices with the same input use the same R x. The file stores its
 //! number ([`Rotation::KIND`]): another rotation needs another number.
 
 use super::encode::best_instructions;
 use std::sync::LazyLock;
 
-/// Values that are worked on side by side.
+/// Values that are processed side by side.
 const LANES: usize = 16;
 
-/// The least width of a block: below, there is little to spread over.
+/// The smallest width of a block: a narrower one has too few columns to spread over.
 const MIN_BLOCK: usize = 32;
 
-/// The greatest: what a GPU's workgroup has memory for (`shaders/wgsl/rotate.wgsl`).
+/// The largest width, limited by a GPU's workgroup memory (`shaders/wgsl/rotate.wgsl`).
 const MAX_BLOCK: usize = 2048;
 
-/// Most blocks: mixing takes as many multiplications a value.
+/// The most blocks: mixing takes this many multiplications per value.
 const MAX_BLOCKS: usize = 64;
 
 /// A rotation of a row's columns.
@@ -31,14 +31,14 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// What the file calls it; 0 is no rotation.
+    /// Its number in the file; 0 is no rotation.
     pub const KIND: u8 = 1;
 
-    /// The rotation of `cols` columns; `None` where their number has no large power of two in it.
+    /// The rotation of `cols` columns; `None` if `cols` has no large factor that is a power of two.
     pub fn of(cols: usize) -> Option<Rotation> {
         let block = 1 << cols.trailing_zeros().min(MAX_BLOCK.trailing_zeros());
         let blocks = cols / block;
-        // Made now, so that no token has to wait for it.
+        // Created now, so that no token has to wait for it.
         LazyLock::force(&HARTLEY);
         (block >= MIN_BLOCK && (1..=MAX_BLOCKS).contains(&blocks)).then_some(Rotation { block, blocks })
     }
@@ -60,12 +60,12 @@ impl Rotation {
         self.blocks
     }
 
-    /// What a value is multiplied with, beside its sign, before blocks are mixed.
+    /// The factor of a value, besides its sign, before blocks are mixed.
     pub(crate) fn norm(self) -> f32 {
         (1.0 / (self.block as f64).sqrt()) as f32
     }
 
-    /// R x, in place. Not a single sum depends on the instruction set that it is compiled for.
+    /// R x, in place. No sum depends on the instruction set for which this is compiled.
     #[inline(always)]
     pub(crate) fn apply(self, x: &mut [f32]) {
         assert_eq!(x.len(), self.cols(), "a row has as many values as the rotation has columns");
@@ -83,7 +83,7 @@ impl Rotation {
         self.signs(x);
     }
 
-    /// R of every row of `rows`, which are rows of a matrix or inputs of one.
+    /// R for every row of `rows`, which are rows of a matrix or inputs of one.
     pub fn apply_rows(self, rows: &mut [f32]) {
         best_instructions(
             #[inline(always)]
@@ -91,7 +91,7 @@ impl Rotation {
         );
     }
 
-    /// Rᵀ of every row of `rows`.
+    /// Rᵀ for every row of `rows`.
     pub fn undo_rows(self, rows: &mut [f32]) {
         best_instructions(
             #[inline(always)]
@@ -108,7 +108,7 @@ impl Rotation {
         }
     }
 
-    /// The Hartley transform of what blocks have in a column.
+    /// The Hartley transform across blocks, for every column.
     #[inline(always)]
     fn mix(self, x: &mut [f32]) {
         let (block, blocks) = (self.block, self.blocks);
@@ -135,7 +135,7 @@ impl Rotation {
     }
 }
 
-/// The sign of a column, as the first bit of a value. `shaders/wgsl/rotate.wgsl` has the same.
+/// The sign of a column, as the sign bit of a float. `shaders/wgsl/rotate.wgsl` has the same function.
 #[inline(always)]
 fn sign(col: u32) -> u32 {
     let mut hash = col.wrapping_add(1).wrapping_mul(0x9E37_79B1);
@@ -162,14 +162,14 @@ fn hadamard(x: &mut [f32]) {
     }
 }
 
-/// Sums and differences of values that are `HALF` apart.
+/// Sums and differences of values at a distance of `HALF`.
 #[inline(always)]
 fn step<const HALF: usize>(x: [f32; LANES]) -> [f32; LANES] {
     std::array::from_fn(|i| if i & HALF == 0 { x[i] + x[i + HALF] } else { x[i - HALF] - x[i] })
 }
 
-/// For every number of blocks n, one behind the other: (cos + sin)(2πk/n) / √n for every k below n. The transform's factor of
-/// the blocks i and j is that of i·j modulo n.
+/// For every number of blocks n, concatenated: (cos + sin)(2πk/n) / √n for every k below n. The transform's
+/// factor for the blocks i and j is that of i·j modulo n.
 static HARTLEY: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let of = |n: usize| {
         (0..n).map(move |k| {
@@ -180,7 +180,7 @@ static HARTLEY: LazyLock<Vec<f32>> = LazyLock::new(|| {
     (1..=MAX_BLOCKS).flat_map(of).collect()
 });
 
-/// All factors, and where those of a number of blocks begin: what a GPU has of them.
+/// All factors, and the index of the first one for this number of blocks. A GPU gets both.
 pub(crate) fn hartley_table(blocks: usize) -> (&'static [f32], usize) {
     (&HARTLEY, blocks * (blocks - 1) / 2)
 }
@@ -200,7 +200,7 @@ mod tests {
         (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    /// R in double precision, from what the module says of it.
+    /// R in double precision, from the definition in the module's documentation.
     fn spelled_out(x: &[f32], block: usize) -> Vec<f64> {
         let blocks = x.len() / block;
         let norm = ((block * blocks) as f64).sqrt();
@@ -257,7 +257,7 @@ mod tests {
             for (i, (got, want)) in turned.iter().zip(&all).enumerate() {
                 assert!((got - want).abs() < 3e-6, "{got} instead of {want} at {i} of {cols}");
             }
-            // Without its signs it is its own inverse.
+            // Without its signs, R is its own inverse.
             let negate = |x: &mut [f32]| {
                 x.iter_mut().enumerate().for_each(|(i, x)| *x = f32::from_bits(x.to_bits() ^ sign(i as u32)));
             };

@@ -1,27 +1,27 @@
 //! The search for one group's scale and zero point.
 //!
-//! A few shrinkings of the group's range, each with one step of least squares (fix the codes, solve for scale and offset,
-//! recode), a few shifts of the best, and three steps more, which find what a fine grid finds in a hundred. Inner loops are
-//! over fixed arrays without branches: conversion is bound by them. Everything is inlined into what
-//! [`super::encode::best_instructions`] compiles.
+//! It tries several scalings of the group's range, each with one step of least squares (fix the codes, solve
+//! for scale and offset, recode), several shifts of the best one, and three more steps. This finds what a
+//! fine grid finds in a hundred. Inner loops run over fixed arrays without branches, because they dominate a
+//! conversion. Everything is inlined into functions that [`super::encode::best_instructions`] compiles.
 
 use super::Level;
 use super::encoded::EncodedRows;
 use super::params::{GroupParams, NARROW_STEP, NARROW_ZERO, ZEROS, neighbours};
 use half::f16;
 
-/// Ranges tried, as parts of the group's own.
+/// Ranges to try, as factors of the group's own.
 const SHRINKS: [f32; 6] = [1.06, 0.99, 0.93, 0.87, 0.81, 0.74];
-/// Shifts tried of the best, in 4-bit cells.
+/// Shifts to try for the best range, in 4-bit cells.
 const SHIFTS: [f32; 4] = [-0.3, 0.3, -0.15, 0.15];
 
 /// Rounds of alternating least squares after that. Fewer ranges and rounds clip heavy tails too much for 6 bits
 /// (`benches/records/convert.md`).
 const REFINEMENTS: usize = 3;
 
-/// How much the errors of the same parameters at 3 and at 2 bits count beside the one at 4 (they are 4 and 16 times as
-/// large by nature). Measured: without, 3 bits are 1.14 of the best 3-bit quantizer and 2 bits 1.26; with more, 4 and 6
-/// bits suffer.
+/// The weights of the errors at 3 and at 2 bits beside the one at 4 (these errors are 4 and 16 times as large
+/// by nature). Measured: with zero weights, 3 bits have 1.14 times the error of the best 3-bit quantizer and
+/// 2 bits 1.26 times; larger weights make 4 and 6 bits worse.
 const ALONE: Shares = Shares { three: 0.12, two: 0.025 };
 
 #[derive(Clone, Copy)]
@@ -30,51 +30,51 @@ pub(super) struct Shares {
     pub(super) two: f32,
 }
 
-/// Beyond this the scale of a group would overflow f16.
+/// For larger weights, a group's scale would overflow f16.
 pub(super) const MAX_WEIGHT: f32 = 8e6;
 
-/// Sums run in this many lanes, whatever the registers: the codes must not depend on the machine.
+/// Lanes of a sum, whatever the registers: the codes must not depend on the machine.
 const SUMS: usize = 8;
 
-/// Adding this to `0 ≤ x < 2²²` rounds to the nearest integer, which then stands in the lowest bits. Vectorises
-/// anywhere, unlike `round`.
+/// Adding this to `0 ≤ x < 2²²` rounds to the nearest integer, which is then in the lowest bits. Vectorises
+/// everywhere, unlike `round`.
 const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³
 
-/// Which level the parameters of a group serve best.
+/// The level for which a group's parameters are best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anchor {
-    /// 4 bits, with 3 and 2 in mind: experts, which are read at any level. Weights beyond the best 4-bit range are clipped
-    /// at every level, so 8 bits have about 1 % of error.
+    /// 4 bits, but 3 and 2 count as well: for experts, which are read at any level. Weights beyond the best
+    /// 4-bit range are clipped at every level, so 8 bits have about 1 % of error.
     Nested,
-    /// The highest level alone: dense matrices at 6 or 8 bits, which are never read lower. Nothing is clipped.
+    /// Only the highest level: for dense matrices at 6 or 8 bits, which are never read lower. Nothing is clipped.
     Top,
 }
 
 impl Anchor {
-    /// The anchor of a matrix that is only ever read at `level`.
+    /// The anchor for a matrix that is only read at `level`.
     pub fn fixed(level: Level) -> Anchor {
         if level > Level::B4 { Anchor::Top } else { Anchor::Nested }
     }
 }
 
-/// How hard to look for a group's parameters.
+/// The effort of the search for a group's parameters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effort {
     /// All ranges and shifts.
     Full,
-    /// One range: for uniform codes of another format whose zero lies outside our lattice (`keep`), where any search
-    /// ends near the range itself.
+    /// One range: for uniform codes of another format whose zero lies outside our lattice (`keep`). There any
+    /// search ends near that range.
     Quick,
 }
 
-/// One group of up to `N` weights (32 or 64), padded. `VECTORS` of [`SUMS`] lanes, so that the loops below are over
+/// One group of up to `N` weights (32 or 64), padded. `VECTORS` of [`SUMS`] lanes, so that loops run over
 /// whole registers.
 pub(super) struct Group<const N: usize> {
     len: usize,
     w: [f32; N],
     /// Importance, zero in the padding.
     v: [f32; N],
-    /// Whether `v` is one throughout.
+    /// Whether all of `v` is one.
     plain: bool,
     shares: Shares,
     /// Σ v and Σ v · w.
@@ -83,8 +83,8 @@ pub(super) struct Group<const N: usize> {
 }
 
 impl<const N: usize> Group<N> {
-    /// Appends the best codes of one group's weights, which enter the least-squares sums if `fit`; `None` where a weight is
-    /// no finite number or too large.
+    /// Appends the best codes for one group's weights, which enter the least-squares sums if `fit`. `None` if
+    /// a weight is not finite or too large.
     #[inline(always)]
     pub(super) fn encode(
         w: &[f32],
@@ -107,13 +107,13 @@ impl<const N: usize> Group<N> {
 
     #[inline(always)]
     fn new(w: &[f32], importance: Option<&[f32]>) -> Option<Group<N>> {
-        // NaN fails the comparison as well.
+        // NaN also fails the comparison.
         let sound = w.iter().fold(true, |sound, w| sound & (w.abs() <= MAX_WEIGHT));
         let mut group =
             Group { len: w.len(), w: [0.0; N], v: [0.0; N], plain: false, shares: ALONE, one: 0.0, w1: 0.0 };
         group.w[..w.len()].copy_from_slice(w);
         match importance {
-            // A group without any importance is still encoded, as if all mattered alike.
+            // A group without any importance is encoded as if all weights were equally important.
             Some(v) if v.iter().any(|&v| v > 0.0) => {
                 for (to, &v) in group.v.iter_mut().zip(v) {
                     *to = if v.is_finite() { v.max(0.0) } else { 0.0 };
@@ -176,13 +176,13 @@ impl<const N: usize> Group<N> {
         if scale == f16::ZERO {
             return (0.0, 0);
         }
-        // Code 0 stands for the first cell's lower edge plus half a step of 8 bits.
+        // Code 0 has the value of the first cell's lower edge plus half an 8-bit step.
         let scale = scale.to_f32();
         (scale, (-low / scale - 0.5).round().clamp(0.0, 255.0) as u8)
     }
 
-    /// The narrow scale and zero point beside a step and lower edge that serve best. The scale's neighbours keep the middle of
-    /// the range; a range that lies off the zero points is widened until its far end has codes.
+    /// The best narrow scale and zero point for a step and a lower edge. Neighbouring scales keep the middle
+    /// of the range. A range outside the zero points is widened until its far end has codes.
     #[inline(always)]
     fn narrow<const PLAIN: bool>(&self, step: f32, low: f32) -> (f32, u8) {
         let (high, middle) = (low + 16.0 * step, low + 8.0 * step);
@@ -201,7 +201,7 @@ impl<const N: usize> Group<N> {
         (best.1, best.2)
     }
 
-    /// The step (one 4-bit cell) and the lower edge of the first cell that serve 4 bits best, with 3 and 2 in mind.
+    /// The best step (one 4-bit cell) and lower edge of the first cell for 4 bits; 3 and 2 bits count as well.
     #[inline(always)]
     fn best_4_bits<const PLAIN: bool>(&self, lo: f32, hi: f32, effort: Effort) -> (f32, f32) {
         let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
@@ -211,7 +211,7 @@ impl<const N: usize> Group<N> {
             Effort::Quick => (&SHRINKS[1..2], 1),
         };
         for &shrink in shrinks {
-            // Where least squares leaves the lattice without zero, the range itself is tried.
+            // If least squares leaves the lattice without zero, the range itself is tried.
             let start = (shrink * half / 8.0, middle - shrink * half);
             let (step, low) = self.solve::<PLAIN>(start.0, start.1).unwrap_or(start);
             let error = self.error::<PLAIN>(step, low);
@@ -239,7 +239,7 @@ impl<const N: usize> Group<N> {
         (best.1, best.2)
     }
 
-    /// Weighted squared error of the 4-bit codes with this step and lower edge, and a share of those at 3 and 2 bits.
+    /// Weighted squared error of the 4-bit codes with this step and lower edge, plus a share of those at 3 and 2 bits.
     #[inline(always)]
     fn error<const PLAIN: bool>(&self, step: f32, low: f32) -> f32 {
         let inverse = 1.0 / step;
@@ -250,7 +250,7 @@ impl<const N: usize> Group<N> {
                 let t = w[i] * inverse + offset;
                 let rounded = clamp_code(t) + MAGIC;
                 let r = t - (rounded - MAGIC);
-                // Cells of 3 and 2 bits are two and four of these; a cell's middle is as far as the cut bits say.
+                // Cells of 3 and 2 bits are two and four of these; the cut bits give the distance to the middle.
                 let bits = rounded.to_bits();
                 let r3 = r + ((bits & 1) as i32 as f32 - 0.5);
                 let r2 = r + ((bits & 3) as i32 as f32 - 1.5);
@@ -261,7 +261,7 @@ impl<const N: usize> Group<N> {
         sum(sums) * step * step
     }
 
-    /// The step and lower edge that suit the present codes best.
+    /// The best step and lower edge for the current codes.
     #[inline(always)]
     fn solve<const PLAIN: bool>(&self, step: f32, low: f32) -> Option<(f32, f32)> {
         let inverse = 1.0 / step;
@@ -282,7 +282,7 @@ impl<const N: usize> Group<N> {
         let step = (one * qw - q1 * w1) / det;
         let centre = (w1 - step * q1) / one;
         let low = centre - 0.5 * step;
-        // The zero point must be expressible: the lattice has to contain zero.
+        // The zero point must be representable: the lattice has to contain zero.
         (step.is_finite() && step > 0.0 && low <= 0.0 && low + 16.0 * step >= 0.0).then_some((step, low))
     }
 
@@ -303,8 +303,8 @@ impl<const N: usize> Group<N> {
     }
 }
 
-/// Scale and zero point, of this width, of a group of at most `group` weights that serve its nested codes best, as `shares` weigh the levels, and
-/// the size of its largest weight; `None` where a weight is no finite number or too large.
+/// The scale and zero point of this format for a group of at most `group` weights, and the size of its largest weight. They
+/// are best for its nested codes, with the levels weighted by `shares`. `None` if a weight is not finite or too large.
 #[inline(always)]
 pub(super) fn params(
     (group, width): (usize, GroupParams),
@@ -329,17 +329,17 @@ pub(super) fn params(
     }
 }
 
-/// The least narrow scale at which 8-bit codes reach from `lo` to `hi`, and its zero point.
+/// The smallest narrow scale at which 8-bit codes reach from `lo` to `hi`, and its zero point.
 #[inline(always)]
 fn all_narrow(lo: f32, hi: f32) -> (f32, u8) {
-    // Of 254 steps half a zero point's step may be lost on either side.
+    // With 254 steps, half a step of the zero point may be lost on either side.
     let wanted = -lo * (254.0 / (hi - lo)) - f32::from(NARROW_ZERO);
     let zero = NARROW_ZERO + NARROW_STEP * (wanted / f32::from(NARROW_STEP)).round().clamp(0.0, 15.0) as u8;
     let scale = (hi / (254.5 - f32::from(zero))).max(-lo / (f32::from(zero) + 0.5));
     (neighbours(scale)[1], zero)
 }
 
-/// `t` within the 4-bit codes; a comparison each, as registers have it.
+/// `t` clamped to the 4-bit codes, with one comparison each as in registers.
 #[inline(always)]
 fn clamp_code(t: f32) -> f32 {
     let t = if t > 0.0 { t } else { 0.0 };
@@ -352,7 +352,7 @@ fn rounded_byte(x: f32) -> u8 {
     (x + MAGIC).to_bits() as u8
 }
 
-/// In pairs: half the latency of adding one after the other.
+/// Adds in pairs, with half the latency of adding one after the other.
 #[inline(always)]
 fn sum(s: [f32; SUMS]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))

@@ -1,30 +1,30 @@
-//! Codes that index a table: those of sources whose own four bits do (MXFP4, IQ4_NL).
+//! Codes that index a table, for sources with such 4-bit codes (MXFP4, IQ4_NL).
 //!
-//! A code is the rank of its value among the table's sixteen. So codes that share their upper bits stand for neighbouring values,
-//! and a level of 3 or 2 bits has a table of its own: for each cell a value between those that it joins. A table's entries are
-//! whole numbers of at most 8 bits, unsigned and around a zero point, so that a kernel looks a code up in a register and then
-//! multiplies integers as it does anyway.
+//! A code is the rank of its value among the table's sixteen. So codes that share their upper bits have
+//! neighbouring values, and levels of 3 and 2 bits have their own tables: for each cell, one value between
+//! those it merges. A table's entries are unsigned integers of at most 8 bits around a zero point. So a
+//! kernel looks a code up in a register, and then multiplies integers as usual.
 
 use super::Level;
 
-/// The tables of one kind of code.
+/// The tables of one kind of codes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
-    /// What the source's codes are among the sorted: its number `i` is code `ranks[i]`.
+    /// The ranks of the source's codes: its code `i` is our code `ranks[i]`.
     ranks: [u8; 16],
-    /// What is subtracted from every entry.
+    /// The zero point, which is subtracted from every entry.
     pub zero: u8,
-    /// The entries at 2, 3 and 4 bits. A level has the first 4, 8 or 16, and again: so kernels need not mask what they look up.
+    /// The entries at 2, 3 and 4 bits. The first 4, 8 or 16 are repeated, so that kernels need not mask a code.
     entries: [[u8; 16]; 3],
-    /// The weight of a step of entries, where the scale is one: 2 to the minus `shift`.
+    /// The weight of a step of entries with a scale of one is 2 to the minus `shift`.
     shift: i32,
 }
 
 /// E2M1: 0, ½, 1, 1½, 2, 3, 4 and 6 with either sign, in quarters. Its entries fit 6 bits.
 ///
-/// Zero has two codes in the source and one here, so that of the positive values the largest, which errs most among others, has a
-/// cell of 3 bits alone. The values of cells are the means of the codes that normally distributed weights have, with the scale that
-/// MXFP4 prescribes (`benches/records/table-codes.md`).
+/// Zero has two codes in the source and one here. So the largest positive value, which would have the largest
+/// error in a shared cell, has a 3-bit cell of its own. Cells' values are the means of the codes of normally
+/// distributed weights, with the scale that MXFP4 prescribes (`benches/records/table-codes.md`).
 pub static E2M1: Table = Table {
     ranks: [7, 8, 9, 10, 11, 12, 13, 14, 7, 6, 5, 4, 3, 2, 1, 0],
     zero: 32,
@@ -36,7 +36,7 @@ pub static E2M1: Table = Table {
     shift: 2,
 };
 
-/// ggml's `kvalues_iq4nl`, which ascend already, and cells as above.
+/// ggml's `kvalues_iq4nl`, which are already sorted, and cells as above.
 pub static IQ4_NL: Table = Table {
     ranks: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
     zero: 128,
@@ -49,28 +49,28 @@ pub static IQ4_NL: Table = Table {
 };
 
 impl Table {
-    /// The entries of a level; those from 4 bits on are the same.
+    /// The entries of a level. From 4 bits on they are the same.
     pub fn entries(&self, level: Level) -> &[u8; 16] {
         &self.entries[level.index().min(Level::B4.index())]
     }
 
-    /// The code of the source's code `i`.
+    /// Our code for the source's code `i`.
     pub fn rank(&self, i: u8) -> u8 {
         self.ranks[usize::from(i & 15)]
     }
 
-    /// Whether the entries have 6 bits at most.
+    /// Whether the entries have at most 6 bits.
     pub fn is_short(&self) -> bool {
         self.zero < 64
     }
 
-    /// A level's entry, less the zero point, for the code whose four bits are `code`.
+    /// A level's entry for the code whose four bits are `code`, minus the zero point.
     pub(super) fn value(&self, level: Level, code: u8) -> f32 {
         let level = level.min(Level::B4);
         f32::from(self.entries(level)[usize::from(code >> (4 - level.bits()))]) - f32::from(self.zero)
     }
 
-    /// The weight of a step of entries, where the scale is one.
+    /// The weight of a step of entries with a scale of one.
     pub(super) fn unit(&self) -> f32 {
         0.5f32.powi(self.shift)
     }

@@ -1,11 +1,11 @@
-//! One tile of a nested matrix on its own: where its pieces lie among the matrix's planes, and the rows that they make. For who
-//! reads a few rows of a matrix that is nowhere in memory. Pure arithmetic; the reading is others'.
+//! A single tile of a nested matrix: the location of its pieces in the matrix's planes, and the dequantization of its
+//! rows. Used for reading a few rows of a matrix that is not in memory. Pure arithmetic; other code does the reading.
 
 use super::{Fit, Level, Nested, PLANE_BITS, PLANES, Shape, TILE_ROWS, UNIT_COLS, unit_bytes};
 use std::ops::Range;
 
-/// What all tiles of a matrix have in common. The bytes of one are those of a matrix of so many rows: plane after plane, codes,
-/// and in the first plane scales and zero points.
+/// The common properties of a matrix's tiles. A tile's bytes are those of a matrix with 16 rows: plane after
+/// plane, codes, and in the first plane scales and zero points.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
     whole: Shape,
@@ -23,7 +23,7 @@ impl Tile {
         Shape { rows: TILE_ROWS, ..self.whole }
     }
 
-    /// Rows and columns of the matrix.
+    /// Rows and columns of the whole matrix.
     pub fn matrix(&self) -> Shape {
         self.whole
     }
@@ -33,8 +33,8 @@ impl Tile {
         (0..self.level.planes()).map(|p| self.shape().plane(p).len).sum()
     }
 
-    /// The pieces of tile `index`: where they lie behind the beginning of the matrix's planes, which follow one another, and
-    /// where they go among the tile's bytes.
+    /// The pieces of tile `index`: their offsets from the beginning of the matrix's planes, which follow one
+    /// another, and their ranges in the tile's bytes.
     pub fn pieces(self, index: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
         let (mut from, mut to) = (0, 0);
         (0..self.level.planes()).flat_map(move |p| {
@@ -49,12 +49,12 @@ impl Tile {
         })
     }
 
-    /// Row `row` of the matrix, `[cols]`, of the bytes of its tile, `row / 16`: to the bit what [`Nested::dequantize_row`] says of
-    /// it, and several times as fast, for nobody else computes meanwhile.
+    /// Dequantizes row `row` of the matrix, `[cols]`, from the bytes of its tile, `row / 16`. Bit-identical
+    /// to [`Nested::dequantize_row`] and several times as fast, because no other thread computes meanwhile.
     pub fn dequantize_row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
         let (shape, fit, row) = (self.shape(), self.fit, row % TILE_ROWS);
         let (shift, entries) = (self.level.shift(), shape.params.table().map(|t| t.entries(self.level)));
-        // Where the planes are, and in the first unit of each the codes of the row: they are so in every unit.
+        // The planes, and the row's places in the first unit of each; they are the same in all units.
         let (mut planes, mut places) = ([&bytes[..0]; PLANES], [[(0, 0); UNIT_COLS]; PLANES]);
         let mut at = 0;
         for p in 0..self.level.planes() {
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_tile_alone_has_the_rows_of_its_matrix() {
-        // Tails of rows, of columns and of groups; bytes of any value, but scales that are numbers.
+        // Partial tiles, units and groups; arbitrary bytes, but finite scales.
         for (rows, cols, group, params) in [
             (16, 32, 32, GroupParams::Wide),
             (37, 96, 64, GroupParams::Wide),

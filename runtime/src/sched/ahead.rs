@@ -1,4 +1,4 @@
-//! Prefetch: experts that the next layer will probably want, and those that were hot when the model was last used.
+//! Prefetches experts that the next layer will probably need, and those that were hot at the last use.
 
 use super::staging::ToDevice;
 use super::{State, Streamer};
@@ -7,7 +7,7 @@ use crate::experts::{Guess, Wanted};
 use crate::quant::PLANES;
 
 impl Streamer {
-    /// Prefetches the floor of experts that the next layer will probably want, if that evicts only colder planes.
+    /// Prefetches the floor of experts that the next layer may need, if that evicts only colder planes.
     pub(super) fn look_ahead(&self, state: &mut State, layer: usize, guess: Guess) -> Result<()> {
         if state.homes.get(layer).is_none_or(Option::is_none) {
             return Ok(());
@@ -27,7 +27,7 @@ impl Streamer {
         'all: for w in missing {
             let expert = w.expert as usize;
             while !state.home(layer).has_floor(expert, floor) {
-                // Worth what its gate says if the guess is right.
+                // The value that its gate would give if the guess is right.
                 let value = w.gate + state.home(layer).cache.heat(expert);
                 if !self.make_room(state, layer, expert, value) {
                     continue 'all;
@@ -36,7 +36,7 @@ impl Streamer {
             }
         }
         state.guess = wanted;
-        // A failure here is no error yet: the serving that needs the planes meets it again.
+        // A failure here is not an error yet: the serving that needs the planes will report it.
         if let Ok(bytes) = self.submit(state, layer, &reads, true) {
             state.stats.bytes_ahead += bytes;
         }

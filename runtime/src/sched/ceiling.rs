@@ -1,4 +1,4 @@
-//! Read throughput with no computation: the ceiling of streaming.
+//! Measures the read throughput without computation: the ceiling of streaming.
 
 use super::Streamer;
 use crate::error::Result;
@@ -6,9 +6,9 @@ use crate::experts::{ExpertSource, Meanwhile, Wanted};
 use std::time::Instant;
 
 impl Streamer {
-    /// Bytes per second when the cache is filled with other experts, layer by layer, and nothing is computed: about
-    /// `bytes` in all. The cache holds useless experts afterwards, so measure what is compared with it first. `None` if
-    /// the cache holds all experts and nothing is read.
+    /// Bytes per second while the cache is filled with other experts, layer by layer, without computation:
+    /// about `bytes` in all. Afterwards the cache holds useless experts, so run any measurement to compare
+    /// with before this one. `None` if the cache holds all experts and nothing is read.
     ///
     /// # Errors
     /// Errors of reading.

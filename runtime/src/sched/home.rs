@@ -1,10 +1,10 @@
-//! The memory of one layer's experts: which slab holds which plane, and the views through which kernels read the
-//! weights.
+//! The memory of one layer's experts: which slab holds which plane, and the views through which kernels read
+//! the weights.
 //!
-//! It does not decide what should be resident: [`LayerCache`] counts and `sched` decides. A slab being read belongs to
-//! a lane, and a slab in use by a computation is lent out through `views`. Neither can be evicted or moved; the types
-//! enforce it. If the memory is a device's, an expert has a slot there with room for all its planes, and slabs are only
-//! staging (`staging.rs`).
+//! [`LayerCache`] counts and `sched` decides what should be resident; this file only stores. A lane owns a
+//! slab while it is read, and a computation borrows a slab through `views`. Neither slab can be evicted or
+//! moved; the types enforce it. On a device, an expert has a slot there with room for all its planes, and
+//! slabs are only staging (`staging.rs`).
 
 mod resize;
 
@@ -19,7 +19,7 @@ use crate::store::{Arena, End, Room, Slab};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Where a plane is.
+/// The location of a plane.
 enum Slot {
     Empty,
     /// A lane has the slab.
@@ -29,17 +29,17 @@ enum Slot {
     Sent,
 }
 
-/// Where the planes are kept.
+/// The memory for the planes.
 enum Memory {
     Host(Arena),
     Device {
-        /// By expert, its slot.
+        /// Indexed by expert: its slot.
         places: Vec<Option<u32>>,
         free: Vec<u32>,
     },
 }
 
-/// Which slab lies at an offset.
+/// The plane whose slab lies at an offset.
 #[derive(Clone, Copy)]
 enum Place {
     Loaded(usize, usize),
@@ -50,18 +50,18 @@ enum Place {
 pub(super) struct Home {
     pub(super) table: LayerExperts,
     pub(super) cache: LayerCache,
-    /// By expert, how many of its planes may not be evicted now.
+    /// Indexed by expert: how many of its planes may not be evicted now.
     pub(super) keep: Vec<u8>,
-    /// Planes of each expert that are stored.
+    /// The number of stored planes of each expert.
     stored: Vec<u8>,
     memory: Memory,
     slots: Vec<[Slot; PLANES]>,
-    /// By expert, one bit for every plane that was read successfully.
+    /// Indexed by expert: one bit for every plane that was read successfully.
     seen: Vec<u8>,
-    /// By expert, how many of its planes were read so far, for [`super::Held`].
+    /// Indexed by expert: planes read so far, for [`super::Held`].
     pub(super) reads: Vec<u32>,
-    /// Experts as kernels read them, with their number of planes. Made at first use and kept until one of the expert's
-    /// planes changes.
+    /// Experts as kernels read them, with their number of planes. Created at first use and kept until one of
+    /// the expert's planes changes.
     views: Vec<Option<(usize, Expert)>>,
 }
 
@@ -79,9 +79,9 @@ impl Home {
         Ok(Home::with(table, LayerCache::new(capacity, bytes, worth), memory))
     }
 
-    /// A layer whose experts are on a device, in `capacity` bytes there, with planes up to `level`. A base takes a slot
-    /// with room for all planes, so the planes above it take nothing. All planes are lost with the slot, so all are
-    /// worth the same.
+    /// A layer whose experts are on a device, in `capacity` bytes there, with planes up to `level`. A base
+    /// takes a slot with room for all planes, so the planes above it take no space. All planes are lost with
+    /// the slot, so all have the same worth.
     pub(super) fn on_device(table: LayerExperts, capacity: usize, level: Level) -> Home {
         let (count, planes) = (table.count(), level.planes().min(table.planes.len()));
         let places = (capacity / table.device_bytes(level)).min(count);
@@ -115,8 +115,8 @@ impl Home {
         }
     }
 
-    /// Planes that an expert wanted at `floor` may not lose while room is made for others. On a device, evicting planes
-    /// above the floor frees nothing, so all are kept.
+    /// The number of planes that an expert wanted at `floor` keeps while room is made for others. On a
+    /// device, evicting planes above the floor frees nothing, so all are kept.
     pub(super) fn kept(&self, floor: usize) -> u8 {
         match self.memory {
             Memory::Host(_) => floor as u8,
@@ -134,7 +134,7 @@ impl Home {
         self.slots[expert][..planes].iter().all(|slot| matches!(slot, Slot::Loaded(_) | Slot::Sent))
     }
 
-    /// The device has the first `planes` of an expert now; their slabs are freed.
+    /// Called when the device has the first `planes` of an expert: frees their slabs.
     pub(super) fn sent(&mut self, expert: usize, planes: usize) {
         for slot in &mut self.slots[expert][..planes] {
             if matches!(slot, Slot::Loaded(_)) {
@@ -175,8 +175,8 @@ impl Home {
         plane
     }
 
-    /// Marks the next plane of an expert, for which there must be room, as in flight and returns its index. Its slab
-    /// comes from [`Home::slabs`].
+    /// Marks the next plane of an expert as in flight and returns its index. There must be room for it; its
+    /// slab comes from [`Home::slabs`].
     pub(super) fn expect(&mut self, expert: usize) -> usize {
         let plane = self.cache.add_next(expert);
         self.reads[expert] = self.reads[expert].wrapping_add(1);
@@ -188,14 +188,14 @@ impl Home {
         plane
     }
 
-    /// Slabs for planes that [`Home::expect`] marked, in their order. `None` if slabs that a lane is filling lie
-    /// between the free pieces; the free bytes always suffice. `moved` counts the bytes that had to be moved.
+    /// Slabs for planes that [`Home::expect`] marked, in their order. `None` if slabs that a lane is filling
+    /// lie between the free pieces; the free bytes always suffice. `moved` counts the bytes that were moved.
     pub(super) fn slabs(&mut self, planes: &[(usize, usize)], moved: &mut u64) -> Option<Vec<Slab>> {
         let mut slabs = Vec::with_capacity(planes.len());
         for &(_, plane) in planes {
             let Memory::Host(arena) = &self.memory else { return None };
             let len = self.table.plane_bytes(plane);
-            // Bases from below, refinements from above, so that the gaps they leave fit planes of the same kind.
+            // Bases go low, refinements high, so that the gaps they leave fit planes of the same kind.
             let end = if plane == 0 { End::Low } else { End::High };
             let slab = match arena.alloc(len, end) {
                 Some(slab) => slab,
@@ -210,8 +210,8 @@ impl Home {
         Some(slabs)
     }
 
-    /// Merges free pieces until `len` bytes fit, moving as few bytes as possible. It may move loaded slabs, and `more`:
-    /// new slabs that no read fills yet.
+    /// Merges free pieces until `len` bytes fit, moving as few bytes as possible. It may move loaded slabs,
+    /// and `more`: new slabs that are not being filled yet.
     fn make_room(&mut self, len: usize, more: &mut [Slab], moved: &mut u64) -> Option<()> {
         let mut places: HashMap<usize, Place> =
             more.iter().enumerate().map(|(i, slab)| (slab.offset(), Place::New(i))).collect();
@@ -245,7 +245,7 @@ impl Home {
         self.seen[expert] & 1 << plane == 0
     }
 
-    /// The read of a plane into a slab.
+    /// The request for reading a plane into a slab.
     pub(super) fn request(
         &self,
         layer: usize,
@@ -264,14 +264,14 @@ impl Home {
         Request { layer, expert, plane, offset, checksum: verify.then_some(checksum), slab }
     }
 
-    /// A plane has been read.
+    /// Stores a plane that has been read.
     pub(super) fn landed(&mut self, expert: usize, plane: usize, slab: Arc<Slab>) {
         debug_assert!(self.reading(expert, plane));
         self.slots[expert][plane] = Slot::Loaded(slab);
         self.seen[expert] |= 1 << plane;
     }
 
-    /// A plane could not be read: it and the planes above it are dropped. None of those may be in flight.
+    /// Drops a plane that could not be read, and the planes above it. None of those may be in flight.
     pub(super) fn failed(&mut self, expert: usize, plane: usize) {
         if self.reading(expert, plane) {
             self.slots[expert][plane] = Slot::Empty;
@@ -281,7 +281,7 @@ impl Home {
         }
     }
 
-    /// Makes the view of an expert with its first `planes`, which must be loaded.
+    /// Creates the view of an expert with its first `planes`, which must be loaded.
     pub(super) fn prepare(&mut self, expert: usize, planes: usize) -> Result<()> {
         if self.views[expert].as_ref().is_none_or(|(seen, _)| *seen != planes) {
             let slabs: Vec<Bytes> = (self.slots[expert][..planes].iter())
@@ -301,22 +301,22 @@ impl Home {
         Ok(())
     }
 
-    /// The view that [`Home::prepare`] made.
+    /// The view that [`Home::prepare`] created.
     pub(super) fn view(&self, expert: usize) -> &Expert {
         &self.views[expert].as_ref().expect("it was prepared").1
     }
 
-    /// How many planes an expert has where `planes` are wanted: those that are stored at most.
+    /// The number of planes that an expert has if `planes` are wanted: at most those that are stored.
     pub(super) fn at_most(&self, expert: usize, planes: usize) -> usize {
         planes.min(self.stored[expert].into())
     }
 
-    /// Whether an expert has what it is computed with where `floor` is wanted.
+    /// Whether an expert has all planes it is computed with if `floor` is wanted.
     pub(super) fn has_floor(&self, expert: usize, floor: usize) -> bool {
         self.cache.planes(expert) >= self.at_most(expert, floor)
     }
 
-    /// Bytes of an expert that has all planes of a level.
+    /// Bytes of an expert with all planes of a level.
     pub(super) fn bytes(&self, level: Level) -> usize {
         self.cache.bytes(0, level.planes())
     }

@@ -1,8 +1,8 @@
 //! I/O lanes: they fill slabs from storage, and do nothing else.
 //!
-//! Requests are served in order; prefetches wait behind all other requests. A long request is read in several parts at
-//! once, because it is often the only one. If the storage supports io_uring, requests are submitted to it
-//! ([`flights`]); otherwise threads read ([`threads`]). Finished reads land in one mailbox, which the caller polls.
+//! Requests are served in order; prefetches come after all other requests. A long request is read in several parts
+//! at once, because it is often the only one. If the storage supports io_uring, requests are submitted to it
+//! ([`flights`]); otherwise threads read ([`threads`]). Completed reads go to one mailbox, which the caller polls.
 
 mod flights;
 mod parts;
@@ -30,7 +30,7 @@ pub(super) struct Request {
     pub(super) expert: usize,
     pub(super) plane: usize,
     pub(super) offset: u64,
-    /// CRC-32 that the bytes must have, if it is checked.
+    /// The CRC-32 of the bytes, if it is to be checked.
     pub(super) checksum: Option<u32>,
     pub(super) slab: Slab,
 }
@@ -79,12 +79,12 @@ impl Lanes {
         Ok(Lanes { count, reader, waits: AtomicU64::new(0), how })
     }
 
-    /// How many there are.
+    /// The number of lanes.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// Submits requests: `ahead` of need (prefetch), or wanted now.
+    /// Submits requests: prefetches if `ahead`, otherwise needed now.
     pub(super) fn submit(&self, requests: impl IntoIterator<Item = Request>, ahead: bool) {
         let requests = requests.into_iter();
         match &self.how {
@@ -93,7 +93,7 @@ impl Lanes {
         }
     }
 
-    /// The next landed request, without waiting.
+    /// The next completed request, without waiting.
     pub(super) fn poll(&self) -> Option<Landed> {
         match &self.how {
             How::Threads(threads) => threads.poll(),
@@ -101,7 +101,7 @@ impl Lanes {
         }
     }
 
-    /// Waits until a request lands. Call it only while one is in flight.
+    /// Waits until a request completes. Call it only while one is in flight.
     pub(super) fn wait(&self) -> Landed {
         self.waits.fetch_add(1, Ordering::Release);
         match &self.how {
@@ -110,7 +110,7 @@ impl Lanes {
         }
     }
 
-    /// How many waits have begun. Takes no lock: a test that holds reads back learns from this when to release them.
+    /// The number of waits so far. Takes no lock, so that a test that blocks reads can detect when to release them.
     pub(super) fn waits(&self) -> u64 {
         self.waits.load(Ordering::Acquire)
     }

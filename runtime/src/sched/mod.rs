@@ -1,11 +1,11 @@
 //! Experts served from storage through a cache that keeps the most valuable planes.
 //!
-//! [`Streamer`] implements the port [`ExpertSource`]. A serving runs on the model's thread. It decides how many bits
-//! each expert is computed with, what is evicted and what is read, and submits the reads to the lanes. It may prefetch
-//! for the next layer. It then computes the experts that are resident, and the others as their planes land. All
-//! decisions are functions of the calls so far, never of time (R3): a plane counts as resident from the moment its read
-//! is decided, and if it has not landed when it is needed, the serving waits. In exact mode the weights handed out are
-//! those of the named level, so results depend on none of this (R2).
+//! [`Streamer`] implements the trait [`ExpertSource`]. A serving runs on the model's thread. It decides each
+//! expert's bits, evictions and reads, and submits the reads to the lanes. It may prefetch for the next
+//! layer. It then computes the experts that are resident, and the others as their planes arrive. All
+//! decisions are functions of the calls so far, never of time (R3): a plane counts as resident from the
+//! moment its read is decided, and if it has not arrived when it is needed, the serving waits. In exact mode
+//! the weights are those of the requested level, so results depend on none of this (R2).
 
 mod ahead;
 mod ceiling;
@@ -49,7 +49,7 @@ pub struct StreamOptions {
     pub precision: Precision,
     /// Bytes of memory for planes, in all layers together.
     pub cache_bytes: usize,
-    /// Set if that memory is a device's; by default it is the host's.
+    /// Set if that memory is on a device; by default it is on the host.
     pub device: Option<DeviceOptions>,
     /// I/O lanes.
     pub lanes: usize,
@@ -63,7 +63,7 @@ pub struct StreamOptions {
     pub order: Order,
     /// Bytes that a serving may read for refinements, in place of a price: for comparisons at equal bytes.
     pub refinement_bytes: Option<usize>,
-    /// How many experts of the next layer may be prefetched, if its router is run early.
+    /// The most experts of the next layer to prefetch; if not 0, its router is run early.
     pub lookahead: usize,
 }
 
@@ -72,10 +72,10 @@ pub struct StreamOptions {
 pub enum Verify {
     /// Every time.
     Always,
-    /// The first time that a plane is read: finds a damaged file at a bounded cost.
+    /// The first time that a plane is read: detects a damaged file at a bounded cost.
     #[default]
     First,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
@@ -96,7 +96,7 @@ impl Default for StreamOptions {
     }
 }
 
-/// The experts of a model on storage.
+/// A model's experts on storage.
 pub struct Streamer {
     path: PathBuf,
     access: Access,
@@ -108,36 +108,36 @@ pub struct Streamer {
     top_k: usize,
     trace: Option<Arc<Trace>>,
     state: Mutex<State>,
-    /// The smallest cache on the host.
+    /// The smallest possible cache on the host.
     least: u64,
-    /// Bytes that may be cached, readable while a layer is served.
+    /// The most bytes that may be cached; readable while a layer is served.
     capacity: AtomicU64,
     /// Whether the cache is on the host.
     on_host: AtomicBool,
-    /// Whether a resize is requested and not yet done.
+    /// Whether a resize is requested and not executed yet.
     asked: AtomicBool,
     requests: Requests,
 }
 
 struct State {
-    /// By layer; `None` where a layer is dense.
+    /// Indexed by layer; `None` if a layer is dense.
     homes: Vec<Option<Home>>,
-    /// Staging memory, if a device keeps the experts.
+    /// Staging memory, if the experts are on a device.
     staging: Option<Staging>,
     stats: StreamStats,
     /// Reads in flight.
     pending: usize,
-    /// Failed reads whose planes are not taken back yet: (layer, expert, plane).
+    /// Failed reads whose planes still count as resident: (layer, expert, plane).
     failed: Vec<(usize, usize, usize)>,
     quality: f32,
     /// The guessed choice of the next layer's router.
     guess: Vec<Wanted>,
 }
 
-/// What is in memory of an expert, or on its way.
+/// An expert's bits in memory or in flight, and its reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// 0 where nothing is.
+    /// 0 if there are none.
     pub bits: u8,
     /// Planes read since the start; wraps around.
     pub reads: u32,
@@ -152,10 +152,10 @@ struct Fault {
 }
 
 impl Streamer {
-    /// Experts `tables` (by layer) of the file at `path`, read through `storage`. `granule` is the alignment of slabs.
+    /// Experts of `tables` (by layer) in the file at `path`, read with `storage`. `granule` is the alignment of slabs.
     ///
     /// # Errors
-    /// `Invalid` if the cache cannot hold one expert of every layer, or the options make no sense.
+    /// `Invalid` if the cache cannot hold one expert of every layer, or the options are invalid.
     pub fn new(
         path: PathBuf,
         storage: Arc<dyn Storage>,
@@ -204,7 +204,7 @@ impl Streamer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in a computation leaves the bookkeeping as it was between two steps.
+        // If a panic poisoned the lock, the bookkeeping is between two steps and still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -215,7 +215,7 @@ impl Streamer {
         stats
     }
 
-    /// What is in memory of every expert, by layer. Waits for the layer that is being computed.
+    /// What is in memory for every expert, by layer. Waits for the layer that is being computed.
     pub fn held(&self) -> Vec<Vec<Held>> {
         let held = |home: &Home, e: usize| Held {
             bits: home.cache.planes(e).checked_sub(1).map_or(0, |top| Level::ALL[top].bits()),
@@ -230,7 +230,7 @@ impl Streamer {
         self.access
     }
 
-    /// How many waits for a read have begun. Takes no lock, so it may be called during a wait.
+    /// The number of waits for a read that have begun. Takes no lock: it may be called during a wait.
     pub fn waits(&self) -> u64 {
         self.lanes.waits()
     }
@@ -245,26 +245,26 @@ impl Streamer {
         self.measured
     }
 
-    /// Changes the quality of adaptive precision from the next serving on. On a device, no expert gets more planes than
-    /// its slot has room for.
+    /// Changes the quality of adaptive precision from the next serving on. On a device, no expert gets more
+    /// planes than fit its slot.
     pub fn set_quality(&self, quality: f32) {
         self.lock().quality = quality.clamp(2.0, 8.0);
     }
 
-    /// The quality in force.
+    /// The current quality.
     pub fn quality(&self) -> f32 {
         self.lock().quality
     }
 
-    /// The heat of every expert, by layer: what a warm start restores.
+    /// The heat of every expert, by layer. A warm start restores it.
     pub fn heat(&self) -> Vec<Vec<f32>> {
         let state = self.lock();
         let of = |home: &Home| (0..home.cache.experts()).map(|e| home.cache.heat(e)).collect();
         state.homes.iter().map(|home| home.as_ref().map_or_else(Vec::new, of)).collect()
     }
 
-    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. If the cache is
-    /// on a device, `send` uploads the experts of a layer.
+    /// Sets the heat of every expert and loads the hottest, each at the floor, until the cache is full. If
+    /// the cache is on a device, `send` uploads the experts of a layer.
     ///
     /// # Errors
     /// `Invalid` if `heat` belongs to another model; errors of reading and of `send`.
@@ -284,7 +284,7 @@ impl Streamer {
         Ok(())
     }
 
-    /// Takes landed reads without waiting. A failure surfaces when its plane is wanted.
+    /// Takes completed reads without waiting. A failure is reported when its plane is needed.
     fn collect(&self, state: &mut State) {
         while let Some(landed) = self.lanes.poll() {
             let _ = state.land(landed);
@@ -303,7 +303,7 @@ impl Streamer {
         state.land(landed)
     }
 
-    /// After failures: waits for all reads in flight, then takes back the planes that did not come.
+    /// After failures: waits for all reads in flight, then removes the planes that did not arrive.
     fn take_back(&self, state: &mut State) {
         if state.failed.is_empty() {
             return;
@@ -311,7 +311,7 @@ impl Streamer {
         while state.pending > 0 {
             let _ = self.wait(state);
         }
-        // From the top: a plane is taken back before those it rests on.
+        // From the top: a plane is removed before the planes below it.
         let mut failed = std::mem::take(&mut state.failed);
         failed.sort_by_key(|&(_, _, plane)| std::cmp::Reverse(plane));
         for (layer, expert, plane) in failed {
@@ -329,7 +329,7 @@ impl State {
         self.homes[layer].as_mut().expect("a routed layer has experts")
     }
 
-    /// Files a landed read where it belongs.
+    /// Stores a completed read in its layer.
     fn land(&mut self, landed: Landed) -> Result<(), Fault> {
         let Landed { layer, expert, plane, offset, result } = landed;
         self.pending -= 1;
@@ -363,12 +363,12 @@ impl ExpertSource for Streamer {
         let home = state.home(layer);
         let mut asks: Vec<Ask> = match self.options.precision {
             Precision::Exact(level) => policy::asks(wanted, |e| home.at_most(e, level.planes())),
-            // What is resident costs nothing.
+            // Resident planes cost nothing.
             Precision::Adaptive { floor, .. } => {
                 policy::asks(wanted, |e| home.at_most(e, floor.planes()).max(home.cache.planes(e)))
             }
         };
-        // On a device, running a router early costs one more wait a layer, so nothing is prefetched to it.
+        // With a device, running a router early costs one more wait per layer, so nothing is prefetched.
         meanwhile.guess = meanwhile.guess.filter(|_| state.staging.is_none());
         state.stats.servings += 1;
         let reads = state.stats.bytes_wanted;

@@ -1,9 +1,9 @@
-//! How many bits of which expert are worth their bytes. Pure arithmetic on gates and error tables (R3).
+//! Determines how many bits of each expert are worth their bytes. Pure arithmetic on gates and error tables (R3).
 //!
-//! For a token, plane `p` of expert `e` reduces the squared error of the layer's output by `gate² · Δerror(e, p)` and
-//! costs its bytes if it is not resident. [`Precision::Adaptive`] buys every plane whose reduction per bit exceeds a
-//! price, most valuable first, and a base always before its refinements. That is D²MoE's hottest-expert-bit-first order
-//! (arXiv 2504.15299) together with its bit-width router, without training one.
+//! For a token, plane `p` of expert `e` reduces the squared error of the layer's output by `gate² · Δerror(e, p)`
+//! and costs its bytes if it is not resident. [`Precision::Adaptive`] buys every plane whose reduction per bit
+//! exceeds a price, most valuable first, and a base always before its refinements. This is D²MoE's
+//! hottest-expert-bit-first order (arXiv 2504.15299) together with its bit-width router, but without training one.
 
 use crate::cache::{LayerCache, Worth};
 use crate::error::{Error, Result};
@@ -15,14 +15,14 @@ use std::str::FromStr;
 /// The precision at which experts are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Precision {
-    /// Every expert at one level: bit-identical to the model held whole.
+    /// Every expert at one level: bit-identical to the resident model.
     Exact(Level),
     /// As many bits as are worth their bytes.
     Adaptive {
         /// Bits that an expert of average gate weight gets if it has to be read: 2 to 8. Hotter experts get more,
         /// colder ones fewer, and resident planes are used anyway.
         quality: f32,
-        /// No expert is computed with fewer bits.
+        /// The fewest bits of an expert.
         floor: Level,
     },
 }
@@ -43,9 +43,9 @@ impl Precision {
         }
     }
 
-    /// The highest level that an expert may have on a device, whose slots all have room for it: the first level with
-    /// the bits of an average expert. A higher one would serve only the hottest experts, at the price of fewer resident
-    /// ones.
+    /// The highest level of an expert on a device, whose slots all have room for it: the first level with at
+    /// least the bits of an average expert. A higher one would help only the hottest experts, and leave fewer
+    /// resident ones.
     pub(crate) fn place_level(&self, stored: Level) -> Level {
         match *self {
             Precision::Exact(level) => level,
@@ -58,16 +58,16 @@ impl Precision {
 
     /// The least gain per bit at which a plane is bought for an expert of hotness 1.
     ///
-    /// The squared error of `b` bits is about `2.2 · 4⁻ᵇ` of the weights' energy (benches/records/nested-codec.md), so the
-    /// step from `b` to `b + 1` gains three quarters of that; the price lies half way between two steps.
+    /// The squared error of `b` bits is about `2.2 · 4⁻ᵇ` of the weights' energy (benches/records/nested-codec.md),
+    /// so the step from `b` to `b + 1` gains three quarters of that; the price lies half way between two steps.
     fn price(quality: f32) -> f32 {
         0.75 * 2.2 * 4f32.powf(0.5 - quality)
     }
 
-    /// What a plane is worth to the cache; see [`Worth`]. Planes of the floor would be read again when next wanted: 1.
-    /// The first refinement is worth as much as it would be bought again at this price. Later ones count by their error
-    /// reduction per bit relative to the first: where memory is short, third bits should not be evicted for other
-    /// experts' fourth bits just because both are affordable.
+    /// The worth of an expert's planes in the cache; see [`Worth`]. Planes of the floor would be read again
+    /// when next wanted: 1. The first refinement is worth what it would be bought for again at this price.
+    /// Later ones count by their error reduction per bit relative to the first: if memory is short, third
+    /// bits should not be evicted for other experts' fourth bits just because both are affordable.
     pub(super) fn worth(&self, errors: &[f32; PLANES]) -> Worth {
         let Precision::Adaptive { quality, floor } = *self else { return [1.0; PLANES] };
         let floor = floor.planes();
@@ -77,8 +77,8 @@ impl Precision {
     }
 }
 
-/// A refinement evicts a plane that must be read again only if its expert is this much hotter: the loss is certain to
-/// cost bytes, the gain is only precision (measured: benches/records/streaming.md).
+/// A refinement evicts a plane that must be read again only if its expert is this much hotter: the loss
+/// certainly costs bytes, the gain is only precision (measured: benches/records/streaming.md).
 const REFINEMENT: f32 = 0.5;
 
 impl FromStr for Precision {
@@ -121,14 +121,14 @@ pub enum Order {
     /// The largest error reduction per byte first.
     #[default]
     Worth,
-    /// Experts in the router's order, all bits of one before the next.
+    /// Experts in the router's order, with all bits of one before the next.
     Arrival,
-    /// The largest gate first, all its bits before the next.
+    /// The largest gate first, with all its bits before the next.
     Gate,
 }
 
-/// Decays a layer's heat by a number of tokens, and returns how many tokens' gate mass they count as together. That is
-/// what a steady stream of them would have left: a long prompt is not hotter than a short one.
+/// Decays a layer's heat by a number of tokens, and returns the number of tokens as which their gate mass counts
+/// together. A steady stream of tokens would leave the same heat: a long prompt is not hotter than a short one.
 pub(super) fn cool(cache: &mut LayerCache, tokens: f32, half_life: f32) -> f32 {
     let decay = 0.5f32.powf(tokens / half_life);
     cache.cool(decay);
@@ -149,8 +149,8 @@ pub(super) struct Ask {
     pub(super) expert: usize,
     /// Planes that the expert is computed with.
     pub(super) planes: usize,
-    /// Its share of the gates' energy, relative to the average slot: an expert that serves a hundred tokens of a prompt
-    /// counts as a hundred.
+    /// Its share of the gates' energy, relative to the average slot: an expert that serves a hundred tokens
+    /// of a prompt counts a hundred times.
     pub(super) hotness: f32,
     pub(super) gate: f32,
 }
@@ -182,7 +182,7 @@ pub(super) struct Offer {
     pub(super) worth: f32,
 }
 
-/// What could be bought beyond the planes that the asks have, in the order of purchase.
+/// The planes that could be bought beyond those of the asks, in the order of purchase.
 pub(super) fn offers(
     asks: &[Ask],
     stored: usize,

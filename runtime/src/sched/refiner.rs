@@ -1,14 +1,13 @@
 //! All experts on a device at one level, the hottest of them with one more plane.
 //!
-//! [`Refiner`] never stalls a token for its routers' choices. When a model is opened, the slots for planes go to the
-//! experts whose error they reduce most. From then on choices, which are read back with a token's logits, add heat, and
-//! heat decides which expert should take a slot from another. A lane reads the chosen plane while the next token is
-//! computed, and the plane takes effect [`DELAY`] calls later. The delay is fixed: a call whose plane has not landed
-//! waits for it (R3). Runs on the model's thread, except for the lanes. If the device is lost the planes are lost too,
-//! and refinement ends.
+//! With [`Refiner`], no token waits for its routers' choices. At open, the slots for planes go to the experts whose error
+//! they reduce most. From then on choices, which are read back with a token's logits, add heat, and heat determines which
+//! expert takes a slot from another. A lane reads the chosen plane while the next token is computed, and the plane takes
+//! effect [`DELAY`] calls later. The delay is fixed: a call whose plane has not arrived waits for it (R3). Runs on the
+//! model's thread, except for the lanes. If the device is lost, so are the planes, and refinement ends.
 //!
-//! A plane's value is its expert's heat times its error reduction; an evicted plane must be worth clearly less than the
-//! new one. [`crate::cache::LayerCache`] does the bookkeeping by counting slots: to it, a plane is one byte.
+//! A plane's value is its expert's heat times its error reduction. A plane is evicted only if it is worth clearly less
+//! than the new one. [`crate::cache::LayerCache`] does the bookkeeping by counting slots: it treats a plane as one byte.
 
 use super::lanes::{Lanes, Request};
 use super::{Held, Verify, policy};
@@ -32,14 +31,14 @@ use state::{Coming, Layer, Offer, State};
 /// Calls from a decision to its effect: one for the read, and the one that uses the plane.
 const DELAY: u64 = 2;
 
-/// Planes that a call may request in all layers together, and their total bytes, unless one plane is larger already.
-/// Reads and copies beside a token stay a small part of what the token itself reads.
+/// The most planes that a call may request in all layers together, and their total bytes, unless one plane is
+/// larger. So these reads and copies stay small compared with what the token itself reads.
 const SWAPS: usize = 8;
 /// See [`SWAPS`].
 const SWAP_BYTES: usize = 8 << 20;
 
-/// A plane is evicted only for one that is worth this many times as much, so that experts of about the same heat do not
-/// swap in turns.
+/// A plane is evicted only for one that is worth this many times as much, so that experts of about the same
+/// heat do not swap back and forth.
 const HYSTERESIS: f32 = 1.5;
 
 /// How experts are refined.
@@ -47,7 +46,7 @@ const HYSTERESIS: f32 = 1.5;
 pub struct RefineOptions {
     /// The level of all experts.
     pub level: Level,
-    /// How many experts of a layer may have the next plane.
+    /// The most experts of a layer with the next plane.
     pub slots: usize,
     /// I/O lanes.
     pub lanes: usize,
@@ -57,7 +56,7 @@ pub struct RefineOptions {
     pub half_life: f32,
 }
 
-/// All experts of a model at one level, and which have one plane more.
+/// All experts of a model at one level, some of them with one plane more.
 pub struct Refiner {
     path: PathBuf,
     access: Access,
@@ -65,14 +64,14 @@ pub struct Refiner {
     lanes: Lanes,
     options: RefineOptions,
     trace: Option<Arc<Trace>>,
-    /// Whether the device that had the planes is lost.
+    /// Set when the device with the planes is lost.
     stopped: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Refiner {
-    /// Experts `tables` (by layer) of the file at `path`. `base` holds all of them at one level; `storage` reads
-    /// planes. `granule` is the alignment of slabs. Nothing is decided before [`Refiner::start`].
+    /// The experts of `tables` (by layer) in the file at `path`. `base` holds all of them at one level; `storage`
+    /// reads planes. `granule` is the alignment of slabs. No decision is made before [`Refiner::start`].
     ///
     /// # Errors
     /// `Invalid` if there is no memory or no thread.
@@ -105,14 +104,14 @@ impl Refiner {
         Ok(Refiner { path, access, base, lanes, options, trace, stopped, state })
     }
 
-    /// Bytes of staging memory that planes above `level` are read into.
+    /// Bytes of staging memory for reading planes above `level`.
     pub fn staging_bytes(tables: &[Option<LayerExperts>], level: Level) -> u64 {
         let (swaps, slab) = staging(tables, level);
         (swaps * slab) as u64 * DELAY
     }
 
-    /// Fills all slots with the planes that reduce the error most, since no heat is known yet. Choices count from now
-    /// on; those before came from a token that warmed up the device.
+    /// Fills all slots with the planes that reduce the error most, since there is no heat yet. Choices count
+    /// from now on; earlier ones are from a token that warmed up the device.
     ///
     /// # Errors
     /// As [`Refine::begin`].
@@ -146,7 +145,7 @@ impl Refiner {
         stats
     }
 
-    /// What is in memory of every expert, by layer.
+    /// What is in memory for every expert, by layer.
     pub fn held(&self) -> Vec<Vec<Held>> {
         let state = self.lock();
         let (level, finer) = (self.options.level, self.options.level.planes());
@@ -163,7 +162,7 @@ impl Refiner {
         state.layers.iter().enumerate().map(of).collect()
     }
 
-    /// How many waits for a read have begun. Takes no lock, so it may be called during a wait.
+    /// The number of waits for a read that have begun. Takes no lock: it may be called during a wait.
     pub fn waits(&self) -> u64 {
         self.lanes.waits()
     }
@@ -179,11 +178,11 @@ impl Refiner {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in a computation leaves the bookkeeping as it was between two steps.
+        // If a panic poisoned the lock, the bookkeeping is between two steps and still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over the planes that are due.
+    /// Applies the planes that are due.
     fn take_effect(&self, state: &mut State, apply: &mut dyn FnMut(&Refinement) -> Result<()>) -> Result<()> {
         self.await_due(state);
         let failed = |c: &Coming| matches!(c.plane, Some(Err(_)));
@@ -228,8 +227,8 @@ impl Refiner {
         }
     }
 
-    /// After a failure: waits for all reads in flight and takes back the planes that did not come, so that one storage
-    /// fault is reported once. Returns the first error.
+    /// After a failure: waits for all reads in flight and cancels the planes that did not arrive, so that one
+    /// storage fault is reported once. Returns the first error.
     fn take_back(&self, state: &mut State) -> Option<Error> {
         while state.pending > 0 {
             state.land(self.lanes.wait());
@@ -269,7 +268,7 @@ impl Refiner {
         self.lanes.submit(requests, false);
     }
 
-    /// Accepts an offer; `None` if other sessions use all of the staging memory.
+    /// Executes an offer; `None` if other sessions use all of the staging memory.
     fn swap(&self, state: &mut State, layer: usize, offer: &Offer) -> Option<Request> {
         let (plane, verify) = (self.options.level.planes(), self.options.verify);
         let of = state.layers[layer].as_mut().expect("a layer that made an offer");
@@ -288,7 +287,7 @@ impl Refiner {
     }
 }
 
-/// Planes that a call may request, and the bytes of the largest.
+/// The most planes that a call may request, and the bytes of the largest.
 fn staging(tables: &[Option<LayerExperts>], level: Level) -> (usize, usize) {
     let plane = level.planes();
     let slabs = tables.iter().flatten().filter(|t| t.planes.len() > plane).map(|t| t.plane_bytes(plane));
@@ -325,7 +324,7 @@ impl Refine for Refiner {
                 state.stats.planes_hit[p] += u64::from(p < planes);
             }
             state.stats.note([layer, expert as usize, planes + 16]);
-            // A gate that is NaN or infinite says nothing of its expert, and must not stay in its heat for ever.
+            // A gate that is NaN or infinite has no meaning, and would stay in its expert's heat for ever.
             if gate.is_finite() {
                 of.cache.warm(expert as usize, gate * weight);
                 state.stats.gate_mass += f64::from(gate);

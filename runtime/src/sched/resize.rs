@@ -1,8 +1,8 @@
 //! Resizes the expert cache while a model runs.
 //!
-//! [`Streamer::resize`], callable from any thread, leaves a request. It is carried out between two servings: by the
-//! calling thread if no layer is being served, otherwise by the serving thread before its next layer. Exact results do
-//! not depend on it (R2).
+//! [`Streamer::resize`] can be called from any thread. It stores a request, which is executed between two
+//! servings: by the calling thread if no layer is being served, otherwise by the serving thread before its
+//! next layer. Exact results do not depend on it (R2).
 
 use super::home::Home;
 use super::{State, Streamer};
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// How long a call waits before it tries again to carry out its request itself.
+/// The wait between two attempts of a caller to execute its request itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Requested resizes.
@@ -25,10 +25,10 @@ pub(super) struct Requests {
 #[derive(Default)]
 struct Request {
     bytes: usize,
-    /// The number of requests so far, and up to which they are done.
+    /// The number of requests so far, and the number of executed ones.
     asked: u64,
     done: u64,
-    /// The result of the last one: bytes given back, or the error.
+    /// The last result: bytes given back, or the error.
     result: Option<Result<u64, String>>,
 }
 
@@ -38,30 +38,30 @@ impl Requests {
     }
 }
 
-/// The smallest cache on the host that holds one expert of every layer at `floor`, all layers with the same share.
+/// The smallest host cache that holds one expert of every layer at `floor`, with equal shares for all layers.
 pub(super) fn least_bytes(homes: &[Option<Home>], granule: usize, floor: Level) -> u64 {
     let bytes = |home: &Home| home.table.expert_bytes(floor).next_multiple_of(granule) as u64;
     let routed = || homes.iter().flatten();
     routed().map(bytes).max().unwrap_or(0) * routed().count() as u64
 }
 
-/// Bytes that may be cached, in all layers.
+/// The most bytes that may be cached, in all layers.
 pub(super) fn capacity(homes: &[Option<Home>]) -> u64 {
     homes.iter().flatten().map(|home| home.cache.capacity() as u64).sum()
 }
 
 impl Streamer {
-    /// Bytes of memory that cached experts may take now.
+    /// The most bytes that cached experts may take now.
     pub fn cache_bytes(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Makes the cache as large as `bytes`, the same for every layer, from any thread. Returns the bytes that went back
-    /// to the system, at the latest when the current layer is computed. No layer gets more than all its experts take.
+    /// Resizes the cache to `bytes`, with equal shares for all layers, from any thread. Returns the bytes given back to
+    /// the system, after at most the computation of the current layer. No layer gets more than all its experts take.
     ///
     /// # Errors
-    /// `Invalid` if `bytes` is less than one expert of every layer, or the system has no such memory; `Unsupported` if
-    /// a device keeps the experts.
+    /// `Invalid` if `bytes` is less than one expert of every layer, or the system does not provide the memory;
+    /// `Unsupported` if the experts are on a device.
     pub fn resize(&self, bytes: u64) -> Result<u64> {
         if !self.on_host.load(Ordering::Relaxed) {
             return Err(Error::unsupported("the cache of experts is on a GPU, where it cannot be resized"));
@@ -96,7 +96,7 @@ impl Streamer {
         }
     }
 
-    /// Carries out a pending request. Between two servings only.
+    /// Executes a pending request. Only between two servings.
     pub(super) fn fulfil(&self, state: &mut State) {
         if !self.asked.swap(false, Ordering::Acquire) {
             return;
@@ -105,7 +105,7 @@ impl Streamer {
             let request = self.requests.lock();
             (request.bytes, request.asked)
         };
-        // Slabs of prefetches in flight cannot be moved before they land.
+        // The slabs of prefetches in flight cannot be moved before these complete.
         while state.pending > 0 {
             let _ = self.wait(state);
         }

@@ -1,14 +1,14 @@
-//! What is resident after a decision: planes counted in, refinements bought, and planes evicted for both.
+//! The effects of a decision: planes counted as resident, refinements bought, and planes evicted for both.
 //!
-//! All of it follows from the tokens, not from time (R3). A plane counts as resident from here on, before its read is
-//! submitted, and a plane in flight is evicted only after it has landed.
+//! All of it depends on the tokens, not on time (R3). A plane counts as resident from here on, before its
+//! read is submitted, and a plane in flight is evicted only after its read has completed.
 
 use super::home::Home;
 use super::policy::{Ask, Precision, offers};
 use super::{State, Streamer};
 
 impl Streamer {
-    /// Makes room for everything that `asks` need, and lists the (expert, plane) to read.
+    /// Makes room for everything that `asks` need, and lists the (expert, plane) pairs to read.
     pub(super) fn bring_in(
         &self,
         state: &mut State,
@@ -40,7 +40,7 @@ impl Streamer {
         plane
     }
 
-    /// Uses the resident planes that making room for the floor has left.
+    /// Uses resident planes above the floor that were not evicted.
     fn keep_what_is_there(&self, home: &mut Home, asks: &mut [Ask], floor: usize) {
         for ask in asks {
             ask.planes = home.at_most(ask.expert, home.cache.planes(ask.expert).max(floor));
@@ -77,7 +77,7 @@ impl Streamer {
         }
     }
 
-    /// Evicts planes of less than `value` until the next plane of an expert fits; `false` if they do not suffice.
+    /// Evicts planes of less than `value` until an expert's next plane fits; `false` if they do not suffice.
     pub(super) fn make_room(&self, state: &mut State, layer: usize, expert: usize, value: f32) -> bool {
         loop {
             let home = state.home(layer);
@@ -90,7 +90,7 @@ impl Streamer {
                 return false;
             }
             if home.reading(victim, plane) {
-                // It was prefetched and has not landed yet.
+                // It was prefetched and its read has not completed yet.
                 self.wait_for_any(state);
                 continue;
             }
@@ -105,7 +105,7 @@ impl Streamer {
         }
     }
 
-    /// Waits for a read of another serving, which will meet a failure itself.
+    /// Waits for a read of another serving, which will handle a failure itself.
     pub(super) fn wait_for_any(&self, state: &mut State) {
         if self.wait(state).is_err() {
             self.take_back(state);

@@ -1,9 +1,9 @@
-//! Rows of an embedding that is not held, read from the file when tokens need them.
+//! Reads rows of an embedding from the file when tokens need them, instead of holding it in memory.
 //!
-//! By positioned reads, for a mapping of a file that is cut ends the program, and through the page cache, which can be told of
-//! many short pieces beforehand: a row lies in six or so, all over the file. They are those of the tile that it is in, 16 rows;
-//! kernels take it apart no further. Runs on the thread that computes. Nothing is kept, not by the system either, which is told
-//! to forget what was read: a token that comes again is read again.
+//! We use positioned reads, because a mapping of a file that is truncated would end the program. They go through the
+//! page cache, which accepts hints for many short pieces: a row is spread over about six, all over the file. We read
+//! the tile of 16 rows that contains the row, the smallest unit for kernels. Runs on the computing thread. Nothing is
+//! cached, not even by the system, which gets a hint to drop the bytes: a token that occurs again is read again.
 
 use crate::error::{Error, Result};
 use crate::experts::{RowReads, Rows};
@@ -15,16 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Tokens whose rows are asked of the system at a time: enough to keep a disk busy with what it can do side by side, and a few
-/// megabytes at most that it holds for us.
+/// The most tokens whose rows are requested at once: enough to keep a disk busy with parallel reads, and at
+/// most a few megabytes in the page cache.
 const AT_ONCE: usize = 64;
 const _: () = assert!(AT_ONCE <= 1 << u8::BITS);
 
-/// The embedding of a file.
+/// The embedding in a file.
 pub(crate) struct FileRows {
     path: PathBuf,
     storage: Arc<dyn Storage>,
-    /// Where its planes begin.
+    /// The offset of its planes.
     offset: u64,
     tile: Tile,
     room: Mutex<Room>,
@@ -34,16 +34,16 @@ pub(crate) struct FileRows {
     retries: AtomicU64,
 }
 
-/// What is read into: decoding allocates nothing.
+/// Buffers for reads, so that decoding allocates nothing.
 struct Room {
     /// A tile.
     tile: Vec<u8>,
-    /// One of its rows.
+    /// One row of the tile.
     row: Vec<f32>,
 }
 
 impl FileRows {
-    /// Rows of `embed`, whose planes follow one another in `storage` from `offset` on.
+    /// Rows of `embed`, whose planes follow one another in `storage`, from `offset` on.
     pub(crate) fn new(
         path: &Path,
         storage: Arc<dyn Storage>,
@@ -58,7 +58,7 @@ impl FileRows {
         FileRows { path, storage, offset, tile, room, trace, bytes, wait_ns, retries }
     }
 
-    /// Bytes that reading rows of `embed` takes.
+    /// Bytes of memory for reading rows of `embed`.
     pub(crate) fn memory(embed: &Nested) -> usize {
         Tile::of(embed).bytes() + 4 * embed.shape().cols
     }
@@ -87,7 +87,7 @@ impl Rows for FileRows {
         let Room { tile: bytes, row } = &mut *room;
         let start = Instant::now();
         for (n, some) in tokens.chunks(AT_ONCE).enumerate() {
-            // In the order of the file, and every tile once.
+            // In file order, and every tile once.
             let mut order: [u8; AT_ONCE] = std::array::from_fn(|i| i as u8);
             let order = &mut order[..some.len()];
             order.sort_unstable_by_key(|&i| some[usize::from(i)]);

@@ -1,7 +1,7 @@
-//! One serving: brings the wanted experts of a layer into memory and computes them.
+//! One serving: loads the wanted experts of a layer into memory and computes them.
 //!
 //! Runs on the model's thread, with the state locked. If all wanted experts fit the layer's share of the cache,
-//! everything is decided before the first read is submitted. `room` decides; this file has the order of events.
+//! everything is decided before the first read is submitted. `room` decides; this file has the order of steps.
 
 use super::home::Home;
 use super::policy::{self, Ask};
@@ -13,15 +13,15 @@ use crate::telemetry::Track;
 use std::io;
 use std::time::Instant;
 
-/// The most experts handed out in one batch: a list on the stack.
+/// The most experts per batch, so that the list fits the stack.
 const BATCH: usize = 64;
 
-/// If the wanted experts do not all fit, the resident ones are computed in this many steps. With fewer steps the lanes
-/// idle longer at first; with more, the threads have fewer experts to share.
+/// If the wanted experts do not all fit, the resident ones are computed in this many steps. With fewer steps
+/// the lanes idle longer at first; with more, the threads have fewer experts to share.
 const STEPS: usize = 4;
 
-/// The part of a layer's share (1/3) that such reads may take at a time: the experts computed first are hottest and
-/// should stay.
+/// The part of a layer's share (1/3) that such reads may take at a time: the experts computed first are the
+/// hottest and should stay.
 const WINDOW: usize = 3;
 
 impl Streamer {
@@ -35,9 +35,9 @@ impl Streamer {
         }
     }
 
-    /// Brings `asks` in and computes them, resident ones first. If not all fit together, computed experts are evicted
-    /// for the next ones while others are computed. Which expert is evicted for which follows from the order, not from
-    /// time (R3). On every path, no read of this serving is in flight afterwards.
+    /// Loads `asks` and computes them, resident ones first. If not all fit together, computed experts are
+    /// evicted for the next ones while others are computed. Which expert is evicted for which depends on the
+    /// order, not on time (R3). When it returns, also with an error, no read of this serving is in flight.
     pub(super) fn bring_and_compute(
         &self,
         state: &mut State,
@@ -84,8 +84,8 @@ impl Streamer {
         result
     }
 
-    /// How many of the asks from `begun` on may be read beside those that are not computed yet, of which those from
-    /// `here` on had to be read as well. At least one if nothing else is left.
+    /// The number of asks from `begun` on that may be read while those from `done` on are not computed yet;
+    /// of these, the asks from `here` on also needed reads. At least one if nothing else is left.
     fn fit(&self, home: &Home, asks: &[Ask], done: usize, begun: usize, here: usize) -> usize {
         let floor = self.options.precision.floor().planes();
         let bytes = |asks: &[Ask]| -> usize { asks.iter().map(|ask| home.cache.bytes(0, ask.planes)).sum() };
@@ -97,7 +97,7 @@ impl Streamer {
         if begun == done { fit.max(1) } else { fit }
     }
 
-    /// Brings in all but the first `begun` of `asks`; those are protected from eviction.
+    /// Loads `asks` from `begun` on; earlier asks are protected from eviction.
     fn begin(&self, state: &mut State, layer: usize, asks: &mut [Ask], begun: usize) -> Result<()> {
         if asks.len() == begun {
             return Ok(());
@@ -167,8 +167,8 @@ impl Streamer {
         }
     }
 
-    /// Computes `asks`: resident experts at once, the rest as they land. `begun` are the asks whose reads may fail by
-    /// now. `idle` is called before the first wait.
+    /// Computes `asks`: resident experts at once, the others as their planes arrive. Reads of the `begun`
+    /// asks may have failed already. `idle` is called before the first wait.
     fn compute(
         &self,
         state: &mut State,
@@ -180,7 +180,7 @@ impl Streamer {
         let mut left: Vec<&Ask> = asks.iter().collect();
         loop {
             let all_here = left.iter().all(|a| state.home(layer).loaded(a.expert, a.planes));
-            // Staging memory may be too small for all of them, so a device never waits for all.
+            // Staging memory may be too small for all of them, so with a device we never wait for all.
             if self.options.overlap || all_here || state.staging.is_some() {
                 let home = state.home(layer);
                 let (ready, later): (Vec<&Ask>, Vec<&Ask>) =
@@ -206,7 +206,7 @@ impl Streamer {
                     self.wait(state)
                 }
             };
-            // Everything else that has landed by now is computed in one batch.
+            // All other experts whose planes have arrived by now are computed in one batch.
             loop {
                 if let Err(fault) = landed
                     && fault.layer == layer

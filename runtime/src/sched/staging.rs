@@ -1,10 +1,10 @@
-//! Experts that a device keeps: the staging memory through which planes reach it, and the move to the host when it is
-//! lost.
+//! Experts in a device's memory: the staging memory for planes on their way there, and the move to the host
+//! when the device is lost.
 //!
-//! The device's memory is the cache, with [`Home`] as its directory. The host holds a plane from its read until the
-//! device has it, in one arena for all layers, sized by the plan. Reads of a serving that find no room there queue up
-//! in the order in which their experts are computed. An expert's reads get room together or not at all, so the first in
-//! the queue can always be finished. After a serving, nothing is left on the host.
+//! The device's memory is the cache, with [`Home`] as its directory. The host holds a plane from its read
+//! until its upload, in one arena for all layers, whose size is planned. If there is no room for a serving's
+//! reads, they queue in the order in which their experts are computed. An expert's reads get room together or
+//! not at all, so the first in the queue can always be completed. After a serving, the arena is empty.
 
 use super::home::Home;
 use super::policy::{self, Ask};
@@ -22,49 +22,49 @@ use std::sync::atomic::Ordering;
 /// Experts in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// No expert has more planes there than this level has.
+    /// The highest level of an expert in the device's memory.
     pub level: Level,
     /// Bytes of host staging memory.
     pub staging_bytes: usize,
 }
 
-/// Uploads some experts of a layer to a device in advance.
+/// Uploads experts of a layer to a device in advance.
 pub(super) type ToDevice<'a> = &'a mut dyn FnMut(usize, &[(u32, &Expert)]) -> Result<()>;
 
 /// Staging memory.
 pub(super) struct Staging {
     arena: Arena,
-    /// Reads that wait for room: (layer, expert, plane), those of one expert in sequence.
+    /// Reads that wait for room: (layer, expert, plane). The reads of one expert are neighbours.
     queue: VecDeque<(usize, usize, usize)>,
 }
 
 impl Staging {
     pub(super) fn new(options: &DeviceOptions, granule: usize) -> Result<Staging> {
-        // No more than was planned; the planes of one expert are whole granules.
+        // At most the planned size. The planes of one expert are whole granules.
         let bytes = options.staging_bytes / granule * granule;
         Ok(Staging { arena: Arena::new(bytes, granule)?, queue: VecDeque::new() })
     }
 
-    /// Its size in bytes.
+    /// The size in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.arena.bytes()
     }
 }
 
-/// Bytes of staging memory on the host: the least, which fits one expert at a time, and the best, which fits all
-/// experts of a token unless that is too much.
+/// Bytes of staging memory on the host: the least, which fits one expert at a time, and the best, which fits
+/// all experts of a token unless that is too much.
 pub(crate) fn staging_bytes(tables: &[Option<LayerExperts>], level: Level, top_k: usize) -> (u64, u64) {
-    /// The lanes stay busy with this much, even if one token's experts take more.
+    /// This much keeps the lanes busy, even if one token's experts take more.
     const ENOUGH: u64 = 32 << 20;
     let one = |t: &LayerExperts| t.expert_bytes(level.min(t.level())) as u64;
     let one = tables.iter().flatten().map(one).max().unwrap_or(0);
     (one, (top_k as u64 * one).min(ENOUGH).max(2 * one))
 }
 
-/// By layer, an empty home on the host or on a device, with the same share of `bytes` for all.
+/// One empty home per layer, on the host or on a device. All layers get the same share of `bytes`.
 ///
 /// # Errors
-/// `Invalid` if that does not hold one expert of every layer.
+/// `Invalid` if a share does not hold one expert.
 pub(super) fn homes(
     tables: Vec<Option<LayerExperts>>,
     bytes: usize,
@@ -73,7 +73,7 @@ pub(super) fn homes(
 ) -> Result<Vec<Option<Home>>> {
     let share = bytes / tables.iter().flatten().count().max(1);
     let floor = options.precision.floor();
-    // Layers, and experts of a layer, may be stored at fewer bits than others.
+    // Some layers, and some experts of a layer, may be stored with fewer bits than others.
     if let Some(most) = tables.iter().flatten().map(LayerExperts::level).max() {
         quant::check_level(floor, most)?;
     }
@@ -109,7 +109,7 @@ impl Streamer {
         self.least
     }
 
-    /// Queues reads for experts in the order of `asks`, and submits those that there is room for. Returns their bytes.
+    /// Queues reads for experts in the order of `asks`, and submits as many as there is room for. Returns their bytes.
     pub(super) fn queue(
         &self,
         state: &mut State,
@@ -127,7 +127,7 @@ impl Streamer {
         reads.iter().map(|&(_, plane)| table.plane_bytes(plane) as u64).sum()
     }
 
-    /// Submits queued reads to the lanes, as far as there is room.
+    /// Submits queued reads to the lanes, as many as there is room for.
     fn feed(&self, state: &mut State) {
         loop {
             let State { homes, staging: Some(staging), .. } = state else { return };
@@ -149,7 +149,7 @@ impl Streamer {
         }
     }
 
-    /// Uploads the first experts of `order`, as many as there are slots, to a device, each at the floor.
+    /// Uploads the first experts of `order` to a device, as many as it has slots, each at the floor.
     pub(super) fn send_hottest(
         &self,
         state: &mut State,
@@ -168,7 +168,7 @@ impl Streamer {
             let named: Vec<_> = batch.iter().map(|&(i, expert)| (wanted[i].expert, expert)).collect();
             send(layer, &named)
         };
-        // Nothing was wanted yet, so the counters of wanted planes stay as they were.
+        // No layer was served, so the counters of wanted planes must not change.
         let before = state.stats.clone();
         let sent = self.bring_and_compute(state, layer, &mut asks, &mut send, Meanwhile::default());
         let read = state.stats.bytes_wanted - before.bytes_wanted;
@@ -176,7 +176,7 @@ impl Streamer {
         sent
     }
 
-    /// The device has the computed experts: their slabs are freed for others.
+    /// Called when the device has the computed experts: frees their slabs.
     pub(super) fn sent(&self, state: &mut State, layer: usize, computed: &[&Ask]) {
         if state.staging.is_some() {
             let home = state.home(layer);
@@ -185,7 +185,7 @@ impl Streamer {
         }
     }
 
-    /// After a serving that failed: nothing stays queued, in flight or on the host.
+    /// After a serving that failed: removes everything from the queue, from the lanes and from the host.
     pub(super) fn unstage(&self, state: &mut State) {
         let Some(staging) = &mut state.staging else { return };
         if staging.arena.free_bytes() == staging.arena.bytes() && staging.queue.is_empty() {
@@ -199,8 +199,8 @@ impl Streamer {
         state.homes.iter_mut().flatten().for_each(Home::give_up_unsent);
     }
 
-    /// The throughput test hands nothing to the device. If the experts live there, none of the served ones arrived:
-    /// forget them all.
+    /// The throughput test uploads nothing to the device. If the experts live there, none that were read
+    /// arrived, so all are dropped.
     pub(super) fn forget_unless_on_host(&self) {
         let mut state = self.lock();
         if state.staging.is_some() {
@@ -208,7 +208,7 @@ impl Streamer {
         }
     }
 
-    /// Moves to the host, with an empty cache.
+    /// Moves the cache to the host. It is empty then.
     pub(super) fn move_to_host(&self, bytes: u64) -> Result<()> {
         let mut state = self.lock();
         if state.staging.is_none() {

@@ -4,13 +4,13 @@ use super::{Storage, read_exact};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Retries after a failed read: a transient device error should not end a generation.
+/// Retries after a failed read, so that a transient device error does not end a generation.
 const RETRIES: usize = 2;
 
-/// Fills `to`. Retries a few times if the read fails or the checksum differs, and counts each retry in `retries`.
+/// Fills `to`. If the read fails or the checksum differs, retries and counts each retry in `retries`.
 ///
 /// # Errors
-/// The last error of the system; its own message if the file has become shorter.
+/// The system's last error, or a message of its own if the file is shorter than expected.
 pub(crate) fn read_again(
     storage: &dyn Storage,
     offset: u64,
@@ -28,7 +28,7 @@ pub(crate) fn read_again(
             _ => Ok(()),
         });
         match read {
-            // The file has become shorter: reading again will not bring it back.
+            // The file is shorter than before: reading again cannot succeed.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(io::Error::new(e.kind(), "the file ends here: it was cut while it was in use"));
             }

@@ -1,7 +1,7 @@
-//! Positioned reads of a file, past the page cache where the system supports it.
+//! Positioned reads of a file that bypass the page cache if the system supports it.
 //!
-//! [`Storage`] is the port between readers and the bytes' source; tests inject faults through it. Any number of threads
-//! may read one [`FileStorage`] at once. It does not retry: `sched` does.
+//! [`Storage`] is the interface between readers and the source of bytes; tests inject faults through it. Any
+//! number of threads may read one [`FileStorage`] at once. It does not retry: `sched` does.
 
 use super::os::{self, Ring};
 use super::place::Place;
@@ -10,16 +10,16 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Bytes at offsets.
+/// A source of bytes at offsets.
 pub trait Storage: Send + Sync {
-    /// Reads up to `to.len()` bytes at `offset`; fewer at the end of the file or where the system stopped early.
+    /// Reads up to `to.len()` bytes at `offset`; fewer at the end of the file or if the system stopped early.
     ///
     /// # Errors
-    /// Those of the system.
+    /// The system's errors.
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize>;
 
-    /// Hints that these bytes will be read soon. The system starts reading them if it can, so that scattered reads do
-    /// not wait for one another.
+    /// A hint that these bytes will be read soon. The system starts reading them if it can, so that scattered
+    /// reads do not wait for one another.
     fn will_read(&self, offset: u64, len: usize) {
         let _ = (offset, len);
     }
@@ -27,12 +27,12 @@ pub trait Storage: Send + Sync {
     /// How the file is read, for display.
     fn access(&self) -> Access;
 
-    /// The throughput that was measured when the file was opened, if it was.
+    /// The throughput measured at open, if it was measured.
     fn measured(&self) -> Option<Measured> {
         None
     }
 
-    /// A ring for up to `depth` reads at a time, if the file is read through io_uring.
+    /// A ring for up to `depth` reads in flight, if the file is read through io_uring.
     fn ring(&self, depth: usize) -> Option<Ring> {
         let _ = depth;
         None
@@ -43,39 +43,39 @@ pub trait Storage: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// Past the page cache through io_uring: no thread waits.
+    /// Bypasses the page cache through io_uring: no thread waits.
     Ring,
-    /// Past the page cache (O_DIRECT, F_NOCACHE).
+    /// Bypasses the page cache (O_DIRECT, F_NOCACHE).
     Direct,
-    /// Through the page cache, with a hint to drop what was read.
+    /// Through the page cache, with a hint to drop the bytes afterwards.
     Buffered,
 }
 
-/// How a file is read past the page cache.
+/// How reads that bypass the page cache are done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
     /// By the method that measures faster.
     #[default]
     Measured,
-    /// By the kernel (io_uring).
+    /// With io_uring.
     Ring,
-    /// By threads.
+    /// With threads.
     Threads,
 }
 
-/// The throughput that was measured when the storage was opened.
+/// The throughput measured when the storage was opened.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Measured {
     /// Reads in flight.
     pub lanes: usize,
-    /// Throughput with that many in flight.
+    /// Throughput with this many reads in flight.
     pub bytes_per_second: f64,
 }
 
 /// Fills `to`.
 ///
 /// # Errors
-/// Those of the system; `UnexpectedEof` if the file ends first.
+/// The system's errors; `UnexpectedEof` if the file ends first.
 pub fn read_exact(storage: &dyn Storage, offset: u64, to: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < to.len() {
@@ -89,10 +89,10 @@ pub fn read_exact(storage: &dyn Storage, offset: u64, to: &mut [u8]) -> io::Resu
     Ok(())
 }
 
-/// A file on a disk, or a part of one.
+/// A file, or a part of one.
 pub struct FileStorage {
     place: Place,
-    /// Where the part begins in the file, and its length if it is not the whole file.
+    /// The part's offset in the file, and its length if it is not the whole file.
     pub(super) base: u64,
     len: Option<u64>,
     pub(super) buffered: File,
@@ -105,8 +105,8 @@ pub struct FileStorage {
 /// The size of one read: shorter reads reach less of a disk's throughput.
 pub const PART_BYTES: usize = 512 << 10;
 
-/// Direct reads must begin and end at multiples of this, in the file and in memory. A disk with larger blocks refuses,
-/// and the read falls back to the page cache.
+/// Direct reads must begin and end at multiples of this, in the file and in memory. A disk with larger blocks
+/// rejects them, and the read then uses the page cache.
 const BLOCK: usize = 512;
 
 impl FileStorage {
@@ -178,7 +178,7 @@ impl Storage for FileStorage {
     }
 
     fn ring(&self, depth: usize) -> Option<Ring> {
-        // If the system now refuses a ring, threads read.
+        // If the system rejects a ring now, threads read.
         self.direct.as_ref().filter(|_| self.ring).and_then(|file| Ring::new(file, self.base, depth).ok())
     }
 
@@ -201,7 +201,7 @@ mod tests {
         let mut slab = arena.alloc(8192, End::Low).unwrap();
         let open = |direct| FileStorage::open(&path, direct).unwrap();
         for storage in [open(true), open(false), FileStorage::open_scattered(&path).unwrap()] {
-            // A hint for bytes beyond the end of the file is no error.
+            // A hint for bytes beyond the end of the file is not an error.
             [0, 4096, 99_999, 1 << 40].into_iter().for_each(|offset| storage.will_read(offset, 8192));
             read_exact(&storage, 4096, &mut slab).unwrap();
             assert!(slab[..] == bytes[4096..4096 + 8192]);

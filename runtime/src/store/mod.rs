@@ -1,5 +1,5 @@
-//! Access to weight files: read-only mappings, positioned reads past the page cache, and the memory those reads fill.
-//! Knows bytes only.
+//! Access to weight files: read-only mappings, positioned reads that bypass the page cache, and the memory
+//! for those reads. Handles only bytes.
 
 mod again;
 mod file;

@@ -1,5 +1,5 @@
-//! Where bytes lie: in a named file, or in a part of an open one. Systems that sandbox apps hand out open files without
-//! names.
+//! The location of bytes: a named file, or a part of an open one. Systems that sandbox apps provide open
+//! files without names.
 
 use super::os;
 use crate::bytes::Bytes;
@@ -8,10 +8,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The least alignment of a part in its file: kernels read mapped weights by cache lines.
+/// The minimum alignment of a part in its file: kernels read mapped weights by cache lines.
 pub const PART_ALIGNMENT: u64 = 64;
 
-/// Where bytes lie. A clone denotes the same bytes.
+/// The location of bytes. A clone is the same location.
 #[derive(Clone, Debug)]
 pub enum Place {
     /// A whole file.
@@ -20,9 +20,9 @@ pub enum Place {
     Part {
         /// The file.
         file: Arc<File>,
-        /// Where it begins.
+        /// The part's offset in the file.
         offset: u64,
-        /// How long it is.
+        /// The part's length.
         len: u64,
     },
 }
@@ -49,7 +49,7 @@ impl Place {
     /// A part of an open file.
     ///
     /// # Errors
-    /// `Invalid` if the file has no such part, or the part begins at an offset that kernels cannot read from; `Io`.
+    /// `Invalid` if the file has no such part, or the offset is not aligned for kernels; `Io`.
     pub fn part(file: File, offset: u64, len: u64) -> Result<Place> {
         let place = Place::Part { file: Arc::new(file), offset, len };
         let Place::Part { file, .. } = &place else { return Ok(place) };
@@ -69,7 +69,7 @@ impl Place {
         Ok(place)
     }
 
-    /// Its name, for errors.
+    /// The name for errors.
     pub fn name(&self) -> &Path {
         match self {
             Place::Named(path) => path,
@@ -77,7 +77,7 @@ impl Place {
         }
     }
 
-    /// Maps it for reading.
+    /// Maps the bytes for reading.
     ///
     /// # Errors
     /// As [`map`](super::map).
@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// Where the part begins in its file, and its length if it is a part.
+    /// The part's offset in its file, and its length if it is a part.
     pub(super) fn span(&self) -> (u64, Option<u64>) {
         match self {
             Place::Named(_) => (0, None),

@@ -1,4 +1,4 @@
-//! The best way to read a file, measured when it is opened on slabs that are spread over it.
+//! Finds the fastest way to read a file, by measuring at open. Reads slabs that are spread over the file.
 
 use super::file::{Access, FileStorage, Measured, PART_BYTES, Reads, read_exact};
 use super::os::{self, Arena, End, Ring, Slab};
@@ -8,27 +8,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Thread counts to try; the first wins a tie. One thread leaves the disk idle between reads; more than four never gave
-/// more (benches/records/streaming.md).
+/// Numbers of threads to try; the first wins a tie. One thread leaves the disk idle between reads; more than
+/// four were never faster (benches/records/streaming.md).
 const LANES: [usize; 2] = [4, 2];
 
-/// Reads in flight through io_uring. A disk serves all reads in flight side by side: with more of them, an expert would
-/// arrive no sooner than those behind it (benches/records/streaming.md).
+/// Reads in flight through io_uring. A disk serves all of them side by side: with more, an expert would
+/// arrive no sooner than those after it (benches/records/streaming.md).
 const RING_LANES: usize = 8;
 
-/// No further probe begins after this time: opening a model from a slow card should not take seconds.
+/// No probe begins after this time: opening a model from a slow card should not take seconds.
 const PROBE_TIME: Duration = Duration::from_millis(50);
 
 impl FileStorage {
-    /// Opens a file and measures how to read it, and with how many reads in flight (`lanes` fixes that number). The
-    /// `probes` (offset, length) are divided among the ways of reading that `reads` allows. Each way reads its own
-    /// share, `at_once` probes at most, into separate buffers. Direct reads win unless they are clearly slower, because
-    /// they leave the page cache to other programs. Reads through io_uring win ties, because they leave the CPU to
-    /// other work.
+    /// Opens a file and measures how to read it, and with how many reads in flight (`lanes` fixes that
+    /// number). The `probes` (offset, length) are divided among the ways of reading that `reads` allows. Each
+    /// way reads its own share, at most `at_once` probes, into separate buffers. Direct reads win unless they
+    /// are clearly slower, because they leave the page cache to other programs. Reads through io_uring win
+    /// ties, because they leave the CPU to other work.
     ///
     /// # Errors
-    /// `Io`; `Invalid` if there is no memory to read into; `Unsupported` if `reads` requires io_uring and the system
-    /// lacks it.
+    /// `Io`; `Invalid` if there is no memory to read into; `Unsupported` if `reads` requires io_uring and the
+    /// system lacks it.
     pub fn open_measured(
         place: impl Into<Place>,
         probes: &[(u64, usize)],
@@ -60,7 +60,7 @@ impl FileStorage {
         }
         let part = (probes.len() / ways.len()).min(at_once).max(1);
         let mut parts = probes.chunks(part);
-        // Drop the probes from the page cache: a cached read says nothing about the disk.
+        // Drop the probes from the page cache: a cached read does not measure the disk.
         for &(offset, len) in probes {
             os::forget(&storage.buffered, storage.base.saturating_add(offset), len as u64);
         }
@@ -92,8 +92,8 @@ impl FileStorage {
         Ok(storage)
     }
 
-    /// A separate buffer for each probe, touched beforehand: reads into a buffer that the CPU's caches hold would be
-    /// faster than reads into the expert cache.
+    /// A separate buffer for each probe, touched beforehand. A buffer in the CPU's caches would be filled
+    /// faster than the expert cache will be.
     fn slabs(probes: &[(u64, usize)]) -> Result<Vec<Slab>> {
         let size = |p: &(u64, usize)| p.1.next_multiple_of(4096);
         let arena = Arena::new(probes.iter().map(size).sum(), 4096)?;
@@ -102,7 +102,7 @@ impl FileStorage {
         Ok(slabs)
     }
 
-    /// Bytes per second of reading `probes` with `lanes` threads; `None` where nothing was read.
+    /// Bytes per second of reading `probes` with `lanes` threads; `None` if nothing was read.
     fn rate(&self, probes: &[(u64, usize)], lanes: usize) -> Result<Option<f64>> {
         let slabs = FileStorage::slabs(probes)?;
         let (work, bytes) = (Mutex::new(probes.iter().zip(slabs)), AtomicUsize::new(0));
@@ -110,10 +110,10 @@ impl FileStorage {
         std::thread::scope(|scope| {
             for _ in 0..lanes {
                 let (work, bytes) = (&work, &bytes);
-                // If the system refuses a thread, there is one lane fewer.
+                // If the system refuses a thread, there is one lane less.
                 let _ = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, move || {
                     let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    // Read the first probe however slow the disk is.
+                    // The first probe is read even if the disk is slow.
                     while let Some((&(offset, len), mut slab)) = next() {
                         if read_exact(self, offset, &mut slab).is_ok() {
                             bytes.fetch_add(len, Ordering::Relaxed);
@@ -129,7 +129,7 @@ impl FileStorage {
         Ok((bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64()))
     }
 
-    /// The same through io_uring, in the parts that experts are read in, with up to `depth` in flight.
+    /// The same through io_uring, in parts of the size used for experts, with up to `depth` in flight.
     fn ring_rate(&self, probes: &[(u64, usize)], depth: usize) -> Result<Option<f64>> {
         let slabs = FileStorage::slabs(probes)?;
         let Some(mut ring) = self.direct.as_ref().and_then(|file| Ring::new(file, self.base, depth).ok())

@@ -1,7 +1,7 @@
-//! Text to token ids and back, by the `tokenizers` crate.
+//! Text to token ids and back, with the `tokenizers` crate.
 //!
-//! A tokenizer comes from a `tokenizer.json` or from the vocabulary inside a GGUF file ([`Vocab`]); either way the result
-//! is the same kind of object. Knows nothing of models or files.
+//! A tokenizer is created from a `tokenizer.json` or from the vocabulary in a GGUF file ([`Vocab`]); both
+//! give the same kind of object. Independent of models and files.
 
 mod pretokenizer;
 #[cfg(feature = "grammar")]
@@ -20,14 +20,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokenizers::DecoderWrapper;
 
-/// More than any real `tokenizer.json` (the largest have some 35 MB).
+/// Larger than any real `tokenizer.json` (the largest have some 35 MB).
 const MAX_JSON_BYTES: usize = 256 << 20;
 
 /// A tokenizer. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
-    /// Ids put before and after a text, where the object itself does not do that.
+    /// Ids to add before and after a text, if the object itself does not.
     wrap: Wrap,
     byte_tokens: ByteTokens,
 }
@@ -38,14 +38,14 @@ struct Wrap {
     eos: Option<u32>,
 }
 
-/// Which tokens stand for bytes rather than for characters.
+/// Which tokens are bytes instead of characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ByteTokens {
-    /// None, or a decoder of a kind that is not known here.
+    /// None, or an unknown kind of decoder.
     None,
-    /// Those spelled `<0x00>` to `<0xFF>` (SentencePiece with byte fallback).
+    /// Tokens spelled `<0x00>` to `<0xFF>` (SentencePiece with byte fallback).
     Some,
-    /// All: byte-level BPE.
+    /// All tokens: byte-level BPE.
     All,
 }
 
@@ -67,26 +67,26 @@ impl ByteTokens {
 }
 
 impl Tokenizer {
-    /// From the text of a `tokenizer.json`.
+    /// Creates a tokenizer from the text of a `tokenizer.json`.
     ///
     /// # Errors
-    /// `Malformed` where it describes no tokenizer.
+    /// `Malformed` if it does not describe a tokenizer.
     #[doc(hidden)]
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         let malformed = |reason: String| Error::malformed("tokenizer.json", reason);
         if json.len() > MAX_JSON_BYTES {
             return Err(malformed(format!("{} bytes are more than any tokenizer has", json.len())));
         }
-        // The crate indexes freely into what it reads; a file that makes it panic is a malformed file.
+        // The crate indexes unchecked into what it reads; a file that makes it panic is malformed.
         let mut inner = catch_unwind(|| json.parse::<tokenizers::Tokenizer>())
             .map_err(|_| malformed("contradicts itself".into()))?
             .map_err(|e| malformed(e.to_string()))?;
-        // What a trainer left of its batches. A prompt is tokenized whole, as `transformers` does unless told otherwise.
+        // Settings left over from training. A prompt is tokenized as a whole, like the default of `transformers`.
         inner.with_truncation(None).map_err(|e| malformed(e.to_string()))?.with_padding(None);
         Ok(Tokenizer::new(inner, Wrap::default()))
     }
 
-    /// From the vocabulary of a GGUF file.
+    /// Creates a tokenizer from the vocabulary of a GGUF file.
     ///
     /// # Errors
     /// `Unsupported` for another kind of model or pre-tokenizer, `Malformed` for lists that contradict each other.
@@ -106,11 +106,11 @@ impl Tokenizer {
         Tokenizer { inner: Arc::new(inner), wrap, byte_tokens }
     }
 
-    /// The ids of a text. Special tokens spelled out in it are recognised; `add_special` adds those that the model wants
-    /// around every text.
+    /// The ids of a text. Special tokens spelled out in it are recognised; `add_special` adds those that the
+    /// model expects around every text.
     ///
     /// # Errors
-    /// `Invalid` where the tokenizer has no tokens for it.
+    /// `Invalid` if the tokenizer has no tokens for it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let failed = |e: String| Error::Invalid(format!("the tokenizer cannot encode this text: {e}"));
         let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, add_special)))
@@ -121,7 +121,7 @@ impl Tokenizer {
         Ok(before.into_iter().chain(ids.iter().copied()).chain(after).collect())
     }
 
-    /// The text of some ids. Unknown ids are left out; broken characters become U+FFFD.
+    /// The text of the ids. Unknown ids are left out; invalid characters become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         catch_unwind(AssertUnwindSafe(|| self.inner.decode(ids, skip_special)))
             .ok()
@@ -134,27 +134,27 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The id of a token as the vocabulary spells it.
+    /// The id of a token, spelled as in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// How the vocabulary spells an id.
+    /// An id's spelling in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether a token has a meaning and no text.
+    /// Whether a token has a meaning but no text.
     fn is_special(&self, token: &str) -> bool {
         self.inner.get_added_vocabulary().is_special_token(token)
     }
 
-    /// Whether an id has a meaning and no text.
+    /// Whether an id has a meaning but no text.
     pub(crate) fn is_special_id(&self, id: u32) -> bool {
         self.token(id).is_some_and(|token| self.is_special(&token))
     }
 
-    /// A decoder for ids that come one by one.
+    /// A decoder for ids that arrive one by one.
     pub fn stream(&self) -> Detokenizer {
         Detokenizer::new(self.clone())
     }

@@ -1,4 +1,4 @@
-//! How a text is cut before byte-level BPE, by the name that GGUF files give (`tokenizer.ggml.pre`).
+//! How text is split before byte-level BPE, by the name in GGUF files (`tokenizer.ggml.pre`).
 //!
 //! The expressions are those of the models' own `tokenizer.json` files.
 
@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence, split::Split};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
-/// One way of cutting.
+/// One way of splitting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     names: &'static [&'static str],
     cut: Cut,
-    /// Whole words that are tokens are taken as they are, whatever the merges say.
+    /// Whole words that are tokens are not split, even if merges would give other tokens.
     pub(super) ignore_merges: bool,
-    /// Texts are composed (Unicode NFC) first.
+    /// Texts are normalized to composed form (Unicode NFC) first.
     pub(super) nfc: bool,
 }
 
@@ -21,15 +21,15 @@ pub(super) struct Style {
 enum Cut {
     /// GPT-2's expression, built into the byte-level step.
     Gpt2,
-    /// Every digit alone, then GPT-2's expression.
+    /// Every digit is a piece; then GPT-2's expression.
     DigitsThenGpt2,
-    /// These expressions one after another, each match a piece.
+    /// These expressions one after another; each match is a piece.
     Expressions(&'static [&'static str]),
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen 2's, but for marks, which are parts of words.
+/// Qwen 2's, except that combining marks are parts of words.
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK_V3: &[&str] = &[
@@ -39,7 +39,7 @@ const DEEPSEEK_V3: &[&str] = &[
 ];
 const DEEPSEEK_LLM: &[&str] = &[
     r"[\r\n]",
-    // The original lists cased letters; these blocks are not among them.
+    // The original lists cased letters, without these blocks.
     concat!(
         r"\s?[\p{Lu}\p{Lt}\p{Ll}&&[^\x{560}-\x{588}\x{10C6}-\x{10FF}\x{1C80}-\x{1C8F}\x{2D00}-\x{2D2F}\x{A790}-\x{A7FF}",
         r"\x{AB30}-\x{AB6F}\x{10570}-\x{105BF}\x{10D50}-\x{10D8F}\x{16E40}-\x{16E7F}\x{16EA0}-\x{16EFF}",
@@ -73,10 +73,10 @@ const STYLES: &[Style] = &[
     Style { names: &["deepseek-v3"], cut: Cut::Expressions(DEEPSEEK_V3), ignore_merges: false, nfc: false },
 ];
 
-/// The style of a name.
+/// The style with this name.
 ///
 /// # Errors
-/// `Unsupported`, listing the names that are known.
+/// `Unsupported`, with a list of the supported names.
 pub(super) fn find(name: &str) -> Result<Style> {
     STYLES.iter().copied().find(|s| s.names.contains(&name)).ok_or_else(|| {
         let known: Vec<_> = STYLES.iter().flat_map(|s| s.names).copied().collect();
@@ -109,8 +109,8 @@ impl Style {
 mod tests {
     use super::*;
 
-    /// The letters of `deepseek-llm`: llama.cpp's expression lists 2,729, of which others of its expressions leave 1,607 whole. Such a
-    /// letter is one piece with the one behind it.
+    /// The letters of `deepseek-llm`. llama.cpp's expression lists 2,729; its other expressions leave 1,607
+    /// of them whole. Such a letter is one piece with the letter after it.
     #[test]
     fn letters_are_those_of_the_original() {
         use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};

@@ -1,31 +1,31 @@
-//! What a token spells, in bytes, whatever stands before it.
+//! The bytes that a token spells, independent of the token before it.
 
 use super::stream::{byte_of, byte_token};
 use super::{ByteTokens, Tokenizer};
 
-/// What a token stands for.
+/// The meaning of a token.
 pub(crate) enum Spelling {
     /// Part of a text.
     Text(Vec<u8>),
     /// No text: a special token, by its name.
     Special(String),
-    /// Nothing: there is no such token.
+    /// None: there is no such token.
     Nothing,
 }
 
 impl Tokenizer {
-    /// Whether its tokens are bytes, so that what each spells is known.
+    /// Whether its tokens are bytes, so that each token's spelling is known.
     pub(crate) fn has_bytes(&self) -> bool {
         self.byte_tokens != ByteTokens::None
     }
 
-    /// What a token spells.
+    /// The bytes that a token spells.
     pub(crate) fn spelling(&self, id: u32) -> Spelling {
         let Some(token) = self.token(id) else { return Spelling::Nothing };
         if self.is_special(&token) {
             return Spelling::Special(token);
         }
-        // A token that was added is spelled as it is.
+        // An added token is spelled literally.
         if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
             return Spelling::Text(token.into_bytes());
         }
@@ -40,7 +40,7 @@ impl Tokenizer {
         })
     }
 
-    /// The same, for texts in which special tokens that are spelled out mean nothing.
+    /// The same tokenizer, but for text in which spelled-out special tokens have no meaning.
     pub(crate) fn literal(&self) -> Tokenizer {
         let mut inner = (*self.inner).clone();
         inner.set_encode_special_tokens(true);

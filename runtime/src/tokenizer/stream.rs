@@ -1,21 +1,21 @@
-//! Decoding one id at a time without ever showing part of a character, and without ever losing what follows a broken one.
+//! Decodes one id at a time. It never returns part of a character, and never loses text after an invalid one.
 //!
-//! Vocabularies that can say any text have tokens that are bytes. Their bytes are decoded here, as they come: a character
-//! is shown when it is whole, bytes that can begin none are shown as U+FFFD at once. All other text is a difference of decoded
-//! windows, because a token's text can depend on the one before (a leading space).
+//! Vocabularies for arbitrary text have tokens that are bytes. Their bytes are decoded here, as they arrive: a
+//! character is returned when it is complete, and bytes that cannot begin one become U+FFFD at once. All other text
+//! is a difference of decoded windows, because a token's text can depend on the token before (a leading space).
 
 use super::{ByteTokens, Tokenizer};
 
-/// Ids that a decoder of an unknown kind may hold back before they are shown as they are.
+/// The most ids that a decoder of an unknown kind may hold back; then they are returned as they are.
 const MAX_HELD: usize = 8;
 
 /// Turns a stream of ids into pieces of text.
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
-    /// The ids of the last piece, then those not shown yet: the cost per id is constant.
+    /// The ids of the last piece, then those not returned yet. So the cost per id is constant.
     window: Vec<u32>,
-    /// How many of them belong to the last piece.
+    /// The number of ids that belong to the last piece.
     shown: usize,
     bytes: Utf8,
 }
@@ -25,7 +25,7 @@ impl Detokenizer {
         Detokenizer { tokenizer, window: Vec::new(), shown: 0, bytes: Utf8::default() }
     }
 
-    /// Takes an id; returns the text that it completes, perhaps none. Special tokens have no text.
+    /// Takes an id; returns the text that it completes, which may be empty. Special tokens have no text.
     pub fn push(&mut self, id: u32) -> String {
         let Some(token) = self.tokenizer.token(id).filter(|t| !self.tokenizer.is_special(t)) else {
             return String::new();
@@ -37,7 +37,7 @@ impl Detokenizer {
             }
             ByteTokens::Some => match byte_token(&token) {
                 Some(byte) => {
-                    // The decoder's view of what stands before the next token: any byte will do.
+                    // The decoder needs a token before the next one: any byte will do.
                     let before = self.advance(false);
                     (self.window, self.shown) = (vec![id], 1);
                     before + &self.bytes.push(&[byte])
@@ -55,12 +55,12 @@ impl Detokenizer {
         }
     }
 
-    /// What is still held back, broken characters as U+FFFD.
+    /// The text that is still held back, with invalid characters as U+FFFD.
     pub fn finish(&mut self) -> String {
         self.advance(false) + &self.bytes.finish()
     }
 
-    /// The text of the window behind what was shown. With `wait`, text that the next ids may still change is held back.
+    /// The text of the window after what was returned. With `wait`, text that later ids may change is held back.
     fn advance(&mut self, wait: bool) -> String {
         let before = self.tokenizer.decode(&self.window[..self.shown], true);
         let now = self.tokenizer.decode(&self.window, true);
@@ -68,7 +68,7 @@ impl Detokenizer {
             Some(new) if wait && new.ends_with('\u{fffd}') => return String::new(),
             Some(new) => new.to_owned(),
             None if wait => return String::new(),
-            // Later ids change how earlier ones decode: what was shown stays, and these stand for themselves.
+            // Later ids change how earlier ones decode: the returned text stays, and these are decoded alone.
             None => self.tokenizer.decode(&self.window[self.shown..], true),
         };
         if !new.is_empty() {
@@ -79,7 +79,7 @@ impl Detokenizer {
     }
 }
 
-/// Bytes on their way to characters.
+/// Bytes that are decoded to characters.
 #[derive(Debug, Default)]
 struct Utf8 {
     /// The beginning of a character, at most three bytes.
@@ -87,7 +87,7 @@ struct Utf8 {
 }
 
 impl Utf8 {
-    /// What the bytes complete: as [`String::from_utf8_lossy`] of all that were pushed, however they are split.
+    /// The text that the bytes complete: [`String::from_utf8_lossy`] of all bytes so far, however they are split.
     fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.begun);
         all.extend_from_slice(bytes);
@@ -117,8 +117,8 @@ impl Utf8 {
     }
 }
 
-/// The byte that a character of a byte-level vocabulary stands for: printable ones stand for themselves, the others are
-/// counted from U+0100 on (GPT-2).
+/// The byte of a character in a byte-level vocabulary: printable bytes are themselves, the others are
+/// numbered from U+0100 on (GPT-2).
 pub(super) fn byte_of(c: char) -> Option<u8> {
     let byte = match u32::from(c) {
         n @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => n,
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn pieces_join_to_the_whole_however_bytes_are_split() {
-        // Every pattern of lead, continuation, broken and ASCII bytes of length 5.
+        // Every pattern of lead, continuation, invalid and ASCII bytes of length 5.
         let some = [b'a', 0x80, 0xc3, 0xe2, 0x82, 0xac, 0xf0, 0x9f, 0x98, 0xff];
         for n in 0..some.len().pow(5) {
             let all: Vec<u8> = (0..5).map(|i| some[n / some.len().pow(i) % some.len()]).collect();
@@ -173,7 +173,7 @@ mod tests {
         pieces
     }
 
-    /// Broken bytes are shown, and nothing that follows is lost, in both kinds of vocabularies that have bytes.
+    /// Invalid bytes are returned as U+FFFD and no later text is lost, in both kinds of vocabularies with bytes.
     #[test]
     fn what_follows_broken_bytes_is_shown() {
         let map = |b: u8| (0..0x180).filter_map(char::from_u32).find(|&c| byte_of(c) == Some(b)).unwrap();

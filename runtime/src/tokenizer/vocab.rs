@@ -16,13 +16,13 @@ const USER_DEFINED: i64 = 4;
 const UNKNOWN: i64 = 2;
 const BYTE: i64 = 6;
 
-/// The model whose texts are spelled as SentencePiece's, with merges listed.
+/// The model that spells text like SentencePiece, but lists its merges.
 const SPACED: &str = "gemma4";
 
-/// What a GGUF file says of its tokenizer, under `tokenizer.ggml.*`.
+/// A GGUF file's description of its tokenizer (`tokenizer.ggml.*`).
 #[derive(Clone, Debug, Default)]
 pub struct Vocab {
-    /// `gpt2` (byte-level BPE), `llama` (SentencePiece) or `gemma4` (as SentencePiece, with merges that are listed).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece) or `gemma4` (like SentencePiece, but with listed merges).
     pub model: String,
     /// The pre-tokenizer of a byte-level BPE.
     pub pre: Option<String>,
@@ -30,9 +30,9 @@ pub struct Vocab {
     pub tokens: Vec<String>,
     /// SentencePiece scores by id.
     pub scores: Vec<f32>,
-    /// Token types by id; all ordinary if empty.
+    /// Token types by id; if empty, all are normal.
     pub types: Vec<i64>,
-    /// BPE merges, best first, two tokens with a space between.
+    /// BPE merges, best first: two tokens with a space between.
     pub merges: Vec<String>,
     /// Beginning of text.
     pub bos: Option<u32>,
@@ -65,7 +65,7 @@ impl Vocab {
         }
         let mut ids = HashMap::with_capacity(n);
         for (id, token) in self.tokens.iter().enumerate() {
-            // The first of two equal tokens is the one that merges mean; writers pad with equal dummies.
+            // Merges refer to the first of two equal tokens; writers pad with equal dummies.
             ids.entry(token.as_str()).or_insert(id as u32);
         }
         let mut tokenizer = match self.model.as_str() {
@@ -100,12 +100,12 @@ impl Vocab {
         ids.iter().map(|(t, &id)| ((*t).to_owned(), id)).collect::<Vec<_>>().into_iter()
     }
 
-    /// The merges that the file lists.
+    /// The merges listed in the file.
     fn listed_merges(&self, ids: &HashMap<&str, u32>) -> Result<Vec<(String, String)>> {
         let field = "tokenizer.ggml.merges";
         let mut merges = Vec::with_capacity(self.merges.len());
         for merge in &self.merges {
-            // Tokens hold no space, but may begin with one of other kinds.
+            // Tokens contain no space, but may begin with another kind of space.
             let (a, b) = merge
                 .split_once(' ')
                 .filter(|(a, b)| !a.is_empty() && !b.is_empty())
@@ -142,7 +142,7 @@ impl Vocab {
         Ok(tokenizer)
     }
 
-    /// Of text with its spaces spelled as characters, and bytes for what has no token.
+    /// For text with spaces spelled as characters, and bytes for characters without a token.
     fn sentence_piece(
         &self,
         ids: &HashMap<&str, u32>,
@@ -176,8 +176,8 @@ impl Vocab {
         Ok(tokenizer)
     }
 
-    /// The merges that a SentencePiece model implies: every way to cut a token into two tokens, best score first, as
-    /// Hugging Face's converter orders them.
+    /// The merges that a SentencePiece model implies: every split of a token into two tokens, best score
+    /// first, in the order of Hugging Face's converter.
     fn merges_by_score(&self, ids: &HashMap<&str, u32>) -> Result<Vec<(String, String)>> {
         let field = "tokenizer.ggml.scores";
         if self.scores.len() != self.tokens.len() {
@@ -194,7 +194,7 @@ impl Vocab {
             left: &'a str,
             right: &'a str,
         }
-        /// No cut of a token longer than this is needed: its parts would be as long as any word.
+        /// Longer tokens are not split: their parts would be as long as any word.
         const MAX_TOKEN_BYTES: usize = 1024;
         let ordinary: HashSet<&str> = (0..self.tokens.len())
             .filter(|&i| !matches!(self.types.get(i), Some(&(CONTROL | UNKNOWN | BYTE))))

@@ -1,10 +1,10 @@
-// Attention of one query head, which is in `query`, over a tile of 128 positions. A tile's result does not depend on other
-// workgroups, and tiles are merged in order, so the result is the same whether one workgroup loops over all tiles or each has its
-// own.
+// Attention of one query head, in `query`, over a tile of 128 positions. A tile's result does not depend on other
+// workgroups, and tiles are merged in order: one workgroup may loop over all tiles, or each may have its own.
 //
-// Whoever imports this has parameters `head_dim` and `v_dim` (of a value, 512 at most), `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`, cell `i`
-// of a position's key and value, and where OWN is 1 those of the last position, which are not in the cache:
-// `fn own_key(i: u32) -> Cell` and `fn own_value`. A cache has `capacity` places, of which position `base` has the first.
+// A file that imports this has parameters `head_dim` and `v_dim` (of a value, at most 512), and defines
+// `fn key_at(kv_head: u32, i: u32, pos: u32) -> Cell` and `fn value_at`: cell `i` of a position's key and value.
+// If OWN is 1, also `fn own_key(i: u32) -> Cell` and `fn own_value`, for the last position, which is not in the
+// cache. A cache has `capacity` places; position `base` has the first.
 
 #import kv
 #import one
@@ -19,13 +19,13 @@ var<workgroup> parts: array<vec4<f32>, 128>;
 // Cells that are loaded before the first of them is used.
 const AT_ONCE = 16u;
 
-// Where a position lies in the cache: what is seen of it goes around its end once at most.
+// The place of a position in the cache. The visible positions wrap around its end at most once.
 fn place_of(pos: u32) -> u32 {
     let at = pos - p.base;
     return select(at, at - p.capacity, at >= p.capacity);
 }
 
-// The query times the key of a position.
+// The dot product of the query and the key of a position.
 fn score_of(kv_head: u32, cells: u32, pos: u32) -> f32 {
     var dots = 0.0;
     for (var i = 0u; i < cells; i += AT_ONCE) {
@@ -67,8 +67,8 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     result.total = sum_of_all(w, lane);
     weight[lane] = w;
     workgroupBarrier();
-    // For the values, a group of invocations has one invocation for each cell of a value; each group takes every `groups`-th
-    // position.
+    // For the values, a group of invocations has one invocation per cell of a value; each group takes every
+    // `groups`-th position.
     let wide = (p.v_dim + 3u) / 4u;
     let groups = 128u / wide;
     let cell = lane % wide;
@@ -88,7 +88,7 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
                 }
             }
         }
-        // The last position of all is the last in its group as well.
+        // The last position of all is also the last in its group.
         if (OWN == 1u && last - tile < 128u && (last - tile) % groups == group) {
             sum = fma(vec4(weight[last - tile]), unpack(own_value(cell)), sum);
         }
@@ -104,7 +104,7 @@ fn attend(kv_head: u32, tile: u32, last: u32, lane: u32) -> Tile {
     return result;
 }
 
-// The first position that `last` sees.
+// The first position that `last` attends to.
 fn first_seen(last: u32) -> u32 {
     if (p.window > 0u && last + 1u > p.window) {
         return last + 1u - p.window;

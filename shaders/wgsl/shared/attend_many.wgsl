@@ -1,9 +1,9 @@
-// Attention of up to 16 queries of one key and value head, which are in `query`, over tiles of 128 positions: bit-identical to
+// Attention of up to 16 queries of one key-value head, which are in `query`, over tiles of 128 positions: bit-identical to
 // attend.wgsl for each query.
 //
-// A file that imports this has parameters `queries` and `capacity`, `keys` and `values`, their head in `kv_head`, its number of
-// `cells` and that of a value, `wide`, and `fn last_of(i: u32) -> u32`, the last position that a query sees. A value that is not finite also spoils the
-// results of queries that do not see it, if one query in their workgroup does.
+// A file that imports this has parameters `queries` and `capacity`, `keys` and `values`, their head in `kv_head`, the
+// number of cells of a key, `cells`, and of a value, `wide`, and defines `fn last_of(i: u32) -> u32`, the last position
+// that a query attends to. A value that is not finite also makes results of other queries in the same workgroup not finite.
 
 #import kv
 #import one
@@ -12,12 +12,12 @@
 const MOST = 16u; // queries
 const TILE = 128u; // positions
 
-// Items of an invocation: cells of queries, 512 in all at most.
+// Items per invocation: cells of queries, at most 512 in all.
 const ITEMS = 4u;
 
 var<workgroup> query: array<vec4<f32>, 512>; // [queries, cells]
-// In turn: scores and then weights, [128 positions, 16 queries]; values passed from one phase to the next; partial sums over
-// values of four queries, [4, 128].
+// Used in turn for: scores and then weights, [128 positions, 16 queries]; values passed from one phase to the
+// next; partial sums over values of four queries, [4, 128].
 var<workgroup> between: array<vec4<f32>, 512>;
 
 alias Items = array<Tile, ITEMS>;
@@ -65,8 +65,8 @@ fn score_tile(tile: u32, last: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Turns scores into weights: one invocation for every 16 positions of a query. Sums add neighbours, then pairs, and so on, in the
-// order of the reductions over a workgroup.
+// Turns scores into weights: one invocation for every 16 positions of a query. Sums add neighbours, then
+// pairs, and so on, in the order of the reductions over a workgroup.
 fn weigh_tile(tile: u32, lane: u32) -> vec2<f32> {
     let i = lane % MOST;
     let chunk = lane / MOST;
@@ -126,8 +126,8 @@ fn add_value(w: vec4<f32>, value: vec4<f32>, sums: mat4x4<f32>) -> mat4x4<f32> {
     );
 }
 
-// Weighted sums of a tile's values. A group of invocations has one invocation for each cell of a value; each group takes every
-// `groups`-th position.
+// Weighted sums of a tile's values. A group of invocations has one invocation per cell of a value; each group
+// takes every `groups`-th position.
 fn sum_values(tile: u32, last: u32, lane: u32) -> Sums {
     let groups = 128u / wide;
     let cell = lane % wide;
@@ -179,8 +179,8 @@ fn put_four(four: u32, tile: u32, sums: mat4x4<f32>, ends: Ends, lane: u32, all:
     workgroupBarrier();
 }
 
-// Merges a tile into `all`, four queries at a time. Written out, because compilers do not unroll a loop with barriers, and keep
-// an array that is indexed in it in memory.
+// Merges a tile into `all`, four queries at a time. Unrolled by hand: compilers do not unroll a loop with
+// barriers, and keep an array that it indexes in memory.
 fn put_tile(tile: u32, ends: vec2<f32>, sums: Sums, lane: u32, all: ptr<function, Items>) {
     if (lane < MOST) {
         between[lane] = vec4(ends, 0.0, 0.0);

@@ -1,8 +1,8 @@
 // The best experts of a token, and their gates.
 //
-// A file that imports this has parameters `experts`, `top_k`, `renormalize` and `scale`, and defines `fn logit(token: u32, e:
-// u32) -> u32`, the router's logit as bits, `fn standing(token: u32, e: u32) -> u32`, what experts are chosen by, and
-// `MAX_EXPERTS`.
+// A file that imports this has parameters `experts`, `top_k`, `renormalize` and `scale`. It defines
+// `MAX_EXPERTS`, `fn logit(token: u32, e: u32) -> u32`, the router's logit as bits, and
+// `fn standing(token: u32, e: u32) -> u32`, the score by which experts are chosen.
 
 #import one
 #import reduce
@@ -22,7 +22,7 @@ fn ordered(b: u32) -> u32 {
 fn choose(token: u32, lane: u32) {
     let vectors = (p.experts + 3u) / 4u;
     for (var i = lane; i < vectors; i += 128u) {
-        // Padding sorts behind all experts.
+        // Padding is sorted after all experts.
         var key = vec4<u32>();
         for (var j = 0u; j < min(4u, p.experts - 4u * i); j++) {
             key[j] = ordered(standing(token, 4u * i + j));
@@ -31,8 +31,8 @@ fn choose(token: u32, lane: u32) {
     }
     workgroupBarrier();
     for (var e = lane; e < p.experts; e += 128u) {
-        // An expert's rank is the number of experts before it: those with a greater key, and those with an equal key and a lower
-        // index.
+        // An expert's rank is the number of experts before it: those with a greater key, and those with an
+        // equal key and a lower index.
         let quad = keys[e / 4u];
         let own = quad[e % 4u];
         var before = select(vec4(0u), vec4(1u), (quad == vec4(own)) & (vec4(0u, 1u, 2u, 3u) < vec4(e % 4u)));
@@ -55,8 +55,8 @@ fn choose(token: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Writes the gates of the experts in `chosen` to `gates`: their shares of a softmax over all experts or, with `renormalize`, over
-// the chosen ones.
+// Writes the gates of the experts in `chosen` to `gates`: their shares of a softmax over all experts or, with
+// `renormalize`, over the chosen ones.
 fn weigh(token: u32, lane: u32) {
     know_one(p.experts);
     var high = -3.4e38;

@@ -1,5 +1,5 @@
-// The positions of an expert's matrices, their corrections, and the positions of their refinements: words of a table or of a job.
-//
+// The offsets of an expert's matrices, their corrections, and the offsets of their refinements: words of a
+// table or of a job.
 // A file that imports this defines `fn entry_word(at: u32) -> u32`.
 
 const ENTRY_WORDS = 13u;

@@ -1,4 +1,4 @@
-// Prepared inputs as 8-bit integers, four a word, and a unit's scale with the sum of its integers.
+// Prepared inputs as 8-bit integers, four per word, and per unit a scale and the sum of its integers.
 
 #import inputs_unit
 

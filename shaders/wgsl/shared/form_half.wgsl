@@ -1,5 +1,5 @@
-// Prepared inputs in half precision, relative to the largest magnitude of their unit: none overflows, and small ones keep their
-// precision. Beside them that magnitude, and the sum of the original values.
+// Prepared inputs in half precision, relative to the largest magnitude of their unit, so that none overflows
+// and small ones keep their precision. Also that magnitude, and the sum of the original values.
 
 #import one
 #import inputs_unit

@@ -1,4 +1,4 @@
-// gelu by its approximation with a tanh: (1 + tanh z) / 2 is the sigmoid of 2z. The cube of what is far below zero would overflow.
+// The tanh approximation of gelu: (1 + tanh z) / 2 is the sigmoid of 2z. `min` keeps `exp` finite where the cube overflows.
 
 fn gelu(g: f32) -> f32 {
     let z = 1.5957691 * (g + 0.044715 * g * g * g); // 2 √(2/π)

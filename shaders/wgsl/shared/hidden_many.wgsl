@@ -4,7 +4,7 @@ const TO = 3u; // binding
 
 #import write_prepared
 
-// Writes those of a block of rows, which are whole units.
+// Writes the hidden values of a block of rows, which are whole units.
 fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
     var all = values;
     for (var i = 0u; i < RESULTS; i++) {

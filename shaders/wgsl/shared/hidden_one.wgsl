@@ -2,7 +2,7 @@
 
 @group(0) @binding(3) var<storage, read_write> hidden: array<f32>; // [slots, ff]
 
-// Writes those of a block of rows.
+// Writes the hidden values of a block of rows.
 fn write_hidden(values: array<f32, RESULTS>, block: u32, lane: u32) {
     let row = ROWS * block + row_of(0u, lane);
     if (token_of(0u, lane) == 0u && row < p.ff) {

@@ -1,4 +1,4 @@
-// Inputs of products as 8-bit integers, four a word, with a scale for every unit.
+// Inputs of products as 8-bit integers, four per word, with a scale per unit.
 
 #import prepared
 
@@ -21,7 +21,7 @@ fn stage(first: u32, units: u32, lane: u32) {
     workgroupBarrier();
 }
 
-// Sixteen columns of the staged unit `at`, the first or the second half.
+// Sixteen columns of the staged unit `at`: the first or the second half.
 fn words_of(t: u32, at: u32, half: u32) -> vec4<u32> {
     return x_tile[t * UNITS + at][half];
 }

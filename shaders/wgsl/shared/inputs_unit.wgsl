@@ -1,4 +1,4 @@
-// A unit of 32 inputs in one invocation, which then knows the largest: for formats with a scale for each unit.
+// A unit of 32 inputs in one invocation, which can then compute the largest: for formats with a scale per unit.
 
 struct Unit {
     x: array<vec4<f32>, 8>,
@@ -19,8 +19,8 @@ fn unit_of(x: array<vec4<f32>, 8>) -> Unit {
     return unit;
 }
 
-// A unit as 8-bit integers, like those of the CPU's products (kernels/cpu/nested.rs), which have groups of 32 or 64 where there
-// are units of 32 here.
+// A unit as 8-bit integers, like those of the CPU's products (kernels/cpu/nested.rs), which have groups of 32
+// or 64 instead of units of 32.
 struct Bytes {
     words: array<u32, 8>,
     scale: f32,

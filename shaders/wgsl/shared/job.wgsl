@@ -1,5 +1,5 @@
-// The work of one expert as the host or `route` writes it: the positions of its matrices, their corrections, the positions of its
-// refinements, and up to TOKENS slots, each a (token, rank) that chose it.
+// The work of one expert, written by the host or by `route`: the offsets of its matrices, their corrections,
+// the offsets of its refinements, and up to TOKENS slots, each a (token, rank) that chose it.
 
 #import entry
 
@@ -15,7 +15,7 @@ fn job_matrix(job: u32, m: u32, rows: u32, cols: u32, group: u32) -> Matrix {
     return entry_matrix(job * JOB_WORDS, m, rows, cols, group);
 }
 
-// The buffer of the matrices, and how many of their planes every expert has.
+// The buffer of the matrices, and the number of planes that every expert has.
 fn job_place(job: u32) -> u32 {
     return jobs[job * JOB_WORDS + 3u];
 }

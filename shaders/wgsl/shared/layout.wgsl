@@ -1,6 +1,6 @@
-// The layout of prepared inputs. Products of many tokens read every input once for 64 rows; the sums and roundings of inputs are
-// computed once for all of them, by `prepare` and by `gate_up`. Row after row, each row has its units' VALUES vectors, their
-// STATS words, and a last vector that begins with the factor of the row's products, if inputs are normed.
+// The layout of prepared inputs. Products of many tokens read every input once for 64 rows. `prepare` and
+// `gate_up` compute the sums and roundings of inputs once for all rows. Each row has its units' VALUES vectors,
+// their STATS words, and a last vector that begins with the factor of the row's products if inputs are normed.
 
 #import form
 

@@ -1,39 +1,39 @@
-// Where a bit-nested matrix lies, and how its groups' parameters are stored.
+// The location of a bit-nested matrix, and the storage format of its groups' parameters.
 
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>; // planes of one or more matrices
 
-// The position of a matrix, in vectors of four words.
+// The offsets of a matrix, in vectors of four words.
 struct Matrix {
     base: u32,   // plane 0
     scales: u32, // [tiles, groups, 16]: f16, or narrow ones of 8 bits
     zeros: u32,  // [tiles, groups, 16]: u8, or narrow ones of 4 bits; or [tiles, groups / 8, 16]: shared scales
     rest: u32,   // plane 1
-    top: u32,    // if the last plane lies elsewhere: its position there, or NOWHERE
+    top: u32,    // if the last plane is in another buffer: its offset there, or NOWHERE
     tiles: u32,
     cells: u32,  // tiles · units
     units: u32,
     groups: u32,
-    kind: u32,   // how groups' parameters are stored, as GroupParams numbers it
-    halves: u32, // the logarithm of a group's units
+    kind: u32,   // storage format of groups' parameters, as in GroupParams
+    halves: u32, // logarithm of the units per group
     alpha: f32,
     centre: f32,  // added to codes, besides their zero point
-    nothing: f32, // zero, but compilers do not know it
+    nothing: f32, // zero, but compilers cannot know
 }
 
-// The codes of a quad of a unit, as nibbles of bytes: for vector `j` the upper nibble of an 8-bit code is in `upper[j % 4]`, in
-// the byte's lower half for the first four vectors and in its upper half for the others; `lower` likewise.
+// The codes of a quad of a unit, as nibbles of bytes. For vector `j` the upper nibble of an 8-bit code is in
+// `upper[j % 4]`, in the byte's lower half for the first four vectors, otherwise in its upper half; same for `lower`.
 struct Bits {
     upper: array<vec4<u32>, 4>,
     lower: array<vec4<u32>, 4>,
 }
 
-// Converts a quad's codes to weights: code less zero, times the scale.
+// Converts a quad's codes to weights: code minus zero, times the scale.
 struct Codes {
     scale: vec4<f32>,
     zero: vec4<f32>,
 }
 
-// The kinds of groups' parameters (quant/params.rs). They stand above a group's size in one word, from this bit on.
+// The formats of groups' parameters (quant/params.rs), stored above a group's size in one word, from this bit on.
 const KIND_BIT = 8u;
 const NARROW = 1u;
 const MXFP4 = 2u;
@@ -44,7 +44,7 @@ const IQ4_XS = 4u;
 const MXFP4_ZERO = 32.0;
 const IQ4_NL_ZERO = 128.0;
 
-// The bits of the float that is MXFP4's least scale: 2⁻¹²⁷.
+// The bits of the float that is MXFP4's smallest scale: 2⁻¹²⁷.
 const MXFP4_LEAST = 0x00400000u;
 
 // The float of a narrow scale of 0: 2⁻¹⁵.

@@ -6,7 +6,7 @@
 #import reduce
 #import x
 
-// 1 / the root mean square of a token. This invocation holds the squares of every 128th vector.
+// 1 / the root mean square of a token. This invocation has the squares of every 128th vector.
 fn norm_scale(squares: vec4<f32>, lane: u32) -> f32 {
     let sum = sum_of_all(sum_of_four(squares), lane);
     return 1.0 / sqrt(fma(sum, 1.0 / f32(p.cols), p.eps));

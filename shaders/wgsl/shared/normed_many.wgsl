@@ -1,4 +1,4 @@
-// Many tokens' inputs of `linear`, as prepared, with their norm if any.
+// Many tokens' prepared inputs of `linear`, with their norm if there is one.
 
 #import prepared
 

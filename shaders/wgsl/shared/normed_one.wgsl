@@ -6,7 +6,7 @@
 @group(0) @binding(6) var<storage, read> norm: array<vec4<f32>>; // [cols]
 @group(0) @binding(7) var<storage, read_write> h: array<f32>;    // [cols]
 
-// The squares of the inputs that this invocation loaded, and the scale, which is known once all are loaded.
+// The squares of the inputs that this invocation loaded, and the scale, which is set after all are loaded.
 var<private> squares: vec4<f32>;
 var<private> scale: f32;
 
@@ -22,7 +22,7 @@ fn input(t: u32, col: u32) -> vec4<f32> {
     return value;
 }
 
-// Called after products with inputs, `fresh` ones or those of the previous call.
+// Called after products with inputs: `fresh` ones, or those of the previous call.
 fn take_scale(fresh: bool, lane: u32) {
     if ((p.flags & NORM) != 0u && fresh) {
         scale = norm_scale(squares, lane);

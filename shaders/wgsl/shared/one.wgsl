@@ -1,5 +1,5 @@
-// Sums that are the same in every kernel. WGSL cannot forbid a compiler to reorder sums, in one kernel and not in another;
-// compilers do not reorder fused multiplications. So these sums multiply by a one that compilers do not know to be one.
+// Sums that are the same in every kernel. WGSL allows compilers to reorder sums, in one kernel and not in another.
+// They do not reorder fused multiply-adds. So these sums multiply by a one that compilers cannot know to be one.
 
 var<private> one: f32;
 

@@ -1,4 +1,4 @@
-// Maps floats to unsigned numbers in a sampler's order of preference: zeros are equal, and NaN (0 here) is below everything.
+// Maps floats to unsigned numbers in a sampler's order: zeros are equal, and NaN (0 here) is below everything.
 
 fn order(b: u32) -> u32 {
     if ((b & 0x7fffffffu) > 0x7f800000u) {

@@ -1,13 +1,13 @@
 // One token's inputs in workgroup memory. They are loaded while the weights for their products are in flight.
 //
-// A file that imports this defines `fn input(t: u32, col: u32) -> vec4<f32>`, four columns from `col` on, zero beyond the last.
-// Each is called for once, by successive lanes.
+// A file that imports this defines `fn input(t: u32, col: u32) -> vec4<f32>`, four columns from `col` on,
+// zero beyond the last. It is called once per vector, by successive lanes.
 
 // Units in memory at a time.
 const UNITS = 64u;
 var<workgroup> x_tile: array<vec4<f32>, 8u * UNITS>;
 
-// The index of vector `j` of a unit: neighbouring units that are read together lie in different banks.
+// The index of vector `j` of a unit. Neighbouring units that are read together lie in different banks.
 fn x_place(unit: u32, j: u32) -> u32 {
     return 8u * unit + (j ^ (unit & 7u));
 }

@@ -1,8 +1,8 @@
-// A head of queries, keys or values, prepared for attention: normed, limited, rotated.
+// A head of queries, keys or values, prepared for attention: normed, clamped, rotated.
 //
-// Whoever imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm` (length
-// of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed by head, without weights), `eps`, `limit`
-// (0 for none) and `latent`: 0, or how much of a key turns, where the rest is normed and is the value too.
+// A file that imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm`
+// (length of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed per head, without weights),
+// `eps`, `limit` (0 for none) and `latent` (0, or the rotated part of a key, whose rest is normed and also the value).
 
 #import reduce
 
@@ -33,7 +33,7 @@ fn source(role: u32, i: u32) -> f32 {
 fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     let row = token * select(p.kv_heads, p.heads, role == QUERY) * p.head_dim;
     var at = row + h * p.head_dim;
-    // Of a latent key the norm leaves out what turns; the value is the rest.
+    // The norm of a latent key excludes the rotated part; the value is the rest.
     var before = 0u;
     var dim = p.head_dim;
     if (role == KEY) {
@@ -53,7 +53,7 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     } else if (p.v_norm == 1u) {
         span = p.head_dim;
     }
-    // A norm as long as a head runs over the head, a longer one over the row.
+    // A norm as long as a head applies to each head, a longer one to the whole row.
     let whole = span > p.head_dim;
     var scale = 1.0;
     if (span > 0u) {

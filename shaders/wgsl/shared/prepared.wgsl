@@ -25,7 +25,7 @@ fn prepared_vector(t: u32, unit: u32, j: u32) -> vec4<u32> {
     return prepared[starts[t] + VALUES * unit + j];
 }
 
-// A word about a unit of a token.
+// A word of statistics for a unit of a token.
 fn prepared_word(t: u32, units: u32, unit: u32, j: u32) -> u32 {
     let word = STATS * unit + j;
     return prepared[starts[t] + VALUES * units + word / 4u][word % 4u];

@@ -1,5 +1,5 @@
-// Products of 64 rows of one or two matrices with TOKENS tokens' inputs, staged in workgroup memory: 8 slices of 16 invocations,
-// each with a quad of rows and all tokens. A slice takes every eighth unit of 32 columns. See product_one.wgsl.
+// Products of 64 rows of one or two matrices with TOKENS tokens' inputs, staged in workgroup memory. Each of 8
+// slices has 16 invocations, with a quad of rows and all tokens each, and takes every eighth unit of 32 columns.
 //
 // A file that imports this defines MATRICES, the number of matrices, and what prepared.wgsl requires.
 
@@ -18,7 +18,7 @@ alias Sums = array<vec4<f32>, TOKENS>;
 // For matrix `a` and, if there are two, `b`.
 alias Results = array<vec2<f32>, RESULTS>;
 
-// Sums over slices of two tokens: every invocation gets a row of one of them.
+// Sums over slices for two tokens: every invocation gets a row of one of them.
 fn add_two(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
     products[lane] = first;
     products[128u + lane] = second;
@@ -32,8 +32,8 @@ fn add_two(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
     return all;
 }
 
-// Sums over slices: every invocation gets rows of two tokens at a time. Written out, because compilers do not unroll a loop with
-// barriers, and keep an array that is indexed in it in memory.
+// Sums over slices: every invocation gets rows of two tokens at a time. Unrolled by hand: compilers do not
+// unroll a loop with barriers, and keep an array that it indexes in memory.
 fn add_slices(all: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
     let sums = *all;
     return array(
@@ -44,13 +44,13 @@ fn add_slices(all: ptr<function, Sums>, lane: u32) -> array<f32, RESULTS> {
     );
 }
 
-// Products with the rows from ROWS · block on, one matrix after the other: sums of both at once would take registers that other
-// workgroups can use.
+// Products with the rows from ROWS · block on, one matrix after the other: sums of both at once would take
+// registers that other workgroups can use.
 fn multiply(a: Matrix, b: Matrix, cols: u32, block: u32, fresh: bool, lane: u32) -> Results {
     know_one(cols);
     let units = units_of(cols);
     find_rows(cols, lane);
-    // Invocations whose rows are beyond the last recompute other rows.
+    // Invocations whose rows are beyond the last compute other rows again.
     let tile = min(ROWS / 16u * block + lane % 16u / 4u, a.tiles - 1u);
     var results: Results;
     for (var which = 0u; which < MATRICES; which++) {

@@ -1,9 +1,9 @@
-// Products of 8 rows of one or two matrices with one token's inputs. A unit of 32 columns has two invocations, each with a quad
-// of rows: 64 units at a time. An invocation does little, because one token has few products: many small invocations wait for
-// memory together, whereas few large ones would wait for one read after another.
+// Products of 8 rows of one or two matrices with one token's inputs. A unit of 32 columns has two invocations,
+// each with a quad of rows: 64 units at a time. An invocation does little, because one token has few products:
+// many small invocations wait for memory together, whereas few large ones would wait for one read after another.
 //
-// Sums have the order of product_many.wgsl: 8 slices, each adding every eighth unit, and then the sum of the slices. So a token
-// gets the same result alone as among others.
+// Sums have the order of product_many.wgsl: 8 slices, each adding every eighth unit, and then the sum of the
+// slices. So a token gets the same result alone and among others.
 //
 // A file that imports this defines MATRICES, the number of matrices, and what own_tile.wgsl requires.
 

@@ -1,5 +1,5 @@
-// Products of 2 rows of one or two matrices of unquantized weights with one token's inputs, like product_one.wgsl, but with one
-// invocation for each row of a unit, because a unit has eight times the bytes of a 4-bit one. Sums have the same order.
+// Products of 2 rows of one or two unquantized matrices with one token's inputs, like product_one.wgsl, but with one
+// invocation per row of a unit, because a unit has eight times the bytes of a 4-bit one. Sums have the same order.
 
 #import weights
 #import own_tile

@@ -1,4 +1,4 @@
-// The parts of a softmax, and how they are merged.
+// The state of a softmax, and how two are merged.
 
 struct Tile {
     highest: f32,   // score
@@ -18,7 +18,7 @@ fn put_together(all: Tile, tile: Tile) -> Tile {
     return Tile(highest, fma(all.total, a, tile.total * b), fma(all.sum, vec4(a), tile.sum * b));
 }
 
-// The tile of a sink: a score that joins the softmax and has no value.
+// The tile of a sink: a score that takes part in the softmax but has no value.
 fn sink_of(score: f32) -> Tile {
     return Tile(score, 1.0, vec4<f32>());
 }

@@ -1,5 +1,5 @@
-// One unit of unquantized weights times inputs in half precision. Weights stay in single precision: unquantized weights must stay
-// precise.
+// One unit of unquantized weights times inputs in half precision. Weights stay in single precision, because
+// unquantized weights must keep their precision.
 
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     var dots: Sums;

@@ -2,8 +2,8 @@
 
 #import one
 
-// A quad's unit times the unit `at` of every token's inputs. A unit's sum is rounded before it is added, so that it is the same
-// if another invocation adds it: a compiler may fuse a product and a sum, but not two sums.
+// A quad's unit times the unit `at` of every token's inputs. A unit's sum is rounded before it is added, so
+// that it is the same if another invocation adds it: a compiler may fuse a product and a sum, but not two sums.
 fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     let bits = unit.bits;
     let codes = unit.codes;

@@ -1,5 +1,5 @@
-// One unit of nested weights times inputs, both integers. Codes less 128 are signed bytes at every level; the difference counts
-// once per sum of inputs, as the zero point does. A unit's sum is below 2²¹, so f32 represents it exactly.
+// One unit of nested weights times inputs, both integers. Codes minus 128 are signed bytes at every level. The difference
+// counts once per sum of inputs, like the zero point. A unit's sum is below 2²¹, so f32 represents it exactly.
 
 #import one
 
@@ -28,7 +28,7 @@ fn add_loaded(m: Matrix, unit: Loaded, at: u32, sums: ptr<function, Sums>) {
     }
     for (var t = 0u; t < TOKENS; t++) {
         let product = fma(zero, vec4(f32(sum_of(t, at))), vec4<f32>(dots[t]));
-        // Rounded by itself: see unit_nested.wgsl.
+        // Rounded separately: see unit_nested.wgsl.
         (*sums)[t] = plus((*sums)[t], fma(scale * scale_of(t, at), product, vec4(m.nothing)));
     }
 }

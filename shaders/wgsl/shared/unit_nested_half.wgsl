@@ -1,6 +1,6 @@
-// One unit of nested weights times inputs in half precision: products of four columns in half precision, their sums in single
-// precision. Codes less their zero point are integers below 256, exact in half precision; as inputs are at most 1, four products
-// are below 1024.
+// One unit of nested weights times inputs in half precision: products of four columns in half precision,
+// their sums in single precision. Codes minus their zero point are integers below 256, exact in half
+// precision; inputs are at most 1, so four products are below 1024.
 
 fn add_unit(m: Matrix, tile: u32, unit: u32, at: u32, quad: u32, sums: ptr<function, Sums>) {
     let bits = load_bits(m, tile, unit, quad);

@@ -1,5 +1,5 @@
-// Unquantized weights in the tiles of nested ones: 16 rows by units of 32 columns, a unit as 8 vectors of 4 columns of
-// every row. Padding is zero.
+// Unquantized weights in the tiles of nested ones: 16 rows by units of 32 columns; a unit has 8 vectors of 4
+// columns of every row. Padding is zero.
 
 @group(0) @binding(0) var<storage, read> weights: array<vec4<f32>>; // [tiles, units, 8, 16]
 

@@ -1,7 +1,7 @@
-// Bit-nested weights, PLANES of them present, as quant/layout.rs lays them out: plane after plane, tiles of 16 rows,
-// units of 32 columns. A word holds bits of 4 neighbouring columns of one row in its 4 bytes; a 2-bit plane has a word
-// for the even vectors of a unit and one for the odd ones, a 1-bit plane one word for all eight. Words of four rows (a
-// quad) lie side by side and are read at once.
+// Bit-nested weights with PLANES planes, in the layout of quant/layout.rs: plane after plane, tiles of 16
+// rows, units of 32 columns. A word contains bits of 4 neighbouring columns of one row in its 4 bytes. A
+// 2-bit plane has a word for the even vectors of a unit and one for the odd ones, a 1-bit plane one word for
+// all eight. Words of four rows (a quad) lie side by side and are read together.
 
 #import nested
 #import word
@@ -56,7 +56,7 @@ fn load_bits(m: Matrix, tile: u32, unit: u32, quad: u32) -> Bits {
     return b;
 }
 
-// The entries of a table for `planes` planes, by codes of 4 bits (quant/table.rs has those of fewer bits once).
+// The entries of a table for `planes` planes, by 4-bit codes (quant/table.rs repeats those of shorter codes).
 fn entries(kind: u32, planes: u32) -> vec4<u32> {
     if (kind == MXFP4) {
         if (planes == 3u) {
@@ -76,7 +76,7 @@ fn entries(kind: u32, planes: u32) -> vec4<u32> {
     return vec4(0x26262626u, 0x64646464u, 0x93939393u, 0xc8c8c8c8u);
 }
 
-// What the codes in the upper halves of bytes stand for.
+// The values of the codes in the upper halves of bytes.
 fn looked_up(table: vec4<u32>, codes: vec4<u32>) -> vec4<u32> {
     var found: vec4<u32>;
     for (var byte = 0u; byte < 4u; byte++) {
@@ -90,7 +90,7 @@ fn looked_up(table: vec4<u32>, codes: vec4<u32>) -> vec4<u32> {
     return found;
 }
 
-// The codes of vector `j` in the bytes of a word for each row, at their position in 8-bit codes, or what they stand for in a table.
+// Vector `j`'s codes in a word per row, at their position in 8-bit codes, or looked up in the table.
 fn packed(m: Matrix, b: Bits, j: u32) -> vec4<u32> {
     let half = j & 4u;
     let upper = b.upper[j & 3u] << vec4(4u - half);
@@ -114,7 +114,7 @@ fn columns(packed: vec4<u32>) -> array<vec4<f32>, 4> {
     );
 }
 
-// Word `i` of four, without an index into registers.
+// Word `i` of four, without indexing registers.
 fn one_of(words: vec4<u32>, i: u32) -> u32 {
     return select(select(words.x, words.y, i == 1u), select(words.z, words.w, i == 3u), i > 1u);
 }
@@ -139,7 +139,7 @@ fn load_codes(m: Matrix, tile: u32, unit: u32, quad: u32) -> Codes {
         return Codes(own_scale * of_eight, vec4(IQ4_NL_ZERO));
     }
     if (m.kind == NARROW) {
-        // One byte a row; rows 8 apart share one byte for their zero points. A scale's bits go directly into a float.
+        // One byte per row; rows 8 apart share one for their zero points. A scale's bits go directly into a float.
         let scales = unpack4xU8(one_of(weights[m.scales + at], quad));
         let pairs = one_of(weights[m.zeros + at / 2u], 2u * (at & 1u) + (quad & 1u));
         let zeros = (unpack4xU8(pairs) >> vec4(4u * (quad / 2u))) & vec4(15u);

@@ -1,6 +1,6 @@
-// Planes of which the last is a refinement: it lies in a separate buffer, and only some experts have it. The others read zeros
-// for its bits, which gives their code one level lower, in the same position of an 8-bit code. Whether a matrix has the
-// refinement is uniform in a workgroup.
+// Planes whose last one is a refinement: it is in a separate buffer, and only some experts have it. The
+// others read zeros for its bits, which gives their code one level lower, in the same position of an 8-bit
+// code. Whether a matrix has the refinement is uniform in a workgroup.
 
 const NOWHERE = 0xffffffffu;
 
@@ -16,7 +16,7 @@ fn word(m: Matrix, plane: u32, first: u32, at: u32) -> vec4<u32> {
     return refinements[m.top + at];
 }
 
-// How many planes of a matrix there are.
+// The number of planes of a matrix.
 fn present(m: Matrix) -> u32 {
     return select(PLANES, PLANES - 1u, m.top == NOWHERE);
 }

@@ -19,8 +19,8 @@ fn x_at(at: u32) -> vec4<f32> {
     return vec4(a.w, b.xyz);
 }
 
-// Four columns of a row from `col` on, which is a multiple of four below `cols`; columns from `cols` on are zero. Rows of whole
-// vectors, as nearly all are, begin at whole vectors and take the short path.
+// Four columns of a row from `col` on, which is a multiple of four below `cols`; columns from `cols` on are
+// zero. Rows of whole vectors, which nearly all are, begin at whole vectors and take the short path.
 fn x_of(row: u32, col: u32, cols: u32) -> vec4<f32> {
     if (cols % 4u == 0u) {
         return x[(row * cols + col) / 4u];

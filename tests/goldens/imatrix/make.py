@@ -2,9 +2,9 @@
 """Importance matrices in both formats of llama.cpp, for the tiny model `olmoe` (pip install gguf numpy).
 
 small.gguf is written with the `gguf` package in the layout of llama.cpp's tools/imatrix (save_imatrix), small.dat as its
-save_imatrix_legacy writes it. Energies are small whole numbers, so that a test can say what it expects without a file:
-column c of matrix m of the file, expert e, holds 1 + (7c + 3e + m) % 11, times the tokens. Tokens of expert e are 100·e: expert 0
-was never reached. Dense matrices saw 1024 tokens.
+save_imatrix_legacy writes it. Energies are small integers, so that a test can compute the expected value:
+column c of matrix m of the file, expert e, has 1 + (7c + 3e + m) % 11, times the tokens. Expert e has 100·e tokens: expert 0
+was never chosen. Dense matrices have 1024 tokens.
 """
 import pathlib, struct
 import numpy as np, gguf

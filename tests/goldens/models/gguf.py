@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""What llama.cpp's own converter makes of goldens: keys, and names, shapes and checksums of tensors, in NAME.gguf.json.
+"""The output of llama.cpp's own converter for goldens: keys, and names, shapes and checksums of tensors, in NAME.gguf.json.
 
-Arguments: a folder with llama.cpp's `conversion` and `gguf-py` (the sdist of llama-cpp-python has it in vendor/llama.cpp), and names of
-goldens where not all are to be made. Weights
-are those of make.py, in F32; the tokenizer is left out. The tests write the same file from the golden and compare.
+Arguments: a folder with llama.cpp's `conversion` and `gguf-py` (vendor/llama.cpp in the sdist of llama-cpp-python), and
+the names of goldens, by default all. Weights are those of make.py, in F32; the tokenizer is left out. The tests write the same file from the golden and compare.
 """
 import json, logging, pathlib, sys, tempfile, zlib
 
@@ -52,7 +51,7 @@ for name in sys.argv[2:] or NAMES:
         tensors = []
         for t in sorted(reader.tensors, key=lambda t: t.name):
             assert t.tensor_type == gguf.GGMLQuantizationType.F32
-            # Exponentials are not the same to the bit everywhere: those are stored.
+            # Exponentials are not bit-identical everywhere, so these are stored.
             stored = t.data.tolist() if t.name.endswith("ssm_a") else zlib.crc32(t.data.tobytes())
             tensors.append([t.name, [int(n) for n in reversed(t.shape)], stored])
     (HERE / f"{name}.gguf.json").write_text(json.dumps(dict(architecture=arch, keys=keys, tensors=tensors)))

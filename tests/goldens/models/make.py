@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Logits of tiny models from `transformers`, one file per configuration (pip install torch transformers safetensors).
 
-Weights are not stored: they come from a counter-based generator that the tests repeat (see `values`), so a golden is the
+Weights are not stored: they come from a counter-based generator, which the tests also have (see `values`). So a golden is the
 config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
-ids, and the logits of every position. Norms and biases are randomised too: ones and zeros would hide mistakes.
+ids, and the logits of every position. Norms and biases are random, too: ones and zeros would hide mistakes.
 
-A golden in the "draft" style has tensors of a draft head behind its layers. One in the "published" style has what published files of its family have and `save_pretrained` does not write: stacked
-experts, and tensors of a draft head, which are left out by whoever reads them.
+A golden in the "draft" style has tensors of a draft head after its layers. One in the "published" style also has what only published
+files of its family contain: stacked experts, and tensors of a draft head, which readers leave out.
 
-Names of configurations as arguments make only those. NAME.json holds everything but the logits, NAME.f32 the logits, [tokens, vocab] little-endian.
+Arguments: names of configurations, by default all. NAME.json has everything but the logits, NAME.f32 the logits, [tokens, vocab] LE.
 """
 import json, pathlib, sys, tempfile, zlib
 import numpy as np, torch, transformers
@@ -140,7 +140,7 @@ def values(name, shape, scale, offset):
 
 
 def pack(tensors, arrays):
-    """MXFP4 blocks instead of matrices of experts, as gpt-oss's files have them. Returns what they are unpacked."""
+    """MXFP4 blocks instead of experts' matrices, as in gpt-oss's files. Returns the dequantized values."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
     plain = dict(arrays)
     for key, shape, _, _ in list(tensors):
@@ -162,7 +162,7 @@ def pack(tensors, arrays):
 
 
 def publish(tensors, config):
-    """Names and shapes as published files have them: experts in stacks, and a draft head."""
+    """Names and shapes as in published files: stacked experts, and a draft head."""
     experts = config["text_config"]["num_experts"]
     stacks, out = {}, []
     for key, shape, scale, offset in tensors:
@@ -181,7 +181,7 @@ def publish(tensors, config):
 
 
 def old_style(config):
-    """The keys that transformers 4 wrote."""
+    """The keys as written by transformers 4."""
     c = dict(config)
     r = dict(c.pop("rope_parameters", None) or {})
     if "sliding_attention" in r:
@@ -231,7 +231,7 @@ def make(name, prefix, changes, style):
         if style == "old":
             written = old_style(written)
         if style == "released":
-            # As checkpoints have them: one number for all layers of a kind.
+            # As in checkpoints: one number for all layers of a kind.
             text = written["text_config"]
             of = next(iter(text.pop("per_layer_config").values()))
             text |= dict(global_head_dim=of["head_dim"], num_global_key_value_heads=of["num_key_value_heads"])
@@ -241,7 +241,7 @@ def make(name, prefix, changes, style):
         with torch.no_grad():
             logits = m.eval().float()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
     if style == "draft":
-        # As published: one layer behind those that are run.
+        # As published: one layer after those that are computed.
         layer, d = written["num_hidden_layers"], written["hidden_size"]
         extra = {"eh_proj.weight": [d, 2 * d], "enorm.weight": [d], "hnorm.weight": [d], "shared_head.norm.weight": [d], "mlp.gate.weight": [8, d]}
         tensors += [[f"model.layers.{layer}.{name}", shape, 0.3, 0.0] for name, shape in extra.items()]

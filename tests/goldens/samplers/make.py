@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What llama.cpp's samplers leave of random logits, with probabilities: expected.json beside this file.
+"""The tokens that llama.cpp's samplers leave of random logits, with probabilities: expected.json beside this file.
 
     pip install llama-cpp-python==0.3.36 numpy && python3 make.py [libllama.so]
 
-Without an argument the library of that package is used; one that is built from the sources in it will do. Another version may have
+Without an argument the library of that package is used; one built from its sources works as well. Another version may have
 other parameters.
 
-Of XTC, which throws a chance, probability 1 is recorded. Of mirostat, a sequence: what is left at each step, which depends on
-what was learnt before, and the token that llama.cpp drew, which the gate makes ours learn from.
+XTC, which is random, is recorded with probability 1. For mirostat we record a sequence: the remaining tokens at each step, which
+depend on earlier draws, and the token that llama.cpp drew. The gate feeds that token to our sampler.
 """
 import ctypes as c, json, pathlib, sys
 import numpy as np
@@ -33,7 +33,7 @@ class Bias(c.Structure):
 
 
 class Vector(c.Structure):
-    """std::vector as libstdc++ and libc++ lay it out."""
+    """The layout of std::vector in libstdc++ and libc++."""
     _fields_ = [("begin", c.c_void_p), ("end", c.c_void_p), ("room", c.c_void_p)]
 
 
@@ -54,7 +54,7 @@ INIT = {"top_k": [i], "top_p": [f, n], "min_p": [f, n], "typical": [f, n], "temp
 
 def sampler(name, *args):
     if name == "dry":
-        # The C function takes breakers as text with a vocabulary; this one, which llama.cpp tests with, as tokens.
+        # The C function takes breakers as text with a vocabulary; this one, from llama.cpp's tests, as tokens.
         multiplier, base, allowed, last_n, breakers = args
         inner = (Vector * max(len(breakers), 1))(*[vector((i * len(b))(*b)) for b in breakers])
         outer = vector(inner)
@@ -96,7 +96,7 @@ HISTORIES = [[int(x) for x in h] for h in
              [rng.integers(0, 64, 20), [1, 2, 3, 4, 9, 1, 2, 3, 4, 7, 5, 1, 2, 3], [5, 6] * 12,
               np.resize(rng.integers(0, 8, 11), 60), rng.integers(0, 4, 90), [7] * 30, [3],
               [8, 2, 3, 1, 6, 5, 8, 2, 3, 1, 6]]]
-# Names and defaults of ours: what a step leaves out is off.
+# Our names and defaults: links missing in a step are off.
 OFF = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}
 cases = []
 
@@ -149,7 +149,7 @@ for h, history in enumerate(HISTORIES):
 # The whole chain in its default order, and in others.
 for l in range(len(LOGITS)):
     vocab, history = len(LOGITS[l]), HISTORIES[l]
-    # As many as survive top-n-sigma at least: llama.cpp's typical-p makes no number of the others.
+    # At least those that top-n-sigma leaves: llama.cpp's typical-p computes nothing for the others.
     sigma = 50 if l == 4 else 2.5
     steps = {"penalties": ("penalties", vocab, 64, 1.1, 0.05, 0.1), "dry": ("dry", 0.8, 1.75, 2, 64, []),
              "top_n_sigma": ("top_n_sigma", sigma), "top_k": ("top_k", 12), "typ_p": ("typical", 0.95, 0),
@@ -170,7 +170,7 @@ for version, tau, eta, t in [(1, 5, 0.1, 1), (1, 2, 0.5, 0.8), (1, 4, 0.3, 1.1),
         chain = [sampler("temp", t), sampler(*last)]
         steps = []
         for step in range(6):
-            # Other logits of as many tokens.
+            # Other logits for the same number of tokens.
             turned = LOGITS[l][step:] + LOGITS[l][:step]
             rows, selected, data = apply(chain, turned)
             steps.append({"left": survivors(rows), "chosen": rows[selected].id})

@@ -1,4 +1,4 @@
-"""The conversations that make.py gives to every template: name, messages, and what else the template sees."""
+"""The conversations that make.py renders with every template: name, messages, and the other variables."""
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a place.\nNow or later.", "parameters": {"type": "object", "properties": {
     "place": {"type": "string", "description": "City \"and\" country <b>"}, "unit": {"type": "string", "enum": ["C", "F"], "default": "C"},

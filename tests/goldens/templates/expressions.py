@@ -1,6 +1,6 @@
-"""The expressions that make.py renders in Python and tests/templates.rs here: (group, what, by what).
+"""The expressions that make.py renders in Python and tests/templates.rs here: (group, values, operations).
 
-A group with two lists stands for every pair of them; `{}` in the second is the place of the first.
+A group with two lists means every pair of them; `{}` in the second is replaced by the first.
 """
 
 VALUES = [

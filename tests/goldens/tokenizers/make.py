@@ -27,7 +27,7 @@ def smollm2(path):
 
 
 def qwen3_5(texts):
-    """A list of ranks and the cut of Qwen3.5's tokenizer.json, in `tiktoken`. Of texts without special tokens: those are not in question."""
+    """Ids with a list of ranks and the split of Qwen3.5's tokenizer.json, from `tiktoken`, for texts without special tokens."""
     import base64, tiktoken, unicodedata
     lines = (FETCHED / "qwen3_5.tiktoken").read_bytes().split(b"\n")
     ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line)}

@@ -1,4 +1,4 @@
-"""Strings that tokenizers trip over, by kind. `python strings.py` prints them as JSON."""
+"""Strings that are hard for tokenizers, by kind. `python strings.py` prints them as JSON."""
 import json
 
 def strings():

@@ -1,12 +1,12 @@
-//! Activations quantized to 8 bits, as products of nested matrices read them.
+//! Activations quantized to 8 bits, in the layout that products of nested matrices read.
 
 use super::aligned::Aligned;
 
-/// Kernels that take a block of tokens may read this many tokens beyond the last. That memory exists; its contents do
-/// not matter.
+/// Kernels that take a block of tokens may read up to this many tokens beyond the last. That memory exists;
+/// its contents do not matter.
 pub(super) const SPARE_TOKENS: usize = 15;
 
-/// Activations of some tokens, quantized in groups. Group-major: a product visits all its tokens for one group.
+/// Quantized activations of several tokens, in groups. Group-major: a product reads one group of all its tokens.
 #[derive(Default)]
 pub(super) struct Activations {
     group: usize,
@@ -22,8 +22,8 @@ pub(super) struct Activations {
     sum: Aligned<f32>,
 }
 
-/// The distance between groups for `tokens` tokens: an odd multiple of 16. With a power of two, the groups of a block
-/// of tokens would share a few sets of a cache.
+/// The distance between groups for `tokens` tokens: an odd multiple of 16. With a power of two, the groups of
+/// a block of tokens would share few cache sets.
 fn stride(tokens: usize) -> usize {
     if tokens < 16 { tokens } else { (tokens.div_ceil(16) | 1) * 16 }
 }
@@ -62,7 +62,7 @@ impl Activations {
         self.q.held() + self.scale.held() + self.sum.held()
     }
 
-    /// The parts of the groups, in order.
+    /// The groups, in order, as parts that can be written separately.
     pub(super) fn parts(&mut self) -> impl Iterator<Item = Part<'_>> {
         let (stride, tokens, group) = (self.stride.max(1), self.tokens, self.group);
         let params = self.scale.chunks_exact_mut(stride).zip(self.sum.chunks_exact_mut(stride));
@@ -74,7 +74,7 @@ impl Activations {
         })
     }
 
-    /// Group `g` of all tokens: codes, scales, sums. Each goes on for SPARE_TOKENS more.
+    /// Group `g` of all tokens: codes, scales, sums, each with SPARE_TOKENS more at the end.
     #[inline(always)]
     pub(super) fn group(&self, g: usize) -> (&[i8], &[f32], &[f32]) {
         let (at, n) = (g * self.stride, self.tokens + SPARE_TOKENS);
@@ -82,7 +82,7 @@ impl Activations {
     }
 }
 
-/// One group of all tokens, to be written.
+/// One group of all tokens, for writing.
 pub(super) struct Part<'a> {
     q: &'a mut [i8],
     scale: &'a mut [f32],
@@ -90,7 +90,7 @@ pub(super) struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Quantizes group `g` of token `t`, which is `x`. The same rounding as `quant::QuantizedRow`.
+    /// Quantizes `x`, which is group `g` of token `t`. The same rounding as `quant::QuantizedRow`.
     #[inline(always)]
     pub(super) fn quantize(&mut self, t: usize, x: &[f32], g: usize, group: usize) {
         let x = &x[g * group..(g * group + group).min(x.len())];
@@ -110,11 +110,11 @@ impl Part<'_> {
         };
     }
 
-    /// Copies group `g` of the named tokens of `from`, in their order.
+    /// Copies group `g` of these tokens of `from`, in their order.
     pub(super) fn gather(&mut self, from: &Activations, g: usize, tokens: &[u32]) {
         let (q, scale, sum) = from.group(g);
         match from.group {
-            // With the size a constant, a copy is one or two moves instead of a call.
+            // With a constant size, a copy is one or two moves instead of a call.
             32 => copy_rows::<32>(self.q, q, tokens),
             _ => copy_rows::<64>(self.q, q, tokens),
         }
@@ -133,9 +133,9 @@ fn copy_rows<const N: usize>(to: &mut [i8], from: &[i8], tokens: &[u32]) {
 #[inline(always)]
 fn quantize<const N: usize>(x: &[f32; N], q: &mut [i8; N]) -> (f32, f32) {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer, ties to even
-    // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into gathers.
-    // Magnitudes compare like their bits. A fold from 0, not `max`, which would start with the first value and leave a
-    // remainder that fills no register.
+    // Flat loops over integers, which may be summed in any order: compilers turn loops over lanes into
+    // gathers. Magnitudes compare like their bits. We fold from 0 instead of using `max`, which would start
+    // with the first value and leave a remainder that fills no register.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.abs().to_bits())));
     let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
     let rounded = x.map(|x| (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32);

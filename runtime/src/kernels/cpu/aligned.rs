@@ -1,5 +1,5 @@
-//! Memory that begins on a cache line. The allocator usually aligns to 16 bytes only, and then every store of a 64-byte
-//! register touches two lines.
+//! Memory that begins on a cache line. The allocator usually aligns to 16 bytes only, and then every store of
+//! a 64-byte register touches two lines.
 
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;
@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 /// Bytes of a cache line, and of the widest register.
 const LINE: usize = 64;
 
-/// Values that begin at a multiple of LINE bytes.
+/// Values whose first address is a multiple of LINE bytes.
 #[derive(Default)]
 pub struct Aligned<T> {
     /// With spare values, so that the first can be aligned.
@@ -21,7 +21,7 @@ impl<T: Zeroable + Copy> Aligned<T> {
     /// Values allocated beyond the requested ones.
     const SPARE: usize = LINE / size_of::<T>() - 1;
 
-    /// Zeroed memory, which the system provides when it is first touched.
+    /// Zeroed memory. The system provides its pages when they are first touched.
     pub(super) fn zeroed(len: usize) -> Result<Self> {
         let mut probe = Vec::<T>::new();
         probe.try_reserve_exact(len + Self::SPARE).map_err(|_| {
@@ -30,7 +30,7 @@ impl<T: Zeroable + Copy> Aligned<T> {
         })?;
         drop(probe);
         let values: Vec<T> = bytemuck::zeroed_vec(len + Self::SPARE);
-        // A platform that cannot tell the alignment returns `usize::MAX`: alignment only affects speed.
+        // `align_offset` may return `usize::MAX` on some platforms. Alignment affects only speed.
         let first = values.as_ptr().align_offset(LINE).min(Self::SPARE);
         Ok(Aligned { values, first, len })
     }
@@ -70,7 +70,7 @@ impl<T> DerefMut for Aligned<T> {
     }
 }
 
-/// Makes `v` exactly `len` long, without the spare room that `Vec` takes when it grows by itself.
+/// Makes `v` exactly `len` long, without the spare capacity of `Vec`'s own growth.
 pub(super) fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) {
     v.reserve_exact(len.saturating_sub(v.len()));
     v.resize(len, T::default());

@@ -1,10 +1,10 @@
 //! Causal attention over the KV cache.
 //!
-//! Keys lie transposed in blocks of 16 positions, so that 16 scores are one vector and nothing is summed across lanes;
-//! values lie position after position. The softmax runs online over tiles of 64 positions, aligned to absolute
-//! positions. So every query row sees the same sequence of operations whether it is computed alone or among others, and
-//! a masked tile changes nothing. Long caches are cut into chunks that the threads share when there is one token; the
-//! chunks' results are merged in order.
+//! Keys are stored transposed in blocks of 16 positions, so that 16 scores are one vector and nothing is
+//! summed across lanes. Values are stored position after position. The softmax runs online over tiles of 64
+//! positions, aligned to absolute positions. So a query row gets the same sequence of operations alone and
+//! among others, and a masked tile changes nothing. For one token, threads share the chunks of a long cache,
+//! and the chunks' results are merged in order.
 #![allow(unsafe_code)]
 
 mod loops;
@@ -27,11 +27,11 @@ use std::sync::{Mutex, PoisonError};
 /// Positions of a chunk, a multiple of `TILE`.
 const CHUNK: usize = 1024;
 
-/// Query rows (tokens times heads that share a key head) taken together.
+/// Query rows (tokens times heads that share a key head) per block.
 const ROWS: usize = 32;
 
-/// Rows that share a load of keys or values, at most and for small counts: the more rows share it, the fewer
-/// conversions from half precision.
+/// Rows that share a load of keys or values: the maximum, and for small counts. With more rows, fewer
+/// conversions from half precision are needed.
 const SHARED: usize = 8;
 const FEW: usize = 4;
 
@@ -46,7 +46,7 @@ struct Work {
     total: State,
 }
 
-/// An unfinished softmax: for each row the largest score, the sum of weights relative to it, and the weighted values.
+/// An unfinished softmax: per row the largest score, the sum of weights relative to it, and the weighted values.
 #[derive(Default)]
 struct State {
     max: Vec<f32>,
@@ -77,7 +77,7 @@ impl State {
     }
 }
 
-/// Room for `len` values.
+/// Grows to at least `len` values.
 fn at_least(v: &mut Vec<f32>, len: usize) {
     let more = len.saturating_sub(v.len());
     v.reserve_exact(more);
@@ -99,7 +99,7 @@ fn merge(max: &mut f32, sum: &mut f32, acc: &mut [f32], other: (f32, f32, &[f32]
     }
 }
 
-/// The factor and the divisor for the weighted values at the end. A sink has a weight and no value.
+/// The final factor and divisor for the weighted values. A sink has a weight but no value.
 fn ending(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
     let Some(sink) = sink else { return (1.0, sum) };
     let top = if sink > max { sink } else { max };
@@ -107,7 +107,7 @@ fn ending(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
     (mine, sum * mine + math::exp(sink - top))
 }
 
-/// One operation, as the tasks see it.
+/// One operation, shared by its tasks.
 struct Call<'a> {
     q: &'a [f32],
     kv: &'a CpuKv,
@@ -125,7 +125,7 @@ impl Call<'_> {
         self.shape.heads / self.shape.kv_heads
     }
 
-    /// First and last position that token `t` sees.
+    /// The first and last position that token `t` attends to.
     fn seen(&self, t: usize) -> (usize, usize) {
         let last = self.pos + t;
         (self.shape.window.map_or(0, |w| (last + 1).saturating_sub(w)), last)
@@ -152,14 +152,14 @@ impl Work {
 /// Buffers that attention keeps between operations.
 #[derive(Default)]
 pub(super) struct Attending {
-    /// Partial results of a single token, one for each (key head, chunk): `[v_dim + 2]` for each of its rows.
+    /// Partial results of a single token per (key head, chunk): `[v_dim + 2]` for each row.
     partials: Vec<f32>,
-    /// By thread number.
+    /// One per thread number.
     work: Vec<Mutex<Work>>,
 }
 
 impl Attending {
-    /// Makes room for blocks of `rows` rows on every thread, since any thread may take one.
+    /// Makes room for blocks of `rows` rows on every thread, since any thread may run such a task.
     fn reserve(&mut self, pool: &Pool, rows: usize, dims: [usize; 2]) {
         self.work.resize_with(pool.numbers(), Mutex::default);
         for work in &mut self.work {
@@ -174,7 +174,7 @@ impl Attending {
     }
 }
 
-/// An upper bound of the bytes for partial results of `heads` heads and for the working memory of `threads` threads.
+/// An upper bound for the bytes of partial results of `heads` heads and of the working memory of `threads` threads.
 pub(super) fn scratch_bytes(heads: usize, dim: usize, context: usize, threads: usize) -> usize {
     let partials = heads * (context.div_ceil(CHUNK) + 1) * (dim + 2);
     let rows = ROWS.max(heads).next_multiple_of(SHARED);
@@ -207,7 +207,7 @@ pub(super) fn attend(
     // Reserve for the whole cache at once, so that no token allocates when the context grows.
     if kv.capacity > CHUNK {
         scratch.partials.clear();
-        // What a window sees may begin and end within a chunk.
+        // A window may begin and end within a chunk.
         let most = kv.capacity.div_ceil(CHUNK) + usize::from(shape.window.is_some());
         scratch.partials.reserve_exact(shape.heads * most * (v_dim + 2));
     }
@@ -219,7 +219,7 @@ pub(super) fn attend(
     }
 }
 
-/// One token that sees several chunks: each chunk is a task, and a head's results are merged in order.
+/// One token that attends to several chunks: each chunk is a task, and a head's results are merged in order.
 fn attend_one(
     pool: &Pool,
     isa: Isa,
@@ -235,7 +235,7 @@ fn attend_one(
     let parts = Rows::new(partials, width);
     pool.run_with(shape.kv_heads * chunks.len(), work, &|task, w| {
         let (head, chunk) = (task / chunks.len(), task % chunks.len());
-        // SAFETY: every task has a row of its own.
+        // SAFETY: every task has its own row.
         let part = unsafe { parts.row(task) };
         load(call, head, 0, 1, w);
         w.chunk.reset(share, dim);
@@ -247,7 +247,7 @@ fn attend_one(
         acc.copy_from_slice(&w.chunk.acc);
     });
     for head in 0..shape.kv_heads {
-        // SAFETY: the tasks are over.
+        // SAFETY: the tasks have ended.
         let out = unsafe { rows.row(head) };
         for (row, out) in out.chunks_exact_mut(dim).enumerate() {
             let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
@@ -279,7 +279,7 @@ fn attend_many(
     let Attending { work, .. } = scratch;
     let blocks = tokens.div_ceil(per_block);
     pool.run_with(blocks * shape.kv_heads, work, &|task, w| {
-        // The last blocks see the most positions, so they go first.
+        // The last blocks attend to the most positions, so they go first.
         let (block, head) = (blocks - 1 - task / shape.kv_heads, task % shape.kv_heads);
         let (from, to) = (block * per_block, ((block + 1) * per_block).min(tokens));
         let n = (to - from) * share;
@@ -302,7 +302,7 @@ fn attend_many(
             );
         }
         for t in from..to {
-            // SAFETY: (token, key head) pairs own disjoint rows, each of one task.
+            // SAFETY: (token, key head) pairs have disjoint rows, and each pair belongs to one task.
             let out = unsafe { rows.row(t * shape.kv_heads + head) };
             for (h, out) in out.chunks_exact_mut(dim).enumerate() {
                 let row = (t - from) * share + h;
@@ -334,7 +334,7 @@ fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: 
     with_lanes!(isa, L => isa.run(
         #[inline(always)]
         || match &call.kv.store {
-            // SAFETY: the instruction set is there; `attend` has compared the sizes.
+            // SAFETY: the machine has the instruction set; `attend` has compared the sizes.
             Store::Half { k, v } => unsafe { chunk_with::<L, f16>(call, &k[k_at..], &v[v_at..], tokens, chunk, w) },
             // SAFETY: as above.
             Store::Single { k, v } => unsafe { chunk_with::<L, f32>(call, &k[k_at..], &v[v_at..], tokens, chunk, w) },
@@ -345,8 +345,8 @@ fn run_chunk(isa: Isa, call: &Call, head: usize, tokens: (usize, usize), chunk: 
 /// Tokens `from..to` over one chunk, into `w.chunk`.
 ///
 /// # Safety
-/// The machine has the instructions of `L`; `k` and `v` are those of one key head, of a cache that has the chunk's
-/// positions; `w` was loaded for these tokens.
+/// The machine has the instructions of `L`. `k` and `v` belong to one key head of a cache that has the
+/// chunk's positions. `w` was loaded for these tokens.
 #[inline(always)]
 unsafe fn chunk_with<L: Lanes, T: Cell>(
     call: &Call,
@@ -366,17 +366,17 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
     assert!(w.q.len() >= rows.next_multiple_of(SHARED) * dim && acc.len() >= rows * v_dim);
     for tile in (start..end).step_by(TILE) {
         let n = TILE.min(end - tile);
-        // A tile's positions are neighbours: there are whole tiles of places.
+        // A tile's positions have consecutive places, because the number of places is a multiple of the tile.
         let at = tile % places;
         let keys = k[at * dim..].as_ptr();
-        // Prefetch values while scores are computed, and the next keys while values are mixed. The hardware prefetcher
-        // stops at every page: left to it, a long cache is read at half the speed.
+        // Prefetch values while scores are computed, and the next keys while values are mixed. The hardware
+        // prefetcher stops at every page: with it alone, a long cache is read at half the speed.
         ask(&v[at * v_dim..(at + n) * v_dim]);
         let mut row = 0;
         while row < rows {
             let q = w.q[row * dim..].as_ptr();
             let out = w.scores[row * TILE..].as_mut_ptr();
-            // SAFETY: rows of `q` and `scores` are there up to a multiple of SHARED, keys up to a whole tile.
+            // SAFETY: rows of `q` and `scores` exist up to a multiple of SHARED, keys up to a whole tile.
             unsafe {
                 row += match rows - row {
                     1 => parts::<L, T, 1, { TILE / BLOCK }>(q, keys, dim, out),
@@ -409,7 +409,7 @@ unsafe fn chunk_with<L: Lanes, T: Cell>(
         let mut row = 0;
         while row < rows {
             let (p, acc) = (w.scores[row * TILE..].as_ptr(), acc[row * v_dim..].as_mut_ptr());
-            // SAFETY: as above; values are there for `n` positions.
+            // SAFETY: as above; values exist for `n` positions.
             unsafe {
                 row += match rows - row {
                     SHARED.. if L::MANY => mix::<L, T, SHARED, 2>(p, values, v_dim, n, acc),

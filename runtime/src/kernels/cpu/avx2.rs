@@ -1,7 +1,7 @@
-//! Tile products with AVX2: half a tile (8 rows) is one register of lanes.
-//! `maddubs` adds pairs of products in 16 bits. Codes of up to 4 bits leave room to add the eight products of a unit
-//! before they are widened, 6-bit codes room for two; 8-bit codes are multiplied as two nibbles. Integer sums are exact
-//! in any grouping; the float operations of a group ([`add_group`]) are the same for one token and for many.
+//! Tile products with AVX2: half a tile (8 rows) is one register of lanes. `maddubs` adds pairs of products
+//! in 16 bits. With codes of up to 4 bits, the eight products of a unit fit into 16 bits; with 6-bit codes,
+//! two do. 8-bit codes are multiplied as two nibbles. Integer sums are exact in any grouping, and the float
+//! operations of a group ([`add_group`]) are the same for one token and for many.
 #![allow(unsafe_code)]
 
 mod many;
@@ -25,7 +25,7 @@ const AHEAD: usize = 2048;
 /// Four activations in every lane.
 #[inline(always)]
 unsafe fn four(q: *const i8) -> __m256i {
-    // SAFETY: the caller vouches for 4 values of `q`, and for the features.
+    // SAFETY: the caller guarantees 4 values of `q`, and the features.
     unsafe { _mm256_set1_epi32(q.cast::<i32>().read_unaligned()) }
 }
 
@@ -39,7 +39,7 @@ fn widen(x: __m256i) -> __m256i {
 /// `Σ codes · q` of a unit for 8 rows, in 16 bits: for codes of up to 4 bits.
 #[inline(always)]
 unsafe fn narrow_dots(codes: &Half, q: *const i8) -> __m256i {
-    // SAFETY: the caller vouches for 32 values of `q`, and for the features.
+    // SAFETY: the caller guarantees 32 values of `q`, and the features.
     unsafe {
         let product = |j: usize| _mm256_maddubs_epi16(codes[j], four(q.add(4 * j)));
         let pair = |j: usize| _mm256_add_epi16(product(j), product(j + 1));
@@ -85,9 +85,9 @@ pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums
 }
 
 /// # Safety
-/// The machine has the features; `t` has N planes and groups of `UNITS · 32`, and a table with entries of as many bits as K planes
-/// have, if K is not N; `x` has its groups, and the tokens
-/// `first..`, one for each of `sums`.
+/// The machine has the features. `t` has N planes and groups of `UNITS · 32`. If K is not N, it has a table,
+/// and K planes would have the bits of an entry. `x` has its groups, and the tokens `first..`, one for each
+/// of `sums`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     t: &Tile,
@@ -95,7 +95,7 @@ unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         match sums {
             [sums] => one::<N, K, UNITS>(t, x, first, sums),
@@ -104,10 +104,10 @@ unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// Scales of 8 rows, and the offset to be added to their codes.
+/// Scales of 8 rows, and the offsets that are added to their codes.
 #[inline(always)]
 unsafe fn params(t: &Tile, g: usize, rows: usize) -> (__m256, __m256) {
-    // SAFETY: the caller vouches for group g, and for the features.
+    // SAFETY: the caller guarantees group g and the features.
     unsafe {
         let (scale, zeros) = match t.params {
             GroupParams::Wide => {
@@ -172,8 +172,8 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     sums: &mut [f32; TILE_ROWS],
 ) {
     let planes = t.planes.map(<[u8]>::as_ptr);
-    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
-    // and its activations.
+    // SAFETY: as the caller guarantees, group g has its units in every plane of the level, its 16 scales and
+    // zero points, and its activations.
     unsafe {
         let mut out = [_mm256_setzero_ps(); 2];
         let table = Entries::of(t);
@@ -189,7 +189,7 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
                     let q = q.add(u * UNIT_COLS);
                     let (codes, low) = codes::<N, K>(&planes, &table, g * UNITS + u, 8 * half);
                     if K <= 2 {
-                        // Codes of 2 and 3 bits leave room for a whole group in 16 bits.
+                        // A whole group of 2- or 3-bit codes fits into 16 bits.
                         narrow = _mm256_add_epi16(narrow, narrow_dots(&codes, q));
                     } else if K == 4 {
                         dot = _mm256_add_epi32(dot, wide_dots(&codes, q));
@@ -213,7 +213,7 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// Prefetches the data of later groups. The hardware prefetcher follows too few streams, and stops at pages.
+/// Prefetches the data of later groups. The hardware prefetcher tracks too few streams, and stops at pages.
 #[inline(always)]
 unsafe fn prefetch<const N: usize, const UNITS: usize>(t: &Tile, planes: &[*const u8; 5], g: usize) {
     // SAFETY: a prefetch of any address is allowed.
@@ -239,7 +239,7 @@ impl Lanes for Lanes16 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller guarantees it, here and below.
         unsafe { Lanes16(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
     }
 

@@ -1,9 +1,9 @@
 //! Tile products with AVX-512 and VNNI: a vector of codes is a register, a row is a lane.
 //!
-//! One token's codes go from the planes to the products without leaving the registers. For several tokens, a stretch of
-//! two tiles is unpacked to the L1 cache and multiplied with blocks of eight tokens, whose sums stay in registers. The
-//! integer products are exact, and the float operations of a group ([`add_group`]) are the same in each. With AMX,
-//! calls of many tokens use [`amx`] instead.
+//! One token's codes go from the planes to the products without leaving the registers. For several tokens, a
+//! stretch of two tiles is unpacked to the L1 cache and multiplied with blocks of eight tokens, whose sums
+//! stay in registers. The integer products are exact, and both ways use the same float operations per group
+//! ([`add_group`]). With AMX, calls of many tokens use [`amx`] instead.
 #![allow(unsafe_code)]
 
 mod amx;
@@ -24,22 +24,22 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use unpack::{AHEAD, LOWERED, RAISED, codes, entries, raised};
 
-/// Units unpacked at a time: 8 KB of codes of each of two tiles, which leaves room for the activations in the L1 cache.
+/// Units unpacked at a time: 8 KB of codes of each of two tiles, so that the activations also fit into the L1 cache.
 const STRETCH: usize = 16;
 
-/// An upper bound of the cache lines that a stretch of a tile takes in all planes, with its scales and zero points.
+/// An upper bound for the cache lines of a stretch of a tile, in all planes, with its scales and zero points.
 const STRETCH_LINES: usize = STRETCH * (8 * VECTOR + 3 * TILE_ROWS) / 64 + 7;
 
-/// The same of two tiles.
+/// The same for two tiles.
 type Next = Later<{ 2 * STRETCH_LINES }>;
 
-/// As many planes have the bits of what a table's codes stand for: the K of kernels, which is N for other codes.
+/// The K of kernels for table codes, whose entries need the bits of this many planes. For other codes K is N.
 const LOOKED_UP: usize = 5;
 
-/// The same, looked up by an instruction that takes no notice of a code's upper bits, where the machine has it (VBMI).
+/// The same with an instruction that ignores a code's upper bits (VBMI), if the machine has it.
 const PERMUTED: usize = 6;
 
-/// Tokens of a block with VNNI: their sums with two tiles are sixteen registers.
+/// Tokens per block with VNNI: their sums for two tiles take sixteen registers.
 const BLOCK: usize = 8;
 
 /// Tiles of one shape times tokens `first..`, one for each of their sums.
@@ -54,7 +54,7 @@ pub(super) fn tile_times<const TILES: usize>(
     // SAFETY: an `Isa` of these kinds exists only where the features were detected; the caller (`nested::times`) has
     // compared the sizes of matrices, activations and sums.
     unsafe {
-        // The feature is detected once, and then remembered.
+        // The standard library detects the feature once and caches the result.
         let permutes = is_x86_feature_detected!("avx512vbmi");
         match (t[0].level, t[0].group, t[0].table) {
             (1, _, Some(_)) if permutes => times::<1, PERMUTED, 1, TILES>(t, x, first, sums),
@@ -104,8 +104,8 @@ pub(super) fn pair_times(isa: Isa, t: [&Tile; 2], x: &Halves, tokens: (usize, us
 }
 
 /// # Safety
-/// The machine has the features; all of `t` have N planes and groups of `UNITS · 32`, and a table if K is not N; `x` has their groups, and the tokens
-/// `first..`, one for each of every tile's `sums`.
+/// The machine has the features. All of `t` have N planes and groups of `UNITS · 32`, and a table if K is not
+/// N. `x` has their groups, and the tokens `first..`, one for each of every tile's `sums`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,avx2,fma")]
 unsafe fn times<const N: usize, const K: usize, const UNITS: usize, const TILES: usize>(
     t: [&Tile; TILES],
@@ -113,7 +113,7 @@ unsafe fn times<const N: usize, const K: usize, const UNITS: usize, const TILES:
     first: usize,
     mut sums: [&mut [[f32; TILE_ROWS]]; TILES],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         if sums[0].len() > 1 {
             return many::<N, K, UNITS, TILES>(t, x, first, sums);
@@ -124,8 +124,8 @@ unsafe fn times<const N: usize, const K: usize, const UNITS: usize, const TILES:
     }
 }
 
-/// Converts a group's integers to floats, for each row: the scale, and the offset to be added to every code. Both in
-/// steps of the level's codes; a step is a power of two, so nothing is rounded.
+/// Converts a group's integers to floats, for each row: the scale, and the offset that is added to every
+/// code. Both are in steps of the level's codes; a step is a power of two, so nothing is rounded.
 #[derive(Clone, Copy)]
 struct Params {
     scale: __m512,
@@ -136,7 +136,7 @@ impl Params {
     /// ASK as with [`codes`].
     #[inline(always)]
     unsafe fn load<const ASK: bool>(t: &Tile, g: usize) -> Params {
-        // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+        // SAFETY: the caller guarantees group g and the features; a prefetch of any address is allowed.
         unsafe {
             let (scale, zeros) = scales_and_zeros::<ASK>(t, g);
             let centre = _mm512_sub_ps(_mm512_set1_ps(t.middle), zeros);
@@ -151,7 +151,7 @@ impl Params {
 /// Scales and zero points of a group. ASK as with [`codes`].
 #[inline(always)]
 unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m512) {
-    // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+    // SAFETY: the caller guarantees group g and the features; a prefetch of any address is allowed.
     unsafe {
         let scales = t.scales.as_ptr().add(g * t.params.scale_bytes());
         let zeros = t.zeros.as_ptr().add(g * t.params.zero_bytes());
@@ -199,7 +199,7 @@ unsafe fn scales_and_zeros<const ASK: bool>(t: &Tile, g: usize) -> (__m512, __m5
 /// Adds a group's products with one token, whose scale is `a` and whose sum is `sum`, to the totals of its rows.
 #[inline(always)]
 fn add_group(p: Params, dot: __m512i, a: f32, sum: f32, total: __m512) -> __m512 {
-    // SAFETY: inlined into functions that enable the features, and nowhere else used.
+    // SAFETY: used only inlined into functions that enable the features.
     unsafe {
         let centre = _mm512_mul_ps(p.centre, _mm512_set1_ps(sum));
         let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(a), centre);
@@ -210,7 +210,7 @@ fn add_group(p: Params, dot: __m512i, a: f32, sum: f32, total: __m512) -> __m512
 /// Four activations in every lane.
 #[inline(always)]
 unsafe fn four(q: *const i8) -> __m512i {
-    // SAFETY: the caller vouches for 4 values of `q`, and for the features.
+    // SAFETY: the caller guarantees 4 values of `q`, and the features.
     unsafe { _mm512_set1_epi32(q.cast::<i32>().read_unaligned()) }
 }
 
@@ -226,15 +226,15 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     sums: &mut [f32; TILE_ROWS],
 ) {
     let planes = t.planes.map(<[u8]>::as_ptr);
-    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
-    // and its activations.
+    // SAFETY: as the caller guarantees, group g has its units in every plane of the level, its 16 scales and
+    // zero points, and its activations.
     unsafe {
         let mut total = _mm512_setzero_ps();
         let table = entries(t);
         for g in 0..t.groups {
             let (q, a, sum) = x.group(g);
             let q = q.as_ptr().add(n * UNITS * UNIT_COLS);
-            // One sum for each field, because fields are raised by different powers of two.
+            // One sum for each field, because fields are multiplied by different powers of two.
             let mut dots = [_mm512_setzero_si512(); 4];
             for u in 0..UNITS {
                 let codes = codes::<N, K, RAISED, true>(&planes, table, g * UNITS + u);
@@ -250,8 +250,8 @@ unsafe fn one<const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// The sum of the fields' products, each shifted down from its field's position: exact, because they are whole
-/// multiples.
+/// The sum of the fields' products, each shifted right by its field's position. Exact, because they are
+/// multiples of that power of two.
 #[inline(always)]
 fn lower<const K: usize>(dots: [__m512i; 4]) -> __m512i {
     // SAFETY: as in `add_group`.
@@ -308,7 +308,7 @@ unsafe fn many<const N: usize, const K: usize, const UNITS: usize, const TILES: 
     };
     for from in (0..groups).step_by(STRETCH / UNITS) {
         let stretch = from..groups.min(from + STRETCH / UNITS);
-        // SAFETY: the caller's promise; a stretch is complete before it is used.
+        // SAFETY: the caller guarantees it; a stretch is complete before it is used.
         unsafe {
             for (t, s) in t.iter().zip(&mut s) {
                 let planes = t.planes.map(<[u8]>::as_ptr);
@@ -355,8 +355,8 @@ fn next<const N: usize, const UNITS: usize, const TILES: usize>(
     })
 }
 
-/// Adds a stretch of groups times T tokens from `first` on to their sums. With two tiles, each loaded activation serves
-/// twice: with one tile, every product would need its own load, and loads would limit the speed.
+/// Adds the products of a stretch of groups with T tokens from `first` on to their sums. With two tiles, each loaded
+/// activation is used twice. With one, every product would need its own load, and loads would limit the speed.
 ///
 /// # Safety
 /// The machine has the features; the stretches are filled, `x` has their groups and the tokens, `sums` T rows of each tile.
@@ -370,7 +370,7 @@ unsafe fn tokens<const UNITS: usize, const TILES: usize, const T: usize>(
     sums: [*mut [f32; TILE_ROWS]; TILES],
     later: &mut Next,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         for (i, g) in stretch.clone().enumerate() {
             later.ask();
@@ -404,7 +404,7 @@ impl Lanes for __m512 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller guarantees it, here and below.
         unsafe { _mm512_set1_ps(x) }
     }
 

@@ -14,10 +14,10 @@ use crate::kernels::{
 use crate::quant::Matrix;
 use std::sync::PoisonError;
 
-/// Products of one operation at a time: their number has no small bound, but nearly always fits.
+/// Outputs of one operation that are kept on the stack. There may be more, but rarely are.
 const OUTS: usize = 4;
 
-/// Limits values to `±limit`.
+/// Clamps values to `±limit`.
 fn clamp(x: &mut [f32], limit: f32) {
     x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
 }
@@ -45,7 +45,7 @@ impl Backend for CpuBackend {
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
-        // An observer must see all tokens.
+        // An observer must get all tokens.
         let all = self.observer.get().is_some();
         let least = if self.isa.halves() { MANY } else { 1 };
         (!all).then_some(least.min(tokens))
@@ -108,7 +108,7 @@ impl Backend for CpuBackend {
             }
             order.clear();
             order.extend(0..router.experts as u32);
-            // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` orders NaN as well.
+            // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` also orders NaN.
             choosing.standings(logits, standings);
             let standing = |e: u32| standings[e as usize];
             let best_first = |&a: &u32, &b: &u32| standing(b).total_cmp(&standing(a)).then(a.cmp(&b));
@@ -199,7 +199,7 @@ impl Backend for CpuBackend {
         let (mut row, mut v_dim) = (0, 0);
         for Sequence { pos, tokens, kv } in sequences {
             let (q, k) = (&mut q[row * q_width..], &mut k[row * kv_width..]);
-            // A latent is its own value.
+            // A latent is also the value.
             let v = if how.latent { &mut [][..] } else { &mut v[row * kv_width..] };
             let written = if shared { None } else { Some(&mut *kv) };
             self.place([&mut *q, k, v], how, pos, tokens, written);
@@ -245,7 +245,7 @@ impl Backend for CpuBackend {
     }
 }
 
-/// The parts of these calls.
+/// The steps of these calls.
 impl CpuBackend {
     fn conv(&self, call: ConvCall<'_, '_, Aligned<f32>>) {
         let ConvCall { x, sequences, weight, bias, taps, out } = call;
@@ -287,7 +287,7 @@ impl CpuBackend {
         format!("CPU {}, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
     }
 
-    /// Copies `src[at..]` to `dst`, after everything before it has finished.
+    /// Copies `src[at..]` to `dst`, after all earlier operations have finished.
     pub fn download(&self, src: &Aligned<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
         dst.copy_from_slice(&src[at..at + dst.len()]);
         Ok(())
@@ -329,8 +329,8 @@ impl CpuBackend {
         }
     }
 
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, where they are, and writes their
-    /// keys and values to the cache, if there is one. These are used up.
+    /// Prepares the queries of `tokens` rows at positions `pos..` in place, and writes their keys and values
+    /// to the cache, if there is one. The keys and values are overwritten.
     pub fn place(
         &self,
         [q, k, v]: [&mut [f32]; 3],
@@ -369,7 +369,7 @@ impl CpuBackend {
         }
     }
 
-    /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
+    /// Causal attention of `tokens` queries at positions `pos..`, each to the positions of `kv` up to its own.
     pub fn attention(
         &self,
         q: &[f32],
@@ -408,7 +408,7 @@ impl CpuBackend {
         }
     }
 
-    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
+    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, in order of rank, with rows of `d` values.
     pub fn combine(
         &self,
         slots: &Aligned<f32>,
@@ -428,7 +428,7 @@ impl CpuBackend {
         });
     }
 
-    /// Of rows of `width` values, `x = activation(x) · by`.
+    /// `x = activation(x) · by` for rows of `width` values.
     fn gate(&self, x: &mut Aligned<f32>, width: usize, rows: usize, times: Times<'_, Aligned<f32>>) {
         let Times { activation, by, at, stride } = times;
         self.pool.operation("activation");
@@ -447,7 +447,7 @@ impl CpuBackend {
 
     /// `x[..len] += y[..len]`.
     pub fn add(&self, x: &mut Aligned<f32>, y: &Aligned<f32>, len: usize) {
-        // Pieces for the threads; a short or odd length stays whole.
+        // Pieces for the threads; short or odd lengths are not split.
         const PIECE: usize = 1024;
         let piece = if len.is_multiple_of(PIECE) { PIECE } else { len };
         if len > 0 {

@@ -1,10 +1,10 @@
-//! The gated short convolution: the specification of `conv.wgsl`, channel by channel, oldest tap first.
+//! The gated short convolution, per channel, oldest tap first. This is the specification of `conv.wgsl`.
 
-/// Inputs of the tokens of a call, and of those before.
+/// The inputs of a call's tokens, and of the tokens before.
 pub(super) struct Inputs<'a> {
     /// `[tokens, 3 · d]`: B, C and v.
     pub(super) x: &'a [f32],
-    /// `[taps - 1, d]` of `B ⊙ v`; zeros where there are none.
+    /// `B ⊙ v` of the tokens before, `[taps - 1, d]`; zeros if `None`.
     pub(super) before: Option<&'a [f32]>,
     /// `[d, taps]`.
     pub(super) weight: &'a [f32],
@@ -23,7 +23,7 @@ impl Inputs<'_> {
         out.iter_mut().zip(gate).for_each(|(out, gate)| *out *= gate);
     }
 
-    /// Adds the product of the token that is `back` before token `t`.
+    /// Adds the product of the tap `back` tokens before token `t`.
     fn add(&self, t: usize, back: usize, sums: &mut [f32]) {
         let (d, taps) = (sums.len(), self.taps);
         let weights = self.weight.iter().skip(taps - 1 - back).step_by(taps);
@@ -41,8 +41,8 @@ impl Inputs<'_> {
     }
 }
 
-/// The last inputs of `tokens` tokens, into slot `to` of `state` (`[slots, kept, d]`), for those that come next. Where the tokens are
-/// fewer, the last ones of slot `from` are among them.
+/// Stores the last inputs of `tokens` tokens in slot `to` of `state` (`[slots, kept, d]`), for the next call.
+/// If there are fewer tokens than taps, the last inputs of slot `from` are stored as well.
 pub(super) fn keep(
     x: &[f32],
     tokens: usize,

@@ -1,11 +1,11 @@
-//! Which cores threads run on. Phones have big and small cores; a caller that knows them can name a list.
+//! The cores on which threads run. Phones have big and small cores; a caller can pass a list.
 //!
-//! A thread is bound to the whole list, not to one core: the system may move it within the list, so two pools do not
-//! collide on one core.
+//! A thread is bound to the whole list, not to one core. So the system may move it within the list, and two
+//! pools do not collide on one core.
 
 use crate::error::{Error, Result};
 
-/// Whether this process may run on all of `cores`, and threads can be bound here at all.
+/// Checks that this process may run on all of `cores`, and that the system can bind threads.
 ///
 /// # Errors
 /// `Invalid` for an empty list or a core that does not exist; `Unsupported` if the system cannot bind threads.
@@ -16,7 +16,7 @@ pub(super) fn check(cores: &[usize]) -> Result<()> {
     imp::check(cores)
 }
 
-/// Binds the calling thread. If the system now refuses, that costs speed, not results.
+/// Binds the calling thread. If the system refuses, only speed suffers, not results.
 pub(super) fn bind(cores: &[usize]) {
     imp::bind(cores);
 }

@@ -1,6 +1,6 @@
-//! Loops over floats, compiled for the instruction set in hand.
+//! Runs float loops compiled for a given instruction set.
 
-/// `$body` with `$lanes` naming what an instruction set keeps sixteen floats in. The caller's function is compiled for it.
+/// Runs `$body`, where `$lanes` is the instruction set's type for sixteen floats.
 macro_rules! with_lanes {
     ($isa:expr, $lanes:ident => $body:expr) => {
         match $isa.kind() {

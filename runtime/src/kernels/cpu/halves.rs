@@ -1,5 +1,5 @@
-//! Activations in bfloat16 for products of many tokens, as tile registers take them. A row is converted by itself: no
-//! groups, no scales, and no dependence on its neighbours.
+//! Activations in bfloat16 for products of many tokens, in the layout of tile registers. A row is converted
+//! by itself, without groups or scales, so it does not depend on its neighbours.
 
 use super::activations::SPARE_TOKENS;
 use super::aligned::grow;
@@ -11,12 +11,12 @@ use std::sync::{Mutex, PoisonError};
 /// Tokens of a task.
 const ROWS_AT_ONCE: usize = 16;
 
-/// A unit of one token, in a cache line of its own.
+/// A unit of one token, in its own cache line.
 #[derive(Clone, Default)]
 #[repr(C, align(64))]
 struct Line([u16; UNIT_COLS]);
 
-/// Some tokens, in rows.
+/// Rows of several tokens.
 #[derive(Default)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Halves {
@@ -28,7 +28,7 @@ pub(super) struct Halves {
     lines: Vec<Line>,
 }
 
-/// An odd number of lines, so that neighbouring tokens lie in different sets of a cache; with room for groups of 64.
+/// An odd number of lines, so that neighbouring tokens lie in different cache sets. There is room for groups of 64.
 const fn stride(cols: usize) -> usize {
     (2 * cols.div_ceil(2 * UNIT_COLS)) | 1
 }
@@ -72,7 +72,7 @@ impl Halves {
         });
     }
 
-    /// Bytes that `tokens` tokens take.
+    /// Bytes for `tokens` tokens.
     pub(super) fn bytes(tokens: usize, cols: usize) -> usize {
         (tokens + SPARE_TOKENS) * stride(cols) * size_of::<Line>()
     }
@@ -88,8 +88,8 @@ impl Halves {
         self.cols == cols && first.checked_add(n).is_some_and(|end| end <= self.tokens)
     }
 
-    /// The address of token `t`, whose units follow each other, and the bytes from one token to the next. SPARE_TOKENS
-    /// follow the last.
+    /// The address of token `t`, whose units follow each other, and the bytes from one token to the next.
+    /// After the last token there are SPARE_TOKENS more.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn token(&self, t: usize) -> (*const u8, usize) {
         assert!(t < self.tokens);

@@ -1,4 +1,4 @@
-//! Products of heads: each head's rows of one matrix times what that head has.
+//! Per-head products: each head's rows of one matrix times that head's values.
 
 use super::aligned::Aligned;
 use super::product::{Out, Product};
@@ -9,7 +9,7 @@ use crate::quant::TILE_ROWS;
 use std::sync::PoisonError;
 
 impl CpuBackend {
-    /// Products of heads.
+    /// Per-head products.
     pub fn heads(&self, call: HeadsCall<'_, Aligned<f32>>) {
         let (rows, cols) = (call.rows(), call.matrix.cols());
         let HeadsCall { matrix, heads, x, tokens, kept, out } = call;
@@ -17,7 +17,7 @@ impl CpuBackend {
         self.pool.operation("products of heads");
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { inputs, heads: gathered, tokens: all, .. } = &mut *scratch;
-        // Kernels take consecutive rows: those of a head behind each other.
+        // Kernels take consecutive rows, so a head's rows are gathered one after the other.
         gathered.reserve(heads * tokens * cols);
         all.clear();
         all.reserve_exact(2 * heads * tokens);

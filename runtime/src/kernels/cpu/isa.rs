@@ -1,7 +1,7 @@
-//! Which instructions this machine has, and how code runs with them.
+//! The instruction sets of this machine, and how to run code that uses them.
 //!
-//! An [`Isa`] beyond the scalar one is only made after detection ([`Isa::available`]); holding one is the permission to
-//! call its functions.
+//! An [`Isa`] beyond the scalar one is created only after detection ([`Isa::available`]). So holding one
+//! permits calling its functions.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -9,14 +9,14 @@ mod amx;
 
 use std::fmt;
 
-/// An instruction set that this machine has and that kernels exist for.
+/// An instruction set that this machine has and that we have kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
 
 /// Every instruction set, whether or not this machine has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Whatever the compiler's baseline is; the reference.
+    /// The compiler's baseline; the reference.
     Scalar,
     /// x86-64 with AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
@@ -30,13 +30,13 @@ pub(super) enum Kind {
     /// AArch64 with the dot-product extension.
     #[cfg(target_arch = "aarch64")]
     Dotprod,
-    /// AArch64 with the extension for matrices of bytes.
+    /// AArch64 with the extension for matrices of bytes (i8mm).
     #[cfg(target_arch = "aarch64")]
     I8mm,
 }
 
 impl Isa {
-    /// What this machine can run, slowest first.
+    /// The instruction sets of this machine, slowest first.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut all = vec![Isa(Kind::Scalar)];
@@ -89,7 +89,7 @@ impl Isa {
         self.0
     }
 
-    /// Runs `f`, compiled with this instruction set as far as it is inlined.
+    /// Runs `f`. What is inlined into `f` is compiled for this instruction set.
     #[inline]
     pub(super) fn run<R>(self, f: impl FnOnce() -> R) -> R {
         #[cfg(target_arch = "x86_64")]

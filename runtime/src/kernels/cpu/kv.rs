@@ -8,18 +8,18 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
 
-/// Positions of a block of keys: one vector of scores.
+/// Positions per block of keys: one vector of scores.
 pub(super) const BLOCK: usize = 16;
 
-/// Positions of a tile.
+/// Positions per tile.
 pub(super) const TILE: usize = 64;
 
-/// Keys and values of a layer, in a fixed number of places.
+/// A layer's keys and values, in a fixed number of places.
 pub struct CpuKv {
     pub(super) heads: usize,
     pub(super) head_dim: usize,
     pub(super) v_dim: usize,
-    /// Places, whole tiles: position `p` takes place `p` modulo their number.
+    /// Places, a multiple of [`TILE`]: position `p` has place `p % capacity`.
     pub(super) capacity: usize,
     pub(super) store: Store,
 }
@@ -31,7 +31,7 @@ pub(super) enum Store {
 }
 
 impl CpuKv {
-    /// `[head_dim, v_dim]` are the values of a key and of a value.
+    /// `[head_dim, v_dim]` are the numbers of values in a key and in a value.
     pub(super) fn new(
         capacity: usize,
         heads: usize,
@@ -57,7 +57,7 @@ impl CpuKv {
         dims.map(side).iter().sum()
     }
 
-    /// Writes `tokens` rows from `pos` on. Where heads of values are shorter than those of `v`, they are their ends.
+    /// Writes `tokens` rows from `pos` on. If the cache's values are shorter than `v`'s heads, it gets their ends.
     pub(super) fn write(&mut self, pos: usize, tokens: usize, k: &[f32], v: &[f32]) {
         let (heads, dim, v_dim, capacity) = (self.heads, self.head_dim, self.v_dim, self.capacity);
         let width = heads * dim;
@@ -88,7 +88,7 @@ impl CpuKv {
 const _: () = assert!(BLOCK == KV_BLOCK && TILE == KV_TILE && cfg!(target_endian = "little"));
 
 impl CpuKv {
-    /// Copies a part out as it is stored, with the unused lanes of the last block set to zero.
+    /// Copies a part out as it is stored, but with zeros in the unused lanes of the last block.
     pub(super) fn read(&self, part: &KvPart, out: &mut [u8]) {
         let len = part.head_bytes();
         for (head, out) in part.heads.clone().zip(out.chunks_exact_mut(len.max(1))) {
@@ -120,7 +120,7 @@ impl CpuKv {
         }
     }
 
-    /// Where a part of a head begins, in bytes of its side.
+    /// Offset of a head's part, in bytes.
     fn at(&self, part: &KvPart, head: usize) -> usize {
         let shape = part.shape;
         let number = if matches!(self.store, Store::Half { .. }) { 2 } else { 4 };
@@ -158,7 +158,7 @@ thread_local! {
     static HALVES: RefCell<Vec<f16>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that this thread keeps.
+/// Bytes that this thread keeps allocated.
 #[cfg(test)]
 pub(super) fn held_by_thread() -> usize {
     HALVES.with_borrow(|h| 2 * h.capacity())

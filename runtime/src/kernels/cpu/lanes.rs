@@ -20,9 +20,9 @@ impl Cell for f32 {
 /// Sixteen floats in the registers of an instruction set.
 ///
 /// # Safety
-/// Of every method: the machine has the instructions; pointers are good for 16 numbers.
+/// For every method: the machine has the instructions, and pointers are valid for 16 numbers.
 pub(super) trait Lanes: Copy {
-    /// Whether sixteen of these stay in registers beside their operands; otherwise four do.
+    /// Whether sixteen of these stay in registers together with their operands; otherwise four do.
     const MANY: bool;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load<T: Cell>(at: *const T) -> Self;

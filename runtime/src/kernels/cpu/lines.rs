@@ -13,15 +13,15 @@ type Line = [f32; TILE_ROWS];
 pub(super) fn ask<T>(x: &[T]) {
     #[cfg(target_arch = "x86_64")]
     for line in x.chunks(size_of::<Line>() / size_of::<T>()) {
-        // SAFETY: every x86-64 has the instruction, and may be given any address.
+        // SAFETY: every x86-64 has the instruction, and it accepts any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
 }
 
-/// Cache lines to be read after the current computation, prefetched to the L2 cache a few at a time. All at once they
-/// would queue behind each other; in the L1 cache they would evict data in use.
+/// Cache lines that are read after the current computation. We prefetch them to the L2 cache a few at a time.
+/// All at once they would queue behind each other; in the L1 cache they would evict data in use.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Later<const MOST: usize> {
     at: [*const u8; MOST],
@@ -32,13 +32,13 @@ pub(super) struct Later<const MOST: usize> {
 
 #[cfg(target_arch = "x86_64")]
 impl<const MOST: usize> Later<MOST> {
-    /// No lines.
+    /// No cache lines.
     #[inline(always)]
     pub(super) fn none() -> Self {
         Later { at: [std::ptr::null(); MOST], lines: 0, next: 0, each: 0 }
     }
 
-    /// Takes the cache lines of any number of byte ranges, as far as there is room, and spreads their prefetch over
+    /// Takes the cache lines of several byte ranges, as many as fit, and spreads their prefetches over
     /// `calls` calls of [`Later::ask`].
     #[inline(always)]
     pub(super) fn take(&mut self, stretches: impl Iterator<Item = (*const u8, usize)>, calls: usize) {
@@ -55,20 +55,20 @@ impl<const MOST: usize> Later<MOST> {
         self.each = self.lines.div_ceil(calls.max(1));
     }
 
-    /// Prefetches the next few, in order.
+    /// Prefetches the next few lines, in order.
     #[inline(always)]
     pub(super) fn ask(&mut self) {
         let some = self.next..self.lines.min(self.next + self.each);
         self.next = some.end;
         for line in &self.at[some] {
-            // SAFETY: every x86-64 has the instruction, and may be given any address.
+            // SAFETY: every x86-64 has the instruction, and it accepts any address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
         }
     }
 }
 
-/// Writes a line with non-temporal stores if it is one whole cache line. Otherwise the cache would read the line before
-/// writing it, and evict data that is needed sooner. Other threads see it after [`written`].
+/// Writes a line, with non-temporal stores if it is one whole cache line. A normal store would first read the
+/// cache line, and evict data that is needed sooner. Other threads see the values after [`written`].
 ///
 /// # Safety
 /// `to` is valid for writes of a line, and aligned for f32.
@@ -77,21 +77,21 @@ pub(super) unsafe fn store_past(to: *mut f32, line: &Line) {
     #[cfg(target_arch = "x86_64")]
     if (to as usize).is_multiple_of(size_of::<Line>()) {
         for (i, four) in line.as_chunks::<4>().0.iter().enumerate() {
-            // SAFETY: the caller's promise; every x86-64 has the instruction, and the address is a multiple of 16.
+            // SAFETY: the caller guarantees it; every x86-64 has the instruction; the address is a multiple of 16.
             unsafe { _mm_stream_ps(to.add(4 * i), _mm_loadu_ps(four.as_ptr())) }
         }
         return;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe { to.copy_from_nonoverlapping(line.as_ptr(), line.len()) }
 }
 
-/// Call this after [`store_past`] and before another thread learns that the values exist: non-temporal stores are not
-/// ordered with other stores.
+/// Call this after [`store_past`] and before publishing the values to another thread: non-temporal stores are
+/// not ordered with other stores.
 #[inline(always)]
 pub(super) fn written() {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has the instruction, and it touches no memory.
+    // SAFETY: every x86-64 has the instruction, and it accesses no memory.
     unsafe {
         _mm_sfence();
     }
@@ -105,7 +105,7 @@ mod tests {
     fn lines_are_asked_for_in_so_many_calls_each_once() {
         let bytes = [0u8; 1000];
         let mut later = Later::<16>::none();
-        // Whatever its address, 200 bytes that start at a line's last byte touch five lines.
+        // At any address, 200 bytes that start at a line's last byte touch five lines.
         let from = bytes.as_ptr().wrapping_add(63 - bytes.as_ptr().addr() % 64);
         later.take([(from, 100), (from.wrapping_add(100), 100)].into_iter(), 4);
         assert_eq!(later.lines, 6, "the line in which one ends and the next begins is named twice");

@@ -1,6 +1,6 @@
-//! Float loops over slices. Written over small fixed arrays, so that they vectorise for any instruction set that
-//! [`super::isa::Isa::run`] compiles them for; nothing is fused. The order of summation is fixed by the code, not by
-//! how the data is split among threads or calls.
+//! Float loops over slices. They use small fixed arrays, so that they vectorise for any instruction set for
+//! which [`super::isa::Isa::run`] compiles them; nothing is fused. The code fixes the order of summation;
+//! threads and calls do not change it.
 
 use crate::kernels::Activation;
 
@@ -54,7 +54,7 @@ pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// RMS norm of one row. The mean is taken in f64: rows are long and the reference accumulates in more than f32.
+/// RMS norm of one row. The mean is computed in f64: rows are long, and the reference is more precise than f32.
 #[inline(always)]
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let scale = rms_scale(x, eps);
@@ -85,8 +85,8 @@ fn rms_scale(x: &[f32], eps: f32) -> f32 {
     (1.0 / (sum / x.len() as f64 + f64::from(eps)).sqrt()) as f32
 }
 
-/// `e^x` to within two units in the last place; 0 below −87.3, and `exp(0)` is 1. In plain operations, so that loops over
-/// it vectorise (after Cephes' `expf`).
+/// `e^x` to within two units in the last place; 0 below −87.3, and `exp(0)` is 1. It uses plain operations,
+/// so that loops with it vectorise (after Cephes' `expf`).
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -156,7 +156,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `e^(a · ln(1 + e^x))` for an `a` below zero: what is left of a memory after a step of length `ln(1 + e^x)`.
+/// `e^(a · ln(1 + e^x))` for `a < 0`: the share of a memory that is left after a step of `ln(1 + e^x)`.
 #[inline(always)]
 pub(super) fn fade(x: f32, a: f32) -> f32 {
     exp(a * (x.max(0.0) + exp(-x.abs()).ln_1p()))
@@ -193,7 +193,7 @@ pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Rotates one head: pairs half the rotated dimensions apart.
+/// Applies rope to one head. The values of a pair are half the rotated dimensions apart.
 #[inline(always)]
 pub(super) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (a, b) = head[..2 * cos.len()].split_at_mut(cos.len());

@@ -59,12 +59,12 @@ pub struct CpuOptions {
     pub threads: usize,
     /// Instruction set; by default the best that the machine has.
     pub isa: Option<Isa>,
-    /// Cores to run on, by the system's numbers: the backend's threads, and every thread that calls it, from its first
-    /// operation on. Linux and Android only.
+    /// Cores to run on, by the system's numbers. They apply to the backend's threads and, from its first
+    /// operation on, to every thread that calls it. Linux and Android only.
     pub cores: Option<Vec<usize>>,
     /// Keys and values in single precision, which is the reference; otherwise in half precision.
     pub kv_single: bool,
-    /// Where to record what each thread does.
+    /// Receives spans of each thread's work.
     pub trace: Option<Arc<Trace>>,
 }
 
@@ -74,19 +74,19 @@ pub struct CpuBackend {
     isa: Isa,
     kv_single: bool,
     scratch: Mutex<Scratch>,
-    /// `0..tokens` of a dense block.
+    /// `0..tokens`: the slots of a dense block.
     slots: Mutex<Vec<u32>>,
     observer: OnceLock<Arc<dyn Observer>>,
-    /// Bytes of weights worth reading into the last-level cache before they are used.
+    /// Bytes of weights that are prefetched to the last-level cache.
     warm_bytes: usize,
 }
 
-/// Cores that the system lets this process use.
+/// Cores that this process may use.
 fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The rotations of the inputs of experts of one layer, and of their hidden values.
+/// The rotations of one layer's experts: of their inputs, and of their hidden values.
 fn rotations(jobs: &[ExpertJob]) -> [Option<Rotation>; 2] {
     let all = jobs.iter().map(|j| [&j.expert.gate, &j.expert.up, &j.expert.down].map(Matrix::rotation));
     let [gate, _, down] = all.clone().next().unwrap_or_default();
@@ -120,12 +120,12 @@ impl CpuBackend {
             scratch: Mutex::default(),
             slots: Mutex::default(),
             observer: OnceLock::new(),
-            // The other half is for experts, which stream through.
+            // The other half is for experts, which pass through the cache.
             warm_bytes: warm::last_cache_bytes() / 2,
         })
     }
 
-    /// Shows `observer` the inputs of every product from now on. Only the first observer is kept.
+    /// Reports the inputs of every product to `observer` from now on. Only the first observer is kept.
     pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
         let _ = self.observer.set(observer);
     }
@@ -135,7 +135,7 @@ impl CpuBackend {
         self.pool.threads()
     }
 
-    /// Reads all of `words` once, on all threads, and returns a mixture of them: measures the bandwidth of memory.
+    /// Reads all of `words` once, on all threads, and returns a mixture of them. For measuring the memory bandwidth.
     pub fn read(&self, words: &[u64]) -> u64 {
         const PART: usize = 64 << 10;
         let total = AtomicU64::new(0);
@@ -146,7 +146,7 @@ impl CpuBackend {
                 || {
                     let mut lanes = [0u64; 32];
                     for words in part.chunks_exact(32) {
-                        // Not a plain sum: compilers would reorder it and gather every lane from far apart.
+                        // Not a plain sum: compilers would reorder it and gather a lane's words from far apart.
                         for (lane, word) in lanes.iter_mut().zip(words) {
                             *lane = lane.rotate_left(1) ^ word;
                         }
@@ -169,7 +169,7 @@ impl CpuBackend {
         });
     }
 
-    /// Several products of one input in one job. The callers pass exclusively borrowed, distinct outputs.
+    /// Several products of one input in one job. The outputs must be distinct and exclusively borrowed.
     #[allow(unsafe_code)]
     fn products<'a>(
         &self,
@@ -210,7 +210,7 @@ impl CpuBackend {
         unsafe { product::run(pool, isa, &input, count, product) }
     }
 
-    /// Shows the observer, if any, the rows of `x` that each job's matrix is multiplied with.
+    /// Reports the rows of `x` that each job's matrix multiplies to the observer, if there is one.
     fn show<'a>(
         &self,
         jobs: &[ExpertJob],
@@ -224,8 +224,8 @@ impl CpuBackend {
         }
     }
 
-    /// Gate, up, activation and down of several experts, each over its own tokens. `name` is the inputs' name, as in
-    /// [`Routed`](super::Routed).
+    /// Gate, up, activation and down of several experts, each for its own tokens. `name` identifies the
+    /// inputs, as [`Routed::inputs`](super::Routed) does.
     fn feed_forward(
         &self,
         x: &[f32],
@@ -242,7 +242,7 @@ impl CpuBackend {
         let Scratch { inputs, turned, gate, tokens, .. } = &mut *scratch;
         let slots: usize = jobs.iter().map(|j| j.slots.len()).sum();
         gate.reserve(slots * ff);
-        // Each job's tokens, and the rows of `gate` that it owns.
+        // Each job's tokens, and its rows in `gate`.
         tokens.clear();
         tokens.reserve_exact(2 * slots);
         tokens.extend(jobs.iter().flat_map(|j| j.slots).map(|&s| s / top_k as u32));
@@ -263,8 +263,8 @@ impl CpuBackend {
             None => x,
         };
         self.pool.operation("gate and up");
-        // Kernels take consecutive tokens: a single one, a dense block's, or a copy in the order of the jobs. Inputs
-        // with a name are always copied, even a single row, because they are not quantized again.
+        // Kernels take consecutive tokens: a single one, a dense block's, or a copy in the order of the jobs.
+        // Inputs with a name are always copied, even a single row: they were quantized before and are reused.
         let in_a_row = |i: usize| token_of[range(i)].windows(2).all(|w| w[0] + 1 == w[1]);
         let plain = (name == 0 || rows == 1) && (0..jobs.len()).all(in_a_row);
         let order = if plain { None } else { Some(token_of) };
@@ -319,7 +319,7 @@ impl CpuBackend {
         self.each_row(&mut x[..rows * n], n, &|_, x| math::rms_norm_in_place(x, weight, eps));
     }
 
-    /// Rotates `heads` heads of `head_dim` values in `tokens` rows at positions `pos..`.
+    /// Applies rope to `heads` heads of `head_dim` values in `tokens` rows at positions `pos..`.
     fn rope(
         &self,
         x: &mut [f32],

@@ -28,13 +28,13 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use unpack::{Quarter, unpack};
 
-/// As many planes have the bits of what a table's codes stand for: the K of kernels, which is N for other codes.
+/// The K of kernels for table codes, whose entries need the bits of this many planes. For other codes K is N.
 const LOOKED_UP: usize = 5;
 
 /// How a core multiplies codes with activations.
 trait Core {
-    /// Whether 8-bit codes are multiplied as signed bytes, less 128, which the zero point compensates. Shorter codes
-    /// fit as they are.
+    /// Whether 8-bit codes are multiplied as signed bytes, minus 128, which the zero point compensates.
+    /// Shorter codes fit into signed bytes.
     const SIGNED: bool;
 
     /// The instruction of [`Core::dot`].
@@ -47,11 +47,11 @@ trait Core {
     /// The machine has the core's instructions.
     unsafe fn dot<const LANE: usize>(sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t;
 
-    /// Stores the codes of rows `4 r ..` in the order that [`Core::dots`] reads.
+    /// Stores the codes of rows `4 r ..` in the order in which [`Core::dots`] reads them.
     fn put(unit: &mut Unit, r: usize, codes: Quarter);
 
-    /// A group's products with T tokens, an even number, for a tile's rows four by four. Each register of codes serves
-    /// all of the tokens, and their sums stay in registers.
+    /// A group's products with T tokens, an even number, for a tile's rows four by four. Each register of
+    /// codes is used for all of the tokens, whose sums stay in registers.
     ///
     /// # Safety
     /// The machine has the core's instructions; `q` has `UNITS · 32` activations of each token.
@@ -73,7 +73,7 @@ pub(super) fn tile_times(isa: Isa, t: &Tile, x: &Activations, first: usize, sums
 /// # Safety
 /// The machine has the instructions of `C`; `x` has the groups of `t`, and the tokens `first..`, one for each of `sums`.
 unsafe fn any_level<C: Core>(t: &Tile, x: &Activations, first: usize, sums: &mut [[f32; TILE_ROWS]]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         match (t.level, t.group, t.table) {
             (1, _, Some(_)) => times::<C, 1, LOOKED_UP, 1>(t, x, first, sums),
@@ -101,10 +101,10 @@ unsafe fn times<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // Codes less 128 need a middle that is 128 higher.
+    // Codes minus 128 need a middle that is 128 higher.
     let middle = if C::SIGNED && K == 5 { t.middle + 128.0 } else { t.middle };
     let t = &Tile { middle, ..*t };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         match sums {
             [sums] => one::<C, N, K, UNITS>(t, x, first, sums),
@@ -113,14 +113,14 @@ unsafe fn times<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// The entries of a tile's table; zeros where it has none.
+/// The entries of a tile's table; zeros if it has none.
 #[inline(always)]
 fn entries(t: &Tile) -> uint8x16_t {
     // SAFETY: NEON is AArch64's baseline; a table has sixteen entries.
     unsafe { t.table.map_or(vdupq_n_u8(0), |(entries, _)| vld1q_u8(entries.as_ptr())) }
 }
 
-/// The codes of 4 rows of unit `u`, or what they stand for in a table if K is not N, as `C` multiplies them.
+/// The codes of 4 rows of unit `u`, in the form that `C` multiplies; looked up in the table if K is not N.
 #[inline(always)]
 unsafe fn codes<C: Core, const N: usize, const K: usize>(
     planes: &[*const u8; 5],
@@ -128,7 +128,7 @@ unsafe fn codes<C: Core, const N: usize, const K: usize>(
     u: usize,
     rows: usize,
 ) -> Quarter {
-    // SAFETY: NEON is AArch64's baseline; the caller vouches for unit `u` in the first N planes.
+    // SAFETY: NEON is AArch64's baseline; the caller guarantees unit `u` in the first N planes.
     unsafe {
         let mut codes = unpack::<N>(planes, u, rows);
         if K != N {
@@ -138,8 +138,8 @@ unsafe fn codes<C: Core, const N: usize, const K: usize>(
     }
 }
 
-/// Converts the integers of some rows to floats: the scale, and the offset to be added to every code. Both in steps of
-/// the level's codes; a step is a power of two, so nothing is rounded.
+/// Converts the integers of several rows to floats: the scale, and the offset that is added to every code.
+/// Both are in steps of the level's codes; a step is a power of two, so nothing is rounded.
 #[derive(Clone, Copy)]
 struct Affine {
     scale: float32x4_t,
@@ -151,7 +151,7 @@ type Params = [Affine; 4];
 
 #[inline(always)]
 unsafe fn params(t: &Tile, g: usize) -> Params {
-    // SAFETY: NEON is AArch64's baseline; the caller vouches for group g.
+    // SAFETY: NEON is AArch64's baseline; the caller guarantees group g.
     unsafe {
         let scales = t.scales.as_ptr().add(g * t.params.scale_bytes());
         let zeros = t.zeros.as_ptr().add(g * t.params.zero_bytes());
@@ -275,8 +275,8 @@ unsafe fn one<C: Core, const N: usize, const K: usize, const UNITS: usize>(
     sums: &mut [f32; TILE_ROWS],
 ) {
     let planes = t.planes.map(<[u8]>::as_ptr);
-    // SAFETY: the caller's promise: group g has its units in every plane of the level, its 16 scales and zero points,
-    // and its activations.
+    // SAFETY: as the caller guarantees, group g has its units in every plane of the level, its 16 scales and
+    // zero points, and its activations.
     unsafe {
         let mut totals = [vdupq_n_f32(0.0); 4];
         let table = entries(t);
@@ -325,7 +325,7 @@ impl Lanes for Lanes16 {
 
     #[inline(always)]
     unsafe fn load<T: Cell>(at: *const T) -> Self {
-        // SAFETY: as above; sixteen numbers of either type, by the caller's promise.
+        // SAFETY: as above; sixteen numbers of either type, as the caller guarantees.
         unsafe {
             let mut out = Self::splat(0.0);
             if T::HALF {

@@ -1,10 +1,10 @@
-//! Products of nested matrices with activations in 8 bits.
+//! Products of nested matrices with 8-bit activations.
 //!
-//! One algorithm for every instruction set: a tile (16 rows) is computed group by group. A group's planes are merged to
-//! one byte per code once for all current tokens, and each token adds its scaled integer dot products, one per row.
-//! Only a kernel's `tile_times` differs between machines. The instruction set alone fixes the order of the float
-//! operations of an output element: it is the same for one token as for many, and for any number of threads, so that
-//! decoding repeats what a prefill would have computed.
+//! One algorithm for every instruction set: a tile (16 rows) is computed group by group. A group's planes are
+//! merged to one byte per code, once for all current tokens. For each token we then add the scaled integer
+//! dot products, one per row. Only a kernel's `tile_times` differs between machines. The order of the float
+//! operations of an output element depends only on the instruction set, not on the number of tokens or
+//! threads. So decoding gives the bits of a prefill.
 
 use super::activations::Activations;
 #[cfg(target_arch = "x86_64")]
@@ -20,8 +20,8 @@ use super::tiles::{Sums, TOKEN_BLOCK};
 use super::{avx2, avx512};
 use crate::quant::TILE_ROWS;
 
-/// Products of a tile's rows with the tokens `first..`, one for each of `sums`, which must be zero: `sums[n][r] = row r
-/// · token first + n`.
+/// Products of a tile's rows with the tokens from `first` on, one for each of `sums`, which must be zero:
+/// `sums[n][r] = row r · token first + n`.
 pub(super) fn times(
     isa: Isa,
     m: &Tiles,
@@ -44,8 +44,8 @@ pub(super) fn times(
     sums.iter_mut().flatten().for_each(|sum| *sum *= t.alpha);
 }
 
-/// The same for two matrices of one shape and level, or for two tiles of one matrix. Some instruction sets compute them
-/// together.
+/// The same for two matrices of one shape and level, or for two tiles of one matrix. Some instruction sets
+/// compute both together.
 #[inline(always)]
 pub(super) fn times_two(
     isa: Isa,

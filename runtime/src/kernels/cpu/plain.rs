@@ -24,7 +24,7 @@ pub(super) fn tile_times(
     assert!(w.len().is_multiple_of(cols) && w.len() <= TILE_ROWS * cols && tokens.len() == sums.len());
     with_lanes!(isa, L => isa.run(
         #[inline(always)]
-        // SAFETY: an `Isa` of a kind exists only where its instructions are.
+        // SAFETY: an `Isa` of a kind exists only on machines with its instructions.
         || unsafe { rows::<L>(w, cols, x, tokens, sums) },
     ));
 }
@@ -36,7 +36,7 @@ unsafe fn rows<L: Lanes>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums
     let x = |n: u32| &x[n as usize * cols..][..cols];
     let (fours, rest) = tokens.as_chunks::<4>();
     let (sum_fours, sum_rest) = sums.as_chunks_mut::<4>();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         for (t, sums) in fours.iter().zip(sum_fours) {
             block::<L, 4>(w, cols, t.map(x), sums);
@@ -47,7 +47,7 @@ unsafe fn rows<L: Lanes>(w: &[f32], cols: usize, x: &[f32], tokens: &[u32], sums
     }
 }
 
-/// All rows times T tokens, as many rows at a time as have their sums in registers.
+/// All rows times T tokens, with as many rows at a time as have room for their sums in registers.
 ///
 /// # Safety
 /// As [`rows`].
@@ -61,7 +61,7 @@ unsafe fn block<L: Lanes, const T: usize>(
     let (mut row, rows) = (0, w.len() / cols);
     while row < rows {
         let w = &w[row * cols..];
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe {
             row += match rows - row {
                 4.. if L::MANY => some::<L, 4, T>(w, cols, x, row, sums),
@@ -85,7 +85,7 @@ unsafe fn some<L: Lanes, const R: usize, const T: usize>(
 ) -> usize {
     let w: [&[f32]; R] = std::array::from_fn(|r| &w[r * cols..][..cols]);
     let x = x.map(|x| &x[..cols]);
-    // SAFETY: the caller's promise; every load is within a row, or of a padded copy.
+    // SAFETY: the caller guarantees it; every load is within a row, or within a padded copy.
     unsafe {
         let mut total = [[L::splat(0.0); T]; R];
         let whole = cols / WIDTH * WIDTH;
@@ -110,14 +110,14 @@ unsafe fn some<L: Lanes, const R: usize, const T: usize>(
 /// Adds the products of one register each.
 ///
 /// # Safety
-/// As [`rows`]; all pointers are good for a register.
+/// As [`rows`]; all pointers are valid for a register.
 #[inline(always)]
 unsafe fn add<L: Lanes, const R: usize, const T: usize>(
     w: [*const f32; R],
     x: [*const f32; T],
     total: &mut [[L; T]; R],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         let mut columns = [L::splat(0.0); T];
         for (column, x) in columns.iter_mut().zip(x) {

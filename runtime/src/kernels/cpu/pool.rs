@@ -1,8 +1,8 @@
 //! A small thread pool for operations of tens of microseconds: workers spin briefly for the next job, then park.
 //!
-//! Every thread has a range of the tasks and takes them in order, so that it reads one consecutive run of memory, which
-//! prefetches well. A thread that finishes its range takes tasks of the others, so an uneven task delays no thread.
-//! Each output element belongs to one task, so results do not depend on which thread computes it.
+//! Each thread has a range of the tasks and takes them in order, so it reads one contiguous run of memory, which
+//! prefetches well. When its range is done, a thread takes tasks from other ranges, so a slow task delays no
+//! thread. Each output element belongs to one task, so results do not depend on which thread computes it.
 #![allow(unsafe_code)]
 
 use super::cores;
@@ -14,24 +14,24 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// Polls of the job counter before a worker parks: about as long as the gap between two operations of a token, and
-/// short enough for an idle phone.
+/// Polls of the job counter before a worker parks. This takes about as long as the gap between two operations
+/// of a token, and is short enough for an idle phone.
 const SPINS: usize = 4000;
 
-/// The bit of [`Shared::door`] that says whether a job may be joined.
+/// The bit of [`Shared::door`] that is set while workers may join the job.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
-/// Called with the number of the thread, and of the task.
+/// Arguments: the thread's number and the task's number.
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// The current job. `task` is only dereferenced between its publication and the end of [`Pool::run`].
+/// The current job. `task` is dereferenced only between its publication and the end of [`Pool::run`].
 #[derive(Clone, Copy)]
 struct Job {
     task: *const Task<'static>,
     tasks: usize,
 }
 
-// SAFETY: the pointer is to a `Sync` closure, and `Pool::run` keeps it alive until every worker is done with it.
+// SAFETY: the pointer is to a `Sync` closure, and `Pool::run` keeps it alive until no worker uses it any more.
 unsafe impl Send for Job {}
 
 /// A counter in its own cache line.
@@ -42,11 +42,11 @@ struct Next(AtomicUsize);
 struct Shared {
     job: Mutex<Option<Job>>,
     wake: Condvar,
-    /// Number of jobs ever published; a worker that sees it change has work.
+    /// Number of jobs published so far. A worker that reads a new value has work.
     epoch: AtomicUsize,
     /// For each thread, the first unclaimed task of its range.
     next: Vec<Next>,
-    /// Workers in the current job, and [`OPEN`] while others may join.
+    /// The number of workers in the current job, and [`OPEN`] while more may join.
     door: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -54,7 +54,7 @@ struct Shared {
     traced: Option<Traced>,
 }
 
-/// Where to record what each thread does.
+/// Receives the spans of each thread.
 struct Traced {
     trace: Arc<Trace>,
     /// The current operation.
@@ -72,7 +72,7 @@ impl Shared {
         job.tasks * i / self.next.len()
     }
 
-    /// Binds the calling thread to the pool's cores, if it has any and the thread is not bound yet.
+    /// Binds the calling thread to the pool's cores, if the pool has a list and the thread is not bound yet.
     fn bind(&self) {
         if let Some(list) = &self.cores
             && BOUND.replace(std::ptr::from_ref(self).addr()) != std::ptr::from_ref(self).addr()
@@ -81,7 +81,7 @@ impl Shared {
         }
     }
 
-    /// Calls `f`, which returns how many tasks it ran, and records a span if there were any.
+    /// Calls `f`, which returns the number of tasks it ran, and records a span if there were any.
     fn record(&self, thread: usize, f: impl FnOnce() -> usize) {
         let Some(traced) = &self.traced else {
             f();
@@ -99,12 +99,12 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// One job at a time, from whichever thread.
+    /// Held during a job: jobs run one at a time.
     turn: Mutex<()>,
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included, on these cores; `trace` records their work.
+    /// A pool of `threads` threads, the caller's included, on these cores. `trace` receives their spans.
     pub fn new(threads: usize, cores: Option<Vec<usize>>, trace: Option<Arc<Trace>>) -> Pool {
         if let Some(trace) = &trace {
             trace.threads(threads.max(1));
@@ -121,7 +121,7 @@ impl Pool {
             traced: trace.map(|trace| Traced { trace, operation: Mutex::new("") }),
         });
         let (starting, started) = mpsc::channel::<()>();
-        // A thread that the system refuses is one helper less, not a failure.
+        // If the system refuses a thread, the pool has one less. That is not a failure.
         let spawn = |i| {
             let (shared, starting) = (shared.clone(), starting.clone());
             let run = move || {
@@ -131,8 +131,8 @@ impl Pool {
             thread::Builder::new().name(format!("dollop-{i}")).spawn(run).ok()
         };
         let workers = (1..threads.max(1)).filter_map(spawn).collect();
-        // A thread allocates when it starts, which on a busy machine may be in the middle of a token. Wait for all of
-        // them.
+        // A thread allocates memory when it starts; on a busy machine that may be in the middle of a token.
+        // So wait until all have started.
         drop(starting);
         let _ = started.recv();
         Pool { shared, workers, turn: Mutex::new(()) }
@@ -150,7 +150,7 @@ impl Pool {
         }
     }
 
-    /// Calls `task` for every number below `tasks`, on all threads, and returns when all have returned.
+    /// Calls `task` for every number below `tasks`, on all threads, and returns when all calls have returned.
     ///
     /// # Panics
     /// If a task panicked.
@@ -160,15 +160,15 @@ impl Pool {
 
     /// [`Pool::run`], with one `T` for each thread; there must be [`Pool::numbers`] of them.
     ///
-    /// The caller makes them as large as the tasks need: a thread that joins late, as on a busy machine, must not
-    /// allocate then.
+    /// The caller allocates for each `T` what the tasks need: a thread that joins late, as on a busy machine,
+    /// must not allocate then.
     pub fn run_with<T: Send>(&self, tasks: usize, own: &[Mutex<T>], task: &(dyn Fn(usize, &mut T) + Sync)) {
         self.run_numbered(tasks, &|thread, i| {
             task(i, &mut own[thread].lock().unwrap_or_else(PoisonError::into_inner));
         });
     }
 
-    /// How many thread numbers there are, from 0, including threads that the system refused.
+    /// The number of thread numbers, which begin at 0. Threads that the system refused count.
     pub fn numbers(&self) -> usize {
         self.shared.next.len()
     }
@@ -183,8 +183,8 @@ impl Pool {
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
-        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before the door is shut and nobody is in; a
-        // worker touches the pointer only while it is in.
+        // SAFETY: only the lifetime changes. `run` does not return, nor unwind, before `OPEN` is cleared and
+        // no worker is in the job, and a worker uses the pointer only while it is in the job.
         let task: *const Task<'static> =
             unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         let job = Job { task, tasks };
@@ -197,7 +197,7 @@ impl Pool {
         }
         s.wake.notify_all();
         let mine = catch_unwind(AssertUnwindSafe(|| claim(s, job, 0)));
-        // All tasks are taken. Do not wait for sleeping workers: waking one may take longer than the job did.
+        // All tasks are taken. Do not wait for sleeping workers: waking one may take longer than the job.
         s.door.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0usize;
         while s.door.load(Ordering::Acquire) != 0 {
@@ -212,7 +212,7 @@ impl Pool {
     }
 }
 
-/// Takes tasks of thread `me`'s range, then of those after it.
+/// Runs tasks of thread `me`'s range, then of the ranges after it.
 fn claim(s: &Shared, job: Job, me: usize) {
     // SAFETY: see `Pool::run`: the closure outlives the job.
     let task = unsafe { &*job.task };
@@ -255,13 +255,13 @@ fn work(s: &Shared, me: usize) {
         if s.stop.load(Ordering::Relaxed) {
             return;
         }
-        // Missed jobs are done.
+        // Jobs that this worker missed are done.
         seen = s.epoch.load(Ordering::Acquire);
         let open = |door: usize| (door & OPEN != 0).then_some(door + 1);
         if s.door.fetch_update(Ordering::AcqRel, Ordering::Relaxed, open).is_err() {
             continue;
         }
-        // `run` does not return, and so publishes no other job, while a worker is in: this is the job that was joined.
+        // While a worker is in, `run` does not return, so no other job is published: this is the job that was joined.
         let job = *s.job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = job
             && catch_unwind(AssertUnwindSafe(|| claim(s, job, me))).is_err()

@@ -1,7 +1,7 @@
 //! Matrix products: many matrices, many tokens, one job for the pool.
 //!
-//! A [`Product`] says which rows of an input are multiplied with a matrix and where the results go. Its matrix is cut
-//! into tasks of some tiles (16 rows); a task writes the elements of its rows for every token and nothing else.
+//! A [`Product`] defines which rows of an input a matrix multiplies, and where the results go. Its matrix is split
+//! into tasks of several tiles (16 rows). A task writes the elements of its rows, for every token, and nothing else.
 #![allow(unsafe_code)]
 
 use super::activations::Activations;
@@ -31,23 +31,23 @@ pub(super) struct Input<'a> {
     pub(super) plain: &'a [f32],
     pub(super) by_32: &'a Activations,
     pub(super) by_64: &'a Activations,
-    /// In bfloat16, if nested matrices read it so.
+    /// The same in bfloat16, if nested matrices use it.
     pub(super) halves: Option<&'a Halves>,
 }
 
 /// One matrix times some rows of an input.
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
-    /// With another matrix of the same size: the result is the activation of both products.
+    /// The other matrix of the same size, if the result is the activation of both products.
     pub(super) up: Option<Up<'a>>,
     /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
-    /// Tiles of the matrix that are multiplied, where not all are: results begin at the first of them.
+    /// The tiles to multiply, if not all. The results begin at the first of them.
     pub(super) part: Option<Range<usize>>,
-    /// The first of as many consecutive rows of the quantized input.
+    /// The first row of the quantized input; the product's tokens are consecutive from there.
     pub(super) first: usize,
     pub(super) bias: Option<&'a [f32]>,
-    /// Where the result of the n-th token goes: row `to[n]` of the output; row n without `to`.
+    /// The output row of each token: `to[n]` for the n-th, or n without `to`.
     pub(super) to: Option<&'a [u32]>,
     pub(super) out: Out,
 }
@@ -60,7 +60,7 @@ pub(super) struct Up<'a> {
     pub(super) activation: Activation,
 }
 
-/// Adds a tile's part of the bias, if any, to its sums.
+/// Adds a tile's part of the bias, if there is one, to its sums.
 #[inline(always)]
 fn add_bias(bias: Option<&[f32]>, tile: usize, sums: &mut [[f32; TILE_ROWS]]) {
     if let Some(bias) = bias {
@@ -75,7 +75,7 @@ impl Product<'_> {
         self.part.as_ref().map_or(self.matrix.rows().div_ceil(TILE_ROWS), Range::len)
     }
 
-    /// The first of them.
+    /// The first tile to multiply.
     fn first_tile(&self) -> usize {
         self.part.as_ref().map_or(0, |part| part.start)
     }
@@ -83,17 +83,17 @@ impl Product<'_> {
     /// Writes the results of a tile's rows for tokens `from..`, with non-temporal stores if `past`.
     ///
     /// # Safety
-    /// As [`run`], and nobody else computes this tile.
+    /// As [`run`], and no other thread computes this tile.
     #[inline(always)]
     unsafe fn write(&self, tile: usize, from: usize, sums: &[[f32; TILE_ROWS]], past: bool) {
         let first = tile * TILE_ROWS;
         let n = TILE_ROWS.min(self.matrix.rows() - first);
         let to_col = first - self.first_tile() * TILE_ROWS;
-        // Nearly always a whole tile: with the length constant, the copy is a move instead of a call.
+        // A tile is nearly always whole. With a constant length, the copy is a move instead of a call.
         let whole = n == TILE_ROWS;
         for (i, sums) in (from..).zip(sums.iter()) {
             let to = self.to.map_or(i, |to| to[i] as usize);
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 match whole {
                     true => self.out.set(to, to_col, sums, past),
@@ -115,12 +115,12 @@ pub(super) struct Out {
     at: *mut f32,
     len: usize,
     stride: usize,
-    /// Values before the first of a row.
+    /// Values to skip at the beginning of each row.
     from: usize,
 }
 
-// SAFETY: tasks write disjoint elements (each its own matrix rows), and whoever made the `Out` keeps the buffer borrowed
-// until the pool has returned: `run` takes the buffers' owners by the lifetimes of its callers.
+// SAFETY: tasks write disjoint elements (each its own matrix rows), and the code that makes an `Out` keeps the
+// buffer borrowed until the pool has returned: `run` ties the buffers' owners to the lifetimes of its callers.
 unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
@@ -131,13 +131,13 @@ impl Out {
         Out { at: buffer.as_mut_ptr(), len: buffer.len(), stride, from: 0 }
     }
 
-    /// The same rows without their first values.
+    /// The same rows without their first `from` values.
     pub(super) fn behind(self, from: usize) -> Out {
         Out { from, ..self }
     }
 
     /// # Safety
-    /// The buffer is still borrowed for this `Out`, and nobody else touches the elements meanwhile.
+    /// The buffer is still borrowed for this `Out`, and no other thread accesses the elements during the call.
     #[inline(always)]
     unsafe fn set(&self, row: usize, col: usize, values: &[f32], past: bool) {
         let col = self.from + col;
@@ -146,7 +146,7 @@ impl Out {
             i + values.len() <= self.len && col + values.len() <= self.stride,
             "columns {col}.. of row {row} are outside the output"
         );
-        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        // SAFETY: in bounds by the assertion; exclusive, as the caller guarantees.
         unsafe {
             let to = self.at.add(i);
             match <&[f32; TILE_ROWS]>::try_from(values) {
@@ -185,7 +185,7 @@ pub(super) unsafe fn run<'a>(
     let per_task = if many { per_task.next_multiple_of(2) } else { per_task };
     let tasks = |i: usize| product(i).tiles().div_ceil(per_task);
     let total = (0..count).map(tasks).sum();
-    // Experts have one size, so a division finds a task's product without a search; other products are few.
+    // Experts have one size, so a division finds a task's product without a search; others are few.
     let each = tasks(0);
     let alike = (1..count).all(|i| tasks(i) == each);
     let find = |mut task: usize| {
@@ -203,12 +203,12 @@ pub(super) unsafe fn run<'a>(
         let p = product(i);
         let first = p.first_tile();
         let tiles = first + task * per_task..first + ((task + 1) * per_task).min(p.tiles());
-        // SAFETY: the caller's promise; this task alone has these rows of the matrix.
+        // SAFETY: the caller guarantees it; only this task has these rows of the matrix.
         isa.run(
             #[inline(always)]
             || unsafe {
                 match p.tokens {
-                    // Decoding: needs no room for a block's sums.
+                    // Decoding: no memory for a block's sums is needed.
                     [_] if input.halves.is_none() => one(isa, input, &p, tiles),
                     _ => pairs(isa, input, &p, tiles, past),
                 }
@@ -223,7 +223,7 @@ pub(super) unsafe fn run<'a>(
 /// One token.
 ///
 /// # Safety
-/// As [`run`], and nobody else computes these tiles.
+/// As [`run`], and no other thread computes these tiles.
 #[inline(always)]
 unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
     let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| (Weights::new(input, up.matrix), up)));
@@ -238,12 +238,12 @@ unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
             add_bias(of.bias, tile, &mut ups);
             math::activate(of.activation, &mut sums[0], &ups[0]);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { p.write(tile, 0, &sums, false) }
     }
 }
 
-/// Several tokens, two tiles at a time: a tile and the one of `up`, or else two neighbours.
+/// Several tokens, two tiles at a time: a tile and that of `up`, or else two neighbours.
 ///
 /// # Safety
 /// As [`one`].
@@ -268,7 +268,7 @@ unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past:
                 (None, Some(next)) => add_bias(p.bias, next, b),
                 (None, None) => {}
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 p.write(tile, first, a, past);
                 if let (None, Some(next)) = (p.up, next) {

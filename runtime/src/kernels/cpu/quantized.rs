@@ -40,18 +40,18 @@ pub(super) fn quantize(
     });
 }
 
-/// The inputs of a layer's routed experts: of the tokens in their order, quantized once, and gathered in the order in
-/// which the experts of a call read them.
+/// The inputs of a layer's routed experts. All tokens are quantized once; then the tokens of each call are
+/// gathered in the order in which its experts read them.
 #[derive(Default)]
 pub(super) struct Ordered {
     tokens: Activations,
     ordered: Activations,
-    /// The name of the inputs in `tokens`.
+    /// The number of the inputs in `tokens` (see [`crate::kernels::Routed::inputs`]).
     made: u64,
 }
 
 impl Ordered {
-    /// Gathers rows of the inputs in order; the inputs are quantized unless the last ones had the same name.
+    /// Gathers rows of the inputs in order. First quantizes the inputs, unless the number is the last one.
     pub(super) fn put(
         &mut self,
         pool: &Pool,
@@ -78,7 +78,7 @@ impl Ordered {
         &self.ordered
     }
 
-    /// An upper bound of its bytes for `tokens` tokens of `cols` values, `ordered` of them gathered.
+    /// An upper bound for the bytes with `tokens` tokens of `cols` values, `ordered` of them gathered.
     pub(super) fn bytes(tokens: usize, ordered: usize, cols: usize, group: usize) -> usize {
         Activations::bytes(tokens, cols, group) + Activations::bytes(ordered, cols, group)
     }
@@ -89,7 +89,7 @@ impl Ordered {
     }
 }
 
-/// Neighbouring groups of a task: a kilobyte of a token is a run that the hardware prefetches.
+/// Neighbouring groups of a task: a kilobyte of a token, which is long enough for the hardware prefetcher.
 const GROUPS_AT_ONCE: usize = 4;
 
 /// How many tokens ahead a task prefetches.

@@ -4,10 +4,10 @@
 use super::pool::Pool;
 use std::marker::PhantomData;
 
-/// Fewer values than this are not worth waking threads for.
+/// Below this number of values, waking threads costs more than it saves.
 const SERIAL_VALUES: usize = 16 * 1024;
 
-/// A buffer of rows that tasks share.
+/// A buffer of rows that several tasks share.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     at: *mut f32,
@@ -16,7 +16,7 @@ pub(super) struct Rows<'a> {
     owner: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for an exclusive borrow; who calls `row` promises that no two users of a row overlap.
+// SAFETY: it represents an exclusive borrow, and callers of `row` guarantee that no two uses of a row overlap.
 unsafe impl Send for Rows<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Rows<'_> {}
@@ -30,11 +30,11 @@ impl<'a> Rows<'a> {
     /// Row `i`.
     ///
     /// # Safety
-    /// Nobody else has this row meanwhile.
+    /// No other reference to this row exists at the same time.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn row(&self, i: usize) -> &mut [f32] {
         assert!((i + 1) * self.width <= self.len, "row {i} is outside the buffer");
-        // SAFETY: within the buffer by the assertion, which is borrowed as long as `self`; exclusive by the caller.
+        // SAFETY: in bounds by the assertion; the buffer is borrowed as long as `self`; exclusive by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(i * self.width), self.width) }
     }
 }

@@ -1,5 +1,5 @@
-//! Tile products without special instructions: the specification for every other instruction set. Written in loops that
-//! compilers vectorise, for machines without a better kernel.
+//! Tile products without special instructions: the specification for every other instruction set. Compilers
+//! vectorise these loops, for machines without a better kernel.
 
 #![allow(unsafe_code)]
 
@@ -10,7 +10,7 @@ use crate::quant::{PLANE_BITS, TILE_ROWS, UNIT_COLS, VECTOR, VECTORS, unit_bytes
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// The codes of unit `u`, one byte each, or what they stand for in a table.
+/// The codes of unit `u`, one byte each; table codes are looked up.
 pub(super) fn unpack(t: &Tile, u: usize, out: &mut [[u8; VECTOR]; VECTORS]) {
     *out = [[0; VECTOR]; VECTORS];
     for (p, bits) in PLANE_BITS.into_iter().enumerate().take(t.level) {
@@ -90,7 +90,7 @@ impl Lanes for Lanes16 {
 
     #[inline(always)]
     unsafe fn load<T: Cell>(at: *const T) -> Self {
-        // SAFETY: sixteen numbers of either type, by the caller's promise.
+        // SAFETY: sixteen numbers of either type, as the caller guarantees.
         unsafe {
             if T::HALF {
                 let halves = at.cast::<[f16; 16]>().read_unaligned();
@@ -105,7 +105,7 @@ impl Lanes for Lanes16 {
 
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { at.cast::<[f32; 16]>().write_unaligned(self.0) }
     }
 

@@ -1,7 +1,7 @@
-//! Memory that the CPU backend keeps between operations, and its upper bound, which the memory planner counts on.
+//! Memory that the CPU backend keeps between operations, and its upper bound, which the memory plan uses.
 //!
-//! Scratch grows to what an operation needs and never shrinks. It grows to the exact size ([`super::aligned::grow`]), so that the bound
-//! of [`CpuBackend::scratch_bytes`] can be computed from a model's shape before anything is loaded.
+//! Scratch grows to what an operation needs and never shrinks. It grows to the exact size ([`super::aligned::grow`]), so
+//! that [`CpuBackend::scratch_bytes`] can compute the bound from a model's shape before anything is loaded.
 
 use super::MANY;
 use super::activations::Activations;
@@ -21,16 +21,16 @@ pub struct ScratchShape {
     pub chunk: usize,
     /// Width of the residual stream.
     pub d: usize,
-    /// Columns of the widest matrix that reads the residual stream or attention's output; down projections do not
-    /// count.
+    /// Columns of the widest matrix whose input is the residual stream or attention's output. Down
+    /// projections do not count.
     pub widest: usize,
     /// Hidden width of a routed expert; 0 without any.
     pub ff_routed: usize,
-    /// Whether the inputs of routed experts' gates are rotated, and those of their down projections.
+    /// Whether the inputs of routed experts' gates, and of their down projections, are rotated.
     pub rotated: [bool; 2],
     /// Hidden width of the widest dense block or shared expert; 0 without any.
     pub ff_dense: usize,
-    /// Values of the inputs of products of heads that a token has.
+    /// Values per token in the inputs of per-head products.
     pub of_heads: usize,
     /// Routed experts per token.
     pub top_k: usize,
@@ -51,7 +51,7 @@ pub struct ScratchShape {
 pub(super) struct Inputs {
     pub(super) by_32: Activations,
     pub(super) by_64: Activations,
-    /// For a layer's routed experts.
+    /// Inputs of a layer's routed experts.
     pub(super) routed_32: Ordered,
     pub(super) routed_64: Ordered,
     pub(super) halves: Halves,
@@ -62,12 +62,12 @@ pub(super) struct Inputs {
 pub(super) struct Turned {
     /// `[tokens, d]`.
     x: Aligned<f32>,
-    /// The name of these inputs.
+    /// The inputs' number in [`crate::kernels::Routed::inputs`].
     made: u64,
 }
 
 impl Turned {
-    /// `rows` of `x`, rotated by `rotation` unless the last ones had the same name (see
+    /// Rotates `rows` of `x` with `rotation`, unless the last inputs had the same number (see
     /// [`crate::kernels::Routed::inputs`]).
     pub(super) fn put(
         &mut self,
@@ -110,11 +110,11 @@ pub(super) struct Scratch {
     pub(super) turned: Turned,
     /// Activated inputs of the down projections, `[slots, ff]`.
     pub(super) gate: Aligned<f32>,
-    /// Inputs of products of heads, `[heads, tokens, cols]`.
+    /// Inputs of per-head products, `[heads, tokens, cols]`.
     pub(super) heads: Aligned<f32>,
     pub(super) tokens: Vec<u32>,
     pub(super) attending: Attending,
-    /// For routing: weights of a token's experts, what they are chosen by, and their order.
+    /// For routing: the weights of a token's experts, their scores for the choice, and their order.
     pub(super) weights: Vec<f32>,
     pub(super) standings: Vec<f32>,
     pub(super) order: Vec<u32>,
@@ -141,15 +141,15 @@ impl Scratch {
 }
 
 impl CpuBackend {
-    /// An upper bound of the bytes of a backend's own scratch, for any computation with a model of this shape in chunks
-    /// of this size: quantized activations, hidden values of feed-forward blocks, routing, and attention's working
-    /// memory per thread. It excludes buffers and caches that the caller allocates, and stacks.
+    /// An upper bound for the bytes of a backend's own scratch, for any computation with a model of this shape in
+    /// chunks of this size: quantized activations, hidden values of feed-forward blocks, routing, and attention's
+    /// working memory per thread. It excludes stacks, and buffers and caches that the caller allocates.
     pub fn scratch_bytes(shape: &ScratchShape) -> usize {
         let s = shape;
-        // An expert is chosen once per token at most, so one job alone has no more slots than tokens.
+        // A token chooses an expert at most once, so one job alone has no more slots than tokens.
         let slots = (s.chunk * s.top_k).min(SLOTS_AT_ONCE.max(s.chunk));
         let dense = s.chunk.min(SLOTS_AT_ONCE);
-        // Products of heads have a row for each head of each token.
+        // Per-head products have a row for each head of each token.
         let heads = if s.of_heads > 0 { s.heads } else { 0 };
         let of_head = s.of_heads.div_ceil(s.heads.max(1));
         let inputs = [
@@ -159,7 +159,7 @@ impl CpuBackend {
             (s.chunk * heads, of_head),
         ];
         let ordered = if s.ff_routed > 0 { slots } else { 0 };
-        // Quantized activations of calls of up to `tokens` tokens.
+        // Bytes of quantized activations for calls of up to `tokens` tokens.
         let quantized = |tokens: usize| -> usize {
             let group = |group| {
                 let bytes = |&(n, cols): &(usize, usize)| Activations::bytes(n.min(tokens), cols, group);
@@ -171,7 +171,7 @@ impl CpuBackend {
             };
             group(32) + group(64)
         };
-        // In bfloat16, if the machine computes calls of many tokens so; then only calls of few tokens are quantized.
+        // In bfloat16, if the machine uses it for calls of many tokens; then only small calls are quantized.
         let halves = inputs.iter().map(|&(tokens, cols)| Halves::bytes(tokens, cols)).max().unwrap_or(0);
         let halves =
             halves.max(Halves::bytes(ordered, s.d)) + quantized((MANY - 1) * s.top_k.max(heads).max(1));

@@ -1,4 +1,4 @@
-//! Every instruction set of this machine against the scalar specification in `quant`.
+//! Compares every instruction set of this machine with the scalar specification in `quant`.
 
 use super::aligned::Aligned;
 use super::*;
@@ -21,8 +21,8 @@ fn buffer(x: impl AsRef<[f32]>) -> Aligned<f32> {
     put(&backend(Isa::best(), 1), x.as_ref())
 }
 
-/// A test lane that knows its processor names the instruction set that must be detected: all other tests would pass
-/// without it.
+/// A CI job for a known processor sets the instruction set that must be detected: without it, all other tests
+/// would pass.
 #[test]
 fn the_best_instruction_set_is_the_one_that_the_lane_expects() {
     if let Ok(expected) = std::env::var("DOLLOP_TEST_ISA") {
@@ -106,8 +106,8 @@ fn one_token_computes_what_it_computes_among_many_on_any_number_of_threads() {
     }
 }
 
-/// bfloat16 rounds both factors to 8 bits of mantissa: each product has a relative error of at most 2⁻⁷, plus a little
-/// for the sums in single precision. 8-bit activations err by half a step, max/254 of their group.
+/// bfloat16 rounds both factors to 8 bits of mantissa: each product has a relative error of at most 2⁻⁷, plus a
+/// little for the sums in single precision. 8-bit activations have an error of half a step, max/254 of their group.
 #[test]
 fn many_tokens_err_less_than_eight_bits_do() {
     for isa in Isa::available().into_iter().filter(|isa| isa.halves()) {
@@ -135,7 +135,7 @@ fn many_tokens_err_less_than_eight_bits_do() {
                             out.to_vec()
                         };
                         let out = product(&x, 2);
-                        // Within calls of many tokens, neither their number nor the threads matter.
+                        // In calls of many tokens, neither the number of tokens nor the threads change a bit.
                         assert!(
                             product(&x[..MANY * cols], 1) == out[..MANY * rows],
                             "{isa} {shape} {tokens}"

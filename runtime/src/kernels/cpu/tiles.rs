@@ -1,9 +1,9 @@
-//! Tiles of nested matrices (16 rows), as their kernels read them, and the kernels' sums.
+//! Tiles of nested matrices (16 rows), as kernels read them, and the kernels' sums.
 
 use super::activations::Activations;
 use crate::quant::{GroupParams, Nested, TILE_ROWS};
 
-/// One tile of a matrix, as its kernels read it.
+/// One tile of a matrix, as kernels read it.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     /// Codes of each plane, empty above the level.
@@ -18,22 +18,22 @@ pub(super) struct Tile<'a> {
     pub(super) groups: usize,
     /// Weights a group: 32 or 64.
     pub(super) group: usize,
-    /// Multiplies all products at the end.
+    /// A factor of all products, applied at the end.
     pub(super) alpha: f32,
-    /// β/α: the part of a code's value that is the same for all codes.
+    /// β/α: the offset of a code's value, the same for all codes.
     pub(super) middle: f32,
-    /// Codes of this level times this are 8-bit codes; those of a table are looked up instead.
+    /// The factor from this level's codes to 8-bit codes. Table codes are looked up instead.
     pub(super) step: f32,
-    /// What codes index, if they do: the entries of this level, and whether they have 6 bits at most.
+    /// For table codes: the entries of this level, and whether they have at most 6 bits.
     pub(super) table: Option<(&'static [u8; 16], bool)>,
     /// Number of planes.
     pub(super) level: usize,
 }
 
-/// A matrix as a source of tiles: its parts are located once, not for every tile.
+/// A matrix as a source of tiles. Its parts are located once, not for every tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles<'a> {
-    /// All tiles, as one.
+    /// All tiles, as one tile.
     all: Tile<'a>,
     /// Columns.
     pub(super) cols: usize,
@@ -64,12 +64,12 @@ impl<'a> Tiles<'a> {
         }
     }
 
-    /// Whether `tokens` tokens from `first` on exist, in the groups that these tiles need.
+    /// Whether tokens `first..first + tokens` exist, with the groups that these tiles need.
     pub(super) fn fit(&self, x: &Activations, first: usize, tokens: usize) -> bool {
         x.has(self.all.group, self.all.groups, first, tokens)
     }
 
-    /// Whether tiles of both can be computed together.
+    /// Whether tiles of both matrices can be computed together.
     pub(super) fn alike(&self, other: &Tiles) -> bool {
         let key = |t: &Tiles| (t.all.group, t.all.level, t.all.params, t.cols);
         key(self) == key(other)
@@ -89,16 +89,16 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Tokens that tiles are multiplied with at a time. Their activations stay in the L2 cache from one tile to the next,
-/// and merging a tile's planes again for each block costs little beside the products.
+/// Tokens per block of a product. Their activations stay in the L2 cache from one tile to the next; merging a
+/// tile's planes again for each block costs little compared with the products.
 pub(super) const TOKEN_BLOCK: usize = 128;
 
-/// Sums of a tile's rows for a block of tokens, each token's in a cache line.
+/// Sums of a tile's rows for a block of tokens. Each token's sums are one cache line.
 #[repr(C, align(64))]
 pub(super) struct Sums(pub(super) [[f32; TILE_ROWS]; TOKEN_BLOCK]);
 
 impl Sums {
-    /// Room for sums.
+    /// Memory for a block's sums.
     pub(super) fn new() -> Self {
         Sums([[0.0; TILE_ROWS]; TOKEN_BLOCK])
     }

@@ -7,7 +7,7 @@ use crate::quant::Matrix;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// The most parts of matrices: a list on the stack.
+/// The most parts of matrices, so that the list fits the stack.
 const PARTS: usize = 64;
 
 /// Bytes of the largest cache that the system reports; 0 if it reports none.
@@ -47,7 +47,7 @@ pub(super) fn read<'a>(pool: &Pool, matrices: &mut dyn Iterator<Item = &'a Matri
     }
     let threads = pool.threads();
     pool.run(if total > 0 { threads } else { 0 }, &|thread| {
-        // Every thread reads one consecutive run of all bytes, as in products.
+        // Each thread reads one contiguous run of the bytes, as in products.
         let (mut from, mut to) = (total * thread / threads, total * (thread + 1) / threads);
         for part in &parts[..count] {
             let lines = part[from.min(part.len())..to.min(part.len())].iter().step_by(LINE);

@@ -1,10 +1,10 @@
-//! Records the commands of the next token while the device computes the current one: recording takes the host about as
-//! long as a large device needs for half of the commands.
+//! Records the commands of the next token while the device computes the current one. Recording takes the host
+//! about as long as a large device needs for half of the commands.
 //!
-//! The next token launches what this one did, with every position one further. That is a guess, and nothing is executed
-//! because of it: each launch is compared with the guess as it comes. Only if all of them and the read-back match is
-//! the prepared command buffer submitted. Otherwise the launches that have come are recorded again, and the rest as
-//! usual.
+//! We guess that the next token has the same launches as this one, with every position one further. The guess
+//! itself is never executed: each later launch is compared with it. Only if all launches and the read-back
+//! match, the prepared command buffer is submitted. Otherwise the launches that matched are recorded again,
+//! and the rest as usual.
 
 use dollop_shaders::{Kernel, SHADERS};
 
@@ -14,14 +14,14 @@ pub(super) const BINDINGS: usize = 8;
 /// The most bytes of a kernel's parameters.
 const PARAMS: usize = 128;
 
-/// The most launches of a token that are remembered.
+/// The most launches of a token that are stored.
 const LAUNCHES: usize = 4096;
 
 /// A launch.
 pub(super) struct Launch {
     /// Index into `SHADERS`.
     pub(super) index: usize,
-    /// Of the memory it binds.
+    /// Ids of the bound memory.
     pub(super) ids: [u64; BINDINGS],
     pub(super) workgroups: [u32; 2],
     params: [u8; PARAMS],
@@ -46,7 +46,7 @@ impl Launch {
             && self.params() == other.params()
     }
 
-    /// The offset of the position in its parameters, if the kernel is for one token.
+    /// The offset of the position in the parameters, if the kernel is for one token.
     fn position(&self) -> Option<usize> {
         let shader = &SHADERS[self.index];
         let attends = shader.kernel == Kernel::AttendOne;
@@ -54,7 +54,7 @@ impl Launch {
         Some(at as usize)
     }
 
-    /// Where it says which slots of a state it reads and writes, if it does.
+    /// The offsets of the read and the written slot of a state in the parameters, if the kernel has a state.
     fn slots(&self) -> Option<[usize; 2]> {
         let shader = &SHADERS[self.index];
         let at =
@@ -63,10 +63,10 @@ impl Launch {
             .then(|| ["before_slot", "after_slot"].map(|name| at(name).expect("its parameters")))
     }
 
-    /// Turns it into the same launch for the next token.
+    /// Changes the launch to that of the next token.
     fn advance(&mut self) {
         if let Some([from, to]) = self.slots() {
-            // What this one wrote is read, and what it read is free: unless it is kept, and then the guess is wrong.
+            // The next token reads the slot written here and writes the other. If that is kept, the guess fails.
             (0..4).for_each(|byte| self.params.swap(from + byte, to + byte));
         }
         if let Some(at) = self.position() {
@@ -88,7 +88,7 @@ struct Ready {
     parts: Vec<Part>,
     landing: u64,
     commands: wgpu::CommandBuffer,
-    /// Launches that have matched the guess so far.
+    /// Launches that have matched so far.
     met: usize,
 }
 
@@ -97,13 +97,13 @@ struct Ready {
 pub(super) struct Ahead {
     /// Launches recorded since the last read-back.
     recorded: Launches,
-    /// Some launches were submitted before, or there are too many: the next token cannot be guessed from these.
+    /// Set after an earlier submission, or too many launches: the next token cannot be guessed from these.
     broken: bool,
     ready: Option<Ready>,
 }
 
 impl Ahead {
-    /// Whether a launch matches the next guessed one, which then counts as done.
+    /// Whether a launch matches the next guessed one. If so, it counts as recorded.
     pub(super) fn meets(&mut self, launch: &Launch) -> bool {
         match &mut self.ready {
             Some(ready) if ready.launches.get(ready.met).is_some_and(|(guess, _)| guess.is(launch)) => {
@@ -114,19 +114,19 @@ impl Ahead {
         }
     }
 
-    /// Whether some launches matched the guess and are in no encoder.
+    /// Whether launches matched the guess and are not in an encoder yet.
     pub(super) fn pending(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.met > 0)
     }
 
-    /// Drops the guess and returns the launches that matched, which must be recorded.
+    /// Drops the guess and returns the launches that matched; the caller must record them.
     pub(super) fn give_up(&mut self) -> Launches {
         let Some(Ready { mut launches, met, .. }) = self.ready.take() else { return Vec::new() };
         launches.truncate(met);
         launches
     }
 
-    /// Notes a recorded launch.
+    /// Stores a recorded launch.
     pub(super) fn record(&mut self, launch: Launch, group: wgpu::BindGroup) {
         if self.recorded.len() < LAUNCHES {
             self.recorded.push((launch, group));
@@ -135,7 +135,7 @@ impl Ahead {
         }
     }
 
-    /// Notes that recorded launches were submitted without a read-back.
+    /// Called after recorded launches were submitted without a read-back.
     pub(super) fn handed_over(&mut self) {
         self.broken = true;
         self.recorded.clear();
@@ -147,7 +147,7 @@ impl Ahead {
         launches.flat_map(|(launch, _)| launch.ids).any(|id| gone.contains(&id))
     }
 
-    /// The commands and their launches, if all launches and this read-back match the guess.
+    /// The prepared commands and their launches, if all launches and this read-back match the guess.
     pub(super) fn take(&mut self, parts: &[Part], landing: u64) -> Option<(wgpu::CommandBuffer, Launches)> {
         let all = |ready: &Ready| {
             ready.met == ready.launches.len() && ready.parts == parts && ready.landing == landing
@@ -156,19 +156,19 @@ impl Ahead {
         Some((ready.commands, ready.launches))
     }
 
-    /// Takes the launches since the last read-back, if all of them are known.
+    /// Takes the launches since the last read-back, if they are complete.
     pub(super) fn whole(&mut self) -> Option<Launches> {
         let launches = std::mem::take(&mut self.recorded);
         (!self.broken).then_some(launches)
     }
 
-    /// A read-back was submitted: launches recorded from now on belong to the next token.
+    /// Called after a read-back was submitted: launches from now on belong to the next token.
     pub(super) fn begin(&mut self) {
         self.recorded.clear();
         self.broken = false;
     }
 
-    /// Keeps commands for guessed launches.
+    /// Stores prepared commands for guessed launches.
     pub(super) fn keep(
         &mut self,
         launches: Launches,
@@ -184,8 +184,8 @@ impl Ahead {
     }
 }
 
-/// The launches of the token after one with these. `None` if they are not one whole token, from its embedding to its
-/// logits: if routers' choices are read back in between, consecutive read-backs have different launches before them.
+/// The launches of the token after one with `launches`. `None` if these are not one whole token, from its embedding
+/// to its logits. If routers' choices are read back in between, consecutive read-backs have different launches.
 pub(super) fn next(mut launches: Launches) -> Option<Launches> {
     if !is_a_token(launches.iter().map(|(launch, _)| launch)) {
         return None;
@@ -219,7 +219,7 @@ mod tests {
             is_a_token(launches.iter())
         };
         assert!(is(&[Embed, Linear, AttendOne, Linear, Route, Linear]));
-        // A prompt, and the pieces of a token whose routers' choices are read back.
+        // A prompt, and parts of a token whose routers' choices are read back.
         assert!(!is(&[Embed, Linear, Attention, Linear]));
         assert!(!is(&[Embed, Linear, AttendOne, Linear, Route]));
         assert!(!is(&[Linear, AttendOne, Linear, Route]));

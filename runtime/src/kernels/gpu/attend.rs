@@ -10,7 +10,7 @@ use dollop_shaders::Variant;
 use std::sync::Arc;
 
 impl State {
-    /// The memory that `place` and `attend_one` read besides the projections, and their parameters.
+    /// Memory that `place` and `attend_one` read besides the projections, and their parameters.
     fn placing(
         &mut self,
         gpu: &Device,
@@ -26,13 +26,13 @@ impl State {
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
         let norms = match how.q_norm.or(how.k_norm) {
-            // Sinks share the binding of the norms, which must be absent.
+            // Sinks share the norms' binding, so there must be no norms.
             None if let Some(sinks) = sinks => self.weights.vector(gpu, sinks, || sinks.to_vec())?,
             Some(name) => {
                 let both = || [how.q_norm.unwrap_or_default(), how.k_norm.unwrap_or_default()].concat();
                 self.weights.vector(gpu, name, both)?
             }
-            // There are no norms, but the binding needs a buffer.
+            // Without norms, the binding still needs a buffer.
             None => rope.clone(),
         };
         let params = PlaceParams {
@@ -70,7 +70,7 @@ impl State {
         Ok(())
     }
 
-    /// `place` and `attention` of one token: one launch, or two if it sees several tiles of positions.
+    /// `place` and `attention` for one token: one launch, or two if it attends to several tiles of positions.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn attend_one(
         &mut self,
@@ -144,8 +144,8 @@ impl State {
         let memory = [q, &kv.keys, &kv.values, out, sinks.as_deref().unwrap_or(&self.spare[0])];
         let of_head = tokens * (shape.heads / shape.kv_heads);
         let queries = queries_at_once(shape.head_dim);
-        // If a window hides positions, tiles of neighbouring tokens begin at different positions; few queries would
-        // leave most of a workgroup idle. If it hides none, no position has gone around the end of the cache either.
+        // If a window hides positions, neighbouring tokens' tiles begin at different positions; few queries would
+        // leave most of a workgroup idle. If it hides none, positions have not wrapped around in the cache.
         let hidden = shape.window.is_some_and(|window| window < pos + tokens);
         if !hidden && queries > 0 && of_head >= queries {
             let params = AttentionManyParams {
@@ -181,13 +181,13 @@ impl State {
     }
 }
 
-/// The position that the first of a cache's places stands for, counted from the first position that a token at `pos` sees on.
+/// The position at place 0, in the round of the cache where the positions that `pos` attends to begin.
 fn base(kv: &GpuKv, shape: &Attention, pos: usize) -> u32 {
     let first = shape.window.map_or(0, |window| (pos + 1).saturating_sub(window));
     (first / kv.capacity * kv.capacity) as u32
 }
 
-/// How far back a token sees, 0 for without end.
+/// The length of the window; 0 for no limit.
 fn window(shape: &Attention) -> u32 {
     shape.window.unwrap_or(0) as u32
 }

@@ -1,6 +1,6 @@
-//! The port `Backend` on a GPU: every operation takes the lock and is recorded.
+//! The trait `Backend` on a GPU: every operation takes the lock and is recorded.
 //!
-//! Most operations cannot return an error: a failure is kept, and the next operation that can returns it.
+//! Most operations cannot return an error. A failure is stored, and the next operation that can returns it.
 
 use super::delta::MAX_KEY;
 use super::device::Memory;
@@ -68,7 +68,7 @@ impl Backend for GpuBackend {
     }
 
     fn tail(&self, tokens: usize) -> Option<usize> {
-        // In half precision, a token computed alone differs from the same token among others.
+        // With half-precision inputs, a token computed alone gets other bits than among others.
         (self.gpu.variants.inputs != GpuInputs::Half).then_some(1.min(tokens))
     }
 
@@ -218,7 +218,7 @@ impl Backend for GpuBackend {
     }
 }
 
-/// The parts of these calls.
+/// The steps of these calls.
 impl GpuBackend {
     /// The backend's name for display: the adapter's name and API.
     pub fn name(&self) -> String {
@@ -226,7 +226,7 @@ impl GpuBackend {
         format!("GPU {} ({}{})", info.name, info.api, if info.software { ", in software" } else { "" })
     }
 
-    /// Copies `src[at..]` to `dst` after all previous operations have finished.
+    /// Copies `src[at..]` to `dst`, after all earlier operations have finished.
     pub fn download(&self, src: &GpuBuf, at: usize, dst: &mut [f32]) -> Result<()> {
         assert!(at + dst.len() <= src.len, "{} values at {at} of {}", dst.len(), src.len);
         let bytes = bytemuck::cast_slice_mut(dst);
@@ -255,15 +255,15 @@ impl GpuBackend {
         self.note(self.lock().linear(&self.gpu, &x.memory, Some((norm, &h.memory)), tokens, outs, false));
     }
 
-    /// `x += matrix · y + bias`, accumulated directly.
+    /// `x += matrix · y + bias`, added directly.
     pub fn linear_add(&self, y: &GpuBuf, tokens: usize, linear: Linear<'_, GpuBuf>, x: &mut GpuBuf) {
         let Linear { matrix, bias, .. } = linear;
         let mut outs = [Linear { matrix, bias, out: x }];
         self.note(self.lock().linear(&self.gpu, &y.memory, None, tokens, &mut outs, true));
     }
 
-    /// Makes queries of `tokens` rows that stand at positions `pos..` ready for attention, in `rotated`, and writes their
-    /// keys and values to the cache, unless those of another layer are `shared`. The projections are used up.
+    /// Prepares the queries of `tokens` rows at positions `pos..`, in `rotated`, and writes their keys and
+    /// values to the cache, unless those of another layer are `shared`. Overwrites the projections.
     pub fn place(
         &self,
         x: Projected<'_, GpuBuf>,
@@ -275,7 +275,7 @@ impl GpuBackend {
         self.note(self.lock().place(&self.gpu, x, how, (pos, tokens), (kv, shared), &rotated.memory));
     }
 
-    /// Causal attention of `tokens` queries at positions `pos..` over everything written to `kv` up to each of them.
+    /// Causal attention of `tokens` queries at positions `pos..`, each to the positions of `kv` up to its own.
     pub fn attention(
         &self,
         q: &GpuBuf,
@@ -288,12 +288,12 @@ impl GpuBackend {
         self.note(self.lock().attention(&self.gpu, &q.memory, kv, pos, tokens, shape, &out.memory));
     }
 
-    /// Products of heads.
+    /// Per-head products.
     pub fn heads(&self, call: HeadsCall<'_, GpuBuf>) {
         self.note(self.lock().heads(&self.gpu, call));
     }
 
-    /// [`Backend::attend`] of one token in one step; `false` if the kernel does not support the combination.
+    /// [`Backend::attend`] for one token in one step; `false` if the kernel does not support the combination.
     pub fn attend_one(
         &self,
         x: &Projected<'_, GpuBuf>,
@@ -303,7 +303,7 @@ impl GpuBackend {
         shape: &Attention,
         out: &mut GpuBuf,
     ) -> bool {
-        // Sinks share the binding of the norms.
+        // Sinks share the norms' binding.
         if shape.sinks.is_some() && how.q_norm.or(how.k_norm).is_some() {
             return false;
         }
@@ -316,8 +316,8 @@ impl GpuBackend {
         self.note(self.lock().ffn(&self.gpu, &x.memory, tokens, block, out));
     }
 
-    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`, through `y` unless one kernel does it all;
-    /// `gate` is `[tokens, 1]`.
+    /// `x += sigmoid(gate) · ffn(h)`, or without a gate `x += ffn(h)`. Uses `y`, unless one kernel does
+    /// everything. `gate` is `[tokens, 1]`.
     pub fn ffn_add(
         &self,
         h: &GpuBuf,
@@ -331,7 +331,7 @@ impl GpuBackend {
         self.note(self.lock().ffn_add(&self.gpu, &h.memory, tokens, block, gate, y, &x.memory));
     }
 
-    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, ranks in order, rows of `d` values.
+    /// `out[t] = Σ_r choices[t·k + r].gate · slots[t·k + r]`, in order of rank, with rows of `d` values.
     pub fn combine(&self, slots: &GpuBuf, choices: &[Choice], top_k: usize, d: usize, out: &mut GpuBuf) {
         self.lock().combine(&self.gpu, &slots.memory, choices, top_k, d, &out.memory);
     }

@@ -1,4 +1,4 @@
-//! The most likely tokens as dispatches: a few pairs are read back instead of a vocabulary.
+//! The most likely tokens as dispatches: reads back a few pairs instead of the logits of the whole vocabulary.
 
 use super::State;
 use super::device::{Device, Memory};
@@ -6,10 +6,10 @@ use super::params::{ArgmaxParams, Params, TopKParams};
 use crate::error::Result;
 use dollop_shaders::Variant;
 
-/// Values of a workgroup of `argmax.wgsl`.
+/// Values per workgroup of `argmax.wgsl`.
 const ARGMAX_SPAN: usize = 2048;
 
-/// Values of a workgroup of `top_k.wgsl`.
+/// Values per workgroup of `top_k.wgsl`.
 const TOP_K_SPAN: usize = 1024;
 
 fn span(k: usize) -> usize {
@@ -21,7 +21,7 @@ fn words(len: usize, k: usize) -> usize {
     2 * k * len.div_ceil(span(k))
 }
 
-/// The most words that [`State::best`] keeps for a vocabulary of `len` tokens.
+/// The most words that [`State::best`] allocates for a vocabulary of `len` tokens.
 pub(super) fn most_words(len: usize) -> usize {
     let k = crate::kernels::MAX_BEST;
     words(len, k) + words(k * len.div_ceil(span(k)), k)

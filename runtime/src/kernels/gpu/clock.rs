@@ -1,5 +1,5 @@
-//! Kernel times, if a program requests them. The device writes a timestamp after each dispatch; a submission waits and
-//! adds them up. Commands and results are the same as without; the waits are not, so measure speeds without the clock.
+//! Kernel times, if a program requests them. The device writes a timestamp after each dispatch; each submission
+//! is waited for. Commands and results do not change, but waits take time: measure speed without it.
 
 use super::device::{Device, Memory, clock_features};
 use crate::error::{Error, Result};
@@ -11,18 +11,18 @@ use std::collections::BTreeMap;
 const STAMPS: u32 = 4096;
 const BYTES: u64 = 8 * STAMPS as u64;
 
-/// A kernel's variant, and the workgroups that it was launched with.
+/// A kernel's variant, and the workgroups of its launch.
 type Launch = (usize, [u32; 2]);
 
 pub(super) struct Clock {
     set: wgpu::QuerySet,
     resolved: Memory,
     landing: Memory,
-    /// Nanoseconds of a tick.
+    /// Nanoseconds per tick.
     period: f64,
     /// The launches between the timestamps of this submission.
     launches: Vec<Launch>,
-    /// Launches and ticks.
+    /// Launches and ticks, in total.
     total: BTreeMap<Launch, (u64, u64)>,
 }
 
@@ -48,7 +48,7 @@ impl Clock {
         })
     }
 
-    /// Whether the submission has to end before the next launch.
+    /// Whether the submission must end before the next launch.
     pub(super) fn full(&self) -> bool {
         self.launches.len() + 1 >= STAMPS as usize
     }
@@ -77,7 +77,7 @@ impl Clock {
         encoder.copy_buffer_to_buffer(&self.resolved.buffer, 0, &self.landing.buffer, 0, bytes);
     }
 
-    /// Waits for the submission and adds up its times.
+    /// Waits for the submission and adds its times to the totals.
     pub(super) fn collect(&mut self, gpu: &Device) -> Result<()> {
         let launches = std::mem::take(&mut self.launches);
         if launches.is_empty() {
@@ -100,7 +100,7 @@ impl Clock {
         Ok(())
     }
 
-    /// The totals so far, the longest first.
+    /// The totals so far, longest first.
     pub(super) fn times(&self) -> Vec<GpuKernelTime> {
         let time = |(&(index, workgroups), &(launches, ticks)): (&Launch, &(u64, u64))| GpuKernelTime {
             kernel: name(&SHADERS[index]),

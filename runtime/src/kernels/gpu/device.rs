@@ -1,7 +1,7 @@
 //! Adapters, and a device opened on one: limits, memory, errors.
 //!
-//! wgpu reports most errors through a callback, some calls later. The first error is kept ([`Device::check`]) and
-//! returned at the next read-back or allocation as [`Error::Device`]. No failure of a driver makes this file panic.
+//! wgpu reports most errors through a callback, several calls later. The first is stored ([`Device::check`]) and
+//! returned at the next read-back or allocation as [`Error::Device`]. A driver's failure never panics here.
 
 mod staging;
 
@@ -29,11 +29,11 @@ pub struct AdapterInfo {
     pub driver: String,
     /// Whether it is a software adapter, which runs on the CPU.
     pub software: bool,
-    /// Whether kernels can run on it; if not, what is missing.
+    /// The features that kernels need and the adapter lacks; `None` if kernels can run.
     pub missing: Option<String>,
     /// The largest buffer that a kernel can read, in bytes.
     pub max_binding_bytes: u64,
-    /// The smallest and the largest size of its subgroups, if kernels can use them.
+    /// The smallest and the largest subgroup size, if kernels can use subgroups.
     pub subgroups: Option<[u32; 2]>,
     /// Whether kernels can compute in half precision.
     pub f16: bool,
@@ -56,8 +56,8 @@ impl AdapterInfo {
     }
 }
 
-/// The one instance of the process: some drivers, such as NVIDIA's, fail to load after being loaded and unloaded many
-/// times.
+/// The process's only instance: some drivers, such as NVIDIA's, fail to load after being loaded and unloaded
+/// many times.
 fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE.get_or_init(|| {
@@ -83,8 +83,8 @@ fn found() -> Vec<wgpu::Adapter> {
     all
 }
 
-/// Whether there may be a hardware GPU. Loading a driver only to find a software adapter takes time and memory, and
-/// some drivers write to standard error.
+/// Whether there may be a hardware GPU. Loading a driver only to find a software adapter takes time and
+/// memory, and some drivers write to standard error.
 pub(crate) fn worth_asking() -> bool {
     // On Linux every GPU has a device node: Mesa's drivers, NVIDIA's, WSL's, and phones' own.
     const NODES: [&str; 5] = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
@@ -113,10 +113,10 @@ const IMMEDIATE_BYTES: u32 = 128;
 const STORAGE_BUFFERS: u32 = 8;
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
-/// Workgroups of a dispatch in one dimension.
+/// The most workgroups of a dispatch in one dimension.
 const GROUPS: u32 = 65_535;
 
-/// The limits that a device is opened with: buffers as large as the adapter allows, and otherwise exactly what kernels
+/// The limits of an opened device: buffers as large as the adapter allows, otherwise exactly what kernels
 /// need. So a kernel that needs more fails on every machine, not just on a small one.
 fn needed(limits: wgpu::Limits) -> wgpu::Limits {
     wgpu::Limits {
@@ -130,7 +130,7 @@ fn needed(limits: wgpu::Limits) -> wgpu::Limits {
     }
 }
 
-/// What an adapter lacks to run the kernels.
+/// The features and limits that kernels need and the adapter lacks.
 fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
     if !features.contains(wgpu::Features::IMMEDIATES) {
         return Some("immediates (push constants)".to_owned());
@@ -147,14 +147,14 @@ fn missing(features: wgpu::Features, has: &wgpu::Limits) -> Option<String> {
         .or_else(|| most(|l| l.max_compute_workgroups_per_dimension, "workgroups in a dispatch"))
 }
 
-/// The longest wait for the device: longer than any chunk of a prompt, and than the time that drivers give a hanging
-/// kernel. A longer wait would never end.
+/// The longest wait for the device. Any chunk of a prompt takes less, and drivers stop a hanging kernel
+/// earlier. A longer wait would never end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Factor for software adapters, which are slower by more than this and rarely hang.
+/// The factor for software adapters, which are slower by more than this and rarely hang.
 const SOFTWARE_PATIENCE: u32 = 20;
 
-/// What a device needs so that kernels can be timed.
+/// The features that timing kernels needs.
 pub(super) fn clock_features() -> wgpu::Features {
     wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
 }
@@ -167,7 +167,7 @@ pub fn adapters() -> Vec<AdapterInfo> {
 /// Memory on the device.
 pub(super) struct Memory {
     pub(super) buffer: wgpu::Buffer,
-    /// Unique among all memory that the device ever had.
+    /// Unique among all memory that the device has ever had.
     pub(super) id: u64,
     bytes: u64,
     shared: Arc<Shared>,
@@ -198,11 +198,11 @@ pub(super) struct Device {
     pub(super) variants: GpuVariants,
     /// Largest binding, in bytes.
     pub(super) max_binding: u64,
-    /// Workgroups of a dispatch in one dimension.
+    /// The most workgroups of a dispatch in one dimension.
     pub(super) max_groups: usize,
     shared: Arc<Shared>,
     ids: AtomicU64,
-    /// Compiled kernels of earlier runs, and of this one.
+    /// Compiled kernels of earlier runs and of this one.
     pipelines: Mutex<Option<Pipelines>>,
     /// Uploads in flight.
     pub(super) staging: Mutex<Staging>,
@@ -210,8 +210,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Opens the requested adapter, or the first usable one, with the compiled kernels of a folder and those variants
-    /// that the adapter supports.
+    /// Opens the requested adapter, or the first usable one, with the compiled kernels of a folder and those
+    /// variants that the adapter supports.
     ///
     /// # Errors
     /// `Device` if there is no adapter, or it cannot run the kernels.
@@ -285,21 +285,21 @@ impl Device {
         self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an error of an operation that returns nothing.
+    /// Stores an error of an operation that returns nothing.
     pub(super) fn fail(&self, what: impl Into<String>) {
         self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what.into());
     }
 
-    /// For tests: fails as a driver would.
+    /// For tests: fails like a driver.
     pub(super) fn suffer(&self, fault: GpuFault) {
         use wgpu::BufferUsages as U;
         match fault {
             GpuFault::Lost => self.device.destroy(),
             GpuFault::Hung => *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = Duration::ZERO,
-            // Reported as by an operation that returns nothing.
+            // Reported like an error of an operation that returns nothing.
             GpuFault::OutOfMemory => self.fail("out of memory: no 1 MB for a test"),
             GpuFault::Invalid => {
-                // No backend can map a buffer that kernels bind.
+                // Creating this buffer fails: no backend can map a buffer that kernels bind.
                 let usage = U::MAP_READ | U::MAP_WRITE | U::STORAGE;
                 let what = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
                 drop(self.device.create_buffer(&what));
@@ -307,7 +307,7 @@ impl Device {
         }
     }
 
-    /// Memory of `bytes`, zeroed, for kernels to read and write.
+    /// Zeroed memory of `bytes` bytes that kernels can read and write.
     ///
     /// # Errors
     /// `Device` if there is not enough memory, or no kernel could bind it.
@@ -350,7 +350,7 @@ impl Device {
         self.check()?;
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = if patience.is_zero() {
-            // `GpuFault::Hung`: if polled late, as on a busy machine, a software driver would be done and so not hang.
+            // `GpuFault::Hung`. Polling late, as on a busy machine, would find a software driver done, so no hang.
             Err(wgpu::PollError::Timeout)
         } else {
             self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) })
@@ -359,7 +359,7 @@ impl Device {
         match waited {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
-                // Closing a device waits for it without a timeout, so the device is leaked.
+                // Dropping a device waits for it without a timeout, so the device is leaked.
                 std::mem::forget((self.device.clone(), self.queue.clone()));
                 self.fail(format!("it has not answered for {} s", patience.as_secs()));
             }

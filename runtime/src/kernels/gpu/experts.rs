@@ -1,10 +1,10 @@
-//! Routed experts on the device: for every layer, slots of equal size in as few buffers as possible, and a table
-//! through which `route` turns a choice into a job without a round trip to the host.
+//! Routed experts on the device. Each layer has slots of equal size in as few buffers as possible. With a table, `route`
+//! turns a choice into a job without a round trip to the host.
 //!
-//! An expert is identified by its layer and index. Its bytes are those of the file, whatever slab of the host they come
-//! from, so the identity and a number of planes describe what is there. New planes are added behind the old ones. If a
-//! layer has fewer slots than experts, the source assigns the slots ([`Expert::place`]); otherwise an expert's index is
-//! its slot. If a layer has all its experts, some may have one more plane, which lies elsewhere (`refinements.rs`).
+//! An expert is identified by its layer and index. Its bytes are those of the file, from whatever host slab, so identity
+//! and number of planes describe a slot's contents. New planes are appended to the old ones. If a layer has fewer slots
+//! than experts, the source assigns the slots ([`Expert::place`]); otherwise the slot is the expert's index. If a layer
+//! has all its experts, some may have one more plane, which is stored elsewhere (`refinements.rs`).
 
 mod refinements;
 
@@ -23,14 +23,14 @@ use std::sync::Arc;
 /// The matrices of an expert in a slot: gate, up, down.
 pub(super) const MATRICES: usize = 3;
 
-/// Limits on what is held.
+/// Limits for the experts on the device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     /// Bytes for all layers together; `None` for no limit.
     pub(super) bytes: Option<u64>,
-    /// Routed layers, which share the bytes.
+    /// The number of routed layers, which share the bytes.
     pub(super) layers: usize,
-    /// The highest level that an expert is read at.
+    /// The highest level at which experts are read.
     pub(super) level: Level,
     /// Experts of a layer that may have one more plane, if all experts are on the device.
     pub(super) refinements: usize,
@@ -38,7 +38,7 @@ pub(super) struct Room {
 
 /// A layer with all its experts on the device.
 pub(super) struct Loaded {
-    /// The index of their first entry in the table.
+    /// The index of the layer's first entry in the table.
     pub(super) table: u32,
     pub(super) banks: Banks,
     /// The buffers of their refinements.
@@ -48,10 +48,10 @@ pub(super) struct Loaded {
 /// The buffers of a layer's slots.
 pub(super) type Banks = Arc<[Arc<Memory>]>;
 
-/// Buffers for `slots` slots, and how many slots each has room for: as many as kernels can bind at once.
+/// Buffers for `slots` slots, and the number of slots per buffer: as many as kernels can bind at once.
 ///
 /// # Errors
-/// `Device` if there is no room, or kernels cannot bind even one slot.
+/// `Device` if there is not enough memory, or kernels cannot bind even one slot.
 pub(super) fn banks(gpu: &Device, slots: usize, slot_bytes: usize, what: &str) -> Result<(Banks, usize)> {
     let each = (gpu.max_binding as usize / slot_bytes).min(slots);
     if each == 0 {
@@ -71,24 +71,24 @@ pub(super) fn banks(gpu: &Device, slots: usize, slot_bytes: usize, what: &str) -
 
 #[derive(Clone, Copy, Default)]
 struct Slot {
-    /// The expert in it.
+    /// The expert in the slot.
     expert: Option<u32>,
     /// The expert's planes; 1 if it is unquantized.
     planes: usize,
 }
 
 struct Layer {
-    /// Its experts' first entry in the table.
+    /// The layer's first entry in the table.
     table: u32,
     banks: Banks,
     slots_per_bank: usize,
     slot_bytes: usize,
-    /// Where each matrix begins in a slot.
+    /// The offset of each matrix in a slot.
     at: [usize; MATRICES],
     slots: Vec<Slot>,
-    /// By expert.
+    /// Indexed by expert.
     slot_of: Vec<Option<u32>>,
-    /// The planes that every expert has, once all experts are there.
+    /// The number of planes of every expert, if all experts are loaded.
     complete: Option<usize>,
     /// Set if there is room for refinements.
     refinements: Option<Refinements>,
@@ -101,7 +101,7 @@ pub(super) struct Experts {
     table_entries: usize,
 }
 
-/// An expert in the table.
+/// An expert's entry in the table.
 pub(super) type Entry = [u32; ENTRY_WORDS];
 
 /// Entries of the table: the most experts in all layers together.
@@ -141,7 +141,7 @@ impl Experts {
         Ok(Experts { room, layers: HashMap::new(), table, table_entries: 0 })
     }
 
-    /// Releases all experts.
+    /// Drops all experts.
     pub(super) fn forget(&mut self) {
         self.layers.clear();
         self.table_entries = 0;
@@ -190,7 +190,7 @@ impl Experts {
         Ok(self.layers[&of.layer].slots.len())
     }
 
-    /// Uploads some experts of a layer, each to its own slot.
+    /// Uploads experts of a layer, each to its slot.
     pub(super) fn load(
         &mut self,
         gpu: &Device,
@@ -204,7 +204,7 @@ impl Experts {
         experts.iter().try_for_each(|&(index, expert)| layer.bring(gpu, recorder, index, expert, &self.table))
     }
 
-    /// Uploads all experts of a layer, if there is room for all and they have equally many planes.
+    /// Uploads all experts of a layer, if all fit and have the same number of planes.
     pub(super) fn load_all(
         &mut self,
         gpu: &Device,
@@ -229,9 +229,9 @@ impl Experts {
 
     /// Gives an expert of a complete layer one more plane, and takes it from the expert that had this slot.
     ///
-    /// All writes happen after the commands of earlier submissions and before those of the next: recorded commands are
-    /// submitted first. So no token sees a partial change: one in flight still finds the old plane. The loser's table
-    /// entry is written before the plane, the winner's after it.
+    /// Recorded commands are submitted first, so all writes happen after the commands of earlier submissions
+    /// and before those of the next. No token reads a partial change: one in flight still reads the old
+    /// plane. The old expert's table entry is written before the plane, the new expert's after it.
     pub(super) fn refine(&mut self, gpu: &Device, recorder: &mut Recorder, r: &Refinement) -> Result<()> {
         let layer = self.layers.get_mut(&r.layer);
         let Some((refinements, first)) = layer.and_then(|l| Some((l.refinements.as_mut()?, l.table))) else {
@@ -251,7 +251,7 @@ impl Experts {
         gpu.check()
     }
 
-    /// A job of a loaded expert: its first words, and its buffer.
+    /// The first words of a loaded expert's job, and the buffer of its matrices.
     pub(super) fn job(&self, layer: usize, job: &ExpertJob) -> ([u32; JOB_WORDS], Arc<Memory>) {
         let layer = &self.layers[&layer];
         let slot = layer.slot_of[job.index as usize].expect("was loaded");
@@ -326,7 +326,7 @@ impl Layer {
         gpu.check()
     }
 
-    /// Gives an expert a slot. The slot's former expert, and the expert's former slot, are cleared.
+    /// Assigns a slot to an expert. The slot's former expert and the expert's former slot are cleared.
     fn settle(&mut self, index: u32, slot: u32) -> Result<()> {
         let count = self.slots.len();
         let there = self

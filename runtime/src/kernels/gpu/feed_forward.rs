@@ -1,5 +1,5 @@
-//! Feed-forward blocks as dispatches: dense blocks, routed experts with jobs from the host, and routed experts whose
-//! jobs the device writes, with `route` for one token and with `group` for many.
+//! Feed-forward blocks as dispatches: dense blocks, routed experts with jobs from the host, and routed
+//! experts with jobs from the device: from `route` for one token, from `group` for many.
 
 use super::device::{Device, Memory};
 use super::experts::Loaded;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// A job without slots, and the buffer of its matrices.
 type Prepared = ([u32; JOB_WORDS], Arc<Memory>);
 
-/// What the feed-forward dispatches of a block share.
+/// Parameters that the feed-forward dispatches of a block share.
 struct FeedForward {
     d: usize,
     ff: usize,
@@ -30,7 +30,7 @@ struct FeedForward {
     rotation: Option<Rotation>,
     /// The rotation of hidden values.
     rotation_down: Option<Rotation>,
-    /// Experts of the layer if they have biases, otherwise 0.
+    /// The number of the layer's experts if they have biases, otherwise 0.
     biased: u32,
     activation: Activation,
 }
@@ -44,7 +44,7 @@ impl FeedForward {
         FeedForward { d, ff, groups, top_k, rotation, rotation_down, biased: 0, activation }
     }
 
-    /// For a layer's experts.
+    /// For the routed experts of a layer.
     fn routed(e: &Expert, of: Routed, feed: &Feed) -> FeedForward {
         let biased = if feed.biases.is_some() { of.experts as u32 } else { 0 };
         FeedForward { biased, activation: feed.activation, ..FeedForward::of(e, of.top_k) }
@@ -106,7 +106,7 @@ fn job_words(jobs: &[Prepared], slots: &[&[u32]], at: u32, many: usize) -> Vec<u
     words
 }
 
-/// The tokens that slots belong to, in order: a call may have only a few of the tokens.
+/// The tokens of the slots, in order: a call may have only some of the tokens.
 fn tokens_of(slots: &[&[u32]], top_k: usize) -> Vec<u32> {
     let mut of: Vec<u32> = slots.iter().copied().flatten().map(|slot| slot / top_k as u32).collect();
     of.sort_unstable();
@@ -115,7 +115,7 @@ fn tokens_of(slots: &[&[u32]], top_k: usize) -> Vec<u32> {
 }
 
 impl State {
-    /// The job of a dense block; `None` if its matrices do not fit one buffer, or differ in their levels.
+    /// The job of a dense block; `None` if its matrices do not fit one buffer, or have different levels.
     fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
         debug_assert!(
             expert.gate.rotation().is_none() && expert.down.rotation().is_none(),
@@ -258,7 +258,7 @@ impl State {
         rows: usize,
         out: &Memory,
     ) -> Result<()> {
-        // Jobs of one buffer and one level share a dispatch; a word of the job says which.
+        // Jobs of one buffer and one level share a dispatch; a word of the job contains their number.
         let mut places: Vec<(u32, &Arc<Memory>)> = Vec::new();
         for (words, memory) in jobs {
             if !places.iter().any(|p| p.0 == words[JOB_PLACE]) {
@@ -301,7 +301,7 @@ impl State {
                     2,
                     shape.gate_grid(variant.planes, count, many),
                 );
-                // Rotates all rows, including rows that belong to other dispatches.
+                // Rotates all rows, including those of other dispatches.
                 if let Some(rotation) = shape.rotation_down {
                     self.turn_hidden(gpu, rotation, rows, form_down)?;
                 }
@@ -321,7 +321,7 @@ impl State {
         Ok(())
     }
 
-    /// The number of jobs of the choices; choices of many tokens are first sorted by expert.
+    /// The number of jobs for the choices. With many tokens, the choices are first sorted by expert.
     fn jobs_of(&mut self, gpu: &Device, of: Routed, table: u32) -> usize {
         if of.tokens == 1 {
             return of.top_k;
@@ -360,13 +360,13 @@ impl State {
         let shape = FeedForward::routed(first, of, feed);
         let biases = self.biases(gpu, feed)?;
         let planes = Form::of(&first.gate, 0).planes;
-        // If some experts are refined, all are computed with the extra plane; unrefined ones read zeros.
+        // If some experts are refined, all are computed with the extra plane; unrefined ones read zeros there.
         let mixed = refinements.is_some();
         let finer = refinements.as_deref().unwrap_or_default();
         let each = if tokens == 1 { 1 } else { MANY };
         let variant =
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
-        // If one launch can reach all experts, it chooses and computes them.
+        // If one launch can access all experts, it chooses and computes them.
         let router = choosing.router;
         let plain = *feed == Feed::default() && router.score == Score::Softmax && router.groups.is_none();
         let one = plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1;
@@ -420,7 +420,7 @@ impl State {
         Ok(true)
     }
 
-    /// The weighted sum of what was chosen on the device, in `y`, and added to `x`.
+    /// The weighted sum of the experts chosen on the device, in `y`, and added to `x`.
     fn sum_slots(
         &mut self,
         gpu: &Device,
@@ -437,7 +437,7 @@ impl State {
         }
     }
 
-    /// One token's, whose experts all lie in one buffer.
+    /// The same for one token whose experts all lie in one buffer.
     #[allow(clippy::too_many_arguments)]
     fn routed_token(
         &mut self,

@@ -1,4 +1,4 @@
-//! Products of heads as dispatches.
+//! Per-head products as dispatches.
 
 use super::device::Device;
 use super::kv::GpuBuf;
@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 use crate::kernels::HeadsCall;
 use dollop_shaders::Variant;
 
-/// The most rows of a workgroup: a head has whole ones.
+/// The most rows per workgroup. A head has a whole number of workgroups.
 const ROWS: usize = 8;
 
 impl State {
-    /// Products of heads, token by token: a head's rows are few.
+    /// Per-head products, one token per dispatch row: a head has few rows.
     pub(super) fn heads(&mut self, gpu: &Device, call: HeadsCall<'_, GpuBuf>) -> Result<()> {
         let rows = call.rows();
         let HeadsCall { matrix, heads, x, tokens, kept, out } = call;

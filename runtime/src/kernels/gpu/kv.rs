@@ -6,17 +6,17 @@ use crate::error::Result;
 use crate::kernels::{KV_BLOCK, KvPart, KvSide};
 use std::ops::Range;
 
-/// Values of a head in a cell.
+/// Values of a head per cell.
 const CELL: usize = 4;
 
-/// A run of f32 values on the device.
+/// A buffer of f32 values on the device.
 pub struct GpuBuf {
     pub(super) memory: Memory,
     pub(super) len: usize,
 }
 
-/// Keys and values of a layer, four dimensions to a cell: keys `[heads, head_dim / 4, capacity]`, so that neighbouring
-/// positions are neighbours, and values `[heads, capacity, v_dim / 4]`. Position `p` takes place `p` modulo `capacity`.
+/// Keys and values of a layer, four dimensions per cell: keys `[heads, head_dim / 4, capacity]`, so that neighbouring
+/// positions are adjacent, and values `[heads, capacity, v_dim / 4]`. Position `p` has place `p % capacity`.
 pub struct GpuKv {
     pub(super) keys: Memory,
     pub(super) values: Memory,
@@ -49,13 +49,13 @@ impl GpuKv {
     }
 }
 
-/// One run of bytes in a device's memory, and which cells of a [`KvPart`] it holds.
+/// A run of bytes in a device's memory, and the cells of a [`KvPart`] that it contains.
 struct Run {
     /// First byte.
     at: u64,
     bytes: usize,
     head: usize,
-    /// For keys, whose positions are adjacent; values have all cells of a position together.
+    /// For keys, whose positions are adjacent. Values have all cells of a position together.
     quad: usize,
 }
 
@@ -88,7 +88,7 @@ impl GpuKv {
             .collect()
     }
 
-    /// Copies a part out: all runs with one wait, in the order of [`KvPart`].
+    /// Copies a part out in the order of [`KvPart`], with one wait for all runs.
     pub(super) fn read(
         &self,
         gpu: &Device,

@@ -1,12 +1,12 @@
-//! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, which only this room uses.
+//! The GPU backend: WGSL kernels (crate `dollop-shaders`) through wgpu, which only this module uses.
 //!
-//! Operations are recorded, and submitted when a result is read back or the caller announces a pause. Weights are
-//! uploaded at first use and stay. Activations are f32; how products convert them is an option (`variants`). An
-//! operation's result does not depend on the rest of the call: the kernels for one token and for many add in the same
-//! order.
+//! Operations are recorded, and submitted when a result is read back or the caller announces a pause. Weights
+//! are uploaded at first use and stay on the device. Activations are f32; how products convert them is an
+//! option (`variants`). An operation's result does not depend on the rest of the call: the kernels for one
+//! token and for many add in the same order.
 //!
-//! This file owns a device and the memory on it. The port's operations are in `backend`, their implementation in
-//! `operations`, `attend`, `feed_forward` and `best`.
+//! This file owns a device and the memory on it. `backend` has the operations of the trait; `operations`,
+//! `attend`, `feed_forward` and `best` implement them.
 
 mod ahead;
 mod attend;
@@ -55,7 +55,7 @@ use weights::Weights;
 /// The most tokens of one call: their tables fit the ring, and their number fits a dispatch.
 pub const MAX_TOKENS: usize = 2048;
 
-/// The sequence of a call: there is one ([`Backend::TOGETHER`](super::Backend::TOGETHER)).
+/// The only sequence of a call ([`Backend::TOGETHER`](super::Backend::TOGETHER) is 1).
 fn only<'s, T>(sequences: &mut (dyn Iterator<Item = T> + 's)) -> T {
     let one = sequences.next().expect("a call has a sequence");
     assert!(sequences.next().is_none(), "calls with several sequences are for other backends");
@@ -69,12 +69,12 @@ pub struct GpuBackend {
     state: Mutex<State>,
 }
 
-/// State that operations change.
+/// State that operations modify.
 struct State {
     recorder: Recorder,
     weights: Weights,
     experts: Experts,
-    /// Bound where a kernel does not use a binding: the first buffer for reading, the others for writing.
+    /// Bound to unused bindings: the first buffer for reading, the others for writing.
     spare: [Memory; 4],
     /// Prepared inputs of products of many tokens.
     prepared: Grown,
@@ -82,7 +82,7 @@ struct State {
     turned: Turned,
     /// Hidden values of feed-forward blocks, `[slots, ff]`; for many tokens in prepared form.
     hidden: Grown,
-    /// The same of `up` alone, if a block does not fit one dispatch.
+    /// The same for `up` alone, if a block does not fit one dispatch.
     ups: Grown,
     /// `[tokens, top_k, 2]`.
     choices: Grown,
@@ -142,14 +142,14 @@ impl GpuBackend {
         Ok(GpuBackend { gpu, kv_single: options.kv_single, state: Mutex::new(state) })
     }
 
-    /// An upper bound of the bytes, on the device and on the host, of a backend's own memory, for any computation with
-    /// a model of this shape in chunks of this size: hidden values, choices, tables, uploads in flight. It excludes
-    /// weights, buffers and caches that the caller allocates, and the driver's own memory.
+    /// An upper bound for the bytes, on the device and on the host, of a backend's own memory, for any
+    /// computation with a model of this shape in chunks of this size: hidden values, choices, tables, uploads in
+    /// flight. It excludes weights, buffers and caches that the caller allocates, and the driver's own memory.
     pub fn scratch_bytes(shape: &ScratchShape, vocab: usize, rope_dims: usize) -> usize {
         let s = shape;
         let rows = |cols: usize| prepare::row_words(cols, SINGLE);
         let hidden = s.chunk * (s.top_k * rows(s.ff_routed)).max(rows(s.ff_dense));
-        // The hidden values of a dense block that does not fit one dispatch are prepared like other inputs.
+        // If a dense block does not fit one dispatch, its hidden values are prepared like other inputs.
         let prepared = s.chunk * rows(s.widest.max(s.ff_dense));
         let turned = [s.d, s.top_k * (s.ff_routed + rows(s.ff_routed))];
         let turned = turned.iter().zip(s.rotated).map(|(&words, is)| if is { s.chunk * words } else { 0 });
@@ -182,8 +182,8 @@ impl GpuBackend {
         stats
     }
 
-    /// Writes the kernels compiled so far to the folder of [`GpuOptions::pipelines`], for the next backend on this
-    /// adapter. `false` if there is nothing new, no folder, or the adapter has no pipeline cache.
+    /// Writes the kernels compiled so far to the folder of [`GpuOptions::pipelines`], for the next backend on
+    /// this adapter. Returns `false` if there is nothing new, no folder, or the adapter has no pipeline cache.
     ///
     /// # Errors
     /// `Io`.
@@ -204,7 +204,7 @@ impl GpuBackend {
         self.gpu.check()
     }
 
-    /// Uploads some experts of a layer before they are used.
+    /// Uploads experts of a layer before they are used.
     ///
     /// # Errors
     /// `Device`.
@@ -214,7 +214,7 @@ impl GpuBackend {
         self.gpu.check()
     }
 
-    /// Gives up the device and everything on it. From now on, operations that can fail do.
+    /// Gives up the device and everything on it. From now on, all operations that can return an error do.
     pub fn abandon(&self) {
         self.gpu.fail("the device was given up");
         let mut state = self.lock();
@@ -250,11 +250,11 @@ impl GpuBackend {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic leaves a recording between two commands.
+        // If a panic poisoned the lock, the recording is between two commands and still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a failure for the next operation that returns errors.
+    /// Stores a failure for the next operation that returns errors.
     fn note(&self, result: Result<()>) {
         if let Err(e) = result {
             self.gpu.fail(match e {
@@ -270,7 +270,7 @@ fn groups(invocations: usize) -> usize {
     invocations.div_ceil(WORKGROUP as usize)
 }
 
-/// Workgroups for `rows` rows of a matrix of `planes` planes with `tokens` tokens.
+/// Workgroups for `rows` rows of a matrix of `planes` planes, with `tokens` tokens.
 fn row_blocks(rows: usize, planes: u32, tokens: usize) -> usize {
     let each = match (tokens, planes) {
         (1, 0) => PLAIN_ROWS,

@@ -21,7 +21,7 @@ const ENOUGH: usize = 1024;
 const PARTS: usize = 3;
 
 impl State {
-    /// One of the operations of `elementwise.wgsl`, `from` being taken from `at` on, the result multiplied.
+    /// An operation of `elementwise.wgsl`: reads `from` at `at`, and multiplies the result by `scale`.
     pub(super) fn elementwise(
         &mut self,
         gpu: &Device,
@@ -34,7 +34,7 @@ impl State {
         self.elementwise_rows(gpu, (op, scale), from, (at, len, 0), len, to);
     }
 
-    /// What a product gates.
+    /// Multiplies the values that a product gates.
     pub(super) fn gate(
         &mut self,
         gpu: &Device,
@@ -47,7 +47,7 @@ impl State {
         self.elementwise_rows(gpu, (gating(times.activation), 1.0), &times.by.memory, by, rows * width, x);
     }
 
-    /// [`State::elementwise`], rows of so many values of `from` being a stride apart.
+    /// [`State::elementwise`] with rows of `from` that are `stride` values apart.
     fn elementwise_rows(
         &mut self,
         gpu: &Device,
@@ -114,7 +114,7 @@ impl State {
         outs: &mut [Linear<'_, GpuBuf>],
         add: bool,
     ) -> Result<()> {
-        // The form in which the inputs of many tokens are prepared so far.
+        // The format of the many tokens' inputs prepared so far.
         let mut form = None;
         for outs in outs.chunks_mut(PARTS) {
             let matrices: Vec<&Matrix> = outs.iter().map(|l| l.matrix).collect();
@@ -139,8 +139,8 @@ impl State {
         Ok(())
     }
 
-    /// One dispatch. Before it, the inputs of many tokens are prepared, unless they already have the form that it
-    /// reads.
+    /// One dispatch. Before it, the inputs of many tokens are prepared, unless they already have the format
+    /// that it reads.
     #[allow(clippy::too_many_arguments)]
     fn linear_parts(
         &mut self,
@@ -200,12 +200,12 @@ impl State {
             weight.as_deref().unwrap_or(none),
             norm.map_or(&spare[0], |(_, h)| h),
         ];
-        // The inputs of many tokens are normed when they are prepared.
+        // The inputs of many tokens are normed by `prepare`.
         let memory = if tokens == 1 { &memory[..] } else { &memory[..6] };
         let rows: usize =
             parts.iter().map(|(placed, _)| row_blocks(placed.rows, first.form.planes, tokens)).sum();
-        // Every workgroup reads, and norms, one token's inputs again, so for a large vocabulary each workgroup takes
-        // several row blocks.
+        // Every workgroup reads, and norms, one token's inputs again. So for a large vocabulary each
+        // workgroup takes several row blocks.
         let each = if tokens == 1 { rows / ENOUGH } else { 1 };
         let each = each.max(rows.div_ceil(gpu.max_groups)).max(1);
         params.each = each as u32;
@@ -213,7 +213,7 @@ impl State {
         Ok(())
     }
 
-    /// Dispatches `route`, to the choices and, with the first entry of a layer in the table, the jobs, and to a history.
+    /// Dispatches `route`. It writes choices, with a layer's first table entry also jobs, and a history.
     pub(super) fn route_on(
         &mut self,
         gpu: &Device,
@@ -299,7 +299,7 @@ impl State {
         self.recorder.read(gpu, &mut [(self.choices.get(), 0, bytemuck::cast_slice_mut(&mut words))])?;
         out.clear();
         out.extend(words.chunks_exact(2).map(|w| Choice { expert: w[0], gate: f32::from_bits(w[1]) }));
-        // An index that a device returns is not trusted.
+        // Indices from a device are not trusted.
         match out.iter().find(|c| c.expert as usize >= router.experts) {
             Some(c) => Err(Error::Device(format!("the router chose expert {}", c.expert))),
             None => Ok(()),
@@ -329,23 +329,23 @@ impl State {
     }
 }
 
-/// The most jobs that the choices of `tokens` tokens make: every chosen expert may have one job that is not full.
+/// The most jobs for the choices of `tokens` tokens: each chosen expert may have one job that is not full.
 pub(super) fn most_jobs(experts: usize, tokens: usize, top_k: usize) -> usize {
     let slots = tokens * top_k;
     (experts.min(slots) + slots / MANY as usize).min(slots)
 }
 
-/// The operation of `elementwise` that an activation is.
+/// The operation of `elementwise` for an activation.
 pub(super) fn gating(activation: Activation) -> u32 {
     match activation {
         Activation::Swiglu => SWIGLU,
         Activation::Geglu => GEGLU,
-        // Of experts alone, which lie in one buffer.
+        // Used by experts only, which have kernels of their own.
         Activation::Clamped { .. } => unreachable!("nothing but experts is limited"),
     }
 }
 
-/// Whether kernels have room for so many experts.
+/// Checks that kernels support this number of experts.
 pub(super) fn can_choose(router: &Router) -> Result<()> {
     let Router { experts, top_k, .. } = *router;
     if experts > MAX_EXPERTS || top_k > MAX_TOP_K {
@@ -356,7 +356,7 @@ pub(super) fn can_choose(router: &Router) -> Result<()> {
     Ok(())
 }
 
-/// The biases of some parts, zero where a part has none, each padded to whole tiles.
+/// The biases of several parts, with zeros for parts without, each padded to whole tiles.
 fn padded_biases(parts: &[(&Placed, &Linear<'_, GpuBuf>)]) -> Vec<f32> {
     let mut all = Vec::new();
     for (_, linear) in parts {

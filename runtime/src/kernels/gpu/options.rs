@@ -15,9 +15,9 @@ pub struct GpuOptions {
     pub expert_bytes: Option<u64>,
     /// Layers with routed experts.
     pub routed_layers: usize,
-    /// The highest level that routed experts are read at.
+    /// The highest level at which routed experts are read.
     pub level: Level,
-    /// How many experts of a layer may have one more plane ([`crate::kernels::Backend::refine`]).
+    /// The most experts of a layer with one more plane ([`crate::kernels::Backend::refine`]).
     pub refinements: usize,
     /// A folder for compiled kernels ([`super::GpuBackend::save_pipelines`]); by default none.
     pub pipelines: Option<PathBuf>,

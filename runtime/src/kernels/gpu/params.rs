@@ -1,5 +1,5 @@
-//! The parameters of every kernel as the host writes them. `tests.rs` compares names and offsets with the kernels'
-//! sources.
+//! The parameters of every kernel as the host writes them. `tests.rs` compares names and offsets with the
+//! kernels' sources.
 
 use dollop_shaders::Kernel;
 
@@ -28,7 +28,7 @@ macro_rules! params {
     };
 }
 
-/// One matrix of a `linear`.
+/// One matrix of a `linear` dispatch.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(super) struct Part {
@@ -136,7 +136,7 @@ params!(
     }
 );
 
-/// Queries of a workgroup of `attention_many`, limited by its memory; 0 where it has too little.
+/// Queries per workgroup of `attention_many`, limited by workgroup memory; 0 if it is too small.
 pub(super) fn queries_at_once(head_dim: usize) -> usize {
     const MOST: usize = 16;
     const CELLS: usize = 512;
@@ -157,7 +157,7 @@ params!(
     AttendMerge, AttendMergeParams { v_dim: u32, tiles: u32, sinks: u32 }
 );
 
-/// Positions of a tile (`shared/attend.wgsl`).
+/// Positions per tile (`shared/attend.wgsl`).
 pub(super) const TILE: usize = 128;
 
 /// Values that `attend_one` writes for a tile of a head.
@@ -229,11 +229,11 @@ params!(
     TopK, TopKParams { len: u32, pairs: u32, k: u32 }
 );
 
-/// Words of a job (`shared/job.wgsl`): where its matrices begin, [`place`], three corrections, where their refinements
-/// begin or [`NOWHERE`], the number of slots, the gate of a lone slot, the expert, the slots.
+/// Words of a job (`shared/job.wgsl`): offsets of its matrices, [`place`], three corrections, offsets of
+/// their refinements or [`NOWHERE`], the number of slots, the gate of a lone slot, the expert, the slots.
 pub(super) const JOB_WORDS: usize = 24;
 
-/// Words of an expert in the table (`route.wgsl`): the beginning of a job.
+/// Words of an expert's entry in the table (`route.wgsl`): the beginning of a job.
 pub(super) const ENTRY_WORDS: usize = 13;
 
 /// Offsets of a job's parts, in words.
@@ -251,19 +251,19 @@ pub(super) const JOB_EXPERT: usize = 15;
 /// See [`JOB_PLACE`].
 pub(super) const JOB_SLOTS: usize = 16;
 
-/// The position of a refinement that does not exist.
+/// The offset of a missing refinement.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
-/// The most experts of a layer, the most of a token, and the longest head that the kernels have room for.
+/// The kernels' limits: experts per layer, experts per token, and values per head.
 pub(super) const MAX_EXPERTS: usize = 1024;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_TOP_K: usize = 64;
 /// See [`MAX_EXPERTS`].
 pub(super) const MAX_HEAD: usize = 512;
-/// Of a key and a query where values are shorter.
+/// The limit for a key or query if values are shorter.
 pub(super) const MAX_WIDE: usize = 640;
 
-/// The most experts of a layer among which the computing kernels can choose themselves.
+/// The most experts of a layer for which `gate_up` can make the choice itself.
 pub(super) const MAX_CHOSEN_AMONG: usize = 512;
 
 /// The most buffers for the experts of a layer, and for their refinements: as many as [`place`] can encode.
@@ -274,8 +274,8 @@ pub(super) fn planes_of(place: u32) -> u32 {
     place & 255
 }
 
-/// What the jobs of one dispatch share: the index of the experts' buffer among those of the layer, the same for their
-/// refinements, and the planes that are read.
+/// A word that the jobs of one dispatch share: the index of the experts' buffer in the layer, the same for
+/// their refinements, and the planes to read.
 pub(super) fn place(bank: usize, refinements: usize, planes: u32) -> u32 {
     debug_assert!(bank < MAX_BANKS && refinements < MAX_BANKS && planes < 1 << 8);
     (refinements as u32) << 20 | (bank as u32) << 8 | planes

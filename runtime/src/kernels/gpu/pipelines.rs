@@ -1,6 +1,6 @@
-//! Shader modules for the driver's compiler, and a cache of compiled kernels between runs, if the adapter supports one
-//! (Vulkan) and the caller names a folder: one file for each adapter, driver and set of kernels. The cache is written
-//! only on request; a damaged or foreign file is ignored.
+//! Shader modules for the driver's compiler, and a cache of compiled kernels between runs. The cache needs
+//! support by the adapter (Vulkan) and a folder: it has one file per adapter, driver and set of kernels. It
+//! is written only on request; a damaged or foreign file is ignored.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -60,11 +60,11 @@ impl Pipelines {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
-        // A different name in every process, since two may write at once.
+        // A different name per process, since two may write at the same time.
         let partial = self.path.with_extension(format!("partial-{}", std::process::id()));
         let written = fs::write(&partial, wrap(&data, &self.identity));
         if let Err(e) = written.and_then(|()| fs::rename(&partial, &self.path)) {
-            // A failure to remove it is no second error.
+            // If removing it fails as well, the first error is returned.
             let _ = fs::remove_file(&partial);
             return Err(failed(e));
         }
@@ -73,15 +73,15 @@ impl Pipelines {
     }
 }
 
-/// Compiles a kernel's WGSL without the loop bounds that wgpu would add: a counter in every loop, which keeps compilers
-/// from unrolling.
+/// Compiles a kernel's WGSL without the loop bounds that wgpu would add: a counter in every loop, which keeps
+/// compilers from unrolling.
 pub(super) fn module(device: &wgpu::Device, source: String, entry: &str) -> wgpu::ShaderModule {
     let module =
         wgpu::ShaderModuleDescriptor { label: Some(entry), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..Default::default() };
-    // SAFETY: kernels must have no loop that does not end. They are this crate's own (`dollop-shaders`), and every loop of
-    // theirs counts, in steps of at least one, to a constant or to a parameter, which the host writes: nothing that is read
-    // from a buffer bounds a loop or is added to a counter. All other checks stay.
+    // SAFETY: kernels must have no endless loop. They are this crate's own (`dollop-shaders`), and each of
+    // their loops counts, in steps of at least one, to a constant or to a parameter, which the host writes:
+    // no value that is read from a buffer bounds a loop or is added to a counter. All other checks stay on.
     unsafe { device.create_shader_module_trusted(module, checks) }
 }
 
@@ -90,15 +90,15 @@ fn cache(device: &wgpu::Device, data: &[u8]) -> Option<wgpu::PipelineCache> {
     let data = Some(data).filter(|data| !data.is_empty());
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let how = wgpu::PipelineCacheDescriptor { label: Some("kernels"), data, fallback: true };
-    // SAFETY: data must come from `PipelineCache::get_data`. It does: `contents` took it out of a file whose checksum is
-    // right and that names this adapter, the version of its driver and these kernels, so `Pipelines::save` wrote it for
-    // this device. What a driver has changed without a new version it recognises itself, as wgpu does. Who forges a file,
-    // checksum and all, can write to the folder that the program trusts with what it runs.
+    // SAFETY: data must come from `PipelineCache::get_data`. It does: `contents` took it from a file with the
+    // right checksum that names this adapter, its driver's version and these kernels, so `Pipelines::save` wrote
+    // it for this device. A driver whose format changed without a new version rejects the data itself, as does
+    // wgpu. Forging a file needs write access to the folder, which the program trusts like its own code.
     let cache = unsafe { device.create_pipeline_cache(&how) };
     pollster::block_on(scope.pop()).is_none().then_some(cache)
 }
 
-/// What a file is valid for: adapter, driver, kernels.
+/// The adapter, driver and kernels for which a file is valid.
 fn identity(info: &wgpu::AdapterInfo) -> Option<String> {
     let mut kernels = crc32fast::Hasher::new();
     dollop_shaders::SHADERS.iter().flat_map(|s| s.source).for_each(|part| kernels.update(part.as_bytes()));

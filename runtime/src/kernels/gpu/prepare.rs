@@ -9,7 +9,7 @@ use crate::kernels::Norm;
 use dollop_shaders::{BYTES, HALF, Variant};
 use std::sync::Arc;
 
-/// Words of a prepared row of `cols` columns, in a form of inputs (`dollop_shaders::SINGLE` and others).
+/// Words of a prepared row of `cols` columns, in a format of inputs (`dollop_shaders::SINGLE` and others).
 pub(super) fn row_words(cols: usize, form: u32) -> usize {
     let (values, stats) = match form {
         HALF => (16, 2),
@@ -21,8 +21,8 @@ pub(super) fn row_words(cols: usize, form: u32) -> usize {
 }
 
 impl State {
-    /// Prepares rows of inputs, or with `norm` their normed rows, which are also written to the norm's memory. Prepares
-    /// the first `rows` rows, or the `listed` ones.
+    /// Prepares rows of inputs; with `norm`, their normed rows, which are also written to the norm's memory.
+    /// Prepares the first `rows` rows, or the `listed` ones.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn prepare(
         &mut self,
@@ -68,7 +68,7 @@ impl State {
         norm.map(|(norm, _)| self.weights.vector(gpu, norm.weight, || norm.weight.to_vec())).transpose()
     }
 
-    /// Room for the hidden values of `rows` slots, plain or in the form that `down` reads for many tokens.
+    /// Memory for the hidden values of `rows` slots: plain, or in the format that `down` reads for many tokens.
     pub(super) fn hidden_rows(
         &mut self,
         gpu: &Device,

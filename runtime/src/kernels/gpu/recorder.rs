@@ -1,5 +1,5 @@
-//! Commands for the device: pipelines created once, cached bind groups, and dispatches gathered in one pass until a
-//! result is read back (`readback`), another wait is due, or the ring is full.
+//! Commands for the device: pipelines created once, cached bind groups, and dispatches collected in one pass
+//! until a result is read back (`readback`), another wait is due, or the ring is full.
 
 mod readback;
 
@@ -27,23 +27,23 @@ type GroupKey = (usize, [u64; BINDINGS]);
 
 pub(super) struct Recorder {
     pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
-    /// Indices of requested variants: searching all of them takes longer than the rest of a launch.
+    /// Index of the variant in use, by requested variant: a search takes longer than the rest of a launch.
     chosen: HashMap<(Kernel, Variant), usize>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
     encoder: Option<wgpu::CommandEncoder>,
-    /// Ends before `encoder` does.
+    /// Must end before `encoder`.
     pass: Option<wgpu::ComputePass<'static>>,
     /// Small tables that kernels read: ids, jobs, gates. Never written where a pending command reads.
     ring: Memory,
     ring_at: usize,
     /// The target of read-backs.
     landing: Option<Memory>,
-    /// The last submission that was not waited for.
+    /// The last submission without a wait so far.
     handed_over: Option<wgpu::SubmissionIndex>,
     stats: GpuStats,
     clock: Option<Clock>,
     ahead: Ahead,
-    /// For tests: a fault, and the submissions left before it.
+    /// For tests: a fault, and the number of submissions before it.
     pub(super) fault: Option<(u64, GpuFault)>,
 }
 
@@ -143,7 +143,7 @@ impl Recorder {
         self.dispatch(gpu, variant, params, memory, Some(at), grid);
     }
 
-    /// The index of the variant that is used for a requested one.
+    /// The index of the variant to use for a requested one.
     fn chosen(&mut self, gpu: &Device, kernel: Kernel, variant: Variant) -> usize {
         *self.chosen.entry((kernel, variant)).or_insert_with(|| {
             choose(kernel, variant, gpu.variants)
@@ -151,7 +151,7 @@ impl Recorder {
         })
     }
 
-    /// The form of inputs that a kernel reads.
+    /// The format of inputs that a kernel reads.
     pub(super) fn form(&mut self, gpu: &Device, kernel: Kernel, variant: Variant) -> u32 {
         SHADERS[self.chosen(gpu, kernel, variant)].variant.inputs
     }
@@ -230,7 +230,7 @@ impl Recorder {
         }
     }
 
-    /// Records the launches that matched, if the guess as a whole did not.
+    /// Records the launches that matched, if the guess as a whole did not match.
     fn give_up(&mut self, gpu: &Device) {
         for (launch, group) in self.ahead.give_up() {
             self.record(gpu, launch, group);
@@ -255,7 +255,7 @@ impl Recorder {
     }
 
     /// Writes words to the ring, where kernels can read them ([`Recorder::run_with_ring`]), and returns the index of
-    /// the first, a multiple of `unit`. Record their reader before the next `put`.
+    /// the first, a multiple of `unit`. The kernel that reads them must be recorded before the next `put`.
     pub(super) fn put(&mut self, gpu: &Device, words: &[u32], unit: usize) -> u32 {
         assert!(words.len() <= PUT_WORDS, "{} words for the ring", words.len());
         let mut at = self.ring_at.next_multiple_of(unit);
@@ -269,7 +269,7 @@ impl Recorder {
         at as u32
     }
 
-    /// Writes to memory after all commands recorded so far.
+    /// Writes to memory, after all commands recorded so far.
     pub(super) fn write(&mut self, gpu: &Device, to: &Memory, at_bytes: u64, bytes: &[u8]) {
         // Staged writes are executed before the commands of the next submission.
         if self.encoder.is_some() || self.ahead.pending() {
@@ -279,8 +279,8 @@ impl Recorder {
         self.stats.uploaded_bytes += bytes.len() as u64;
     }
 
-    /// Submits the recorded commands, and waits for the previous submission of this kind. So the host is at most two
-    /// chunks of a long prompt ahead: no wait is long, and a cancel takes effect soon.
+    /// Submits the recorded commands, and waits for the previous submission of this kind. So the host is at
+    /// most two chunks of a long prompt ahead: no wait is long, and a cancel takes effect soon.
     pub(super) fn hand_over(&mut self, gpu: &Device) -> Result<()> {
         let now = self.submit(gpu);
         match std::mem::replace(&mut self.handed_over, now) {
@@ -303,7 +303,7 @@ impl Recorder {
         }
         let index = self.submit_commands(gpu, encoder.finish());
         if let Some(clock) = &mut self.clock {
-            // The device keeps an error for the next operation that returns one.
+            // The device stores an error for the next operation that returns one.
             let _ = clock.collect(gpu);
         }
         Some(index)
@@ -322,7 +322,7 @@ impl Recorder {
         gpu.submit(commands)
     }
 
-    /// Drops the recorded commands, and the bind groups, which hold on to memory.
+    /// Drops the recorded commands, and the bind groups, which keep memory alive.
     pub(super) fn forget(&mut self) {
         self.pass = None;
         self.encoder = None;

@@ -1,6 +1,6 @@
 //! Rotated inputs of experts (`quant/rotation.rs`): a dispatch before each of their products.
 //!
-//! Values are rotated in plain form, and prepared for products of many tokens afterwards.
+//! Plain values are rotated. For products of many tokens they are prepared afterwards.
 
 use super::Grown;
 use super::State;
@@ -33,9 +33,9 @@ fn rotate(
 /// Rotated inputs.
 #[derive(Default)]
 pub(super) struct Turned {
-    /// Of gate and up, `[tokens, d]`.
+    /// Inputs of gate and up, `[tokens, d]`.
     inputs: Grown,
-    /// Of down, `[slots, ff]`.
+    /// Inputs of down, `[slots, ff]`.
     hidden: Grown,
     /// The same in prepared form, for products of many tokens.
     prepared: Grown,
@@ -101,7 +101,7 @@ impl State {
         let on = (gpu, &mut self.recorder, &mut self.weights);
         rotate(on, rotation, (self.hidden.get(), rows), &mut self.turned.hidden)?;
         let Some(form) = form else { return Ok(()) };
-        // `prepare` overwrites the inputs of gate and up, which may be needed again.
+        // `prepare` would overwrite the inputs of gate and up, which may be needed again.
         let turned = self.turned.hidden.0.take().expect("was just made");
         std::mem::swap(&mut self.prepared, &mut self.turned.prepared);
         let done = self.prepare(gpu, &turned.memory, rotation.cols(), rows, None, None, form);

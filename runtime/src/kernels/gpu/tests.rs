@@ -1,6 +1,6 @@
-//! Every kernel, level and shape against its twin on the CPU or the scalar specification in `quant`.
+//! Compares every kernel, level and shape with its twin on the CPU or the scalar specification in `quant`.
 //!
-//! A machine without an adapter skips them, unless `DOLLOP_TEST_GPU` requires one: `./check` sets it.
+//! Skipped on a machine without an adapter, unless `DOLLOP_TEST_GPU` requires one: `./check` sets it.
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions, Isa};
@@ -28,7 +28,7 @@ mod tables;
 mod translations;
 mod variants;
 
-/// A backend on any GPU, with inputs in single precision unless the options say otherwise.
+/// A backend on any GPU, with single-precision inputs unless the options differ.
 fn gpu_with(options: &GpuOptions) -> Option<GpuBackend> {
     let mut options = options.clone();
     if options.variants.inputs == GpuInputs::Auto {
@@ -105,8 +105,8 @@ fn get(b: &GpuBackend, buf: &GpuBuf) -> Vec<f32> {
     out
 }
 
-/// The hidden values of every slot that feed-forward blocks of `tokens` tokens wrote, also prepared ones, in single
-/// precision.
+/// The hidden values of every slot that feed-forward blocks of `tokens` tokens wrote, converted from prepared
+/// form to single precision.
 fn hidden(b: &GpuBackend, ff: usize, tokens: usize) -> Vec<f32> {
     let buf = b.lock().hidden.0.take().expect("an operation has used it");
     let values = get(b, &buf);
@@ -115,8 +115,8 @@ fn hidden(b: &GpuBackend, ff: usize, tokens: usize) -> Vec<f32> {
     values.chunks_exact(row).flat_map(|row| &row[..ff]).copied().collect()
 }
 
-/// The relative error of f32 sums, as a part of the magnitudes: codes reach 255 where weights are centred, which costs
-/// a few bits.
+/// The relative error of f32 sums, as a fraction of the magnitudes: codes reach 255 where weights are
+/// centred, which costs a few bits.
 const SUMS: f64 = 3e-5;
 
 fn near(what: &str, got: &[f32], want: &[(f64, f64)], part: f64) {

@@ -1,20 +1,20 @@
-//! What an adapter supports beyond the minimum, and which variants of the kernels are used because of it.
+//! The features of an adapter beyond the minimum, and the kernels' variants that use them.
 
 use crate::kernels::{GpuInputs, GpuVariants};
 use dollop_shaders::{BYTES, HALF, Kernel, SINGLE, Variant, WORKGROUP, find};
 
-/// Sizes of subgroups that kernels can use: any power of two that divides a workgroup, from 2 on, because with one lane
-/// the reduction would not end.
+/// Subgroup sizes that kernels can use: any power of two that divides a workgroup, at least 2, because with
+/// one lane the reduction would not end.
 const SUBGROUPS: std::ops::RangeInclusive<u32> = 2..=WORKGROUP;
 
-/// The smallest and the largest size of an adapter's subgroups, if kernels can use them.
+/// The smallest and the largest subgroup size of an adapter, if kernels can use them.
 pub(super) fn subgroups(features: wgpu::Features, info: &wgpu::AdapterInfo) -> Option<[u32; 2]> {
     let sizes = [info.subgroup_min_size, info.subgroup_max_size];
     let fit = sizes.iter().all(|size| size.is_power_of_two() && SUBGROUPS.contains(size));
     (features.contains(wgpu::Features::SUBGROUP) && fit).then_some(sizes)
 }
 
-/// The features that a device must be opened with.
+/// The features to request when opening a device.
 pub(super) fn features(used: GpuVariants) -> wgpu::Features {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SUBGROUP, used.subgroups);
@@ -25,7 +25,7 @@ pub(super) fn features(used: GpuVariants) -> wgpu::Features {
 /// The index of a kernel's variant with the permitted features, as far as the kernel has one.
 pub(super) fn choose(kernel: Kernel, plain: Variant, used: GpuVariants) -> Option<usize> {
     let inputs = match used.inputs {
-        // The reader of prepared inputs decides on their form.
+        // The kernel that reads prepared inputs determines their format.
         _ if kernel == Kernel::Prepare => plain.inputs,
         GpuInputs::Auto | GpuInputs::Single => SINGLE,
         GpuInputs::Half => HALF,

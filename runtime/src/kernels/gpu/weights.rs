@@ -1,8 +1,8 @@
 //! Weights on the device: matrices, uploaded once and identified by the address of their bytes on the host, and
 //! vectors.
 //!
-//! A nested matrix has the bytes of `quant/layout.rs`, plane after plane; an unquantized one is rearranged into the
-//! same tiles, so that kernels read both alike. A matrix larger than a binding is cut along its rows.
+//! A nested matrix has the layout of `quant/layout.rs`, plane after plane. An unquantized one is rearranged into
+//! the same tiles, so that kernels read both alike. A matrix larger than a binding is split along its rows.
 
 use super::device::{Device, Memory};
 use crate::error::Result;
@@ -11,34 +11,34 @@ use crate::quant::{Fit, Matrix, Nested, PlaneLayout, Shape, TILE_ROWS, UNIT_COLS
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Rows of a matrix on the device.
+/// A range of rows of a matrix on the device.
 #[derive(Clone)]
 pub(super) struct Placed {
     pub(super) memory: Arc<Memory>,
     pub(super) form: Form,
-    /// The first of its rows, at the start of a tile.
+    /// The first row, at the start of a tile.
     pub(super) first: usize,
     pub(super) rows: usize,
 }
 
-/// From this bit on the number of a group's parameters stands above its size, in one word (`weights_nested.wgsl`).
+/// From this bit on, above the group size, a word has the number of the parameters' format (`weights_nested.wgsl`).
 const KIND_BIT: u32 = 8;
 
 /// How kernels read a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Form {
-    /// Word at which it begins.
+    /// The index of its first word.
     pub(super) base: u32,
     /// 0 if it is unquantized.
     pub(super) planes: u32,
-    /// Weights of a group, and above them the number of its parameters ([`KIND_BIT`]).
+    /// Weights per group, and above them the number of its parameter format ([`KIND_BIT`]).
     pub(super) group: u32,
     pub(super) alpha: f32,
     pub(super) centre: f32,
 }
 
-/// A level's correction as kernels read it: the factor of codes, and the term added to them before. Kernels do not
-/// divide: a compiler may fuse a quotient and a difference in one kernel and not in another.
+/// A level's correction as kernels read it: the factor of codes, and the term added to them before. Kernels
+/// do not divide, because a compiler may fuse a quotient and a difference in one kernel and not in another.
 pub(super) fn centred(fit: Fit) -> [f32; 2] {
     let alpha = if fit.alpha.abs() < 1e-20 { 1e-20 } else { fit.alpha };
     [alpha, fit.beta / alpha]
@@ -98,7 +98,7 @@ pub(super) fn pieces(
     }
 }
 
-/// Tile after tile, each vector of a unit with all rows.
+/// Tile after tile; within a tile, each vector of a unit for all rows.
 fn plain_pieces(
     data: &[f32],
     rows: usize,
@@ -119,7 +119,7 @@ fn plain_pieces(
     }
 }
 
-/// Some tiles of plane `p`, straight from the host's memory.
+/// Several tiles of plane `p`, directly from the host's memory.
 fn plane_pieces(
     n: &Nested,
     p: usize,
@@ -153,24 +153,24 @@ fn key(m: &Matrix) -> Key {
 
 #[derive(Default)]
 pub(super) struct Weights {
-    /// With a clone of the host's matrix, which keeps its bytes at their address.
+    /// The value contains a clone of the host's matrix, which keeps its bytes at their address.
     matrices: HashMap<Key, (Arc<[Placed]>, Matrix)>,
     vectors: HashMap<Key, (Arc<Memory>, Vec<f32>)>,
-    /// Rotation tables by name, with their length.
+    /// Rope tables by name, with their length.
     ropes: HashMap<u64, (Arc<Memory>, usize)>,
     pub(super) uploaded_bytes: u64,
 }
 
 impl Weights {
-    /// The rows of every matrix. New matrices share a buffer if they fit one.
+    /// The device's rows of every matrix. New matrices share a buffer if they fit one.
     ///
     /// # Errors
-    /// `Device` if the device has no room.
+    /// `Device` if there is not enough memory.
     pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Arc<[Placed]>>> {
         let new: Vec<&Matrix> =
             matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
         let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
-        // One dispatch takes the tiles of all matrices in a buffer.
+        // One dispatch covers the tiles of all matrices in a buffer.
         let groups: usize = new.iter().map(|m| tiles(m)).sum();
         if new.len() > 1 && total as u64 <= gpu.max_binding && groups <= gpu.max_groups {
             self.upload_together(gpu, &new)?;
@@ -205,7 +205,7 @@ impl Weights {
     }
 
     fn upload_in_parts(&mut self, gpu: &Device, m: &Matrix) -> Result<Vec<Placed>> {
-        // The arrays of a plane are padded to a line, a few hundred bytes that a tile's share does not include.
+        // The arrays of a plane are padded to a line: a few hundred bytes beyond the tiles' bytes.
         let most = (gpu.max_binding as usize).saturating_sub(1024) / bytes(m, 1).max(1);
         let most = most.clamp(1, gpu.max_groups);
         let mut parts = Vec::new();
@@ -222,7 +222,7 @@ impl Weights {
     /// A vector on the device, computed by `make` if it is new. `name` is the host's slice that identifies it.
     ///
     /// # Errors
-    /// `Device` if the device has no room.
+    /// `Device` if there is not enough memory.
     pub(super) fn vector(
         &mut self,
         gpu: &Device,
@@ -243,10 +243,10 @@ impl Weights {
         Ok(memory)
     }
 
-    /// `[positions, 2, half]`: cosines and sines of at least the positions of `table`.
+    /// `[positions, 2, half]`: cosines and sines for at least the positions of `table`.
     ///
     /// # Errors
-    /// `Device` if the device has no room.
+    /// `Device` if there is not enough memory.
     pub(super) fn rope(&mut self, gpu: &Device, table: &RopeTable) -> Result<Arc<Memory>> {
         let half = table.dims / 2;
         if let Some((memory, len)) = self.ropes.get(&table.name)

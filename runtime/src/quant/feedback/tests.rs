@@ -1,4 +1,4 @@
-//! Error feedback on matrices and inputs that are made here.
+//! Error feedback on generated matrices and inputs.
 
 use super::super::{Encoded, Moments, encode};
 use super::*;
@@ -12,13 +12,13 @@ impl Noise {
         (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    /// Nearly Gaussian.
+    /// An approximately Gaussian value.
     fn sum(&mut self) -> f32 {
         (0..4).map(|_| self.next()).sum()
     }
 }
 
-/// Weights, and inputs that lie near a space of a quarter of the columns, some of which are large.
+/// Weights, and inputs close to a subspace of a quarter of the dimensions, with some large columns.
 fn matrix(rows: usize, cols: usize, tokens: usize) -> (Vec<f32>, Vec<f32>) {
     let mut noise = Noise(1);
     let weights = (0..rows * cols).map(|_| 0.02 * noise.sum()).collect();
@@ -36,7 +36,7 @@ fn matrix(rows: usize, cols: usize, tokens: usize) -> (Vec<f32>, Vec<f32>) {
     (weights, inputs)
 }
 
-/// Squared error of the products with `inputs`, relative to theirs, at every level.
+/// Squared error of the products with `inputs`, relative to the products, at every level.
 fn errors(encoded: Encoded, weights: &[f32], inputs: &[f32]) -> Vec<f64> {
     let cols = encoded.shape.cols;
     let nested = encoded.into_nested().unwrap();
@@ -80,7 +80,7 @@ fn errors_of_products_are_less_at_every_level() {
     for group in [32, 64] {
         let shape = Shape::new(32, 192, group).unwrap();
         let (weights, inputs) = matrix(shape.rows, shape.cols, 4096);
-        // Judged on inputs that were not seen.
+        // The error is measured on other inputs than those used for encoding.
         let (seen, judged) = inputs.split_at(3072 * shape.cols);
         let mut energies = vec![0.0; shape.cols];
         for x in seen.chunks_exact(shape.cols) {
@@ -112,7 +112,7 @@ fn the_table_of_errors_is_true_in_the_norm_of_the_inputs() {
 
 #[test]
 fn codes_do_not_depend_on_how_rows_are_cut_and_tails_are_padded() {
-    // No whole tile, group or block at the end.
+    // Rows, columns and blocks all end with a partial tile or group.
     let shape = Shape::new(40, 150, 64).unwrap();
     let (weights, inputs) = matrix(shape.rows, shape.cols, 500);
     let whole = fed_back(shape, &weights, &inputs, 1, &[]);

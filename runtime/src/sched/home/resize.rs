@@ -1,9 +1,9 @@
 //! Shrinks or grows a layer's memory while it holds experts.
 //!
-//! Shrinking evicts the coldest planes, moves the slabs that lie too high into the gaps, and gives the rest of the
-//! memory back to the system. Growing reuses the old memory up to its first size. Beyond that, the contents move to new
-//! memory piece by piece, and the old memory goes back to the system as it empties. Runs between two servings: no read
-//! and no computation is in flight.
+//! Shrinking evicts the coldest planes, moves the slabs above the new limit into the gaps, and gives the rest
+//! of the memory back to the system. Growing reuses the old memory up to its first size. Beyond that, the
+//! contents move to new memory piece by piece, and the old memory is given back as it empties. Runs between
+//! two servings: no read and no computation is in flight.
 
 use super::{Home, Memory, Slot};
 use crate::error::Result;
@@ -11,10 +11,10 @@ use crate::quant::PLANES;
 use crate::store::{Arena, End, Slab};
 use std::sync::Arc;
 
-/// What a resize did.
+/// The effects of a resize.
 #[derive(Default)]
 pub(in crate::sched) struct Resized {
-    /// Bytes that went back to the system.
+    /// Bytes given back to the system.
     pub(in crate::sched) given_back: usize,
     /// Bytes moved in memory.
     pub(in crate::sched) moved: u64,
@@ -23,11 +23,11 @@ pub(in crate::sched) struct Resized {
 }
 
 impl Home {
-    /// Resizes to `capacity` bytes, or to the size of all planes if that is less, in multiples of `granule`. Does
-    /// nothing on a device.
+    /// Resizes to `capacity` bytes, or to the size of all planes if that is less, in multiples of `granule`.
+    /// Does nothing on a device.
     ///
     /// # Errors
-    /// `Invalid` if the system has no such memory: what was cached stays.
+    /// `Invalid` if the system does not provide the memory; the cached planes stay.
     pub(in crate::sched) fn resize(&mut self, capacity: usize, granule: usize) -> Result<Resized> {
         let mut done = Resized::default();
         let all = self.cache.bytes(0, self.cache.planes_most()) * self.cache.experts();
@@ -58,7 +58,7 @@ impl Home {
         Ok(done)
     }
 
-    /// Where the loaded planes lie, in order: (offset, expert, plane).
+    /// The loaded planes in order of their offsets: (offset, expert, plane).
     fn loaded_slabs(&self) -> Vec<(usize, usize, usize)> {
         let mut all = Vec::new();
         for (expert, slots) in self.slots.iter().enumerate() {
@@ -72,7 +72,7 @@ impl Home {
         all
     }
 
-    /// Moves the slabs above `limit` below it, if all fit there, moving as few as possible.
+    /// Moves the slabs above `limit` below it, if all fit there, with as few moves as possible.
     fn gather(&mut self, limit: usize, granule: usize, moved: &mut u64) {
         let slabs = self.loaded_slabs();
         for &(offset, expert, plane) in slabs.iter().rev() {
@@ -82,7 +82,7 @@ impl Home {
             }
             let Memory::Host(arena) = &self.memory else { return };
             let Some(to) = arena.alloc(len, End::Low) else {
-                // No single gap is long enough; together they are.
+                // No single gap is long enough, but all together are.
                 return self.slide_all(moved);
             };
             self.replace(expert, plane, to, moved);
@@ -102,7 +102,7 @@ impl Home {
         }
     }
 
-    /// Moves everything to other memory, from the top, so that the old memory goes back as it empties.
+    /// Moves everything to other memory, from the top, so that the old memory can be given back as it empties.
     fn move_to(&mut self, to: Arena, moved: &mut u64) {
         for (offset, expert, plane) in self.loaded_slabs().into_iter().rev() {
             let end = if plane == 0 { End::Low } else { End::High };

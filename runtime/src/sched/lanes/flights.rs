@@ -1,9 +1,9 @@
 //! Reads through io_uring: the caller submits them and polls for completions.
 //!
-//! A lane is a chain of linked reads: the kernel starts each when the one before it is done. So no thread has to be
-//! woken to start the next read, which takes time while both cores are busy. Experts still arrive one after another,
-//! whereas a disk that gets all reads at once would finish all of them at the end. The caller itself repeats a read
-//! that failed or came short ([`Reader`]).
+//! A lane is a chain of linked reads: the kernel starts each read when the one before it is done. So no
+//! thread must wake to start the next read, which would take time while both cores are busy. Experts arrive
+//! one after another; with all reads submitted at once, a disk would finish all of them at the end. The
+//! caller itself repeats a read that failed or was short ([`Reader`]).
 
 use super::parts::{Part, Reader, cut};
 use super::{Landed, Request};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Reads in flight at most: more than one step of a prompt reads while it is computed.
+/// The most reads in flight: more than the reads of one step of a prompt.
 pub(super) const KNOWN: usize = 256;
 
 /// Lanes for prefetches, which share the disk with the next wanted expert.
@@ -28,7 +28,7 @@ pub(super) struct Flights {
     lanes: Vec<Instant>,
     wanted: VecDeque<(Part, Slab)>,
     ahead: VecDeque<(Part, Slab)>,
-    /// By slot of the ring, the read in it.
+    /// Indexed by ring slot: the read in it.
     flying: Vec<Option<Flight>>,
     mailbox: VecDeque<Landed>,
     trace: Option<Arc<Trace>>,
@@ -65,7 +65,7 @@ impl Flights {
                 return landed;
             }
             if self.ring.wait().is_err() {
-                // The reads in flight still complete at some point.
+                // The reads in flight will still complete.
                 std::thread::yield_now();
             }
         }
@@ -83,7 +83,7 @@ impl Flights {
             self.ahead = ahead;
         }
         if self.ring.flying() > before {
-            // The kernel is offered refused entries again at the next wait.
+            // Entries that the kernel rejected are submitted again at the next wait.
             let _ = self.ring.submit();
         }
     }
@@ -108,7 +108,7 @@ impl Flights {
     fn land(&mut self) {
         while let Some((place, mut slab, read)) = self.ring.done() {
             let Some(Flight { part, lane, since }) = self.flying[place].take() else { continue };
-            // A lane's chains may overlap in time: count no time twice.
+            // A lane's chains may overlap in time; no time is counted twice.
             let since = since.max(self.lanes[lane]);
             self.lanes[lane] = Instant::now();
             let whole = matches!(read, Ok(n) if n == slab.len());

@@ -1,5 +1,5 @@
-//! Requests cut into parts that are read independently. The reader of the last part joins them and compares the
-//! checksum, whose parts are computed while other parts are still being read.
+//! Requests split into parts that are read independently. The reader of the last part joins them and compares
+//! the checksum; checksums of parts are computed while other parts are still being read.
 
 use super::{Landed, Request, lock};
 use crate::store::{PART_BYTES, Slab, Storage, read_again};
@@ -19,7 +19,7 @@ pub(super) struct Whole {
 }
 
 struct Done {
-    /// Parts still to be read.
+    /// Parts that are not read yet.
     left: usize,
     parts: Vec<Option<(Slab, Hasher)>>,
     failure: Option<io::Error>,
@@ -33,7 +33,7 @@ pub(super) struct Part {
     pub(super) offset: u64,
 }
 
-/// Cuts a request into parts with their slabs, or keeps it in one part if `whole`.
+/// Splits a request into parts with their slabs, or keeps it in one part if `whole`.
 pub(super) fn cut(request: Request, whole: bool) -> impl Iterator<Item = (Part, Slab)> {
     let Request { layer, expert, plane, offset, checksum, slab } = request;
     let start = slab.offset();
@@ -69,7 +69,7 @@ impl Reader {
         Reader { storage, busy_ns: AtomicU64::new(0), retries: AtomicU64::new(0) }
     }
 
-    /// Reads a part that failed or came short.
+    /// Reads a part again whose read failed or was short.
     pub(super) fn fill(&self, part: &Part, slab: &mut Slab) -> io::Result<()> {
         self.read(part.offset, slab, None)
     }
@@ -79,7 +79,7 @@ impl Reader {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Stores a part beside the others; returns the whole request if this was its last part.
+    /// Stores a part; returns the whole request if this was its last part.
     pub(super) fn arrived(&self, part: Part, slab: Slab, read: io::Result<()>) -> Option<Landed> {
         let Part { whole, index, .. } = part;
         let mut hasher = Hasher::new();

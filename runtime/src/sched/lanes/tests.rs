@@ -1,4 +1,4 @@
-//! Long requests are read in parts by several lanes and land whole, whatever happens to a part.
+//! Long requests are read in parts by several lanes and arrive complete, whatever happens to a part.
 
 use super::*;
 use crate::store::{Access, Arena, End, PART_BYTES as PART, Ring};
@@ -14,11 +14,11 @@ struct Bytes {
     reads: AtomicUsize,
     reading: AtomicUsize,
     most: AtomicUsize,
-    /// Two reads wait for each other. The time limit turns lanes that read one by one into a failure instead of a hang.
+    /// Two reads wait for each other. If lanes read one by one, the time limit makes this a failure instead of a hang.
     meet: AtomicBool,
     places: Mutex<HashSet<u64>>,
     fault: fn(first: bool, to: &mut [u8]) -> io::Result<usize>,
-    /// What io_uring reads.
+    /// The file that io_uring reads.
     file: Option<File>,
 }
 
@@ -150,9 +150,9 @@ fn what_stays_wrong_is_an_error() {
     }
 }
 
-/// io_uring reads `filed`; the fallback reads from `stored`. `count` lanes read three requests: the second is short,
-/// and the last is a prefetch. If `gone`, the submitting thread ends before the reads are done. `None` without
-/// io_uring.
+/// io_uring reads `filed`; the fallback reads from `stored`. `count` lanes read three requests: the second is
+/// short, and the last is a prefetch. If `gone`, the submitting thread ends before the reads are done. `None`
+/// without io_uring.
 fn flown(
     count: usize,
     (filed, stored): (&[u8], &[u8]),
@@ -200,7 +200,7 @@ fn flown(
         assert!(before.is_none(), "a request lands once");
     }
     assert!(lanes.poll().is_none() && arena.free_bytes() == arena.bytes(), "every part came back");
-    // Lanes that are dropped while reads are in flight give all memory back.
+    // Lanes that are dropped while reads are in flight free all memory.
     lanes.submit([request(0, LEN), request(2, LEN)], false);
     drop(lanes);
     assert_eq!(arena.free_bytes(), arena.bytes());
@@ -224,11 +224,11 @@ fn the_system_reads_by_itself_and_what_it_does_not_is_read_again() {
             // Reads that the kernel cancels are read again.
             assert!(whole(&flown(count, (&bytes, &bytes), sums, true).unwrap().0), "{count} lanes");
         }
-        // For io_uring only, the file ends early: the caller reads the rest.
+        // Only for io_uring the file ends early: the caller reads the rest.
         let cut = &bytes[..OFFSET + LEN / 2];
         let (all, reads) = flown(count, (cut, &bytes), true, false).unwrap();
         assert!(whole(&all) && reads > 0, "{count} lanes");
-        // Damaged in flight: the checksum finds it, and the parts are read again.
+        // Corrupted in flight: the checksum detects it, and the parts are read again.
         let mut damaged = bytes.clone();
         damaged[OFFSET + PART + 9] ^= 1;
         damaged[OFFSET + LEN + 17] ^= 1;

@@ -1,4 +1,4 @@
-//! Threads that read. A lane owns the part of the slab that it fills.
+//! Threads that read. A lane owns the part of a slab that it fills.
 
 use super::parts::{Part, Reader, cut};
 use super::{Landed, Request, lock};
@@ -55,8 +55,8 @@ impl Threads {
             };
             threads.threads.push(thread.spawn(run).map_err(failed)?);
         }
-        // A thread allocates when it starts. Wait for that, also on a busy machine, so that later reads allocate
-        // nothing.
+        // A thread allocates memory when it starts. Wait for that, also on a busy machine, so that later
+        // reads allocate nothing.
         drop(starting);
         let _ = started.recv();
         Ok(threads)

@@ -1,5 +1,5 @@
-//! Which experts have one more plane, and which planes are in flight: the bookkeeping of refinements, layer by layer.
-//! No I/O, and no decision about when.
+//! The bookkeeping of refinements, per layer: which experts have one more plane, and which planes are in
+//! flight. No I/O; `refiner.rs` determines the times.
 
 use super::HYSTERESIS;
 use crate::cache::{LayerCache, Worth};
@@ -13,43 +13,43 @@ use std::collections::VecDeque;
 use std::io;
 
 pub(super) struct State {
-    /// Whether choices are learned from and decisions made.
+    /// Whether choices add heat and decisions are made.
     pub(super) on: bool,
-    /// By layer; `None` where a layer is dense or has no such plane.
+    /// Indexed by layer; `None` if a layer is dense or has no such plane.
     pub(super) layers: Vec<Option<Layer>>,
     /// Planes in flight, in the order in which they take effect.
     pub(super) coming: VecDeque<Coming>,
     /// Reads in flight.
     pub(super) pending: usize,
-    /// Staging memory for reads; `None` once reading has stopped.
+    /// Staging memory for reads; `None` after reading has stopped.
     pub(super) arena: Option<Arena>,
-    /// Planes that a call may request.
+    /// The most planes that a call may request.
     pub(super) swaps: usize,
-    /// Calls begun.
+    /// Number of calls so far.
     pub(super) call: u64,
     pub(super) stats: StreamStats,
 }
 
 pub(super) struct Layer {
     pub(super) table: LayerExperts,
-    /// Which experts have a slot, from the decision on.
+    /// The experts with a slot. An expert counts from the decision on.
     pub(super) cache: LayerCache,
     /// Slots without an expert.
     pub(super) free: Vec<usize>,
-    /// By expert, its slot while its plane is in effect.
+    /// Indexed by expert: its slot while its plane is in effect.
     pub(super) at: Vec<Option<usize>>,
-    /// By expert: 1 while its plane is in flight, which protects it from eviction.
+    /// Indexed by expert: 1 while its plane is in flight, which protects it from eviction.
     pub(super) keep: Vec<u8>,
-    /// Experts whose plane was read once, and those whose plane could not be read: these are not requested again.
+    /// Experts whose plane was read once, and those whose read failed: these are not requested again.
     pub(super) seen: Vec<bool>,
     pub(super) broken: Vec<bool>,
-    /// By expert, how often its plane was read.
+    /// Indexed by expert: how often its plane was read.
     pub(super) reads: Vec<u32>,
 }
 
-/// A plane that was decided upon.
+/// A plane that was decided on.
 pub(super) struct Coming {
-    /// The call that it takes effect before.
+    /// The call before which it takes effect.
     pub(super) due: u64,
     pub(super) layer: usize,
     pub(super) expert: usize,
@@ -59,7 +59,7 @@ pub(super) struct Coming {
     pub(super) plane: Option<io::Result<Slab>>,
 }
 
-/// Which expert should get a slot, and which should lose its own for it.
+/// A possible change: an expert that should get a slot, and the one that would lose it.
 pub(super) struct Offer {
     pub(super) winner: usize,
     pub(super) loser: Option<usize>,
@@ -90,7 +90,7 @@ impl State {
         self.stats.upgrades += 1;
     }
 
-    /// A plane does not come: everything stays as it was.
+    /// Cancels a plane: everything stays as it was.
     pub(super) fn cancel(&mut self, coming: &Coming) {
         let layer = self.layer(coming.layer);
         layer.keep[coming.expert] = 0;
@@ -122,7 +122,7 @@ impl Layer {
     /// The best next change.
     pub(super) fn offer(&self) -> Option<Offer> {
         let value = |e: usize| self.cache.value(e, 0);
-        // An expert that is about to lose its plane does not compete before that.
+        // An expert that is about to lose its plane does not compete before it has lost it.
         let without = |&e: &usize| self.cache.planes(e) == 0 && self.at[e].is_none() && !self.broken[e];
         let best = |a: &usize, b: &usize| value(*a).total_cmp(&value(*b)).then(b.cmp(a));
         let winner = (0..self.cache.experts()).filter(without).max_by(best)?;

@@ -1,5 +1,5 @@
-//! Gate 26: which expert gets one more plane is a function of the choices. The plane takes effect when it should and is
-//! kept while no other is clearly worth more. A plane that cannot be read is an error once and changes nothing else.
+//! Gate 26: which expert gets one more plane is a function of the choices. The plane takes effect when it should, and
+//! stays until another is clearly worth more. A plane that cannot be read is one error and changes nothing else.
 
 use super::*;
 use crate::experts::PlaneSlabs;
@@ -12,7 +12,7 @@ const EXPERTS: usize = 6;
 const LAYERS: usize = 2;
 const STRIDE: usize = 4096;
 
-/// Slabs whose contents name their expert; every read blocks while it is held, or fails while it should.
+/// Slabs whose contents name their expert. Every read blocks while `hold` is set, or fails while `fails` is.
 #[derive(Default)]
 struct Slabs {
     held: Mutex<bool>,
@@ -44,7 +44,7 @@ impl Storage for Slabs {
     }
 }
 
-/// Layer 0 is dense, the others have experts whose planes 0 to 2 are all alike.
+/// Layer 0 is dense; the experts of the others have equal planes 0 to 2.
 fn tables() -> Vec<Option<LayerExperts>> {
     let layer = |layer: usize| LayerExperts {
         shapes: [Shape::new(16, 32, 32).unwrap(); 3],
@@ -71,7 +71,7 @@ fn refiner(slots: usize, storage: Arc<Slabs>) -> Refiner {
     Refiner::new("file".into(), storage, tables(), base, 512, how, None).unwrap()
 }
 
-/// The beginning of a call: what takes effect before it, as (slot, expert).
+/// Begins a call: returns the changes that take effect before it, as (slot, expert).
 fn begin(r: &Refiner) -> Result<Vec<(usize, u32)>> {
     let mut changes = Vec::new();
     r.begin(&mut |c| {
@@ -83,19 +83,19 @@ fn begin(r: &Refiner) -> Result<Vec<(usize, u32)>> {
     Ok(changes)
 }
 
-/// The end of a call of one token that chose these experts of layer 1.
+/// Ends a call of one token that chose these experts of layer 1.
 fn end(r: &Refiner, chosen: &[(u32, f32)]) {
     r.end(1, 1, &mut chosen.iter().map(|&(expert, gate)| Chosen { layer: 1, expert, gate }));
 }
 
-/// A call of one token: its choices, and what took effect before it.
+/// A call of one token with these choices: returns the changes that took effect before it.
 fn token(r: &Refiner, chosen: &[(u32, f32)]) -> Result<Vec<(usize, u32)>> {
     let changes = begin(r)?;
     end(r, chosen);
     Ok(changes)
 }
 
-/// The same, but every requested read is done before the call begins.
+/// The same, but every requested read completes before the call begins.
 fn prompt_token(r: &Refiner, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     let mut state = r.lock();
     while state.pending > 0 {
@@ -106,7 +106,7 @@ fn prompt_token(r: &Refiner, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     token(r, chosen).unwrap()
 }
 
-/// The same, but no read is done before the call waits for it.
+/// The same, but no read completes before the call waits for it.
 fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, u32)> {
     let before = r.waits();
     let changes = thread::scope(|scope| {
@@ -114,7 +114,7 @@ fn late_token(r: &Refiner, slabs: &Slabs, chosen: &[(u32, f32)]) -> Vec<(usize, 
         while !call.is_finished() && r.waits() == before {
             thread::yield_now();
         }
-        // Reads that the call does not wait for stay in flight.
+        // Reads without a wait stay in flight.
         if r.waits() > before {
             slabs.hold(false);
         }
@@ -152,13 +152,13 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
     let stats = r.stats();
     assert_eq!(stats.upgrades, 0);
     assert!((stats.mean_bits() - 2.3).abs() < 1e-6, "{stats:?}");
-    // The colder of the first two is evicted; experts that were used before the start are not hot.
+    // The colder of the first two is evicted. Experts that were used before the start are not hot.
     assert_eq!(token(&r, &[(3, 0.7), (1, 0.3)]).unwrap(), [(0, 3)]);
     let stats = r.stats().since(&stats);
     assert_eq!((stats.upgrades, stats.downgrades, stats.mean_bits()), (1, 1, 3.0), "{stats:?}");
     assert_eq!((stats.planes_wanted, stats.planes_hit), ([2, 2, 0, 0, 0], [2, 2, 0, 0, 0]));
     assert_eq!(r.stats().bytes_wanted, STRIDE as u64);
-    // Who looks on sees the same.
+    // `held` returns the same.
     let held = &r.held()[1];
     assert_eq!(held[3], Held { bits: 3, reads: 1 });
     let finer: u32 = held.iter().filter(|e| e.bits == 3).map(|e| e.reads).sum();
@@ -169,12 +169,12 @@ fn gate_26_a_plane_takes_effect_two_calls_later_and_no_sooner() {
 fn gate_26_places_go_to_who_is_clearly_hotter_and_do_not_flap() {
     let (r, _) = started(1);
     let mut changes = Vec::new();
-    // Two experts take turns: one of them has the slot, and keeps it.
+    // Two experts alternate: one of them has the slot, and keeps it.
     for i in 0..24u32 {
         changes.extend(token(&r, &[(i % 2, 0.5), (2, 0.1)]).unwrap());
     }
     assert_eq!(changes, []);
-    // Another expert takes over.
+    // Another expert takes the slot.
     for _ in 0..12 {
         changes.extend(token(&r, &[(4, 0.9)]).unwrap());
     }
@@ -239,7 +239,7 @@ fn gate_26_what_cannot_be_read_is_an_error_once_and_the_place_stays_whose_it_was
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("file") && errors[0].contains("EIO"), "{errors:?}");
     let before = r.stats();
-    // The disk is back: other experts are refined in the same slot, and the first kept its plane until then.
+    // The disk works again: other experts are refined in the same slot, which its expert kept until then.
     storage.fails.store(false, Ordering::Relaxed);
     token(&r, &[(0, 1.0)]).unwrap();
     assert!(r.stats().since(&before).mean_bits() > 2.9, "{:?}", r.stats());
@@ -299,7 +299,7 @@ fn gate_26_whoever_stops_waits_for_its_reads_and_asks_for_no_more() {
         slabs.hold(false);
     });
     assert!(r.refine().is_none() && r.lock().pending == 0 && r.lock().arena.is_none());
-    // A token that was in progress elsewhere changes nothing.
+    // A token that another session was computing changes nothing.
     slabs.fails.store(true, Ordering::Relaxed);
     for _ in 0..4 {
         assert_eq!(token(&r, &[(0, 1.0)]).unwrap(), []);

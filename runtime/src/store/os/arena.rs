@@ -1,8 +1,8 @@
-//! A fixed block of memory that is handed out in slabs.
+//! A fixed block of memory that is allocated in slabs.
 //!
-//! An arena allocates its memory once and never grows (R1); a part of it may go back to the system for a while. A
-//! [`Slab`] owns its range exclusively, so a slab that is borrowed for reading can be neither written nor moved: the
-//! borrow checker enforces R4. The arena does not know what slabs hold.
+//! An arena reserves its memory once and never grows (R1); a part of it may go back to the system for a
+//! while. A [`Slab`] owns its range exclusively, so a slab that is borrowed for reading can be neither
+//! written nor moved: the borrow checker enforces R4. An arena does not depend on the contents of slabs.
 
 use super::give_back::{give_back, take_again};
 use crate::error::{Error, Result};
@@ -16,19 +16,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Arena(Arc<Inner>);
 
 struct Inner {
-    /// Keeps the memory; only its address is used.
+    /// Owns the mapping; only its address is used.
     _map: MmapMut,
     start: *mut u8,
     len: usize,
     granule: usize,
-    /// New slabs lie below this; memory above it may be back with the system. Changed with the lock held.
+    /// New slabs lie below this; the system may have the memory above it. Changed with the lock held.
     limit: AtomicUsize,
-    /// Start and length of every range that a slab owns: disjoint, and within the memory.
+    /// Start and length of every slab's range: disjoint, and within the memory.
     taken: Mutex<BTreeMap<usize, usize>>,
 }
 
-// SAFETY: `start` is the address of the mapping that `Inner` owns; whoever touches the memory does so through a `Slab`,
-// and slabs own disjoint ranges.
+// SAFETY: `start` is the address of the mapping that `Inner` owns; all access to the memory is through a
+// `Slab`, and slabs own disjoint ranges.
 unsafe impl Send for Inner {}
 // SAFETY: as above; the table of ranges is behind a lock.
 unsafe impl Sync for Inner {}
@@ -44,25 +44,25 @@ impl Inner {
 }
 
 impl Arena {
-    /// `len` bytes, handed out in multiples of `granule` bytes (a power of two).
+    /// An arena of `len` bytes, allocated in multiples of `granule` bytes (a power of two).
     ///
     /// # Errors
-    /// `Invalid` where the system has no such memory.
+    /// `Invalid` if the system does not provide the memory.
     pub fn new(len: usize, granule: usize) -> Result<Arena> {
         assert!(granule.is_power_of_two());
         let len = len.next_multiple_of(granule);
         let mut map = MmapMut::map_anon(len.max(1))
             .map_err(|e| Error::Invalid(format!("no memory for a cache of {} MB: {e}", len >> 20)))?;
         let start = map.as_mut_ptr();
-        // SAFETY: the mapping is private, anonymous and writable, and nobody has it yet.
+        // SAFETY: the mapping is private, anonymous and writable, and nothing else uses it yet.
         unsafe { take_again(start, len) };
         let (limit, taken) = (AtomicUsize::new(len), Mutex::default());
         Ok(Arena(Arc::new(Inner { _map: map, start, len, granule, limit, taken })))
     }
 
-    /// Allocates a slab of `len` bytes at the `end` of a free piece: of those that are long enough, the one nearest
-    /// that end of the arena. `None` if no free piece is long enough. Slabs of one size that always go to the same end
-    /// lie together, so the gaps they leave, alone or merged, fit the next slab of that size.
+    /// Allocates a slab of `len` bytes at the `end` of a free piece: of the pieces that are long enough, the one
+    /// nearest that end of the arena. `None` if no free piece is long enough. If slabs of one size always use the
+    /// same end, they lie together. The gaps they leave, alone or merged, then fit the next slab of that size.
     pub fn alloc(&self, len: usize, end: End) -> Option<Slab> {
         let size = self.size(len)?;
         let mut taken = self.0.taken();
@@ -91,8 +91,8 @@ impl Arena {
         Some(len.checked_next_multiple_of(self.0.granule)?.max(self.0.granule))
     }
 
-    /// The cheapest way to make room for `len` bytes in one piece. Only slabs that are `movable` (by their offsets) are
-    /// moved. `None` where no moves make room, or a slab lies beyond the limit.
+    /// The cheapest way to make room for `len` bytes in one piece. Only slabs that are `movable` (by offset)
+    /// are moved. `None` if no moves make room, or a slab lies beyond the limit.
     pub fn room(&self, len: usize, movable: &dyn Fn(usize) -> bool) -> Option<Room> {
         let size = self.size(len)?;
         let taken = self.0.taken();
@@ -102,10 +102,10 @@ impl Arena {
         if slabs.last().is_some_and(|(start, n)| start + n > limit) {
             return None;
         }
-        // Where the piece before slab `i` begins, and its length. The last piece ends at the arena's limit.
+        // Start and length of the piece before slab `i`. The last piece ends at the arena's limit.
         let begin = |i: usize| if i == 0 { 0 } else { slabs[i - 1].0 + slabs[i - 1].1 };
         let gap = |i: usize| slabs.get(i).map_or(limit, |s| s.0) - begin(i);
-        // A window of movable slabs `from..to` with the gaps around them. Both ends only ever grow.
+        // A window of movable slabs `from..to` with the gaps around them. Both ends only ever increase.
         let mut best: Option<(usize, usize, usize)> = None;
         let (mut from, mut room, mut cost) = (0, gap(0), 0);
         for to in 0..=slabs.len() {
@@ -126,7 +126,7 @@ impl Arena {
                 best = Some((cost, from, to));
             }
         }
-        // One slab whose move would merge two gaps into enough room, and the smallest other gap that holds the slab.
+        // One slab whose move would merge two gaps into enough room, and the smallest other gap that fits it.
         let jumps =
             (0..slabs.len()).filter(|&i| movable(slabs[i].0) && gap(i) + slabs[i].1 + gap(i + 1) >= size);
         let jump = jumps.min_by_key(|&i| slabs[i].1).and_then(|i| {
@@ -141,8 +141,8 @@ impl Arena {
         }
     }
 
-    /// Restricts new slabs to the first `len` bytes, in whole granules; slabs beyond stay where they are. Returns
-    /// `false` and changes nothing if `len` is more than the arena was created with.
+    /// Restricts new slabs to the first `len` bytes, in whole granules; slabs beyond stay where they are.
+    /// Returns `false` and changes nothing if `len` is more than the arena's initial size.
     pub fn limit(&self, len: usize) -> bool {
         let taken = self.0.taken();
         let (old, new) = (self.0.limit(), len / self.0.granule * self.0.granule);
@@ -158,16 +158,16 @@ impl Arena {
         true
     }
 
-    /// Gives the memory beyond the limit back to the system. `false` if a slab still lies there, or the system takes
-    /// none back.
+    /// Gives the memory beyond the limit back to the system. Returns `false` if a slab still lies there, or
+    /// the system does not take memory back.
     pub fn give_back(&self) -> bool {
         let taken = self.0.taken();
         let limit = self.0.limit();
         if taken.range(..).next_back().is_some_and(|(start, len)| start + len > limit) {
             return false;
         }
-        // SAFETY: the range is within the arena's mapping, which is private, anonymous and writable. No slab owns a part of it, and
-        // with the lock held none can come to.
+        // SAFETY: the range is within the arena's mapping, which is private, anonymous and writable. No slab
+        // owns a part of it, and while the lock is held none can be allocated there.
         let given = unsafe { give_back(self.0.start.add(limit), self.0.len - limit) };
         drop(taken);
         given
@@ -178,27 +178,27 @@ impl Arena {
         self.0.limit()
     }
 
-    /// Bytes that no slab owns, perhaps in several pieces.
+    /// Bytes that no slab owns, possibly in several pieces.
     pub fn free_bytes(&self) -> usize {
         self.0.limit().saturating_sub(self.0.taken().values().sum::<usize>())
     }
 }
 
-/// Moves that make room.
+/// Moves that make room for a slab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Room {
     /// Slabs to [`Slab::slide`], by their offsets in ascending order.
     Slide(Vec<usize>),
-    /// The slab at this offset is to [`Slab::jump`] to another.
+    /// Move the slab at offset `slab` to another offset ([`Slab::jump`]).
     Jump {
-        /// Its offset now.
+        /// The current offset.
         slab: usize,
-        /// Its offset then.
+        /// The new offset.
         to: usize,
     },
 }
 
-/// At which end of a free piece a slab goes. Slabs of one size at one end leave gaps that fit the next of that size.
+/// The end of a free piece at which a slab is placed. Slabs of one size at one end leave gaps that fit the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The lower.
@@ -207,17 +207,17 @@ pub enum End {
     High,
 }
 
-/// Exclusively owned bytes of an arena; dropping it gives them back.
+/// Exclusively owned bytes of an arena. Dropping the slab frees them.
 pub struct Slab {
     arena: Arc<Inner>,
     offset: usize,
     len: usize,
-    /// `len` in whole granules: what it owns.
+    /// `len` in whole granules: the owned range.
     size: usize,
 }
 
 impl Slab {
-    /// Its offset in the arena: orders slabs.
+    /// The offset in the arena; it orders slabs.
     pub fn offset(&self) -> usize {
         self.offset
     }
@@ -231,9 +231,9 @@ impl Slab {
         }
         taken.remove(&self.offset);
         taken.insert(to, self.size);
-        // SAFETY: source and destination are within the mapping. The source is this slab's own range, borrowed
-        // exclusively by `&mut self`; between `to` and the source nothing is owned by anybody, and the lock is held, so
-        // nobody can come to own it meanwhile.
+        // SAFETY: source and destination are within the mapping. The source is this slab's own range,
+        // borrowed exclusively by `&mut self`. No slab owns a byte between `to` and the source, and the lock
+        // is held, so none can be allocated there meanwhile.
         unsafe { std::ptr::copy(self.arena.start.add(self.offset), self.arena.start.add(to), self.len) };
         self.offset = to;
     }
@@ -248,9 +248,9 @@ impl Slab {
         assert!(below <= to && to + self.size <= self.arena.len, "a slab jumps to where nothing is");
         taken.remove(&self.offset);
         taken.insert(to, self.size);
-        // SAFETY: source and destination are within the mapping and, as the assertion found nobody's bytes in the
-        // destination, apart. The source is this slab's own range, borrowed exclusively by `&mut self`; the lock is held,
-        // so nobody can come to own the destination meanwhile.
+        // SAFETY: source and destination are within the mapping and disjoint, because the assertion found no
+        // slab in the destination. The source is this slab's own range, borrowed exclusively by `&mut self`;
+        // the lock is held, so no slab can be allocated in the destination meanwhile.
         unsafe {
             let start = self.arena.start;
             std::ptr::copy_nonoverlapping(start.add(self.offset), start.add(to), self.len);
@@ -258,8 +258,8 @@ impl Slab {
         self.offset = to;
     }
 
-    /// Cuts the slab into pieces of `len` bytes (rounded up to whole granules), the last one shorter. Different threads
-    /// may own the pieces.
+    /// Splits the slab into pieces of `len` bytes (rounded up to whole granules); the last one may be
+    /// shorter. Different threads may own the pieces.
     pub fn cut(mut self, len: usize) -> Vec<Slab> {
         let len = len.max(1).next_multiple_of(self.arena.granule);
         let mut taken = self.arena.taken();
@@ -270,15 +270,15 @@ impl Slab {
         };
         let pieces = (0..self.len.max(1)).step_by(len).map(piece).collect();
         drop(taken);
-        // The pieces own its range now.
+        // The pieces own the range now.
         self.size = 0;
         pieces
     }
 
-    /// Makes one slab of the pieces that [`Slab::cut`] made, in their order.
+    /// Joins the pieces of [`Slab::cut`] to one slab again, in their order.
     ///
     /// # Panics
-    /// Where they do not lie one after another.
+    /// If they do not lie one after another.
     pub fn join(pieces: Vec<Slab>) -> Slab {
         let mut pieces = pieces.into_iter();
         let mut whole = pieces.next().expect("a slab has pieces");

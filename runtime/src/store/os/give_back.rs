@@ -1,17 +1,17 @@
 //! Giving memory back to the system while its mapping stays.
 
-/// Gives the whole pages within `len` bytes at `start` back. Later reads see zeros in newly provided memory. `false` if
-/// the system cannot: the memory then stays as it is.
+/// Gives the whole pages within `len` bytes at `start` back to the system. Later reads see zeros in newly
+/// provided memory. Returns `false` if the system cannot do it; the memory then stays as it is.
 ///
 /// # Safety
-/// The bytes lie in one private, anonymous, writable mapping, and are owned by the caller: while this runs, they are neither
-/// read nor written through anything.
+/// The bytes lie in one private, anonymous, writable mapping, and the caller owns them: during the call, they
+/// are neither read nor written through any pointer.
 pub(super) unsafe fn give_back(start: *mut u8, len: usize) -> bool {
     #[cfg(unix)]
     {
         use rustix::mm;
         let page = rustix::param::page_size();
-        // Only whole pages may be named; a partial page at either end may be in use by a neighbour.
+        // Only whole pages can be given back; a neighbour may use a partial page at either end.
         let first = start.align_offset(page);
         let pages = len.saturating_sub(first) / page * page;
         if pages == 0 {
@@ -21,21 +21,21 @@ pub(super) unsafe fn give_back(start: *mut u8, len: usize) -> bool {
         let at = unsafe { start.add(first) }.cast();
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
-            // A large page that is made for a neighbour must not reach in here: the budget counts these bytes elsewhere now. The
-            // advice of one part divides the mapping, and large pages do not cross that.
-            // SAFETY: the pages lie in the caller's mapping; the advice changes how memory is provided, not what is in it.
+            // A neighbour's large page must not extend into these bytes, because the budget uses them
+            // elsewhere now. Advice for a part splits the mapping, and large pages do not cross the split.
+            // SAFETY: the pages lie in the caller's mapping; the advice changes how memory is provided, not its contents.
             let _ = unsafe { mm::madvise(at, pages, mm::Advice::LinuxNoHugepage) };
-            // SAFETY: the mapping is private and anonymous, so the pages are zero afterwards, and nobody else has a view of
-            // them, as the caller promises.
+            // SAFETY: the mapping is private and anonymous, so the pages are zero afterwards, and nothing
+            // else refers to them, as the caller guarantees.
             unsafe { mm::madvise(at, pages, mm::Advice::LinuxDontNeed) }.is_ok()
         }
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         {
-            // Other systems take advice of this kind as a hint for later. A new mapping in the place of the old one is exact.
+            // Other systems treat such advice as a hint for later. Replacing the mapping by a new one is exact.
             use mm::{MapFlags, ProtFlags};
             let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
-            // SAFETY: the pages lie in the caller's mapping, which is private, anonymous and writable as the new one is; nobody
-            // has a view of them, as the caller promises. Where the system refuses, the old pages stay.
+            // SAFETY: the pages lie in the caller's mapping, which is private, anonymous and writable, like the new
+            // one. Nothing else refers to them, as the caller guarantees. If the system refuses, the old pages stay.
             unsafe { mm::mmap_anonymous(at, pages, prot, flags) }.is_ok()
         }
     }
@@ -46,8 +46,8 @@ pub(super) unsafe fn give_back(start: *mut u8, len: usize) -> bool {
     }
 }
 
-/// Tells the system that these bytes, which may have been given back before, are in use again. Large pages mean fewer
-/// TLB misses in the kernels' loops; a system without them is merely slower.
+/// Declares that these bytes, which may have been given back before, are in use again. Requests large pages,
+/// with which kernels have fewer TLB misses; a system without them is only slower.
 ///
 /// # Safety
 /// The bytes lie in one private, anonymous, writable mapping.
@@ -58,7 +58,7 @@ pub(super) unsafe fn take_again(start: *mut u8, len: usize) {
         let first = start.align_offset(page);
         let pages = len.saturating_sub(first) / page * page;
         if pages > 0 {
-            // SAFETY: the pages lie within the caller's bytes; the advice changes how memory is provided, not what is in it.
+            // SAFETY: the pages lie within the caller's bytes; the advice changes how memory is provided, not its contents.
             let _ = unsafe {
                 rustix::mm::madvise(start.add(first).cast(), pages, rustix::mm::Advice::LinuxHugepage)
             };

@@ -1,7 +1,7 @@
 //! How much memory is available, and how much of it this process holds.
 
-/// Bytes that this process can still take without forcing other processes out: the system's figure for available
-/// memory, or less if a control group limits it. `None` if the system does not say.
+/// Bytes that this process can still allocate without forcing other processes out: the system's figure for
+/// available memory, or less if a control group limits it. `None` if the system has no such figure.
 pub fn available_bytes() -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -13,7 +13,7 @@ pub fn available_bytes() -> Option<u64> {
     None
 }
 
-/// Anonymous memory of this process, in bytes. `None` if the system does not say.
+/// Anonymous memory of this process, in bytes. `None` if the system has no such figure.
 pub fn anonymous_bytes() -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -29,8 +29,8 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Memory left under the control groups of this process: the tightest limit among them and their parents, versions 1
-/// and 2. Page cache does not count as used, because the kernel reclaims it.
+/// Memory left in the control groups of this process: the tightest limit among them and their parents,
+/// versions 1 and 2. Page cache does not count as used, because the kernel reclaims it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn cgroup_room() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -45,11 +45,11 @@ fn cgroup_room() -> Option<u64> {
             }
             _ => continue,
         };
-        // Up to the root; a container sees its own root at the mount point, whatever its path says.
+        // Up to the root. A container has its own root at the mount point, whatever its path.
         for group in std::path::Path::new(path).ancestors() {
             let folder = std::path::Path::new(root).join(group.strip_prefix("/").unwrap_or(group));
             let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-            // "max", or no number of bytes that exists: no limit.
+            // "max", or a number beyond any memory size: no limit.
             let Some(limit) = read(limit).and_then(|l| l.trim().parse::<u64>().ok()) else { continue };
             let stat = read("memory.stat").unwrap_or_default();
             let used: u64 = stat

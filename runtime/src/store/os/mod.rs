@@ -1,4 +1,4 @@
-//! Calls into the operating system. One of the few rooms with unsafe code: other processes can change a mapping.
+//! Calls into the operating system. Contains unsafe code: other processes can change a mapped file.
 #![allow(unsafe_code)]
 
 mod arena;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// Maps a whole file for reading.
 ///
 /// # Errors
-/// `Io` where it cannot be opened or mapped, `Malformed` where it is empty.
+/// `Io` if it cannot be opened or mapped, `Malformed` if it is empty.
 pub fn map(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let meta = file.metadata().map_err(|e| Error::io(path, e))?;
@@ -30,10 +30,10 @@ pub fn map(path: &Path) -> Result<Bytes> {
     if meta.len() == 0 {
         return Err(Error::malformed("file", "is empty; is the download complete?").at(path));
     }
-    // SAFETY: the mapping is private and read-only, and `Bytes` only ever lends shared slices of it. The one hazard left
-    // is the one that every user of mmap accepts: another process that truncates or rewrites the file meanwhile. The
-    // readers stay memory-safe for changed bytes, because all parsing is bounds-checked against the length mapped and
-    // weights are plain numbers; a truncation raises SIGBUS, which ends the process rather than corrupting it.
+    // SAFETY: the mapping is private and read-only, and `Bytes` lends only shared slices of it. The one remaining
+    // hazard is common to all users of mmap: another process may truncate or rewrite the file. Readers stay
+    // memory-safe with changed bytes, because all parsing is bounds-checked against the mapped length and weights
+    // are plain numbers. A truncation raises SIGBUS, which ends the process instead of corrupting it.
     let map = unsafe { MmapOptions::new().map(&file) }.map_err(|e| Error::io(path, e))?;
     Ok(Bytes::new(Arc::new(map)))
 }
@@ -41,30 +41,30 @@ pub fn map(path: &Path) -> Result<Bytes> {
 /// Maps a part of an open file for reading. The part lies within the file.
 pub(super) fn map_part(file: &File, offset: u64, len: u64) -> std::io::Result<Bytes> {
     let len = usize::try_from(len).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
-    // SAFETY: as in `map`: private, read-only, lent out as shared slices alone; changed bytes are plain numbers, and a file that is
-    // cut ends the process.
+    // SAFETY: as in `map`: private, read-only, lent only as shared slices. Changed bytes are plain numbers,
+    // and a truncated file ends the process.
     let map = unsafe { MmapOptions::new().offset(offset).len(len).map(file) }?;
     Ok(Bytes::new(Arc::new(map)))
 }
 
-/// Tells the system that `bytes`, a part of a mapping made by [`map`], will not be needed soon: otherwise, converting a
-/// file larger than memory would evict everything else.
+/// Hints that `bytes`, a part of a mapping made by [`map`], will not be needed soon. Without the hint,
+/// converting a file larger than memory would evict everything else.
 pub fn release(bytes: &[u8]) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        // Only whole pages may be named; a partial page at either end may still be in use by a neighbour.
+        // Only whole pages can be released; a partial page at either end may still be in use by a neighbour.
         let page = rustix::param::page_size();
         let start = (bytes.as_ptr() as usize).next_multiple_of(page);
         let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
         if start < end {
-            // SAFETY: the pages lie within `bytes`, which is borrowed for the call, and `MADV_PAGEOUT` only moves pages
-            // out of memory: what is read there next is the same bytes, whatever kind of memory it is.
+            // SAFETY: the pages lie within `bytes`, which is borrowed for the call, and `MADV_PAGEOUT` only
+            // moves pages out of memory: later reads see the same bytes, for any kind of memory.
             let _ = unsafe {
                 rustix::mm::madvise(start as *mut _, end - start, rustix::mm::Advice::LinuxPageOut)
             };
         }
     }
-    // Other systems decide by themselves.
+    // Other systems have no such hint.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = bytes;
 }
@@ -91,7 +91,7 @@ pub(super) fn open_direct(path: &Path) -> Option<File> {
     }
 }
 
-/// [`open_direct`] for a file that is already open. Returns a separate handle: reads through the existing one do not
+/// [`open_direct`] for an open file. Returns a separate handle, so reads through the existing one do not
 /// change.
 pub(super) fn reopen_direct(file: &File) -> Option<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -114,7 +114,7 @@ pub(super) fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Resul
     return std::os::windows::fs::FileExt::seek_read(file, to, offset);
 }
 
-/// Tells the system that a part of a file that was just read will not be read again soon.
+/// Hints that a part of a file that was just read will not be read again soon.
 pub(super) fn forget(file: &File, offset: u64, len: u64) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -126,7 +126,7 @@ pub(super) fn forget(file: &File, offset: u64, len: u64) {
     let _ = (file, offset, len);
 }
 
-/// Tells the system that reads of this file will be scattered, which turns read-ahead off.
+/// Hints that reads of this file will be scattered, which turns read-ahead off.
 pub(super) fn scattered(file: &File) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -136,7 +136,7 @@ pub(super) fn scattered(file: &File) {
     let _ = file;
 }
 
-/// Tells the system that a part of a file will be read soon. The system starts reading; the call does not wait.
+/// Hints that a part of a file will be read soon. The system starts reading; the call does not wait.
 pub(super) fn expect(file: &File, offset: u64, len: u64) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

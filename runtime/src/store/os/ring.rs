@@ -1,6 +1,6 @@
-//! Asynchronous reads through Linux's io_uring: no thread waits for them, and many are in flight.
+//! Asynchronous reads with Linux's io_uring: no thread waits for them, and many are in flight.
 //!
-//! A slab being read into belongs to the [`Ring`] until the kernel reports its completion; dropping a ring waits for
+//! During a read the [`Ring`] owns the slab, until the kernel reports completion; dropping a ring waits for
 //! that. On other systems no ring can be created.
 
 #[cfg(target_os = "linux")]
@@ -21,9 +21,9 @@ mod linux {
     pub struct Ring {
         ring: IoUring,
         file: File,
-        /// Where byte 0 of the storage lies in the file.
+        /// The storage's offset in the file.
         base: u64,
-        /// By slot, the slab that the kernel reads into.
+        /// Indexed by slot: the slab that the kernel reads into.
         flying: Vec<Option<Slab>>,
         /// Free slots.
         free: Vec<usize>,
@@ -33,7 +33,7 @@ mod linux {
         /// A ring for up to `depth` reads in flight, of a file from byte `base` on.
         ///
         /// # Errors
-        /// If the kernel has no io_uring, or denies it to us.
+        /// If the kernel has no io_uring, or does not permit it.
         pub fn new(file: &File, base: u64, depth: usize) -> io::Result<Ring> {
             let depth = depth.clamp(1, 1024);
             // All prepared entries are submitted, even if one of them is invalid.
@@ -50,19 +50,19 @@ mod linux {
             Ok(Ring { ring, file: file.try_clone()?, base, flying, free: (0..depth).rev().collect() })
         }
 
-        /// Reads that may be prepared or in flight.
+        /// The most reads that may be prepared or in flight.
         pub fn depth(&self) -> usize {
             self.flying.len()
         }
 
-        /// Reads that are prepared or in flight.
+        /// The number of reads that are prepared or in flight.
         pub fn flying(&self) -> usize {
             self.flying.len() - self.free.len()
         }
 
-        /// Prepares a read of the whole slab, which [`Ring::submit`] starts, and returns its slot. The slot is not
-        /// reused before [`Ring::done`] has returned it. With `next`, the kernel starts the read prepared after this
-        /// one only when this one completes.
+        /// Prepares a read of the whole slab, which [`Ring::submit`] starts, and returns its slot. The slot
+        /// is not reused before [`Ring::done`] has returned it. With `next`, the kernel starts the read
+        /// prepared after this one only when this one completes.
         ///
         /// # Errors
         /// The slab, if all slots are in use.
@@ -76,9 +76,9 @@ mod linux {
                 .build()
                 .flags(flags)
                 .user_data(place as u64);
-            // SAFETY: the entry names a file that lives as long as the ring, and memory that the slab owns exclusively.
-            // `flying` keeps the slab, untouched, until the system has named the place in a completion; `drop` waits for
-            // that, or leaks the slab. Where the ring itself is leaked, so is the slab, which keeps its memory mapped.
+            // SAFETY: the entry refers to a file that lives as long as the ring, and to memory that the slab owns
+            // exclusively. `flying` keeps the slab, untouched, until a completion has reported its slot. `drop` waits
+            // for that, or leaks the slab. If the ring itself is leaked, so is the slab, which keeps its memory mapped.
             match unsafe { self.ring.submission().push(&read) } {
                 Ok(()) => {
                     self.flying[place] = Some(slab);
@@ -91,11 +91,11 @@ mod linux {
             }
         }
 
-        /// Submits the prepared reads. Entries that the kernel does not take now, for lack of memory, are submitted
+        /// Submits the prepared reads. Entries that the kernel rejects now, for lack of memory, are submitted
         /// again at the next call.
         ///
         /// # Errors
-        /// Errors that do not go away by themselves.
+        /// Errors that are not transient.
         pub fn submit(&mut self) -> io::Result<()> {
             passing(self.ring.submit())
         }
@@ -103,12 +103,12 @@ mod linux {
         /// Submits the prepared reads and waits until one completes. Call it only while a read is in flight.
         ///
         /// # Errors
-        /// Errors that do not go away by themselves.
+        /// Errors that are not transient.
         pub fn wait(&mut self) -> io::Result<()> {
             passing(self.ring.submit_and_wait(1))
         }
 
-        /// A completed read, if any: its slot, its slab, and how many bytes were read.
+        /// A completed read, if there is one: its slot, its slab, and the number of bytes read.
         pub fn done(&mut self) -> Option<(usize, Slab, io::Result<usize>)> {
             let done = self.ring.completion().next()?;
             let place = done.user_data() as usize;
@@ -122,7 +122,7 @@ mod linux {
         }
     }
 
-    /// Transient conditions are no error.
+    /// Treats transient errors as success.
     fn passing(result: io::Result<usize>) -> io::Result<()> {
         use io::ErrorKind::{Interrupted, ResourceBusy, WouldBlock};
         match result {
@@ -192,7 +192,7 @@ mod tests {
     use crate::store::{Arena, End};
     use std::fs::File;
 
-    /// Where io_uring is denied, as in some containers, there is nothing to test.
+    /// Where io_uring is not permitted, as in some containers, the test is skipped.
     fn ring(file: &File, depth: usize) -> Option<Ring> {
         Ring::new(file, 0, depth).ok()
     }

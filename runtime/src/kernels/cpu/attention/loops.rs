@@ -1,5 +1,5 @@
-//! The inner loops of attention: a tile's scores, their weights, and the sums of values, generic over the instruction
-//! set whose registers they use.
+//! The inner loops of attention: a tile's scores, their weights, and the sums of values. They are generic
+//! over the instruction set's registers.
 
 use super::{BLOCK, TILE};
 use crate::kernels::cpu::lanes::{Cell, Lanes};
@@ -15,7 +15,7 @@ pub(super) unsafe fn parts<L: Lanes, T: Cell, const R: usize, const B: usize>(
     out: *mut f32,
 ) -> usize {
     for b in (0..TILE / BLOCK).step_by(B) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's precondition.
         unsafe { scores::<L, T, R, B>(q, k.add(b * dim * BLOCK), dim, out.add(b * BLOCK)) }
     }
     R
@@ -29,7 +29,7 @@ unsafe fn scores<L: Lanes, T: Cell, const R: usize, const B: usize>(
     dim: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's precondition.
     unsafe {
         let mut sums = [[L::splat(0.0); B]; R];
         for d in 0..dim {
@@ -88,7 +88,7 @@ pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize, const N: usize>(
     n: usize,
     acc: *mut f32,
 ) -> usize {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's precondition.
     unsafe {
         let mut d = 0;
         while N > 1 && d + N * BLOCK <= dim {
@@ -120,7 +120,7 @@ pub(super) unsafe fn mix<L: Lanes, T: Cell, const R: usize, const N: usize>(
 }
 
 fn wide<T: Cell>(x: T) -> f32 {
-    // SAFETY: the two types of cell are told apart by their size.
+    // SAFETY: the size distinguishes the two types of cell.
     unsafe {
         if T::HALF {
             std::mem::transmute_copy::<T, f16>(&x).to_f32()
@@ -138,7 +138,7 @@ unsafe fn mix_part<L: Lanes, T: Cell, const R: usize, const N: usize>(
     n: usize,
     acc: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's precondition.
     unsafe {
         let mut sums = [[L::splat(0.0); N]; R];
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! Products of several tokens with AVX2: a group is unpacked to the stack and multiplied with four tokens at a time.
-//! Everything here is inlined into functions that enable the features, except the assembly, which enables them itself.
+//! Products of several tokens with AVX2: a group is unpacked to the stack and multiplied with four tokens at a
+//! time. All functions are inlined into functions that enable the features; the assembly enables them itself.
 
 use super::unpack::{Entries, codes};
 use super::{add_group, four, params, widen};
@@ -57,10 +57,10 @@ pub(super) unsafe fn many<const N: usize, const K: usize, const UNITS: usize>(
 /// Sums of 8 rows and 8 rows, for each of T tokens.
 type Sums<const T: usize> = [[__m256i; 2]; T];
 
-/// `Σ codes · q` of some vectors in 16 bits, for any number of tokens.
+/// `Σ codes · q` of several vectors in 16 bits, for any number of tokens.
 #[inline(always)]
 unsafe fn products<const T: usize>(codes: &[[__m256i; 2]], at: &[*const i8; T], first: usize) -> Sums<T> {
-    // SAFETY: the caller vouches for the activations of `codes` from vector `first` on, and for the features.
+    // SAFETY: the caller guarantees the activations of `codes` from vector `first` on, and the features.
     unsafe {
         let mut sums = [[_mm256_setzero_si256(); 2]; T];
         if T == 4 {
@@ -82,12 +82,12 @@ unsafe fn products<const T: usize>(codes: &[[__m256i; 2]], at: &[*const i8; T], 
     }
 }
 
-/// [`products`] for four tokens: two registers of codes and four activations at a time give eight products, whose sums
-/// stay in registers. In assembly, because the compiler unrolls and reorders the additions until half of the sums spill
-/// to memory, which takes more than twice as long.
+/// [`products`] for four tokens: two registers of codes and four activations at a time give eight products,
+/// whose sums stay in registers. In assembly, because the compiler unrolls and reorders the additions until
+/// half of the sums spill to memory, which takes more than twice as long.
 ///
 /// # Safety
-/// The machine has the features; activations are there for all of `codes` from vector `first` on.
+/// The machine has the features; activations exist for all of `codes` from vector `first` on.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn products_4(codes: &[[__m256i; 2]], at: [*const i8; 4], first: usize) -> Sums<4> {
@@ -158,13 +158,13 @@ unsafe fn group_dots<const N: usize, const UNITS: usize, const T: usize>(
     codes: &Group,
     at: &[*const i8; T],
 ) -> Sums<T> {
-    // What fits 16 bits: a group of 2- or 3-bit codes, a unit of 4-bit codes, two vectors of 6-bit codes.
+    // These fit into 16 bits: a group of 2- or 3-bit codes, a unit of 4-bit codes, two vectors of 6-bit codes.
     let at_once = match N {
         1 | 2 => UNITS * VECTORS,
         4 => 2,
         _ => VECTORS,
     };
-    // SAFETY: the caller vouches for the group's activations, and for the features.
+    // SAFETY: the caller guarantees the group's activations, and the features.
     unsafe {
         let mut dots = [[_mm256_setzero_si256(); 2]; T];
         for (n, codes) in codes[..UNITS * VECTORS].chunks_exact(at_once).enumerate() {
@@ -189,7 +189,7 @@ unsafe fn block<const N: usize, const UNITS: usize, const T: usize>(
     first: usize,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // SAFETY: the caller vouches for T tokens, their activations and sums, and for the features.
+    // SAFETY: the caller guarantees T tokens, their activations and sums, and the features.
     unsafe {
         let (q, a, sum) = x.group(g);
         let mut at = [q.as_ptr(); T];

@@ -1,16 +1,16 @@
-//! Planes to codes with AVX2: half a unit's rows at a time, merged by shifts and selects (see `quant::layout` for what lies
-//! where). Everything here is inlined into functions that enable the features.
+//! Merges planes to codes with AVX2, half a unit's rows at a time, by shifts and selects. `quant::layout`
+//! defines the layout. All functions here are inlined into functions that enable the features.
 
 use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 
-/// The codes of half a unit's rows, one register a vector.
+/// The codes of half a unit's rows, one register per vector.
 pub(super) type Half = [__m256i; VECTORS];
 
 #[inline(always)]
 fn select(mask: i32, a: __m256i, b: __m256i) -> __m256i {
-    // SAFETY: inlined into functions that enable the feature, and nowhere else used.
+    // SAFETY: used only inlined into functions that enable the feature.
     unsafe {
         let mask = _mm256_set1_epi8(mask as i8);
         _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b))
@@ -50,7 +50,7 @@ fn spread(x: [__m256i; 4], bits: i32) -> Half {
     out
 }
 
-/// The entries of a tile's table, in each half of a register: whole, and their two nibbles.
+/// The entries of a tile's table, in each half of a register: whole, and as two nibbles.
 pub(super) struct Entries {
     whole: __m256i,
     high: __m256i,
@@ -58,10 +58,10 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    /// Zeros where the tile has none.
+    /// Zeros if the tile has no table.
     #[inline(always)]
     pub(super) unsafe fn of(t: &Tile) -> Entries {
-        // SAFETY: the caller vouches for the features.
+        // SAFETY: the caller guarantees the features.
         unsafe {
             let whole = match t.table {
                 Some((entries, _)) => _mm256_broadcastsi128_si256(_mm_loadu_si128(entries.as_ptr().cast())),
@@ -72,8 +72,8 @@ impl Entries {
     }
 }
 
-/// The codes of 8 rows of unit `u` as [`unpack`] has them; where K is not N, what they stand for in a table, as it has codes of K
-/// planes.
+/// The codes of 8 rows of unit `u`, like [`unpack`]. If K is not N, they are looked up in the table and have
+/// the form of codes of K planes.
 #[inline(always)]
 pub(super) unsafe fn codes<const N: usize, const K: usize>(
     planes: &[*const u8; 5],
@@ -81,7 +81,7 @@ pub(super) unsafe fn codes<const N: usize, const K: usize>(
     u: usize,
     rows: usize,
 ) -> (Half, Half) {
-    // SAFETY: the caller's promise; codes of a table are below 16.
+    // SAFETY: the caller guarantees it; table codes are below 16.
     unsafe {
         let (codes, low) = unpack::<N>(planes, u, rows);
         if K == N {
@@ -92,10 +92,10 @@ pub(super) unsafe fn codes<const N: usize, const K: usize>(
     }
 }
 
-/// The codes of 8 rows of unit `u`: whole, or at 8 bits the upper nibbles and the lower.
+/// The codes of 8 rows of unit `u`: whole, or at 8 bits the upper nibbles and the lower ones.
 #[inline(always)]
 unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> (Half, Half) {
-    // SAFETY: the caller vouches for unit `u` in the first N planes, and for the features.
+    // SAFETY: the caller guarantees unit `u` in the first N planes, and the features.
     unsafe {
         let load = |p: usize, half: usize| {
             let at = planes[p].add(u * unit_bytes(p) + half * VECTOR + 4 * rows);

@@ -1,8 +1,8 @@
-//! Products of many tokens with AMX in bfloat16: two tiles of weights with sixteen tokens and sixteen tokens.
+//! Products of many tokens with AMX in bfloat16: two tiles of weights times two blocks of sixteen tokens.
 //!
-//! A stretch of both tiles is converted to bfloat16 in the L1 cache, with scale and zero point applied. All tokens of a
-//! block are multiplied with it, and their sums stay in single precision over all columns. A unit of a tile is a tile
-//! register of pairs of columns, in the order of its codes: lane r of a vector is row r.
+//! A stretch of both tiles is converted to bfloat16 in the L1 cache, with scale and zero point applied. It is
+//! multiplied with all tokens of a block, and their sums stay in single precision over all columns. A unit of
+//! a tile is a tile register of pairs of columns, in the order of its codes: lane r of a vector is row r.
 
 use super::scales_and_zeros;
 use super::unpack::{LOWERED, codes, entries};
@@ -13,10 +13,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// Tokens of a tile register.
+/// Tokens per tile register.
 const ROWS: usize = 16;
 
-/// All tile registers are of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights.
+/// All tile registers have 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights.
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -42,7 +42,7 @@ impl Tiles {
     /// The machine has AMX, this process may use it, and this thread has no other `Tiles`.
     unsafe fn new() -> Self {
         let config = &const { CONFIG };
-        // SAFETY: the caller's promise; the configuration is a valid one, and nothing else uses tile registers.
+        // SAFETY: the caller guarantees it; the configuration is valid, and nothing else uses tile registers.
         unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, preserves_flags, readonly)) };
         Tiles(())
     }
@@ -50,7 +50,7 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: nothing is in the registers that anybody wants.
+        // SAFETY: the registers hold no values that are still needed.
         unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
     }
 }
@@ -65,8 +65,8 @@ struct Weights([MaybeUninit<[__m512i; 2 * VECTORS]>; STRETCH]);
 /// `sums[i][n][r] = row r of tile i · token first + n`, for `tokens` tokens.
 ///
 /// # Safety
-/// The machine has the features and AMX; both tiles are N planes of one shape in groups of `UNITS · 32`, with a table if K is not N;
-/// `x` has the tokens and their columns.
+/// The machine has the features and AMX. Both tiles have N planes of one shape in groups of `UNITS · 32`,
+/// with a table if K is not N. `x` has the tokens and their columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16,f16c,avx2,fma")]
 pub(super) unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     t: [&Tile; 2],
@@ -79,8 +79,8 @@ pub(super) unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     let mut weights = [const { Weights([const { MaybeUninit::uninit() }; STRETCH]) }; 2];
     let (x, stride) = x.token(first);
     let sums = sums.map(|s| s.0.as_mut_ptr().cast::<u8>());
-    // SAFETY: the caller's promise. A stretch is complete before it is used; rows of activations beyond the last token
-    // are spare, and those of sums are there by the assertion; a unit's activations are a line of the token's row.
+    // SAFETY: the caller guarantees it. A stretch is complete before it is used; rows of activations beyond the last
+    // token are spare, and those of sums exist by the assertion; a unit's activations are a line of the token's row.
     unsafe {
         let _tiles = Tiles::new();
         for from in (0..units).step_by(STRETCH) {
@@ -104,17 +104,17 @@ pub(super) unsafe fn times<const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// Converts a code to a weight: both for rows 0 to 7 and rows 8 to 15, each twice, in the order of the pairs of
-/// columns.
+/// Converts a code to a weight: scale and offset, both for rows 0 to 7 and rows 8 to 15, each twice, in the
+/// order of the pairs of columns.
 #[derive(Clone, Copy)]
 struct Params {
     scale: [__m512; 2],
     offset: [__m512; 2],
 }
 
-/// A code becomes a float when it is put into the mantissa of this number, which the offset subtracts again. Codes of
-/// up to 7 bits go to the third byte of 128: the offset's rounding error is 2⁻¹⁷ of a code's step. Codes of 8 bits go
-/// to the second byte of 2¹⁵: 2⁻⁹ of the finest step.
+/// A code becomes a float by placing it in the mantissa of this number, which the offset subtracts again.
+/// Codes of up to 7 bits go to the third byte of 128: the offset's rounding error is 2⁻¹⁷ of a code's step.
+/// Codes of 8 bits go to the second byte of 2¹⁵: 2⁻⁹ of the finest step.
 const fn magic<const K: usize>() -> (f32, usize) {
     if K == 5 { (32768.0, 1) } else { (128.0, 2) }
 }
@@ -122,7 +122,7 @@ const fn magic<const K: usize>() -> (f32, usize) {
 impl Params {
     #[inline(always)]
     unsafe fn load<const K: usize>(t: &Tile, g: usize) -> Params {
-        // SAFETY: the caller vouches for group g and the features; a prefetch of any address is allowed.
+        // SAFETY: the caller guarantees group g and the features; a prefetch of any address is allowed.
         unsafe {
             let (scale, zeros) = scales_and_zeros::<true>(t, g);
             let unit = _mm512_mul_ps(scale, _mm512_set1_ps(t.alpha));
@@ -165,7 +165,7 @@ unsafe fn fill<const N: usize, const K: usize, const UNITS: usize>(
     let planes = t.planes.map(<[u8]>::as_ptr);
     let (number, at) = const { magic::<K>() };
     let mask = 0x1111_1111_1111_1111 << at;
-    // SAFETY: the caller's promise; tables are a register long.
+    // SAFETY: the caller guarantees it; tables are one register long.
     unsafe {
         let places = const {
             let at = magic::<K>().1;
@@ -195,7 +195,7 @@ unsafe fn fill<const N: usize, const K: usize, const UNITS: usize>(
     }
 }
 
-/// `n` units of both tiles times 16 tokens, or 32.
+/// `n` units of both tiles times 16 or 32 tokens.
 ///
 /// # Safety
 /// As [`times`]; `x` and `sums` are those of the first token.
@@ -208,12 +208,12 @@ unsafe fn block<const TWO: bool>(
     anew: bool,
     sums: [*mut u8; 2],
 ) {
-    // Prefetched this many units before their use.
+    // Units between a prefetch and the use of its line.
     const BEFORE: usize = 2;
     const UNIT_BYTES: usize = UNIT_COLS * TILE_ROWS * 2;
     let below = ROWS * VECTOR;
-    // SAFETY: the caller's promise; tile registers are ours, and the compiler does not know them, so that they keep their
-    // values from one block of assembly to the next. A prefetch of any address is allowed.
+    // SAFETY: the caller guarantees it; tile registers are ours, and the compiler does not use them, so they
+    // keep their values from one block of assembly to the next. A prefetch of any address is allowed.
     unsafe {
         if anew {
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));

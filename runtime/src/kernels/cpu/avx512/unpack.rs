@@ -1,11 +1,11 @@
-//! Planes to bytes: see `quant::layout` for what lies where.
+//! Merges planes to bytes. `quant::layout` defines the layout.
 
 use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{PLANE_BITS, VECTOR, VECTORS, unit_bytes};
 use std::arch::x86_64::*;
 
-/// Plane bytes are prefetched this far ahead of their use. The hardware prefetcher stops at every page; this does not.
-/// 4096 for every plane is a tenth slower (`benches/records/cpu-zen5.md`).
+/// Plane bytes are prefetched this far ahead of their use. The hardware prefetcher stops at every page; this
+/// does not. 4096 for every plane is a tenth slower (`benches/records/cpu-zen5.md`).
 pub(super) const AHEAD: usize = 3072;
 
 /// The same for the 1-bit planes, which are read half as fast.
@@ -14,7 +14,7 @@ const AHEAD_1: usize = 2048;
 /// Selects bits: `a` where the mask is set, else `b`.
 #[inline(always)]
 fn select(mask: i32, a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: inlined into functions that enable the feature, and nowhere else used.
+    // SAFETY: used only inlined into functions that enable the feature.
     unsafe { _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(mask as i8), a, b) }
 }
 
@@ -36,14 +36,14 @@ fn and(x: __m512i, bits: i32) -> __m512i {
     unsafe { _mm512_and_si512(x, _mm512_set1_epi8(bits as i8)) }
 }
 
-/// A field of a byte is at its low end, alone.
+/// The field is at the low end of its byte, without other bits.
 pub(super) const LOWERED: u8 = 0;
-/// It is where it was, alone: `2^SHIFT` times its value.
+/// The field is at its original position, without other bits: `2^SHIFT` times its value.
 pub(super) const RAISED: u8 = 1;
-/// It is at the low end, below bits of others.
+/// The field is at the low end of its byte, below bits of other fields.
 const BARE: u8 = 2;
 
-/// The field of `mask` from bit SHIFT of every byte on, as FORM says.
+/// The field of `mask` from bit SHIFT of every byte on, in the form FORM.
 #[inline(always)]
 fn field<const FORM: u8, const SHIFT: u32>(x: __m512i, mask: i32) -> __m512i {
     match FORM {
@@ -53,7 +53,7 @@ fn field<const FORM: u8, const SHIFT: u32>(x: __m512i, mask: i32) -> __m512i {
     }
 }
 
-/// By how many bits [`unpack`] leaves vectors `2f` and `2f + 1` raised at a level of N planes.
+/// The number of bits by which [`unpack`] leaves vectors `2f` and `2f + 1` raised at a level of N planes.
 pub(super) const fn raised<const N: usize>(f: usize) -> u32 {
     match N {
         1 => [0, 2, 4, 6][f],
@@ -77,7 +77,7 @@ fn nibbles(high: __m512i, low: __m512i) -> (__m512i, __m512i) {
 /// The machine has the features.
 #[inline(always)]
 pub(super) unsafe fn entries(t: &Tile) -> __m512i {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         match t.table {
             Some((entries, _)) => _mm512_broadcast_i32x4(_mm_loadu_si128(entries.as_ptr().cast())),
@@ -86,7 +86,7 @@ pub(super) unsafe fn entries(t: &Tile) -> __m512i {
     }
 }
 
-/// The bytes of `table` at the low six bits of every byte of `codes`.
+/// The bytes of `table` that the low six bits of every byte of `codes` index.
 ///
 /// # Safety
 /// The machine has the features, and VBMI.
@@ -94,8 +94,8 @@ pub(super) unsafe fn entries(t: &Tile) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn permuted(table: __m512i, codes: __m512i) -> __m512i {
     let out;
-    // In assembly, for the functions that this is inlined into do not enable the feature.
-    // SAFETY: the caller's promise; writes one register.
+    // In assembly, because the functions into which this is inlined do not enable the feature.
+    // SAFETY: the caller guarantees it; writes one register.
     unsafe {
         std::arch::asm!(
             "vpermb {out}, {codes}, {table}",
@@ -108,8 +108,8 @@ unsafe fn permuted(table: __m512i, codes: __m512i) -> __m512i {
     out
 }
 
-/// The codes of unit `u`, one byte each, as [`unpack`] has them; where K is not N, what they stand for in a table, and nothing is
-/// raised.
+/// The codes of unit `u`, one byte each, like [`unpack`]. If K is not N, they are looked up in the table, and
+/// nothing is raised.
 ///
 /// # Safety
 /// As [`unpack`].
@@ -119,7 +119,7 @@ pub(super) unsafe fn codes<const N: usize, const K: usize, const FORM: u8, const
     table: __m512i,
     u: usize,
 ) -> [__m512i; VECTORS] {
-    // SAFETY: the caller's promise; codes of a table are below 16.
+    // SAFETY: the caller guarantees it; table codes are below 16.
     unsafe {
         if K == N {
             return unpack::<N, FORM, ASK>(planes, u);
@@ -131,8 +131,8 @@ pub(super) unsafe fn codes<const N: usize, const K: usize, const FORM: u8, const
     }
 }
 
-/// The codes of unit `u`, one byte each, in the form FORM. [`RAISED`] saves the shifts that would bring every field to the low end of its
-/// byte: the vectors stay [`raised`], and so do their sums. ASK prefetches the following bytes of the planes.
+/// The codes of unit `u`, one byte each, in the form FORM. [`RAISED`] saves shifting every field to the low end of
+/// its byte: the vectors, and so their sums, stay [`raised`]. ASK prefetches the following bytes of the planes.
 ///
 /// # Safety
 /// Unit `u` is in the first N planes, and the machine has the features.
@@ -142,7 +142,7 @@ unsafe fn unpack<const N: usize, const FORM: u8, const ASK: bool>(
     u: usize,
 ) -> [__m512i; VECTORS] {
     let load = |p: usize, half: usize| {
-        // SAFETY: the caller's promise; a prefetch of any address is allowed.
+        // SAFETY: the caller guarantees it; a prefetch of any address is allowed.
         unsafe {
             let at = planes[p].add(u * unit_bytes(p) + half * VECTOR);
             let ahead = if PLANE_BITS[p] == 1 { AHEAD_1 } else { AHEAD };

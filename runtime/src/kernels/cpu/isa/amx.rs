@@ -1,11 +1,11 @@
-//! Whether tile registers (AMX) may be used.
+//! Detects tile registers (AMX).
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-/// Whether the processor has it and the system lets this process use it: tile registers are 8 KB more of every thread's
-/// state, which Linux saves for those only that asked.
+/// Whether the processor has tile registers and the system lets this process use them. They add 8 KB to a
+/// thread's state; Linux saves them only for processes that requested it.
 pub(super) fn available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
@@ -22,7 +22,7 @@ fn permission() -> bool {
     const REQUEST_PERMISSION: i64 = 0x1023;
     const TILE_DATA: i64 = 18;
     let result: i64;
-    // SAFETY: this system call changes what the process may use, and no memory. Kernels that do not know it say so.
+    // SAFETY: this system call changes a permission of the process and no memory. Old kernels return an error.
     unsafe {
         asm!(
             "syscall",

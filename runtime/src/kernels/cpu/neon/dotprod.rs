@@ -42,7 +42,7 @@ impl Core for Dotprod {
     unsafe fn dots<const UNITS: usize, const T: usize>(codes: &Group, q: *const i8) -> Dots<T> {
         #[cfg(test)]
         super::tests::uses("sdot, tokens");
-        // SAFETY: the machine has the extension, and `q` T tokens of the group, by the caller's promise.
+        // SAFETY: the machine has the extension, and `q` has T tokens of the group, as the caller guarantees.
         unsafe {
             let mut dots = [[vdupq_n_s32(0); 4]; T];
             for (u, unit) in codes[..UNITS].iter().enumerate() {
@@ -61,8 +61,8 @@ impl Core for Dotprod {
     }
 }
 
-/// Products of vector LANE of four with the LANE-th four activations of each token: each loaded register serves all
-/// tokens.
+/// Products of vector LANE of four with the LANE-th four activations of each token. Each loaded register is
+/// used for all tokens.
 #[inline(always)]
 unsafe fn vector<const LANE: usize, const T: usize>(
     dots: &mut Dots<T>,
@@ -71,7 +71,7 @@ unsafe fn vector<const LANE: usize, const T: usize>(
 ) {
     for (r, codes) in codes[4 * LANE..][..4].iter().enumerate() {
         for (dots, x) in dots.iter_mut().zip(x) {
-            // SAFETY: the machine has the extension, by the caller's promise.
+            // SAFETY: the machine has the extension, as the caller guarantees.
             dots[r] = unsafe { Dotprod::dot::<LANE>(dots[r], *codes, *x) };
         }
     }

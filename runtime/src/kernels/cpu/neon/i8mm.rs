@@ -1,8 +1,8 @@
-//! The extension for matrices of bytes: `usmmla` multiplies 2 rows of 8 unsigned codes with 8 activations of 2 tokens,
-//! and `usdot` is the dot product of unsigned codes.
+//! The extension for matrices of bytes: `usmmla` multiplies 2 rows of 8 unsigned codes with 8 activations of
+//! 2 tokens, and `usdot` is the dot product of unsigned codes.
 //!
-//! For 16 columns of a tile and 4 tokens that is 32 `usmmla` for 16 registers of codes and 4 of activations, where the dot
-//! product needs 64 instructions (`benches/records/cpu-zen5.md`, counted, not timed).
+//! For 16 columns of a tile and 4 tokens this takes 32 `usmmla`, with 16 registers of codes and 4 of
+//! activations. The dot product needs 64 instructions (`benches/records/cpu-zen5.md`, counted, not timed).
 
 use super::Core;
 use super::many::{Dots, Group, Unit};
@@ -17,7 +17,7 @@ pub(super) struct I8mm;
 /// Adds `[row 0 · token 0, row 0 · token 1, row 1 · token 0, row 1 · token 1]`.
 #[inline(always)]
 unsafe fn usmmla(mut sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
-    // SAFETY: the machine has the extension, by the caller's promise; writes one register.
+    // SAFETY: the machine has the extension, as the caller guarantees; writes one register.
     unsafe {
         asm!(
             ".arch_extension i8mm",
@@ -53,7 +53,7 @@ impl Core for I8mm {
         sum
     }
 
-    /// Groups of eight columns: two vectors hold four columns each of a row, which must lie side by side.
+    /// Groups of eight columns. Two vectors hold four columns of a row each, so these are placed side by side.
     #[inline(always)]
     fn put(unit: &mut Unit, r: usize, codes: Quarter) {
         for (eight, codes) in unit.chunks_exact_mut(8).zip(codes.chunks_exact(2)) {
@@ -71,7 +71,7 @@ impl Core for I8mm {
         const { assert!(T.is_multiple_of(2)) }
         #[cfg(test)]
         super::tests::uses("usmmla");
-        // SAFETY: the machine has the extension, and `q` T tokens of the group, by the caller's promise.
+        // SAFETY: the machine has the extension, and `q` has T tokens of the group, as the caller guarantees.
         unsafe {
             // For tokens n and n + 1: rows 4 r and 4 r + 1 in [n][r], the next two in [n + 1][r].
             let mut dots = [[vdupq_n_s32(0); 4]; T];

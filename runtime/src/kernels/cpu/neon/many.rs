@@ -6,7 +6,7 @@ use crate::kernels::cpu::tiles::Tile;
 use crate::quant::{TILE_ROWS, UNIT_COLS, VECTORS};
 use std::arch::aarch64::*;
 
-/// Tokens of a block: their sums are sixteen registers of 32, and a register of codes serves all of them.
+/// Tokens per block. Their sums take sixteen of 32 registers, and a register of codes is used for all of them.
 const BLOCK: usize = 4;
 
 const _: () = assert!(BLOCK <= SPARE_TOKENS + 1);
@@ -48,7 +48,7 @@ pub(super) unsafe fn many<C: Core, const N: usize, const K: usize, const UNITS: 
     }
 }
 
-/// A group times the tokens from `first` on. Not inlined: its inputs lie in memory, and all levels share it.
+/// A group times the tokens from `first` on. Not inlined: its inputs are in memory, and all levels share it.
 ///
 /// # Safety
 /// The machine has the instructions of `C`; `x` has group g, the tokens, and BLOCK − 1 beyond the last.
@@ -62,7 +62,7 @@ unsafe fn group_times<C: Core, const UNITS: usize>(
 ) {
     let (q, a, sum) = x.group(g);
     let from = |n: usize| (&q[n * UNITS * UNIT_COLS..], &a[n..], &sum[n..]);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         let (mut n, mut blocks) = (first, sums.chunks_exact_mut(BLOCK));
         for sums in blocks.by_ref() {
@@ -77,17 +77,17 @@ unsafe fn group_times<C: Core, const UNITS: usize>(
     }
 }
 
-/// A group times T tokens; only as many count as there are sums.
+/// A group times T tokens, of which as many count as there are sums.
 ///
 /// # Safety
-/// The machine has the instructions of `C`; codes, scales and sums of activations are there for T tokens.
+/// The machine has the instructions of `C`; `x` has codes, scales and sums of activations for T tokens.
 #[inline(always)]
 unsafe fn block<C: Core, const UNITS: usize, const T: usize>(
     (codes, params): (&Group, &Params),
     (q, a, sum): (&[i8], &[f32], &[f32]),
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     unsafe {
         let dots = C::dots::<UNITS, T>(codes, q.as_ptr());
         for (n, dots) in dots.into_iter().enumerate() {

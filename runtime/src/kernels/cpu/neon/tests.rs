@@ -1,5 +1,5 @@
-//! Tests which instructions run on which core, and that their products are exact. `cpu::tests` checks the results
-//! themselves.
+//! Tests which instructions a core runs, and that their products are exact. The results are checked by
+//! `cpu::tests`.
 
 use super::*;
 use crate::kernels::cpu::{CpuBackend, CpuOptions};
@@ -13,14 +13,14 @@ thread_local! {
     static USED: RefCell<BTreeMap<&'static str, usize>> = RefCell::default();
 }
 
-/// Kernels count an instruction: once for each product of a token or a block with a group.
+/// Counts an instruction. Kernels call it once per product of a token or a block with a group.
 pub(super) fn uses(instruction: &'static str) {
     USED.with_borrow_mut(|used| *used.entry(instruction).or_default() += 1);
 }
 
 fn product(isa: Isa, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
     let tokens = x.len() / matrix.cols();
-    // One thread: the instructions are counted where they run.
+    // One thread: instructions are counted on the thread that runs them.
     let b = CpuBackend::new(CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() }).unwrap();
     let mut out = put(&b, &vec![f32::NAN; tokens * matrix.rows()]);
     b.linear(&put(&b, x), tokens, &mut [Linear { matrix, bias: None, out: &mut out }]);

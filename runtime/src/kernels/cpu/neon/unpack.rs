@@ -1,16 +1,16 @@
-//! Planes to bytes with NEON: 4 rows of a unit at a time, merged by shifts and selects (see `quant::layout` for what lies
-//! where).
+//! Merges planes to bytes with NEON, 4 rows of a unit at a time, by shifts and selects. `quant::layout`
+//! defines the layout.
 
 use crate::quant::{VECTOR, VECTORS, unit_bytes};
 use std::arch::aarch64::*;
 
-/// The codes of 4 rows of a unit, one register a vector.
+/// The codes of 4 rows of a unit, one register per vector.
 pub(super) type Quarter = [uint8x16_t; VECTORS];
 
-/// The codes of 4 rows of unit `u`: see `quant::layout` for what lies where.
+/// The codes of 4 rows of unit `u`, in the layout of `quant::layout`.
 #[inline(always)]
 pub(super) unsafe fn unpack<const N: usize>(planes: &[*const u8; 5], u: usize, rows: usize) -> Quarter {
-    // SAFETY: NEON is AArch64's baseline; the caller vouches for unit `u` in the first N planes.
+    // SAFETY: NEON is AArch64's baseline; the caller guarantees unit `u` in the first N planes.
     unsafe {
         let load =
             |p: usize, half: usize| vld1q_u8(planes[p].add(u * unit_bytes(p) + half * VECTOR + 4 * rows));

@@ -38,7 +38,7 @@ fn specified(m: &Matrix, x: &[f32]) -> Vec<f32> {
     (0..m.shape().rows).map(|row| m.dot(row, &x)).collect()
 }
 
-/// A product in single precision, with the weights that belong to inputs without rotation.
+/// A product in single precision, with the weights that unrotated inputs need.
 fn exact(m: &Matrix, x: &[f32]) -> Vec<f32> {
     let mut w = vec![0.0; x.len()];
     let product = |row| {
@@ -60,7 +60,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     squares(&mut got.iter().zip(want).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())
 }
 
-/// Slots of tokens, each with two of the experts.
+/// The slots of several tokens, each with two of the experts.
 fn call(b: &CpuBackend, all: &[Expert], x: &[f32], inputs: u64) -> Vec<f32> {
     let tokens = x.len() / D;
     let chosen = |slot: u32| (slot / 2 + slot % 2) as usize % all.len();
@@ -96,7 +96,7 @@ fn rotated_experts_agree_with_the_specification_and_with_their_weights() {
             for tokens in [1, 3, 13, 40] {
                 let x = values(tokens * D, 5);
                 let got = call(&b, &all, &x, 0);
-                // Over all slots together: a single slot whose terms cancel out is mostly error.
+                // Over all slots together: if the terms of a single slot cancel out, it is mostly error.
                 let [mut by_specification, mut by_weights] = [Vec::new(), Vec::new()];
                 for slot in 0..2 * tokens {
                     let (t, e) = (slot / 2, (slot / 2 + slot % 2) % all.len());
@@ -105,8 +105,8 @@ fn rotated_experts_agree_with_the_specification_and_with_their_weights() {
                     by_weights.extend(feed_forward(&all[e], x, exact));
                 }
                 let at = format!("{isa}, level {level}, {turns:?}, {tokens} tokens");
-                // A hidden value that rounds to another integer differs by one of 127 steps in one of 64 values.
-                // bfloat16 has another specification.
+                // A hidden value that rounds to another integer differs by one of 127 steps in one of 64
+                // values. The specification does not cover bfloat16.
                 let most = if isa.halves() && tokens >= MANY { 1e-3 } else { 1e-5 };
                 let specified = distance(&got, &by_specification);
                 assert!(specified < most, "{at}: {specified} from the specification");
@@ -125,7 +125,7 @@ fn a_rotated_input_is_made_once_for_its_name_and_the_same_for_one_token_and_many
         let b = backend(isa, 2);
         let whole = call(&b, &all, &x, 0);
         assert_eq!(call(&b, &all, &x, 7), whole, "{isa}");
-        // Other inputs under the same name give the old result: only the name is compared.
+        // Other inputs with the same number give the old result: only the number is compared.
         assert_eq!(call(&b, &all, &other, 7), whole, "{isa}: made again");
         assert_ne!(call(&b, &all, &other, 8), whole, "{isa}");
         let one = call(&backend(isa, 1), &all, &x[..D], 0);

@@ -1,10 +1,10 @@
-//! Memory kept between operations: which inputs it belongs to, and its size.
+//! Memory kept between operations: the inputs it belongs to, and its size.
 
 use super::*;
 use crate::kernels::{Activation, Feed};
 
-/// Calls for one layer's experts may have another session's calls between them: prepared inputs are found by their
-/// name, and are used for no other.
+/// Calls for one layer's experts may have another session's calls between them. Prepared inputs are found by
+/// their number, and used only with the same number.
 #[test]
 fn inputs_are_told_apart_by_their_names() {
     let (d, ff, tokens) = (64, 32, 24);
@@ -37,7 +37,7 @@ fn inputs_are_told_apart_by_their_names() {
         assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after another session's call");
         call(&b, &other, 0, 0);
         assert_eq!(call(&b, &x, 1, 7), want[1], "{isa}: after a call without a name");
-        // Other inputs under the same name give the old result: only the name is compared.
+        // Other inputs with the same number give the old result: only the number is compared.
         if !isa.halves() {
             assert_eq!(call(&b, &other, 0, 7), want[0], "{isa}: made again");
         }
@@ -80,7 +80,7 @@ fn scratch_stays_within_its_bound() {
         let mut out = buffer(vec![0.0; chunk * shape.top_k * shape.widest]);
         let mut kv = b.alloc_kv(shape.context, 4, [shape.head_dim; 2]).unwrap();
         let mut held = 0;
-        // Sizes that grow, so that a buffer that doubled would show.
+        // Increasing sizes, so that a buffer that doubled its capacity would be noticed.
         for tokens in [1, 150, 160, 200, chunk] {
             for group in [32, 64] {
                 let matrix = nested(32, shape.widest, group);

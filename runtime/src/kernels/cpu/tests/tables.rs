@@ -1,10 +1,10 @@
-//! Gate 152: products with codes that index a table, with every instruction set, against the scalar specification and f64.
+//! Gate 152: products with table codes, on every instruction set, against the scalar specification and f64.
 
 use super::*;
 use crate::kernels::testing::{TABLES, of_table};
 use crate::quant::GroupParams;
 
-/// All levels of such a matrix.
+/// All levels of a matrix with table codes.
 const LEVELS: [Level; 3] = [Level::B2, Level::B3, Level::B4];
 
 fn product(isa: Isa, matrix: &Matrix, x: &[f32], threads: usize) -> Vec<f32> {
@@ -49,7 +49,7 @@ fn gate_152_products_are_those_of_the_specification() {
     assert!(checked > 10_000, "{checked}");
 }
 
-/// As `many_tokens_err_less_than_eight_bits_do`.
+/// Like `many_tokens_err_less_than_eight_bits_do`.
 #[test]
 fn gate_152_many_tokens_in_bfloat16_too() {
     for (isa, params) in Isa::available().into_iter().flat_map(|isa| TABLES.map(|params| (isa, params))) {

@@ -1,9 +1,9 @@
-//! Uploads: bytes are written to pieces of mapped host memory, and copied from there by commands that precede those of
-//! the next submission.
+//! Uploads: bytes are written to pieces of mapped host memory, and copied from there by commands that precede
+//! those of the next submission.
 //!
-//! wgpu's own `Queue::write_buffer` allocates memory for every write and holds it until the device is done, so a bound
-//! on it would mean waiting for all submissions. Here a piece is reused as soon as the device has read it, and a host
-//! that is ahead of the device waits only for the oldest piece.
+//! wgpu's own `Queue::write_buffer` allocates memory for every write, and frees it when the device is done.
+//! To bound that memory, we would have to wait for all submissions. Here a piece is reused as soon as the
+//! device has read it, and a host that is ahead of the device waits only for the oldest piece.
 
 use super::{Device, Memory};
 use crate::error::{Error, Result};
@@ -20,18 +20,18 @@ const PIECES: usize = 8;
 /// The most bytes of weights in flight.
 pub(in crate::kernels::gpu) const STAGED_BYTES: usize = PIECES * PIECE_BYTES as usize;
 
-/// The most full pieces that wait for a submission. With more, they are submitted alone, so that the device copies one
-/// half of the ring while the host fills the other; with a lower limit, every few bytes would be a submission.
+/// The most full pieces that wait for a submission. With more, they are submitted alone, so that the device
+/// copies one half of the ring while the host fills the other. A lower limit would submit after every few bytes.
 const FULL: usize = PIECES / 2;
 
-/// A mapping was requested, and completes when the device is done with the piece.
+/// A mapping was requested. It completes when the device is done with the piece.
 const ASKED: u8 = 0;
 const MAPPED: u8 = 1;
 const REFUSED: u8 = 2;
 
 struct Piece {
     memory: Memory,
-    /// The state of its mapping. The driver reports it during any poll, so it is not behind the ring's lock.
+    /// The state of its mapping. The driver sets it during any poll, so it is not behind the ring's lock.
     mapping: Arc<AtomicU8>,
     used: u64,
     /// The submission that reads it; `None` for a new piece.
@@ -70,17 +70,17 @@ struct Copy {
 }
 
 pub(in crate::kernels::gpu) struct Staging {
-    /// The most pieces to create: fewer if memory did not suffice for more.
+    /// The most pieces to create: fewer after an allocation has failed.
     most: usize,
     /// Mapped and empty.
     free: Vec<Piece>,
-    /// The pieces that `copies` read, all but the last of them full.
+    /// The pieces that `copies` read. All but the last are full.
     filled: Vec<Piece>,
     copies: Vec<Copy>,
-    /// Submitted, the oldest first, with a new mapping requested.
+    /// Submitted pieces, oldest first. Their new mapping is requested.
     away: VecDeque<Piece>,
     waits: u64,
-    /// For tests: treats the device as busy until it is waited for, since a software device is done at once.
+    /// For tests: treats the device as busy until a wait, since a software device is done at once.
     #[cfg(test)]
     pub(in crate::kernels::gpu) slow: bool,
 }
@@ -121,7 +121,7 @@ impl Staging {
         Ok(())
     }
 
-    /// A mapped piece that has room.
+    /// A mapped piece with free space.
     fn piece(&mut self, gpu: &Device) -> Result<&mut Piece> {
         if self.filled.last().is_none_or(|piece| piece.used == PIECE_BYTES) {
             if self.filled.len() >= FULL {
@@ -133,7 +133,7 @@ impl Staging {
         Ok(self.filled.last_mut().expect("has room or was just added"))
     }
 
-    /// An empty piece: one that has come back, a new one, or the oldest one in flight, after a wait.
+    /// An empty piece: a returned one, a new one, or after a wait the oldest one in flight.
     fn free(&mut self, gpu: &Device) -> Result<Piece> {
         #[cfg(test)]
         let slow = self.slow;
@@ -157,7 +157,7 @@ impl Staging {
                     }
                     self.away.push_front(piece);
                 }
-                // The device is short of memory: continue with the pieces that exist.
+                // Memory on the device is low: continue with the existing pieces.
                 Err(_) if made > 0 && gpu.check().is_ok() => self.most = made,
                 Err(e) => return Err(e),
             }
@@ -213,12 +213,12 @@ fn news(gpu: &Device) -> Result<()> {
 
 impl Device {
     pub(in crate::kernels::gpu) fn staging(&self) -> MutexGuard<'_, Staging> {
-        // A panic leaves complete copies only.
+        // If a panic poisoned the lock, the ring still contains only complete copies.
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies bytes (whole words) to memory, after previous submissions and before the commands of the next one. Writes
-    /// keep their order. At most [`STAGED_BYTES`] are held twice.
+    /// Copies bytes (whole words) to memory, after earlier submissions and before the commands of the next
+    /// one. Writes keep their order. At most [`STAGED_BYTES`] exist twice.
     pub(in crate::kernels::gpu) fn stage(&self, to: &Memory, at: u64, bytes: &[u8]) {
         let staged = self.staging().stage(self, to, at, bytes);
         if let Err(e) = staged {

@@ -1,8 +1,8 @@
-//! Planes that some experts of a layer have beyond the common ones: slots of equal size in as few buffers as possible,
-//! and which expert has which slot.
+//! Planes that some experts of a layer have beyond the common ones: slots of equal size in as few buffers as
+//! possible, and the assignment of slots to experts.
 //!
-//! The table entry of an unrefined expert is kept, and written again when the expert loses its plane. Which expert gets
-//! a plane is decided elsewhere.
+//! The table entry of an unrefined expert is kept, and written again when the expert loses its plane. Other
+//! code chooses the experts that get a plane.
 
 use super::{Banks, Entry, MATRICES, banks, device_plane, matrices};
 use crate::error::{Error, Result};
@@ -18,9 +18,9 @@ pub(super) struct Refinements {
     slot_bytes: usize,
     /// The offset of each matrix in a slot.
     at: [usize; MATRICES],
-    /// By slot: the expert whose table entry points to it.
+    /// Indexed by slot: the expert whose table entry points to it.
     holders: Vec<Option<u32>>,
-    /// By expert: its entry without a refinement.
+    /// Indexed by expert: its entry without a refinement.
     bases: Vec<Entry>,
 }
 
@@ -28,7 +28,7 @@ impl Refinements {
     /// `slots` slots for the next plane of experts like `first`; `None` if there are no slots, or no next plane.
     ///
     /// # Errors
-    /// `Device` if the device has no room.
+    /// `Device` if there is not enough memory.
     pub(super) fn new(
         gpu: &Device,
         first: &Expert,
@@ -50,7 +50,7 @@ impl Refinements {
         Ok(Some(Refinements { banks, slots_per_bank, slot_bytes, at, holders, bases }))
     }
 
-    /// An expert's entry without a refinement.
+    /// Stores an expert's entry without a refinement.
     pub(super) fn base(&mut self, expert: u32, entry: Entry) {
         self.bases[expert as usize] = entry;
     }
@@ -61,12 +61,12 @@ impl Refinements {
         Some((loser, self.bases[loser as usize]))
     }
 
-    /// The position of a slot: the index of its buffer, and its first byte there.
+    /// The index of a slot's buffer, and the slot's first byte in it.
     fn find(&self, slot: usize) -> (usize, usize) {
         (slot / self.slots_per_bank, slot % self.slots_per_bank * self.slot_bytes)
     }
 
-    /// The destination of a plane, and its bytes.
+    /// Where to write a plane, and its bytes.
     ///
     /// # Errors
     /// `Device` if the plane is too short, or there is no such slot.
@@ -87,9 +87,9 @@ impl Refinements {
         }
     }
 
-    /// Notes that an expert has its plane in a slot; returns its new entry.
+    /// Assigns a slot to an expert that has its plane there; returns its new entry.
     pub(super) fn enter(&mut self, r: &Refinement) -> Entry {
-        // A slot that it had before becomes free.
+        // If it had another slot before, that slot becomes free.
         self.holders.iter_mut().filter(|h| **h == Some(r.expert)).for_each(|h| *h = None);
         self.holders[r.slot] = Some(r.expert);
         let mut entry = self.bases[r.expert as usize];

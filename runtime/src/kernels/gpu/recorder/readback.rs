@@ -1,5 +1,5 @@
-//! Read-backs: submits all recorded commands and copies memory to the host. While the device computes, the host records
-//! the commands of the guessed next token ([`super::super::ahead`]), which end in the same read-back.
+//! Read-backs: submits all recorded commands and copies memory to the host. While the device computes, the host
+//! records the commands of the guessed next token ([`super::super::ahead`]), which end with the same read-back.
 
 use super::{Recorder, launch_in};
 use crate::error::{Error, Result};
@@ -51,7 +51,7 @@ impl Recorder {
         self.stats.readbacks += 1;
         self.stats.read_bytes += parts.iter().map(|(.., out)| out.len() as u64).sum::<u64>();
         self.landing().buffer.map_async(wgpu::MapMode::Read, ..bytes, |_| ());
-        // The device computes meanwhile.
+        // Meanwhile the device computes.
         if let Some(launches) = launches.and_then(ahead::next) {
             self.prepare(gpu, launches, copies, parts);
         }
@@ -105,7 +105,7 @@ impl Recorder {
     }
 }
 
-/// Bytes that a part of a read-back takes in its target.
+/// Bytes of a part in the read-back's target.
 fn landing_bytes(out: &[u8]) -> u64 {
     out.len().next_multiple_of(16) as u64
 }

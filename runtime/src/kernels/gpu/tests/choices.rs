@@ -1,5 +1,5 @@
-//! The kernels between products, at their limits, against f64: `route`, `group`, `combine`, the `down` that sums a
-//! token's experts, and norms around the 128 values that a workgroup takes at a time.
+//! The kernels between products, at their limits, against f64: `route`, `group`, `combine`, the `down` that
+//! sums a token's experts, and norms around the 128 values that a workgroup reads at a time.
 
 use super::*;
 use crate::kernels::Feed;
@@ -8,7 +8,7 @@ use crate::kernels::Feed;
 /// adds half a unit.
 const GATES: f64 = 1e-4;
 
-/// `route` in f64, of one token.
+/// `route` in f64, for one token.
 fn chosen(logits: &[f32], router: &Router) -> Vec<(u32, f64)> {
     let mut order: Vec<u32> = (0..router.experts as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
@@ -50,7 +50,7 @@ fn routing_at_its_limits() {
             }
         }
     }
-    // One more than the kernels have room for.
+    // One more expert than the kernels support.
     let logits = b.alloc(MAX_EXPERTS + 1).unwrap();
     for (experts, top_k) in [(MAX_EXPERTS + 1, 1), (MAX_EXPERTS, MAX_TOP_K + 1)] {
         let router =
@@ -59,7 +59,7 @@ fn routing_at_its_limits() {
     }
 }
 
-/// Words as the values of a buffer.
+/// Words as the bits of a buffer's values.
 fn put_words(b: &GpuBackend, words: &[u32]) -> GpuBuf {
     let mut buf = b.alloc(words.len()).unwrap();
     b.upload(&mut buf, 0, bytemuck::cast_slice(words));
@@ -68,7 +68,7 @@ fn put_words(b: &GpuBackend, words: &[u32]) -> GpuBuf {
 
 /// Sorts choices on the device, with one job more than needed, which no kernel may write.
 fn grouped(b: &GpuBackend, choices: &[u32], experts: usize, jobs: usize) -> Vec<[u32; JOB_WORDS]> {
-    // A layer's entries lie behind those of others, and each names its expert.
+    // A layer's entries lie after those of other layers, and each contains its expert's index.
     const FIRST: u32 = 3;
     let entry = |e: u32| (0..ENTRY_WORDS as u32).map(move |w| e << 8 | w);
     let table: Vec<u32> = (0..FIRST + experts as u32).flat_map(entry).collect();
@@ -149,7 +149,7 @@ fn slots_are_weighted_and_added() {
         for (top_k, tokens) in [(1, 1), (2, 9), (8, 3), (MAX_TOP_K, 2)] {
             let mut slots = values(tokens * top_k * d, 3);
             let mut gates = values(tokens * top_k, 4);
-            // The row of an expert that was not computed may hold anything.
+            // The row of an expert that was not computed may contain anything.
             if top_k > 1 {
                 gates[1] = 0.0;
                 slots[d..2 * d].fill(f32::NAN);
@@ -171,7 +171,7 @@ fn slots_are_weighted_and_added() {
     }
 }
 
-/// Experts of a layer, few of them distinct: this tests how they are found.
+/// A layer with few distinct experts: the test is about finding them.
 fn alike(distinct: &[Expert], experts: usize) -> Vec<Expert> {
     distinct.iter().cycle().take(experts).cloned().collect()
 }
@@ -237,7 +237,7 @@ fn a_tokens_experts_are_added_up_by_down() {
                 let want = chosen(&logits[t * experts..][..experts], &router);
                 let want = weighted(&want, &downs, hidden, &x[t * d..][..d]);
                 let at = format!("token {t} {what}, {top_k} of {experts}, {d} to {ff}, {level:?}");
-                // The gates' error counts as well.
+                // The error of the gates is added.
                 near(&at, got, &want, SUMS + GATES);
             };
             let per = top_k * ff;
@@ -255,8 +255,8 @@ fn a_tokens_experts_are_added_up_by_down() {
     }
 }
 
-/// The relative error of a norm: of 4097 squares an invocation adds 33, and seven sums join those of all; the root and
-/// the division are accurate to a few units in the last place.
+/// The relative error of a norm. Of 4097 squares an invocation adds 33, and seven more sums combine the
+/// invocations; the root and the division are accurate to a few units in the last place.
 const NORMS: f64 = 5e-6;
 
 /// A norm in f64.
@@ -311,10 +311,10 @@ fn norms_agree_around_the_stride_of_a_workgroup() {
 fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
     let Some(b) = gpu() else { return };
     let (heads, kv_heads, tokens) = (2, 1, 3);
-    // A norm is identified by its address: another of the same length must not take its place.
+    // A norm is identified by its address: another norm of the same length must not be used instead.
     let mut kept = Vec::new();
     for head_dim in [62, 64, 66, 126, 128, 130, 254, 256, 258, MAX_HEAD] {
-        // A rotation by zero, so that queries show their norm.
+        // A rotation by zero, so that queries contain only their norm.
         let rope = RopeTable { name: 0, dims: 2, cos: vec![1.0; tokens], sin: vec![0.0; tokens] };
         for whole in [false, true] {
             let len = |n: usize| if whole { n * head_dim } else { head_dim };

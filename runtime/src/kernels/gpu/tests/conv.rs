@@ -1,9 +1,9 @@
-//! Gate 99: short convolutions and choices by sigmoids, on the CPU and on the GPU, against f64.
+//! Gate 99: short convolutions, and choices by sigmoids, on CPU and GPU, against f64.
 
 use super::*;
 use crate::kernels::{Choosing, ConvCall, Recur, Recurrent};
 
-/// `C ⊙ (conv(B ⊙ v) + bias)` of all tokens.
+/// `C ⊙ (conv(B ⊙ v) + bias)` for all tokens.
 fn formula(x: &[f32], weight: &[f32], bias: Option<&[f32]>, d: usize) -> Vec<f32> {
     let taps = weight.len() / d;
     let input = |t: usize, c: usize| f64::from(x[3 * t * d + c]) * f64::from(x[(3 * t + 2) * d + c]);
@@ -19,7 +19,7 @@ fn formula(x: &[f32], weight: &[f32], bias: Option<&[f32]>, d: usize) -> Vec<f32
     (0..x.len() / (3 * d)).flat_map(|t| (0..d).map(move |c| value(t, c))).collect()
 }
 
-/// The same in calls of so many tokens each, between slots in turns.
+/// The same in calls of these lengths, which use the slots in turn.
 fn in_calls<B: Backend>(
     b: &B,
     x: &[f32],
@@ -29,12 +29,12 @@ fn in_calls<B: Backend>(
 ) -> Vec<f32> {
     let taps = weight.len() / d;
     let mut state = b.alloc(3 * (taps - 1) * d).unwrap();
-    // What was there before is nothing to the first call.
+    // The first call must not read earlier contents.
     b.upload(&mut state, 0, &vec![f32::NAN; 3 * (taps - 1) * d]);
     let (mut all, mut from, mut at) = (Vec::new(), None, 0);
     for &tokens in calls {
         let (input, mut out) = (put(b, &x[3 * at * d..][..3 * tokens * d]), b.alloc(tokens * d).unwrap());
-        // Once for nothing: a call that is not counted leaves no trace.
+        // An extra call whose slot is never used must change nothing.
         let slot = |i: usize| (from.unwrap_or(0) + i) % 3;
         for to in [slot(1), slot(2)] {
             let (state, out) = (&mut state, &mut out);
@@ -56,7 +56,7 @@ fn short_convolutions_are_their_formula_however_tokens_come() {
     let Some(b) = gpu() else { return };
     let cpu = cpu();
     for (taps, d, tokens) in [(2, 5, 9), (3, 64, 30), (3, 200, 7), (5, 130, 12), (7, 33, 20)] {
-        // Weights are known by where they lie, a bias with them.
+        // Weights are identified by their address, and a bias with them.
         let (x, weights) = (values(3 * tokens * d, 1), [values(d * taps, 2), values(d * taps, 2)]);
         let bias = values(d, 3);
         for (weight, bias) in weights.iter().zip([None, Some(&bias[..])]) {

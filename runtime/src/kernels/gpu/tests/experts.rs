@@ -38,7 +38,7 @@ fn experts_are_their_formula_however_they_are_reached() {
     check_experts(72, 40, [false; 2]);
 }
 
-/// Blocks of 32 columns, an odd number of them for one input, and a single block.
+/// An odd number of blocks of 32 columns for one input, and a single block for the other.
 #[test]
 fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(96, 32, [true; 2]);
@@ -46,7 +46,7 @@ fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(64, 160, [false, true]);
 }
 
-/// Biases and other activations, from the host's jobs and from the device's, alone and together.
+/// Biases and other activations, with jobs from the host and from the device, separately and together.
 #[test]
 fn experts_with_biases_or_another_activation_are_the_cpus() {
     let (ff, experts, d) = (40, 5, 72);
@@ -106,7 +106,7 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
     }
 }
 
-/// The other activation of a dense block, whose matrices lie in one buffer or do not, left in `y` or added.
+/// The other activation of a dense block, with matrices in one buffer or in several, left in `y` or added.
 #[test]
 fn dense_blocks_with_a_gelu_are_the_cpus() {
     let Some(b) = gpu() else { return };
@@ -114,7 +114,7 @@ fn dense_blocks_with_a_gelu_are_the_cpus() {
     let mut apart = an_expert(d, ff, Some(Level::B4), 5);
     apart.up = plain(ff, d, 6);
     for block in [an_expert(d, ff, Some(Level::B6), 1), apart] {
-        // The CPU takes inputs of nested matrices in 8 bits.
+        // The CPU quantizes inputs of nested matrices to 8 bits.
         let [gate, up, down] = [&block.gate, &block.up, &block.down].map(|m| Matrix::F32 {
             rows: m.rows(),
             cols: m.cols(),
@@ -140,7 +140,7 @@ fn dense_blocks_with_a_gelu_are_the_cpus() {
     }
 }
 
-/// The same weights with another meaning: what is stored is for rotated inputs.
+/// The same bytes with another meaning: the stored weights are for rotated inputs.
 fn rotated(m: &Matrix) -> Matrix {
     match m {
         Matrix::Nested(n) => Matrix::Nested(n.clone().rotated(Rotation::of(m.cols()))),
@@ -243,7 +243,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let of = Routed { layer: 0, experts: experts as usize, top_k: 2, tokens: 1, inputs: 0 };
     let mut slots = b.alloc(2 * d).unwrap();
     for (round, level) in [Level::B2, Level::B3, Level::B8, Level::B4].into_iter().enumerate() {
-        // The caller decides which expert replaces which; an expert may come back in another slot.
+        // The caller chooses the expert to replace; an expert may return in another slot.
         for (pair, places) in
             [([0, 1], [0, 1]), ([2, 0], [1, 0]), ([5, 3], [0, 1]), ([3, 4], [1, 0]), ([4, 0], [1, 0])]
         {

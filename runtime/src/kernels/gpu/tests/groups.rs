@@ -1,4 +1,4 @@
-//! Experts chosen among the best groups, on both backends, against their formula.
+//! Experts chosen from the best groups, on both backends, against their formula.
 
 use super::*;
 use crate::kernels::{Choosing, Groups, Score};

@@ -1,9 +1,9 @@
-//! Attention to a latent, and products of heads, on both backends, against their formulas in f64.
+//! Attention to a latent, and per-head products, on both backends, against their formulas in f64.
 
 use super::*;
 use crate::kernels::{AttendCall, HeadsCall, Sequence};
 
-/// Tokens in calls of these lengths.
+/// Tokens, in calls of these lengths.
 fn heads_in_calls<B: Backend>(
     (b, run): (&B, &dyn Fn(HeadsCall<'_, B::Buf>)),
     matrix: &Matrix,
@@ -54,7 +54,7 @@ fn products_of_heads_are_their_formula() {
                 let cpu = CpuBackend::new(options).unwrap();
                 let own =
                     heads_in_calls((&cpu, &|call| cpu.heads(call)), matrix, &x, (heads, kept), &[tokens]);
-                // Its inputs of nested matrices have eight bits.
+                // The CPU's inputs of nested matrices have 8 bits.
                 let part = if matches!(matrix, Matrix::F32 { .. }) { SUMS } else { 3e-2 };
                 near(&format!("on the CPU, {isa}"), &own, &want, part);
                 let cut =
@@ -65,10 +65,10 @@ fn products_of_heads_are_their_formula() {
     }
 }
 
-/// The shape of a model's attention: heads, what turns of a key, the latent.
+/// The shape of a model's attention: heads, rotated part of a key, latent.
 const SHAPES: [(usize, usize, usize); 3] = [(4, 16, 48), (2, 64, 512), (20, 32, 128)];
 
-/// Attention of tokens from `pos` on, in calls of these lengths.
+/// Attention of the tokens from `pos` on, in calls of these lengths.
 fn attended<B: Backend>(b: &B, (heads, rope, rank): (usize, usize, usize), calls: &[usize]) -> Vec<f32> {
     let all: usize = calls.iter().sum();
     let head_dim = rope + rank;
@@ -159,7 +159,7 @@ fn formula((heads, rope, rank): (usize, usize, usize), all: usize) -> Vec<f32> {
 fn latents_are_attended_however_tokens_come() {
     let Some(b) = gpu() else { return };
     for shape in SHAPES {
-        // More than a tile of positions on either side.
+        // More than a tile of positions on both sides.
         let want = formula(shape, 140);
         let got = attended(&b, shape, &[140]);
         close("on the GPU", &got, &want, 2e-4);

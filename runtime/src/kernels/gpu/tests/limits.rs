@@ -1,4 +1,4 @@
-//! What a device may lack: memory, the requested adapter, the device itself, bindings as large as a matrix.
+//! Missing resources: memory, the requested adapter, the device itself, bindings as large as a matrix.
 
 use super::*;
 use crate::kernels::Feed;
@@ -35,7 +35,7 @@ fn a_lost_device_is_an_error_from_then_on() {
     assert!(b.alloc(16).is_err());
 }
 
-/// Products and rows of matrices that exceed what `b` can do at once.
+/// Products and rows of matrices that exceed what `b` can process at once.
 fn cut_matrices_give_the_same_bits(b: &GpuBackend, whole: &GpuBackend) {
     for matrix in [nested(700, 576, 64, Level::B8, 1), plain(100, 576, 2)] {
         for tokens in [1, 9] {
@@ -81,7 +81,7 @@ fn what_no_kernel_can_read_at_once_is_cut() {
     let router =
         Router { experts: 5, top_k: 2, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
     let input = put(&b, &x[..96]);
-    // A token's experts in several buffers take two launches for each buffer, and a sum.
+    // If a token's experts lie in several buffers, they take two launches per buffer, and a sum.
     for tokens in [1, 9] {
         let on = |b: &GpuBackend| {
             let (h, logits) = (put(b, &values(tokens * 96, 8)), put(b, &values(tokens * 5, 2)));
@@ -149,7 +149,7 @@ fn compiled_kernels_are_kept_and_damaged_ones_ignored() {
     let second = gpu_with(&options).unwrap();
     assert!(second.stats().pipelines_read_bytes > 0);
     assert_eq!(doubled(&second), want);
-    // Damaged, cut, empty, and unrelated.
+    // Damaged, truncated, empty, and unrelated files.
     let whole = std::fs::read(file).unwrap();
     let mut damaged = whole.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -177,7 +177,7 @@ fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
     let few = GpuOptions { kv_single: true, max_groups: Some(20), ..GpuOptions::default() };
     let Some(b) = gpu_with(&few) else { return };
     cut_matrices_give_the_same_bits(&b, &whole);
-    // Two matrices that would share a dispatch if it had room for the tiles of both.
+    // Two matrices that would share a dispatch if the tiles of both fitted.
     let matrices = [nested(200, 64, 64, Level::B4, 1), nested(201, 64, 64, Level::B4, 2)];
     let x = values(64, 3);
     let both = |b: &GpuBackend| {
@@ -215,7 +215,7 @@ fn what_is_more_than_a_dispatch_has_workgroups_is_cut_or_folded() {
     };
     assert_eq!(normed(&b), normed(&whole));
     assert!(!b.failed());
-    // What cannot be cut is an error at the next read, and no panic.
+    // A size that cannot be split is an error at the next read, not a panic.
     let mut out = put(&b, &x);
     b.gate_rows(&mut out, &put(&b, &values(21, 7)), 21, 8);
     assert!(

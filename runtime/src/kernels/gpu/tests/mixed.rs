@@ -1,5 +1,5 @@
-//! Gate 27: some experts of a layer have one more plane, in a separate buffer. Each expert is computed with its own
-//! bits as if it lay in one piece, in however many buffers the experts and planes lie.
+//! Gate 27: some experts of a layer have one more plane, in a separate buffer. Each expert gets the bits it
+//! would have in one piece, for any number of buffers of experts and planes.
 
 use super::*;
 use crate::experts::Refinement;
@@ -11,7 +11,7 @@ const TOP_K: usize = 3;
 /// Bytes of a buffer that holds all activations, but neither all experts nor, at six bits and more, all refinements.
 const BINDING: u64 = 20 << 10;
 
-/// Sizes that are multiples of no tile, unit or group.
+/// Sizes that are not multiples of a tile, unit or group.
 const D: usize = 72;
 const FF: usize = 40;
 
@@ -22,11 +22,11 @@ fn nested_of(e: &Expert) -> [&quant::Nested; 3] {
     })
 }
 
-/// Puts plane `level` of `whole` in a slot.
+/// Writes plane `level` of `whole` to a slot.
 pub(super) fn refine(b: &GpuBackend, slot: usize, index: u32, whole: &Expert, level: Level) {
     let [gate, up, down] = nested_of(whole);
     let plane = [gate, up, down].map(|n| n.planes()[level.index()].to_vec()).concat();
-    // The bytes behind the plane are padding in the file.
+    // The bytes after the plane are padding in the file.
     let plane = [plane, vec![0xff; 64]].concat();
     let refined = expert_at(whole, level);
     let fits = nested_of(&refined).map(|n| n.fit());
@@ -48,7 +48,7 @@ const ROUTER: Router = Router {
     groups: None,
 };
 
-/// The output of `routed` for all tokens together, compared with each token alone; and the history of the last tokens.
+/// Compares the output of `routed` for all tokens together with each token alone, and the history of the last tokens.
 pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     const LAST: usize = 4;
     let d = all[0].gate.cols();
@@ -79,7 +79,7 @@ pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f3
     let (sum, choices) = call(&inputs.x, &inputs.logits, LAST);
     for t in 0..inputs.tokens {
         let (alone, chosen) = call(&inputs.x[t * d..][..d], &inputs.logits[t * EXPERTS..][..EXPERTS], 1);
-        // In half precision, a token alone differs from the same token among others.
+        // With half-precision inputs, a token alone gets other bits than among others.
         if b.gpu.variants.inputs != GpuInputs::Half {
             assert_eq!(alone, sum[t * d..][..d], "token {t} alone and among others");
         }
@@ -90,7 +90,7 @@ pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f3
     (sum, choices)
 }
 
-/// The same with experts that the host hands over, each complete at its level.
+/// The same with experts from the host, each complete at its level.
 pub(super) fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     let d = all[0].gate.cols();
     let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
@@ -139,7 +139,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
     let inputs = Inputs { tokens, x: values(tokens * D, 99), logits: values(tokens * EXPERTS, 7) };
     let finest: Vec<Expert> =
         (0..EXPERTS).map(|i| an_expert(D, FF, Some(Level::B8), 10 * i as u32 + 1)).collect();
-    // Software drivers compile every pair's kernels again, so variants are tested with the first and the last pair.
+    // Software drivers compile every pair's kernels again, so variants are tested with two pairs only.
     let step = if full() || plain { 1 } else { Level::ALL.len() - 2 };
     for pair in Level::ALL.windows(2).step_by(step) {
         let (low, high) = (pair[0], pair[1]);
@@ -152,7 +152,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
         assert_eq!(routed(&unrefined, &inputs, &base), (none.clone(), choices.clone()), "{low}");
         let uploaded = b.stats().uploaded_bytes;
 
-        // Some experts are refined, others not; then a slot changes hands, twice.
+        // Some experts are refined, others not; then a slot is reassigned twice.
         let levels = |refined: &[usize]| -> Vec<Expert> {
             (0..EXPERTS)
                 .map(|e| expert_at(&finest[e], if refined.contains(&e) { high } else { low }))
@@ -170,7 +170,7 @@ fn two_levels_in_one_launch(inputs: GpuInputs, binding_bytes: Option<u64>) {
             for &(slot, e) in changes {
                 refine(&b, slot, e, &finest[e as usize], high);
             }
-            // A new device for every set, because an expert uploaded at a higher level stays at that level.
+            // A new device for each variant, because an expert uploaded at a higher level stays at that level.
             let reference = gpu_with(&options(high)).unwrap();
             let (want, chosen) = whole(&reference, &inputs, &levels(refined));
             let (got, noted) = routed(&b, &inputs, &base);
@@ -200,7 +200,7 @@ fn gate_27_a_plane_that_is_none_is_an_error() {
     let base: Vec<Expert> = finest.iter().map(|e| expert_at(e, Level::B2)).collect();
     let fits = [quant::Fit { alpha: 1.0, beta: 0.0 }; 3];
     let plane = [0; 10];
-    // A layer that was never computed has no slots.
+    // A layer that has never been computed has no slots.
     b.refine(&Refinement { layer: 2, slot: 0, expert: 0, fits, plane: &plane }).unwrap();
     let inputs = Inputs { tokens: 5, x: values(5 * D, 9), logits: values(5 * EXPERTS, 7) };
     let before = routed(&b, &inputs, &base);

@@ -4,7 +4,7 @@ use super::*;
 use crate::kernels::{AttendCall, Sequence};
 use crate::quant::GroupParams;
 
-/// Every kind of matrix of a shape.
+/// Every kind of matrix, for one shape.
 pub(super) fn kinds(rows: usize, cols: usize) -> Vec<(String, Matrix)> {
     let mut all = vec![(format!("f32 {rows}x{cols}"), plain(rows, cols, 5))];
     for (group, params) in GROUPS {
@@ -193,7 +193,7 @@ fn places_and_attends() {
     }
 }
 
-/// Regression test: a device kept one table and used it for every other table of its size.
+/// Regression test: a device used one cached table for every other table of the same size.
 #[test]
 fn two_rotations_of_one_size_are_two() {
     let Some(b) = gpu() else { return };
@@ -233,8 +233,8 @@ fn two_rotations_of_one_size_are_two() {
     }
 }
 
-/// The last token gets the same result alone as among others; likewise if it is placed and attended in one step, which
-/// writes the same cache.
+/// The last token gets the same result alone and among others. The same holds if one step prepares and
+/// attends, and writes the same cache.
 #[allow(clippy::too_many_arguments)]
 fn alone(
     b: &GpuBackend,
@@ -272,7 +272,7 @@ fn alone(
         out,
     };
     Backend::attend(b, call);
-    // More than a tile of positions are as many workgroups, and one launch puts them together.
+    // More than one tile of positions take one workgroup each, and one launch merges them.
     let several = shape.window.unwrap_or(usize::MAX).min(pos + tokens) > TILE;
     assert_eq!(b.stats().dispatches - before, 1 + u64::from(several));
     assert_eq!(get(b, &one), among[(tokens - 1) * width..]);
@@ -340,9 +340,9 @@ fn tokens_that_attend_together_get_what_they_get_alone() {
                     "{head_dim}, token {t}"
                 );
             }
-            // Another kernel, except for single heads that fill a workgroup.
+            // This runs another kernel, except for single heads that fill a workgroup.
             ran[usize::from(kernels() - before == 2)] += 1;
-            // A window that hides nothing changes nothing; one that hides positions works for many tokens as for one.
+            // A window that hides nothing changes nothing; one that hides positions works for any number of tokens.
             assert_eq!(attended(Some(all), pos, tokens), together);
             let behind = attended(Some(all - 1), pos, tokens);
             assert_eq!(behind[..(tokens - 1) * width], together[..(tokens - 1) * width]);

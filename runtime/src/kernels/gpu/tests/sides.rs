@@ -1,6 +1,6 @@
-//! Products with sizes around the bounds of the kernels' loops: a unit of 32 columns, the 256 columns of each of
-//! several tokens that a workgroup stages, the 2048 columns (64 units) of one token in flight, and tiles of 16 rows.
-//! Each kernel is compared with f64 by itself: `down` with products of the values that `gate_up` left on the device.
+//! Products with sizes around the bounds of the kernels' loops: a unit of 32 columns, 256 columns per token that
+//! a workgroup stages for several tokens, 2048 columns (64 units) of one token in flight, and tiles of 16 rows.
+//! Each kernel is compared with f64 by itself: `down` with products of the values that `gate_up` left.
 
 use super::*;
 
@@ -10,16 +10,16 @@ const COLS: [usize; 12] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049, 4095, 40
 /// Rows that make many tiles, with the last tile one row short, full, and new.
 const ROWS: [usize; 9] = [31, 32, 33, 255, 256, 257, 2047, 2048, 2049];
 
-/// The kernels for one token, and those for eight: with room left, full, and twice.
+/// The kernels for one token, and those for eight: partly full, full, and two full blocks.
 const TOKENS: [usize; 4] = [1, 3, 8, 9];
 
-/// The relative error of a product, as a part of its terms' magnitudes. A column's term is rounded in the sum of its
-/// unit (12 times), of its slice (twice for each of 17 units) and of 8 slices, by up to 2⁻²⁴; silu and hidden values
-/// add some more.
+/// The relative error of a product, as a fraction of its terms' magnitudes. A column's term is rounded in the
+/// sum of its unit (12 times), of its slice (twice for each of 17 units) and of 8 slices, by up to 2⁻²⁴; silu
+/// and hidden values add some more.
 const TERMS: f64 = 5e-6;
 
-/// A matrix in f64, and for each weight the magnitudes of its two components: code times scale, and the group's offset.
-/// A weight near zero is a small difference of both, so the magnitude of the weight would say little of the error.
+/// A matrix in f64, and for each weight the magnitudes of its two components: code times scale, and the group's
+/// offset. A weight near zero is a small difference of both, so its own magnitude would not bound the error.
 struct Terms {
     cols: usize,
     weights: Vec<f64>,
@@ -68,7 +68,7 @@ fn products_agree_where_their_loops_turn() {
     for (rows, cols) in wide.chain(tall) {
         let mut kinds = vec![("f32".to_owned(), plain(rows, cols, 5))];
         for (i, (group, params)) in GROUPS.into_iter().enumerate() {
-            // One kind of parameters in turn, unless all cases are tested.
+            // One parameter format in turn, unless all cases are tested.
             if !full() && (i < 2) != (rows + cols).is_multiple_of(2) {
                 continue;
             }
@@ -110,7 +110,7 @@ fn products_agree_where_their_loops_turn() {
 #[test]
 fn gate_up_and_down_agree_where_their_loops_turn() {
     let Some(b) = gpu() else { return };
-    // The columns of gate and up are the rows of down, and the other way round.
+    // The columns of gate and up are the rows of down, and vice versa.
     let wide = COLS.iter().enumerate().map(|(i, &d)| (d, few(i)));
     let deep = COLS.iter().enumerate().map(|(i, &ff)| (few(i), ff));
     let mut ran = 0;

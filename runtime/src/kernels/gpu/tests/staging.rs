@@ -1,9 +1,9 @@
-//! Uploads arrive whole and in order, with no more in flight than the ring holds.
+//! Uploads arrive complete and in order, with at most a full ring in flight.
 
 use super::*;
 use crate::kernels::gpu::device::STAGED_BYTES;
 
-/// Words that differ.
+/// Distinct words.
 fn words(n: usize, seed: u32) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32).collect()
 }
@@ -31,7 +31,7 @@ fn more_than_the_ring_arrives_whole_and_in_order() {
     let after = b.stats();
     assert!(after.upload_waits < after.uploaded_bytes / (STAGED_BYTES as u64 / 8), "{after:?}");
     assert_eq!(after.submits, before.submits + 1, "copies are no commands");
-    // The first difference includes the buffer itself, where the second includes the target of its read-back.
+    // The first difference includes the buffer itself, the second the target of its read-back.
     let landing = 4 * len as u64 + 16;
     assert!(after.held_bytes <= before.held_bytes + landing + STAGED_BYTES as u64, "{before:?} {after:?}");
 }
@@ -68,7 +68,7 @@ fn a_full_ring_waits_for_its_oldest_piece() {
     assert_eq!(b.stats().upload_waits, 0, "the ring takes as much as it has room for");
     b.upload(&mut buf, len, &want[len..]);
     let after = b.stats();
-    // At least half of the ring comes back at once.
+    // At least half of the ring is returned at once.
     assert!((1..=4).contains(&after.upload_waits), "{after:?}");
     assert_eq!((after.submits, after.held_bytes), (0, held + STAGED_BYTES as u64));
     assert!(get(&b, &buf) == want);
@@ -77,7 +77,7 @@ fn a_full_ring_waits_for_its_oldest_piece() {
 #[test]
 fn an_upload_is_seen_by_the_launches_after_it_only() {
     let Some(b) = gpu() else { return };
-    // The second is more than may wait for a submission.
+    // The second upload exceeds what may wait for a submission.
     for len in [1000, STAGED_BYTES / 4 + 1] {
         let (one, two) = (words(len, 1), words(len, 2));
         let mut x = put(&b, &one);

@@ -1,12 +1,12 @@
-//! Gate 153: experts whose codes index a table, some of which have their last plane in a separate buffer: those that lack it have
-//! the table of one level less. Products alone are in `operations.rs`.
+//! Gate 153: experts with table codes, some with their last plane in a separate buffer. Experts without that
+//! plane use the table of the level below. Products alone are tested in `operations.rs`.
 
 use super::mixed::{EXPERTS, Inputs, refine, routed, whole};
 use super::*;
 use crate::kernels::GpuVariants;
 use crate::quant::GroupParams;
 
-/// Experts of one kind of table; of two where their parts differ.
+/// Experts with one kind of table, or with two for different parts.
 fn experts(d: usize, ff: usize, [gate, down]: [GroupParams; 2]) -> Vec<Expert> {
     let of = |params, rows, cols, seed| Matrix::Nested(of_table(params, rows, cols, seed));
     let expert = |i: u32| Expert {

@@ -1,5 +1,5 @@
-//! Every kernel translated to the languages of Metal and DirectX 12, as wgpu does there, so that an untranslatable
-//! kernel fails on any machine. Only those systems show what their drivers' compilers do with the text.
+//! Every kernel translated to the languages of Metal and DirectX 12, as wgpu does there, so that an
+//! untranslatable kernel fails on any machine. The drivers' compilers can be tested only on those systems.
 
 use super::*;
 use dollop_shaders::{BYTES, HALF, Shader};
@@ -19,7 +19,7 @@ fn bindings(s: &Shader) -> impl Iterator<Item = (ResourceBinding, u32, bool)> {
     (0..).zip(s.writable).map(|(binding, &mutable)| (ResourceBinding { group: 0, binding }, binding, mutable))
 }
 
-/// Metal's bindings: immediates come first, and the lengths of all buffers last, which bounds checks need.
+/// Metal's bindings: immediates first, and the lengths of all buffers last, for bounds checks.
 fn to_msl(s: &Shader, (module, info): &(Module, ModuleInfo), lang_version: (u8, u8)) -> String {
     let target = |(at, slot, mutable)| {
         (at, msl::BindTarget { buffer: Some(slot as u8 + 1), mutable, ..msl::BindTarget::default() })
@@ -96,7 +96,7 @@ fn every_kernel_can_be_translated_for_metal_and_directx() {
     let [mut halves, mut bytes, mut subgroups] = [0; 3];
     for s in SHADERS {
         let module = parsed(s);
-        // The oldest and the newest versions that wgpu requests: they spell some functions differently.
+        // The oldest and the newest versions that wgpu requests; they spell some functions differently.
         let old = (to_msl(s, &module, (2, 0)), to_hlsl(s, &module, least_model(s)));
         let new = (to_msl(s, &module, (4, 0)), to_hlsl(s, &module, ShaderModel::V6_9));
         let both = |msl, hlsl| {
@@ -106,7 +106,7 @@ fn every_kernel_can_be_translated_for_metal_and_directx() {
         };
         subgroups += both("simd_shuffle_xor(", "WaveReadLaneAt(");
         halves += both("half4 ", "half4 ");
-        // A lane's four products at once if there is an instruction for it.
+        // A lane's four products in one instruction, if there is one.
         bytes += usize::from(new.1.contains("dot4add_i8packed("));
         assert!(!old.1.contains("dot4add_i8packed("), "a shader model that has it not");
     }

@@ -1,4 +1,4 @@
-//! Variants of kernels against the plain ones, and that each runs where it should.
+//! Compares variants of kernels with the plain ones, and checks that each runs where it should.
 
 use super::*;
 use crate::kernels::{Feed, GpuInputs, GpuVariants};
@@ -110,12 +110,12 @@ fn rounded(x: &[f32], inputs: GpuInputs) -> Vec<f32> {
     x.chunks(32).flat_map(unit).collect()
 }
 
-/// The relative error of products of four columns in half precision: each is rounded once and then three times in sums,
-/// by up to 2⁻¹¹.
+/// The relative error of products of four columns in half precision: each is rounded once, and then three
+/// times in sums, by up to 2⁻¹¹.
 const HALF_SUMS: f64 = 2e-3;
 
-/// Compares products of every level and shape, of one token and of many, with exact products of rounded inputs. How many matrices there
-/// were, and how many of them nested.
+/// Compares products of every level and shape, for one token and for many, with exact products of rounded
+/// inputs. Returns the number of matrices, and of nested ones.
 fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInputs) -> (u64, u64) {
     let (mut others, mut matrices, mut all_nested) = (0, 0, 0);
     for (rows, cols) in [(1, 1), (3, 31), (33, 64), (70, 96), (7, 160), (40, 200), (65, 4200)] {
@@ -123,7 +123,7 @@ fn products_of_rounded_inputs(b: &GpuBackend, plain: &GpuBackend, inputs: GpuInp
             let weights = dense(&matrix);
             let nested = matches!(matrix, Matrix::Nested(_));
             (matrices, all_nested) = (matrices + 1, all_nested + u64::from(nested));
-            // Magnitudes of every size, and a unit without any.
+            // Magnitudes of every size, and a unit of zeros.
             let mut x = values(9 * cols, 7);
             x.iter_mut().enumerate().for_each(|(i, x)| *x *= 10f32.powi(i as i32 / 32 % 11 - 5));
             x[cols..].iter_mut().take(32).for_each(|x| *x = 0.0);
@@ -176,8 +176,8 @@ fn block_of_rounded(matrices: &[Vec<f64>; 3], x: &[f32], inputs: GpuInputs) -> V
         .collect()
 }
 
-/// The same for feed-forward blocks: as blocks, as jobs of the host, and routed on the device. In 8 bits, hidden values
-/// that differ from the twin's in their last bits may round differently.
+/// The same for feed-forward blocks: as blocks, with jobs from the host, and routed on the device. In 8 bits,
+/// hidden values that differ from the twin's in their last bits may round differently.
 fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
     let (d, ff, tokens) = (72, 40, 23);
     for level in Level::ALL {
@@ -201,7 +201,7 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
             let x = &x[t * d..][..d];
             let what = format!("{inputs:?}, level {level}, token {t}");
             near(&what, got, &block_of_rounded(&matrices, x, inputs), HALF_SUMS);
-            // One token alone, added up on the device.
+            // One token alone, summed on the device.
             let (h, logits) = (put(b, x), put(b, &[0.0]));
             let (mut slots, mut y) = (b.alloc(d).unwrap(), b.alloc(d).unwrap());
             let mut sum = put(b, &vec![0.0; d]);
@@ -254,7 +254,7 @@ fn gate_47_products_in_half_precision_are_those_of_rounded_inputs() {
     }
     let (matrices, _) = products_of_rounded_inputs(&b, &plain, inputs);
     let of_products = b.stats().half_dispatches;
-    // Those with 2 and with 9 tokens, but not with one, of more than 20 kinds with 7 shapes.
+    // Those with 2 and with 9 tokens, but not with one: more than 20 kinds with 7 shapes.
     assert_eq!(of_products, matrices * 2);
     assert!(matrices > 20 * 7);
     blocks_of_rounded_inputs(&b, inputs);
@@ -268,14 +268,14 @@ fn gate_48_products_of_bytes_are_those_of_the_integers() {
     let Some(b) = with(GpuVariants { inputs, ..GpuVariants::default() }) else { return };
     let plain = with(GpuVariants::PLAIN).unwrap();
     let (_, all_nested) = products_of_rounded_inputs(&b, &plain, inputs);
-    // Those that are nested, with one token as well.
+    // The nested ones, also with one token.
     let of_products = b.stats().byte_dispatches;
     assert_eq!(of_products, all_nested * 3);
     assert!(all_nested >= 20 * 7);
     blocks_of_rounded_inputs(&b, inputs);
     assert!(b.stats().byte_dispatches > of_products);
     assert_eq!((b.stats().half_dispatches, plain.stats().byte_dispatches), (0, 0));
-    // The CPU's products of groups of 32 have the same integers.
+    // The CPU's products of groups of 32 use the same integers.
     for level in Level::ALL {
         let matrix = nested(33, 200, 32, level, 5);
         let x = values(3 * 200, 6);

@@ -41,7 +41,7 @@ fn pieces_are_the_whole() {
     let whole = Slab::join(pieces);
     assert_eq!((whole.offset(), whole.len(), arena.free_bytes()), (512, 1700, 3 * 512));
     assert!(whole[..1536].iter().all(|&b| b == 7) && whole[1536..].iter().all(|&b| b == 8));
-    // A dropped piece gives its own range back.
+    // Dropping a piece frees its own range.
     drop(whole.cut(1024).remove(0));
     assert_eq!(arena.free_bytes(), 7 * 512);
     drop(below);
@@ -51,7 +51,7 @@ fn pieces_are_the_whole() {
 #[test]
 fn room_is_made_by_moving_least() {
     let arena = Arena::new(12 * 512, 512).unwrap();
-    // Pieces of 2, 1, 1, 3, 2, 3 granules; the second, fourth and last are given back.
+    // Pieces of 2, 1, 1, 3, 2, 3 granules; the second, fourth and last are freed.
     let mut slabs: Vec<Option<Slab>> =
         [2, 1, 1, 3, 2, 3].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
     slabs[1] = None;
@@ -60,7 +60,7 @@ fn room_is_made_by_moving_least() {
     let all = |_: usize| true;
     assert_eq!(arena.room(3 * 512, &all), Some(Room::Slide(vec![])), "it fits as it is");
     let slide = |slabs: &[usize]| Some(Room::Slide(slabs.iter().map(|s| s * 512).collect()));
-    // Four granules: slide past the single one between, rather than past the two.
+    // Four granules: slide past the single one in between, not past the two.
     assert_eq!(arena.room(4 * 512, &all), slide(&[3]));
     // If that one may not move, slide past the two: three and three.
     assert_eq!(arena.room(4 * 512, &|at| at != 3 * 512), slide(&[7]));
@@ -75,13 +75,13 @@ fn room_is_made_by_moving_least() {
 #[test]
 fn a_slab_jumps_where_sliding_would_move_more() {
     let arena = Arena::new(9 * 512, 512).unwrap();
-    // Granules of 1, 1, 5, 1, 1: the second and the last are given back, four slabs apart.
+    // Granules of 1, 1, 5, 1, 1: the second and the last are freed, four slabs apart.
     let mut slabs: Vec<Option<Slab>> =
         [1, 1, 5, 1, 1].map(|n| Some(arena.alloc(n * 512, End::Low).unwrap())).into();
     slabs[3].as_mut().unwrap().fill(7);
     slabs[1] = None;
     slabs[4] = None;
-    // Sliding would move the five and the one behind them.
+    // Sliding would move the five and the one after it.
     assert_eq!(arena.room(2 * 512, &|_| true), Some(Room::Jump { slab: 0, to: 8 * 512 }));
     assert_eq!(
         arena.room(2 * 512, &|at| at != 0),
