@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 features=(--features jni)
 case "${1:-}" in
   "") ;;
-  --no-gpu) features=(--no-default-features --features jni) ;;
+  --no-gpu) features=(--no-default-features --features grammar,jni) ;;
   *) echo "usage: android/native.sh [--no-gpu]" >&2; exit 2 ;;
 esac
 ndk=${ANDROID_NDK_HOME:-}

@@ -8,7 +8,7 @@ for tool in javac mvn; do
   command -v "$tool" >/dev/null || { echo "android/test.sh: please install default-jdk-headless and maven" >&2; exit 3; }
 done
 # Shares the target folder of tests/ffi.sh, because most build products are the same.
-CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features --features jni
+CARGO_TARGET_DIR=target/plain cargo build --quiet -p dollop-ffi --lib --no-default-features --features grammar,jni
 other=$(nm -D --defined-only target/plain/debug/libdollop.so | awk '{ print $3 }' | grep -v '^dollop_\|^Java_dev_dollop_Native_' || true)
 [ -z "$other" ] || { echo "android/test.sh: exports other than dollop_* and JNI names: $other" >&2; exit 1; }
 # The compilers run for seconds, so the JVM's optimizing compiler would take longer than it saves.

@@ -154,8 +154,9 @@ pub unsafe extern "C" fn dollop_chat_send(
         // SAFETY: by the pointer contract of `lib.rs`, for a text, and everything that the options point to.
         unsafe {
             let message = arguments::text("message", message)?;
-            let body =
-                |c: &mut Chat, options: &_, hear: &mut dyn FnMut(_)| Ok(c.send(message, options, hear)?);
+            let body = |c: &mut Chat, options: &_, on_event: &mut dyn FnMut(_)| {
+                Ok(c.send(message, options, on_event)?)
+            };
             generate(&chat, |c| c.session().engine().clone(), options, answer, outcome, Box::new(body))
         }
     })
@@ -171,7 +172,8 @@ pub unsafe extern "C" fn dollop_chat_regenerate(
 ) -> dollop_status {
     run(|| {
         let chat = handles::get(chat)?;
-        let body = |c: &mut Chat, options: &_, hear: &mut dyn FnMut(_)| Ok(c.regenerate(options, hear)?);
+        let body =
+            |c: &mut Chat, options: &_, on_event: &mut dyn FnMut(_)| Ok(c.regenerate(options, on_event)?);
         // SAFETY: by the pointer contract of `lib.rs`, for everything that the options point to.
         unsafe { generate(&chat, |c| c.session().engine().clone(), options, answer, outcome, Box::new(body)) }
     })

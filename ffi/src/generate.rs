@@ -228,7 +228,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn hear(&mut self, event: Event) {
+    fn receive(&mut self, event: Event) {
         let Some(callback) = self.callback.filter(|_| !self.stopped) else { return };
         let (kind, token, text, done, total) = match &event {
             Event::Prefill { done, total } => (DOLLOP_EVENT_PREFILL, 0, "", *done, *total),
@@ -322,7 +322,7 @@ pub(crate) unsafe fn generate<T>(
         panicked: false,
     };
     let running = with.cancels(&cancel);
-    let done = body(&mut value, &options, &mut |event| listener.hear(event));
+    let done = body(&mut value, &options, &mut |event| listener.receive(event));
     drop((running, value));
     if listener.panicked {
         return Err(Failure::new(

@@ -50,7 +50,7 @@ unsafe impl Send for Callback {}
 unsafe impl Sync for Callback {}
 
 impl Callback {
-    fn hear(&self, level: Level, target: &str, message: &str) {
+    fn call(&self, level: Level, target: &str, message: &str) {
         let (target, message) = (c_string(target), c_string(message));
         // SAFETY: by the contract of `dollop_set_log` a function of this type. The texts are valid until it returns.
         unsafe { (self.function)(level as u32, target.as_ptr(), message.as_ptr(), self.user_data) }
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn dollop_set_log(
     run(|| {
         let sink = callback.map(|function| {
             let callback = Callback { function, user_data };
-            Box::new(move |level, target: &str, message: &str| callback.hear(level, target, message)) as Sink
+            Box::new(move |level, target: &str, message: &str| callback.call(level, target, message)) as Sink
         });
         set(sink, max_level)
     })

@@ -145,9 +145,9 @@ unsafe fn continue_from(
     text: *mut *mut c_char,
     outcome: *mut dollop_outcome,
 ) -> crate::boundary::Result<()> {
-    let body = |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| {
+    let body = |s: &mut Session, options: &_, on_event: &mut dyn FnMut(_)| {
         let prompt = prompt(s)?;
-        Ok(s.generate(&prompt, options, hear)?)
+        Ok(s.generate(&prompt, options, on_event)?)
     };
     // SAFETY: by this function's contract.
     unsafe { generate(session, |s| s.engine().clone(), options, text, outcome, Box::new(body)) }

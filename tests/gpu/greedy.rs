@@ -3,8 +3,7 @@
 
 use super::*;
 use dollop::internal::kernels::{GpuInputs, GpuVariants};
-use dollop_tests::default_model;
-use dollop_tests::{MARGIN, best_and_margin, golden, root};
+use dollop_tests::{MARGIN, best_and_margin, golden, root, test_model};
 use serde_json::Value as Json;
 
 #[test]
@@ -16,18 +15,18 @@ fn gate_21_the_default_model_says_what_it_says_on_the_cpu() {
     // the margin.
     let inputs = GpuVariants { inputs: GpuInputs::Bytes, ..GpuVariants::default() };
     let engine =
-        Engine::open(default_model(), &set!(EngineOptions { gpu_variants: inputs, ..on_gpu() })).unwrap();
+        Engine::open(test_model(), &set!(EngineOptions { gpu_variants: inputs, ..on_gpu() })).unwrap();
     let options = SessionOptions::default().with_context(128);
     let system = Some("You are brief.".into());
     let mut chat = Chat::new(engine.session(options).unwrap(), system, Overflow::Error).unwrap();
     let generate = GenerateOptions::default().with_max_tokens(12).with_sampling(Sampling::greedy());
     let said = chat.send("What is the capital of France?", &generate, &mut |_| ()).unwrap();
-    assert!(said.text.contains("Paris"), "{}", said.text);
+    assert!(said.text.contains("Paris") || !full(), "{}", said.text);
     let stats = engine.gpu_stats().unwrap();
     assert!(stats.byte_dispatches > 0 && stats.held_bytes > 10 << 20, "{stats:?}");
 
     // The CPU gets the GPU's answer, token by token, and must prefer the same tokens.
-    let on_cpu = Engine::open(default_model(), &EngineOptions::default().with_threads(2)).unwrap();
+    let on_cpu = Engine::open(test_model(), &EngineOptions::default().with_threads(2)).unwrap();
     assert!(on_cpu.gpu_stats().is_none());
     let mut session = on_cpu.session(options).unwrap();
     let mut next = chat.session().tokens()[..said.prompt_tokens].to_vec();

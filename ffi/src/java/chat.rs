@@ -71,19 +71,21 @@ extern "system" fn Java_dev_dollop_Native_chatSend<'a>(
     max_tokens: jint,
     sampling: JString<'a>,
     stop: JObjectArray<'a>,
+    kind: jint,
+    constraint: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
         let message = text(env, &message)?;
-        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
         let engine = |c: &Chat| c.session().engine().clone();
         generate(
             env,
             &chat,
             engine,
             &wanted,
-            Box::new(move |c, options, hear| c.send(&message, options, hear)),
+            Box::new(move |c, options, on_event| c.send(&message, options, on_event)),
         )
     })
 }
@@ -96,13 +98,21 @@ extern "system" fn Java_dev_dollop_Native_chatRegenerate<'a>(
     max_tokens: jint,
     sampling: JString<'a>,
     stop: JObjectArray<'a>,
+    kind: jint,
+    constraint: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
-        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
         let engine = |c: &Chat| c.session().engine().clone();
-        generate(env, &chat, engine, &wanted, Box::new(|c, options, hear| c.regenerate(options, hear)))
+        generate(
+            env,
+            &chat,
+            engine,
+            &wanted,
+            Box::new(|c, options, on_event| c.regenerate(options, on_event)),
+        )
     })
 }
 

@@ -24,14 +24,14 @@ fn with_path<T>(
 ) -> Result<T> {
     let path = self::path(env, path)?;
     let mut listener = Listener::new(env, listener)?;
-    let mut hear = |p: Progress| {
+    let mut on_progress = |p: Progress| {
         let numbers = [0, 0, p.done as jlong, p.total as jlong];
-        match listener.as_mut().is_none_or(|l| l.hear(env, numbers, p.stage)) {
+        match listener.as_mut().is_none_or(|l| l.receive(env, numbers, p.stage)) {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         }
     };
-    let done = work(&path, &mut hear)?;
+    let done = work(&path, &mut on_progress)?;
     // A conversion may finish before the listener answers. The opened model is then closed.
     if listener.is_some_and(|listener| listener.stopped()) {
         return Err(runtime::Error::Cancelled.into());

@@ -9,7 +9,7 @@ use jni::JNIEnv;
 use jni::objects::{JDoubleArray, JObject, JObjectArray, JString};
 use jni::sys::{jdoubleArray, jint, jlong};
 use runtime::sampler::Sampling;
-use runtime::{Engine, Event, GenerateOptions, Outcome};
+use runtime::{Constraint, Engine, Event, GenerateOptions, Outcome};
 use std::ptr::null_mut;
 
 /// The options of a generation, as Kotlin passes them.
@@ -18,6 +18,8 @@ pub(super) struct Wanted<'a> {
     /// A JSON object with the differences from the model's own sampling, or null.
     pub(super) sampling: JString<'a>,
     pub(super) stop: JObjectArray<'a>,
+    /// A JSON Schema if the number is 1, a regular expression if 2, a grammar if 3; null for none.
+    pub(super) constraint: (jint, JString<'a>),
     /// A `Listener`, or null.
     pub(super) listener: JObject<'a>,
 }
@@ -34,6 +36,14 @@ impl Wanted<'_> {
         options.max_tokens =
             usize::try_from(self.max_tokens).map_err(|_| Failure::invalid("max_tokens is negative"))?;
         options.sampling = sampling(own, json.as_deref())?;
+        let (kind, of) = (self.constraint.0, optional_text(env, &self.constraint.1)?);
+        options.constraint = match (kind, of) {
+            (_, None) => None,
+            (1, Some(text)) => Some(Constraint::json_schema(text)),
+            (2, Some(text)) => Some(Constraint::regex(text)),
+            (3, Some(text)) => Some(Constraint::lark(text)),
+            (kind, _) => return Err(Failure::invalid(format!("a constraint of kind {kind}"))),
+        };
         Ok(options)
     }
 }
@@ -78,7 +88,7 @@ pub(super) fn generate<T>(
             _ => return,
         };
         if let Some(listener) = &mut listener
-            && !listener.hear(env, numbers, text)
+            && !listener.receive(env, numbers, text)
         {
             options.cancel.cancel();
         }

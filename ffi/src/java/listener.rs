@@ -6,8 +6,8 @@ use jni::objects::{JMethodID, JObject, JValue};
 use jni::signature::{Primitive, ReturnType};
 use jni::sys::jlong;
 
-/// The signature of `Listener.hear`.
-const HEAR: &str = "(JJJJLjava/lang/String;)Z";
+/// The signature of `Listener.receive`.
+const RECEIVE: &str = "(JJJJLjava/lang/String;)Z";
 
 /// A listener and its method, looked up once for all events of a call.
 pub(super) struct Listener<'a> {
@@ -23,7 +23,7 @@ impl<'a> Listener<'a> {
             return Ok(None);
         }
         let class = env.get_object_class(object)?;
-        let method = env.get_method_id(class, "hear", HEAR)?;
+        let method = env.get_method_id(class, "receive", RECEIVE)?;
         Ok(Some(Listener { object, method, stopped: false }))
     }
 
@@ -33,7 +33,7 @@ impl<'a> Listener<'a> {
     }
 
     /// Calls the listener. Returns whether to continue.
-    pub(super) fn hear(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
+    pub(super) fn receive(&mut self, env: &mut JNIEnv, numbers: [jlong; 4], text: &str) -> bool {
         if self.stopped {
             return false;
         }
@@ -43,7 +43,7 @@ impl<'a> Listener<'a> {
             let n = numbers.map(|n| JValue::Long(n).as_jni());
             let arguments = [n[0], n[1], n[2], n[3], JValue::Object(&text).as_jni()];
             let returns = ReturnType::Primitive(Primitive::Boolean);
-            // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and
+            // SAFETY: the method was found in the object's class by the signature `RECEIVE`, which these arguments and
             // this type match.
             unsafe { env.call_method_unchecked(self.object, self.method, returns, &arguments) }?.z()
         });

@@ -9,8 +9,8 @@ use jni::signature::{Primitive, ReturnType};
 use jni::sys::jint;
 use jni::{JNIEnv, JavaVM};
 
-/// The signature of `LogSink.hear`.
-const HEAR: &str = "(ILjava/lang/String;Ljava/lang/String;)V";
+/// The signature of `LogSink.receive`.
+const RECEIVE: &str = "(ILjava/lang/String;Ljava/lang/String;)V";
 
 /// A listener whose method was looked up once. The reference keeps its class, and so the method, alive.
 struct Listener {
@@ -20,7 +20,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn hear(&self, level: Level, target: &str, message: &str) -> jni::errors::Result<()> {
+    fn receive(&self, level: Level, target: &str, message: &str) -> jni::errors::Result<()> {
         // Attached as a daemon, so that a thread that once logged does not keep the virtual machine from ending. It
         // stays attached until it ends, because it will probably log again.
         let mut env = self.vm.attach_current_thread_as_daemon()?;
@@ -46,7 +46,7 @@ impl Listener {
             JValue::Object(&message).as_jni(),
         ];
         let returns = ReturnType::Primitive(Primitive::Void);
-        // SAFETY: the method was found in the object's class by the signature `HEAR`, which these arguments and this type match.
+        // SAFETY: the method was found in the object's class by the signature `RECEIVE`, which these arguments and this type match.
         unsafe { env.call_method_unchecked(&self.object, self.method, returns, &arguments) }?;
         Ok(())
     }
@@ -54,11 +54,11 @@ impl Listener {
 
 fn sink(env: &mut JNIEnv, listener: &JObject) -> Result<Sink> {
     let class = env.get_object_class(listener)?;
-    let method = env.get_method_id(class, "hear", HEAR)?;
+    let method = env.get_method_id(class, "receive", RECEIVE)?;
     let listener = Listener { vm: env.get_java_vm()?, object: env.new_global_ref(listener)?, method };
     Ok(Box::new(move |level, target, message| {
         // If the virtual machine cannot attach the thread or allocate a text, the message is lost.
-        let _ = listener.hear(level, target, message);
+        let _ = listener.receive(level, target, message);
     }))
 }
 

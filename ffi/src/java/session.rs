@@ -86,16 +86,18 @@ extern "system" fn Java_dev_dollop_Native_sessionComplete<'a>(
     max_tokens: jint,
     sampling: JString<'a>,
     stop: JObjectArray<'a>,
+    kind: jint,
+    constraint: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let session = handles::get::<dollop_session>(handle(session))?;
         let prompt = text(env, &prompt)?;
-        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
         let engine = |s: &Session| s.engine().clone();
-        let body = move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| {
+        let body = move |s: &mut Session, options: &_, on_event: &mut dyn FnMut(_)| {
             let ids = s.engine().encode_text(&prompt)?;
-            s.generate(&ids, options, hear)
+            s.generate(&ids, options, on_event)
         };
         generate(env, &session, engine, &wanted, Box::new(body))
     })
@@ -110,15 +112,18 @@ extern "system" fn Java_dev_dollop_Native_sessionGenerate<'a>(
     max_tokens: jint,
     sampling: JString<'a>,
     stop: JObjectArray<'a>,
+    kind: jint,
+    constraint: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let session = handles::get::<dollop_session>(handle(session))?;
         let prompt = ids(env, &prompt)?;
-        let wanted = Wanted { max_tokens, sampling, stop, listener };
+        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
         let engine = |s: &Session| s.engine().clone();
-        let body =
-            move |s: &mut Session, options: &_, hear: &mut dyn FnMut(_)| s.generate(&prompt, options, hear);
+        let body = move |s: &mut Session, options: &_, on_event: &mut dyn FnMut(_)| {
+            s.generate(&prompt, options, on_event)
+        };
         generate(env, &session, engine, &wanted, Box::new(body))
     })
 }

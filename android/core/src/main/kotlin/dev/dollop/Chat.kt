@@ -82,11 +82,15 @@ internal class NativeChat(number: Long, private val dispatcher: CoroutineDispatc
     private val generation = Generation(handle, dispatcher, Native::chatCancel)
 
     override fun send(message: String, options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
-        Native.chatSend(chat, message, options.maxTokens, options.sampling.json(), options.stops(), listener)
+        Native.chatSend(
+            chat, message, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
+        )
     }
 
     override fun regenerate(options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
-        Native.chatRegenerate(chat, options.maxTokens, options.sampling.json(), options.stops(), listener)
+        Native.chatRegenerate(
+            chat, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
+        )
     }
 
     override fun messages(): List<Message> = json.decodeFromString(Native.chatMessages(handle.number))

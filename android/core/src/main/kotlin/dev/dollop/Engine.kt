@@ -188,8 +188,8 @@ public interface Engine : AutoCloseable {
 private suspend fun engine(dispatcher: CoroutineDispatcher, open: (CoroutineContext) -> Long): Engine =
     NativeEngine(blocking(dispatcher, Native::engineClose, open), dispatcher)
 
-private fun progress(context: CoroutineContext, hear: (Progress) -> Unit) = Listener { _, _, done, total, stage ->
-    hear(Progress(stage, done, total))
+private fun progress(context: CoroutineContext, receive: (Progress) -> Unit) = Listener { _, _, done, total, stage ->
+    receive(Progress(stage, done, total))
     context.isActive
 }
 

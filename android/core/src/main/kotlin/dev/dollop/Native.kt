@@ -4,13 +4,13 @@ package dev.dollop
 /** Receives events or progress, on the thread of the native call. */
 internal fun interface Listener {
     /** Receives an event ([event]), or progress, whose stage is [text]. Returns whether to continue. */
-    fun hear(kind: Long, token: Long, done: Long, total: Long, text: String): Boolean
+    fun receive(kind: Long, token: Long, done: Long, total: Long, text: String): Boolean
 }
 
 /** Receives log messages, on the thread that logs. */
 internal fun interface LogSink {
     /** Receives one message; [level] is a `DOLLOP_LOG_` of dollop.h. */
-    fun hear(level: Int, target: String, message: String)
+    fun receive(level: Int, target: String, message: String)
 }
 
 /** The native methods, grouped as in ffi/src/java. Handles are numbers. Failures are thrown as [DollopException]. */
@@ -45,10 +45,12 @@ internal object Native {
     @JvmStatic external fun chatLoad(engine: Long, path: String, context: Int): Long
     @JvmStatic external fun chatSave(chat: Long, path: String): Long
     @JvmStatic external fun chatSend(
-        chat: Long, message: String, maxTokens: Int, sampling: String?, stop: Array<String>, listener: Listener?,
+        chat: Long, message: String, maxTokens: Int, sampling: String?, stop: Array<String>, constraintKind: Int, constraint: String?,
+        listener: Listener?,
     ): DoubleArray
     @JvmStatic external fun chatRegenerate(
-        chat: Long, maxTokens: Int, sampling: String?, stop: Array<String>, listener: Listener?,
+        chat: Long, maxTokens: Int, sampling: String?, stop: Array<String>, constraintKind: Int, constraint: String?,
+        listener: Listener?,
     ): DoubleArray
     @JvmStatic external fun chatMessages(chat: Long): String
     @JvmStatic external fun chatSetMessages(chat: Long, json: String)
@@ -64,10 +66,12 @@ internal object Native {
     @JvmStatic external fun sessionSave(session: Long, path: String): Long
     @JvmStatic external fun sessionFork(session: Long): Long
     @JvmStatic external fun sessionComplete(
-        session: Long, prompt: String, maxTokens: Int, sampling: String?, stop: Array<String>, listener: Listener?,
+        session: Long, prompt: String, maxTokens: Int, sampling: String?, stop: Array<String>, constraintKind: Int, constraint: String?,
+        listener: Listener?,
     ): DoubleArray
     @JvmStatic external fun sessionGenerate(
-        session: Long, prompt: IntArray, maxTokens: Int, sampling: String?, stop: Array<String>, listener: Listener?,
+        session: Long, prompt: IntArray, maxTokens: Int, sampling: String?, stop: Array<String>, constraintKind: Int, constraint: String?,
+        listener: Listener?,
     ): DoubleArray
     @JvmStatic external fun sessionTokens(session: Long): IntArray
     @JvmStatic external fun sessionRewind(session: Long, count: Int)

@@ -88,6 +88,24 @@ public data class ChatOptions(
     val slide: Boolean = true,
 )
 
+/**
+ * A form that the answer must have. It applies to the answer, not to the reasoning before it.
+ *
+ * @property text the schema, expression or grammar; if it cannot be compiled, the generation fails with [Status.INVALID]
+ */
+public sealed interface Constraint {
+    public val text: String
+
+    /** The answer is JSON that is valid under a JSON Schema. */
+    public data class JsonSchema(override val text: String) : Constraint
+
+    /** The whole answer matches a regular expression of the Rust crate `regex`, without lookaround. */
+    public data class Regex(override val text: String) : Constraint
+
+    /** The answer is derived by the rule `start` of a grammar in llguidance's variant of Lark. */
+    public data class Grammar(override val text: String) : Constraint
+}
+
 /** Options for generating an answer. */
 public data class GenerateOptions(
     /** The most tokens to generate; 0 only processes the prompt. */
@@ -96,7 +114,17 @@ public data class GenerateOptions(
     val sampling: Sampling = Sampling(),
     /** Stop strings: texts that end the answer. They are not part of it. */
     val stop: List<String> = emptyList(),
+    /** The form that the answer must have; null for none. */
+    val constraint: Constraint? = null,
 ) {
+    /** The kind of the constraint as the native library takes it. */
+    internal val constraintKind: Int get() = when (constraint) {
+        null -> 0
+        is Constraint.JsonSchema -> 1
+        is Constraint.Regex -> 2
+        is Constraint.Grammar -> 3
+    }
+
     /** The stop strings as the native library takes them. */
     internal fun stops(): Array<String> = stop.toTypedArray()
 }

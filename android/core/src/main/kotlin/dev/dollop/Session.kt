@@ -68,11 +68,15 @@ internal class NativeSession(number: Long, private val dispatcher: CoroutineDisp
     private val generation = Generation(handle, dispatcher, Native::sessionCancel)
 
     override fun complete(prompt: String, options: GenerateOptions): Flow<Event> = generation.events { session, listener ->
-        Native.sessionComplete(session, prompt, options.maxTokens, options.sampling.json(), options.stops(), listener)
+        Native.sessionComplete(
+            session, prompt, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
+        )
     }
 
     override fun generate(prompt: IntArray, options: GenerateOptions): Flow<Event> = generation.events { session, listener ->
-        Native.sessionGenerate(session, prompt, options.maxTokens, options.sampling.json(), options.stops(), listener)
+        Native.sessionGenerate(
+            session, prompt, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
+        )
     }
 
     override fun tokens(): IntArray = Native.sessionTokens(handle.number)

@@ -20,7 +20,10 @@ import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.yield
+import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.buildJsonObject
+import kotlinx.serialization.json.jsonObject
+import kotlinx.serialization.json.jsonPrimitive
 import kotlinx.serialization.json.put
 import org.junit.jupiter.api.Test
 
@@ -45,6 +48,28 @@ class ChatTest : WithModel() {
                 val slow = chat.send("What is the capital of France?", greedy).onEach { repeat(50) { yield() } }.toList()
                 assertEquals(text(events), text(slow))
                 chat.setTime(1764374400)
+            }
+        }
+    }
+
+    @Test
+    fun anAnswerHasTheFormThatIsAskedFor() = runBlocking<Unit> {
+        engine().use { engine ->
+            engine.chat().use { chat ->
+                val ask: suspend (Constraint) -> String = { form ->
+                    chat.reset()
+                    text(chat.send("Name a color.", greedy.copy(constraint = form)).toList())
+                }
+                val schema = """{"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"],
+                    "additionalProperties": false}"""
+                val color = Json.parseToJsonElement(ask(Constraint.JsonSchema(schema))).jsonObject["color"]
+                assertTrue(color?.jsonPrimitive?.content in setOf("red", "blue"), "$color")
+                assertTrue(Regex("#[0-9a-f]{6}").matches(ask(Constraint.Regex("#[0-9a-f]{6}"))))
+                assertEquals("It is blue", ask(Constraint.Grammar("start: \"It is \" color\ncolor: \"blue\"\n")))
+                for (form in listOf(Constraint.JsonSchema("{\"type\": "), Constraint.Regex("a(b"), Constraint.Grammar("no"))) {
+                    assertEquals(Status.INVALID, assertFailsWith<DollopException> { ask(form) }.status)
+                }
+                assertTrue(ask(Constraint.Regex("yes|no")) in setOf("yes", "no"))
             }
         }
     }

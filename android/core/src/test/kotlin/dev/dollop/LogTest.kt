@@ -62,7 +62,7 @@ class LogTest : WithModel() {
             val number = (session as NativeSession).handle.number
             DollopLog.listen(LogLevel.TRACE, hears)
             val thrown = assertFailsWith<IllegalStateException> {
-                Native.sessionComplete(number, "Once", 8, null, emptyArray()) { _, _, _, _, _ -> error("mine") }
+                Native.sessionComplete(number, "Once", 8, null, emptyArray(), 0, null) { _, _, _, _, _ -> error("mine") }
             }
             assertEquals("mine", thrown.message)
             assertTrue(said().any { it.level == LogLevel.TRACE })

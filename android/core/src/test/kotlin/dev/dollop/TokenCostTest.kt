@@ -27,11 +27,11 @@ class TokenCostTest : WithModel() {
                 val prompt = intArrayOf(1, 2, 3)
                 var heard = 0
                 val nobody = {
-                    val done = Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray(), null)
+                    val done = Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray(), 0, null, null)
                     assertEquals(piece.toDouble(), done[3])
                 }
                 val listener = {
-                    Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray()) { kind, _, _, _, text ->
+                    Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray(), 0, null) { kind, _, _, _, text ->
                         if (kind == 1L) heard += text.length
                         true
                     }
