@@ -71,7 +71,7 @@ fn gguf_files_are_those_of_llama_cpps_converter() {
         }
         files += 1;
     }
-    assert!(files >= 12 && tensors > 580, "{files} files, {tensors} tensors");
+    assert!(files >= 23 && tensors > 1020, "{files} files, {tensors} tensors");
 }
 
 /// Whether a key's value equals the JSON value.

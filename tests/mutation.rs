@@ -370,7 +370,16 @@ fn mutants_are_refused_in_one_line() {
     let others = ["gemma3-sight", "gemma4-sight", "gemma4-inputs", "lfm2-bias", "lfm2moe"];
     let hybrids = ["qwen3next", "qwen35moe-published"];
     let latents = ["deepseek2-lite", "deepseek2-flash", "glm4moe-groups"];
-    for golden in configs.into_iter().chain(others).chain(hybrids).chain(latents) {
+    let routed = [
+        "bailingmoe2",
+        "granitemoe-shared",
+        "mellum",
+        "ernie4_5moe",
+        "hunyuanmoe-alpha",
+        "hunyuanmoe",
+        "afmoe",
+    ];
+    for golden in configs.into_iter().chain(others).chain(hybrids).chain(latents).chain(routed) {
         let config = Tiny::load(golden).config.to_string();
         let parse = |b: Vec<u8>| {
             let meta = families::metadata_from_config(&String::from_utf8_lossy(&b))?;

@@ -23,6 +23,7 @@ struct Params {
     tiles: u32,
     sinks: u32, // whether there are sinks, after the norms
     latent: u32, // 0, or the rotated part of a key, whose rest is also the value
+    late: u32,  // whether queries and keys are normed after rope
     v_dim: u32,
 }
 

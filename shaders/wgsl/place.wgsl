@@ -17,6 +17,7 @@ struct Params {
     eps: f32,
     limit: f32,  // 0 for none
     latent: u32, // 0, or the rotated part of a key, whose rest is also the value
+    late: u32,   // whether queries and keys are normed after rope
 }
 
 @group(0) @binding(5) var<storage, read_write> keys: array<Cell>;   // [kv_heads, head_dim / 4, capacity]

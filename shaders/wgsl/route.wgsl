@@ -36,6 +36,23 @@ const MAX_GROUPS = 64u;
 var<immediate> p: Params;
 
 var<workgroup> scores: array<f32, MAX_GROUPS>;
+var<workgroup> softmax: vec2<f32>; // the highest logit, and the sum of all exponentials
+
+// What weights are divided by where a softmax is chosen with a bias.
+fn measure(token: u32, lane: u32) {
+    if (lane == 0u) {
+        var high = -3.4e38;
+        for (var e = 0u; e < p.experts; e++) {
+            high = max(high, bitcast<f32>(logit(token, e)));
+        }
+        var sum = 0.0;
+        for (var e = 0u; e < p.experts; e++) {
+            sum += exp(bitcast<f32>(logit(token, e)) - high);
+        }
+        softmax = vec2(high, sum);
+    }
+    workgroupBarrier();
+}
 
 fn logit(token: u32, e: u32) -> u32 {
     return logits[token * p.experts + e];
@@ -47,10 +64,15 @@ fn sigmoid_of(token: u32, e: u32) -> f32 {
 
 // An expert's score for the choice, regardless of its group.
 fn own_standing(token: u32, e: u32) -> u32 {
-    if (p.sigmoid == 0u) {
+    if (p.sigmoid == 0u && p.biased == 0u) {
         return logit(token, e);
     }
-    var score = sigmoid_of(token, e);
+    var score = 0.0;
+    if (p.sigmoid == 1u) {
+        score = sigmoid_of(token, e);
+    } else {
+        score = exp(bitcast<f32>(logit(token, e)) - softmax.x) / softmax.y;
+    }
     if (p.biased == 1u) {
         score += bias[e];
     }
@@ -105,6 +127,9 @@ fn weigh_each(token: u32, lane: u32) {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
+    if (p.sigmoid == 0u && p.biased == 1u) {
+        measure(id.x, lane);
+    }
     if (p.groups > 1u) {
         score_groups(id.x, lane);
     }

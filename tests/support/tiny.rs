@@ -1,7 +1,7 @@
 //! Tiny models whose logits `goldens/models/make.py` computed with `transformers`. Their weights come from a counter-based
 //! generator, implemented here again, and are written as a Hugging Face folder or as a GGUF file in llama.cpp's format.
 
-use crate::{gemma, gptoss, hybrid, latent, set};
+use crate::{gemma, gptoss, hybrid, latent, routed, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::Keep;
 use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
@@ -213,6 +213,9 @@ impl Tiny {
             let keys = latent::keys(meta, &self.config);
             return write(path, &keys, latent::tensors(self, dialect, false));
         }
+        if let Some(keys) = routed::keys(&self.name) {
+            return write(path, &keys, routed::tensors(self, dialect));
+        }
         let conv = architecture.starts_with("lfm2");
         let keys = if conv && !self.name.ends_with("-plain") { lfm2_keys(meta) } else { meta.clone() };
         let number = |key: &str| self.config[key].as_u64().unwrap_or(0) as usize;
@@ -316,7 +319,7 @@ fn write(path: &Path, meta: &Metadata, tensors: Vec<gptoss::Written>) {
 }
 
 /// llama.cpp's `permute`: rows `i` and `i + half` of each head become neighbours.
-fn interleave(rows: &[f32], heads: usize, cols: usize) -> Vec<f32> {
+pub(crate) fn interleave(rows: &[f32], heads: usize, cols: usize) -> Vec<f32> {
     let n = rows.len() / cols;
     let head = n / heads;
     let from = |to: usize| to / head * head + to % head / 2 + to % 2 * (head / 2);

@@ -324,7 +324,8 @@ pub struct Projected<'a, Buf> {
     pub v: &'a mut Buf,
 }
 
-/// The steps between projections and attention, in this order: norms of queries and keys, clamping, rope.
+/// The steps between projections and attention, in this order: norms of queries and keys, clamping, rope. Late norms
+/// come after rope.
 #[derive(Clone, Copy, Debug)]
 pub struct Placing<'a> {
     /// Query heads.
@@ -337,6 +338,8 @@ pub struct Placing<'a> {
     pub q_norm: Option<&'a [f32]>,
     /// The same for keys.
     pub k_norm: Option<&'a [f32]>,
+    /// Whether queries and keys are normed after rope instead, each over a head.
+    pub late_norms: bool,
     /// Whether values are normed, head by head, without weights.
     pub v_norm: bool,
     /// Whether a key is a rotated part and a normed latent, where the latent is also the value.
@@ -397,7 +400,7 @@ pub enum Score {
 pub struct Choosing<'a> {
     /// The router.
     pub router: &'a Router,
-    /// `[experts]`; only with [`Score::Sigmoid`].
+    /// `[experts]`.
     pub bias: Option<&'a [f32]>,
 }
 
@@ -411,8 +414,19 @@ impl Router {
 impl Choosing<'_> {
     /// The scores by which a token's experts are chosen; minus infinity in groups other than the best.
     pub fn standings(&self, logits: &[f32], out: &mut [f32]) {
-        for (expert, (out, &logit)) in out.iter_mut().zip(logits).enumerate() {
-            *out = self.standing(expert as u32, logit);
+        match (self.router.score, self.bias) {
+            // Not by weight: those that underflow would tie.
+            (Score::Softmax, None) => out.copy_from_slice(logits),
+            (Score::Softmax, Some(bias)) => {
+                let high = logits.iter().fold(f32::NEG_INFINITY, |high, x| high.max(*x));
+                let sum: f32 = logits.iter().map(|x| (x - high).exp()).sum();
+                let each = out.iter_mut().zip(logits).zip(bias);
+                each.for_each(|((out, x), bias)| *out = (x - high).exp() / sum + bias);
+            }
+            (Score::Sigmoid { .. }, bias) => {
+                out.iter_mut().zip(logits).for_each(|(out, &x)| *out = Self::sigmoid(x));
+                out.iter_mut().zip(bias.into_iter().flatten()).for_each(|(out, bias)| *out += bias);
+            }
         }
         let Some(Groups { count, kept }) = self.router.groups else { return };
         let size = out.len() / count;
@@ -437,16 +451,6 @@ impl Choosing<'_> {
                 |&(other, score): &(usize, &f32)| *score > scores[g] || *score == scores[g] && other < g;
             if scores.iter().enumerate().filter(before).count() >= kept {
                 group.fill(f32::NEG_INFINITY);
-            }
-        }
-    }
-
-    /// An expert's score for the choice, regardless of its group.
-    fn standing(&self, expert: u32, logit: f32) -> f32 {
-        match self.router.score {
-            Score::Softmax => logit,
-            Score::Sigmoid { .. } => {
-                Self::sigmoid(logit) + self.bias.map_or(0.0, |bias| bias[expert as usize])
             }
         }
     }

@@ -204,7 +204,7 @@ impl Model {
         n: usize,
     ) {
         let Scratch { h, y, x, .. } = &mut *s;
-        let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.norm_eps };
+        let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.stream_eps };
         b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], times: None, add: None });
         let activation = self.spec.layers[i].ffn.activation;
         match layer.ffn_post_norm.as_deref() {
@@ -254,7 +254,7 @@ impl Model {
         while first < n {
             let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
             b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
-            let norm = Norm { weight: &w.norm, eps: c.norm_eps };
+            let norm = Norm { weight: &w.norm, eps: c.stream_eps };
             let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
             let norm = Some((norm, &mut s.y));
             b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], times: None, add: None });

@@ -59,8 +59,9 @@ const DELTA: [&str; 8] = [
 ];
 
 /// Keys that describe the file, or repeat what its tensors show.
-const DESCRIBING: [&str; 6] = [
+const DESCRIBING: [&str; 7] = [
     "expert_shared_count",
+    "interleave_moe_layer_step",
     "leading_dense_block_count",
     "rope.scaling.finetuned",
     "tensor_data_layout",
@@ -69,7 +70,7 @@ const DESCRIBING: [&str; 6] = [
 ];
 
 /// Keys that we do not implement, with the values that leave results unchanged.
-const NEUTRAL: [(&str, &[f64]); 14] = [
+const NEUTRAL: [(&str, &[f64]); 13] = [
     ("attention.causal", &[1.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
@@ -78,7 +79,6 @@ const NEUTRAL: [(&str, &[f64]); 14] = [
     ("expert_group_used_count", &[0.0, 1.0]),
     ("expert_group_scale", &[0.0, 1.0]),
     ("full_attention_interval", &[0.0, 1.0]),
-    ("interleave_moe_layer_step", &[0.0, 1.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("moe_every_n_layers", &[0.0, 1.0]),
     ("residual_scale", &[0.0, 1.0]),
@@ -139,6 +139,7 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             {
                 true
             }
+            "logit_scale" | "residual_scale" if family.multipliers => true,
             _ if DELTA.contains(&name) && family.delta.is_some() => true,
             "attention.shared_kv_layers" | "embedding_length_per_layer_input" => {
                 family.per_layer || number == Some(0.0)

@@ -85,6 +85,7 @@ pub fn prefer_resident(
         order.extend(0..router.experts as u32);
         order.sort_unstable_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
         order.truncate(router.top_k);
+        let high = logits.iter().fold(f32::NEG_INFINITY, |high, x| high.max(*x));
         let sum: f32 = logits.iter().map(|&x| (x - high).exp()).sum();
         let weight = |e: u32| match router.score {
             Score::Softmax => (logits[e as usize] - high).exp() / sum,

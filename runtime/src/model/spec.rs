@@ -37,12 +37,17 @@ pub struct Spec {
     pub d: usize,
     /// Longest context that the model was trained for, in tokens.
     pub context: usize,
-    /// Epsilon of every RMS norm.
+    /// Epsilon of RMS norms, but those of the stream.
     pub norm_eps: f32,
+    /// Epsilon of norms of the stream. A model whose residuals have a factor `m` keeps the stream divided by `m`,
+    /// and this epsilon by `m²`: so every block adds its output as it is.
+    pub stream_eps: f32,
     /// Rotary embeddings: first that of full-attention layers, then that of window layers if it differs.
     pub ropes: Vec<RopeConfig>,
     /// Factor on embeddings.
     pub embed_scale: f32,
+    /// Divisor of logits.
+    pub logit_divisor: f32,
     /// Values of the extra per-layer input of each token; 0 if the model has none.
     pub per_layer: usize,
     /// Logits become `cap · tanh(logit / cap)`.
@@ -123,6 +128,8 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// Queries, keys and values are clamped to ±this before rotation.
     pub limit: Option<f32>,
+    /// Whether norms of queries and keys come after RoPE, not before.
+    pub late_norms: bool,
     /// Whether values are normed per head, without weights.
     pub v_norm: bool,
     /// Whether the value projection may be missing. The key projection's output, before norm and rotation, is
@@ -231,6 +238,9 @@ impl Spec {
         let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
+        let (residual, logit_divisor) = multipliers(&keys, family)?;
+        let (embed_scale, stream_eps) =
+            (embed_scale(&keys, family, d)? / residual, norm_eps / (residual * residual));
         let (router, choice_bias) = router(&keys, family)?;
         let ffn = FfnSpec {
             router,
@@ -269,7 +279,9 @@ impl Spec {
             d,
             context,
             norm_eps,
-            embed_scale: embed_scale(&keys, family, d)?,
+            stream_eps,
+            embed_scale,
+            logit_divisor,
             per_layer: keys.optional("embedding_length_per_layer_input", MAX_WIDTH)?.unwrap_or(0),
             logit_cap: keys.positive_or_zero("final_logit_softcapping")?,
             layers: all,
@@ -479,13 +491,14 @@ fn attention(
         scale: 0.0,
         window,
         limit: keys.positive("attention.clamp_kqv")?,
+        late_norms: family.late_norms,
         v_norm: family.v_norm,
         keys_as_values: family.keys_as_values,
         kv_of: None,
         rope: 0,
         sinks: family.sinks,
         biases: family.biases,
-        gated: family.gate_in_q,
+        gated: family.gated || family.gate_in_q,
     };
     let scale = keys.positive_or_zero("attention.scale")?;
     let scale = scale.or(latent.map(|of| of.scale)).unwrap_or_else(|| {
@@ -499,6 +512,18 @@ fn attention(
 fn embed_scale(keys: &Keys, family: &Family, d: usize) -> Result<f32> {
     let usual = if family.embed_root { (d as f32).sqrt() } else { 1.0 };
     Ok(keys.positive_or_zero("embedding_scale")?.unwrap_or(usual))
+}
+
+/// The factor on residuals, and the divisor of logits.
+fn multipliers(keys: &Keys, family: &Family) -> Result<(f32, f32)> {
+    // Far from any real factor, and near enough that nothing under- or overflows.
+    let number = |name: &str| match keys.positive_or_zero(name)? {
+        Some(v) if !(1e-4..=1e4).contains(&v) => {
+            Err(Error::malformed(keys.key(name), format!("{v} is not between 0.0001 and 10000")))
+        }
+        v => Ok(v.unwrap_or(1.0)),
+    };
+    if family.multipliers { Ok((number("residual_scale")?, number("logit_scale")?)) } else { Ok((1.0, 1.0)) }
 }
 
 /// GGUF has no keys for the parameters of the clamped activation, so we use our own.

@@ -275,7 +275,9 @@ impl Weights {
         level: Option<Level>,
     ) -> Result<(Weights, Vec<Vec<Expert>>)> {
         let rows = |name: &str| from.rows(name);
-        let Ends { embed, head, norm, rope_factors, per_layer } = Ends::read(from, EndsOf::new(spec, &rows))?;
+        let Ends { embed, head, mut norm, rope_factors, per_layer } =
+            Ends::read(from, EndsOf::new(spec, &rows))?;
+        norm.iter_mut().for_each(|w| *w /= spec.logit_divisor);
         let mut layers = Vec::with_capacity(spec.layers.len());
         let mut experts = Vec::with_capacity(spec.layers.len());
         for (layer, of) in spec.layers.iter().enumerate() {

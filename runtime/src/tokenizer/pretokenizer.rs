@@ -32,6 +32,8 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// Qwen 2's, except that combining marks are parts of words.
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const DEEPSEEK_V3: &[&str] = &[
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
@@ -54,21 +56,38 @@ const DEEPSEEK_LLM: &[&str] = &[
 const STYLES: &[Style] = &[
     Style { names: &["default", "gpt-2"], cut: Cut::Gpt2, ignore_merges: false, nfc: false },
     Style { names: &["olmo", "olmoe", "dolma"], cut: Cut::Gpt2, ignore_merges: false, nfc: true },
-    Style { names: &["smollm"], cut: Cut::DigitsThenGpt2, ignore_merges: false, nfc: false },
+    Style {
+        names: &["smollm", "refact", "mellum2"],
+        cut: Cut::DigitsThenGpt2,
+        ignore_merges: false,
+        nfc: false,
+    },
     Style {
         names: &["llama-bpe", "llama3", "llama-v3", "lfm2", "glm4", "glm5"],
         cut: Cut::Expressions(&[LLAMA3]),
         ignore_merges: true,
         nfc: false,
     },
+    Style { names: &["dbrx"], cut: Cut::Expressions(&[LLAMA3]), ignore_merges: false, nfc: false },
     Style {
-        names: &["qwen2", "deepseek-r1-qwen"],
+        names: &["qwen2", "deepseek-r1-qwen", "hunyuan"],
         cut: Cut::Expressions(&[QWEN2]),
         ignore_merges: false,
         nfc: true,
     },
     Style { names: &["qwen35"], cut: Cut::Expressions(&[QWEN35]), ignore_merges: false, nfc: true },
-    Style { names: &["gpt-4o"], cut: Cut::Expressions(&[GPT4O]), ignore_merges: true, nfc: false },
+    Style {
+        names: &["bailingmoe", "bailingmoe2"],
+        cut: Cut::Expressions(&[BAILING]),
+        ignore_merges: false,
+        nfc: false,
+    },
+    Style {
+        names: &["gpt-4o", "minimax-m2"],
+        cut: Cut::Expressions(&[GPT4O]),
+        ignore_merges: true,
+        nfc: false,
+    },
     Style { names: &["deepseek-llm"], cut: Cut::Expressions(DEEPSEEK_LLM), ignore_merges: false, nfc: false },
     Style { names: &["deepseek-v3"], cut: Cut::Expressions(DEEPSEEK_V3), ignore_merges: false, nfc: false },
 ];

@@ -2,7 +2,8 @@
 //
 // A file that imports this has parameters `heads`, `kv_heads`, `head_dim`, `half` (rotated pairs), `q_norm` and `k_norm`
 // (length of a norm: 0 for none, a head or the whole row), `v_norm` (whether values are normed per head, without weights),
-// `eps`, `limit` (0 for none) and `latent` (0, or the rotated part of a key, whose rest is normed and also the value).
+// `eps`, `limit` (0 for none), `latent` (0, or the rotated part of a key, whose rest is normed and also the value) and
+// `late` (whether queries and keys are normed after the rotation, each over a head).
 
 #import reduce
 
@@ -53,6 +54,10 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
     } else if (p.v_norm == 1u) {
         span = p.head_dim;
     }
+    let late = p.late == 1u && role != VALUE;
+    if (late) {
+        span = 0u;
+    }
     // A norm as long as a head applies to each head, a longer one to the whole row.
     let whole = span > p.head_dim;
     var scale = 1.0;
@@ -93,6 +98,22 @@ fn take_head(role: u32, h: u32, token: u32, pos: u32, lane: u32) {
         }
         workgroupBarrier();
     }
+    if (late) {
+        norm_head(select(p.k_norm, p.q_norm, role == QUERY) > 0u, weights, lane);
+    }
+}
+
+// Norms `head` with the weights from `first` on, if it has a norm.
+fn norm_head(is: bool, first: u32, lane: u32) {
+    var squares = 0.0;
+    for (var i = lane; i < p.head_dim; i += 128u) {
+        squares = fma(head[i], head[i], squares);
+    }
+    let scale = 1.0 / sqrt(fma(sum_of_all(squares, lane), 1.0 / f32(p.head_dim), p.eps));
+    for (var i = lane; i < p.head_dim; i += 128u) {
+        head[i] *= select(1.0, scale * norms[first + i], is);
+    }
+    workgroupBarrier();
 }
 
 // A cell of `head`.

@@ -8,7 +8,9 @@ import json, logging, pathlib, sys, tempfile, zlib
 
 HERE = pathlib.Path(__file__).parent
 NAMES = ["qwen3next", "qwen35moe", "qwen35moe-published", "qwen35", "qwen35-grouped", "glm4moe",
-         "glm4moe-groups", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "deepseek2-halves", "deepseek2-flash"]
+         "glm4moe-groups", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "deepseek2-halves", "deepseek2-flash",
+         "bailingmoe2", "granitemoe", "granitemoe-shared", "mellum", "ernie4_5moe", "ernie4_5moe-apart", "dots1", "minimaxm2",
+         "minimaxm2-plain", "hunyuanmoe", "afmoe"]
 ROOT = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(ROOT / "gguf-py"), str(ROOT), str(HERE)]
 logging.disable(logging.CRITICAL)

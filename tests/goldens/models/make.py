@@ -5,8 +5,9 @@ Weights are not stored: they come from a counter-based generator, which the test
 config.json, the tensors of the safetensors file that `save_pretrained` writes (name, shape, scale, offset), the token
 ids, and the logits of every position. Norms and biases are random, too: ones and zeros would hide mistakes.
 
-A golden in the "draft" style has tensors of a draft head after its layers. One in the "published" style also has what only published
-files of its family contain: stacked experts, and tensors of a draft head, which readers leave out.
+A golden in the "draft" style has tensors of a draft head after its layers. One in the "ling" style has the keys of Ling's own
+configuration, whose class `transformers` does not have. One in the "published" style also has what only published files of its
+family contain: stacked experts, and tensors of a draft head, which readers leave out.
 
 Arguments: names of configurations, by default all. NAME.json has everything but the logits, NAME.f32 the logits, [tokens, vocab] LE.
 """
@@ -47,6 +48,19 @@ GLM = dict(n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_in
            first_k_dense_replace=1, routed_scaling_factor=1.5, rms_norm_eps=1e-5)
 MLA = dict(kv_lora_rank=48, q_lora_rank=None, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_key_value_heads=4, n_routed_experts=8,
            num_experts_per_tok=3, n_shared_experts=2, moe_intermediate_size=48, num_hidden_layers=3, first_k_dense_replace=1)
+LING = dict(n_routed_experts=16, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=48, head_dim=32, num_hidden_layers=3,
+            first_k_dense_replace=1, routed_scaling_factor=2.5)
+GRANITE = dict(num_local_experts=8, num_experts_per_tok=3, intermediate_size=48, embedding_multiplier=6.0, residual_multiplier=0.22,
+               attention_multiplier=0.15, logits_scaling=0.5, rms_norm_eps=1e-5)
+MELLUM = dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, head_dim=32, num_hidden_layers=4, sliding_window=10,
+              layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"])
+ERNIE = dict(moe_num_experts=8, moe_k=3, moe_intermediate_size=48, moe_num_shared_experts=2, num_hidden_layers=3)
+DOTS = dict(n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, moe_intermediate_size=48, num_hidden_layers=3, first_k_dense_replace=1,
+            norm_topk_prob=True, routed_scaling_factor=2.5)
+MINIMAX = dict(num_local_experts=8, num_experts_per_tok=3, intermediate_size=48, head_dim=32)
+HUNYUAN = dict(num_experts=8, moe_topk=3, intermediate_size=48, head_dim=16)
+TRINITY = dict(num_experts=8, num_experts_per_tok=3, num_shared_experts=1, moe_intermediate_size=48, head_dim=32, num_hidden_layers=5,
+               num_dense_layers=1, route_scale=2.5, sliding_window=10)
 EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -104,6 +118,25 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
                          "new"),
     "deepseek2-flash": ("Glm4MoeLite", dict(**(MLA | dict(q_lora_rank=32)), n_group=1, topk_group=1, rms_norm_eps=1e-5,
                                             routed_scaling_factor=1.8), "draft"),
+    "bailingmoe2": ("SarvamMoE", dict(**LING, attention_bias=True, n_group=4, topk_group=2, **rope("default", 600000.0, partial_rotary_factor=0.5)), "ling"),
+    "bailingmoe2-sarvam": ("SarvamMoE", dict(**LING, **rope("default", 8e6)), "new"),
+    "granitemoe": ("GraniteMoe", GRANITE, "old"),
+    "granitemoe-shared": ("GraniteMoeShared", dict(**(GRANITE | dict(tie_word_embeddings=True, logits_scaling=4.0)), shared_intermediate_size=80), "new"),
+    "mellum": ("Mellum", dict(**MELLUM, **kinds(dict(rope_type="yarn", rope_theta=5e5, factor=4.0, original_max_position_embeddings=32),
+                                               dict(rope_type="default", rope_theta=1e4))), "new"),
+    "mellum-dense": ("Mellum", dict(**MELLUM, norm_topk_prob=False, mlp_layer_types=["dense", "sparse", "sparse", "sparse"]), "new"),
+    "ernie4_5moe": ("Ernie4_5_Moe", dict(**ERNIE, tie_word_embeddings=True), "new"),
+    "ernie4_5moe-apart": ("Ernie4_5_Moe", dict(**ERNIE, moe_layer_start_index=0, moe_layer_interval=2), "old"),
+    "dots1": ("Dots1", DOTS, "old"),
+    "dots1-window": ("Dots1", dict(**(DOTS | dict(norm_topk_prob=False)), n_group=4, topk_group=2, attention_bias=True, sliding_window=10,
+                                   max_window_layers=1), "new"),
+    "minimaxm2": ("MiniMaxM2", dict(**MINIMAX, **rope("default", 5e6, partial_rotary_factor=0.5)), "rotary_dim"),
+    "minimaxm2-plain": ("MiniMaxM2", dict(**MINIMAX | dict(num_key_value_heads=4), **rope("default", 5e6, partial_rotary_factor=1.0)), "rotary_dim"),
+    "hunyuanmoe": ("HunYuanMoEV1", HUNYUAN, "hunyuan"),
+    "hunyuanmoe-alpha": ("HunYuanMoEV1", dict(**HUNYUAN, **rope("dynamic", alpha=1000.0, factor=1.0)), "new"),
+    "afmoe": ("Afmoe", dict(**TRINITY, mup_enabled=True), "new"),
+    "afmoe-plain": ("Afmoe", dict(**TRINITY, layer_types=["sliding_attention", "full_attention", "full_attention", "sliding_attention",
+                                                          "full_attention"]), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -198,6 +231,16 @@ def old_style(config):
     return c
 
 
+def ling(config):
+    """The keys that Ling-mini-2.0 has instead of those of `transformers`."""
+    c = old_style(config)
+    names = dict(n_routed_experts="num_experts", n_shared_experts="num_shared_experts", attention_bias="use_qkv_bias")
+    c = {names.get(key, key): value for key, value in c.items()}
+    return c | dict(model_type="bailing_moe", architectures=["BailingMoeV2ForCausalLM"], score_function="sigmoid",
+                    moe_router_enable_expert_bias=True, use_rmsnorm=True, use_bias=False, norm_head=False,
+                    moe_shared_expert_intermediate_size=c["moe_intermediate_size"])
+
+
 def spread(key, shape, ones):
     """Scale and offset of a tensor's values. `ones`: norms are stored without the one that is added to them."""
     if key.endswith("A_log"):
@@ -211,7 +254,9 @@ def spread(key, shape, ones):
 def make(name, prefix, changes, style):
     nested = "text_config" in changes
     config = getattr(transformers, prefix + "Config")(**(changes if nested else {**BASE, **changes}))
-    name_of = prefix + "ForConditionalGeneration" if nested else prefix.removesuffix("Text") + "ForCausalLM"
+    # Models that have a configuration of their own and another's class.
+    of = dict(SarvamMoE="Glm4Moe").get(prefix, prefix)
+    name_of = of + "ForConditionalGeneration" if nested else of.removesuffix("Text") + "ForCausalLM"
     model = getattr(transformers, name_of)
     ones = prefix.startswith(("Gemma3", "Qwen3Next", "Qwen3_5"))
     with tempfile.TemporaryDirectory() as folder:
@@ -228,8 +273,10 @@ def make(name, prefix, changes, style):
         plain = pack(tensors, arrays) if style == "mxfp4" else arrays
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         written = json.loads((folder / "config.json").read_text())
-        if style == "old":
+        if style in ("old", "rotary_dim"):
             written = old_style(written)
+        if style == "rotary_dim":
+            written["rotary_dim"] = int(written.pop("partial_rotary_factor") * written["head_dim"])
         if style == "released":
             # As in checkpoints: one number for all layers of a kind.
             text = written["text_config"]
@@ -246,6 +293,12 @@ def make(name, prefix, changes, style):
         extra = {"eh_proj.weight": [d, 2 * d], "enorm.weight": [d], "hnorm.weight": [d], "shared_head.norm.weight": [d], "mlp.gate.weight": [8, d]}
         tensors += [[f"model.layers.{layer}.{name}", shape, 0.3, 0.0] for name, shape in extra.items()]
         written["num_nextn_predict_layers"] = 1
+    if style == "ling":
+        written = ling(written)
+    if style == "hunyuan":
+        # As published: a number for every layer.
+        each = dict(moe_topk=written["moe_topk"], moe_intermediate_size=written["intermediate_size"], num_shared_expert=1)
+        written |= {key: [value] * written["num_hidden_layers"] for key, value in each.items()}
     if style == "mxfp4":
         written["quantization_config"] = dict(quant_method="mxfp4")
     (HERE / f"{name}.json").write_text(json.dumps(dict(config=written, tensors=tensors, tokens=TOKENS)))

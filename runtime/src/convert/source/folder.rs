@@ -1,7 +1,7 @@
 //! Opens a Hugging Face folder as a source: its configuration, tokenizer files and safetensors files.
 
 use super::collector::Collector;
-use super::heads::Grouped;
+use super::heads::{self, Grouped};
 use super::packed::Blocks;
 use super::{Layout, Piece, Pieces, Source};
 use crate::convert::name::model_name;
@@ -81,7 +81,11 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
         let parts = left_out.iter().map(|(part, n)| format!("{} ({n})", part.trim_end_matches('.')));
         metadata.insert("dollop.source.left_out", parts.collect::<Vec<_>>());
     }
-    collector.finish(metadata, files, others).map_err(|e| e.at(folder))
+    let mut source = collector.finish(metadata, files, others).map_err(|e| e.at(folder))?;
+    if dialect.interleaved {
+        heads::mark_interleaved(&mut source, dialect.architecture).map_err(|e| e.at(folder))?;
+    }
+    Ok(source)
 }
 
 fn add_tokenizer(folder: &Path, config: &str, metadata: &mut Metadata) -> Result<Vec<PathBuf>> {
@@ -222,6 +226,10 @@ fn cut(
         (Cut::Half(half), false, &[experts, rows, cols]) if experts > 0 && rows.is_multiple_of(2) => {
             let len = all / (2 * experts);
             (vec![experts, rows / 2, cols], even(offset + half * len, len, 2 * len, experts), Layout::Rows)
+        }
+        (Cut::Half(half), false, &[rows, cols]) if rows.is_multiple_of(2) => {
+            let len = all / 2;
+            (vec![rows / 2, cols], even(offset + half * len, len, len, 1), Layout::Rows)
         }
         (Cut::Whole | Cut::Alternate(_), true, &[experts, cols, rows])
             if experts > 0 && rows.is_multiple_of(parts) =>

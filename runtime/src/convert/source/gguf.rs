@@ -2,7 +2,7 @@
 //! interleaves.
 
 use super::collector::Collector;
-use super::heads::Grouped;
+use super::heads::{self, Grouped};
 use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::dollop;
@@ -63,7 +63,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     let architecture = metadata.require_str("general.architecture").map_err(|e| e.at(path))?;
     let family = Family::find(architecture).ok();
     // GGUF has no key for a router's choice bias, so look for its tensor.
-    if family.is_some_and(|f| f.router_keys) {
+    if family.is_some_and(|f| f.router_keys || f.biased) {
         let bias = |g: &Gguf| g.tensors.iter().any(|t| t.name.ends_with(".exp_probs_b.bias"));
         metadata.insert("dollop.router.choice_bias", parsed.iter().any(bias));
     }
@@ -85,7 +85,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     }
     let mut source = collector.finish(metadata, files, Vec::new()).map_err(|e| e.at(path))?;
     if let Some(family) = family.filter(|f| f.interleaved) {
-        mark_interleaved(&mut source, family).map_err(|e| e.at(path))?;
+        heads::mark_interleaved(&mut source, family.name).map_err(|e| e.at(path))?;
     }
     Ok(source)
 }
@@ -150,6 +150,12 @@ fn taken_apart(name: &str, family: Option<&Family>) -> Option<Vec<(String, Heads
         "attn_kv_a_mqa.weight" | "attn_kv_a_mqa.bias" if latent => vec![(part, Heads::Latent)],
         "attn_kv_b.weight" if latent => {
             vec![("attn_k_b.weight", Heads::Keys), ("attn_v_b.weight", Heads::Values)]
+        }
+        // In delta nets, this name has another meaning.
+        "attn_qkv.weight" | "attn_qkv.bias" if family?.delta.is_none() => {
+            let to = |(i, name)| (part.replace("attn_qkv", name), Heads::Fused(i));
+            let parts = ["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(to);
+            return Some(parts.map(|(part, heads)| (format!("{block}{part}"), heads)).collect());
         }
         "ssm_ba.weight" => vec![("ssm_beta.weight", Heads::Beta), ("ssm_alpha.weight", Heads::Alpha)],
         "attn_q.weight" if family?.gate_in_q => {
@@ -225,33 +231,4 @@ fn add(
         return Ok(());
     }
     collector.add(place, shape, t.ty, Pieces::Even { first, stride: len, count }, Layout::Rows)
-}
-
-/// Marks the query and key rows, which llama.cpp permutes for some architectures.
-fn mark_interleaved(source: &mut Source, family: &Family) -> Result<()> {
-    let number = |key: &str| source.metadata.u64(&format!("{}.attention.{key}", family.name));
-    let heads = number("head_count")?.unwrap_or(0) as usize;
-    let kv_heads = number("head_count_kv")?.map_or(heads, |n| n as usize);
-    for t in &mut source.tensors {
-        let heads =
-            match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {
-                "attn_q" => heads,
-                "attn_k" => kv_heads,
-                _ => continue,
-            };
-        let rows = t.shape[0];
-        let whole =
-            heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
-        if !whole || t.shape.len() > 2 {
-            let what = format!("shape {:?} does not fit {heads} heads", t.shape);
-            return Err(Error::malformed(format!("tensor `{}`", t.name), what));
-        }
-        if t.shape.len() == 1 && t.ty.block_len() != 1 {
-            let what =
-                format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
-            return Err(Error::unsupported(what));
-        }
-        t.layout = Layout::Interleaved(heads);
-    }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Splits tensors that hold several parts head by head: queries and their gate, or queries, keys, values and
-//! the output gate of each key head.
+//! the output gate of each key head. Marks rows whose rotating pairs are neighbours.
 
-use super::{Layout, Piece, Pieces};
+use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::hf::{Heads, Place};
 use crate::format::{GgmlType, Metadata};
@@ -14,6 +14,7 @@ const MAX_ROWS: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Grouped {
     heads: usize,
+    kv_heads: usize,
     head_dim: usize,
     key_heads: usize,
     key_dim: usize,
@@ -101,9 +102,12 @@ impl Grouped {
         let number = |key: &str| -> Result<usize> {
             Ok(meta.u64(&format!("{arch}.{key}"))?.map_or(0, |n| usize::try_from(n).unwrap_or(0)))
         };
+        // A list belongs to a family without such a tensor.
+        let kv_heads = number("attention.head_count_kv").unwrap_or(0);
         let (key_heads, value_heads) = (number("ssm.group_count")?, number("ssm.time_step_rank")?);
         Ok(Grouped {
             heads: number("attention.head_count")?,
+            kv_heads,
             head_dim: number("attention.key_length")?,
             key_heads,
             key_dim: number("ssm.state_size")?,
@@ -116,10 +120,16 @@ impl Grouped {
     /// The file rows of a part, in output order; `None` if a tensor with `rows` rows does not fit the
     /// metadata.
     fn runs(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
-        let &Grouped { heads, head_dim, key_heads, key_dim, share, value_dim, .. } = self;
+        let &Grouped { heads, kv_heads, head_dim, key_heads, key_dim, share, value_dim, .. } = self;
         let values = share.checked_mul(value_dim)?;
         // The number of heads, and the lengths of the runs of rows in each.
         let (heads, lengths) = match part {
+            Heads::Fused(which) => {
+                let width = |heads: usize| heads.checked_mul(head_dim);
+                let (q, kv) = (width(heads)?, width(kv_heads)?);
+                let fits = q.checked_add(kv.checked_mul(2)?) == Some(rows) && kv > 0 && rows <= MAX_ROWS;
+                return fits.then(|| vec![[0..q, q..q + kv, q + kv..rows][which].clone()]);
+            }
             Heads::Query | Heads::Gate => (heads, [head_dim, head_dim, 0, 0]),
             Heads::Mixed | Heads::Z => (key_heads, [key_dim, key_dim, values, values]),
             Heads::Beta | Heads::Alpha => (key_heads, [share, share, 0, 0]),
@@ -204,6 +214,36 @@ impl Grouped {
     }
 }
 
+/// Marks query and key rows whose rotating pairs are neighbours: llama.cpp permutes them for some architectures,
+/// and some families have them so from the start.
+pub(super) fn mark_interleaved(source: &mut Source, architecture: &str) -> Result<()> {
+    let number = |key: &str| source.metadata.u64(&format!("{architecture}.attention.{key}"));
+    let heads = number("head_count")?.unwrap_or(0) as usize;
+    let kv_heads = number("head_count_kv")?.map_or(heads, |n| n as usize);
+    for t in &mut source.tensors {
+        let heads =
+            match t.name.rsplit_once('.').map_or("", |(n, _)| n.rsplit_once('.').map_or("", |(_, n)| n)) {
+                "attn_q" => heads,
+                "attn_k" => kv_heads,
+                _ => continue,
+            };
+        let rows = t.shape[0];
+        let whole =
+            heads > 0 && heads <= rows && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2);
+        if !whole || t.shape.len() > 2 {
+            let what = format!("shape {:?} does not fit {heads} heads", t.shape);
+            return Err(Error::malformed(format!("tensor `{}`", t.name), what));
+        }
+        if t.shape.len() == 1 && t.ty.block_len() != 1 {
+            let what =
+                format!("tensor `{}`: a bias of {} is not supported; F32, F16 and BF16 are", t.name, t.ty);
+            return Err(Error::unsupported(what));
+        }
+        t.layout = Layout::Interleaved(heads);
+    }
+    Ok(())
+}
+
 /// Maps a row of a part to its row in the file.
 pub(super) fn stored(runs: &[Range<usize>], mut row: usize) -> usize {
     for run in runs {
@@ -243,6 +283,7 @@ mod tests {
     fn parts_of_a_tensor_are_all_of_it() {
         let of = Grouped {
             heads: 3,
+            kv_heads: 1,
             head_dim: 4,
             key_heads: 2,
             key_dim: 5,
@@ -252,6 +293,7 @@ mod tests {
         };
         for (parts, rows) in [
             (&[Heads::Query, Heads::Gate][..], 24),
+            (&[Heads::Fused(0), Heads::Fused(1), Heads::Fused(2)], (3 + 2) * 4),
             (&[Heads::Mixed, Heads::Z], 2 * (5 + 5 + 21 + 21)),
             (&[Heads::Beta, Heads::Alpha], 12),
         ] {

@@ -28,6 +28,8 @@ use serde_json::{Map, Value as Json};
 pub struct Dialect {
     /// `model_type`.
     pub model_type: &'static str,
+    /// The class in `architectures`, if other models share the `model_type`.
+    pub class: Option<&'static str>,
     /// The GGUF architecture to convert to.
     pub architecture: &'static str,
     /// The class's default for `rope_theta`.
@@ -52,7 +54,8 @@ pub struct Dialect {
     pub clamped: bool,
     /// The required value of `hidden_act` and `hidden_activation`, if present.
     pub activation: &'static str,
-    /// Whether embeddings are multiplied by √d, rounded to the weights' type (`dtype`).
+    /// Whether embeddings are multiplied by √d, rounded to the weights' type (`dtype`). The key `mup_enabled`
+    /// switches it, and then nothing is rounded.
     pub embed_root: bool,
     /// The default RoPE base of window layers, if they have their own.
     pub window_rope_base: Option<f64>,
@@ -77,6 +80,9 @@ pub struct Dialect {
     pub delta: bool,
     /// Whether the query projection contains the gate's rows, head by head.
     pub gate_in_q: bool,
+    /// Whether rows of queries and keys that rotate together are neighbours, as in most GGUF files of such
+    /// families.
+    pub interleaved: bool,
 }
 
 /// How a family selects the layers with a sliding window.
@@ -96,6 +102,7 @@ impl Dialect {
     /// Defaults, shared by most families.
     pub const USUAL: Dialect = Dialect {
         model_type: "",
+        class: None,
         architecture: "",
         rope_base: 1e4,
         routed: false,
@@ -120,23 +127,27 @@ impl Dialect {
         partial_rotary: None,
         delta: false,
         gate_in_q: false,
+        interleaved: false,
     };
 }
 
 const MAX_LAYERS: u64 = 1024;
 
 /// Keys of `config.json` that we read (here or for the tokenizer), or whose meaning the tensors show.
-const READ: [&str; 54] = [
+const READ: [&str; 62] = [
     "_sliding_window_pattern",
     "attention_bias",
     "attention_k_eq_v",
+    "attention_multiplier",
     "attn_logit_softcapping",
     "bos_token_id",
     "clip_qkv",
     "decoder_sparse_step",
+    "embedding_multiplier",
     "enable_moe_block",
     "eos_token_id",
     "final_logit_softcapping",
+    "global_attn_every_n_layers",
     "global_head_dim",
     "head_dim",
     "hidden_act",
@@ -145,12 +156,14 @@ const READ: [&str; 54] = [
     "hidden_size_per_layer_input",
     "intermediate_size",
     "layer_types",
+    "logits_scaling",
     "max_position_embeddings",
     "max_window_layers",
     "mlp_bias",
     "mlp_only_layers",
     "model_type",
     "moe_intermediate_size",
+    "mup_enabled",
     "norm_topk_prob",
     "num_attention_heads",
     "num_experts",
@@ -165,12 +178,16 @@ const READ: [&str; 54] = [
     "qkv_bias",
     "quantization_config",
     "query_pre_attn_scalar",
+    "residual_multiplier",
     "rms_norm_eps",
     "rope_local_base_freq",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
+    "rotary_dim",
     "shared_expert_intermediate_size",
+    // Not needed: the tensors show it.
+    "shared_intermediate_size",
     "sliding_window",
     "sliding_window_pattern",
     "tie_word_embeddings",
@@ -212,6 +229,14 @@ const UNSUPPORTED: [&str; 4] = [
     "hidden_size_per_layer_input",
     "num_kv_shared_layers",
     "use_bidirectional_attention",
+];
+
+/// Factors on embeddings, scores, residuals and logits, and their GGUF keys.
+const MULTIPLIERS: [(&str, &str); 4] = [
+    ("attention_multiplier", "attention.scale"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("logits_scaling", "logit_scale"),
+    ("residual_multiplier", "residual_scale"),
 ];
 
 /// Keys about extra layer inputs, and their GGUF keys.
@@ -298,14 +323,16 @@ fn of_text(text: &str) -> Result<Map<String, Json>> {
     }
 }
 
-/// The `model_type` in a `config.json`.
+/// The `model_type` in a `config.json`, and its `architectures`.
 ///
 /// # Errors
 /// `Malformed` if the text is not JSON or has no `model_type`.
-pub fn model_type(text: &str) -> Result<String> {
+pub fn model_type(text: &str) -> Result<(String, Vec<String>)> {
     let c = Config { json: of_text(text)? };
     let name = c.str("model_type")?;
-    name.map(str::to_owned).ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))
+    let name = name.ok_or_else(|| Error::malformed("config.json: model_type", "the key is missing"))?;
+    let classes = c.get("architectures").and_then(Json::as_array).into_iter().flatten();
+    Ok((name.to_owned(), classes.filter_map(|class| class.as_str().map(str::to_owned)).collect()))
 }
 
 /// The GGUF keys for a `config.json` of this dialect.
@@ -453,9 +480,16 @@ fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     let key = |name: &str| format!("{}.{name}", dialect.architecture);
     if dialect.embed_root {
         let root = (c.require_u64("hidden_size")? as f32).sqrt();
-        let rounded = match c.str("dtype")?.or(c.str("torch_dtype")?) {
-            Some("bfloat16") => half::bf16::from_f32(root).to_f32(),
-            Some("float16") => half::f16::from_f32(root).to_f32(),
+        let rounded = match (c.bool("mup_enabled")?, c.str("dtype")?.or(c.str("torch_dtype")?)) {
+            (Some(on), _) => {
+                if on {
+                    root
+                } else {
+                    1.0
+                }
+            }
+            (None, Some("bfloat16")) => half::bf16::from_f32(root).to_f32(),
+            (None, Some("float16")) => half::f16::from_f32(root).to_f32(),
             _ => root,
         };
         m.insert(key("embedding_scale"), rounded);
@@ -465,6 +499,11 @@ fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
             return Err(Config::wrong("query_pre_attn_scalar", "a number above zero"));
         }
         m.insert(key("attention.scale"), (1.0 / scalar.sqrt()) as f32);
+    }
+    for (theirs, ours) in MULTIPLIERS {
+        if let Some(factor) = c.f64(theirs)? {
+            m.insert(key(ours), factor as f32);
+        }
     }
     if let Some(cap) = c.f64("final_logit_softcapping")? {
         m.insert(key("final_logit_softcapping"), cap as f32);

@@ -60,6 +60,8 @@ pub enum Cut {
 /// variants tell how a head is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heads {
+    /// `[queries | keys | values]`, each of all heads: the part with this number.
+    Fused(usize),
     /// `[query | gate]`: the query.
     Query,
     /// `[query | gate]`: the gate of the attention output.
@@ -162,6 +164,11 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
             [("attn_q", Heads::Query), ("attn_gate", Heads::Gate)]
         }
         ("linear_attn.in_proj_qkvz", _) => [("attn_qkv", Heads::Mixed), ("attn_gate", Heads::Z)],
+        ("attention.query_key_value", _) => {
+            let part =
+                |(i, part): (usize, &str)| Place::of_heads(blk(&format!("{part}.{leaf}")), Heads::Fused(i));
+            return Some(["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(part).collect());
+        }
         ("linear_attn.in_proj_ba", _) => [("ssm_beta", Heads::Beta), ("ssm_alpha", Heads::Alpha)],
         _ => return None,
     };
@@ -213,16 +220,34 @@ fn common(module: &str) -> Option<&'static str> {
         "linear_attn.conv1d" => Some("ssm_conv1d"),
         "linear_attn.norm" => Some("ssm_norm"),
         "linear_attn.out_proj" => Some("ssm_out"),
-        "self_attn.o_proj" | "self_attn.out_proj" => Some("attn_output"),
-        "self_attn.q_norm" | "self_attn.q_layernorm" => Some("attn_q_norm"),
-        "self_attn.k_norm" | "self_attn.k_layernorm" => Some("attn_k_norm"),
+        "self_attn.o_proj" | "self_attn.out_proj" | "attention.dense" => Some("attn_output"),
+        "self_attn.q_norm"
+        | "self_attn.q_layernorm"
+        | "self_attn.query_layernorm"
+        | "attention.query_layernorm" => Some("attn_q_norm"),
+        "self_attn.k_norm"
+        | "self_attn.k_layernorm"
+        | "self_attn.key_layernorm"
+        | "attention.key_layernorm" => Some("attn_k_norm"),
         "mlp.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
         "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
         "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
-        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" | "feed_forward.gate" => Some("ffn_gate_inp"),
-        "mlp.shared_expert.gate_proj" | "mlp.shared_experts.gate_proj" => Some("ffn_gate_shexp"),
-        "mlp.shared_expert.up_proj" | "mlp.shared_experts.up_proj" => Some("ffn_up_shexp"),
-        "mlp.shared_expert.down_proj" | "mlp.shared_experts.down_proj" => Some("ffn_down_shexp"),
+        "mlp.gate"
+        | "mlp.gate.wg"
+        | "mlp.router"
+        | "block_sparse_moe.gate"
+        | "block_sparse_moe.router.layer"
+        | "feed_forward.gate" => Some("ffn_gate_inp"),
+        "shared_mlp.output_linear" => Some("ffn_down_shexp"),
+        "mlp.shared_expert.gate_proj" | "mlp.shared_experts.gate_proj" | "mlp.shared_mlp.gate_proj" => {
+            Some("ffn_gate_shexp")
+        }
+        "mlp.shared_expert.up_proj" | "mlp.shared_experts.up_proj" | "mlp.shared_mlp.up_proj" => {
+            Some("ffn_up_shexp")
+        }
+        "mlp.shared_expert.down_proj" | "mlp.shared_experts.down_proj" | "mlp.shared_mlp.down_proj" => {
+            Some("ffn_down_shexp")
+        }
         "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
         _ => None,
     }
@@ -248,7 +273,9 @@ fn latent(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
 fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
-        "model.embed_tokens.weight" => return one("token_embd.weight".into(), None),
+        "model.embed_tokens.weight" | "model.word_embeddings.weight" => {
+            return one("token_embd.weight".into(), None);
+        }
         "model.norm.weight" | "model.embedding_norm.weight" => return one("output_norm.weight".into(), None),
         "model.embed_tokens_per_layer.weight" => return one("per_layer_token_embd.weight".into(), None),
         "model.per_layer_model_projection.weight" => return one("per_layer_model_proj.weight".into(), None),
@@ -273,8 +300,27 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(own) = own {
         return one(blk(own), None);
     }
-    if matches!(rest, "feed_forward.expert_bias" | "mlp.gate.e_score_correction_bias") {
+    if matches!(
+        rest,
+        "feed_forward.expert_bias"
+            | "mlp.expert_bias"
+            | "mlp.gate.expert_bias"
+            | "mlp.gate.e_score_correction_bias"
+            | "mlp.moe_statics.e_score_correction_bias"
+            | "block_sparse_moe.e_score_correction_bias"
+    ) {
         return one(blk("exp_probs_b.bias"), None);
+    }
+    // Stacks of experts, and a shared expert's gate and up rows in one matrix.
+    match rest {
+        "block_sparse_moe.input_linear.weight" => return stack("gate_up_proj", dialect.stacks, &blk),
+        "block_sparse_moe.output_linear.weight" => return stack("down_proj", dialect.stacks, &blk),
+        "shared_mlp.input_linear.weight" => {
+            let half = |(i, part)| Place { cut: Cut::Half(i), ..Place::whole(blk(part), None) };
+            let parts = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight"];
+            return Some(parts.into_iter().enumerate().map(half).collect());
+        }
+        _ => {}
     }
     let several = || if dialect.latent { latent(rest, &blk) } else { None };
     if let Some(places) = delta(rest, dialect, &blk).or_else(several) {

@@ -22,7 +22,8 @@ pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metada
     };
     let edge = match sliding.rhythm {
         Some(usual) => {
-            c.u64("sliding_window_pattern")?.or(c.u64("_sliding_window_pattern")?).unwrap_or(usual)
+            let names = ["sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers"];
+            names.iter().find_map(|name| c.u64(name).transpose()).transpose()?.unwrap_or(usual)
         }
         None => c.u64("max_window_layers")?.unwrap_or(layers),
     };
@@ -116,6 +117,9 @@ fn of_kinds(c: &Config) -> Result<(Config, Config)> {
             full.extend(all.iter().map(|(k, v)| (k.clone(), v.clone())));
         }
     }
+    if let (Some(dims), Some(of)) = (c.u64("rotary_dim")?, c.u64("head_dim")?.filter(|&of| of > 0)) {
+        full.entry("partial_rotary_factor").or_insert_with(|| (dims as f64 / of as f64).into());
+    }
     for key in ["rope_theta", "partial_rotary_factor"] {
         if let (None, Some(value)) = (full.get(key), c.get(key)) {
             full.insert(key.into(), value.clone());
@@ -126,7 +130,8 @@ fn of_kinds(c: &Config) -> Result<(Config, Config)> {
 
 fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     let key = |name: &str| format!("{}.rope.{name}", dialect.architecture);
-    m.insert(key("freq_base"), c.f64("rope_theta")?.unwrap_or(dialect.rope_base) as f32);
+    let base = c.f64("rope_theta")?.unwrap_or(dialect.rope_base);
+    m.insert(key("freq_base"), base as f32);
     let kind = c.str("rope_type")?.or(c.str("type")?).unwrap_or("default");
     let part = c.f64("partial_rotary_factor")?;
     match dialect.partial_rotary {
@@ -153,6 +158,14 @@ fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     };
     match kind {
         "default" => {}
+        // With `alpha` the scaling does not depend on the context: it is another base.
+        "dynamic" if let Some(alpha) = c.f64("alpha")? => {
+            let dims = m.u64(&key("dimension_count"))?.unwrap_or(0) as f64;
+            if !(alpha > 0.0 && dims > 2.0) {
+                return Err(Config::wrong("alpha", "a number above zero"));
+            }
+            m.insert(key("freq_base"), (base * alpha.powf(dims / (dims - 2.0))) as f32);
+        }
         "proportional" if c.f64("factor")?.is_none_or(|f| f == 1.0) => {
             m.insert("dollop.rope.proportional", part.unwrap_or(1.0) as f32);
         }

@@ -1,5 +1,5 @@
 //! Reads DeepSeek's keys about experts in `config.json` (arXiv 2405.04434, 2412.19437): dense first layers,
-//! shared experts, and expert groups.
+//! shared experts, and expert groups. Other families have other names for some.
 
 use super::{Config, number};
 use crate::error::{Error, Result};
@@ -8,47 +8,95 @@ use crate::format::value::Metadata;
 /// Defaults for keys that are missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Sparse {
-    /// Sigmoid scores with a bias, instead of softmax.
+    /// Sigmoid scores, instead of softmax.
     pub sigmoid: bool,
+    /// Whether experts are chosen with a bias. With sigmoid scores they always are.
+    pub biased: bool,
     /// Whether the chosen gates are divided by their sum; this overrides `norm_topk_prob`.
     pub renormalize: Option<bool>,
 }
 
+impl Sparse {
+    /// Sigmoid scores with a bias.
+    pub const SIGMOID: Sparse = Sparse { sigmoid: true, biased: true, renormalize: None };
+}
+
 /// Keys that this module reads.
-pub(super) const READ: [&str; 15] = [
+pub(super) const READ: [&str; 34] = [
     "aux_loss_alpha",
     "ep_size",
     "first_k_dense_replace",
     // Not needed: the tensors show which layers are dense.
     "mlp_layer_types",
+    "moe_k",
+    // Not needed: the tensors show which layers are dense.
+    "moe_layer_end_index",
+    "moe_layer_interval",
+    "moe_layer_start_index",
+    // A limit that no sum of gates is below.
+    "moe_norm_min",
+    "moe_num_experts",
+    "moe_num_shared_experts",
+    // Not needed: the tensors show whether there is a bias, and how wide the shared expert is.
+    "moe_router_enable_expert_bias",
+    "moe_shared_expert_intermediate_size",
+    "moe_topk",
     "moe_layer_freq",
     "n_group",
     "n_routed_experts",
     "n_shared_experts",
+    "num_dense_layers",
     "num_nextn_predict_layers",
+    "num_shared_expert",
+    "num_shared_experts",
+    "route_scale",
     "routed_scaling_factor",
+    "score_func",
+    "score_function",
     "scoring_func",
     "seq_aux",
     "topk_group",
     "topk_method",
+    "use_mixed_mlp_moe",
     "use_qk_norm",
+    "use_routing_bias",
+    "qk_norm_type",
 ];
+
+/// Names of the numbers of routed experts, of shared ones, of those per token and of dense first layers.
+const EXPERTS: [&str; 4] = ["n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"];
+const SHARED: [&str; 4] =
+    ["n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"];
+const TOP_K: [&str; 3] = ["num_experts_per_tok", "moe_k", "moe_topk"];
+const DENSE: [&str; 3] = ["first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"];
+
+/// The number under the first of these names that is present. Some configurations list it for every layer.
+fn first(c: &Config, names: &[&str]) -> Result<Option<u64>> {
+    let Some(name) = names.iter().find(|name| c.get(name).is_some()) else { return Ok(None) };
+    let Some(listed) = c.get(name).and_then(|value| value.as_array()) else { return c.u64(name) };
+    match listed.first().and_then(|n| n.as_u64()) {
+        Some(n) if listed.iter().all(|other| other.as_u64() == Some(n)) => Ok(Some(n)),
+        _ => Err(Config::wrong(name, "a number, or a list of equal numbers,")),
+    }
+}
 
 /// Writes the GGUF keys about experts.
 pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) -> Result<()> {
-    let experts = c.u64("n_routed_experts")?.or(c.u64("num_local_experts")?).filter(|&n| n > 0);
-    let Some(experts) = experts else { return Ok(()) };
-    let width = c.require_u64("moe_intermediate_size")?;
+    let Some(experts) = first(c, &EXPERTS)?.filter(|&n| n > 0) else { return Ok(()) };
+    let missing = |name: &str| Error::malformed(format!("config.json: {name}"), "the key is missing");
+    let width = first(c, &["moe_intermediate_size", "intermediate_size"])?;
+    let width = width.ok_or_else(|| missing("moe_intermediate_size"))?;
+    let top_k = first(c, &TOP_K)?.ok_or_else(|| missing(TOP_K[0]))?;
     let mut number = |name: &str, value| number(m, arch, name, value);
     number("expert_count", Some(experts))?;
-    number("expert_used_count", Some(c.require_u64("num_experts_per_tok")?))?;
+    number("expert_used_count", Some(top_k))?;
     number("expert_feed_forward_length", Some(width))?;
-    number("expert_shared_count", c.u64("n_shared_experts")?)?;
-    number("leading_dense_block_count", c.u64("first_k_dense_replace")?)?;
-    let sigmoid = match c.str("scoring_func")? {
+    number("expert_shared_count", first(c, &SHARED)?)?;
+    number("leading_dense_block_count", first(c, &DENSE)?)?;
+    let sigmoid = match c.str("scoring_func")?.or(c.str("score_function")?).or(c.str("score_func")?) {
         None => sparse.sigmoid,
         Some("softmax") => false,
-        Some("sigmoid") => true,
+        Some("sigmoid" | "noaux_tc") => true,
         Some(other) => {
             let what = format!("config.json: scoring_func `{other}`: softmax and sigmoid are supported");
             return Err(Error::unsupported(what));
@@ -67,11 +115,11 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
         number("expert_group_count", c.u64("n_group")?)?;
         number("expert_group_used_count", c.u64("topk_group")?)?;
     }
-    if let Some(scale) = c.f64("routed_scaling_factor")? {
+    if let Some(scale) = c.f64("routed_scaling_factor")?.or(c.f64("route_scale")?) {
         m.insert(format!("{arch}.expert_weights_scale"), scale as f32);
     }
     let renormalize = sparse.renormalize.or(c.bool("norm_topk_prob")?).unwrap_or(sigmoid);
     m.insert(format!("{arch}.expert_weights_norm"), renormalize);
-    m.insert("dollop.router.choice_bias", sigmoid);
+    m.insert("dollop.router.choice_bias", sigmoid || sparse.biased);
     Ok(())
 }

@@ -108,7 +108,7 @@ impl Backend for CpuBackend {
             }
             order.clear();
             order.extend(0..router.experts as u32);
-            // Sort by logit, not by weight: weights that underflow would tie. `total_cmp` also orders NaN.
+            // `total_cmp` also orders NaN.
             choosing.standings(logits, standings);
             let standing = |e: u32| standings[e as usize];
             let best_first = |&a: &u32, &b: &u32| standing(b).total_cmp(&standing(a)).then(a.cmp(&b));
@@ -340,7 +340,7 @@ impl CpuBackend {
         kv: Option<&mut CpuKv>,
     ) {
         let (q_len, kv_len) = (tokens * how.heads * how.head_dim, tokens * how.kv_heads * how.head_dim);
-        if let Some(weight) = how.q_norm {
+        if let Some(weight) = how.q_norm.filter(|_| !how.late_norms) {
             self.rms_norm_in_place(q, weight, how.eps, q_len / weight.len());
         }
         if let (Some(weight), true, Some(_)) = (how.k_norm, how.latent, &kv) {
@@ -349,7 +349,7 @@ impl CpuBackend {
             self.each_row(&mut k[..kv_len], how.head_dim, &|_, k| {
                 math::rms_norm_in_place(&mut k[turned..], weight, how.eps);
             });
-        } else if let (Some(weight), Some(_)) = (how.k_norm, &kv) {
+        } else if let (Some(weight), Some(_), false) = (how.k_norm, &kv, how.late_norms) {
             self.rms_norm_in_place(k, weight, how.eps, kv_len / weight.len());
         }
         if how.v_norm && kv.is_some() {
@@ -362,8 +362,14 @@ impl CpuBackend {
             clamp(if how.latent { v } else { &mut v[..kv_len] }, limit);
         }
         self.rope(q, pos, tokens, how.heads, how.head_dim, how.rope);
+        if let Some(weight) = how.q_norm.filter(|_| how.late_norms) {
+            self.rms_norm_in_place(q, weight, how.eps, tokens * how.heads);
+        }
         if let Some(kv) = kv {
             self.rope(k, pos, tokens, how.kv_heads, how.head_dim, how.rope);
+            if let Some(weight) = how.k_norm.filter(|_| how.late_norms) {
+                self.rms_norm_in_place(k, weight, how.eps, tokens * how.kv_heads);
+            }
             let values: &[f32] = if how.latent { &*k } else { &*v };
             self.write_kv(kv, pos, tokens, k, values);
         }

@@ -23,6 +23,8 @@ impl State {
             let what = format!("heads of {} values: kernels take up to {MAX_HEAD}", how.head_dim);
             return Err(Error::Device(what));
         }
+        let of_heads = |norm: Option<&[f32]>| norm.is_none_or(|weight| weight.len() == how.head_dim);
+        assert!(!how.late_norms || of_heads(how.q_norm) && of_heads(how.k_norm), "late norms run over heads");
         let half = how.rope.dims / 2;
         let rope = self.weights.rope(gpu, how.rope)?;
         let norms = match how.q_norm.or(how.k_norm) {
@@ -48,6 +50,7 @@ impl State {
             eps: how.eps,
             limit: how.limit.unwrap_or(0.0),
             latent: if how.latent { how.rope.dims } else { 0 } as u32,
+            late: how.late_norms.into(),
         };
         Ok((params, [norms, rope]))
     }
@@ -103,6 +106,7 @@ impl State {
             tiles: tiles as u32,
             sinks: shape.sinks.is_some().into(),
             latent: p.latent,
+            late: p.late,
             v_dim: kv.v_dim as u32,
         };
         let (q, k, v) = (&x.q.memory, &x.k.memory, &x.v.memory);

@@ -368,7 +368,8 @@ impl State {
             Variant { planes: planes + u32::from(mixed), mixed, tokens: each, ..Variant::default() };
         // If one launch can access all experts, it chooses and computes them.
         let router = choosing.router;
-        let plain = *feed == Feed::default() && router.score == Score::Softmax && router.groups.is_none();
+        let softmax = router.score == Score::Softmax && choosing.bias.is_none();
+        let plain = *feed == Feed::default() && softmax && router.groups.is_none();
         let one = plain && tokens == 1 && banks.len() == 1 && finer.len() <= 1;
         if let Some(x) = bufs.x.as_ref().filter(|_| one && of.experts <= MAX_CHOSEN_AMONG) {
             let to = &x.memory;

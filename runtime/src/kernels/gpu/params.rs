@@ -116,7 +116,7 @@ params!(
     /// `place.wgsl`.
     Place, PlaceParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, q_norm: u32, k_norm: u32,
-        v_norm: u32, eps: f32, limit: f32, latent: u32,
+        v_norm: u32, eps: f32, limit: f32, latent: u32, late: u32,
     }
 );
 
@@ -148,7 +148,7 @@ params!(
     AttendOne, AttendOneParams {
         heads: u32, kv_heads: u32, head_dim: u32, half: u32, pos: u32, capacity: u32, base: u32, q_norm: u32,
         k_norm: u32, v_norm: u32, eps: f32, limit: f32, window: u32, scale: f32, tiles: u32, sinks: u32,
-        latent: u32, v_dim: u32,
+        latent: u32, late: u32, v_dim: u32,
     }
 );
 

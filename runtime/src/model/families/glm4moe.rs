@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     dialects: &[Dialect {
         model_type: "glm4_moe",
         architecture: "glm4moe",
-        sparse: Some(Sparse { sigmoid: true, renormalize: None }),
+        sparse: Some(Sparse::SIGMOID),
         partial_rotary: Some(0.5),
         draft_layers: true,
         ..Dialect::USUAL

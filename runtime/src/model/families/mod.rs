@@ -3,14 +3,22 @@
 //! A [`Family`] holds what neither GGUF files nor `config.json` state. The rest comes from the file's keys,
 //! which [`super::spec`] resolves to one specification per layer.
 
+mod afmoe;
+mod bailingmoe2;
 mod deepseek2;
+mod dots1;
+mod ernie4_5_moe;
 mod gemma3;
 mod gemma4;
 mod glm4moe;
 mod gpt_oss;
+mod granitemoe;
+mod hunyuan_moe;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod mellum;
+mod minimax_m2;
 mod olmoe;
 mod qwen2;
 mod qwen2moe;
@@ -48,6 +56,8 @@ pub struct Family {
     pub score: Score,
     /// Whether files have keys for the score function, for expert groups, and for renormalizing the gates.
     pub router_keys: bool,
+    /// Whether experts may be chosen with a bias although their scores are a softmax.
+    pub biased: bool,
     /// Whether layers without key/value heads are short convolutions.
     pub conv: bool,
     /// Whether the chosen gates are divided by their sum, unless the file says otherwise.
@@ -70,8 +80,12 @@ pub struct Family {
     pub sandwich: bool,
     /// Whether embeddings are multiplied by √d.
     pub embed_root: bool,
+    /// Whether files may have a factor on residuals (`residual_scale`) and a divisor of logits (`logit_scale`).
+    pub multipliers: bool,
     /// The factor on attention scores, unless the file says otherwise.
     pub score_scale: fn(&Heads) -> f32,
+    /// Whether norms of queries and keys come after RoPE, not before.
+    pub late_norms: bool,
     /// Whether values are normed per head, without weights.
     pub v_norm: bool,
     /// Whether the value projection may be missing. The key projection's output, before norm and rotation, is
@@ -87,6 +101,8 @@ pub struct Family {
     /// Whether the file has a tensor with factors for the RoPE of full-attention layers, unless keys define
     /// the frequencies.
     pub rope_factors: bool,
+    /// Whether only window layers rotate queries and keys.
+    pub rope_in_windows: bool,
     /// The RoPE base of window layers, if they have their own; a file may override it.
     pub window_rope_base: Option<f32>,
     /// Whether the ends of YaRN's ramp are rounded to whole dimensions, unless the file says otherwise.
@@ -95,8 +111,9 @@ pub struct Family {
     pub latent: bool,
     /// Which layers are gated delta nets, if the family has them.
     pub delta: Option<Deltas>,
-    /// Whether the attention output is gated. GGUF files then store the gate's rows within the query
-    /// projection.
+    /// Whether the attention output is gated.
+    pub gated: bool,
+    /// Whether it is gated, and GGUF files store the gate's rows within the query projection.
     pub gate_in_q: bool,
 }
 
@@ -130,6 +147,7 @@ impl Family {
         dialects: &[],
         score: Score::Softmax,
         router_keys: false,
+        biased: false,
         conv: false,
         renormalize: false,
         windows: Windows::Listed,
@@ -141,17 +159,21 @@ impl Family {
         activation: Activation::Swiglu,
         sandwich: false,
         embed_root: false,
+        multipliers: false,
         score_scale: |heads| 1.0 / (heads.dim as f32).sqrt(),
+        late_norms: false,
         v_norm: false,
         keys_as_values: false,
         beside: false,
         layer_scales: false,
         per_layer: false,
         rope_factors: false,
+        rope_in_windows: false,
         window_rope_base: None,
         yarn_truncate: true,
         latent: false,
         delta: None,
+        gated: false,
         gate_in_q: false,
     };
 
@@ -177,14 +199,22 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 16] = [
+pub static FAMILIES: [Family; 24] = [
+    afmoe::FAMILY,
+    bailingmoe2::FAMILY,
     gpt_oss::FAMILY,
     deepseek2::FAMILY,
+    dots1::FAMILY,
+    ernie4_5_moe::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
     glm4moe::FAMILY,
+    granitemoe::FAMILY,
+    hunyuan_moe::FAMILY,
     lfm2moe::FAMILY,
     lfm2::FAMILY,
+    mellum::FAMILY,
+    minimax_m2::FAMILY,
     olmoe::FAMILY,
     qwen35moe::FAMILY,
     qwen3next::FAMILY,
@@ -202,10 +232,12 @@ pub static FAMILIES: [Family; 16] = [
 /// `Malformed` if the text is not JSON or has no `model_type`. `Unsupported`, listing the supported types,
 /// for another `model_type`.
 pub fn dialect(config: &str) -> Result<&'static Dialect> {
-    let name = hf::model_type(config)?;
+    let (name, classes) = hf::model_type(config)?;
     let all = || FAMILIES.iter().flat_map(|f| f.dialects);
-    all().find(|d| d.model_type == name).ok_or_else(|| {
-        let names: Vec<_> = all().map(|d| d.model_type).collect();
+    let of_class = |d: &Dialect| d.class.is_none_or(|own| classes.iter().any(|class| class == own));
+    all().find(|d| d.model_type == name && of_class(d)).ok_or_else(|| {
+        let class = |d: &Dialect| d.class.map_or_else(String::new, |class| format!(" ({class})"));
+        let names: Vec<_> = all().map(|d| format!("{}{}", d.model_type, class(d))).collect();
         let what = format!("model_type `{name}` is not supported; supported are {}", names.join(", "));
         Error::unsupported(what)
     })

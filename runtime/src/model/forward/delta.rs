@@ -38,7 +38,7 @@ impl Model {
             beta,
             alpha,
             sequences: &mut recurrences(parts, i),
-            shape: &w.shape(spec, norm.eps),
+            shape: &w.shape(spec, self.spec.norm_eps),
             mixed,
             out,
         }));

@@ -47,6 +47,7 @@ impl Model {
             q_norm: None,
             k_norm: Some(&w.kv_norm),
             v_norm: false,
+            late_norms: false,
             latent: true,
             eps: EPS,
             limit: a.limit,

@@ -19,7 +19,7 @@ impl Model {
         i: usize,
         n: usize,
     ) {
-        let norm = Norm { weight: &layer.norm, eps: self.spec.norm_eps };
+        let norm = Norm { weight: &layer.norm, eps: self.spec.stream_eps };
         // The output is added to the stream directly, or normed first.
         let post = layer.mixer_post_norm.as_deref();
         let add = post.is_none();
@@ -51,7 +51,7 @@ impl Model {
         (i, n): (usize, usize),
         add: bool,
     ) {
-        let eps = norm.eps;
+        let eps = self.spec.norm_eps;
         let q = Linear { matrix: &w.q, bias: w.q_bias.as_deref(), out: &mut s.q };
         let (k_bias, v_bias) = (w.k_bias.as_deref(), w.v_bias.as_deref());
         let k = w.k.as_ref().map(|matrix| Linear { matrix, bias: k_bias, out: &mut s.k });
@@ -79,6 +79,7 @@ impl Model {
             q_norm: w.q_norm.as_deref(),
             k_norm: w.k_norm.as_deref(),
             v_norm: a.v_norm,
+            late_norms: a.late_norms,
             latent: false,
             eps,
             limit: a.limit,

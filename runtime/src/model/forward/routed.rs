@@ -25,7 +25,8 @@ static INPUTS: AtomicU64 = AtomicU64::new(1);
 
 impl Model {
     /// `x += Σ gate · expert(h)` plus the shared expert, with the normed stream `h`. With a parallel dense
-    /// block, `x += norm(norm(block(norm(x))) + norm(Σ gate · expert(norm(x))))`.
+    /// block, `x += norm(norm(block(norm(x))) + norm(Σ gate · expert(norm(x))))`. A sum that is normed before it is
+    /// added is in `y`.
     pub(super) fn moe<B: Backend>(
         &self,
         b: &B,
@@ -42,7 +43,7 @@ impl Model {
             .as_ref()
             .zip(scratch.as_mut())
             .expect("a routed layer implies a router");
-        let eps = c.norm_eps;
+        let eps = c.stream_eps;
         let norm = Norm { weight: moe.router_norm.as_deref().unwrap_or(&norms.ffn_norm), eps };
         let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
         let norm = Some((norm, &mut *h));
@@ -91,10 +92,16 @@ impl Model {
         if let Some(shared) = &moe.shared {
             let gate = moe.shared_gate.as_ref().map(|_| &m.shared_gate);
             let activation = c.layers[layer].ffn.activation;
-            b.feed(FeedCall { h, tokens: n, block: shared, activation, gate, y, x: Some(x) });
+            let (y, to) = match m.both.as_mut() {
+                Some(both) if !adds => (both, &mut *y),
+                _ => (&mut *y, &mut *x),
+            };
+            b.feed(FeedCall { h, tokens: n, block: shared, activation, gate, y, x: Some(to) });
         }
         if let Some((beside, both)) = moe.beside.as_ref().zip(m.both.as_mut()) {
             self.beside(b, (h, y, both, x), (beside, norms), layer, n);
+        } else if let Some(norm) = norms.ffn_post_norm.as_deref() {
+            self.add_normed(b, (y, h, x), norm, norms.ffn_scale(), n);
         }
         Ok(())
     }
@@ -118,7 +125,7 @@ impl Model {
             times: None,
             add: None,
         });
-        let norm = Norm { weight: &norms.ffn_norm, eps };
+        let norm = Norm { weight: &norms.ffn_norm, eps: self.spec.stream_eps };
         b.linear(LinearCall {
             x,
             tokens: n,
@@ -272,7 +279,7 @@ impl Model {
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
         let weight = moe.router_norm.as_deref().unwrap_or(&next.ffn_norm);
-        let norm = Norm { weight, eps: self.spec.norm_eps };
+        let norm = Norm { weight, eps: self.spec.stream_eps };
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
         b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, times: None, add: None });
         b.route(logits, 1, choosing(router, moe), choices)?;

@@ -109,7 +109,7 @@ impl<B: Backend> Scratch<B> {
             + DeltaScratch::<B>::words(c, chunk);
         let moe = c
             .router()
-            .map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk, c.layers.iter().any(|l| l.ffn.beside)));
+            .map_or(0, |r| MoeScratch::<B>::words(&r, c.d, chunk, c.layers.iter().any(|l| l.sandwich)));
         let logits =
             (LOGIT_ROWS.min(chunk) + 2) * vocab + 6 * MAX_BEST + c.d.max(c.layers.len() * c.per_layer);
         let inputs = InputScratch::<B>::words(c, chunk);

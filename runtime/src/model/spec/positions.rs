@@ -18,6 +18,11 @@ pub(super) fn ropes(
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let dims = rope_dims(keys, "rope.dimension_count", full)?;
     let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
+    if family.rope_in_windows {
+        // No frequency of this one turns.
+        let still = RopeConfig { dims, base, scaling: Scaling::Proportional { part: 0.0 } };
+        return Ok(vec![still, full]);
+    }
     let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
     // Context scaling applies to full-attention layers only.
     let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);

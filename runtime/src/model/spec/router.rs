@@ -11,9 +11,6 @@ pub(super) fn router(keys: &Keys, family: &Family) -> Result<(Option<Router>, bo
     if experts == 0 {
         return Ok((None, false));
     }
-    if family.sandwich && !family.beside {
-        return Err(Error::unsupported(format!("experts in a `{}` model are not supported", family.name)));
-    }
     let top_k = keys.required("expert_used_count", MAX_EXPERTS)?;
     if top_k > experts {
         return Err(Error::malformed(
@@ -53,7 +50,11 @@ fn score(keys: &Keys, family: &Family) -> Result<(Score, bool)> {
             return Err(Error::unsupported(format!("`{}` is {what}", keys.key("expert_gating_func"))));
         }
     };
-    Ok((score, score != Score::Softmax && bias.unwrap_or(true)))
+    let biased = match score {
+        Score::Softmax => family.biased && bias == Some(true),
+        Score::Sigmoid { .. } => bias.unwrap_or(true),
+    };
+    Ok((score, biased))
 }
 
 fn renormalize(keys: &Keys, family: &Family) -> Result<bool> {

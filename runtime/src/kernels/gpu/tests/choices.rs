@@ -326,6 +326,7 @@ fn norms_of_heads_agree_around_the_stride_of_a_workgroup() {
                 q_norm: Some(&q_norm),
                 k_norm: Some(&k_norm),
                 v_norm: false,
+                late_norms: false,
                 latent: false,
                 eps: EPS as f32,
                 limit: None,

@@ -13,6 +13,7 @@ fn choices_among_groups_are_their_formula() {
         let (logits, bias) = (values(tokens * experts, 3), values(experts, 4));
         for (score, bias) in [
             (Score::Softmax, None),
+            (Score::Softmax, Some(&bias[..])),
             (Score::Sigmoid { eps: 1e-20 }, None),
             (Score::Sigmoid { eps: 1e-20 }, Some(&bias[..])),
         ] {

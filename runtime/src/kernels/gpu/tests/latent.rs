@@ -82,6 +82,7 @@ fn attended<B: Backend>(b: &B, (heads, rope, rank): (usize, usize, usize), calls
         q_norm: None,
         k_norm: Some(&norm),
         v_norm: false,
+        late_norms: false,
         latent: true,
         eps: 1e-6,
         limit: None,

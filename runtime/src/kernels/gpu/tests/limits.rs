@@ -252,6 +252,7 @@ fn what_cannot_be_cut_is_an_error_and_no_panic() {
         q_norm: None,
         k_norm: None,
         v_norm: false,
+        late_norms: false,
         latent: false,
         eps: 1e-5,
         limit: None,

@@ -38,6 +38,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         q_norm: Some(&q_norm),
         k_norm: Some(&k_norm),
         v_norm: true,
+        late_norms: false,
         latent: false,
         eps: 1e-5,
         limit: None,

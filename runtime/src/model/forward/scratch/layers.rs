@@ -13,7 +13,8 @@ pub(in crate::model::forward) struct MoeScratch<B: Backend> {
     pub(in crate::model::forward) slots: B::Buf,
     /// Gate of the shared expert, `[chunk, 1]`.
     pub(in crate::model::forward) shared_gate: B::Buf,
-    /// Sum of the routed experts and the parallel dense block, `[chunk, d]`.
+    /// Sum of the routed experts and the parallel dense block, or scratch of a shared expert whose sum with them is
+    /// normed, `[chunk, d]`.
     pub(in crate::model::forward) both: Option<B::Buf>,
     pub(in crate::model::forward) choices: Vec<Choice>,
     /// For the routing options: logits on the host (`[chunk, experts]`), and whether each expert is resident.
@@ -38,7 +39,7 @@ impl<B: Backend> MoeScratch<B> {
             router: backend.alloc(chunk * experts)?,
             slots: backend.alloc(chunk * top_k * model.spec.d)?,
             shared_gate: backend.alloc(chunk)?,
-            both: match model.spec.layers.iter().any(|l| l.ffn.beside) {
+            both: match model.spec.layers.iter().any(|l| l.sandwich) {
                 true => Some(backend.alloc(chunk * model.spec.d)?),
                 false => None,
             },
@@ -52,8 +53,8 @@ impl<B: Backend> MoeScratch<B> {
     }
 
     /// Words (4 bytes) that [`MoeScratch::new`] allocates.
-    pub(in crate::model::forward) fn words(router: &Router, d: usize, chunk: usize, beside: bool) -> usize {
-        let both = if beside { chunk * d } else { 0 };
+    pub(in crate::model::forward) fn words(router: &Router, d: usize, chunk: usize, sandwich: bool) -> usize {
+        let both = if sandwich { chunk * d } else { 0 };
         // The lists of choices, and of slots by expert, take twice their size: `by_expert` grows by doubling.
         both + chunk * (2 * router.experts + router.top_k * d + 1)
             + 6 * chunk * router.top_k

@@ -1,0 +1,17 @@
+//! Hunyuan-A13B (Tencent): norms per head behind RoPE, and a shared expert.
+
+use super::Family;
+use crate::format::hf::{Dialect, Sparse};
+
+pub(super) const FAMILY: Family = Family {
+    name: "hunyuan-moe",
+    dialects: &[Dialect {
+        model_type: "hunyuan_v1_moe",
+        architecture: "hunyuan-moe",
+        sparse: Some(Sparse { sigmoid: false, biased: false, renormalize: Some(true) }),
+        ..Dialect::USUAL
+    }],
+    renormalize: true,
+    late_norms: true,
+    ..Family::USUAL
+};
